@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The definition of a VM as a value, whatever text it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class Mode(StrEnum):
+    """How the guest runs the image. AUTO decides by the image's command."""
+
+    AUTO = "auto"
+    EXEC = "exec"
+    SYSTEMD = "systemd"
+
+
+class Restart(StrEnum):
+    """Restart= of the VM's unit; the words are systemd's."""
+
+    NO = "no"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+
+
+class Origin(StrEnum):
+    """Who made the VM: a file in vms.d, or a request to the API."""
+
+    FILE = "file"
+    API = "api"
+
+
+def _empty() -> Mapping[str, str]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A validated VM definition, every default filled in.
+
+    Sizes in bytes, times in seconds (None: infinity). `entrypoint` and `cmd` None: the image's own.
+    `unit` holds extra unit properties as systemd spells them, each value a tuple of its words or lines.
+    """
+
+    name: str
+    image: str
+    memory: int = 1 * GIB
+    vcpus: int = 2
+    disk: int = 10 * GIB
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    env: Mapping[str, str] = field(default_factory=_empty)
+    workdir: str | None = None
+    user: str | None = None
+    mode: Mode = Mode.AUTO
+    guest_agent: bool = True
+    kernel_headers: bool = True
+    autostart: bool = False
+    boot_timeout: float | None = 90.0
+    stop_timeout: float | None = 30.0
+    restart: Restart = Restart.NO
+    tags: Mapping[str, str] = field(default_factory=_empty)
+    unit: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the faces are given to show: frozen pictures of a VM, of a log line, of an exec."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from hypemand.config.definition import Definition, Origin
+from hypemand.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReport:
+    """How the last run ended. `code` as in docs/protocol.md; None where nobody could tell."""
+
+    code: int | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmView:
+    """A VM at one moment. Times are seconds since the epoch, durations milliseconds."""
+
+    id: str
+    name: str
+    origin: Origin
+    definition: Definition
+    state: State
+    state_error: str | None
+    status_text: str
+    created_at: float
+    started_at: float | None
+    stopped_at: float | None
+    ready_ms: float | None
+    exit: ExitReport | None
+    needs_restart: bool
+    removed_from_config: bool
+    unit: str
+    invocation_id: str | None
+    main_pid: int | None
+    uid: int
+    memory_current: int | None
+    current_phase_since: float
+    phase_durations_ms: Mapping[str, int]
+
+
+class LogSource(StrEnum):
+    """app: the guest's console; vmm: QEMU's own words; hypeman: the daemon's entries on the VM."""
+
+    APP = "app"
+    VMM = "vmm"
+    HYPEMAN = "hypeman"
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line. `time` is seconds since the epoch as journald stamped it."""
+
+    time: float
+    text: str
+    invocation_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRequest:
+    """A command for the guest. `argv` is not empty; times in seconds, None: no limit."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str | None
+    user: str | None
+    timeout: float | None
+
+
+class ExecStream(StrEnum):
+    """Which output bytes came on."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+class ExecSession(Protocol):
+    """A command that runs in a guest. Leaving it unread stops only its own output (flow control)."""
+
+    async def write(self, data: bytes) -> None:
+        """Send to its standard input; returns when there is credit for more."""
+
+    async def write_eof(self) -> None:
+        """Close its standard input."""
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to its process group."""
+
+    def output(self) -> AsyncIterator[tuple[ExecStream, bytes]]:
+        """Its output until both streams have ended. Raises GuestError when the channel breaks."""
+
+    async def wait(self) -> ExitReport:
+        """Its exit, after all output has been read."""
+
+    async def close(self) -> None:
+        """Lose interest: what still runs is killed, group and all. May be called at any time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One step of a boot. Milliseconds since the request to start; `lane` groups spans for drawing
+    (host, unit, kernel, init, agent, program)."""
+
+    name: str
+    lane: str
+    start_ms: float
+    end_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Where the time from the request to Running went."""
+
+    vm: str
+    boot: str
+    spans: tuple[Span, ...]
+    running_ms: float | None
+
+
+class Manager(Protocol):
+    """What the API may ask. Every method takes `ref`: an id, a name, or an unambiguous prefix of an id.
+
+    Raises NotFound and Ambiguous for `ref`, WrongState where the state does not allow it, and what each
+    method names. Methods never block the event loop.
+    """
+
+    async def list_vms(self) -> list[VmView]:
+        """All VMs, by name."""
+
+    async def get_vm(self, ref: str) -> VmView:
+        """One VM."""
+
+    async def create_vm(self, definition: Definition, *, start: bool) -> VmView:
+        """Define a VM that lasts (API origin). AlreadyExists, ImageNotReady, NotFound (its image),
+        InsufficientResources. When the start fails the VM is not left behind."""
+
+    async def delete_vm(self, ref: str) -> None:
+        """Stop it if it lives, then remove all of its data. A VM with a file is refused (WrongState)
+        unless the file is gone."""
+
+    async def start_vm(self, ref: str) -> VmView:
+        """Start; back at once, in Initializing. No-op in Running and Initializing."""
+
+    async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
+        """Stop gracefully and wait for it; `timeout` seconds instead of the definition's."""
+
+    async def restart_vm(self, ref: str) -> VmView:
+        """Stop, then start."""
+
+    async def kill_vm(self, ref: str, signal: int = 9) -> VmView:
+        """Send the VMM a signal; waits for the end when it is SIGKILL."""
+
+    async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:
+        """Wait for `state`. The bool is `timed_out`. Back early when the VM is in Unknown, Stopped or
+        Standby and that is not what is waited for."""
+
+    def watch_vm(self, ref: str) -> AsyncIterator[VmView]:
+        """The VM now, then again at each change of its state or status text. Ends when it is deleted."""
+
+    def logs(
+        self, ref: str, *, source: LogSource, tail: int | None, follow: bool, sentinels: bool
+    ) -> AsyncIterator[LogLine]:
+        """Lines, oldest first; `tail` None: all. With `follow` it goes on until the run that is on has
+        ended and its last line was given; at once when none is on. `sentinels`: keep HYPEMAN- lines."""
+
+    async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
+        """Start a command in a Running VM."""
+
+    async def timeline(self, ref: str) -> Timeline:
+        """The last boot. WrongState when there was none."""
