@@ -323,7 +323,7 @@ _CURES = {
     State.STOPPED: "start it first",
     State.CREATED: "wait until it is Running",
     State.INITIALIZING: "wait until it is Running",
-    State.RUNNING: "nothing needs to be done",
+    State.RUNNING: "there is nothing to do",
     State.PAUSED: "resume it first",
     State.SHUTDOWN: "wait until it has stopped, then start it",
     State.STANDBY: "restore it first",
@@ -349,4 +349,4 @@ def check_allowed(operation: Operation, state: State, name: str) -> None:
         return
     hint = _SPECIAL_CURES.get((operation, state), _CURES[state])
     wanted = " or ".join(str(s) for s in State if s in operation.allowed_in)
-    raise WrongState(f"cannot {operation} {name} in state {state}, which needs {wanted}", hint=hint)
+    raise WrongState(f"{operation} needs state {wanted}, and {name} is {state}", hint=hint)
