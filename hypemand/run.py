@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one way in which hypemand runs another program.
+
+A command is an argv list. It gets a stated environment, /dev/null as standard input unless there is input,
+a session and process group of its own, and a deadline at whose end the whole group is killed. Output goes
+to unlinked files, not pipes: neither a chatty child nor a grandchild that keeps a descriptor can make the
+wait longer than the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from hypemand.errors import HostNotReady, HypemandError
+
+ENVIRONMENT: Mapping[str, str] = {
+    "LC_ALL": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+STDERR_LINES = 12
+STDERR_BYTES = 16 * 1024
+STDOUT_BYTES = 16 * 1024 * 1024
+# After SIGKILL only a task stuck in the kernel stays; waiting longer would not help it.
+KILL_GRACE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a command that was run to its end gave. `stderr` is its tail, at most STDERR_BYTES."""
+
+    argv: tuple[str, ...]
+    code: int
+    stdout: bytes
+    stderr: str
+    seconds: float
+
+
+class CommandFailed(HypemandError):
+    """A command ended with a status that the caller did not expect (negative: killed by that signal)."""
+
+    code = "command_failed"
+
+    def __init__(self, result: Completed) -> None:
+        end = f"exit status {result.code}" if result.code >= 0 else f"killed by signal {-result.code}"
+        super().__init__(_describe(f"command failed ({end})", result))
+        self.result = result
+
+
+class CommandTimedOut(HypemandError):
+    """A command did not end before its deadline; it and its process group were killed."""
+
+    code = "timed_out"
+    status = 504
+
+    def __init__(self, result: Completed, timeout: float) -> None:
+        super().__init__(_describe(f"command killed, it took more than {timeout:g} s", result))
+        self.result = result
+
+
+class CommandMissing(HostNotReady):
+    """The program is not installed."""
+
+    def __init__(self, program: str, reason: str) -> None:
+        super().__init__(f"{program} cannot be run: {reason}", hint=f"install the package that has {program}")
+
+
+def _describe(what: str, result: Completed) -> str:
+    lines = [line for line in result.stderr.splitlines() if line.strip()][-STDERR_LINES:]
+    tail = "".join(f"\n  {line}" for line in lines)
+    return f"{what}: {shlex.join(result.argv)}{tail}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Streams:
+    """The three files of a child."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+    def complete(self, argv: Sequence[str], code: int, started: float) -> Completed:
+        """Read the outputs back. A standard output of more than STDOUT_BYTES is an error."""
+        if self.stdout.seek(0, os.SEEK_END) > STDOUT_BYTES:
+            raise HypemandError(f"command wrote more than {STDOUT_BYTES} bytes: {shlex.join(argv)}")
+        self.stdout.seek(0)
+        self.stderr.seek(max(0, self.stderr.seek(0, os.SEEK_END) - STDERR_BYTES))
+        return Completed(
+            argv=tuple(argv),
+            code=code,
+            stdout=self.stdout.read(),
+            stderr=self.stderr.read().decode(errors="replace"),
+            seconds=time.monotonic() - started,
+        )
+
+
+@contextmanager
+def _open_streams(data: bytes | None) -> Iterator[_Streams]:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        if data is None:
+            with open(os.devnull, "rb") as null:
+                yield _Streams(null, out, err)
+            return
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(data)
+            stdin.seek(0)
+            yield _Streams(stdin, out, err)
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it ended by itself in this moment
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    input: bytes | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    ok: Sequence[int] = (0,),
+) -> Completed:
+    """Run `argv` to its end, at most `timeout` seconds. `env` adds to ENVIRONMENT; `ok` are good statuses.
+
+    Raises CommandMissing, CommandFailed, CommandTimedOut.
+    """
+    started = time.monotonic()
+    with _open_streams(input) as files:
+        try:
+            child = subprocess.Popen(
+                list(argv),
+                stdin=files.stdin,
+                stdout=files.stdout,
+                stderr=files.stderr,
+                env={**ENVIRONMENT, **(env or {})},
+                cwd=cwd,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise _derive_start_error(argv, cwd, error) from error
+        try:
+            code = child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            _kill_group(child.pid)
+            child.wait(KILL_GRACE)
+            raise CommandTimedOut(files.complete(argv, -signal.SIGKILL, started), timeout) from None
+        except BaseException:
+            _kill_group(child.pid)
+            child.wait(KILL_GRACE)
+            raise
+        return _derive_result(files.complete(argv, code, started), ok)
+
+
+async def run_async(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    input: bytes | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    ok: Sequence[int] = (0,),
+) -> Completed:
+    """`run` for the event loop. A cancelled call kills the command and its group before it returns."""
+    started = time.monotonic()
+    with _open_streams(input) as files:
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=files.stdin,
+                stdout=files.stdout,
+                stderr=files.stderr,
+                env={**ENVIRONMENT, **(env or {})},
+                cwd=cwd,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise _derive_start_error(argv, cwd, error) from error
+        try:
+            code = await asyncio.wait_for(child.wait(), timeout)
+        except TimeoutError:
+            _kill_group(child.pid)
+            await asyncio.wait_for(child.wait(), KILL_GRACE)
+            raise CommandTimedOut(files.complete(argv, -signal.SIGKILL, started), timeout) from None
+        except BaseException:
+            _kill_group(child.pid)
+            await asyncio.wait_for(child.wait(), KILL_GRACE)
+            raise
+        return _derive_result(files.complete(argv, code, started), ok)
+
+
+def _derive_start_error(
+    argv: Sequence[str], cwd: str | os.PathLike[str] | None, error: OSError
+) -> HypemandError:
+    if cwd is not None and not os.path.isdir(cwd):
+        return HypemandError(f"no such folder to run {argv[0]} in: {os.fspath(cwd)}")
+    return CommandMissing(argv[0], error.strerror or str(error))
+
+
+def _derive_result(result: Completed, ok: Sequence[int]) -> Completed:
+    if result.code not in ok:
+        raise CommandFailed(result)
+    return result

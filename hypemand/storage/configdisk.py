@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The config disk: what a guest is told before it starts anything (docs/protocol.md, "Config disk")."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypemand.agent.records import encode_records
+from hypemand.atomic import write_file
+from hypemand.config.definition import Mode
+from hypemand.errors import InvalidDefinition, Problem
+
+MAGIC = b"HYPECFG1"
+VERSION = "1"
+MAX_RECORDS = 1024 * 1024
+SECTOR = 512
+_HEADER = struct.Struct("<8sII")
+
+
+@dataclass(frozen=True, slots=True)
+class GuestConfig:
+    """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /."""
+
+    name: str
+    mode: Mode
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    workdir: str | None
+    user: str | None
+    stop_signal: int
+    agent: bool
+    headers: bool
+
+
+def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
+    yield "version", VERSION
+    yield "name", config.name
+    yield "mode", config.mode.value
+    for arg in config.argv:
+        yield "arg", arg
+    for key, value in config.env.items():
+        yield "env", f"{key}={value}"
+    if config.workdir is not None:
+        yield "workdir", config.workdir
+    if config.user is not None:
+        yield "user", config.user
+    yield "stop_signal", str(config.stop_signal)
+    yield "agent", "1" if config.agent else "0"
+    yield "headers", "1" if config.headers else "0"
+
+
+def _find_problem(config: GuestConfig) -> Problem | None:
+    """What cannot be told to a guest, whatever its size."""
+    if config.mode is Mode.AUTO:
+        return Problem("", 0, 0, "mode", "auto was not decided", "exec or systemd")
+    if not config.argv:
+        return Problem("", 0, 0, "cmd", "there is no program to run", "set entrypoint or cmd")
+    for key, value in _derive_pairs(config):
+        if "\0" in value:
+            shown = {"arg": "cmd"}.get(key, key)
+            return Problem("", 0, 0, shown, "has a NUL byte, which no program can be given", "remove it")
+    return None
+
+
+def encode_config_disk(config: GuestConfig) -> bytes:
+    """The bytes of the disk. InvalidDefinition when the guest cannot be told this."""
+    problem = _find_problem(config)
+    if problem is not None:
+        raise InvalidDefinition([problem])
+    records = encode_records(_derive_pairs(config))
+    if len(records) > MAX_RECORDS:
+        what = f"entrypoint, cmd and env together take {len(records)} bytes, at most {MAX_RECORDS} fit"
+        hint = "put large values into a file of the image"
+        raise InvalidDefinition([Problem("", 0, 0, "env", what, hint)])
+    data = _HEADER.pack(MAGIC, len(records), zlib.crc32(records)) + records
+    return data + bytes(-len(data) % SECTOR)
+
+
+def write_config_disk(path: Path, config: GuestConfig, *, uid: int = -1) -> None:
+    """Write the disk to `path`, atomically: mode 0400, owned by `uid`, the user of the VM's VMM.
+
+    It may hold secrets of the definition's env, so nobody else reads it.
+    """
+    write_file(path, encode_config_disk(config), mode=0o400, uid=uid)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The writable disk of a VM: a sparse file with an ext4 that takes milliseconds to make.
+
+mke2fs runs once per size and leaves a template; a disk is a clone of it (FICLONE where the file system
+can, else a copy of its few data blocks). Every feature is stated, so that it does not matter which
+release of Debian made a disk and which one carries it on.
+
+All functions block: an event loop calls them in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from hypemand.atomic import remove_temporaries, replace_file
+from hypemand.config.definition import GIB, MIB
+from hypemand.errors import HypemandError, InsufficientResources, InvalidDefinition, Problem
+from hypemand.run import run
+
+BLOCK = 4096
+MIN_SIZE = 16 * MIB
+MAX_SIZE = 16 * 1024 * GIB
+LABEL = "hypeman-disk"
+
+# In the name of every template: raise it when what follows changes.
+_TEMPLATE_VERSION = 1
+_FEATURES = (
+    "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,"
+    "large_file,huge_file,dir_nlink,extra_isize,metadata_csum"
+)
+# A new sparse file is zero already: neither mke2fs nor a thread of the guest's kernel need clear inode
+# tables. Metadata in one place keeps the file and the copy of it small.
+_EXTENDED = "assume_storage_prezeroed=1,packed_meta_blocks=1,hash_seed=7b0d6f3a-53c5-4cf4-9c1f-5f5b1a0c1a11"
+_UUID = "2f0a0d2e-6a2b-4c83-8f43-5d8f2f1f7a01"
+_MAKE_TIMEOUT = 60.0
+_CHECK_TIMEOUT = 1800.0
+# e2fsck(8): 1 errors corrected, 2 corrected and a reboot is advised, which means a mounted disk.
+_CHECK_OK = (0, 1, 2)
+
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+_NO_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
+
+
+class DiskChange(StrEnum):
+    """What `ensure_disk` did."""
+
+    MADE = "made"
+    GROWN = "grown"
+    KEPT = "kept"
+
+
+@dataclass(frozen=True, slots=True)
+class _Superblock:
+    """What is read of an ext4 superblock: its size in bytes."""
+
+    size: int
+
+
+def derive_disk_size(size: int) -> int:
+    """The size that a disk of `size` bytes really gets: whole blocks, never less than asked for."""
+    return (size + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _find_superblock(fd: int) -> _Superblock | None:
+    """Read the superblock (kernel, Documentation/filesystems/ext4): None if that is no ext4 of ours."""
+    raw = os.pread(fd, 1024, 1024)
+    if len(raw) < 1024 or struct.unpack_from("<H", raw, 0x38)[0] != 0xEF53:
+        return None
+    low, log_block = struct.unpack_from("<I", raw, 0x4)[0], struct.unpack_from("<I", raw, 0x18)[0]
+    incompat, high = struct.unpack_from("<I", raw, 0x60)[0], struct.unpack_from("<I", raw, 0x150)[0]
+    if log_block > 6:
+        return None
+    blocks = low | (high << 32 if incompat & 0x80 else 0)
+    return _Superblock(size=blocks * (1024 << log_block))
+
+
+def _read_size(path: Path) -> int:
+    """Bytes of the file system in `path`, which a crash in mid-growth may leave smaller than the file."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        superblock = _find_superblock(fd)
+    finally:
+        os.close(fd)
+    if superblock is None:
+        raise HypemandError(
+            f"the disk {path} holds no ext4 file system",
+            hint="restore it from a backup, or remove the file to begin with an empty disk",
+        )
+    return superblock.size
+
+
+def find_size_problem(path: Path, size: int) -> Problem | None:
+    """Why the disk at `path`, which need not be there, cannot have `size` bytes. Disks never shrink."""
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        what = f"{size} bytes is not a possible size"
+        return Problem("", 0, 0, "disk", what, f"from {MIN_SIZE // MIB} MiB to {MAX_SIZE // GIB} GiB")
+    if not path.exists():
+        return None
+    there = _read_size(path)
+    if derive_disk_size(size) >= there:
+        return None
+    what = f"{size} bytes is less than the {there} bytes that the VM's disk has; a disk never shrinks"
+    return Problem("", 0, 0, "disk", what, f"write {there} or more, or remove the VM and make it anew")
+
+
+def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
+    """Make sure that `path` is a disk of `size` bytes, mode 0600, owned by `uid`.
+
+    Made if it is missing, grown if it is smaller: so the VM must be stopped. `templates` is the folder of
+    the templates, made if missing. InvalidDefinition if the disk is larger, InsufficientResources if the
+    host's is full. In a failure a new disk is not left, and an old one keeps its content.
+    """
+    problem = find_size_problem(path, size)
+    if problem is not None:
+        raise InvalidDefinition([problem])
+    wanted = derive_disk_size(size)
+    with _name_full_disk(path):
+        if not path.exists():
+            _make_disk(path, wanted, uid, templates)
+            return DiskChange.MADE
+        change = DiskChange.KEPT
+        if _read_size(path) < wanted:
+            _grow(path, wanted)
+            change = DiskChange.GROWN
+    os.chown(path, uid, -1, follow_symlinks=False)
+    path.chmod(0o600)
+    return change
+
+
+@contextmanager
+def _name_full_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InsufficientResources(
+            f"no space left to make the disk {path}", hint="free space or move the state folder"
+        ) from error
+
+
+def _make_disk(path: Path, size: int, uid: int, templates: Path) -> None:
+    template = os.open(_ensure_template(templates, size), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with replace_file(path, mode=0o600, uid=uid) as fd:
+            _clone(template, fd, size)
+    finally:
+        os.close(template)
+
+
+def _clone(source: int, target: int, size: int) -> None:
+    """Fill the new file `target` from `source`, holes kept."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+        return
+    except OSError as error:
+        if error.errno not in _NO_CLONE:
+            raise
+    os.ftruncate(target, size)
+    for start, end in _iter_data(source, size):
+        while start < end:
+            copied = os.copy_file_range(source, target, end - start, start, start)
+            if copied == 0:
+                raise HypemandError("a disk template became shorter while it was copied")
+            start += copied
+
+
+def _iter_data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The extents of a sparse file that hold data (lseek(2), SEEK_DATA)."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _ensure_template(templates: Path, size: int) -> Path:
+    path = templates / f"ext4-{_TEMPLATE_VERSION}-{size}.img"
+    if path.exists():
+        return path
+    templates.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(templates, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            # Templates are made under this lock only, so whatever is temporary here is of a crash.
+            remove_temporaries(templates)
+            _make_template(path, size)
+    finally:
+        os.close(lock)
+    return path
+
+
+def _make_template(path: Path, size: int) -> None:
+    journal = 32 if size >= 2 * GIB else 4
+    with replace_file(path, mode=0o400) as fd:
+        os.ftruncate(fd, size)
+        target = f"/proc/{os.getpid()}/fd/{fd}"
+        argv = ["mke2fs", "-F", "-q", "-b", str(BLOCK), "-I", "256", "-i", "16384", "-m", "0"]
+        argv += ["-L", LABEL, "-U", _UUID, "-O", _FEATURES, "-E", _EXTENDED, "-J", f"size={journal}", target]
+        run(argv, timeout=_MAKE_TIMEOUT, env={"MKE2FS_CONFIG": "/dev/null"})
+
+
+def _grow(path: Path, size: int) -> None:
+    """resize2fs wants a file system that was checked since its last mount; that replays its journal too."""
+    os.truncate(path, max(size, path.stat().st_size))
+    run(["e2fsck", "-f", "-p", os.fspath(path)], timeout=_CHECK_TIMEOUT, ok=_CHECK_OK)
+    run(["resize2fs", os.fspath(path), f"{size // BLOCK}"], timeout=_CHECK_TIMEOUT)
