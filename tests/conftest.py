@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for tests that need a real Debian system, and what a failing one leaves to read."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.host.lab import start_host
+from tests.host.machine import TestHost
+from tests.host.recipe import Suite
+
+HostFactory = Callable[..., TestHost]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--suite",
+        action="append",
+        choices=[str(suite) for suite in Suite],
+        help="run host tests on this Debian release only (may be repeated; default: all)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "suite" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--suite") or list(Suite)
+        metafunc.parametrize("suite", [Suite(name) for name in chosen], ids=str, scope="session")
+
+
+@pytest.fixture(scope="session")
+def host(suite: Suite) -> Iterator[TestHost]:
+    """A host with our packages installed that all tests of a suite share: leave it as you found it."""
+    with start_host(suite) as shared:
+        yield shared
+
+
+@pytest.fixture
+def fresh_host(suite: Suite) -> Iterator[HostFactory]:
+    """Gives hosts of the test's own: `fresh_host()` with our packages, `fresh_host(installed=False)` without.
+
+    `fresh_host(suite=...)` asks for another release, `binds=[...]` for paths of this machine to share.
+    """
+    with ExitStack() as stack:
+
+        def start(*, suite: Suite = suite, installed: bool = True, binds: tuple[str, ...] = ()) -> TestHost:
+            return stack.enter_context(start_host(suite, installed=installed, binds=binds))
+
+        yield start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows what went on in the hosts that it used."""
+    report = yield
+    if report.failed:
+        for used in TestHost.live:
+            if used.last_used >= call.start:
+                report.sections.append((f"host {used.name}", used.report(since=call.start)))
+    return report

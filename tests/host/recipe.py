@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a base root is made of; its hash is the root's name in the cache."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+
+class Suite(StrEnum):
+    """A Debian release that hypemand supports."""
+
+    BOOKWORM = "bookworm"
+    TRIXIE = "trixie"
+
+
+# What Debian's installer puts on any machine and our packages count on.
+SYSTEM = ("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "ca-certificates", "procps", "polkitd")
+
+# The dependencies of our packages: a host has no network, so they are in the base.
+DEPENDENCIES = (
+    "python3-aiohttp",
+    "python3-jsonschema",
+    "python3-pyroute2",
+    "python3-pystemd",
+    "python3-sdnotify",
+    "python3-systemd",
+    "python3-websocket",
+    "python3-yaml",
+    "qemu-system-x86",
+    "e2fsprogs",
+    "erofs-utils",
+    "libnss-systemd",
+    "nftables",
+    "skopeo",
+    "systemd-container",
+    "umoci",
+)
+
+# What the tests themselves run in a host.
+TOOLS = ("busybox-static", "file", "strace", "socat")
+
+MASKED = (
+    "apt-daily-upgrade.timer",
+    "apt-daily.timer",
+    "console-getty.service",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty@tty1.service",
+    "systemd-firstboot.service",
+    "systemd-networkd-wait-online.service",
+    "systemd-udevd.service",
+)
+
+# Files of the root; /etc/machine-id is empty, so that each host gets an id of its own.
+FILES = {
+    "etc/dpkg/dpkg.cfg.d/test-host": "force-unsafe-io\n",
+    "etc/machine-id": "",
+    "etc/hostname": "",
+    "etc/resolv.conf": "",
+    "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what is in a base root."""
+
+    suite: Suite
+    packages: tuple[str, ...] = SYSTEM + DEPENDENCIES + TOOLS
+    masked: tuple[str, ...] = MASKED
+    files: tuple[tuple[str, str], ...] = tuple(sorted(FILES.items()))
+    version: int = 1
+
+    @property
+    def key(self) -> str:
+        content = json.dumps(asdict(self), sort_keys=True).encode()
+        return f"{self.suite}-{hashlib.sha256(content).hexdigest()[:16]}"

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base roots: a directory for each suite with a minimal Debian and what our packages depend on.
+
+They are built once and kept in the cache under the hash of their recipe, and only ever read: a test
+host is an overlay on one.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.host.cache import CACHE, lock_file
+from tests.host.command import ENVIRONMENT, run_command
+from tests.host.mirror import KEYRING, find_archives, read_acquire_settings
+from tests.host.recipe import Recipe, Suite
+
+ROOTS = CACHE / "roots"
+DEBS = CACHE / "debs"
+BUILD_TIMEOUT = 1800.0
+PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+
+def ensure_base(suite: Suite) -> Path:
+    """The base root of `suite`, built if it is not in the cache. Several processes may ask at once."""
+    recipe = Recipe(suite)
+    root = ROOTS / recipe.key
+    if root.is_dir():
+        return root
+    with lock_file(ROOTS / f"{suite}.lock"):
+        if not root.is_dir():
+            for leftover in ROOTS.glob(f".build-{suite}-*"):
+                shutil.rmtree(leftover)
+            building = Path(tempfile.mkdtemp(prefix=f".build-{suite}-", dir=ROOTS))
+            building.chmod(0o755)
+            try:
+                _build_base(recipe, building)
+                building.rename(root)
+            except BaseException:
+                shutil.rmtree(building)
+                raise
+    return root
+
+
+def _build_base(recipe: Recipe, root: Path) -> None:
+    debs = DEBS / recipe.suite
+    (debs / "partial").mkdir(parents=True, exist_ok=True)
+    archives = find_archives(recipe.suite)
+    main = next(archive for archive in archives if archive.release == recipe.suite)
+    run_command(
+        ["debootstrap", "--variant=minbase", f"--cache-dir={debs}", f"--keyring={KEYRING}"]
+        + ["--include=debian-archive-keyring,ca-certificates", recipe.suite, str(root), main.site],
+        env=_environment(),
+        timeout=BUILD_TIMEOUT,
+    )
+    settings = root / "etc/apt/apt.conf.d/99test-host-build"
+    settings.write_text(read_acquire_settings())
+    (root / "etc/apt/sources.list").write_text("".join(f"{archive.line}\n" for archive in archives))
+    # a host starts nothing while it is being built
+    policy = root / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+
+    apt = ["apt-get", "-y", "-o", "Dpkg::Options::=--force-unsafe-io", "-o", "APT::Keep-Downloaded-Packages=true"]
+    _run_in(root, debs, ["apt-get", "update"])
+    _run_in(root, debs, [*apt, "full-upgrade"])
+    _run_in(root, debs, [*apt, "install", "--no-install-recommends", *recipe.packages])
+    _run_in(root, debs, ["systemctl", "mask", *recipe.masked])
+    # else the first boot of each host rebuilds the linker's cache and the journal's catalog
+    _run_in(root, debs, ["/usr/lib/systemd/systemd-update-done"])
+
+    policy.unlink()
+    settings.unlink()
+    for index in (root / "var/lib/apt/lists").glob("*_*"):
+        index.unlink()
+    for name, content in recipe.files:
+        (root / name).unlink(missing_ok=True)
+        (root / name).write_text(content)
+    (root / "var/log/journal").mkdir(exist_ok=True)
+
+
+def _run_in(root: Path, debs: Path, argv: Sequence[str]) -> None:
+    """Run `argv` in a root that is not booted, with the machine's network and the cache of packages."""
+    run_command(
+        ["systemd-nspawn", f"--directory={root}", "--register=no", "--keep-unit", "--pipe", "--quiet"]
+        + ["--resolv-conf=copy-host", "--machine=test-host-build"]
+        + [f"--bind={debs}:/var/cache/apt/archives"]
+        + [f"--setenv={key}={value}" for key, value in _environment().items()]
+        + ["--", *argv],
+        shown=argv,
+        env=_environment(),
+        timeout=BUILD_TIMEOUT,
+    )
+
+
+def _environment() -> dict[str, str]:
+    """The stated environment and the proxies of this machine, without which it may reach no archive."""
+    proxies = {key: os.environ[key] for key in PROXIES if key in os.environ}
+    return {**ENVIRONMENT, **proxies}
