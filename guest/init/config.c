@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "config.h"
+
+#include "bytes.h"
+#include "crc32.h"
+#include "environment.h"
+#include "files.h"
+#include "records.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { HEADER_SIZE = 16, RECORDS_MAX = 1048576, SIGNAL_MAX = 64 };
+
+/* How often each key may stand there. Keys that are not listed are ignored. */
+static const struct {
+    const char *key;
+    size_t least;
+    size_t most;
+} keys[] = {
+    {"version", 1, 1}, {"name", 1, 1}, {"mode", 1, 1},  {"arg", 1, SIZE_MAX}, {"env", 0, SIZE_MAX},
+    {"workdir", 0, 1}, {"user", 0, 1}, {"agent", 1, 1}, {"headers", 1, 1},    {"stop_signal", 0, 1},
+};
+
+static bool check_counts(const struct config *config, struct reason *why)
+{
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        size_t count = records_count(config->records, config->size, keys[i].key);
+        if (count < keys[i].least)
+            return refuse(why, "config disk: \"%s\" is missing", keys[i].key);
+        if (count > keys[i].most)
+            return refuse(why, "config disk: \"%s\" stands there %zu times; once is right", keys[i].key,
+                          count);
+    }
+    return true;
+}
+
+static bool parse_flag(const struct record *record, bool *flag, struct reason *why)
+{
+    *flag = strcmp(record->value, "1") == 0;
+    if (!*flag && strcmp(record->value, "0") != 0)
+        return refuse(why, "config disk: %.*s=%s: expected 0 or 1", (int)record->key_length, record->key,
+                      record->value);
+    return true;
+}
+
+static bool parse_mode(const char *value, enum mode *mode, struct reason *why)
+{
+    if (strcmp(value, "exec") == 0)
+        *mode = MODE_EXEC;
+    else if (strcmp(value, "systemd") == 0)
+        *mode = MODE_SYSTEMD;
+    else
+        return refuse(why, "config disk: mode=%s: expected exec or systemd", value);
+    return true;
+}
+
+static bool parse_stop_signal(const char *value, int *number, struct reason *why)
+{
+    unsigned long parsed;
+    if (!parse_number(value, SIGNAL_MAX, &parsed) || parsed == 0)
+        return refuse(why, "config disk: stop_signal=%s: expected a number from 1 to %d", value, SIGNAL_MAX);
+    *number = (int)parsed;
+    return true;
+}
+
+static bool take_record(struct config *config, const struct record *record, size_t *args, size_t *envs,
+                        struct reason *why)
+{
+    /* The records are ours to write to, and argv's type wants that. */
+    char *value = config->records + (record->value - config->records);
+    if (record_is(record, "version"))
+        return strcmp(value, "1") == 0 ||
+               refuse(why, "config disk: version %s is not known to this guest; it knows 1", value);
+    if (record_is(record, "name"))
+        config->name = value;
+    else if (record_is(record, "mode"))
+        return parse_mode(value, &config->mode, why);
+    else if (record_is(record, "arg"))
+        config->argv[(*args)++] = value;
+    else if (record_is(record, "env")) {
+        if (!environment_valid(value))
+            return refuse(why, "config disk: env=%s: expected KEY=value", value);
+        config->environment[(*envs)++] = value;
+    } else if (record_is(record, "workdir")) {
+        config->folder = value;
+        return *value == '/' || refuse(why, "config disk: workdir=%s: expected an absolute path", value);
+    } else if (record_is(record, "user"))
+        config->user = value;
+    else if (record_is(record, "stop_signal"))
+        return parse_stop_signal(value, &config->stop_signal, why);
+    else if (record_is(record, "agent"))
+        return parse_flag(record, &config->agent, why);
+    else if (record_is(record, "headers"))
+        return parse_flag(record, &config->headers, why);
+    return true;
+}
+
+bool config_parse(char *records, size_t size, struct config *config, struct reason *why)
+{
+    *config = (struct config){
+        .records = records, .size = size, .mode = MODE_EXEC, .folder = "/", .stop_signal = SIGTERM};
+    if (!records_valid(records, size))
+        return refuse(why, "config disk: its records cannot be read");
+    if (!check_counts(config, why))
+        return false;
+    config->argv = calloc(records_count(records, size, "arg") + 1, sizeof(char *));
+    config->environment = calloc(records_count(records, size, "env") + 1, sizeof(char *));
+    if (config->argv == NULL || config->environment == NULL)
+        return refuse(why, "config disk: no memory for it");
+    size_t offset = 0;
+    size_t args = 0;
+    size_t envs = 0;
+    struct record record;
+    while (records_next(records, size, &offset, &record)) {
+        if (!take_record(config, &record, &args, &envs, why))
+            return false;
+    }
+    return true;
+}
+
+static bool read_exactly(int fd, void *buffer, size_t size, off_t offset)
+{
+    char *at = buffer;
+    while (size > 0) {
+        ssize_t got = pread(fd, at, size, offset);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got == 0)
+            errno = ENODATA;
+        if (got <= 0)
+            return false;
+        at += got;
+        offset += got;
+        size -= (size_t)got;
+    }
+    return true;
+}
+
+static char *read_records(int fd, size_t *size, struct reason *why)
+{
+    uint8_t header[HEADER_SIZE];
+    if (!read_exactly(fd, header, sizeof header, 0)) {
+        (void)refuse(why, "config disk: cannot be read: %s", strerror(errno));
+        return NULL;
+    }
+    *size = get_le32(header + 8);
+    if (memcmp(header, "HYPECFG1", 8) != 0 || *size > RECORDS_MAX) {
+        (void)refuse(why, "config disk: it does not begin as one of version 1 does");
+        return NULL;
+    }
+    char *records = malloc(*size + 1);
+    if (records == NULL || !read_exactly(fd, records, *size, HEADER_SIZE)) {
+        (void)refuse(why, "config disk: its records cannot be read: %s", strerror(errno));
+        free(records);
+        return NULL;
+    }
+    if (crc32_ieee(records, *size) != get_le32(header + 12)) {
+        (void)refuse(why, "config disk: its checksum is wrong");
+        free(records);
+        return NULL;
+    }
+    return records;
+}
+
+bool config_read(const char *path, struct config *config, struct reason *why)
+{
+    *config = (struct config){0};
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return refuse(why, "config disk: cannot open %s: %s", path, strerror(errno));
+    size_t size = 0;
+    char *records = read_records(fd, &size, why);
+    close_fd(&fd);
+    return records != NULL && config_parse(records, size, config, why);
+}
+
+void config_free(struct config *config)
+{
+    free(config->argv);
+    free(config->environment);
+    free(config->records);
+    *config = (struct config){0};
+}

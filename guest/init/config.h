@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the host asks of this boot: the config disk of docs/protocol.md. */
+#ifndef HYPEMAN_CONFIG_H
+#define HYPEMAN_CONFIG_H
+
+#include "reason.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum mode { MODE_EXEC, MODE_SYSTEMD };
+
+struct config {
+    char *records; /* owns every string below */
+    size_t size;
+    const char *name;
+    enum mode mode;
+    char **argv;        /* at least one, NULL-ended */
+    char **environment; /* NULL-ended */
+    const char *folder;
+    const char *user; /* or NULL */
+    int stop_signal;
+    bool agent;
+    bool headers;
+};
+
+/* Take the records (an allocation, which the config then owns) apart. False with a reason if they are not
+ * whole, a key is missing, stands there too often, or has a value that it cannot have. */
+bool config_parse(char *records, size_t size, struct config *config, struct reason *why);
+
+/* Read, verify and take apart a config disk (or a file like one). */
+bool config_read(const char *path, struct config *config, struct reason *why);
+
+void config_free(struct config *config);
+
+#endif

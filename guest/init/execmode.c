@@ -1,0 +1,507 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "execmode.h"
+
+#include "clock.h"
+#include "environment.h"
+#include "files.h"
+#include "kernellog.h"
+#include "spawn.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum {
+    HOME_SIZE = IDENTITY_HOME_MAX + 6,
+    EXIT_KILLED = EXIT_SIGNAL_BASE + SIGKILL,
+    LAST_WORDS_MS = 500, /* from the end of the agent's pipe to news of its death */
+    KILLED_MS = 5000,    /* from SIGKILL to the program's end */
+};
+
+enum phase {
+    PHASE_GATE,     /* the agent runs, its byte has not come */
+    PHASE_STARTING, /* the program is forked, its exec has not been seen */
+    PHASE_RUNNING,
+    PHASE_DONE,
+};
+
+enum source { SOURCE_SIGNALS, SOURCE_GATE, SOURCE_VERDICT, SOURCE_STOP, SOURCE_EVENTS, SOURCES };
+
+struct run {
+    const struct exec_mode *mode;
+    enum phase phase;
+    struct outcome outcome;
+    int fds[SOURCES];
+    bool stop_watched;
+    struct spawn agent_spawn;
+    struct spawn spawn; /* the program's; what it points to stands below */
+    struct identity who;
+    char **environment;
+    char home[HOME_SIZE];
+    pid_t agent;
+    pid_t program;
+    bool agent_ended;
+    int agent_status;
+    bool gate_closed; /* the agent closed its pipe without a byte; its death may tell why */
+    bool stop_requested;
+    bool killed; /* with SIGKILL, after the grace */
+    unsigned grace;
+    sigset_t early; /* to be forwarded, but there is no program yet */
+    int64_t deadline;
+    int kernel_log;
+    struct stop_line stop_line;
+};
+
+__attribute__((format(printf, 3, 4))) static void finish(struct run *run, int code, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    if (vsnprintf(run->outcome.why.words, sizeof run->outcome.why.words, format, arguments) < 0)
+        run->outcome.why.words[0] = '\0';
+    va_end(arguments);
+    run->outcome.code = code;
+    run->phase = PHASE_DONE;
+}
+
+static void forget(struct run *run, enum source source)
+{
+    close_fd(&run->fds[source]); /* Its last fd: epoll forgets it, too. */
+}
+
+static bool watch(struct run *run, int epoll, enum source source, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.u32 = source};
+    if (run->fds[source] < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, run->fds[source], &event) == 0)
+        return true;
+    finish(run, EXIT_GUEST_FAILED, "cannot wait for events: %s", strerror(errno));
+    return false;
+}
+
+/* --- the program --- */
+
+static void send_signal(const struct run *run, int number)
+{
+    (void)kill(run->program, number); /* It is our child and not reaped: kill can only succeed. */
+}
+
+static void stop_program(struct run *run)
+{
+    send_signal(run, run->mode->config->stop_signal);
+}
+
+static void program_started(struct run *run)
+{
+    forget(run, SOURCE_VERDICT);
+    run->phase = PHASE_RUNNING;
+    report_program_start(run->mode->report, "exec");
+    report_stages(run->mode->report);
+    for (int number = 1; number < NSIG; number++) {
+        if (sigismember(&run->early, number) == 1)
+            send_signal(run, number);
+    }
+    if (run->stop_requested)
+        stop_program(run);
+}
+
+static void settle_program(struct run *run)
+{
+    int code;
+    struct reason why;
+    switch (spawn_settle(run->fds[SOURCE_VERDICT], &run->spawn, &code, &why)) {
+    case SPAWN_PENDING:
+        break;
+    case SPAWN_STARTED:
+        program_started(run);
+        break;
+    case SPAWN_FAILED:
+        finish(run, code, "%s", why.words);
+        break;
+    }
+}
+
+static bool prepare_program(struct run *run, struct reason *why)
+{
+    const struct config *config = run->mode->config;
+    if (!identity_find(config->user, &run->who, why))
+        return false;
+    run->environment = environment_build(config->environment, run->who.home, run->home, sizeof run->home);
+    if (run->environment == NULL)
+        return refuse(why, "no memory for the environment");
+    if (!folder_make(config->folder, 0755))
+        return refuse(why, "cannot make the working directory %s: %s", config->folder, strerror(errno));
+    return true;
+}
+
+static void start_program(struct run *run, int epoll)
+{
+    const struct config *config = run->mode->config;
+    struct reason why;
+    report_stage(run->mode->report, "program");
+    if (!prepare_program(run, &why)) {
+        finish(run, EXIT_GUEST_FAILED, "%s", why.words);
+        return;
+    }
+    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    int console = run->mode->report->console;
+    /* A program that is not root may open /dev/stdout again, as many images' log files do. */
+    (void)fchown(console, run->who.uid, (gid_t)-1);
+    run->spawn = (struct spawn){.argv = config->argv,
+                                .environment = run->environment,
+                                .folder = config->folder,
+                                .who = &run->who,
+                                .stdio = {null, console, console},
+                                .ready_fd = -1,
+                                .binary = -1,
+                                .oom_score_adj = "0"};
+    run->kernel_log = kernel_log_open();
+    struct spawned spawned;
+    bool started = null >= 0 && spawn_start(&run->spawn, &spawned, &why);
+    if (null < 0)
+        (void)refuse(&why, "cannot open /dev/null: %s", strerror(errno));
+    close_fd(&null);
+    if (!started) {
+        finish(run, EXIT_GUEST_FAILED, "%s", why.words);
+        return;
+    }
+    run->program = spawned.pid;
+    run->fds[SOURCE_VERDICT] = spawned.verdict;
+    run->phase = PHASE_STARTING;
+    run->deadline = NO_DEADLINE;
+    (void)watch(run, epoll, SOURCE_VERDICT, EPOLLIN);
+}
+
+/* The program has ended: code and words, with what the kernel's log and the host's request add. */
+static void program_ended(struct run *run, int status)
+{
+    struct oom_kills kills = {false, false};
+    struct reason words;
+    char name[24];
+    int code = exit_code(status);
+    exit_words(status, &words);
+    if (code == EXIT_KILLED && !run->killed)
+        kills = kernel_log_oom_kills(run->kernel_log, run->program);
+    if (kills.victim && WIFSIGNALED(status))
+        (void)refuse(&words, "out of memory: the kernel killed the program");
+    else if (kills.any)
+        (void)refuse(&words, "out of memory: the kernel killed a process, and the program ended with code %d",
+                     code);
+    if (!run->stop_requested)
+        finish(run, code, "%s", words.words);
+    else if (run->killed)
+        finish(run, code, "stopped on request: killed, since %s did not end it within %u s",
+               signal_name(run->mode->config->stop_signal, name), run->grace);
+    else
+        finish(run, code, "stopped on request: %s", words.words);
+}
+
+/* --- the agent --- */
+
+static void gate_refused(struct run *run, const char *why)
+{
+    finish(run, EXIT_GUEST_FAILED, "the guest agent is not ready: %s; the program was not started", why);
+}
+
+static void explain_agent_end(struct run *run)
+{
+    struct reason words;
+    exit_words(run->agent_status, &words);
+    gate_refused(run, words.words);
+}
+
+static void start_agent(struct run *run, int epoll)
+{
+    static char name[] = "hypeman-agent";
+    static char path[] = "PATH=" DEFAULT_PATH;
+    static char home[] = "HOME=/";
+    static char ready[] = "HYPEMAN_AGENT_READY_FD=3";
+    static char *const argv[] = {name, NULL};
+    static char *const environment[] = {path, home, ready, NULL};
+    report_stage(run->mode->report, "agent");
+    if (run->mode->agent_binary < 0) {
+        gate_refused(run, run->mode->no_agent.words);
+        return;
+    }
+    int gate[2];
+    if (pipe2(gate, O_CLOEXEC | O_NONBLOCK) != 0) {
+        gate_refused(run, strerror(errno));
+        return;
+    }
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    int log = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
+    run->agent_spawn = (struct spawn){.argv = argv,
+                                      .environment = environment,
+                                      .folder = "/",
+                                      .stdio = {null, null, log >= 0 ? log : null},
+                                      .ready_fd = gate[1],
+                                      .binary = run->mode->agent_binary};
+    struct spawned spawned;
+    struct reason why;
+    bool started = spawn_start(&run->agent_spawn, &spawned, &why);
+    close_fd(&null);
+    close_fd(&log);
+    close_fd(&gate[1]);
+    run->fds[SOURCE_GATE] = gate[0];
+    if (!started) {
+        gate_refused(run, why.words);
+        return;
+    }
+    run->agent = spawned.pid;
+    run->fds[SOURCE_VERDICT] = spawned.verdict;
+    run->deadline = clock_ms() + run->mode->gate_ms;
+    (void)(watch(run, epoll, SOURCE_GATE, EPOLLIN) && watch(run, epoll, SOURCE_VERDICT, EPOLLIN));
+}
+
+static void settle_agent(struct run *run)
+{
+    int code;
+    struct reason why;
+    enum spawn_state state = spawn_settle(run->fds[SOURCE_VERDICT], &run->agent_spawn, &code, &why);
+    if (state == SPAWN_PENDING)
+        return;
+    forget(run, SOURCE_VERDICT);
+    if (state == SPAWN_FAILED)
+        gate_refused(run, why.words);
+}
+
+static void on_gate(struct run *run, int epoll)
+{
+    char byte;
+    ssize_t got;
+    do
+        got = read(run->fds[SOURCE_GATE], &byte, 1);
+    while (got < 0 && errno == EINTR);
+    if (got < 0 && errno == EAGAIN)
+        return;
+    /* An exec that failed also closed the pipe, and says more. */
+    if (got <= 0 && run->fds[SOURCE_VERDICT] >= 0)
+        settle_agent(run);
+    if (run->phase != PHASE_GATE)
+        return;
+    forget(run, SOURCE_GATE);
+    if (got == 1) {
+        forget(run, SOURCE_VERDICT);
+        report_agent_ready(run->mode->report);
+        start_program(run, epoll);
+    } else if (run->agent_ended) {
+        explain_agent_end(run);
+    } else {
+        run->gate_closed = true;
+        run->deadline = clock_ms() + LAST_WORDS_MS;
+    }
+}
+
+/* --- what comes from outside --- */
+
+static void stop_on_request(struct run *run, unsigned grace)
+{
+    if (run->phase == PHASE_GATE) {
+        finish(run, 0, "stopped on request before the program started");
+        return;
+    }
+    if (run->killed)
+        return;
+    int64_t deadline = clock_ms() + (int64_t)grace * 1000;
+    if (!run->stop_requested || deadline < run->deadline) {
+        run->deadline = deadline;
+        run->grace = grace;
+    }
+    bool first = !run->stop_requested;
+    run->stop_requested = true;
+    if (first && run->phase == PHASE_RUNNING)
+        stop_program(run);
+}
+
+static void on_deadline(struct run *run)
+{
+    char words[48];
+    if (run->phase == PHASE_GATE && run->gate_closed) {
+        gate_refused(run, "it closed its ready pipe without a byte");
+    } else if (run->phase == PHASE_GATE) {
+        (void)snprintf(words, sizeof words, "no sign of it within %d ms", run->mode->gate_ms);
+        gate_refused(run, words);
+    } else if (!run->killed) {
+        run->killed = true;
+        run->deadline = clock_ms() + KILLED_MS;
+        (void)kill(-run->program, SIGKILL);
+        send_signal(run, SIGKILL);
+    } else {
+        finish(run, EXIT_KILLED, "stopped on request: the program does not end even when killed");
+    }
+}
+
+static void on_child(struct run *run, pid_t pid, int status)
+{
+    if (pid == run->program) {
+        /* Its exec's verdict was in the pipe before it could end. */
+        if (run->phase == PHASE_STARTING)
+            settle_program(run);
+        if (run->phase != PHASE_DONE)
+            program_ended(run, status);
+    } else if (pid == run->agent) {
+        run->agent_ended = true;
+        run->agent_status = status;
+        if (run->phase == PHASE_GATE && run->gate_closed)
+            explain_agent_end(run);
+    }
+}
+
+static void reap(struct run *run)
+{
+    while (run->phase != PHASE_DONE) {
+        int status;
+        pid_t pid = waitpid(-1, &status, WNOHANG);
+        if (pid < 0 && errno == EINTR)
+            continue;
+        if (pid <= 0)
+            return;
+        on_child(run, pid, status);
+    }
+}
+
+static void on_signal(struct run *run, const struct signalfd_siginfo *info)
+{
+    int number = (int)info->ssi_signo;
+    if (number == SIGCHLD)
+        reap(run);
+    else if (number == SIGRTMIN + 4)
+        stop_on_request(run, info->ssi_code == SI_QUEUE && info->ssi_int >= 0 ? (unsigned)info->ssi_int
+                                                                              : DEFAULT_GRACE_S);
+    else if (run->phase == PHASE_RUNNING)
+        send_signal(run, number);
+    else
+        (void)sigaddset(&run->early, number);
+}
+
+static void on_signals(struct run *run)
+{
+    struct signalfd_siginfo info;
+    while (run->phase != PHASE_DONE) {
+        ssize_t got = read(run->fds[SOURCE_SIGNALS], &info, sizeof info);
+        if (got == (ssize_t)sizeof info)
+            on_signal(run, &info);
+        else if (!(got < 0 && errno == EINTR))
+            return;
+    }
+}
+
+static void on_stop_port(struct run *run)
+{
+    char bytes[64];
+    unsigned grace;
+    for (;;) {
+        ssize_t got = read(run->fds[SOURCE_STOP], bytes, sizeof bytes);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return; /* Read empty, or the host is away; the next edge tells. */
+        for (ssize_t i = 0; i < got; i++) {
+            if (stop_line_add(&run->stop_line, bytes[i], &grace) && run->phase != PHASE_DONE)
+                stop_on_request(run, grace);
+        }
+    }
+}
+
+static void take_ports(struct run *run, int epoll)
+{
+    const struct ports *ports = run->mode->ports;
+    report_flush(run->mode->report);
+    run->fds[SOURCE_EVENTS] = ports->events;
+    run->fds[SOURCE_STOP] = ports->stop;
+    if (ports->stop < 0 || run->stop_watched)
+        return;
+    /* Level-triggered, a port whose host is away would be reported without end. */
+    run->stop_watched = watch(run, epoll, SOURCE_STOP, EPOLLIN | EPOLLET);
+    if (run->stop_watched)
+        on_stop_port(run);
+}
+
+static void dispatch(struct run *run, int epoll, enum source source)
+{
+    if (run->phase == PHASE_DONE || run->fds[source] < 0)
+        return; /* An event before this one in the same batch has closed it. */
+    switch (source) {
+    case SOURCE_SIGNALS:
+        on_signals(run);
+        break;
+    case SOURCE_GATE:
+        on_gate(run, epoll);
+        break;
+    case SOURCE_VERDICT:
+        if (run->phase == PHASE_GATE)
+            settle_agent(run);
+        else
+            settle_program(run);
+        break;
+    case SOURCE_STOP:
+        on_stop_port(run);
+        break;
+    case SOURCE_EVENTS:
+        ports_event(run->mode->ports);
+        take_ports(run, epoll);
+        break;
+    case SOURCES:
+        break;
+    }
+}
+
+static void loop(struct run *run, int epoll)
+{
+    while (run->phase != PHASE_DONE) {
+        struct epoll_event events[SOURCES];
+        int timeout = deadline_timeout(run->deadline);
+        int count = epoll_wait(epoll, events, SOURCES, timeout);
+        if (count < 0 && errno != EINTR)
+            finish(run, EXIT_GUEST_FAILED, "cannot wait for events: %s", strerror(errno));
+        for (int i = 0; i < count; i++)
+            dispatch(run, epoll, (enum source)events[i].data.u32);
+        if (run->phase != PHASE_DONE && deadline_timeout(run->deadline) == 0)
+            on_deadline(run);
+    }
+}
+
+sigset_t exec_mode_signals(void)
+{
+    sigset_t signals;
+    (void)sigemptyset(&signals);
+    const int wanted[] = {SIGCHLD, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGRTMIN + 4};
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
+        (void)sigaddset(&signals, wanted[i]);
+    return signals;
+}
+
+struct outcome exec_mode_run(const struct exec_mode *mode)
+{
+    struct run run = {.mode = mode,
+                      .phase = PHASE_GATE,
+                      .deadline = NO_DEADLINE,
+                      .kernel_log = -1,
+                      .fds = {-1, -1, -1, -1, -1}};
+    sigset_t signals = exec_mode_signals();
+    (void)sigemptyset(&run.early);
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    run.fds[SOURCE_SIGNALS] = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    run.fds[SOURCE_EVENTS] = mode->ports->events;
+    if (epoll < 0 || run.fds[SOURCE_SIGNALS] < 0)
+        finish(&run, EXIT_GUEST_FAILED, "cannot set up waiting for events: %s", strerror(errno));
+    else if (watch(&run, epoll, SOURCE_SIGNALS, EPOLLIN) && watch(&run, epoll, SOURCE_EVENTS, EPOLLIN))
+        take_ports(&run, epoll);
+    if (run.phase == PHASE_GATE && mode->config->agent)
+        start_agent(&run, epoll);
+    else if (run.phase == PHASE_GATE)
+        start_program(&run, epoll);
+    loop(&run, epoll);
+    forget(&run, SOURCE_SIGNALS);
+    forget(&run, SOURCE_GATE);
+    forget(&run, SOURCE_VERDICT);
+    close_fd(&run.kernel_log);
+    close_fd(&epoll);
+    free(run.environment);
+    return run.outcome;
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+/* hypeman-init: PID 1 of the initrd. Whatever happens, it ends with an exit report and the power off. */
+#include "bootid.h"
+#include "clock.h"
+#include "config.h"
+#include "devices.h"
+#include "execmode.h"
+#include "files.h"
+#include "mounts.h"
+#include "poweroff.h"
+#include "root.h"
+#include "spawn.h"
+#include "system.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct machine {
+    struct report report;
+    struct ports ports;
+    struct config config;
+    int initrd;
+    int agent_binary;
+    struct reason no_agent;
+};
+
+/* The agent stays in the initrd: it is executed by this fd, from whichever root. */
+static void keep_agent(struct machine *machine)
+{
+    machine->agent_binary = open("/hypeman-agent", O_PATH | O_CLOEXEC);
+    if (machine->agent_binary < 0)
+        (void)refuse(&machine->no_agent, "cannot open its binary: %s", strerror(errno));
+}
+
+static bool read_config(struct machine *machine, int64_t deadline, struct reason *why)
+{
+    char path[DEVICE_PATH_SIZE];
+    if (!boot_id_read(machine->report.boot))
+        return refuse(why, "the kernel command line has no hypeman.boot= of 32 hex digits");
+    crash_handlers_install(machine->report.boot);
+    if (!wait_for_device(find_block, "hypeman-config", path, deadline))
+        return refuse(why, "no block device with the serial hypeman-config came up");
+    return config_read(path, &machine->config, why);
+}
+
+/* Everything from power on to the switched root. */
+static bool boot(struct machine *machine, struct reason *why)
+{
+    struct report *report = &machine->report;
+    report_stage(report, "mounts");
+    if (!mounts_early(why))
+        return false;
+    system_protect();
+    power_off_prepare();
+    int64_t deadline = clock_ms() + DEVICE_WAIT_MS;
+    report_stage(report, "config");
+    if (!read_config(machine, deadline, why))
+        return false;
+    if (machine->config.mode == MODE_SYSTEMD)
+        return refuse(why, "mode systemd is not supported by this guest");
+    keep_agent(machine);
+    report_stage(report, "root");
+    if (!root_switch(deadline, &machine->initrd, why) || !mounts_root(why))
+        return false;
+    report_stage(report, "system");
+    return system_name(machine->config.name, why);
+}
+
+static struct outcome run(struct machine *machine)
+{
+    struct outcome outcome = {.code = EXIT_GUEST_FAILED};
+    if (!boot(machine, &outcome.why))
+        return outcome;
+    report_stage(&machine->report, "console");
+    report_console(&machine->report);
+    ports_open(&machine->ports);
+    const struct exec_mode mode = {.config = &machine->config,
+                                   .report = &machine->report,
+                                   .ports = &machine->ports,
+                                   .agent_binary = machine->agent_binary,
+                                   .no_agent = machine->no_agent,
+                                   .gate_ms = AGENT_GATE_MS};
+    return exec_mode_run(&mode);
+}
+
+int main(void)
+{
+    static struct machine machine = {
+        .report = {.console = -1, .boot = "00000000000000000000000000000000"},
+        .ports = {-1, -1, -1},
+        .initrd = -1,
+        .agent_binary = -1,
+    };
+    machine.report.port = &machine.ports.report;
+    sigset_t signals = exec_mode_signals();
+    (void)sigprocmask(SIG_SETMASK, &signals, NULL);
+    (void)umask(022);
+    struct outcome outcome = run(&machine);
+    if (machine.ports.report < 0 && machine.initrd < 0)
+        ports_open(&machine.ports); /* The boot failed before it got to them. */
+    report_exit(&machine.report, outcome.code, outcome.why.words);
+    power_off(machine.report.console, machine.initrd);
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "mounts.h"
+
+#include "files.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+struct mount_entry {
+    const char *type;
+    const char *target;
+    unsigned long flags;
+    const char *options;
+    bool needed; /* or only mounted if the kernel has it */
+};
+
+static const struct mount_entry early_mounts[] = {
+    {"proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true},
+    {"sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true},
+    {"devtmpfs", "/dev", MS_NOSUID, "mode=0755", true},
+};
+
+static const struct mount_entry root_mounts[] = {
+    {"proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true},
+    {"sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true},
+    {"devtmpfs", "/dev", MS_NOSUID, "mode=0755", true},
+    {"devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666", true},
+    {"tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777", true},
+    {"tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755", true},
+    {"cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, false},
+};
+
+/* devtmpfs has no links; programs and shells rely on these. */
+static const struct {
+    const char *target;
+    const char *link;
+} device_links[] = {
+    {"/proc/self/fd", "/dev/fd"},
+    {"/proc/self/fd/0", "/dev/stdin"},
+    {"/proc/self/fd/1", "/dev/stdout"},
+    {"/proc/self/fd/2", "/dev/stderr"},
+};
+
+static bool mount_all(const struct mount_entry *entries, size_t count, struct reason *why)
+{
+    for (const struct mount_entry *entry = entries; entry < entries + count; entry++) {
+        bool made = folder_make(entry->target, 0755);
+        if (made && mount(entry->type, entry->target, entry->type, entry->flags, entry->options) == 0)
+            continue;
+        if (entry->needed)
+            return refuse(why, "cannot %s %s: %s", made ? "mount" : "make the folder", entry->target,
+                          strerror(errno));
+    }
+    return true;
+}
+
+bool mounts_early(struct reason *why)
+{
+    return mount_all(early_mounts, sizeof early_mounts / sizeof early_mounts[0], why);
+}
+
+void mounts_early_leave(void)
+{
+    /* Best effort: one that stays is out of sight under the new root. */
+    for (size_t i = sizeof early_mounts / sizeof early_mounts[0]; i > 0; i--)
+        (void)umount2(early_mounts[i - 1].target, MNT_DETACH);
+}
+
+bool mounts_root(struct reason *why)
+{
+    if (!mount_all(root_mounts, sizeof root_mounts / sizeof root_mounts[0], why))
+        return false;
+    for (size_t i = 0; i < sizeof device_links / sizeof device_links[0]; i++) {
+        if (symlink(device_links[i].target, device_links[i].link) != 0 && errno != EEXIST)
+            return refuse(why, "cannot make the link %s: %s", device_links[i].link, strerror(errno));
+    }
+    return true;
+}

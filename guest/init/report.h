@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What init says: sentinels on the console and a copy on the report port. */
+#ifndef HYPEMAN_REPORT_H
+#define HYPEMAN_REPORT_H
+
+#include "sentinel.h"
+
+#include <stddef.h>
+
+enum { STAGES_MAX = 16, UNSENT_SIZE = 4096 };
+
+struct stage {
+    const char *name;
+    struct timespec start;
+    struct timespec end;
+};
+
+struct report {
+    int console;     /* -1 until report_console */
+    const int *port; /* where the port's fd stands, -1 in it until the port is open */
+    char boot[BOOT_ID_LENGTH + 1];
+    struct stage stages[STAGES_MAX];
+    size_t stage_count;
+    char unsent[UNSENT_SIZE]; /* said before the report port was open */
+    size_t unsent_size;
+};
+
+/* Open the console, without echo, output processing or flow control, waiting for it 10 s at most.
+ * Init keeps it open: the settings of this tty end with its last fd. */
+void report_console(struct report *report);
+
+/* A stage begins; the one before ends. They are only remembered, until report_stages writes them all. */
+void report_stage(struct report *report, const char *name);
+void report_stages(struct report *report);
+
+void report_program_start(struct report *report, const char *mode);
+void report_agent_ready(struct report *report);
+void report_exit(struct report *report, int code, const char *message);
+
+/* Send what was said before the report port was there. */
+void report_flush(struct report *report);
+
+#endif

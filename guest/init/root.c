@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "root.h"
+
+#include "devices.h"
+#include "files.h"
+#include "mounts.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#define IMAGE "/image"
+#define DISK "/disk"
+#define ROOT "/root"
+
+static bool mount_device(const char *serial, const char *target, const char *type, unsigned long flags,
+                         int64_t deadline, struct reason *why)
+{
+    char path[DEVICE_PATH_SIZE];
+    if (!wait_for_device(find_block, serial, path, deadline))
+        return refuse(why, "no block device with the serial %s came up", serial);
+    if (!folder_make(target, 0755))
+        return refuse(why, "cannot make the folder %s: %s", target, strerror(errno));
+    if (mount(path, target, type, flags, NULL) != 0)
+        return refuse(why, "cannot mount %s (%s) as %s: %s", serial, path, type, strerror(errno));
+    return true;
+}
+
+static bool mount_overlay(struct reason *why)
+{
+    /* The upper folder's mode becomes the mode of /. */
+    if (!folder_make(DISK "/upper", 0755) || !folder_make(DISK "/work", 0700) || !folder_make(ROOT, 0755))
+        return refuse(why, "cannot make the overlay's folders on hypeman-disk: %s", strerror(errno));
+    if (mount("overlay", ROOT, "overlay", 0,
+              "lowerdir=" IMAGE ",upperdir=" DISK "/upper,workdir=" DISK "/work") != 0)
+        return refuse(why, "cannot mount the overlay of image and disk: %s", strerror(errno));
+    return true;
+}
+
+bool root_switch(int64_t deadline, int *initrd, struct reason *why)
+{
+    if (!mount_device("hypeman-image", IMAGE, "erofs", MS_RDONLY, deadline, why) ||
+        !mount_device("hypeman-disk", DISK, "ext4", MS_NOATIME, deadline, why) || !mount_overlay(why))
+        return false;
+    *initrd = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (*initrd < 0)
+        return refuse(why, "cannot keep the initrd's root: %s", strerror(errno));
+    mounts_early_leave();
+    /* pivot_root cannot leave the initrd; this is what can, and nested containers can pivot_root in it. */
+    if (chdir(ROOT) != 0 || mount(".", "/", NULL, MS_MOVE, NULL) != 0 || chroot(".") != 0 || chdir("/") != 0)
+        return refuse(why, "cannot switch to the new root: %s", strerror(errno));
+    return true;
+}
+
+void root_leave(int initrd)
+{
+    if (initrd >= 0 && fchdir(initrd) == 0)
+        (void)mount(NULL, "." DISK, NULL, MS_REMOUNT | MS_RDONLY | MS_NOATIME, NULL);
+    sync();
+}

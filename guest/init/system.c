@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "system.h"
+
+#include "files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { NAME_MAX_LENGTH = 63 };
+
+/* Image builders leave these out, or empty. What has content is the image's own business. */
+static bool write_if_empty(const char *path, const char *text, struct reason *why)
+{
+    struct stat status;
+    if (stat(path, &status) == 0 && status.st_size > 0)
+        return true;
+    if (!folder_make("/etc", 0755) || !file_write(path, O_CREAT, text))
+        return refuse(why, "cannot write %s: %s", path, strerror(errno));
+    return true;
+}
+
+static void loopback_up(void)
+{
+    int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (control < 0)
+        return; /* A kernel without IPv4 has no 127.0.0.1 to bring up. */
+    struct ifreq request = {.ifr_name = "lo"};
+    if (ioctl(control, SIOCGIFFLAGS, &request) == 0) {
+        request.ifr_flags = (short)(request.ifr_flags | IFF_UP);
+        (void)ioctl(control, SIOCSIFFLAGS, &request);
+    }
+    close_fd(&control);
+}
+
+bool system_name(const char *name, struct reason *why)
+{
+    char hostname[NAME_MAX_LENGTH + 2];
+    char hosts[4 * NAME_MAX_LENGTH];
+    size_t length = strlen(name);
+    if (length == 0 || length > NAME_MAX_LENGTH || sethostname(name, length) != 0)
+        return refuse(why, "cannot set the host name \"%s\"", name);
+    (void)snprintf(hostname, sizeof hostname, "%s\n", name);
+    (void)snprintf(hosts, sizeof hosts, "127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost\n", name);
+    loopback_up();
+    return write_if_empty("/etc/hostname", hostname, why) && write_if_empty("/etc/hosts", hosts, why);
+}
+
+void system_protect(void)
+{
+    (void)file_write("/proc/self/oom_score_adj", 0, "-1000");
+}

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Deadlines: milliseconds of CLOCK_MONOTONIC; NO_DEADLINE never comes. */
+#ifndef HYPEMAN_CLOCK_H
+#define HYPEMAN_CLOCK_H
+
+#include <stdint.h>
+#include <time.h>
+
+#define NO_DEADLINE INT64_MAX
+
+int64_t clock_ms(void);
+struct timespec clock_boottime(void);
+struct timespec clock_realtime(void);
+
+/* What is left, as the timeout that poll and epoll_wait take: -1 for NO_DEADLINE, 0 once it has passed. */
+int deadline_timeout(int64_t deadline);
+
+#endif

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Start a process, and learn whether its exec worked without waiting for it. */
+#ifndef HYPEMAN_SPAWN_H
+#define HYPEMAN_SPAWN_H
+
+#include "identity.h"
+#include "reason.h"
+
+#include <sys/types.h>
+
+enum {
+    EXIT_GUEST_FAILED = 125,
+    EXIT_NOT_EXECUTABLE = 126,
+    EXIT_NOT_FOUND = 127,
+    EXIT_SIGNAL_BASE = 128,
+};
+
+struct spawn {
+    char *const *argv;        /* argv[0] is looked up in PATH of `environment` if it has no slash */
+    char *const *environment; /* NULL-ended, with PATH */
+    const char *folder;       /* working directory; must exist */
+    const struct identity *who;
+    int stdio[3];
+    int ready_fd; /* becomes fd 3 of the process, or -1 */
+    int binary;   /* an fd to execute instead of looking argv[0] up, or -1 */
+    const char *oom_score_adj;
+};
+
+struct spawned {
+    pid_t pid;
+    int verdict; /* readable, non-blocking, once exec has worked or failed: give it to spawn_settle */
+};
+
+enum spawn_state { SPAWN_PENDING, SPAWN_STARTED, SPAWN_FAILED };
+
+/* Fork a process in a session of its own. The caller's fds must be close-on-exec. False if there is no fork.
+ */
+bool spawn_start(const struct spawn *spawn, struct spawned *spawned, struct reason *why);
+
+/* What has become of the exec. SPAWN_FAILED gives the exit code (125, 126, 127) and the words. */
+enum spawn_state spawn_settle(int verdict, const struct spawn *spawn, int *code, struct reason *why);
+
+/* The wait status of a process as an exit code, and in words. */
+int exit_code(int status);
+void exit_words(int status, struct reason *words);
+
+/* A signal's name without SIG, or "signal N" in `text`. */
+const char *signal_name(int number, char text[24]);
+
+#endif
