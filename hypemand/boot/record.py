@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a run ended: the record that the unit leaves behind, and the rules by which it is judged.
+
+Pure, but for `load` and `store`. Written by the unit's ExecStopPost=, read by the daemon.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hypemand.sentinels import Exit
+from hypemand.state import Marker
+
+REQUESTED = "stopped on request"
+_SENTINEL = {Marker.PROGRAM: "HYPEMAN-PROGRAM-START", Marker.AGENT: "HYPEMAN-AGENT-READY"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The evidence at a run's end.
+
+    `result`, `exit_code` and `exit_status` are what systemd hands to ExecStopPost= (systemd.exec(5)).
+    `panic` and `vmm_words` are the last such lines; `stop_job`: systemd was asked to stop the unit.
+    """
+
+    result: str
+    exit_code: str
+    exit_status: str
+    report: Exit | None
+    missing: tuple[Marker, ...]
+    panic: str | None
+    vmm_words: str | None
+    stop_job: bool
+    stop_signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    """How a run ended. `code` None: nobody could tell. `status` is the exit status of ExecStopPost=, by
+    which systemd learns the program's result; 0 also where systemd knows of a failure by itself."""
+
+    boot: str
+    code: int | None
+    message: str
+    success: bool
+    status: int
+    ended_at: float
+
+
+def derive_exit_record(boot: str, ending: Ending, ended_at: float) -> ExitRecord:
+    """Judge a run."""
+    code, message, success = _judge(ending)
+    if success or ending.result != "success":
+        status = 0
+    else:
+        status = code or 1
+    return ExitRecord(boot, code, message, success, status, ended_at)
+
+
+def _judge(ending: Ending) -> tuple[int | None, str, bool]:
+    report = ending.report
+    if report is not None and ending.result != "timeout":
+        requested = report.message.startswith(REQUESTED) and report.code in (0, 128 + ending.stop_signal)
+        return report.code, report.message, report.code == 0 or requested
+    if ending.result == "timeout":
+        return None, _timeout_words(ending), False
+    if ending.panic is not None:
+        return None, ending.panic, False
+    if ending.stop_job and ending.result == "success":
+        return None, "stopped before the program had ended", True
+    return None, _vmm_words(ending), False
+
+
+def _timeout_words(ending: Ending) -> str:
+    if ending.missing:
+        names = " and ".join(_SENTINEL[marker] for marker in ending.missing)
+        words = f"boot timed out: {names} was not seen"
+        return f"{words} ({ending.panic})" if ending.panic else words
+    return "the guest did not power off in time and was ended by force"
+
+
+def _vmm_words(ending: Ending) -> str:
+    said = f": {ending.vmm_words}" if ending.vmm_words else ""
+    if ending.result == "oom-kill":
+        return "the VMM was killed because the unit's memory limit was reached"
+    if ending.exit_code in ("killed", "dumped"):
+        return f"the VMM was killed by {_signal_name(ending.exit_status)}"
+    if ending.exit_code == "exited" and ending.exit_status not in ("", "0"):
+        return f"the VMM failed with exit status {ending.exit_status}{said}"
+    if ending.result != "success":
+        return f"the unit ended with result {ending.result}{said}"
+    return "the guest powered off without an exit report"
+
+
+def _signal_name(status: str) -> str:
+    if status.isdigit():
+        try:
+            return signal.Signals(int(status)).name
+        except ValueError:
+            return f"signal {status}"
+    return status if status.startswith("SIG") else f"SIG{status}"
+
+
+def load_exit_record(path: Path) -> ExitRecord | None:
+    """The record of the last run; None when there is none or it cannot be read."""
+    try:
+        return ExitRecord(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def dump_exit_record(record: ExitRecord) -> str:
+    """The record as it stands in its file."""
+    return json.dumps(asdict(record)) + "\n"

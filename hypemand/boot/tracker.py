@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has been seen of one boot, from whichever witness said it first.
+
+Witnesses: the journal, the report port (a copy of the same lines), and the agent's HELLO. A line of
+another boot counts for nothing, wherever it stands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from hypemand.sentinels import AgentReady, Exit, ProgramStart, Sentinel, Stage, parse_sentinel
+from hypemand.state import Marker
+
+_MAX_STAGES = 64
+_MAX_FILE = 1024 * 1024
+
+
+class Moment(StrEnum):
+    """Points in time of a start, on the host's CLOCK_MONOTONIC."""
+
+    REQUESTED = "requested"  # the start was asked for
+    PREPARED = "prepared"  # disk and config disk are there
+    QUEUED = "queued"  # systemd has the job
+    VMM_STARTED = "vmm_started"  # systemd has spawned the VMM
+    AGENT_READY = "agent_ready"  # marker or HELLO seen
+    PROGRAM_STARTED = "program_started"  # marker seen
+    NOTIFIED = "notified"  # READY=1 sent
+    RUNNING = "running"  # the unit is active
+
+
+@dataclass(frozen=True, slots=True)
+class BootNotes:
+    """What was seen of a boot, as it is kept beside the VM's data. Times in seconds."""
+
+    boot: str
+    markers: frozenset[Marker] = frozenset()
+    exit: Exit | None = None
+    moments: Mapping[Moment, float] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def ready_ms(self) -> float | None:
+        """Milliseconds from the request to Running."""
+        start, end = self.moments.get(Moment.REQUESTED), self.moments.get(Moment.RUNNING)
+        return None if start is None or end is None else (end - start) * 1000
+
+
+class BootTracker:
+    """Takes evidence of one boot and remembers what it proves."""
+
+    def __init__(self, boot: str, notes: BootNotes | None = None) -> None:
+        notes = notes or BootNotes(boot)
+        self.boot = boot
+        self.exit = notes.exit
+        self._markers = set(notes.markers)
+        self._moments = dict(notes.moments)
+        self._stages = {stage.name: stage for stage in notes.stages}
+
+    def take_line(self, line: bytes, at: float) -> bool:
+        """A console line that was seen at `at` (CLOCK_MONOTONIC). True: it told something new."""
+        sentinel = parse_sentinel(line)
+        return sentinel is not None and sentinel.boot == self.boot and self._take(sentinel, at)
+
+    def _take(self, sentinel: Sentinel, at: float) -> bool:
+        match sentinel:
+            case ProgramStart():
+                return self._mark(Marker.PROGRAM, Moment.PROGRAM_STARTED, at)
+            case AgentReady():
+                return self.take_agent(at)
+            case Exit():
+                # the last report of the boot wins
+                changed = self.exit != sentinel
+                self.exit = sentinel
+                return changed
+            case Stage() if sentinel.name not in self._stages and len(self._stages) < _MAX_STAGES:
+                self._stages[sentinel.name] = sentinel
+                return True
+            case _:
+                return False
+
+    def take_agent(self, at: float) -> bool:
+        """The agent has shown itself, by its marker or by its HELLO."""
+        return self._mark(Marker.AGENT, Moment.AGENT_READY, at)
+
+    def _mark(self, marker: Marker, moment: Moment, at: float) -> bool:
+        if marker in self._markers:
+            return False
+        self._markers.add(marker)
+        self.set_moment(moment, at)
+        return True
+
+    def set_moment(self, moment: Moment, at: float) -> None:
+        """Note a point in time; the first one stays."""
+        self._moments.setdefault(moment, at)
+
+    def has(self, marker: Marker) -> bool:
+        """Was it seen?"""
+        return marker in self._markers
+
+    def is_ready(self, *, guest_agent: bool) -> bool:
+        """Is all there that Running needs?"""
+        return self.has(Marker.PROGRAM) and (not guest_agent or self.has(Marker.AGENT))
+
+    @property
+    def notes(self) -> BootNotes:
+        """What is known now."""
+        return BootNotes(
+            self.boot, frozenset(self._markers), self.exit, dict(self._moments), tuple(self._stages.values())
+        )
+
+
+def dump_notes(notes: BootNotes) -> bytes:
+    """The notes as they stand in their file."""
+    document = {
+        "boot": notes.boot,
+        "markers": sorted(notes.markers),
+        "exit": None if notes.exit is None else [notes.exit.code, notes.exit.message],
+        "moments": notes.moments,
+        "stages": [[stage.name, stage.start, stage.end] for stage in notes.stages],
+    }
+    return json.dumps(document).encode() + b"\n"
+
+
+def load_notes(path: Path, boot: str | None = None) -> BootNotes | None:
+    """Notes from their file; None when there are none, they are broken, or of another boot."""
+    try:
+        document = json.loads(path.read_bytes()[:_MAX_FILE])
+        notes = BootNotes(
+            boot=document["boot"],
+            markers=frozenset(Marker(word) for word in document["markers"]),
+            exit=None if document["exit"] is None else Exit(document["boot"], *document["exit"]),
+            moments={Moment(word): float(at) for word, at in document["moments"].items()},
+            stages=tuple(Stage(document["boot"], *stage) for stage in document["stages"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return notes if boot in (None, notes.boot) else None

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's command line for a VM: one concern a function, option and value on one line.
+
+The arguments become ExecStart= of the unit, where systemd replaces ``${INVOCATION_ID}``: that is how every
+start, also one that systemd makes alone, has a boot id of its own. All else has its `$` doubled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypemand.qemu.accel import AccelKind
+
+_TCG_BUFFER_MIB = 64
+_CONSOLE_WORDS = ("console=hvc0", "quiet", "panic=-1", "reboot=t")
+
+
+@dataclass(frozen=True, slots=True)
+class VmmFiles:
+    """Where everything of one VM stands."""
+
+    kernel: Path
+    initrd: Path
+    config: Path
+    image: Path
+    disk: Path
+    qmp: Path
+    agent: Path
+    report: Path
+    stop: Path
+
+
+@dataclass(frozen=True, slots=True)
+class VmmPlan:
+    """What QEMU is to run. Memory in bytes; `tsc_khz` None: not known; `hz` is the kernel's CONFIG_HZ."""
+
+    vm: str
+    vm_id: str
+    binary: Path
+    accel: AccelKind
+    memory: int
+    vcpus: int
+    tsc_khz: int | None
+    hz: int
+    files: VmmFiles
+
+
+def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
+    """The command line, ready for ExecStart=."""
+    arguments = [str(plan.binary)]
+    arguments += _machine(plan)
+    arguments += _isolation()
+    arguments += _boot(plan)
+    arguments += _console()
+    arguments += _ports(plan.files)
+    arguments += _disks(plan.files)
+    escaped = [argument.replace("$", "$$") for argument in arguments]
+    return (*escaped, "-append", _kernel_words(plan).replace("$", "$$") + " hypeman.boot=${INVOCATION_ID}")
+
+
+def memory_overhead(accel: AccelKind) -> int:
+    """Bytes that the VMM takes beside the guest's memory, with room to spare."""
+    mib = 128 if accel is AccelKind.KVM else 160 + _TCG_BUFFER_MIB
+    return mib * 1024 * 1024
+
+
+def _machine(plan: VmmPlan) -> list[str]:
+    # what a microVM does not need of the PC: no PIT, PIC or RTC emulation is touched under TCG, which
+    # cannot boot without them
+    kvm = plan.accel is AccelKind.KVM
+    return [
+        "-name", f"guest={plan.vm},debug-threads=on",
+        "-uuid", _uuid(plan.vm_id),
+        "-machine", "microvm,rtc=off,isa-serial=off" + (",pit=off,pic=off" if kvm else ""),
+        "-accel", "kvm" if kvm else f"tcg,thread=multi,tb-size={_TCG_BUFFER_MIB},split-wx=on",
+        "-cpu", "host" if kvm else "max",
+        "-smp", str(plan.vcpus),
+        "-m", f"{plan.memory // (1024 * 1024)}M",
+    ]  # fmt: skip
+
+
+def _uuid(vm_id: str) -> str:
+    return "-".join((vm_id[:8], vm_id[8:12], vm_id[12:16], vm_id[16:20], vm_id[20:]))
+
+
+def _isolation() -> list[str]:
+    return [
+        "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    ]  # fmt: skip
+
+
+def _boot(plan: VmmPlan) -> list[str]:
+    return ["-kernel", str(plan.files.kernel), "-initrd", str(plan.files.initrd)]
+
+
+def _kernel_words(plan: VmmPlan) -> str:
+    words = list(_CONSOLE_WORDS)
+    if plan.accel is AccelKind.TCG:
+        # without these a busy host makes the guest's timer calibration hang for ever
+        words += ["no_timer_check", "tsc=reliable"]
+        if plan.tsc_khz is not None:
+            words += [f"tsc_early_khz={plan.tsc_khz}", f"lpj={plan.tsc_khz * 1000 // plan.hz}"]
+    return " ".join(words)
+
+
+def _console() -> list[str]:
+    return [
+        "-chardev", "stdio,id=console,signal=off",
+        "-device", "virtio-serial-device,max_ports=8",
+        "-device", "virtconsole,chardev=console",
+    ]  # fmt: skip
+
+
+def _ports(files: VmmFiles) -> list[str]:
+    arguments = ["-qmp", f"unix:{_quote(files.qmp)},server=on,wait=off"]
+    for name, path in (("agent", files.agent), ("report", files.report), ("stop", files.stop)):
+        arguments += [
+            "-chardev", f"socket,id={name},path={_quote(path)},server=on,wait=off",
+            "-device", f"virtserialport,chardev={name},name=org.hypeman.{name}",
+        ]  # fmt: skip
+    return arguments
+
+
+def _disks(files: VmmFiles) -> list[str]:
+    arguments = []
+    for name, path, readonly in (
+        ("config", files.config, True),
+        ("image", files.image, True),
+        ("disk", files.disk, False),
+    ):
+        options = "readonly=on" if readonly else "discard=unmap"
+        arguments += [
+            "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}",
+            "-device", f"virtio-blk-device,drive={name},serial=hypeman-{name}",
+        ]  # fmt: skip
+    return arguments
+
+
+def _quote(path: Path) -> str:
+    """A path in an option list: a comma is doubled."""
+    return str(path).replace(",", ",,")

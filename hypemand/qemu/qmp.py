@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A QMP client: one connection, commands with deadlines, events handed on.
+
+The VMM is not trusted: it may have been taken over by its guest. Lines are bounded, what is not
+understood is dropped, and nothing it sends can do more than end the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypemand.state import QmpStatus
+
+_log = logging.getLogger(__name__)
+_LINE_LIMIT = 1024 * 1024
+ANSWER_DEADLINE = 0.5
+
+
+class QmpError(Exception):
+    """The VMM refused a command, answered nonsense, or is gone."""
+
+
+class QmpTimeout(QmpError):
+    """The VMM did not answer in time."""
+
+
+class Qmp:
+    """An open QMP session. Use `connect`; `close` when done."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_event: Callable[[str], None]
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._on_event = on_event
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._next_id = 1
+        self._task: asyncio.Task[None] | None = None
+        self.closed = asyncio.Event()
+
+    @classmethod
+    async def connect(cls, path: Path, on_event: Callable[[str], None], name: str) -> Qmp:
+        """Connect and negotiate. OSError while nothing listens yet; QmpError when it does not answer."""
+        reader, writer = await asyncio.open_unix_connection(str(path), limit=_LINE_LIMIT)
+        qmp = cls(reader, writer, on_event)
+        qmp._task = asyncio.create_task(qmp._read(), name=f"qmp {name}")
+        try:
+            await qmp.execute("qmp_capabilities", deadline=10.0)
+        except BaseException:
+            await qmp.close()
+            raise
+        return qmp
+
+    async def execute(self, command: str, *, deadline: float = ANSWER_DEADLINE) -> Any:
+        """Run a command without arguments and give back its `return`."""
+        if self.closed.is_set():
+            raise QmpError("the VMM has closed its QMP socket")
+        number = self._next_id
+        self._next_id += 1
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending[number] = answer
+        try:
+            self._writer.write(json.dumps({"execute": command, "id": number}).encode() + b"\n")
+            return await asyncio.wait_for(answer, deadline)
+        except TimeoutError:
+            raise QmpTimeout(f"the VMM did not answer {command} in {deadline:g} s") from None
+        except OSError as error:
+            raise QmpError(f"the VMM's QMP socket broke: {error.strerror}") from None
+        finally:
+            self._pending.pop(number, None)
+
+    async def query_status(self) -> QmpStatus:
+        """Run state of the VMM as evidence: never raises."""
+        try:
+            answer = await self.execute("query-status")
+        except QmpTimeout:
+            return QmpStatus.NO_ANSWER
+        except QmpError:
+            return QmpStatus.ABSENT
+        word = answer.get("status") if isinstance(answer, dict) else None
+        return QmpStatus.from_query_status(word) if isinstance(word, str) else QmpStatus.UNRECOGNISED
+
+    async def _read(self) -> None:
+        try:
+            while line := await self._reader.readline():
+                self._take(line)
+        except (OSError, ValueError) as error:
+            _log.warning("QMP: %s", error)
+        finally:
+            self.closed.set()
+            for answer in self._pending.values():
+                if not answer.done():
+                    answer.set_exception(QmpError("the VMM has closed its QMP socket"))
+
+    def _take(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(message, dict):
+            return
+        if isinstance(event := message.get("event"), str):
+            self._on_event(event)
+            return
+        number = message.get("id")
+        answer = self._pending.get(number) if isinstance(number, int) else None
+        if answer is None or answer.done():
+            return
+        if "return" in message:
+            answer.set_result(message["return"])
+        else:
+            failure = message.get("error")
+            words = failure.get("desc") if isinstance(failure, dict) else None
+            answer.set_exception(QmpError(str(words or "the VMM refused the command")[:500]))
+
+    async def close(self) -> None:
+        """End the session. The VMM goes on."""
+        self._writer.close()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task

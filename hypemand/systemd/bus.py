@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system bus, by sd-bus through pystemd.
+
+Two connections. Calls run on a thread of their own, since sd_bus_call(3) blocks; signals arrive on the
+event loop. Each is opened anew when the bus has gone away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from pystemd.dbusexc import DBusBaseError
+from pystemd.dbuslib import DBus, apply_signature, path_encode
+
+from hypemand.errors import HostNotReady
+
+_log = logging.getLogger(__name__)
+
+_BUS = (b"org.freedesktop.DBus", b"/org/freedesktop/DBus", b"org.freedesktop.DBus")
+_PROPERTIES = b"org.freedesktop.DBus.Properties"
+_GONE = {errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN}
+_CALL_DEADLINE = 30.0  # sd-bus itself gives up after 25 s
+_RECONNECT_FIRST, _RECONNECT_MOST = 0.1, 5.0
+
+
+class Argument(NamedTuple):
+    """One step of a message under construction, as pystemd takes it: a type's code and its value."""
+
+    code: int
+    value: Any
+
+
+def encode_arguments(signature: str, values: Sequence[Any]) -> list[Any]:
+    """Arguments of plain D-Bus types (no variants), e.g. ``encode_arguments("ss", ["name", "fail"])``."""
+    return list(apply_signature(signature.encode(), list(values))) if signature else []
+
+
+def encode_properties(properties: Sequence[tuple[str, str, Any]]) -> list[Any]:
+    """An ``a(sv)`` of (name, signature, value): what StartTransientUnit and SetUnitProperties take."""
+    steps: list[Any] = [Argument(ord("a"), b"(sv)")]
+    for name, signature, value in properties:
+        steps += [Argument(ord("r"), b"sv"), Argument(ord("s"), name.encode())]
+        steps += [Argument(ord("v"), signature.encode())]
+        steps += apply_signature(signature.encode(), [value])
+        steps += [Argument(-1, None), Argument(-1, None)]
+    steps.append(Argument(-1, None))
+    return steps
+
+
+def unit_path(unit: str) -> str:
+    """D-Bus object path of a unit of the system manager."""
+    return bytes(path_encode(b"/org/freedesktop/systemd1/unit", unit.encode())).decode()
+
+
+def decode(value: Any) -> Any:
+    """Bytes of a reply to text, in whatever they are nested."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, list):
+        return [decode(v) for v in value]
+    if isinstance(value, tuple):
+        return tuple(decode(v) for v in value)
+    if isinstance(value, dict):
+        return {decode(k): decode(v) for k, v in value.items()}
+    return value
+
+
+class BusError(HostNotReady):
+    """A call that failed. `number` is the errno of the answer, `gone` tells that the bus is not there."""
+
+    code = "bus_error"
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+        self.gone = number in _GONE
+
+
+class SystemBus:
+    """The system bus. Made on the event loop; `close` ends its thread and its connections."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bus")
+        self._calls: DBus | None = None
+        self._signals: DBus | None = None
+        self._signals_fd = -1
+        self._watches: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._reconnect: asyncio.TimerHandle | None = None
+        self._backoff = _RECONNECT_FIRST
+        self._on_reconnect: Callable[[], None] | None = None
+
+    async def call(self, service: str, path: str, member: str, arguments: list[Any]) -> Any:
+        """Call `member` (interface and method, dotted) of an object. Raises BusError."""
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._thread, self._call, service, path, member, arguments)
+        try:
+            return await asyncio.wait_for(work, _CALL_DEADLINE)
+        except TimeoutError:
+            raise BusError(f"{service} did not answer {member} in {_CALL_DEADLINE:.0f} s", errno.ETIMEDOUT) from None
+
+    async def get_property(self, service: str, path: str, name: str) -> Any:
+        """A property, its name dotted with its interface."""
+        interface, _, prop = name.rpartition(".")
+        get = f"{_PROPERTIES.decode()}.Get"
+        return await self.call(service, path, get, encode_arguments("ss", [interface, prop]))
+
+    def _call(self, service: str, path: str, member: str, arguments: list[Any]) -> Any:
+        interface, _, method = member.rpartition(".")
+        names = (service.encode(), path.encode(), interface.encode(), method.encode())
+        fresh = self._calls is None
+        bus = self._calls = self._calls or _open()
+        try:
+            return decode(bus.call_method(*names, arguments).body)
+        except DBusBaseError as error:
+            failure = _failure(error)
+        if failure.gone:
+            self._calls = None
+        if not failure.gone or fresh:
+            raise failure
+        return self._call(service, path, member, arguments)
+
+    def watch_properties(self, path: str, callback: Callable[[dict[str, Any]], None]) -> None:
+        """Call `callback` with the changed properties (invalidated ones: None) of a systemd object."""
+        self._watches[path] = callback
+        self._match("AddMatch", path)
+
+    def unwatch_properties(self, path: str) -> None:
+        """Undo watch_properties; a path that is not watched is no error."""
+        if self._watches.pop(path, None) is not None:
+            self._match("RemoveMatch", path)
+
+    def start_signals(self, on_reconnect: Callable[[], None]) -> None:
+        """Begin to receive signals. `on_reconnect` is called after a lost connection is back, when
+        signals may have been missed. Raises BusError when there is no bus now."""
+        self._on_reconnect = on_reconnect
+        self._connect_signals()
+
+    def _connect_signals(self) -> None:
+        bus = _open()
+        try:
+            manager = (b"org.freedesktop.systemd1", b"/org/freedesktop/systemd1", b"org.freedesktop.systemd1.Manager")
+            bus.call_method(*manager, b"Subscribe", [])
+        except DBusBaseError as error:
+            raise _failure(error) from None
+        self._signals = bus
+        self._signals_fd = bus.get_fd()
+        for path in self._watches:
+            self._match("AddMatch", path)
+        asyncio.get_running_loop().add_reader(self._signals_fd, self._receive)
+        self._receive()
+
+    def _match(self, method: str, path: str) -> None:
+        if self._signals is None:
+            return
+        rule = (
+            f"type='signal',sender='org.freedesktop.systemd1',path='{path}',"
+            f"interface='{_PROPERTIES.decode()}',member='PropertiesChanged'"
+        )
+        try:
+            self._signals.call_method(*_BUS, method.encode(), encode_arguments("s", [rule]))
+        except DBusBaseError as error:
+            self._lose(error)
+            return
+        # the call may have read signals off the socket into sd-bus's own queue
+        asyncio.get_running_loop().call_soon(self._receive)
+
+    def _receive(self) -> None:
+        while self._signals is not None:
+            try:
+                message = self._signals.process()
+                if message.is_empty():
+                    return
+                message.process_reply(True)
+            except DBusBaseError as error:
+                self._lose(error)
+                return
+            self._dispatch(decode(message.headers.get("Path")), decode(message.body))
+
+    def _dispatch(self, path: str | None, body: Any) -> None:
+        callback = self._watches.get(path or "")
+        if callback is None or not isinstance(body, list) or len(body) != 3:
+            return
+        _interface, changed, invalidated = body
+        properties = dict(changed) if isinstance(changed, dict) else {}
+        properties.update(dict.fromkeys(invalidated or []))
+        callback(properties)
+
+    def _lose(self, error: DBusBaseError) -> None:
+        _log.warning("lost the system bus: %s", _words(error))
+        asyncio.get_running_loop().remove_reader(self._signals_fd)
+        self._signals = None
+        self._retry()
+
+    def _retry(self) -> None:
+        self._reconnect = asyncio.get_running_loop().call_later(self._backoff, self._try_again)
+        self._backoff = min(self._backoff * 2, _RECONNECT_MOST)
+
+    def _try_again(self) -> None:
+        try:
+            self._connect_signals()
+        except BusError:
+            self._retry()
+            return
+        self._backoff = _RECONNECT_FIRST
+        if self._on_reconnect is not None:
+            self._on_reconnect()
+
+    def close(self) -> None:
+        """Let go of both connections. A call that is under way ends first."""
+        if self._reconnect is not None:
+            self._reconnect.cancel()
+        if self._signals is not None:
+            asyncio.get_running_loop().remove_reader(self._signals_fd)
+            self._signals.close()
+            self._signals = None
+        self._thread.shutdown(wait=True)
+        if self._calls is not None:
+            self._calls.close()
+            self._calls = None
+
+
+def _open() -> DBus:
+    bus = DBus()
+    try:
+        bus.open()
+    except DBusBaseError as error:
+        raise BusError(f"cannot reach the system bus: {_words(error)}", errno.ENOTCONN) from None
+    return bus
+
+
+def _words(error: DBusBaseError) -> str:
+    return str(decode(error.err_message)) if error.err_message else str(error)
+
+
+def _failure(error: DBusBaseError) -> BusError:
+    return BusError(_words(error), abs(error.errno))

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registration with systemd-machined, so that machinectl knows the VMs."""
+
+from __future__ import annotations
+
+import errno
+
+from hypemand.systemd.bus import BusError, SystemBus, encode_arguments
+
+_SERVICE = "org.freedesktop.machine1"
+_PATH = "/org/freedesktop/machine1"
+_REGISTER = "org.freedesktop.machine1.Manager.RegisterMachine"
+
+
+async def register_machine(bus: SystemBus, name: str, vm_id: str, leader: int) -> bool:
+    """Make a VM known under its name. The leader is the process that machinectl signals, and its cgroup
+    tells the unit. `vm_id` is 32 hex digits. False: there is no machined. Raises BusError otherwise."""
+    arguments = encode_arguments("sayssus", [name, bytes.fromhex(vm_id), "hypemand", "vm", leader, ""])
+    try:
+        await bus.call(_SERVICE, _PATH, _REGISTER, arguments)
+    except BusError as error:
+        if error.number == errno.EEXIST:
+            return True
+        # ServiceUnknown and friends: not installed, or masked
+        if error.number in (errno.EHOSTUNREACH, errno.ENOENT, errno.EHOSTDOWN, errno.ENXIO):
+            return False
+        raise
+    return True

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox of a VMM, as properties of its transient unit.
+
+One table of (property, D-Bus signature, value): what `systemd-analyze security` judges. A VMM needs its
+own files, its console and the CPU; with KVM also /dev/kvm. It has no capability, no network, no other
+process in view and no memory that is both writable and executable (TCG is run with split-wx for that).
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+Property = tuple[str, str, Any]
+
+_DENIED_CALLS = [
+    "@privileged",
+    "@resources",
+    "@mount",
+    "@swap",
+    "@reboot",
+    "@raw-io",
+    "@module",
+    "@debug",
+    "@clock",
+    "@obsolete",
+    "@cpu-emulation",
+]
+_ANY_ADDRESS = [(socket.AF_INET, bytes(4), 0), (socket.AF_INET6, bytes(16), 0)]
+
+_SANDBOX: tuple[Property, ...] = (
+    ("NoNewPrivileges", "b", True),
+    ("CapabilityBoundingSet", "t", 0),
+    ("AmbientCapabilities", "t", 0),
+    ("UMask", "u", 0o077),
+    ("ProtectSystem", "s", "strict"),
+    ("ProtectHome", "s", "yes"),
+    ("PrivateTmp", "b", True),
+    ("PrivateMounts", "b", True),
+    ("PrivateIPC", "b", True),
+    ("PrivateNetwork", "b", True),
+    ("PrivateUsers", "b", True),
+    ("RemoveIPC", "b", True),
+    ("ProtectProc", "s", "invisible"),
+    ("ProcSubset", "s", "pid"),
+    ("ProtectKernelTunables", "b", True),
+    ("ProtectKernelModules", "b", True),
+    ("ProtectKernelLogs", "b", True),
+    ("ProtectControlGroups", "b", True),
+    ("ProtectClock", "b", True),
+    ("ProtectHostname", "b", True),
+    ("LockPersonality", "b", True),
+    ("MemoryDenyWriteExecute", "b", True),
+    ("RestrictRealtime", "b", True),
+    ("RestrictSUIDSGID", "b", True),
+    ("RestrictNamespaces", "t", 0),
+    ("KeyringMode", "s", "private"),
+    ("SystemCallArchitectures", "as", ["native"]),
+    ("SystemCallErrorNumber", "i", 1),  # EPERM
+    ("SystemCallFilter", "(bas)", (True, ["@system-service"])),
+    ("SystemCallFilter", "(bas)", (False, _DENIED_CALLS)),
+    # QEMU's own -sandbox wants to install a further filter
+    ("SystemCallFilter", "(bas)", (True, ["seccomp"])),
+    ("RestrictAddressFamilies", "(bas)", (True, ["AF_UNIX"])),
+    ("IPAddressDeny", "a(iayu)", _ANY_ADDRESS),
+    ("LimitCORE", "t", 0),
+    ("LimitNOFILE", "t", 1024),
+    ("LimitMEMLOCK", "t", 0),
+    ("PrivateDevices", "b", True),
+    ("DevicePolicy", "s", "closed"),
+)
+
+_KVM: tuple[Property, ...] = (
+    ("BindPaths", "a(ssbt)", [("/dev/kvm", "/dev/kvm", False, 0)]),
+    ("DeviceAllow", "a(ss)", [("/dev/kvm", "rw")]),
+    ("SupplementaryGroups", "as", ["kvm"]),
+)
+
+
+def sandbox_properties(*, kvm: bool) -> list[Property]:
+    """The sandbox; `kvm`: with access to /dev/kvm."""
+    return [*_SANDBOX, *(_KVM if kvm else ())]
