@@ -66,3 +66,14 @@ class Definition:
     restart: Restart = Restart.NO
     tags: Mapping[str, str] = field(default_factory=_empty)
     unit: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class DefinitionDefaults:
+    """What holds for definitions that do not say; the host config may set it. Units as in Definition."""
+
+    memory: int = 1 * GIB
+    vcpus: int = 2
+    disk: int = 10 * GIB
+    boot_timeout: float | None = 90.0
+    stop_timeout: float | None = 30.0

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host config: /etc/hypemand/hypemand.yaml and its drop-ins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from hypemand.config.definition import MIB, DefinitionDefaults
+from hypemand.config.durations import parse_duration
+from hypemand.config.schema import find_problems, sort_problems
+from hypemand.config.sizes import parse_size
+from hypemand.config.source import Source, read_source
+from hypemand.errors import InvalidDefinition, Problem
+
+HOST_CONFIG = Path("/etc/hypemand/hypemand.yaml")
+# As for systemd's drop-ins: a file hides those of its name in the directories after it.
+DROPIN_DIRS = (
+    Path("/etc/hypemand/hypemand.yaml.d"),
+    Path("/run/hypemand/hypemand.yaml.d"),
+    Path("/usr/lib/hypemand/hypemand.yaml.d"),
+)
+
+
+class Accel(StrEnum):
+    """What runs the guest's CPUs."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPolicy:
+    """VMs together may have (host memory - `reserve` bytes) × `overcommit`."""
+
+    overcommit: float = 1.0
+    reserve: int = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """The validated host config, every default filled in. `uid_range`: first and last, both included."""
+
+    accel: Accel = Accel.AUTO
+    qemu: Path = Path("/usr/bin/qemu-system-x86_64")
+    kernel_dir: Path = Path("/usr/lib/hypemand/kernel")
+    guest_dir: Path = Path("/usr/lib/hypemand/guest")
+    image_dirs: tuple[Path, ...] = (Path("/usr/lib/hypemand/images"),)
+    state_dir: Path = Path("/var/lib/hypemand")
+    runtime_dir: Path = Path("/run/hypemand")
+    vm_dir: Path = Path("/etc/hypemand/vms.d")
+    uid_range: tuple[int, int] = (61184, 65519)
+    memory: MemoryPolicy = field(default_factory=MemoryPolicy)
+    defaults: DefinitionDefaults = field(default_factory=DefinitionDefaults)
+
+
+def load_host_config(path: Path = HOST_CONFIG, dropin_dirs: Sequence[Path] = DROPIN_DIRS) -> HostConfig:
+    """Read `path`, then the drop-ins by name; what comes later wins, key by key within mappings.
+
+    A missing file gives the defaults. Raises InvalidDefinition with the problems of all the files.
+    """
+    problems: list[Problem] = []
+    merged: dict[str, Any] = {}
+    for file in ([path] if os.path.lexists(path) else []) + find_dropins(dropin_dirs, problems):
+        try:
+            source = read_source(file)
+        except InvalidDefinition as error:
+            problems += error.problems
+            continue
+        if source.data is None:
+            continue
+        found = find_problems("host", source) or _find_range_problems(source)
+        if found:
+            problems += found
+        else:
+            merged = _merge(merged, source.data)
+    if problems:
+        raise InvalidDefinition(sort_problems(problems))
+    return _build(merged)
+
+
+def find_dropins(dropin_dirs: Sequence[Path], problems: list[Problem] | None = None) -> list[Path]:
+    """The drop-ins in the order in which they count. Directories that cannot be read go to `problems`."""
+    by_name: dict[str, Path] = {}
+    for folder in dropin_dirs:
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if problems is not None:
+                message = f"cannot be read: {error.strerror}"
+                problems.append(Problem(str(folder), 0, 0, "", message, "see to its owner and mode"))
+            continue
+        for name in names:
+            if name.endswith((".yaml", ".yml")) and not name.startswith((".", "#")):
+                by_name.setdefault(name, folder / name)
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def _find_range_problems(source: Source) -> list[Problem]:
+    data = source.data
+    first, last = data.get("uid_range", (0, 0)) if isinstance(data, Mapping) else (0, 0)
+    if first <= last:
+        return []
+    return [source.problem(("uid_range",), f"begins at {first}, after its end {last}", "write [first, last]")]
+
+
+def _merge(below: Mapping[str, Any], above: Any) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _build(data: Mapping[str, Any]) -> HostConfig:
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        match key:
+            case "accel":
+                values[key] = Accel(value)
+            case "image_dirs":
+                values[key] = tuple(Path(p) for p in value)
+            case "uid_range":
+                values[key] = (int(value[0]), int(value[1]))
+            case "memory":
+                values[key] = MemoryPolicy(**_convert(value))
+            case "defaults":
+                values[key] = DefinitionDefaults(**_convert(value))
+            case _:
+                values[key] = Path(value)
+    return HostConfig(**values)
+
+
+def _convert(data: Mapping[str, Any]) -> dict[str, Any]:
+    parsers = {
+        "memory": parse_size,
+        "disk": parse_size,
+        "reserve": parse_size,
+        "vcpus": int,
+        "boot_timeout": parse_duration,
+        "stop_timeout": parse_duration,
+        "overcommit": float,
+    }
+    return {key: parsers[key](value) for key, value in data.items()}

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain values to a Definition and back, whatever text they came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from hypemand.config.definition import Definition, DefinitionDefaults, Mode, Restart
+from hypemand.config.durations import format_duration, parse_duration
+from hypemand.config.names import NAME_RULE, is_name
+from hypemand.config.schema import find_problems, load_schema, sort_problems
+from hypemand.config.sizes import format_size, parse_size
+from hypemand.config.source import Path, Source
+from hypemand.config.unitprops import UnitKind, parse_unit_value
+from hypemand.errors import InvalidDefinition, Problem
+
+# What the config disk carries, less what the image's own environment may take.
+MAX_PROGRAM_BYTES = 960 * 1024
+# The kernel's limit for one string of execve(2), with its NUL.
+MAX_STRING_BYTES = 128 * 1024
+
+_NO_DEFAULTS = DefinitionDefaults()
+
+
+def parse_definition(
+    name: str, data: Mapping[str, object], defaults: DefinitionDefaults = _NO_DEFAULTS
+) -> Definition:
+    """A definition that came by the API. Raises InvalidDefinition; its problems have key paths, no places."""
+    return parse_source_definition(name, Source("", dict(data)), defaults)
+
+
+def parse_source_definition(
+    name: str, source: Source, defaults: DefinitionDefaults = _NO_DEFAULTS
+) -> Definition:
+    """The definition that stands in `source`. Raises InvalidDefinition with all problems, by place."""
+    problems = find_problems("vm", source)
+    problems += _find_name_problems(name, source)
+    if isinstance(source.data, Mapping):
+        taken = {p.key for p in problems}
+        problems += (p for p in _find_program_problems(source, source.data) if p.key not in taken)
+    if problems:
+        raise InvalidDefinition(sort_problems(problems))
+    data: dict[str, Any] = source.data  # type: ignore[assignment]
+    return _build(name, source, data, defaults)
+
+
+def _find_name_problems(name: str, source: Source) -> Iterator[Problem]:
+    if not is_name(name):
+        yield source.problem((), f"{name[:80]!r} cannot be the name of a VM", f"use {NAME_RULE}")
+    said = source.data.get("name") if isinstance(source.data, Mapping) else None
+    if isinstance(said, str) and is_name(said) and said != name:
+        yield source.problem(("name",), f"is {said}, but the VM is called {name}", "write the same, or remove it")
+
+
+def _find_program_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
+    """What the schema cannot say of argv and environment; passes over what has a wrong type."""
+    total = 0
+    for path, text in _program_strings(data):
+        try:
+            size = len(text.encode("utf-8")) + 1
+        except UnicodeEncodeError:
+            yield source.problem(path, "has half of a surrogate pair, which is no character", "remove it")
+            continue
+        total += size
+        if size > MAX_STRING_BYTES:
+            yield source.problem(path, f"has {size} bytes", f"use at most {MAX_STRING_BYTES - 1}, or a file")
+    if total > MAX_PROGRAM_BYTES:
+        hint = f"use at most {MAX_PROGRAM_BYTES} for entrypoint, cmd and env together, or a file"
+        yield source.problem((), f"entrypoint, cmd and env have {total} bytes", hint)
+    entrypoint, cmd = data.get("entrypoint"), data.get("cmd")
+    if entrypoint == [] and cmd == []:
+        yield source.problem(("cmd",), "leaves nothing to run, since entrypoint is empty too", "fill one of them")
+    for key in ("entrypoint",) if entrypoint else ("cmd",) if entrypoint == [] else ():
+        argv = data.get(key)
+        if isinstance(argv, list) and argv and argv[0] == "":
+            yield source.problem((key, 0), "is an empty name of a program", "write its name or path")
+
+
+def _program_strings(data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
+    for key in ("entrypoint", "cmd"):
+        argv = data.get(key)
+        for i, arg in enumerate(argv if isinstance(argv, list) else []):
+            if isinstance(arg, str):
+                yield (key, i), arg
+    env = data.get("env")
+    for name, value in env.items() if isinstance(env, Mapping) else ():
+        yield ("env", str(name)), f"{name}={value}"
+
+
+def _build(name: str, source: Source, data: dict[str, Any], defaults: DefinitionDefaults) -> Definition:
+    values: dict[str, Any] = {
+        "memory": defaults.memory,
+        "vcpus": defaults.vcpus,
+        "disk": defaults.disk,
+        "boot_timeout": defaults.boot_timeout,
+        "stop_timeout": defaults.stop_timeout,
+    }
+    for key, value in data.items():
+        values[key] = _convert(key, value, source)
+    values["name"] = name
+    return Definition(**values)
+
+
+def _convert(key: str, value: Any, source: Source) -> object:
+    """A valid value of the file as the dataclass has it."""
+    match key:
+        case "memory" | "disk":
+            return parse_size(int(value) if isinstance(value, float) else value)
+        case "boot_timeout" | "stop_timeout":
+            return parse_duration(value)
+        case "vcpus":
+            return int(value)
+        case "entrypoint" | "cmd":
+            return tuple(value)
+        case "mode":
+            return Mode(value)
+        case "restart":
+            return Restart(value)
+        case "env" | "tags":
+            return MappingProxyType({k: _text(v, (key, k), source) for k, v in value.items()})
+        case "unit":
+            rules = load_schema("vm")["properties"]["unit"]["properties"]
+            return MappingProxyType({k: parse_unit_value(rules[k]["x-unit"], v) for k, v in value.items()})
+        case _:
+            return value
+
+
+def _text(value: str | int | float, path: Path, source: Source) -> str:
+    """A text; a number as it was written: 1.10 stays 1.10."""
+    return value if isinstance(value, str) else source.texts.get(path, json.dumps(value))
+
+
+def definition_to_json(definition: Definition) -> dict[str, object]:
+    """Every key, in the schema's order and the shortest exact spelling; what is None is left out.
+
+    `parse_definition(d.name, definition_to_json(d))` gives `d` again.
+    """
+    rules = load_schema("vm")["properties"]
+    result: dict[str, object] = {}
+    for key, rule in rules.items():
+        value = getattr(definition, key)
+        if "x-size" in rule:
+            result[key] = format_size(value)
+        elif "x-duration" in rule:
+            result[key] = format_duration(value)
+        elif key == "unit":
+            result[key] = {k: _unit_to_json(rule["properties"][k]["x-unit"], v) for k, v in value.items()}
+        elif value is None:
+            continue
+        elif isinstance(value, Mapping):
+            result[key] = dict(value)
+        elif isinstance(value, tuple):
+            result[key] = list(value)
+        else:
+            result[key] = str(value) if isinstance(value, str) else value
+    return result
+
+
+def _unit_to_json(rule: Mapping[str, Any], words: tuple[str, ...]) -> object:
+    kind = UnitKind(rule["kind"])
+    if kind.is_list:
+        return list(words)
+    return int(words[0]) if kind is UnitKind.INTEGER else words[0]
