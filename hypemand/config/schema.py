@@ -17,12 +17,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypemand.config.durations import parse_duration
 from hypemand.config.sizes import format_size, parse_size
-from hypemand.config.source import Path, Source
+from hypemand.config.source import KeyPath, Source
 from hypemand.config.unitprops import parse_unit_value
 from hypemand.errors import Problem
 
@@ -45,7 +45,7 @@ _TYPE_WORDS = {
 @cache
 def load_schema(name: str) -> Schema:
     """`vm` or `host`."""
-    path = FilePath(__file__).with_name(f"{name}.schema.json")
+    path = Path(__file__).with_name(f"{name}.schema.json")
     schema: Schema = json.loads(path.read_text("utf-8"))
     return schema
 
@@ -53,7 +53,7 @@ def load_schema(name: str) -> Schema:
 def find_problems(name: str, source: Source) -> list[Problem]:
     """All that is wrong with `source.data` by the schema `name`, sorted by place."""
     schema = load_schema(name)
-    found: dict[tuple[Path, bool], Problem] = {}
+    found: dict[tuple[KeyPath, bool], Problem] = {}
     for error in _validator(name).iter_errors(source.data):
         for path, at_key, message, hint in _explain(error, schema):
             # One problem for one place: the first is the most telling, since `type` stands first in a key.
@@ -117,12 +117,12 @@ def _check_duration(rule: Schema, value: Any) -> None:
         raise ValueError(f"{value} is too short; write {rule['minimum']}s or more")
 
 
-_Finding = tuple[Path, bool, str, str]
+_Finding = tuple[KeyPath, bool, str, str]
 
 
 def _explain(error: ValidationError, schema: Schema) -> Iterator[_Finding]:
     """One error of jsonschema as path, is it the key that is wrong, what is wrong, what would be right."""
-    path: Path = tuple(error.absolute_path)
+    path: KeyPath = tuple(error.absolute_path)
     rules: Schema = error.schema  # type: ignore[assignment]
     value: Any = error.instance
     if error.validator == "additionalProperties":

@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import yaml
 
@@ -23,7 +23,7 @@ MAX_DEPTH = 32
 MAX_NODES = 100_000
 MAX_NUMBER = 100
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -43,11 +43,11 @@ class Source:
 
     file: str
     data: object
-    keys: Mapping[Path, Place] = field(default_factory=dict)
-    values: Mapping[Path, Place] = field(default_factory=dict)
-    texts: Mapping[Path, str] = field(default_factory=dict)
+    keys: Mapping[KeyPath, Place] = field(default_factory=dict)
+    values: Mapping[KeyPath, Place] = field(default_factory=dict)
+    texts: Mapping[KeyPath, str] = field(default_factory=dict)
 
-    def problem(self, path: Path, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
+    def problem(self, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
         """A problem with what stands at `path`. Without a place of its own, its nearest parent's."""
         key = format_path(path)
         places = (self.keys, self.values) if at_key else (self.values, self.keys)
@@ -61,7 +61,7 @@ class Source:
         )
 
 
-def format_path(path: Path) -> str:
+def format_path(path: KeyPath) -> str:
     """`env.PATH`, `cmd[2]`."""
     text = ""
     for part in path:
@@ -87,7 +87,7 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(_TAG + _tag, re.compile(f"^(?:{_pattern})$"), _first)  # type: ignore[no-untyped-call]
 
 
-def read_source(path: FilePath) -> Source:
+def read_source(path: Path) -> Source:
     """Read a YAML file. Raises InvalidDefinition, also when it cannot be read or is too large."""
     file = str(path)
     try:
@@ -105,7 +105,7 @@ def read_source(path: FilePath) -> Source:
     return parse_source(text, file)
 
 
-def _read_bytes(path: FilePath) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     # O_NONBLOCK: opening a FIFO must not wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as stream:
@@ -169,20 +169,20 @@ class _Reader:
     """Nodes to values. Goes on after a problem, so that all are found."""
 
     file: str
-    keys: dict[Path, Place] = field(default_factory=dict)
-    values: dict[Path, Place] = field(default_factory=dict)
-    texts: dict[Path, str] = field(default_factory=dict)
+    keys: dict[KeyPath, Place] = field(default_factory=dict)
+    values: dict[KeyPath, Place] = field(default_factory=dict)
+    texts: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     nodes: int = 0
 
-    def read(self, root: yaml.Node, path: Path, depth: int) -> object:
+    def read(self, root: yaml.Node, path: KeyPath, depth: int) -> object:
         """The value of the whole document."""
         try:
             return self._value(root, path, depth)
         except _TooMuch:
             return None
 
-    def _value(self, node: yaml.Node, path: Path, depth: int) -> object:
+    def _value(self, node: yaml.Node, path: KeyPath, depth: int) -> object:
         self.nodes += 1
         if self.nodes > MAX_NODES:
             self._stop(node, path, f"has more than {MAX_NODES} values", "use fewer, and fewer aliases")
@@ -197,7 +197,7 @@ class _Reader:
             return [self._value(item, (*path, i), depth + 1) for i, item in enumerate(node.value)]
         return self._scalar(node, path)
 
-    def _mapping(self, node: yaml.MappingNode, path: Path, depth: int) -> dict[str, object]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath, depth: int) -> dict[str, object]:
         if node.tag != _TAG + "map":
             self._say(node, path, f"has the tag {node.tag}, which is not known", "remove the tag")
         result: dict[str, object] = {}
@@ -217,7 +217,7 @@ class _Reader:
             result[key] = self._value(value_node, below, depth + 1)
         return result
 
-    def _scalar(self, node: yaml.Node, path: Path) -> object:
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> object:
         text = str(node.value)
         kind = node.tag.removeprefix(_TAG)
         if kind == "str":
@@ -238,13 +238,13 @@ class _Reader:
         self._say(node, path, f"has the tag {node.tag}, which does not fit here", "remove the tag")
         return None
 
-    def _say(self, node: yaml.Node, path: Path, message: str, hint: str) -> None:
+    def _say(self, node: yaml.Node, path: KeyPath, message: str, hint: str) -> None:
         place = _place(node)
         self.problems.append(
             Problem(self.file, place.line, place.column, format_path(path), message, hint)
         )
 
-    def _stop(self, node: yaml.Node, path: Path, message: str, hint: str) -> None:
+    def _stop(self, node: yaml.Node, path: KeyPath, message: str, hint: str) -> None:
         self._say(node, path, message, hint)
         raise _TooMuch
 

@@ -13,7 +13,7 @@ from hypemand.config.durations import format_duration, parse_duration
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.config.schema import find_problems, load_schema, sort_problems
 from hypemand.config.sizes import format_size, parse_size
-from hypemand.config.source import Path, Source
+from hypemand.config.source import KeyPath, Source
 from hypemand.config.unitprops import UnitKind, parse_unit_value
 from hypemand.errors import InvalidDefinition, Problem
 
@@ -79,7 +79,7 @@ def _find_program_problems(source: Source, data: Mapping[str, object]) -> Iterat
             yield source.problem((key, 0), "is an empty name of a program", "write its name or path")
 
 
-def _program_strings(data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
+def _program_strings(data: Mapping[str, object]) -> Iterator[tuple[KeyPath, str]]:
     for key in ("entrypoint", "cmd"):
         argv = data.get(key)
         for i, arg in enumerate(argv if isinstance(argv, list) else []):
@@ -128,7 +128,7 @@ def _convert(key: str, value: Any, source: Source) -> object:
             return value
 
 
-def _text(value: str | int | float, path: Path, source: Source) -> str:
+def _text(value: str | int | float, path: KeyPath, source: Source) -> str:
     """A text; a number as it was written: 1.10 stays 1.10."""
     return value if isinstance(value, str) else source.texts.get(path, json.dumps(value))
 
