@@ -100,7 +100,7 @@ _CODE = re.compile(rb"[0-9]{1,3}")
 _SECONDS = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _STAGE_NAME = re.compile(rb"[!-~]{1,%d}" % MAX_NAME)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# C0 controls and DEL are never on the wire inside a value; C1 controls are valid UTF-8 that a terminal may obey.
+# C0 controls and DEL never stand in a value on the wire; C1 controls are UTF-8 that a terminal may obey.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 

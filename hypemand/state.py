@@ -115,9 +115,7 @@ class QmpStatus(StrEnum):
 
 
 _QMP_WORDS = {
-    q.value: q
-    for q in QmpStatus
-    if q not in (QmpStatus.ABSENT, QmpStatus.NO_ANSWER, QmpStatus.UNRECOGNISED)
+    q.value: q for q in QmpStatus if q not in (QmpStatus.ABSENT, QmpStatus.NO_ANSWER, QmpStatus.UNRECOGNISED)
 }
 _NOT_STARTED = frozenset({QmpStatus.PRELAUNCH, QmpStatus.INMIGRATE, QmpStatus.RESTORE_VM})
 _HALTED = frozenset(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -36,7 +36,7 @@ class Accel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MemoryPolicy:
-    """VMs together may have (host memory - `reserve` bytes) × `overcommit`."""
+    """VMs together may have (host memory - `reserve` bytes) times `overcommit`."""
 
     overcommit: float = 1.0
     reserve: int = 256 * MIB
@@ -139,7 +139,8 @@ def _build(data: Mapping[str, Any]) -> HostConfig:
 
 
 def _convert(data: Mapping[str, Any]) -> dict[str, Any]:
-    parsers = {
+    """Values of the nested mappings as the dataclasses have them."""
+    parsers: dict[str, Callable[[Any], object]] = {
         "memory": parse_size,
         "disk": parse_size,
         "reserve": parse_size,

@@ -18,16 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hypemand.config.durations import parse_duration
 from hypemand.config.sizes import format_size, parse_size
 from hypemand.config.source import KeyPath, Source
 from hypemand.config.unitprops import parse_unit_value
 from hypemand.errors import Problem
-
-if TYPE_CHECKING:
-    from jsonschema import ValidationError
 
 Schema = Mapping[str, Any]
 
@@ -52,10 +49,9 @@ def load_schema(name: str) -> Schema:
 
 def find_problems(name: str, source: Source) -> list[Problem]:
     """All that is wrong with `source.data` by the schema `name`, sorted by place."""
-    schema = load_schema(name)
     found: dict[tuple[KeyPath, bool], Problem] = {}
     for error in _validator(name).iter_errors(source.data):
-        for path, at_key, message, hint in _explain(error, schema):
+        for path, at_key, message, hint in _explain(error):
             # One problem for one place: the first is the most telling, since `type` stands first in a key.
             found.setdefault((path, at_key), source.problem(path, message, hint, at_key=at_key))
     return sort_problems(found.values())
@@ -76,13 +72,14 @@ def _validator(name: str) -> Any:
         "x-duration": _keyword(_check_duration),
         "x-unit": _keyword(parse_unit_value),
     }
-    return validators.extend(Draft7Validator, keywords)(load_schema(name))
+    extend: Any = validators.extend
+    return extend(Draft7Validator, keywords)(load_schema(name))
 
 
-def _keyword(check: Callable[[Any, Any], object]) -> Callable[..., Iterator[ValidationError]]:
+def _keyword(check: Callable[[Any, Any], object]) -> Callable[..., Iterator[Exception]]:
     """A schema keyword from a function that raises ValueError. Silent where the type is wrong already."""
 
-    def validate(validator: Any, rule: Any, value: Any, schema: Schema) -> Iterator[ValidationError]:
+    def validate(validator: Any, rule: Any, value: Any, schema: Schema) -> Iterator[Exception]:
         from jsonschema import ValidationError
 
         if not _has_type(validator, value, schema["type"]):
@@ -106,7 +103,9 @@ def _check_size(rule: Schema, value: Any) -> None:
         kind = "small" if size < low else "large"
         raise ValueError(f"{value} is too {kind}; write {format_size(low)} to {format_size(high)}")
     if size % multiple:
-        raise ValueError(f"{value} is not a multiple of {format_size(multiple)}; write for example {rule['minimum']}")
+        raise ValueError(
+            f"{value} is not a multiple of {format_size(multiple)}; write for example {rule['minimum']}"
+        )
 
 
 def _check_duration(rule: Schema, value: Any) -> None:
@@ -120,10 +119,10 @@ def _check_duration(rule: Schema, value: Any) -> None:
 _Finding = tuple[KeyPath, bool, str, str]
 
 
-def _explain(error: ValidationError, schema: Schema) -> Iterator[_Finding]:
+def _explain(error: Any) -> Iterator[_Finding]:
     """One error of jsonschema as path, is it the key that is wrong, what is wrong, what would be right."""
     path: KeyPath = tuple(error.absolute_path)
-    rules: Schema = error.schema  # type: ignore[assignment]
+    rules: Schema = error.schema
     value: Any = error.instance
     if error.validator == "additionalProperties":
         for key in value:
@@ -146,7 +145,7 @@ def _unknown_key(key: str, rules: Schema) -> tuple[str, str]:
     known = sorted(rules["properties"])
     message = str(rules.get("x-unknown", "is not known"))
     lower = {k.lower(): k for k in known}
-    close = get_close_matches(key.lower().replace("-", "_"), lower, n=1, cutoff=0.6)
+    close = get_close_matches(key.lower().replace("-", "_"), lower, n=1, cutoff=0.7)
     if close:
         return message, f"did you mean {lower[close[0]]}?"
     return message, f"the keys here are {', '.join(known)}"
@@ -187,6 +186,8 @@ def _what_is_right(rules: Schema, value: Any) -> str:
         return f"write {_YES_NO[value.lower()]}"
     if isinstance(value, str) and rules.get("type") in ("integer", "number") and _is_number(value):
         return f"write {value.strip()} without quotes"
+    if isinstance(value, bool | int | float) and rules.get("type") == "string":
+        return f'quote it: "{json.dumps(value)}"'
     if "minimum" in rules and "maximum" in rules:
         return f"write {rules['minimum']} to {rules['maximum']}"
     if "x-want" in rules:

@@ -14,7 +14,7 @@ SIZE_PATTERN = r"^\s*[0-9]{1,18}(\.[0-9]{1,9})?\s*([KkMmGgTtPp]([Ii]?[Bb]|[Ii])?
 MAX_SIZE = 2**60
 
 _SIZE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,9}))?\s*(?:([KMGTP])(?:I?B|I)?|B)?", re.IGNORECASE)
-_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+_POWERS: dict[str, int] = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
 def parse_size(value: str | int) -> int:
@@ -29,8 +29,8 @@ def parse_size(value: str | int) -> int:
     if found is None:
         raise ValueError(f"{text[:40]!r} is not a size; write {SIZE_EXAMPLES}")
     fraction = found[2] or ""
-    scaled = int(found[1] + fraction) * 1024 ** _POWERS[(found[3] or "").upper()]
-    size, rest = divmod(scaled, 10 ** len(fraction))
+    unit = 1 << 10 * _POWERS[(found[3] or "").upper()]
+    size, rest = divmod(int(found[1] + fraction) * unit, int("1" + "0" * len(fraction)))
     if rest:
         raise ValueError(f"{text!r} is not a whole number of bytes; write {SIZE_EXAMPLES}")
     if size > MAX_SIZE:
@@ -41,7 +41,7 @@ def parse_size(value: str | int) -> int:
 def format_size(size: int) -> str:
     """The shortest exact spelling: `512M`, `10G`, `1000`. parse_size reads it back to the same number."""
     for suffix in ("P", "T", "G", "M", "K"):
-        unit: int = 1024 ** _POWERS[suffix]
+        unit = 1 << 10 * _POWERS[suffix]
         if size >= unit and size % unit == 0:
             return f"{size // unit}{suffix}"
     return str(size)

@@ -84,7 +84,7 @@ for _tag, _pattern, _first in (
     ("int", _INT.pattern, list("-+0123456789")),
     ("float", _FLOAT.pattern, list("-+.0123456789")),
 ):
-    _Loader.add_implicit_resolver(_TAG + _tag, re.compile(f"^(?:{_pattern})$"), _first)  # type: ignore[no-untyped-call]
+    _Loader.add_implicit_resolver(_TAG + _tag, re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def read_source(path: Path) -> Source:
@@ -93,7 +93,9 @@ def read_source(path: Path) -> Source:
     try:
         data = _read_bytes(path)
     except OSError as error:
-        raise _invalid(file, f"cannot be read: {error.strerror}", "see to its owner, mode and kind") from error
+        raise _invalid(
+            file, f"cannot be read: {error.strerror}", "see to its owner, mode and kind"
+        ) from error
     if len(data) > MAX_BYTES:
         raise _invalid(file, f"is larger than {MAX_BYTES} bytes", "write less than 1 MiB")
     try:
@@ -130,7 +132,9 @@ def parse_source(text: str, file: str) -> Source:
         before = text[: error.position]
         place = Place(before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
         message = f"has the character U+{ord(text[error.position]):04X}, which YAML does not allow"
-        raise _invalid(file, message, "remove it, or write it as an escape in double quotes", place) from error
+        raise _invalid(
+            file, message, "remove it, or write it as an escape in double quotes", place
+        ) from error
     except RecursionError as error:
         raise _invalid(file, "is nested too deeply", f"use at most {MAX_DEPTH} levels") from error
     reader = _Reader(file)
@@ -240,9 +244,7 @@ class _Reader:
 
     def _say(self, node: yaml.Node, path: KeyPath, message: str, hint: str) -> None:
         place = _place(node)
-        self.problems.append(
-            Problem(self.file, place.line, place.column, format_path(path), message, hint)
-        )
+        self.problems.append(Problem(self.file, place.line, place.column, format_path(path), message, hint))
 
     def _stop(self, node: yaml.Node, path: KeyPath, message: str, hint: str) -> None:
         self._say(node, path, message, hint)

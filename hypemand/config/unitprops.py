@@ -72,7 +72,12 @@ def parse_unit_value(rule: Mapping[str, Any], value: object) -> tuple[str, ...]:
 
 def _parse_list(kind: UnitKind, value: object) -> tuple[str, ...]:
     items = value if isinstance(value, list | tuple) else [value]
-    words = [word for item in items for word in re.split(r"[\s,]+" if kind is UnitKind.CPUS else r"\s+", str(item)) if word]
+    words = [
+        word
+        for item in items
+        for word in re.split(r"[\s,]+" if kind is UnitKind.CPUS else r"\s+", str(item))
+        if word
+    ]
     if not words:
         raise ValueError("is empty; write at least one word, or remove the line")
     if len(words) > MAX_WORDS:
@@ -85,11 +90,15 @@ def _parse_list(kind: UnitKind, value: object) -> tuple[str, ...]:
 def _check_word(kind: UnitKind, word: str) -> None:
     shown = repr(word[:80])
     if kind is UnitKind.UNITS and (_UNIT_NAME.fullmatch(word) is None or len(word) > 255):
-        raise ValueError(f"{shown} is not the name of a unit; write it with its type, for example nginx.service")
+        raise ValueError(
+            f"{shown} is not the name of a unit; write it with its type, for example nginx.service"
+        )
     if kind is UnitKind.PATHS and _PATH.fullmatch(word) is None:
         raise ValueError(f"{shown} is not an absolute path; write for example /srv/data")
     if kind is UnitKind.URIS and _URI.fullmatch(word) is None:
-        raise ValueError(f"{shown} is not a reference; begin it with https://, http://, file:/, info: or man:")
+        raise ValueError(
+            f"{shown} is not a reference; begin it with https://, http://, file:/, info: or man:"
+        )
     if kind is UnitKind.CPUS:
         found = _CPUS.fullmatch(word)
         if found is None or not int(found[1]) <= int(found[2] or found[1]) <= MAX_CPU:
@@ -120,7 +129,9 @@ def _parse_limit(value: object) -> str:
     try:
         return str(parse_size(text))
     except ValueError:
-        raise ValueError(f"{text[:40]!r} is not a limit; write a size as 512M, a share as 80%, or infinity") from None
+        raise ValueError(
+            f"{text[:40]!r} is not a limit; write a size as 512M, a share as 80%, or infinity"
+        ) from None
 
 
 def _parse_text(text: str) -> str:

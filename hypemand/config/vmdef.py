@@ -52,7 +52,9 @@ def _find_name_problems(name: str, source: Source) -> Iterator[Problem]:
         yield source.problem((), f"{name[:80]!r} cannot be the name of a VM", f"use {NAME_RULE}")
     said = source.data.get("name") if isinstance(source.data, Mapping) else None
     if isinstance(said, str) and is_name(said) and said != name:
-        yield source.problem(("name",), f"is {said}, but the VM is called {name}", "write the same, or remove it")
+        yield source.problem(
+            ("name",), f"is {said}, but the VM is called {name}", "write the same, or remove it"
+        )
 
 
 def _find_program_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
@@ -72,7 +74,9 @@ def _find_program_problems(source: Source, data: Mapping[str, object]) -> Iterat
         yield source.problem((), f"entrypoint, cmd and env have {total} bytes", hint)
     entrypoint, cmd = data.get("entrypoint"), data.get("cmd")
     if entrypoint == [] and cmd == []:
-        yield source.problem(("cmd",), "leaves nothing to run, since entrypoint is empty too", "fill one of them")
+        yield source.problem(
+            ("cmd",), "leaves nothing to run, since entrypoint is empty too", "fill one of them"
+        )
     for key in ("entrypoint",) if entrypoint else ("cmd",) if entrypoint == [] else ():
         argv = data.get(key)
         if isinstance(argv, list) and argv and argv[0] == "":

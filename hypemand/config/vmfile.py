@@ -70,7 +70,9 @@ def load_vm_dir(path: Path = VM_DIR, defaults: DefinitionDefaults | None = None)
             broken.add(file.stem)
     for name, twice in _find_twice(files).items():
         both = " and ".join(str(file) for file in twice)
-        problems.append(Problem(str(twice[-1]), 0, 0, "", f"{name} is defined in {both}", "remove one of them"))
+        problems.append(
+            Problem(str(twice[-1]), 0, 0, "", f"{name} is defined twice, in {both}", "remove one of them")
+        )
         broken.add(name)
     good = {name: d for name, d in definitions.items() if name not in broken}
     return VmDir(MappingProxyType(good), tuple(sort_problems(problems)), frozenset(broken))
