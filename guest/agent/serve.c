@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "serve.h"
+
+#include "bytes.h"
+#include "files.h"
+#include "records.h"
+#include "stream.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum {
+    STREAMS_MAX = 64,
+    EVENTS_MAX = 32,
+    GRACE_MAX = 86400,
+    SIGNAL_MAX = 64,
+    DATA_PORT = STREAMS_MAX * STREAM_SOURCES,
+    DATA_SIGNALS,
+};
+
+struct agent {
+    const struct server *server;
+    int epoll;
+    int signals;
+    bool connected;
+    bool greeted; /* the host's HELLO is in */
+    bool refused; /* an ERROR was sent: nothing more is read until the host leaves */
+    bool readable;
+    bool ended;
+    struct inbox in;
+    struct outbox out;
+    struct stream streams[STREAMS_MAX];
+};
+
+static void discard_streams(struct agent *agent)
+{
+    for (size_t i = 0; i < STREAMS_MAX; i++) {
+        if (agent->streams[i].state != STREAM_FREE)
+            stream_discard(&agent->streams[i]);
+    }
+}
+
+static void send_records(struct agent *agent, uint8_t type, const char *records, size_t size)
+{
+    outbox_put(&agent->out, (struct frame_header){.length = (uint32_t)size, .type = type}, records);
+}
+
+static void send_hello(struct agent *agent)
+{
+    char records[128];
+    size_t used = 0;
+    (void)records_put(records, sizeof records, &used, "version", "1");
+    (void)records_put(records, sizeof records, &used, "boot", agent->server->boot);
+    (void)records_put(records, sizeof records, &used, "agent", AGENT_VERSION);
+    send_records(agent, FRAME_HELLO, records, used);
+}
+
+/* The end of this connection, as far as the agent goes. */
+static void refuse_host(struct agent *agent, const char *code, const char *message)
+{
+    char records[256];
+    size_t used = 0;
+    (void)records_put(records, sizeof records, &used, "code", code);
+    (void)records_put(records, sizeof records, &used, "message", message);
+    send_records(agent, FRAME_ERROR, records, used);
+    discard_streams(agent);
+    agent->refused = true;
+}
+
+static void connect_host(struct agent *agent)
+{
+    discard_streams(agent);
+    agent->out.start = 0;
+    agent->out.end = 0;
+    agent->connected = true;
+    agent->greeted = false;
+    agent->refused = false;
+    send_hello(agent);
+}
+
+static void disconnect_host(struct agent *agent)
+{
+    discard_streams(agent);
+    agent->out.start = 0;
+    agent->out.end = 0;
+    inbox_drop(&agent->in);
+    agent->connected = false;
+    agent->greeted = false;
+    agent->refused = false;
+}
+
+static struct stream *find_stream(struct agent *agent, uint32_t id)
+{
+    for (size_t i = 0; i < STREAMS_MAX; i++) {
+        if (agent->streams[i].state != STREAM_FREE && agent->streams[i].id == id)
+            return &agent->streams[i];
+    }
+    return NULL;
+}
+
+/* --- frames --- */
+
+static const char *record_value(const char *records, size_t size, const char *key)
+{
+    size_t offset = 0;
+    struct record record;
+    while (records_next(records, size, &offset, &record)) {
+        if (record_is(&record, key))
+            return record.value;
+    }
+    return NULL;
+}
+
+static void on_hello(struct agent *agent, const char *records, size_t size)
+{
+    const char *version = record_value(records, size, "version");
+    const char *boot = record_value(records, size, "boot");
+    /* A second one: the host has left and come back faster than this end could see. */
+    if (agent->greeted)
+        connect_host(agent);
+    if (version == NULL || strcmp(version, "1") != 0)
+        refuse_host(agent, "version", "this agent knows protocol version 1 only");
+    else if (boot == NULL || strcmp(boot, agent->server->boot) != 0)
+        refuse_host(agent, "boot", "HELLO names another boot than this one");
+    else
+        agent->greeted = true;
+}
+
+static void on_exec(struct agent *agent, uint32_t id, const char *records, size_t size)
+{
+    if (id == 0 || find_stream(agent, id) != NULL) {
+        refuse_host(agent, "stream", "EXEC on a stream that is in use");
+        return;
+    }
+    for (uint32_t i = 0; i < STREAMS_MAX; i++) {
+        if (agent->streams[i].state == STREAM_FREE) {
+            stream_start(&agent->streams[i], id, records, size, agent->epoll, i);
+            return;
+        }
+    }
+    static const char busy[] = "code=125\0message=too many programs are executed at once; 64 is the limit";
+    outbox_put(&agent->out, (struct frame_header){.length = sizeof busy, .stream = id, .type = FRAME_EXIT},
+               busy);
+}
+
+static void on_shutdown(struct agent *agent, const char *records, size_t size)
+{
+    const char *text = record_value(records, size, "grace");
+    unsigned long grace;
+    if (text == NULL || !parse_number(text, GRACE_MAX, &grace)) {
+        refuse_host(agent, "protocol", "SHUTDOWN without a grace of 0 to 86400 seconds");
+        return;
+    }
+    if (sigqueue(agent->server->init, SIGRTMIN + 4, (union sigval){.sival_int = (int)grace}) != 0)
+        refuse_host(agent, "shutdown", "PID 1 cannot be told to power off");
+}
+
+static void on_ping(struct agent *agent, const struct frame_header *header, const uint8_t *payload)
+{
+    if (header->length > FRAME_PING_MAX)
+        refuse_host(agent, "protocol", "PING of more than 64 bytes");
+    else
+        outbox_put(&agent->out, (struct frame_header){.length = header->length, .type = FRAME_PONG}, payload);
+}
+
+/* DATA, CREDIT, SIGNAL, CLOSE. One for a stream that is over was under way when it ended: no fault. */
+static void on_stream_frame(struct agent *agent, const struct frame_header *header, const uint8_t *payload)
+{
+    struct stream *stream = find_stream(agent, header->stream);
+    bool numeric = header->type == FRAME_CREDIT || header->type == FRAME_SIGNAL;
+    if (numeric && header->length != 4) {
+        refuse_host(agent, "protocol", "CREDIT or SIGNAL that is not one number");
+        return;
+    }
+    if (stream == NULL || stream->closed)
+        return;
+    uint32_t number = numeric ? get_le32(payload) : 0;
+    if (header->type == FRAME_CLOSE)
+        stream_close(stream);
+    else if (header->type == FRAME_SIGNAL && (number == 0 || number > SIGNAL_MAX))
+        refuse_host(agent, "protocol", "SIGNAL with a number that is none");
+    else if (header->type == FRAME_SIGNAL)
+        stream_signal(stream, (int)number);
+    else if (header->type == FRAME_CREDIT && !stream_credit(stream, header->channel, number))
+        refuse_host(agent, "credit", "more credit than the window");
+    else if (header->type == FRAME_DATA &&
+             (header->channel != CHANNEL_STDIN || !stream_input(stream, payload, header->length)))
+        refuse_host(agent, "credit", "DATA beyond its credit, after its end, or not on stdin");
+}
+
+static void on_frame(struct agent *agent, const struct frame_header *header, const uint8_t *payload)
+{
+    const char *records = (const char *)payload;
+    bool has_records =
+        header->type == FRAME_HELLO || header->type == FRAME_EXEC || header->type == FRAME_SHUTDOWN;
+    if (!agent->greeted && header->type != FRAME_HELLO) {
+        refuse_host(agent, "protocol", "the first frame is not HELLO");
+        return;
+    }
+    if (has_records && !records_valid(records, header->length)) {
+        refuse_host(agent, "protocol", "records that cannot be read");
+        return;
+    }
+    switch (header->type) {
+    case FRAME_HELLO:
+        on_hello(agent, records, header->length);
+        break;
+    case FRAME_PING:
+        on_ping(agent, header, payload);
+        break;
+    case FRAME_EXEC:
+        on_exec(agent, header->stream, records, header->length);
+        break;
+    case FRAME_SHUTDOWN:
+        on_shutdown(agent, records, header->length);
+        break;
+    case FRAME_DATA:
+    case FRAME_CREDIT:
+    case FRAME_SIGNAL:
+    case FRAME_CLOSE:
+        on_stream_frame(agent, header, payload);
+        break;
+    case FRAME_ERROR:
+        discard_streams(agent);
+        agent->refused = true;
+        break;
+    default:
+        refuse_host(agent, "protocol", "a frame of a type that the host does not send");
+        break;
+    }
+}
+
+/* --- the loop --- */
+
+/* Read and answer while the outbox has room for an answer. True if anything came. */
+static bool pump_port(struct agent *agent)
+{
+    bool moved = false;
+    while (agent->readable && outbox_room(&agent->out) >= OUTBOX_RESERVE) {
+        if (!inbox_fill(&agent->in, agent->server->port)) {
+            agent->readable = false;
+            break;
+        }
+        moved = true;
+        struct frame_header header;
+        enum inbox_state state = agent->refused ? INBOX_PARTIAL : inbox_frame(&agent->in, &header);
+        if (state == INBOX_BROKEN)
+            refuse_host(agent, "protocol", "a header that is none");
+        else if (state == INBOX_FRAME)
+            on_frame(agent, &header, agent->in.bytes + FRAME_HEADER_SIZE);
+        if (state != INBOX_PARTIAL || agent->refused)
+            inbox_drop(&agent->in);
+    }
+    return moved;
+}
+
+static void pump(struct agent *agent)
+{
+    bool moved = true;
+    while (moved && agent->connected) {
+        moved = outbox_flush(&agent->out, agent->server->port);
+        moved = pump_port(agent) || moved;
+        for (size_t i = 0; i < STREAMS_MAX; i++)
+            moved = stream_pump(&agent->streams[i], &agent->out) || moved;
+    }
+}
+
+static void on_port(struct agent *agent, uint32_t events)
+{
+    if (!agent->connected && (events & EPOLLHUP) == 0)
+        connect_host(agent);
+    agent->readable = agent->readable || (events & EPOLLIN) != 0;
+    if (!agent->connected || (events & EPOLLHUP) == 0)
+        return;
+    pump(agent); /* What the host said before it left counts. */
+    disconnect_host(agent);
+}
+
+static void on_signals(struct agent *agent)
+{
+    struct signalfd_siginfo info;
+    while (read(agent->signals, &info, sizeof info) == (ssize_t)sizeof info)
+        agent->ended = agent->ended || info.ssi_signo == SIGTERM;
+    for (;;) {
+        int status;
+        pid_t pid = waitpid(-1, &status, WNOHANG);
+        if (pid < 0 && errno == EINTR)
+            continue;
+        if (pid <= 0)
+            return;
+        for (size_t i = 0; i < STREAMS_MAX; i++) {
+            struct stream *stream = &agent->streams[i];
+            if (stream->state != STREAM_FREE && stream->pid == pid)
+                stream_reaped(stream, status);
+        }
+    }
+}
+
+static void on_event(struct agent *agent, const struct epoll_event *event)
+{
+    if (event->data.u64 == DATA_PORT) {
+        on_port(agent, event->events);
+    } else if (event->data.u64 == DATA_SIGNALS) {
+        on_signals(agent);
+    } else {
+        /* A stale event of a place that was given to another stream costs it one read that finds nothing. */
+        struct stream *stream = &agent->streams[event->data.u64 / STREAM_SOURCES];
+        uint64_t source = event->data.u64 % STREAM_SOURCES;
+        if (source == STREAM_OUTPUT || source == STREAM_ERROR_OUTPUT)
+            stream->outputs[source - STREAM_OUTPUT].readable = true;
+    }
+}
+
+static bool prepare(struct agent *agent, struct reason *why)
+{
+    sigset_t signals;
+    (void)sigemptyset(&signals);
+    (void)sigaddset(&signals, SIGCHLD);
+    (void)sigaddset(&signals, SIGTERM);
+    (void)sigaddset(&signals, SIGPIPE); /* Blocked and never read: a write says EPIPE. */
+    (void)sigprocmask(SIG_SETMASK, &signals, NULL);
+    (void)sigdelset(&signals, SIGPIPE);
+    agent->epoll = epoll_create1(EPOLL_CLOEXEC);
+    agent->signals = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    /* Edge-triggered: a port whose host is away would otherwise be reported without end. */
+    struct epoll_event port = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.u64 = DATA_PORT};
+    struct epoll_event from_signals = {.events = EPOLLIN, .data.u64 = DATA_SIGNALS};
+    if (agent->epoll < 0 || agent->signals < 0 ||
+        epoll_ctl(agent->epoll, EPOLL_CTL_ADD, agent->signals, &from_signals) != 0 ||
+        epoll_ctl(agent->epoll, EPOLL_CTL_ADD, agent->server->port, &port) != 0)
+        return refuse(why, "cannot set up waiting for events: %s", strerror(errno));
+    return true;
+}
+
+bool serve(const struct server *server, struct reason *why)
+{
+    static struct agent agent; /* Zero pages until they are used. */
+    agent.server = server;
+    bool served = prepare(&agent, why);
+    if (served)
+        server->ready();
+    while (served && !agent.ended) {
+        struct epoll_event events[EVENTS_MAX];
+        int count = epoll_wait(agent.epoll, events, EVENTS_MAX, -1);
+        if (count < 0 && errno != EINTR)
+            served = refuse(why, "cannot wait for events: %s", strerror(errno));
+        for (int i = 0; i < count; i++)
+            on_event(&agent, &events[i]);
+        pump(&agent);
+    }
+    discard_streams(&agent);
+    close_fd(&agent.signals);
+    close_fd(&agent.epoll);
+    return served;
+}

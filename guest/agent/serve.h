@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef HYPEMAN_SERVE_H
+#define HYPEMAN_SERVE_H
+
+#include "reason.h"
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#define AGENT_VERSION "1"
+
+struct server {
+    int port;         /* non-blocking */
+    const char *boot; /* the id of this boot */
+    pid_t init;       /* who is told to power off */
+    void (*ready)(void);
+};
+
+/* Serve the port, calling `ready` once it is watched, until SIGTERM comes: true. False if that cannot be. */
+bool serve(const struct server *server, struct reason *why);
+
+#endif
