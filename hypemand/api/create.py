@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bodies of POST /instances as definitions: our native form, and the form of the published client.
+
+A field that means something we cannot do is refused by name. All problems of a body are told at once.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from hypemand.api.render import HYPERVISOR, RESTART_POLICIES
+from hypemand.api.requests import refuse_unknown
+from hypemand.config.definition import Definition, DefinitionDefaults
+from hypemand.config.vmdef import parse_definition
+from hypemand.errors import InvalidDefinition, InvalidRequest, Problem
+
+_NATIVE_KEYS = ("definition", "name", "start")
+
+# Fields of the published client that are a key of ours under another name, or the same.
+_SAME_MEANING = {
+    "image": "image",
+    "size": "memory",
+    "overlay_size": "disk",
+    "vcpus": "vcpus",
+    "cmd": "cmd",
+    "entrypoint": "entrypoint",
+    "env": "env",
+    "tags": "tags",
+}
+_NEGATED = {"skip_guest_agent": "guest_agent", "skip_kernel_headers": "kernel_headers"}
+_TRANSLATED = ("name", "network", "restart_policy", "hypervisor")
+_UNSUPPORTED = (
+    "auto_standby", "credentials", "devices", "disk_io_bps", "expires_at", "gpu", "health_check",
+    "hotplug_size", "platform", "snapshot_policy", "ttl", "volumes",
+)  # fmt: skip
+_CLIENT_NAMES = {ours: theirs for theirs, ours in _SAME_MEANING.items()} | {
+    "guest_agent": "skip_guest_agent",
+    "kernel_headers": "skip_kernel_headers",
+    "restart": "restart_policy.policy",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """What to create."""
+
+    definition: Definition
+    start: bool
+
+
+def generate_name() -> str:
+    """A name for a VM whose maker had none in mind; 40 random bits tell it from the others."""
+    return f"vm-{secrets.token_hex(5)}"
+
+
+def parse_create(body: Mapping[str, object], defaults: DefinitionDefaults) -> CreateRequest:
+    """The definition that a body asks for. Raises InvalidDefinition or InvalidRequest."""
+    return _parse_native(body, defaults) if "definition" in body else _parse_client(body, defaults)
+
+
+def _parse_native(body: Mapping[str, object], defaults: DefinitionDefaults) -> CreateRequest:
+    refuse_unknown(body, _NATIVE_KEYS)
+    data = body["definition"]
+    if not isinstance(data, dict):
+        raise _invalid("definition", "is not an object", "write the keys of a definition file")
+    name = body.get("name")
+    if name is None:
+        name = data.get("name") or generate_name()
+    if not isinstance(name, str):
+        raise _invalid("name", "is not a string")
+    start = body.get("start", True)
+    if not isinstance(start, bool):
+        raise _invalid("start", "is neither true nor false")
+    return CreateRequest(parse_definition(name, data, defaults), start)
+
+
+def _parse_client(body: Mapping[str, object], defaults: DefinitionDefaults) -> CreateRequest:
+    """Of the form of the published client. A null is a field that was left out, as for its own server."""
+    given = {key: value for key, value in body.items() if value is not None}
+    problems = [p for key in sorted(given) if (p := _find_unknown(key)) is not None]
+    data: dict[str, object] = {
+        ours: given[theirs] for theirs, ours in _SAME_MEANING.items() if theirs in given
+    }
+    for theirs, ours in _NEGATED.items():
+        skip = given.get(theirs, False)
+        if isinstance(skip, bool):
+            data[ours] = not skip
+        else:
+            problems.append(_problem(theirs, "is neither true nor false"))
+    restart = _parse_restart(given, problems)
+    if restart is not None:
+        data["restart"] = restart
+    _check_network(given, problems)
+    if given.get("hypervisor", HYPERVISOR) != HYPERVISOR:
+        problems.append(_problem("hypervisor", "is not one that hypemand drives", f"use {HYPERVISOR}"))
+    name = given.get("name")
+    if not isinstance(name, str):
+        problems.append(_problem("name", "is missing" if name is None else "is not a string"))
+        name = generate_name()
+    definition = _parse_translated(name, data, defaults, problems)
+    return CreateRequest(definition, start=True)
+
+
+def _parse_translated(
+    name: str, data: dict[str, object], defaults: DefinitionDefaults, problems: list[Problem]
+) -> Definition:
+    """Parse, with what is wrong told in the client's names, together with what was found before."""
+    try:
+        definition = parse_definition(name, data, defaults)
+    except InvalidDefinition as error:
+        raise InvalidDefinition([*problems, *map(_in_client_names, error.problems)]) from None
+    if problems:
+        raise InvalidDefinition(problems)
+    return definition
+
+
+def _in_client_names(problem: Problem) -> Problem:
+    head = problem.key.split(".", 1)[0].split("[", 1)[0]
+    return replace(problem, key=_CLIENT_NAMES.get(head, head) + problem.key[len(head) :])
+
+
+def _find_unknown(key: str) -> Problem | None:
+    if key in _UNSUPPORTED:
+        return _problem(key, "is not supported by this version of hypemand", "leave it out")
+    if key in _SAME_MEANING or key in _NEGATED or key in _TRANSLATED:
+        return None
+    return _problem(key[:80], "is not a field of an instance", "GET /openapi.yaml describes the fields")
+
+
+def _parse_restart(given: Mapping[str, object], problems: list[Problem]) -> str | None:
+    """The key `restart` of a definition; None when the client leaves it to us."""
+    if "restart_policy" not in given:
+        return None
+    policy = given["restart_policy"]
+    if not isinstance(policy, dict):
+        problems.append(_problem("restart_policy", "is not an object"))
+        return None
+    problems += _refuse_others("restart_policy", policy, "policy")
+    word = policy.get("policy")
+    if word is None:
+        return None
+    restart = RESTART_POLICIES.get(word) if isinstance(word, str) else None
+    if restart is None:
+        problems.append(
+            _problem("restart_policy.policy", "is not known", "one of " + ", ".join(RESTART_POLICIES))
+        )
+        return None
+    return restart.value
+
+
+def _check_network(given: Mapping[str, object], problems: list[Problem]) -> None:
+    """There is no network yet. Only a wish to have none can be met; what is left out is none."""
+    network = given.get("network", {})
+    if not isinstance(network, dict):
+        problems.append(_problem("network", "is not an object"))
+        return
+    problems += _refuse_others("network", network, "enabled")
+    enabled = network.get("enabled")
+    if enabled is not None and enabled is not False:
+        problems.append(
+            _problem(
+                "network.enabled",
+                "this version of hypemand gives VMs no network",
+                "leave it out, or say false",
+            )
+        )
+
+
+def _refuse_others(field: str, value: Mapping[str, object], known: str) -> list[Problem]:
+    """Every key of an object but the one that we understand."""
+    return [
+        _problem(f"{field}.{key[:80]}", "is not supported by this version of hypemand", "leave it out")
+        for key in sorted(value)
+        if key != known and value[key] is not None
+    ]
+
+
+def _problem(key: str, message: str, hint: str = "") -> Problem:
+    return Problem(file="", line=0, column=0, key=key, message=message, hint=hint)
+
+
+def _invalid(key: str, message: str, hint: str = "") -> InvalidRequest:
+    return InvalidRequest(f"{key}: {message}", hint=hint)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors as HTTP answers: always JSON, always the same four keys."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, InvalidRequest, Problem
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Forbidden(HypemandError):
+    """The peer of the socket may not do this."""
+
+    code = "forbidden"
+    status = 403
+
+
+class UnknownRoute(HypemandError):
+    """No such path."""
+
+    code = "unknown_route"
+    status = 404
+
+
+class MethodNotAllowed(HypemandError):
+    """The path is there, not with this method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+def problem_json(problem: Problem) -> dict[str, object]:
+    """A problem as JSON."""
+    return {
+        "file": problem.file,
+        "line": problem.line,
+        "column": problem.column,
+        "key": problem.key,
+        "message": problem.message,
+        "hint": problem.hint,
+    }
+
+
+def error_json(error: HypemandError) -> dict[str, object]:
+    """The body of an error answer, and the data of an `error` event in a stream."""
+    problems = error.problems if isinstance(error, InvalidDefinition) else ()
+    return {
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "problems": [problem_json(p) for p in problems],
+    }
+
+
+def error_response(error: HypemandError) -> web.Response:
+    """The answer to a request that failed."""
+    response = web.Response(
+        status=error.status, text=json.dumps(error_json(error)), content_type="application/json"
+    )
+    if not isinstance(error, HostNotReady):
+        # The published client repeats what ended in 409 or 5xx. A state or a failed start does not mend
+        # itself within its two seconds; a daemon that restarts does.
+        response.headers["X-Should-Retry"] = "false"
+    return response
+
+
+def unexpected(error: Exception, what: str) -> HypemandError:
+    """Log an error that no code foresaw, and give one that tells a user no more than is of use."""
+    log.error("%s: unexpected %s", what, type(error).__name__, exc_info=error)
+    return HypemandError(
+        "hypemand failed in a way it did not foresee", hint="see journalctl -u hypemand for the cause"
+    )
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every way in which a handler fails into a JSON answer."""
+    try:
+        return await handler(request)
+    except HypemandError as error:
+        return error_response(error)
+    except web.HTTPException as error:
+        return _translate(request, error)
+    except ConnectionError:
+        raise  # the client has gone: there is nobody to answer
+    except Exception as error:
+        return error_response(unexpected(error, f"{request.method} {request.path}"))
+
+
+def _translate(request: web.Request, error: web.HTTPException) -> web.Response:
+    """aiohttp's own refusals in our words."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        response = error_response(
+            MethodNotAllowed(f"{request.method} is not possible here", hint=f"possible is {allowed}")
+        )
+        response.headers["Allow"] = allowed
+        return response
+    if isinstance(error, web.HTTPNotFound):
+        return error_response(
+            UnknownRoute(
+                f"there is no {request.path[:200]}", hint="GET /openapi.yaml describes what there is"
+            )
+        )
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return error_response(InvalidRequest("the body of the request is larger than 1 MiB"))
+    return error_response(InvalidRequest(f"the request cannot be understood: {error.reason}"))

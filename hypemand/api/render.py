@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values as the JSON that clients read. Field names are those of the published client library."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from aiohttp import web
+
+from hypemand.api.failures import problem_json
+from hypemand.api.services import ImageInfo, ReloadReport
+from hypemand.config.definition import Restart
+from hypemand.config.sizes import format_size
+from hypemand.config.vmdef import definition_to_json
+from hypemand.manager.view import LogLine, Timeline, VmView
+from hypemand.state import State
+
+HYPERVISOR = "qemu-microvm"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+# restart_policy.policy in the client's words.
+RESTART_POLICIES = {"never": Restart.NO, "always": Restart.ALWAYS, "on_failure": Restart.ON_FAILURE}
+_POLICY_WORDS = {restart: word for word, restart in RESTART_POLICIES.items()}
+
+
+def json_response(value: object, status: int = 200) -> web.Response:
+    """An answer. Non-ASCII is escaped, so that no text from a guest can break the encoding."""
+    return web.Response(
+        status=status, text=json.dumps(value, separators=(",", ":")), content_type="application/json"
+    )
+
+
+def time_json(seconds: float | None) -> str | None:
+    """RFC 3339 in UTC with milliseconds."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def host_platform() -> str:
+    """This host as OCI names it: `linux/amd64`."""
+    machine = platform.machine()
+    return f"linux/{_ARCHITECTURES.get(machine, machine)}"
+
+
+def instance_json(view: VmView) -> dict[str, object]:
+    """A VM. First the keys of the published client, then our own."""
+    return {
+        **_client_keys(view),
+        "origin": view.origin,
+        "status_text": view.status_text,
+        "ready_ms": view.ready_ms,
+        "needs_restart": view.needs_restart,
+        "removed_from_config": view.removed_from_config,
+        "unit": view.unit,
+        "invocation_id": view.invocation_id,
+        "main_pid": view.main_pid,
+        "uid": view.uid,
+        "memory_current": view.memory_current,
+        "definition": definition_to_json(view.definition),
+    }
+
+
+def _client_keys(view: VmView) -> dict[str, object]:
+    definition = view.definition
+    return {
+        "id": view.id,
+        "name": view.name,
+        "image": definition.image,
+        "state": view.state,
+        "state_error": view.state_error,
+        "has_snapshot": view.state is State.STANDBY,
+        "created_at": time_json(view.created_at),
+        "started_at": time_json(view.started_at),
+        "stopped_at": time_json(view.stopped_at),
+        "expires_at": None,
+        "current_phase": view.state.lower(),
+        "current_phase_since": time_json(view.current_phase_since),
+        "phase_durations_ms": {phase.lower(): ms for phase, ms in view.phase_durations_ms.items()},
+        "exit_code": view.exit.code if view.exit else None,
+        "exit_message": view.exit.message if view.exit else None,
+        "size": _client_size(definition.memory),
+        "overlay_size": _client_size(definition.disk),
+        "vcpus": definition.vcpus,
+        "env": dict(definition.env),
+        "tags": dict(definition.tags),
+        "hypervisor": HYPERVISOR,
+        "platform": host_platform(),
+        "network": {"enabled": False},
+        "volumes": [],
+        "restart_policy": {"policy": _POLICY_WORDS[definition.restart]},
+        "restart_status": None,
+        "health_check": None,
+        "health_status": None,
+    }
+
+
+def _client_size(size: int) -> str:
+    """`1GB`, `512MB`: the client's spelling, in which units are powers of 1024 too."""
+    return f"{format_size(size)}B"
+
+
+def image_json(image: ImageInfo) -> dict[str, object]:
+    """An image. First the keys of the published client, then our own."""
+    return {
+        "name": image.name,
+        "digest": image.digest,
+        "status": "ready",
+        "error": None,
+        "created_at": time_json(image.created_at),
+        "size_bytes": image.size,
+        "platform": f"linux/{image.architecture}",
+        "entrypoint": list(image.entrypoint),
+        "cmd": list(image.cmd),
+        "env": {key: value for key, _, value in (word.partition("=") for word in image.env)},
+        "working_dir": image.working_dir or None,
+        "tags": {},
+        "user": image.user or None,
+        "builtin": image.builtin,
+        "in_use_by": list(image.in_use_by),
+    }
+
+
+def timeline_json(timeline: Timeline) -> dict[str, object]:
+    """The last boot of a VM."""
+    return {
+        "vm": timeline.vm,
+        "boot": timeline.boot,
+        "running_ms": timeline.running_ms,
+        "spans": [
+            {"name": s.name, "lane": s.lane, "start_ms": s.start_ms, "end_ms": s.end_ms}
+            for s in timeline.spans
+        ],
+    }
+
+
+def log_line_json(line: LogLine) -> Mapping[str, object]:
+    """A line of a log with all that is known of it."""
+    return {"time": time_json(line.time), "text": line.text, "invocation_id": line.invocation_id}
+
+
+def reload_json(report: ReloadReport) -> dict[str, object]:
+    """What a reload found."""
+    return {
+        "defined": list(report.defined),
+        "changed": list(report.changed),
+        "removed": list(report.removed),
+        "problems": [problem_json(p) for p in report.problems],
+    }

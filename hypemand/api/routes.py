@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each path does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal as signals
+from importlib import resources
+
+from aiohttp import web
+
+from hypemand.api.create import parse_create
+from hypemand.api.exec import serve_exec
+from hypemand.api.failures import Forbidden
+from hypemand.api.render import (
+    image_json,
+    instance_json,
+    json_response,
+    log_line_json,
+    reload_json,
+    timeline_json,
+)
+from hypemand.api.requests import (
+    parse_choice,
+    parse_positive_duration,
+    parse_ref,
+    peer_uid,
+    read_object,
+    read_query,
+    refuse_unknown,
+    want_bool,
+)
+from hypemand.api.services import Services
+from hypemand.api.streams import send_events
+from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
+from hypemand.config.definition import Origin
+from hypemand.errors import HostNotReady, InvalidRequest, WrongState
+from hypemand.manager.view import LogLine, LogSource, VmView
+from hypemand.state import Operation, State, check_allowed
+
+MAX_WAIT = 300.0
+DEFAULT_WAIT = "60s"
+DEFAULT_TAIL = "100"
+MAX_TAIL = 1_000_000
+
+
+class Routes:
+    """The handlers. `closing` is set when the daemon stops: what would go on ends then."""
+
+    def __init__(self, services: Services, closing: asyncio.Event) -> None:
+        self._manager = services.manager
+        self._images = services.images
+        self._reload = services.reload
+        self._defaults = services.defaults
+        self._closing = closing
+
+    def table(self) -> list[web.RouteDef]:
+        """Every route of the API."""
+        vm = "/instances/{ref}"
+        return [
+            web.get("/health", self.health, allow_head=False),
+            web.get("/openapi.yaml", self.openapi, allow_head=False),
+            web.post("/reload", self.reload),
+            web.get("/instances", self.list_instances, allow_head=False),
+            web.post("/instances", self.create_instance),
+            web.get(vm, self.get_instance, allow_head=False),
+            web.delete(vm, self.delete_instance),
+            web.post(f"{vm}/start", self.start_instance),
+            web.post(f"{vm}/stop", self.stop_instance),
+            web.post(f"{vm}/restart", self.restart_instance),
+            web.post(f"{vm}/kill", self.kill_instance),
+            web.get(f"{vm}/wait", self.wait_instance, allow_head=False),
+            web.get(f"{vm}/watch", self.watch_instance, allow_head=False),
+            web.get(f"{vm}/logs", self.read_logs, allow_head=False),
+            web.get(f"{vm}/timeline", self.read_timeline, allow_head=False),
+            web.get(f"{vm}/exec", self.exec_command, allow_head=False),
+            web.get("/images", self.list_images, allow_head=False),
+            web.post("/images/import", self.import_image),
+            web.get("/images/{name}", self.get_image, allow_head=False),
+            web.delete("/images/{name}", self.delete_image),
+        ]
+
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        """Is the daemon up?"""
+        return json_response({"status": "ok"})
+
+    async def openapi(self, request: web.Request) -> web.StreamResponse:
+        """This API, described."""
+        text = resources.files("hypemand.api").joinpath("openapi.yaml").read_text(encoding="utf-8")
+        return web.Response(text=text, content_type="application/yaml")
+
+    async def reload(self, request: web.Request) -> web.StreamResponse:
+        """Read the definition files again."""
+        refuse_unknown(await read_object(request), ())
+        return json_response(reload_json(await self._reload()))
+
+    async def list_instances(self, request: web.Request) -> web.StreamResponse:
+        """All VMs, or those in a state and with tags."""
+        tags = {key[5:-1]: key for key in request.query if key.startswith("tags[") and key.endswith("]")}
+        query = read_query(request, "state", *tags.values())
+        state = _parse_state(query["state"]) if "state" in query else None
+        wanted = {tag: query[key] for tag, key in tags.items()}
+        return json_response(
+            [
+                instance_json(view)
+                for view in await self._manager.list_vms()
+                if state in (None, view.state) and wanted.items() <= view.definition.tags.items()
+            ]
+        )
+
+    async def create_instance(self, request: web.Request) -> web.StreamResponse:
+        """Define a VM, and start it unless told not to."""
+        wanted = parse_create(await read_object(request), self._defaults())
+        view = await self._manager.create_vm(wanted.definition, start=wanted.start)
+        return json_response(instance_json(view), status=201)
+
+    async def get_instance(self, request: web.Request) -> web.StreamResponse:
+        """One VM."""
+        read_query(request)
+        return _instance(await self._manager.get_vm(parse_ref(request)))
+
+    async def delete_instance(self, request: web.Request) -> web.StreamResponse:
+        """Stop a VM and remove it. Without `graceful_shutdown` its guest is not asked first."""
+        ref = parse_ref(request)
+        query = read_query(request, "graceful_shutdown")
+        if not want_bool(query, "graceful_shutdown", default=True):
+            await self._kill_before_delete(ref)
+        await self._manager.delete_vm(ref)
+        return web.Response(status=204)
+
+    async def _kill_before_delete(self, ref: str) -> None:
+        view = await self._manager.get_vm(ref)
+        if view.origin is Origin.FILE and not view.removed_from_config:
+            return  # its delete will be refused, and what is refused must change nothing
+        if view.state in Operation.KILL.allowed_in:
+            with contextlib.suppress(WrongState):  # it may have ended by itself meanwhile
+                await self._manager.kill_vm(ref)
+
+    async def start_instance(self, request: web.Request) -> web.StreamResponse:
+        """Start a VM."""
+        ref = parse_ref(request)
+        body = await read_object(request)
+        for key in ("cmd", "entrypoint"):
+            if body.get(key) is not None:
+                raise InvalidRequest(
+                    f"{key}: a start with another command is not supported by this version of hypemand",
+                    hint="create a VM with that command",
+                )
+        refuse_unknown(body, ("cmd", "entrypoint"))
+        return _instance(await self._manager.start_vm(ref))
+
+    async def stop_instance(self, request: web.Request) -> web.StreamResponse:
+        """Stop a VM and wait until it has."""
+        ref = parse_ref(request)
+        timeout = await _read_stop_timeout(request)
+        return _instance(await self._manager.stop_vm(ref, timeout=timeout))
+
+    async def restart_instance(self, request: web.Request) -> web.StreamResponse:
+        """Stop, then start a VM."""
+        ref = parse_ref(request)
+        refuse_unknown(await read_object(request), ())
+        return _instance(await self._manager.restart_vm(ref))
+
+    async def kill_instance(self, request: web.Request) -> web.StreamResponse:
+        """Send a signal to a VM's VMM."""
+        ref = parse_ref(request)
+        body = await read_object(request)
+        refuse_unknown(body, ("signal",))
+        number = body.get("signal", int(signals.SIGKILL))
+        if isinstance(number, bool) or not isinstance(number, int) or number not in signals.valid_signals():
+            raise InvalidRequest("signal: must be the number of a signal", hint="9 is SIGKILL, 15 is SIGTERM")
+        return _instance(await self._manager.kill_vm(ref, number))
+
+    async def wait_instance(self, request: web.Request) -> web.StreamResponse:
+        """Wait until a VM is in a state."""
+        ref = parse_ref(request)
+        query = read_query(request, "state", "timeout")
+        if "state" not in query:
+            raise InvalidRequest("state: is missing", hint=_STATES)
+        state = _parse_state(query["state"])
+        timeout = min(parse_positive_duration(query.get("timeout", DEFAULT_WAIT), "timeout"), MAX_WAIT)
+        with watch_client(request) as gone:
+            ended: tuple[VmView, bool] | Ended = await first_of(
+                wait=self._manager.wait_vm(ref, state, timeout),
+                client=wait_ended(gone, Ended.CLIENT),
+                daemon=wait_ended(self._closing, Ended.DAEMON),
+            )
+        if isinstance(ended, Ended):
+            raise HostNotReady(ended.value, hint="ask again")
+        view, timed_out = ended
+        return json_response({"state": view.state, "timed_out": timed_out, "state_error": view.state_error})
+
+    async def watch_instance(self, request: web.Request) -> web.StreamResponse:
+        """A VM now and at each change, as events."""
+        ref = parse_ref(request)
+        read_query(request)
+        await self._manager.get_vm(ref)  # a stranger is told by a status, not in the stream
+        return await send_events(request, self._manager.watch_vm(ref), instance_json, self._closing)
+
+    async def read_logs(self, request: web.Request) -> web.StreamResponse:
+        """Lines of a log, as events."""
+        ref = parse_ref(request)
+        query = read_query(request, "tail", "follow", "source", "sentinels", "json")
+        source = parse_choice(query, "source", LogSource, LogSource.APP)
+        tail = _parse_tail(query.get("tail", DEFAULT_TAIL))
+        follow = want_bool(query, "follow", default=False)
+        sentinels = want_bool(query, "sentinels", default=False)
+        to_json = log_line_json if want_bool(query, "json", default=False) else _line_text
+        await self._manager.get_vm(ref)
+        lines = self._manager.logs(ref, source=source, tail=tail, follow=follow, sentinels=sentinels)
+        return await send_events(request, lines, to_json, self._closing)
+
+    async def read_timeline(self, request: web.Request) -> web.StreamResponse:
+        """Where the time of the last boot went."""
+        read_query(request)
+        return json_response(timeline_json(await self._manager.timeline(parse_ref(request))))
+
+    async def exec_command(self, request: web.Request) -> web.StreamResponse:
+        """Run a command in a VM over a WebSocket."""
+        ref = parse_ref(request)
+        read_query(request)
+        view = await self._manager.get_vm(ref)
+        check_allowed(Operation.EXEC, view.state, view.name)
+        return await serve_exec(request, self._manager, ref, self._closing)
+
+    async def list_images(self, request: web.Request) -> web.StreamResponse:
+        """All images."""
+        read_query(request)
+        return json_response([image_json(image) for image in await self._images.list_images()])
+
+    async def get_image(self, request: web.Request) -> web.StreamResponse:
+        """One image."""
+        read_query(request)
+        return json_response(image_json(await self._images.get_image(request.match_info["name"])))
+
+    async def delete_image(self, request: web.Request) -> web.StreamResponse:
+        """Remove an image."""
+        read_query(request)
+        await self._images.remove_image(request.match_info["name"])
+        return web.Response(status=204)
+
+    async def import_image(self, request: web.Request) -> web.StreamResponse:
+        """Make an image of files on this host.
+
+        The daemon reads the path with its own rights, so only who has them already may name one.
+        """
+        if peer_uid(request) not in (0, os.geteuid()):
+            raise Forbidden("only root may import an image from a path of the host", hint="use sudo")
+        body = await read_object(request)
+        refuse_unknown(body, ("name", "path"))
+        name, path = (_required_text(body, key) for key in ("name", "path"))
+        if not path.startswith("/"):
+            raise InvalidRequest("path: must be absolute", hint="write it from / on")
+        return json_response(image_json(await self._images.import_image(name, path)), status=201)
+
+
+_STATES = f"one of {', '.join(State)}"
+
+
+def _instance(view: VmView) -> web.Response:
+    return json_response(instance_json(view))
+
+
+def _line_text(line: LogLine) -> str:
+    return line.text
+
+
+def _parse_state(word: str) -> State:
+    try:
+        return State(word)
+    except ValueError:
+        raise InvalidRequest(f"state: {word[:40]!r} is not a state", hint=_STATES) from None
+
+
+def _parse_tail(word: str) -> int | None:
+    if word == "all":
+        return None
+    if not word.isdecimal() or len(word) > 7 or int(word) > MAX_TAIL:
+        raise InvalidRequest(
+            f"tail: {word[:40]!r} is not a number of lines", hint=f"from 0 to {MAX_TAIL}, or all"
+        )
+    return int(word)
+
+
+async def _read_stop_timeout(request: web.Request) -> float | None:
+    """`timeout` of the body: a time span, or a number of seconds. 0 asks for the end without grace."""
+    body = await read_object(request)
+    refuse_unknown(body, ("timeout",))
+    value = body.get("timeout")
+    if value is None:
+        return None
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
+    return parse_positive_duration(str(value), "timeout")
+
+
+def _required_text(body: dict[str, object], key: str) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise InvalidRequest(f"{key}: must be a string that is not empty")
+    return value

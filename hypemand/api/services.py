@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API is given to serve: the manager, the image store, a way to reload."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hypemand.config.definition import DefinitionDefaults
+from hypemand.errors import Problem
+from hypemand.manager.view import Manager
+
+
+class ImageInfo(Protocol):
+    """An image that can be used. `created_at` in seconds since the epoch, `size` in bytes on the disk.
+
+    `entrypoint`, `cmd`, `env` (words `KEY=value`), `working_dir` and `user` are those of its OCI config,
+    empty where it says nothing; `architecture` is in OCI's words (`amd64`); `in_use_by` are names of VMs.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def created_at(self) -> float: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def entrypoint(self) -> Sequence[str]: ...
+    @property
+    def cmd(self) -> Sequence[str]: ...
+    @property
+    def env(self) -> Sequence[str]: ...
+    @property
+    def working_dir(self) -> str: ...
+    @property
+    def user(self) -> str: ...
+    @property
+    def builtin(self) -> bool: ...
+    @property
+    def in_use_by(self) -> Sequence[str]: ...
+
+
+class ImageStore(Protocol):
+    """The images of this host. Methods never block the event loop."""
+
+    async def list_images(self) -> Sequence[ImageInfo]:
+        """All images, by name."""
+
+    async def get_image(self, name: str) -> ImageInfo:
+        """One image. Raises NotFound."""
+
+    async def remove_image(self, name: str) -> None:
+        """Remove it. Raises NotFound, InUse while a VM is defined with it."""
+
+    async def import_image(self, name: str, path: str) -> ImageInfo:
+        """Make an image of a directory, a tar archive or an OCI layout. Raises AlreadyExists,
+        InvalidRequest for what is none of them."""
+
+
+class ReloadReport(Protocol):
+    """What a reload of the definition files has found: names of VMs, and what is wrong in files."""
+
+    @property
+    def defined(self) -> Sequence[str]: ...
+    @property
+    def changed(self) -> Sequence[str]: ...
+    @property
+    def removed(self) -> Sequence[str]: ...
+    @property
+    def problems(self) -> Sequence[Problem]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All that the API may ask. `defaults` gives those of the host config as it is now."""
+
+    manager: Manager
+    images: ImageStore
+    reload: Callable[[], Awaitable[ReloadReport]]
+    defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for the first of several things, and noticing that a client has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+T = TypeVar("T")
+
+
+class Ended(Enum):
+    """Why something that goes on by itself was ended from outside."""
+
+    CLIENT = "the client has gone"
+    DAEMON = "the daemon stops"
+
+
+async def first_of(**work: Coroutine[Any, Any, T]) -> T:
+    """Run all, give the result of the first that ends, cancel the rest and wait until they have ended.
+
+    Where several have ended, the one named first counts. The names are those of the tasks.
+    """
+    tasks = [asyncio.create_task(coroutine, name=f"api-{name}") for name, coroutine in work.items()]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return next(task for task in tasks if task in done).result()
+
+
+async def wait_ended(event: asyncio.Event, why: Ended) -> Ended:
+    """`why`, once `event` is set."""
+    await event.wait()
+    return why
+
+
+@contextmanager
+def watch_client(request: web.Request) -> Iterator[asyncio.Event]:
+    """An event that is set when the client closes its end.
+
+    Neither writing nor reading tells: a stream with nothing to say does not write, and reading is paused
+    while the guest takes no input. The kernel does, to whoever asks for the hang-up alone.
+    """
+    gone = asyncio.Event()
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        gone.set()
+        yield gone
+        return
+    loop = asyncio.get_running_loop()
+    # A duplicate, so that the transport closing its own cannot make the hang-up unseen.
+    connection = os.dup(transport.get_extra_info("socket").fileno())
+    try:
+        with select.epoll() as poller:
+            poller.register(connection, select.EPOLLRDHUP)
+
+            def hung_up() -> None:
+                loop.remove_reader(poller.fileno())
+                gone.set()
+
+            loop.add_reader(poller.fileno(), hung_up)
+            try:
+                yield gone
+            finally:
+                loop.remove_reader(poller.fileno())
+    finally:
+        os.close(connection)
