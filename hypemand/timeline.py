@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time of a boot went: from facts to spans, and the spans as text and as a drawing.
+
+Pure. Host times are seconds of CLOCK_MONOTONIC; the guest's stages are seconds of its own CLOCK_BOOTTIME and
+hostile: they are moved onto the host's clock by the moment at which PROGRAM-START came, and held within
+what the host itself has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from xml.sax.saxutils import escape
+
+from hypemand.manager.view import Span, Timeline
+from hypemand.sentinels import Stage
+
+MAX_STAGES = 256
+
+
+class Lane(StrEnum):
+    """Who worked, in the order in which they are drawn."""
+
+    HOST = "host"
+    UNIT = "unit"
+    KERNEL = "kernel"
+    INIT = "init"
+    AGENT = "agent"
+    PROGRAM = "program"
+
+    @property
+    def meaning(self) -> str:
+        """For the legend."""
+        return _MEANINGS[self]
+
+    @property
+    def color(self) -> str:
+        """Of its bars."""
+        return _COLORS[self]
+
+
+_MEANINGS = {
+    Lane.HOST: "hypemand",
+    Lane.UNIT: "systemd and the VMM",
+    Lane.KERNEL: "guest kernel",
+    Lane.INIT: "guest init",
+    Lane.AGENT: "guest agent",
+    Lane.PROGRAM: "program",
+}
+_COLORS = {
+    Lane.HOST: "#5b6f8c",
+    Lane.UNIT: "#8467b8",
+    Lane.KERNEL: "#d9822b",
+    Lane.INIT: "#2f87c9",
+    Lane.AGENT: "#1f9d8b",
+    Lane.PROGRAM: "#4c9a2a",
+}
+_STAGE_LANES = {"agent": Lane.AGENT, "program": Lane.PROGRAM}
+
+
+@dataclass(frozen=True, slots=True)
+class BootFacts:
+    """What is known of one boot. Host times in CLOCK_MONOTONIC seconds; None: not known, or not yet.
+
+    `unit_asked` and `unit_created` are before and after StartTransientUnit; `main_started` is the unit's
+    ExecMainStartTimestampMonotonic; `cpus_started` when the guest's CPUs were set going where the VMM waits
+    for that. `program_seen` and `agent_seen` are when the markers came (the agent's: sentinel or hello,
+    the earlier). `running`: when readiness was told to systemd. `until`: the last moment that the guest can
+    speak of (now, or when the unit ended); without it the latest of the others.
+    """
+
+    vm: str
+    boot: str
+    requested: float
+    unit_asked: float | None = None
+    unit_created: float | None = None
+    main_started: float | None = None
+    cpus_started: float | None = None
+    program_seen: float | None = None
+    agent_seen: float | None = None
+    running: float | None = None
+    until: float | None = None
+    stages: tuple[Stage, ...] = ()
+
+
+def derive_timeline(facts: BootFacts) -> Timeline:
+    """The spans, by lane and start. Every span lies within the boot, and none ends before it starts."""
+    spans = [*_host_spans(facts), *_guest_spans(facts)]
+    order = list(Lane)
+    spans.sort(key=lambda s: (s.start_ms, order.index(Lane(s.lane)), s.end_ms, s.name))
+    running = None if facts.running is None else _to_ms(facts, facts.running)
+    return Timeline(facts.vm, facts.boot, tuple(spans), running)
+
+
+def _to_ms(facts: BootFacts, moment: float) -> float:
+    return round(max(moment - facts.requested, 0.0) * 1000, 3)
+
+
+def _span(facts: BootFacts, name: str, lane: Lane, start: float, end: float) -> Span:
+    start_ms = _to_ms(facts, start)
+    return Span(name, lane.value, start_ms, max(_to_ms(facts, end), start_ms))
+
+
+def _host_spans(facts: BootFacts) -> Iterator[Span]:
+    """What the host saw itself. A fact that is not known lengthens the span after it."""
+    at = facts.requested
+    steps = (
+        ("prepare", Lane.HOST, facts.unit_asked),
+        ("StartTransientUnit", Lane.HOST, facts.unit_created),
+        ("unit start", Lane.UNIT, facts.main_started),
+        ("VMM start", Lane.UNIT, facts.cpus_started),
+    )
+    for name, lane, end in steps:
+        if end is None:
+            continue
+        # systemd may have started the VMM before its answer was read: then the two overlap.
+        start = at if name != "unit start" else min(at, facts.unit_asked or at)
+        yield _span(facts, name, lane, start, end)
+        at = max(at, end)
+    seen = [moment for moment in (facts.program_seen, facts.agent_seen) if moment is not None]
+    if facts.running is not None and seen:
+        yield _span(facts, "tell systemd", Lane.HOST, max(seen), facts.running)
+
+
+def _guest_spans(facts: BootFacts) -> Iterator[Span]:
+    vmm_up = _latest(facts.requested, facts.main_started, facts.cpus_started)
+    stages = facts.stages[:MAX_STAGES]
+    if facts.program_seen is None and not stages:
+        return
+    horizon = _latest(vmm_up, facts.program_seen, facts.agent_seen, facts.running, facts.until)
+    if not stages:
+        yield _span(facts, "kernel and init", Lane.KERNEL, vmm_up, facts.program_seen or horizon)
+    else:
+        offset = _derive_offset(facts, vmm_up, horizon)
+        first = _clamp(offset + min(stage.start for stage in stages), vmm_up, horizon)
+        if facts.cpus_started is None:
+            yield _span(facts, "VMM start", Lane.UNIT, vmm_up, offset)
+        yield _span(facts, "kernel", Lane.KERNEL, offset, first)
+        for stage in stages:
+            start = _clamp(offset + stage.start, vmm_up, horizon)
+            lane = _STAGE_LANES.get(stage.name, Lane.INIT)
+            yield _span(facts, stage.name, lane, start, _clamp(offset + stage.end, start, horizon))
+    # Where init does not start the agent (systemd mode), it starts some time after the program.
+    if facts.agent_seen is not None and all(stage.name != "agent" for stage in stages):
+        started = facts.program_seen if facts.program_seen is not None else vmm_up
+        yield _span(facts, "agent", Lane.AGENT, min(started, facts.agent_seen), facts.agent_seen)
+
+
+def _derive_offset(facts: BootFacts, vmm_up: float, horizon: float) -> float:
+    """The host's time at which the guest's clock was 0.
+
+    The stage `program` ends where PROGRAM-START is written; without it, the last stage of all does. The
+    guest's clock cannot have started before the VMM.
+    """
+    stages = facts.stages[:MAX_STAGES]
+    written = max((s.end for s in stages if s.name == "program"), default=max(s.end for s in stages))
+    seen = facts.program_seen if facts.program_seen is not None else horizon
+    return _clamp(seen - written, vmm_up, max(seen, vmm_up))
+
+
+def _clamp(value: float, low: float, high: float) -> float:
+    return min(max(value, low), max(high, low))
+
+
+def _latest(first: float, *others: float | None) -> float:
+    return max([first, *(moment for moment in others if moment is not None)])
+
+
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_MIN_BAR = 10
+
+
+def render_text(timeline: Timeline, *, width: int = 80) -> str:
+    """A table with bars, at most `width` columns where that leaves room for bars; ends with a newline."""
+    name_width = max([4, *(len(span.name) for span in timeline.spans)])
+    bar_width = max(width - name_width - 31, _MIN_BAR)
+    total = _extent(timeline)
+    lines = [_headline(timeline), ""]
+    if timeline.spans:
+        lines.append(f"{'START':>10} {'TIME':>10}  {'LANE':<7} {'STEP':<{name_width}}")
+    for span in timeline.spans:
+        took = f"{span.end_ms - span.start_ms:.1f} ms"
+        bar = _bar(span, total, bar_width)
+        row = f"{f'{span.start_ms:.1f} ms':>10} {took:>10}  {span.lane:<7} {span.name:<{name_width}} {bar}"
+        lines.append(row.rstrip())
+    longest = max(timeline.spans, key=lambda s: s.end_ms - s.start_ms, default=None)
+    if longest is not None:
+        took_ms = longest.end_ms - longest.start_ms
+        lines += ["", f"Longest: {longest.name}, {took_ms:.0f} ms ({100 * took_ms / total:.0f} %)"]
+    return "\n".join(lines) + "\n"
+
+
+def _headline(timeline: Timeline) -> str:
+    if timeline.running_ms is None:
+        return f"{timeline.vm}: did not get to Running (boot {timeline.boot})"
+    return f"{timeline.vm}: Running {timeline.running_ms:.0f} ms after the request (boot {timeline.boot})"
+
+
+def _extent(timeline: Timeline) -> float:
+    """The end of the time axis in ms, never 0."""
+    return max([1.0, timeline.running_ms or 0.0, *(span.end_ms for span in timeline.spans)])
+
+
+def _bar(span: Span, total: float, width: int) -> str:
+    """From start to end in eighths of a character; what is too short to show is one thin line."""
+    start = min(round(span.start_ms / total * width * 8), width * 8 - 1)
+    end = max(round(span.end_ms / total * width * 8), start + 1)
+    cell, into = divmod(start, 8)
+    if end - start < 8:
+        # Too little for a whole character: as wide as it is, at the left of its character.
+        return " " * cell + _EIGHTHS[end - start]
+    full, rest = divmod(end - (cell + (into >= 4)) * 8, 8)
+    return " " * (cell + (into >= 4)) + "█" * full + _EIGHTHS[rest].strip()
+
+
+_SVG_LEFT = 92
+_SVG_PLOT = 860
+_SVG_RIGHT = 48
+_SVG_TOP = 104
+_SVG_ROW = 24
+_SVG_PAD = 8
+_SVG_STYLE = """
+  text { font-family: 'DejaVu Sans', 'Noto Sans', Helvetica, Arial, sans-serif; font-size: 12px; fill: #24292f; }
+  .title { font-size: 20px; font-weight: bold; }
+  .dim { fill: #6a737d; }
+  .lane { font-weight: bold; }
+  .tick { fill: #6a737d; font-size: 11px; text-anchor: middle; }
+  .grid { stroke: #d8dee4; stroke-width: 1; }
+  .running { stroke: #1a7f37; stroke-width: 1.5; stroke-dasharray: 5 3; }
+  .done { fill: #1a7f37; font-weight: bold; }
+"""
+
+
+def render_svg(timeline: Timeline) -> str:
+    """A drawing of the boot: a lane for each who worked, a bar for each step, time from left to right."""
+    lanes = [(lane, [s for s in timeline.spans if s.lane == lane]) for lane in Lane]
+    lanes = [(lane, spans) for lane, spans in lanes if spans]
+    height = sum(len(spans) * _SVG_ROW + _SVG_PAD for _, spans in lanes)
+    bottom = _SVG_TOP + height
+    scale = _SVG_PLOT / _extent(timeline)
+    width, full_height = _SVG_LEFT + _SVG_PLOT + _SVG_RIGHT, bottom + 64
+    title, boot = escape(_headline(timeline).partition(" (boot ")[0]), escape(timeline.boot)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{full_height}"'
+        f' viewBox="0 0 {width} {full_height}">',
+        f"<title>{title}</title>",
+        f"<style>{_SVG_STYLE}</style>",
+        f'<rect width="{width}" height="{full_height}" fill="#ffffff"/>',
+        f'<text class="title" x="24" y="38">{title}</text>',
+        f'<text class="dim" x="24" y="60">boot {boot}</text>',
+        *_svg_lanes(lanes, width),
+        *_svg_axis(_extent(timeline), scale, bottom),
+        *_svg_bars(lanes, scale),
+        *_svg_running(timeline, scale, bottom),
+        *_svg_legend(lanes, bottom + 44),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+_Lanes = list[tuple[Lane, list[Span]]]
+
+
+def _svg_lanes(lanes: _Lanes, width: int) -> Iterator[str]:
+    top = _SVG_TOP
+    for i, (lane, spans) in enumerate(lanes):
+        height = len(spans) * _SVG_ROW + _SVG_PAD
+        fill = "#f6f8fa" if i % 2 == 0 else "#ffffff"
+        yield f'<rect x="0" y="{top}" width="{width}" height="{height}" fill="{fill}"/>'
+        yield f'<text class="lane" x="24" y="{top + _SVG_PAD // 2 + 16}">{lane}</text>'
+        top += height
+
+
+def _svg_axis(total: float, scale: float, bottom: int) -> Iterator[str]:
+    step = _tick_step(total)
+    for i in range(int(total / step + 1e-9) + 1):
+        x = _SVG_LEFT + i * step * scale
+        yield f'<line class="grid" x1="{x:.1f}" y1="{_SVG_TOP - 6}" x2="{x:.1f}" y2="{bottom}"/>'
+        yield f'<text class="tick" x="{x:.1f}" y="{_SVG_TOP - 12}">{i * step:g} ms</text>'
+
+
+def _tick_step(total: float) -> float:
+    """1, 2 or 5 times a power of ten, so that there are at most ten ticks."""
+    step = 0.1
+    while True:
+        for factor in (1, 2, 5):
+            if total / (step * factor) <= 10:
+                return round(step * factor, 1)
+        step *= 10
+
+
+def _svg_bars(lanes: _Lanes, scale: float) -> Iterator[str]:
+    top = _SVG_TOP
+    for lane, spans in lanes:
+        for i, span in enumerate(spans):
+            yield from _svg_bar(lane, span, scale, top + _SVG_PAD // 2 + i * _SVG_ROW)
+        top += len(spans) * _SVG_ROW + _SVG_PAD
+
+
+def _svg_bar(lane: Lane, span: Span, scale: float, y: int) -> Iterator[str]:
+    x = _SVG_LEFT + span.start_ms * scale
+    width = max((span.end_ms - span.start_ms) * scale, 1.5)
+    label = f"{escape(span.name)} <tspan class='dim'>{span.end_ms - span.start_ms:.1f} ms</tspan>"
+    # Beside the bar, on the side that has the room.
+    room = _SVG_LEFT + _SVG_PLOT - (x + width)
+    at, anchor = (x + width + 6, "start") if room > 8 * (len(span.name) + 10) else (x - 6, "end")
+    if anchor == "end" and x - _SVG_LEFT < 8 * (len(span.name) + 10):
+        at, anchor = x + 6, "start"
+        label = f"<tspan fill='#ffffff'>{escape(span.name)} {span.end_ms - span.start_ms:.1f} ms</tspan>"
+    yield (
+        f'<rect x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="{_SVG_ROW - 6}" rx="2" fill="{lane.color}">'
+        f"<title>{escape(span.name)}: {span.start_ms:.1f} to {span.end_ms:.1f} ms</title></rect>"
+    )
+    yield f'<text x="{at:.1f}" y="{y + 16}" text-anchor="{anchor}">{label}</text>'
+
+
+def _svg_running(timeline: Timeline, scale: float, bottom: int) -> Iterator[str]:
+    if timeline.running_ms is None:
+        return
+    x = _SVG_LEFT + timeline.running_ms * scale
+    yield f'<line class="running" x1="{x:.1f}" y1="{_SVG_TOP - 30}" x2="{x:.1f}" y2="{bottom}"/>'
+    yield (
+        f'<text class="done" x="{x - 6:.1f}" y="{_SVG_TOP - 34}" text-anchor="middle">'
+        f"Running, {timeline.running_ms:.0f} ms</text>"
+    )
+
+
+def _svg_legend(lanes: _Lanes, y: int) -> Iterator[str]:
+    x = 24
+    for lane, spans in lanes:
+        text = f"{lane.meaning}, {_covered(spans):.0f} ms"
+        yield f'<rect x="{x}" y="{y - 11}" width="12" height="12" rx="2" fill="{lane.color}"/>'
+        yield f'<text x="{x + 18}" y="{y}">{text}</text>'
+        x += 40 + 7 * len(text)
+
+
+def _covered(spans: Iterable[Span]) -> float:
+    """Milliseconds in which at least one of the spans was on."""
+    covered, reached = 0.0, 0.0
+    for span in sorted(spans, key=lambda s: s.start_ms):
+        covered += max(span.end_ms - max(span.start_ms, reached), 0.0)
+        reached = max(reached, span.end_ms)
+    return covered
