@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""check: definitions, host configuration and host, looked at here and now, without the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from hypemand.cli.context import Context
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.terminal import GREEN, RED, YELLOW, paint, print_json
+from hypemand.cli.values import escape_controls
+from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
+from hypemand.config.vmfile import load_vm_dir, load_vm_file
+from hypemand.errors import HypemandError, InvalidDefinition, Problem
+from hypemand.qemu.accel import find_accel
+from hypemand.qemu.host import find_initrd, find_kernel, find_qemu
+from hypemand.run import run
+
+QEMU_SECONDS = 10.0
+_SYSTEMD_BOOTED = Path("/run/systemd/system")
+_MACHINED_PATHS = ("/usr/lib/systemd/systemd-machined", "/lib/systemd/systemd-machined")
+_OLDEST_SYSTEMD = 252
+
+
+class Verdict(StrEnum):
+    """What a finding means: fine, worth knowing, or VMs cannot run."""
+
+    OK = "ok"
+    NOTE = "note"
+    MISSING = "missing"
+
+
+_COLOURS = {Verdict.OK: GREEN, Verdict.NOTE: YELLOW, Verdict.MISSING: RED}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing about the host."""
+
+    what: str
+    verdict: Verdict
+    text: str
+
+
+def check(context: Context) -> int:
+    """Check the files that are named, or everything. Problems go to standard error, one a line."""
+    files = context.args.file
+    if files:
+        problems, findings = _check_files([Path(file) for file in files]), list[Finding]()
+    else:
+        config, problems = _check_configuration()
+        findings = list(_inspect_host(config))
+    if context.wants_json:
+        print_json({"problems": [asdict(p) for p in problems], "host": [asdict(f) for f in findings]})
+    else:
+        _print_findings(findings)
+        for problem in problems:
+            print(escape_controls(str(problem)), file=sys.stderr)
+    if problems:
+        return ExitCode.INVALID
+    is_missing = any(f.verdict is Verdict.MISSING for f in findings)
+    return ExitCode.HOST_REFUSES if is_missing else ExitCode.OK
+
+
+def _check_files(files: list[Path]) -> list[Problem]:
+    """Problems of every file. VM definitions are checked with the defaults of this host's configuration."""
+    problems: list[Problem] = []
+    config = HostConfig()
+    # A broken configuration is not what was asked about here; its own check tells of it.
+    with contextlib.suppress(InvalidDefinition):
+        config = load_host_config()
+    for file in files:
+        try:
+            if is_host_config(file):
+                load_host_config(file, ())
+            else:
+                load_vm_file(file, config.defaults)
+        except InvalidDefinition as error:
+            problems += error.problems
+    return problems
+
+
+def is_host_config(file: Path) -> bool:
+    """Is it a host configuration or a drop-in of one, by its place? Everything else defines a VM."""
+    return file.name == HOST_CONFIG.name or file.parent.name in {folder.name for folder in DROPIN_DIRS}
+
+
+def _check_configuration() -> tuple[HostConfig, list[Problem]]:
+    problems: list[Problem] = []
+    config = HostConfig()
+    try:
+        config = load_host_config()
+    except InvalidDefinition as error:
+        problems += error.problems
+    problems += load_vm_dir(config.vm_dir, config.defaults).problems
+    return config, problems
+
+
+def _inspect_host(config: HostConfig) -> Iterator[Finding]:
+    """Everything that a VM needs of the host."""
+    yield _look("accelerator", lambda: _describe_accelerator(config))
+    yield _look("QEMU", lambda: _describe_qemu(config))
+    yield _look("kernel", lambda: _describe_kernel(config))
+    yield _look("guest files", lambda: str(find_initrd(config)))
+    yield _inspect_systemd()
+    yield _inspect_machined()
+    definitions = load_vm_dir(config.vm_dir, config.defaults).definitions
+    yield Finding("definitions", Verdict.OK, f"{len(definitions)} in {config.vm_dir}")
+
+
+def _look(what: str, find: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, Verdict.OK, find())
+    except HypemandError as error:
+        return Finding(what, Verdict.MISSING, str(error))
+
+
+def _describe_accelerator(config: HostConfig) -> str:
+    accel = find_accel(config.accel)
+    return f"{accel.kind}: {accel.reason}"
+
+
+def _describe_qemu(config: HostConfig) -> str:
+    binary = find_qemu(config)
+    words = run([str(binary), "--version"], timeout=QEMU_SECONDS).stdout.decode(errors="replace").splitlines()
+    return f"{binary}, {words[0] if words else 'which does not tell its version'}"
+
+
+def _describe_kernel(config: HostConfig) -> str:
+    kernel = find_kernel(config.kernel_dir)
+    return f"{kernel.path}, {kernel.release}"
+
+
+def _inspect_systemd() -> Finding:
+    if not _SYSTEMD_BOOTED.is_dir():
+        return Finding(
+            "systemd", Verdict.MISSING, "this host was not booted with systemd, which runs the VMs"
+        )
+    try:
+        words = run(["systemctl", "--version"], timeout=QEMU_SECONDS).stdout.decode(errors="replace").split()
+    except HypemandError as error:
+        return Finding("systemd", Verdict.MISSING, str(error))
+    version = words[1] if len(words) > 1 else "?"
+    if version.isdecimal() and int(version) < _OLDEST_SYSTEMD:
+        text = f"version {version} is too old, {_OLDEST_SYSTEMD} is wanted"
+        return Finding("systemd", Verdict.MISSING, text)
+    return Finding("systemd", Verdict.OK, f"version {version} on {platform.node()}")
+
+
+def _inspect_machined() -> Finding:
+    """machined only adds machinectl: VMs run without it."""
+    if any(os.access(path, os.X_OK) for path in _MACHINED_PATHS):
+        return Finding("machined", Verdict.OK, "installed: machinectl shows the VMs")
+    text = "not installed: machinectl does not show the VMs; install the package systemd-container"
+    return Finding("machined", Verdict.NOTE, text)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    width = max((len(f.what) for f in findings), default=0)
+    for finding in findings:
+        verdict = paint(f"{finding.verdict:<7}", _COLOURS[finding.verdict], sys.stdout)
+        print(f"{verdict}  {finding.what:<{width}}  {escape_controls(finding.text)}")

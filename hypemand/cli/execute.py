@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""exec: a command in a Running VM, its streams apart, its signals and its exit status as if it ran here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Iterator
+from queue import SimpleQueue
+from types import FrameType
+from typing import Any
+
+from hypemand.cli.client import QUERY_SECONDS, ApiError, Unreachable, build_target, connect, parse_error
+from hypemand.cli.context import Context
+from hypemand.cli.run import FIRST_SPOKEN_CODE, find_variables
+from hypemand.cli.terminal import print_error
+from hypemand.errors import InvalidRequest
+
+STDIN_BLOCK = 32 * 1024
+MAX_ERROR_BODY = 1024 * 1024
+# Who interrupts this often wants out, whatever the command does.
+INTERRUPTS_TO_GIVE_UP = 3
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_EOF = json.dumps({"eof": True})
+
+
+def execute(context: Context) -> int:
+    """Run the command to its end."""
+    if not context.args.command:
+        raise InvalidRequest("no command", hint="hypemanctl exec NAME -- COMMAND [ARGUMENT...]")
+    with _open(context.client.path, context.args.name) as websocket:
+        websocket.send(json.dumps(build_request(context.args)))
+        sender = _Sender(websocket)
+        sender.start()
+        with _forward_signals(sender, websocket):
+            if context.args.interactive:
+                threading.Thread(target=_pass_stdin, args=(sender,), name="stdin", daemon=True).start()
+            else:
+                sender.send_text(_EOF)
+            return _receive(websocket)
+
+
+def build_request(args: Namespace) -> dict[str, Any]:
+    """The first frame: what to run and how."""
+    timeout = args.timeout
+    asked = {
+        "env": dict(find_variables(args.env)) or None,
+        "cwd": args.workdir,
+        "user": args.user,
+        "timeout": None if timeout is None or math.isinf(timeout) else timeout,
+    }
+    said = {key: value for key, value in asked.items() if value is not None}
+    return {"command": args.command, "tty": False, "streams": True} | said
+
+
+@contextlib.contextmanager
+def _open(path: str, ref: str) -> Iterator[Any]:
+    """A WebSocket over the API's socket. What the server refuses before it is an ApiError as anywhere."""
+    import websocket
+
+    target = build_target("instances", ref, "exec")
+    sock = connect(path)
+    sock.settimeout(QUERY_SECONDS)
+    try:
+        connection = websocket.create_connection(
+            f"ws://localhost{target}", socket=sock, timeout=QUERY_SECONDS, enable_multithread=True
+        )
+    except websocket.WebSocketBadStatusException as refusal:
+        error = _read_refusal(sock, refusal)
+        sock.close()
+        raise error from None
+    except (OSError, websocket.WebSocketException) as error:
+        sock.close()
+        raise Unreachable(f"hypemand did not open the channel for exec: {error}") from None
+    try:
+        connection.settimeout(None)
+        yield connection
+    finally:
+        connection.shutdown()
+
+
+def _read_refusal(sock: Any, refusal: Any) -> ApiError:
+    """The error in the body of a refused upgrade. Old versions of the library leave it in the socket."""
+    body = getattr(refusal, "resp_body", None)
+    if body is None:
+        body = b""
+        headers = refusal.resp_headers or {}
+        wanted = min(int(headers.get("content-length") or 0), MAX_ERROR_BODY)
+        with contextlib.suppress(OSError):
+            while len(body) < wanted and (block := sock.recv(wanted - len(body))):
+                body += block
+    return parse_error(refusal.status_code, body)
+
+
+class _Sender:
+    """Sends frames from a thread of its own, in order, so that a signal handler never waits for the peer."""
+
+    # Blocks of input under way. Input is read no faster than the guest takes it.
+    _MAX_BLOCKS = 8
+
+    def __init__(self, websocket: Any) -> None:
+        self._websocket = websocket
+        self._queue: SimpleQueue[str | bytes] = SimpleQueue()
+        self._room = threading.Semaphore(self._MAX_BLOCKS)
+        self._thread = threading.Thread(target=self._send, name="sender", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send_text(self, text: str) -> None:
+        """Queue a text frame. Safe in a signal handler."""
+        self._queue.put(text)
+
+    def send_input(self, block: bytes) -> None:
+        """Queue a block of input; waits for room."""
+        self._room.acquire()
+        self._queue.put(block)
+
+    def _send(self) -> None:
+        import websocket
+
+        while True:
+            frame = self._queue.get()
+            try:
+                if isinstance(frame, bytes):
+                    self._websocket.send_binary(frame)
+                    self._room.release()
+                else:
+                    self._websocket.send(frame)
+            except (OSError, websocket.WebSocketException):
+                return  # the receiver sees the same and tells it
+
+
+def _pass_stdin(sender: _Sender) -> None:
+    """Pass standard input on to its end. An input that cannot be read ends there."""
+    with contextlib.suppress(OSError):
+        while block := os.read(0, STDIN_BLOCK):
+            sender.send_input(block)
+    sender.send_text(_EOF)
+
+
+@contextlib.contextmanager
+def _forward_signals(sender: _Sender, websocket: Any) -> Iterator[None]:
+    """While it is entered signals go to the command in the VM. Many interrupts end us instead."""
+    interrupts = 0
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts >= INTERRUPTS_TO_GIVE_UP:
+            raise KeyboardInterrupt
+        sender.send_text(json.dumps({"signal": number}))
+
+    with contextlib.ExitStack() as stack:
+        for number in _FORWARDED:
+            stack.callback(signal.signal, number, signal.signal(number, forward))
+        yield
+
+
+def _receive(connection: Any) -> int:
+    """Write what comes to where it belongs, until the exit status comes."""
+    import websocket
+
+    outputs = {1: sys.stdout.buffer, 2: sys.stderr.buffer}
+    while True:
+        try:
+            opcode, data = connection.recv_data()
+        except (OSError, websocket.WebSocketException):
+            break
+        if opcode == websocket.ABNF.OPCODE_BINARY and data[:1] and data[0] in outputs:
+            output = outputs[data[0]]
+            output.write(data[1:])
+            output.flush()
+        elif opcode == websocket.ABNF.OPCODE_TEXT:
+            return _report_exit(data)
+        elif opcode == websocket.ABNF.OPCODE_CLOSE and len(data) > 2:
+            raise parse_close_reason(data[2:].decode(errors="replace"))
+        elif opcode == websocket.ABNF.OPCODE_CLOSE:
+            break
+    raise Unreachable("the channel to hypemand broke before the command had ended")
+
+
+def parse_close_reason(reason: str) -> ApiError:
+    """The error of `code: message`, which is how the server ends what has no exit status."""
+    code, _, message = reason.partition(": ")
+    if message and code.replace("_", "").isalnum():
+        return ApiError(message, code=code)
+    return ApiError(reason, code="internal_error")
+
+
+def _report_exit(data: bytes) -> int:
+    last = json.loads(data)
+    code = last.get("exitCode")
+    if not isinstance(code, int):
+        raise parse_error(502, data)
+    if code >= FIRST_SPOKEN_CODE and last.get("message"):
+        print_error(str(last["message"]))
+    return code

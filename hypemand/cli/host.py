@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""reload, version: the daemon itself."""
+
+from __future__ import annotations
+
+from hypemand.cli.client import CHANGE_SECONDS, ApiError, parse_problems
+from hypemand.cli.context import Context
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.terminal import LiveLine, print_error, print_json
+from hypemand.cli.values import escape_controls
+
+_WORDS = (
+    ("defined", "Defined: {}."),
+    ("changed", "Changed, needs restart: {}."),
+    ("removed", "Removed, stopped: {}."),
+)
+
+
+def reload(context: Context) -> int:
+    """Let the daemon read the definitions again, and show what it made of them."""
+    with LiveLine("reloading"):
+        report = context.client.post("reload", timeout=CHANGE_SECONDS * 2)
+    problems = parse_problems(report.get("problems"))
+    if context.wants_json:
+        print_json(report)
+    else:
+        for key, words in _WORDS:
+            if report.get(key):
+                print(escape_controls(words.format(", ".join(report[key]))))
+    for problem in problems:
+        print_error(str(problem))
+    return ExitCode.INVALID if problems else ExitCode.OK
+
+
+def show_version(context: Context) -> int:
+    """Our version, and the daemon's if it can be asked."""
+    version: str | None = None
+    try:
+        health = context.client.get("health")
+        version = health.get("version")
+        words = version or "answers and does not tell its version"
+    except ApiError as error:
+        words = f"does not answer: {error}"
+    if context.wants_json:
+        print_json({"hypemanctl": find_version(), "hypemand": version})
+    else:
+        print(f"hypemanctl {find_version()}")
+        print(f"hypemand {escape_controls(str(words))}")
+    return ExitCode.OK
+
+
+def find_version() -> str:
+    """Version of the installed package."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("hypemand")
+    except PackageNotFoundError:
+        return "unknown (not installed as a package)"

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""start, stop, restart, kill, rm, wait."""
+
+from __future__ import annotations
+
+import math
+
+from hypemand.cli.client import CHANGE_SECONDS, Client, Instance
+from hypemand.cli.context import Context, for_each
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.instance import (
+    ENDED_STATES,
+    describe_exit,
+    find_stop_deadline,
+    get_instance,
+    has_failed,
+    read_name,
+    read_state,
+)
+from hypemand.cli.terminal import print_error, print_json
+from hypemand.cli.watch import show_progress, wait_for_state, wait_until_started
+from hypemand.errors import HypemandError, InvalidRequest, NotFound, WrongState
+
+WAIT_SECONDS = 60.0
+KILL_SIGNAL = 9
+
+
+def start(context: Context) -> int:
+    """Start VMs. With several and --wait they all boot at once."""
+    started: list[Instance] = []
+    failure = for_each(
+        context.args.name, lambda name: started.append(context.client.post("instances", name, "start"))
+    )
+    return _finish_starts(context, started, failure)
+
+
+def restart(context: Context) -> int:
+    """Stop and start VMs."""
+    started: list[Instance] = []
+
+    def restart_one(name: str) -> None:
+        client = context.client
+        deadline = find_stop_deadline(get_instance(client, name), None) + CHANGE_SECONDS
+        with show_progress(client, name, "restarting"):
+            started.append(client.post("instances", name, "restart", timeout=deadline))
+
+    failure = for_each(context.args.name, restart_one)
+    return _finish_starts(context, started, failure)
+
+
+def _finish_starts(context: Context, started: list[Instance], failure: ExitCode) -> int:
+    """Wait for what was started if that is asked for, then show it."""
+    instances = {read_name(instance): instance for instance in started}
+    if context.args.wait:
+
+        def wait_one(name: str) -> None:
+            instances[name] = wait_until_started(context.client, instances[name], context.args.timeout)
+
+        failure = failure or for_each(list(instances), wait_one)
+    if context.wants_json:
+        print_json(list(instances.values()))
+    return failure
+
+
+def stop(context: Context) -> int:
+    """Stop VMs gracefully, and wait until they have stopped."""
+    if context.args.timeout == math.inf:
+        raise InvalidRequest(
+            "--timeout infinity is not possible here", hint="set stop_timeout in its definition"
+        )
+    stopped: list[Instance] = []
+    failure = for_each(
+        context.args.name, lambda name: stopped.append(_stop_one(context.client, name, context.args.timeout))
+    )
+    if context.wants_json:
+        print_json(stopped)
+    if failure or not context.args.result:
+        return failure
+    failed = [instance for instance in stopped if has_failed(instance)]
+    for instance in failed:
+        print_error(f"{read_name(instance)} has failed: {describe_exit(instance)}")
+    return ExitCode.FAILURE if failed else ExitCode.OK
+
+
+def _stop_one(client: Client, name: str, timeout: float | None) -> Instance:
+    deadline = find_stop_deadline(get_instance(client, name), timeout)
+    with show_progress(client, name, "stopping"):
+        stopped: Instance = client.post(
+            "instances", name, "stop", body={"timeout": timeout}, timeout=deadline
+        )
+    return stopped
+
+
+def kill(context: Context) -> int:
+    """Send a signal to VMMs."""
+    killed: list[Instance] = []
+    body = {"signal": context.args.signal or KILL_SIGNAL}
+    failure = for_each(
+        context.args.name,
+        lambda name: killed.append(context.client.post("instances", name, "kill", body=body)),
+    )
+    if context.wants_json:
+        print_json(killed)
+    return failure
+
+
+def remove(context: Context) -> int:
+    """Remove VMs and their data. One that runs needs --force."""
+    removed: list[Instance] = []
+
+    def remove_one(name: str) -> None:
+        try:
+            removed.append(_remove_one(context.client, name, force=context.args.force))
+        except HypemandError as error:
+            if not (context.args.force and error.code == NotFound.code):
+                raise
+
+    failure = for_each(context.args.name, remove_one)
+    if context.wants_json:
+        print_json([read_name(instance) for instance in removed])
+    return failure
+
+
+def _remove_one(client: Client, name: str, *, force: bool) -> Instance:
+    instance = get_instance(client, name)
+    state = read_state(instance)
+    if state not in ENDED_STATES and not force:
+        raise WrongState(
+            f"{read_name(instance)} is {state} and is not removed",
+            hint=f"stop it first, or: hypemanctl rm -f {read_name(instance)}",
+        )
+    with show_progress(client, name, "removing"):
+        client.delete("instances", name, timeout=find_stop_deadline(instance, None) + CHANGE_SECONDS)
+    return instance
+
+
+def wait(context: Context) -> int:
+    """Wait until a VM is in a state."""
+    args = context.args
+    timeout = WAIT_SECONDS if args.timeout is None else args.timeout
+    instance = wait_for_state(context.client, args.name, args.for_ or "Running", timeout)
+    if context.wants_json:
+        print_json(instance)
+    return ExitCode.OK

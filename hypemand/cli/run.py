@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""run: a VM for one program, as if the program ran here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from hypemand.cli.client import ApiError, Client, Instance, StreamBroken
+from hypemand.cli.context import Context, explain
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.instance import find_stop_deadline, read_name
+from hypemand.cli.lifecycle import KILL_SIGNAL
+from hypemand.cli.logs import build_log_query
+from hypemand.cli.names import generate_name
+from hypemand.cli.terminal import print_error, print_json, write_raw
+from hypemand.cli.watch import MAX_BREAKS, wait_for_state
+from hypemand.errors import HypemandError, InvalidRequest
+
+NAME_ATTEMPTS = 5
+# From the last line of the console to the unit's end: QEMU exits, its helper reads the exit report.
+END_SECONDS = 60.0
+# Exit statuses that are not the program's own words: not started, not found, ended by a signal.
+FIRST_SPOKEN_CODE = 125
+
+
+def run(context: Context) -> int:
+    """Create a VM and start it; then follow it to its end, or with --detach leave it."""
+    args = context.args
+    if args.rm and args.detach:
+        raise InvalidRequest(
+            "--rm needs the foreground", hint="leave out -d, or remove the VM later: hypemanctl rm"
+        )
+    if args.json and not args.detach:
+        raise InvalidRequest("--json needs -d", hint="in the foreground the output is the program's")
+    instance = _create(context.client, build_definition(args))
+    if args.detach:
+        print_json(instance) if args.json else print(read_name(instance))
+        return ExitCode.OK
+    name = read_name(instance)
+    try:
+        with _Interrupts(context.client, instance):
+            return _follow(context.client, name)
+    finally:
+        if args.rm:
+            _remove(context.client, instance)
+
+
+def build_definition(args: Namespace) -> dict[str, Any]:
+    """The definition that the options make, in the keys of a definition file. Only what was said."""
+    asked = {
+        "name": args.name,
+        "image": args.image,
+        "memory": args.memory,
+        "vcpus": args.vcpus,
+        "disk": args.disk,
+        "entrypoint": None if args.entrypoint is None else [args.entrypoint] if args.entrypoint else [],
+        "cmd": args.command or None,
+        "env": dict(find_variables(args.env)) or None,
+        "workdir": args.workdir,
+        "user": args.user,
+        "mode": args.mode,
+        "guest_agent": False if args.no_agent else None,
+        "kernel_headers": False if args.no_kernel_headers else None,
+        "boot_timeout": args.boot_timeout,
+        "stop_timeout": args.stop_timeout,
+        "restart": args.restart,
+        "tags": dict(args.tag) or None,
+    }
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+def find_variables(words: list[str]) -> Iterator[tuple[str, str]]:
+    """`KEY=VALUE` as it is; `KEY` alone with its value here, and nothing where there is none."""
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key:
+            raise InvalidRequest(f"--env {word!r} has no name", hint="write KEY=VALUE or KEY")
+        if equals:
+            yield key, value
+        elif key in os.environ:
+            yield key, os.environ[key]
+
+
+def _create(client: Client, definition: dict[str, Any]) -> Instance:
+    """Create and start. A name that was made up is made up again when it is taken."""
+    attempts = 1 if "name" in definition else NAME_ATTEMPTS
+    while True:
+        attempts -= 1
+        named = {"name": generate_name()} | definition
+        try:
+            instance: Instance = client.post("instances", body={"definition": named, "start": True})
+            return instance
+        except ApiError as error:
+            if error.code != "already_exists" or not attempts:
+                raise
+
+
+def _follow(client: Client, name: str) -> int:
+    """The console on standard output until the run has ended; then the program's exit status."""
+    shown = breaks = 0
+    while True:
+        try:
+            for text in _read_console(client, name, skip=shown):
+                shown, breaks = shown + 1, 0
+                write_raw(f"{text}\n")
+                sys.stdout.flush()
+            break
+        except StreamBroken:
+            # The daemon was restarted: the VM goes on, and the socket waits for the new daemon.
+            breaks += 1
+            if breaks > MAX_BREAKS:
+                raise
+    return _report_exit(wait_for_state(client, name, "Stopped", END_SECONDS))
+
+
+def _read_console(client: Client, name: str, *, skip: int) -> Iterator[str]:
+    """All lines of the VM from its first, without the `skip` that were seen before."""
+    with client.events("instances", name, "logs", query=build_log_query(tail=None, follow=True)) as events:
+        for number, text in enumerate(events):
+            if number >= skip:
+                yield str(text)
+
+
+def _report_exit(instance: Instance) -> int:
+    code, message = instance.get("exit_code"), instance.get("exit_message")
+    name = read_name(instance)
+    if not isinstance(code, int):
+        why = message or instance.get("status_text") or "no reason is known"
+        print_error(f"{name} ended without an exit status: {why}")
+        return ExitCode.OWN_FAILURE
+    if code >= FIRST_SPOKEN_CODE and message:
+        print_error(f"{name}: {message}")
+    return code
+
+
+def _remove(client: Client, instance: Instance) -> None:
+    """--rm. Its failure is told and does not hide the program's exit status."""
+    try:
+        client.delete(
+            "instances", read_name(instance), timeout=find_stop_deadline(instance, None) + END_SECONDS
+        )
+    except HypemandError as error:
+        print_error(f"{read_name(instance)} is left behind: {explain(error)}")
+
+
+class _Interrupts:
+    """While it is entered: the first SIGINT or SIGTERM stops the VM, the next one kills it.
+
+    The console is followed meanwhile, so that the guest's last words are seen.
+    """
+
+    def __init__(self, client: Client, instance: Instance) -> None:
+        self._client = client
+        self._instance = instance
+        self._count = 0
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._stack.callback(signal.signal, number, signal.signal(number, self._handle))
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        work = self._stop if self._count == 1 else self._kill
+        threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
+
+    def _stop(self) -> None:
+        name = read_name(self._instance)
+        if sys.stderr.isatty():
+            print_error(f"stopping {name}; interrupt again to kill it")
+        deadline = find_stop_deadline(self._instance, None)
+        self._ask(
+            lambda: self._client.post("instances", name, "stop", body={"timeout": None}, timeout=deadline)
+        )
+
+    def _kill(self) -> None:
+        self._ask(
+            lambda: self._client.post(
+                "instances", read_name(self._instance), "kill", body={"signal": KILL_SIGNAL}
+            )
+        )
+
+    def _ask(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except HypemandError as error:
+            # A stop that finds the VM ended, or that a kill overtook, has nothing to tell.
+            if error.code not in ("invalid_state", "not_found"):
+                print_error(explain(error))

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""list, status, show: what is known of VMs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from hypemand.cli.client import Instance
+from hypemand.cli.context import Context, for_each
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.instance import (
+    ENDED_STATES,
+    describe_exit,
+    get_instance,
+    has_failed,
+    read_definition,
+    read_name,
+    read_state,
+)
+from hypemand.cli.terminal import BOLD, DIM, RED, YELLOW, find_state_colour, paint, print_json, print_table
+from hypemand.cli.values import (
+    escape_controls,
+    format_bytes,
+    format_milliseconds,
+    format_seconds,
+    parse_moment,
+)
+from hypemand.errors import HypemandError, NotFound
+
+STATUS_LINES = 10
+_HEADER = ("NAME", "STATE", "READY", "IMAGE", "MEMORY", "VCPUS", "EXIT", "NOTE")
+
+
+def list_vms(context: Context) -> int:
+    """A table of VMs, or their names, or JSON."""
+    args = context.args
+    instances: list[Instance] = []
+    failure = ExitCode.OK
+    if args.name:
+        failure = for_each(args.name, lambda ref: instances.append(get_instance(context.client, ref)))
+    else:
+        instances = context.client.get("instances")
+    if args.state:
+        instances = [i for i in instances if read_state(i) in args.state]
+    if context.wants_json:
+        print_json(instances)
+    elif args.quiet:
+        for instance in instances:
+            print(escape_controls(read_name(instance)))
+    elif instances:
+        colours = [find_state_colour(read_state(i), has_failed(i)) for i in instances]
+        print_table(None if args.no_legend else _HEADER, [_list_row(i) for i in instances], colours)
+    elif sys.stdout.isatty():
+        print("No VMs.")
+    return failure
+
+
+def _list_row(instance: Instance) -> list[str]:
+    code = instance.get("exit_code")
+    cells = [
+        read_name(instance),
+        read_state(instance),
+        format_milliseconds(instance.get("ready_ms")),
+        str(instance.get("image") or "-"),
+        format_bytes(read_definition(instance, "memory") or instance.get("size")),
+        str(instance.get("vcpus") or "-"),
+        "-" if code is None else str(code),
+        ", ".join(_notes(instance)),
+    ]
+    return [escape_controls(cell) for cell in cells]
+
+
+def _notes(instance: Instance) -> Iterator[str]:
+    if instance.get("needs_restart"):
+        yield "needs restart"
+    if instance.get("removed_from_config"):
+        yield "file removed"
+
+
+def show_status(context: Context) -> int:
+    """What VMs do, in words, with the last lines of their consoles."""
+    args = context.args
+    instances: list[Instance] = []
+    failure = ExitCode.OK
+    if args.name:
+        failure = for_each(args.name, lambda ref: instances.append(get_instance(context.client, ref)))
+    else:
+        instances = context.client.get("instances")
+    if context.wants_json:
+        print_json(instances)
+    else:
+        wanted = STATUS_LINES if args.lines is None else args.lines
+        for index, instance in enumerate(instances):
+            print("\n" if index else "", end="")
+            _print_status(context, instance, wanted)
+    if failure or not args.name:
+        return failure
+    is_up = all(read_state(instance) == "Running" for instance in instances)
+    return ExitCode.OK if is_up else ExitCode.NOT_RUNNING
+
+
+def _print_status(context: Context, instance: Instance, wanted_lines: int) -> None:
+    failed = has_failed(instance)
+    state = read_state(instance)
+    colour = find_state_colour(state, failed)
+    dot = paint("✗" if failed else "○" if state in ENDED_STATES else "●", colour, sys.stdout)
+    name = paint(escape_controls(read_name(instance)), BOLD, sys.stdout)
+    print(f"{dot} {name} - {_describe_program(instance)}")
+    for label, text in _status_fields(instance):
+        print(f"{label:>10}: {text}")
+    lines = list(_read_last_lines(context, instance, wanted_lines))
+    if lines:
+        print()
+        for line in lines:
+            print(line)
+
+
+def _describe_program(instance: Instance) -> str:
+    words = [str(instance.get("image") or "?")]
+    for key in ("entrypoint", "cmd"):
+        words += [shlex.quote(str(word)) for word in read_definition(instance, key) or ()]
+    return escape_controls(" ".join(words))
+
+
+def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
+    state = read_state(instance)
+    colour = find_state_colour(state, has_failed(instance))
+    yield "State", f"{paint(state, colour, sys.stdout)}{_describe_since(instance)}"
+    plain: list[tuple[str, str, Callable[[Any], str]]] = [
+        ("Error", "state_error", str),
+        ("Status", "status_text", str),
+        ("Ready in", "ready_ms", format_milliseconds),
+    ]
+    for label, key, write in plain:
+        if instance.get(key) is not None:
+            yield label, escape_controls(write(instance[key]))
+    if describe_exit(instance):
+        words = escape_controls(describe_exit(instance))
+        yield "Exit", paint(words, RED, sys.stdout) if has_failed(instance) else words
+    yield "Defined", _describe_origin(instance)
+    if instance.get("unit"):
+        yield "Unit", escape_controls(str(instance["unit"]))
+    if instance.get("main_pid"):
+        yield "Main PID", f"{instance['main_pid']} (user id {instance.get('uid')})"
+    yield "Memory", _describe_memory(instance)
+    yield "CPUs", str(instance.get("vcpus") or "-")
+
+
+def _describe_since(instance: Instance) -> str:
+    since = parse_moment(instance.get("current_phase_since"))
+    if since is None:
+        return ""
+    ago = format_seconds((datetime.now(UTC) - since).total_seconds())
+    return f" since {since.astimezone():%a %Y-%m-%d %H:%M:%S %Z}; {ago} ago"
+
+
+def _describe_origin(instance: Instance) -> str:
+    words = "in a file" if instance.get("origin") == "file" else "by the API"
+    notes = ", ".join(_notes(instance))
+    return f"{words}; {paint(notes, YELLOW, sys.stdout)}" if notes else words
+
+
+def _describe_memory(instance: Instance) -> str:
+    guest = format_bytes(read_definition(instance, "memory") or instance.get("size"))
+    used = instance.get("memory_current")
+    return f"{guest} for the guest" if used is None else f"{format_bytes(used)} used; {guest} for the guest"
+
+
+def _read_last_lines(context: Context, instance: Instance, wanted: int) -> Iterator[str]:
+    """The last lines of the console, with their time. They come from a guest and are escaped."""
+    if not wanted:
+        return
+    query = {"tail": str(wanted), "json": "true"}
+    try:
+        with context.client.events(
+            "instances", read_name(instance), "logs", query=query, timeout=10
+        ) as events:
+            for event in events:
+                moment = parse_moment(event.get("time"))
+                stamp = f"{moment.astimezone():%b %d %H:%M:%S}" if moment else ""
+                text = escape_controls(str(event.get("text", "")).expandtabs().rstrip("\r"))
+                yield f"{paint(stamp, DIM, sys.stdout)} {text}"
+    except (HypemandError, TimeoutError) as error:
+        yield paint(f"(its lines cannot be read: {str(error) or 'no answer in 10 s'})", DIM, sys.stdout)
+
+
+def show_properties(context: Context) -> int:
+    """All properties of a VM, one `key=value` a line; nested keys are joined by dots."""
+    args = context.args
+    instance = get_instance(context.client, args.name)
+    flat = dict(_flatten("", instance))
+    if args.property:
+        flat = {k: v for k, v in flat.items() if _is_wanted(k, args.property)}
+        if not flat:
+            raise NotFound(
+                f"{read_name(instance)} has no property {', '.join(args.property)}",
+                hint="see: hypemanctl show NAME",
+            )
+        instance = flat
+    if context.wants_json:
+        print_json(instance)
+        return ExitCode.OK
+    for key, value in flat.items():
+        text = _format_property(value)
+        print(text if args.value else f"{escape_controls(key)}={text}")
+    return ExitCode.OK
+
+
+def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        yield prefix, value
+        return
+    for key, inner in value.items():
+        yield from _flatten(f"{prefix}.{key}" if prefix else str(key), inner)
+
+
+def _is_wanted(key: str, wanted: list[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in wanted)
+
+
+def _format_property(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return escape_controls(value if isinstance(value, str) else json.dumps(value))

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a command is: the types of the table in `commands`, which feeds parser, help and completion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from keyword import iskeyword
+
+
+class Completes(StrEnum):
+    """What a shell offers for an argument."""
+
+    NOTHING = "nothing"
+    VM = "vm"
+    IMAGE = "image"
+    FILE = "file"
+    DIRECTORY = "directory"
+    STATE = "state"
+    SIGNAL = "signal"
+    SOURCE = "source"
+    MODE = "mode"
+    RESTART = "restart"
+
+
+class Kind(StrEnum):
+    """What an option's or argument's text must be."""
+
+    TEXT = "text"
+    COUNT = "count"
+    LINES = "lines"
+    SPAN = "span"
+    SIGNAL = "signal"
+    STATE = "state"
+    PAIR = "pair"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option. Without `metavar` it is a switch. `repeat`: may be given many times, gives a list.
+
+    `choices` closes the set of values.
+    """
+
+    flags: tuple[str, ...]
+    help: str
+    metavar: str | None = None
+    kind: Kind = Kind.TEXT
+    repeat: bool = False
+    choices: tuple[str, ...] = ()
+    completes: Completes = Completes.NOTHING
+
+    @property
+    def dest(self) -> str:
+        """The attribute that holds its value: the first long flag, as an identifier."""
+        name = next((f for f in self.flags if f.startswith("--")), self.flags[0])
+        name = name.lstrip("-").replace("-", "_")
+        return f"{name}_" if iskeyword(name) else name
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One positional argument. `count`: "1", "?", "*", "+", or "..." for all that follows, options too."""
+
+    metavar: str
+    help: str
+    count: str = "1"
+    completes: Completes = Completes.NOTHING
+
+    @property
+    def dest(self) -> str:
+        """The attribute that holds its value."""
+        return self.metavar.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command.
+
+    `path` is its words ("image", "import"), `handler` "module:function" of this folder, imported when the
+    command runs. `passes_exit_code`: the exit status is that of a program in a VM, and our own failures
+    are 125.
+    """
+
+    path: tuple[str, ...]
+    help: str
+    handler: str
+    description: str = ""
+    arguments: tuple[Argument, ...] = ()
+    options: tuple[Option, ...] = ()
+    passes_exit_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its words as typed."""
+        return " ".join(self.path)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written, and how: colours on a terminal, tables, JSON, and the one live line while we wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, TextIO
+
+from hypemand.cli.values import escape_controls, format_seconds
+
+GREEN, YELLOW, RED, BOLD, DIM = "32", "33", "31", "1", "2"
+
+_STATE_COLOURS = {
+    "Running": GREEN,
+    "Created": YELLOW,
+    "Initializing": YELLOW,
+    "Paused": YELLOW,
+    "Shutdown": YELLOW,
+    "Unknown": RED,
+}
+TICK_SECONDS = 0.1
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """Only on a terminal that can, and unless NO_COLOR is set to something."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, colour: str | None, stream: TextIO) -> str:
+    """`text` in a colour where `stream` shows colours."""
+    return f"\x1b[{colour}m{text}\x1b[0m" if colour and wants_colour(stream) else text
+
+
+def find_state_colour(state: str, failed: bool) -> str | None:
+    """Colour of a state; red where the last run failed."""
+    return RED if failed and state == "Stopped" else _STATE_COLOURS.get(state)
+
+
+def print_json(value: Any) -> None:
+    """One document on standard output. ASCII only, so that no terminal is driven by it."""
+    print(json.dumps(value, indent=2))
+
+
+def print_error(text: str) -> None:
+    """One message on standard error, with the program's name."""
+    stream = sys.stderr
+    name = paint("hypemanctl:", RED, stream)
+    lines = [escape_controls(line) for line in text.split("\n")]
+    print(name, "\n".join(lines), file=stream)
+
+
+def print_table(
+    header: Sequence[str] | None, rows: Sequence[Sequence[str]], colours: Sequence[str | None]
+) -> None:
+    """Columns as wide as they must be. `colours`: of each row's second column."""
+    everything = [header, *rows] if header else list(rows)
+    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
+    if header:
+        print("  ".join(cell.ljust(width) for cell, width in zip(header, widths, strict=True)).rstrip())
+    for row, colour in zip(rows, colours, strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if len(cells) > 1:
+            cells[1] = paint(cells[1], colour, sys.stdout)
+        print("  ".join(cells).rstrip())
+
+
+def write_raw(text: str) -> None:
+    """Write text of a guest as it is, in UTF-8 whatever the locale."""
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+
+
+class LiveLine:
+    """On a terminal: one line on standard error that says what is waited for and for how long.
+
+    Off a terminal nothing is written. The line is cleared at the end.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._started = time.monotonic()
+        self._active = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._tick, name="live-line", daemon=True)
+
+    @property
+    def is_active(self) -> bool:
+        """Is there a terminal to show it on?"""
+        return self._active
+
+    def update(self, text: str) -> None:
+        """Show another text, with the time since the start as before."""
+        self._text = text
+
+    def __enter__(self) -> LiveLine:
+        if self._active:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._active:
+            self._end.set()
+            self._thread.join()
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def _tick(self) -> None:
+        # What is over at once leaves no flicker.
+        while not self._end.wait(TICK_SECONDS):
+            self._draw()
+
+    def _draw(self) -> None:
+        elapsed = time.monotonic() - self._started
+        clock = f"{elapsed:.1f} s" if elapsed < 60 else format_seconds(elapsed)
+        width = shutil.get_terminal_size().columns
+        line = f"{escape_controls(self._text)} ({clock})"[: max(width - 1, 10)]
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to value and back: spans of time, signals, sizes, moments. Nothing here does I/O."""
+
+from __future__ import annotations
+
+import math
+import signal
+from datetime import UTC, datetime
+
+from hypemand.config.durations import parse_duration
+
+_UNITS = ("B", "K", "M", "G", "T", "P")
+
+
+def parse_span(text: str) -> float:
+    """Seconds of `90`, `1min 30s`, `500ms`; `infinity` is infinite. ValueError says what is right."""
+    seconds = parse_duration(text)
+    return math.inf if seconds is None else seconds
+
+
+def parse_signal(text: str) -> int:
+    """Number of `TERM`, `SIGTERM` or `15`."""
+    if text.isdecimal():
+        number = int(text)
+        if 1 <= number <= signal.NSIG - 1:
+            return number
+    else:
+        name = text.upper()
+        member = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
+        if member is not None:
+            return int(member)
+    raise ValueError(f"not a signal: {text!r}; write it as TERM, SIGTERM or 15")
+
+
+def parse_count(text: str) -> int:
+    """A whole number from 0 up."""
+    if not text.isdecimal():
+        raise ValueError(f"not a whole number: {text!r}")
+    return int(text)
+
+
+def parse_lines(text: str) -> int | None:
+    """A number of lines; None for `all`."""
+    return None if text == "all" else parse_count(text)
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """`KEY=VALUE`."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ValueError(f"not KEY=VALUE: {text!r}")
+    return key, value
+
+
+def parse_moment(value: object) -> datetime | None:
+    """A moment as the API writes it: RFC 3339, or seconds since the epoch. None for anything else."""
+    try:
+        if isinstance(value, str):
+            moment = datetime.fromisoformat(value)
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return None
+
+
+def format_bytes(value: object) -> str:
+    """A size as people read it; text that says a size already stays as it is."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "-"
+    number, unit = float(value), "B"
+    for unit in _UNITS:
+        if number < 1024 or unit == _UNITS[-1]:
+            break
+        number /= 1024
+    return f"{number:.0f}{unit}" if number == int(number) or unit == "B" else f"{number:.1f}{unit}"
+
+
+def format_milliseconds(value: object) -> str:
+    """`612 ms`, `1.40 s`, `2min 5s`; `-` for none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "-"
+    if value < 1000:
+        return f"{value:.0f} ms"
+    if value < 60_000:
+        return f"{value / 1000:.2f} s"
+    return format_seconds(value / 1000)
+
+
+def format_seconds(seconds: float) -> str:
+    """The two greatest units: `3min 2s`, `2h 5min`, `4d 1h`."""
+    left = max(0, int(seconds))
+    parts = []
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        number, left = divmod(left, size)
+        if number:
+            parts.append(f"{number}{unit}")
+    return " ".join(parts[:2]) or "0s"
+
+
+def escape_controls(text: str) -> str:
+    """`text` with all that is not printable written as an escape: it came from a guest."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

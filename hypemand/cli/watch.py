@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for a VM, by the instance that the daemon sends at every change."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from hypemand.cli.client import ApiError, Client, Events, Instance, StreamBroken
+from hypemand.cli.instance import (
+    ENDED_STATES,
+    build_timed_out,
+    describe_exit,
+    find_boot_deadline,
+    has_failed,
+    read_name,
+    read_state,
+)
+from hypemand.cli.terminal import LiveLine
+from hypemand.errors import NotFound, StartFailed, WrongState
+
+# Breaks of a stream in a row, with nothing between, before it is given up.
+MAX_BREAKS = 3
+
+
+def watch(client: Client, ref: str, timeout: float) -> Iterator[Instance]:
+    """The instance now and at each change, across restarts of the daemon.
+
+    Ends when the VM is removed. Raises TimeoutError after `timeout` seconds.
+    """
+    end = time.monotonic() + timeout
+    breaks = 0
+    while True:
+        try:
+            with client.events("instances", ref, "watch", timeout=end - time.monotonic()) as events:
+                for instance in events:
+                    breaks = 0
+                    yield instance
+            return
+        except StreamBroken:
+            breaks += 1
+            if breaks > MAX_BREAKS:
+                raise
+
+
+def wait_for_state(client: Client, ref: str, wanted: str, timeout: float) -> Instance:
+    """Wait until the VM is in `wanted`; the instance then.
+
+    Raises WrongState when it has ended or cannot be told, and so will not get there; TimedOut; NotFound
+    when it was removed meanwhile.
+    """
+    last: Instance | None = None
+    with LiveLine(f"{ref}: waiting for {wanted}") as line:
+        try:
+            for last in watch(client, ref, timeout):
+                line.update(f"{ref}: {last.get('status_text') or read_state(last)}")
+                state = read_state(last)
+                if state == wanted:
+                    return last
+                if state in ENDED_STATES or state == "Unknown":
+                    raise _build_wont_happen(last, wanted)
+        except TimeoutError:
+            raise build_timed_out(ref, wanted, timeout, last) from None
+    raise NotFound(f"{ref} was removed while it was waited for")
+
+
+def _build_wont_happen(instance: Instance, wanted: str) -> WrongState:
+    state = read_state(instance)
+    why = str(instance.get("state_error") or describe_exit(instance))
+    text = f"{read_name(instance)} is {state}{f' ({why})' if why else ''} and will not be {wanted} by waiting"
+    return WrongState(
+        text, hint="" if state == "Unknown" else f"start it: hypemanctl start {read_name(instance)}"
+    )
+
+
+def wait_until_started(client: Client, instance: Instance, timeout: float | None) -> Instance:
+    """Wait until a VM that has just been told to start is Running, or has run to its end with success.
+
+    Raises StartFailed with what is known of the reason, and TimedOut.
+    """
+    name = read_name(instance)
+    seconds = find_boot_deadline(instance) if timeout is None else timeout
+    last = instance
+    with LiveLine(f"{name}: starting") as line:
+        try:
+            for last in watch(client, name, seconds):
+                line.update(f"{name}: {last.get('status_text') or read_state(last)}")
+                if read_state(last) == "Running":
+                    return last
+                if read_state(last) in ENDED_STATES:
+                    return _check_has_run(last)
+        except TimeoutError:
+            raise build_timed_out(name, "Running", seconds, last) from None
+    raise NotFound(f"{name} was removed while it was starting")
+
+
+def _check_has_run(instance: Instance) -> Instance:
+    """A program may be quicker than we look: a run that is over and was good is no failure."""
+    if instance.get("exit_code") == 0 and not has_failed(instance):
+        return instance
+    name = read_name(instance)
+    why = describe_exit(instance) or str(instance.get("status_text") or "no reason is known")
+    raise StartFailed(f"{name} did not start: {why}", hint=f"see: hypemanctl logs {name}")
+
+
+@contextlib.contextmanager
+def show_progress(client: Client, name: str, text: str) -> Iterator[None]:
+    """On a terminal: while a call blocks, show what the daemon says of the VM."""
+    with LiveLine(f"{name}: {text}") as line:
+        if not line.is_active:
+            yield
+            return
+        follower = _Follower(client, name, line)
+        follower.start()
+        try:
+            yield
+        finally:
+            follower.stop()
+
+
+class _Follower:
+    """Updates a live line from the daemon's watch stream in a thread. Its failure only costs the text."""
+
+    def __init__(self, client: Client, name: str, line: LiveLine) -> None:
+        self._client = client
+        self._name = name
+        self._line = line
+        self._lock = threading.Lock()
+        self._events: Events | None = None
+        self._stopped = False
+        self._thread = threading.Thread(target=self._follow, name=f"watch-{name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread. The call that was shown is over, so nothing is lost."""
+        with self._lock:
+            self._stopped = True
+            if self._events is not None:
+                self._events.abort()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        with contextlib.suppress(ApiError), self._client.events("instances", self._name, "watch") as events:
+            with self._lock:
+                if self._stopped:
+                    return
+                self._events = events
+            for instance in events:
+                self._line.update(f"{self._name}: {instance.get('status_text') or read_state(instance)}")
