@@ -37,6 +37,16 @@ static void keep_agent(struct machine *machine)
         (void)refuse(&machine->no_agent, "cannot open its binary: %s", strerror(errno));
 }
 
+/* The kernel found no console to open yet: keep 0 to 2 from becoming something else. */
+static void fill_stdio(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    close_fd(&fd);
+}
+
 static bool read_config(struct machine *machine, int64_t deadline, struct reason *why)
 {
     char path[DEVICE_PATH_SIZE];
@@ -55,6 +65,7 @@ static bool boot(struct machine *machine, struct reason *why)
     report_stage(report, "mounts");
     if (!mounts_early(why))
         return false;
+    fill_stdio();
     system_protect();
     power_off_prepare();
     int64_t deadline = clock_ms() + DEVICE_WAIT_MS;

@@ -6,6 +6,7 @@
 #include "sentinel.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/reboot.h>
@@ -83,7 +84,8 @@ _Noreturn void power_off(int console, int initrd)
 static void on_crash(int number)
 {
     (void)number;
-    (void)!write(STDOUT_FILENO, crash_line, crash_line_size);
+    int console = open("/dev/console", O_WRONLY | O_NOCTTY);
+    (void)!write(console, crash_line, crash_line_size);
     sync();
     turn_off();
 }

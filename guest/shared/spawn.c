@@ -41,11 +41,11 @@ static _Noreturn void child_give_up(int pipe_fd, struct failure *failure, enum s
     _exit(EXIT_GUEST_FAILED);
 }
 
-static bool child_stdio(const struct spawn *spawn)
+static bool child_stdio(const struct spawn *spawn, int *binary)
 {
-    /* First out of the way of 0 to 3, so that no dup2 overwrites a source of the next one. */
-    int sources[4] = {spawn->stdio[0], spawn->stdio[1], spawn->stdio[2], spawn->ready_fd};
-    for (int i = 0; i < 4; i++) {
+    /* First out of the way of 0 to 3, so that no dup2 overwrites what is still needed. */
+    int sources[5] = {spawn->stdio[0], spawn->stdio[1], spawn->stdio[2], spawn->ready_fd, spawn->binary};
+    for (int i = 0; i < 5; i++) {
         if (sources[i] >= 0 && (sources[i] = fcntl(sources[i], F_DUPFD_CLOEXEC, READY_FD + 1)) < 0)
             return false;
     }
@@ -53,6 +53,7 @@ static bool child_stdio(const struct spawn *spawn)
         if (sources[i] >= 0 && dup2(sources[i], i) < 0)
             return false;
     }
+    *binary = sources[4];
     return true;
 }
 
@@ -103,10 +104,10 @@ static int exec_in_path(const struct spawn *spawn, struct failure *failure)
     }
 }
 
-static int exec_file(const struct spawn *spawn, struct failure *failure)
+static int exec_file(const struct spawn *spawn, int binary, struct failure *failure)
 {
-    if (spawn->binary >= 0) {
-        (void)syscall(SYS_execveat, spawn->binary, "", spawn->argv, spawn->environment, AT_EMPTY_PATH);
+    if (binary >= 0) {
+        (void)syscall(SYS_execveat, binary, "", spawn->argv, spawn->environment, AT_EMPTY_PATH);
         return errno;
     }
     if (spawn->argv[0][0] == '\0')
@@ -125,10 +126,11 @@ static int exec_file(const struct spawn *spawn, struct failure *failure)
 static _Noreturn void child_run(const struct spawn *spawn, int pipe_fd)
 {
     struct failure failure = {0};
+    int binary = -1;
     (void)setsid(); /* Cannot fail in a child that was just forked. */
     /* The pipe must not be where stdio goes. */
     int report = fcntl(pipe_fd, F_DUPFD_CLOEXEC, 2 * READY_FD + 8);
-    if (report < 0 || !child_stdio(spawn))
+    if (report < 0 || !child_stdio(spawn, &binary))
         child_give_up(report < 0 ? pipe_fd : report, &failure, STEP_STDIO, errno);
     if (spawn->oom_score_adj != NULL)
         (void)file_write("/proc/self/oom_score_adj", 0,
@@ -138,7 +140,7 @@ static _Noreturn void child_run(const struct spawn *spawn, int pipe_fd)
     if (spawn->who != NULL && !child_identity(spawn->who))
         child_give_up(report, &failure, STEP_IDENTITY, errno);
     child_signals();
-    int error = exec_file(spawn, &failure);
+    int error = exec_file(spawn, binary, &failure);
     child_give_up(report, &failure, STEP_EXEC, error);
 }
 

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot real guests under QEMU and see what they say: the whole of the guest side, kernel included.
+
+Needs a kernel (HYPEMAN_KERNEL) and the initrd (HYPEMAN_INITRD), qemu-system-x86_64, mkfs.erofs, mkfs.ext4 and
+a static busybox. Run by `make -C guest boot-check KERNEL=…`; with `-v` the console is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+import unittest
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from frames import Channel, Type, format_records
+
+KERNEL = os.environ["HYPEMAN_KERNEL"]
+INITRD = os.environ["HYPEMAN_INITRD"]
+COMMAND_LINE = os.environ.get("HYPEMAN_KERNEL_ARGS", "console=hvc0 quiet no_timer_check mitigations=off")
+BUSYBOX = "/bin/busybox"
+BOOT_S = 60.0
+APPLETS = ("sh", "cat", "echo", "sleep", "id", "ls", "kill", "head", "tr", "ps", "mount", "env", "tail", "dd", "free", "poweroff")
+PORTS = ("agent", "report", "stop")
+
+
+def make_image(folder: Path) -> Path:
+    """A busybox root as erofs: a user `app` in two groups, a file that is no program, no /etc/hosts."""
+    root = folder / "root"
+    for name in ("bin", "etc", "tmp"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(BUSYBOX, root / "bin/busybox")
+    for applet in APPLETS:
+        (root / "bin" / applet).symlink_to("busybox")
+    (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\napp:x:500:500::/srv/app:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\napp:x:500:\nextra:x:600:app\n")
+    (root / "etc/data").write_text("no program\n")
+    image = folder / "image.erofs"
+    subprocess.run(["mkfs.erofs", "-T0", image, root], check=True, capture_output=True, timeout=60)
+    return image
+
+
+def format_config(records: Sequence[tuple[str, str]]) -> bytes:
+    body = format_records(records)
+    disk = struct.pack("<8sII", b"HYPECFG1", len(body), zlib.crc32(body)) + body
+    return disk + bytes(-len(disk) % 512)
+
+
+@dataclass
+class Guest:
+    """A booted QEMU: its process, its console, its ports as sockets."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    boot: str
+    console: str = ""
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read the console until it matches."""
+        deadline = time.monotonic() + BOOT_S
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), True)
+        while (match := re.search(pattern, self.console)) is None:
+            got = os.read(self.process.stdout.fileno(), 65536)
+            if not got or time.monotonic() > deadline:
+                raise AssertionError(f"{pattern!r} does not come:\n{self.console}")
+            self.console += got.decode(errors="replace")
+        return match
+
+    def finish(self) -> str:
+        """The console up to QEMU's own end."""
+        assert self.process.stdout is not None
+        rest, _ = self.process.communicate(timeout=BOOT_S)
+        self.console += rest.decode(errors="replace")
+        assert self.process.returncode == 0, self.process.returncode
+        return self.console
+
+    def exit_report(self) -> tuple[int, str]:
+        reports = re.findall(rf'HYPEMAN-EXIT code=(\d+) message="(.*)" boot={self.boot}\n', self.finish())
+        assert len(reports) == 1, self.console
+        return int(reports[0][0]), reports[0][1]
+
+    def channel(self) -> Channel:
+        return Channel.connect(str(self.folder / "agent"), self.boot)
+
+    def order_poweroff(self, grace: int) -> socket.socket:
+        stop = socket.socket(socket.AF_UNIX)
+        stop.connect(str(self.folder / "stop"))
+        stop.sendall(f"poweroff {grace}\n".encode())
+        return stop
+
+
+def qemu_arguments(folder: Path, image: Path, boot: str, memory: int) -> list[str]:
+    arguments = [
+        *("qemu-system-x86_64", "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-m", str(memory)),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-kernel", KERNEL, "-initrd", INITRD, "-append", f"{COMMAND_LINE} hypeman.boot={boot}"),
+        *("-device", "virtio-serial-device", "-chardev", "stdio,id=con,signal=off"),
+        *("-device", "virtconsole,chardev=con"),
+    ]
+    for port in PORTS:
+        arguments += ["-chardev", f"socket,id={port},path={folder / port},server=on,wait=off"]
+        arguments += ["-device", f"virtserialport,chardev={port},name=org.hypeman.{port}"]
+    disks = (("image", image, "on"), ("config", folder / "config", "on"), ("disk", folder / "disk", "off"))
+    for name, path, read_only in disks:
+        arguments += ["-drive", f"if=none,id={name},file={path},format=raw,readonly={read_only}"]
+        arguments += ["-device", f"virtio-blk-device,drive={name},serial=hypeman-{name}"]
+    return arguments
+
+
+class GuestBoot(unittest.TestCase):
+    image: Path
+    shared: tempfile.TemporaryDirectory[str]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.shared = tempfile.TemporaryDirectory(prefix="hypeman-boot-")
+        cls.addClassCleanup(cls.shared.cleanup)
+        cls.image = make_image(Path(cls.shared.name))
+
+    @contextmanager
+    def guest(self, *argv: str, memory: int = 128, agent: str = "1", mode: str = "exec", **records: str) -> Iterator[Guest]:
+        boot = uuid.uuid4().hex
+        with tempfile.TemporaryDirectory(prefix="hypeman-guest-") as name:
+            folder = Path(name)
+            fixed = [("version", "1"), ("name", "vm1"), ("mode", mode), ("agent", agent), ("headers", "0")]
+            config = fixed + [("arg", argument) for argument in argv] + list(records.items())
+            (folder / "config").write_bytes(format_config(config))
+            with (folder / "disk").open("wb") as disk:
+                disk.truncate(64 << 20)
+            subprocess.run(["mkfs.ext4", "-q", folder / "disk"], check=True, timeout=60)
+            process = subprocess.Popen(
+                qemu_arguments(folder, self.image, boot, memory), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            )
+            guest = Guest(process, folder, boot)
+            try:
+                yield guest
+                check = subprocess.run(["e2fsck", "-fn", folder / "disk"], capture_output=True, timeout=60)
+                self.assertEqual(check.returncode, 0, check.stdout)
+            finally:
+                process.kill()
+                process.communicate()
+                if os.environ.get("SHOW_CONSOLE"):
+                    print(f"\n--- {self.id()}\n{guest.console}")
+
+    def test_program_runs_and_its_code_is_reported(self) -> None:
+        script = "echo hello; id; env; mount; cat /etc/hosts /etc/hostname; ls -l /dev/stdout; pwd; free; ps; exit 3"
+        with self.guest("sh", "-c", script, env="A=b c", workdir="/data/x") as guest:
+            self.assertEqual(guest.exit_report(), (3, "exited with code 3"))
+            self.assertNotIn("\r", guest.console)
+            for expected in ("hello\n", "A=b c\n", "HOME=/root\n", "127.0.0.1\tlocalhost vm1\n", "/data/x\n"):
+                self.assertIn(expected, guest.console)
+            order = [guest.console.index(word) for word in ("HYPEMAN-AGENT-READY", "HYPEMAN-PROGRAM-START", "HYPEMAN-STAGE", "HYPEMAN-EXIT")]
+            self.assertEqual(order, sorted(order))
+
+    def test_user_workdir_and_groups(self) -> None:
+        with self.guest("sh", "-c", "id; echo again >/dev/stdout; pwd", user="app", agent="0") as guest:
+            self.assertEqual(guest.exit_report()[0], 0)
+            self.assertIn("uid=500(app) gid=500(app) groups=500(app),600(extra)", guest.console)
+            self.assertIn("again\n", guest.console)
+            self.assertNotIn("AGENT-READY", guest.console)
+
+    def test_not_found_and_not_executable(self) -> None:
+        for argv0, code, words in (
+            ("nothing", 127, r"program \"nothing\" not found in PATH"),
+            ("/etc/nothing", 127, "program /etc/nothing not found"),
+            ("/etc/data", 126, "program /etc/data cannot be executed: Permission denied"),
+            ("/etc", 126, "program /etc cannot be executed: it is a folder"),
+        ):
+            with self.subTest(argv0=argv0), self.guest(argv0, agent="0") as guest:
+                reported, message = guest.exit_report()
+                self.assertEqual(reported, code)
+                self.assertIn(words, message)
+                self.assertNotIn("PROGRAM-START", guest.console)
+
+    def test_stop_port_stops_the_program(self) -> None:
+        with self.guest("sh", "-c", "trap 'echo bye; exit 0' TERM; while :; do sleep 0.1; done") as guest:
+            guest.wait_for("PROGRAM-START.*\n")
+            with guest.order_poweroff(20):
+                self.assertEqual(guest.exit_report(), (0, "stopped on request: exited with code 0"))
+            self.assertIn("bye\n", guest.console)
+
+    def test_stop_port_before_the_program(self) -> None:
+        with self.guest("sleep", "1000") as guest, guest_port(guest, "stop") as stop:
+            stop.sendall(b"poweroff 5\n")
+            self.assertEqual(guest.exit_report(), (0, "stopped on request before the program started"))
+
+    def test_stop_port_kills_what_does_not_stop(self) -> None:
+        with self.guest("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done") as guest:
+            guest.wait_for("PROGRAM-START.*\n")
+            with guest.order_poweroff(1):
+                code, message = guest.exit_report()
+            self.assertEqual((code, message), (137, "stopped on request: killed, since TERM did not end it within 1 s"))
+
+    def test_killed_for_memory(self) -> None:
+        with self.guest("sh", "-c", "exec tail /dev/zero", memory=96, agent="0") as guest:
+            self.assertEqual(guest.exit_report(), (137, "out of memory: the kernel killed the program"))
+
+    def test_agent_executes_and_shuts_down(self) -> None:
+        with self.guest("sleep", "1000") as guest:
+            guest.wait_for("AGENT-READY.*\n")
+            channel = guest.channel()
+            self.assertEqual(channel.greet()["boot"], guest.boot)
+            result = channel.run(["sh", "-c", "cat; id -u; echo err >&2; exit 7"], b"x" * 200000, user="app")
+            self.assertEqual((result.code, result.output), (7, {1: b"x" * 200000 + b"500\n", 2: b"err\n"}))
+            # The host leaves with a program under way, and comes back.
+            channel.start(["sleep", "777"])
+            channel.expect(Type.STARTED)
+            channel.close()
+            channel = guest.channel()
+            channel.greet()
+            self.assertNotIn(b"777", channel.run(["ps"]).output[1])
+            big = channel.run(["dd", "if=/dev/zero", "bs=65536", "count=64"])
+            self.assertEqual(len(big.output[1]), 64 * 65536)
+            rss = channel.run(["sh", "-c", "for p in 1 $PPID; do cat /proc/$p/status; done"]).output[1].decode()
+            sizes = [int(size) for size in re.findall(r"VmRSS:\s+(\d+) kB", rss)]
+            self.assertLessEqual(sum(sizes), 2048, sizes)
+            print(f"\ninit and agent: {sizes} KiB resident")
+            channel.send(Type.SHUTDOWN, format_records((("grace", "5"),)))
+            self.assertEqual(guest.exit_report(), (143, "stopped on request: killed by signal 15 (TERM)"))
+
+    def test_report_port_has_a_copy(self) -> None:
+        with self.guest("sh", "-c", "exit 0") as guest, guest_port(guest, "report") as report:
+            self.assertEqual(guest.exit_report()[0], 0)
+            copy = b""
+            while got := report.recv(65536):
+                copy += got
+            said = re.findall(r"HYPEMAN-.*\n", guest.console)
+            self.assertEqual(copy.decode(), "".join(said))
+
+    def test_systemd_mode_is_refused_in_words(self) -> None:
+        with self.guest("/sbin/init", mode="systemd") as guest:
+            self.assertEqual(guest.exit_report(), (125, "mode systemd is not supported by this guest"))
+
+
+@contextmanager
+def guest_port(guest: Guest, name: str) -> Iterator[socket.socket]:
+    """A port's socket, as soon as QEMU listens."""
+    connection = socket.socket(socket.AF_UNIX)
+    deadline = time.monotonic() + BOOT_S
+    while True:
+        try:
+            connection.connect(str(guest.folder / name))
+            break
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)  # QEMU does not say when it listens.
+    with connection:
+        yield connection
+
+
+if __name__ == "__main__":
+    unittest.main()
