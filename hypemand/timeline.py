@@ -169,26 +169,31 @@ def _latest(first: float, *others: float | None) -> float:
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MIN_BAR = 10
+_MAX_NAME = 28
 
 
 def render_text(timeline: Timeline, *, width: int = 80) -> str:
     """A table with bars, at most `width` columns where that leaves room for bars; ends with a newline."""
-    name_width = max([4, *(len(span.name) for span in timeline.spans)])
-    bar_width = max(width - name_width - 31, _MIN_BAR)
+    name_width = min(max([4, *(len(span.name) for span in timeline.spans)]), _MAX_NAME)
+    bar_width = max(width - name_width - 33, _MIN_BAR)
     total = _extent(timeline)
     lines = [_headline(timeline), ""]
     if timeline.spans:
         lines.append(f"{'START':>10} {'TIME':>10}  {'LANE':<7} {'STEP':<{name_width}}")
     for span in timeline.spans:
-        took = f"{span.end_ms - span.start_ms:.1f} ms"
+        start, took = _format_ms(span.start_ms), _format_ms(span.end_ms - span.start_ms)
+        name = span.name if len(span.name) <= name_width else span.name[: name_width - 1] + "…"
         bar = _bar(span, total, bar_width)
-        row = f"{f'{span.start_ms:.1f} ms':>10} {took:>10}  {span.lane:<7} {span.name:<{name_width}} {bar}"
-        lines.append(row.rstrip())
+        lines.append(f"{start:>10} {took:>10}  {span.lane:<7} {name:<{name_width}} {bar}".rstrip())
     longest = max(timeline.spans, key=lambda s: s.end_ms - s.start_ms, default=None)
     if longest is not None:
         took_ms = longest.end_ms - longest.start_ms
         lines += ["", f"Longest: {longest.name}, {took_ms:.0f} ms ({100 * took_ms / total:.0f} %)"]
     return "\n".join(lines) + "\n"
+
+
+def _format_ms(ms: float) -> str:
+    return f"{ms:.1f} ms" if ms < 10_000 else f"{ms / 1000:.2f} s"
 
 
 def _headline(timeline: Timeline) -> str:
@@ -221,7 +226,9 @@ _SVG_TOP = 104
 _SVG_ROW = 24
 _SVG_PAD = 8
 _SVG_STYLE = """
-  text { font-family: 'DejaVu Sans', 'Noto Sans', Helvetica, Arial, sans-serif; font-size: 12px; fill: #24292f; }
+  text { font-family: 'DejaVu Sans', 'Noto Sans', Helvetica, sans-serif; font-size: 12px; fill: #24292f; }
+  .label { paint-order: stroke; stroke: #ffffff; stroke-width: 3px; stroke-linejoin: round; }
+  .inside { fill: #ffffff; stroke: none; }
   .title { font-size: 20px; font-weight: bold; }
   .dim { fill: #6a737d; }
   .lane { font-weight: bold; }
@@ -239,21 +246,21 @@ def render_svg(timeline: Timeline) -> str:
     height = sum(len(spans) * _SVG_ROW + _SVG_PAD for _, spans in lanes)
     bottom = _SVG_TOP + height
     scale = _SVG_PLOT / _extent(timeline)
-    width, full_height = _SVG_LEFT + _SVG_PLOT + _SVG_RIGHT, bottom + 64
+    width, full_height = _SVG_LEFT + _SVG_PLOT + _SVG_RIGHT, bottom + 76
     title, boot = escape(_headline(timeline).partition(" (boot ")[0]), escape(timeline.boot)
+    size = f'width="{width}" height="{full_height}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{full_height}"'
-        f' viewBox="0 0 {width} {full_height}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {width} {full_height}">',
         f"<title>{title}</title>",
         f"<style>{_SVG_STYLE}</style>",
-        f'<rect width="{width}" height="{full_height}" fill="#ffffff"/>',
+        f'<rect {size} fill="#ffffff"/>',
         f'<text class="title" x="24" y="38">{title}</text>',
         f'<text class="dim" x="24" y="60">boot {boot}</text>',
         *_svg_lanes(lanes, width),
         *_svg_axis(_extent(timeline), scale, bottom),
         *_svg_bars(lanes, scale),
         *_svg_running(timeline, scale, bottom),
-        *_svg_legend(lanes, bottom + 44),
+        *_svg_legend(lanes, bottom + 34),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -301,18 +308,20 @@ def _svg_bars(lanes: _Lanes, scale: float) -> Iterator[str]:
 def _svg_bar(lane: Lane, span: Span, scale: float, y: int) -> Iterator[str]:
     x = _SVG_LEFT + span.start_ms * scale
     width = max((span.end_ms - span.start_ms) * scale, 1.5)
-    label = f"{escape(span.name)} <tspan class='dim'>{span.end_ms - span.start_ms:.1f} ms</tspan>"
+    took = _format_ms(span.end_ms - span.start_ms)
+    label = f"{escape(span.name)} <tspan class='dim'>{took}</tspan>"
     # Beside the bar, on the side that has the room.
     room = _SVG_LEFT + _SVG_PLOT - (x + width)
     at, anchor = (x + width + 6, "start") if room > 8 * (len(span.name) + 10) else (x - 6, "end")
     if anchor == "end" and x - _SVG_LEFT < 8 * (len(span.name) + 10):
         at, anchor = x + 6, "start"
-        label = f"<tspan fill='#ffffff'>{escape(span.name)} {span.end_ms - span.start_ms:.1f} ms</tspan>"
+        label = f"<tspan class='inside'>{escape(span.name)} {took}</tspan>"
+    place = f'x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="{_SVG_ROW - 6}"'
     yield (
-        f'<rect x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="{_SVG_ROW - 6}" rx="2" fill="{lane.color}">'
+        f'<rect {place} rx="2" fill="{lane.color}">'
         f"<title>{escape(span.name)}: {span.start_ms:.1f} to {span.end_ms:.1f} ms</title></rect>"
     )
-    yield f'<text x="{at:.1f}" y="{y + 16}" text-anchor="{anchor}">{label}</text>'
+    yield f'<text class="label" x="{at:.1f}" y="{y + 16}" text-anchor="{anchor}">{label}</text>'
 
 
 def _svg_running(timeline: Timeline, scale: float, bottom: int) -> Iterator[str]:
@@ -320,19 +329,18 @@ def _svg_running(timeline: Timeline, scale: float, bottom: int) -> Iterator[str]
         return
     x = _SVG_LEFT + timeline.running_ms * scale
     yield f'<line class="running" x1="{x:.1f}" y1="{_SVG_TOP - 30}" x2="{x:.1f}" y2="{bottom}"/>'
+    anchor = "end" if timeline.running_ms * scale > _SVG_PLOT / 2 else "start"
     yield (
-        f'<text class="done" x="{x - 6:.1f}" y="{_SVG_TOP - 34}" text-anchor="middle">'
+        f'<text class="done" x="{x:.1f}" y="{_SVG_TOP - 34}" text-anchor="{anchor}">'
         f"Running, {timeline.running_ms:.0f} ms</text>"
     )
 
 
 def _svg_legend(lanes: _Lanes, y: int) -> Iterator[str]:
-    x = 24
-    for lane, spans in lanes:
-        text = f"{lane.meaning}, {_covered(spans):.0f} ms"
-        yield f'<rect x="{x}" y="{y - 11}" width="12" height="12" rx="2" fill="{lane.color}"/>'
-        yield f'<text x="{x + 18}" y="{y}">{text}</text>'
-        x += 40 + 7 * len(text)
+    for i, (lane, spans) in enumerate(lanes):
+        x, row = 24 + i % 3 * 300, y + i // 3 * 22
+        yield f'<rect x="{x}" y="{row - 11}" width="12" height="12" rx="2" fill="{lane.color}"/>'
+        yield f'<text x="{x + 18}" y="{row}">{lane.meaning}: {_format_ms(_covered(spans))}</text>'
 
 
 def _covered(spans: Iterable[Span]) -> float:
