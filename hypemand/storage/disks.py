@@ -166,11 +166,12 @@ def _clone(source: int, target: int, size: int) -> None:
             raise
     os.ftruncate(target, size)
     for start, end in _iter_data(source, size):
-        while start < end:
-            copied = os.copy_file_range(source, target, end - start, start, start)
+        at = start
+        while at < end:
+            copied = os.copy_file_range(source, target, end - at, at, at)
             if copied == 0:
                 raise HypemandError("a disk template became shorter while it was copied")
-            start += copied
+            at += copied
 
 
 def _iter_data(fd: int, size: int) -> Iterator[tuple[int, int]]:

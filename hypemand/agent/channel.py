@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's end of a guest's agent channel: one connection to the VMM's socket, many commands at once.
+
+The guest is hostile: a frame that docs/protocol.md does not allow closes the channel with a reason, and
+nothing that is kept for a guest grows with what it sends. Connecting again is the caller's business;
+after a violation not at once, so that the guest sees that the host was away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypemand.agent.frames import MAX_PAYLOAD, MAX_PING, VERSION, Frame, FrameParser, FrameType, HelloFinder
+from hypemand.agent.records import ProtocolError, encode_records, parse_records
+from hypemand.agent.session import Session, clean_message
+from hypemand.errors import GuestError, InvalidRequest, TimedOut
+from hypemand.manager.view import ExecRequest
+
+MAX_STREAMS = 64
+MAX_GRACE = 86400
+MAX_PINGS_PER_SECOND = 16
+_READ_BYTES = 16 * 1024
+# More than all streams may have queued when each has waited for its turn: the guest does not read.
+_MAX_QUEUED = 2 * 1024 * 1024
+_FAREWELL = 1.0
+_START_TIMEOUT = 15.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHello:
+    """What the agent said of itself."""
+
+    version: str
+
+
+class AgentChannel:
+    """A connection to an agent. Made by `connect`, ended by `close` or by the guest.
+
+    `closed` is a future of the reason, which never raises: wait for it or add a callback.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, boot: str) -> None:
+        loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[GuestError] = loop.create_future()
+        self._hello: asyncio.Future[AgentHello] = loop.create_future()
+        self._reader = reader
+        self._writer = writer
+        self._boot = boot
+        self._finder: HelloFinder | None = HelloFinder()
+        self._parser = FrameParser()
+        self._sessions: dict[int, Session] = {}
+        self._numbers = itertools.count(1)
+        self._pings: dict[bytes, asyncio.Future[None]] = {}
+        self._ping_second = 0
+        self._ping_count = 0
+        self._task = loop.create_task(self._serve(), name=f"agent channel of boot {boot}")
+
+    @classmethod
+    async def connect(cls, path: Path, boot_id: str, *, timeout: float = 5.0) -> AgentChannel:
+        """Connect to the VMM's socket and greet. `boot_id` is what the guest must answer with.
+
+        The socket accepts as soon as the VMM runs; the agent is there when `ready` returns.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                reader, writer = await asyncio.open_unix_connection(path, limit=_READ_BYTES)
+        except TimeoutError:
+            raise GuestError(f"the VMM did not accept a connection to {path} in {timeout:g} s") from None
+        except OSError as error:
+            raise GuestError(f"cannot connect to the agent at {path}: {error.strerror or error}") from error
+        channel = cls(reader, writer, boot_id)
+        hello = encode_records([("version", VERSION), ("boot", boot_id)])
+        channel.send(Frame(FrameType.HELLO, payload=hello))
+        return channel
+
+    # --- for the caller ---
+
+    @property
+    def is_ready(self) -> bool:
+        """Has the agent of this boot answered, and is the channel open?"""
+        return self._hello.done() and not self.closed.done()
+
+    async def ready(self) -> AgentHello:
+        """Wait for the agent's HELLO, as long as it takes: the deadline is the caller's. GuestError when
+        the channel closes before."""
+        await _wait_any(self._hello, self.closed)
+        if not self._hello.done():
+            raise self.closed.result()
+        return self._hello.result()
+
+    async def exec(self, request: ExecRequest, *, start_timeout: float = _START_TIMEOUT) -> Session:
+        """Start a command. A program that cannot be started has an exit of 126, 127 or 125, as in a shell.
+
+        GuestError: not ready, too many at once, or the channel broke; TimedOut: no answer in time.
+        """
+        self._check_ready()
+        if len(self._sessions) >= MAX_STREAMS:
+            raise GuestError(f"{MAX_STREAMS} commands run in this guest already", code="too_many_commands")
+        payload = _encode_exec(request)
+        session = Session(self, next(self._numbers))
+        self._sessions[session.number] = session
+        self.send(Frame(FrameType.EXEC, session.number, payload=payload))
+        if request.timeout is not None:
+            session.start_timer(request.timeout)
+        try:
+            async with asyncio.timeout(start_timeout):
+                await session.started
+        except TimeoutError:
+            await session.close()
+            raise TimedOut(f"the guest did not start {request.argv[0]} in {start_timeout:g} s") from None
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
+    async def ping(self, *, timeout: float = 5.0) -> float:
+        """Seconds until the agent answered. TimedOut, GuestError."""
+        self._check_ready()
+        token = next(self._numbers).to_bytes(8, "little")
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pings[token] = answered
+        started = time.monotonic()
+        try:
+            self.send(Frame(FrameType.PING, payload=token))
+            await _wait_any(answered, self.closed, timeout=timeout)
+        finally:
+            del self._pings[token]
+        if answered.done():
+            return time.monotonic() - started
+        if self.closed.done():
+            raise self.closed.result()
+        raise TimedOut(f"the agent did not answer in {timeout:g} s")
+
+    async def shutdown(self, grace: float) -> None:
+        """Ask the guest to stop its program, with `grace` seconds until SIGKILL, and to power off."""
+        self._check_ready()
+        seconds = min(MAX_GRACE, max(0, math.ceil(grace)))
+        self.send(Frame(FrameType.SHUTDOWN, payload=encode_records([("grace", str(seconds))])))
+        await self.flush()
+
+    async def close(self) -> None:
+        """End the connection; the agent kills what runs in it. At any time, and also after `closed`."""
+        self._end(GuestError("the agent channel was closed"))
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    def _check_ready(self) -> None:
+        if self.closed.done():
+            raise self.closed.result()
+        if not self._hello.done():
+            raise GuestError("the guest's agent has not answered yet", code="agent_not_ready")
+
+    # --- Link, for the sessions ---
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame. A guest that does not take what it is sent loses the channel."""
+        if self.closed.done():
+            return
+        self._writer.write(frame.encode())
+        if self._writer.transport.get_write_buffer_size() > _MAX_QUEUED:
+            self._end(GuestError("the guest's agent does not read what it is sent"))
+
+    async def flush(self) -> None:
+        """Wait until the guest has taken most of what is queued. Returns also when the channel closes."""
+        if not self.closed.done():
+            with contextlib.suppress(OSError):
+                await self._writer.drain()
+
+    # --- from the guest ---
+
+    async def _serve(self) -> None:
+        """Read until the connection ends. Its one way out is `_end`."""
+        try:
+            while data := await self._reader.read(_READ_BYTES):
+                self._take(data)
+                if self.closed.done():
+                    return
+                # A read that finds bytes does not yield: a guest that floods would have the loop alone.
+                await asyncio.sleep(0)
+            self._end(GuestError("the VMM closed the agent channel"))
+        except ProtocolError as error:
+            self._refuse(error)
+        except OSError as error:
+            self._end(GuestError(f"the agent channel broke: {error.strerror or error}"))
+        except asyncio.CancelledError:
+            self._end(GuestError("the agent channel was closed"))
+            raise
+        except Exception as error:
+            _log.exception("agent channel of boot %s failed", self._boot)
+            self._end(GuestError(f"the agent channel failed: {error}"))
+
+    def _take(self, data: bytes) -> None:
+        rest: bytes | None = data
+        if self._finder is not None:
+            rest = self._finder.feed(data)
+            if rest is None:
+                return
+            self._finder = None
+        for frame in self._parser.feed(rest or b""):
+            self._handle(frame)
+            if self.closed.done():
+                return
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.stream == 0:
+            self._handle_channel(frame)
+            return
+        session = self._sessions.get(frame.stream)
+        if session is None:
+            raise ProtocolError(f"{frame.type.name} for a command that does not run")
+        if session.handle(frame):
+            del self._sessions[frame.stream]
+
+    def _handle_channel(self, frame: Frame) -> None:
+        match frame.type:
+            case FrameType.HELLO:
+                self._handle_hello(frame)
+            case FrameType.PING:
+                self._handle_ping(frame)
+            case FrameType.PONG:
+                answered = self._pings.get(frame.payload)
+                if answered is not None and not answered.done():
+                    answered.set_result(None)
+            case FrameType.ERROR:
+                message = parse_records(frame.payload).find("message") or "no reason given"
+                self._end(GuestError(f"the guest's agent closed the channel: {clean_message(message)}"))
+            case _:
+                raise ProtocolError(f"{frame.type.name} on stream 0, or from the wrong side")
+
+    def _handle_hello(self, frame: Frame) -> None:
+        if self._hello.done():
+            raise ProtocolError("HELLO came twice: the agent has begun anew")
+        records = parse_records(frame.payload)
+        if records.get("version") != VERSION:
+            shown = clean_message(records.get("version"))
+            raise ProtocolError(f"the agent speaks version {shown} of the protocol, not {VERSION}")
+        if records.get("boot") != self._boot:
+            raise ProtocolError("HELLO is of another boot than this one")
+        self._hello.set_result(AgentHello(clean_message(records.find("agent") or "")))
+
+    def _handle_ping(self, frame: Frame) -> None:
+        if len(frame.payload) > MAX_PING:
+            raise ProtocolError(f"PING of more than {MAX_PING} bytes")
+        second = int(time.monotonic())
+        self._ping_count = self._ping_count + 1 if second == self._ping_second else 1
+        self._ping_second = second
+        if self._ping_count > MAX_PINGS_PER_SECOND:
+            raise ProtocolError(f"more than {MAX_PINGS_PER_SECOND} PINGs in a second")
+        self.send(Frame(FrameType.PONG, payload=frame.payload))
+
+    # --- the end ---
+
+    def _refuse(self, error: ProtocolError) -> None:
+        """Tell the guest why, then end."""
+        records = encode_records([("code", "protocol"), ("message", clean_message(error.message))])
+        self.send(Frame(FrameType.ERROR, payload=records))
+        self._end(GuestError(f"the guest broke the agent protocol: {error.message}", code="protocol_error"))
+
+    def _end(self, reason: GuestError) -> None:
+        """The one place where the channel ends. The first reason counts."""
+        if self.closed.done():
+            return
+        self.closed.set_result(reason)
+        for session in self._sessions.values():
+            session.fail(reason)
+        self._sessions.clear()
+        # What is queued goes out if the guest takes it soon.
+        self._writer.close()
+        asyncio.get_running_loop().call_later(_FAREWELL, self._writer.transport.abort)
+
+
+async def _wait_any(*futures: asyncio.Future[Any], timeout: float | None = None) -> None:
+    """Wait for the first of them, and cancel none when the waiting is cancelled."""
+    await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _encode_exec(request: ExecRequest) -> bytes:
+    pairs = [("arg", arg) for arg in request.argv]
+    pairs += [("env", f"{key}={value}") for key, value in request.env.items()]
+    pairs += [("cwd", request.cwd)] if request.cwd is not None else []
+    pairs += [("user", request.user)] if request.user is not None else []
+    if not request.argv or any("\0" in value for _, value in pairs):
+        raise InvalidRequest("a command needs a program, and no word of it may have a NUL byte")
+    payload = encode_records(pairs)
+    if len(payload) > MAX_PAYLOAD:
+        raise InvalidRequest(
+            f"the command and its environment take {len(payload)} bytes, at most {MAX_PAYLOAD} can be sent",
+            hint="send what is large on its standard input",
+        )
+    return payload

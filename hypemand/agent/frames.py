@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of the agent channel (docs/protocol.md, "Agent channel"): codec and bounded parser. No I/O.
+
+The other end is hostile: whatever bytes come, the parser keeps at most one frame and raises nothing but
+ProtocolError.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from hypemand.agent.records import ProtocolError, parse_records
+
+VERSION = "1"
+HEADER = struct.Struct("<IIBBH")
+MAX_PAYLOAD = 65536
+MAX_PING = 64
+WINDOW = 262144
+# What a guest may have had under way for the connection before: its buffers and the port's queue.
+MAX_NOISE = 1024 * 1024
+_MAX_HELLO = 4096
+
+
+class FrameType(IntEnum):
+    """Type byte of a frame."""
+
+    HELLO = 1
+    PING = 2
+    PONG = 3
+    ERROR = 4
+    EXEC = 5
+    STARTED = 6
+    DATA = 7
+    CREDIT = 8
+    EXIT = 9
+    SIGNAL = 10
+    CLOSE = 11
+    SHUTDOWN = 12
+
+
+class Channel(IntEnum):
+    """Channel byte of a frame; STDIN also where it means nothing."""
+
+    STDIN = 0
+    STDOUT = 1
+    STDERR = 2
+
+
+_TYPES = {member.value: member for member in FrameType}
+_CHANNELS = {member.value: member for member in Channel}
+# HELLO on stream 0, from the second field on.
+_HELLO_TAIL = HEADER.pack(0, 0, FrameType.HELLO, 0, 0)[4:]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame."""
+
+    type: FrameType
+    stream: int = 0
+    channel: Channel = Channel.STDIN
+    payload: bytes = b""
+
+    def encode(self) -> bytes:
+        """Its bytes. ValueError if the payload is too long."""
+        if len(self.payload) > MAX_PAYLOAD:
+            raise ValueError(f"a frame carries at most {MAX_PAYLOAD} bytes, not {len(self.payload)}")
+        return HEADER.pack(len(self.payload), self.stream, self.type, self.channel, 0) + self.payload
+
+
+def _parse_header(data: bytes | bytearray, at: int) -> tuple[int, FrameType, int, Channel]:
+    """Length, type, stream and channel of the header at an offset."""
+    length, stream, kind, channel, zero = HEADER.unpack_from(data, at)
+    if length > MAX_PAYLOAD:
+        raise ProtocolError(f"a frame of {length} bytes, at most {MAX_PAYLOAD} are allowed")
+    if kind not in _TYPES:
+        raise ProtocolError(f"a frame of the unknown type {kind}")
+    if channel not in _CHANNELS or zero:
+        raise ProtocolError("a frame header with a channel that is none, or without its zero field")
+    return length, _TYPES[kind], stream, _CHANNELS[channel]
+
+
+class FrameParser:
+    """Bytes to frames. A header is judged as soon as it is there, before its payload."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take bytes, give the frames that are whole now. After a ProtocolError it is of no more use."""
+        self._buffer += data
+        frames = []
+        at = 0
+        while len(self._buffer) - at >= HEADER.size:
+            length, kind, stream, channel = _parse_header(self._buffer, at)
+            end = at + HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            payload = bytes(self._buffer[at + HEADER.size : end])
+            frames.append(Frame(kind, stream, channel, payload))
+            at = end
+        del self._buffer[:at]
+        return frames
+
+
+class HelloFinder:
+    """Skips what a guest had under way for the connection before, up to its HELLO."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._from = 0
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take bytes; give all from the HELLO on once there is one. ProtocolError after MAX_NOISE bytes."""
+        self._buffer += data
+        if len(self._buffer) >= HEADER.size and self._buffer.startswith(_HELLO_TAIL, 4):
+            return bytes(self._buffer)
+        while True:
+            at = self._buffer.find(_HELLO_TAIL, self._from + 4) - 4
+            if at < 0:
+                break
+            found = self._is_hello(at)
+            if found is None:
+                return None
+            if found:
+                return bytes(self._buffer[at:])
+            self._from = at + 1
+        self._from = max(self._from, len(self._buffer) - HEADER.size)
+        if self._from > MAX_NOISE:
+            raise ProtocolError(f"no HELLO in the first {MAX_NOISE} bytes")
+        return None
+
+    def _is_hello(self, at: int) -> bool | None:
+        """Is there a HELLO at this offset? None: not all of it is there yet."""
+        length = HEADER.unpack_from(self._buffer, at)[0]
+        if not 0 < length <= _MAX_HELLO:
+            return False
+        start = at + HEADER.size
+        if len(self._buffer) < start + length:
+            return None
+        try:
+            records = parse_records(bytes(self._buffer[start : start + length]))
+            return records.find("version") is not None and records.find("boot") is not None
+        except ProtocolError:
+            return False

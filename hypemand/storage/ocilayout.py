@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OCI image layouts (OCI image-spec, image-layout.md): copy with skopeo, read, wrap, unpack with umoci.
+
+A layout that this module makes has one image, tagged TAG.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypemand.errors import ImageNotReady
+from hypemand.run import run
+from hypemand.storage.images import OciConfig, parse_oci_config
+
+TAG = "image"
+_TIMEOUT = 1800.0
+_MAX_JSON = 4 * 1024 * 1024
+_CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+_LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What an image says of itself. `digest` is that of its manifest."""
+
+    digest: str
+    architecture: str
+    config: OciConfig
+
+
+def is_layout(path: Path) -> bool:
+    """Is that folder an OCI layout?"""
+    return (path / "oci-layout").is_file() and (path / "index.json").is_file()
+
+
+def copy(reference: str, layout: Path, *, scratch: Path) -> None:
+    """Copy an image, in skopeo's spelling (containers-transports(5)), into a new layout.
+
+    Of an index, the image for this host. Digests are verified. Temporary files go to `scratch`.
+    """
+    argv = ["skopeo", "--insecure-policy", "copy", "--quiet", reference, f"oci:{layout}:{TAG}"]
+    run(argv, timeout=_TIMEOUT, env={"TMPDIR": os.fspath(scratch), "HOME": os.fspath(scratch)})
+
+
+def unpack(layout: Path, root: Path) -> None:
+    """Unpack the image into the new folder `root`: owners, modes, xattrs, devices; white-outs applied."""
+    argv = ["umoci", "raw", "unpack", "--image", f"{layout}:{TAG}", os.fspath(root)]
+    run(argv, timeout=_TIMEOUT, env={"HOME": os.fspath(layout.parent)})
+
+
+def _read_json(path: Path) -> Any:
+    with open(path, "rb") as file:
+        data = file.read(_MAX_JSON + 1)
+    if len(data) > _MAX_JSON:
+        raise ValueError(f"{path.name} has more than {_MAX_JSON} bytes")
+    return json.loads(data)
+
+
+def _derive_blob(layout: Path, descriptor: Any) -> Path:
+    algorithm, colon, digest = str(descriptor["digest"]).partition(":")
+    if not (colon and algorithm.isalnum() and digest.isalnum()):
+        raise ValueError("a digest is malformed")
+    return layout / "blobs" / algorithm / digest
+
+
+def read_image(layout: Path) -> Described:
+    """Read manifest and config of the image in a layout that `copy` made."""
+    try:
+        [descriptor] = _read_json(layout / "index.json")["manifests"]
+        manifest = _read_json(_derive_blob(layout, descriptor))
+        document = _read_json(_derive_blob(layout, manifest["config"]))
+        return Described(
+            digest=str(descriptor["digest"]),
+            architecture=str(document.get("architecture") or ""),
+            config=parse_oci_config(document.get("config")),
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ImageNotReady(f"the image's metadata cannot be read: {error}") from error
+
+
+def _write_blob(layout: Path, document: object) -> dict[str, object]:
+    data = json.dumps(document, sort_keys=True).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    (layout / "blobs/sha256" / digest).write_bytes(data)
+    return {"digest": f"sha256:{digest}", "size": len(data)}
+
+
+def wrap_layer(tar: Path, layout: Path, architecture: str) -> None:
+    """Make a layout with one layer, the uncompressed `tar`, which is moved into it."""
+    (layout / "blobs/sha256").mkdir(parents=True)
+    with open(tar, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size = tar.stat().st_size
+    shutil.move(tar, layout / "blobs/sha256" / digest)
+    layer = f"sha256:{digest}"
+    document = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [layer]},
+    }
+    config = {"mediaType": _CONFIG_TYPE, **_write_blob(layout, document)}
+    layers = [{"mediaType": _LAYER_TYPE, "digest": layer, "size": size}]
+    manifest = {"schemaVersion": 2, "mediaType": _MANIFEST_TYPE, "config": config, "layers": layers}
+    entry = {
+        "mediaType": _MANIFEST_TYPE,
+        **_write_blob(layout, manifest),
+        "annotations": {"org.opencontainers.image.ref.name": TAG},
+    }
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a VM runs: its definition laid over what its image says, by the rules of Docker."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable, Mapping
+
+from hypemand.config.definition import Definition, Mode
+from hypemand.errors import ImageNotReady, InvalidDefinition, Problem
+from hypemand.storage.configdisk import GuestConfig
+from hypemand.storage.images import Image, OciConfig
+
+SYSTEMD_INITS = frozenset({"/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"})
+_RTMIN, _RTMAX = 34, 64  # signal(7): what C libraries leave to programs
+
+
+def parse_signal(text: str) -> int:
+    """The number of a signal that is written SIGTERM, TERM, 15, SIGRTMIN+3 or RTMAX-1. Else ValueError."""
+    word = text.strip().upper().removeprefix("SIG")
+    if word.isascii() and word.isdigit() and 1 <= int(word) <= _RTMAX:
+        return int(word)
+    real_time = re.fullmatch(r"RT(MIN|MAX)(?:([+-])([0-9]{1,2}))?", word)
+    if real_time:
+        base = _RTMIN if real_time[1] == "MIN" else _RTMAX
+        offset = int(real_time[3] or 0)
+        number = base - offset if real_time[2] == "-" else base + offset
+        if _RTMIN <= number <= _RTMAX:
+            return number
+    known = signal.Signals.__members__.get(f"SIG{word}")
+    if known is None or word in ("RTMIN", "RTMAX"):
+        raise ValueError(f"{text!r} is no signal")
+    return int(known)
+
+
+def derive_argv(definition: Definition, config: OciConfig) -> tuple[str, ...]:
+    """The program and its arguments. An entrypoint of the definition makes the image's cmd mean nothing."""
+    if definition.entrypoint is not None:
+        return definition.entrypoint + (definition.cmd or ())
+    return config.entrypoint + (config.cmd if definition.cmd is None else definition.cmd)
+
+
+def derive_env(image: Iterable[str], definition: Mapping[str, str]) -> dict[str, str]:
+    """The image's variables, those of the definition in their places, then what only it has."""
+    merged = {}
+    for item in image:
+        key, equals, value = item.partition("=")
+        if key and equals:
+            merged[key] = value
+    return {**merged, **definition}
+
+
+def derive_mode(definition: Definition, argv: tuple[str, ...]) -> Mode:
+    """How the guest runs `argv`: what the definition says, else systemd mode for an init."""
+    if definition.mode is not Mode.AUTO:
+        return definition.mode
+    return Mode.SYSTEMD if argv[0] in SYSTEMD_INITS else Mode.EXEC
+
+
+def resolve_program(definition: Definition, image: Image) -> GuestConfig:
+    """All that the guest is told. InvalidDefinition if there is nothing to run."""
+    argv = derive_argv(definition, image.config)
+    if not argv or not argv[0]:
+        what = f"there is nothing to run: neither the VM nor its image {image.name} names a program"
+        hint = 'write one, as in cmd: ["/bin/sh", "-c", "echo hello"]'
+        raise InvalidDefinition([Problem("", 0, 0, "cmd", what, hint)])
+    try:
+        stop_signal = parse_signal(image.config.stop_signal or "SIGTERM")
+    except ValueError as error:
+        raise ImageNotReady(f"the image {image.name} cannot be used: its StopSignal {error}") from error
+    return GuestConfig(
+        name=definition.name,
+        mode=derive_mode(definition, argv),
+        argv=argv,
+        env=derive_env(image.config.env, definition.env),
+        workdir=definition.workdir or image.config.working_dir or None,
+        user=definition.user or image.config.user or None,
+        stop_signal=stop_signal,
+        agent=definition.guest_agent,
+        headers=definition.kernel_headers,
+    )

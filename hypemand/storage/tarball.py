@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tar files that users bring: decompressed, told apart, and looked through for names that escape."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+import tarfile
+import zlib
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Any, cast
+
+from hypemand.errors import ImageNotReady
+from hypemand.run import run
+
+_TIMEOUT = 1800.0
+_COPY_BYTES = 1024 * 1024
+_MARKERS = {"oci-layout", "index.json", "manifest.json"}
+_ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+class Kind(StrEnum):
+    """What is in a tar; the two archives are spelled as skopeo's transports."""
+
+    ROOTFS = "rootfs"
+    OCI = "oci-archive"
+    DOCKER = "docker-archive"
+
+
+def _open_plain(source: Path, head: bytes) -> IO[bytes]:
+    """Open a file for reading without its compression, which `head`, its first bytes, tells."""
+    if head.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(source))
+    if head.startswith(b"\xfd7zXZ\0"):
+        return lzma.open(source)
+    if head.startswith(b"BZh"):
+        return bz2.open(source)
+    return open(source, "rb")
+
+
+def decompress(source: Path, target: Path) -> None:
+    """Copy `source` to the new file `target`, without its gzip, xz, bzip2 or zstd compression."""
+    with open(source, "rb") as file:
+        head = file.read(8)
+    if head.startswith(_ZSTD):
+        run(["zstd", "-dqf", "-o", os.fspath(target), "--", os.fspath(source)], timeout=_TIMEOUT)
+        return
+    try:
+        with _open_plain(source, head) as reader, open(target, "xb") as writer:
+            shutil.copyfileobj(reader, writer, _COPY_BYTES)
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise ImageNotReady(f"{source} is broken: {error}") from error
+
+
+def _find_escape(member: tarfile.TarInfo) -> str | None:
+    """Why a member may not be unpacked."""
+    if ".." in member.name.split("/"):
+        return f"the name {member.name!r} leads out of the root"
+    if member.islnk() and ".." in member.linkname.split("/"):
+        return f"{member.name!r} is a hard link out of the root, to {member.linkname!r}"
+    return None
+
+
+def find_kind(tar: Path, source: str) -> Kind:
+    """Look through the uncompressed `tar`; ImageNotReady, naming `source`, if it is no tar or escapes."""
+    markers = set()
+    count = 0
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            while (member := archive.next()) is not None:
+                count += 1
+                escape = _find_escape(member)
+                if escape is not None:
+                    raise ImageNotReady(f"{source} cannot be imported: {escape}", hint="make the tar anew")
+                if member.isfile():
+                    markers |= _MARKERS & {member.name.removeprefix("./")}
+                # It would keep them all, and there may be millions.
+                cast(Any, archive).members.clear()
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise ImageNotReady(
+            f"{source} is no tar file: {error}", hint="give a folder, an OCI layout or a tar"
+        ) from error
+    if count == 0:
+        raise ImageNotReady(f"{source} is empty", hint="give a tar with a root file system")
+    if {"oci-layout", "index.json"} <= markers:
+        return Kind.OCI
+    return Kind.DOCKER if "manifest.json" in markers else Kind.ROOTFS
