@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-CACHE = Path(os.environ.get("HYPEMAND_CACHE", "/var/cache/hypemand-build"))
+CACHE = Path(os.environ.get("HYPEMAND_BUILD_CACHE", "/var/cache/hypemand-build"))
 
 
 @contextlib.contextmanager

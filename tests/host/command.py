@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands with a deadline: argv only, a stated environment, failures that can be pasted into a shell."""
+"""Commands with a deadline: argv only, a stated environment, failures that can be pasted into a shell.
 
+Apart from the program's own way to run commands, so that the tests do not stand on what they test.
+"""
+
+import contextlib
 import os
 import shlex
 import signal
@@ -16,19 +20,23 @@ ENVIRONMENT: Mapping[str, str] = {
     "DEBIAN_FRONTEND": "noninteractive",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
+# After SIGKILL only what left the process group can keep the pipes open.
+KILL_GRACE = 5.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left: its output as text (bytes that are no UTF-8 replaced) and its exit code.
-
-    A code below zero is the number of the signal that ended it.
-    """
+    """What a command left; a code below zero is the number of the signal that ended it."""
 
     argv: tuple[str, ...]
     code: int
-    stdout: str
+    raw: bytes
     stderr: str
+
+    @property
+    def stdout(self) -> str:
+        """The output as text; bytes that are no UTF-8 are replaced."""
+        return self.raw.decode(errors="replace")
 
     @property
     def ok(self) -> bool:
@@ -59,22 +67,6 @@ def run_command(
 
     `shown` replaces `argv` in results and errors, where a wrapper would hide what was meant.
     """
-    result, stdout = run_for_bytes(argv, shown=shown, input=input, env=env, timeout=timeout)
-    full = Result(result.argv, result.code, stdout.decode(errors="replace"), result.stderr)
-    if check and not full.ok:
-        raise CommandError(full.describe())
-    return full
-
-
-def run_for_bytes(
-    argv: Sequence[str],
-    *,
-    shown: Sequence[str] | None = None,
-    input: bytes | None = None,
-    env: Mapping[str, str] = ENVIRONMENT,
-    timeout: float,
-) -> tuple[Result, bytes]:
-    """As run_command without the check, stdout given back as bytes beside a result whose stdout is empty."""
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
@@ -83,24 +75,27 @@ def run_for_bytes(
         env=dict(env),
         start_new_session=True,
     )
-    named = tuple(shown if shown is not None else argv)
-    try:
-        stdout, stderr = process.communicate(input, timeout)
-    except subprocess.TimeoutExpired:
-        kill_group(process)
-        stdout, stderr = process.communicate()
-        late = Result(named, process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
-        raise CommandError(f"not done after {timeout:g} s and killed: {late.describe()}") from None
-    except BaseException:
-        kill_group(process)
-        process.communicate()
-        raise
-    return Result(named, process.returncode, "", stderr.decode(errors="replace")), stdout
+    with process:
+        try:
+            stdout, stderr = process.communicate(input, timeout)
+        except BaseException as error:
+            kill_group(process)
+            stdout, stderr = process.communicate(timeout=KILL_GRACE)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            late = _derive_result(shown or argv, process.returncode, stdout, stderr)
+            raise CommandError(f"not done after {timeout:g} s and killed: {late.describe()}") from None
+    result = _derive_result(shown or argv, process.returncode, stdout, stderr)
+    if check and not result.ok:
+        raise CommandError(result.describe())
+    return result
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a process that leads its own session, and all of its group; none left is no error."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+
+
+def _derive_result(argv: Sequence[str], code: int, stdout: bytes, stderr: bytes) -> Result:
+    return Result(tuple(argv), code, stdout, stderr.decode(errors="replace"))

@@ -28,7 +28,7 @@ OF_ONE_HOST = ("etc/machine-id", "var/log/journal", "var/lib/systemd/random-seed
 
 @contextmanager
 def start_host(suite: Suite, *, installed: bool = True, binds: Sequence[str] = ()) -> Iterator[TestHost]:
-    """A booted host of its own, gone at the end of the block; with our packages from dist/ unless told otherwise."""
+    """A booted host of its own, gone at the end of the block; with our packages from dist/ if `installed`."""
     with boot_hosts([suite], installed=installed, binds=binds) as (host,):
         yield host
 
@@ -64,7 +64,9 @@ def find_packages() -> list[Path]:
     for package in PACKAGES:
         files = sorted(DIST.glob(f"{package}_*.deb"))
         if len(files) != 1:
-            raise FileNotFoundError(f"{DIST}: {len(files)} files {package}_*.deb, expected one; run: make deb")
+            raise FileNotFoundError(
+                f"{DIST}: {len(files)} files {package}_*.deb, expected one; run: make deb"
+            )
         found.append(files[0])
     return found
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A test host: a Debian booted by systemd-nspawn from an overlay, in namespaces and control groups of its own.
+"""A test host: a Debian booted by systemd-nspawn from an overlay, in its own namespaces and control groups.
 
 Everything that runs in it hangs on one process: `unshare --kill-child`, which the kernel kills when the
 thread that started it ends. So a host never outlives its test run, not even one ended by SIGKILL; what
@@ -15,10 +15,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from tests.host import cgroups
-from tests.host.command import ENVIRONMENT, CommandError, Result, kill_group, run_command, run_for_bytes
+from tests.host.command import ENVIRONMENT, Result, kill_group, run_command
 from tests.host.leftovers import HostDirectory
 
 T = TypeVar("T")
@@ -37,21 +37,32 @@ exec setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child=KILL --m
 # argv: control groups to join, "--", then what to run
 JOIN = 'while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done; shift; exec "$@"'
 
+# argv: path, mode
+PUSH = """
+mkdir -p "$(dirname "$1")"
+new=$(mktemp "$1.XXXXXX")
+cat >"$new"
+chmod "$2" "$new"
+mv -T "$new" "$1"
+"""
+
 
 class HostError(AssertionError):
     """A test host did not do what every host must: boot, stop, take a file."""
 
 
 class TestHost:
-    """One disposable Debian, to be used as a context manager; `layers` are its read-only roots, topmost first.
+    """One disposable Debian, used as a context manager; `layers` are its read-only roots, topmost first.
 
     Start it in the main thread: it ends with the thread that started it.
     """
 
     __test__ = False
-    live: list["TestHost"] = []
+    live: ClassVar[list["TestHost"]] = []
 
-    def __init__(self, directory: HostDirectory, layers: Sequence[Path], *, binds: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: HostDirectory, layers: Sequence[Path], *, binds: Sequence[str] = ()
+    ) -> None:
         self.name = directory.name
         self.last_used = time.time()
         self._directory = directory
@@ -158,7 +169,7 @@ class TestHost:
 
     @property
     def root(self) -> Path:
-        """The host's root as seen from outside; an absolute symlink in it leads out: push() and pull() do not."""
+        """The host's root as seen from outside. Absolute symlinks lead out; with push() and pull() not."""
         return Path(f"/proc/{self._leader}/root")
 
     def run(
@@ -170,9 +181,14 @@ class TestHost:
         input: str | bytes | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Result:
-        """Run a command as root inside; CommandError if it fails (with `check`) or is not done in `timeout` s."""
+        """Run a command as root inside. CommandError if it fails and `check`, or is not done in `timeout`."""
         return run_command(
-            self._inside(argv), shown=argv, check=check, timeout=timeout, input=_encode(input), env=self._env(env)
+            self._inside(argv),
+            shown=argv,
+            check=check,
+            timeout=timeout,
+            input=_encode(input),
+            env=self._env(env),
         )
 
     def shell(self, script: str, *, check: bool = True, timeout: float = 60) -> Result:
@@ -180,8 +196,10 @@ class TestHost:
         return self.run(["sh", "-euc", script], check=check, timeout=timeout)
 
     @contextlib.contextmanager
-    def popen(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-        """A command inside that runs beside the test, with pipes; killed with its group at the end of the block."""
+    def popen(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """A command inside beside the test, with pipes; killed with its group at the end of the block."""
         process = subprocess.Popen(
             self._inside(argv),
             stdin=subprocess.PIPE,
@@ -201,16 +219,11 @@ class TestHost:
 
     def push(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
         """Write a file inside, whole or not at all; folders on the way are made."""
-        script = (
-            'set -eu; mkdir -p "$(dirname "$1")"; new=$(mktemp "$1.XXXXXX"); cat >"$new"; chmod "$2" "$new"; mv "$new" "$1"'
-        )
-        self.run(["sh", "-c", script, "push", path, f"{mode:o}"], input=content)
+        self.run(["sh", "-euc", PUSH, "push", path, f"{mode:o}"], input=content)
 
     def pull(self, path: str) -> bytes:
-        result, content = run_for_bytes(self._inside(["cat", path]), shown=["cat", path], timeout=60)
-        if not result.ok:
-            raise CommandError(result.describe())
-        return content
+        """The content of a file inside."""
+        return self.run(["cat", path]).raw
 
     def install(self, debs: Sequence[Path], *, reinstall: bool = False, timeout: float = 300) -> Result:
         """Install packages from files of this machine; what they depend on must be in the base."""
@@ -226,7 +239,7 @@ class TestHost:
         return result
 
     def journal(self, *matches: str, since: float | None = None) -> list[dict[str, str]]:
-        """Entries that fit all of journalctl's matches or options, oldest first; binary values are decoded."""
+        """Entries that fit all of journalctl's matches or options, oldest first; binary values decoded."""
         since_option = [f"--since=@{since:.6f}"] if since is not None else []
         argv = ["journalctl", "--no-pager", "--all", "--output=json", *since_option, *matches]
         lines = self.run(argv).stdout.splitlines()
@@ -256,7 +269,8 @@ class TestHost:
             return self.console_tail()
         failed = self.run(["systemctl", "--failed", "--no-pager", "--full"], check=False)
         journal = self.run(
-            ["journalctl", "--no-pager", "--output=short-precise", f"--since=@{since:.0f}", "--lines=200"], check=False
+            ["journalctl", "--no-pager", "--output=short-precise", f"--since=@{since:.0f}", "--lines=200"],
+            check=False,
         )
         return f"{failed.stdout}{failed.stderr}\n{journal.stdout}{journal.stderr}"
 
@@ -277,7 +291,7 @@ class TestHost:
         return ["sh", "-c", JOIN, "sh", *groups, "--", *enter, *argv]
 
     def _open_control_groups(self) -> None:
-        """Make limits work: v1 controllers are mounted read-only inside, and systemd looked at them already."""
+        """Make limits work: v1 controllers are mounted read-only inside, and systemd has looked at them."""
         controllers = [h.mount for h in cgroups.find_hierarchies() if h.is_v1_controller]
         if controllers:
             remounts = "".join(f"mount -o remount,rw,bind {mount}\n" for mount in controllers)
@@ -292,7 +306,9 @@ class TestHost:
             if self._process.poll() is not None:
                 raise HostError(f"{self.name} ended while it booted:\n{self.console_tail()}") from None
             if time.monotonic() > deadline:
-                raise HostError(f"{self.name} not booted in {BOOT_DEADLINE:g} s:\n{self.console_tail()}") from None
+                raise HostError(
+                    f"{self.name} not booted in {BOOT_DEADLINE:g} s:\n{self.console_tail()}"
+                ) from None
             return []
 
     def _find_leader(self) -> int:
@@ -315,7 +331,7 @@ def _encode(text: str | bytes | None) -> bytes | None:
 
 
 def _journal_text(value: object) -> str:
-    """A field's text: journalctl gives bytes that are no UTF-8 as a list of numbers, repeated fields as a list."""
+    """A field's text: journalctl gives odd bytes as a list of numbers, repeated fields as a list."""
     if isinstance(value, list):
         if all(isinstance(byte, int) for byte in value):
             return bytes(value).decode(errors="replace")

@@ -48,12 +48,9 @@ def _build_base(recipe: Recipe, root: Path) -> None:
     (debs / "partial").mkdir(parents=True, exist_ok=True)
     archives = find_archives(recipe.suite)
     main = next(archive for archive in archives if archive.release == recipe.suite)
-    run_command(
-        ["debootstrap", "--variant=minbase", f"--cache-dir={debs}", f"--keyring={KEYRING}"]
-        + ["--include=debian-archive-keyring,ca-certificates", recipe.suite, str(root), main.site],
-        env=_environment(),
-        timeout=BUILD_TIMEOUT,
-    )
+    debootstrap = ["debootstrap", "--variant=minbase", f"--cache-dir={debs}", f"--keyring={KEYRING}"]
+    debootstrap += ["--include=debian-archive-keyring,ca-certificates", recipe.suite, str(root), main.site]
+    run_command(debootstrap, env=_environment(), timeout=BUILD_TIMEOUT)
     settings = root / "etc/apt/apt.conf.d/99test-host-build"
     settings.write_text(read_acquire_settings())
     (root / "etc/apt/sources.list").write_text("".join(f"{archive.line}\n" for archive in archives))
@@ -62,13 +59,18 @@ def _build_base(recipe: Recipe, root: Path) -> None:
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)
 
-    apt = ["apt-get", "-y", "-o", "Dpkg::Options::=--force-unsafe-io", "-o", "APT::Keep-Downloaded-Packages=true"]
+    apt = [
+        "apt-get",
+        "-y",
+        "-o",
+        "Dpkg::Options::=--force-unsafe-io",
+        "-o",
+        "APT::Keep-Downloaded-Packages=true",
+    ]
     _run_in(root, debs, ["apt-get", "update"])
     _run_in(root, debs, [*apt, "full-upgrade"])
     _run_in(root, debs, [*apt, "install", "--no-install-recommends", *recipe.packages])
     _run_in(root, debs, ["systemctl", "mask", *recipe.masked])
-    # else the first boot of each host rebuilds the linker's cache and the journal's catalog
-    _run_in(root, debs, ["/usr/lib/systemd/systemd-update-done"])
 
     policy.unlink()
     settings.unlink()
@@ -82,16 +84,11 @@ def _build_base(recipe: Recipe, root: Path) -> None:
 
 def _run_in(root: Path, debs: Path, argv: Sequence[str]) -> None:
     """Run `argv` in a root that is not booted, with the machine's network and the cache of packages."""
-    run_command(
-        ["systemd-nspawn", f"--directory={root}", "--register=no", "--keep-unit", "--pipe", "--quiet"]
-        + ["--resolv-conf=copy-host", "--machine=test-host-build"]
-        + [f"--bind={debs}:/var/cache/apt/archives"]
-        + [f"--setenv={key}={value}" for key, value in _environment().items()]
-        + ["--", *argv],
-        shown=argv,
-        env=_environment(),
-        timeout=BUILD_TIMEOUT,
-    )
+    nspawn = ["systemd-nspawn", f"--directory={root}", "--register=no", "--keep-unit", "--pipe", "--quiet"]
+    nspawn += ["--resolv-conf=copy-host", "--machine=test-host-build"]
+    nspawn += [f"--bind={debs}:/var/cache/apt/archives"]
+    nspawn += [f"--setenv={key}={value}" for key, value in _environment().items()]
+    run_command([*nspawn, "--", *argv], shown=argv, env=_environment(), timeout=BUILD_TIMEOUT)
 
 
 def _environment() -> dict[str, str]:
