@@ -157,7 +157,7 @@ static void on_shutdown(struct agent *agent, const char *records, size_t size)
         refuse_host(agent, "protocol", "SHUTDOWN without a grace of 0 to 86400 seconds");
         return;
     }
-    if (sigqueue(agent->server->init, SIGRTMIN + 4, (union sigval){.sival_int = (int)grace}) != 0)
+    if (sigqueue(agent->server->init, SIGNAL_POWER_OFF, (union sigval){.sival_int = (int)grace}) != 0)
         refuse_host(agent, "shutdown", "PID 1 cannot be told to power off");
 }
 

@@ -370,7 +370,7 @@ static void on_signal(struct run *run, const struct signalfd_siginfo *info)
     int number = (int)info->ssi_signo;
     if (number == SIGCHLD)
         reap(run);
-    else if (number == SIGRTMIN + 4)
+    else if (number == SIGNAL_POWER_OFF)
         stop_on_request(run, info->ssi_code == SI_QUEUE && info->ssi_int >= 0 ? (unsigned)info->ssi_int
                                                                               : DEFAULT_GRACE_S);
     else if (run->phase == PHASE_RUNNING)
@@ -470,7 +470,7 @@ sigset_t exec_mode_signals(void)
 {
     sigset_t signals;
     (void)sigemptyset(&signals);
-    const int wanted[] = {SIGCHLD, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGRTMIN + 4};
+    const int wanted[] = {SIGCHLD, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGNAL_POWER_OFF};
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
         (void)sigaddset(&signals, wanted[i]);
     return signals;

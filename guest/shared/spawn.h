@@ -15,6 +15,10 @@ enum {
     EXIT_SIGNAL_BASE = 128,
 };
 
+/* SIGRTMIN+4 as everybody else counts it, by glibc's SIGRTMIN of 34: "power off" to a PID 1. musl's SIGRTMIN
+ * is 35. */
+enum { SIGNAL_POWER_OFF = 38 };
+
 struct spawn {
     char *const *argv;        /* argv[0] is looked up in PATH of `environment` if it has no slash */
     char *const *environment; /* NULL-ended, with PATH */

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent on a socket, with real processes, built with sanitizers. Usage: agent_channel.py AGENT [unittest …]"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+from frames import DEADLINE_S, WINDOW, Channel, Frame, Type, format_records
+
+AGENT = sys.argv.pop(1)
+BOOT = "0123456789abcdef0123456789abcdef"
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+class AgentChannel(unittest.TestCase):
+    def setUp(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.agent = subprocess.Popen([AGENT, BOOT], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        theirs.close()
+        self.channel = Channel(ours, BOOT)
+        self.addCleanup(self.stop)
+        assert self.agent.stdout is not None
+        self.assertEqual(self.agent.stdout.read(1), b"r")
+
+    def stop(self) -> None:
+        """The agent ends by itself when told to, and no sanitizer has found anything."""
+        self.agent.send_signal(signal.SIGTERM)
+        _, errors = self.agent.communicate(timeout=DEADLINE_S)
+        self.channel.close()
+        self.assertEqual((self.agent.returncode, errors), (0, b""))
+
+    def expect_refusal(self, code: str) -> None:
+        while (frame := self.channel.receive()).type is not Type.ERROR:
+            pass
+        self.assertEqual((frame.stream, frame.records()["code"]), (0, code))
+
+    def expect_gone(self, pid: int) -> None:
+        """The process ends; a pidfd tells when."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        with os.fdopen(pidfd) as opened:
+            import select
+
+            self.assertTrue(select.select([opened], [], [], DEADLINE_S)[0], "it lives")
+
+    def test_hello_names_boot_and_versions(self) -> None:
+        self.assertEqual(self.channel.greet(), {"version": "1", "boot": BOOT, "agent": "1"})
+
+    def test_ping_comes_back(self) -> None:
+        self.channel.greet()
+        self.channel.send(Type.PING, b"p" * 64)
+        self.assertEqual(self.channel.receive(), Frame(Type.PONG, 0, 0, b"p" * 64))
+
+    def test_exec_keeps_stdout_and_stderr_apart(self) -> None:
+        self.channel.greet()
+        result = self.channel.run(["sh", "-c", "echo out; echo err >&2; exit 7"])
+        self.assertEqual((result.code, result.message), (7, "exited with code 7"))
+        self.assertEqual(result.output, {1: b"out\n", 2: b"err\n"})
+        self.assertEqual(result.ended, {1, 2})
+        self.assertIsNotNone(result.pid)
+
+    def test_stdin_environment_folder_and_user(self) -> None:
+        self.channel.greet()
+        script = 'cat; echo "$A|$HOME|$PWD|$(id -u):$(id -g)"'
+        result = self.channel.run(["sh", "-c", script], b"in\n", env="A=b c", cwd="/usr", user="65534:65533")
+        self.assertEqual(result.output[1], b"in\nb c|/nonexistent|/usr|65534:65533\n", result)
+
+    def test_what_cannot_start_ends_with_words_and_no_started(self) -> None:
+        self.channel.greet()
+        cases = (
+            ({}, ["nothing-of-this-name"], 127, "not found in PATH"),
+            ({}, ["/nothing"], 127, "/nothing not found"),
+            ({}, ["/etc/passwd"], 126, "/etc/passwd cannot be executed: Permission denied"),
+            ({"user": "nobody-at-all"}, ["true"], 125, 'user "nobody-at-all" is not in'),
+            ({"cwd": "/nowhere"}, ["true"], 125, "working directory /nowhere"),
+            ({"env": "novalue"}, ["true"], 125, "expected KEY=value"),
+            ({}, [], 125, "nothing to execute"),
+        )
+        for records, argv, code, words in cases:
+            with self.subTest(argv=argv, records=records):
+                result = self.channel.run(argv, **records)
+                self.assertEqual((result.code, result.pid), (code, None))
+                self.assertIn(words, result.message)
+
+    def test_arguments_never_meet_a_shell(self) -> None:
+        self.channel.greet()
+        result = self.channel.run(["printf", "%s|", "$HOME", "a b", "", ";id"])
+        self.assertEqual(result.output[1], b"$HOME|a b||;id|")
+
+    def test_output_stops_at_its_credit_and_goes_on_with_more(self) -> None:
+        self.channel.greet()
+        stream = self.channel.start(["sh", "-c", f"head -c {2 * WINDOW} /dev/zero"])
+        self.channel.expect(Type.STARTED)
+        got = 0
+        while got < WINDOW:
+            got += len(self.channel.expect(Type.DATA).payload)
+        self.channel.send(Type.PING, b"quiet?")
+        self.assertEqual((got, self.channel.receive().type), (WINDOW, Type.PONG))
+        self.channel.send(Type.CREDIT, struct.pack("<I", WINDOW), stream, 1)
+        result = self.channel.collect(stream)[stream]
+        self.assertEqual((len(result.output[1]), result.code), (WINDOW, 0))
+
+    def test_stdin_gives_credit_back_only_for_what_was_taken(self) -> None:
+        self.channel.greet()
+        stream = self.channel.start(["sh", "-c", f"read go; head -c {2 * WINDOW - 3} | wc -c"])
+        self.channel.expect(Type.STARTED)
+        sent = window = 0
+        data = b"go\n" + b"x" * (2 * WINDOW - 3)
+        window = WINDOW
+        while sent < len(data):
+            part = data[sent : sent + min(window, 65536)]
+            if part:
+                self.channel.send(Type.DATA, part, stream)
+                sent += len(part)
+                window -= len(part)
+                continue
+            credit = self.channel.expect(Type.CREDIT)
+            self.assertEqual(credit.channel, 0)
+            window += struct.unpack("<I", credit.payload)[0]
+            self.assertLessEqual(window, WINDOW)
+        result = self.channel.collect(stream)[stream]
+        self.assertEqual(result.output[1].strip(), str(2 * WINDOW - 3).encode())
+
+    def test_many_at_once(self) -> None:
+        self.channel.greet()
+        streams = [self.channel.start(["sh", "-c", f"read x; head -c 100000 /dev/zero; exit {n}"]) for n in range(64)]
+        refused = self.channel.start(["true"])
+        for stream in streams:
+            self.channel.send(Type.DATA, b"go\n", stream)
+        results = self.channel.collect(*streams, refused)
+        self.assertEqual([results[stream].code for stream in streams], list(range(64)))
+        self.assertEqual({len(results[stream].output[1]) for stream in streams}, {100000})
+        self.assertIn("64 is the limit", results[refused].message)
+
+    def test_signal_reaches_the_group(self) -> None:
+        self.channel.greet()
+        stream = self.channel.start(["sh", "-c", "sleep 1000 | sleep 1000"])
+        self.channel.send(Type.SIGNAL, struct.pack("<I", signal.SIGINT), stream)
+        result = self.channel.collect(stream)[stream]
+        self.assertEqual((result.code, result.message), (130, "killed by signal 2 (INT)"))
+
+    def test_close_kills_the_group_and_exit_follows(self) -> None:
+        self.channel.greet()
+        stream = self.channel.start(["sh", "-c", "sleep 1000 & echo $!; wait"])
+        self.channel.expect(Type.STARTED)
+        child = int(self.channel.expect(Type.DATA).payload)
+        self.channel.send(Type.CLOSE, stream=stream)
+        self.assertEqual(self.channel.collect(stream)[stream].code, 137)
+        self.expect_gone(child)
+
+    def test_what_stays_in_the_background_does_not_hold_up_the_end(self) -> None:
+        self.channel.greet()
+        result = self.channel.run(["sh", "-c", "sleep 1000 & echo $!"])
+        self.assertEqual(result.code, 0)
+        child = int(result.output[1])
+        self.assertTrue(is_alive(child))
+        os.kill(child, signal.SIGKILL)
+
+    def test_a_program_that_reads_nothing_does_not_hold_up_the_host(self) -> None:
+        self.channel.greet()
+        result = self.channel.run(["sh", "-c", "exec <&-; sleep 0.2; echo done"], b"x" * WINDOW)
+        self.assertEqual((result.code, result.output[1]), (0, b"done\n"))
+
+    def test_a_host_that_leaves_takes_its_programs_along(self) -> None:
+        self.channel.greet()
+        self.channel.start(["sleep", "1000"])
+        pid = int(self.channel.expect(Type.STARTED).records()["pid"])
+        self.channel.close()
+        self.expect_gone(pid)
+
+    def test_a_second_hello_begins_anew(self) -> None:
+        self.channel.greet()
+        self.channel.start(["sleep", "1000"])
+        pid = int(self.channel.expect(Type.STARTED).records()["pid"])
+        self.channel.send(Type.HELLO, format_records((("version", "1"), ("boot", BOOT))))
+        self.channel.expect(Type.HELLO)
+        self.expect_gone(pid)
+        self.assertEqual(self.channel.run(["true"]).code, 0)
+
+    def test_shutdown_tells_pid_1_the_grace(self) -> None:
+        power_off = 38
+        signal.pthread_sigmask(signal.SIG_BLOCK, {power_off})
+        self.addCleanup(signal.pthread_sigmask, signal.SIG_UNBLOCK, {power_off})
+        self.channel.greet()
+        self.channel.send(Type.SHUTDOWN, format_records((("grace", "17"),)))
+        self.assertIsNotNone(signal.sigtimedwait({power_off}, DEADLINE_S))
+
+    def test_hostile_input_is_refused(self) -> None:
+        hello = format_records((("version", "1"), ("boot", BOOT)))
+        cases: tuple[tuple[str, str, bytes, tuple[int, bytes, int, int] | None], ...] = (
+            ("ping first", "protocol", b"", (Type.PING, b"", 0, 0)),
+            ("other version", "version", b"", (Type.HELLO, b"version=2\0boot=x\0", 0, 0)),
+            ("other boot", "boot", b"", (Type.HELLO, b"version=1\0boot=x\0", 0, 0)),
+            ("bad records", "protocol", b"", (Type.HELLO, b"version", 0, 0)),
+            ("unknown type", "protocol", hello, (77, b"", 0, 0)),
+            ("guest's type", "protocol", hello, (Type.STARTED, b"", 1, 0)),
+            ("long ping", "protocol", hello, (Type.PING, b"x" * 65, 0, 0)),
+            ("channel 3", "protocol", hello, (Type.DATA, b"x", 1, 3)),
+            ("exec on 0", "stream", hello, (Type.EXEC, b"arg=true\0", 0, 0)),
+            ("exec twice", "stream", hello, (Type.EXEC, b"arg=true\0", 9, 0)),
+            ("credit beyond", "credit", hello, (Type.CREDIT, struct.pack("<I", 1), 9, 1)),
+            ("credit on stdin", "credit", hello, (Type.CREDIT, struct.pack("<I", 1), 9, 0)),
+            ("short credit", "protocol", hello, (Type.CREDIT, b"x", 9, 1)),
+            ("signal 0", "protocol", hello, (Type.SIGNAL, struct.pack("<I", 0), 9, 0)),
+            ("signal 65", "protocol", hello, (Type.SIGNAL, struct.pack("<I", 65), 9, 0)),
+            ("data on stdout", "credit", hello, (Type.DATA, b"x", 9, 1)),
+            ("shutdown", "protocol", hello, (Type.SHUTDOWN, b"grace=-1\0", 0, 0)),
+            ("huge frame", "protocol", hello, None),
+        )
+        for name, code, greeting, frame in cases:
+            with self.subTest(name):
+                self.doCleanups()
+                self.setUp()
+                if greeting:
+                    self.channel.greet()
+                    self.channel.send(Type.EXEC, b"arg=sleep\0arg=1000\0", 9)
+                if frame is None:
+                    self.channel.connection.sendall(struct.pack("<IIBBH", 65537, 0, Type.PING, 0, 0))
+                else:
+                    kind, payload, stream, channel = frame
+                    self.channel.send(kind, payload, stream, channel)
+                self.expect_refusal(code)
+                self.channel.send(Type.PING, b"deaf?")
+                self.channel.connection.settimeout(0.05)
+                self.assertRaises(TimeoutError, self.channel.receive)
+
+    def test_stdin_beyond_its_credit_is_refused(self) -> None:
+        self.channel.greet()
+        stream = self.channel.start(["sleep", "1000"])
+        for _ in range(7):
+            self.channel.send(Type.DATA, bytes(65536), stream)
+        self.expect_refusal("credit")
+
+    def test_frames_for_a_stream_that_is_over_are_no_fault(self) -> None:
+        self.channel.greet()
+        self.channel.run(["true"])
+        for kind, payload in ((Type.DATA, b"x"), (Type.CREDIT, bytes(4)), (Type.SIGNAL, bytes(4)), (Type.CLOSE, b"")):
+            self.channel.send(kind, payload, 1)
+        self.channel.send(Type.PING, b"well?")
+        self.channel.expect(Type.PONG)
+
+    def test_frames_in_single_bytes(self) -> None:
+        self.channel.greet()
+        frame = struct.pack("<IIBBH", 4, 0, Type.PING, 0, 0) + b"slow"
+        for at in range(len(frame)):
+            self.channel.connection.sendall(frame[at : at + 1])
+        self.assertEqual(self.channel.expect(Type.PONG).payload, b"slow")
+
+    def test_a_flood_of_pings_is_bounded_by_its_reader(self) -> None:
+        self.channel.greet()
+        self.channel.connection.settimeout(0.2)
+        frame = struct.pack("<IIBBH", 64, 0, Type.PING, 0, 0) + bytes(64)
+        sent = 0
+        try:
+            while sent < 64 << 20:
+                sent += self.channel.connection.send(frame * 100)
+        except TimeoutError:
+            pass
+        self.assertLess(sent, 8 << 20, "the agent takes what nobody reads the answers to")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        unittest.main()

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The agent on the socket that stands at fd 0, telling its parent instead of PID 1 to power off. */
+#include "serve.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+
+static void ready(void)
+{
+    (void)!write(STDOUT_FILENO, "r", 1);
+}
+
+int main(int count, char **arguments)
+{
+    struct reason why;
+    int port = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 10);
+    const struct server server = {
+        .port = port, .boot = count > 1 ? arguments[1] : "", .init = getppid(), .ready = ready};
+    if (fcntl(port, F_SETFL, O_NONBLOCK) != 0 || !serve(&server, &why)) {
+        (void)fprintf(stderr, "cannot serve\n");
+        return 1;
+    }
+    (void)close(port);
+    return 0;
+}

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exec mode as PID 1 of a namespace, built with sanitizers. Usage: exec_mode.py INIT FAKE-AGENT [unittest …]"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import zlib
+from pathlib import Path
+
+from frames import DEADLINE_S, format_records
+
+INIT = sys.argv.pop(1)
+FAKE_AGENT = sys.argv.pop(1)
+BOOT = "0123456789abcdef0123456789abcdef"
+ZOMBIES = 'for s in /proc/[0-9]*/stat; do read -r l <$s; case "$l" in *") Z "*) echo zombie;; esac; done'
+
+
+class Init:
+    """A running init; its console is its stdout, its stop port its stdin."""
+
+    def __init__(self, folder: Path, agent: str | None, gate_ms: int, records: list[tuple[str, str]]) -> None:
+        body = format_records(records)
+        config = folder / "config"
+        config.write_bytes(struct.pack("<8sII", b"HYPECFG1", len(body), zlib.crc32(body)) + body)
+        binary = folder / (agent or "missing")
+        if agent is not None and not binary.exists():
+            shutil.copy(FAKE_AGENT, binary)
+        self.process = subprocess.Popen(
+            ["unshare", "--pid", "--fork", "--mount-proc", INIT, config, binary, str(gate_ms)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={"ASAN_OPTIONS": "detect_leaks=0"},
+        )
+        self.console = ""
+
+    def wait_for(self, text: str) -> None:
+        assert self.process.stdout is not None
+        while text not in self.console:
+            got = os.read(self.process.stdout.fileno(), 65536)
+            if not got:
+                raise AssertionError(f"{text!r} does not come: {self.console}")
+            self.console += got.decode()
+
+    def order(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line)
+        self.process.stdin.flush()
+
+    def report(self) -> tuple[int, str]:
+        rest, errors = self.process.communicate(timeout=DEADLINE_S)
+        self.console += rest.decode()
+        assert (self.process.returncode, errors) == (0, b""), (self.process.returncode, errors)
+        reports = re.findall(rf'HYPEMAN-EXIT code=(\d+) message="(.*)" boot={BOOT}\n', self.console)
+        assert len(reports) == 1, self.console
+        return int(reports[0][0]), reports[0][1]
+
+
+class ExecMode(unittest.TestCase):
+    def setUp(self) -> None:
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.folder = Path(temporary.name)
+
+    def init(
+        self, *argv: str, agent: str | None = "byte-stay", gate_ms: int = 5000, want_agent: str = "1", **records: str
+    ) -> Init:
+        fixed = [("version", "1"), ("name", "vm1"), ("mode", "exec"), ("agent", want_agent), ("headers", "0")]
+        arguments = [("arg", argument) for argument in argv]
+        init = Init(self.folder, agent, gate_ms, fixed + arguments + list(records.items()))
+        self.addCleanup(init.process.communicate)
+        self.addCleanup(init.process.kill)
+        return init
+
+    def expect_no_program(self, init: Init) -> None:
+        self.assertNotIn("PROGRAM-START", init.console)
+        self.assertNotIn("ran", init.console)
+
+    def test_gate(self) -> None:
+        begun = "the guest agent is not ready: "
+        ended = "; the program was not started"
+        for agent, words in (
+            ("eof", "exited with code 3"),
+            ("crash", "killed by signal 9 (KILL)"),
+            ("close-stay", "it closed its ready pipe without a byte"),
+            ("silent", "no sign of it within 300 ms"),
+            (None, "cannot open its binary: No such file or directory"),
+        ):
+            with self.subTest(agent=agent):
+                init = self.init("echo", "ran", agent=agent, gate_ms=300)
+                self.assertEqual(init.report(), (125, begun + words + ended))
+                self.expect_no_program(init)
+                self.assertNotIn("AGENT-READY", init.console)
+
+    def test_agent_that_cannot_be_executed(self) -> None:
+        (self.folder / "text").write_text("no program")
+        init = self.init("echo", "ran", agent="text")
+        code, message = init.report()
+        self.assertEqual(code, 125)
+        self.assertIn("cannot execute hypeman-agent: Permission denied", message)
+        self.expect_no_program(init)
+
+    def test_agent_dead_after_its_byte_does_no_harm(self) -> None:
+        for agent in ("byte-exit", "byte-crash"):
+            with self.subTest(agent=agent):
+                init = self.init("sh", "-c", "echo ran; exit 4", agent=agent)
+                self.assertEqual(init.report(), (4, "exited with code 4"))
+                order = [init.console.index(word) for word in ("AGENT-READY", "PROGRAM-START", "STAGE", "EXIT")]
+                self.assertEqual(order, sorted(order))
+
+    def test_no_agent_wanted(self) -> None:
+        init = self.init("echo", "ran", want_agent="0", agent=None)
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        self.assertNotIn("AGENT-READY", init.console)
+
+    def test_program_that_cannot_start_has_no_marker(self) -> None:
+        (self.folder / "text").write_text("no program")
+        (self.folder / "script").write_text("#!/no/interpreter\n")
+        (self.folder / "script").chmod(0o755)
+        (self.folder / "garbage").write_bytes(b"\x7fELFgarbage")
+        (self.folder / "garbage").chmod(0o755)
+        for argv0, code, words in (
+            ("nothing-of-this-name", 127, "not found in PATH (/usr/local/sbin:"),
+            ("/nothing", 127, "program /nothing not found: No such file"),
+            ("", 127, "not found"),
+            (f"{self.folder}/text", 126, "text cannot be executed: Permission denied"),
+            (f"{self.folder}", 126, "it is a folder"),
+            (f"{self.folder}/script", 126, "its interpreter or loader is not"),
+            (f"{self.folder}/garbage", 126, "no program for this machine"),
+        ):
+            with self.subTest(argv0=argv0):
+                init = self.init(argv0, "ran", want_agent="0")
+                reported, message = init.report()
+                self.assertEqual(reported, code, message)
+                self.assertIn(words, message)
+                self.expect_no_program(init)
+
+    def test_bad_user_is_the_guests_failure(self) -> None:
+        init = self.init("echo", "ran", want_agent="0", user="nobody-at-all")
+        code, message = init.report()
+        self.assertEqual(code, 125)
+        self.assertIn('user \\"nobody-at-all\\" is not in', message)
+        self.expect_no_program(init)
+
+    def test_environment_folder_and_user(self) -> None:
+        folder = self.folder / "made/for/it"
+        self.folder.chmod(0o755)
+        script = 'echo "$A|$HOME|$PATH|$PWD|$(id -u)"; read x || echo empty stdin'
+        init = self.init("sh", "-c", script, want_agent="0", env="A=b c", workdir=str(folder), user="65534")
+        self.assertEqual(init.report()[0], 0)
+        self.assertIn(f"b c|/nonexistent|/usr/local/sbin:", init.console)
+        self.assertIn(f"|{folder}|65534\nempty stdin\n", init.console)
+
+    def test_killed_by_a_signal(self) -> None:
+        init = self.init("sh", "-c", "kill -SEGV $$", want_agent="0")
+        self.assertEqual(init.report(), (139, "killed by signal 11 (SEGV)"))
+
+    def test_orphans_are_reaped_and_leave_the_programs_code_alone(self) -> None:
+        script = f"(sh -c 'exit 9' &) ; (sleep 0.1; exit 8) & sh -c 'sleep 0.05 & exit 7'; sleep 0.4; {ZOMBIES}; exit 5"
+        init = self.init("sh", "-c", script)
+        self.assertEqual(init.report(), (5, "exited with code 5"))
+        self.assertNotIn("zombie", init.console)
+
+    def test_signals_are_forwarded(self) -> None:
+        for name in ("TERM", "HUP", "INT", "QUIT"):
+            with self.subTest(name):
+                script = f"trap 'echo got; exit 6' {name}; kill -{name} 1; while :; do sleep 0.02; done"
+                self.assertEqual(self.init("bash", "-c", script, want_agent="0").report()[0], 6)
+
+    def test_power_off_signal_is_a_request(self) -> None:
+        script = "trap 'exit 0' USR1; kill -38 1; while :; do sleep 0.02; done"
+        init = self.init("bash", "-c", script, want_agent="0", stop_signal="10")
+        self.assertEqual(init.report(), (0, "stopped on request: exited with code 0"))
+
+    def test_stop_port(self) -> None:
+        init = self.init("sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.02; done")
+        init.wait_for("ready")
+        init.order(b"nonsense\npoweroff x\npoweroff \npower")
+        init.order(b"off 10\n")
+        self.assertEqual(init.report(), (3, "stopped on request: exited with code 3"))
+
+    def test_stop_port_kills_after_the_grace(self) -> None:
+        init = self.init("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.02; done")
+        init.wait_for("ready")
+        before = time.monotonic()
+        init.order(b"poweroff 1\n")
+        self.assertEqual(init.report(), (137, "stopped on request: killed, since TERM did not end it within 1 s"))
+        self.assertGreaterEqual(time.monotonic() - before, 1)
+
+    def test_a_shorter_grace_overtakes_a_longer_one(self) -> None:
+        init = self.init("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.02; done")
+        init.wait_for("ready")
+        init.order(b"poweroff 1000\npoweroff 0\n")
+        self.assertEqual(init.report()[0], 137)
+
+    def test_stop_before_the_program(self) -> None:
+        init = self.init("echo", "ran", agent="silent", gate_ms=20000)
+        init.order(b"poweroff 5\n")
+        self.assertEqual(init.report(), (0, "stopped on request before the program started"))
+        self.expect_no_program(init)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Exec mode as PID 1 of a namespace: stdout is the console, fd 0 the stop port, and an exit the power off.
+ * Usage: exec-mode CONFIG-DISK AGENT GATE-MS */
+#include "execmode.h"
+#include "records.h"
+#include "spawn.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+int main(int count, char **arguments)
+{
+    static struct report report = {.console = STDOUT_FILENO, .boot = "0123456789abcdef0123456789abcdef"};
+    struct ports ports = PORTS_NONE;
+    struct config config;
+    struct outcome outcome = {.code = EXIT_GUEST_FAILED};
+    unsigned long gate_ms;
+    if (count != 4 || !parse_number(arguments[3], 60000, &gate_ms))
+        return 2;
+    sigset_t signals = exec_mode_signals();
+    (void)sigprocmask(SIG_SETMASK, &signals, NULL);
+    ports.stop = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 10);
+    (void)fcntl(ports.stop, F_SETFL, O_NONBLOCK);
+    report.port = &ports.report;
+    if (config_read(arguments[1], &config, &outcome.why)) {
+        struct exec_mode mode = {.config = &config,
+                                 .report = &report,
+                                 .ports = &ports,
+                                 .agent_binary = open(arguments[2], O_PATH | O_CLOEXEC),
+                                 .gate_ms = (int)gate_ms};
+        if (mode.agent_binary < 0)
+            (void)refuse(&mode.no_agent, "cannot open its binary: %s", strerror(errno));
+        outcome = exec_mode_run(&mode);
+    }
+    report_exit(&report, outcome.code, outcome.why.words);
+    config_free(&config);
+    return 0;
+}
