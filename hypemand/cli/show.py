@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -131,14 +131,9 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
     state = read_state(instance)
     colour = find_state_colour(state, has_failed(instance))
     yield "State", f"{paint(state, colour, sys.stdout)}{_describe_since(instance)}"
-    plain: list[tuple[str, str, Callable[[Any], str]]] = [
-        ("Error", "state_error", str),
-        ("Status", "status_text", str),
-        ("Ready in", "ready_ms", format_milliseconds),
-    ]
-    for label, key, write in plain:
-        if instance.get(key) is not None:
-            yield label, escape_controls(write(instance[key]))
+    for label, key in (("Error", "state_error"), ("Status", "status_text")):
+        if instance.get(key) not in (None, state):
+            yield label, escape_controls(str(instance[key]))
     if describe_exit(instance):
         words = escape_controls(describe_exit(instance))
         yield "Exit", paint(words, RED, sys.stdout) if has_failed(instance) else words

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""list, status and show, by the program's own output."""
+
+from __future__ import annotations
+
+import json
+
+from tests.unit.cli.conftest import Cli
+from tests.unit.cli.daemon import FakeDaemon
+
+HOSTILE = "boom \x1b[2J\x07"
+
+
+def test_list_shows_a_table(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    daemon.add("db", "Stopped", exit_code=3, needs_restart=True, removed_from_config=True)
+    done = cli.run("list")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "NAME  STATE    READY   IMAGE            MEMORY  VCPUS  EXIT  NOTE",
+        "web   Running  612 ms  builtin:busybox  512M    2      -",
+        "db    Stopped  -       builtin:busybox  512M    2      3     needs restart, file removed",
+    ]
+
+
+def test_list_can_be_cut_down_for_scripts(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    daemon.add("db", "Stopped")
+    assert cli.run("list", "-q").stdout == "web\ndb\n"
+    assert cli.run("list", "-q", "--state", "stopped").stdout == "db\n"
+    assert cli.run("list", "db", "-q").stdout == "db\n"
+    assert cli.run("list", "--no-legend").stdout.startswith("web ")
+
+
+def test_list_json_is_one_document(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    done = cli.run("list", "--json")
+    assert [vm["name"] for vm in json.loads(done.stdout)] == ["web"]
+    assert done.stderr == ""
+
+
+def test_list_of_nothing_is_empty(daemon: FakeDaemon, cli: Cli) -> None:
+    assert cli.run("list").stdout == ""
+    assert json.loads(cli.run("list", "--json").stdout) == []
+
+
+def test_status_tells_all_that_an_administrator_asks(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web").lines = [f"line {n}" for n in range(20)]
+    done = cli.run("status", "web")
+    assert done.returncode == 0
+    for text in (
+        "● web - builtin:busybox sleep '1 2'",
+        "State: Running since Sun 2026-03-01 10:00:00 UTC;",
+        "Status: Running: ready in 612 ms",
+        "Unit: hypeman-vm-web.service",
+        "Main PID: 4242 (user id 61184)",
+        "Memory: 150M used; 512M for the guest",
+        "Mar 01 10:00:00 line 10",
+        "Mar 01 10:00:00 line 19",
+    ):
+        assert text in done.stdout
+    assert "line 9\n" not in done.stdout
+
+
+def test_status_takes_the_number_of_lines(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web").lines = ["one", "two"]
+    assert "two" in cli.run("status", "-n", "1", "web").stdout
+    assert "one" not in cli.run("status", "-n", "1", "web").stdout
+    assert "two" not in cli.run("status", "-n", "0", "web").stdout
+
+
+def test_status_of_what_does_not_run_is_3_and_says_why(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web", "Stopped", exit_code=127, exit_message="not found: /bin/nope")
+    done = cli.run("status", "web")
+    assert done.returncode == 3
+    assert "Exit: exited with 127: not found: /bin/nope" in done.stdout
+    assert done.stdout.startswith("✗ web")
+
+
+def test_status_of_a_stranger_is_4(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    done = cli.run("status", "nope", "web")
+    assert done.returncode == 4
+    assert "hypemanctl: there is no VM 'nope'; see: hypemanctl list" in done.stderr
+    assert "web" in done.stdout
+
+
+def test_status_without_a_name_shows_all_and_is_good(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    daemon.add("db", "Stopped")
+    done = cli.run("status")
+    assert done.returncode == 0
+    assert "web" in done.stdout
+    assert "○ db" in done.stdout
+
+
+def test_status_lives_with_a_log_that_breaks(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web").lines = ["before", RuntimeError("the journal is gone")]
+    done = cli.run("status", "web")
+    assert done.returncode == 0
+    assert "before" in done.stdout
+    assert "its lines cannot be read: the journal is gone" in done.stdout
+
+
+def test_what_a_guest_says_does_not_reach_the_terminal_raw(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web", "Stopped", exit_code=1, exit_message=HOSTILE, status_text=HOSTILE).lines = [HOSTILE]
+    for words in (
+        ["status", "web"],
+        ["show", "web"],
+        ["list"],
+        ["list", "--json"],
+        ["start", "--wait", "web"],
+    ):
+        done = cli.run(*words)
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "\x07" not in done.stdout + done.stderr
+
+
+def test_show_gives_a_property_a_line(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web", exit_message="two\nlines")
+    lines = cli.run("show", "web").stdout.splitlines()
+    assert "state=Running" in lines
+    assert "needs_restart=no" in lines
+    assert "exit_code=" in lines
+    assert "env.A=1" in lines
+    assert 'definition.cmd=["sleep", "1 2"]' in lines
+    assert "exit_message=two\\nlines" in lines
+
+
+def test_show_gives_the_properties_that_are_asked_for(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    assert cli.run("show", "web", "-p", "state", "--value").stdout == "Running\n"
+    assert cli.run("show", "web", "-p", "definition").stdout.count("definition.") == 5
+    assert json.loads(cli.run("show", "web", "-p", "state", "--json").stdout) == {"state": "Running"}
+    assert json.loads(cli.run("show", "web", "--json").stdout)["definition"]["memory"] == "512M"
+
+
+def test_show_of_a_property_that_is_not_there_is_an_error(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    done = cli.run("show", "web", "-p", "stat")
+    assert done.returncode == 4
+    assert "web has no property stat" in done.stderr
