@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A manager and an image store that live in memory and behave as their Protocols say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from hypemand.config.definition import Definition, Origin
+from hypemand.errors import (
+    AlreadyExists,
+    Ambiguous,
+    HypemandError,
+    InUse,
+    NotFound,
+    Problem,
+    StartFailed,
+    WrongState,
+)
+from hypemand.manager.view import (
+    ExecRequest,
+    ExecSession,
+    ExecStream,
+    ExitReport,
+    LogLine,
+    LogSource,
+    Span,
+    Timeline,
+    VmView,
+)
+from hypemand.state import Operation, State, check_allowed
+
+IMAGE = "builtin:busybox"
+WAIT_ENDS = (State.UNKNOWN, State.STOPPED, State.STANDBY)
+
+
+@dataclass
+class FakeVm:
+    """A VM; `lines` are its console's."""
+
+    view: VmView
+    lines: list[str] = field(default_factory=lambda: ["one", "HYPEMAN-AGENT-READY ts=x boot=y", "two"])
+
+
+class FakeManager:
+    """VMs that get from Initializing to Running when `boot` is called."""
+
+    def __init__(self) -> None:
+        self.vms: dict[str, FakeVm] = {}
+        self.sessions: list[FakeSession] = []
+        self.killed: list[tuple[str, int]] = []
+        self.stop_gate: asyncio.Event | None = None
+        self.refuse_exec: HypemandError | None = None
+        self.log_failure: Exception | None = None
+        self.watchers = 0
+        self._changed = asyncio.Condition()
+
+    def add(self, name: str, *, state: State = State.STOPPED, **parts: object) -> FakeVm:
+        """A VM that is there before anybody asks. `parts` are keys of its view."""
+        view = make_view(name, len(self.vms), Definition(name, IMAGE), state)
+        vm = self.vms[name] = FakeVm(replace(view, **parts))  # type: ignore[arg-type]
+        return vm
+
+    async def set_state(self, name: str, state: State, **parts: object) -> VmView:
+        """What happens by itself: the VM changes."""
+        vm = self.vms[name]
+        text = f"{state}: as a fake"
+        vm.view = replace(vm.view, state=state, status_text=text, **parts)  # type: ignore[arg-type]
+        await self.tell()
+        return vm.view
+
+    async def tell(self) -> None:
+        """Wake everybody who waits for a change."""
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def boot(self, name: str) -> VmView:
+        """The guest of a VM in Initializing gets ready."""
+        return await self.set_state(name, State.RUNNING, ready_ms=612.5, main_pid=77, started_at=time.time())
+
+    def find(self, ref: str) -> FakeVm:
+        """By name, id or prefix."""
+        if ref in self.vms:
+            return self.vms[ref]
+        fitting = [vm for vm in self.vms.values() if vm.view.id.startswith(ref)]
+        if len(fitting) > 1:
+            raise Ambiguous(f"{ref} is the beginning of several ids")
+        if not fitting:
+            raise NotFound(f"there is no VM {ref}", hint="hypemanctl list shows those that are")
+        return fitting[0]
+
+    async def list_vms(self) -> list[VmView]:
+        return [self.vms[name].view for name in sorted(self.vms)]
+
+    async def get_vm(self, ref: str) -> VmView:
+        return self.find(ref).view
+
+    async def create_vm(self, definition: Definition, *, start: bool) -> VmView:
+        if definition.name in self.vms:
+            raise AlreadyExists(f"there is a VM {definition.name} already")
+        if definition.image == "missing":
+            raise NotFound("there is no image missing", code="image_not_found")
+        if definition.image == "breaks":
+            raise StartFailed("QEMU ended at once")
+        state = State.INITIALIZING if start else State.STOPPED
+        view = make_view(definition.name, len(self.vms), definition, state)
+        self.vms[definition.name] = FakeVm(view)
+        return view
+
+    async def delete_vm(self, ref: str) -> None:
+        vm = self.find(ref)
+        if vm.view.origin is Origin.FILE and not vm.view.removed_from_config:
+            raise WrongState(f"{vm.view.name} is defined in a file", hint="remove the file first")
+        del self.vms[vm.view.name]
+        await self.tell()
+
+    async def start_vm(self, ref: str) -> VmView:
+        view = self.find(ref).view
+        check_allowed(Operation.START, view.state, view.name)
+        if view.state is not State.STOPPED:
+            return view
+        return await self.set_state(view.name, State.INITIALIZING)
+
+    async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
+        view = self.find(ref).view
+        check_allowed(Operation.STOP, view.state, view.name)
+        if self.stop_gate is not None:
+            await self.stop_gate.wait()
+        message = f"stopped on request, timeout {timeout}"
+        return await self.set_state(view.name, State.STOPPED, exit=ExitReport(143, message))
+
+    async def restart_vm(self, ref: str) -> VmView:
+        await self.stop_vm(ref)
+        return await self.start_vm(ref)
+
+    async def kill_vm(self, ref: str, signal: int = 9) -> VmView:
+        view = self.find(ref).view
+        check_allowed(Operation.KILL, view.state, view.name)
+        self.killed.append((view.name, signal))
+        return await self.set_state(view.name, State.STOPPED) if signal == 9 else view
+
+    async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:
+        name = self.find(ref).view.name
+        try:
+            async with asyncio.timeout(timeout), self._changed:
+                await self._changed.wait_for(lambda: self.find(name).view.state in (state, *WAIT_ENDS))
+        except TimeoutError:
+            return self.find(name).view, True
+        return self.find(name).view, False
+
+    async def watch_vm(self, ref: str) -> AsyncIterator[VmView]:
+        name = self.find(ref).view.name
+        self.watchers += 1
+        try:
+            last = None
+            while name in self.vms:
+                if self.vms[name].view != last:
+                    last = self.vms[name].view
+                    yield last
+                async with self._changed:
+                    await self._changed.wait_for(lambda: name not in self.vms or self.vms[name].view != last)
+        finally:
+            self.watchers -= 1
+
+    async def logs(
+        self, ref: str, *, source: LogSource, tail: int | None, follow: bool, sentinels: bool
+    ) -> AsyncIterator[LogLine]:
+        vm = self.find(ref)
+        texts = vm.lines if source is LogSource.APP else [f"{source} line"]
+        texts = [t for t in texts if sentinels or not t.startswith("HYPEMAN-")]
+        for text in texts if tail is None else texts[len(texts) - min(tail, len(texts)) :]:
+            yield LogLine(1_700_000_000.25, text, "ab" * 16)
+        if self.log_failure is not None:
+            raise self.log_failure
+        if follow:
+            async with self._changed:
+                await self._changed.wait_for(lambda: vm.view.state in WAIT_ENDS)
+            yield LogLine(1_700_000_001.5, "last", None)
+
+    async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
+        view = self.find(ref).view
+        check_allowed(Operation.EXEC, view.state, view.name)
+        if self.refuse_exec is not None:
+            raise self.refuse_exec
+        session = FakeSession(request)
+        self.sessions.append(session)
+        return session
+
+    async def timeline(self, ref: str) -> Timeline:
+        view = self.find(ref).view
+        if view.ready_ms is None:
+            raise WrongState(f"{view.name} was not started yet")
+        spans = (Span("unit", "host", 0.0, 12.5), Span("kernel", "kernel", 12.5, 600.0))
+        return Timeline(view.name, "cd" * 16, spans, view.ready_ms)
+
+
+def make_view(name: str, number: int, definition: Definition, state: State) -> VmView:
+    """A view of a VM that was defined by the API."""
+    return VmView(
+        id=f"{'abc' if number % 2 else 'xyz'}{number:021d}",
+        name=name,
+        origin=Origin.API,
+        definition=definition,
+        state=state,
+        state_error=None,
+        status_text=f"{state}: as a fake",
+        created_at=1_700_000_000.0,
+        started_at=None,
+        stopped_at=None,
+        ready_ms=None,
+        exit=None,
+        needs_restart=False,
+        removed_from_config=False,
+        unit=f"hypeman-vm-{name}.service",
+        invocation_id=None,
+        main_pid=None,
+        uid=61184,
+        memory_current=None,
+        current_phase_since=1_700_000_000.0,
+        phase_durations_ms={"Stopped": 12},
+    )
+
+
+class FakeSession:
+    """`cat`: gives back its input; also `sh -c err`, `lost` and `sleep`, told apart by the first word."""
+
+    def __init__(self, request: ExecRequest) -> None:
+        self.request = request
+        self.closed = asyncio.Event()
+        self.signals: list[int] = []
+        self.blocked = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._input: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._code: int | None = 0
+
+    async def write(self, data: bytes) -> None:
+        if self.request.argv[0] == "sleep":
+            self.blocked.set()
+            await self._ended.wait()
+        await self._input.put(data)
+
+    async def write_eof(self) -> None:
+        await self._input.put(None)
+
+    async def signal(self, number: int) -> None:
+        self.signals.append(number)
+        self._code = 128 + number
+        self._ended.set()
+        await self._input.put(None)
+
+    async def output(self) -> AsyncIterator[tuple[ExecStream, bytes]]:
+        match self.request.argv[0]:
+            case "both":
+                yield ExecStream.STDOUT, b"out"
+                yield ExecStream.STDERR, b"err"
+                self._code = 3
+            case "lost":
+                self._code = None
+            case "sleep":
+                await self._ended.wait()
+            case _:
+                while (data := await self._input.get()) is not None:
+                    yield ExecStream.STDOUT, data
+
+    async def wait(self) -> ExitReport:
+        return ExitReport(self._code, "as a fake")
+
+    async def close(self) -> None:
+        self.closed.set()
+
+
+@dataclass(frozen=True)
+class FakeImage:
+    """An image."""
+
+    name: str
+    digest: str = "sha256:" + "0" * 64
+    architecture: str = "amd64"
+    size: int = 4096
+    created_at: float = 1_700_000_000.0
+    entrypoint: Sequence[str] = ()
+    cmd: Sequence[str] = ("/bin/sh",)
+    env: Sequence[str] = ("PATH=/bin", "A=b=c")
+    working_dir: str = ""
+    user: str = ""
+    builtin: bool = False
+    in_use_by: Sequence[str] = ()
+
+
+class FakeImages:
+    """Images in a dict."""
+
+    def __init__(self) -> None:
+        self.images = {
+            IMAGE: FakeImage(IMAGE, builtin=True),
+            "example.org/team/app:v1": FakeImage("example.org/team/app:v1", in_use_by=("web",)),
+            "spare": FakeImage("spare"),
+        }
+
+    async def list_images(self) -> list[FakeImage]:
+        return [self.images[name] for name in sorted(self.images)]
+
+    async def get_image(self, name: str) -> FakeImage:
+        if name not in self.images:
+            raise NotFound(f"there is no image {name}", code="image_not_found")
+        return self.images[name]
+
+    async def remove_image(self, name: str) -> None:
+        if (await self.get_image(name)).in_use_by:
+            raise InUse(f"the image {name} is used by VMs")
+        del self.images[name]
+
+    async def import_image(self, name: str, path: str) -> FakeImage:
+        self.images[name] = FakeImage(name)
+        return self.images[name]
+
+
+@dataclass(frozen=True)
+class FakeReload:
+    """What a reload finds."""
+
+    defined: Sequence[str] = ("new",)
+    changed: Sequence[str] = ("other",)
+    removed: Sequence[str] = ()
+    problems: Sequence[Problem] = (Problem("a.yaml", 3, 1, "memory", "is no size", "write 1G"),)
+
+
+async def fake_reload() -> FakeReload:
+    """The same at each call."""
+    return FakeReload()
+
+

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server on a unix socket over fakes. Every answer that is read here is checked against openapi.yaml."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import aiohttp
+from yarl import URL
+
+from hypemand.api.server import make_app, serve
+from hypemand.api.services import Services
+from tests.openapi_check import Description, parse_events
+from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
+
+DEADLINE = 20.0
+
+Json: TypeAlias = Any
+
+
+@cache
+def description() -> Description:
+    """The API's description."""
+    return Description()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Json:
+        """The body."""
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """Of an error."""
+        return str(self.json["code"])
+
+    @property
+    def events(self) -> list[tuple[str | None, Json]]:
+        """Of a stream."""
+        return list(parse_events(self.body))
+
+
+@dataclass
+class Api:
+    """A running server and a client of it."""
+
+    path: Path
+    manager: FakeManager
+    images: FakeImages
+    session: aiohttp.ClientSession
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def url(self, target: str) -> URL:
+        """Of a path that is quoted already."""
+        return URL(f"http://localhost{target}", encoded=True)
+
+    async def ask(self, method: str, target: str, body: Json = None, *, data: bytes | None = None) -> Answer:
+        """One request; its answer is as described."""
+        async with self.session.request(method, self.url(target), json=body, data=data) as response:
+            content = await response.read()
+            answer = Answer(response.status, response.headers, content)
+        description().check_answer(
+            method, target, answer.status, answer.headers.get("Content-Type"), answer.body
+        )
+        return answer
+
+    async def ask_raw(self, text: bytes) -> bytes:
+        """Bytes there, and all that comes back until the server closes."""
+        reader, writer = await asyncio.open_unix_connection(str(self.path))
+        writer.write(text)
+        await writer.drain()
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+
+@asynccontextmanager
+async def run_api(folder: Path, *, grace: float = 5.0) -> AsyncIterator[Api]:
+    """Serve until the block ends or `stop` is set; the socket is removed."""
+    manager, images = FakeManager(), FakeImages()
+    path = folder / "api.sock"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()  # as systemd hands it over: who comes early waits
+    timeout = aiohttp.ClientTimeout(total=DEADLINE)
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout) as session:
+        api = Api(path, manager, images, session)
+        served = asyncio.create_task(_serve(Services(manager, images, fake_reload), listener, grace, api.stop))
+        try:
+            yield api
+        finally:
+            api.stop.set()
+            await served
+            path.unlink()
+
+
+async def _serve(services: Services, listener: socket.socket, grace: float, stop: asyncio.Event) -> None:
+    async with serve(make_app(services), listener, grace=grace):
+        await stop.wait()
+
+
+def drive(folder: Path, scenario: Callable[[Api], Awaitable[None]], *, grace: float = 5.0) -> None:
+    """Run `scenario` against a server of its own."""
+
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE), run_api(folder, grace=grace) as api:
+            await scenario(api)
+
+    asyncio.run(main())

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""openapi.yaml says what the server has, and nothing else."""
+
+import asyncio
+
+import jsonschema
+import pytest
+
+from hypemand.api.routes import Routes
+from hypemand.api.server import make_app
+from hypemand.api.services import Services
+from hypemand.config.schema import load_schema
+from hypemand.state import State
+from tests.openapi_check import Description
+from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
+
+
+def services() -> Services:
+    return Services(FakeManager(), FakeImages(), fake_reload)
+
+
+def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
+    app = make_app(services())
+    served = {(r.method, r.resource.canonical) for r in app.router.routes() if r.resource is not None}
+    assert served == Description().routes()
+
+
+def test_no_handler_is_left_without_a_route() -> None:
+    routes = Routes(services(), asyncio.Event())
+    used = {route.handler.__name__ for route in routes.table()}
+    public = {name for name in vars(Routes) if not name.startswith("_")} - {"table"}
+    assert used == public
+
+
+def test_every_schema_is_one_and_every_reference_leads_somewhere() -> None:
+    description = Description()
+    for name, schema in description.document["components"]["schemas"].items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema.get("description") or schema.get("type"), name
+    pending = [description.document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            assert description.resolve(value) is not None
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+
+
+def test_states_and_definition_keys_are_those_of_the_code() -> None:
+    schemas = Description().document["components"]["schemas"]
+    assert set(schemas["State"]["enum"]) == set(State)
+    assert set(schemas["Definition"]["properties"]) == set(load_schema("vm")["properties"])
+
+
+def test_the_checker_refuses_what_is_not_described() -> None:
+    description = Description()
+    description.check_answer("GET", "/health", 200, "application/json", '{"status":"ok"}')
+    with pytest.raises(AssertionError, match="'ok' was expected"):
+        description.check_answer("GET", "/health", 200, "application/json", '{"status":"bad"}')
+    with pytest.raises(AssertionError, match="is not described"):
+        description.check_answer("GET", "/health", 201, "application/json", '{"status":"ok"}')
+    with pytest.raises(AssertionError, match="text/plain"):
+        description.check_answer("GET", "/health", 200, "text/plain", '{"status":"ok"}')
+    with pytest.raises(AssertionError, match="not described"):
+        description.check_answer("GET", "/nothing", 200, "application/json", "{}")
