@@ -255,10 +255,9 @@ class Session:
         self._link.send(Frame(FrameType.CREDIT, self.number, _CHANNELS[stream], payload))
 
     def _expire(self, seconds: float) -> None:
-        if self._is_over():
-            return
-        self._send_close()
-        self.fail(TimedOut(f"the command ran for more than {seconds:g} s and was killed"))
+        if not self._is_over():
+            self.fail(TimedOut(f"the command ran for more than {seconds:g} s and was killed"))
+            self._send_close()
 
     def _abandon(self) -> None:
         if not self._is_over():

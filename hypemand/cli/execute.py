@@ -65,24 +65,22 @@ def _open(path: str, ref: str) -> Iterator[Any]:
     import websocket
 
     target = build_target("instances", ref, "exec")
-    sock = connect(path)
-    sock.settimeout(QUERY_SECONDS)
-    try:
-        connection = websocket.create_connection(
-            f"ws://localhost{target}", socket=sock, timeout=QUERY_SECONDS, enable_multithread=True
-        )
-    except websocket.WebSocketBadStatusException as refusal:
-        error = _read_refusal(sock, refusal)
-        sock.close()
-        raise error from None
-    except (OSError, websocket.WebSocketException) as error:
-        sock.close()
-        raise Unreachable(f"hypemand did not open the channel for exec: {error}") from None
-    try:
-        connection.settimeout(None)
-        yield connection
-    finally:
-        connection.shutdown()
+    with connect(path) as sock:
+        sock.settimeout(QUERY_SECONDS)
+        try:
+            # A second descriptor, since the library closes its own before the reason of a refusal is read.
+            connection = websocket.create_connection(
+                f"ws://localhost{target}", socket=sock.dup(), timeout=QUERY_SECONDS, enable_multithread=True
+            )
+        except websocket.WebSocketBadStatusException as refusal:
+            raise _read_refusal(sock, refusal) from None
+        except (OSError, websocket.WebSocketException) as error:
+            raise Unreachable(f"hypemand did not open the channel for exec: {error}") from None
+        try:
+            connection.settimeout(None)
+            yield connection
+        finally:
+            connection.shutdown()
 
 
 def _read_refusal(sock: Any, refusal: Any) -> ApiError:

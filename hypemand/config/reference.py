@@ -44,7 +44,8 @@ def _render_tables(schema: Mapping[str, Any], prefix: str) -> Iterator[str]:
     required = schema.get("required", [])
     yield from ("| key | value | default | what it is |", "|---|---|---|---|")
     for key, rule in schema["properties"].items():
-        example = f" Example: `{_code(rule['examples'][0])}`."
+        shown = rule["examples"][0]
+        example = "" if shown == rule.get("default") else f" Example: `{_code(shown)}`."
         default = "required" if key in required else _default(rule)
         yield f"| `{prefix}{key}` | {_describe_type(rule)} | {default} | {rule['description']}{example} |"
     for key, rule in schema["properties"].items():

@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 
 SIZE_EXAMPLES = "512M, 1.5G, 1GiB or a number of bytes"
-SIZE_PATTERN = r"^\s*[0-9]{1,18}(\.[0-9]{1,9})?\s*([KkMmGgTtPp]([Ii]?[Bb]|[Ii])?|[Bb])?\s*$"
 MAX_SIZE = 2**60
 
-_SIZE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,9}))?\s*(?:([KMGTP])(?:I?B|I)?|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,9}))?\s*(?:([KMGTP])(?:I?B|I)?|B)?", re.IGNORECASE)
 _POWERS: dict[str, int] = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 

@@ -23,14 +23,6 @@ class AccelKind(StrEnum):
     TCG = "tcg"
 
 
-class AccelChoice(StrEnum):
-    """`accel` of the host config."""
-
-    AUTO = "auto"
-    KVM = "kvm"
-    TCG = "tcg"
-
-
 @dataclass(frozen=True, slots=True)
 class Accel:
     """The accelerator and, in words, why it is this one."""
@@ -49,24 +41,24 @@ def _open_kvm(path: Path) -> str | None:
 
 
 def find_accel(
-    choice: str = AccelChoice.AUTO,
+    choice: str = "auto",
     *,
     open_kvm: Callable[[Path], str | None] = _open_kvm,
     cpuinfo: Path = _CPUINFO,
 ) -> Accel:
-    """The accelerator to use. KVM counts only where the device opens read-write *and* the CPU shows vmx
+    """The accelerator to use; `choice` is `accel` of the host config. KVM counts only where the device opens read-write *and* the CPU shows vmx
     or svm: a device without them exists on some machines and runs no stock kernel.
 
     Raises HostNotReady when KVM is demanded and cannot be had.
     """
-    if choice == AccelChoice.TCG:
+    if choice == AccelKind.TCG:
         return Accel(AccelKind.TCG, "the host config says accel: tcg")
     failure = open_kvm(_KVM_DEVICE)
     if failure is None and not _has_virtualization_flag(cpuinfo):
         failure = f"{_KVM_DEVICE} is there, but the CPU shows neither vmx nor svm"
     if failure is None:
         return Accel(AccelKind.KVM, f"{_KVM_DEVICE} opens and the CPU has hardware virtualization")
-    if choice == AccelChoice.KVM:
+    if choice == AccelKind.KVM:
         raise HostNotReady(
             f"KVM is not usable: {failure}",
             hint="set accel: auto or accel: tcg in /etc/hypemand/hypemand.yaml to run without it, more slowly",

@@ -5,40 +5,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypemand.config.definition import Restart
 from hypemand.systemd.bus import BusError, SystemBus, encode_arguments, encode_properties, unit_path
+from hypemand.systemd.extras import INFINITY, extra_properties, microseconds
 from hypemand.systemd.sandbox import Property, sandbox_properties
 
 SERVICE = "org.freedesktop.systemd1"
 MANAGER = "/org/freedesktop/systemd1"
 SLICE = "hypeman.slice"
 _PREFIX, _SUFFIX = "hypeman-vm-", ".service"
-_INFINITY = 2**64 - 1
-
-# Signatures of the extra properties that a definition's `unit:` may set, by systemd's name. A list takes
-# every word, any other the one value.
-_EXTRA_SIGNATURES: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            "After Before Wants Requires Requisite BindsTo PartOf Conflicts Upholds OnFailure OnSuccess"
-            " PropagatesStopTo StopPropagatedFrom JoinsNamespaceOf RequiresMountsFor Documentation"
-        ).split(),
-        "as",
-    ),
-    **dict.fromkeys(["Description", "SyslogIdentifier"], "s"),
-    **dict.fromkeys(["Nice", "OOMScoreAdjust"], "i"),
-    **dict.fromkeys(
-        (
-            "CPUWeight StartupCPUWeight IOWeight StartupIOWeight MemoryLow MemoryMin MemoryHigh MemorySwapMax"
-            " RestartUSec StartLimitIntervalUSec"
-        ).split(),
-        "t",
-    ),
-    "StartLimitBurst": "u",
-}
 
 
 def unit_name(vm: str) -> str:
@@ -88,10 +66,8 @@ class UnitStatus:
     invocation_id: str | None = None
     main_pid: int | None = None
     result: str = ""
-    status_text: str = ""
     memory_current: int | None = None
     start_monotonic: float | None = None
-    job: int = 0
 
     @property
     def is_live(self) -> bool:
@@ -114,8 +90,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("ExecStopPostEx", "a(sasas)", [_privileged(plan.stop_post)]),
         ("KillMode", "s", "mixed"),
         ("Restart", "s", plan.restart.value),
-        ("TimeoutStartUSec", "t", _microseconds(plan.boot_timeout)),
-        ("TimeoutStopUSec", "t", _microseconds(plan.stop_timeout)),
+        ("TimeoutStartUSec", "t", microseconds(plan.boot_timeout)),
+        ("TimeoutStopUSec", "t", microseconds(plan.stop_timeout)),
         ("User", "s", str(plan.uid)),
         ("Group", "s", str(plan.uid)),
         ("StandardInput", "s", "null"),
@@ -130,7 +106,7 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("ReadWritePaths", "as", list(plan.writable)),
     ]
     properties += sandbox_properties(kvm=plan.kvm)
-    properties += [_extra_property(name, values) for name, values in plan.extra.items()]
+    properties += extra_properties(plan.extra)
     return properties
 
 
@@ -140,20 +116,6 @@ def _command(argv: tuple[str, ...]) -> tuple[str, list[str], bool]:
 
 def _privileged(argv: tuple[str, ...]) -> tuple[str, list[str], list[str]]:
     return (argv[0], list(argv), ["privileged"])
-
-
-def _microseconds(seconds: float | None) -> int:
-    return _INFINITY if seconds is None else round(seconds * 1e6)
-
-
-def _extra_property(name: str, values: tuple[str, ...]) -> Property:
-    signature = _EXTRA_SIGNATURES[name]
-    if signature == "as":
-        return (name, signature, list(values))
-    (value,) = values
-    if signature == "s":
-        return (name, signature, value)
-    return (name, signature, _INFINITY if value == "infinity" else int(value))
 
 
 class Units:
@@ -232,18 +194,26 @@ class Units:
 
 
 def _status_from(of_unit: Mapping[str, Any], of_service: Mapping[str, Any]) -> UnitStatus:
-    invocation = bytes(of_unit["InvocationID"]).hex()
-    started = of_service["ExecMainStartTimestampMonotonic"]
-    memory = of_service["MemoryCurrent"]
-    job = of_unit["Job"]
-    return UnitStatus(
-        active_state=of_unit["ActiveState"],
-        sub_state=of_unit["SubState"],
-        invocation_id=invocation or None,
-        main_pid=of_service["MainPID"] or None,
-        result=of_service["Result"],
-        status_text=of_service["StatusText"],
-        memory_current=None if memory == _INFINITY else memory,
-        start_monotonic=started / 1e6 if started else None,
-        job=job[0],
-    )
+    return merge_properties(UnitStatus(None), {**of_service, **of_unit})
+
+
+def merge_properties(status: UnitStatus, changed: Mapping[str, Any]) -> UnitStatus:
+    """What is known of a unit after these properties have changed. A property that was only invalidated
+    (None) is kept as it was."""
+    fields: dict[str, Any] = {}
+    for name, value in changed.items():
+        if value is not None and name in _FIELDS:
+            field, convert = _FIELDS[name]
+            fields[field] = convert(value)
+    return replace(status, **fields)
+
+
+_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "ActiveState": ("active_state", str),
+    "SubState": ("sub_state", str),
+    "InvocationID": ("invocation_id", lambda value: bytes(value).hex() or None),
+    "MainPID": ("main_pid", lambda value: value or None),
+    "Result": ("result", str),
+    "MemoryCurrent": ("memory_current", lambda value: None if value == INFINITY else value),
+    "ExecMainStartTimestampMonotonic": ("start_monotonic", lambda value: value / 1e6 or None),
+}

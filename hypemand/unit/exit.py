@@ -104,7 +104,6 @@ def main() -> int:
         write_file(Path(state) / "exit.json", dump_exit_record(record).encode(), mode=0o600)
     except OSError as error:
         print(f"cannot keep the exit record: {error}", file=sys.stderr)
-    print(f"Program ended: {record.message}" if record.code is not None else f"Ended: {record.message}")
     return record.status
 
 

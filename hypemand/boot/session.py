@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live VMM: its connections, and what its boot has shown.
+
+Made when a unit's invocation is seen for the first time, whether that has just begun or was there before
+the daemon. Closed when the unit ends; the VMM does not notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+from hypemand.agent.channel import AgentChannel
+from hypemand.agent.report import read_report
+from hypemand.boot.tracker import BootTracker
+from hypemand.errors import GuestError
+from hypemand.qemu.qmp import Qmp, QmpError
+from hypemand.state import QmpStatus
+from hypemand.systemd.journal import BootJournal
+
+_log = logging.getLogger(__name__)
+_LINES_AT_ONCE = 1000
+
+
+class Session:
+    """Connections to one VMM. `on_change` is called whenever evidence may have changed.
+
+    `poll` is for the BootWatcher: it reads the journal (only if `follow_journal`) and connects to the
+    VMM's sockets as they appear, until all is connected and `is_ready` says that nothing is missing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tracker: BootTracker,
+        runtime: Path,
+        *,
+        guest_agent: bool,
+        follow_journal: bool,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.tracker = tracker
+        self.qmp_status = QmpStatus.ABSENT
+        self.agent: AgentChannel | None = None
+        self.main_pid: int | None = None
+        self.notified = False
+        self._name = name
+        self._runtime = runtime
+        self._guest_agent = guest_agent
+        self._on_change = on_change
+        self._qmp: Qmp | None = None
+        self._report_open = False
+        self._journal = BootJournal(tracker.boot) if follow_journal else None
+        self._connecting: dict[str, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def boot(self) -> str:
+        """The id of this boot: the unit's invocation id."""
+        return self.tracker.boot
+
+    @property
+    def is_ready(self) -> bool:
+        """Has the boot shown all that Running needs?"""
+        return self.tracker.is_ready(guest_agent=self._guest_agent)
+
+    def poll(self) -> bool:
+        """Look for what is new. False when there is nothing left to look for."""
+        if self._closed:
+            return False
+        self._read_journal()
+        self._connect_missing()
+        connected = self._qmp is not None and self._report_open
+        connected = connected and (self.agent is not None or not self._guest_agent)
+        return not (connected and self.is_ready)
+
+    def _read_journal(self) -> None:
+        if self._journal is None:
+            return
+        changed = False
+        for line in self._journal.read(_LINES_AT_ONCE):
+            changed |= self.tracker.take_line(line.message, line.monotonic)
+        if changed:
+            self._on_change()
+        if self.is_ready:
+            # the rest of its lines are nobody's business: reading them would cost a talkative guest's price
+            self._journal.close()
+            self._journal = None
+
+    def _connect_missing(self) -> None:
+        if self._qmp is None:
+            self._begin("qmp", self._runtime / "qmp.sock", self._connect_qmp)
+        if not self._report_open:
+            self._begin("report", self._runtime / "report.sock", self._follow_report)
+        if self.agent is None and self._guest_agent:
+            self._begin("agent", self._runtime / "agent.sock", self._connect_agent)
+
+    def _begin(self, what: str, path: Path, connect: Callable[[Path], Coroutine[None, None, None]]) -> None:
+        task = self._connecting.get(what)
+        if (task is None or task.done()) and path.exists():
+            self._connecting[what] = self._spawn(what, self._guard(connect, path))
+
+    async def _guard(self, connect: Callable[[Path], Coroutine[None, None, None]], path: Path) -> None:
+        try:
+            await connect(path)
+        except (OSError, QmpError, GuestError) as error:
+            # made but not served yet, most often: the next poll tries again
+            _log.debug("VM %s: %s: %s", self._name, path.name, error)
+            return
+        self._on_change()
+
+    async def _connect_qmp(self, path: Path) -> None:
+        qmp = await Qmp.connect(path, self._take_event, self._name)
+        self._qmp = qmp
+        self._spawn("qmp-end", self._await_qmp_end(qmp))
+        await self.query_status()
+
+    async def _await_qmp_end(self, qmp: Qmp) -> None:
+        await qmp.closed.wait()
+        self._qmp = None
+        self.qmp_status = QmpStatus.ABSENT
+        self._on_change()
+
+    def _take_event(self, event: str) -> None:
+        if event in ("STOP", "RESUME", "SHUTDOWN", "RESET", "GUEST_PANICKED", "SUSPEND", "WAKEUP", "BLOCK_IO_ERROR"):
+            self._spawn("qmp-status", self._refresh_status())
+
+    async def _refresh_status(self) -> None:
+        await self.query_status()
+        self._on_change()
+
+    async def query_status(self) -> QmpStatus:
+        """Ask the VMM now; never raises. What the answer is, is in `qmp_status` too."""
+        if self._qmp is not None:
+            self.qmp_status = await self._qmp.query_status()
+        return self.qmp_status
+
+    async def _follow_report(self, path: Path) -> None:
+        self._report_open = True
+        try:
+            async for line in read_report(path):
+                if self.tracker.take_line(line, time.monotonic()):
+                    self._on_change()
+        finally:
+            self._report_open = False
+
+    async def _connect_agent(self, path: Path) -> None:
+        channel = await AgentChannel.connect(path, self.boot)
+        self.agent = channel
+        self._spawn("hello", self._await_hello(channel))
+
+    async def _await_hello(self, channel: AgentChannel) -> None:
+        try:
+            await channel.ready()
+        except GuestError as error:
+            if not self._closed:
+                _log.warning("VM %s: agent: %s", self._name, error)
+            return
+        if self.tracker.take_agent(time.monotonic()):
+            self._on_change()
+
+    async def open_agent(self, timeout: float) -> AgentChannel:
+        """The channel to the agent, connected anew if it has broken. GuestError when there is none."""
+        if self.agent is None or self.agent.closed.done():
+            await self._connect_agent(self._runtime / "agent.sock")
+        assert self.agent is not None
+        try:
+            async with asyncio.timeout(timeout):
+                await self.agent.ready()
+        except TimeoutError:
+            raise GuestError(f"the agent did not answer in {timeout:g} s", hint="see hypemanctl logs") from None
+        return self.agent
+
+    def _spawn(self, what: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"{what} of {self._name}")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def close(self) -> None:
+        """Let go of the VMM: of every connection and task."""
+        self._closed = True
+        tasks = list(self._background)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        if self._qmp is not None:
+            await self._qmp.close()
+        if self.agent is not None:
+            await self.agent.close()

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: puts the rooms together, tells systemd when it is ready, and lets go in order.
+
+VMs are systemd's, not its children: they go on when it ends, and it learns of them when it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import sdnotify
+
+from hypemand.api.server import make_app, serve
+from hypemand.api.services import Services
+from hypemand.boot.watcher import BootWatcher
+from hypemand.config.host import HostConfig, load_host_config
+from hypemand.errors import HypemandError
+from hypemand.log import set_up_logging
+from hypemand.manager.images import ApiImages
+from hypemand.manager.reload import Reloader
+from hypemand.manager.service import VmManager
+from hypemand.manager.vm import VmServices
+from hypemand.state import State
+from hypemand.storage.images import ImageStore
+from hypemand.storage.importer import clean_staging
+from hypemand.systemd.bus import SystemBus
+from hypemand.systemd.units import Units
+from hypemand.version import VERSION
+
+_log = logging.getLogger(__name__)
+_FIRST_SOCKET = 3  # SD_LISTEN_FDS_START
+_RELOAD_DEADLINE = 10.0
+
+
+class Daemon:
+    """The running daemon."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self._config = config
+        self._notifier = sdnotify.SystemdNotifier()
+        self._status = ""
+        self._stop = asyncio.Event()
+        self._bus = SystemBus()
+        self._watcher = BootWatcher()
+        self._store = ImageStore(config.state_dir / "images", config.image_dirs)
+        services = VmServices(self._bus, Units(self._bus), self._watcher, self._update_status)
+        self._manager = VmManager(config, self._store, services)
+        self._reloader = Reloader(self._manager)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        async with AsyncExitStack() as stack:
+            stack.callback(self._bus.close)
+            stack.push_async_callback(self._watcher.close)
+            await self._recover()
+            stack.push_async_callback(self._manager.close)
+            stack.push_async_callback(self._reloader.close, _RELOAD_DEADLINE)
+            await self._serve(stack)
+            watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
+            stack.callback(watchdog.cancel)
+            self._notifier.notify("READY=1")
+            self._update_status()
+            await self._autostart()
+            await self._stop.wait()
+            self._notifier.notify("STOPPING=1")
+
+    async def _recover(self) -> None:
+        self._bus.start_signals(self._resync)
+        await asyncio.to_thread(self._prepare_folders)
+        await self._manager.recover()
+
+    def _prepare_folders(self) -> None:
+        self._config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._store.prepare()
+        for name in clean_staging(self._store):
+            _log.info("removed %s, which an import that did not end had left", name)
+
+    def _resync(self) -> None:
+        task = asyncio.create_task(self._manager.resync(), name="resync")
+        task.add_done_callback(_tell_failure)
+
+    async def _serve(self, stack: AsyncExitStack) -> None:
+        api = Services(
+            manager=self._manager,
+            images=ApiImages(self._store, self._manager.images_in_use),
+            reload=self._reloader.reload,
+            defaults=lambda: self._manager.config.defaults,
+        )
+        listener = _take_socket() or _open_socket(self._config.runtime_dir / "api.sock")
+        await stack.enter_async_context(serve(make_app(api), listener))
+
+    async def _autostart(self) -> None:
+        """Read the definitions. What is marked autostart is started once after the host has booted, not
+        again when only the daemon is restarted."""
+        report = await self._reloader.reload()
+        marker = self._config.runtime_dir / "autostarted"
+        if marker.exists():
+            return
+        marker.touch()
+        for vm in self._manager:
+            wanted = vm.record.definition.autostart and not vm.removed and vm.name not in report.defined
+            if wanted and vm.state is State.STOPPED:
+                self._reloader.autostart(vm)
+
+    def _update_status(self) -> None:
+        counts = Counter(vm.state for vm in self._manager)
+        words = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none defined"
+        status = f"VMs: {words}"
+        if status != self._status:
+            self._status = status
+            self._notifier.notify(f"STATUS={status}")
+
+    async def _feed_watchdog(self) -> None:
+        """The one wake-up that recurs. It comes from the event loop, so a loop that hangs is noticed."""
+        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+        while interval:
+            self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("%s failed", task.get_name(), exc_info=error)
+
+
+def _take_socket() -> socket.socket | None:
+    """The socket that systemd listens on for us (sd_listen_fds(3)), or None."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
+        return None
+    listener = socket.socket(fileno=_FIRST_SOCKET)
+    listener.setblocking(False)
+    return listener
+
+
+def _open_socket(path: Path) -> socket.socket:
+    """A socket of our own, for a daemon that was not started by its socket unit. Only root may connect."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.setblocking(False)
+    old = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(old)
+    listener.listen(128)
+    return listener
+
+
+def main() -> int:
+    """Run the daemon. Exit 1, with the reason, when it cannot start."""
+    parser = argparse.ArgumentParser(
+        prog="hypemand",
+        description="Host agent that makes micro VMs systemd services. Started by hypemand.service.",
+        epilog="See hypemand(8).",
+    )
+    parser.add_argument("--version", action="version", version=f"hypemand {VERSION}")
+    parser.parse_args()
+    set_up_logging()
+    try:
+        config = load_host_config()
+        asyncio.run(_run(config))
+    except HypemandError as error:
+        _log.critical("cannot run: %s", error)
+        return 1
+    return 0
+
+
+async def _run(config: HostConfig) -> None:
+    await Daemon(config).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMs that there are: one folder each under STATE/vms, with the record that lasts.
+
+    vm.json     id, uid, origin, when it was made, its definition (of a file: the last good one)
+    disk.ext4   the writable disk
+    boot.json   what was seen of the last boot (hypemand.boot.tracker)
+    exit.json   how the last run ended (hypemand.boot.record)
+
+Each VM has a uid of its own, which it keeps. They come from systemd's dynamic range: journald keeps the
+lines of those in the system's journal, where any other uid would get a journal file for itself. Records in
+/run/userdb make the uids known by name (nss-systemd), so that systemd itself hands out none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import pwd
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hypemand.atomic import write_file
+from hypemand.config.definition import Definition, Origin
+from hypemand.config.vmdef import definition_to_json, parse_definition
+from hypemand.errors import HypemandError, InsufficientResources
+
+_log = logging.getLogger(__name__)
+_DYNAMIC_LOCKS = Path("/run/systemd/dynamic-uid")
+
+
+@dataclass(frozen=True, slots=True)
+class VmRecord:
+    """What lasts of a VM. `id` is 32 hex digits, `created_at` seconds since the epoch."""
+
+    name: str
+    id: str
+    uid: int
+    origin: Origin
+    created_at: float
+    definition: Definition
+
+
+class Inventory:
+    """The folders under `vms`; `userdb` is where the names of the uids are made known."""
+
+    def __init__(self, vms: Path, uid_range: tuple[int, int], userdb: Path) -> None:
+        self._vms = vms
+        self._first_uid, self._last_uid = uid_range
+        self._userdb = userdb
+        self._records: dict[str, VmRecord] = {}
+
+    def load(self) -> None:
+        """Read all records. One that cannot be read is reported and left as it is."""
+        self._vms.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for folder in sorted(self._vms.iterdir()):
+            try:
+                record = _load_record(folder)
+            except (OSError, ValueError, KeyError, TypeError, HypemandError) as error:
+                _log.error("cannot read the VM in %s: %s", folder, error)
+                continue
+            self._records[record.name] = record
+            self._publish(record)
+
+    def folder(self, name: str) -> Path:
+        """Where the VM's data stands."""
+        return self._vms / name
+
+    def find(self, name: str) -> VmRecord | None:
+        """The record of that name."""
+        return self._records.get(name)
+
+    def __iter__(self) -> Iterator[VmRecord]:
+        return iter(list(self._records.values()))
+
+    def add(self, definition: Definition, origin: Origin) -> VmRecord:
+        """Make a VM's folder and record. Nothing is left when that fails."""
+        record = VmRecord(
+            definition.name, uuid.uuid4().hex, self._free_uid(), origin, time.time(), definition
+        )
+        folder = self.folder(record.name)
+        folder.mkdir(mode=0o711)
+        try:
+            self._store(record)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._publish(record)
+        return record
+
+    def update(self, name: str, definition: Definition, origin: Origin) -> VmRecord:
+        """Give a VM a new definition."""
+        record = replace(self._records[name], definition=definition, origin=origin)
+        self._store(record)
+        return record
+
+    def remove(self, name: str) -> None:
+        """Forget a VM and remove its data."""
+        record = self._records[name]
+        folder = self.folder(name)
+        # the record goes first: half-removed data must not come back as a VM
+        (folder / "vm.json").unlink(missing_ok=True)
+        shutil.rmtree(folder)
+        del self._records[name]
+        for path in self._userdb_files(record):
+            path.unlink(missing_ok=True)
+
+    def _store(self, record: VmRecord) -> None:
+        document = {
+            "name": record.name,
+            "id": record.id,
+            "uid": record.uid,
+            "origin": record.origin,
+            "created_at": record.created_at,
+            "definition": definition_to_json(record.definition),
+        }
+        data = json.dumps(document, indent=2).encode() + b"\n"
+        write_file(self.folder(record.name) / "vm.json", data, mode=0o600)
+        self._records[record.name] = record
+
+    def _free_uid(self) -> int:
+        taken = {record.uid for record in self._records.values()}
+        for uid in range(self._last_uid, self._first_uid - 1, -1):
+            if uid not in taken and not (_DYNAMIC_LOCKS / str(uid)).exists() and not _is_known(uid):
+                return uid
+        raise InsufficientResources(
+            f"all uids from {self._first_uid} to {self._last_uid} are in use, one for each VM",
+            hint="remove VMs that are not needed, or widen uid_range in /etc/hypemand/hypemand.yaml",
+        )
+
+    def _userdb_files(self, record: VmRecord) -> tuple[Path, ...]:
+        user = f"hypeman-{record.uid}"
+        names = (f"{user}.user", f"{record.uid}.user", f"{user}.group", f"{record.uid}.group")
+        return tuple(self._userdb / name for name in names)
+
+    def _publish(self, record: VmRecord) -> None:
+        """Drop-in user and group records (nss-systemd(8)): the uid has a name, and so an owner."""
+        user, by_uid, group, by_gid = self._userdb_files(record)
+        name = user.stem
+        common = {"disposition": "dynamic", "service": "hypemand"}
+        try:
+            self._userdb.mkdir(mode=0o755, exist_ok=True)
+            about = {"userName": name, "uid": record.uid, "gid": record.uid, "realName": f"Micro VM {record.name}"}
+            nowhere = {"homeDirectory": "/", "shell": "/usr/sbin/nologin", "locked": True}
+            user.write_text(json.dumps(about | nowhere | common))
+            group.write_text(json.dumps({"groupName": name, "gid": record.uid} | common))
+            for link, target in ((by_uid, user), (by_gid, group)):
+                with contextlib.suppress(FileExistsError):
+                    link.symlink_to(target.name)
+        except OSError as error:
+            _log.warning("cannot make uid %d of VM %s known by name: %s", record.uid, record.name, error)
+
+
+def _is_known(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def _load_record(folder: Path) -> VmRecord:
+    document = json.loads((folder / "vm.json").read_text())
+    return VmRecord(
+        name=folder.name,
+        id=document["id"],
+        uid=document["uid"],
+        origin=Origin(document["origin"]),
+        created_at=document["created_at"],
+        definition=parse_definition(folder.name, document["definition"]),
+    )

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM's lines from the journal, as the faces show them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from systemd._reader import _Reader
+
+from hypemand.manager.view import LogLine, LogSource
+from hypemand.sentinels import is_sentinel_line
+from hypemand.systemd.journal import synchronize_journal
+from hypemand.systemd.units import unit_name
+
+_BATCH = 500
+_FIELD_LIMIT = 64 * 1024
+# QEMU's own words stand in the same stream as the guest's console, with its program name before them
+_VMM_PREFIX = b"qemu-system-"
+
+
+class VmLog:
+    """The lines of one VM, of all its runs. `close` it."""
+
+    def __init__(self, name: str, vm_id: str, source: LogSource, *, sentinels: bool) -> None:
+        unit = "hypemand.service" if source is LogSource.HYPEMAN else unit_name(name)
+        self._source = source
+        self._sentinels = sentinels
+        self._reader = _Reader()
+        self._reader.data_threshold = _FIELD_LIMIT
+        # the id too: an earlier VM of the same name had lines of its own
+        self._reader.add_match(f"HYPEMAN_VM_ID={vm_id}")
+        self._reader.add_match(f"_SYSTEMD_UNIT={unit}")
+        self._reader.fileno()
+
+    def seek(self, tail: int | None) -> None:
+        """Go to where the last `tail` wanted lines begin; None: to the first line."""
+        if tail is None:
+            self._reader.seek_head()
+            return
+        self._reader.seek_tail()
+        while tail > 0 and self._reader._previous():
+            tail -= self._is_wanted(self._message())
+        if tail > 0:
+            self._reader.seek_head()
+        elif self._reader._previous():
+            # `read` begins with the line after the one that the reader stands on
+            return
+        else:
+            self._reader.seek_head()
+
+    def read(self) -> list[LogLine]:
+        """The next lines; empty when there are none now."""
+        lines: list[LogLine] = []
+        for _ in range(_BATCH):
+            if not self._reader._next():
+                break
+            message = self._message()
+            if self._is_wanted(message):
+                text = message.decode("utf-8", "replace")
+                lines.append(LogLine(self._reader._get_realtime() / 1e6, text, self._invocation()))
+        return lines
+
+    def process(self) -> None:
+        """Take notice of files that journald has added or rotated."""
+        self._reader.process()
+
+    @property
+    def fd(self) -> int:
+        """Readable when the journal has changed; journald says so up to half a second late."""
+        return int(self._reader.fileno())
+
+    def _message(self) -> bytes:
+        try:
+            return bytes(self._reader._get("MESSAGE"))
+        except KeyError:
+            return b""
+
+    def _invocation(self) -> str | None:
+        try:
+            return bytes(self._reader._get("_SYSTEMD_INVOCATION_ID")).decode("ascii", "replace")
+        except KeyError:
+            return None
+
+    def _is_wanted(self, message: bytes) -> bool:
+        if self._source is LogSource.HYPEMAN:
+            return True
+        if message.startswith(_VMM_PREFIX) != (self._source is LogSource.VMM):
+            return False
+        return self._sentinels or not is_sentinel_line(message)
+
+    def close(self) -> None:
+        """Let go of the journal's files."""
+        self._reader.close()
+
+
+async def follow_log(
+    log: VmLog, *, follow: bool, is_live: Callable[[], bool], state_changed: asyncio.Event
+) -> AsyncIterator[LogLine]:
+    """Lines from where the log stands. With `follow`, until `is_live` says that the run is over and
+    everything that journald had been sent by then was given. `state_changed` is set when `is_live` may
+    have another answer. Closes the log."""
+    try:
+        last_round = not follow
+        while True:
+            state_changed.clear()
+            batch = await asyncio.to_thread(log.read)
+            for line in batch:
+                yield line
+            if batch:
+                continue
+            if last_round:
+                return
+            if is_live():
+                await _await_change(log, state_changed)
+                continue
+            await asyncio.to_thread(synchronize_journal)
+            log.process()
+            last_round = True
+    finally:
+        log.close()
+
+
+async def _await_change(log: VmLog, state_changed: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    loop.add_reader(log.fd, state_changed.set)
+    try:
+        await state_changed.wait()
+    finally:
+        loop.remove_reader(log.fd)
+    log.process()

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making the VMs be what the files in vms.d say."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+
+from systemd import journal
+
+from hypemand.config.definition import Definition, Origin
+from hypemand.config.host import load_host_config
+from hypemand.config.vmfile import load_vm_dir
+from hypemand.errors import HypemandError, InvalidDefinition, Problem
+from hypemand.log import MessageId
+from hypemand.manager.service import VmManager
+from hypemand.manager.vm import Vm
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """What a reload has found: names of VMs, and what is wrong in files."""
+
+    defined: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+
+class Reloader:
+    """Reads the files again when it is told to. `close` waits for the starts and stops it has begun."""
+
+    def __init__(self, manager: VmManager) -> None:
+        self._manager = manager
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def reload(self) -> ReloadReport:
+        """Read host config and definitions again, and follow them.
+
+        New: defined, and started if it says autostart. Changed: taken, and marked if the VM runs. Gone: the
+        VM is stopped, its data stay. A file with problems changes nothing for its VM.
+        """
+        async with self._lock:
+            problems = list(await asyncio.to_thread(self._reload_host_config))
+            report = await self._reload_definitions(problems)
+        for problem in report.problems:
+            fields = {"CODE_FILE": problem.file, "CODE_LINE": str(problem.line)}
+            journal.send(
+                str(problem),
+                MESSAGE_ID=MessageId.DEFINITION_BROKEN.value,
+                PRIORITY="3",
+                SYSLOG_IDENTIFIER="hypemand",
+                **fields,
+            )
+        return report
+
+    def _reload_host_config(self) -> tuple[Problem, ...]:
+        try:
+            self._manager.config = load_host_config()
+        except InvalidDefinition as error:
+            return error.problems
+        return ()
+
+    async def _reload_definitions(self, problems: list[Problem]) -> ReloadReport:
+        manager = self._manager
+        config = manager.config
+        found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults)
+        problems += found.problems
+        defined, changed = [], []
+        for name, definition in found.definitions.items():
+            vm = manager.find(name)
+            if vm is not None and vm.record.origin is Origin.API:
+                problems.append(_defined_twice(config.vm_dir, name))
+            elif vm is None or vm.removed:
+                defined.append(name)
+                self._define(definition)
+            elif vm.record.definition != definition:
+                changed.append(name)
+                self._redefine(vm, definition)
+        removed = self._remove_missing({*found.definitions, *found.broken})
+        return ReloadReport(tuple(defined), tuple(changed), tuple(removed), tuple(problems))
+
+    def _define(self, definition: Definition) -> None:
+        vm = self._manager.define(definition)
+        vm.log(logging.INFO, f"VM {vm.name} is defined")
+        if definition.autostart:
+            self.autostart(vm)
+
+    def _redefine(self, vm: Vm, definition: Definition) -> None:
+        self._manager.define(definition)
+        if vm.needs_restart:
+            vm.log(
+                logging.WARNING,
+                f"VM {vm.name} needs a restart to take its changed definition: hypemanctl restart {vm.name}",
+                MessageId.NEEDS_RESTART,
+            )
+
+    def _remove_missing(self, kept: set[str]) -> list[str]:
+        removed = []
+        for vm in self._manager:
+            if vm.record.origin is Origin.FILE and vm.name not in kept and not vm.removed:
+                vm.removed = True
+                vm.poke()
+                removed.append(vm.name)
+                vm.log(
+                    logging.WARNING,
+                    f"VM {vm.name} has no file any more: it is stopped, its data stay until hypemanctl rm {vm.name}",
+                )
+                self._spawn(f"stop {vm.name}", self._stop(vm))
+        return removed
+
+    def autostart(self, vm: Vm) -> None:
+        """Start a VM in the background; what goes wrong is in the journal."""
+        self._spawn(f"autostart {vm.name}", self._start(vm))
+
+    async def _start(self, vm: Vm) -> None:
+        try:
+            await self._manager.start_vm(vm.name)
+        except HypemandError as error:
+            _log.debug("autostart of %s: %s", vm.name, error)  # the manager has told it
+
+    async def _stop(self, vm: Vm) -> None:
+        try:
+            await self._manager.stop_vm(vm.name)
+        except HypemandError as error:
+            vm.log(logging.ERROR, f"VM {vm.name} could not be stopped: {error}")
+
+    def _spawn(self, what: str, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work, name=what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self, deadline: float) -> None:
+        """Wait for what was begun, at most `deadline` seconds."""
+        if self._tasks:
+            _, pending = await asyncio.wait(self._tasks, timeout=deadline)
+            for task in pending:
+                task.cancel()
+
+
+def _defined_twice(folder: Path, name: str) -> Problem:
+    return Problem(
+        str(folder / f"{name}.yaml"), 0, 0, "", f"a VM {name} was made by the API already",
+        "call the file otherwise, or remove that VM",
+    )  # fmt: skip

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manager: what happens to VMs, and in which order. One lock for each VM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from hypemand.boot.tracker import Moment
+from hypemand.config.definition import Definition, Origin
+from hypemand.config.host import HostConfig
+from hypemand.errors import (
+    AlreadyExists,
+    Ambiguous,
+    HypemandError,
+    NotFound,
+    TimedOut,
+    WrongState,
+)
+from hypemand.log import MessageId
+from hypemand.manager.admission import check_memory, read_total_memory
+from hypemand.manager.facts import boot_facts
+from hypemand.manager.inventory import Inventory, VmRecord
+from hypemand.manager.logs import VmLog, follow_log
+from hypemand.manager.plan import Plan, make_plan
+from hypemand.manager.view import ExecRequest, ExecSession, LogLine, LogSource, Timeline, VmView
+from hypemand.manager.vm import Vm, VmPlaces, VmServices
+from hypemand.qemu.host import find_vmm_host
+from hypemand.state import Operation, State, check_allowed
+from hypemand.storage.configdisk import write_config_disk
+from hypemand.storage.disks import ensure_disk
+from hypemand.storage.images import ImageStore
+from hypemand.timeline import derive_timeline
+
+_log = logging.getLogger(__name__)
+_AGENT_DEADLINE = 5.0
+# beyond stop_timeout: SIGTERM, SIGKILL and the exit record
+_STOP_MARGIN = 30.0
+_SIGKILL = 9
+_MIN_PREFIX = 4
+
+
+class VmManager:
+    """Implements `hypemand.manager.view.Manager`."""
+
+    def __init__(
+        self, config: HostConfig, images: ImageStore, services: VmServices, userdb: Path = Path("/run/userdb")
+    ) -> None:
+        self.config = config
+        self._images = images
+        self._services = services
+        self.inventory = Inventory(config.state_dir / "vms", config.uid_range, userdb)
+        self._vms: dict[str, Vm] = {}
+
+    # life of the daemon
+
+    async def recover(self) -> None:
+        """Learn what there is, and what of it runs: from the records, then from systemd."""
+        self.inventory.load()
+        self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for record in self.inventory:
+            self._adopt(record)
+        await asyncio.gather(*(vm.refresh() for vm in self._vms.values()))
+        for vm in self._vms.values():
+            if not vm.state.is_vmm_active:
+                vm.remove_runtime()
+        for leftover in self._runtime_root.iterdir():
+            if leftover.name not in self._vms:
+                shutil.rmtree(leftover, ignore_errors=True)
+        for name in await self._services.units.list_vms():
+            if name not in self._vms:
+                _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
+                await self._services.units.stop(f"hypeman-vm-{name}.service")
+
+    async def resync(self) -> None:
+        """Look at everything again, after signals may have been missed."""
+        await asyncio.gather(*(vm.refresh() for vm in self._vms.values()))
+
+    async def close(self) -> None:
+        """Let go of all VMs. They go on."""
+        await asyncio.gather(*(vm.detach() for vm in self._vms.values()))
+
+    @property
+    def _runtime_root(self) -> Path:
+        return self.config.runtime_dir / "vms"
+
+    def _adopt(self, record: VmRecord) -> Vm:
+        places = VmPlaces(self.inventory.folder(record.name), self._runtime_root / record.name)
+        vm = Vm(record, places, self._services)
+        self._vms[record.name] = vm
+        vm.attach()
+        return vm
+
+    # finding
+
+    def __iter__(self) -> Iterator[Vm]:
+        return iter(list(self._vms.values()))
+
+    def find(self, name: str) -> Vm | None:
+        """The VM of that very name."""
+        return self._vms.get(name)
+
+    def _get(self, ref: str) -> Vm:
+        if ref in self._vms:
+            return self._vms[ref]
+        found = [vm for vm in self._vms.values() if vm.record.id == ref]
+        if not found and len(ref) >= _MIN_PREFIX:
+            found = [vm for vm in self._vms.values() if vm.record.id.startswith(ref)]
+        if len(found) > 1:
+            names = ", ".join(sorted(vm.name for vm in found))
+            raise Ambiguous(f"{ref} fits the ids of {names}", hint="write more of the id, or the name")
+        if not found:
+            raise NotFound(f"there is no VM {ref[:80]}", hint="hypemanctl list shows those that there are")
+        return found[0]
+
+    async def list_vms(self) -> list[VmView]:
+        """See `Manager`."""
+        vms = sorted(self._vms.values(), key=lambda vm: vm.name)
+        await asyncio.gather(*(vm.refresh() for vm in vms if vm.state.is_vmm_active))
+        return [vm.view() for vm in vms]
+
+    async def get_vm(self, ref: str) -> VmView:
+        """See `Manager`."""
+        vm = self._get(ref)
+        await vm.refresh()
+        return vm.view()
+
+    def images_in_use(self) -> dict[str, list[str]]:
+        """Names of VMs by the image that they are defined with."""
+        users: dict[str, list[str]] = {}
+        for vm in self._vms.values():
+            users.setdefault(vm.record.definition.image, []).append(vm.name)
+        return users
+
+    # defining
+
+    async def create_vm(self, definition: Definition, *, start: bool) -> VmView:
+        """See `Manager`."""
+        if definition.name in self._vms:
+            raise AlreadyExists(
+                f"there is a VM {definition.name} already", hint="choose another name, or remove that one"
+            )
+        image = await asyncio.to_thread(self._images.get_image, definition.image)
+        host = find_vmm_host(self.config) if start else None
+        if host is not None:
+            self._check_memory(definition)
+        vm = self._adopt(self.inventory.add(definition, Origin.API))
+        try:
+            if host is not None:
+                folder = self.inventory.folder(vm.name)
+                make_plan(vm.record, definition, image, host, self._runtime_root / vm.name, folder)
+                await self.start_vm(vm.name)
+        except BaseException:
+            await self._forget(vm)
+            raise
+        return vm.view()
+
+    def define(self, definition: Definition) -> Vm:
+        """Take a definition from a file: a VM that is new, or has it anew."""
+        vm = self._vms.get(definition.name)
+        if vm is None:
+            return self._adopt(self.inventory.add(definition, Origin.FILE))
+        if vm.record.definition != definition or vm.record.origin is not Origin.FILE:
+            vm.record = self.inventory.update(vm.name, definition, Origin.FILE)
+        vm.removed = False
+        vm.poke()
+        return vm
+
+    async def delete_vm(self, ref: str) -> None:
+        """See `Manager`."""
+        vm = self._get(ref)
+        if vm.record.origin is Origin.FILE and not vm.removed:
+            raise WrongState(
+                f"VM {vm.name} is defined in {self.config.vm_dir}/{vm.name}.yaml",
+                hint="remove that file and run systemctl reload hypemand first",
+            )
+        async with vm.lock:
+            await self._end(vm, _SIGKILL)
+            await self._forget(vm)
+
+    async def _forget(self, vm: Vm) -> None:
+        await vm.settle()
+        await self._services.units.reset_failed(vm.unit)
+        await vm.detach()
+        vm.remove_runtime()
+        del self._vms[vm.name]
+        await asyncio.to_thread(self.inventory.remove, vm.name)
+        vm.mark_deleted()
+
+    # starting
+
+    def _check_memory(self, definition: Definition) -> None:
+        committed = sum(vm.committed_memory for vm in self._vms.values() if vm.name != definition.name)
+        total = read_total_memory()
+        check_memory(definition.name, definition.memory, committed, total, self.config.memory)
+
+    async def start_vm(self, ref: str) -> VmView:
+        """See `Manager`."""
+        requested = time.monotonic()
+        vm = self._get(ref)
+        async with vm.lock:
+            await vm.refresh()
+            check_allowed(Operation.START, vm.state, vm.name)
+            if vm.state is State.STOPPED:
+                try:
+                    await self._start(vm, requested)
+                except HypemandError as error:
+                    vm.log(logging.ERROR, f"VM {vm.name} was not started: {error}", MessageId.START_FAILED)
+                    raise
+        return vm.view()
+
+    async def _start(self, vm: Vm, requested: float) -> None:
+        await vm.settle()
+        definition = vm.record.definition
+        self._check_memory(definition)
+        try:
+            plan = await asyncio.to_thread(self._prepare, vm)
+            vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
+            await self._services.units.reset_failed(vm.unit)
+            await self._services.units.start_transient(plan.unit)
+        except BaseException:
+            vm.expect_boot({}, definition)
+            vm.remove_runtime()
+            raise
+        vm.add_moment(Moment.QUEUED, time.monotonic())
+        await vm.refresh()
+
+    def _prepare(self, vm: Vm) -> Plan:
+        """Make what the unit needs. Blocks; run in a thread."""
+        record, definition = vm.record, vm.record.definition
+        state, runtime = self.inventory.folder(record.name), self._runtime_root / record.name
+        image = self._images.get_image(definition.image)
+        host = find_vmm_host(self.config)
+        plan = make_plan(record, definition, image, host, runtime, state)
+        shutil.rmtree(runtime, ignore_errors=True)
+        runtime.mkdir(mode=0o700)
+        os.chown(runtime, record.uid, record.uid)
+        os.mkfifo(runtime / "leader", 0o600)
+        os.chown(runtime / "leader", record.uid, record.uid)
+        ensure_disk(plan.files.disk, definition.disk, record.uid, self.config.state_dir / "templates")
+        write_config_disk(plan.files.config, plan.guest, uid=record.uid)
+        vm.keep_running_definition(definition)
+        return plan
+
+    # ending
+
+    async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
+        """See `Manager`."""
+        vm = self._get(ref)
+        async with vm.lock:
+            await vm.refresh()
+            check_allowed(Operation.STOP, vm.state, vm.name)
+            await self._stop(vm, timeout)
+        return vm.view()
+
+    async def _stop(self, vm: Vm, timeout: float | None) -> None:
+        if not vm.state.is_vmm_active:
+            return
+        await self._services.units.stop(vm.unit)
+        stop_timeout = vm.record.definition.stop_timeout
+        limit = timeout if timeout is not None else stop_timeout
+        deadline = None if limit is None else limit + (_STOP_MARGIN if timeout is None else 0.0)
+        if await vm.wait_for(_has_ended, deadline):
+            return
+        if timeout is None:
+            raise TimedOut(f"VM {vm.name} did not stop in {deadline:.0f} s", hint="hypemanctl kill ends it at once")
+        await self._end(vm, _SIGKILL)
+
+    async def _end(self, vm: Vm, signal: int) -> None:
+        """End a VM by force, and wait for it."""
+        await vm.refresh()
+        if vm.state.is_vmm_active:
+            await self._services.units.stop(vm.unit)
+            await self._services.units.kill(vm.unit, signal)
+            if not await vm.wait_for(_has_ended, _STOP_MARGIN):
+                raise TimedOut(f"VM {vm.name} did not end in {_STOP_MARGIN:.0f} s", hint="see its unit's status")
+
+    async def restart_vm(self, ref: str) -> VmView:
+        """See `Manager`."""
+        requested = time.monotonic()
+        vm = self._get(ref)
+        async with vm.lock:
+            await vm.refresh()
+            check_allowed(Operation.RESTART, vm.state, vm.name)
+            vm.restarting = True
+            try:
+                await self._stop(vm, None)
+                await self._start(vm, requested)
+            finally:
+                vm.restarting = False
+        return vm.view()
+
+    async def kill_vm(self, ref: str, signal: int = _SIGKILL) -> VmView:
+        """See `Manager`."""
+        vm = self._get(ref)
+        await vm.refresh()
+        check_allowed(Operation.KILL, vm.state, vm.name)
+        await self._services.units.kill(vm.unit, signal)
+        if signal == _SIGKILL:
+            await vm.wait_for(_has_ended, _STOP_MARGIN)
+        return vm.view()
+
+    # watching
+
+    async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:
+        """See `Manager`."""
+        vm = self._get(ref)
+        ends = {state, State.UNKNOWN, State.STOPPED, State.STANDBY}
+        reached = await vm.wait_for(lambda vm: vm.deleted or vm.state in ends, timeout)
+        if vm.deleted:
+            raise NotFound(f"VM {vm.name} was deleted meanwhile")
+        return vm.view(), not reached
+
+    async def watch_vm(self, ref: str) -> AsyncIterator[VmView]:
+        """See `Manager`."""
+        async for view in self._get(ref).changes():
+            yield view
+
+    async def logs(
+        self, ref: str, *, source: LogSource, tail: int | None, follow: bool, sentinels: bool
+    ) -> AsyncIterator[LogLine]:
+        """See `Manager`."""
+        vm = self._get(ref)
+        log = VmLog(vm.name, vm.record.id, source, sentinels=sentinels)
+        with vm.watching() as changed:
+            log.seek(tail)
+            async for line in follow_log(
+                log, follow=follow, is_live=lambda: vm.state.is_vmm_active, state_changed=changed
+            ):
+                yield line
+
+    async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
+        """See `Manager`."""
+        vm = self._get(ref)
+        check_allowed(Operation.EXEC, vm.state, vm.name)
+        if not vm.record.definition.guest_agent or vm.session is None:
+            raise WrongState(f"VM {vm.name} has no guest agent", hint="set guest_agent: true and restart it")
+        channel = await vm.session.open_agent(_AGENT_DEADLINE)
+        return await channel.exec(request)
+
+    async def timeline(self, ref: str) -> Timeline:
+        """See `Manager`."""
+        vm = self._get(ref)
+        notes = vm.notes
+        if notes is None or Moment.REQUESTED not in notes.moments:
+            raise WrongState(f"VM {vm.name} has not been started yet", hint="start it, then ask again")
+        return derive_timeline(boot_facts(vm.name, notes))
+
+
+def _has_ended(vm: Vm) -> bool:
+    return not vm.state.is_vmm_active
+

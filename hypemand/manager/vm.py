@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One VM: what is known of it now, and what follows when that changes.
+
+Evidence comes in from systemd's signals, from the VMM's sockets and from the journal; the state is derived
+from it each time. Transitions are seen and told in one place, `_evaluate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hypemand.boot.record import ExitRecord, load_exit_record
+from hypemand.boot.session import Session
+from hypemand.boot.tracker import BootNotes, BootTracker, Moment, dump_notes, load_notes
+from hypemand.boot.watcher import BootWatcher
+from hypemand.config.definition import Definition
+from hypemand.config.vmdef import definition_to_json, parse_definition
+from hypemand.atomic import write_file
+from hypemand.errors import HypemandError
+from hypemand.log import MessageId, log_state_change, log_vm
+from hypemand.manager.inventory import VmRecord
+from hypemand.manager.view import ExitReport, VmView
+from hypemand.state import (
+    Derived,
+    Evidence,
+    Marker,
+    QmpStatus,
+    State,
+    UnitEvidence,
+    derive_state,
+    derive_status_text,
+)
+from hypemand.systemd.bus import BusError, SystemBus
+from hypemand.systemd.machined import register_machine
+from hypemand.systemd.notify import notify_for
+from hypemand.systemd.units import Units, UnitStatus, handle_name, merge_properties, unit_name
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class VmPlaces:
+    """The folders of one VM: what lasts, and what is there while it runs."""
+
+    state: Path
+    runtime: Path
+
+
+@dataclass(frozen=True, slots=True)
+class VmServices:
+    """What all VMs share. `on_change` is called when the state of any of them has changed."""
+
+    bus: SystemBus
+    units: Units
+    watcher: BootWatcher
+    on_change: Callable[[], None]
+
+
+class Vm:
+    """A VM that is defined. `record`, `removed` (its file is gone) and `restarting` are set by the
+    manager, all else follows evidence."""
+
+    def __init__(self, record: VmRecord, places: VmPlaces, services: VmServices) -> None:
+        self.record = record
+        self.removed = False
+        self.restarting = False
+        self.lock = asyncio.Lock()
+        self.deleted = False
+        self._places = places
+        self._services = services
+        self._unit = UnitStatus(None)
+        self._bus_up = True
+        self._session: Session | None = None
+        self._running_definition: Definition | None = None
+        self._exit = load_exit_record(places.state / "exit.json")
+        self._notes = load_notes(places.state / "boot.json")
+        self._requested: dict[Moment, float] = {}
+        self._was_live = False
+        self._closing: asyncio.Task[None] | None = None
+        self._kept: BootNotes | None = None
+        self._derived = Derived(State.STOPPED)
+        self._text = ""
+        self._phase_since = time.time()
+        self._phases: dict[State, float] = {}
+        self._started_at: float | None = None
+        self._watchers: set[asyncio.Event] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._note_lock = asyncio.Lock()
+
+    # what is known
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.record.name
+
+    @property
+    def unit(self) -> str:
+        """Its unit's name."""
+        return unit_name(self.record.name)
+
+    @property
+    def state(self) -> State:
+        """The state that was derived last."""
+        return self._derived.state
+
+    @property
+    def session(self) -> Session | None:
+        """The connections to its VMM, while there is one."""
+        return self._session
+
+    @property
+    def needs_restart(self) -> bool:
+        """Does it run with another definition than the one it has now?"""
+        running = self._running_definition
+        if running is None or not self.state.is_vmm_active:
+            return False
+        return _runtime_part(running) != _runtime_part(self.record.definition)
+
+    @property
+    def committed_memory(self) -> int:
+        """Bytes of guest memory that are held for it now."""
+        if not self.state.is_vmm_active:
+            return 0
+        return (self._running_definition or self.record.definition).memory
+
+    @property
+    def notes(self) -> BootNotes | None:
+        """What was seen of its last boot."""
+        return self._session.tracker.notes if self._session is not None else self._notes
+
+    @property
+    def exit_record(self) -> ExitRecord | None:
+        """How its last run ended; None while one is on."""
+        return None if self.state.is_vmm_active else self._exit
+
+    def view(self) -> VmView:
+        """A picture of it as it was last seen."""
+        ended = self.exit_record
+        now = time.time()
+        phases = {**self._phases, self.state: self._phases.get(self.state, 0.0) + now - self._phase_since}
+        notes = self.notes
+        return VmView(
+            id=self.record.id,
+            name=self.name,
+            origin=self.record.origin,
+            definition=self.record.definition,
+            state=self.state,
+            state_error=self._derived.state_error,
+            status_text=self._text,
+            created_at=self.record.created_at,
+            started_at=self._started_at,
+            stopped_at=None if ended is None else ended.ended_at,
+            ready_ms=notes.ready_ms if notes is not None and self.state.is_vmm_active else None,
+            exit=None if ended is None else ExitReport(ended.code, ended.message),
+            needs_restart=self.needs_restart,
+            removed_from_config=self.removed,
+            unit=self.unit,
+            invocation_id=self._session.boot if self._session is not None else None,
+            main_pid=self._unit.main_pid if self.state.is_vmm_active else None,
+            uid=self.record.uid,
+            memory_current=self._unit.memory_current if self.state.is_vmm_active else None,
+            current_phase_since=self._phase_since,
+            phase_durations_ms={state.value.lower(): round(s * 1000) for state, s in phases.items()},
+        )
+
+    # evidence
+
+    def attach(self) -> None:
+        """Begin to follow the unit's properties."""
+        self._services.units.watch(self.unit, self._take_properties)
+
+    async def detach(self) -> None:
+        """Follow nothing any more; the VM itself goes on."""
+        self._services.units.unwatch(self.unit)
+        await self._close_session()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def refresh(self) -> None:
+        """Ask systemd and the VMM now."""
+        try:
+            status = await self._services.units.status(self.unit)
+        except BusError as error:
+            _log.warning("VM %s: %s", self.name, error.message)
+            self._bus_up = False
+        else:
+            self._bus_up = True
+            self._unit = status
+        if self._session is not None:
+            await self._session.query_status()
+        self._evaluate()
+
+    def _take_properties(self, changed: Mapping[str, Any]) -> None:
+        self._bus_up = True
+        self._unit = merge_properties(self._unit, changed)
+        self._evaluate()
+
+    def expect_boot(self, moments: Mapping[Moment, float], definition: Definition) -> None:
+        """A start is under way: when it was asked for, and with what."""
+        self._requested = dict(moments)
+        self._running_definition = definition
+
+    def add_moment(self, moment: Moment, at: float) -> None:
+        """A step of the start that is under way has been made."""
+        self._requested[moment] = at
+        if self._session is not None:
+            self._session.tracker.set_moment(moment, at)
+
+    # consequences
+
+    def _evaluate(self) -> None:
+        self._follow_unit()
+        session = self._session
+        if session is not None:
+            session.main_pid = self._unit.main_pid or session.main_pid
+            self._tell_readiness(session)
+        derived = derive_state(self._evidence())
+        if derived.state is State.RUNNING and session is not None:
+            self._note_running(session)
+        self._transit(derived)
+
+    def _evidence(self) -> Evidence:
+        unit = UnitEvidence.from_active_state(self._unit.active_state)
+        session = self._session
+        if not self._bus_up:
+            return Evidence(UnitEvidence.NO_ANSWER)
+        if session is None:
+            return Evidence(unit)
+        # READY=1 was sent for this invocation, by us or by the daemon before us: both markers were there
+        active = unit is UnitEvidence.ACTIVE
+        return Evidence(
+            unit,
+            session.qmp_status,
+            program_marker=active or session.tracker.has(Marker.PROGRAM),
+            agent_marker=active or session.tracker.has(Marker.AGENT),
+            guest_agent=self._guest_agent,
+        )
+
+    @property
+    def _guest_agent(self) -> bool:
+        return (self._running_definition or self.record.definition).guest_agent
+
+    def _follow_unit(self) -> None:
+        """Open a session for an invocation that is new, close the one that is over, and when the unit has
+        ended for good, take the record that it has left behind."""
+        unit, session = self._unit, self._session
+        between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
+        live = unit.is_live and unit.invocation_id is not None and not between
+        if session is not None and (not live or unit.invocation_id != session.boot):
+            self._keep_notes(session)
+            self._notes = session.tracker.notes
+            self._session = None
+            self._closing = self._spawn("close", self._close(session, self._closing))
+        if self._was_live and not unit.is_live:
+            self._exit = self._load_exit()
+            self._running_definition = None
+            self._closing = self._spawn("release", self._release(self._closing))
+        self._was_live = unit.is_live
+        if live and self._session is None and unit.active_state != "deactivating":
+            self._open_session()
+
+    def _load_exit(self) -> ExitRecord | None:
+        """The record of the last run. It is there: the unit writes it before it becomes inactive."""
+        record = load_exit_record(self._places.state / "exit.json")
+        return record if self._notes is None or record is None or record.boot == self._notes.boot else None
+
+    def _open_session(self) -> None:
+        boot = self._unit.invocation_id
+        assert boot is not None
+        known = self._notes if self._notes is not None and self._notes.boot == boot else None
+        tracker = BootTracker(boot, known)
+        if not self._requested and known is None and self._unit.start_monotonic is not None:
+            # systemd started it alone: the request is the start itself
+            tracker.set_moment(Moment.REQUESTED, self._unit.start_monotonic)
+        for moment, at in self._requested.items():
+            tracker.set_moment(moment, at)
+        if self._unit.start_monotonic is not None:
+            tracker.set_moment(Moment.VMM_STARTED, self._unit.start_monotonic)
+        self._requested = {}
+        if self._running_definition is None:
+            self._running_definition = self._load_running_definition()
+        self._exit = None
+        self._started_at = time.time()
+        self._session = Session(
+            self.name,
+            tracker,
+            self._places.runtime,
+            guest_agent=self._guest_agent,
+            follow_journal=self._unit.active_state == "activating",
+            on_change=self._evaluate,
+        )
+        self._services.watcher.add(self._session)
+
+    def _tell_readiness(self, session: Session) -> None:
+        if session.notified or not session.is_ready or self._unit.active_state != "activating":
+            return
+        if session.main_pid is None:
+            return
+        session.notified = True
+        session.tracker.set_moment(Moment.NOTIFIED, time.monotonic())
+        self._notify(session, "READY=1", "STATUS=Running")
+
+    def _notify(self, session: Session, *assignments: str) -> None:
+        if session.main_pid is None:
+            return
+        try:
+            notify_for(session.main_pid, *assignments)
+        except OSError as error:
+            _log.error("VM %s: cannot tell systemd %s: %s", self.name, assignments[0], error)
+
+    def _note_running(self, session: Session) -> None:
+        moments = session.tracker.notes.moments
+        if Moment.RUNNING in moments or Moment.NOTIFIED not in moments:
+            return
+        session.tracker.set_moment(Moment.RUNNING, time.monotonic())
+        ready_ms = session.tracker.notes.ready_ms
+        if ready_ms is not None:
+            self._notify(session, f"STATUS=Running: ready in {ready_ms:.0f} ms")
+        self._spawn("machined", self._register(session))
+
+    async def _register(self, session: Session) -> None:
+        try:
+            leader = int((self._places.runtime / "leader.pid").read_text())
+            if f"/{self.unit}" not in Path(f"/proc/{leader}/cgroup").read_text():
+                raise ValueError(f"process {leader} is not in {self.unit}")
+            await register_machine(self._services.bus, self.name, self.record.id, leader)
+        except (OSError, ValueError, BusError) as error:
+            _log.warning("VM %s: cannot register it with systemd-machined: %s", self.name, error)
+
+    def _transit(self, derived: Derived) -> None:
+        """Take the new state; tell whoever wants to know if that, or its text, is another one."""
+        old, old_text = self._derived.state, self._text
+        notes = self.notes
+        ready = notes.ready_ms if notes is not None else None
+        ended = self._exit.message if self._exit is not None else None
+        self._derived = derived
+        self._text = derive_status_text(derived, guest_agent=self._guest_agent, ready_ms=ready, result=ended)
+        if self._session is not None:
+            self._keep_notes(self._session)
+        if self._text == old_text and derived.state is old:
+            return
+        if derived.state is not old:
+            now = time.time()
+            self._phases[old] = self._phases.get(old, 0.0) + now - self._phase_since
+            self._phase_since = now
+            self._services.on_change()
+            log_state_change(self.name, self.record.id, old, derived.state, self._text, derived.state_error)
+        if self._session is not None and self._unit.active_state == "activating":
+            self._notify(self._session, f"STATUS={self._text}")
+        for event in self._watchers:
+            event.set()
+
+    async def _close(self, session: Session, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        await session.close()
+
+    async def _release(self, before: asyncio.Task[None] | None) -> None:
+        """Give back what was held for a run."""
+        if before is not None:
+            await asyncio.wait([before])
+        self.remove_runtime()
+        if not self.restarting:
+            await self._release_handle()
+
+    async def _release_handle(self) -> None:
+        """The unit by which an administrator holds the VM ends with it."""
+        handle = handle_name(self.name)
+        try:
+            status = await self._services.units.status(handle)
+            if status.active_state == "active" and not self._unit.is_live:
+                await self._services.units.stop(handle)
+        except BusError as error:
+            _log.warning("VM %s: cannot end %s: %s", self.name, handle, error)
+
+    async def settle(self) -> None:
+        """Wait until all that a run has held is given back."""
+        while self._closing is not None and not self._closing.done():
+            await asyncio.wait([self._closing])
+
+    async def _close_session(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    # files
+
+    def remove_runtime(self) -> None:
+        """Remove sockets and config disk. Only when there is no VMM."""
+        shutil.rmtree(self._places.runtime, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self._places.state / "run.json").unlink()
+
+    def keep_running_definition(self, definition: Definition) -> None:
+        """Remember what a VM was started with, for a daemon that comes after this one."""
+        data = json.dumps(definition_to_json(definition)).encode()
+        write_file(self._places.state / "run.json", data, mode=0o600)
+
+    def _load_running_definition(self) -> Definition | None:
+        try:
+            return parse_definition(self.name, json.loads((self._places.state / "run.json").read_bytes()))
+        except (OSError, ValueError, HypemandError):
+            return None
+
+    def _keep_notes(self, session: Session) -> None:
+        notes = session.tracker.notes
+        if notes != self._kept:
+            self._kept = notes
+            self._spawn("notes", self._write_notes(session))
+
+    async def _write_notes(self, session: Session) -> None:
+        async with self._note_lock:
+            path = self._places.state / "boot.json"
+            try:
+                await asyncio.to_thread(write_file, path, dump_notes(session.tracker.notes), mode=0o600)
+            except OSError as error:
+                _log.warning("VM %s: cannot keep what its boot has shown: %s", self.name, error)
+
+    # waiting
+
+    @contextmanager
+    def watching(self) -> Iterator[asyncio.Event]:
+        """An event that is set at each change of its state or status text, for as long as it is held."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        try:
+            yield event
+        finally:
+            self._watchers.discard(event)
+
+    async def changes(self) -> AsyncIterator[VmView]:
+        """Its picture now and after each change, until it is deleted. A reader that is slow sees the
+        latest picture, not each."""
+        with self.watching() as changed:
+            while not self.deleted:
+                changed.clear()
+                yield self.view()
+                await changed.wait()
+
+    async def wait_for(self, condition: Callable[[Vm], bool], timeout: float | None) -> bool:
+        """Wait until `condition` holds. False when `timeout` seconds have passed before."""
+        with self.watching() as changed:
+            try:
+                async with asyncio.timeout(timeout):
+                    while not condition(self):
+                        changed.clear()
+                        await changed.wait()
+            except TimeoutError:
+                return condition(self)
+        return True
+
+    def mark_deleted(self) -> None:
+        """It is gone: those who wait for it are told."""
+        self.deleted = True
+        for event in self._watchers:
+            event.set()
+
+    def poke(self) -> None:
+        """Something that is shown has changed though the state has not."""
+        for event in self._watchers:
+            event.set()
+
+    def log(self, level: int, message: str, message_id: MessageId | None = None, **fields: str) -> None:
+        """A journal entry about it."""
+        log_vm(level, message, self.name, self.record.id, message_id, **fields)
+
+    def _spawn(self, what: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"{what} of {self.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+        return task
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("VM %s: task %s failed", self.name, task.get_name(), exc_info=error)
+
+
+def _runtime_part(definition: Definition) -> Definition:
+    """What of a definition makes a difference to a VM that runs."""
+    return replace(definition, autostart=False, tags={})

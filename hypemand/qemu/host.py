@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the host has to run VMs with: QEMU, the guest kernel, the guest's initrd, the accelerator."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypemand.config.host import HostConfig
+from hypemand.errors import HostNotReady
+from hypemand.qemu.accel import Accel, find_accel, find_tsc_khz
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The guest kernel. `hz` is its CONFIG_HZ."""
+
+    path: Path
+    release: str
+    hz: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmmHost:
+    """Everything that a VM is started with and that is the same for all VMs."""
+
+    binary: Path
+    kernel: Kernel
+    initrd: Path
+    accel: Accel
+    tsc_khz: int | None
+    architecture: str
+
+
+def find_vmm_host(config: HostConfig) -> VmmHost:
+    """Look at the host now. Raises HostNotReady, which says what is missing and which package has it."""
+    return VmmHost(
+        binary=find_qemu(config),
+        kernel=find_kernel(config.kernel_dir),
+        initrd=find_initrd(config),
+        accel=find_accel(config.accel),
+        tsc_khz=find_tsc_khz(),
+        architecture=platform.machine(),
+    )
+
+
+def find_qemu(config: HostConfig) -> Path:
+    """QEMU. Raises HostNotReady."""
+    if not os.access(config.qemu, os.X_OK):
+        raise HostNotReady(f"there is no QEMU at {config.qemu}", hint="install the package qemu-system-x86")
+    return config.qemu
+
+
+def find_initrd(config: HostConfig) -> Path:
+    """The guest's initrd. Raises HostNotReady."""
+    initrd = config.guest_dir / "initrd.cpio"
+    if not initrd.is_file():
+        raise HostNotReady(f"there is no guest initrd at {initrd}", hint="install the package hypemand-guest")
+    return initrd
+
+
+def find_kernel(folder: Path) -> Kernel:
+    """The guest kernel and what its build says of it. Raises HostNotReady."""
+    path = folder / "vmlinux"
+    try:
+        facts = json.loads((folder / "kernel.json").read_text())
+        kernel = Kernel(path, str(facts["release"]), int(facts["hz"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        kernel = None
+    if kernel is None or not path.is_file():
+        raise HostNotReady(f"there is no guest kernel in {folder}", hint="install the package hypemand-kernel")
+    return kernel
