@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host config: defaults, drop-ins, and all problems of all files at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hypemand.config.definition import GIB, MIB, DefinitionDefaults
+from hypemand.config.host import Accel, HostConfig, MemoryPolicy, load_host_config
+from hypemand.errors import InvalidDefinition
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_no_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load_host_config(tmp_path / "none", [tmp_path / "none.d"]) == HostConfig()
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load_host_config(write(tmp_path / "h.yaml", "# nothing\n"), []) == HostConfig()
+
+
+def test_every_key_is_carried_over(tmp_path: Path) -> None:
+    text = """\
+accel: tcg
+qemu: /opt/qemu
+kernel_dir: /k
+guest_dir: /g
+image_dirs: [/a, /b]
+state_dir: /s
+runtime_dir: /r
+vm_dir: /v
+uid_range: [70000, 70099]
+memory: {overcommit: 2, reserve: 1G}
+defaults: {memory: 512M, vcpus: 1, disk: 1G, boot_timeout: infinity, stop_timeout: 5s}
+"""
+    assert load_host_config(write(tmp_path / "h.yaml", text), []) == HostConfig(
+        accel=Accel.TCG,
+        qemu=Path("/opt/qemu"),
+        kernel_dir=Path("/k"),
+        guest_dir=Path("/g"),
+        image_dirs=(Path("/a"), Path("/b")),
+        state_dir=Path("/s"),
+        runtime_dir=Path("/r"),
+        vm_dir=Path("/v"),
+        uid_range=(70000, 70099),
+        memory=MemoryPolicy(2.0, GIB),
+        defaults=DefinitionDefaults(512 * MIB, 1, GIB, None, 5.0),
+    )
+
+
+def test_drop_ins_count_by_name_and_merge_key_by_key(tmp_path: Path) -> None:
+    main = write(tmp_path / "h.yaml", "accel: kvm\nmemory: {overcommit: 2, reserve: 1G}\nimage_dirs: [/a]\n")
+    etc, usr = tmp_path / "etc", tmp_path / "usr"
+    write(usr / "50-b.yaml", "accel: tcg\nmemory: {overcommit: 4}\n")
+    write(etc / "10-a.yaml", "accel: auto\nimage_dirs: [/b]\n")
+    write(etc / ".hidden.yaml", "accel: [")
+    write(etc / "99-c.yaml.dpkg-old", "accel: [")
+    config = load_host_config(main, [etc, usr])
+    assert config.accel is Accel.TCG
+    assert config.memory == MemoryPolicy(4.0, GIB)
+    assert config.image_dirs == (Path("/b"),)
+
+
+def test_a_drop_in_hides_its_name_in_later_directories(tmp_path: Path) -> None:
+    etc, run, usr = tmp_path / "etc", tmp_path / "run", tmp_path / "usr"
+    write(usr / "a.yaml", "accel: tcg\n")
+    write(run / "a.yaml", "accel: kvm\n")
+    assert load_host_config(tmp_path / "none", [etc, run, usr]).accel is Accel.KVM
+    etc.mkdir()
+    (etc / "a.yaml").symlink_to(os.devnull)
+    assert load_host_config(tmp_path / "none", [etc, run, usr]).accel is Accel.AUTO
+
+
+def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
+    main = write(tmp_path / "a.yaml", "accel: kvmm\nmemory: {reserv: 1G}\n")
+    dropin = write(tmp_path / "d" / "b.yaml", "uid_range: [9, 5]\n")
+    other = write(tmp_path / "d" / "c.yaml", "uid_range: [9]\nmemory: {overcommit: 0, reserve: -1}\n")
+    with pytest.raises(InvalidDefinition) as caught:
+        load_host_config(main, [tmp_path / "d"])
+    assert str(caught.value).splitlines() == [
+        f"{main}:1:8: accel: 'kvmm' is not among the choices; write auto, kvm or tcg; did you mean kvm?",
+        f"{main}:2:10: memory.reserv: is not known; did you mean reserve?",
+        f"{dropin}:1:12: uid_range: begins at 9, after its end 5; write [first, last]",
+        f"{other}:1:12: uid_range: has 1 items, fewer than 2; write a list, for example [61184, 65519]",
+        f"{other}:2:22: memory.overcommit: 0 is too small; write 0.1 to 16",
+        f"{other}:2:34: memory.reserve: '-1' is not a size; write 512M, 1.5G, 1GiB or a number of bytes",
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "h.yaml").symlink_to("nowhere")
+    with pytest.raises(InvalidDefinition, match="cannot be read"):
+        load_host_config(tmp_path / "h.yaml", [])
+    (tmp_path / "d").write_text("")
+    with pytest.raises(InvalidDefinition, match="cannot be read: Not a directory"):
+        load_host_config(tmp_path / "none", [tmp_path / "d"])

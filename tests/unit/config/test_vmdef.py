@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Definitions: what is accepted, what it becomes, and what is said of the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypemand.config.definition import GIB, MIB, Definition, DefinitionDefaults, Mode, Restart
+from hypemand.config.source import parse_source
+from hypemand.config.vmdef import definition_to_json, parse_definition, parse_source_definition
+from hypemand.errors import InvalidDefinition
+
+
+def problems_of(text: str, name: str = "web") -> list[str]:
+    with pytest.raises(InvalidDefinition) as caught:
+        parse_source_definition(name, parse_source(text, "web.yaml"))
+    return [str(problem).removeprefix("web.yaml:") for problem in caught.value.problems]
+
+
+def test_the_smallest_definition_has_the_defaults() -> None:
+    assert parse_definition("web", {"image": "builtin:busybox"}) == Definition("web", "builtin:busybox")
+
+
+def test_every_key_is_carried_over() -> None:
+    data = {
+        "name": "web",
+        "image": "docker.io/library/alpine:3.20@sha256:abc",
+        "memory": "256M",
+        "vcpus": 4,
+        "disk": "1G",
+        "entrypoint": ["/bin/sh", "-c"],
+        "cmd": ["echo \"$HOME\"", ""],
+        "env": {"A": "1", "B": 2, "C": 1.5},
+        "workdir": "/srv/a b",
+        "user": "1000:www-data",
+        "mode": "exec",
+        "guest_agent": False,
+        "kernel_headers": False,
+        "autostart": True,
+        "boot_timeout": "infinity",
+        "stop_timeout": 5,
+        "restart": "no",
+        "tags": {"team": "shop"},
+        "unit": {"After": "a.service b.service", "Nice": 5, "MemoryHigh": "1G"},
+    }  # fmt: skip
+    assert parse_definition("web", data) == Definition(
+        name="web",
+        image="docker.io/library/alpine:3.20@sha256:abc",
+        memory=256 * MIB,
+        vcpus=4,
+        disk=GIB,
+        entrypoint=("/bin/sh", "-c"),
+        cmd=('echo "$HOME"', ""),
+        env={"A": "1", "B": "2", "C": "1.5"},
+        workdir="/srv/a b",
+        user="1000:www-data",
+        mode=Mode.EXEC,
+        guest_agent=False,
+        kernel_headers=False,
+        autostart=True,
+        boot_timeout=None,
+        stop_timeout=5.0,
+        restart=Restart.NO,
+        tags={"team": "shop"},
+        unit={"After": ("a.service", "b.service"), "Nice": ("5",), "MemoryHigh": ("1073741824",)},
+    )
+
+
+def test_defaults_of_the_host_hold_where_the_definition_does_not_say() -> None:
+    defaults = DefinitionDefaults(256 * MIB, 1, GIB, None, 5.0)
+    made = parse_definition("web", {"image": "x", "vcpus": 3}, defaults)
+    assert (made.memory, made.vcpus, made.disk, made.boot_timeout, made.stop_timeout) == (
+        256 * MIB, 3, GIB, None, 5.0,
+    )  # fmt: skip
+
+
+def test_numbers_in_env_are_taken_as_they_are_written() -> None:
+    text = "image: x\nenv: {A: 1.10, B: 0x10, C: 007, D: 1e3}\n"
+    made = parse_source_definition("web", parse_source(text, "f"))
+    assert made.env == {"A": "1.10", "B": "0x10", "C": "007", "D": "1e3"}
+
+
+def test_all_problems_of_a_file_at_once_sorted_by_place() -> None:
+    text = """\
+memoy: 512M
+vcpus: two
+memory: 10M
+entrypoint: /bin/sh -c true
+cmd: [a, 5]
+env: {A: true, "b c": x}
+autostart: yes
+mode: exce
+boot_timeout: 1 fortnight
+disk:
+unit:
+  CpuWeight: 5
+  CPUWeight: 50000
+  After: foo
+  ExecStart: /bin/sh
+  Nice: high
+"""
+    said = problems_of(text)
+    keys = ", ".join(
+        "After AllowedCPUs Before BindsTo CPUAffinity CPUWeight Conflicts Description Documentation IOWeight "
+        "MemoryHigh MemorySwapMax Nice OOMScoreAdjust OnFailure OnSuccess PartOf Requires RequiresMountsFor "
+        "Requisite RestartSec StartLimitBurst StartLimitIntervalSec Wants".split()
+    )
+    assert said == [
+        "1:1: image: is missing; write for example image: builtin:busybox",
+        "1:1: memoy: is not known; did you mean memory?",
+        "2:8: vcpus: is the text 'two', not a whole number; write 1 to 64",
+        "3:9: memory: 10M is too small; write 64M to 1T",
+        "4:13: entrypoint: is the text '/bin/sh -c true', not a list; "
+        'write a list of words: ["/bin/sh", "-c", "true"]',
+        '5:10: cmd[1]: is the number 5, not a text; quote it: "5"',
+        "6:10: env.A: is true, not a text or a number; "
+        "write a text without NUL characters; quote true and false",
+        "6:16: env.b c: is no valid key here: 'b c'; write a variable's name, without blanks and '='",
+        "7:12: autostart: is the text 'yes', not true or false; write true",
+        "8:7: mode: 'exce' is not among the choices; write auto, exec or systemd; did you mean exec?",
+        "9:15: boot_timeout: '1 fortnight' is not a time span; "
+        "write 90s, 1min 30s, infinity or a number of seconds",
+        "10:6: disk: has no value; write a size, for example 2G",
+        "12:3: unit.CpuWeight: cannot be set here; did you mean CPUWeight?",
+        "13:14: unit.CPUWeight: 50000 is out of range; write a whole number from 1 to 10000 or idle",
+        "14:10: unit.After: 'foo' is not the name of a unit; "
+        "write it with its type, for example nginx.service",
+        f"15:3: unit.ExecStart: cannot be set here; the keys here are {keys}",
+        "16:9: unit.Nice: is the text 'high', not a whole number; write a whole number, for example 5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("memory: 5X", "memory: '5X' is not a size; write 512M, 1.5G, 1GiB or a number of bytes"),
+        ("memory: 1000M\ndisk: 100000001", "disk: 100000001 is not a multiple of 1M; write for example 64M"),
+        ("memory: 2T", "memory: 2T is too large; write 64M to 1T"),
+        ("memory: [1]", "memory: is a list, not a size; write a size, for example 512M"),
+        ("memory: true", "memory: is true, not a size; write a size, for example 512M"),
+        ("vcpus: 0", "vcpus: 0 is too small; write 1 to 64"),
+        ("vcpus: 65", "vcpus: 65 is too large; write 1 to 64"),
+        ("vcpus: 1.5", "vcpus: is the number 1.5, not a whole number; write 1 to 64"),
+        ("vcpus: '2'", "vcpus: is the text '2', not a whole number; write 2 without quotes"),
+        ("boot_timeout: 0", "boot_timeout: 0 is too short; write 1s or more"),
+        ("stop_timeout: -5s", "stop_timeout: '-5s' is not a time span; write 90s, 1min 30s, infinity or a number of seconds"),
+        ("workdir: srv", "workdir: 'srv' does not fit; write an absolute path, for example /srv"),
+        ("user: 1000", 'user: is the number 1000, not a text; quote it: "1000"'),
+        ("name: other", "name: is other, but the VM is called web; write the same, or remove it"),
+        ("name: Web", "name: 'Web' does not fit; write 1 to 63 of a-z, 0-9 and '-', with no '-' at either end, for example web-1"),
+        ('cmd: ["a\\0b"]', "cmd[0]: 'a\\x00b' does not fit; write a text without NUL characters; quote numbers and true or false"),
+        ('env: {A: "a\\0b"}', "env.A: 'a\\x00b' does not fit; write a text without NUL characters; quote true and false"),
+        ("env: [A=1]", "env: is a list, not a mapping; write a mapping, for example {\"PORT\": \"8080\"}"),
+        ("entrypoint: []\ncmd: []", "cmd: leaves nothing to run, since entrypoint is empty too; fill one of them"),
+        ("entrypoint: ['', a]", "entrypoint[0]: is an empty name of a program; write its name or path"),
+        ("restart: maybe", "restart: 'maybe' is not among the choices; write no, on-failure or always"),
+        ("restart: true", "restart: True is not among the choices; write no, on-failure or always"),
+        ("tags: {'': x}", "tags.: is no valid key here: ''; write 1 to 63 of letters, digits, '.', '_', '/' and '-', beginning and ending with a letter or digit"),
+        ("unit: {Environment: A=1}", "unit.Environment: cannot be set here"),
+        ("unit: {nice: 5}", "unit.nice: cannot be set here; did you mean Nice?"),
+        ("guest-agent: false", "guest-agent: is not known; did you mean guest_agent?"),
+        ("<<: {memory: 1G}", "<<: is not known"),
+    ],
+)  # fmt: skip
+def test_each_fault_names_key_and_cure(line: str, problem: str) -> None:
+    (said,) = problems_of(f"image: x\n{line}\n")
+    assert said.split(": ", 1)[1].startswith(problem)
+
+
+def test_a_document_that_is_no_mapping_is_refused() -> None:
+    assert problems_of("- image\n") == ["1:1: is a list, not a mapping; write a mapping"]
+
+
+def test_arguments_and_environment_fit_the_config_disk_and_execve() -> None:
+    (said,) = problems_of(f"image: x\ncmd: [{'a' * 131071}, {'é' * 65536}]\n")
+    assert "cmd[1]: has 131073 bytes; use at most 131071, or a file" in said
+    env = "".join(f"  V{i}: {'a' * 100_000}\n" for i in range(10))
+    (said,) = problems_of(f"image: x\nenv:\n{env}")
+    assert "entrypoint, cmd and env have 1000040 bytes; use at most 983040" in said
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(InvalidDefinition, match=r"cmd\[0\]: has half of a surrogate pair"):
+        parse_definition("web", {"image": "x", "cmd": ["\ud800"]})
+
+
+def test_problems_of_a_request_have_key_paths_and_no_place() -> None:
+    with pytest.raises(InvalidDefinition) as caught:
+        parse_definition("Web!", {"image": "x", "unit": {"Nice": 99}})
+    assert [str(problem) for problem in caught.value.problems] == [
+        "'Web!' cannot be the name of a VM; "
+        "use 1 to 63 of a-z, 0-9 and '-', with no '-' at either end, for example web-1",
+        "unit.Nice: 99 is out of range; write a whole number from -20 to 19",
+    ]
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+units: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
+    "After": st.just(("a.service", "b.target")),
+    "Nice": st.integers(min_value=-20, max_value=19).map(lambda n: (str(n),)),
+    "CPUWeight": st.sampled_from([("idle",), ("100",)]),
+    "AllowedCPUs": st.just(("0-3", "7")),
+    "MemoryHigh": st.sampled_from([("infinity",), ("80%",), ("1048576",)]),
+    "RestartSec": st.sampled_from([("5s",), ("1min 30s",), ("infinity",)]),
+    "Description": st.just(("The shop",)),
+}
+spans = st.one_of(st.none(), st.integers(min_value=10, max_value=10**6).map(lambda n: n / 10))
+definitions = st.builds(
+    Definition,
+    st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True),
+    st.sampled_from(["builtin:busybox", "docker.io/library/alpine:3.20"]),
+    st.integers(min_value=64, max_value=2**20).map(lambda n: n * MIB),
+    st.integers(min_value=1, max_value=64),
+    st.integers(min_value=64, max_value=2**26).map(lambda n: n * MIB),
+    st.one_of(st.none(), st.lists(words.map(lambda w: f"/{w}"), max_size=4).map(tuple)),
+    st.one_of(st.none(), st.lists(words, min_size=1, max_size=4).map(lambda w: ("sh", *w))),
+    st.dictionaries(st.from_regex(r"[A-Za-z_]{1,9}", fullmatch=True), words).map(MappingProxyType),
+    st.one_of(st.none(), st.just("/srv")),
+    st.one_of(st.none(), st.just("1000:users")),
+    st.sampled_from(Mode),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    spans,
+    spans,
+    st.sampled_from(Restart),
+    st.just(MappingProxyType({"team": "shop"})),
+    st.fixed_dictionaries({}, optional=units).map(MappingProxyType),
+)
+
+
+@given(definitions)
+def test_definitions_are_read_back_from_json(definition: Definition) -> None:
+    data = definition_to_json(definition)
+    assert parse_definition(definition.name, data) == definition
+    assert definition_to_json(parse_definition(definition.name, data)) == data
+
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
+    lambda below: st.one_of(
+        st.lists(below, max_size=3), st.dictionaries(st.text(max_size=9), below, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = sorted(definition_to_json(Definition("a", "x", entrypoint=(), cmd=("a",), workdir="/", user="a")))
+
+
+@given(st.dictionaries(st.one_of(st.sampled_from(KEYS), st.text(max_size=9)), json_values, max_size=6))
+def test_any_request_is_a_definition_or_has_problems(data: dict[str, Any]) -> None:
+    try:
+        made = parse_definition("web", data)
+    except InvalidDefinition as error:
+        assert all(problem.message and problem.hint for problem in error.problems)
+    else:
+        assert parse_definition("web", definition_to_json(made)) == made
+
+
+def test_the_examples_are_valid(examples: list[Path]) -> None:
+    for path in examples:
+        parse_source_definition(path.stem, parse_source(path.read_text("utf-8"), str(path)))
