@@ -40,7 +40,7 @@ static void tell_ready(void)
 
 int main(void)
 {
-    struct reason why;
+    struct reason why = {""};
     char boot[BOOT_ID_LENGTH + 1];
     struct server server = {.port = -1, .boot = boot, .init = 1, .ready = tell_ready};
     (void)file_write("/proc/self/oom_score_adj", 0, "-1000");

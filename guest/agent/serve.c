@@ -30,7 +30,8 @@ struct agent {
     int signals;
     bool connected;
     bool greeted; /* the host's HELLO is in */
-    bool refused; /* an ERROR was sent: nothing more is read until the host leaves */
+    bool refused; /* an ERROR was sent: nothing but another HELLO is heard */
+    bool broken;  /* where a frame begins is lost: nothing at all is heard until the host leaves */
     bool readable;
     bool ended;
     struct inbox in;
@@ -73,26 +74,22 @@ static void refuse_host(struct agent *agent, const char *code, const char *messa
     agent->refused = true;
 }
 
-static void connect_host(struct agent *agent)
+/* Nothing of a connection before is left. */
+static void begin_anew(struct agent *agent)
 {
     discard_streams(agent);
     agent->out.start = 0;
     agent->out.end = 0;
-    agent->connected = true;
     agent->greeted = false;
     agent->refused = false;
-    send_hello(agent);
 }
 
 static void disconnect_host(struct agent *agent)
 {
-    discard_streams(agent);
-    agent->out.start = 0;
-    agent->out.end = 0;
+    begin_anew(agent);
     inbox_drop(&agent->in);
     agent->connected = false;
-    agent->greeted = false;
-    agent->refused = false;
+    agent->broken = false;
 }
 
 static struct stream *find_stream(struct agent *agent, uint32_t id)
@@ -121,15 +118,17 @@ static void on_hello(struct agent *agent, const char *records, size_t size)
 {
     const char *version = record_value(records, size, "version");
     const char *boot = record_value(records, size, "boot");
-    /* A second one: the host has left and come back faster than this end could see. */
-    if (agent->greeted)
-        connect_host(agent);
+    /* After another one: the host has left and come back faster than this end could see. */
+    if (agent->greeted || agent->refused)
+        begin_anew(agent);
     if (version == NULL || strcmp(version, "1") != 0)
         refuse_host(agent, "version", "this agent knows protocol version 1 only");
     else if (boot == NULL || strcmp(boot, agent->server->boot) != 0)
         refuse_host(agent, "boot", "HELLO names another boot than this one");
-    else
+    else {
         agent->greeted = true;
+        send_hello(agent);
+    }
 }
 
 static void on_exec(struct agent *agent, uint32_t id, const char *records, size_t size)
@@ -199,6 +198,8 @@ static void on_frame(struct agent *agent, const struct frame_header *header, con
     const char *records = (const char *)payload;
     bool has_records =
         header->type == FRAME_HELLO || header->type == FRAME_EXEC || header->type == FRAME_SHUTDOWN;
+    if (agent->refused && header->type != FRAME_HELLO)
+        return;
     if (!agent->greeted && header->type != FRAME_HELLO) {
         refuse_host(agent, "protocol", "the first frame is not HELLO");
         return;
@@ -249,12 +250,14 @@ static bool pump_port(struct agent *agent)
         }
         moved = true;
         struct frame_header header;
-        enum inbox_state state = agent->refused ? INBOX_PARTIAL : inbox_frame(&agent->in, &header);
-        if (state == INBOX_BROKEN)
-            refuse_host(agent, "protocol", "a header that is none");
-        else if (state == INBOX_FRAME)
+        enum inbox_state state = inbox_frame(&agent->in, &header);
+        if (state == INBOX_FRAME && !agent->broken)
             on_frame(agent, &header, agent->in.bytes + FRAME_HEADER_SIZE);
-        if (state != INBOX_PARTIAL || agent->refused)
+        if (state == INBOX_BROKEN && !agent->broken) {
+            agent->broken = true;
+            refuse_host(agent, "protocol", "a header that is none");
+        }
+        if (state != INBOX_PARTIAL)
             inbox_drop(&agent->in);
     }
     return moved;
@@ -273,8 +276,7 @@ static void pump(struct agent *agent)
 
 static void on_port(struct agent *agent, uint32_t events)
 {
-    if (!agent->connected && (events & EPOLLHUP) == 0)
-        connect_host(agent);
+    agent->connected = agent->connected || (events & EPOLLHUP) == 0;
     agent->readable = agent->readable || (events & EPOLLIN) != 0;
     if (!agent->connected || (events & EPOLLHUP) == 0)
         return;

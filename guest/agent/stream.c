@@ -349,7 +349,7 @@ static bool pump_output(struct stream *stream, uint8_t channel, struct outbox *o
     size_t room = outbox_room(outbox);
     if (output->fd < 0)
         return false;
-    if (output->readable && output->credit > 0 && room >= 2 * OUTBOX_RESERVE) {
+    if (output->readable && output->credit > 0 && room >= (size_t)2 * OUTBOX_RESERVE) {
         size_t most = room - OUTBOX_RESERVE < DATA_MAX ? room - OUTBOX_RESERVE : DATA_MAX;
         if (most > output->credit)
             most = output->credit;

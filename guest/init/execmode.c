@@ -113,7 +113,7 @@ static void program_started(struct run *run)
 static void settle_program(struct run *run)
 {
     int code;
-    struct reason why;
+    struct reason why = {""};
     switch (spawn_settle(run->fds[SOURCE_VERDICT], &run->spawn, &code, &why)) {
     case SPAWN_PENDING:
         break;
@@ -142,7 +142,7 @@ static bool prepare_program(struct run *run, struct reason *why)
 static void start_program(struct run *run, int epoll)
 {
     const struct config *config = run->mode->config;
-    struct reason why;
+    struct reason why = {""};
     report_stage(run->mode->report, "program");
     if (!prepare_program(run, &why)) {
         finish(run, EXIT_GUEST_FAILED, "%s", why.words);
@@ -181,7 +181,7 @@ static void start_program(struct run *run, int epoll)
 static void program_ended(struct run *run, int status)
 {
     struct oom_kills kills = {false, false};
-    struct reason words;
+    struct reason words = {""};
     char name[24];
     int code = exit_code(status);
     exit_words(status, &words);
@@ -210,7 +210,7 @@ static void gate_refused(struct run *run, const char *why)
 
 static void explain_agent_end(struct run *run)
 {
-    struct reason words;
+    struct reason words = {""};
     exit_words(run->agent_status, &words);
     gate_refused(run, words.words);
 }
@@ -242,7 +242,7 @@ static void start_agent(struct run *run, int epoll)
                                       .ready_fd = gate[1],
                                       .binary = run->mode->agent_binary};
     struct spawned spawned;
-    struct reason why;
+    struct reason why = {""};
     bool started = spawn_start(&run->agent_spawn, &spawned, &why);
     close_fd(&null);
     close_fd(&log);
@@ -261,7 +261,7 @@ static void start_agent(struct run *run, int epoll)
 static void settle_agent(struct run *run)
 {
     int code;
-    struct reason why;
+    struct reason why = {""};
     enum spawn_state state = spawn_settle(run->fds[SOURCE_VERDICT], &run->agent_spawn, &code, &why);
     if (state == SPAWN_PENDING)
         return;

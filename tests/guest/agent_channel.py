@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import struct
@@ -56,8 +57,6 @@ class AgentChannel(unittest.TestCase):
         except ProcessLookupError:
             return
         with os.fdopen(pidfd) as opened:
-            import select
-
             self.assertTrue(select.select([opened], [], [], DEADLINE_S)[0], "it lives")
 
     def test_hello_names_boot_and_versions(self) -> None:
@@ -192,6 +191,13 @@ class AgentChannel(unittest.TestCase):
         self.channel.send(Type.HELLO, format_records((("version", "1"), ("boot", BOOT))))
         self.channel.expect(Type.HELLO)
         self.expect_gone(pid)
+        self.assertEqual(self.channel.run(["true"]).code, 0)
+
+    def test_a_refused_host_may_begin_anew(self) -> None:
+        self.channel.greet()
+        self.channel.send(77)
+        self.expect_refusal("protocol")
+        self.channel.greet()
         self.assertEqual(self.channel.run(["true"]).code, 0)
 
     def test_shutdown_tells_pid_1_the_grace(self) -> None:

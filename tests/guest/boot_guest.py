@@ -218,6 +218,7 @@ class GuestBoot(unittest.TestCase):
             channel.expect(Type.STARTED)
             channel.close()
             channel = guest.channel()
+            self.addCleanup(channel.close)
             channel.greet()
             self.assertNotIn(b"777", channel.run(["ps"]).output[1])
             big = channel.run(["dd", "if=/dev/zero", "bs=65536", "count=64"])
@@ -226,7 +227,6 @@ class GuestBoot(unittest.TestCase):
             sizes = [int(size) for size in re.findall(r"VmRSS:\s+(\d+) kB", rss)]
             self.assertLessEqual(sum(sizes), 2048, sizes)
             print(f"\ninit and agent: {sizes} KiB resident")
-            self.addCleanup(channel.close)
             channel.send(Type.SHUTDOWN, format_records((("grace", "5"),)))
             self.assertEqual(guest.exit_report(), (143, "stopped on request: killed by signal 15 (TERM)"))
 

@@ -103,10 +103,9 @@ class Channel:
         return frame
 
     def greet(self) -> dict[str, str]:
-        """Exchange HELLO; the agent's records."""
-        hello = self.expect(Type.HELLO)
+        """Send HELLO; the records of the one that answers it."""
         self.send(Type.HELLO, format_records((("version", "1"), ("boot", self.boot))))
-        return hello.records()
+        return self.expect(Type.HELLO).records()
 
     def start(self, argv: Iterable[str], **records: str) -> int:
         """EXEC on a new stream, whose number it gives back. `env` is one variable."""
