@@ -56,9 +56,11 @@ _BY_CODE = {
 
 def derive_exit_code(error_code: str) -> ExitCode:
     """The exit status for an error's `code`. A code that is not known is a plain failure."""
-    if error_code.startswith("invalid_") and error_code not in _BY_CODE:
+    if error_code in _BY_CODE:
+        return _BY_CODE[error_code]
+    if error_code.startswith("invalid_"):
         return ExitCode.INVALID
-    return _BY_CODE.get(error_code, ExitCode.FAILURE)
+    return ExitCode.NOT_FOUND if error_code.endswith("_not_found") else ExitCode.FAILURE
 
 
 def format_exit_codes() -> str:

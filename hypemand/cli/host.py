@@ -8,6 +8,7 @@ from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import LiveLine, print_error, print_json
 from hypemand.cli.values import escape_controls
+from hypemand.version import VERSION
 
 _WORDS = (
     ("defined", "Defined: {}."),
@@ -42,18 +43,8 @@ def show_version(context: Context) -> int:
     except ApiError as error:
         words = f"does not answer: {error}"
     if context.wants_json:
-        print_json({"hypemanctl": find_version(), "hypemand": version})
+        print_json({"hypemanctl": VERSION, "hypemand": version})
     else:
-        print(f"hypemanctl {find_version()}")
+        print(f"hypemanctl {VERSION}")
         print(f"hypemand {escape_controls(str(words))}")
     return ExitCode.OK
-
-
-def find_version() -> str:
-    """Version of the installed package."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("hypemand")
-    except PackageNotFoundError:
-        return "unknown (not installed as a package)"

@@ -16,6 +16,7 @@ from hypemand.cli.parser import HelpAsked, UsageError, VersionAsked, parse_comma
 from hypemand.cli.spec import Command
 from hypemand.cli.terminal import print_error
 from hypemand.errors import HypemandError
+from hypemand.version import VERSION
 
 Handler = Callable[[Context], int]
 
@@ -48,9 +49,7 @@ def _run(argv: list[str]) -> int:
         sys.stdout.write(asked.text)
         return ExitCode.OK
     except VersionAsked:
-        from hypemand.cli.host import find_version
-
-        print(f"hypemanctl {find_version()}")
+        print(f"hypemanctl {VERSION}")
         return ExitCode.OK
     except UsageError as error:
         sys.stderr.write(error.text.rstrip("\n") + "\n")

@@ -56,10 +56,15 @@ def make_instance(name: str, state: str = "Running", **changes: Any) -> dict[str
 
 @dataclass
 class VmScript:
-    """A VM of the fake. `boots_to`: the changes that a start brings about, one after the other."""
+    """A VM of the fake.
+
+    `lines` are its console's: texts, functions that give one when it is time, or an error that ends them.
+    `boots_to`: the changes that a start brings about, one after the other. A stop waits for `stop_gate`.
+    """
 
     instance: dict[str, Any]
     lines: list[Any] = field(default_factory=list)
+    stop_gate: threading.Event | None = None
     boots_to: list[dict[str, Any]] = field(default_factory=lambda: [{"state": "Running", "ready_ms": 612.4}])
     stops_with: dict[str, Any] = field(
         default_factory=lambda: {
@@ -163,7 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         query = dict(parse_qsl(parts.query))
-        self.fake.requests.append((self.command, unquote(parts.path), query, body))
+        with self.fake.changed:
+            self.fake.requests.append((self.command, unquote(parts.path), query, body))
+            self.fake.changed.notify_all()
         try:
             failure = self.fake.failures.get(f"{self.command} {unquote(parts.path)}")
             if failure is not None:
@@ -233,6 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
                 for change in script.boots_to:
                     fake.update(script, change)
             case "POST", ["stop"]:
+                if script.stop_gate is not None:
+                    script.stop_gate.wait(PATIENCE)
                 if script.instance["state"] not in ENDED:
                     fake.update(script, script.stops_with)
                 self._answer(script.instance)

@@ -38,8 +38,8 @@ def test_run_shows_the_console_raw_and_exits_as_the_program(daemon: FakeDaemon, 
 def test_run_sends_what_was_said_and_nothing_else(daemon: FakeDaemon, cli: Cli) -> None:
     say_and_end(daemon, "job", "x", exit_code=0)
     cli.environment["FROM_HERE"] = "yes"
-    words = "run --name job -e A=1=2 -e FROM_HERE -e NOT_HERE -m 256M --vcpus 1 -w /srv -u www --tag a=b --no-agent"
-    cli.run(*words.split(), "--entrypoint", "/bin/ls", "--boot-timeout", "5s", "box", "-l")
+    words = "run --name job -e A=1=2 -e FROM_HERE -e NOT_HERE -m 256M --vcpus 1 -w /srv -u www --tag a=b"
+    cli.run(*words.split(), "--no-agent", "--entrypoint", "/bin/ls", "--boot-timeout", "5s", "box", "-l")
     create = next(
         body for method, path, _, body in daemon.requests if (method, path) == ("POST", "/instances")
     )

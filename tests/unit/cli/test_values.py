@@ -79,6 +79,7 @@ def test_plain_text_is_left_alone() -> None:
     [
         ("not_found", 4),
         ("ambiguous", 4),
+        ("image_not_found", 4),
         ("invalid_state", 5),
         ("already_exists", 5),
         ("timed_out", 6),

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""image, reload, version, check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hypemand.version import VERSION
+from tests.unit.cli.conftest import Cli
+from tests.unit.cli.daemon import FakeDaemon
+
+IMAGE = {
+    "name": "team/app:1",
+    "status": "ready",
+    "size_bytes": 4 * 1024 * 1024,
+    "platform": "linux/amd64",
+    "created_at": "2026-03-01T10:00:00Z",
+    "digest": "sha256:" + "a" * 64,
+}
+
+
+def test_images_are_listed(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.images = [IMAGE]
+    assert cli.run("image", "list").stdout.splitlines() == [
+        "NAME        STATUS  SIZE  PLATFORM     CREATED           DIGEST",
+        "team/app:1  ready   4M    linux/amd64  2026-03-01 10:00  sha256:aaaaaaaaaaaa",
+    ]
+    assert cli.run("image", "list", "-q").stdout == "team/app:1\n"
+    assert json.loads(cli.run("image", "list", "--json").stdout) == [IMAGE]
+
+
+def test_an_image_with_a_slash_in_its_name_is_found_and_removed(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.images = [IMAGE]
+    assert json.loads(cli.run("image", "inspect", "team/app:1").stdout) == IMAGE
+    assert cli.run("image", "rm", "team/app:1").returncode == 0
+    assert daemon.images == []
+    assert cli.run("image", "rm", "team/app:1").returncode == 4
+
+
+def test_an_import_names_the_path_as_the_daemon_sees_it(daemon: FakeDaemon, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    done = cli.run("image", "import", "app", f"{tmp_path}/x/../tree")
+    assert (done.returncode, done.stdout) == (0, "app sha256:1234\n")
+    assert daemon.requests[-1][3] == {"name": "app", "path": f"{tmp_path}/tree"}
+
+
+def test_an_import_of_nothing_is_refused_here(daemon: FakeDaemon, cli: Cli, tmp_path: Path) -> None:
+    done = cli.run("image", "import", "app", f"{tmp_path}/nope")
+    assert done.returncode == 8
+    assert f"there is no {tmp_path}/nope" in done.stderr
+    assert daemon.requests == []
+
+
+def test_reload_tells_what_changed(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.reload_report = {"defined": ["a", "b"], "changed": ["c"], "removed": [], "problems": []}
+    done = cli.run("reload")
+    assert (done.stdout, done.returncode) == ("Defined: a, b.\nChanged, needs restart: c.\n", 0)
+
+
+def test_reload_with_broken_files_is_8_and_names_them(daemon: FakeDaemon, cli: Cli) -> None:
+    problem = {
+        "file": "a.yaml",
+        "line": 3,
+        "column": 9,
+        "key": "memory",
+        "message": "is no size",
+        "hint": "write 1G",
+    }
+    daemon.reload_report["problems"] = [problem]
+    done = cli.run("reload")
+    assert done.returncode == 8
+    assert done.stderr == "hypemanctl: a.yaml:3:9: memory: is no size; write 1G\n"
+    assert json.loads(cli.run("reload", "--json").stdout)["problems"] == [problem]
+
+
+def test_version_tells_both_sides(daemon: FakeDaemon, cli: Cli) -> None:
+    assert cli.run("--version").stdout == f"hypemanctl {VERSION}\n"
+    assert f"hypemanctl {VERSION}\nhypemand " in cli.run("version").stdout
+
+
+def test_version_does_not_need_the_daemon(cli: Cli) -> None:
+    done = cli.run("version")
+    assert done.returncode == 0
+    assert "hypemand does not answer" in done.stdout
+    assert json.loads(cli.run("version", "--json").stdout) == {"hypemanctl": VERSION, "hypemand": None}
+
+
+def test_check_tells_every_problem_with_its_place(cli: Cli, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("image: builtin:busybox\n")
+    bad.write_text("image: builtin:busybox\nmemori: 1G\nvcpus: many\n")
+    assert cli.run("check", str(good)).returncode == 0
+    done = cli.run("check", str(good), str(bad))
+    assert done.returncode == 8
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{bad}:2:1: memori: ")
+    assert lines[1].startswith(f"{bad}:3:8: vcpus: ")
+
+
+def test_check_json_is_one_document(cli: Cli, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("image: 3\n")
+    problems = json.loads(cli.run("check", "--json", str(bad)).stdout)["problems"]
+    assert [(p["line"], p["column"], p["key"]) for p in problems] == [(1, 8, "image")]
+
+
+@pytest.mark.parametrize("name", ["hypemand.yaml", "hypemand.yaml.d/10-mine.yaml"])
+def test_check_knows_a_host_configuration_by_its_place(cli: Cli, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("accel: warp\n")
+    done = cli.run("check", str(file))
+    assert done.returncode == 8
+    assert f"{file}:1:8: accel: " in done.stderr
+    file.write_text("accel: tcg\n")
+    assert cli.run("check", str(file)).returncode == 0
+
+
+def test_check_of_a_file_that_is_not_there_is_8(cli: Cli, tmp_path: Path) -> None:
+    done = cli.run("check", f"{tmp_path}/nope.yaml")
+    assert done.returncode == 8
+    assert f"{tmp_path}/nope.yaml: " in done.stderr
+
+
+def test_check_of_the_host_names_everything_that_a_vm_needs(cli: Cli) -> None:
+    done = cli.run("check", "--json")
+    host = json.loads(done.stdout)["host"]
+    names = ["accelerator", "QEMU", "kernel", "guest files", "systemd", "machined", "definitions"]
+    assert [finding["what"] for finding in host] == names
+    for finding in host:
+        assert finding["text"]
+        if finding["verdict"] == "missing":
+            assert done.returncode in (8, 9)

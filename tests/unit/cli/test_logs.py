@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""logs and analyze."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from tests.unit.cli.conftest import Cli
+from tests.unit.cli.daemon import FakeDaemon
+
+
+def test_logs_are_shown_as_they_are(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web").lines = ["one", "\x1b[1mtwo\x1b[0m ü", "", "  three"]
+    done = cli.run("logs", "web")
+    assert (done.stdout, done.returncode) == ("one\n\x1b[1mtwo\x1b[0m ü\n\n  three\n", 0)
+
+
+def test_logs_pass_text_that_the_locale_cannot_show(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web").lines = ["ü ✓ \ud800"]
+    cli.environment["LC_ALL"] = "C"
+    cli.environment["PYTHONUTF8"] = "0"
+    cli.environment["PYTHONCOERCECLOCALE"] = "0"
+    assert cli.run("logs", "web").stdout == "ü ✓ ?\n"
+    assert cli.run("status", "web").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "query"),
+    [
+        ([], {"tail": "all", "source": "app"}),
+        (["-n", "5"], {"tail": "5", "source": "app"}),
+        (["-n", "all", "--all"], {"tail": "all", "source": "app", "sentinels": "true"}),
+        (["-f", "--source", "vmm"], {"tail": "all", "source": "vmm", "follow": "true"}),
+        (["--timestamps"], {"tail": "all", "source": "app", "json": "true"}),
+    ],
+)
+def test_logs_ask_for_what_was_asked(
+    daemon: FakeDaemon, cli: Cli, words: list[str], query: dict[str, str]
+) -> None:
+    daemon.add("web").lines = ["x"]
+    assert cli.run("logs", "web", *words).returncode == 0
+    assert daemon.requests == [("GET", "/instances/web/logs", query, None)]
+
+
+def test_logs_can_have_their_time_before_them(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web").lines = ["one"]
+    assert cli.run("logs", "--timestamps", "web").stdout == "2026-03-01T10:00:00.250+00:00 one\n"
+
+
+def test_logs_as_json_are_an_object_a_line(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web").lines = ["one\x1b", "two"]
+    objects = [json.loads(line) for line in cli.run("logs", "--json", "web").stdout.splitlines()]
+    assert [o["text"] for o in objects] == ["one\x1b", "two"]
+    assert set(objects[0]) == {"time", "text", "invocation_id"}
+
+
+def test_followed_lines_come_when_they_are_said(daemon: FakeDaemon, cli: Cli) -> None:
+    more = threading.Event()
+
+    def second() -> str:
+        assert more.wait(10)
+        return "two"
+
+    daemon.add("web").lines = ["one", second]
+    process = cli.start("logs", "-f", "web")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"one\n"
+    more.set()
+    output, _ = process.communicate(timeout=10)
+    assert (output, process.returncode) == (b"two\n", 0)
+
+
+def test_an_error_within_the_stream_is_told_after_the_lines(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web").lines = ["one", RuntimeError("the journal is gone")]
+    done = cli.run("logs", "web")
+    assert (done.stdout, done.returncode) == ("one\n", 1)
+    assert done.stderr == "hypemanctl: the journal is gone\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web").lines = [f"line {n}" * 20 for n in range(5000)]
+    process = cli.start("logs", "web")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(10) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+TIMELINE = {
+    "vm": "web",
+    "boot": "cd" * 16,
+    "running_ms": 612.5,
+    "spans": [
+        {"name": "unit", "lane": "host", "start_ms": 0, "end_ms": 12.5},
+        {"name": "kernel", "lane": "kernel", "start_ms": 12.5, "end_ms": 600},
+    ],
+}
+
+
+def test_analyze_shows_the_boot(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    daemon.timeline = TIMELINE
+    done = cli.run("analyze", "web")
+    assert done.returncode == 0
+    assert "web" in done.stdout
+    assert "kernel" in done.stdout
+    assert "612" in done.stdout
+    assert json.loads(cli.run("analyze", "web", "--json").stdout) == TIMELINE
+
+
+def test_analyze_plot_is_an_svg(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    daemon.timeline = TIMELINE
+    done = cli.run("analyze", "plot", "web")
+    assert done.stdout.lstrip().startswith(("<svg", "<?xml"))
+    assert done.stdout.endswith("</svg>\n")
+
+
+def test_analyze_of_what_never_booted_is_5(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web", "Stopped")
+    body = {"code": "invalid_state", "message": "web was not started yet"}
+    daemon.failures["GET /instances/web/timeline"] = (409, body)
+    assert cli.run("analyze", "web").returncode == 5

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is different on a terminal, seen on a real one."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import threading
+
+from tests.unit.cli.conftest import DEADLINE, Cli
+from tests.unit.cli.daemon import FakeDaemon
+
+CLEAR = "\r\x1b[K"
+
+
+def run_on_terminal(cli: Cli, *words: str) -> tuple[str, int]:
+    """Run with standard output and error on a terminal; all that it showed, and the exit status."""
+    leader, follower = pty.openpty()
+    environ = cli.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    process = subprocess.Popen(
+        cli.argv(*words), env=environ, stdin=follower, stdout=follower, stderr=follower
+    )
+    os.close(follower)
+    shown = b""
+    try:
+        while block := os.read(leader, 65536):
+            shown += block
+    except OSError:
+        pass  # the terminal has nobody at its other side any more
+    finally:
+        os.close(leader)
+    return shown.decode(), process.wait(DEADLINE)
+
+
+def test_colours_only_on_a_terminal(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    assert "\x1b[32mRunning" in run_on_terminal(cli, "list")[0]
+    assert "\x1b" not in cli.run("list").stdout
+
+
+def test_no_color_is_honoured(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web")
+    cli.environment["NO_COLOR"] = "1"
+    assert "\x1b" not in run_on_terminal(cli, "list")[0]
+
+
+def test_waiting_shows_what_it_waits_for_and_clears_it(daemon: FakeDaemon, cli: Cli) -> None:
+    script = daemon.add("web", "Initializing", status_text="Initializing: kernel up \x1b[2J")
+    threading.Timer(0.8, daemon.update, (script, {"state": "Running"})).start()
+    shown, status = run_on_terminal(cli, "wait", "web")
+    assert status == 0
+    assert f"{CLEAR}web: Initializing: kernel up \\x1b[2J (0." in shown
+    assert shown.endswith(CLEAR)
+
+
+def test_a_stop_shows_what_the_vm_does_meanwhile(daemon: FakeDaemon, cli: Cli) -> None:
+    script = daemon.add("web")
+    answered = threading.Event()
+    script.stop_gate = answered
+    threading.Timer(0.3, daemon.update, (script, {"status_text": "Shutdown: stopping"})).start()
+    threading.Timer(0.8, answered.set).start()
+    shown, status = run_on_terminal(cli, "stop", "web")
+    assert status == 0
+    assert "web: Shutdown: stopping (" in shown
+    assert shown.endswith(CLEAR)
+
+
+def test_off_a_terminal_waiting_shows_nothing(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web", "Initializing")
+    done = cli.run("wait", "web", "--timeout", "300ms")
+    assert done.stderr == "hypemanctl: web was not Running within 0.3 s; it is Initializing\n"
+
+
+def test_an_empty_list_says_so_to_people_only(daemon: FakeDaemon, cli: Cli) -> None:
+    assert run_on_terminal(cli, "list")[0] == "No VMs.\r\n"
+    assert cli.run("list").stdout == ""
+
+
+def test_an_interrupt_ends_a_wait_quietly(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web", "Initializing")
+    process = cli.start("wait", "web")
+    with daemon.changed:
+        daemon.changed.wait_for(lambda: bool(daemon.requests), DEADLINE)
+    process.send_signal(2)
+    output, errors = process.communicate(timeout=DEADLINE)
+    assert (output, errors, process.returncode) == (b"", b"", 130)
