@@ -50,8 +50,9 @@ class Channel(IntEnum):
 
 _TYPES = {member.value: member for member in FrameType}
 _CHANNELS = {member.value: member for member in Channel}
-# HELLO on stream 0, from the second field on.
+# HELLO and ERROR on stream 0, from the second field on.
 _HELLO_TAIL = HEADER.pack(0, 0, FrameType.HELLO, 0, 0)[4:]
+_FIRST_TAILS = (_HELLO_TAIL, HEADER.pack(0, 0, FrameType.ERROR, 0, 0)[4:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +107,19 @@ class FrameParser:
 
 
 class HelloFinder:
-    """Skips what a guest had under way for the connection before, up to its HELLO."""
+    """Skips what a guest had under way for the connection before, up to its HELLO.
+
+    An ERROR that comes first is not skipped: so the agent refuses the host's HELLO.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._from = 0
 
     def feed(self, data: bytes) -> bytes | None:
-        """Take bytes; give all from the HELLO on once there is one. ProtocolError after MAX_NOISE bytes."""
+        """Take bytes; give all from the HELLO (or ERROR) on once it is there. ProtocolError after MAX_NOISE bytes."""
         self._buffer += data
-        if len(self._buffer) >= HEADER.size and self._buffer.startswith(_HELLO_TAIL, 4):
+        if len(self._buffer) >= HEADER.size and self._buffer[4 : HEADER.size] in _FIRST_TAILS:
             return bytes(self._buffer)
         while True:
             at = self._buffer.find(_HELLO_TAIL, self._from + 4) - 4

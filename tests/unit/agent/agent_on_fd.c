@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The guest's agent on a unix socket: usage agent_on_fd LISTENING-FD BOOT-ID. Serves one connection. */
+#include "serve.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static void ready(void)
+{
+}
+
+int main(int argc, char **argv)
+{
+    struct reason why;
+    if (argc != 3)
+        return EXIT_FAILURE;
+    int port = accept(atoi(argv[1]), NULL, NULL);
+    if (port < 0 || fcntl(port, F_SETFL, O_NONBLOCK) != 0 || fcntl(port, F_SETFD, FD_CLOEXEC) != 0)
+        return EXIT_FAILURE;
+    struct server server = {.port = port, .boot = argv[2], .init = getppid(), .ready = ready};
+    return serve(&server, &why) ? EXIT_SUCCESS : EXIT_FAILURE;
+}
