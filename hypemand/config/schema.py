@@ -248,5 +248,5 @@ def _describe(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = json.dumps(value) if isinstance(value, bool) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

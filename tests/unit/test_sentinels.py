@@ -90,17 +90,20 @@ def test_no_text_raises_half_surrogates_included(text: str) -> None:
         (f"HYPEMAN-AGENT-READY boot={BOOT} ts={TS}", AgentReady(BOOT, TS_NS)),
         (f"HYPEMAN-HEADERS-START ts={TS} boot={BOOT}", HeadersStart(BOOT, TS_NS)),
         (f"HYPEMAN-HEADERS-READY ts={TS} boot={BOOT}", HeadersReady(BOOT, TS_NS)),
-        (f'HYPEMAN-HEADERS-FAILED ts={TS} boot={BOOT} error="a \\"b\\" \\\\"', HeadersFailed(BOOT, TS_NS, 'a "b" \\')),
+        (
+            f'HYPEMAN-HEADERS-FAILED ts={TS} boot={BOOT} error="a \\"b\\" \\\\"',
+            HeadersFailed(BOOT, TS_NS, 'a "b" \\'),
+        ),
         (f'HYPEMAN-EXIT code=137 message="out of memory" boot={BOOT}', Exit(BOOT, 137, "out of memory")),
         (f"HYPEMAN-EXIT \t code=0   message=gone\tboot={BOOT} \r", Exit(BOOT, 0, "gone")),
         (f"HYPEMAN-STAGE name=root start=0.25 end=1.000001 boot={BOOT}", Stage(BOOT, "root", 0.25, 1.000001)),
         (f"HYPEMAN-AGENT-READY ts=1970-01-01T00:00:00Z boot={BOOT}", AgentReady(BOOT, 0)),
         (f"HYPEMAN-AGENT-READY ts=1970-01-01T00:00:00.5Z boot={BOOT}", AgentReady(BOOT, 500_000_000)),
-        (f"{START} cpu=3 note=\"of a newer guest\"", ProgramStart(BOOT, TS_NS, Mode.EXEC)),
+        (f'{START} cpu=3 note="of a newer guest"', ProgramStart(BOOT, TS_NS, Mode.EXEC)),
         (f'[ 1.2] HYPEMAN-STAGE name=x HYPEMAN-EXIT code=1 message="" boot={BOOT}', Exit(BOOT, 1, "")),
         (f'HYPEMAN-EXIT code=1 message="{START}" boot={BOOT}', Exit(BOOT, 1, START)),
     ],
-)  # fmt: skip
+)
 def test_lines_that_are_sentinels(line: str, sentinel: Sentinel) -> None:
     assert parse_sentinel(line) == sentinel
 
@@ -132,7 +135,7 @@ def test_lines_that_are_sentinels(line: str, sentinel: Sentinel) -> None:
         START.replace("abcdef", "ABCDEF"),
         f'HYPEMAN-EXIT code=256 message="" boot={BOOT}',
         f'HYPEMAN-EXIT code=-1 message="" boot={BOOT}',
-        f'HYPEMAN-EXIT code=١ message="" boot={BOOT}',
+        f'HYPEMAN-EXIT code=\u0661 message="" boot={BOOT}',
         f'HYPEMAN-EXIT code=1 message="open boot={BOOT}',
         f'HYPEMAN-EXIT code=1 message="a\\n" boot={BOOT}',
         f'HYPEMAN-EXIT code=1 message="a\x1b[31m" boot={BOOT}',

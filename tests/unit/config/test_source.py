@@ -80,14 +80,35 @@ def test_aliases_are_followed() -> None:
         ("5: x\n", 'f:1:1: 5: is a key that is not a text; quote it: "5"'),
         ("? [a]\n: x\n", "f:1:3: has a key that is a list or a mapping; write a text as key"),
         ("a:\n\tb: 1\n", "f:2:1: is indented with a tab, which YAML does not allow; indent with blanks"),
-        ("a: 1\n---\nb: 2\n", "f:2:1: has a second document; write one definition in one file, without a further '---' line"),
-        ("a: x\x01\n", "f:1:5: has the character U+0001, which YAML does not allow; remove it, or write it as an escape in double quotes"),
-        ("a: !!python/object:os.system x\n", "f:1:4: a: has the tag tag:yaml.org,2002:python/object:os.system, which does not fit here; remove the tag"),
-        ("a: !!set {x: }\n", "f:1:4: a: has the tag tag:yaml.org,2002:set, which is not known; remove the tag"),
-        ("a: !!int x\n", "f:1:4: a: has the tag tag:yaml.org,2002:int, which does not fit here; remove the tag"),
+        (
+            "a: 1\n---\nb: 2\n",
+            "f:2:1: has a second document; write one definition in one file, without a further '---' line",
+        ),
+        (
+            "a: x\x01\n",
+            (
+                "f:1:5: has the character U+0001, which YAML does not allow; "
+                "remove it, or write it as an escape in double quotes"
+            ),
+        ),
+        (
+            "a: !!python/object:os.system x\n",
+            (
+                "f:1:4: a: has the tag tag:yaml.org,2002:python/object:os.system, which does not fit here; "
+                "remove the tag"
+            ),
+        ),
+        (
+            "a: !!set {x: }\n",
+            "f:1:4: a: has the tag tag:yaml.org,2002:set, which is not known; remove the tag",
+        ),
+        (
+            "a: !!int x\n",
+            "f:1:4: a: has the tag tag:yaml.org,2002:int, which does not fit here; remove the tag",
+        ),
         (f"a: {'9' * 5000}\n", "f:1:4: a: is a number of 5000 digits; quote it when it is a text"),
     ],
-)  # fmt: skip
+)
 def test_faults_have_place_and_cure(text: str, fault: str) -> None:
     assert faults(text) == [fault]
 
@@ -124,9 +145,10 @@ def test_depth_is_bounded(depth: int) -> None:
 @given(st.text(alphabet="ab:-[]{}&*!|>'\"#%@, \n\t\x000159.~?", max_size=60))
 def test_any_text_gives_values_or_placed_faults(text: str) -> None:
     try:
-        parse_source(text, "f")
+        found: tuple[object, ...] = (parse_source(text, "f"),)
     except InvalidDefinition as error:
-        assert error.problems
+        found = error.problems
+    assert found
 
 
 @given(st.binary(max_size=60))
@@ -134,9 +156,10 @@ def test_any_file_gives_values_or_faults(tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(data)
     try:
-        read_source(path)
+        found: tuple[object, ...] = (read_source(path),)
     except InvalidDefinition as error:
-        assert error.problems
+        found = error.problems
+    assert found
 
 
 def fault_of(path: Path) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypemand.config.definition import GIB, MIB, Definition, DefinitionDefaults, Mode, Restart
 from hypemand.config.source import parse_source
 from hypemand.config.vmdef import definition_to_json, parse_definition, parse_source_definition
-from hypemand.errors import InvalidDefinition
+from hypemand.errors import InvalidDefinition, Problem
 
 
 def problems_of(text: str, name: str = "web") -> list[str]:
@@ -35,7 +35,7 @@ def test_every_key_is_carried_over() -> None:
         "vcpus": 4,
         "disk": "1G",
         "entrypoint": ["/bin/sh", "-c"],
-        "cmd": ["echo \"$HOME\"", ""],
+        "cmd": ['echo "$HOME"', ""],
         "env": {"A": "1", "B": 2, "C": 1.5},
         "workdir": "/srv/a b",
         "user": "1000:www-data",
@@ -48,7 +48,7 @@ def test_every_key_is_carried_over() -> None:
         "restart": "no",
         "tags": {"team": "shop"},
         "unit": {"After": "a.service b.service", "Nice": 5, "MemoryHigh": "1G"},
-    }  # fmt: skip
+    }
     assert parse_definition("web", data) == Definition(
         name="web",
         image="docker.io/library/alpine:3.20@sha256:abc",
@@ -76,8 +76,12 @@ def test_defaults_of_the_host_hold_where_the_definition_does_not_say() -> None:
     defaults = DefinitionDefaults(256 * MIB, 1, GIB, None, 5.0)
     made = parse_definition("web", {"image": "x", "vcpus": 3}, defaults)
     assert (made.memory, made.vcpus, made.disk, made.boot_timeout, made.stop_timeout) == (
-        256 * MIB, 3, GIB, None, 5.0,
-    )  # fmt: skip
+        256 * MIB,
+        3,
+        GIB,
+        None,
+        5.0,
+    )
 
 
 def test_numbers_in_env_are_taken_as_they_are_written() -> None:
@@ -106,31 +110,39 @@ unit:
   Nice: high
 """
     said = problems_of(text)
-    keys = ", ".join(
-        "After AllowedCPUs Before BindsTo CPUAffinity CPUWeight Conflicts Description Documentation IOWeight "
-        "MemoryHigh MemorySwapMax Nice OOMScoreAdjust OnFailure OnSuccess PartOf Requires RequiresMountsFor "
-        "Requisite RestartSec StartLimitBurst StartLimitIntervalSec Wants".split()
+    keys = (
+        "After, AllowedCPUs, Before, BindsTo, CPUAffinity, CPUWeight, Conflicts, Description, Documentation, "
+        "IOWeight, MemoryHigh, MemorySwapMax, Nice, OOMScoreAdjust, OnFailure, OnSuccess, PartOf, Requires, "
+        "RequiresMountsFor, Requisite, RestartSec, StartLimitBurst, StartLimitIntervalSec, Wants"
     )
     assert said == [
         "1:1: image: is missing; write for example image: builtin:busybox",
         "1:1: memoy: is not known; did you mean memory?",
         "2:8: vcpus: is the text 'two', not a whole number; write 1 to 64",
         "3:9: memory: 10M is too small; write 64M to 1T",
-        "4:13: entrypoint: is the text '/bin/sh -c true', not a list; "
-        'write a list of words: ["/bin/sh", "-c", "true"]',
+        (
+            "4:13: entrypoint: is the text '/bin/sh -c true', not a list; "
+            'write a list of words: ["/bin/sh", "-c", "true"]'
+        ),
         '5:10: cmd[1]: is the number 5, not a text; quote it: "5"',
-        "6:10: env.A: is true, not a text or a number; "
-        "write a text without NUL characters; quote true and false",
+        (
+            "6:10: env.A: is true, not a text or a number; "
+            "write a text without NUL characters; quote true and false"
+        ),
         "6:16: env.b c: is no valid key here: 'b c'; write a variable's name, without blanks and '='",
         "7:12: autostart: is the text 'yes', not true or false; write true",
         "8:7: mode: 'exce' is not among the choices; write auto, exec or systemd; did you mean exec?",
-        "9:15: boot_timeout: '1 fortnight' is not a time span; "
-        "write 90s, 1min 30s, infinity or a number of seconds",
+        (
+            "9:15: boot_timeout: '1 fortnight' is not a time span; "
+            "write 90s, 1min 30s, infinity or a number of seconds"
+        ),
         "10:6: disk: has no value; write a size, for example 2G",
         "12:3: unit.CpuWeight: cannot be set here; did you mean CPUWeight?",
         "13:14: unit.CPUWeight: 50000 is out of range; write a whole number from 1 to 10000 or idle",
-        "14:10: unit.After: 'foo' is not the name of a unit; "
-        "write it with its type, for example nginx.service",
+        (
+            "14:10: unit.After: 'foo' is not the name of a unit; "
+            "write it with its type, for example nginx.service"
+        ),
         f"15:3: unit.ExecStart: cannot be set here; the keys here are {keys}",
         "16:9: unit.Nice: is the text 'high', not a whole number; write a whole number, for example 5",
     ]
@@ -149,25 +161,53 @@ unit:
         ("vcpus: 1.5", "vcpus: is the number 1.5, not a whole number; write 1 to 64"),
         ("vcpus: '2'", "vcpus: is the text '2', not a whole number; write 2 without quotes"),
         ("boot_timeout: 0", "boot_timeout: 0 is too short; write 1s or more"),
-        ("stop_timeout: -5s", "stop_timeout: '-5s' is not a time span; write 90s, 1min 30s, infinity or a number of seconds"),
+        (
+            "stop_timeout: -5s",
+            "stop_timeout: '-5s' is not a time span; write 90s, 1min 30s, infinity or a number of seconds",
+        ),
         ("workdir: srv", "workdir: 'srv' does not fit; write an absolute path, for example /srv"),
         ("user: 1000", 'user: is the number 1000, not a text; quote it: "1000"'),
         ("name: other", "name: is other, but the VM is called web; write the same, or remove it"),
-        ("name: Web", "name: 'Web' does not fit; write 1 to 63 of a-z, 0-9 and '-', with no '-' at either end, for example web-1"),
-        ('cmd: ["a\\0b"]', "cmd[0]: 'a\\x00b' does not fit; write a text without NUL characters; quote numbers and true or false"),
-        ('env: {A: "a\\0b"}', "env.A: 'a\\x00b' does not fit; write a text without NUL characters; quote true and false"),
-        ("env: [A=1]", "env: is a list, not a mapping; write a mapping, for example {\"PORT\": \"8080\"}"),
-        ("entrypoint: []\ncmd: []", "cmd: leaves nothing to run, since entrypoint is empty too; fill one of them"),
+        (
+            "name: Web",
+            (
+                "name: 'Web' does not fit; "
+                "write 1 to 63 of a-z, 0-9 and '-', with no '-' at either end, for example web-1"
+            ),
+        ),
+        (
+            'cmd: ["a\\0b"]',
+            (
+                "cmd[0]: 'a\\x00b' does not fit; write a text without NUL characters; "
+                "quote numbers and true or false"
+            ),
+        ),
+        (
+            'env: {A: "a\\0b"}',
+            "env.A: 'a\\x00b' does not fit; write a text without NUL characters; quote true and false",
+        ),
+        ("env: [A=1]", 'env: is a list, not a mapping; write a mapping, for example {"PORT": "8080"}'),
+        (
+            "entrypoint: []\ncmd: []",
+            "cmd: leaves nothing to run, since entrypoint is empty too; fill one of them",
+        ),
         ("entrypoint: ['', a]", "entrypoint[0]: is an empty name of a program; write its name or path"),
         ("restart: maybe", "restart: 'maybe' is not among the choices; write no, on-failure or always"),
-        ("restart: true", "restart: True is not among the choices; write no, on-failure or always"),
-        ("tags: {'': x}", "tags.: is no valid key here: ''; write 1 to 63 of letters, digits, '.', '_', '/' and '-', beginning and ending with a letter or digit"),
+        ("restart: true", "restart: true is not among the choices; write no, on-failure or always"),
+        (
+            "tags: {'': x}",
+            (
+                "tags.: is no valid key here: ''; "
+                "write 1 to 63 of letters, digits, '.', '_', '/' and '-', "
+                "beginning and ending with a letter or digit"
+            ),
+        ),
         ("unit: {Environment: A=1}", "unit.Environment: cannot be set here"),
         ("unit: {nice: 5}", "unit.nice: cannot be set here; did you mean Nice?"),
         ("guest-agent: false", "guest-agent: is not known; did you mean guest_agent?"),
         ("<<: {memory: 1G}", "<<: is not known"),
     ],
-)  # fmt: skip
+)
 def test_each_fault_names_key_and_cure(line: str, problem: str) -> None:
     (said,) = problems_of(f"image: x\n{line}\n")
     assert said.split(": ", 1)[1].startswith(problem)
@@ -194,8 +234,11 @@ def test_problems_of_a_request_have_key_paths_and_no_place() -> None:
     with pytest.raises(InvalidDefinition) as caught:
         parse_definition("Web!", {"image": "x", "unit": {"Nice": 99}})
     assert [str(problem) for problem in caught.value.problems] == [
-        "'Web!' cannot be the name of a VM; "
-        "use 1 to 63 of a-z, 0-9 and '-', with no '-' at either end, for example web-1",
+        (
+            "'Web!' cannot be the name of a VM; "
+            "use 1 to 63 of a-z, 0-9 and '-', "
+            "with no '-' at either end, for example web-1"
+        ),
         "unit.Nice: 99 is out of range; write a whole number from -20 to 19",
     ]
 
@@ -254,12 +297,17 @@ KEYS = sorted(definition_to_json(Definition("a", "x", entrypoint=(), cmd=("a",),
 
 @given(st.dictionaries(st.one_of(st.sampled_from(KEYS), st.text(max_size=9)), json_values, max_size=6))
 def test_any_request_is_a_definition_or_has_problems(data: dict[str, Any]) -> None:
+    made: Definition | None = None
+    problems: tuple[Problem, ...] = ()
     try:
         made = parse_definition("web", data)
     except InvalidDefinition as error:
-        assert all(problem.message and problem.hint for problem in error.problems)
-    else:
+        problems = error.problems
+    if made is not None:
         assert parse_definition("web", definition_to_json(made)) == made
+    else:
+        assert problems
+        assert all(problem.message and problem.hint for problem in problems)
 
 
 def test_the_examples_are_valid(examples: list[Path]) -> None:
