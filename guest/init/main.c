@@ -112,7 +112,7 @@ int main(void)
     (void)sigprocmask(SIG_SETMASK, &signals, NULL);
     (void)umask(022);
     struct outcome outcome = run(&machine);
-    if (machine.ports.report < 0 && machine.initrd < 0)
+    if (machine.ports.report < 0 && machine.ports.events < 0)
         ports_open(&machine.ports); /* The boot failed before it got to them. */
     report_exit(&machine.report, outcome.code, outcome.why.words);
     power_off(machine.report.console, machine.initrd);

@@ -20,9 +20,10 @@ enum {
     LOOK_AGAIN_MS = 20,
 };
 
-/* Find the entry of a /sys folder whose attribute has the value, and give back the node /dev/ENTRY. */
-static bool find_by_attribute(const char *folder, const char *attribute, const char *value,
-                              char path[DEVICE_PATH_SIZE])
+/* Find the entry of a /sys folder, among those that begin with the prefix (each look costs time on the path
+ * to the program), whose attribute has the value, and give back the node /dev/ENTRY. */
+static bool find_by_attribute(const char *folder, const char *prefix, const char *attribute,
+                              const char *value, char path[DEVICE_PATH_SIZE])
 {
     DIR *entries = opendir(folder);
     if (entries == NULL)
@@ -30,7 +31,7 @@ static bool find_by_attribute(const char *folder, const char *attribute, const c
     bool found = false;
     const struct dirent *entry;
     while (!found && (entry = readdir(entries)) != NULL) {
-        if (entry->d_name[0] == '.')
+        if (strncmp(entry->d_name, prefix, strlen(prefix)) != 0)
             continue;
         char file[2 * DEVICE_PATH_SIZE];
         char text[ATTRIBUTE_SIZE];
@@ -49,12 +50,12 @@ static bool find_by_attribute(const char *folder, const char *attribute, const c
 
 bool find_block(const char *serial, char path[DEVICE_PATH_SIZE])
 {
-    return find_by_attribute("/sys/block", "serial", serial, path);
+    return find_by_attribute("/sys/block", "vd", "serial", serial, path);
 }
 
 bool find_port(const char *name, char path[DEVICE_PATH_SIZE])
 {
-    return find_by_attribute("/sys/class/virtio-ports", "name", name, path);
+    return find_by_attribute("/sys/class/virtio-ports", "vport", "name", name, path);
 }
 
 int device_events_open(void)
