@@ -59,8 +59,8 @@ defaults: {memory: 512M, vcpus: 1, disk: 1G, boot_timeout: infinity, stop_timeou
 def test_drop_ins_count_by_name_and_merge_key_by_key(tmp_path: Path) -> None:
     main = write(tmp_path / "h.yaml", "accel: kvm\nmemory: {overcommit: 2, reserve: 1G}\nimage_dirs: [/a]\n")
     etc, usr = tmp_path / "etc", tmp_path / "usr"
-    write(usr / "50-b.yaml", "accel: tcg\nmemory: {overcommit: 4}\n")
-    write(etc / "10-a.yaml", "accel: auto\nimage_dirs: [/b]\n")
+    write(etc / "50-b.yaml", "accel: tcg\nmemory: {overcommit: 4}\n")
+    write(usr / "10-a.yaml", "accel: auto\nimage_dirs: [/b]\n")
     write(etc / ".hidden.yaml", "accel: [")
     write(etc / "99-c.yaml.dpkg-old", "accel: [")
     config = load_host_config(main, [etc, usr])
