@@ -31,7 +31,8 @@ def is_alive(pid: int) -> bool:
 class AgentChannel(unittest.TestCase):
     def setUp(self) -> None:
         ours, theirs = socket.socketpair()
-        self.agent = subprocess.Popen([AGENT, BOOT], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipe = subprocess.PIPE
+        self.agent = subprocess.Popen([AGENT, BOOT], stdin=theirs, stdout=pipe, stderr=pipe)
         theirs.close()
         self.channel = Channel(ours, BOOT)
         self.addCleanup(self.stop)
@@ -139,7 +140,8 @@ class AgentChannel(unittest.TestCase):
 
     def test_many_at_once(self) -> None:
         self.channel.greet()
-        streams = [self.channel.start(["sh", "-c", f"read x; head -c 100000 /dev/zero; exit {n}"]) for n in range(64)]
+        script = "read x; head -c 100000 /dev/zero; exit "
+        streams = [self.channel.start(["sh", "-c", f"{script}{n}"]) for n in range(64)]
         refused = self.channel.start(["true"])
         for stream in streams:
             self.channel.send(Type.DATA, b"go\n", stream)
@@ -257,7 +259,8 @@ class AgentChannel(unittest.TestCase):
     def test_frames_for_a_stream_that_is_over_are_no_fault(self) -> None:
         self.channel.greet()
         self.channel.run(["true"])
-        for kind, payload in ((Type.DATA, b"x"), (Type.CREDIT, bytes(4)), (Type.SIGNAL, bytes(4)), (Type.CLOSE, b"")):
+        late = ((Type.DATA, b"x"), (Type.CREDIT, bytes(4)), (Type.SIGNAL, bytes(4)), (Type.CLOSE, b""))
+        for kind, payload in late:
             self.channel.send(kind, payload, 1)
         self.channel.send(Type.PING, b"well?")
         self.channel.expect(Type.PONG)

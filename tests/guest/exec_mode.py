@@ -71,7 +71,12 @@ class ExecMode(unittest.TestCase):
         self.folder = Path(temporary.name)
 
     def init(
-        self, *argv: str, agent: str | None = "byte-stay", gate_ms: int = 5000, want_agent: str = "1", **records: str
+        self,
+        *argv: str,
+        agent: str | None = "byte-stay",
+        gate_ms: int = 5000,
+        want_agent: str = "1",
+        **records: str,
     ) -> Init:
         fixed = [("version", "1"), ("name", "vm1"), ("mode", "exec"), ("agent", want_agent), ("headers", "0")]
         arguments = [("arg", argument) for argument in argv]
@@ -156,7 +161,7 @@ class ExecMode(unittest.TestCase):
         script = 'echo "$A|$HOME|$PATH|$PWD|$(id -u)"; read x || echo empty stdin'
         init = self.init("sh", "-c", script, want_agent="0", env="A=b c", workdir=str(folder), user="65534")
         self.assertEqual(init.report()[0], 0)
-        self.assertIn(f"b c|/nonexistent|/usr/local/sbin:", init.console)
+        self.assertIn("b c|/nonexistent|/usr/local/sbin:", init.console)
         self.assertIn(f"|{folder}|65534\nempty stdin\n", init.console)
 
     def test_killed_by_a_signal(self) -> None:
@@ -164,7 +169,8 @@ class ExecMode(unittest.TestCase):
         self.assertEqual(init.report(), (139, "killed by signal 11 (SEGV)"))
 
     def test_orphans_are_reaped_and_leave_the_programs_code_alone(self) -> None:
-        script = f"(sh -c 'exit 9' &) ; (sleep 0.1; exit 8) & sh -c 'sleep 0.05 & exit 7'; sleep 0.4; {ZOMBIES}; exit 5"
+        orphans = "(sh -c 'exit 9' &) ; (sleep 0.1; exit 8) & sh -c 'sleep 0.05 & exit 7'"
+        script = f"{orphans}; sleep 0.4; {ZOMBIES}; exit 5"
         init = self.init("sh", "-c", script)
         self.assertEqual(init.report(), (5, "exited with code 5"))
         self.assertNotIn("zombie", init.console)
