@@ -18,12 +18,11 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from hypemand.api.failures import error_json, unexpected
 from hypemand.api.requests import MAX_BODY, parse_object, refuse_unknown
+from hypemand.api.services import Limits
 from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
 from hypemand.errors import HypemandError, InvalidRequest
 from hypemand.manager.view import ExecRequest, ExecSession, ExecStream, ExitReport, Manager
 
-FIRST_FRAME_DEADLINE = 10.0
-CLOSE_DEADLINE = 2.0
 MAX_REASON = 123
 MAX_SIGNAL = 64
 
@@ -107,17 +106,17 @@ def _seconds(body: Mapping[str, object], key: str) -> float:
 
 
 async def serve_exec(
-    request: web.Request, manager: Manager, ref: str, closing: asyncio.Event
+    request: web.Request, manager: Manager, ref: str, closing: asyncio.Event, limits: Limits
 ) -> web.WebSocketResponse:
     """Take the connection over and run one command. The VM has been found Running before."""
-    socket = web.WebSocketResponse(timeout=CLOSE_DEADLINE, max_msg_size=MAX_BODY, compress=False)
+    socket = web.WebSocketResponse(timeout=limits.closing, max_msg_size=MAX_BODY, compress=False)
     if not socket.can_prepare(request):
         raise InvalidRequest("exec is a WebSocket", hint="send Upgrade: websocket, or use hypemanctl exec")
     await socket.prepare(request)
     try:
         with watch_client(request) as gone:
             ended = await first_of(
-                exec=_run(socket, manager, ref),
+                exec=_run(socket, manager, ref, limits.opening),
                 client=wait_ended(gone, Ended.CLIENT),
                 daemon=wait_ended(closing, Ended.DAEMON),
             )
@@ -143,8 +142,8 @@ async def _close(socket: web.WebSocketResponse, code: WSCloseCode, reason: str) 
     await socket.close(code=code, message=cut.encode())
 
 
-async def _run(socket: web.WebSocketResponse, manager: Manager, ref: str) -> Ended | None:
-    opening = parse_opening(await _receive_first(socket))
+async def _run(socket: web.WebSocketResponse, manager: Manager, ref: str, deadline: float) -> Ended | None:
+    opening = parse_opening(await _receive_first(socket, deadline))
     try:
         return await _run_command(socket, manager, ref, opening)
     except HypemandError as error:
@@ -167,11 +166,11 @@ async def _run_command(
         await session.close()
 
 
-async def _receive_first(socket: web.WebSocketResponse) -> str:
+async def _receive_first(socket: web.WebSocketResponse, deadline: float) -> str:
     try:
-        frame = await socket.receive(timeout=FIRST_FRAME_DEADLINE)
+        frame = await socket.receive(timeout=deadline)
     except TimeoutError:
-        raise InvalidRequest(f"no request came within {FIRST_FRAME_DEADLINE:.0f} s") from None
+        raise InvalidRequest(f"no request came within {deadline:g} s") from None
     if _is_end(frame):
         raise ConnectionResetError("closed before the request")
     if frame.type is not WSMsgType.TEXT:
@@ -208,7 +207,7 @@ async def _control(text: str, session: ExecSession) -> None:
         await session.write_eof()
         return
     number = body.get("signal")
-    if set(body) == {"signal"} and isinstance(number, int) and 1 <= number <= MAX_SIGNAL:
+    if len(body) == 1 and isinstance(number, int) and number is not True and 1 <= number <= MAX_SIGNAL:
         await session.signal(number)
         return
     raise InvalidRequest('a control frame is neither {"eof":true} nor {"signal":n} with n from 1 to 64')

@@ -18,7 +18,6 @@ from hypemand.config.durations import parse_duration
 from hypemand.errors import InvalidRequest, NotFound
 
 MAX_BODY = 1024 * 1024
-BODY_DEADLINE = 30.0
 
 # Ids and names alike, and the beginnings of ids.
 _REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -64,13 +63,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-async def read_object(request: web.Request) -> dict[str, object]:
-    """The body as a JSON object; no body counts as an empty one."""
+async def read_object(request: web.Request, deadline: float) -> dict[str, object]:
+    """The body as a JSON object; no body counts as an empty one. It must come within `deadline` seconds."""
     try:
-        async with asyncio.timeout(BODY_DEADLINE):
+        async with asyncio.timeout(deadline):
             body = await request.read()
     except TimeoutError:
-        raise InvalidRequest(f"the body did not arrive within {BODY_DEADLINE:.0f} s") from None
+        raise InvalidRequest(f"the body did not arrive within {deadline:g} s") from None
     return parse_object(body) if body else {}
 
 

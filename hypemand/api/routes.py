@@ -32,7 +32,7 @@ from hypemand.api.requests import (
     refuse_unknown,
     want_bool,
 )
-from hypemand.api.services import Services
+from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
 from hypemand.config.definition import Origin
@@ -49,12 +49,13 @@ MAX_TAIL = 1_000_000
 class Routes:
     """The handlers. `closing` is set when the daemon stops: what would go on ends then."""
 
-    def __init__(self, services: Services, closing: asyncio.Event) -> None:
+    def __init__(self, services: Services, closing: asyncio.Event, limits: Limits) -> None:
         self._manager = services.manager
         self._images = services.images
         self._reload = services.reload
         self._defaults = services.defaults
         self._closing = closing
+        self._limits = limits
 
     def table(self) -> list[web.RouteDef]:
         """Every route of the API."""
@@ -82,6 +83,9 @@ class Routes:
             web.delete("/images/{name}", self.delete_image),
         ]
 
+    async def _read_object(self, request: web.Request) -> dict[str, object]:
+        return await read_object(request, self._limits.body)
+
     async def health(self, request: web.Request) -> web.StreamResponse:
         """Is the daemon up?"""
         return json_response({"status": "ok"})
@@ -93,7 +97,7 @@ class Routes:
 
     async def reload(self, request: web.Request) -> web.StreamResponse:
         """Read the definition files again."""
-        refuse_unknown(await read_object(request), ())
+        refuse_unknown(await self._read_object(request), ())
         return json_response(reload_json(await self._reload()))
 
     async def list_instances(self, request: web.Request) -> web.StreamResponse:
@@ -112,7 +116,7 @@ class Routes:
 
     async def create_instance(self, request: web.Request) -> web.StreamResponse:
         """Define a VM, and start it unless told not to."""
-        wanted = parse_create(await read_object(request), self._defaults())
+        wanted = parse_create(await self._read_object(request), self._defaults())
         view = await self._manager.create_vm(wanted.definition, start=wanted.start)
         return json_response(instance_json(view), status=201)
 
@@ -141,7 +145,7 @@ class Routes:
     async def start_instance(self, request: web.Request) -> web.StreamResponse:
         """Start a VM."""
         ref = parse_ref(request)
-        body = await read_object(request)
+        body = await self._read_object(request)
         for key in ("cmd", "entrypoint"):
             if body.get(key) is not None:
                 raise InvalidRequest(
@@ -154,19 +158,19 @@ class Routes:
     async def stop_instance(self, request: web.Request) -> web.StreamResponse:
         """Stop a VM and wait until it has."""
         ref = parse_ref(request)
-        timeout = await _read_stop_timeout(request)
+        timeout = _parse_stop_timeout(await self._read_object(request))
         return _instance(await self._manager.stop_vm(ref, timeout=timeout))
 
     async def restart_instance(self, request: web.Request) -> web.StreamResponse:
         """Stop, then start a VM."""
         ref = parse_ref(request)
-        refuse_unknown(await read_object(request), ())
+        refuse_unknown(await self._read_object(request), ())
         return _instance(await self._manager.restart_vm(ref))
 
     async def kill_instance(self, request: web.Request) -> web.StreamResponse:
         """Send a signal to a VM's VMM."""
         ref = parse_ref(request)
-        body = await read_object(request)
+        body = await self._read_object(request)
         refuse_unknown(body, ("signal",))
         number = body.get("signal", int(signals.SIGKILL))
         if isinstance(number, bool) or not isinstance(number, int) or number not in signals.valid_signals():
@@ -223,7 +227,7 @@ class Routes:
         read_query(request)
         view = await self._manager.get_vm(ref)
         check_allowed(Operation.EXEC, view.state, view.name)
-        return await serve_exec(request, self._manager, ref, self._closing)
+        return await serve_exec(request, self._manager, ref, self._closing, self._limits)
 
     async def list_images(self, request: web.Request) -> web.StreamResponse:
         """All images."""
@@ -248,7 +252,7 @@ class Routes:
         """
         if peer_uid(request) not in (0, os.geteuid()):
             raise Forbidden("only root may import an image from a path of the host", hint="use sudo")
-        body = await read_object(request)
+        body = await self._read_object(request)
         refuse_unknown(body, ("name", "path"))
         name, path = (_required_text(body, key) for key in ("name", "path"))
         if not path.startswith("/"):
@@ -284,9 +288,8 @@ def _parse_tail(word: str) -> int | None:
     return int(word)
 
 
-async def _read_stop_timeout(request: web.Request) -> float | None:
+def _parse_stop_timeout(body: dict[str, object]) -> float | None:
     """`timeout` of the body: a time span, or a number of seconds. 0 asks for the end without grace."""
-    body = await read_object(request)
     refuse_unknown(body, ("timeout",))
     value = body.get("timeout")
     if value is None:

@@ -16,15 +16,13 @@ from aiohttp.web_protocol import RequestHandler
 from hypemand.api.failures import Handler, errors_as_json
 from hypemand.api.requests import MAX_BODY
 from hypemand.api.routes import Routes
-from hypemand.api.services import Services
+from hypemand.api.services import Limits, Services
 
-SHUTDOWN_GRACE = 5.0
 FLUSH_DEADLINE = 1.0
-FIRST_REQUEST_DEADLINE = 10.0
-KEEPALIVE = 75.0
 BACKLOG = 128
-MAX_CONNECTIONS = 256
 MAX_LINE = 8190
+
+_LIMITS = Limits()
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +30,8 @@ log = logging.getLogger(__name__)
 class _Keeper:
     """Knows the connections and requests of one application. `closing` is set when it must end."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self.closing = asyncio.Event()
         self._requests: set[asyncio.Task[object]] = set()
         self._silent: dict[RequestHandler, asyncio.TimerHandle] = {}
@@ -55,7 +54,7 @@ class _Keeper:
     def admit(self, server: web.Server) -> asyncio.Protocol:
         """The protocol of a new connection. One too many, and one that asks nothing, are turned away."""
         handler = server()
-        patience = FIRST_REQUEST_DEADLINE if len(server.connections) < MAX_CONNECTIONS else 0.0
+        patience = self.limits.first_request if len(server.connections) < self.limits.connections else 0.0
         loop = asyncio.get_running_loop()
         self._silent[handler] = loop.call_later(patience, self._turn_away, handler)
         return handler
@@ -64,13 +63,16 @@ class _Keeper:
         del self._silent[handler]
         handler.force_close()
 
-    async def finish(self, grace: float) -> None:
-        """End what goes on by itself, wait `grace` seconds for the rest, then cancel it."""
+    async def finish(self) -> None:
+        """End what goes on by itself, give the rest its grace, then cancel it."""
         self.closing.set()
         if self._requests:
-            _, late = await asyncio.wait(tuple(self._requests), timeout=grace)
+            _, late = await asyncio.wait(tuple(self._requests), timeout=self.limits.grace)
             for task in late:
-                log.warning("a request that took longer than the %.1f s left at the end was cancelled", grace)
+                log.warning(
+                    "a request that took longer than the %.1f s left at the end was cancelled",
+                    self.limits.grace,
+                )
                 task.cancel()
         for timer in self._silent.values():
             timer.cancel()
@@ -81,30 +83,29 @@ class _Keeper:
 _KEEPER: Any = web.AppKey("keeper", _Keeper) if hasattr(web, "AppKey") else "keeper"
 
 
-def make_app(services: Services) -> web.Application:
+def make_app(services: Services, limits: Limits = _LIMITS) -> web.Application:
     """The application with every route. It can be served once."""
-    keeper = _Keeper()
+    keeper = _Keeper(limits)
     app = web.Application(client_max_size=MAX_BODY, middlewares=[keeper.track, errors_as_json])
     app[_KEEPER] = keeper
-    app.router.add_routes(Routes(services, keeper.closing).table())
+    app.router.add_routes(Routes(services, keeper.closing, limits).table())
     return app
 
 
 @asynccontextmanager
-async def serve(
-    app: web.Application, sock: socket.socket, *, grace: float = SHUTDOWN_GRACE
-) -> AsyncIterator[None]:
+async def serve(app: web.Application, sock: socket.socket) -> AsyncIterator[None]:
     """Serve on a bound stream socket, one of ours or from systemd, which is closed at the end.
 
     At the end no connection is taken any more; streams break off, commands in guests are ended, and other
-    requests have `grace` seconds to finish. Clients that come meanwhile wait in the socket's queue if
+    requests have the limits' `grace` to finish. Clients that come meanwhile wait in the socket's queue if
     systemd holds it too.
     """
     keeper: _Keeper = app[_KEEPER]
     runner = web.AppRunner(
         app,
         access_log=None,
-        keepalive_timeout=KEEPALIVE,
+        keepalive_timeout=keeper.limits.keepalive,
+        lingering_time=keeper.limits.lingering,
         max_line_size=MAX_LINE,
         max_field_size=MAX_LINE,
     )
@@ -119,7 +120,9 @@ async def serve(
             yield
         finally:
             listener.close()
-            await keeper.finish(grace)
+            await keeper.finish()
+            for connection in http.connections:
+                connection.close()  # lets those go at once that have nothing more to write
             await http.shutdown(FLUSH_DEADLINE)
     finally:
         await runner.cleanup()

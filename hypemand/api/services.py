@@ -76,6 +76,26 @@ class ReloadReport(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may take, and how long. Seconds, but for `connections`.
+
+    `first_request`: from the connection to the end of the first request's head; `keepalive`: between
+    requests; `body`: for a request's body; `lingering`: for the rest of a body that was refused;
+    `opening`: from the upgrade to what exec is to run; `closing`: for the other side of a WebSocket to
+    agree to its end; `grace`: for requests that are on when the server ends.
+    """
+
+    connections: int = 256
+    first_request: float = 10.0
+    keepalive: float = 75.0
+    body: float = 30.0
+    lingering: float = 2.0
+    opening: float = 10.0
+    closing: float = 2.0
+    grace: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """All that the API may ask. `defaults` gives those of the host config as it is now."""
 

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from hypemand.config.definition import Definition, Origin
 from hypemand.errors import (
@@ -160,9 +161,12 @@ class FakeManager:
                     last = self.vms[name].view
                     yield last
                 async with self._changed:
-                    await self._changed.wait_for(lambda: name not in self.vms or self.vms[name].view != last)
+                    await self._changed.wait_for(partial(self._differs, name, last))
         finally:
             self.watchers -= 1
+
+    def _differs(self, name: str, seen: VmView) -> bool:
+        return name not in self.vms or self.vms[name].view != seen
 
     async def logs(
         self, ref: str, *, source: LogSource, tail: int | None, follow: bool, sentinels: bool
@@ -330,5 +334,3 @@ class FakeReload:
 async def fake_reload() -> FakeReload:
     """The same at each call."""
     return FakeReload()
-
-

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -14,14 +15,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import aiohttp
+from aiohttp import web
 from yarl import URL
 
 from hypemand.api.server import make_app, serve
-from hypemand.api.services import Services
+from hypemand.api.services import Limits, Services
 from tests.openapi_check import Description, parse_events
 from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
 
 DEADLINE = 20.0
+DEFAULTS = Limits()
 
 Json: TypeAlias = Any
 
@@ -72,7 +75,8 @@ class Api:
 
     async def ask(self, method: str, target: str, body: Json = None, *, data: bytes | None = None) -> Answer:
         """One request; its answer is as described."""
-        async with self.session.request(method, self.url(target), json=body, data=data) as response:
+        stream = None if data is None else io.BytesIO(data)
+        async with self.session.request(method, self.url(target), json=body, data=stream) as response:
             content = await response.read()
             answer = Answer(response.status, response.headers, content)
         description().check_answer(
@@ -93,7 +97,7 @@ class Api:
 
 
 @asynccontextmanager
-async def run_api(folder: Path, *, grace: float = 5.0) -> AsyncIterator[Api]:
+async def run_api(folder: Path, limits: Limits = DEFAULTS) -> AsyncIterator[Api]:
     """Serve until the block ends or `stop` is set; the socket is removed."""
     manager, images = FakeManager(), FakeImages()
     path = folder / "api.sock"
@@ -103,7 +107,9 @@ async def run_api(folder: Path, *, grace: float = 5.0) -> AsyncIterator[Api]:
     timeout = aiohttp.ClientTimeout(total=DEADLINE)
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout) as session:
         api = Api(path, manager, images, session)
-        served = asyncio.create_task(_serve(Services(manager, images, fake_reload), listener, grace, api.stop))
+        served = asyncio.create_task(
+            _serve(make_app(Services(manager, images, fake_reload), limits), listener, api.stop)
+        )
         try:
             yield api
         finally:
@@ -112,16 +118,16 @@ async def run_api(folder: Path, *, grace: float = 5.0) -> AsyncIterator[Api]:
             path.unlink()
 
 
-async def _serve(services: Services, listener: socket.socket, grace: float, stop: asyncio.Event) -> None:
-    async with serve(make_app(services), listener, grace=grace):
+async def _serve(app: web.Application, listener: socket.socket, stop: asyncio.Event) -> None:
+    async with serve(app, listener):
         await stop.wait()
 
 
-def drive(folder: Path, scenario: Callable[[Api], Awaitable[None]], *, grace: float = 5.0) -> None:
+def drive(folder: Path, scenario: Callable[[Api], Awaitable[None]], limits: Limits = DEFAULTS) -> None:
     """Run `scenario` against a server of its own."""
 
     async def main() -> None:
-        async with asyncio.timeout(DEADLINE), run_api(folder, grace=grace) as api:
+        async with asyncio.timeout(DEADLINE), run_api(folder, limits) as api:
             await scenario(api)
 
     asyncio.run(main())

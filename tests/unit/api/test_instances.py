@@ -21,7 +21,7 @@ def test_health_and_description_are_served(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         assert (await api.ask("GET", "/health")).json == {"status": "ok"}
         text = (await api.ask("GET", "/openapi.yaml")).body.decode()
-        assert text.startswith("# SPDX") and "openapi: 3.1.0" in text
+        assert "openapi: 3.1.0" in text
 
     drive(tmp_path, scenario)
 
@@ -43,7 +43,8 @@ def test_list_filters_by_state_and_all_tags(tmp_path: Path) -> None:
         assert await names("?tags[team]=other") == []
         assert (await api.ask("GET", "/instances?state=running")).code == "invalid_request"
         refused = (await api.ask("GET", "/instances?sate=Running")).json
-        assert "sate" in refused["message"] and "state" in refused["hint"]
+        assert "sate" in refused["message"]
+        assert "state" in refused["hint"]
         assert (await api.ask("GET", "/instances?state=Running&state=Stopped")).status == 400
 
     drive(tmp_path, scenario)
@@ -110,7 +111,12 @@ def test_start_stop_restart_kill_and_delete_do_what_they_say(tmp_path: Path) -> 
         assert (await api.ask("POST", "/instances/a/start", {})).json["state"] == "Initializing"
         stopped = (await api.ask("POST", "/instances/a/stop", {"timeout": "1m30s"})).json
         assert (stopped["state"], stopped["exit_message"]) == ("Stopped", "stopped on request, timeout 90.0")
-        for body, timeout in (({"timeout": 2.5}, 2.5), ({"timeout": 0}, 0.0), ({"timeout": None}, None), (None, None)):
+        for body, timeout in (
+            ({"timeout": 2.5}, 2.5),
+            ({"timeout": 0}, 0.0),
+            ({"timeout": None}, None),
+            (None, None),
+        ):
             message = (await api.ask("POST", "/instances/a/stop", body)).json["exit_message"]
             assert message == f"stopped on request, timeout {timeout}"
         assert (await api.ask("POST", "/instances/a/restart")).json["state"] == "Initializing"
@@ -252,8 +258,14 @@ def test_create_answers_for_both_forms_as_described(tmp_path: Path) -> None:
         missing = await api.ask("POST", "/instances", client_form | {"name": "n", "image": "missing"})
         assert (missing.status, missing.code) == (404, "image_not_found")
         broken = await api.ask("POST", "/instances", client_form | {"name": "n", "image": "breaks"})
-        assert (broken.status, broken.code, broken.headers["X-Should-Retry"]) == (502, "start_failed", "false")
-        problems = (await api.ask("POST", "/instances", {"name": "n", "size": "many", "gpu": {}})).json["problems"]
+        assert (broken.status, broken.code, broken.headers["X-Should-Retry"]) == (
+            502,
+            "start_failed",
+            "false",
+        )
+        problems = (await api.ask("POST", "/instances", {"name": "n", "size": "many", "gpu": {}})).json[
+            "problems"
+        ]
         assert {p["key"] for p in problems} == {"gpu", "image", "size"}
 
     drive(tmp_path, scenario)

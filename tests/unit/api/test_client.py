@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published client library against the server, unchanged."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import httpx
+import hypeman
+import pytest
+from hypeman.lib import exec as remote_exec
+from hypeman.lib._ws import SyncWebSocket
+from hypeman.types.instance import Network
+from hypeman.types.restart_policy import RestartPolicy
+from websockets.sync.client import unix_connect
+
+from hypemand.state import State
+from tests.unit.api.fakes import IMAGE
+from tests.unit.api.harness import Api, drive
+
+
+def use_client(folder: Path, work: Callable[[hypeman.Hypeman, Api, asyncio.AbstractEventLoop], None]) -> None:
+    """Run `work` with the published client in a thread beside the server."""
+
+    async def scenario(api: Api) -> None:
+        loop = asyncio.get_running_loop()
+
+        def run() -> None:
+            transport = httpx.HTTPTransport(uds=str(api.path))
+            with hypeman.Hypeman(
+                api_key="any", base_url="http://localhost", http_client=httpx.Client(transport=transport)
+            ) as client:
+                work(client, api, loop)
+
+        await asyncio.to_thread(run)
+
+    drive(folder, scenario)
+
+
+def test_the_life_of_an_instance(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        assert client.health.check().status == "ok"
+        made = client.instances.create(
+            image=IMAGE,
+            name="web",
+            size="512MB",
+            overlay_size="2GB",
+            vcpus=1,
+            cmd=["sleep", "9"],
+            env={"A": "b"},
+            tags={"team": "x"},
+            skip_kernel_headers=True,
+            restart_policy={"policy": "on_failure"},
+            network={"enabled": False},
+        )
+        assert (made.state, made.size, made.overlay_size, made.vcpus) == ("Initializing", "512MB", "2GB", 1)
+        assert made.created_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+        assert made.restart_policy == RestartPolicy(policy="on_failure")
+        assert made.network == Network(enabled=False)
+        boot = threading.Timer(0.1, lambda: asyncio.run_coroutine_threadsafe(api.manager.boot("web"), loop))
+        boot.start()
+        waited = client.instances.wait(made.id, state="Running", api_timeout="10s")
+        assert (waited.state, waited.timed_out) == ("Running", False)
+        assert [i.name for i in client.instances.list(state="Running", tags={"team": "x"})] == ["web"]
+        assert client.instances.list(tags={"team": "y"}) == []
+        assert list(client.instances.logs("web", tail=1)) == ["two"]
+        assert client.instances.start("web").state == "Running"
+        stopped = client.instances.stop("web")
+        assert (stopped.state, stopped.exit_code) == ("Stopped", 143)
+        assert client.instances.get(made.id).exit_message is not None
+        client.instances.delete("web", graceful_shutdown=False)
+        with pytest.raises(hypeman.NotFoundError):
+            client.instances.get("web")
+
+    use_client(tmp_path, work)
+
+
+def test_logs_are_followed_to_the_end_of_the_run(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        api.manager.add("web", state=State.RUNNING)
+        lines = []
+        for line in client.instances.logs("web", follow=True, source="app"):
+            lines.append(line)
+            if line == "two":
+                asyncio.run_coroutine_threadsafe(api.manager.stop_vm("web"), loop).result()
+        assert lines == ["one", "two", "last"]
+
+    use_client(tmp_path, work)
+
+
+def test_images(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        names = [image.name for image in client.images.list()]
+        assert names == [IMAGE, "example.org/team/app:v1", "spare"]
+        image = client.images.get("example.org/team/app:v1")
+        assert (image.status, image.size_bytes, image.platform) == ("ready", 4096, "linux/amd64")
+        client.images.delete("spare")
+        with pytest.raises(hypeman.NotFoundError):
+            client.images.get("spare")
+        with pytest.raises(hypeman.ConflictError):
+            client.images.delete("example.org/team/app:v1")
+
+    use_client(tmp_path, work)
+
+
+def test_refusals_come_as_the_clients_own_errors_and_are_not_repeated(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        api.manager.add("web", state=State.PAUSED)
+        with pytest.raises(hypeman.BadRequestError) as unsupported:
+            client.instances.create(image=IMAGE, name="x", gpu={"profile": "p"})
+        body = unsupported.value.body
+        assert isinstance(body, dict)
+        assert body["problems"][0]["key"] == "gpu"
+        with pytest.raises(hypeman.BadRequestError):
+            client.instances.wait("web", state="Running", api_timeout="0s")
+        with pytest.raises(hypeman.ConflictError) as conflict:
+            client.instances.start("web")
+        assert conflict.value.response.headers["x-should-retry"] == "false"
+
+    use_client(tmp_path, work)
+
+
+def test_exec(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        api.manager.add("web", state=State.RUNNING)
+
+        def connector(url: str, *, additional_headers: dict[str, str], max_size: int) -> SyncWebSocket:
+            path = str(api.path)
+            return cast(SyncWebSocket, unix_connect(path, url, additional_headers=additional_headers))
+
+        result = remote_exec(
+            client,
+            "web",
+            ["both"],
+            env={"A": "b"},
+            timeout=5,
+            wait_for_agent=5,
+            stdin=b"in",
+            connector=connector,
+        )
+        assert (result.output, result.exit_code) == (b"outerr", 3)
+
+    use_client(tmp_path, work)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bodies of POST /instances."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from hypemand.api.create import CreateRequest, generate_name, parse_create
+from hypemand.config.definition import Definition, DefinitionDefaults, Restart
+from hypemand.config.names import is_name
+from hypemand.errors import HypemandError, InvalidDefinition
+from tests.openapi_check import Description
+from tests.unit.api.fakes import IMAGE
+
+BASE = {"name": "web", "image": IMAGE}
+
+
+def parse(body: Mapping[str, object]) -> CreateRequest:
+    return parse_create(body, DefinitionDefaults())
+
+
+def test_every_supported_field_of_the_client_is_translated() -> None:
+    body: dict[str, object] = BASE | {
+        "size": "512MB",
+        "overlay_size": "2GB",
+        "vcpus": 3,
+        "cmd": ["-c", "true"],
+        "entrypoint": ["sh"],
+        "env": {"A": "1"},
+        "tags": {"t": "v"},
+        "skip_guest_agent": True,
+        "skip_kernel_headers": True,
+        "restart_policy": {"policy": "on_failure"},
+        "network": {"enabled": False},
+        "hypervisor": "qemu-microvm",
+    }
+    described = Description().document["components"]["schemas"]["CreateInstance"]["properties"]
+    assert set(body) == set(described)
+    assert parse(body) == CreateRequest(
+        Definition(
+            name="web",
+            image=IMAGE,
+            memory=512 * 2**20,
+            disk=2 * 2**30,
+            vcpus=3,
+            cmd=("-c", "true"),
+            entrypoint=("sh",),
+            env={"A": "1"},
+            tags={"t": "v"},
+            guest_agent=False,
+            kernel_headers=False,
+            restart=Restart.ON_FAILURE,
+        ),
+        start=True,
+    )
+
+
+def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
+    defaults = DefinitionDefaults(vcpus=1)
+    nulls: dict[str, object] = {"size": None, "gpu": None, "network": None, "restart_policy": None}
+    for body in (BASE, BASE | nulls, BASE | {"network": {}, "restart_policy": {}}):
+        assert parse_create(body, defaults).definition == Definition("web", IMAGE, vcpus=1)
+    native = {"definition": {"image": IMAGE}, "name": "web"}
+    assert parse_create(native, defaults).definition == Definition("web", IMAGE, vcpus=1)
+
+
+@pytest.mark.parametrize(
+    ("part", "keys"),
+    [
+        ({"gpu": {}, "ttl": "1h"}, ["gpu", "ttl"]),
+        ({"volumes": []}, ["volumes"]),
+        ({"platform": "linux/amd64"}, ["platform"]),
+        ({"memory": "1G"}, ["memory"]),
+        ({"size": "a lot", "vcpus": 0}, ["size", "vcpus"]),
+        ({"overlay_size": 1.5}, ["overlay_size"]),
+        ({"cmd": "true"}, ["cmd"]),
+        ({"cmd": [1]}, ["cmd[0]"]),
+        ({"env": {"A": True}}, ["env.A"]),
+        ({"skip_guest_agent": "yes"}, ["skip_guest_agent"]),
+        ({"restart_policy": "always"}, ["restart_policy"]),
+        ({"restart_policy": {"policy": "sometimes"}}, ["restart_policy.policy"]),
+        ({"restart_policy": {"policy": []}}, ["restart_policy.policy"]),
+        ({"restart_policy": {"max_attempts": 0}}, ["restart_policy.max_attempts"]),
+        ({"restart_policy": {"policy": "always", "backoff": "1s"}}, ["restart_policy.backoff"]),
+        ({"network": {"enabled": True}}, ["network.enabled"]),
+        ({"network": {"enabled": 0}}, ["network.enabled"]),
+        ({"network": {"enabled": False, "egress": {}}}, ["network.egress"]),
+        ({"network": []}, ["network"]),
+        ({"hypervisor": "firecracker"}, ["hypervisor"]),
+        ({"name": None}, ["name"]),
+        ({"name": 7}, ["name"]),
+        ({"image": None}, ["image"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_or_not_supported_is_refused_by_the_clients_name(
+    part: dict[str, object], keys: list[str]
+) -> None:
+    with pytest.raises(InvalidDefinition) as caught:
+        parse(BASE | part)
+    assert sorted(p.key for p in caught.value.problems) == keys
+
+
+def test_every_field_that_the_published_client_can_send_is_known_by_name() -> None:
+    from hypeman.types.instance_create_params import InstanceCreateParams
+
+    for field in InstanceCreateParams.__annotations__:
+        if field in Description().document["components"]["schemas"]["CreateInstance"]["properties"]:
+            continue
+        with pytest.raises(InvalidDefinition, match=f"{field}: is not supported"):
+            parse(BASE | {field: "x"})
+
+
+def test_a_native_definition_has_its_name_where_it_likes_or_gets_one() -> None:
+    assert parse({"definition": BASE}).definition.name == "web"
+    assert parse({"definition": {"image": IMAGE}, "name": "web"}).definition.name == "web"
+    made = parse({"definition": {"image": IMAGE}}).definition.name
+    assert is_name(made)
+    assert made != generate_name()
+    assert parse({"definition": BASE, "start": False}).start is False
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"definition": []}, "definition"),
+        ({"definition": BASE, "strat": True}, "strat"),
+        ({"definition": BASE, "start": "yes"}, "start"),
+        ({"definition": BASE, "name": 5}, "name"),
+        ({"definition": BASE, "name": "other"}, "web"),
+        ({"definition": {"image": IMAGE, "name": 5}}, "name"),
+        ({"definition": {"image": IMAGE, "size": "1G"}}, "size"),
+        ({"definition": {"image": IMAGE}, "name": "UPPER"}, "UPPER"),
+    ],
+)
+def test_a_wrong_native_body_is_refused_by_name(body: dict[str, object], words: str) -> None:
+    with pytest.raises(HypemandError, match=words) as caught:
+        parse(body)
+    assert caught.value.status == 400

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands in guests over a WebSocket."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from hypemand.api.exec import Opening, parse_opening
+from hypemand.api.services import Limits
+from hypemand.errors import GuestError, InvalidRequest
+from hypemand.manager.view import ExecRequest
+from hypemand.state import State
+from tests.unit.api.harness import Api, description, drive
+
+
+async def open_socket(api: Api) -> aiohttp.ClientWebSocketResponse:
+    """To a VM that runs."""
+    api.manager.add("a", state=State.RUNNING)
+    return await api.session.ws_connect(api.url("/instances/a/exec"))
+
+
+@asynccontextmanager
+async def connect(api: Api) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    """The same, closed at the end."""
+    socket = await open_socket(api)
+    try:
+        yield socket
+    finally:
+        await socket.close()
+
+
+async def close_of(socket: aiohttp.ClientWebSocketResponse) -> tuple[int | None, str]:
+    """Code and reason of the close frame, which must come next."""
+    frame = await socket.receive()
+    assert frame.type is aiohttp.WSMsgType.CLOSE, frame
+    return frame.data, frame.extra
+
+
+def test_the_published_way_gives_plain_output_and_the_code_alone(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        async with connect(api) as socket:
+            await socket.send_str('{"command":["both"],"tty":false,"wait_for_agent":5,"timeout":0}')
+            assert [(await socket.receive()).data for _ in range(2)] == [b"out", b"err"]
+            last = (await socket.receive()).data
+            assert json.loads(last) == {"exitCode": 3}
+            description().check_schema("ExecExit", json.loads(last))
+            assert await close_of(socket) == (1000, "")
+        assert api.manager.sessions[0].request.timeout is None
+        assert api.manager.sessions[0].closed.is_set()
+
+    drive(tmp_path, scenario)
+
+
+def test_with_streams_each_frame_says_which_and_the_exit_has_words(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        opening = {
+            "command": ["both", "x"],
+            "env": {"A": "1"},
+            "cwd": "/tmp",
+            "user": "u",
+            "timeout": 1.5,
+            "streams": True,
+        }
+        description().check_schema("ExecRequest", opening)
+        async with connect(api) as socket:
+            await socket.send_json(opening)
+            assert [(await socket.receive()).data for _ in range(2)] == [b"\x01out", b"\x02err"]
+            assert (await socket.receive_json()) == {"exitCode": 3, "message": "as a fake"}
+        request = api.manager.sessions[0].request
+        assert request == ExecRequest(("both", "x"), {"A": "1"}, "/tmp", "u", 1.5)
+
+    drive(tmp_path, scenario)
+
+
+def test_input_its_end_and_signals_reach_the_command(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        async with connect(api) as socket:
+            await socket.send_str('{"command":["cat"]}')
+            for block in (b"hello", b"\x00\xff" * 40_000):
+                await socket.send_bytes(block)
+                assert (await socket.receive()).data == block
+            await socket.send_str('{"eof":true}')
+            assert await socket.receive_json() == {"exitCode": 0}
+        async with api.session.ws_connect(api.url("/instances/a/exec")) as socket:
+            await socket.send_str('{"command":["cat"]}')
+            await socket.send_str('{"signal":15}')
+            assert await socket.receive_json() == {"exitCode": 143}
+        assert api.manager.sessions[1].signals == [15]
+
+    drive(tmp_path, scenario)
+
+
+def test_a_command_is_ended_when_its_client_goes(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        for politely in (True, False):
+            api.manager.sessions.clear()
+            socket = await open_socket(api)
+            await socket.send_str('{"command":["cat"]}')
+            await socket.send_bytes(b"x")
+            await socket.receive()
+            if politely:
+                await socket.close()
+            else:
+                socket._response.close()
+            await api.manager.sessions[0].closed.wait()
+
+    drive(tmp_path, scenario)
+
+
+def test_a_client_that_goes_is_noticed_while_the_guest_takes_no_input(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        socket = await open_socket(api)
+        await socket.send_str('{"command":["sleep"]}')
+        for _ in range(3):
+            await socket.send_bytes(b"x" * 100_000)
+        while not api.manager.sessions:
+            await api.ask("GET", "/health")
+        session = api.manager.sessions[0]
+        await session.blocked.wait()
+        socket._response.close()
+        await session.closed.wait()
+
+    drive(tmp_path, scenario)
+
+
+def test_a_command_is_ended_when_the_daemon_stops(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        socket = await open_socket(api)
+        await socket.send_str('{"command":["cat"]}')
+        await socket.send_bytes(b"x")
+        await socket.receive()
+        api.stop.set()
+        assert await close_of(socket) == (1001, "the daemon stops")
+        assert api.manager.sessions[0].closed.is_set()
+
+    drive(tmp_path, scenario)
+
+
+def test_another_state_is_refused_before_the_upgrade(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a", state=State.INITIALIZING)
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await api.session.ws_connect(api.url("/instances/a/exec"))
+        assert caught.value.status == 409
+        assert (await api.ask("GET", "/instances/a/exec")).code == "invalid_state"
+        assert (await api.ask("GET", "/instances/nobody/exec")).code == "not_found"
+        await api.manager.boot("a")
+        plain = await api.ask("GET", "/instances/a/exec")
+        assert (plain.status, plain.code) == (400, "invalid_request")
+
+    drive(tmp_path, scenario)
+
+
+def test_an_exit_that_nobody_knows_is_not_made_up(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        async with connect(api) as socket:
+            await socket.send_str('{"command":["lost"]}')
+            code, reason = await close_of(socket)
+            assert code == 1011
+            assert reason.startswith("guest_error: ")
+
+    drive(tmp_path, scenario)
+
+
+def test_a_refusal_of_the_guest_is_told_in_the_close_and_whole_to_who_asked_for_streams(
+    tmp_path: Path,
+) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.refuse_exec = GuestError("ä" * 200, hint="wait")
+        async with connect(api) as socket:
+            await socket.send_str('{"command":["x"]}')
+            code, reason = await close_of(socket)
+            assert (code, reason) == (1011, "guest_error: " + "ä" * 55)
+        async with api.session.ws_connect(api.url("/instances/a/exec")) as socket:
+            await socket.send_str('{"command":["x"],"streams":true}')
+            told = await socket.receive_json()
+            description().check_schema("Error", told)
+            assert (told["code"], told["message"]) == ("guest_error", "ä" * 200)
+            assert (await close_of(socket))[0] == 1011
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        ('{"command":["x"],"tty":true}', "tty"),
+        ('{"command":["x"],"tty":1}', "tty"),
+        ('{"command":["x"],"rows":3}', "rows"),
+        ('{"command":[]}', "command"),
+        ('{"command":"x"}', "command"),
+        ('{"command":[""]}', "command"),
+        ('{"command":[1]}', "command"),
+        ('{"command":["a\\u0000"]}', "command"),
+        ('{"command":["x"],"env":["A=1"]}', "env"),
+        ('{"command":["x"],"env":{"A":1}}', "env.A"),
+        ('{"command":["x"],"env":{"A=B":"1"}}', "env"),
+        ('{"command":["x"],"timeout":-1}', "timeout"),
+        ('{"command":["x"],"timeout":true}', "timeout"),
+        ('{"command":["x"],"wait_for_agent":"1"}', "wait_for_agent"),
+        ('{"command":["x"],"cwd":5}', "cwd"),
+        ('{"command":["x"],"streams":"yes"}', "streams"),
+        ('{"command":["x"],"shell":true}', "shell"),
+        ('["x"]', "first frame"),
+        ("no json", "first frame"),
+        ('{"command":["\\ud800"]}', "UTF-8"),
+        ("[" * 100_000, "first frame"),
+    ],
+)
+def test_a_wrong_first_frame_is_refused_by_name(frame: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        parse_opening(frame)
+
+
+def test_nulls_of_the_first_frame_count_as_left_out() -> None:
+    whole = '{"command":["x"],"env":null,"cwd":null,"user":null,"timeout":null,"tty":null,"streams":null}'
+    assert parse_opening(whole) == Opening(ExecRequest(("x",), {}, None, None, None), streams=False)
+
+
+def test_wrong_frames_close_the_connection_with_the_reason(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        async with connect(api) as socket:
+            await socket.send_bytes(b"x")
+            assert await close_of(socket) == (
+                1008,
+                "invalid_request: the first frame must be text that says what to run",
+            )
+        for frame in (
+            '{"resize":{"rows":1,"cols":1}}',
+            '{"signal":0}',
+            '{"signal":true}',
+            '{"eof":false}',
+            "x",
+        ):
+            async with api.session.ws_connect(api.url("/instances/a/exec")) as socket:
+                await socket.send_str('{"command":["cat"]}')
+                await socket.send_str(frame)
+                assert (await close_of(socket))[0] == 1008, frame
+            assert api.manager.sessions[-1].closed.is_set()
+
+    drive(tmp_path, scenario)
+
+
+def test_a_client_that_never_says_what_to_run_is_closed(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        async with connect(api) as socket:
+            code, reason = await close_of(socket)
+            assert code == 1008
+            assert "no request came" in reason
+
+    drive(tmp_path, scenario, Limits(opening=0.05))

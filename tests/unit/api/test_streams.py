@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Server-sent events: what they hold, and how they end."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from hypemand.errors import GuestError
+from hypemand.state import State
+from tests.unit.api.harness import Api, description, drive
+
+
+async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
+    """Data of each event as it comes."""
+    async for line in response.content:
+        if line.startswith(b"data: "):
+            data = json.loads(line[6:])
+            yield data
+
+
+async def until_nobody_watches(api: Api) -> None:
+    """The server has let go of its streams: a deadline stands around every scenario."""
+    while api.manager.watchers:
+        await asyncio.sleep(0)  # noqa: ASYNC110 - the fake needs no event for this alone
+
+
+def test_watch_sends_the_vm_at_each_change_until_it_is_deleted(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a")
+        async with api.session.get(api.url("/instances/a/watch")) as response:
+            assert response.headers["Content-Type"] == "text/event-stream"
+            events = read_events(response)
+            seen = [(await anext(events))["state"]]
+            await api.manager.start_vm("a")
+            seen.append((await anext(events))["state"])
+            await api.manager.boot("a")
+            last = await anext(events)
+            description().check_schema("Instance", last)
+            assert (seen, last["state"]) == (["Stopped", "Initializing"], "Running")
+            await api.manager.delete_vm("a")
+            assert [event async for event in events] == []
+        assert api.manager.watchers == 0
+
+    drive(tmp_path, scenario)
+
+
+def test_a_client_that_goes_is_noticed_though_nothing_is_sent(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a")
+        async with api.session.get(api.url("/instances/a/watch")) as response:
+            await anext(read_events(response))
+            assert api.manager.watchers == 1
+            response.close()
+        await until_nobody_watches(api)
+
+    drive(tmp_path, scenario)
+
+
+def test_a_stream_breaks_off_when_the_daemon_stops(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a")
+        async with api.session.get(api.url("/instances/a/watch")) as response:
+            events = read_events(response)
+            await anext(events)
+            api.stop.set()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await anext(events)
+        await until_nobody_watches(api)
+
+    drive(tmp_path, scenario)
+
+
+def test_wait_asks_the_client_to_come_again_when_the_daemon_stops(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a", state=State.INITIALIZING)
+        waiting = asyncio.create_task(api.ask("GET", "/instances/a/wait?state=Running"))
+        await api.ask("GET", "/health")
+        api.stop.set()
+        answer = await waiting
+        assert (answer.status, answer.code) == (503, "host_not_ready")
+        assert "X-Should-Retry" not in answer.headers
+
+    drive(tmp_path, scenario)
+
+
+def test_logs_give_the_lines_that_were_asked_for(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        vm = api.manager.add("a")
+        sentinel = vm.lines[1]
+
+        async def lines(query: str) -> list[object]:
+            return [data for _, data in (await api.ask("GET", f"/instances/a/logs{query}")).events]
+
+        assert await lines("") == ["one", "two"]
+        assert await lines("?tail=1") == ["two"]
+        assert await lines("?tail=0") == []
+        assert await lines("?sentinels=true&tail=all") == ["one", sentinel, "two"]
+        assert await lines("?source=vmm") == ["vmm line"]
+        assert await lines("?tail=1&json=true") == [
+            {"time": "2023-11-14T22:13:20.250Z", "text": "two", "invocation_id": "ab" * 16}
+        ]
+        vm.lines = [f"line {n} \n\r\x00\u2028 \ud800" for n in range(500)]
+        assert await lines("") == vm.lines[-100:]
+        assert await lines("?tail=all") == vm.lines
+
+    drive(tmp_path, scenario)
+
+
+def test_followed_logs_go_on_until_the_run_has_ended(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a", state=State.RUNNING)
+        async with api.session.get(api.url("/instances/a/logs?follow=true&tail=1")) as response:
+            events = read_events(response)
+            assert await anext(events) == "two"
+            await api.manager.stop_vm("a")
+            assert [event async for event in events] == ["last"]
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["tail=-1", "tail=x", "tail=1e3", "tail=10000000", "tail=%C2%B2", "follow=yes", "source=all", "since=1"],
+)
+def test_wrong_parameters_of_logs_are_refused_by_name(tmp_path: Path, query: str) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a")
+        answer = await api.ask("GET", f"/instances/a/logs?{query}")
+        assert answer.status == 400
+        assert query.split("=")[0] in answer.json["message"]
+        assert (await api.ask("GET", "/instances/nobody/logs")).code == "not_found"
+        assert (await api.ask("GET", "/instances/nobody/watch")).code == "not_found"
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"), [(GuestError("it broke"), "guest_error"), (KeyError("odd"), "internal_error")]
+)
+def test_an_error_within_a_stream_is_told_and_the_stream_breaks_off(
+    tmp_path: Path, failure: Exception, code: str
+) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a")
+        api.manager.log_failure = failure
+        reader, writer = await asyncio.open_unix_connection(str(api.path))
+        writer.write(b"GET /instances/a/logs?tail=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        assert b'data: "two"\n\n' in answer
+        assert f'event: error\ndata: {{"code": "{code}"'.encode() in answer
+        assert b"odd" not in answer
+        assert not answer.endswith(b"0\r\n\r\n")
+
+    drive(tmp_path, scenario)
+
+
+def test_a_stream_with_much_at_hand_lets_others_run(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a").lines = ["x"] * 200_000
+        async with api.session.get(api.url("/instances/a/logs?tail=all")) as response:
+            count = 0
+            async for _ in read_events(response):
+                count += 1
+                if count == 1:
+                    assert (await api.ask("GET", "/health")).status == 200
+                    response.close()
+                    break
+
+    drive(tmp_path, scenario)
