@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent on a socket, with real processes, built with sanitizers. Usage: agent_channel.py AGENT [unittest …]"""
+"""The agent on a socket, with real processes, built with sanitizers.
+
+Usage: agent_channel.py AGENT [unittest …]
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exec mode as PID 1 of a namespace, built with sanitizers. Usage: exec_mode.py INIT FAKE-AGENT [unittest …]"""
+"""Exec mode as PID 1 of a namespace, built with sanitizers.
+
+Usage: exec_mode.py INIT FAKE-AGENT [unittest …]
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,8 @@ class ExecMode(unittest.TestCase):
             with self.subTest(agent=agent):
                 init = self.init("sh", "-c", "echo ran; exit 4", agent=agent)
                 self.assertEqual(init.report(), (4, "exited with code 4"))
-                order = [init.console.index(word) for word in ("AGENT-READY", "PROGRAM-START", "STAGE", "EXIT")]
+                words = ("AGENT-READY", "PROGRAM-START", "STAGE", "EXIT")
+                order = [init.console.index(word) for word in words]
                 self.assertEqual(order, sorted(order))
 
     def test_no_agent_wanted(self) -> None:
@@ -198,7 +202,8 @@ class ExecMode(unittest.TestCase):
         init.wait_for("ready")
         before = time.monotonic()
         init.order(b"poweroff 1\n")
-        self.assertEqual(init.report(), (137, "stopped on request: killed, since TERM did not end it within 1 s"))
+        words = "stopped on request: killed, since TERM did not end it within 1 s"
+        self.assertEqual(init.report(), (137, words))
         self.assertGreaterEqual(time.monotonic() - before, 1)
 
     def test_a_shorter_grace_overtakes_a_longer_one(self) -> None:
