@@ -36,7 +36,7 @@ def set_up_logging() -> None:
         handler = journal.JournalHandler(SYSLOG_IDENTIFIER="hypemand")
     else:
         handler = logging.StreamHandler()
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 
 

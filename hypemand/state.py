@@ -164,13 +164,15 @@ class Evidence:
 class Derived:
     """The state, what is wrong (always said in Unknown), and the markers that are still missing.
 
-    `missing` is empty where no guest boots. `stopping`: systemd is ending the unit.
+    `missing` is empty where no guest boots. `stopping`: systemd is ending the unit. `vmm_absent`: the VMM
+    does not listen yet.
     """
 
     state: State
     state_error: str | None = None
     missing: tuple[Marker, ...] = ()
     stopping: bool = False
+    vmm_absent: bool = False
 
 
 def derive_missing(evidence: Evidence) -> tuple[Marker, ...]:
@@ -206,8 +208,9 @@ def _derive_live(evidence: Evidence) -> Derived:
     qmp = evidence.qmp
     activating = evidence.unit is UnitEvidence.ACTIVATING
     if qmp is QmpStatus.ABSENT and activating:
-        # The VMM is being started, or systemd waits to start it again: not a fault.
-        return Derived(State.CREATED, missing=derive_missing(evidence))
+        # The VMM is being started, or systemd waits to start it again: not a fault. The guest's CPUs go
+        # with the VMM, so this is the beginning of Initializing and not Created.
+        return Derived(State.INITIALIZING, missing=derive_missing(evidence), vmm_absent=True)
     if qmp is QmpStatus.ABSENT:
         return Derived(State.UNKNOWN, "nothing listens on the VMM's QMP socket")
     if qmp is QmpStatus.NO_ANSWER:
@@ -244,7 +247,9 @@ def _status_detail(
         return derived.state_error
     match derived.state:
         case State.CREATED:
-            return "VMM starting, guest not started"
+            return "VMM up, guest not started"
+        case State.INITIALIZING if derived.vmm_absent:
+            return "starting the VMM"
         case State.INITIALIZING:
             return _waits_for(derived.missing, guest_agent)
         case State.RUNNING:

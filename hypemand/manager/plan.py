@@ -12,7 +12,7 @@ from hypemand.config.definition import Definition, Mode
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.manager.inventory import VmRecord
 from hypemand.qemu.accel import AccelKind
-from hypemand.qemu.commandline import VmmFiles, VmmPlan, memory_overhead, qemu_arguments
+from hypemand.qemu.commandline import VmmFiles, VmmPlan, kernel_words, memory_overhead, qemu_arguments
 from hypemand.qemu.host import VmmHost
 from hypemand.storage.configdisk import GuestConfig
 from hypemand.storage.images import Image
@@ -69,7 +69,6 @@ def make_plan(
         memory=definition.memory,
         vcpus=definition.vcpus,
         tsc_khz=host.tsc_khz,
-        hz=host.kernel.hz,
         files=files,
     )
     return Plan(definition, guest, files, _unit_plan(record, definition, guest, vmm, runtime, state), runtime)
@@ -85,7 +84,7 @@ def _unit_plan(
         vm=record.name,
         vm_id=record.id,
         uid=record.uid,
-        start=("/bin/sh", str(_VMM_SCRIPT), str(runtime), python, *qemu_arguments(vmm)),
+        start=("/bin/sh", str(_VMM_SCRIPT), str(runtime), python, kernel_words(vmm), *qemu_arguments(vmm)),
         stop=(python, "-I", "-m", "hypemand.unit.stop", str(runtime), str(stop_grace(definition.stop_timeout))),
         stop_post=(python, "-I", "-m", "hypemand.unit.exit", str(state), unit, str(guest.stop_signal), agent),
         writable=(str(runtime), str(vmm.files.disk)),

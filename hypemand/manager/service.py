@@ -121,13 +121,13 @@ class VmManager:
     async def list_vms(self) -> list[VmView]:
         """See `Manager`."""
         vms = sorted(self._vms.values(), key=lambda vm: vm.name)
-        await asyncio.gather(*(vm.refresh() for vm in vms if vm.state.is_vmm_active))
+        await asyncio.gather(*(vm.refresh(with_memory=True) for vm in vms if vm.state.is_vmm_active))
         return [vm.view() for vm in vms]
 
     async def get_vm(self, ref: str) -> VmView:
         """See `Manager`."""
         vm = self._get(ref)
-        await vm.refresh()
+        await vm.refresh(with_memory=True)
         return vm.view()
 
     def images_in_use(self) -> dict[str, list[str]]:

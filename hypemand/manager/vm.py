@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hypemand.boot.record import ExitRecord, load_exit_record
 from hypemand.boot.session import Session
@@ -43,7 +42,7 @@ from hypemand.state import (
 from hypemand.systemd.bus import BusError, SystemBus
 from hypemand.systemd.machined import register_machine
 from hypemand.systemd.notify import notify_for
-from hypemand.systemd.units import Units, UnitStatus, handle_name, merge_properties, unit_name
+from hypemand.systemd.units import Units, UnitStatus, handle_name, unit_name
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +95,8 @@ class Vm:
         self._watchers: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._note_lock = asyncio.Lock()
+        self._asking = asyncio.Lock()
+        self._stale = False
 
     # what is known
 
@@ -178,7 +179,7 @@ class Vm:
 
     def attach(self) -> None:
         """Begin to follow the unit's properties."""
-        self._services.units.watch(self.unit, self._take_properties)
+        self._services.units.watch(self.unit, self._take_signal)
 
     async def detach(self) -> None:
         """Follow nothing any more; the VM itself goes on."""
@@ -188,24 +189,28 @@ class Vm:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, with_memory: bool = False) -> None:
         """Ask systemd and the VMM now."""
-        try:
-            status = await self._services.units.status(self.unit)
-        except BusError as error:
-            _log.warning("VM %s: %s", self.name, error.message)
-            self._bus_up = False
-        else:
-            self._bus_up = True
-            self._unit = status
-        if self._session is not None:
-            await self._session.query_status()
-        self._evaluate()
+        async with self._asking:
+            self._stale = False
+            try:
+                status = await self._services.units.status(self.unit, with_memory=with_memory)
+            except BusError as error:
+                _log.warning("VM %s: %s", self.name, error.message)
+                self._bus_up = False
+            else:
+                self._bus_up = True
+                self._unit = status
+            self._follow_unit()
+            if self._session is not None:
+                await self._session.query_status()
+            self._evaluate()
 
-    def _take_properties(self, changed: Mapping[str, Any]) -> None:
-        self._bus_up = True
-        self._unit = merge_properties(self._unit, changed)
-        self._evaluate()
+    def _take_signal(self) -> None:
+        """The unit's state may have changed. Signals that come while one look is under way are one more."""
+        if not self._stale:
+            self._stale = True
+            self._spawn("refresh", self.refresh())
 
     def expect_boot(self, moments: Mapping[Moment, float], definition: Definition) -> None:
         """A start is under way: when it was asked for, and with what."""
@@ -221,7 +226,6 @@ class Vm:
     # consequences
 
     def _evaluate(self) -> None:
-        self._follow_unit()
         session = self._session
         if session is not None:
             session.main_pid = self._unit.main_pid or session.main_pid

@@ -16,11 +16,10 @@ from hypemand.qemu.accel import Accel, find_accel, find_tsc_khz
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The guest kernel. `hz` is its CONFIG_HZ."""
+    """The guest kernel."""
 
     path: Path
     release: str
-    hz: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def find_kernel(folder: Path) -> Kernel:
     path = folder / "vmlinux"
     try:
         facts = json.loads((folder / "kernel.json").read_text())
-        kernel = Kernel(path, str(facts["release"]), int(facts["hz"]))
+        kernel = Kernel(path, str(facts["release"]))
     except (OSError, ValueError, KeyError, TypeError):
         kernel = None
     if kernel is None or not path.is_file():

@@ -91,7 +91,7 @@ class Qmp:
             while line := await self._reader.readline():
                 self._take(line)
         except (OSError, ValueError) as error:
-            _log.warning("QMP: %s", error)
+            _log.debug("QMP: %s", error)
         finally:
             self.closed.set()
             for answer in self._pending.values():

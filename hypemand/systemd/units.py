@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hypemand.config.definition import Restart
@@ -65,7 +65,6 @@ class UnitStatus:
     sub_state: str = ""
     invocation_id: str | None = None
     main_pid: int | None = None
-    result: str = ""
     memory_current: int | None = None
     start_monotonic: float | None = None
 
@@ -87,7 +86,10 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("NotifyAccess", "s", "main"),
         ("ExecStart", "a(sasb)", [_command(plan.start)]),
         ("ExecStop", "a(sasb)", [_command(plan.stop)]),
-        ("ExecStopPostEx", "a(sasas)", [_privileged(plan.stop_post)]),
+        ("ExecStopPost", "a(sasb)", [_command(plan.stop_post)]),
+        # ExecStop= and ExecStopPost= run as root, outside of the sandbox. (Their "+" would do the same, but
+        # systemd 252 forgets commands with flags at a daemon-reload.)
+        ("PermissionsStartOnly", "b", True),
         ("KillMode", "s", "mixed"),
         ("Restart", "s", plan.restart.value),
         ("TimeoutStartUSec", "t", microseconds(plan.boot_timeout)),
@@ -111,11 +113,32 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
 
 
 def _command(argv: tuple[str, ...]) -> tuple[str, list[str], bool]:
-    return (argv[0], list(argv), False)
+    # systemd replaces variables in it: there are none of ours
+    return (argv[0], [argument.replace("$", "$$") for argument in argv], False)
 
 
-def _privileged(argv: tuple[str, ...]) -> tuple[str, list[str], list[str]]:
-    return (argv[0], list(argv), ["privileged"])
+@dataclass(frozen=True, slots=True)
+class _Property:
+    """A property that is read: its name on the bus, the field of UnitStatus, and what is made of it."""
+
+    name: str
+    field: str
+    convert: Callable[[Any], Any]
+
+
+_PROPERTIES = (
+    _Property("Unit.LoadState", "load_state", str),
+    _Property("Unit.ActiveState", "active_state", str),
+    _Property("Unit.SubState", "sub_state", str),
+    _Property("Unit.InvocationID", "invocation_id", lambda value: bytes(value).hex() or None),
+    _Property("Service.MainPID", "main_pid", lambda value: value or None),
+    _Property("Service.ExecMainStartTimestampMonotonic", "start_monotonic", lambda value: value / 1e6 or None),
+)
+_MEMORY = _Property(
+    "Service.MemoryCurrent", "memory_current", lambda value: None if value == INFINITY else value
+)
+# changes of these are worth another look at the unit
+_TELLING = frozenset({"ActiveState", "SubState", "InvocationID", "MainPID"})
 
 
 class Units:
@@ -143,24 +166,23 @@ class Units:
         """Let go of a failed unit, so that its name can be used again."""
         await self._unless_missing("ResetFailedUnit", "s", unit)
 
-    async def status(self, unit: str) -> UnitStatus:
-        """What systemd says of a unit now."""
+    async def status(self, unit: str, *, with_memory: bool = False) -> UnitStatus:
+        """What systemd says of a unit now; the memory it takes only if asked for, since that is dear.
+
+        Single properties, because all of them at once cost PID 1 ten times as much.
+        """
         path = unit_path(unit)
-        get_all = "org.freedesktop.DBus.Properties.GetAll"
+        names = [*_PROPERTIES, _MEMORY] if with_memory else _PROPERTIES
+        fields: dict[str, Any] = {}
         try:
-            of_unit = await self._bus.call(
-                SERVICE, path, get_all, encode_arguments("s", [f"{SERVICE}.Unit"])
-            )
+            for prop in names:
+                value = await self._bus.get_property(SERVICE, path, f"{SERVICE}.{prop.name}")
+                fields[prop.field] = prop.convert(value)
         except BusError as error:
             if error.number in (errno.ENOENT, errno.EBADR):
                 return UnitStatus(None)
             raise
-        if of_unit["LoadState"] != "loaded":
-            return UnitStatus(None)
-        of_service = await self._bus.call(
-            SERVICE, path, get_all, encode_arguments("s", [f"{SERVICE}.Service"])
-        )
-        return _status_from(of_unit, of_service)
+        return UnitStatus(**fields) if fields.pop("load_state") == "loaded" else UnitStatus(None)
 
     async def list_vms(self) -> dict[str, str]:
         """ActiveState of every VM's unit that is loaded, by the VM's name."""
@@ -173,9 +195,15 @@ class Units:
                 found[vm] = row[3]
         return found
 
-    def watch(self, unit: str, callback: Callable[[dict[str, Any]], None]) -> None:
-        """Call back with each change of the unit's properties."""
-        self._bus.watch_properties(unit_path(unit), callback)
+    def watch(self, unit: str, callback: Callable[[], None]) -> None:
+        """Call back when the unit's state may have changed. What it is now, `status` tells: a signal may
+        arrive after the answer to a call that was made later."""
+
+        def tell(changed: dict[str, Any]) -> None:
+            if not _TELLING.isdisjoint(changed):
+                callback()
+
+        self._bus.watch_properties(unit_path(unit), tell)
 
     def unwatch(self, unit: str) -> None:
         """Undo `watch`."""
@@ -191,29 +219,3 @@ class Units:
             # NoSuchUnit, and NoSuchProcess for a signal to what has just ended
             if error.number not in (errno.ENOENT, errno.ESRCH):
                 raise
-
-
-def _status_from(of_unit: Mapping[str, Any], of_service: Mapping[str, Any]) -> UnitStatus:
-    return merge_properties(UnitStatus(None), {**of_service, **of_unit})
-
-
-def merge_properties(status: UnitStatus, changed: Mapping[str, Any]) -> UnitStatus:
-    """What is known of a unit after these properties have changed. A property that was only invalidated
-    (None) is kept as it was."""
-    fields: dict[str, Any] = {}
-    for name, value in changed.items():
-        if value is not None and name in _FIELDS:
-            field, convert = _FIELDS[name]
-            fields[field] = convert(value)
-    return replace(status, **fields)
-
-
-_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "ActiveState": ("active_state", str),
-    "SubState": ("sub_state", str),
-    "InvocationID": ("invocation_id", lambda value: bytes(value).hex() or None),
-    "MainPID": ("main_pid", lambda value: value or None),
-    "Result": ("result", str),
-    "MemoryCurrent": ("memory_current", lambda value: None if value == INFINITY else value),
-    "ExecMainStartTimestampMonotonic": ("start_monotonic", lambda value: value / 1e6 or None),
-}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ExecStop= of a VM's unit: tell the guest to power off and wait until the VMM has gone.
 
-``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS``, as the unit's user. Needs no daemon: the
+``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS``. Needs no daemon: the
 stop port is for this alone. Whatever goes wrong here, systemd goes on to end the VMM by signal.
 """
 

@@ -1,13 +1,16 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# ExecStart= of a VM's unit: vmm.sh RUNTIME_DIR PYTHON VMM...
+# ExecStart= of a VM's unit: vmm.sh RUNTIME_DIR PYTHON KERNEL_WORDS VMM...
+#
+# The boot id is the invocation id: systemd gives every start a new one, also a restart of its own making.
 #
 # The VMM becomes the main process. Beside it stays the leader, the process that machinectl signals:
 # poweroff sends it SIGRTMIN+4 (38), of which a VMM would die at once, and here it becomes an orderly
 # shutdown of the guest. The leader blocks on a FIFO that nobody writes to; systemd ends it with the unit.
 runtime=$1
 python=$2
-shift 2
+words=$3
+shift 3
 (
     exec </dev/null 9<>"$runtime/leader"
     trap '"$python" -I -m hypemand.unit.stop "$runtime" 25 &' 38
@@ -16,4 +19,4 @@ shift 2
     done
 ) &
 echo "$!" >"$runtime/leader.pid"
-exec "$@"
+exec "$@" -append "$words hypeman.boot=$INVOCATION_ID"

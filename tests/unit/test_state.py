@@ -39,7 +39,7 @@ TABLE: list[tuple[set[str], set[str], bool | None, bool | None, str]] = [
     (GONE, ANY, None, True, "Standby"),
     (GONE, ANY, None, False, "Stopped"),
     ({"deactivating"}, ANY, None, None, "Shutdown"),
-    ({"activating"}, {"absent"}, None, None, "Created"),
+    ({"activating"}, {"absent"}, None, None, "Initializing"),
     (UP, {"absent"}, None, None, "Unknown"),
     (ANY, MUTE, None, None, "Unknown"),
     (ANY, DEAD, None, None, "Shutdown"),
@@ -123,7 +123,8 @@ def test_initializing_says_which_marker_is_waited_for(
         (Derived(State.SHUTDOWN), "Shutdown: guest has shut down, VMM still there"),
         (Derived(State.PAUSED), "Paused"),
         (Derived(State.STANDBY), "Standby: can be restored"),
-        (Derived(State.CREATED), "Created: VMM starting, guest not started"),
+        (Derived(State.CREATED), "Created: VMM up, guest not started"),
+        (Derived(State.INITIALIZING, vmm_absent=True), "Initializing: starting the VMM"),
         (Derived(State.UNKNOWN, "systemd does not answer"), "Unknown: systemd does not answer"),
     ],
 )
