@@ -10,6 +10,7 @@ stops. A client that asked for streams gets the whole error as text before that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ async def serve_exec(
     try:
         with watch_client(request) as gone:
             ended = await first_of(
-                exec=_run(socket, manager, ref, limits.opening),
+                exec=_run(socket, manager, ref, limits),
                 client=wait_ended(gone, Ended.CLIENT),
                 daemon=wait_ended(closing, Ended.DAEMON),
             )
@@ -142,28 +143,40 @@ async def _close(socket: web.WebSocketResponse, code: WSCloseCode, reason: str) 
     await socket.close(code=code, message=cut.encode())
 
 
-async def _run(socket: web.WebSocketResponse, manager: Manager, ref: str, deadline: float) -> Ended | None:
-    opening = parse_opening(await _receive_first(socket, deadline))
+async def _run(socket: web.WebSocketResponse, manager: Manager, ref: str, limits: Limits) -> Ended | None:
+    """From the first frame to the exit; Ended.CLIENT when the client has closed before it."""
+    opening = parse_opening(await _receive_first(socket, limits.opening))
     try:
-        return await _run_command(socket, manager, ref, opening)
+        report = await _run_command(socket, manager, ref, opening)
+        if report is None:
+            return Ended.CLIENT
+        await socket.send_str(json.dumps(_exit_frame(report, opening.streams)))
     except HypemandError as error:
         if opening.streams:
             await socket.send_str(json.dumps(error_json(error)))
         raise
+    await _await_close(socket, limits.closing)
+    return None
 
 
 async def _run_command(
     socket: web.WebSocketResponse, manager: Manager, ref: str, opening: Opening
-) -> Ended | None:
+) -> ExitReport | None:
+    """How it ended; None when the client has closed before."""
     session = await manager.exec_vm(ref, opening.request)
     try:
-        report = await first_of(output=_send_output(socket, session, opening), input=_feed(socket, session))
-        if report is None:
-            return Ended.CLIENT
-        await socket.send_str(json.dumps(_exit_frame(report, opening.streams)))
-        return None
+        return await first_of(output=_send_output(socket, session, opening), input=_feed(socket, session))
     finally:
         await session.close()
+
+
+async def _await_close(socket: web.WebSocketResponse, deadline: float) -> None:
+    """Leave it to the client to close. It may still be sending input that the command did not wait for, and
+    the published client fails when it finds the connection closed before it has read the exit."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(deadline):
+            while not _is_end(await socket.receive()):
+                pass
 
 
 async def _receive_first(socket: web.WebSocketResponse, deadline: float) -> str:

@@ -81,8 +81,8 @@ class Limits:
 
     `first_request`: from the connection to the end of the first request's head; `keepalive`: between
     requests; `body`: for a request's body; `lingering`: for the rest of a body that was refused;
-    `opening`: from the upgrade to what exec is to run; `closing`: for the other side of a WebSocket to
-    agree to its end; `grace`: for requests that are on when the server ends.
+    `opening`: from the upgrade to what exec is to run; `closing`: for the other side to close a
+    WebSocket that has done its work; `grace`: for requests that are on when the server ends.
     """
 
     connections: int = 256

@@ -12,7 +12,7 @@ from hypemand.errors import HypemandError, InvalidDefinition
 from tests.openapi_check import Description
 from tests.unit.api.fakes import IMAGE
 
-BASE = {"name": "web", "image": IMAGE}
+BASE: dict[str, object] = {"name": "web", "image": IMAGE}
 
 
 def parse(body: Mapping[str, object]) -> CreateRequest:
