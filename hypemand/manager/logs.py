@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from systemd._reader import _Reader
 
 from hypemand.manager.view import LogLine, LogSource
-from hypemand.sentinels import is_sentinel_line
+from hypemand.sentinels import derive_user_text
 from hypemand.systemd.journal import synchronize_journal
 from hypemand.systemd.units import unit_name
 
@@ -31,6 +31,9 @@ class VmLog:
         # the id too: an earlier VM of the same name had lines of its own
         self._reader.add_match(f"HYPEMAN_VM_ID={vm_id}")
         self._reader.add_match(f"_SYSTEMD_UNIT={unit}")
+        if source is LogSource.APP:
+            # what systemd says while it sets the unit up comes by another way
+            self._reader.add_match("_TRANSPORT=stdout")
         self._reader.fileno()
 
     def seek(self, tail: int | None) -> None:
@@ -40,7 +43,7 @@ class VmLog:
             return
         self._reader.seek_tail()
         while tail > 0 and self._reader._previous():
-            tail -= self._is_wanted(self._message())
+            tail -= self._wanted_text() is not None
         if tail > 0:
             self._reader.seek_head()
         elif self._reader._previous():
@@ -55,9 +58,8 @@ class VmLog:
         for _ in range(_BATCH):
             if not self._reader._next():
                 break
-            message = self._message()
-            if self._is_wanted(message):
-                text = message.decode("utf-8", "replace")
+            text = self._wanted_text()
+            if text is not None:
                 lines.append(LogLine(self._reader._get_realtime() / 1e6, text, self._invocation()))
         return lines
 
@@ -71,23 +73,28 @@ class VmLog:
         return int(self._reader.fileno())
 
     def _message(self) -> bytes:
+        return self._field("MESSAGE")
+
+    def _invocation(self) -> str | None:
+        return self._field("_SYSTEMD_INVOCATION_ID").decode("ascii", "replace") or None
+
+    def _field(self, name: str) -> bytes:
         try:
-            return bytes(self._reader._get("MESSAGE"))
+            return bytes(self._reader._get(name))
         except KeyError:
             return b""
 
-    def _invocation(self) -> str | None:
-        try:
-            return bytes(self._reader._get("_SYSTEMD_INVOCATION_ID")).decode("ascii", "replace")
-        except KeyError:
-            return None
-
-    def _is_wanted(self, message: bytes) -> bool:
+    def _wanted_text(self) -> str | None:
+        """The line that the reader stands on, as it is to be shown; None if it is not."""
+        message = self._message()
         if self._source is LogSource.HYPEMAN:
-            return True
-        if message.startswith(_VMM_PREFIX) != (self._source is LogSource.VMM):
-            return False
-        return self._sentinels or not is_sentinel_line(message)
+            return message.decode("utf-8", "replace")
+        by_vmm = message.startswith(_VMM_PREFIX) or self._field("_TRANSPORT") != b"stdout"
+        if by_vmm != (self._source is LogSource.VMM):
+            return None
+        if self._sentinels:
+            return message.decode("utf-8", "replace")
+        return derive_user_text(message.decode("utf-8", "replace"))
 
     def close(self) -> None:
         """Let go of the journal's files."""

@@ -91,7 +91,6 @@ class Vm:
         self._text = ""
         self._phase_since = time.time()
         self._phases: dict[State, float] = {}
-        self._started_at: float | None = None
         self._watchers: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._note_lock = asyncio.Lock()
@@ -160,7 +159,7 @@ class Vm:
             state_error=self._derived.state_error,
             status_text=self._text,
             created_at=self.record.created_at,
-            started_at=self._started_at,
+            started_at=self._unit.started_at,
             stopped_at=None if ended is None else ended.ended_at,
             ready_ms=notes.ready_ms if notes is not None and self.state.is_vmm_active else None,
             exit=None if ended is None else ExitReport(ended.code, ended.message),
@@ -296,7 +295,6 @@ class Vm:
         if self._running_definition is None:
             self._running_definition = self._load_running_definition()
         self._exit = None
-        self._started_at = time.time()
         self._session = Session(
             self.name,
             tracker,
@@ -356,8 +354,8 @@ class Vm:
         if self._text == old_text and derived.state is old:
             return
         if derived.state is not old:
-            now = time.time()
-            self._phases[old] = self._phases.get(old, 0.0) + now - self._phase_since
+            now = self._unit.changed_at or time.time()
+            self._phases[old] = self._phases.get(old, 0.0) + max(now - self._phase_since, 0.0)
             self._phase_since = now
             self._services.on_change()
             log_state_change(self.name, self.record.id, old, derived.state, self._text, derived.state_error)

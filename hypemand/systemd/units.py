@@ -59,12 +59,18 @@ class UnitPlan:
 
 @dataclass(frozen=True, slots=True)
 class UnitStatus:
-    """What systemd says of a unit at one moment. `active_state` None: there is no such unit."""
+    """What systemd says of a unit at one moment. `active_state` None: there is no such unit.
+
+    `start_monotonic` and `started_at` (since the epoch): when its main process was spawned; `changed_at`:
+    when its state was another one last. `memory_current` in bytes.
+    """
 
     active_state: str | None
     sub_state: str = ""
     invocation_id: str | None = None
     main_pid: int | None = None
+    started_at: float | None = None
+    changed_at: float | None = None
     memory_current: int | None = None
     start_monotonic: float | None = None
 
@@ -126,13 +132,19 @@ class _Property:
     convert: Callable[[Any], Any]
 
 
+def _seconds(microseconds: int) -> float | None:
+    return microseconds / 1e6 or None
+
+
 _PROPERTIES = (
     _Property("Unit.LoadState", "load_state", str),
     _Property("Unit.ActiveState", "active_state", str),
     _Property("Unit.SubState", "sub_state", str),
     _Property("Unit.InvocationID", "invocation_id", lambda value: bytes(value).hex() or None),
     _Property("Service.MainPID", "main_pid", lambda value: value or None),
-    _Property("Service.ExecMainStartTimestampMonotonic", "start_monotonic", lambda value: value / 1e6 or None),
+    _Property("Service.ExecMainStartTimestampMonotonic", "start_monotonic", _seconds),
+    _Property("Service.ExecMainStartTimestamp", "started_at", _seconds),
+    _Property("Unit.StateChangeTimestamp", "changed_at", _seconds),
 )
 _MEMORY = _Property(
     "Service.MemoryCurrent", "memory_current", lambda value: None if value == INFINITY else value
