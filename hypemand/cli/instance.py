@@ -16,6 +16,7 @@ DEFAULT_BOOT_SECONDS = 90.0
 DEFAULT_STOP_SECONDS = 30.0
 ENDED_STATES = frozenset({"Stopped", "Standby"})
 STOPPED_ON_REQUEST = "stopped on request"
+STOPPED_EARLY = "stopped before"
 
 
 def get_instance(client: Client, ref: str) -> Instance:
@@ -74,7 +75,7 @@ def has_failed(instance: Instance) -> bool:
         return False
     code, message = instance.get("exit_code"), str(instance.get("exit_message") or "")
     if code is None:
-        return bool(message)
+        return bool(message) and not message.startswith(STOPPED_EARLY)
     return code != 0 and not (message.startswith(STOPPED_ON_REQUEST) and code > 128 and code != 137)
 
 

@@ -94,6 +94,7 @@ def test_an_endless_stop_is_refused_before_anything_is_asked(daemon: FakeDaemon,
         ({"exit_code": 3, "exit_message": "stopped on request: exited with 3"}, 1),
         ({"exit_code": 3, "exit_message": "exited"}, 1),
         ({"exit_code": None, "exit_message": "the VMM was killed"}, 1),
+        ({"exit_code": None, "exit_message": "stopped before the program had ended"}, 0),
         ({"exit_code": None, "exit_message": None}, 0),
     ],
 )

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The man pages and the completion files say what the program does, all of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypemand.cli.commands import COMMANDS, GLOBAL_OPTIONS
+from hypemand.cli.completion import format_bash, format_zsh
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.spec import Command
+from tests.unit.cli.conftest import DEADLINE, REPOSITORY
+
+MANUALS = REPOSITORY / "debian/man"
+COMPLETIONS = REPOSITORY / "debian/completion"
+SCHEMAS = REPOSITORY / "hypemand/config"
+
+
+def read_plain(page: Path) -> str:
+    """The source of a page without fonts and escapes."""
+    text = re.sub(r"\\f[BRIP]", "", page.read_text())
+    return text.replace("\\-", "-").replace("\\&", "")
+
+
+@cache
+def read_sections() -> Mapping[str, str]:
+    """The sections on the commands in hypemanctl.1, by the command's words."""
+    parts = re.split(r"^\.SS ", read_plain(MANUALS / "hypemanctl.1"), flags=re.MULTILINE)[1:]
+    words = {tuple(part.split()): part for part in parts}
+    names = sorted((c.path for c in COMMANDS), key=len, reverse=True)
+    return {" ".join(n): next(p for w, p in words.items() if w[: len(n)] == n) for n in names}
+
+
+def find_flags(text: str) -> set[str]:
+    """The options that have a paragraph of their own."""
+    heads = re.findall(r"^\.TP\n\.B\w* (.*)$", text, flags=re.MULTILINE)
+    return {flag for head in heads for flag in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", head)}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
+def test_the_manual_explains_every_option_of_a_command_and_no_other(command: Command) -> None:
+    flags = {flag for option in command.options for flag in option.flags}
+    section = read_sections()[command.name].split("\n.SH ")[0]
+    assert find_flags(section) == flags
+    for argument in command.arguments:
+        assert argument.metavar in section.splitlines()[0]
+
+
+def test_the_manual_explains_the_global_options_and_the_exit_codes() -> None:
+    text = read_plain(MANUALS / "hypemanctl.1")
+    options = text.split("\n.SH OPTIONS")[1].split("\n.SH ")[0]
+    assert {flag for o in GLOBAL_OPTIONS for flag in o.flags} <= find_flags(options)
+    codes = text.split("\n.SH EXIT STATUS")[1].split("\n.SH ")[0]
+    assert re.findall(r"^\.TP\n\.B (\d+)$", codes, flags=re.MULTILINE) == [str(int(c)) for c in ExitCode]
+
+
+def flatten(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every key of a schema with its rules; nested ones joined by dots."""
+    for key, rules in schema["properties"].items():
+        yield prefix + key, rules
+        if "properties" in rules:
+            yield from flatten(rules, f"{prefix}{key}.")
+
+
+def find_paragraph(page: Path, key: str) -> str | None:
+    """The paragraph whose head is the key."""
+    match = re.search(
+        rf"^\.TP\n\.BI? {re.escape(key)}:?(?: .*)?\n((?:(?!\.TP|\.SH).*\n)+)", read_plain(page), re.M
+    )
+    return match[1] if match else None
+
+
+@pytest.mark.parametrize(
+    ("page", "schema"),
+    [("hypemand.vm.5", "vm.schema.json"), ("hypemand.yaml.5", "host.schema.json")],
+)
+def test_the_manual_explains_every_key_with_its_default(page: str, schema: str) -> None:
+    for key, rules in flatten(json.loads((SCHEMAS / schema).read_text())):
+        paragraph = find_paragraph(MANUALS / page, key.removeprefix("unit."))
+        assert paragraph is not None, key
+        default = rules.get("default")
+        if default is None or isinstance(default, dict):
+            continue
+        shown = f"[{', '.join(map(str, default))}]" if isinstance(default, list) else str(default)
+        shown = shown.lower() if isinstance(default, bool) else shown
+        assert re.search(rf'^Default:\n\.BR "?{re.escape(shown)}"? \.$', paragraph, re.MULTILINE), key
+
+
+@pytest.mark.parametrize("page", sorted(MANUALS.iterdir()), ids=lambda p: p.name)
+def test_the_manuals_are_clean(page: Path) -> None:
+    assert page.read_text().startswith('.\\" SPDX-License-Identifier: Apache-2.0\n.TH ')
+    mandoc = shutil.which("mandoc")
+    assert mandoc, "install the package mandoc"
+    done = subprocess.run(
+        [mandoc, "-Tlint", str(page)], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert done.stdout + done.stderr == ""
+
+
+@pytest.mark.parametrize("page", sorted(MANUALS.iterdir()), ids=lambda p: p.name)
+def test_what_the_manuals_refer_to_is_there(page: Path) -> None:
+    ours = {f"{name} ({section})" for name, _, section in (p.name.rpartition(".") for p in MANUALS.iterdir())}
+    named = set(re.findall(r"^\.BR (hypeman\S* \(\d\))", read_plain(page), flags=re.MULTILINE))
+    assert named <= ours
+
+
+def test_the_completion_files_are_those_of_the_table() -> None:
+    cure = "run: python3 -m hypemand.cli.completion bash|zsh"
+    assert (COMPLETIONS / "hypemanctl.bash").read_text() == format_bash(), cure
+    assert (COMPLETIONS / "_hypemanctl").read_text() == format_zsh(), cure
+
+
+@pytest.mark.parametrize("text", [format_bash(), format_zsh()], ids=["bash", "zsh"])
+def test_completion_knows_every_command_and_option(text: str) -> None:
+    words = set(re.findall(r"[\w-]+", text))
+    for command in COMMANDS:
+        assert set(command.path) <= words
+        assert {flag for option in command.options for flag in option.flags} <= words
+
+
+# What bash-completion does for the words that are typed here, and a hypemanctl with two VMs.
+SCRIPT = r"""
+set -u
+_get_comp_words_by_ref() {
+    words=("${COMP_WORDS[@]}") cword=$((${#COMP_WORDS[@]} - 1))
+    cur=${words[cword]} prev=${words[cword - 1]}
+}
+__ltrim_colon_completions() { :; }
+hypemanctl() {
+    if [[ $* == *"image list -q" ]]; then echo builtin:busybox; else printf '%s\n' web wiki; fi
+}
+source "$1"; shift
+COMP_WORDS=("$@")
+_hypemanctl
+printf '%s\n' "${COMPREPLY[@]-}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["st"], ["status", "start", "stop"]),
+        (["start", "w"], ["web", "wiki"]),
+        (["start", "--w"], ["--wait"]),
+        (["start", "web", "wi"], ["wiki"]),
+        (["image", "i"], ["inspect", "import"]),
+        (["image", "rm", "b"], ["builtin:busybox"]),
+        (["run", "--rm", "b"], ["builtin:busybox"]),
+        (["run", "--memory", ""], [""]),
+        (["wait", "web", "--for", "S"], ["Shutdown", "Stopped", "Standby"]),
+        (["analyze", ""], ["plot", "web", "wiki"]),
+        (["analyze", "plot", "we"], ["web"]),
+        (["--socket", "/x", "kill", "-s", "T"], ["TERM"]),
+    ],
+)
+def test_bash_offers_what_fits(words: list[str], offered: list[str]) -> None:
+    argv = ["bash", "-c", SCRIPT, "test", str(COMPLETIONS / "hypemanctl.bash"), "hypemanctl", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE, check=True)
+    assert done.stdout.splitlines() == offered
