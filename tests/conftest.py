@@ -28,6 +28,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("suite", [Suite(name) for name in chosen], ids=str, scope="session")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "host: needs a booted Debian (set by itself where the fixture `suite` is used)"
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a host comes last: a mistake that a linter or a unit test finds is shown first."""
+    for item in items:
+        if "suite" in getattr(item, "fixturenames", ()):
+            item.add_marker("host")
+    items.sort(key=lambda item: "host" in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def host(suite: Suite) -> Iterator[TestHost]:
     """A host with our packages installed that all tests of a suite share: leave it as you found it."""

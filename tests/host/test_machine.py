@@ -107,6 +107,7 @@ def fresh_bare(suite: Suite) -> Iterator[TestHost]:
         yield host
 
 
+@pytest.mark.host
 def test_hosts_side_by_side_are_apart_and_leave_nothing() -> None:
     with boot_hosts(list(Suite), installed=False) as hosts:
         for host in hosts:
@@ -122,6 +123,7 @@ def test_hosts_side_by_side_are_apart_and_leave_nothing() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in set.union(*pids))
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=str)
 def test_a_killed_test_run_leaves_no_process_and_the_next_run_removes_the_rest(death: signal.Signals) -> None:
     runner = subprocess.Popen(

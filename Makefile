@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+# All targets do their own set-up, on a Debian 12 or 13 machine, as root. What takes long is built once and
+# kept below /var/cache/hypemand-build ($HYPEMAND_BUILD_CACHE) by content.
+
+SUITES = bookworm trixie
+# for pytest: make test-host SUITES=trixie ARGS='-k journal -x'
+ARGS =
+
+RUN = venv=$$(tools/setup) && "$$venv/bin/python"
+PYTEST = $(RUN) -m pytest -p no:cacheprovider --durations=15
+SUITE_OPTIONS = $(SUITES:%=--suite=%)
+
+.PHONY: help setup deb test test-unit test-host lint check-guest format demo bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## install what building and testing need
+	@tools/setup
+
+deb: ## build the Debian packages into dist/
+	@tools/setup >/dev/null
+	@tools/build-debs
+
+test: deb ## lint, guest C tests, unit tests, and tests on Debian 12 and 13
+	@$(PYTEST) $(SUITE_OPTIONS) $(ARGS)
+
+test-unit: ## unit tests alone, in seconds
+	@$(PYTEST) tests/unit $(ARGS)
+
+test-host: deb ## the tests on real Debian alone; SUITES=trixie for one release
+	@$(PYTEST) -m host $(SUITE_OPTIONS) $(ARGS)
+
+lint: deb ## all linters
+	@$(PYTEST) tests/lint $(ARGS)
+
+check-guest: ## the tests of the guest's C under sanitizers
+	@tools/setup >/dev/null
+	@$(MAKE) --no-print-directory -C guest check
+
+format: ## bring Python and C into shape
+	@$(RUN) -m ruff format .
+	@$(MAKE) --no-print-directory -C guest format
+
+demo: deb ## the main job on a fresh test host, from package install to Running
+	@$(RUN) -m bench.demo $(ARGS)
+
+bench: deb ## times and memory against bare QEMU, in one run
+	@$(RUN) -m bench.measure $(ARGS)
+
+clean: ## remove what was built in this checkout; the cache stays
+	@rm -rf dist build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+	@$(MAKE) --no-print-directory -C guest clean

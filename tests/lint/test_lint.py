@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every linter is clean, and what is written twice says the same."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from hypemand.version import VERSION
+from tests.host.command import ENVIRONMENT, run_command
+from tests.host.lab import DIST
+
+TOP = Path(__file__).parents[2]
+RUFF = [sys.executable, "-m", "ruff"]
+MYPY = [sys.executable, "-m", "mypy"]
+C_TIMEOUT = 600.0
+
+
+def list_sources() -> list[Path]:
+    """The files that git knows or would know."""
+    git = ["git", "-C", str(TOP), "-c", "safe.directory=*"]
+    listing = run_command(
+        [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        timeout=30,
+    )
+    paths = [TOP / name for name in listing.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def find_scripts() -> list[Path]:
+    """Shell scripts, by their first line, and those that a package's maintainer scripts are made from."""
+    scripts = []
+    for path in list_sources():
+        with path.open("rb") as file:
+            first = file.readline(100)
+        if re.match(rb"#! ?(/usr)?/bin/(ba|da)?sh\b", first):
+            scripts.append(path)
+    return scripts
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        pytest.param([*RUFF, "check", "--no-cache", "."], id="ruff-check"),
+        pytest.param([*RUFF, "format", "--no-cache", "--check", "."], id="ruff-format"),
+        pytest.param([*MYPY, "--strict", "hypemand", "tests", "bench"], id="mypy"),
+        pytest.param(["make", "-C", "guest", "lint"], id="guest"),
+    ],
+)
+def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TOP)
+    run_command(argv, timeout=C_TIMEOUT)
+
+
+def test_shell_scripts_are_clean() -> None:
+    scripts = find_scripts()
+    assert TOP / "tools/setup" in scripts
+    run_command(["shellcheck", *map(str, scripts)], timeout=120)
+
+
+def test_packages_are_clean() -> None:
+    (changes,) = DIST.glob("*.changes")
+    env = {**ENVIRONMENT, "LINTIAN_PROFILE": "debian"}
+    run_command(["lintian", "--fail-on=error,warning", "--allow-root", str(changes)], env=env, timeout=600)
+
+
+def find_man_pages() -> list[Path]:
+    return sorted((TOP / "debian/man").glob("*.[1-8]"))
+
+
+@pytest.mark.parametrize("page", find_man_pages(), ids=lambda page: page.name)
+def test_man_pages_are_clean(page: Path) -> None:
+    env = {**ENVIRONMENT, "MANWIDTH": "80", "MANROFFSEQ": "", "LC_ALL": "C.UTF-8"}
+    shown = run_command(
+        ["man", "--warnings", "--encoding=UTF-8", "--local-file", str(page)], env=env, timeout=60
+    )
+    assert shown.stderr == ""
+
+
+def test_the_changelog_has_the_version_of_the_program() -> None:
+    first = (TOP / "debian/changelog").read_text().splitlines()[0]
+    assert first.startswith(f"hypemand ({VERSION}) ")
+
+
+def test_every_source_file_names_its_licence() -> None:
+    kinds = {".py", ".c", ".h", ".sh", ".service", ".socket", ".slice"}
+    sources = [path for path in list_sources() if path.suffix in kinds] + find_scripts()
+    silent = [str(path) for path in sources if b"SPDX-License-Identifier: Apache-2.0" not in _head(path)]
+    assert silent == []
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(200)
