@@ -122,11 +122,16 @@ class Session:
     async def _await_qmp_end(self, qmp: Qmp) -> None:
         await qmp.closed.wait()
         self._qmp = None
-        self.qmp_status = QmpStatus.ABSENT
+        if self.qmp_status is not QmpStatus.SHUTDOWN:
+            self.qmp_status = QmpStatus.ABSENT
         self._on_change()
 
     def _take_event(self, event: str) -> None:
-        if event in ("STOP", "RESUME", "SHUTDOWN", "RESET", "GUEST_PANICKED", "SUSPEND", "WAKEUP", "BLOCK_IO_ERROR"):
+        if event == "SHUTDOWN":
+            # the VMM ends right after this: it will not answer a question about it
+            self.qmp_status = QmpStatus.SHUTDOWN
+            self._on_change()
+        elif event in ("STOP", "RESUME", "RESET", "GUEST_PANICKED", "SUSPEND", "WAKEUP", "BLOCK_IO_ERROR"):
             self._spawn("qmp-status", self._refresh_status())
 
     async def _refresh_status(self) -> None:

@@ -26,6 +26,9 @@ _DENIED_CALLS = [
     "@obsolete",
     "@cpu-emulation",
 ]
+# All kinds but one are denied, and for that one a process needs a capability that it does not have. To deny
+# all (0) would be undone by the next daemon-reload: systemd 252 writes it down as an empty setting.
+_CLONE_NEWUTS = 0x04000000
 _ANY_ADDRESS = [(socket.AF_INET, bytes(4), 0), (socket.AF_INET6, bytes(16), 0)]
 
 _SANDBOX: tuple[Property, ...] = (
@@ -53,7 +56,7 @@ _SANDBOX: tuple[Property, ...] = (
     ("MemoryDenyWriteExecute", "b", True),
     ("RestrictRealtime", "b", True),
     ("RestrictSUIDSGID", "b", True),
-    ("RestrictNamespaces", "t", 0),
+    ("RestrictNamespaces", "t", _CLONE_NEWUTS),
     ("KeyringMode", "s", "private"),
     ("SystemCallArchitectures", "as", ["native"]),
     ("SystemCallErrorNumber", "i", 1),  # EPERM
