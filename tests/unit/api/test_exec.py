@@ -55,7 +55,7 @@ def test_the_published_way_gives_plain_output_and_the_code_alone(tmp_path: Path)
     drive(tmp_path, scenario, Limits(closing=0.05))
 
 
-def test_input_that_comes_after_the_exit_does_no_harm(tmp_path: Path) -> None:
+def test_after_the_exit_it_is_the_client_that_closes(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         async with connect(api) as socket:
             await socket.send_str('{"command":["both"]}')
@@ -63,8 +63,9 @@ def test_input_that_comes_after_the_exit_does_no_harm(tmp_path: Path) -> None:
             assert json.loads(frames[2].data) == {"exitCode": 3}
             for _ in range(5):
                 await socket.send_bytes(b"late" * 10_000)
+            with pytest.raises(TimeoutError):
+                await socket.receive(timeout=0.2)
             assert await socket.close()
-            assert socket.close_code == 1000
 
     drive(tmp_path, scenario)
 
