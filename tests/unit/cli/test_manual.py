@@ -74,7 +74,7 @@ def flatten(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def find_paragraph(page: Path, key: str) -> str | None:
     """The paragraph whose head is the key."""
     match = re.search(
-        rf"^\.TP\n\.BI? {re.escape(key)}:?(?: .*)?\n((?:(?!\.TP|\.SH).*\n)+)", read_plain(page), re.M
+        rf"^\.TP\n\.BI? {re.escape(key)}:?(?: .*)?\n((?:(?!\.TP|\.SH).*\n)+)", read_plain(page), re.MULTILINE
     )
     return match[1] if match else None
 
