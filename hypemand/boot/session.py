@@ -8,6 +8,7 @@ the daemon. Closed when the unit ends; the VMM does not notice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -125,6 +126,12 @@ class Session:
         if self.qmp_status is not QmpStatus.SHUTDOWN:
             self.qmp_status = QmpStatus.ABSENT
         self._on_change()
+
+    async def connect_vmm(self, timeout: float) -> None:
+        """Connect to a VMM that is there already, rather than at the next poll. Never raises."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._guard(self._connect_qmp, self._runtime / "qmp.sock")
 
     def _take_event(self, event: str) -> None:
         if event == "SHUTDOWN":

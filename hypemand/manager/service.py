@@ -65,7 +65,7 @@ class VmManager:
         self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
         for record in self.inventory:
             self._adopt(record)
-        await asyncio.gather(*(vm.refresh() for vm in self._vms.values()))
+        await asyncio.gather(*(vm.recover() for vm in self._vms.values()))
         for vm in self._vms.values():
             if not vm.state.is_vmm_active:
                 vm.remove_runtime()

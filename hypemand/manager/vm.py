@@ -45,6 +45,7 @@ from hypemand.systemd.notify import notify_for
 from hypemand.systemd.units import Units, UnitStatus, handle_name, unit_name
 
 _log = logging.getLogger(__name__)
+_RECOVER_DEADLINE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Vm:
         self._note_lock = asyncio.Lock()
         self._asking = asyncio.Lock()
         self._stale = False
+        self._recovering = False
 
     # what is known
 
@@ -187,6 +189,17 @@ class Vm:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def recover(self) -> None:
+        """Learn the state that the VM is in when the daemon starts. That is no change, so it is not told."""
+        self._recovering = True
+        try:
+            await self.refresh()
+            if self._session is not None:
+                await self._session.connect_vmm(_RECOVER_DEADLINE)
+            self._evaluate()
+        finally:
+            self._recovering = False
 
     async def refresh(self, *, with_memory: bool = False) -> None:
         """Ask systemd and the VMM now."""
@@ -358,7 +371,8 @@ class Vm:
             self._phases[old] = self._phases.get(old, 0.0) + max(now - self._phase_since, 0.0)
             self._phase_since = now
             self._services.on_change()
-            log_state_change(self.name, self.record.id, old, derived.state, self._text, derived.state_error)
+            if not self._recovering:
+                log_state_change(self.name, self.record.id, old, derived.state, self._text, derived.state_error)
         if self._session is not None and self._unit.active_state == "activating":
             self._notify(self._session, f"STATUS={self._text}")
         for event in self._watchers:
