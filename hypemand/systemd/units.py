@@ -183,17 +183,15 @@ class Units:
 
         Single properties, because all of them at once cost PID 1 ten times as much.
         """
-        path = unit_path(unit)
-        names = [*_PROPERTIES, _MEMORY] if with_memory else _PROPERTIES
-        fields: dict[str, Any] = {}
+        properties = [*_PROPERTIES, _MEMORY] if with_memory else _PROPERTIES
+        names = [f"{SERVICE}.{prop.name}" for prop in properties]
         try:
-            for prop in names:
-                value = await self._bus.get_property(SERVICE, path, f"{SERVICE}.{prop.name}")
-                fields[prop.field] = prop.convert(value)
+            values = await self._bus.get_properties(SERVICE, unit_path(unit), names)
         except BusError as error:
             if error.number in (errno.ENOENT, errno.EBADR):
                 return UnitStatus(None)
             raise
+        fields = {prop.field: prop.convert(value) for prop, value in zip(properties, values, strict=True)}
         return UnitStatus(**fields) if fields.pop("load_state") == "loaded" else UnitStatus(None)
 
     async def list_vms(self) -> dict[str, str]:
