@@ -40,17 +40,19 @@ def run(context: Context) -> int:
         )
     if args.json and not args.detach:
         raise InvalidRequest("--json needs -d", hint="in the foreground the output is the program's")
-    instance = _create(context.client, build_definition(args))
+    definition = build_definition(args)
     if args.detach:
+        instance = _create(context.client, definition)
         print_json(instance) if args.json else print(read_name(instance))
         return ExitCode.OK
-    name = read_name(instance)
-    try:
-        with _Interrupts(context.client, instance):
-            return _follow(context.client, name)
-    finally:
-        if args.rm:
-            _remove(context.client, instance)
+    with _Interrupts(context.client) as interrupts:
+        instance = _create(context.client, definition)
+        try:
+            interrupts.attach(instance)
+            return _follow(context.client, read_name(instance))
+        finally:
+            if args.rm:
+                _remove(context.client, instance)
 
 
 def build_definition(args: Namespace) -> dict[str, Any]:
@@ -154,42 +156,51 @@ def _remove(client: Client, instance: Instance) -> None:
 class _Interrupts:
     """While it is entered: the first SIGINT or SIGTERM stops the VM, the next one kills it.
 
-    The console is followed meanwhile, so that the guest's last words are seen.
+    What comes while the VM is being created counts once there is one. The console is followed meanwhile,
+    so that the guest's last words are seen.
     """
 
-    def __init__(self, client: Client, instance: Instance) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._instance = instance
+        self._instance: Instance | None = None
         self._count = 0
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._stack.callback(signal.signal, number, signal.signal(number, self._handle))
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def attach(self, instance: Instance) -> None:
+        """The VM is there now."""
+        self._instance = instance
+        if self._count:
+            self._act(instance)
+
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self._count += 1
-        work = self._stop if self._count == 1 else self._kill
-        threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
+        if self._instance is not None:
+            self._act(self._instance)
 
-    def _stop(self) -> None:
-        name = read_name(self._instance)
+    def _act(self, instance: Instance) -> None:
+        work = self._stop if self._count == 1 else self._kill
+        threading.Thread(target=work, args=(instance,), name="interrupt", daemon=True).start()
+
+    def _stop(self, instance: Instance) -> None:
+        name = read_name(instance)
         if sys.stderr.isatty():
             print_error(f"stopping {name}; interrupt again to kill it")
-        deadline = find_stop_deadline(self._instance, None)
+        deadline = find_stop_deadline(instance, None)
         self._ask(
             lambda: self._client.post("instances", name, "stop", body={"timeout": None}, timeout=deadline)
         )
 
-    def _kill(self) -> None:
-        self._ask(
-            lambda: self._client.post(
-                "instances", read_name(self._instance), "kill", body={"signal": KILL_SIGNAL}
-            )
-        )
+    def _kill(self, instance: Instance) -> None:
+        name = read_name(instance)
+        self._ask(lambda: self._client.post("instances", name, "kill", body={"signal": KILL_SIGNAL}))
 
     def _ask(self, call: Callable[[], object]) -> None:
         try:

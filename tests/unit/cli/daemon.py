@@ -88,6 +88,7 @@ class FakeDaemon:
         self.timeline: dict[str, Any] = {}
         self.breaks_after: list[int] = []
         self.run_script = VmScript(make_instance("unused"))
+        self.create_gate: threading.Event | None = None
         self.changed = threading.Condition()
 
     def add(self, name: str, state: str = "Running", **changes: Any) -> VmScript:
@@ -216,6 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Refusal(404, "not_found", f"there is no VM {ref!r}", hint="see: hypemanctl list")
 
     def _create(self, body: dict[str, Any]) -> None:
+        if self.fake.create_gate is not None:
+            self.fake.create_gate.wait(PATIENCE)
         name = body["definition"]["name"]
         if name in self.fake.vms:
             raise _Refusal(409, "already_exists", f"there is a VM {name!r}")

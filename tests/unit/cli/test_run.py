@@ -188,3 +188,16 @@ def test_a_second_interrupt_kills_the_vm(daemon: FakeDaemon, cli: Cli) -> None:
     run.process.communicate(timeout=10)
     assert run.process.returncode == 125
     assert daemon.requests[-1][1] == "/instances/job/watch"
+
+
+def test_an_interrupt_while_the_vm_is_made_leaves_none_behind(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.create_gate = threading.Event()
+    daemon.run_script.lines = []
+    process = cli.start("run", "--rm", "--name", "job", "box")
+    with daemon.changed:
+        assert daemon.changed.wait_for(lambda: bool(daemon.requests), 10)
+    process.send_signal(signal.SIGTERM)
+    daemon.create_gate.set()
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert daemon.vms == {}
