@@ -10,6 +10,7 @@ wait longer than the deadline.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shlex
 import signal
@@ -54,6 +55,14 @@ class CommandFailed(HypemandError):
         end = f"exit status {result.code}" if result.code >= 0 else f"killed by signal {-result.code}"
         super().__init__(_describe(f"command failed ({end})", result))
         self.result = result
+
+
+def is_disk_full(error: OSError | CommandFailed) -> bool:
+    """Is a full file system, or a quota, the reason? A command tells by its words alone (LC_ALL is set)."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    told = error.result.stderr.lower()
+    return "no space left on device" in told or "disk quota exceeded" in told
 
 
 class CommandTimedOut(HypemandError):

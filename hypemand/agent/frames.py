@@ -117,7 +117,10 @@ class HelloFinder:
         self._from = 0
 
     def feed(self, data: bytes) -> bytes | None:
-        """Take bytes; give all from the HELLO (or ERROR) on once it is there. ProtocolError after MAX_NOISE bytes."""
+        """Take bytes; give all from the HELLO (or ERROR) on once it is there.
+
+        ProtocolError when MAX_NOISE bytes came before it.
+        """
         self._buffer += data
         if len(self._buffer) >= HEADER.size and self._buffer[4 : HEADER.size] in _FIRST_TAILS:
             return bytes(self._buffer)

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from hypemand.atomic import remove_temporaries, replace_file
+from hypemand.atomic import remove_temporaries, replace_file, write_all
 from hypemand.config.definition import GIB, MIB
 from hypemand.errors import HypemandError, InsufficientResources, InvalidDefinition, Problem
-from hypemand.run import run
+from hypemand.run import CommandFailed, is_disk_full, run
 
 BLOCK = 4096
 MIN_SIZE = 16 * MIB
@@ -45,6 +45,7 @@ _CHECK_TIMEOUT = 1800.0
 # e2fsck(8): 1 errors corrected, 2 corrected and a reboot is advised, which means a mounted disk.
 _CHECK_OK = (0, 1, 2)
 
+_COPY_BYTES = 1 * MIB
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NO_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 
@@ -139,8 +140,8 @@ def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
 def _name_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, CommandFailed) as error:
+        if not is_disk_full(error):
             raise
         raise InsufficientResources(
             f"no space left to make the disk {path}", hint="free space or move the state folder"
@@ -166,12 +167,9 @@ def _clone(source: int, target: int, size: int) -> None:
             raise
     os.ftruncate(target, size)
     for start, end in _iter_data(source, size):
-        at = start
-        while at < end:
-            copied = os.copy_file_range(source, target, end - at, at, at)
-            if copied == 0:
-                raise HypemandError("a disk template became shorter while it was copied")
-            at += copied
+        for at in range(start, end, _COPY_BYTES):
+            os.lseek(target, at, os.SEEK_SET)
+            write_all(target, os.pread(source, min(_COPY_BYTES, end - at), at))
 
 
 def _iter_data(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,6 @@ wrapped as a one-layer OCI image, and umoci, which resolves every path inside it
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -27,7 +26,7 @@ from hypemand.errors import (
     NotFound,
     WrongState,
 )
-from hypemand.run import CommandFailed, run
+from hypemand.run import CommandFailed, is_disk_full, run
 from hypemand.storage import ocilayout, tarball
 from hypemand.storage.images import (
     BUILTIN_PREFIX,
@@ -50,7 +49,6 @@ from hypemand.storage.rootfs import (
 )
 
 _REMOVE_TIMEOUT = 600.0
-_FULL = ("No space left on device", "Disk quota exceeded", "no space left on device", "disk quota exceeded")
 _INIT = "/sbin/init"
 
 
@@ -115,21 +113,15 @@ def _name_failures(source: str) -> Iterator[None]:
     """Tell a full disk, and content that the tools refuse, from failures of the host."""
     try:
         yield
-    except CommandFailed as error:
-        if any(words in error.result.stderr for words in _FULL):
-            raise _derive_full(source) from error
-        raise ImageNotReady(f"{source} cannot be imported: {error.message}") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, CommandFailed) as error:
+        if is_disk_full(error):
+            raise InsufficientResources(
+                f"no space left to import {source}; nothing of it was kept",
+                hint="free space where the images are, or move the state folder",
+            ) from error
+        if isinstance(error, OSError):
             raise
-        raise _derive_full(source) from error
-
-
-def _derive_full(source: str) -> InsufficientResources:
-    return InsufficientResources(
-        f"no space left to import {source}; nothing of it was kept",
-        hint="free space where the images are, or move the state folder",
-    )
+        raise ImageNotReady(f"{source} cannot be imported: {error.message}") from error
 
 
 def _find_lock(folder: Path) -> int | None:

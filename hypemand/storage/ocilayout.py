@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.errors import ImageNotReady
-from hypemand.run import run
+from hypemand.run import CommandFailed, run
 from hypemand.storage.images import OciConfig, parse_oci_config
 
 TAG = "image"
@@ -52,7 +52,15 @@ def copy(reference: str, layout: Path, *, scratch: Path) -> None:
 def unpack(layout: Path, root: Path) -> None:
     """Unpack the image into the new folder `root`: owners, modes, xattrs, devices; white-outs applied."""
     argv = ["umoci", "raw", "unpack", "--image", f"{layout}:{TAG}", os.fspath(root)]
-    run(argv, timeout=_TIMEOUT, env={"HOME": os.fspath(layout.parent)})
+    environment = {"HOME": os.fspath(layout.parent)}
+    try:
+        run(argv, timeout=_TIMEOUT, env=environment)
+    except CommandFailed as error:
+        if "panic:" not in error.result.stderr:
+            raise
+        # When an unpack fails, its threads may race to a crash that hides the reason: one thread tells it.
+        run(["rm", "-rf", "--", os.fspath(root)], timeout=_TIMEOUT)
+        run(argv, timeout=_TIMEOUT, env={**environment, "GOMAXPROCS": "1"})
 
 
 def _read_json(path: Path) -> Any:

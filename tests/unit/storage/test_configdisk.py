@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The config disk, byte for byte as docs/protocol.md says."""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+
+from hypemand.config.definition import Mode
+from hypemand.errors import InvalidDefinition
+from hypemand.storage.configdisk import MAX_RECORDS, GuestConfig, encode_config_disk, write_config_disk
+
+CONFIG = GuestConfig(
+    name="web",
+    mode=Mode.EXEC,
+    argv=("/bin/sh", "-c", "echo\n$X"),
+    env={"X": "a=b c", "Y": ""},
+    workdir="/srv",
+    user="www-data",
+    stop_signal=3,
+    agent=True,
+    headers=False,
+)
+
+
+def test_every_record_is_there_in_the_protocols_words() -> None:
+    records = (
+        b"version=1\0name=web\0mode=exec\0arg=/bin/sh\0arg=-c\0arg=echo\n$X\0env=X=a=b c\0env=Y=\0"
+        b"workdir=/srv\0user=www-data\0stop_signal=3\0agent=1\0headers=0\0"
+    )
+    disk = encode_config_disk(CONFIG)
+    magic, length, crc = struct.unpack_from("<8sII", disk)
+    assert (magic, length, crc) == (b"HYPECFG1", len(records), zlib.crc32(records))
+    assert disk[16 : 16 + length] == records
+    assert len(disk) % 512 == 0
+    assert not any(disk[16 + length :])
+
+
+def test_what_is_not_set_is_not_written() -> None:
+    disk = encode_config_disk(dataclasses.replace(CONFIG, workdir=None, user=None))
+    assert b"workdir=" not in disk
+    assert b"user=" not in disk
+
+
+def test_the_file_is_for_its_vmm_only(tmp_path: Path) -> None:
+    path = tmp_path / "config.img"
+    write_config_disk(path, CONFIG, uid=61234)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o400
+    assert path.stat().st_uid == 61234
+    assert path.read_bytes() == encode_config_disk(CONFIG)
+
+
+def test_the_largest_fits_and_one_byte_more_is_told() -> None:
+    spare = MAX_RECORDS - struct.unpack_from("<I", encode_config_disk(CONFIG), 8)[0]
+    full = dataclasses.replace(CONFIG, env={"X": "a=b c" + "x" * spare, "Y": ""})
+    assert struct.unpack_from("<I", encode_config_disk(full), 8)[0] == MAX_RECORDS
+    over = dataclasses.replace(CONFIG, env={"X": "a=b c" + "x" * (spare + 1), "Y": ""})
+    with pytest.raises(InvalidDefinition, match="1048577 bytes, at most 1048576"):
+        encode_config_disk(over)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mode": Mode.AUTO}, "mode"),
+        ({"argv": ()}, "no program"),
+        ({"argv": ("a\0b",)}, "cmd: has a NUL"),
+        ({"env": {"A": "\0"}}, "env: has a NUL"),
+        ({"workdir": "/a\0"}, "workdir: has a NUL"),
+    ],
+)
+def test_what_a_guest_cannot_be_told_is_refused(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InvalidDefinition, match=words):
+        write_config_disk(tmp_path / "config.img", dataclasses.replace(CONFIG, **change))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

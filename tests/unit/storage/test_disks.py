@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disks of VMs, with the real tools of e2fsprogs."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hypemand.config.definition import GIB, MIB
+from hypemand.errors import HypemandError, InsufficientResources, InvalidDefinition
+from hypemand.run import run
+from hypemand.storage.disks import DiskChange, ensure_disk, find_size_problem
+
+UID = 61235
+
+
+def check(path: Path) -> None:
+    """The file system is without a fault."""
+    run(["e2fsck", "-fn", str(path)], timeout=60)
+
+
+def put(path: Path, name: str, text: str) -> None:
+    run(["debugfs", "-w", "-R", f"write /dev/stdin {name}", str(path)], timeout=60, input=text.encode())
+
+
+def get(path: Path, name: str) -> str:
+    return run(["debugfs", "-R", f"cat {name}", str(path)], timeout=60).stdout.decode()
+
+
+def header(path: Path) -> dict[str, str]:
+    lines = run(["dumpe2fs", "-h", str(path)], timeout=60).stdout.decode().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def test_a_new_disk_is_sparse_sound_and_its_vmms_own(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    assert ensure_disk(path, 10 * GIB, UID, tmp_path / "templates") is DiskChange.MADE
+    about = path.stat()
+    assert about.st_size == 10 * GIB
+    assert about.st_blocks * 512 < 1 * MIB
+    assert (stat.S_IMODE(about.st_mode), about.st_uid) == (0o600, UID)
+    check(path)
+    told = header(path)
+    assert told["Filesystem volume name"] == "hypeman-disk"
+    assert told["Reserved block count"] == "0"
+    assert "has_journal" in told["Filesystem features"]
+
+
+def test_the_guests_kernel_has_no_inode_tables_to_clear(tmp_path: Path) -> None:
+    ensure_disk(tmp_path / "disk.img", 1 * GIB, UID, tmp_path / "templates")
+    groups = run(["dumpe2fs", str(tmp_path / "disk.img")], timeout=60).stdout.decode()
+    assert groups.count("ITABLE_ZEROED") == groups.count(": (Blocks ") == 8
+
+
+def test_the_second_disk_of_a_size_takes_milliseconds(tmp_path: Path) -> None:
+    ensure_disk(tmp_path / "first.img", 10 * GIB, UID, tmp_path / "templates")
+    times = []
+    for number in range(5):
+        started = time.monotonic()
+        ensure_disk(tmp_path / f"{number}.img", 10 * GIB, UID, tmp_path / "templates")
+        times.append(time.monotonic() - started)
+    assert min(times) < 0.05
+
+
+def test_a_disk_that_is_right_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
+    put(path, "kept", "content")
+    assert ensure_disk(path, 64 * MIB, UID + 1, tmp_path / "templates") is DiskChange.KEPT
+    assert get(path, "kept") == "content"
+    assert path.stat().st_uid == UID + 1
+
+
+@pytest.mark.parametrize("size", [100 * MIB, 40 * GIB])
+def test_a_disk_grows_and_keeps_what_is_on_it(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "disk.img"
+    ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
+    put(path, "kept", "content")
+    assert ensure_disk(path, size, UID, tmp_path / "templates") is DiskChange.GROWN
+    assert path.stat().st_size == size
+    assert int(header(path)["Block count"]) * 4096 == size
+    assert get(path, "kept") == "content"
+    check(path)
+    assert ensure_disk(path, size, UID, tmp_path / "templates") is DiskChange.KEPT
+
+
+def test_a_growth_that_a_crash_cut_short_is_finished(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
+    os.truncate(path, 128 * MIB)
+    assert ensure_disk(path, 128 * MIB, UID, tmp_path / "templates") is DiskChange.GROWN
+    check(path)
+
+
+def test_a_disk_that_was_in_use_when_its_vm_died_grows(tmp_path: Path) -> None:
+    path, mount = tmp_path / "disk.img", tmp_path / "mount"
+    ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
+    # As a mounted file system looks that nobody unmounted: not clean, a journal to replay.
+    run(["debugfs", "-w", "-R", "feature needs_recovery", str(path)], timeout=60)
+    run(["debugfs", "-w", "-R", "ssv state 0", str(path)], timeout=60)
+    assert ensure_disk(path, 128 * MIB, UID, tmp_path / "templates") is DiskChange.GROWN
+    check(path)
+    assert not mount.exists()
+
+
+def test_a_disk_never_shrinks(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    ensure_disk(path, 128 * MIB, UID, tmp_path / "templates")
+    problem = find_size_problem(path, 64 * MIB)
+    assert problem is not None
+    assert "never shrinks" in problem.message
+    with pytest.raises(InvalidDefinition, match="disk: 67108864 bytes is less than the 134217728"):
+        ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
+    assert path.stat().st_size == 128 * MIB
+    check(path)
+
+
+@pytest.mark.parametrize("size", [0, 1 * MIB, 1024 * 1024 * GIB])
+def test_a_size_that_cannot_be_is_refused(tmp_path: Path, size: int) -> None:
+    with pytest.raises(InvalidDefinition, match="16 MiB"):
+        ensure_disk(tmp_path / "disk.img", size, UID, tmp_path / "templates")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_odd_size_is_rounded_up(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    ensure_disk(path, 20_000_001, UID, tmp_path / "templates")
+    assert path.stat().st_size == 20_000_768
+    assert ensure_disk(path, 20_000_001, UID, tmp_path / "templates") is DiskChange.KEPT
+    check(path)
+
+
+def test_a_disk_with_something_else_on_it_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"precious" * 1000)
+    with pytest.raises(HypemandError, match="no ext4"):
+        ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
+    assert path.read_bytes() == b"precious" * 1000
+
+
+def test_many_at_once_share_one_template(tmp_path: Path) -> None:
+    def make(number: int) -> DiskChange:
+        return ensure_disk(tmp_path / f"{number}.img", 64 * MIB, UID, tmp_path / "templates")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(make, range(16))) == {DiskChange.MADE}
+    assert len(list((tmp_path / "templates").iterdir())) == 1
+    for number in range(16):
+        check(tmp_path / f"{number}.img")
+
+
+def test_a_full_host_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "none", full], check=True)
+    try:
+        with pytest.raises(InsufficientResources, match="no space left"):
+            ensure_disk(full / "disk.img", 10 * GIB, UID, tmp_path / "templates")
+        assert list(full.iterdir()) == []
+    finally:
+        subprocess.run(["umount", full], check=True)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image store: names, what is listed, what is broken, what may be removed."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from hypemand.errors import InUse, InvalidRequest, NotFound
+from hypemand.run import run
+from hypemand.storage.builtin import make_builtin
+from hypemand.storage.images import (
+    METADATA,
+    ROOTFS,
+    Image,
+    ImageStore,
+    OciConfig,
+    derive_id,
+    derive_info,
+    encode_metadata,
+    parse_image_name,
+    parse_metadata,
+)
+from tests.unit.storage.support import extract
+
+CONFIG = OciConfig(("/e",), ("c",), ("A=b",), "/srv", "me", "SIGINT")
+
+
+def put(folder: Path, name: str) -> Image:
+    """An image in a store's folder; its rootfs is four bytes."""
+    digest = f"sha256:{name}"
+    target = folder / derive_id(name, digest)
+    target.mkdir(parents=True)
+    (target / ROOTFS).write_bytes(b"root")
+    image = Image(name, derive_id(name, digest), digest, "amd64", 4, 12.5, "here", target, CONFIG)
+    (target / METADATA).write_bytes(encode_metadata(image))
+    return image
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    """A store with two images of its own and a built-in one."""
+    put(tmp_path / "builtin", "builtin:tiny")
+    put(tmp_path / "images", "app")
+    put(tmp_path / "images", "team/app:v2")
+    return ImageStore(tmp_path / "images", [tmp_path / "builtin", tmp_path / "none"])
+
+
+def test_images_are_listed_by_name_with_the_builtin_ones(store: ImageStore) -> None:
+    assert [image.name for image in store.list_images()] == ["app", "builtin:tiny", "team/app:v2"]
+    assert store.list_broken() == []
+
+
+def test_metadata_survives_writing_and_reading(store: ImageStore) -> None:
+    image = store.get_image("app")
+    assert image.config == CONFIG
+    assert parse_metadata(encode_metadata(image), image.folder) == image
+    assert image.rootfs.read_bytes() == b"root"
+
+
+def test_what_is_shown_of_an_image(store: ImageStore) -> None:
+    info = derive_info(store.get_image("builtin:tiny"), ["b", "a"])
+    assert (info.name, info.builtin, info.size, info.working_dir) == ("builtin:tiny", True, 4, "/srv")
+    assert info.in_use_by == ("b", "a")
+    assert not derive_info(store.get_image("app")).builtin
+
+
+def test_the_tag_latest_is_the_name_without_a_tag(store: ImageStore) -> None:
+    assert store.get_image("app:latest") == store.get_image("app")
+
+
+def test_an_image_that_is_not_there(store: ImageStore) -> None:
+    assert store.find_image("ap") is None
+    with pytest.raises(NotFound, match="no image ap; did you mean app"):
+        store.get_image("ap")
+    with pytest.raises(NotFound, match=r"there are: app, builtin:tiny, team/app:v2"):
+        store.get_image("zzzzzz")
+
+
+def test_a_store_with_nothing_says_how_to_import(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="hypemanctl image import"):
+        ImageStore(tmp_path / "none", []).get_image("app")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a", "app:v1.2_x", "localhost:5000/team/app", "docker.io/library/debian:bookworm", "builtin:busybox"],
+)
+def test_good_names(name: str) -> None:
+    assert parse_image_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "App", "/a", "a/", "a//b", "../a", "a b", "a:", "a:b:c", "-a", "a\n", "a" * 256, "a:" + "t" * 129],
+)
+def test_bad_names_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be the name of an image"):
+        parse_image_name(name)
+
+
+def test_removal(store: ImageStore) -> None:
+    with pytest.raises(InUse, match="used by a, b; remove these VMs first"):
+        store.remove_image("app", ["b", "a"])
+    with pytest.raises(InUse, match="belongs to a Debian package"):
+        store.remove_image("builtin:tiny", [])
+    with pytest.raises(NotFound):
+        store.remove_image("other", [])
+    store.remove_image("app", [])
+    assert [image.name for image in store.list_images()] == ["builtin:tiny", "team/app:v2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"version": 2}',
+        "nonsense",
+        '{"version": 1, "size": true}',
+        '{"version": 1, "name": 3}',
+    ],
+)
+def test_a_broken_image_is_told_of_and_does_not_hide_the_others(store: ImageStore, text: str) -> None:
+    (store.get_image("app").folder / METADATA).write_text(text)
+    assert [image.name for image in store.list_images()] == ["builtin:tiny", "team/app:v2"]
+    [problem] = store.list_broken()
+    assert "is broken" in str(problem)
+
+
+def test_a_truncated_rootfs_is_a_broken_image(store: ImageStore) -> None:
+    store.get_image("app").rootfs.write_bytes(b"r")
+    assert store.find_image("app") is None
+    assert "1 bytes instead of 4" in str(store.list_broken()[0])
+
+
+def test_an_imported_image_cannot_pose_as_a_builtin_one(store: ImageStore) -> None:
+    folder = store.get_image("app").folder
+    document = json.loads((folder / METADATA).read_text())
+    (folder / METADATA).write_text(json.dumps({**document, "name": "builtin:tiny"}))
+    assert store.get_image("builtin:tiny").folder.parent != store.folder
+
+
+def test_the_builtin_busybox_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
+    images = [make_builtin(tmp_path / name, Path("/bin/busybox"), "1000") for name in ("a", "b")]
+    assert images[0].rootfs.read_bytes() == images[1].rootfs.read_bytes()
+    assert images[0].digest == images[1].digest
+    store = ImageStore(tmp_path / "images", [tmp_path / "a"])
+    image = store.get_image("builtin:busybox")
+    assert image.config.cmd[0] == "/bin/sh"
+    root = extract(image.rootfs, tmp_path / "root")
+    assert stat.S_IMODE((root / "tmp").stat().st_mode) == 0o1777
+    assert not (root / "sbin/init").is_symlink()
+    said = run(["chroot", str(root), "/bin/sh", "-c", "id -u -n; which ls"], timeout=10)
+    assert said.stdout == b"root\n/bin/ls\n"
