@@ -86,10 +86,10 @@ class Ambiguous(HypemandError):
 
 
 class AlreadyExists(HypemandError):
-    """A VM or image of that name is there."""
+    """A VM or image of that name is there. A 400, since the published client repeats what gets a 409."""
 
     code = "already_exists"
-    status = 409
+    status = 400
 
 
 class WrongState(HypemandError):
