@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same VMM without systemd, sandbox, limits and daemon: spawned by this process, its console a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+MARKER = b"HYPEMAN-PROGRAM-START"
+BOOT_DEADLINE = 60.0
+STOP_DEADLINE = 15.0
+_STOP_LINE = b"poweroff 5\n"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A VM's own command line, with config disk, disk and sockets in a folder of its own: the VMM's `argv`
+    less -append, and the kernel's `words`. `disk` is where the VM's own disk is."""
+
+    argv: tuple[str, ...]
+    words: str
+    disk: Path
+    folder: Path
+
+    @classmethod
+    def take(cls, unit: str, folder: Path) -> Recipe:
+        """From the unit of a VM that runs. Its disk is to be copied once it has stopped: `copy_disk`."""
+        argv = _read_command(unit)
+        # /bin/sh vmm.sh RUNTIME PYTHON KERNEL_WORDS VMM...
+        if len(argv) < 6 or not argv[1].endswith("/vmm.sh"):
+            raise ValueError(f"{unit} is started by {argv}, which is not vmm.sh with its arguments")
+        runtime, words, vmm = argv[2], argv[4], argv[5:]
+        disk = _find_disk(vmm)
+        folder.mkdir(parents=True)
+        shutil.copy(f"{runtime}/config.img", folder)
+        own = [word.replace(str(disk), f"{folder}/disk.ext4").replace(runtime, str(folder)) for word in vmm]
+        return cls(tuple(own), words, disk, folder)
+
+    def copy_disk(self) -> None:
+        """Take a copy of the VM's disk, holes kept."""
+        copy = ["cp", "--sparse=always", str(self.disk), f"{self.folder}/disk.ext4"]
+        subprocess.run(copy, stdin=subprocess.DEVNULL, check=True, timeout=60)
+
+
+def _read_command(unit: str) -> list[str]:
+    path = "/org/freedesktop/systemd1/unit/" + "".join(c if c.isalnum() else f"_{ord(c):02x}" for c in unit)
+    get = ["busctl", "get-property", "--json=short", "org.freedesktop.systemd1", path]
+    get += ["org.freedesktop.systemd1.Service", "ExecStart"]
+    answer = subprocess.run(get, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, timeout=10)
+    command: list[str] = json.loads(answer.stdout)["data"][0][1]
+    return command
+
+
+def _find_disk(vmm: list[str]) -> Path:
+    for word in vmm:
+        if word.startswith("if=none,id=disk,"):
+            return Path(_fields(word)["file"])
+    raise ValueError(f"there is no drive with the id disk in {vmm}")
+
+
+def _fields(words: str) -> dict[str, str]:
+    return dict(field.split("=", 1) for field in words.split(",") if "=" in field)
+
+
+class BareVm:
+    """One run of a recipe, whose folder no other run uses at the time."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        boot = uuid.uuid4().hex
+        argv = [*recipe.argv, "-append", f"{recipe.words} hypeman.boot={boot}"]
+        stop = next(word for word in recipe.argv if word.startswith("socket,id=stop,"))
+        self._stop_path = _fields(stop)["path"]
+        self.spawned = time.monotonic()
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self.console = b""
+
+    def read(self) -> bool:
+        """Read what the console has; False at its end."""
+        assert self._process.stdout is not None
+        block = os.read(self._process.stdout.fileno(), 65536)
+        self.console += block
+        return bool(block)
+
+    @property
+    def fd(self) -> int:
+        """Of the console."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    @property
+    def has_started(self) -> bool:
+        """Has the program's marker been seen, to the end of its line?"""
+        return b"\n" in self.console.partition(MARKER)[2]
+
+    def stop(self) -> None:
+        """Power off in order, as the managed VM is stopped, so that the next boot finds the disk alike."""
+        try:
+            with socket.socket(socket.AF_UNIX) as link:
+                link.settimeout(STOP_DEADLINE)
+                link.connect(self._stop_path)
+                link.sendall(_STOP_LINE)
+                self._process.communicate(timeout=STOP_DEADLINE)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+
+def boot_all(recipes: list[Recipe]) -> list[float]:
+    """Boot them at once; seconds from the first spawn to each PROGRAM-START, in the order in which they came.
+
+    TimeoutError when one did not get there. None is left running.
+    """
+    vms: list[BareVm] = []
+    times: list[float] = []
+    try:
+        vms += [BareVm(recipe) for recipe in recipes]
+        with selectors.DefaultSelector() as selector:
+            for vm in vms:
+                selector.register(vm.fd, selectors.EVENT_READ, vm)
+            end = vms[0].spawned + BOOT_DEADLINE
+            while len(times) < len(vms):
+                events = selector.select(max(end - time.monotonic(), 0.0))
+                now = time.monotonic()
+                for key, _ in events:
+                    if not key.data.read():
+                        raise RuntimeError(f"a bare VM ended: {key.data.console[-2000:]!r}")
+                    if key.data.has_started:
+                        times.append(now - vms[0].spawned)
+                        selector.unregister(key.fd)
+                if not events:
+                    raise TimeoutError(
+                        f"{len(vms) - len(times)} bare VMs did not start in {BOOT_DEADLINE:g} s"
+                    )
+    finally:
+        for vm in vms:
+            vm.stop()
+    return times

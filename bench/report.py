@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures as tables, and what was to be reached beside what was. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+_ROWS = (
+    ("one", "bare", "(a) bare QEMU: spawn to PROGRAM-START"),
+    ("one", "ready_ms", "(b) start to Running, as the API reports it"),
+    ("one", "client", "(b) POST start to Running in /watch"),
+    ("one", "active", "(b) POST start to unit active"),
+    ("one", "handle", "(b) systemctl start hypeman@NAME"),
+    ("many", "bare", "(c) 8 bare QEMUs at once, the last"),
+    ("many", "client", "(c) 8 VMs at once, the last Running"),
+    ("one", "stop", "(d) systemctl stop of the VM's unit"),
+    ("one", "handle_stop", "(d) systemctl stop hypeman@NAME"),
+    ("hypemanctl list", "time", "(d) hypemanctl list, 20 VMs: time"),
+    ("hypemanctl list", "cpu", "(d) hypemanctl list, 20 VMs: CPU"),
+    ("hypemanctl --version", "time", "(d) hypemanctl --version: time"),
+    ("hypemanctl --version", "cpu", "(d) hypemanctl --version: CPU"),
+    ("one", "exec", "(f) exec of /bin/true over the API"),
+    ("one", "exec_command", "(f) hypemanctl exec NAME /bin/true"),
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What guest/kernel/bench-boot printed, and its ratio; None: it did not get so far."""
+
+    text: str
+    ratio: float | None
+    goal: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Something to be reached: `value` at most `limit`."""
+
+    what: str
+    value: float
+    limit: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.limit
+
+
+def parse_kernel(text: str) -> Kernel:
+    """The output of guest/kernel/bench-boot."""
+    found = re.search(r"^ratio ([0-9.]+), goal ([0-9.]+)", text, re.MULTILINE)
+    return Kernel(text, float(found[1]) if found else None, float(found[2]) if found else 0.5)
+
+
+def derive_goals(figures: dict[str, Any], kernel: Kernel | None) -> Iterator[Goal]:
+    """The goals. Of (b) what the API reports, the client sees and systemd says each have to reach them."""
+    one, many = figures["one"], figures["many"]
+    bare = median(one["bare"])
+    for key in ("ready_ms", "client", "active"):
+        yield Goal(f"{key} - bare", median(one[key]) - bare, 60.0, "ms")
+        yield Goal(f"{key} / bare", median(one[key]) / bare, 1.10, "x")
+    yield Goal("8 at once / 8 bare", median(many["client"]) / median(many["bare"]), 1.10, "x")
+    yield Goal("daemon, RSS", figures["memory"]["rss"], 50.0, "MiB")
+    for command in ("list", "--version"):
+        yield Goal(f"hypemanctl {command}, CPU", median(figures[f"hypemanctl {command}"]["cpu"]), 80.0, "ms")
+    if kernel is not None:
+        yield Goal("kernel / Debian's cloud kernel", kernel.ratio or float("inf"), kernel.goal, "x")
+
+
+def render(figures: dict[str, Any], kernel: Kernel | None) -> tuple[str, bool]:
+    """The report, and whether all goals are met."""
+    lines = [*_conditions(figures), ""]
+    lines.append(f"{'milliseconds':44} {'min':>8} {'median':>8} {'max':>8}    n")
+    for group, key, name in _ROWS:
+        series = figures[group][key]
+        values = "".join(f" {value:8.1f}" for value in (min(series), median(series), max(series)))
+        lines.append(f"{name:44}{values} {len(series):4}")
+    memory = figures["memory"]
+    sizes = f"RSS {memory['rss']:.1f} MiB, PSS {memory['pss']:.1f} MiB"
+    lines += ["", f"(e) daemon, 20 VMs defined, 8 Running: {sizes}"]
+    if idle := figures.get("idle"):
+        calls = ", ".join(f"{count} {call}" for call, count in sorted(idle["calls"].items()))
+        lines.append(f"(e) daemon idle for {idle['seconds']:.0f} s: woken {idle['wakeups']} times ({calls})")
+    if kernel is not None:
+        lines += ["", f"(g) {kernel.text.strip()}"]
+    goals = list(derive_goals(figures, kernel))
+    lines += ["", f"{'goal':36} {'reached':>10} {'at most':>10}"]
+    for goal in goals:
+        word = "" if goal.met else "  MISSED"
+        lines.append(f"{goal.what:36} {goal.value:7.2f} {goal.unit:3} {goal.limit:6.2f} {goal.unit:3}{word}")
+    return "\n".join(lines), all(goal.met for goal in goals)
+
+
+def _conditions(figures: dict[str, Any]) -> Iterator[str]:
+    known = figures["conditions"]
+    yield f"{known['date']}, {known['suite']}: {known['qemu']}; {known['systemd']}; {known['python']}"
+    yield f"{known['cores']} cores, {known['cpu']}, Linux {known['host_kernel']}"
+    before, after = known["machine_load"]
+    yield f"load of the machine {before:.1f} before, {after:.1f} after (the VMs themselves make about 1)"
