@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Debian packages on a real system: install, reinstall, remove, purge."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.host.lab import find_packages
+from tests.host.machine import TestHost
+
+NAMES = ("hypemand", "hypemand-guest", "hypemand-kernel")
+DEFINITION = "image: builtin:busybox\nmemory: 128 MiB\ncmd: [sleep, infinity]\n"
+
+# What other packages write by themselves, and what Debian policy lets a purge leave: users, groups, logs.
+NOT_OURS = (
+    "/etc/group", "/etc/group-", "/etc/gshadow", "/etc/gshadow-", "/etc/passwd-", "/etc/shadow-",
+    "/var/cache/", "/var/lib/apt/", "/var/lib/dpkg/", "/var/lib/systemd/", "/var/log/",
+)  # fmt: skip
+
+
+def list_files(host: TestHost) -> set[str]:
+    """Every path on the host's disk that a package could be blamed for."""
+    found = host.run(
+        ["find", "/", "/run", "-xdev", "-not", "-path", "/run/systemd/*", "-not", "-path", "/tmp/*"]
+    )
+    return {path for path in found.stdout.splitlines() if not path.startswith(NOT_OURS)}
+
+
+def show(host: TestHost, unit: str, name: str) -> str:
+    return host.run(["systemctl", "show", "--value", "--property", name, unit]).stdout.strip()
+
+
+@pytest.fixture
+def bare(fresh_host: Callable[..., TestHost]) -> TestHost:
+    return fresh_host(installed=False)
+
+
+def test_an_installed_daemon_runs_and_is_enabled(host: TestHost) -> None:
+    for unit in ("hypemand.service", "hypemand.socket"):
+        assert show(host, unit, "ActiveState") == "active"
+        assert show(host, unit, "UnitFileState") == "enabled"
+    assert host.run(["stat", "-c", "%a %G", "/run/hypemand/api.sock"]).stdout == "660 hypemand\n"
+    assert host.run(["dpkg", "--audit"]).stdout == ""
+    assert host.run(["dpkg", "--verify", *NAMES]).stdout == ""
+
+
+def test_manuals_catalog_schema_and_completion_are_where_their_readers_look(host: TestHost) -> None:
+    files = host.run(["dpkg", "--listfiles", *NAMES]).stdout.splitlines()
+    for page in (
+        "1/hypemanctl.1",
+        "5/hypemand.vm.5",
+        "5/hypemand.yaml.5",
+        "8/hypemand.8",
+        "8/hypeman@.service.8",
+    ):
+        assert f"/usr/share/man/man{page}.gz" in files
+    assert "/usr/share/bash-completion/completions/hypemanctl" in files
+    assert "/usr/share/zsh/vendor-completions/_hypemanctl" in files
+    assert {"/usr/share/hypemand/vm.schema.json", "/usr/share/hypemand/host.schema.json"} <= set(files)
+    catalog = host.pull("/usr/lib/systemd/catalog/hypemand.catalog").decode()
+    ids = [line.split()[1] for line in catalog.splitlines() if line.startswith("-- ") and len(line) > 30]
+    assert ids
+    assert host.run(["journalctl", "--dump-catalog", *ids]).stdout.count("Subject:") == len(ids)
+
+
+def test_reinstall_leaves_running_vms_running(bare: TestHost) -> None:
+    bare.install(find_packages())
+    bare.push("/etc/hypemand/vms.d/kept.yaml", DEFINITION)
+    bare.run(["systemctl", "reload", "hypemand"])
+    bare.run(["systemctl", "start", "hypeman@kept.service"], timeout=120)
+    vmm, daemon = show(bare, "hypeman-vm-kept.service", "MainPID"), show(bare, "hypemand.service", "MainPID")
+
+    bare.install(find_packages(), reinstall=True)
+
+    assert show(bare, "hypemand.service", "MainPID") not in ("0", daemon)
+    assert show(bare, "hypeman-vm-kept.service", "MainPID") == vmm
+    assert show(bare, "hypeman-vm-kept.service", "ActiveState") == "active"
+    assert show(bare, "hypeman@kept.service", "ActiveState") == "active"
+    assert "Running" in bare.run(["hypemanctl", "status", "kept"]).stdout
+
+
+def test_removal_stops_the_vms_and_purge_leaves_nothing(bare: TestHost) -> None:
+    before = list_files(bare)
+    bare.install(find_packages())
+    bare.push("/etc/hypemand/vms.d/gone.yaml", DEFINITION)
+    bare.run(["systemctl", "reload", "hypemand"])
+    bare.run(["systemctl", "enable", "--now", "hypeman@gone.service"], timeout=120)
+    vmm = show(bare, "hypeman-vm-gone.service", "MainPID")
+    assert bare.run(["test", "-d", f"/proc/{vmm}"]).ok
+
+    bare.run(["apt-get", "remove", "-y", *NAMES], timeout=120)
+    assert not bare.run(["test", "-d", f"/proc/{vmm}"], check=False).ok
+    assert bare.run(["systemctl", "list-units", "--plain", "--no-legend", "hypeman*"]).stdout == ""
+    assert bare.run(["test", "-e", "/etc/hypemand/vms.d/gone.yaml"]).ok
+
+    bare.run(["apt-get", "purge", "-y", *NAMES], timeout=120)
+    assert sorted(list_files(bare) - before) == []
