@@ -245,7 +245,7 @@ class TestHost:
         lines = self.run(argv).stdout.splitlines()
         return [{key: _journal_text(value) for key, value in json.loads(line).items()} for line in lines]
 
-    def wait_until(self, condition: Callable[[], T], deadline: float = 30, what: str = "") -> T:
+    def wait_until(self, condition: Callable[[], T | None], deadline: float = 30, what: str = "") -> T:
         """Ask until `condition` gives something true, at most `deadline` seconds; gives that back."""
         end = time.monotonic() + deadline
         while not (answer := condition()):

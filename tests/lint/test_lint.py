@@ -53,6 +53,10 @@ def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     run_command(argv, timeout=C_TIMEOUT)
 
 
+def test_guest_programs_pass_their_own_tests_under_sanitizers() -> None:
+    run_command(["make", "-C", str(TOP / "guest"), "check"], timeout=C_TIMEOUT)
+
+
 def test_shell_scripts_are_clean() -> None:
     scripts = find_scripts()
     assert TOP / "tools/setup" in scripts
