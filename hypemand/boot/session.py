@@ -19,6 +19,7 @@ from hypemand.agent.report import read_report
 from hypemand.boot.tracker import BootTracker
 from hypemand.errors import GuestError
 from hypemand.qemu.qmp import Qmp, QmpError
+from hypemand.sockets import hold_socket
 from hypemand.state import QmpStatus
 from hypemand.systemd.journal import BootJournal
 
@@ -30,7 +31,7 @@ class Session:
     """Connections to one VMM. `on_change` is called whenever evidence may have changed.
 
     `poll` is for the BootWatcher: it reads the journal (only if `follow_journal`) and connects to the
-    VMM's sockets as they appear, until all is connected and `is_ready` says that nothing is missing.
+    VMM's sockets as they appear, until all is connected and the journal has shown all that is wanted of it.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Session:
         name: str,
         tracker: BootTracker,
         runtime: Path,
+        uid: int,
         *,
         guest_agent: bool,
         follow_journal: bool,
@@ -50,6 +52,7 @@ class Session:
         self.notified = False
         self._name = name
         self._runtime = runtime
+        self._uid = uid
         self._guest_agent = guest_agent
         self._on_change = on_change
         self._qmp: Qmp | None = None
@@ -77,7 +80,7 @@ class Session:
         self._connect_missing()
         connected = self._qmp is not None and self._report_open
         connected = connected and (self.agent is not None or not self._guest_agent)
-        return not (connected and self.is_ready)
+        return not (connected and self._journal is None)
 
     def _read_journal(self) -> None:
         if self._journal is None:
@@ -115,7 +118,8 @@ class Session:
         self._on_change()
 
     async def _connect_qmp(self, path: Path) -> None:
-        qmp = await Qmp.connect(path, self._take_event, self._name)
+        with hold_socket(path, self._uid) as held:
+            qmp = await Qmp.connect(held, self._take_event, self._name)
         self._qmp = qmp
         self._spawn("qmp-end", self._await_qmp_end(qmp))
         await self.query_status()
@@ -154,14 +158,16 @@ class Session:
     async def _follow_report(self, path: Path) -> None:
         self._report_open = True
         try:
-            async for line in read_report(path):
-                if self.tracker.take_line(line, time.monotonic()):
-                    self._on_change()
+            with hold_socket(path, self._uid) as held:
+                async for line in read_report(Path(held)):
+                    if self.tracker.take_line(line, time.monotonic()):
+                        self._on_change()
         finally:
             self._report_open = False
 
     async def _connect_agent(self, path: Path) -> None:
-        channel = await AgentChannel.connect(path, self.boot)
+        with hold_socket(path, self._uid) as held:
+            channel = await AgentChannel.connect(Path(held), self.boot)
         self.agent = channel
         self._spawn("hello", self._await_hello(channel))
 

@@ -25,7 +25,7 @@ _VMM_CPUS = 0.5
 _VMM_TASKS = 32
 # of stop_timeout, what is left to sync, to power off and for the VMM to end
 _POWER_OFF_SHARE, _POWER_OFF_LEAST = 0.1, 2.0
-_FOREVER = 10**9
+_FOREVER = 86400  # the guest knows no longer one
 
 
 @dataclass(frozen=True, slots=True)

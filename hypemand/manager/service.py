@@ -17,6 +17,7 @@ from hypemand.config.host import HostConfig
 from hypemand.errors import (
     AlreadyExists,
     Ambiguous,
+    GuestError,
     HypemandError,
     NotFound,
     TimedOut,
@@ -41,6 +42,8 @@ _log = logging.getLogger(__name__)
 _AGENT_DEADLINE = 5.0
 # beyond stop_timeout: SIGTERM, SIGKILL and the exit record
 _STOP_MARGIN = 30.0
+# what a guest may take to sync and power off after its program has ended
+_POWER_OFF_MARGIN = 5.0
 _SIGKILL = 9
 _MIN_PREFIX = 4
 
@@ -56,6 +59,8 @@ class VmManager:
         self._services = services
         self.inventory = Inventory(config.state_dir / "vms", config.uid_range, userdb)
         self._vms: dict[str, Vm] = {}
+        # bytes of memory of the VMs that are being started and that systemd does not know yet
+        self._starting: dict[str, int] = {}
 
     # life of the daemon
 
@@ -195,7 +200,8 @@ class VmManager:
     # starting
 
     def _check_memory(self, definition: Definition) -> None:
-        committed = sum(vm.committed_memory for vm in self._vms.values() if vm.name != definition.name)
+        held = {vm.name: vm.committed_memory for vm in self._vms.values()} | self._starting
+        committed = sum(memory for name, memory in held.items() if name != definition.name)
         total = read_total_memory()
         check_memory(definition.name, definition.memory, committed, total, self.config.memory)
 
@@ -218,6 +224,7 @@ class VmManager:
         await vm.settle()
         definition = vm.record.definition
         self._check_memory(definition)
+        self._starting[vm.name] = definition.memory
         try:
             plan = await asyncio.to_thread(self._prepare, vm)
             vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
@@ -227,6 +234,8 @@ class VmManager:
             vm.expect_boot({}, definition)
             vm.remove_runtime()
             raise
+        finally:
+            del self._starting[vm.name]
         vm.add_moment(Moment.QUEUED, time.monotonic())
         await vm.refresh()
 
@@ -261,15 +270,30 @@ class VmManager:
     async def _stop(self, vm: Vm, timeout: float | None) -> None:
         if not vm.state.is_vmm_active:
             return
-        await self._services.units.stop(vm.unit)
-        stop_timeout = vm.record.definition.stop_timeout
-        limit = timeout if timeout is not None else stop_timeout
-        deadline = None if limit is None else limit + (_STOP_MARGIN if timeout is None else 0.0)
-        if await vm.wait_for(_has_ended, deadline):
-            return
         if timeout is None:
-            raise TimedOut(f"VM {vm.name} did not stop in {deadline:.0f} s", hint="hypemanctl kill ends it at once")
-        await self._end(vm, _SIGKILL)
+            await self._services.units.stop(vm.unit)
+            limit = vm.record.definition.stop_timeout
+            deadline = None if limit is None else limit + _STOP_MARGIN
+            if not await vm.wait_for(_has_ended, deadline):
+                raise TimedOut(
+                    f"VM {vm.name} did not stop in {deadline:.0f} s", hint="hypemanctl kill ends it at once"
+                )
+            return
+        await self._ask_guest_to_end(vm, timeout)
+        await self._services.units.stop(vm.unit)
+        if not await vm.wait_for(_has_ended, timeout + _POWER_OFF_MARGIN):
+            await self._end(vm, _SIGKILL)
+
+    async def _ask_guest_to_end(self, vm: Vm, grace: float) -> None:
+        """Another grace than ExecStop= gives: of two orders the guest keeps to the one that ends it sooner.
+        A guest that cannot be told is ended by force later."""
+        if vm.session is None or not vm.record.definition.guest_agent or vm.state is not State.RUNNING:
+            return
+        try:
+            channel = await vm.session.open_agent(_AGENT_DEADLINE)
+            await channel.shutdown(grace)
+        except (OSError, GuestError) as error:
+            _log.warning("VM %s: cannot tell the guest to end: %s", vm.name, error)
 
     async def _end(self, vm: Vm, signal: int) -> None:
         """End a VM by force, and wait for it."""
@@ -300,9 +324,11 @@ class VmManager:
         vm = self._get(ref)
         await vm.refresh()
         check_allowed(Operation.KILL, vm.state, vm.name)
+        boot = vm.boot
         await self._services.units.kill(vm.unit, signal)
         if signal == _SIGKILL:
-            await vm.wait_for(_has_ended, _STOP_MARGIN)
+            # another boot: systemd has started it again
+            await vm.wait_for(lambda vm: _has_ended(vm) or vm.boot != boot, _STOP_MARGIN)
         return vm.view()
 
     # watching

@@ -122,6 +122,11 @@ class Vm:
         return self._session
 
     @property
+    def boot(self) -> str | None:
+        """The id of the boot that is on."""
+        return self._session.boot if self._session is not None else None
+
+    @property
     def needs_restart(self) -> bool:
         """Does it run with another definition than the one it has now?"""
         running = self._running_definition
@@ -168,7 +173,7 @@ class Vm:
             needs_restart=self.needs_restart,
             removed_from_config=self.removed,
             unit=self.unit,
-            invocation_id=self._session.boot if self._session is not None else None,
+            invocation_id=self.boot,
             main_pid=self._unit.main_pid if self.state.is_vmm_active else None,
             uid=self.record.uid,
             memory_current=self._unit.memory_current if self.state.is_vmm_active else None,
@@ -312,6 +317,7 @@ class Vm:
             self.name,
             tracker,
             self._places.runtime,
+            self.record.uid,
             guest_agent=self._guest_agent,
             follow_journal=self._unit.active_state == "activating",
             on_change=self._evaluate,
@@ -346,12 +352,12 @@ class Vm:
         self._spawn("machined", self._register(session))
 
     async def _register(self, session: Session) -> None:
+        if session.main_pid is None:
+            return
         try:
-            leader = int((self._places.runtime / "leader.pid").read_text())
-            if f"/{self.unit}" not in Path(f"/proc/{leader}/cgroup").read_text():
-                raise ValueError(f"process {leader} is not in {self.unit}")
+            leader = _find_leader(session.main_pid, self.unit)
             await register_machine(self._services.bus, self.name, self.record.id, leader)
-        except (OSError, ValueError, BusError) as error:
+        except (OSError, BusError) as error:
             _log.warning("VM %s: cannot register it with systemd-machined: %s", self.name, error)
 
     def _transit(self, derived: Derived) -> None:
@@ -507,3 +513,12 @@ class Vm:
 def _runtime_part(definition: Definition) -> Definition:
     """What of a definition makes a difference to a VM that runs."""
     return replace(definition, autostart=False, tags={})
+
+
+def _find_leader(main_pid: int, unit: str) -> int:
+    """The process that waits beside the VMM for machinectl's signals (unit/vmm.sh): its only child.
+    OSError when there is none in the unit."""
+    for word in Path(f"/proc/{main_pid}/task/{main_pid}/children").read_text().split():
+        if f"/{unit}\n" in Path(f"/proc/{word}/cgroup").read_text():
+            return int(word)
+    raise ProcessLookupError(f"no leader beside process {main_pid} in {unit}")

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hypemand.state import QmpStatus
@@ -45,9 +44,9 @@ class Qmp:
         self.closed = asyncio.Event()
 
     @classmethod
-    async def connect(cls, path: Path, on_event: Callable[[str], None], name: str) -> Qmp:
+    async def connect(cls, path: str, on_event: Callable[[str], None], name: str) -> Qmp:
         """Connect and negotiate. OSError while nothing listens yet; QmpError when it does not answer."""
-        reader, writer = await asyncio.open_unix_connection(str(path), limit=_LINE_LIMIT)
+        reader, writer = await asyncio.open_unix_connection(path, limit=_LINE_LIMIT)
         qmp = cls(reader, writer, on_event)
         qmp._task = asyncio.create_task(qmp._read(), name=f"qmp {name}")
         try:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import socket
 import sys
+from pathlib import Path
+
+from hypemand.sockets import hold_socket
 
 
-def stop_guest(socket_path: str, grace: int) -> None:
+def stop_guest(path: Path, grace: int) -> None:
     """Send the order; back when the VMM has closed the port, which it does by ending. OSError when
     there is no VMM. No deadline of its own: systemd's TimeoutStopSec= ends this process."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as port:
-        port.connect(socket_path)
+        with hold_socket(path, path.parent.stat().st_uid) as held:
+            port.connect(held)
         port.sendall(f"poweroff {grace}\n".encode())
         while port.recv(4096):
             pass
@@ -26,7 +30,7 @@ def main() -> int:
     is wanted: systemd runs ExecStop= also after a guest that has powered off by itself."""
     runtime, grace = sys.argv[1], int(sys.argv[2])
     try:
-        stop_guest(f"{runtime}/stop.sock", grace)
+        stop_guest(Path(runtime) / "stop.sock", grace)
     except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
         return 0
     except OSError as error:

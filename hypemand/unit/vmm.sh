@@ -18,5 +18,4 @@ shift 3
         read -r _ <&9
     done
 ) &
-echo "$!" >"$runtime/leader.pid"
 exec "$@" -append "$words hypeman.boot=$INVOCATION_ID"
