@@ -137,6 +137,8 @@ def _seconds(microseconds: int) -> float | None:
 
 
 _PROPERTIES = (
+    # the job before the state: a job that is over by the time it is asked for has left its mark on the state
+    _Property("Unit.Job", "has_job", lambda value: value[0] != 0),
     _Property("Unit.LoadState", "load_state", str),
     _Property("Unit.ActiveState", "active_state", str),
     _Property("Unit.SubState", "sub_state", str),
@@ -150,7 +152,7 @@ _MEMORY = _Property(
     "Service.MemoryCurrent", "memory_current", lambda value: None if value == INFINITY else value
 )
 # changes of these are worth another look at the unit
-_TELLING = frozenset({"ActiveState", "SubState", "InvocationID", "MainPID"})
+_TELLING = frozenset({"Job", "ActiveState", "SubState", "InvocationID", "MainPID"})
 
 
 class Units:
@@ -181,7 +183,9 @@ class Units:
     async def status(self, unit: str, *, with_memory: bool = False) -> UnitStatus:
         """What systemd says of a unit now; the memory it takes only if asked for, since that is dear.
 
-        Single properties, because all of them at once cost PID 1 ten times as much.
+        Single properties, because all of them at once cost PID 1 ten times as much. A unit whose start is
+        queued (systemd answers before it begins; `After=` may hold it for long) is activating, with no
+        invocation yet.
         """
         properties = [*_PROPERTIES, _MEMORY] if with_memory else _PROPERTIES
         names = [f"{SERVICE}.{prop.name}" for prop in properties]
@@ -192,6 +196,8 @@ class Units:
                 return UnitStatus(None)
             raise
         fields = {prop.field: prop.convert(value) for prop, value in zip(properties, values, strict=True)}
+        if fields.pop("has_job") and fields["active_state"] in ("inactive", "failed"):
+            fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
         return UnitStatus(**fields) if fields.pop("load_state") == "loaded" else UnitStatus(None)
 
     async def list_vms(self) -> dict[str, str]:
