@@ -77,7 +77,7 @@ def _judge(ending: Ending) -> tuple[int | None, str, bool]:
 def _timeout_words(ending: Ending) -> str:
     if ending.missing:
         names = " and ".join(_SENTINEL[marker] for marker in ending.missing)
-        words = f"boot timed out: {names} was not seen"
+        words = f"boot timed out: {names} {'was' if len(ending.missing) == 1 else 'were'} not seen"
         return f"{words} ({ending.panic})" if ending.panic else words
     return "the guest did not power off in time and was ended by force"
 

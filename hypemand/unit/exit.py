@@ -23,7 +23,7 @@ from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journ
 
 _LINES = 200_000
 _PANIC = b"Kernel panic - not syncing"
-_VMM = b"qemu-system-"
+_VMM = (b"qemu-system-", b"qemu: ")
 _SYSTEMCTL_DEADLINE = 5.0
 
 
