@@ -114,7 +114,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="demo", description="Show the main job on a test host.")
     parser.add_argument("--suite", choices=[str(s) for s in Suite], default=str(Suite.BOOKWORM))
     options = parser.parse_args()
-    print(f"bringing up a test host with Debian {options.suite} (the first time takes minutes) ...", flush=True)
+    print(
+        f"bringing up a test host with Debian {options.suite} (the first time takes minutes) ...", flush=True
+    )
     with start_host(Suite(options.suite), installed=False) as host:
         try:
             show(Stage(host), host)

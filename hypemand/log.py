@@ -40,7 +40,9 @@ def set_up_logging() -> None:
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 
 
-def log_vm(level: int, message: str, vm: str, vm_id: str, message_id: MessageId | None = None, **fields: str) -> None:
+def log_vm(
+    level: int, message: str, vm: str, vm_id: str, message_id: MessageId | None = None, **fields: str
+) -> None:
     """An entry about a VM, with the fields by which it is found again."""
     about = {
         "HYPEMAN_VM": vm,

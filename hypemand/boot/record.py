@@ -53,10 +53,8 @@ class ExitRecord:
 def derive_exit_record(boot: str, ending: Ending, ended_at: float) -> ExitRecord:
     """Judge a run."""
     code, message, success = _judge(ending)
-    if success or ending.result != "success":
-        status = 0
-    else:
-        status = code or 1
+    known_to_systemd = success or ending.result != "success"
+    status = 0 if known_to_systemd else code or 1
     return ExitRecord(boot, code, message, success, status, ended_at)
 
 

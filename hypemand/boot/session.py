@@ -190,7 +190,9 @@ class Session:
             async with asyncio.timeout(timeout):
                 await self.agent.ready()
         except TimeoutError:
-            raise GuestError(f"the agent did not answer in {timeout:g} s", hint="see hypemanctl logs") from None
+            raise GuestError(
+                f"the agent did not answer in {timeout:g} s", hint="see hypemanctl logs"
+            ) from None
         return self.agent
 
     def _spawn(self, what: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

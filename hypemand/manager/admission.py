@@ -9,6 +9,7 @@ from hypemand.config.host import MemoryPolicy
 from hypemand.config.sizes import format_size
 from hypemand.errors import InsufficientResources
 
+_MIB = 1024 * 1024
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -28,9 +29,13 @@ def check_memory(name: str, wanted: int, committed: int, total: int, policy: Mem
         return
     free = max(usable - committed, 0)
     raise InsufficientResources(
-        f"VM {name} wants {format_size(wanted)} of memory, but {format_size(free)} are left: the host has"
-        f" {format_size(total)}, keeps {format_size(policy.reserve)} for itself at an overcommit of"
-        f" {policy.overcommit:g}, and active VMs hold {format_size(committed)}",
+        f"VM {name} wants {_shown(wanted)} of memory, but {_shown(free)} are left: the host has"
+        f" {_shown(total)}, keeps {_shown(policy.reserve)} for itself at an overcommit of"
+        f" {policy.overcommit:g}, and active VMs hold {_shown(committed)}",
         hint="lower memory: in its definition, stop another VM, or raise memory.overcommit in"
         " /etc/hypemand/hypemand.yaml",
     )
+
+
+def _shown(size: int) -> str:
+    return format_size(size // _MIB * _MIB)

@@ -144,7 +144,12 @@ class Inventory:
         common = {"disposition": "dynamic", "service": "hypemand"}
         try:
             self._userdb.mkdir(mode=0o755, exist_ok=True)
-            about = {"userName": name, "uid": record.uid, "gid": record.uid, "realName": f"Micro VM {record.name}"}
+            about = {
+                "userName": name,
+                "uid": record.uid,
+                "gid": record.uid,
+                "realName": f"Micro VM {record.name}",
+            }
             nowhere = {"homeDirectory": "/", "shell": "/usr/sbin/nologin", "locked": True}
             user.write_text(json.dumps(about | nowhere | common))
             group.write_text(json.dumps({"groupName": name, "gid": record.uid} | common))

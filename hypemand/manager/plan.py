@@ -48,7 +48,9 @@ def make_plan(
     """
     guest = resolve_program(definition, image)
     if guest.mode is Mode.SYSTEMD:
-        problem = Problem("", 0, 0, "mode", "systemd mode is not supported yet", "use mode: exec and a program as cmd")
+        problem = Problem(
+            "", 0, 0, "mode", "systemd mode is not supported yet", "use mode: exec and a program as cmd"
+        )
         raise InvalidDefinition([problem])
     files = VmmFiles(
         kernel=host.kernel.path,
@@ -85,7 +87,14 @@ def _unit_plan(
         vm_id=record.id,
         uid=record.uid,
         start=("/bin/sh", str(_VMM_SCRIPT), str(runtime), python, kernel_words(vmm), *qemu_arguments(vmm)),
-        stop=(python, "-I", "-m", "hypemand.unit.stop", str(runtime), str(stop_grace(definition.stop_timeout))),
+        stop=(
+            python,
+            "-I",
+            "-m",
+            "hypemand.unit.stop",
+            str(runtime),
+            str(stop_grace(definition.stop_timeout)),
+        ),
         stop_post=(python, "-I", "-m", "hypemand.unit.exit", str(state), unit, str(guest.stop_signal), agent),
         writable=(str(runtime), str(vmm.files.disk)),
         memory_max=definition.memory + memory_overhead(vmm.accel),

@@ -110,7 +110,8 @@ class Reloader:
                 removed.append(vm.name)
                 vm.log(
                     logging.WARNING,
-                    f"VM {vm.name} has no file any more: it is stopped, its data stay until hypemanctl rm {vm.name}",
+                    f"VM {vm.name} has no file any more: it is stopped,"
+                    f" its data stay until hypemanctl rm {vm.name}",
                 )
                 self._spawn(f"stop {vm.name}", self._stop(vm))
         return removed

@@ -302,7 +302,9 @@ class VmManager:
             await self._services.units.stop(vm.unit)
             await self._services.units.kill(vm.unit, signal)
             if not await vm.wait_for(_has_ended, _STOP_MARGIN):
-                raise TimedOut(f"VM {vm.name} did not end in {_STOP_MARGIN:.0f} s", hint="see its unit's status")
+                raise TimedOut(
+                    f"VM {vm.name} did not end in {_STOP_MARGIN:.0f} s", hint="see its unit's status"
+                )
 
     async def restart_vm(self, ref: str) -> VmView:
         """See `Manager`."""
@@ -380,4 +382,3 @@ class VmManager:
 
 def _has_ended(vm: Vm) -> bool:
     return not vm.state.is_vmm_active
-

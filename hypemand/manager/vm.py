@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hypemand.atomic import write_file
 from hypemand.boot.record import ExitRecord, load_exit_record
 from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, BootTracker, Moment, dump_notes, load_notes
 from hypemand.boot.watcher import BootWatcher
 from hypemand.config.definition import Definition
 from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.atomic import write_file
 from hypemand.errors import HypemandError
 from hypemand.log import MessageId, log_state_change, log_vm
 from hypemand.manager.inventory import VmRecord
@@ -33,7 +33,6 @@ from hypemand.state import (
     Derived,
     Evidence,
     Marker,
-    QmpStatus,
     State,
     UnitEvidence,
     derive_state,
@@ -378,7 +377,9 @@ class Vm:
             self._phase_since = now
             self._services.on_change()
             if not self._recovering:
-                log_state_change(self.name, self.record.id, old, derived.state, self._text, derived.state_error)
+                log_state_change(
+                    self.name, self.record.id, old, derived.state, self._text, derived.state_error
+                )
         if self._session is not None and self._unit.active_state == "activating":
             self._notify(self._session, f"STATUS={self._text}")
         for event in self._watchers:

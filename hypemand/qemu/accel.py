@@ -46,8 +46,10 @@ def find_accel(
     open_kvm: Callable[[Path], str | None] = _open_kvm,
     cpuinfo: Path = _CPUINFO,
 ) -> Accel:
-    """The accelerator to use; `choice` is `accel` of the host config. KVM counts only where the device opens read-write *and* the CPU shows vmx
-    or svm: a device without them exists on some machines and runs no stock kernel.
+    """The accelerator to use; `choice` is `accel` of the host config.
+
+    KVM counts only where the device opens read-write *and* the CPU shows vmx or svm: a device without them
+    exists on some machines and runs no stock kernel.
 
     Raises HostNotReady when KVM is demanded and cannot be had.
     """
@@ -61,7 +63,7 @@ def find_accel(
     if choice == AccelKind.KVM:
         raise HostNotReady(
             f"KVM is not usable: {failure}",
-            hint="set accel: auto or accel: tcg in /etc/hypemand/hypemand.yaml to run without it, more slowly",
+            hint="set accel: auto or accel: tcg in /etc/hypemand/hypemand.yaml to run without it",
         )
     return Accel(AccelKind.TCG, f"KVM is not usable: {failure}")
 

@@ -16,7 +16,13 @@ _TCG_BUFFER_MIB = 64
 _KERNEL_WORDS = ("console=hvc0", "quiet")
 # TCG emulates the host's time stamp counter, and nothing that a busy host lets a guest calibrate it with:
 # it would hang for ever. guest/kernel/README.md has the measurements.
-_TCG_WORDS = ("tsc=reliable", "no_timer_check", "lapic_timer_hz=1000000000", "mitigations=off", "noreplace-smp")
+_TCG_WORDS = (
+    "tsc=reliable",
+    "no_timer_check",
+    "lapic_timer_hz=1000000000",
+    "mitigations=off",
+    "noreplace-smp",
+)
 
 
 @dataclass(frozen=True, slots=True)

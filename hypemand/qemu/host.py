@@ -70,5 +70,7 @@ def find_kernel(folder: Path) -> Kernel:
     except (OSError, ValueError, KeyError, TypeError):
         kernel = None
     if kernel is None or not path.is_file():
-        raise HostNotReady(f"there is no guest kernel in {folder}", hint="install the package hypemand-kernel")
+        raise HostNotReady(
+            f"there is no guest kernel in {folder}", hint="install the package hypemand-kernel"
+        )
     return kernel

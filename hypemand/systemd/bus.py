@@ -152,7 +152,11 @@ class SystemBus:
     def _connect_signals(self) -> None:
         bus = _open()
         try:
-            manager = (b"org.freedesktop.systemd1", b"/org/freedesktop/systemd1", b"org.freedesktop.systemd1.Manager")
+            manager = (
+                b"org.freedesktop.systemd1",
+                b"/org/freedesktop/systemd1",
+                b"org.freedesktop.systemd1.Manager",
+            )
             bus.call_method(*manager, b"Subscribe", [])
         except DBusBaseError as error:
             raise _failure(error) from None

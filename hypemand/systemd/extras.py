@@ -65,14 +65,22 @@ def _cpus(name: str, words: Words) -> Property:
     return (name, "ay", mask.to_bytes((mask.bit_length() + 7) // 8, "little"))
 
 
+_LISTS = (
+    "After",
+    "Before",
+    "Wants",
+    "Requires",
+    "Requisite",
+    "BindsTo",
+    "PartOf",
+    "Conflicts",
+    "OnFailure",
+    "OnSuccess",
+    "RequiresMountsFor",
+    "Documentation",
+)
 _CONVERTERS: Mapping[str, Callable[[str, Words], Property]] = {
-    **dict.fromkeys(
-        (
-            "After Before Wants Requires Requisite BindsTo PartOf Conflicts OnFailure OnSuccess"
-            " RequiresMountsFor Documentation"
-        ).split(),
-        _words,
-    ),
+    **dict.fromkeys(_LISTS, _words),
     "Description": _text,
     "Nice": _signed,
     "OOMScoreAdjust": _signed,

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a boot is taken to have shown."""
+
+from pathlib import Path
+
+import pytest
+
+from hypemand.boot.tracker import BootTracker, Moment, dump_notes, load_notes
+from hypemand.config.definition import Mode
+from hypemand.sentinels import AgentReady, Exit, ProgramStart, Stage, format_sentinel
+from hypemand.state import Marker
+
+BOOT, OTHER = "a" * 32, "b" * 32
+
+
+def line(sentinel: AgentReady | Exit | ProgramStart | Stage) -> bytes:
+    return format_sentinel(sentinel).encode()
+
+
+def start(boot: str = BOOT) -> bytes:
+    return line(ProgramStart(boot, 0, Mode.EXEC))
+
+
+def test_both_markers_make_it_ready() -> None:
+    tracker = BootTracker(BOOT)
+    assert tracker.take_line(start(), 1.0)
+    assert not tracker.is_ready(guest_agent=True)
+    assert tracker.is_ready(guest_agent=False)
+    assert tracker.take_line(line(AgentReady(BOOT, 0)), 2.0)
+    assert tracker.is_ready(guest_agent=True)
+
+
+def test_the_agents_hello_stands_for_its_marker() -> None:
+    tracker = BootTracker(BOOT)
+    tracker.take_line(start(), 1.0)
+    assert tracker.take_agent(2.0)
+    assert tracker.is_ready(guest_agent=True)
+
+
+def test_the_first_witness_dates_a_marker() -> None:
+    tracker = BootTracker(BOOT)
+    tracker.take_agent(2.0)
+    assert not tracker.take_line(line(AgentReady(BOOT, 0)), 3.0)
+    assert tracker.notes.moments[Moment.AGENT_READY] == 2.0
+
+
+@pytest.mark.parametrize("sentinel", [start(OTHER), line(AgentReady(OTHER, 0)), line(Exit(OTHER, 0, "x"))])
+def test_a_line_of_another_boot_counts_for_nothing(sentinel: bytes) -> None:
+    tracker = BootTracker(BOOT)
+    assert not tracker.take_line(sentinel, 1.0)
+    assert tracker.notes == BootTracker(BOOT).notes
+
+
+def test_the_last_exit_report_wins() -> None:
+    tracker = BootTracker(BOOT)
+    tracker.take_line(line(Exit(BOOT, 1, "first")), 1.0)
+    tracker.take_line(line(Exit(BOOT, 2, "second")), 2.0)
+    assert tracker.exit == Exit(BOOT, 2, "second")
+
+
+def test_a_guest_cannot_fill_the_memory_with_stages() -> None:
+    tracker = BootTracker(BOOT)
+    for number in range(1000):
+        tracker.take_line(line(Stage(BOOT, f"s{number}", 0.0, 1.0)), 1.0)
+    assert len(tracker.notes.stages) == 64
+
+
+def test_notes_survive_their_file(tmp_path: Path) -> None:
+    tracker = BootTracker(BOOT)
+    tracker.set_moment(Moment.REQUESTED, 10.0)
+    tracker.take_line(start(), 10.5)
+    tracker.take_line(line(Stage(BOOT, "root", 0.1, 0.2)), 10.5)
+    tracker.take_line(line(Exit(BOOT, 3, "exited")), 11.0)
+    tracker.set_moment(Moment.RUNNING, 10.75)
+    path = tmp_path / "boot.json"
+    path.write_bytes(dump_notes(tracker.notes))
+    again = load_notes(path, BOOT)
+    assert again == tracker.notes
+    assert again is not None
+    assert again.ready_ms == pytest.approx(750.0)
+    assert BootTracker(BOOT, again).has(Marker.PROGRAM)
+    assert load_notes(path, OTHER) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"boot": 1}', b"\xff\xfe"])
+def test_broken_notes_are_none(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "boot.json"
+    path.write_bytes(data)
+    assert load_notes(path) is None

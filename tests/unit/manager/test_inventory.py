@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lasts of a VM, and its uid."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hypemand.config.definition import Definition, Origin
+from hypemand.config.vmdef import parse_definition
+from hypemand.errors import InsufficientResources
+from hypemand.manager.inventory import Inventory
+
+
+def definition(name: str, **more: object) -> Definition:
+    return parse_definition(name, {"image": "builtin:busybox", **more})
+
+
+def make(folder: Path, uids: tuple[int, int] = (61184, 61187)) -> Inventory:
+    inventory = Inventory(folder / "vms", uids, folder / "userdb")
+    inventory.load()
+    return inventory
+
+
+def test_a_record_lasts(tmp_path: Path) -> None:
+    record = make(tmp_path).add(definition("web", memory="256M", env={"A": "b c"}), Origin.API)
+    assert make(tmp_path).find("web") == record
+
+
+def test_every_vm_has_a_uid_of_its_own_and_keeps_it(tmp_path: Path) -> None:
+    inventory = make(tmp_path)
+    uids = {inventory.add(definition(name), Origin.FILE).uid for name in ("a", "b", "c", "d")}
+    assert uids == {61184, 61185, 61186, 61187}
+    before = inventory.find("b")
+    assert before is not None
+    assert inventory.update("b", definition("b", memory="2G"), Origin.FILE).uid == before.uid
+
+
+def test_no_uid_is_left(tmp_path: Path) -> None:
+    inventory = make(tmp_path, (61184, 61184))
+    inventory.add(definition("a"), Origin.FILE)
+    with pytest.raises(InsufficientResources, match="61184"):
+        inventory.add(definition("b"), Origin.FILE)
+    assert not inventory.folder("b").exists()
+
+
+def test_a_uid_that_is_free_again_is_used_again(tmp_path: Path) -> None:
+    inventory = make(tmp_path, (61184, 61184))
+    inventory.add(definition("a"), Origin.FILE)
+    inventory.remove("a")
+    assert inventory.add(definition("b"), Origin.FILE).uid == 61184
+
+
+def test_the_uid_is_known_by_name_while_the_vm_is_there(tmp_path: Path) -> None:
+    inventory = make(tmp_path)
+    record = inventory.add(definition("web"), Origin.FILE)
+    known = json.loads((tmp_path / "userdb" / f"{record.uid}.user").read_text())
+    assert (known["userName"], known["uid"]) == (f"hypeman-{record.uid}", record.uid)
+    assert json.loads((tmp_path / "userdb" / f"{record.uid}.group").read_text())["gid"] == record.uid
+    inventory.remove("web")
+    assert list((tmp_path / "userdb").iterdir()) == []
+    assert not inventory.folder("web").exists()
+
+
+def test_a_record_that_cannot_be_read_spoils_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inventory = make(tmp_path)
+    inventory.add(definition("good"), Origin.FILE)
+    bad = inventory.folder("bad")
+    bad.mkdir()
+    (bad / "vm.json").write_text("{")
+    again = make(tmp_path)
+    assert [record.name for record in again] == ["good"]
+    assert "bad" in caplog.text
+    assert (bad / "vm.json").exists()

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's command line."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from hypemand.qemu.accel import AccelKind
+from hypemand.qemu.commandline import VmmFiles, VmmPlan, kernel_words, qemu_arguments
+
+RUN = Path("/run/hypemand/vms/web")
+FILES = VmmFiles(
+    kernel=Path("/k/vmlinux"),
+    initrd=Path("/g/initrd.cpio"),
+    config=RUN / "config.img",
+    image=Path("/i/a,b/rootfs.erofs"),
+    disk=Path("/s/disk.ext4"),
+    qmp=RUN / "qmp.sock",
+    agent=RUN / "agent.sock",
+    report=RUN / "report.sock",
+    stop=RUN / "stop.sock",
+)
+PLAN = VmmPlan(
+    vm="web",
+    vm_id="0123456789abcdef0123456789abcdef",
+    binary=Path("/usr/bin/qemu-system-x86_64"),
+    accel=AccelKind.TCG,
+    memory=128 * 1024 * 1024,
+    vcpus=2,
+    tsc_khz=2596120,
+    files=FILES,
+)
+
+
+def options(plan: VmmPlan, name: str) -> list[str]:
+    words = qemu_arguments(plan)
+    return [value for option, value in pairwise(words) if option == name]
+
+
+def test_each_disk_is_found_by_its_serial_and_only_one_can_be_written() -> None:
+    drives, devices = options(PLAN, "-drive"), options(PLAN, "-device")
+    for name in ("config", "image", "disk"):
+        (drive,) = (d for d in drives if f"id={name}," in d)
+        assert ("readonly=on" in drive) == (name != "disk")
+        assert any(d.endswith(f"drive={name},serial=hypeman-{name}") for d in devices)
+
+
+def test_each_port_has_a_socket_of_its_own() -> None:
+    devices, chardevs = options(PLAN, "-device"), options(PLAN, "-chardev")
+    for name in ("agent", "report", "stop"):
+        assert f"virtserialport,chardev={name},name=org.hypeman.{name}" in devices
+        assert f"socket,id={name},path={RUN}/{name}.sock,server=on,wait=off" in chardevs
+
+
+def test_a_comma_in_a_path_is_no_separator() -> None:
+    assert any("file=/i/a,,b/rootfs.erofs," in drive for drive in options(PLAN, "-drive"))
+
+
+def test_under_tcg_the_guest_is_told_its_timers() -> None:
+    words = kernel_words(PLAN).split()
+    assert {"tsc=reliable", "no_timer_check", "tsc_early_khz=2596120"} <= set(words)
+    assert options(PLAN, "-accel") == ["tcg,thread=multi,tb-size=64,split-wx=on"]
+
+
+def test_under_kvm_the_guest_finds_its_timers_itself() -> None:
+    plan = replace(PLAN, accel=AccelKind.KVM)
+    assert kernel_words(plan) == "console=hvc0 quiet"
+    assert options(plan, "-accel") == ["kvm"]
+    assert options(plan, "-cpu") == ["host"]
+
+
+def test_memory_and_identity() -> None:
+    assert options(PLAN, "-m") == ["128M"]
+    assert options(PLAN, "-uuid") == ["01234567-89ab-cdef-0123-456789abcdef"]

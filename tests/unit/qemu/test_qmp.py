@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The QMP client against a VMM that behaves, and against ones that do not."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from hypemand.qemu import qmp as qmp_module
+from hypemand.qemu.qmp import Qmp, QmpError, QmpTimeout
+from hypemand.state import QmpStatus
+
+Answer = Callable[[str, int], bytes | None]
+
+
+def good(command: str, number: int) -> bytes | None:
+    results: dict[str, object] = {"query-status": {"status": "running", "running": True}}
+    return json.dumps({"return": results.get(command, {}), "id": number}).encode() + b"\n"
+
+
+@asynccontextmanager
+async def vmm(path: Path, answer: Answer = good, *, first: bytes = b"") -> AsyncIterator[None]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'{"QMP": {"version": {}, "capabilities": []}}\n')
+        while line := await reader.readline():
+            request = json.loads(line)
+            if request["execute"] == "query-status":
+                writer.write(first)
+            reply = answer(request["execute"], request["id"])
+            if reply is not None:
+                writer.write(reply)
+            if request["execute"] == "quit":
+                break
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, str(path))
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def run(
+    path: Path, talk: Callable[[Qmp, list[str]], Awaitable[None]], answer: Answer = good, **kw: bytes
+) -> None:
+    async def main() -> None:
+        events: list[str] = []
+        async with asyncio.timeout(20), vmm(path, answer, **kw):
+            session = await Qmp.connect(str(path), events.append, "test")
+            try:
+                await talk(session, events)
+            finally:
+                await session.close()
+
+    asyncio.run(main())
+
+
+def test_it_negotiates_and_asks_for_the_run_state(tmp_path: Path) -> None:
+    async def talk(session: Qmp, events: list[str]) -> None:
+        assert await session.query_status() is QmpStatus.RUNNING
+
+    run(tmp_path / "q", talk)
+
+
+def test_events_are_handed_on_and_nonsense_is_dropped(tmp_path: Path) -> None:
+    async def talk(session: Qmp, events: list[str]) -> None:
+        assert await session.query_status() is QmpStatus.RUNNING
+        assert events == ["STOP"]
+
+    noise = b'{"event": "STOP"}\nnot json\n[1]\n{"id": "x"}\n{"return": {}, "id": 99}\n{"event": 5}\n'
+    run(tmp_path / "q", talk, first=noise)
+
+
+def test_a_vmm_that_does_not_answer_is_told_apart_from_one_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(command: str, number: int) -> bytes | None:
+        return None if command == "query-status" else good(command, number)
+
+    async def talk(session: Qmp, events: list[str]) -> None:
+        with pytest.raises(QmpTimeout):
+            await session.execute("query-status", deadline=0.05)
+        assert await session.query_status() is QmpStatus.NO_ANSWER
+        await session.execute("quit")
+        await session.closed.wait()
+        assert await session.query_status() is QmpStatus.ABSENT
+
+    assert qmp_module.ANSWER_DEADLINE == 0.5
+    run(tmp_path / "q", talk, silent)
+
+
+def test_a_refusal_has_the_vmms_words(tmp_path: Path) -> None:
+    def refuse(command: str, number: int) -> bytes | None:
+        if command == "qmp_capabilities":
+            return good(command, number)
+        return json.dumps({"error": {"desc": "no such command"}, "id": number}).encode() + b"\n"
+
+    async def talk(session: Qmp, events: list[str]) -> None:
+        with pytest.raises(QmpError, match="no such command"):
+            await session.execute("nonsense")
+
+    run(tmp_path / "q", talk, refuse)
+
+
+@pytest.mark.parametrize("answer", [b'{"return": {}, "id": %d}\n', b'{"return": {"status": 5}, "id": %d}\n'])
+def test_an_answer_without_a_state_is_not_recognised(tmp_path: Path, answer: bytes) -> None:
+    def odd(command: str, number: int) -> bytes | None:
+        return answer % number if command == "query-status" else good(command, number)
+
+    async def talk(session: Qmp, events: list[str]) -> None:
+        assert await session.query_status() is QmpStatus.UNRECOGNISED
+
+    run(tmp_path / "q", talk, odd)
+
+
+def test_a_line_without_end_closes_the_session(tmp_path: Path) -> None:
+    def flood(command: str, number: int) -> bytes | None:
+        return b"x" * (3 * 1024 * 1024) if command == "query-status" else good(command, number)
+
+    async def talk(session: Qmp, events: list[str]) -> None:
+        with pytest.raises(QmpError):
+            await session.execute("query-status", deadline=10.0)
+        assert session.closed.is_set()
+
+    run(tmp_path / "q", talk, flood)

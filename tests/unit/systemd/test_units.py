@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The properties of a VM's transient unit."""
+
+import json
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+import hypemand.config
+from hypemand.config.definition import Restart
+from hypemand.systemd.extras import EXTRA_PROPERTIES, INFINITY, extra_properties
+from hypemand.systemd.sandbox import sandbox_properties
+from hypemand.systemd.units import UnitPlan, unit_name, unit_properties, vm_of_unit
+
+PLAN = UnitPlan(
+    vm="web",
+    vm_id="0" * 32,
+    uid=61200,
+    start=("/bin/sh", "vmm.sh", "cost: $5"),
+    stop=("/usr/bin/python3", "stop"),
+    stop_post=("/usr/bin/python3", "exit"),
+    writable=("/run/hypemand/vms/web",),
+    memory_max=2**28,
+    cpu_quota=1.5,
+    tasks_max=33,
+    boot_timeout=None,
+    stop_timeout=30.0,
+    restart=Restart.ON_FAILURE,
+    kvm=False,
+    extra=MappingProxyType({"After": ("a.service", "b.target"), "Nice": ("5",)}),
+)
+
+
+def test_a_units_name_leads_back_to_its_vm() -> None:
+    assert vm_of_unit(unit_name("my-vm")) == "my-vm"
+    assert vm_of_unit("ssh.service") is None
+
+
+def test_limits_and_deadlines_are_systemds() -> None:
+    properties = {name: value for name, _signature, value in unit_properties(PLAN)}
+    assert properties["MemoryMax"] == 2**28
+    assert properties["CPUQuotaPerSecUSec"] == 1_500_000
+    assert properties["TimeoutStartUSec"] == INFINITY
+    assert properties["TimeoutStopUSec"] == 30_000_000
+    assert properties["Restart"] == "on-failure"
+    assert properties["User"] == properties["Group"] == "61200"
+
+
+def test_a_dollar_in_a_command_is_no_variable() -> None:
+    properties = {name: value for name, _signature, value in unit_properties(PLAN)}
+    assert properties["ExecStart"] == [("/bin/sh", ["/bin/sh", "vmm.sh", "cost: $$5"], False)]
+
+
+def test_extra_properties_come_last_and_so_win() -> None:
+    names = [name for name, *_ in unit_properties(PLAN)]
+    assert names[-2:] == ["After", "Nice"]
+
+
+def test_dev_kvm_is_there_only_with_kvm() -> None:
+    assert "/dev/kvm" not in repr(sandbox_properties(kvm=False))
+    assert "/dev/kvm" in repr(sandbox_properties(kvm=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "expected"),
+    [
+        ("After", ("a.service", "b.service"), ("After", "as", ["a.service", "b.service"])),
+        ("Description", ("a VM",), ("Description", "s", "a VM")),
+        ("Nice", ("-5",), ("Nice", "i", -5)),
+        ("StartLimitBurst", ("3",), ("StartLimitBurst", "u", 3)),
+        ("CPUWeight", ("200",), ("CPUWeight", "t", 200)),
+        ("CPUWeight", ("idle",), ("CPUWeight", "t", 0)),
+        ("MemoryHigh", ("536870912",), ("MemoryHigh", "t", 536870912)),
+        ("MemoryHigh", ("infinity",), ("MemoryHigh", "t", INFINITY)),
+        ("MemoryHigh", ("50%",), ("MemoryHighScale", "u", 2147483648)),
+        ("RestartSec", ("1min 30s",), ("RestartUSec", "t", 90_000_000)),
+        ("StartLimitIntervalSec", ("infinity",), ("StartLimitIntervalUSec", "t", INFINITY)),
+        ("AllowedCPUs", ("0-2", "9"), ("AllowedCPUs", "ay", b"\x07\x02")),
+    ],
+)
+def test_words_of_unit_files_become_d_bus_types(
+    name: str, words: tuple[str, ...], expected: tuple[str, str, object]
+) -> None:
+    assert extra_properties({name: words}) == [expected]
+
+
+def test_every_property_that_the_schema_allows_can_be_set() -> None:
+    schema = json.loads((Path(next(iter(hypemand.config.__path__))) / "vm.schema.json").read_text())
+    assert set(schema["properties"]["unit"]["properties"]) == EXTRA_PROPERTIES

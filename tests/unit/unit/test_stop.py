@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ExecStop= against a VMM's stop port."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hypemand.sockets import hold_socket
+
+
+@contextmanager
+def stop_port(path: Path, heard: list[bytes]) -> Iterator[None]:
+    """A VMM's port: hears one order, then closes, as a VMM that ends does."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                heard.append(connection.recv(100))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join(10)
+
+
+def run_stop(folder: Path) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-m", "hypemand.unit.stop", str(folder), "27"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_the_guest_is_told_and_the_end_awaited(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+    with stop_port(tmp_path / "stop.sock", heard):
+        result = run_stop(tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert heard == [b"poweroff 27\n"]
+
+
+def test_a_vmm_that_has_gone_is_what_is_wanted(tmp_path: Path) -> None:
+    assert run_stop(tmp_path).returncode == 0
+    with socket.socket(socket.AF_UNIX) as nobody_listens:
+        nobody_listens.bind(str(tmp_path / "stop.sock"))
+    assert run_stop(tmp_path).returncode == 0
+
+
+def test_a_link_to_another_socket_is_not_followed(tmp_path: Path) -> None:
+    other = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(other))
+        (tmp_path / "stop.sock").symlink_to(other)
+        with pytest.raises(PermissionError), hold_socket(tmp_path / "stop.sock", os.getuid()):
+            pass
+        with hold_socket(other, os.getuid()) as held:
+            assert held.startswith("/proc/self/fd/")
+
+
+def test_a_socket_of_another_user_is_refused(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "stop.sock"))
+        with (
+            pytest.raises(PermissionError, match="not a socket of user 12345"),
+            hold_socket(tmp_path / "stop.sock", 12345),
+        ):
+            pass
