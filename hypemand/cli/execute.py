@@ -162,24 +162,30 @@ def _forward_signals(sender: _Sender, websocket: Any) -> Iterator[None]:
 
 
 def _receive(connection: Any) -> int:
-    """Write what comes to where it belongs, until the exit status comes."""
+    """Write what comes to where it belongs, until the exit status comes. The server splits no messages."""
     import websocket
 
     outputs = {1: sys.stdout.buffer, 2: sys.stderr.buffer}
+    opcodes = websocket.ABNF
     while True:
         try:
-            opcode, data = connection.recv_data()
+            # Not recv_data(): it answers a close before it gives it, and fails where the peer has gone.
+            frame = connection.recv_frame()
         except (OSError, websocket.WebSocketException):
             break
-        if opcode == websocket.ABNF.OPCODE_BINARY and data[:1] and data[0] in outputs:
+        data = frame.data
+        if frame.opcode == opcodes.OPCODE_BINARY and data[:1] and data[0] in outputs:
             output = outputs[data[0]]
             output.write(data[1:])
             output.flush()
-        elif opcode == websocket.ABNF.OPCODE_TEXT:
+        elif frame.opcode == opcodes.OPCODE_TEXT:
             return _report_exit(data)
-        elif opcode == websocket.ABNF.OPCODE_CLOSE and len(data) > 2:
+        elif frame.opcode == opcodes.OPCODE_PING:
+            with contextlib.suppress(OSError, websocket.WebSocketException):
+                connection.pong(data)
+        elif frame.opcode == opcodes.OPCODE_CLOSE and len(data) > 2:
             raise parse_close_reason(data[2:].decode(errors="replace"))
-        elif opcode == websocket.ABNF.OPCODE_CLOSE:
+        elif frame.opcode == opcodes.OPCODE_CLOSE or frame.opcode == opcodes.OPCODE_CONT:
             break
     raise Unreachable("the channel to hypemand broke before the command had ended")
 

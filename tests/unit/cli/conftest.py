@@ -55,10 +55,11 @@ class Cli:
         return subprocess.CompletedProcess(done.args, done.returncode, *texts)
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
-        """Start it; the test ends it."""
+        """Start it; the test ends it. Not buffered here: lines and the rest can be read in turn."""
         return subprocess.Popen(
             self.argv(*words),
             env=self.environ,
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import threading
+from collections.abc import Callable
 
 from tests.unit.cli.conftest import DEADLINE, Cli
 from tests.unit.cli.daemon import FakeDaemon
@@ -14,23 +15,31 @@ from tests.unit.cli.daemon import FakeDaemon
 CLEAR = "\r\x1b[K"
 
 
-def run_on_terminal(cli: Cli, *words: str) -> tuple[str, int]:
-    """Run with standard output and error on a terminal; all that it showed, and the exit status."""
+def run_on_terminal(
+    cli: Cli, *words: str, until: str = "", then: Callable[[], object] = lambda: None
+) -> tuple[str, int]:
+    """Run with standard output and error on a terminal; all that it showed, and the exit status.
+
+    Once the terminal shows `until`, `then` is called.
+    """
     leader, follower = pty.openpty()
     environ = cli.environ | {"TERM": "xterm", "COLUMNS": "80"}
     process = subprocess.Popen(
         cli.argv(*words), env=environ, stdin=follower, stdout=follower, stderr=follower
     )
     os.close(follower)
-    shown = b""
+    shown, is_done = "", False
     try:
         while block := os.read(leader, 65536):
-            shown += block
+            shown += block.decode()
+            if not is_done and until in shown:
+                is_done = True
+                then()
     except OSError:
         pass  # the terminal has nobody at its other side any more
     finally:
         os.close(leader)
-    return shown.decode(), process.wait(DEADLINE)
+    return shown, process.wait(DEADLINE)
 
 
 def test_colours_only_on_a_terminal(daemon: FakeDaemon, cli: Cli) -> None:
@@ -47,22 +56,22 @@ def test_no_color_is_honoured(daemon: FakeDaemon, cli: Cli) -> None:
 
 def test_waiting_shows_what_it_waits_for_and_clears_it(daemon: FakeDaemon, cli: Cli) -> None:
     script = daemon.add("web", "Initializing", status_text="Initializing: kernel up \x1b[2J")
-    threading.Timer(0.8, daemon.update, (script, {"state": "Running"})).start()
-    shown, status = run_on_terminal(cli, "wait", "web")
+    line = f"{CLEAR}web: Initializing: kernel up \\x1b[2J ("
+    shown, status = run_on_terminal(
+        cli, "wait", "web", until=line, then=lambda: daemon.update(script, {"state": "Running"})
+    )
     assert status == 0
-    assert f"{CLEAR}web: Initializing: kernel up \\x1b[2J (0." in shown
+    assert line in shown
     assert shown.endswith(CLEAR)
 
 
 def test_a_stop_shows_what_the_vm_does_meanwhile(daemon: FakeDaemon, cli: Cli) -> None:
-    script = daemon.add("web")
-    answered = threading.Event()
-    script.stop_gate = answered
-    threading.Timer(0.3, daemon.update, (script, {"status_text": "Shutdown: stopping"})).start()
-    threading.Timer(0.8, answered.set).start()
-    shown, status = run_on_terminal(cli, "stop", "web")
+    script = daemon.add("web", status_text="Shutdown: stopping")
+    script.stop_gate = threading.Event()
+    line = "web: Shutdown: stopping ("
+    shown, status = run_on_terminal(cli, "stop", "web", until=line, then=script.stop_gate.set)
     assert status == 0
-    assert "web: Shutdown: stopping (" in shown
+    assert line in shown
     assert shown.endswith(CLEAR)
 
 
