@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM's life: from its file to Running, its program's end as its unit's result, and every way to stop it."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.host.machine import TestHost
+from tests.host.vms import (
+    BOOT_DEADLINE,
+    HAS_LAST_WORDS,
+    IS_DEAF,
+    STATE_CHANGED,
+    STAYS,
+    Vms,
+    stuck_guests,
+    vms_of,
+)
+
+# argv: unit. A line for each different answer of systemd, until the unit is ready.
+OBSERVE = """
+old=
+while :; do
+    now=$(systemctl show --property=ActiveState --property=SubState --property=StatusText --value "$1" |
+        tr '\\n' '|')
+    [ "$now" = "$old" ] || echo "$now"
+    old=$now
+    case $now in *active*running*'Running: ready'* | *'Running: ready'*active*running*) exit 0 ;; esac
+    case $now in *failed*) exit 1 ;; esac
+done
+"""
+
+
+@dataclass(frozen=True)
+class FirstBoot:
+    """A boot that was looked at while it went on."""
+
+    vms: Vms
+    name: str
+    answer: dict[str, str]
+    observed: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def first_boot(host: TestHost) -> Iterator[FirstBoot]:
+    with vms_of(host) as vms:
+        name = vms.define("from-file", HAS_LAST_WORDS)
+        (answer,) = json.loads(vms.ctl("start", "--json", name).stdout)
+        unit = f"hypeman-vm-{name}.service"
+        observed = host.run(["sh", "-euc", OBSERVE, "observe", unit], timeout=BOOT_DEADLINE).stdout
+        yield FirstBoot(vms, name, answer, tuple(observed.splitlines()))
+
+
+def test_start_answers_initializing_at_once(first_boot: FirstBoot) -> None:
+    assert first_boot.answer["state"] == "Initializing"
+    assert first_boot.answer["status_text"].startswith("Initializing: ")
+
+
+def test_the_unit_is_activating_until_the_vm_is_running(first_boot: FirstBoot) -> None:
+    *before, last = first_boot.observed
+    starting = [line for line in before if "activating" in line]
+    assert starting, first_boot.observed
+    assert before[: len(starting)] == starting, "it went back to activating"
+    for line in starting:
+        assert set(line.strip("|").split("|")) >= {"activating", "start"}
+        assert "Initializing: " in line
+    assert set(last.strip("|").split("|")) >= {"active", "running"}
+    assert re.search(r"Running: ready in [0-9]+ ms", last)
+
+
+def test_running_is_told_when_systemd_says_active_and_not_before(first_boot: FirstBoot) -> None:
+    vms, name = first_boot.vms, first_boot.name
+    active = int(vms.unit(name, "ActiveEnterTimestampMonotonic")["ActiveEnterTimestampMonotonic"]) / 1e6
+    (running,) = [change.at for change in vms.changes(name) if change.new == "Running"]
+    (entry,) = [
+        entry
+        for entry in vms.host.journal(f"_SYSTEMD_UNIT=hypeman-vm-{name}.service")
+        if "HYPEMAN-PROGRAM-START" in entry["MESSAGE"]
+    ]
+    assert int(entry["__MONOTONIC_TIMESTAMP"]) / 1e6 <= active <= running
+
+
+def test_every_change_is_a_structured_entry_with_a_text_in_the_catalog(first_boot: FirstBoot) -> None:
+    vms, name = first_boot.vms, first_boot.name
+    assert vms.states(name) == ["Stopped", "Initializing", "Running"]
+    vm_id = vms.show(name)["id"]
+    told = vms.host.run(
+        ["journalctl", "--no-pager", "-x", f"MESSAGE_ID={STATE_CHANGED}", f"HYPEMAN_VM_ID={vm_id}"]
+    ).stdout
+    assert f"Subject: VM {name} is now Initializing" in told
+    assert f"Subject: VM {name} is now Running" in told
+    assert f"The micro VM {name} (id {vm_id}) was Initializing before" in told
+    assert "@" not in told, "a field that the catalog names is not in the entry"
+
+
+def test_the_journal_finds_console_and_daemon_by_vm_and_by_unit(first_boot: FirstBoot) -> None:
+    vms, name = first_boot.vms, first_boot.name
+    vms.wait_console(name, "up")
+    wanted = {"up", f"VM {name}: Stopped -> Initializing: starting the VMM"}
+    by_vm = {entry["MESSAGE"] for entry in vms.host.journal(f"HYPEMAN_VM={name}")}
+    by_id = {entry["MESSAGE"] for entry in vms.host.journal(f"HYPEMAN_VM_ID={vms.show(name)['id']}")}
+    by_unit = {entry["MESSAGE"] for entry in vms.host.journal(f"--unit=hypeman-vm-{name}")}
+    assert wanted <= by_vm
+    assert wanted <= by_id
+    assert wanted | {f"Started hypeman-vm-{name}.service - Micro VM {name}."} <= by_unit
+
+
+def test_starting_a_running_vm_changes_nothing(first_boot: FirstBoot) -> None:
+    vms, name = first_boot.vms, first_boot.name
+    before = vms.unit(name, "InvocationID", "MainPID")
+    vms.ctl("start", name)
+    assert vms.unit(name, "InvocationID", "MainPID") == before
+
+
+def test_the_boot_can_be_taken_apart(first_boot: FirstBoot) -> None:
+    timeline = json.loads(first_boot.vms.ctl("analyze", "--json", first_boot.name).stdout)
+    lanes = {span["lane"] for span in timeline["spans"]}
+    assert {"host", "unit", "kernel", "init"} <= lanes
+    assert timeline["running_ms"] == pytest.approx(first_boot.vms.show(first_boot.name)["ready_ms"], abs=1)
+    assert "<svg" in first_boot.vms.ctl("analyze", "plot", first_boot.name).stdout
+
+
+def test_start_wait_is_back_when_all_are_running(vms: Vms) -> None:
+    names = ["wait-1", "wait-2", "wait-3"]
+    for name in names:
+        vms.write(name)
+    vms.reload()
+    vms.start(*names)
+    listed = json.loads(vms.ctl("list", "--json", *names).stdout)
+    assert [vm["state"] for vm in listed] == ["Running"] * 3
+    for name in names:
+        assert vms.execute(name, "hostname") == f"{name}\n"
+
+
+# how a program ends: unit's result, status of ExecStopPost=, exit code
+@pytest.mark.parametrize(
+    ("name", "program", "active", "result", "code"),
+    [
+        ("ends-well", "exit 0", "inactive", "success", 0),
+        ("ends-with-3", "exit 3", "failed", "exit-code", 3),
+        ("is-killed", "kill -KILL $$", "failed", "exit-code", 137),
+        ("is-terminated", "kill -TERM $$", "failed", "exit-code", 143),
+    ],
+)
+def test_the_units_result_is_the_programs(
+    vms: Vms, name: str, program: str, active: str, result: str, code: int
+) -> None:
+    vms.define(name, program)
+    vms.ctl("start", "--wait", name, check=False)
+    shown = vms.wait(name, "Stopped")
+    assert shown["exit_code"] == code
+    assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": active, "Result": result}
+    status = vms.host.run(["systemctl", "status", "--no-pager", f"hypeman-vm-{name}"], check=False).stdout
+    assert (f"status={code}" in status) == (code != 0)
+    failed = vms.host.run(["systemctl", "is-failed", f"hypeman-vm-{name}"], check=False)
+    assert failed.ok == (code != 0)
+
+
+def test_stop_lets_the_program_end_in_order(vms: Vms) -> None:
+    name = vms.run("stops", HAS_LAST_WORDS)
+    vms.ctl("stop", "--result", name)
+    assert vms.console(name).count("last words") == 1
+    shown = vms.show(name)
+    assert (shown["state"], shown["exit_code"]) == ("Stopped", 0)
+    assert shown["exit_message"].startswith("stopped on request")
+    assert vms.states(name) == ["Stopped", "Initializing", "Running", "Shutdown", "Stopped"]
+    vms.start(name)
+    assert vms.show(name)["exit_code"] is None
+
+
+def test_a_program_that_dies_of_the_stop_signal_has_not_failed(vms: Vms) -> None:
+    name = vms.run("dies-of-term", STAYS)
+    vms.ctl("stop", "--result", name)
+    assert vms.show(name)["exit_code"] == 143
+    assert vms.unit(name, "ActiveState")["ActiveState"] == "inactive"
+
+
+def test_stop_works_without_the_daemon(vms: Vms) -> None:
+    name = vms.run("stops-alone", HAS_LAST_WORDS)
+    with vms.without_daemon():
+        vms.host.run(["systemctl", "stop", f"hypeman-vm-{name}"])
+        assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+        assert vms.console(name).count("last words") == 1
+    shown = vms.show(name)
+    assert (shown["state"], shown["exit_code"]) == ("Stopped", 0)
+    assert shown["exit_message"].startswith("stopped on request")
+
+
+def test_a_program_that_does_not_stop_is_killed_in_the_guest(vms: Vms) -> None:
+    name = vms.run("is-deaf", IS_DEAF, stop_timeout="3s")
+    stopped = vms.ctl("stop", "--result", name, check=False)
+    assert stopped.code == 1
+    assert "killed, since TERM did not end it" in stopped.stderr
+    assert vms.show(name)["exit_code"] == 137
+    assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "exit-code"}
+
+
+def test_kill_ends_the_vmm_at_once_and_is_a_failure(vms: Vms) -> None:
+    name = vms.run("killed", IS_DEAF)
+    vms.ctl("kill", name)
+    shown = vms.show(name)
+    assert (shown["state"], shown["exit_code"]) == ("Stopped", None)
+    assert shown["exit_message"] == "the VMM was killed by SIGKILL"
+    assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "signal"}
+
+
+def test_vms_that_boot_can_be_stopped_and_removed(vms: Vms) -> None:
+    names = [f"early-{number}" for number in range(4)]
+    for name in names:
+        vms.write(name)
+    vms.reload()
+    started = json.loads(vms.ctl("start", "--json", *names).stdout)
+    assert [vm["state"] for vm in started] == ["Initializing"] * 4
+    vms.ctl("stop", *names[:2])
+    for name in names[:2]:
+        assert vms.state(name) == "Stopped"
+        assert vms.unit(name, "ActiveState")["ActiveState"] == "inactive"
+        assert "Running" not in vms.states(name), "it was too quick for this test"
+    for name in names[2:]:
+        vms.remove(name)
+
+
+def test_a_guest_that_is_stuck_can_be_stopped_and_removed(vms: Vms) -> None:
+    with stuck_guests(vms.host):
+        for name in ("stuck-1", "stuck-2"):
+            vms.write(name, stop_timeout="1s")
+        vms.reload()
+        vms.ctl("start", "stuck-1", "stuck-2")
+        vms.wait_console("stuck-1", "the guest is stuck")
+        assert vms.state("stuck-1") == "Initializing"
+        refused = vms.ctl("exec", "stuck-1", "--", "true", check=False)
+        assert refused.code == 125
+        assert "Initializing" in refused.stderr
+        vms.ctl("stop", "stuck-1")
+        assert vms.state("stuck-1") == "Stopped"
+        vms.remove("stuck-2")
+
+
+def test_a_boot_that_does_not_get_there_fails_and_names_what_was_missing(vms: Vms) -> None:
+    with stuck_guests(vms.host):
+        vms.define("no-marker", boot_timeout="6s", stop_timeout="1s")
+        vms.ctl("start", "no-marker")
+        vms.wait_console("no-marker", "the guest is stuck")
+    with stuck_guests(vms.host, program_starts=True):
+        vms.define("no-agent", boot_timeout="6s", stop_timeout="1s")
+        late = vms.ctl("start", "--wait", "no-agent", check=False)
+    nothing, half = vms.wait("no-marker", "Stopped"), vms.show("no-agent")
+    assert half["exit_message"] == "boot timed out: HYPEMAN-AGENT-READY was not seen"
+    assert half["exit_message"] in late.stderr
+    assert late.code == 1
+    assert nothing["exit_message"] == (
+        "boot timed out: HYPEMAN-PROGRAM-START and HYPEMAN-AGENT-READY were not seen"
+    )
+    for name in ("no-marker", "no-agent"):
+        assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "timeout"}
+
+
+def test_without_an_agent_the_programs_marker_is_enough(vms: Vms) -> None:
+    with stuck_guests(vms.host, program_starts=True):
+        name = vms.run("agentless", guest_agent=False, stop_timeout="1s")
+        assert vms.state(name) == "Running"
+        refused = vms.ctl("exec", name, "--", "true", check=False)
+        assert "no guest agent" in refused.stderr
+
+
+def test_a_boot_timeout_of_infinity_is_no_deadline(vms: Vms) -> None:
+    name = vms.run("forever", boot_timeout="infinity")
+    assert vms.unit(name, "TimeoutStartUSec")["TimeoutStartUSec"] == "infinity"
+    assert vms.state(name) == "Running"

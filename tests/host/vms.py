@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMs of a test: defined in files as an administrator does, asked about as one does, gone at the end."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from guest.tools.make_initrd import Entry, format_archive
+from tests.host.command import Result
+from tests.host.machine import TestHost
+
+STATE_CHANGED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d01"
+NEEDS_RESTART = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d04"
+DEFINITION_BROKEN = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d03"
+
+SMALL: Mapping[str, Any] = {
+    "image": "builtin:busybox",
+    "memory": "128M",
+    "vcpus": 1,
+    "disk": "64M",
+    "kernel_headers": False,
+}
+# Programs for `define`: scripts of busybox's sh.
+STAYS = "echo up; exec sleep infinity"
+HAS_LAST_WORDS = "trap 'echo last words; exit 0' TERM; echo up; sleep infinity & wait"
+IS_DEAF = "trap '' TERM; echo up; while :; do sleep 1; done"
+
+BOOT_DEADLINE = 60.0
+END_DEADLINE = 45.0
+
+# argv: name, uid. Prints all that a host still has of a VM.
+TRACES = """
+unit=hypeman-vm-$1.service
+systemctl list-units --all --plain --no-legend --full "$unit" "hypeman@$1.service" | grep -v ' not-found '
+for path in "/run/systemd/transient/$unit" "/run/hypemand/vms/$1" "/var/lib/hypemand/vms/$1" \
+            "/etc/hypemand/vms.d/$1.yaml" /run/userdb/hypeman-$2.* /run/userdb/$2.*; do
+    [ ! -e "$path" ] && [ ! -L "$path" ] || echo "$path"
+done
+machinectl list --no-legend | awk -v name="$1" '$1 == name { print "machine " $0 }'
+hypemanctl list --no-legend | awk -v name="$1" '$1 == name { print "VM " $0 }'
+ps -o pid,args --no-headers -u "$2"
+exit 0
+"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A state change as the journal has it; `at` in seconds of CLOCK_MONOTONIC."""
+
+    old: str
+    new: str
+    at: float
+
+
+class Vms:
+    """The VMs that were defined through it, on one host."""
+
+    def __init__(self, host: TestHost) -> None:
+        self.host = host
+        self._names: dict[str, int] = {}
+
+    # defining
+
+    def write(self, name: str, program: str | None = STAYS, **keys: Any) -> None:
+        """Write a definition and do no more. A key that is None is left out."""
+        definition = {**SMALL, **({} if program is None else {"cmd": ["sh", "-c", program]}), **keys}
+        text = json.dumps({key: value for key, value in definition.items() if value is not None}, indent=2)
+        self._names.setdefault(name, 0)
+        self.host.push(f"/etc/hypemand/vms.d/{name}.yaml", text + "\n")
+
+    def define(self, name: str, program: str | None = STAYS, **keys: Any) -> str:
+        """Write a definition and have it read; gives the name back."""
+        self.write(name, program, **keys)
+        self.reload()
+        return name
+
+    def undefine(self, *names: str) -> None:
+        """Remove definitions and have that read."""
+        self.host.run(["rm", "-f", *(f"/etc/hypemand/vms.d/{name}.yaml" for name in names)])
+        self.reload()
+
+    def reload(self) -> None:
+        """What an administrator types."""
+        self.host.run(["systemctl", "reload", "hypemand"])
+
+    # doing
+
+    def ctl(self, *arguments: str, check: bool = True, timeout: float = 120) -> Result:
+        """Run hypemanctl."""
+        return self.host.run(["hypemanctl", *arguments], check=check, timeout=timeout)
+
+    def start(self, *names: str) -> None:
+        """Start, and wait until all are Running."""
+        self.ctl("start", "--wait", *names)
+
+    def run(self, name: str, program: str = STAYS, **keys: Any) -> str:
+        """Define and start; Running when this is back."""
+        self.define(name, program, **keys)
+        self.start(name)
+        return name
+
+    def restart_daemon(self) -> None:
+        """Restart the daemon and nothing else."""
+        self.host.run(["systemctl", "restart", "hypemand.service"])
+
+    @contextmanager
+    def without_daemon(self) -> Iterator[None]:
+        """No daemon in this block, and no socket that would bring it back."""
+        self.host.run(["systemctl", "stop", "hypemand.socket", "hypemand.service"])
+        try:
+            yield
+        finally:
+            self.host.run(["systemctl", "start", "hypemand.socket", "hypemand.service"])
+
+    # asking
+
+    def show(self, name: str) -> dict[str, Any]:
+        """What the daemon says of it."""
+        shown: dict[str, Any] = json.loads(self.ctl("show", "--json", name).stdout)
+        self._names[name] = shown["uid"]
+        return shown
+
+    def state(self, name: str) -> str:
+        """Its state."""
+        return str(self.show(name)["state"])
+
+    def wait(self, name: str, state: str, deadline: float = END_DEADLINE) -> dict[str, Any]:
+        """Wait until it is in `state`; what the daemon says of it then."""
+
+        def look() -> dict[str, Any] | None:
+            shown = self.show(name)
+            return shown if shown["state"] == state else None
+
+        return self.host.wait_until(look, deadline, f"{name} is {state}")
+
+    def unit(self, name: str, *properties: str) -> dict[str, str]:
+        """Properties of its unit."""
+        return self.properties(f"hypeman-vm-{name}.service", *properties)
+
+    def properties(self, unit: str, *properties: str) -> dict[str, str]:
+        """Properties of any unit; all of them if none is named."""
+        wanted = [f"--property={','.join(properties)}"] if properties else []
+        lines = self.host.run(["systemctl", "show", "--no-pager", *wanted, unit]).stdout.splitlines()
+        return dict(line.partition("=")[::2] for line in lines)
+
+    def wait_unit(self, name: str, active: str, deadline: float = END_DEADLINE) -> None:
+        """Wait until systemd calls its unit `active`, with no daemon asked."""
+        self.host.wait_until(
+            lambda: self.unit(name, "ActiveState")["ActiveState"] == active, deadline, f"{name} is {active}"
+        )
+
+    def changes(self, name: str) -> list[Change]:
+        """The state changes of the VM that has this name now."""
+        entries = self.host.journal(f"MESSAGE_ID={STATE_CHANGED}", f"HYPEMAN_VM_ID={self.show(name)['id']}")
+        return [
+            Change(e["HYPEMAN_OLD_STATE"], e["HYPEMAN_NEW_STATE"], int(e["__MONOTONIC_TIMESTAMP"]) / 1e6)
+            for e in entries
+        ]
+
+    def states(self, name: str) -> list[str]:
+        """The states that the journal tells of, from the first change on."""
+        changes = self.changes(name)
+        for before, after in pairwise(changes):
+            assert before.new == after.old, f"a gap between {before} and {after}"
+        return [changes[0].old, *(change.new for change in changes)] if changes else []
+
+    def console(self, name: str) -> list[str]:
+        """The guest's own lines of the unit, straight from the journal."""
+        self.host.run(["journalctl", "--sync"])
+        return [e.get("MESSAGE", "") for e in self.host.journal(f"_SYSTEMD_UNIT=hypeman-vm-{name}.service")]
+
+    def wait_console(self, name: str, line: str, times: int = 1, deadline: float = END_DEADLINE) -> None:
+        """Wait until the guest has written a line so often."""
+        what = f"{name} has written {line!r} {times} times"
+        self.host.wait_until(lambda: self.console(name).count(line) >= times, deadline, what)
+
+    def execute(self, name: str, *command: str) -> str:
+        """What a command prints in the guest."""
+        return self.ctl("exec", name, "--", *command).stdout
+
+    def traces(self, name: str, uid: int) -> str:
+        """All that the host still has of a VM; empty when it is gone."""
+        return self.host.run(["sh", "-uc", TRACES, "traces", name, str(uid)]).stdout
+
+    # the end
+
+    def remove(self, name: str) -> None:
+        """Remove a VM as an administrator does, and see that nothing of it stays."""
+        uid = self.show(name)["uid"]
+        self.undefine(name)
+        self.ctl("rm", "--force", name)
+        self.host.wait_until(lambda: not self.traces(name, uid), 10, f"nothing is left of {name}")
+        self._names.pop(name, None)
+
+    def remove_all(self) -> None:
+        """Remove what is there, however the test has left it."""
+        known = {shown["name"]: shown["uid"] for shown in json.loads(self.ctl("list", "--json").stdout)}
+        mine = [name for name in self._names if name in known]
+        self.undefine(*self._names)
+        if mine:
+            self.ctl("rm", "--force", *mine)
+        for name in mine:
+            self.host.wait_until(
+                lambda name=name: not self.traces(name, known[name]),  # type: ignore[misc]
+                10,
+                f"nothing is left of {name}: {self.traces(name, known[name])}",
+            )
+        self._names.clear()
+
+
+@contextmanager
+def vms_of(host: TestHost) -> Iterator[Vms]:
+    """VMs on a host; at the end of the block they and all of their traces are gone."""
+    vms = Vms(host)
+    try:
+        yield vms
+    finally:
+        vms.remove_all()
+
+
+# PID 1 of a guest that does not come up. /dev/console can be opened some moments after the start.
+_STUCK_INIT = """#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+until (: >/dev/console) 2>/dev/null; do /bin/busybox usleep 10000; done
+exec >/dev/console 2>&1
+boot=$(/bin/busybox sed 's/.*hypeman.boot=\\([0-9a-f]*\\).*/\\1/' /proc/cmdline)
+echo "the guest is stuck"
+%s
+exec /bin/busybox sleep 1000000
+"""
+_PROGRAM_START = 'echo "HYPEMAN-PROGRAM-START ts=2026-01-01T00:00:00.000000000Z mode=exec boot=$boot"'
+_DROPIN = "/run/hypemand/hypemand.yaml.d/stuck.yaml"
+
+
+@contextmanager
+def stuck_guests(host: TestHost, *, program_starts: bool = False) -> Iterator[None]:
+    """VMs that are started in this block never get to Running: their PID 1 says nothing, or only that the
+    program has started, and never powers off."""
+    init = _STUCK_INIT % (_PROGRAM_START if program_starts else "")
+    archive = format_archive(
+        (
+            Entry("dev", 0o040755),
+            Entry("dev/console", 0o020600, device=(5, 1)),
+            Entry("proc", 0o040755),
+            Entry("bin", 0o040755),
+            Entry("bin/busybox", 0o100755, host.pull("/bin/busybox")),
+            Entry("init", 0o100755, init.encode()),
+        )
+    )
+    host.push("/srv/stuck/initrd.cpio", archive)
+    host.push(_DROPIN, "guest_dir: /srv/stuck\n")
+    host.run(["systemctl", "reload", "hypemand"])
+    try:
+        yield
+    finally:
+        host.run(["rm", "-rf", _DROPIN, "/srv/stuck"])
+        host.run(["systemctl", "reload", "hypemand"])
