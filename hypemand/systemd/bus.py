@@ -14,10 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-from pystemd.dbusexc import DBusBaseError
-from pystemd.dbuslib import DBus, apply_signature, path_encode
-
 from hypemand.errors import HostNotReady
+from hypemand.systemd.dbuslib import DBus, DBusBaseError, apply_signature, path_encode
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
