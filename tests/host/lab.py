@@ -111,8 +111,8 @@ def _remove_old_layers(base: Path, *, keep: str) -> None:
             continue
         lock = try_lock(layer.with_suffix(".in-use"))
         if lock is not None:
+            # its lock file stays: another process may wait on it
             shutil.rmtree(layer)
-            layer.with_suffix(".in-use").unlink()
             os.close(lock)
 
 
