@@ -93,7 +93,8 @@ class Vm:
         self._phases: dict[State, float] = {}
         self._watchers: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._note_lock = asyncio.Lock()
+        self._unwritten: BootNotes | None = None
+        self._note_writer: asyncio.Task[None] | None = None
         self._asking = asyncio.Lock()
         self._stale = False
         self._recovering = False
@@ -168,7 +169,7 @@ class Vm:
             started_at=self._unit.started_at,
             stopped_at=None if ended is None else ended.ended_at,
             ready_ms=notes.ready_ms if notes is not None and self.state.is_vmm_active else None,
-            exit=None if ended is None else ExitReport(ended.code, ended.message),
+            exit=None if ended is None else ExitReport(ended.code, ended.message, ended.success),
             needs_restart=self.needs_restart,
             removed_from_config=self.removed,
             unit=self.unit,
@@ -438,16 +439,20 @@ class Vm:
             return None
 
     def _keep_notes(self, session: Session) -> None:
+        """Write the notes down, unless they are the same. What comes while a write is under way is one more."""
         notes = session.tracker.notes
-        if notes != self._kept:
-            self._kept = notes
-            self._spawn("notes", self._write_notes(session))
+        if notes == self._kept:
+            return
+        self._kept = self._unwritten = notes
+        if self._note_writer is None or self._note_writer.done():
+            self._note_writer = self._spawn("notes", self._write_notes())
 
-    async def _write_notes(self, session: Session) -> None:
-        async with self._note_lock:
-            path = self._places.state / "boot.json"
+    async def _write_notes(self) -> None:
+        path = self._places.state / "boot.json"
+        while (notes := self._unwritten) is not None:
+            self._unwritten = None
             try:
-                await asyncio.to_thread(write_file, path, dump_notes(session.tracker.notes), mode=0o600)
+                await asyncio.to_thread(write_file, path, dump_notes(notes), mode=0o600)
             except OSError as error:
                 _log.warning("VM %s: cannot keep what its boot has shown: %s", self.name, error)
 
