@@ -439,7 +439,7 @@ class Vm:
             return None
 
     def _keep_notes(self, session: Session) -> None:
-        """Write the notes down, unless they are the same. What comes while a write is under way is one more."""
+        """Write the notes down, unless they are the same. What comes during a write is one more."""
         notes = session.tracker.notes
         if notes == self._kept:
             return

@@ -46,7 +46,7 @@ _SANDBOX: tuple[Property, ...] = (
     ("RemoveIPC", "b", True),
     ("ProtectProc", "s", "invisible"),
     ("ProcSubset", "s", "pid"),
-    # not ProtectKernelTunables=: its paths are in /sys or, but for ProcSubset=pid, in /proc. To protect each by
+    # not ProtectKernelTunables=: its paths are in /sys or, but for ProcSubset=pid, in /proc. Each by
     # itself takes a quarter of what the whole sandbox takes to set up.
     ("InaccessiblePaths", "as", ["/sys"]),
     ("ProtectKernelModules", "b", True),
