@@ -44,14 +44,11 @@ class AgentHello:
 
 
 class AgentChannel:
-    """A connection to an agent. Made by `connect`, ended by `close` or by the guest.
-
-    `closed` is a future of the reason, which never raises: wait for it or add a callback.
-    """
+    """A connection to an agent. Made by `connect`, ended by `close` or by the guest."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, boot: str) -> None:
         loop = asyncio.get_running_loop()
-        self.closed: asyncio.Future[GuestError] = loop.create_future()
+        self._closed: asyncio.Future[GuestError] = loop.create_future()
         self._hello: asyncio.Future[AgentHello] = loop.create_future()
         self._reader = reader
         self._writer = writer
@@ -86,16 +83,22 @@ class AgentChannel:
     # --- for the caller ---
 
     @property
+    def closed(self) -> asyncio.Future[GuestError]:
+        """A future of the reason why the channel ended: wait for it or add a callback. It never raises,
+        and who cancels it (a timeout does) cancels only his own waiting."""
+        return asyncio.shield(self._closed)
+
+    @property
     def is_ready(self) -> bool:
         """Has the agent of this boot answered, and is the channel open?"""
-        return self._hello.done() and not self.closed.done()
+        return self._hello.done() and not self._closed.done()
 
     async def ready(self) -> AgentHello:
         """Wait for the agent's HELLO, as long as it takes: the deadline is the caller's. GuestError when
         the channel closes before."""
-        await _wait_any(self._hello, self.closed)
+        await _wait_any(self._hello, self._closed)
         if not self._hello.done():
-            raise self.closed.result()
+            raise self._closed.result()
         return self._hello.result()
 
     async def exec(self, request: ExecRequest, *, start_timeout: float = _START_TIMEOUT) -> Session:
@@ -132,13 +135,13 @@ class AgentChannel:
         started = time.monotonic()
         try:
             self.send(Frame(FrameType.PING, payload=token))
-            await _wait_any(answered, self.closed, timeout=timeout)
+            await _wait_any(answered, self._closed, timeout=timeout)
         finally:
             del self._pings[token]
         if answered.done():
             return time.monotonic() - started
-        if self.closed.done():
-            raise self.closed.result()
+        if self._closed.done():
+            raise self._closed.result()
         raise TimedOut(f"the agent did not answer in {timeout:g} s")
 
     async def shutdown(self, grace: float) -> None:
@@ -157,8 +160,8 @@ class AgentChannel:
             await self._writer.wait_closed()
 
     def _check_ready(self) -> None:
-        if self.closed.done():
-            raise self.closed.result()
+        if self._closed.done():
+            raise self._closed.result()
         if not self._hello.done():
             raise GuestError("the guest's agent has not answered yet", code="agent_not_ready")
 
@@ -166,7 +169,7 @@ class AgentChannel:
 
     def send(self, frame: Frame) -> None:
         """Queue a frame. A guest that does not take what it is sent loses the channel."""
-        if self.closed.done():
+        if self._closed.done():
             return
         self._writer.write(frame.encode())
         if self._writer.transport.get_write_buffer_size() > _MAX_QUEUED:
@@ -174,7 +177,7 @@ class AgentChannel:
 
     async def flush(self) -> None:
         """Wait until the guest has taken most of what is queued. Returns also when the channel closes."""
-        if not self.closed.done():
+        if not self._closed.done():
             with contextlib.suppress(OSError):
                 await self._writer.drain()
 
@@ -185,7 +188,7 @@ class AgentChannel:
         try:
             while data := await self._reader.read(_READ_BYTES):
                 self._take(data)
-                if self.closed.done():
+                if self._closed.done():
                     return
                 # A read that finds bytes does not yield: a guest that floods would have the loop alone.
                 await asyncio.sleep(0)
@@ -210,7 +213,7 @@ class AgentChannel:
             self._finder = None
         for frame in self._parser.feed(rest or b""):
             self._handle(frame)
-            if self.closed.done():
+            if self._closed.done():
                 return
 
     def _handle(self, frame: Frame) -> None:
@@ -270,9 +273,9 @@ class AgentChannel:
 
     def _end(self, reason: GuestError) -> None:
         """The one place where the channel ends. The first reason counts."""
-        if self.closed.done():
+        if self._closed.done():
             return
-        self.closed.set_result(reason)
+        self._closed.set_result(reason)
         for session in self._sessions.values():
             session.fail(reason)
         self._sessions.clear()

@@ -380,6 +380,16 @@ async def test_close_frees_the_socket_and_tells_the_sessions(tmp_path: Path) -> 
 
 
 @in_loop
+async def test_a_wait_for_the_end_that_is_given_up_harms_nothing(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(channel.closed, 0.01)
+        await start(channel, guest)
+        await channel.close()
+        assert "was closed" in str(await channel.closed)
+
+
+@in_loop
 async def test_the_agents_own_reason_is_told(tmp_path: Path) -> None:
     async with greeted(tmp_path) as (channel, guest):
         guest.send(pack(ERROR, 0, records(("code", "boot"), ("message", "HELLO names another boot"))))
@@ -454,11 +464,10 @@ async def test_a_guest_that_alternates_bytes_cannot_fill_the_memory(tmp_path: Pa
 
 @in_loop
 async def test_a_guest_that_reads_nothing_loses_the_channel(tmp_path: Path) -> None:
-    async with greeted(tmp_path) as (channel, _):
+    async with greeted(tmp_path) as (channel, guest):
+        session, _ = await start(channel, guest)
         for _ in range(400_000):
-            task = asyncio.create_task(channel.ping(timeout=0.001))
-            await asyncio.sleep(0)
-            task.cancel()
+            await session.signal(1)
             if channel.closed.done():
                 break
         assert "does not read" in str(await channel.closed)
