@@ -57,6 +57,7 @@ def instance_json(view: VmView) -> dict[str, object]:
         "removed_from_config": view.removed_from_config,
         "unit": view.unit,
         "invocation_id": view.invocation_id,
+        "exit_success": view.exit.success if view.exit else None,
         "main_pid": view.main_pid,
         "uid": view.uid,
         "memory_current": view.memory_current,

@@ -15,8 +15,6 @@ BOOT_MARGIN_SECONDS = 15.0
 DEFAULT_BOOT_SECONDS = 90.0
 DEFAULT_STOP_SECONDS = 30.0
 ENDED_STATES = frozenset({"Stopped", "Standby"})
-STOPPED_ON_REQUEST = "stopped on request"
-STOPPED_EARLY = "stopped before"
 
 
 def get_instance(client: Client, ref: str) -> Instance:
@@ -67,16 +65,8 @@ def find_stop_deadline(instance: Instance, timeout: float | None) -> float:
 
 
 def has_failed(instance: Instance) -> bool:
-    """Has the last run ended in a failure? False while it runs, and when there was none.
-
-    A program that ended because it was asked to has not failed, unless it had to be killed.
-    """
-    if read_state(instance) not in ENDED_STATES:
-        return False
-    code, message = instance.get("exit_code"), str(instance.get("exit_message") or "")
-    if code is None:
-        return bool(message) and not message.startswith(STOPPED_EARLY)
-    return code != 0 and not (message.startswith(STOPPED_ON_REQUEST) and code > 128 and code != 137)
+    """Has the last run ended in a failure? False while it runs, and when there was none."""
+    return read_state(instance) in ENDED_STATES and instance.get("exit_success") is False
 
 
 def describe_exit(instance: Instance) -> str:

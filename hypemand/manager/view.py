@@ -14,10 +14,12 @@ from hypemand.state import State
 
 @dataclass(frozen=True, slots=True)
 class ExitReport:
-    """How the last run ended. `code` as in docs/protocol.md; None where nobody could tell."""
+    """How a run ended. `code` as in docs/protocol.md; None where nobody could tell. `success` of a VM's run:
+    whether that counts as a success, as it does when it was asked to end; None for a command's."""
 
     code: int | None
     message: str
+    success: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

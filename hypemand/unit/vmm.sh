@@ -13,6 +13,7 @@ words=$3
 shift 3
 (
     exec </dev/null 9<>"$runtime/leader"
+    # shellcheck disable=SC2172 # a number: dash has no names for real-time signals
     trap '"$python" -I -m hypemand.unit.stop "$runtime" 25 &' 38
     while :; do
         read -r _ <&9

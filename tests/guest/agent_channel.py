@@ -35,7 +35,7 @@ class AgentChannel(unittest.TestCase):
     def setUp(self) -> None:
         ours, theirs = socket.socketpair()
         pipe = subprocess.PIPE
-        self.agent = subprocess.Popen([AGENT, BOOT], stdin=theirs, stdout=pipe, stderr=pipe)
+        self.agent = subprocess.Popen([AGENT, BOOT], stdin=theirs.fileno(), stdout=pipe, stderr=pipe)
         theirs.close()
         self.channel = Channel(ours, BOOT)
         self.addCleanup(self.stop)
@@ -87,7 +87,7 @@ class AgentChannel(unittest.TestCase):
 
     def test_what_cannot_start_ends_with_words_and_no_started(self) -> None:
         self.channel.greet()
-        cases = (
+        cases: tuple[tuple[dict[str, str], list[str], int, str], ...] = (
             ({}, ["nothing-of-this-name"], 127, "not found in PATH"),
             ({}, ["/nothing"], 127, "/nothing not found"),
             ({}, ["/etc/passwd"], 126, "/etc/passwd cannot be executed: Permission denied"),

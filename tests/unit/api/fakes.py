@@ -130,7 +130,7 @@ class FakeManager:
         if self.stop_gate is not None:
             await self.stop_gate.wait()
         message = f"stopped on request, timeout {timeout}"
-        return await self.set_state(view.name, State.STOPPED, exit=ExitReport(143, message))
+        return await self.set_state(view.name, State.STOPPED, exit=ExitReport(143, message, success=True))
 
     async def restart_vm(self, ref: str) -> VmView:
         await self.stop_vm(ref)

@@ -58,7 +58,7 @@ def test_an_instance_shows_all_that_is_known(tmp_path: Path) -> None:
             view,
             state_error="the VMM does not answer",
             started_at=1_700_000_000.1239,
-            exit=ExitReport(137, "out of memory"),
+            exit=ExitReport(137, "out of memory", success=False),
             memory_current=5,
             phase_durations_ms={"Running": 7},
         )
@@ -72,6 +72,7 @@ def test_an_instance_shows_all_that_is_known(tmp_path: Path) -> None:
             "stopped_at": None,
             "exit_code": 137,
             "exit_message": "out of memory",
+            "exit_success": False,
             "current_phase": "unknown",
             "phase_durations_ms": {"running": 7},
             "network": {"enabled": False},

@@ -21,7 +21,9 @@ PATIENCE = 10.0
 
 
 def make_instance(name: str, state: str = "Running", **changes: Any) -> dict[str, Any]:
-    """An instance as the API writes it."""
+    """An instance as the API writes it. A code other than 0 is a failure unless `changes` says otherwise."""
+    if "exit_code" in changes or "exit_message" in changes:
+        changes.setdefault("exit_success", changes.get("exit_code") == 0)
     return {
         "id": f"{name}-id",
         "name": name,
@@ -31,6 +33,7 @@ def make_instance(name: str, state: str = "Running", **changes: Any) -> dict[str
         "current_phase_since": "2026-03-01T10:00:00.000Z",
         "exit_code": None,
         "exit_message": None,
+        "exit_success": None,
         "size": "1GB",
         "vcpus": 2,
         "env": {"A": "1"},
@@ -71,6 +74,7 @@ class VmScript:
             "state": "Stopped",
             "exit_code": 143,
             "exit_message": "stopped on request: killed by signal 15",
+            "exit_success": True,
         }
     )
 

@@ -86,7 +86,7 @@ def test_a_run_ends_as_its_program(tmp_path: Path) -> None:
         process = Cli(api.path).start("run", "--rm", "--name", "job", "builtin:busybox")
         assert process.stdout is not None
         assert await asyncio.to_thread(process.stdout.readline) == b"one\n"
-        await api.manager.set_state("job", State.STOPPED, exit=ExitReport(3, "exited"))
+        await api.manager.set_state("job", State.STOPPED, exit=ExitReport(3, "exited", success=False))
         output, errors = await asyncio.to_thread(process.communicate, timeout=DEADLINE)
         assert (output, errors, process.returncode) == (b"two\nlast\n", b"", 3)
         assert api.manager.vms == {}
