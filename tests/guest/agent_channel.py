@@ -16,6 +16,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from typing import Any
 
 from frames import DEADLINE_S, WINDOW, Channel, Frame, Type, format_records
 
@@ -87,7 +88,7 @@ class AgentChannel(unittest.TestCase):
 
     def test_what_cannot_start_ends_with_words_and_no_started(self) -> None:
         self.channel.greet()
-        cases: tuple[tuple[dict[str, str], list[str], int, str], ...] = (
+        cases: tuple[tuple[dict[str, Any], list[str], int, str], ...] = (
             ({}, ["nothing-of-this-name"], 127, "not found in PATH"),
             ({}, ["/nothing"], 127, "/nothing not found"),
             ({}, ["/etc/passwd"], 126, "/etc/passwd cannot be executed: Permission denied"),
