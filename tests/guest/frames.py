@@ -85,7 +85,7 @@ class Channel:
         """The next frame. EOFError if the agent is gone."""
         header = self._take(HEADER.size)
         length, stream, kind, channel, zero = HEADER.unpack(header)
-        assert zero == 0 and length <= 65536
+        assert (zero, length <= 65536) == (0, True)
         return Frame(Type(kind), stream, channel, self._take(length))
 
     def _take(self, size: int) -> bytes:
