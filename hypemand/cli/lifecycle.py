@@ -56,7 +56,8 @@ def _finish_starts(context: Context, started: list[Instance], failure: ExitCode)
         def wait_one(name: str) -> None:
             instances[name] = wait_until_started(context.client, instances[name], context.args.timeout)
 
-        failure = failure or for_each(list(instances), wait_one)
+        waited = for_each(list(instances), wait_one)
+        failure = failure or waited
     if context.wants_json:
         print_json(list(instances.values()))
     return failure

@@ -50,7 +50,8 @@ class Reloader:
             problems = list(await asyncio.to_thread(self._reload_host_config))
             report = await self._reload_definitions(problems)
         for problem in report.problems:
-            fields = {"CODE_FILE": problem.file, "CODE_LINE": str(problem.line)}
+            # python3-systemd formats this one field itself, and wants a number
+            fields = {"CODE_FILE": problem.file, "CODE_LINE": problem.line}
             journal.send(
                 str(problem),
                 MESSAGE_ID=MessageId.DEFINITION_BROKEN.value,
