@@ -28,8 +28,8 @@ MAX_STREAMS = 64
 MAX_GRACE = 86400
 MAX_PINGS_PER_SECOND = 16
 _READ_BYTES = 16 * 1024
-# More than all streams may have queued when each has waited for its turn: the guest does not read.
-_MAX_QUEUED = 2 * 1024 * 1024
+# More than all streams together may have queued, each its EXEC and a piece of input: the guest does not read.
+QUEUE_LIMIT = 8 * 1024 * 1024
 _FAREWELL = 1.0
 _START_TIMEOUT = 15.0
 
@@ -46,13 +46,16 @@ class AgentHello:
 class AgentChannel:
     """A connection to an agent. Made by `connect`, ended by `close` or by the guest."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, boot: str) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, boot: str, queue_limit: int
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[GuestError] = loop.create_future()
         self._hello: asyncio.Future[AgentHello] = loop.create_future()
         self._reader = reader
         self._writer = writer
         self._boot = boot
+        self._queue_limit = queue_limit
         self._finder: HelloFinder | None = HelloFinder()
         self._parser = FrameParser()
         self._sessions: dict[int, Session] = {}
@@ -63,8 +66,11 @@ class AgentChannel:
         self._task = loop.create_task(self._serve(), name=f"agent channel of boot {boot}")
 
     @classmethod
-    async def connect(cls, path: Path, boot_id: str, *, timeout: float = 5.0) -> AgentChannel:
-        """Connect to the VMM's socket and greet. `boot_id` is what the guest must answer with.
+    async def connect(
+        cls, path: Path, boot_id: str, *, timeout: float = 5.0, queue_limit: int = QUEUE_LIMIT
+    ) -> AgentChannel:
+        """Connect to the VMM's socket and greet. `boot_id` is what the guest must answer with; a guest that
+        leaves more than `queue_limit` bytes unread loses the channel.
 
         The socket accepts as soon as the VMM runs; the agent is there when `ready` returns.
         """
@@ -75,7 +81,7 @@ class AgentChannel:
             raise GuestError(f"the VMM did not accept a connection to {path} in {timeout:g} s") from None
         except OSError as error:
             raise GuestError(f"cannot connect to the agent at {path}: {error.strerror or error}") from error
-        channel = cls(reader, writer, boot_id)
+        channel = cls(reader, writer, boot_id, queue_limit)
         hello = encode_records([("version", VERSION), ("boot", boot_id)])
         channel.send(Frame(FrameType.HELLO, payload=hello))
         return channel
@@ -172,7 +178,7 @@ class AgentChannel:
         if self._closed.done():
             return
         self._writer.write(frame.encode())
-        if self._writer.transport.get_write_buffer_size() > _MAX_QUEUED:
+        if self._writer.transport.get_write_buffer_size() > self._queue_limit:
             self._end(GuestError("the guest's agent does not read what it is sent"))
 
     async def flush(self) -> None:

@@ -464,13 +464,24 @@ async def test_a_guest_that_alternates_bytes_cannot_fill_the_memory(tmp_path: Pa
 
 @in_loop
 async def test_a_guest_that_reads_nothing_loses_the_channel(tmp_path: Path) -> None:
-    async with greeted(tmp_path) as (channel, guest):
-        session, _ = await start(channel, guest)
-        for _ in range(400_000):
-            await session.signal(1)
-            if channel.closed.done():
-                break
+    async with listening(tmp_path / "agent.sock") as guests:
+        channel = await AgentChannel.connect(tmp_path / "agent.sock", BOOT, queue_limit=100_000)
+        (await guests.get()).send(GREETING)
+        await channel.ready()
+        starting = [asyncio.create_task(channel.exec(request("x" * 60_000))) for _ in range(MAX_STREAMS)]
         assert "does not read" in str(await channel.closed)
+        results = await asyncio.gather(*starting, return_exceptions=True)
+        assert all(isinstance(result, GuestError) for result in results)
+        await channel.close()
+
+
+@in_loop
+async def test_all_commands_at_once_are_no_reason_to_end(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        starting = [asyncio.create_task(channel.exec(request("x" * 60_000))) for _ in range(MAX_STREAMS)]
+        for _ in starting:
+            await guest.start()
+        assert len(await asyncio.gather(*starting)) == MAX_STREAMS
 
 
 @in_loop

@@ -99,14 +99,25 @@ def test_a_growth_that_a_crash_cut_short_is_finished(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_was_in_use_when_its_vm_died_grows(tmp_path: Path) -> None:
-    path, mount = tmp_path / "disk.img", tmp_path / "mount"
+    path = tmp_path / "disk.img"
     ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
     # As a mounted file system looks that nobody unmounted: not clean, a journal to replay.
     run(["debugfs", "-w", "-R", "feature needs_recovery", str(path)], timeout=60)
     run(["debugfs", "-w", "-R", "ssv state 0", str(path)], timeout=60)
-    assert ensure_disk(path, 128 * MIB, UID, tmp_path / "templates") is DiskChange.GROWN
+    grow_and_check(path, 128 * MIB, tmp_path)
+
+
+def test_a_disk_that_was_mounted_since_its_last_check_grows(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
+    for key, day in (("lastcheck", "20010101"), ("mtime", "20020202")):
+        run(["debugfs", "-w", "-R", f"ssv {key} {day}", str(path)], timeout=60)
+    grow_and_check(path, 128 * MIB, tmp_path)
+
+
+def grow_and_check(path: Path, size: int, tmp_path: Path) -> None:
+    assert ensure_disk(path, size, UID, tmp_path / "templates") is DiskChange.GROWN
     check(path)
-    assert not mount.exists()
 
 
 def test_a_disk_never_shrinks(tmp_path: Path) -> None:
