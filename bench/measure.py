@@ -77,6 +77,7 @@ def main() -> int:
     options = parse_options()
     begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     before = os.getloadavg()
+    print("measuring in a test host: this takes some minutes …", file=sys.stderr, flush=True)
     with start_host(options.suite) as host:
         push_program(host)
         figures = measure_inside(host, options)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bench's verdict: goals are judged by medians, and a goal that is missed is said and counted."""
+
+from typing import Any
+
+import pytest
+
+from bench.report import Kernel, derive_goals, parse_kernel, render
+
+KERNEL = "kernel booted\nours 9/9 400\ncloud 9/9 1000\nratio 0.40, goal 0.50\n"
+
+
+def make_figures(**changes: Any) -> dict[str, Any]:
+    """A run in which all goals are met, but for `changes` to the single starts."""
+    times = [500.0, 510.0, 520.0]
+    single = dict.fromkeys(
+        ("bare", "ready_ms", "client", "active", "handle", "stop", "handle_stop", "exec", "exec_command"),
+        times,
+    )
+    command = {"time": [80.0], "cpu": [60.0]}
+    return {
+        "conditions": {
+            "date": "2026-01-01T00:00:00Z", "suite": "bookworm", "qemu": "QEMU", "systemd": "systemd",
+            "python": "Python", "cores": 2, "cpu": "CPU", "host_kernel": "6", "machine_load": [0.1, 1.0],
+        },
+        "one": single | changes,
+        "many": {"bare": [4000.0], "client": [4100.0]},
+        "hypemanctl list": command,
+        "hypemanctl --version": command,
+        "memory": {"rss": 45.0, "pss": 30.0},
+        "idle": {"seconds": 60.0, "wakeups": 4, "calls": {"epoll_wait": 5}},
+    }  # fmt: skip
+
+
+def test_all_met() -> None:
+    text, met = render(make_figures(), parse_kernel(KERNEL))
+    assert met
+    assert "MISSED" not in text
+    assert "woken 4 times" in text
+
+
+@pytest.mark.parametrize(
+    ("bare", "client", "missed"),
+    [
+        # the median counts: one slow start is no miss
+        (510.0, [500.0, 510.0, 9000.0], set()),
+        # 1.08 times as long, and yet more than 60 ms more
+        (2000.0, [2160.0], {"client - bare"}),
+        (510.0, [565.0], {"client / bare"}),
+    ],
+)
+def test_start_is_judged_by_difference_and_ratio(bare: float, client: list[float], missed: set[str]) -> None:
+    figures = make_figures(bare=[bare], ready_ms=[bare], active=[bare], client=client)
+    assert {goal.what for goal in derive_goals(figures, None) if not goal.met} == missed
+
+
+def test_missed_goal_is_said() -> None:
+    text, met = render(make_figures(active=[900.0]), None)
+    assert not met
+    assert [line.split("  ")[0] for line in text.splitlines() if "MISSED" in line] == [
+        "active - bare",
+        "active / bare",
+    ]
+
+
+def test_kernel_without_ratio_is_a_miss() -> None:
+    kernel = parse_kernel("bench-boot: apt knows no 6.1 cloud kernel")
+    assert kernel == Kernel("bench-boot: apt knows no 6.1 cloud kernel", None, 0.5)
+    assert not render(make_figures(), kernel)[1]
