@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -159,10 +160,12 @@ class SystemBus:
         except DBusBaseError as error:
             raise _failure(error) from None
         self._signals = bus
-        self._signals_fd = bus.get_fd()
+        # A copy: sd-bus closes its own when it is cut off, and may say nothing then. The copy stays readable,
+        # which leads to the error, and nobody else is given its number meanwhile.
+        self._signals_fd = os.dup(bus.get_fd())
+        asyncio.get_running_loop().add_reader(self._signals_fd, self._receive)
         for path in self._watches:
             self._match("AddMatch", path)
-        asyncio.get_running_loop().add_reader(self._signals_fd, self._receive)
         self._receive()
 
     def _match(self, method: str, path: str) -> None:
@@ -203,9 +206,15 @@ class SystemBus:
 
     def _lose(self, error: DBusBaseError) -> None:
         _log.warning("lost the system bus: %s", _words(error))
-        asyncio.get_running_loop().remove_reader(self._signals_fd)
-        self._signals = None
+        self._drop_signals()
         self._retry()
+
+    def _drop_signals(self) -> None:
+        if self._signals is not None:
+            asyncio.get_running_loop().remove_reader(self._signals_fd)
+            os.close(self._signals_fd)
+            self._signals.close()
+            self._signals = None
 
     def _retry(self) -> None:
         self._reconnect = asyncio.get_running_loop().call_later(self._backoff, self._try_again)
@@ -225,10 +234,7 @@ class SystemBus:
         """Let go of both connections. A call that is under way ends first."""
         if self._reconnect is not None:
             self._reconnect.cancel()
-        if self._signals is not None:
-            asyncio.get_running_loop().remove_reader(self._signals_fd)
-            self._signals.close()
-            self._signals = None
+        self._drop_signals()
         self._thread.shutdown(wait=True)
         if self._calls is not None:
             self._calls.close()
