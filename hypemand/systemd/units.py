@@ -138,7 +138,7 @@ def _seconds(microseconds: int) -> float | None:
 
 _PROPERTIES = (
     # the job before the state: a job that is over by the time it is asked for has left its mark on the state
-    _Property("Unit.Job", "has_job", lambda value: value[0] != 0),
+    _Property("Unit.Job", "job", lambda value: value[1] if value[0] else None),
     _Property("Unit.LoadState", "load_state", str),
     _Property("Unit.ActiveState", "active_state", str),
     _Property("Unit.SubState", "sub_state", str),
@@ -196,8 +196,16 @@ class Units:
                 return UnitStatus(None)
             raise
         fields = {prop.field: prop.convert(value) for prop, value in zip(properties, values, strict=True)}
-        if fields.pop("has_job") and fields["active_state"] in ("inactive", "failed"):
-            fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
+        job = fields.pop("job")
+        if job is not None and fields["active_state"] in ("inactive", "failed"):
+            try:
+                (kind,) = await self._bus.get_properties(SERVICE, job, [f"{SERVICE}.Job.JobType"])
+            except BusError as error:
+                if error.gone:
+                    raise
+                return await self.status(unit, with_memory=with_memory)  # the job is over by now
+            if kind in ("start", "restart"):
+                fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
         return UnitStatus(**fields) if fields.pop("load_state") == "loaded" else UnitStatus(None)
 
     async def list_vms(self) -> dict[str, str]:
