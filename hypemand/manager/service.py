@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from hypemand.boot.tracker import Moment
@@ -184,7 +185,9 @@ class VmManager:
                 f"VM {vm.name} is defined in {self.config.vm_dir}/{vm.name}.yaml",
                 hint="remove that file and run systemctl reload hypemand first",
             )
-        async with vm.lock:
+        # not held up by a stop that is under way: that holds the VM until its guest has ended
+        await self._end(vm, _SIGKILL)
+        async with _hold(vm):
             await self._end(vm, _SIGKILL)
             await self._forget(vm)
 
@@ -209,7 +212,7 @@ class VmManager:
         """See `Manager`."""
         requested = time.monotonic()
         vm = self._get(ref)
-        async with vm.lock:
+        async with _hold(vm):
             await vm.refresh()
             check_allowed(Operation.START, vm.state, vm.name)
             if vm.state is State.STOPPED:
@@ -261,7 +264,7 @@ class VmManager:
     async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
         """See `Manager`."""
         vm = self._get(ref)
-        async with vm.lock:
+        async with _hold(vm):
             await vm.refresh()
             check_allowed(Operation.STOP, vm.state, vm.name)
             await self._stop(vm, timeout)
@@ -310,7 +313,7 @@ class VmManager:
         """See `Manager`."""
         requested = time.monotonic()
         vm = self._get(ref)
-        async with vm.lock:
+        async with _hold(vm):
             await vm.refresh()
             check_allowed(Operation.RESTART, vm.state, vm.name)
             vm.restarting = True
@@ -378,6 +381,15 @@ class VmManager:
         if notes is None or Moment.REQUESTED not in notes.moments:
             raise WrongState(f"VM {vm.name} has not been started yet", hint="start it, then ask again")
         return derive_timeline(boot_facts(vm.name, notes))
+
+
+@asynccontextmanager
+async def _hold(vm: Vm) -> AsyncIterator[None]:
+    """Be the only one that changes a VM. Raises NotFound when it was deleted while others had it."""
+    async with vm.lock:
+        if vm.deleted:
+            raise NotFound(f"VM {vm.name} was deleted meanwhile")
+        yield
 
 
 def _has_ended(vm: Vm) -> bool:
