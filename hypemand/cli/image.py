@@ -70,7 +70,8 @@ def remove(context: Context) -> int:
 def import_image(context: Context) -> int:
     """Let the daemon make an image of what lies at a path of this host."""
     name, path = context.args.image, os.path.abspath(context.args.path)
-    if not os.path.exists(path):
+    # an OCI layout may have its tag behind it
+    if not os.path.exists(path) and not os.path.isdir(path.rpartition(":")[0]):
         raise InvalidRequest(f"there is no {path}", hint="give a directory, a tar archive or an OCI layout")
     with LiveLine(f"importing {name}"):
         image = context.client.post(

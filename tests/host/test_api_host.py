@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API of a real daemon, used from outside its host: as described, and with the published client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import hypeman
+import pytest
+
+from tests.host.faults import BUSYBOX, DROPIN, find_traces, write_definition
+from tests.host.machine import TestHost
+from tests.openapi_check import Description
+
+SMALL: dict[str, Any] = {
+    "image": BUSYBOX, "size": "128MB", "overlay_size": "64MB", "vcpus": 1, "network": {"enabled": False}
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def http(host: TestHost) -> Iterator[httpx.Client]:
+    """A client of the host's socket for which every answer must be as it is described."""
+    description = Description()
+
+    def check(response: httpx.Response) -> None:
+        if response.request.url.params.get("follow") == "true" or response.url.path.endswith("/watch"):
+            return
+        response.read()
+        request = response.request
+        target = request.url.raw_path.decode()
+        kind = response.headers.get("content-type")
+        description.check_answer(request.method, target, response.status_code, kind, response.content)
+
+    transport = httpx.HTTPTransport(uds=str(host.root / "run/hypemand/api.sock"))
+    with httpx.Client(
+        transport=transport, base_url="http://hypemand", event_hooks={"response": [check]}, timeout=60
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(http: httpx.Client) -> hypeman.Hypeman:
+    """The published client, unchanged."""
+    return hypeman.Hypeman(api_key="any", base_url="http://hypemand", http_client=http, max_retries=0)
+
+
+def test_the_life_of_an_instance_with_the_published_client(host: TestHost, client: hypeman.Hypeman) -> None:
+    assert client.health.check().status == "ok"
+    made = client.instances.create(
+        name="api-life", cmd=["sh", "-c", "echo up on $COLOUR; exec sleep infinity"], env={"COLOUR": "blue"},
+        tags={"team": "x"}, **SMALL,
+    )  # fmt: skip
+    try:
+        assert made.state in ("Created", "Initializing")
+        waited = client.instances.wait(made.id, state="Running", api_timeout="60s")
+        assert (waited.state, waited.timed_out) == ("Running", False)
+        assert [found.name for found in client.instances.list(state="Running", tags={"team": "x"})] == ["api-life"]
+        host.wait_until(lambda: list(client.instances.logs(made.id)) == ["up on blue"], 10)
+        stopped = client.instances.stop("api-life")
+        assert (stopped.state, stopped.exit_code) == ("Stopped", 143)
+        assert list(client.instances.logs(made.id, follow=True, tail=1)) == ["up on blue"]
+        assert client.instances.start("api-life").state in ("Created", "Initializing")
+        assert client.instances.wait("api-life", state="Running", api_timeout="60s").state == "Running"
+        assert client.instances.get("api-life").id == made.id
+        with pytest.raises(hypeman.BadRequestError, match="there is a VM api-life already"):
+            client.instances.create(name="api-life", **SMALL)
+    finally:
+        client.instances.delete("api-life")
+    with pytest.raises(hypeman.NotFoundError):
+        client.instances.get("api-life")
+    assert find_traces(host, "api-life") == []
+
+
+def test_a_log_is_followed_to_the_end_of_the_run(client: hypeman.Hypeman) -> None:
+    client.instances.create(name="api-log", cmd=["sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.2; done"], **SMALL)
+    try:
+        assert list(client.instances.logs("api-log", follow=True)) == ["1", "2", "3"]
+        assert client.instances.wait("api-log", state="Stopped", api_timeout="30s").state == "Stopped"
+        assert client.instances.get("api-log").exit_code == 0
+    finally:
+        client.instances.delete("api-log")
+
+
+def test_images_with_the_published_client(client: hypeman.Hypeman) -> None:
+    (image,) = client.images.list()
+    assert (image.name, image.status, image.platform) == (BUSYBOX, "ready", "linux/amd64")
+    assert client.images.get(BUSYBOX).digest == image.digest
+    with pytest.raises(hypeman.ConflictError):
+        client.images.delete(BUSYBOX)
+    with pytest.raises(hypeman.NotFoundError):
+        client.images.get("nosuch")
+
+
+def test_every_question_is_answered_as_described(host: TestHost, http: httpx.Client) -> None:
+    created = http.post("/instances", json={"definition": {"image": BUSYBOX, "memory": "128M"}, "start": False})
+    assert created.status_code == 201
+    name = created.json()["name"]
+    try:
+        for path in ("/health", "/openapi.yaml", "/instances", f"/instances/{name}", "/images", f"/images/{BUSYBOX}"):
+            assert http.get(path).status_code == 200, path
+        assert http.get(f"/instances/{name}/timeline").status_code == 409
+        assert http.get(f"/instances/{name}/logs").text == ""
+        assert http.get(f"/instances/{name}/wait", params={"state": "Running", "timeout": "1s"}).status_code == 200
+        assert http.post(f"/instances/{name}/kill", json={}).status_code == 409
+        assert http.post(f"/instances/{name}/start", json={}).status_code == 200
+        assert http.get(f"/instances/{name}/wait", params={"state": "Running"}).json()["state"] == "Running"
+        assert http.get(f"/instances/{name}/timeline").status_code == 200
+        assert http.post(f"/instances/{name}/restart", json={}).status_code == 200
+        assert http.post(f"/instances/{name}/stop", json={"timeout": "20s"}).json()["state"] == "Stopped"
+    finally:
+        assert http.delete(f"/instances/{name}").status_code == 204
+    assert find_traces(host, name) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("POST", "/instances", {"image": BUSYBOX, "name": "x", "frob": 1}, 400, "invalid_definition"),
+        ("POST", "/instances", {"name": "x"}, 400, "invalid_definition"),
+        ("POST", "/instances", {"image": "nosuch", "name": "x"}, 404, "image_not_found"),
+        ("POST", "/instances", {"image": BUSYBOX, "name": "x", "size": "1TB"}, 409, "insufficient_resources"),
+        ("POST", "/instances", [1], 400, "invalid_request"),
+        ("GET", "/instances/nobody", None, 404, "not_found"),
+        ("POST", "/instances/nobody/start", {}, 404, "not_found"),
+        ("GET", "/nowhere", None, 404, "unknown_route"),
+        ("PUT", "/instances", {}, 405, "method_not_allowed"),
+        ("POST", "/images/import", {"name": "x", "path": "relative"}, 400, "invalid_request"),
+    ],
+)
+def test_a_refusal_has_code_and_words_and_makes_nothing(
+    host: TestHost, http: httpx.Client, method: str, path: str, body: Any, status: int, code: str
+) -> None:
+    answer = http.request(method, path, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.json()["message"]
+    assert http.get("/instances").json() == []
+    assert find_traces(host, "x") == []
+
+
+def test_a_reload_tells_of_broken_files(host: TestHost, http: httpx.Client) -> None:
+    write_definition(host, "broken", "image: [\n")
+    try:
+        answer = http.post("/reload", json={})
+        assert answer.status_code == 200
+        assert {problem["file"] for problem in answer.json()["problems"]} == {"/etc/hypemand/vms.d/broken.yaml"}
+    finally:
+        host.run(["rm", "-f", "/etc/hypemand/vms.d/broken.yaml", DROPIN])
+        http.post("/reload", json={})
