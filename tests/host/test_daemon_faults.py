@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon, the VMM and systemd's parts fail or go away; VMs go on, and their states are right again."""
+
+import time
+
+from tests.host.vms import END_DEADLINE, HAS_LAST_WORDS, Vms, stuck_guests
+
+ON_DEMAND = "mkfifo /tmp/go; echo up; read -r code </tmp/go; exit $code"
+
+
+def daemon_pid(vms: Vms) -> int:
+    """The main process of hypemand.service; 0 if there is none."""
+    return int(vms.properties("hypemand.service", "MainPID")["MainPID"])
+
+
+def wait_for_another_daemon(vms: Vms, old: int) -> None:
+    """Wait until systemd has brought the daemon back."""
+    vms.host.wait_until(
+        lambda: (
+            daemon_pid(vms) not in (0, old)
+            and vms.properties("hypemand.service", "ActiveState")["ActiveState"] == "active"
+        ),
+        END_DEADLINE,
+        "the daemon is back",
+    )
+
+
+def test_a_daemon_that_is_killed_during_boots_comes_back_and_finishes_them(vms: Vms) -> None:
+    names = [f"boots-{number}" for number in range(3)]
+    for name in names:
+        vms.write(name)
+    vms.reload()
+    old = daemon_pid(vms)
+    vms.ctl("start", *names)
+    vms.host.run(["kill", "-KILL", str(old)])
+    wait_for_another_daemon(vms, old)
+    for name in names:
+        shown = vms.wait(name, "Running")
+        assert shown["ready_ms"] is not None
+        assert vms.unit(name, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
+        assert vms.execute(name, "hostname") == f"{name}\n"
+        assert vms.states(name).count("Running") == 1
+
+
+def test_a_boot_that_ends_while_the_daemon_is_away_is_ready_once_it_is_back(vms: Vms) -> None:
+    name = vms.define("waits", HAS_LAST_WORDS)
+    vms.ctl("start", name)
+    with vms.without_daemon():
+        vms.wait_console(name, "up")
+        assert vms.unit(name, "ActiveState")["ActiveState"] == "activating"
+    vms.wait(name, "Running")
+    assert vms.execute(name, "echo", "here") == "here\n"
+
+
+def test_a_restart_of_the_daemon_keeps_all_that_is_known_of_running_vms(vms: Vms) -> None:
+    name = vms.run("kept", HAS_LAST_WORDS)
+    keys = ("id", "state", "started_at", "ready_ms", "invocation_id", "main_pid", "uid", "status_text")
+    before, boot = vms.show(name), vms.ctl("analyze", "--json", name).stdout
+    changes = vms.changes(name)
+    vms.restart_daemon()
+    after = vms.show(name)
+    assert {key: after[key] for key in keys} == {key: before[key] for key in keys}
+    assert before["ready_ms"] is not None
+    assert vms.ctl("analyze", "--json", name).stdout == boot
+    assert vms.changes(name) == changes, "a daemon that learns of a state tells of no change"
+    assert vms.execute(name, "echo", "here") == "here\n"
+    vms.ctl("stop", "--result", name)
+    assert vms.show(name)["exit_code"] == 0
+
+
+def test_a_vm_that_ended_while_the_daemon_was_away_is_stopped_with_its_code(vms: Vms) -> None:
+    for name in ("ended-5", "ended-0"):
+        vms.write(name, ON_DEMAND)
+    vms.reload()
+    vms.start("ended-5", "ended-0")
+    for code in (5, 0):
+        vms.wait_console(f"ended-{code}", "up")
+        later = f"(sleep 3; echo {code} >/tmp/go) >/dev/null 2>&1 </dev/null &"
+        vms.execute(f"ended-{code}", "sh", "-c", later)
+    with vms.without_daemon():
+        vms.wait_unit("ended-5", "failed")
+        vms.wait_unit("ended-0", "inactive")
+    for code in (5, 0):
+        shown = vms.show(f"ended-{code}")
+        assert (shown["state"], shown["exit_code"]) == ("Stopped", code)
+        assert shown["exit_message"] == f"exited with code {code}"
+    assert vms.host.run(["ls", "/run/hypemand/vms"]).stdout == ""
+
+
+def test_leftovers_of_a_crash_are_cleared_when_the_daemon_starts(vms: Vms) -> None:
+    name = vms.run("survives")
+    host = vms.host
+    with vms.without_daemon():
+        host.shell("mkdir /run/hypemand/vms/ghost; touch /run/hypemand/vms/ghost/qmp.sock")
+        host.run(["systemd-run", "--quiet", "--unit=hypeman-vm-orphan", "sleep", "infinity"])
+    host.wait_until(
+        lambda: (
+            vms.properties("hypeman-vm-orphan.service", "ActiveState")["ActiveState"]
+            in ("inactive", "failed")
+        ),
+        END_DEADLINE,
+        "the unit without a record is stopped",
+    )
+    assert host.run(["ls", "/run/hypemand/vms"]).stdout == f"{name}\n"
+    assert any("orphan" in e["MESSAGE"] for e in host.journal("--unit=hypemand", "--priority=warning"))
+    assert vms.state(name) == "Running"
+
+
+def test_a_daemon_that_hangs_is_replaced_and_harms_no_vm(vms: Vms) -> None:
+    dropin = "/run/systemd/system/hypemand.service.d/watchdog.conf"
+    vms.host.push(dropin, "[Service]\nWatchdogSec=2s\n")
+    vms.host.run(["systemctl", "daemon-reload"])
+    try:
+        vms.restart_daemon()
+        name = vms.run("unharmed")
+        invocation, old = vms.unit(name, "InvocationID"), daemon_pid(vms)
+        vms.host.run(["kill", "-STOP", str(old)])
+        wait_for_another_daemon(vms, old)
+        assert any("Watchdog timeout" in e["MESSAGE"] for e in vms.host.journal("--unit=hypemand"))
+        assert vms.state(name) == "Running"
+        assert vms.unit(name, "InvocationID") == invocation
+        assert vms.execute(name, "echo", "here") == "here\n"
+    finally:
+        vms.host.run(["rm", "-r", "/run/systemd/system/hypemand.service.d"])
+        vms.host.run(["systemctl", "daemon-reload"])
+        vms.restart_daemon()
+
+
+def test_a_vmm_that_is_killed_is_a_failure_told_in_words(vms: Vms) -> None:
+    name = vms.run("vmm-dies")
+    vms.host.run(["kill", "-KILL", str(vms.show(name)["main_pid"])])
+    shown = vms.wait(name, "Stopped")
+    assert shown["exit_code"] is None
+    assert shown["exit_message"] == "the VMM was killed by SIGKILL"
+    assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "signal"}
+    listed = vms.ctl("list", "--no-legend", name).stdout
+    assert "Stopped" in listed
+
+
+def test_a_vmm_that_does_not_answer_is_unknown_until_it_does(vms: Vms) -> None:
+    name = vms.run("freezes")
+    pid = str(vms.show(name)["main_pid"])
+    vms.host.run(["kill", "-STOP", pid])
+    try:
+        started = time.monotonic()
+        shown = vms.show(name)
+        assert time.monotonic() - started < 5
+        assert shown["state"] == "Unknown"
+        assert shown["state_error"] == "the VMM does not answer on its QMP socket"
+        refused = vms.ctl("exec", name, "--", "true", check=False)
+        assert "Unknown" in refused.stderr
+    finally:
+        vms.host.run(["kill", "-CONT", pid])
+    assert vms.wait(name, "Running")["state_error"] is None
+    assert vms.execute(name, "echo", "here") == "here\n"
+
+
+def test_a_vmm_that_does_not_answer_can_be_stopped(vms: Vms) -> None:
+    name = vms.run("frozen", stop_timeout="2s")
+    vms.host.run(["kill", "-STOP", str(vms.show(name)["main_pid"])])
+    assert vms.state(name) == "Unknown"
+    vms.ctl("stop", name)
+    shown = vms.show(name)
+    assert shown["state"] == "Stopped"
+    assert shown["exit_message"] == "the guest did not power off in time and was ended by force"
+
+
+def test_without_the_message_bus_states_are_unknown_and_then_right_again(vms: Vms) -> None:
+    name = vms.run("busless", HAS_LAST_WORDS)
+    vms.host.run(["systemctl", "restart", "dbus.service"])
+    vms.wait(name, "Running")
+    other = vms.run("after-bus")
+    assert vms.execute(other, "echo", "here") == "here\n"
+    # signals of systemd arrive again: the end is seen without being asked for
+    vms.ctl("stop", name)
+    vms.host.run(["systemctl", "kill", "--signal=KILL", f"hypeman-vm-{other}"])
+    vms.host.wait_until(lambda: vms.states(other)[-1] == "Stopped", END_DEADLINE)
+
+
+def test_a_daemon_that_starts_while_a_guest_is_stuck_calls_it_initializing(vms: Vms) -> None:
+    with stuck_guests(vms.host):
+        name = vms.define("still-stuck", stop_timeout="1s")
+        vms.ctl("start", name)
+        vms.wait_console(name, "the guest is stuck")
+        vms.restart_daemon()
+        shown = vms.show(name)
+        assert shown["state"] == "Initializing"
+        assert "waiting for agent and program" in shown["status_text"]

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`systemctl reload hypemand`: what new, changed, removed and broken files do, and what they leave alone."""
+
+from tests.host.vms import DEFINITION_BROKEN, HAS_LAST_WORDS, NEEDS_RESTART, Vms
+
+VM_DIR = "/etc/hypemand/vms.d"
+
+
+def test_a_new_file_defines_and_starts_only_what_says_autostart(vms: Vms) -> None:
+    vms.write("new-manual")
+    vms.write("new-auto", autostart=True)
+    vms.reload()
+    assert vms.wait("new-auto", "Running")["origin"] == "file"
+    assert vms.state("new-manual") == "Stopped"
+
+
+def test_a_changed_file_needs_a_restart_which_takes_it(vms: Vms) -> None:
+    name = vms.run("changes", env={"COLOUR": "red"})
+    before = vms.unit(name, "InvocationID")
+    vms.define(name, env={"COLOUR": "green"})
+    shown = vms.show(name)
+    assert shown["needs_restart"] is True
+    assert shown["definition"]["env"] == {"COLOUR": "green"}
+    assert "needs restart" in vms.ctl("list", name).stdout
+    (entry,) = vms.host.journal(f"MESSAGE_ID={NEEDS_RESTART}", f"HYPEMAN_VM_ID={shown['id']}")
+    assert f"hypemanctl restart {name}" in entry["MESSAGE"]
+
+    vms.restart_daemon()
+    assert vms.show(name)["needs_restart"] is True, "a daemon that is new has to know it too"
+    assert vms.unit(name, "InvocationID") == before
+    vms.ctl("restart", "--wait", name)
+    assert vms.show(name)["needs_restart"] is False
+    assert vms.unit(name, "InvocationID") != before
+    environment = vms.execute(name, "cat", "/proc/1/environ", "/proc/self/environ")
+    assert "COLOUR=red" not in environment
+
+
+def test_what_makes_no_difference_to_a_running_vm_needs_no_restart(vms: Vms) -> None:
+    name = vms.run("tagged")
+    vms.define(name, tags={"team": "shop"})
+    shown = vms.show(name)
+    assert (shown["needs_restart"], shown["tags"]) == (False, {"team": "shop"})
+
+
+def test_a_change_that_is_taken_back_needs_no_restart(vms: Vms) -> None:
+    name = vms.run("wavers", memory="128M")
+    vms.define(name, memory="192M")
+    assert vms.show(name)["needs_restart"] is True
+    vms.define(name, memory="128M")
+    assert vms.show(name)["needs_restart"] is False
+
+
+def test_a_removed_file_stops_its_vm_and_keeps_its_data(vms: Vms) -> None:
+    name = vms.run("leaves", f"cat /var/kept 2>/dev/null; {HAS_LAST_WORDS}")
+    vms.wait_console(name, "up")
+    vms.execute(name, "sh", "-c", "echo kept from before >/var/kept")
+    vms.undefine(name)
+    shown = vms.wait(name, "Stopped")
+    assert shown["removed_from_config"] is True
+    assert vms.console(name).count("last words") == 1
+    assert "file removed" in vms.ctl("list", name).stdout
+
+    vms.restart_daemon()
+    assert vms.show(name)["removed_from_config"] is True
+    vms.run(name, f"cat /var/kept 2>/dev/null; {HAS_LAST_WORDS}")
+    vms.wait_console(name, "kept from before")
+    assert vms.show(name)["removed_from_config"] is False
+    assert vms.show(name)["id"] == shown["id"]
+
+
+def test_a_vm_with_a_file_is_not_removed_by_command(vms: Vms) -> None:
+    name = vms.define("stays")
+    refused = vms.ctl("rm", name, check=False)
+    assert refused.code == 5
+    assert f"{VM_DIR}/{name}.yaml" in refused.stderr
+    assert vms.state(name) == "Stopped"
+
+
+def test_a_broken_file_is_named_by_place_and_touches_no_vm(vms: Vms) -> None:
+    name, other = vms.run("breaks"), vms.run("beside")
+    before = {vm: vms.unit(vm, "InvocationID") for vm in (name, other)}
+    broken = f"{VM_DIR}/{name}.yaml"
+    vms.host.push(broken, "image: builtin:busybox\nmemory: 128M\nvcpu: 1\ndisk: lots\n")
+    vms.write("fresh")
+    # the daemon takes what is right, and the administrator is told of the rest
+    vms.host.run(["systemctl", "reload", "hypemand"], check=False)
+    assert vms.state("fresh") == "Stopped"
+    for vm in (name, other):
+        assert vms.state(vm) == "Running"
+        assert vms.unit(vm, "InvocationID") == before[vm]
+    assert vms.show(name)["removed_from_config"] is False
+
+    told = [e["MESSAGE"] for e in vms.host.journal(f"MESSAGE_ID={DEFINITION_BROKEN}", f"CODE_FILE={broken}")]
+    checked = vms.ctl("check", broken, check=False)
+    assert checked.code == 8
+    for place in (f"{broken}:3:1: vcpu: ", f"{broken}:4:7: disk: "):
+        assert any(line.startswith(place) for line in told), told
+        assert any(line.startswith(place) for line in checked.stderr.splitlines()), checked.stderr
+
+    vms.restart_daemon()
+    assert vms.show(name)["state"] == "Running"
+    assert vms.execute(name, "hostname") == f"{name}\n"
+
+
+def test_a_name_that_is_defined_twice_is_neither_defined_nor_removed(vms: Vms) -> None:
+    name = vms.run("double")
+    vms.host.run(["cp", f"{VM_DIR}/{name}.yaml", f"{VM_DIR}/{name}.yml"])
+    try:
+        vms.host.run(["systemctl", "reload", "hypemand"], check=False)
+        assert vms.state(name) == "Running"
+        checked = vms.ctl("check", check=False)
+        assert checked.code == 8
+        assert f"{name} is defined twice" in checked.stderr
+        assert f"{VM_DIR}/{name}.yaml" in checked.stderr
+        assert f"{VM_DIR}/{name}.yml" in checked.stderr
+    finally:
+        vms.host.run(["rm", f"{VM_DIR}/{name}.yml"])
+    vms.reload()
+    assert vms.ctl("check").ok
+
+
+def test_a_file_does_not_take_a_vm_that_was_made_by_command(vms: Vms) -> None:
+    made = ["run", "--detach", "--name", "commanded", "--memory", "128M", "--vcpus", "1", "--disk", "64M"]
+    vms.ctl(*made, "builtin:busybox", "sleep", "infinity")
+    try:
+        vms.wait("commanded", "Running")
+        vms.write("commanded")
+        vms.host.run(["systemctl", "reload", "hypemand"], check=False)
+        shown = vms.show("commanded")
+        assert (shown["origin"], shown["state"]) == ("api", "Running")
+        told = [e["MESSAGE"] for e in vms.host.journal(f"MESSAGE_ID={DEFINITION_BROKEN}")]
+        assert any("commanded.yaml" in line and "made by the API already" in line for line in told)
+    finally:
+        vms.undefine("commanded")
+    assert vms.state("commanded") == "Running"

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restarts: those that systemd makes alone, and those of the host with its VMs."""
+
+import re
+
+from tests.host.vms import HAS_LAST_WORDS, STAYS, Vms
+
+# Fails once for each `fail` that is asked for; its disk remembers how often it has been started.
+FAILS_ON_DEMAND = """
+echo >>/var/starts; echo "start $(wc -l </var/starts)"
+mkfifo /tmp/fail 2>/dev/null; read -r code </tmp/fail; exit "$code"
+"""
+# What differs from one look at a running unit to the next, whatever happens to it.
+RESTLESS = ("CPUUsageNSec", "Memory", "Tasks", "IOReadBytes", "IOWriteBytes", "EffectiveMemory")
+# What systemd 257 itself does not keep of a command that runs: when it was started.
+RUN_OF_COMMAND = re.compile(r"start_time=\[[^]]*\] ; stop_time=\[[^]]*\] ; pid=[0-9]+ ;")
+
+
+def normal(value: str | None) -> list[str] | None:
+    """A property's words: systemd keeps no order in lists of units."""
+    return None if value is None else sorted(RUN_OF_COMMAND.sub("", value).split())
+
+
+def fail(vms: Vms, name: str, code: int = 7) -> None:
+    """Have the program end. The guest may be gone before it has told of this command's own end."""
+    vms.ctl("exec", name, "--", "sh", "-c", f"echo {code} >/tmp/fail", check=False)
+
+
+def test_a_failed_program_is_restarted_by_systemd_and_boots_anew(vms: Vms) -> None:
+    name = vms.run("comes-back", FAILS_ON_DEMAND, restart="on-failure")
+    before = vms.show(name)
+    vms.wait_console(name, "start 1")
+    fail(vms, name)
+    vms.wait_console(name, "start 2")
+    after = vms.wait(name, "Running")
+    assert after["invocation_id"] != before["invocation_id"]
+    assert vms.execute(name, "cat", "/proc/cmdline").split()[-1] == f"hypeman.boot={after['invocation_id']}"
+    assert vms.unit(name, "NRestarts")["NRestarts"] == "1"
+    states = vms.states(name)
+    assert states[:3] == ["Stopped", "Initializing", "Running"]
+    assert states[-2:] == ["Initializing", "Running"]
+    assert "Stopped" not in states[1:], "systemd had it all the time"
+    fail(vms, name, 0)
+    assert vms.wait(name, "Stopped")["exit_code"] == 0
+
+
+def test_restart_always_restarts_after_success_but_not_after_a_stop(vms: Vms) -> None:
+    name = vms.run("goes-on", FAILS_ON_DEMAND, restart="always")
+    vms.wait_console(name, "start 1")
+    fail(vms, name, 0)
+    vms.wait_console(name, "start 2")
+    vms.wait(name, "Running")
+    vms.ctl("stop", name)
+    assert vms.state(name) == "Stopped"
+    assert vms.unit(name, "ActiveState")["ActiveState"] == "inactive"
+
+
+def test_a_killed_vmm_is_restarted(vms: Vms) -> None:
+    name = vms.run("vmm-comes-back", STAYS, restart="on-failure")
+    first = vms.show(name)
+    vms.host.run(["kill", "-KILL", str(first["main_pid"])])
+    vms.host.wait_until(lambda: vms.unit(name, "NRestarts")["NRestarts"] == "1")
+    second = vms.wait(name, "Running")
+    assert second["main_pid"] != first["main_pid"]
+    assert vms.execute(name, "echo", "here") == "here\n"
+
+
+def test_systemd_restarts_a_vm_while_the_daemon_is_away(vms: Vms) -> None:
+    name = vms.run("alone", FAILS_ON_DEMAND, restart="on-failure")
+    vms.wait_console(name, "start 1")
+    # the exec ends before the program does, and the daemon before that
+    vms.execute(name, "sh", "-c", "(sleep 3; echo 7 >/tmp/fail) >/dev/null 2>&1 </dev/null &")
+    with vms.without_daemon():
+        vms.wait_console(name, "start 2")
+        # nobody is there who could say that it is ready
+        assert vms.unit(name, "ActiveState", "NRestarts") == {"ActiveState": "activating", "NRestarts": "1"}
+    assert vms.wait(name, "Running")["status_text"].startswith("Running")
+    assert vms.unit(name, "ActiveState")["ActiveState"] == "active"
+    assert vms.execute(name, "echo", "here") == "here\n"
+
+
+def test_a_daemon_reload_changes_nothing_of_a_running_vm(vms: Vms) -> None:
+    vms.write("reloaded", FAILS_ON_DEMAND, restart="on-failure")
+    vms.write(
+        "adorned",
+        HAS_LAST_WORDS,
+        unit={"Description": "100% of $HOME", "CPUWeight": 20, "AllowedCPUs": "0", "RestartSec": "2s"},
+    )
+    vms.reload()
+    names = ("reloaded", "adorned")
+    vms.start(*names)
+    vms.wait_console("reloaded", "start 1")
+
+    before = {name: vms.unit(name) for name in names}
+    vms.host.run(["systemctl", "daemon-reload"])
+    for name in names:
+        after = vms.unit(name)
+        changed = [
+            f"{key}: {before[name].get(key)} -> {after.get(key)}"
+            for key in sorted(after.keys() | before[name].keys())
+            if not key.startswith(RESTLESS) and normal(before[name].get(key)) != normal(after.get(key))
+        ]
+        assert not changed, "\n".join(changed)
+    fail(vms, "reloaded")
+    vms.wait_console("reloaded", "start 2")
+    vms.wait("reloaded", "Running")
+    assert vms.execute("reloaded", "hostname") == "reloaded\n"
+    vms.ctl("stop", "--result", "adorned")
+    assert vms.console("adorned").count("last words") == 1
+
+
+def test_a_reboot_of_the_host_stops_vms_in_order_and_starts_those_that_are_to_start(vms: Vms) -> None:
+    host = vms.host
+    vms.write("auto", HAS_LAST_WORDS, autostart=True)
+    vms.write("enabled", HAS_LAST_WORDS)
+    vms.write("by-hand", HAS_LAST_WORDS)
+    vms.reload()
+    vms.wait("auto", "Running")  # its file is new
+    vms.start("by-hand")
+    host.run(["systemctl", "enable", "--now", "hypeman@enabled"])
+    try:
+        host.reboot()
+        for name in ("auto", "enabled"):
+            vms.wait(name, "Running")
+            assert vms.console(name).count("last words") == 1, "it was not stopped in order"
+        by_hand = vms.show("by-hand")
+        assert (by_hand["state"], by_hand["exit_code"]) == ("Stopped", 0)
+        assert vms.properties("hypeman@enabled", "ActiveState")["ActiveState"] == "active"
+
+        vms.ctl("stop", "auto")
+        vms.restart_daemon()
+        vms.reload()
+        assert vms.state("auto") == "Stopped", "only the daemon was restarted"
+        assert vms.state("enabled") == "Running"
+    finally:
+        host.run(["systemctl", "disable", "--now", "hypeman@enabled"])

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Following boots in the journal, whatever happens to the journal, and at no cost when nothing boots."""
+
+import re
+
+from tests.host.vms import END_DEADLINE, STAYS, Vms
+
+TALKS = "echo up; while :; do echo tick; sleep 0.2; done"
+IDLE_SECONDS = 65
+MOST_RSS_KIB = 50 * 1024
+# What a process waits in. A line of strace for one of these that ends is a wake-up.
+WAITS = "epoll_wait,epoll_pwait,epoll_pwait2,poll,ppoll,select,pselect6,nanosleep,clock_nanosleep"
+
+
+def daemon_pid(vms: Vms) -> str:
+    """The main process of hypemand.service."""
+    return vms.properties("hypemand.service", "MainPID")["MainPID"]
+
+
+def start_several(vms: Vms, prefix: str, program: str = STAYS) -> list[str]:
+    """Start some at once and come back while they boot."""
+    names = [f"{prefix}-{number}" for number in range(3)]
+    for name in names:
+        vms.write(name, program)
+    vms.reload()
+    vms.ctl("start", *names)
+    return names
+
+
+def check_running(vms: Vms, names: list[str]) -> None:
+    """All get to Running, once each."""
+    for name in names:
+        vms.wait(name, "Running")
+        assert vms.states(name) == ["Stopped", "Initializing", "Running"]
+        assert vms.execute(name, "hostname") == f"{name}\n"
+
+
+def test_a_restart_of_journald_during_boots_loses_none(vms: Vms) -> None:
+    names = start_several(vms, "journald")
+    vms.host.run(["systemctl", "restart", "systemd-journald.service"])
+    check_running(vms, names)
+    for name in names:
+        vms.wait_console(name, "up")
+
+
+def test_a_journal_that_is_rotated_and_vacuumed_during_boots_loses_none(vms: Vms) -> None:
+    names = start_several(vms, "rotated")
+    for _ in range(3):
+        vms.host.run(["journalctl", "--rotate", "--vacuum-size=1"])
+    for name in names:
+        assert vms.wait(name, "Running")["ready_ms"] is not None
+        assert vms.unit(name, "NRestarts")["NRestarts"] == "0"
+        assert vms.execute(name, "hostname") == f"{name}\n"
+
+
+def test_what_a_boot_has_shown_outlives_the_journal(vms: Vms) -> None:
+    name = vms.run("vacuumed", "mkfifo /tmp/go; echo up; read -r code </tmp/go; exit $code")
+    vms.wait_console(name, "up")
+    before = vms.show(name)
+    vms.host.run(["journalctl", "--rotate", "--vacuum-size=1"])
+    assert vms.console(name) == []
+    vms.restart_daemon()
+    shown = vms.show(name)
+    assert (shown["state"], shown["ready_ms"]) == ("Running", before["ready_ms"])
+    vms.ctl("exec", name, "--", "sh", "-c", "echo 4 >/tmp/go", check=False)
+    assert vms.wait(name, "Stopped")["exit_code"] == 4
+
+
+def test_a_daemon_with_nothing_to_follow_sleeps_and_is_small(vms: Vms) -> None:
+    for number in range(20):
+        vms.write(f"idle-{number}", TALKS if number == 0 else STAYS)
+    vms.reload()
+    running = [f"idle-{number}" for number in range(4)]
+    vms.start(*running)
+    vms.host.wait_until(lambda: len(vms.ctl("list", "--quiet").stdout.split()) >= 20)
+    vms.wait_console(running[0], "tick", times=5)
+    vms.execute(running[1], "true")
+
+    trace = ["strace", "-f", "-qq", "-e", f"trace={WAITS}", "-e", "signal=none", "-p", daemon_pid(vms)]
+    traced = vms.host.run(["timeout", str(IDLE_SECONDS), *trace], check=False, timeout=IDLE_SECONDS + 30)
+    assert traced.code in (0, 124), traced.describe()
+    woken = re.findall(r"^.*\) += .*$|^.*resumed.*$", traced.stderr, re.MULTILINE)
+    told = re.findall(r"\b[0-9]+s\b", vms.properties("hypemand.service", "WatchdogUSec")["WatchdogUSec"])
+    assert told == ["30s"]
+    # the watchdog is fed every 15 s; a timer of the event loop may end a moment early and be waited for again
+    assert 3 <= len(woken) <= 2 * (IDLE_SECONDS // 15 + 1), traced.stderr
+
+    status = vms.host.pull(f"/proc/{daemon_pid(vms)}/status").decode()
+    rss = re.search(r"^VmRSS:\s+([0-9]+) kB$", status, re.MULTILINE)
+    assert rss is not None
+    assert int(rss[1]) < MOST_RSS_KIB
+
+
+def test_a_boot_is_followed_after_long_idleness_and_rotation(vms: Vms) -> None:
+    vms.host.run(["journalctl", "--rotate"])
+    name = vms.run("after-rotation")
+    assert vms.states(name) == ["Stopped", "Initializing", "Running"]
+    vms.host.run(["systemctl", "kill", "--signal=KILL", f"hypeman-vm-{name}"])
+    vms.host.wait_until(lambda: vms.states(name)[-1] == "Stopped", END_DEADLINE)
