@@ -39,6 +39,7 @@ from hypemand.config.definition import Origin
 from hypemand.errors import HostNotReady, InvalidRequest, WrongState
 from hypemand.manager.view import LogLine, LogSource, VmView
 from hypemand.state import Operation, State, check_allowed
+from hypemand.version import VERSION
 
 MAX_WAIT = 300.0
 DEFAULT_WAIT = "60s"
@@ -88,7 +89,7 @@ class Routes:
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """Is the daemon up?"""
-        return json_response({"status": "ok"})
+        return json_response({"status": "ok", "version": VERSION})
 
     async def openapi(self, request: web.Request) -> web.StreamResponse:
         """This API, described."""

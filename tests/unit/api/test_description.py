@@ -54,12 +54,12 @@ def test_states_and_definition_keys_are_those_of_the_code() -> None:
 
 def test_the_checker_refuses_what_is_not_described() -> None:
     description = Description()
-    description.check_answer("GET", "/health", 200, "application/json", '{"status":"ok"}')
+    description.check_answer("GET", "/health", 200, "application/json", '{"status":"ok","version":"1"}')
     with pytest.raises(AssertionError, match="'ok' was expected"):
-        description.check_answer("GET", "/health", 200, "application/json", '{"status":"bad"}')
+        description.check_answer("GET", "/health", 200, "application/json", '{"status":"bad","version":"1"}')
     with pytest.raises(AssertionError, match="is not described"):
-        description.check_answer("GET", "/health", 201, "application/json", '{"status":"ok"}')
+        description.check_answer("GET", "/health", 201, "application/json", '{"status":"ok","version":"1"}')
     with pytest.raises(AssertionError, match="text/plain"):
-        description.check_answer("GET", "/health", 200, "text/plain", '{"status":"ok"}')
+        description.check_answer("GET", "/health", 200, "text/plain", '{"status":"ok","version":"1"}')
     with pytest.raises(AssertionError, match="not described"):
         description.check_answer("GET", "/nothing", 200, "application/json", "{}")

@@ -13,13 +13,14 @@ from hypemand.config.definition import Definition, Origin
 from hypemand.config.vmdef import parse_definition
 from hypemand.manager.view import ExitReport
 from hypemand.state import State
+from hypemand.version import VERSION
 from tests.unit.api.fakes import IMAGE
 from tests.unit.api.harness import Api, description, drive
 
 
 def test_health_and_description_are_served(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        assert (await api.ask("GET", "/health")).json == {"status": "ok"}
+        assert (await api.ask("GET", "/health")).json == {"status": "ok", "version": VERSION}
         text = (await api.ask("GET", "/openapi.yaml")).body.decode()
         assert "openapi: 3.1.0" in text
 

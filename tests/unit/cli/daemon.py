@@ -188,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _dispatch(self, words: list[str], query: dict[str, str], body: Any) -> None:
         match self.command, words:
             case "GET", ["health"]:
-                self._answer({"status": "ok"})
+                self._answer({"status": "ok", "version": "9.9"})
             case "POST", ["reload"]:
                 self._answer(self.fake.reload_report)
             case "GET", ["images"]:

@@ -78,7 +78,7 @@ def test_reload_with_broken_files_is_8_and_names_them(daemon: FakeDaemon, cli: C
 
 def test_version_tells_both_sides(daemon: FakeDaemon, cli: Cli) -> None:
     assert cli.run("--version").stdout == f"hypemanctl {VERSION}\n"
-    assert f"hypemanctl {VERSION}\nhypemand " in cli.run("version").stdout
+    assert f"hypemanctl {VERSION}\nhypemand 9.9\n" in cli.run("version").stdout
 
 
 def test_version_does_not_need_the_daemon(cli: Cli) -> None:
