@@ -231,7 +231,8 @@ class VmManager:
         try:
             plan = await asyncio.to_thread(self._prepare, vm)
             vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
-            await self._services.units.reset_failed(vm.unit)
+            if vm.has_unit:
+                await self._services.units.reset_failed(vm.unit)
             await self._services.units.start_transient(plan.unit)
         except BaseException:
             vm.expect_boot({}, definition)
@@ -241,6 +242,7 @@ class VmManager:
             del self._starting[vm.name]
         vm.add_moment(Moment.QUEUED, time.monotonic())
         await vm.refresh()
+        await asyncio.to_thread(vm.keep_running_definition, definition)
 
     def _prepare(self, vm: Vm) -> Plan:
         """Make what the unit needs. Blocks; run in a thread."""
@@ -256,7 +258,6 @@ class VmManager:
         os.chown(runtime / "leader", record.uid, record.uid)
         ensure_disk(plan.files.disk, definition.disk, record.uid, self.config.state_dir / "templates")
         write_config_disk(plan.files.config, plan.guest, uid=record.uid)
-        vm.keep_running_definition(definition)
         return plan
 
     # ending

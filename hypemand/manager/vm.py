@@ -117,6 +117,11 @@ class Vm:
         return self._derived.state
 
     @property
+    def has_unit(self) -> bool:
+        """Does systemd have a unit of it, be it one that has failed?"""
+        return self._unit.active_state is not None
+
+    @property
     def session(self) -> Session | None:
         """The connections to its VMM, while there is one."""
         return self._session
@@ -223,8 +228,16 @@ class Vm:
                 await self._session.query_status()
             self._evaluate()
 
-    def _take_signal(self) -> None:
-        """The unit's state may have changed. Signals that come while one look is under way are one more."""
+    def _take_signal(self, active_state: str | None) -> None:
+        """The unit's state may have changed. Signals that come while one look is under way are one more look.
+
+        That it is active now is believed at once where it is the answer to our READY=1: no older signal can
+        say so, and Running need not wait for the look.
+        """
+        awaited = self._session is not None and self._session.notified
+        if awaited and active_state == "active" and self._unit.active_state == "activating":
+            self._unit = replace(self._unit, active_state=active_state)
+            self._evaluate()
         if not self._stale:
             self._stale = True
             self._spawn("refresh", self.refresh())

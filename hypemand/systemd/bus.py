@@ -98,9 +98,16 @@ class SystemBus:
         """Call `member` (interface and method, dotted) of an object. Raises BusError."""
         return await self._in_thread(member, self._call, service, path, member, arguments)
 
-    async def get_properties(self, service: str, path: str, names: Sequence[str]) -> list[Any]:
-        """Properties of an object, each name dotted with its interface, with one change of threads."""
-        return await self._in_thread("Get", self._get, service, path, names)
+    async def get_property(self, service: str, path: str, name: str) -> Any:
+        """A property of an object, its name dotted with its interface."""
+        return await self._in_thread("Get", self._get, service, path, name)
+
+    async def get_properties(
+        self, service: str, path: str, names: Sequence[str], first: tuple[str, str]
+    ) -> list[Any] | None:
+        """Properties of an object, each name dotted with its interface, with one change of threads. None
+        when the property `first` has not the value that is named there."""
+        return await self._in_thread("Get", self._get_all, service, path, names, first)
 
     async def _in_thread(self, what: str, work: Callable[..., T], *arguments: Any) -> T:
         task = asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
@@ -109,13 +116,17 @@ class SystemBus:
         except TimeoutError:
             raise BusError(f"no answer to {what} in {_CALL_DEADLINE:.0f} s", errno.ETIMEDOUT) from None
 
-    def _get(self, service: str, path: str, names: Sequence[str]) -> list[Any]:
-        values = []
-        for name in names:
-            interface, _, prop = name.rpartition(".")
-            arguments = encode_arguments("ss", [interface, prop])
-            values.append(self._call(service, path, f"{_PROPERTIES.decode()}.Get", arguments))
-        return values
+    def _get_all(
+        self, service: str, path: str, names: Sequence[str], first: tuple[str, str]
+    ) -> list[Any] | None:
+        if self._get(service, path, first[0]) != first[1]:
+            return None
+        return [self._get(service, path, name) for name in names]
+
+    def _get(self, service: str, path: str, name: str) -> Any:
+        interface, _, prop = name.rpartition(".")
+        arguments = encode_arguments("ss", [interface, prop])
+        return self._call(service, path, f"{_PROPERTIES.decode()}.Get", arguments)
 
     def _call(self, service: str, path: str, member: str, arguments: list[Any]) -> Any:
         interface, _, method = member.rpartition(".")

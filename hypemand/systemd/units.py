@@ -136,10 +136,10 @@ def _seconds(microseconds: int) -> float | None:
     return microseconds / 1e6 or None
 
 
+_IS_LOADED = (f"{SERVICE}.Unit.LoadState", "loaded")
 _PROPERTIES = (
     # the job before the state: a job that is over by the time it is asked for has left its mark on the state
     _Property("Unit.Job", "job", lambda value: value[1] if value[0] else None),
-    _Property("Unit.LoadState", "load_state", str),
     _Property("Unit.ActiveState", "active_state", str),
     _Property("Unit.SubState", "sub_state", str),
     _Property("Unit.InvocationID", "invocation_id", lambda value: bytes(value).hex() or None),
@@ -190,23 +190,25 @@ class Units:
         properties = [*_PROPERTIES, _MEMORY] if with_memory else _PROPERTIES
         names = [f"{SERVICE}.{prop.name}" for prop in properties]
         try:
-            values = await self._bus.get_properties(SERVICE, unit_path(unit), names)
+            values = await self._bus.get_properties(SERVICE, unit_path(unit), names, _IS_LOADED)
         except BusError as error:
             if error.number in (errno.ENOENT, errno.EBADR):
                 return UnitStatus(None)
             raise
+        if values is None:
+            return UnitStatus(None)
         fields = {prop.field: prop.convert(value) for prop, value in zip(properties, values, strict=True)}
         job = fields.pop("job")
         if job is not None and fields["active_state"] in ("inactive", "failed"):
             try:
-                (kind,) = await self._bus.get_properties(SERVICE, job, [f"{SERVICE}.Job.JobType"])
+                kind = await self._bus.get_property(SERVICE, job, f"{SERVICE}.Job.JobType")
             except BusError as error:
                 if error.gone:
                     raise
                 return await self.status(unit, with_memory=with_memory)  # the job is over by now
             if kind in ("start", "restart"):
                 fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
-        return UnitStatus(**fields) if fields.pop("load_state") == "loaded" else UnitStatus(None)
+        return UnitStatus(**fields)
 
     async def list_vms(self) -> dict[str, str]:
         """ActiveState of every VM's unit that is loaded, by the VM's name."""
@@ -219,13 +221,13 @@ class Units:
                 found[vm] = row[3]
         return found
 
-    def watch(self, unit: str, callback: Callable[[], None]) -> None:
-        """Call back when the unit's state may have changed. What it is now, `status` tells: a signal may
-        arrive after the answer to a call that was made later."""
+    def watch(self, unit: str, callback: Callable[[str | None], None]) -> None:
+        """Call back when the unit's state may have changed, with the ActiveState that the signal tells, if it
+        does. What it is now, `status` tells: a signal may arrive after the answer to a later call."""
 
         def tell(changed: dict[str, Any]) -> None:
             if not _TELLING.isdisjoint(changed):
-                callback()
+                callback(changed.get("ActiveState"))
 
         self._bus.watch_properties(unit_path(unit), tell)
 
