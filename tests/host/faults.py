@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of faults share: VMs that are gone at the end, host config, and guests with another agent."""
+"""What the tests of faults share: VMs that are gone at the end, host config, other agents in guests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DROPIN = "/etc/hypemand/hypemand.yaml.d/50-test.yaml"
 GUEST_DIR = "/usr/lib/hypemand/guest"
 # what a unit of a VM, its VMM and its helpers leave while they live
 LIVE_TRACES = """
-systemctl list-units --plain --no-legend --state=active,activating,deactivating,reloading "hypeman-vm-$1.service"
+systemctl list-units --plain --no-legend --state=active,activating,deactivating "hypeman-vm-$1.service"
 pgrep --list-full --full -- "-name guest=$1," || true
 pgrep --list-full --full -- "hypemand[.]unit.* $1( |$)" || true
 ls -d "/run/hypemand/vms/$1" 2>/dev/null || true

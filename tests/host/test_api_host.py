@@ -56,7 +56,9 @@ def test_the_life_of_an_instance_with_the_published_client(host: TestHost, clien
         assert made.state in ("Created", "Initializing")
         waited = client.instances.wait(made.id, state="Running", api_timeout="60s")
         assert (waited.state, waited.timed_out) == ("Running", False)
-        assert [found.name for found in client.instances.list(state="Running", tags={"team": "x"})] == ["api-life"]
+        assert [found.name for found in client.instances.list(state="Running", tags={"team": "x"})] == [
+            "api-life"
+        ]
         host.wait_until(lambda: list(client.instances.logs(made.id)) == ["up on blue"], 10)
         stopped = client.instances.stop("api-life")
         assert (stopped.state, stopped.exit_code) == ("Stopped", 143)
@@ -74,7 +76,9 @@ def test_the_life_of_an_instance_with_the_published_client(host: TestHost, clien
 
 
 def test_a_log_is_followed_to_the_end_of_the_run(client: hypeman.Hypeman) -> None:
-    client.instances.create(name="api-log", cmd=["sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.2; done"], **SMALL)
+    client.instances.create(
+        name="api-log", cmd=["sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.2; done"], **SMALL
+    )
     try:
         assert list(client.instances.logs("api-log", follow=True)) == ["1", "2", "3"]
         assert client.instances.wait("api-log", state="Stopped", api_timeout="30s").state == "Stopped"
@@ -94,15 +98,27 @@ def test_images_with_the_published_client(client: hypeman.Hypeman) -> None:
 
 
 def test_every_question_is_answered_as_described(host: TestHost, http: httpx.Client) -> None:
-    created = http.post("/instances", json={"definition": {"image": BUSYBOX, "memory": "128M"}, "start": False})
+    created = http.post(
+        "/instances", json={"definition": {"image": BUSYBOX, "memory": "128M"}, "start": False}
+    )
     assert created.status_code == 201
     name = created.json()["name"]
     try:
-        for path in ("/health", "/openapi.yaml", "/instances", f"/instances/{name}", "/images", f"/images/{BUSYBOX}"):
+        for path in (
+            "/health",
+            "/openapi.yaml",
+            "/instances",
+            f"/instances/{name}",
+            "/images",
+            f"/images/{BUSYBOX}",
+        ):
             assert http.get(path).status_code == 200, path
         assert http.get(f"/instances/{name}/timeline").status_code == 409
         assert http.get(f"/instances/{name}/logs").text == ""
-        assert http.get(f"/instances/{name}/wait", params={"state": "Running", "timeout": "1s"}).status_code == 200
+        assert (
+            http.get(f"/instances/{name}/wait", params={"state": "Running", "timeout": "1s"}).status_code
+            == 200
+        )
         assert http.post(f"/instances/{name}/kill", json={}).status_code == 409
         assert http.post(f"/instances/{name}/start", json={}).status_code == 200
         assert http.get(f"/instances/{name}/wait", params={"state": "Running"}).json()["state"] == "Running"
@@ -144,7 +160,9 @@ def test_a_reload_tells_of_broken_files(host: TestHost, http: httpx.Client) -> N
     try:
         answer = http.post("/reload", json={})
         assert answer.status_code == 200
-        assert {problem["file"] for problem in answer.json()["problems"]} == {"/etc/hypemand/vms.d/broken.yaml"}
+        assert {problem["file"] for problem in answer.json()["problems"]} == {
+            "/etc/hypemand/vms.d/broken.yaml"
+        }
     finally:
         host.run(["rm", "-f", "/etc/hypemand/vms.d/broken.yaml", DROPIN])
         http.post("/reload", json={})

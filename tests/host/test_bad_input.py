@@ -71,7 +71,18 @@ def bystander(host: TestHost) -> Iterator[Vm]:
         ("image: builtin:busybox\nentrypoint: []\ncmd: []\n", "3:6", r"cmd: leaves nothing to run"),
         ("", "1:1", r"is empty"),
     ],
-    ids=["unknown key", "type", "size", "too small", "other name", "syntax", "no image", "unit", "no program", "empty"],
+    ids=[
+        "unknown key",
+        "type",
+        "size",
+        "too small",
+        "other name",
+        "syntax",
+        "no image",
+        "unit",
+        "no program",
+        "empty",
+    ],
 )
 def test_a_broken_file_is_told_with_its_place_and_harms_no_other(
     host: TestHost, bystander: Vm, text: str, place: str | None, words: str
@@ -120,12 +131,13 @@ def test_a_name_that_two_files_define_is_neither_defined_nor_removed(host: TestH
 
 
 def test_a_name_that_the_api_has_taken_is_not_given_to_a_file(host: TestHost) -> None:
-    with start_vm(host, "taken", "sleep", "infinity") as vm:
-        with definition_files(host, taken="image: builtin:busybox\n") as told:
-            assert "a VM taken was made by the API already" in told
-            assert vm.show()["origin"] == "api"
-            write_definition(host, "taken", {})
-        # that file's end ended the VM, which rm -f of the block has removed
+    with (
+        start_vm(host, "taken", "sleep", "infinity") as vm,
+        definition_files(host, taken="image: builtin:busybox\n") as told,
+    ):
+        assert "a VM taken was made by the API already" in told
+        assert vm.show()["origin"] == "api"
+        vm.wait("Running")
     assert find_traces(host, "taken") == []
 
 

@@ -75,12 +75,16 @@ def test_logs_leave_markers_out_unless_asked(web: Vm) -> None:
     assert web.logs("-n", "1") == ["20"]
     assert web.logs("-n", "0") == []
     everything = web.logs("--all")
-    assert [line.split()[0] for line in everything if "HYPEMAN-PROGRAM-START" in line] == ["HYPEMAN-PROGRAM-START"]
+    assert [line.split()[0] for line in everything if "HYPEMAN-PROGRAM-START" in line] == [
+        "HYPEMAN-PROGRAM-START"
+    ]
     assert any("Initializing -> Running" in line for line in web.logs("--source=hypeman"))
 
 
 def test_logs_are_followed_to_the_end_of_the_run(host: TestHost) -> None:
-    with start_vm(host, "talker", "sh", "-c", "echo first; until [ -e /run/go ]; do sleep 0.1; done; echo last") as vm:
+    with start_vm(
+        host, "talker", "sh", "-c", "echo first; until [ -e /run/go ]; do sleep 0.1; done; echo last"
+    ) as vm:
         vm.wait("Running")
         with host.popen(["hypemanctl", "logs", "-f", "talker"]) as follower:
             assert follower.stdout is not None
@@ -141,7 +145,18 @@ def test_many_execs_at_once_do_not_mix(web: Vm) -> None:
 def test_run_is_as_if_the_program_ran_here(host: TestHost) -> None:
     script = "echo $GREETING; echo err >&2; exit 9"
     result = ctl(
-        host, "run", "--rm", "--name=once", "-e", "GREETING=hello", *SMALL, BUSYBOX, "sh", "-c", script, check=False
+        host,
+        "run",
+        "--rm",
+        "--name=once",
+        "-e",
+        "GREETING=hello",
+        *SMALL,
+        BUSYBOX,
+        "sh",
+        "-c",
+        script,
+        check=False,
     )
     assert (result.code, result.stdout) == (9, "hello\nerr\n")
     assert find_traces(host, "once") == []
@@ -234,7 +249,9 @@ def test_a_second_interrupt_kills(host: TestHost) -> None:
 
 
 def test_a_terminal_gets_colours_and_a_line_that_says_what_is_waited_for(host: TestHost, web: Vm) -> None:
-    with on_terminal(host, "hypemanctl status web; hypemanctl restart --wait web; hypemanctl status web") as terminal:
+    with on_terminal(
+        host, "hypemanctl status web; hypemanctl restart --wait web; hypemanctl status web"
+    ) as terminal:
         assert terminal.end(60) == 0
     assert b"\x1b[32mRunning\x1b[0m" in terminal.seen
     shown = strip_escapes(terminal.seen.decode())
@@ -252,7 +269,10 @@ def test_members_of_the_group_may_and_others_are_told_how(host: TestHost, web: V
     host.run(["useradd", "--groups=hypemand", "member"])
     host.run(["useradd", "stranger"])
     try:
-        assert host.run(["runuser", "-u", "member", "--", "hypemanctl", "exec", "web", "--", "id", "-u"]).stdout == "0\n"
+        assert (
+            host.run(["runuser", "-u", "member", "--", "hypemanctl", "exec", "web", "--", "id", "-u"]).stdout
+            == "0\n"
+        )
         refused = host.run(["runuser", "-u", "stranger", "--", "hypemanctl", "list"], check=False)
         assert (refused.code, refused.stdout) == (7, "")
         assert "become root, or a member of the group hypemand" in refused.stderr

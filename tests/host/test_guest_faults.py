@@ -42,8 +42,9 @@ int main(int argc, char **argv)
         return 1;
     /* many lines at once: the gate is open for ten seconds only */
     raw.c_oflag &= ~(tcflag_t)OPOST;
-    if (tcsetattr(fileno(console), TCSANOW, &raw) != 0 || setvbuf(console, buffer, _IOFBF, sizeof buffer) != 0)
+    if (tcsetattr(fileno(console), TCSANOW, &raw) != 0)
         return 1;
+    setvbuf(console, buffer, _IOFBF, sizeof buffer);
     for (int i = 0; i < LINES; i++)
         fprintf(console, "noise %d\\n", i);
     fclose(console);
