@@ -79,11 +79,11 @@ def test_a_daemon_with_nothing_to_follow_sleeps_and_is_small(vms: Vms) -> None:
     trace = ["strace", "-f", "-qq", "-e", f"trace={WAITS}", "-e", "signal=none", "-p", daemon_pid(vms)]
     traced = vms.host.run(["timeout", str(IDLE_SECONDS), *trace], check=False, timeout=IDLE_SECONDS + 30)
     assert traced.code in (0, 124), traced.describe()
-    woken = re.findall(r"^.*\) += .*$|^.*resumed.*$", traced.stderr, re.MULTILINE)
-    told = re.findall(r"\b[0-9]+s\b", vms.properties("hypemand.service", "WatchdogUSec")["WatchdogUSec"])
-    assert told == ["30s"]
-    # the watchdog is fed every 15 s; a timer of the event loop may end a moment early and be waited for again
-    assert 3 <= len(woken) <= 2 * (IDLE_SECONDS // 15 + 1), traced.stderr
+    ended = re.findall(r"^.*\) += .*$|^.*resumed.*$", traced.stderr, re.MULTILINE)
+    woken = [line for line in ended if ", 0) " not in line]  # a look at what is there does not sleep
+    watchdog = vms.properties("hypemand.service", "WatchdogUSec")["WatchdogUSec"]
+    assert watchdog == "30s", "it is fed every 15 s"
+    assert 3 <= len(woken) <= IDLE_SECONDS // 15 + 2, traced.stderr
 
     status = vms.host.pull(f"/proc/{daemon_pid(vms)}/status").decode()
     rss = re.search(r"^VmRSS:\s+([0-9]+) kB$", status, re.MULTILINE)
