@@ -184,7 +184,7 @@ def test_an_image_of_another_architecture_is_refused(host: TestHost, sources: st
         ("echo no image >bad", 9),
         ("mkdir bad", 9),
         (
-            "cp -r oci bad; find bad/blobs -size +4k -exec sh -c 'echo x | dd of=$1 conv=notrunc seek=2' x {} +",
+            "cp -r oci bad; find bad/blobs -size +4k -exec dd if=root.tar of={} conv=notrunc seek=5 ';'",
             9,
         ),
         ("cp -r oci bad; echo '{' >bad/index.json", 9),
