@@ -17,8 +17,11 @@ from hypemand.qemu.host import VmmHost
 from hypemand.storage.configdisk import GuestConfig
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
+from hypemand.systemd import rootdir
 from hypemand.systemd.units import UnitPlan, unit_name
 
+_SHELL = "/bin/sh"
+_PYTHON_MODULE = (sys.executable, "-I", "-m")
 _VMM_SCRIPT = Path(next(iter(hypemand.unit.__path__))) / "vmm.sh"
 # what the VMM's own threads may take beside the guest's CPUs
 _VMM_CPUS = 0.5
@@ -28,41 +31,55 @@ _POWER_OFF_SHARE, _POWER_OFF_LEAST = 0.1, 2.0
 _FOREVER = 86400  # the guest knows no longer one
 
 
+# what the VMM is told, the same for every VM: its own root shows each of them something else there
+_FILES = VmmFiles(
+    kernel=rootdir.KERNEL,
+    initrd=rootdir.INITRD,
+    config=rootdir.CONFIG,
+    image=rootdir.IMAGE,
+    disk=rootdir.DISK,
+    qmp=rootdir.RUNTIME / "qmp.sock",
+    agent=rootdir.RUNTIME / "agent.sock",
+    report=rootdir.RUNTIME / "report.sock",
+    stop=rootdir.RUNTIME / "stop.sock",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Folders on the host: what lasts of the VM, what is there while it runs, the root of all VMMs."""
+
+    state: Path
+    runtime: Path
+    root: Path
+
+    @property
+    def disk(self) -> Path:
+        """The VM's disk."""
+        return self.state / "disk.ext4"
+
+    @property
+    def config(self) -> Path:
+        """The config disk."""
+        return self.runtime / rootdir.CONFIG.name
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A start, worked out. `files` are in the VM's runtime folder but for the disk and what is shared."""
+    """A start, worked out."""
 
-    definition: Definition
     guest: GuestConfig
-    files: VmmFiles
     unit: UnitPlan
-    runtime: Path
 
 
-def make_plan(
-    record: VmRecord, definition: Definition, image: Image, host: VmmHost, runtime: Path, state: Path
-) -> Plan:
-    """Work out a start. `runtime` and `state` are the VM's own folders.
-
-    Raises InvalidDefinition when definition and image together do not make a program.
-    """
+def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmHost, places: Places) -> Plan:
+    """Work out a start. Raises InvalidDefinition when definition and image together do not make a program."""
     guest = resolve_program(definition, image)
     if guest.mode is Mode.SYSTEMD:
         problem = Problem(
             "", 0, 0, "mode", "systemd mode is not supported yet", "use mode: exec and a program as cmd"
         )
         raise InvalidDefinition([problem])
-    files = VmmFiles(
-        kernel=host.kernel.path,
-        initrd=host.initrd,
-        config=runtime / "config.img",
-        image=image.rootfs,
-        disk=state / "disk.ext4",
-        qmp=runtime / "qmp.sock",
-        agent=runtime / "agent.sock",
-        report=runtime / "report.sock",
-        stop=runtime / "stop.sock",
-    )
     vmm = VmmPlan(
         vm=record.name,
         vm_id=record.id,
@@ -71,32 +88,23 @@ def make_plan(
         memory=definition.memory,
         vcpus=definition.vcpus,
         tsc_khz=host.tsc_khz,
-        files=files,
+        files=_FILES,
     )
-    return Plan(definition, guest, files, _unit_plan(record, definition, guest, vmm, runtime, state), runtime)
-
-
-def _unit_plan(
-    record: VmRecord, definition: Definition, guest: GuestConfig, vmm: VmmPlan, runtime: Path, state: Path
-) -> UnitPlan:
-    python = sys.executable
-    agent = "1" if definition.guest_agent else "0"
-    unit = unit_name(record.name)
-    return UnitPlan(
+    unit = UnitPlan(
         vm=record.name,
         vm_id=record.id,
         uid=record.uid,
-        start=("/bin/sh", str(_VMM_SCRIPT), str(runtime), python, kernel_words(vmm), *qemu_arguments(vmm)),
-        stop=(
-            python,
-            "-I",
-            "-m",
-            "hypemand.unit.stop",
-            str(runtime),
-            str(stop_grace(definition.stop_timeout)),
+        start=_start_command(vmm),
+        stop=_stop_command(definition, places),
+        stop_post=_stop_post_command(record, definition, guest, places),
+        root=places.root,
+        readable=(
+            (host.kernel.path, rootdir.KERNEL),
+            (host.initrd, rootdir.INITRD),
+            (image.rootfs, rootdir.IMAGE),
+            *rootdir.outside_usr([host.binary, _VMM_SCRIPT]),
         ),
-        stop_post=(python, "-I", "-m", "hypemand.unit.exit", str(state), unit, str(guest.stop_signal), agent),
-        writable=(str(runtime), str(vmm.files.disk)),
+        writable=((places.runtime, rootdir.RUNTIME), (places.disk, rootdir.DISK)),
         memory_max=definition.memory + memory_overhead(vmm.accel),
         cpu_quota=definition.vcpus + _VMM_CPUS,
         tasks_max=_VMM_TASKS + definition.vcpus,
@@ -106,6 +114,25 @@ def _unit_plan(
         kvm=vmm.accel is AccelKind.KVM,
         extra=definition.unit,
     )
+    return Plan(guest, unit)
+
+
+def _start_command(vmm: VmmPlan) -> tuple[str, ...]:
+    script = (_SHELL, str(_VMM_SCRIPT), str(rootdir.RUNTIME), sys.executable)
+    return (*script, kernel_words(vmm), *qemu_arguments(vmm))
+
+
+def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:
+    grace = stop_grace(definition.stop_timeout)
+    return (*_PYTHON_MODULE, "hypemand.unit.stop", str(places.runtime), str(grace))
+
+
+def _stop_post_command(
+    record: VmRecord, definition: Definition, guest: GuestConfig, places: Places
+) -> tuple[str, ...]:
+    agent = "1" if definition.guest_agent else "0"
+    arguments = (str(places.state), unit_name(record.name), str(guest.stop_signal), agent)
+    return (*_PYTHON_MODULE, "hypemand.unit.exit", *arguments)
 
 
 def stop_grace(stop_timeout: float | None) -> int:

@@ -29,14 +29,15 @@ from hypemand.manager.admission import check_memory, read_total_memory
 from hypemand.manager.facts import boot_facts
 from hypemand.manager.inventory import Inventory, VmRecord
 from hypemand.manager.logs import VmLog, follow_log
-from hypemand.manager.plan import Plan, make_plan
+from hypemand.manager.plan import Places, Plan, make_plan
 from hypemand.manager.view import ExecRequest, ExecSession, LogLine, LogSource, Timeline, VmView
-from hypemand.manager.vm import Vm, VmPlaces, VmServices
+from hypemand.manager.vm import Vm, VmServices
 from hypemand.qemu.host import find_vmm_host
 from hypemand.state import Operation, State, check_allowed
 from hypemand.storage.configdisk import write_config_disk
 from hypemand.storage.disks import ensure_disk
 from hypemand.storage.images import ImageStore
+from hypemand.systemd.rootdir import make_root
 from hypemand.timeline import derive_timeline
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class VmManager:
         """Learn what there is, and what of it runs: from the records, then from systemd."""
         self.inventory.load()
         self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_root(self.config.runtime_dir / "root")
         for record in self.inventory:
             self._adopt(record)
         await asyncio.gather(*(vm.recover() for vm in self._vms.values()))
@@ -95,9 +97,12 @@ class VmManager:
     def _runtime_root(self) -> Path:
         return self.config.runtime_dir / "vms"
 
+    def _places(self, name: str) -> Places:
+        root = self.config.runtime_dir / "root"
+        return Places(self.inventory.folder(name), self._runtime_root / name, root)
+
     def _adopt(self, record: VmRecord) -> Vm:
-        places = VmPlaces(self.inventory.folder(record.name), self._runtime_root / record.name)
-        vm = Vm(record, places, self._services)
+        vm = Vm(record, self._places(record.name), self._services)
         self._vms[record.name] = vm
         vm.attach()
         return vm
@@ -158,8 +163,7 @@ class VmManager:
         vm = self._adopt(self.inventory.add(definition, Origin.API))
         try:
             if host is not None:
-                folder = self.inventory.folder(vm.name)
-                make_plan(vm.record, definition, image, host, self._runtime_root / vm.name, folder)
+                make_plan(vm.record, definition, image, host, self._places(vm.name))
                 await self.start_vm(vm.name)
         except BaseException:
             await self._forget(vm)
@@ -247,17 +251,18 @@ class VmManager:
     def _prepare(self, vm: Vm) -> Plan:
         """Make what the unit needs. Blocks; run in a thread."""
         record, definition = vm.record, vm.record.definition
-        state, runtime = self.inventory.folder(record.name), self._runtime_root / record.name
+        places = self._places(record.name)
+        runtime = places.runtime
         image = self._images.get_image(definition.image)
         host = find_vmm_host(self.config)
-        plan = make_plan(record, definition, image, host, runtime, state)
+        plan = make_plan(record, definition, image, host, places)
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)
         os.mkfifo(runtime / "leader", 0o600)
         os.chown(runtime / "leader", record.uid, record.uid)
-        ensure_disk(plan.files.disk, definition.disk, record.uid, self.config.state_dir / "templates")
-        write_config_disk(plan.files.config, plan.guest, uid=record.uid)
+        ensure_disk(places.disk, definition.disk, record.uid, self.config.state_dir / "templates")
+        write_config_disk(places.config, plan.guest, uid=record.uid)
         return plan
 
     # ending

@@ -28,6 +28,7 @@ from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import HypemandError
 from hypemand.log import MessageId, log_state_change, log_vm
 from hypemand.manager.inventory import VmRecord
+from hypemand.manager.plan import Places
 from hypemand.manager.view import ExitReport, VmView
 from hypemand.state import (
     Derived,
@@ -48,14 +49,6 @@ _RECOVER_DEADLINE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class VmPlaces:
-    """The folders of one VM: what lasts, and what is there while it runs."""
-
-    state: Path
-    runtime: Path
-
-
-@dataclass(frozen=True, slots=True)
 class VmServices:
     """What all VMs share. `on_change` is called when the state of any of them has changed."""
 
@@ -69,7 +62,7 @@ class Vm:
     """A VM that is defined. `record`, `removed` (its file is gone) and `restarting` are set by the
     manager, all else follows evidence."""
 
-    def __init__(self, record: VmRecord, places: VmPlaces, services: VmServices) -> None:
+    def __init__(self, record: VmRecord, places: Places, services: VmServices) -> None:
         self.record = record
         self.removed = False
         self.restarting = False

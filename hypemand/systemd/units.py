@@ -6,11 +6,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hypemand.config.definition import Restart
 from hypemand.systemd.bus import BusError, SystemBus, encode_arguments, encode_properties, unit_path
 from hypemand.systemd.extras import INFINITY, extra_properties, microseconds
+from hypemand.systemd.rootdir import root_properties
 from hypemand.systemd.sandbox import Property, sandbox_properties
 
 SERVICE = "org.freedesktop.systemd1"
@@ -38,7 +40,10 @@ def handle_name(vm: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UnitPlan:
-    """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity)."""
+    """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity).
+
+    `readable` and `writable`: what the VMM sees, as pairs of the path on the host and the one in `root`.
+    """
 
     vm: str
     vm_id: str
@@ -46,7 +51,9 @@ class UnitPlan:
     start: tuple[str, ...]
     stop: tuple[str, ...]
     stop_post: tuple[str, ...]
-    writable: tuple[str, ...]
+    root: Path
+    readable: tuple[tuple[Path, Path], ...]
+    writable: tuple[tuple[Path, Path], ...]
     memory_max: int
     cpu_quota: float
     tasks_max: int
@@ -111,8 +118,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("CPUQuotaPerSecUSec", "t", round(plan.cpu_quota * 1e6)),
         ("TasksMax", "t", plan.tasks_max),
         ("OOMPolicy", "s", "stop"),
-        ("ReadWritePaths", "as", list(plan.writable)),
     ]
+    properties += root_properties(plan.root, readable=plan.readable, writable=plan.writable)
     properties += sandbox_properties(kvm=plan.kvm)
     properties += extra_properties(plan.extra)
     return properties

@@ -9,7 +9,7 @@ from hypemand.config.definition import MIB, Origin
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition
 from hypemand.manager.inventory import VmRecord
-from hypemand.manager.plan import Plan, make_plan, stop_grace
+from hypemand.manager.plan import Places, Plan, make_plan, stop_grace
 from hypemand.qemu.accel import Accel, AccelKind
 from hypemand.qemu.host import Kernel, VmmHost
 from hypemand.storage.images import Image, OciConfig
@@ -22,6 +22,9 @@ HOST = VmmHost(
     tsc_khz=2596120,
     architecture="x86_64",
 )
+
+
+PLACES = Places(Path("/state/web"), Path("/run/hypemand/vms/web"), Path("/run/hypemand/root"))
 
 
 def plan(**keys: object) -> Plan:
@@ -38,7 +41,7 @@ def plan(**keys: object) -> Plan:
         config=OciConfig(cmd=("/bin/app",), stop_signal="SIGINT"),
         folder=Path("/images/x"),
     )
-    return make_plan(record, definition, image, HOST, Path("/run/hypemand/vms/web"), Path("/state/web"))
+    return make_plan(record, definition, image, HOST, PLACES)
 
 
 def test_the_units_limits_leave_room_for_the_vmm() -> None:
@@ -49,7 +52,17 @@ def test_the_units_limits_leave_room_for_the_vmm() -> None:
 
 
 def test_the_vmm_can_write_to_its_runtime_folder_and_its_disk_only() -> None:
-    assert plan().unit.writable == ("/run/hypemand/vms/web", "/state/web/disk.ext4")
+    assert {host for host, _inside in plan().unit.writable} == {PLACES.runtime, PLACES.disk}
+
+
+def test_every_file_that_the_vmm_is_told_of_is_in_its_root() -> None:
+    unit = plan().unit
+    seen = {str(inside) for _host, inside in (*unit.readable, *unit.writable)}
+    told = " ".join(unit.start)
+    assert {"/kernel", "/initrd", "/image", "/disk", "/vm"} <= seen
+    assert "-kernel /kernel -initrd /initrd" in told
+    for path in ("/vm/config.img", "/image", "/disk"):
+        assert f"file={path},format=raw" in told
 
 
 def test_the_exit_helper_is_told_what_it_judges_by() -> None:

@@ -10,6 +10,7 @@ import pytest
 import hypemand.config
 from hypemand.config.definition import Restart
 from hypemand.systemd.extras import EXTRA_PROPERTIES, INFINITY, extra_properties
+from hypemand.systemd.rootdir import make_root, outside_usr
 from hypemand.systemd.sandbox import sandbox_properties
 from hypemand.systemd.units import UnitPlan, unit_name, unit_properties, vm_of_unit
 
@@ -20,7 +21,9 @@ PLAN = UnitPlan(
     start=("/bin/sh", "vmm.sh", "cost: $5"),
     stop=("/usr/bin/python3", "stop"),
     stop_post=("/usr/bin/python3", "exit"),
-    writable=("/run/hypemand/vms/web",),
+    root=Path("/run/hypemand/root"),
+    readable=((Path("/boot/vmlinux"), Path("/kernel")),),
+    writable=((Path("/run/hypemand/vms/web"), Path("/vm")),),
     memory_max=2**28,
     cpu_quota=1.5,
     tasks_max=33,
@@ -45,6 +48,34 @@ def test_limits_and_deadlines_are_systemds() -> None:
     assert properties["TimeoutStopUSec"] == 30_000_000
     assert properties["Restart"] == "on-failure"
     assert properties["User"] == properties["Group"] == "61200"
+
+
+def test_the_vmm_sees_usr_and_its_own_and_writes_to_its_own_only() -> None:
+    properties = {name: value for name, _signature, value in unit_properties(PLAN)}
+    assert properties["RootDirectory"] == "/run/hypemand/root"
+    readable = {(host, inside) for host, inside, *_ in properties["BindReadOnlyPaths"]}
+    assert readable == {
+        ("/usr", "/usr"),
+        ("/etc/ld.so.cache", "/etc/ld.so.cache"),
+        ("/boot/vmlinux", "/kernel"),
+    }
+    assert properties["BindPaths"] == [("/run/hypemand/vms/web", "/vm", False, 0)]
+    assert properties["ReadWritePaths"] == ["-+/vm"]
+    assert properties["ProtectSystem"] == "strict"
+
+
+def test_a_root_is_made_once_and_completed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    make_root(root)
+    (root / "disk").unlink()
+    make_root(root)
+    assert (root / "disk").is_file()
+    assert (root / "bin").readlink() == Path("usr/bin")
+
+
+def test_what_is_not_below_usr_is_bound_at_its_own_place() -> None:
+    own = Path("/opt/qemu")
+    assert outside_usr([Path("/usr/bin/qemu"), own]) == [(own, own)]
 
 
 def test_a_dollar_in_a_command_is_no_variable() -> None:
