@@ -53,7 +53,8 @@ class ExitRecord:
 def derive_exit_record(boot: str, ending: Ending, ended_at: float) -> ExitRecord:
     """Judge a run."""
     code, message, success = _judge(ending)
-    known_to_systemd = success or ending.result != "success"
+    # protocol: it never got ready, and that it had a code is what systemd does not know
+    known_to_systemd = success or ending.result not in ("success", "protocol")
     status = 0 if known_to_systemd else code or 1
     return ExitRecord(boot, code, message, success, status, ended_at)
 

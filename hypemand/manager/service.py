@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hypemand.boot.tracker import Moment
@@ -34,9 +35,10 @@ from hypemand.manager.view import ExecRequest, ExecSession, LogLine, LogSource, 
 from hypemand.manager.vm import Vm, VmServices
 from hypemand.qemu.host import find_vmm_host
 from hypemand.state import Operation, State, check_allowed
-from hypemand.storage.configdisk import write_config_disk
+from hypemand.storage.configdisk import GuestConfig, write_config_disk
 from hypemand.storage.disks import ensure_disk
 from hypemand.storage.images import ImageStore
+from hypemand.storage.program import resolve_program
 from hypemand.systemd.rootdir import make_root
 from hypemand.timeline import derive_timeline
 
@@ -375,10 +377,12 @@ class VmManager:
         """See `Manager`."""
         vm = self._get(ref)
         check_allowed(Operation.EXEC, vm.state, vm.name)
-        if not vm.record.definition.guest_agent or vm.session is None:
+        definition = vm.definition_in_use
+        if not definition.guest_agent or vm.session is None:
             raise WrongState(f"VM {vm.name} has no guest agent", hint="set guest_agent: true and restart it")
+        image = await asyncio.to_thread(self._images.get_image, definition.image)
         channel = await vm.session.open_agent(_AGENT_DEADLINE)
-        return await channel.exec(request)
+        return await channel.exec(_like_the_program(request, resolve_program(definition, image)))
 
     async def timeline(self, ref: str) -> Timeline:
         """See `Manager`."""
@@ -396,6 +400,17 @@ async def _hold(vm: Vm) -> AsyncIterator[None]:
         if vm.deleted:
             raise NotFound(f"VM {vm.name} was deleted meanwhile")
         yield
+
+
+def _like_the_program(request: ExecRequest, guest: GuestConfig) -> ExecRequest:
+    """A command runs as the VM's program does, where the request does not say otherwise: with its variables,
+    in its folder, as its user."""
+    return replace(
+        request,
+        env={**guest.env, **request.env},
+        cwd=request.cwd or guest.workdir,
+        user=request.user or guest.user,
+    )
 
 
 def _has_ended(vm: Vm) -> bool:

@@ -125,6 +125,11 @@ class Vm:
         return self._session.boot if self._session is not None else None
 
     @property
+    def definition_in_use(self) -> Definition:
+        """The definition that it runs with, or would be started with."""
+        return self._running_definition or self.record.definition
+
+    @property
     def needs_restart(self) -> bool:
         """Does it run with another definition than the one it has now?"""
         running = self._running_definition
@@ -137,7 +142,7 @@ class Vm:
         """Bytes of guest memory that are held for it now."""
         if not self.state.is_vmm_active:
             return 0
-        return (self._running_definition or self.record.definition).memory
+        return self.definition_in_use.memory
 
     @property
     def notes(self) -> BootNotes | None:
@@ -277,7 +282,7 @@ class Vm:
 
     @property
     def _guest_agent(self) -> bool:
-        return (self._running_definition or self.record.definition).guest_agent
+        return self.definition_in_use.guest_agent
 
     def _follow_unit(self) -> None:
         """Open a session for an invocation that is new, close the one that is over, and when the unit has
