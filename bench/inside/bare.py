@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import shutil
 import socket
 import subprocess
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MARKER = b"HYPEMAN-PROGRAM-START"
 BOOT_DEADLINE = 60.0
@@ -33,16 +36,18 @@ class Recipe:
     @classmethod
     def take(cls, unit: str, folder: Path) -> Recipe:
         """From the unit of a VM that runs. Its disk is to be copied once it has stopped: `copy_disk`."""
-        argv = _read_command(unit)
+        (_path, argv, *_), *_ = _read_property(unit, "ExecStart")
         # /bin/sh vmm.sh RUNTIME PYTHON KERNEL_WORDS VMM...
         if len(argv) < 6 or not argv[1].endswith("/vmm.sh"):
             raise ValueError(f"{unit} is started by {argv}, which is not vmm.sh with its arguments")
+        binds = [*_read_property(unit, "BindReadOnlyPaths"), *_read_property(unit, "BindPaths")]
+        hosts = {inside: Path(host) for host, inside, *_ in binds if inside != "/usr"}
         runtime, words, vmm = argv[2], argv[4], argv[5:]
-        disk = _find_disk(vmm)
+        disk = hosts[_find_disk(vmm)]
         folder.mkdir(parents=True)
-        shutil.copy(f"{runtime}/config.img", folder)
-        own = [word.replace(str(disk), f"{folder}/disk.ext4").replace(runtime, str(folder)) for word in vmm]
-        return cls(tuple(own), words, disk, folder)
+        shutil.copy(hosts[runtime] / "config.img", folder)
+        own = {**hosts, runtime: folder, _find_disk(vmm): folder / "disk.ext4"}
+        return cls(tuple(_leave_root(word, own) for word in vmm), words, disk, folder)
 
     def copy_disk(self) -> None:
         """Take a copy of the VM's disk, holes kept."""
@@ -50,19 +55,25 @@ class Recipe:
         subprocess.run(copy, stdin=subprocess.DEVNULL, check=True, timeout=60)
 
 
-def _read_command(unit: str) -> list[str]:
+def _read_property(unit: str, name: str) -> list[Any]:
     path = "/org/freedesktop/systemd1/unit/" + "".join(c if c.isalnum() else f"_{ord(c):02x}" for c in unit)
     get = ["busctl", "get-property", "--json=short", "org.freedesktop.systemd1", path]
-    get += ["org.freedesktop.systemd1.Service", "ExecStart"]
+    get += ["org.freedesktop.systemd1.Service", name]
     answer = subprocess.run(get, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, timeout=10)
-    command: list[str] = json.loads(answer.stdout)["data"][0][1]
-    return command
+    value: list[Any] = json.loads(answer.stdout)["data"]
+    return value
 
 
-def _find_disk(vmm: list[str]) -> Path:
+def _leave_root(word: str, hosts: Mapping[str, Path]) -> str:
+    """A word of the VMM's command line with the paths of its own root turned into those of the host."""
+    inside = "|".join(re.escape(path) for path in hosts)
+    return re.sub(rf"(?<![^=:])({inside})(?=[/,]|$)", lambda found: str(hosts[found[1]]), word)
+
+
+def _find_disk(vmm: list[str]) -> str:
     for word in vmm:
         if word.startswith("if=none,id=disk,"):
-            return Path(_fields(word)["file"])
+            return _fields(word)["file"]
     raise ValueError(f"there is no drive with the id disk in {vmm}")
 
 
