@@ -89,7 +89,7 @@ def test_a_connection_that_asks_nothing_is_closed(tmp_path: Path) -> None:
         assert await api.ask_raw(b"GET /health HTTP/1.1\r\nHo") == b""
         reader, writer = await asyncio.open_unix_connection(str(api.path))
         writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert await reader.readuntil(b'{"status":"ok"}')
+        assert b'"status":"ok"' in await reader.readuntil(b"}")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.read(1), 0.2)
         writer.close()

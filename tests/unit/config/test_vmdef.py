@@ -112,7 +112,8 @@ unit:
     said = problems_of(text)
     keys = (
         "After, AllowedCPUs, Before, BindsTo, CPUAffinity, CPUWeight, Conflicts, Description, Documentation, "
-        "IOWeight, LogRateLimitBurst, LogRateLimitIntervalSec, MemoryHigh, MemorySwapMax, Nice, OOMScoreAdjust, OnFailure, OnSuccess, PartOf, Requires, "
+        "IOWeight, LogRateLimitBurst, LogRateLimitIntervalSec, "
+        "MemoryHigh, MemorySwapMax, Nice, OOMScoreAdjust, OnFailure, OnSuccess, PartOf, Requires, "
         "RequiresMountsFor, Requisite, RestartSec, StartLimitBurst, StartLimitIntervalSec, Wants"
     )
     assert said == [
