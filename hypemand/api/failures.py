@@ -86,13 +86,17 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except HypemandError as error:
-        return error_response(error)
+        response = error_response(error)
     except web.HTTPException as error:
-        return _translate(request, error)
+        response = _translate(request, error)
     except ConnectionError:
         raise  # the client has gone: there is nobody to answer
     except Exception as error:
-        return error_response(unexpected(error, f"{request.method} {request.path}"))
+        response = error_response(unexpected(error, f"{request.method} {request.path}"))
+    if not request.content.is_eof():
+        # what is left of a body that was refused half-read must not be taken for the next request
+        response.force_close()
+    return response
 
 
 def _translate(request: web.Request, error: web.HTTPException) -> web.Response:
