@@ -17,10 +17,11 @@ from hypemand.qemu.host import VmmHost
 from hypemand.storage.configdisk import GuestConfig
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
-from hypemand.systemd import rootdir
+from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan, unit_name
 
 _SHELL = "/bin/sh"
+_CONFIG = "config.img"
 _PYTHON_MODULE = (sys.executable, "-I", "-m")
 _VMM_SCRIPT = Path(next(iter(hypemand.unit.__path__))) / "vmm.sh"
 # what the VMM's own threads may take beside the guest's CPUs
@@ -31,27 +32,15 @@ _POWER_OFF_SHARE, _POWER_OFF_LEAST = 0.1, 2.0
 _FOREVER = 86400  # the guest knows no longer one
 
 
-# what the VMM is told, the same for every VM: its own root shows each of them something else there
-_FILES = VmmFiles(
-    kernel=rootdir.KERNEL,
-    initrd=rootdir.INITRD,
-    config=rootdir.CONFIG,
-    image=rootdir.IMAGE,
-    disk=rootdir.DISK,
-    qmp=rootdir.RUNTIME / "qmp.sock",
-    agent=rootdir.RUNTIME / "agent.sock",
-    report=rootdir.RUNTIME / "report.sock",
-    stop=rootdir.RUNTIME / "stop.sock",
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Folders on the host: what lasts of the VM, what is there while it runs, the root of all VMMs."""
+    """Folders on the host: what lasts of the VM, what is there while it runs, the root of all VMMs; and where
+    in that root a VMM finds its own."""
 
     state: Path
     runtime: Path
     root: Path
+    own: Own
 
     @property
     def disk(self) -> Path:
@@ -61,7 +50,7 @@ class Places:
     @property
     def config(self) -> Path:
         """The config disk."""
-        return self.runtime / rootdir.CONFIG.name
+        return self.runtime / _CONFIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +77,23 @@ def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmH
         memory=definition.memory,
         vcpus=definition.vcpus,
         tsc_khz=host.tsc_khz,
-        files=_FILES,
+        files=_vmm_files(places.own),
     )
     unit = UnitPlan(
         vm=record.name,
         vm_id=record.id,
         uid=record.uid,
-        start=_start_command(vmm),
+        start=_start_command(vmm, places),
         stop=_stop_command(definition, places),
         stop_post=_stop_post_command(record, definition, guest, places),
         root=places.root,
         readable=(
-            (host.kernel.path, rootdir.KERNEL),
-            (host.initrd, rootdir.INITRD),
-            (image.rootfs, rootdir.IMAGE),
-            *rootdir.outside_usr([host.binary, _VMM_SCRIPT]),
+            (host.kernel.path, places.own.kernel),
+            (host.initrd, places.own.initrd),
+            (image.rootfs, places.own.image),
+            *outside_usr([host.binary, _VMM_SCRIPT]),
         ),
-        writable=((places.runtime, rootdir.RUNTIME), (places.disk, rootdir.DISK)),
+        writable=((places.runtime, places.own.runtime), (places.disk, places.own.disk)),
         memory_max=definition.memory + memory_overhead(vmm.accel),
         cpu_quota=definition.vcpus + _VMM_CPUS,
         tasks_max=_VMM_TASKS + definition.vcpus,
@@ -117,8 +106,22 @@ def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmH
     return Plan(guest, unit)
 
 
-def _start_command(vmm: VmmPlan) -> tuple[str, ...]:
-    script = (_SHELL, str(_VMM_SCRIPT), str(rootdir.RUNTIME), sys.executable)
+def _vmm_files(own: Own) -> VmmFiles:
+    return VmmFiles(
+        kernel=own.kernel,
+        initrd=own.initrd,
+        config=own.runtime / _CONFIG,
+        image=own.image,
+        disk=own.disk,
+        qmp=own.runtime / "qmp.sock",
+        agent=own.runtime / "agent.sock",
+        report=own.runtime / "report.sock",
+        stop=own.runtime / "stop.sock",
+    )
+
+
+def _start_command(vmm: VmmPlan, places: Places) -> tuple[str, ...]:
+    script = (_SHELL, str(_VMM_SCRIPT), str(places.own.runtime), sys.executable)
     return (*script, kernel_words(vmm), *qemu_arguments(vmm))
 
 

@@ -39,7 +39,7 @@ from hypemand.storage.configdisk import GuestConfig, write_config_disk
 from hypemand.storage.disks import ensure_disk
 from hypemand.storage.images import ImageStore
 from hypemand.storage.program import resolve_program
-from hypemand.systemd.rootdir import make_root
+from hypemand.systemd.rootdir import Own, make_root
 from hypemand.timeline import derive_timeline
 
 _log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class VmManager:
         """Learn what there is, and what of it runs: from the records, then from systemd."""
         self.inventory.load()
         self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        make_root(self.config.runtime_dir / "root")
+        make_root(self._vmm_root, self._vmm_own)
         for record in self.inventory:
             self._adopt(record)
         await asyncio.gather(*(vm.recover() for vm in self._vms.values()))
@@ -99,9 +99,16 @@ class VmManager:
     def _runtime_root(self) -> Path:
         return self.config.runtime_dir / "vms"
 
+    @property
+    def _vmm_root(self) -> Path:
+        return self.config.runtime_dir / "root"
+
+    @property
+    def _vmm_own(self) -> Own:
+        return Own(self.config.runtime_dir / "self")
+
     def _places(self, name: str) -> Places:
-        root = self.config.runtime_dir / "root"
-        return Places(self.inventory.folder(name), self._runtime_root / name, root)
+        return Places(self.inventory.folder(name), self._runtime_root / name, self._vmm_root, self._vmm_own)
 
     def _adopt(self, record: VmRecord) -> Vm:
         vm = Vm(record, self._places(record.name), self._services)

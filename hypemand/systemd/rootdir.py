@@ -10,29 +10,68 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.systemd.sandbox import Property
 
-# where a VMM finds what is its own
-RUNTIME, CONFIG, DISK, IMAGE = Path("/vm"), Path("/vm/config.img"), Path("/disk"), Path("/image")
-KERNEL, INITRD = Path("/kernel"), Path("/initrd")
-
 _USR = Path("/usr")
-_FOLDERS = ("usr", "dev", "proc", "etc", "run", "tmp", "vm")
-_FILES = ("etc/ld.so.cache", "disk", "image", "kernel", "initrd")
+_FOLDERS = ("usr", "dev", "proc", "etc", "run", "tmp")
 _LINKS = ("bin", "sbin", "lib", "lib64")
 
 
-def make_root(folder: Path) -> None:
-    """Make the folder, or complete it."""
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Where a VMM finds what is its own, in its root: the same places for every VM, below `base`.
+
+    The folder is there on the host too, with nothing in its files: systemd mounts for the unit's other
+    commands as well, which do not run in the root, and would make on the host what it does not find.
+    """
+
+    base: Path
+
+    @property
+    def runtime(self) -> Path:
+        """The VM's runtime folder."""
+        return self.base / "vm"
+
+    @property
+    def disk(self) -> Path:
+        """The VM's disk."""
+        return self.base / "disk"
+
+    @property
+    def image(self) -> Path:
+        """The image."""
+        return self.base / "image"
+
+    @property
+    def kernel(self) -> Path:
+        """The guest kernel."""
+        return self.base / "kernel"
+
+    @property
+    def initrd(self) -> Path:
+        """The guest's initrd."""
+        return self.base / "initrd"
+
+    def make(self, root: Path) -> None:
+        """Make the mount points in a root, or those that are missing."""
+        (root / self.runtime.relative_to("/")).mkdir(mode=0o755, parents=True, exist_ok=True)
+        for path in (self.disk, self.image, self.kernel, self.initrd):
+            (root / path.relative_to("/")).touch(mode=0o444)
+
+
+def make_root(root: Path, own: Own) -> None:
+    """Make the root of VMMs, or complete it, and the mount points on the host."""
     for name in _FOLDERS:
-        (folder / name).mkdir(mode=0o755, parents=True, exist_ok=True)
-    for name in _FILES:
-        (folder / name).touch(mode=0o444)
+        (root / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+    (root / "etc/ld.so.cache").touch(mode=0o444)
     for name in _LINKS:
         with contextlib.suppress(FileExistsError):
-            (folder / name).symlink_to(f"usr/{name}")
+            (root / name).symlink_to(f"usr/{name}")
+    for place in (root, Path("/")):
+        own.make(place)
 
 
 def root_properties(
@@ -48,8 +87,8 @@ def root_properties(
         ("RootDirectoryStartOnly", "b", True),
         ("BindReadOnlyPaths", "a(ssbt)", read),
         ("BindPaths", "a(ssbt)", [(str(host), str(inside), False, 0) for host, inside in writable]),
-        # + : in the root; - : those two commands have no such paths
-        ("ReadWritePaths", "as", [f"-+{inside}" for _host, inside in writable]),
+        # + : as the process sees them
+        ("ReadWritePaths", "as", [f"+{inside}" for _host, inside in writable]),
     ]
 
 

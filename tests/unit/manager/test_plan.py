@@ -13,6 +13,7 @@ from hypemand.manager.plan import Places, Plan, make_plan, stop_grace
 from hypemand.qemu.accel import Accel, AccelKind
 from hypemand.qemu.host import Kernel, VmmHost
 from hypemand.storage.images import Image, OciConfig
+from hypemand.systemd.rootdir import Own
 
 HOST = VmmHost(
     binary=Path("/usr/bin/qemu-system-x86_64"),
@@ -24,7 +25,8 @@ HOST = VmmHost(
 )
 
 
-PLACES = Places(Path("/state/web"), Path("/run/hypemand/vms/web"), Path("/run/hypemand/root"))
+OWN = Own(Path("/run/hypemand/self"))
+PLACES = Places(Path("/state/web"), Path("/run/hypemand/vms/web"), Path("/run/hypemand/root"), OWN)
 
 
 def plan(**keys: object) -> Plan:
@@ -57,11 +59,11 @@ def test_the_vmm_can_write_to_its_runtime_folder_and_its_disk_only() -> None:
 
 def test_every_file_that_the_vmm_is_told_of_is_in_its_root() -> None:
     unit = plan().unit
-    seen = {str(inside) for _host, inside in (*unit.readable, *unit.writable)}
+    seen = {inside for _host, inside in (*unit.readable, *unit.writable)}
     told = " ".join(unit.start)
-    assert {"/kernel", "/initrd", "/image", "/disk", "/vm"} <= seen
-    assert "-kernel /kernel -initrd /initrd" in told
-    for path in ("/vm/config.img", "/image", "/disk"):
+    assert {OWN.kernel, OWN.initrd, OWN.image, OWN.disk, OWN.runtime} <= seen
+    assert f"-kernel {OWN.kernel} -initrd {OWN.initrd}" in told
+    for path in (OWN.runtime / "config.img", OWN.image, OWN.disk):
         assert f"file={path},format=raw" in told
 
 

@@ -10,7 +10,7 @@ import pytest
 import hypemand.config
 from hypemand.config.definition import Restart
 from hypemand.systemd.extras import EXTRA_PROPERTIES, INFINITY, extra_properties
-from hypemand.systemd.rootdir import make_root, outside_usr
+from hypemand.systemd.rootdir import Own, make_root, outside_usr
 from hypemand.systemd.sandbox import sandbox_properties
 from hypemand.systemd.units import UnitPlan, unit_name, unit_properties, vm_of_unit
 
@@ -60,16 +60,19 @@ def test_the_vmm_sees_usr_and_its_own_and_writes_to_its_own_only() -> None:
         ("/boot/vmlinux", "/kernel"),
     }
     assert properties["BindPaths"] == [("/run/hypemand/vms/web", "/vm", False, 0)]
-    assert properties["ReadWritePaths"] == ["-+/vm"]
+    assert properties["ReadWritePaths"] == ["+/vm"]
     assert properties["ProtectSystem"] == "strict"
 
 
-def test_a_root_is_made_once_and_completed(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    make_root(root)
-    (root / "disk").unlink()
-    make_root(root)
-    assert (root / "disk").is_file()
+def test_a_root_is_made_once_and_completed_and_the_host_has_its_mount_points_too(tmp_path: Path) -> None:
+    root, own = tmp_path / "root", Own(tmp_path / "self")
+    make_root(root, own)
+    in_root = root / own.disk.relative_to("/")
+    in_root.unlink()
+    make_root(root, own)
+    for path in (in_root, own.disk, own.image, own.kernel, own.initrd):
+        assert path.read_bytes() == b""
+    assert own.runtime.is_dir()
     assert (root / "bin").readlink() == Path("usr/bin")
 
 
