@@ -152,7 +152,10 @@ class Session:
     async def query_status(self) -> QmpStatus:
         """Ask the VMM now; never raises. What the answer is, is in `qmp_status` too."""
         if self._qmp is not None:
-            self.qmp_status = await self._qmp.query_status()
+            status = await self._qmp.query_status()
+            # a VMM that has said that it shuts down is gone while it is asked
+            if self.qmp_status is not QmpStatus.SHUTDOWN or status is not QmpStatus.ABSENT:
+                self.qmp_status = status
         return self.qmp_status
 
     async def _follow_report(self, path: Path) -> None:

@@ -213,8 +213,12 @@ class Vm:
         """Ask systemd and the VMM now."""
         async with self._asking:
             self._stale = False
+            was = None
             try:
-                status = await self._services.units.status(self.unit, with_memory=with_memory)
+                # asked again if a signal was believed meanwhile: the answer may be older than that
+                while was is not self._unit:
+                    was = self._unit
+                    status = await self._services.units.status(self.unit, with_memory=with_memory)
             except BusError as error:
                 _log.warning("VM %s: %s", self.name, error.message)
                 self._bus_up = False

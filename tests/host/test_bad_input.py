@@ -286,8 +286,10 @@ def test_a_broken_host_config_is_told_and_the_one_before_stays(host: TestHost, b
         assert f"{DROPIN}:1:8: accel: " in journal
     finally:
         host.run(["rm", DROPIN])
-        host.run(["systemctl", "reset-failed", "hypemand.service", "hypemand.socket"])
-        host.run(["systemctl", "restart", "hypemand.socket", "hypemand.service"])
+        # stopped first: systemd is about to restart what has failed
+        host.run(["systemctl", "stop", "hypemand.service", "hypemand.socket"])
+        host.run(["systemctl", "reset-failed", "hypemand.service", "hypemand.socket"], check=False)
+        host.run(["systemctl", "start", "hypemand.service"])
     assert bystander.show()["state"] == "Running"
     assert bystander.exec("echo", "alive").stdout == "alive\n"
 
