@@ -36,15 +36,19 @@ STATUS_LINES = 10
 _HEADER = ("NAME", "STATE", "READY", "IMAGE", "MEMORY", "VCPUS", "EXIT", "NOTE")
 
 
+def _get_named_or_all(context: Context) -> tuple[list[Instance], ExitCode]:
+    """The VMs that are named, or all; and the status for those that could not be had."""
+    if not context.args.name:
+        return context.client.get("instances"), ExitCode.OK
+    instances: list[Instance] = []
+    failure = for_each(context.args.name, lambda ref: instances.append(get_instance(context.client, ref)))
+    return instances, failure
+
+
 def list_vms(context: Context) -> int:
     """A table of VMs, or their names, or JSON."""
     args = context.args
-    instances: list[Instance] = []
-    failure = ExitCode.OK
-    if args.name:
-        failure = for_each(args.name, lambda ref: instances.append(get_instance(context.client, ref)))
-    else:
-        instances = context.client.get("instances")
+    instances, failure = _get_named_or_all(context)
     if args.state:
         instances = [i for i in instances if read_state(i) in args.state]
     if context.wants_json:
@@ -85,12 +89,7 @@ def _notes(instance: Instance) -> Iterator[str]:
 def show_status(context: Context) -> int:
     """What VMs do, in words, with the last lines of their consoles."""
     args = context.args
-    instances: list[Instance] = []
-    failure = ExitCode.OK
-    if args.name:
-        failure = for_each(args.name, lambda ref: instances.append(get_instance(context.client, ref)))
-    else:
-        instances = context.client.get("instances")
+    instances, failure = _get_named_or_all(context)
     if context.wants_json:
         print_json(instances)
     else:
