@@ -1,17 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 /* hypeman-agent: serves the agent channel of docs/protocol.md on its virtio port. */
+#include "announce.h"
 #include "bootid.h"
 #include "clock.h"
 #include "devices.h"
 #include "files.h"
 #include "records.h"
+#include "sentinel.h"
 #include "serve.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 /* A little less than init waits for the byte, so that it learns why there is none. */
@@ -26,9 +33,39 @@ static bool open_port(int *port, struct reason *why)
     return *port >= 0 || refuse(why, "cannot open %s: %s", path, strerror(errno));
 }
 
+static char boot[BOOT_ID_LENGTH + 1];
+
+/* sd_notify(3) */
+static void tell_systemd(const char *path)
+{
+    static const char ready[] = "READY=1";
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t length = strlen(path);
+    if (length >= sizeof address.sun_path)
+        return;
+    memcpy(address.sun_path, path, length);
+    if (path[0] == '@')
+        address.sun_path[0] = '\0';
+    int sender = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    (void)!sendto(sender, ready, sizeof ready - 1, MSG_NOSIGNAL, (const struct sockaddr *)&address,
+                  (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length));
+    close_fd(&sender);
+}
+
+/* As a unit of systemd: there is no PID 1 of ours that would say it to the host. */
+static void tell_all(const char *notify_socket)
+{
+    char line[SENTINEL_LINE_MAX];
+    announce(line, sentinel_agent_ready(line, clock_realtime(), boot));
+    tell_systemd(notify_socket);
+}
+
 /* One byte into the pipe of whoever waits for this agent to serve. */
 static void tell_ready(void)
 {
+    const char *notify_socket = getenv("NOTIFY_SOCKET");
+    if (notify_socket != NULL)
+        tell_all(notify_socket);
     unsigned long number;
     const char *text = getenv("HYPEMAN_AGENT_READY_FD");
     if (text == NULL || !parse_number(text, 1023, &number))
@@ -38,11 +75,24 @@ static void tell_ready(void)
     close_fd(&fd);
 }
 
+static int set_clock(const struct timespec *now)
+{
+    return clock_settime(CLOCK_REALTIME, now);
+}
+
+/* Who powers off: PID 1, or in systemd mode the process that init has left for that. */
+static pid_t find_init(void)
+{
+    unsigned long number;
+    const char *text = getenv("HYPEMAN_POWER_OFF_PID");
+    return text != NULL && parse_number(text, INT_MAX, &number) ? (pid_t)number : 1;
+}
+
 int main(void)
 {
     struct reason why = {""};
-    char boot[BOOT_ID_LENGTH + 1];
-    struct server server = {.port = -1, .boot = boot, .init = 1, .ready = tell_ready};
+    struct server server = {
+        .port = -1, .boot = boot, .init = find_init(), .ready = tell_ready, .set_clock = set_clock};
     (void)file_write("/proc/self/oom_score_adj", 0, "-1000");
     bool served = (boot_id_read(boot) || refuse(&why, "the kernel command line has no hypeman.boot=")) &&
                   open_port(&server.port, &why) && serve(&server, &why);

@@ -2,12 +2,14 @@
 #include "serve.h"
 
 #include "bytes.h"
+#include "clock.h"
 #include "files.h"
 #include "records.h"
 #include "stream.h"
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -20,6 +22,7 @@ enum {
     EVENTS_MAX = 32,
     GRACE_MAX = 86400,
     SIGNAL_MAX = 64,
+    RECORDS_SIZE = 256,
     DATA_PORT = STREAMS_MAX * STREAM_SOURCES,
     DATA_SIGNALS,
 };
@@ -34,16 +37,17 @@ struct agent {
     bool broken;  /* where a frame begins is lost: nothing at all is heard until the host leaves */
     bool readable;
     bool ended;
+    uint32_t turn; /* whose output goes first */
     struct inbox in;
     struct outbox out;
     struct stream streams[STREAMS_MAX];
 };
 
-static void discard_streams(struct agent *agent)
+static void discard_streams(struct agent *agent, bool at_once)
 {
     for (size_t i = 0; i < STREAMS_MAX; i++) {
         if (agent->streams[i].state != STREAM_FREE)
-            stream_discard(&agent->streams[i]);
+            stream_discard(&agent->streams[i], at_once);
     }
 }
 
@@ -54,30 +58,33 @@ static void send_records(struct agent *agent, uint8_t type, const char *records,
 
 static void send_hello(struct agent *agent)
 {
-    char records[128];
+    static const char *const features[] = {"tty", "umask", "files", "clock"};
+    char records[RECORDS_SIZE];
     size_t used = 0;
     (void)records_put(records, sizeof records, &used, "version", "1");
     (void)records_put(records, sizeof records, &used, "boot", agent->server->boot);
     (void)records_put(records, sizeof records, &used, "agent", AGENT_VERSION);
+    for (size_t i = 0; i < sizeof features / sizeof features[0]; i++)
+        (void)records_put(records, sizeof records, &used, "feature", features[i]);
     send_records(agent, FRAME_HELLO, records, used);
 }
 
 /* The end of this connection, as far as the agent goes. */
 static void refuse_host(struct agent *agent, const char *code, const char *message)
 {
-    char records[256];
+    char records[RECORDS_SIZE];
     size_t used = 0;
     (void)records_put(records, sizeof records, &used, "code", code);
     (void)records_put(records, sizeof records, &used, "message", message);
     send_records(agent, FRAME_ERROR, records, used);
-    discard_streams(agent);
+    discard_streams(agent, false);
     agent->refused = true;
 }
 
 /* Nothing of a connection before is left. */
 static void begin_anew(struct agent *agent)
 {
-    discard_streams(agent);
+    discard_streams(agent, false);
     agent->out.start = 0;
     agent->out.end = 0;
     agent->greeted = false;
@@ -95,7 +102,8 @@ static void disconnect_host(struct agent *agent)
 static struct stream *find_stream(struct agent *agent, uint32_t id)
 {
     for (size_t i = 0; i < STREAMS_MAX; i++) {
-        if (agent->streams[i].state != STREAM_FREE && agent->streams[i].id == id)
+        enum stream_state state = agent->streams[i].state;
+        if (state != STREAM_FREE && state != STREAM_LEAVING && agent->streams[i].id == id)
             return &agent->streams[i];
     }
     return NULL;
@@ -131,21 +139,56 @@ static void on_hello(struct agent *agent, const char *records, size_t size)
     }
 }
 
-static void on_exec(struct agent *agent, uint32_t id, const char *records, size_t size)
+/* The stream of a request that opens one. */
+static bool may_open(struct agent *agent, uint32_t id)
 {
-    if (id == 0 || find_stream(agent, id) != NULL) {
-        refuse_host(agent, "stream", "EXEC on a stream that is in use");
+    if (id != 0 && find_stream(agent, id) == NULL)
+        return true;
+    refuse_host(agent, "stream", "a request on a stream that is in use, or on none");
+    return false;
+}
+
+/* The end of a stream that has nothing but that. */
+static void send_exit(struct agent *agent, uint32_t id, int code, const char *message)
+{
+    char records[RECORDS_SIZE];
+    char number[16];
+    size_t used = 0;
+    (void)snprintf(number, sizeof number, "%d", code);
+    (void)records_put(records, sizeof records, &used, "code", number);
+    (void)records_put(records, sizeof records, &used, "message", message);
+    outbox_put(&agent->out, (struct frame_header){.length = (uint32_t)used, .stream = id, .type = FRAME_EXIT},
+               records);
+}
+
+/* EXEC or FILES. */
+static void on_request(struct agent *agent, const struct frame_header *header, const char *records)
+{
+    if (!may_open(agent, header->stream))
         return;
-    }
     for (uint32_t i = 0; i < STREAMS_MAX; i++) {
         if (agent->streams[i].state == STREAM_FREE) {
-            stream_start(&agent->streams[i], id, records, size, agent->epoll, i);
+            stream_start(&agent->streams[i], header->stream, header->type == FRAME_FILES, records,
+                         header->length, (struct place){agent->epoll, i});
             return;
         }
     }
-    static const char busy[] = "code=125\0message=too many programs are executed at once; 64 is the limit";
-    outbox_put(&agent->out, (struct frame_header){.length = sizeof busy, .stream = id, .type = FRAME_EXIT},
-               busy);
+    send_exit(agent, header->stream, EXIT_GUEST_FAILED,
+              "too many programs are executed at once; 64 is the limit");
+}
+
+static void on_clock(struct agent *agent, const struct frame_header *header, const uint8_t *payload)
+{
+    if (header->length != 8) {
+        refuse_host(agent, "protocol", "CLOCK that is not one number");
+        return;
+    }
+    if (!may_open(agent, header->stream))
+        return;
+    uint64_t ns = get_le64(payload);
+    struct timespec now = {.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
+    bool set = agent->server->set_clock(&now) == 0;
+    send_exit(agent, header->stream, set ? 0 : EXIT_GUEST_FAILED, set ? "the clock is set" : strerror(errno));
 }
 
 static void on_shutdown(struct agent *agent, const char *records, size_t size)
@@ -168,13 +211,15 @@ static void on_ping(struct agent *agent, const struct frame_header *header, cons
         outbox_put(&agent->out, (struct frame_header){.length = header->length, .type = FRAME_PONG}, payload);
 }
 
-/* DATA, CREDIT, SIGNAL, CLOSE. One for a stream that is over was under way when it ended: no fault. */
+/* DATA, CREDIT, SIGNAL, RESIZE, CLOSE. One for a stream that is over was under way when it ended: no fault.
+ */
 static void on_stream_frame(struct agent *agent, const struct frame_header *header, const uint8_t *payload)
 {
     struct stream *stream = find_stream(agent, header->stream);
-    bool numeric = header->type == FRAME_CREDIT || header->type == FRAME_SIGNAL;
+    bool numeric =
+        header->type == FRAME_CREDIT || header->type == FRAME_SIGNAL || header->type == FRAME_RESIZE;
     if (numeric && header->length != 4) {
-        refuse_host(agent, "protocol", "CREDIT or SIGNAL that is not one number");
+        refuse_host(agent, "protocol", "CREDIT, SIGNAL or RESIZE that is not four bytes");
         return;
     }
     if (stream == NULL || stream->closed)
@@ -186,6 +231,8 @@ static void on_stream_frame(struct agent *agent, const struct frame_header *head
         refuse_host(agent, "protocol", "SIGNAL with a number that is none");
     else if (header->type == FRAME_SIGNAL)
         stream_signal(stream, (int)number);
+    else if (header->type == FRAME_RESIZE)
+        stream_resize(stream, (uint16_t)number, (uint16_t)(number >> 16));
     else if (header->type == FRAME_CREDIT && !stream_credit(stream, header->channel, number))
         refuse_host(agent, "credit", "more credit than the window");
     else if (header->type == FRAME_DATA &&
@@ -196,8 +243,8 @@ static void on_stream_frame(struct agent *agent, const struct frame_header *head
 static void on_frame(struct agent *agent, const struct frame_header *header, const uint8_t *payload)
 {
     const char *records = (const char *)payload;
-    bool has_records =
-        header->type == FRAME_HELLO || header->type == FRAME_EXEC || header->type == FRAME_SHUTDOWN;
+    bool has_records = header->type == FRAME_HELLO || header->type == FRAME_EXEC ||
+                       header->type == FRAME_FILES || header->type == FRAME_SHUTDOWN;
     if (agent->refused && header->type != FRAME_HELLO)
         return;
     if (!agent->greeted && header->type != FRAME_HELLO) {
@@ -216,7 +263,11 @@ static void on_frame(struct agent *agent, const struct frame_header *header, con
         on_ping(agent, header, payload);
         break;
     case FRAME_EXEC:
-        on_exec(agent, header->stream, records, header->length);
+    case FRAME_FILES:
+        on_request(agent, header, records);
+        break;
+    case FRAME_CLOCK:
+        on_clock(agent, header, payload);
         break;
     case FRAME_SHUTDOWN:
         on_shutdown(agent, records, header->length);
@@ -224,11 +275,12 @@ static void on_frame(struct agent *agent, const struct frame_header *header, con
     case FRAME_DATA:
     case FRAME_CREDIT:
     case FRAME_SIGNAL:
+    case FRAME_RESIZE:
     case FRAME_CLOSE:
         on_stream_frame(agent, header, payload);
         break;
     case FRAME_ERROR:
-        discard_streams(agent);
+        discard_streams(agent, false);
         agent->refused = true;
         break;
     default:
@@ -263,14 +315,29 @@ static bool pump_port(struct agent *agent)
     return moved;
 }
 
+/* Who was the last to put something into the outbox is the last to have its turn again: there may be room for
+ * one only. */
+static bool pump_streams(struct agent *agent)
+{
+    uint32_t first = agent->turn;
+    bool moved = false;
+    for (uint32_t i = 0; i < STREAMS_MAX; i++) {
+        uint32_t index = (first + i) % STREAMS_MAX;
+        if (!stream_pump(&agent->streams[index], &agent->out))
+            continue;
+        agent->turn = index + 1;
+        moved = true;
+    }
+    return moved;
+}
+
 static void pump(struct agent *agent)
 {
     bool moved = true;
     while (moved && agent->connected) {
         moved = outbox_flush(&agent->out, agent->server->port);
         moved = pump_port(agent) || moved;
-        for (size_t i = 0; i < STREAMS_MAX; i++)
-            moved = stream_pump(&agent->streams[i], &agent->out) || moved;
+        moved = pump_streams(agent) || moved;
     }
 }
 
@@ -319,6 +386,22 @@ static void on_event(struct agent *agent, const struct epoll_event *event)
     }
 }
 
+/* How long to wait for events, with those deadlines met that have come. */
+static int meet_deadlines(struct agent *agent)
+{
+    int64_t next = NO_DEADLINE;
+    for (size_t i = 0; i < STREAMS_MAX; i++) {
+        struct stream *stream = &agent->streams[i];
+        if (stream->state == STREAM_FREE || stream->deadline == NO_DEADLINE)
+            continue;
+        if (deadline_timeout(stream->deadline) == 0)
+            stream_expire(stream);
+        else if (stream->deadline < next)
+            next = stream->deadline;
+    }
+    return deadline_timeout(next);
+}
+
 static bool prepare(struct agent *agent, struct reason *why)
 {
     sigset_t signals;
@@ -349,14 +432,17 @@ bool serve(const struct server *server, struct reason *why)
         server->ready();
     while (served && !agent.ended) {
         struct epoll_event events[EVENTS_MAX];
-        int count = epoll_wait(agent.epoll, events, EVENTS_MAX, -1);
+        int count = epoll_wait(agent.epoll, events, EVENTS_MAX, meet_deadlines(&agent));
         if (count < 0 && errno != EINTR)
             served = refuse(why, "cannot wait for events: %s", strerror(errno));
         for (int i = 0; i < count; i++)
             on_event(&agent, &events[i]);
         pump(&agent);
     }
-    discard_streams(&agent);
+    discard_streams(&agent, true);
+    disconnect_host(&agent);
+    agent.readable = false;
+    agent.ended = false;
     close_fd(&agent.signals);
     close_fd(&agent.epoll);
     return served;

@@ -6,14 +6,16 @@
 
 #include <stdbool.h>
 #include <sys/types.h>
+#include <time.h>
 
-#define AGENT_VERSION "1"
+#define AGENT_VERSION "2"
 
 struct server {
     int port;         /* non-blocking */
     const char *boot; /* the id of this boot */
     pid_t init;       /* who is told to power off */
     void (*ready)(void);
+    int (*set_clock)(const struct timespec *now); /* 0, or -1 with errno */
 };
 
 /* Serve the port, calling `ready` once it is watched, until SIGTERM comes: true. False if that cannot be. */

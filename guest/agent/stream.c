@@ -2,101 +2,34 @@
 #include "stream.h"
 
 #include "bytes.h"
+#include "clock.h"
 #include "files.h"
+#include "launch.h"
 #include "records.h"
+#include "terminal.h"
 
 #include <errno.h>
-#include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 enum {
     DATA_MAX = 32768,                /* of output in a frame: others get their turn in between */
     CREDIT_BATCH = FRAME_WINDOW / 4, /* credit is given back in lumps of this, or when all is consumed */
     CONTROL_MAX = REASON_MAX + 64,   /* the longest STARTED or EXIT */
+    /* What has to be free for it, and for output, so that the reserve is free behind it: or the agent would
+     * read nothing more until the host has. */
+    CONTROL_ROOM = CONTROL_MAX + FRAME_HEADER_SIZE + OUTBOX_RESERVE,
+    OUTPUT_KEEPS = FRAME_HEADER_SIZE + OUTBOX_RESERVE,
 };
 
 /* --- start --- */
 
-static bool take_records(struct stream *stream, size_t size, struct reason *why)
-{
-    size_t args = 0;
-    size_t envs = 0;
-    const char *user = NULL;
-    stream->argv = calloc(records_count(stream->records, size, "arg") + 1, sizeof(char *));
-    stream->given = calloc(records_count(stream->records, size, "env") + 1, sizeof(char *));
-    if (stream->argv == NULL || stream->given == NULL)
-        return refuse(why, "no memory");
-    size_t offset = 0;
-    struct record record;
-    while (records_next(stream->records, size, &offset, &record)) {
-        char *value = stream->records + (record.value - stream->records);
-        if (record_is(&record, "arg"))
-            stream->argv[args++] = value;
-        else if (record_is(&record, "env") && environment_valid(value))
-            stream->given[envs++] = value;
-        else if (record_is(&record, "env"))
-            return refuse(why, "env \"%s\": expected KEY=value", value);
-        else if (record_is(&record, "cwd"))
-            stream->spawn.folder = value;
-        else if (record_is(&record, "user"))
-            user = value;
-    }
-    if (args == 0)
-        return refuse(why, "no arg: nothing to execute");
-    if (!identity_find(user, &stream->who, why))
-        return false;
-    stream->environment =
-        environment_build(stream->given, stream->who.home, stream->home, sizeof stream->home);
-    return stream->environment != NULL || refuse(why, "no memory");
-}
-
-/* A pipe whose end that stays here does not block, while the process's end does. */
-static bool make_pipe(int ends[2], int ours)
-{
-    if (pipe2(ends, O_CLOEXEC) != 0)
-        return false;
-    return fcntl(ends[ours], F_SETFL, O_NONBLOCK) == 0;
-}
-
-static bool spawn_with_pipes(struct stream *stream, struct reason *why)
-{
-    int in[2] = {-1, -1};
-    int out[2] = {-1, -1};
-    int err[2] = {-1, -1};
-    struct spawned spawned;
-    bool started = make_pipe(in, 1) && make_pipe(out, 0) && make_pipe(err, 0);
-    if (!started)
-        (void)refuse(why, "cannot make pipes: %s", strerror(errno));
-    stream->spawn.argv = stream->argv;
-    stream->spawn.environment = stream->environment;
-    stream->spawn.who = &stream->who;
-    stream->spawn.ready_fd = -1;
-    stream->spawn.binary = -1;
-    stream->spawn.oom_score_adj = "0";
-    stream->spawn.stdio[0] = in[0];
-    stream->spawn.stdio[1] = out[1];
-    stream->spawn.stdio[2] = err[1];
-    started = started && spawn_start(&stream->spawn, &spawned, why);
-    close_fd(&in[0]);
-    close_fd(&out[1]);
-    close_fd(&err[1]);
-    stream->input = in[1];
-    stream->outputs[0].fd = out[0];
-    stream->outputs[1].fd = err[0];
-    if (started) {
-        stream->pid = spawned.pid;
-        stream->verdict = spawned.verdict;
-    }
-    return started;
-}
-
-static bool watch_all(const struct stream *stream, int epoll, uint32_t index, struct reason *why)
+static bool watch_all(const struct stream *stream, struct place place, struct reason *why)
 {
     const struct {
         int fd;
@@ -109,9 +42,9 @@ static bool watch_all(const struct stream *stream, int epoll, uint32_t index, st
         {stream->verdict, STREAM_VERDICT, EPOLLIN | EPOLLET},
     };
     for (size_t i = 0; i < sizeof watched / sizeof watched[0]; i++) {
-        struct epoll_event event = {.events = watched[i].events,
-                                    .data.u64 = (uint64_t)index * STREAM_SOURCES + watched[i].source};
-        if (epoll_ctl(epoll, EPOLL_CTL_ADD, watched[i].fd, &event) != 0)
+        uint64_t data = (uint64_t)place.index * STREAM_SOURCES + watched[i].source;
+        struct epoll_event event = {.events = watched[i].events, .data.u64 = data};
+        if (watched[i].fd >= 0 && epoll_ctl(place.epoll, EPOLL_CTL_ADD, watched[i].fd, &event) != 0)
             return refuse(why, "cannot wait for the process: %s", strerror(errno));
     }
     return true;
@@ -119,7 +52,7 @@ static bool watch_all(const struct stream *stream, int epoll, uint32_t index, st
 
 static void kill_group(const struct stream *stream, int number)
 {
-    if (stream->pid <= 0 || stream->reaped)
+    if (stream->pid <= 0 || stream->reaped || stream->kind == STREAM_FILES)
         return;
     /* Just forked, it may not lead its group yet. */
     if (kill(-stream->pid, number) != 0 && errno == ESRCH)
@@ -132,12 +65,14 @@ static void end(struct stream *stream, int code)
     stream->code = code;
 }
 
-void stream_start(struct stream *stream, uint32_t id, const char *records, size_t size, int epoll,
-                  uint32_t index)
+void stream_start(struct stream *stream, uint32_t id, bool files, const char *records, size_t size,
+                  struct place place)
 {
     *stream =
         (struct stream){.state = STREAM_STARTING,
+                        .kind = files ? STREAM_FILES : STREAM_EXEC,
                         .id = id,
+                        .deadline = NO_DEADLINE,
                         .verdict = -1,
                         .input = -1,
                         .window = FRAME_WINDOW,
@@ -150,14 +85,24 @@ void stream_start(struct stream *stream, uint32_t id, const char *records, size_
         return;
     }
     memcpy(stream->records, records, size);
-    if (!take_records(stream, size, &stream->message) || !spawn_with_pipes(stream, &stream->message) ||
-        !watch_all(stream, epoll, index, &stream->message)) {
+    bool launched =
+        files ? launch_files(stream, size, &stream->message) : launch_program(stream, size, &stream->message);
+    if (!launched || !watch_all(stream, place, &stream->message)) {
         kill_group(stream, SIGKILL);
         end(stream, EXIT_GUEST_FAILED);
     }
 }
 
 /* --- from the host --- */
+
+/* As much as goes without waiting, straight away: what is not kept need not be copied. How much that was. */
+static size_t write_now(const struct stream *stream, const uint8_t *bytes, size_t size)
+{
+    if (stream->state != STREAM_RUNNING || stream->pending.start < stream->pending.end)
+        return 0;
+    ssize_t written = write(stream->input, bytes, size);
+    return written > 0 ? (size_t)written : 0;
+}
 
 static bool pending_add(struct pending *pending, const uint8_t *bytes, size_t size)
 {
@@ -187,18 +132,36 @@ static void end_input(struct stream *stream)
     stream->pending = (struct pending){0};
 }
 
+/* A terminal has no end of input: it is typed. */
+static void type_end(struct stream *stream)
+{
+    uint8_t typed[2];
+    size_t size = terminal_end(stream->input, stream->line_begun, typed);
+    if (!pending_add(&stream->pending, typed, size))
+        stream_close(stream);
+}
+
+static void take_input(struct stream *stream, const uint8_t *bytes, uint32_t size)
+{
+    stream->line_begun = bytes[size - 1] != '\n' && bytes[size - 1] != '\r';
+    size_t written = write_now(stream, bytes, size);
+    stream->consumed += (uint32_t)written;
+    if (written < size && !pending_add(&stream->pending, bytes + written, size - written))
+        stream_close(stream);
+}
+
 bool stream_input(struct stream *stream, const uint8_t *bytes, uint32_t size)
 {
     if (stream->input_eof || size > stream->window)
         return false;
     stream->input_eof = size == 0;
     stream->window -= size;
-    if (size == 0)
-        return true;
     if (stream->input < 0)
         stream->consumed += size; /* Nobody reads it, and the host need not know. */
-    else if (!pending_add(&stream->pending, bytes, size))
-        stream_close(stream);
+    else if (size > 0)
+        take_input(stream, bytes, size);
+    else if (stream->kind == STREAM_TERMINAL)
+        type_end(stream);
     return true;
 }
 
@@ -221,18 +184,56 @@ void stream_signal(struct stream *stream, int number)
         kill_group(stream, number);
 }
 
-void stream_close(struct stream *stream)
+void stream_resize(struct stream *stream, uint16_t rows, uint16_t columns)
 {
-    stream->closed = true;
-    kill_group(stream, SIGKILL);
+    if (stream->kind == STREAM_TERMINAL && stream->outputs[0].fd >= 0)
+        terminal_resize(stream->outputs[0].fd, rows, columns);
+}
+
+static void close_all(struct stream *stream)
+{
     end_input(stream);
     for (size_t i = 0; i < 2; i++)
         close_fd(&stream->outputs[i].fd);
 }
 
+/* The kernel tells the foreground of a terminal whose master is gone; the leader's group may be another. */
+static void hang_up(struct stream *stream)
+{
+    if (stream->pid <= 0 || stream->deadline != NO_DEADLINE)
+        return;
+    kill_group(stream, SIGHUP);
+    kill_group(stream, SIGCONT);
+    stream->deadline = clock_ms() + HANG_UP_GRACE_MS;
+}
+
+void stream_close(struct stream *stream)
+{
+    stream->closed = true;
+    if (stream->kind == STREAM_TERMINAL)
+        hang_up(stream);
+    else
+        kill_group(stream, SIGKILL);
+    close_all(stream);
+}
+
+static void free_stream(struct stream *stream);
+
+void stream_expire(struct stream *stream)
+{
+    stream->deadline = NO_DEADLINE;
+    session_kill(stream->pid);
+    if (stream->state == STREAM_LEAVING && stream->reaped)
+        free_stream(stream);
+}
+
 void stream_reaped(struct stream *stream, int status)
 {
     stream->reaped = true;
+    if (stream->state == STREAM_LEAVING && stream->deadline == NO_DEADLINE) {
+        free_stream(stream);
+        return;
+    }
     if (stream->state == STREAM_ENDED)
         return; /* The exec failed: code and words are known better. */
     stream->code = exit_code(status);
@@ -244,7 +245,7 @@ void stream_reaped(struct stream *stream, int status)
 static bool put_records(const struct stream *stream, struct outbox *outbox, uint8_t type, const char *key,
                         int number, const char *message)
 {
-    if (outbox_room(outbox) < CONTROL_MAX)
+    if (outbox_room(outbox) < CONTROL_ROOM)
         return false;
     char *payload = (char *)outbox_payload(outbox);
     char digits[16];
@@ -274,8 +275,14 @@ static void free_spawn(struct stream *stream)
 static bool pump_verdict(struct stream *stream, struct outbox *outbox)
 {
     int code;
-    if (stream->verdict < 0 || outbox_room(outbox) < CONTROL_MAX)
+    if (stream->state != STREAM_STARTING || outbox_room(outbox) < CONTROL_ROOM)
         return false;
+    if (stream->kind == STREAM_FILES) {
+        stream->state = STREAM_RUNNING; /* Nothing is executed that could fail. */
+        (void)put_records(stream, outbox, FRAME_STARTED, "pid", (int)stream->pid, NULL);
+        free_spawn(stream);
+        return true;
+    }
     switch (spawn_settle(stream->verdict, &stream->spawn, &code, &stream->message)) {
     case SPAWN_PENDING:
         return false;
@@ -304,7 +311,7 @@ static bool pump_input(struct stream *stream, struct outbox *outbox)
             write(stream->input, pending->bytes + pending->start, pending->end - pending->start);
         if (written < 0 && errno == EINTR)
             continue;
-        if (written < 0 && errno == EAGAIN)
+        if (written == 0 || (written < 0 && errno == EAGAIN))
             break;
         moved = true;
         if (written < 0) {
@@ -318,7 +325,7 @@ static bool pump_input(struct stream *stream, struct outbox *outbox)
     if (empty && stream->input_eof)
         end_input(stream);
     bool owed = stream->consumed >= CREDIT_BATCH || (empty && stream->consumed > 0);
-    if (owed && !stream->input_eof && outbox_room(outbox) >= CONTROL_MAX) {
+    if (owed && !stream->input_eof && outbox_room(outbox) >= CONTROL_ROOM) {
         uint8_t payload[4];
         put_le32(payload, stream->consumed);
         outbox_put(outbox,
@@ -335,7 +342,7 @@ static bool pump_input(struct stream *stream, struct outbox *outbox)
 static bool put_output_end(struct stream *stream, struct output *output, uint8_t channel,
                            struct outbox *outbox)
 {
-    if (outbox_room(outbox) < OUTBOX_RESERVE)
+    if (outbox_room(outbox) < CONTROL_ROOM)
         return false;
     close_fd(&output->fd);
     outbox_put(outbox, (struct frame_header){.stream = stream->id, .type = FRAME_DATA, .channel = channel},
@@ -350,7 +357,7 @@ static bool pump_output(struct stream *stream, uint8_t channel, struct outbox *o
     if (output->fd < 0)
         return false;
     if (output->readable && output->credit > 0 && room >= (size_t)2 * OUTBOX_RESERVE) {
-        size_t most = room - OUTBOX_RESERVE < DATA_MAX ? room - OUTBOX_RESERVE : DATA_MAX;
+        size_t most = room - OUTPUT_KEEPS < DATA_MAX ? room - OUTPUT_KEEPS : DATA_MAX;
         if (most > output->credit)
             most = output->credit;
         ssize_t got = read(output->fd, outbox_payload(outbox), most);
@@ -368,10 +375,23 @@ static bool pump_output(struct stream *stream, uint8_t channel, struct outbox *o
     }
     /* All that the process itself wrote is in the pipe by now. What it left behind in the background may hold
      * the pipe open for as long as it likes. */
-    int waiting = 0;
-    if (stream->reaped && ioctl(output->fd, FIONREAD, &waiting) == 0 && waiting == 0)
+    struct pollfd waiting = {.fd = output->fd, .events = POLLIN};
+    if (stream->reaped && poll(&waiting, 1, 0) >= 0 && (waiting.revents & POLLIN) == 0)
         return put_output_end(stream, output, channel, outbox);
     return false;
+}
+
+/* What is still in a terminal that was hung up has its time yet. */
+static void leave(struct stream *stream)
+{
+    if (stream->deadline == NO_DEADLINE && (stream->reaped || stream->kind != STREAM_TERMINAL)) {
+        free_stream(stream);
+        return;
+    }
+    close_all(stream);
+    free_spawn(stream);
+    stream->state = STREAM_LEAVING;
+    stream->id = 0;
 }
 
 static bool pump_end(struct stream *stream, struct outbox *outbox)
@@ -382,13 +402,16 @@ static bool pump_end(struct stream *stream, struct outbox *outbox)
         return false;
     if (!put_records(stream, outbox, FRAME_EXIT, "code", stream->code, stream->message.words))
         return false;
-    stream_discard(stream);
+    if (failed)
+        free_stream(stream);
+    else
+        leave(stream);
     return true;
 }
 
 bool stream_pump(struct stream *stream, struct outbox *outbox)
 {
-    if (stream->state == STREAM_FREE)
+    if (stream->state == STREAM_FREE || stream->state == STREAM_LEAVING)
         return false;
     bool moved = pump_verdict(stream, outbox);
     if (stream->state == STREAM_RUNNING) {
@@ -401,12 +424,22 @@ bool stream_pump(struct stream *stream, struct outbox *outbox)
     return moved;
 }
 
-void stream_discard(struct stream *stream)
+static void free_stream(struct stream *stream)
 {
     kill_group(stream, SIGKILL);
-    end_input(stream);
-    for (size_t i = 0; i < 2; i++)
-        close_fd(&stream->outputs[i].fd);
+    close_all(stream);
     free_spawn(stream);
     *stream = (struct stream){.state = STREAM_FREE};
+}
+
+void stream_discard(struct stream *stream, bool at_once)
+{
+    if (stream->kind == STREAM_TERMINAL && stream->state == STREAM_RUNNING && !at_once)
+        hang_up(stream);
+    if (stream->kind == STREAM_TERMINAL && at_once && stream->pid > 0)
+        session_kill(stream->pid);
+    if (stream->deadline != NO_DEADLINE && !at_once)
+        leave(stream);
+    else
+        free_stream(stream);
 }

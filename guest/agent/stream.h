@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One exec: a process, its three pipes, and the credit on each. */
+/* One exec or copy: a process, what it is connected by (pipes or a terminal), and the credit on each. */
 #ifndef HYPEMAN_STREAM_H
 #define HYPEMAN_STREAM_H
 
@@ -7,7 +7,17 @@
 #include "environment.h"
 #include "spawn.h"
 
-enum stream_state { STREAM_FREE, STREAM_STARTING, STREAM_RUNNING, STREAM_ENDED };
+enum stream_state {
+    STREAM_FREE,
+    STREAM_STARTING,
+    STREAM_RUNNING,
+    STREAM_ENDED,
+    STREAM_LEAVING, /* the host knows of it no more; what was in its terminal has been told to end */
+};
+
+enum stream_kind { STREAM_EXEC, STREAM_TERMINAL, STREAM_FILES };
+
+enum { HANG_UP_GRACE_MS = 2000 };
 
 /* What came for stdin and the process has not taken. Never more than a window. */
 struct pending {
@@ -25,10 +35,12 @@ struct output {
 
 struct stream {
     enum stream_state state;
+    enum stream_kind kind;
     uint32_t id;
-    pid_t pid; /* also the process group */
+    pid_t pid; /* also the process group, but for FILES */
     bool reaped;
-    bool closed; /* the host has lost interest */
+    bool closed;      /* the host has lost interest */
+    int64_t deadline; /* of what was in a terminal that has been hung up, or NO_DEADLINE */
     int code;
     struct reason message;
 
@@ -45,6 +57,7 @@ struct stream {
 
     int input; /* -1 once it has ended */
     bool input_eof;
+    bool line_begun; /* the last byte that was typed into the terminal did not end a line */
     struct pending pending;
     uint32_t window;          /* what the host may still send */
     uint32_t consumed;        /* what it is to be given back */
@@ -54,10 +67,17 @@ struct stream {
 /* Where in the epoll data an event says what it is of. */
 enum stream_source { STREAM_INPUT, STREAM_OUTPUT, STREAM_ERROR_OUTPUT, STREAM_VERDICT, STREAM_SOURCES };
 
-/* Begin an exec of these records (valid ones). What fails is said by the stream's EXIT, never otherwise.
- * Its fds are added to the epoll with `index` * STREAM_SOURCES + source as data. */
-void stream_start(struct stream *stream, uint32_t id, const char *records, size_t size, int epoll,
-                  uint32_t index);
+/* Where the place of a stream is: its fds are added to the epoll with `index` * STREAM_SOURCES + source as
+ * data. */
+struct place {
+    int epoll;
+    uint32_t index;
+};
+
+/* Begin an EXEC or, if `files`, a FILES of these records (valid ones). What fails is said by the stream's
+ * EXIT, never otherwise. */
+void stream_start(struct stream *stream, uint32_t id, bool files, const char *records, size_t size,
+                  struct place place);
 
 /* Bytes for stdin; none: its end. False if the host had no credit for them, or had ended it before. */
 bool stream_input(struct stream *stream, const uint8_t *bytes, uint32_t size);
@@ -66,13 +86,21 @@ bool stream_input(struct stream *stream, const uint8_t *bytes, uint32_t size);
 bool stream_credit(struct stream *stream, uint8_t channel, uint32_t more);
 
 void stream_signal(struct stream *stream, int number);
-void stream_close(struct stream *stream);
+void stream_resize(struct stream *stream, uint16_t rows, uint16_t columns);
 void stream_reaped(struct stream *stream, int status);
+
+/* End what runs: a group is killed, a terminal hung up and what remains in it killed HANG_UP_GRACE_MS later;
+ * a copy sees that its other end is away, and removes what is half there. EXIT still follows. */
+void stream_close(struct stream *stream);
+
+/* The deadline has passed. */
+void stream_expire(struct stream *stream);
 
 /* Move bytes and frames as far as fds, credit and room allow. True if anything moved. */
 bool stream_pump(struct stream *stream, struct outbox *outbox);
 
-/* Kill its processes, give everything back. */
-void stream_discard(struct stream *stream);
+/* As stream_close, but without EXIT: the host that it was for is away. At the end of the agent, `at_once`, a
+ * terminal has no time to be left in. */
+void stream_discard(struct stream *stream, bool at_once);
 
 #endif

@@ -99,6 +99,14 @@ static bool take_record(struct config *config, const struct record *record, size
         return parse_flag(record, &config->agent, why);
     else if (record_is(record, "headers"))
         return parse_flag(record, &config->headers, why);
+    else if (record_is(record, "volume"))
+        return volume_parse(value, &config->volumes.all[config->volumes.count++], why);
+    else if (record_is(record, "net"))
+        return network_add_interface(&config->network, value, why);
+    else if (record_is(record, "dns"))
+        return network_add_dns(&config->network, value, why);
+    else if (record_is(record, "search"))
+        return network_add_search(&config->network, value, why);
     return true;
 }
 
@@ -112,7 +120,8 @@ bool config_parse(char *records, size_t size, struct config *config, struct reas
         return false;
     config->argv = calloc(records_count(records, size, "arg") + 1, sizeof(char *));
     config->environment = calloc(records_count(records, size, "env") + 1, sizeof(char *));
-    if (config->argv == NULL || config->environment == NULL)
+    config->volumes.all = calloc(records_count(records, size, "volume") + 1, sizeof(struct volume));
+    if (config->argv == NULL || config->environment == NULL || config->volumes.all == NULL)
         return refuse(why, "config disk: no memory for it");
     size_t offset = 0;
     size_t args = 0;
@@ -122,7 +131,7 @@ bool config_parse(char *records, size_t size, struct config *config, struct reas
         if (!take_record(config, &record, &args, &envs, why))
             return false;
     }
-    return true;
+    return volumes_sort(&config->volumes, why);
 }
 
 static bool read_exactly(int fd, void *buffer, size_t size, off_t offset)
@@ -185,6 +194,7 @@ void config_free(struct config *config)
 {
     free(config->argv);
     free(config->environment);
+    free(config->volumes.all);
     free(config->records);
     *config = (struct config){0};
 }

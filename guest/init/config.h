@@ -3,7 +3,9 @@
 #ifndef HYPEMAN_CONFIG_H
 #define HYPEMAN_CONFIG_H
 
+#include "network.h"
 #include "reason.h"
+#include "volumes.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -22,6 +24,8 @@ struct config {
     int stop_signal;
     bool agent;
     bool headers;
+    struct volumes volumes;
+    struct network network;
 };
 
 /* Take the records (an allocation, which the config then owns) apart. False with a reason if they are not

@@ -4,6 +4,7 @@
 #include "clock.h"
 #include "environment.h"
 #include "files.h"
+#include "headersworker.h"
 #include "kernellog.h"
 #include "spawn.h"
 
@@ -32,7 +33,15 @@ enum phase {
     PHASE_DONE,
 };
 
-enum source { SOURCE_SIGNALS, SOURCE_GATE, SOURCE_VERDICT, SOURCE_STOP, SOURCE_EVENTS, SOURCES };
+enum source {
+    SOURCE_SIGNALS,
+    SOURCE_GATE,
+    SOURCE_VERDICT,
+    SOURCE_STOP,
+    SOURCE_EVENTS,
+    SOURCE_HEADERS,
+    SOURCES
+};
 
 struct run {
     const struct exec_mode *mode;
@@ -57,6 +66,8 @@ struct run {
     int64_t deadline;
     int kernel_log;
     struct stop_line stop_line;
+    pid_t headers;
+    bool headers_settled; /* they are ready or have failed, and it was said */
 };
 
 __attribute__((format(printf, 3, 4))) static void finish(struct run *run, int code, const char *format, ...)
@@ -109,6 +120,68 @@ static void program_started(struct run *run)
     if (run->stop_requested)
         stop_program(run);
 }
+
+/* --- the kernel headers --- */
+
+static void headers_fail(struct run *run, const char *why)
+{
+    run->headers_settled = true;
+    report_headers_failed(run->mode->report, why);
+}
+
+/* Only now: nothing of it may hold up what the host waits for. */
+static void start_headers(struct run *run, int epoll)
+{
+    struct reason why = {""};
+    if (!run->mode->config->headers)
+        return;
+    run->headers = headers_worker_start(run->mode->headers, &run->fds[SOURCE_HEADERS], &why);
+    if (run->headers < 0) {
+        headers_status(HEADERS_FAILED, why.words);
+        headers_fail(run, why.words);
+        return;
+    }
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = SOURCE_HEADERS};
+    /* If that cannot be, its news are read when it has ended. */
+    (void)epoll_ctl(epoll, EPOLL_CTL_ADD, run->fds[SOURCE_HEADERS], &event);
+}
+
+static void on_headers(struct run *run)
+{
+    struct headers_news news;
+    ssize_t got;
+    while ((got = read(run->fds[SOURCE_HEADERS], &news, sizeof news)) == (ssize_t)sizeof news ||
+           (got < 0 && errno == EINTR)) {
+        if (got < 0)
+            continue;
+        if (news.state == HEADERS_RUNNING)
+            report_headers_start(run->mode->report);
+        else if (news.state == HEADERS_FAILED)
+            headers_fail(run, news.why.words);
+        else
+            report_headers_ready(run->mode->report);
+        run->headers_settled = news.state != HEADERS_RUNNING;
+    }
+    if (got == 0)
+        forget(run, SOURCE_HEADERS);
+}
+
+/* Its last word, if it had time for one, is in the pipe. */
+static void headers_ended(struct run *run, int status)
+{
+    struct reason words = {""};
+    struct reason why = {""};
+    if (run->fds[SOURCE_HEADERS] >= 0)
+        on_headers(run);
+    if (run->headers_settled)
+        return;
+    exit_words(status, &words);
+    (void)refuse(&why, "its worker ended before it was done: %.200s", words.words);
+    headers_status(HEADERS_FAILED, why.words);
+    headers_fail(run, why.words);
+}
+
+/* --- the program's start and end --- */
 
 static void settle_program(struct run *run)
 {
@@ -344,6 +417,8 @@ static void on_child(struct run *run, pid_t pid, int status)
             settle_program(run);
         if (run->phase != PHASE_DONE)
             program_ended(run, status);
+    } else if (pid == run->headers) {
+        headers_ended(run, status);
     } else if (pid == run->agent) {
         run->agent_ended = true;
         run->agent_status = status;
@@ -438,6 +513,11 @@ static void dispatch(struct run *run, int epoll, enum source source)
             settle_agent(run);
         else
             settle_program(run);
+        if (run->phase == PHASE_RUNNING)
+            start_headers(run, epoll);
+        break;
+    case SOURCE_HEADERS:
+        on_headers(run);
         break;
     case SOURCE_STOP:
         on_stop_port(run);
@@ -482,7 +562,7 @@ struct outcome exec_mode_run(const struct exec_mode *mode)
                       .phase = PHASE_GATE,
                       .deadline = NO_DEADLINE,
                       .kernel_log = -1,
-                      .fds = {-1, -1, -1, -1, -1}};
+                      .fds = {-1, -1, -1, -1, -1, -1}};
     sigset_t signals = exec_mode_signals();
     (void)sigemptyset(&run.early);
     int epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -500,6 +580,7 @@ struct outcome exec_mode_run(const struct exec_mode *mode)
     forget(&run, SOURCE_SIGNALS);
     forget(&run, SOURCE_GATE);
     forget(&run, SOURCE_VERDICT);
+    forget(&run, SOURCE_HEADERS);
     close_fd(&run.kernel_log);
     close_fd(&epoll);
     free(run.environment);

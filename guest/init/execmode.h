@@ -23,7 +23,8 @@ struct exec_mode {
     struct ports *ports;
     int agent_binary; /* or -1 with the reason why there is none */
     struct reason no_agent;
-    int gate_ms; /* how long the agent may take to its byte */
+    int gate_ms;                         /* how long the agent may take to its byte */
+    bool (*headers)(struct reason *why); /* what sets up the kernel headers, once the program runs */
 };
 
 /* The signals that exec_mode_run reads; init blocks them before anything else. */

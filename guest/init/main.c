@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-/* hypeman-init: PID 1 of the initrd. Whatever happens, it ends with an exit report and the power off. */
+/* hypeman-init: PID 1 of the initrd. Whatever happens, it ends with an exit report and the power off.
+ * As `hypeman-init headers`, under another PID 1, it sets up the kernel headers. */
 #include "bootid.h"
 #include "clock.h"
 #include "config.h"
 #include "devices.h"
 #include "execmode.h"
 #include "files.h"
+#include "headers.h"
+#include "headersworker.h"
+#include "laststage.h"
 #include "mounts.h"
 #include "poweroff.h"
 #include "root.h"
 #include "spawn.h"
+#include "stages.h"
 #include "system.h"
+#include "systemdmode.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -24,6 +30,7 @@ struct machine {
     struct report report;
     struct ports ports;
     struct config config;
+    int64_t deadline; /* of devices */
     int initrd;
     int agent_binary;
     struct reason no_agent;
@@ -47,15 +54,51 @@ static void fill_stdio(void)
     close_fd(&fd);
 }
 
-static bool read_config(struct machine *machine, int64_t deadline, struct reason *why)
+static bool read_config(struct machine *machine, struct reason *why)
 {
     char path[DEVICE_PATH_SIZE];
     if (!boot_id_read(machine->report.boot))
         return refuse(why, "the kernel command line has no hypeman.boot= of 32 hex digits");
     crash_handlers_install(machine->report.boot);
-    if (!wait_for_device(find_block, "hypeman-config", path, deadline))
+    if (!wait_for_device(find_block, "hypeman-config", path, machine->deadline))
         return refuse(why, "no block device with the serial hypeman-config came up");
     return config_read(path, &machine->config, why);
+}
+
+static bool set_up_network(void *of, struct reason *why)
+{
+    const struct machine *machine = of;
+    return network_setup(&machine->config.network, ROOT, machine->deadline, why);
+}
+
+static bool mount_volumes(void *of, struct reason *why)
+{
+    struct machine *machine = of;
+    return volumes_mount(&machine->config.volumes, &machine->report, machine->deadline, why);
+}
+
+static bool place_volumes(void *of, struct reason *why)
+{
+    struct machine *machine = of;
+    return volumes_place(&machine->config.volumes, &machine->report, ROOT, why);
+}
+
+/* Network and volumes, at once where both are wanted and neither needs the other. Without either it is
+ * nothing at all. */
+static bool set_up(struct machine *machine, struct reason *why)
+{
+    static const struct job network = {"network", set_up_network};
+    static const struct job volumes = {"volumes", mount_volumes};
+    static const struct job binds = {"binds", place_volumes};
+    struct report *report = &machine->report;
+    bool with_network = network_wanted(&machine->config.network);
+    if (machine->config.volumes.count == 0)
+        return !with_network || stage_run(network, machine, report, why);
+    bool in_turn = !with_network || volumes_hold_etc(&machine->config.volumes);
+    if (!in_turn)
+        return stages_run(volumes, network, machine, report, why) && stage_run(binds, machine, report, why);
+    return stage_run(volumes, machine, report, why) && stage_run(binds, machine, report, why) &&
+           (!with_network || stage_run(network, machine, report, why));
 }
 
 /* Everything from power on to the switched root. */
@@ -68,17 +111,21 @@ static bool boot(struct machine *machine, struct reason *why)
     fill_stdio();
     system_protect();
     power_off_prepare();
-    int64_t deadline = clock_ms() + DEVICE_WAIT_MS;
+    machine->deadline = clock_ms() + DEVICE_WAIT_MS;
     report_stage(report, "config");
-    if (!read_config(machine, deadline, why))
+    if (!read_config(machine, why))
         return false;
-    if (machine->config.mode == MODE_SYSTEMD)
-        return refuse(why, "mode systemd is not supported by this guest");
-    keep_agent(machine);
+    if (machine->config.agent)
+        keep_agent(machine);
     report_stage(report, "root");
-    if (!root_switch(deadline, &machine->initrd, why) || !mounts_root(why))
+    if (!root_mount(machine->deadline, why) || !set_up(machine, why))
+        return false;
+    report_stage(report, "api");
+    if (!root_enter(&machine->initrd, why) || !mounts_root(machine->config.mode == MODE_SYSTEMD, why))
         return false;
     report_stage(report, "system");
+    if (machine->config.headers)
+        headers_status(HEADERS_PENDING, NULL);
     return system_name(machine->config.name, why);
 }
 
@@ -90,16 +137,26 @@ static struct outcome run(struct machine *machine)
     report_stage(&machine->report, "console");
     report_console(&machine->report);
     ports_open(&machine->ports);
+    if (machine->config.mode == MODE_SYSTEMD) {
+        const struct systemd_mode systemd = {.config = &machine->config,
+                                             .report = &machine->report,
+                                             .ports = &machine->ports,
+                                             .initrd = machine->initrd,
+                                             .agent_binary = machine->agent_binary,
+                                             .no_agent = machine->no_agent};
+        return systemd_mode_run(&systemd);
+    }
     const struct exec_mode mode = {.config = &machine->config,
                                    .report = &machine->report,
                                    .ports = &machine->ports,
                                    .agent_binary = machine->agent_binary,
                                    .no_agent = machine->no_agent,
-                                   .gate_ms = AGENT_GATE_MS};
+                                   .gate_ms = AGENT_GATE_MS,
+                                   .headers = headers_setup};
     return exec_mode_run(&mode);
 }
 
-int main(void)
+static _Noreturn void init_main(void)
 {
     static struct machine machine = {
         .report = {.console = -1, .boot = "00000000000000000000000000000000"},
@@ -115,5 +172,16 @@ int main(void)
     if (machine.ports.report < 0 && machine.ports.events < 0)
         ports_open(&machine.ports); /* The boot failed before it got to them. */
     report_exit(&machine.report, outcome.code, outcome.why.words);
-    power_off(machine.report.console, machine.initrd);
+    power_off(machine.report.console, machine.initrd, &machine.config.volumes);
+}
+
+int main(int argc, char **argv)
+{
+    if (getpid() == 1 && strcmp(argv[0], "/shutdown") == 0)
+        last_stage(argc > 1 ? argv[1] : "");
+    if (getpid() == 1)
+        init_main();
+    if (argc == 2 && strcmp(argv[1], "headers") == 0)
+        return headers_worker_main();
+    return systemd_tool_main(argc, argv);
 }

@@ -15,22 +15,23 @@ struct mount_entry {
     unsigned long flags;
     const char *options;
     bool needed; /* or only mounted if the kernel has it */
+    bool inits;  /* left to an image's own init, which has options of its own for it */
 };
 
 static const struct mount_entry early_mounts[] = {
-    {"proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true},
-    {"sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true},
-    {"devtmpfs", "/dev", MS_NOSUID, "mode=0755", true},
+    {"proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true, false},
+    {"sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true, false},
+    {"devtmpfs", "/dev", MS_NOSUID, "mode=0755", true, false},
 };
 
 static const struct mount_entry root_mounts[] = {
-    {"proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true},
-    {"sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true},
-    {"devtmpfs", "/dev", MS_NOSUID, "mode=0755", true},
-    {"devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666", true},
-    {"tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777", true},
-    {"tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755", true},
-    {"cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, false},
+    {"proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true, false},
+    {"sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true, false},
+    {"devtmpfs", "/dev", MS_NOSUID, "mode=0755", true, false},
+    {"devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666", true, true},
+    {"tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777", true, true},
+    {"tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755", true, false},
+    {"cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, false, true},
 };
 
 /* devtmpfs has no links; programs and shells rely on these. */
@@ -44,9 +45,11 @@ static const struct {
     {"/proc/self/fd/2", "/dev/stderr"},
 };
 
-static bool mount_all(const struct mount_entry *entries, size_t count, struct reason *why)
+static bool mount_all(const struct mount_entry *entries, size_t count, bool inits, struct reason *why)
 {
     for (const struct mount_entry *entry = entries; entry < entries + count; entry++) {
+        if (entry->inits && !inits)
+            continue;
         bool made = folder_make(entry->target, 0755);
         if (made && mount(entry->type, entry->target, entry->type, entry->flags, entry->options) == 0)
             continue;
@@ -59,7 +62,7 @@ static bool mount_all(const struct mount_entry *entries, size_t count, struct re
 
 bool mounts_early(struct reason *why)
 {
-    return mount_all(early_mounts, sizeof early_mounts / sizeof early_mounts[0], why);
+    return mount_all(early_mounts, sizeof early_mounts / sizeof early_mounts[0], true, why);
 }
 
 void mounts_early_leave(void)
@@ -69,9 +72,9 @@ void mounts_early_leave(void)
         (void)umount2(early_mounts[i - 1].target, MNT_DETACH);
 }
 
-bool mounts_root(struct reason *why)
+bool mounts_root(bool has_init, struct reason *why)
 {
-    if (!mount_all(root_mounts, sizeof root_mounts / sizeof root_mounts[0], why))
+    if (!mount_all(root_mounts, sizeof root_mounts / sizeof root_mounts[0], !has_init, why))
         return false;
     for (size_t i = 0; i < sizeof device_links / sizeof device_links[0]; i++) {
         if (symlink(device_links[i].target, device_links[i].link) != 0 && errno != EEXIST)

@@ -12,7 +12,8 @@ bool mounts_early(struct reason *why);
 /* Take them away again, before the root is switched. */
 void mounts_early_leave(void);
 
-/* The API filesystems of the image's root, once it is /. Folders that the image lacks are made. */
-bool mounts_root(struct reason *why);
+/* The API filesystems of the image's root, once it is /. Folders that the image lacks are made. `has_init`:
+ * an init of the image's own will run and mounts the rest. */
+bool mounts_root(bool has_init, struct reason *why);
 
 #endif

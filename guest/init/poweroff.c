@@ -27,20 +27,26 @@ void power_off_prepare(void)
     has_acpi = access("/sys/firmware/acpi", F_OK) == 0;
 }
 
-static _Noreturn void turn_off(void)
+_Noreturn void restart_machine(void)
 {
-    if (has_acpi)
-        (void)reboot(RB_POWER_OFF);
     (void)reboot(RB_AUTOBOOT);
     for (;;)
         (void)pause();
 }
 
-static void kill_the_rest(void)
+_Noreturn void turn_off(void)
+{
+    if (has_acpi)
+        (void)reboot(RB_POWER_OFF);
+    restart_machine();
+}
+
+void kill_the_rest(void)
 {
     sigset_t child;
     (void)sigemptyset(&child);
-    (void)sigaddset(&child, SIGCHLD); /* Blocked since the start. */
+    (void)sigaddset(&child, SIGCHLD);
+    (void)sigprocmask(SIG_BLOCK, &child, NULL);
     (void)kill(-1, SIGKILL);
     int64_t deadline = clock_ms() + REAP_MS;
     for (;;) {
@@ -60,7 +66,7 @@ static void wake(int number)
     (void)number;
 }
 
-static void drain(int console)
+void drain_console(int console)
 {
     struct sigaction interrupt = {.sa_handler = wake}; /* No SA_RESTART: it ends the wait. */
     sigset_t alarm_only;
@@ -73,11 +79,12 @@ static void drain(int console)
     (void)alarm(0);
 }
 
-_Noreturn void power_off(int console, int initrd)
+_Noreturn void power_off(int console, int initrd, struct volumes *volumes)
 {
     kill_the_rest();
+    volumes_leave(volumes);
     root_leave(initrd);
-    drain(console);
+    drain_console(console);
     turn_off();
 }
 

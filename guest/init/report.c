@@ -3,10 +3,13 @@
 
 #include "clock.h"
 #include "devices.h"
+#include "files.h"
+#include "reason.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <termios.h>
 #include <unistd.h>
@@ -73,10 +76,25 @@ void report_flush(struct report *report)
 void report_stage(struct report *report, const char *name)
 {
     struct timespec now = clock_boottime();
-    if (report->stage_count > 0)
+    if (report->stage_open)
         report->stages[report->stage_count - 1].end = now;
-    if (report->stage_count < STAGES_MAX)
+    report->stage_open = report->stage_count < STAGES_MAX;
+    if (report->stage_open)
         report->stages[report->stage_count++] = (struct stage){name, now, now};
+}
+
+void report_stage_end(struct report *report)
+{
+    if (report->stage_open)
+        report->stages[report->stage_count - 1].end = clock_boottime();
+    report->stage_open = false;
+}
+
+void report_stage_beside(struct report *report, struct stage stage)
+{
+    report_stage_end(report);
+    if (report->stage_count < STAGES_MAX)
+        report->stages[report->stage_count++] = stage;
 }
 
 void report_stages(struct report *report)
@@ -89,13 +107,13 @@ void report_stages(struct report *report)
     }
     say(report, text, used);
     report->stage_count = 0;
+    report->stage_open = false;
 }
 
 void report_program_start(struct report *report, const char *mode)
 {
     char line[SENTINEL_LINE_MAX];
-    if (report->stage_count > 0)
-        report->stages[report->stage_count - 1].end = clock_boottime();
+    report_stage_end(report);
     say(report, line, sentinel_program_start(line, clock_realtime(), mode, report->boot));
 }
 
@@ -103,6 +121,36 @@ void report_agent_ready(struct report *report)
 {
     char line[SENTINEL_LINE_MAX];
     say(report, line, sentinel_agent_ready(line, clock_realtime(), report->boot));
+}
+
+void report_headers_start(struct report *report)
+{
+    char line[SENTINEL_LINE_MAX];
+    say(report, line, sentinel_headers_start(line, clock_realtime(), report->boot));
+}
+
+void report_headers_ready(struct report *report)
+{
+    char line[SENTINEL_LINE_MAX];
+    say(report, line, sentinel_headers_ready(line, clock_realtime(), report->boot));
+}
+
+void report_headers_failed(struct report *report, const char *error)
+{
+    char line[SENTINEL_LINE_MAX];
+    say(report, line, sentinel_headers_failed(line, clock_realtime(), error, report->boot));
+}
+
+void report_warning(struct report *report, const char *words)
+{
+    static const char begin[] = "<4>hypeman-init: warning: ";
+    char line[sizeof begin + REASON_MAX + 2];
+    int length = snprintf(line, sizeof line, "%s%s\n", begin, words);
+    (void)file_write("/dev/kmsg", 0, line);
+    if (report->console < 0)
+        report_console(report);
+    if (length > 0)
+        write_whole(report->console, line + 3, (size_t)length - 3);
 }
 
 void report_exit(struct report *report, int code, const char *message)

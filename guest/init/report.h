@@ -5,6 +5,7 @@
 
 #include "sentinel.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 enum { STAGES_MAX = 16, UNSENT_SIZE = 4096 };
@@ -21,6 +22,7 @@ struct report {
     char boot[BOOT_ID_LENGTH + 1];
     struct stage stages[STAGES_MAX];
     size_t stage_count;
+    bool stage_open;          /* the last of them has not ended */
     char unsent[UNSENT_SIZE]; /* said before the report port was open */
     size_t unsent_size;
 };
@@ -31,10 +33,22 @@ void report_console(struct report *report);
 
 /* A stage begins; the one before ends. They are only remembered, until report_stages writes them all. */
 void report_stage(struct report *report, const char *name);
+
+/* The stage that is on ends, and none begins. */
+void report_stage_end(struct report *report);
+
+/* A stage that was on beside the others, and is over. Only between two others. */
+void report_stage_beside(struct report *report, struct stage stage);
 void report_stages(struct report *report);
+
+/* Something that the boot goes on without: in the kernel's log and on the console. */
+void report_warning(struct report *report, const char *words);
 
 void report_program_start(struct report *report, const char *mode);
 void report_agent_ready(struct report *report);
+void report_headers_start(struct report *report);
+void report_headers_ready(struct report *report);
+void report_headers_failed(struct report *report, const char *error);
 void report_exit(struct report *report, int code, const char *message);
 
 /* Send what was said before the report port was there. */

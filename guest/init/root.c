@@ -13,7 +13,6 @@
 
 #define IMAGE "/image"
 #define DISK "/disk"
-#define ROOT "/root"
 
 static bool mount_device(const char *serial, const char *target, const char *type, unsigned long flags,
                          const char *options, int64_t deadline, struct reason *why)
@@ -39,13 +38,16 @@ static bool mount_overlay(struct reason *why)
     return true;
 }
 
-bool root_switch(int64_t deadline, int *initrd, struct reason *why)
+bool root_mount(int64_t deadline, struct reason *why)
 {
     /* Zeroing the disk's unused inode tables would cost time now and space on the host for good. */
-    if (!mount_device("hypeman-image", IMAGE, "erofs", MS_RDONLY, NULL, deadline, why) ||
-        !mount_device("hypeman-disk", DISK, "ext4", MS_NOATIME, "noinit_itable", deadline, why) ||
-        !mount_overlay(why))
-        return false;
+    return mount_device("hypeman-image", IMAGE, "erofs", MS_RDONLY, NULL, deadline, why) &&
+           mount_device("hypeman-disk", DISK, "ext4", MS_NOATIME, "noinit_itable", deadline, why) &&
+           mount_overlay(why);
+}
+
+bool root_enter(int *initrd, struct reason *why)
+{
     *initrd = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (*initrd < 0)
         return refuse(why, "cannot keep the initrd's root: %s", strerror(errno));
@@ -58,7 +60,17 @@ bool root_switch(int64_t deadline, int *initrd, struct reason *why)
 
 void root_leave(int initrd)
 {
-    if (initrd >= 0 && fchdir(initrd) == 0)
+    /* A boot that failed before it entered its root is in the initrd still. */
+    if ((initrd < 0 ? chdir("/") : fchdir(initrd)) == 0)
         (void)mount(NULL, "." DISK, NULL, MS_REMOUNT | MS_RDONLY | MS_NOATIME, NULL);
     sync();
+}
+
+void root_let_go(int initrd)
+{
+    if (fchdir(initrd) == 0) {
+        (void)umount2("." IMAGE, MNT_DETACH);
+        (void)umount2("." DISK, MNT_DETACH);
+    }
+    (void)!chdir("/"); /* It is the root: there is no reason why that could fail. */
 }

@@ -7,13 +7,15 @@
 #include <fcntl.h>
 #include <net/if.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { NAME_MAX_LENGTH = 63 };
+enum { NAME_MAX_LENGTH = 63, HOSTS_MAX = 1 << 20 };
 
 /* Image builders leave these out, or empty. What has content is the image's own business. */
 static bool write_if_empty(const char *path, const char *text, struct reason *why)
@@ -39,6 +41,42 @@ static void loopback_up(void)
     close_fd(&control);
 }
 
+/* Does a line of the text, comments aside, have this name? */
+static bool hosts_name(const char *text, const char *name)
+{
+    while (*text != '\0') {
+        const char *end = text + strcspn(text, "\n#");
+        while (text < end) {
+            size_t length = strcspn(text, " \t\r\n#");
+            if (length == strlen(name) && strncasecmp(text, name, length) == 0)
+                return true;
+            text += length;
+            text += strspn(text, " \t\r");
+        }
+        text = end + strcspn(end, "\n");
+        text += *text == '\n' ? 1 : 0;
+    }
+    return false;
+}
+
+/* An image that has its own /etc/hosts does not know the VM's name; it may be one that cannot be written to.
+ */
+static void add_to_hosts(const char *name)
+{
+    char line[2 * NAME_MAX_LENGTH];
+    char *text = file_load("/etc/hosts", HOSTS_MAX);
+    if (text == NULL)
+        return; /* Too large to look into, or no file: the image's own business. */
+    size_t length = strlen(text);
+    bool broken = length > 0 && text[length - 1] != '\n';
+    bool known = hosts_name(text, name);
+    free(text);
+    (void)snprintf(line, sizeof line, "%s127.0.1.1\t%s\n", broken ? "\n" : "", name);
+    if (!known && !file_write("/etc/hosts", O_APPEND, line))
+        (void)file_write("/dev/kmsg", 0,
+                         "<4>hypeman-init: warning: cannot add the VM's name to /etc/hosts\n");
+}
+
 bool system_name(const char *name, struct reason *why)
 {
     char hostname[NAME_MAX_LENGTH + 2];
@@ -49,7 +87,10 @@ bool system_name(const char *name, struct reason *why)
     (void)snprintf(hostname, sizeof hostname, "%s\n", name);
     (void)snprintf(hosts, sizeof hosts, "127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost\n", name);
     loopback_up();
-    return write_if_empty("/etc/hostname", hostname, why) && write_if_empty("/etc/hosts", hosts, why);
+    if (!write_if_empty("/etc/hostname", hostname, why) || !write_if_empty("/etc/hosts", hosts, why))
+        return false;
+    add_to_hosts(name);
+    return true;
 }
 
 void system_protect(void)

@@ -6,7 +6,8 @@
 
 #include <stdbool.h>
 
-/* The host name, /etc/hostname and /etc/hosts where the image has none, and the loopback interface. */
+/* The host name; /etc/hostname and /etc/hosts where the image has none, or a /etc/hosts without that name;
+ * and the loopback interface. */
 bool system_name(const char *name, struct reason *why);
 
 /* The agent's and init's own wish not to be killed for memory. */

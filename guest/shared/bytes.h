@@ -18,4 +18,17 @@ static inline void put_le32(void *at, uint32_t value)
         b[i] = (uint8_t)(value >> (8 * i));
 }
 
+static inline uint64_t get_le64(const void *at)
+{
+    const uint8_t *b = at;
+    return (uint64_t)get_le32(b) | (uint64_t)get_le32(b + 4) << 32;
+}
+
+static inline void put_le64(void *at, uint64_t value)
+{
+    uint8_t *b = at;
+    put_le32(b, (uint32_t)value);
+    put_le32(b + 4, (uint32_t)(value >> 32));
+}
+
 #endif

@@ -6,6 +6,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <linux/netlink.h>
 #include <poll.h>
 #include <stdio.h>
@@ -15,15 +16,17 @@
 
 enum {
     ATTRIBUTE_SIZE = 128,
+    SERIAL_SIZE = 32,
+    DISKS_MAX = 64,
     UEVENT_GROUP_KERNEL = 1,
     /* A port's control messages are worked off after its event; look again this often beside the events. */
     LOOK_AGAIN_MS = 20,
 };
 
 /* Find the entry of a /sys folder, among those that begin with the prefix (each look costs time on the path
- * to the program), whose attribute has the value, and give back the node /dev/ENTRY. */
+ * to the program), whose attribute has the value, and give back its name. */
 static bool find_by_attribute(const char *folder, const char *prefix, const char *attribute,
-                              const char *value, char path[DEVICE_PATH_SIZE])
+                              const char *value, char name[NAME_MAX + 1])
 {
     DIR *entries = opendir(folder);
     if (entries == NULL)
@@ -41,21 +44,84 @@ static bool find_by_attribute(const char *folder, const char *prefix, const char
         text[strcspn(text, "\n")] = '\0';
         if (strcmp(text, value) != 0)
             continue;
-        (void)snprintf(path, DEVICE_PATH_SIZE, "/dev/%s", entry->d_name);
-        found = access(path, F_OK) == 0;
+        (void)snprintf(name, NAME_MAX + 1, "%s", entry->d_name);
+        found = true;
     }
     (void)closedir(entries);
     return found;
 }
 
+/* The serials that were read: each time that one is, the kernel asks the device. A disk keeps its own. */
+static struct {
+    char name[16];
+    char serial[SERIAL_SIZE];
+} disks[DISKS_MAX];
+static size_t disk_count;
+
+static bool is_known(const char *name)
+{
+    for (size_t i = 0; i < disk_count; i++) {
+        if (strcmp(disks[i].name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Read the serials of the disks that are new, up to the one that is looked for. */
+static void learn_disks(const char *wanted)
+{
+    DIR *entries = opendir("/sys/block");
+    if (entries == NULL)
+        return;
+    const struct dirent *entry;
+    while (disk_count < DISKS_MAX && (entry = readdir(entries)) != NULL) {
+        const char *name = entry->d_name;
+        char file[DEVICE_PATH_SIZE];
+        if (strncmp(name, "vd", 2) != 0 || strlen(name) >= sizeof disks[0].name || is_known(name))
+            continue;
+        char *serial = disks[disk_count].serial;
+        (void)snprintf(file, sizeof file, "/sys/block/%s/serial", name);
+        if (file_read(file, serial, SERIAL_SIZE) <= 0)
+            continue;
+        serial[strcspn(serial, "\n")] = '\0';
+        memcpy(disks[disk_count++].name, name, strlen(name) + 1);
+        if (strcmp(serial, wanted) == 0)
+            break;
+    }
+    (void)closedir(entries);
+}
+
+static bool find_disk(const char *serial, char path[DEVICE_PATH_SIZE])
+{
+    for (size_t i = 0; i < disk_count; i++) {
+        if (strcmp(disks[i].serial, serial) == 0) {
+            (void)snprintf(path, DEVICE_PATH_SIZE, "/dev/%s", disks[i].name);
+            return access(path, F_OK) == 0;
+        }
+    }
+    return false;
+}
+
 bool find_block(const char *serial, char path[DEVICE_PATH_SIZE])
 {
-    return find_by_attribute("/sys/block", "vd", "serial", serial, path);
+    if (find_disk(serial, path))
+        return true;
+    learn_disks(serial);
+    return find_disk(serial, path);
 }
 
 bool find_port(const char *name, char path[DEVICE_PATH_SIZE])
 {
-    return find_by_attribute("/sys/class/virtio-ports", "vport", "name", name, path);
+    char entry[NAME_MAX + 1];
+    if (!find_by_attribute("/sys/class/virtio-ports", "vport", "name", name, entry))
+        return false;
+    (void)snprintf(path, DEVICE_PATH_SIZE, "/dev/%s", entry);
+    return access(path, F_OK) == 0;
+}
+
+bool find_interface(const char *mac, char name[DEVICE_PATH_SIZE])
+{
+    return find_by_attribute("/sys/class/net", "", "address", mac, name);
 }
 
 int device_events_open(void)

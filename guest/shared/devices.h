@@ -12,6 +12,9 @@ enum { DEVICE_PATH_SIZE = 288, DEVICE_WAIT_MS = 10000 };
 bool find_block(const char *serial, char path[DEVICE_PATH_SIZE]);
 bool find_port(const char *name, char path[DEVICE_PATH_SIZE]);
 
+/* The name of a network interface by its MAC address, in lower case. */
+bool find_interface(const char *mac, char name[DEVICE_PATH_SIZE]);
+
 /* A socket that becomes readable with every device event of the kernel; -1 with errno. */
 int device_events_open(void);
 

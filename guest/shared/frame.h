@@ -26,6 +26,13 @@ enum frame_type {
     FRAME_SIGNAL = 10,
     FRAME_CLOSE = 11,
     FRAME_SHUTDOWN = 12,
+    FRAME_RESIZE = 13,
+    FRAME_FILES = 14,
+    FRAME_CLOCK = 15,
+    /* Only among the frames that the byte streams of FILES consist of, as DATA is too. */
+    FRAME_ENTRY = 16,
+    FRAME_HOLE = 17,
+    FRAME_END = 18,
 };
 
 enum frame_channel { CHANNEL_STDIN = 0, CHANNEL_STDOUT = 1, CHANNEL_STDERR = 2 };

@@ -70,6 +70,36 @@ size_t sentinel_agent_ready(char *line, struct timespec now, const char *boot)
     return format_line(line, "HYPEMAN-AGENT-READY ts=%s boot=%s\n", ts, boot);
 }
 
+size_t sentinel_headers_start(char *line, struct timespec now, const char *boot)
+{
+    char ts[TIMESTAMP_SIZE];
+    format_timestamp(ts, now);
+    return format_line(line, "HYPEMAN-HEADERS-START ts=%s boot=%s\n", ts, boot);
+}
+
+size_t sentinel_headers_ready(char *line, struct timespec now, const char *boot)
+{
+    char ts[TIMESTAMP_SIZE];
+    format_timestamp(ts, now);
+    return format_line(line, "HYPEMAN-HEADERS-READY ts=%s boot=%s\n", ts, boot);
+}
+
+size_t sentinel_headers_failed(char *line, struct timespec now, const char *error, const char *boot)
+{
+    char ts[TIMESTAMP_SIZE];
+    char quoted[QUOTED_SIZE];
+    format_timestamp(ts, now);
+    format_quoted(quoted, error);
+    return format_line(line, "HYPEMAN-HEADERS-FAILED ts=%s boot=%s error=%s\n", ts, boot, quoted);
+}
+
+size_t sentinel_emergency(char *line, struct timespec now, const char *state, const char *boot)
+{
+    char ts[TIMESTAMP_SIZE];
+    format_timestamp(ts, now);
+    return format_line(line, "HYPEMAN-EMERGENCY ts=%s state=%s boot=%s\n", ts, state, boot);
+}
+
 size_t sentinel_exit(char *line, int code, const char *message, const char *boot)
 {
     char quoted[QUOTED_SIZE];

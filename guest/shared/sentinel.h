@@ -16,6 +16,10 @@ enum {
  * The buffer has SENTINEL_LINE_MAX bytes. */
 size_t sentinel_program_start(char *line, struct timespec now, const char *mode, const char *boot);
 size_t sentinel_agent_ready(char *line, struct timespec now, const char *boot);
+size_t sentinel_headers_start(char *line, struct timespec now, const char *boot);
+size_t sentinel_headers_ready(char *line, struct timespec now, const char *boot);
+size_t sentinel_headers_failed(char *line, struct timespec now, const char *error, const char *boot);
+size_t sentinel_emergency(char *line, struct timespec now, const char *state, const char *boot);
 size_t sentinel_exit(char *line, int code, const char *message, const char *boot);
 size_t sentinel_stage(char *line, const char *name, struct timespec start, struct timespec end,
                       const char *boot);

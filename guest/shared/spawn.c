@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -18,7 +19,7 @@
 
 enum { TRIED_SIZE = 1024, READY_FD = 3 };
 
-enum step { STEP_STDIO, STEP_FOLDER, STEP_IDENTITY, STEP_EXEC };
+enum step { STEP_STDIO, STEP_TERMINAL, STEP_FOLDER, STEP_IDENTITY, STEP_EXEC };
 
 /* What the child says of itself through the pipe that a working exec closes. Less than PIPE_BUF: one write.
  */
@@ -132,6 +133,10 @@ static _Noreturn void child_run(const struct spawn *spawn, int pipe_fd)
     int report = fcntl(pipe_fd, F_DUPFD_CLOEXEC, 2 * READY_FD + 8);
     if (report < 0 || !child_stdio(spawn, &binary))
         child_give_up(report < 0 ? pipe_fd : report, &failure, STEP_STDIO, errno);
+    if (spawn->terminal && ioctl(STDIN_FILENO, TIOCSCTTY, 0) != 0)
+        child_give_up(report, &failure, STEP_TERMINAL, errno);
+    if (spawn->has_umask)
+        (void)umask(spawn->umask); /* Gives the old one, and never fails. */
     if (spawn->oom_score_adj != NULL)
         (void)file_write("/proc/self/oom_score_adj", 0,
                          spawn->oom_score_adj); /* A wish: nothing hangs on it. */
@@ -209,6 +214,9 @@ enum spawn_state spawn_settle(int verdict, const struct spawn *spawn, int *code,
     switch (failure.step) {
     case STEP_STDIO:
         (void)refuse(why, "cannot set up stdin, stdout and stderr: %s", strerror(failure.error));
+        break;
+    case STEP_TERMINAL:
+        (void)refuse(why, "cannot make a terminal the process's own: %s", strerror(failure.error));
         break;
     case STEP_FOLDER:
         (void)refuse(why, "cannot enter the working directory %s: %s", spawn->folder,

@@ -28,6 +28,9 @@ struct spawn {
     int ready_fd; /* becomes fd 3 of the process, or -1 */
     int binary;   /* an fd to execute instead of looking argv[0] up, or -1 */
     const char *oom_score_adj;
+    bool terminal; /* stdio[0] is one, and becomes the process's own */
+    bool has_umask;
+    mode_t umask;
 };
 
 struct spawned {

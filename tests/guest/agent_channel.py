@@ -18,7 +18,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from frames import DEADLINE_S, WINDOW, Channel, Frame, Type, format_records
+from frames import DEADLINE_S, WINDOW, Channel, Frame, Type, format_entry, format_item, format_records
 
 AGENT = sys.argv.pop(1)
 BOOT = "0123456789abcdef0123456789abcdef"
@@ -65,7 +65,9 @@ class AgentChannel(unittest.TestCase):
             self.assertTrue(select.select([opened], [], [], DEADLINE_S)[0], "it lives")
 
     def test_hello_names_boot_and_versions(self) -> None:
-        self.assertEqual(self.channel.greet(), {"version": "1", "boot": BOOT, "agent": "1"})
+        self.assertEqual(
+            self.channel.greet(), {"version": "1", "boot": BOOT, "agent": "2", "feature": "clock"}
+        )
 
     def test_ping_comes_back(self) -> None:
         self.channel.greet()
@@ -214,6 +216,135 @@ class AgentChannel(unittest.TestCase):
         self.channel.send(Type.SHUTDOWN, format_records((("grace", "17"),)))
         self.assertIsNotNone(signal.sigtimedwait({power_off}, DEADLINE_S))
 
+    def test_what_has_a_terminal_has_one_output(self) -> None:
+        self.channel.greet()
+        stream = self.channel.start(["sh", "-c", "tty -s && stty size; cat"], tty="1", rows="5", cols="9")
+        self.channel.send(Type.DATA, b"typed\n", stream)
+        self.channel.send(Type.DATA, b"", stream)
+        result = self.channel.collect(stream)[stream]
+        self.assertIn(b"5 9\r\n", result.output[1])
+        self.assertIn(b"typed\r\n", result.output[1])
+        self.assertEqual((result.output[2], result.code, result.ended), (b"", 0, {1}))
+
+    def test_what_is_no_setting_ends_with_words(self) -> None:
+        self.channel.greet()
+        for key, value in (("tty", "2"), ("rows", "65536"), ("cols", "-1"), ("umask", "512"), ("umask", "x")):
+            with self.subTest(key=key, value=value):
+                records: dict[str, Any] = {key: value}
+                result = self.channel.run(["true"], **records)
+                self.assertEqual((result.code, result.pid), (125, None))
+                self.assertIn(f"{key}={value}: expected a number", result.message)
+
+    def test_a_terminal_that_is_closed_at_once_ends(self) -> None:
+        self.channel.greet()
+        stream = self.channel.start(["sleep", "1000"], tty="1")
+        self.channel.send(Type.RESIZE, struct.pack("<HH", 1, 1), stream)
+        self.channel.send(Type.CLOSE, stream=stream)
+        self.assertIn(self.channel.collect(stream)[stream].code, (129, 137))
+        self.assertEqual(self.channel.run(["true"]).code, 0)
+
+    def test_a_host_that_leaves_takes_terminals_along(self) -> None:
+        self.channel.greet()
+        pids = []
+        for script in ("exec sleep 1000", "trap '' HUP; exec sleep 1000"):
+            self.channel.start(["sh", "-c", script], tty="1")
+            pids.append(int(self.channel.expect(Type.STARTED).records()["pid"]))
+        self.channel.send(Type.HELLO, format_records((("version", "1"), ("boot", BOOT))))
+        while self.channel.receive().type is not Type.HELLO:
+            pass
+        self.assertEqual(self.channel.run(["true"]).code, 0)
+        for pid in pids:
+            self.expect_gone(pid)
+
+    def test_the_last_of_many_has_its_turn_too(self) -> None:
+        """Though the host has taken nothing for a while, and others always have more."""
+        self.channel.greet()
+        os.mkfifo("written")
+        for _ in range(20):
+            self.channel.start(["cat", "/dev/zero"])
+        script = f"head -c 60000 /dev/zero; echo >{os.getcwd()}/written"
+        last = self.channel.start(["sh", "-c", script])
+        Path("written").read_bytes()
+        taken = {last: 0, 0: 0}
+        while taken[last] < 60000:
+            frame = self.channel.receive()
+            taken[last if frame.stream == last else 0] += len(frame.payload)
+        # what was on its way, and two turns of each; not the windows of all, which are 5 MiB
+        self.assertLess(taken[0], 7 << 18)
+
+    def test_stat_and_a_tree_out(self) -> None:
+        self.channel.greet()
+        os.makedirs("tree/sub")
+        Path("tree/file").write_bytes(b"abc")
+        os.symlink("file", "tree/link")
+        top = os.path.abspath("tree")
+        entry, end = self.channel.files("stat", f"{top}/file")
+        self.assertEqual(entry.records()["size"], "3")
+        self.assertEqual(end.records()["code"], "ok")
+        (end,) = self.channel.files("stat", f"{top}/nothing")
+        self.assertEqual(end.records()["code"], "missing")
+        items = self.channel.files("out", top)
+        entries = {item.records()["path"]: item.records() for item in items if item.type is Type.ENTRY}
+        kinds = {path: entry["kind"] for path, entry in entries.items()}
+        self.assertEqual(kinds, {"": "directory", "sub": "directory", "file": "file", "link": "symlink"})
+        self.assertEqual(entries["link"]["target"], "file")
+        self.assertEqual([item.payload for item in items if item.type is Type.DATA], [b"abc"])
+        self.assertEqual((items[-1].type, items[-1].records()["code"]), (Type.END, "ok"))
+
+    def test_what_is_no_order_for_files_ends_with_words(self) -> None:
+        self.channel.greet()
+        for records in (b"", b"operation=stat\0", b"operation=burn\0path=/\0", b"operation=out\0path=x\0"):
+            with self.subTest(records):
+                self.channel.next_stream += 1
+                self.channel.send(Type.FILES, records, self.channel.next_stream)
+                result = self.channel.collect(self.channel.next_stream)[self.channel.next_stream]
+                self.assertEqual((result.code, result.message[:13]), (125, "FILES without"))
+
+    def test_a_copy_in_that_is_none_leaves_nothing(self) -> None:
+        self.channel.greet()
+        whole = format_item(Type.END)
+        os.mkdir("into")
+        target = os.path.abspath("into/file")
+        cases = {
+            "nothing at all": b"",
+            "no end": format_entry("", size=3) + format_item(Type.DATA, b"abc"),
+            "half a header": format_entry("", size=3) + b"\1\0",
+            "half an item": format_entry("", size=3) + format_item(Type.DATA, b"abc")[:-1],
+            "no such item": format_entry("") + format_item(Type.EXEC) + whole,
+            "huge item": struct.pack("<IIBBH", 1 << 30, 0, Type.DATA, 0, 0) + whole,
+            "item of a stream": struct.pack("<IIBBH", 0, 1, Type.END, 0, 0),
+            "short hole": format_entry("", size=3) + format_item(Type.HOLE, b"x") + whole,
+            "huge hole": format_entry("", size=3) + format_item(Type.HOLE, b"\xff" * 8) + whole,
+            "no records": format_item(Type.ENTRY, b"path") + whole,
+            "no path": format_item(Type.ENTRY, format_records((("kind", "file"),))) + whole,
+            "path twice": format_item(Type.ENTRY, format_entry("")[12:] + b"path=x\0") + whole,
+            "no such kind": format_entry("", "door") + whole,
+            "device": format_entry("", "block") + whole,
+            "no such mode": format_entry("", mode=4096) + whole,
+            "no such owner": format_entry("", uid=1 << 32) + whole,
+            "no such size": format_entry("", size=-1) + whole,
+            "huge size": format_entry("", size=1 << 63) + whole,
+            "no such time": format_entry("", mtime="now") + whole,
+            "dots": format_entry("", "directory") + format_entry("..") + whole,
+            "long path": format_entry("", "directory") + format_entry("x/" * 2500 + "x") + whole,
+            "long name": format_entry("", "directory") + format_entry("x" * 256) + whole,
+        }  # fmt: skip
+        for name, data in cases.items():
+            with self.subTest(name):
+                items = self.channel.files("in", target, data)
+                self.assertEqual([item.type for item in items], [Type.END], items)
+                self.assertEqual(items[0].records()["code"], "failed", items)
+                self.assertEqual([name for name in os.listdir("into") if name != "file"], [])
+                self.assertFalse(os.path.isfile(target))
+
+    def test_the_clock_is_set_by_who_may(self) -> None:
+        self.channel.greet()
+        for stream, time, code in ((1, 1_700_000_000_000_000_005, 0), (2, 7, 125)):
+            self.channel.send(Type.CLOCK, struct.pack("<Q", time), stream)
+            self.assertEqual(self.channel.collect(stream)[stream].code, code)
+        assert self.agent.stdout is not None
+        self.assertEqual(self.agent.stdout.readline(), b"1700000000.000000005\n")
+
     def test_hostile_input_is_refused(self) -> None:
         hello = format_records((("version", "1"), ("boot", BOOT)))
         cases: tuple[tuple[str, str, bytes, tuple[int, bytes, int, int] | None], ...] = (
@@ -233,6 +364,13 @@ class AgentChannel(unittest.TestCase):
             ("signal 0", "protocol", hello, (Type.SIGNAL, struct.pack("<I", 0), 9, 0)),
             ("signal 65", "protocol", hello, (Type.SIGNAL, struct.pack("<I", 65), 9, 0)),
             ("data on stdout", "credit", hello, (Type.DATA, b"x", 9, 1)),
+            ("short size", "protocol", hello, (Type.RESIZE, b"x", 9, 0)),
+            ("files on 0", "stream", hello, (Type.FILES, b"operation=stat\0path=/\0", 0, 0)),
+            ("files twice", "stream", hello, (Type.FILES, b"operation=stat\0path=/\0", 9, 0)),
+            ("bad files", "protocol", hello, (Type.FILES, b"operation", 10, 0)),
+            ("clock twice", "stream", hello, (Type.CLOCK, bytes(8), 9, 0)),
+            ("short clock", "protocol", hello, (Type.CLOCK, b"x", 10, 0)),
+            ("item outside", "protocol", hello, (Type.ENTRY, b"", 9, 0)),
             ("shutdown", "protocol", hello, (Type.SHUTDOWN, b"grace=-1\0", 0, 0)),
             ("huge frame", "protocol", hello, None),
         )

@@ -30,13 +30,15 @@ INITRD = os.environ["HYPEMAN_INITRD"]
 COMMAND_LINE = os.environ.get("HYPEMAN_KERNEL_ARGS", "console=hvc0 quiet no_timer_check mitigations=off")
 BUSYBOX = "/bin/busybox"
 BOOT_S = 60.0
-APPLETS = ("sh", "cat", "sleep", "id", "ls", "ps", "mount", "env", "tail", "dd")
+APPLETS = (
+    *("sh", "cat", "sleep", "id", "ls", "ps", "mount", "env", "tail", "dd", "echo", "ip", "readlink"),
+    *("uname", "grep", "stat", "find", "ln"),
+)
 PORTS = ("agent", "report", "stop")
 
 
-def make_image(folder: Path) -> Path:
-    """A busybox root as erofs: a user `app` in two groups, a file that is no program, no /etc/hosts."""
-    root = folder / "root"
+def make_root(root: Path) -> None:
+    """A busybox root: a user `app` in two groups, a file that is no program, no /etc/hosts."""
     for name in ("bin", "etc", "tmp"):
         (root / name).mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "bin/busybox")
@@ -45,8 +47,19 @@ def make_image(folder: Path) -> Path:
     (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\napp:x:500:500::/srv/app:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\napp:x:500:\nextra:x:600:app\n")
     (root / "etc/data").write_text("no program\n")
-    image = folder / "image.erofs"
+
+
+def make_erofs(image: Path, root: Path) -> Path:
     subprocess.run(["mkfs.erofs", "-T0", image, root], check=True, capture_output=True, timeout=60)
+    return image
+
+
+def make_ext4(image: Path, root: Path | None = None) -> Path:
+    """64 MiB, with what is in `root`."""
+    with image.open("wb") as disk:
+        disk.truncate(64 << 20)
+    content = () if root is None else ("-d", root)
+    subprocess.run(["mkfs.ext4", "-q", *content, image], check=True, timeout=60)
     return image
 
 
@@ -90,6 +103,11 @@ class Guest:
         assert len(reports) == 1, self.console
         return int(reports[0][0]), reports[0][1]
 
+    def stages(self) -> dict[str, tuple[float, float]]:
+        """Start and end of each stage, once the guest has finished."""
+        pattern = r"HYPEMAN-STAGE name=(\S+) start=(\S+) end=(\S+) boot="
+        return {name: (float(start), float(end)) for name, start, end in re.findall(pattern, self.console)}
+
     def channel(self) -> Channel:
         return Channel.connect(str(self.folder / "agent"), self.boot)
 
@@ -100,25 +118,49 @@ class Guest:
         return stop
 
 
-def qemu_arguments(folder: Path, image: Path, boot: str, memory: int) -> list[str]:
+@dataclass(frozen=True)
+class Machine:
+    """What a test's guest has beside, or instead of, what all have. `drives`: serial, path, and whether it is
+    read-only."""
+
+    image: Path | None = None
+    disk: Path | None = None
+    initrd: Path = Path(INITRD)
+    words: str = ""
+    drives: Sequence[tuple[str, Path, bool]] = ()
+    options: Sequence[str] = ()
+    records: Sequence[tuple[str, str]] = ()
+
+
+def drive_arguments(serial: str, path: Path, *, read_only: bool) -> list[str]:
+    options = f"file={path},format=raw,readonly={'on' if read_only else 'off'}"
+    device = f"virtio-blk-device,drive={serial},serial={serial}"
+    return ["-drive", f"if=none,id={serial},{options}", "-device", device]
+
+
+def qemu_arguments(folder: Path, machine: Machine, image: Path, boot: str, memory: int) -> list[str]:
+    words = f"{COMMAND_LINE} hypeman.boot={boot} {machine.words}"
     arguments = [
         *("qemu-system-x86_64", "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-m", str(memory)),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-kernel", KERNEL, "-initrd", INITRD, "-append", f"{COMMAND_LINE} hypeman.boot={boot}"),
+        *("-kernel", KERNEL, "-initrd", str(machine.initrd), "-append", words),
         *("-device", "virtio-serial-device", "-chardev", "stdio,id=con,signal=off"),
         *("-device", "virtconsole,chardev=con"),
     ]
     for port in PORTS:
         arguments += ["-chardev", f"socket,id={port},path={folder / port},server=on,wait=off"]
         arguments += ["-device", f"virtserialport,chardev={port},name=org.hypeman.{port}"]
-    disks = (("image", image, "on"), ("config", folder / "config", "on"), ("disk", folder / "disk", "off"))
-    for name, path, read_only in disks:
-        arguments += ["-drive", f"if=none,id={name},file={path},format=raw,readonly={read_only}"]
-        arguments += ["-device", f"virtio-blk-device,drive={name},serial=hypeman-{name}"]
-    return arguments
+    arguments += drive_arguments("hypeman-image", image, read_only=True)
+    arguments += drive_arguments("hypeman-config", folder / "config", read_only=True)
+    arguments += drive_arguments("hypeman-disk", machine.disk or folder / "disk", read_only=False)
+    for serial, path, read_only in machine.drives:
+        arguments += drive_arguments(serial, path, read_only=read_only)
+    return [*arguments, *machine.options]
 
 
-class GuestBoot(unittest.TestCase):
+class BootCase(unittest.TestCase):
+    """Boots guests of one image."""
+
     image: Path
     shared: tempfile.TemporaryDirectory[str]
 
@@ -126,39 +168,67 @@ class GuestBoot(unittest.TestCase):
     def setUpClass(cls) -> None:
         cls.shared = tempfile.TemporaryDirectory(prefix="hypeman-boot-")
         cls.addClassCleanup(cls.shared.cleanup)
-        cls.image = make_image(Path(cls.shared.name))
+        root = Path(cls.shared.name) / "root"
+        make_root(root)
+        cls.change_root(root)
+        cls.image = make_erofs(Path(cls.shared.name) / "image.erofs", root)
+
+    @classmethod
+    def change_root(cls, root: Path) -> None:
+        """What else is in the image."""
 
     @contextmanager
     def guest(
-        self, *argv: str, memory: int = 128, agent: str = "1", mode: str = "exec", **records: str
+        self,
+        *argv: str,
+        memory: int = 128,
+        agent: str = "1",
+        mode: str = "exec",
+        headers: str = "0",
+        machine: Machine = Machine(),
+        **records: str,
     ) -> Iterator[Guest]:
         boot = uuid.uuid4().hex
         with tempfile.TemporaryDirectory(prefix="hypeman-guest-") as name:
             folder = Path(name)
-            fixed = [("version", "1"), ("name", "vm1"), ("mode", mode), ("agent", agent), ("headers", "0")]
+            fixed = [
+                ("version", "1"),
+                ("name", "vm1"),
+                ("mode", mode),
+                ("agent", agent),
+                ("headers", headers),
+            ]
             config = fixed + [("arg", argument) for argument in argv] + list(records.items())
+            config += machine.records
             (folder / "config").write_bytes(format_config(config))
-            with (folder / "disk").open("wb") as disk:
-                disk.truncate(64 << 20)
-            subprocess.run(["mkfs.ext4", "-q", folder / "disk"], check=True, timeout=60)
+            disk = machine.disk or make_ext4(folder / "disk")
             process = subprocess.Popen(
-                qemu_arguments(folder, self.image, boot, memory),
+                qemu_arguments(folder, machine, machine.image or self.image, boot, memory),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
             )
             guest = Guest(process, folder, boot)
             try:
                 yield guest
-                check = subprocess.run(
-                    ["e2fsck", "-fn", folder / "disk"], capture_output=True, timeout=60, check=False
-                )
-                self.assertEqual(check.returncode, 0, check.stdout)
+                self.check_ext4(disk, left=mode == "exec")
             finally:
                 process.kill()
                 process.communicate()
                 if os.environ.get("SHOW_CONSOLE"):
                     print(f"\n--- {self.id()}\n{guest.console}")
 
+    def check_ext4(self, disk: Path, *, left: bool = True) -> None:
+        """A disk whose file system is whole; `left`: and was left in order. In systemd mode it is systemd
+        that leaves the root, and the programs that stand for it here do not."""
+        check = subprocess.run(["e2fsck", "-fn", disk], capture_output=True, timeout=60, check=False)
+        self.assertEqual(check.returncode, 0, check.stdout)
+        if not left:
+            return
+        header = subprocess.run(["dumpe2fs", "-h", disk], capture_output=True, timeout=60, check=True)
+        self.assertNotIn(b"needs_recovery", header.stdout)
+
+
+class GuestBoot(BootCase):
     def test_program_runs_and_its_code_is_reported(self) -> None:
         script = "echo hello; env; mount; cat /etc/hosts /etc/hostname; ls -l /dev/stdout; pwd; ps; exit 3"
         with self.guest("sh", "-c", script, env="A=b c", workdir="/data/x") as guest:
@@ -176,6 +246,19 @@ class GuestBoot(unittest.TestCase):
             self.assertIn("uid=500(app) gid=500(app) groups=600(extra)", guest.console)
             self.assertIn("again\n", guest.console)
             self.assertNotIn("AGENT-READY", guest.console)
+
+    def test_users_by_name_and_number(self) -> None:
+        for user, ids, home in (
+            ("500", "uid=500(app) gid=500(app) groups=600(extra)", "/srv/app"),
+            ("app:extra", "uid=500(app) gid=600(extra)", "/srv/app"),
+            ("app:77", "uid=500(app) gid=77", "/srv/app"),
+            ("77:88", "uid=77 gid=88", "/"),
+            ("0:extra", "uid=0(root) gid=600(extra)", "/root"),
+        ):
+            with self.subTest(user), self.guest("sh", "-c", "id; env", user=user, agent="0") as guest:
+                self.assertEqual(guest.exit_report()[0], 0)
+                self.assertRegex(guest.console, rf"{re.escape(ids)}( groups=\d+\S*)?\n")
+                self.assertIn(f"HOME={home}\n", guest.console)
 
     def test_not_found_and_not_executable(self) -> None:
         for argv0, code, words in (
@@ -249,9 +332,65 @@ class GuestBoot(unittest.TestCase):
             said = re.findall(r"HYPEMAN-.*\n", guest.console)
             self.assertEqual(copy.decode(), "".join(said))
 
-    def test_systemd_mode_is_refused_in_words(self) -> None:
-        with self.guest("/sbin/init", mode="systemd") as guest:
-            self.assertEqual(guest.exit_report(), (125, "mode systemd is not supported by this guest"))
+    def test_systemd_mode_makes_the_program_pid_1_of_a_root_of_its_own(self) -> None:
+        script = """
+        echo "pid $$"; env; cat /proc/self/mountinfo; grep Sig /proc/self/status
+        cd /run/systemd/system; ls -1R; readlink serial-getty@hvc0.service; cat hypeman-agent.service
+        cat /run/hypeman/environment; ls -1 /opt/hypeman
+        ln -s /run/initramfs/shutdown /shutdown; exec /shutdown poweroff
+        """
+        with self.guest("/bin/sh", "-c", script, mode="systemd", env='A=b "c" $d') as guest:
+            self.assertEqual(guest.exit_report(), (0, "powered off from inside"))
+            said = guest.console
+        self.assertLess(said.index("HYPEMAN-PROGRAM-START"), said.index("pid 1\n"))
+        self.assertIn('\nA=b "c" $d\n', said)
+        self.assertIn('\nA="b \\"c\\" \\$d"\n', said)
+        self.assertRegex(said, r" 1 0:\d+ / / rw.* - overlay overlay ")
+        self.assertRegex(said, r"SigBlk:\t0+\n")
+        self.assertIn("\n/dev/null\n", said)
+        self.assertIn("\nEnvironmentFile=/run/hypeman/environment\n", said)
+        self.assertIn("hypeman-agent\nhypeman-init\n", said)
+        self.assertIn("./sysinit.target.wants:\nhypeman-agent.service\n", said)
+
+    def test_systemd_mode_without_an_agent_puts_none_into_the_image(self) -> None:
+        script = "ls -1R /run /opt; ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt"
+        with self.guest("/bin/sh", "-c", script, mode="systemd", agent="0") as guest:
+            self.assertEqual(guest.exit_report(), (0, "halted from inside"))
+            self.assertNotIn("hypeman-agent", guest.console)
+            self.assertNotIn("environment", guest.console)
+
+    def test_systemd_mode_ends_a_guest_that_does_not_follow_the_order_to_stop(self) -> None:
+        with self.guest("/bin/sh", "-c", "echo ready; while :; do sleep 1; done", mode="systemd") as guest:
+            guest.wait_for("ready\n")
+            with guest.order_poweroff(2):
+                code, message = guest.exit_report()
+        self.assertEqual(code, 137)
+        self.assertIn("powered off by force, since the image's init did not within 2 s", message)
+
+    def test_systemd_mode_passes_the_order_on_when_pid_1_listens(self) -> None:
+        script = """
+        ln -s /run/initramfs/shutdown /shutdown
+        sleep 2; trap 'exec /shutdown reboot' 38; echo listens; while :; do sleep 0.1; done
+        """
+        with self.guest("/bin/sh", "-c", script, mode="systemd") as guest:
+            guest.wait_for("PROGRAM-START.*\n")
+            with guest.order_poweroff(30):
+                report = guest.exit_report()
+            self.assertIn("listens\n", guest.console)
+        self.assertEqual(report, (0, "stopped on request: powered off in order"))
+
+    def test_systemd_mode_without_its_program_says_so(self) -> None:
+        for argv0, code, words in (
+            ("/sbin/nothing", 127, "program /sbin/nothing cannot be executed: No such file"),
+            ("/etc/data", 126, "program /etc/data cannot be executed: Permission denied"),
+            ("/etc", 126, "program /etc cannot be executed: Is a directory"),
+            ("init", 125, "must be an absolute path, not init"),
+        ):
+            with self.subTest(argv0=argv0), self.guest(argv0, mode="systemd") as guest:
+                reported, message = guest.exit_report()
+                self.assertEqual(reported, code)
+                self.assertIn(words, message)
+                self.assertNotIn("PROGRAM-START", guest.console)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Usage: exec_mode.py INIT FAKE-AGENT [unittest …]
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import tempfile
 import time
 import unittest
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from frames import DEADLINE_S, format_records
@@ -79,11 +81,13 @@ class ExecMode(unittest.TestCase):
         agent: str | None = "byte-stay",
         gate_ms: int = 5000,
         want_agent: str = "1",
+        environment: Sequence[str] = (),
         **records: str,
     ) -> Init:
         fixed = [("version", "1"), ("name", "vm1"), ("mode", "exec"), ("agent", want_agent), ("headers", "0")]
         arguments = [("arg", argument) for argument in argv]
-        init = Init(self.folder, agent, gate_ms, fixed + arguments + list(records.items()))
+        variables = [("env", variable) for variable in environment]
+        init = Init(self.folder, agent, gate_ms, fixed + arguments + variables + list(records.items()))
         self.addCleanup(init.process.communicate)
         self.addCleanup(init.process.kill)
         return init
@@ -167,6 +171,50 @@ class ExecMode(unittest.TestCase):
         self.assertEqual(init.report()[0], 0)
         self.assertIn("b c|/nonexistent|/usr/local/sbin:", init.console)
         self.assertIn(f"|{folder}|65534\nempty stdin\n", init.console)
+
+    def test_argv_and_environment_are_exact(self) -> None:
+        argv = ["a b", "$HOME", "`id`", "x'y\"z\\", "", "line\nbreak", "*", "-n", "\u00e4", "$(id);exit 9"]
+        environment = {"A": "b  c ", "Q": "'\"\\", "N": "one\ntwo", "D": "$A ${A} $$", "E": "", "X": "a=b"}
+        show = "import os, sys; print(ascii(sys.argv[1:])); print(ascii(dict(os.environ)))"
+        init = self.init(
+            sys.executable,
+            "-I",
+            "-c",
+            show,
+            *argv,
+            want_agent="0",
+            environment=[f"{key}={value}" for key, value in environment.items()],
+        )
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        said_argv, said_environment = init.console.splitlines()[-3:-1]
+        self.assertEqual(ast.literal_eval(said_argv), argv)
+        got = ast.literal_eval(said_environment)
+        # what Python sets itself when no locale is set
+        got.pop("LC_CTYPE", None)
+        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        self.assertEqual(got, {**environment, "PATH": path, "HOME": "/root"})
+
+    def test_a_variable_of_the_definition_is_no_default(self) -> None:
+        environment = (f"PATH={self.folder}", "HOME=/else", "X=1")
+        (self.folder / "mine").write_text('#!/bin/sh\necho "$HOME|$PATH|$0"\n')
+        (self.folder / "mine").chmod(0o755)
+        init = self.init("mine", want_agent="0", environment=environment)
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        self.assertIn(f"/else|{self.folder}|{self.folder}/mine\n", init.console)
+
+    def test_a_relative_program_is_found_from_its_folder(self) -> None:
+        (self.folder / "mine").write_text("#!/bin/sh\necho ran in $PWD\n")
+        (self.folder / "mine").chmod(0o755)
+        init = self.init("./mine", want_agent="0", workdir=str(self.folder))
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        self.assertIn(f"ran in {self.folder}\n", init.console)
+
+    def test_a_folder_that_cannot_be_made_is_told(self) -> None:
+        (self.folder / "file").write_text("")
+        init = self.init("echo", "ran", want_agent="0", workdir=f"{self.folder}/file/x")
+        words = f"cannot make the working directory {self.folder}/file/x: Not a directory"
+        self.assertEqual(init.report(), (125, words))
+        self.expect_no_program(init)
 
     def test_killed_by_a_signal(self) -> None:
         init = self.init("sh", "-c", "kill -SEGV $$", want_agent="0")

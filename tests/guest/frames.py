@@ -29,6 +29,12 @@ class Type(IntEnum):
     SIGNAL = 10
     CLOSE = 11
     SHUTDOWN = 12
+    RESIZE = 13
+    FILES = 14
+    CLOCK = 15
+    ENTRY = 16
+    HOLE = 17
+    END = 18
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,31 @@ class Result:
     pid: int | None = None
     code: int = -1
     message: str = ""
+
+
+def format_item(kind: int, payload: bytes = b"") -> bytes:
+    """A frame as it stands in the bytes of a FILES stream."""
+    return HEADER.pack(len(payload), 0, kind, 0, 0) + payload
+
+
+def format_entry(path: str, kind: str = "file", **more: object) -> bytes:
+    """An ENTRY, of an empty file if not said otherwise. None leaves a record out."""
+    values = {"mode": 420, "uid": -1, "gid": -1, "size": 0, "mtime": 1} | more
+    pairs = [("path", path), ("kind", kind)] + [
+        (key, str(value)) for key, value in values.items() if value is not None
+    ]
+    return format_item(Type.ENTRY, format_records(pairs))
+
+
+def parse_items(data: bytes) -> list[Frame]:
+    """The items that bytes consist of."""
+    items = []
+    while data:
+        length, stream, kind, channel, _ = HEADER.unpack_from(data)
+        end = HEADER.size + length
+        items.append(Frame(Type(kind), stream, channel, data[HEADER.size : end]))
+        data = data[end:]
+    return items
 
 
 def format_records(pairs: Iterable[tuple[str, str]]) -> bytes:
@@ -114,6 +145,19 @@ class Channel:
         pairs = [("arg", argument) for argument in argv] + list(records.items())
         self.send(Type.EXEC, format_records(pairs), stream)
         return stream
+
+    def files(self, operation: str, path: str, data: bytes = b"", **records: str) -> list[Frame]:
+        """The items that answer a FILES whose input is `data` (at most a window)."""
+        stream = self.next_stream
+        self.next_stream += 1
+        pairs = [("operation", operation), ("path", path), *records.items()]
+        self.send(Type.FILES, format_records(pairs), stream)
+        for at in range(0, len(data), 65536):
+            self.send(Type.DATA, data[at : at + 65536], stream)
+        self.send(Type.DATA, b"", stream)
+        result = self.collect(stream)[stream]
+        assert result.code == 0, result
+        return parse_items(result.output[1])
 
     def collect(self, *streams: int) -> dict[int, Result]:
         """Everything of these streams up to their EXIT, giving credit back as it comes."""

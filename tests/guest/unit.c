@@ -6,19 +6,28 @@
 #include "config.h"
 #include "crc32.h"
 #include "environment.h"
+#include "fields.h"
 #include "files.h"
+#include "headers.h"
 #include "identity.h"
+#include "inroot.h"
 #include "kernellog.h"
+#include "laststage.h"
 #include "ports.h"
 #include "records.h"
+#include "report.h"
 #include "sentinel.h"
 #include "spawn.h"
+#include "stages.h"
+#include "trees.h"
+#include "unitfiles.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -132,6 +141,18 @@ static void test_sentinels(void)
     EXPECT_TEXT(line, "HYPEMAN-EXIT code=127 message=\"a \\\"b\\\" \\\\ c?d?? \xc3\xa4\" "
                       "boot=0123456789abcdef0123456789abcdef\n");
 
+    (void)sentinel_headers_start(line, now, boot);
+    EXPECT_TEXT(
+        line,
+        "HYPEMAN-HEADERS-START ts=2023-11-14T22:13:20.000000042Z boot=0123456789abcdef0123456789abcdef\n");
+    (void)sentinel_headers_ready(line, now, boot);
+    EXPECT_TEXT(
+        line,
+        "HYPEMAN-HEADERS-READY ts=2023-11-14T22:13:20.000000042Z boot=0123456789abcdef0123456789abcdef\n");
+    (void)sentinel_headers_failed(line, now, "no \"disk\"\n", boot);
+    EXPECT_TEXT(line, "HYPEMAN-HEADERS-FAILED ts=2023-11-14T22:13:20.000000042Z "
+                      "boot=0123456789abcdef0123456789abcdef error=\"no \\\"disk\\\"?\"\n");
+
     char message[SENTINEL_MESSAGE_MAX + 20];
     memset(message, '"', sizeof message - 1);
     message[sizeof message - 1] = '\0';
@@ -144,6 +165,52 @@ static void test_sentinels(void)
     memcpy(message + SENTINEL_MESSAGE_MAX - 1, "\xc3\xa4", 2);
     (void)sentinel_exit(line, 1, message, boot);
     EXPECT(strstr(line, "x\" boot=") != NULL && strchr(line, '\xc3') == NULL);
+}
+
+static void test_emergency(void)
+{
+    char line[SENTINEL_LINE_MAX];
+    struct timespec now = {.tv_sec = 1700000000, .tv_nsec = 42};
+    (void)sentinel_emergency(line, now, "entered", boot);
+    EXPECT_TEXT(line, "HYPEMAN-EMERGENCY ts=2023-11-14T22:13:20.000000042Z state=entered "
+                      "boot=0123456789abcdef0123456789abcdef\n");
+}
+
+static void test_environment_file(void)
+{
+    static const struct {
+        const char *variable;
+        const char *line;
+    } cases[] = {
+        {"A=b", "A=\"b\"\n"},
+        {"A=", "A=\"\"\n"},
+        {"A_1= b  c ", "A_1=\" b  c \"\n"},
+        {"A=1\n#2\n", "A=\"1\n#2\n\"\n"},
+        {"A=\"'\\$`=", "A=\"\\\"'\\\\\\$\\`=\"\n"},
+        {"#A=b", ""},
+        {"1A=b", ""},
+        {"A.B=c", ""},
+        {"=b", ""},
+        {"A", ""},
+        {"A\nB=c", ""},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *line = environment_file_line(cases[i].variable);
+        EXPECT_TEXT(line == NULL ? "(no memory)" : line, cases[i].line);
+        free(line);
+    }
+}
+
+static void test_last_words(void)
+{
+    EXPECT_TEXT(last_words_for("poweroff", false).message, "powered off from inside");
+    EXPECT_TEXT(last_words_for("halt", false).message, "halted from inside");
+    EXPECT_TEXT(last_words_for("reboot", false).message, "rebooted from inside");
+    EXPECT(last_words_for("reboot", false).reboot && last_words_for("kexec", false).reboot);
+    EXPECT(!last_words_for("poweroff", false).reboot && !last_words_for("", false).reboot);
+    /* The host has asked for the end: it gets that, whatever somebody inside has asked for. */
+    EXPECT(!last_words_for("reboot", true).reboot);
+    EXPECT_TEXT(last_words_for("reboot", true).message, "stopped on request: powered off in order");
 }
 
 static void test_boot_id(void)
@@ -350,6 +417,315 @@ static void test_config(void)
     }
 }
 
+static void test_fields(void)
+{
+    static const struct {
+        const char *text;
+        const char *wanted; /* key=value; of each field, or NULL */
+    } cases[] = {
+        {"", ""},
+        {"a=1", "a=1;"},
+        {"a=1,b=,c==", "a=1;b=;c==;"},
+        {"p=%2C%25%2c%41,q=x", "p=,%,A;q=x;"},
+        {"a", NULL},
+        {"a=1,", "a=1;"},
+        {"=1", NULL},
+        {"a=1,,b=2", NULL},
+        {"a=%", NULL},
+        {"a=%4", NULL},
+        {"a=%4g", NULL},
+        {"a=%00", NULL},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *text = exactly(cases[i].text, strlen(cases[i].text) + 1);
+        char *rest = text;
+        char got[64] = "";
+        struct field field;
+        enum fields_step step;
+        while ((step = fields_next(&rest, &field)) == FIELDS_ONE)
+            (void)snprintf(got + strlen(got), sizeof got - strlen(got), "%s=%s;", field.key, field.value);
+        EXPECT((step == FIELDS_END) == (cases[i].wanted != NULL));
+        if (step == FIELDS_END && cases[i].wanted != NULL)
+            EXPECT_TEXT(got, cases[i].wanted);
+        free(text);
+    }
+}
+
+#define RUNS FIXED "mode=exec\0arg=x\0"
+
+static void test_config_of_volumes(void)
+{
+    struct config config;
+    struct reason why;
+    static const char three[] = RUNS "volume=serial=v2,path=/data/in%2Cner,readonly=1,required=0,new=1\0"
+                                     "volume=serial=v1,path=/data\0volume=serial=v3,path=/a,fstype=erofs";
+    EXPECT(parse_config(three, sizeof three, &config, &why) && config.volumes.count == 3);
+    EXPECT_TEXT(config.volumes.all[0].path, "/a");
+    EXPECT(config.volumes.all[0].readonly && config.volumes.all[0].required);
+    EXPECT_TEXT(config.volumes.all[1].path, "/data");
+    EXPECT_TEXT(config.volumes.all[1].type, "ext4");
+    EXPECT(!config.volumes.all[1].readonly && config.volumes.all[1].required);
+    EXPECT_TEXT(config.volumes.all[2].path, "/data/in,ner");
+    EXPECT_TEXT(config.volumes.all[2].serial, "v2");
+    EXPECT(config.volumes.all[2].readonly && !config.volumes.all[2].required);
+    EXPECT(!volumes_hold_etc(&config.volumes));
+    config_free(&config);
+    static const struct {
+        const char *path;
+        bool holds_etc;
+    } places[] = {{"/", true},          {"/etc", true},      {"/etc/ssl/x", true},
+                  {"/etcetera", false}, {"/srv/etc", false}, {"/data", false}};
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        char records[128];
+        int used = snprintf(records, sizeof records, "serial=v,path=%s", places[i].path);
+        struct volume volume;
+        EXPECT(used > 0 && volume_parse(records, &volume, &why));
+        EXPECT(volumes_hold_etc(&(struct volumes){&volume, 1}) == places[i].holds_etc);
+    }
+}
+
+static void test_config_of_networks(void)
+{
+    struct config config;
+    struct reason why;
+    static const char whole[] =
+        RUNS "net=mac=52:54:00:AB:cd:01,name=eth0,mtu=1400,address=10.1.2.3/24,address=fd00::3/64,"
+             "gateway=10.1.2.1,gateway=fe80::1,new=1\0net=mac=52:54:00:ab:cd:02\0dns=10.1.2.1\0dns=fd00::1\0"
+             "search=example.org\0search=lan";
+    EXPECT(parse_config(whole, sizeof whole, &config, &why) && config.network.count == 2);
+    const struct interface *first = &config.network.interfaces[0];
+    EXPECT_TEXT(first->mac, "52:54:00:ab:cd:01");
+    EXPECT_TEXT(first->name, "eth0");
+    EXPECT(first->mtu == 1400 && first->address_count == 2 && first->gateway_count == 2);
+    EXPECT(first->addresses[0].family == AF_INET && first->addresses[0].prefix == 24);
+    EXPECT(memcmp(first->addresses[0].bytes, "\x0a\x01\x02\x03", 4) == 0);
+    EXPECT(first->addresses[1].family == AF_INET6 && first->addresses[1].prefix == 64);
+    EXPECT(first->gateways[1].family == AF_INET6 && first->gateways[1].bytes[0] == 0xfe);
+    EXPECT(config.network.interfaces[1].name == NULL && config.network.interfaces[1].mtu == 0);
+    EXPECT(config.network.dns_count == 2 && config.network.search_count == 2);
+    EXPECT_TEXT(config.network.search[1], "lan");
+    EXPECT(network_wanted(&config.network));
+    config_free(&config);
+    EXPECT(!network_wanted(&config.network));
+}
+
+static void test_config_of_set_up_refused(void)
+{
+    static const struct {
+        const char *record;
+        const char *words;
+    } wrong[] = {
+        {"volume=path=/a", "needs a serial"},
+        {"volume=serial=v", "needs a serial and a path"},
+        {"volume=serial=,path=/a", "needs a serial"},
+        {"volume=serial=v,path=a", "path=a: expected an absolute path"},
+        {"volume=serial=v,path=/a/../etc", "without . and .."},
+        {"volume=serial=v,path=/a/.", "without . and .."},
+        {"volume=serial=v,path=/a//b", "expected an absolute path"},
+        {"volume=serial=v,path=/a/", "expected an absolute path"},
+        {"volume=serial=v,path=/a,readonly=yes", "readonly=yes: expected 0 or 1"},
+        {"volume=serial=v,path=/a,fstype=xfs", "fstype=xfs: expected ext4 or erofs"},
+        {"volume=serial", "fields cannot be read"},
+        {"net=name=eth0", "needs a mac"},
+        {"net=mac=52:54:00:ab:cd", "mac=52:54:00:ab:cd: expected a MAC address"},
+        {"net=mac=52:54:00:ab:cd:0g", "expected a MAC address"},
+        {"net=mac=52:54:00:ab:cd:01,name=a/b", "name=a/b: expected the name of an interface"},
+        {"net=mac=52:54:00:ab:cd:01,name=a234567890123456", "expected the name of an interface"},
+        {"net=mac=52:54:00:ab:cd:01,mtu=67", "mtu=67: expected a number from 68"},
+        {"net=mac=52:54:00:ab:cd:01,address=10.0.0.1", "address=10.0.0.1: expected ADDRESS/PREFIX"},
+        {"net=mac=52:54:00:ab:cd:01,address=10.0.0.1/33", "expected ADDRESS/PREFIX"},
+        {"net=mac=52:54:00:ab:cd:01,address=fd00::1/129", "expected ADDRESS/PREFIX"},
+        {"net=mac=52:54:00:ab:cd:01,gateway=x", "gateway=x: expected an address"},
+        {"dns=example.org", "dns=example.org: expected an address"},
+        {"search=a b", "search=a b: expected a domain"},
+        {"search=", "expected a domain"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        char records[256];
+        memcpy(records, RUNS, sizeof RUNS - 1);
+        size_t length = strlen(wrong[i].record) + 1;
+        memcpy(records + sizeof RUNS - 1, wrong[i].record, length);
+        struct config config;
+        struct reason why = {""};
+        bool parsed = parse_config(records, sizeof RUNS - 1 + length, &config, &why);
+        if (parsed || strstr(why.words, wrong[i].words) == NULL) {
+            (void)fprintf(stderr, "%s: \"%s\"\n", wrong[i].record, why.words);
+            failures++;
+        }
+        config_free(&config);
+    }
+    struct config config;
+    struct reason why;
+    static const char twice[] = RUNS "volume=serial=a,path=/x\0volume=serial=b,path=/x";
+    EXPECT(!parse_config(twice, sizeof twice, &config, &why) && strstr(why.words, "twice") != NULL);
+    config_free(&config);
+}
+
+static void test_build_id(void)
+{
+    static const char other[] = "\4\0\0\0\3\0\0\0\1\0\0\0Abc\0xyz\0";
+    static const char ours[] = "\4\0\0\0\3\0\0\0\3\0\0\0GNU\0\x2a\xf0\xd5";
+    char id[HEADERS_ID_SIZE] = "";
+    char notes[64];
+    memcpy(notes, other, sizeof other - 1);
+    memcpy(notes + sizeof other - 1, ours, sizeof ours - 1);
+    size_t size = sizeof other - 1 + sizeof ours - 1;
+    char *whole = exactly(notes, size);
+    EXPECT(headers_find_id((const uint8_t *)whole, size, id));
+    EXPECT_TEXT(id, "2af0d5");
+    free(whole);
+    for (size_t cut = 0; cut < size; cut++) {
+        char *part = exactly(notes, cut);
+        EXPECT(!headers_find_id((const uint8_t *)part, cut, id));
+        free(part);
+    }
+}
+
+/* --- folders of a root that is not ours --- */
+
+static void test_in_root(void)
+{
+    char base[] = "/tmp/hypeman-unit-XXXXXX";
+    char path[64];
+    char text[64];
+    EXPECT(mkdtemp(base) != NULL);
+    int outside = open(base, O_PATH | O_DIRECTORY);
+    EXPECT(mkdirat(outside, "root", 0755) == 0 && mkdirat(outside, "root/usr", 0755) == 0);
+    EXPECT(symlinkat("/usr", outside, "root/lib") == 0 && symlinkat("../../..", outside, "root/up") == 0);
+    EXPECT(symlinkat("/nowhere", outside, "root/broken") == 0);
+    (void)snprintf(path, sizeof path, "%s/root", base);
+    int root = open(path, O_PATH | O_DIRECTORY);
+    static const struct {
+        const char *path;
+        const char *made;
+    } cases[] = {
+        {"/", "root"},   {"/lib/a", "root/usr/a"}, {"/up/b//c/", "root/b/c"}, {"/lib/a", "root/usr/a"},
+        {"d", "root/d"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct stat got;
+        struct stat wanted;
+        int folder = folder_in_root(root, cases[i].path);
+        EXPECT(folder >= 0 && fstat(folder, &got) == 0 && fstatat(outside, cases[i].made, &wanted, 0) == 0 &&
+               got.st_ino == wanted.st_ino);
+        close_fd(&folder);
+    }
+    EXPECT(folder_in_root(root, "/broken/x") < 0 && folder_in_root(root, "") < 0);
+    /* A link is replaced, not followed. */
+    EXPECT(symlinkat("../victim", outside, "root/usr/resolv.conf") == 0);
+    int usr = openat(root, "usr", O_RDONLY | O_DIRECTORY);
+    EXPECT(file_replace(usr, "resolv.conf", "first\n") && file_replace(usr, "resolv.conf", "text\n"));
+    (void)snprintf(path, sizeof path, "%s/root/usr/resolv.conf", base);
+    EXPECT(file_read(path, text, sizeof text) == 5);
+    EXPECT_TEXT(text, "text\n");
+    EXPECT(faccessat(outside, "root/victim", F_OK, 0) != 0 && faccessat(outside, "victim", F_OK, 0) != 0);
+    EXPECT(!file_replace(usr, "a", "x") || unlinkat(usr, "a", 0) == 0);
+    close_fd(&usr);
+    close_fd(&root);
+    close_fd(&outside);
+    struct stat status;
+    int parent = open("/tmp", O_PATH | O_DIRECTORY);
+    EXPECT(stat(base, &status) == 0 && tree_remove(parent, base + 5, status.st_dev));
+    close_fd(&parent);
+}
+
+static void test_trees(void)
+{
+    char base[] = "/tmp/hypeman-unit-XXXXXX";
+    struct stat status;
+    EXPECT(mkdtemp(base) != NULL && stat(base, &status) == 0);
+    int folder = open(base, O_RDONLY | O_DIRECTORY);
+    EXPECT(mkdirat(folder, "from", 0755) == 0 && mkdirat(folder, "from/sub", 0755) == 0 &&
+           mkdirat(folder, "to", 0755) == 0 && mkdirat(folder, "kept", 0755) == 0);
+    int from = openat(folder, "from", O_RDONLY | O_DIRECTORY);
+    int to = openat(folder, "to", O_RDONLY | O_DIRECTORY);
+    EXPECT(file_replace(from, "a", "content\n") && fchmodat(from, "a", 0640, 0) == 0 &&
+           file_replace(from, "sub/b", "x") == false && symlinkat("../kept", from, "link") == 0);
+    EXPECT(files_copy(from, to) && fstatat(to, "a", &status, 0) == 0 && (status.st_mode & 0777) == 0640);
+    EXPECT(status.st_size == 8 && faccessat(to, "link", F_OK, 0) != 0 && faccessat(to, "sub", F_OK, 0) != 0);
+    EXPECT(!files_copy(from, to) && errno == EEXIST);
+    /* What is linked to stays, and so does what is on another device. */
+    EXPECT(!tree_remove(folder, "from", status.st_dev + 1) && errno == EXDEV);
+    EXPECT(faccessat(folder, "from/a", F_OK, 0) == 0);
+    EXPECT(tree_remove(folder, "from", status.st_dev) && faccessat(folder, "kept", F_OK, 0) == 0);
+    EXPECT(!tree_remove(folder, "from", status.st_dev) && errno == ENOENT);
+    close_fd(&from);
+    close_fd(&to);
+    close_fd(&folder);
+    int parent = open("/tmp", O_PATH | O_DIRECTORY);
+    EXPECT(tree_remove(parent, base + 5, status.st_dev));
+    close_fd(&parent);
+}
+
+/* --- stages --- */
+
+struct meeting {
+    int here[2];
+    int beside[2];
+    bool fail_here;
+    bool fail_beside;
+    bool die_beside;
+};
+
+/* Each waits for the other's byte: only at once can both end. */
+static bool meet(int mine, int theirs)
+{
+    char byte;
+    return write(mine, "", 1) == 1 && read(theirs, &byte, 1) == 1;
+}
+
+static bool work_here(void *of, struct reason *why)
+{
+    const struct meeting *meeting = of;
+    if (meeting->fail_here)
+        return refuse(why, "here");
+    return meet(meeting->here[1], meeting->beside[0]);
+}
+
+static bool work_beside(void *of, struct reason *why)
+{
+    const struct meeting *meeting = of;
+    if (meeting->die_beside)
+        _exit(3);
+    if (!meet(meeting->beside[1], meeting->here[0]) || meeting->fail_beside)
+        return refuse(why, "beside");
+    return true;
+}
+
+static double seconds(struct timespec at)
+{
+    return (double)at.tv_sec + (double)at.tv_nsec / 1e9;
+}
+
+static void test_stages(void)
+{
+    static const struct job here = {"here", work_here};
+    static const struct job beside = {"beside", work_beside};
+    static struct report report;
+    struct meeting meeting = {.fail_here = false};
+    struct reason why = {""};
+    EXPECT(pipe(meeting.here) == 0 && pipe(meeting.beside) == 0);
+    report_stage(&report, "before");
+    EXPECT(stages_run(here, beside, &meeting, &report, &why) && report.stage_count == 3);
+    EXPECT_TEXT(report.stages[1].name, "here");
+    EXPECT_TEXT(report.stages[2].name, "beside");
+    EXPECT(seconds(report.stages[1].start) < seconds(report.stages[2].end));
+    EXPECT(seconds(report.stages[2].start) < seconds(report.stages[1].end));
+    report_stage(&report, "after");
+    EXPECT(seconds(report.stages[0].end) <= seconds(report.stages[1].start));
+    EXPECT(seconds(report.stages[1].end) <= seconds(report.stages[3].start));
+    meeting.fail_beside = true;
+    EXPECT(!stages_run(here, beside, &meeting, &report, &why));
+    EXPECT_TEXT(why.words, "beside");
+    meeting = (struct meeting){.fail_here = true, .die_beside = true};
+    EXPECT(!stages_run(here, beside, &meeting, &report, &why));
+    EXPECT_TEXT(why.words, "here");
+    EXPECT(pipe(meeting.here) == 0 && pipe(meeting.beside) == 0 && write(meeting.beside[1], "", 1) == 1);
+    meeting.fail_here = false;
+    EXPECT(!stages_run(here, beside, &meeting, &report, &why));
+    EXPECT_TEXT(why.words, "the stage beside ended without a word, or not at all");
+}
+
 static void test_config_disk(void)
 {
     static const uint8_t header[] = "HYPECFG1\x04\0\0\0";
@@ -405,6 +781,9 @@ int main(void)
     test_numbers();
     test_crc32();
     test_sentinels();
+    test_emergency();
+    test_environment_file();
+    test_last_words();
     test_boot_id();
     test_identity();
     test_environment();
@@ -414,6 +793,14 @@ int main(void)
     test_kernel_log();
     test_exit_words();
     test_config();
+    test_fields();
+    test_config_of_volumes();
+    test_config_of_networks();
+    test_config_of_set_up_refused();
+    test_build_id();
+    test_in_root();
+    test_trees();
+    test_stages();
     test_config_disk();
     test_folders();
     (void)fprintf(stderr, failures == 0 ? "unit: all as it should be\n" : "unit: failed\n");

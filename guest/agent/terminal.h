@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The terminal of an exec: a pseudoterminal whose master end the agent holds. */
+#ifndef HYPEMAN_TERMINAL_H
+#define HYPEMAN_TERMINAL_H
+
+#include "reason.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* The master end, non-blocking, and the process's end, owned by `owner`; both close-on-exec. */
+struct terminal {
+    int master;
+    int process;
+};
+
+bool terminal_open(struct terminal *terminal, uid_t owner, struct reason *why);
+
+/* Whoever runs in it is told by the kernel. What cannot be is of no consequence. */
+void terminal_resize(int master, uint16_t rows, uint16_t columns);
+
+/* What is typed to say that there is no more input, into `typed`: once, or twice when the line has begun. How
+ * many bytes. */
+size_t terminal_end(int master, bool line_begun, uint8_t typed[2]);
+
+/* SIGKILL to all processes of a session: with job control it has groups that its leader's is none of. */
+void session_kill(pid_t leader);
+
+#endif

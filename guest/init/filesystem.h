@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* File systems that are mounted first and get their place later, by fd. */
+#ifndef HYPEMAN_FILESYSTEM_H
+#define HYPEMAN_FILESYSTEM_H
+
+#include <stdbool.h>
+
+/* Mount a device nowhere yet: an fd of its root, or -1 with errno. */
+int filesystem_mount(const char *type, const char *device, bool readonly);
+
+/* Give it its place, a folder by its fd. False with errno. */
+bool filesystem_place(int filesystem, int folder);
+
+#endif

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "volumes.h"
+
+#include "devices.h"
+#include "fields.h"
+#include "files.h"
+#include "filesystem.h"
+#include "inroot.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+static bool path_valid(const char *path)
+{
+    if (strcmp(path, "/") == 0)
+        return true;
+    while (*path == '/') {
+        size_t length = strcspn(++path, "/");
+        if (length == 0 || (length == 1 && path[0] == '.') ||
+            (length == 2 && path[0] == '.' && path[1] == '.'))
+            return false;
+        path += length;
+        if (*path == '\0')
+            return true;
+    }
+    return false;
+}
+
+static bool take_flag(const struct field *field, bool *flag, struct reason *why)
+{
+    *flag = strcmp(field->value, "1") == 0;
+    return *flag || strcmp(field->value, "0") == 0 ||
+           refuse(why, "config disk: volume: %s=%s: expected 0 or 1", field->key, field->value);
+}
+
+static bool take_field(struct volume *volume, const struct field *field, struct reason *why)
+{
+    if (strcmp(field->key, "serial") == 0)
+        volume->serial = field->value;
+    else if (strcmp(field->key, "path") == 0)
+        volume->path = field->value;
+    else if (strcmp(field->key, "fstype") == 0)
+        volume->type = field->value;
+    else if (strcmp(field->key, "readonly") == 0)
+        return take_flag(field, &volume->readonly, why);
+    else if (strcmp(field->key, "required") == 0)
+        return take_flag(field, &volume->required, why);
+    return true;
+}
+
+bool volume_parse(char *value, struct volume *volume, struct reason *why)
+{
+    *volume = (struct volume){.type = "ext4", .required = true, .filesystem = -1};
+    struct field field;
+    enum fields_step step;
+    while ((step = fields_next(&value, &field)) == FIELDS_ONE) {
+        if (!take_field(volume, &field, why))
+            return false;
+    }
+    if (step == FIELDS_BROKEN)
+        return refuse(why, "config disk: volume: its fields cannot be read");
+    if (volume->serial == NULL || *volume->serial == '\0' || volume->path == NULL)
+        return refuse(why, "config disk: volume: it needs a serial and a path");
+    if (!path_valid(volume->path))
+        return refuse(why, "config disk: volume: path=%s: expected an absolute path without . and ..",
+                      volume->path);
+    if (strcmp(volume->type, "ext4") != 0 && strcmp(volume->type, "erofs") != 0)
+        return refuse(why, "config disk: volume: fstype=%s: expected ext4 or erofs", volume->type);
+    volume->readonly = volume->readonly || strcmp(volume->type, "erofs") == 0;
+    return true;
+}
+
+bool volumes_sort(struct volumes *volumes, struct reason *why)
+{
+    for (size_t i = 1; i < volumes->count; i++) {
+        struct volume volume = volumes->all[i];
+        size_t at = i;
+        for (; at > 0 && strcmp(volumes->all[at - 1].path, volume.path) > 0; at--)
+            volumes->all[at] = volumes->all[at - 1];
+        volumes->all[at] = volume;
+        if (at > 0 && strcmp(volumes->all[at - 1].path, volume.path) == 0)
+            return refuse(why, "config disk: volume: path=%s stands there twice", volume.path);
+    }
+    return true;
+}
+
+bool volumes_hold_etc(const struct volumes *volumes)
+{
+    for (size_t i = 0; i < volumes->count; i++) {
+        const char *path = volumes->all[i].path;
+        if (strcmp(path, "/") == 0 || strcmp(path, "/etc") == 0 || strncmp(path, "/etc/", 5) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* What failed ends the boot, or is said and left out. */
+static bool give_up(struct volume *volume, struct report *report, struct reason *why)
+{
+    close_fd(&volume->filesystem);
+    if (volume->required)
+        return false;
+    report_warning(report, why->words);
+    return true;
+}
+
+static bool mount_one(struct volume *volume, int64_t deadline, struct reason *why)
+{
+    char device[DEVICE_PATH_SIZE];
+    if (!wait_for_device(find_block, volume->serial, device, deadline))
+        return refuse(why, "volume %s: no block device with the serial %s came up", volume->path,
+                      volume->serial);
+    volume->filesystem = filesystem_mount(volume->type, device, volume->readonly);
+    return volume->filesystem >= 0 || refuse(why, "volume %s: cannot mount %s (%s) as %s: %s", volume->path,
+                                             volume->serial, device, volume->type, strerror(errno));
+}
+
+static bool place_one(struct volume *volume, const char *root, struct reason *why)
+{
+    /* Opened anew for each: one before may have been mounted on it. */
+    int top = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int folder = top < 0 ? -1 : folder_in_root(top, volume->path);
+    bool placed = folder >= 0 && filesystem_place(volume->filesystem, folder);
+    if (!placed)
+        (void)refuse(why, "volume %s: cannot %s: %s", volume->path,
+                     folder < 0 ? "make its folder" : "mount it there", strerror(errno));
+    close_fd(&folder);
+    close_fd(&top);
+    return placed;
+}
+
+bool volumes_mount(struct volumes *volumes, struct report *report, int64_t deadline, struct reason *why)
+{
+    for (size_t i = 0; i < volumes->count; i++) {
+        struct volume *volume = &volumes->all[i];
+        if (!mount_one(volume, deadline, why) && !give_up(volume, report, why))
+            return false;
+    }
+    return true;
+}
+
+bool volumes_place(struct volumes *volumes, struct report *report, const char *path, struct reason *why)
+{
+    for (size_t i = 0; i < volumes->count; i++) {
+        struct volume *volume = &volumes->all[i];
+        if (volume->filesystem >= 0 && !place_one(volume, path, why) && !give_up(volume, report, why))
+            return false;
+    }
+    return true;
+}
+
+void volumes_leave(struct volumes *volumes)
+{
+    for (size_t i = volumes->count; i > 0; i--) {
+        struct volume *volume = &volumes->all[i - 1];
+        /* The program may have unmounted it: then closing it is what makes it clean. */
+        if (volume->filesystem >= 0 && !volume->readonly && fchdir(volume->filesystem) == 0)
+            (void)mount(NULL, ".", NULL, MS_REMOUNT | MS_RDONLY, NULL);
+        (void)chdir("/");
+        close_fd(&volume->filesystem);
+    }
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The VM's volumes: disks of their own that get a place in the root. */
+#ifndef HYPEMAN_VOLUMES_H
+#define HYPEMAN_VOLUMES_H
+
+#include "reason.h"
+#include "report.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct volume {
+    const char *serial;
+    const char *path; /* absolute, neither `.` nor `..` in it, no slash too many */
+    const char *type;
+    bool readonly;
+    bool required;  /* or the boot goes on without it, with a warning */
+    int filesystem; /* an fd of its root, -1 if it is not mounted */
+};
+
+struct volumes {
+    struct volume *all;
+    size_t count;
+};
+
+/* The value of a `volume` record, which is written to and stays in use. */
+bool volume_parse(char *value, struct volume *volume, struct reason *why);
+
+/* Sort the volumes so that a folder comes before what is in it. False if two have one place. */
+bool volumes_sort(struct volumes *volumes, struct reason *why);
+
+/* Does one of them hold what the set-up of the network writes to: is its place /, /etc or below /etc? */
+bool volumes_hold_etc(const struct volumes *volumes);
+
+/* Mount them all, nowhere yet; devices that are not there are waited for. */
+bool volumes_mount(struct volumes *volumes, struct report *report, int64_t deadline, struct reason *why);
+
+/* Give each its place in the root at `path`. */
+bool volumes_place(struct volumes *volumes, struct report *report, const char *path, struct reason *why);
+
+/* Make them clean; for when nothing runs any more. */
+void volumes_leave(struct volumes *volumes);
+
+#endif

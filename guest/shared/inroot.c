@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "inroot.h"
+
+#include "files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/openat2.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int open_folder(int root, const char *path)
+{
+    const struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+                                 .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+    return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+}
+
+/* Make the last part of a path whose other parts are there. */
+static bool make_last(int root, char *path)
+{
+    char *slash = strrchr(path, '/');
+    const char *name = slash == NULL ? path : slash + 1;
+    if (slash != NULL)
+        *slash = '\0';
+    int parent = open_folder(root, slash == NULL || slash == path ? "/" : path);
+    bool made = parent >= 0 && (mkdirat(parent, name, 0755) == 0 || errno == EEXIST);
+    int error = errno;
+    if (slash != NULL)
+        *slash = '/';
+    close_fd(&parent);
+    errno = error;
+    return made;
+}
+
+int folder_in_root(int root, const char *path)
+{
+    char partial[PATH_MAX];
+    int folder = open_folder(root, path);
+    if (folder >= 0 || errno != ENOENT)
+        return folder;
+    size_t length = strlen(path);
+    if (length == 0 || length >= sizeof partial) {
+        errno = length == 0 ? ENOENT : ENAMETOOLONG;
+        return -1;
+    }
+    memcpy(partial, path, length + 1);
+    for (char *at = partial + 1;; at++) {
+        bool last = *at == '\0';
+        if (!last && *at != '/')
+            continue;
+        *at = '\0';
+        if (at[-1] != '/' && (folder = open_folder(root, partial)) < 0 &&
+            (errno != ENOENT || !make_last(root, partial)))
+            return -1;
+        close_fd(&folder);
+        if (last)
+            return open_folder(root, path);
+        *at = '/';
+    }
+}
+
+static bool write_all(int fd, const char *text)
+{
+    size_t left = strlen(text);
+    while (left > 0) {
+        ssize_t written = write(fd, text, left);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written < 0)
+            return false;
+        text += written;
+        left -= (size_t)written;
+    }
+    return true;
+}
+
+bool file_replace(int folder, const char *name, const char *text)
+{
+    char fresh[NAME_MAX + 1];
+    if (snprintf(fresh, sizeof fresh, ".%s.hypeman", name) >= (int)sizeof fresh) {
+        errno = ENAMETOOLONG;
+        return false;
+    }
+    if (unlinkat(folder, fresh, 0) != 0 && errno != ENOENT)
+        return false;
+    int fd = openat(folder, fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return false;
+    bool written = write_all(fd, text);
+    int error = errno;
+    close_fd(&fd);
+    if (written && renameat(folder, fresh, folder, name) == 0)
+        return true;
+    if (written)
+        error = errno;
+    (void)unlinkat(folder, fresh, 0);
+    errno = error;
+    return false;
+}

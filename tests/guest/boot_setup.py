@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real boots: volumes and networks, and what becomes of a boot by what its agent does.
+
+Run by `make -C guest boot-check KERNEL=…`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from collections.abc import Sequence
+from pathlib import Path
+
+import boot_guest
+from boot_guest import Guest, Machine, make_erofs, make_ext4, make_root
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from guest.tools.make_initrd import Entry, format_archive
+
+INIT = Path(os.environ["HYPEMAN_INIT"])
+FAKE_AGENT = Path(os.environ["HYPEMAN_FAKE_AGENT"])
+MAC = "52:54:00:ab:cd:01"
+OTHER_MAC = "52:54:00:ab:cd:02"
+NETWORK = (
+    ("net", f"mac={MAC},name=lan0,mtu=1400,address=10.9.8.7/24,address=fd00:9::7/64,gateway=10.9.8.1"),
+    ("dns", "10.9.8.1"),
+    ("dns", "fd00:9::1"),
+    ("search", "example.org"),
+    ("search", "lan"),
+)
+RESOLVER = "nameserver 10.9.8.1\nnameserver fd00:9::1\nsearch example.org lan\n"
+
+
+def card(mac: str, name: str = "n0") -> list[str]:
+    return ["-netdev", f"hubport,id={name},hubid=0", "-device", f"virtio-net-device,netdev={name},mac={mac}"]
+
+
+def read_from(volume: Path, path: str) -> str:
+    """A file of an ext4 file system that is not mounted."""
+    command = ["debugfs", "-R", f"cat {path}", str(volume)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout
+
+
+class SetUp(boot_guest.BootCase):
+    @classmethod
+    def change_root(cls, root: Path) -> None:
+        (root / "data").mkdir()
+        (root / "etc/resolv.conf").symlink_to("../run/resolver/stub.conf")
+        (root / "etc/hosts").write_text("127.0.0.1 localhost # vm1\n::1 localhost")
+        # as seen from outside of the root that leads to the initrd's
+        (root / "out").symlink_to("../../../../..")
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory(prefix="hypeman-setup-")))
+
+    def volume(self, name: str, **files: str) -> Path:
+        root = self.folder / f"{name}.root"
+        root.mkdir()
+        for file, text in files.items():
+            (root / file).write_text(text)
+        return make_ext4(self.folder / name, root)
+
+    def expect_order(self, guest: Guest, *names: str) -> None:
+        """The stages came one after the other."""
+        stages = guest.stages()
+        moments = [moment for name in names for moment in stages[name]]
+        self.assertEqual(moments, sorted(moments), stages)
+
+    def test_network_and_volumes_at_once(self) -> None:
+        outer, inner = self.volume("outer", a="of the outer\n"), self.folder / "inner"
+        root = self.folder / "root"
+        root.mkdir()
+        (root / "b").write_text("of the inner\n")
+        make_erofs(inner, root)
+        machine = Machine(
+            drives=[("v-inner", inner, True), ("v-outer", outer, False)],
+            options=[*card(OTHER_MAC, "n0"), *card(MAC, "n1")],
+            records=[
+                ("volume", "serial=v-inner,path=/data/in%2Cner,fstype=erofs,readonly=1"),
+                ("volume", "serial=v-outer,path=/data"),
+                *NETWORK,
+                ("net", f"mac={OTHER_MAC},name=eth1,address=192.0.2.1/32"),
+            ],
+        )
+        script = (
+            "cat /data/a /data/in,ner/b; echo new >/data/c; echo no >/data/in,ner/x && echo written;"
+            "cat /etc/resolv.conf /etc/hosts; ip addr; ip route; ip -6 route; ls -l /etc/resolv.conf;"
+            "cat /proc/mounts; ls -a / /run"
+        )
+        with self.guest("sh", "-c", script, agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            for expected in (
+                "of the outer\nof the inner\n",
+                "Read-only file system",
+                RESOLVER,
+                "127.0.0.1 localhost # vm1\n::1 localhost\n127.0.1.1\tvm1\n",
+                "lan0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1400",
+                "inet 10.9.8.7/24 scope global lan0",
+                "inet6 fd00:9::7/64 scope global",
+                "inet 192.0.2.1/32 scope global eth1",
+                "default via 10.9.8.1 dev lan0",
+                " /data ext4 rw,",
+                " /data/in,ner erofs ro,",
+            ):
+                self.assertIn(expected, guest.console)
+            self.assertNotRegex(guest.console, r"scope global .*tentative")
+            self.assertNotIn("written", guest.console)
+            self.assertNotIn("resolver", guest.console)
+            stages = guest.stages()
+            self.assertLess(stages["network"][0], stages["volumes"][1], stages)
+            self.assertLess(stages["volumes"][0], stages["network"][1], stages)
+            for name in ("network", "volumes"):
+                self.expect_order(guest, "root", name, "binds", "api", "system", "program")
+        self.check_ext4(outer)
+        self.assertEqual(read_from(outer, "/c"), "new\n")
+
+    def test_two_interfaces_swap_their_names(self) -> None:
+        options = [*card(MAC, "n0"), *card(OTHER_MAC, "n1")]
+        show = "for n in eth0 eth1; do echo $n $(cat /sys/class/net/$n/address); done"
+        with self.guest("sh", "-c", show, agent="0", machine=Machine(options=options)) as guest:
+            self.assertEqual(guest.exit_report()[0], 0)
+            first = MAC if f"eth0 {MAC}" in guest.console else OTHER_MAC
+        second = {MAC: OTHER_MAC, OTHER_MAC: MAC}[first]
+        records = [("net", f"mac={second},name=eth0"), ("net", f"mac={first.upper()},name=eth1")]
+        with self.guest(
+            "sh", "-c", show, agent="0", machine=Machine(options=options, records=records)
+        ) as guest:
+            self.assertEqual(guest.exit_report()[0], 0)
+            self.assertIn(f"eth0 {second}\neth1 {first}\n", guest.console)
+
+    def test_in_turn_when_a_volume_holds_etc(self) -> None:
+        etc = self.volume("etc", group="root:x:0:\n")
+        machine = Machine(
+            drives=[("v", etc, False)],
+            options=card(MAC),
+            records=[("volume", "serial=v,path=/etc"), *NETWORK],
+        )
+        with self.guest("cat", "/etc/resolv.conf", agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertIn(RESOLVER, guest.console)
+            self.expect_order(guest, "root", "volumes", "binds", "network", "api")
+        self.check_ext4(etc)
+        self.assertEqual(read_from(etc, "/resolv.conf"), RESOLVER)
+
+    def test_an_etc_that_cannot_be_written_to_needs_no_name_in_hosts(self) -> None:
+        etc = self.volume("etc", hosts="127.0.0.1 localhost\n", hostname="other\n")
+        machine = Machine(drives=[("v", etc, True)], records=[("volume", "serial=v,path=/etc,readonly=1")])
+        script = "cat /etc/hosts; grep -m 1 hypeman-init /dev/kmsg"
+        with self.guest("sh", "-c", script, agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertIn("127.0.0.1 localhost\n", guest.console)
+            self.assertIn("warning: cannot add the VM's name to /etc/hosts\n", guest.console)
+
+    def test_a_volume_as_the_root(self) -> None:
+        root = self.folder / "root"
+        make_root(root)
+        volume = make_ext4(self.folder / "volume", root)
+        machine = Machine(
+            drives=[("v", volume, False)],
+            options=card(MAC),
+            records=[("volume", "serial=v,path=/"), *NETWORK],
+        )
+        with self.guest("sh", "-c", "mount; cat /etc/hosts; >/made", agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertRegex(guest.console, r"/dev/vd. on / type ext4 \(rw")
+            self.assertIn("127.0.0.1\tlocalhost vm1\n", guest.console)
+        self.check_ext4(volume)
+        self.assertEqual(read_from(volume, "/etc/resolv.conf"), RESOLVER)
+
+    def test_no_link_of_the_image_leads_a_volume_out_of_its_root(self) -> None:
+        machine = Machine(
+            drives=[("v", self.volume("v", a="here\n"), False)],
+            records=[("volume", "serial=v,path=/out/out/disk")],
+        )
+        with self.guest("sh", "-c", "cat /disk/a; mount", agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertIn("here\n", guest.console)
+            self.assertRegex(guest.console, r"on /disk type ext4")
+
+    def test_a_volume_that_is_not_there(self) -> None:
+        words = "volume /data: no block device with the serial v came up"
+        for record, code in (("serial=v,path=/data", 125), ("serial=v,path=/data,required=0", 0)):
+            machine = Machine(records=[("volume", record)])
+            with self.subTest(record), self.guest("echo", "ran", agent="0", machine=machine) as guest:
+                begun = time.monotonic()
+                reported, message = guest.exit_report()
+                self.assertEqual(reported, code, guest.console)
+                self.assertGreater(time.monotonic() - begun, 9)
+                self.assertEqual("ran\n" in guest.console, code == 0)
+                if code:
+                    self.assertEqual(message, words)
+                else:
+                    self.assertIn(f"hypeman-init: warning: {words}\n", guest.console)
+
+    def test_a_volume_that_cannot_be_mounted(self) -> None:
+        garbage = self.folder / "garbage"
+        garbage.write_bytes(os.urandom(1 << 20))
+        for options, code in (("", 125), (",required=0", 0)):
+            machine = Machine(
+                drives=[("v", garbage, False)],
+                options=card(MAC),
+                records=[("volume", f"serial=v,path=/data{options}"), *NETWORK],
+            )
+            script = "grep -m 1 hypeman-init /dev/kmsg; echo ran"
+            with self.subTest(options), self.guest("sh", "-c", script, agent="0", machine=machine) as guest:
+                reported, message = guest.exit_report()
+                self.assertEqual(reported, code, guest.console)
+                said = message if code else guest.console
+                self.assertRegex(said, r"volume /data: cannot mount v \(/dev/vd.\) as ext4: Invalid argument")
+                self.assertEqual("ran\n" in guest.console, code == 0)
+                if not code:
+                    self.assertRegex(guest.console, r"12,\d+,\d+,-;hypeman-init: warning: volume /data")
+
+    def test_an_interface_that_is_not_there(self) -> None:
+        machine = Machine(options=card(OTHER_MAC), records=NETWORK)
+        with self.guest("echo", "ran", agent="0", machine=machine) as guest:
+            words = f"network: no interface with the MAC address {MAC} came up"
+            self.assertEqual(guest.exit_report(), (125, words))
+            self.assertNotIn("ran\n", guest.console)
+
+    def test_the_failing_stage_of_two_ends_the_boot(self) -> None:
+        records = [("volume", "serial=v,path=/data"), ("net", f"mac={MAC},mtu=68,address=fd00::1/8")]
+        machine = Machine(drives=[("v", self.volume("v"), False)], options=card(MAC), records=records)
+        with self.guest("echo", "ran", agent="0", machine=machine) as guest:
+            code, message = guest.exit_report()
+            self.assertEqual(code, 125)
+            self.assertIn(f"network: cannot set the address fd00::1 of {MAC}: ", message)
+
+    def test_without_network_and_volumes_there_is_neither_stage(self) -> None:
+        with self.guest("ip", "addr", agent="0") as guest:
+            self.assertEqual(guest.exit_report()[0], 0)
+            self.assertEqual(set(guest.stages()) & {"network", "volumes", "binds"}, set())
+            self.assertIn("lo: <LOOPBACK,UP,LOWER_UP>", guest.console)
+
+
+class Gate(boot_guest.BootCase):
+    """What init does by what the agent does, with the agent of a real initrd replaced."""
+
+    def machine(self, agent: str, mode: int = 0o755) -> Machine:
+        initrd = Path(self.shared.name) / f"{agent}.cpio"
+        entries: Sequence[Entry] = (
+            Entry("dev", 0o040755),
+            Entry("dev/console", 0o020600, device=(5, 1)),
+            Entry("init", 0o100755, INIT.read_bytes()),
+        )
+        if agent != "missing":
+            entries = [*entries, Entry("hypeman-agent", 0o100000 | mode, FAKE_AGENT.read_bytes())]
+        initrd.write_bytes(format_archive(entries))
+        return Machine(initrd=initrd, words=f"fake_agent={agent}")
+
+    def test_an_agent_that_dies_after_its_byte_does_no_harm(self) -> None:
+        for agent in ("byte-exit", "byte-crash", "byte-stay"):
+            with (
+                self.subTest(agent),
+                self.guest("sh", "-c", "echo ran; exit 4", machine=self.machine(agent)) as guest,
+            ):
+                self.assertEqual(guest.exit_report(), (4, "exited with code 4"))
+                words = [guest.console.index(word) for word in ("AGENT-READY", "PROGRAM-START", "EXIT")]
+                self.assertEqual(words, sorted(words))
+
+    def test_no_byte_no_program(self) -> None:
+        for agent, words in (
+            ("eof", "exited with code 3"),
+            ("crash", "killed by signal 9 (KILL)"),
+            ("close-stay", "it closed its ready pipe without a byte"),
+            ("silent", "no sign of it within 10000 ms"),
+            ("not-executable", "cannot execute hypeman-agent: Permission denied"),
+            ("missing", "cannot open its binary: No such file or directory"),
+        ):
+            machine = self.machine(agent, 0o644 if agent == "not-executable" else 0o755)
+            with self.subTest(agent), self.guest("echo", "ran", machine=machine) as guest:
+                begun = time.monotonic()
+                message = f"the guest agent is not ready: {words}; the program was not started"
+                self.assertEqual(guest.exit_report(), (125, message))
+                self.assertGreater(time.monotonic() - begun, 10 if agent == "silent" else 0)
+                for line in ("ran\n", "PROGRAM-START", "AGENT-READY"):
+                    self.assertNotIn(line, guest.console)
+
+    def test_without_an_agent_there_is_nothing_of_it(self) -> None:
+        script = "ps; ls -l /proc/[1-9]/exe /proc/1/fd; find / -xdev; find /run; (sleep 1 &); exit 5"
+        with self.guest("sh", "-c", script, agent="0", machine=self.machine("crash")) as guest:
+            # Init is there to reap, to report and to power off.
+            self.assertEqual(guest.exit_report(), (5, "exited with code 5"))
+            self.assertRegex(guest.console, r"\n +1 root +/init\n")
+            self.assertNotIn("agent", guest.console.split("PROGRAM-START")[1])
+
+
+if __name__ == "__main__":
+    unittest.main()
