@@ -49,7 +49,7 @@ def replace_file(path: Path, *, mode: int = 0o644, uid: int = -1, gid: int = -1)
     sync_folder(path.parent)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | bytearray) -> None:
     """Write all of `data`: write(2) may take less."""
     view = memoryview(data)
     while view:

@@ -15,18 +15,22 @@ import socket
 import sys
 from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import sdnotify
 
-from hypemand.api.server import make_app, serve
+from hypemand.api.access import TokenGate
+from hypemand.api.listener import Listener
+from hypemand.api.server import HttpServer, make_app, serve
 from hypemand.api.services import Services
+from hypemand.api.tokens import TokenStore
 from hypemand.boot.watcher import BootWatcher
-from hypemand.config.host import HostConfig, load_host_config
-from hypemand.errors import HypemandError
+from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
+from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
 from hypemand.log import set_up_logging
 from hypemand.manager.images import ApiImages
-from hypemand.manager.reload import Reloader
+from hypemand.manager.reload import Reloader, ReloadReport
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
 from hypemand.state import State
@@ -55,6 +59,7 @@ class Daemon:
         services = VmServices(self._bus, Units(self._bus), self._watcher, self._update_status)
         self._manager = VmManager(config, self._store, services)
         self._reloader = Reloader(self._manager)
+        self._tokens = TokenStore(config.state_dir / "tokens.json")
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -63,7 +68,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         async with AsyncExitStack() as stack:
             stack.callback(self._bus.close)
-            stack.push_async_callback(self._watcher.close)
+            stack.callback(self._watcher.close)
             await self._recover()
             stack.push_async_callback(self._manager.close)
             stack.push_async_callback(self._reloader.close, _RELOAD_DEADLINE)
@@ -95,16 +100,36 @@ class Daemon:
         api = Services(
             manager=self._manager,
             images=ApiImages(self._store, self._manager.images_in_use),
-            reload=self._reloader.reload,
+            tokens=self._tokens,
+            reload=self._reload,
             defaults=lambda: self._manager.config.defaults,
+            spool=self._config.state_dir,
         )
-        listener = _take_socket() or _open_socket(self._config.runtime_dir / "api.sock")
-        await stack.enter_async_context(serve(make_app(api), listener))
+        self._listener = Listener(lambda: HttpServer(make_app(api, gate=TokenGate(self._tokens).check)))
+        stack.push_async_callback(self._listener.close)
+        for problem in await self._listen():
+            _log.error("%s", problem)
+        socket = _take_socket() or _open_socket(self._config.runtime_dir / "api.sock")
+        await stack.enter_async_context(serve(make_app(api), socket))
+
+    async def _listen(self) -> tuple[Problem, ...]:
+        """Serve over TCP where the host config says so. What keeps us from it keeps us from nothing else."""
+        try:
+            await self._listener.apply(self._manager.config.listen)
+        except HostNotReady as error:
+            return (Problem(str(HOST_CONFIG), 0, 0, "listen", error.message, error.hint),)
+        return ()
+
+    async def _reload(self) -> ReloadReport:
+        report = await self._reloader.reload()
+        self._update_status()
+        return replace(report, problems=(*report.problems, *await self._listen()))
 
     async def _autostart(self) -> None:
         """Read the definitions. What is marked autostart is started once after the host has booted, not
         again when only the daemon is restarted."""
         report = await self._reloader.reload()
+        self._update_status()
         marker = self._config.runtime_dir / "autostarted"
         if marker.exists():
             return
@@ -118,6 +143,8 @@ class Daemon:
         counts = Counter(vm.state for vm in self._manager)
         words = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none defined"
         status = f"VMs: {words}"
+        if self._manager.broken:
+            status += f"; {len(self._manager.broken)} with errors in their files: hypemanctl check"
         if status != self._status:
             self._status = status
             self._notifier.notify(f"STATUS={status}")
@@ -160,7 +187,8 @@ def _open_socket(path: Path) -> socket.socket:
 
 
 def main() -> int:
-    """Run the daemon. Exit 1, with the reason, when it cannot start."""
+    """Run the daemon. Exits with the reason: 78 (EX_CONFIG of sysexits.h) when its configuration is wrong, 1
+    when it cannot run for another."""
     parser = argparse.ArgumentParser(
         prog="hypemand",
         description="Host agent that makes micro VMs systemd services. Started by hypemand.service.",
@@ -174,7 +202,7 @@ def main() -> int:
         asyncio.run(_run(config))
     except HypemandError as error:
         _log.critical("cannot run: %s", error)
-        return 1
+        return os.EX_CONFIG if isinstance(error, InvalidDefinition) else 1
     return 0
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -64,6 +65,22 @@ class HeadersFailed:
     error: str
 
 
+class EmergencyState(StrEnum):
+    """Has emergency mode begun, or is it over?"""
+
+    ENTERED = "entered"
+    LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True)
+class Emergency:
+    """The guest's systemd has reached emergency.target, or has left it."""
+
+    boot: str
+    ts_ns: int
+    state: EmergencyState
+
+
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How the program ended; `code` is 0 to 255."""
@@ -83,7 +100,7 @@ class Stage:
     end: float
 
 
-Sentinel = ProgramStart | AgentReady | HeadersStart | HeadersReady | HeadersFailed | Exit | Stage
+Sentinel = ProgramStart | AgentReady | HeadersStart | HeadersReady | HeadersFailed | Emergency | Exit | Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +152,10 @@ def _parse_mode(value: bytes) -> Mode:
     return mode
 
 
+def _parse_emergency(value: bytes) -> EmergencyState:
+    return EmergencyState(value.decode("ascii"))
+
+
 def _parse_code(value: bytes) -> int:
     code = int(_match(_CODE, value)[0])
     if code > 255:
@@ -184,6 +205,7 @@ _GRAMMAR: Mapping[bytes, tuple[type[Sentinel], Mapping[str, _Codec]]] = MappingP
         b"HEADERS-START": (HeadersStart, {"ts": _TS}),
         b"HEADERS-READY": (HeadersReady, {"ts": _TS}),
         b"HEADERS-FAILED": (HeadersFailed, {"ts": _TS, "error": _TEXT}),
+        b"EMERGENCY": (Emergency, {"ts": _TS, "state": _Codec(_parse_emergency, str)}),
         b"EXIT": (Exit, {"code": _Codec(_parse_code, str), "message": _TEXT}),
         b"STAGE": (Stage, {"name": _Codec(_parse_stage_name, _format_name), "start": _AT, "end": _AT}),
     }

@@ -141,6 +141,31 @@ _QMP_ERRORS = {
 }
 
 
+EMERGENCY = "the guest's systemd is in emergency mode"
+
+
+class HeadersState(StrEnum):
+    """How far the guest is with its kernel's headers, in the words of its status file."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    READY = "ready"
+    FAILED = "failed"
+
+    @property
+    def is_settled(self) -> bool:
+        """Will it stay as it is?"""
+        return self in (HeadersState.READY, HeadersState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadersStatus:
+    """The same with the guest's reason where it is FAILED."""
+
+    state: HeadersState = HeadersState.PENDING
+    error: str | None = None
+
+
 class Marker(StrEnum):
     """What must have been seen of a boot before the VM is usable."""
 
@@ -150,7 +175,8 @@ class Marker(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of a VM at one moment. The markers are those of this boot only."""
+    """What is known of a VM at one moment. The markers are those of this boot only. `emergency`: the guest's
+    systemd has said that it is in emergency mode."""
 
     unit: UnitEvidence
     qmp: QmpStatus = QmpStatus.ABSENT
@@ -158,6 +184,7 @@ class Evidence:
     agent_marker: bool = False
     guest_agent: bool = True
     has_snapshot: bool = False
+    emergency: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +251,10 @@ def _derive_live(evidence: Evidence) -> Derived:
         return Derived(State.CREATED, missing=missing)
     if qmp in _HALTED and not activating:
         return Derived(State.PAUSED, _QMP_ERRORS.get(qmp), missing)
+    emergency = EMERGENCY if evidence.emergency else None
     if activating or missing:
-        return Derived(State.INITIALIZING, _QMP_ERRORS.get(qmp), missing)
-    return Derived(State.RUNNING)
+        return Derived(State.INITIALIZING, _QMP_ERRORS.get(qmp, emergency), missing)
+    return Derived(State.RUNNING, emergency)
 
 
 def derive_status_text(

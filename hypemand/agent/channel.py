@@ -13,20 +13,26 @@ import contextlib
 import itertools
 import logging
 import math
+import struct
 import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hypemand.agent.files import IncomingCopy, OutgoingCopy, check_path, read_stat
 from hypemand.agent.frames import MAX_PAYLOAD, MAX_PING, VERSION, Frame, FrameParser, FrameType, HelloFinder
 from hypemand.agent.records import ProtocolError, encode_records, parse_records
-from hypemand.agent.session import Session, clean_message
+from hypemand.agent.session import MAX_SIDE, Session, clean_message
 from hypemand.errors import GuestError, InvalidRequest, TimedOut
-from hypemand.manager.view import ExecRequest
+from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, ExecStream, FileInfo
 
 MAX_STREAMS = 64
 MAX_GRACE = 86400
 MAX_PINGS_PER_SECOND = 16
+MAX_UMASK = 0o777
+_U64 = struct.Struct("<Q")
 _READ_BYTES = 16 * 1024
 # More than all streams together may have queued, each its EXEC and a piece of input: the guest does not read.
 QUEUE_LIMIT = 8 * 1024 * 1024
@@ -38,9 +44,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AgentHello:
-    """What the agent said of itself."""
+    """What the agent said of itself. `features`: what it can do beside what every agent can."""
 
     version: str
+    features: frozenset[str] = frozenset()
 
 
 class AgentChannel:
@@ -112,25 +119,76 @@ class AgentChannel:
 
         GuestError: not ready, too many at once, or the channel broke; TimedOut: no answer in time.
         """
+        if request.tty:
+            self._require("tty", "no terminals")
+        if request.umask is not None:
+            self._require("umask", "no umask")
+        streams = (ExecStream.STDOUT,) if request.tty else tuple(ExecStream)
+        payload = _encode_exec(request)
+        session = self._open(FrameType.EXEC, payload, streams=streams, terminal=request.tty)
+        if request.timeout is not None:
+            session.start_timer(request.timeout)
+        async with _deadline(session, start_timeout, f"start {request.argv[0]}"):
+            await session.started
+        return session
+
+    def _open(
+        self, kind: FrameType, payload: bytes, *, streams: Collection[ExecStream], terminal: bool = False
+    ) -> Session:
+        """Ask for something that has a stream of its own."""
         self._check_ready()
         if len(self._sessions) >= MAX_STREAMS:
             raise GuestError(f"{MAX_STREAMS} commands run in this guest already", code="too_many_commands")
-        payload = _encode_exec(request)
-        session = Session(self, next(self._numbers))
+        session = Session(self, next(self._numbers), streams=streams, terminal=terminal)
         self._sessions[session.number] = session
-        self.send(Frame(FrameType.EXEC, session.number, payload=payload))
-        if request.timeout is not None:
-            session.start_timer(request.timeout)
-        try:
-            async with asyncio.timeout(start_timeout):
-                await session.started
-        except TimeoutError:
-            await session.close()
-            raise TimedOut(f"the guest did not start {request.argv[0]} in {start_timeout:g} s") from None
-        except BaseException:
-            await session.close()
-            raise
+        self.send(Frame(kind, session.number, payload=payload))
         return session
+
+    def _require(self, feature: str, lack: str) -> None:
+        self._check_ready()
+        if feature not in self._hello.result().features:
+            raise GuestError(
+                f"the VM's agent is older than this hypemand and knows {lack}",
+                hint="restart the VM",
+                code="agent_too_old",
+            )
+
+    def _open_files(self, operation: str, path: str, *, follow: bool = False) -> Session:
+        self._require("files", "nothing of files")
+        pairs = [("operation", operation), ("path", check_path(path)), ("follow", "1" if follow else "0")]
+        return self._open(FrameType.FILES, encode_records(pairs), streams=(ExecStream.STDOUT,))
+
+    async def stat(self, path: str, *, follow: bool = False) -> FileInfo | None:
+        """See `Manager.stat_path`. GuestError, TimedOut."""
+        session = self._open_files("stat", path, follow=follow)
+        async with _deadline(session, _START_TIMEOUT, f"look at {path}"):
+            return await read_stat(session)
+
+    async def copy_out(self, path: str, *, follow: bool = False) -> CopyOut:
+        """See `Manager.copy_out`. NotFound, GuestError, TimedOut."""
+        session = self._open_files("out", path, follow=follow)
+        copy = OutgoingCopy(session)
+        async with _deadline(session, _START_TIMEOUT, f"copy {path}"):
+            await copy.begin()
+        return copy
+
+    async def copy_in(self, path: str) -> CopyIn:
+        """See `Manager.copy_in`. GuestError, TimedOut."""
+        session = self._open_files("in", path)
+        async with _deadline(session, _START_TIMEOUT, f"copy to {path}"):
+            await session.started
+        return IncomingCopy(session, f"a copy to {path}")
+
+    async def set_clock(self, now_ns: int | None = None, *, timeout: float = 5.0) -> None:
+        """Set the guest's clock to nanoseconds since the epoch, else the host's time: after a
+        guest was restored it is where it stood. GuestError, TimedOut."""
+        self._require("clock", "no clock")
+        payload = _U64.pack(time.time_ns() if now_ns is None else now_ns)
+        session = self._open(FrameType.CLOCK, payload, streams=())
+        async with _deadline(session, timeout, "set its clock"):
+            report = await session.wait()
+        if report.code != 0:
+            raise GuestError(f"the guest's clock cannot be set: {report.message}")
 
     async def ping(self, *, timeout: float = 5.0) -> float:
         """Seconds until the agent answered. TimedOut, GuestError."""
@@ -257,7 +315,8 @@ class AgentChannel:
             raise ProtocolError(f"the agent speaks version {shown} of the protocol, not {VERSION}")
         if records.get("boot") != self._boot:
             raise ProtocolError("HELLO is of another boot than this one")
-        self._hello.set_result(AgentHello(clean_message(records.find("agent") or "")))
+        features = frozenset(word.decode(errors="replace") for word in records.all("feature"))
+        self._hello.set_result(AgentHello(clean_message(records.find("agent") or ""), features))
 
     def _handle_ping(self, frame: Frame) -> None:
         if len(frame.payload) > MAX_PING:
@@ -295,9 +354,33 @@ async def _wait_any(*futures: asyncio.Future[Any], timeout: float | None = None)
     await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
+@asynccontextmanager
+async def _deadline(session: Session, seconds: float, what: str) -> AsyncIterator[None]:
+    """What goes wrong, or takes longer, ends the session."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        await session.close()
+        raise TimedOut(f"the guest did not {what} in {seconds:g} s") from None
+    except BaseException:
+        await session.close()
+        raise
+
+
 def _encode_exec(request: ExecRequest) -> bytes:
+    env = dict(request.env)
     pairs = [("arg", arg) for arg in request.argv]
-    pairs += [("env", f"{key}={value}") for key, value in request.env.items()]
+    if request.tty:
+        env.setdefault("TERM", "xterm")
+        pairs += [("tty", "1"), ("rows", str(request.rows)), ("cols", str(request.cols))]
+        if not (0 <= request.rows <= MAX_SIDE and 0 <= request.cols <= MAX_SIDE):
+            raise InvalidRequest(f"{request.rows} rows and {request.cols} columns are no size of a terminal")
+    if request.umask is not None:
+        if not 0 <= request.umask <= MAX_UMASK:
+            raise InvalidRequest(f"{request.umask} is no umask", hint="give one from 0 to 0777")
+        pairs.append(("umask", str(request.umask)))
+    pairs += [("env", f"{key}={value}") for key, value in env.items()]
     pairs += [("cwd", request.cwd)] if request.cwd is not None else []
     pairs += [("user", request.user)] if request.user is not None else []
     if not request.argv or any("\0" in value for _, value in pairs):

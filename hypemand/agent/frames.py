@@ -38,6 +38,13 @@ class FrameType(IntEnum):
     SIGNAL = 10
     CLOSE = 11
     SHUTDOWN = 12
+    RESIZE = 13
+    FILES = 14
+    CLOCK = 15
+    # Only among the items that the bytes of a FILES stream consist of, as DATA is too.
+    ENTRY = 16
+    HOLE = 17
+    END = 18
 
 
 class Channel(IntEnum):

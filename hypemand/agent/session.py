@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Protocol
 
 from hypemand.agent.frames import WINDOW, Channel, Frame, FrameType
@@ -18,7 +18,7 @@ from hypemand.agent.records import ProtocolError, parse_records
 from hypemand.errors import GuestError, HypemandError, InvalidRequest, TimedOut, WrongState
 from hypemand.manager.view import ExecStream, ExitReport
 
-_INPUT_CHUNK = 16 * 1024
+_INPUT_CHUNK = 32 * 1024
 _CREDIT_BATCH = WINDOW // 4
 # Output is kept in its order up to so many changes between the two streams, then each joins its own.
 _MAX_RUNS = 256
@@ -26,6 +26,8 @@ _MAX_MESSAGE = 512
 _STREAMS = {Channel.STDOUT: ExecStream.STDOUT, Channel.STDERR: ExecStream.STDERR}
 _CHANNELS = {stream: channel for channel, stream in _STREAMS.items()}
 _U32 = struct.Struct("<I")
+_SIZE = struct.Struct("<HH")
+MAX_SIDE = 65535
 
 
 class Link(Protocol):
@@ -73,16 +75,25 @@ class _Output:
 
 
 class Session:
-    """Implements manager.view.ExecSession."""
+    """Implements manager.view.ExecSession. `streams`: what the guest may send output on; `terminal`: that is
+    one, which has a size."""
 
-    def __init__(self, link: Link, number: int) -> None:
+    def __init__(
+        self,
+        link: Link,
+        number: int,
+        *,
+        streams: Collection[ExecStream] = tuple(ExecStream),
+        terminal: bool = False,
+    ) -> None:
         self.number = number
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._link = link
         self._output = _Output()
         self._window = {ExecStream.STDOUT: WINDOW, ExecStream.STDERR: WINDOW}
         self._owed = {ExecStream.STDOUT: 0, ExecStream.STDERR: 0}
-        self._open = {ExecStream.STDOUT, ExecStream.STDERR}
+        self._open = set(streams)
+        self._terminal = terminal
         self._credit = WINDOW
         self._input_lock = asyncio.Lock()
         self._input_ended = False
@@ -114,12 +125,12 @@ class Session:
 
     async def _has_input(self) -> bool:
         """Wait for credit. False: nobody will read any more. Raises what broke the session."""
-        while self._credit == 0 and not self._is_over():
+        while self._credit == 0 and not self.is_over:
             self._writable.clear()
             await self._writable.wait()
         if self._error is not None:
             raise self._error
-        return not self._is_over()
+        return not self.is_over
 
     async def write_eof(self) -> None:
         """Close its standard input. A second time does nothing."""
@@ -127,15 +138,22 @@ class Session:
             if self._input_ended:
                 return
             self._input_ended = True
-            if not self._is_over():
+            if not self.is_over:
                 self._link.send(Frame(FrameType.DATA, self.number, Channel.STDIN))
 
     async def signal(self, number: int) -> None:
         """Send a signal to its process group; nothing once it has ended."""
         if not 1 <= number <= 64:
             raise InvalidRequest(f"{number} is no signal", hint="give a number from 1 to 64")
-        if not self._is_over():
+        if not self.is_over:
             self._link.send(Frame(FrameType.SIGNAL, self.number, payload=_U32.pack(number)))
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Tell its terminal the new size; nothing without one, or once it has ended."""
+        if not (0 <= rows <= MAX_SIDE and 0 <= cols <= MAX_SIDE):
+            raise InvalidRequest(f"{rows} rows and {cols} columns are no size of a terminal")
+        if self._terminal and not self.is_over:
+            self._link.send(Frame(FrameType.RESIZE, self.number, payload=_SIZE.pack(rows, cols)))
 
     async def output(self) -> AsyncIterator[tuple[ExecStream, bytes]]:
         """Its output until both streams have ended, for one reader. Raises GuestError when the channel
@@ -147,7 +165,7 @@ class Session:
                 self._give_credit(taken[0], len(taken[1]))
             elif self._error is not None:
                 raise self._error
-            elif not self._open or self._is_over():
+            elif not self._open or self.is_over:
                 return
             else:
                 self._readable.clear()
@@ -175,7 +193,7 @@ class Session:
 
     def fail(self, error: HypemandError) -> None:
         """The stream is broken: everybody who waits gets `error`. Nothing once it is over."""
-        if self._is_over():
+        if self.is_over:
             return
         self._error = error
         if not self.started.done():
@@ -247,7 +265,7 @@ class Session:
     def _give_credit(self, stream: ExecStream, count: int) -> None:
         """Return what was passed on, in lumps: not a frame for every few bytes."""
         self._owed[stream] += count
-        if self._owed[stream] < _CREDIT_BATCH or stream not in self._open or self._is_over():
+        if self._owed[stream] < _CREDIT_BATCH or stream not in self._open or self.is_over:
             return
         payload = _U32.pack(self._owed[stream])
         self._window[stream] += self._owed[stream]
@@ -255,12 +273,12 @@ class Session:
         self._link.send(Frame(FrameType.CREDIT, self.number, _CHANNELS[stream], payload))
 
     def _expire(self, seconds: float) -> None:
-        if not self._is_over():
+        if not self.is_over:
             self.fail(TimedOut(f"the command ran for more than {seconds:g} s and was killed"))
             self._send_close()
 
     def _abandon(self) -> None:
-        if not self._is_over():
+        if not self.is_over:
             self._send_close()
         self._closed = True
         self._output.clear()
@@ -270,7 +288,9 @@ class Session:
         self._closed = True
         self._link.send(Frame(FrameType.CLOSE, self.number))
 
-    def _is_over(self) -> bool:
+    @property
+    def is_over(self) -> bool:
+        """Has it ended, broken or been given up?"""
         return self._exit is not None or self._error is not None or self._closed
 
     def _settle(self) -> None:

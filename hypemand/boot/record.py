@@ -11,10 +11,17 @@ import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hypemand.boot.tracker import Shutdown
+from hypemand.config.definition import Mode
 from hypemand.sentinels import Exit
-from hypemand.state import Marker
+from hypemand.state import EMERGENCY, Marker
 
 REQUESTED = "stopped on request"
+REBOOTED = "rebooted from inside"
+_SHUTDOWN = {
+    Shutdown.POWER_OFF: "powered off from inside, without an exit report",
+    Shutdown.RESET: f"{REBOOTED}, without an exit report",
+}
 _SENTINEL = {Marker.PROGRAM: "HYPEMAN-PROGRAM-START", Marker.AGENT: "HYPEMAN-AGENT-READY"}
 
 
@@ -23,7 +30,8 @@ class Ending:
     """The evidence at a run's end.
 
     `result`, `exit_code` and `exit_status` are what systemd hands to ExecStopPost= (systemd.exec(5)).
-    `panic` and `vmm_words` are the last such lines; `stop_job`: systemd was asked to stop the unit.
+    `panic` and `vmm_words` are the last such lines; `stop_job`: systemd was asked to stop the unit. `mode`
+    and `emergency`: how the guest ran; `shutdown`: what the VMM told the daemon, if that was there.
     """
 
     result: str
@@ -35,12 +43,16 @@ class Ending:
     vmm_words: str | None
     stop_job: bool
     stop_signal: int
+    mode: Mode = Mode.EXEC
+    emergency: bool = False
+    shutdown: Shutdown | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ExitRecord:
     """How a run ended. `code` None: nobody could tell. `status` is the exit status of ExecStopPost=, by
-    which systemd learns the program's result; 0 also where systemd knows of a failure by itself."""
+    which systemd learns the program's result; 0 also where systemd knows of a failure by itself. `reboot`:
+    the guest has rebooted and is to be started again."""
 
     boot: str
     code: int | None
@@ -48,6 +60,7 @@ class ExitRecord:
     success: bool
     status: int
     ended_at: float
+    reboot: bool = False
 
 
 def derive_exit_record(boot: str, ending: Ending, ended_at: float) -> ExitRecord:
@@ -56,7 +69,8 @@ def derive_exit_record(boot: str, ending: Ending, ended_at: float) -> ExitRecord
     # protocol: it never got ready, and that it had a code is what systemd does not know
     known_to_systemd = success or ending.result not in ("success", "protocol")
     status = 0 if known_to_systemd else code or 1
-    return ExitRecord(boot, code, message, success, status, ended_at)
+    reboot = ending.mode is Mode.SYSTEMD and success and message.startswith(REBOOTED)
+    return ExitRecord(boot, code, message, success, status, ended_at, reboot)
 
 
 def _judge(ending: Ending) -> tuple[int | None, str, bool]:
@@ -68,6 +82,9 @@ def _judge(ending: Ending) -> tuple[int | None, str, bool]:
         return None, _timeout_words(ending), False
     if ending.panic is not None:
         return None, ending.panic, False
+    if ending.mode is Mode.SYSTEMD and ending.shutdown and ending.result in ("success", "protocol"):
+        # an init of another kind than systemd, or one that was passed over (systemctl -ff)
+        return 0, _SHUTDOWN[ending.shutdown], True
     if ending.stop_job and ending.result == "success":
         return None, "stopped before the program had ended", True
     return None, _vmm_words(ending), False
@@ -77,6 +94,8 @@ def _timeout_words(ending: Ending) -> str:
     if ending.missing:
         names = " and ".join(_SENTINEL[marker] for marker in ending.missing)
         words = f"boot timed out: {names} {'was' if len(ending.missing) == 1 else 'were'} not seen"
+        if ending.emergency:
+            words += f"; {EMERGENCY}"
         return f"{words} ({ending.panic})" if ending.panic else words
     return "the guest did not power off in time and was ended by force"
 

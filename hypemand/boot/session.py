@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 
 from hypemand.agent.channel import AgentChannel
 from hypemand.agent.report import read_report
 from hypemand.boot.tracker import BootTracker
-from hypemand.errors import GuestError
+from hypemand.boot.watcher import Look
+from hypemand.errors import GuestError, HypemandError
 from hypemand.qemu.qmp import Qmp, QmpError
 from hypemand.sockets import hold_socket
 from hypemand.state import QmpStatus
@@ -25,13 +27,16 @@ from hypemand.systemd.journal import BootJournal
 
 _log = logging.getLogger(__name__)
 _LINES_AT_ONCE = 1000
+_LINES_TO_CATCH_UP = 20_000
 
 
 class Session:
     """Connections to one VMM. `on_change` is called whenever evidence may have changed.
 
-    `poll` is for the BootWatcher: it reads the journal (only if `follow_journal`) and connects to the
-    VMM's sockets as they appear, until all is connected and the journal has shown all that is wanted of it.
+    `poll` is for the BootWatcher: it connects to the VMM's sockets as they appear, and reads the journal
+    (only if `follow_journal`), until all is connected and all has been seen that Running needs.
+    With `catch_up` that is what the guest said of its kernel headers while no daemon listened, as far as the
+    first lines of the boot have it.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Session:
         *,
         guest_agent: bool,
         follow_journal: bool,
+        catch_up: bool = False,
         on_change: Callable[[], None],
     ) -> None:
         self.tracker = tracker
@@ -57,7 +63,10 @@ class Session:
         self._on_change = on_change
         self._qmp: Qmp | None = None
         self._report_open = False
-        self._journal = BootJournal(tracker.boot) if follow_journal else None
+        self._journal_due = 0.0
+        self._boots = follow_journal
+        self._journal = BootJournal(tracker.boot) if follow_journal or catch_up else None
+        self._to_catch_up = _LINES_TO_CATCH_UP if catch_up else 0
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -72,41 +81,53 @@ class Session:
         """Has the boot shown all that Running needs?"""
         return self.tracker.is_ready(guest_agent=self._guest_agent)
 
-    def poll(self) -> bool:
-        """Look for what is new. False when there is nothing left to look for."""
+    def poll(self) -> Look:
+        """Look for what is new."""
         if self._closed:
-            return False
-        self._read_journal()
+            return Look.NEVER
+        if time.monotonic() >= self._journal_due:
+            self._journal_due = time.monotonic() + Look.LATER.value
+            self._read_journal()
         self._connect_missing()
         connected = self._qmp is not None and self._report_open
         connected = connected and (self.agent is not None or not self._guest_agent)
-        return not (connected and self._journal is None)
+        if not connected:
+            return Look.SOON
+        return Look.NEVER if self._journal is None else Look.LATER
 
     def _read_journal(self) -> None:
         if self._journal is None:
             return
         changed = False
-        for line in self._journal.read(_LINES_AT_ONCE):
+        lines = self._journal.read(_LINES_AT_ONCE)
+        for line in lines:
             changed |= self.tracker.take_line(line.message, line.monotonic)
         if changed:
             self._on_change()
-        if self.is_ready:
+        if self._has_caught_up(len(lines)) and self.is_ready:
             # the rest of its lines are nobody's business: reading them would cost a talkative guest's price
             self._journal.close()
             self._journal = None
 
+    def _has_caught_up(self, count: int) -> bool:
+        self._to_catch_up = max(self._to_catch_up - count, 0)
+        # what comes from now on is said on the report port too
+        at_end = count == 0 and self._report_open
+        return self._to_catch_up == 0 or at_end or self.tracker.headers.state.is_settled
+
     def _connect_missing(self) -> None:
         if self._qmp is None:
-            self._begin("qmp", self._runtime / "qmp.sock", self._connect_qmp)
+            self._begin("qmp", self._connect_qmp)
         if not self._report_open:
-            self._begin("report", self._runtime / "report.sock", self._follow_report)
+            self._begin("report", self._follow_report)
         if self.agent is None and self._guest_agent:
-            self._begin("agent", self._runtime / "agent.sock", self._connect_agent)
+            self._begin("agent", self._connect_agent)
 
-    def _begin(self, what: str, path: Path, connect: Callable[[Path], Coroutine[None, None, None]]) -> None:
+    def _begin(self, what: str, connect: Callable[[Path], Coroutine[None, None, None]]) -> None:
         task = self._connecting.get(what)
-        if (task is None or task.done()) and path.exists():
-            self._connecting[what] = self._spawn(what, self._guard(connect, path))
+        path = f"{self._runtime}/{what}.sock"
+        if (task is None or task.done()) and os.path.exists(path):
+            self._connecting[what] = self._spawn(what, self._guard(connect, Path(path)))
 
     async def _guard(self, connect: Callable[[Path], Coroutine[None, None, None]], path: Path) -> None:
         try:
@@ -137,8 +158,9 @@ class Session:
             async with asyncio.timeout(timeout):
                 await self._guard(self._connect_qmp, self._runtime / "qmp.sock")
 
-    def _take_event(self, event: str) -> None:
+    def _take_event(self, event: str, data: Mapping[str, object]) -> None:
         if event == "SHUTDOWN":
+            self.tracker.take_shutdown(data.get("reason"))
             # the VMM ends right after this: it will not answer a question about it
             self.qmp_status = QmpStatus.SHUTDOWN
             self._on_change()
@@ -183,6 +205,15 @@ class Session:
             return
         if self.tracker.take_agent(time.monotonic()):
             self._on_change()
+        if self._boots:
+            await self._set_clock(channel)
+
+    async def _set_clock(self, channel: AgentChannel) -> None:
+        """A guest reads its clock from a device that counts in whole seconds."""
+        try:
+            await channel.set_clock()
+        except HypemandError as error:
+            _log.warning("VM %s: its clock may be a second behind: %s", self._name, error)
 
     async def open_agent(self, timeout: float) -> AgentChannel:
         """The channel to the agent, connected anew if it has broken. GuestError when there is none."""

@@ -7,14 +7,27 @@ another boot counts for nothing, wherever it stands.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from hypemand.sentinels import AgentReady, Exit, ProgramStart, Sentinel, Stage, parse_sentinel
-from hypemand.state import Marker
+from hypemand.sentinels import (
+    AgentReady,
+    Emergency,
+    EmergencyState,
+    Exit,
+    HeadersFailed,
+    HeadersReady,
+    HeadersStart,
+    ProgramStart,
+    Sentinel,
+    Stage,
+    parse_sentinel,
+)
+from hypemand.state import HeadersState, HeadersStatus, Marker
 
 _MAX_STAGES = 64
 _MAX_FILE = 1024 * 1024
@@ -33,6 +46,13 @@ class Moment(StrEnum):
     RUNNING = "running"  # the unit is active
 
 
+class Shutdown(StrEnum):
+    """Why the VMM ends, in QMP's words, where the guest has asked for that."""
+
+    POWER_OFF = "guest-shutdown"
+    RESET = "guest-reset"
+
+
 @dataclass(frozen=True, slots=True)
 class BootNotes:
     """What was seen of a boot, as it is kept beside the VM's data. Times in seconds."""
@@ -42,6 +62,9 @@ class BootNotes:
     exit: Exit | None = None
     moments: Mapping[Moment, float] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
+    headers: HeadersStatus = field(default_factory=HeadersStatus)
+    emergency: bool = False
+    shutdown: Shutdown | None = None
 
     @property
     def ready_ms(self) -> float | None:
@@ -57,9 +80,12 @@ class BootTracker:
         notes = notes or BootNotes(boot)
         self.boot = boot
         self.exit = notes.exit
+        self.headers = notes.headers
         self._markers = set(notes.markers)
         self._moments = dict(notes.moments)
         self._stages = {stage.name: stage for stage in notes.stages}
+        self.emergency = notes.emergency
+        self._shutdown = notes.shutdown
 
     def take_line(self, line: bytes, at: float) -> bool:
         """A console line that was seen at `at` (CLOCK_MONOTONIC). True: it told something new."""
@@ -77,15 +103,36 @@ class BootTracker:
                 changed = self.exit != sentinel
                 self.exit = sentinel
                 return changed
+            case HeadersStart():
+                return self._take_headers(HeadersStatus(HeadersState.RUNNING))
+            case HeadersReady():
+                return self._take_headers(HeadersStatus(HeadersState.READY))
+            case HeadersFailed():
+                return self._take_headers(HeadersStatus(HeadersState.FAILED, sentinel.error))
+            case Emergency(state=state):
+                changed = self.emergency != (state is EmergencyState.ENTERED)
+                self.emergency = state is EmergencyState.ENTERED
+                return changed
             case Stage() if sentinel.name not in self._stages and len(self._stages) < _MAX_STAGES:
                 self._stages[sentinel.name] = sentinel
                 return True
             case _:
                 return False
 
+    def _take_headers(self, status: HeadersStatus) -> bool:
+        changed = self.headers != status and not self.headers.state.is_settled
+        if changed:
+            self.headers = status
+        return changed
+
     def take_agent(self, at: float) -> bool:
         """The agent has shown itself, by its marker or by its HELLO."""
         return self._mark(Marker.AGENT, Moment.AGENT_READY, at)
+
+    def take_shutdown(self, reason: object) -> None:
+        """The VMM has said that it ends, and why."""
+        with contextlib.suppress(ValueError):
+            self._shutdown = Shutdown(str(reason))
 
     def _mark(self, marker: Marker, moment: Moment, at: float) -> bool:
         if marker in self._markers:
@@ -110,7 +157,14 @@ class BootTracker:
     def notes(self) -> BootNotes:
         """What is known now."""
         return BootNotes(
-            self.boot, frozenset(self._markers), self.exit, dict(self._moments), tuple(self._stages.values())
+            self.boot,
+            frozenset(self._markers),
+            self.exit,
+            dict(self._moments),
+            tuple(self._stages.values()),
+            self.headers,
+            self.emergency,
+            self._shutdown,
         )
 
 
@@ -122,6 +176,9 @@ def dump_notes(notes: BootNotes) -> bytes:
         "exit": None if notes.exit is None else [notes.exit.code, notes.exit.message],
         "moments": notes.moments,
         "stages": [[stage.name, stage.start, stage.end] for stage in notes.stages],
+        "headers": [notes.headers.state, notes.headers.error],
+        "emergency": notes.emergency,
+        "shutdown": notes.shutdown,
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -136,7 +193,14 @@ def load_notes(path: Path, boot: str | None = None) -> BootNotes | None:
             exit=None if document["exit"] is None else Exit(document["boot"], *document["exit"]),
             moments={Moment(word): float(at) for word, at in document["moments"].items()},
             stages=tuple(Stage(document["boot"], *stage) for stage in document["stages"]),
+            headers=_load_headers(*document.get("headers", (HeadersState.PENDING, None))),
+            emergency=bool(document.get("emergency", False)),
+            shutdown=Shutdown(word) if (word := document.get("shutdown")) else None,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return notes if boot in (None, notes.boot) else None
+
+
+def _load_headers(state: str, error: str | None) -> HeadersStatus:
+    return HeadersStatus(HeadersState(state), error)

@@ -1,57 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one loop that polls while VMs boot, and is not there when none does.
+"""What polls while VMs boot, and costs nothing when none does.
 
-journald tells of new entries up to 440 ms late, and a VMM makes its sockets without telling anybody: so
-both are looked for every few milliseconds, which costs microseconds, and only while something boots.
+A VMM makes its sockets without telling anybody, so they are looked for every few milliseconds. The guest's
+markers then arrive on one of them. The journal shows them too, whatever becomes of that socket; journald
+tells of new entries up to 440 ms late, so it is looked into, less often: what is read first is usually the
+socket, and VMs that boot at once leave little CPU to spare.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from enum import Enum
 from typing import Protocol
 
 _log = logging.getLogger(__name__)
-INTERVAL = 0.005
+
+
+class Look(Enum):
+    """When to look again, in seconds from the last look."""
+
+    SOON = 0.005
+    LATER = 0.1
+    NEVER = None
 
 
 class Booting(Protocol):
     """Something that is looked at until it has booted."""
 
-    def poll(self) -> bool:
-        """Look once, without waiting. False: nothing more is to be looked for."""
+    def poll(self) -> Look:
+        """Look once, without waiting. How soon to look again."""
 
 
 class BootWatcher:
-    """Polls what boots. `close` when the daemon ends."""
+    """Polls what boots, on the event loop. `close` when the daemon ends."""
 
     def __init__(self) -> None:
-        self._booting: list[Booting] = []
-        self._task: asyncio.Task[None] | None = None
+        self._timers: dict[Booting, asyncio.TimerHandle] = {}
 
     def add(self, booting: Booting) -> None:
-        """Poll this from now on."""
-        self._booting.append(booting)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="boot watcher")
+        """Poll this, from now on."""
+        self._look_in(0.0, booting)
 
-    async def _run(self) -> None:
-        while self._booting:
-            for booting in list(self._booting):
-                if not _poll(booting):
-                    self._booting.remove(booting)
-            await asyncio.sleep(INTERVAL)
+    def _look_in(self, seconds: float, booting: Booting) -> None:
+        loop = asyncio.get_running_loop()
+        self._timers[booting] = loop.call_later(seconds, self._look, booting)
 
-    async def close(self) -> None:
+    def _look(self, booting: Booting) -> None:
+        del self._timers[booting]
+        try:
+            look = booting.poll()
+        except Exception:
+            _log.exception("cannot watch a boot")
+            return
+        if look.value is not None:
+            self._look_in(look.value, booting)
+
+    def close(self) -> None:
         """Look no more."""
-        self._booting.clear()
-        if self._task is not None:
-            await self._task
-
-
-def _poll(booting: Booting) -> bool:
-    try:
-        return booting.poll()
-    except Exception:
-        _log.exception("cannot watch a boot")
-        return False
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()

@@ -12,6 +12,12 @@ from typing import Any
 
 from hypemand.config.definition import MIB, DefinitionDefaults
 from hypemand.config.durations import parse_duration
+from hypemand.config.listen import (
+    ListenConfig,
+    find_address_problems,
+    find_listen_problems,
+    make_listen_config,
+)
 from hypemand.config.schema import find_problems, sort_problems
 from hypemand.config.sizes import parse_size
 from hypemand.config.source import Source, read_source
@@ -44,7 +50,8 @@ class MemoryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class HostConfig:
-    """The validated host config, every default filled in. `uid_range`: first and last, both included."""
+    """The validated host config, every default filled in. `uid_range`: first and last, both included;
+    `listen` None: only the socket is listened on."""
 
     accel: Accel = Accel.AUTO
     qemu: Path = Path("/usr/bin/qemu-system-x86_64")
@@ -57,6 +64,7 @@ class HostConfig:
     uid_range: tuple[int, int] = (61184, 65519)
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
     defaults: DefinitionDefaults = field(default_factory=DefinitionDefaults)
+    listen: ListenConfig | None = None
 
 
 def load_host_config(path: Path = HOST_CONFIG, dropin_dirs: Sequence[Path] = DROPIN_DIRS) -> HostConfig:
@@ -66,6 +74,7 @@ def load_host_config(path: Path = HOST_CONFIG, dropin_dirs: Sequence[Path] = DRO
     """
     problems: list[Problem] = []
     merged: dict[str, Any] = {}
+    listen_source: Source | None = None
     for file in ([path] if os.path.lexists(path) else []) + find_dropins(dropin_dirs, problems):
         try:
             source = read_source(file)
@@ -74,11 +83,18 @@ def load_host_config(path: Path = HOST_CONFIG, dropin_dirs: Sequence[Path] = DRO
             continue
         if source.data is None:
             continue
-        found = find_problems("host", source) or _find_range_problems(source)
+        found = find_problems("host", source) or [
+            *_find_range_problems(source), *find_address_problems(source)
+        ]  # fmt: skip
         if found:
             problems += found
         else:
             merged = _merge(merged, source.data)
+            listen_source = (
+                source if isinstance(source.data, Mapping) and "listen" in source.data else listen_source
+            )
+    if listen_source is not None:
+        problems += find_listen_problems(merged["listen"], listen_source)
     if problems:
         raise InvalidDefinition(sort_problems(problems))
     return _build(merged)
@@ -131,6 +147,8 @@ def _build(data: Mapping[str, Any]) -> HostConfig:
                 values[key] = (int(value[0]), int(value[1]))
             case "memory":
                 values[key] = MemoryPolicy(**_convert(value))
+            case "listen":
+                values[key] = make_listen_config(value)
             case "defaults":
                 values[key] = DefinitionDefaults(**_convert(value))
             case _:

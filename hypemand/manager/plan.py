@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ _VMM_SCRIPT = Path(next(iter(hypemand.unit.__path__))) / "vmm.sh"
 # what the VMM's own threads may take beside the guest's CPUs
 _VMM_CPUS = 0.5
 _VMM_TASKS = 32
-# of stop_timeout, what is left to sync, to power off and for the VMM to end
-_POWER_OFF_SHARE, _POWER_OFF_LEAST = 0.1, 2.0
+# beyond stop_timeout: to sync, to power off and for the VMM to end
+_POWER_OFF = 5.0
 _FOREVER = 86400  # the guest knows no longer one
 
 
@@ -64,11 +65,10 @@ class Plan:
 def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmHost, places: Places) -> Plan:
     """Work out a start. Raises InvalidDefinition when definition and image together do not make a program."""
     guest = resolve_program(definition, image)
-    if guest.mode is Mode.SYSTEMD:
-        problem = Problem(
-            "", 0, 0, "mode", "systemd mode is not supported yet", "use mode: exec and a program as cmd"
-        )
-        raise InvalidDefinition([problem])
+    if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):
+        what = f"in systemd mode the program must be an absolute path, not {guest.argv[0]}"
+        raise InvalidDefinition([Problem("", 0, 0, "cmd", what, "write the init's path, as in /sbin/init")])
+    headers = host.kernel.headers if definition.kernel_headers else None
     vmm = VmmPlan(
         vm=record.name,
         vm_id=record.id,
@@ -77,7 +77,8 @@ def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmH
         memory=definition.memory,
         vcpus=definition.vcpus,
         tsc_khz=host.tsc_khz,
-        files=_vmm_files(places.own),
+        mode=guest.mode,
+        files=_vmm_files(places.own, with_headers=headers is not None),
     )
     unit = UnitPlan(
         vm=record.name,
@@ -91,6 +92,7 @@ def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmH
             (host.kernel.path, places.own.kernel),
             (host.initrd, places.own.initrd),
             (image.rootfs, places.own.image),
+            *([(headers, places.own.headers)] if headers is not None else []),
             *outside_usr([host.binary, _VMM_SCRIPT]),
         ),
         writable=((places.runtime, places.own.runtime), (places.disk, places.own.disk)),
@@ -98,7 +100,7 @@ def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmH
         cpu_quota=definition.vcpus + _VMM_CPUS,
         tasks_max=_VMM_TASKS + definition.vcpus,
         boot_timeout=definition.boot_timeout,
-        stop_timeout=definition.stop_timeout,
+        stop_timeout=None if definition.stop_timeout is None else definition.stop_timeout + _POWER_OFF,
         restart=definition.restart,
         kvm=vmm.accel is AccelKind.KVM,
         extra=definition.unit,
@@ -106,7 +108,7 @@ def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmH
     return Plan(guest, unit)
 
 
-def _vmm_files(own: Own) -> VmmFiles:
+def _vmm_files(own: Own, *, with_headers: bool) -> VmmFiles:
     return VmmFiles(
         kernel=own.kernel,
         initrd=own.initrd,
@@ -117,6 +119,7 @@ def _vmm_files(own: Own) -> VmmFiles:
         agent=own.runtime / "agent.sock",
         report=own.runtime / "report.sock",
         stop=own.runtime / "stop.sock",
+        headers=own.headers if with_headers else None,
     )
 
 
@@ -134,12 +137,10 @@ def _stop_post_command(
     record: VmRecord, definition: Definition, guest: GuestConfig, places: Places
 ) -> tuple[str, ...]:
     agent = "1" if definition.guest_agent else "0"
-    arguments = (str(places.state), unit_name(record.name), str(guest.stop_signal), agent)
+    arguments = (str(places.state), unit_name(record.name), str(guest.stop_signal), agent, guest.mode.value)
     return (*_PYTHON_MODULE, "hypemand.unit.exit", *arguments)
 
 
 def stop_grace(stop_timeout: float | None) -> int:
-    """Whole seconds that the guest's program gets to end, so that the rest still fits."""
-    if stop_timeout is None:
-        return _FOREVER
-    return max(1, int(stop_timeout - max(_POWER_OFF_LEAST, stop_timeout * _POWER_OFF_SHARE)))
+    """Whole seconds that the guest's program gets to end."""
+    return _FOREVER if stop_timeout is None else min(math.ceil(stop_timeout), _FOREVER)

@@ -73,6 +73,7 @@ class Reloader:
         config = manager.config
         found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults)
         problems += found.problems
+        manager.broken = found.broken
         defined, changed = [], []
         for name, definition in found.definitions.items():
             vm = manager.find(name)

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from hypemand.agent.channel import AgentChannel
 from hypemand.boot.tracker import Moment
 from hypemand.config.definition import Definition, Origin
 from hypemand.config.host import HostConfig
@@ -21,6 +22,7 @@ from hypemand.errors import (
     Ambiguous,
     GuestError,
     HypemandError,
+    InvalidDefinition,
     NotFound,
     TimedOut,
     WrongState,
@@ -31,14 +33,25 @@ from hypemand.manager.facts import boot_facts
 from hypemand.manager.inventory import Inventory, VmRecord
 from hypemand.manager.logs import VmLog, follow_log
 from hypemand.manager.plan import Places, Plan, make_plan
-from hypemand.manager.view import ExecRequest, ExecSession, LogLine, LogSource, Timeline, VmView
+from hypemand.manager.view import (
+    CopyIn,
+    CopyOut,
+    ExecRequest,
+    ExecSession,
+    FileInfo,
+    LogLine,
+    LogSource,
+    Timeline,
+    VmView,
+)
 from hypemand.manager.vm import Vm, VmServices
 from hypemand.qemu.host import find_vmm_host
 from hypemand.state import Operation, State, check_allowed
 from hypemand.storage.configdisk import GuestConfig, write_config_disk
-from hypemand.storage.disks import ensure_disk
+from hypemand.storage.disks import ensure_disk, find_size_problem
 from hypemand.storage.images import ImageStore
 from hypemand.storage.program import resolve_program
+from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import Own, make_root
 from hypemand.timeline import derive_timeline
 
@@ -65,6 +78,9 @@ class VmManager:
         self._vms: dict[str, Vm] = {}
         # bytes of memory of the VMs that are being started and that systemd does not know yet
         self._starting: dict[str, int] = {}
+        self._easing: asyncio.Task[None] | None = None
+        # names of VMs whose files have problems; set by the reloader
+        self.broken: frozenset[str] = frozenset()
 
     # life of the daemon
 
@@ -93,6 +109,8 @@ class VmManager:
 
     async def close(self) -> None:
         """Let go of all VMs. They go on."""
+        if self._easing is not None:
+            await self._easing
         await asyncio.gather(*(vm.detach() for vm in self._vms.values()))
 
     @property
@@ -134,6 +152,10 @@ class VmManager:
         if len(found) > 1:
             names = ", ".join(sorted(vm.name for vm in found))
             raise Ambiguous(f"{ref} fits the ids of {names}", hint="write more of the id, or the name")
+        if not found and ref in self.broken:
+            raise NotFound(
+                f"there is no VM {ref}: its file in {self.config.vm_dir} has errors", hint="hypemanctl check"
+            )
         if not found:
             raise NotFound(f"there is no VM {ref[:80]}", hint="hypemanctl list shows those that there are")
         return found[0]
@@ -236,7 +258,13 @@ class VmManager:
                     raise
         return vm.view()
 
+    def _ease_moves(self) -> None:
+        """Have the kernel's wait before PID 1 can move the VMM into its unit over by the time it does."""
+        if self._easing is None or self._easing.done():
+            self._easing = asyncio.create_task(asyncio.to_thread(ease_moves), name="ease moves")
+
     async def _start(self, vm: Vm, requested: float) -> None:
+        self._ease_moves()
         await vm.settle()
         definition = vm.record.definition
         self._check_memory(definition)
@@ -257,14 +285,27 @@ class VmManager:
         await vm.refresh()
         await asyncio.to_thread(vm.keep_running_definition, definition)
 
+    def _plan(self, vm: Vm) -> Plan:
+        """Work out its start. Blocks; run in a thread."""
+        image = self._images.get_image(vm.record.definition.image)
+        host = find_vmm_host(self.config)
+        return make_plan(vm.record, vm.record.definition, image, host, self._places(vm.name))
+
+    async def _check_start(self, vm: Vm) -> None:
+        """Raise what a start would: a VM that runs is not stopped for a definition that cannot be started."""
+        definition = vm.record.definition
+        self._check_memory(definition)
+        await asyncio.to_thread(self._plan, vm)
+        problem = await asyncio.to_thread(find_size_problem, self._places(vm.name).disk, definition.disk)
+        if problem is not None:
+            raise InvalidDefinition([problem])
+
     def _prepare(self, vm: Vm) -> Plan:
         """Make what the unit needs. Blocks; run in a thread."""
         record, definition = vm.record, vm.record.definition
         places = self._places(record.name)
         runtime = places.runtime
-        image = self._images.get_image(definition.image)
-        host = find_vmm_host(self.config)
-        plan = make_plan(record, definition, image, host, places)
+        plan = self._plan(vm)
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)
@@ -279,6 +320,9 @@ class VmManager:
     async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
         """See `Manager`."""
         vm = self._get(ref)
+        if vm.releasing_handle and vm.state is State.STOPPED:
+            # that is the handle asking; a start may hold the VM meanwhile and wait until it has ended
+            return vm.view()
         async with _hold(vm):
             await vm.refresh()
             check_allowed(Operation.STOP, vm.state, vm.name)
@@ -331,6 +375,7 @@ class VmManager:
         async with _hold(vm):
             await vm.refresh()
             check_allowed(Operation.RESTART, vm.state, vm.name)
+            await self._check_start(vm)
             vm.restarting = True
             try:
                 await self._stop(vm, None)
@@ -382,14 +427,33 @@ class VmManager:
 
     async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
         """See `Manager`."""
-        vm = self._get(ref)
-        check_allowed(Operation.EXEC, vm.state, vm.name)
+        vm, channel = await self._reach_agent(ref, Operation.EXEC)
         definition = vm.definition_in_use
-        if not definition.guest_agent or vm.session is None:
-            raise WrongState(f"VM {vm.name} has no guest agent", hint="set guest_agent: true and restart it")
         image = await asyncio.to_thread(self._images.get_image, definition.image)
-        channel = await vm.session.open_agent(_AGENT_DEADLINE)
         return await channel.exec(_like_the_program(request, resolve_program(definition, image)))
+
+    async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
+        """See `Manager`."""
+        _, channel = await self._reach_agent(ref, Operation.STAT)
+        return await channel.stat(path, follow=follow)
+
+    async def copy_out(self, ref: str, path: str, *, follow: bool = False) -> CopyOut:
+        """See `Manager`."""
+        _, channel = await self._reach_agent(ref, Operation.COPY)
+        return await channel.copy_out(path, follow=follow)
+
+    async def copy_in(self, ref: str, path: str) -> CopyIn:
+        """See `Manager`."""
+        _, channel = await self._reach_agent(ref, Operation.COPY)
+        return await channel.copy_in(path)
+
+    async def _reach_agent(self, ref: str, operation: Operation) -> tuple[Vm, AgentChannel]:
+        """A VM whose state allows the operation, and the channel to its agent."""
+        vm = self._get(ref)
+        check_allowed(operation, vm.state, vm.name)
+        if not vm.definition_in_use.guest_agent or vm.session is None:
+            raise WrongState(f"VM {vm.name} has no guest agent", hint="set guest_agent: true and restart it")
+        return vm, await vm.session.open_agent(_AGENT_DEADLINE)
 
     async def timeline(self, ref: str) -> Timeline:
         """See `Manager`."""

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from hypemand.config.definition import Definition, Origin
-from hypemand.state import State
+from hypemand.state import HeadersStatus, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class ExitReport:
 
 @dataclass(frozen=True, slots=True)
 class VmView:
-    """A VM at one moment. Times are seconds since the epoch, durations milliseconds."""
+    """A VM at one moment. Times are seconds since the epoch, durations milliseconds. `cpu_seconds`: what the
+    VMM has used of the host's CPUs in this run; `kernel_headers` None: it does not run, or gets none."""
 
     id: str
     name: str
@@ -47,6 +48,8 @@ class VmView:
     memory_current: int | None
     current_phase_since: float
     phase_durations_ms: Mapping[str, int]
+    cpu_seconds: float | None = None
+    kernel_headers: HeadersStatus | None = None
 
 
 class LogSource(StrEnum):
@@ -75,6 +78,10 @@ class ExecRequest:
     cwd: str | None
     user: str | None
     timeout: float | None
+    umask: int | None = None
+    tty: bool = False  # stdout and stderr are one then: everything comes as ExecStream.STDOUT
+    rows: int = 24
+    cols: int = 80
 
 
 class ExecStream(StrEnum):
@@ -96,6 +103,9 @@ class ExecSession(Protocol):
     async def signal(self, number: int) -> None:
         """Send a signal to its process group."""
 
+    async def resize(self, rows: int, cols: int) -> None:
+        """Tell its terminal the new size; nothing without one."""
+
     def output(self) -> AsyncIterator[tuple[ExecStream, bytes]]:
         """Its output until both streams have ended. Raises GuestError when the channel breaks."""
 
@@ -104,6 +114,75 @@ class ExecSession(Protocol):
 
     async def close(self) -> None:
         """Lose interest: what still runs is killed, group and all. May be called at any time."""
+
+
+class FileKind(StrEnum):
+    """What a file of a guest is."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    FIFO = "fifo"
+    SOCKET = "socket"
+    BLOCK = "block"
+    CHARACTER = "character"
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file of a guest. `path`: as asked for in a stat; in a copy relative to its root, "" for the root.
+
+    `mode` the twelve permission bits, `size` bytes (of a FILE), `mtime_ns` since the epoch, `target` of a
+    SYMLINK. Bytes of names that are no UTF-8 are kept as os.fsdecode does.
+    """
+
+    path: str
+    kind: FileKind
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Zero bytes that a file need not store."""
+
+    size: int
+
+
+class CopyOut(Protocol):
+    """A file or a tree that comes out of a guest. Leaving it unread stops only this copy (flow control)."""
+
+    def events(self) -> AsyncIterator[FileInfo | bytes | Hole]:
+        """Entries, parents first, each FILE's followed by its contents: exactly `size` bytes of data and
+        holes. The guest is hostile: of a path here only its form is certain (no `..`, its folder given
+        before as a DIRECTORY), not that nothing else lies there where it is written. GuestError."""
+
+    async def close(self) -> None:
+        """Lose interest. May be called at any time."""
+
+
+class CopyIn(Protocol):
+    """A file or a tree that goes into a guest. Each method raises GuestError as soon as the guest has said
+    what it could not do."""
+
+    async def add(self, entry: FileInfo) -> None:
+        """The next entry; ends the file before. uid or gid -1: the agent's own (root)."""
+
+    async def write(self, data: bytes) -> None:
+        """The next bytes of the FILE that was added last."""
+
+    async def skip(self, hole: Hole) -> None:
+        """A hole in it."""
+
+    async def finish(self) -> int:
+        """All was taken and is in place: bytes written. GuestError says what was not."""
+
+    async def close(self) -> None:
+        """Give up: what is half there is removed. At any time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +254,18 @@ class Manager(Protocol):
 
     async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
         """Start a command in a Running VM."""
+
+    async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
+        """A file of a Running VM; None: there is no such file. `follow`: what a symbolic link points to."""
+
+    async def copy_out(self, ref: str, path: str, *, follow: bool = False) -> CopyOut:
+        """Begin to copy from an absolute path of a Running VM. `follow`: symbolic links are copied as what
+        they point to. NotFound also when there is no such file."""
+
+    async def copy_in(self, ref: str, path: str) -> CopyIn:
+        """Begin to copy into `path`, an absolute path of a Running VM: the entry "" becomes `path` itself.
+        Its folder is made if missing; a file that is there is replaced when the new one is whole, a
+        directory is merged into."""
 
     async def timeline(self, ref: str) -> Timeline:
         """The last boot. WrongState when there was none."""

@@ -30,9 +30,11 @@ from hypemand.log import MessageId, log_state_change, log_vm
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.plan import Places
 from hypemand.manager.view import ExitReport, VmView
+from hypemand.qemu.process import read_cpu_seconds
 from hypemand.state import (
     Derived,
     Evidence,
+    HeadersStatus,
     Marker,
     State,
     UnitEvidence,
@@ -46,6 +48,7 @@ from hypemand.systemd.units import Units, UnitStatus, handle_name, unit_name
 
 _log = logging.getLogger(__name__)
 _RECOVER_DEADLINE = 1.0
+_HANDLE_DEADLINE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,13 @@ class VmServices:
 
 class Vm:
     """A VM that is defined. `record`, `removed` (its file is gone) and `restarting` are set by the
-    manager, all else follows evidence."""
+    manager, all else follows evidence. `releasing_handle`: it has ended, and its handle is being stopped."""
 
     def __init__(self, record: VmRecord, places: Places, services: VmServices) -> None:
         self.record = record
         self.removed = False
         self.restarting = False
+        self.releasing_handle = False
         self.lock = asyncio.Lock()
         self.deleted = False
         self._places = places
@@ -180,9 +184,15 @@ class Vm:
             main_pid=self._unit.main_pid if self.state.is_vmm_active else None,
             uid=self.record.uid,
             memory_current=self._unit.memory_current if self.state.is_vmm_active else None,
+            cpu_seconds=self._read_cpu_seconds(),
             current_phase_since=self._phase_since,
+            kernel_headers=self._headers(),
             phase_durations_ms={state.value.lower(): round(s * 1000) for state, s in phases.items()},
         )
+
+    def _read_cpu_seconds(self) -> float | None:
+        pid = self._unit.main_pid
+        return read_cpu_seconds(pid) if pid is not None and self.state.is_vmm_active else None
 
     # evidence
 
@@ -282,7 +292,19 @@ class Vm:
             program_marker=active or session.tracker.has(Marker.PROGRAM),
             agent_marker=active or session.tracker.has(Marker.AGENT),
             guest_agent=self._guest_agent,
+            emergency=session.tracker.emergency,
         )
+
+    @property
+    def _wants_headers(self) -> bool:
+        return self.definition_in_use.kernel_headers
+
+    def _headers(self) -> HeadersStatus | None:
+        """How its kernel headers are; None where it has none, or does not run."""
+        notes = self.notes
+        if notes is None or not self._wants_headers or not self.state.is_vmm_active:
+            return None
+        return notes.headers
 
     @property
     def _guest_agent(self) -> bool:
@@ -310,6 +332,9 @@ class Vm:
     def _load_exit(self) -> ExitRecord | None:
         """The record of the last run. It is there: the unit writes it before it becomes inactive."""
         record = load_exit_record(self._places.state / "exit.json")
+        if record is not None and record.reboot and self._unit.active_state == "failed":
+            words = f"{record.message}, too often in a short time: systemd did not start it again"
+            record = replace(record, message=words, success=False)
         return record if self._notes is None or record is None or record.boot == self._notes.boot else None
 
     def _open_session(self) -> None:
@@ -335,6 +360,7 @@ class Vm:
             self.record.uid,
             guest_agent=self._guest_agent,
             follow_journal=self._unit.active_state == "activating",
+            catch_up=self._wants_headers and not tracker.headers.state.is_settled and known is not None,
             on_change=self._evaluate,
         )
         self._services.watcher.add(self._session)
@@ -388,7 +414,9 @@ class Vm:
         if self._text == old_text and derived.state is old:
             return
         if derived.state is not old:
-            now = self._unit.changed_at or time.time()
+            # systemd's own time of the change, unless this change is none of the unit's or not seen there yet
+            changed = self._unit.changed_at or 0.0
+            now = changed if changed > self._phase_since or self._recovering else time.time()
             self._phases[old] = self._phases.get(old, 0.0) + max(now - self._phase_since, 0.0)
             self._phase_since = now
             self._services.on_change()
@@ -420,9 +448,28 @@ class Vm:
         try:
             status = await self._services.units.status(handle)
             if status.active_state == "active" and not self._unit.is_live:
-                await self._services.units.stop(handle)
+                await self._stop_handle(handle)
         except BusError as error:
             _log.warning("VM %s: cannot end %s: %s", self.name, handle, error)
+        except TimeoutError:
+            _log.warning("VM %s: %s has not ended in %g s", self.name, handle, _HANDLE_DEADLINE)
+
+    async def _stop_handle(self, handle: str) -> None:
+        """Stop it and wait for that: its ExecStop= asks for a stop of the VM, which must not meet its next
+        start."""
+        units = self._services.units
+        changed = asyncio.Event()
+        units.watch(handle, lambda _active_state: changed.set())
+        self.releasing_handle = True
+        try:
+            await units.stop(handle)
+            async with asyncio.timeout(_HANDLE_DEADLINE):
+                while (await units.status(handle)).is_live:
+                    await changed.wait()
+                    changed.clear()
+        finally:
+            self.releasing_handle = False
+            units.unwatch(handle)
 
     async def settle(self) -> None:
         """Wait until all that a run has held is given back."""

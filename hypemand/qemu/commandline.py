@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hypemand.config.definition import Mode
 from hypemand.qemu.accel import AccelKind
 
 _TCG_BUFFER_MIB = 64
@@ -27,7 +28,7 @@ _TCG_WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class VmmFiles:
-    """Where everything of one VM stands."""
+    """Where everything of one VM stands. `headers` None: it gets no disk with kernel headers."""
 
     kernel: Path
     initrd: Path
@@ -38,6 +39,7 @@ class VmmFiles:
     agent: Path
     report: Path
     stop: Path
+    headers: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class VmmPlan:
     memory: int
     vcpus: int
     tsc_khz: int | None
+    mode: Mode
     files: VmmFiles
 
 
@@ -107,6 +110,10 @@ def kernel_words(plan: VmmPlan) -> str:
         words += _TCG_WORDS
         if plan.tsc_khz is not None:
             words.append(f"tsc_early_khz={plan.tsc_khz}")
+    if plan.mode is Mode.SYSTEMD:
+        # the VM's name rather than one that its image was built with; nobody is there whom systemd could ask
+        # for language and time zone at a first boot; and the journal shows no colours
+        words += [f"systemd.hostname={plan.vm}", "systemd.firstboot=no", "TERM=dumb"]
     return " ".join(words)
 
 
@@ -134,7 +141,10 @@ def _disks(files: VmmFiles) -> list[str]:
         ("config", files.config, True),
         ("image", files.image, True),
         ("disk", files.disk, False),
+        ("headers", files.headers, True),
     ):
+        if path is None:
+            continue
         options = "readonly=on" if readonly else "discard=unmap"
         arguments += [
             "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}",

@@ -16,10 +16,11 @@ from hypemand.qemu.accel import Accel, find_accel, find_tsc_khz
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The guest kernel."""
+    """The guest kernel. `headers`: the disk with its headers; None where there is none."""
 
     path: Path
     release: str
+    headers: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,10 @@ def find_initrd(config: HostConfig) -> Path:
 
 def find_kernel(folder: Path) -> Kernel:
     """The guest kernel and what its build says of it. Raises HostNotReady."""
-    path = folder / "vmlinux"
+    path, headers = folder / "vmlinux", folder / "headers.erofs"
     try:
         facts = json.loads((folder / "kernel.json").read_text())
-        kernel = Kernel(path, str(facts["release"]))
+        kernel = Kernel(path, str(facts["release"]), headers if headers.is_file() else None)
     except (OSError, ValueError, KeyError, TypeError):
         kernel = None
     if kernel is None or not path.is_file():

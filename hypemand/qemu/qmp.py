@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hypemand.state import QmpStatus
@@ -19,6 +19,8 @@ from hypemand.state import QmpStatus
 _log = logging.getLogger(__name__)
 _LINE_LIMIT = 1024 * 1024
 ANSWER_DEADLINE = 0.5
+# an event's name and its data
+OnEvent = Callable[[str, Mapping[str, object]], None]
 
 
 class QmpError(Exception):
@@ -32,9 +34,7 @@ class QmpTimeout(QmpError):
 class Qmp:
     """An open QMP session. Use `connect`; `close` when done."""
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_event: Callable[[str], None]
-    ) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_event: OnEvent) -> None:
         self._reader = reader
         self._writer = writer
         self._on_event = on_event
@@ -44,7 +44,7 @@ class Qmp:
         self.closed = asyncio.Event()
 
     @classmethod
-    async def connect(cls, path: str, on_event: Callable[[str], None], name: str) -> Qmp:
+    async def connect(cls, path: str, on_event: OnEvent, name: str) -> Qmp:
         """Connect and negotiate. OSError while nothing listens yet; QmpError when it does not answer."""
         reader, writer = await asyncio.open_unix_connection(path, limit=_LINE_LIMIT)
         qmp = cls(reader, writer, on_event)
@@ -105,7 +105,8 @@ class Qmp:
         if not isinstance(message, dict):
             return
         if isinstance(event := message.get("event"), str):
-            self._on_event(event)
+            data = message.get("data")
+            self._on_event(event, data if isinstance(data, dict) else {})
             return
         number = message.get("id")
         answer = self._pending.get(number) if isinstance(number, int) else None

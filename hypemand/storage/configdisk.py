@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,36 @@ _HEADER = struct.Struct("<8sII")
 
 
 @dataclass(frozen=True, slots=True)
+class GuestVolume:
+    """A disk with a place of its own in the guest's root: absolute, without `.`, `..` or an empty part.
+
+    `serial` is its drive's, at most 20 bytes (virtio-blk has no room for more). Without one that is not
+    `required` the guest boots all the same.
+    """
+
+    serial: str
+    path: str
+    readonly: bool = False
+    required: bool = True
+    fstype: str = "ext4"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestInterface:
+    """A network interface, found by its MAC address. `addresses` with their prefix, as `10.0.0.2/24`;
+    `gateways` without; `name` and `mtu` None: as the kernel has them."""
+
+    mac: str
+    name: str | None = None
+    mtu: int | None = None
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GuestConfig:
-    """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /."""
+    """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /.
+    `dns` are addresses, `search` domains."""
 
     name: str
     mode: Mode
@@ -34,6 +62,10 @@ class GuestConfig:
     stop_signal: int
     agent: bool
     headers: bool
+    volumes: tuple[GuestVolume, ...] = ()
+    interfaces: tuple[GuestInterface, ...] = ()
+    dns: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
 
 
 def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
@@ -51,6 +83,38 @@ def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
     yield "stop_signal", str(config.stop_signal)
     yield "agent", "1" if config.agent else "0"
     yield "headers", "1" if config.headers else "0"
+    for volume in config.volumes:
+        yield "volume", _format_fields(_volume_fields(volume))
+    for interface in config.interfaces:
+        yield "net", _format_fields(_interface_fields(interface))
+    for address in config.dns:
+        yield "dns", address
+    for domain in config.search:
+        yield "search", domain
+
+
+def _volume_fields(volume: GuestVolume) -> Iterator[tuple[str, str]]:
+    yield "serial", volume.serial
+    yield "path", volume.path
+    yield "readonly", "1" if volume.readonly else "0"
+    yield "required", "1" if volume.required else "0"
+    yield "fstype", volume.fstype
+
+
+def _interface_fields(interface: GuestInterface) -> Iterator[tuple[str, str]]:
+    yield "mac", interface.mac
+    if interface.name is not None:
+        yield "name", interface.name
+    if interface.mtu is not None:
+        yield "mtu", str(interface.mtu)
+    for address in interface.addresses:
+        yield "address", address
+    for gateway in interface.gateways:
+        yield "gateway", gateway
+
+
+def _format_fields(fields: Iterable[tuple[str, str]]) -> str:
+    return ",".join(f"{key}={value.replace('%', '%25').replace(',', '%2C')}" for key, value in fields)
 
 
 def _find_problem(config: GuestConfig) -> Problem | None:

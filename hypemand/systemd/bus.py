@@ -81,6 +81,15 @@ class BusError(HostNotReady):
         self.gone = number in _GONE
 
 
+class _Watch(NamedTuple):
+    """Properties that are watched: whose, of which of its interfaces, and who is told."""
+
+    path: str
+    interface: str
+    names: tuple[str, ...]
+    callback: Callable[[dict[str, Any]], None]
+
+
 class SystemBus:
     """The system bus. Made on the event loop; `close` ends its thread and its connections."""
 
@@ -89,7 +98,7 @@ class SystemBus:
         self._calls: DBus | None = None
         self._signals: DBus | None = None
         self._signals_fd = -1
-        self._watches: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._watches: dict[str, _Watch] = {}
         self._reconnect: asyncio.TimerHandle | None = None
         self._backoff = _RECONNECT_FIRST
         self._on_reconnect: Callable[[], None] | None = None
@@ -143,15 +152,19 @@ class SystemBus:
             raise failure
         return self._call(service, path, member, arguments)
 
-    def watch_properties(self, path: str, callback: Callable[[dict[str, Any]], None]) -> None:
-        """Call `callback` with the changed properties (invalidated ones: None) of a systemd object."""
-        self._watches[path] = callback
-        self._match("AddMatch", path)
+    def watch_properties(
+        self, path: str, interface: str, names: Sequence[str], callback: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Call `callback` with what a signal of a systemd object's interface says of these properties:
+        systemd signals all of them when one has changed. One watch for each object."""
+        watch = self._watches[path] = _Watch(path, interface, tuple(names), callback)
+        self._match("AddMatch", watch)
 
     def unwatch_properties(self, path: str) -> None:
         """Undo watch_properties; a path that is not watched is no error."""
-        if self._watches.pop(path, None) is not None:
-            self._match("RemoveMatch", path)
+        watch = self._watches.pop(path, None)
+        if watch is not None:
+            self._match("RemoveMatch", watch)
 
     def start_signals(self, on_reconnect: Callable[[], None]) -> None:
         """Begin to receive signals. `on_reconnect` is called after a lost connection is back, when
@@ -175,16 +188,16 @@ class SystemBus:
         # which leads to the error, and nobody else is given its number meanwhile.
         self._signals_fd = os.dup(bus.get_fd())
         asyncio.get_running_loop().add_reader(self._signals_fd, self._receive)
-        for path in self._watches:
-            self._match("AddMatch", path)
+        for watch in self._watches.values():
+            self._match("AddMatch", watch)
         self._receive()
 
-    def _match(self, method: str, path: str) -> None:
+    def _match(self, method: str, watch: _Watch) -> None:
         if self._signals is None:
             return
         rule = (
-            f"type='signal',sender='org.freedesktop.systemd1',path='{path}',"
-            f"interface='{_PROPERTIES.decode()}',member='PropertiesChanged'"
+            f"type='signal',sender='org.freedesktop.systemd1',path='{watch.path}',"
+            f"interface='{_PROPERTIES.decode()}',member='PropertiesChanged',arg0='{watch.interface}'"
         )
         try:
             self._signals.call_method(*_BUS, method.encode(), encode_arguments("s", [rule]))
@@ -204,16 +217,15 @@ class SystemBus:
             except DBusBaseError as error:
                 self._lose(error)
                 return
-            self._dispatch(decode(message.headers.get("Path")), decode(message.body))
+            self._dispatch(decode(message.headers.get("Path")), message.body)
 
     def _dispatch(self, path: str | None, body: Any) -> None:
-        callback = self._watches.get(path or "")
-        if callback is None or not isinstance(body, list) or len(body) != 3:
+        watch = self._watches.get(path or "")
+        if watch is None or not isinstance(body, list) or len(body) != 3 or not isinstance(body[1], dict):
             return
-        _interface, changed, invalidated = body
-        properties = dict(changed) if isinstance(changed, dict) else {}
-        properties.update(dict.fromkeys(invalidated or []))
-        callback(properties)
+        # of some 70 values few are wanted: to decode the others would take most of the time
+        changed = {name: body[1].get(name.encode()) for name in watch.names}
+        watch.callback({name: decode(value) for name, value in changed.items() if value is not None})
 
     def _lose(self, error: DBusBaseError) -> None:
         _log.warning("lost the system bus: %s", _words(error))

@@ -7,11 +7,15 @@ Low-level on purpose: `systemd.journal.Reader` turns every field of every entry 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
+from systemd import id128
 from systemd._reader import _Reader
 
 _VARLINK = "/run/systemd/journal/io.systemd.journal"
@@ -32,24 +36,44 @@ class BootJournal:
     """The lines of one invocation of a unit, oldest first, and the newer ones as they come.
 
     Matches on `_SYSTEMD_INVOCATION_ID`, which journald takes from the cgroup: nothing outside the unit
-    can write such a line. Costs two file descriptors; `close` it.
+    can write such a line. `close` it.
+
+    That journald has begun another file is seen by the folders' times. sd-journal itself would watch them by
+    inotify(7), and to close that takes the kernel 8 to 16 ms in which Python stands still.
     """
 
     def __init__(self, invocation_id: str) -> None:
+        self._match = f"_SYSTEMD_INVOCATION_ID={invocation_id}"
+        self._cursor: str | None = None
+        self._open()
+
+    def _open(self) -> None:
+        self._folders = _read_folder_times()
         self._reader = _Reader()
         self._reader.data_threshold = _FIELD_LIMIT
-        self._reader.add_match(f"_SYSTEMD_INVOCATION_ID={invocation_id}")
-        # from now on files that journald adds or rotates are noticed by process()
-        self._reader.fileno()
-        self._reader.seek_head()
+        self._reader.add_match(self._match)
+        if self._cursor is None:
+            self._reader.seek_head()
+            return
+        self._reader.seek_cursor(self._cursor)
+        if self._reader._next() and not self._reader.test_cursor(self._cursor):
+            self._reader._previous()  # that line is gone: this one has not been read
 
     def read(self, limit: int) -> list[JournalLine]:
         """At most `limit` lines that have not been read; empty when there is none now. Never waits."""
+        lines = self._read(limit)
+        if not lines and _read_folder_times() != self._folders:
+            self._reader.close()
+            self._open()
+            lines = self._read(limit)
+        return lines
+
+    def _read(self, limit: int) -> list[JournalLine]:
         lines: list[JournalLine] = []
         while len(lines) < limit and self._reader._next():
             lines.append(self._line())
-        if not lines:
-            self._reader.process()
+        if lines:
+            self._cursor = self._reader._get_cursor()
         return lines
 
     def read_backwards(self, limit: int) -> Iterator[JournalLine]:
@@ -70,6 +94,21 @@ class BootJournal:
     def close(self) -> None:
         """Let go of the journal's files."""
         self._reader.close()
+
+
+@cache
+def _find_folders() -> tuple[str, ...]:
+    machine = id128.get_machine().hex
+    return (f"/var/log/journal/{machine}", f"/run/log/journal/{machine}")
+
+
+def _read_folder_times() -> list[int]:
+    """When a file of the journal was last made, renamed or removed, in each place that it may have."""
+    times = []
+    for folder in _find_folders():
+        with contextlib.suppress(OSError):
+            times.append(os.stat(folder).st_mtime_ns)
+    return times
 
 
 def synchronize_journal(deadline: float = 2.0) -> bool:

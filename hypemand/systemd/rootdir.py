@@ -55,10 +55,15 @@ class Own:
         """The guest's initrd."""
         return self.base / "initrd"
 
+    @property
+    def headers(self) -> Path:
+        """The disk with the guest kernel's headers."""
+        return self.base / "headers"
+
     def make(self, root: Path) -> None:
         """Make the mount points in a root, or those that are missing."""
         (root / self.runtime.relative_to("/")).mkdir(mode=0o755, parents=True, exist_ok=True)
-        for path in (self.disk, self.image, self.kernel, self.initrd):
+        for path in (self.disk, self.image, self.kernel, self.initrd, self.headers):
             (root / path.relative_to("/")).touch(mode=0o444)
 
 

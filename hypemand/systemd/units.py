@@ -158,8 +158,8 @@ _PROPERTIES = (
 _MEMORY = _Property(
     "Service.MemoryCurrent", "memory_current", lambda value: None if value == INFINITY else value
 )
-# changes of these are worth another look at the unit
-_TELLING = frozenset({"Job", "ActiveState", "SubState", "InvocationID", "MainPID"})
+# systemd signals all properties of an interface when one may have changed: what these are tells the others
+_TELLING = ("Job", "ActiveState", "SubState", "InvocationID", "StateChangeTimestampMonotonic")
 
 
 class Units:
@@ -231,12 +231,16 @@ class Units:
     def watch(self, unit: str, callback: Callable[[str | None], None]) -> None:
         """Call back when the unit's state may have changed, with the ActiveState that the signal tells, if it
         does. What it is now, `status` tells: a signal may arrive after the answer to a later call."""
+        told: tuple[Any, ...] | None = None
 
         def tell(changed: dict[str, Any]) -> None:
-            if not _TELLING.isdisjoint(changed):
+            nonlocal told
+            telling = tuple(changed.get(name) for name in _TELLING)
+            if telling != told:
+                told = telling
                 callback(changed.get("ActiveState"))
 
-        self._bus.watch_properties(unit_path(unit), tell)
+        self._bus.watch_properties(unit_path(unit), f"{SERVICE}.Unit", _TELLING, tell)
 
     def unwatch(self, unit: str) -> None:
         """Undo `watch`."""

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """ExecStopPost= of a VM's unit: give systemd the program's result and leave a record of it.
 
-``python3 -I -m hypemand.unit.exit STATE_DIR UNIT STOP_SIGNAL GUEST_AGENT``, as root, with what systemd
+``python3 -I -m hypemand.unit.exit STATE_DIR UNIT STOP_SIGNAL GUEST_AGENT MODE``, as root, with what systemd
 puts into the environment. Exits with the program's code, so that the unit's result is the program's.
+
+The VMM ends with a guest that reboots. Then systemd is asked here to start the unit again: it has no rule of
+its own for that, and the daemon may not be there.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.atomic import write_file
 from hypemand.boot.record import Ending, derive_exit_record, dump_exit_record
 from hypemand.boot.tracker import load_notes
-from hypemand.sentinels import AgentReady, Exit, ProgramStart, parse_sentinel
+from hypemand.config.definition import Mode
+from hypemand.sentinels import AgentReady, Emergency, EmergencyState, Exit, ProgramStart, parse_sentinel
 from hypemand.state import Marker
 from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journal
 
@@ -27,27 +32,42 @@ _VMM = (b"qemu-system-", b"qemu: ")
 _SYSTEMCTL_DEADLINE = 5.0
 
 
-def scan_journal(
-    boot: str, lines: Iterable[JournalLine]
-) -> tuple[Exit | None, set[Marker], str | None, str | None]:
-    """From the newest line back: the exit report, the markers, the panic's line, the VMM's last words.
-    Stops at the report, since nothing else matters then."""
-    markers: set[Marker] = set()
-    panic = vmm = None
+@dataclass(slots=True)
+class Findings:
+    """What a boot's lines tell of its end: the exit report, the markers, the panic's line, the VMM's last
+    words, and emergency mode. All but the report are of after it."""
+
+    report: Exit | None = None
+    markers: set[Marker] = field(default_factory=set)
+    panic: str | None = None
+    vmm: str | None = None
+    emergency: EmergencyState | None = None
+
+
+def scan_journal(boot: str, lines: Iterable[JournalLine]) -> Findings:
+    """Read from the newest line back, up to the exit report, since nothing else matters then."""
+    found = Findings()
     for line in lines:
         sentinel = parse_sentinel(line.message)
-        if sentinel is not None and sentinel.boot == boot:
-            if isinstance(sentinel, Exit):
-                return sentinel, markers, panic, vmm
-            if isinstance(sentinel, ProgramStart):
-                markers.add(Marker.PROGRAM)
-            elif isinstance(sentinel, AgentReady):
-                markers.add(Marker.AGENT)
-        elif panic is None and (at := line.message.find(_PANIC)) >= 0:
-            panic = _words(line.message[at:])
-        elif vmm is None and line.message.startswith(_VMM):
-            vmm = _words(line.message.partition(b": ")[2])
-    return None, markers, panic, vmm
+        if sentinel is None or sentinel.boot != boot:
+            _take_other_line(found, line.message)
+        elif isinstance(sentinel, Exit):
+            found.report = sentinel
+            break
+        elif isinstance(sentinel, ProgramStart):
+            found.markers.add(Marker.PROGRAM)
+        elif isinstance(sentinel, AgentReady):
+            found.markers.add(Marker.AGENT)
+        elif isinstance(sentinel, Emergency):
+            found.emergency = found.emergency or sentinel.state
+    return found
+
+
+def _take_other_line(found: Findings, message: bytes) -> None:
+    if found.panic is None and (at := message.find(_PANIC)) >= 0:
+        found.panic = _words(message[at:])
+    elif found.vmm is None and message.startswith(_VMM):
+        found.vmm = _words(message.partition(b": ")[2])
 
 
 def _words(message: bytes) -> str:
@@ -55,31 +75,45 @@ def _words(message: bytes) -> str:
     return "".join(c if c.isprintable() else "?" for c in text).strip()
 
 
+def _systemctl(*arguments: str) -> bytes:
+    """What it prints. OSError, subprocess.SubprocessError."""
+    done = subprocess.run(
+        ["systemctl", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_SYSTEMCTL_DEADLINE,
+        check=True,
+    )
+    return done.stdout
+
+
 def _is_stopping(unit: str) -> bool:
     """Was systemd asked to stop or restart the unit? (It is not told to ExecStopPost=.)"""
-    command = ["systemctl", "show", "--property=Job", "--value", unit]
     try:
-        answer = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SYSTEMCTL_DEADLINE, check=True
-        )
+        job = _systemctl("show", "--property=Job", "--value", unit)
     except (OSError, subprocess.SubprocessError):
         return False
-    return answer.stdout.strip() not in (b"", b"0")
+    return job.strip() not in (b"", b"0")
 
 
-def collect_ending(boot: str, unit: str, state: Path, stop_signal: int, guest_agent: bool) -> Ending:
+def collect_ending(
+    boot: str, unit: str, state: Path, stop_signal: int, guest_agent: bool, mode: Mode
+) -> Ending:
     """Everything that tells how this run ended, from the journal first and from the daemon's own record
     of the boot where the journal has lost lines."""
     synchronize_journal()
     journal = BootJournal(boot)
     try:
-        report, markers, panic, vmm = scan_journal(boot, journal.read_backwards(_LINES))
+        found = scan_journal(boot, journal.read_backwards(_LINES))
     finally:
         journal.close()
     notes = load_notes(state / "boot.json", boot)
+    report, markers = found.report, found.markers
+    emergency = found.emergency is EmergencyState.ENTERED
     if notes is not None:
         report = report or notes.exit
         markers |= notes.markers
+        emergency |= notes.emergency and found.emergency is None
     wanted = (Marker.PROGRAM, Marker.AGENT) if guest_agent else (Marker.PROGRAM,)
     return Ending(
         result=os.environ.get("SERVICE_RESULT", "success"),
@@ -87,23 +121,42 @@ def collect_ending(boot: str, unit: str, state: Path, stop_signal: int, guest_ag
         exit_status=os.environ.get("EXIT_STATUS", ""),
         report=report,
         missing=tuple(marker for marker in wanted if marker not in markers),
-        panic=panic,
-        vmm_words=vmm,
+        panic=found.panic,
+        vmm_words=found.vmm,
         stop_job=report is None and _is_stopping(unit),
         stop_signal=stop_signal,
+        mode=mode,
+        emergency=emergency,
+        shutdown=None if notes is None else notes.shutdown,
     )
+
+
+def _start_again(unit: str) -> None:
+    """Queue a restart of the unit, which also keeps systemd from forgetting it, and do not wait for that.
+
+    A restart rather than a start: a start job that is still under way would swallow that. In mode `fail`, so
+    that it gives way to a stop, be it of the unit or of the whole host; one that comes later replaces it.
+    """
+    try:
+        _systemctl("restart", "--no-block", "--job-mode=fail", unit)
+    except subprocess.CalledProcessError as error:
+        print(f"not started again: {_words(error.stderr)}", file=sys.stderr)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"not started again: {error}", file=sys.stderr)
 
 
 def main() -> int:
     """Write STATE_DIR/exit.json; the exit status is the program's."""
-    state, unit, stop_signal, guest_agent = sys.argv[1:5]
+    state, unit, stop_signal, guest_agent, mode = sys.argv[1:6]
     boot = os.environ["INVOCATION_ID"]
-    ending = collect_ending(boot, unit, Path(state), int(stop_signal), guest_agent == "1")
+    ending = collect_ending(boot, unit, Path(state), int(stop_signal), guest_agent == "1", Mode(mode))
     record = derive_exit_record(boot, ending, time.time())
     try:
         write_file(Path(state) / "exit.json", dump_exit_record(record).encode(), mode=0o600)
     except OSError as error:
         print(f"cannot keep the exit record: {error}", file=sys.stderr)
+    if record.reboot:
+        _start_again(unit)
     return record.status
 
 

@@ -12,6 +12,8 @@ from hypemand.sentinels import (
     MAX_LINE,
     MAX_MESSAGE,
     AgentReady,
+    Emergency,
+    EmergencyState,
     Exit,
     HeadersFailed,
     HeadersReady,
@@ -41,6 +43,7 @@ sentinels: st.SearchStrategy[Sentinel] = st.one_of(
     st.builds(HeadersStart, boots, times),
     st.builds(HeadersReady, boots, times),
     st.builds(HeadersFailed, boots, times, words),
+    st.builds(Emergency, boots, times, st.sampled_from(EmergencyState)),
     st.builds(Exit, boots, st.integers(min_value=0, max_value=255), words),
     st.builds(
         lambda boot, name, start, more: Stage(boot, name, start / 10**6, (start + more) / 10**6),

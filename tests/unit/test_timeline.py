@@ -65,6 +65,24 @@ def test_a_stage_that_ends_after_running_does_not_move_the_others() -> None:
     assert by_name(derive_timeline(late))["headers"] == ("init", 700, 9700)
 
 
+def test_stages_at_the_same_time_stand_side_by_side() -> None:
+    beside = (Stage(BOOT, "volumes", 0.350, 0.385), Stage(BOOT, "network", 0.352, 0.390))
+    timeline = derive_timeline(replace(FACTS, stages=(*STAGES[:2], *beside, *STAGES[3:])))
+    spans = by_name(timeline)
+    assert (spans["volumes"], spans["network"]) == (("init", 550, 585), ("init", 552, 590))
+    bars = {
+        line.split()[5]: line for line in render_text(timeline, width=200).splitlines() if " init " in line
+    }
+    starts = {name: bars[name].rindex("  ") for name in ("volumes", "network")}
+    assert abs(starts["volumes"] - starts["network"]) <= 1
+    drawing = ElementTree.fromstring(render_svg(timeline))  # noqa: S314 our own text
+    drawn = [e for e in drawing.iter() if e.tag.endswith("rect")]
+    at = {(e[0].text or "").split(":")[0]: e for e in drawn if len(e)}
+    ends = {name: float(e.attrib["x"]) + float(e.attrib["width"]) for name, e in at.items()}
+    assert float(at["network"].attrib["x"]) < ends["volumes"]
+    assert at["network"].attrib["y"] != at["volumes"].attrib["y"]
+
+
 def test_an_agent_that_init_does_not_start_is_waited_for_after_the_program() -> None:
     stages = tuple(s for s in STAGES if s.name != "agent")
     facts = replace(FACTS, stages=stages, agent_seen=107.0, running=107.001)

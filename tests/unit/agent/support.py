@@ -16,6 +16,7 @@ from hypemand.agent.channel import AgentChannel
 BOOT = "0123456789abcdef0123456789abcdef"
 DEADLINE = 20.0
 HELLO, PING, PONG, ERROR, EXEC, STARTED, DATA, CREDIT, EXIT, SIGNAL, CLOSE, SHUTDOWN = range(1, 13)
+RESIZE, FILES, CLOCK, ENTRY, HOLE, END = range(13, 19)
 WINDOW = 262144
 
 P = ParamSpec("P")
@@ -45,7 +46,10 @@ def records(*pairs: tuple[str, str]) -> bytes:
     return b"".join(f"{key}={value}\0".encode() for key, value in pairs)
 
 
-GREETING = pack(HELLO, 0, records(("version", "1"), ("boot", BOOT), ("agent", "7")))
+FEATURES = (("feature", "tty"), ("feature", "umask"), ("feature", "files"), ("feature", "clock"))
+GREETING = pack(HELLO, 0, records(("version", "1"), ("boot", BOOT), ("agent", "7"), *FEATURES))
+# Of an agent that is older than anything that is a feature.
+OLD_GREETING = pack(HELLO, 0, records(("version", "1"), ("boot", BOOT), ("agent", "1")))
 
 
 class Guest:
@@ -116,10 +120,10 @@ async def connected(folder: Path) -> AsyncIterator[tuple[AgentChannel, Guest]]:
 
 
 @asynccontextmanager
-async def greeted(folder: Path) -> AsyncIterator[tuple[AgentChannel, Guest]]:
+async def greeted(folder: Path, greeting: bytes = GREETING) -> AsyncIterator[tuple[AgentChannel, Guest]]:
     """A channel that is ready, and its guest."""
     async with connected(folder) as (channel, guest):
-        guest.send(GREETING)
+        guest.send(greeting)
         await channel.ready()
         await guest.expect(HELLO)
         yield channel, guest

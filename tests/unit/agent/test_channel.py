@@ -6,7 +6,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,16 +19,21 @@ from hypemand.errors import GuestError, InvalidRequest, TimedOut, WrongState
 from hypemand.manager.view import ExecRequest, ExecStream, ExitReport
 from tests.unit.agent.support import (
     BOOT,
+    CLOCK,
     CLOSE,
     CREDIT,
     DATA,
+    ENTRY,
     ERROR,
     EXEC,
     EXIT,
+    FILES,
     GREETING,
     HELLO,
+    OLD_GREETING,
     PING,
     PONG,
+    RESIZE,
     SHUTDOWN,
     SIGNAL,
     STARTED,
@@ -396,6 +404,87 @@ async def test_the_agents_own_reason_is_told(tmp_path: Path) -> None:
         assert "HELLO names another boot" in str(await channel.closed)
 
 
+# --- what not every agent can ---
+
+
+@in_loop
+async def test_an_older_agent_executes_and_is_named_for_the_rest(tmp_path: Path) -> None:
+    async with greeted(tmp_path, OLD_GREETING) as (channel, guest):
+        session, number = await start(channel, guest)
+        guest.send(pack(DATA, number, b"out", 1))
+        guest.exit(number, 4)
+        assert await read(session) == [(ExecStream.STDOUT, b"out")]
+        assert (await session.wait()).code == 4
+        plain = request()
+        for refused in (
+            channel.exec(replace(plain, tty=True)),
+            channel.exec(replace(plain, umask=0)),
+            channel.stat("/"),
+            channel.copy_out("/"),
+            channel.copy_in("/"),
+            channel.set_clock(),
+        ):
+            with pytest.raises(GuestError, match=r"older than this hypemand.*; restart the VM") as caught:
+                await refused
+            assert caught.value.code == "agent_too_old"
+        await start(channel, guest)
+
+
+@in_loop
+async def test_a_newer_agent_may_have_more_features(tmp_path: Path) -> None:
+    newer = pack(HELLO, 0, records(("version", "1"), ("boot", BOOT), ("feature", "wings"), ("colour", "red")))
+    async with greeted(tmp_path, newer) as (channel, guest):
+        assert (await channel.ready()).features == {"wings"}
+        await start(channel, guest)
+
+
+@in_loop
+async def test_a_terminal_has_a_size_and_one_output(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        asked = replace(request(), tty=True, rows=5, cols=6, umask=0o22, env={"TERM": "x"})
+        execution = asyncio.create_task(channel.exec(asked))
+        stream, _, payload = await guest.expect(EXEC)
+        assert b"tty=1\0rows=5\0cols=6\0umask=18\0env=TERM=x\0" in payload
+        guest.send(pack(STARTED, stream, records(("pid", "42"))))
+        session = await execution
+        await session.resize(50, 60)
+        assert await guest.expect(RESIZE) == (stream, 0, struct.pack("<HH", 50, 60))
+        guest.send(pack(DATA, stream, b"x", 2))
+        assert "STDERR" in str(await channel.closed)
+
+
+@in_loop
+async def test_what_has_no_terminal_is_not_resized(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        session, _ = await start(channel, guest)
+        await session.resize(50, 60)
+        await session.signal(1)
+        await guest.expect(SIGNAL)
+
+
+@pytest.mark.parametrize("wrong", [{"umask": 0o1000}, {"umask": -1}, {"tty": True, "rows": 65536}])
+@in_loop
+async def test_settings_that_are_none_are_refused_before_they_are_sent(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    async with greeted(tmp_path) as (channel, _):
+        with pytest.raises(InvalidRequest):
+            await channel.exec(replace(request(), **wrong))
+
+
+@in_loop
+async def test_the_clock_is_set_to_the_hosts(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        before = time.time_ns()
+        setting = asyncio.create_task(channel.set_clock())
+        stream, _, payload = await guest.expect(CLOCK)
+        assert before <= struct.unpack("<Q", payload)[0] <= time.time_ns()
+        guest.exit(stream)
+        await setting
+        with pytest.raises(TimedOut, match="set its clock"):
+            await channel.set_clock(timeout=0.05)
+
+
 # --- violations ---
 
 
@@ -408,6 +497,10 @@ VIOLATIONS = {
     "long frame": struct.pack("<IIBBH", 65537, 1, DATA, 1, 0),
     "EXEC from the guest": pack(EXEC, 1, records(("arg", "x"))),
     "SHUTDOWN from the guest": pack(SHUTDOWN, 0, records(("grace", "1"))),
+    "ENTRY outside of a copy": pack(ENTRY, 1, records(("path", ""))),
+    "FILES from the guest": pack(FILES, 1),
+    "RESIZE from the guest": pack(RESIZE, 1, bytes(4)),
+    "CLOCK from the guest": pack(CLOCK, 0, bytes(8)),
     "DATA on stream 0": data(0, 1),
     "DATA for nobody": data(77, 1),
     "DATA on stdin": data(1, 1, channel=0),

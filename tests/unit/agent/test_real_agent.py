@@ -8,55 +8,17 @@ import hashlib
 import os
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from hypemand.agent.channel import AgentChannel
 from hypemand.agent.session import Session
-from hypemand.errors import GuestError, TimedOut
+from hypemand.errors import GuestError, InvalidRequest, TimedOut
 from hypemand.manager.view import ExecRequest, ExecStream, ExitReport
+from tests.unit.agent.real import running, serving, spawn
 from tests.unit.agent.support import BOOT, in_loop
-
-GUEST = Path(__file__).parents[3] / "guest"
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The agent's sources with a main of our own."""
-    target = tmp_path_factory.mktemp("agent") / "agent"
-    sources = [Path(__file__).with_name("agent_on_fd.c"), *sorted((GUEST / "shared").glob("*.c"))]
-    sources += [source for source in sorted((GUEST / "agent").glob("*.c")) if source.name != "main.c"]
-    argv = ["gcc", "-std=c17", "-D_GNU_SOURCE", "-O1", f"-I{GUEST}/agent", f"-I{GUEST}/shared"]
-    subprocess.run([*argv, "-o", target, *sources], check=True, timeout=120)
-    return target
-
-
-def spawn(argv: list[str | Path], listener: socket.socket, boot: str) -> subprocess.Popen[bytes]:
-    """Start the agent, or what starts it, on a socket that listens."""
-    fd = listener.fileno()
-    return subprocess.Popen([*argv, str(fd), boot], pass_fds=[fd], stdout=subprocess.PIPE)
-
-
-@asynccontextmanager
-async def running(agent: Path, folder: Path, boot: str = BOOT) -> AsyncIterator[AgentChannel]:
-    """A channel to an agent that runs."""
-    path = folder / "agent.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        process = spawn([agent], listener, boot)
-        channel = await AgentChannel.connect(path, BOOT)
-        try:
-            yield channel
-        finally:
-            await channel.close()
-            process.kill()
-            process.communicate(timeout=10)
 
 
 async def collect(session: Session) -> tuple[bytes, bytes, ExitReport]:
@@ -193,3 +155,149 @@ async def test_shutdown_tells_init_the_grace(agent: Path, tmp_path: Path) -> Non
         out, _ = await asyncio.to_thread(init.communicate, timeout=15)
         assert out == b"asked\n"
         await channel.close()
+
+
+# --- umask, terminals, the clock ---
+
+
+def terminal(script: str, rows: int = 24, cols: int = 80, **env: str) -> ExecRequest:
+    return ExecRequest(("sh", "-c", script), env, "/", None, None, tty=True, rows=rows, cols=cols)
+
+
+@in_loop
+async def test_umask_is_the_commands(agent: Path, tmp_path: Path) -> None:
+    async with serving(agent, tmp_path) as channel:
+        request = ExecRequest(("sh", "-c", "umask"), {}, None, None, None, umask=0o027)
+        assert (await collect(await channel.exec(request)))[0] == b"0027\n"
+
+
+@in_loop
+async def test_a_terminal_is_the_commands_own(agent: Path, tmp_path: Path) -> None:
+    async with serving(agent, tmp_path) as channel:
+        script = (
+            "stty size; tty; test -t 0 && test -t 1 && test -t 2 && echo all >/dev/tty; echo $TERM; exit 3"
+        )
+        out, err, report = await collect(await channel.exec(terminal(script, 33, 120)))
+        lines = out.decode().split("\r\n")
+        assert (lines[0], lines[2:], err, report.code) == ("33 120", ["all", "xterm", ""], b"", 3)
+        assert lines[1].startswith("/dev/pts/")
+        out, _, _ = await collect(await channel.exec(terminal("echo $TERM", TERM="vt100")))
+        assert out == b"vt100\r\n"
+
+
+@in_loop
+async def test_a_terminal_belongs_to_its_user(agent: Path, tmp_path: Path) -> None:
+    async with serving(agent, tmp_path) as channel:
+        request = ExecRequest(("sh", "-c", 'stat -c %u "$(tty)"'), {}, "/", "65534", None, tty=True)
+        assert (await collect(await channel.exec(request)))[0] == b"65534\r\n"
+
+
+class Reader:
+    """Output, up to some words."""
+
+    def __init__(self, session: Session) -> None:
+        self._output = session.output()
+        self.text = b""
+
+    async def until(self, words: bytes) -> None:
+        while words not in self.text:
+            self.text += (await anext(self._output))[1]
+        self.text = self.text.partition(words)[2]
+
+
+@in_loop
+async def test_a_new_size_reaches_the_command(agent: Path, tmp_path: Path) -> None:
+    async with serving(agent, tmp_path) as channel:
+        script = "trap 'stty size; exit' WINCH; echo up; while :; do sleep 0.05; done"
+        session = await channel.exec(terminal(script))
+        reader = Reader(session)
+        await reader.until(b"up")
+        await session.resize(50, 132)
+        await reader.until(b"50 132")
+        assert (await session.wait()).code == 0
+        await session.resize(1, 1)
+        with pytest.raises(InvalidRequest):
+            await session.resize(-1, 70000)
+
+
+@in_loop
+async def test_keys_mean_what_they_do_on_a_terminal(agent: Path, tmp_path: Path) -> None:
+    async with serving(agent, tmp_path) as channel:
+        session = await channel.exec(terminal("trap 'echo caught; exit 9' INT; echo up; cat; sleep 20"))
+        reader = Reader(session)
+        await reader.until(b"up")
+        await session.write(b"typed\n")
+        await reader.until(b"typed\r\ntyped")
+        await session.write(b"\x03")
+        await reader.until(b"caught")
+        assert (await session.wait()).code == 9
+
+
+@pytest.mark.parametrize("text", [b"", b"line\n", b"half a line"])
+@in_loop
+async def test_the_end_of_input_is_typed(agent: Path, tmp_path: Path, text: bytes) -> None:
+    async with serving(agent, tmp_path) as channel:
+        session = await channel.exec(terminal("stty -echo; echo up; cat; echo end"))
+        reader = Reader(session)
+        await reader.until(b"up\r\n")
+        if text:
+            await session.write(text)
+        await session.write_eof()
+        await reader.until(text.replace(b"\n", b"\r\n") + b"end")
+        assert (await session.wait()).code == 0
+
+
+@in_loop
+async def test_all_output_of_a_terminal_comes_before_its_end(agent: Path, tmp_path: Path) -> None:
+    async with serving(agent, tmp_path) as channel:
+        for _ in range(5):
+            script = "stty -opost; head -c 1000000 /dev/zero; printf last"
+            out, _, report = await collect(await channel.exec(terminal(script)))
+            assert (len(out), out[-4:], report.code) == (1_000_004, b"last", 0)
+
+
+# Leaves a process in a group of its own that ignores SIGHUP.
+DEAF = (
+    "import os, signal, time; signal.signal(1, signal.SIG_IGN); os.fork() or (os.setpgrp(), time.sleep(1000))"
+)
+
+
+@in_loop
+async def test_who_goes_away_hangs_up_and_nobody_stays(agent: Path, tmp_path: Path) -> None:
+    """One that hears the hang-up has time to end; one in a group of its own that does not hear is killed."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(reader, "rb") as file:
+        async with serving(agent, tmp_path) as channel:
+            script = (
+                f"exec 3>{pipe}; {sys.executable} -c '{DEAF}'; "
+                "trap 'echo hung up >&3; exit' HUP; echo up; while :; do sleep 0.05; done"
+            )
+            session = await channel.exec(terminal(script))
+            await Reader(session).until(b"up")
+            await session.close()
+            gone = asyncio.Event()
+            got = b""
+
+            def read() -> None:
+                nonlocal got
+                more = file.read(100)
+                got += more or b""
+                if more == b"":
+                    gone.set()
+
+            asyncio.get_running_loop().add_reader(reader, read)
+            await gone.wait()
+            asyncio.get_running_loop().remove_reader(reader)
+            assert got == b"hung up\n"
+            assert await channel.ping() < 5
+
+
+@in_loop
+async def test_the_clock_is_set_and_a_refusal_is_told(agent: Path, tmp_path: Path) -> None:
+    async with serving(agent, tmp_path) as channel:
+        await channel.set_clock(1_700_000_000 * 10**9)
+        with pytest.raises(GuestError, match="clock cannot be set: Operation not permitted"):
+            await channel.set_clock(5)
+        assert await channel.ping() < 5

@@ -13,6 +13,8 @@ from hypemand.boot.record import (
     dump_exit_record,
     load_exit_record,
 )
+from hypemand.boot.tracker import Shutdown
+from hypemand.config.definition import Mode
 from hypemand.sentinels import Exit
 from hypemand.state import Marker
 
@@ -102,6 +104,43 @@ def test_code_success_and_status_follow_the_evidence(
 )
 def test_the_message_says_why(ending: Ending, words: str) -> None:
     assert words in judge(ending).message
+
+
+SYSTEMD = replace(SILENT, mode=Mode.SYSTEMD)
+
+
+def test_a_reboot_from_inside_is_success_and_is_known_as_one() -> None:
+    record = judge(replace(reported(0, "rebooted from inside"), mode=Mode.SYSTEMD))
+    assert (record.code, record.success, record.status, record.reboot) == (0, True, 0, True)
+    early = judge(replace(reported(0, "rebooted from inside"), mode=Mode.SYSTEMD, result="protocol"))
+    assert (early.status, early.reboot) == (0, True)
+    assert not judge(reported(0, "rebooted from inside")).reboot, "no program can ask for that"
+    assert not judge(replace(reported(0, "powered off from inside"), mode=Mode.SYSTEMD)).reboot
+
+
+def test_the_vmms_word_stands_for_a_report_of_an_init() -> None:
+    off = judge(replace(SYSTEMD, shutdown=Shutdown.POWER_OFF))
+    assert (off.code, off.message, off.success, off.reboot) == (
+        0,
+        "powered off from inside, without an exit report",
+        True,
+        False,
+    )
+    reboot = judge(replace(SYSTEMD, shutdown=Shutdown.RESET))
+    assert (reboot.code, reboot.success, reboot.reboot) == (0, True, True)
+    assert not judge(SYSTEMD).success
+    assert not judge(replace(SILENT, shutdown=Shutdown.POWER_OFF)).success, "a program has to report"
+    panicked = judge(replace(SYSTEMD, shutdown=Shutdown.RESET, panic="Kernel panic - not syncing: x"))
+    assert (panicked.success, panicked.reboot) == (False, False)
+    killed = replace(SYSTEMD, shutdown=Shutdown.RESET, result="signal", exit_code="killed")
+    assert not judge(replace(killed, exit_status="KILL")).reboot
+
+
+def test_a_boot_that_timed_out_in_emergency_mode_says_so() -> None:
+    ending = replace(SYSTEMD, result="timeout", missing=(Marker.AGENT,), emergency=True)
+    assert judge(ending).message == (
+        "boot timed out: HYPEMAN-AGENT-READY was not seen; the guest's systemd is in emergency mode"
+    )
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:

@@ -1,19 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a boot is taken to have shown."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from hypemand.boot.tracker import BootTracker, Moment, dump_notes, load_notes
+from hypemand.boot.tracker import BootNotes, BootTracker, Moment, Shutdown, dump_notes, load_notes
 from hypemand.config.definition import Mode
-from hypemand.sentinels import AgentReady, Exit, ProgramStart, Stage, format_sentinel
-from hypemand.state import Marker
+from hypemand.sentinels import (
+    AgentReady,
+    Emergency,
+    EmergencyState,
+    Exit,
+    HeadersFailed,
+    HeadersReady,
+    HeadersStart,
+    ProgramStart,
+    Sentinel,
+    Stage,
+    format_sentinel,
+)
+from hypemand.state import HeadersState, HeadersStatus, Marker
 
 BOOT, OTHER = "a" * 32, "b" * 32
 
 
-def line(sentinel: AgentReady | Exit | ProgramStart | Stage) -> bytes:
+def line(sentinel: Sentinel) -> bytes:
     return format_sentinel(sentinel).encode()
 
 
@@ -58,11 +71,39 @@ def test_the_last_exit_report_wins() -> None:
     assert tracker.exit == Exit(BOOT, 2, "second")
 
 
+def test_emergency_mode_is_entered_and_left() -> None:
+    tracker = BootTracker(BOOT)
+    assert tracker.take_line(line(Emergency(BOOT, 0, EmergencyState.ENTERED)), 1.0)
+    assert not tracker.take_line(line(Emergency(BOOT, 0, EmergencyState.ENTERED)), 1.0)
+    assert tracker.notes.emergency
+    assert BootTracker(BOOT, tracker.notes).emergency
+    assert tracker.take_line(line(Emergency(BOOT, 0, EmergencyState.LEFT)), 2.0)
+    assert not tracker.notes.emergency
+
+
 def test_a_guest_cannot_fill_the_memory_with_stages() -> None:
     tracker = BootTracker(BOOT)
     for number in range(1000):
         tracker.take_line(line(Stage(BOOT, f"s{number}", 0.0, 1.0)), 1.0)
     assert len(tracker.notes.stages) == 64
+
+
+def test_headers_go_on_until_they_are_settled() -> None:
+    tracker = BootTracker(BOOT)
+    assert tracker.notes.headers == HeadersStatus(HeadersState.PENDING)
+    assert not tracker.take_line(line(HeadersStart(OTHER, 1)), 1.0)
+    assert tracker.take_line(line(HeadersStart(BOOT, 1)), 1.0)
+    assert not tracker.take_line(line(HeadersStart(BOOT, 2)), 1.0)
+    assert tracker.notes.headers.state is HeadersState.RUNNING
+    assert tracker.take_line(line(HeadersFailed(BOOT, 3, "no disk")), 1.0)
+    assert not tracker.take_line(line(HeadersReady(BOOT, 4)), 1.0)
+    assert tracker.notes.headers == HeadersStatus(HeadersState.FAILED, "no disk")
+
+
+def test_notes_of_a_daemon_that_knew_no_headers_are_notes(tmp_path: Path) -> None:
+    path = tmp_path / "boot.json"
+    path.write_text(json.dumps({"boot": BOOT, "markers": [], "exit": None, "moments": {}, "stages": []}))
+    assert load_notes(path) == BootNotes(BOOT)
 
 
 def test_notes_survive_their_file(tmp_path: Path) -> None:
@@ -71,12 +112,18 @@ def test_notes_survive_their_file(tmp_path: Path) -> None:
     tracker.take_line(start(), 10.5)
     tracker.take_line(line(Stage(BOOT, "root", 0.1, 0.2)), 10.5)
     tracker.take_line(line(Exit(BOOT, 3, "exited")), 11.0)
+    tracker.take_line(line(HeadersFailed(BOOT, 3, "no disk")), 11.0)
     tracker.set_moment(Moment.RUNNING, 10.75)
+    tracker.take_line(line(Emergency(BOOT, 0, EmergencyState.ENTERED)), 11.0)
+    tracker.take_shutdown("guest-reset")
+    tracker.take_shutdown("host-signal")
+    tracker.take_shutdown(["what"])
     path = tmp_path / "boot.json"
     path.write_bytes(dump_notes(tracker.notes))
     again = load_notes(path, BOOT)
     assert again == tracker.notes
     assert again is not None
+    assert (again.emergency, again.shutdown) == (True, Shutdown.RESET)
     assert again.ready_ms == pytest.approx(750.0)
     assert BootTracker(BOOT, again).has(Marker.PROGRAM)
     assert load_notes(path, OTHER) is None

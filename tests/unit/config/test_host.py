@@ -10,6 +10,7 @@ import pytest
 
 from hypemand.config.definition import GIB, MIB, DefinitionDefaults
 from hypemand.config.host import Accel, HostConfig, MemoryPolicy, load_host_config
+from hypemand.config.listen import ListenConfig
 from hypemand.errors import InvalidDefinition
 
 
@@ -40,6 +41,7 @@ vm_dir: /v
 uid_range: [70000, 70099]
 memory: {overcommit: 2, reserve: 1G}
 defaults: {memory: 512M, vcpus: 1, disk: 1G, boot_timeout: infinity, stop_timeout: 5s}
+listen: {address: "192.0.2.1:7420", certificate: /c.pem, key: /k.pem}
 """
     assert load_host_config(write(tmp_path / "h.yaml", text), []) == HostConfig(
         accel=Accel.TCG,
@@ -53,6 +55,7 @@ defaults: {memory: 512M, vcpus: 1, disk: 1G, boot_timeout: infinity, stop_timeou
         uid_range=(70000, 70099),
         memory=MemoryPolicy(2.0, GIB),
         defaults=DefinitionDefaults(512 * MIB, 1, GIB, None, 5.0),
+        listen=ListenConfig("192.0.2.1", 7420, Path("/c.pem"), Path("/k.pem")),
     )
 
 
@@ -102,3 +105,60 @@ def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "d").write_text("")
     with pytest.raises(InvalidDefinition, match="cannot be read: Not a directory"):
         load_host_config(tmp_path / "none", [tmp_path / "d"])
+
+
+@pytest.mark.parametrize(
+    ("listen", "config"),
+    [
+        ("{address: 127.0.0.1:7420}", ListenConfig("127.0.0.1", 7420)),
+        ("{address: '[::1]:65535'}", ListenConfig("::1", 65535)),
+        ("{address: 0.0.0.0:7420, allow_plain_http: true}", ListenConfig("0.0.0.0", 7420)),
+        ("{}", None),
+        ("{certificate: /c, key: /k}", None),
+    ],
+)
+def test_where_to_listen(tmp_path: Path, listen: str, config: ListenConfig | None) -> None:
+    found = load_host_config(write(tmp_path / "h.yaml", f"listen: {listen}\n"), []).listen
+    assert found == config
+    assert config is None or str(config) in listen
+
+
+@pytest.mark.parametrize(
+    ("listen", "problem"),
+    [
+        ("{address: localhost:7420}", "1:19: listen.address: "),
+        ("{address: 127.0.0.1}", "listen.address: "),
+        ("{address: ':7420'}", "is no IP address with a port; write an IP address"),
+        ("{address: '::1:7420'}", "an IPv6 address stands in brackets"),
+        ("{address: '[127.0.0.1]:7420'}", "an IPv6 address stands in brackets"),
+        ("{address: 127.0.0.1:443}", "'443' is not a port that the daemon may have"),
+        ("{address: 127.0.0.1:65536}", "'65536' is not a port"),
+        (
+            "{address: 192.0.2.1:7420}",
+            "1:9: listen: tokens could be read on their way to 192.0.2.1:7420; give",
+        ),
+        ("{address: 0.0.0.0:7420}", "tokens could be read"),
+        ("{address: '[::]:7420', allow_plain_http: false}", "tokens could be read"),
+        ("{address: 127.0.0.1:7420, key: /k}", "listen: has a key and no certificate; TLS needs both"),
+        ("{address: 192.0.2.1:7420, certificate: /c}", "listen: has a certificate and no key"),
+        ("{address: 127.0.0.1:7420, certificate: c, key: /k}", "listen.certificate: "),
+        ("{adress: 127.0.0.1:7420}", "listen.adress: "),
+    ],
+)
+def test_a_wrong_place_to_listen_is_told_with_its_place_and_the_cure(
+    tmp_path: Path, listen: str, problem: str
+) -> None:
+    with pytest.raises(InvalidDefinition) as caught:
+        load_host_config(write(tmp_path / "h.yaml", f"listen: {listen}\n"), [])
+    (found,) = caught.value.problems
+    assert problem in str(found)
+
+
+def test_what_does_not_go_together_may_stand_in_several_files(tmp_path: Path) -> None:
+    main = write(tmp_path / "h.yaml", "listen: {address: 192.0.2.1:7420}\n")
+    keys = write(tmp_path / "d/50-tls.yaml", "listen: {certificate: /c, key: /k}\n")
+    assert load_host_config(main, [tmp_path / "d"]).listen is not None
+    keys.write_text("listen: {certificate: /c}\n")
+    with pytest.raises(InvalidDefinition) as caught:
+        load_host_config(main, [tmp_path / "d"])
+    assert caught.value.problems[0].file == str(keys)

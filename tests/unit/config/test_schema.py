@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypemand.config.definition import Definition, DefinitionDefaults
 from hypemand.config.durations import parse_duration
 from hypemand.config.host import HostConfig, load_host_config
+from hypemand.config.listen import ListenConfig
 from hypemand.config.reference import BEGIN, END, render_reference
 from hypemand.config.schema import load_schema
 from hypemand.config.sizes import parse_size
@@ -61,6 +62,7 @@ def test_defaults_of_schema_and_host_config_agree(tmp_path: Path) -> None:
         return {
             key: stated(rule) if "properties" in rule else rule["default"]
             for key, rule in schema["properties"].items()
+            if "properties" in rule or "default" in rule
         }
 
     path = tmp_path / "h.yaml"
@@ -108,7 +110,10 @@ def test_the_shipped_host_config_shows_every_default(source_root: Path, tmp_path
     assert isinstance(data, dict)
     assert set(data) == set(load_schema("host")["properties"])
     assert set(data["defaults"]) == {f.name for f in fields(DefinitionDefaults)}
-    assert load_host_config(shown, []) == HostConfig()
+    listen = ListenConfig(
+        "127.0.0.1", 7420, Path("/etc/hypemand/tls/cert.pem"), Path("/etc/hypemand/tls/key.pem")
+    )
+    assert load_host_config(shown, []) == HostConfig(listen=listen)
 
 
 @pytest.mark.parametrize(("name", "document"), [("vm", "vm-definition.md"), ("host", "host-config.md")])

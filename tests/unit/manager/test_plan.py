@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a definition to a start."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from hypemand.systemd.rootdir import Own
 
 HOST = VmmHost(
     binary=Path("/usr/bin/qemu-system-x86_64"),
-    kernel=Kernel(Path("/k/vmlinux"), "6.12.0"),
+    kernel=Kernel(Path("/k/vmlinux"), "6.12.0", Path("/k/headers.erofs")),
     initrd=Path("/g/initrd.cpio"),
     accel=Accel(AccelKind.TCG, "no KVM"),
     tsc_khz=2596120,
@@ -29,7 +30,7 @@ OWN = Own(Path("/run/hypemand/self"))
 PLACES = Places(Path("/state/web"), Path("/run/hypemand/vms/web"), Path("/run/hypemand/root"), OWN)
 
 
-def plan(**keys: object) -> Plan:
+def plan(host: VmmHost = HOST, **keys: object) -> Plan:
     definition = parse_definition("web", {"image": "app", **keys})
     record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, definition)
     image = Image(
@@ -43,7 +44,7 @@ def plan(**keys: object) -> Plan:
         config=OciConfig(cmd=("/bin/app",), stop_signal="SIGINT"),
         folder=Path("/images/x"),
     )
-    return make_plan(record, definition, image, HOST, PLACES)
+    return make_plan(record, definition, image, host, PLACES)
 
 
 def test_the_units_limits_leave_room_for_the_vmm() -> None:
@@ -67,17 +68,35 @@ def test_every_file_that_the_vmm_is_told_of_is_in_its_root() -> None:
         assert f"file={path},format=raw" in told
 
 
+def test_kernel_headers_are_a_disk_that_can_only_be_read() -> None:
+    planned = plan()
+    told = " ".join(planned.unit.start)
+    assert (Path("/k/headers.erofs"), OWN.headers) in planned.unit.readable
+    assert f"file={OWN.headers},format=raw,readonly=on -device virtio-blk-device," in told
+    assert "serial=hypeman-headers" in told
+    assert planned.guest.headers
+
+
+def test_without_kernel_headers_there_is_no_disk() -> None:
+    bare = replace(HOST, kernel=replace(HOST.kernel, headers=None))
+    for planned, headers in ((plan(kernel_headers=False), False), (plan(bare), True)):
+        assert "headers" not in " ".join(planned.unit.start)
+        assert not any(inside == OWN.headers for _host, inside in planned.unit.readable)
+        # a guest that was to have them says itself that there is no disk
+        assert planned.guest.headers is headers
+
+
 def test_the_exit_helper_is_told_what_it_judges_by() -> None:
-    assert plan(guest_agent=False).unit.stop_post[-4:] == ("/state/web", "hypeman-vm-web.service", "2", "0")
+    told = plan(guest_agent=False).unit.stop_post[-5:]
+    assert told == ("/state/web", "hypeman-vm-web.service", "2", "0", "exec")
+    assert plan(cmd=["/sbin/init", "--log-level=debug"]).unit.stop_post[-1] == "systemd"
 
 
-def test_systemd_mode_is_refused_with_words() -> None:
-    with pytest.raises(InvalidDefinition, match="systemd mode is not supported yet"):
-        plan(mode="systemd")
+def test_an_init_has_to_be_named_by_its_path() -> None:
+    with pytest.raises(InvalidDefinition, match="must be an absolute path, not init"):
+        plan(mode="systemd", cmd=["init"])
 
 
-@pytest.mark.parametrize(
-    ("stop_timeout", "grace"), [(30.0, 27), (100.0, 90), (5.0, 3), (1.0, 1), (None, 86400)]
-)
-def test_the_program_gets_less_time_than_the_unit(stop_timeout: float | None, grace: int) -> None:
+@pytest.mark.parametrize(("stop_timeout", "grace"), [(30.0, 30), (1.5, 2), (1e6, 86400), (None, 86400)])
+def test_the_program_gets_its_time_in_whole_seconds(stop_timeout: float | None, grace: int) -> None:
     assert stop_grace(stop_timeout) == grace

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from hypemand.config.definition import Mode
 from hypemand.qemu.accel import AccelKind
 from hypemand.qemu.commandline import VmmFiles, VmmPlan, kernel_words, qemu_arguments
 
@@ -28,6 +29,7 @@ PLAN = VmmPlan(
     memory=128 * 1024 * 1024,
     vcpus=2,
     tsc_khz=2596120,
+    mode=Mode.EXEC,
     files=FILES,
 )
 
@@ -38,8 +40,9 @@ def options(plan: VmmPlan, name: str) -> list[str]:
 
 
 def test_each_disk_is_found_by_its_serial_and_only_one_can_be_written() -> None:
-    drives, devices = options(PLAN, "-drive"), options(PLAN, "-device")
-    for name in ("config", "image", "disk"):
+    plan = replace(PLAN, files=replace(FILES, headers=Path("/k/headers.erofs")))
+    drives, devices = options(plan, "-drive"), options(plan, "-device")
+    for name in ("config", "image", "disk", "headers"):
         (drive,) = (d for d in drives if f"id={name}," in d)
         assert ("readonly=on" in drive) == (name != "disk")
         assert any(d.endswith(f"drive={name},serial=hypeman-{name}") for d in devices)
@@ -72,3 +75,9 @@ def test_under_kvm_the_guest_finds_its_timers_itself() -> None:
 def test_memory_and_identity() -> None:
     assert options(PLAN, "-m") == ["128M"]
     assert options(PLAN, "-uuid") == ["01234567-89ab-cdef-0123-456789abcdef"]
+
+
+def test_a_guests_systemd_has_the_vms_name_and_asks_nobody() -> None:
+    words = kernel_words(replace(PLAN, mode=Mode.SYSTEMD)).split()
+    assert {"systemd.hostname=web", "systemd.firstboot=no", "TERM=dumb"} <= set(words)
+    assert not any(word.startswith("systemd.") for word in kernel_words(PLAN).split())

@@ -49,7 +49,7 @@ def run(
     async def main() -> None:
         events: list[str] = []
         async with asyncio.timeout(20), vmm(path, answer, **kw):
-            session = await Qmp.connect(str(path), events.append, "test")
+            session = await Qmp.connect(str(path), lambda name, data: events.append(f"{name} {data}"), "test")
             try:
                 await talk(session, events)
             finally:
@@ -68,9 +68,10 @@ def test_it_negotiates_and_asks_for_the_run_state(tmp_path: Path) -> None:
 def test_events_are_handed_on_and_nonsense_is_dropped(tmp_path: Path) -> None:
     async def talk(session: Qmp, events: list[str]) -> None:
         assert await session.query_status() is QmpStatus.RUNNING
-        assert events == ["STOP"]
+        assert events == ["SHUTDOWN {'reason': 'guest-reset'}", "STOP {}"]
 
-    noise = b'{"event": "STOP"}\nnot json\n[1]\n{"id": "x"}\n{"return": {}, "id": 99}\n{"event": 5}\n'
+    noise = b'{"event": "SHUTDOWN", "data": {"reason": "guest-reset"}}\n{"event": "STOP", "data": 7}\n'
+    noise += b'not json\n[1]\n{"id": "x"}\n{"return": {}, "id": 99}\n{"event": 5}\n'
     run(tmp_path / "q", talk, first=noise)
 
 

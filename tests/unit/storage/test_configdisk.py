@@ -13,7 +13,14 @@ import pytest
 
 from hypemand.config.definition import Mode
 from hypemand.errors import InvalidDefinition
-from hypemand.storage.configdisk import MAX_RECORDS, GuestConfig, encode_config_disk, write_config_disk
+from hypemand.storage.configdisk import (
+    MAX_RECORDS,
+    GuestConfig,
+    GuestInterface,
+    GuestVolume,
+    encode_config_disk,
+    write_config_disk,
+)
 
 CONFIG = GuestConfig(
     name="web",
@@ -39,6 +46,29 @@ def test_every_record_is_there_in_the_protocols_words() -> None:
     assert disk[16 : 16 + length] == records
     assert len(disk) % 512 == 0
     assert not any(disk[16 + length :])
+
+
+def test_volumes_and_networks_are_fields_in_records() -> None:
+    interface = GuestInterface(
+        "52:54:00:ab:cd:01", "eth0", 1400, ("10.0.0.2/24", "fd00::2/64"), ("10.0.0.1", "fe80::1")
+    )
+    config = dataclasses.replace(
+        CONFIG,
+        volumes=(GuestVolume("v1", "/a,b%c"), GuestVolume("v2", "/x", True, False, "erofs")),
+        interfaces=(interface, GuestInterface("52:54:00:ab:cd:02")),
+        dns=("10.0.0.1", "fd00::1"),
+        search=("example.org", "lan"),
+    )
+    disk = encode_config_disk(config)
+    records = (
+        b"volume=serial=v1,path=/a%2Cb%25c,readonly=0,required=1,fstype=ext4\0"
+        b"volume=serial=v2,path=/x,readonly=1,required=0,fstype=erofs\0"
+        b"net=mac=52:54:00:ab:cd:01,name=eth0,mtu=1400,address=10.0.0.2/24,address=fd00::2/64,"
+        b"gateway=10.0.0.1,gateway=fe80::1\0net=mac=52:54:00:ab:cd:02\0"
+        b"dns=10.0.0.1\0dns=fd00::1\0search=example.org\0search=lan\0"
+    )
+    length = struct.unpack_from("<I", disk, 8)[0]
+    assert disk[16 : 16 + length].endswith(b"headers=0\0" + records)
 
 
 def test_what_is_not_set_is_not_written() -> None:
@@ -72,6 +102,7 @@ def test_the_largest_fits_and_one_byte_more_is_told() -> None:
         ({"argv": ("a\0b",)}, "cmd: has a NUL"),
         ({"env": {"A": "\0"}}, "env: has a NUL"),
         ({"workdir": "/a\0"}, "workdir: has a NUL"),
+        ({"volumes": (GuestVolume("v", "/a\0"),)}, "volume: has a NUL"),
     ],
 )
 def test_what_a_guest_cannot_be_told_is_refused(

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a start waits for in the kernel, waited for ahead.
+
+To move a process into another control group the kernel waits for a grace period of RCU, 5 to 20 ms, unless
+one was moved in the last few milliseconds (cgroup_threadgroup_rwsem and rcu_sync in the kernel's source;
+cgroups(7) has the mount option favordynmods for it). systemd moves the first process of every unit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+_OWN = Path("/proc/self/cgroup")
+_MOUNT = Path("/sys/fs/cgroup")
+
+
+def ease_moves() -> None:
+    """Move this process to where it is: then the next one to be moved, by whomever, need not wait. Blocks.
+    Where that cannot be, nothing is lost but those milliseconds."""
+    for group in find_own_groups(_OWN.read_text()):
+        try:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+        except OSError as error:
+            _log.debug("cannot be moved within %s: %s", group, error)
+        else:
+            return
+
+
+def find_own_groups(memberships: str) -> list[Path]:
+    """Folders that the group of a process may have, of its /proc/PID/cgroup (cgroups(7)): with control groups
+    v2 alone, with v2 beside v1, and in systemd's own hierarchy of v1. One lock serves them all."""
+    groups = {line.split(":")[1]: line.split(":", 2)[2].lstrip("/") for line in memberships.splitlines()}
+    mounts = (("", _MOUNT), ("", _MOUNT / "unified"), ("name=systemd", _MOUNT / "systemd"))
+    return [mount / groups[key] for key, mount in mounts if key in groups]
