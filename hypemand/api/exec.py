@@ -3,31 +3,33 @@
 
 The client's first frame says what to run. Binary frames are input and output; the one text frame that
 comes back holds the exit code. What cannot be run, or whose exit nobody knows, ends without that frame, by
-a close frame with the reason: 1008 for a request that is wrong, 1011 for what failed, 1001 when the daemon
-stops. A client that asked for streams gets the whole error as text before that.
+a close frame with the reason. A client that asked for streams gets the whole error as text before that.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import WSMsgType, web
 
-from hypemand.api.failures import error_json, unexpected
-from hypemand.api.requests import MAX_BODY, parse_object, refuse_unknown
+from hypemand.api.failures import error_json
+from hypemand.api.requests import parse_object, refuse_unknown
 from hypemand.api.services import Limits
-from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
+from hypemand.api.tasks import Ended, first_of
+from hypemand.api.websocket import await_close, is_end, receive_first, serve_websocket
 from hypemand.errors import HypemandError, InvalidRequest
 from hypemand.manager.view import ExecRequest, ExecSession, ExecStream, ExitReport, Manager
 
-MAX_REASON = 123
 MAX_SIGNAL = 64
+MAX_SIDE = 65535
+MAX_UMASK = 0o777
 
-_KEYS = ("command", "env", "cwd", "user", "timeout", "wait_for_agent", "tty", "rows", "cols", "streams")
+_KEYS = (
+    "command", "env", "cwd", "user", "umask", "timeout", "wait_for_agent", "tty", "rows", "cols", "streams"
+)  # fmt: skip
 _STREAM_BYTES = {ExecStream.STDOUT: b"\x01", ExecStream.STDERR: b"\x02"}
 
 
@@ -43,10 +45,9 @@ def parse_opening(text: str) -> Opening:
     """Raises InvalidRequest that names the field."""
     body = {key: value for key, value in parse_object(text, "the first frame").items() if value is not None}
     refuse_unknown(body, _KEYS)
-    if _bool(body, "tty"):
-        raise InvalidRequest("tty: terminals are not supported by this version of hypemand")
+    tty = _bool(body, "tty")
     for key in ("rows", "cols"):
-        if key in body:
+        if key in body and not tty:
             raise InvalidRequest(f"{key}: needs tty")
     # Running means that the agent answers: there is nothing left to wait for.
     _seconds(body, "wait_for_agent")
@@ -55,6 +56,7 @@ def parse_opening(text: str) -> Opening:
             argv=_command(body), env=_env(body), cwd=_text(body, "cwd"), user=_text(body, "user"),
             # The published client's 0 is its way to say none.
             timeout=_seconds(body, "timeout") or None,
+            umask=_umask(body), tty=tty, rows=_side(body, "rows", 24), cols=_side(body, "cols", 80),
         ),
         streams=_bool(body, "streams"),
     )  # fmt: skip
@@ -106,46 +108,37 @@ def _seconds(body: Mapping[str, object], key: str) -> float:
     return float(value)
 
 
+def _umask(body: Mapping[str, object]) -> int | None:
+    value = body.get("umask")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_UMASK:
+        raise InvalidRequest(f"umask: must be a number from 0 to {MAX_UMASK}, which is 0777")
+    return value
+
+
+def _side(body: Mapping[str, object], key: str, default: int) -> int:
+    """Lines or columns of a terminal."""
+    value = body.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIDE:
+        raise InvalidRequest(f"{key}: must be a whole number from 1 to {MAX_SIDE}")
+    return value
+
+
 async def serve_exec(
     request: web.Request, manager: Manager, ref: str, closing: asyncio.Event, limits: Limits
 ) -> web.WebSocketResponse:
     """Take the connection over and run one command. The VM has been found Running before."""
-    socket = web.WebSocketResponse(timeout=limits.closing, max_msg_size=MAX_BODY, compress=False)
-    if not socket.can_prepare(request):
-        raise InvalidRequest("exec is a WebSocket", hint="send Upgrade: websocket, or use hypemanctl exec")
-    await socket.prepare(request)
-    try:
-        with watch_client(request) as gone:
-            ended = await first_of(
-                exec=_run(socket, manager, ref, limits),
-                client=wait_ended(gone, Ended.CLIENT),
-                daemon=wait_ended(closing, Ended.DAEMON),
-            )
-        if ended is Ended.DAEMON:
-            await _close(socket, WSCloseCode.GOING_AWAY, ended.value)
-        else:
-            await _close(socket, WSCloseCode.OK, "")
-    except ConnectionError:
-        pass  # the client has gone; the command was ended with it
-    except InvalidRequest as error:
-        await _close(socket, WSCloseCode.POLICY_VIOLATION, f"{error.code}: {error}")
-    except HypemandError as error:
-        await _close(socket, WSCloseCode.INTERNAL_ERROR, f"{error.code}: {error}")
-    except Exception as error:
-        known = unexpected(error, f"exec in {ref}")
-        await _close(socket, WSCloseCode.INTERNAL_ERROR, f"{known.code}: {known}")
-    return socket
 
+    async def work(socket: web.WebSocketResponse) -> Ended | None:
+        return await _run(socket, manager, ref, limits)
 
-async def _close(socket: web.WebSocketResponse, code: WSCloseCode, reason: str) -> None:
-    """Close with a reason of at most the 123 bytes that the protocol has room for."""
-    cut = reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore")
-    await socket.close(code=code, message=cut.encode())
+    return await serve_websocket(request, work, closing, limits, what="exec")
 
 
 async def _run(socket: web.WebSocketResponse, manager: Manager, ref: str, limits: Limits) -> Ended | None:
     """From the first frame to the exit; Ended.CLIENT when the client has closed before it."""
-    opening = parse_opening(await _receive_first(socket, limits.opening))
+    opening = parse_opening(await receive_first(socket, limits.opening))
     try:
         report = await _run_command(socket, manager, ref, opening)
         if report is None:
@@ -155,7 +148,7 @@ async def _run(socket: web.WebSocketResponse, manager: Manager, ref: str, limits
         if opening.streams:
             await socket.send_str(json.dumps(error_json(error)))
         raise
-    await _await_close(socket, limits.closing)
+    await await_close(socket, limits.closing)
     return None
 
 
@@ -170,32 +163,6 @@ async def _run_command(
         await session.close()
 
 
-async def _await_close(socket: web.WebSocketResponse, deadline: float) -> None:
-    """Leave it to the client to close. It may still be sending input that the command did not wait for, and
-    the published client fails when it finds the connection closed before it has read the exit."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(deadline):
-            while not _is_end(await socket.receive()):
-                pass
-
-
-async def _receive_first(socket: web.WebSocketResponse, deadline: float) -> str:
-    try:
-        frame = await socket.receive(timeout=deadline)
-    except TimeoutError:
-        raise InvalidRequest(f"no request came within {deadline:g} s") from None
-    if _is_end(frame):
-        raise ConnectionResetError("closed before the request")
-    if frame.type is not WSMsgType.TEXT:
-        raise InvalidRequest("the first frame must be text that says what to run")
-    text: str = frame.data
-    return text
-
-
-def _is_end(frame: WSMessage) -> bool:
-    return frame.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
-
-
 async def _send_output(
     socket: web.WebSocketResponse, session: ExecSession, opening: Opening
 ) -> ExitReport | None:
@@ -206,7 +173,7 @@ async def _send_output(
 
 async def _feed(socket: web.WebSocketResponse, session: ExecSession) -> ExitReport | None:
     """Pass input on until the client closes."""
-    while not _is_end(frame := await socket.receive()):
+    while not is_end(frame := await socket.receive()):
         if frame.type is WSMsgType.BINARY:
             await session.write(frame.data)
         else:
@@ -223,7 +190,14 @@ async def _control(text: str, session: ExecSession) -> None:
     if len(body) == 1 and isinstance(number, int) and number is not True and 1 <= number <= MAX_SIGNAL:
         await session.signal(number)
         return
-    raise InvalidRequest('a control frame is neither {"eof":true} nor {"signal":n} with n from 1 to 64')
+    size = body.get("resize")
+    if len(body) == 1 and isinstance(size, dict) and size.keys() == {"rows", "cols"}:
+        await session.resize(_side(size, "rows", 0), _side(size, "cols", 0))
+        return
+    raise InvalidRequest(
+        'a control frame is none of {"eof":true}, {"signal":n} with n from 1 to 64,'
+        ' and {"resize":{"rows":n,"cols":n}}'
+    )
 
 
 def _exit_frame(report: ExitReport, streams: bool) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -12,10 +13,13 @@ from aiohttp import web
 
 from hypemand.api.failures import problem_json
 from hypemand.api.services import ImageInfo, ReloadReport
+from hypemand.api.tokens import Token
 from hypemand.config.definition import Restart
 from hypemand.config.sizes import format_size
 from hypemand.config.vmdef import definition_to_json
-from hypemand.manager.view import LogLine, Timeline, VmView
+from hypemand.errors import WrongState
+from hypemand.manager.view import FileInfo, FileKind, LogLine, Timeline, VmView
+from hypemand.qemu.process import read_memory
 from hypemand.state import State
 
 HYPERVISOR = "qemu-microvm"
@@ -52,7 +56,7 @@ def instance_json(view: VmView) -> dict[str, object]:
         **_client_keys(view),
         "origin": view.origin,
         "status_text": view.status_text,
-        "ready_ms": view.ready_ms,
+        "ready_ms": None if view.ready_ms is None else round(view.ready_ms, 1),
         "needs_restart": view.needs_restart,
         "removed_from_config": view.removed_from_config,
         "unit": view.unit,
@@ -61,8 +65,15 @@ def instance_json(view: VmView) -> dict[str, object]:
         "main_pid": view.main_pid,
         "uid": view.uid,
         "memory_current": view.memory_current,
+        "cpu_seconds": view.cpu_seconds,
+        "kernel_headers": _headers_json(view),
         "definition": definition_to_json(view.definition),
     }
+
+
+def _headers_json(view: VmView) -> dict[str, object] | None:
+    headers = view.kernel_headers
+    return None if headers is None else {"state": headers.state, "error": headers.error}
 
 
 def _client_keys(view: VmView) -> dict[str, object]:
@@ -138,9 +149,73 @@ def timeline_json(timeline: Timeline) -> dict[str, object]:
     }
 
 
+def stats_json(view: VmView) -> dict[str, object]:
+    """What a VM uses, in the published client's words. There is no network yet. WrongState without a VMM."""
+    if view.main_pid is None:
+        raise WrongState(
+            f"stats needs a VM that runs, and {view.name} is {view.state}", hint="start it first"
+        )
+    allocated = view.definition.memory
+    virtual, resident = read_memory(view.main_pid)
+    return {
+        "instance_id": view.id,
+        "instance_name": view.name,
+        "cpu_seconds": view.cpu_seconds or 0.0,
+        "memory_rss_bytes": resident,
+        "memory_vms_bytes": virtual,
+        "allocated_vcpus": view.definition.vcpus,
+        "allocated_memory_bytes": allocated,
+        "memory_utilization_ratio": resident / allocated,
+        "network_rx_bytes": 0,
+        "network_tx_bytes": 0,
+    }
+
+
+def path_json(info: FileInfo | None) -> dict[str, object]:
+    """A file of a guest. First the keys of the published client, then our own."""
+    if info is None:
+        return {"exists": False}
+    is_link = info.kind is FileKind.SYMLINK
+    return {
+        "exists": True,
+        "error": None,
+        "is_dir": info.kind is FileKind.DIRECTORY,
+        "is_file": info.kind is FileKind.FILE,
+        "is_symlink": is_link,
+        "link_target": info.target if is_link else None,
+        "mode": info.mode,
+        "size": info.size,
+        "kind": info.kind,
+        "uid": info.uid,
+        "gid": info.gid,
+        "mtime": _guest_time_json(info.mtime_ns),
+    }
+
+
+def _guest_time_json(nanoseconds: int) -> str | None:
+    """None for a time that no calendar here has: a guest can set any."""
+    try:
+        return time_json(nanoseconds / 1e9)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
 def log_line_json(line: LogLine) -> Mapping[str, object]:
     """A line of a log with all that is known of it."""
     return {"time": time_json(line.time), "text": line.text, "invocation_id": line.invocation_id}
+
+
+def token_json(token: Token) -> dict[str, object]:
+    """A token, without its text, which is not kept, and its hash, which is nobody's business."""
+    return {
+        "name": token.name,
+        "prefix": token.prefix,
+        "read_only": token.read_only,
+        "created_at": time_json(token.created_at),
+        "expires_at": time_json(token.expires_at),
+        "expired": token.is_expired(time.time()),
+        "last_used_at": time_json(token.last_used_at),
+    }
 
 
 def reload_json(report: ReloadReport) -> dict[str, object]:

@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
-import struct
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import TypeVar
@@ -21,7 +19,6 @@ MAX_BODY = 1024 * 1024
 
 # Ids and names alike, and the beginnings of ids.
 _REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_UCRED = struct.Struct("3i")
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -124,13 +121,3 @@ def parse_positive_duration(text: str, key: str, code: str = "invalid_timeout") 
             code=code,
         )
     return seconds
-
-
-def peer_uid(request: web.Request) -> int:
-    """The uid of the process at the other end of the unix socket, as the kernel knows it."""
-    transport = request.transport
-    if transport is None:
-        raise ConnectionResetError("the client has gone")
-    raw = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid: int = _UCRED.unpack(raw)[1]
-    return uid

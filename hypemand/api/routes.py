@@ -11,7 +11,11 @@ from importlib import resources
 
 from aiohttp import web
 
+from hypemand.api.access import find_peer
+from hypemand.api.archive import check_directory, receive_archive, send_archive
+from hypemand.api.cp import serve_cp
 from hypemand.api.create import parse_create
+from hypemand.api.entries import parse_guest_path
 from hypemand.api.exec import serve_exec
 from hypemand.api.failures import Forbidden
 from hypemand.api.render import (
@@ -19,14 +23,16 @@ from hypemand.api.render import (
     instance_json,
     json_response,
     log_line_json,
+    path_json,
     reload_json,
+    stats_json,
     timeline_json,
+    token_json,
 )
 from hypemand.api.requests import (
     parse_choice,
     parse_positive_duration,
     parse_ref,
-    peer_uid,
     read_object,
     read_query,
     refuse_unknown,
@@ -51,8 +57,10 @@ class Routes:
     """The handlers. `closing` is set when the daemon stops: what would go on ends then."""
 
     def __init__(self, services: Services, closing: asyncio.Event, limits: Limits) -> None:
+        self._services = services
         self._manager = services.manager
         self._images = services.images
+        self._tokens = services.tokens
         self._reload = services.reload
         self._defaults = services.defaults
         self._closing = closing
@@ -77,7 +85,15 @@ class Routes:
             web.get(f"{vm}/watch", self.watch_instance, allow_head=False),
             web.get(f"{vm}/logs", self.read_logs, allow_head=False),
             web.get(f"{vm}/timeline", self.read_timeline, allow_head=False),
+            web.get(f"{vm}/stats", self.read_stats, allow_head=False),
             web.get(f"{vm}/exec", self.exec_command, allow_head=False),
+            web.get(f"{vm}/cp", self.copy_files, allow_head=False),
+            web.get(f"{vm}/archive", self.read_archive, allow_head=False),
+            web.put(f"{vm}/archive", self.write_archive),
+            web.get(f"{vm}/stat", self.stat_path, allow_head=False),
+            web.get("/tokens", self.list_tokens, allow_head=False),
+            web.post("/tokens", self.create_token),
+            web.delete("/tokens/{name}", self.revoke_token),
             web.get("/images", self.list_images, allow_head=False),
             web.post("/images/import", self.import_image),
             web.get("/images/{name}", self.get_image, allow_head=False),
@@ -222,13 +238,88 @@ class Routes:
         read_query(request)
         return json_response(timeline_json(await self._manager.timeline(parse_ref(request))))
 
+    async def read_stats(self, request: web.Request) -> web.StreamResponse:
+        """What a VM uses of the host."""
+        read_query(request)
+        return json_response(stats_json(await self._manager.get_vm(parse_ref(request))))
+
     async def exec_command(self, request: web.Request) -> web.StreamResponse:
         """Run a command in a VM over a WebSocket."""
         ref = parse_ref(request)
         read_query(request)
-        view = await self._manager.get_vm(ref)
-        check_allowed(Operation.EXEC, view.state, view.name)
+        await self._check(Operation.EXEC, ref)
         return await serve_exec(request, self._manager, ref, self._closing, self._limits)
+
+    async def _check(self, operation: Operation, ref: str) -> None:
+        """Raise WrongState while a status can still tell it."""
+        view = await self._manager.get_vm(ref)
+        check_allowed(operation, view.state, view.name)
+
+    async def copy_files(self, request: web.Request) -> web.StreamResponse:
+        """Copy to or from a VM over a WebSocket, as the published client does."""
+        ref = parse_ref(request)
+        read_query(request)
+        await self._check(Operation.COPY, ref)
+        return await serve_cp(request, self._services, ref, self._closing, self._limits)
+
+    async def read_archive(self, request: web.Request) -> web.StreamResponse:
+        """A file or a tree of a VM as a tar archive."""
+        ref = parse_ref(request)
+        query = read_query(request, "path", "follow_links")
+        path = parse_guest_path(query.get("path"), "path")
+        follow = want_bool(query, "follow_links", default=False)
+        await self._check(Operation.COPY, ref)
+        copy = await self._manager.copy_out(ref, path, follow=follow)
+        try:
+            return await send_archive(request, copy, path, self._closing)
+        finally:
+            await copy.close()
+
+    async def write_archive(self, request: web.Request) -> web.StreamResponse:
+        """Unpack a tar archive into a directory of a VM."""
+        ref = parse_ref(request)
+        path = parse_guest_path(read_query(request, "path").get("path"), "path")
+        await self._check(Operation.COPY, ref)
+        await check_directory(self._manager, ref, path)
+        copy = await self._manager.copy_in(ref, path)
+        try:
+            return json_response({"bytes_written": await receive_archive(request, copy, self._closing)})
+        finally:
+            await copy.close()
+
+    async def stat_path(self, request: web.Request) -> web.StreamResponse:
+        """What is at a path of a VM."""
+        ref = parse_ref(request)
+        query = read_query(request, "path", "follow_links")
+        path = parse_guest_path(query.get("path"), "path")
+        follow = want_bool(query, "follow_links", default=False)
+        await self._check(Operation.STAT, ref)
+        return json_response(path_json(await self._manager.stat_path(ref, path, follow=follow)))
+
+    async def list_tokens(self, request: web.Request) -> web.StreamResponse:
+        """All tokens, without what makes them good."""
+        read_query(request)
+        return json_response([token_json(token) for token in await self._tokens.list_tokens()])
+
+    async def create_token(self, request: web.Request) -> web.StreamResponse:
+        """A new token; its text is in this answer and nowhere else."""
+        body = await self._read_object(request)
+        refuse_unknown(body, ("name", "expires", "read_only"))
+        expires, read_only = body.get("expires"), body.get("read_only", False)
+        if not isinstance(read_only, bool):
+            raise InvalidRequest("read_only: is neither true nor false")
+        token, text = await self._tokens.create(
+            _required_text(body, "name"),
+            read_only=read_only,
+            expires_in=None if expires is None else parse_positive_duration(str(expires), "expires"),
+        )
+        return json_response(token_json(token) | {"token": text}, status=201)
+
+    async def revoke_token(self, request: web.Request) -> web.StreamResponse:
+        """A token is good no more, from now on."""
+        read_query(request)
+        await self._tokens.revoke(request.match_info["name"])
+        return web.Response(status=204)
 
     async def list_images(self, request: web.Request) -> web.StreamResponse:
         """All images."""
@@ -251,7 +342,7 @@ class Routes:
 
         The daemon reads the path with its own rights, so only who has them already may name one.
         """
-        if peer_uid(request) not in (0, os.geteuid()):
+        if find_peer(request).uid not in (0, os.geteuid()):
             raise Forbidden("only root may import an image from a path of the host", hint="use sudo")
         body = await self._read_object(request)
         refuse_unknown(body, ("name", "path"))

@@ -4,27 +4,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from aiohttp import web
+from aiohttp import web, web_response
 from aiohttp.web_protocol import RequestHandler
 
+from hypemand.api.access import local_gate
 from hypemand.api.failures import Handler, errors_as_json
 from hypemand.api.requests import MAX_BODY
 from hypemand.api.routes import Routes
 from hypemand.api.services import Limits, Services
 
 FLUSH_DEADLINE = 1.0
-BACKLOG = 128
+ACCEPTED_AT_ONCE = 128
 MAX_LINE = 8190
+
+Gate = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 _LIMITS = Limits()
 
 log = logging.getLogger(__name__)
+
+# Versions of what stands below are nobody's business. There is no other place to say so that also holds for
+# what is refused before it is a request.
+web_response.SERVER_SOFTWARE = "hypemand"  # type: ignore[attr-defined]
 
 
 class _Keeper:
@@ -52,11 +61,10 @@ class _Keeper:
             self._requests.discard(task)
 
     def admit(self, server: web.Server) -> asyncio.Protocol:
-        """The protocol of a new connection. One too many, and one that asks nothing, are turned away."""
+        """The protocol of a new connection. One that asks nothing is turned away."""
         handler = server()
-        patience = self.limits.first_request if len(server.connections) < self.limits.connections else 0.0
         loop = asyncio.get_running_loop()
-        self._silent[handler] = loop.call_later(patience, self._turn_away, handler)
+        self._silent[handler] = loop.call_later(self.limits.first_request, self._turn_away, handler)
         return handler
 
     def _turn_away(self, handler: RequestHandler) -> None:
@@ -83,46 +91,122 @@ class _Keeper:
 _KEEPER: Any = web.AppKey("keeper", _Keeper) if hasattr(web, "AppKey") else "keeper"
 
 
-def make_app(services: Services, limits: Limits = _LIMITS) -> web.Application:
-    """The application with every route. It can be served once."""
+def make_app(services: Services, limits: Limits = _LIMITS, gate: Gate = local_gate) -> web.Application:
+    """The application with every route. It can be served once. `gate`: finds out who asks, and lets in."""
     keeper = _Keeper(limits)
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[keeper.track, errors_as_json])
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[keeper.track, errors_as_json, gate])
     app[_KEEPER] = keeper
     app.router.add_routes(Routes(services, keeper.closing, limits).table())
     return app
 
 
+class HttpServer:
+    """Serves an application on a bound stream socket that listens, and closes it at the end."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._keeper: _Keeper = app[_KEEPER]
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            keepalive_timeout=self._keeper.limits.keepalive,
+            lingering_time=self._keeper.limits.lingering,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+        )
+        self._sock: socket.socket | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._resuming: asyncio.TimerHandle | None = None
+        self._beginning: set[asyncio.Task[None]] = set()
+
+    async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Begin to take connections."""
+        await self._runner.setup()
+        sock.setblocking(False)
+        self._sock, self._tls = sock, tls
+        self._listen()
+
+    @property
+    def _http(self) -> web.Server:
+        assert self._runner.server is not None, "setup makes the server"
+        return self._runner.server
+
+    def _listen(self) -> None:
+        if self._sock is not None:
+            asyncio.get_running_loop().add_reader(self._sock, self._accept, self._sock)
+
+    def _accept(self, sock: socket.socket) -> None:
+        """Take what is in the socket's queue. Not asyncio's way of it: that sets no limit to connections that
+        are still about their TLS."""
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.warning("cannot take a connection: %s", error.strerror)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(sock)
+                self._resuming = loop.call_later(self._keeper.limits.accept_pause, self._listen)
+                return
+            if len(self._http.connections) + len(self._beginning) >= self._keeper.limits.connections:
+                connection.close()
+            else:
+                self._adopt(connection)
+
+    def _adopt(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        task = asyncio.create_task(self._begin(connection, self._tls), name="api-begin")
+        self._beginning.add(task)
+
+        def end(task: asyncio.Task[None]) -> None:
+            self._beginning.discard(task)
+            if task.cancelled():
+                connection.close()
+
+        task.add_done_callback(end)
+
+    async def _begin(self, connection: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Make a connection of what was accepted. One that comes to nothing leaves nothing."""
+        with contextlib.suppress(OSError):  # of TLS too
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._keeper.admit(self._http),
+                connection,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else self._keeper.limits.first_request,
+            )
+
+    def stop_listening(self) -> None:
+        """Take no more connections."""
+        if self._resuming is not None:
+            self._resuming.cancel()
+        if self._sock is not None:
+            asyncio.get_running_loop().remove_reader(self._sock)
+            self._sock.close()
+            self._sock = None
+
+    async def finish(self) -> None:
+        """End what goes on: streams break off, commands in guests are ended, and other requests have the
+        limits' `grace` to finish."""
+        self.stop_listening()
+        for task in tuple(self._beginning):
+            task.cancel()
+        await self._keeper.finish()
+        for connection in self._http.connections:
+            connection.close()  # lets those go at once that have nothing more to write
+        await self._http.shutdown(FLUSH_DEADLINE)
+        await self._runner.cleanup()
+
+
 @asynccontextmanager
 async def serve(app: web.Application, sock: socket.socket) -> AsyncIterator[None]:
-    """Serve on a bound stream socket, one of ours or from systemd, which is closed at the end.
+    """Serve on a socket, one of ours or from systemd, as long as the block lasts.
 
-    At the end no connection is taken any more; streams break off, commands in guests are ended, and other
-    requests have the limits' `grace` to finish. Clients that come meanwhile wait in the socket's queue if
+    At the end no connection is taken any more. Clients that come meanwhile wait in the socket's queue if
     systemd holds it too.
     """
-    keeper: _Keeper = app[_KEEPER]
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        keepalive_timeout=keeper.limits.keepalive,
-        lingering_time=keeper.limits.lingering,
-        max_line_size=MAX_LINE,
-        max_field_size=MAX_LINE,
-    )
-    await runner.setup()
-    assert runner.server is not None, "setup makes the server"
-    http = runner.server
+    server = HttpServer(app)
+    await server.start(sock)
     try:
-        listener = await asyncio.get_running_loop().create_server(
-            lambda: keeper.admit(http), sock=sock, backlog=BACKLOG
-        )
-        try:
-            yield
-        finally:
-            listener.close()
-            await keeper.finish()
-            for connection in http.connections:
-                connection.close()  # lets those go at once that have nothing more to write
-            await http.shutdown(FLUSH_DEADLINE)
+        yield
     finally:
-        await runner.cleanup()
+        await server.finish()

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from hypemand.api.tokens import TokenStore
 from hypemand.config.definition import DefinitionDefaults
 from hypemand.errors import Problem
 from hypemand.manager.view import Manager
@@ -82,7 +84,8 @@ class Limits:
     `first_request`: from the connection to the end of the first request's head; `keepalive`: between
     requests; `body`: for a request's body; `lingering`: for the rest of a body that was refused;
     `opening`: from the upgrade to what exec is to run; `closing`: for the other side to close a
-    WebSocket that has done its work; `grace`: for requests that are on when the server ends.
+    WebSocket that has done its work; `grace`: for requests that are on when the server ends;
+    `accept_pause`: when no connection can be taken (no descriptors), until it is tried again.
     """
 
     connections: int = 256
@@ -93,13 +96,17 @@ class Limits:
     opening: float = 10.0
     closing: float = 2.0
     grace: float = 5.0
+    accept_pause: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All that the API may ask. `defaults` gives those of the host config as it is now."""
+    """All that the API may ask. `defaults` gives those of the host config as it is now; `spool`: a folder of
+    a filesystem that has room for a file that is on its way."""
 
     manager: Manager
     images: ImageStore
+    tokens: TokenStore
     reload: Callable[[], Awaitable[ReloadReport]]
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
+    spool: Path = Path("/var/tmp")

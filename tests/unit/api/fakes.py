@@ -21,10 +21,13 @@ from hypemand.errors import (
     WrongState,
 )
 from hypemand.manager.view import (
+    CopyIn,
+    CopyOut,
     ExecRequest,
     ExecSession,
     ExecStream,
     ExitReport,
+    FileInfo,
     LogLine,
     LogSource,
     Span,
@@ -32,6 +35,7 @@ from hypemand.manager.view import (
     VmView,
 )
 from hypemand.state import Operation, State, check_allowed
+from tests.unit.api.fakefiles import FakeCopyIn, FakeCopyOut, FakeFiles
 
 IMAGE = "builtin:busybox"
 WAIT_ENDS = (State.UNKNOWN, State.STOPPED, State.STANDBY)
@@ -51,8 +55,11 @@ class FakeManager:
     def __init__(self) -> None:
         self.vms: dict[str, FakeVm] = {}
         self.sessions: list[FakeSession] = []
+        self.files = FakeFiles()
         self.killed: list[tuple[str, int]] = []
         self.stop_gate: asyncio.Event | None = None
+        self.stops_waiting = 0
+        self.listed = asyncio.Event()
         self.refuse_exec: HypemandError | None = None
         self.log_failure: Exception | None = None
         self.watchers = 0
@@ -93,6 +100,7 @@ class FakeManager:
         return fitting[0]
 
     async def list_vms(self) -> list[VmView]:
+        self.listed.set()
         return [self.vms[name].view for name in sorted(self.vms)]
 
     async def get_vm(self, ref: str) -> VmView:
@@ -128,6 +136,7 @@ class FakeManager:
         view = self.find(ref).view
         check_allowed(Operation.STOP, view.state, view.name)
         if self.stop_gate is not None:
+            self.stops_waiting += 1
             await self.stop_gate.wait()
         message = f"stopped on request, timeout {timeout}"
         return await self.set_state(view.name, State.STOPPED, exit=ExitReport(143, message, success=True))
@@ -192,6 +201,21 @@ class FakeManager:
         self.sessions.append(session)
         return session
 
+    async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
+        view = self.find(ref).view
+        check_allowed(Operation.STAT, view.state, view.name)
+        return self.files.stat(path, follow=follow)
+
+    async def copy_out(self, ref: str, path: str, *, follow: bool = False) -> CopyOut:
+        view = self.find(ref).view
+        check_allowed(Operation.COPY, view.state, view.name)
+        return FakeCopyOut(self.files, path)
+
+    async def copy_in(self, ref: str, path: str) -> CopyIn:
+        view = self.find(ref).view
+        check_allowed(Operation.COPY, view.state, view.name)
+        return FakeCopyIn(self.files, path)
+
     async def timeline(self, ref: str) -> Timeline:
         view = self.find(ref).view
         if view.ready_ms is None:
@@ -234,6 +258,7 @@ class FakeSession:
         self.request = request
         self.closed = asyncio.Event()
         self.signals: list[int] = []
+        self.sizes: list[tuple[int, int]] = []
         self.blocked = asyncio.Event()
         self._ended = asyncio.Event()
         self._input: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -253,6 +278,10 @@ class FakeSession:
         self._code = 128 + number
         self._ended.set()
         await self._input.put(None)
+
+    async def resize(self, rows: int, cols: int) -> None:
+        self.sizes.append((rows, cols))
+        await self._input.put(f"{rows}x{cols}\n".encode())
 
     async def output(self) -> AsyncIterator[tuple[ExecStream, bytes]]:
         match self.request.argv[0]:

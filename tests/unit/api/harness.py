@@ -20,6 +20,7 @@ from yarl import URL
 
 from hypemand.api.server import make_app, serve
 from hypemand.api.services import Limits, Services
+from hypemand.api.tokens import TokenStore
 from tests.openapi_check import Description, parse_events
 from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
 
@@ -66,6 +67,7 @@ class Api:
     path: Path
     manager: FakeManager
     images: FakeImages
+    services: Services
     session: aiohttp.ClientSession
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -99,17 +101,16 @@ class Api:
 @asynccontextmanager
 async def run_api(folder: Path, limits: Limits = DEFAULTS) -> AsyncIterator[Api]:
     """Serve until the block ends or `stop` is set; the socket is removed."""
-    manager, images = FakeManager(), FakeImages()
+    manager, images, tokens = FakeManager(), FakeImages(), TokenStore(folder / "tokens.json")
     path = folder / "api.sock"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     listener.listen()  # as systemd hands it over: who comes early waits
     timeout = aiohttp.ClientTimeout(total=DEADLINE)
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout) as session:
-        api = Api(path, manager, images, session)
-        served = asyncio.create_task(
-            _serve(make_app(Services(manager, images, fake_reload), limits), listener, api.stop)
-        )
+        services = Services(manager, images, tokens, fake_reload, spool=folder)
+        api = Api(path, manager, images, services, session)
+        served = asyncio.create_task(_serve(make_app(services, limits), listener, api.stop))
         try:
             yield api
         finally:

@@ -2,6 +2,7 @@
 """The published client library against the server, unchanged."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,12 +12,16 @@ from typing import cast
 import httpx
 import hypeman
 import pytest
+from hypeman.lib import cp_from_instance, cp_to_instance
 from hypeman.lib import exec as remote_exec
 from hypeman.lib._ws import SyncWebSocket
+from hypeman.lib.cp import CopyProtocolError
 from hypeman.types.instance import Network
 from hypeman.types.restart_policy import RestartPolicy
 from websockets.sync.client import unix_connect
 
+from hypemand.errors import GuestError
+from hypemand.manager.view import FileKind
 from hypemand.state import State
 from tests.unit.api.fakes import IMAGE
 from tests.unit.api.harness import Api, drive
@@ -123,14 +128,19 @@ def test_refusals_come_as_the_clients_own_errors_and_are_not_repeated(tmp_path: 
     use_client(tmp_path, work)
 
 
+def connect_to(api: Api) -> Callable[..., SyncWebSocket]:
+    """What the client's WebSockets use instead of TCP."""
+
+    def connector(url: str, *, additional_headers: dict[str, str], max_size: int) -> SyncWebSocket:
+        socket = unix_connect(str(api.path), url, additional_headers=additional_headers, max_size=max_size)
+        return cast(SyncWebSocket, socket)
+
+    return connector
+
+
 def test_exec(tmp_path: Path) -> None:
     def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
         api.manager.add("web", state=State.RUNNING)
-
-        def connector(url: str, *, additional_headers: dict[str, str], max_size: int) -> SyncWebSocket:
-            path = str(api.path)
-            return cast(SyncWebSocket, unix_connect(path, url, additional_headers=additional_headers))
-
         result = remote_exec(
             client,
             "web",
@@ -139,8 +149,87 @@ def test_exec(tmp_path: Path) -> None:
             timeout=5,
             wait_for_agent=5,
             stdin=b"in",
-            connector=connector,
+            connector=connect_to(api),
         )
         assert (result.output, result.exit_code) == (b"outerr", 3)
+
+    use_client(tmp_path, work)
+
+
+def test_exec_on_a_terminal(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        api.manager.add("web", state=State.RUNNING)
+        result = remote_exec(
+            client,
+            "web",
+            ["both"],
+            tty=True,
+            rows=50,
+            cols=100,
+            resize=[(51, 101)],
+            connector=connect_to(api),
+        )
+        assert result.exit_code == 3
+        request = api.manager.sessions[0].request
+        assert (request.tty, request.rows, request.cols) == (True, 50, 100)
+
+    use_client(tmp_path, work)
+
+
+def test_files_go_there_and_back_whole(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub/big").write_bytes(b"0123456789" * 50_000)
+    (source / "empty").touch(0o600)
+
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        api.manager.add("web", state=State.RUNNING)
+        cp_to_instance(client, "web", source, "/tmp/in", archive=True, connector=connect_to(api))
+        assert api.manager.files.files["/tmp/in/sub/big"].data == b"0123456789" * 50_000
+        api.manager.files.put("/tmp/in/link", FileKind.SYMLINK, target="empty")
+        cp_from_instance(client, "web", "/tmp/in", tmp_path / "out", archive=True, connector=connect_to(api))
+        back = tmp_path / "out/in"
+        assert (back / "sub/big").read_bytes() == b"0123456789" * 50_000
+        assert (back / "empty").stat().st_mode & 0o777 == 0o600
+        assert (back / "link").readlink() == Path("empty")
+        cp_from_instance(client, "web", "/tmp/in/empty", tmp_path / "one", connector=connect_to(api))
+        assert (tmp_path / "one/empty").read_bytes() == b""
+        with pytest.raises(CopyProtocolError, match="there is no /nowhere"):
+            cp_from_instance(client, "web", "/nowhere", tmp_path / "no", connector=connect_to(api))
+
+    use_client(tmp_path, work)
+
+
+def test_an_upload_that_fails_is_the_clients_own_error(tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(bytes(20_000_000))
+
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        api.manager.add("web", state=State.RUNNING)
+        api.manager.files.failure = GuestError("no space left")
+        with pytest.raises(CopyProtocolError, match="no space left"):
+            cp_to_instance(client, "web", tmp_path / "big", "/tmp/big", connector=connect_to(api))
+
+    use_client(tmp_path, work)
+
+
+def test_stat_and_stats(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        api.manager.add("web", state=State.RUNNING, main_pid=os.getpid(), cpu_seconds=1.5)
+        api.manager.files.put("/etc/motd", data=b"hi", mode=0o640)
+        found = client.instances.stat("web", path="/etc/motd", follow_links=True)
+        assert (found.exists, found.is_file, found.mode, found.size, found.error) == (
+            True,
+            True,
+            0o640,
+            2,
+            None,
+        )
+        assert not client.instances.stat("web", path="/nothing").exists
+        stats = client.instances.stats("web")
+        assert (stats.cpu_seconds, stats.instance_name, stats.allocated_vcpus) == (1.5, "web", 2)
+        assert 0 < stats.memory_rss_bytes <= stats.memory_vms_bytes
+        api.manager.add("off")
+        with pytest.raises(hypeman.ConflictError):
+            client.instances.stats("off")
 
     use_client(tmp_path, work)

@@ -2,6 +2,7 @@
 """openapi.yaml says what the server has, and nothing else."""
 
 import asyncio
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from hypemand.api.routes import Routes
 from hypemand.api.server import make_app
 from hypemand.api.services import Limits, Services
+from hypemand.api.tokens import TokenStore
 from hypemand.config.schema import load_schema
 from hypemand.state import State
 from tests.openapi_check import Description, Json
@@ -16,7 +18,7 @@ from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
 
 
 def services() -> Services:
-    return Services(FakeManager(), FakeImages(), fake_reload)
+    return Services(FakeManager(), FakeImages(), TokenStore(Path("/nowhere")), fake_reload)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:

@@ -109,6 +109,27 @@ def test_input_its_end_and_signals_reach_the_command(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
+def test_a_terminal_is_asked_for_with_its_size_and_told_of_a_new_one(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        opening = {"command": ["cat"], "tty": True, "rows": 50, "cols": 132, "umask": 0o027, "streams": True}
+        description().check_schema("ExecRequest", opening)
+        async with connect(api) as socket:
+            await socket.send_json(opening)
+            resize = {"resize": {"rows": 3, "cols": 4}}
+            description().check_schema("ExecControl", resize)
+            await socket.send_json(resize)
+            assert (await socket.receive()).data == b"\x013x4\n"
+        request = api.manager.sessions[0].request
+        assert (request.tty, request.rows, request.cols, request.umask) == (True, 50, 132, 0o027)
+        async with api.session.ws_connect(api.url("/instances/a/exec")) as socket:
+            await socket.send_str('{"command":["both"],"tty":true}')
+            await socket.receive()
+        request = api.manager.sessions[1].request
+        assert (request.rows, request.cols, request.umask) == (24, 80, None)
+
+    drive(tmp_path, scenario)
+
+
 def test_a_command_is_ended_when_its_client_goes(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         for politely in (True, False):
@@ -203,9 +224,13 @@ def test_a_refusal_of_the_guest_is_told_in_the_close_and_whole_to_who_asked_for_
 @pytest.mark.parametrize(
     ("frame", "words"),
     [
-        ('{"command":["x"],"tty":true}', "tty"),
         ('{"command":["x"],"tty":1}', "tty"),
         ('{"command":["x"],"rows":3}', "rows"),
+        ('{"command":["x"],"tty":false,"cols":3}', "cols"),
+        ('{"command":["x"],"tty":true,"rows":0}', "rows"),
+        ('{"command":["x"],"tty":true,"cols":65536}', "cols"),
+        ('{"command":["x"],"umask":512}', "umask"),
+        ('{"command":["x"],"umask":"022"}', "umask"),
         ('{"command":[]}', "command"),
         ('{"command":"x"}', "command"),
         ('{"command":[""]}', "command"),
@@ -242,10 +267,12 @@ def test_wrong_frames_close_the_connection_with_the_reason(tmp_path: Path) -> No
             await socket.send_bytes(b"x")
             assert await close_of(socket) == (
                 1008,
-                "invalid_request: the first frame must be text that says what to run",
+                "invalid_request: the first frame must be text that says what is wanted",
             )
         for frame in (
-            '{"resize":{"rows":1,"cols":1}}',
+            '{"resize":{"rows":1}}',
+            '{"resize":{"rows":0,"cols":1}}',
+            '{"resize":{"rows":1,"cols":1},"eof":true}',
             '{"signal":0}',
             '{"signal":true}',
             '{"eof":false}',

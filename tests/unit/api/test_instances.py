@@ -61,6 +61,7 @@ def test_an_instance_shows_all_that_is_known(tmp_path: Path) -> None:
             started_at=1_700_000_000.1239,
             exit=ExitReport(137, "out of memory", success=False),
             memory_current=5,
+            cpu_seconds=2.5,
             phase_durations_ms={"Running": 7},
         )
         shown = (await api.ask("GET", "/instances/a")).json
@@ -82,6 +83,7 @@ def test_an_instance_shows_all_that_is_known(tmp_path: Path) -> None:
             "origin": "api",
             "unit": "hypeman-vm-a.service",
             "memory_current": 5,
+            "cpu_seconds": 2.5,
         }
         assert {key: shown[key] for key in expected} == expected
         assert parse_definition("a", shown["definition"]) == definition

@@ -3,15 +3,19 @@
 
 import asyncio
 import contextlib
+import errno
 import json
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
+from hypemand.api.server import make_app, serve
 from hypemand.api.services import Limits
 from hypemand.state import State
 from tests.unit.api.harness import Api, drive
@@ -112,6 +116,37 @@ def test_more_connections_than_there_is_room_for_are_turned_away(tmp_path: Path)
                 continue
 
     drive(tmp_path, scenario, Limits(connections=2))
+
+
+class Exhausted(socket.socket):
+    """A listening socket of a process that has no descriptors left at first."""
+
+    refusals = 2
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+def test_a_process_without_descriptors_goes_on_when_it_has_some(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "other.sock")
+
+    async def scenario(api: Api) -> None:
+        listener = Exhausted(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        listener.listen()
+        async with serve(make_app(api.services, Limits(accept_pause=0.05)), listener):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert b'"status":"ok"' in await reader.read()
+            writer.close()
+
+    drive(tmp_path, scenario)
+    assert [r.getMessage() for r in caplog.records] == ["cannot take a connection: Too many open files"] * 2
 
 
 def test_an_unforeseen_error_is_told_without_its_innards(

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees to and from a guest as a tar archive, in one request and in pieces of bounded size."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from hypemand.api.entries import name_entry, put_block
+from hypemand.api.failures import unexpected
+from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
+from hypemand.errors import GuestError, HostNotReady, HypemandError, InvalidRequest, NotFound
+from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole, Manager
+from hypemand.tar import (
+    END,
+    TarReader,
+    format_error,
+    format_member,
+    format_zeros,
+    is_archivable,
+    padding,
+)
+
+MEDIA_TYPE = "application/x-tar"
+
+log = logging.getLogger(__name__)
+
+
+async def send_archive(
+    request: web.Request, copy: CopyOut, root: str, closing: asyncio.Event
+) -> web.StreamResponse:
+    """The files of a copy as the answer. An error before the first of them is an answer like any other's; a
+    later one is told in the archive (`hypemand.tar`), which then breaks off without its end."""
+    events = copy.events()
+    first = await anext(events, None)
+    if first is None:
+        raise GuestError(f"the guest sent nothing of {root}")
+    response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"})
+    await response.prepare(request)
+    try:
+        with watch_client(request) as gone:
+            ended = await first_of(
+                archive=_write_archive(response, first, events, root),
+                client=wait_ended(gone, Ended.CLIENT),
+                daemon=wait_ended(closing, Ended.DAEMON),
+            )
+    except ConnectionError:
+        raise
+    except HypemandError as error:
+        return await _break_off(request, response, error)
+    except Exception as error:
+        return await _break_off(request, response, unexpected(error, f"archive of {root}"))
+    if ended is Ended.DAEMON:
+        return await _break_off(request, response, HostNotReady(ended.value, hint="ask again"))
+    if ended is not None and request.transport is not None:
+        request.transport.close()
+    return response
+
+
+async def _write_archive(
+    response: web.StreamResponse,
+    first: FileInfo | bytes | Hole,
+    events: AsyncIterator[FileInfo | bytes | Hole],
+    root: str,
+) -> Ended | None:
+    size = await _write_event(response, first, root, 0)
+    async for event in events:
+        size = await _write_event(response, event, root, size)
+    await response.write(padding(size) + END)
+    return None
+
+
+async def _write_event(
+    response: web.StreamResponse, event: FileInfo | bytes | Hole, root: str, size: int
+) -> int:
+    """Write one event; `size` and the result: of the file whose contents are under way."""
+    if isinstance(event, FileInfo):
+        name = name_entry(root, event)
+        if not is_archivable(event):
+            return size
+        await response.write(padding(size) + format_member(name, event))
+        return event.size if event.kind is FileKind.FILE else 0
+    if isinstance(event, Hole):
+        for zeros in format_zeros(event.size):
+            await response.write(zeros)
+    else:
+        await response.write(event)
+    return size
+
+
+async def _break_off(
+    request: web.Request, response: web.StreamResponse, error: HypemandError
+) -> web.StreamResponse:
+    """End in the middle, with words that a reader may miss: they are in the journal too."""
+    log.warning("%s broke off: %s", request.path, error)
+    with contextlib.suppress(ConnectionError):
+        await response.write(format_error(str(error)))
+    if request.transport is not None:
+        request.transport.close()
+    return response
+
+
+async def check_directory(manager: Manager, ref: str, path: str) -> None:
+    """Raise unless `path` is a directory of the guest."""
+    found = await manager.stat_path(ref, path, follow=True)
+    if found is None:
+        raise NotFound(f"there is no directory {path} in the guest", code="path_not_found")
+    if found.kind is not FileKind.DIRECTORY:
+        raise InvalidRequest(f"{path} is no directory in the guest", code="invalid_path")
+
+
+async def receive_archive(request: web.Request, copy: CopyIn, closing: asyncio.Event) -> int:
+    """Put the body's members into the copy; gives the bytes of all files. The directory that is copied
+    into keeps the mode and the owner that it has, whatever the archive says of its own root."""
+
+    async def store() -> int | Ended:
+        return await _store_archive(request, copy)
+
+    with watch_client(request) as gone:
+        ended = await first_of(
+            archive=store(),
+            client=wait_ended(gone, Ended.CLIENT),
+            daemon=wait_ended(closing, Ended.DAEMON),
+        )
+    if ended is Ended.CLIENT:
+        raise ConnectionResetError("the client has gone")
+    if isinstance(ended, Ended):
+        raise HostNotReady(ended.value, hint="ask again")
+    return ended
+
+
+async def _store_archive(request: web.Request, copy: CopyIn) -> int:
+    reader, total = TarReader(), 0
+    async for data in request.content.iter_any():
+        for event in reader.feed(data):
+            if isinstance(event, bytes):
+                await put_block(copy, event)
+            elif event.path:
+                await copy.add(event)
+                total += event.size
+            elif event.kind is not FileKind.DIRECTORY:
+                raise InvalidRequest("the archive has a member without a name", code="invalid_archive")
+        await asyncio.sleep(0)
+    reader.finish()
+    await copy.finish()
+    return total

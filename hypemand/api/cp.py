@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files to and from a guest over a WebSocket, as the published client copies.
+
+Its first frame says which way. To the guest one connection carries one file or directory: its bytes in
+binary frames, then an end, then our result; how long a file is only its end tells. From the guest each
+entry is a header, its bytes, and an end; the last end is final. An error is told by a text frame before the
+connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from aiohttp import WSMsgType, web
+
+from hypemand.api.entries import PIECE, ZEROS, name_entry, parse_guest_path, put_block
+from hypemand.api.failures import unexpected
+from hypemand.api.requests import parse_object, refuse_unknown
+from hypemand.api.services import Limits, Services
+from hypemand.api.spool import Spool
+from hypemand.api.tasks import Ended
+from hypemand.api.websocket import await_close, is_end, receive_first, serve_websocket
+from hypemand.errors import GuestError, HypemandError, InvalidRequest
+from hypemand.manager.view import CopyOut, FileInfo, FileKind, Hole, Manager
+
+MAX_MODE = 0o7777
+MAX_ID = 2**32 - 2
+_END = {"type": "end"}
+_SENT_KINDS = (FileKind.FILE, FileKind.DIRECTORY, FileKind.SYMLINK)
+
+
+class Direction(StrEnum):
+    """Which way a copy goes, as seen from the client."""
+
+    TO = "to"
+    FROM = "from"
+
+
+_KEYS = {
+    Direction.TO: ("direction", "guest_path", "is_dir", "mode", "uid", "gid"),
+    Direction.FROM: ("direction", "guest_path", "follow_links"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOrder:
+    """The first frame. `entry`: what is to be made, of a copy to the guest."""
+
+    direction: Direction
+    path: str
+    follow: bool
+    entry: FileInfo | None
+
+
+def parse_order(text: str) -> CopyOrder:
+    """Raises InvalidRequest that names the field."""
+    body = {key: value for key, value in parse_object(text, "the first frame").items() if value is not None}
+    try:
+        direction = Direction(str(body.get("direction")))
+    except ValueError:
+        raise InvalidRequest("direction: must be to or from") from None
+    refuse_unknown(body, _KEYS[direction])
+    path = parse_guest_path(body.get("guest_path"), "guest_path")
+    entry = _parse_entry(body) if direction is Direction.TO else None
+    return CopyOrder(direction, path, _bool(body, "follow_links"), entry)
+
+
+def _parse_entry(body: Mapping[str, object]) -> FileInfo:
+    is_dir = _bool(body, "is_dir")
+    # The published server takes a mode of 0 for none.
+    mode = _number(body, "mode", 0, MAX_MODE) or (0o755 if is_dir else 0o644)
+    kind = FileKind.DIRECTORY if is_dir else FileKind.FILE
+    uid, gid = (_number(body, key, -1, MAX_ID) for key in ("uid", "gid"))
+    return FileInfo("", kind, mode, uid, gid, 0, time.time_ns())
+
+
+def _bool(body: Mapping[str, object], key: str) -> bool:
+    value = body.get(key, False)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{key}: is neither true nor false")
+    return value
+
+
+def _number(body: Mapping[str, object], key: str, default: int, largest: int) -> int:
+    if key not in body:
+        return default
+    value = body[key]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+        raise InvalidRequest(f"{key}: must be a whole number from 0 to {largest}")
+    return value
+
+
+async def serve_cp(
+    request: web.Request, services: Services, ref: str, closing: asyncio.Event, limits: Limits
+) -> web.WebSocketResponse:
+    """Take the connection over and copy once. The VM has been found Running before."""
+
+    async def work(socket: web.WebSocketResponse) -> Ended | None:
+        try:
+            return await _copy(socket, services, ref, limits)
+        except ConnectionError:
+            raise
+        except HypemandError as error:
+            await _tell(socket, error, limits)
+            raise
+        except Exception as error:
+            known = unexpected(error, f"cp of {ref}")
+            await _tell(socket, known, limits)
+            raise known from None
+
+    return await serve_websocket(request, work, closing, limits, what="cp")
+
+
+async def _tell(socket: web.WebSocketResponse, error: HypemandError, limits: Limits) -> None:
+    """Say what went wrong, then swallow what the client still sends: it reads only when it has sent all."""
+    await socket.send_str(json.dumps({"type": "error", "message": str(error)}))
+    with contextlib.suppress(TimeoutError):
+        while not is_end(await socket.receive(timeout=limits.closing)):
+            pass
+
+
+async def _copy(socket: web.WebSocketResponse, services: Services, ref: str, limits: Limits) -> Ended | None:
+    order = parse_order(await receive_first(socket, limits.opening))
+    if order.entry is not None:
+        with Spool(services.spool) as spool:
+            if not await _receive_contents(socket, spool, order.entry.kind):
+                return Ended.CLIENT
+            await _store_entry(services.manager, ref, order.path, order.entry, spool)
+        await socket.send_str(json.dumps({"type": "result", "success": True, "bytes_written": spool.size}))
+    else:
+        copy = await services.manager.copy_out(ref, order.path, follow=order.follow)
+        try:
+            await _send_entries(socket, copy, order.path)
+        finally:
+            await copy.close()
+    await await_close(socket, limits.closing)
+    return None
+
+
+async def _receive_contents(socket: web.WebSocketResponse, spool: Spool, kind: FileKind) -> bool:
+    """Has all of it come? Not when the client closes before the end."""
+    while not is_end(frame := await socket.receive()):
+        if frame.type is WSMsgType.BINARY:
+            if kind is not FileKind.FILE:
+                raise InvalidRequest("a directory has no contents of its own")
+            await spool.write(frame.data)
+        elif parse_object(frame.data, "a control frame") == _END:
+            return True
+        else:
+            raise InvalidRequest('a control frame is not {"type":"end"}')
+    return False
+
+
+async def _store_entry(manager: Manager, ref: str, path: str, entry: FileInfo, spool: Spool) -> None:
+    copy = await manager.copy_in(ref, path)
+    try:
+        await copy.add(replace(entry, size=spool.size))
+        async for block in spool.blocks():
+            await put_block(copy, block)
+        await copy.finish()
+    finally:
+        await copy.close()
+
+
+async def _send_entries(socket: web.WebSocketResponse, copy: CopyOut, root: str) -> None:
+    """Entry by entry. Which end is the final one is known when there is no more: each waits for the next.
+
+    What the published client has no word for (devices, sockets, pipes) is left out.
+    """
+    is_open = False
+    async for event in copy.events():
+        if isinstance(event, FileInfo):
+            if event.kind not in _SENT_KINDS:
+                continue
+            if is_open:
+                await _send_end(socket, final=False)
+            await socket.send_str(json.dumps(header_json(name_entry(root, event), event)))
+            is_open = True
+        elif isinstance(event, Hole):
+            for offset in range(0, event.size, PIECE):
+                await socket.send_bytes(ZEROS[: event.size - offset])
+        else:
+            for offset in range(0, len(event), PIECE):
+                await socket.send_bytes(event[offset : offset + PIECE])
+    if not is_open:
+        raise GuestError(f"{root} is neither a file, a directory nor a symbolic link")
+    await _send_end(socket, final=True)
+
+
+async def _send_end(socket: web.WebSocketResponse, *, final: bool) -> None:
+    await socket.send_str(json.dumps({"type": "end", "final": final}))
+
+
+def header_json(name: str, entry: FileInfo) -> dict[str, object]:
+    """The header of an entry in the published client's words, which knows no times before the epoch."""
+    return {
+        "type": "header",
+        "path": name,
+        "mode": entry.mode & 0o777,
+        "is_dir": entry.kind is FileKind.DIRECTORY,
+        "is_symlink": entry.kind is FileKind.SYMLINK,
+        "link_target": entry.target or "",
+        "size": entry.size if entry.kind is FileKind.FILE else 0,
+        "mtime": max(entry.mtime_ns // 1_000_000_000, 0),
+        "uid": entry.uid,
+        "gid": entry.gid,
+    }

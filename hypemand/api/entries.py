@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of guests as both ways of copying know them: paths that are asked for, names that come back."""
+
+from __future__ import annotations
+
+import posixpath
+
+from hypemand.errors import GuestError, InvalidRequest
+from hypemand.manager.view import CopyIn, FileInfo
+from hypemand.tar import find_hole
+
+MAX_PATH = 4095
+# Larger pieces of a file are sent in parts: the published client takes frames of at most 1 MiB.
+PIECE = 256 * 1024
+ZEROS = bytes(PIECE)
+
+
+def parse_guest_path(value: object, key: str) -> str:
+    """An absolute path in a guest. InvalidRequest names `key`."""
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise InvalidRequest(f"{key}: must be an absolute path in the guest", hint="write it from / on")
+    if "\0" in value or len(value.encode(errors="surrogateescape")) > MAX_PATH:
+        raise InvalidRequest(f"{key}: holds a NUL byte, or more than {MAX_PATH} bytes")
+    return value
+
+
+def name_entry(root: str, entry: FileInfo) -> str:
+    """How an entry of a copy of `root` is called: by the last part of `root`, and by its own path below it.
+
+    The guest's word is not taken for it: GuestError for a path that would lead out of the copy.
+    """
+    parts = entry.path.split("/") if entry.path else []
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise GuestError(f"the guest sent a file whose name leads out of the copy: {entry.path[:200]!r}")
+    base = posixpath.basename(posixpath.normpath(root))
+    return "/".join([base, *parts] if base not in ("", ".", "..") else parts) or "."
+
+
+async def put_block(copy: CopyIn, block: bytes) -> None:
+    """The next bytes of a file, as a hole where they are nothing but zeros."""
+    hole = find_hole(block)
+    await (copy.write(block) if hole is None else copy.skip(hole))

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API over TCP: who has no good token learns nothing, and the place changes while all else goes on."""
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import hypeman
+import pytest
+from hypeman.lib import cp_from_instance, cp_to_instance
+from hypeman.lib import exec as remote_exec
+
+from hypemand.api.access import TokenGate
+from hypemand.api.listener import Listener
+from hypemand.api.server import HttpServer, make_app
+from hypemand.api.services import Limits
+from hypemand.config.listen import ListenConfig
+from hypemand.errors import HostNotReady
+from hypemand.state import State
+from tests.unit.api.harness import Api, Json, drive
+
+PATIENT = Limits()
+
+
+def find_port() -> int:
+    """A port of loopback that is free now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@dataclass
+class Place:
+    """A listener, its gate, and what its clients use."""
+
+    api: Api
+    listener: Listener
+    gate: TokenGate
+    config: ListenConfig
+    session: aiohttp.ClientSession
+
+    def url(self, target: str, scheme: str = "http") -> str:
+        return f"{scheme}://{self.config}{target}"
+
+    async def token(
+        self, name: str = "t", *, read_only: bool = False, expires_in: float | None = None
+    ) -> str:
+        """A new one."""
+        _, text = await self.api.services.tokens.create(name, read_only=read_only, expires_in=expires_in)
+        return text
+
+    async def ask(self, method: str, target: str, token: str | None, body: Json = None) -> int:
+        """The status of the answer."""
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        async with self.session.request(method, self.url(target), headers=headers, json=body) as response:
+            await response.read()
+            return response.status
+
+    async def ask_raw(self, *lines: str, body: bytes = b"") -> bytes:
+        """All that comes back until the server closes."""
+        reader, writer = await asyncio.open_connection(self.config.host, self.config.port)
+        writer.write("".join(f"{line}\r\n" for line in (*lines, "")).encode() + body)
+        await writer.drain()
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+@asynccontextmanager
+async def listen(api: Api, config: ListenConfig, limits: Limits = PATIENT) -> AsyncIterator[Place]:
+    """Listen as long as the block lasts."""
+    gate = TokenGate(api.services.tokens)
+    listener = Listener(lambda: HttpServer(make_app(api.services, limits, gate.check)))
+    await listener.apply(config)
+    connector = aiohttp.TCPConnector(ssl=False)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        try:
+            yield Place(api, listener, gate, config, session)
+        finally:
+            await listener.close()
+
+
+def over_tcp(folder: Path, scenario: Callable[[Place], Awaitable[None]], limits: Limits = PATIENT) -> None:
+    """Run `scenario` with a listener on loopback, and one VM `web` that runs."""
+
+    async def with_api(api: Api) -> None:
+        api.manager.add("web", state=State.RUNNING)
+        async with listen(api, ListenConfig("127.0.0.1", find_port()), limits) as place:
+            await scenario(place)
+
+    drive(folder, with_api)
+
+
+UPGRADE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+
+
+def strip_date(answer: bytes) -> bytes:
+    return b"\r\n".join(line for line in answer.split(b"\r\n") if not line.startswith(b"Date: "))
+
+
+def test_without_a_good_token_every_answer_is_the_same(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        expired = await place.token("old", expires_in=0.001)
+        revoked = await place.token("gone")
+        await place.api.services.tokens.revoke("gone")
+        good = await place.token("good")
+        bad: Sequence[Sequence[str]] = (
+            (),
+            ("Authorization: Bearer wrong",),
+            (f"Authorization: Bearer {expired}",),
+            (f"Authorization: Bearer {revoked}",),
+            (f"Authorization: Basic {good}",),
+            (f"Authorization: {good}",),
+            ("Authorization: Bearer ",),
+            (f"Authorization: Bearer {good}", f"Authorization: Bearer {good}"),
+            (f"Authorization: Bearer {good}x",),
+        )
+        answers = set()
+        for path in ("/instances", "/nothing", "/instances/web/exec", "/instances/nobody/exec", "/tokens"):
+            for headers in bad:
+                for method in ("GET", "PATCH"):
+                    answers.add(await place.ask_raw(f"{method} {path} HTTP/1.1", "Host: x", *headers))
+            answers.add(await place.ask_raw(f"GET {path} HTTP/1.1", "Host: x", *UPGRADE))
+        answers.add(
+            await place.ask_raw("POST /instances HTTP/1.1", "Host: x", "Content-Length: 5", body=b"{bad}")
+        )
+        (answer,) = {strip_date(a) for a in answers}
+        assert answer.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
+        assert b"WWW-Authenticate: Bearer\r\n" in answer
+        assert b"Server: hypemand\r\n" in answer
+        assert b"aiohttp" not in answer
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["message"] == "a token is needed"
+        assert place.gate.refused == 5 * (len(bad) * 2 + 1) + 1
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_what_is_no_request_at_all_tells_no_versions(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        for first in ("\x00\x01", "GET / HTTP/9.9", "GET /" + "x" * 20_000 + " HTTP/1.1"):
+            answer = await place.ask_raw(first)
+            assert b"aiohttp" not in answer
+            assert b"Python" not in answer
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_a_good_token_opens_everything_but_tokens_and_the_hosts_files(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        token = await place.token()
+        assert await place.ask("GET", "/instances", token) == 200
+        assert await place.ask("GET", "/nothing", token) == 404
+        assert await place.ask("POST", "/instances/web/stop", token, {}) == 200
+        for method, path in (("GET", "/tokens"), ("POST", "/tokens"), ("DELETE", "/tokens/t")):
+            assert await place.ask(method, path, token, {"name": "x"} if method == "POST" else None) == 403
+        assert await place.ask("POST", "/images/import", token, {"name": "x", "path": "/x"}) == 403
+        assert [t.name for t in await place.api.services.tokens.list_tokens()] == ["t"]
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_a_revoked_token_is_refused_at_once_on_connections_that_are_open(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        token = await place.token()
+        assert await place.ask("GET", "/health", token) == 200
+        await place.api.services.tokens.revoke("t")
+        assert await place.ask("GET", "/health", token) == 401
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_a_read_only_token_changes_nothing_and_sees_nothing_of_a_guests_inside(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        token = await place.token(read_only=True)
+        for path in ("/instances", "/instances/web", "/instances/web/logs", "/images", "/health"):
+            assert await place.ask("GET", path, token) == 200, path
+        for path in ("exec", "cp", "archive?path=/etc", "stat?path=/etc"):
+            assert await place.ask("GET", f"/instances/web/{path}", token) == 403, path
+        for method, path in (
+            ("POST", "/instances"), ("POST", "/instances/web/stop"), ("DELETE", "/instances/web"),
+            ("PUT", "/instances/web/archive?path=/tmp"), ("POST", "/reload"), ("DELETE", "/images/spare"),
+        ):  # fmt: skip
+            assert await place.ask(method, path, token) == 403, path
+        assert place.api.manager.vms["web"].view.state is State.RUNNING
+        assert "spare" in place.api.images.images
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_every_route_is_open_or_shut_for_read_only_tokens_by_decision(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        token = await place.token(read_only=True)
+        app = make_app(place.api.services)
+        allowed = set()
+        for route in app.router.routes():
+            assert route.resource is not None
+            path = route.resource.canonical.replace("{ref}", "web").replace("{name}", "spare")
+            if not path.endswith("/watch") and await place.ask(route.method, path, token) != 403:
+                allowed.add((route.method, route.resource.canonical))
+        vm = "/instances/{ref}"
+        reading = ("", "/wait", "/logs", "/timeline", "/stats")
+        assert allowed == {("GET", f"{vm}{path}") for path in reading} | {
+            ("GET", path) for path in ("/health", "/openapi.yaml", "/instances", "/images", "/images/{name}")
+        }
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_refusals_are_logged_with_the_peer_and_not_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(place: Place) -> None:
+        now = 100.0
+        place.gate._clock = lambda: now
+        for _ in range(5):
+            await place.ask("GET", "/secret", "hm-wrong-token")
+        now = 111.0
+        await place.ask("GET", "/", None)
+
+    with caplog.at_level(logging.WARNING):
+        over_tcp(tmp_path, scenario)
+    lines = [record.getMessage() for record in caplog.records if "refused a request" in record.getMessage()]
+    assert lines == [
+        "refused a request from 127.0.0.1: a token that is not known, or good no more",
+        "refused a request from 127.0.0.1: no token; 4 others were refused before",
+    ]
+
+
+def test_changes_are_logged_with_who_made_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(place: Place) -> None:
+        token = await place.token("ci")
+        await place.ask("GET", "/instances", token)
+        await place.ask("POST", "/instances/web/stop", token, {})
+        await place.api.ask("POST", "/instances/web/start", {})
+        await place.api.ask("POST", "/nothing", {})
+
+    with caplog.at_level(logging.INFO):
+        over_tcp(tmp_path, scenario)
+    lines = [record.getMessage() for record in caplog.records if record.name == "hypemand.api.access"]
+    assert lines[0] == "POST /instances/web/stop by token ci from 127.0.0.1"
+    assert lines[1].startswith("POST /instances/web/start by uid 0, gid 0, pid ")
+    assert len(lines) == 2
+
+
+def make_certificate(folder: Path, name: str) -> ssl.SSLContext:
+    """A certificate and its key in PEM; gives what trusts it."""
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    argv += ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    argv += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run(argv, check=True, capture_output=True)
+    return ssl.create_default_context(cafile=str(folder / "cert.pem"))
+
+
+def test_tls_and_a_renewed_certificate(tmp_path: Path) -> None:
+    first = make_certificate(tmp_path, "first")
+    config = ListenConfig("127.0.0.1", find_port(), tmp_path / "cert.pem", tmp_path / "key.pem")
+
+    async def names(trust: ssl.SSLContext) -> str:
+        _, writer = await asyncio.open_connection(config.host, config.port, ssl=trust)
+        (((_, name),),) = writer.get_extra_info("peercert")["subject"]
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return str(name)
+
+    async def scenario(api: Api) -> None:
+        async with listen(api, config) as place:
+            token = await place.token()
+            headers = {"Authorization": f"Bearer {token}"}
+            url = place.url("/health", "https")
+            async with place.session.get(url, headers=headers, ssl=first) as response:
+                assert response.status == 200
+            assert await names(first) == "first"
+            second = await asyncio.to_thread(make_certificate, tmp_path, "second")
+            await place.listener.apply(config)
+            assert await names(second) == "second"
+            (tmp_path / "key.pem").write_text("no key")
+            with pytest.raises(HostNotReady, match="are no certificate with its key"):
+                await place.listener.apply(config)
+            assert await names(second) == "second"
+            with pytest.raises(aiohttp.ClientError):
+                await place.ask("GET", "/health", token)
+
+    drive(tmp_path, scenario)
+
+
+def test_connections_that_are_still_about_their_tls_count(tmp_path: Path) -> None:
+    make_certificate(tmp_path, "x")
+    config = ListenConfig("127.0.0.1", find_port(), tmp_path / "cert.pem", tmp_path / "key.pem")
+
+    async def scenario(api: Api) -> None:
+        async with listen(api, config, Limits(connections=3, first_request=2.0)):
+            silent = [await asyncio.open_connection(config.host, config.port) for _ in range(6)]
+            for reader, _ in silent[3:]:
+                assert await asyncio.wait_for(reader.read(), 1.0) == b""  # at once, not when time is up
+            for reader, _ in silent[:3]:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+            for _, writer in silent:
+                writer.close()
+
+    drive(tmp_path, scenario)
+
+
+def test_the_place_moves_and_ends_and_requests_that_are_on_do_so_in_peace(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        token = await place.token()
+        manager = place.api.manager
+        manager.stop_gate = asyncio.Event()
+        stopping = asyncio.create_task(place.ask("POST", "/instances/web/stop", token, {}))
+        while not place.api.manager.stops_waiting:
+            await place.api.ask("GET", "/health")
+        old, place.config = place.config, ListenConfig("127.0.0.1", find_port())
+        await place.listener.apply(place.config)
+        assert place.listener.address == str(place.config)
+        assert await place.ask("GET", "/health", token) == 200
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(old.host, old.port)
+        manager.stop_gate.set()
+        assert await stopping == 200
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_listening_ends_and_begins_again(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        request = ("GET /health HTTP/1.1", "Host: x", f"Authorization: Bearer {await place.token()}")
+        await place.listener.apply(None)
+        assert place.listener.address is None
+        with pytest.raises(ConnectionRefusedError):
+            await place.ask_raw(*request)
+        await place.listener.apply(place.config)
+        assert b"200 OK" in await place.ask_raw(*request, "Connection: close")
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_a_place_that_is_taken_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        token = await place.token()
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            with pytest.raises(HostNotReady, match="cannot listen on 127"):
+                await place.listener.apply(ListenConfig("127.0.0.1", taken.getsockname()[1]))
+        assert await place.ask("GET", "/health", token) == 200
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_plain_http_becomes_tls_at_the_same_place(tmp_path: Path) -> None:
+    trust = make_certificate(tmp_path, "x")
+
+    async def scenario(place: Place) -> None:
+        config = ListenConfig(
+            place.config.host, place.config.port, tmp_path / "cert.pem", tmp_path / "key.pem"
+        )
+        await place.listener.apply(config)
+        headers = {"Authorization": f"Bearer {await place.token()}"}
+        url = place.url("/health", "https")
+        async with place.session.get(url, headers=headers, ssl=trust) as response:
+            assert response.status == 200
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_the_published_client_works_with_its_environment_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "data").write_bytes(b"0123456789" * 40_000)
+
+    def work(place: Place) -> None:
+        with hypeman.Hypeman() as client:
+            assert [vm.name for vm in client.instances.list()] == ["web"]
+            result = remote_exec(client, "web", ["both"], tty=True, rows=40, cols=90, resize=[(41, 91)])
+            assert (result.output, result.exit_code) == (b"outerr", 3)
+            cp_to_instance(client, "web", source, "/tmp/in")
+            cp_from_instance(client, "web", "/tmp/in", tmp_path / "out")
+            assert (tmp_path / "out/in/data").read_bytes() == b"0123456789" * 40_000
+            assert client.instances.stat("web", path="/tmp/in/data").size == 400_000
+            assert list(client.instances.logs("web", tail=1)) == ["two"]
+        with hypeman.Hypeman(api_key="wrong", max_retries=0) as stranger:
+            with pytest.raises(hypeman.AuthenticationError):
+                stranger.instances.list()
+            with pytest.raises(Exception, match="401"):
+                remote_exec(stranger, "web", ["both"])
+
+    async def scenario(place: Place) -> None:
+        monkeypatch.setenv("HYPEMAN_BASE_URL", place.url(""))
+        monkeypatch.setenv("HYPEMAN_API_KEY", await place.token())
+        await asyncio.to_thread(work, place)
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_a_body_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        headers = {"Authorization": "Bearer no", "Content-Length": "100000000"}
+        stream = io.BytesIO(b"x" * 1000)
+        lines = [f"{key}: {value}" for key, value in headers.items()]
+        answer = await place.ask_raw(
+            "PUT /instances/web/archive HTTP/1.1", "Host: x", *lines, body=stream.getvalue()
+        )
+        assert answer.startswith(b"HTTP/1.1 401")
+
+    over_tcp(tmp_path, scenario, Limits(lingering=0.05))

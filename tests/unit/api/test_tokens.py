@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens: what is kept of them, and what makes one good."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from hypemand.api.tokens import MAX_TOKENS, Token, TokenExists, TokenStore, TooManyTokens
+from hypemand.errors import HostNotReady, InvalidRequest, NotFound
+from tests.unit.api.harness import Api, drive
+
+# a token but for its prefix, which is no text
+WRONG = {
+    "name": "a",
+    "prefix": 1,
+    "sha256": "",
+    "read_only": False,
+    "created_at": 1,
+    "expires_at": None,
+    "last_used_at": None,
+}
+
+
+def use(folder: Path, scenario: Callable[[TokenStore], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await scenario(TokenStore(folder / "tokens.json"))
+
+    asyncio.run(main())
+
+
+def test_the_file_has_no_token_in_it_and_only_root_may_read_it(tmp_path: Path) -> None:
+    async def scenario(store: TokenStore) -> None:
+        token, text = await store.create("ci", read_only=True, expires_in=60)
+        content = (tmp_path / "tokens.json").read_text()
+        assert text not in content
+        assert text[len(token.prefix) :] not in content
+        assert (tmp_path / "tokens.json").stat().st_mode & 0o777 == 0o600
+        assert len(text) >= 46
+        again = TokenStore(tmp_path / "tokens.json")
+        found = await again.find(text)
+        assert found is not None
+        assert (found.name, found.read_only) == ("ci", True)
+
+    use(tmp_path, scenario)
+
+
+def test_only_the_whole_token_is_good_and_only_until_it_is_revoked(tmp_path: Path) -> None:
+    async def scenario(store: TokenStore) -> None:
+        _, text = await store.create("a", read_only=False, expires_in=None)
+        token, other = await store.create("b", read_only=False, expires_in=None)
+        assert await store.find(text[:-1]) is None
+        assert await store.find(text + "x") is None
+        assert await store.find(token.sha256) is None
+        assert await store.find("") is None
+        await store.revoke("a")
+        assert await store.find(text) is None
+        assert await store.find(other) is not None
+        assert [t.name for t in await store.list_tokens()] == ["b"]
+        with pytest.raises(NotFound):
+            await store.revoke("a")
+
+    use(tmp_path, scenario)
+
+
+def test_an_expired_token_is_good_no_more_and_still_listed(tmp_path: Path) -> None:
+    async def scenario(store: TokenStore) -> None:
+        _, text = await store.create("a", read_only=False, expires_in=0.05)
+        assert await store.find(text) is not None
+        await asyncio.sleep(0.06)
+        assert await store.find(text) is None
+        assert [t.name for t in await store.list_tokens()] == ["a"]
+
+    use(tmp_path, scenario)
+
+
+def test_the_last_use_is_written_once_an_hour(tmp_path: Path) -> None:
+    async def scenario(store: TokenStore) -> None:
+        _, text = await store.create("a", read_only=False, expires_in=None)
+        assert (await store.list_tokens())[0].last_used_at is None
+        await store.find(text)
+        path = tmp_path / "tokens.json"
+        first, inode = (await store.list_tokens())[0].last_used_at, path.stat().st_ino
+        assert first is not None
+        await store.find(text)
+        assert ((await store.list_tokens())[0].last_used_at, path.stat().st_ino) == (first, inode)
+        assert (await TokenStore(path).list_tokens())[0].last_used_at == first
+        path.write_text(path.read_text().replace(json.dumps(first), json.dumps(first - 4000)))
+        later = TokenStore(path)
+        await later.find(text)
+        assert (await later.list_tokens())[0].last_used_at != first - 4000
+
+    use(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 65, "a/b", "ä", "a\n"])
+def test_names_are_plain(tmp_path: Path, name: str) -> None:
+    async def scenario(store: TokenStore) -> None:
+        with pytest.raises(InvalidRequest):
+            await store.create(name, read_only=False, expires_in=None)
+
+    use(tmp_path, scenario)
+
+
+def test_a_name_is_taken_once_and_there_is_an_end_to_tokens(tmp_path: Path) -> None:
+    async def scenario(store: TokenStore) -> None:
+        await store.create("a", read_only=False, expires_in=None)
+        with pytest.raises(TokenExists):
+            await store.create("a", read_only=False, expires_in=None)
+        kept = [Token(f"t{n}", "hm-xxxxx", "0" * 64, False, 0.0, None, None) for n in range(MAX_TOKENS)]
+        await store._store({token.name: token for token in kept})
+        with pytest.raises(TooManyTokens):
+            await store.create("b", read_only=False, expires_in=None)
+
+    use(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"version": 2, "tokens": []}',
+        '{"version": 1, "tokens": [{}]}',
+        '{"version": 1, "tokens": [' + json.dumps(WRONG) + "]}",
+        "\xff",
+        "[" * 100_000,
+    ],
+)
+def test_a_broken_file_makes_no_token_good_and_is_not_written_over(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tokens.json"
+    path.write_text(content, encoding="latin-1")
+
+    async def scenario(store: TokenStore) -> None:
+        for attempt in (
+            store.find("hm-x"), store.list_tokens(), store.revoke("a"),
+            store.create("a", read_only=False, expires_in=None),
+        ):  # fmt: skip
+            with pytest.raises(HostNotReady, match=r"tokens\.json"):
+                await attempt
+        assert path.read_text(encoding="latin-1") == content
+
+    use(tmp_path, scenario)
+
+
+def test_tokens_are_made_listed_and_revoked_over_the_socket(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        made = await api.ask("POST", "/tokens", {"name": "ci", "expires": "30d", "read_only": True})
+        assert made.status == 201
+        assert made.json["token"].startswith(made.json["prefix"])
+        assert (await api.ask("POST", "/tokens", {"name": "ci"})).code == "already_exists"
+        (listed,) = (await api.ask("GET", "/tokens")).json
+        assert (listed["name"], listed["read_only"], listed["expired"]) == ("ci", True, False)
+        assert made.json["token"] not in json.dumps(listed)
+        for body in (
+            {},
+            {"name": "x", "expires": "0s"},
+            {"name": "x", "read_only": 1},
+            {"name": "x", "y": 1},
+        ):
+            assert (await api.ask("POST", "/tokens", body)).status == 400
+        assert (await api.ask("DELETE", "/tokens/ci")).status == 204
+        assert (await api.ask("DELETE", "/tokens/ci")).code == "not_found"
+        assert (await api.ask("GET", "/tokens")).json == []
+
+    drive(tmp_path, scenario)
