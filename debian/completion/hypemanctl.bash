@@ -27,7 +27,8 @@ _hypemanctl_complete() {
         image) _hypemanctl_offer < <(_hypemanctl_ask image list -q) ;;
         below-analyze) _hypemanctl_offer < <(printf '%s\n' plot); _hypemanctl_complete vm ;;
         below-image) _hypemanctl_offer < <(printf '%s\n' list inspect rm import) ;;
-        command) _hypemanctl_offer < <(printf '%s\n' list status show start stop restart kill rm wait run exec logs analyze image check reload version) ;;
+        below-token) _hypemanctl_offer < <(printf '%s\n' create list revoke) ;;
+        command) _hypemanctl_offer < <(printf '%s\n' list status top show start stop restart kill rm wait run exec shell cp logs analyze image token check reload version) ;;
         file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     esac
 }
@@ -38,6 +39,7 @@ _hypemanctl_options() {
         '') echo '-h --help --version --socket' ;;
         'list') echo '-q --quiet --no-legend --state --json -h --help --socket' ;;
         'status') echo '-n --lines --json -h --help --socket' ;;
+        'top') echo '-d --delay -n --count --once --json -h --help --socket' ;;
         'show') echo '-p --property --value --json -h --help --socket' ;;
         'start') echo '--wait --timeout --json -h --help --socket' ;;
         'stop') echo '--timeout --result --json -h --help --socket' ;;
@@ -46,7 +48,9 @@ _hypemanctl_options() {
         'rm') echo '-f --force --json -h --help --socket' ;;
         'wait') echo '--for --timeout --json -h --help --socket' ;;
         'run') echo '--name -d --detach --rm -e --env -m --memory --vcpus --disk -w --workdir -u --user --entrypoint --mode --restart --boot-timeout --stop-timeout --tag --no-agent --no-kernel-headers --json -h --help --socket' ;;
-        'exec') echo '-e --env -w --workdir -u --user -i --interactive --timeout -h --help --socket' ;;
+        'exec') echo '-e --env -w --workdir -u --user -i --interactive -t --tty --timeout -h --help --socket' ;;
+        'shell') echo '-e --env -w --workdir -u --user -h --help --socket' ;;
+        'cp') echo '-a --archive -L --follow-link --json -h --help --socket' ;;
         'logs') echo '-f --follow -n --lines --all --source --timestamps --json -h --help --socket' ;;
         'analyze') echo '--json -h --help --socket' ;;
         'analyze plot') echo '-h --help --socket' ;;
@@ -54,6 +58,9 @@ _hypemanctl_options() {
         'image inspect') echo '--json -h --help --socket' ;;
         'image rm') echo '--json -h --help --socket' ;;
         'image import') echo '--json -h --help --socket' ;;
+        'token create') echo '--expires --read-only --json -h --help --socket' ;;
+        'token list') echo '--no-legend --json -h --help --socket' ;;
+        'token revoke') echo '--json -h --help --socket' ;;
         'check') echo '--json -h --help --socket' ;;
         'reload') echo '--json -h --help --socket' ;;
         'version') echo '--json -h --help --socket' ;;
@@ -65,6 +72,8 @@ _hypemanctl_value() {
     case "$1 $2" in
         'list --state') echo state ;;
         'status -n'|'status --lines') echo nothing ;;
+        'top -d'|'top --delay') echo nothing ;;
+        'top -n'|'top --count') echo nothing ;;
         'show -p'|'show --property') echo nothing ;;
         'start --timeout') echo nothing ;;
         'stop --timeout') echo nothing ;;
@@ -89,8 +98,12 @@ _hypemanctl_value() {
         'exec -w'|'exec --workdir') echo nothing ;;
         'exec -u'|'exec --user') echo nothing ;;
         'exec --timeout') echo nothing ;;
+        'shell -e'|'shell --env') echo nothing ;;
+        'shell -w'|'shell --workdir') echo nothing ;;
+        'shell -u'|'shell --user') echo nothing ;;
         'logs -n'|'logs --lines') echo nothing ;;
         'logs --source') echo source ;;
+        'token create --expires') echo nothing ;;
         *' --socket') echo file ;;
     esac
 }
@@ -101,8 +114,10 @@ _hypemanctl_argument() {
         '') echo command ;;
         'analyze') echo below-analyze ;;
         'image') echo below-image ;;
+        'token') echo below-token ;;
         'list') echo vm ;;
         'status') echo vm ;;
+        'top') echo vm ;;
         'show') echo vm ;;
         'start') echo vm ;;
         'stop') echo vm ;;
@@ -112,11 +127,15 @@ _hypemanctl_argument() {
         'wait') echo vm ;;
         'run') echo image ;;
         'exec') echo vm ;;
+        'shell') echo vm ;;
+        'cp') echo file ;;
         'logs') echo vm ;;
         'analyze plot') echo vm ;;
         'image inspect') echo image ;;
         'image rm') echo image ;;
         'image import') echo file ;;
+        'token create') echo nothing ;;
+        'token revoke') echo nothing ;;
         'check') echo file ;;
     esac
 }

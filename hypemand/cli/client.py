@@ -85,7 +85,7 @@ def _explain_connect(path: str, error: OSError) -> Unreachable:
 _HINT_STUCK = "see: systemctl status hypemand"
 
 
-class _Connection(http.client.HTTPConnection):
+class Connection(http.client.HTTPConnection):
     """HTTPConnection over a unix socket."""
 
     def __init__(self, path: str, timeout: float | None) -> None:
@@ -182,19 +182,19 @@ class Client:
         timeout: float | None = QUERY_SECONDS,
     ) -> Json:
         """One request and its answer; None for an empty answer. Raises ApiError."""
-        connection = _Connection(self.path, _finite(timeout))
+        connection = Connection(self.path, _finite(timeout))
         try:
             response = self._request(connection, method, parts, query, body)
             content = response.read()
         except TimeoutError:
             raise _explain_late(timeout) from None
         except (OSError, http.client.HTTPException) as error:
-            raise _explain_broken(error) from None
+            raise explain_broken(error) from None
         finally:
             connection.close()
         if not 200 <= response.status < 300:
             raise parse_error(response.status, content)
-        return _parse_json(content) if content else None
+        return parse_answer(content) if content else None
 
     @contextlib.contextmanager
     def events(
@@ -202,7 +202,7 @@ class Client:
     ) -> Iterator[Events]:
         """A stream of events, which may last `timeout` seconds; None or infinite: as long as it takes."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        connection = _Connection(self.path, QUERY_SECONDS)
+        connection = Connection(self.path, QUERY_SECONDS)
         with contextlib.ExitStack() as stack:
             stack.callback(connection.close)
             # Kept here because http.client lets go of it once it knows that the server will close.
@@ -215,7 +215,7 @@ class Client:
             except TimeoutError:
                 raise _explain_late(QUERY_SECONDS) from None
             except (OSError, http.client.HTTPException) as error:
-                raise _explain_broken(error) from None
+                raise explain_broken(error) from None
             if response.status != 200:
                 raise parse_error(response.status, content)
             yield Events(sock, response, deadline)
@@ -248,13 +248,15 @@ def _explain_late(timeout: float | None) -> Unreachable:
     return Unreachable(f"hypemand did not answer within {timeout or 0:g} s", hint=_HINT_STUCK)
 
 
-def _explain_broken(error: Exception) -> ApiError:
+def explain_broken(error: Exception) -> ApiError:
+    """What it means that an answer could not be had."""
     if isinstance(error, http.client.RemoteDisconnected | ConnectionError):
         return Unreachable("hypemand closed the connection without an answer", hint=_HINT_STUCK)
     return Unreachable(f"hypemand's answer cannot be understood: {error}")
 
 
-def _parse_json(content: bytes) -> Json:
+def parse_answer(content: bytes) -> Json:
+    """The JSON value of an answer's body."""
     try:
         return json.loads(content)
     except ValueError:
@@ -265,7 +267,7 @@ def _parse_event(kind: bytes, data: bytes) -> Json:
     """The value of an event. An event of the kind `error` ends the stream with what it says."""
     if kind == b"error":
         raise parse_error(500, data)
-    return _parse_json(data)
+    return parse_answer(data)
 
 
 def parse_error(status: int, content: bytes) -> ApiError:

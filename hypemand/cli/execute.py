@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""exec: a command in a Running VM, its streams apart, its signals and its exit status as if it ran here."""
+"""exec, shell: a command in a Running VM, with its streams apart or on a terminal, its signals and its exit
+status as if it ran here."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from typing import Any
 
 from hypemand.cli.client import QUERY_SECONDS, ApiError, Unreachable, build_target, connect, parse_error
 from hypemand.cli.context import Context
+from hypemand.cli.rawmode import raw_terminal, read_size
 from hypemand.cli.run import FIRST_SPOKEN_CODE, find_variables
 from hypemand.cli.terminal import print_error
 from hypemand.errors import InvalidRequest
@@ -30,33 +32,68 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _EOF = json.dumps({"eof": True})
 
 
+# For /bin/sh in the guest, with nothing but what a shell has itself. $1 is not empty: stay in this folder.
+_LOGIN = """\
+while read -r k v _; do [ "$k" = Uid: ] && u=$v; done </proc/self/status
+[ -r /etc/passwd ] && while IFS=: read -r n _ i _ _ h s; do [ "$i" = "$u" ] && break; done </etc/passwd
+[ "$i" = "$u" ] || { n= h= s=; }
+case $s in */nologin | */false) s= ;; esac
+[ -n "$n" ] && export USER="$n" LOGNAME="$n"
+[ -d "$h" ] && export HOME="$h" && [ -z "$1" ] && cd "$h"
+for s in "$s" /bin/bash /bin/sh; do [ -x "$s" ] && export SHELL="$s" && exec "$s" -l; done
+"""
+
+
 def execute(context: Context) -> int:
     """Run the command to its end."""
-    if not context.args.command:
+    args = context.args
+    if not args.command:
         raise InvalidRequest("no command", hint="hypemanctl exec NAME -- COMMAND [ARGUMENT...]")
+    if args.tty and args.interactive and not os.isatty(0):
+        raise InvalidRequest("-t with -i needs a terminal as input", hint="leave out -t")
+    return _run(context, build_request(args, args.command, terminal=args.tty), interactive=args.interactive)
+
+
+def open_shell(context: Context) -> int:
+    """The login shell of a user of the guest; on a terminal if we are on one, else it reads our input."""
+    args = context.args
+    command = ["/bin/sh", "-c", _LOGIN, "sh", args.workdir or ""]
+    return _run(context, build_request(args, command, terminal=os.isatty(0)), interactive=True)
+
+
+def _run(context: Context, request: dict[str, Any], *, interactive: bool) -> int:
+    terminal = bool(request["tty"])
     with _open(context.client.path, context.args.name) as websocket:
-        websocket.send(json.dumps(build_request(context.args)))
         sender = _Sender(websocket)
-        sender.start()
-        with _forward_signals(sender, websocket):
-            if context.args.interactive:
-                threading.Thread(target=_pass_stdin, args=(sender,), name="stdin", daemon=True).start()
-            else:
-                sender.send_text(_EOF)
-            return _receive(websocket)
+        with _forward_signals(sender, terminal=terminal):
+            if terminal:
+                # Asked for after changes of it are noticed, so that none is missed.
+                request["rows"], request["cols"] = read_size()
+            websocket.send(json.dumps(request))
+            sender.start()
+            with raw_terminal(0) if terminal and interactive else contextlib.nullcontext():
+                if interactive:
+                    threading.Thread(target=_pass_stdin, args=(sender,), name="stdin", daemon=True).start()
+                else:
+                    sender.send_text(_EOF)
+                last = _receive(websocket)
+    return _report_exit(last)
 
 
-def build_request(args: Namespace) -> dict[str, Any]:
-    """The first frame: what to run and how."""
-    timeout = args.timeout
+def build_request(args: Namespace, command: list[str], *, terminal: bool) -> dict[str, Any]:
+    """The first frame: what to run and how. A terminal's kind is that of ours."""
+    timeout = getattr(args, "timeout", None)
+    env = dict(find_variables(args.env))
+    if terminal and os.environ.get("TERM"):
+        env.setdefault("TERM", os.environ["TERM"])
     asked = {
-        "env": dict(find_variables(args.env)) or None,
+        "env": env or None,
         "cwd": args.workdir,
         "user": args.user,
         "timeout": None if timeout is None or math.isinf(timeout) else timeout,
     }
     said = {key: value for key, value in asked.items() if value is not None}
-    return {"command": args.command, "tty": False, "streams": True} | said
+    return {"command": command, "tty": terminal, "streams": True} | said
 
 
 @contextlib.contextmanager
@@ -144,8 +181,9 @@ def _pass_stdin(sender: _Sender) -> None:
 
 
 @contextlib.contextmanager
-def _forward_signals(sender: _Sender, websocket: Any) -> Iterator[None]:
-    """While it is entered signals go to the command in the VM. Many interrupts end us instead."""
+def _forward_signals(sender: _Sender, *, terminal: bool) -> Iterator[None]:
+    """While it is entered signals go to the command in the VM, and with a terminal its new sizes. Many
+    interrupts end us instead."""
     interrupts = 0
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -155,14 +193,21 @@ def _forward_signals(sender: _Sender, websocket: Any) -> Iterator[None]:
             raise KeyboardInterrupt
         sender.send_text(json.dumps({"signal": number}))
 
+    def resize(_number: int, _frame: FrameType | None) -> None:
+        rows, cols = read_size()
+        sender.send_text(json.dumps({"resize": {"rows": rows, "cols": cols}}))
+
     with contextlib.ExitStack() as stack:
         for number in _FORWARDED:
             stack.callback(signal.signal, number, signal.signal(number, forward))
+        if terminal:
+            stack.callback(signal.signal, signal.SIGWINCH, signal.signal(signal.SIGWINCH, resize))
         yield
 
 
-def _receive(connection: Any) -> int:
-    """Write what comes to where it belongs, until the exit status comes. The server splits no messages."""
+def _receive(connection: Any) -> bytes:
+    """Write what comes to where it belongs, until the last frame, which it gives. The server splits no
+    messages."""
     import websocket
 
     outputs = {1: sys.stdout.buffer, 2: sys.stderr.buffer}
@@ -179,7 +224,7 @@ def _receive(connection: Any) -> int:
             output.write(data[1:])
             output.flush()
         elif frame.opcode == opcodes.OPCODE_TEXT:
-            return _report_exit(data)
+            return bytes(data)
         elif frame.opcode == opcodes.OPCODE_PING:
             with contextlib.suppress(OSError, websocket.WebSocketException):
                 connection.pong(data)
@@ -199,6 +244,7 @@ def parse_close_reason(reason: str) -> ApiError:
 
 
 def _report_exit(data: bytes) -> int:
+    """The exit status that the last frame has, with words where they say more."""
     last = json.loads(data)
     code = last.get("exitCode")
     if not isinstance(code, int):

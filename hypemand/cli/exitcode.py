@@ -33,9 +33,9 @@ MEANINGS = {
     ExitCode.WRONG_STATE: "the state does not allow it, the name is taken, or it is in use",
     ExitCode.TIMED_OUT: "a deadline passed",
     ExitCode.UNREACHABLE: "hypemand cannot be reached or does not answer",
-    ExitCode.INVALID: "a definition, configuration or value is invalid",
+    ExitCode.INVALID: "a definition, configuration, image or value is invalid",
     ExitCode.HOST_REFUSES: "the host has not the resources, or lacks a part",
-    ExitCode.OWN_FAILURE: "run, exec: failed before the program gave a status",
+    ExitCode.OWN_FAILURE: "run, exec, shell: failed before the program gave a status",
     ExitCode.INTERRUPTED: "interrupted",
 }
 
@@ -50,7 +50,7 @@ _BY_CODE = {
     "unreachable": ExitCode.UNREACHABLE,
     "insufficient_resources": ExitCode.HOST_REFUSES,
     "host_not_ready": ExitCode.HOST_REFUSES,
-    "image_not_ready": ExitCode.HOST_REFUSES,
+    "image_not_ready": ExitCode.INVALID,
 }
 
 

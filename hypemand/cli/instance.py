@@ -72,8 +72,9 @@ def has_failed(instance: Instance) -> bool:
 def describe_exit(instance: Instance) -> str:
     """How the last run ended, in words; empty when nothing is known of it."""
     code, message = instance.get("exit_code"), str(instance.get("exit_message") or "")
-    words = [] if code is None else [f"exited with {code}"]
-    return ": ".join(words + ([message] if message else []))
+    if code is None or message == f"exited with code {code}":
+        return message
+    return ": ".join([f"exited with {code}"] + ([message] if message else []))
 
 
 def build_timed_out(name: str, wanted: str, seconds: float, instance: Instance | None) -> TimedOut:

@@ -70,9 +70,16 @@ def stop(context: Context) -> int:
             "--timeout infinity is not possible here", hint="set stop_timeout in its definition"
         )
     stopped: list[Instance] = []
-    failure = for_each(
-        context.args.name, lambda name: stopped.append(_stop_one(context.client, name, context.args.timeout))
-    )
+
+    def stop_one(name: str) -> None:
+        try:
+            stopped.append(_stop_one(context.client, name, context.args.timeout))
+        except NotFound:
+            # one that has been removed has stopped, and nobody can tell its result any more
+            if not context.args.result:
+                raise
+
+    failure = for_each(context.args.name, stop_one)
     if context.wants_json:
         print_json(stopped)
     if failure or not context.args.result:
@@ -126,9 +133,10 @@ def _remove_one(client: Client, name: str, *, force: bool) -> Instance:
     instance = get_instance(client, name)
     state = read_state(instance)
     if state not in ENDED_STATES and not force:
+        in_file = instance.get("origin") == "file" and not instance.get("removed_from_config")
+        hint = "remove its file and reload" if in_file else f"hypemanctl rm -f {read_name(instance)}"
         raise WrongState(
-            f"{read_name(instance)} is {state} and is not removed",
-            hint=f"stop it first, or: hypemanctl rm -f {read_name(instance)}",
+            f"{read_name(instance)} is {state} and is not removed", hint=f"stop it first, or: {hint}"
         )
     with show_progress(client, name, "removing"):
         client.delete("instances", name, timeout=find_stop_deadline(instance, None) + CHANGE_SECONDS)

@@ -141,6 +141,8 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
         yield "Unit", escape_controls(str(instance["unit"]))
     if instance.get("main_pid"):
         yield "Main PID", f"{instance['main_pid']} (user id {instance.get('uid')})"
+    if isinstance(headers := instance.get("kernel_headers"), dict):
+        yield "Headers", _describe_headers(headers)
     yield "Memory", _describe_memory(instance)
     yield "CPUs", str(instance.get("vcpus") or "-")
 
@@ -157,6 +159,12 @@ def _describe_origin(instance: Instance) -> str:
     words = "in a file" if instance.get("origin") == "file" else "by the API"
     notes = ", ".join(_notes(instance))
     return f"{words}; {paint(notes, YELLOW, sys.stdout)}" if notes else words
+
+
+def _describe_headers(headers: dict[str, Any]) -> str:
+    words = [str(headers.get("state")), *([str(headers["error"])] if headers.get("error") else [])]
+    text = escape_controls(": ".join(words))
+    return paint(text, RED, sys.stdout) if headers.get("state") == "failed" else text
 
 
 def _describe_memory(instance: Instance) -> str:

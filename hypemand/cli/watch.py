@@ -102,7 +102,7 @@ def _check_has_run(instance: Instance) -> Instance:
         return instance
     name = read_name(instance)
     why = describe_exit(instance) or str(instance.get("status_text") or "no reason is known")
-    raise StartFailed(f"{name} did not start: {why}", hint=f"see: hypemanctl logs {name}")
+    raise StartFailed(f"{name} did not start: {why}", hint=f"see: hypemanctl status {name}")
 
 
 @contextlib.contextmanager

@@ -63,8 +63,27 @@ class FakeGuest:
         await socket.prepare(request)
         opening = json.loads((await socket.receive()).data)
         self.openings.append(opening)
-        await getattr(self, f"_{opening['command'][0]}")(socket, *opening["command"][1:])
+        if opening["command"][0] == "/bin/sh":
+            await self._tty(socket)
+        else:
+            await getattr(self, f"_{opening['command'][0]}")(socket, *opening["command"][1:])
         return socket
+
+    async def _tty(self, socket: web.WebSocketResponse) -> None:
+        """Tells each key, size and signal; q ends it with 7, v without a word."""
+        await socket.send_bytes(STDOUT + b"ready")
+        async for frame in socket:
+            if frame.type is not WSMsgType.BINARY:
+                body = json.loads(frame.data)
+                size, number = body.get("resize"), body.get("signal")
+                words = f"{size['rows']}x{size['cols']}" if size else f"signal {number}" if number else ""
+                await socket.send_bytes(STDOUT + words.encode())
+            elif frame.data == b"q":
+                await self._end(socket, 7)
+            elif frame.data == b"v":
+                await socket.close(code=1011)
+            else:
+                await socket.send_bytes(STDOUT + "".join(f"<{key:02x}>" for key in frame.data).encode())
 
     async def _cat(self, socket: web.WebSocketResponse) -> None:
         """Copies its input until its end."""

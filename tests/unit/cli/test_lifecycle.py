@@ -39,7 +39,7 @@ def test_a_start_that_fails_says_why(daemon: FakeDaemon, cli: Cli) -> None:
     done = cli.run("start", "--wait", "web")
     assert done.returncode == 1
     assert "web did not start: exited with 125: the agent was not ready within 10 s" in done.stderr
-    assert "see: hypemanctl logs web" in done.stderr
+    assert "see: hypemanctl status web" in done.stderr
 
 
 def test_a_program_that_has_ended_well_before_we_look_has_started(daemon: FakeDaemon, cli: Cli) -> None:
@@ -133,7 +133,7 @@ def test_rm_removes_what_has_stopped(daemon: FakeDaemon, cli: Cli) -> None:
 
 
 def test_rm_of_what_runs_needs_force(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.add("web")
+    daemon.add("web").instance["origin"] = "api"
     done = cli.run("rm", "web")
     assert done.returncode == 5
     assert "stop it first, or: hypemanctl rm -f web" in done.stderr

@@ -43,7 +43,7 @@ def read_sections() -> Mapping[str, str]:
 def find_flags(text: str) -> set[str]:
     """The options that have a paragraph of their own."""
     heads = re.findall(r"^\.TP\n\.B\w* (.*)$", text, flags=re.MULTILINE)
-    return {flag for head in heads for flag in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", head)}
+    return {flag for head in heads for flag in re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", head)}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.unit.cli.conftest import Cli
 from tests.unit.cli.daemon import FakeDaemon
 
@@ -60,6 +62,21 @@ def test_status_tells_all_that_an_administrator_asks(daemon: FakeDaemon, cli: Cl
     ):
         assert text in done.stdout
     assert "line 9\n" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({"state": "ready", "error": None}, "Headers: ready\n"),
+        ({"state": "failed", "error": "no disk\x1b[2J"}, "Headers: failed: no disk\\x1b[2J\n"),
+    ],
+)
+def test_status_tells_how_the_kernel_headers_are(
+    daemon: FakeDaemon, cli: Cli, headers: dict[str, object], words: str
+) -> None:
+    daemon.add("web", kernel_headers=headers)
+    assert words in cli.run("status", "web").stdout
+    assert f"kernel_headers.state={headers['state']}\n" in cli.run("show", "web").stdout
 
 
 def test_status_takes_the_number_of_lines(daemon: FakeDaemon, cli: Cli) -> None:

@@ -15,7 +15,16 @@ HEAVY = {"aiohttp", "asyncio", "jsonschema", "pystemd", "subprocess", "systemd",
 
 @pytest.mark.parametrize(
     "words",
-    [["--version"], ["--help"], ["list"], ["status", "web"], ["start", "--wait", "web"], ["run", "box"]],
+    [
+        ["--version"],
+        ["--help"],
+        ["list"],
+        ["status", "web"],
+        ["start", "--wait", "web"],
+        ["run", "box"],
+        ["top", "-d", "100ms"],
+        ["token", "list"],
+    ],
 )
 def test_no_command_imports_what_it_does_not_need(daemon: FakeDaemon, cli: Cli, words: list[str]) -> None:
     daemon.add("web")

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""top: what VMs use of the host, now and as it changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from hypemand.cli.client import Instance
+from hypemand.cli.context import Context
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.instance import read_definition, read_name, read_state
+from hypemand.cli.terminal import find_state_colour, print_json, print_table
+from hypemand.cli.values import escape_controls, format_bytes, format_seconds, parse_moment
+from hypemand.errors import InvalidRequest, NotFound
+
+DELAY_SECONDS = 2.0
+# What one look that stands alone compares with the look before it.
+FIRST_SECONDS = 1.0
+_HEADER = ("NAME", "STATE", "CPU%", "MEMORY", "OF", "VCPUS", "CPU TIME", "UP")
+_CLEAR = "\x1b[H\x1b[J"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one VM uses. `cpu_percent`: 100 is one whole CPU of the host; None where it cannot be told."""
+
+    name: str
+    state: str
+    cpu_percent: float | None
+    cpu_seconds: float | None
+    memory_current: int | None
+    memory: str
+    vcpus: int | None
+    up_seconds: float | None
+
+
+def top(context: Context) -> int:
+    """On a terminal again and again until interrupted; else once."""
+    args = context.args
+    delay = DELAY_SECONDS if args.delay is None else args.delay
+    if not 0.1 <= delay < 3600:
+        raise InvalidRequest("--delay: must be from 100ms up and below an hour")
+    live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not args.json
+    count = 1 if args.once else args.count if args.count is not None else None if live else 1
+    if args.json and count != 1:
+        raise InvalidRequest("--json prints one document", hint="leave out --count")
+    before, at = _ask(context), time.monotonic()
+    shown = 0
+    try:
+        while count is None or shown < count:
+            time.sleep(delay if shown else min(delay, FIRST_SECONDS))
+            now, then = _ask(context), at
+            at = time.monotonic()
+            rows = [
+                _compare(instance, before.get(str(instance["id"])), at - then) for instance in now.values()
+            ]
+            _show(context, rows, clear=live and count != 1)
+            before, shown = now, shown + 1
+    except KeyboardInterrupt:
+        print()  # it is how one leaves
+    return ExitCode.OK
+
+
+def _ask(context: Context) -> dict[str, Instance]:
+    """The VMs that are wanted, by id."""
+    instances: list[Instance] = context.client.get("instances")
+    wanted = set(context.args.name)
+    if wanted:
+        instances = [i for i in instances if {read_name(i), str(i["id"])} & wanted]
+        missing = wanted - {word for i in instances for word in (read_name(i), str(i["id"]))}
+        if missing:
+            raise NotFound(f"there is no VM {', '.join(sorted(missing))}", hint="see: hypemanctl list")
+    return {str(instance["id"]): instance for instance in instances}
+
+
+def _compare(instance: Instance, before: Instance | None, seconds: float) -> Usage:
+    """What was used between two looks. A VM that was started anew in between begins at nothing."""
+    used = instance.get("cpu_seconds")
+    percent = None
+    if isinstance(used, int | float):
+        is_same_run = before is not None and before.get("invocation_id") == instance.get("invocation_id")
+        start = before.get("cpu_seconds") if before is not None and is_same_run else 0.0
+        percent = max(used - start, 0.0) / seconds * 100 if isinstance(start, int | float) else None
+    started = parse_moment(instance.get("started_at"))
+    is_up = started is not None and instance.get("main_pid") is not None
+    vcpus, memory = instance.get("vcpus"), instance.get("memory_current")
+    return Usage(
+        name=read_name(instance),
+        state=read_state(instance),
+        cpu_percent=None if percent is None else round(percent, 1),
+        cpu_seconds=used if isinstance(used, int | float) else None,
+        memory_current=memory if isinstance(memory, int) else None,
+        memory=str(read_definition(instance, "memory") or instance.get("size") or "-"),
+        vcpus=vcpus if isinstance(vcpus, int) else None,
+        up_seconds=(datetime.now(UTC) - started).total_seconds() if is_up and started is not None else None,
+    )
+
+
+def _show(context: Context, rows: Sequence[Usage], *, clear: bool) -> None:
+    # The busiest first; those that do nothing by name.
+    ordered = sorted(rows, key=lambda row: (-(row.cpu_percent or 0.0), row.name))
+    if context.wants_json:
+        print_json([asdict(row) for row in ordered])
+        return
+    if clear:
+        sys.stdout.write(_CLEAR)
+        ordered = ordered[: max(shutil.get_terminal_size().lines - 2, 1)]
+    colours = [find_state_colour(row.state, failed=False) for row in ordered]
+    print_table(_HEADER, [_format_row(row) for row in ordered], colours)
+    sys.stdout.flush()
+
+
+def _format_row(row: Usage) -> list[str]:
+    cells = [
+        row.name,
+        row.state,
+        "-" if row.cpu_percent is None else f"{row.cpu_percent:.1f}",
+        format_bytes(row.memory_current),
+        row.memory,
+        "-" if row.vcpus is None else str(row.vcpus),
+        "-" if row.cpu_seconds is None else f"{row.cpu_seconds:.1f} s",
+        "-" if row.up_seconds is None else format_seconds(row.up_seconds),
+    ]
+    return [escape_controls(cell) for cell in cells]

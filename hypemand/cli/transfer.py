@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tar archives from and to the API, in pieces. A transfer has no deadline, but standing still has."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+from collections.abc import Iterable, Iterator, Mapping
+
+from hypemand.cli.client import (
+    ApiError,
+    Client,
+    Connection,
+    Json,
+    Unreachable,
+    build_target,
+    explain_broken,
+    parse_answer,
+    parse_error,
+)
+from hypemand.tar import ERROR_BYTES, find_error
+
+STALL_SECONDS = 120.0
+_PIECE = 128 * 1024
+_TYPE = "application/x-tar"
+
+
+def download(client: Client, ref: str, query: Mapping[str, str]) -> Iterator[bytes]:
+    """The archive of a path of a VM. Raises ApiError, also for one that breaks off."""
+    connection = Connection(client.path, STALL_SECONDS)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", build_target("instances", ref, "archive", query=query))
+            response = connection.getresponse()
+            if response.status != 200:
+                raise parse_error(response.status, response.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise _explain(error) from None
+        yield from _read_whole(response)
+
+
+def _read_whole(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    tail = bytearray()
+    while True:
+        try:
+            piece = response.read1(_PIECE)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            words = find_error(tail)
+            raise (ApiError(words, code="guest_error") if words else _explain(error)) from None
+        if not piece:
+            return
+        tail += piece[-ERROR_BYTES:]
+        del tail[:-ERROR_BYTES]
+        yield piece
+
+
+def upload(client: Client, ref: str, query: Mapping[str, str], pieces: Iterable[bytes]) -> Json:
+    """Send an archive; the answer. Raises ApiError."""
+    connection = Connection(client.path, STALL_SECONDS)
+    with contextlib.closing(connection):
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                # An answer that comes before all was sent says why.
+                connection.request(
+                    "PUT",
+                    build_target("instances", ref, "archive", query=query),
+                    body=_join(pieces),
+                    headers={"Content-Type": _TYPE},
+                )
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise _explain(error) from None
+    if response.status != 200:
+        raise parse_error(response.status, content)
+    return parse_answer(content)
+
+
+def _join(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Fewer and larger pieces: each is a chunk of HTTP."""
+    joined = bytearray()
+    for piece in pieces:
+        joined += piece
+        if len(joined) >= _PIECE:
+            yield bytes(joined)
+            joined.clear()
+    if joined:
+        yield bytes(joined)
+
+
+def _explain(error: Exception) -> ApiError:
+    if isinstance(error, TimeoutError):
+        return Unreachable(f"nothing has moved for {STALL_SECONDS:g} s")
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, http.client.IncompleteRead):
+        return Unreachable("the copy broke off", hint="see: journalctl -u hypemand")
+    return explain_broken(error)
