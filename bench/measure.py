@@ -16,7 +16,8 @@ from bench.report import Kernel, parse_kernel, render
 from tests.host.command import run_command
 from tests.host.lab import find_packages, start_host
 from tests.host.machine import TestHost
-from tests.host.recipe import Suite
+from tests.host.recipe import Suite, guest_recipe
+from tests.host.roots import ensure_root
 
 _HERE = Path(__file__).parent
 _TOP = _HERE.parent
@@ -28,7 +29,7 @@ _KERNEL_DEADLINE = 900.0
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
     parser.add_argument("--suite", type=Suite, choices=list(Suite), default=Suite.BOOKWORM)
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="rounds of single starts (15)")
+    parser.add_argument("--rounds", type=int, default=40, metavar="N", help="rounds of single starts (40)")
     parser.add_argument("--many-rounds", type=int, default=5, metavar="N", help="rounds of 8 at once (5)")
     parser.add_argument("--idle", type=float, default=60.0, metavar="S", help="seconds of tracing (60)")
     parser.add_argument("--no-kernel", action="store_true", help="leave out Debian's cloud kernel")
@@ -78,7 +79,8 @@ def main() -> int:
     begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     before = os.getloadavg()
     print("measuring in a test host: this takes some minutes …", file=sys.stderr, flush=True)
-    with start_host(options.suite) as host:
+    guest = ensure_root(guest_recipe(Suite.TRIXIE))
+    with start_host(options.suite, binds=[f"{guest}:/srv/guest"]) as host:
         push_program(host)
         figures = measure_inside(host, options)
     load = [before[0], os.getloadavg()[0]]

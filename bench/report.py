@@ -23,8 +23,17 @@ _ROWS = (
     ("hypemanctl list", "cpu", "(d) hypemanctl list, 20 VMs: CPU"),
     ("hypemanctl --version", "time", "(d) hypemanctl --version: time"),
     ("hypemanctl --version", "cpu", "(d) hypemanctl --version: CPU"),
+    ("agent", "exec", "(f) exec of /bin/true on the agent's channel"),
+    ("agent", "raw_in", "(i) 256 MiB into cat >/dev/null"),
+    ("agent", "copy_in", "(i) 256 MiB copied in"),
+    ("agent", "raw_out", "(i) 256 MiB out of cat"),
+    ("agent", "copy_out", "(i) 256 MiB copied out"),
     ("one", "exec", "(f) exec of /bin/true over the API"),
     ("one", "exec_command", "(f) hypemanctl exec NAME /bin/true"),
+    ("one", "plain", "(h) start to Running without kernel headers"),
+    ("one", "headers", "(h) start to kernel headers ready"),
+    ("one", "agentless", "(h) start to Running without agent"),
+    ("systemd", "ready_ms", "(j) start to Running, Debian 13 with systemd"),
 )
 
 
@@ -64,10 +73,16 @@ def derive_goals(figures: dict[str, Any], kernel: Kernel | None) -> Iterator[Goa
     for key in ("ready_ms", "client", "active"):
         yield Goal(f"{key} - bare", median(one[key]) - bare, 60.0, "ms")
         yield Goal(f"{key} / bare", median(one[key]) / bare, 1.10, "x")
+    with_headers, without = median(one["ready_ms"]), median(one["plain"])
+    yield Goal("with / without kernel headers", with_headers / without, 1.02, "x")
     yield Goal("8 at once / 8 bare", median(many["client"]) / median(many["bare"]), 1.10, "x")
     yield Goal("daemon, RSS", figures["memory"]["rss"], 50.0, "MiB")
     for command in ("list", "--version"):
         yield Goal(f"hypemanctl {command}, CPU", median(figures[f"hypemanctl {command}"]["cpu"]), 80.0, "ms")
+    agent = figures["agent"]
+    for way in ("in", "out"):
+        yield Goal(f"copy {way} / raw", median(agent[f"copy_{way}"]) / median(agent[f"raw_{way}"]), 1.25, "x")
+    yield Goal("init and agent, RSS", max(agent["memory"]) / 1024, 2.0, "MiB")
     if kernel is not None:
         yield Goal("kernel / Debian's cloud kernel", kernel.ratio or float("inf"), kernel.goal, "x")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.inside.api import execute, start_and_watch
 from bench.inside.bare import Recipe, boot_all
+from hypemand.sentinels import HeadersReady, ProgramStart, parse_sentinel
 
 # series of a measurement by its name; milliseconds
 Series = dict[str, list[float]]
@@ -54,8 +55,31 @@ def take_recipes(names: list[str], folder: Path) -> list[Recipe]:
     return recipes
 
 
-def measure_one(recipe: Recipe, name: str, rounds: int) -> Series:
-    """Bare, by the API, by the handle; the order turns with every round."""
+def read_headers_delay(boot: str) -> float:
+    """Milliseconds of the guest's clock from its program's start until its kernel headers were ready."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < _COMMAND_DEADLINE:
+        lines = run("journalctl", "--output=cat", f"_SYSTEMD_INVOCATION_ID={boot}").splitlines()
+        sentinels = [parse_sentinel(line) for line in lines]
+        start = [sentinel.ts_ns for sentinel in sentinels if isinstance(sentinel, ProgramStart)]
+        ready = [sentinel.ts_ns for sentinel in sentinels if isinstance(sentinel, HeadersReady)]
+        if start and ready:
+            return (ready[0] - start[0]) / 1e6
+        time.sleep(0.1)
+    raise TimeoutError(f"the kernel headers of boot {boot} were not ready in {_COMMAND_DEADLINE:g} s")
+
+
+def start_and_stop(name: str) -> float:
+    """Milliseconds to Running, as the API reports it."""
+    _asked, _seen, instance = start_and_watch(name)
+    run("systemctl", "stop", f"hypeman-vm-{name}.service")
+    ready_ms: float = instance["ready_ms"]
+    return ready_ms
+
+
+def measure_one(recipe: Recipe, name: str, plain: str, agentless: str, rounds: int) -> Series:
+    """Bare, by the API, by the API without kernel headers (`plain`) and without an agent, by the handle; the
+    order turns with every round."""
     series: Series = {}
 
     def note(key: str, milliseconds: float) -> None:
@@ -70,16 +94,23 @@ def measure_one(recipe: Recipe, name: str, rounds: int) -> Series:
         note("ready_ms", instance["ready_ms"])
         note("client", (seen - asked) * 1000)
         note("active", (read_active_since(unit) - asked) * 1000)
+        note("headers", instance["ready_ms"] + read_headers_delay(instance["invocation_id"]))
         for _ in range(_EXECS):
             note("exec", execute(name, ["/bin/true"]) * 1000)
         note("exec_command", time_command("hypemanctl", "exec", name, "/bin/true"))
         note("stop", time_command("systemctl", "stop", unit))
 
+    def without_headers() -> None:
+        note("plain", start_and_stop(plain))
+
+    def without_agent() -> None:
+        note("agentless", start_and_stop(agentless))
+
     def by_handle() -> None:
         note("handle", time_command("systemctl", "start", f"hypeman@{name}.service"))
         note("handle_stop", time_command("systemctl", "stop", f"hypeman@{name}.service"))
 
-    kinds = [bare, by_api, by_handle]
+    kinds = [bare, by_api, without_headers, without_agent, by_handle]
     for number in range(rounds):
         for position in range(len(kinds)):
             kinds[(number + position) % len(kinds)]()

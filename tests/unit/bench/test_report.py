@@ -14,7 +14,20 @@ def make_figures(**changes: Any) -> dict[str, Any]:
     """A run in which all goals are met, but for `changes` to the single starts."""
     times = [500.0, 510.0, 520.0]
     single = dict.fromkeys(
-        ("bare", "ready_ms", "client", "active", "handle", "stop", "handle_stop", "exec", "exec_command"),
+        (
+            *(
+                "bare",
+                "ready_ms",
+                "client",
+                "active",
+                "handle",
+                "stop",
+                "handle_stop",
+                "exec",
+                "exec_command",
+            ),
+            *("plain", "headers", "agentless"),
+        ),
         times,
     )
     command = {"time": [80.0], "cpu": [60.0]}
@@ -27,6 +40,11 @@ def make_figures(**changes: Any) -> dict[str, Any]:
         "many": {"bare": [4000.0], "client": [4100.0]},
         "hypemanctl list": command,
         "hypemanctl --version": command,
+        "agent": {
+            "exec": [5.0], "raw_in": [4000.0], "copy_in": [4400.0], "raw_out": [3000.0],
+            "copy_out": [3100.0], "memory": [300.0],
+        },
+        "systemd": {"ready_ms": [4000.0]},
         "memory": {"rss": 45.0, "pss": 30.0},
         "idle": {"seconds": 60.0, "wakeups": 4, "calls": {"epoll_wait": 5}},
     }  # fmt: skip
@@ -50,8 +68,15 @@ def test_all_met() -> None:
     ],
 )
 def test_start_is_judged_by_difference_and_ratio(bare: float, client: list[float], missed: set[str]) -> None:
-    figures = make_figures(bare=[bare], ready_ms=[bare], active=[bare], client=client)
+    figures = make_figures(bare=[bare], ready_ms=[bare], plain=[bare], active=[bare], client=client)
     assert {goal.what for goal in derive_goals(figures, None) if not goal.met} == missed
+
+
+def test_headers_that_hold_up_a_start_are_a_miss() -> None:
+    figures = make_figures(plain=[498.0])
+    assert [goal.what for goal in derive_goals(figures, None) if not goal.met] == [
+        "with / without kernel headers"
+    ]
 
 
 def test_missed_goal_is_said() -> None:
@@ -67,3 +92,11 @@ def test_kernel_without_ratio_is_a_miss() -> None:
     kernel = parse_kernel("bench-boot: apt knows no 6.1 cloud kernel")
     assert kernel == Kernel("bench-boot: apt knows no 6.1 cloud kernel", None, 0.5)
     assert not render(make_figures(), kernel)[1]
+
+
+def test_copies_are_judged_by_what_carries_them() -> None:
+    figures = make_figures()
+    figures["agent"] |= {"copy_in": [5100.0], "memory": [2049.0]}
+    assert [goal.what for goal in derive_goals(figures, None) if not goal.met] == [
+        "copy in / raw", "init and agent, RSS"
+    ]  # fmt: skip
