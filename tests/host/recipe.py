@@ -67,6 +67,15 @@ FILES = {
 }
 
 
+# What is in a guest that is a whole Debian: little, and on Debian 12 no udev, without which many images are
+# made; a compiler, and the library of objtool, for modules; nspawn, for containers inside.
+GUEST = ("systemd", "systemd-sysv", "dbus", "kmod", "gcc", "make", "libelf1", "systemd-container")
+GUEST_PACKAGES = {Suite.BOOKWORM: GUEST, Suite.TRIXIE: (*GUEST, "udev")}
+# As an image is made that is to find its identity at its first boot; and with the name of the machine that it
+# was made on.
+GUEST_FILES = {"etc/machine-id": "uninitialized\n", "etc/hostname": "builder\n"}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """All that decides what is in a base root."""
@@ -81,3 +90,8 @@ class Recipe:
     def key(self) -> str:
         content = json.dumps(asdict(self), sort_keys=True).encode()
         return f"{self.suite}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def guest_recipe(suite: Suite) -> Recipe:
+    """A root to make an image of."""
+    return Recipe(suite, GUEST_PACKAGES[suite], (), tuple(sorted(GUEST_FILES.items())))

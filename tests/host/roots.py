@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base roots: a directory for each suite with a minimal Debian and what our packages depend on.
+"""Roots: directories with a minimal Debian, for test hosts with what our packages depend on, for guests with
+little more than systemd.
 
 They are built once and kept in the cache under the hash of their recipe, and only ever read: a test
-host is an overlay on one.
+host is an overlay on one, an image is a copy.
 """
 
 import os
@@ -23,16 +24,20 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
 
 
 def ensure_base(suite: Suite) -> Path:
-    """The base root of `suite`, built if it is not in the cache. Several processes may ask at once."""
-    recipe = Recipe(suite)
+    """The base root of the hosts of `suite`."""
+    return ensure_root(Recipe(suite))
+
+
+def ensure_root(recipe: Recipe) -> Path:
+    """The root that a recipe makes, built if it is not in the cache. Several processes may ask at once."""
     root = ROOTS / recipe.key
     if root.is_dir():
         return root
-    with lock_file(ROOTS / f"{suite}.lock"):
+    with lock_file(ROOTS / f"{recipe.suite}.lock"):
         if not root.is_dir():
-            for leftover in ROOTS.glob(f".build-{suite}-*"):
+            for leftover in ROOTS.glob(f".build-{recipe.suite}-*"):
                 shutil.rmtree(leftover)
-            building = Path(tempfile.mkdtemp(prefix=f".build-{suite}-", dir=ROOTS))
+            building = Path(tempfile.mkdtemp(prefix=f".build-{recipe.suite}-", dir=ROOTS))
             building.chmod(0o755)
             try:
                 _build_base(recipe, building)
@@ -70,7 +75,8 @@ def _build_base(recipe: Recipe, root: Path) -> None:
     _run_in(root, debs, ["apt-get", "update"])
     _run_in(root, debs, [*apt, "full-upgrade"])
     _run_in(root, debs, [*apt, "install", "--no-install-recommends", *recipe.packages])
-    _run_in(root, debs, ["systemctl", "mask", *recipe.masked])
+    if recipe.masked:
+        _run_in(root, debs, ["systemctl", "mask", *recipe.masked])
 
     policy.unlink()
     settings.unlink()

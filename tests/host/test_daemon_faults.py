@@ -167,7 +167,11 @@ def test_a_vmm_that_does_not_answer_can_be_stopped(vms: Vms) -> None:
 
 def test_without_the_message_bus_states_are_unknown_and_then_right_again(vms: Vms) -> None:
     name = vms.run("busless", HAS_LAST_WORDS)
-    vms.host.run(["systemctl", "restart", "dbus.service"])
+    vms.host.run(["systemctl", "stop", "dbus.socket", "dbus.service"])
+    shown = vms.show(name)
+    assert shown["state"] == "Unknown"
+    assert shown["state_error"]
+    vms.host.run(["systemctl", "start", "dbus.socket", "dbus.service"])
     vms.wait(name, "Running")
     other = vms.run("after-bus")
     assert vms.execute(other, "echo", "here") == "here\n"

@@ -171,32 +171,29 @@ def test_an_image_of_a_package_is_not_removed(host: TestHost) -> None:
 
 def test_an_image_of_another_architecture_is_refused(host: TestHost, sources: str) -> None:
     refused = ctl(host, "image", "import", "arm", f"{sources}/oci:arm", check=False)
-    assert refused.code == 9
+    assert refused.code == 8
     assert "is for arm64, this host is amd64; get the image for amd64" in refused.stderr
     assert list_store(host) == []
 
 
 @pytest.mark.parametrize(
-    ("damage", "code"),
+    "damage",
     [
-        ("head -c $(($(stat -c %s root.tar) / 2)) root.tar >bad", 9),
-        ("head -c $(($(stat -c %s root.tar.gz) / 2)) root.tar.gz >bad", 9),
-        ("echo no image >bad", 9),
-        ("mkdir bad", 9),
-        (
-            "cp -r oci bad; find bad/blobs -size +4k -exec dd if=root.tar of={} conv=notrunc seek=5 ';'",
-            9,
-        ),
-        ("cp -r oci bad; echo '{' >bad/index.json", 9),
-        ("true", 8),
+        "head -c $(($(stat -c %s root.tar) / 2)) root.tar >bad",
+        "head -c $(($(stat -c %s root.tar.gz) / 2)) root.tar.gz >bad",
+        "echo no image >bad",
+        "mkdir bad",
+        "cp -r oci bad; find bad/blobs -size +4k -exec dd if=root.tar of={} conv=notrunc seek=5 ';'",
+        "cp -r oci bad; echo '{' >bad/index.json",
+        "true",
     ],
     ids=["cut tar", "cut gzip", "no archive", "empty folder", "blob", "index", "missing"],
 )
-def test_a_damaged_source_leaves_nothing(host: TestHost, sources: str, damage: str, code: int) -> None:
+def test_a_damaged_source_leaves_nothing(host: TestHost, sources: str, damage: str) -> None:
     host.shell(f"cd {sources}; {damage}")
     try:
         refused = ctl(host, "image", "import", "bad", f"{sources}/bad", check=False)
-        assert (refused.code, f"{sources}/bad" in refused.stderr) == (code, True), refused.describe()
+        assert (refused.code, f"{sources}/bad" in refused.stderr) == (8, True), refused.describe()
         assert "did not foresee" not in refused.stderr
         assert ctl(host, "image", "inspect", "bad", check=False).code == 4
         assert list_store(host) == []

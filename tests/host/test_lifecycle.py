@@ -3,6 +3,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -171,6 +172,15 @@ def test_stop_lets_the_program_end_in_order(vms: Vms) -> None:
     assert vms.show(name)["exit_code"] is None
 
 
+def test_a_start_right_after_a_stop_is_not_undone_by_the_end_of_the_handle(vms: Vms) -> None:
+    name = vms.define("again", HAS_LAST_WORDS)
+    handle = f"hypeman@{name}"
+    vms.host.run(["systemctl", "start", handle])
+    vms.host.run(["sh", "-euc", f"hypemanctl stop {name}; hypemanctl start --wait {name}"])
+    assert vms.properties(handle, "ActiveState")["ActiveState"] == "inactive"
+    assert vms.states(name)[-4:] == ["Shutdown", "Stopped", "Initializing", "Running"]
+
+
 def test_a_program_that_dies_of_the_stop_signal_has_not_failed(vms: Vms) -> None:
     name = vms.run("dies-of-term", STAYS)
     vms.ctl("stop", "--result", name)
@@ -193,7 +203,7 @@ def test_a_program_that_does_not_stop_is_killed_in_the_guest(vms: Vms) -> None:
     name = vms.run("is-deaf", IS_DEAF, stop_timeout="3s")
     stopped = vms.ctl("stop", "--result", name, check=False)
     assert stopped.code == 1
-    assert "killed, since TERM did not end it" in stopped.stderr
+    assert "killed, since TERM did not end it within 3 s" in stopped.stderr
     assert vms.show(name)["exit_code"] == 137
     assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "exit-code"}
 
@@ -221,6 +231,45 @@ def test_vms_that_boot_can_be_stopped_and_removed(vms: Vms) -> None:
         assert "Running" not in vms.states(name), "it was too quick for this test"
     for name in names[2:]:
         vms.remove(name)
+
+
+def test_a_handle_that_is_stopped_while_it_starts_stops_the_vm(vms: Vms) -> None:
+    name, handle = vms.define("early-handle"), "hypeman@early-handle.service"
+    vms.host.run(["systemctl", "start", "--no-block", handle])
+    vms.wait(name, "Initializing")
+    vms.host.run(["systemctl", "stop", handle])
+    assert "Running" not in vms.states(name), "it was too quick for this test"
+    assert vms.state(name) == "Stopped"
+    assert vms.properties(handle, "ActiveState")["ActiveState"] == "inactive"
+
+
+def test_a_restart_that_cannot_be_is_refused_while_the_vm_runs(vms: Vms) -> None:
+    name = vms.run("goes-on", disk="1G")
+    before = vms.unit(name, "InvocationID")
+    for code, key, value in ((9, "memory", "900G"), (8, "disk", "64M"), (4, "image", "none-such")):
+        vms.define(name, **{"disk": "1G", key: value})
+        refused = vms.ctl("restart", name, check=False)
+        assert (refused.code, vms.unit(name, "InvocationID")) == (code, before), refused.stderr
+        assert vms.state(name) == "Running"
+
+
+def test_times_of_phases_are_those_of_the_changes(vms: Vms) -> None:
+    shown = vms.show(vms.run("phases"))
+    began, booted = shown["started_at"], shown["current_phase_since"]
+    assert booted > began
+    assert shown["phase_durations_ms"]["initializing"] > 0
+
+
+def test_the_guest_has_the_time_of_the_host(vms: Vms) -> None:
+    name = vms.run("on-time")
+
+    def is_right() -> bool:
+        before = time.time()
+        shown = re.findall(r"time\.tv_u?sec:\s+([0-9]+)", vms.execute(name, "adjtimex"))
+        seen = int(shown[0]) + int(shown[1]) / 1e6
+        return before - 0.1 < seen < time.time() + 0.1
+
+    vms.host.wait_until(is_right, 10, "the guest's clock is right")
 
 
 def test_a_guest_that_is_stuck_can_be_stopped_and_removed(vms: Vms) -> None:

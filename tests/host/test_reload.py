@@ -4,6 +4,7 @@
 from tests.host.vms import DEFINITION_BROKEN, HAS_LAST_WORDS, NEEDS_RESTART, Vms
 
 VM_DIR = "/etc/hypemand/vms.d"
+SHOWS_COLOUR = 'echo "colour $COLOUR"; exec sleep infinity'
 
 
 def test_a_new_file_defines_and_starts_only_what_says_autostart(vms: Vms) -> None:
@@ -15,9 +16,10 @@ def test_a_new_file_defines_and_starts_only_what_says_autostart(vms: Vms) -> Non
 
 
 def test_a_changed_file_needs_a_restart_which_takes_it(vms: Vms) -> None:
-    name = vms.run("changes", env={"COLOUR": "red"})
+    name = vms.run("changes", SHOWS_COLOUR, env={"COLOUR": "red"})
+    vms.wait_console(name, "colour red")
     before = vms.unit(name, "InvocationID")
-    vms.define(name, env={"COLOUR": "green"})
+    vms.define(name, SHOWS_COLOUR, env={"COLOUR": "green"})
     shown = vms.show(name)
     assert shown["needs_restart"] is True
     assert shown["definition"]["env"] == {"COLOUR": "green"}
@@ -31,8 +33,8 @@ def test_a_changed_file_needs_a_restart_which_takes_it(vms: Vms) -> None:
     vms.ctl("restart", "--wait", name)
     assert vms.show(name)["needs_restart"] is False
     assert vms.unit(name, "InvocationID") != before
-    environment = vms.execute(name, "cat", "/proc/1/environ", "/proc/self/environ")
-    assert "COLOUR=red" not in environment
+    vms.wait_console(name, "colour green")
+    assert vms.execute(name, "sh", "-c", "echo $COLOUR") == "green\n"
 
 
 def test_what_makes_no_difference_to_a_running_vm_needs_no_restart(vms: Vms) -> None:

@@ -2,6 +2,8 @@
 """Following boots in the journal, whatever happens to the journal, and at no cost when nothing boots."""
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from tests.host.vms import END_DEADLINE, STAYS, Vms
 
@@ -51,6 +53,43 @@ def test_a_journal_that_is_rotated_and_vacuumed_during_boots_loses_none(vms: Vms
         assert vms.wait(name, "Running")["ready_ms"] is not None
         assert vms.unit(name, "NRestarts")["NRestarts"] == "0"
         assert vms.execute(name, "hostname") == f"{name}\n"
+
+
+HOLD = """
+import socket, sys, time
+link = socket.socket(socket.AF_UNIX)
+while link.connect_ex(sys.argv[1]) != 0:
+    time.sleep(0.001)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def hold_port(vms: Vms, path: str) -> Iterator[None]:
+    """Be the one client that a port of a VMM hears, as soon as there is one."""
+    with vms.host.popen(["/usr/bin/python3", "-c", HOLD, path]) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        yield
+
+
+def test_the_journal_alone_is_enough_also_when_it_is_rotated_meanwhile(vms: Vms) -> None:
+    name = vms.run("by-journal")
+    report = f"/run/hypemand/vms/{name}/report.sock"
+    with ExitStack() as stack:
+        with vms.without_daemon():
+            before = vms.unit(name, "MainPID")["MainPID"]
+            vms.host.run(["rm", report])
+            vms.host.run(["systemctl", "restart", "--no-block", f"hypeman-vm-{name}"])
+            stack.enter_context(hold_port(vms, report))
+            vmm = vms.unit(name, "MainPID")["MainPID"]
+            vms.host.run(["kill", "-STOP", vmm])
+            assert vmm not in ("0", before)
+        assert vms.unit(name, "ActiveState")["ActiveState"] == "activating", "stopped before it was ready"
+        vms.host.run(["journalctl", "--rotate"])
+        vms.host.run(["kill", "-CONT", vmm])
+        assert vms.wait(name, "Running")["ready_ms"] is not None
 
 
 def test_what_a_boot_has_shown_outlives_the_journal(vms: Vms) -> None:

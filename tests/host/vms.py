@@ -115,6 +115,17 @@ class Vms:
         finally:
             self.host.run(["systemctl", "start", "hypemand.socket", "hypemand.service"])
 
+    @contextmanager
+    def without_file(self, path: str, size: int | None = None) -> Iterator[None]:
+        """A file of a package is not there in this block, or is one of so many zero bytes."""
+        self.host.run(["mv", path, f"{path}.whole"])
+        if size is not None:
+            self.host.run(["truncate", f"--size={size}", path])
+        try:
+            yield
+        finally:
+            self.host.run(["mv", f"{path}.whole", path])
+
     # asking
 
     def show(self, name: str) -> dict[str, Any]:

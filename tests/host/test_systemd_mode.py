@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests whose PID 1 is their own systemd: a whole Debian, from its root as debootstrap makes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.host.lab import start_host
+from tests.host.recipe import Suite, guest_recipe
+from tests.host.roots import ensure_root
+from tests.host.vms import Vms, vms_of
+
+NAME = "debian"
+BOOT_DEADLINE = 120.0
+ENVIRONMENT = {
+    "SPACES": "  a  b ",
+    "QUOTES": "\"double\" 'single' `back`",
+    "DOLLAR": "$HOME ${HOME} $$ 100%",
+    "BACKSLASH": "\\ \\n \\$",
+    "LINES": "one\ntwo\n# three\nFOUR=4\n",
+    "EMPTY": "",
+    "LETTERS": "ä€",
+}
+WHOLE: dict[str, Any] = {
+    "image": "debian",
+    "memory": "512M",
+    "vcpus": 2,
+    "disk": "2G",
+    "env": ENVIRONMENT,
+    "kernel_headers": False,
+    "stop_timeout": "60s",
+    "boot_timeout": "120s",
+}
+# In a guest: a mount namespace of its own, and in that a root of its own, as container engines set them up.
+PIVOT = """
+mkdir -p /tmp/root && mount --bind / /tmp/root && mkdir -p /tmp/root/tmp/old
+cd /tmp/root && pivot_root . tmp/old && cd / && echo pivoted && ls -d /etc/debian_version /tmp/old/etc
+"""
+NSPAWN = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--volatile=yes", "--private-network"]
+OF_PROCESSES = "/proc/[0-9]*/status"
+# A unit in the guest that tells whether it was stopped, rather than killed.
+WITNESS = [
+    "systemd-run",
+    "--quiet",
+    "--unit=witness",
+    "--property=ExecStop=/bin/sh -c 'sleep 1; echo stopped >>/var/tmp/witness'",
+    "sleep",
+    "infinity",
+]
+STUCK_AGENT = """
+folder=/etc/systemd/system
+mkdir -p $folder/hypeman-agent.service.d
+printf '[Service]\\nExecStartPre=/bin/sleep infinity\\n' >$folder/hypeman-agent.service.d/stuck.conf
+ln -sf /usr/lib/systemd/system/emergency.target $folder/default.target
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(suite: Suite) -> Iterator[Vms]:
+    """VMs on a host that has the image."""
+    root = ensure_root(guest_recipe(suite))
+    with start_host(suite, binds=[f"{root}:/srv/debian"]) as host, vms_of(host) as vms:
+        vms.ctl("image", "import", "debian", "/srv/debian", timeout=300)
+        yield vms
+
+
+def start(vms: Vms, **keys: Any) -> dict[str, Any]:
+    """Start the VM with these keys beside its own, by its handle; what is known of it when it is Running."""
+    vms.define(NAME, None, **{**WHOLE, **keys})
+    vms.host.run(["systemctl", "start", f"hypeman@{NAME}"], timeout=BOOT_DEADLINE)
+    shown = vms.show(NAME)
+    assert shown["state"] == "Running"
+    return shown
+
+
+def released(vms: Vms) -> None:
+    """Wait until its handle has ended with it."""
+    handle = f"hypeman@{NAME}"
+    vms.host.wait_until(lambda: vms.properties(handle, "ActiveState")["ActiveState"] == "inactive", 10)
+
+
+def stop(vms: Vms) -> None:
+    """Stop the VM by its handle."""
+    vms.host.run(["systemctl", "stop", f"hypeman@{NAME}"], timeout=90)
+    assert vms.state(NAME) == "Stopped"
+
+
+@pytest.fixture
+def debian(lab: Vms) -> Vms:
+    """The VM, Running. One boot serves all the tests that leave it so."""
+    shown = json.loads(lab.ctl("list", "--json").stdout)
+    if [vm["state"] for vm in shown if vm["name"] == NAME] != ["Running"]:
+        start(lab)
+    return lab
+
+
+def boot_id(vms: Vms) -> str:
+    return vms.execute(NAME, "cat", "/proc/cmdline").split("hypeman.boot=")[1].split()[0]
+
+
+def guest_environment(vms: Vms, pid: str) -> dict[str, str]:
+    data = vms.execute(NAME, "cat", f"/proc/{pid}/environ")
+    return dict(item.partition("=")[::2] for item in data.split("\0") if item)
+
+
+def wait_rebooted(vms: Vms, before: str) -> dict[str, Any]:
+    """Wait until another boot of the VM is Running."""
+
+    def look() -> dict[str, Any] | None:
+        shown = vms.show(NAME)
+        return shown if shown["state"] == "Running" and shown["invocation_id"] != before else None
+
+    return vms.host.wait_until(look, BOOT_DEADLINE, "it is Running again")
+
+
+# a guest that runs
+
+
+def test_the_images_init_is_found_and_becomes_pid_1(debian: Vms) -> None:
+    assert debian.execute(NAME, "cat", "/proc/1/comm") == "systemd\n"
+    assert debian.execute(NAME, "hostname") == f"{NAME}\n"
+    console = debian.console(NAME)
+    (started,) = [line for line in console if line.startswith("HYPEMAN-PROGRAM-START")]
+    (ready,) = [line for line in console if line.startswith("HYPEMAN-AGENT-READY")]
+    assert "mode=systemd" in started
+    assert console.index(started) < console.index(ready)
+    assert boot_id(debian) == debian.show(NAME)["invocation_id"]
+
+
+def test_it_comes_up_whole_and_asks_for_no_login_on_the_console(debian: Vms) -> None:
+    waited = debian.ctl("exec", NAME, "--", "systemctl", "is-system-running", "--wait", check=False)
+    assert waited.stdout == "running\n", debian.execute(NAME, "systemctl", "--failed", "--no-pager")
+    assert not any("login:" in line for line in debian.console(NAME))
+    status = debian.execute(NAME, "systemctl", "status", "--no-pager", "hypeman-agent")
+    assert "active (running)" in status
+
+
+def test_variables_are_exact_for_the_agent_and_for_pid_1(debian: Vms) -> None:
+    pid = debian.execute(NAME, "systemctl", "show", "--property=MainPID", "--value", "hypeman-agent").strip()
+    for environment in (guest_environment(debian, pid), guest_environment(debian, "1")):
+        assert {key: environment.get(key) for key in ENVIRONMENT} == ENVIRONMENT
+
+
+def test_the_root_is_a_real_one_so_containers_can_have_roots_of_their_own(debian: Vms) -> None:
+    seen = debian.execute(NAME, "unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-euc", PIVOT)
+    assert seen == "pivoted\n/etc/debian_version\n/tmp/old/etc\n"
+    command = [*NSPAWN, "--directory=/", "--pipe", "--", "/bin/sh", "-c", "echo $$; ls -d /usr/bin/env"]
+    assert debian.execute(NAME, *command) == "1\n/usr/bin/env\n"
+
+
+def test_what_is_left_of_init_and_the_agent_take_little_memory(debian: Vms) -> None:
+    status = debian.execute(NAME, "sh", "-c", f"cat $(grep -l hypeman- {OF_PROCESSES})")
+    names = [line.split()[1] for line in status.splitlines() if line.startswith("Name:")]
+    sizes = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")]
+    assert len(names) == len(sizes) == 2
+    assert sum(sizes) < 2048, status
+
+
+# its ends, and its new beginnings
+
+
+def test_a_reboot_from_inside_is_a_new_boot_of_the_same_unit(debian: Vms) -> None:
+    before = debian.show(NAME)["invocation_id"]
+    debian.execute(NAME, *WITNESS)
+    debian.define(NAME, None, **{**WHOLE, "memory": "640M"})
+    debian.ctl("exec", NAME, "--", "systemctl", "reboot", check=False)
+    after = wait_rebooted(debian, before)
+    assert after["needs_restart"], "the guest has not taken the new definition by itself"
+    debian.define(NAME, None, **WHOLE)
+    assert not debian.show(NAME)["needs_restart"]
+    assert boot_id(debian) == after["invocation_id"]
+    assert debian.execute(NAME, "cat", "/var/tmp/witness") == "stopped\n"
+    states = debian.states(NAME)
+    assert states[-2:] == ["Initializing", "Running"]
+    assert "Stopped" not in states[states.index("Running") :], "systemd had it all the time"
+    assert debian.properties(f"hypeman@{NAME}", "ActiveState")["ActiveState"] == "active"
+    assert after["exit_code"] is None
+    (report,) = [line for line in debian.console(NAME) if line.startswith("HYPEMAN-EXIT")]
+    assert report == f'HYPEMAN-EXIT code=0 message="rebooted from inside" boot={before}'
+
+
+def test_a_guest_reboots_while_the_daemon_is_away(debian: Vms) -> None:
+    before = debian.show(NAME)["invocation_id"]
+    debian.execute(NAME, "systemd-run", "--quiet", "sh", "-c", "sleep 3; systemctl reboot")
+    with debian.without_daemon():
+        debian.host.wait_until(
+            lambda: debian.unit(NAME, "InvocationID")["InvocationID"] not in ("", before), BOOT_DEADLINE
+        )
+        assert debian.unit(NAME, "ActiveState")["ActiveState"] == "activating"
+    assert wait_rebooted(debian, before)["status_text"].startswith("Running")
+
+
+def test_a_reboot_past_its_init_is_one_too(debian: Vms) -> None:
+    before = debian.show(NAME)["invocation_id"]
+    debian.ctl("exec", NAME, "--", "systemctl", "reboot", "--force", "--force", check=False)
+    wait_rebooted(debian, before)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("systemctl", "--no-block", "reboot"), ("systemctl", "reboot", "--force", "--force")],
+    ids=["in order", "past its init"],
+)
+def test_a_stop_is_stronger_than_a_reboot(debian: Vms, command: tuple[str, ...]) -> None:
+    debian.ctl("exec", NAME, "--", *command, check=False)
+    debian.host.run(["systemctl", "stop", f"hypeman-vm-{NAME}"], timeout=90)
+    shown = debian.wait(NAME, "Stopped")
+    assert shown["exit_message"].startswith(("stopped", "rebooted"))
+    assert debian.unit(NAME, "ActiveState", "Job") == {"ActiveState": "inactive", "Job": ""}
+    released(debian)
+
+
+def test_a_power_off_from_inside_is_success(debian: Vms) -> None:
+    debian.ctl("exec", NAME, "--", "systemctl", "poweroff", check=False)
+    shown = debian.wait(NAME, "Stopped")
+    assert (shown["exit_code"], shown["exit_message"]) == (0, "powered off from inside")
+    assert debian.unit(NAME, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+    released(debian)
+
+
+def test_the_host_stops_the_guests_units_in_order(debian: Vms) -> None:
+    debian.execute(NAME, "rm", "-f", "/var/tmp/witness")
+    debian.execute(NAME, *WITNESS)
+    stop(debian)
+    shown = debian.show(NAME)
+    assert (shown["exit_code"], shown["exit_message"]) == (0, "stopped on request: powered off in order")
+    start(debian)
+    assert debian.execute(NAME, "cat", "/var/tmp/witness") == "stopped\n"
+
+
+def test_emergency_mode_is_told_and_so_is_its_end(debian: Vms) -> None:
+    debian.ctl("exec", NAME, "--", "systemctl", "--no-block", "emergency")
+    words = "the guest's systemd is in emergency mode"
+    debian.host.wait_until(lambda: debian.show(NAME)["state_error"] == words, 30, "emergency mode is told")
+    assert debian.state(NAME) == "Running"
+    debian.ctl("exec", NAME, "--", "systemctl", "--no-block", "default")
+    debian.host.wait_until(lambda: debian.show(NAME)["state_error"] is None, 30, "its end is told")
+
+
+# what can stand in the way
+
+
+def test_without_an_agent_the_guest_still_follows_the_order_to_stop(debian: Vms) -> None:
+    stop(debian)
+    start(debian, guest_agent=False)
+    debian.host.run(["systemctl", "stop", f"hypeman-vm-{NAME}"], timeout=90)
+    assert debian.wait(NAME, "Stopped")["exit_message"] == "stopped on request: powered off in order"
+    released(debian)
+    assert not any("AGENT-READY" in line for line in boot_lines(debian))
+
+
+def boot_lines(vms: Vms) -> list[str]:
+    """The console of the last boot."""
+    console = vms.console(NAME)
+    starts = [number for number, line in enumerate(console) if "HYPEMAN-PROGRAM-START" in line]
+    return console[starts[-1] :]
+
+
+def test_a_boot_that_ends_in_emergency_mode_without_an_agent_times_out_saying_so(debian: Vms) -> None:
+    debian.execute(NAME, "sh", "-euc", STUCK_AGENT)
+    stop(debian)
+    debian.define(NAME, None, **{**WHOLE, "boot_timeout": "15s", "stop_timeout": "20s"})
+    late = debian.ctl("start", "--wait", NAME, check=False)
+    words = "boot timed out: HYPEMAN-AGENT-READY was not seen; the guest's systemd is in emergency mode"
+    assert debian.wait(NAME, "Stopped")["exit_message"] == words
+    assert words in late.stderr
+    debian.remove(NAME)  # and the disk, with what was put into it
+
+
+def test_a_unit_of_the_image_is_respected_and_the_boot_ends_with_words(debian: Vms) -> None:
+    debian.execute(NAME, "ln", "-s", "/dev/null", "/etc/systemd/system/hypeman-agent.service")
+    stop(debian)
+    debian.ctl("start", "--wait", NAME, check=False)
+    shown = debian.wait(NAME, "Stopped")
+    assert shown["exit_code"] == 125
+    assert "the image has masked hypeman-agent.service" in shown["exit_message"]
+    assert "set guest_agent: false" in shown["exit_message"]
+    start(debian, guest_agent=False)
+    stop(debian)
+    debian.remove(NAME)
+
+
+# other inits
+
+
+def test_an_init_that_ends_is_a_panic_with_words(lab: Vms) -> None:
+    lab.define("ends", None, entrypoint=["/bin/true"], mode="systemd", guest_agent=False)
+    lab.ctl("start", "ends")
+    shown = lab.wait("ends", "Stopped")
+    assert shown["exit_message"].startswith("Kernel panic - not syncing: Attempted to kill init!")
+    assert lab.unit("ends", "ActiveState")["ActiveState"] == "failed"
+
+
+def test_an_init_that_is_not_there_is_127(lab: Vms) -> None:
+    lab.define("nothing", None, entrypoint=["/sbin/nothing"], mode="systemd", guest_agent=False)
+    lab.ctl("start", "nothing")
+    shown = lab.wait("nothing", "Stopped")
+    assert shown["exit_code"] == 127
+    assert "program /sbin/nothing cannot be executed: No such file" in shown["exit_message"]
+
+
+def test_a_guest_that_does_nothing_but_reboot_is_left_alone_after_a_while(lab: Vms) -> None:
+    limit = {"StartLimitIntervalSec": "10min", "StartLimitBurst": 3}
+    program = ["/bin/sh", "-c", "reboot -f"]
+    lab.define("loops", None, entrypoint=program, mode="systemd", guest_agent=False, unit=limit)
+    lab.ctl("start", "loops")
+    shown = lab.wait("loops", "Stopped", 90)
+    assert "rebooted from inside" in shown["exit_message"]
+    assert "too often in a short time: systemd did not start it again" in shown["exit_message"]
+    assert lab.unit("loops", "ActiveState")["ActiveState"] == "failed"
