@@ -331,14 +331,14 @@ static bool pump_streams(struct agent *agent)
     return moved;
 }
 
-static void pump(struct agent *agent)
+/* One turn of everybody. True if anything moved, and there may be more. */
+static bool pump(struct agent *agent)
 {
-    bool moved = true;
-    while (moved && agent->connected) {
-        moved = outbox_flush(&agent->out, agent->server->port);
-        moved = pump_port(agent) || moved;
-        moved = pump_streams(agent) || moved;
-    }
+    if (!agent->connected)
+        return false;
+    bool moved = outbox_flush(&agent->out, agent->server->port);
+    moved = pump_port(agent) || moved;
+    return pump_streams(agent) || moved;
 }
 
 static void on_port(struct agent *agent, uint32_t events)
@@ -347,7 +347,8 @@ static void on_port(struct agent *agent, uint32_t events)
     agent->readable = agent->readable || (events & EPOLLIN) != 0;
     if (!agent->connected || (events & EPOLLHUP) == 0)
         return;
-    pump(agent); /* What the host said before it left counts. */
+    while (pump(agent)) /* What the host said before it left counts. */
+        continue;
     disconnect_host(agent);
 }
 
@@ -428,16 +429,19 @@ bool serve(const struct server *server, struct reason *why)
     static struct agent agent; /* Zero pages until they are used. */
     agent.server = server;
     bool served = prepare(&agent, why);
+    bool moved = false;
     if (served)
         server->ready();
     while (served && !agent.ended) {
         struct epoll_event events[EVENTS_MAX];
-        int count = epoll_wait(agent.epoll, events, EVENTS_MAX, meet_deadlines(&agent));
+        /* Those that always have more do not keep it from hearing of others. */
+        int timeout = meet_deadlines(&agent);
+        int count = epoll_wait(agent.epoll, events, EVENTS_MAX, moved ? 0 : timeout);
         if (count < 0 && errno != EINTR)
             served = refuse(why, "cannot wait for events: %s", strerror(errno));
         for (int i = 0; i < count; i++)
             on_event(&agent, &events[i]);
-        pump(&agent);
+        moved = pump(&agent);
     }
     discard_streams(&agent, true);
     disconnect_host(&agent);

@@ -356,10 +356,10 @@ static bool pump_output(struct stream *stream, uint8_t channel, struct outbox *o
     size_t room = outbox_room(outbox);
     if (output->fd < 0)
         return false;
-    if (output->readable && output->credit > 0 && room >= (size_t)2 * OUTBOX_RESERVE) {
-        size_t most = room - OUTPUT_KEEPS < DATA_MAX ? room - OUTPUT_KEEPS : DATA_MAX;
-        if (most > output->credit)
-            most = output->credit;
+    /* Never less because there is less room: whose turn came when the outbox was nearly full would have the
+     * smaller share. */
+    if (output->readable && output->credit > 0 && room >= DATA_MAX + OUTPUT_KEEPS) {
+        size_t most = output->credit < DATA_MAX ? output->credit : DATA_MAX;
         ssize_t got = read(output->fd, outbox_payload(outbox), most);
         if (got > 0) {
             output->credit -= (uint32_t)got;
