@@ -327,6 +327,7 @@ class VmManager:
             await vm.refresh()
             check_allowed(Operation.STOP, vm.state, vm.name)
             await self._stop(vm, timeout)
+            await vm.settle()  # its handle has ended too, and can be started again
         return vm.view()
 
     async def _stop(self, vm: Vm, timeout: float | None) -> None:
@@ -394,6 +395,7 @@ class VmManager:
         if signal == _SIGKILL:
             # another boot: systemd has started it again
             await vm.wait_for(lambda vm: _has_ended(vm) or vm.boot != boot, _STOP_MARGIN)
+            await vm.settle()
         return vm.view()
 
     # watching

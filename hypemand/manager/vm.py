@@ -448,15 +448,18 @@ class Vm:
         try:
             status = await self._services.units.status(handle)
             if status.active_state == "active" and not self._unit.is_live:
-                await self._stop_handle(handle)
+                await self._stop_handle(handle, status.invocation_id)
         except BusError as error:
             _log.warning("VM %s: cannot end %s: %s", self.name, handle, error)
         except TimeoutError:
             _log.warning("VM %s: %s has not ended in %g s", self.name, handle, _HANDLE_DEADLINE)
 
-    async def _stop_handle(self, handle: str) -> None:
-        """Stop it and wait for that: its ExecStop= asks for a stop of the VM, which must not meet its next
-        start."""
+    async def _stop_handle(self, handle: str, invocation_id: str | None) -> None:
+        """Stop it and wait for that: its end asks for a stop of the VM, which must not meet its next start.
+
+        That start may come from the handle itself, which somebody has started again by then; it waits for
+        this, and is another invocation.
+        """
         units = self._services.units
         changed = asyncio.Event()
         units.watch(handle, lambda _active_state: changed.set())
@@ -464,7 +467,10 @@ class Vm:
         try:
             await units.stop(handle)
             async with asyncio.timeout(_HANDLE_DEADLINE):
-                while (await units.status(handle)).is_live:
+                while True:
+                    status = await units.status(handle)
+                    if not status.is_live or status.invocation_id != invocation_id:
+                        return
                     await changed.wait()
                     changed.clear()
         finally:

@@ -2,6 +2,7 @@
 """A VM's life: from its file to Running, its program's end as its unit's result, and every way to stop it."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -179,6 +180,33 @@ def test_a_start_right_after_a_stop_is_not_undone_by_the_end_of_the_handle(vms: 
     vms.host.run(["sh", "-euc", f"hypemanctl stop {name}; hypemanctl start --wait {name}"])
     assert vms.properties(handle, "ActiveState")["ActiveState"] == "inactive"
     assert vms.states(name)[-4:] == ["Shutdown", "Stopped", "Initializing", "Running"]
+
+
+def test_a_handle_that_is_started_while_it_ends_starts_the_vm_as_soon_as_it_has(vms: Vms) -> None:
+    name = vms.define("twice")
+    handle = f"hypeman@{name}"
+    drop_in = f"/run/systemd/system/{handle}.service.d/slow.conf"
+    vms.host.run(["mkdir", "-p", os.path.dirname(drop_in)])
+    vms.host.push(drop_in, "[Service]\nExecStopPost=/bin/sleep 1\n")
+    vms.host.run(["systemctl", "daemon-reload"])
+    vms.host.run(["systemctl", "start", handle])
+    vms.host.run(["systemctl", "stop", f"hypeman-vm-{name}"])
+    vms.host.wait_until(lambda: vms.properties(handle, "ActiveState")["ActiveState"] == "deactivating")
+    vms.host.run(["systemctl", "start", handle])
+    assert vms.state(name) == "Running"
+    assert vms.properties(handle, "ActiveState")["ActiveState"] == "active"
+    warnings = vms.host.run(["journalctl", "--unit=hypemand", "--priority=warning"]).stdout
+    assert f"{handle}.service has not ended" not in warnings
+
+
+@pytest.mark.parametrize("verb", ["stop", "kill"])
+def test_a_handle_can_be_started_as_soon_as_its_vm_is_stopped(vms: Vms, verb: str) -> None:
+    name = vms.define(f"once-{verb}")
+    handle = f"hypeman@{name}"
+    vms.host.run(["systemctl", "start", handle])
+    vms.host.run(["sh", "-euc", f"hypemanctl {verb} {name}; systemctl start {handle}"])
+    assert vms.state(name) == "Running"
+    assert vms.properties(handle, "ActiveState")["ActiveState"] == "active"
 
 
 def test_a_program_that_dies_of_the_stop_signal_has_not_failed(vms: Vms) -> None:
