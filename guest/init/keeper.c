@@ -6,6 +6,7 @@
 #include "clock.h"
 #include "devices.h"
 #include "files.h"
+#include "leftover.h"
 #include "mounts.h"
 #include "ports.h"
 #include "poweroff.h"
@@ -113,10 +114,12 @@ static void stop_on_request(struct keeper *keeper, unsigned grace)
 static _Noreturn void force_off(const struct keeper *keeper)
 {
     char line[SENTINEL_LINE_MAX];
-    char message[128];
-    (void)snprintf(message, sizeof message,
-                   "stopped on request: powered off by force, since the image's init did not within %u s",
-                   keeper->grace);
+    char message[SENTINEL_MESSAGE_MAX];
+    int length =
+        snprintf(message, sizeof message,
+                 "stopped on request: powered off by force, since the image's init did not within %u s",
+                 keeper->grace);
+    leftover_words(message + length, sizeof message - (size_t)length);
     (void)kill(-1, SIGKILL); /* All but this process and PID 1. */
     announce(line, sentinel_exit(line, EXIT_SIGNAL_BASE + SIGKILL, message, keeper->boot));
     sync();

@@ -360,12 +360,19 @@ class GuestBoot(BootCase):
             self.assertNotIn("environment", guest.console)
 
     def test_systemd_mode_ends_a_guest_that_does_not_follow_the_order_to_stop(self) -> None:
-        with self.guest("/bin/sh", "-c", "echo ready; while :; do sleep 1; done", mode="systemd") as guest:
+        script = """
+        mount -t cgroup2 none /sys/fs/cgroup; mkdir /sys/fs/cgroup/deaf.service
+        sh -c 'echo 0 >/sys/fs/cgroup/deaf.service/cgroup.procs; exec sleep 99' &
+        tail -f /dev/null &
+        echo ready; while :; do read -r _ </dev/zero; done
+        """
+        with self.guest("/bin/sh", "-c", script, mode="systemd") as guest:
             guest.wait_for("ready\n")
             with guest.order_poweroff(2):
                 code, message = guest.exit_report()
         self.assertEqual(code, 137)
-        self.assertIn("powered off by force, since the image's init did not within 2 s", message)
+        words = "stopped on request: powered off by force, since the image's init did not within 2 s; still there: "
+        self.assertEqual(message.removeprefix(words), "deaf.service, tail")
 
     def test_systemd_mode_passes_the_order_on_when_pid_1_listens(self) -> None:
         script = """
