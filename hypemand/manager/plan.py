@@ -27,7 +27,9 @@ _PYTHON_MODULE = (sys.executable, "-I", "-m")
 _VMM_SCRIPT = Path(next(iter(hypemand.unit.__path__))) / "vmm.sh"
 # what the VMM's own threads may take beside the guest's CPUs
 _VMM_CPUS = 0.5
-_VMM_TASKS = 32
+# QEMU serves up to 64 requests to disks with a thread each (util/thread-pool.c), and aborts if it cannot make
+# one
+_VMM_TASKS = 64 + 32
 # beyond stop_timeout: to sync, to power off and for the VMM to end
 _POWER_OFF = 5.0
 _FOREVER = 86400  # the guest knows no longer one

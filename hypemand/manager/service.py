@@ -53,6 +53,7 @@ from hypemand.storage.images import ImageStore
 from hypemand.storage.program import resolve_program
 from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import Own, make_root
+from hypemand.systemd.units import handle_name
 from hypemand.timeline import derive_timeline
 
 _log = logging.getLogger(__name__)
@@ -228,7 +229,8 @@ class VmManager:
 
     async def _forget(self, vm: Vm) -> None:
         await vm.settle()
-        await self._services.units.reset_failed(vm.unit)
+        for unit in (vm.unit, handle_name(vm.name)):
+            await self._services.units.reset_failed(unit)
         await vm.detach()
         vm.remove_runtime()
         del self._vms[vm.name]

@@ -248,7 +248,7 @@ class Vm:
         """
         awaited = self._session is not None and self._session.notified
         if awaited and active_state == "active" and self._unit.active_state == "activating":
-            self._unit = replace(self._unit, active_state=active_state)
+            self._unit = replace(self._unit, active_state=active_state, changed_at=None)
             self._evaluate()
         if not self._stale:
             self._stale = True

@@ -90,6 +90,7 @@ def test_a_daemon_reload_changes_nothing_of_a_running_vm(vms: Vms) -> None:
     names = ("reloaded", "adorned")
     vms.start(*names)
     vms.wait_console("reloaded", "start 1")
+    vms.wait_console("adorned", "up")
 
     before = {name: vms.unit(name) for name in names}
     vms.host.run(["systemctl", "daemon-reload"])
@@ -118,6 +119,8 @@ def test_a_reboot_of_the_host_stops_vms_in_order_and_starts_those_that_are_to_st
     vms.wait("auto", "Running")  # its file is new
     vms.start("by-hand")
     host.run(["systemctl", "enable", "--now", "hypeman@enabled"])
+    for name in ("auto", "enabled", "by-hand"):
+        vms.wait_console(name, "up")
     try:
         host.reboot()
         for name in ("auto", "enabled"):

@@ -107,6 +107,8 @@ def test_systemctl_stops_and_kills_by_pattern(vms: Vms) -> None:
         vms.write(name, HAS_LAST_WORDS)
     vms.reload()
     vms.start(*names)
+    for name in names:
+        vms.wait_console(name, "up")
     vms.host.run(["systemctl", "stop", "hypeman-vm-batch-*"])
     for name in names:
         shown = vms.wait(name, "Stopped")
@@ -138,11 +140,13 @@ def test_the_handle_starts_restarts_and_stops_the_vm(vms: Vms) -> None:
     assert shown["state"] == "Running"
     assert host.run(["systemctl", "is-active", handle]).stdout == "active\n"
 
+    vms.wait_console(name, "up")
     host.run(["systemctl", "restart", handle])
     again = vms.show(name)
     assert again["state"] == "Running"
     assert again["invocation_id"] != shown["invocation_id"]
 
+    vms.wait_console(name, "up", 2)
     host.run(["systemctl", "stop", handle])
     assert vms.state(name) == "Stopped"
     assert vms.console(name).count("last words") == 2

@@ -97,9 +97,11 @@ class Vms:
         self.ctl("start", "--wait", *names)
 
     def run(self, name: str, program: str = STAYS, **keys: Any) -> str:
-        """Define and start; Running when this is back."""
+        """Define and start; Running when this is back, and the program ready to be stopped."""
         self.define(name, program, **keys)
         self.start(name)
+        if HAS_LAST_WORDS in program:
+            self.wait_console(name, "up")
         return name
 
     def restart_daemon(self) -> None:

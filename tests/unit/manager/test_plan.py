@@ -51,7 +51,7 @@ def test_the_units_limits_leave_room_for_the_vmm() -> None:
     unit = plan(memory="256M", vcpus=2).unit
     assert unit.memory_max >= 256 * MIB + 128 * MIB
     assert unit.cpu_quota > 2
-    assert unit.tasks_max > 2
+    assert unit.tasks_max > 64 + 2, "a VMM has a thread for each of 64 requests to disks"
 
 
 def test_the_vmm_can_write_to_its_runtime_folder_and_its_disk_only() -> None:
