@@ -207,7 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refusal(404, "unknown_route", f"there is no {self.path}")
 
     def _serve_image(self, name: str) -> None:
-        found = next((image for image in self.fake.images if image["name"] == name), None)
+        images = [*self.fake.images, {"name": "box", "status": "ready"}]
+        found = next((image for image in images if image["name"] == name), None)
         if found is None:
             raise _Refusal(404, "not_found", f"there is no image {name!r}")
         if self.command == "DELETE":
