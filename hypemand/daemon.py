@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -37,7 +38,7 @@ from hypemand.manager.vm import VmServices
 from hypemand.state import State
 from hypemand.storage.staging import clean_staging, has_leftovers
 from hypemand.storage.store import ImageStore
-from hypemand.storage.tools import stop_units
+from hypemand.storage.tools import UnitTools, stop_units
 from hypemand.systemd.bus import SystemBus
 from hypemand.systemd.units import Units
 from hypemand.version import VERSION
@@ -59,11 +60,15 @@ class Daemon:
         self._watcher = BootWatcher()
         self._store = ImageStore(config.state_dir / "images", config.image_dirs)
         services = VmServices(self._bus, Units(self._bus), self._watcher, self._update_status)
-        self._pulls = Pulls(self._store, config.state_dir, config.runtime_dir)
+        self._pulls = Pulls(self._store, self._make_tools, config.runtime_dir)
         self._images = Images(self._store, self._pulls)
         self._manager = VmManager(config, self._images, services)
         self._reloader = Reloader(self._manager)
         self._tokens = TokenStore(config.state_dir / "tokens.json")
+
+    def _make_tools(self) -> UnitTools:
+        """Tools for one image that is being made."""
+        return UnitTools(secrets.token_hex(6), self._config.state_dir)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from hypemand.storage.importer import Step, Told, make_image
 from hypemand.storage.references import parse_reference
 from hypemand.storage.registry import PullFailed
 from hypemand.storage.store import ImageStore
-from hypemand.storage.tools import UnitTools
+from hypemand.storage.tools import StoppableTools
 
 _log = logging.getLogger(__name__)
 AUTH_FILE = Path("/etc/hypemand/auth.json")
@@ -67,7 +67,7 @@ _WORDS = {
 class Pull:
     """One image that is being had. `result` is the image, or the failure."""
 
-    def __init__(self, name: str, tools: UnitTools) -> None:
+    def __init__(self, name: str, tools: StoppableTools) -> None:
         self.name = name
         self.tools = tools
         self.task: asyncio.Task[Image] | None = None
@@ -147,20 +147,23 @@ def _count_blobs(layout: Path) -> tuple[int, int]:
 
 
 class Pulls:
-    """All images that are being had. `scratch` is a folder in memory, for credentials."""
+    """All images that are being had. `make_tools` gives those for one piece of work; `scratch` is a folder in
+    memory, for credentials."""
 
-    def __init__(self, store: ImageStore, hidden: Path, scratch: Path, auth_file: Path = AUTH_FILE) -> None:
+    def __init__(
+        self,
+        store: ImageStore,
+        make_tools: Callable[[], StoppableTools],
+        scratch: Path,
+        auth_file: Path = AUTH_FILE,
+    ) -> None:
         self._store = store
-        self._hidden = hidden
+        self.make_tools = make_tools
         self._scratch = scratch
         self._auth_file = auth_file
         self._pulls: dict[str, Pull] = {}
         # Their own threads: a pull takes minutes, and starts of VMs wait for none.
         self.threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="image")
-
-    def make_tools(self) -> UnitTools:
-        """Tools for one piece of work."""
-        return UnitTools(secrets.token_hex(6), self._hidden)
 
     def find(self, name: str) -> Pull | None:
         """The pull of that name that is on, or that failed last."""

@@ -7,25 +7,17 @@ has another digest than the image.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hypemand.storage import ocilayout
+from hypemand.storage.erofs import write_tar
 from hypemand.storage.images import Image
 from hypemand.storage.references import Transport, parse_reference
 from hypemand.storage.staging import name_failures, open_staging
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import DirectTools, Tools
-
-_TIMEOUT = 1800.0
-# argv: the file system, where to mount it, the tar to write
-_PACK = """
-mount -t erofs -o ro,nodev,nosuid,noexec "$1" "$2"
-exec tar --create --file="$3" --directory="$2" --format=posix --pax-option=delete=atime,delete=ctime \\
-    --xattrs --xattrs-include='*' --numeric-owner --sort=name .
-"""
 
 
 @contextmanager
@@ -35,10 +27,8 @@ def export_image(store: ImageStore, image: Image, tools: Tools | None = None) ->
     tools = tools or DirectTools()
     store.prepare()
     with name_failures(image.name), open_staging(store, f"export of {image.digest}") as staging:
-        at, tar, layout = staging / "mnt", staging / "root.tar", staging / "layout"
-        at.mkdir()
-        words = [os.fspath(path) for path in (image.rootfs, at, tar)]
-        tools.mount(["sh", "-euc", _PACK, "pack", *words], folder=staging, timeout=_TIMEOUT)
+        tar, layout = staging / "root.tar", staging / "layout"
+        write_tar(image.rootfs, tar)
         ocilayout.wrap_layer(tar, layout, image.architecture, image.config)
         archive = staging / "image.tar"
         reference = parse_reference(image.name)

@@ -82,13 +82,6 @@ _BUILD = (
     "SystemCallFilter=@system-service mknod mknodat",
     "SystemCallFilter=~@swap @reboot @raw-io @module @debug @clock @obsolete @cpu-emulation @mount",
 )
-_MOUNT = (
-    "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_OVERRIDE",
-    "PrivateNetwork=yes",
-    "PrivateMounts=yes",
-    "RestrictAddressFamilies=AF_UNIX",
-    "SystemCallFilter=@system-service @mount",
-)
 
 
 class Tools(Protocol):
@@ -104,8 +97,12 @@ class Tools(Protocol):
     ) -> Completed:
         """One that keeps owners and makes devices, and knows no network."""
 
-    def mount(self, argv: Sequence[str], *, folder: Path, timeout: float) -> Completed:
-        """One that mounts file systems, for itself alone."""
+
+class StoppableTools(Tools, Protocol):
+    """Tools for one piece of work, which can be ended from another thread."""
+
+    def cancel(self) -> None:
+        """End what runs; what would come after it is not begun."""
 
 
 def _environment(folder: Path, env: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -131,10 +128,6 @@ class DirectTools:
     ) -> Completed:
         """See `Tools`."""
         return run(argv, timeout=timeout, env=_environment(folder, env))
-
-    def mount(self, argv: Sequence[str], *, folder: Path, timeout: float) -> Completed:
-        """See `Tools`."""
-        return run(["unshare", "--mount", *argv], timeout=timeout, env=_environment(folder))
 
 
 class UnitTools:
@@ -171,11 +164,6 @@ class UnitTools:
         """See `Tools`."""
         properties = [*_BUILD, f"ReadWritePaths={_escape(folder)}"]
         return self._run(argv, properties, timeout, _environment(folder, env))
-
-    def mount(self, argv: Sequence[str], *, folder: Path, timeout: float) -> Completed:
-        """See `Tools`."""
-        properties = [*_MOUNT, f"ReadWritePaths={_escape(folder)}"]
-        return self._run(argv, properties, timeout, _environment(folder))
 
     def _run(
         self, argv: Sequence[str], properties: Sequence[str], timeout: float, env: Mapping[str, str]
