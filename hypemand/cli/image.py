@@ -161,7 +161,7 @@ def _copy_archive(response: IO[bytes], target: IO[bytes], total: int, progress: 
             target.write(block)
             done += len(block)
             progress.count(len(block))
-    except http.client.HTTPException as error:
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
         raise explain_broken(error) from None
     if done != total:
         raise Unreachable("the archive broke off", hint="see: systemctl status hypemand")

@@ -41,18 +41,23 @@ def is_layout(path: Path) -> bool:
     return (path / "oci-layout").is_file() and (path / "index.json").is_file()
 
 
+def _skopeo(scratch: Path) -> list[str]:
+    """The host's policy is for what comes from elsewhere. TMPDIR does not count for what may be large."""
+    return ["skopeo", "--insecure-policy", f"--tmpdir={scratch}", "copy", "--quiet"]
+
+
 def copy(reference: str, layout: Path, tools: Tools) -> None:
     """Copy an image on this host, in skopeo's spelling (containers-transports(5)), into a new layout.
 
     Of an index, the image for this host. Digests are verified.
     """
-    argv = ["skopeo", "--insecure-policy", "copy", "--quiet", reference, f"oci:{layout}:{TAG}"]
+    argv = [*_skopeo(layout.parent), reference, f"oci:{layout}:{TAG}"]
     tools.build(argv, folder=layout.parent, timeout=_TIMEOUT)
 
 
 def pack(layout: Path, archive: Path, name: str, tools: Tools) -> None:
     """Write the image in a layout to a tar of an OCI layout, in which it is called `name`."""
-    argv = ["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{layout}:{TAG}", f"oci-archive:{archive}"]
+    argv = [*_skopeo(archive.parent), f"oci:{layout}:{TAG}", f"oci-archive:{archive}"]
     argv[-1] += f":{name}" if name else ""
     tools.build(argv, folder=archive.parent, timeout=_TIMEOUT)
 

@@ -115,7 +115,8 @@ class Registry:
     def copy(self, digest: str, layout: Path) -> None:
         """Fetch the image into a new layout. Digests are verified, and the host's policy is followed."""
         reference = f"docker://{self._repository}@{digest}"
-        self._run(["skopeo", "copy", "--quiet", reference, f"oci:{layout}:{TAG}"], COPY_TIMEOUT)
+        argv = ["skopeo", f"--tmpdir={self._folder}", "copy", "--quiet", reference, f"oci:{layout}:{TAG}"]
+        self._run(argv, COPY_TIMEOUT)
 
     def _inspect(self, reference: str, *options: str) -> bytes:
         data = self._run(["skopeo", "inspect", "--raw", *options, f"docker://{reference}"], ASK_TIMEOUT)

@@ -64,6 +64,7 @@ class FakeManager:
         self.sessions: list[FakeSession] = []
         self.files = FakeFiles()
         self.killed: list[tuple[str, int]] = []
+        self.pulls: list[ImagePull] = []
         self.stop_gate: asyncio.Event | None = None
         self.stops_waiting = 0
         self.listed = asyncio.Event()
@@ -133,6 +134,7 @@ class FakeManager:
         await self.tell()
 
     async def start_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
+        self.pulls += [] if pull is None else [pull]
         view = self.find(ref).view
         check_allowed(Operation.START, view.state, view.name)
         if view.state is not State.STOPPED:
@@ -149,6 +151,7 @@ class FakeManager:
         return await self.set_state(view.name, State.STOPPED, exit=ExitReport(143, message, success=True))
 
     async def restart_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
+        self.pulls += [] if pull is None else [pull]
         await self.stop_vm(ref)
         return await self.start_vm(ref)
 

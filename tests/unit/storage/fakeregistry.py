@@ -63,9 +63,9 @@ class FakeRegistry(DirectTools):
             self.credentials.append(credentials.read_text())
         if self.failure:
             self._fail(argv, self.failure)
-        copies = argv[1] == "copy"
+        copies = "copy" in argv
         reference = next(word for word in argv if word.startswith("docker://")).removeprefix("docker://")
-        self.asked.append(f"{argv[1]} {reference}")
+        self.asked.append(f"{'copy' if copies else 'inspect'} {reference}")
         if copies:
             self._copy(argv, reference)
             return Completed(tuple(argv), 0, b"", "", 0.0)
