@@ -12,7 +12,7 @@ from pathlib import Path
 from hypemand.config.definition import ImagePull
 from hypemand.errors import HypemandError, ImageNotReady, NotFound
 from hypemand.manager.imageview import Credentials, ImageInfo, PullStatus
-from hypemand.manager.pulls import Pull, Pulls, PullView
+from hypemand.manager.pulls import Pull, Pulls, PullView, end_work
 from hypemand.storage.exporter import export_image
 from hypemand.storage.images import Image
 from hypemand.storage.importer import import_image
@@ -181,8 +181,7 @@ class Images:
         try:
             image = await asyncio.shield(work)
         except asyncio.CancelledError:
-            await asyncio.to_thread(tools.cancel)
-            await asyncio.wait([work])
+            await end_work(tools, work)
             raise
         return await asyncio.to_thread(self._info, image, self.in_use())
 
@@ -197,8 +196,7 @@ class Images:
         try:
             path = await asyncio.shield(work)
         except asyncio.CancelledError:
-            await asyncio.to_thread(tools.cancel)
-            await asyncio.wait([work])
+            await end_work(tools, work)
             if work.exception() is None:
                 await asyncio.to_thread(exported.__exit__, None, None, None)
             raise

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from hypemand.errors import HypemandError
 from hypemand.manager.imageview import Credentials, Progress, PullStatus
@@ -32,6 +33,8 @@ _LOOK = 0.2
 # a registry that sends nothing for so long will not send anything
 _STALL = 90.0
 _KEPT_FAILURES = 64
+_TELL_AGAIN = 2.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,13 @@ _WORDS = {
     PullStatus.READY: "got",
     PullStatus.FAILED: "could not get",
 }
+
+
+async def end_work(tools: StoppableTools, work: asyncio.Future[T]) -> None:
+    """Have work end, and wait for that. Told again: a unit may be about to start when it is told first."""
+    while not work.done():
+        await asyncio.to_thread(tools.cancel)
+        await asyncio.wait([work], timeout=_TELL_AGAIN)
 
 
 class Pull:
@@ -196,9 +206,7 @@ class Pulls:
         pull = self.find(name)
         if pull is None or pull.task is None or pull.view.status is PullStatus.READY:
             return False
-        if not pull.task.done():
-            await asyncio.to_thread(pull.tools.cancel)
-            await asyncio.wait([pull.task])
+        await end_work(pull.tools, pull.task)
         self._pulls.pop(pull.name, None)
         return True
 
@@ -243,8 +251,7 @@ class Pulls:
                 seen, at = pull.view.progress, time.monotonic()
             elif time.monotonic() - at > _STALL:
                 pull.failure = PullFailed(f"{pull.name}: the registry has sent nothing for {_STALL:g} s")
-                await asyncio.to_thread(pull.tools.cancel)
-                await asyncio.wait([work])
+                await end_work(pull.tools, work)
                 return
 
     def _forget_failures(self) -> None:

@@ -310,9 +310,15 @@ def test_a_start_says_that_it_waits_for_its_image_and_a_stop_ends_that(host: Tes
     status = "StatusText"
     host.wait_until(lambda: words in vms.properties("hypeman@waits", status)[status], 20, "systemd is told")
     assert words in vms.ctl("status", "waits", check=False).stdout
-    image = json.loads(ctl(host, "image", "inspect", f"{STUB}/hang/app:v1").stdout)
-    assert (image["status"], image["progress"]["total_layers"]) == ("pulling", 1)
-    assert 0 < image["progress"]["bytes"] < image["progress"]["total_bytes"]
+
+    def look() -> dict[str, int] | None:
+        image = json.loads(ctl(host, "image", "inspect", f"{STUB}/hang/app:v1").stdout)
+        progress: dict[str, int] = image["progress"]
+        return progress if image["status"] == "pulling" and progress["bytes"] else None
+
+    progress = host.wait_until(look, 20, "something has come")
+    assert (progress["layers"], progress["total_layers"]) == (0, 1)
+    assert progress["bytes"] < progress["total_bytes"]
     host.run(["systemctl", "stop", "hypeman@waits"])
     assert vms.state("waits") == "Stopped"
     ctl(host, "image", "rm", f"{STUB}/hang/app:v1")
