@@ -104,13 +104,24 @@ class Registry:
         host = derive_host_architecture()
         if architecture != host:
             raise _wrong_architecture(self._name, [architecture or "an unknown architecture"])
+        layers = self._read_layers(self._parse(raw))
+        return Manifest(digest, architecture, layers)
+
+    def _read_layers(self, manifest: dict[str, Any]) -> tuple[Blob, ...]:
         try:
-            layers = [Blob(str(d["digest"]), int(d["size"])) for d in self._parse(raw)["layers"]]
+            descriptors = manifest["layers"]
+            kinds = [str(descriptor.get("mediaType")) for descriptor in descriptors]
+            layers = tuple(Blob(str(d["digest"]), int(d["size"])) for d in descriptors)
             if len(layers) > _MAX_LAYERS or any(layer.size < 0 for layer in layers):
                 raise ValueError("layers are out of bounds")
-        except (LookupError, ValueError, TypeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
             raise ImageNotReady(f"{self._name}: its manifest cannot be understood: {error}") from error
-        return Manifest(digest, architecture, tuple(layers))
+        if any(kind.endswith("zstd") for kind in kinds):
+            raise ImageNotReady(
+                f"{self._name} has layers that are packed with zstd, which umoci does not unpack",
+                hint="use one whose layers are packed with gzip",
+            )
+        return layers
 
     def copy(self, digest: str, layout: Path) -> None:
         """Fetch the image into a new layout. Digests are verified, and the host's policy is followed."""

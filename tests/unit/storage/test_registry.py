@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -122,6 +124,17 @@ def test_a_digest_is_believed_and_the_registry_is_not(store: ImageStore, registr
     with pytest.raises(PullFailed, match="gave another content"):
         pull_image(store, wrong, registry)
     assert store.list_images() == []
+
+
+def test_layers_that_umoci_cannot_read_are_not_fetched(store: ImageStore, registry: FakeRegistry) -> None:
+    manifest = json.loads(registry.tags[f"{NAME}:v1"])
+    manifest["layers"][0]["mediaType"] += "+zstd"
+    raw = json.dumps(manifest).encode()
+    registry.tags[f"{NAME}:v1"] = raw
+    registry.blobs[f"sha256:{hashlib.sha256(raw).hexdigest()}"] = raw
+    with pytest.raises(ImageNotReady, match="packed with zstd"):
+        pull_image(store, f"{NAME}:v1", registry)
+    assert not [asked for asked in registry.asked if asked.startswith("copy")]
 
 
 @pytest.mark.parametrize(
