@@ -90,13 +90,12 @@ class Images:
     # for the API
 
     async def list_images(self) -> Sequence[ImageInfo]:
-        """All images by name, with those that are being had and those that could not be."""
+        """All images by name, with those that are being had. One that could not be is told of by its name."""
         uses = self.in_use()
         found = {info.name: info for info in await asyncio.to_thread(self._list, uses)}
         for pull in self.pulls:
-            known = found.get(pull.name)
-            if known is None or not pull.view.status.is_settled:
-                found[pull.name] = _with_pull(known, pull.view)
+            if not pull.view.status.is_settled:
+                found[pull.name] = _with_pull(found.get(pull.name), pull.view)
         return sorted(found.values(), key=lambda info: info.name)
 
     def _list(self, uses: Sequence[ImageUse]) -> list[ImageInfo]:

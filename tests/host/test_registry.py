@@ -353,7 +353,8 @@ def test_an_exported_image_is_one_for_skopeo_and_for_us(host: TestHost, vms: Vms
     ctl(host, "image", "export", f"{TLS}/app:v1", f"{HERE}/out.tar")
     about = json.loads(host.run(["skopeo", "inspect", "--config", f"oci-archive:{HERE}/out.tar"]).stdout)
     assert about["config"]["Cmd"][0] == "/bin/sh"
-    ctl(host, "image", "import", "again", f"docker-archive:{HERE}/out.tar", check=False)
+    refused = ctl(host, "image", "import", "again", f"docker-archive:{HERE}/out.tar", check=False)
+    assert (refused.code, "is no Docker archive" in refused.stderr) == (8, True)
     ctl(host, "image", "import", "again", f"{HERE}/out.tar")
     name = vms.define("again", None, image="again")
     vms.start(name)

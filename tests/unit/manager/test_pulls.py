@@ -135,6 +135,7 @@ def test_a_failure_is_told_to_all_and_shown_until_the_next_attempt(tmp_path: Pat
             await images.have(NAME, "", ImagePull.MISSING)
         info = await images.get_image(NAME)
         assert (info.status, info.error_code) == (PullStatus.FAILED, "pull_failed")
+        assert await images.list_images() == []
         registry.failure = ""
         await images.have(NAME, "", ImagePull.MISSING)
         assert (await images.get_image(NAME)).status is PullStatus.READY
