@@ -17,10 +17,10 @@ def pull_image(client: Client, name: str, *, quiet: bool = False) -> dict[str, A
     """Have what `name` stands for now; the image. Raises ApiError with what the registry said."""
     image: dict[str, Any] = client.post("images", body={"name": name})
     watching = client.events("images", str(image["name"]), "watch", timeout=PULL_SECONDS)
-    with LiveLine(_describe(image)) as line, watching as events:
+    with LiveLine(describe_pull(image)) as line, watching as events:
         for image in events:
             if not quiet:
-                line.update(_describe(image))
+                line.update(describe_pull(image))
     if image.get("status") == "failed":
         raise ApiError(str(image.get("error")), code=str(image.get("error_code") or "pull_failed"))
     if image.get("status") != "ready":
@@ -42,7 +42,8 @@ def have_image(client: Client, name: str, when: str | None) -> None:
     pull_image(client, name)
 
 
-def _describe(image: dict[str, Any]) -> str:
+def describe_pull(image: dict[str, Any]) -> str:
+    """What is done for an image now, in one line."""
     name, doing = image.get("name"), _DOING.get(str(image.get("status")), "got")
     done = image.get("progress") or {}
     total = done.get("total_bytes")
