@@ -114,7 +114,8 @@ def test_a_vm_keeps_to_its_content(tmp_path: Path, layout: Path) -> None:
         images.in_use = tuple
         [pruned] = await images.prune_images(every=False, dry_run=True)
         assert pruned.digest == old.digest
-        assert await images.find_for(NAME, old.digest) is not None
+        kept = await images.have(NAME, old.digest, ImagePull.MISSING)
+        assert (kept.name, kept.digest) == (NAME, old.digest)
 
     drive(tmp_path, layout, scenario)
 
