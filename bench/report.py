@@ -33,6 +33,8 @@ _ROWS = (
     ("one", "plain", "(h) start to Running without kernel headers"),
     ("one", "headers", "(h) start to kernel headers ready"),
     ("one", "agentless", "(h) start to Running without agent"),
+    ("image", "tools", "(k) skopeo, umoci, mkfs.erofs: 300 MiB"),
+    ("image", "import", "(k) hypemanctl image import of the same"),
     ("systemd", "ready_ms", "(j) start to Running, Debian 13 with systemd"),
 )
 
@@ -82,6 +84,8 @@ def derive_goals(figures: dict[str, Any], kernel: Kernel | None) -> Iterator[Goa
     agent = figures["agent"]
     for way in ("in", "out"):
         yield Goal(f"copy {way} / raw", median(agent[f"copy_{way}"]) / median(agent[f"raw_{way}"]), 1.25, "x")
+    image = figures["image"]
+    yield Goal("image import / its tools", median(image["import"]) / median(image["tools"]), 1.15, "x")
     yield Goal("init and agent, RSS", max(agent["memory"]) / 1024, 2.0, "MiB")
     if kernel is not None:
         yield Goal("kernel / Debian's cloud kernel", kernel.ratio or float("inf"), kernel.goal, "x")
@@ -98,6 +102,10 @@ def render(figures: dict[str, Any], kernel: Kernel | None) -> tuple[str, bool]:
     memory = figures["memory"]
     sizes = f"RSS {memory['rss']:.1f} MiB, PSS {memory['pss']:.1f} MiB"
     lines += ["", f"(e) daemon, 20 VMs defined, 8 Running: {sizes}"]
+    shared = figures["shared"]
+    for key, what in (("cache", "page cache"), ("disk", "disk")):
+        one, copies = shared[f"shared_{key}"][0], shared[f"copies_{key}"][0]
+        lines.append(f"(l) {what} of 20 VMs' images: {one:.1f} MiB shared, {copies:.1f} MiB as copies")
     if idle := figures.get("idle"):
         calls = ", ".join(f"{count} {call}" for call, count in sorted(idle["calls"].items()))
         lines.append(f"(e) daemon idle for {idle['seconds']:.0f} s: woken {idle['wakeups']} times ({calls})")

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -29,13 +30,15 @@ from hypemand.boot.watcher import BootWatcher
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
 from hypemand.log import set_up_logging
-from hypemand.manager.images import ApiImages
+from hypemand.manager.images import Images
+from hypemand.manager.pulls import Pulls
 from hypemand.manager.reload import Reloader, ReloadReport
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
 from hypemand.state import State
-from hypemand.storage.images import ImageStore
-from hypemand.storage.importer import clean_staging
+from hypemand.storage.staging import clean_staging, has_leftovers
+from hypemand.storage.store import ImageStore
+from hypemand.storage.tools import UnitTools, stop_units
 from hypemand.systemd.bus import SystemBus
 from hypemand.systemd.units import Units
 from hypemand.version import VERSION
@@ -57,9 +60,15 @@ class Daemon:
         self._watcher = BootWatcher()
         self._store = ImageStore(config.state_dir / "images", config.image_dirs)
         services = VmServices(self._bus, Units(self._bus), self._watcher, self._update_status)
-        self._manager = VmManager(config, self._store, services)
+        self._pulls = Pulls(self._store, self._make_tools, config.runtime_dir)
+        self._images = Images(self._store, self._pulls)
+        self._manager = VmManager(config, self._images, services)
         self._reloader = Reloader(self._manager)
         self._tokens = TokenStore(config.state_dir / "tokens.json")
+
+    def _make_tools(self) -> UnitTools:
+        """Tools for one image that is being made."""
+        return UnitTools(secrets.token_hex(6), self._config.state_dir)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -71,6 +80,7 @@ class Daemon:
             stack.callback(self._watcher.close)
             await self._recover()
             stack.push_async_callback(self._manager.close)
+            stack.push_async_callback(self._pulls.close)
             stack.push_async_callback(self._reloader.close, _RELOAD_DEADLINE)
             await self._serve(stack)
             watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
@@ -89,8 +99,10 @@ class Daemon:
     def _prepare_folders(self) -> None:
         self._config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._store.prepare()
+        if has_leftovers(self._store):
+            stop_units()
         for name in clean_staging(self._store):
-            _log.info("removed %s, which an import that did not end had left", name)
+            _log.info("removed %s, which a pull or import that did not end had left", name)
 
     def _resync(self) -> None:
         task = asyncio.create_task(self._manager.resync(), name="resync")
@@ -99,7 +111,7 @@ class Daemon:
     async def _serve(self, stack: AsyncExitStack) -> None:
         api = Services(
             manager=self._manager,
-            images=ApiImages(self._store, self._manager.images_in_use),
+            images=self._images,
             tokens=self._tokens,
             reload=self._reload,
             defaults=lambda: self._manager.config.defaults,

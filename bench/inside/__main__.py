@@ -13,6 +13,7 @@ from typing import Any
 from bench.inside import daemon
 from bench.inside.agent import measure_agent
 from bench.inside.api import start_and_watch
+from bench.inside.images import measure_import, measure_shared
 from bench.inside.rounds import (
     Series,
     measure_many,
@@ -55,6 +56,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--many", type=int, required=True, help="how many at once")
     parser.add_argument("--defined", type=int, required=True, help="VMs that are defined")
     parser.add_argument("--systemd-rounds", type=int, default=5, help="of starts in systemd mode")
+    parser.add_argument("--imports", type=int, default=3, help="rounds of imports of an image")
+    parser.add_argument("--sharing", type=int, default=20, help="VMs that share an image")
     parser.add_argument("--copies", type=int, default=3, help="rounds of copies")
     parser.add_argument("--idle", type=float, required=True, help="seconds that the idle daemon is traced")
     return parser.parse_args()
@@ -99,6 +102,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     figures["agent"] = measure_agent(_ROOMY, options.copies)
     run("systemctl", "stop", "hypeman-vm-*.service")
     figures["systemd"] = measure_systemd(options.systemd_rounds)
+    scratch = Path("/srv/bench-images")
+    figures["image"] = measure_import(Path(_IMAGE), scratch / "import", options.imports)
+    figures["shared"] = measure_shared(scratch / "shared", options.sharing)
     return figures
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from hypemand.api.render import HYPERVISOR, RESTART_POLICIES
 from hypemand.api.requests import refuse_unknown
-from hypemand.config.definition import Definition, DefinitionDefaults
+from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition, InvalidRequest, Problem
 
@@ -99,6 +99,8 @@ def _parse_client(body: Mapping[str, object], defaults: DefinitionDefaults) -> C
     if not isinstance(name, str):
         problems.append(_problem("name", "is missing" if name is None else "is not a string"))
         name = generate_name()
+    # the client has images made by a request of their own, and one that is not there is its mistake
+    data["image_pull"] = ImagePull.NEVER.value
     definition = _parse_translated(name, data, defaults, problems)
     return CreateRequest(definition, start=True)
 

@@ -6,21 +6,24 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from aiohttp import web
 
 from hypemand.api.failures import problem_json
-from hypemand.api.services import ImageInfo, ReloadReport
+from hypemand.api.services import ReloadReport
 from hypemand.api.tokens import Token
 from hypemand.config.definition import Restart
 from hypemand.config.sizes import format_size
 from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import WrongState
+from hypemand.manager.imageview import ImageInfo
 from hypemand.manager.view import FileInfo, FileKind, LogLine, Timeline, VmView
 from hypemand.qemu.process import read_memory
 from hypemand.state import State
+from hypemand.storage.store import Pruned
 
 HYPERVISOR = "qemu-microvm"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -117,22 +120,36 @@ def _client_size(size: int) -> str:
 
 def image_json(image: ImageInfo) -> dict[str, object]:
     """An image. First the keys of the published client, then our own."""
+    config, progress = image.config, image.progress
     return {
         "name": image.name,
         "digest": image.digest,
-        "status": "ready",
-        "error": None,
+        "status": image.status,
+        "error": image.error or None,
+        "error_code": image.error_code or None,
         "created_at": time_json(image.created_at),
         "size_bytes": image.size,
         "platform": f"linux/{image.architecture}",
-        "entrypoint": list(image.entrypoint),
-        "cmd": list(image.cmd),
-        "env": {key: value for key, _, value in (word.partition("=") for word in image.env)},
-        "working_dir": image.working_dir or None,
+        "entrypoint": list(config.entrypoint),
+        "cmd": list(config.cmd),
+        "env": {key: value for key, _, value in (word.partition("=") for word in config.env)},
+        "working_dir": config.working_dir or None,
         "tags": {},
-        "user": image.user or None,
+        "user": config.user or None,
         "builtin": image.builtin,
         "in_use_by": list(image.in_use_by),
+        "source": image.source or None,
+        "progress": None if progress is None else asdict(progress),
+    }
+
+
+def pruned_json(pruned: Sequence[Pruned]) -> dict[str, object]:
+    """What pruning has removed, or would."""
+    return {
+        "images": [
+            {"names": list(image.names), "digest": image.digest, "size_bytes": image.size} for image in pruned
+        ],
+        "freed_bytes": sum(image.size for image in pruned),
     }
 
 

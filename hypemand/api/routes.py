@@ -5,21 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal as signals
 from importlib import resources
 
 from aiohttp import web
 
-from hypemand.api.access import find_peer
 from hypemand.api.archive import check_directory, receive_archive, send_archive
 from hypemand.api.cp import serve_cp
 from hypemand.api.create import parse_create
 from hypemand.api.entries import parse_guest_path
 from hypemand.api.exec import serve_exec
-from hypemand.api.failures import Forbidden
+from hypemand.api.images import ImageRoutes, refuse_path_of_host, required_text
 from hypemand.api.render import (
-    image_json,
     instance_json,
     json_response,
     log_line_json,
@@ -41,7 +38,7 @@ from hypemand.api.requests import (
 from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
-from hypemand.config.definition import Origin
+from hypemand.config.definition import ImagePull, Origin
 from hypemand.errors import HostNotReady, InvalidRequest, WrongState
 from hypemand.manager.view import LogLine, LogSource, VmView
 from hypemand.state import Operation, State, check_allowed
@@ -59,7 +56,7 @@ class Routes:
     def __init__(self, services: Services, closing: asyncio.Event, limits: Limits) -> None:
         self._services = services
         self._manager = services.manager
-        self._images = services.images
+        self._image_routes = ImageRoutes(services.images, closing, limits)
         self._tokens = services.tokens
         self._reload = services.reload
         self._defaults = services.defaults
@@ -94,10 +91,7 @@ class Routes:
             web.get("/tokens", self.list_tokens, allow_head=False),
             web.post("/tokens", self.create_token),
             web.delete("/tokens/{name}", self.revoke_token),
-            web.get("/images", self.list_images, allow_head=False),
-            web.post("/images/import", self.import_image),
-            web.get("/images/{name}", self.get_image, allow_head=False),
-            web.delete("/images/{name}", self.delete_image),
+            *self._image_routes.table(),
         ]
 
     async def _read_object(self, request: web.Request) -> dict[str, object]:
@@ -134,6 +128,7 @@ class Routes:
     async def create_instance(self, request: web.Request) -> web.StreamResponse:
         """Define a VM, and start it unless told not to."""
         wanted = parse_create(await self._read_object(request), self._defaults())
+        refuse_path_of_host(request, wanted.definition.image)
         view = await self._manager.create_vm(wanted.definition, start=wanted.start)
         return json_response(instance_json(view), status=201)
 
@@ -163,14 +158,15 @@ class Routes:
         """Start a VM."""
         ref = parse_ref(request)
         body = await self._read_object(request)
+        pull = _parse_pull(body)
         for key in ("cmd", "entrypoint"):
             if body.get(key) is not None:
                 raise InvalidRequest(
                     f"{key}: a start with another command is not supported by this version of hypemand",
                     hint="create a VM with that command",
                 )
-        refuse_unknown(body, ("cmd", "entrypoint"))
-        return _instance(await self._manager.start_vm(ref))
+        refuse_unknown(body, ("cmd", "entrypoint", "image_pull"))
+        return _instance(await self._manager.start_vm(ref, pull=pull))
 
     async def stop_instance(self, request: web.Request) -> web.StreamResponse:
         """Stop a VM and wait until it has."""
@@ -181,8 +177,9 @@ class Routes:
     async def restart_instance(self, request: web.Request) -> web.StreamResponse:
         """Stop, then start a VM."""
         ref = parse_ref(request)
-        refuse_unknown(await self._read_object(request), ())
-        return _instance(await self._manager.restart_vm(ref))
+        body = await self._read_object(request)
+        refuse_unknown(body, ("image_pull",))
+        return _instance(await self._manager.restart_vm(ref, pull=_parse_pull(body)))
 
     async def kill_instance(self, request: web.Request) -> web.StreamResponse:
         """Send a signal to a VM's VMM."""
@@ -309,7 +306,7 @@ class Routes:
         if not isinstance(read_only, bool):
             raise InvalidRequest("read_only: is neither true nor false")
         token, text = await self._tokens.create(
-            _required_text(body, "name"),
+            required_text(body, "name"),
             read_only=read_only,
             expires_in=None if expires is None else parse_positive_duration(str(expires), "expires"),
         )
@@ -320,36 +317,6 @@ class Routes:
         read_query(request)
         await self._tokens.revoke(request.match_info["name"])
         return web.Response(status=204)
-
-    async def list_images(self, request: web.Request) -> web.StreamResponse:
-        """All images."""
-        read_query(request)
-        return json_response([image_json(image) for image in await self._images.list_images()])
-
-    async def get_image(self, request: web.Request) -> web.StreamResponse:
-        """One image."""
-        read_query(request)
-        return json_response(image_json(await self._images.get_image(request.match_info["name"])))
-
-    async def delete_image(self, request: web.Request) -> web.StreamResponse:
-        """Remove an image."""
-        read_query(request)
-        await self._images.remove_image(request.match_info["name"])
-        return web.Response(status=204)
-
-    async def import_image(self, request: web.Request) -> web.StreamResponse:
-        """Make an image of files on this host.
-
-        The daemon reads the path with its own rights, so only who has them already may name one.
-        """
-        if find_peer(request).uid not in (0, os.geteuid()):
-            raise Forbidden("only root may import an image from a path of the host", hint="use sudo")
-        body = await self._read_object(request)
-        refuse_unknown(body, ("name", "path"))
-        name, path = (_required_text(body, key) for key in ("name", "path"))
-        if not path.startswith("/"):
-            raise InvalidRequest("path: must be absolute", hint="write it from / on")
-        return json_response(image_json(await self._images.import_image(name, path)), status=201)
 
 
 _STATES = f"one of {', '.join(State)}"
@@ -368,6 +335,18 @@ def _parse_state(word: str) -> State:
         return State(word)
     except ValueError:
         raise InvalidRequest(f"state: {word[:40]!r} is not a state", hint=_STATES) from None
+
+
+def _parse_pull(body: dict[str, object]) -> ImagePull | None:
+    """`image_pull` of the body: instead of the definition's, for this one start."""
+    word = body.get("image_pull")
+    if word is None:
+        return None
+    if not isinstance(word, str) or word not in list(ImagePull):
+        raise InvalidRequest(
+            f"image_pull: {str(word)[:40]!r} is not known", hint=f"one of {', '.join(ImagePull)}"
+        )
+    return ImagePull(word)
 
 
 def _parse_tail(word: str) -> int | None:
@@ -389,10 +368,3 @@ def _parse_stop_timeout(body: dict[str, object]) -> float | None:
     if value == 0 and not isinstance(value, bool):
         return 0.0
     return parse_positive_duration(str(value), "timeout")
-
-
-def _required_text(body: dict[str, object], key: str) -> str:
-    value = body.get(key)
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise InvalidRequest(f"{key}: must be a string that is not empty")
-    return value

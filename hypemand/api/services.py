@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,57 +12,41 @@ from typing import Protocol
 from hypemand.api.tokens import TokenStore
 from hypemand.config.definition import DefinitionDefaults
 from hypemand.errors import Problem
+from hypemand.manager.imageview import Credentials, ImageInfo
 from hypemand.manager.view import Manager
+from hypemand.storage.store import Pruned
 
 
-class ImageInfo(Protocol):
-    """An image that can be used. `created_at` in seconds since the epoch, `size` in bytes on the disk.
-
-    `entrypoint`, `cmd`, `env` (words `KEY=value`), `working_dir` and `user` are those of its OCI config,
-    empty where it says nothing; `architecture` is in OCI's words (`amd64`); `in_use_by` are names of VMs.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def created_at(self) -> float: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def architecture(self) -> str: ...
-    @property
-    def entrypoint(self) -> Sequence[str]: ...
-    @property
-    def cmd(self) -> Sequence[str]: ...
-    @property
-    def env(self) -> Sequence[str]: ...
-    @property
-    def working_dir(self) -> str: ...
-    @property
-    def user(self) -> str: ...
-    @property
-    def builtin(self) -> bool: ...
-    @property
-    def in_use_by(self) -> Sequence[str]: ...
-
-
-class ImageStore(Protocol):
-    """The images of this host. Methods never block the event loop."""
+class ImageService(Protocol):
+    """The images of this host. Methods never block the event loop. InvalidRequest for what can be no name."""
 
     async def list_images(self) -> Sequence[ImageInfo]:
-        """All images, by name."""
+        """All images, by name, with those that are being had."""
 
     async def get_image(self, name: str) -> ImageInfo:
         """One image. Raises NotFound."""
 
+    async def pull_image(self, name: str, credentials: Credentials | None = None) -> ImageInfo:
+        """Begin to have what `name` stands for now, or join those who do; what is known at once."""
+
+    def watch_image(self, name: str) -> AsyncIterator[ImageInfo]:
+        """The image now, then at each change, until it is READY or FAILED."""
+
+    async def tag_image(self, name: str, target: str) -> ImageInfo:
+        """Give it one more name. Raises NotFound."""
+
     async def remove_image(self, name: str) -> None:
-        """Remove it. Raises NotFound, InUse while a VM is defined with it."""
+        """Remove it, or end its pull. Raises NotFound, InUse while a VM needs it."""
+
+    async def prune_images(self, *, every: bool, dry_run: bool) -> Sequence[Pruned]:
+        """Remove what has no name and no VM needs; `every`: with names too. `dry_run`: only tell."""
 
     async def import_image(self, name: str, path: str) -> ImageInfo:
         """Make an image of a directory, a tar archive or an OCI layout. Raises AlreadyExists,
         InvalidRequest for what is none of them."""
+
+    def export_image(self, name: str) -> AbstractAsyncContextManager[Path]:
+        """An OCI archive of it, which is there until the end of the block. Raises NotFound."""
 
 
 class ReloadReport(Protocol):
@@ -105,7 +90,7 @@ class Services:
     a filesystem that has room for a file that is on its way."""
 
     manager: Manager
-    images: ImageStore
+    images: ImageService
     tokens: TokenStore
     reload: Callable[[], Awaitable[ReloadReport]]
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults

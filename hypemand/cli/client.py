@@ -23,6 +23,8 @@ DEFAULT_SOCKET = "/run/hypemand/api.sock"
 QUERY_SECONDS = 10.0
 CHANGE_SECONDS = 60.0
 IMPORT_SECONDS = 1800.0
+# until an image is there: to be fetched, unpacked and written
+PULL_SECONDS = 7200.0
 CONNECT_SECONDS = 5.0
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 
@@ -168,6 +170,22 @@ class Client:
     def post(self, *parts: str, body: Json = None, timeout: float | None = CHANGE_SECONDS) -> Json:
         """POST. `timeout` in seconds, None or infinite: for ever."""
         return self.call("POST", *parts, body=body, timeout=timeout)
+
+    @contextlib.contextmanager
+    def download(self, *parts: str, timeout: float = IMPORT_SECONDS) -> Iterator[http.client.HTTPResponse]:
+        """GET of bytes, to be read in the block; `timeout` seconds until there are any, and between them."""
+        connection = Connection(self.path, timeout)
+        with contextlib.closing(connection):
+            try:
+                response = self._request(connection, "GET", parts, None, None, "application/x-tar")
+                content = b"" if response.status == 200 else response.read()
+            except TimeoutError:
+                raise _explain_late(timeout) from None
+            except (OSError, http.client.HTTPException) as error:
+                raise explain_broken(error) from None
+            if response.status != 200:
+                raise parse_error(response.status, content)
+            yield response
 
     def delete(self, *parts: str, timeout: float | None = CHANGE_SECONDS) -> None:
         """DELETE."""

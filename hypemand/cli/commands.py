@@ -8,6 +8,7 @@ from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 STATES = ("Created", "Initializing", "Running", "Paused", "Shutdown", "Stopped", "Standby", "Unknown")
 SOURCES = ("app", "vmm", "hypeman")
 MODES = ("auto", "exec", "systemd")
+PULLS = ("missing", "always", "never")
 RESTARTS = ("no", "on-failure", "always")
 
 SOCKET = Option(
@@ -40,6 +41,13 @@ _ENV = Option(
 _WORKDIR = Option(("-w", "--workdir"), "working directory of the program", "DIR")
 _USER = Option(("-u", "--user"), "user of the program: user, uid, user:group or uid:gid", "USER")
 _WAIT = Option(("--wait",), "wait until Running")
+_PULL = Option(
+    ("--pull",),
+    "when to ask the registry for the image (default: as the VM's image_pull says)",
+    "WHEN",
+    choices=PULLS,
+    completes=Completes.PULL,
+)
 _TIMEOUT_RUNNING = Option(
     ("--timeout",),
     "with --wait: give up after this time (default: the VM's boot timeout and 15 s)",
@@ -64,6 +72,7 @@ _RUN_OPTIONS = (
     _WORKDIR,
     _USER,
     Option(("--entrypoint",), "program to run instead of the image's entrypoint", "PROGRAM"),
+    _PULL,
     Option(("--mode",), "how the guest runs the image", "MODE", choices=MODES, completes=Completes.MODE),
     Option(
         ("--restart",),
@@ -143,7 +152,7 @@ _LIFECYCLE = (
         "lifecycle:start",
         "Comes back at once, in Initializing, unless asked to wait.",
         arguments=(_VMS,),
-        options=(_WAIT, _TIMEOUT_RUNNING, _JSON),
+        options=(_WAIT, _TIMEOUT_RUNNING, _PULL, _JSON),
     ),
     Command(
         ("stop",),
@@ -157,7 +166,7 @@ _LIFECYCLE = (
         "stop, then start VMs",
         "lifecycle:restart",
         arguments=(_VMS,),
-        options=(_WAIT, _TIMEOUT_RUNNING, _JSON),
+        options=(_WAIT, _TIMEOUT_RUNNING, _PULL, _JSON),
     ),
     Command(
         ("kill",),
@@ -305,6 +314,40 @@ _HOST = (
         options=(_JSON,),
     ),
     Command(
+        ("image", "pull"),
+        "get images from their registries, as their tags are now",
+        "image:pull",
+        "What is here already is not fetched again. After an interrupt a pull goes on; image rm ends it.",
+        arguments=(Argument("IMAGE", "references", count="+", completes=Completes.IMAGE),),
+        options=(Option(("-q", "--quiet"), "no progress"), _JSON),
+    ),
+    Command(
+        ("image", "tag"),
+        "give an image one more name",
+        "image:tag",
+        arguments=(_IMAGE, Argument("NAME", "the new name; another image may have had it")),
+        options=(_JSON,),
+    ),
+    Command(
+        ("image", "prune"),
+        "remove images that no VM needs and no name stands for",
+        "image:prune",
+        options=(
+            Option(("-a", "--all"), "those with names too"),
+            Option(("--dry-run",), "only show what would be removed"),
+            _JSON,
+        ),
+    ),
+    Command(
+        ("image", "export"),
+        "write an image to an OCI archive, as skopeo and podman read it",
+        "image:export",
+        arguments=(
+            _IMAGE,
+            Argument("FILE", "archive to write; - is standard output", completes=Completes.FILE),
+        ),
+    ),
+    Command(
         ("image", "rm"),
         "remove images",
         "image:remove",
@@ -317,7 +360,11 @@ _HOST = (
         "image:import_image",
         arguments=(
             Argument("IMAGE", "name that the image gets"),
-            Argument("PATH", "directory, tar archive or OCI layout on this host", completes=Completes.FILE),
+            Argument(
+                "PATH",
+                "directory, tar archive or OCI layout on this host; oci:, docker-archive: or dir: before it",
+                completes=Completes.FILE,
+            ),
         ),
         options=(_JSON,),
     ),

@@ -10,7 +10,16 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 
-from hypemand.cli.commands import COMMANDS, COMMON_OPTIONS, GLOBAL_OPTIONS, MODES, RESTARTS, SOURCES, STATES
+from hypemand.cli.commands import (
+    COMMANDS,
+    COMMON_OPTIONS,
+    GLOBAL_OPTIONS,
+    MODES,
+    PULLS,
+    RESTARTS,
+    SOURCES,
+    STATES,
+)
 from hypemand.cli.spec import Argument, Command, Completes, Option
 
 _SIGNALS = ("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP")
@@ -19,6 +28,7 @@ _WORDS = {
     Completes.SOURCE: SOURCES,
     Completes.MODE: MODES,
     Completes.RESTART: RESTARTS,
+    Completes.PULL: PULLS,
     Completes.SIGNAL: _SIGNALS,
 }
 _LISTERS = {Completes.VM: "list -q", Completes.IMAGE: "image list -q"}

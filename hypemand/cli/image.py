@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""image list, inspect, rm, import."""
+"""image list, inspect, pull, tag, rm, prune, import, export."""
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import sys
-from typing import Any
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
 
-from hypemand.cli.client import IMPORT_SECONDS
+from hypemand.cli.client import IMPORT_SECONDS, Unreachable, explain_broken
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.progress import Progress
+from hypemand.cli.pull import pull_image
 from hypemand.cli.terminal import RED, LiveLine, print_json, print_table
 from hypemand.cli.values import escape_controls, format_bytes, parse_moment
 from hypemand.errors import InvalidRequest
 
 _HEADER = ("NAME", "STATUS", "SIZE", "PLATFORM", "CREATED", "DIGEST")
+_BLOCK = 256 * 1024
 _DIGEST_LENGTH = 19  # sha256: and twelve digits
 
 
@@ -67,18 +75,116 @@ def remove(context: Context) -> int:
     return failure
 
 
+def pull(context: Context) -> int:
+    """Get images, one after the other, and show how far they are."""
+    pulled: list[dict[str, Any]] = []
+    quiet = context.args.quiet or context.wants_json
+
+    def pull_one(name: str) -> None:
+        image = pull_image(context.client, name, quiet=quiet)
+        pulled.append(image)
+        if not context.wants_json:
+            _print_made(image)
+
+    failure = for_each(context.args.image, pull_one)
+    if context.wants_json:
+        print_json(pulled)
+    return failure
+
+
+def _print_made(image: dict[str, Any]) -> None:
+    print(escape_controls(f"{image['name']} {image.get('digest') or ''}".rstrip()))
+
+
+def tag(context: Context) -> int:
+    """Give an image one more name."""
+    image = context.client.post("images", context.args.image, "tag", body={"target": context.args.name})
+    print_json(image) if context.wants_json else _print_made(image)
+    return ExitCode.OK
+
+
+def prune(context: Context) -> int:
+    """Remove what no VM needs."""
+    body = {"all": context.args.all, "dry_run": context.args.dry_run}
+    with LiveLine("removing images"):
+        pruned = context.client.post("images", "prune", body=body, timeout=IMPORT_SECONDS)
+    if context.wants_json:
+        print_json(pruned)
+        return ExitCode.OK
+    for image in pruned["images"]:
+        print(escape_controls(f"{', '.join(image['names'])}  {format_bytes(image['size_bytes'])}"))
+    verb = "would be freed" if context.args.dry_run else "freed"
+    print(f"{format_bytes(pruned['freed_bytes'])} {verb}")
+    return ExitCode.OK
+
+
+def export(context: Context) -> int:
+    """Write an image to a file: a new one takes the place of what was there when it is whole."""
+    name, target = context.args.image, context.args.file
+    if target == "-" and sys.stdout.isatty():
+        raise InvalidRequest("an archive is not written to a terminal", hint="name a file")
+    with contextlib.ExitStack() as stack:
+        with LiveLine(f"exporting {name}"):
+            response = stack.enter_context(context.client.download("images", name, "export"))
+        total = int(response.headers.get("Content-Length") or 0)
+        progress = stack.enter_context(Progress(name, total))
+        if target == "-":
+            _copy_archive(response, sys.stdout.buffer, total, progress)
+            sys.stdout.buffer.flush()
+        else:
+            with _replace(Path(target)) as file:
+                _copy_archive(response, file, total, progress)
+    return ExitCode.OK
+
+
+@contextlib.contextmanager
+def _replace(path: Path) -> Iterator[IO[bytes]]:
+    """A file that becomes `path` at the end of the block, or is gone."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            mask = os.umask(0)
+            os.umask(mask)
+            os.fchmod(file.fileno(), 0o666 & ~mask)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _copy_archive(response: IO[bytes], target: IO[bytes], total: int, progress: Progress) -> None:
+    """All of it, or Unreachable: what was cut off is no archive."""
+    done = 0
+    try:
+        while block := response.read(_BLOCK):
+            target.write(block)
+            done += len(block)
+            progress.count(len(block))
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise explain_broken(error) from None
+    if done != total:
+        raise Unreachable("the archive broke off", hint="see: systemctl status hypemand")
+
+
 def import_image(context: Context) -> int:
     """Let the daemon make an image of what lies at a path of this host."""
-    name, path = context.args.image, os.path.abspath(context.args.path)
+    name, (kind, path) = context.args.image, _split_source(context.args.path)
+    path = os.path.abspath(path)
     # an OCI layout may have its tag behind it
     if not os.path.exists(path) and not os.path.isdir(path.rpartition(":")[0]):
         raise InvalidRequest(f"there is no {path}", hint="give a directory, a tar archive or an OCI layout")
     with LiveLine(f"importing {name}"):
         image = context.client.post(
-            "images", "import", body={"name": name, "path": path}, timeout=IMPORT_SECONDS
+            "images", "import", body={"name": name, "path": kind + path}, timeout=IMPORT_SECONDS
         )
-    if context.wants_json:
-        print_json(image)
-    else:
-        print(escape_controls(f"{image['name']} {image.get('digest') or ''}".rstrip()))
+    print_json(image) if context.wants_json else _print_made(image)
     return ExitCode.OK
+
+
+def _split_source(source: str) -> tuple[str, str]:
+    """`oci:`, `docker-archive:` or `dir:` before a path, "" for none, and the path."""
+    for kind in ("oci:", "docker-archive:", "dir:"):
+        if source.startswith(kind) and not os.path.exists(source):
+            return kind, source.removeprefix(kind)
+    return "", source

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from hypemand.cli.client import CHANGE_SECONDS, Client, Instance
+from hypemand.cli.client import CHANGE_SECONDS, PULL_SECONDS, Client, Instance
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import (
@@ -28,9 +28,14 @@ KILL_SIGNAL = 9
 def start(context: Context) -> int:
     """Start VMs. With several and --wait they all boot at once."""
     started: list[Instance] = []
-    failure = for_each(
-        context.args.name, lambda name: started.append(context.client.post("instances", name, "start"))
-    )
+    body = build_pull(context.args.pull)
+
+    def start_one(name: str) -> None:
+        # its image may have to be pulled
+        with show_progress(context.client, name, "starting"):
+            started.append(context.client.post("instances", name, "start", body=body, timeout=PULL_SECONDS))
+
+    failure = for_each(context.args.name, start_one)
     return _finish_starts(context, started, failure)
 
 
@@ -40,12 +45,18 @@ def restart(context: Context) -> int:
 
     def restart_one(name: str) -> None:
         client = context.client
-        deadline = find_stop_deadline(get_instance(client, name), None) + CHANGE_SECONDS
+        deadline = find_stop_deadline(get_instance(client, name), None) + PULL_SECONDS
+        body = build_pull(context.args.pull)
         with show_progress(client, name, "restarting"):
-            started.append(client.post("instances", name, "restart", timeout=deadline))
+            started.append(client.post("instances", name, "restart", body=body, timeout=deadline))
 
     failure = for_each(context.args.name, restart_one)
     return _finish_starts(context, started, failure)
+
+
+def build_pull(when: str | None) -> dict[str, str] | None:
+    """The body of a start or restart for --pull."""
+    return None if when is None else {"image_pull": when}
 
 
 def _finish_starts(context: Context, started: list[Instance], failure: ExitCode) -> int:

@@ -48,9 +48,14 @@ class Progress:
         done, speed = format_bytes(self._done), format_bytes(int(self._done / seconds))
         if not self._total:
             return f"{self._what}  {done}  {speed}/s"
-        share = min(self._done / self._total, 1.0)
-        bar = ("#" * int(share * _BAR)).ljust(_BAR, ".")
-        return f"[{bar}] {share:4.0%}  {done} of {format_bytes(self._total)}  {speed}/s  {self._what}"
+        share = format_bar(self._done / self._total)
+        return f"{share}  {done} of {format_bytes(self._total)}  {speed}/s  {self._what}"
+
+
+def format_bar(share: float) -> str:
+    """`[####....]  50%`, of a share from 0 to 1."""
+    share = min(share, 1.0)
+    return f"[{('#' * int(share * _BAR)).ljust(_BAR, '.')}] {share:4.0%}"
 
 
 def wants_progress() -> bool:

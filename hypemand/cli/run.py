@@ -20,6 +20,7 @@ from hypemand.cli.instance import find_stop_deadline, read_name
 from hypemand.cli.lifecycle import KILL_SIGNAL
 from hypemand.cli.logs import build_log_query
 from hypemand.cli.names import generate_name
+from hypemand.cli.pull import have_image
 from hypemand.cli.terminal import print_error, print_json, write_raw
 from hypemand.cli.watch import MAX_BREAKS, wait_for_state
 from hypemand.errors import HypemandError, InvalidRequest
@@ -41,6 +42,7 @@ def run(context: Context) -> int:
     if args.json and not args.detach:
         raise InvalidRequest("--json needs -d", hint="in the foreground the output is the program's")
     definition = build_definition(args)
+    have_image(context.client, args.image, args.pull)
     if args.detach:
         instance = _create(context.client, definition)
         print_json(instance) if args.json else print(read_name(instance))
@@ -68,6 +70,7 @@ def build_definition(args: Namespace) -> dict[str, Any]:
         "env": dict(find_variables(args.env)) or None,
         "workdir": args.workdir,
         "user": args.user,
+        "image_pull": args.pull,
         "mode": args.mode,
         "guest_agent": False if args.no_agent else None,
         "kernel_headers": False if args.no_kernel_headers else None,

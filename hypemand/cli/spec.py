@@ -20,6 +20,7 @@ class Completes(StrEnum):
     SIGNAL = "signal"
     SOURCE = "source"
     MODE = "mode"
+    PULL = "pull"
     RESTART = "restart"
 
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -76,26 +78,40 @@ def write_raw(text: str) -> None:
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
 
 
+def tell_systemd(assignment: str) -> None:
+    """Send an assignment such as ``STATUS=…`` to the service manager, if this is a unit that may. Nobody who
+    is not there can be told, and that is no failure."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.sendto(assignment.encode(), address)
+
+
 class LiveLine:
     """On a terminal: one line on standard error that says what is waited for and for how long.
 
-    Off a terminal nothing is written. The line is cleared at the end.
+    Off a terminal nothing is written. The line is cleared at the end. In a unit that takes notifications
+    systemd is told the text (sd_notify(3)), so that systemctl status shows what is waited for.
     """
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._started = time.monotonic()
         self._active = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._notifies = "NOTIFY_SOCKET" in os.environ
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="live-line", daemon=True)
 
     @property
     def is_active(self) -> bool:
-        """Is there a terminal to show it on?"""
-        return self._active
+        """Is there anybody to show it to?"""
+        return self._active or self._notifies
 
     def update(self, text: str) -> None:
         """Show another text, with the time since the start as before."""
+        if self._notifies and text != self._text:
+            tell_systemd(f"STATUS={escape_controls(text)}")
         self._text = text
 
     def __enter__(self) -> LiveLine:

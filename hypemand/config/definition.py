@@ -28,6 +28,14 @@ class Restart(StrEnum):
     ALWAYS = "always"
 
 
+class ImagePull(StrEnum):
+    """When a start asks the registry for the image. The words are Docker's."""
+
+    MISSING = "missing"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 class Origin(StrEnum):
     """Who made the VM: a file in vms.d, or a request to the API."""
 
@@ -66,6 +74,7 @@ class Definition:
     restart: Restart = Restart.NO
     tags: Mapping[str, str] = field(default_factory=_empty)
     unit: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    image_pull: ImagePull = ImagePull.MISSING
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hypemand.config.definition import Definition, DefinitionDefaults, Mode, Restart
+from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Mode, Restart
 from hypemand.config.durations import format_duration, parse_duration
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.config.schema import find_problems, load_schema, sort_problems
@@ -121,6 +121,8 @@ def _convert(key: str, value: Any, source: Source) -> object:
             return tuple(value)
         case "mode":
             return Mode(value)
+        case "image_pull":
+            return ImagePull(value)
         case "restart":
             return Restart(value)
         case "env" | "tags":

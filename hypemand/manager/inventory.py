@@ -21,7 +21,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hypemand.atomic import write_file
@@ -34,8 +34,17 @@ _DYNAMIC_LOCKS = Path("/run/systemd/dynamic-uid")
 
 
 @dataclass(frozen=True, slots=True)
+class ImagePin:
+    """The content that a VM keeps to while its definition says `name`."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class VmRecord:
-    """What lasts of a VM. `id` is 32 hex digits, `created_at` seconds since the epoch."""
+    """What lasts of a VM. `id` is 32 hex digits, `created_at` seconds since the epoch. `pin`: what it was
+    started with last; None: nothing yet, or an image that a package may change."""
 
     name: str
     id: str
@@ -43,6 +52,12 @@ class VmRecord:
     origin: Origin
     created_at: float
     definition: Definition
+    pin: ImagePin | None = None
+
+    @property
+    def image_digest(self) -> str:
+        """The content that it is to be started with; "" for what its image's name stands for."""
+        return self.pin.digest if self.pin is not None and self.pin.name == self.definition.image else ""
 
 
 class Inventory:
@@ -77,10 +92,10 @@ class Inventory:
     def __iter__(self) -> Iterator[VmRecord]:
         return iter(list(self._records.values()))
 
-    def add(self, definition: Definition, origin: Origin) -> VmRecord:
+    def add(self, definition: Definition, origin: Origin, pin: ImagePin | None = None) -> VmRecord:
         """Make a VM's folder and record. Nothing is left when that fails."""
         record = VmRecord(
-            definition.name, uuid.uuid4().hex, self._free_uid(), origin, time.time(), definition
+            definition.name, uuid.uuid4().hex, self._free_uid(), origin, time.time(), definition, pin
         )
         folder = self.folder(record.name)
         folder.mkdir(mode=0o711)
@@ -96,6 +111,14 @@ class Inventory:
         """Give a VM a new definition."""
         record = replace(self._records[name], definition=definition, origin=origin)
         self._store(record)
+        return record
+
+    def pin(self, name: str, pin: ImagePin | None) -> VmRecord:
+        """Have a VM keep to a content."""
+        record = self._records[name]
+        if record.pin != pin:
+            record = replace(record, pin=pin)
+            self._store(record)
         return record
 
     def remove(self, name: str) -> None:
@@ -117,6 +140,7 @@ class Inventory:
             "origin": record.origin,
             "created_at": record.created_at,
             "definition": definition_to_json(record.definition),
+            "pin": None if record.pin is None else asdict(record.pin),
         }
         data = json.dumps(document, indent=2).encode() + b"\n"
         write_file(self.folder(record.name) / "vm.json", data, mode=0o600)
@@ -177,4 +201,5 @@ def _load_record(folder: Path) -> VmRecord:
         origin=Origin(document["origin"]),
         created_at=document["created_at"],
         definition=parse_definition(folder.name, document["definition"]),
+        pin=ImagePin(**document["pin"]) if document.get("pin") else None,
     )

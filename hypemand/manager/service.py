@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hypemand.agent.channel import AgentChannel
 from hypemand.boot.tracker import Moment
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition, ImagePull, Origin
 from hypemand.config.host import HostConfig
 from hypemand.errors import (
     AlreadyExists,
@@ -30,7 +30,8 @@ from hypemand.errors import (
 from hypemand.log import MessageId
 from hypemand.manager.admission import check_memory, read_total_memory
 from hypemand.manager.facts import boot_facts
-from hypemand.manager.inventory import Inventory, VmRecord
+from hypemand.manager.images import Images
+from hypemand.manager.inventory import ImagePin, Inventory, VmRecord
 from hypemand.manager.logs import VmLog, follow_log
 from hypemand.manager.plan import Places, Plan, make_plan
 from hypemand.manager.view import (
@@ -49,8 +50,9 @@ from hypemand.qemu.host import find_vmm_host
 from hypemand.state import Operation, State, check_allowed
 from hypemand.storage.configdisk import GuestConfig, write_config_disk
 from hypemand.storage.disks import ensure_disk, find_size_problem
-from hypemand.storage.images import ImageStore
+from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
+from hypemand.storage.store import ImageUse
 from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import Own, make_root
 from hypemand.systemd.units import handle_name
@@ -70,10 +72,11 @@ class VmManager:
     """Implements `hypemand.manager.view.Manager`."""
 
     def __init__(
-        self, config: HostConfig, images: ImageStore, services: VmServices, userdb: Path = Path("/run/userdb")
+        self, config: HostConfig, images: Images, services: VmServices, userdb: Path = Path("/run/userdb")
     ) -> None:
         self.config = config
         self._images = images
+        images.in_use = self.image_uses
         self._services = services
         self.inventory = Inventory(config.state_dir / "vms", config.uid_range, userdb)
         self._vms: dict[str, Vm] = {}
@@ -173,34 +176,45 @@ class VmManager:
         await vm.refresh(with_memory=True)
         return vm.view()
 
-    def images_in_use(self) -> dict[str, list[str]]:
-        """Names of VMs by the image that they are defined with."""
-        users: dict[str, list[str]] = {}
+    def image_uses(self) -> list[ImageUse]:
+        """What the VMs need: what they would be started with, and what they run with."""
+        uses = []
         for vm in self._vms.values():
-            users.setdefault(vm.record.definition.image, []).append(vm.name)
-        return users
+            record = vm.record
+            uses.append(ImageUse(vm.name, record.definition.image, record.image_digest))
+            if record.pin is not None and not record.image_digest and vm.state.is_vmm_active:
+                uses.append(ImageUse(vm.name, record.pin.name, record.pin.digest))
+        return uses
 
     # defining
 
     async def create_vm(self, definition: Definition, *, start: bool) -> VmView:
         """See `Manager`."""
-        if definition.name in self._vms:
-            raise AlreadyExists(
-                f"there is a VM {definition.name} already", hint="choose another name, or remove that one"
-            )
-        image = await asyncio.to_thread(self._images.get_image, definition.image)
+        self._check_name_free(definition.name)
+        image = await self._images.have(definition.image, "", definition.image_pull)
         host = find_vmm_host(self.config) if start else None
         if host is not None:
             self._check_memory(definition)
-        vm = self._adopt(self.inventory.add(definition, Origin.API))
+        async with self._images.choosing:
+            # it may have gone while we looked, and another VM may have come
+            self._check_name_free(definition.name)
+            image = await self._images.keep(image)
+            vm = self._adopt(self.inventory.add(definition, Origin.API, _derive_pin(definition, image)))
         try:
             if host is not None:
                 make_plan(vm.record, definition, image, host, self._places(vm.name))
-                await self.start_vm(vm.name)
+                # the image has just been asked for
+                await self.start_vm(vm.name, pull=ImagePull.NEVER)
         except BaseException:
             await self._forget(vm)
             raise
         return vm.view()
+
+    def _check_name_free(self, name: str) -> None:
+        if name in self._vms:
+            raise AlreadyExists(
+                f"there is a VM {name} already", hint="choose another name, or remove that one"
+            )
 
     def define(self, definition: Definition) -> Vm:
         """Take a definition from a file: a VM that is new, or has it anew."""
@@ -221,6 +235,7 @@ class VmManager:
                 f"VM {vm.name} is defined in {self.config.vm_dir}/{vm.name}.yaml",
                 hint="remove that file and run systemctl reload hypemand first",
             )
+        vm.give_up_image()
         # not held up by a stop that is under way: that holds the VM until its guest has ended
         await self._end(vm, _SIGKILL)
         async with _hold(vm):
@@ -245,7 +260,43 @@ class VmManager:
         total = read_total_memory()
         check_memory(definition.name, definition.memory, committed, total, self.config.memory)
 
-    async def start_vm(self, ref: str) -> VmView:
+    async def _have_image(self, vm: Vm, pull: ImagePull | None) -> tuple[Image, bool]:
+        """The image that it is to be started with. The bool: was it waited for? While that lasts its status
+        text says so, and a stop ends it."""
+        definition = vm.record.definition
+        pull = pull or definition.image_pull
+        if pull is not ImagePull.ALWAYS:
+            image = await self._images.find_for(definition.image, vm.record.image_digest)
+            if image is not None:
+                return image, False
+        state = vm.state
+        work = self._images.have(
+            definition.image, vm.record.image_digest, pull, lambda words: vm.say(f"{state}: {words}")
+        )
+        vm.image_wait = asyncio.create_task(work, name=f"image of {vm.name}")
+        try:
+            return await vm.image_wait, True
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                vm.image_wait.cancel()
+                raise
+            raise WrongState(
+                f"the start of VM {vm.name} was given up while its image was being pulled",
+                hint="start it again; the pull goes on",
+            ) from None
+        finally:
+            vm.image_wait = None
+            vm.say("")
+
+    async def _pin_image(self, vm: Vm, image: Image) -> Image:
+        """Have the VM keep to a content, which cannot be removed from now on."""
+        async with self._images.choosing:
+            image = await self._images.keep(image)
+            vm.record = self.inventory.pin(vm.name, _derive_pin(vm.record.definition, image))
+        return image
+
+    async def start_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
         """See `Manager`."""
         requested = time.monotonic()
         vm = self._get(ref)
@@ -254,7 +305,9 @@ class VmManager:
             check_allowed(Operation.START, vm.state, vm.name)
             if vm.state is State.STOPPED:
                 try:
-                    await self._start(vm, requested)
+                    image, waited = await self._have_image(vm, pull)
+                    # a pull is no part of the boot
+                    await self._start(vm, time.monotonic() if waited else requested, image)
                 except HypemandError as error:
                     vm.log(logging.ERROR, f"VM {vm.name} was not started: {error}", MessageId.START_FAILED)
                     raise
@@ -265,14 +318,15 @@ class VmManager:
         if self._easing is None or self._easing.done():
             self._easing = asyncio.create_task(asyncio.to_thread(ease_moves), name="ease moves")
 
-    async def _start(self, vm: Vm, requested: float) -> None:
+    async def _start(self, vm: Vm, requested: float, image: Image) -> None:
         self._ease_moves()
         await vm.settle()
+        image = await self._pin_image(vm, image)
         definition = vm.record.definition
         self._check_memory(definition)
         self._starting[vm.name] = definition.memory
         try:
-            plan = await asyncio.to_thread(self._prepare, vm)
+            plan = await asyncio.to_thread(self._prepare, vm, image)
             vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
             if vm.has_unit:
                 await self._services.units.reset_failed(vm.unit)
@@ -287,27 +341,26 @@ class VmManager:
         await vm.refresh()
         await asyncio.to_thread(vm.keep_running_definition, definition)
 
-    def _plan(self, vm: Vm) -> Plan:
+    def _plan(self, vm: Vm, image: Image) -> Plan:
         """Work out its start. Blocks; run in a thread."""
-        image = self._images.get_image(vm.record.definition.image)
         host = find_vmm_host(self.config)
         return make_plan(vm.record, vm.record.definition, image, host, self._places(vm.name))
 
-    async def _check_start(self, vm: Vm) -> None:
+    async def _check_start(self, vm: Vm, image: Image) -> None:
         """Raise what a start would: a VM that runs is not stopped for a definition that cannot be started."""
         definition = vm.record.definition
         self._check_memory(definition)
-        await asyncio.to_thread(self._plan, vm)
+        await asyncio.to_thread(self._plan, vm, image)
         problem = await asyncio.to_thread(find_size_problem, self._places(vm.name).disk, definition.disk)
         if problem is not None:
             raise InvalidDefinition([problem])
 
-    def _prepare(self, vm: Vm) -> Plan:
+    def _prepare(self, vm: Vm, image: Image) -> Plan:
         """Make what the unit needs. Blocks; run in a thread."""
         record, definition = vm.record, vm.record.definition
         places = self._places(record.name)
         runtime = places.runtime
-        plan = self._plan(vm)
+        plan = self._plan(vm, image)
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)
@@ -325,6 +378,7 @@ class VmManager:
         if vm.releasing_handle and vm.state is State.STOPPED:
             # that is the handle asking; a start may hold the VM meanwhile and wait until it has ended
             return vm.view()
+        vm.give_up_image()
         async with _hold(vm):
             await vm.refresh()
             check_allowed(Operation.STOP, vm.state, vm.name)
@@ -371,18 +425,20 @@ class VmManager:
                     f"VM {vm.name} did not end in {_STOP_MARGIN:.0f} s", hint="see its unit's status"
                 )
 
-    async def restart_vm(self, ref: str) -> VmView:
+    async def restart_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
         """See `Manager`."""
         requested = time.monotonic()
         vm = self._get(ref)
         async with _hold(vm):
             await vm.refresh()
             check_allowed(Operation.RESTART, vm.state, vm.name)
-            await self._check_start(vm)
+            # it runs on meanwhile
+            image, waited = await self._have_image(vm, pull)
+            await self._check_start(vm, image)
             vm.restarting = True
             try:
                 await self._stop(vm, None)
-                await self._start(vm, requested)
+                await self._start(vm, time.monotonic() if waited else requested, image)
             finally:
                 vm.restarting = False
         return vm.view()
@@ -432,8 +488,9 @@ class VmManager:
     async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
         """See `Manager`."""
         vm, channel = await self._reach_agent(ref, Operation.EXEC)
-        definition = vm.definition_in_use
-        image = await asyncio.to_thread(self._images.get_image, definition.image)
+        definition, pin = vm.definition_in_use, vm.record.pin
+        digest = pin.digest if pin is not None and pin.name == definition.image else ""
+        image = await self._images.get_for(definition.image, digest)
         return await channel.exec(_like_the_program(request, resolve_program(definition, image)))
 
     async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
@@ -486,6 +543,11 @@ def _like_the_program(request: ExecRequest, guest: GuestConfig) -> ExecRequest:
         cwd=request.cwd or guest.workdir,
         user=request.user or guest.user,
     )
+
+
+def _derive_pin(definition: Definition, image: Image) -> ImagePin | None:
+    """What a VM keeps to. A package's image changes with the package."""
+    return None if image.builtin else ImagePin(definition.image, image.digest)
 
 
 def _has_ended(vm: Vm) -> bool:

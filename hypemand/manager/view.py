@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition, ImagePull, Origin
 from hypemand.state import HeadersStatus, State
 
 
@@ -227,14 +227,15 @@ class Manager(Protocol):
         """Stop it if it lives, then remove all of its data. A VM with a file is refused (WrongState)
         unless the file is gone."""
 
-    async def start_vm(self, ref: str) -> VmView:
-        """Start; back at once, in Initializing. No-op in Running and Initializing."""
+    async def start_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
+        """Start; back at once, in Initializing, or when an image that has to be pulled for it has come. No-op
+        in Running and Initializing. `pull` instead of the definition's."""
 
     async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
         """Stop gracefully and wait for it; `timeout` seconds instead of the definition's."""
 
-    async def restart_vm(self, ref: str) -> VmView:
-        """Stop, then start."""
+    async def restart_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
+        """Stop, then start. An image that has to be pulled for it comes before."""
 
     async def kill_vm(self, ref: str, signal: int = 9) -> VmView:
         """Send the VMM a signal; waits for the end when it is SIGKILL."""

@@ -23,7 +23,7 @@ from hypemand.boot.record import ExitRecord, load_exit_record
 from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, BootTracker, Moment, dump_notes, load_notes
 from hypemand.boot.watcher import BootWatcher
-from hypemand.config.definition import Definition
+from hypemand.config.definition import Definition, ImagePull
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import HypemandError
 from hypemand.log import MessageId, log_state_change, log_vm
@@ -41,6 +41,7 @@ from hypemand.state import (
     derive_state,
     derive_status_text,
 )
+from hypemand.storage.images import Image
 from hypemand.systemd.bus import BusError, SystemBus
 from hypemand.systemd.machined import register_machine
 from hypemand.systemd.notify import notify_for
@@ -72,6 +73,9 @@ class Vm:
         self.releasing_handle = False
         self.lock = asyncio.Lock()
         self.deleted = False
+        # a start that waits for its image
+        self.image_wait: asyncio.Task[Image] | None = None
+        self._activity = ""
         self._places = places
         self._services = services
         self._unit = UnitStatus(None)
@@ -171,7 +175,7 @@ class Vm:
             definition=self.record.definition,
             state=self.state,
             state_error=self._derived.state_error,
-            status_text=self._text,
+            status_text=self._activity or self._text,
             created_at=self.record.created_at,
             started_at=self._unit.started_at,
             stopped_at=None if ended is None else ended.ended_at,
@@ -563,6 +567,17 @@ class Vm:
         for event in self._watchers:
             event.set()
 
+    def say(self, activity: str) -> None:
+        """What it waits for before there is a unit that could tell; "" for nothing any more."""
+        if activity != self._activity:
+            self._activity = activity
+            self.poke()
+
+    def give_up_image(self) -> None:
+        """A start that waits for its image is not wanted any more."""
+        if self.image_wait is not None:
+            self.image_wait.cancel()
+
     def poke(self) -> None:
         """Something that is shown has changed though the state has not."""
         for event in self._watchers:
@@ -586,7 +601,7 @@ class Vm:
 
 def _runtime_part(definition: Definition) -> Definition:
     """What of a definition makes a difference to a VM that runs."""
-    return replace(definition, autostart=False, tags={})
+    return replace(definition, autostart=False, tags={}, image_pull=ImagePull.MISSING)
 
 
 def _find_leader(main_pid: int, unit: str) -> int:

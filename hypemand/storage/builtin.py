@@ -18,6 +18,7 @@ from hypemand.errors import HypemandError
 from hypemand.run import run
 from hypemand.storage.images import METADATA, ROOTFS, Image, OciConfig, derive_id, encode_metadata
 from hypemand.storage.rootfs import find_architecture, hash_file, make_erofs
+from hypemand.storage.tools import DirectTools
 
 NAME = "builtin:busybox"
 FOLDER = "busybox"
@@ -63,7 +64,7 @@ def make_builtin(out: Path, busybox: Path, epoch: str) -> Image:
         root = Path(scratch, "root")
         root.mkdir(mode=0o755)
         _make_tree(root, busybox.resolve(strict=True))
-        make_erofs(root, folder / ROOTFS, epoch=epoch, all_root=True)
+        make_erofs(root, folder / ROOTFS, DirectTools(), epoch=epoch, all_root=True)
         architecture = find_architecture(root)
     if architecture is None:
         raise HypemandError(f"{busybox} is no program for Linux", hint="give that of busybox-static")
@@ -71,7 +72,7 @@ def make_builtin(out: Path, busybox: Path, epoch: str) -> Image:
     digest = hash_file(folder / ROOTFS)
     image = Image(
         name=NAME,
-        id=derive_id(NAME, digest),
+        id=derive_id(digest),
         digest=digest,
         architecture=architecture,
         size=(folder / ROOTFS).stat().st_size,

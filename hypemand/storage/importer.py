@@ -1,45 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import an image: from a folder, a tar, or an OCI or Docker image on disk.
+"""Make an image: of a folder, a tar, an OCI or Docker image on this host, or of what a registry has.
 
-All that happens in one staging folder for each name, which is locked while the import runs and removed at
-its end, whatever that end is. Tars are never unpacked by this process: a root file system in a tar is
-wrapped as a one-layer OCI image, and umoci, which resolves every path inside its target, unpacks it.
+All that happens in one staging folder for each name, which is locked meanwhile and removed at the end,
+whatever that end is. Tars are never unpacked by this process: a root file system in a tar is wrapped as a
+one-layer OCI image, and umoci, which resolves every path inside its target, unpacks it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from hypemand.atomic import sync_folder, write_file
-from hypemand.errors import (
-    AlreadyExists,
-    ImageNotReady,
-    InsufficientResources,
-    InvalidRequest,
-    NotFound,
-    WrongState,
-)
-from hypemand.run import CommandFailed, is_disk_full, run
+from hypemand.errors import AlreadyExists, ImageNotReady, InsufficientResources, InvalidRequest, NotFound
 from hypemand.storage import ocilayout, tarball
-from hypemand.storage.images import (
+from hypemand.storage.images import METADATA, ROOTFS, Image, OciConfig, derive_id, encode_metadata
+from hypemand.storage.references import (
     BUILTIN_PREFIX,
-    METADATA,
-    ROOTFS,
-    STAGING,
-    Image,
-    ImageStore,
-    OciConfig,
-    derive_id,
-    encode_metadata,
+    Transport,
+    derive_registry_name,
     parse_image_name,
+    parse_reference,
+    split_name,
 )
+from hypemand.storage.registry import Manifest, Registry
 from hypemand.storage.rootfs import (
     derive_host_architecture,
     find_architecture,
@@ -47,9 +36,31 @@ from hypemand.storage.rootfs import (
     hash_file,
     make_erofs,
 )
+from hypemand.storage.staging import name_failures, open_staging
+from hypemand.storage.store import ImageStore
+from hypemand.storage.tools import DirectTools, Tools
 
-_REMOVE_TIMEOUT = 600.0
 _INIT = "/sbin/init"
+_DIR_VERSION = b"Directory Transport Version"
+
+
+class Step(StrEnum):
+    """What is being done, in the words of the published API."""
+
+    PULLING = "pulling"
+    CONVERTING = "converting"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a maker of an image tells of its work. While PULLING: what is fetched, and where it appears."""
+
+    step: Step
+    manifest: Manifest | None = None
+    layout: Path | None = None
+
+
+Tell = Callable[[Told], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,128 +73,174 @@ class _Unpacked:
     digest: str = ""
 
 
-def import_image(store: ImageStore, name: str, source: str) -> Image:
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """An image under way. `moves`: its name may have stood for another content."""
+
+    store: ImageStore
+    name: str
+    source: str
+    staging: Path
+    tools: Tools
+    tell: Tell
+    moves: bool
+
+
+def _tell_nobody(_told: Told) -> None:
+    pass
+
+
+def import_image(
+    store: ImageStore,
+    name: str,
+    source: str,
+    tools: Tools | None = None,
+    *,
+    tell: Tell = _tell_nobody,
+    moves: bool = False,
+) -> Image:
     """Make the image `name` from `source`: a folder with a root file system or an OCI layout (then `:tag`
-    may follow), or a tar, compressed or not, with a root file system, an OCI or a Docker image.
+    may follow), or a tar, compressed or not, with a root file system, an OCI or a Docker image. `oci:`,
+    `docker-archive:` or `dir:` before it says what it is to be.
 
     The same content under the same name again changes nothing. Raises AlreadyExists (the name has another
-    content), ImageNotReady (cannot be used here), InsufficientResources (disk full), WrongState (the same
-    name is being imported), InvalidRequest, NotFound (no such source). Blocks, for minutes if need be.
+    content, unless it `moves`), ImageNotReady (cannot be used here), InsufficientResources (disk full),
+    WrongState (the same name is being imported), InvalidRequest, NotFound (no such source). Blocks, for
+    minutes if need be.
     """
     name = parse_image_name(name)
     if name.startswith(BUILTIN_PREFIX):
         raise InvalidRequest(f"names that begin with {BUILTIN_PREFIX} are reserved", code="invalid_name")
-    path, tag = _find_source(source)
+    path, tag, kind = _find_source(source)
     store.prepare()
-    with _name_failures(source), _open_staging(store, name) as staging:
-        unpacked = _unpack(path, tag, staging)
+    with name_failures(source), open_staging(store, name) as staging:
+        work = _Work(store, name, source, staging, tools or DirectTools(), tell, moves)
+        tell(Told(Step.CONVERTING))
+        unpacked = _unpack(path, tag, kind, work)
         _check_architecture(source, unpacked.architecture)
-        return _finish(store, name, source, unpacked, staging)
+        return _finish(work, unpacked)
 
 
-def clean_staging(store: ImageStore) -> list[str]:
-    """Remove what crashes left. Imports that run, in whatever process, are not disturbed."""
-    removed = []
-    root = store.folder / STAGING
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        lock = _find_lock(folder)
-        if lock is None:
-            continue
-        try:
-            _remove_tree(folder)
-            removed.append(folder.name)
-        finally:
-            os.close(lock)
-    return removed
+def pull_image(
+    store: ImageStore,
+    name: str,
+    tools: Tools | None = None,
+    *,
+    tell: Tell = _tell_nobody,
+    credentials: Path | None = None,
+) -> Image:
+    """Have the image that `name` stands for now in its registry. A content that is there already is not
+    fetched again. Raises what `Registry` and `import_image` do."""
+    name = derive_registry_name(parse_image_name(name))
+    tools = tools or DirectTools()
+    store.prepare()
+    with name_failures(name), open_staging(store, name) as staging:
+        fetched = staging / "fetch"
+        fetched.mkdir(mode=0o700)
+        registry = Registry(name, tools, fetched, credentials)
+        digest = registry.find_digest()
+        with store.making(digest):
+            if store.find_content(digest) is not None:
+                return store.bind(name, digest)
+            return _pull(_Work(store, name, f"docker://{name}", staging, tools, tell, True), registry, digest)
 
 
-def _find_source(source: str) -> tuple[Path, str]:
-    """The path of a source and the tag behind it, "" for none."""
-    path = Path(source)
+def _pull(work: _Work, registry: Registry, digest: str) -> Image:
+    manifest = registry.describe(digest)
+    _check_space(work, manifest)
+    layout = work.staging / "fetch/layout"
+    work.tell(Told(Step.PULLING, manifest, layout))
+    registry.copy(digest, layout)
+    work.tell(Told(Step.CONVERTING, manifest))
+    described = ocilayout.read_image(layout)
+    _check_architecture(work.name, described.architecture)
+    ocilayout.unpack(layout, work.staging / "root", work.tools)
+    # what is unpacked need not lie here twice
+    shutil.rmtree(layout)
+    return _finish(work, _Unpacked(work.staging / "root", described.architecture, described.config, digest))
+
+
+def _check_space(work: _Work, manifest: Manifest) -> None:
+    """Before anything is fetched: the layers alone, packed as they are, must fit."""
+    free = shutil.disk_usage(work.store.folder).free
+    if manifest.size > free:
+        raise InsufficientResources(
+            f"{work.name} has {manifest.size} bytes of layers, and {work.store.folder} has {free} bytes free",
+            hint="free space there: hypemanctl image prune",
+        )
+
+
+def make_image(
+    store: ImageStore,
+    name: str,
+    tools: Tools | None = None,
+    *,
+    tell: Tell = _tell_nobody,
+    credentials: Path | None = None,
+) -> Image:
+    """Have what `name` stands for now, wherever that is: in a registry or at a path of this host."""
+    reference = parse_reference(name)
+    if reference.transport is Transport.BUILTIN:
+        return store.get_image(name)
+    if reference.transport is Transport.REGISTRY:
+        return pull_image(store, name, tools, tell=tell, credentials=credentials)
+    source = f"{reference.transport}:{reference.path}"
+    return import_image(store, reference.name, source, tools, tell=tell, moves=True)
+
+
+def _find_source(source: str) -> tuple[Path, str, Transport | None]:
+    """The path of a source, the tag behind it, "" for none, and what it has to be."""
+    word, colon, rest = source.partition(":")
+    kind = Transport(word) if colon and word in {t.value for t in Transport if t.is_local} else None
+    plain = source if kind is None or Path(source).exists() else rest
+    path = Path(plain)
     if path.exists():
-        return path.resolve(), ""
-    before, colon, tag = source.rpartition(":")
+        return path.resolve(), "", kind
+    before, colon, tag = plain.rpartition(":")
     if colon and tag and "/" not in tag and ocilayout.is_layout(Path(before)):
-        return Path(before).resolve(), tag
-    raise NotFound(f"there is no file or folder {source}", hint="give a folder, a tar, or an OCI layout")
+        return Path(before).resolve(), tag, kind
+    raise NotFound(f"there is no file or folder {plain}", hint="give a folder, a tar, or an OCI layout")
 
 
-@contextmanager
-def _name_failures(source: str) -> Iterator[None]:
-    """Tell a full disk, and content that the tools refuse, from failures of the host."""
-    try:
-        yield
-    except (OSError, CommandFailed) as error:
-        if is_disk_full(error):
-            raise InsufficientResources(
-                f"no space left to import {source}; nothing of it was kept",
-                hint="free space where the images are, or move the state folder",
-            ) from error
-        if isinstance(error, OSError):
-            raise
-        raise ImageNotReady(f"{source} cannot be imported: {error.message}") from error
-
-
-def _find_lock(folder: Path) -> int | None:
-    """Lock a staging folder: a descriptor, or None while somebody else has it or it is gone."""
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The one who had it may have removed it, and a new one may be in its place.
-        if os.fstat(fd).st_ino == folder.stat().st_ino:
-            return fd
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
-
-
-@contextmanager
-def _open_staging(store: ImageStore, name: str) -> Iterator[Path]:
-    """A folder for the import of `name`, empty at the beginning, gone at the end."""
-    root = store.folder / STAGING
-    root.mkdir(mode=0o700, exist_ok=True)
-    staging = root / hashlib.sha256(name.encode()).hexdigest()[:24]
-    staging.mkdir(mode=0o700, exist_ok=True)
-    lock = _find_lock(staging)
-    if lock is None:
-        raise WrongState(f"the image {name} is being imported already", hint="wait for that to end")
-    try:
-        for leftover in staging.iterdir():
-            _remove_tree(leftover)
-        yield staging
-    finally:
-        _remove_tree(staging)
-        os.close(lock)
-
-
-def _remove_tree(path: Path) -> None:
-    """rm(1) copes with any depth of folders, which Python's own does not."""
-    run(["rm", "-rf", "--one-file-system", "--", os.fspath(path)], timeout=_REMOVE_TIMEOUT)
-
-
-def _unpack(path: Path, tag: str, staging: Path) -> _Unpacked:
+def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpacked:
     if path.is_dir():
-        if ocilayout.is_layout(path):
-            return _unpack_oci(f"oci:{path}:{tag}" if tag else f"oci:{path}", staging)
+        if ocilayout.is_layout(path) and kind is not Transport.DIR:
+            return _unpack_oci(f"oci:{path}:{tag}" if tag else f"oci:{path}", work)
+        if kind in (Transport.OCI, Transport.DOCKER_ARCHIVE):
+            raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}", hint=f"dir:{path} is a plain folder")
+        if _is_skopeo_dir(path):
+            return _unpack_oci(f"dir:{path}", work)
         return _derive_plain(path, path)
     if not path.is_file():
         raise ImageNotReady(f"{path} is neither a file nor a folder")
-    tar = staging / "source.tar"
+    if kind in (Transport.OCI, Transport.DIR):
+        raise ImageNotReady(f"{path} is a file, and no {_KIND_WORDS[kind]}")
+    tar = work.staging / "source.tar"
     tarball.decompress(path, tar)
-    kind = tarball.find_kind(tar, os.fspath(path))
-    if kind is not tarball.Kind.ROOTFS:
-        return _unpack_oci(f"{kind.value}:{tar}", staging)
-    layout = staging / "layout"
+    found = tarball.find_kind(tar, os.fspath(path))
+    if kind is Transport.DOCKER_ARCHIVE and found is not tarball.Kind.DOCKER:
+        raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}")
+    if found is not tarball.Kind.ROOTFS:
+        return _unpack_oci(f"{found.value}:{tar}", work)
+    layout = work.staging / "layout"
     ocilayout.wrap_layer(tar, layout, derive_host_architecture())
-    ocilayout.unpack(layout, staging / "root")
-    return _derive_plain(staging / "root", path)
+    ocilayout.unpack(layout, work.staging / "root", work.tools)
+    return _derive_plain(work.staging / "root", path)
+
+
+_KIND_WORDS = {
+    Transport.OCI: "OCI layout",
+    Transport.DOCKER_ARCHIVE: "Docker archive, as docker save writes it",
+    Transport.DIR: "folder",
+}
+
+
+def _is_skopeo_dir(path: Path) -> bool:
+    """A folder as skopeo's `dir:` writes it, with an image in pieces?"""
+    try:
+        return (path / "version").read_bytes()[:100].startswith(_DIR_VERSION)
+    except OSError:
+        return False
 
 
 def _derive_plain(root: Path, source: Path) -> _Unpacked:
@@ -195,14 +252,14 @@ def _derive_plain(root: Path, source: Path) -> _Unpacked:
     return _Unpacked(root, architecture, OciConfig(cmd=cmd))
 
 
-def _unpack_oci(reference: str, staging: Path) -> _Unpacked:
-    layout = staging / "layout"
-    ocilayout.copy(reference, layout, scratch=staging)
+def _unpack_oci(reference: str, work: _Work) -> _Unpacked:
+    layout = work.staging / "layout"
+    ocilayout.copy(reference, layout, work.tools)
     described = ocilayout.read_image(layout)
     # Before the work of unpacking: another architecture needs none.
     _check_architecture(reference.partition(":")[2], described.architecture)
-    ocilayout.unpack(layout, staging / "root")
-    return _Unpacked(staging / "root", described.architecture, described.config, described.digest)
+    ocilayout.unpack(layout, work.staging / "root", work.tools)
+    return _Unpacked(work.staging / "root", described.architecture, described.config, described.digest)
 
 
 def _check_architecture(source: str, architecture: str) -> None:
@@ -214,41 +271,43 @@ def _check_architecture(source: str, architecture: str) -> None:
         )
 
 
-def _finish(store: ImageStore, name: str, source: str, unpacked: _Unpacked, staging: Path) -> Image:
+def _finish(work: _Work, unpacked: _Unpacked) -> Image:
     if unpacked.digest:
-        _check_name_free(store, name, unpacked.digest)
-    folder = staging / "image"
+        _check_name_free(work, unpacked.digest)
+    folder = work.staging / "image"
     folder.mkdir(mode=0o755)
-    make_erofs(unpacked.root, folder / ROOTFS)
+    make_erofs(unpacked.root, folder / ROOTFS, work.tools)
     digest = unpacked.digest or hash_file(folder / ROOTFS)
-    existing = _check_name_free(store, name, digest)
+    existing = _check_name_free(work, digest)
     if existing is not None:
         return existing
     _seal(folder / ROOTFS)
     image = Image(
-        name=name,
-        id=derive_id(name, digest),
+        name=work.name,
+        id=derive_id(digest),
         digest=digest,
         architecture=unpacked.architecture,
         size=(folder / ROOTFS).stat().st_size,
         created_at=time.time(),
-        source=source,
+        source=work.source,
         folder=folder,
         config=unpacked.config,
     )
     write_file(folder / METADATA, encode_metadata(image))
     folder.chmod(0o755)
     sync_folder(folder)
-    return store.add_image(folder, image)
+    return work.store.add_image(folder, image)
 
 
-def _check_name_free(store: ImageStore, name: str, digest: str) -> Image | None:
-    """The image of that name if it has that content; AlreadyExists if it has another."""
-    existing = store.find_image(name)
+def _check_name_free(work: _Work, digest: str) -> Image | None:
+    """The image of that name if it has that content; AlreadyExists if it has another and keeps to it."""
+    existing = work.store.find_named(work.name)
     if existing is not None and existing.digest != digest:
+        if work.moves:
+            return None
         raise AlreadyExists(
-            f"there is an image {name} with another content",
-            hint=f"import it as {name.partition(':')[0]}:TAG with a new tag, or remove the old one first",
+            f"there is an image {work.name} with another content",
+            hint=f"import it as {split_name(work.name)[0]}:TAG with a new tag, or remove the old one first",
         )
     return existing
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from hypemand.errors import ImageNotReady
 from hypemand.run import CommandFailed, run
-from hypemand.storage.images import OciConfig, parse_oci_config
+from hypemand.storage.images import OciConfig, encode_oci_config, parse_oci_config
+from hypemand.storage.tools import Tools
 
 TAG = "image"
 _TIMEOUT = 1800.0
@@ -40,27 +41,38 @@ def is_layout(path: Path) -> bool:
     return (path / "oci-layout").is_file() and (path / "index.json").is_file()
 
 
-def copy(reference: str, layout: Path, *, scratch: Path) -> None:
-    """Copy an image, in skopeo's spelling (containers-transports(5)), into a new layout.
+def _skopeo(scratch: Path) -> list[str]:
+    """The host's policy is for what comes from elsewhere. TMPDIR does not count for what may be large."""
+    return ["skopeo", "--insecure-policy", f"--tmpdir={scratch}", "copy", "--quiet"]
 
-    Of an index, the image for this host. Digests are verified. Temporary files go to `scratch`.
+
+def copy(reference: str, layout: Path, tools: Tools) -> None:
+    """Copy an image on this host, in skopeo's spelling (containers-transports(5)), into a new layout.
+
+    Of an index, the image for this host. Digests are verified.
     """
-    argv = ["skopeo", "--insecure-policy", "copy", "--quiet", reference, f"oci:{layout}:{TAG}"]
-    run(argv, timeout=_TIMEOUT, env={"TMPDIR": os.fspath(scratch), "HOME": os.fspath(scratch)})
+    argv = [*_skopeo(layout.parent), reference, f"oci:{layout}:{TAG}"]
+    tools.build(argv, folder=layout.parent, timeout=_TIMEOUT)
 
 
-def unpack(layout: Path, root: Path) -> None:
+def pack(layout: Path, archive: Path, name: str, tools: Tools) -> None:
+    """Write the image in a layout to a tar of an OCI layout, in which it is called `name`."""
+    argv = [*_skopeo(archive.parent), f"oci:{layout}:{TAG}", f"oci-archive:{archive}"]
+    argv[-1] += f":{name}" if name else ""
+    tools.build(argv, folder=archive.parent, timeout=_TIMEOUT)
+
+
+def unpack(layout: Path, root: Path, tools: Tools) -> None:
     """Unpack the image into the new folder `root`: owners, modes, xattrs, devices; white-outs applied."""
     argv = ["umoci", "raw", "unpack", "--image", f"{layout}:{TAG}", os.fspath(root)]
-    environment = {"HOME": os.fspath(layout.parent)}
     try:
-        run(argv, timeout=_TIMEOUT, env=environment)
+        tools.build(argv, folder=root.parent, timeout=_TIMEOUT)
     except CommandFailed as error:
         if "panic:" not in error.result.stderr:
             raise
         # When an unpack fails, its threads may race to a crash that hides the reason: one thread tells it.
         run(["rm", "-rf", "--", os.fspath(root)], timeout=_TIMEOUT)
-        run(argv, timeout=_TIMEOUT, env={**environment, "GOMAXPROCS": "1"})
+        tools.build(argv, folder=root.parent, timeout=_TIMEOUT, env={"GOMAXPROCS": "1"})
 
 
 def _read_json(path: Path) -> Any:
@@ -100,7 +112,7 @@ def _write_blob(layout: Path, document: object) -> dict[str, object]:
     return {"digest": f"sha256:{digest}", "size": len(data)}
 
 
-def wrap_layer(tar: Path, layout: Path, architecture: str) -> None:
+def wrap_layer(tar: Path, layout: Path, architecture: str, config: OciConfig | None = None) -> None:
     """Make a layout with one layer, the uncompressed `tar`, which is moved into it."""
     (layout / "blobs/sha256").mkdir(parents=True)
     with open(tar, "rb") as file:
@@ -108,15 +120,15 @@ def wrap_layer(tar: Path, layout: Path, architecture: str) -> None:
     size = tar.stat().st_size
     shutil.move(tar, layout / "blobs/sha256" / digest)
     layer = f"sha256:{digest}"
-    document = {
+    document: dict[str, object] = {
         "architecture": architecture,
         "os": "linux",
-        "config": {},
+        "config": {} if config is None else encode_oci_config(config),
         "rootfs": {"type": "layers", "diff_ids": [layer]},
     }
-    config = {"mediaType": _CONFIG_TYPE, **_write_blob(layout, document)}
+    described = {"mediaType": _CONFIG_TYPE, **_write_blob(layout, document)}
     layers = [{"mediaType": _LAYER_TYPE, "digest": layer, "size": size}]
-    manifest = {"schemaVersion": 2, "mediaType": _MANIFEST_TYPE, "config": config, "layers": layers}
+    manifest = {"schemaVersion": 2, "mediaType": _MANIFEST_TYPE, "config": described, "layers": layers}
     entry = {
         "mediaType": _MANIFEST_TYPE,
         **_write_blob(layout, manifest),

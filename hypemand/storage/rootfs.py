@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from hypemand.run import run
+from hypemand.storage.tools import Tools
 
 # One id for all: guests find an image by its serial, and equal content is to be equal bytes.
 _UUID = "2f0a0d2e-6a2b-4c83-8f43-5d8f2f1f7a01"
@@ -34,7 +34,9 @@ def derive_host_architecture(machine: str = "") -> str:
     return _PLATFORMS.get(machine, machine)
 
 
-def make_erofs(root: Path, target: Path, *, epoch: str = _EPOCH, all_root: bool = False) -> None:
+def make_erofs(
+    root: Path, target: Path, tools: Tools, *, epoch: str = _EPOCH, all_root: bool = False
+) -> None:
     """Write the tree under `root` to `target`; equal trees give equal bytes.
 
     Not compressed: a guest that starts reads some megabytes, which cost more to unpack than to read.
@@ -43,7 +45,7 @@ def make_erofs(root: Path, target: Path, *, epoch: str = _EPOCH, all_root: bool 
     if all_root:
         argv += ["--all-root"]
     argv += [os.fspath(target), os.fspath(root)]
-    run(argv, timeout=_MAKE_TIMEOUT, env={"SOURCE_DATE_EPOCH": epoch})
+    tools.build(argv, folder=target.parent, timeout=_MAKE_TIMEOUT, env={"SOURCE_DATE_EPOCH": epoch})
 
 
 def hash_file(path: Path) -> str:

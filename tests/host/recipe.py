@@ -38,12 +38,13 @@ DEPENDENCIES = (
 )
 
 # What the tests themselves run in a host.
-TOOLS = ("busybox-static", "file", "strace", "socat")
+TOOLS = ("busybox-static", "docker-registry", "file", "openssl", "strace", "socat")
 
 MASKED = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
     "console-getty.service",
+    "docker-registry.service",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "e2scrub_reap.service",

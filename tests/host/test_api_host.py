@@ -97,6 +97,32 @@ def test_images_with_the_published_client(client: hypeman.Hypeman) -> None:
         client.images.get("nosuch")
 
 
+def test_an_image_is_made_named_and_used_with_the_published_client(
+    host: TestHost, client: hypeman.Hypeman
+) -> None:
+    host.shell("mkdir -p /srv/api-image/bin && cp /bin/busybox /srv/api-image/bin/sleep")
+    name = "dir:/srv/api-image"
+    try:
+        assert client.images.create(name=name).status in ("pending", "converting")
+        host.wait_until(lambda: client.images.get(name).status == "ready", 20)
+        tagged = client.images.tag(name, target="api/app:v1")
+        assert (tagged.name, tagged.digest) == ("api/app:v1", client.images.get(name).digest)
+        client.images.delete(name)
+        client.instances.create(name="api-image", cmd=["/bin/sleep", "100"], **SMALL | {"image": tagged.name})
+        waited = client.instances.wait("api-image", state="Running", api_timeout="60s")
+        assert waited.state == "Running"
+        with pytest.raises(hypeman.ConflictError, match="used by api-image"):
+            client.images.delete(tagged.name)
+        client.instances.delete("api-image")
+        client.images.delete(tagged.name)
+        with pytest.raises(hypeman.NotFoundError):
+            client.instances.create(name="api-image", **SMALL | {"image": "never/there"})
+        with pytest.raises(hypeman.BadRequestError, match="platform"):
+            client.images.create(name="app", platform="linux/arm64")
+    finally:
+        host.run(["rm", "-rf", "/srv/api-image"])
+
+
 def test_every_question_is_answered_as_described(host: TestHost, http: httpx.Client) -> None:
     created = http.post(
         "/instances", json={"definition": {"image": BUSYBOX, "memory": "128M"}, "start": False}

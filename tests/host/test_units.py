@@ -174,11 +174,11 @@ def test_the_handle_ends_with_the_vm_and_fails_with_it(vms: Vms) -> None:
 
 
 def test_the_handle_fails_when_the_vm_does_not_start(vms: Vms) -> None:
-    name = vms.define("no-image", image="missing:latest")
+    name = vms.define("no-image", image="missing:v1")
     failed = vms.host.run(["systemctl", "start", f"hypeman@{name}"], check=False)
     assert not failed.ok
     said = [entry["MESSAGE"] for entry in vms.host.journal(f"--unit=hypeman@{name}")]
-    assert any("missing:latest" in message for message in said)
+    assert any("missing:v1" in message for message in said)
     vms.host.run(["systemctl", "reset-failed", f"hypeman@{name}"])
 
 

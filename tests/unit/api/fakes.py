@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition, ImagePull, Origin
 from hypemand.errors import (
     AlreadyExists,
     Ambiguous,
@@ -20,6 +23,7 @@ from hypemand.errors import (
     StartFailed,
     WrongState,
 )
+from hypemand.manager.imageview import Credentials, ImageInfo, Progress, PullStatus
 from hypemand.manager.view import (
     CopyIn,
     CopyOut,
@@ -35,6 +39,9 @@ from hypemand.manager.view import (
     VmView,
 )
 from hypemand.state import Operation, State, check_allowed
+from hypemand.storage.images import OciConfig
+from hypemand.storage.references import parse_reference
+from hypemand.storage.store import Pruned
 from tests.unit.api.fakefiles import FakeCopyIn, FakeCopyOut, FakeFiles
 
 IMAGE = "builtin:busybox"
@@ -57,6 +64,7 @@ class FakeManager:
         self.sessions: list[FakeSession] = []
         self.files = FakeFiles()
         self.killed: list[tuple[str, int]] = []
+        self.pulls: list[ImagePull] = []
         self.stop_gate: asyncio.Event | None = None
         self.stops_waiting = 0
         self.listed = asyncio.Event()
@@ -125,7 +133,8 @@ class FakeManager:
         del self.vms[vm.view.name]
         await self.tell()
 
-    async def start_vm(self, ref: str) -> VmView:
+    async def start_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
+        self.pulls += [] if pull is None else [pull]
         view = self.find(ref).view
         check_allowed(Operation.START, view.state, view.name)
         if view.state is not State.STOPPED:
@@ -141,7 +150,8 @@ class FakeManager:
         message = f"stopped on request, timeout {timeout}"
         return await self.set_state(view.name, State.STOPPED, exit=ExitReport(143, message, success=True))
 
-    async def restart_vm(self, ref: str) -> VmView:
+    async def restart_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
+        self.pulls += [] if pull is None else [pull]
         await self.stop_vm(ref)
         return await self.start_vm(ref)
 
@@ -304,50 +314,89 @@ class FakeSession:
         self.closed.set()
 
 
-@dataclass(frozen=True)
-class FakeImage:
-    """An image."""
-
-    name: str
-    digest: str = "sha256:" + "0" * 64
-    architecture: str = "amd64"
-    size: int = 4096
-    created_at: float = 1_700_000_000.0
-    entrypoint: Sequence[str] = ()
-    cmd: Sequence[str] = ("/bin/sh",)
-    env: Sequence[str] = ("PATH=/bin", "A=b=c")
-    working_dir: str = ""
-    user: str = ""
-    builtin: bool = False
-    in_use_by: Sequence[str] = ()
+def make_image(name: str, *, builtin: bool = False, in_use_by: tuple[str, ...] = ()) -> ImageInfo:
+    """An image that is ready."""
+    return ImageInfo(
+        name,
+        digest="sha256:" + "0" * 64,
+        architecture="amd64",
+        size=4096,
+        created_at=1_700_000_000.0,
+        config=OciConfig(cmd=("/bin/sh",), env=("PATH=/bin", "A=b=c")),
+        builtin=builtin,
+        in_use_by=in_use_by,
+    )
 
 
 class FakeImages:
-    """Images in a dict."""
+    """Images in a dict. A pull goes on when it is told to: with `step`."""
 
     def __init__(self) -> None:
         self.images = {
-            IMAGE: FakeImage(IMAGE, builtin=True),
-            "example.org/team/app:v1": FakeImage("example.org/team/app:v1", in_use_by=("web",)),
-            "spare": FakeImage("spare"),
+            IMAGE: make_image(IMAGE, builtin=True),
+            "example.org/team/app:v1": make_image("example.org/team/app:v1", in_use_by=("web",)),
+            "spare": make_image("spare"),
         }
+        self.credentials: list[Credentials | None] = []
+        self.archive = b"an archive"
+        self._changed = asyncio.Condition()
 
-    async def list_images(self) -> list[FakeImage]:
+    async def step(self, name: str, status: PullStatus, **parts: object) -> None:
+        """What happens by itself: a pull gets further."""
+        self.images[name] = replace(self.images[name], status=status, **parts)  # type: ignore[arg-type]
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def list_images(self) -> list[ImageInfo]:
         return [self.images[name] for name in sorted(self.images)]
 
-    async def get_image(self, name: str) -> FakeImage:
+    async def get_image(self, name: str) -> ImageInfo:
         if name not in self.images:
             raise NotFound(f"there is no image {name}", code="image_not_found")
         return self.images[name]
+
+    async def pull_image(self, name: str, credentials: Credentials | None = None) -> ImageInfo:
+        parse_reference(name)
+        self.credentials.append(credentials)
+        self.images[name] = ImageInfo(name, PullStatus.PENDING, progress=Progress())
+        return self.images[name]
+
+    async def watch_image(self, name: str) -> AsyncIterator[ImageInfo]:
+        last = None
+        while last is None or not last.status.is_settled:
+            async with self._changed:
+                while self.images[name] is last:
+                    await self._changed.wait()
+            last = self.images[name]
+            yield last
+
+    async def tag_image(self, name: str, target: str) -> ImageInfo:
+        self.images[target] = replace(await self.get_image(name), name=target)
+        return self.images[target]
 
     async def remove_image(self, name: str) -> None:
         if (await self.get_image(name)).in_use_by:
             raise InUse(f"the image {name} is used by VMs")
         del self.images[name]
 
-    async def import_image(self, name: str, path: str) -> FakeImage:
-        self.images[name] = FakeImage(name)
+    async def prune_images(self, *, every: bool, dry_run: bool) -> list[Pruned]:
+        free = [image for image in self.images.values() if not image.in_use_by and not image.builtin]
+        doomed = free if every else []
+        for image in [] if dry_run else doomed:
+            del self.images[image.name]
+        return [Pruned((image.name,), image.digest, image.size or 0) for image in doomed]
+
+    async def import_image(self, name: str, path: str) -> ImageInfo:
+        self.images[name] = make_image(name)
         return self.images[name]
+
+    @asynccontextmanager
+    async def export_image(self, name: str) -> AsyncIterator[Path]:
+        await self.get_image(name)
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(self.archive)
+            file.flush()
+            yield Path(file.name)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from hypemand.api.create import CreateRequest, generate_name, parse_create
-from hypemand.config.definition import Definition, DefinitionDefaults, Restart
+from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Restart
 from hypemand.config.names import is_name
 from hypemand.errors import HypemandError, InvalidDefinition
 from tests.openapi_check import Description
@@ -50,6 +50,7 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
             guest_agent=False,
             kernel_headers=False,
             restart=Restart.ON_FAILURE,
+            image_pull=ImagePull.NEVER,
         ),
         start=True,
     )
@@ -59,7 +60,9 @@ def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
     defaults = DefinitionDefaults(vcpus=1)
     nulls: dict[str, object] = {"size": None, "gpu": None, "network": None, "restart_policy": None}
     for body in (BASE, BASE | nulls, BASE | {"network": {}, "restart_policy": {}}):
-        assert parse_create(body, defaults).definition == Definition("web", IMAGE, vcpus=1)
+        assert parse_create(body, defaults).definition == Definition(
+            "web", IMAGE, vcpus=1, image_pull=ImagePull.NEVER
+        )
     native = {"definition": {"image": IMAGE}, "name": "web"}
     assert parse_create(native, defaults).definition == Definition("web", IMAGE, vcpus=1)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from hypemand.api.images import ImageRoutes
 from hypemand.api.routes import Routes
 from hypemand.api.server import make_app
 from hypemand.api.services import Limits, Services
@@ -30,7 +31,8 @@ def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
 def test_no_handler_is_left_without_a_route() -> None:
     routes = Routes(services(), asyncio.Event(), Limits())
     used = {route.handler.__name__ for route in routes.table()}
-    public = {name for name in vars(Routes) if not name.startswith("_")} - {"table"}
+    named = {**vars(Routes), **vars(ImageRoutes)}
+    public = {name for name in named if not name.startswith("_")} - {"table"}
     assert used == public
 
 

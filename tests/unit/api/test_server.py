@@ -23,13 +23,13 @@ from tests.unit.api.harness import Api, drive
 
 def test_unknown_paths_and_methods_are_refused_in_json(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        for target in ("/", "/nothing", "/instances/a/b/c", "/instances/", "/images/a/b"):
+        for target in ("/", "/nothing", "/instances/a/b/c", "/instances/", "/images/a/b/c"):
             answer = await api.ask("GET", target)
             assert (answer.status, answer.code) == (404, "unknown_route"), target
         wrong = await api.ask("PATCH", "/instances/a", {})
         assert (wrong.status, wrong.code) == (405, "method_not_allowed")
         assert wrong.headers["Allow"] == "DELETE, GET"
-        assert (await api.ask("POST", "/images", {"name": "x"})).status == 405
+        assert (await api.ask("PATCH", "/images", {"name": "x"})).status == 405
 
     drive(tmp_path, scenario)
 

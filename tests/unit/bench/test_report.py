@@ -45,6 +45,10 @@ def make_figures(**changes: Any) -> dict[str, Any]:
             "copy_out": [3100.0], "memory": [300.0],
         },
         "systemd": {"ready_ms": [4000.0]},
+        "image": {"tools": [2000.0], "import": [2100.0]},
+        "shared": {
+            "shared_cache": [9.0], "shared_disk": [10.0], "copies_cache": [180.0], "copies_disk": [200.0],
+        },
         "memory": {"rss": 45.0, "pss": 30.0},
         "idle": {"seconds": 60.0, "wakeups": 4, "calls": {"epoll_wait": 5}},
     }  # fmt: skip

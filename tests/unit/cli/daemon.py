@@ -86,6 +86,9 @@ class FakeDaemon:
         self.path = path
         self.vms: dict[str, VmScript] = {}
         self.images: list[dict[str, Any]] = []
+        self.pull_events: list[dict[str, Any]] = []
+        # what Content-Length says, and what comes
+        self.archive: tuple[int, bytes] = (0, b"")
         self.requests: list[tuple[str, str, dict[str, str], Any]] = []
         self.failures: dict[str, tuple[int, dict[str, Any]]] = {}
         self.reload_report: dict[str, Any] = {"defined": [], "changed": [], "removed": [], "problems": []}
@@ -193,6 +196,17 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(self.fake.reload_report)
             case "GET", ["images"]:
                 self._answer(self.fake.images)
+            case "POST", ["images"]:
+                self._answer({"name": f"docker.io/{body['name']}", "status": "pending"}, 202)
+            case "GET", ["images", _, "watch"]:
+                self._stream(iter(self.fake.pull_events))
+            case "GET", ["images", _, "export"]:
+                self._send_archive(self.fake.archive)
+            case "POST", ["images", name, "tag"]:
+                self._answer({"name": body["target"], "digest": "sha256:1234"}, 201)
+            case "POST", ["images", "prune"]:
+                gone = {"names": ["a", "b"], "digest": "sha256:1", "size_bytes": 2097152}
+                self._answer({"images": [gone], "freed_bytes": 2097152})
             case "POST", ["images", "import"]:
                 self._answer({"name": body["name"], "digest": "sha256:1234"}, 201)
             case _, ["images", name]:
@@ -207,9 +221,10 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refusal(404, "unknown_route", f"there is no {self.path}")
 
     def _serve_image(self, name: str) -> None:
-        found = next((image for image in self.fake.images if image["name"] == name), None)
+        images = [*self.fake.images, {"name": "box", "status": "ready"}]
+        found = next((image for image in images if image["name"] == name), None)
         if found is None:
-            raise _Refusal(404, "not_found", f"there is no image {name!r}")
+            raise _Refusal(404, "image_not_found", f"there is no image {name!r}")
         if self.command == "DELETE":
             self.fake.images.remove(found)
         self._answer(None if self.command == "DELETE" else found, 204 if self.command == "DELETE" else 200)
@@ -293,6 +308,15 @@ class _Handler(BaseHTTPRequestHandler):
                 yield {"time": "2026-03-01T10:00:00.250Z", "text": text, "invocation_id": "ab"}
             else:
                 yield text
+
+    def _send_archive(self, archive: tuple[int, bytes]) -> None:
+        length, content = archive
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-tar")
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(content)
+        self.close_connection = True
 
     def _stream(self, items: Iterator[Any]) -> None:
         self.send_response(200)

@@ -54,6 +54,69 @@ def test_an_import_of_nothing_is_refused_here(daemon: FakeDaemon, cli: Cli, tmp_
     assert daemon.requests == []
 
 
+def test_a_source_may_say_what_it_is(daemon: FakeDaemon, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    assert cli.run("image", "import", "app", f"dir:{tmp_path}/tree").returncode == 0
+    assert daemon.requests[-1][3] == {"name": "app", "path": f"dir:{tmp_path}/tree"}
+
+
+def test_a_pull_waits_until_the_image_is_there(daemon: FakeDaemon, cli: Cli) -> None:
+    name = "docker.io/app"
+    progress = {"bytes": 5, "total_bytes": 10, "layers": 0, "total_layers": 1}
+    daemon.pull_events = [
+        {"name": name, "status": "pending", "progress": None},
+        {"name": name, "status": "pulling", "progress": progress},
+        {"name": name, "status": "ready", "digest": "sha256:12"},
+    ]
+    done = cli.run("image", "pull", "app")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name} sha256:12\n", "")
+    assert [request[:2] for request in daemon.requests] == [
+        ("POST", "/images"),
+        ("GET", "/images/docker.io/app/watch"),
+    ]
+    assert json.loads(cli.run("image", "pull", "--json", "app").stdout) == [daemon.pull_events[-1]]
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("image_not_found", 4), ("pull_failed", 1), ("image_not_ready", 8)]
+)
+def test_a_pull_that_fails_says_why(daemon: FakeDaemon, cli: Cli, code: str, status: int) -> None:
+    failed = {"name": "docker.io/app", "status": "failed", "error": "no such thing", "error_code": code}
+    daemon.pull_events = [failed]
+    done = cli.run("image", "pull", "app")
+    assert (done.returncode, done.stdout) == (status, "")
+    assert "no such thing" in done.stderr
+
+
+def test_run_pulls_what_is_not_here_before_anything_is_made(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.pull_events = [{"name": "docker.io/app", "status": "failed", "error": "gone", "error_code": "x"}]
+    assert cli.run("run", "app").returncode == 125
+    assert [request[0] for request in daemon.requests] == ["GET", "POST", "GET"]
+    assert cli.run("run", "--pull", "never", "app").returncode != 0
+    assert daemon.requests[3][:2] == ("POST", "/instances")
+
+
+def test_images_are_tagged_and_pruned(daemon: FakeDaemon, cli: Cli) -> None:
+    assert cli.run("image", "tag", "app", "other:v1").stdout == "other:v1 sha256:1234\n"
+    assert daemon.requests[-1][1:4] == ("/images/app/tag", {}, {"target": "other:v1"})
+    assert cli.run("image", "prune").stdout == "a, b  2M\n2M freed\n"
+    assert daemon.requests[-1][3] == {"all": False, "dry_run": False}
+    assert "would be freed" in cli.run("image", "prune", "-a", "--dry-run").stdout
+    assert daemon.requests[-1][3] == {"all": True, "dry_run": True}
+
+
+def test_an_export_is_whole_or_not_there(daemon: FakeDaemon, cli: Cli, tmp_path: Path) -> None:
+    target = tmp_path / "out.tar"
+    daemon.archive = (3, b"tar")
+    assert cli.run("image", "export", "app", str(target)).returncode == 0
+    assert target.read_bytes() == b"tar"
+    daemon.archive = (30, b"half")
+    assert cli.run("image", "export", "app", str(target)).returncode == 7
+    assert (target.read_bytes(), len(list(tmp_path.glob("*out.tar*")))) == (b"tar", 1)
+    daemon.archive = (3, b"tar")
+    assert cli.run("image", "export", "app", "-").stdout == "tar"
+
+
 def test_reload_tells_what_changed(daemon: FakeDaemon, cli: Cli) -> None:
     daemon.reload_report = {"defined": ["a", "b"], "changed": ["c"], "removed": [], "problems": []}
     done = cli.run("reload")

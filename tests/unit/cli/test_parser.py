@@ -103,7 +103,7 @@ def test_a_wait_may_be_endless_and_its_state_be_written_small() -> None:
     [
         (["list", "--nope"], "hypemanctl list: unrecognized arguments: --nope"),
         (["nope"], "unknown command 'nope'"),
-        (["image"], "say which of: list, inspect, rm, import"),
+        (["image"], "say which of: list, inspect, pull, tag, prune, export, rm, import"),
         (["start"], "NAME"),
         (["kill", "-s", "NOPE", "web"], "write it as TERM, SIGTERM or 15"),
         (["wait", "web", "--for", "Happy"], "there are Created, Initializing, Running"),

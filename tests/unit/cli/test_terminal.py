@@ -5,10 +5,16 @@ from __future__ import annotations
 
 import os
 import pty
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+
+from hypemand.cli.pull import describe_pull
+from hypemand.cli.terminal import LiveLine, tell_systemd
 from tests.unit.cli.conftest import DEADLINE, Cli
 from tests.unit.cli.daemon import FakeDaemon
 
@@ -94,3 +100,25 @@ def test_an_interrupt_ends_a_wait_quietly(daemon: FakeDaemon, cli: Cli) -> None:
     process.send_signal(2)
     output, errors = process.communicate(timeout=DEADLINE)
     assert (output, errors, process.returncode) == (b"", b"", 130)
+
+
+def test_a_pull_shows_bytes_and_layers() -> None:
+    progress = {"bytes": 512 * 1024, "total_bytes": 2 * 1024 * 1024, "layers": 1, "total_layers": 3}
+    image = {"name": "app", "status": "pulling", "progress": progress}
+    assert describe_pull(image) == f"[{'######':.<24}]  25%  512K of 2M  1 of 3 layers  app"
+    assert describe_pull({**image, "status": "pending"}) == "asking for app"
+    assert describe_pull({**image, "status": "converting"}) == "unpacking app"
+    assert describe_pull({"name": "app", "status": "pulling", "progress": None}) == "pulling app"
+
+
+def test_a_unit_that_may_is_told_what_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with LiveLine("starting") as line:
+            assert line.is_active
+            line.update("web: pulling\x1b app")
+            assert manager.recv(100) == b"STATUS=web: pulling\\x1b app"
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+        tell_systemd("STATUS=x")

@@ -16,14 +16,13 @@ from hypemand.storage.images import (
     METADATA,
     ROOTFS,
     Image,
-    ImageStore,
     OciConfig,
     derive_id,
-    derive_info,
     encode_metadata,
-    parse_image_name,
     parse_metadata,
 )
+from hypemand.storage.references import parse_image_name
+from hypemand.storage.store import NAMES, ImageStore, ImageUse
 from tests.unit.storage.support import extract
 
 CONFIG = OciConfig(("/e",), ("c",), ("A=b",), "/srv", "me", "SIGINT")
@@ -32,10 +31,10 @@ CONFIG = OciConfig(("/e",), ("c",), ("A=b",), "/srv", "me", "SIGINT")
 def put(folder: Path, name: str) -> Image:
     """An image in a store's folder; its rootfs is four bytes."""
     digest = f"sha256:{name}"
-    target = folder / derive_id(name, digest)
+    target = folder / derive_id(digest)
     target.mkdir(parents=True)
     (target / ROOTFS).write_bytes(b"root")
-    image = Image(name, derive_id(name, digest), digest, "amd64", 4, 12.5, "here", target, CONFIG)
+    image = Image(name, derive_id(digest), digest, "amd64", 4, 12.5, "here", target, CONFIG)
     (target / METADATA).write_bytes(encode_metadata(image))
     return image
 
@@ -61,13 +60,6 @@ def test_metadata_survives_writing_and_reading(store: ImageStore) -> None:
     assert image.rootfs.read_bytes() == b"root"
 
 
-def test_what_is_shown_of_an_image(store: ImageStore) -> None:
-    info = derive_info(store.get_image("builtin:tiny"), ["b", "a"])
-    assert (info.name, info.builtin, info.size, info.working_dir) == ("builtin:tiny", True, 4, "/srv")
-    assert info.in_use_by == ("b", "a")
-    assert not derive_info(store.get_image("app")).builtin
-
-
 def test_the_tag_latest_is_the_name_without_a_tag(store: ImageStore) -> None:
     assert store.get_image("app:latest") == store.get_image("app")
 
@@ -81,7 +73,7 @@ def test_an_image_that_is_not_there(store: ImageStore) -> None:
 
 
 def test_a_store_with_nothing_says_how_to_import(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="hypemanctl image import"):
+    with pytest.raises(NotFound, match="hypemanctl image pull"):
         ImageStore(tmp_path / "none", []).get_image("app")
 
 
@@ -102,9 +94,64 @@ def test_bad_names_are_refused(name: str) -> None:
         parse_image_name(name)
 
 
+def test_a_content_has_many_names_and_goes_with_the_last(store: ImageStore) -> None:
+    digest = store.get_image("app").digest
+    tagged = store.tag_image("app", "team/other:v1")
+    assert (tagged.name, tagged.digest) == ("team/other:v1", digest)
+    kept = [ImageUse("vm", "app", digest)]
+    store.remove_image("app", kept)
+    assert store.find_image("app") is None
+    assert store.get_image("team/other:v1").folder.is_dir()
+    with pytest.raises(InUse, match="used by vm"):
+        store.remove_image("team/other:v1", kept)
+    store.remove_image("team/other:v1", [])
+    assert store.find_content(digest) is None
+
+
+def test_a_vm_that_keeps_to_a_content_is_no_user_of_what_its_name_stands_for_now(store: ImageStore) -> None:
+    old = store.get_image("app")
+    kept = [ImageUse("vm", "app", old.digest)]
+    store.bind("app", store.get_image("team/app:v2").digest)
+    assert store.list_users(store.get_image("app"), kept) == []
+    left = f"app@{old.digest}"
+    assert left in [image.name for image in store.list_images()]
+    assert store.list_users(store.get_image("team/app:v2"), kept) == []
+
+
+def test_a_tag_that_moves_leaves_its_content_under_the_digest(store: ImageStore) -> None:
+    old = put(store.folder, "0" * 64)
+    store.bind("app", old.digest)
+    [pruned] = store.find_prunable([], every=False)
+    assert pruned.names == ("app@sha256:app",)
+    assert store.find_prunable([ImageUse("vm", "app", "sha256:app")], every=False) == []
+    assert store.prune([], every=False) == [pruned]
+    assert store.get_image("app").digest == old.digest
+
+
+def test_pruning_everything_spares_what_vms_need_and_builtin_ones(store: ImageStore) -> None:
+    uses = [ImageUse("a", "app"), ImageUse("b", "builtin:tiny")]
+    assert [p.names for p in store.prune(uses, every=True)] == [("team/app:v2",)]
+    assert [image.name for image in store.list_images()] == ["app", "builtin:tiny"]
+    assert store.prune(uses, every=True) == []
+
+
+@pytest.mark.parametrize("target", ["builtin:tiny", "a@sha256:" + "0" * 64, "dir:/srv", "A"])
+def test_names_that_cannot_be_given(store: ImageStore, target: str) -> None:
+    with pytest.raises(InvalidRequest):
+        store.tag_image("app", target)
+    with pytest.raises(InvalidRequest, match="Debian package"):
+        store.tag_image("builtin:tiny", "mine")
+
+
+def test_names_that_cannot_be_read_are_those_the_contents_were_made_under(store: ImageStore) -> None:
+    store.tag_image("app", "more")
+    (store.folder / NAMES).write_text("{")
+    assert [image.name for image in store.list_images()] == ["app", "builtin:tiny", "team/app:v2"]
+
+
 def test_removal(store: ImageStore) -> None:
     with pytest.raises(InUse, match="used by a, b; remove these VMs first"):
-        store.remove_image("app", ["b", "a"])
+        store.remove_image("app", [ImageUse("b", "app"), ImageUse("a", "app", "sha256:app")])
     with pytest.raises(InUse, match="belongs to a Debian package"):
         store.remove_image("builtin:tiny", [])
     with pytest.raises(NotFound):

@@ -26,9 +26,11 @@ from hypemand.errors import (
     WrongState,
 )
 from hypemand.run import run
-from hypemand.storage.images import STAGING, ImageStore
-from hypemand.storage.importer import clean_staging, import_image
+from hypemand.storage.images import STAGING
+from hypemand.storage.importer import import_image
 from hypemand.storage.rootfs import derive_host_architecture
+from hypemand.storage.staging import clean_staging
+from hypemand.storage.store import NAMES, ImageStore
 from tests.unit.storage.support import (
     BUSYBOX,
     extract,
@@ -58,7 +60,7 @@ def left(store: ImageStore) -> list[Path]:
     if not store.folder.exists():
         return []
     found = [*store.folder.iterdir(), *store.folder.glob(f"{STAGING}/*")]
-    return [path for path in found if path not in images and path.name != STAGING]
+    return [path for path in found if path not in images and path.name not in (STAGING, NAMES)]
 
 
 def make_root(path: Path) -> Path:
@@ -372,9 +374,9 @@ def test_leftovers_of_a_crash_do_not_hinder_the_next_import(tmp_path: Path, stor
     root = make_root(tmp_path / "root")
     script = (
         "import os, sys; from pathlib import Path\n"
-        "from hypemand.storage import importer, images\n"
+        "from hypemand.storage import importer, store\n"
         "importer.make_erofs = lambda *_: os._exit(9)\n"
-        "importer.import_image(images.ImageStore(Path(sys.argv[1]), []), 'app', sys.argv[2])\n"
+        "importer.import_image(store.ImageStore(Path(sys.argv[1]), []), 'app', sys.argv[2])\n"
     )
     argv = [sys.executable, "-c", script, str(store.folder), str(root)]
     environment = {"PYTHONPATH": str(Path(__file__).parents[3])}

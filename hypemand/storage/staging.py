@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where images are made: one folder for each name, locked while somebody works in it, gone at its end."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hypemand.errors import ImageNotReady, InsufficientResources, WrongState
+from hypemand.run import CommandFailed, is_disk_full, run
+from hypemand.storage.images import STAGING
+from hypemand.storage.store import ImageStore
+
+_REMOVE_TIMEOUT = 600.0
+
+
+@contextmanager
+def name_failures(source: str) -> Iterator[None]:
+    """Tell a full disk, and content that the tools refuse, from failures of the host."""
+    try:
+        yield
+    except (OSError, CommandFailed) as error:
+        if is_disk_full(error):
+            raise InsufficientResources(
+                f"no space left to import {source}; nothing of it was kept",
+                hint="free space where the images are, or move the state folder",
+            ) from error
+        if isinstance(error, OSError):
+            raise
+        raise ImageNotReady(f"{source} cannot be imported: {error.message}") from error
+
+
+@contextmanager
+def open_staging(store: ImageStore, name: str) -> Iterator[Path]:
+    """A folder for making `name`, empty at the beginning, gone at the end. WrongState while it is in use."""
+    root = store.folder / STAGING
+    root.mkdir(mode=0o700, exist_ok=True)
+    staging = root / hashlib.sha256(name.encode()).hexdigest()[:24]
+    staging.mkdir(mode=0o700, exist_ok=True)
+    lock = _find_lock(staging)
+    if lock is None:
+        raise WrongState(f"the image {name} is being imported already", hint="wait for that to end")
+    try:
+        for leftover in staging.iterdir():
+            _remove_tree(leftover)
+        yield staging
+    finally:
+        _remove_tree(staging)
+        os.close(lock)
+
+
+def has_leftovers(store: ImageStore) -> bool:
+    """Is there anything that somebody works on, or that a crash has left?"""
+    root = store.folder / STAGING
+    return root.is_dir() and any(root.iterdir())
+
+
+def clean_staging(store: ImageStore) -> list[str]:
+    """Remove what crashes left. What is being made, in whatever process, is not disturbed."""
+    removed = []
+    root = store.folder / STAGING
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        lock = _find_lock(folder)
+        if lock is None:
+            continue
+        try:
+            _remove_tree(folder)
+            removed.append(folder.name)
+        finally:
+            os.close(lock)
+    return removed
+
+
+def _find_lock(folder: Path) -> int | None:
+    """Lock a staging folder: a descriptor, or None while somebody else has it or it is gone."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The one who had it may have removed it, and a new one may be in its place.
+        if os.fstat(fd).st_ino == folder.stat().st_ino:
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _remove_tree(path: Path) -> None:
+    """rm(1) copes with any depth of folders, which Python's own does not."""
+    run(["rm", "-rf", "--one-file-system", "--", os.fspath(path)], timeout=_REMOVE_TIMEOUT)

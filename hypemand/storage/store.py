@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images of a host: contents, each once however many names it has, and the names.
+
+    ID/          a content: its root file system and metadata; ID is its digest
+    names.json   what each name stands for
+    .staging/    what is being made, or removed
+
+A content that no name stands for any more (its tag has moved on) is called NAME@DIGEST, after the name that
+it was made under.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hypemand.atomic import sync_folder, write_file
+from hypemand.errors import ImageNotReady, InUse, InvalidRequest, NotFound
+from hypemand.storage.images import BUILTIN_FOLDERS, STAGING, Image, derive_id, read_image
+from hypemand.storage.references import (
+    BUILTIN_PREFIX,
+    derive_digest_name,
+    derive_registry_name,
+    parse_image_name,
+)
+
+NAMES = "names.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUse:
+    """That a VM needs an image: the content `digest`, or what `name` stands for where that is ""."""
+
+    vm: str
+    name: str
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """An image that pruning removes: its names, and the bytes of the disk that it takes."""
+
+    names: tuple[str, ...]
+    digest: str
+    size: int
+
+
+class ImageStore:
+    """The images of a host. Nothing is cached: what the folders hold is true. All methods block on disk.
+
+    `folder` is the store's own (made if missing), `builtin` are folders with one folder for each image.
+    """
+
+    def __init__(self, folder: Path, builtin: Sequence[Path] = BUILTIN_FOLDERS) -> None:
+        self.folder = folder
+        self._builtin = tuple(builtin)
+        self._changing = threading.RLock()
+        self._making: dict[str, threading.Lock] = {}
+
+    def prepare(self) -> None:
+        """Make the store's folder. VMMs open images in it by path, but nobody lists it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o711)
+
+    # reading
+
+    def list_images(self) -> list[Image]:
+        """All usable images, by name; one that has several names comes with each."""
+        found = [*self._iter_builtin(), *self._iter_named()]
+        return sorted(found, key=lambda image: image.name)
+
+    def _iter_named(self) -> Iterator[Image]:
+        contents = {image.digest: image for image in self._iter_contents()}
+        names = self._read_names(contents.values())
+        for name, digest in names.items():
+            if digest in contents:
+                yield replace(contents[digest], name=name)
+        for digest in contents.keys() - set(names.values()):
+            yield _unnamed(contents[digest])
+
+    def list_broken(self) -> list[ImageNotReady]:
+        """What is wrong with the folders that hold no usable image."""
+        found = []
+        for root in (*self._builtin, self.folder):
+            for folder in _list_folders(root):
+                try:
+                    read_image(folder)
+                except ImageNotReady as error:
+                    found.append(error)
+        return found
+
+    def find_image(self, name: str) -> Image | None:
+        """The image of that name, else of the name that it has in a registry. InvalidRequest for what can be
+        no name."""
+        wanted = parse_image_name(name)
+        if wanted.startswith(BUILTIN_PREFIX):
+            return next((image for image in self._iter_builtin() if image.name == wanted), None)
+        names = self._read_names()
+        for known in (wanted, derive_registry_name(wanted)):
+            image = self.find_content(names.get(known, ""))
+            if image is not None:
+                return replace(image, name=known)
+            _, at, digest = known.rpartition("@")
+            image = self.find_content(digest) if at else None
+            if image is not None and derive_digest_name(image.name, digest) == known:
+                return replace(image, name=known)
+        return None
+
+    def find_named(self, name: str) -> Image | None:
+        """The image of that very name."""
+        image = self.find_content(self._read_names().get(parse_image_name(name), ""))
+        return None if image is None else replace(image, name=parse_image_name(name))
+
+    def find_content(self, digest: str) -> Image | None:
+        """The image with that digest, under the name it was made under."""
+        if not digest:
+            return None
+        try:
+            image = read_image(self.folder / derive_id(digest))
+        except ImageNotReady:
+            return next((image for image in self._iter_contents() if image.digest == digest), None)
+        return image if image.digest == digest and not image.builtin else None
+
+    def get_image(self, name: str) -> Image:
+        """The image of that name; NotFound tells which there are."""
+        image = self.find_image(name)
+        if image is None:
+            raise NotFound(f"there is no image {name}", hint=self._derive_hint(name), code="image_not_found")
+        return image
+
+    def list_users(self, image: Image, uses: Iterable[ImageUse]) -> list[str]:
+        """Names of the VMs that need the content of `image`, or its name."""
+        return sorted({use.vm for use in uses if self._is_of(use, image)})
+
+    def _is_of(self, use: ImageUse, image: Image) -> bool:
+        if use.digest:
+            return use.digest == image.digest and not image.builtin
+        known = self.find_image(use.name)
+        return known is not None and known.name == image.name
+
+    def find_prunable(self, uses: Sequence[ImageUse], *, every: bool) -> list[Pruned]:
+        """The contents that no VM needs and no name stands for; with `every` also those with names."""
+        named = list(self._iter_named())
+        needed = {use.digest for use in uses}
+        for use in uses:
+            known = None if use.digest else self.find_image(use.name)
+            needed.add(known.digest if known is not None else "")
+        explicit = self._read_names()
+        found: dict[str, Pruned] = {}
+        for image in named:
+            if image.digest in needed or (not every and image.digest in explicit.values()):
+                continue
+            size = image.rootfs.stat().st_blocks * 512
+            before = found.get(image.digest, Pruned((), image.digest, size))
+            found[image.digest] = replace(before, names=tuple(sorted((*before.names, image.name))))
+        return list(found.values())
+
+    # changing
+
+    def bind(self, name: str, digest: str) -> Image:
+        """Let `name` stand for the content `digest` from now on, whatever it stood for before."""
+        name = parse_image_name(name)
+        if name.startswith(BUILTIN_PREFIX):
+            raise InvalidRequest(f"names that begin with {BUILTIN_PREFIX} are reserved", code="invalid_name")
+        with self._changing:
+            image = self.find_content(digest)
+            if image is None:
+                raise NotFound(f"there is no image with the digest {digest}", code="image_not_found")
+            names = self._read_names()
+            # Without the file the names are guessed, and two contents may have been made under this one.
+            if names.get(name) != digest or not (self.folder / NAMES).exists():
+                self._write_names({**names, name: digest})
+        return replace(image, name=name)
+
+    def tag_image(self, name: str, target: str) -> Image:
+        """Give an image one more name, which may have been another image's."""
+        target = parse_image_name(target)
+        if "@" in target or target.startswith((BUILTIN_PREFIX, "oci:/", "dir:/", "docker-archive:/")):
+            raise InvalidRequest(
+                f"{target} cannot be given as a name", hint="write NAME or NAME:TAG", code="invalid_name"
+            )
+        image = self.get_image(name)
+        if image.builtin:
+            raise InvalidRequest(
+                f"{image.name} belongs to a Debian package and has that one name",
+                hint="import it under a name of its own",
+            )
+        return self.bind(target, image.digest)
+
+    def remove_image(self, name: str, uses: Sequence[ImageUse]) -> None:
+        """Remove a name, and with the last one the content. Raises NotFound, InUse while a VM needs it."""
+        with self._changing:
+            image = self.get_image(name)
+            if image.builtin:
+                raise InUse(f"{image.name} belongs to a Debian package", hint="remove the package instead")
+            names = self._read_names()
+            others = [n for n, digest in names.items() if digest == image.digest and n != image.name]
+            # A VM that keeps to the content does without this name of it.
+            users = self.list_users(image, [use for use in uses if not (others and use.digest)])
+            if users:
+                raise InUse(
+                    f"the image {image.name} is used by {', '.join(users)}", hint="remove these VMs first"
+                )
+            if not others:
+                self._discard(image.folder)
+            self._write_names({n: digest for n, digest in names.items() if n != image.name})
+
+    def prune(self, uses: Sequence[ImageUse], *, every: bool) -> list[Pruned]:
+        """Remove what `find_prunable` finds."""
+        with self._changing:
+            doomed = self.find_prunable(uses, every=every)
+            names = self._read_names()
+            for pruned in doomed:
+                image = self.find_content(pruned.digest)
+                if image is not None:
+                    self._discard(image.folder)
+            if doomed:
+                gone = {pruned.digest for pruned in doomed}
+                self._write_names({n: digest for n, digest in names.items() if digest not in gone})
+        return doomed
+
+    @contextmanager
+    def making(self, digest: str) -> Iterator[None]:
+        """While this is held nobody else makes that content: several names may stand for it."""
+        with self._changing:
+            lock = self._making.setdefault(digest, threading.Lock())
+        with lock:
+            yield
+
+    def add_image(self, staged: Path, image: Image) -> Image:
+        """Put a finished folder into the store, and let its name stand for it. Somebody may have added the
+        same content meanwhile."""
+        target = self.folder / image.id
+        try:
+            os.rename(staged, target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        sync_folder(self.folder)
+        read_image(target)
+        return self.bind(image.name, image.digest)
+
+    # inside
+
+    def _iter_builtin(self) -> Iterator[Image]:
+        for root in self._builtin:
+            yield from (image for image in _read_folders(root) if image.builtin)
+
+    def _iter_contents(self) -> Iterator[Image]:
+        yield from (image for image in _read_folders(self.folder) if not image.builtin)
+
+    def _read_names(self, contents: Iterable[Image] | None = None) -> dict[str, str]:
+        """What each name stands for. Without the file: as the contents were named when they were made."""
+        try:
+            document = json.loads((self.folder / NAMES).read_bytes())
+            names = document["names"]
+            if document["version"] != _VERSION or not isinstance(names, dict):
+                raise ValueError(f"version is not {_VERSION}")
+        except (OSError, ValueError, LookupError, TypeError):
+            known = self._iter_contents() if contents is None else contents
+            return {image.name: image.digest for image in known}
+        return {str(name): str(digest) for name, digest in names.items()}
+
+    def _write_names(self, names: Mapping[str, str]) -> None:
+        document = {"version": _VERSION, "names": dict(sorted(names.items()))}
+        write_file(self.folder / NAMES, json.dumps(document, indent=2).encode() + b"\n", mode=0o600)
+
+    def _derive_hint(self, name: str) -> str:
+        names = [image.name for image in self.list_images()]
+        if not names:
+            return "there are no images yet; get one with: hypemanctl image pull NAME"
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        meant = f"did you mean {near[0]}? " if near else ""
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        return f"{meant}there are: {', '.join(names[:10])}{more}"
+
+    def _discard(self, folder: Path) -> None:
+        """Take a content away in one step, then delete: what a crash leaves, `clean_staging` removes."""
+        staging = self.folder / STAGING
+        staging.mkdir(mode=0o700, exist_ok=True)
+        doomed = staging / f"removed-{folder.name}-{os.getpid()}"
+        try:
+            os.rename(folder, doomed)
+        except FileNotFoundError:
+            return  # somebody else was faster
+        sync_folder(self.folder)
+        shutil.rmtree(doomed)
+
+
+def _unnamed(image: Image) -> Image:
+    return replace(image, name=derive_digest_name(image.name, image.digest))
+
+
+def _list_folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _read_folders(root: Path) -> Iterator[Image]:
+    for folder in _list_folders(root):
+        try:
+            yield read_image(folder)
+        except ImageNotReady:
+            continue

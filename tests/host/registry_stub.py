@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A registry that misbehaves: `registry_stub.py PORT LAYOUT LOG` serves the image of an OCI layout over HTTP.
+
+The first word of a repository says how: `good/…` as it is, `half/…` breaks off in the middle of each layer,
+`hang/…` sends half of each and then nothing. Each request is a line in LOG.
+"""
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+PORT, LAYOUT, LOG = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+DESCRIPTOR = json.loads((LAYOUT / "index.json").read_text())["manifests"][0]
+MANIFEST = json.loads((LAYOUT / "blobs/sha256" / DESCRIPTOR["digest"][7:]).read_text())
+LAYERS = {layer["digest"] for layer in MANIFEST["layers"]}
+LOCK = threading.Lock()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        with LOCK, LOG.open("a") as log:
+            log.write(f"{self.command} {self.path}\n")
+        words = self.path.strip("/").split("/")
+        if words == ["v2"]:
+            self._send(b"{}", "application/json")
+        elif words[-2] == "manifests":
+            digest = DESCRIPTOR["digest"]
+            self._send((LAYOUT / "blobs/sha256" / digest[7:]).read_bytes(), DESCRIPTOR["mediaType"], digest)
+        else:
+            data = (LAYOUT / "blobs/sha256" / words[-1][7:]).read_bytes()
+            mood = words[1] if words[-1] in LAYERS else "good"
+            self._send(data, "application/octet-stream", words[-1], mood)
+
+    def _send(self, data: bytes, kind: str, digest: str = "", mood: str = "good") -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        if digest:
+            self.send_header("Docker-Content-Digest", digest)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        self.wfile.write(data if mood == "good" else data[: len(data) // 2])
+        self.wfile.flush()
+        if mood == "hang":
+            threading.Event().wait()
+        self.close_connection = mood != "good"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """The log is ours."""
+
+
+if __name__ == "__main__":
+    ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pulls: joined, followed, given up, and what VMs get of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from base64 import b64decode
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from hypemand.config.definition import ImagePull
+from hypemand.errors import HypemandError, ImageNotReady, NotFound, WrongState
+from hypemand.manager.images import Images
+from hypemand.manager.imageview import Credentials, ImageInfo, PullStatus
+from hypemand.manager.pulls import Pulls
+from hypemand.storage.images import STAGING
+from hypemand.storage.rootfs import derive_host_architecture
+from hypemand.storage.store import ImageStore, ImageUse
+from tests.unit.storage.fakeregistry import FakeRegistry
+from tests.unit.storage.support import make_layout, make_tar, member, shell
+
+NAME = "registry.example/app:v1"
+Scenario = Callable[[Images, FakeRegistry], Awaitable[None]]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    """Two images."""
+    host = derive_host_architecture()
+    first = make_tar(tmp_path / "1.tar", [shell()])
+    second = make_tar(tmp_path / "2.tar", [member("more", b"2")])
+    path = make_layout(tmp_path / "layout", [first], tag="v1", architecture=host)
+    return make_layout(path, [first, second], tag="v2", architecture=host)
+
+
+def drive(tmp_path: Path, layout: Path, scenario: Scenario) -> None:
+    """Run a scenario with a registry that has NAME; nothing may be left in the staging folder."""
+    registry = FakeRegistry()
+    registry.push(NAME, layout, "v1")
+    store = ImageStore(tmp_path / "images", [])
+
+    async def main() -> None:
+        pulls = Pulls(store, lambda: registry, tmp_path, tmp_path / "auth.json")
+        try:
+            await asyncio.wait_for(scenario(Images(store, pulls), registry), 60)
+        finally:
+            registry.gate.set()
+            await pulls.close()
+        assert list((store.folder / STAGING).glob("*")) == []
+
+    asyncio.run(main())
+
+
+def test_who_asks_for_what_is_being_pulled_joins(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        registry.gate.clear()
+        first = images.pulls.start(NAME)
+        assert images.pulls.start(NAME) is first
+        waiting = asyncio.create_task(images.have(NAME, "", ImagePull.ALWAYS))
+        seen = [info async for info in _until(images, NAME, PullStatus.PULLING)]
+        assert seen[-1].progress is not None
+        assert seen[-1].progress.total_layers == 1
+        assert (await images.get_image(NAME)).status is PullStatus.PULLING
+        assert [info.status for info in await images.list_images()] == [PullStatus.PULLING]
+        with pytest.raises(ImageNotReady, match="is not here yet: pulling"):
+            await images.get_for(NAME, "")
+        registry.gate.set()
+        assert (await waiting).name == NAME
+        assert (await images.get_image(NAME)).status is PullStatus.READY
+        assert sum(asked.startswith("copy") for asked in registry.asked) == 1
+
+    drive(tmp_path, layout, scenario)
+
+
+async def _until(images: Images, name: str, status: PullStatus) -> AsyncIterator[ImageInfo]:
+    async for info in images.watch_image(name):
+        yield info
+        if info.status is status:
+            return
+
+
+def test_progress_is_what_has_come(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        registry.gate.clear()
+        images.pulls.start(NAME)
+        async for info in images.watch_image(NAME):
+            if info.progress is not None and info.progress.bytes:
+                assert info.progress.bytes == 1000
+                assert info.progress.total_bytes > 1000
+                break
+        registry.gate.set()
+        last = [info async for info in images.watch_image(NAME)][-1]
+        assert (last.status, len(last.digest)) == (PullStatus.READY, 71)
+
+    drive(tmp_path, layout, scenario)
+
+
+def test_a_vm_keeps_to_its_content(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        old = await images.have(NAME, "", ImagePull.MISSING)
+        registry.push(NAME, layout, "v2")
+        asked = len(registry.asked)
+        assert (await images.have(NAME, old.digest, ImagePull.MISSING)).digest == old.digest
+        assert (await images.have(NAME, "", ImagePull.MISSING)).digest == old.digest
+        assert len(registry.asked) == asked
+        new = await images.have(NAME, old.digest, ImagePull.ALWAYS)
+        assert new.digest != old.digest
+        images.in_use = lambda: [ImageUse("vm", NAME, old.digest)]
+        assert await images.prune_images(every=False, dry_run=False) == []
+        images.in_use = tuple
+        [pruned] = await images.prune_images(every=False, dry_run=True)
+        assert pruned.digest == old.digest
+        kept = await images.have(NAME, old.digest, ImagePull.MISSING)
+        assert (kept.name, kept.digest) == (NAME, old.digest)
+
+    drive(tmp_path, layout, scenario)
+
+
+def test_never_is_not_to_ask(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        with pytest.raises(NotFound, match="no image"):
+            await images.have(NAME, "", ImagePull.NEVER)
+        assert registry.asked == []
+
+    drive(tmp_path, layout, scenario)
+
+
+def test_a_failure_is_told_to_all_and_shown_until_the_next_attempt(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        registry.failure = "connection refused"
+        with pytest.raises(HypemandError, match="connection refused"):
+            await images.have(NAME, "", ImagePull.MISSING)
+        info = await images.get_image(NAME)
+        assert (info.status, info.error_code) == (PullStatus.FAILED, "pull_failed")
+        assert await images.list_images() == []
+        registry.failure = ""
+        await images.have(NAME, "", ImagePull.MISSING)
+        assert (await images.get_image(NAME)).status is PullStatus.READY
+
+    drive(tmp_path, layout, scenario)
+
+
+def test_a_pull_is_given_up_by_removing_its_image(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        registry.gate.clear()
+        images.pulls.start(NAME)
+        async for _ in _until(images, NAME, PullStatus.PULLING):
+            pass
+        await images.remove_image(NAME)
+        with pytest.raises(NotFound):
+            await images.get_image(NAME)
+
+    drive(tmp_path, layout, scenario)
+
+
+def test_an_image_that_went_while_a_vm_was_made_is_noticed(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, _registry: FakeRegistry) -> None:
+        image = await images.have(NAME, "", ImagePull.MISSING)
+        await images.remove_image(NAME)
+        async with images.choosing:
+            with pytest.raises(NotFound, match="removed meanwhile"):
+                await images.keep(image)
+
+    drive(tmp_path, layout, scenario)
+
+
+def test_credentials_are_in_memory_for_one_pull(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        await images.pull_image(NAME, Credentials("me", "secret"))
+        async for _ in images.watch_image(NAME):
+            pass
+        document = json.loads(registry.credentials[0])
+        assert b64decode(document["auths"]["registry.example"]["auth"]) == b"me:secret"
+        assert not [name for name in os.listdir(tmp_path) if name.startswith("auth-")]
+        assert "secret" not in repr(Credentials("me", "secret"))
+
+    drive(tmp_path, layout, scenario)
+
+
+def test_closing_ends_what_is_on(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        registry.gate.clear()
+        pull = images.pulls.start(NAME)
+        async for _ in _until(images, NAME, PullStatus.PULLING):
+            pass
+        await images.pulls.close()
+        assert pull.task is not None
+        with pytest.raises((HypemandError, WrongState)):
+            await pull.task
+
+    drive(tmp_path, layout, scenario)
