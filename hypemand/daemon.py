@@ -33,6 +33,7 @@ from hypemand.manager.images import ApiImages
 from hypemand.manager.reload import Reloader, ReloadReport
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
+from hypemand.manager.volumes import ApiVolumes
 from hypemand.state import State
 from hypemand.storage.images import ImageStore
 from hypemand.storage.importer import clean_staging
@@ -97,9 +98,11 @@ class Daemon:
         task.add_done_callback(_tell_failure)
 
     async def _serve(self, stack: AsyncExitStack) -> None:
+        images = ApiImages(self._store, self._manager.images_in_use)
         api = Services(
             manager=self._manager,
-            images=ApiImages(self._store, self._manager.images_in_use),
+            images=images,
+            volumes=ApiVolumes(self._manager, images),
             tokens=self._tokens,
             reload=self._reload,
             defaults=lambda: self._manager.config.defaults,

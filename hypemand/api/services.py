@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,8 @@ from typing import Protocol
 from hypemand.api.tokens import TokenStore
 from hypemand.config.definition import DefinitionDefaults
 from hypemand.errors import Problem
-from hypemand.manager.view import Manager
+from hypemand.manager.space import SpaceReport
+from hypemand.manager.view import CopyOut, Manager, VolumeFill, VolumeView
 
 
 class ImageInfo(Protocol):
@@ -64,6 +66,39 @@ class ImageStore(Protocol):
         InvalidRequest for what is none of them."""
 
 
+class VolumeService(Protocol):
+    """The volumes of this host. Methods never block the event loop. `ref`: a name, an id, or an unambiguous
+    start of an id; raises NotFound and Ambiguous for it. Sizes in bytes."""
+
+    async def list_volumes(self) -> Sequence[VolumeView]:
+        """All volumes, by name."""
+
+    async def get_volume(self, ref: str) -> VolumeView:
+        """One volume."""
+
+    async def create_volume(
+        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+    ) -> VolumeView:
+        """An empty one. InvalidRequest, AlreadyExists, InsufficientResources."""
+
+    async def remove_volume(self, ref: str) -> None:
+        """Remove it with all that is in it. InUse while a VM is defined or runs with it."""
+
+    async def resize_volume(self, ref: str, size: int) -> VolumeView:
+        """Let it grow. InUse while a VM runs with it, InvalidRequest for less, InsufficientResources."""
+
+    def fill_volume(
+        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+    ) -> AbstractAsyncContextManager[VolumeFill]:
+        """A new volume that the block puts files into; there to be used at its end, and gone if it raises."""
+
+    def read_volume(self, ref: str) -> AbstractAsyncContextManager[CopyOut]:
+        """What is in it. InUse while a VM writes to it."""
+
+    async def measure_space(self) -> SpaceReport:
+        """What hypemand keeps on the host's disk."""
+
+
 class ReloadReport(Protocol):
     """What a reload of the definition files has found: names of VMs, and what is wrong in files."""
 
@@ -107,6 +142,7 @@ class Services:
     manager: Manager
     images: ImageStore
     tokens: TokenStore
+    volumes: VolumeService
     reload: Callable[[], Awaitable[ReloadReport]]
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     spool: Path = Path("/var/tmp")

@@ -579,8 +579,9 @@ class Vm:
 
 
 def _runtime_part(definition: Definition) -> Definition:
-    """What of a definition makes a difference to a VM that runs."""
-    return replace(definition, autostart=False, tags={})
+    """What of a definition makes a difference to a VM that runs: not a volume that it may go without."""
+    volumes = tuple(mount for mount in definition.volumes if mount.required)
+    return replace(definition, autostart=False, tags={}, volumes=volumes)
 
 
 def _find_leader(main_pid: int, unit: str) -> int:
