@@ -33,6 +33,7 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
         "restart_policy": {"policy": "on_failure"},
         "network": {"enabled": False},
         "hypervisor": "qemu-microvm",
+        "volumes": [{"volume_id": "data", "mount_path": "/srv"}],
     }
     described = Description().document["components"]["schemas"]["CreateInstance"]["properties"]
     assert set(body) == set(described)
@@ -47,6 +48,7 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
             entrypoint=("sh",),
             env={"A": "1"},
             tags={"t": "v"},
+            volumes=(VolumeMount("data", "/srv"),),
             guest_agent=False,
             kernel_headers=False,
             restart=Restart.ON_FAILURE,
