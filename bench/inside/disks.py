@@ -101,13 +101,13 @@ def _run_bare(recipe: Recipe) -> bytes:
 
 def _run_managed() -> bytes:
     run("systemctl", "start", f"hypeman@{_IO}.service")
+    boot = run("hypemanctl", "show", "--value", "--property=invocation_id", _IO).strip()
     end = time.monotonic() + _DEADLINE
     console = b""
     while _DONE not in console:
         if time.monotonic() > end:
             raise TimeoutError(f"no IO figures in {_DEADLINE:g} s: {console[-2000:]!r}")
         time.sleep(0.2)
-        console = run("hypemanctl", "logs", _IO, "-n", "20").encode()
+        console = run("journalctl", "--output=cat", f"_SYSTEMD_INVOCATION_ID={boot}").encode()
     run("hypemanctl", "stop", _IO)
-    # of this run alone
-    return console[console.rindex(b"IO begin") :]
+    return console

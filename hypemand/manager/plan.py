@@ -34,8 +34,8 @@ _SHELL = "/bin/sh"
 _CONFIG = "config.img"
 _PYTHON_MODULE = (sys.executable, "-I", "-m")
 _VMM_SCRIPT = Path(next(iter(hypemand.unit.__path__))) / "vmm.sh"
-# what the VMM's own threads may take beside the guest's CPUs
-_VMM_CPUS = 0.5
+# what the VMM's own threads may take beside the guest's CPUs: less than one slows down a guest's random IO
+_VMM_CPUS = 1.0
 _VMM_TASKS = 32
 # beyond stop_timeout: to sync, to power off and for the VMM to end
 _POWER_OFF = 5.0
