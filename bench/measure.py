@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.report import Kernel, parse_kernel, render
 from tests.host.command import run_command
+from tests.host.faults import compile_static
 from tests.host.lab import find_packages, start_host
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite, guest_recipe
@@ -42,6 +43,9 @@ def push_program(host: TestHost) -> None:
     """The part that runs inside."""
     for path in [_HERE / "__init__.py", *sorted((_HERE / "inside").glob("*.py"))]:
         host.push(f"{_PUSHED}/bench/{path.relative_to(_HERE)}", path.read_bytes())
+    with tempfile.TemporaryDirectory(prefix="bench-io.") as folder:
+        program = compile_static((_HERE / "iobench.c").read_text(), Path(folder, "iobench"))
+    host.push(f"{_PUSHED}/iobench/iobench", program, 0o755)
 
 
 def measure_inside(host: TestHost, options: argparse.Namespace) -> dict[str, Any]:

@@ -35,8 +35,15 @@ _ROWS = (
     ("one", "agentless", "(h) start to Running without agent"),
     ("image", "tools", "(k) skopeo, umoci, mkfs.erofs: 300 MiB"),
     ("image", "import", "(k) hypemanctl image import of the same"),
+    ("disks", "unladen", "(k) start to Running without volumes"),
+    ("disks", "laden", "(k) start to Running with 8 volumes"),
+    ("disks", "create_first", "(k) hypemanctl volume create 100G, the first"),
+    ("disks", "create", "(k) hypemanctl volume create 100G"),
+    ("disks", "command", "(k) hypemanctl volume list, for comparison"),
     ("systemd", "ready_ms", "(j) start to Running, Debian 13 with systemd"),
 )
+
+IO_KINDS = ("seq_write", "seq_read", "rand_read", "rand_write")
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,14 @@ def derive_goals(figures: dict[str, Any], kernel: Kernel | None) -> Iterator[Goa
         yield Goal(f"copy {way} / raw", median(agent[f"copy_{way}"]) / median(agent[f"raw_{way}"]), 1.25, "x")
     image = figures["image"]
     yield Goal("image import / its tools", median(image["import"]) / median(image["tools"]), 1.15, "x")
+    disks = figures["disks"]
+    yield Goal("with / without 8 volumes", median(disks["laden"]) / median(disks["unladen"]), 1.10, "x")
+    made = median(disks["create"]) - median(disks["command"])
+    yield Goal("100 GiB made, less the command", made, 50.0, "ms")
+    for kind in IO_KINDS:
+        # turned round, so that less is better: at least 0.98 of the bare one's speed
+        ratio = median(disks[f"bare_{kind}"]) / median(disks[f"managed_{kind}"])
+        yield Goal(f"IO bare / managed, {kind}", ratio, 1 / 0.98, "x")
     yield Goal("init and agent, RSS", max(agent["memory"]) / 1024, 2.0, "MiB")
     if kernel is not None:
         yield Goal("kernel / Debian's cloud kernel", kernel.ratio or float("inf"), kernel.goal, "x")
@@ -99,6 +114,10 @@ def render(figures: dict[str, Any], kernel: Kernel | None) -> tuple[str, bool]:
         series = figures[group][key]
         values = "".join(f" {value:8.1f}" for value in (min(series), median(series), max(series)))
         lines.append(f"{name:44}{values} {len(series):4}")
+    for kind in IO_KINDS:
+        what = "MiB/s" if kind.startswith("seq") else "4 KiB operations/s"
+        bare, managed = (median(figures["disks"][f"{who}_{kind}"]) for who in ("bare", "managed"))
+        lines.append(f"(k) {kind}, {what}: {bare:.0f} bare, {managed:.0f} in a unit")
     memory = figures["memory"]
     sizes = f"RSS {memory['rss']:.1f} MiB, PSS {memory['pss']:.1f} MiB"
     lines += ["", f"(e) daemon, 20 VMs defined, 8 Running: {sizes}"]

@@ -35,6 +35,7 @@ from hypemand.manager.pulls import Pulls
 from hypemand.manager.reload import Reloader, ReloadReport
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
+from hypemand.manager.volumes import ApiVolumes
 from hypemand.state import State
 from hypemand.storage.staging import clean_staging, has_leftovers
 from hypemand.storage.store import ImageStore
@@ -112,6 +113,7 @@ class Daemon:
         api = Services(
             manager=self._manager,
             images=self._images,
+            volumes=ApiVolumes(self._manager, self._images),
             tokens=self._tokens,
             reload=self._reload,
             defaults=lambda: self._manager.config.defaults,

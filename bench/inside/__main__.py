@@ -13,6 +13,7 @@ from typing import Any
 from bench.inside import daemon
 from bench.inside.agent import measure_agent
 from bench.inside.api import start_and_watch
+from bench.inside.disks import measure_disks
 from bench.inside.images import measure_import, measure_shared
 from bench.inside.rounds import (
     Series,
@@ -40,6 +41,8 @@ cmd: [sleep, infinity]
 """
 # a Debian 13 with systemd
 _IMAGE = "/srv/guest"
+# a root with bench/iobench.c
+_IO_IMAGE = "/opt/bench/iobench"
 _WHOLE_DEFINITION = """\
 image: guest
 memory: 512M
@@ -101,6 +104,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     start_and_watch(_ROOMY)
     figures["agent"] = measure_agent(_ROOMY, options.copies)
     run("systemctl", "stop", "hypeman-vm-*.service")
+    figures["disks"] = measure_disks(options.rounds, _IO_IMAGE, _FOLDER)
     figures["systemd"] = measure_systemd(options.systemd_rounds)
     scratch = Path("/srv/bench-images")
     figures["image"] = measure_import(Path(_IMAGE), scratch / "import", options.imports)

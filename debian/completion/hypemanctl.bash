@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # Completion of hypemanctl for bash. Written by hypemand.cli.completion from the table of commands.
 
-# What stands for `list -q` and `image list -q`, with the socket that the command line names.
+# What is asked of hypemanctl itself, as `list -q`, with the socket that the command line names.
 _hypemanctl_ask() {
     hypemanctl ${_hypemanctl_socket:+--socket "$_hypemanctl_socket"} "$@" 2>/dev/null
 }
@@ -26,10 +26,12 @@ _hypemanctl_complete() {
         signal) _hypemanctl_offer < <(printf '%s\n' HUP INT QUIT KILL USR1 USR2 TERM CONT STOP) ;;
         vm) _hypemanctl_offer < <(_hypemanctl_ask list -q) ;;
         image) _hypemanctl_offer < <(_hypemanctl_ask image list -q) ;;
+        volume) _hypemanctl_offer < <(_hypemanctl_ask volume list -q) ;;
         below-analyze) _hypemanctl_offer < <(printf '%s\n' plot); _hypemanctl_complete vm ;;
+        below-volume) _hypemanctl_offer < <(printf '%s\n' create list inspect rm resize import export) ;;
         below-image) _hypemanctl_offer < <(printf '%s\n' list inspect pull tag prune export rm import) ;;
         below-token) _hypemanctl_offer < <(printf '%s\n' create list revoke) ;;
-        command) _hypemanctl_offer < <(printf '%s\n' list status top show start stop restart kill rm wait run exec shell cp logs analyze image token check reload version) ;;
+        command) _hypemanctl_offer < <(printf '%s\n' list status top show start stop restart kill rm wait run exec shell cp logs analyze volume df image token check reload version) ;;
         file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     esac
 }
@@ -55,6 +57,14 @@ _hypemanctl_options() {
         'logs') echo '-f --follow -n --lines --all --source --timestamps --json -h --help --socket' ;;
         'analyze') echo '--json -h --help --socket' ;;
         'analyze plot') echo '-h --help --socket' ;;
+        'volume create') echo '--size --tag --json -h --help --socket' ;;
+        'volume list') echo '-q --quiet --no-legend --json -h --help --socket' ;;
+        'volume inspect') echo '--json -h --help --socket' ;;
+        'volume rm') echo '--json -h --help --socket' ;;
+        'volume resize') echo '--json -h --help --socket' ;;
+        'volume import') echo '--size --tag --json -h --help --socket' ;;
+        'volume export') echo '-h --help --socket' ;;
+        'df') echo '--no-legend --json -h --help --socket' ;;
         'image list') echo '-q --quiet --no-legend --json -h --help --socket' ;;
         'image inspect') echo '--json -h --help --socket' ;;
         'image pull') echo '-q --quiet --json -h --help --socket' ;;
@@ -111,6 +121,10 @@ _hypemanctl_value() {
         'shell -u'|'shell --user') echo nothing ;;
         'logs -n'|'logs --lines') echo nothing ;;
         'logs --source') echo source ;;
+        'volume create --size') echo nothing ;;
+        'volume create --tag') echo nothing ;;
+        'volume import --size') echo nothing ;;
+        'volume import --tag') echo nothing ;;
         'token create --expires') echo nothing ;;
         *' --socket') echo file ;;
     esac
@@ -121,6 +135,7 @@ _hypemanctl_argument() {
     case "$1" in
         '') echo command ;;
         'analyze') echo below-analyze ;;
+        'volume') echo below-volume ;;
         'image') echo below-image ;;
         'token') echo below-token ;;
         'list') echo vm ;;
@@ -139,6 +154,12 @@ _hypemanctl_argument() {
         'cp') echo file ;;
         'logs') echo vm ;;
         'analyze plot') echo vm ;;
+        'volume create') echo nothing ;;
+        'volume inspect') echo volume ;;
+        'volume rm') echo volume ;;
+        'volume resize') echo volume ;;
+        'volume import') echo file ;;
+        'volume export') echo volume ;;
         'image inspect') echo image ;;
         'image pull') echo image ;;
         'image tag') echo image ;;

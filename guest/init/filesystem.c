@@ -7,13 +7,16 @@
 #include <fcntl.h>
 #include <linux/mount.h> /* Not beside <sys/mount.h>: some C libraries have the same names there. */
 #include <stddef.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static bool configure(int context, const char *device, bool readonly)
+static bool configure(int context, const char *type, const char *device, bool readonly)
 {
+    /* By discard the host has back what is removed. */
+    const char *flag = readonly ? "ro" : strcmp(type, "ext4") == 0 ? "discard" : NULL;
     return syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "source", device, 0) == 0 &&
-           (!readonly || syscall(SYS_fsconfig, context, FSCONFIG_SET_FLAG, "ro", NULL, 0) == 0) &&
+           (flag == NULL || syscall(SYS_fsconfig, context, FSCONFIG_SET_FLAG, flag, NULL, 0) == 0) &&
            syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0;
 }
 
@@ -23,9 +26,30 @@ int filesystem_mount(const char *type, const char *device, bool readonly)
     if (context < 0)
         return -1;
     int filesystem = -1;
-    if (configure(context, device, readonly))
+    if (configure(context, type, device, readonly))
         filesystem =
             (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, readonly ? (unsigned)MOUNT_ATTR_RDONLY : 0U);
+    int error = errno;
+    close_fd(&context);
+    errno = error;
+    return filesystem;
+}
+
+static bool set_text(int context, const char *key, const char *value)
+{
+    return syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, key, value, 0) == 0;
+}
+
+int filesystem_overlay(const char *lower, const char *upper, const char *work)
+{
+    int context = (int)syscall(SYS_fsopen, "overlay", FSOPEN_CLOEXEC);
+    if (context < 0)
+        return -1;
+    int filesystem = -1;
+    if (set_text(context, "lowerdir", lower) && set_text(context, "upperdir", upper) &&
+        set_text(context, "workdir", work) &&
+        syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+        filesystem = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0U);
     int error = errno;
     close_fd(&context);
     errno = error;

@@ -8,6 +8,9 @@
 /* Mount a device nowhere yet: an fd of its root, or -1 with errno. */
 int filesystem_mount(const char *type, const char *device, bool readonly);
 
+/* An overlay of folders by their paths, mounted nowhere yet: an fd of its root, or -1 with errno. */
+int filesystem_overlay(const char *lower, const char *upper, const char *work);
+
 /* Give it its place, a folder by its fd. False with errno. */
 bool filesystem_place(int filesystem, int folder);
 

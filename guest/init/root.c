@@ -40,9 +40,10 @@ static bool mount_overlay(struct reason *why)
 
 bool root_mount(int64_t deadline, struct reason *why)
 {
-    /* Zeroing the disk's unused inode tables would cost time now and space on the host for good. */
+    /* Zeroing the disk's unused inode tables would cost time now and space on the host for good; by discard
+     * the host has back what is removed. */
     return mount_device("hypeman-image", IMAGE, "erofs", MS_RDONLY, NULL, deadline, why) &&
-           mount_device("hypeman-disk", DISK, "ext4", MS_NOATIME, "noinit_itable", deadline, why) &&
+           mount_device("hypeman-disk", DISK, "ext4", MS_NOATIME, "noinit_itable,discard", deadline, why) &&
            mount_overlay(why);
 }
 

@@ -9,9 +9,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+/* Of overlays: a folder for each on the VM's disk, which root_mount has mounted there. */
+#define LAYERS "/disk/volumes"
+enum { SERIAL_ROOM = 64 };
 
 static bool path_valid(const char *path)
 {
@@ -46,6 +52,8 @@ static bool take_field(struct volume *volume, const struct field *field, struct 
         volume->type = field->value;
     else if (strcmp(field->key, "readonly") == 0)
         return take_flag(field, &volume->readonly, why);
+    else if (strcmp(field->key, "overlay") == 0)
+        return take_flag(field, &volume->overlay, why);
     else if (strcmp(field->key, "required") == 0)
         return take_flag(field, &volume->required, why);
     return true;
@@ -69,7 +77,10 @@ bool volume_parse(char *value, struct volume *volume, struct reason *why)
                       volume->path);
     if (strcmp(volume->type, "ext4") != 0 && strcmp(volume->type, "erofs") != 0)
         return refuse(why, "config disk: volume: fstype=%s: expected ext4 or erofs", volume->type);
-    volume->readonly = volume->readonly || strcmp(volume->type, "erofs") == 0;
+    /* The serial is the name of the layer's folder. */
+    if (volume->overlay && (strchr(volume->serial, '/') != NULL || volume->serial[0] == '.'))
+        return refuse(why, "config disk: volume: serial=%s: no overlay can have that name", volume->serial);
+    volume->readonly = volume->readonly || volume->overlay || strcmp(volume->type, "erofs") == 0;
     return true;
 }
 
@@ -107,6 +118,54 @@ static bool give_up(struct volume *volume, struct report *report, struct reason 
     return true;
 }
 
+/* The layer's folders on the VM's disk; they stay from boot to boot. Its root begins as the volume's. */
+static bool make_layer(const struct volume *volume, const char *layer, const char *upper, const char *work)
+{
+    struct stat top;
+    if (!folder_make(layer, 0700) || !folder_make(work, 0700) || fstat(volume->filesystem, &top) != 0)
+        return false;
+    if (mkdir(upper, top.st_mode & 07777) != 0)
+        return errno == EEXIST;
+    return chown(upper, top.st_uid, top.st_gid) == 0 && chmod(upper, top.st_mode & 07777) == 0;
+}
+
+/* An overlay's lower folder needs a place in the initrd, but only until it is mounted. */
+static int mount_layer(const struct volume *volume, const char *lower, const char *upper, const char *work)
+{
+    int folder = folder_make(lower, 0700) ? open(lower, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (folder < 0)
+        return -1;
+    int layered = -1;
+    if (filesystem_place(volume->filesystem, folder)) {
+        layered = filesystem_overlay(lower, upper, work);
+        int error = errno;
+        (void)umount2(lower, MNT_DETACH);
+        errno = error;
+    }
+    close_fd(&folder);
+    return layered;
+}
+
+static bool add_layer(struct volume *volume, struct reason *why)
+{
+    char layer[sizeof LAYERS + SERIAL_ROOM];
+    char lower[sizeof layer + sizeof "/lower"];
+    char upper[sizeof lower];
+    char work[sizeof lower];
+    int length = snprintf(layer, sizeof layer, "%s/%s", LAYERS, volume->serial);
+    if (length < 0 || (size_t)length >= sizeof layer)
+        return refuse(why, "volume %s: its serial is too long", volume->path);
+    (void)snprintf(lower, sizeof lower, "/volumes/%s", volume->serial);
+    (void)snprintf(upper, sizeof upper, "%s/upper", layer);
+    (void)snprintf(work, sizeof work, "%s/work", layer);
+    int layered = make_layer(volume, layer, upper, work) ? mount_layer(volume, lower, upper, work) : -1;
+    int error = errno;
+    close_fd(&volume->filesystem);
+    volume->filesystem = layered;
+    return layered >= 0 ||
+           refuse(why, "volume %s: cannot put a writable layer over it: %s", volume->path, strerror(error));
+}
+
 static bool mount_one(struct volume *volume, int64_t deadline, struct reason *why)
 {
     char device[DEVICE_PATH_SIZE];
@@ -114,8 +173,10 @@ static bool mount_one(struct volume *volume, int64_t deadline, struct reason *wh
         return refuse(why, "volume %s: no block device with the serial %s came up", volume->path,
                       volume->serial);
     volume->filesystem = filesystem_mount(volume->type, device, volume->readonly);
-    return volume->filesystem >= 0 || refuse(why, "volume %s: cannot mount %s (%s) as %s: %s", volume->path,
-                                             volume->serial, device, volume->type, strerror(errno));
+    if (volume->filesystem < 0)
+        return refuse(why, "volume %s: cannot mount %s (%s) as %s: %s", volume->path, volume->serial, device,
+                      volume->type, strerror(errno));
+    return !volume->overlay || add_layer(volume, why);
 }
 
 static bool place_one(struct volume *volume, const char *root, struct reason *why)

@@ -15,6 +15,7 @@ struct volume {
     const char *path; /* absolute, neither `.` nor `..` in it, no slash too many */
     const char *type;
     bool readonly;
+    bool overlay;   /* what is written goes to a layer on the VM's disk; the volume itself is readonly */
     bool required;  /* or the boot goes on without it, with a warning */
     int filesystem; /* an fd of its root, -1 if it is not mounted */
 };

@@ -23,7 +23,9 @@ from hypemand.errors import HostNotReady, HypemandError
 # Lines in the journal on refused requests: one for so many seconds, with the count of the others.
 REFUSED_LOG_SECONDS = 10.0
 # GET, and yet not for a token of the read-only kind: it sees nothing of a guest's inside but its console.
-_NOT_READABLE = frozenset({"exec_command", "copy_files", "read_archive", "stat_path", "export_image"})
+_NOT_READABLE = frozenset(
+    {"exec_command", "copy_files", "read_archive", "read_volume", "stat_path", "export_image"}
+)
 _TOKEN_HANDLERS = frozenset({"list_tokens", "create_token", "revoke_token"})
 _PEER = "hypemand.peer"
 _UCRED = struct.Struct("3i")

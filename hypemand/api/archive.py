@@ -116,9 +116,18 @@ async def check_directory(manager: Manager, ref: str, path: str) -> None:
 async def receive_archive(request: web.Request, copy: CopyIn, closing: asyncio.Event) -> int:
     """Put the body's members into the copy; gives the bytes of all files. The directory that is copied
     into keeps the mode and the owner that it has, whatever the archive says of its own root."""
+    total, _root = await receive_pieces(request, copy, closing, request.content.iter_any())
+    return total
 
-    async def store() -> int | Ended:
-        return await _store_archive(request, copy)
+
+async def receive_pieces(
+    request: web.Request, copy: CopyIn, closing: asyncio.Event, pieces: AsyncIterator[bytes]
+) -> tuple[int, FileInfo | None]:
+    """Put the members of an archive into the copy; gives the bytes of all files, and what the archive says of
+    its own root, if anything."""
+
+    async def store() -> tuple[int, FileInfo | None] | Ended:
+        return await _store_archive(pieces, copy)
 
     with watch_client(request) as gone:
         ended = await first_of(
@@ -133,9 +142,10 @@ async def receive_archive(request: web.Request, copy: CopyIn, closing: asyncio.E
     return ended
 
 
-async def _store_archive(request: web.Request, copy: CopyIn) -> int:
+async def _store_archive(pieces: AsyncIterator[bytes], copy: CopyIn) -> tuple[int, FileInfo | None]:
     reader, total = TarReader(), 0
-    async for data in request.content.iter_any():
+    root: FileInfo | None = None
+    async for data in pieces:
         for event in reader.feed(data):
             if isinstance(event, bytes):
                 await put_block(copy, event)
@@ -144,7 +154,9 @@ async def _store_archive(request: web.Request, copy: CopyIn) -> int:
                 total += event.size
             elif event.kind is not FileKind.DIRECTORY:
                 raise InvalidRequest("the archive has a member without a name", code="invalid_archive")
+            else:
+                root = event
         await asyncio.sleep(0)
     reader.finish()
     await copy.finish()
-    return total
+    return total, root

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from hypemand.api.render import HYPERVISOR, RESTART_POLICIES
 from hypemand.api.requests import refuse_unknown
+from hypemand.api.volumes import check_overlay_size
 from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition, InvalidRequest, Problem
@@ -30,11 +31,19 @@ _SAME_MEANING = {
     "tags": "tags",
 }
 _NEGATED = {"skip_guest_agent": "guest_agent", "skip_kernel_headers": "kernel_headers"}
-_TRANSLATED = ("name", "network", "restart_policy", "hypervisor")
+_TRANSLATED = ("name", "network", "restart_policy", "hypervisor", "volumes")
 _UNSUPPORTED = (
     "auto_standby", "credentials", "devices", "disk_io_bps", "expires_at", "gpu", "health_check",
-    "hotplug_size", "platform", "snapshot_policy", "ttl", "volumes",
+    "hotplug_size", "platform", "snapshot_policy", "ttl",
 )  # fmt: skip
+# Of a volume's mount; the size of an overlay is looked at apart.
+_MOUNT_KEYS = {
+    "volume_id": "volume",
+    "mount_path": "mount_path",
+    "readonly": "readonly",
+    "overlay": "overlay",
+    "overlay_size": "",
+}
 _CLIENT_NAMES = {ours: theirs for theirs, ours in _SAME_MEANING.items()} | {
     "guest_agent": "skip_guest_agent",
     "kernel_headers": "skip_kernel_headers",
@@ -92,6 +101,8 @@ def _parse_client(body: Mapping[str, object], defaults: DefinitionDefaults) -> C
     restart = _parse_restart(given, problems)
     if restart is not None:
         data["restart"] = restart
+    if "volumes" in given:
+        data["volumes"] = _parse_volumes(given["volumes"], problems)
     _check_network(given, problems)
     if given.get("hypervisor", HYPERVISOR) != HYPERVISOR:
         problems.append(_problem("hypervisor", "is not one that hypemand drives", f"use {HYPERVISOR}"))
@@ -102,6 +113,9 @@ def _parse_client(body: Mapping[str, object], defaults: DefinitionDefaults) -> C
     # the client has images made by a request of their own, and one that is not there is its mistake
     data["image_pull"] = ImagePull.NEVER.value
     definition = _parse_translated(name, data, defaults, problems)
+    for mount in given.get("volumes") or ():  # type: ignore[attr-defined]
+        if mount.get("overlay_size") is not None:
+            check_overlay_size(mount["overlay_size"], definition.disk)
     return CreateRequest(definition, start=True)
 
 
@@ -119,6 +133,8 @@ def _parse_translated(
 
 
 def _in_client_names(problem: Problem) -> Problem:
+    if problem.key.startswith("volumes[") and problem.key.endswith("].volume"):
+        return replace(problem, key=f"{problem.key}_id")
     head = problem.key.split(".", 1)[0].split("[", 1)[0]
     return replace(problem, key=_CLIENT_NAMES.get(head, head) + problem.key[len(head) :])
 
@@ -152,6 +168,20 @@ def _parse_restart(given: Mapping[str, object], problems: list[Problem]) -> str 
     return restart.value
 
 
+def _parse_volumes(volumes: object, problems: list[Problem]) -> object:
+    """The key `volumes` of a definition. What has a wrong type is for the schema to refuse."""
+    if not isinstance(volumes, list):
+        return volumes
+    found = []
+    for number, mount in enumerate(volumes):
+        if not isinstance(mount, dict):
+            return volumes
+        problems += _refuse_others(f"volumes[{number}]", mount, *_MOUNT_KEYS)
+        given = {_MOUNT_KEYS[key]: value for key, value in mount.items() if key in _MOUNT_KEYS}
+        found.append({key: value for key, value in given.items() if key and value is not None})
+    return found
+
+
 def _check_network(given: Mapping[str, object], problems: list[Problem]) -> None:
     """There is no network yet. Only a wish to have none can be met; what is left out is none."""
     network = given.get("network", {})
@@ -170,12 +200,12 @@ def _check_network(given: Mapping[str, object], problems: list[Problem]) -> None
         )
 
 
-def _refuse_others(field: str, value: Mapping[str, object], known: str) -> list[Problem]:
-    """Every key of an object but the one that we understand."""
+def _refuse_others(field: str, value: Mapping[str, object], *known: str) -> list[Problem]:
+    """Every key of an object but those that we understand."""
     return [
         _problem(f"{field}.{key[:80]}", "is not supported by this version of hypemand", "leave it out")
         for key in sorted(value)
-        if key != known and value[key] is not None
+        if key not in known and value[key] is not None
     ]
 
 

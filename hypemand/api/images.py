@@ -14,7 +14,7 @@ from hypemand.api.access import find_peer
 from hypemand.api.failures import Forbidden
 from hypemand.api.render import host_platform, image_json, json_response, pruned_json
 from hypemand.api.requests import read_object, read_query, refuse_unknown
-from hypemand.api.services import ImageService, Limits
+from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.errors import HostNotReady, InvalidRequest
 from hypemand.manager.imageview import Credentials
@@ -27,8 +27,8 @@ _FETCH_KEYS = ("name", "platform", "credentials", "tags")
 class ImageRoutes:
     """The handlers. `closing` is set when the daemon stops: what would go on ends then."""
 
-    def __init__(self, images: ImageService, closing: asyncio.Event, limits: Limits) -> None:
-        self._images = images
+    def __init__(self, services: Services, closing: asyncio.Event, limits: Limits) -> None:
+        self._images = services.images
         self._closing = closing
         self._limits = limits
 

@@ -105,7 +105,15 @@ def _client_keys(view: VmView) -> dict[str, object]:
         "hypervisor": HYPERVISOR,
         "platform": host_platform(),
         "network": {"enabled": False},
-        "volumes": [],
+        "volumes": [
+            {
+                "volume_id": mount.volume,
+                "mount_path": mount.mount_path,
+                "readonly": not mount.writes,
+                "overlay": mount.overlay,
+            }
+            for mount in definition.volumes
+        ],
         "restart_policy": {"policy": _POLICY_WORDS[definition.restart]},
         "restart_status": None,
         "health_check": None,

@@ -15,7 +15,7 @@ from hypemand.api.cp import serve_cp
 from hypemand.api.create import parse_create
 from hypemand.api.entries import parse_guest_path
 from hypemand.api.exec import serve_exec
-from hypemand.api.images import ImageRoutes, refuse_path_of_host, required_text
+from hypemand.api.images import refuse_path_of_host, required_text
 from hypemand.api.render import (
     instance_json,
     json_response,
@@ -56,7 +56,6 @@ class Routes:
     def __init__(self, services: Services, closing: asyncio.Event, limits: Limits) -> None:
         self._services = services
         self._manager = services.manager
-        self._image_routes = ImageRoutes(services.images, closing, limits)
         self._tokens = services.tokens
         self._reload = services.reload
         self._defaults = services.defaults
@@ -91,7 +90,6 @@ class Routes:
             web.get("/tokens", self.list_tokens, allow_head=False),
             web.post("/tokens", self.create_token),
             web.delete("/tokens/{name}", self.revoke_token),
-            *self._image_routes.table(),
         ]
 
     async def _read_object(self, request: web.Request) -> dict[str, object]:

@@ -17,9 +17,11 @@ from aiohttp.web_protocol import RequestHandler
 
 from hypemand.api.access import local_gate
 from hypemand.api.failures import Handler, errors_as_json
+from hypemand.api.images import ImageRoutes
 from hypemand.api.requests import MAX_BODY
 from hypemand.api.routes import Routes
 from hypemand.api.services import Limits, Services
+from hypemand.api.volumes import VolumeRoutes
 
 FLUSH_DEADLINE = 1.0
 ACCEPTED_AT_ONCE = 128
@@ -96,7 +98,8 @@ def make_app(services: Services, limits: Limits = _LIMITS, gate: Gate = local_ga
     keeper = _Keeper(limits)
     app = web.Application(client_max_size=MAX_BODY, middlewares=[keeper.track, errors_as_json, gate])
     app[_KEEPER] = keeper
-    app.router.add_routes(Routes(services, keeper.closing, limits).table())
+    for routes in (Routes, ImageRoutes, VolumeRoutes):
+        app.router.add_routes(routes(services, keeper.closing, limits).table())
     return app
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from hypemand.api.tokens import TokenStore
 from hypemand.config.definition import DefinitionDefaults
 from hypemand.errors import Problem
 from hypemand.manager.imageview import Credentials, ImageInfo
-from hypemand.manager.view import Manager
+from hypemand.manager.space import SpaceReport
+from hypemand.manager.view import CopyOut, Manager, VolumeFill, VolumeView
 from hypemand.storage.store import Pruned
 
 
@@ -47,6 +48,39 @@ class ImageService(Protocol):
 
     def export_image(self, name: str) -> AbstractAsyncContextManager[Path]:
         """An OCI archive of it, which is there until the end of the block. Raises NotFound."""
+
+
+class VolumeService(Protocol):
+    """The volumes of this host. Methods never block the event loop. `ref`: a name, an id, or an unambiguous
+    start of an id; raises NotFound and Ambiguous for it. Sizes in bytes."""
+
+    async def list_volumes(self) -> Sequence[VolumeView]:
+        """All volumes, by name."""
+
+    async def get_volume(self, ref: str) -> VolumeView:
+        """One volume."""
+
+    async def create_volume(
+        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+    ) -> VolumeView:
+        """An empty one. InvalidRequest, AlreadyExists, InsufficientResources."""
+
+    async def remove_volume(self, ref: str) -> None:
+        """Remove it with all that is in it. InUse while a VM is defined or runs with it."""
+
+    async def resize_volume(self, ref: str, size: int) -> VolumeView:
+        """Let it grow. InUse while a VM runs with it, InvalidRequest for less, InsufficientResources."""
+
+    def fill_volume(
+        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+    ) -> AbstractAsyncContextManager[VolumeFill]:
+        """A new volume that the block puts files into; there to be used at its end, and gone if it raises."""
+
+    def read_volume(self, ref: str) -> AbstractAsyncContextManager[CopyOut]:
+        """What is in it. InUse while a VM writes to it."""
+
+    async def measure_space(self) -> SpaceReport:
+        """What hypemand keeps on the host's disk."""
 
 
 class ReloadReport(Protocol):
@@ -92,6 +126,7 @@ class Services:
     manager: Manager
     images: ImageService
     tokens: TokenStore
+    volumes: VolumeService
     reload: Callable[[], Awaitable[ReloadReport]]
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     spool: Path = Path("/var/tmp")

@@ -295,6 +295,75 @@ _PROGRAMS = (
     ),
 )
 
+_VOLUME = Argument(
+    "VOLUME", "the volume: its name, its id, or an unambiguous start of its id", completes=Completes.VOLUME
+)
+_SIZE = Option(("--size",), "size of the volume, as 512M or 10G", "SIZE")
+_VOLUME_TAG = Option(("--tag",), "tag of the volume", "KEY=VALUE", Kind.PAIR, repeat=True)
+
+_SPACE = (
+    Command(
+        ("volume", "create"),
+        "make an empty volume",
+        "volume:create",
+        arguments=(Argument("NAME", "what the volume is called"),),
+        options=(_SIZE, _VOLUME_TAG, _JSON),
+    ),
+    Command(
+        ("volume", "list"),
+        "list volumes",
+        "volume:list_volumes",
+        options=(Option(("-q", "--quiet"), "names only"), Option(("--no-legend",), "no header line"), _JSON),
+    ),
+    Command(
+        ("volume", "inspect"),
+        "show all about a volume",
+        "volume:inspect",
+        arguments=(_VOLUME,),
+        options=(_JSON,),
+    ),
+    Command(
+        ("volume", "rm"),
+        "remove volumes and all that is in them",
+        "volume:remove",
+        arguments=(Argument("VOLUME", "the volumes", count="+", completes=Completes.VOLUME),),
+        options=(_JSON,),
+    ),
+    Command(
+        ("volume", "resize"),
+        "let a volume grow that no VM runs with",
+        "volume:resize",
+        arguments=(_VOLUME, Argument("SIZE", "its new size, as 20G")),
+        options=(_JSON,),
+    ),
+    Command(
+        ("volume", "import"),
+        "make a volume of a tar archive, plain or with gzip",
+        "volume:import_archive",
+        arguments=(
+            Argument("NAME", "what the volume is called"),
+            Argument("ARCHIVE", "the archive, - for standard input", completes=Completes.FILE),
+        ),
+        options=(_SIZE, _VOLUME_TAG, _JSON),
+    ),
+    Command(
+        ("volume", "export"),
+        "write what is in a volume as a tar archive",
+        "volume:export_archive",
+        "A VM may read the volume meanwhile, but none may write to it.",
+        arguments=(
+            _VOLUME,
+            Argument("ARCHIVE", "the new archive, - for standard output", completes=Completes.FILE),
+        ),
+    ),
+    Command(
+        ("df",),
+        "show what hypemand keeps on this host's disk",
+        "volume:show_space",
+        options=(Option(("--no-legend",), "no header line"), _JSON),
+    ),
+)
+
 _HOST = (
     Command(
         ("image", "list"),
@@ -414,7 +483,7 @@ _HOST = (
     ),
 )
 
-COMMANDS: tuple[Command, ...] = (*_INSPECT, *_LIFECYCLE, *_PROGRAMS, *_HOST)
+COMMANDS: tuple[Command, ...] = (*_INSPECT, *_LIFECYCLE, *_PROGRAMS, *_SPACE, *_HOST)
 
 
 def find_command(words: list[str]) -> Command | None:

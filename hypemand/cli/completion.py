@@ -31,14 +31,14 @@ _WORDS = {
     Completes.PULL: PULLS,
     Completes.SIGNAL: _SIGNALS,
 }
-_LISTERS = {Completes.VM: "list -q", Completes.IMAGE: "image list -q"}
+_LISTERS = {Completes.VM: "list -q", Completes.IMAGE: "image list -q", Completes.VOLUME: "volume list -q"}
 
 _BASH_HEAD = """\
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 # Completion of hypemanctl for bash. Written by hypemand.cli.completion from the table of commands.
 
-# What stands for `list -q` and `image list -q`, with the socket that the command line names.
+# What is asked of hypemanctl itself, as `list -q`, with the socket that the command line names.
 _hypemanctl_ask() {
     hypemanctl ${_hypemanctl_socket:+--socket "$_hypemanctl_socket"} "$@" 2>/dev/null
 }

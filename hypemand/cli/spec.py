@@ -14,6 +14,7 @@ class Completes(StrEnum):
     NOTHING = "nothing"
     VM = "vm"
     IMAGE = "image"
+    VOLUME = "volume"
     FILE = "file"
     DIRECTORY = "directory"
     STATE = "state"

@@ -27,10 +27,15 @@ _TYPE = "application/x-tar"
 
 def download(client: Client, ref: str, query: Mapping[str, str]) -> Iterator[bytes]:
     """The archive of a path of a VM. Raises ApiError, also for one that breaks off."""
+    return download_from(client, build_target("instances", ref, "archive", query=query))
+
+
+def download_from(client: Client, target: str) -> Iterator[bytes]:
+    """The archive at a target of the API."""
     connection = Connection(client.path, STALL_SECONDS)
     with contextlib.closing(connection):
         try:
-            connection.request("GET", build_target("instances", ref, "archive", query=query))
+            connection.request("GET", target)
             response = connection.getresponse()
             if response.status != 200:
                 raise parse_error(response.status, response.read())
@@ -55,15 +60,20 @@ def _read_whole(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def upload(client: Client, ref: str, query: Mapping[str, str], pieces: Iterable[bytes]) -> Json:
-    """Send an archive; the answer. Raises ApiError."""
+    """Send an archive into a VM; the answer. Raises ApiError."""
+    return upload_to(client, "PUT", build_target("instances", ref, "archive", query=query), pieces)
+
+
+def upload_to(client: Client, method: str, target: str, pieces: Iterable[bytes]) -> Json:
+    """Send an archive to a target of the API; the answer."""
     connection = Connection(client.path, STALL_SECONDS)
     with contextlib.closing(connection):
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 # An answer that comes before all was sent says why.
                 connection.request(
-                    "PUT",
-                    build_target("instances", ref, "archive", query=query),
+                    method,
+                    target,
                     body=_join(pieces),
                     headers={"Content-Type": _TYPE},
                 )
@@ -71,7 +81,7 @@ def upload(client: Client, ref: str, query: Mapping[str, str], pieces: Iterable[
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise _explain(error) from None
-    if response.status != 200:
+    if response.status not in (200, 201):
         raise parse_error(response.status, content)
     return parse_answer(content)
 

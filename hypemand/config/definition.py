@@ -10,6 +10,9 @@ from types import MappingProxyType
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+# What a microvm has transports for: 24, less console, config, image, disk, headers, and three to spare. The
+# schema has the same number.
+MAX_VOLUMES = 16
 
 
 class Mode(StrEnum):
@@ -37,10 +40,32 @@ class ImagePull(StrEnum):
 
 
 class Origin(StrEnum):
-    """Who made the VM: a file in vms.d, or a request to the API."""
+    """Who made the VM: a file in vms.d, a request to the API, or the daemon for work on a volume; such a VM
+    does not outlive the daemon."""
 
     FILE = "file"
     API = "api"
+    HELPER = "helper"
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeMount:
+    """A volume's place in a VM. `volume` is its name or id, `mount_path` absolute and plain.
+
+    `overlay`: the volume is only read, and what the guest writes there goes to a layer on its own disk.
+    Without one that is not `required` the VM starts all the same.
+    """
+
+    volume: str
+    mount_path: str
+    readonly: bool = False
+    overlay: bool = False
+    required: bool = True
+
+    @property
+    def writes(self) -> bool:
+        """Does the VM write to the volume itself?"""
+        return not self.readonly and not self.overlay
 
 
 def _empty() -> Mapping[str, str]:
@@ -52,6 +77,7 @@ class Definition:
     """A validated VM definition, every default filled in.
 
     Sizes in bytes, times in seconds (None: infinity). `entrypoint` and `cmd` None: the image's own.
+    `persistent` False: every start has a fresh disk.
     `unit` holds extra unit properties as systemd spells them, each value a tuple of its words or lines.
     """
 
@@ -60,6 +86,8 @@ class Definition:
     memory: int = 1 * GIB
     vcpus: int = 2
     disk: int = 10 * GIB
+    persistent: bool = True
+    volumes: tuple[VolumeMount, ...] = ()
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
     env: Mapping[str, str] = field(default_factory=_empty)

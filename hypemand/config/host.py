@@ -49,6 +49,15 @@ class MemoryPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskPolicy:
+    """Disks and volumes together may have (file system - `reserve` bytes) times `overcommit`, and `reserve`
+    bytes must be free."""
+
+    overcommit: float = 10.0
+    reserve: int = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True)
 class HostConfig:
     """The validated host config, every default filled in. `uid_range`: first and last, both included;
     `listen` None: only the socket is listened on."""
@@ -63,6 +72,7 @@ class HostConfig:
     vm_dir: Path = Path("/etc/hypemand/vms.d")
     uid_range: tuple[int, int] = (61184, 65519)
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
+    disk: DiskPolicy = field(default_factory=DiskPolicy)
     defaults: DefinitionDefaults = field(default_factory=DefinitionDefaults)
     listen: ListenConfig | None = None
 
@@ -147,6 +157,8 @@ def _build(data: Mapping[str, Any]) -> HostConfig:
                 values[key] = (int(value[0]), int(value[1]))
             case "memory":
                 values[key] = MemoryPolicy(**_convert(value))
+            case "disk":
+                values[key] = DiskPolicy(**_convert(value))
             case "listen":
                 values[key] = make_listen_config(value)
             case "defaults":

@@ -52,6 +52,9 @@ def _render_tables(schema: Mapping[str, Any], prefix: str) -> Iterator[str]:
         if "properties" in rule:
             yield from ("", f"Keys of `{prefix}{key}`:", "")
             yield from _render_tables(rule, f"{prefix}{key}.")
+        if "properties" in rule.get("items", {}):
+            yield from ("", f"Keys of each of `{prefix}{key}`:", "")
+            yield from _render_tables(rule["items"], f"{prefix}{key}[].")
 
 
 def _default(rule: Mapping[str, Any]) -> str:

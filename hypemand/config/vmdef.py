@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
-from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Mode, Restart
+from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Mode, Restart, VolumeMount
 from hypemand.config.durations import format_duration, parse_duration
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.config.schema import find_problems, load_schema, sort_problems
@@ -21,6 +22,9 @@ from hypemand.errors import InvalidDefinition, Problem
 MAX_PROGRAM_BYTES = 960 * 1024
 # The kernel's limit for one string of execve(2), with its NUL.
 MAX_STRING_BYTES = 128 * 1024
+
+# Where init mounts what the kernel gives, after the volumes.
+_COVERED = frozenset({"/dev", "/proc", "/run", "/sys"})
 
 _NO_DEFAULTS = DefinitionDefaults()
 
@@ -41,6 +45,7 @@ def parse_source_definition(
     if isinstance(source.data, Mapping):
         taken = {p.key for p in problems}
         problems += (p for p in _find_program_problems(source, source.data) if p.key not in taken)
+        problems += (p for p in _find_volume_problems(source, source.data) if p.key not in taken)
     if problems:
         raise InvalidDefinition(sort_problems(problems))
     data: dict[str, Any] = source.data  # type: ignore[assignment]
@@ -83,6 +88,25 @@ def _find_program_problems(source: Source, data: Mapping[str, object]) -> Iterat
             yield source.problem((key, 0), "is an empty name of a program", "write its name or path")
 
 
+def _find_volume_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
+    """What the schema cannot say of volumes; passes over what has a wrong type."""
+    volumes = data.get("volumes")
+    for key in ("volume", "mount_path"):
+        seen: dict[str, int] = {}
+        for i, mount in enumerate(volumes if isinstance(volumes, list) else []):
+            value = mount.get(key) if isinstance(mount, Mapping) else None
+            if not isinstance(value, str):
+                continue
+            first = seen.setdefault(value, i)
+            if first != i:
+                what = f"{value} stands in volumes[{first}] already"
+                yield source.problem(("volumes", i, key), what, "write each once")
+            if key == "mount_path" and "/".join(value.split("/")[:2]) in _COVERED:
+                what = f"{value} is covered by the guest's own file systems"
+                hint = f"use a path that is not in {', '.join(sorted(_COVERED))}"
+                yield source.problem(("volumes", i, key), what, hint)
+
+
 def _program_strings(data: Mapping[str, object]) -> Iterator[tuple[KeyPath, str]]:
     for key in ("entrypoint", "cmd"):
         argv = data.get(key)
@@ -119,6 +143,8 @@ def _convert(key: str, value: Any, source: Source) -> object:
             return int(value)
         case "entrypoint" | "cmd":
             return tuple(value)
+        case "volumes":
+            return tuple(VolumeMount(**mount) for mount in value)
         case "mode":
             return Mode(value)
         case "image_pull":
@@ -152,6 +178,8 @@ def definition_to_json(definition: Definition) -> dict[str, object]:
             result[key] = format_size(value)
         elif "x-duration" in rule:
             result[key] = format_duration(value)
+        elif key == "volumes":
+            result[key] = [asdict(mount) for mount in value]
         elif key == "unit":
             result[key] = {k: _unit_to_json(rule["properties"][k]["x-unit"], v) for k, v in value.items()}
         elif value is None:

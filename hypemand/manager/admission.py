@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""May a VM start, by what the host has? Pure, but for reading the host's memory."""
+"""May a VM start, by what the host has? Pure, but for reading the host's memory and room."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from hypemand.config.host import MemoryPolicy
+from hypemand.config.host import DiskPolicy, MemoryPolicy
 from hypemand.config.sizes import format_size
 from hypemand.errors import InsufficientResources
 
@@ -21,6 +23,21 @@ def read_total_memory(path: Path = _MEMINFO) -> int:
     raise ValueError(f"{path} has no MemTotal")
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes of the file system that `folder` is on: all of it, and what is free."""
+
+    folder: Path
+    total: int
+    free: int
+
+
+def read_room(folder: Path) -> Room:
+    """What the file system of a folder has."""
+    about = os.statvfs(folder)
+    return Room(folder, about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize)
+
+
 def check_memory(name: str, wanted: int, committed: int, total: int, policy: MemoryPolicy) -> None:
     """Raise InsufficientResources, with the figures, when a VM of `wanted` bytes does not fit beside the
     `committed` bytes of the VMs that are active on a host of `total` bytes."""
@@ -34,6 +51,26 @@ def check_memory(name: str, wanted: int, committed: int, total: int, policy: Mem
         f" {policy.overcommit:g}, and active VMs hold {_shown(committed)}",
         hint="lower memory: in its definition, stop another VM, or raise memory.overcommit in"
         " /etc/hypemand/hypemand.yaml",
+    )
+
+
+def check_disk(what: str, wanted: int, promised: int, room: Room, policy: DiskPolicy) -> None:
+    """Raise InsufficientResources, with the figures, when `wanted` more bytes do not fit beside the
+    `promised` bytes of all other disks and volumes, or hardly anything is free."""
+    if room.free < policy.reserve:
+        raise InsufficientResources(
+            f"{what} needs disk, but {_shown(room.free)} are free on the file system of {room.folder}, of"
+            f" which {_shown(policy.reserve)} are kept",
+            hint="hypemanctl df shows what takes it; or lower disk.reserve in /etc/hypemand/hypemand.yaml",
+        )
+    usable = int(max(room.total - policy.reserve, 0) * policy.overcommit)
+    if promised + wanted <= usable:
+        return
+    raise InsufficientResources(
+        f"{what} wants {_shown(wanted)} of disk, but {_shown(max(usable - promised, 0))} are left: the file"
+        f" system of {room.folder} has {_shown(room.total)}, keeps {_shown(policy.reserve)} at an overcommit"
+        f" of {policy.overcommit:g}, and disks and volumes are promised {_shown(promised)}",
+        hint="ask for less, remove VMs or volumes, or raise disk.overcommit in /etc/hypemand/hypemand.yaml",
     )
 
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import hypemand.unit
-from hypemand.config.definition import Definition, Mode
+from hypemand.config.definition import Definition, Mode, VolumeMount
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.manager.inventory import VmRecord
 from hypemand.qemu.accel import AccelKind
-from hypemand.qemu.commandline import VmmFiles, VmmPlan, kernel_words, memory_overhead, qemu_arguments
+from hypemand.qemu.commandline import (
+    VmmFiles,
+    VmmPlan,
+    VolumeFile,
+    kernel_words,
+    memory_overhead,
+    qemu_arguments,
+)
 from hypemand.qemu.host import VmmHost
-from hypemand.storage.configdisk import GuestConfig
+from hypemand.storage.configdisk import GuestConfig, GuestVolume
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
+from hypemand.storage.volumes import Volume
 from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan, unit_name
 
@@ -25,8 +34,8 @@ _SHELL = "/bin/sh"
 _CONFIG = "config.img"
 _PYTHON_MODULE = (sys.executable, "-I", "-m")
 _VMM_SCRIPT = Path(next(iter(hypemand.unit.__path__))) / "vmm.sh"
-# what the VMM's own threads may take beside the guest's CPUs
-_VMM_CPUS = 0.5
+# what the VMM's own threads may take beside the guest's CPUs: less than one slows down a guest's random IO
+_VMM_CPUS = 1.0
 # QEMU serves up to 64 requests to disks with a thread each (util/thread-pool.c), and aborts if it cannot make
 # one
 _VMM_TASKS = 64 + 32
@@ -51,9 +60,22 @@ class Places:
         return self.state / "disk.ext4"
 
     @property
+    def templates(self) -> Path:
+        """What disks are made from, of all VMs."""
+        return self.state.parent.parent / "templates"
+
+    @property
     def config(self) -> Path:
         """The config disk."""
         return self.runtime / _CONFIG
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A volume that a VM gets, and where."""
+
+    volume: Volume
+    mount: VolumeMount
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +86,17 @@ class Plan:
     unit: UnitPlan
 
 
-def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmHost, places: Places) -> Plan:
+def make_plan(
+    record: VmRecord,
+    definition: Definition,
+    image: Image,
+    host: VmmHost,
+    places: Places,
+    volumes: Sequence[Attached] = (),
+) -> Plan:
     """Work out a start. Raises InvalidDefinition when definition and image together do not make a program."""
     guest = resolve_program(definition, image)
+    guest = replace(guest, volumes=tuple(map(_guest_volume, volumes)))
     if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):
         what = f"in systemd mode the program must be an absolute path, not {guest.argv[0]}"
         raise InvalidDefinition([Problem("", 0, 0, "cmd", what, "write the init's path, as in /sbin/init")])
@@ -80,7 +110,7 @@ def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmH
         vcpus=definition.vcpus,
         tsc_khz=host.tsc_khz,
         mode=guest.mode,
-        files=_vmm_files(places.own, with_headers=headers is not None),
+        files=_vmm_files(places.own, volumes, with_headers=headers is not None),
     )
     unit = UnitPlan(
         vm=record.name,
@@ -95,9 +125,14 @@ def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmH
             (host.initrd, places.own.initrd),
             (image.rootfs, places.own.image),
             *([(headers, places.own.headers)] if headers is not None else []),
+            *_volume_places(volumes, places.own, writable=False),
             *outside_usr([host.binary, _VMM_SCRIPT]),
         ),
-        writable=((places.runtime, places.own.runtime), (places.disk, places.own.disk)),
+        writable=(
+            (places.runtime, places.own.runtime),
+            (places.disk, places.own.disk),
+            *_volume_places(volumes, places.own, writable=True),
+        ),
         memory_max=definition.memory + memory_overhead(vmm.accel),
         cpu_quota=definition.vcpus + _VMM_CPUS,
         tasks_max=_VMM_TASKS + definition.vcpus,
@@ -110,7 +145,27 @@ def make_plan(record: VmRecord, definition: Definition, image: Image, host: VmmH
     return Plan(guest, unit)
 
 
-def _vmm_files(own: Own, *, with_headers: bool) -> VmmFiles:
+def _guest_volume(attached: Attached) -> GuestVolume:
+    mount = attached.mount
+    return GuestVolume(
+        serial=attached.volume.serial,
+        path=mount.mount_path,
+        readonly=not mount.writes,
+        required=mount.required,
+        overlay=mount.overlay,
+    )
+
+
+def _volume_places(volumes: Sequence[Attached], own: Own, *, writable: bool) -> list[tuple[Path, Path]]:
+    """Of those that the VM writes to, or of the others: the place on the host, the one in its root."""
+    return [
+        (attached.volume.disk, own.volume(number))
+        for number, attached in enumerate(volumes)
+        if attached.mount.writes is writable
+    ]
+
+
+def _vmm_files(own: Own, volumes: Sequence[Attached], *, with_headers: bool) -> VmmFiles:
     return VmmFiles(
         kernel=own.kernel,
         initrd=own.initrd,
@@ -122,6 +177,10 @@ def _vmm_files(own: Own, *, with_headers: bool) -> VmmFiles:
         report=own.runtime / "report.sock",
         stop=own.runtime / "stop.sock",
         headers=own.headers if with_headers else None,
+        volumes=tuple(
+            VolumeFile(own.volume(number), attached.volume.serial, readonly=not attached.mount.writes)
+            for number, attached in enumerate(volumes)
+        ),
     )
 
 
@@ -140,7 +199,8 @@ def _stop_post_command(
 ) -> tuple[str, ...]:
     agent = "1" if definition.guest_agent else "0"
     arguments = (str(places.state), unit_name(record.name), str(guest.stop_signal), agent, guest.mode.value)
-    return (*_PYTHON_MODULE, "hypemand.unit.exit", *arguments)
+    fresh = () if definition.persistent else (str(definition.disk), str(record.uid), str(places.templates))
+    return (*_PYTHON_MODULE, "hypemand.unit.exit", *arguments, *fresh)
 
 
 def stop_grace(stop_timeout: float | None) -> int:

@@ -8,15 +8,16 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from hypemand.agent.channel import AgentChannel
 from hypemand.boot.tracker import Moment
-from hypemand.config.definition import Definition, ImagePull, Origin
+from hypemand.config.definition import Definition, ImagePull, Origin, VolumeMount
 from hypemand.config.host import HostConfig
+from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import (
     AlreadyExists,
     Ambiguous,
@@ -28,12 +29,13 @@ from hypemand.errors import (
     WrongState,
 )
 from hypemand.log import MessageId
-from hypemand.manager.admission import check_memory, read_total_memory
+from hypemand.manager.admission import check_disk, check_memory, read_room, read_total_memory
+from hypemand.manager.claims import Claims, Holder
 from hypemand.manager.facts import boot_facts
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import ImagePin, Inventory, VmRecord
 from hypemand.manager.logs import VmLog, follow_log
-from hypemand.manager.plan import Places, Plan, make_plan
+from hypemand.manager.plan import Attached, Places, Plan, make_plan
 from hypemand.manager.view import (
     CopyIn,
     CopyOut,
@@ -49,10 +51,11 @@ from hypemand.manager.vm import Vm, VmServices
 from hypemand.qemu.host import find_vmm_host
 from hypemand.state import Operation, State, check_allowed
 from hypemand.storage.configdisk import GuestConfig, write_config_disk
-from hypemand.storage.disks import ensure_disk, find_size_problem
+from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.store import ImageUse
+from hypemand.storage.volumes import Volume, VolumeStore, prepare_volume
 from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import Own, make_root
 from hypemand.systemd.units import handle_name
@@ -80,8 +83,10 @@ class VmManager:
         self._services = services
         self.inventory = Inventory(config.state_dir / "vms", config.uid_range, userdb)
         self._vms: dict[str, Vm] = {}
-        # bytes of memory of the VMs that are being started and that systemd does not know yet
-        self._starting: dict[str, int] = {}
+        # of the VMs that are being started and that systemd does not know yet
+        self._starting: dict[str, Definition] = {}
+        self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
+        self.claims = Claims(self.volumes, self._holders)
         self._easing: asyncio.Task[None] | None = None
         # names of VMs whose files have problems; set by the reloader
         self.broken: frozenset[str] = frozenset()
@@ -91,6 +96,7 @@ class VmManager:
     async def recover(self) -> None:
         """Learn what there is, and what of it runs: from the records, then from systemd."""
         self.inventory.load()
+        await asyncio.to_thread(self.volumes.load)
         self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
         make_root(self._vmm_root, self._vmm_own)
         for record in self.inventory:
@@ -106,6 +112,10 @@ class VmManager:
             if name not in self._vms:
                 _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
                 await self._services.units.stop(f"hypeman-vm-{name}.service")
+        for vm in self:
+            if vm.record.origin is Origin.HELPER:
+                _log.info("removing VM %s, whose work on a volume was cut off", vm.name)
+                await self.delete_vm(vm.name)
 
     async def resync(self) -> None:
         """Look at everything again, after signals may have been missed."""
@@ -116,6 +126,10 @@ class VmManager:
         if self._easing is not None:
             await self._easing
         await asyncio.gather(*(vm.detach() for vm in self._vms.values()))
+
+    @property
+    def _templates(self) -> Path:
+        return self.config.state_dir / "templates"
 
     @property
     def _runtime_root(self) -> Path:
@@ -186,20 +200,75 @@ class VmManager:
                 uses.append(ImageUse(vm.name, record.pin.name, record.pin.digest))
         return uses
 
+    # volumes and room
+
+    def _holders(self) -> Iterator[Holder]:
+        for vm in self._vms.values():
+            if vm.record.origin is not Origin.HELPER:
+                yield Holder(vm.name, vm.record.id, vm.record.definition, running=False)
+            if vm.name in self._starting:
+                yield Holder(vm.name, vm.record.id, self._starting[vm.name], running=True)
+            elif vm.state.is_vmm_active:
+                yield Holder(vm.name, vm.record.id, vm.definition_in_use, running=True)
+
+    def check_room(self, what: str, wanted: int, *, but: str = "") -> None:
+        """Raise InsufficientResources unless the host's disk can hold `wanted` bytes more: of the VM `but`,
+        or of the volume of that id, in place of what it has now."""
+        room = read_room(self.config.state_dir)
+        check_disk(what, wanted, self.promised_room(but=but), room, self.config.disk)
+
+    def promised_room(self, *, but: str = "") -> int:
+        """Bytes that disks and volumes may grow to, all but those of `but`."""
+        disks = sum(vm.record.definition.disk for vm in self if vm.name != but)
+        return disks + sum(volume.size for volume in self.volumes if volume.id != but)
+
+    async def attach_volume(self, ref: str, mount: VolumeMount) -> VmView:
+        """See `Manager`."""
+        return await self._change_volumes(ref, mount.volume, mount)
+
+    async def detach_volume(self, ref: str, volume: str) -> VmView:
+        """See `Manager`."""
+        return await self._change_volumes(ref, volume, None)
+
+    async def _change_volumes(self, ref: str, volume_ref: str, mount: VolumeMount | None) -> VmView:
+        vm = self._get(ref)
+        volume = self.volumes.get(volume_ref)
+        async with _hold(vm):
+            await vm.refresh()
+            if vm.record.origin is Origin.FILE and not vm.removed:
+                raise WrongState(
+                    f"VM {vm.name} is defined in {self.config.vm_dir}/{vm.name}.yaml",
+                    hint="change volumes: in that file, then systemctl reload hypemand",
+                )
+            if vm.state is not State.STOPPED:
+                raise WrongState(
+                    f"VM {vm.name} is {vm.state}, and its machine type (microvm) cannot plug disks meanwhile",
+                    hint=f"stop {vm.name}, then try again",
+                )
+            definition = _with_volumes(self.volumes, vm.record.definition, volume, mount)
+            vm.record = self.inventory.update(vm.name, definition, vm.record.origin)
+            vm.poke()
+        return vm.view()
+
     # defining
 
     async def create_vm(self, definition: Definition, *, start: bool) -> VmView:
         """See `Manager`."""
+        return await self.create_vm_of(definition, Origin.API, start=start)
+
+    async def create_vm_of(self, definition: Definition, origin: Origin, *, start: bool) -> VmView:
+        """`create_vm`, or a VM that works for the daemon itself."""
         self._check_name_free(definition.name)
         image = await self._images.have(definition.image, "", definition.image_pull)
         host = find_vmm_host(self.config) if start else None
         if host is not None:
             self._check_memory(definition)
+            self.check_room(f"VM {definition.name}", definition.disk)
         async with self._images.choosing:
             # it may have gone while we looked, and another VM may have come
             self._check_name_free(definition.name)
             image = await self._images.keep(image)
-            vm = self._adopt(self.inventory.add(definition, Origin.API, _derive_pin(definition, image)))
+            vm = self._adopt(self.inventory.add(definition, origin, _derive_pin(definition, image)))
         try:
             if host is not None:
                 make_plan(vm.record, definition, image, host, self._places(vm.name))
@@ -255,7 +324,8 @@ class VmManager:
     # starting
 
     def _check_memory(self, definition: Definition) -> None:
-        held = {vm.name: vm.committed_memory for vm in self._vms.values()} | self._starting
+        held = {vm.name: vm.committed_memory for vm in self._vms.values()}
+        held |= {name: starting.memory for name, starting in self._starting.items()}
         committed = sum(memory for name, memory in held.items() if name != definition.name)
         total = read_total_memory()
         check_memory(definition.name, definition.memory, committed, total, self.config.memory)
@@ -324,9 +394,13 @@ class VmManager:
         image = await self._pin_image(vm, image)
         definition = vm.record.definition
         self._check_memory(definition)
-        self._starting[vm.name] = definition.memory
+        self.check_room(f"VM {vm.name}", definition.disk, but=vm.name)
+        volumes = self.claims.claim(vm.name, definition)
+        # with the volumes that it gets: what it goes without, others may have
+        definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
+        self._starting[vm.name] = definition
         try:
-            plan = await asyncio.to_thread(self._prepare, vm, image)
+            plan = await asyncio.to_thread(self._prepare, vm, image, volumes)
             vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
             if vm.has_unit:
                 await self._services.units.reset_failed(vm.unit)
@@ -341,32 +415,37 @@ class VmManager:
         await vm.refresh()
         await asyncio.to_thread(vm.keep_running_definition, definition)
 
-    def _plan(self, vm: Vm, image: Image) -> Plan:
+    def _plan(self, vm: Vm, image: Image, volumes: Sequence[Attached] = ()) -> Plan:
         """Work out its start. Blocks; run in a thread."""
         host = find_vmm_host(self.config)
-        return make_plan(vm.record, vm.record.definition, image, host, self._places(vm.name))
+        return make_plan(vm.record, vm.record.definition, image, host, self._places(vm.name), volumes)
 
     async def _check_start(self, vm: Vm, image: Image) -> None:
         """Raise what a start would: a VM that runs is not stopped for a definition that cannot be started."""
         definition = vm.record.definition
         self._check_memory(definition)
+        self.check_room(f"VM {vm.name}", definition.disk, but=vm.name)
+        self.claims.claim(vm.name, definition)
         await asyncio.to_thread(self._plan, vm, image)
         problem = await asyncio.to_thread(find_size_problem, self._places(vm.name).disk, definition.disk)
         if problem is not None:
             raise InvalidDefinition([problem])
 
-    def _prepare(self, vm: Vm, image: Image) -> Plan:
+    def _prepare(self, vm: Vm, image: Image, volumes: Sequence[Attached]) -> Plan:
         """Make what the unit needs. Blocks; run in a thread."""
         record, definition = vm.record, vm.record.definition
         places = self._places(record.name)
         runtime = places.runtime
-        plan = self._plan(vm, image)
+        plan = self._plan(vm, image, volumes)
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)
         os.mkfifo(runtime / "leader", 0o600)
         os.chown(runtime / "leader", record.uid, record.uid)
-        ensure_disk(places.disk, definition.disk, record.uid, self.config.state_dir / "templates")
+        make_disk = ensure_disk if definition.persistent else make_fresh_disk
+        make_disk(places.disk, definition.disk, record.uid, places.templates)
+        for attached in volumes:
+            prepare_volume(attached.volume.disk, record.uid, writes=attached.mount.writes)
         write_config_disk(places.config, plan.guest, uid=record.uid)
         return plan
 
@@ -548,6 +627,23 @@ def _like_the_program(request: ExecRequest, guest: GuestConfig) -> ExecRequest:
 def _derive_pin(definition: Definition, image: Image) -> ImagePin | None:
     """What a VM keeps to. A package's image changes with the package."""
     return None if image.builtin else ImagePin(definition.image, image.digest)
+
+
+def _with_volumes(
+    store: VolumeStore, definition: Definition, volume: Volume, mount: VolumeMount | None
+) -> Definition:
+    """A definition with a volume at another place, or without it. NotFound, AlreadyExists, and
+    InvalidDefinition for what no definition may say."""
+    others = tuple(m for m in definition.volumes if store.find(m.volume) != volume)
+    if mount is None and others == definition.volumes:
+        raise NotFound(f"VM {definition.name} has no volume {volume.name}")
+    if mount is not None and others != definition.volumes:
+        raise AlreadyExists(
+            f"VM {definition.name} has the volume {volume.name} already", hint="detach it first"
+        )
+    mounts = others if mount is None else (*others, mount)
+    changed = definition_to_json(replace(definition, volumes=mounts))
+    return parse_definition(definition.name, changed)
 
 
 def _has_ended(vm: Vm) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from hypemand.config.definition import Definition, ImagePull, Origin
+from hypemand.config.definition import Definition, ImagePull, Origin, VolumeMount
 from hypemand.state import HeadersStatus, State
 
 
@@ -185,6 +185,46 @@ class CopyIn(Protocol):
         """Give up: what is half there is removed. At any time."""
 
 
+class VolumeAttachment(Protocol):
+    """A volume's place in a VM that is defined, or runs, with it."""
+
+    @property
+    def vm(self) -> str: ...
+    @property
+    def vm_id(self) -> str: ...
+    @property
+    def mount(self) -> VolumeMount: ...
+    @property
+    def running(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeView:
+    """A volume at one moment. `size` and `used` (on the host) in bytes, `created_at` seconds since the epoch;
+    `ready` False: an archive is being unpacked into it."""
+
+    id: str
+    name: str
+    size: int
+    used: int
+    created_at: float
+    tags: Mapping[str, str]
+    ready: bool
+    attachments: tuple[VolumeAttachment, ...] = ()
+
+
+class VolumeFill(Protocol):
+    """A new volume that takes the members of an archive. `volume` is one to use after the end."""
+
+    @property
+    def copy(self) -> CopyIn: ...
+    @property
+    def volume(self) -> VolumeView: ...
+
+    async def set_root(self, root: FileInfo) -> None:
+        """Owner and mode of the volume's own root; after the copy has finished."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """One step of a boot. Milliseconds since the request to start; `lane` groups spans for drawing
@@ -212,6 +252,13 @@ class Manager(Protocol):
     Raises NotFound and Ambiguous for `ref`, WrongState where the state does not allow it, and what each
     method names. Methods never block the event loop.
     """
+
+    async def attach_volume(self, ref: str, mount: VolumeMount) -> VmView:
+        """Give a stopped VM a volume. NotFound (the volume), AlreadyExists, InvalidDefinition; WrongState
+        also for a VM of a file."""
+
+    async def detach_volume(self, ref: str, volume: str) -> VmView:
+        """Take a volume, by name or id, from a stopped VM. NotFound when it has no such."""
 
     async def list_vms(self) -> list[VmView]:
         """All VMs, by name."""

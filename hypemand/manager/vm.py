@@ -600,8 +600,9 @@ class Vm:
 
 
 def _runtime_part(definition: Definition) -> Definition:
-    """What of a definition makes a difference to a VM that runs."""
-    return replace(definition, autostart=False, tags={}, image_pull=ImagePull.MISSING)
+    """What of a definition makes a difference to a VM that runs: not a volume that it may go without."""
+    volumes = tuple(mount for mount in definition.volumes if mount.required)
+    return replace(definition, autostart=False, tags={}, image_pull=ImagePull.MISSING, volumes=volumes)
 
 
 def _find_leader(main_pid: int, unit: str) -> int:

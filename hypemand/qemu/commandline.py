@@ -27,6 +27,15 @@ _TCG_WORDS = (
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeFile:
+    """A volume of a VM. The guest finds its drive by `serial`, at most 20 bytes."""
+
+    path: Path
+    serial: str
+    readonly: bool
+
+
+@dataclass(frozen=True, slots=True)
 class VmmFiles:
     """Where everything of one VM stands. `headers` None: it gets no disk with kernel headers."""
 
@@ -40,6 +49,7 @@ class VmmFiles:
     report: Path
     stop: Path
     headers: Path | None = None
+    volumes: tuple[VolumeFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +153,19 @@ def _disks(files: VmmFiles) -> list[str]:
         ("disk", files.disk, False),
         ("headers", files.headers, True),
     ):
-        if path is None:
-            continue
-        options = "readonly=on" if readonly else "discard=unmap"
-        arguments += [
-            "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}",
-            "-device", f"virtio-blk-device,drive={name},serial=hypeman-{name}",
-        ]  # fmt: skip
+        if path is not None:
+            arguments += _disk(name, path, f"hypeman-{name}", readonly=readonly)
+    for number, volume in enumerate(files.volumes):
+        arguments += _disk(f"volume{number}", volume.path, volume.serial, readonly=volume.readonly)
     return arguments
+
+
+def _disk(name: str, path: Path, serial: str, *, readonly: bool) -> list[str]:
+    options = "readonly=on" if readonly else "discard=unmap"
+    return [
+        "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}",
+        "-device", f"virtio-blk-device,drive={name},serial={serial}",
+    ]  # fmt: skip
 
 
 def _quote(path: Path) -> str:

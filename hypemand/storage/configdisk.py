@@ -26,7 +26,8 @@ class GuestVolume:
     """A disk with a place of its own in the guest's root: absolute, without `.`, `..` or an empty part.
 
     `serial` is its drive's, at most 20 bytes (virtio-blk has no room for more). Without one that is not
-    `required` the guest boots all the same.
+    `required` the guest boots all the same. `overlay`: it is read only, and what is written there goes to
+    a layer on the VM's disk.
     """
 
     serial: str
@@ -34,6 +35,7 @@ class GuestVolume:
     readonly: bool = False
     required: bool = True
     fstype: str = "ext4"
+    overlay: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ def _volume_fields(volume: GuestVolume) -> Iterator[tuple[str, str]]:
     yield "readonly", "1" if volume.readonly else "0"
     yield "required", "1" if volume.required else "0"
     yield "fstype", volume.fstype
+    if volume.overlay:
+        yield "overlay", "1"
 
 
 def _interface_fields(interface: GuestInterface) -> Iterator[tuple[str, str]]:

@@ -45,6 +45,9 @@ _CHECK_TIMEOUT = 1800.0
 # e2fsck(8): 1 errors corrected, 2 corrected and a reboot is advised, which means a mounted disk.
 _CHECK_OK = (0, 1, 2)
 
+# EXT4_FEATURE_INCOMPAT_RECOVER: mounted, or left by a crash
+_RECOVER = 0x4
+
 _COPY_BYTES = 1 * MIB
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NO_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
@@ -60,9 +63,10 @@ class DiskChange(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Superblock:
-    """What is read of an ext4 superblock: its size in bytes."""
+    """What is read of an ext4 superblock: its size in bytes, and is there a journal to replay."""
 
     size: int
+    dirty: bool
 
 
 def derive_disk_size(size: int) -> int:
@@ -80,11 +84,15 @@ def _find_superblock(fd: int) -> _Superblock | None:
     if log_block > 6:
         return None
     blocks = low | (high << 32 if incompat & 0x80 else 0)
-    return _Superblock(size=blocks * (1024 << log_block))
+    return _Superblock(size=blocks * (1024 << log_block), dirty=bool(incompat & _RECOVER))
 
 
-def _read_size(path: Path) -> int:
+def read_size(path: Path) -> int:
     """Bytes of the file system in `path`, which a crash in mid-growth may leave smaller than the file."""
+    return _read_superblock(path).size
+
+
+def _read_superblock(path: Path) -> _Superblock:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         superblock = _find_superblock(fd)
@@ -95,7 +103,17 @@ def _read_size(path: Path) -> int:
             f"the disk {path} holds no ext4 file system",
             hint="restore it from a backup, or remove the file to begin with an empty disk",
         )
-    return superblock.size
+    return superblock
+
+
+def replay_journal(path: Path) -> bool:
+    """Make the file system in `path`, mounted nowhere, one that can be mounted read only: replay its journal
+    if the one who wrote it was killed. False if there was nothing to do."""
+    if not _read_superblock(path).dirty:
+        return False
+    with _name_full_disk(path):
+        run(["e2fsck", "-p", os.fspath(path)], timeout=_CHECK_TIMEOUT, ok=_CHECK_OK)
+    return True
 
 
 def find_size_problem(path: Path, size: int) -> Problem | None:
@@ -105,11 +123,17 @@ def find_size_problem(path: Path, size: int) -> Problem | None:
         return Problem("", 0, 0, "disk", what, f"from {MIN_SIZE // MIB} MiB to {MAX_SIZE // GIB} GiB")
     if not path.exists():
         return None
-    there = _read_size(path)
+    there = read_size(path)
     if derive_disk_size(size) >= there:
         return None
     what = f"{size} bytes is less than the {there} bytes that the VM's disk has; a disk never shrinks"
     return Problem("", 0, 0, "disk", what, f"write {there} or more, or remove the VM and make it anew")
+
+
+def make_fresh_disk(path: Path, size: int, uid: int, templates: Path) -> None:
+    """A new disk in place of the one that may be there; the VM must be stopped."""
+    path.unlink(missing_ok=True)
+    ensure_disk(path, size, uid, templates)
 
 
 def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
@@ -128,7 +152,7 @@ def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
             _make_disk(path, wanted, uid, templates)
             return DiskChange.MADE
         change = DiskChange.KEPT
-        if _read_size(path) < wanted:
+        if read_size(path) < wanted:
             _grow(path, wanted)
             change = DiskChange.GROWN
     os.chown(path, uid, -1, follow_symlinks=False)

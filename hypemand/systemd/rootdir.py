@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hypemand.config.definition import MAX_VOLUMES
 from hypemand.systemd.sandbox import Property
 
 _USR = Path("/usr")
@@ -60,10 +61,15 @@ class Own:
         """The disk with the guest kernel's headers."""
         return self.base / "headers"
 
+    def volume(self, number: int) -> Path:
+        """A volume, counted from 0 to MAX_VOLUMES - 1."""
+        return self.base / f"volume{number}"
+
     def make(self, root: Path) -> None:
         """Make the mount points in a root, or those that are missing."""
         (root / self.runtime.relative_to("/")).mkdir(mode=0o755, parents=True, exist_ok=True)
-        for path in (self.disk, self.image, self.kernel, self.initrd, self.headers):
+        volumes = (self.volume(number) for number in range(MAX_VOLUMES))
+        for path in (self.disk, self.image, self.kernel, self.initrd, self.headers, *volumes):
             (root / path.relative_to("/")).touch(mode=0o444)
 
 

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """ExecStopPost= of a VM's unit: give systemd the program's result and leave a record of it.
 
-``python3 -I -m hypemand.unit.exit STATE_DIR UNIT STOP_SIGNAL GUEST_AGENT MODE``, as root, with what systemd
-puts into the environment. Exits with the program's code, so that the unit's result is the program's.
+``python3 -I -m hypemand.unit.exit STATE_DIR UNIT STOP_SIGNAL GUEST_AGENT MODE [SIZE UID TEMPLATES]``, as
+root, with what systemd puts into the environment. Exits with the program's code, so that the unit's result
+is the program's.
+
+With the last three the VM's disk does not persist: it is made anew here, so that a restart by systemd has a
+fresh one too, and its room is free at once.
 
 The VMM ends with a guest that reboots. Then systemd is asked here to start the unit again: it has no rule of
 its own for that, and the daemon may not be there.
@@ -22,6 +26,7 @@ from hypemand.atomic import write_file
 from hypemand.boot.record import Ending, derive_exit_record, dump_exit_record
 from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
+from hypemand.errors import HypemandError
 from hypemand.sentinels import AgentReady, Emergency, EmergencyState, Exit, ProgramStart, parse_sentinel
 from hypemand.state import Marker
 from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journal
@@ -30,6 +35,7 @@ _LINES = 200_000
 _PANIC = b"Kernel panic - not syncing"
 _VMM = (b"qemu-system-", b"qemu: ")
 _SYSTEMCTL_DEADLINE = 5.0
+_ARGUMENTS = 6
 
 
 @dataclass(slots=True)
@@ -145,6 +151,18 @@ def _start_again(unit: str) -> None:
         print(f"not started again: {error}", file=sys.stderr)
 
 
+def _renew_disk(disk: Path, size: str, uid: str, templates: str) -> None:
+    """A fresh disk. Where it cannot be made there is none: better that a restart fails than that it finds
+    what should be gone."""
+    # here and not above: most VMs need it not, and this is on the way of every restart
+    from hypemand.storage.disks import make_fresh_disk
+
+    try:
+        make_fresh_disk(disk, int(size), int(uid), Path(templates))
+    except (OSError, HypemandError) as error:
+        print(f"no fresh disk: {error}", file=sys.stderr)
+
+
 def main() -> int:
     """Write STATE_DIR/exit.json; the exit status is the program's."""
     state, unit, stop_signal, guest_agent, mode = sys.argv[1:6]
@@ -155,6 +173,8 @@ def main() -> int:
         write_file(Path(state) / "exit.json", dump_exit_record(record).encode(), mode=0o600)
     except OSError as error:
         print(f"cannot keep the exit record: {error}", file=sys.stderr)
+    if len(sys.argv) > _ARGUMENTS:
+        _renew_disk(Path(state) / "disk.ext4", *sys.argv[_ARGUMENTS:])
     if record.reboot:
         _start_again(unit)
     return record.status

@@ -157,6 +157,20 @@ class SetUp(boot_guest.BootCase):
             self.assertIn("127.0.0.1 localhost\n", guest.console)
             self.assertIn("warning: cannot add the VM's name to /etc/hosts\n", guest.console)
 
+    def test_an_overlay_keeps_what_is_written_apart_from_its_volume(self) -> None:
+        volume = self.volume("v", a="of the volume\n")
+        before = volume.read_bytes()
+        machine = Machine(
+            drives=[("vol-0123456789abcdef", volume, True)],
+            records=[("volume", "serial=vol-0123456789abcdef,path=/data,overlay=1")],
+        )
+        script = "cat /data/a; echo new >/data/b && cat /data/b; cat /proc/mounts"
+        with self.guest("sh", "-c", script, agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertIn("of the volume\nnew\n", guest.console)
+            self.assertIn(" /data overlay rw,", guest.console)
+        self.assertEqual(volume.read_bytes(), before)
+
     def test_a_volume_as_the_root(self) -> None:
         root = self.folder / "root"
         make_root(root)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What the guest side parses, formats and looks up, against tables. Exits 1 if anything is not as it should
- * be. */
+/* What the guest side parses, formats and looks up, against tables. Exits 1 if
+ * anything is not as it should be. */
 #include "bootid.h"
 #include "box.h"
 #include "config.h"
@@ -52,7 +52,8 @@ static void expect_text(const char *got, const char *wanted, int line)
 
 static const char boot[] = "0123456789abcdef0123456789abcdef";
 
-/* An allocation of exactly the size, so that the sanitizer sees a byte too much. */
+/* An allocation of exactly the size, so that the sanitizer sees a byte too
+ * much. */
 static char *exactly(const char *bytes, size_t size)
 {
     char *copy = malloc(size > 0 ? size : 1);
@@ -131,24 +132,21 @@ static void test_sentinels(void)
     EXPECT_TEXT(line, "HYPEMAN-PROGRAM-START ts=2023-11-14T22:13:20.000000042Z mode=exec "
                       "boot=0123456789abcdef0123456789abcdef\n");
     (void)sentinel_agent_ready(line, now, boot);
-    EXPECT_TEXT(
-        line,
-        "HYPEMAN-AGENT-READY ts=2023-11-14T22:13:20.000000042Z boot=0123456789abcdef0123456789abcdef\n");
+    EXPECT_TEXT(line, "HYPEMAN-AGENT-READY ts=2023-11-14T22:13:20.000000042Z "
+                      "boot=0123456789abcdef0123456789abcdef\n");
     (void)sentinel_stage(line, "root", (struct timespec){1, 2000}, (struct timespec){12, 999999999}, boot);
-    EXPECT_TEXT(
-        line, "HYPEMAN-STAGE name=root start=1.000002 end=12.999999 boot=0123456789abcdef0123456789abcdef\n");
+    EXPECT_TEXT(line, "HYPEMAN-STAGE name=root start=1.000002 end=12.999999 "
+                      "boot=0123456789abcdef0123456789abcdef\n");
     (void)sentinel_exit(line, 127, "a \"b\" \\ c\nd\x7f\x1b \xc3\xa4", boot);
     EXPECT_TEXT(line, "HYPEMAN-EXIT code=127 message=\"a \\\"b\\\" \\\\ c?d?? \xc3\xa4\" "
                       "boot=0123456789abcdef0123456789abcdef\n");
 
     (void)sentinel_headers_start(line, now, boot);
-    EXPECT_TEXT(
-        line,
-        "HYPEMAN-HEADERS-START ts=2023-11-14T22:13:20.000000042Z boot=0123456789abcdef0123456789abcdef\n");
+    EXPECT_TEXT(line, "HYPEMAN-HEADERS-START ts=2023-11-14T22:13:20.000000042Z "
+                      "boot=0123456789abcdef0123456789abcdef\n");
     (void)sentinel_headers_ready(line, now, boot);
-    EXPECT_TEXT(
-        line,
-        "HYPEMAN-HEADERS-READY ts=2023-11-14T22:13:20.000000042Z boot=0123456789abcdef0123456789abcdef\n");
+    EXPECT_TEXT(line, "HYPEMAN-HEADERS-READY ts=2023-11-14T22:13:20.000000042Z "
+                      "boot=0123456789abcdef0123456789abcdef\n");
     (void)sentinel_headers_failed(line, now, "no \"disk\"\n", boot);
     EXPECT_TEXT(line, "HYPEMAN-HEADERS-FAILED ts=2023-11-14T22:13:20.000000042Z "
                       "boot=0123456789abcdef0123456789abcdef error=\"no \\\"disk\\\"?\"\n");
@@ -208,7 +206,8 @@ static void test_last_words(void)
     EXPECT_TEXT(last_words_for("reboot", false).message, "rebooted from inside");
     EXPECT(last_words_for("reboot", false).reboot && last_words_for("kexec", false).reboot);
     EXPECT(!last_words_for("poweroff", false).reboot && !last_words_for("", false).reboot);
-    /* The host has asked for the end: it gets that, whatever somebody inside has asked for. */
+    /* The host has asked for the end: it gets that, whatever somebody inside has
+     * asked for. */
     EXPECT(!last_words_for("reboot", true).reboot);
     EXPECT_TEXT(last_words_for("reboot", true).message, "stopped on request: powered off in order");
 }
@@ -340,13 +339,16 @@ static void test_stop_line(void)
     EXPECT(stop_order("poweroff 10") == -1 && stop_order("poweroff\n") == -1 &&
            stop_order("poweroff -1\n") == -1);
     EXPECT(stop_order("poweroff 86401\n") == -1 && stop_order("reboot 1\n") == -1);
-    EXPECT(stop_order("xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxpoweroff 3\n") == -1);
-    EXPECT(stop_order("xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\npoweroff 3\n") == 3);
+    EXPECT(stop_order("xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxpower"
+                      "off 3\n") == -1);
+    EXPECT(stop_order("xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\npow"
+                      "eroff 3\n") == 3);
 }
 
 static void test_kernel_log(void)
 {
-    EXPECT(kernel_log_oom_victim("3,512,123,-;Out of memory: Killed process 41 (tail) total-vm:1kB\n") == 41);
+    EXPECT(kernel_log_oom_victim("3,512,123,-;Out of memory: Killed process 41 "
+                                 "(tail) total-vm:1kB\n") == 41);
     EXPECT(kernel_log_oom_victim("3,5,1,-;Memory cgroup out of memory: Killed process 7 (x)\n") == 7);
     EXPECT(kernel_log_oom_victim("11,5,1,-;Out of memory: Killed process 7 (x)\n") ==
            0); /* From user space. */
@@ -378,8 +380,8 @@ static void test_config(void)
 {
     struct config config;
     struct reason why;
-    static const char whole[] =
-        FIXED "mode=exec\0arg=sh\0arg=-c\0env=A=1\0workdir=/w\0user=app\0stop_signal=2\0new=1";
+    static const char whole[] = FIXED "mode=exec\0arg=sh\0arg=-c\0env=A=1\0workdir=/"
+                                      "w\0user=app\0stop_signal=2\0new=1";
     EXPECT(parse_config(whole, sizeof whole, &config, &why));
     EXPECT(config.agent && !config.headers && config.mode == MODE_EXEC && config.stop_signal == 2);
     EXPECT_TEXT(config.argv[1], "-c");
@@ -458,8 +460,9 @@ static void test_config_of_volumes(void)
     struct config config;
     struct reason why;
     static const char three[] = RUNS "volume=serial=v2,path=/data/in%2Cner,readonly=1,required=0,new=1\0"
-                                     "volume=serial=v1,path=/data\0volume=serial=v3,path=/a,fstype=erofs";
-    EXPECT(parse_config(three, sizeof three, &config, &why) && config.volumes.count == 3);
+                                     "volume=serial=v1,path=/data\0volume=serial=v3,path=/a,fstype=erofs\0"
+                                     "volume=serial=v4,path=/z,overlay=1";
+    EXPECT(parse_config(three, sizeof three, &config, &why) && config.volumes.count == 4);
     EXPECT_TEXT(config.volumes.all[0].path, "/a");
     EXPECT(config.volumes.all[0].readonly && config.volumes.all[0].required);
     EXPECT_TEXT(config.volumes.all[1].path, "/data");
@@ -468,6 +471,8 @@ static void test_config_of_volumes(void)
     EXPECT_TEXT(config.volumes.all[2].path, "/data/in,ner");
     EXPECT_TEXT(config.volumes.all[2].serial, "v2");
     EXPECT(config.volumes.all[2].readonly && !config.volumes.all[2].required);
+    EXPECT(!config.volumes.all[2].overlay);
+    EXPECT(config.volumes.all[3].overlay && config.volumes.all[3].readonly);
     EXPECT(!volumes_hold_etc(&config.volumes));
     config_free(&config);
     static const struct {
@@ -488,10 +493,11 @@ static void test_config_of_networks(void)
 {
     struct config config;
     struct reason why;
-    static const char whole[] =
-        RUNS "net=mac=52:54:00:AB:cd:01,name=eth0,mtu=1400,address=10.1.2.3/24,address=fd00::3/64,"
-             "gateway=10.1.2.1,gateway=fe80::1,new=1\0net=mac=52:54:00:ab:cd:02\0dns=10.1.2.1\0dns=fd00::1\0"
-             "search=example.org\0search=lan";
+    static const char whole[] = RUNS "net=mac=52:54:00:AB:cd:01,name=eth0,mtu=1400,address=10.1.2.3/"
+                                     "24,address=fd00::3/64,"
+                                     "gateway=10.1.2.1,gateway=fe80::1,new=1\0net=mac=52:54:00:ab:cd:"
+                                     "02\0dns=10.1.2.1\0dns=fd00::1\0"
+                                     "search=example.org\0search=lan";
     EXPECT(parse_config(whole, sizeof whole, &config, &why) && config.network.count == 2);
     const struct interface *first = &config.network.interfaces[0];
     EXPECT_TEXT(first->mac, "52:54:00:ab:cd:01");
@@ -524,6 +530,9 @@ static void test_config_of_set_up_refused(void)
         {"volume=serial=v,path=/a//b", "expected an absolute path"},
         {"volume=serial=v,path=/a/", "expected an absolute path"},
         {"volume=serial=v,path=/a,readonly=yes", "readonly=yes: expected 0 or 1"},
+        {"volume=serial=v,path=/a,overlay=2", "overlay=2: expected 0 or 1"},
+        {"volume=serial=../v,path=/a,overlay=1", "serial=../v: no overlay"},
+        {"volume=serial=a/v,path=/a,overlay=1", "serial=a/v: no overlay"},
         {"volume=serial=v,path=/a,fstype=xfs", "fstype=xfs: expected ext4 or erofs"},
         {"volume=serial", "fields cannot be read"},
         {"net=name=eth0", "needs a mac"},

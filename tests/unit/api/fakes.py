@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from hypemand.config.definition import Definition, ImagePull, Origin
+from hypemand.config.definition import Definition, ImagePull, Origin, VolumeMount
 from hypemand.errors import (
     AlreadyExists,
     Ambiguous,
@@ -106,6 +106,23 @@ class FakeManager:
         if not fitting:
             raise NotFound(f"there is no VM {ref}", hint="hypemanctl list shows those that are")
         return fitting[0]
+
+    async def attach_volume(self, ref: str, mount: VolumeMount) -> VmView:
+        view = self.find(ref).view
+        if view.state is not State.STOPPED:
+            raise WrongState(f"{view.name} is {view.state}")
+        return await self._set_volumes(view, (*view.definition.volumes, mount))
+
+    async def detach_volume(self, ref: str, volume: str) -> VmView:
+        view = self.find(ref).view
+        kept = tuple(mount for mount in view.definition.volumes if mount.volume != volume)
+        if kept == view.definition.volumes:
+            raise NotFound(f"{view.name} has no volume {volume}")
+        return await self._set_volumes(view, kept)
+
+    async def _set_volumes(self, view: VmView, volumes: tuple[VolumeMount, ...]) -> VmView:
+        changed = replace(view.definition, volumes=volumes)
+        return await self.set_state(view.name, view.state, definition=changed)
 
     async def list_vms(self) -> list[VmView]:
         self.listed.set()

@@ -23,6 +23,7 @@ from hypemand.api.services import Limits, Services
 from hypemand.api.tokens import TokenStore
 from tests.openapi_check import Description, parse_events
 from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
+from tests.unit.api.fakevolumes import FakeVolumes
 
 DEADLINE = 20.0
 DEFAULTS = Limits()
@@ -67,6 +68,7 @@ class Api:
     path: Path
     manager: FakeManager
     images: FakeImages
+    volumes: FakeVolumes
     services: Services
     session: aiohttp.ClientSession
     stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -108,8 +110,9 @@ async def run_api(folder: Path, limits: Limits = DEFAULTS) -> AsyncIterator[Api]
     listener.listen()  # as systemd hands it over: who comes early waits
     timeout = aiohttp.ClientTimeout(total=DEADLINE)
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout) as session:
-        services = Services(manager, images, tokens, fake_reload, spool=folder)
-        api = Api(path, manager, images, services, session)
+        volumes = FakeVolumes(manager)
+        services = Services(manager, images, tokens, volumes, fake_reload, spool=folder)
+        api = Api(path, manager, images, volumes, services, session)
         served = asyncio.create_task(_serve(make_app(services, limits), listener, api.stop))
         try:
             yield api

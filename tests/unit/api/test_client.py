@@ -2,7 +2,9 @@
 """The published client library against the server, unchanged."""
 
 import asyncio
+import io
 import os
+import tarfile
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -107,6 +109,76 @@ def test_images(tmp_path: Path) -> None:
             client.images.get("spare")
         with pytest.raises(hypeman.ConflictError):
             client.images.delete("example.org/team/app:v1")
+
+    use_client(tmp_path, work)
+
+
+def test_volumes(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        made = client.volumes.create(name="data", size_gb=2, tags={"team": "x"})
+        assert (made.name, made.size_gb, made.tags, made.attachments) == ("data", 2, {"team": "x"}, [])
+        own = client.volumes.create(name="own", size_gb=1, id="my-id")
+        assert own.id == "my-id"
+        assert [volume.name for volume in client.volumes.list()] == ["data", "own"]
+        assert [volume.name for volume in client.volumes.list(tags={"team": "x"})] == ["data"]
+        instance = client.instances.create(
+            image=IMAGE,
+            name="web",
+            volumes=[{"volume_id": "data", "mount_path": "/srv", "readonly": True}],
+        )
+        assert instance.volumes is not None
+        assert (instance.volumes[0].volume_id, instance.volumes[0].readonly) == ("data", True)
+        attachments = client.volumes.get("data").attachments
+        assert attachments is not None
+        attachment = attachments[0]
+        assert (attachment.instance_id, attachment.mount_path) == (instance.id, "/srv")
+        with pytest.raises(hypeman.ConflictError, match="attached to web"):
+            client.volumes.delete("data")
+        client.volumes.delete("own")
+        with pytest.raises(hypeman.NotFoundError):
+            client.volumes.get("own")
+
+    use_client(tmp_path, work)
+
+
+def test_volumes_are_attached_and_detached_while_the_instance_is_stopped(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        api.manager.add("web")
+        api.manager.add("busy", state=State.RUNNING)
+        client.volumes.create(name="data", size_gb=1)
+        with_it = client.instances.volumes.attach("data", id="web", mount_path="/srv", readonly=True)
+        assert with_it.volumes is not None
+        assert (with_it.volumes[0].mount_path, with_it.volumes[0].readonly) == ("/srv", True)
+        without = client.instances.volumes.detach("data", id="web")
+        assert without.volumes == []
+        with pytest.raises(hypeman.ConflictError):
+            client.instances.volumes.attach("data", id="busy", mount_path="/srv")
+
+    use_client(tmp_path, work)
+
+
+def test_a_volume_of_an_archive(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w:gz") as tar:
+            root = tarfile.TarInfo("./")
+            root.type, root.mode, root.uid = tarfile.DIRTYPE, 0o700, 70
+            tar.addfile(root)
+            big = tarfile.TarInfo("./big")
+            big.size = 3 * 1024 * 1024
+            tar.addfile(big, io.BytesIO(bytes(range(256)) * (big.size // 256)))
+        made = client.volumes.create_from_archive(
+            data.getvalue(), name="filled", size_gb=1, tags={"team": "x"}
+        )
+        assert (made.name, made.tags) == ("filled", {"team": "x"})
+        assert len(api.volumes.files["filled"].files["/volume/big"].data) == big.size
+        root_entry = api.volumes.fills[0].root
+        assert root_entry is not None
+        assert (root_entry.mode, root_entry.uid) == (0o700, 70)
+        for broken in (data.getvalue()[:-1000], b"\x1f\x8bno gzip", b"x" * 1024):
+            with pytest.raises(hypeman.BadRequestError):
+                client.volumes.create_from_archive(broken, name="bad", size_gb=1)
+            assert "bad" not in api.volumes.volumes
 
     use_client(tmp_path, work)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import pytest
 
 from hypemand.api.create import CreateRequest, generate_name, parse_create
-from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Restart
+from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Restart, VolumeMount
 from hypemand.config.names import is_name
-from hypemand.errors import HypemandError, InvalidDefinition
+from hypemand.errors import HypemandError, InvalidDefinition, InvalidRequest
 from tests.openapi_check import Description
 from tests.unit.api.fakes import IMAGE
 
@@ -33,6 +33,7 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
         "restart_policy": {"policy": "on_failure"},
         "network": {"enabled": False},
         "hypervisor": "qemu-microvm",
+        "volumes": [{"volume_id": "data", "mount_path": "/srv"}],
     }
     described = Description().document["components"]["schemas"]["CreateInstance"]["properties"]
     assert set(body) == set(described)
@@ -47,6 +48,7 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
             entrypoint=("sh",),
             env={"A": "1"},
             tags={"t": "v"},
+            volumes=(VolumeMount("data", "/srv"),),
             guest_agent=False,
             kernel_headers=False,
             restart=Restart.ON_FAILURE,
@@ -71,7 +73,12 @@ def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
     ("part", "keys"),
     [
         ({"gpu": {}, "ttl": "1h"}, ["gpu", "ttl"]),
-        ({"volumes": []}, ["volumes"]),
+        ({"volumes": {}}, ["volumes"]),
+        ({"volumes": [7]}, ["volumes[0]"]),
+        ({"volumes": [{"mount_path": "/a"}]}, ["volumes[0].volume_id"]),
+        ({"volumes": [{"volume_id": "UP", "mount_path": "a"}]},
+         ["volumes[0].mount_path", "volumes[0].volume_id"]),
+        ({"volumes": [{"volume_id": "a", "mount_path": "/a", "size": 1}]}, ["volumes[0].size"]),
         ({"platform": "linux/amd64"}, ["platform"]),
         ({"memory": "1G"}, ["memory"]),
         ({"size": "a lot", "vcpus": 0}, ["size", "vcpus"]),
@@ -139,3 +146,22 @@ def test_a_wrong_native_body_is_refused_by_name(body: dict[str, object], words: 
     with pytest.raises(HypemandError, match=words) as caught:
         parse(body)
     assert caught.value.status == 400
+
+
+def test_volumes_are_those_of_the_client() -> None:
+    mounts = [
+        {"volume_id": "data", "mount_path": "/srv", "readonly": None},
+        {"volume_id": "base", "mount_path": "/opt/base", "overlay": True, "overlay_size": "1GB"},
+    ]
+    definition = parse(BASE | {"volumes": mounts}).definition
+    assert definition.volumes == (
+        VolumeMount("data", "/srv"),
+        VolumeMount("base", "/opt/base", overlay=True),
+    )
+
+
+@pytest.mark.parametrize("size", ["11GB", "much", 1.5, True])
+def test_an_overlay_that_the_disk_cannot_hold_is_refused(size: object) -> None:
+    mounts = [{"volume_id": "base", "mount_path": "/b", "overlay": True, "overlay_size": size}]
+    with pytest.raises(InvalidRequest, match="overlay_size: "):
+        parse(BASE | {"volumes": mounts})

@@ -12,14 +12,18 @@ from hypemand.api.routes import Routes
 from hypemand.api.server import make_app
 from hypemand.api.services import Limits, Services
 from hypemand.api.tokens import TokenStore
+from hypemand.api.volumes import VolumeRoutes
 from hypemand.config.schema import load_schema
 from hypemand.state import State
 from tests.openapi_check import Description, Json
 from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
+from tests.unit.api.fakevolumes import FakeVolumes
 
 
 def services() -> Services:
-    return Services(FakeManager(), FakeImages(), TokenStore(Path("/nowhere")), fake_reload)
+    manager = FakeManager()
+    tokens = TokenStore(Path("/nowhere"))
+    return Services(manager, FakeImages(), tokens, FakeVolumes(manager), fake_reload)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
@@ -29,11 +33,11 @@ def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
 
 
 def test_no_handler_is_left_without_a_route() -> None:
-    routes = Routes(services(), asyncio.Event(), Limits())
-    used = {route.handler.__name__ for route in routes.table()}
-    named = {**vars(Routes), **vars(ImageRoutes)}
-    public = {name for name in named if not name.startswith("_")} - {"table"}
-    assert used == public
+    for kind in (Routes, ImageRoutes, VolumeRoutes):
+        routes = kind(services(), asyncio.Event(), Limits())
+        used = {route.handler.__name__ for route in routes.table()}
+        public = {name for name in vars(kind) if not name.startswith("_")} - {"table"}
+        assert used == public
 
 
 def test_every_schema_is_one_and_every_reference_leads_somewhere() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.report import Kernel, derive_goals, parse_kernel, render
+from bench.report import IO_KINDS, Kernel, derive_goals, parse_kernel, render
 
 KERNEL = "kernel booted\nours 9/9 400\ncloud 9/9 1000\nratio 0.40, goal 0.50\n"
 
@@ -43,6 +43,10 @@ def make_figures(**changes: Any) -> dict[str, Any]:
         "agent": {
             "exec": [5.0], "raw_in": [4000.0], "copy_in": [4400.0], "raw_out": [3000.0],
             "copy_out": [3100.0], "memory": [300.0],
+        },
+        "disks": {
+            "unladen": times, "laden": times, "create_first": [90.0], "create": [85.0], "command": [80.0],
+            **{f"{who}_{kind}": [100.0] for who in ("bare", "managed") for kind in IO_KINDS},
         },
         "systemd": {"ready_ms": [4000.0]},
         "image": {"tools": [2000.0], "import": [2100.0]},
@@ -104,3 +108,10 @@ def test_copies_are_judged_by_what_carries_them() -> None:
     assert [goal.what for goal in derive_goals(figures, None) if not goal.met] == [
         "copy in / raw", "init and agent, RSS"
     ]  # fmt: skip
+
+
+def test_slow_volumes_and_slow_io_are_missed_goals() -> None:
+    figures = make_figures()
+    figures["disks"] |= {"laden": [600.0], "managed_rand_read": [90.0]}
+    missed = {goal.what for goal in derive_goals(figures, None) if not goal.met}
+    assert missed == {"with / without 8 volumes", "IO bare / managed, rand_read"}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypemand.config.definition import GIB, MIB, Definition, DefinitionDefaults, Mode, Restart
+from hypemand.config.definition import GIB, MIB, Definition, DefinitionDefaults, Mode, Restart, VolumeMount
 from hypemand.config.source import parse_source
 from hypemand.config.vmdef import definition_to_json, parse_definition, parse_source_definition
 from hypemand.errors import InvalidDefinition, Problem
@@ -255,6 +255,14 @@ units: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
     "Description": st.just(("The shop",)),
 }
 spans = st.one_of(st.none(), st.integers(min_value=10, max_value=10**6).map(lambda n: n / 10))
+mounts = st.builds(
+    VolumeMount,
+    st.from_regex(r"[a-z0-9]([a-z0-9-]{0,9}[a-z0-9])?", fullmatch=True),
+    st.from_regex(r"/srv(/[a-z]{1,9}){0,3}", fullmatch=True),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
 definitions = st.builds(
     Definition,
     st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True),
@@ -262,6 +270,8 @@ definitions = st.builds(
     st.integers(min_value=64, max_value=2**20).map(lambda n: n * MIB),
     st.integers(min_value=1, max_value=64),
     st.integers(min_value=64, max_value=2**26).map(lambda n: n * MIB),
+    st.booleans(),
+    st.lists(mounts, max_size=16, unique_by=(lambda m: m.volume, lambda m: m.mount_path)).map(tuple),
     st.one_of(st.none(), st.lists(words.map(lambda w: f"/{w}"), max_size=4).map(tuple)),
     st.one_of(st.none(), st.lists(words, min_size=1, max_size=4).map(lambda w: ("sh", *w))),
     st.dictionaries(st.from_regex(r"[A-Za-z_]{1,9}", fullmatch=True), words).map(MappingProxyType),
@@ -314,3 +324,32 @@ def test_any_request_is_a_definition_or_has_problems(data: dict[str, Any]) -> No
 def test_the_examples_are_valid(examples: list[Path]) -> None:
     for path in examples:
         parse_source_definition(path.stem, parse_source(path.read_text("utf-8"), str(path)))
+
+
+VOLUMES = """\
+image: app
+volumes:
+  - volume: data
+    mount_path: /srv
+  - {volume: data, mount_path: /srv}
+  - {volume: Up, mount_path: srv/}
+  - {volume: a, mount_path: /proc/x, read_only: true}
+  - {mount_path: /a/../b}
+"""
+
+
+def test_every_mistake_in_volumes_is_told_with_its_place() -> None:
+    with pytest.raises(InvalidDefinition) as caught:
+        parse_source_definition("web", parse_source(VOLUMES, "web.yaml"))
+    told = [str(problem) for problem in caught.value.problems]
+    for place, words in (
+        ("web.yaml:5:", "data stands in volumes[0] already"),
+        ("web.yaml:5:", "/srv stands in volumes[0] already"),
+        ("web.yaml:6:", "volumes[2].volume: 'Up' does not fit; write a volume's name or id"),
+        ("web.yaml:6:", "volumes[2].mount_path: 'srv/' does not fit; write an absolute path below /"),
+        ("web.yaml:7:", "/proc/x is covered by the guest's own file systems"),
+        ("web.yaml:7:", "volumes[3].read_only: is not known; did you mean readonly?"),
+        ("web.yaml:8:", "volumes[4].volume: is missing"),
+        ("web.yaml:8:", "'/a/../b' does not fit"),
+    ):
+        assert any(line.startswith(place) and words in line for line in told), (words, told)

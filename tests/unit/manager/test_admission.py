@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from hypemand.config.definition import GIB, MIB
-from hypemand.config.host import MemoryPolicy
+from hypemand.config.host import DiskPolicy, MemoryPolicy
 from hypemand.errors import InsufficientResources
-from hypemand.manager.admission import check_memory, read_total_memory
+from hypemand.manager.admission import Room, check_disk, check_memory, read_total_memory
 
 POLICY = MemoryPolicy(overcommit=1.0, reserve=256 * MIB)
 
@@ -40,3 +40,27 @@ def test_total_memory_is_read_in_bytes(tmp_path: Path) -> None:
     path = tmp_path / "meminfo"
     path.write_text("MemFree: 1 kB\nMemTotal:       24576 kB\n")
     assert read_total_memory(path) == 24 * MIB
+
+
+ROOM = Room(Path("/state"), 100 * GIB, 20 * GIB)
+
+
+def test_disks_may_be_promised_more_than_there_is_but_not_without_end() -> None:
+    policy = DiskPolicy(overcommit=2.0, reserve=10 * GIB)
+    check_disk("VM a", 80 * GIB, 100 * GIB, ROOM, policy)
+    with pytest.raises(InsufficientResources) as caught:
+        check_disk("VM a", 81 * GIB, 100 * GIB, ROOM, policy)
+    for words in (
+        "VM a wants 81G",
+        "80G are left",
+        "has 100G",
+        "keeps 10G",
+        "overcommit of 2",
+        "promised 100G",
+    ):
+        assert words in caught.value.message
+
+
+def test_with_too_little_free_nothing_is_made() -> None:
+    with pytest.raises(InsufficientResources, match=r"20G are free on .* /state, of which 21G"):
+        check_disk("VM a", 1, 0, ROOM, DiskPolicy(reserve=21 * GIB))

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import MIB, Origin
+from hypemand.config.definition import MIB, Origin, VolumeMount
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition
 from hypemand.manager.inventory import VmRecord
-from hypemand.manager.plan import Places, Plan, make_plan, stop_grace
+from hypemand.manager.plan import Attached, Places, Plan, make_plan, stop_grace
 from hypemand.qemu.accel import Accel, AccelKind
 from hypemand.qemu.host import Kernel, VmmHost
 from hypemand.storage.images import Image, OciConfig
+from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
 
 HOST = VmmHost(
@@ -28,23 +29,23 @@ HOST = VmmHost(
 
 OWN = Own(Path("/run/hypemand/self"))
 PLACES = Places(Path("/state/web"), Path("/run/hypemand/vms/web"), Path("/run/hypemand/root"), OWN)
+IMAGE = Image(
+    name="app",
+    id="x",
+    digest="sha256:0",
+    architecture="amd64",
+    size=1,
+    created_at=0.0,
+    source="",
+    config=OciConfig(cmd=("/bin/app",), stop_signal="SIGINT"),
+    folder=Path("/images/x"),
+)
 
 
 def plan(host: VmmHost = HOST, **keys: object) -> Plan:
     definition = parse_definition("web", {"image": "app", **keys})
     record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, definition)
-    image = Image(
-        name="app",
-        id="x",
-        digest="sha256:0",
-        architecture="amd64",
-        size=1,
-        created_at=0.0,
-        source="",
-        config=OciConfig(cmd=("/bin/app",), stop_signal="SIGINT"),
-        folder=Path("/images/x"),
-    )
-    return make_plan(record, definition, image, host, PLACES)
+    return make_plan(record, definition, IMAGE, host, PLACES)
 
 
 def test_the_units_limits_leave_room_for_the_vmm() -> None:
@@ -100,3 +101,41 @@ def test_an_init_has_to_be_named_by_its_path() -> None:
 @pytest.mark.parametrize(("stop_timeout", "grace"), [(30.0, 30), (1.5, 2), (1e6, 86400), (None, 86400)])
 def test_the_program_gets_its_time_in_whole_seconds(stop_timeout: float | None, grace: int) -> None:
     assert stop_grace(stop_timeout) == grace
+
+
+def test_a_volume_is_seen_by_its_vmm_alone_and_read_only_where_it_only_reads(tmp_path: Path) -> None:
+    store = VolumeStore(tmp_path / "volumes", tmp_path / "templates")
+    store.load()
+    volumes = [
+        Attached(store.create(name, 16 * MIB, {}), VolumeMount(name, f"/srv/{name}", **keys))
+        for name, keys in (("w", {}), ("r", {"readonly": True}), ("o", {"overlay": True}))
+    ]
+    record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, parse_definition("web", {"image": "app"}))
+    made = make_plan(record, record.definition, IMAGE, HOST, PLACES, volumes)
+    places = [(attached.volume.disk, OWN.volume(number)) for number, attached in enumerate(volumes)]
+    assert places[0] in made.unit.writable
+    assert places[0] not in made.unit.readable
+    for place in places[1:]:
+        assert place in made.unit.readable
+        assert place not in made.unit.writable
+    for attached, (_, inside) in zip(volumes, places, strict=True):
+        drive = next(word for word in made.unit.start if f"file={inside}," in word)
+        assert ("readonly=on" in drive) is not attached.mount.writes
+        assert ("discard=unmap" in drive) is attached.mount.writes
+        assert any(word.endswith(f"serial={attached.volume.serial}") for word in made.unit.start)
+    told = [(v.serial, v.path, v.readonly, v.overlay) for v in made.guest.volumes]
+    serials = [attached.volume.serial for attached in volumes]
+    assert told == [
+        (serials[0], "/srv/w", False, False),
+        (serials[1], "/srv/r", True, False),
+        (serials[2], "/srv/o", True, True),
+    ]
+
+
+def test_the_unit_renews_a_disk_that_does_not_persist() -> None:
+    assert plan().unit.stop_post[-1] == "exec"
+    assert plan(persistent=False, disk="64M").unit.stop_post[-3:] == (
+        str(64 * MIB),
+        "61200",
+        str(PLACES.templates),
+    )

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""volume create, list, inspect, rm, resize, import, export; df."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hypemand.atomic import replace_file, write_all
+from hypemand.cli.client import CHANGE_SECONDS, build_target
+from hypemand.cli.context import Context, for_each
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.terminal import LiveLine, print_json, print_table
+from hypemand.cli.transfer import download_from, upload_to
+from hypemand.cli.values import escape_controls, format_bytes, parse_moment
+from hypemand.errors import InvalidRequest, NotFound
+
+_HEADER = ("NAME", "SIZE", "USED", "STATUS", "ATTACHED TO", "CREATED")
+_SPACE_HEADER = ("WHAT", "FILES", "SIZE", "USED", "RECLAIMABLE")
+_DEFAULT_SIZE = "10G"
+_STREAM = "-"
+_PIECE = 128 * 1024
+# a resize checks the file system, which may be large
+_RESIZE_SECONDS = 1800.0
+
+
+def create(context: Context) -> int:
+    """Make an empty volume, and print its id."""
+    args = context.args
+    body = {"name": args.name, "size": args.size or _DEFAULT_SIZE, "tags": dict(args.tag)}
+    return _show_made(context, context.client.post("volumes", body=body))
+
+
+def _show_made(context: Context, volume: dict[str, Any]) -> int:
+    if context.wants_json:
+        print_json(volume)
+    else:
+        print(escape_controls(str(volume["id"])))
+    return ExitCode.OK
+
+
+def list_volumes(context: Context) -> int:
+    """A table of volumes, or their names, or JSON."""
+    volumes: list[dict[str, Any]] = context.client.get("volumes")
+    if context.wants_json:
+        print_json(volumes)
+    elif context.args.quiet:
+        for volume in volumes:
+            print(escape_controls(str(volume.get("name"))))
+    elif volumes:
+        print_table(
+            None if context.args.no_legend else _HEADER, [_row(v) for v in volumes], [None] * len(volumes)
+        )
+    elif sys.stdout.isatty():
+        print("No volumes.")
+    return ExitCode.OK
+
+
+def _row(volume: dict[str, Any]) -> list[str]:
+    created = parse_moment(volume.get("created_at"))
+    attached = [
+        f"{item.get('instance_name')}{' (ro)' if item.get('readonly') else ''}"
+        for item in volume.get("attachments") or []
+    ]
+    cells = [
+        str(volume.get("name") or "?"),
+        format_bytes(volume.get("size_bytes")),
+        format_bytes(volume.get("used_bytes")),
+        str(volume.get("status") or "?"),
+        ", ".join(attached) or "-",
+        f"{created.astimezone():%Y-%m-%d %H:%M}" if created else "-",
+    ]
+    return [escape_controls(cell) for cell in cells]
+
+
+def inspect(context: Context) -> int:
+    """All about one volume. The document is JSON with or without --json."""
+    print_json(context.client.get("volumes", context.args.volume))
+    return ExitCode.OK
+
+
+def remove(context: Context) -> int:
+    """Remove volumes."""
+    removed: list[str] = []
+
+    def remove_one(name: str) -> None:
+        context.client.delete("volumes", name)
+        removed.append(name)
+
+    failure = for_each(context.args.volume, remove_one)
+    if context.wants_json:
+        print_json(removed)
+    return failure
+
+
+def resize(context: Context) -> int:
+    """Let a volume grow."""
+    args = context.args
+    with LiveLine(f"resizing {args.volume}"):
+        volume = context.client.post(
+            "volumes", args.volume, "resize", body={"size": args.size}, timeout=_RESIZE_SECONDS
+        )
+    if context.wants_json:
+        print_json(volume)
+    return ExitCode.OK
+
+
+def import_archive(context: Context) -> int:
+    """Make a volume of an archive, and print its id."""
+    args = context.args
+    query = {"name": args.name, "size": args.size or _DEFAULT_SIZE}
+    query |= {f"tags[{key}]": value for key, value in args.tag}
+    with contextlib.ExitStack() as stack:
+        source = sys.stdin.buffer if args.archive == _STREAM else stack.enter_context(_open(args.archive))
+        stack.enter_context(LiveLine(f"importing {args.name}"))
+        target = build_target("volumes", "from-archive", query=query)
+        volume = upload_to(context.client, "POST", target, _read(source))
+    return _show_made(context, volume)
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise NotFound(f"there is no {path}") from None
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None
+
+
+def _read(source: BinaryIO) -> Iterator[bytes]:
+    while piece := source.read(_PIECE):
+        yield piece
+
+
+def export_archive(context: Context) -> int:
+    """Write what is in a volume as a tar archive: whole, or no file."""
+    args = context.args
+    pieces = download_from(context.client, build_target("volumes", args.volume, "archive"))
+    if args.archive == _STREAM:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        return ExitCode.OK
+    try:
+        with replace_file(Path(args.archive), mode=0o600) as fd, LiveLine(f"exporting {args.volume}"):
+            for piece in pieces:
+                write_all(fd, piece)
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {args.archive}: {error.strerror or os.strerror(5)}") from None
+    return ExitCode.OK
+
+
+def show_space(context: Context) -> int:
+    """What hypemand keeps on the host's disk, by kind."""
+    space: dict[str, Any] = context.client.call("GET", "df", timeout=CHANGE_SECONDS)
+    if context.wants_json:
+        print_json(space)
+        return ExitCode.OK
+    keys = ("count", "size_bytes", "used_bytes", "reclaimable_bytes")
+    kinds: list[dict[str, Any]] = space["kinds"]
+    total = {"kind": "total"} | {key: sum(int(kind[key]) for kind in kinds) for key in keys}
+    rows = [_space_row(kind) for kind in (*kinds, total)]
+    print_table(None if context.args.no_legend else _SPACE_HEADER, rows, [None] * len(rows))
+    if not context.args.no_legend:
+        system = space["filesystem"]
+        print()
+        print(
+            escape_controls(
+                f"{system['path']}: {format_bytes(system['free_bytes'])} free of"
+                f" {format_bytes(system['total_bytes'])}; disks and volumes are promised"
+                f" {format_bytes(space['promised_bytes'])} of {format_bytes(space['allowed_bytes'])}"
+            )
+        )
+    return ExitCode.OK
+
+
+def _space_row(kind: dict[str, Any]) -> list[str]:
+    sizes = (format_bytes(kind[key]) for key in ("size_bytes", "used_bytes", "reclaimable_bytes"))
+    return [escape_controls(cell) for cell in (str(kind["kind"]), str(kind["count"]), *sizes)]

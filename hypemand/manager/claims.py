@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who has which volume: one writer, or many readers.
+
+Nothing is remembered here. Who holds a volume follows from what runs, which systemd and the VMs' records
+tell, so that it is the same after a restart of the daemon. All of it is done at once, without giving the
+event loop away: two starts cannot both be let through.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hypemand.config.definition import Definition, VolumeMount
+from hypemand.errors import HypemandError, InUse, NotFound
+from hypemand.manager.plan import Attached
+from hypemand.storage.volumes import Volume, VolumeStore
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A VM with a definition: `running` with that one, or defined so."""
+
+    vm: str
+    vm_id: str
+    definition: Definition
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A volume's place in a VM that is defined, or runs, with it."""
+
+    vm: str
+    vm_id: str
+    mount: VolumeMount
+    running: bool
+
+
+def derive_filler(volume: Volume) -> str:
+    """The name of the VM through which an archive gets into a volume: nobody else has that meanwhile."""
+    return f"volume-{volume.serial.removeprefix('vol-')}"
+
+
+class Claims:
+    """`holders` gives all VMs: each as it is defined, and as it runs if it does."""
+
+    def __init__(self, store: VolumeStore, holders: Callable[[], Iterable[Holder]]) -> None:
+        self._store = store
+        self._holders = holders
+        # ids of volumes, and what is being done to them
+        self._work: dict[str, str] = {}
+
+    def attachments(self, volume: Volume) -> list[Attachment]:
+        """All of a volume's, of a VM that runs with it once."""
+        found: dict[str, Attachment] = {}
+        for holder in self._holders():
+            for mount in holder.definition.volumes:
+                if self._store.find(mount.volume) == volume and (holder.vm not in found or holder.running):
+                    found[holder.vm] = Attachment(holder.vm, holder.vm_id, mount, holder.running)
+        return sorted(found.values(), key=lambda attachment: attachment.vm)
+
+    def claim(self, vm: str, definition: Definition) -> tuple[Attached, ...]:
+        """The volumes that a VM gets if it is started now. One that is not required and cannot be had is left
+        out. NotFound, InUse."""
+        claimed = []
+        for mount in definition.volumes:
+            try:
+                claimed.append(self._claim_one(vm, mount))
+            except HypemandError as error:
+                if mount.required:
+                    raise
+                _log.warning("VM %s goes without its volume %s: %s", vm, mount.volume, error.message)
+        return tuple(claimed)
+
+    def _claim_one(self, vm: str, mount: VolumeMount) -> Attached:
+        volume = self._store.find(mount.volume)
+        if volume is None:
+            raise NotFound(
+                f"VM {vm} wants the volume {mount.volume}, which is not there",
+                hint=f"hypemanctl volume create --size SIZE {mount.volume}",
+                code="volume_not_found",
+            )
+        if not volume.ready and vm != derive_filler(volume):
+            raise InUse(f"the volume {volume.name} is being filled from an archive", hint="try again later")
+        if volume.id in self._work:
+            raise InUse(f"the volume {volume.name} is being {self._work[volume.id]}", hint="try again later")
+        for other in self.attachments(volume):
+            if other.running and other.vm != vm and (other.mount.writes or mount.writes):
+                raise _in_use_by(volume, other, writes=mount.writes)
+        return Attached(volume, mount)
+
+    @contextmanager
+    def work_on(self, volume: Volume, what: str) -> Iterator[None]:
+        """Have a volume for oneself while something is done to it, as "removed". InUse while a VM runs with
+        it or somebody else works on it."""
+        if volume.id in self._work:
+            raise InUse(f"the volume {volume.name} is being {self._work[volume.id]}", hint="try again later")
+        for other in self.attachments(volume):
+            if other.running:
+                raise InUse(
+                    f"VM {other.vm} runs with the volume {volume.name}, which cannot be {what} meanwhile",
+                    hint=f"stop {other.vm} first",
+                )
+        self._work[volume.id] = what
+        try:
+            yield
+        finally:
+            del self._work[volume.id]
+
+
+def _in_use_by(volume: Volume, other: Attachment, *, writes: bool) -> InUse:
+    if other.mount.writes:
+        what = f"VM {other.vm} writes to the volume {volume.name}, so no other VM can have it"
+    else:
+        what = f"VM {other.vm} reads the volume {volume.name}, so no VM can write to it"
+    readers = "" if not writes else ", or mount it readonly or as an overlay in both"
+    return InUse(what, hint=f"stop {other.vm} first{readers}")

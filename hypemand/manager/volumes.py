@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API does with volumes: one lock for all that makes and removes them.
+
+An archive gets into a volume, and out of one, through a small VM that has nothing else: the host never mounts
+a file system that a guest has written to, nor unpacks an archive of a stranger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from hypemand.config.definition import MIB, Definition, Origin, VolumeMount
+from hypemand.errors import HypemandError, InUse, StartFailed
+from hypemand.manager.admission import read_room
+from hypemand.manager.claims import derive_filler
+from hypemand.manager.images import Images
+from hypemand.manager.service import VmManager
+from hypemand.manager.space import SpaceReport, measure_space
+from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, FileInfo, VolumeFill, VolumeView
+from hypemand.state import State
+from hypemand.storage.volumes import Volume, check_size
+
+_IMAGE = "builtin:busybox"
+_PLACE = "/volume"
+_BOOT_DEADLINE = 60.0
+_COMMAND_DEADLINE = 10.0
+
+
+class ApiVolumes:
+    """Implements `hypemand.api.services.VolumeService` over the manager's store and claims."""
+
+    def __init__(self, manager: VmManager, images: Images) -> None:
+        self._manager = manager
+        self._images = images
+        self._store = manager.volumes
+        self._claims = manager.claims
+        self._lock = asyncio.Lock()
+
+    def _view(self, volume: Volume) -> VolumeView:
+        return VolumeView(
+            id=volume.id,
+            name=volume.name,
+            size=volume.size,
+            used=volume.used,
+            created_at=volume.created_at,
+            tags=volume.tags,
+            ready=volume.ready,
+            attachments=tuple(self._claims.attachments(volume)),
+        )
+
+    async def measure_space(self) -> SpaceReport:
+        """See `VolumeService`."""
+        config = self._manager.config
+        unused = sum(image.size for image in await self._images.prune_images(every=True, dry_run=True))
+        uses = await asyncio.to_thread(measure_space, config.state_dir, config.runtime_dir, unused)
+        room = read_room(config.state_dir)
+        allowed = int(max(room.total - config.disk.reserve, 0) * config.disk.overcommit)
+        return SpaceReport(uses, room, self._manager.promised_room(), allowed)
+
+    async def list_volumes(self) -> Sequence[VolumeView]:
+        """See `VolumeService`."""
+        return [self._view(volume) for volume in self._store]
+
+    async def get_volume(self, ref: str) -> VolumeView:
+        """See `VolumeService`."""
+        return self._view(self._store.get(ref))
+
+    async def create_volume(
+        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+    ) -> VolumeView:
+        """See `VolumeService`."""
+        return self._view(await self._create(name, size, tags, volume_id, ready=True))
+
+    async def _create(
+        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None, *, ready: bool
+    ) -> Volume:
+        async with self._lock:
+            self._store.check_new(name, size, tags, volume_id)
+            self._manager.check_room(f"the volume {name}", size)
+            return await asyncio.to_thread(self._store.create, name, size, tags, volume_id, ready=ready)
+
+    async def remove_volume(self, ref: str) -> None:
+        """See `VolumeService`."""
+        volume = self._store.get(ref)
+        attached = self._claims.attachments(volume)
+        if attached:
+            names = ", ".join(attachment.vm for attachment in attached)
+            raise InUse(
+                f"the volume {volume.name} is attached to {names}",
+                hint="take it out of volumes: in their definitions, or detach it, first",
+            )
+        with self._claims.work_on(volume, "removed"):
+            await asyncio.to_thread(self._store.remove, volume)
+
+    async def resize_volume(self, ref: str, size: int) -> VolumeView:
+        """See `VolumeService`."""
+        volume = self._store.get(ref)
+        check_size(size)
+        with self._claims.work_on(volume, "resized"):
+            self._manager.check_room(f"the volume {volume.name}", size, but=volume.id)
+            return self._view(await asyncio.to_thread(self._store.resize, volume, size))
+
+    @asynccontextmanager
+    async def fill_volume(
+        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+    ) -> AsyncIterator[VolumeFill]:
+        """See `VolumeService`."""
+        volume = await self._create(name, size, tags, volume_id, ready=False)
+        try:
+            mount = VolumeMount(volume.id, _PLACE)
+            async with self._run_helper(derive_filler(volume), mount) as vm:
+                copy = await self._manager.copy_in(vm, _PLACE)
+                fill = _Fill(self._manager, vm, copy, self._view(volume))
+                try:
+                    yield fill
+                finally:
+                    await copy.close()
+                # in order, so that it is clean; it counts only when that is done
+                await self._manager.stop_vm(vm)
+            fill.volume = self._view(self._store.finish(volume))
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(self._store.remove, volume))
+            raise
+
+    @asynccontextmanager
+    async def read_volume(self, ref: str) -> AsyncIterator[CopyOut]:
+        """See `VolumeService`."""
+        volume = self._store.get(ref)
+        mount = VolumeMount(volume.id, _PLACE, readonly=True)
+        async with self._run_helper(f"volume-{secrets.token_hex(8)}", mount) as vm:
+            copy = await self._manager.copy_out(vm, _PLACE)
+            try:
+                yield copy
+            finally:
+                await copy.close()
+
+    @asynccontextmanager
+    async def _run_helper(self, name: str, mount: VolumeMount) -> AsyncIterator[str]:
+        """The name of a small VM that is Running with one volume, and is gone at the end."""
+        definition = Definition(
+            name=name,
+            image=_IMAGE,
+            memory=96 * MIB,
+            vcpus=1,
+            disk=64 * MIB,
+            persistent=False,
+            volumes=(mount,),
+            entrypoint=(),
+            cmd=("/bin/sleep", "infinity"),
+            kernel_headers=False,
+            boot_timeout=_BOOT_DEADLINE,
+        )
+        await self._manager.create_vm_of(definition, Origin.HELPER, start=True)
+        try:
+            view, late = await self._manager.wait_vm(name, State.RUNNING, _BOOT_DEADLINE)
+            if late or view.state is not State.RUNNING:
+                why = view.exit.message if view.exit is not None else view.status_text
+                raise StartFailed(f"the VM that was to work on the volume {mount.volume} did not run: {why}")
+            yield name
+        finally:
+            await asyncio.shield(self._manager.delete_vm(name))
+
+
+@dataclass
+class _Fill:
+    """Implements `VolumeFill`."""
+
+    _manager: VmManager
+    _vm: str
+    copy: CopyIn
+    volume: VolumeView
+
+    async def set_root(self, root: FileInfo) -> None:
+        """See `VolumeFill`."""
+        for argv in (
+            ("/bin/chown", f"{max(root.uid, 0)}:{max(root.gid, 0)}", _PLACE),
+            ("/bin/chmod", f"{root.mode:o}", _PLACE),
+        ):
+            session = await self._manager.exec_vm(
+                self._vm, ExecRequest(argv, {}, None, None, _COMMAND_DEADLINE)
+            )
+            try:
+                async for _stream, _data in session.output():
+                    pass
+                ended = await session.wait()
+            finally:
+                await session.close()
+            if ended.code != 0:
+                raise HypemandError(
+                    f"the root of the volume could not get its owner and mode: {ended.message}"
+                )

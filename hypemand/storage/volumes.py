@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes: disks that outlive VMs. One folder each under STATE/volumes, named by the volume's id.
+
+    volume.ext4   the file system, sparse
+    volume.json   name, tags, and when it was made; a folder without it is of a making that was cut off
+
+The records are read once and kept: finding one costs a start nothing. The functions that touch files block.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hypemand.atomic import write_file
+from hypemand.config.names import is_name
+from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
+from hypemand.storage.disks import (
+    MAX_SIZE,
+    MIN_SIZE,
+    derive_disk_size,
+    ensure_disk,
+    read_size,
+    replay_journal,
+)
+
+_log = logging.getLogger(__name__)
+_DISK = "volume.ext4"
+_RECORD = "volume.json"
+_MIN_PREFIX = 4
+_TAG = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+_TAG_VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
+_MAX_TAGS = 64
+_SERIAL_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume. `size` in bytes, `created_at` seconds since the epoch; `ready` False: it is being filled from
+    an archive, and not to be used yet."""
+
+    id: str
+    name: str
+    size: int
+    created_at: float
+    tags: Mapping[str, str]
+    folder: Path
+    ready: bool = True
+
+    @property
+    def disk(self) -> Path:
+        """Its file system."""
+        return self.folder / _DISK
+
+    @property
+    def serial(self) -> str:
+        """What its drive is found by in a guest; 20 bytes, which is all that virtio-blk has room for."""
+        return f"vol-{hashlib.sha256(self.id.encode()).hexdigest()[:_SERIAL_DIGITS]}"
+
+    @property
+    def used(self) -> int:
+        """Bytes that it takes on the host."""
+        return self.disk.stat().st_blocks * 512
+
+
+class VolumeStore:
+    """The volumes under `folder`; `templates` is where templates of file systems are."""
+
+    def __init__(self, folder: Path, templates: Path) -> None:
+        self._folder = folder
+        self._templates = templates
+        self._volumes: dict[str, Volume] = {}
+
+    def load(self) -> None:
+        """Read all records, and remove what was cut off. A record that cannot be read is told and left."""
+        self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for folder in sorted(self._folder.iterdir()):
+            if not (folder / _RECORD).exists():
+                _log.info("removing %s, which a volume that was not finished has left", folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            try:
+                volume = _load(folder)
+            except (OSError, ValueError, KeyError, TypeError, HypemandError) as error:
+                _log.error("cannot read the volume in %s: %s", folder, error)
+                continue
+            self._volumes[volume.id] = volume
+            if not volume.ready:
+                _log.info("removing the volume %s, which was not filled to its end", volume.name)
+                self.remove(volume)
+
+    def __iter__(self) -> Iterator[Volume]:
+        return iter(sorted(self._volumes.copy().values(), key=lambda volume: volume.name))
+
+    def find(self, ref: str) -> Volume | None:
+        """By name or id."""
+        by_name = (volume for volume in self._volumes.copy().values() if volume.name == ref)
+        return self._volumes.get(ref) or next(by_name, None)
+
+    def get(self, ref: str) -> Volume:
+        """By name, id or an unambiguous start of an id. NotFound, Ambiguous."""
+        volume = self.find(ref)
+        if volume is not None:
+            return volume
+        found = [v for v in self if v.id.startswith(ref)] if len(ref) >= _MIN_PREFIX else []
+        if len(found) > 1:
+            names = ", ".join(volume.name for volume in found)
+            raise Ambiguous(f"{ref} fits the ids of the volumes {names}", hint="write more of the id")
+        if not found:
+            raise NotFound(
+                f"there is no volume {ref[:80]}", hint="hypemanctl volume list shows those that there are"
+            )
+        return found[0]
+
+    def check_new(self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None = None) -> None:
+        """Raise unless there can be a volume like this: AlreadyExists, InvalidRequest."""
+        for key, word in (("name", name), *([("id", volume_id)] if volume_id is not None else [])):
+            if not is_name(word):
+                raise InvalidRequest(
+                    f"{key}: {word[:80]!r} cannot be the {key} of a volume",
+                    hint="use a-z, 0-9 and '-', at most 63 characters, with '-' neither first nor last",
+                )
+            if self.find(word) is not None:
+                raise AlreadyExists(f"there is a volume {word} already", hint=f"choose another {key}")
+        check_size(size)
+        check_tags(tags)
+
+    def create(
+        self,
+        name: str,
+        size: int,
+        tags: Mapping[str, str],
+        volume_id: str | None = None,
+        *,
+        ready: bool = True,
+    ) -> Volume:
+        """Make an empty volume. Nothing is left when that fails. InsufficientResources."""
+        self.check_new(name, size, tags, volume_id)
+        volume_id = volume_id or uuid.uuid4().hex
+        folder = self._folder / volume_id
+        volume = Volume(volume_id, name, derive_disk_size(size), time.time(), dict(tags), folder, ready)
+        folder.mkdir(mode=0o700)
+        try:
+            ensure_disk(volume.disk, size, -1, self._templates)
+            self._store(volume)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return volume
+
+    def finish(self, volume: Volume) -> Volume:
+        """What was being filled can be used now."""
+        return self._store(replace(volume, ready=True))
+
+    def resize(self, volume: Volume, size: int) -> Volume:
+        """Let a volume that no VM has grow. InvalidRequest for less than it has, InsufficientResources."""
+        check_size(size)
+        if derive_disk_size(size) < volume.size:
+            raise InvalidRequest(
+                f"size: {size} bytes is less than the {volume.size} that the volume {volume.name} has",
+                hint="a volume never shrinks; make a smaller one and copy",
+            )
+        ensure_disk(volume.disk, size, -1, self._templates)
+        return self._store(replace(volume, size=derive_disk_size(size)))
+
+    def remove(self, volume: Volume) -> None:
+        """Remove a volume and all that is in it."""
+        # the record goes first: what is half-removed must not come back
+        (volume.folder / _RECORD).unlink(missing_ok=True)
+        shutil.rmtree(volume.folder)
+        del self._volumes[volume.id]
+
+    def _store(self, volume: Volume) -> Volume:
+        document = {
+            "name": volume.name,
+            "created_at": volume.created_at,
+            "tags": dict(volume.tags),
+            "ready": volume.ready,
+        }
+        data = json.dumps(document, indent=2).encode() + b"\n"
+        write_file(volume.folder / _RECORD, data, mode=0o600)
+        self._volumes[volume.id] = volume
+        return volume
+
+
+def prepare_volume(disk: Path, uid: int, *, writes: bool) -> None:
+    """Let a VMM have a volume that no other writes to: its owner writes, any other only reads.
+
+    A journal that was left by a crash is replayed first for readers, since a guest cannot do it for them.
+    """
+    fd = os.open(disk, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        # two readers may be started at once
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not writes:
+            replay_journal(disk)
+        os.fchown(fd, uid if writes else 0, 0)
+        os.fchmod(fd, 0o600 if writes else 0o444)
+    finally:
+        os.close(fd)
+
+
+def check_size(size: int) -> None:
+    """Raise InvalidRequest unless a volume can have `size` bytes."""
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise InvalidRequest(
+            f"size: {size} bytes is not a possible size",
+            hint=f"from {MIN_SIZE // 1024**2} MiB to {MAX_SIZE // 1024**4} TiB",
+        )
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Raise InvalidRequest for tags that cannot be."""
+    if len(tags) > _MAX_TAGS:
+        raise InvalidRequest(f"tags: there are {len(tags)}", hint=f"at most {_MAX_TAGS}")
+    for key, value in tags.items():
+        if _TAG.fullmatch(key) is None or _TAG_VALUE.fullmatch(value) is None:
+            raise InvalidRequest(
+                f"tags: {key[:80]!r}: {value[:80]!r} is no possible tag",
+                hint="keys are of letters, digits, '.', '_', '/' and '-', values of at most 255 characters"
+                " in one line",
+            )
+
+
+def _load(folder: Path) -> Volume:
+    document = json.loads((folder / _RECORD).read_text())
+    return Volume(
+        id=folder.name,
+        name=str(document["name"]),
+        size=read_size(folder / _DISK),
+        created_at=float(document["created_at"]),
+        tags={str(key): str(value) for key, value in document["tags"].items()},
+        folder=folder,
+        ready=bool(document["ready"]),
+    )

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes and df over HTTP: what is refused, and what our own command line needs."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.unit.api.harness import Api, Json, drive
+
+
+def test_a_volume_by_our_own_words(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        made = await api.ask("POST", "/volumes", {"name": "data", "size": "512M"})
+        assert (made.status, made.json["size_bytes"], made.json["size_gb"]) == (201, 512 * 2**20, 1)
+        grown = await api.ask("POST", "/volumes/data/resize", {"size_gb": 3})
+        assert (grown.status, grown.json["size_gb"]) == (200, 3)
+        again = await api.ask("POST", "/volumes", {"name": "data", "size_gb": 1})
+        assert (again.status, again.code) == (400, "already_exists")
+        api.volumes.files["data"].put("/volume/file", data=b"inside")
+        archive = await api.ask("GET", "/volumes/data/archive")
+        with tarfile.open(fileobj=io.BytesIO(archive.body)) as tar:
+            (member,) = (m for m in tar if m.isfile())
+            assert tar.extractfile(member).read() == b"inside"  # type: ignore[union-attr]
+        assert (await api.ask("DELETE", "/volumes/data")).status == 204
+        assert (await api.ask("GET", "/volumes/data")).status == 404
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({}, "name"),
+        ({"name": "a"}, "size_gb"),
+        ({"name": "a", "size_gb": 1, "size": "1G"}, "size_gb"),
+        ({"name": "a", "size_gb": True}, "size_gb"),
+        ({"name": "a", "size_gb": 1.5}, "size_gb"),
+        ({"name": "a", "size_gb": 10**12}, "size_gb"),
+        ({"name": "a", "size": "much"}, "size"),
+        ({"name": "a", "size_gb": 1, "tags": {"a": 1}}, "tags"),
+        ({"name": "a", "size_gb": 1, "tags": ["x"]}, "tags"),
+        ({"name": "a", "size_gb": 1, "colour": "blue"}, "colour"),
+    ],
+)
+def test_what_cannot_be_a_volume_is_refused_by_name(tmp_path: Path, body: Json, word: str) -> None:
+    async def scenario(api: Api) -> None:
+        answer = await api.ask("POST", "/volumes", body)
+        assert (answer.status, word in answer.json["message"]) == (400, True), answer.json
+        assert not api.volumes.volumes
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("ref", ["UP", "a..b", "-a", "%2e%2e"])
+def test_what_no_volume_can_be_called_is_not_found(tmp_path: Path, ref: str) -> None:
+    async def scenario(api: Api) -> None:
+        assert (await api.ask("GET", f"/volumes/{ref}")).status == 404
+
+    drive(tmp_path, scenario)
+
+
+def test_what_the_host_keeps(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        space = (await api.ask("GET", "/df")).json
+        assert [kind["kind"] for kind in space["kinds"]][:3] == ["images", "disks", "volumes"]
+        assert space["filesystem"]["path"] == "/var/lib/hypemand"
+
+    drive(tmp_path, scenario)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every byte is counted, once, and as what it is."""
+
+import os
+from pathlib import Path
+
+from hypemand.manager.space import SpaceKind, measure_space
+
+
+def test_files_are_counted_by_kind_once_and_by_what_they_take(tmp_path: Path) -> None:
+    state, runtime = tmp_path / "state", tmp_path / "run"
+    for name, size in (
+        ("images/a/rootfs.erofs", 8192),
+        ("templates/t.img", 4096),
+        ("volumes/v/volume.ext4", 4096),
+        ("volumes/v/volume.json", 10),
+        ("vms/web/disk.ext4", 4096),
+        ("vms/web/vm.json", 10),
+        ("tokens.json", 10),
+    ):
+        path = state / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+    os.truncate(state / "vms/web/disk.ext4", 2**30)
+    os.link(state / "images/a/rootfs.erofs", state / "images/a/again")
+    runtime.mkdir()
+    (runtime / "config.img").write_bytes(b"x" * 512)
+    (runtime / "broken").symlink_to("nowhere")
+    uses = {use.kind: use for use in measure_space(state, runtime, 10**9)}
+    counts = {kind: use.count for kind, use in uses.items()}
+    assert counts == {
+        SpaceKind.IMAGES: 1,
+        SpaceKind.TEMPLATES: 1,
+        SpaceKind.VOLUMES: 1,
+        SpaceKind.DISKS: 1,
+        SpaceKind.RECORDS: 3,
+        SpaceKind.RUNTIME: 1,
+    }
+    disks = uses[SpaceKind.DISKS]
+    assert (disks.size, disks.used) == (2**30, 4096)
+    assert uses[SpaceKind.IMAGES].reclaimable == uses[SpaceKind.IMAGES].used
+    real = sum(
+        path.lstat().st_blocks * 512
+        for top in (state, runtime)
+        for path in [top, *top.rglob("*")]
+        if path.name != "again"
+    )
+    assert sum(use.used for use in uses.values()) == real

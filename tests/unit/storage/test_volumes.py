@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lasts of volumes, and what a crash leaves."""
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hypemand.errors import AlreadyExists, Ambiguous, InvalidRequest, NotFound
+from hypemand.storage.disks import read_size, replay_journal
+from hypemand.storage.volumes import VolumeStore, prepare_volume
+
+MIB = 1024 * 1024
+
+
+def make(folder: Path) -> VolumeStore:
+    store = VolumeStore(folder / "volumes", folder / "templates")
+    store.load()
+    return store
+
+
+def test_a_volume_lasts_and_is_found_by_name_id_and_start_of_id(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    made = store.create("data", 20 * MIB, {"team": "x"})
+    other = store.create("other", 16 * MIB, {}, "my-id")
+    again = make(tmp_path)
+    assert list(again) == [made, other]
+    assert again.get("data") == again.get(made.id) == again.get(made.id[:8]) == made
+    assert (made.size, len(made.serial), made.serial != other.serial) == (20 * MIB, 20, True)
+    assert made.used < 6 * MIB
+    assert stat.S_IMODE(made.folder.stat().st_mode) == 0o700
+    for ref in ("nothing", made.id[:3], "my"):
+        with pytest.raises(NotFound):
+            again.get(ref)
+    store.create("third", 16 * MIB, {}, "my-id-2")
+    store.create("fourth", 16 * MIB, {}, "my-id-3")
+    with pytest.raises(Ambiguous, match="fourth, third"):
+        store.get("my-id-")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tags", "volume_id", "word"),
+    [
+        ("Up", 16 * MIB, {}, None, "name"),
+        ("../up", 16 * MIB, {}, None, "name"),
+        ("a", 16 * MIB, {}, "../x", "id"),
+        ("a", MIB, {}, None, "size"),
+        ("a", 2**60, {}, None, "size"),
+        ("a", 16 * MIB, {"-": "x"}, None, "tags"),
+        ("a", 16 * MIB, {"x": "two\nlines"}, None, "tags"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    tmp_path: Path, name: str, size: int, tags: dict[str, str], volume_id: str | None, word: str
+) -> None:
+    store = make(tmp_path)
+    with pytest.raises(InvalidRequest, match=f"^{word}: "):
+        store.create(name, size, tags, volume_id)
+    assert list((tmp_path / "volumes").iterdir()) == []
+
+
+def test_no_two_have_one_name(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    store.create("data", 16 * MIB, {}, "one")
+    for name, volume_id in (("data", None), ("one", None), ("new", "data"), ("new", "one")):
+        with pytest.raises(AlreadyExists):
+            store.create(name, 16 * MIB, {}, volume_id)
+
+
+def test_what_was_cut_off_is_gone_after_a_crash(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    store.create("filling", 16 * MIB, {}, ready=False)
+    made = store.create("data", 16 * MIB, {})
+    (tmp_path / "volumes/half").mkdir()
+    (tmp_path / "volumes/half/volume.ext4").write_bytes(bytes(100))
+    broken = tmp_path / "volumes/broken"
+    broken.mkdir()
+    (broken / "volume.json").write_text("{")
+    assert list(make(tmp_path)) == [made]
+    assert sorted(path.name for path in (tmp_path / "volumes").iterdir()) == sorted([made.id, "broken"])
+
+
+def test_a_volume_grows_and_never_shrinks(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    store.resize(store.create("data", 16 * MIB, {}), 40 * MIB)
+    assert read_size(store.get("data").disk) == 40 * MIB == store.get("data").size
+    with pytest.raises(InvalidRequest, match="never shrinks"):
+        store.resize(store.get("data"), 20 * MIB)
+
+
+def test_a_writer_owns_it_and_readers_only_read(tmp_path: Path) -> None:
+    disk = make(tmp_path).create("data", 16 * MIB, {}).disk
+    prepare_volume(disk, os.getuid(), writes=True)
+    assert stat.S_IMODE(disk.stat().st_mode) == 0o600
+    prepare_volume(disk, os.getuid() + 1, writes=False)
+    about = disk.stat()
+    assert (stat.S_IMODE(about.st_mode), about.st_uid) == (0o444, 0)
+
+
+def test_a_journal_that_a_crash_left_is_replayed_for_readers(tmp_path: Path) -> None:
+    disk = make(tmp_path).create("data", 16 * MIB, {}).disk
+    assert not replay_journal(disk)
+    subprocess.run(["debugfs", "-w", "-R", "feature +needs_recovery", str(disk)], check=True, timeout=60)
+    prepare_volume(disk, os.getuid(), writes=False)
+    assert not replay_journal(disk)
