@@ -131,8 +131,8 @@ def make_plan(
         writable=(
             (places.runtime, places.own.runtime),
             (places.disk, places.own.disk),
-            *_volume_places(volumes, places.own, writable=True),
         ),
+        volumes=tuple(_volume_places(volumes, places.own, writable=True)),
         memory_max=definition.memory + memory_overhead(vmm.accel),
         cpu_quota=definition.vcpus + _VMM_CPUS,
         tasks_max=_VMM_TASKS + definition.vcpus,

@@ -42,7 +42,8 @@ def handle_name(vm: str) -> str:
 class UnitPlan:
     """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity).
 
-    `readable` and `writable`: what the VMM sees, as pairs of the path on the host and the one in `root`.
+    `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
+    on the host and the one in `root`.
     """
 
     vm: str
@@ -62,6 +63,7 @@ class UnitPlan:
     restart: Restart
     kvm: bool
     extra: Mapping[str, tuple[str, ...]]
+    volumes: tuple[tuple[Path, Path], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,9 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("TasksMax", "t", plan.tasks_max),
         ("OOMPolicy", "s", "stop"),
     ]
-    properties += root_properties(plan.root, readable=plan.readable, writable=plan.writable)
+    properties += root_properties(
+        plan.root, readable=plan.readable, writable=plan.writable, volumes=plan.volumes
+    )
     properties += sandbox_properties(kvm=plan.kvm)
     properties += extra_properties(plan.extra)
     return properties

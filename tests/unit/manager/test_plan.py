@@ -113,11 +113,11 @@ def test_a_volume_is_seen_by_its_vmm_alone_and_read_only_where_it_only_reads(tmp
     record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, parse_definition("web", {"image": "app"}))
     made = make_plan(record, record.definition, IMAGE, HOST, PLACES, volumes)
     places = [(attached.volume.disk, OWN.volume(number)) for number, attached in enumerate(volumes)]
-    assert places[0] in made.unit.writable
+    assert made.unit.volumes == (places[0],)
     assert places[0] not in made.unit.readable
     for place in places[1:]:
         assert place in made.unit.readable
-        assert place not in made.unit.writable
+        assert place not in made.unit.volumes
     for attached, (_, inside) in zip(volumes, places, strict=True):
         drive = next(word for word in made.unit.start if f"file={inside}," in word)
         assert ("readonly=on" in drive) is not attached.mount.writes
