@@ -273,6 +273,7 @@ class Vm:
 
     def _evaluate(self) -> None:
         session = self._session
+        was_mute = session is not None and session.main_pid is None
         if session is not None:
             session.main_pid = self._unit.main_pid or session.main_pid
             self._tell_readiness(session)
@@ -280,6 +281,9 @@ class Vm:
         if derived.state is State.RUNNING and session is not None:
             self._note_running(session)
         self._transit(derived)
+        if session is not None and was_mute and self._unit.active_state == "activating":
+            # what there was to say before, systemd could not be told
+            self._notify(session, f"STATUS={self._text}")
 
     def _evidence(self) -> Evidence:
         unit = UnitEvidence.from_active_state(self._unit.active_state)
