@@ -129,6 +129,15 @@ class HostNotReady(HypemandError):
     status = 503
 
 
+class Stopping(HostNotReady):
+    """The daemon stops. Whoever asks again reaches the next one: the socket stays open."""
+
+    code = "stopping"
+
+    def __init__(self) -> None:
+        super().__init__("the daemon stops", hint="ask again")
+
+
 class StartFailed(HypemandError):
     """A VM did not get to Running. The message says what was missing or what the guest reported."""
 

@@ -110,6 +110,14 @@ static void put_contents(struct out *out, int file, const struct stat *status)
     }
 }
 
+/* As those of /proc are: empty by what the kernel says, and not by what it gives. */
+static bool hides_its_size(int file)
+{
+    char byte;
+    struct stat status;
+    return read(file, &byte, 1) == 1 && fstat(file, &status) == 0 && status.st_size == 0;
+}
+
 static void put_file(struct out *out, int folder, const char *name)
 {
     struct stat status;
@@ -122,6 +130,8 @@ static void put_file(struct out *out, int folder, const char *name)
     } else {
         put_entry(out, &status, NULL);
         put_contents(out, file, &status);
+        if (status.st_size == 0 && hides_its_size(file))
+            fault(out, "copy", "it does not say how long it is; execute cat instead");
     }
     close_fd(&file);
 }

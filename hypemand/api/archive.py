@@ -13,7 +13,7 @@ from aiohttp import web
 from hypemand.api.entries import name_entry, put_block
 from hypemand.api.failures import unexpected
 from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
-from hypemand.errors import GuestError, HostNotReady, HypemandError, InvalidRequest, NotFound
+from hypemand.errors import GuestError, HypemandError, InvalidRequest, NotFound, Stopping
 from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole, Manager
 from hypemand.tar import (
     END,
@@ -55,7 +55,7 @@ async def send_archive(
     except Exception as error:
         return await _break_off(request, response, unexpected(error, f"archive of {root}"))
     if ended is Ended.DAEMON:
-        return await _break_off(request, response, HostNotReady(ended.value, hint="ask again"))
+        return await _break_off(request, response, Stopping())
     if ended is not None and request.transport is not None:
         request.transport.close()
     return response
@@ -138,7 +138,7 @@ async def receive_pieces(
     if ended is Ended.CLIENT:
         raise ConnectionResetError("the client has gone")
     if isinstance(ended, Ended):
-        raise HostNotReady(ended.value, hint="ask again")
+        raise Stopping
     return ended
 
 

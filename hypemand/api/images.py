@@ -16,7 +16,7 @@ from hypemand.api.render import host_platform, image_json, json_response, pruned
 from hypemand.api.requests import read_object, read_query, refuse_unknown
 from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
-from hypemand.errors import HostNotReady, InvalidRequest
+from hypemand.errors import InvalidRequest, Stopping
 from hypemand.manager.imageview import Credentials
 from hypemand.storage.references import parse_reference
 
@@ -135,7 +135,7 @@ class ImageRoutes:
         with path.open("rb") as file:
             while block := await asyncio.to_thread(file.read, _BLOCK):
                 if self._closing.is_set():
-                    raise HostNotReady("the daemon stops", hint="ask again")
+                    raise Stopping
                 await response.write(block)
 
 

@@ -39,7 +39,7 @@ from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
 from hypemand.config.definition import ImagePull, Origin
-from hypemand.errors import HostNotReady, InvalidRequest, WrongState
+from hypemand.errors import InvalidRequest, Stopping, WrongState
 from hypemand.manager.view import LogLine, LogSource, VmView
 from hypemand.state import Operation, State, check_allowed
 from hypemand.version import VERSION
@@ -204,7 +204,7 @@ class Routes:
                 daemon=wait_ended(self._closing, Ended.DAEMON),
             )
         if isinstance(ended, Ended):
-            raise HostNotReady(ended.value, hint="ask again")
+            raise Stopping
         view, timed_out = ended
         return json_response({"state": view.state, "timed_out": timed_out, "state_error": view.state_error})
 

@@ -32,10 +32,10 @@ MEANINGS = {
     ExitCode.NOT_FOUND: "no such VM or image, or more than one fits",
     ExitCode.WRONG_STATE: "the state does not allow it, the name is taken, or it is in use",
     ExitCode.TIMED_OUT: "a deadline passed",
-    ExitCode.UNREACHABLE: "hypemand cannot be reached or does not answer",
+    ExitCode.UNREACHABLE: "hypemand cannot be reached or does not answer, or it stops meanwhile",
     ExitCode.INVALID: "a definition, configuration, image or value is invalid",
     ExitCode.HOST_REFUSES: "the host has not the resources, or lacks a part",
-    ExitCode.OWN_FAILURE: "run, exec, shell: failed before the program gave a status",
+    ExitCode.OWN_FAILURE: "run, exec, shell: there is no status of the program",
     ExitCode.INTERRUPTED: "interrupted",
 }
 
@@ -48,6 +48,7 @@ _BY_CODE = {
     "in_use": ExitCode.WRONG_STATE,
     "timed_out": ExitCode.TIMED_OUT,
     "unreachable": ExitCode.UNREACHABLE,
+    "stopping": ExitCode.UNREACHABLE,
     "insufficient_resources": ExitCode.HOST_REFUSES,
     "host_not_ready": ExitCode.HOST_REFUSES,
     "image_not_ready": ExitCode.INVALID,

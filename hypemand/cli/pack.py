@@ -60,7 +60,10 @@ def _pack(path: Path, name: str, packing: Packing, above: frozenset[tuple[int, i
         if kind is FileKind.SYMLINK:
             entry = replace(entry, target=os.readlink(path))
         if not is_archivable(entry):
-            packing.warn(f"{path} is a {'socket' if kind is FileKind.SOCKET else 'device'}, left out")
+            what = f"{path} is a {'socket' if kind is FileKind.SOCKET else 'device'}"
+            if not above:
+                raise LocalError(f"{what}, of which nothing can be copied")
+            packing.warn(f"{what}, left out")
             return
         if name:
             yield format_member(name, entry)
@@ -104,6 +107,8 @@ def _pack_file(path: Path, name: str, packing: Packing) -> Iterator[bytes]:
             left -= len(block)
             packing.count(len(block))
             yield block
+        if not status.st_size and file.read(1) and not os.fstat(file.fileno()).st_size:
+            raise LocalError(f"{path} does not say how long it is", hint="copy what cat reads of it")
         yield padding(status.st_size)
 
 

@@ -283,6 +283,8 @@ class AgentChannel(unittest.TestCase):
         self.assertEqual(end.records()["code"], "ok")
         (end,) = self.channel.files("stat", f"{top}/nothing")
         self.assertEqual(end.records()["code"], "missing")
+        end = self.channel.files("out", "/proc/version")[-1]
+        self.assertEqual(end.records()["message"][:41], "cannot copy it: it does not say how long ")
         items = self.channel.files("out", top)
         entries = {item.records()["path"]: item.records() for item in items if item.type is Type.ENTRY}
         kinds = {path: entry["kind"] for path, entry in entries.items()}

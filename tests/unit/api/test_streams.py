@@ -83,7 +83,7 @@ def test_wait_asks_the_client_to_come_again_when_the_daemon_stops(tmp_path: Path
         await api.ask("GET", "/health")
         api.stop.set()
         answer = await waiting
-        assert (answer.status, answer.code) == (503, "host_not_ready")
+        assert (answer.status, answer.code) == (503, "stopping")
         assert "X-Should-Retry" not in answer.headers
 
     drive(tmp_path, scenario)

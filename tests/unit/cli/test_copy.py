@@ -68,6 +68,22 @@ def test_a_tree_goes_in_with_modes_times_and_links_and_becomes_roots(tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("/proc/version", "does not say how long it is"),
+        ("/dev/null", "is a device, of which nothing can"),
+    ],
+)
+def test_what_cannot_be_copied_in_is_said(tmp_path: Path, source: str, words: str) -> None:
+    async def scenario(files: FakeFiles, run: Run) -> None:
+        done = await run("cp", source, "web:/tmp/new")
+        assert done.returncode == 1
+        assert words in done.stderr
+
+    with_guest(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
     ("source", "target", "made"),
     [
         ("file", "web:/tmp", "/tmp/file"),

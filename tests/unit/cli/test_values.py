@@ -88,6 +88,7 @@ def test_plain_text_is_left_alone() -> None:
         ("invalid_timeout", 8),
         ("insufficient_resources", 9),
         ("host_not_ready", 9),
+        ("stopping", 7),
         ("internal_error", 1),
         ("never heard of", 1),
     ],
