@@ -25,6 +25,9 @@ ENVIRONMENT = {
     "EMPTY": "",
     "LETTERS": "ä€",
 }
+# more than the 90 s after which the guest's systemd kills what does not stop
+STOP_TIMEOUT = "120s"
+STOP_DEADLINE = 150.0
 WHOLE: dict[str, Any] = {
     "image": "debian",
     "memory": "512M",
@@ -32,7 +35,7 @@ WHOLE: dict[str, Any] = {
     "disk": "2G",
     "env": ENVIRONMENT,
     "kernel_headers": False,
-    "stop_timeout": "60s",
+    "stop_timeout": STOP_TIMEOUT,
     "boot_timeout": "120s",
 }
 # In a guest: a mount namespace of its own, and in that a root of its own, as container engines set them up.
@@ -85,7 +88,7 @@ def released(vms: Vms) -> None:
 
 def stop(vms: Vms) -> None:
     """Stop the VM by its handle."""
-    vms.host.run(["systemctl", "stop", f"hypeman@{NAME}"], timeout=90)
+    vms.host.run(["systemctl", "stop", f"hypeman@{NAME}"], timeout=STOP_DEADLINE)
     assert vms.state(NAME) == "Stopped"
 
 
@@ -207,7 +210,7 @@ def test_a_reboot_past_its_init_is_one_too(debian: Vms) -> None:
 )
 def test_a_stop_is_stronger_than_a_reboot(debian: Vms, command: tuple[str, ...]) -> None:
     debian.ctl("exec", NAME, "--", *command, check=False)
-    debian.host.run(["systemctl", "stop", f"hypeman-vm-{NAME}"], timeout=90)
+    debian.host.run(["systemctl", "stop", f"hypeman-vm-{NAME}"], timeout=STOP_DEADLINE)
     shown = debian.wait(NAME, "Stopped")
     assert shown["exit_message"].startswith(("stopped", "rebooted"))
     assert debian.unit(NAME, "ActiveState", "Job") == {"ActiveState": "inactive", "Job": ""}
@@ -247,7 +250,7 @@ def test_emergency_mode_is_told_and_so_is_its_end(debian: Vms) -> None:
 def test_without_an_agent_the_guest_still_follows_the_order_to_stop(debian: Vms) -> None:
     stop(debian)
     start(debian, guest_agent=False)
-    debian.host.run(["systemctl", "stop", f"hypeman-vm-{NAME}"], timeout=90)
+    debian.host.run(["systemctl", "stop", f"hypeman-vm-{NAME}"], timeout=STOP_DEADLINE)
     assert debian.wait(NAME, "Stopped")["exit_message"] == "stopped on request: powered off in order"
     released(debian)
     assert not any("AGENT-READY" in line for line in boot_lines(debian))
