@@ -86,12 +86,14 @@ def memory_overhead(accel: AccelKind) -> int:
 
 
 def _machine(plan: VmmPlan) -> list[str]:
+    """TCG has a guest's CPUs take turns: with a thread each, one boot in a hundred of a guest with two dies
+    on QEMU 7.2, since a CPU may go on with code that another has just patched."""
     kvm = plan.accel is AccelKind.KVM
     return [
         "-name", f"guest={plan.vm},debug-threads=on",
         "-uuid", _uuid(plan.vm_id),
         "-machine", "microvm,pit=off,pic=off,isa-serial=off",
-        "-accel", "kvm" if kvm else f"tcg,thread=multi,tb-size={_TCG_BUFFER_MIB},split-wx=on",
+        "-accel", "kvm" if kvm else f"tcg,thread=single,tb-size={_TCG_BUFFER_MIB},split-wx=on",
         "-cpu", "host" if kvm else "max",
         "-smp", str(plan.vcpus),
         "-m", f"{plan.memory // (1024 * 1024)}M",

@@ -62,7 +62,7 @@ def test_a_comma_in_a_path_is_no_separator() -> None:
 def test_under_tcg_the_guest_is_told_its_timers() -> None:
     words = kernel_words(PLAN).split()
     assert {"tsc=reliable", "no_timer_check", "tsc_early_khz=2596120"} <= set(words)
-    assert options(PLAN, "-accel") == ["tcg,thread=multi,tb-size=64,split-wx=on"]
+    assert options(PLAN, "-accel") == ["tcg,thread=single,tb-size=64,split-wx=on"]
 
 
 def test_under_kvm_the_guest_finds_its_timers_itself() -> None:
