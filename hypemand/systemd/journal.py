@@ -60,13 +60,15 @@ class BootJournal:
             self._reader._previous()  # that line is gone: this one has not been read
 
     def read(self, limit: int) -> list[JournalLine]:
-        """At most `limit` lines that have not been read; empty when there is none now. Never waits."""
-        lines = self._read(limit)
-        if not lines and _read_folder_times() != self._folders:
+        """At most `limit` lines that have not been read; empty when there is none now. Never waits.
+
+        What journald removes it truncates too, and to read that by its map would be SIGBUS: files are looked
+        for anew first.
+        """
+        if _read_folder_times() != self._folders:
             self._reader.close()
             self._open()
-            lines = self._read(limit)
-        return lines
+        return self._read(limit)
 
     def _read(self, limit: int) -> list[JournalLine]:
         lines: list[JournalLine] = []
