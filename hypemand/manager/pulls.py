@@ -109,12 +109,12 @@ class Pull:
         self._layout = told.layout
         self.show(status=PullStatus(told.step), progress=progress)
 
-    def measure(self) -> None:
+    async def measure(self) -> None:
         """Look how much has come."""
         if self._layout is None or self._view.status is not PullStatus.PULLING:
             return
         total = self._view.progress
-        size, layers = _count_blobs(self._layout)
+        size, layers = await asyncio.to_thread(_count_blobs, self._layout)
         self.show(
             progress=replace(
                 total, bytes=min(size, total.total_bytes), layers=min(layers, total.total_layers)
@@ -246,7 +246,7 @@ class Pulls:
         """Follow the progress until the work is over. One to which nothing comes any more is ended."""
         seen, at = pull.view.progress, time.monotonic()
         while not (await asyncio.wait([work], timeout=_LOOK))[0]:
-            await asyncio.to_thread(pull.measure)
+            await pull.measure()
             if pull.view.status is not PullStatus.PULLING or pull.view.progress != seen:
                 seen, at = pull.view.progress, time.monotonic()
             elif time.monotonic() - at > _STALL:
