@@ -12,7 +12,7 @@ from aiohttp import web
 
 from hypemand.api.entries import name_entry, put_block
 from hypemand.api.failures import unexpected
-from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
+from hypemand.api.tasks import Ended, unless_ended
 from hypemand.errors import GuestError, HypemandError, InvalidRequest, NotFound, Stopping
 from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole, Manager
 from hypemand.tar import (
@@ -42,12 +42,7 @@ async def send_archive(
     response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"})
     await response.prepare(request)
     try:
-        with watch_client(request) as gone:
-            ended = await first_of(
-                archive=_write_archive(response, first, events, root),
-                client=wait_ended(gone, Ended.CLIENT),
-                daemon=wait_ended(closing, Ended.DAEMON),
-            )
+        ended = await unless_ended(request, closing, _write_archive(response, first, events, root))
     except ConnectionError:
         raise
     except HypemandError as error:
@@ -66,12 +61,11 @@ async def _write_archive(
     first: FileInfo | bytes | Hole,
     events: AsyncIterator[FileInfo | bytes | Hole],
     root: str,
-) -> Ended | None:
+) -> None:
     size = await _write_event(response, first, root, 0)
     async for event in events:
         size = await _write_event(response, event, root, size)
     await response.write(padding(size) + END)
-    return None
 
 
 async def _write_event(
@@ -125,16 +119,7 @@ async def receive_pieces(
 ) -> tuple[int, FileInfo | None]:
     """Put the members of an archive into the copy; gives the bytes of all files, and what the archive says of
     its own root, if anything."""
-
-    async def store() -> tuple[int, FileInfo | None] | Ended:
-        return await _store_archive(pieces, copy)
-
-    with watch_client(request) as gone:
-        ended = await first_of(
-            archive=store(),
-            client=wait_ended(gone, Ended.CLIENT),
-            daemon=wait_ended(closing, Ended.DAEMON),
-        )
+    ended = await unless_ended(request, closing, _store_archive(pieces, copy))
     if ended is Ended.CLIENT:
         raise ConnectionResetError("the client has gone")
     if isinstance(ended, Ended):

@@ -37,7 +37,7 @@ from hypemand.api.requests import (
 )
 from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
-from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
+from hypemand.api.tasks import Ended, unless_ended
 from hypemand.config.definition import ImagePull, Origin
 from hypemand.errors import InvalidRequest, Stopping, WrongState
 from hypemand.manager.view import LogLine, LogSource, VmView
@@ -197,12 +197,7 @@ class Routes:
             raise InvalidRequest("state: is missing", hint=_STATES)
         state = _parse_state(query["state"])
         timeout = min(parse_positive_duration(query.get("timeout", DEFAULT_WAIT), "timeout"), MAX_WAIT)
-        with watch_client(request) as gone:
-            ended: tuple[VmView, bool] | Ended = await first_of(
-                wait=self._manager.wait_vm(ref, state, timeout),
-                client=wait_ended(gone, Ended.CLIENT),
-                daemon=wait_ended(self._closing, Ended.DAEMON),
-            )
+        ended = await unless_ended(request, self._closing, self._manager.wait_vm(ref, state, timeout))
         if isinstance(ended, Ended):
             raise Stopping
         view, timed_out = ended

@@ -16,7 +16,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from hypemand.api.failures import error_json, unexpected
-from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
+from hypemand.api.tasks import unless_ended
 from hypemand.errors import HypemandError
 
 T = TypeVar("T")
@@ -31,12 +31,7 @@ async def send_events(
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
     await response.prepare(request)
     try:
-        with watch_client(request) as gone:
-            ended = await first_of(
-                events=_send_all(response, items, to_json),
-                client=wait_ended(gone, Ended.CLIENT),
-                daemon=wait_ended(closing, Ended.DAEMON),
-            )
+        ended = await unless_ended(request, closing, _send_all(response, items, to_json))
     except ConnectionError:
         raise
     except HypemandError as error:
@@ -50,7 +45,7 @@ async def send_events(
 
 async def _send_all(
     response: web.StreamResponse, items: AsyncIterator[T], to_json: Callable[[T], object]
-) -> Ended | None:
+) -> None:
     try:
         count = 0
         async for item in items:
@@ -62,7 +57,6 @@ async def _send_all(
     finally:
         if isinstance(items, AsyncGenerator):
             await items.aclose()
-    return None
 
 
 async def _break_off(

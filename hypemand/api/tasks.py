@@ -44,6 +44,19 @@ async def wait_ended(event: asyncio.Event, why: Ended) -> Ended:
     return why
 
 
+async def unless_ended(
+    request: web.Request, closing: asyncio.Event, work: Coroutine[Any, Any, T]
+) -> T | Ended:
+    """The result of `work`, unless the client goes or the daemon stops (`closing`): then it is cancelled."""
+    with watch_client(request) as gone:
+        result: T | Ended = await first_of(
+            work=work,
+            client=wait_ended(gone, Ended.CLIENT),
+            daemon=wait_ended(closing, Ended.DAEMON),
+        )
+    return result
+
+
 @contextmanager
 def watch_client(request: web.Request) -> Iterator[asyncio.Event]:
     """An event that is set when the client closes its end.

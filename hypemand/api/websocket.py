@@ -16,7 +16,7 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from hypemand.api.failures import unexpected
 from hypemand.api.requests import MAX_BODY
 from hypemand.api.services import Limits
-from hypemand.api.tasks import Ended, first_of, wait_ended, watch_client
+from hypemand.api.tasks import Ended, unless_ended
 from hypemand.errors import HypemandError, InvalidRequest
 
 MAX_REASON = 123
@@ -36,12 +36,7 @@ async def serve_websocket(
         )
     await socket.prepare(request)
     try:
-        with watch_client(request) as gone:
-            ended = await first_of(
-                work=work(socket),
-                client=wait_ended(gone, Ended.CLIENT),
-                daemon=wait_ended(closing, Ended.DAEMON),
-            )
+        ended = await unless_ended(request, closing, work(socket))
         if ended is Ended.DAEMON:
             await _close(socket, WSCloseCode.GOING_AWAY, ended.value)
         else:
