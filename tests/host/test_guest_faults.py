@@ -220,7 +220,8 @@ def test_an_agent_that_dies_after_its_byte_leaves_the_program_running(
         start_vm(host, "faulty", "sh", "-c", "echo program started; exec sleep infinity") as vm,
     ):
         vm.wait("Running")
-        assert "program started" in vm.logs()
+        # Running says that it was started, not that it has come to its first line
+        host.wait_until(lambda: "program started" in vm.logs(), 30)
         refused = vm.exec("true", check=False, timeout=20)
         assert refused.code == 125
         assert "agent" in refused.stderr
