@@ -371,6 +371,8 @@ class VmManager:
         """See `Manager`."""
         requested = time.monotonic()
         vm = self._get(ref)
+        if not vm.state.is_vmm_active:
+            self._ease_moves()  # it takes longer than all that comes before PID 1 needs it
         async with _hold(vm):
             await vm.refresh()
             check_allowed(Operation.START, vm.state, vm.name)
