@@ -415,7 +415,7 @@ class VmManager:
         finally:
             del self._starting[vm.name]
         vm.add_moment(Moment.QUEUED, time.monotonic())
-        await vm.refresh()
+        vm.take_start()
         await asyncio.to_thread(vm.keep_running_definition, definition)
 
     def _plan(self, vm: Vm, image: Image, volumes: Sequence[Attached] = ()) -> Plan:
