@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,14 +93,18 @@ def make_plan(
     host: VmmHost,
     places: Places,
     volumes: Sequence[Attached] = (),
+    *,
+    in_root: Callable[[Path], bool],
 ) -> Plan:
-    """Work out a start. Raises InvalidDefinition when definition and image together do not make a program."""
+    """Work out a start. Raises InvalidDefinition when definition and image together do not make a program.
+    `in_root` tells whether the root of VMMs has a file of the host at its own place anyway."""
     guest = resolve_program(definition, image)
     guest = replace(guest, volumes=tuple(map(_guest_volume, volumes)))
     if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):
         what = f"in systemd mode the program must be an absolute path, not {guest.argv[0]}"
         raise InvalidDefinition([Problem("", 0, 0, "cmd", what, "write the init's path, as in /sbin/init")])
-    headers = host.kernel.headers if definition.kernel_headers else None
+    shared = _place_shared(definition, image, host, places.own)
+    shared = {path: path if in_root(path) else place for path, place in shared.items()}
     vmm = VmmPlan(
         vm=record.name,
         vm_id=record.id,
@@ -110,7 +114,7 @@ def make_plan(
         vcpus=definition.vcpus,
         tsc_khz=host.tsc_khz,
         mode=guest.mode,
-        files=_vmm_files(places.own, volumes, with_headers=headers is not None),
+        files=_vmm_files(places.own, volumes, image, host, shared),
     )
     unit = UnitPlan(
         vm=record.name,
@@ -121,10 +125,7 @@ def make_plan(
         stop_post=_stop_post_command(record, definition, guest, places),
         root=places.root,
         readable=(
-            (host.kernel.path, places.own.kernel),
-            (host.initrd, places.own.initrd),
-            (image.rootfs, places.own.image),
-            *([(headers, places.own.headers)] if headers is not None else []),
+            *((path, place) for path, place in shared.items() if path != place),
             *_volume_places(volumes, places.own, writable=False),
             *outside_usr([host.binary, _VMM_SCRIPT]),
         ),
@@ -165,18 +166,29 @@ def _volume_places(volumes: Sequence[Attached], own: Own, *, writable: bool) -> 
     ]
 
 
-def _vmm_files(own: Own, volumes: Sequence[Attached], *, with_headers: bool) -> VmmFiles:
+def _place_shared(definition: Definition, image: Image, host: VmmHost, own: Own) -> dict[Path, Path]:
+    """The files that VMs share, and what is made for each in a VMM's root."""
+    places = {host.kernel.path: own.kernel, host.initrd: own.initrd, image.rootfs: own.image}
+    if definition.kernel_headers and host.kernel.headers is not None:
+        places[host.kernel.headers] = own.headers
+    return places
+
+
+def _vmm_files(
+    own: Own, volumes: Sequence[Attached], image: Image, host: VmmHost, shared: Mapping[Path, Path]
+) -> VmmFiles:
+    headers = host.kernel.headers
     return VmmFiles(
-        kernel=own.kernel,
-        initrd=own.initrd,
+        kernel=shared[host.kernel.path],
+        initrd=shared[host.initrd],
         config=own.runtime / _CONFIG,
-        image=own.image,
+        image=shared[image.rootfs],
         disk=own.disk,
         qmp=own.runtime / "qmp.sock",
         agent=own.runtime / "agent.sock",
         report=own.runtime / "report.sock",
         stop=own.runtime / "stop.sock",
-        headers=own.headers if with_headers else None,
+        headers=None if headers is None else shared.get(headers),
         volumes=tuple(
             VolumeFile(own.volume(number), attached.volume.serial, readonly=not attached.mount.writes)
             for number, attached in enumerate(volumes)

@@ -57,7 +57,7 @@ from hypemand.storage.program import resolve_program
 from hypemand.storage.store import ImageUse
 from hypemand.storage.volumes import Volume, VolumeStore, prepare_volume
 from hypemand.systemd.cgroups import ease_moves
-from hypemand.systemd.rootdir import Own, make_root
+from hypemand.systemd.rootdir import Own, copy_linker_cache, is_in_usr, make_root
 from hypemand.systemd.units import handle_name
 from hypemand.timeline import derive_timeline
 
@@ -271,7 +271,8 @@ class VmManager:
             vm = self._adopt(self.inventory.add(definition, origin, _derive_pin(definition, image)))
         try:
             if host is not None:
-                make_plan(vm.record, definition, image, host, self._places(vm.name))
+                places = self._places(vm.name)
+                make_plan(vm.record, definition, image, host, places, in_root=is_in_usr)
                 # the image has just been asked for
                 await self.start_vm(vm.name, pull=ImagePull.NEVER)
         except BaseException:
@@ -370,6 +371,8 @@ class VmManager:
         """See `Manager`."""
         requested = time.monotonic()
         vm = self._get(ref)
+        if not vm.state.is_vmm_active:
+            self._ease_moves()  # it takes longer than all that comes before PID 1 needs it
         async with _hold(vm):
             await vm.refresh()
             check_allowed(Operation.START, vm.state, vm.name)
@@ -412,13 +415,13 @@ class VmManager:
         finally:
             del self._starting[vm.name]
         vm.add_moment(Moment.QUEUED, time.monotonic())
-        await vm.refresh()
+        vm.take_start()
         await asyncio.to_thread(vm.keep_running_definition, definition)
 
     def _plan(self, vm: Vm, image: Image, volumes: Sequence[Attached] = ()) -> Plan:
         """Work out its start. Blocks; run in a thread."""
-        host = find_vmm_host(self.config)
-        return make_plan(vm.record, vm.record.definition, image, host, self._places(vm.name), volumes)
+        host, places = find_vmm_host(self.config), self._places(vm.name)
+        return make_plan(vm.record, vm.record.definition, image, host, places, volumes, in_root=is_in_usr)
 
     async def _check_start(self, vm: Vm, image: Image) -> None:
         """Raise what a start would: a VM that runs is not stopped for a definition that cannot be started."""
@@ -437,6 +440,7 @@ class VmManager:
         places = self._places(record.name)
         runtime = places.runtime
         plan = self._plan(vm, image, volumes)
+        copy_linker_cache(places.root)
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)

@@ -50,6 +50,8 @@ from hypemand.systemd.units import Units, UnitStatus, handle_name, unit_name
 _log = logging.getLogger(__name__)
 _RECOVER_DEADLINE = 1.0
 _HANDLE_DEADLINE = 10.0
+# what systemd and the sandbox take for a start, about; no guest has anything to tell by then
+_SPAWN_TIME = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class Vm:
         self._unwritten: BootNotes | None = None
         self._note_writer: asyncio.Task[None] | None = None
         self._asking = asyncio.Lock()
+        self._spawned_at = 0.0
         self._stale = False
         self._recovering = False
 
@@ -254,14 +257,34 @@ class Vm:
         if awaited and active_state == "active" and self._unit.active_state == "activating":
             self._unit = replace(self._unit, active_state=active_state, changed_at=None)
             self._evaluate()
+        self._look_soon()
+
+    def _look_soon(self) -> None:
         if not self._stale:
             self._stale = True
-            self._spawn("refresh", self.refresh())
+            self._spawn("refresh", self._look())
+
+    async def _look(self) -> None:
+        """Refresh, but leave systemd alone while it spawns the VMM: the VMM's sandbox asks it too, which user
+        that is, and it answers one after the other."""
+        wait = self._spawned_at - time.monotonic()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        await self.refresh()
 
     def expect_boot(self, moments: Mapping[Moment, float], definition: Definition) -> None:
         """A start is under way: when it was asked for, and with what."""
         self._requested = dict(moments)
         self._running_definition = definition
+
+    def take_start(self) -> None:
+        """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
+        that it signals."""
+        self._spawned_at = time.monotonic() + _SPAWN_TIME
+        self._unit = UnitStatus("activating", "queued")
+        self._follow_unit()
+        self._evaluate()
+        self._look_soon()
 
     def add_moment(self, moment: Moment, at: float) -> None:
         """A step of the start that is under way has been made."""

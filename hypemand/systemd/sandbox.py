@@ -13,6 +13,8 @@ from typing import Any
 
 Property = tuple[str, str, Any]
 
+# Taken from @system-service: groups, and then what reaches other processes by the kernel's objects for that,
+# or by their memory. A VMM does without, and a shorter list is made into filters sooner.
 _DENIED_CALLS = [
     "@privileged",
     "@resources",
@@ -25,6 +27,13 @@ _DENIED_CALLS = [
     "@clock",
     "@obsolete",
     "@cpu-emulation",
+    "@keyring",
+    "@memlock",
+    "@setuid",
+    *("ipc", "msgctl", "msgget", "msgrcv", "msgsnd", "semctl", "semget", "semop", "semtimedop"),
+    *("shmat", "shmctl", "shmdt", "shmget"),
+    *("mq_getsetattr", "mq_notify", "mq_open", "mq_timedreceive", "mq_timedsend", "mq_unlink"),
+    *("kcmp", "process_madvise", "process_vm_readv", "process_vm_writev", "userfaultfd"),
 ]
 # All kinds but one are denied, and for that one a process needs a capability that it does not have. To deny
 # all (0) would be undone by the next daemon-reload: systemd 252 writes it down as an empty setting.
@@ -44,12 +53,13 @@ _SANDBOX: tuple[Property, ...] = (
     ("RemoveIPC", "b", True),
     ("ProtectProc", "s", "invisible"),
     ("ProcSubset", "s", "pid"),
-    # Not ProtectHome=, PrivateTmp=, ProtectKernelTunables=, -Modules= and -Logs=: in the VMM's own root
-    # (rootdir.py) there is no home, nothing shared in /tmp and no /sys, and what else these take away it has
-    # neither capabilities nor system calls for. systemd takes milliseconds for each.
+    # Not ProtectHome=yes, PrivateTmp=, ProtectKernelTunables=, -Modules= and -Logs=, ProtectHostname=: in the
+    # VMM's own root (rootdir.py) there is no home, nothing shared in /tmp and no /sys, and what else these
+    # take away it has neither capabilities nor system calls for. systemd takes milliseconds for each.
+    # (For a home that is read only below a root that is, it makes no mount at all.)
+    ("ProtectHome", "s", "read-only"),
     ("ProtectControlGroups", "b", True),
     ("ProtectClock", "b", True),
-    ("ProtectHostname", "b", True),
     ("LockPersonality", "b", True),
     ("MemoryDenyWriteExecute", "b", True),
     ("RestrictRealtime", "b", True),

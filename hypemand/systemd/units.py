@@ -109,8 +109,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("Restart", "s", plan.restart.value),
         ("TimeoutStartUSec", "t", microseconds(plan.boot_timeout)),
         ("TimeoutStopUSec", "t", microseconds(plan.stop_timeout)),
+        # its group is that of its record: to name that too would be one more question to systemd itself
         ("User", "s", str(plan.uid)),
-        ("Group", "s", str(plan.uid)),
         ("StandardInput", "s", "null"),
         ("StandardOutput", "s", "journal"),
         ("StandardError", "s", "inherit"),

@@ -87,6 +87,31 @@ def test_each_vmm_has_a_uid_of_its_own_and_no_capability(pair: Vms) -> None:
     assert len(uids) == 2
 
 
+def test_a_vmm_sees_nothing_of_the_host_but_usr_and_its_own(pair: Vms) -> None:
+    pid, host = pair.show("left")["main_pid"], pair.host
+    root = f"/proc/{pid}/root"
+    for folder in ("sys", "home", "root", "tmp", "run/credentials", "var"):
+        listed = host.run(["sh", "-c", f"! [ -e {root}/{folder} ] || ls -A {root}/{folder}"])
+        assert listed.stdout == "", folder
+    mounts = host.pull(f"/proc/{pid}/mountinfo").decode().splitlines()
+    assert not {"sysfs", "cgroup", "cgroup2"} & {mount.partition(" - ")[2].split()[0] for mount in mounts}
+    # of what is mounted, what it may write to is nobody else's
+    places = [mount.split()[4:6] for mount in mounts]
+    writable = {place for place, how in places if "rw" in how.split(",") and not place.startswith("/dev/")}
+    own = {"/run/hypemand/self/vm", "/run/hypemand/self/disk"}
+    assert own <= writable <= own | {"/proc", "/run"}, writable
+    # a list of libraries like the host's: else the linker looks for each in many places
+    assert host.pull(f"{root}/etc/ld.so.cache") == host.pull("/etc/ld.so.cache")
+
+
+def test_a_vmm_has_no_system_call_that_reaches_others(pair: Vms) -> None:
+    allowed = pair.unit("left", "SystemCallFilter")["SystemCallFilter"].split()
+    assert "ppoll" in allowed
+    reaching = {"shmget", "semget", "msgget", "mq_open", "process_vm_readv", "ptrace", "keyctl", "add_key"}
+    reaching |= {"sethostname", "setdomainname", "mount", "chroot", "setuid", "mlock"}
+    assert not reaching & set(allowed)
+
+
 def test_a_vmm_cannot_read_what_is_another_vms(pair: Vms) -> None:
     left, right = (pair.show(name)["uid"] for name in ("left", "right"))
     host = pair.host

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a definition to a start."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,10 +43,10 @@ IMAGE = Image(
 )
 
 
-def plan(host: VmmHost = HOST, **keys: object) -> Plan:
+def plan(host: VmmHost = HOST, in_root: Collection[Path] = (), **keys: object) -> Plan:
     definition = parse_definition("web", {"image": "app", **keys})
     record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, definition)
-    return make_plan(record, definition, IMAGE, host, PLACES)
+    return make_plan(record, definition, IMAGE, host, PLACES, in_root=lambda path: path in in_root)
 
 
 def test_the_units_limits_leave_room_for_the_vmm() -> None:
@@ -67,6 +68,17 @@ def test_every_file_that_the_vmm_is_told_of_is_in_its_root() -> None:
     assert f"-kernel {OWN.kernel} -initrd {OWN.initrd}" in told
     for path in (OWN.runtime / "config.img", OWN.image, OWN.disk):
         assert f"file={path},format=raw" in told
+
+
+def test_what_is_in_the_root_anyway_is_not_bound() -> None:
+    initrd, headers = HOST.initrd, HOST.kernel.headers
+    assert headers is not None
+    unit = plan(in_root=(initrd, headers)).unit
+    told = " ".join(unit.start)
+    assert f"-kernel {OWN.kernel} -initrd {initrd}" in told
+    assert f"file={headers},format=raw,readonly=on" in told
+    assert {inside for _host, inside in unit.readable} >= {OWN.kernel, OWN.image}
+    assert not {OWN.initrd, OWN.headers, initrd, headers} & {path for pair in unit.readable for path in pair}
 
 
 def test_kernel_headers_are_a_disk_that_can_only_be_read() -> None:
@@ -111,7 +123,7 @@ def test_a_volume_is_seen_by_its_vmm_alone_and_read_only_where_it_only_reads(tmp
         for name, keys in (("w", {}), ("r", {"readonly": True}), ("o", {"overlay": True}))
     ]
     record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, parse_definition("web", {"image": "app"}))
-    made = make_plan(record, record.definition, IMAGE, HOST, PLACES, volumes)
+    made = make_plan(record, record.definition, IMAGE, HOST, PLACES, volumes, in_root=lambda _path: False)
     places = [(attached.volume.disk, OWN.volume(number)) for number, attached in enumerate(volumes)]
     assert made.unit.volumes == (places[0],)
     assert places[0] not in made.unit.readable

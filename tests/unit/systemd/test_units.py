@@ -2,6 +2,8 @@
 """The properties of a VM's transient unit."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from types import MappingProxyType
 
@@ -10,7 +12,7 @@ import pytest
 import hypemand.config
 from hypemand.config.definition import Restart
 from hypemand.systemd.extras import EXTRA_PROPERTIES, INFINITY, extra_properties
-from hypemand.systemd.rootdir import Own, make_root, outside_usr
+from hypemand.systemd.rootdir import Own, copy_linker_cache, is_in_usr, make_root, outside_usr
 from hypemand.systemd.sandbox import sandbox_properties
 from hypemand.systemd.units import UnitPlan, unit_name, unit_properties, vm_of_unit
 
@@ -47,18 +49,15 @@ def test_limits_and_deadlines_are_systemds() -> None:
     assert properties["TimeoutStartUSec"] == INFINITY
     assert properties["TimeoutStopUSec"] == 30_000_000
     assert properties["Restart"] == "on-failure"
-    assert properties["User"] == properties["Group"] == "61200"
+    assert properties["User"] == "61200"
 
 
 def test_the_vmm_sees_usr_and_its_own_and_writes_to_its_own_only() -> None:
     properties = {name: value for name, _signature, value in unit_properties(PLAN)}
     assert properties["RootDirectory"] == "/run/hypemand/root"
     readable = {(host, inside) for host, inside, *_ in properties["BindReadOnlyPaths"]}
-    assert readable == {
-        ("/usr", "/usr"),
-        ("/etc/ld.so.cache", "/etc/ld.so.cache"),
-        ("/boot/vmlinux", "/kernel"),
-    }
+    assert readable == {("/usr", "/usr"), ("/boot/vmlinux", "/kernel")}
+    assert properties["InaccessiblePaths"] == ["+/sys"]
     assert properties["BindPaths"] == [("/run/hypemand/vms/web", "/vm", False, 0)]
     assert properties["ReadWritePaths"] == ["+/vm"]
     assert properties["ProtectSystem"] == "strict"
@@ -74,6 +73,33 @@ def test_a_root_is_made_once_and_completed_and_the_host_has_its_mount_points_too
         assert path.read_bytes() == b""
     assert own.runtime.is_dir()
     assert (root / "bin").readlink() == Path("usr/bin")
+
+
+def test_the_root_has_the_list_of_libraries_that_the_host_has_now(tmp_path: Path) -> None:
+    source, root = tmp_path / "ld.so.cache", tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    copy = root / "etc/ld.so.cache"
+    source.write_bytes(b"one")
+    copy_linker_cache(root, source)
+    assert copy.read_bytes() == b"one"
+    assert copy.stat().st_mode & 0o777 == 0o444
+    first = copy.stat().st_ino
+    copy_linker_cache(root, source)
+    assert copy.stat().st_ino == first, "nothing has changed, so nothing is to be written"
+    source.write_bytes(b"two")
+    os.utime(source, ns=(1, 1))
+    copy_linker_cache(root, source)
+    assert copy.read_bytes() == b"two"
+    source.unlink()
+    copy_linker_cache(root, source)
+    assert not copy.exists()
+
+
+def test_a_vmm_sees_what_is_on_the_mount_of_usr_and_no_link() -> None:
+    binary = Path(sys.executable).resolve()
+    assert is_in_usr(binary)
+    for elsewhere in ("/proc/version", "/usr/no/such/file", "/bin/sh", "/usr/../etc/passwd"):
+        assert not is_in_usr(Path(elsewhere))
 
 
 def test_what_is_not_below_usr_is_bound_at_its_own_place() -> None:
