@@ -150,8 +150,8 @@ class UnitTools:
         """See `Tools`."""
         user = _find_fetch_user()
         os.chown(folder, user.pw_uid, user.pw_gid)
-        bound = _escape(folder)
-        properties = [*_FETCH, f"TemporaryFileSystem={_escape(self._hidden)}", f"BindPaths={bound}"]
+        bound = escape_path(folder)
+        properties = [*_FETCH, f"TemporaryFileSystem={escape_path(self._hidden)}", f"BindPaths={bound}"]
         env = {**_proxies(), **_environment(folder)}
         if credentials is not None:
             properties.append(f"LoadCredential={CREDENTIAL}:{credentials}")
@@ -162,7 +162,7 @@ class UnitTools:
         self, argv: Sequence[str], *, folder: Path, timeout: float, env: Mapping[str, str] | None = None
     ) -> Completed:
         """See `Tools`."""
-        properties = [*_BUILD, f"ReadWritePaths={_escape(folder)}"]
+        properties = [*_BUILD, f"ReadWritePaths={escape_path(folder)}"]
         return self._run(argv, properties, timeout, _environment(folder, env))
 
     def _run(
@@ -201,7 +201,7 @@ def _find_fetch_user() -> pwd.struct_passwd:
         ) from None
 
 
-def _escape(path: Path) -> str:
+def escape_path(path: Path) -> str:
     """A path as a setting of a unit has it: quoted, and with nothing in it that systemd would read."""
     text = os.fspath(path).replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"').replace(":", "\\\\:")
     return f'"{text}"'

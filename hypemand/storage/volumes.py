@@ -30,9 +30,11 @@ from hypemand.storage.disks import (
     MIN_SIZE,
     derive_disk_size,
     ensure_disk,
+    has_journal_to_replay,
+    name_full_disk,
     read_size,
-    replay_journal,
 )
+from hypemand.storage.replay import Replay, replay_in_unit
 
 _log = logging.getLogger(__name__)
 _DISK = "volume.ext4"
@@ -193,7 +195,7 @@ class VolumeStore:
         return volume
 
 
-def prepare_volume(disk: Path, uid: int, *, writes: bool) -> None:
+def prepare_volume(disk: Path, uid: int, *, writes: bool, replay: Replay = replay_in_unit) -> None:
     """Let a VMM have a volume that no other writes to: its owner writes, any other only reads.
 
     A journal that was left by a crash is replayed first for readers, since a guest cannot do it for them.
@@ -202,8 +204,12 @@ def prepare_volume(disk: Path, uid: int, *, writes: bool) -> None:
     try:
         # two readers may be started at once
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if not writes:
-            replay_journal(disk)
+        if not writes and has_journal_to_replay(disk):
+            # one who reads it already would have had it replayed
+            os.fchown(fd, uid, 0)
+            os.fchmod(fd, 0o600)
+            with name_full_disk(disk):
+                replay(disk, uid)
         os.fchown(fd, uid if writes else 0, 0)
         os.fchmod(fd, 0o600 if writes else 0o444)
     finally:
