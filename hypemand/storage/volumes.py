@@ -25,6 +25,7 @@ from pathlib import Path
 from hypemand.atomic import write_file
 from hypemand.config.names import is_name
 from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
+from hypemand.run import CommandFailed
 from hypemand.storage.disks import (
     MAX_SIZE,
     MIN_SIZE,
@@ -208,12 +209,25 @@ def prepare_volume(disk: Path, uid: int, *, writes: bool, replay: Replay = repla
             # one who reads it already would have had it replayed
             os.fchown(fd, uid, 0)
             os.fchmod(fd, 0o600)
-            with name_full_disk(disk):
-                replay(disk, uid)
+            _replay(disk, uid, replay)
         os.fchown(fd, uid if writes else 0, 0)
         os.fchmod(fd, 0o600 if writes else 0o444)
     finally:
         os.close(fd)
+
+
+def _replay(disk: Path, uid: int, replay: Replay) -> None:
+    try:
+        with name_full_disk(disk):
+            replay(disk, uid)
+    except CommandFailed as error:
+        said = error.result.stdout.decode(errors="replace") + error.result.stderr
+        why = next((line.strip() for line in said.splitlines() if line.strip()), error.message)
+        raise HypemandError(
+            f"the volume in {disk.parent} was left by a crash, and cannot be mended for a VM that only reads:"
+            f" {why}",
+            hint="start a VM that writes to it, or restore it from a backup",
+        ) from error
 
 
 def check_size(size: int) -> None:
