@@ -29,11 +29,13 @@ _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What an image says of itself. `digest` is that of its manifest."""
+    """What an image says of itself. `digest` is that of its manifest. `zstd`: it has a layer that is packed
+    with that, which umoci does not unpack."""
 
     digest: str
     architecture: str
     config: OciConfig
+    zstd: bool
 
 
 def is_layout(path: Path) -> bool:
@@ -41,9 +43,14 @@ def is_layout(path: Path) -> bool:
     return (path / "oci-layout").is_file() and (path / "index.json").is_file()
 
 
+# A layout has no place for signatures, which have done their work when an image is copied. Layers stay as
+# they are packed; those that are not get packed, quickly, since skopeo 1.9 would call them so all the same.
+COPY_OPTIONS = ("--quiet", "--remove-signatures", "--dest-compress-level=1")
+
+
 def _skopeo(scratch: Path) -> list[str]:
     """The host's policy is for what comes from elsewhere. TMPDIR does not count for what may be large."""
-    return ["skopeo", "--insecure-policy", f"--tmpdir={scratch}", "copy", "--quiet"]
+    return ["skopeo", "--insecure-policy", f"--tmpdir={scratch}", "copy"]
 
 
 def copy(reference: str, layout: Path, tools: Tools) -> None:
@@ -51,13 +58,13 @@ def copy(reference: str, layout: Path, tools: Tools) -> None:
 
     Of an index, the image for this host. Digests are verified.
     """
-    argv = [*_skopeo(layout.parent), reference, f"oci:{layout}:{TAG}"]
+    argv = [*_skopeo(layout.parent), *COPY_OPTIONS, reference, f"oci:{layout}:{TAG}"]
     tools.build(argv, folder=layout.parent, timeout=_TIMEOUT)
 
 
 def pack(layout: Path, archive: Path, name: str, tools: Tools) -> None:
     """Write the image in a layout to a tar of an OCI layout, in which it is called `name`."""
-    argv = [*_skopeo(archive.parent), f"oci:{layout}:{TAG}", f"oci-archive:{archive}"]
+    argv = [*_skopeo(archive.parent), "--quiet", f"oci:{layout}:{TAG}", f"oci-archive:{archive}"]
     argv[-1] += f":{name}" if name else ""
     tools.build(argv, folder=archive.parent, timeout=_TIMEOUT)
 
@@ -73,6 +80,15 @@ def unpack(layout: Path, root: Path, tools: Tools) -> None:
         # When an unpack fails, its threads may race to a crash that hides the reason: one thread tells it.
         run(["rm", "-rf", "--", os.fspath(root)], timeout=_TIMEOUT)
         tools.build(argv, folder=root.parent, timeout=_TIMEOUT, env={"GOMAXPROCS": "1"})
+
+
+def repack(layout: Path, tools: Tools) -> Path:
+    """Have all layers packed with gzip, quickly rather than well: another layout in place of this one."""
+    other = layout.with_name(f"{layout.name}-gzip")
+    argv = [*_skopeo(layout.parent), "--quiet", "--dest-compress-format=gzip", "--dest-compress-level=1"]
+    tools.build([*argv, f"oci:{layout}:{TAG}", f"oci:{other}:{TAG}"], folder=layout.parent, timeout=_TIMEOUT)
+    shutil.rmtree(layout)
+    return other
 
 
 def _read_json(path: Path) -> Any:
@@ -95,11 +111,13 @@ def read_image(layout: Path) -> Described:
     try:
         [descriptor] = _read_json(layout / "index.json")["manifests"]
         manifest = _read_json(_derive_blob(layout, descriptor))
+        kinds = [str(layer.get("mediaType")) for layer in manifest["layers"]]
         document = _read_json(_derive_blob(layout, manifest["config"]))
         return Described(
             digest=str(descriptor["digest"]),
             architecture=str(document.get("architecture") or ""),
             config=parse_oci_config(document.get("config")),
+            zstd=any(kind.endswith("zstd") for kind in kinds),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ImageNotReady(f"the image's metadata cannot be read: {error}") from error
