@@ -206,6 +206,8 @@ def _find_source(source: str) -> tuple[Path, str, Transport | None]:
 def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpacked:
     if path.is_dir():
         if ocilayout.is_layout(path) and kind is not Transport.DIR:
+            if ocilayout.link(path, tag, work.staging / "layout"):
+                return _unpack_copy(os.fspath(path), work)
             return _unpack_oci(f"oci:{path}:{tag}" if tag else f"oci:{path}", work)
         if kind in (Transport.OCI, Transport.DOCKER_ARCHIVE):
             raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}", hint=f"dir:{path} is a plain folder")
@@ -255,11 +257,16 @@ def _derive_plain(root: Path, source: Path) -> _Unpacked:
 
 
 def _unpack_oci(reference: str, work: _Work) -> _Unpacked:
+    ocilayout.copy(reference, work.staging / "layout", work.tools)
+    return _unpack_copy(reference.partition(":")[2], work)
+
+
+def _unpack_copy(source: str, work: _Work) -> _Unpacked:
+    """What is in the layout of the staging folder, from `source`."""
     layout = work.staging / "layout"
-    ocilayout.copy(reference, layout, work.tools)
     described = ocilayout.read_image(layout)
     # Before the work of unpacking: another architecture needs none.
-    _check_architecture(reference.partition(":")[2], described.architecture)
+    _check_architecture(source, described.architecture)
     return _unpack_layout(layout, described, described.digest, work)
 
 
