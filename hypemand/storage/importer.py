@@ -121,6 +121,8 @@ def import_image(
         work = _Work(store, name, source, staging, tools, tell, moves, room)
         tell(Told(Step.CONVERTING))
         unpacked = _unpack(path, tag, kind, work)
+        if isinstance(unpacked, Image):
+            return unpacked
         _check_architecture(source, unpacked.architecture)
         return _finish(work, unpacked)
 
@@ -203,7 +205,8 @@ def _find_source(source: str) -> tuple[Path, str, Transport | None]:
     raise NotFound(f"there is no file or folder {plain}", hint="give a folder, a tar, or an OCI layout")
 
 
-def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpacked:
+def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpacked | Image:
+    """A root file system to make an image of, or the image if it is here already."""
     if path.is_dir():
         if ocilayout.is_layout(path) and kind is not Transport.DIR:
             if ocilayout.link(path, tag, work.staging / "layout"):
@@ -256,18 +259,21 @@ def _derive_plain(root: Path, source: Path) -> _Unpacked:
     return _Unpacked(root, architecture, OciConfig(cmd=cmd))
 
 
-def _unpack_oci(reference: str, work: _Work) -> _Unpacked:
+def _unpack_oci(reference: str, work: _Work) -> _Unpacked | Image:
     ocilayout.copy(reference, work.staging / "layout", work.tools)
     return _unpack_copy(reference.partition(":")[2], work)
 
 
-def _unpack_copy(source: str, work: _Work) -> _Unpacked:
+def _unpack_copy(source: str, work: _Work) -> _Unpacked | Image:
     """What is in the layout of the staging folder, from `source`."""
     layout = work.staging / "layout"
     described = ocilayout.read_image(layout)
     # Before the work of unpacking: another architecture needs none.
     _check_architecture(source, described.architecture)
-    return _unpack_layout(layout, described, described.digest, work)
+    existing = _check_name_free(work, described.digest)
+    if existing is None and work.store.find_content(described.digest) is not None:
+        existing = work.store.bind(work.name, described.digest)
+    return existing or _unpack_layout(layout, described, described.digest, work)
 
 
 def _unpack_layout(layout: Path, described: ocilayout.Described, digest: str, work: _Work) -> _Unpacked:
