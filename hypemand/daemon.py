@@ -59,7 +59,9 @@ class Daemon:
         self._stop = asyncio.Event()
         self._bus = SystemBus()
         self._watcher = BootWatcher()
-        self._store = ImageStore(config.state_dir / "images", config.image_dirs)
+        self._store = ImageStore(
+            config.state_dir / "images", config.image_dirs, lambda: self._manager.config.disk.reserve
+        )
         services = VmServices(self._bus, Units(self._bus), self._watcher, self._update_status)
         self._pulls = Pulls(self._store, self._make_tools, config.runtime_dir)
         self._images = Images(self._store, self._pulls)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import IO
 
 from hypemand.errors import HostNotReady, HypemandError
@@ -93,7 +94,7 @@ def _describe(what: str, result: Completed) -> str:
 class _Streams:
     """The three files of a child."""
 
-    stdin: IO[bytes]
+    stdin: IO[bytes] | int
     stdout: IO[bytes]
     stderr: IO[bytes]
 
@@ -112,12 +113,18 @@ class _Streams:
         )
 
 
+@cache
+def _open_null() -> int:
+    """Once, for ever: on control groups v1 systemd takes a unit's devices away for a moment whenever it sets
+    them anew, which it does as other units come and go."""
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
 @contextmanager
 def _open_streams(data: bytes | None) -> Iterator[_Streams]:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         if data is None:
-            with open(os.devnull, "rb") as null:
-                yield _Streams(null, out, err)
+            yield _Streams(_open_null(), out, err)
             return
         with tempfile.TemporaryFile() as stdin:
             stdin.write(data)

@@ -37,12 +37,15 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # before -m chooses
+    if "suite" in getattr(item, "fixturenames", ()):
+        item.add_marker("host")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs a host comes last: a mistake that a linter or a unit test finds is shown first."""
-    for item in items:
-        if "suite" in getattr(item, "fixturenames", ()):
-            item.add_marker("host")
     items.sort(key=lambda item: "host" in item.keywords)
 
 

@@ -3,6 +3,7 @@
 
 #include "devices.h"
 #include "files.h"
+#include "growth.h"
 #include "mounts.h"
 
 #include <errno.h>
@@ -14,10 +15,10 @@
 #define IMAGE "/image"
 #define DISK "/disk"
 
-static bool mount_device(const char *serial, const char *target, const char *type, unsigned long flags,
-                         const char *options, int64_t deadline, struct reason *why)
+static bool mount_device(char path[DEVICE_PATH_SIZE], const char *serial, const char *target,
+                         const char *type, unsigned long flags, const char *options, int64_t deadline,
+                         struct reason *why)
 {
-    char path[DEVICE_PATH_SIZE];
     if (!wait_for_device(find_block, serial, path, deadline))
         return refuse(why, "no block device with the serial %s came up", serial);
     if (!folder_make(target, 0755))
@@ -38,13 +39,29 @@ static bool mount_overlay(struct reason *why)
     return true;
 }
 
-bool root_mount(int64_t deadline, struct reason *why)
+/* Without the room that it was to get, the VM is still one that works. */
+static void grow_disk(const char *device, struct report *report)
 {
+    struct reason why = {.words = ""};
+    int folder = open(DISK, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0 || !growth_do(folder, device)) {
+        (void)refuse(&why, "the disk cannot grow to its new size: %s", strerror(errno));
+        report_warning(report, why.words);
+    }
+    close_fd(&folder);
+}
+
+bool root_mount(struct report *report, int64_t deadline, struct reason *why)
+{
+    char image[DEVICE_PATH_SIZE];
+    char disk[DEVICE_PATH_SIZE];
     /* Zeroing the disk's unused inode tables would cost time now and space on the host for good; by discard
      * the host has back what is removed. */
-    return mount_device("hypeman-image", IMAGE, "erofs", MS_RDONLY, NULL, deadline, why) &&
-           mount_device("hypeman-disk", DISK, "ext4", MS_NOATIME, "noinit_itable,discard", deadline, why) &&
-           mount_overlay(why);
+    if (!mount_device(image, "hypeman-image", IMAGE, "erofs", MS_RDONLY, NULL, deadline, why) ||
+        !mount_device(disk, "hypeman-disk", DISK, "ext4", MS_NOATIME, "noinit_itable,discard", deadline, why))
+        return false;
+    grow_disk(disk, report);
+    return mount_overlay(why);
 }
 
 bool root_enter(int *initrd, struct reason *why)

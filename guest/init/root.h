@@ -3,14 +3,16 @@
 #define HYPEMAN_ROOT_H
 
 #include "reason.h"
+#include "report.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
 #define ROOT "/root"
 
-/* Mount the image and the VM's disk, and the overlay of the two at ROOT. */
-bool root_mount(int64_t deadline, struct reason *why);
+/* Mount the image and the VM's disk, and the overlay of the two at ROOT. A disk that the host has made larger
+ * grows; if it cannot, that is a warning. */
+bool root_mount(struct report *report, int64_t deadline, struct reason *why);
 
 /* Make what is mounted at ROOT the root. Gives back an fd of the initrd's, through which the disk can still
  * be reached. */

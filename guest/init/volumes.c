@@ -5,6 +5,7 @@
 #include "fields.h"
 #include "files.h"
 #include "filesystem.h"
+#include "growth.h"
 #include "inroot.h"
 
 #include <errno.h>
@@ -166,7 +167,16 @@ static bool add_layer(struct volume *volume, struct reason *why)
            refuse(why, "volume %s: cannot put a writable layer over it: %s", volume->path, strerror(error));
 }
 
-static bool mount_one(struct volume *volume, int64_t deadline, struct reason *why)
+static void grow_volume(const struct volume *volume, const char *device, struct report *report)
+{
+    struct reason why = {.words = ""};
+    if (volume->readonly || strcmp(volume->type, "ext4") != 0 || growth_do(volume->filesystem, device))
+        return;
+    (void)refuse(&why, "volume %s: it cannot grow to its new size: %s", volume->path, strerror(errno));
+    report_warning(report, why.words);
+}
+
+static bool mount_one(struct volume *volume, struct report *report, int64_t deadline, struct reason *why)
 {
     char device[DEVICE_PATH_SIZE];
     if (!wait_for_device(find_block, volume->serial, device, deadline))
@@ -176,6 +186,7 @@ static bool mount_one(struct volume *volume, int64_t deadline, struct reason *wh
     if (volume->filesystem < 0)
         return refuse(why, "volume %s: cannot mount %s (%s) as %s: %s", volume->path, volume->serial, device,
                       volume->type, strerror(errno));
+    grow_volume(volume, device, report);
     return !volume->overlay || add_layer(volume, why);
 }
 
@@ -197,7 +208,7 @@ bool volumes_mount(struct volumes *volumes, struct report *report, int64_t deadl
 {
     for (size_t i = 0; i < volumes->count; i++) {
         struct volume *volume = &volumes->all[i];
-        if (!mount_one(volume, deadline, why) && !give_up(volume, report, why))
+        if (!mount_one(volume, report, deadline, why) && !give_up(volume, report, why))
             return false;
     }
     return true;

@@ -24,7 +24,7 @@ from hypemand.storage.importer import Step, Told, make_image
 from hypemand.storage.references import parse_reference
 from hypemand.storage.registry import PullFailed
 from hypemand.storage.store import ImageStore
-from hypemand.storage.tools import StoppableTools
+from hypemand.storage.tools import Tools
 
 _log = logging.getLogger(__name__)
 AUTH_FILE = Path("/etc/hypemand/auth.json")
@@ -67,7 +67,7 @@ _WORDS = {
 }
 
 
-async def end_work(tools: StoppableTools, work: asyncio.Future[T]) -> None:
+async def end_work(tools: Tools, work: asyncio.Future[T]) -> None:
     """Have work end, and wait for that. Told again: a unit may be about to start when it is told first."""
     while not work.done():
         await asyncio.to_thread(tools.cancel)
@@ -77,7 +77,7 @@ async def end_work(tools: StoppableTools, work: asyncio.Future[T]) -> None:
 class Pull:
     """One image that is being had. `result` is the image, or the failure."""
 
-    def __init__(self, name: str, tools: StoppableTools) -> None:
+    def __init__(self, name: str, tools: Tools) -> None:
         self.name = name
         self.tools = tools
         self.task: asyncio.Task[Image] | None = None
@@ -163,7 +163,7 @@ class Pulls:
     def __init__(
         self,
         store: ImageStore,
-        make_tools: Callable[[], StoppableTools],
+        make_tools: Callable[[], Tools],
         scratch: Path,
         auth_file: Path = AUTH_FILE,
     ) -> None:

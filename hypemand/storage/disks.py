@@ -5,6 +5,10 @@ mke2fs runs once per size and leaves a template; a disk is a clone of it (FICLON
 can, else a copy of its few data blocks). Every feature is stated, so that it does not matter which
 release of Debian made a disk and which one carries it on.
 
+What a guest has written to is opened by no program of the host that would have to understand it, but to
+replay a journal, in a sandbox (storage/replay.py). A disk grows by making its file larger: the guest's kernel
+does the rest when it mounts it.
+
 All functions block: an event loop calls them in a thread.
 """
 
@@ -16,7 +20,6 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -41,9 +44,6 @@ _FEATURES = (
 _EXTENDED = "assume_storage_prezeroed=1,packed_meta_blocks=1,hash_seed=7b0d6f3a-53c5-4cf4-9c1f-5f5b1a0c1a11"
 _UUID = "2f0a0d2e-6a2b-4c83-8f43-5d8f2f1f7a01"
 _MAKE_TIMEOUT = 60.0
-_CHECK_TIMEOUT = 1800.0
-# e2fsck(8): 1 errors corrected, 2 corrected and a reboot is advised, which means a mounted disk.
-_CHECK_OK = (0, 1, 2)
 
 # EXT4_FEATURE_INCOMPAT_RECOVER: mounted, or left by a crash
 _RECOVER = 0x4
@@ -61,59 +61,30 @@ class DiskChange(StrEnum):
     KEPT = "kept"
 
 
-@dataclass(frozen=True, slots=True)
-class _Superblock:
-    """What is read of an ext4 superblock: its size in bytes, and is there a journal to replay."""
-
-    size: int
-    dirty: bool
-
-
 def derive_disk_size(size: int) -> int:
     """The size that a disk of `size` bytes really gets: whole blocks, never less than asked for."""
     return (size + BLOCK - 1) // BLOCK * BLOCK
 
 
-def _find_superblock(fd: int) -> _Superblock | None:
-    """Read the superblock (kernel, Documentation/filesystems/ext4): None if that is no ext4 of ours."""
-    raw = os.pread(fd, 1024, 1024)
-    if len(raw) < 1024 or struct.unpack_from("<H", raw, 0x38)[0] != 0xEF53:
-        return None
-    low, log_block = struct.unpack_from("<I", raw, 0x4)[0], struct.unpack_from("<I", raw, 0x18)[0]
-    incompat, high = struct.unpack_from("<I", raw, 0x60)[0], struct.unpack_from("<I", raw, 0x150)[0]
-    if log_block > 6:
-        return None
-    blocks = low | (high << 32 if incompat & 0x80 else 0)
-    return _Superblock(size=blocks * (1024 << log_block), dirty=bool(incompat & _RECOVER))
-
-
 def read_size(path: Path) -> int:
-    """Bytes of the file system in `path`, which a crash in mid-growth may leave smaller than the file."""
-    return _read_superblock(path).size
+    """Bytes of the disk `path`. What its guest has made of it cannot change that."""
+    return path.stat().st_size
 
 
-def _read_superblock(path: Path) -> _Superblock:
+def has_journal_to_replay(path: Path) -> bool:
+    """Was the one who had it mounted last killed? HypemandError if that is no ext4."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        superblock = _find_superblock(fd)
+        # kernel, Documentation/filesystems/ext4: the superblock
+        raw = os.pread(fd, 1024, 1024)
     finally:
         os.close(fd)
-    if superblock is None:
+    if len(raw) < 1024 or struct.unpack_from("<H", raw, 0x38)[0] != 0xEF53:
         raise HypemandError(
             f"the disk {path} holds no ext4 file system",
             hint="restore it from a backup, or remove the file to begin with an empty disk",
         )
-    return superblock
-
-
-def replay_journal(path: Path) -> bool:
-    """Make the file system in `path`, mounted nowhere, one that can be mounted read only: replay its journal
-    if the one who wrote it was killed. False if there was nothing to do."""
-    if not _read_superblock(path).dirty:
-        return False
-    with _name_full_disk(path):
-        run(["e2fsck", "-p", os.fspath(path)], timeout=_CHECK_TIMEOUT, ok=_CHECK_OK)
-    return True
+    return bool(struct.unpack_from("<I", raw, 0x60)[0] & _RECOVER)
 
 
 def find_size_problem(path: Path, size: int) -> Problem | None:
@@ -139,21 +110,23 @@ def make_fresh_disk(path: Path, size: int, uid: int, templates: Path) -> None:
 def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
     """Make sure that `path` is a disk of `size` bytes, mode 0600, owned by `uid`.
 
-    Made if it is missing, grown if it is smaller: so the VM must be stopped. `templates` is the folder of
-    the templates, made if missing. InvalidDefinition if the disk is larger, InsufficientResources if the
-    host's is full. In a failure a new disk is not left, and an old one keeps its content.
+    Made if it is missing, made larger if it is smaller: so the VM must be stopped. Its file system grows at
+    the next boot. `templates` is the folder of the templates, made if missing. InvalidDefinition if the disk
+    is larger, InsufficientResources if the host's is full. In a failure a new disk is not left, and an old
+    one keeps its content.
     """
     problem = find_size_problem(path, size)
     if problem is not None:
         raise InvalidDefinition([problem])
     wanted = derive_disk_size(size)
-    with _name_full_disk(path):
+    with name_full_disk(path):
         if not path.exists():
             _make_disk(path, wanted, uid, templates)
             return DiskChange.MADE
+        has_journal_to_replay(path)  # it is one of ours
         change = DiskChange.KEPT
         if read_size(path) < wanted:
-            _grow(path, wanted)
+            os.truncate(path, wanted)
             change = DiskChange.GROWN
     os.chown(path, uid, -1, follow_symlinks=False)
     path.chmod(0o600)
@@ -161,7 +134,8 @@ def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
 
 
 @contextmanager
-def _name_full_disk(path: Path) -> Iterator[None]:
+def name_full_disk(path: Path) -> Iterator[None]:
+    """Tell a full file system of the host, while `path` is worked on, from its other failures."""
     try:
         yield
     except (OSError, CommandFailed) as error:
@@ -235,10 +209,3 @@ def _make_template(path: Path, size: int) -> None:
         argv = ["mke2fs", "-F", "-q", "-b", str(BLOCK), "-I", "256", "-i", "16384", "-m", "0"]
         argv += ["-L", LABEL, "-U", _UUID, "-O", _FEATURES, "-E", _EXTENDED, "-J", f"size={journal}", target]
         run(argv, timeout=_MAKE_TIMEOUT, env={"MKE2FS_CONFIG": "/dev/null"})
-
-
-def _grow(path: Path, size: int) -> None:
-    """resize2fs wants a file system that was checked since its last mount; that replays its journal too."""
-    os.truncate(path, max(size, path.stat().st_size))
-    run(["e2fsck", "-f", "-p", os.fspath(path)], timeout=_CHECK_TIMEOUT, ok=_CHECK_OK)
-    run(["resize2fs", os.fspath(path), f"{size // BLOCK}"], timeout=_CHECK_TIMEOUT)

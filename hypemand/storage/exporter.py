@@ -15,6 +15,7 @@ from hypemand.storage import ocilayout
 from hypemand.storage.erofs import write_tar
 from hypemand.storage.images import Image
 from hypemand.storage.references import Transport, parse_reference
+from hypemand.storage.room import RoomWatch
 from hypemand.storage.staging import name_failures, open_staging
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import DirectTools, Tools
@@ -26,7 +27,14 @@ def export_image(store: ImageStore, image: Image, tools: Tools | None = None) ->
     InsufficientResources when the disk has no room for it."""
     tools = tools or DirectTools()
     store.prepare()
-    with name_failures(image.name), open_staging(store, f"export of {image.digest}") as staging:
+    room = RoomWatch(f"the export of {image.name}", store.folder, store.reserve(), tools.cancel)
+    with (
+        name_failures(image.name),
+        open_staging(store, f"export of {image.digest}") as staging,
+        room.watching(),
+    ):
+        # as a tar, and that in an archive
+        room.need(2 * image.size)
         tar, layout = staging / "root.tar", staging / "layout"
         write_tar(image.rootfs, tar)
         ocilayout.wrap_layer(tar, layout, image.architecture, image.config)

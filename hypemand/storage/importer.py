@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from hypemand.atomic import sync_folder, write_file
-from hypemand.errors import AlreadyExists, ImageNotReady, InsufficientResources, InvalidRequest, NotFound
+from hypemand.atomic import write_file
+from hypemand.errors import AlreadyExists, ImageNotReady, InvalidRequest, NotFound
 from hypemand.storage import ocilayout, tarball
 from hypemand.storage.images import METADATA, ROOTFS, Image, OciConfig, derive_id, encode_metadata
 from hypemand.storage.references import (
@@ -29,6 +30,7 @@ from hypemand.storage.references import (
     split_name,
 )
 from hypemand.storage.registry import Manifest, Registry
+from hypemand.storage.room import RoomWatch
 from hypemand.storage.rootfs import (
     derive_host_architecture,
     find_architecture,
@@ -36,7 +38,7 @@ from hypemand.storage.rootfs import (
     hash_file,
     make_erofs,
 )
-from hypemand.storage.staging import name_failures, open_staging
+from hypemand.storage.staging import name_failures, open_staging, remove_tree
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import DirectTools, Tools
 
@@ -84,6 +86,7 @@ class _Work:
     tools: Tools
     tell: Tell
     moves: bool
+    room: RoomWatch
 
 
 def _tell_nobody(_told: Told) -> None:
@@ -113,10 +116,13 @@ def import_image(
         raise InvalidRequest(f"names that begin with {BUILTIN_PREFIX} are reserved", code="invalid_name")
     path, tag, kind = _find_source(source)
     store.prepare()
-    with name_failures(source), open_staging(store, name) as staging:
-        work = _Work(store, name, source, staging, tools or DirectTools(), tell, moves)
+    tools = tools or DirectTools()
+    with _making(store, name, source, tools) as (staging, room):
+        work = _Work(store, name, source, staging, tools, tell, moves, room)
         tell(Told(Step.CONVERTING))
         unpacked = _unpack(path, tag, kind, work)
+        if isinstance(unpacked, Image):
+            return unpacked
         _check_architecture(source, unpacked.architecture)
         return _finish(work, unpacked)
 
@@ -134,7 +140,7 @@ def pull_image(
     name = derive_registry_name(parse_image_name(name))
     tools = tools or DirectTools()
     store.prepare()
-    with name_failures(name), open_staging(store, name) as staging:
+    with _making(store, name, name, tools) as (staging, room):
         fetched = staging / "fetch"
         fetched.mkdir(mode=0o700)
         registry = Registry(name, tools, fetched, credentials)
@@ -142,32 +148,29 @@ def pull_image(
         with store.making(digest):
             if store.find_content(digest) is not None:
                 return store.bind(name, digest)
-            return _pull(_Work(store, name, f"docker://{name}", staging, tools, tell, True), registry, digest)
+            work = _Work(store, name, f"docker://{name}", staging, tools, tell, True, room)
+            return _pull(work, registry, digest)
+
+
+@contextmanager
+def _making(store: ImageStore, name: str, source: str, tools: Tools) -> Iterator[tuple[Path, RoomWatch]]:
+    """A folder to make `name` of `source` in, and the watch over its room."""
+    room = RoomWatch(f"the image {name}", store.folder, store.reserve(), tools.cancel)
+    with name_failures(source), open_staging(store, name) as staging, room.watching():
+        yield staging, room
 
 
 def _pull(work: _Work, registry: Registry, digest: str) -> Image:
     manifest = registry.describe(digest)
-    _check_space(work, manifest)
+    # before anything is fetched: the layers alone, packed as they are, must fit
+    work.room.need(manifest.size)
     layout = work.staging / "fetch/layout"
     work.tell(Told(Step.PULLING, manifest, layout))
     registry.copy(digest, layout)
     work.tell(Told(Step.CONVERTING, manifest))
     described = ocilayout.read_image(layout)
     _check_architecture(work.name, described.architecture)
-    ocilayout.unpack(layout, work.staging / "root", work.tools)
-    # what is unpacked need not lie here twice
-    shutil.rmtree(layout)
-    return _finish(work, _Unpacked(work.staging / "root", described.architecture, described.config, digest))
-
-
-def _check_space(work: _Work, manifest: Manifest) -> None:
-    """Before anything is fetched: the layers alone, packed as they are, must fit."""
-    free = shutil.disk_usage(work.store.folder).free
-    if manifest.size > free:
-        raise InsufficientResources(
-            f"{work.name} has {manifest.size} bytes of layers, and {work.store.folder} has {free} bytes free",
-            hint="free space there: hypemanctl image prune",
-        )
+    return _finish(work, _unpack_layout(layout, described, digest, work))
 
 
 def make_image(
@@ -202,9 +205,12 @@ def _find_source(source: str) -> tuple[Path, str, Transport | None]:
     raise NotFound(f"there is no file or folder {plain}", hint="give a folder, a tar, or an OCI layout")
 
 
-def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpacked:
+def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpacked | Image:
+    """A root file system to make an image of, or the image if it is here already."""
     if path.is_dir():
         if ocilayout.is_layout(path) and kind is not Transport.DIR:
+            if ocilayout.link(path, tag, work.staging / "layout"):
+                return _unpack_copy(os.fspath(path), work)
             return _unpack_oci(f"oci:{path}:{tag}" if tag else f"oci:{path}", work)
         if kind in (Transport.OCI, Transport.DOCKER_ARCHIVE):
             raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}", hint=f"dir:{path} is a plain folder")
@@ -216,7 +222,8 @@ def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpac
     if kind in (Transport.OCI, Transport.DIR):
         raise ImageNotReady(f"{path} is a file, and no {_KIND_WORDS[kind]}")
     tar = work.staging / "source.tar"
-    tarball.decompress(path, tar)
+    work.room.need(path.stat().st_size)
+    tarball.decompress(path, tar, work.tools, work.room.check)
     found = tarball.find_kind(tar, os.fspath(path))
     if kind is Transport.DOCKER_ARCHIVE and found is not tarball.Kind.DOCKER:
         raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}")
@@ -252,14 +259,31 @@ def _derive_plain(root: Path, source: Path) -> _Unpacked:
     return _Unpacked(root, architecture, OciConfig(cmd=cmd))
 
 
-def _unpack_oci(reference: str, work: _Work) -> _Unpacked:
+def _unpack_oci(reference: str, work: _Work) -> _Unpacked | Image:
+    ocilayout.copy(reference, work.staging / "layout", work.tools)
+    return _unpack_copy(reference.partition(":")[2], work)
+
+
+def _unpack_copy(source: str, work: _Work) -> _Unpacked | Image:
+    """What is in the layout of the staging folder, from `source`."""
     layout = work.staging / "layout"
-    ocilayout.copy(reference, layout, work.tools)
     described = ocilayout.read_image(layout)
     # Before the work of unpacking: another architecture needs none.
-    _check_architecture(reference.partition(":")[2], described.architecture)
-    ocilayout.unpack(layout, work.staging / "root", work.tools)
-    return _Unpacked(work.staging / "root", described.architecture, described.config, described.digest)
+    _check_architecture(source, described.architecture)
+    existing = _check_name_free(work, described.digest)
+    if existing is None and work.store.find_content(described.digest) is not None:
+        existing = work.store.bind(work.name, described.digest)
+    return existing or _unpack_layout(layout, described, described.digest, work)
+
+
+def _unpack_layout(layout: Path, described: ocilayout.Described, digest: str, work: _Work) -> _Unpacked:
+    if described.zstd:
+        layout = ocilayout.repack(layout, work.tools)
+    root = work.staging / "root"
+    ocilayout.unpack(layout, root, work.tools)
+    # what is unpacked need not lie here twice
+    shutil.rmtree(layout)
+    return _Unpacked(root, described.architecture, described.config, digest)
 
 
 def _check_architecture(source: str, architecture: str) -> None:
@@ -275,13 +299,16 @@ def _finish(work: _Work, unpacked: _Unpacked) -> Image:
     if unpacked.digest:
         _check_name_free(work, unpacked.digest)
     folder = work.staging / "image"
-    folder.mkdir(mode=0o755)
+    folder.mkdir()
+    folder.chmod(0o755)
     make_erofs(unpacked.root, folder / ROOTFS, work.tools)
+    if unpacked.root.parent == work.staging:
+        # gone before anything is synced, or all of it would be written to the disk first
+        remove_tree(unpacked.root)
     digest = unpacked.digest or hash_file(folder / ROOTFS)
     existing = _check_name_free(work, digest)
     if existing is not None:
         return existing
-    _seal(folder / ROOTFS)
     image = Image(
         name=work.name,
         id=derive_id(digest),
@@ -293,9 +320,9 @@ def _finish(work: _Work, unpacked: _Unpacked) -> Image:
         folder=folder,
         config=unpacked.config,
     )
+    _seal(folder / ROOTFS)
+    # which syncs the folder too
     write_file(folder / METADATA, encode_metadata(image))
-    folder.chmod(0o755)
-    sync_folder(folder)
     return work.store.add_image(folder, image)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,18 @@ _MAX_JSON = 4 * 1024 * 1024
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+_REF_NAME = "org.opencontainers.image.ref.name"
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What an image says of itself. `digest` is that of its manifest."""
+    """What an image says of itself. `digest` is that of its manifest. `zstd`: it has a layer that is packed
+    with that, which umoci does not unpack."""
 
     digest: str
     architecture: str
     config: OciConfig
+    zstd: bool
 
 
 def is_layout(path: Path) -> bool:
@@ -41,9 +45,14 @@ def is_layout(path: Path) -> bool:
     return (path / "oci-layout").is_file() and (path / "index.json").is_file()
 
 
+# A layout has no place for signatures, which have done their work when an image is copied. Layers stay as
+# they are packed; those that are not get packed, quickly, since skopeo 1.9 would call them so all the same.
+COPY_OPTIONS = ("--quiet", "--remove-signatures", "--dest-compress-level=1")
+
+
 def _skopeo(scratch: Path) -> list[str]:
     """The host's policy is for what comes from elsewhere. TMPDIR does not count for what may be large."""
-    return ["skopeo", "--insecure-policy", f"--tmpdir={scratch}", "copy", "--quiet"]
+    return ["skopeo", "--insecure-policy", f"--tmpdir={scratch}", "copy"]
 
 
 def copy(reference: str, layout: Path, tools: Tools) -> None:
@@ -51,13 +60,34 @@ def copy(reference: str, layout: Path, tools: Tools) -> None:
 
     Of an index, the image for this host. Digests are verified.
     """
-    argv = [*_skopeo(layout.parent), reference, f"oci:{layout}:{TAG}"]
+    argv = [*_skopeo(layout.parent), *COPY_OPTIONS, reference, f"oci:{layout}:{TAG}"]
     tools.build(argv, folder=layout.parent, timeout=_TIMEOUT)
+
+
+def link(source: Path, tag: str, layout: Path) -> bool:
+    """Make a new layout of one image in another, whose blobs stay where they are; `tag` "": of the only one.
+
+    False, and nothing made, for what needs more than that: an index, layers that have to be packed anew, or
+    what cannot be understood, which `copy` has the words for. Digests are verified as blobs are read.
+    """
+    try:
+        listed = _read_json(source / "index.json")["manifests"]
+        [found] = [d for d in listed if not tag or (d.get("annotations") or {}).get(_REF_NAME) == tag]
+        layers = _read_blob(source, found)["layers"]
+        kinds = {str(layer.get("mediaType")) for layer in layers}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ImageNotReady):
+        return False
+    if found.get("mediaType") != _MANIFEST_TYPE or not kinds <= {_LAYER_TYPE, f"{_LAYER_TYPE}+gzip"}:
+        return False
+    layout.mkdir()
+    (layout / "blobs").symlink_to(source / "blobs")
+    _write_index(layout, {key: found[key] for key in ("mediaType", "digest", "size")})
+    return True
 
 
 def pack(layout: Path, archive: Path, name: str, tools: Tools) -> None:
     """Write the image in a layout to a tar of an OCI layout, in which it is called `name`."""
-    argv = [*_skopeo(archive.parent), f"oci:{layout}:{TAG}", f"oci-archive:{archive}"]
+    argv = [*_skopeo(archive.parent), "--quiet", f"oci:{layout}:{TAG}", f"oci-archive:{archive}"]
     argv[-1] += f":{name}" if name else ""
     tools.build(argv, folder=archive.parent, timeout=_TIMEOUT)
 
@@ -75,31 +105,50 @@ def unpack(layout: Path, root: Path, tools: Tools) -> None:
         tools.build(argv, folder=root.parent, timeout=_TIMEOUT, env={"GOMAXPROCS": "1"})
 
 
-def _read_json(path: Path) -> Any:
+def repack(layout: Path, tools: Tools) -> Path:
+    """Have all layers packed with gzip, quickly rather than well: another layout in place of this one."""
+    other = layout.with_name(f"{layout.name}-gzip")
+    argv = [*_skopeo(layout.parent), "--quiet", "--dest-compress-format=gzip", "--dest-compress-level=1"]
+    tools.build([*argv, f"oci:{layout}:{TAG}", f"oci:{other}:{TAG}"], folder=layout.parent, timeout=_TIMEOUT)
+    shutil.rmtree(layout)
+    return other
+
+
+def _read(path: Path) -> bytes:
     with open(path, "rb") as file:
         data = file.read(_MAX_JSON + 1)
     if len(data) > _MAX_JSON:
         raise ValueError(f"{path.name} has more than {_MAX_JSON} bytes")
-    return json.loads(data)
+    return data
 
 
-def _derive_blob(layout: Path, descriptor: Any) -> Path:
-    algorithm, colon, digest = str(descriptor["digest"]).partition(":")
-    if not (colon and algorithm.isalnum() and digest.isalnum()):
+def _read_json(path: Path) -> Any:
+    return json.loads(_read(path))
+
+
+def _read_blob(layout: Path, descriptor: Any) -> Any:
+    """A blob that is JSON and what its descriptor says."""
+    algorithm, _, digest = str(descriptor["digest"]).partition(":")
+    if algorithm != "sha256" or not digest.isalnum():
         raise ValueError("a digest is malformed")
-    return layout / "blobs" / algorithm / digest
+    data = _read(layout / "blobs" / algorithm / digest)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ImageNotReady(f"the image is broken: its blob {digest} has another content")
+    return json.loads(data)
 
 
 def read_image(layout: Path) -> Described:
     """Read manifest and config of the image in a layout that `copy` made."""
     try:
         [descriptor] = _read_json(layout / "index.json")["manifests"]
-        manifest = _read_json(_derive_blob(layout, descriptor))
-        document = _read_json(_derive_blob(layout, manifest["config"]))
+        manifest = _read_blob(layout, descriptor)
+        kinds = [str(layer.get("mediaType")) for layer in manifest["layers"]]
+        document = _read_blob(layout, manifest["config"])
         return Described(
             digest=str(descriptor["digest"]),
             architecture=str(document.get("architecture") or ""),
             config=parse_oci_config(document.get("config")),
+            zstd=any(kind.endswith("zstd") for kind in kinds),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ImageNotReady(f"the image's metadata cannot be read: {error}") from error
@@ -129,10 +178,11 @@ def wrap_layer(tar: Path, layout: Path, architecture: str, config: OciConfig | N
     described = {"mediaType": _CONFIG_TYPE, **_write_blob(layout, document)}
     layers = [{"mediaType": _LAYER_TYPE, "digest": layer, "size": size}]
     manifest = {"schemaVersion": 2, "mediaType": _MANIFEST_TYPE, "config": described, "layers": layers}
-    entry = {
-        "mediaType": _MANIFEST_TYPE,
-        **_write_blob(layout, manifest),
-        "annotations": {"org.opencontainers.image.ref.name": TAG},
-    }
+    _write_index(layout, {"mediaType": _MANIFEST_TYPE, **_write_blob(layout, manifest)})
+
+
+def _write_index(layout: Path, descriptor: Mapping[str, object]) -> None:
+    """What makes a layout of blobs: the one image is that of the descriptor."""
+    entry = {**descriptor, "annotations": {_REF_NAME: TAG}}
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')

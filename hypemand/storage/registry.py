@@ -16,7 +16,7 @@ from typing import Any
 
 from hypemand.errors import HypemandError, ImageNotReady, NotFound
 from hypemand.run import CommandFailed, CommandTimedOut
-from hypemand.storage.ocilayout import TAG
+from hypemand.storage.ocilayout import COPY_OPTIONS, TAG
 from hypemand.storage.references import split_name
 from hypemand.storage.rootfs import derive_host_architecture
 from hypemand.storage.tools import Tools
@@ -110,23 +110,17 @@ class Registry:
     def _read_layers(self, manifest: dict[str, Any]) -> tuple[Blob, ...]:
         try:
             descriptors = manifest["layers"]
-            kinds = [str(descriptor.get("mediaType")) for descriptor in descriptors]
             layers = tuple(Blob(str(d["digest"]), int(d["size"])) for d in descriptors)
             if len(layers) > _MAX_LAYERS or any(layer.size < 0 for layer in layers):
                 raise ValueError("layers are out of bounds")
         except (LookupError, ValueError, TypeError, AttributeError) as error:
             raise ImageNotReady(f"{self._name}: its manifest cannot be understood: {error}") from error
-        if any(kind.endswith("zstd") for kind in kinds):
-            raise ImageNotReady(
-                f"{self._name} has layers that are packed with zstd, which umoci does not unpack",
-                hint="use one whose layers are packed with gzip",
-            )
         return layers
 
     def copy(self, digest: str, layout: Path) -> None:
         """Fetch the image into a new layout. Digests are verified, and the host's policy is followed."""
         reference = f"docker://{self._repository}@{digest}"
-        argv = ["skopeo", f"--tmpdir={self._folder}", "copy", "--quiet", reference, f"oci:{layout}:{TAG}"]
+        argv = ["skopeo", f"--tmpdir={self._folder}", "copy", *COPY_OPTIONS, reference, f"oci:{layout}:{TAG}"]
         self._run(argv, COPY_TIMEOUT)
 
     def _inspect(self, reference: str, *options: str) -> bytes:

@@ -46,10 +46,10 @@ def open_staging(store: ImageStore, name: str) -> Iterator[Path]:
         raise WrongState(f"the image {name} is being imported already", hint="wait for that to end")
     try:
         for leftover in staging.iterdir():
-            _remove_tree(leftover)
+            remove_tree(leftover)
         yield staging
     finally:
-        _remove_tree(staging)
+        remove_tree(staging)
         os.close(lock)
 
 
@@ -68,7 +68,7 @@ def clean_staging(store: ImageStore) -> list[str]:
         if lock is None:
             continue
         try:
-            _remove_tree(folder)
+            remove_tree(folder)
             removed.append(folder.name)
         finally:
             os.close(lock)
@@ -95,6 +95,6 @@ def _find_lock(folder: Path) -> int | None:
     return None
 
 
-def _remove_tree(path: Path) -> None:
+def remove_tree(path: Path) -> None:
     """rm(1) copes with any depth of folders, which Python's own does not."""
     run(["rm", "-rf", "--one-file-system", "--", os.fspath(path)], timeout=_REMOVE_TIMEOUT)

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,10 +58,17 @@ class ImageStore:
     """The images of a host. Nothing is cached: what the folders hold is true. All methods block on disk.
 
     `folder` is the store's own (made if missing), `builtin` are folders with one folder for each image.
+    `reserve`: bytes of its file system that stay free, whatever is made.
     """
 
-    def __init__(self, folder: Path, builtin: Sequence[Path] = BUILTIN_FOLDERS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        builtin: Sequence[Path] = BUILTIN_FOLDERS,
+        reserve: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.folder = folder
+        self.reserve = reserve
         self._builtin = tuple(builtin)
         self._changing = threading.RLock()
         self._making: dict[str, threading.Lock] = {}

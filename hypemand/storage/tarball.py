@@ -7,15 +7,15 @@ import bz2
 import gzip
 import lzma
 import os
-import shutil
 import tarfile
 import zlib
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any, cast
 
 from hypemand.errors import ImageNotReady
-from hypemand.run import run
+from hypemand.storage.tools import Tools
 
 _TIMEOUT = 1800.0
 _COPY_BYTES = 1024 * 1024
@@ -42,16 +42,20 @@ def _open_plain(source: Path, head: bytes) -> IO[bytes]:
     return open(source, "rb")
 
 
-def decompress(source: Path, target: Path) -> None:
-    """Copy `source` to the new file `target`, without its gzip, xz, bzip2 or zstd compression."""
+def decompress(source: Path, target: Path, tools: Tools, check: Callable[[], None]) -> None:
+    """Copy `source` to the new file `target`, without its gzip, xz, bzip2 or zstd compression. `check` raises
+    when it takes too much room."""
     with open(source, "rb") as file:
         head = file.read(8)
     if head.startswith(_ZSTD):
-        run(["zstd", "-dqf", "-o", os.fspath(target), "--", os.fspath(source)], timeout=_TIMEOUT)
+        argv = ["zstd", "-dqf", "-o", os.fspath(target), "--", os.fspath(source)]
+        tools.build(argv, folder=target.parent, timeout=_TIMEOUT)
         return
     try:
         with _open_plain(source, head) as reader, open(target, "xb") as writer:
-            shutil.copyfileobj(reader, writer, _COPY_BYTES)
+            while data := reader.read(_COPY_BYTES):
+                writer.write(data)
+                check()
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise ImageNotReady(f"{source} is broken: {error}") from error
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hypemand.errors import HostNotReady, WrongState
-from hypemand.run import ENVIRONMENT, CommandFailed, Completed, run
+from hypemand.run import ENVIRONMENT, CommandFailed, CommandMissing, Completed, run
 
 UNIT_PREFIX = "hypeman-image-"
 FETCH_USER = "hypemand-fetch"
@@ -53,6 +53,7 @@ _COMMON = (
     "CPUWeight=20",
     "IOWeight=20",
     "OOMScoreAdjust=500",
+    "TimeoutStopSec=10s",
 )
 _FETCH = (
     f"User={FETCH_USER}",
@@ -85,7 +86,8 @@ _BUILD = (
 
 
 class Tools(Protocol):
-    """Runs a program to its end; only `folder` is written to. Raises what `hypemand.run.run` raises."""
+    """Runs programs for one piece of work, each to its end; only `folder` is written to. Raises what
+    `hypemand.run.run` raises."""
 
     def fetch(
         self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None
@@ -97,12 +99,8 @@ class Tools(Protocol):
     ) -> Completed:
         """One that keeps owners and makes devices, and knows no network."""
 
-
-class StoppableTools(Tools, Protocol):
-    """Tools for one piece of work, which can be ended from another thread."""
-
     def cancel(self) -> None:
-        """End what runs; what would come after it is not begun."""
+        """End what runs, called from another thread; what would come after it is not begun."""
 
 
 def _environment(folder: Path, env: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -114,12 +112,20 @@ def _proxies() -> dict[str, str]:
 
 
 class DirectTools:
-    """Children of this process, with all its rights."""
+    """Children of this process, with all its rights. One that runs when they are cancelled runs on."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """See `Tools`."""
+        self._cancelled.set()
 
     def fetch(
         self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None
     ) -> Completed:
         """See `Tools`."""
+        _check(self._cancelled)
         env = {} if credentials is None else {"REGISTRY_AUTH_FILE": os.fspath(credentials)}
         return run(argv, timeout=timeout, env={**_proxies(), **_environment(folder, env)})
 
@@ -127,6 +133,7 @@ class DirectTools:
         self, argv: Sequence[str], *, folder: Path, timeout: float, env: Mapping[str, str] | None = None
     ) -> Completed:
         """See `Tools`."""
+        _check(self._cancelled)
         return run(argv, timeout=timeout, env=_environment(folder, env))
 
 
@@ -140,7 +147,7 @@ class UnitTools:
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """End what runs; what would come after it is not begun."""
+        """See `Tools`."""
         self._cancelled.set()
         stop_units(self.unit)
 
@@ -150,8 +157,8 @@ class UnitTools:
         """See `Tools`."""
         user = _find_fetch_user()
         os.chown(folder, user.pw_uid, user.pw_gid)
-        bound = _escape(folder)
-        properties = [*_FETCH, f"TemporaryFileSystem={_escape(self._hidden)}", f"BindPaths={bound}"]
+        bound = escape_path(folder)
+        properties = [*_FETCH, f"TemporaryFileSystem={escape_path(self._hidden)}", f"BindPaths={bound}"]
         env = {**_proxies(), **_environment(folder)}
         if credentials is not None:
             properties.append(f"LoadCredential={CREDENTIAL}:{credentials}")
@@ -162,7 +169,7 @@ class UnitTools:
         self, argv: Sequence[str], *, folder: Path, timeout: float, env: Mapping[str, str] | None = None
     ) -> Completed:
         """See `Tools`."""
-        properties = [*_BUILD, f"ReadWritePaths={_escape(folder)}"]
+        properties = [*_BUILD, f"ReadWritePaths={escape_path(folder)}"]
         return self._run(argv, properties, timeout, _environment(folder, env))
 
     def _run(
@@ -175,20 +182,23 @@ class UnitTools:
         for key, value in {**ENVIRONMENT, **env}.items():
             words.append(f"--setenv={key}={value}")
         # a path of its own: systemd-run would look for it with our eyes
-        program = shutil.which(argv[0], path=ENVIRONMENT["PATH"]) or argv[0]
-        self._check()
+        program = shutil.which(argv[0], path=ENVIRONMENT["PATH"])
+        if program is None:
+            raise CommandMissing(argv[0], "it is not there")
+        _check(self._cancelled)
         try:
             return replace(run([*words, "--", program, *argv[1:]], timeout=timeout), argv=tuple(argv))
         except CommandFailed as error:
-            self._check()
+            _check(self._cancelled)
             raise CommandFailed(replace(error.result, argv=tuple(argv))) from None
         except BaseException:
             stop_units(self.unit)
             raise
 
-    def _check(self) -> None:
-        if self._cancelled.is_set():
-            raise WrongState("this was cancelled", hint="begin it again")
+
+def _check(cancelled: threading.Event) -> None:
+    if cancelled.is_set():
+        raise WrongState("this was cancelled", hint="begin it again")
 
 
 def _find_fetch_user() -> pwd.struct_passwd:
@@ -201,7 +211,7 @@ def _find_fetch_user() -> pwd.struct_passwd:
         ) from None
 
 
-def _escape(path: Path) -> str:
+def escape_path(path: Path) -> str:
     """A path as a setting of a unit has it: quoted, and with nothing in it that systemd would read."""
     text = os.fspath(path).replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"').replace(":", "\\\\:")
     return f'"{text}"'

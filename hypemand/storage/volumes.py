@@ -25,14 +25,17 @@ from pathlib import Path
 from hypemand.atomic import write_file
 from hypemand.config.names import is_name
 from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
+from hypemand.run import CommandFailed
 from hypemand.storage.disks import (
     MAX_SIZE,
     MIN_SIZE,
     derive_disk_size,
     ensure_disk,
+    has_journal_to_replay,
+    name_full_disk,
     read_size,
-    replay_journal,
 )
+from hypemand.storage.replay import Replay, replay_in_unit
 
 _log = logging.getLogger(__name__)
 _DISK = "volume.ext4"
@@ -193,7 +196,7 @@ class VolumeStore:
         return volume
 
 
-def prepare_volume(disk: Path, uid: int, *, writes: bool) -> None:
+def prepare_volume(disk: Path, uid: int, *, writes: bool, replay: Replay = replay_in_unit) -> None:
     """Let a VMM have a volume that no other writes to: its owner writes, any other only reads.
 
     A journal that was left by a crash is replayed first for readers, since a guest cannot do it for them.
@@ -202,12 +205,29 @@ def prepare_volume(disk: Path, uid: int, *, writes: bool) -> None:
     try:
         # two readers may be started at once
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if not writes:
-            replay_journal(disk)
+        if not writes and has_journal_to_replay(disk):
+            # one who reads it already would have had it replayed
+            os.fchown(fd, uid, 0)
+            os.fchmod(fd, 0o600)
+            _replay(disk, uid, replay)
         os.fchown(fd, uid if writes else 0, 0)
         os.fchmod(fd, 0o600 if writes else 0o444)
     finally:
         os.close(fd)
+
+
+def _replay(disk: Path, uid: int, replay: Replay) -> None:
+    try:
+        with name_full_disk(disk):
+            replay(disk, uid)
+    except CommandFailed as error:
+        said = error.result.stdout.decode(errors="replace") + error.result.stderr
+        why = next((line.strip() for line in said.splitlines() if line.strip()), error.message)
+        raise HypemandError(
+            f"the volume in {disk.parent} was left by a crash, and cannot be mended for a VM that only reads:"
+            f" {why}",
+            hint="start a VM that writes to it, or restore it from a backup",
+        ) from error
 
 
 def check_size(size: int) -> None:

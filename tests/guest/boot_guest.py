@@ -133,7 +133,7 @@ class Machine:
 
 
 def drive_arguments(serial: str, path: Path, *, read_only: bool) -> list[str]:
-    options = f"file={path},format=raw,readonly={'on' if read_only else 'off'}"
+    options = f"file={path},format=raw,{'readonly=on' if read_only else 'discard=unmap'}"
     device = f"virtio-blk-device,drive={serial},serial={serial}"
     return ["-drive", f"if=none,id={serial},{options}", "-device", device]
 

@@ -7,6 +7,7 @@ Run by `make -C guest boot-check KERNEL=…`.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from boot_guest import Guest, Machine, make_erofs, make_ext4, make_root
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from guest.tools.make_initrd import Entry, format_archive
+from hypemand.storage.disks import ensure_disk
 
 INIT = Path(os.environ["HYPEMAN_INIT"])
 FAKE_AGENT = Path(os.environ["HYPEMAN_FAKE_AGENT"])
@@ -170,6 +172,53 @@ class SetUp(boot_guest.BootCase):
             self.assertIn("of the volume\nnew\n", guest.console)
             self.assertIn(" /data overlay rw,", guest.console)
         self.assertEqual(volume.read_bytes(), before)
+
+    def grown(self, name: str, before: int, after: int) -> Path:
+        """A disk as the host makes it, and has made larger since."""
+        path = self.folder / name
+        for size in (before, after):
+            ensure_disk(path, size, os.getuid(), self.folder / "templates")
+        self.assertEqual(path.stat().st_size, after)
+        return path
+
+    def test_what_the_host_has_made_larger_grows(self) -> None:
+        records = [("volume", "serial=v,path=/data")]
+        script = "df -k / /data | tail -n 2; for d in / /data; do echo kept >$d/kept; done"
+        for before, after in ((64 << 20, 100 << 20), (64 << 20, 64 << 30)):
+            disk, volume = (self.grown(f"{name}-{after}", before, after) for name in ("disk", "volume"))
+            machine = Machine(disk=disk, drives=[("v", volume, False)], records=records)
+            with self.guest("sh", "-c", script, agent="0", machine=machine) as guest:
+                self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            sizes = [int(size) << 10 for size in re.findall(r"(?m)^\S+ +(\d+) +\d+ +\d+ ", guest.console)]
+            self.assertEqual(len(sizes), 2, guest.console)
+            self.assertGreater(min(sizes), after * 0.93)
+            self.assertNotIn("warning", guest.console)
+            self.check_ext4(volume)
+            self.assertEqual(read_from(volume, "/kept"), "kept\n")
+            self.assertLess(volume.stat().st_blocks * 512, 16 << 20)
+
+    def test_a_growth_that_was_cut_off_goes_on_at_the_next_boot(self) -> None:
+        disk = self.grown("disk", 64 << 20, 1 << 40)
+        machine = Machine(disk=disk)
+        with self.guest("true", agent="0", machine=machine) as guest:
+            deadline = time.monotonic() + 60
+            before = disk.stat().st_blocks
+            while disk.stat().st_blocks < before + 1024:
+                self.assertLess(time.monotonic(), deadline, "it does not grow")
+                time.sleep(0.005)
+            guest.process.kill()
+            guest.process.wait()
+            # as a power cut leaves it; the next boot's check is the one that counts
+            header = subprocess.run(["dumpe2fs", "-h", disk], capture_output=True, timeout=60, check=True)
+            self.assertIn(b"needs_recovery", header.stdout)
+            subprocess.run(["cp", "--sparse=always", disk, self.folder / "cut"], check=True, timeout=60)
+            subprocess.run(["e2fsck", "-p", disk], check=False, timeout=60)
+        machine = Machine(disk=self.folder / "cut")
+        with self.guest("sh", "-c", "df -k / | tail -n 1", agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+        size = re.search(r"(?m)^\S+ +(\d+) +\d+ +\d+ ", guest.console)
+        assert size is not None, guest.console
+        self.assertGreater(int(size[1]) << 10, (1 << 40) * 0.93)
 
     def test_a_volume_as_the_root(self) -> None:
         root = self.folder / "root"

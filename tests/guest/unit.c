@@ -8,6 +8,7 @@
 #include "environment.h"
 #include "fields.h"
 #include "files.h"
+#include "growth.h"
 #include "headers.h"
 #include "identity.h"
 #include "inroot.h"
@@ -784,6 +785,44 @@ static void test_folders(void)
     EXPECT(rmdir(base) == 0);
 }
 
+static void put_number(unsigned char *at, uint32_t number)
+{
+    for (int i = 0; i < 4; i++)
+        at[i] = (unsigned char)(number >> 8 * i);
+}
+
+static void test_growth(void)
+{
+    static const struct {
+        uint64_t bytes;  /* of the device */
+        uint64_t blocks; /* of the file system, 4 KiB each */
+        bool wide;
+        uint64_t wanted;
+    } cases[] = {
+        {64ULL << 20, 16384, true, 0},
+        {(64ULL << 20) + 4095, 16384, true, 0},
+        {(64ULL << 20) + 4096, 16384, true, 16385},
+        {32ULL << 20, 16384, true, 0},
+        {32ULL << 40, (1ULL << 32) + 1, true, 1ULL << 33},
+        {16ULL << 40, (1ULL << 32) + 1, true, 0},
+        {64ULL << 20, (1ULL << 32) + 16384, false, 0},
+        {64ULL << 20, (1ULL << 32) + 16383, false, 16384},
+    };
+    unsigned char superblock[SUPERBLOCK_SIZE] = {0};
+    EXPECT(growth_wanted(superblock, 1ULL << 30) == 0);
+    superblock[0x38] = 0x53;
+    superblock[0x39] = 0xEF;
+    put_number(superblock + 0x18, 2);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        put_number(superblock + 0x4, (uint32_t)cases[i].blocks);
+        put_number(superblock + 0x150, (uint32_t)(cases[i].blocks >> 32));
+        put_number(superblock + 0x60, cases[i].wide ? 0x80 : 0);
+        EXPECT(growth_wanted(superblock, cases[i].bytes) == cases[i].wanted);
+    }
+    put_number(superblock + 0x18, 0xFFFFFFFF);
+    EXPECT(growth_wanted(superblock, 1ULL << 40) == 0);
+}
+
 int main(void)
 {
     test_records();
@@ -812,6 +851,7 @@ int main(void)
     test_stages();
     test_config_disk();
     test_folders();
+    test_growth();
     (void)fprintf(stderr, failures == 0 ? "unit: all as it should be\n" : "unit: failed\n");
     return failures == 0 ? 0 : 1;
 }

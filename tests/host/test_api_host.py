@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +123,46 @@ def test_an_image_is_made_named_and_used_with_the_published_client(
             client.images.create(name="app", platform="linux/arm64")
     finally:
         host.run(["rm", "-rf", "/srv/api-image"])
+
+
+def test_volumes_with_the_published_client(host: TestHost, client: hypeman.Hypeman) -> None:
+    """Made, filled, attached and detached while the instance is stopped, and seen by it when it runs."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        member = tarfile.TarInfo("greeting")
+        member.size = 6
+        archive.addfile(member, io.BytesIO(b"hello\n"))
+    script = "cat /data/greeting /data/more 2>&1; echo more >/data/more; exec sleep infinity"
+    client.volumes.create_from_archive(data.getvalue(), name="api-data", size_gb=1)
+    client.volumes.create(name="api-spare", size_gb=1, tags={"team": "x"})
+    try:
+        assert [volume.name for volume in client.volumes.list(tags={"team": "x"})] == ["api-spare"]
+        made = client.instances.create(name="api-user", cmd=["sh", "-c", script], **SMALL)
+        client.instances.wait(made.id, state="Running", api_timeout="60s")
+        with pytest.raises(hypeman.ConflictError, match="Running"):
+            client.instances.volumes.attach("api-data", id="api-user", mount_path="/data")
+        client.instances.stop("api-user")
+        with_it = client.instances.volumes.attach("api-data", id="api-user", mount_path="/data")
+        assert [(v.volume_id, v.mount_path) for v in with_it.volumes or []] == [("api-data", "/data")]
+        with pytest.raises(hypeman.ConflictError, match="attached to api-user"):
+            client.volumes.delete("api-data")
+        client.instances.start("api-user")
+        assert client.instances.wait(made.id, state="Running", api_timeout="60s").state == "Running"
+        host.wait_until(lambda: "hello" in list(client.instances.logs("api-user")), 10)
+        with pytest.raises(hypeman.ConflictError, match="Running"):
+            client.instances.volumes.detach("api-data", id="api-user")
+        client.instances.stop("api-user")
+        assert client.instances.volumes.detach("api-data", id="api-user").volumes == []
+        assert client.volumes.get("api-data").attachments == []
+        client.instances.start("api-user")
+        gone = "cat: can't open '/data/greeting': No such file or directory"
+        host.wait_until(lambda: gone in list(client.instances.logs("api-user")), 30)
+        client.instances.delete("api-user")
+    finally:
+        for name in ("api-data", "api-spare"):
+            client.volumes.delete(name)
+    with pytest.raises(hypeman.NotFoundError):
+        client.volumes.get("api-data")
 
 
 def test_every_question_is_answered_as_described(host: TestHost, http: httpx.Client) -> None:

@@ -5,140 +5,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
+from itertools import groupby
+from urllib.parse import quote
 
+import httpx
 import pytest
 
-from tests.host.command import Result
-from tests.host.faults import ctl
+from tests.host.faults import ctl, host_config
 from tests.host.machine import TestHost
+from tests.host.registries import (
+    HERE,
+    SHUT,
+    STORE,
+    STUB,
+    TLS,
+    check_clean,
+    digest_of,
+    left,
+    move,
+    pull,
+    remote_digest,
+    run_registries,
+)
 from tests.host.vms import Vms
-
-HERE = "/srv/registry-test"
-STORE = "/var/lib/hypemand/images"
-TLS, SHUT, STUB = "localhost:5001", "localhost:5002", "localhost:5003"
-# the registry's htpasswd: user, with the password secret
-HTPASSWD = "user:$2b$05$dgX5wplhJLi.AljfrKj3IeFeBaUaKscyeQsg.w5WMDouQ8PVFf0fu\n"
-
-CONFIG = """\
-version: 0.1
-storage: {filesystem: {rootdirectory: /srv/registry-test/store}, delete: {enabled: true}}
-http:
-  addr: 127.0.0.1:PORT
-  tls: {certificate: /srv/registry-test/cert.pem, key: /srv/registry-test/key.pem}
-"""
-AUTH = "auth: {htpasswd: {realm: test, path: /srv/registry-test/htpasswd}}\n"
-
-# argv: the folder. Images of busybox in a layout: v1, v2 (another content), arm, escapes by name and by link.
-SETUP = r"""
-cd "$1"
-openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem
-openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.csr
-printf 'subjectAltName=DNS:localhost\n' >san
-openssl x509 -req -in cert.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile san -out cert.pem
-mkdir -p root/bin root/etc root/opt store
-cp /bin/busybox root/bin/busybox
-for applet in sh cat sleep echo stat ls true; do ln -s busybox root/bin/$applet; done
-echo one >root/etc/version; echo below >root/opt/below
-head -c 3000000 /dev/urandom >root/opt/noise
-chown 1234:2345 root/opt/below
-tar --numeric-owner -C root -cf v1.tar .
-mkdir -p above/etc above/opt; echo two >above/etc/version; : >above/opt/.wh..wh..opq; echo new >above/opt/new
-tar -C above -cf above.tar .
-python3 - <<'PY'
-import io, tarfile
-def make(name, members):
-    with tarfile.open(name, "w") as archive:
-        for member, kind, link, data in members:
-            info = tarfile.TarInfo(member)
-            info.type, info.linkname, info.size = kind, link, len(data)
-            archive.addfile(info, io.BytesIO(data))
-make("dots.tar", [("../../../../../../../../srv/registry-test/escaped", b"0", "", b"x")])
-make("link.tar", [("out", b"2", "/srv/registry-test", b""), ("out/escaped", b"0", "", b"x")])
-PY
-umoci init --layout oci
-umoci new --image oci:v1
-umoci raw add-layer --image oci:v1 v1.tar
-umoci config --image oci:v1 --config.cmd /bin/sh --config.cmd -c \
-    --config.cmd 'cat /etc/version; exec sleep 1000'
-for tag in v2 dots link arm; do umoci tag --image oci:v1 $tag; done
-umoci raw add-layer --image oci:v2 above.tar
-umoci raw add-layer --image oci:dots dots.tar
-umoci raw add-layer --image oci:link link.tar
-umoci config --image oci:arm --architecture arm64
-skopeo --insecure-policy copy -q oci:oci:v1 oci:one:v1
-skopeo --insecure-policy copy -q oci:oci:v1 docker-archive:docker.tar:app:v1
-mkdir -p /etc/containers/certs.d/localhost:5001 /etc/containers/certs.d/localhost:5002
-cp ca.pem /etc/containers/certs.d/localhost:5001/ca.crt
-cp ca.pem /etc/containers/certs.d/localhost:5002/ca.crt
-printf '[[registry]]\nlocation = "localhost:5003"\ninsecure = true\n' \
-    >/etc/containers/registries.conf.d/stub.conf
-cp /etc/containers/policy.json policy.json.before
-for unit in tls shut; do
-    systemd-run -q --unit=registry-$unit docker-registry serve "$1/$unit.yaml"
-done
-systemd-run -q --unit=registry-stub python3 "$1/stub.py" 5003 "$1/one" "$1/stub.log"
-for port in 5001 5002 5003; do
-    timeout 20 sh -c "until socat -u OPEN:/dev/null TCP:127.0.0.1:$port 2>/dev/null; do sleep 0.1; done"
-done
-for tag in v1 v2 dots link arm; do
-    skopeo --insecure-policy copy -q oci:oci:$tag docker://localhost:5001/app:$tag
-done
-skopeo --insecure-policy copy -q --dest-creds user:secret oci:oci:v1 docker://localhost:5002/team/secret:v1
-"""
-TEARDOWN = """
-systemctl stop registry-tls registry-shut registry-stub
-rm -rf "$1" /etc/containers/certs.d /etc/containers/registries.conf.d/stub.conf /etc/hypemand/auth.json
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def registry(host: TestHost) -> Iterator[None]:
-    """Registries on loopback: with TLS, with TLS and a password, and one that misbehaves."""
-    host.push(f"{HERE}/tls.yaml", CONFIG.replace("PORT", "5001"))
-    host.push(f"{HERE}/shut.yaml", CONFIG.replace("PORT", "5002") + AUTH)
-    host.push(f"{HERE}/htpasswd", HTPASSWD)
-    host.push(f"{HERE}/stub.py", Path(__file__).with_name("registry_stub.py").read_text())
-    host.run(["sh", "-euc", SETUP, "setup", HERE])
-    yield
-    host.run(["sh", "-uc", TEARDOWN, "teardown", HERE])
-    assert left(host) == []
+    """Registries for all tests here."""
+    with run_registries(host):
+        yield
 
 
 @pytest.fixture(autouse=True)
 def clean(host: TestHost) -> Iterator[None]:
     """No image stays, and nothing that is no image."""
     yield
-    ctl(host, "image", "prune", "--all")
-    assert left(host) == []
-    assert host.run(["ls", HERE]).stdout.find("escaped") < 0
-    assert host.run(["systemctl", "list-units", "--all", "--plain", "-q", "hypeman-image-*"]).stdout == ""
-
-
-def left(host: TestHost) -> list[str]:
-    """What is in the store."""
-    words = ["find", STORE, "-mindepth", "1", "-not", "-name", ".staging", "-not", "-name", "names.json"]
-    return host.run(words).stdout.splitlines()
-
-
-def pull(host: TestHost, name: str, *, check: bool = True) -> Result:
-    return ctl(host, "image", "pull", name, check=check)
-
-
-def digest_of(host: TestHost, name: str) -> str:
-    return str(json.loads(ctl(host, "image", "inspect", name).stdout)["digest"])
-
-
-def move(host: TestHost, source: str, target: str) -> None:
-    """Have a tag stand for something else."""
-    host.run(
-        ["skopeo", "--insecure-policy", "copy", "-q", f"docker://{TLS}/{source}", f"docker://{TLS}/{target}"]
-    )
-
-
-def remote_digest(host: TestHost, name: str) -> str:
-    told = host.run(["skopeo", "inspect", "--format", "{{.Digest}}", f"docker://{name}"])
-    return told.stdout.strip()
+    check_clean(host)
 
 
 def test_by_tag_and_by_digest_it_is_one_content(host: TestHost) -> None:
@@ -184,6 +88,28 @@ def test_never_is_not_to_ask_and_always_is_to_ask_each_time(host: TestHost, vms:
     assert vms.execute("always", "cat", "/etc/version") == "two\n"
 
 
+def test_what_prune_frees_is_what_df_says(host: TestHost, vms: Vms) -> None:
+    def images() -> dict[str, int]:
+        space = json.loads(ctl(host, "df", "--json").stdout)
+        found: dict[str, int] = next(kind for kind in space["kinds"] if kind["kind"] == "images")
+        return found
+
+    pull(host, f"{TLS}/app:v1")
+    pull(host, f"{TLS}/app:v2")
+    vms.define("user", None, image=f"{TLS}/app:v1")
+    before = images()
+    size = json.loads(ctl(host, "image", "inspect", f"{TLS}/app:v2").stdout)["size_bytes"]
+    assert before["reclaimable_bytes"] >= size > 1_000_000
+    assert before["reclaimable_bytes"] < before["used_bytes"]
+    pruned = json.loads(ctl(host, "image", "prune", "--all", "--json").stdout)
+    assert [image["names"] for image in pruned["images"]] == [[f"{TLS}/app:v2"]]
+    after = images()
+    assert after["reclaimable_bytes"] == 0
+    # the folder of an image has a file with its metadata too
+    assert 0 <= before["used_bytes"] - after["used_bytes"] - before["reclaimable_bytes"] <= 16384
+    vms.remove("user")
+
+
 def test_run_pulls_what_is_not_here(host: TestHost) -> None:
     words = ("run", "--rm", "-m", "128M", "--disk", "64M", "--no-kernel-headers", "--entrypoint=")
     assert ctl(host, *words, f"{TLS}/app:v1", "cat", "/etc/version").stdout == "one\n"
@@ -211,15 +137,16 @@ def test_a_registry_that_nobody_vouches_for_is_refused(host: TestHost) -> None:
     assert (refused.code, "/etc/containers/certs.d/" in refused.stderr) == (1, True)
 
 
-def test_the_hosts_policy_is_followed(host: TestHost) -> None:
-    policy = {"default": [{"type": "insecureAcceptAnything"}]}
-    rejecting = {**policy, "transports": {"docker": {TLS: [{"type": "reject"}]}}}
-    host.push("/etc/containers/policy.json", json.dumps(rejecting))
-    try:
-        refused = pull(host, f"{TLS}/app:v1", check=False)
-    finally:
-        host.run(["cp", f"{HERE}/policy.json.before", "/etc/containers/policy.json"])
-    assert (refused.code, "/etc/containers/policy.json" in refused.stderr) == (1, True)
+def test_layers_that_are_packed_with_zstd_are_layers_too(host: TestHost, vms: Vms) -> None:
+    name = f"{TLS}/app:zstd"
+    kinds = host.run(["skopeo", "inspect", "--raw", f"docker://{name}"]).stdout
+    assert "tar+zstd" in kinds
+    assert pull(host, name).stdout == f"{name} {remote_digest(host, name)}\n"
+    vms.run("zstd", image=name)
+    assert vms.execute("zstd", "sh", "-c", "cat /etc/version /opt/*") == "two\nnew\n"
+    vms.remove("zstd")
+    ctl(host, "image", "rm", name)
+    ctl(host, "image", "import", "local", f"oci:{HERE}/zstd:v2")
 
 
 @pytest.mark.parametrize(
@@ -282,14 +209,52 @@ def test_a_registry_that_dies_in_the_middle_leaves_nothing(host: TestHost) -> No
     assert (refused.code, f"{STUB}/half/app:v1" in refused.stderr) == (1, True), refused.describe()
 
 
-def test_a_full_disk_leaves_nothing(host: TestHost) -> None:
-    host.run(["mount", "-t", "tmpfs", "-o", "size=5m,mode=711", "none", STORE])
+@contextmanager
+def small_store(host: TestHost, size: str, reserve: str) -> Iterator[None]:
+    """A file system of `size` for the store, of which `reserve` stays free."""
+    host.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=711", "none", STORE])
     try:
-        refused = pull(host, f"{TLS}/app:v1", check=False)
-        assert (refused.code, "no space left" in refused.stderr) == (9, True), refused.describe()
+        with host_config(host, disk={"reserve": reserve}):
+            yield
         assert left(host) == []
     finally:
         host.run(["umount", STORE])
+
+
+def test_what_cannot_fit_is_refused_with_the_figures(host: TestHost) -> None:
+    with small_store(host, "5m", "4M"):
+        refused = pull(host, f"{TLS}/app:v1", check=False)
+    assert refused.code == 9, refused.describe()
+    assert "needs at least" in refused.stderr
+    assert f"{STORE} has 5M free, of which 4M are kept" in refused.stderr
+
+
+def test_a_full_disk_leaves_nothing(host: TestHost) -> None:
+    with small_store(host, "5m", "0"):
+        refused = pull(host, f"{TLS}/app:v1", check=False)
+    assert (refused.code, "no space left" in refused.stderr) == (9, True), refused.describe()
+
+
+def test_a_small_layer_that_would_fill_the_disk_is_ended_and_leaves_nothing(host: TestHost) -> None:
+    assert int(host.shell(f"du -sb {HERE}/bomb.tar.gz | cut -f1").stdout) < 3 * 2**20
+    with small_store(host, "256m", "96M"):
+        lowest = f"{HERE}/lowest"
+        script = f"while :; do df --output=avail -k {STORE} | tail -n 1 >>{lowest}; sleep 0.05; done"
+        host.run(["systemd-run", "-q", "--unit=lowest", "sh", "-c", script])
+        try:
+            for refused in (
+                pull(host, f"{TLS}/app:bomb", check=False),
+                ctl(host, "image", "import", "bomb", f"{HERE}/bomb.tar.gz", check=False),
+            ):
+                assert refused.code == 9, refused.describe()
+                assert "takes more disk than there is" in refused.stderr
+                assert "96M are kept" in refused.stderr
+                assert left(host) == []
+        finally:
+            host.run(["systemctl", "stop", "lowest"])
+    free = [int(line) for line in host.pull(lowest).decode().split()]
+    assert min(free) > 0, "the disk was never full"
+    assert min(free) < 96 * 1024, "it was ended when it took what is kept"
 
 
 def test_many_who_ask_at_once_get_it_once(host: TestHost) -> None:
@@ -322,6 +287,23 @@ def test_a_start_says_that_it_waits_for_its_image_and_a_stop_ends_that(host: Tes
     host.run(["systemctl", "stop", "hypeman@waits"])
     assert vms.state("waits") == "Stopped"
     ctl(host, "image", "rm", f"{STUB}/hang/app:v1")
+
+
+def test_a_pull_is_told_step_by_step_in_events(host: TestHost) -> None:
+    name = f"{TLS}/app:v1"
+    transport = httpx.HTTPTransport(uds=str(host.root / "run/hypemand/api.sock"))
+    with httpx.Client(transport=transport, base_url="http://hypemand", timeout=60) as client:
+        assert client.post("/images", json={"name": name}).status_code == 202
+        with client.stream("GET", f"/images/{quote(name, safe='')}/watch") as answer:
+            told = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    steps = [key for key, _ in groupby(image["status"] for image in told)]
+    assert steps[-3:] == ["pulling", "converting", "ready"], steps
+    pulling = [image["progress"] for image in told if image["status"] == "pulling"]
+    assert (pulling[0]["layers"], pulling[0]["total_layers"]) == (0, 1)
+    assert pulling[0]["total_bytes"] > 3_000_000
+    done = [image["progress"] for image in told if image["status"] == "converting"][-1]
+    assert (done["bytes"], done["layers"]) == (done["total_bytes"], 1)
+    assert told[-1]["digest"] == remote_digest(host, name)
 
 
 def test_a_daemon_that_is_killed_leaves_nothing_of_a_pull(host: TestHost) -> None:

@@ -135,11 +135,32 @@ def test_what_was_kept_is_there_after_the_vmm_was_killed_at_any_time(host: TestH
         found = [int(line.split()[1]) for line in vms.console("counter") if line.startswith("found ")]
         assert found[-1] >= kept
         kept = told[-1]
-    # a reader cannot replay the journal that the kill has left; the host has done it
+    # a reader cannot replay the journal that the kill has left; the host has done it, as the reader's user
+    disk = f"{VOLUMES}/{inspect(host, 'log')['id']}/volume.ext4"
+    assert "needs_recovery" in host.run(["dumpe2fs", "-h", disk]).stdout
     vms.run("reader", volumes=[at("log", readonly=True)])
+    assert "needs_recovery" not in host.run(["dumpe2fs", "-h", disk]).stdout
+    replays = [e for e in host.journal() if e.get("UNIT", "").startswith("hypeman-replay-")]
+    assert any("Started" in e["MESSAGE"] for e in replays)
     assert int(vms.execute("reader", "tail", "-n", "1", "/srv/log")) >= kept
     vms.ctl("stop", "reader")
     check_file_system(host, "log")
+
+
+def test_a_volume_that_cannot_be_mended_keeps_readers_away_and_says_so(host: TestHost, vms: Vms) -> None:
+    create(host, "bad")
+    disk = f"{VOLUMES}/{inspect(host, 'bad')['id']}/volume.ext4"
+    # as a guest may leave it: with a journal to be replayed, and blocks of no possible size
+    host.run(["debugfs", "-w", "-R", "feature +needs_recovery", disk])
+    host.shell(f"printf '\\377' | dd of={disk} bs=1 seek={1024 + 0x18} conv=notrunc")
+    vms.define("reader", volumes=[at("bad", readonly=True)])
+    refused = ctl(host, "start", "--wait", "reader", check=False)
+    assert not refused.ok
+    assert "cannot be mended for a VM that only reads" in refused.stderr, refused.describe()
+    assert "did not foresee" not in refused.stderr
+    assert vms.state("reader") == "Stopped"
+    units = host.run(["systemctl", "list-units", "--all", "--plain", "-q", "hypeman-replay-*"]).stdout
+    assert units == ""
 
 
 def test_a_disk_that_does_not_persist_is_fresh_at_every_start(host: TestHost, vms: Vms) -> None:
@@ -171,6 +192,7 @@ def test_removed_files_come_back_to_the_host_and_disks_grow(host: TestHost, vms:
     assert "never shrinks" in smaller.stderr
     vms.define("filler", volumes=[at("data")], disk="128M")
     vms.start("filler")
+    assert inspect(host, "data")["size_bytes"] == 512 * 2**20
     blocks = [
         int(vms.execute("filler", "df", "-m", path).splitlines()[-1].split()[1]) for path in ("/srv", "/")
     ]

@@ -21,6 +21,7 @@ class FakeRegistry(DirectTools):
     `gate`: copies wait until it is set, or the work is cancelled."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.tags: dict[str, bytes] = {}
         self.blobs: dict[str, bytes] = {}
         self.asked: list[str] = []

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 import time
@@ -78,46 +77,16 @@ def test_a_disk_that_is_right_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [100 * MIB, 40 * GIB])
-def test_a_disk_grows_and_keeps_what_is_on_it(tmp_path: Path, size: int) -> None:
+def test_a_disk_is_made_larger_and_keeps_what_is_on_it(tmp_path: Path, size: int) -> None:
     path = tmp_path / "disk.img"
     ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
     put(path, "kept", "content")
+    before = path.read_bytes()
     assert ensure_disk(path, size, UID, tmp_path / "templates") is DiskChange.GROWN
     assert path.stat().st_size == size
-    assert int(header(path)["Block count"]) * 4096 == size
-    assert get(path, "kept") == "content"
-    check(path)
+    with path.open("rb") as disk:
+        assert disk.read(64 * MIB) == before, "the file system is the guest's to change"
     assert ensure_disk(path, size, UID, tmp_path / "templates") is DiskChange.KEPT
-
-
-def test_a_growth_that_a_crash_cut_short_is_finished(tmp_path: Path) -> None:
-    path = tmp_path / "disk.img"
-    ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
-    os.truncate(path, 128 * MIB)
-    assert ensure_disk(path, 128 * MIB, UID, tmp_path / "templates") is DiskChange.GROWN
-    check(path)
-
-
-def test_a_disk_that_was_in_use_when_its_vm_died_grows(tmp_path: Path) -> None:
-    path = tmp_path / "disk.img"
-    ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
-    # As a mounted file system looks that nobody unmounted: not clean, a journal to replay.
-    run(["debugfs", "-w", "-R", "feature needs_recovery", str(path)], timeout=60)
-    run(["debugfs", "-w", "-R", "ssv state 0", str(path)], timeout=60)
-    grow_and_check(path, 128 * MIB, tmp_path)
-
-
-def test_a_disk_that_was_mounted_since_its_last_check_grows(tmp_path: Path) -> None:
-    path = tmp_path / "disk.img"
-    ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
-    for key, day in (("lastcheck", "20010101"), ("mtime", "20020202")):
-        run(["debugfs", "-w", "-R", f"ssv {key} {day}", str(path)], timeout=60)
-    grow_and_check(path, 128 * MIB, tmp_path)
-
-
-def grow_and_check(path: Path, size: int, tmp_path: Path) -> None:
-    assert ensure_disk(path, size, UID, tmp_path / "templates") is DiskChange.GROWN
-    check(path)
 
 
 def test_a_disk_never_shrinks(tmp_path: Path) -> None:

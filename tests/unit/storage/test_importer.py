@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,13 @@ from hypemand.errors import (
     NotFound,
     WrongState,
 )
-from hypemand.run import run
+from hypemand.run import Completed, run
 from hypemand.storage.images import STAGING
 from hypemand.storage.importer import import_image
 from hypemand.storage.rootfs import derive_host_architecture
 from hypemand.storage.staging import clean_staging
 from hypemand.storage.store import NAMES, ImageStore
+from hypemand.storage.tools import DirectTools
 from tests.unit.storage.support import (
     BUSYBOX,
     extract,
@@ -219,6 +221,23 @@ def test_a_docker_archive_compressed_or_not(tmp_path: Path, store: ImageStore, l
 # --- names ---
 
 
+class _NoTools(DirectTools):
+    """With which nothing can be made."""
+
+    def build(
+        self, argv: Sequence[str], *, folder: Path, timeout: float, env: Mapping[str, str] | None = None
+    ) -> Completed:
+        raise AssertionError(f"{argv} is run")
+
+
+def test_what_is_here_by_its_digest_is_not_unpacked_again(store: ImageStore, layout: Path) -> None:
+    first = import_image(store, "app", f"{layout}:v1")
+    again = import_image(store, "app", f"{layout}:v1", _NoTools())
+    other = import_image(store, "other", f"{layout}:v1", _NoTools())
+    assert (again.digest, other.digest, other.name) == (first.digest, first.digest, "other")
+    assert left(store) == []
+
+
 def test_the_same_again_changes_nothing_and_another_content_is_refused(
     tmp_path: Path, store: ImageStore
 ) -> None:
@@ -400,7 +419,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, layout: Path, k
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", full], check=True)
         try:
             store = ImageStore(full / "images", [])
-            with pytest.raises(InsufficientResources, match="no space left"):
+            with pytest.raises(InsufficientResources, match=r"no space left|needs at least"):
                 import_image(store, "app", source)
             assert left(store) == []
             assert store.list_images() == []

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import AlreadyExists, Ambiguous, InvalidRequest, NotFound
-from hypemand.storage.disks import read_size, replay_journal
+from hypemand.storage.disks import has_journal_to_replay, read_size
+from hypemand.storage.replay import replay_here
 from hypemand.storage.volumes import VolumeStore, prepare_volume
 
 MIB = 1024 * 1024
@@ -101,7 +102,8 @@ def test_a_writer_owns_it_and_readers_only_read(tmp_path: Path) -> None:
 
 def test_a_journal_that_a_crash_left_is_replayed_for_readers(tmp_path: Path) -> None:
     disk = make(tmp_path).create("data", 16 * MIB, {}).disk
-    assert not replay_journal(disk)
+    assert not has_journal_to_replay(disk)
     subprocess.run(["debugfs", "-w", "-R", "feature +needs_recovery", str(disk)], check=True, timeout=60)
-    prepare_volume(disk, os.getuid(), writes=False)
-    assert not replay_journal(disk)
+    prepare_volume(disk, os.getuid(), writes=False, replay=replay_here)
+    assert not has_journal_to_replay(disk)
+    subprocess.run(["e2fsck", "-fn", str(disk)], check=True, timeout=60)
