@@ -142,7 +142,7 @@ class Daemon:
     async def _autostart(self) -> None:
         """Read the definitions. What is marked autostart is started once after the host has booted, not
         again when only the daemon is restarted."""
-        report = await self._reloader.reload()
+        report = await self._reloader.reload(sync_networks=False)
         self._update_status()
         marker = self._config.runtime_dir / "autostarted"
         if marker.exists():

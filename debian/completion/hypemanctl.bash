@@ -27,11 +27,13 @@ _hypemanctl_complete() {
         vm) _hypemanctl_offer < <(_hypemanctl_ask list -q) ;;
         image) _hypemanctl_offer < <(_hypemanctl_ask image list -q) ;;
         volume) _hypemanctl_offer < <(_hypemanctl_ask volume list -q) ;;
+        network) _hypemanctl_offer < <(_hypemanctl_ask network list -q) ;;
         below-analyze) _hypemanctl_offer < <(printf '%s\n' plot); _hypemanctl_complete vm ;;
         below-volume) _hypemanctl_offer < <(printf '%s\n' create list inspect rm resize import export) ;;
+        below-network) _hypemanctl_offer < <(printf '%s\n' list inspect) ;;
         below-image) _hypemanctl_offer < <(printf '%s\n' list inspect pull tag prune export rm import) ;;
         below-token) _hypemanctl_offer < <(printf '%s\n' create list revoke) ;;
-        command) _hypemanctl_offer < <(printf '%s\n' list status top show start stop restart kill rm wait run exec shell cp logs analyze volume df image token check reload version) ;;
+        command) _hypemanctl_offer < <(printf '%s\n' list status top show start stop restart kill rm wait run exec shell cp logs analyze volume df network image token check reload version) ;;
         file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     esac
 }
@@ -65,6 +67,8 @@ _hypemanctl_options() {
         'volume import') echo '--size --tag --json -h --help --socket' ;;
         'volume export') echo '-h --help --socket' ;;
         'df') echo '--no-legend --json -h --help --socket' ;;
+        'network list') echo '-q --quiet --no-legend --json -h --help --socket' ;;
+        'network inspect') echo '--json -h --help --socket' ;;
         'image list') echo '-q --quiet --no-legend --json -h --help --socket' ;;
         'image inspect') echo '--json -h --help --socket' ;;
         'image pull') echo '-q --quiet --json -h --help --socket' ;;
@@ -136,6 +140,7 @@ _hypemanctl_argument() {
         '') echo command ;;
         'analyze') echo below-analyze ;;
         'volume') echo below-volume ;;
+        'network') echo below-network ;;
         'image') echo below-image ;;
         'token') echo below-token ;;
         'list') echo vm ;;
@@ -160,6 +165,7 @@ _hypemanctl_argument() {
         'volume resize') echo volume ;;
         'volume import') echo file ;;
         'volume export') echo volume ;;
+        'network inspect') echo network ;;
         'image inspect') echo image ;;
         'image pull') echo image ;;
         'image tag') echo image ;;

@@ -13,6 +13,7 @@ from hypemand.api.tokens import TokenStore
 from hypemand.config.definition import DefinitionDefaults
 from hypemand.errors import Problem
 from hypemand.manager.imageview import Credentials, ImageInfo
+from hypemand.manager.networkview import NetworkInfo
 from hypemand.manager.space import SpaceReport
 from hypemand.manager.view import CopyOut, Manager, VolumeFill, VolumeView
 from hypemand.storage.store import Pruned
@@ -83,6 +84,16 @@ class VolumeService(Protocol):
         """What hypemand keeps on the host's disk."""
 
 
+class NetworkService(Protocol):
+    """The networks of this host."""
+
+    async def list_networks(self) -> Sequence[NetworkInfo]:
+        """All networks, by name."""
+
+    async def get_network(self, name: str) -> NetworkInfo:
+        """One network. NotFound."""
+
+
 class ReloadReport(Protocol):
     """What a reload of the definition files has found: names of VMs, and what is wrong in files."""
 
@@ -127,6 +138,7 @@ class Services:
     images: ImageService
     tokens: TokenStore
     volumes: VolumeService
+    host_networks: NetworkService
     reload: Callable[[], Awaitable[ReloadReport]]
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     spool: Path = Path("/var/tmp")

@@ -364,6 +364,22 @@ _SPACE = (
     ),
 )
 
+_NETWORKS = (
+    Command(
+        ("network", "list"),
+        "list networks",
+        "network:list_networks",
+        options=(Option(("-q", "--quiet"), "names only"), Option(("--no-legend",), "no header line"), _JSON),
+    ),
+    Command(
+        ("network", "inspect"),
+        "show all about a network, with the addresses of its VMs",
+        "network:inspect",
+        arguments=(Argument("NETWORK", "the network", completes=Completes.NETWORK),),
+        options=(_JSON,),
+    ),
+)
+
 _HOST = (
     Command(
         ("image", "list"),
@@ -483,7 +499,14 @@ _HOST = (
     ),
 )
 
-COMMANDS: tuple[Command, ...] = (*_INSPECT, *_LIFECYCLE, *_PROGRAMS, *_SPACE, *_HOST)
+COMMANDS: tuple[Command, ...] = (
+    *_INSPECT,
+    *_LIFECYCLE,
+    *_PROGRAMS,
+    *_SPACE,
+    *_NETWORKS,
+    *_HOST,
+)
 
 
 def find_command(words: list[str]) -> Command | None:
