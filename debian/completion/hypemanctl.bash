@@ -52,7 +52,7 @@ _hypemanctl_options() {
         'kill') echo '-s --signal --json -h --help --socket' ;;
         'rm') echo '-f --force --json -h --help --socket' ;;
         'wait') echo '--for --timeout --json -h --help --socket' ;;
-        'run') echo '--name -d --detach --rm -e --env -m --memory --vcpus --disk -w --workdir -u --user --entrypoint --pull --mode --restart --boot-timeout --stop-timeout --tag --no-agent --no-kernel-headers --json -h --help --socket' ;;
+        'run') echo '--name -d --detach --rm -e --env -m --memory --vcpus --disk -w --workdir -u --user --entrypoint --pull --network -p --publish --mode --restart --boot-timeout --stop-timeout --tag --no-agent --no-kernel-headers --json -h --help --socket' ;;
         'exec') echo '-e --env -w --workdir -u --user -i --interactive -t --tty --timeout -h --help --socket' ;;
         'shell') echo '-e --env -w --workdir -u --user -h --help --socket' ;;
         'cp') echo '-a --archive -L --follow-link --json -h --help --socket' ;;
@@ -111,6 +111,8 @@ _hypemanctl_value() {
         'run -u'|'run --user') echo nothing ;;
         'run --entrypoint') echo nothing ;;
         'run --pull') echo pull ;;
+        'run --network') echo network ;;
+        'run -p'|'run --publish') echo nothing ;;
         'run --mode') echo mode ;;
         'run --restart') echo restart ;;
         'run --boot-timeout') echo nothing ;;

@@ -73,6 +73,18 @@ _RUN_OPTIONS = (
     _USER,
     Option(("--entrypoint",), "program to run instead of the image's entrypoint", "PROGRAM"),
     _PULL,
+    Option(
+        ("--network",),
+        "network that the VM is on, or none (default: as the host's configuration says)",
+        "NETWORK",
+        completes=Completes.NETWORK,
+    ),
+    Option(
+        ("-p", "--publish"),
+        "let a port of this host lead to one of the VM's, as 8080:80 or 53:53/udp",
+        "PORTS",
+        repeat=True,
+    ),
     Option(("--mode",), "how the guest runs the image", "MODE", choices=MODES, completes=Completes.MODE),
     Option(
         ("--restart",),
