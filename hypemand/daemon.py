@@ -124,6 +124,7 @@ class Daemon:
             tokens=self._tokens,
             reload=self._reload,
             defaults=lambda: self._manager.config.defaults,
+            networks=lambda: self._manager.config.networks,
             spool=self._config.state_dir,
         )
         self._listener = Listener(lambda: HttpServer(make_app(api, gate=TokenGate(self._tokens).check)))

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from hypemand.api.tokens import TokenStore
 from hypemand.config.definition import DefinitionDefaults
+from hypemand.config.netdef import Networks
 from hypemand.errors import Problem
 from hypemand.manager.imageview import Credentials, ImageInfo
 from hypemand.manager.networkview import NetworkInfo
@@ -131,8 +132,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All that the API may ask. `defaults` gives those of the host config as it is now; `spool`: a folder of
-    a filesystem that has room for a file that is on its way."""
+    """All that the API may ask. `defaults` and `networks` give those of the host config as it is now, the
+    latter None where they are not known; `spool`: a folder of a filesystem that has room for a file that is
+    on its way."""
 
     manager: Manager
     images: ImageService
@@ -141,4 +143,5 @@ class Services:
     host_networks: NetworkService
     reload: Callable[[], Awaitable[ReloadReport]]
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
+    networks: Callable[[], Networks | None] = lambda: None
     spool: Path = Path("/var/tmp")

@@ -73,7 +73,7 @@ class Reloader:
     async def _reload_definitions(self, problems: list[Problem]) -> ReloadReport:
         manager = self._manager
         config = manager.config
-        found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults)
+        found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults, config.networks)
         problems += found.problems
         manager.broken = found.broken
         defined, changed = [], []
