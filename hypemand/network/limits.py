@@ -16,10 +16,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from hypemand.config.network import Bandwidth
 from hypemand.errors import HostNotReady
-from hypemand.network.links import Link, Links
+from hypemand.network.links import IFB_ALIAS, IFB_PREFIX, Link, Links
 
-IFB_PREFIX = "hi"
-IFB_ALIAS = "hypemand upload of VM "
 _INGRESS = 0xFFFF0000
 _ROOT = 0x10000
 _ALL_PROTOCOLS = 0x0003
@@ -83,7 +81,7 @@ class Limits:
 
     def remove(self, uid: int) -> None:
         """Remove what does not go with the TAP device."""
-        self._links.delete(ifb_name(uid))
+        self._links.delete_ours(ifb_name(uid))
 
     def _limit_upload(self, tap: int, uid: int, vm: str, mtu: int, rate: int) -> None:
         ifb = self._links.add_ifb(ifb_name(uid), f"{IFB_ALIAS}{vm}", mtu)
