@@ -83,6 +83,8 @@ HONEST = {
 FORGED = {
     "mac": ethernet(HIM, BROADCAST, ARP, arp(HIM, OTHER, GATEWAY)),
     "mac-alone": ethernet(HIM, BROADCAST, IPV4, ipv4(OWN, GATEWAY, DATA)),
+    "mac-around-arp": ethernet(HIM, BROADCAST, ARP, arp(ME, OWN, GATEWAY)),
+    "mac-around-detection": ethernet(HIM, ALL_NODES, IPV6, ipv6(ANY6, NODES, solicitation(OWN6))),
     "mac-of-bridge": ethernet("02:68:70:e5:85:40", BROADCAST, IPV4, ipv4(OWN, GATEWAY, DATA)),
     "arp-address": own_arp(arp(ME, OTHER, GATEWAY)),
     "arp-gateway": own_arp(arp(ME, GATEWAY, OTHER, operation=2)),
@@ -90,6 +92,9 @@ FORGED = {
     "arp-probe-mac": own_arp(arp(HIM, ANY, OWN)),
     "arp-probe-answer": own_arp(arp(ME, ANY, OWN, operation=2)),
     "arp-hardware": own_arp(arp(ME, OWN, GATEWAY, hardware=6)),
+    "arp-protocol": own_arp(arp(ME, OWN, GATEWAY, protocol=IPV6)),
+    "arp-mac-length": own_arp(arp(ME, OWN, GATEWAY, lengths=(5, 4))),
+    "arp-address-length": own_arp(arp(ME, OWN, GATEWAY, lengths=(6, 3))),
     "ipv4-address": own4(OTHER),
     "ipv4-any": own4(ANY),
     "ipv4-loopback": own4(IPv4Address("127.0.0.1")),
