@@ -3,6 +3,7 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from ipaddress import ip_address
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from hypemand.config.network import HostPort, Publish, Transport
 from hypemand.network.port import PortPlan
 from hypemand.network.reconcile import HostNetworks
+from tests.host.command import run_command
 from tests.unit.network.lab import (
+    DEADLINE,
     HOST_UPLINK,
     HOST_UPLINK6,
     REMOTE,
@@ -158,6 +161,43 @@ def test_guests_reach_each_other_within_a_group_alone(
             assert reaches(second.namespace, str(address), 80, server) is not None
             for guest in outsiders:
                 assert reaches(guest.namespace, str(address), 80, server, NEVER) is None
+
+
+def test_what_an_administrator_plugs_into_the_bridge_reaches_guests_and_is_reached(
+    bridge_netfilter: bool, networks: HostNetworks, start_guest: StartGuest, stack: ExitStack
+) -> None:
+    del bridge_netfilter
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1))
+    other = Namespace()
+    stack.callback(other.close)
+    ip("link", "add", "plug0", "up", "master", plan.bridge, "type", "veth", "peer", "name", "eth0")
+    ip("link", "set", "eth0", "netns", other.path)
+    with other.entered():
+        ip("addr", "add", "10.77.0.200/24", "dev", "eth0")
+        ip("link", "set", "eth0", "up")
+    with serve(other, TCP, 80) as server, guest.serve(TCP, 80) as inside:
+        assert reaches(guest.namespace, "10.77.0.200", 80, server) == str(guest.port.ipv4)
+        assert reaches(other, str(guest.port.ipv4), 80, inside) == "10.77.0.200"
+
+
+def test_a_mark_of_somebody_else_is_no_membership(networks: HostNetworks, start_guest: StartGuest) -> None:
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    first = start_guest(make_port(plan, 1, group="a"))
+    second, outsider = start_guest(make_port(plan, 2, group="a")), start_guest(make_port(plan, 3, group="b"))
+    loner = make_port(plan, 4)
+    # as a mark that is a group's number would let it through, if that were all; without the kernel's flag
+    other = start_guest(loner)
+    ip("link", "set", loner.tap, "type", "bridge_slave", "isolated", "off")
+    chain = "type filter hook prerouting priority 0\n meta mark set 1"
+    foreign = f"table bridge foreign {{\n chain marks {{\n {chain}\n }}\n}}"
+    run_command(["nft", "-f", "-"], input=foreign.encode(), timeout=DEADLINE)
+    with first.serve(TCP, 80) as server:
+        assert reaches(second.namespace, str(first.port.ipv4), 80, server) is not None
+        for guest in (outsider, other):
+            assert reaches(guest.namespace, str(first.port.ipv4), 80, server, NEVER) is None
 
 
 def test_guests_do_not_reach_each_other_by_way_of_the_host(
