@@ -44,6 +44,7 @@ from hypemand.storage.configdisk import GuestInterface
 _log = logging.getLogger(__name__)
 _INTERFACE = "eth0"
 _COUNTERS_DEADLINE = 1.0
+_FIRST_LOOK = 5.0
 # between attempts to tell all there is
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
@@ -94,6 +95,8 @@ class Networks:
         self._syncing: asyncio.Task[None] | None = None
         self._first_pause = first_pause
         self._due = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told = asyncio.Event()
         # was the host told all there is, so that nothing of what there was before can be left?
         self._complete = True
 
@@ -132,15 +135,25 @@ class Networks:
 
     async def close(self) -> None:
         """End what runs in the background. VMs keep their networks."""
-        if self._syncing is not None:
-            self._syncing.cancel()
-            await asyncio.wait([self._syncing])
+        tasks = [*self._tasks, *([] if self._syncing is None else [self._syncing])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def sync(self) -> None:
         """Make the host's networks be as the host config and the VMs that run want them."""
         async with self._lock:
             await self._apply()
         self.tell()
+
+    async def sync_within(self, seconds: float) -> None:
+        """`sync`, but back after that time at the latest; it goes on then."""
+        task = asyncio.create_task(self.sync(), name="networks")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        done, _ = await asyncio.wait([task], timeout=seconds)
+        if done:
+            task.result()
 
     async def _apply(self) -> None:
         prune = await self._adopt_live()
@@ -228,6 +241,7 @@ class Networks:
             self._files.remove(port.vm)
 
     def _take_statuses(self, statuses: Iterable[NetworkStatus]) -> None:
+        self._told.set()
         before, self._statuses = self._statuses, {status.network: status for status in statuses}
         for name, status in self._statuses.items():
             old = before.get(name, NetworkStatus(name, ""))
@@ -447,7 +461,10 @@ class Networks:
             self._counters = {}
 
     async def list_networks(self) -> list[NetworkInfo]:
-        """All networks, by name."""
+        """All networks, by name. How they are is known some moments after the daemon's start."""
+        if self._syncing is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), _FIRST_LOOK)
         config = self._around.config()
         bridges = self._wanted_bridges(config)
         members = self.members()
