@@ -20,6 +20,8 @@ from hypemand.manager.service import VmManager
 from hypemand.manager.vm import Vm
 
 _log = logging.getLogger(__name__)
+# what takes longer goes on by itself
+_NETWORKS_DEADLINE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Reloader:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def reload(self) -> ReloadReport:
+    async def reload(self, *, sync_networks: bool = True) -> ReloadReport:
         """Read host config and definitions again, and follow them.
 
         New: defined, and started if it says autostart. Changed: taken, and marked if the VM runs. Gone: the
@@ -49,6 +51,8 @@ class Reloader:
         async with self._lock:
             problems = list(await asyncio.to_thread(self._reload_host_config))
             report = await self._reload_definitions(problems)
+            if sync_networks:
+                await self._manager.networks.sync_within(_NETWORKS_DEADLINE)
         for problem in report.problems:
             # python3-systemd formats this one field itself, and wants a number
             fields = {"CODE_FILE": problem.file, "CODE_LINE": problem.line}
@@ -71,7 +75,7 @@ class Reloader:
     async def _reload_definitions(self, problems: list[Problem]) -> ReloadReport:
         manager = self._manager
         config = manager.config
-        found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults)
+        found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults, config.networks)
         problems += found.problems
         manager.broken = found.broken
         defined, changed = [], []

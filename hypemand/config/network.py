@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of the host, and a VM's place in one, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+DEFAULT_NETWORK = "default"
+
+
+class Transport(StrEnum):
+    """What a published port carries."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """A port of the host."""
+
+    transport: Transport
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A port of the host that leads to one of the VM's. `address` None: every address of the host."""
+
+    address: IPv4Address | IPv6Address | None
+    host_port: int
+    guest_port: int
+    transport: Transport = Transport.TCP
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Bytes per second, as the VM sees it; None: no limit."""
+
+    upload: int | None = None
+    download: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkUse:
+    """A VM's place in a network.
+
+    `address` and `address6` None: one of the network's; `mac` None: one made of the VM's id. VMs reach each
+    other if they are of one `group`, or if neither has one and neither is isolated; `isolate` None: as the
+    network says.
+    """
+
+    name: str = DEFAULT_NETWORK
+    address: IPv4Address | None = None
+    address6: IPv6Address | None = None
+    mac: str | None = None
+    publish: tuple[Publish, ...] = ()
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
+    group: str | None = None
+    isolate: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """A network of the host: a bridge with the gateway's addresses, whose networks are the subnets.
+
+    One of `ipv4` and `ipv6` may be None. `dns`: name servers that VMs are told; None: the host's own.
+    `nat`: VMs reach other networks under the host's address; without it their addresses are routed as they
+    are. `isolation`: VMs do not reach each other unless they share a group. `host_ports`: what of the host's
+    own services VMs may reach.
+    """
+
+    name: str
+    bridge: str
+    ipv4: IPv4Interface | None
+    ipv6: IPv6Interface | None
+    mtu: int = 1500
+    dns: tuple[IPv4Address | IPv6Address, ...] | None = None
+    nat: bool = True
+    isolation: bool = True
+    host_ports: frozenset[HostPort] = frozenset()

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the network service is asked for, and what it answers: values, and their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Protocol
+
+from hypemand.config.network import Bandwidth, HostPort, Publish
+
+TAP_PREFIX = "hv"
+
+
+def tap_name(uid: int) -> str:
+    """The TAP device of the VM whose VMM runs under `uid`: every VM has a uid of its own, so no two VMs have
+    one name."""
+    return f"{TAP_PREFIX}{uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class BridgePlan:
+    """A network as it is to be on the host. See `hypemand.config.network.NetworkConfig`."""
+
+    network: str
+    bridge: str
+    ipv4: IPv4Interface | None
+    ipv6: IPv6Interface | None
+    mtu: int
+    nat: bool
+    host_ports: frozenset[HostPort]
+
+
+@dataclass(frozen=True, slots=True)
+class PortPlan:
+    """A VM's place on a bridge. `group`: VMs of one network with the same group reach each other; None: it
+    reaches none."""
+
+    vm: str
+    uid: int
+    bridge: BridgePlan
+    mac: str
+    ipv4: IPv4Address | None
+    ipv6: IPv6Address | None
+    group: str | None
+    publish: tuple[Publish, ...]
+    bandwidth: Bandwidth
+
+    @property
+    def tap(self) -> str:
+        """The name of its TAP device."""
+        return tap_name(self.uid)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Bytes and packets since the TAP device was made, as the VM sees them."""
+
+    sent_bytes: int
+    sent_packets: int
+    received_bytes: int
+    received_packets: int
+    dropped_packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStatus:
+    """A network on the host. `problem` "": it is as it is to be; otherwise why no VM can be on it now.
+    `warnings`: what works less well than asked for, as forwarding that another firewall drops."""
+
+    network: str
+    problem: str
+    warnings: tuple[str, ...] = ()
+
+
+class NetworkHost(Protocol):
+    """The host's networks. What it raises: HostNotReady when the service cannot be asked, the kernel lacks
+    something or refuses a rule; InvalidDefinition, InUse or InsufficientResources for what cannot be had."""
+
+    async def apply(
+        self, bridges: tuple[BridgePlan, ...], ports: tuple[PortPlan, ...], *, prune: bool
+    ) -> tuple[NetworkStatus, ...]:
+        """Make the host be so: bridges, TAP devices, rules, limits and port reservations, whatever is there
+        now. With `prune`, what is ours and not named is removed; without, it is left as it is. A network with
+        a problem keeps nobody from the others."""
+
+    async def attach(self, port: PortPlan) -> int:
+        """Make a VM's TAP device with all that belongs to it; the index of the interface. When it fails
+        nothing of it is left. One that is there already is made anew."""
+
+    async def detach(self, port: PortPlan) -> None:
+        """Remove it, with rules, limits, reservations and what conntrack remembers of its addresses. What is
+        not there is no error."""
+
+    async def counters(self) -> Mapping[str, Counters]:
+        """Of every TAP device of ours, by its name."""
