@@ -70,18 +70,20 @@ def check(context: Context) -> int:
 
 
 def _check_files(files: list[Path]) -> list[Problem]:
-    """Problems of every file. VM definitions are checked with the defaults of this host's configuration."""
+    """Problems of every file. VM definitions are checked with defaults and networks of this host's
+    configuration."""
     problems: list[Problem] = []
-    config = HostConfig()
+    config, networks = HostConfig(), None
     # A broken configuration is not what was asked about here; its own check tells of it.
     with contextlib.suppress(InvalidDefinition):
         config = load_host_config()
+        networks = config.networks
     for file in files:
         try:
             if is_host_config(file):
                 load_host_config(file, ())
             else:
-                load_vm_file(file, config.defaults)
+                load_vm_file(file, config.defaults, networks)
         except InvalidDefinition as error:
             problems += error.problems
     return problems
@@ -94,12 +96,13 @@ def is_host_config(file: Path) -> bool:
 
 def _check_configuration() -> tuple[HostConfig, list[Problem]]:
     problems: list[Problem] = []
-    config = HostConfig()
+    config, networks = HostConfig(), None
     try:
         config = load_host_config()
+        networks = config.networks
     except InvalidDefinition as error:
         problems += error.problems
-    problems += load_vm_dir(config.vm_dir, config.defaults).problems
+    problems += load_vm_dir(config.vm_dir, config.defaults, networks).problems
     return config, problems
 
 

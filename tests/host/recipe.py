@@ -21,6 +21,7 @@ SYSTEM = ("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "ca-certificate
 DEPENDENCIES = (
     "python3-aiohttp",
     "python3-jsonschema",
+    "python3-nftables",
     "python3-pyroute2",
     "python3-pystemd",
     "python3-sdnotify",

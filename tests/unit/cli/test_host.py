@@ -165,6 +165,16 @@ def test_check_tells_every_problem_with_its_place(cli: Cli, tmp_path: Path) -> N
     assert lines[1].startswith(f"{bad}:3:8: vcpus: ")
 
 
+def test_check_holds_a_definition_against_the_hosts_networks(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "web.yaml"
+    file.write_text("image: builtin:busybox\nnetwork: no-such-network\n")
+    done = cli.run("check", str(file))
+    assert done.returncode == 8
+    assert done.stderr.startswith(
+        f"{file}:2:10: network: no-such-network is not a network of this host; write "
+    )
+
+
 def test_check_json_is_one_document(cli: Cli, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("image: 3\n")

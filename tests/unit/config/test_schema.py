@@ -18,18 +18,24 @@ from hypemand.config.definition import Definition, DefinitionDefaults
 from hypemand.config.durations import parse_duration
 from hypemand.config.host import HostConfig, load_host_config
 from hypemand.config.listen import ListenConfig
+from hypemand.config.nethost import make_networks
+from hypemand.config.network import NetworkConfig, NetworkUse
 from hypemand.config.reference import BEGIN, END, render_reference
 from hypemand.config.schema import load_schema
 from hypemand.config.sizes import parse_size
 from hypemand.config.source import parse_source
 from hypemand.config.vmdef import parse_definition
 
+# There is no such file: the network `default` has no IPv6 then, as that of HostConfig() has not.
+NO_ID = Path("/nowhere/machine-id")
+
 
 def leaves(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for key, rule in schema["properties"].items():
         yield key, rule
-        if "properties" in rule:
-            yield from leaves(rule)
+        for below in (rule, rule.get("additionalProperties") or {}):
+            if "properties" in below:
+                yield from leaves(below)
 
 
 @pytest.mark.parametrize("name", ["vm", "host"])
@@ -44,7 +50,16 @@ def test_the_schema_is_one_and_says_enough_of_every_key(name: str) -> None:
 
 def test_the_schema_has_the_keys_of_the_definition() -> None:
     assert set(load_schema("vm")["properties"]) == {f.name for f in fields(Definition)}
-    assert set(load_schema("host")["properties"]) == {f.name for f in fields(HostConfig)}
+    host = load_schema("host")["properties"]
+    assert set(host) == {f.name for f in fields(HostConfig)}
+    assert set(load_schema("vm")["properties"]["network"]["properties"]) == {
+        f.name for f in fields(NetworkUse)
+    }
+    network = host["networks"]["additionalProperties"]["properties"]
+    assert {"name", *network} == {f.name for f in fields(NetworkConfig)}
+    stated = {key: rule["default"] for key, rule in network.items() if "default" in rule}
+    plain = {"bridge": "lan0", "ipv4": "10.1.1.1/24"}
+    assert make_networks({"lan": plain | stated}, "") == make_networks({"lan": plain}, "")
 
 
 def test_defaults_of_schema_and_definition_agree() -> None:
@@ -54,7 +69,8 @@ def test_defaults_of_schema_and_definition_agree() -> None:
     optional = {f.name for f in fields(Definition) if f.default is not None and f.default is not MISSING}
     assert optional <= set(stated)
     for field in fields(DefinitionDefaults):
-        assert field.default == getattr(Definition("a", "x"), field.name)
+        value = getattr(Definition("a", "x"), field.name)
+        assert field.default == (value.name if isinstance(value, NetworkUse) else value)
 
 
 def test_defaults_of_schema_and_host_config_agree(tmp_path: Path) -> None:
@@ -67,7 +83,7 @@ def test_defaults_of_schema_and_host_config_agree(tmp_path: Path) -> None:
 
     path = tmp_path / "h.yaml"
     path.write_text(str(stated(load_schema("host"))))
-    assert load_host_config(path, []) == HostConfig()
+    assert load_host_config(path, [], NO_ID) == HostConfig()
 
 
 def test_examples_of_the_schema_are_valid(tmp_path: Path) -> None:
@@ -75,13 +91,21 @@ def test_examples_of_the_schema_are_valid(tmp_path: Path) -> None:
     for key, rule in vm.items():
         for example in rule["examples"]:
             parse_definition("web-1", {"image": "x", key: example})
+    for key, rule in vm["network"]["properties"].items():
+        for example in rule["examples"]:
+            parse_definition("web", {"image": "x", "network": {key: example}})
     for key, rule in vm["unit"]["properties"].items():
         for example in rule["examples"]:
             parse_definition("web", {"image": "x", "unit": {key: example}})
     for key, rule in load_schema("host")["properties"].items():
         path = tmp_path / "h.yaml"
         path.write_text(str({key: rule["examples"][0]}))
-        load_host_config(path, [])
+        load_host_config(path, [], NO_ID)
+    for key, rule in load_schema("host")["properties"]["networks"]["additionalProperties"][
+        "properties"
+    ].items():
+        path.write_text(str({"networks": {"default": {key: rule["examples"][0]}}}))
+        load_host_config(path, [], NO_ID)
 
 
 @given(st.text(alphabet="0123456789.KMGTPibB \tsminhfyudw", max_size=12))
@@ -102,7 +126,7 @@ def test_example_files_are_valid_for_editors_too(examples: list[Path]) -> None:
 
 def test_the_shipped_host_config_shows_every_default(source_root: Path, tmp_path: Path) -> None:
     path = source_root / "config" / "hypemand.yaml"
-    assert load_host_config(path, []) == HostConfig()
+    assert load_host_config(path, [], NO_ID) == HostConfig()
     shown = tmp_path / "shown.yaml"
     # "#key:" and "#  key:" are settings, "# " begins prose.
     shown.write_text("\n".join(re.findall(r"^#((?:  )?[a-z_]+:.*)", path.read_text("utf-8"), re.MULTILINE)))
@@ -113,7 +137,7 @@ def test_the_shipped_host_config_shows_every_default(source_root: Path, tmp_path
     listen = ListenConfig(
         "127.0.0.1", 7420, Path("/etc/hypemand/tls/cert.pem"), Path("/etc/hypemand/tls/key.pem")
     )
-    assert load_host_config(shown, []) == HostConfig(listen=listen)
+    assert load_host_config(shown, [], NO_ID) == HostConfig(listen=listen)
 
 
 @pytest.mark.parametrize(("name", "document"), [("vm", "vm-definition.md"), ("host", "host-config.md")])
