@@ -26,6 +26,7 @@ from hypemand.manager.leases import (
     derive_claims,
     is_lease_of,
 )
+from hypemand.manager.names import Hosts, derive_guest_names
 from hypemand.manager.networkview import Member, NetworkInfo, VmNetwork
 from hypemand.manager.plan import Connection
 from hypemand.manager.ports import (
@@ -290,7 +291,14 @@ class Networks:
         check_publish(port, (*self._ports.values(), *self._claimed.values()))
         servers = self._around.servers() if network.dns is None else network.dns
         dns = choose_servers(servers, ipv4=lease.ipv4 is not None, ipv6=lease.ipv6 is not None)
-        return Connection(lease, port, _make_interface(port), tuple(map(str, dns)))
+        hosts = self._names(tenant, port)
+        return Connection(lease, port, _make_interface(port), tuple(map(str, dns)), hosts)
+
+    def _names(self, tenant: Tenant, port: PortPlan) -> Hosts:
+        """The names that a VM knows when it is started now."""
+        own = _make_member(tenant, port)
+        peers = [m for m in self.members() if (m.network, m.group) == (own.network, own.group)]
+        return derive_guest_names([own, *(m for m in peers if m.vm != own.vm)])[own.vm]
 
     def claim(self, tenant: Tenant) -> Connection | None:
         """`plan`, and nobody else gets the same until `attach` or `give_up`."""
@@ -420,9 +428,7 @@ class Networks:
     def _member(self, tenant: Tenant) -> Member | None:
         port = self._ports.get(tenant.vm)
         if port is not None:
-            return Member(
-                tenant.vm, tenant.vm_id, port.bridge.network, port.mac, port.ipv4, port.ipv6, port.group, True
-            )
+            return _make_member(tenant, port)
         use, lease = tenant.use, tenant.lease
         if use is None or lease is None or not is_lease_of(use, lease):
             return None
@@ -523,6 +529,11 @@ class Networks:
 def _is_outdated(port: PortPlan, config: Mapping[str, NetworkConfig]) -> bool:
     network = config.get(port.bridge.network)
     return network is None or not is_same_wire(make_bridge(network), port.bridge)
+
+
+def _make_member(tenant: Tenant, port: PortPlan) -> Member:
+    network = port.bridge.network
+    return Member(tenant.vm, tenant.vm_id, network, port.mac, port.ipv4, port.ipv6, port.group, True)
 
 
 def _make_interface(port: PortPlan) -> GuestInterface:

@@ -26,7 +26,7 @@ from hypemand.qemu.commandline import (
     qemu_arguments,
 )
 from hypemand.qemu.host import VmmHost
-from hypemand.storage.configdisk import GuestConfig, GuestInterface, GuestVolume
+from hypemand.storage.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.volumes import Volume
@@ -84,12 +84,13 @@ class Attached:
 @dataclass(frozen=True, slots=True)
 class Connection:
     """The network that a VM gets: what it keeps of it, what the host makes, and what its guest is told. `dns`
-    are addresses."""
+    are addresses, `hosts` the names that it knows."""
 
     lease: Lease
     port: PortPlan
     interface: GuestInterface
     dns: tuple[str, ...]
+    hosts: tuple[GuestHost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def make_plan(
     guest = resolve_program(definition, image)
     guest = replace(guest, volumes=tuple(map(_guest_volume, volumes)))
     if network is not None:
-        guest = replace(guest, interfaces=(network.interface,), dns=network.dns)
+        guest = replace(guest, interfaces=(network.interface,), dns=network.dns, hosts=network.hosts)
     if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):
         what = f"in systemd mode the program must be an absolute path, not {guest.argv[0]}"
         raise InvalidDefinition([Problem("", 0, 0, "cmd", what, "write the init's path, as in /sbin/init")])

@@ -35,6 +35,7 @@ from hypemand.manager.facts import boot_facts
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import ImagePin, Inventory, VmRecord
 from hypemand.manager.logs import VmLog, follow_log
+from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks, Surroundings, Tenant
 from hypemand.manager.plan import Attached, Connection, Places, Plan, make_plan
 from hypemand.manager.view import (
@@ -87,7 +88,8 @@ class VmManager:
         self.config = config
         self._images = images
         images.in_use = self.image_uses
-        self._services = services
+        self._services = replace(services, on_change=self._take_change)
+        self._tell_change = services.on_change
         self.inventory = Inventory(config.state_dir / "vms", config.uid_range, userdb)
         self._vms: dict[str, Vm] = {}
         # of the VMs that are being started and that systemd does not know yet
@@ -96,6 +98,8 @@ class VmManager:
         self.claims = Claims(self.volumes, self._holders)
         around = Surroundings(lambda: self.config.networks, self._tenants, self._list_live)
         self.networks = Networks(network_host, config.state_dir / "vms", around)
+        self._names = Names(config.runtime_dir / "hosts", self.networks.members, self)
+        self.networks.listeners.append(self._names.members_changed)
         self._easing: asyncio.Task[None] | None = None
         # names of VMs whose files have problems; set by the reloader
         self.broken: frozenset[str] = frozenset()
@@ -137,6 +141,7 @@ class VmManager:
         """Let go of all VMs. They go on."""
         if self._easing is not None:
             await self._easing
+        await self._names.close()
         await self.networks.close()
         await asyncio.gather(*(vm.detach() for vm in self._vms.values()))
 
@@ -224,6 +229,18 @@ class VmManager:
     async def _list_live(self) -> Set[str]:
         states = await self._services.units.list_vms()
         return {name for name, state in states.items() if state not in ("inactive", "failed")}
+
+    def _take_change(self) -> None:
+        """A VM has another state."""
+        self._names.states_changed()
+        self._tell_change()
+
+    def running_boot(self, vm: str) -> str | None:
+        """See `hypemand.manager.names.Guests`."""
+        found = self._vms.get(vm)
+        if found is None or found.state is not State.RUNNING or not found.definition_in_use.guest_agent:
+            return None
+        return found.boot
 
     # volumes and room
 
@@ -433,6 +450,7 @@ class VmManager:
         try:
             if network is not None:
                 vm.record = self.inventory.lease(vm.name, network.lease)
+                self._names.set_disk(vm.name, network.hosts)
             plan = await self._make(vm, image, volumes, network)
             vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
             if vm.has_unit:

@@ -445,3 +445,25 @@ def test_problems_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert "VMs can be on network lab again" in caplog.text
 
     drive(tmp_path, scenario)
+
+
+def test_a_guest_is_told_its_own_name_and_those_of_its_group(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        for vm, group in (("db", "g"), ("web", "g"), ("other", "h"), ("lone", None)):
+            lab.define(vm, replace(USE, group=group))
+        first = await lab.start("db")
+        await lab.start("other")
+        await lab.end("db")
+        told = [(host.address, host.names) for host in (await lab.start("web")).hosts]
+        assert told == [
+            ("10.7.0.4", ("web", "web.hypeman")),
+            (str((lab.tenants["web"].lease or first.lease).ipv6), ("web", "web.hypeman")),
+            ("10.7.0.2", ("db", "db.hypeman")),
+            (str(first.lease.ipv6), ("db", "db.hypeman")),
+        ]
+        assert {name for host in (await lab.start("lone")).hosts for name in host.names} == {
+            "lone",
+            "lone.hypeman",
+        }
+
+    drive(tmp_path, scenario)

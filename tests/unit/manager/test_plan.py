@@ -157,12 +157,12 @@ def test_a_guest_is_told_its_addresses_and_its_vmm_the_tap() -> None:
     definition = parse_definition("web", {"image": "app"})
     record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, definition)
     connection = Connection(lease, port, interface, ("192.0.2.1",))
-    made = make_plan(record, definition, IMAGE, HOST, PLACES, (), connection)
+    made = make_plan(record, definition, IMAGE, HOST, PLACES, (), connection, in_root=lambda _path: False)
     assert (made.guest.interfaces, made.guest.dns) == ((interface,), ("192.0.2.1",))
     assert "ifname=hv61200," in " ".join(made.unit.start)
     assert "mac=02:00:00:00:00:01" in " ".join(made.unit.start)
     assert made.unit.tap
-    bare = make_plan(record, definition, IMAGE, HOST, PLACES)
+    bare = make_plan(record, definition, IMAGE, HOST, PLACES, in_root=lambda _path: False)
     assert (bare.guest.interfaces, bare.guest.dns, bare.unit.tap) == ((), (), False)
 
 
