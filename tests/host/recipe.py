@@ -21,6 +21,7 @@ SYSTEM = ("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "ca-certificate
 DEPENDENCIES = (
     "python3-aiohttp",
     "python3-jsonschema",
+    "python3-nftables",
     "python3-pyroute2",
     "python3-pystemd",
     "python3-sdnotify",
@@ -38,7 +39,7 @@ DEPENDENCIES = (
 )
 
 # What the tests themselves run in a host.
-TOOLS = ("busybox-static", "docker-registry", "file", "openssl", "strace", "socat")
+TOOLS = ("busybox-static", "docker-registry", "file", "iptables", "openssl", "strace", "socat")
 
 MASKED = (
     "apt-daily-upgrade.timer",
