@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from hypemand.config.network import DEFAULT_NETWORK, NetworkUse
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 # What a microvm has transports for: 24, less console, config, image, disk, headers, and three to spare. The
@@ -77,7 +79,7 @@ class Definition:
     """A validated VM definition, every default filled in.
 
     Sizes in bytes, times in seconds (None: infinity). `entrypoint` and `cmd` None: the image's own.
-    `persistent` False: every start has a fresh disk.
+    `persistent` False: every start has a fresh disk. `network` None: the VM is on none.
     `unit` holds extra unit properties as systemd spells them, each value a tuple of its words or lines.
     """
 
@@ -103,14 +105,17 @@ class Definition:
     tags: Mapping[str, str] = field(default_factory=_empty)
     unit: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     image_pull: ImagePull = ImagePull.MISSING
+    network: NetworkUse | None = field(default_factory=NetworkUse)
 
 
 @dataclass(frozen=True, slots=True)
 class DefinitionDefaults:
-    """What holds for definitions that do not say; the host config may set it. Units as in Definition."""
+    """What holds for definitions that do not say; the host config may set it. Units as in Definition;
+    `network` is a name, None: no network."""
 
     memory: int = 1 * GIB
     vcpus: int = 2
     disk: int = 10 * GIB
     boot_timeout: float | None = 90.0
     stop_timeout: float | None = 30.0
+    network: str | None = DEFAULT_NETWORK

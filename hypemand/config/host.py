@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -18,9 +18,18 @@ from hypemand.config.listen import (
     find_listen_problems,
     make_listen_config,
 )
+from hypemand.config.nethost import (
+    MACHINE_ID,
+    find_default_problems,
+    find_networks_problems,
+    make_networks,
+    read_machine_id,
+)
+from hypemand.config.netparse import NONE
+from hypemand.config.network import DEFAULT_NETWORK, NetworkConfig
 from hypemand.config.schema import find_problems, sort_problems
 from hypemand.config.sizes import parse_size
-from hypemand.config.source import Source, read_source
+from hypemand.config.source import KeyPath, Source, read_source
 from hypemand.errors import InvalidDefinition, Problem
 
 HOST_CONFIG = Path("/etc/hypemand/hypemand.yaml")
@@ -60,7 +69,8 @@ class DiskPolicy:
 @dataclass(frozen=True, slots=True)
 class HostConfig:
     """The validated host config, every default filled in. `uid_range`: first and last, both included;
-    `listen` None: only the socket is listened on."""
+    `listen` None: only the socket is listened on; `networks` by name, the default one too unless the host has
+    it not."""
 
     accel: Accel = Accel.AUTO
     qemu: Path = Path("/usr/bin/qemu-system-x86_64")
@@ -75,16 +85,20 @@ class HostConfig:
     disk: DiskPolicy = field(default_factory=DiskPolicy)
     defaults: DefinitionDefaults = field(default_factory=DefinitionDefaults)
     listen: ListenConfig | None = None
+    networks: Mapping[str, NetworkConfig] = field(default_factory=lambda: make_networks({}, ""))
 
 
-def load_host_config(path: Path = HOST_CONFIG, dropin_dirs: Sequence[Path] = DROPIN_DIRS) -> HostConfig:
+def load_host_config(
+    path: Path = HOST_CONFIG, dropin_dirs: Sequence[Path] = DROPIN_DIRS, machine_id: Path = MACHINE_ID
+) -> HostConfig:
     """Read `path`, then the drop-ins by name; what comes later wins, key by key within mappings.
 
-    A missing file gives the defaults. Raises InvalidDefinition with the problems of all the files.
+    A missing file gives the defaults; the file `machine_id` has a part in those of the networks. Raises
+    InvalidDefinition with the problems of all the files.
     """
     problems: list[Problem] = []
     merged: dict[str, Any] = {}
-    listen_source: Source | None = None
+    sources: list[Source] = []
     for file in ([path] if os.path.lexists(path) else []) + find_dropins(dropin_dirs, problems):
         try:
             source = read_source(file)
@@ -100,14 +114,44 @@ def load_host_config(path: Path = HOST_CONFIG, dropin_dirs: Sequence[Path] = DRO
             problems += found
         else:
             merged = _merge(merged, source.data)
-            listen_source = (
-                source if isinstance(source.data, Mapping) and "listen" in source.data else listen_source
-            )
-    if listen_source is not None:
-        problems += find_listen_problems(merged["listen"], listen_source)
-    if problems:
+            sources.append(source)
+    config: HostConfig | None = None
+    if "listen" in merged:
+        problems += find_listen_problems(merged["listen"], _last_saying(sources, ("listen",)))
+    if not problems:
+        config = _build(merged, read_machine_id(machine_id))
+        problems += _find_network_problems(config, sources)
+    if problems or config is None:
         raise InvalidDefinition(sort_problems(problems))
-    return _build(merged)
+    return config
+
+
+def _find_network_problems(config: HostConfig, sources: Sequence[Source]) -> Iterator[Problem]:
+    """What does not go together in all files; each at the place that counts, the last to say it."""
+
+    def say(path: KeyPath, message: str, hint: str) -> Problem:
+        return _last_saying(sources, path).problem(path, message, hint)
+
+    yield from find_networks_problems(config.networks, say)
+    yield from find_default_problems(config.defaults.network, config.networks, say)
+
+
+def _last_saying(sources: Sequence[Source], path: KeyPath) -> Source:
+    """The last file that has something at `path`, else at the nearest above it."""
+    while path:
+        for source in reversed(sources):
+            if _has(source.data, path):
+                return source
+        path = path[:-1]
+    return sources[-1]
+
+
+def _has(data: object, path: KeyPath) -> bool:
+    for part in path:
+        if not isinstance(data, Mapping) or part not in data:
+            return False
+        data = data[part]
+    return True
 
 
 def find_dropins(dropin_dirs: Sequence[Path], problems: list[Problem] | None = None) -> list[Path]:
@@ -145,8 +189,9 @@ def _merge(below: Mapping[str, Any], above: Any) -> dict[str, Any]:
     return result
 
 
-def _build(data: Mapping[str, Any]) -> HostConfig:
-    values: dict[str, Any] = {}
+def _build(data: Mapping[str, Any], machine_id: str) -> HostConfig:
+    networks = make_networks(data.get("networks", {}), machine_id)
+    values: dict[str, Any] = {"networks": networks, "defaults": _make_defaults({}, networks)}
     for key, value in data.items():
         match key:
             case "accel":
@@ -162,10 +207,18 @@ def _build(data: Mapping[str, Any]) -> HostConfig:
             case "listen":
                 values[key] = make_listen_config(value)
             case "defaults":
-                values[key] = DefinitionDefaults(**_convert(value))
+                values[key] = _make_defaults(value, networks)
+            case "networks":
+                pass
             case _:
                 values[key] = Path(value)
     return HostConfig(**values)
+
+
+def _make_defaults(data: Mapping[str, Any], networks: Mapping[str, NetworkConfig]) -> DefinitionDefaults:
+    """Where nobody says which network is the default, it is `default`, and none when that was removed."""
+    network = data.get("network", DEFAULT_NETWORK if DEFAULT_NETWORK in networks else NONE)
+    return DefinitionDefaults(**_convert({**data, "network": network}))
 
 
 def _convert(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,5 +231,6 @@ def _convert(data: Mapping[str, Any]) -> dict[str, Any]:
         "boot_timeout": parse_duration,
         "stop_timeout": parse_duration,
         "overcommit": float,
+        "network": lambda name: None if name == NONE else name,
     }
     return {key: parsers[key](value) for key, value in data.items()}

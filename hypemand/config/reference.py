@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hypemand.config.netparse import NetworkText
 from hypemand.config.schema import load_schema
 
 BEGIN = "<!-- keys: begin -->"
@@ -55,6 +56,9 @@ def _render_tables(schema: Mapping[str, Any], prefix: str) -> Iterator[str]:
         if "properties" in rule.get("items", {}):
             yield from ("", f"Keys of each of `{prefix}{key}`:", "")
             yield from _render_tables(rule["items"], f"{prefix}{key}[].")
+        if "properties" in (below := rule.get("additionalProperties") or {}):
+            yield from ("", f"Keys of each of `{prefix}{key}`:", "")
+            yield from _render_tables(below, f"{prefix}{key}.NAME.")
 
 
 def _default(rule: Mapping[str, Any]) -> str:
@@ -74,9 +78,15 @@ def _describe_type(rule: Mapping[str, Any]) -> str:
         return f"time span, at least {rule['x-duration']['minimum']}s, or `infinity`"
     if "x-unit" in rule:
         return _describe_unit(rule["x-unit"])
-    words = _TYPES[rule["type"]]
+    if "x-rate" in rule:
+        return f"rate, {rule['x-rate']['minimum']} to {rule['x-rate']['maximum']}"
+    if "x-network" in rule:
+        return NetworkText(rule["x-network"]).words
+    words = "text or mapping" if rule["type"] == ["string", "object"] else _TYPES[rule["type"]]
     if "items" in rule:
-        words += f" of {_TYPES[rule['items']['type']]}s"
+        items = rule["items"]
+        one = _describe_type(items) if "x-network" in items else _TYPES[items["type"]]
+        words += f" of {one}s"
     if "minimum" in rule:
         words += f", {rule['minimum']} to {rule['maximum']}"
     return words

@@ -7,6 +7,8 @@ Beside draft 7 they use, with editors passing them over:
     x-size      {minimum, maximum, multiple}: a size as hypemand.config.sizes reads it
     x-duration  {minimum, infinity}: a time span as hypemand.config.durations reads it, minimum in seconds
     x-unit      {kind, …}: a unit property as hypemand.config.unitprops reads it
+    x-rate      {minimum, maximum}: a rate as hypemand.config.rates reads it
+    x-network   a text of this kind as hypemand.config.netparse reads it
     x-want      what would be right, in words
     x-unknown   what to say of a key that is not among the properties
 """
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.config.durations import parse_duration
+from hypemand.config.netparse import parse_network_text
+from hypemand.config.rates import format_rate, parse_rate
 from hypemand.config.sizes import format_size, parse_size
 from hypemand.config.source import KeyPath, Source
 from hypemand.config.unitprops import parse_unit_value
@@ -71,6 +75,8 @@ def _validator(name: str) -> Any:
         "x-size": _keyword(_check_size),
         "x-duration": _keyword(_check_duration),
         "x-unit": _keyword(parse_unit_value),
+        "x-rate": _keyword(_check_rate),
+        "x-network": _keyword(parse_network_text),
     }
     extend: Any = validators.extend
     return extend(Draft7Validator, keywords)(load_schema(name))
@@ -116,6 +122,14 @@ def _check_duration(rule: Schema, value: Any) -> None:
         raise ValueError(f"{value} is too short; write {rule['minimum']}s or more")
 
 
+def _check_rate(rule: Schema, value: str) -> None:
+    rate = parse_rate(value)
+    low, high = parse_rate(rule["minimum"]), parse_rate(rule["maximum"])
+    if not low <= rate <= high:
+        kind = "slow" if rate < low else "fast"
+        raise ValueError(f"{value} is too {kind}; write {format_rate(low)} to {format_rate(high)}")
+
+
 _Finding = tuple[KeyPath, bool, str, str]
 
 
@@ -134,7 +148,7 @@ def _explain(error: Any) -> Iterator[_Finding]:
                 yield ((*path, key), False, "is missing", _write_example(rules["properties"][key], key))
     elif "propertyNames" in error.schema_path:
         yield ((*path, str(value)), True, f"is no valid key here: {_show(value)}", f"write {rules['x-want']}")
-    elif error.validator in ("x-size", "x-duration", "x-unit"):
+    elif error.validator in ("x-size", "x-duration", "x-unit", "x-rate", "x-network"):
         message, _, hint = error.message.partition("; ")
         yield path, False, message, hint
     else:
@@ -211,6 +225,8 @@ def _wanted_types(rules: Schema) -> str:
         return "a size"
     if "x-duration" in rules:
         return "a time span"
+    if "x-rate" in rules:
+        return "a rate"
     types = rules["type"]
     return _join([_TYPE_WORDS[t] for t in ([types] if isinstance(types, str) else types)])
 

@@ -12,6 +12,13 @@ from typing import Any
 from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Mode, Restart, VolumeMount
 from hypemand.config.durations import format_duration, parse_duration
 from hypemand.config.names import NAME_RULE, is_name
+from hypemand.config.netdef import (
+    Networks,
+    find_network_problems,
+    find_publish_problems,
+    make_network_use,
+    network_use_to_json,
+)
 from hypemand.config.schema import find_problems, load_schema, sort_problems
 from hypemand.config.sizes import format_size, parse_size
 from hypemand.config.source import KeyPath, Source
@@ -30,22 +37,38 @@ _NO_DEFAULTS = DefinitionDefaults()
 
 
 def parse_definition(
-    name: str, data: Mapping[str, object], defaults: DefinitionDefaults = _NO_DEFAULTS
+    name: str,
+    data: Mapping[str, object],
+    defaults: DefinitionDefaults = _NO_DEFAULTS,
+    networks: Networks | None = None,
 ) -> Definition:
-    """A definition that came by the API. Raises InvalidDefinition; its problems have key paths, no places."""
-    return parse_source_definition(name, Source("", dict(data)), defaults)
+    """A definition that came by the API. Raises InvalidDefinition; its problems have key paths, no places.
+
+    `networks`: those of the host, which the definition must fit; None: what it says of them is not looked at.
+    """
+    return parse_source_definition(name, Source("", dict(data)), defaults, networks)
 
 
 def parse_source_definition(
-    name: str, source: Source, defaults: DefinitionDefaults = _NO_DEFAULTS
+    name: str,
+    source: Source,
+    defaults: DefinitionDefaults = _NO_DEFAULTS,
+    networks: Networks | None = None,
 ) -> Definition:
-    """The definition that stands in `source`. Raises InvalidDefinition with all problems, by place."""
+    """The definition that stands in `source`. Raises InvalidDefinition with all problems, by place.
+
+    `networks` as for parse_definition.
+    """
     problems = find_problems("vm", source)
     problems += _find_name_problems(name, source)
     if isinstance(source.data, Mapping):
         taken = {p.key for p in problems}
         problems += (p for p in _find_program_problems(source, source.data) if p.key not in taken)
         problems += (p for p in _find_volume_problems(source, source.data) if p.key not in taken)
+        problems += (p for p in find_publish_problems(source, source.data) if p.key not in taken)
+        if "network" in source.data and not any(key.partition(".")[0] == "network" for key in taken):
+            wish = source.data["network"]
+            problems += find_network_problems(source, wish, defaults.network, networks)
     if problems:
         raise InvalidDefinition(sort_problems(problems))
     data: dict[str, Any] = source.data  # type: ignore[assignment]
@@ -129,6 +152,7 @@ def _build(name: str, source: Source, data: dict[str, Any], defaults: Definition
     for key, value in data.items():
         values[key] = _convert(key, value, source)
     values["name"] = name
+    values["network"] = make_network_use(data.get("network"), defaults.network)
     return Definition(**values)
 
 
@@ -182,6 +206,8 @@ def definition_to_json(definition: Definition) -> dict[str, object]:
             result[key] = [asdict(mount) for mount in value]
         elif key == "unit":
             result[key] = {k: _unit_to_json(rule["properties"][k]["x-unit"], v) for k, v in value.items()}
+        elif key == "network":
+            result[key] = network_use_to_json(value)
         elif value is None:
             continue
         elif isinstance(value, Mapping):

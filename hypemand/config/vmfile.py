@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from hypemand.config.definition import Definition, DefinitionDefaults
+from hypemand.config.netdef import Networks
 from hypemand.config.schema import sort_problems
 from hypemand.config.source import read_source
 from hypemand.config.vmdef import parse_source_definition
@@ -32,8 +33,13 @@ class VmDir:
     broken: frozenset[str]
 
 
-def load_vm_file(path: Path, defaults: DefinitionDefaults | None = None) -> Definition:
-    """The definition in one file; the VM's name is the file's. Raises InvalidDefinition."""
+def load_vm_file(
+    path: Path, defaults: DefinitionDefaults | None = None, networks: Networks | None = None
+) -> Definition:
+    """The definition in one file; the VM's name is the file's. Raises InvalidDefinition.
+
+    `networks`: those of the host; None: what the file says of them is not looked at.
+    """
     if path.suffix not in SUFFIXES:
         raise InvalidDefinition(
             [Problem(str(path), 0, 0, "", "is not named as a definition", "call it NAME.yaml")]
@@ -42,13 +48,15 @@ def load_vm_file(path: Path, defaults: DefinitionDefaults | None = None) -> Defi
     if source.data is None:
         problem = Problem(str(path), 1, 1, "", "is empty", "write at least image: builtin:busybox")
         raise InvalidDefinition([problem])
-    return parse_source_definition(path.stem, source, defaults or DefinitionDefaults())
+    return parse_source_definition(path.stem, source, defaults or DefinitionDefaults(), networks)
 
 
-def load_vm_dir(path: Path = VM_DIR, defaults: DefinitionDefaults | None = None) -> VmDir:
+def load_vm_dir(
+    path: Path = VM_DIR, defaults: DefinitionDefaults | None = None, networks: Networks | None = None
+) -> VmDir:
     """Every NAME.yaml and NAME.yml in `path`. Never raises for what is in it; a missing directory is empty.
 
-    Hidden files, and what editors and dpkg leave behind, are passed over.
+    `networks` as for load_vm_file. Hidden files, and what editors and dpkg leave behind, are passed over.
     """
     definitions: dict[str, Definition] = {}
     problems: list[Problem] = []
@@ -64,7 +72,7 @@ def load_vm_dir(path: Path = VM_DIR, defaults: DefinitionDefaults | None = None)
         )
     for file in files:
         try:
-            definitions[file.stem] = load_vm_file(file, defaults)
+            definitions[file.stem] = load_vm_file(file, defaults, networks)
         except InvalidDefinition as error:
             problems += error.problems
             broken.add(file.stem)

@@ -153,6 +153,7 @@ class ApiVolumes:
             cmd=("/bin/sleep", "infinity"),
             kernel_headers=False,
             boot_timeout=_BOOT_DEADLINE,
+            network=None,
         )
         await self._manager.create_vm_of(definition, Origin.HELPER, start=True)
         try:

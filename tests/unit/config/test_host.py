@@ -13,6 +13,9 @@ from hypemand.config.host import Accel, HostConfig, MemoryPolicy, load_host_conf
 from hypemand.config.listen import ListenConfig
 from hypemand.errors import InvalidDefinition
 
+# There is no such file: the network `default` has no IPv6 then, as that of HostConfig() has not.
+NO_ID = Path("/nowhere/machine-id")
+
 
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,11 +24,11 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_no_file_gives_the_defaults(tmp_path: Path) -> None:
-    assert load_host_config(tmp_path / "none", [tmp_path / "none.d"]) == HostConfig()
+    assert load_host_config(tmp_path / "none", [tmp_path / "none.d"], NO_ID) == HostConfig()
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
-    assert load_host_config(write(tmp_path / "h.yaml", "# nothing\n"), []) == HostConfig()
+    assert load_host_config(write(tmp_path / "h.yaml", "# nothing\n"), [], NO_ID) == HostConfig()
 
 
 def test_every_key_is_carried_over(tmp_path: Path) -> None:
@@ -43,7 +46,7 @@ memory: {overcommit: 2, reserve: 1G}
 defaults: {memory: 512M, vcpus: 1, disk: 1G, boot_timeout: infinity, stop_timeout: 5s}
 listen: {address: "192.0.2.1:7420", certificate: /c.pem, key: /k.pem}
 """
-    assert load_host_config(write(tmp_path / "h.yaml", text), []) == HostConfig(
+    assert load_host_config(write(tmp_path / "h.yaml", text), [], NO_ID) == HostConfig(
         accel=Accel.TCG,
         qemu=Path("/opt/qemu"),
         kernel_dir=Path("/k"),
@@ -66,7 +69,7 @@ def test_drop_ins_count_by_name_and_merge_key_by_key(tmp_path: Path) -> None:
     write(usr / "10-a.yaml", "accel: auto\nimage_dirs: [/b]\n")
     write(etc / ".hidden.yaml", "accel: [")
     write(etc / "99-c.yaml.dpkg-old", "accel: [")
-    config = load_host_config(main, [etc, usr])
+    config = load_host_config(main, [etc, usr], NO_ID)
     assert config.accel is Accel.TCG
     assert config.memory == MemoryPolicy(4.0, GIB)
     assert config.image_dirs == (Path("/b"),)
@@ -76,10 +79,10 @@ def test_a_drop_in_hides_its_name_in_later_directories(tmp_path: Path) -> None:
     etc, run, usr = tmp_path / "etc", tmp_path / "run", tmp_path / "usr"
     write(usr / "a.yaml", "accel: tcg\n")
     write(run / "a.yaml", "accel: kvm\n")
-    assert load_host_config(tmp_path / "none", [etc, run, usr]).accel is Accel.KVM
+    assert load_host_config(tmp_path / "none", [etc, run, usr], NO_ID).accel is Accel.KVM
     etc.mkdir()
     (etc / "a.yaml").symlink_to(os.devnull)
-    assert load_host_config(tmp_path / "none", [etc, run, usr]).accel is Accel.AUTO
+    assert load_host_config(tmp_path / "none", [etc, run, usr], NO_ID).accel is Accel.AUTO
 
 
 def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     dropin = write(tmp_path / "d" / "b.yaml", "uid_range: [9, 5]\n")
     other = write(tmp_path / "d" / "c.yaml", "uid_range: [9]\nmemory: {overcommit: 0, reserve: -1}\n")
     with pytest.raises(InvalidDefinition) as caught:
-        load_host_config(main, [tmp_path / "d"])
+        load_host_config(main, [tmp_path / "d"], NO_ID)
     assert str(caught.value).splitlines() == [
         f"{main}:1:8: accel: 'kvmm' is not among the choices; write auto, kvm or tcg; did you mean kvm?",
         f"{main}:2:10: memory.reserv: is not known; did you mean reserve?",
@@ -101,10 +104,10 @@ def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "h.yaml").symlink_to("nowhere")
     with pytest.raises(InvalidDefinition, match="cannot be read"):
-        load_host_config(tmp_path / "h.yaml", [])
+        load_host_config(tmp_path / "h.yaml", [], NO_ID)
     (tmp_path / "d").write_text("")
     with pytest.raises(InvalidDefinition, match="cannot be read: Not a directory"):
-        load_host_config(tmp_path / "none", [tmp_path / "d"])
+        load_host_config(tmp_path / "none", [tmp_path / "d"], NO_ID)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     ],
 )
 def test_where_to_listen(tmp_path: Path, listen: str, config: ListenConfig | None) -> None:
-    found = load_host_config(write(tmp_path / "h.yaml", f"listen: {listen}\n"), []).listen
+    found = load_host_config(write(tmp_path / "h.yaml", f"listen: {listen}\n"), [], NO_ID).listen
     assert found == config
     assert config is None or str(config) in listen
 
@@ -149,7 +152,7 @@ def test_a_wrong_place_to_listen_is_told_with_its_place_and_the_cure(
     tmp_path: Path, listen: str, problem: str
 ) -> None:
     with pytest.raises(InvalidDefinition) as caught:
-        load_host_config(write(tmp_path / "h.yaml", f"listen: {listen}\n"), [])
+        load_host_config(write(tmp_path / "h.yaml", f"listen: {listen}\n"), [], NO_ID)
     (found,) = caught.value.problems
     assert problem in str(found)
 
@@ -157,8 +160,8 @@ def test_a_wrong_place_to_listen_is_told_with_its_place_and_the_cure(
 def test_what_does_not_go_together_may_stand_in_several_files(tmp_path: Path) -> None:
     main = write(tmp_path / "h.yaml", "listen: {address: 192.0.2.1:7420}\n")
     keys = write(tmp_path / "d/50-tls.yaml", "listen: {certificate: /c, key: /k}\n")
-    assert load_host_config(main, [tmp_path / "d"]).listen is not None
+    assert load_host_config(main, [tmp_path / "d"], NO_ID).listen is not None
     keys.write_text("listen: {certificate: /c}\n")
     with pytest.raises(InvalidDefinition) as caught:
-        load_host_config(main, [tmp_path / "d"])
+        load_host_config(main, [tmp_path / "d"], NO_ID)
     assert caught.value.problems[0].file == str(keys)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key `network` of a definition: plain values to a NetworkUse and back, and what is wrong in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import Any
+
+from hypemand.config.netparse import (
+    MAX_PUBLISHED,
+    NONE,
+    describe_special,
+    format_publish,
+    parse_address4,
+    parse_address6,
+    parse_mac,
+    parse_publish,
+)
+from hypemand.config.network import Bandwidth, NetworkConfig, NetworkUse, Publish
+from hypemand.config.rates import format_rate, parse_rate
+from hypemand.config.source import Source
+from hypemand.errors import Problem
+
+Networks = Mapping[str, NetworkConfig]
+
+
+def make_network_use(data: Any, default: str | None) -> NetworkUse | None:
+    """The value of `network`, which has no problems. `data` None: it is not there; `default`: the name of the
+    network of those that name none."""
+    if data is None:
+        return None if default is None else NetworkUse(default)
+    if isinstance(data, str):
+        return None if data == NONE else NetworkUse(data)
+    values: dict[str, Any] = {"name": default}
+    for key, value in data.items():
+        match key:
+            case "address":
+                values[key] = parse_address4(value)
+            case "address6":
+                values[key] = parse_address6(value)
+            case "mac":
+                values[key] = parse_mac(value)
+            case "publish":
+                values[key] = tuple(one for text in value for one in parse_publish(text))
+            case "bandwidth":
+                values[key] = Bandwidth(**{way: parse_rate(rate) for way, rate in value.items()})
+            case _:
+                values[key] = value
+    return NetworkUse(**values)
+
+
+def network_use_to_json(use: NetworkUse | None) -> object:
+    """As make_network_use reads it: `none`, a name, or a mapping of what is said."""
+    if use is None:
+        return NONE
+    if use == NetworkUse(use.name):
+        return use.name
+    result: dict[str, object] = {"name": use.name}
+    if use.address is not None:
+        result["address"] = str(use.address)
+    if use.address6 is not None:
+        result["address6"] = str(use.address6)
+    if use.mac is not None:
+        result["mac"] = use.mac
+    if use.publish:
+        result["publish"] = [format_publish(one) for one in use.publish]
+    rates = {"upload": use.bandwidth.upload, "download": use.bandwidth.download}
+    if limits := {way: format_rate(rate) for way, rate in rates.items() if rate is not None}:
+        result["bandwidth"] = limits
+    if use.group is not None:
+        result["group"] = use.group
+    if use.isolate is not None:
+        result["isolate"] = use.isolate
+    return result
+
+
+def find_publish_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
+    """Ports that are published twice, or too many of them. Passes over what cannot be read."""
+    network = data.get("network")
+    texts = network.get("publish") if isinstance(network, Mapping) else None
+    total = 0
+    seen: dict[tuple[str, int], list[tuple[Publish, int]]] = {}
+    for i, text in enumerate(texts if isinstance(texts, list) else []):
+        for one in _try_publish(text):
+            total += 1
+            others = seen.setdefault((one.transport, one.host_port), [])
+            first = next((n for other, n in others if _overlap(one, other)), None)
+            others.append((one, i))
+            if first is not None:
+                what = f"publishes {one.host_port}/{one.transport}, which publish[{first}] does already"
+                yield source.problem(("network", "publish", i), what, "write each port of the host once")
+                break
+    if total > MAX_PUBLISHED:
+        what = f"publishes {total} ports"
+        yield source.problem(
+            ("network", "publish"), what, f"write at most {MAX_PUBLISHED}, ranges counted out"
+        )
+
+
+def _try_publish(text: object) -> tuple[Publish, ...]:
+    try:
+        return parse_publish(text) if isinstance(text, str) else ()
+    except ValueError:
+        return ()
+
+
+def _overlap(one: Publish, other: Publish) -> bool:
+    return one.address is None or other.address is None or one.address == other.address
+
+
+def find_network_problems(
+    source: Source, data: Any, default: str | None, networks: Networks | None
+) -> Iterator[Problem]:
+    """What is wrong with `network`, which can be read, on a host with these networks; None: not known."""
+    said = isinstance(data, str) or "name" in data
+    name = data if isinstance(data, str) else data.get("name", default)
+    place = ("network", "name") if isinstance(data, Mapping) and said else ("network",)
+    if name is None:
+        what = "names no network, and by this host's configuration VMs have none"
+        yield source.problem(place, what, "write name: and one of its networks, or network: none")
+    if name is None or networks is None or (isinstance(data, str) and name == NONE):
+        return
+    network = networks.get(name)
+    if network is None:
+        hint = f"write {_join([*sorted(networks), NONE])}, or add it to networks of the host's configuration"
+        yield source.problem(place, f"{name} is not a network of this host", hint)
+    elif isinstance(data, Mapping):
+        use = make_network_use(data, default)
+        assert use is not None
+        yield from _find_misfits(source, use, network)
+
+
+def _find_misfits(source: Source, use: NetworkUse, network: NetworkConfig) -> Iterator[Problem]:
+    """What of a VM's wishes its network has no room for."""
+    for key, address, gateway in (
+        ("address", use.address, network.ipv4),
+        ("address6", use.address6, network.ipv6),
+    ):
+        if address is None:
+            continue
+        what = _why_not(address, gateway, network.name)
+        if what:
+            yield source.problem(("network", key), f"{address} {what}", _suggest(gateway))
+    for i, text in enumerate(source.data["network"].get("publish", [])):  # type: ignore[index]
+        (one, *_) = parse_publish(text)
+        if one.address is None:
+            continue
+        if (network.ipv4 if one.address.version == 4 else network.ipv6) is None:
+            what = f"is of IPv{one.address.version}, which network {network.name} has not"
+            yield source.problem(
+                ("network", "publish", i), what, "write an address of the other family, or none"
+            )
+
+
+def _why_not(address: Any, gateway: IPv4Interface | IPv6Interface | None, name: str) -> str:
+    if gateway is None:
+        return f"is of a family that network {name} has not"
+    if address not in gateway.network:
+        return f"is not in {gateway.network}, the subnet of network {name}"
+    if address == gateway.ip:
+        return f"is the gateway's address in network {name}"
+    special = describe_special(address, gateway.network)
+    return f"is {special} of network {name}" if special else ""
+
+
+def _suggest(gateway: IPv4Interface | IPv6Interface | None) -> str:
+    if gateway is None:
+        return "remove it, or name another network"
+    subnet = gateway.network
+    last = subnet.broadcast_address - (1 if subnet.version == 4 else 0)
+    return (
+        f"write one of {subnet.network_address + 1} to {last} but {gateway.ip},"
+        " or leave it out to have one chosen"
+    )
+
+
+def _join(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
