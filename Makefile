@@ -10,7 +10,7 @@ RUN = venv=$$(tools/setup) && "$$venv/bin/python"
 PYTEST = $(RUN) -m pytest -p no:cacheprovider --durations=15
 SUITE_OPTIONS = $(SUITES:%=--suite=%)
 
-.PHONY: help setup deb test test-unit test-host lint check-guest format demo bench clean
+.PHONY: help setup deb test test-unit test-host lint check-guest check-nss format demo bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,9 +38,14 @@ check-guest: ## the tests of the guest's C under sanitizers
 	@tools/setup >/dev/null
 	@$(MAKE) --no-print-directory -C guest check
 
+check-nss: ## the same for the host's module of names
+	@tools/setup >/dev/null
+	@$(MAKE) --no-print-directory -C nss check
+
 format: ## bring Python and C into shape
 	@$(RUN) -m ruff format .
 	@$(MAKE) --no-print-directory -C guest format
+	@$(MAKE) --no-print-directory -C nss format
 
 demo: deb ## the main job on a fresh test host, from package install to Running
 	@$(RUN) -m bench.demo $(ARGS)
@@ -52,3 +57,4 @@ clean: ## remove what was built in this checkout; the cache stays
 	@rm -rf dist build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 	@$(MAKE) --no-print-directory -C guest clean
+	@$(MAKE) --no-print-directory -C nss clean

@@ -20,7 +20,7 @@ from tests.host.recipe import Suite
 from tests.host.roots import ROOTS, ensure_base
 
 DIST = Path(__file__).parents[2] / "dist"
-PACKAGES = ("hypemand", "hypemand-guest", "hypemand-kernel")
+PACKAGES = ("hypemand", "hypemand-guest", "hypemand-kernel", "libnss-hypemand")
 
 # What must be made anew in each host rather than come with the layer.
 OF_ONE_HOST = ("etc/machine-id", "var/log/journal", "var/lib/systemd/random-seed")

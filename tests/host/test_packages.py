@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.host.lab import find_packages
+from tests.host.lab import PACKAGES, find_packages
 from tests.host.machine import TestHost
 
-NAMES = ("hypemand", "hypemand-guest", "hypemand-kernel")
 DEFINITION = "image: builtin:busybox\nmemory: 128 MiB\ncmd: [sleep, infinity]\n"
 
 # What other packages write by themselves, and what Debian policy lets a purge leave: users, groups, logs.
@@ -41,11 +40,11 @@ def test_an_installed_daemon_runs_and_is_enabled(host: TestHost) -> None:
         assert show(host, unit, "UnitFileState") == "enabled"
     assert host.run(["stat", "-c", "%a %G", "/run/hypemand/api.sock"]).stdout == "660 hypemand\n"
     assert host.run(["dpkg", "--audit"]).stdout == ""
-    assert host.run(["dpkg", "--verify", *NAMES]).stdout == ""
+    assert host.run(["dpkg", "--verify", *PACKAGES]).stdout == ""
 
 
 def test_manuals_catalog_schema_and_completion_are_where_their_readers_look(host: TestHost) -> None:
-    files = host.run(["dpkg", "--listfiles", *NAMES]).stdout.splitlines()
+    files = host.run(["dpkg", "--listfiles", *PACKAGES]).stdout.splitlines()
     for page in (
         "1/hypemanctl.1",
         "5/hypemand.vm.5",
@@ -61,6 +60,29 @@ def test_manuals_catalog_schema_and_completion_are_where_their_readers_look(host
     ids = [line.split()[1] for line in catalog.splitlines() if line.startswith("-- ") and len(line) > 30]
     assert ids
     assert host.run(["journalctl", "--dump-catalog", *ids]).stdout.count("Subject:") == len(ids)
+
+
+def find_services(nsswitch: bytes, database: str) -> list[str]:
+    """Who is asked, in this order (nsswitch.conf(5))."""
+    (line,) = (line for line in nsswitch.decode().splitlines() if line.startswith(f"{database}:"))
+    return line.split()[1:]
+
+
+def test_names_are_asked_for_behind_files_and_before_the_dns(bare: TestHost) -> None:
+    before = bare.pull("/etc/nsswitch.conf")
+    bare.install(find_packages())
+    with_module = bare.pull("/etc/nsswitch.conf")
+    services = find_services(with_module, "hosts")
+    assert services.index("files") < services.index("hypemand") < services.index("dns")
+    bare.install(find_packages(), reinstall=True)
+    assert bare.pull("/etc/nsswitch.conf") == with_module
+    # its place is the administrator's
+    bare.run(["sed", "-i", "s/^hosts:.*/hosts: hypemand files dns # mine/", "/etc/nsswitch.conf"])
+    bare.install(find_packages(), reinstall=True)
+    assert find_services(bare.pull("/etc/nsswitch.conf"), "hosts")[:3] == ["hypemand", "files", "dns"]
+    bare.push("/etc/nsswitch.conf", with_module.decode())
+    bare.run(["apt-get", "remove", "-y", "libnss-hypemand"], timeout=120)
+    assert bare.pull("/etc/nsswitch.conf") == before
 
 
 def test_reinstall_leaves_running_vms_running(bare: TestHost) -> None:
@@ -88,10 +110,10 @@ def test_removal_stops_the_vms_and_purge_leaves_nothing(bare: TestHost) -> None:
     vmm = show(bare, "hypeman-vm-gone.service", "MainPID")
     assert bare.run(["test", "-d", f"/proc/{vmm}"]).ok
 
-    bare.run(["apt-get", "remove", "-y", *NAMES], timeout=120)
+    bare.run(["apt-get", "remove", "-y", *PACKAGES], timeout=120)
     assert not bare.run(["test", "-d", f"/proc/{vmm}"], check=False).ok
     assert bare.run(["systemctl", "list-units", "--plain", "--no-legend", "hypeman*"]).stdout == ""
     assert bare.run(["test", "-e", "/etc/hypemand/vms.d/gone.yaml"]).ok
 
-    bare.run(["apt-get", "purge", "-y", *NAMES], timeout=120)
+    bare.run(["apt-get", "purge", "-y", *PACKAGES], timeout=120)
     assert sorted(list_files(bare) - before) == []

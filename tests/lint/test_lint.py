@@ -46,6 +46,7 @@ def find_scripts() -> list[Path]:
         pytest.param([*RUFF, "format", "--no-cache", "--check", "."], id="ruff-format"),
         pytest.param([*MYPY, "--strict", "hypemand", "tests", "bench"], id="mypy"),
         pytest.param(["make", "-C", "guest", "lint"], id="guest"),
+        pytest.param(["make", "-C", "nss", "lint"], id="nss"),
     ],
 )
 def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +54,9 @@ def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     run_command(argv, timeout=C_TIMEOUT)
 
 
-def test_guest_programs_pass_their_own_tests_under_sanitizers() -> None:
-    run_command(["make", "-C", str(TOP / "guest"), "check"], timeout=C_TIMEOUT)
+@pytest.mark.parametrize("folder", ["guest", "nss"])
+def test_programs_in_c_pass_their_own_tests_under_sanitizers(folder: str) -> None:
+    run_command(["make", "-C", str(TOP / folder), "check"], timeout=C_TIMEOUT)
 
 
 def test_shell_scripts_are_clean() -> None:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel remembers of connections, made to forget those of an address.
+
+A stopped VM's address may be another's a moment later: packets of old connections would be led to it, and a
+published port would go on leading to where it led.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
+
+from hypemand.network.netlink import (
+    NESTED,
+    NETLINK_NETFILTER,
+    Netlink,
+    pack_attribute,
+    parse_attributes,
+)
+from hypemand.network.sysctl import find_sysctl
+
+_SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
+_GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
+_HEADER = struct.Struct(">BBH")  # nfgenmsg: family, version, resource
+# enum ctattr_type and its nested kinds, linux/netfilter/nfnetlink_conntrack.h
+_TUPLE_ORIGINAL, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
+_TUPLE_IP = 1
+_SOURCE4, _SOURCE6 = 1, 3
+_FILTER_FLAGS = {_TUPLE_ORIGINAL: 1, _TUPLE_REPLY: 2}
+_MATCH_SOURCE = 1  # CTA_FILTER_F_CTA_IP_SRC
+_MANY = 5000
+
+
+def forget_connections(addresses: Iterable[IPv4Address | IPv6Address]) -> int:
+    """Delete the entries of connections from and to these addresses, translated or not; their number.
+    Without connection tracking there is nothing to forget."""
+    there = find_sysctl("netfilter/nf_conntrack_count")
+    if there in (None, "0"):
+        return 0
+    packed = frozenset(address.packed for address in addresses)
+    count = 0
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        for header, identity in set(_find(netlink, packed, filtered=int(there or 0) > _MANY)):
+            try:
+                netlink.request(_DELETE, header + identity)
+                count += 1
+            except OSError as error:
+                if error.errno != errno.ENOENT:  # it has ended meanwhile
+                    raise
+    return count
+
+
+def _find(netlink: Netlink, packed: frozenset[bytes], *, filtered: bool) -> Iterator[tuple[bytes, bytes]]:
+    """Header and identity of the entries. Each walk of the kernel through its table takes milliseconds,
+    however little is in it; with much in it, more walks that give only what is looked for take less."""
+    patterns = [pattern for one in packed for pattern in _derive_patterns(one)] if filtered else [b""]
+    for pattern in patterns or ():
+        header = pattern[: _HEADER.size] or _HEADER.pack(socket.AF_UNSPEC, 0, 0)
+        for entry in netlink.dump(_GET, header + pattern[_HEADER.size :]):
+            if not any(one in entry for one in packed):
+                continue
+            attributes = parse_attributes(entry[_HEADER.size :])
+            if any(_has_source(attributes, direction, packed) for direction in _FILTER_FLAGS):
+                yield entry[: _HEADER.size], _identify(attributes)
+
+
+def _derive_patterns(packed: bytes) -> Iterator[bytes]:
+    """Whoever speaks for the address is the source of one of the two directions: of the first, if the VM made
+    the connection, of the answers otherwise, whatever the first packet's destination was made into."""
+    family, source = (socket.AF_INET, _SOURCE4) if len(packed) == 4 else (socket.AF_INET6, _SOURCE6)
+    ip = pack_attribute(_TUPLE_IP | NESTED, pack_attribute(source, packed))
+    for direction, flags in _FILTER_FLAGS.items():
+        wanted = pack_attribute(flags, struct.pack("=I", _MATCH_SOURCE))
+        pattern = pack_attribute(direction | NESTED, ip) + pack_attribute(_FILTER | NESTED, wanted)
+        yield _HEADER.pack(family, 0, 0) + pattern
+
+
+def _has_source(attributes: Mapping[int, bytes], direction: int, packed: frozenset[bytes]) -> bool:
+    ip = parse_attributes(parse_attributes(attributes[direction])[_TUPLE_IP])
+    return ip.get(_SOURCE4) in packed or ip.get(_SOURCE6) in packed
+
+
+def _identify(attributes: Mapping[int, bytes]) -> bytes:
+    """What names one entry."""
+    identity = pack_attribute(_TUPLE_ORIGINAL | NESTED, attributes[_TUPLE_ORIGINAL])
+    identity += pack_attribute(_ID, attributes[_ID])
+    if _ZONE in attributes:
+        identity += pack_attribute(_ZONE, attributes[_ZONE])
+    return identity

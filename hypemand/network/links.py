@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network devices of the host: bridges, TAP and ifb devices, their addresses, and the host's routes.
+
+What is ours says so in its alias, which `ip link` shows. A TAP device gets its alias before it is made to
+last; a bridge is ours by its MAC too, which it gets when it is made.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import socket
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import (
+    IPv4Interface,
+    IPv4Network,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+    ip_network,
+)
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from hypemand.errors import HostNotReady
+from hypemand.network.port import BridgePlan, PortPlan
+from hypemand.network.sysctl import has_ipv6, set_sysctl
+
+BRIDGE_ALIAS = "hypemand network "
+TAP_ALIAS = "hypemand VM "
+_TUN = "/dev/net/tun"
+# linux/if_tun.h
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
+_IFREQ = struct.Struct("=16sH22x")
+_NO_DAD = 0x02  # IFA_F_NODAD: a bridge without a guest has no carrier, and its address would stay tentative
+_TABLE_LOCAL = 255
+_UNICAST = 1
+_PROTO_RA = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device. `master`: the index of its bridge, or 0; what follows is so as its port."""
+
+    index: int
+    name: str
+    kind: str
+    alias: str
+    mac: str
+    mtu: int
+    up: bool
+    master: int
+    isolated: bool
+    hairpin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of the host."""
+
+    network: IPv4Network | IPv6Network
+    device: str
+    from_advertisement: bool
+
+    def __str__(self) -> str:
+        return f"{self.network} dev {self.device}" if self.device else str(self.network)
+
+
+def derive_bridge_mac(network: str) -> str:
+    """The MAC of a network's bridge, locally administered: always the same, for guests remember it."""
+    digest = hashlib.sha256(f"hypemand bridge {network}".encode()).digest()
+    return ":".join(f"{octet:02x}" for octet in b"\x02\x68" + digest[:4])
+
+
+class Links:
+    """The host's devices, by netlink. Raises NetlinkError and OSError with the kernel's errno."""
+
+    def __init__(self) -> None:
+        self._netlink = IPRoute()
+
+    def close(self) -> None:
+        """Close the netlink socket."""
+        self._netlink.close()
+
+    def tc(self, command: str, kind: str, index: int, **parameters: Any) -> None:
+        """Traffic control, as pyroute2 has it."""
+        self._netlink.tc(command, kind, index, **parameters)
+
+    def list_qdiscs(self) -> Mapping[int, frozenset[str]]:
+        """The kinds of queueing disciplines of all devices, by index."""
+        kinds: defaultdict[int, set[str]] = defaultdict(set)
+        for message in self._netlink.get_qdiscs():
+            kinds[message["index"]].add(message.get_attr("TCA_KIND"))
+        return {index: frozenset(found) for index, found in kinds.items()}
+
+    def delete_qdisc(self, kind: str, index: int) -> None:
+        """Remove one, with all that belongs to it."""
+        parent = {} if kind == "ingress" else {"root": True}
+        self._netlink.tc("del", kind, index, **parent)
+
+    def find(self, name: str) -> Link | None:
+        """The device of that name."""
+        try:
+            (message,) = self._netlink.link("get", ifname=name)
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return None
+            raise
+        return _parse_link(message)
+
+    def list_links(self) -> tuple[Link, ...]:
+        """All devices. It takes time with the number of them."""
+        return tuple(_parse_link(message) for message in self._netlink.get_links())
+
+    def delete(self, name: str) -> bool:
+        """Delete a device, whatever it is; was it there?"""
+        try:
+            self._netlink.link("del", index=socket.if_nametoindex(name))
+        except OSError:
+            return False
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return False
+            raise
+        return True
+
+    # -- bridges
+
+    def ensure_bridge(self, plan: BridgePlan) -> int:
+        """Make or mend a network's bridge; its index. Raises HostNotReady when there is another's."""
+        link = self.find(plan.bridge)
+        mac = derive_bridge_mac(plan.network)
+        if link is None:
+            self._netlink.link(
+                "add", ifname=plan.bridge, kind="bridge", address=mac, br_stp_state=0, br_mcast_snooping=0
+            )
+            link = self.find(plan.bridge)
+            assert link is not None
+        elif not is_our_bridge(link, plan.network):
+            raise HostNotReady(
+                f"{plan.bridge} exists and is not of hypemand",
+                hint="give the network another bridge: in hypemand.yaml",
+            )
+        alias = f"{BRIDGE_ALIAS}{plan.network}"
+        if (link.alias, link.mac, link.mtu, link.up) != (alias, mac, plan.mtu, True):
+            self._set_bridge_sysctls(plan)
+            self._netlink.link("set", index=link.index, ifalias=alias, address=mac, mtu=plan.mtu, state="up")
+        self._set_bridge_sysctls(plan)
+        self._set_addresses(link.index, plan)
+        return link.index
+
+    def _set_bridge_sysctls(self, plan: BridgePlan) -> None:
+        """Guests tell the host nothing of routes, and without IPv6 they find nothing to talk to."""
+        if has_ipv6():
+            conf = f"ipv6/conf/{plan.bridge}"
+            for name in ("accept_ra", "accept_dad", "accept_redirects"):
+                set_sysctl(f"{conf}/{name}", "0")
+            set_sysctl(f"{conf}/disable_ipv6", "0" if plan.ipv6 else "1")
+        elif plan.ipv6 is not None:
+            raise HostNotReady(
+                "the host has no IPv6", hint="boot it without ipv6.disable=1, or give the network no ipv6"
+            )
+        # a connection to a published port of 127.0.0.1 goes out by the bridge with that as its source
+        set_sysctl(f"ipv4/conf/{plan.bridge}/route_localnet", "1")
+        set_sysctl(f"ipv4/conf/{plan.bridge}/accept_redirects", "0")
+        set_sysctl(f"ipv4/conf/{plan.bridge}/send_redirects", "0")
+
+    def _set_addresses(self, index: int, plan: BridgePlan) -> None:
+        wanted: set[IPv4Interface | IPv6Interface] = {i for i in (plan.ipv4, plan.ipv6) if i is not None}
+        present = set(self._list_addresses(index))
+        for interface in present - wanted:
+            self._netlink.addr("del", index=index, address=str(interface.ip), prefixlen=_prefix(interface))
+        for interface in wanted - present:
+            extra: dict[str, Any] = {"flags": _NO_DAD}
+            if isinstance(interface, IPv4Interface):
+                extra = {"broadcast": str(interface.network.broadcast_address)}
+            self._netlink.addr(
+                "add", index=index, address=str(interface.ip), prefixlen=_prefix(interface), **extra
+            )
+
+    def _list_addresses(self, index: int) -> Iterator[IPv4Interface | IPv6Interface]:
+        for message in self._netlink.get_addr(index=index):
+            interface = ip_interface(f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}")
+            if not interface.ip.is_link_local:
+                yield interface
+
+    def has_address(self, plan: BridgePlan) -> bool:
+        """Is the bridge there, with its addresses?"""
+        link = self.find(plan.bridge)
+        if link is None or not is_our_bridge(link, plan.network):
+            return False
+        wanted = {interface for interface in (plan.ipv4, plan.ipv6) if interface is not None}
+        return wanted <= set(self._list_addresses(link.index))
+
+    # -- TAP and ifb devices
+
+    def add_tap(self, port: PortPlan, bridge: int, *, isolated: bool, hairpin: bool) -> int:
+        """Make a VM's TAP device, on the bridge and up; its index. Raises OSError; then it is not there."""
+        name = port.tap
+        with _open_tun() as tun:
+            fcntl.ioctl(
+                tun,
+                _TUNSETIFF,
+                _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL),
+            )
+            fcntl.ioctl(tun, _TUNSETOWNER, port.uid)
+            index = socket.if_nametoindex(name)
+            if has_ipv6():
+                set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
+            self._netlink.link(
+                "set", index=index, ifalias=f"{TAP_ALIAS}{port.vm}", mtu=port.bridge.mtu, master=bridge
+            )
+            self.set_port(index, isolated=isolated, hairpin=hairpin)
+            self._netlink.link("set", index=index, state="up")
+            # as the last: until here it would go with the descriptor
+            fcntl.ioctl(tun, _TUNSETPERSIST, 1)
+        return index
+
+    def set_port(self, index: int, *, isolated: bool, hairpin: bool) -> None:
+        """Set what a port of a bridge does with frames of other ports."""
+        self._netlink.brport("set", index=index, isolated=int(isolated), mode=int(hairpin))
+
+    def mend_tap(self, link: Link, port: PortPlan, bridge: int, *, isolated: bool, hairpin: bool) -> None:
+        """Put a TAP device that is there back to where it belongs."""
+        if (link.master, link.mtu, link.up) != (bridge, port.bridge.mtu, True):
+            self._netlink.link("set", index=link.index, mtu=port.bridge.mtu, master=bridge, state="up")
+        if (link.master, link.isolated, link.hairpin) != (bridge, isolated, hairpin):
+            self.set_port(link.index, isolated=isolated, hairpin=hairpin)
+
+    def add_ifb(self, name: str, alias: str, mtu: int) -> int:
+        """Make an ifb device anew, up; its index."""
+        self.delete(name)
+        self._netlink.link("add", ifname=name, kind="ifb", mtu=mtu)
+        index = socket.if_nametoindex(name)
+        if has_ipv6():
+            set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
+        self._netlink.link("set", index=index, ifalias=alias, state="up")
+        return index
+
+    # -- routes
+
+    def list_routes(self) -> tuple[Route, ...]:
+        """The host's routes to other networks, of all tables but the local one; default routes too."""
+        names: dict[int, str] = {}
+        return tuple(
+            route
+            for family in ((socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,))
+            for message in self._netlink.get_routes(family=family)
+            for route in _parse_routes(message, family, names)
+        )
+
+
+def is_our_bridge(link: Link, network: str) -> bool:
+    """Has it been made by us? Its alias may be missing, if we were killed before it was set."""
+    if link.kind != "bridge":
+        return False
+    return link.alias.startswith(BRIDGE_ALIAS) or link.mac == derive_bridge_mac(network)
+
+
+def find_collision(plan: BridgePlan, routes: Iterable[Route]) -> Route | None:
+    """A route of the host, other than by the network's own bridge, to addresses of the network."""
+    networks = [interface.network for interface in (plan.ipv4, plan.ipv6) if interface is not None]
+    for route in routes:
+        if route.network.prefixlen == 0 or route.device == plan.bridge or route.network.is_link_local:
+            continue
+        for network in networks:
+            if network.version == route.network.version and network.overlaps(route.network):
+                return route
+    return None
+
+
+def _prefix(interface: IPv4Interface | IPv6Interface) -> int:
+    return interface.network.prefixlen
+
+
+def _parse_link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    is_port = info is not None and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge"
+    port = info.get_attr("IFLA_INFO_SLAVE_DATA") if is_port else None
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=(info.get_attr("IFLA_INFO_KIND") if info else None) or "",
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        up=bool(message["flags"] & 1),
+        master=message.get_attr("IFLA_MASTER") or 0,
+        isolated=bool(port and port.get_attr("IFLA_BRPORT_ISOLATED")),
+        hairpin=bool(port and port.get_attr("IFLA_BRPORT_MODE")),
+    )
+
+
+def _parse_routes(message: Any, family: int, names: dict[int, str]) -> Iterator[Route]:
+    table = message.get_attr("RTA_TABLE") or message["table"]
+    if table == _TABLE_LOCAL or message["type"] != _UNICAST:
+        return
+    anywhere = "0.0.0.0" if family == socket.AF_INET else "::"
+    network = ip_network(f"{message.get_attr('RTA_DST') or anywhere}/{message['dst_len']}", strict=False)
+    if network.is_multicast:
+        return
+    indexes = [message.get_attr("RTA_OIF")]
+    indexes += [hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or ()]
+    for index in indexes:
+        if index:
+            yield Route(network, _find_name(index, names), message["proto"] == _PROTO_RA)
+
+
+def _find_name(index: int, names: dict[int, str]) -> str:
+    if index not in names:
+        names[index] = ""
+        with suppress(OSError):  # it has gone meanwhile
+            names[index] = socket.if_indextoname(index)
+    return names[index]
+
+
+def _open_tun() -> Any:
+    try:
+        return open(_TUN, "r+b", buffering=0)
+    except OSError as error:
+        raise HostNotReady(
+            f"no TAP devices: {_TUN}: {os.strerror(error.errno or 0)}", hint="load the kernel module tun"
+        ) from None

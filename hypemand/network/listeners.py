@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which program of the host has a port: sock_diag(7), which tells the control group, and that is the unit."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypemand.config.network import Transport
+from hypemand.network.netlink import NETLINK_SOCK_DIAG, Netlink, parse_attributes
+
+_SOCK_DIAG_BY_FAMILY = 20
+_REQUEST = struct.Struct("=BBBxI48x")  # inet_diag_req_v2 without what names one socket
+_MESSAGE = struct.Struct("=BBBBHH")  # the start of inet_diag_msg: family, state, timer, retrans; ports
+_MESSAGE_SIZE = 72
+_UID = struct.Struct("=I")
+_UID_OFFSET = 64
+_PORT_OFFSET = 4
+_CGROUP_ID = 21  # INET_DIAG_CGROUP_ID, Linux 5.9
+_PROTOCOLS = {Transport.TCP: socket.IPPROTO_TCP, Transport.UDP: socket.IPPROTO_UDP}
+# Of these states is what the kernel still remembers of a connection that a program has closed: FIN-WAIT-1 and
+# -2, TIME-WAIT, LAST-ACK, CLOSING (net/tcp_states.h).
+_CLOSED = frozenset({4, 5, 6, 9, 11})
+_STATES = 0xFFFFFFFF & ~sum(1 << state for state in _CLOSED)
+_CGROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A socket that has a port."""
+
+    uid: int
+    cgroup: int
+
+
+def has_holder(transport: Transport, port: int) -> bool:
+    """Is there a socket with this port that is more than what is remembered of one? One that is bound and
+    does not listen is not seen."""
+    return any(_list_holders(transport, port))
+
+
+def find_holder(transport: Transport, port: int) -> str:
+    """The unit whose process has the port, or else its user; "" when that cannot be found."""
+    with suppress(OSError):
+        for holder in _list_holders(transport, port):
+            if unit := _find_unit(holder.cgroup):
+                return unit
+            with suppress(KeyError):
+                return f"a program of user {pwd.getpwuid(holder.uid).pw_name}"
+    return ""
+
+
+def _list_holders(transport: Transport, port: int) -> Iterator[_Holder]:
+    with Netlink(NETLINK_SOCK_DIAG) as netlink:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = _REQUEST.pack(family, _PROTOCOLS[transport], 0, _STATES)
+            for message in netlink.dump(_SOCK_DIAG_BY_FAMILY, request):
+                (source,) = struct.unpack_from(">H", message, _PORT_OFFSET)
+                if source == port and message[1] not in _CLOSED:
+                    (uid,) = _UID.unpack_from(message, _UID_OFFSET)
+                    cgroup = parse_attributes(message[_MESSAGE_SIZE:]).get(_CGROUP_ID, b"")
+                    yield _Holder(uid, int.from_bytes(cgroup, "little"))
+
+
+def _find_unit(cgroup: int) -> str:
+    """The unit of a control group by its id, which is its folder's inode."""
+    root = next((path for path in _CGROUPS if (path / "cgroup.procs").exists()), None)
+    if root is None or not cgroup:
+        return ""
+    for folder, names, _ in os.walk(root):
+        for name in names:
+            with suppress(OSError):
+                path = Path(folder, name)
+                if path.stat().st_ino == cgroup:
+                    units = [part for part in path.parts if part.endswith((".service", ".scope", ".socket"))]
+                    return units[-1] if units else ""
+    return ""

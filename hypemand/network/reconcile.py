@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's networks, made to be as they are wished: bridges, TAP devices, rules, limits, reservations.
+
+What is wished is kept in memory alone, for the daemon tells all of it to a service that has just started. All
+calls block, for some milliseconds: netlink and nftables answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from hypemand.errors import HostNotReady, HypemandError
+from hypemand.network.conntrack import forget_connections
+from hypemand.network.firewall import Nftables, RuleRefused
+from hypemand.network.forwarding import ensure_forwarding, find_forwarding_warnings
+from hypemand.network.limits import IFB_ALIAS, Limits, Present, ifb_name
+from hypemand.network.links import (
+    BRIDGE_ALIAS,
+    TAP_ALIAS,
+    Link,
+    Links,
+    Route,
+    find_collision,
+)
+from hypemand.network.port import TAP_PREFIX, BridgePlan, Counters, NetworkStatus, PortPlan, tap_name
+from hypemand.network.reservations import Reservations
+from hypemand.network.rules import (
+    Element,
+    derive_elements,
+    number_groups,
+    render_changes,
+    render_removal,
+    render_tables,
+)
+from hypemand.network.sysctl import has_bridge_netfilter
+from hypemand.network.wire import NOT_APPLIED
+
+_log = logging.getLogger(__name__)
+_TAP = re.compile(rf"{TAP_PREFIX}[0-9]+")
+_PROC_NET_DEV = Path("/proc/net/dev")
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """A network that is there, and what makes it so: the index of its bridge."""
+
+    plan: BridgePlan
+    index: int
+
+
+class HostNetworks:
+    """`NetworkHost` as it is done; see there for the contract of its methods."""
+
+    def __init__(self) -> None:
+        self._links = Links()
+        self._limits = Limits(self._links)
+        self._reservations = Reservations()
+        self._nft: Nftables | None = None
+        self._applied = False
+        self._networks: dict[str, _Network] = {}  # by the bridge's name
+        self._ports: dict[int, PortPlan] = {}  # by uid
+        self._groups: dict[tuple[str, str], int] = {}
+        self._bridge_netfilter = False
+
+    def close(self) -> None:
+        """Let go of netlink. Everything stays as it is, but for the reservations."""
+        self._links.close()
+        self._reservations.release_others(())
+
+    @property
+    def summary(self) -> str:
+        """For the service's status."""
+        if not self._applied:
+            return "waits for hypemand.service"
+        return f"networks: {len(self._networks)}, VMs: {len(self._ports)}"
+
+    # -- all of it
+
+    def apply(
+        self, bridges: tuple[BridgePlan, ...], ports: tuple[PortPlan, ...], *, prune: bool
+    ) -> tuple[NetworkStatus, ...]:
+        """See NetworkHost."""
+        routes = self._links.list_routes()
+        plans = derive_plans(bridges, ports)
+        problems: dict[str, str] = {}
+        warnings: dict[str, list[str]] = {plan.network: [] for plan in (*bridges, *plans.values())}
+        self._networks = dict(self._ensure_bridges(plans, routes, problems, warnings))
+        self._ports = {port.uid: port for port in ports if port.bridge.bridge in self._networks}
+        self._groups = number_groups(self._ports.values(), self._groups)
+        self._applied = True
+        try:
+            self._replace_tables()
+        except HostNotReady as error:
+            problems |= {network: str(error) for network in warnings if network not in problems}
+        self._ensure_ports(warnings, routes)
+        if prune:
+            self._prune()
+        self._warn(plans, routes, warnings)
+        for plan in bridges:
+            kept = plans[plan.bridge]
+            if derive_shape(kept) != derive_shape(plan):
+                warnings[plan.network].append(
+                    f"{plan.bridge} stays as it was until the last VM on it has stopped"
+                )
+        return tuple(
+            NetworkStatus(plan.network, problems.get(plan.network, ""), tuple(warnings[plan.network]))
+            for plan in bridges
+        )
+
+    def _ensure_bridges(
+        self,
+        plans: Mapping[str, BridgePlan],
+        routes: tuple[Route, ...],
+        problems: dict[str, str],
+        warnings: dict[str, list[str]],
+    ) -> Iterator[tuple[str, _Network]]:
+        taken: list[Route] = []
+        for plan in plans.values():
+            try:
+                if route := find_collision(plan, (*routes, *taken)):
+                    told = f"its subnet has addresses that the host reaches by another route: {route}"
+                    if not self._links.has_address(plan):
+                        raise HostNotReady(told, hint="give the network another subnet in hypemand.yaml")
+                    warnings[plan.network].append(told)
+                index = self._ensure_bridge(plan)
+            except HypemandError as error:
+                problems[plan.network] = str(error)
+                continue
+            subnets = [interface.network for interface in (plan.ipv4, plan.ipv6) if interface is not None]
+            taken += [Route(subnet, plan.bridge, False) for subnet in subnets]
+            yield plan.bridge, _Network(plan, index)
+
+    def _ensure_bridge(self, plan: BridgePlan) -> int:
+        with _told(f"network {plan.network}"):
+            return self._links.ensure_bridge(plan)
+
+    def _ensure_ports(self, warnings: dict[str, list[str]], routes: tuple[Route, ...]) -> None:
+        """TAP devices, limits and reservations of all VMs: what is missing is made. A VM that does not get
+        all of it goes on."""
+        links = {link.name: link for link in self._links.list_links()} if self._ports else {}
+        present = Present(links, self._links.list_qdiscs() if self._ports else {})
+        self._reservations.release_others(self._ports)
+        for port in self._ports.values():
+            try:
+                with _told(f"VM {port.vm}"):
+                    self._ensure_port(port, present)
+                self._reservations.take(port)
+            except HypemandError as error:
+                warnings[port.bridge.network].append(f"VM {port.vm}: {error.message}")
+        for network in self._networks.values():
+            if any(port.bridge.bridge == network.plan.bridge for port in self._ports.values()):
+                ensure_forwarding(network.plan, lambda: routes)
+
+    def _ensure_port(self, port: PortPlan, present: Present) -> None:
+        link = present.links.get(port.tap)
+        bridge = self._networks[port.bridge.bridge].index
+        if link is None:
+            _log.warning("VM %s: its TAP device %s was not there", port.vm, port.tap)
+            self._make_tap(port, bridge)
+            return
+        self._links.mend_tap(link, port, bridge, **self._derive_flags(port))
+        self._limits.mend(link.index, port.uid, port.vm, port.bridge.mtu, port.bandwidth, present)
+
+    def _derive_flags(self, port: PortPlan) -> dict[str, bool]:
+        """With br_netfilter, what goes to a published port of a VM on the same bridge is bridged, not routed.
+        Then nothing but the rules keeps VMs apart."""
+        return {
+            "isolated": port.group is None and not self._bridge_netfilter,
+            "hairpin": self._bridge_netfilter and bool(port.publish),
+        }
+
+    def _warn(
+        self, plans: Mapping[str, BridgePlan], routes: Iterable[Route], warnings: dict[str, list[str]]
+    ) -> None:
+        routes = tuple(routes)
+        for plan in plans.values():
+            warnings[plan.network] += find_forwarding_warnings(plan, routes)
+        if self._nft is None or not self._networks:
+            return
+        for bridge, blocks in self._nft.find_forward_blocks(self._networks).items():
+            warnings[self._networks[bridge].plan.network] += blocks
+
+    # -- rules
+
+    def _find_nft(self) -> Nftables:
+        if self._nft is None:
+            self._nft = Nftables()
+        return self._nft
+
+    def _replace_tables(self) -> None:
+        self._bridge_netfilter = has_bridge_netfilter()
+        plans = [network.plan for network in self._networks.values()]
+        elements = [element for port in self._ports.values() for element in self._derive_elements(port)]
+        text = render_tables(plans, elements, bridge_netfilter=self._bridge_netfilter)
+        self._find_nft().change(text)
+
+    def _derive_elements(self, port: PortPlan) -> tuple[Element, ...]:
+        group = self._groups[port.bridge.bridge, port.group] if port.group is not None else None
+        return tuple(derive_elements(port, group))
+
+    def _change_rules(self, add: Iterable[Element], delete: Iterable[Element]) -> None:
+        """A small transaction. If the kernel does not have what we think, all of it is replaced."""
+        try:
+            self._find_nft().change(render_changes(add, delete))
+        except RuleRefused as error:
+            _log.warning("%s; all rules are made anew", error.message)
+            self._replace_tables()
+
+    def restore_rules(self) -> bool:
+        """Make the tables anew if somebody has removed them; were they removed?"""
+        if not self._applied or self._nft is None or self._nft.is_complete():
+            return False
+        self._replace_tables()
+        return True
+
+    # -- one VM
+
+    def attach(self, port: PortPlan) -> int:
+        """See NetworkHost."""
+        self._expect_applied()
+        if port.uid in self._ports or self._links.find(port.tap) is not None:
+            self.detach(port)
+        with _told(f"VM {port.vm}"), ExitStack() as undo:
+            network = self._find_network(port)
+            undo.callback(self._reservations.release, port.uid)
+            self._reservations.take(port)
+            undo.callback(self._forget, port.uid)
+            self._remember(port)
+            undo.callback(self._remove_devices, port.uid)
+            index = self._make_tap(port, network.index)
+            ensure_forwarding(network.plan, self._links.list_routes)
+            undo.pop_all()
+        return index
+
+    def _find_network(self, port: PortPlan) -> _Network:
+        """The network of a VM that comes. The daemon may know a network since its last `apply`."""
+        network = self._networks.get(port.bridge.bridge)
+        if network is not None and derive_shape(network.plan) == derive_shape(port.bridge):
+            return network
+        if any(other.bridge.bridge == port.bridge.bridge for other in self._ports.values()):
+            raise HostNotReady(
+                f"network {port.bridge.network} is to change, but VMs are still on {port.bridge.bridge}",
+                hint="stop them first",
+            )
+        if route := find_collision(port.bridge, self._links.list_routes()):
+            raise HostNotReady(
+                f"the subnet of network {port.bridge.network} has addresses that the host reaches by another "
+                f"route: {route}",
+                hint="give the network another subnet in hypemand.yaml",
+            )
+        network = _Network(port.bridge, self._ensure_bridge(port.bridge))
+        self._networks[port.bridge.bridge] = network
+        self._replace_tables()
+        return network
+
+    def _remember(self, port: PortPlan) -> None:
+        self._ports[port.uid] = port
+        self._groups = number_groups(self._ports.values(), self._groups)
+        self._change_rules(self._derive_elements(port), ())
+
+    def _forget(self, uid: int) -> None:
+        port = self._ports.pop(uid, None)
+        if port is not None:
+            elements = self._derive_elements(port)
+            self._groups = number_groups(self._ports.values(), self._groups)
+            self._change_rules((), elements)
+
+    def _make_tap(self, port: PortPlan, bridge: int) -> int:
+        index = self._links.add_tap(port, bridge, **self._derive_flags(port))
+        self._limits.set(index, port.uid, port.vm, port.bridge.mtu, port.bandwidth)
+        return index
+
+    def _remove_devices(self, uid: int) -> None:
+        self._links.delete(tap_name(uid))
+        self._limits.remove(uid)
+
+    def detach(self, port: PortPlan) -> None:
+        """See NetworkHost."""
+        self._expect_applied()
+        known = self._ports.get(port.uid, port)
+        with _told(f"VM {port.vm}"):
+            self._remove_devices(port.uid)
+            self._forget(port.uid)
+            self._reservations.release(port.uid)
+            addresses = {a for plan in (known, port) for a in (plan.ipv4, plan.ipv6) if a is not None}
+            forget_connections(addresses)
+
+    def _expect_applied(self) -> None:
+        if not self._applied:
+            raise HostNotReady(
+                "the network service has just started and knows nothing yet",
+                hint="ask again",
+                code=NOT_APPLIED,
+            )
+
+    def counters(self) -> Mapping[str, Counters]:
+        """See NetworkHost."""
+        return dict(_read_counters(_PROC_NET_DEV.read_text()))
+
+    # -- what is not wished
+
+    def _prune(self) -> None:
+        """Remove what is ours and not wished."""
+        keep = {tap_name(uid) for uid in self._ports}
+        keep |= {ifb_name(uid) for uid, port in self._ports.items() if port.bandwidth.upload is not None}
+        keep |= set(self._networks)
+        for link in self._links.list_links():
+            if link.name not in keep and is_ours(link):
+                _log.info("removed %s, which nothing needs (%s)", link.name, link.alias)
+                self._links.delete(link.name)
+
+    def clean(self) -> None:
+        """Remove all that is ours."""
+        for link in self._links.list_links():
+            if is_ours(link):
+                self._links.delete(link.name)
+        self._find_nft().change(render_removal())
+
+
+def is_ours(link: Link) -> bool:
+    """Have we made this device?"""
+    if link.kind == "tun":
+        return bool(_TAP.fullmatch(link.name)) and link.alias.startswith(TAP_ALIAS)
+    if link.kind == "ifb":
+        return link.alias.startswith(IFB_ALIAS) or bool(re.fullmatch(r"hi[0-9]+", link.name))
+    return link.kind == "bridge" and link.alias.startswith(BRIDGE_ALIAS)
+
+
+def derive_shape(plan: BridgePlan) -> tuple[object, ...]:
+    """What of a network cannot change while VMs are on it."""
+    return (plan.bridge, plan.ipv4, plan.ipv6, plan.mtu)
+
+
+def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> dict[str, BridgePlan]:
+    """By the bridges' names, how each is to be: as it is for the VMs that are on it, but for what can change
+    under them."""
+    wished = {plan.bridge: plan for plan in bridges}
+    plans = dict(wished)
+    for port in ports:
+        kept = port.bridge
+        new = wished.get(kept.bridge)
+        if new is not None and new.network == kept.network:
+            kept = replace(kept, nat=new.nat, host_ports=new.host_ports)
+        plans[kept.bridge] = kept
+    return plans
+
+
+def _read_counters(text: str) -> Iterator[tuple[str, Counters]]:
+    """proc_net(5): 8 figures of what came in, 8 of what went out; bytes, packets, errors, drops first. What
+    comes in by a TAP device is what the VM has sent."""
+    for line in text.splitlines()[2:]:
+        name, _, figures = line.partition(":")
+        if not _TAP.fullmatch(name.strip()):
+            continue
+        values = [int(figure) for figure in figures.split()]
+        yield (
+            name.strip(),
+            Counters(
+                sent_bytes=values[0],
+                sent_packets=values[1],
+                received_bytes=values[8],
+                received_packets=values[9],
+                dropped_packets=values[3] + values[11],
+            ),
+        )
+
+
+@contextmanager
+def _told(about: str) -> Iterator[None]:
+    """Errors of the kernel as errors for users."""
+    try:
+        yield
+    except NetlinkError as error:
+        raise HostNotReady(f"{about}: the kernel refused: {os.strerror(error.code)}") from error
+    except OSError as error:
+        hint = "the service needs CAP_NET_ADMIN" if isinstance(error, PermissionError) else ""
+        raise HostNotReady(f"{about}: {error.strerror or error}", hint=hint) from error

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published ports are held by sockets that are bound and do not listen.
+
+So a port that a program of the host has is found when the VM starts, and a program that comes later is told
+that the port is taken, rather than both thinking that it is theirs. Connections never get to these sockets:
+they are led to the VM before.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from hypemand.config.network import Publish, Transport
+from hypemand.errors import InUse, InvalidDefinition, Problem
+from hypemand.network.listeners import find_holder, has_holder
+from hypemand.network.port import PortPlan
+from hypemand.network.sysctl import has_ipv6
+
+_IP_FREEBIND = 15
+_KINDS = {Transport.TCP: socket.SOCK_STREAM, Transport.UDP: socket.SOCK_DGRAM}
+_ANY: Mapping[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A port of the host, of one address or of all of one family."""
+
+    family: int
+    address: str
+    transport: Transport
+    port: int
+
+    def overlaps(self, other: _Place) -> bool:
+        """Would a packet be for both?"""
+        any_address = _ANY[self.family]
+        return (self.family, self.transport, self.port) == (other.family, other.transport, other.port) and (
+            self.address == other.address or any_address in (self.address, other.address)
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.port}/{self.transport}"
+        if self.address == _ANY[self.family]:
+            return text
+        return f"[{self.address}]:{text}" if self.family == socket.AF_INET6 else f"{self.address}:{text}"
+
+
+class Reservations:
+    """The published ports of all VMs."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[PortPlan, dict[_Place, socket.socket | None]]] = {}
+
+    def take(self, port: PortPlan) -> None:
+        """Hold all ports that a VM publishes, and let go of what it held. All or none.
+
+        Raises InUse when another VM or a program of the host has one; InvalidDefinition when one cannot be
+        led to the VM.
+        """
+        old = self._held.get(port.uid)
+        held: dict[_Place, socket.socket | None] = {}
+        try:
+            for place in _derive_places(port):
+                self._check_others(port, place)
+                if any(place.overlaps(other) for other in held):
+                    raise InUse(f"port {place} is published twice by VM {port.vm}")
+                kept = old[1].get(place) if old is not None else None
+                held[place] = kept if kept is not None else _bind(place)
+        except BaseException:
+            _close(held, keep=old[1] if old is not None else {})
+            raise
+        if old is not None:
+            _close(old[1], keep=held)
+        self._held[port.uid] = (port, held)
+
+    def release(self, uid: int) -> None:
+        """Let go of all ports of a VM."""
+        if (entry := self._held.pop(uid, None)) is not None:
+            _close(entry[1], keep={})
+
+    def release_others(self, uids: Iterable[int]) -> None:
+        """Let go of the ports of all VMs but these."""
+        for uid in set(self._held) - set(uids):
+            self.release(uid)
+
+    def _check_others(self, port: PortPlan, place: _Place) -> None:
+        for uid, (other, held) in self._held.items():
+            if uid != port.uid and any(place.overlaps(taken) for taken in held):
+                raise InUse(f"port {place} is published by VM {other.vm}", hint="publish another one")
+
+
+def _derive_places(port: PortPlan) -> Iterator[_Place]:
+    families = []
+    if port.ipv4 is not None:
+        families.append(socket.AF_INET)
+    if port.ipv6 is not None:
+        families.append(socket.AF_INET6)
+    for publish in port.publish:
+        found = False
+        for family in families:
+            if publish.address is None:
+                found = True
+                yield _Place(family, _ANY[family], publish.transport, publish.host_port)
+            elif publish.address.version == (4 if family == socket.AF_INET else 6):
+                found = True
+                yield _Place(family, str(publish.address), publish.transport, publish.host_port)
+        if not found:
+            raise _no_way(port, publish)
+
+
+def _no_way(port: PortPlan, publish: Publish) -> InvalidDefinition:
+    what = f"IPv{publish.address.version} address" if publish.address is not None else "address"
+    return InvalidDefinition(
+        [Problem("", 0, 0, "network.publish", f"port {publish.host_port}: VM {port.vm} has no {what}")]
+    )
+
+
+def _bind(place: _Place) -> socket.socket | None:
+    """A bound socket. None: the port is free, but the kernel still remembers old connections to it
+    (TIME-WAIT) of a program that let nobody share them; it can be held later."""
+    if place.family == socket.AF_INET6 and not has_ipv6():
+        return None
+    try:
+        return _open(place, share=False)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise InUse(f"port {place} cannot be had: {error.strerror}") from None
+    if place.transport is Transport.TCP:
+        with suppress(OSError):
+            taken = _open(place, share=True)
+            if not has_holder(place.transport, place.port):
+                return taken
+            taken.close()
+        if not has_holder(place.transport, place.port):
+            return None
+    holder = find_holder(place.transport, place.port)
+    raise InUse(
+        f"port {place} of the host is taken{f' by {holder}' if holder else ''}",
+        hint="publish another one, or stop what has it",
+    )
+
+
+def _open(place: _Place, *, share: bool) -> socket.socket:
+    taken = socket.socket(place.family, _KINDS[place.transport] | socket.SOCK_CLOEXEC)
+    try:
+        if place.family == socket.AF_INET6:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # an address that the host does not have now may come, as with an uplink
+        taken.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(share))
+        taken.bind((place.address, place.port))
+        # nobody is to share it from now on
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except BaseException:
+        taken.close()
+        raise
+    return taken
+
+
+def _close(held: dict[_Place, socket.socket | None], *, keep: dict[_Place, socket.socket | None]) -> None:
+    kept = set(map(id, keep.values()))
+    for taken in held.values():
+        if taken is not None and id(taken) not in kept:
+            taken.close()

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network service: does for the daemon what only CAP_NET_ADMIN may, one request after the other.
+
+What it has made stays when it ends: VMs go on with their networks as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import sdnotify
+from systemd import journal
+
+from hypemand.errors import HypemandError
+from hypemand.network.port import BridgePlan, PortPlan
+from hypemand.network.reconcile import HostNetworks
+from hypemand.network.watch import RulesetWatch
+from hypemand.network.wire import SOCKET, BadFrame, Op, decode, encode, encode_error, encode_frame, read_frame
+from hypemand.version import VERSION
+
+_log = logging.getLogger(__name__)
+_IDENTIFIER = "hypemand-network"
+_FIRST_SOCKET = 3  # SD_LISTEN_FDS_START
+_CREDENTIALS = struct.Struct("=iII")  # ucred: pid, uid, gid
+_BACKLOG = 16
+
+
+class Service:
+    """Serves requests. Each is done in the event loop, which does nothing else meanwhile: the kernel answers
+    in milliseconds, and if it does not, the watchdog notices."""
+
+    def __init__(self, host: HostNetworks) -> None:
+        self._host = host
+        self._notifier = sdnotify.SystemdNotifier()
+        self._connections: set[asyncio.Task[Any]] = set()
+        self._stop = asyncio.Event()
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        watch = RulesetWatch(loop, self._restore)
+        server = await asyncio.start_unix_server(self._serve, sock=listener)
+        watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
+        try:
+            self._notifier.notify(f"READY=1\nSTATUS={self._host.summary}")
+            await self._stop.wait()
+            self._notifier.notify("STOPPING=1")
+        finally:
+            watch.close()
+            watchdog.cancel()
+            server.close()
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            uid = _find_peer(writer)
+            if uid not in (0, os.geteuid()):
+                _log.warning("refused a connection of uid %d", uid)
+                return
+            while (request := await read_frame(reader)) is not None:
+                writer.write(encode_frame(self._answer(request)))
+                await writer.drain()
+        except (BadFrame, ConnectionError) as error:
+            _log.warning("ended a connection: %s", error)
+        except asyncio.CancelledError:
+            pass  # the service ends
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        number = request.get("id")
+        try:
+            result = self._do(request)
+        except HypemandError as error:
+            return {"id": number, "error": encode_error(error)}
+        except Exception as error:
+            _log.exception("%s failed", request.get("op"))
+            told = HypemandError(f"the network service failed: {type(error).__name__}: {error}")
+            return {"id": number, "error": encode_error(told)}
+        finally:
+            self._notifier.notify(f"STATUS={self._host.summary}")
+        return {"id": number, "result": encode(result)}
+
+    def _do(self, request: Mapping[str, Any]) -> object:
+        match request.get("op"):
+            case Op.APPLY:
+                bridges = decode(tuple[BridgePlan, ...], request.get("bridges"))
+                ports = decode(tuple[PortPlan, ...], request.get("ports"))
+                return self._host.apply(bridges, ports, prune=request.get("prune") is True)
+            case Op.ATTACH:
+                return self._host.attach(decode(PortPlan, request.get("port")))
+            case Op.DETACH:
+                self._host.detach(decode(PortPlan, request.get("port")))
+                return None
+            case Op.COUNTERS:
+                return self._host.counters()
+            case other:
+                raise BadFrame(f"no operation {other!r}")
+
+    def _restore(self) -> None:
+        """Somebody has removed a table: ours, perhaps."""
+        try:
+            if self._host.restore_rules():
+                _log.warning("the rules of nftables were removed by another program; they are there again")
+        except HypemandError as error:
+            _log.error("the rules of nftables were removed, and cannot be made again: %s", error)
+
+    async def _feed_watchdog(self) -> None:
+        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+        while interval:
+            self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
+
+
+def _find_peer(writer: asyncio.StreamWriter) -> int:
+    """The uid of whoever has connected, unix(7)."""
+    peer = writer.get_extra_info("socket")
+    data = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(data)
+    return int(uid)
+
+
+def _take_socket() -> socket.socket | None:
+    """The socket that systemd listens on for us (sd_listen_fds(3)), or None."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
+        return None
+    listener = socket.socket(fileno=_FIRST_SOCKET)
+    listener.setblocking(False)
+    return listener
+
+
+def _open_socket(path: Path) -> socket.socket:
+    """A socket of our own, for a service that was not started by its socket unit. Its user alone may
+    connect."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.setblocking(False)
+    old = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(old)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _set_up_logging() -> None:
+    handler: logging.Handler = logging.StreamHandler()
+    if "JOURNAL_STREAM" in os.environ:
+        handler = journal.JournalHandler(SYSLOG_IDENTIFIER=_IDENTIFIER)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(message)s")
+    logging.getLogger("pyroute2").setLevel(logging.WARNING)
+
+
+async def _run(host: HostNetworks, path: Path) -> None:
+    await Service(host).run(_take_socket() or _open_socket(path))
+
+
+def main() -> int:
+    """Run the service, or remove all that it has made. Exits with 1 when it cannot."""
+    parser = argparse.ArgumentParser(
+        prog=_IDENTIFIER,
+        description="Networks of micro VMs. Started by hypemand-network.socket.",
+        epilog="See hypemand(8).",
+    )
+    parser.add_argument(
+        "--clean", action="store_true", help="remove all bridges, devices and rules of hypemand"
+    )
+    parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help="where to listen")
+    parser.add_argument("--version", action="version", version=f"hypemand {VERSION}")
+    arguments = parser.parse_args()
+    _set_up_logging()
+    host = HostNetworks()
+    try:
+        if arguments.clean:
+            host.clean()
+        else:
+            asyncio.run(_run(host, arguments.socket))
+    except HypemandError as error:
+        _log.critical("cannot run: %s", error)
+        return 1
+    finally:
+        host.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
