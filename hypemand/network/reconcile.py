@@ -17,8 +17,9 @@ from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from hypemand.config.network import Transport
 from hypemand.errors import HostNotReady, HypemandError
-from hypemand.network.conntrack import forget_connections
+from hypemand.network.conntrack import forget_connections, forget_early
 from hypemand.network.firewall import Nftables, RuleRefused
 from hypemand.network.forwarding import ensure_forwarding, find_forwarding_warnings
 from hypemand.network.limits import IFB_ALIAS, Limits, Present, ifb_name
@@ -237,6 +238,7 @@ class HostNetworks:
             undo.callback(self._remove_devices, port.uid)
             index = self._make_tap(port, network.index)
             ensure_forwarding(network.plan, self._links.list_routes)
+            forget_early(frozenset(p.host_port for p in port.publish if p.transport is Transport.UDP))
             undo.pop_all()
         return index
 
