@@ -36,6 +36,7 @@ from hypemand.manager.reload import Reloader, ReloadReport
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
 from hypemand.manager.volumes import ApiVolumes
+from hypemand.network.client import NetworkClient
 from hypemand.state import State
 from hypemand.storage.staging import clean_staging, has_leftovers
 from hypemand.storage.store import ImageStore
@@ -63,7 +64,8 @@ class Daemon:
         services = VmServices(self._bus, Units(self._bus), self._watcher, self._update_status)
         self._pulls = Pulls(self._store, self._make_tools, config.runtime_dir)
         self._images = Images(self._store, self._pulls)
-        self._manager = VmManager(config, self._images, services)
+        self._network_client = NetworkClient(on_reconnect=self._tell_networks)
+        self._manager = VmManager(config, self._images, services, self._network_client)
         self._reloader = Reloader(self._manager)
         self._tokens = TokenStore(config.state_dir / "tokens.json")
 
@@ -79,6 +81,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             stack.callback(self._bus.close)
             stack.callback(self._watcher.close)
+            stack.push_async_callback(self._network_client.close)
             await self._recover()
             stack.push_async_callback(self._manager.close)
             stack.push_async_callback(self._pulls.close)
@@ -105,6 +108,9 @@ class Daemon:
         for name in clean_staging(self._store):
             _log.info("removed %s, which a pull or import that did not end had left", name)
 
+    async def _tell_networks(self) -> None:
+        self._manager.networks.begin_sync()
+
     def _resync(self) -> None:
         task = asyncio.create_task(self._manager.resync(), name="resync")
         task.add_done_callback(_tell_failure)
@@ -114,9 +120,11 @@ class Daemon:
             manager=self._manager,
             images=self._images,
             volumes=ApiVolumes(self._manager, self._images),
+            host_networks=self._manager.networks,
             tokens=self._tokens,
             reload=self._reload,
             defaults=lambda: self._manager.config.defaults,
+            networks=lambda: self._manager.config.networks,
             spool=self._config.state_dir,
         )
         self._listener = Listener(lambda: HttpServer(make_app(api, gate=TokenGate(self._tokens).check)))
@@ -142,7 +150,7 @@ class Daemon:
     async def _autostart(self) -> None:
         """Read the definitions. What is marked autostart is started once after the host has booted, not
         again when only the daemon is restarted."""
-        report = await self._reloader.reload()
+        report = await self._reloader.reload(sync_networks=False)
         self._update_status()
         marker = self._config.runtime_dir / "autostarted"
         if marker.exists():

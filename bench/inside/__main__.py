@@ -35,6 +35,7 @@ _WHOLE = "whole"
 _DEFINITION = """\
 image: builtin:busybox
 memory: 128M
+network: none
 vcpus: 1
 disk: 1G
 cmd: [sleep, infinity]

@@ -18,6 +18,7 @@ _VOLUMES = 8
 _DEFINITION = """\
 image: {image}
 memory: 128M
+network: none
 vcpus: 1
 disk: 1G
 kernel_headers: false

@@ -17,6 +17,7 @@ _STORE = Path("/var/lib/hypemand/images")
 _DEFINITION = """\
 image: {image}
 memory: 128M
+network: none
 vcpus: 1
 disk: 64M
 kernel_headers: false

@@ -27,11 +27,13 @@ _hypemanctl_complete() {
         vm) _hypemanctl_offer < <(_hypemanctl_ask list -q) ;;
         image) _hypemanctl_offer < <(_hypemanctl_ask image list -q) ;;
         volume) _hypemanctl_offer < <(_hypemanctl_ask volume list -q) ;;
+        network) _hypemanctl_offer < <(_hypemanctl_ask network list -q) ;;
         below-analyze) _hypemanctl_offer < <(printf '%s\n' plot); _hypemanctl_complete vm ;;
         below-volume) _hypemanctl_offer < <(printf '%s\n' create list inspect rm resize import export) ;;
+        below-network) _hypemanctl_offer < <(printf '%s\n' list inspect) ;;
         below-image) _hypemanctl_offer < <(printf '%s\n' list inspect pull tag prune export rm import) ;;
         below-token) _hypemanctl_offer < <(printf '%s\n' create list revoke) ;;
-        command) _hypemanctl_offer < <(printf '%s\n' list status top show start stop restart kill rm wait run exec shell cp logs analyze volume df image token check reload version) ;;
+        command) _hypemanctl_offer < <(printf '%s\n' list status top show start stop restart kill rm wait run exec shell cp logs analyze volume df network image token check reload version) ;;
         file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     esac
 }
@@ -50,7 +52,7 @@ _hypemanctl_options() {
         'kill') echo '-s --signal --json -h --help --socket' ;;
         'rm') echo '-f --force --json -h --help --socket' ;;
         'wait') echo '--for --timeout --json -h --help --socket' ;;
-        'run') echo '--name -d --detach --rm -e --env -m --memory --vcpus --disk -w --workdir -u --user --entrypoint --pull --mode --restart --boot-timeout --stop-timeout --tag --no-agent --no-kernel-headers --json -h --help --socket' ;;
+        'run') echo '--name -d --detach --rm -e --env -m --memory --vcpus --disk -w --workdir -u --user --entrypoint --pull --network -p --publish --mode --restart --boot-timeout --stop-timeout --tag --no-agent --no-kernel-headers --json -h --help --socket' ;;
         'exec') echo '-e --env -w --workdir -u --user -i --interactive -t --tty --timeout -h --help --socket' ;;
         'shell') echo '-e --env -w --workdir -u --user -h --help --socket' ;;
         'cp') echo '-a --archive -L --follow-link --json -h --help --socket' ;;
@@ -65,6 +67,8 @@ _hypemanctl_options() {
         'volume import') echo '--size --tag --json -h --help --socket' ;;
         'volume export') echo '-h --help --socket' ;;
         'df') echo '--no-legend --json -h --help --socket' ;;
+        'network list') echo '-q --quiet --no-legend --json -h --help --socket' ;;
+        'network inspect') echo '--json -h --help --socket' ;;
         'image list') echo '-q --quiet --no-legend --json -h --help --socket' ;;
         'image inspect') echo '--json -h --help --socket' ;;
         'image pull') echo '-q --quiet --json -h --help --socket' ;;
@@ -107,6 +111,8 @@ _hypemanctl_value() {
         'run -u'|'run --user') echo nothing ;;
         'run --entrypoint') echo nothing ;;
         'run --pull') echo pull ;;
+        'run --network') echo network ;;
+        'run -p'|'run --publish') echo nothing ;;
         'run --mode') echo mode ;;
         'run --restart') echo restart ;;
         'run --boot-timeout') echo nothing ;;
@@ -136,6 +142,7 @@ _hypemanctl_argument() {
         '') echo command ;;
         'analyze') echo below-analyze ;;
         'volume') echo below-volume ;;
+        'network') echo below-network ;;
         'image') echo below-image ;;
         'token') echo below-token ;;
         'list') echo vm ;;
@@ -160,6 +167,7 @@ _hypemanctl_argument() {
         'volume resize') echo volume ;;
         'volume import') echo file ;;
         'volume export') echo volume ;;
+        'network inspect') echo network ;;
         'image inspect') echo image ;;
         'image pull') echo image ;;
         'image tag') echo image ;;

@@ -24,8 +24,9 @@ static const struct {
     size_t least;
     size_t most;
 } keys[] = {
-    {"version", 1, 1}, {"name", 1, 1}, {"mode", 1, 1},  {"arg", 1, SIZE_MAX}, {"env", 0, SIZE_MAX},
-    {"workdir", 0, 1}, {"user", 0, 1}, {"agent", 1, 1}, {"headers", 1, 1},    {"stop_signal", 0, 1},
+    {"version", 1, 1},    {"name", 1, 1},        {"mode", 1, 1},         {"arg", 1, SIZE_MAX},
+    {"env", 0, SIZE_MAX}, {"workdir", 0, 1},     {"user", 0, 1},         {"agent", 1, 1},
+    {"headers", 1, 1},    {"stop_signal", 0, 1}, {"host", 0, HOSTS_MAX},
 };
 
 static bool check_counts(const struct config *config, struct reason *why)
@@ -35,8 +36,8 @@ static bool check_counts(const struct config *config, struct reason *why)
         if (count < keys[i].least)
             return refuse(why, "config disk: \"%s\" is missing", keys[i].key);
         if (count > keys[i].most)
-            return refuse(why, "config disk: \"%s\" stands there %zu times; once is right", keys[i].key,
-                          count);
+            return refuse(why, "config disk: \"%s\" stands there %zu times; at most %zu is right",
+                          keys[i].key, count, keys[i].most);
     }
     return true;
 }
@@ -107,6 +108,8 @@ static bool take_record(struct config *config, const struct record *record, size
         return network_add_dns(&config->network, value, why);
     else if (record_is(record, "search"))
         return network_add_search(&config->network, value, why);
+    else if (record_is(record, "host"))
+        return host_parse(value, &config->hosts.all[config->hosts.count++], why);
     return true;
 }
 
@@ -121,7 +124,9 @@ bool config_parse(char *records, size_t size, struct config *config, struct reas
     config->argv = calloc(records_count(records, size, "arg") + 1, sizeof(char *));
     config->environment = calloc(records_count(records, size, "env") + 1, sizeof(char *));
     config->volumes.all = calloc(records_count(records, size, "volume") + 1, sizeof(struct volume));
-    if (config->argv == NULL || config->environment == NULL || config->volumes.all == NULL)
+    config->hosts.all = calloc(records_count(records, size, "host") + 1, sizeof(struct host));
+    if (config->argv == NULL || config->environment == NULL || config->volumes.all == NULL ||
+        config->hosts.all == NULL)
         return refuse(why, "config disk: no memory for it");
     size_t offset = 0;
     size_t args = 0;
@@ -195,6 +200,7 @@ void config_free(struct config *config)
     free(config->argv);
     free(config->environment);
     free(config->volumes.all);
+    free(config->hosts.all);
     free(config->records);
     *config = (struct config){0};
 }

@@ -3,6 +3,7 @@
 #ifndef HYPEMAN_CONFIG_H
 #define HYPEMAN_CONFIG_H
 
+#include "hosts.h"
 #include "network.h"
 #include "reason.h"
 #include "volumes.h"
@@ -26,6 +27,7 @@ struct config {
     bool headers;
     struct volumes volumes;
     struct network network;
+    struct hosts hosts;
 };
 
 /* Take the records (an allocation, which the config then owns) apart. False with a reason if they are not

@@ -126,7 +126,7 @@ static bool boot(struct machine *machine, struct reason *why)
     report_stage(report, "system");
     if (machine->config.headers)
         headers_status(HEADERS_PENDING, NULL);
-    return system_name(machine->config.name, why);
+    return system_name(machine->config.name, &machine->config.hosts, why);
 }
 
 static struct outcome run(struct machine *machine)

@@ -2,20 +2,21 @@
 #include "system.h"
 
 #include "files.h"
+#include "inroot.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { NAME_MAX_LENGTH = 63, HOSTS_MAX = 1 << 20 };
+enum { NAME_MAX_LENGTH = 63, HOSTS_SIZE_MAX = 1 << 20 };
 
 /* Image builders leave these out, or empty. What has content is the image's own business. */
 static bool write_if_empty(const char *path, const char *text, struct reason *why)
@@ -41,56 +42,60 @@ static void loopback_up(void)
     close_fd(&control);
 }
 
-/* Does a line of the text, comments aside, have this name? */
-static bool hosts_name(const char *text, const char *name)
+static void warn(const char *what, int error)
 {
-    while (*text != '\0') {
-        const char *end = text + strcspn(text, "\n#");
-        while (text < end) {
-            size_t length = strcspn(text, " \t\r\n#");
-            if (length == strlen(name) && strncasecmp(text, name, length) == 0)
-                return true;
-            text += length;
-            text += strspn(text, " \t\r");
-        }
-        text = end + strcspn(end, "\n");
-        text += *text == '\n' ? 1 : 0;
+    char line[256];
+    (void)snprintf(line, sizeof line, "<4>hypeman-init: warning: /etc/hosts %s: %s\n", what, strerror(error));
+    (void)file_write("/dev/kmsg", 0, line);
+}
+
+/* In place of the file that is there, whole or not at all; where it is a link, of what that points to. */
+static bool replace_hosts(const char *text)
+{
+    char path[PATH_MAX];
+    if (realpath("/etc/hosts", path) == NULL)
+        (void)snprintf(path, sizeof path, "/etc/hosts");
+    char *name = strrchr(path, '/') + 1;
+    name[-1] = '\0';
+    int folder = open(*path == '\0' ? "/" : path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool written = folder >= 0 && file_replace(folder, name, text);
+    int error = errno;
+    close_fd(&folder);
+    errno = error;
+    return written;
+}
+
+/* An image that has its own /etc/hosts knows neither the VM's name nor other VMs; it may be one that cannot
+ * be written to. */
+static bool set_hosts(const char *name, const struct hosts *hosts, struct reason *why)
+{
+    char *old = file_load("/etc/hosts", HOSTS_SIZE_MAX);
+    if (old == NULL && errno != ENOENT) {
+        warn("is left as it is", errno); /* It is the image's own business. */
+        return true;
     }
-    return false;
-}
-
-/* An image that has its own /etc/hosts does not know the VM's name; it may be one that cannot be written to.
- */
-static void add_to_hosts(const char *name)
-{
-    char line[2 * NAME_MAX_LENGTH];
-    char *text = file_load("/etc/hosts", HOSTS_MAX);
-    if (text == NULL)
-        return; /* Too large to look into, or no file: the image's own business. */
-    size_t length = strlen(text);
-    bool broken = length > 0 && text[length - 1] != '\n';
-    bool known = hosts_name(text, name);
+    char *text = hosts_derive(old == NULL ? "" : old, name, hosts);
+    bool empty = old == NULL || *old == '\0';
+    bool done = text != NULL && ((old != NULL && strcmp(text, old) == 0) || replace_hosts(text));
+    int error = errno;
+    free(old);
     free(text);
-    (void)snprintf(line, sizeof line, "%s127.0.1.1\t%s\n", broken ? "\n" : "", name);
-    if (!known && !file_write("/etc/hosts", O_APPEND, line))
-        (void)file_write("/dev/kmsg", 0,
-                         "<4>hypeman-init: warning: cannot add the VM's name to /etc/hosts\n");
+    if (!done && empty)
+        return refuse(why, "cannot write /etc/hosts: %s", strerror(error));
+    if (!done)
+        warn("does not get the VM's names", error);
+    return true;
 }
 
-bool system_name(const char *name, struct reason *why)
+bool system_name(const char *name, const struct hosts *hosts, struct reason *why)
 {
     char hostname[NAME_MAX_LENGTH + 2];
-    char hosts[4 * NAME_MAX_LENGTH];
     size_t length = strlen(name);
     if (length == 0 || length > NAME_MAX_LENGTH || sethostname(name, length) != 0)
         return refuse(why, "cannot set the host name \"%s\"", name);
     (void)snprintf(hostname, sizeof hostname, "%s\n", name);
-    (void)snprintf(hosts, sizeof hosts, "127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost\n", name);
     loopback_up();
-    if (!write_if_empty("/etc/hostname", hostname, why) || !write_if_empty("/etc/hosts", hosts, why))
-        return false;
-    add_to_hosts(name);
-    return true;
+    return write_if_empty("/etc/hostname", hostname, why) && set_hosts(name, hosts, why);
 }
 
 void system_protect(void)

@@ -2,13 +2,14 @@
 #ifndef HYPEMAN_SYSTEM_H
 #define HYPEMAN_SYSTEM_H
 
+#include "hosts.h"
 #include "reason.h"
 
 #include <stdbool.h>
 
-/* The host name; /etc/hostname and /etc/hosts where the image has none, or a /etc/hosts without that name;
+/* The host name; /etc/hostname where the image has none; /etc/hosts with the VM's name and those of `hosts`;
  * and the loopback interface. */
-bool system_name(const char *name, struct reason *why);
+bool system_name(const char *name, const struct hosts *hosts, struct reason *why);
 
 /* The agent's and init's own wish not to be killed for memory. */
 void system_protect(void);

@@ -6,6 +6,7 @@ A field that means something we cannot do is refused by name. All problems of a 
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from hypemand.api.render import HYPERVISOR, RESTART_POLICIES
 from hypemand.api.requests import refuse_unknown
 from hypemand.api.volumes import check_overlay_size
 from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull
+from hypemand.config.netdef import Networks
+from hypemand.config.netparse import NONE
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition, InvalidRequest, Problem
 
@@ -49,6 +52,9 @@ _CLIENT_NAMES = {ours: theirs for theirs, ours in _SAME_MEANING.items()} | {
     "kernel_headers": "skip_kernel_headers",
     "restart": "restart_policy.policy",
 }
+_LIMITS = {"bandwidth_upload": "upload", "bandwidth_download": "download"}
+# To the client's own server bits, and by our own grammar nothing, since other tools mean bytes.
+_BPS = re.compile(r"([0-9.]+\s*[kmg]?)bps", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +70,26 @@ def generate_name() -> str:
     return f"vm-{secrets.token_hex(5)}"
 
 
-def parse_create(body: Mapping[str, object], defaults: DefinitionDefaults) -> CreateRequest:
-    """The definition that a body asks for. Raises InvalidDefinition or InvalidRequest."""
-    return _parse_native(body, defaults) if "definition" in body else _parse_client(body, defaults)
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """What of the host config counts for a definition. `networks` None: not known."""
+
+    defaults: DefinitionDefaults
+    networks: Networks | None
 
 
-def _parse_native(body: Mapping[str, object], defaults: DefinitionDefaults) -> CreateRequest:
+def parse_create(
+    body: Mapping[str, object], defaults: DefinitionDefaults, networks: Networks | None = None
+) -> CreateRequest:
+    """The definition that a body asks for. Raises InvalidDefinition or InvalidRequest.
+
+    `networks`: those of the host; None: whether the body's is one of them is not looked at.
+    """
+    host = _Host(defaults, networks)
+    return _parse_native(body, host) if "definition" in body else _parse_client(body, host)
+
+
+def _parse_native(body: Mapping[str, object], host: _Host) -> CreateRequest:
     refuse_unknown(body, _NATIVE_KEYS)
     data = body["definition"]
     if not isinstance(data, dict):
@@ -82,10 +102,10 @@ def _parse_native(body: Mapping[str, object], defaults: DefinitionDefaults) -> C
     start = body.get("start", True)
     if not isinstance(start, bool):
         raise _invalid("start", "is neither true nor false")
-    return CreateRequest(parse_definition(name, data, defaults), start)
+    return CreateRequest(parse_definition(name, data, host.defaults, host.networks), start)
 
 
-def _parse_client(body: Mapping[str, object], defaults: DefinitionDefaults) -> CreateRequest:
+def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
     """Of the form of the published client. A null is a field that was left out, as for its own server."""
     given = {key: value for key, value in body.items() if value is not None}
     problems = [p for key in sorted(given) if (p := _find_unknown(key)) is not None]
@@ -103,7 +123,9 @@ def _parse_client(body: Mapping[str, object], defaults: DefinitionDefaults) -> C
         data["restart"] = restart
     if "volumes" in given:
         data["volumes"] = _parse_volumes(given["volumes"], problems)
-    _check_network(given, problems)
+    network = _parse_network(given, host.defaults, problems)
+    if network is not None:
+        data["network"] = network
     if given.get("hypervisor", HYPERVISOR) != HYPERVISOR:
         problems.append(_problem("hypervisor", "is not one that hypemand drives", f"use {HYPERVISOR}"))
     name = given.get("name")
@@ -112,19 +134,17 @@ def _parse_client(body: Mapping[str, object], defaults: DefinitionDefaults) -> C
         name = generate_name()
     # the client has images made by a request of their own, and one that is not there is its mistake
     data["image_pull"] = ImagePull.NEVER.value
-    definition = _parse_translated(name, data, defaults, problems)
+    definition = _parse_translated(name, data, host, problems)
     for mount in given.get("volumes") or ():  # type: ignore[attr-defined]
         if mount.get("overlay_size") is not None:
             check_overlay_size(mount["overlay_size"], definition.disk)
     return CreateRequest(definition, start=True)
 
 
-def _parse_translated(
-    name: str, data: dict[str, object], defaults: DefinitionDefaults, problems: list[Problem]
-) -> Definition:
+def _parse_translated(name: str, data: dict[str, object], host: _Host, problems: list[Problem]) -> Definition:
     """Parse, with what is wrong told in the client's names, together with what was found before."""
     try:
-        definition = parse_definition(name, data, defaults)
+        definition = parse_definition(name, data, host.defaults, host.networks)
     except InvalidDefinition as error:
         raise InvalidDefinition([*problems, *map(_in_client_names, error.problems)]) from None
     if problems:
@@ -135,6 +155,8 @@ def _parse_translated(
 def _in_client_names(problem: Problem) -> Problem:
     if problem.key.startswith("volumes[") and problem.key.endswith("].volume"):
         return replace(problem, key=f"{problem.key}_id")
+    if problem.key.startswith("network.bandwidth."):
+        return replace(problem, key=problem.key.replace("bandwidth.", "bandwidth_"))
     head = problem.key.split(".", 1)[0].split("[", 1)[0]
     return replace(problem, key=_CLIENT_NAMES.get(head, head) + problem.key[len(head) :])
 
@@ -182,22 +204,38 @@ def _parse_volumes(volumes: object, problems: list[Problem]) -> object:
     return found
 
 
-def _check_network(given: Mapping[str, object], problems: list[Problem]) -> None:
-    """There is no network yet. Only a wish to have none can be met; what is left out is none."""
+def _parse_network(
+    given: Mapping[str, object], defaults: DefinitionDefaults, problems: list[Problem]
+) -> object | None:
+    """The key `network` of a definition; None when the client leaves it to us."""
     network = given.get("network", {})
     if not isinstance(network, dict):
         problems.append(_problem("network", "is not an object"))
-        return
-    problems += _refuse_others("network", network, "enabled")
+        return None
+    problems += _refuse_others("network", network, "enabled", *_LIMITS)
     enabled = network.get("enabled")
-    if enabled is not None and enabled is not False:
-        problems.append(
-            _problem(
-                "network.enabled",
-                "this version of hypemand gives VMs no network",
-                "leave it out, or say false",
-            )
-        )
+    if enabled is not None and not isinstance(enabled, bool):
+        problems.append(_problem("network.enabled", "is neither true nor false"))
+        return None
+    limits = {
+        ours: _in_bits(network[theirs]) for theirs, ours in _LIMITS.items() if network.get(theirs) is not None
+    }
+    if enabled is False:
+        return NONE
+    if not enabled and not limits:
+        return None
+    if defaults.network is None:
+        what = "by this host's configuration VMs have no network"
+        hint = "leave it out, or name a network in the form with a definition"
+        problems.append(_problem("network.enabled", what, hint))
+        return None
+    return {"bandwidth": limits}
+
+
+def _in_bits(rate: object) -> object:
+    """1Gbps as we write it; what is none is for the schema to refuse."""
+    found = _BPS.fullmatch(rate.strip()) if isinstance(rate, str) else None
+    return f"{found[1]}bit" if found is not None else rate
 
 
 def _refuse_others(field: str, value: Mapping[str, object], *known: str) -> list[Problem]:

@@ -16,16 +16,23 @@ from hypemand.api.failures import problem_json
 from hypemand.api.services import ReloadReport
 from hypemand.api.tokens import Token
 from hypemand.config.definition import Restart
+from hypemand.config.netparse import format_publish
+from hypemand.config.rates import format_rate
 from hypemand.config.sizes import format_size
 from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import WrongState
 from hypemand.manager.imageview import ImageInfo
+from hypemand.manager.networkview import VmNetwork
 from hypemand.manager.view import FileInfo, FileKind, LogLine, Timeline, VmView
 from hypemand.qemu.process import read_memory
 from hypemand.state import State
 from hypemand.storage.store import Pruned
 
 HYPERVISOR = "qemu-microvm"
+_NETWORK_KEYS = (
+    "enabled", "name", "ip", "mac", "bandwidth_download", "bandwidth_upload", "ip6", "group", "publish",
+    "interface", "counters",
+)  # fmt: skip
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 # restart_policy.policy in the client's words.
@@ -104,7 +111,7 @@ def _client_keys(view: VmView) -> dict[str, object]:
         "tags": dict(definition.tags),
         "hypervisor": HYPERVISOR,
         "platform": host_platform(),
-        "network": {"enabled": False},
+        "network": _network_json(view.network),
         "volumes": [
             {
                 "volume_id": mount.volume,
@@ -119,6 +126,32 @@ def _client_keys(view: VmView) -> dict[str, object]:
         "health_check": None,
         "health_status": None,
     }
+
+
+def _network_json(network: VmNetwork | None) -> dict[str, object]:
+    """A VM's place in a network. First the keys of the published client, then our own."""
+    told: dict[str, object] = dict.fromkeys(_NETWORK_KEYS)
+    if network is None:
+        return told | {"enabled": False, "publish": []}
+    limits = network.bandwidth
+    return told | {
+        "enabled": True,
+        "name": network.name,
+        "ip": None if network.ipv4 is None else str(network.ipv4),
+        "mac": network.mac,
+        "bandwidth_download": _client_rate(limits.download),
+        "bandwidth_upload": _client_rate(limits.upload),
+        "ip6": None if network.ipv6 is None else str(network.ipv6),
+        "group": network.group,
+        "publish": [format_publish(publish) for publish in network.publish],
+        "interface": network.interface,
+        "counters": None if network.counters is None else asdict(network.counters),
+    }
+
+
+def _client_rate(rate: int | None) -> str | None:
+    """`20Mbps`: bits, as the client counts them."""
+    return None if rate is None else f"{format_rate(rate).removesuffix('bit')}bps"
 
 
 def _client_size(size: int) -> str:
@@ -175,13 +208,14 @@ def timeline_json(timeline: Timeline) -> dict[str, object]:
 
 
 def stats_json(view: VmView) -> dict[str, object]:
-    """What a VM uses, in the published client's words. There is no network yet. WrongState without a VMM."""
+    """What a VM uses, in the published client's words. WrongState without a VMM."""
     if view.main_pid is None:
         raise WrongState(
             f"stats needs a VM that runs, and {view.name} is {view.state}", hint="start it first"
         )
     allocated = view.definition.memory
     virtual, resident = read_memory(view.main_pid)
+    counters = None if view.network is None else view.network.counters
     return {
         "instance_id": view.id,
         "instance_name": view.name,
@@ -191,8 +225,8 @@ def stats_json(view: VmView) -> dict[str, object]:
         "allocated_vcpus": view.definition.vcpus,
         "allocated_memory_bytes": allocated,
         "memory_utilization_ratio": resident / allocated,
-        "network_rx_bytes": 0,
-        "network_tx_bytes": 0,
+        "network_rx_bytes": 0 if counters is None else counters.received_bytes,
+        "network_tx_bytes": 0 if counters is None else counters.sent_bytes,
     }
 
 

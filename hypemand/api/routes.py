@@ -59,6 +59,7 @@ class Routes:
         self._tokens = services.tokens
         self._reload = services.reload
         self._defaults = services.defaults
+        self._networks = services.networks
         self._closing = closing
         self._limits = limits
 
@@ -125,7 +126,8 @@ class Routes:
 
     async def create_instance(self, request: web.Request) -> web.StreamResponse:
         """Define a VM, and start it unless told not to."""
-        wanted = parse_create(await self._read_object(request), self._defaults())
+        body = await self._read_object(request)
+        wanted = parse_create(body, self._defaults(), self._networks())
         refuse_path_of_host(request, wanted.definition.image)
         view = await self._manager.create_vm(wanted.definition, start=wanted.start)
         return json_response(instance_json(view), status=201)

@@ -18,6 +18,7 @@ from aiohttp.web_protocol import RequestHandler
 from hypemand.api.access import local_gate
 from hypemand.api.failures import Handler, errors_as_json
 from hypemand.api.images import ImageRoutes
+from hypemand.api.networks import NetworkRoutes
 from hypemand.api.requests import MAX_BODY
 from hypemand.api.routes import Routes
 from hypemand.api.services import Limits, Services
@@ -98,7 +99,7 @@ def make_app(services: Services, limits: Limits = _LIMITS, gate: Gate = local_ga
     keeper = _Keeper(limits)
     app = web.Application(client_max_size=MAX_BODY, middlewares=[keeper.track, errors_as_json, gate])
     app[_KEEPER] = keeper
-    for routes in (Routes, ImageRoutes, VolumeRoutes):
+    for routes in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes):
         app.router.add_routes(routes(services, keeper.closing, limits).table())
     return app
 

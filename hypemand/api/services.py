@@ -11,8 +11,10 @@ from typing import Protocol
 
 from hypemand.api.tokens import TokenStore
 from hypemand.config.definition import DefinitionDefaults
+from hypemand.config.netdef import Networks
 from hypemand.errors import Problem
 from hypemand.manager.imageview import Credentials, ImageInfo
+from hypemand.manager.networkview import NetworkInfo
 from hypemand.manager.space import SpaceReport
 from hypemand.manager.view import CopyOut, Manager, VolumeFill, VolumeView
 from hypemand.storage.store import Pruned
@@ -83,6 +85,16 @@ class VolumeService(Protocol):
         """What hypemand keeps on the host's disk."""
 
 
+class NetworkService(Protocol):
+    """The networks of this host."""
+
+    async def list_networks(self) -> Sequence[NetworkInfo]:
+        """All networks, by name."""
+
+    async def get_network(self, name: str) -> NetworkInfo:
+        """One network. NotFound."""
+
+
 class ReloadReport(Protocol):
     """What a reload of the definition files has found: names of VMs, and what is wrong in files."""
 
@@ -120,13 +132,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All that the API may ask. `defaults` gives those of the host config as it is now; `spool`: a folder of
-    a filesystem that has room for a file that is on its way."""
+    """All that the API may ask. `defaults` and `networks` give those of the host config as it is now, the
+    latter None where they are not known; `spool`: a folder of a filesystem that has room for a file that is
+    on its way."""
 
     manager: Manager
     images: ImageService
     tokens: TokenStore
     volumes: VolumeService
+    host_networks: NetworkService
     reload: Callable[[], Awaitable[ReloadReport]]
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
+    networks: Callable[[], Networks | None] = lambda: None
     spool: Path = Path("/var/tmp")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""check: definitions, host configuration and host, looked at here and now, without the daemon."""
+"""check: definitions, host configuration and host, looked at here and now.
+
+The daemon is asked how the networks are, if it is there.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
+from hypemand.cli.client import Client
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.network import describe_trouble
 from hypemand.cli.terminal import GREEN, RED, YELLOW, paint, print_json
 from hypemand.cli.values import escape_controls
 from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
@@ -56,7 +62,7 @@ def check(context: Context) -> int:
         problems, findings = _check_files([Path(file) for file in files]), list[Finding]()
     else:
         config, problems = _check_configuration()
-        findings = list(_inspect_host(config))
+        findings = [*_inspect_host(config), *_inspect_networks(context.client)]
     if context.wants_json:
         print_json({"problems": [asdict(p) for p in problems], "host": [asdict(f) for f in findings]})
     else:
@@ -70,18 +76,20 @@ def check(context: Context) -> int:
 
 
 def _check_files(files: list[Path]) -> list[Problem]:
-    """Problems of every file. VM definitions are checked with the defaults of this host's configuration."""
+    """Problems of every file. VM definitions are checked with defaults and networks of this host's
+    configuration."""
     problems: list[Problem] = []
-    config = HostConfig()
+    config, networks = HostConfig(), None
     # A broken configuration is not what was asked about here; its own check tells of it.
     with contextlib.suppress(InvalidDefinition):
         config = load_host_config()
+        networks = config.networks
     for file in files:
         try:
             if is_host_config(file):
                 load_host_config(file, ())
             else:
-                load_vm_file(file, config.defaults)
+                load_vm_file(file, config.defaults, networks)
         except InvalidDefinition as error:
             problems += error.problems
     return problems
@@ -94,12 +102,13 @@ def is_host_config(file: Path) -> bool:
 
 def _check_configuration() -> tuple[HostConfig, list[Problem]]:
     problems: list[Problem] = []
-    config = HostConfig()
+    config, networks = HostConfig(), None
     try:
         config = load_host_config()
+        networks = config.networks
     except InvalidDefinition as error:
         problems += error.problems
-    problems += load_vm_dir(config.vm_dir, config.defaults).problems
+    problems += load_vm_dir(config.vm_dir, config.defaults, networks).problems
     return config, problems
 
 
@@ -113,6 +122,21 @@ def _inspect_host(config: HostConfig) -> Iterator[Finding]:
     yield _inspect_machined()
     definitions = load_vm_dir(config.vm_dir, config.defaults).definitions
     yield Finding("definitions", Verdict.OK, f"{len(definitions)} in {config.vm_dir}")
+
+
+def _inspect_networks(client: Client) -> Iterator[Finding]:
+    """What there is of the networks on the host, and what is wrong with them."""
+    try:
+        networks: list[dict[str, Any]] = client.get("networks")
+    except HypemandError as error:
+        yield Finding("networks", Verdict.NOTE, f"only the daemon knows how they are: {error.message}")
+        return
+    for network in networks:
+        trouble = describe_trouble(network)
+        verdict = Verdict.MISSING if network.get("problem") else Verdict.NOTE if trouble else Verdict.OK
+        subnets = ", ".join(str(network[key]) for key in ("ipv4", "ipv6") if network.get(key))
+        text = "; ".join(trouble) or f"{subnets} on {network.get('bridge')}"
+        yield Finding(f"network {network.get('name')}", verdict, text)
 
 
 def _look(what: str, find: Callable[[], str]) -> Finding:

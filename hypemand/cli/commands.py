@@ -73,6 +73,18 @@ _RUN_OPTIONS = (
     _USER,
     Option(("--entrypoint",), "program to run instead of the image's entrypoint", "PROGRAM"),
     _PULL,
+    Option(
+        ("--network",),
+        "network that the VM is on, or none (default: as the host's configuration says)",
+        "NETWORK",
+        completes=Completes.NETWORK,
+    ),
+    Option(
+        ("-p", "--publish"),
+        "let a port of this host lead to one of the VM's, as 8080:80 or 53:53/udp",
+        "PORTS",
+        repeat=True,
+    ),
     Option(("--mode",), "how the guest runs the image", "MODE", choices=MODES, completes=Completes.MODE),
     Option(
         ("--restart",),
@@ -364,6 +376,22 @@ _SPACE = (
     ),
 )
 
+_NETWORKS = (
+    Command(
+        ("network", "list"),
+        "list networks",
+        "network:list_networks",
+        options=(Option(("-q", "--quiet"), "names only"), Option(("--no-legend",), "no header line"), _JSON),
+    ),
+    Command(
+        ("network", "inspect"),
+        "show all about a network, with the addresses of its VMs",
+        "network:inspect",
+        arguments=(Argument("NETWORK", "the network", completes=Completes.NETWORK),),
+        options=(_JSON,),
+    ),
+)
+
 _HOST = (
     Command(
         ("image", "list"),
@@ -483,7 +511,14 @@ _HOST = (
     ),
 )
 
-COMMANDS: tuple[Command, ...] = (*_INSPECT, *_LIFECYCLE, *_PROGRAMS, *_SPACE, *_HOST)
+COMMANDS: tuple[Command, ...] = (
+    *_INSPECT,
+    *_LIFECYCLE,
+    *_PROGRAMS,
+    *_SPACE,
+    *_NETWORKS,
+    *_HOST,
+)
 
 
 def find_command(words: list[str]) -> Command | None:

@@ -31,7 +31,12 @@ _WORDS = {
     Completes.PULL: PULLS,
     Completes.SIGNAL: _SIGNALS,
 }
-_LISTERS = {Completes.VM: "list -q", Completes.IMAGE: "image list -q", Completes.VOLUME: "volume list -q"}
+_LISTERS = {
+    Completes.VM: "list -q",
+    Completes.IMAGE: "image list -q",
+    Completes.VOLUME: "volume list -q",
+    Completes.NETWORK: "network list -q",
+}
 
 _BASH_HEAD = """\
 # SPDX-License-Identifier: Apache-2.0

@@ -26,6 +26,7 @@ from hypemand.cli.watch import MAX_BREAKS, wait_for_state
 from hypemand.errors import HypemandError, InvalidRequest
 
 NAME_ATTEMPTS = 5
+NO_NETWORK = "none"
 # From the last line of the console to the unit's end: QEMU exits, its helper reads the exit report.
 END_SECONDS = 60.0
 # Exit statuses that are not the program's own words: not started, not found, ended by a signal.
@@ -71,6 +72,7 @@ def build_definition(args: Namespace) -> dict[str, Any]:
         "workdir": args.workdir,
         "user": args.user,
         "image_pull": args.pull,
+        "network": _build_network(args),
         "mode": args.mode,
         "guest_agent": False if args.no_agent else None,
         "kernel_headers": False if args.no_kernel_headers else None,
@@ -80,6 +82,15 @@ def build_definition(args: Namespace) -> dict[str, Any]:
         "tags": dict(args.tag) or None,
     }
     return {key: value for key, value in asked.items() if value is not None}
+
+
+def _build_network(args: Namespace) -> str | dict[str, Any] | None:
+    """The key `network`; None for what the host has by default."""
+    if not args.publish:
+        return args.network  # type: ignore[no-any-return]
+    if args.network == NO_NETWORK:
+        raise InvalidRequest("--publish needs a network", hint="leave out --network=none")
+    return {"publish": args.publish} | ({} if args.network is None else {"name": args.network})
 
 
 def find_variables(words: list[str]) -> Iterator[tuple[str, str]]:

@@ -33,7 +33,7 @@ from hypemand.cli.values import (
 from hypemand.errors import HypemandError, NotFound
 
 STATUS_LINES = 10
-_HEADER = ("NAME", "STATE", "READY", "IMAGE", "MEMORY", "VCPUS", "EXIT", "NOTE")
+_HEADER = ("NAME", "STATE", "READY", "ADDRESS", "IMAGE", "MEMORY", "VCPUS", "EXIT", "NOTE")
 
 
 def _get_named_or_all(context: Context) -> tuple[list[Instance], ExitCode]:
@@ -70,6 +70,7 @@ def _list_row(instance: Instance) -> list[str]:
         read_name(instance),
         read_state(instance),
         format_milliseconds(instance.get("ready_ms")),
+        _find_address(instance) or "-",
         str(instance.get("image") or "-"),
         format_bytes(read_definition(instance, "memory") or instance.get("size")),
         str(instance.get("vcpus") or "-"),
@@ -77,6 +78,17 @@ def _list_row(instance: Instance) -> list[str]:
         ", ".join(_notes(instance)),
     ]
     return [escape_controls(cell) for cell in cells]
+
+
+def _read_network(instance: Instance) -> dict[str, Any]:
+    network = instance.get("network")
+    return network if isinstance(network, dict) and network.get("enabled") else {}
+
+
+def _find_address(instance: Instance) -> str:
+    """One is enough to reach it by: that of IPv4 where it has both."""
+    network = _read_network(instance)
+    return str(network.get("ip") or network.get("ip6") or "")
 
 
 def _notes(instance: Instance) -> Iterator[str]:
@@ -143,6 +155,7 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
         yield "Main PID", f"{instance['main_pid']} (user id {instance.get('uid')})"
     if isinstance(headers := instance.get("kernel_headers"), dict):
         yield "Headers", _describe_headers(headers)
+    yield "Network", escape_controls(_describe_network(_read_network(instance)))
     yield "Memory", _describe_memory(instance)
     yield "CPUs", str(instance.get("vcpus") or "-")
 
@@ -165,6 +178,22 @@ def _describe_headers(headers: dict[str, Any]) -> str:
     words = [str(headers.get("state")), *([str(headers["error"])] if headers.get("error") else [])]
     text = escape_controls(": ".join(words))
     return paint(text, RED, sys.stdout) if headers.get("state") == "failed" else text
+
+
+def _describe_network(network: dict[str, Any]) -> str:
+    if not network:
+        return "none"
+    addresses = [str(network[key]) for key in ("ip", "ip6") if network.get(key)]
+    words = [f"{network.get('name')}, {' '.join(addresses) or 'no address yet'}"]
+    if network.get("group"):
+        words.append(f"in group {network['group']}")
+    if network.get("publish"):
+        words.append(f"publishes {' '.join(map(str, network['publish']))}")
+    counters = network.get("counters")
+    if isinstance(counters, dict):
+        sent, received = (format_bytes(counters.get(key)) for key in ("sent_bytes", "received_bytes"))
+        words.append(f"{sent} sent, {received} received")
+    return "; ".join(words)
 
 
 def _describe_memory(instance: Instance) -> str:

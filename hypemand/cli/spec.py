@@ -15,6 +15,7 @@ class Completes(StrEnum):
     VM = "vm"
     IMAGE = "image"
     VOLUME = "volume"
+    NETWORK = "network"
     FILE = "file"
     DIRECTORY = "directory"
     STATE = "state"

@@ -12,8 +12,8 @@ from hypemand.config.network import DEFAULT_NETWORK, NetworkUse
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-# What a microvm has transports for: 24, less console, config, image, disk, headers, and three to spare. The
-# schema has the same number.
+# What a microvm has transports for: 24, less console, config, image, disk, headers, network, and two to
+# spare. The schema has the same number.
 MAX_VOLUMES = 16
 
 

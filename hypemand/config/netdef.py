@@ -167,12 +167,11 @@ def _why_not(address: Any, gateway: IPv4Interface | IPv6Interface | None, name: 
 def _suggest(gateway: IPv4Interface | IPv6Interface | None) -> str:
     if gateway is None:
         return "remove it, or name another network"
-    subnet = gateway.network
-    last = subnet.broadcast_address - (1 if subnet.version == 4 else 0)
-    return (
-        f"write one of {subnet.network_address + 1} to {last} but {gateway.ip},"
-        " or leave it out to have one chosen"
-    )
+    subnet, gate = gateway.network, gateway.ip
+    first, last = subnet.network_address + 1, subnet.broadcast_address - (1 if subnet.version == 4 else 0)
+    but = "" if gate in (first, last) else f" but {gate}"
+    first, last = first + (gate == first), last - (gate == last)
+    return f"write one of {first} to {last}{but}, or leave it out to have one chosen"
 
 
 def _join(words: list[str]) -> str:

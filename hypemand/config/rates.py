@@ -12,7 +12,7 @@ import re
 RATE_EXAMPLES = "500kbit, 20Mbit, 1Gbit or 2.5MB/s"
 
 _RATE = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,9}))?\s*([KMG]?)(?:(BIT)(?:/S)?|B/S)", re.IGNORECASE)
-_AMBIGUOUS = re.compile(r"[0-9.]+\s*([KMGT]?)BPS", re.IGNORECASE)
+_AMBIGUOUS = re.compile(r"[0-9.]+\s*([KMG]?)BPS", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 

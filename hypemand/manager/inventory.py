@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VMs that there are: one folder each under STATE/vms, with the record that lasts.
 
-    vm.json     id, uid, origin, when it was made, its definition (of a file: the last good one)
+    vm.json     id, uid, origin, when it was made, its definition (of a file: the last good one), its lease
+    port.json   its port while it runs (hypemand.manager.ports)
     disk.ext4   the writable disk
     boot.json   what was seen of the last boot (hypemand.boot.tracker)
     exit.json   how the last run ended (hypemand.boot.record)
@@ -28,6 +29,7 @@ from hypemand.atomic import write_file
 from hypemand.config.definition import Definition, Origin
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import HypemandError, InsufficientResources
+from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
 
 _log = logging.getLogger(__name__)
 _DYNAMIC_LOCKS = Path("/run/systemd/dynamic-uid")
@@ -44,7 +46,8 @@ class ImagePin:
 @dataclass(frozen=True, slots=True)
 class VmRecord:
     """What lasts of a VM. `id` is 32 hex digits, `created_at` seconds since the epoch. `pin`: what it was
-    started with last; None: nothing yet, or an image that a package may change."""
+    started with last; None: nothing yet, or an image that a package may change. `lease`: of the network that
+    it was started on last."""
 
     name: str
     id: str
@@ -53,6 +56,7 @@ class VmRecord:
     created_at: float
     definition: Definition
     pin: ImagePin | None = None
+    lease: Lease | None = None
 
     @property
     def image_digest(self) -> str:
@@ -121,6 +125,14 @@ class Inventory:
             self._store(record)
         return record
 
+    def lease(self, name: str, lease: Lease) -> VmRecord:
+        """Have a VM keep its addresses."""
+        record = self._records[name]
+        if record.lease != lease:
+            record = replace(record, lease=lease)
+            self._store(record)
+        return record
+
     def remove(self, name: str) -> None:
         """Forget a VM and remove its data."""
         record = self._records[name]
@@ -141,6 +153,7 @@ class Inventory:
             "created_at": record.created_at,
             "definition": definition_to_json(record.definition),
             "pin": None if record.pin is None else asdict(record.pin),
+            "lease": None if record.lease is None else lease_to_json(record.lease),
         }
         data = json.dumps(document, indent=2).encode() + b"\n"
         write_file(self.folder(record.name) / "vm.json", data, mode=0o600)
@@ -202,4 +215,5 @@ def _load_record(folder: Path) -> VmRecord:
         created_at=document["created_at"],
         definition=parse_definition(folder.name, document["definition"]),
         pin=ImagePin(**document["pin"]) if document.get("pin") else None,
+        lease=lease_from_json(document["lease"]) if document.get("lease") else None,
     )

@@ -13,8 +13,11 @@ import hypemand.unit
 from hypemand.config.definition import Definition, Mode, VolumeMount
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.manager.inventory import VmRecord
+from hypemand.manager.leases import Lease
+from hypemand.network.port import PortPlan
 from hypemand.qemu.accel import AccelKind
 from hypemand.qemu.commandline import (
+    NetDevice,
     VmmFiles,
     VmmPlan,
     VolumeFile,
@@ -23,7 +26,7 @@ from hypemand.qemu.commandline import (
     qemu_arguments,
 )
 from hypemand.qemu.host import VmmHost
-from hypemand.storage.configdisk import GuestConfig, GuestVolume
+from hypemand.storage.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.volumes import Volume
@@ -79,6 +82,18 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True)
+class Connection:
+    """The network that a VM gets: what it keeps of it, what the host makes, and what its guest is told. `dns`
+    are addresses, `hosts` the names that it knows."""
+
+    lease: Lease
+    port: PortPlan
+    interface: GuestInterface
+    dns: tuple[str, ...]
+    hosts: tuple[GuestHost, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A start, worked out."""
 
@@ -93,10 +108,13 @@ def make_plan(
     host: VmmHost,
     places: Places,
     volumes: Sequence[Attached] = (),
+    network: Connection | None = None,
 ) -> Plan:
     """Work out a start. Raises InvalidDefinition when definition and image together do not make a program."""
     guest = resolve_program(definition, image)
     guest = replace(guest, volumes=tuple(map(_guest_volume, volumes)))
+    if network is not None:
+        guest = replace(guest, interfaces=(network.interface,), dns=network.dns, hosts=network.hosts)
     if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):
         what = f"in systemd mode the program must be an absolute path, not {guest.argv[0]}"
         raise InvalidDefinition([Problem("", 0, 0, "cmd", what, "write the init's path, as in /sbin/init")])
@@ -111,6 +129,7 @@ def make_plan(
         tsc_khz=host.tsc_khz,
         mode=guest.mode,
         files=_vmm_files(places.own, volumes, with_headers=headers is not None),
+        net=None if network is None else NetDevice(network.port.tap, network.port.mac),
     )
     unit = UnitPlan(
         vm=record.name,
@@ -140,6 +159,7 @@ def make_plan(
         stop_timeout=None if definition.stop_timeout is None else definition.stop_timeout + _POWER_OFF,
         restart=definition.restart,
         kvm=vmm.accel is AccelKind.KVM,
+        tap=network is not None,
         extra=definition.unit,
     )
     return Plan(guest, unit)

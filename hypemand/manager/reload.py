@@ -40,7 +40,7 @@ class Reloader:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def reload(self) -> ReloadReport:
+    async def reload(self, *, sync_networks: bool = True) -> ReloadReport:
         """Read host config and definitions again, and follow them.
 
         New: defined, and started if it says autostart. Changed: taken, and marked if the VM runs. Gone: the
@@ -49,6 +49,8 @@ class Reloader:
         async with self._lock:
             problems = list(await asyncio.to_thread(self._reload_host_config))
             report = await self._reload_definitions(problems)
+            if sync_networks:
+                await self._manager.networks.sync()
         for problem in report.problems:
             # python3-systemd formats this one field itself, and wants a number
             fields = {"CODE_FILE": problem.file, "CODE_LINE": problem.line}
@@ -71,7 +73,7 @@ class Reloader:
     async def _reload_definitions(self, problems: list[Problem]) -> ReloadReport:
         manager = self._manager
         config = manager.config
-        found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults)
+        found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults, config.networks)
         problems += found.problems
         manager.broken = found.broken
         defined, changed = [], []

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,9 @@ from hypemand.manager.facts import boot_facts
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import ImagePin, Inventory, VmRecord
 from hypemand.manager.logs import VmLog, follow_log
-from hypemand.manager.plan import Attached, Places, Plan, make_plan
+from hypemand.manager.names import Names
+from hypemand.manager.networks import Networks, Surroundings, Tenant
+from hypemand.manager.plan import Attached, Connection, Places, Plan, make_plan
 from hypemand.manager.view import (
     CopyIn,
     CopyOut,
@@ -48,6 +50,7 @@ from hypemand.manager.view import (
     VmView,
 )
 from hypemand.manager.vm import Vm, VmServices
+from hypemand.network.port import NetworkHost
 from hypemand.qemu.host import find_vmm_host
 from hypemand.state import Operation, State, check_allowed
 from hypemand.storage.configdisk import GuestConfig, write_config_disk
@@ -75,18 +78,28 @@ class VmManager:
     """Implements `hypemand.manager.view.Manager`."""
 
     def __init__(
-        self, config: HostConfig, images: Images, services: VmServices, userdb: Path = Path("/run/userdb")
+        self,
+        config: HostConfig,
+        images: Images,
+        services: VmServices,
+        network_host: NetworkHost,
+        userdb: Path = Path("/run/userdb"),
     ) -> None:
         self.config = config
         self._images = images
         images.in_use = self.image_uses
-        self._services = services
+        self._services = replace(services, on_change=self._take_change)
+        self._tell_change = services.on_change
         self.inventory = Inventory(config.state_dir / "vms", config.uid_range, userdb)
         self._vms: dict[str, Vm] = {}
         # of the VMs that are being started and that systemd does not know yet
         self._starting: dict[str, Definition] = {}
         self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
         self.claims = Claims(self.volumes, self._holders)
+        around = Surroundings(lambda: self.config.networks, self._tenants, self._list_live)
+        self.networks = Networks(network_host, config.state_dir / "vms", around)
+        self._names = Names(config.runtime_dir / "hosts", self.networks.members, self)
+        self.networks.listeners.append(self._names.members_changed)
         self._easing: asyncio.Task[None] | None = None
         # names of VMs whose files have problems; set by the reloader
         self.broken: frozenset[str] = frozenset()
@@ -102,6 +115,9 @@ class VmManager:
         for record in self.inventory:
             self._adopt(record)
         await asyncio.gather(*(vm.recover() for vm in self._vms.values()))
+        self.networks.recover(lambda name: self._vms[name].state.is_vmm_active)
+        # beside all else: VMs without a network do not need it
+        self.networks.begin_sync()
         for vm in self._vms.values():
             if not vm.state.is_vmm_active:
                 vm.remove_runtime()
@@ -125,6 +141,8 @@ class VmManager:
         """Let go of all VMs. They go on."""
         if self._easing is not None:
             await self._easing
+        await self._names.close()
+        await self.networks.close()
         await asyncio.gather(*(vm.detach() for vm in self._vms.values()))
 
     @property
@@ -147,7 +165,7 @@ class VmManager:
         return Places(self.inventory.folder(name), self._runtime_root / name, self._vmm_root, self._vmm_own)
 
     def _adopt(self, record: VmRecord) -> Vm:
-        vm = Vm(record, self._places(record.name), self._services)
+        vm = Vm(record, self._places(record.name), self._services, self.networks)
         self._vms[record.name] = vm
         vm.attach()
         return vm
@@ -181,13 +199,15 @@ class VmManager:
     async def list_vms(self) -> list[VmView]:
         """See `Manager`."""
         vms = sorted(self._vms.values(), key=lambda vm: vm.name)
-        await asyncio.gather(*(vm.refresh(with_memory=True) for vm in vms if vm.state.is_vmm_active))
+        active = [vm for vm in vms if vm.state.is_vmm_active]
+        looks = (vm.refresh(with_memory=True) for vm in active)
+        await asyncio.gather(self.networks.read_counters(), *looks)
         return [vm.view() for vm in vms]
 
     async def get_vm(self, ref: str) -> VmView:
         """See `Manager`."""
         vm = self._get(ref)
-        await vm.refresh(with_memory=True)
+        await asyncio.gather(self.networks.read_counters(), vm.refresh(with_memory=True))
         return vm.view()
 
     def image_uses(self) -> list[ImageUse]:
@@ -199,6 +219,28 @@ class VmManager:
             if record.pin is not None and not record.image_digest and vm.state.is_vmm_active:
                 uses.append(ImageUse(vm.name, record.pin.name, record.pin.digest))
         return uses
+
+    # networks
+
+    def _tenants(self) -> Iterator[Tenant]:
+        for vm in self._vms.values():
+            yield vm.tenant
+
+    async def _list_live(self) -> Set[str]:
+        states = await self._services.units.list_vms()
+        return {name for name, state in states.items() if state not in ("inactive", "failed")}
+
+    def _take_change(self) -> None:
+        """A VM has another state."""
+        self._names.states_changed()
+        self._tell_change()
+
+    def running_boot(self, vm: str) -> str | None:
+        """See `hypemand.manager.names.Guests`."""
+        found = self._vms.get(vm)
+        if found is None or found.state is not State.RUNNING or not found.definition_in_use.guest_agent:
+            return None
+        return found.boot
 
     # volumes and room
 
@@ -320,6 +362,7 @@ class VmManager:
         del self._vms[vm.name]
         await asyncio.to_thread(self.inventory.remove, vm.name)
         vm.mark_deleted()
+        self.networks.tell()
 
     # starting
 
@@ -398,9 +441,14 @@ class VmManager:
         volumes = self.claims.claim(vm.name, definition)
         # with the volumes that it gets: what it goes without, others may have
         definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
+        network = self.networks.claim(vm.tenant)
+        had_disk = self._places(vm.name).disk.exists()
         self._starting[vm.name] = definition
         try:
-            plan = await asyncio.to_thread(self._prepare, vm, image, volumes)
+            if network is not None:
+                vm.record = self.inventory.lease(vm.name, network.lease)
+                self._names.set_disk(vm.name, network.hosts)
+            plan = await self._make(vm, image, volumes, network)
             vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
             if vm.has_unit:
                 await self._services.units.reset_failed(vm.unit)
@@ -408,6 +456,9 @@ class VmManager:
         except BaseException:
             vm.expect_boot({}, definition)
             vm.remove_runtime()
+            if not had_disk:
+                self._places(vm.name).disk.unlink(missing_ok=True)
+            await asyncio.shield(self.networks.give_up(vm.name))
             raise
         finally:
             del self._starting[vm.name]
@@ -415,10 +466,28 @@ class VmManager:
         await vm.refresh()
         await asyncio.to_thread(vm.keep_running_definition, definition)
 
-    def _plan(self, vm: Vm, image: Image, volumes: Sequence[Attached] = ()) -> Plan:
+    async def _make(
+        self, vm: Vm, image: Image, volumes: Sequence[Attached], network: Connection | None
+    ) -> Plan:
+        """Make what a start needs on the host's disk and in its network, both at once."""
+        preparing = asyncio.create_task(
+            asyncio.to_thread(self._prepare, vm, image, volumes, network), name=f"files of {vm.name}"
+        )
+        try:
+            if network is not None:
+                await self.networks.attach(vm.name)
+            return await asyncio.shield(preparing)
+        finally:
+            # a thread cannot be ended: what it makes can be removed only when it has made it
+            await asyncio.gather(preparing, return_exceptions=True)
+
+    def _plan(
+        self, vm: Vm, image: Image, volumes: Sequence[Attached] = (), network: Connection | None = None
+    ) -> Plan:
         """Work out its start. Blocks; run in a thread."""
         host = find_vmm_host(self.config)
-        return make_plan(vm.record, vm.record.definition, image, host, self._places(vm.name), volumes)
+        places = self._places(vm.name)
+        return make_plan(vm.record, vm.record.definition, image, host, places, volumes, network)
 
     async def _check_start(self, vm: Vm, image: Image) -> None:
         """Raise what a start would: a VM that runs is not stopped for a definition that cannot be started."""
@@ -426,17 +495,20 @@ class VmManager:
         self._check_memory(definition)
         self.check_room(f"VM {vm.name}", definition.disk, but=vm.name)
         self.claims.claim(vm.name, definition)
+        network = self.networks.plan(vm.tenant)
+        if network is not None:
+            await self.networks.check_usable(network.port.bridge.network)
         await asyncio.to_thread(self._plan, vm, image)
         problem = await asyncio.to_thread(find_size_problem, self._places(vm.name).disk, definition.disk)
         if problem is not None:
             raise InvalidDefinition([problem])
 
-    def _prepare(self, vm: Vm, image: Image, volumes: Sequence[Attached]) -> Plan:
+    def _prepare(self, vm: Vm, image: Image, volumes: Sequence[Attached], network: Connection | None) -> Plan:
         """Make what the unit needs. Blocks; run in a thread."""
         record, definition = vm.record, vm.record.definition
         places = self._places(record.name)
         runtime = places.runtime
-        plan = self._plan(vm, image, volumes)
+        plan = self._plan(vm, image, volumes, network)
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)

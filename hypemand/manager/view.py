@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from hypemand.config.definition import Definition, ImagePull, Origin, VolumeMount
+from hypemand.manager.networkview import VmNetwork
 from hypemand.state import HeadersStatus, State
 
 
@@ -25,7 +26,8 @@ class ExitReport:
 @dataclass(frozen=True, slots=True)
 class VmView:
     """A VM at one moment. Times are seconds since the epoch, durations milliseconds. `cpu_seconds`: what the
-    VMM has used of the host's CPUs in this run; `kernel_headers` None: it does not run, or gets none."""
+    VMM has used of the host's CPUs in this run; `kernel_headers` None: it does not run, or gets none;
+    `network` None: it has none."""
 
     id: str
     name: str
@@ -50,6 +52,7 @@ class VmView:
     phase_durations_ms: Mapping[str, int]
     cpu_seconds: float | None = None
     kernel_headers: HeadersStatus | None = None
+    network: VmNetwork | None = None
 
 
 class LogSource(StrEnum):

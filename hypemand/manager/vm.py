@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import HypemandError
 from hypemand.log import MessageId, log_state_change, log_vm
 from hypemand.manager.inventory import VmRecord
+from hypemand.manager.networks import Networks, Tenant
 from hypemand.manager.plan import Places
 from hypemand.manager.view import ExitReport, VmView
 from hypemand.qemu.process import read_cpu_seconds
@@ -66,7 +68,7 @@ class Vm:
     """A VM that is defined. `record`, `removed` (its file is gone) and `restarting` are set by the
     manager, all else follows evidence. `releasing_handle`: it has ended, and its handle is being stopped."""
 
-    def __init__(self, record: VmRecord, places: Places, services: VmServices) -> None:
+    def __init__(self, record: VmRecord, places: Places, services: VmServices, networks: Networks) -> None:
         self.record = record
         self.removed = False
         self.restarting = False
@@ -78,6 +80,7 @@ class Vm:
         self._activity = ""
         self._places = places
         self._services = services
+        self._networks = networks
         self._unit = UnitStatus(None)
         self._bus_up = True
         self._session: Session | None = None
@@ -139,11 +142,20 @@ class Vm:
 
     @property
     def needs_restart(self) -> bool:
-        """Does it run with another definition than the one it has now?"""
+        """Does it run with another definition than the one it has now, or on a network that is to change?"""
         running = self._running_definition
-        if running is None or not self.state.is_vmm_active:
+        if not self.state.is_vmm_active:
             return False
-        return _runtime_part(running) != _runtime_part(self.record.definition)
+        if self._networks.is_outdated(self.name):
+            return True
+        return running is not None and _runtime_part(running) != _runtime_part(self.record.definition)
+
+    @property
+    def tenant(self) -> Tenant:
+        """It as its network knows it."""
+        record = self.record
+        running = self.definition_in_use.network if self.state.is_vmm_active else None
+        return Tenant(record.name, record.id, record.uid, record.definition.network, record.lease, running)
 
     @property
     def committed_memory(self) -> int:
@@ -191,6 +203,7 @@ class Vm:
             cpu_seconds=self._read_cpu_seconds(),
             current_phase_since=self._phase_since,
             kernel_headers=self._headers(),
+            network=self._networks.view(self.tenant),
             phase_durations_ms={state.value.lower(): round(s * 1000) for state, s in phases.items()},
         )
 
@@ -405,7 +418,9 @@ class Vm:
             return
         try:
             leader = _find_leader(session.main_pid, self.unit)
-            await register_machine(self._services.bus, self.name, self.record.id, leader)
+            tap = self._networks.interface_of(self.name)
+            interfaces = () if tap is None else (socket.if_nametoindex(tap),)
+            await register_machine(self._services.bus, self.name, self.record.id, leader, interfaces)
         except (OSError, BusError) as error:
             _log.warning("VM %s: cannot register it with systemd-machined: %s", self.name, error)
 
@@ -446,6 +461,7 @@ class Vm:
         """Give back what was held for a run."""
         if before is not None:
             await asyncio.wait([before])
+        await self._networks.detach(self.name)
         self.remove_runtime()
         if not self.restarting:
             await self._release_handle()

@@ -49,14 +49,19 @@ class NetworkClient:
 
     `on_reconnect` is awaited whenever the service may be another one than before: it has to call `apply` with
     all there is. It runs in a task of the client, or within the request that found a service that knows
-    nothing yet.
+    nothing yet. `timeout`: seconds within which each request but `apply` has to be answered.
     """
 
     def __init__(
-        self, path: Path = SOCKET, *, on_reconnect: Callable[[], Awaitable[object]] | None = None
+        self,
+        path: Path = SOCKET,
+        *,
+        on_reconnect: Callable[[], Awaitable[object]] | None = None,
+        timeout: float = _TIMEOUT,
     ) -> None:
         self.on_reconnect = on_reconnect
         self._path = path
+        self._timeout = timeout
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._connecting = asyncio.Lock()
@@ -84,26 +89,26 @@ class NetworkClient:
         return tuple(answer)
 
     async def attach(self, port: PortPlan) -> int:
-        """See NetworkHost. Takes at most 10 s; whether a port is there after TimedOut is not known."""
+        """See NetworkHost. Whether the port is there after a deadline has passed is not known: detach it."""
         return int(await self._ask_knowing(Op.ATTACH, {"port": encode(port)}, int))
 
     async def detach(self, port: PortPlan) -> None:
-        """See NetworkHost. Takes at most 10 s."""
+        """See NetworkHost."""
         await self._ask_knowing(Op.DETACH, {"port": encode(port)}, None | int)
 
     async def counters(self) -> Mapping[str, Counters]:
-        """See NetworkHost. Takes at most 10 s."""
-        return dict(await self._ask(Op.COUNTERS, {}, Mapping[str, Counters], _TIMEOUT))
+        """See NetworkHost."""
+        return dict(await self._ask(Op.COUNTERS, {}, Mapping[str, Counters], self._timeout))
 
     async def _ask_knowing(self, op: Op, request: dict[str, Any], kind: Any) -> Any:
         """Ask what a service can do only once it knows all there is."""
         try:
-            return await self._ask(op, request, kind, _TIMEOUT)
+            return await self._ask(op, request, kind, self._timeout)
         except HypemandError as error:
             if error.code != NOT_APPLIED or self.on_reconnect is None:
                 raise
         await self._reapply()
-        return await self._ask(op, request, kind, _TIMEOUT)
+        return await self._ask(op, request, kind, self._timeout)
 
     async def _reapply(self) -> None:
         """Let the daemon tell the service all there is; one time for all that wait for it."""

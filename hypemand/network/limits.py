@@ -16,16 +16,16 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from hypemand.config.network import Bandwidth
 from hypemand.errors import HostNotReady
-from hypemand.network.links import Link, Links
+from hypemand.network.links import IFB_ALIAS, IFB_PREFIX, Link, Links
 
-IFB_PREFIX = "hi"
-IFB_ALIAS = "hypemand upload of VM "
 _INGRESS = 0xFFFF0000
 _ROOT = 0x10000
 _ALL_PROTOCOLS = 0x0003
-_FASTEST = 2**32 - 1  # bytes/s: what the 32 bits of tc hold, 34 Gbit/s
-# A bucket of 10 ms, and at least some packets: small, so that a transfer keeps to the limit from its start.
-_BURST_SECONDS = 0.01
+# bytes/s: what the 32 bits of tc hold, 34 Gbit/s; and where a frame takes so long that nothing works any more
+_FASTEST, _SLOWEST = 2**32 - 1, 1000
+# A bucket of 25 ms, and at least some packets: so small that a transfer keeps to the limit from its start,
+# and so large that it does on a busy host, whose timers are late.
+_BURST_SECONDS = 0.025
 _SMALLEST_BURST = 8 * 1024
 # What waits before packets are dropped: a transfer needs some of it to get to the limit, and it is the delay
 # that a full line has.
@@ -83,7 +83,7 @@ class Limits:
 
     def remove(self, uid: int) -> None:
         """Remove what does not go with the TAP device."""
-        self._links.delete(ifb_name(uid))
+        self._links.delete_ours(ifb_name(uid))
 
     def _limit_upload(self, tap: int, uid: int, vm: str, mtu: int, rate: int) -> None:
         ifb = self._links.add_ifb(ifb_name(uid), f"{IFB_ALIAS}{vm}", mtu)
@@ -107,7 +107,7 @@ class Limits:
 
 def derive_bucket(rate: int, mtu: int) -> dict[str, Any]:
     """Parameters of tbf for `rate` bytes/s. A frame that is larger than the bucket would never leave."""
-    rate = min(rate, _FASTEST)
+    rate = min(max(rate, _SLOWEST), _FASTEST)
     burst = max(int(rate * _BURST_SECONDS), _SMALLEST_BURST, 2 * (mtu + 18))
     queue = max(int(rate * _QUEUE_SECONDS), _SMALLEST_QUEUE)
     return {"rate": rate, "burst": min(burst, 2**31 - 1), "limit": min(burst + queue, 2**32 - 1)}

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import struct
 from collections import defaultdict
@@ -31,11 +32,15 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from hypemand.errors import HostNotReady
-from hypemand.network.port import BridgePlan, PortPlan
+from hypemand.network.port import TAP_PREFIX, BridgePlan, PortPlan
 from hypemand.network.sysctl import has_ipv6, set_sysctl
 
+IFB_PREFIX = "hi"
 BRIDGE_ALIAS = "hypemand network "
 TAP_ALIAS = "hypemand VM "
+IFB_ALIAS = "hypemand upload of VM "
+_TAP = re.compile(rf"{TAP_PREFIX}[0-9]+")
+_IFB = re.compile(rf"{IFB_PREFIX}[0-9]+")
 _TUN = "/dev/net/tun"
 # linux/if_tun.h
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
@@ -44,6 +49,7 @@ _IFREQ = struct.Struct("=16sH22x")
 _NO_DAD = 0x02  # IFA_F_NODAD: a bridge without a guest has no carrier, and its address would stay tentative
 _TABLE_LOCAL = 255
 _UNICAST = 1
+_ROOT, _INGRESS = 0xFFFFFFFF, 0xFFFFFFF1  # where a qdisc is on its device
 _PROTO_RA = 9
 
 
@@ -103,9 +109,8 @@ class Links:
         return {index: frozenset(found) for index, found in kinds.items()}
 
     def delete_qdisc(self, kind: str, index: int) -> None:
-        """Remove one, with all that belongs to it."""
-        parent = {} if kind == "ingress" else {"root": True}
-        self._netlink.tc("del", kind, index, **parent)
+        """Remove one of a device itself, with all that belongs to it."""
+        self._netlink.tc("del", index=index, parent=_INGRESS if kind == "ingress" else _ROOT)
 
     def find(self, name: str) -> Link | None:
         """The device of that name."""
@@ -121,17 +126,19 @@ class Links:
         """All devices. It takes time with the number of them."""
         return tuple(_parse_link(message) for message in self._netlink.get_links())
 
-    def delete(self, name: str) -> bool:
-        """Delete a device, whatever it is; was it there?"""
+    def delete(self, link: Link) -> None:
+        """Delete a device. One that is not there is no error."""
         try:
-            self._netlink.link("del", index=socket.if_nametoindex(name))
-        except OSError:
-            return False
+            self._netlink.link("del", index=link.index)
         except NetlinkError as error:
-            if error.code == errno.ENODEV:
-                return False
-            raise
-        return True
+            if error.code != errno.ENODEV:
+                raise
+
+    def delete_ours(self, name: str) -> None:
+        """Delete the device of that name, if it is one of ours."""
+        link = self.find(name)
+        if link is not None and is_ours(link):
+            self.delete(link)
 
     # -- bridges
 
@@ -141,7 +148,14 @@ class Links:
         mac = derive_bridge_mac(plan.network)
         if link is None:
             self._netlink.link(
-                "add", ifname=plan.bridge, kind="bridge", address=mac, br_stp_state=0, br_mcast_snooping=0
+                "add",
+                ifname=plan.bridge,
+                kind="bridge",
+                address=mac,
+                # not what it is to be: its MTU stays as it is set only if setting it changed it
+                mtu=plan.mtu - 1,
+                br_stp_state=0,
+                br_mcast_snooping=0,
             )
             link = self.find(plan.bridge)
             assert link is not None
@@ -152,7 +166,6 @@ class Links:
             )
         alias = f"{BRIDGE_ALIAS}{plan.network}"
         if (link.alias, link.mac, link.mtu, link.up) != (alias, mac, plan.mtu, True):
-            self._set_bridge_sysctls(plan)
             self._netlink.link("set", index=link.index, ifalias=alias, address=mac, mtu=plan.mtu, state="up")
         self._set_bridge_sysctls(plan)
         self._set_addresses(link.index, plan)
@@ -206,6 +219,8 @@ class Links:
     def add_tap(self, port: PortPlan, bridge: int, *, isolated: bool, hairpin: bool) -> int:
         """Make a VM's TAP device, on the bridge and up; its index. Raises OSError; then it is not there."""
         name = port.tap
+        if self.find(name) is not None:
+            raise HostNotReady(f"{name} exists and is not of hypemand", hint=f"ip link del {name}")
         with _open_tun() as tun:
             fcntl.ioctl(
                 tun,
@@ -238,7 +253,7 @@ class Links:
 
     def add_ifb(self, name: str, alias: str, mtu: int) -> int:
         """Make an ifb device anew, up; its index."""
-        self.delete(name)
+        self.delete_ours(name)
         self._netlink.link("add", ifname=name, kind="ifb", mtu=mtu)
         index = socket.if_nametoindex(name)
         if has_ipv6():
@@ -257,6 +272,18 @@ class Links:
             for message in self._netlink.get_routes(family=family)
             for route in _parse_routes(message, family, names)
         )
+
+
+def is_ours(link: Link) -> bool:
+    """Have we made this device?"""
+    match link.kind:
+        case "tun":
+            return bool(_TAP.fullmatch(link.name)) and link.alias.startswith(TAP_ALIAS)
+        case "ifb":
+            return bool(_IFB.fullmatch(link.name))
+        case "bridge":
+            return link.alias.startswith(BRIDGE_ALIAS)
+    return False
 
 
 def is_our_bridge(link: Link, network: str) -> bool:

@@ -22,14 +22,13 @@ from hypemand.errors import HostNotReady, HypemandError
 from hypemand.network.conntrack import forget_connections, forget_early
 from hypemand.network.firewall import Nftables, RuleRefused
 from hypemand.network.forwarding import ensure_forwarding, find_forwarding_warnings
-from hypemand.network.limits import IFB_ALIAS, Limits, Present, ifb_name
+from hypemand.network.limits import Limits, Present, ifb_name
 from hypemand.network.links import (
-    BRIDGE_ALIAS,
-    TAP_ALIAS,
-    Link,
     Links,
     Route,
     find_collision,
+    is_our_bridge,
+    is_ours,
 )
 from hypemand.network.port import TAP_PREFIX, BridgePlan, Counters, NetworkStatus, PortPlan, tap_name
 from hypemand.network.reservations import Reservations
@@ -89,12 +88,14 @@ class HostNetworks:
         self, bridges: tuple[BridgePlan, ...], ports: tuple[PortPlan, ...], *, prune: bool
     ) -> tuple[NetworkStatus, ...]:
         """See NetworkHost."""
-        routes = self._links.list_routes()
         plans = derive_plans(bridges, ports)
+        self._ports = {port.uid: port for port in ports}
+        if prune:
+            self._prune(plans)
+        routes = self._links.list_routes()
         problems: dict[str, str] = {}
         warnings: dict[str, list[str]] = {plan.network: [] for plan in (*bridges, *plans.values())}
         self._networks = dict(self._ensure_bridges(plans, routes, problems, warnings))
-        self._ports = {port.uid: port for port in ports if port.bridge.bridge in self._networks}
         self._groups = number_groups(self._ports.values(), self._groups)
         self._applied = True
         try:
@@ -102,12 +103,12 @@ class HostNetworks:
         except HostNotReady as error:
             problems |= {network: str(error) for network in warnings if network not in problems}
         self._ensure_ports(warnings, routes)
-        if prune:
-            self._prune()
         self._warn(plans, routes, warnings)
         for plan in bridges:
             kept = plans[plan.bridge]
-            if derive_shape(kept) != derive_shape(plan):
+            if kept.network != plan.network:
+                problems[plan.network] = f"{plan.bridge} is the bridge of network {kept.network}"
+            elif derive_shape(kept) != derive_shape(plan):
                 warnings[plan.network].append(
                     f"{plan.bridge} stays as it was until the last VM on it has stopped"
                 )
@@ -123,10 +124,11 @@ class HostNetworks:
         problems: dict[str, str],
         warnings: dict[str, list[str]],
     ) -> Iterator[tuple[str, _Network]]:
-        taken: list[Route] = []
+        """Bridges that are as they are to be; also one that is not, if it is there and VMs are on it."""
+        taken = [route for route in routes if route.device not in plans]
         for plan in plans.values():
             try:
-                if route := find_collision(plan, (*routes, *taken)):
+                if route := find_collision(plan, taken):
                     told = f"its subnet has addresses that the host reaches by another route: {route}"
                     if not self._links.has_address(plan):
                         raise HostNotReady(told, hint="give the network another subnet in hypemand.yaml")
@@ -134,7 +136,10 @@ class HostNetworks:
                 index = self._ensure_bridge(plan)
             except HypemandError as error:
                 problems[plan.network] = str(error)
-                continue
+                link = self._links.find(plan.bridge)
+                if link is None or not is_our_bridge(link, plan.network):
+                    continue
+                index = link.index
             subnets = [interface.network for interface in (plan.ipv4, plan.ipv6) if interface is not None]
             taken += [Route(subnet, plan.bridge, False) for subnet in subnets]
             yield plan.bridge, _Network(plan, index)
@@ -153,21 +158,24 @@ class HostNetworks:
             try:
                 with _told(f"VM {port.vm}"):
                     self._ensure_port(port, present)
-                self._reservations.take(port)
+                    self._reservations.take(port)
             except HypemandError as error:
                 warnings[port.bridge.network].append(f"VM {port.vm}: {error.message}")
         for network in self._networks.values():
             if any(port.bridge.bridge == network.plan.bridge for port in self._ports.values()):
-                ensure_forwarding(network.plan, lambda: routes)
+                with _told(f"network {network.plan.network}"):
+                    ensure_forwarding(network.plan, lambda: routes)
 
     def _ensure_port(self, port: PortPlan, present: Present) -> None:
         link = present.links.get(port.tap)
-        bridge = self._networks[port.bridge.bridge].index
-        if link is None:
+        network = self._networks.get(port.bridge.bridge)
+        if network is None:
+            raise HostNotReady(f"{port.bridge.bridge} is not there")
+        if link is None or not is_ours(link):
             _log.warning("VM %s: its TAP device %s was not there", port.vm, port.tap)
-            self._make_tap(port, bridge)
+            self._make_tap(port, network.index)
             return
-        self._links.mend_tap(link, port, bridge, **self._derive_flags(port))
+        self._links.mend_tap(link, port, network.index, **self._derive_flags(port))
         self._limits.mend(link.index, port.uid, port.vm, port.bridge.mtu, port.bandwidth, present)
 
     def _derive_flags(self, port: PortPlan) -> dict[str, bool]:
@@ -281,7 +289,7 @@ class HostNetworks:
         return index
 
     def _remove_devices(self, uid: int) -> None:
-        self._links.delete(tap_name(uid))
+        self._links.delete_ours(tap_name(uid))
         self._limits.remove(uid)
 
     def detach(self, port: PortPlan) -> None:
@@ -309,31 +317,22 @@ class HostNetworks:
 
     # -- what is not wished
 
-    def _prune(self) -> None:
-        """Remove what is ours and not wished."""
+    def _prune(self, plans: Iterable[str]) -> None:
+        """Remove what is ours and not wished. `plans`: the names of the bridges that are."""
         keep = {tap_name(uid) for uid in self._ports}
         keep |= {ifb_name(uid) for uid, port in self._ports.items() if port.bandwidth.upload is not None}
-        keep |= set(self._networks)
+        keep |= set(plans)
         for link in self._links.list_links():
             if link.name not in keep and is_ours(link):
                 _log.info("removed %s, which nothing needs (%s)", link.name, link.alias)
-                self._links.delete(link.name)
+                self._links.delete(link)
 
     def clean(self) -> None:
         """Remove all that is ours."""
         for link in self._links.list_links():
             if is_ours(link):
-                self._links.delete(link.name)
+                self._links.delete(link)
         self._find_nft().change(render_removal())
-
-
-def is_ours(link: Link) -> bool:
-    """Have we made this device?"""
-    if link.kind == "tun":
-        return bool(_TAP.fullmatch(link.name)) and link.alias.startswith(TAP_ALIAS)
-    if link.kind == "ifb":
-        return link.alias.startswith(IFB_ALIAS) or bool(re.fullmatch(r"hi[0-9]+", link.name))
-    return link.kind == "bridge" and link.alias.startswith(BRIDGE_ALIAS)
 
 
 def derive_shape(plan: BridgePlan) -> tuple[object, ...]:
@@ -344,15 +343,18 @@ def derive_shape(plan: BridgePlan) -> tuple[object, ...]:
 def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> dict[str, BridgePlan]:
     """By the bridges' names, how each is to be: as it is for the VMs that are on it, but for what can change
     under them."""
-    wished = {plan.bridge: plan for plan in bridges}
-    plans = dict(wished)
+    wished: dict[str, BridgePlan] = {}
+    for plan in bridges:
+        wished.setdefault(plan.bridge, plan)
+    plans: dict[str, BridgePlan] = {}
     for port in ports:
         kept = port.bridge
         new = wished.get(kept.bridge)
         if new is not None and new.network == kept.network:
             kept = replace(kept, nat=new.nat, host_ports=new.host_ports)
         plans[kept.bridge] = kept
-    return plans
+    # those with VMs first: when two networks cannot be together, the one that is there stays
+    return plans | {bridge: plan for bridge, plan in wished.items() if bridge not in plans}
 
 
 def _read_counters(text: str) -> Iterator[tuple[str, Counters]]:

@@ -42,6 +42,7 @@ class Service:
     def __init__(self, host: HostNetworks) -> None:
         self._host = host
         self._notifier = sdnotify.SystemdNotifier()
+        self._status = ""
         self._connections: set[asyncio.Task[Any]] = set()
         self._stop = asyncio.Event()
 
@@ -54,7 +55,8 @@ class Service:
         server = await asyncio.start_unix_server(self._serve, sock=listener)
         watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
         try:
-            self._notifier.notify(f"READY=1\nSTATUS={self._host.summary}")
+            self._notifier.notify("READY=1")
+            self._update_status()
             await self._stop.wait()
             self._notifier.notify("STOPPING=1")
         finally:
@@ -96,7 +98,7 @@ class Service:
             told = HypemandError(f"the network service failed: {type(error).__name__}: {error}")
             return {"id": number, "error": encode_error(told)}
         finally:
-            self._notifier.notify(f"STATUS={self._host.summary}")
+            self._update_status()
         return {"id": number, "result": encode(result)}
 
     def _do(self, request: Mapping[str, Any]) -> object:
@@ -114,6 +116,12 @@ class Service:
                 return self._host.counters()
             case other:
                 raise BadFrame(f"no operation {other!r}")
+
+    def _update_status(self) -> None:
+        """Only news: a notification waits when systemd is busy."""
+        if self._host.summary != self._status:
+            self._status = self._host.summary
+            self._notifier.notify(f"STATUS={self._status}")
 
     def _restore(self) -> None:
         """Somebody has removed a table: ours, perhaps."""

@@ -53,8 +53,16 @@ class VmmFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class NetDevice:
+    """A network device: the TAP device that it is on, and its address."""
+
+    tap: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
 class VmmPlan:
-    """What QEMU is to run. Memory in bytes; `tsc_khz` None: not known."""
+    """What QEMU is to run. Memory in bytes; `tsc_khz` None: not known; `net` None: it has no network."""
 
     vm: str
     vm_id: str
@@ -65,6 +73,7 @@ class VmmPlan:
     tsc_khz: int | None
     mode: Mode
     files: VmmFiles
+    net: NetDevice | None = None
 
 
 def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
@@ -76,6 +85,8 @@ def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
     arguments += _console()
     arguments += _ports(plan.files)
     arguments += _disks(plan.files)
+    if plan.net is not None:
+        arguments += _network(plan.net)
     return tuple(arguments)
 
 
@@ -167,6 +178,14 @@ def _disk(name: str, path: Path, serial: str, *, readonly: bool) -> list[str]:
     return [
         "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}",
         "-device", f"virtio-blk-device,drive={name},serial={serial}",
+    ]  # fmt: skip
+
+
+def _network(net: NetDevice) -> list[str]:
+    """No vhost: that is one more device of the host in reach of the VMM, and TCG gains nothing by it."""
+    return [
+        "-netdev", f"tap,id=net,ifname={net.tap},script=no,downscript=no,vhost=off,vnet_hdr=on",
+        "-device", f"virtio-net-device,netdev=net,mac={net.mac}",
     ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from hypemand.errors import InvalidDefinition, Problem
 MAGIC = b"HYPECFG1"
 VERSION = "1"
 MAX_RECORDS = 1024 * 1024
+MAX_HOSTS = 4096
 SECTOR = 512
 _HEADER = struct.Struct("<8sII")
 
@@ -51,9 +52,18 @@ class GuestInterface:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestHost:
+    """A line of the guest's /etc/hosts: an address, without a prefix, and 1 to 8 names of it."""
+
+    address: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GuestConfig:
     """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /.
-    `dns` are addresses, `search` domains."""
+    `dns` are addresses, `search` domains; `hosts`, at most MAX_HOSTS, what it is told of others and of
+    itself."""
 
     name: str
     mode: Mode
@@ -68,6 +78,7 @@ class GuestConfig:
     interfaces: tuple[GuestInterface, ...] = ()
     dns: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
+    hosts: tuple[GuestHost, ...] = ()
 
 
 def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
@@ -93,6 +104,8 @@ def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
         yield "dns", address
     for domain in config.search:
         yield "search", domain
+    for host in config.hosts:
+        yield "host", _format_fields(_host_fields(host))
 
 
 def _volume_fields(volume: GuestVolume) -> Iterator[tuple[str, str]]:
@@ -115,6 +128,12 @@ def _interface_fields(interface: GuestInterface) -> Iterator[tuple[str, str]]:
         yield "address", address
     for gateway in interface.gateways:
         yield "gateway", gateway
+
+
+def _host_fields(host: GuestHost) -> Iterator[tuple[str, str]]:
+    yield "address", host.address
+    for name in host.names:
+        yield "name", name
 
 
 def _format_fields(fields: Iterable[tuple[str, str]]) -> str:

@@ -4,18 +4,23 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 from hypemand.systemd.bus import BusError, SystemBus, encode_arguments
 
 _SERVICE = "org.freedesktop.machine1"
 _PATH = "/org/freedesktop/machine1"
-_REGISTER = "org.freedesktop.machine1.Manager.RegisterMachine"
+_REGISTER = "org.freedesktop.machine1.Manager.RegisterMachineWithNetwork"
 
 
-async def register_machine(bus: SystemBus, name: str, vm_id: str, leader: int) -> bool:
+async def register_machine(
+    bus: SystemBus, name: str, vm_id: str, leader: int, interfaces: Sequence[int] = ()
+) -> bool:
     """Make a VM known under its name. The leader is the process that machinectl signals, and its cgroup
-    tells the unit. `vm_id` is 32 hex digits. False: there is no machined. Raises BusError otherwise."""
-    arguments = encode_arguments("sayssus", [name, bytes.fromhex(vm_id), "hypemand", "vm", leader, ""])
+    tells the unit. `vm_id` is 32 hex digits, `interfaces` the indexes of the host's ends of its network.
+    False: there is no machined. Raises BusError otherwise."""
+    identity = [name, bytes.fromhex(vm_id), "hypemand", "vm", leader, ""]
+    arguments = encode_arguments("sayssusai", [*identity, list(interfaces)])
     try:
         await bus.call(_SERVICE, _PATH, _REGISTER, arguments)
     except BusError as error:

@@ -4,6 +4,9 @@
 One table of (property, D-Bus signature, value): what `systemd-analyze security` judges. A VMM needs its
 own files, its console and the CPU; with KVM also /dev/kvm. It has no capability, no network, no other
 process in view and no memory that is both writable and executable (TCG is run with split-wx for that).
+
+One whose guest has a network opens the TAP device that is its own, which has to be in the network namespace
+that it is in: the host's. It can still have no socket there but unix ones.
 """
 
 from __future__ import annotations
@@ -31,6 +34,11 @@ _DENIED_CALLS = [
 _CLONE_NEWUTS = 0x04000000
 _ANY_ADDRESS = [(socket.AF_INET, bytes(4), 0), (socket.AF_INET6, bytes(16), 0)]
 
+
+def _device(path: str) -> tuple[Property, ...]:
+    return ("BindPaths", "a(ssbt)", [(path, path, False, 0)]), ("DeviceAllow", "a(ss)", [(path, "rw")])
+
+
 _SANDBOX: tuple[Property, ...] = (
     ("NoNewPrivileges", "b", True),
     ("CapabilityBoundingSet", "t", 0),
@@ -39,7 +47,6 @@ _SANDBOX: tuple[Property, ...] = (
     ("ProtectSystem", "s", "strict"),
     ("PrivateMounts", "b", True),
     ("PrivateIPC", "b", True),
-    ("PrivateNetwork", "b", True),
     ("PrivateUsers", "b", True),
     ("RemoveIPC", "b", True),
     ("ProtectProc", "s", "invisible"),
@@ -71,13 +78,11 @@ _SANDBOX: tuple[Property, ...] = (
     ("DevicePolicy", "s", "closed"),
 )
 
-_KVM: tuple[Property, ...] = (
-    ("BindPaths", "a(ssbt)", [("/dev/kvm", "/dev/kvm", False, 0)]),
-    ("DeviceAllow", "a(ss)", [("/dev/kvm", "rw")]),
-    ("SupplementaryGroups", "as", ["kvm"]),
-)
+_NO_NETWORK: tuple[Property, ...] = (("PrivateNetwork", "b", True),)
+_TAP = _device("/dev/net/tun")
+_KVM: tuple[Property, ...] = (*_device("/dev/kvm"), ("SupplementaryGroups", "as", ["kvm"]))
 
 
-def sandbox_properties(*, kvm: bool) -> list[Property]:
-    """The sandbox; `kvm`: with access to /dev/kvm."""
-    return [*_SANDBOX, *(_KVM if kvm else ())]
+def sandbox_properties(*, kvm: bool, tap: bool) -> list[Property]:
+    """The sandbox; `kvm`: with access to /dev/kvm, `tap`: with access to TAP devices of its user."""
+    return [*_SANDBOX, *(_KVM if kvm else ()), *(_TAP if tap else _NO_NETWORK)]

@@ -43,7 +43,7 @@ class UnitPlan:
     """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity).
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
-    on the host and the one in `root`.
+    on the host and the one in `root`. `tap`: it opens a TAP device.
     """
 
     vm: str
@@ -64,6 +64,7 @@ class UnitPlan:
     kvm: bool
     extra: Mapping[str, tuple[str, ...]]
     volumes: tuple[tuple[Path, Path], ...] = ()
+    tap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
     properties += root_properties(
         plan.root, readable=plan.readable, writable=plan.writable, volumes=plan.volumes
     )
-    properties += sandbox_properties(kvm=plan.kvm)
+    properties += sandbox_properties(kvm=plan.kvm, tap=plan.tap)
     properties += extra_properties(plan.extra)
     return properties
 

@@ -32,7 +32,7 @@ BUSYBOX = "/bin/busybox"
 BOOT_S = 60.0
 APPLETS = (
     *("sh", "cat", "sleep", "id", "ls", "ps", "mount", "env", "tail", "dd", "echo", "ip", "readlink"),
-    *("uname", "grep", "stat", "find", "ln"),
+    *("uname", "grep", "stat", "find", "ln", "ping"),
 )
 PORTS = ("agent", "report", "stop")
 

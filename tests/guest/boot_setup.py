@@ -155,7 +155,52 @@ class SetUp(boot_guest.BootCase):
         with self.guest("sh", "-c", script, agent="0", machine=machine) as guest:
             self.assertEqual(guest.exit_report()[0], 0, guest.console)
             self.assertIn("127.0.0.1 localhost\n", guest.console)
-            self.assertIn("warning: cannot add the VM's name to /etc/hosts\n", guest.console)
+            self.assertIn(
+                "warning: /etc/hosts does not get the VM's names: Read-only file system\n", guest.console
+            )
+
+    def test_names_of_others_and_its_own_address(self) -> None:
+        disk = make_ext4(self.folder / "disk")
+        others = [
+            ("host", "address=10.9.8.7,name=vm1,name=vm1.hypeman"),
+            ("host", "address=fd00:9::3,name=db,name=db.hypeman"),
+            ("host", "address=10.9.8.3,name=db,name=db.hypeman"),
+        ]
+        block = (
+            "# BEGIN hypemand\n10.9.8.7\tvm1 vm1.hypeman\nfd00:9::3\tdb db.hypeman\n10.9.8.3\tdb db.hypeman\n"
+            "# END hypemand\n"
+        )
+        image = "127.0.0.1 localhost # vm1\n::1 localhost\n"
+        show = "stat -c 'hosts %a %u:%g %N' /etc/hosts; cat /etc/hosts; echo END"
+        ask = "ping -4 -c 1 -W 1 vm1; ping -4 -c 1 -W 1 db.hypeman || true"
+        move = "cat /etc/hosts >/data/hosts; ln -sf /data/hosts /etc/hosts"
+        machine = Machine(disk=disk, options=card(MAC))
+        with_others = Machine(disk=disk, options=card(MAC), records=[*NETWORK, *others])
+        for at, script, expected in (
+            (machine, f"{show}; {move}", f"{image}127.0.1.1\tvm1\nEND\n"),
+            (with_others, f"{show}; {ask}", f"-> '/data/hosts'\n{image}{block}END\n"),
+            (with_others, show, f"-> '/data/hosts'\n{image}{block}END\n"),
+            (machine, show, f"-> '/data/hosts'\n{image}127.0.1.1\tvm1\nEND\n"),
+        ):
+            with self.guest("sh", "-c", script, agent="0", machine=at) as guest:
+                self.assertEqual(guest.exit_report()[0], 0, guest.console)
+                self.assertIn(expected, guest.console)
+                if ask in script:
+                    self.assertIn("PING vm1 (10.9.8.7)", guest.console)
+                    self.assertIn("1 packets received", guest.console)
+                    self.assertIn("PING db.hypeman (10.9.8.3)", guest.console)
+
+    def test_hosts_that_are_too_large_are_the_images_own(self) -> None:
+        etc = self.volume("etc", hosts="127.0.0.1 localhost\n" + "#" * (1 << 20), hostname="other\n")
+        machine = Machine(
+            drives=[("v", etc, False)],
+            records=[("volume", "serial=v,path=/etc"), ("host", "address=10.9.8.7,name=db")],
+        )
+        script = "tail -c 10 /etc/hosts; grep -m 1 hypeman-init /dev/kmsg"
+        with self.guest("sh", "-c", script, agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertIn("##########", guest.console)
+            self.assertIn("warning: /etc/hosts is left as it is: File too large\n", guest.console)
 
     def test_an_overlay_keeps_what_is_written_apart_from_its_volume(self) -> None:
         volume = self.volume("v", a="of the volume\n")

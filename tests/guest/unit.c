@@ -9,6 +9,7 @@
 #include "fields.h"
 #include "files.h"
 #include "headers.h"
+#include "hosts.h"
 #include "identity.h"
 #include "inroot.h"
 #include "kernellog.h"
@@ -546,6 +547,17 @@ static void test_config_of_set_up_refused(void)
         {"net=mac=52:54:00:ab:cd:01,address=fd00::1/129", "expected ADDRESS/PREFIX"},
         {"net=mac=52:54:00:ab:cd:01,gateway=x", "gateway=x: expected an address"},
         {"dns=example.org", "dns=example.org: expected an address"},
+        {"host=name=db", "needs an address and a name"},
+        {"host=address=10.0.0.1", "needs an address and a name"},
+        {"host=address=10.0.0.1/24,name=db", "address=10.0.0.1/24: expected an address"},
+        {"host=address=10.0.0,name=db", "expected an address"},
+        {"host=address=fd00::1%25eth0,name=db", "expected an address"},
+        {"host=address=10.0.0.1,name=", "name=: expected a host name"},
+        {"host=address=10.0.0.1,name=a b", "name=a b: expected a host name"},
+        {"host=address=10.0.0.1,name=a\n", "expected a host name"},
+        {"host=address=10.0.0.1,name=a%23b", "name=a#b: expected a host name"},
+        {"host=address=10.0.0.1,name=1,name=2,name=3,name=4,name=5,name=6,name=7,name=8,name=9", "at most 8"},
+        {"host=address", "fields cannot be read"},
         {"search=a b", "search=a b: expected a domain"},
         {"search=", "expected a domain"},
     };
@@ -568,6 +580,90 @@ static void test_config_of_set_up_refused(void)
     static const char twice[] = RUNS "volume=serial=a,path=/x\0volume=serial=b,path=/x";
     EXPECT(!parse_config(twice, sizeof twice, &config, &why) && strstr(why.words, "twice") != NULL);
     config_free(&config);
+}
+
+static void test_config_of_hosts(void)
+{
+    struct config config;
+    struct reason why;
+    static const char two[] = RUNS "host=address=10.1.2.3,name=db,name=db.hypeman,new=1\0"
+                                   "host=name=db,address=fd00::3";
+    EXPECT(parse_config(two, sizeof two, &config, &why) && config.hosts.count == 2);
+    EXPECT_TEXT(config.hosts.all[0].address, "10.1.2.3");
+    EXPECT(config.hosts.all[0].name_count == 2 && config.hosts.all[1].name_count == 1);
+    EXPECT_TEXT(config.hosts.all[0].names[1], "db.hypeman");
+    EXPECT_TEXT(config.hosts.all[1].address, "fd00::3");
+    config_free(&config);
+
+    static char many[sizeof RUNS + (HOSTS_MAX + 1) * 40];
+    static const char record[] = "host=address=10.1.2.3,name=db";
+    size_t used = sizeof RUNS - 1;
+    memcpy(many, RUNS, used);
+    for (int i = 0; i <= HOSTS_MAX; i++) {
+        memcpy(many + used, record, sizeof record);
+        used += sizeof record;
+    }
+    EXPECT(parse_config(many, used - sizeof record, &config, &why) && config.hosts.count == HOSTS_MAX);
+    config_free(&config);
+    EXPECT(!parse_config(many, used, &config, &why) && strstr(why.words, "at most 4096") != NULL);
+    config_free(&config);
+}
+
+#define BLOCK "# BEGIN hypemand\n10.0.0.3\tdb db.hypeman\nfd00::3\tdb db.hypeman\n# END hypemand\n"
+
+static void test_hosts(void)
+{
+    static struct host all[] = {
+        {.address = "10.0.0.3", .names = {"db", "db.hypeman"}, .name_count = 2},
+        {.address = "fd00::3", .names = {"db", "db.hypeman"}, .name_count = 2},
+    };
+    static const struct hosts none = {.all = NULL};
+    static const struct hosts others = {.all = all, .count = 2};
+    static const struct {
+        const char *name;
+        const struct hosts *hosts;
+        const char *old;
+        const char *wanted;
+    } cases[] = {
+        /* without a network: the name, where it is not there */
+        {"web", &none, "", "127.0.0.1\tlocalhost web\n::1\tlocalhost ip6-localhost\n"},
+        {"web", &none, "1.2.3.4 a", "1.2.3.4 a\n127.0.1.1\tweb\n"},
+        {"web", &none, "1.2.3.4 a WEB", "1.2.3.4 a WEB"},
+        {"web", &none, "1.2.3.4 a # web\n", "1.2.3.4 a # web\n127.0.1.1\tweb\n"},
+        /* others, but not itself */
+        {"web", &others, "", "127.0.0.1\tlocalhost web\n::1\tlocalhost ip6-localhost\n" BLOCK},
+        {"web", &others, "1.2.3.4 a", "1.2.3.4 a\n127.0.1.1\tweb\n" BLOCK},
+        {"web", &others, "1.2.3.4 web", "1.2.3.4 web\n" BLOCK},
+        /* itself: no loopback address has its name, unless somebody else wrote that */
+        {"db", &others, "", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n" BLOCK},
+        {"DB", &others, "1.2.3.4 a\n", "1.2.3.4 a\n" BLOCK},
+        {"db", &others, "127.0.0.1\tlocalhost db\n::1\tlocalhost\n127.0.1.1\tdb\n",
+         "127.0.0.1\tlocalhost\n::1\tlocalhost\n" BLOCK},
+        {"db", &others, "127.0.0.1 localhost db\n127.0.1.1 db\n127.0.1.1\tdb2",
+         "127.0.0.1 localhost db\n127.0.1.1 db\n127.0.1.1\tdb2\n" BLOCK},
+        /* the block of another boot is replaced, where it is */
+        {"db", &others, "a\n# BEGIN hypemand\n10.0.0.9\told\n# END hypemand\nb\n", "a\n" BLOCK "b\n"},
+        {"db", &others, BLOCK "b\n" BLOCK "c", BLOCK "b\nc"},
+        {"db", &others, "# BEGIN hypemand\n10.0.0.9\told\n# END hypemand", BLOCK},
+        {"web", &none, "a\n" BLOCK "b\n", "a\nb\n127.0.1.1\tweb\n"},
+        {"db", &none, BLOCK, "127.0.1.1\tdb\n"},
+        /* marks that do not belong together, and what only looks like one */
+        {"db", &others, "# BEGIN hypemand\n1.2.3.4 x\n", BLOCK "1.2.3.4 x\n"},
+        {"db", &others, "# END hypemand\n", "# END hypemand\n" BLOCK},
+        {"db", &others, " # BEGIN hypemand\n# END hypemand \n", " # BEGIN hypemand\n# END hypemand \n" BLOCK},
+        {"db", &others, "\n\n", "\n\n" BLOCK},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *old = exactly(cases[i].old, strlen(cases[i].old) + 1);
+        char *text = hosts_derive(old, cases[i].name, cases[i].hosts);
+        EXPECT_TEXT(text == NULL ? "nothing" : text, cases[i].wanted);
+        free(old);
+        /* What is right stays as it is. */
+        char *again = text == NULL ? NULL : hosts_derive(text, cases[i].name, cases[i].hosts);
+        EXPECT_TEXT(again == NULL ? "nothing" : again, cases[i].wanted);
+        free(again);
+        free(text);
+    }
 }
 
 static void test_build_id(void)
@@ -806,6 +902,8 @@ int main(void)
     test_config_of_volumes();
     test_config_of_networks();
     test_config_of_set_up_refused();
+    test_config_of_hosts();
+    test_hosts();
     test_build_id();
     test_in_root();
     test_trees();

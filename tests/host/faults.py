@@ -20,8 +20,8 @@ from tests.host.command import Result
 from tests.host.machine import TestHost
 
 BUSYBOX = "builtin:busybox"
-SMALL = ("--memory=128M", "--vcpus=1", "--disk=64M")
-SMALL_DEFINITION = {"image": BUSYBOX, "memory": "128M", "vcpus": 1, "disk": "64M"}
+SMALL = ("--memory=128M", "--vcpus=1", "--disk=64M", "--network=none")
+SMALL_DEFINITION = {"image": BUSYBOX, "memory": "128M", "vcpus": 1, "disk": "64M", "network": "none"}
 VM_DIR = "/etc/hypemand/vms.d"
 DROPIN = "/etc/hypemand/hypemand.yaml.d/50-test.yaml"
 GUEST_DIR = "/usr/lib/hypemand/guest"

@@ -22,6 +22,7 @@ SMALL: Mapping[str, Any] = {
     "vcpus": 1,
     "disk": "64M",
     "kernel_headers": False,
+    "network": "none",
 }
 # Programs for `define`: scripts of busybox's sh.
 STAYS = "echo up; exec sleep infinity"

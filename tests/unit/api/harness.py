@@ -22,6 +22,7 @@ from hypemand.api.server import make_app, serve
 from hypemand.api.services import Limits, Services
 from hypemand.api.tokens import TokenStore
 from tests.openapi_check import Description, parse_events
+from tests.unit.api.fakenetworks import FakeNetworks
 from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
 from tests.unit.api.fakevolumes import FakeVolumes
 
@@ -69,6 +70,7 @@ class Api:
     manager: FakeManager
     images: FakeImages
     volumes: FakeVolumes
+    networks: FakeNetworks
     services: Services
     session: aiohttp.ClientSession
     stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -110,9 +112,9 @@ async def run_api(folder: Path, limits: Limits = DEFAULTS) -> AsyncIterator[Api]
     listener.listen()  # as systemd hands it over: who comes early waits
     timeout = aiohttp.ClientTimeout(total=DEADLINE)
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout) as session:
-        volumes = FakeVolumes(manager)
-        services = Services(manager, images, tokens, volumes, fake_reload, spool=folder)
-        api = Api(path, manager, images, volumes, services, session)
+        volumes, networks = FakeVolumes(manager), FakeNetworks()
+        services = Services(manager, images, tokens, volumes, networks, fake_reload, spool=folder)
+        api = Api(path, manager, images, volumes, networks, services, session)
         served = asyncio.create_task(_serve(make_app(services, limits), listener, api.stop))
         try:
             yield api

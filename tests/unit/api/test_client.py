@@ -18,13 +18,13 @@ from hypeman.lib import cp_from_instance, cp_to_instance
 from hypeman.lib import exec as remote_exec
 from hypeman.lib._ws import SyncWebSocket
 from hypeman.lib.cp import CopyProtocolError
-from hypeman.types.instance import Network
 from hypeman.types.restart_policy import RestartPolicy
 from websockets.sync.client import unix_connect
 
 from hypemand.errors import GuestError
 from hypemand.manager.view import FileKind
 from hypemand.state import State
+from tests.unit.api.fakenetworks import PLACE
 from tests.unit.api.fakes import IMAGE
 from tests.unit.api.harness import Api, drive
 
@@ -66,7 +66,8 @@ def test_the_life_of_an_instance(tmp_path: Path) -> None:
         assert (made.state, made.size, made.overlay_size, made.vcpus) == ("Initializing", "512MB", "2GB", 1)
         assert made.created_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
         assert made.restart_policy == RestartPolicy(policy="on_failure")
-        assert made.network == Network(enabled=False)
+        assert made.network is not None
+        assert (made.network.enabled, made.network.ip, made.network.mac) == (False, None, None)
         boot = threading.Timer(0.1, lambda: asyncio.run_coroutine_threadsafe(api.manager.boot("web"), loop))
         boot.start()
         waited = client.instances.wait(made.id, state="Running", api_timeout="10s")
@@ -81,6 +82,20 @@ def test_the_life_of_an_instance(tmp_path: Path) -> None:
         client.instances.delete("web", graceful_shutdown=False)
         with pytest.raises(hypeman.NotFoundError):
             client.instances.get("web")
+
+    use_client(tmp_path, work)
+
+
+def test_the_place_in_the_network_is_as_the_client_knows_it(tmp_path: Path) -> None:
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        api.manager.add("web", state=State.RUNNING, network=PLACE, main_pid=os.getpid())
+        network = client.instances.get("web").network
+        assert network is not None
+        assert (network.enabled, network.name, network.ip) == (True, "lab", "10.7.0.2")
+        assert network.mac == "52:54:00:12:34:56"
+        assert (network.bandwidth_download, network.bandwidth_upload) == ("1Gbps", "20Mbps")
+        stats = client.instances.stats("web")
+        assert (stats.network_rx_bytes, stats.network_tx_bytes) == (200, 100)
 
     use_client(tmp_path, work)
 

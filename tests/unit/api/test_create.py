@@ -2,16 +2,19 @@
 """Bodies of POST /instances."""
 
 from collections.abc import Mapping
+from ipaddress import IPv4Interface
 
 import pytest
 
 from hypemand.api.create import CreateRequest, generate_name, parse_create
 from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Restart, VolumeMount
 from hypemand.config.names import is_name
+from hypemand.config.network import Bandwidth, NetworkConfig, NetworkUse
 from hypemand.errors import HypemandError, InvalidDefinition, InvalidRequest
 from tests.openapi_check import Description
 from tests.unit.api.fakes import IMAGE
 
+LAN = {"lan": NetworkConfig("lan", "lan0", IPv4Interface("10.1.1.1/24"), None)}
 BASE: dict[str, object] = {"name": "web", "image": IMAGE}
 
 
@@ -53,6 +56,7 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
             kernel_headers=False,
             restart=Restart.ON_FAILURE,
             image_pull=ImagePull.NEVER,
+            network=None,
         ),
         start=True,
     )
@@ -92,10 +96,15 @@ def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
         ({"restart_policy": {"policy": []}}, ["restart_policy.policy"]),
         ({"restart_policy": {"max_attempts": 0}}, ["restart_policy.max_attempts"]),
         ({"restart_policy": {"policy": "always", "backoff": "1s"}}, ["restart_policy.backoff"]),
-        ({"network": {"enabled": True}}, ["network.enabled"]),
         ({"network": {"enabled": 0}}, ["network.enabled"]),
         ({"network": {"enabled": False, "egress": {}}}, ["network.egress"]),
+        ({"network": {"egress": {"enabled": True}}}, ["network.egress"]),
         ({"network": []}, ["network"]),
+        ({"network": {"bandwidth_upload": "fast"}}, ["network.bandwidth_upload"]),
+        ({"network": {"bandwidth_upload": "1Tbps", "bandwidth_download": 5}},
+         ["network.bandwidth_download", "network.bandwidth_upload"]),
+        ({"network": {"bandwidth_download": "1kbps"}}, ["network.bandwidth_download"]),
+        ({"network": {"name": "lan"}}, ["network.name"]),
         ({"hypervisor": "firecracker"}, ["hypervisor"]),
         ({"name": None}, ["name"]),
         ({"name": 7}, ["name"]),
@@ -165,3 +174,49 @@ def test_an_overlay_that_the_disk_cannot_hold_is_refused(size: object) -> None:
     mounts = [{"volume_id": "base", "mount_path": "/b", "overlay": True, "overlay_size": size}]
     with pytest.raises(InvalidRequest, match="overlay_size: "):
         parse(BASE | {"volumes": mounts})
+
+
+@pytest.mark.parametrize(
+    ("network", "use"),
+    [
+        (None, NetworkUse("lan")),
+        ({}, NetworkUse("lan")),
+        ({"enabled": None}, NetworkUse("lan")),
+        ({"enabled": True}, NetworkUse("lan")),
+        ({"enabled": False}, None),
+        ({"enabled": False, "bandwidth_upload": "1Gbps"}, None),
+        ({"bandwidth_upload": "1Gbps"}, NetworkUse("lan", bandwidth=Bandwidth(125_000_000))),
+        (
+            {"enabled": True, "bandwidth_upload": "20 Mbps", "bandwidth_download": "125MB/s"},
+            NetworkUse("lan", bandwidth=Bandwidth(2_500_000, 125_000_000)),
+        ),
+        (
+            {"bandwidth_download": "800kbit", "bandwidth_upload": None},
+            NetworkUse("lan", bandwidth=Bandwidth(None, 100_000)),
+        ),
+    ],
+)  # fmt: skip
+def test_a_vm_has_the_hosts_default_network_unless_it_wants_none(
+    network: object, use: NetworkUse | None
+) -> None:
+    body = BASE | {"network": network}
+    assert parse_create(body, DefinitionDefaults(network="lan"), LAN).definition.network == use
+
+
+def test_where_vms_have_no_network_by_default_asking_for_one_is_refused() -> None:
+    defaults = DefinitionDefaults(network=None)
+    assert parse_create(BASE, defaults, {}).definition.network is None
+    for network in ({"enabled": True}, {"bandwidth_upload": "1Mbps"}):
+        with pytest.raises(InvalidDefinition, match=r"network\.enabled: by this host's config"):
+            parse_create(BASE | {"network": network}, defaults, {})
+
+
+def test_a_definition_must_fit_the_hosts_networks() -> None:
+    for wish, words in (
+        ("dmz", "network: dmz is not a network of this host; write lan or none"),
+        ({"name": "lan", "address": "10.9.9.9"}, "network.address: 10.9.9.9 is not in 10.1.1.0/24"),
+    ):
+        body = {"definition": {"image": IMAGE, "network": wish}}
+        assert parse(body).definition.network is not None
+        with pytest.raises(InvalidDefinition, match=words):
+            parse_create(body, DefinitionDefaults(), LAN)

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 from hypemand.api.images import ImageRoutes
+from hypemand.api.networks import NetworkRoutes
 from hypemand.api.routes import Routes
 from hypemand.api.server import make_app
 from hypemand.api.services import Limits, Services
@@ -16,6 +17,7 @@ from hypemand.api.volumes import VolumeRoutes
 from hypemand.config.schema import load_schema
 from hypemand.state import State
 from tests.openapi_check import Description, Json
+from tests.unit.api.fakenetworks import FakeNetworks
 from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
 from tests.unit.api.fakevolumes import FakeVolumes
 
@@ -23,7 +25,7 @@ from tests.unit.api.fakevolumes import FakeVolumes
 def services() -> Services:
     manager = FakeManager()
     tokens = TokenStore(Path("/nowhere"))
-    return Services(manager, FakeImages(), tokens, FakeVolumes(manager), fake_reload)
+    return Services(manager, FakeImages(), tokens, FakeVolumes(manager), FakeNetworks(), fake_reload)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
@@ -33,7 +35,7 @@ def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
 
 
 def test_no_handler_is_left_without_a_route() -> None:
-    for kind in (Routes, ImageRoutes, VolumeRoutes):
+    for kind in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes):
         routes = kind(services(), asyncio.Event(), Limits())
         used = {route.handler.__name__ for route in routes.table()}
         public = {name for name in vars(kind) if not name.startswith("_")} - {"table"}

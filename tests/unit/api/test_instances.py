@@ -17,6 +17,13 @@ from hypemand.version import VERSION
 from tests.unit.api.fakes import IMAGE
 from tests.unit.api.harness import Api, description, drive
 
+NO_NETWORK: dict[str, object] = {
+    **dict.fromkeys(("name", "ip", "mac", "bandwidth_download", "bandwidth_upload", "ip6", "group")),
+    **dict.fromkeys(("interface", "counters")),
+    "enabled": False,
+    "publish": [],
+}
+
 
 def test_health_and_description_are_served(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
@@ -77,7 +84,7 @@ def test_an_instance_shows_all_that_is_known(tmp_path: Path) -> None:
             "exit_success": False,
             "current_phase": "unknown",
             "phase_durations_ms": {"running": 7},
-            "network": {"enabled": False},
+            "network": NO_NETWORK,
             "hypervisor": "qemu-microvm",
             "restart_policy": {"policy": "never"},
             "origin": "api",

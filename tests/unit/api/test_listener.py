@@ -214,15 +214,16 @@ def test_every_route_is_open_or_shut_for_read_only_tokens_by_decision(tmp_path: 
         for route in app.router.routes():
             assert route.resource is not None
             path = route.resource.canonical.replace("{ref}", "web").replace("{name}", "spare")
-            path = path.replace("{volume}", "data")
+            path = path.replace("{volume}", "data").replace("{network}", "lab")
             if not path.endswith("/watch") and await place.ask(route.method, path, token) != 403:
                 allowed.add((route.method, route.resource.canonical))
         vm = "/instances/{ref}"
         reading = ("", "/wait", "/logs", "/timeline", "/stats")
         others = ("/health", "/openapi.yaml", "/instances", "/images", "/images/{name}")
         volumes = ("/volumes", "/volumes/{volume}", "/df")  # but not what is in them
+        networks = ("/networks", "/networks/{network}")
         assert allowed == {("GET", f"{vm}{path}") for path in reading} | {
-            ("GET", path) for path in (*others, *volumes)
+            ("GET", path) for path in (*others, *volumes, *networks)
         }
 
     over_tcp(tmp_path, scenario)

@@ -86,6 +86,7 @@ class FakeDaemon:
         self.path = path
         self.vms: dict[str, VmScript] = {}
         self.images: list[dict[str, Any]] = []
+        self.networks: list[dict[str, Any]] = []
         self.pull_events: list[dict[str, Any]] = []
         # what Content-Length says, and what comes
         self.archive: tuple[int, bytes] = (0, b"")
@@ -211,6 +212,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer({"name": body["name"], "digest": "sha256:1234"}, 201)
             case _, ["images", name]:
                 self._serve_image(name)
+            case "GET", ["networks"]:
+                self._answer(self.fake.networks)
+            case "GET", ["networks", name]:
+                found = [network for network in self.fake.networks if network["name"] == name]
+                if not found:
+                    raise _Refusal(404, "not_found", f"there is no network {name!r}")
+                self._answer(found[0])
             case "GET", ["instances"]:
                 self._answer([script.instance for script in self.fake.vms.values()])
             case "POST", ["instances"]:

@@ -165,6 +165,16 @@ def test_check_tells_every_problem_with_its_place(cli: Cli, tmp_path: Path) -> N
     assert lines[1].startswith(f"{bad}:3:8: vcpus: ")
 
 
+def test_check_holds_a_definition_against_the_hosts_networks(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "web.yaml"
+    file.write_text("image: builtin:busybox\nnetwork: no-such-network\n")
+    done = cli.run("check", str(file))
+    assert done.returncode == 8
+    assert done.stderr.startswith(
+        f"{file}:2:10: network: no-such-network is not a network of this host; write "
+    )
+
+
 def test_check_json_is_one_document(cli: Cli, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("image: 3\n")
@@ -199,3 +209,23 @@ def test_check_of_the_host_names_everything_that_a_vm_needs(cli: Cli) -> None:
         assert finding["text"]
         if finding["verdict"] == "missing":
             assert done.returncode in (8, 9)
+
+
+def test_check_tells_how_the_networks_are(daemon: FakeDaemon, cli: Cli) -> None:
+    lab = {"name": "lab", "bridge": "lab0", "ipv4": "10.7.0.1/24", "ipv6": None}
+    daemon.networks = [
+        lab,
+        lab | {"name": "dmz", "problem": "dmz0 is not ours"},
+        lab | {"name": "odd", "warnings": ["ufw drops what is forwarded"]},
+    ]
+    done = cli.run("check", "--json")
+    found = {f["what"]: (f["verdict"], f["text"]) for f in json.loads(done.stdout)["host"]}
+    assert found["network lab"] == ("ok", "10.7.0.1/24 on lab0")
+    assert found["network dmz"] == ("missing", "dmz0 is not ours")
+    assert found["network odd"] == ("note", "ufw drops what is forwarded")
+    assert done.returncode != 0
+
+
+def test_check_works_without_the_daemon(cli: Cli) -> None:
+    found = {f["what"]: f for f in json.loads(cli.run("check", "--json").stdout)["host"]}
+    assert found["networks"]["verdict"] == "note"

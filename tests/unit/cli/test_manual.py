@@ -69,6 +69,8 @@ def flatten(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         yield prefix + key, rules
         if "properties" in rules:
             yield from flatten(rules, f"{prefix}{key}.")
+        if "properties" in (below := rules.get("additionalProperties") or {}):
+            yield from flatten(below, f"{prefix}{key}.NAME.")
 
 
 def find_paragraph(page: Path, key: str) -> str | None:

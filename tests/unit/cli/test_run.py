@@ -8,6 +8,8 @@ import signal
 import threading
 from typing import Any
 
+import pytest
+
 from tests.unit.cli.conftest import Cli
 from tests.unit.cli.daemon import FakeDaemon
 
@@ -60,6 +62,29 @@ def test_run_sends_what_was_said_and_nothing_else(daemon: FakeDaemon, cli: Cli) 
             "tags": {"a": "b"},
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "network"),
+    [
+        ("--network none", "none"),
+        ("--network lab", "lab"),
+        ("-p 8080:80 --publish 53:53/udp", {"publish": ["8080:80", "53:53/udp"]}),
+        ("--network lab -p 8080:80", {"name": "lab", "publish": ["8080:80"]}),
+    ],
+)
+def test_run_says_where_in_the_network(daemon: FakeDaemon, cli: Cli, words: str, network: object) -> None:
+    cli.run("run", "-d", *words.split(), "box")
+    (create,) = (
+        body for method, path, _, body in daemon.requests if (method, path) == ("POST", "/instances")
+    )
+    assert create["definition"]["network"] == network
+
+
+def test_nothing_is_published_without_a_network(daemon: FakeDaemon, cli: Cli) -> None:
+    refused = cli.run("run", "-d", "--network", "none", "-p", "80:80", "box")
+    assert (refused.returncode, "--publish needs a network" in refused.stderr) == (125, True)
+    assert daemon.requests == []
 
 
 def test_run_says_why_a_program_could_not_run(daemon: FakeDaemon, cli: Cli) -> None:

@@ -10,18 +10,27 @@ import pytest
 from tests.unit.cli.conftest import Cli
 from tests.unit.cli.daemon import FakeDaemon
 
+PLACE = {
+    "enabled": True,
+    "name": "lab",
+    "ip": "10.7.0.2",
+    "ip6": "fd00:7::2",
+    "group": "db",
+    "publish": ["8080:80", "53:53/udp"],
+    "counters": {"sent_bytes": 2048, "received_bytes": 1024 * 1024},
+}
 HOSTILE = "boom \x1b[2J\x07"
 
 
 def test_list_shows_a_table(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.add("web")
+    daemon.add("web", network=PLACE)
     daemon.add("db", "Stopped", exit_code=3, needs_restart=True, removed_from_config=True)
     done = cli.run("list")
     assert done.returncode == 0
     assert done.stdout.splitlines() == [
-        "NAME  STATE    READY   IMAGE            MEMORY  VCPUS  EXIT  NOTE",
-        "web   Running  612 ms  builtin:busybox  512M    2      -",
-        "db    Stopped  -       builtin:busybox  512M    2      3     needs restart, file removed",
+        "NAME  STATE    READY   ADDRESS   IMAGE            MEMORY  VCPUS  EXIT  NOTE",
+        "web   Running  612 ms  10.7.0.2  builtin:busybox  512M    2      -",
+        "db    Stopped  -       -         builtin:busybox  512M    2      3     needs restart, file removed",
     ]
 
 
@@ -79,11 +88,34 @@ def test_status_tells_how_the_kernel_headers_are(
     assert f"kernel_headers.state={headers['state']}\n" in cli.run("show", "web").stdout
 
 
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (
+            PLACE,
+            "lab, 10.7.0.2 fd00:7::2; in group db; publishes 8080:80 53:53/udp; 2K sent, 1M received\n",
+        ),
+        ({"enabled": True, "name": "lab", "ip": None, "ip6": None}, "lab, no address yet\n"),
+        ({"enabled": False, "name": None}, "none\n"),
+    ],
+)
+def test_status_tells_where_it_is_in_the_network(
+    daemon: FakeDaemon, cli: Cli, network: dict[str, object], words: str
+) -> None:
+    daemon.add("web", network=network)
+    assert f"Network: {words}" in cli.run("status", "web").stdout
+
+
+def test_a_vm_that_has_ipv6_alone_is_listed_with_it(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web", network=PLACE | {"ip": None})
+    assert cli.run("list", "--no-legend").stdout.split()[4] == "fd00:7::2"
+
+
 def test_status_takes_the_number_of_lines(daemon: FakeDaemon, cli: Cli) -> None:
     daemon.add("web").lines = ["one", "two"]
-    assert "two" in cli.run("status", "-n", "1", "web").stdout
-    assert "one" not in cli.run("status", "-n", "1", "web").stdout
-    assert "two" not in cli.run("status", "-n", "0", "web").stdout
+    assert " two\n" in cli.run("status", "-n", "1", "web").stdout
+    assert " one\n" not in cli.run("status", "-n", "1", "web").stdout
+    assert " two\n" not in cli.run("status", "-n", "0", "web").stdout
 
 
 def test_status_of_what_does_not_run_is_3_and_says_why(daemon: FakeDaemon, cli: Cli) -> None:

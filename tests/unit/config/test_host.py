@@ -43,7 +43,7 @@ runtime_dir: /r
 vm_dir: /v
 uid_range: [70000, 70099]
 memory: {overcommit: 2, reserve: 1G}
-defaults: {memory: 512M, vcpus: 1, disk: 1G, boot_timeout: infinity, stop_timeout: 5s}
+defaults: {memory: 512M, vcpus: 1, disk: 1G, boot_timeout: infinity, stop_timeout: 5s, network: none}
 listen: {address: "192.0.2.1:7420", certificate: /c.pem, key: /k.pem}
 """
     assert load_host_config(write(tmp_path / "h.yaml", text), [], NO_ID) == HostConfig(
@@ -57,7 +57,7 @@ listen: {address: "192.0.2.1:7420", certificate: /c.pem, key: /k.pem}
         vm_dir=Path("/v"),
         uid_range=(70000, 70099),
         memory=MemoryPolicy(2.0, GIB),
-        defaults=DefinitionDefaults(512 * MIB, 1, GIB, None, 5.0),
+        defaults=DefinitionDefaults(512 * MIB, 1, GIB, None, 5.0, None),
         listen=ListenConfig("192.0.2.1", 7420, Path("/c.pem"), Path("/k.pem")),
     )
 

@@ -18,7 +18,8 @@ from hypemand.config.definition import Definition, DefinitionDefaults
 from hypemand.config.durations import parse_duration
 from hypemand.config.host import HostConfig, load_host_config
 from hypemand.config.listen import ListenConfig
-from hypemand.config.network import NetworkUse
+from hypemand.config.nethost import make_networks
+from hypemand.config.network import NetworkConfig, NetworkUse
 from hypemand.config.reference import BEGIN, END, render_reference
 from hypemand.config.schema import load_schema
 from hypemand.config.sizes import parse_size
@@ -32,8 +33,9 @@ NO_ID = Path("/nowhere/machine-id")
 def leaves(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for key, rule in schema["properties"].items():
         yield key, rule
-        if "properties" in rule:
-            yield from leaves(rule)
+        for below in (rule, rule.get("additionalProperties") or {}):
+            if "properties" in below:
+                yield from leaves(below)
 
 
 @pytest.mark.parametrize("name", ["vm", "host"])
@@ -48,7 +50,16 @@ def test_the_schema_is_one_and_says_enough_of_every_key(name: str) -> None:
 
 def test_the_schema_has_the_keys_of_the_definition() -> None:
     assert set(load_schema("vm")["properties"]) == {f.name for f in fields(Definition)}
-    assert set(load_schema("host")["properties"]) == {f.name for f in fields(HostConfig)}
+    host = load_schema("host")["properties"]
+    assert set(host) == {f.name for f in fields(HostConfig)}
+    assert set(load_schema("vm")["properties"]["network"]["properties"]) == {
+        f.name for f in fields(NetworkUse)
+    }
+    network = host["networks"]["additionalProperties"]["properties"]
+    assert {"name", *network} == {f.name for f in fields(NetworkConfig)}
+    stated = {key: rule["default"] for key, rule in network.items() if "default" in rule}
+    plain = {"bridge": "lan0", "ipv4": "10.1.1.1/24"}
+    assert make_networks({"lan": plain | stated}, "") == make_networks({"lan": plain}, "")
 
 
 def test_defaults_of_schema_and_definition_agree() -> None:
@@ -80,12 +91,20 @@ def test_examples_of_the_schema_are_valid(tmp_path: Path) -> None:
     for key, rule in vm.items():
         for example in rule["examples"]:
             parse_definition("web-1", {"image": "x", key: example})
+    for key, rule in vm["network"]["properties"].items():
+        for example in rule["examples"]:
+            parse_definition("web", {"image": "x", "network": {key: example}})
     for key, rule in vm["unit"]["properties"].items():
         for example in rule["examples"]:
             parse_definition("web", {"image": "x", "unit": {key: example}})
     for key, rule in load_schema("host")["properties"].items():
         path = tmp_path / "h.yaml"
         path.write_text(str({key: rule["examples"][0]}))
+        load_host_config(path, [], NO_ID)
+    for key, rule in load_schema("host")["properties"]["networks"]["additionalProperties"][
+        "properties"
+    ].items():
+        path.write_text(str({"networks": {"default": {key: rule["examples"][0]}}}))
         load_host_config(path, [], NO_ID)
 
 

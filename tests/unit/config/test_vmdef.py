@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypemand.config.definition import GIB, MIB, Definition, DefinitionDefaults, Mode, Restart, VolumeMount
+from hypemand.config.definition import (
+    GIB,
+    MIB,
+    Definition,
+    DefinitionDefaults,
+    ImagePull,
+    Mode,
+    Restart,
+    VolumeMount,
+)
+from hypemand.config.network import Bandwidth, NetworkUse, Publish, Transport
 from hypemand.config.source import parse_source
 from hypemand.config.vmdef import definition_to_json, parse_definition, parse_source_definition
 from hypemand.errors import InvalidDefinition, Problem
@@ -73,7 +84,7 @@ def test_every_key_is_carried_over() -> None:
 
 
 def test_defaults_of_the_host_hold_where_the_definition_does_not_say() -> None:
-    defaults = DefinitionDefaults(256 * MIB, 1, GIB, None, 5.0)
+    defaults = DefinitionDefaults(256 * MIB, 1, GIB, None, 5.0, "lan")
     made = parse_definition("web", {"image": "x", "vcpus": 3}, defaults)
     assert (made.memory, made.vcpus, made.disk, made.boot_timeout, made.stop_timeout) == (
         256 * MIB,
@@ -82,6 +93,7 @@ def test_defaults_of_the_host_hold_where_the_definition_does_not_say() -> None:
         None,
         5.0,
     )
+    assert made.network == NetworkUse("lan")
 
 
 def test_numbers_in_env_are_taken_as_they_are_written() -> None:
@@ -263,6 +275,27 @@ mounts = st.builds(
     st.booleans(),
     st.booleans(),
 )
+ports = st.integers(min_value=1, max_value=65535)
+networks = st.builds(
+    NetworkUse,
+    st.just("lan"),
+    st.one_of(st.none(), st.ip_addresses(v=4)),
+    st.one_of(st.none(), st.ip_addresses(v=6)),
+    st.one_of(st.none(), st.just("52:54:00:ab:cd:ef")),
+    st.lists(
+        st.builds(
+            Publish, st.sampled_from([None, IPv6Address("::1")]), ports, ports, st.sampled_from(Transport)
+        ),
+        max_size=9,
+        unique_by=lambda p: p.host_port,
+    ).map(tuple),
+    st.builds(
+        Bandwidth,
+        *[st.one_of(st.none(), st.integers(min_value=1000, max_value=4 * 10**9)) for _ in range(2)],
+    ),
+    st.one_of(st.none(), st.just("shop")),
+    st.one_of(st.none(), st.booleans()),
+)
 definitions = st.builds(
     Definition,
     st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True),
@@ -286,6 +319,8 @@ definitions = st.builds(
     st.sampled_from(Restart),
     st.just(MappingProxyType({"team": "shop"})),
     st.fixed_dictionaries({}, optional=units).map(MappingProxyType),
+    st.sampled_from(ImagePull),
+    st.one_of(st.none(), networks),
 )
 
 

@@ -2,6 +2,7 @@
 """What lasts of a VM, and its uid."""
 
 import json
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypemand.config.definition import Definition, Origin
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InsufficientResources
 from hypemand.manager.inventory import Inventory
+from hypemand.manager.leases import Lease
 
 
 def definition(name: str, **more: object) -> Definition:
@@ -25,6 +27,18 @@ def make(folder: Path, uids: tuple[int, int] = (61184, 61187)) -> Inventory:
 def test_a_record_lasts(tmp_path: Path) -> None:
     record = make(tmp_path).add(definition("web", memory="256M", env={"A": "b c"}), Origin.API)
     assert make(tmp_path).find("web") == record
+
+
+def test_a_lease_lasts(tmp_path: Path) -> None:
+    inventory = make(tmp_path)
+    inventory.add(definition("web"), Origin.API)
+    lease = Lease("lab", "02:00:00:00:00:01", IPv4Address("10.7.0.2"), IPv6Address("fd00:7::2"))
+    record = inventory.lease("web", lease)
+    assert record.lease == lease
+    assert inventory.update("web", definition("web", memory="256M"), Origin.API).lease == lease
+    again = make(tmp_path).find("web")
+    assert again is not None
+    assert again.lease == lease
 
 
 def test_every_vm_has_a_uid_of_its_own_and_keeps_it(tmp_path: Path) -> None:

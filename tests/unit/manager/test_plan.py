@@ -2,17 +2,22 @@
 """From a definition to a start."""
 
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 import pytest
 
 from hypemand.config.definition import MIB, Origin, VolumeMount
+from hypemand.config.network import Bandwidth
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition
 from hypemand.manager.inventory import VmRecord
-from hypemand.manager.plan import Attached, Places, Plan, make_plan, stop_grace
+from hypemand.manager.leases import Lease
+from hypemand.manager.plan import Attached, Connection, Places, Plan, make_plan, stop_grace
+from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.qemu.accel import Accel, AccelKind
 from hypemand.qemu.host import Kernel, VmmHost
+from hypemand.storage.configdisk import GuestInterface
 from hypemand.storage.images import Image, OciConfig
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
@@ -130,6 +135,23 @@ def test_a_volume_is_seen_by_its_vmm_alone_and_read_only_where_it_only_reads(tmp
         (serials[1], "/srv/r", True, False),
         (serials[2], "/srv/o", True, True),
     ]
+
+
+def test_a_guest_is_told_its_addresses_and_its_vmm_the_tap() -> None:
+    bridge = BridgePlan("lab", "lab0", IPv4Interface("10.7.0.1/24"), None, 1500, True, frozenset())
+    lease = Lease("lab", "02:00:00:00:00:01", IPv4Address("10.7.0.2"))
+    port = PortPlan("web", 61200, bridge, lease.mac, lease.ipv4, None, None, (), Bandwidth())
+    interface = GuestInterface(lease.mac, "eth0", 1500, ("10.7.0.2/24",), ("10.7.0.1",))
+    definition = parse_definition("web", {"image": "app"})
+    record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, definition)
+    connection = Connection(lease, port, interface, ("192.0.2.1",))
+    made = make_plan(record, definition, IMAGE, HOST, PLACES, (), connection)
+    assert (made.guest.interfaces, made.guest.dns) == ((interface,), ("192.0.2.1",))
+    assert "ifname=hv61200," in " ".join(made.unit.start)
+    assert "mac=02:00:00:00:00:01" in " ".join(made.unit.start)
+    assert made.unit.tap
+    bare = make_plan(record, definition, IMAGE, HOST, PLACES)
+    assert (bare.guest.interfaces, bare.guest.dns, bare.unit.tap) == ((), (), False)
 
 
 def test_the_unit_renews_a_disk_that_does_not_persist() -> None:

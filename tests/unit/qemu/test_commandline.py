@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypemand.config.definition import Mode
 from hypemand.qemu.accel import AccelKind
-from hypemand.qemu.commandline import VmmFiles, VmmPlan, kernel_words, qemu_arguments
+from hypemand.qemu.commandline import NetDevice, VmmFiles, VmmPlan, kernel_words, qemu_arguments
 
 RUN = Path("/run/hypemand/vms/web")
 FILES = VmmFiles(
@@ -57,6 +57,14 @@ def test_each_port_has_a_socket_of_its_own() -> None:
 
 def test_a_comma_in_a_path_is_no_separator() -> None:
     assert any("file=/i/a,,b/rootfs.erofs," in drive for drive in options(PLAN, "-drive"))
+
+
+def test_the_network_device_is_on_a_tap_that_is_there() -> None:
+    assert "-netdev" not in qemu_arguments(PLAN)
+    plan = replace(PLAN, net=NetDevice("hv61200", "02:00:00:00:00:01"))
+    (netdev,) = options(plan, "-netdev")
+    assert netdev.startswith("tap,id=net,ifname=hv61200,script=no,downscript=no")
+    assert "virtio-net-device,netdev=net,mac=02:00:00:00:00:01" in options(plan, "-device")
 
 
 def test_under_tcg_the_guest_is_told_its_timers() -> None:

@@ -16,6 +16,7 @@ from hypemand.errors import InvalidDefinition
 from hypemand.storage.configdisk import (
     MAX_RECORDS,
     GuestConfig,
+    GuestHost,
     GuestInterface,
     GuestVolume,
     encode_config_disk,
@@ -58,6 +59,7 @@ def test_volumes_and_networks_are_fields_in_records() -> None:
         interfaces=(interface, GuestInterface("52:54:00:ab:cd:02")),
         dns=("10.0.0.1", "fd00::1"),
         search=("example.org", "lan"),
+        hosts=(GuestHost("10.0.0.3", ("db", "db.hypeman")), GuestHost("fd00::3", ("db",))),
     )
     disk = encode_config_disk(config)
     records = (
@@ -66,6 +68,7 @@ def test_volumes_and_networks_are_fields_in_records() -> None:
         b"net=mac=52:54:00:ab:cd:01,name=eth0,mtu=1400,address=10.0.0.2/24,address=fd00::2/64,"
         b"gateway=10.0.0.1,gateway=fe80::1\0net=mac=52:54:00:ab:cd:02\0"
         b"dns=10.0.0.1\0dns=fd00::1\0search=example.org\0search=lan\0"
+        b"host=address=10.0.0.3,name=db,name=db.hypeman\0host=address=fd00::3,name=db\0"
     )
     length = struct.unpack_from("<I", disk, 8)[0]
     assert disk[16 : 16 + length].endswith(b"headers=0\0" + records)

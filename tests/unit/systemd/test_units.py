@@ -92,8 +92,17 @@ def test_extra_properties_come_last_and_so_win() -> None:
 
 
 def test_dev_kvm_is_there_only_with_kvm() -> None:
-    assert "/dev/kvm" not in repr(sandbox_properties(kvm=False))
-    assert "/dev/kvm" in repr(sandbox_properties(kvm=True))
+    assert "/dev/kvm" not in repr(sandbox_properties(kvm=False, tap=True))
+    assert "/dev/kvm" in repr(sandbox_properties(kvm=True, tap=False))
+
+
+def test_a_vmm_is_in_the_hosts_network_only_if_it_has_a_tap_there() -> None:
+    for tap in (False, True):
+        properties = sandbox_properties(kvm=False, tap=tap)
+        allowed = [value for name, _signature, value in properties if name == "DeviceAllow"]
+        assert allowed == ([[("/dev/net/tun", "rw")]] if tap else [])
+        assert (("PrivateNetwork", "b", True) in properties) is not tap
+        assert ("RestrictAddressFamilies", "(bas)", (True, ["AF_UNIX"])) in properties
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks as the faces see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+from hypemand.config.network import Bandwidth, HostPort, Publish
+from hypemand.network.port import Counters
+
+
+@dataclass(frozen=True, slots=True)
+class VmNetwork:
+    """A VM's place in its network. Addresses are None until it was started for the first time, unless its
+    definition has them.
+
+    `group`: see PortPlan. `interface`: the TAP device, while there is one; `counters` of it, as they were
+    read last.
+    """
+
+    name: str
+    ipv4: IPv4Address | None
+    ipv6: IPv6Address | None
+    mac: str | None
+    group: str | None
+    publish: tuple[Publish, ...]
+    bandwidth: Bandwidth
+    interface: str | None
+    counters: Counters | None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A VM that has addresses in a network. `attached`: it has its TAP device now. VMs of one network with
+    the same `group` reach each other; None: it reaches none."""
+
+    vm: str
+    vm_id: str
+    network: str
+    mac: str
+    ipv4: IPv4Address | None
+    ipv6: IPv6Address | None
+    group: str | None
+    attached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInfo:
+    """A network as it is on the host now.
+
+    `problem` "": VMs can be on it. `pending`: the host config has it otherwise, or not at all, and so it
+    will be as soon as no VM is on it any more. `dns`: what VMs are told. `addresses` and `free_addresses`: of
+    IPv4, or of IPv6 in a network that has that alone.
+    """
+
+    name: str
+    bridge: str
+    ipv4: IPv4Interface | None
+    ipv6: IPv6Interface | None
+    mtu: int
+    dns: tuple[IPv4Address | IPv6Address, ...]
+    nat: bool
+    isolation: bool
+    host_ports: tuple[HostPort, ...]
+    problem: str
+    warnings: tuple[str, ...]
+    pending: bool
+    addresses: int
+    free_addresses: int
+    members: tuple[Member, ...]

@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs on networks of a real host: there with the VM and gone after it, whatever fails in between."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.host.faults import ctl, host_config
+from tests.host.machine import TestHost
+from tests.host.vms import NEEDS_RESTART, Vms, stuck_guests, vms_of
+
+HostFactory = Callable[..., TestHost]
+
+NETWORK_UNITS = ("hypemand-network.socket", "hypemand-network.service")
+# a key that is None is left out of a definition: the VM is on the host's default network
+ON_DEFAULT: dict[str, Any] = {"network": None}
+RULES = """
+import nftables
+nft = nftables.Nftables()
+code, output, error = nft.cmd("list ruleset")
+assert code == 0, error
+print(output)
+"""
+# One address for VMs.
+TINY = {"bridge": "tiny0", "ipv4": "10.99.7.1/30", "ipv6": "none"}
+
+
+def find_taps(host: TestHost) -> dict[str, dict[str, Any]]:
+    """The TAP devices of VMs, by name."""
+    links = json.loads(host.run(["ip", "-json", "-details", "link", "show"]).stdout)
+    taps = [link for link in links if link["ifname"].startswith("hv") and link["ifname"][2:].isdecimal()]
+    return {link["ifname"]: link for link in taps}
+
+
+def tap_of(vms: Vms, name: str) -> str:
+    return f"hv{vms.show(name)['uid']}"
+
+
+def has_tap(vms: Vms, name: str) -> bool:
+    return tap_of(vms, name) in find_taps(vms.host)
+
+
+def read_rules(host: TestHost) -> str:
+    return host.run(["/usr/bin/python3", "-c", RULES]).stdout
+
+
+def traces_in_network(vms: Vms, name: str) -> list[str]:
+    """All that the host's network has of a VM."""
+    uid = vms.show(name)["uid"]
+    links = vms.host.run(["ip", "-oneline", "link", "show"]).stdout.splitlines()
+    found = [line for line in links if f"hv{uid}" in line or f"hi{uid}" in line]
+    found += [line for line in read_rules(vms.host).splitlines() if f"hv{uid}" in line]
+    port = f"/var/lib/hypemand/vms/{name}/port.json"
+    return found + vms.host.run(["sh", "-c", f"ls {port} 2>/dev/null || true"]).stdout.splitlines()
+
+
+def place(vms: Vms, name: str) -> dict[str, Any]:
+    network: dict[str, Any] = vms.show(name)["network"]
+    return network
+
+
+def network(host: TestHost, name: str = "default") -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(ctl(host, "network", "inspect", name).stdout)
+    return shown
+
+
+def reach_gateway(vms: Vms, name: str) -> None:
+    """The guest reaches its gateway by both protocols."""
+    shown = network(vms.host, place(vms, name)["name"])
+    for key in ("ipv4", "ipv6"):
+        if shown[key]:
+            vms.execute(name, "ping", "-c", "1", "-W", "5", shown[key].partition("/")[0])
+
+
+def refusal(host: TestHost, name: str) -> str:
+    refused = ctl(host, "start", name, check=False)
+    assert not refused.ok
+    return refused.stderr
+
+
+@contextmanager
+def without_network_service(host: TestHost) -> Iterator[None]:
+    """It is not there in this block, and nothing brings it back."""
+    host.run(["systemctl", "mask", "--runtime", "--now", *NETWORK_UNITS])
+    try:
+        yield
+    finally:
+        host.run(["systemctl", "unmask", "--runtime", *NETWORK_UNITS])
+        host.run(["systemctl", "start", NETWORK_UNITS[0]])
+
+
+def test_a_vm_is_on_its_network_from_its_first_moment_to_its_last(vms: Vms) -> None:
+    with stuck_guests(vms.host):
+        name = vms.define("netted", **ON_DEFAULT)
+        vms.ctl("start", name)
+        assert vms.state(name) == "Initializing"
+        assert has_tap(vms, name)
+        vms.ctl("kill", name)
+        assert traces_in_network(vms, name) == []
+    for end in ("stop", "kill", "crash"):
+        vms.start(name)
+        shown = place(vms, name)
+        assert shown["ip"] in vms.execute(name, "ifconfig", "eth0")
+        assert shown["mac"] in vms.execute(name, "cat", "/sys/class/net/eth0/address")
+        reach_gateway(vms, name)
+        assert has_tap(vms, name)
+        if end == "crash":
+            vms.host.run(["kill", "-SEGV", vms.unit(name, "MainPID")["MainPID"]])
+            vms.wait(name, "Stopped")
+        else:
+            vms.ctl(end, name)
+        assert traces_in_network(vms, name) == [], end
+        assert (place(vms, name)["ip"], place(vms, name)["interface"]) == (shown["ip"], None)
+    vms.start(name)
+    tap = tap_of(vms, name)
+    vms.remove(name)
+    assert tap not in find_taps(vms.host)
+    assert tap not in read_rules(vms.host)
+
+
+def test_addresses_last_over_stops_and_daemons(vms: Vms) -> None:
+    names = [vms.define(f"keeps-{letter}", **ON_DEFAULT) for letter in "ab"]
+    vms.start(*names)
+    before = {name: place(vms, name) for name in names}
+    assert len({shown["ip"] for shown in before.values()}) == 2
+    vms.ctl("stop", *names)
+    vms.restart_daemon()
+    vms.start(*reversed(names))
+    for name in names:
+        now = place(vms, name)
+        for key in ("name", "ip", "ip6", "mac"):
+            assert now[key] == before[name][key], key
+
+
+def test_addresses_last_over_a_reboot_of_the_host(fresh_host: HostFactory) -> None:
+    host = fresh_host()
+    with vms_of(host) as vms:
+        vms.define("first", **ON_DEFAULT)
+        vms.define("second", autostart=True, **ON_DEFAULT)
+        vms.start("second")
+        before = place(vms, "second")
+        host.reboot()
+        vms.start("first")
+        vms.wait("second", "Running")
+        now = place(vms, "second")
+        assert [now[key] for key in ("ip", "ip6", "mac")] == [before[key] for key in ("ip", "ip6", "mac")]
+        assert place(vms, "first")["ip"] != now["ip"]
+        reach_gateway(vms, "second")
+
+
+def test_systemd_alone_restarts_a_vm_on_its_network(vms: Vms) -> None:
+    name = vms.run("restarts", restart="always", unit={"RestartSec": "100ms"}, **ON_DEFAULT)
+    tap, shown = tap_of(vms, name), place(vms, name)
+    index = find_taps(vms.host)[tap]["ifindex"]
+    with vms.without_daemon(), without_network_service(vms.host):
+        old = vms.unit(name, "MainPID")["MainPID"]
+        vms.host.run(["kill", "-KILL", old])
+        vms.wait_console(name, "up", 2)
+        assert find_taps(vms.host)[tap]["ifindex"] == index
+    vms.wait(name, "Running")
+    reach_gateway(vms, name)
+    assert find_taps(vms.host)[tap]["ifindex"] == index
+    vms.host.run(["systemctl", "restart", f"hypeman-vm-{name}.service"])
+    vms.wait(name, "Running")
+    reach_gateway(vms, name)
+    assert place(vms, name)["ip"] == shown["ip"]
+
+
+def test_a_restart_of_daemon_or_network_service_disturbs_no_vm(vms: Vms) -> None:
+    name = vms.run("undisturbed", **ON_DEFAULT)
+    tap = tap_of(vms, name)
+    index, rules = find_taps(vms.host)[tap]["ifindex"], read_rules(vms.host).count(tap)
+    for unit in ("hypemand.service", "hypemand-network.service"):
+        for way in (["systemctl", "restart", unit], ["systemctl", "kill", "--signal=KILL", unit]):
+            vms.host.run(way)
+            vms.host.wait_until(lambda: ctl(vms.host, "network", "list", check=False).ok, 20)
+            reach_gateway(vms, name)
+            assert find_taps(vms.host)[tap]["ifindex"] == index, way
+            assert read_rules(vms.host).count(tap) == rules, way
+    assert vms.state(name) == "Running"
+    other = vms.run("after", **ON_DEFAULT)
+    reach_gateway(vms, other)
+
+
+def test_what_a_killed_daemon_was_about_to_start_is_cleared(vms: Vms) -> None:
+    host = vms.host
+    lives = vms.run("lives", **ON_DEFAULT)
+    index = find_taps(host)[tap_of(vms, lives)]["ifindex"]
+    vms.define("cut-off", disk="72M", **ON_DEFAULT)
+    # the disk takes for ever, its first template has to be made; the TAP device is there long before
+    host.shell(
+        "mv /usr/sbin/mke2fs /usr/sbin/mke2fs.whole; printf '#!/bin/sh\nsleep 600\n' >/usr/sbin/mke2fs"
+    )
+    host.shell("chmod +x /usr/sbin/mke2fs; rm -rf /var/lib/hypemand/templates/*")
+    try:
+        host.run(["systemd-run", "--unit=starting", "--collect", "hypemanctl", "start", "cut-off"])
+        host.wait_until(lambda: has_tap(vms, "cut-off"), 20, "its TAP device is there")
+        assert vms.state("cut-off") == "Stopped"
+        host.run(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", "hypemand.service"])
+    finally:
+        host.shell("mv /usr/sbin/mke2fs.whole /usr/sbin/mke2fs; pkill -f 'sleep 600' || true")
+    host.wait_until(lambda: traces_in_network(vms, "cut-off") == [], 20, "nothing is left")
+    assert find_taps(host)[tap_of(vms, lives)]["ifindex"] == index
+    reach_gateway(vms, lives)
+    vms.start("cut-off")
+    reach_gateway(vms, "cut-off")
+
+
+def test_a_daemon_that_is_killed_at_any_time_leaves_no_device_without_a_vm(vms: Vms) -> None:
+    host = vms.host
+    names = [vms.define(f"random-{number}", **ON_DEFAULT) for number in range(3)]
+    for moment in (0.0, 0.01, 0.02, 0.03, 0.05, 0.08):
+        script = f"hypemanctl start {' '.join(names)} >/dev/null 2>&1 & sleep {moment}"
+        host.shell(f"{script}; systemctl kill --signal=KILL --kill-whom=main hypemand.service; wait")
+        host.wait_until(lambda: ctl(host, "list", check=False).ok, 20, "the daemon is back")
+        for name in names:
+            is_there = vms.state(name) != "Stopped"
+            host.wait_until(
+                lambda name=name, is_there=is_there: has_tap(vms, name) is is_there,  # type: ignore[misc]
+                10,
+                f"{name} has a device if it runs ({is_there}), killed after {moment} s",
+            )
+        ctl(host, "kill", *names, check=False)
+        for name in names:
+            vms.wait(name, "Stopped")
+            assert traces_in_network(vms, name) == []
+
+
+def test_nothing_is_removed_while_systemd_cannot_be_asked(vms: Vms) -> None:
+    host = vms.host
+    name = vms.run("unseen", **ON_DEFAULT)
+    tap = tap_of(vms, name)
+    index = find_taps(host)[tap]["ifindex"]
+    host.run(["systemctl", "stop", "dbus.socket", "dbus.service"])
+    try:
+        host.run(["systemctl", "restart", "hypemand-network.service"])
+        host.run(["systemctl", "restart", "--no-block", "hypemand.service"])
+        time.sleep(3)  # it is what happens meanwhile that counts
+        assert find_taps(host)[tap]["ifindex"] == index
+    finally:
+        host.run(["systemctl", "start", "dbus.socket", "dbus.service"])
+        host.run(["systemctl", "reset-failed", "hypemand.service"], check=False)
+        host.run(["systemctl", "start", "hypemand.service"])
+    vms.wait(name, "Running")
+    assert find_taps(host)[tap]["ifindex"] == index
+    reach_gateway(vms, name)
+
+
+def test_a_pool_that_is_used_up_refuses_with_figures(vms: Vms) -> None:
+    with host_config(vms.host, networks={"tiny": TINY}):
+        vms.run("has-it", network="tiny")
+        assert place(vms, "has-it")["ip"] == "10.99.7.2"
+        vms.define("too-many", network="tiny")
+        said = refusal(vms.host, "too-many")
+        assert "network tiny has no address left for VM too-many" in said
+        assert "10.99.7.0/30 has 1 for VMs, and 1 of them are other VMs'" in said
+        assert traces_in_network(vms, "too-many") == []
+        vms.ctl("stop", "has-it")
+        assert "no address left" in refusal(vms.host, "too-many"), "a VM that is stopped keeps its address"
+        vms.remove("has-it")
+        vms.start("too-many")
+        assert place(vms, "too-many")["ip"] == "10.99.7.2"
+        vms.remove("too-many")
+
+
+def test_an_address_that_cannot_be_had_is_refused_and_nothing_stays(vms: Vms) -> None:
+    host = vms.host
+    shown = network(host)
+    gateway = shown["ipv4"].partition("/")[0]
+    vms.run("holder", network={"address": f"{gateway.rpartition('.')[0]}.77"})
+    taken = place(vms, "holder")
+    assert taken["ip"].endswith(".77")
+    for wish, words in (
+        (
+            {"address": taken["ip"]},
+            f"wants the address {taken['ip']} of network default, which is VM holder's",
+        ),
+        ({"address6": taken["ip6"]}, f"the address {taken['ip6']}"),
+        ({"mac": taken["mac"]}, f"wants the MAC address {taken['mac']}"),
+    ):
+        vms.define("wishes", network=wish)
+        said = refusal(host, "wishes")
+        assert words in said
+        assert "VM holder's" in said
+        assert traces_in_network(vms, "wishes") == []
+        assert not host.run(["test", "-e", "/var/lib/hypemand/vms/wishes/disk.ext4"], check=False).ok
+    for address in (gateway, "192.0.2.7"):
+        vms.write("wishes", network={"address": address})
+        checked = ctl(host, "check", "/etc/hypemand/vms.d/wishes.yaml", check=False)
+        assert address in checked.stderr
+    vms.define("wishes", **ON_DEFAULT)
+    vms.start("wishes")
+
+
+def test_a_published_port_has_one_owner(vms: Vms) -> None:
+    host = vms.host
+    server = ["/usr/bin/python3", "-m", "http.server", "--bind", "127.0.0.1", "8931"]
+    serves = "echo served >/tmp/index; echo up; while :; do nc -l -p 80 </tmp/index; done"
+    vms.define("shop", serves, network={"publish": ["8931:80"]})
+    vms.define("rival", network={"publish": ["127.0.0.1:8931:80"]})
+    host.run(["systemd-run", "--unit=hosts-own", "--collect", *server])
+    try:
+        host.wait_until(lambda: ":8931" in host.run(["ss", "-Hltn"]).stdout, 20, "the host serves")
+        assert "8931" in refusal(host, "shop")
+        assert traces_in_network(vms, "shop") == []
+    finally:
+        host.run(["systemctl", "stop", "hosts-own.service"])
+    vms.start("shop")
+    said = refusal(host, "rival")
+    assert "VM rival publishes port 8931/tcp of this host, which leads to VM shop" in said
+    assert traces_in_network(vms, "rival") == []
+    fetch = "import socket; s = socket.create_connection(('127.0.0.1', 8931), 10); print(s.recv(99).decode())"
+    vms.wait_console("shop", "up")
+    assert "served" in host.run(["/usr/bin/python3", "-c", fetch]).stdout
+    assert not host.run(server, check=False, timeout=10).ok, "no program of the host gets the port"
+    vms.ctl("stop", "shop")
+    vms.start("rival")
+
+
+def test_a_bridge_that_is_not_ours_is_left_alone_and_the_others_work(vms: Vms) -> None:
+    host = vms.host
+    host.shell("ip link add foreign0 type bridge; ip address add 10.66.0.1/24 dev foreign0")
+    try:
+        before = host.run(["ip", "-json", "-details", "link", "show", "foreign0"]).stdout
+        with host_config(host, networks={"bad": {"bridge": "foreign0", "ipv4": "10.67.0.1/24"}}):
+            vms.define("unlucky", network="bad")
+            vms.define("lucky", **ON_DEFAULT)
+            said = refusal(host, "unlucky")
+            assert "no VM can be on network bad" in said
+            assert "foreign0" in said
+            assert traces_in_network(vms, "unlucky") == []
+            assert "foreign0" in network(host, "bad")["problem"]
+            listed = ctl(host, "network", "list").stdout
+            assert any(line.split()[:2] == ["bad", "problem"] for line in listed.splitlines())
+            checked = ctl(host, "check", check=False)
+            assert "network bad" in checked.stdout
+            vms.start("lucky")
+            reach_gateway(vms, "lucky")
+            assert host.run(["ip", "-json", "-details", "link", "show", "foreign0"]).stdout == before
+            host.run(["ip", "link", "del", "foreign0"])
+            vms.start("unlucky")
+            reach_gateway(vms, "unlucky")
+            vms.remove("unlucky")
+    finally:
+        host.run(["ip", "link", "del", "foreign0"], check=False)
+    assert not host.run(["ip", "link", "show", "foreign0"], check=False).ok, (
+        "our bridge goes with its network"
+    )
+
+
+def test_without_the_network_service_vms_without_a_network_start(vms: Vms) -> None:
+    host = vms.host
+    there = vms.run("there", **ON_DEFAULT)
+    vms.define("wired", **ON_DEFAULT)
+    vms.define("plain")
+    with without_network_service(host):
+        vms.restart_daemon()
+        vms.start("plain")
+        said = refusal(host, "wired")
+        assert "network service" in said
+        assert vms.state("wired") == "Stopped"
+        assert traces_in_network(vms, "wired") == []
+        reach_gateway(vms, there)
+        refused = ctl(host, "restart", there, check=False)
+        assert "network service" in refused.stderr
+        assert vms.state(there) == "Running", "what could not be started again is not stopped"
+        vms.ctl("stop", there)
+        assert vms.state(there) == "Stopped"
+    host.wait_until(lambda: traces_in_network(vms, there) == [], 30, "what was left goes when it is back")
+    vms.start("wired", there)
+
+
+@pytest.mark.parametrize("fault", ["absent", "refused"])
+def test_without_rules_no_vm_is_on_a_network(vms: Vms, fault: str) -> None:
+    host = vms.host
+    vms.define("unruled", **ON_DEFAULT)
+    rules = "/usr/lib/python3/dist-packages/hypemand/network/rules.py"
+    path = "/usr/lib/python3/dist-packages/nftables" if fault == "absent" else rules
+    host.run(["cp", "-a", path, f"{path}.whole"])
+    try:
+        if fault == "absent":
+            host.run(["rm", "-rf", path])
+        else:
+            host.run(["sed", "-i", "s/policy drop/policy nonsense/; s/policy accept/policy nonsense/", path])
+        host.run(["systemctl", "restart", "hypemand-network.service"])
+        said = refusal(host, "unruled")
+        assert "no VM can be on network default" in said
+        assert traces_in_network(vms, "unruled") == []
+        assert network(host)["problem"]
+    finally:
+        host.run(["rm", "-rf", path])
+        host.run(["mv", f"{path}.whole", path])
+        host.run(["systemctl", "restart", "hypemand-network.service"])
+    vms.start("unruled")
+    reach_gateway(vms, "unruled")
+
+
+def test_a_network_changes_when_its_last_vm_has_gone(vms: Vms) -> None:
+    host = vms.host
+    old = {"bridge": "moves0", "ipv4": "10.99.8.1/24", "ipv6": "none"}
+    with host_config(host, networks={"moves": old}):
+        vms.run("stays-on", network="moves")
+        vms.define("comes-late", network="moves")
+        shown = place(vms, "stays-on")
+        with host_config(host, networks={"moves": old | {"ipv4": "10.99.9.1/24"}}):
+            assert network(host, "moves")["pending"]
+            assert vms.show("stays-on")["needs_restart"]
+            told = [entry["MESSAGE"] for entry in host.journal(f"MESSAGE_ID={NEEDS_RESTART}")]
+            assert any("network moves" in message for message in told)
+            reach_gateway(vms, "stays-on")
+            vms.restart_daemon()
+            assert network(host, "moves")["ipv4"] == "10.99.8.1/24"
+            vms.start("comes-late")
+            assert place(vms, "comes-late")["ip"].startswith("10.99.8.")
+            vms.ctl("stop", "comes-late")
+            assert place(vms, "stays-on")["ip"] == shown["ip"]
+            vms.ctl("restart", "--wait", "stays-on")
+            assert place(vms, "stays-on")["ip"] == "10.99.9.2"
+            assert not vms.show("stays-on")["needs_restart"]
+            assert not network(host, "moves")["pending"]
+            reach_gateway(vms, "stays-on")
+            vms.ctl("stop", "stays-on")
+        for name in ("stays-on", "comes-late"):
+            vms.remove(name)
+    assert not host.run(["ip", "link", "show", "moves0"], check=False).ok
+
+
+def test_a_vmm_with_a_network_is_still_shut_in(vms: Vms) -> None:
+    name = vms.run("shut-in", **ON_DEFAULT)
+    unit = f"hypeman-vm-{name}.service"
+    (line,) = (
+        line
+        for line in vms.host.run(["systemd-analyze", "security", "--no-pager", unit]).stdout.splitlines()
+        if "Overall exposure level" in line
+    )
+    exposure = float(line.split(":")[1].split()[0])
+    assert exposure <= 1.5, line
+    assert vms.unit(name, "RestrictAddressFamilies", "PrivateNetwork", "DeviceAllow") == {
+        "RestrictAddressFamilies": "AF_UNIX",
+        "PrivateNetwork": "no",
+        "DeviceAllow": "/dev/net/tun rw",
+    }
+    links = vms.host.run(["machinectl", "show", "--property=NetworkInterfaces", name]).stdout
+    assert str(find_taps(vms.host)[tap_of(vms, name)]["ifindex"]) in links
+
+
+def test_what_goes_over_the_wire_is_counted_and_shown(vms: Vms) -> None:
+    name = vms.run("counted", **ON_DEFAULT)
+    before = place(vms, name)["counters"]
+    gateway = network(vms.host)["ipv4"].partition("/")[0]
+    vms.execute(name, "ping", "-c", "5", "-s", "1000", gateway)
+    now = place(vms, name)["counters"]
+    for way in ("sent", "received"):
+        assert now[f"{way}_packets"] - before[f"{way}_packets"] >= 5
+        assert now[f"{way}_bytes"] - before[f"{way}_bytes"] >= 5000
+    (member,) = (m for m in network(vms.host)["members"] if m["instance_name"] == name)
+    shown = place(vms, name)
+    assert (member["ip"], member["attached"]) == (shown["ip"], True)
+    assert shown["ip"] in vms.ctl("list").stdout
+    assert f"Network: default, {shown['ip']} {shown['ip6']}" in vms.ctl("status", name).stdout
+
+
+def test_a_vm_with_every_volume_that_it_may_have_has_a_network_too(vms: Vms) -> None:
+    volumes = [f"v{number:02}" for number in range(16)]
+    for volume in volumes:
+        ctl(vms.host, "volume", "create", "--size=16M", volume)
+    mounts = [{"volume": volume, "mount_path": f"/srv/{volume}"} for volume in volumes]
+    try:
+        name = vms.run("laden", volumes=mounts, kernel_headers=True, **ON_DEFAULT)
+        reach_gateway(vms, name)
+        vms.remove(name)
+    finally:
+        vms.remove_all()
+        ctl(vms.host, "volume", "rm", *volumes)

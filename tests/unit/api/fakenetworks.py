@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks that live in memory and behave as `NetworkService` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
+
+from hypemand.config.network import Bandwidth, HostPort, Publish, Transport
+from hypemand.errors import NotFound
+from hypemand.manager.networkview import Member, NetworkInfo, VmNetwork
+from hypemand.network.port import Counters
+
+IPV6 = IPv6Address("fd00:7::5054:ff:fe12:3456")
+PLACE = VmNetwork(
+    name="lab",
+    ipv4=IPv4Address("10.7.0.2"),
+    ipv6=IPV6,
+    mac="52:54:00:12:34:56",
+    group="db",
+    publish=(Publish(None, 8080, 80), Publish(ip_address("127.0.0.1"), 53, 53, Transport.UDP)),
+    bandwidth=Bandwidth(upload=2_500_000, download=125_000_000),
+    interface="hv61200",
+    counters=Counters(100, 1, 200, 2, 3),
+)
+
+
+def make_network(name: str, **changes: object) -> NetworkInfo:
+    """A network with one VM."""
+    member = Member("web", "0" * 32, name, "52:54:00:12:34:56", IPv4Address("10.7.0.2"), IPV6, None, True)
+    values: dict[str, object] = {
+        "name": name,
+        "bridge": f"{name}0",
+        "ipv4": IPv4Interface("10.7.0.1/24"),
+        "ipv6": IPv6Interface("fd00:7::1/64"),
+        "mtu": 1500,
+        "dns": (ip_address("192.0.2.1"),),
+        "nat": True,
+        "isolation": True,
+        "host_ports": (HostPort(Transport.UDP, 53),),
+        "problem": "",
+        "warnings": (),
+        "pending": False,
+        "addresses": 253,
+        "free_addresses": 252,
+        "members": (member,),
+    }
+    return NetworkInfo(**values | changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class FakeNetworks:
+    """Networks by name."""
+
+    networks: dict[str, NetworkInfo] = field(default_factory=dict)
+
+    async def list_networks(self) -> Sequence[NetworkInfo]:
+        return [self.networks[name] for name in sorted(self.networks)]
+
+    async def get_network(self, name: str) -> NetworkInfo:
+        if name not in self.networks:
+            raise NotFound(f"there is no network {name}")
+        return self.networks[name]

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which addresses VMs get: the same again, the lowest that is free, and never somebody else's."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+import pytest
+
+from hypemand.config.network import NetworkUse
+from hypemand.errors import InsufficientResources, InUse, InvalidDefinition
+from hypemand.manager.leases import (
+    Claim,
+    Lease,
+    allocate,
+    count_addresses,
+    derive_claims,
+    derive_ipv6,
+    derive_mac,
+    lease_from_json,
+    lease_to_json,
+)
+from hypemand.network.port import BridgePlan
+
+BRIDGE = BridgePlan(
+    network="lab",
+    bridge="lab0",
+    ipv4=IPv4Interface("10.7.0.1/29"),
+    ipv6=IPv6Interface("fd00:7::1/64"),
+    mtu=1500,
+    nat=True,
+    host_ports=frozenset(),
+)
+USE = NetworkUse(name="lab")
+
+
+def v4(last: int) -> IPv4Address:
+    return IPv4Address(f"10.7.0.{last}")
+
+
+def lease(vm: str = "web", use: NetworkUse = USE, *claims: Claim, old: Lease | None = None) -> Lease:
+    return allocate(vm, f"id-of-{vm}", use, BRIDGE, old, claims)
+
+
+def test_the_lowest_free_address_is_taken_and_the_gateways_never() -> None:
+    taken: list[Claim] = []
+    for last in (2, 3, 4, 5, 6):
+        got = lease(f"vm{last}", USE, *taken)
+        assert got.ipv4 == v4(last)
+        taken.append(Claim(f"vm{last}", got.mac, got.ipv4, got.ipv6))
+    with pytest.raises(InsufficientResources) as caught:
+        lease("late", USE, *taken)
+    for words in ("network lab", "VM late", "10.7.0.0/29 has 5 for VMs", "5 of them"):
+        assert words in caught.value.message
+    assert "larger subnet" in caught.value.hint
+    del taken[1]
+    assert lease("late", USE, *taken).ipv4 == v4(3)
+
+
+@pytest.mark.parametrize(
+    ("interface", "count", "lowest"),
+    [
+        ("10.7.0.6/29", 5, "10.7.0.1"),
+        ("10.7.0.1/30", 1, "10.7.0.2"),
+        ("10.7.0.0/31", 1, "10.7.0.1"),
+        ("10.0.0.1/8", 2**24 - 3, "10.0.0.2"),
+    ],
+)
+def test_every_size_of_subnet(interface: str, count: int, lowest: str) -> None:
+    bridge = replace(BRIDGE, ipv4=IPv4Interface(interface), ipv6=None)
+    assert count_addresses(IPv4Interface(interface)) == count
+    got = allocate("web", "id", USE, bridge, None, ())
+    assert (str(got.ipv4), got.ipv6) == (lowest, None)
+
+
+def test_a_vm_keeps_what_it_has() -> None:
+    first = lease()
+    again = lease(old=first)
+    assert again == first
+    moved = replace(first, ipv4=v4(6), ipv6=IPv6Address("fd00:7::9"))
+    assert lease(old=moved) == moved
+    assert lease(old=replace(moved, network="other")) == first
+
+
+def test_what_it_had_is_another_vms_by_now() -> None:
+    first = lease()
+    assert first.ipv4 == v4(2)
+    assert lease("web", USE, Claim("new", ipv4=v4(2)), old=first).ipv4 == v4(3)
+
+
+def test_an_address_that_another_definition_asks_for_is_left_to_it() -> None:
+    wanted = derive_claims("fixed", NetworkUse(name="lab", address=v4(2)), None, "lab")
+    assert lease("web", USE, *wanted).ipv4 == v4(3)
+    assert lease("web", replace(USE, address=v4(2)), *wanted).ipv4 == v4(2), "first come, first served"
+
+
+def test_what_another_vm_has_cannot_be_asked_for() -> None:
+    other = Claim("db", "02:00:00:00:00:09", v4(4), IPv6Address("fd00:7::4"))
+    for use, words in (
+        (replace(USE, address=v4(4)), "the address 10.7.0.4"),
+        (replace(USE, address6=IPv6Address("fd00:7::4")), "the address fd00:7::4"),
+        (replace(USE, mac="02:00:00:00:00:09"), "the MAC address 02:00:00:00:00:09"),
+    ):
+        with pytest.raises(InUse, match=f"VM web wants {words} of network lab, which is VM db's"):
+            lease("web", use, other)
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (replace(USE, address=IPv4Address("10.8.0.4")), "10.8.0.4 is not in 10.7.0.0/29"),
+        (replace(USE, address=v4(1)), "10.7.0.1 is that of the gateway"),
+        (replace(USE, address=v4(0)), "is that of the network"),
+        (replace(USE, address=v4(7)), "is the broadcast address"),
+        (replace(USE, address6=IPv6Address("fd00:7::")), "is that of the network"),
+        (replace(USE, address6=IPv6Address("fd00:7::1")), "is that of the gateway"),
+        (replace(USE, address6=IPv6Address("fd00:8::1")), "is not in"),
+    ],
+)
+def test_what_no_vm_can_have_is_refused_with_what_it_is(use: NetworkUse, words: str) -> None:
+    with pytest.raises(InvalidDefinition) as caught:
+        lease("web", use)
+    (problem,) = caught.value.problems
+    assert problem.key == ("network.address" if use.address is not None else "network.address6")
+    assert words in problem.message
+    assert "leave it to network lab" in problem.hint
+
+
+def test_a_family_that_the_network_lacks() -> None:
+    bridge = replace(BRIDGE, ipv6=None)
+    assert allocate("web", "id", USE, bridge, None, ()).ipv6 is None
+    with pytest.raises(InvalidDefinition, match="has no IPv6"):
+        allocate("web", "id", replace(USE, address6=IPv6Address("fd00:7::2")), bridge, None, ())
+
+
+def test_mac_addresses_are_local_and_of_one_host() -> None:
+    macs = {derive_mac(f"id{number}") for number in range(2000)}
+    assert len(macs) == 2000
+    for mac in macs:
+        first = int(mac.split(":")[0], 16)
+        assert (first & 2, first & 1, len(mac)) == (2, 0, 17)
+    other = Claim("other", derive_mac("id-of-web"))
+    assert lease("web", USE, other).mac == derive_mac("id-of-web", 1)
+
+
+def test_ipv6_is_made_of_the_mac_where_there_is_room() -> None:
+    assert str(derive_ipv6("52:54:00:12:34:56", IPv6Interface("fd00::1/64"))) == "fd00::5054:ff:fe12:3456"
+    got = lease("web", replace(USE, mac="52:54:00:12:34:56"))
+    assert str(got.ipv6) == "fd00:7::5054:ff:fe12:3456"
+    small = replace(BRIDGE, ipv6=IPv6Interface("fd00:7::1/120"))
+    assert str(allocate("web", "id", USE, small, None, ()).ipv6) == "fd00:7::2"
+    other = Claim("other", ipv6=got.ipv6)
+    assert str(lease("web", replace(USE, mac="52:54:00:12:34:56"), other).ipv6) == "fd00:7::2"
+
+
+def test_a_lease_that_the_definition_does_not_ask_for_any_more_is_free() -> None:
+    has = Lease("lab", "02:00:00:00:00:01", v4(2), None)
+    assert derive_claims("a", USE, has, "lab") == [Claim("a", has.mac, v4(2), None)]
+    assert derive_claims("a", None, has, "lab") == []
+    assert derive_claims("a", NetworkUse(name="other"), has, "lab") == []
+    (claim,) = derive_claims("a", replace(USE, address=v4(5)), has, "lab")
+    assert (claim.ipv4, claim.wanted) == (v4(5), True)
+
+
+def test_a_lease_is_written_and_read() -> None:
+    for ipv6 in (None, IPv6Address("fd00::2")):
+        has = Lease("lab", "02:00:00:00:00:01", v4(2), ipv6)
+        assert lease_from_json(lease_to_json(has)) == has

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs' places in networks: made before a VM, gone after it, whatever fails in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Set
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
+from pathlib import Path
+
+import pytest
+
+from hypemand.config.network import NetworkConfig, NetworkUse, Publish, Transport
+from hypemand.errors import HostNotReady, HypemandError, InUse, InvalidDefinition, NotFound
+from hypemand.manager.networks import Networks, Surroundings, Tenant
+from hypemand.manager.plan import Connection
+from hypemand.manager.ports import OPEN_GROUP, PortFiles, derive_group
+from hypemand.network.port import tap_name
+from tests.unit.manager.fakenetwork import FakeNetworkHost
+
+LAB = NetworkConfig("lab", "lab0", IPv4Interface("10.7.0.1/24"), IPv6Interface("fd00:7::1/64"))
+DMZ = NetworkConfig("dmz", "dmz0", IPv4Interface("10.8.0.1/24"), None, dns=(ip_address("10.8.0.53"),))
+USE = NetworkUse(name="lab")
+FIRST_UID = 61200
+
+
+class Lab:
+    """VMs and networks of a host, and the daemon's rooms that have to do with them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.vms = folder
+        self.host = FakeNetworkHost()
+        self.config = {"lab": LAB, "dmz": DMZ}
+        self.tenants: dict[str, Tenant] = {}
+        self.live: set[str] = set()
+        self.bus: HypemandError | None = None
+        self.told = 0
+        self.start_daemon()
+
+    def start_daemon(self) -> None:
+        """A daemon that knows what stands in files."""
+        around = Surroundings(
+            lambda: self.config, lambda: list(self.tenants.values()), self._list_live, lambda: ()
+        )
+        self.networks = Networks(self.host, self.vms, around)
+        self.networks.listeners.append(self._tell)
+
+    def _tell(self) -> None:
+        self.told += 1
+
+    async def _list_live(self) -> Set[str]:
+        if self.bus is not None:
+            raise self.bus
+        return self.live
+
+    def define(self, vm: str, use: NetworkUse | None = USE) -> Tenant:
+        """A VM, or another definition of it."""
+        old = self.tenants.get(vm)
+        uid = FIRST_UID + len(self.tenants) if old is None else old.uid
+        running = None if old is None else old.running
+        self.tenants[vm] = Tenant(vm, f"id-of-{vm}", uid, use, None if old is None else old.lease, running)
+        (self.vms / vm).mkdir(exist_ok=True)
+        return self.tenants[vm]
+
+    def tap(self, vm: str) -> str:
+        return tap_name(self.tenants[vm].uid)
+
+    async def start(self, vm: str) -> Connection:
+        """As the manager does it."""
+        connection = self.networks.claim(self.tenants[vm])
+        assert connection is not None
+        self.tenants[vm] = replace(self.tenants[vm], lease=connection.lease)
+        await self.networks.attach(vm)
+        self.tenants[vm] = replace(self.tenants[vm], running=self.tenants[vm].use)
+        self.live.add(vm)
+        return connection
+
+    async def end(self, vm: str) -> None:
+        self.live.discard(vm)
+        self.tenants[vm] = replace(self.tenants[vm], running=None)
+        await self.networks.detach(vm)
+
+    def has_file(self, vm: str) -> bool:
+        return (self.vms / vm / "port.json").exists()
+
+
+def drive(folder: Path, scenario: Callable[[Lab], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(scenario(Lab(folder)), 10)
+
+    asyncio.run(main())
+
+
+def test_a_vm_gets_a_device_and_its_guest_is_told(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.define("web")
+        connection = await lab.start("web")
+        assert lab.host.taps[lab.tap("web")] == connection.port
+        assert lab.has_file("web")
+        told = connection.interface
+        assert (told.name, told.mtu, told.mac) == ("eth0", 1500, connection.lease.mac)
+        assert told.addresses == ("10.7.0.2/24", f"{connection.lease.ipv6}/64")
+        assert told.gateways == ("10.7.0.1", "fd00:7::1")
+        assert lab.networks.interface_of("web") == "hv61200"
+        (member,) = lab.networks.members()
+        assert (member.vm, member.ipv4, member.group, member.attached) == (
+            "web", IPv4Address("10.7.0.2"), None, True,
+        )  # fmt: skip
+        told_before = lab.told
+        await lab.end("web")
+        assert lab.host.taps == {}
+        assert not lab.has_file("web")
+        assert lab.told > told_before
+        assert [m.attached for m in lab.networks.members()] == [False]
+        assert (await lab.start("web")).lease == connection.lease
+
+    drive(tmp_path, scenario)
+
+
+def test_a_vm_without_a_network_needs_no_service(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.host.away = HostNotReady("it is away")
+        assert lab.networks.claim(lab.define("plain", None)) is None
+        await lab.networks.detach("plain")
+        assert lab.host.asked == []
+        lab.define("web")
+        with pytest.raises(HostNotReady, match="no VM can be on network lab: it is away"):
+            await lab.start("web")
+        assert not lab.has_file("web")
+        lab.host.away = None
+        await lab.start("web")
+
+    drive(tmp_path, scenario)
+
+
+def test_a_network_with_a_problem_keeps_nobody_from_the_others(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.host.problems["lab"] = "the bridge lab0 is not ours"
+        lab.define("web")
+        lab.define("shop", NetworkUse(name="dmz"))
+        with pytest.raises(HostNotReady, match="the bridge lab0 is not ours"):
+            await lab.start("web")
+        connection = await lab.start("shop")
+        assert connection.dns == ("10.8.0.53",)
+        assert (await lab.networks.get_network("lab")).problem == "the bridge lab0 is not ours"
+        del lab.host.problems["lab"]
+        await lab.start("web")
+        assert (await lab.networks.get_network("lab")).problem == ""
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("cut", ["refused", "cancelled"])
+def test_an_attach_that_fails_leaves_nothing(tmp_path: Path, cut: str) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.define("web", replace(USE, publish=(Publish(None, 8080, 80),)))
+        lab.define("other", replace(USE, publish=(Publish(None, 8080, 80),)))
+        if cut == "refused":
+            lab.host.refuse = InUse("port 8080/tcp of this host is taken")
+            with pytest.raises(InUse, match="8080/tcp of this host is taken"):
+                await lab.start("web")
+            lab.host.refuse = None
+        else:
+            lab.host.gate = asyncio.Event()
+            start = asyncio.create_task(lab.start("web"))
+            await lab.host.made.wait()
+            start.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await start
+            lab.host.gate = None
+        assert lab.host.taps == {}
+        assert not lab.has_file("web")
+        await lab.start("other")
+
+    drive(tmp_path, scenario)
+
+
+def test_what_a_vm_has_claimed_nobody_else_gets(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        publish = (Publish(None, 53, 53, Transport.UDP),)
+        lab.networks.claim(lab.define("a", replace(USE, publish=publish)))
+        assert lab.networks.plan(lab.define("b")).lease.ipv4 == IPv4Address("10.7.0.3")  # type: ignore[union-attr]
+        with pytest.raises(InUse, match="VM c publishes port 53/udp of this host, which leads to VM a"):
+            lab.networks.claim(lab.define("c", replace(USE, publish=publish)))
+        await lab.networks.give_up("a")
+        assert lab.networks.claim(lab.define("c", replace(USE, publish=publish)))
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "clash"),
+    [
+        (Publish(None, 80, 80), Publish(ip_address("127.0.0.1"), 80, 8080), True),
+        (Publish(ip_address("::"), 80, 80), Publish(ip_address("fd00::1"), 80, 80), True),
+        (Publish(ip_address("0.0.0.0"), 80, 80), Publish(ip_address("fd00::1"), 80, 80), False),
+        (Publish(ip_address("127.0.0.1"), 80, 80), Publish(ip_address("127.0.0.1"), 80, 80), True),
+        (Publish(ip_address("127.0.0.1"), 80, 80), Publish(ip_address("127.0.0.2"), 80, 80), False),
+        (Publish(None, 80, 80), Publish(None, 81, 80), False),
+        (Publish(None, 80, 80), Publish(None, 80, 80, Transport.UDP), False),
+    ],
+)
+def test_which_published_ports_are_the_same(
+    tmp_path: Path, one: Publish, other: Publish, *, clash: bool
+) -> None:
+    async def scenario(lab: Lab) -> None:
+        for first, second in ((one, other), (other, one)):
+            lab.define("a", replace(USE, publish=(first,)))
+            lab.define("b", replace(USE, publish=(second,)))
+            await lab.start("a")
+            if clash:
+                with pytest.raises(InUse, match="leads to VM a"):
+                    lab.networks.plan(lab.tenants["b"])
+            else:
+                assert lab.networks.plan(lab.tenants["b"])
+            await lab.end("a")
+
+    drive(tmp_path, scenario)
+
+
+def test_groups() -> None:
+    assert derive_group(USE, isolation=True) is None
+    assert derive_group(USE, isolation=False) == OPEN_GROUP
+    assert derive_group(replace(USE, isolate=False), isolation=True) == OPEN_GROUP
+    assert derive_group(replace(USE, isolate=True), isolation=False) is None
+    assert derive_group(replace(USE, group="db"), isolation=True) == "db"
+
+
+def test_a_daemon_that_comes_later_knows_who_has_what(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        for vm in ("runs", "ended", "lost"):
+            lab.define(vm)
+            await lab.start(vm)
+        ports = dict(lab.host.taps)
+        lab.live.discard("ended")
+        (tmp_path / "lost" / "port.json").write_text("{")
+        lab.host.asked.clear()
+        lab.start_daemon()
+        lab.networks.recover(lambda vm: vm in lab.live)
+        await lab.networks.sync()
+        assert lab.host.asked == ["apply", "detach ended"]
+        assert lab.host.taps == {tap: port for tap, port in ports.items() if port.vm != "ended"}
+        assert [lab.has_file(vm) for vm in ("runs", "ended", "lost")] == [True, False, True]
+        assert PortFiles(tmp_path).find("lost") == ports[lab.tap("lost")]
+
+    drive(tmp_path, scenario)
+
+
+def test_nothing_is_removed_while_systemd_cannot_be_asked(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.define("web")
+        await lab.start("web")
+        (tmp_path / "web" / "port.json").unlink()
+        lab.bus = HostNotReady("no bus")
+        lab.start_daemon()
+        lab.networks.recover(lambda _vm: True)
+        await lab.networks.sync()
+        assert lab.host.asked[-1] == "apply without prune"
+        assert lab.tap("web") in lab.host.taps
+        lab.bus = None
+        await lab.networks.sync()
+        assert lab.host.asked[-1] == "apply"
+        assert lab.tap("web") in lab.host.taps
+
+    drive(tmp_path, scenario)
+
+
+def test_a_service_that_has_just_started_is_told_all_there_is(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        for vm in ("a", "b"):
+            lab.define(vm)
+            await lab.start(vm)
+            lab.host.restart()
+        assert lab.host.asked == ["apply", "attach a", "attach b", "apply", "attach b"]
+        await lab.end("a")
+        assert set(lab.host.taps) == {lab.tap("b")}
+
+    drive(tmp_path, scenario)
+
+
+def test_a_detach_that_fails_is_made_good_later(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.define("web")
+        await lab.start("web")
+        lab.host.away = HostNotReady("it is away")
+        await lab.end("web")
+        assert lab.tap("web") in lab.host.taps
+        assert not lab.has_file("web")
+        lab.host.away = None
+        lab.define("other")
+        await lab.start("other")
+        assert set(lab.host.taps) == {lab.tap("other")}
+
+    drive(tmp_path, scenario)
+
+
+def test_a_network_that_vms_are_on_changes_when_the_last_has_gone(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        for vm in ("a", "b"):
+            lab.define(vm)
+            await lab.start(vm)
+        lab.config["lab"] = replace(LAB, ipv4=IPv4Interface("10.9.0.1/24"), nat=False)
+        lab.config["dmz"] = replace(DMZ, mtu=1400)
+        await lab.networks.sync()
+        assert lab.host.bridges["lab"].ipv4 == LAB.ipv4
+        assert lab.host.bridges["dmz"].mtu == 1400
+        assert lab.networks.is_outdated("a")
+        info = await lab.networks.get_network("lab")
+        assert (info.pending, info.ipv4) == (True, LAB.ipv4)
+        await lab.end("a")
+        assert (await lab.start("a")).lease.ipv4 == IPv4Address("10.7.0.2"), "it joins the one that is there"
+        await lab.end("a")
+        assert lab.host.bridges["lab"].ipv4 == LAB.ipv4
+        await lab.end("b")
+        assert lab.host.bridges["lab"].ipv4 == IPv4Interface("10.9.0.1/24")
+        assert (await lab.start("a")).lease.ipv4 == IPv4Address("10.9.0.2")
+        assert not lab.networks.is_outdated("a")
+
+    drive(tmp_path, scenario)
+
+
+def test_a_network_that_is_gone_from_the_config_goes_with_its_last_vm(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.define("a")
+        await lab.start("a")
+        del lab.config["lab"]
+        await lab.networks.sync()
+        assert set(lab.host.bridges) == {"lab", "dmz"}
+        with pytest.raises(
+            InvalidDefinition, match="there is no network lab in the host config; write one of dmz"
+        ):
+            lab.networks.plan(lab.define("b"))
+        await lab.end("a")
+        assert set(lab.host.bridges) == {"dmz"}
+        with pytest.raises(NotFound, match="there is no network lab"):
+            await lab.networks.get_network("lab")
+
+    drive(tmp_path, scenario)
+
+
+def test_rules_of_a_network_change_at_once(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.define("a")
+        await lab.start("a")
+        lab.config["lab"] = replace(LAB, nat=False, isolation=False)
+        await lab.networks.sync()
+        assert not lab.networks.is_outdated("a")
+        assert not lab.host.bridges["lab"].nat
+        assert lab.host.taps[lab.tap("a")].group == OPEN_GROUP
+        assert json.loads((tmp_path / "a" / "port.json").read_text())["group"] == OPEN_GROUP
+
+    drive(tmp_path, scenario)
+
+
+def test_what_is_shown_of_a_vm(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        use = replace(USE, address=IPv4Address("10.7.0.9"))
+        shown = lab.networks.view(lab.define("web", use))
+        assert shown is not None
+        assert (str(shown.ipv4), shown.mac, shown.interface) == ("10.7.0.9", None, None)
+        await lab.start("web")
+        await lab.networks.read_counters()
+        shown = lab.networks.view(lab.tenants["web"])
+        assert shown is not None
+        assert shown.counters is not None
+        assert (shown.counters.sent_bytes, shown.interface) == (100, lab.tap("web"))
+        lab.host.away = HostNotReady("it is away")
+        await lab.networks.read_counters()
+        shown = lab.networks.view(lab.tenants["web"])
+        assert shown is not None
+        assert shown.counters is None
+        assert lab.networks.view(lab.define("plain", None)) is None
+
+    drive(tmp_path, scenario)
+
+
+def test_free_addresses_are_counted(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        for vm in ("a", "b"):
+            lab.define(vm)
+            await lab.start(vm)
+        await lab.end("b")
+        info = await lab.networks.get_network("lab")
+        assert (info.addresses, info.free_addresses) == (253, 251)
+        assert [m.vm for m in info.members] == ["a", "b"]
+        assert [n.name for n in await lab.networks.list_networks()] == ["dmz", "lab"]
+
+    drive(tmp_path, scenario)
+
+
+def test_problems_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(lab: Lab) -> None:
+        caplog.set_level(logging.INFO)
+        lab.host.problems["lab"] = "its subnet is a route of this host"
+        await lab.networks.sync()
+        await lab.networks.sync()
+        assert caplog.text.count("its subnet is a route of this host") == 1
+        lab.host.problems.clear()
+        await lab.networks.sync()
+        assert "VMs can be on network lab again" in caplog.text
+
+    drive(tmp_path, scenario)
+
+
+def test_a_guest_is_told_its_own_name_and_those_of_its_group(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        for vm, group in (("db", "g"), ("web", "g"), ("other", "h"), ("lone", None)):
+            lab.define(vm, replace(USE, group=group))
+        first = await lab.start("db")
+        await lab.start("other")
+        await lab.end("db")
+        told = [(host.address, host.names) for host in (await lab.start("web")).hosts]
+        assert told == [
+            ("10.7.0.4", ("web", "web.hypeman")),
+            (str((lab.tenants["web"].lease or first.lease).ipv6), ("web", "web.hypeman")),
+            ("10.7.0.2", ("db", "db.hypeman")),
+            (str(first.lease.ipv6), ("db", "db.hypeman")),
+        ]
+        assert {name for host in (await lab.start("lone")).hosts for name in host.names} == {
+            "lone",
+            "lone.hypeman",
+        }
+
+    drive(tmp_path, scenario)

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who reaches whom, proved with connections from and to guests: egress, published ports, isolation."""
+
+import socket
+from collections.abc import Callable
+from ipaddress import ip_address
+
+import pytest
+
+from hypemand.config.network import HostPort, Publish, Transport
+from hypemand.network.port import PortPlan
+from hypemand.network.reconcile import HostNetworks
+from tests.unit.network.lab import (
+    HOST_UPLINK,
+    HOST_UPLINK6,
+    REMOTE,
+    REMOTE6,
+    Cable,
+    Guest,
+    Namespace,
+    ip,
+    make_bridge,
+    make_port,
+    reaches,
+    serve,
+    set_sysctl,
+)
+
+TCP = socket.SOCK_STREAM
+# long enough for a packet that is let through, even on a busy machine
+NEVER = 0.5
+StartGuest = Callable[[PortPlan], Guest]
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "br_netfilter"])
+def bridge_netfilter(request: pytest.FixtureRequest, host_namespace: Namespace) -> bool:
+    """With br_netfilter, as Docker loads it, the chains of IP see what is bridged too."""
+    del host_namespace
+    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+        set_sysctl(f"bridge/{name}", str(int(request.param)))
+    return bool(request.param)
+
+
+def publish(text: str, transport: Transport = Transport.TCP) -> Publish:
+    *address, host, guest = text.split("|")
+    return Publish(ip_address(address[0]) if address else None, int(host), int(guest), transport)
+
+
+def test_guests_go_out_under_the_address_of_the_host(
+    networks: HostNetworks, cable: Cable, start_guest: StartGuest
+) -> None:
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1))
+    with serve(cable.namespace, TCP, 80) as server:
+        assert reaches(guest.namespace, REMOTE, 80, server) == HOST_UPLINK
+        assert reaches(guest.namespace, REMOTE6, 80, server) == HOST_UPLINK6
+
+
+def test_without_nat_guests_are_reached_and_seen_under_their_own_addresses(
+    networks: HostNetworks, cable: Cable, start_guest: StartGuest
+) -> None:
+    plan = make_bridge(nat=False)
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1))
+    with cable.namespace.entered():
+        ip("route", "add", "10.77.0.0/24", "via", HOST_UPLINK)
+        ip("route", "add", "fd77::/64", "via", HOST_UPLINK6)
+    with serve(cable.namespace, TCP, 80) as server, guest.serve(TCP, 80) as inside:
+        assert reaches(guest.namespace, REMOTE, 80, server) == str(guest.port.ipv4)
+        assert reaches(guest.namespace, REMOTE6, 80, server) == str(guest.port.ipv6)
+        assert reaches(cable.namespace, str(guest.port.ipv4), 80, inside) == REMOTE
+        assert reaches(cable.namespace, str(guest.port.ipv6), 80, inside) == REMOTE6
+
+
+def test_with_nat_others_reach_published_ports_and_nothing_else(
+    networks: HostNetworks, cable: Cable, start_guest: StartGuest
+) -> None:
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1, publish=(publish("8080|80"), publish(f"{HOST_UPLINK}|81|80"))))
+    with cable.namespace.entered():
+        ip("route", "add", "10.77.0.0/24", "via", HOST_UPLINK)
+    with guest.serve(TCP, 80) as server:
+        for address, port in ((HOST_UPLINK, 8080), (HOST_UPLINK, 81), (HOST_UPLINK6, 8080)):
+            assert reaches(cable.namespace, address, port, server) in (REMOTE, REMOTE6)
+        assert reaches(cable.namespace, str(guest.port.ipv4), 80, server, NEVER) is None
+        assert reaches(cable.namespace, HOST_UPLINK6, 81, server, NEVER) is None
+        networks.detach(guest.port)
+        assert reaches(cable.namespace, HOST_UPLINK, 8080, server, NEVER) is None
+
+
+def test_the_host_reaches_published_ports_at_each_of_its_addresses(
+    networks: HostNetworks, cable: Cable, host_namespace: Namespace, start_guest: StartGuest
+) -> None:
+    del cable
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1, publish=(publish("8080|80"), publish("127.0.0.1|81|80"))))
+    with guest.serve(TCP, 80) as server:
+        assert reaches(host_namespace, "127.0.0.1", 8080, server) == str(plan.ipv4 and plan.ipv4.ip)
+        assert reaches(host_namespace, "127.0.0.1", 81, server) == str(plan.ipv4 and plan.ipv4.ip)
+        assert reaches(host_namespace, HOST_UPLINK, 8080, server) is not None
+        assert reaches(host_namespace, HOST_UPLINK6, 8080, server) is not None
+        assert reaches(host_namespace, str(guest.port.ipv4), 80, server) is not None
+        assert reaches(host_namespace, HOST_UPLINK, 81, server, NEVER) is None
+
+
+def test_datagrams_come_to_a_published_port_and_their_answers_back(
+    networks: HostNetworks, cable: Cable, host_namespace: Namespace, start_guest: StartGuest
+) -> None:
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1, publish=(publish("53|5353", Transport.UDP),)))
+    with guest.serve(socket.SOCK_DGRAM, 5353) as server:
+        for namespace, address in ((cable.namespace, HOST_UPLINK), (host_namespace, "127.0.0.1")):
+            with namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(b"question", (address, 53))
+                data, sender = server.recvfrom(100)
+                server.sendto(data + b"!", sender)
+                assert client.recvfrom(100) == (b"question!", (address, 53))
+
+
+@pytest.mark.parametrize("address", [HOST_UPLINK, HOST_UPLINK6])
+def test_a_guest_reaches_published_ports_of_others_and_its_own(
+    bridge_netfilter: bool, networks: HostNetworks, cable: Cable, start_guest: StartGuest, address: str
+) -> None:
+    del bridge_netfilter, cable
+    plan, other = make_bridge(), make_bridge("other", "hypeman1", 1)
+    networks.apply((plan, other), (), prune=True)
+    server_guest = start_guest(make_port(plan, 1, publish=(publish("8080|80"),)))
+    neighbour = start_guest(make_port(plan, 2))
+    stranger = start_guest(make_port(other, 3))
+    with server_guest.serve(TCP, 80) as server:
+        assert reaches(neighbour.namespace, address, 8080, server) is not None
+        assert reaches(stranger.namespace, address, 8080, server) is not None
+        assert reaches(server_guest.namespace, address, 8080, server) is not None
+        # and there is no other way
+        for guest in (neighbour, stranger):
+            assert reaches(guest.namespace, str(server_guest.port.ipv4), 80, server, NEVER) is None
+
+
+def test_guests_reach_each_other_within_a_group_alone(
+    bridge_netfilter: bool, networks: HostNetworks, start_guest: StartGuest
+) -> None:
+    del bridge_netfilter
+    plan, other = make_bridge(), make_bridge("other", "hypeman1", 1)
+    networks.apply((plan, other), (), prune=True)
+    first = start_guest(make_port(plan, 1, group="a"))
+    second = start_guest(make_port(plan, 2, group="a"))
+    outsiders = [
+        start_guest(make_port(plan, 3, group="b")),
+        start_guest(make_port(plan, 4)),
+        start_guest(make_port(other, 5, group="a")),
+    ]
+    with first.serve(TCP, 80) as server:
+        for address in (first.port.ipv4, first.port.ipv6):
+            assert reaches(second.namespace, str(address), 80, server) is not None
+            for guest in outsiders:
+                assert reaches(guest.namespace, str(address), 80, server, NEVER) is None
+
+
+def test_guests_do_not_reach_each_other_by_way_of_the_host(
+    bridge_netfilter: bool, networks: HostNetworks, start_guest: StartGuest
+) -> None:
+    del bridge_netfilter
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    first, second = start_guest(make_port(plan, 1)), start_guest(make_port(plan, 2))
+    assert plan.ipv4 is not None
+    assert plan.ipv6 is not None
+    with second.namespace.entered():
+        ip("route", "add", str(first.port.ipv4), "via", str(plan.ipv4.ip))
+        ip("route", "add", str(first.port.ipv6), "via", str(plan.ipv6.ip))
+    with first.serve(TCP, 80) as server:
+        assert reaches(second.namespace, str(first.port.ipv4), 80, server, NEVER) is None
+        assert reaches(second.namespace, str(first.port.ipv6), 80, server, NEVER) is None
+
+
+def test_a_guest_reaches_of_the_host_what_is_allowed(
+    networks: HostNetworks, cable: Cable, host_namespace: Namespace, start_guest: StartGuest
+) -> None:
+    del cable
+    plan = make_bridge(host_ports=frozenset({HostPort(Transport.TCP, 53)}))
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1))
+    assert plan.ipv4 is not None
+    with serve(host_namespace, TCP, 53) as allowed, serve(host_namespace, TCP, 22) as forbidden:
+        assert reaches(guest.namespace, str(plan.ipv4.ip), 53, allowed) == str(guest.port.ipv4)
+        for address in (str(plan.ipv4.ip), HOST_UPLINK, HOST_UPLINK6):
+            assert reaches(guest.namespace, address, 22, forbidden, NEVER) is None
+        with guest.namespace.entered():
+            ip("route", "add", "127.0.0.2", "via", str(plan.ipv4.ip))
+            set_sysctl("ipv4/conf/eth0/route_localnet", "1")
+        assert reaches(guest.namespace, "127.0.0.2", 53, allowed, NEVER) is None
+
+
+def test_the_address_of_a_stopped_guest_can_be_used_again_at_once(
+    networks: HostNetworks, cable: Cable, start_guest: StartGuest
+) -> None:
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1, publish=(publish("53|5353", Transport.UDP),)))
+    with (
+        cable.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        guest.serve(socket.SOCK_DGRAM, 5353) as server,
+    ):
+        client.sendto(b"to the first", (HOST_UPLINK, 53))
+        assert server.recv(100) == b"to the first"
+        networks.detach(guest.port)
+        next_guest = start_guest(make_port(plan, 2, publish=guest.port.publish))
+        with next_guest.serve(socket.SOCK_DGRAM, 5353) as next_server:
+            # the same connection to conntrack, were it not forgotten
+            client.sendto(b"to the second", (HOST_UPLINK, 53))
+            assert next_server.recv(100) == b"to the second"
