@@ -4,7 +4,8 @@
  *   serve LABEL PORT...                 answer on TCP and UDP, IPv4 and IPv6, for ever
  *   ask tcp|udp ADDRESS PORT MS         print a server's label and what it sees of us; 1 if it says nothing
  *   nag ADDRESS PORT                    ask by UDP ten times a second, from one port; a line for each time
- *   upload|download ADDRESS PORT BYTES  print nanoseconds from the first to the last byte, as received
+ *   upload|download ADDRESS PORT BYTES  print nanoseconds: to the server's word that it has them all, or from
+ *                                       the first to the last byte
  *   talk ADDRESS PORT                   lines of stdin over one connection, each printed once it is back
  *   send INTERFACE HEX...               these frames, as they are
  *   watch INTERFACE                     "watching", then a line for each frame: `in HEX` or `out HEX`
@@ -129,8 +130,8 @@ static void serve_connection(int file, const char *label, const struct sockaddr_
     if (strcmp(line, "ask") == 0) {
         write_all(file, line, (size_t)describe_peer(line, label, peer));
     } else if (sscanf(line, "upload %lld", &count) == 1) {
-        int64_t took = take_bytes(file, count);
-        write_all(file, line, (size_t)snprintf(line, sizeof line, "%lld\n", (long long)took));
+        (void)take_bytes(file, count);
+        write_all(file, "done\n", 5);
     } else if (sscanf(line, "download %lld", &count) == 1) {
         give_bytes(file, count);
     } else if (strcmp(line, "talk") == 0) {
@@ -261,14 +262,13 @@ static int transfer(const char *verb, char **words)
     long long count = atoll(words[2]);
     int file = reach(words[0], words[1], SOCK_STREAM, 0);
     write_all(file, line, (size_t)snprintf(line, sizeof line, "%s %lld\n", verb, count));
-    if (strcmp(verb, "upload") == 0) {
-        give_bytes(file, count);
-        if (!read_line(file, line))
-            fail("read");
-    } else {
-        (void)snprintf(line, sizeof line, "%lld", (long long)take_bytes(file, count));
-    }
-    return puts(line) < 0;
+    if (strcmp(verb, "download") == 0)
+        return printf("%lld\n", (long long)take_bytes(file, count)) < 0;
+    int64_t start = now_ns();
+    give_bytes(file, count);
+    if (!read_line(file, line))
+        fail("read");
+    return printf("%lld\n", (long long)(now_ns() - start)) < 0;
 }
 
 static int talk(char **words)

@@ -7,10 +7,11 @@ import contextlib
 import itertools
 import json
 import queue
+import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,8 +56,47 @@ def install_probe(host: TestHost, folder: Path, *, image: bool = True) -> None:
 
 
 def new_token() -> bytes:
-    """Six bytes that no other frame has."""
-    return b"\xa5\x5a" + next(_tokens).to_bytes(4, "big")
+    """Four bytes that no other frame has. The first is what neighbour_advertisement() needs."""
+    return b"\x25" + (next(_tokens) * 0x9E3779 % 2**24).to_bytes(3, "big")
+
+
+@dataclass(frozen=True)
+class Wired:
+    """Two hosts on a wire; `folder` holds netprobe for this machine."""
+
+    a: TestHost
+    b: TestHost
+    wire: Wire
+    folder: Path
+
+    def route(self) -> None:
+        """Let A reach by B what it does not know. To be done again when its uplink is another."""
+        self.a.run(["ip", "route", "add", "default", "via", self.wire.address(self.b)])
+        self.a.run(["ip", "route", "add", "default", "via", self.wire.address6(self.b)])
+
+    def equip_b(self) -> None:
+        """Let B answer. To be done again after its boot."""
+        serve(self.b, "b", PORT)
+
+    @property
+    def a4(self) -> str:
+        """A's IPv4 address on the wire."""
+        return self.wire.address(self.a)
+
+    @property
+    def a6(self) -> str:
+        """A's IPv6 address on the wire."""
+        return self.wire.address6(self.a)
+
+    @property
+    def b4(self) -> str:
+        """B's IPv4 address on the wire."""
+        return self.wire.address(self.b)
+
+    @property
+    def b6(self) -> str:
+        """B's IPv6 address on the wire."""
+        return self.wire.address6(self.b)
 
 
 @dataclass(frozen=True)
@@ -103,7 +143,7 @@ class Place:
         return self.run("busybox", "ping", "-c1", "-W3", address, check=False).ok
 
     def transfer(self, direction: str, address: str, port: int, amount: int) -> float:
-        """`upload` or `download` bytes; the rate at the receiver, in bytes a second."""
+        """`upload` or `download` bytes; the rate in bytes a second, by the clock that is here."""
         argv = [self.probe, direction, address, str(port), str(amount)]
         return amount / (int(self.run(*argv, timeout=120).stdout) / 1e9)
 
@@ -168,11 +208,24 @@ class Lines:
     def next(self, deadline: float) -> str | None:
         """The next line; None if there is none in `deadline` seconds."""
         try:
-            line = self._lines.get(timeout=max(deadline, 0.0))
+            line = self._lines.get(block=deadline > 0, timeout=max(deadline, 0.0))
         except queue.Empty:
             return None
         assert line is not None, "the process has ended"
         return line
+
+    def await_line(self, is_wanted: Callable[[str], bool], deadline: float) -> bool:
+        """Such a line comes in time."""
+        end = time.monotonic() + deadline
+        while (line := self.next(end - time.monotonic())) is not None:
+            if is_wanted(line):
+                return True
+        return False
+
+    def drop(self) -> None:
+        """Forget what has come up to now."""
+        while self.next(0) is not None:
+            pass
 
 
 class Talk(Lines):
@@ -238,6 +291,29 @@ def serve(host: TestHost, label: str, *ports: int) -> None:
     host.run(["systemd-run", "--quiet", f"--unit=serve-{label}", *words])
     listening = ["sh", "-c", f"ss -Hltn 'sport = :{ports[-1]}' | grep -q ."]
     host.wait_until_succeeds(listening, 10)
+
+
+# All that networks have in a host, but what changes by itself: devices, limits, rules, addresses and
+# neighbours that somebody has set, forwarding.
+NETWORK_STATE = """
+ip -o link | sed 's/^[0-9]*: \\([^@:]*\\).*/\\1/'
+ip -o link | sed -n 's/^[0-9]*: \\([^@:]*\\).*alias \\([^\\\\]*\\).*/\\1 is \\2/p'
+tc qdisc show
+for device in $(ls /sys/class/net); do tc filter show dev "$device" ingress 2>/dev/null; done
+ip neigh show nud permanent
+nft --stateless list ruleset
+"""
+
+
+def read_network(host: TestHost) -> list[str]:
+    """The state of a host's networks, line by line. The same before and after something: nothing stayed."""
+    text = host.run(["sh", "-c", NETWORK_STATE]).stdout
+    # the kernel gives the elements of a set in an order of its own
+    return re.sub(r"elements = \{(.*?)\}", _sort_elements, text, flags=re.DOTALL).splitlines()
+
+
+def _sort_elements(found: re.Match[str]) -> str:
+    return f"elements = {sorted(' '.join(element.split()) for element in found[1].split(','))}"
 
 
 def write_guest(

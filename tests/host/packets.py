@@ -25,6 +25,16 @@ class End:
     ip6: str = "::"
 
     @property
+    def packed4(self) -> bytes:
+        """The IPv4 address as packets have it."""
+        return IPv4Address(self.ip4).packed
+
+    @property
+    def packed6(self) -> bytes:
+        """The IPv6 address as packets have it."""
+        return IPv6Address(self.ip6).packed
+
+    @property
     def link_local(self) -> str:
         """The address that the kernel derives from its MAC address (RFC 4291, appendix A)."""
         octets = _mac(self.mac)
@@ -91,29 +101,25 @@ def icmp6(
 
 
 def neighbour_advertisement(source: str, target: str, claimed: str, mac: str, token: bytes) -> bytes:
-    """`claimed` is said to be at `mac`, overriding what others remember."""
-    flags = struct.pack("!I", 0x20000000)
-    data = flags + IPv6Address(claimed).packed + b"\2\1" + _mac(mac) + _option(token)
+    """`claimed` is said to be at `mac`, overriding what others remember: so say the token's first bits, the
+    others stand where nobody looks."""
+    assert (len(token), token[0] >> 5) == (4, 1)
+    data = token + IPv6Address(claimed).packed + b"\2\1" + _mac(mac)
     return icmp6(source, target, NEIGHBOUR_ADVERTISEMENT, data=data)
 
 
 def neighbour_solicitation(source: str, target: str, wanted: str, mac: str, token: bytes) -> bytes:
     """Asks for `wanted`, and says by the way that `source` is at `mac`."""
-    data = bytes(4) + IPv6Address(wanted).packed + b"\1\1" + _mac(mac) + _option(token)
+    assert len(token) == 4
+    data = token + IPv6Address(wanted).packed + b"\1\1" + _mac(mac)
     return icmp6(source, target, NEIGHBOUR_SOLICITATION, data=data)
 
 
 def router_advertisement(source: str, token: bytes, extension: int | None = None) -> bytes:
     """A router that offers itself and the prefix 2001:db8:bad::/64 for addresses to be made of."""
     prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 86400, 14400, 0) + IPv6Address("2001:db8:bad::").packed
-    data = struct.pack("!BBHII", 64, 0, 1800, 0, 0) + prefix + _option(token)
+    data = struct.pack("!BBHI", 64, 0, 1800, 0) + token + prefix
     return icmp6(source, ALL_NODES, ROUTER_ADVERTISEMENT, data=data, extension=extension)
-
-
-def _option(token: bytes) -> bytes:
-    """An option of neighbour discovery that nobody knows: a nonce of 6 bytes (RFC 3971)."""
-    assert len(token) == 6
-    return b"\x0e\1" + token
 
 
 def _pseudo(source: str, target: str, protocol: int, length: int) -> bytes:
