@@ -30,7 +30,7 @@ SOURCE = Path(__file__).parents[1] / "guest/netprobe.c"
 # what guests and hosts serve on, unless a test says otherwise
 PORT = 7007
 # How long somebody who must not be answered waits; one who must be waits no longer than it takes.
-SILENCE_MS = 600
+SILENCE_MS = 300
 ANSWER_MS = 5000
 # argv: the folder. A root of busybox and the probe.
 MAKE_ROOT = """
@@ -71,8 +71,8 @@ class Wired:
 
     def route(self) -> None:
         """Let A reach by B what it does not know. To be done again when its uplink is another."""
-        self.a.run(["ip", "route", "add", "default", "via", self.wire.address(self.b)])
-        self.a.run(["ip", "route", "add", "default", "via", self.wire.address6(self.b)])
+        self.a.run(["ip", "route", "replace", "default", "via", self.wire.address(self.b)])
+        self.a.run(["ip", "route", "replace", "default", "via", self.wire.address6(self.b)])
 
     def equip_b(self) -> None:
         """Let B answer. To be done again after its boot."""
@@ -150,7 +150,10 @@ class Place:
     @contextlib.contextmanager
     def talk(self, address: str, port: int = PORT) -> Iterator[Talk]:
         """A connection that lasts as long as the block."""
-        with self.host.popen(self.words(self.probe, "talk", address, str(port))) as process:
+        words = self.words(self.probe, "talk", address, str(port))
+        if self.vm is not None:
+            words.insert(words.index("exec") + 1, "-i")
+        with self.host.popen(words) as process:
             yield Talk(process)
 
     @contextlib.contextmanager

@@ -141,7 +141,7 @@ def test_docker_and_libvirt_go_on_and_are_told_of(lab: tuple[Wired, Vms]) -> Non
     vms.start("web")
     assert a.run(container).stdout.startswith(f"b {wired.a4}")
     # Docker's policy drops what VMs send on, and only its owner may change that; the cure is in the warning
-    assert not Place(a, "web").ask(wired.b4, within=600)
+    assert not Place(a, "web").ask(wired.b4, within=SILENCE_MS)
     cures = re.findall(r"iptables -I FORWARD -[io] hypeman0 -j ACCEPT", list_warnings(vms))
     assert len(cures) >= 2
     a.shell("\n".join(dict.fromkeys(cures)))
@@ -165,7 +165,7 @@ def test_firewalld_goes_on_and_is_told_of(lab: tuple[Wired, Vms]) -> None:
     assert read_others(wired) == before
     vms.start("web")
     assert Place(wired.b).reaches(wired.a4, HOST_PORT) == "web"
-    assert not Place(a, "web").ask(wired.b4, within=600)
+    assert not Place(a, "web").ask(wired.b4, within=SILENCE_MS)
     assert "firewall-cmd" in list_warnings(vms)
     a.run(["nft", "insert", "rule", "inet", "firewalld", "filter_FORWARD", "iifname", "hypeman0", "accept"])
     assert Place(a, "web").reaches(wired.b4) == "b"

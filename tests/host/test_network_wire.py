@@ -84,7 +84,7 @@ def test_an_uplink_that_comes_later_serves_vms_that_are_there(lab: Vms, wired: W
 def test_a_new_address_of_the_host_serves_at_once_and_an_old_one_no_more(lab: Vms, wired: Wired) -> None:
     new = "198.51.100.77"
     assert Place(wired.a, "web").ask(wired.b4) == f"b {wired.a4}"
-    wired.a.shell(f"ip addr add {new}/24 dev {UPLINK}; ip addr del {wired.a4}/24 dev {UPLINK}")
+    wired.a.shell(f"ip addr del {wired.a4}/24 dev {UPLINK}; ip addr add {new}/24 dev {UPLINK}")
     try:
         assert reaches_again(wired, Place(wired.b), new, HOST_PORT)
         assert Place(wired.a, "web").ask(wired.b4) == f"b {new}"
