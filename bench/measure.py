@@ -44,8 +44,9 @@ def push_program(host: TestHost) -> None:
     for path in [_HERE / "__init__.py", *sorted((_HERE / "inside").glob("*.py"))]:
         host.push(f"{_PUSHED}/bench/{path.relative_to(_HERE)}", path.read_bytes())
     with tempfile.TemporaryDirectory(prefix="bench-io.") as folder:
-        program = compile_static((_HERE / "iobench.c").read_text(), Path(folder, "iobench"))
-    host.push(f"{_PUSHED}/iobench/iobench", program, 0o755)
+        for name in ("iobench", "netbench"):
+            program = compile_static((_HERE / f"{name}.c").read_text(), Path(folder, name))
+            host.push(f"{_PUSHED}/{name}/{name}", program, 0o755)
 
 
 def measure_inside(host: TestHost, options: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from bench.inside.agent import measure_agent
 from bench.inside.api import start_and_watch
 from bench.inside.disks import measure_disks
 from bench.inside.images import measure_import, measure_shared
+from bench.inside.network import measure_network
 from bench.inside.rounds import (
     Series,
     measure_many,
@@ -44,6 +45,8 @@ cmd: [sleep, infinity]
 _IMAGE = "/srv/guest"
 # a root with bench/iobench.c
 _IO_IMAGE = "/opt/bench/iobench"
+# one with bench/netbench.c
+_NET_IMAGE = "/opt/bench/netbench"
 _WHOLE_DEFINITION = """\
 image: guest
 memory: 512M
@@ -106,6 +109,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     figures["agent"] = measure_agent(_ROOMY, options.copies)
     run("systemctl", "stop", "hypeman-vm-*.service")
     figures["disks"] = measure_disks(options.rounds, _IO_IMAGE, _FOLDER)
+    figures["network"] = measure_network(options.rounds, _NET_IMAGE, _FOLDER)
     figures["systemd"] = measure_systemd(options.systemd_rounds)
     scratch = Path("/srv/bench-images")
     figures["image"] = measure_import(Path(_IMAGE), scratch / "import", options.imports)

@@ -48,7 +48,8 @@ class NetworkUse:
     """A VM's place in a network.
 
     `address` and `address6` None: one of the network's; `mac` None: one made of the VM's id. VMs reach each
-    other if they are of one `group`, or if neither is isolated; `isolate` None: as the network says.
+    other if they are of one `group`, or if neither has one and neither is isolated; `isolate` None: as the
+    network says.
     """
 
     name: str = DEFAULT_NETWORK

@@ -9,6 +9,7 @@ thing is told at a time, so that the whole is never told without a VM that is ju
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
@@ -44,6 +45,9 @@ from hypemand.storage.configdisk import GuestInterface
 _log = logging.getLogger(__name__)
 _INTERFACE = "eth0"
 _COUNTERS_DEADLINE = 1.0
+_FIRST_LOOK = 5.0
+# between attempts to tell all there is
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +74,12 @@ class Surroundings:
 
 
 class Networks:
-    """`vms` is the folder of the VMs' records. `listeners` are called when `members` may have changed."""
+    """`vms` is the folder of the VMs' records. `listeners` are called when `members` may have changed.
+    `first_pause`: seconds until what could not be done is tried again."""
 
-    def __init__(self, host: NetworkHost, vms: Path, around: Surroundings) -> None:
+    def __init__(
+        self, host: NetworkHost, vms: Path, around: Surroundings, *, first_pause: float = _FIRST_PAUSE
+    ) -> None:
         self.listeners: list[Callable[[], None]] = []
         self._host = host
         self._files = PortFiles(vms)
@@ -87,6 +94,12 @@ class Networks:
         self._counters: Mapping[str, Counters] = {}
         self._lock = asyncio.Lock()
         self._syncing: asyncio.Task[None] | None = None
+        self._first_pause = first_pause
+        self._due = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told = asyncio.Event()
+        # was the host told all there is, so that nothing of what there was before can be left?
+        self._complete = True
 
     # all at once
 
@@ -102,29 +115,46 @@ class Networks:
                 self._stale.append(port)
 
     def begin_sync(self) -> None:
-        """Have `sync` run in the background, again if it does already."""
-        before = self._syncing
-        self._syncing = asyncio.create_task(self._sync_after(before), name="networks")
+        """Have `sync` run in the background, until it could do all."""
+        self._due.set()
+        if self._syncing is None or self._syncing.done():
+            self._syncing = asyncio.create_task(self._keep_syncing(), name="networks")
 
-    async def _sync_after(self, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        try:
-            await self.sync()
-        except Exception:
-            _log.exception("the networks could not be looked at")
+    async def _keep_syncing(self) -> None:
+        pause = self._first_pause
+        while self._due.is_set():
+            self._due.clear()
+            try:
+                await self.sync()
+            except Exception:
+                _log.exception("the networks could not be looked at")
+            if not self._complete:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._due.wait(), pause)
+                self._due.set()
+                pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def close(self) -> None:
         """End what runs in the background. VMs keep their networks."""
-        if self._syncing is not None:
-            self._syncing.cancel()
-            await asyncio.wait([self._syncing])
+        tasks = [*self._tasks, *([] if self._syncing is None else [self._syncing])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def sync(self) -> None:
         """Make the host's networks be as the host config and the VMs that run want them."""
         async with self._lock:
             await self._apply()
         self.tell()
+
+    async def sync_within(self, seconds: float) -> None:
+        """`sync`, but back after that time at the latest; it goes on then."""
+        task = asyncio.create_task(self.sync(), name="networks")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        done, _ = await asyncio.wait([task], timeout=seconds)
+        if done:
+            task.result()
 
     async def _apply(self) -> None:
         prune = await self._adopt_live()
@@ -137,10 +167,14 @@ class Networks:
             )
         except HypemandError as error:
             statuses = tuple(NetworkStatus(name, str(error)) for name in bridges)
+            self._complete = False
         else:
             await self._drop_stale()
+            self._complete = prune
         self._take_statuses(statuses)
         self._tell_pending(config)
+        if not self._complete and (self._syncing is None or self._syncing.done()):
+            self.begin_sync()
 
     async def _adopt_live(self) -> bool:
         """Know of every VM that runs. False: that cannot be told, so nothing may be removed."""
@@ -208,6 +242,7 @@ class Networks:
             self._files.remove(port.vm)
 
     def _take_statuses(self, statuses: Iterable[NetworkStatus]) -> None:
+        self._told.set()
         before, self._statuses = self._statuses, {status.network: status for status in statuses}
         for name, status in self._statuses.items():
             old = before.get(name, NetworkStatus(name, ""))
@@ -344,8 +379,8 @@ class Networks:
                 await self._ask(lambda: self._host.detach(port))
             except HypemandError as error:
                 _log.warning("VM %s: cannot remove its interface %s: %s", vm, port.tap, error)
-                # a start of another VM asks again, and what belongs to nobody is removed then
-                self._statuses.clear()
+                # what belongs to nobody is removed with all else that there is to do
+                self.begin_sync()
             self._ports.pop(vm, None)
             self._files.remove(vm)
             if port.bridge.network in self._pending and not self._is_used(port.bridge.network):
@@ -432,7 +467,10 @@ class Networks:
             self._counters = {}
 
     async def list_networks(self) -> list[NetworkInfo]:
-        """All networks, by name."""
+        """All networks, by name. How they are is known some moments after the daemon's start."""
+        if self._syncing is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), _FIRST_LOOK)
         config = self._around.config()
         bridges = self._wanted_bridges(config)
         members = self.members()

@@ -20,6 +20,8 @@ from hypemand.manager.service import VmManager
 from hypemand.manager.vm import Vm
 
 _log = logging.getLogger(__name__)
+# what takes longer goes on by itself
+_NETWORKS_DEADLINE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Reloader:
             problems = list(await asyncio.to_thread(self._reload_host_config))
             report = await self._reload_definitions(problems)
             if sync_networks:
-                await self._manager.networks.sync()
+                await self._manager.networks.sync_within(_NETWORKS_DEADLINE)
         for problem in report.problems:
             # python3-systemd formats this one field itself, and wants a number
             fields = {"CODE_FILE": problem.file, "CODE_LINE": problem.line}

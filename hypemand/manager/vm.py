@@ -52,6 +52,7 @@ from hypemand.systemd.units import Units, UnitStatus, handle_name, unit_name
 _log = logging.getLogger(__name__)
 _RECOVER_DEADLINE = 1.0
 _HANDLE_DEADLINE = 10.0
+_DETACH_DEADLINE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,7 +462,9 @@ class Vm:
         """Give back what was held for a run."""
         if before is not None:
             await asyncio.wait([before])
-        await self._networks.detach(self.name)
+        detaching = self._spawn("network", self._networks.detach(self.name))
+        # a network service that hangs must not hold up an end; the next start waits for its turn there
+        await asyncio.wait([detaching], timeout=_DETACH_DEADLINE)
         self.remove_runtime()
         if not self.restarting:
             await self._release_handle()

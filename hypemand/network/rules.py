@@ -27,7 +27,7 @@ from hypemand.config.network import Publish
 from hypemand.network.port import BridgePlan, PortPlan
 
 TABLE = "hypemand"
-_GROUP_MARK = "0x08000000"
+_BRIDGED_MARK = "0x08000000"
 _PUBLISHED_MARK = "0x04000000"
 _PUBLISHED_CLEARED = "0xfbffffff"
 
@@ -215,13 +215,15 @@ table bridge {TABLE} {{
 
   chain forward {{
     type filter hook forward priority -200; policy accept;
-    iifname != @taps accept
-    oifname != @taps accept
+    iifname != @taps oifname != @taps accept
+    # what an administrator has plugged into the bridge
+    iifname != @taps meta mark set {_BRIDGED_MARK} accept
+    oifname != @taps meta mark set {_BRIDGED_MARK} accept
     meta mark & {_PUBLISHED_MARK} == {_PUBLISHED_MARK} meta mark set meta mark & {_PUBLISHED_CLEARED} accept
     iifname . oifname @itself drop
     meta mark set 0
     meta mark set iifname map @groups
-    oifname . meta mark @members meta mark set {_GROUP_MARK} accept
+    oifname . meta mark @members meta mark set {_BRIDGED_MARK} accept
     drop
   }}
 }}
@@ -281,8 +283,8 @@ table inet {TABLE} {{
   chain forward {{
     type filter hook forward priority 0; policy accept;
     iifname != @bridges oifname != @bridges accept
-    # frames within a group, shown by br_netfilter
-    iifname @bridges oifname @bridges meta mark & {_GROUP_MARK} == {_GROUP_MARK} accept
+    # frames that the bridge may carry, shown by br_netfilter
+    iifname @bridges oifname @bridges meta mark & {_BRIDGED_MARK} == {_BRIDGED_MARK} accept
     ct status dnat accept
     iifname @bridges oifname @bridges drop
     iifname @bridges accept

@@ -52,7 +52,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         watch = RulesetWatch(loop, self._restore)
-        server = await asyncio.start_unix_server(self._serve, sock=listener)
+        server = await asyncio.start_server(self._serve, sock=listener)  # it is systemd's, and stays
         watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
         try:
             self._notifier.notify("READY=1")

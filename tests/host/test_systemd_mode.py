@@ -315,3 +315,21 @@ def test_a_guest_that_does_nothing_but_reboot_is_left_alone_after_a_while(lab: V
     assert "rebooted from inside" in shown["exit_message"]
     assert "too often in a short time: systemd did not start it again" in shown["exit_message"]
     assert lab.unit("loops", "ActiveState")["ActiveState"] == "failed"
+
+
+def test_a_debian_knows_its_group_and_its_group_knows_it(lab: Vms) -> None:
+    lab.ctl("kill", NAME, check=False)
+    group: dict[str, Any] = {"network": {"group": "g"}}
+    peer = lab.run("peer", **group)
+    own = start(lab, **group)["network"]["ip"]
+    peers = lab.show(peer)["network"]["ip"]
+    assert lab.execute(NAME, "hostname", "--ip-address").split()[-1] == own
+    assert lab.execute(NAME, "getent", "ahostsv4", peer).split()[0] == peers
+    lab.host.wait_until(lambda: NAME in lab.execute(peer, "cat", "/etc/hosts"), 20, "its peer knows it")
+    assert "1 packets received" in lab.execute(peer, "ping", "-c", "1", "-W", "5", NAME)
+    lab.run("newcomer", **group)
+    lab.host.wait_until(lambda: "newcomer" in lab.execute(NAME, "cat", "/etc/hosts"), 20, "it knows another")
+    assert lab.execute(NAME, "cat", "/etc/hosts").count("BEGIN hypemand") == 1
+    stop(lab)
+    for name in (peer, "newcomer"):
+        lab.remove(name)

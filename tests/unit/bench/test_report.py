@@ -48,6 +48,10 @@ def make_figures(**changes: Any) -> dict[str, Any]:
             "unladen": times, "laden": times, "create_first": [90.0], "create": [85.0], "command": [80.0],
             **{f"{who}_{kind}": [100.0] for who in ("bare", "managed") for kind in IO_KINDS},
         },
+        "network": {
+            "unwired": times, "wired": times, "unwired_host": [60.0], "wired_host": [64.0],
+            "attach_first": [8.0], "attach_200th": [9.0], "bare_send": [100.0], "managed_send": [99.0],
+        },
         "systemd": {"ready_ms": [4000.0]},
         "image": {"tools": [2000.0], "import": [2100.0]},
         "shared": {

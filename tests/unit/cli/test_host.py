@@ -203,7 +203,7 @@ def test_check_of_a_file_that_is_not_there_is_8(cli: Cli, tmp_path: Path) -> Non
 def test_check_of_the_host_names_everything_that_a_vm_needs(cli: Cli) -> None:
     done = cli.run("check", "--json")
     host = json.loads(done.stdout)["host"]
-    names = ["accelerator", "QEMU", "kernel", "guest files", "systemd", "machined", "definitions"]
+    names = ["accelerator", "QEMU", "kernel", "guest files", "systemd", "machined", "definitions", "networks"]
     assert [finding["what"] for finding in host] == names
     for finding in host:
         assert finding["text"]

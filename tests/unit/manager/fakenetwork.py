@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hypemand.errors import HypemandError
@@ -27,12 +27,22 @@ class FakeNetworkHost:
     made: asyncio.Event = field(default_factory=asyncio.Event)
     asked: list[str] = field(default_factory=list)
     knows: bool = False
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def restart(self) -> None:
         self.knows = False
 
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Look again after each request."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+            # the request has its effect before anybody looks
+            await asyncio.sleep(0.01)
+
     def _ask(self, what: str, *, knowing: bool = True) -> None:
         self.asked.append(what)
+        self._changed.set()
         if self.away is not None:
             raise self.away
         if knowing and not self.knows:

@@ -45,7 +45,7 @@ class Lab:
         around = Surroundings(
             lambda: self.config, lambda: list(self.tenants.values()), self._list_live, lambda: ()
         )
-        self.networks = Networks(self.host, self.vms, around)
+        self.networks = Networks(self.host, self.vms, around, first_pause=0.01)
         self.networks.listeners.append(self._tell)
 
     def _tell(self) -> None:
@@ -290,9 +290,26 @@ def test_a_detach_that_fails_is_made_good_later(tmp_path: Path) -> None:
         assert lab.tap("web") in lab.host.taps
         assert not lab.has_file("web")
         lab.host.away = None
-        lab.define("other")
-        await lab.start("other")
-        assert set(lab.host.taps) == {lab.tap("other")}
+        await lab.host.wait_until(lambda: not lab.host.taps)
+
+    drive(tmp_path, scenario)
+
+
+def test_what_could_not_be_told_is_told_later_unasked(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        host = lab.host
+        host.away = HostNotReady("it is away")
+        host.taps["hv1"] = lab.networks.plan(lab.define("gone")).port  # type: ignore[union-attr]
+        lab.networks.begin_sync()
+        await host.wait_until(lambda: host.asked.count("apply") == 3)
+        host.away, lab.bus = None, HostNotReady("no bus")
+        await host.wait_until(lambda: "apply without prune" in host.asked)
+        assert "hv1" in host.taps
+        lab.bus = None
+        await host.wait_until(lambda: not host.taps)
+        asked = len(host.asked)
+        await asyncio.sleep(0.1)
+        assert len(host.asked) == asked, "it is told once"
 
     drive(tmp_path, scenario)
 

@@ -27,8 +27,10 @@ def arp(
     *,
     operation: int = 1,
     hardware: int = 1,
+    protocol: int = IPV4,
+    lengths: tuple[int, int] = (6, 4),
 ) -> bytes:
-    head = struct.pack(">HHBBH", hardware, IPV4, 6, 4, operation)
+    head = struct.pack(">HHBBH", hardware, protocol, *lengths, operation)
     return head + mac(sender_mac) + sender.packed + bytes(6) + target.packed
 
 

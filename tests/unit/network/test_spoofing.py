@@ -2,12 +2,15 @@
 """A guest that lies about who it is, on its TAP device: what is a lie does not come to the bridge."""
 
 import os
+import select
 import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from hypemand.config.network import Publish
+from hypemand.network.links import derive_bridge_mac
 from hypemand.network.reconcile import HostNetworks
 from hypemand.network.rules import derive_link_local
 from tests.host.command import run_command
@@ -27,6 +30,7 @@ from tests.unit.network.frames import (
     icmp6,
     ipv4,
     ipv6,
+    mac,
     option,
     solicitation,
     udp,
@@ -83,6 +87,8 @@ HONEST = {
 FORGED = {
     "mac": ethernet(HIM, BROADCAST, ARP, arp(HIM, OTHER, GATEWAY)),
     "mac-alone": ethernet(HIM, BROADCAST, IPV4, ipv4(OWN, GATEWAY, DATA)),
+    "mac-around-arp": ethernet(HIM, BROADCAST, ARP, arp(ME, OWN, GATEWAY)),
+    "mac-around-detection": ethernet(HIM, ALL_NODES, IPV6, ipv6(ANY6, NODES, solicitation(OWN6))),
     "mac-of-bridge": ethernet("02:68:70:e5:85:40", BROADCAST, IPV4, ipv4(OWN, GATEWAY, DATA)),
     "arp-address": own_arp(arp(ME, OTHER, GATEWAY)),
     "arp-gateway": own_arp(arp(ME, GATEWAY, OTHER, operation=2)),
@@ -90,6 +96,9 @@ FORGED = {
     "arp-probe-mac": own_arp(arp(HIM, ANY, OWN)),
     "arp-probe-answer": own_arp(arp(ME, ANY, OWN, operation=2)),
     "arp-hardware": own_arp(arp(ME, OWN, GATEWAY, hardware=6)),
+    "arp-protocol": own_arp(arp(ME, OWN, GATEWAY, protocol=IPV6)),
+    "arp-mac-length": own_arp(arp(ME, OWN, GATEWAY, lengths=(5, 4))),
+    "arp-address-length": own_arp(arp(ME, OWN, GATEWAY, lengths=(6, 3))),
     "ipv4-address": own4(OTHER),
     "ipv4-any": own4(ANY),
     "ipv4-loopback": own4(IPv4Address("127.0.0.1")),
@@ -111,6 +120,15 @@ FORGED = {
     "advertisement-twice": own6(OWN6, advertisement(OWN6, option(2, ME) + option(2, HIM))),
     "advertisement-hidden": own6(
         OWN6, behind_options(ICMPV6, advertisement(OTHER6, option(2, ME))), DESTINATION_OPTIONS
+    ),
+    # what is looked for where it would be without the header is there
+    "solicitation-hidden": own6(
+        OWN6,
+        behind_options(ICMPV6, solicitation(IPv6Address(bytes(8) + option(1, ME)))),
+        DESTINATION_OPTIONS,
+    ),
+    "solicitation-of-router-hidden": own6(
+        LOCAL, behind_options(ICMPV6, icmp6(133, bytes(4) + option(1, HIM))), DESTINATION_OPTIONS
     ),
     "solicitation-mac": own6(OWN6, solicitation(GATEWAY6, option(1, HIM))),
     "solicitation-second-mac": own6(OWN6, solicitation(GATEWAY6, bytes([14, 1]) + bytes(6) + option(1, HIM))),
@@ -187,6 +205,20 @@ def test_without_ipv6_a_guest_has_no_link_local_address_either(
     networks.apply((PLAN,), (port,), prune=True)
     assert tapped.pass_through(HONEST["ipv4"])
     assert not tapped.pass_through(HONEST["ipv6-link-local"])
+
+
+def test_a_guest_does_not_hear_itself(tapped: Tapped, networks: HostNetworks) -> None:
+    """With br_netfilter its port sends frames back, for its own published ports; those alone."""
+    set_sysctl("bridge/bridge-nf-call-iptables", "1")
+    port = make_port(PLAN, 1, group="a", publish=(Publish(None, 80, 80),))
+    networks.apply((PLAN,), (port, VICTIM), prune=True)
+    flags = run_command(["bridge", "-d", "link", "show", "dev", port.tap], timeout=DEADLINE).stdout
+    assert "hairpin on" in flags
+    os.write(tapped.tap, own_arp(arp(ME, OWN, GATEWAY)))
+    select.select([tapped.tap], [], [], DEADLINE)
+    heard = os.read(tapped.tap, 2000)
+    # the gateway's answer, which comes after what the bridge has sent to all
+    assert heard[6:12] == mac(derive_bridge_mac(PLAN.network))
 
 
 def test_forged_frames_pass_where_there_are_no_rules(tapped: Tapped) -> None:
