@@ -73,7 +73,7 @@ def test_a_port_that_a_service_of_the_host_has_on_any_address(bare: Vms, wired: 
         with wired.a.popen(["python3", "-c", LISTENS, address, "7600", transport]) as service:
             assert service.stdout is not None
             assert service.stdout.readline() == b"up\n"
-            refuse(bare, "web", f"7600/{transport}", "python3")
+            refuse(bare, "web", f"7600/{transport}")
     bare.start("web")
     assert Place(wired.b).reaches(wired.a4, 7600) == "web"
 
