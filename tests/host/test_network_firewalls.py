@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import HostFactory
 from tests.host.faults import ctl
 from tests.host.lab import boot_hosts
-from tests.host.netlab import PORT, Place, Wired, install_probe, write_guest
+from tests.host.netlab import PORT, SILENCE_MS, Place, Wired, install_probe, write_guest
 from tests.host.recipe import Suite
 from tests.host.vms import Vms, vms_of
 from tests.host.wire import lay_wire
