@@ -22,6 +22,7 @@ from typing import Protocol
 from hypemand.atomic import write_file
 from hypemand.errors import GuestError, HypemandError
 from hypemand.manager.networkview import Member
+from hypemand.manager.ports import OPEN_GROUP
 from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole
 from hypemand.storage.configdisk import MAX_HOSTS, GuestHost
 
@@ -65,6 +66,11 @@ def _lines(member: Member) -> Iterator[GuestHost]:
             yield GuestHost(str(address), (member.vm, f"{member.vm}.{_DOMAIN}"))
 
 
+def _named_group(member: Member) -> tuple[str, str] | None:
+    """Those who have the same know each other; VMs that are merely not isolated do not."""
+    return None if member.group in (None, OPEN_GROUP) else (member.network, str(member.group))
+
+
 def derive_host_names(members: Iterable[Member]) -> Hosts:
     """What the host knows: every VM that is on its network now, by name."""
     attached = sorted((member for member in members if member.attached), key=lambda member: member.vm)
@@ -72,17 +78,18 @@ def derive_host_names(members: Iterable[Member]) -> Hosts:
 
 
 def derive_guest_names(members: Iterable[Member]) -> dict[str, Hosts]:
-    """What each guest knows: first itself, then by name those that share its network and its group, whether
-    they run or not, since their addresses last. At most MAX_HOSTS lines."""
+    """What each guest knows: first itself, then by name those of its network with the same named group,
+    whether they run or not, since their addresses last. At most MAX_HOSTS lines."""
     groups: dict[tuple[str, str], list[Member]] = {}
     names: dict[str, Hosts] = {}
     for member in sorted(members, key=lambda member: member.vm):
-        if member.group is None:
+        group = _named_group(member)
+        if group is None:
             names[member.vm] = tuple(_lines(member))
         else:
-            groups.setdefault((member.network, member.group), []).append(member)
-    for group in groups.values():
-        names |= _derive_group_names(group)
+            groups.setdefault(group, []).append(member)
+    for others in groups.values():
+        names |= _derive_group_names(others)
     return names
 
 
@@ -258,7 +265,7 @@ class Names:
         if guest.boot != boot:
             guest.boot, guest.has, guest.failed = boot, guest.disk, None
         wanted = self._wanted[member.vm]
-        if guest.has is None and member.group is None:
+        if guest.has is None and _named_group(member) is None:
             # started before this daemon, with its own address, which cannot have changed
             guest.has = wanted
         if guest.task is None and wanted not in (guest.has, guest.failed):

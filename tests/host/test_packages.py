@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Debian packages on a real system: install, reinstall, remove, purge."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +24,17 @@ def list_files(host: TestHost) -> set[str]:
         ["find", "/", "/run", "-xdev", "-not", "-path", "/run/systemd/*", "-not", "-path", "/tmp/*"]
     )
     return {path for path in found.stdout.splitlines() if not path.startswith(NOT_OURS)}
+
+
+def show_network(host: TestHost) -> list[str]:
+    """Interfaces, their addresses, routes and rules of the host."""
+    shown = [
+        host.run(["ip", "-json", "address", "show"]).stdout,
+        host.run(["ip", "route", "show"]).stdout,
+        host.run(["ip", "-6", "route", "show"]).stdout,
+        host.run(["nft", "list", "ruleset"]).stdout,
+    ]
+    return [re.sub(r'"(valid|preferred)_life_time":[0-9]+', "", text) for text in shown]
 
 
 def show(host: TestHost, unit: str, name: str) -> str:
@@ -101,19 +113,37 @@ def test_reinstall_leaves_running_vms_running(bare: TestHost) -> None:
     assert "Running" in bare.run(["hypemanctl", "status", "kept"]).stdout
 
 
-def test_removal_stops_the_vms_and_purge_leaves_nothing(bare: TestHost) -> None:
-    before = list_files(bare)
+def test_removal_of_the_daemon_alone_leaves_no_names(bare: TestHost) -> None:
     bare.install(find_packages())
-    bare.push("/etc/hypemand/vms.d/gone.yaml", DEFINITION)
+    bare.push("/etc/hypemand/vms.d/named.yaml", DEFINITION)
+    bare.run(["systemctl", "reload", "hypemand"])
+    bare.run(["systemctl", "start", "hypeman@named.service"], timeout=120)
+    assert "named.hypeman" in bare.run(["getent", "hosts", "named"]).stdout
+    bare.run(["apt-get", "remove", "-y", "hypemand"], timeout=120)
+    assert not bare.run(["getent", "ahosts", "named"], check=False).ok
+    bare.install(find_packages())
+    bare.run(["systemctl", "start", "hypeman@named.service"], timeout=120)
+    assert "named.hypeman" in bare.run(["getent", "hosts", "named"]).stdout
+
+
+def test_removal_stops_the_vms_and_purge_leaves_nothing(bare: TestHost) -> None:
+    before, network, nsswitch = list_files(bare), show_network(bare), bare.pull("/etc/nsswitch.conf")
+    bare.install(find_packages())
+    bare.push("/etc/hypemand/vms.d/gone.yaml", DEFINITION + 'network: {publish: ["8080:80"]}\n')
     bare.run(["systemctl", "reload", "hypemand"])
     bare.run(["systemctl", "enable", "--now", "hypeman@gone.service"], timeout=120)
     vmm = show(bare, "hypeman-vm-gone.service", "MainPID")
     assert bare.run(["test", "-d", f"/proc/{vmm}"]).ok
+    assert "gone.hypeman" in bare.run(["getent", "hosts", "gone"]).stdout
+    assert "hypeman0" in bare.run(["ip", "link", "show"]).stdout
+    assert "table inet hypemand" in bare.run(["nft", "list", "ruleset"]).stdout
 
     bare.run(["apt-get", "remove", "-y", *PACKAGES], timeout=120)
     assert not bare.run(["test", "-d", f"/proc/{vmm}"], check=False).ok
     assert bare.run(["systemctl", "list-units", "--plain", "--no-legend", "hypeman*"]).stdout == ""
     assert bare.run(["test", "-e", "/etc/hypemand/vms.d/gone.yaml"]).ok
+    assert show_network(bare) == network
+    assert bare.pull("/etc/nsswitch.conf") == nsswitch
 
     bare.run(["apt-get", "purge", "-y", *PACKAGES], timeout=120)
     assert sorted(list_files(bare) - before) == []

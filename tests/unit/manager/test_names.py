@@ -23,6 +23,7 @@ from hypemand.manager.names import (
     set_guest_names,
 )
 from hypemand.manager.networkview import Member
+from hypemand.manager.ports import OPEN_GROUP
 from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole
 from hypemand.storage.configdisk import MAX_HOSTS, GuestHost
 from tests.unit.agent.support import in_loop
@@ -64,6 +65,8 @@ def test_a_guest_knows_itself_and_its_group_on_its_network() -> None:
         replace(member("off", 4), attached=False),
         member("lone", 5, None),
         member("lone2", 6, None),
+        member("open", 9, OPEN_GROUP),
+        member("open2", 10, OPEN_GROUP),
         member("other", 7, "h"),
         member("far", 8, network="lan"),
     ]
@@ -71,6 +74,7 @@ def test_a_guest_knows_itself_and_its_group_on_its_network() -> None:
     assert names["web"] == (*lines("web", 3), *lines("db", 2), *lines("off", 4))
     assert names["off"] == (*lines("off", 4), *lines("db", 2), *lines("web", 3))
     assert names["lone"] == lines("lone", 5)
+    assert names["open"] == lines("open", 9)
     assert names["other"] == lines("other", 7)
     assert names["far"] == lines("far", 8)
     assert derive_guest_names(reversed(members)) == names

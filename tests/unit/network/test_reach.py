@@ -22,6 +22,7 @@ from tests.unit.network.lab import (
     Cable,
     Guest,
     Namespace,
+    connect,
     ip,
     make_bridge,
     make_port,
@@ -82,14 +83,21 @@ def test_with_nat_others_reach_published_ports_and_nothing_else(
 ) -> None:
     plan = make_bridge()
     networks.apply((plan,), (), prune=True)
-    guest = start_guest(make_port(plan, 1, publish=(publish("8080|80"), publish(f"{HOST_UPLINK}|81|80"))))
+    published = (publish("8080|80"), publish(f"{HOST_UPLINK}|81|80"), publish(f"{HOST_UPLINK6}|82|80"))
+    guest = start_guest(make_port(plan, 1, publish=published))
     with cable.namespace.entered():
         ip("route", "add", "10.77.0.0/24", "via", HOST_UPLINK)
     with guest.serve(TCP, 80) as server:
-        for address, port in ((HOST_UPLINK, 8080), (HOST_UPLINK, 81), (HOST_UPLINK6, 8080)):
+        for address, port in (
+            (HOST_UPLINK, 8080),
+            (HOST_UPLINK, 81),
+            (HOST_UPLINK6, 8080),
+            (HOST_UPLINK6, 82),
+        ):
             assert reaches(cable.namespace, address, port, server) in (REMOTE, REMOTE6)
         assert reaches(cable.namespace, str(guest.port.ipv4), 80, server, NEVER) is None
         assert reaches(cable.namespace, HOST_UPLINK6, 81, server, NEVER) is None
+        assert reaches(cable.namespace, HOST_UPLINK, 82, server, NEVER) is None
         networks.detach(guest.port)
         assert reaches(cable.namespace, HOST_UPLINK, 8080, server, NEVER) is None
 
@@ -108,6 +116,9 @@ def test_the_host_reaches_published_ports_at_each_of_its_addresses(
         assert reaches(host_namespace, HOST_UPLINK6, 8080, server) is not None
         assert reaches(host_namespace, str(guest.port.ipv4), 80, server) is not None
         assert reaches(host_namespace, HOST_UPLINK, 81, server, NEVER) is None
+        # which leads nowhere, and says so at once
+        with pytest.raises(ConnectionRefusedError):
+            connect(host_namespace, "::1", 8080)
 
 
 def test_datagrams_come_to_a_published_port_and_their_answers_back(
@@ -181,6 +192,20 @@ def test_what_an_administrator_plugs_into_the_bridge_reaches_guests_and_is_reach
     with serve(other, TCP, 80) as server, guest.serve(TCP, 80) as inside:
         assert reaches(guest.namespace, "10.77.0.200", 80, server) == str(guest.port.ipv4)
         assert reaches(other, str(guest.port.ipv4), 80, inside) == "10.77.0.200"
+
+
+def test_marks_of_ours_do_not_leave_the_host(
+    bridge_netfilter: bool, networks: HostNetworks, cable: Cable, start_guest: StartGuest
+) -> None:
+    del bridge_netfilter
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1, publish=(publish("8080|80"),)))
+    chain = 'type filter hook postrouting priority 0\n oifname "eth0" meta mark != 0 drop'
+    foreign = f"table inet foreign {{\n chain marks {{\n {chain}\n }}\n}}"
+    run_command(["nft", "-f", "-"], input=foreign.encode(), timeout=DEADLINE)
+    with guest.serve(TCP, 80) as server:
+        assert reaches(cable.namespace, HOST_UPLINK, 8080, server) == REMOTE
 
 
 def test_a_mark_of_somebody_else_is_no_membership(networks: HostNetworks, start_guest: StartGuest) -> None:
