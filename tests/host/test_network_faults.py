@@ -24,7 +24,12 @@ if kind == socket.SOCK_STREAM:
 print("up", flush=True)
 sys.stdin.read()
 """
-OWNED = "table inet hypemand { flags owner; chain mine { } }\n"
+OWNS = """
+import nftables, sys
+nft = nftables.Nftables()
+print(nft.cmd("table inet hypemand { flags owner; }"), flush=True)
+sys.stdin.read()
+"""
 DROPIN = "/run/systemd/system/hypemand-network.service.d/test.conf"
 
 
@@ -142,13 +147,13 @@ def test_a_rule_that_the_kernel_refuses(bare: Vms, wired: Wired) -> None:
     """Somebody else owns a table of our name, which none but its owner may change."""
     write_guest(bare, "web")
     bare.reload()
+    wired.a.run(["systemctl", "stop", "hypemand-network.socket", "hypemand-network.service"])
     wired.a.run(["nft", "delete", "table", "inet", "hypemand"])
-    with wired.a.popen(["nft", "-i"]) as owner:
-        assert owner.stdin is not None
-        owner.stdin.write(OWNED.encode())
-        owner.stdin.flush()
-        wired.a.wait_until_succeeds(["nft", "list", "table", "inet", "hypemand"], 10)
-        refuse(bare, "web", "nftables refused a rule")
+    with wired.a.popen(["/usr/bin/python3", "-c", OWNS]) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline().startswith(b"(0,")
+        wired.a.run(["systemctl", "start", "hypemand-network.socket"])
+        refuse(bare, "web", "nftables refused a rule", "no other program owns")
     wired.a.wait_until(lambda: "inet hypemand" not in wired.a.run(["nft", "list", "tables"]).stdout, 10)
     bare.start("web")
     assert Place(wired.a, "web").reaches(wired.b4) == "b"

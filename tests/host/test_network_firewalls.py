@@ -76,7 +76,10 @@ table inet firewalld {
   }
 }
 table bridge mine {
-  chain forward { type filter hook forward priority 0; policy accept; counter }
+  chain forward {
+    type filter hook forward priority 0; policy accept;
+    counter
+  }
 }
 """
 
