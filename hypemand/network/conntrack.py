@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 
 from hypemand.network.netlink import (
@@ -27,8 +28,9 @@ _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
 _HEADER = struct.Struct(">BBH")  # nfgenmsg: family, version, resource
 # enum ctattr_type and its nested kinds, linux/netfilter/nfnetlink_conntrack.h
 _TUPLE_ORIGINAL, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
-_TUPLE_IP = 1
-_SOURCE4, _SOURCE6 = 1, 3
+_TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_SOURCE4, _TARGET4, _SOURCE6, _TARGET6 = 1, 2, 3, 4
+_NUMBER, _TARGET_PORT = 1, 3
 _FILTER_FLAGS = {_TUPLE_ORIGINAL: 1, _TUPLE_REPLY: 2}
 _MATCH_SOURCE = 1  # CTA_FILTER_F_CTA_IP_SRC
 _MANY = 5000
@@ -51,6 +53,48 @@ def forget_connections(addresses: Iterable[IPv4Address | IPv6Address]) -> int:
                 if error.errno != errno.ENOENT:  # it has ended meanwhile
                     raise
     return count
+
+
+def forget_early(ports: frozenset[int]) -> int:
+    """Delete the entries of what has been sent to these UDP ports of the host before they were published;
+    their number. An entry leads all packets of its kind to where the first was led, as long as they keep
+    coming. Those of TCP end with the refusal of the connection."""
+    if not ports or find_sysctl("netfilter/nf_conntrack_count") in (None, "0"):
+        return 0
+    wanted = {struct.pack(">H", port) for port in ports}
+    count = 0
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        for entry in netlink.dump(_GET, _HEADER.pack(socket.AF_UNSPEC, 0, 0)):
+            attributes = parse_attributes(entry[_HEADER.size :])
+            if not _is_early(attributes, wanted):
+                continue
+            with suppress(FileNotFoundError):  # it has ended meanwhile
+                netlink.request(_DELETE, entry[: _HEADER.size] + _identify(attributes))
+                count += 1
+    return count
+
+
+def _is_early(attributes: Mapping[int, bytes], ports: Collection[bytes]) -> bool:
+    """Is it of UDP, to one of these ports, and answered by the host's own address that was asked?"""
+    original = parse_attributes(attributes[_TUPLE_ORIGINAL])
+    protocol = parse_attributes(original[_TUPLE_PROTOCOL])
+    if protocol.get(_NUMBER) != bytes([socket.IPPROTO_UDP]) or protocol.get(_TARGET_PORT) not in ports:
+        return False
+    asked = parse_attributes(original[_TUPLE_IP])
+    answers = parse_attributes(parse_attributes(attributes[_TUPLE_REPLY])[_TUPLE_IP])
+    address = asked.get(_TARGET4) or asked.get(_TARGET6) or b""
+    return address in (answers.get(_SOURCE4), answers.get(_SOURCE6)) and _is_local(address)
+
+
+def _is_local(address: bytes) -> bool:
+    """Does the host have it? Nothing else can be bound."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            probe.bind((socket.inet_ntop(family, address), 0))
+    except OSError:
+        return False
+    return True
 
 
 def _find(netlink: Netlink, packed: frozenset[bytes], *, filtered: bool) -> Iterator[tuple[bytes, bytes]]:

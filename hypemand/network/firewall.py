@@ -6,8 +6,10 @@ Others' tables are read, to tell the administrator of what keeps VMs from the ne
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +19,9 @@ from hypemand.network.rules import TABLE, Family
 _log = logging.getLogger(__name__)
 _ERROR_CHARACTERS = 600
 _ABSENT_HINT = "install python3-nftables"
+_FORBIDDEN_HINT = (
+    "the network service needs CAP_NET_ADMIN, and tables named hypemand that no other program owns"
+)
 
 
 class RuleRefused(HostNotReady):
@@ -26,7 +31,9 @@ class RuleRefused(HostNotReady):
         lines = [line.strip() for line in told.splitlines() if line.strip()]
         super().__init__(
             f"nftables refused a rule: {' / '.join(lines)[:_ERROR_CHARACTERS]}",
-            hint="does the kernel have nf_tables with nat, bridge and fib?",
+            hint=_FORBIDDEN_HINT
+            if os.strerror(errno.EPERM) in told
+            else "does the kernel have nf_tables with nat, bridge and fib?",
         )
 
 

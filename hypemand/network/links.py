@@ -19,8 +19,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import (
+    IPv4Address,
     IPv4Interface,
     IPv4Network,
+    IPv6Address,
     IPv6Interface,
     IPv6Network,
     ip_interface,
@@ -260,6 +262,16 @@ class Links:
             set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
         self._netlink.link("set", index=index, ifalias=alias, state="up")
         return index
+
+    def forget_neighbours(self, index: int, addresses: Iterable[IPv4Address | IPv6Address]) -> None:
+        """Forget behind which MAC addresses these are, on a device. What is not known is no error."""
+        for address in addresses:
+            family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+            try:
+                self._netlink.neigh("del", ifindex=index, dst=str(address), family=family)
+            except NetlinkError as error:
+                if error.code != errno.ENOENT:
+                    raise
 
     # -- routes
 

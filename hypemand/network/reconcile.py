@@ -18,8 +18,9 @@ from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from hypemand.config.network import Transport
 from hypemand.errors import HostNotReady, HypemandError
-from hypemand.network.conntrack import forget_connections
+from hypemand.network.conntrack import forget_connections, forget_early
 from hypemand.network.firewall import Nftables, RuleRefused
 from hypemand.network.forwarding import ensure_forwarding, find_forwarding_warnings
 from hypemand.network.limits import Limits, Present, ifb_name
@@ -252,8 +253,15 @@ class HostNetworks:
             undo.callback(self._remove_devices, port.uid)
             index = self._make_tap(port, network.index)
             ensure_forwarding(network.plan, self._links.list_routes)
+            self._forget_the_last(port, network.index)
             undo.pop_all()
         return index
+
+    def _forget_the_last(self, port: PortPlan, bridge: int) -> None:
+        """What the host remembers of who had the VM's addresses and ports before would keep others from it
+        for seconds, or for as long as they try."""
+        self._links.forget_neighbours(bridge, [a for a in (port.ipv4, port.ipv6) if a is not None])
+        forget_early(frozenset(p.host_port for p in port.publish if p.transport is Transport.UDP))
 
     def _find_network(self, port: PortPlan) -> _Network:
         """The network of a VM that comes. The daemon may know a network since its last `apply`."""

@@ -168,6 +168,11 @@ class TestHost:
     # use
 
     @property
+    def leader(self) -> int:
+        """The process id of its systemd, in whose namespaces all of the host is; 0 while it is off."""
+        return self._leader
+
+    @property
     def root(self) -> Path:
         """The host's root as seen from outside. Absolute symlinks lead out; with push() and pull() not."""
         return Path(f"/proc/{self._leader}/root")

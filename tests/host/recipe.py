@@ -39,7 +39,7 @@ DEPENDENCIES = (
 )
 
 # What the tests themselves run in a host.
-TOOLS = ("busybox-static", "docker-registry", "file", "openssl", "strace", "socat")
+TOOLS = ("busybox-static", "docker-registry", "file", "iptables", "openssl", "strace", "socat")
 
 MASKED = (
     "apt-daily-upgrade.timer",

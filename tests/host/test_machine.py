@@ -14,18 +14,20 @@ from pathlib import Path
 import pytest
 
 from tests.host import cgroups
-from tests.host.command import CommandError
+from tests.host.command import CommandError, run_command
 from tests.host.lab import boot_hosts, start_host
 from tests.host.leftovers import HOSTS, remove_leftovers
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
+from tests.host.wire import UPLINK, lay_wire
 
 RUNS_A_HOST = """
 import sys
 from tests.host.lab import start_host
 from tests.host.recipe import Suite
-with start_host(Suite.BOOKWORM, installed=False) as host:
-    print(host.name, host.root.parent.name, flush=True)
+from tests.host.wire import lay_wire
+with start_host(Suite.BOOKWORM, installed=False) as host, lay_wire(host) as wire:
+    print(host.name, host.leader, wire.process.pid, flush=True)
     sys.stdin.read()
 """
 
@@ -135,13 +137,35 @@ def test_a_killed_test_run_leaves_no_process_and_the_next_run_removes_the_rest(d
     )
     with runner:
         assert runner.stdout is not None
-        name, leader = runner.stdout.readline().split()
-        watch = os.pidfd_open(int(leader))
+        name, *pids = runner.stdout.readline().split()
+        watches = [os.pidfd_open(int(pid)) for pid in pids]
         try:
             runner.send_signal(death)
             runner.wait(30)
-            assert select.select([watch], [], [], 30)[0], "the host's systemd outlives the test run"
+            for watch, what in zip(watches, ("host's systemd", "switch of its wire"), strict=True):
+                assert select.select([watch], [], [], 30)[0], f"the {what} outlives the test run"
         finally:
-            os.close(watch)
+            for watch in watches:
+                os.close(watch)
     remove_leftovers()
     assert find_traces(name) == []
+
+
+@pytest.mark.host
+def test_a_wire_joins_hosts_of_all_releases_and_can_be_cut() -> None:
+    links = run_command(["ip", "-brief", "link"], timeout=10).stdout
+    with boot_hosts(list(Suite), installed=False) as hosts, lay_wire(*hosts) as wire:
+        one, other = hosts
+        ping = ["busybox", "ping", "-c1", "-W1"]
+        for address in (wire.address(other), wire.address6(other)):
+            one.wait_until_succeeds([*ping, address], 5)
+        with wire.cut_off(other):
+            assert not one.run([*ping, wire.address(other)], check=False).ok
+            assert "NO-CARRIER" in other.run(["ip", "link", "show", UPLINK]).stdout
+        one.wait_until_succeeds([*ping, wire.address(other)], 5)
+        wire.unplug(other)
+        assert UPLINK not in other.run(["ip", "link"]).stdout
+        wire.plug(other)
+        one.wait_until_succeeds([*ping, wire.address(other)], 5)
+        assert run_command(["ip", "-brief", "link"], timeout=10).stdout == links
+    assert wire.process.poll() is not None

@@ -348,3 +348,39 @@ def test_the_address_of_a_stopped_guest_can_be_used_again_at_once(
             # the same connection to conntrack, were it not forgotten
             client.sendto(b"to the second", (HOST_UPLINK, 53))
             assert next_server.recv(100) == b"to the second"
+
+
+def test_who_called_before_the_port_was_published_gets_to_the_guest(
+    networks: HostNetworks, cable: Cable, start_guest: StartGuest
+) -> None:
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    with (
+        cable.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        cable.namespace.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client6,
+    ):
+        client.sendto(b"too early", (HOST_UPLINK, 53))
+        client6.sendto(b"too early", (HOST_UPLINK6, 53))
+        guest = start_guest(make_port(plan, 1, publish=(publish("53|5353", Transport.UDP),)))
+        with guest.serve(socket.SOCK_DGRAM, 5353) as server:
+            for sender, address in ((client, HOST_UPLINK), (client6, HOST_UPLINK6)):
+                # the same connection to conntrack, were it not forgotten
+                sender.sendto(b"again", (address, 53))
+                assert server.recv(100) == b"again"
+
+
+def test_an_address_behind_another_mac_is_reached_at_once(
+    networks: HostNetworks, cable: Cable, host_namespace: Namespace, start_guest: StartGuest
+) -> None:
+    del cable
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    first = start_guest(make_port(plan, 1))
+    with first.serve(TCP, 80) as server:
+        for address in (first.port.ipv4, first.port.ipv6):
+            assert reaches(host_namespace, str(address), 80, server) is not None
+    networks.detach(first.port)
+    second = start_guest(make_port(plan, 2, ipv4=first.port.ipv4, ipv6=first.port.ipv6))
+    with second.serve(TCP, 80) as server:
+        for address in (first.port.ipv4, first.port.ipv6):
+            assert reaches(host_namespace, str(address), 80, server, NEVER) is not None
