@@ -23,6 +23,8 @@ image: builtin:busybox
 memory: 128M
 vcpus: 1
 disk: 256M
+network:
+  publish: ["8080:80"]
 env:
   GREETING: hello from the guest
 cmd:
@@ -31,6 +33,7 @@ cmd:
   - |
     trap 'echo asked to stop; exit 0' TERM
     echo "$GREETING, on $(uname -sr)"
+    nc -lk -p 80 -e echo "$GREETING, on port 80" &
     while :; do sleep 1; done
 """
 PLOT = Path(__file__).parents[1] / "dist" / "demo-boot.svg"
@@ -69,9 +72,8 @@ class Stage:
 def show(stage: Stage, host: TestHost) -> None:
     """All of the demo."""
     stage.title("Install the packages")
-    packages = [deb for deb in find_packages() if deb.name.startswith("hypemand")]
-    host.install(packages, timeout=300)
-    stage.run("dpkg-query -W -f='${Package} ${Version} ${Architecture} ${db:Status-Status}\\n' 'hypemand*'")
+    host.install(find_packages(), timeout=300)
+    stage.run("dpkg-query -W -f='${Package} ${Version} ${Architecture} ${db:Status-Status}\\n' '*hypemand*'")
     stage.run("systemctl status hypemand --no-pager --lines=0 | head -n 8")
     stage.run("hypemanctl check")
 
@@ -93,6 +95,11 @@ def show(stage: Stage, host: TestHost) -> None:
     stage.title("Run something in it")
     stage.run("hypemanctl exec web -- sh -c 'hostname; id; cat /proc/1/comm; df -h / | tail -n 1'")
     stage.run("hypemanctl exec web -- sh -c 'exit 3'", expect=3)
+
+    stage.title("It is on a network, with a port of the host")
+    stage.run("hypemanctl network list")
+    stage.run("getent hosts web web.hypeman")
+    stage.run("bash -c 'cat </dev/tcp/127.0.0.1/8080'")
 
     stage.title("Where the time to Running went")
     stage.run("hypemanctl analyze web")

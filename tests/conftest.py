@@ -35,12 +35,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "host: needs a booted Debian (set by itself where the fixture `suite` is used)"
     )
+    config.addinivalue_line(
+        "markers", "netns: sends through the kernel, some for seconds (set by itself, as by `host_namespace`)"
+    )
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     # before -m chooses
-    if "suite" in getattr(item, "fixturenames", ()):
+    fixtures = getattr(item, "fixturenames", ())
+    if "suite" in fixtures:
         item.add_marker("host")
+    if "host_namespace" in fixtures:
+        item.add_marker("netns")
 
 
 @pytest.hookimpl(trylast=True)
