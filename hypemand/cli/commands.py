@@ -492,7 +492,7 @@ _HOST = (
     ),
     Command(
         ("check",),
-        "check definitions and this host, without the daemon",
+        "check definitions and this host; for most of it the daemon need not run",
         "check:check",
         "Without FILE: all definitions, the host configuration, and what this host offers.",
         arguments=(

@@ -55,7 +55,7 @@ def derive_default_ipv6(machine_id: str) -> IPv6Interface | None:
 
 def make_networks(data: Mapping[str, Any], machine_id: str) -> Mapping[str, NetworkConfig]:
     """The networks by name, of `networks` that can be read; the default one first."""
-    named = {DEFAULT_NETWORK: data.get(DEFAULT_NETWORK, {})} | dict(data)
+    named = {DEFAULT_NETWORK: {}} | dict(data)
     return MappingProxyType(
         {name: _make_network(name, keys, machine_id) for name, keys in named.items() if keys != NONE}
     )

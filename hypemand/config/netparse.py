@@ -68,13 +68,15 @@ def parse_address4(text: str) -> IPv4Address:
 
 
 def parse_address6(text: str) -> IPv6Address:
-    """An IPv6 address, without a zone."""
+    """An IPv6 address, without a zone, and no IPv4 address in its clothes."""
     try:
         address = IPv6Address(text)
     except ValueError:
         address = None
     if address is None or address.scope_id is not None:
         raise ValueError(f"{text[:60]!r} is no IPv6 address; write one as fd00:1:2:3::20")
+    if address.ipv4_mapped is not None:
+        raise ValueError(f"{text} is an IPv4 address; write it as {address.ipv4_mapped}")
     return address
 
 
@@ -134,10 +136,7 @@ def _split_gateway(
 
 def _check_unicast(address: IPv4Address | IPv6Address) -> None:
     """Can it be the address of one machine in a network that is routed?"""
-    if isinstance(address, IPv4Address):
-        is_strange = address.is_reserved or address in _THIS_HOST
-    else:
-        is_strange = address.ipv4_mapped is not None
+    is_strange = address.version == 4 and (address.is_reserved or address in _THIS_HOST)
     for is_so, what in (
         (address.is_unspecified, "stands for no address"),
         (address.is_loopback, "is a loopback address"),

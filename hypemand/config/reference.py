@@ -86,7 +86,7 @@ def _describe_type(rule: Mapping[str, Any]) -> str:
     if "items" in rule:
         items = rule["items"]
         one = _describe_type(items) if "x-network" in items else _TYPES[items["type"]]
-        words += f" of {one}s"
+        words += f" of {one}es" if one.endswith("s") else f" of {one}s"
     if "minimum" in rule:
         words += f", {rule['minimum']} to {rule['maximum']}"
     return words

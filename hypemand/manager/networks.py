@@ -98,6 +98,7 @@ class Networks:
         self._due = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._told = asyncio.Event()
+        self._closed = False
         # was the host told all there is, so that nothing of what there was before can be left?
         self._complete = True
 
@@ -117,7 +118,7 @@ class Networks:
     def begin_sync(self) -> None:
         """Have `sync` run in the background, until it could do all."""
         self._due.set()
-        if self._syncing is None or self._syncing.done():
+        if not self._closed and (self._syncing is None or self._syncing.done()):
             self._syncing = asyncio.create_task(self._keep_syncing(), name="networks")
 
     async def _keep_syncing(self) -> None:
@@ -136,6 +137,7 @@ class Networks:
 
     async def close(self) -> None:
         """End what runs in the background. VMs keep their networks."""
+        self._closed = True
         tasks = [*self._tasks, *([] if self._syncing is None else [self._syncing])]
         for task in tasks:
             task.cancel()
@@ -371,21 +373,32 @@ class Networks:
         the network service is there again."""
         if vm not in self._ports:
             return
-        async with self._lock:
-            port = self._ports.get(vm)
-            if port is None:
-                return
-            try:
-                await self._ask(lambda: self._host.detach(port))
-            except HypemandError as error:
-                _log.warning("VM %s: cannot remove its interface %s: %s", vm, port.tap, error)
-                # what belongs to nobody is removed with all else that there is to do
-                self.begin_sync()
-            self._ports.pop(vm, None)
-            self._files.remove(vm)
-            if port.bridge.network in self._pending and not self._is_used(port.bridge.network):
-                await self._apply()
+        try:
+            async with self._lock:
+                await self._detach(vm)
+        except asyncio.CancelledError:
+            self._forget(vm)
+            self.begin_sync()
+            raise
         self.tell()
+
+    async def _detach(self, vm: str) -> None:
+        port = self._ports.get(vm)
+        if port is None:
+            return
+        try:
+            await self._ask(lambda: self._host.detach(port))
+        except HypemandError as error:
+            _log.warning("VM %s: cannot remove its interface %s: %s", vm, port.tap, error)
+            # what belongs to nobody is removed with all else that there is to do
+            self.begin_sync()
+        self._forget(vm)
+        if port.bridge.network in self._pending and not self._is_used(port.bridge.network):
+            await self._apply()
+
+    def _forget(self, vm: str) -> None:
+        self._ports.pop(vm, None)
+        self._files.remove(vm)
 
     def _is_used(self, network: str) -> bool:
         return any(port.bridge.network == network for port in self._ports.values())

@@ -374,6 +374,25 @@ def test_without_the_network_service_vms_without_a_network_start(vms: Vms) -> No
     vms.start("wired", there)
 
 
+def test_a_network_service_that_hangs_holds_up_no_end(vms: Vms) -> None:
+    host = vms.host
+    name = vms.run("ends", **ON_DEFAULT)
+    vms.define("plain")
+    pid = vms.properties(NETWORK_UNITS[1], "MainPID")["MainPID"]
+    host.run(["kill", "-STOP", pid])
+    try:
+        begun = time.monotonic()
+        vms.ctl("stop", name)
+        vms.start("plain")
+        assert time.monotonic() - begun < 20, "the service's watchdog takes longer than that"
+        assert vms.state(name) == "Stopped"
+    finally:
+        host.run(["kill", "-CONT", pid], check=False)
+    host.wait_until(lambda: traces_in_network(vms, name) == [], 30, "its device goes when it can")
+    vms.start(name)
+    reach_gateway(vms, name)
+
+
 @pytest.mark.parametrize("fault", ["absent", "refused"])
 def test_without_rules_no_vm_is_on_a_network(vms: Vms, fault: str) -> None:
     host = vms.host

@@ -33,12 +33,10 @@ class FakeNetworkHost:
         self.knows = False
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Look again after each request."""
+        """Look again at each request, and when it has had its effect."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
-            # the request has its effect before anybody looks
-            await asyncio.sleep(0.01)
 
     def _ask(self, what: str, *, knowing: bool = True) -> None:
         self.asked.append(what)
@@ -58,6 +56,7 @@ class FakeNetworkHost:
         taps = {port.tap: port for port in ports}
         self.bridges = wanted if prune else self.bridges | wanted
         self.taps = taps if prune else self.taps | taps
+        self._changed.set()
         return tuple(NetworkStatus(name, self.problems.get(name, "")) for name in wanted)
 
     async def attach(self, port: PortPlan) -> int:
@@ -74,6 +73,7 @@ class FakeNetworkHost:
     async def detach(self, port: PortPlan) -> None:
         self._ask(f"detach {port.vm}")
         self.taps.pop(port.tap, None)
+        self._changed.set()
 
     async def counters(self) -> Mapping[str, Counters]:
         self._ask("counters", knowing=False)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 from collections.abc import Awaitable, Callable, Set
@@ -38,6 +39,7 @@ class Lab:
         self.live: set[str] = set()
         self.bus: HypemandError | None = None
         self.told = 0
+        self._uids = itertools.count()
         self.start_daemon()
 
     def start_daemon(self) -> None:
@@ -59,7 +61,7 @@ class Lab:
     def define(self, vm: str, use: NetworkUse | None = USE) -> Tenant:
         """A VM, or another definition of it."""
         old = self.tenants.get(vm)
-        uid = FIRST_UID + len(self.tenants) if old is None else old.uid
+        uid = FIRST_UID + next(self._uids) if old is None else old.uid
         running = None if old is None else old.running
         self.tenants[vm] = Tenant(vm, f"id-of-{vm}", uid, use, None if old is None else old.lease, running)
         (self.vms / vm).mkdir(exist_ok=True)
@@ -291,6 +293,29 @@ def test_a_detach_that_fails_is_made_good_later(tmp_path: Path) -> None:
         assert not lab.has_file("web")
         lab.host.away = None
         await lab.host.wait_until(lambda: not lab.host.taps)
+
+    drive(tmp_path, scenario)
+
+
+def test_a_vm_that_is_removed_before_its_device_could_be_is_forgotten(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.define("web")
+        await lab.start("web")
+        lab.host.gate = asyncio.Event()
+        lab.define("slow")
+        starting = asyncio.create_task(lab.start("slow"))
+        await lab.host.wait_until(lambda: "attach slow" in lab.host.asked)
+        ending = asyncio.create_task(lab.end("web"))
+        await asyncio.sleep(0)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        gone = lab.tap("web")
+        del lab.tenants["web"]
+        lab.host.gate.set()
+        await starting
+        await lab.host.wait_until(lambda: gone not in lab.host.taps)
+        assert set(lab.host.taps) == {lab.tap("slow")}
 
     drive(tmp_path, scenario)
 

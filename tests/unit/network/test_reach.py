@@ -2,6 +2,7 @@
 """Who reaches whom, proved with connections from and to guests: egress, published ports, isolation."""
 
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -220,7 +221,6 @@ def test_guests_do_not_reach_each_other_by_way_of_the_host(
 def test_a_guest_reaches_of_the_host_what_is_allowed(
     networks: HostNetworks, cable: Cable, host_namespace: Namespace, start_guest: StartGuest
 ) -> None:
-    del cable
     plan = make_bridge(host_ports=frozenset({HostPort(Transport.TCP, 53)}))
     networks.apply((plan,), (), prune=True)
     guest = start_guest(make_port(plan, 1))
@@ -229,10 +229,55 @@ def test_a_guest_reaches_of_the_host_what_is_allowed(
         assert reaches(guest.namespace, str(plan.ipv4.ip), 53, allowed) == str(guest.port.ipv4)
         for address in (str(plan.ipv4.ip), HOST_UPLINK, HOST_UPLINK6):
             assert reaches(guest.namespace, address, 22, forbidden, NEVER) is None
+        # which is nobody else's loss
+        assert reaches(cable.namespace, HOST_UPLINK, 22, forbidden) == REMOTE
+        assert reaches(host_namespace, "127.0.0.1", 22, forbidden) is not None
         with guest.namespace.entered():
             ip("route", "add", "127.0.0.2", "via", str(plan.ipv4.ip))
             set_sysctl("ipv4/conf/eth0/route_localnet", "1")
         assert reaches(guest.namespace, "127.0.0.2", 53, allowed, NEVER) is None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_guest_gets_echoes_of_the_host(
+    networks: HostNetworks, start_guest: StartGuest, version: int
+) -> None:
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1))
+    interface = plan.ipv4 if version == 4 else plan.ipv6
+    assert interface is not None
+    family, protocol, kind = (
+        (socket.AF_INET, socket.IPPROTO_ICMP, 8)
+        if version == 4
+        else (socket.AF_INET6, socket.IPPROTO_ICMPV6, 128)
+    )
+    checksum = ~(kind << 8) & 0xFFFF  # of the rest, which is 0; that of ICMPv6 the kernel makes
+    with guest.namespace.socket(family, socket.SOCK_RAW, protocol) as client:
+        client.sendto(struct.pack(">BBHI", kind, 0, checksum, 0), (str(interface.ip), 0))
+        answers = {8: 0, 128: 129}
+        while client.recv(1000)[20 if version == 4 else 0] != answers[kind]:
+            pass
+
+
+def test_what_the_host_forwards_for_others_goes_on(
+    networks: HostNetworks, cable: Cable, stack: ExitStack
+) -> None:
+    container = Namespace()
+    stack.callback(container.close)
+    ip("link", "add", "docker0", "type", "veth", "peer", "name", "eth9")
+    ip("link", "set", "eth9", "netns", container.path)
+    ip("addr", "add", "172.17.0.1/16", "dev", "docker0")
+    ip("link", "set", "docker0", "up")
+    with container.entered():
+        ip("addr", "add", "172.17.0.2/16", "dev", "eth9")
+        ip("link", "set", "eth9", "up")
+        ip("route", "add", "default", "via", "172.17.0.1")
+    with cable.namespace.entered():
+        ip("route", "add", "172.17.0.0/16", "via", HOST_UPLINK)
+    networks.apply((make_bridge(),), (make_port(make_bridge(), 1),), prune=True)
+    with serve(container, TCP, 80) as server:
+        assert reaches(cable.namespace, "172.17.0.2", 80, server) == REMOTE
 
 
 def test_the_address_of_a_stopped_guest_can_be_used_again_at_once(
