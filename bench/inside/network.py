@@ -40,12 +40,14 @@ vcpus: 1
 disk: 1G
 kernel_headers: false
 network: bench
-cmd: [/netbench, 10.99.20.1, "{port}", "{seconds}"]
+cmd: [/netbench, {address}, "{port}", "{seconds}"]
 """
 _NETWORK = """\
 networks:
-  bench: {{bridge: bench0, ipv4: 10.99.20.1/24, ipv6: none, host_ports: [{port}/tcp]}}
+  bench: {{bridge: bench0, ipv4: {address}/24, ipv6: none, host_ports: [{port}/tcp]}}
 """
+# what the sender sends to, and where its network is while that is on a bridge made by hand
+_ADDRESS, _ASIDE = "10.99.20.1", "10.99.21.1"
 _PORT, _SECONDS = 9321, 4
 _DEADLINE = 60.0
 # VMs that there are beside the one that is measured, and the uids that they would have
@@ -129,7 +131,7 @@ def _measure_throughput(series: Series, rounds: int, folder: Path) -> None:
     """MiB/s from the guest to the host, in turns."""
     _DROPIN.parent.mkdir(exist_ok=True)
     with _network():
-        _define(_SENDER, _SENDER_DEFINITION.format(port=_PORT, seconds=_SECONDS))
+        _define(_SENDER, _SENDER_DEFINITION.format(address=_ADDRESS, port=_PORT, seconds=_SECONDS))
         run("systemctl", "start", f"hypeman@{_SENDER}.service")
         recipe = Recipe.take(f"hypeman-vm-{_SENDER}.service", folder / _SENDER)
         run("hypemanctl", "stop", _SENDER)
@@ -143,14 +145,17 @@ def _measure_throughput(series: Series, rounds: int, folder: Path) -> None:
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """The network of the VM that sends, in this block."""
-    _DROPIN.write_text(_NETWORK.format(port=_PORT))
-    run("systemctl", "reload", "hypemand.service")
+    """The network of the VM that sends is where it sends to, in this block."""
+    _move_network(_ADDRESS)
     try:
         yield
     finally:
-        _DROPIN.unlink()
-        run("systemctl", "reload", "hypemand.service")
+        _move_network(_ASIDE)
+
+
+def _move_network(address: str) -> None:
+    _DROPIN.write_text(_NETWORK.format(address=address, port=_PORT))
+    run("systemctl", "reload", "hypemand.service")
 
 
 def _run_managed() -> float:
@@ -167,7 +172,7 @@ def _run_bare(recipe: Recipe) -> float:
     tap = next(part for part in netdev.split(",") if part.startswith("ifname=")).removeprefix("ifname=")
     run("ip", "link", "add", "bench1", "type", "bridge")
     try:
-        run("ip", "address", "add", "10.99.20.1/24", "dev", "bench1")
+        run("ip", "address", "add", f"{_ADDRESS}/24", "dev", "bench1")
         run("ip", "link", "set", "bench1", "up")
         run("ip", "tuntap", "add", tap, "mode", "tap")
         run("ip", "link", "set", tap, "master", "bench1", "up")
