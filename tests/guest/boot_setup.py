@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -191,6 +192,20 @@ class SetUp(boot_guest.BootCase):
                     self.assertIn("PING vm1 (10.9.8.7)", guest.console)
                     self.assertIn("1 packets received", guest.console)
                     self.assertIn("PING db.hypeman (10.9.8.3)", guest.console)
+
+    def test_a_guest_that_loses_its_power_seconds_later_has_its_names(self) -> None:
+        disk = make_ext4(self.folder / "disk")
+        machine = Machine(disk=disk, records=[("host", "address=10.9.8.7,name=vm1")])
+        # more than the 5 s after which ext4 has the name on the disk, less than those of the text on its own
+        with self.guest("sh", "-c", "sleep 7; echo now; sleep 1", agent="0", machine=machine) as guest:
+            guest.wait_for("now\n")
+            left = Path(shutil.copy(disk, self.folder / "left"))
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+        subprocess.run(["e2fsck", "-fy", left], capture_output=True, timeout=60, check=False)
+        image = "127.0.0.1 localhost # vm1\n::1 localhost\n"
+        self.assertEqual(
+            read_from(left, "/upper/etc/hosts"), f"{image}# BEGIN hypemand\n10.9.8.7\tvm1\n# END hypemand\n"
+        )
 
     def test_hosts_that_are_too_large_are_the_images_own(self) -> None:
         etc = self.volume("etc", hosts="127.0.0.1 localhost\n" + "#" * (1 << 20), hostname="other\n")
