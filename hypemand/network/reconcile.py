@@ -7,6 +7,7 @@ calls block, for some milliseconds: netlink and nftables answer at once.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -87,6 +88,12 @@ class HostNetworks:
         self, bridges: tuple[BridgePlan, ...], ports: tuple[PortPlan, ...], *, prune: bool
     ) -> tuple[NetworkStatus, ...]:
         """See NetworkHost."""
+        with _told("networks"):
+            return self._apply(bridges, ports, prune)
+
+    def _apply(
+        self, bridges: tuple[BridgePlan, ...], ports: tuple[PortPlan, ...], prune: bool
+    ) -> tuple[NetworkStatus, ...]:
         plans = derive_plans(bridges, ports)
         self._ports = {port.uid: port for port in ports}
         if prune:
@@ -380,8 +387,8 @@ def _told(about: str) -> Iterator[None]:
     """Errors of the kernel as errors for users."""
     try:
         yield
-    except NetlinkError as error:
-        raise HostNotReady(f"{about}: the kernel refused: {os.strerror(error.code)}") from error
-    except OSError as error:
-        hint = "the service needs CAP_NET_ADMIN" if isinstance(error, PermissionError) else ""
-        raise HostNotReady(f"{about}: {error.strerror or error}", hint=hint) from error
+    except (NetlinkError, OSError) as error:
+        number = error.code if isinstance(error, NetlinkError) else error.errno
+        hint = "the network service needs CAP_NET_ADMIN" if number in (errno.EPERM, errno.EACCES) else ""
+        told = os.strerror(number) if number else str(error)
+        raise HostNotReady(f"{about}: the kernel refused: {told}", hint=hint) from error

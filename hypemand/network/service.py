@@ -51,7 +51,11 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        watch = RulesetWatch(loop, self._restore)
+        try:
+            watch = RulesetWatch(loop, self._restore)
+        except OSError as error:  # as each request will say
+            _log.error("cannot watch the rules of nftables: %s", error.strerror)
+            watch = None
         server = await asyncio.start_server(self._serve, sock=listener)  # it is systemd's, and stays
         watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
         try:
@@ -60,7 +64,8 @@ class Service:
             await self._stop.wait()
             self._notifier.notify("STOPPING=1")
         finally:
-            watch.close()
+            if watch is not None:
+                watch.close()
             watchdog.cancel()
             server.close()
             for task in self._connections:

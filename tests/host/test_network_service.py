@@ -2,7 +2,7 @@
 """The network service as a unit: sandboxed, started by its socket, alone with its rights."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -115,3 +115,13 @@ def test_it_is_restarted_when_it_dies(probe: TestHost) -> None:
     probe.wait_until(lambda: show(probe, "ActiveState") == "active" and show(probe, "NRestarts") == "1")
     assert {"probe0", "hv64000"} <= list_links(probe)
     probe.run(["systemctl", "reset-failed", UNIT], check=False)
+
+
+def test_nothing_of_it_stays_when_the_package_is_removed(fresh_host: Callable[..., TestHost]) -> None:
+    host = fresh_host()
+    host.push("/root/ask.py", ASK)
+    before = list_links(host)
+    assert ask(host, "attach").splitlines()[1].isdigit()
+    host.run(["dpkg", "--remove", "hypemand"], timeout=120)
+    assert list_links(host) <= before
+    assert "hypemand" not in host.run(["nft", "list", "ruleset"]).stdout

@@ -22,6 +22,7 @@ from tests.unit.network.lab import (
     Cable,
     Guest,
     Namespace,
+    connect,
     ip,
     make_bridge,
     make_port,
@@ -48,6 +49,13 @@ def bridge_netfilter(request: pytest.FixtureRequest, host_namespace: Namespace) 
 def publish(text: str, transport: Transport = Transport.TCP) -> Publish:
     *address, host, guest = text.split("|")
     return Publish(ip_address(address[0]) if address else None, int(host), int(guest), transport)
+
+
+def add_foreign_chain(family: str, hook: str, rule: str) -> None:
+    """A rule of somebody else, after ours."""
+    chain = f"type filter hook {hook} priority 0\n {rule}"
+    foreign = f"table {family} foreign {{\n chain foreign {{\n {chain}\n }}\n}}"
+    run_command(["nft", "-f", "-"], input=foreign.encode(), timeout=DEADLINE)
 
 
 def test_guests_go_out_under_the_address_of_the_host(
@@ -82,14 +90,21 @@ def test_with_nat_others_reach_published_ports_and_nothing_else(
 ) -> None:
     plan = make_bridge()
     networks.apply((plan,), (), prune=True)
-    guest = start_guest(make_port(plan, 1, publish=(publish("8080|80"), publish(f"{HOST_UPLINK}|81|80"))))
+    published = (publish("8080|80"), publish(f"{HOST_UPLINK}|81|80"), publish(f"{HOST_UPLINK6}|82|80"))
+    guest = start_guest(make_port(plan, 1, publish=published))
     with cable.namespace.entered():
         ip("route", "add", "10.77.0.0/24", "via", HOST_UPLINK)
     with guest.serve(TCP, 80) as server:
-        for address, port in ((HOST_UPLINK, 8080), (HOST_UPLINK, 81), (HOST_UPLINK6, 8080)):
+        for address, port in (
+            (HOST_UPLINK, 8080),
+            (HOST_UPLINK, 81),
+            (HOST_UPLINK6, 8080),
+            (HOST_UPLINK6, 82),
+        ):
             assert reaches(cable.namespace, address, port, server) in (REMOTE, REMOTE6)
         assert reaches(cable.namespace, str(guest.port.ipv4), 80, server, NEVER) is None
         assert reaches(cable.namespace, HOST_UPLINK6, 81, server, NEVER) is None
+        assert reaches(cable.namespace, HOST_UPLINK, 82, server, NEVER) is None
         networks.detach(guest.port)
         assert reaches(cable.namespace, HOST_UPLINK, 8080, server, NEVER) is None
 
@@ -108,6 +123,9 @@ def test_the_host_reaches_published_ports_at_each_of_its_addresses(
         assert reaches(host_namespace, HOST_UPLINK6, 8080, server) is not None
         assert reaches(host_namespace, str(guest.port.ipv4), 80, server) is not None
         assert reaches(host_namespace, HOST_UPLINK, 81, server, NEVER) is None
+        # which leads nowhere, and says so at once
+        with pytest.raises(ConnectionRefusedError):
+            connect(host_namespace, "::1", 8080)
 
 
 def test_datagrams_come_to_a_published_port_and_their_answers_back(
@@ -183,22 +201,54 @@ def test_what_an_administrator_plugs_into_the_bridge_reaches_guests_and_is_reach
         assert reaches(other, str(guest.port.ipv4), 80, inside) == "10.77.0.200"
 
 
+def test_marks_of_ours_do_not_leave_the_host(
+    bridge_netfilter: bool, networks: HostNetworks, cable: Cable, start_guest: StartGuest
+) -> None:
+    del bridge_netfilter
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1, publish=(publish("8080|80"),)))
+    add_foreign_chain("inet", "postrouting", 'oifname "eth0" meta mark != 0 drop')
+    with guest.serve(TCP, 80) as server:
+        assert reaches(cable.namespace, HOST_UPLINK, 8080, server) == REMOTE
+
+
 def test_a_mark_of_somebody_else_is_no_membership(networks: HostNetworks, start_guest: StartGuest) -> None:
+    """One that is the number of a group, in a frame that the kernel's own flag does not stop."""
     plan = make_bridge()
     networks.apply((plan,), (), prune=True)
     first = start_guest(make_port(plan, 1, group="a"))
-    second, outsider = start_guest(make_port(plan, 2, group="a")), start_guest(make_port(plan, 3, group="b"))
-    loner = make_port(plan, 4)
-    # as a mark that is a group's number would let it through, if that were all; without the kernel's flag
-    other = start_guest(loner)
-    ip("link", "set", loner.tap, "type", "bridge_slave", "isolated", "off")
-    chain = "type filter hook prerouting priority 0\n meta mark set 1"
-    foreign = f"table bridge foreign {{\n chain marks {{\n {chain}\n }}\n}}"
-    run_command(["nft", "-f", "-"], input=foreign.encode(), timeout=DEADLINE)
-    with first.serve(TCP, 80) as server:
-        assert reaches(second.namespace, str(first.port.ipv4), 80, server) is not None
-        for guest in (outsider, other):
-            assert reaches(guest.namespace, str(first.port.ipv4), 80, server, NEVER) is None
+    second, loner = start_guest(make_port(plan, 2, group="a")), start_guest(make_port(plan, 3))
+    ip("link", "set", loner.port.tap, "type", "bridge_slave", "isolated", "off")
+    add_foreign_chain("bridge", "prerouting", "meta mark set 1")
+    with first.serve(socket.SOCK_DGRAM, 53) as server:
+        for guest in (loner, second):
+            with guest.namespace.entered():
+                ip("neigh", "add", str(first.port.ipv4), "lladdr", first.port.mac, "dev", "eth0")
+            with guest.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(guest.port.vm.encode(), (str(first.port.ipv4), 53))
+            if guest is loner:
+                server.settimeout(NEVER)
+                with pytest.raises(TimeoutError):
+                    server.recv(100)
+                server.settimeout(DEADLINE)
+        assert server.recv(100) == b"vm2"
+
+
+def test_bridges_of_others_go_on_without_marks(networks: HostNetworks, stack: ExitStack) -> None:
+    networks.apply((make_bridge(),), (make_port(make_bridge(), 1),), prune=True)
+    ip("link", "add", "br0", "up", "type", "bridge")
+    ends = [Namespace(), Namespace()]
+    for number, end in enumerate(ends, 1):
+        stack.callback(end.close)
+        ip("link", "add", f"plug{number}", "up", "master", "br0", "type", "veth", "peer", "name", "eth0")
+        ip("link", "set", "eth0", "netns", end.path)
+        with end.entered():
+            ip("addr", "add", f"10.9.0.{number}/24", "dev", "eth0")
+            ip("link", "set", "eth0", "up")
+    add_foreign_chain("bridge", "forward", "meta mark != 0 drop")
+    with serve(ends[0], TCP, 80) as server:
+        assert reaches(ends[1], "10.9.0.1", 80, server) == "10.9.0.2"
 
 
 def test_guests_do_not_reach_each_other_by_way_of_the_host(

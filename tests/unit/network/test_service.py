@@ -38,11 +38,14 @@ class Service:
         self._environment = {**ENVIRONMENT, "NOTIFY_SOCKET": str(self._notify)}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *wrapper: str, **environment: str) -> None:
+        """`wrapper`: a command to run it with."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(self._notify))
             notify.settimeout(DEADLINE)
-            self._process = subprocess.Popen([*PROGRAM, "--socket", str(self.path)], env=self._environment)
+            self._process = subprocess.Popen(
+                [*wrapper, *PROGRAM, "--socket", str(self.path)], env={**self._environment, **environment}
+            )
             while b"READY=1" not in notify.recv(1000):
                 pass
         self._notify.unlink()
@@ -193,6 +196,55 @@ def test_without_a_service_the_error_says_where_it_should_be(service: Service) -
     async def run(client: NetworkClient) -> None:
         with pytest.raises(HostNotReady, match=r"network\.sock: Connection refused; systemctl status"):
             await client.apply((PLAN,), (), prune=True)
+
+    talk(service, run)
+
+
+def test_without_its_right_nothing_is_done_and_it_says_so(service: Service) -> None:
+    service.stop()
+    service.start("setpriv", "--bounding-set=-net_admin")
+
+    async def run(client: NetworkClient) -> None:
+        (status,) = await client.apply((PLAN,), (), prune=True)
+        assert "Operation not permitted; the network service needs CAP_NET_ADMIN" in status.problem
+        with pytest.raises(HostNotReady, match="CAP_NET_ADMIN"):
+            await client.attach(PORT)
+
+    talk(service, run)
+    assert list_names() == set()
+
+
+NO_LIBRARY = "raise ImportError('no such library')"
+NO_RULES = """
+class Nftables:
+    def cmd(self, text):
+        return (0, "", "") if text.startswith("list") else (1, "", "Error: Could not process rule")
+    def set_json_output(self, value):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "told"),
+    [
+        (NO_LIBRARY, "nftables is absent: no such library; install python3-nftables"),
+        (NO_RULES, "nftables refused a rule: Error: Could not process rule"),
+    ],
+    ids=["absent", "refused"],
+)
+def test_without_rules_no_vm_is_on_a_network(
+    service: Service, tmp_path: Path, library: str, told: str
+) -> None:
+    service.stop()
+    (tmp_path / "nftables.py").write_text(library)
+    service.start(PYTHONPATH=f"{tmp_path}:{TOP}")
+
+    async def run(client: NetworkClient) -> None:
+        (status,) = await client.apply((PLAN,), (), prune=True)
+        assert status.problem.startswith(told)
+        with pytest.raises(HostNotReady, match=told):
+            await client.attach(PORT)
+        assert list_names() == {"hypeman0"}
 
     talk(service, run)
 
