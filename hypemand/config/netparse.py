@@ -20,7 +20,7 @@ MAX_PUBLISHED = 64
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PREFIX = re.compile(r"[0-9]{1,3}")
-_PUBLISH_FORM = "write HOST_PORT:PORT, as 8080:80, 127.0.0.1:53:53/udp or [::1]:8080:80"
+_PUBLISH_FORM = "write HOST_PORT:PORT, as 8080:80, 127.0.0.1:53:53/udp or [2001:db8::1]:8080:80"
 _THIS_HOST = IPv4Network("0.0.0.0/8")
 
 
@@ -192,7 +192,7 @@ def format_host_port(port: HostPort) -> str:
 
 
 def parse_publish(text: str) -> tuple[Publish, ...]:
-    """`8080:80`, `127.0.0.1:53:53/udp`, `[::1]:8080:80`; ranges, as 8000-8009:80-89, give one a port."""
+    """`8080:80`, `127.0.0.1:53:53/udp`, `[fd00::1]:8080:80`; ranges, as 8000-8009:80-89, give one a port."""
     rest, transport = _split_transport(text, _PUBLISH_FORM)
     address: IPv4Address | IPv6Address | None = None
     head, colon, guest = rest.rpartition(":")
@@ -223,6 +223,8 @@ def _parse_publish_address(text: str) -> IPv4Address | IPv6Address:
     address = parse_address6(text[1:-1]) if is_bracketed else parse_address4(text)
     if address.is_unspecified:
         raise ValueError(f"{address} stands for every address; leave it out, which means the same")
+    if address.version == 6 and address.is_loopback:
+        raise ValueError(f"{address} is kept by the kernel to itself; write 127.0.0.1, or leave it out")
     if not address.is_loopback:
         _check_unicast(address)
     return address

@@ -8,7 +8,7 @@ its definition asks for others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import TypeVar
@@ -86,12 +86,12 @@ def allocate(
     kept = old if old is not None and old.network == bridge.network else None
     mac = _choose_mac(vm, vm_id, use, kept, claims)
     ipv4 = _choose(
-        vm, "address", bridge, bridge.ipv4, use.address, [kept.ipv4] if kept else [],
+        vm, "address", bridge, bridge.ipv4, use.address, kept.ipv4 if kept else None, None,
         [(claim, claim.ipv4) for claim in claims],
     )  # fmt: skip
     derived = None if bridge.ipv6 is None else derive_ipv6(mac, bridge.ipv6)
     ipv6 = _choose(
-        vm, "address6", bridge, bridge.ipv6, use.address6, [kept.ipv6 if kept else None, derived],
+        vm, "address6", bridge, bridge.ipv6, use.address6, kept.ipv6 if kept else None, derived,
         [(claim, claim.ipv6) for claim in claims],
     )  # fmt: skip
     return Lease(bridge.network, mac, ipv4, ipv6)
@@ -120,13 +120,15 @@ def count_addresses(interface: Interface) -> int:
 
 
 def _choose_mac(vm: str, vm_id: str, use: NetworkUse, kept: Lease | None, claims: Sequence[Claim]) -> str:
-    taken = {claim.mac: claim for claim in claims}
+    held = {claim.mac: claim for claim in claims if not claim.wanted}
     if use.mac is not None:
-        if (holder := taken.get(use.mac)) is not None and not holder.wanted:
+        if (holder := held.get(use.mac)) is not None:
             raise _in_use(vm, f"the MAC address {use.mac}", holder, use.name)
         return use.mac
-    if kept is not None and kept.mac not in taken:
+    # that others wish for it takes it from nobody
+    if kept is not None and kept.mac not in held:
         return kept.mac
+    taken = {claim.mac for claim in claims}
     attempt = 0
     while (mac := derive_mac(vm_id, attempt)) in taken:
         attempt += 1
@@ -139,10 +141,12 @@ def _choose(
     bridge: BridgePlan,
     interface: Interface | None,
     asked: Address | None,
-    liked: Iterable[Address | None],
+    kept: Address | None,
+    derived: Address | None,
     claimed: Sequence[tuple[Claim, Address | None]],
 ) -> Address | None:
-    """`asked`, or the first of `liked` that is free, or the lowest that is."""
+    """`asked`, or `kept` unless another has it by now, or `derived` if nobody wishes for it either, or the
+    lowest of that kind."""
     if interface is None:
         if asked is not None:
             raise _wrong_address(key, f"network {bridge.network} has no IPv{asked.version}", "leave it out")
@@ -153,9 +157,10 @@ def _choose(
             if address == asked and not claim.wanted:
                 raise _in_use(vm, f"the address {asked}", claim, bridge.network)
         return asked
+    held = {address for claim, address in claimed if not claim.wanted}
     taken = {address for _, address in claimed if address is not None}
-    for address in liked:
-        if address is not None and address not in taken and _find_misfit(interface, address) is None:
+    for address, others in ((kept, held), (derived, taken)):
+        if address is not None and address not in others and _find_misfit(interface, address) is None:
             return address
     found = _find_lowest(interface, {int(address) for address in taken})
     if found is None:
@@ -201,9 +206,9 @@ def _check_fits(key: str, network: str, interface: Interface, address: IPv4Addre
     misfit = _find_misfit(interface, address)
     if misfit is not None:
         first, last = (type(interface.ip)(number) for number in _find_range(interface))
-        hint = (
-            f"write one from {first} to {last} that is not {interface.ip}, or leave it to network {network}"
-        )
+        but = "" if first == interface.ip else f" that is not {interface.ip}"
+        first += first == interface.ip
+        hint = f"write one from {first} to {last}{but}, or leave it to network {network}"
         raise _wrong_address(key, f"{address} {misfit}", hint)
 
 

@@ -12,9 +12,10 @@ import asyncio
 import logging
 import posixpath
 import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
@@ -71,10 +72,14 @@ def _named_group(member: Member) -> tuple[str, str] | None:
     return None if member.group in (None, OPEN_GROUP) else (member.network, str(member.group))
 
 
-def derive_host_names(members: Iterable[Member]) -> Hosts:
-    """What the host knows: every VM that is on its network now, by name."""
+def derive_host_names(members: Iterable[Member], own: str = "") -> Hosts:
+    """What the host knows: every VM that is on its network now, by name. The host's `own` short name and
+    localhost are not a VM's, even if it is called so."""
     attached = sorted((member for member in members if member.attached), key=lambda member: member.vm)
-    return tuple(chain.from_iterable(map(_lines, attached)))
+    lines = chain.from_iterable(map(_lines, attached))
+    return tuple(
+        replace(line, names=tuple(n for n in line.names if n not in (own, "localhost"))) for line in lines
+    )
 
 
 def derive_guest_names(members: Iterable[Member]) -> dict[str, Hosts]:
@@ -299,7 +304,8 @@ class Names:
             self.states_changed()
 
     def _write_host(self) -> None:
-        content = _HEADER + format_hosts(derive_host_names(self._members))
+        own = socket.gethostname().partition(".")[0]
+        content = _HEADER + format_hosts(derive_host_names(self._members, own))
         if content == self._written:
             return
         try:

@@ -310,7 +310,7 @@ class Networks:
     def _get_config(self, name: str) -> NetworkConfig:
         config = self._around.config()
         if name not in config:
-            hint = f"one of {', '.join(sorted(config))}" if config else "network: none"
+            hint = " or ".join([*sorted(config), "none"])
             what = f"there is no network {name} in the host config"
             raise InvalidDefinition([Problem("", 0, 0, "network.name", what, f"write {hint}")])
         return config[name]

@@ -132,7 +132,9 @@ class HostNetworks:
         warnings: dict[str, list[str]],
     ) -> Iterator[tuple[str, _Network]]:
         """Bridges that are as they are to be; also one that is not, if it is there and VMs are on it."""
-        taken = [route for route in routes if route.device not in plans]
+        found = ((plan, self._links.find(plan.bridge)) for plan in plans.values())
+        ours = {plan.bridge for plan, link in found if link is not None and is_our_bridge(link, plan.network)}
+        taken = [route for route in routes if route.device not in ours]
         for plan in plans.values():
             try:
                 if route := find_collision(plan, taken):

@@ -68,7 +68,7 @@ def test_every_key_is_carried_over() -> None:
         "address": "10.83.127.254",
         "address6": "fd00::ffff",
         "mac": "52:54:00:AB:CD:EF",
-        "publish": ["8080:80", "127.0.0.1:53:53/udp", "[::1]:9000-9001:90-91"],
+        "publish": ["8080:80", "127.0.0.1:53:53/udp", "[2001:db8::1]:9000-9001:90-91"],
         "bandwidth": {"upload": "8kbit", "download": "32Gbit"},
         "group": "shop",
         "isolate": False,
@@ -81,8 +81,8 @@ def test_every_key_is_carried_over() -> None:
         publish=(
             Publish(None, 8080, 80),
             Publish(IPv4Address("127.0.0.1"), 53, 53, Transport.UDP),
-            Publish(IPv6Address("::1"), 9000, 90),
-            Publish(IPv6Address("::1"), 9001, 91),
+            Publish(IPv6Address("2001:db8::1"), 9000, 90),
+            Publish(IPv6Address("2001:db8::1"), 9001, 91),
         ),
         bandwidth=Bandwidth(1000, 4_000_000_000),
         group="shop",
@@ -131,7 +131,7 @@ def test_a_definition_shows_its_network_in_full(network: Any, shown: object) -> 
             "{name: six, publish: ['80:80', '127.0.0.1:81:81']}",
             "2:41: network.publish[1]: is of IPv4, which network six has not; write an address of the other",
         ),
-        ("{name: lan, publish: ['[::1]:80:80']}", "2:32: network.publish[0]: is of IPv6, which network"),
+        ("{name: lan, publish: ['[fd00::1]:80:80']}", "2:32: network.publish[0]: is of IPv6, which network"),
     ],
 )  # fmt: skip
 def test_what_the_hosts_networks_have_no_room_for_is_told_with_its_place(text: str, said: str) -> None:
@@ -169,7 +169,7 @@ def test_without_the_hosts_networks_nothing_is_held_against_them() -> None:
             "publishes 80/tcp, which publish[0] does already; write each port",
         ),
         ("['127.0.0.1:80:80', '8080:80', '80:80']", 2, "publishes 80/tcp, which publish[0] does already"),
-        ("['80:80', '[::1]:80:80']", 1, "publishes 80/tcp, which publish[0] does already"),
+        ("['80:80', '[2001:db8::1]:80:80']", 1, "publishes 80/tcp, which publish[0] does already"),
         ("['127.0.0.1:80:80', '127.0.0.1:80:81']", 1, "publishes 80/tcp, which publish[0] does already"),
         ("['1-9:1-9', '5-14:5-14']", 1, "publishes 5/tcp, which publish[0] does already"),
     ],
@@ -182,7 +182,7 @@ def test_a_port_of_the_host_is_published_once(ports: str, index: int, said: str)
 
 
 def test_one_port_may_be_of_two_addresses_and_of_two_transports() -> None:
-    use = parse({"publish": ["127.0.0.1:80:80", "192.0.2.1:80:80", "80:80/udp", "[::1]:80:80"]})
+    use = parse({"publish": ["127.0.0.1:80:80", "192.0.2.1:80:80", "80:80/udp", "[2001:db8::1]:80:80"]})
     assert use is not None
     assert len(use.publish) == 4
 

@@ -72,7 +72,7 @@ def test_rates_are_read_back_as_written(rate: int) -> None:
         ("8080:80", [Publish(None, 8080, 80)]),
         ("8080:80/tcp", [Publish(None, 8080, 80)]),
         ("127.0.0.1:53:53/udp", [Publish(ip_address("127.0.0.1"), 53, 53, UDP)]),
-        ("[::1]:8080:80", [Publish(ip_address("::1"), 8080, 80)]),
+        ("[2001:db8::1]:8080:80", [Publish(ip_address("2001:db8::1"), 8080, 80)]),
         ("192.0.2.1:1:65535", [Publish(ip_address("192.0.2.1"), 1, 65535)]),
         ("9000-9002:80-82/udp", [Publish(None, 9000 + i, 80 + i, UDP) for i in range(3)]),
         ("9000-9000:80", [Publish(None, 9000, 80)]),
@@ -122,7 +122,7 @@ def test_what_cannot_be_published_is_told_with_the_cure(text: str, said: str) ->
 
 addresses = st.one_of(
     st.none(),
-    st.sampled_from(["127.0.0.1", "192.0.2.7", "::1", "2001:db8::5"]).map(ip_address),
+    st.sampled_from(["127.0.0.1", "192.0.2.7", "2001:db8::1", "2001:db8::5"]).map(ip_address),
 )
 ports = st.integers(min_value=1, max_value=65535)
 

@@ -284,7 +284,11 @@ networks = st.builds(
     st.one_of(st.none(), st.just("52:54:00:ab:cd:ef")),
     st.lists(
         st.builds(
-            Publish, st.sampled_from([None, IPv6Address("::1")]), ports, ports, st.sampled_from(Transport)
+            Publish,
+            st.sampled_from([None, IPv6Address("2001:db8::1")]),
+            ports,
+            ports,
+            st.sampled_from(Transport),
         ),
         max_size=9,
         unique_by=lambda p: p.host_port,

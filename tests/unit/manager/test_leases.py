@@ -87,6 +87,12 @@ def test_what_it_had_is_another_vms_by_now() -> None:
     assert lease("web", USE, Claim("new", ipv4=v4(2)), old=first).ipv4 == v4(3)
 
 
+def test_what_another_only_asks_for_is_taken_from_nobody() -> None:
+    first = lease()
+    thief = NetworkUse(name="lab", address=first.ipv4, address6=first.ipv6, mac=first.mac)
+    assert lease("web", USE, *derive_claims("thief", thief, None, "lab"), old=first) == first
+
+
 def test_an_address_that_another_definition_asks_for_is_left_to_it() -> None:
     wanted = derive_claims("fixed", NetworkUse(name="lab", address=v4(2)), None, "lab")
     assert lease("web", USE, *wanted).ipv4 == v4(3)

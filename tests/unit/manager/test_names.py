@@ -58,6 +58,11 @@ def test_the_host_knows_the_vms_that_are_on_their_networks() -> None:
     assert derive_host_names([v6_only]) == lines("six", 6)[1:]
 
 
+def test_the_hosts_own_name_is_no_vms() -> None:
+    found = derive_host_names([member("box", 2, None), member("localhost", 3, None)], own="box")
+    assert [line.names for line in found] == [("box.hypeman",)] * 2 + [("localhost.hypeman",)] * 2
+
+
 def test_a_guest_knows_itself_and_its_group_on_its_network() -> None:
     members = [
         member("web", 3),

@@ -310,6 +310,17 @@ def test_a_subnet_that_the_host_reaches_elsewhere_is_refused(networks: HostNetwo
         networks.attach(LIMITED)
 
 
+def test_a_route_over_a_bridge_that_only_has_the_name_of_ours_counts(networks: HostNetworks) -> None:
+    ip("link", "add", "hypeman0", "type", "bridge")
+    ip("address", "add", "10.78.1.1/25", "dev", "hypeman0")
+    ip("link", "set", "hypeman0", "up")
+    ip("route", "replace", "10.78.1.0/25", "dev", "hypeman0")
+    other = replace(make_bridge("other", "hypeman1", 1), ipv4=IPv4Interface("10.78.1.1/24"))
+    first, second = networks.apply((PLAN, other), (), prune=True)
+    assert "not of hypemand" in first.problem
+    assert "10.78.1.0/25 dev hypeman0" in second.problem
+
+
 def test_a_network_that_cannot_be_mended_keeps_its_vms(networks: HostNetworks) -> None:
     """Its bridge has lost its addresses, and meanwhile the host reaches them elsewhere."""
     networks.apply((PLAN,), (), prune=True)
