@@ -192,8 +192,9 @@ def test_our_rules_and_devices_go_with_the_package_and_others_stay(fresh_host: H
     host = fresh_host()
     host.shell("iptables -N MINE; ip link add mine0 type bridge")
     before = host.run(["nft", "--stateless", "list", "table", "ip", "filter"]).stdout
+    # made beside everything else that the daemon does at its start
+    host.wait_until(lambda: "hypemand" in host.run(["nft", "list", "tables"]).stdout)
     assert "hypeman0" in host.run(["ls", "/sys/class/net"]).stdout.split()
-    assert "hypemand" in host.run(["nft", "list", "tables"]).stdout
     host.run(["apt-get", "remove", "-y", "hypemand"], timeout=120)
     assert host.run(["nft", "--stateless", "list", "ruleset"]).stdout == before
     assert sorted(host.run(["ls", "/sys/class/net"]).stdout.split()) == ["lo", "mine0"]
