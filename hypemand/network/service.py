@@ -84,8 +84,11 @@ class Service:
             while (request := await read_frame(reader)) is not None:
                 writer.write(encode_frame(self._answer(request)))
                 await writer.drain()
-        except (BadFrame, ConnectionError) as error:
+        except BadFrame as error:
             _log.warning("ended a connection: %s", error)
+        except ConnectionError as error:
+            # whoever has asked may go as soon as the answer is there
+            _log.debug("a connection has ended: %s", error)
         except asyncio.CancelledError:
             pass  # the service ends
         finally:
