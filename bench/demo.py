@@ -33,7 +33,7 @@ cmd:
   - |
     trap 'echo asked to stop; exit 0' TERM
     echo "$GREETING, on $(uname -sr)"
-    nc -lk -p 80 -e echo "$GREETING, on port 80" &
+    while nc -l -p 80 -e echo "$GREETING, on port 80"; do :; done &
     while :; do sleep 1; done
 """
 PLOT = Path(__file__).parents[1] / "dist" / "demo-boot.svg"
