@@ -17,7 +17,6 @@ import sys
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import sdnotify
 
@@ -37,6 +36,7 @@ from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.network.client import NetworkClient
+from hypemand.sockets import open_socket, take_socket
 from hypemand.state import State
 from hypemand.storage.staging import clean_staging, has_leftovers
 from hypemand.storage.store import ImageStore
@@ -46,8 +46,8 @@ from hypemand.systemd.units import Units
 from hypemand.version import VERSION
 
 _log = logging.getLogger(__name__)
-_FIRST_SOCKET = 3  # SD_LISTEN_FDS_START
 _RELOAD_DEADLINE = 10.0
+_BACKLOG = 128
 
 
 class Daemon:
@@ -133,8 +133,13 @@ class Daemon:
         stack.push_async_callback(self._listener.close)
         for problem in await self._listen():
             _log.error("%s", problem)
-        socket = _take_socket() or _open_socket(self._config.runtime_dir / "api.sock")
-        await stack.enter_async_context(serve(make_app(api), socket))
+        listener = take_socket() or self._open_socket()
+        await stack.enter_async_context(serve(make_app(api), listener))
+
+    def _open_socket(self) -> socket.socket:
+        folder = self._config.runtime_dir
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return open_socket(folder / "api.sock", _BACKLOG)
 
     async def _listen(self) -> tuple[Problem, ...]:
         """Serve over TCP where the host config says so. What keeps us from it keeps us from nothing else."""
@@ -184,30 +189,6 @@ class Daemon:
 def _tell_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.error("%s failed", task.get_name(), exc_info=error)
-
-
-def _take_socket() -> socket.socket | None:
-    """The socket that systemd listens on for us (sd_listen_fds(3)), or None."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
-        return None
-    listener = socket.socket(fileno=_FIRST_SOCKET)
-    listener.setblocking(False)
-    return listener
-
-
-def _open_socket(path: Path) -> socket.socket:
-    """A socket of our own, for a daemon that was not started by its socket unit. Only root may connect."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.setblocking(False)
-    old = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(old)
-    listener.listen(128)
-    return listener
 
 
 def main() -> int:

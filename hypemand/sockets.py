@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets in folders that are not ours."""
+"""Sockets: those that our services listen on, and those in folders that are not ours."""
 
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_FIRST_SOCKET = 3  # SD_LISTEN_FDS_START
 
 
 @contextmanager
@@ -25,3 +28,26 @@ def hold_socket(path: Path, uid: int) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}"
     finally:
         os.close(fd)
+
+
+def take_socket() -> socket.socket | None:
+    """The socket that systemd listens on for us (sd_listen_fds(3)), or None."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
+        return None
+    listener = socket.socket(fileno=_FIRST_SOCKET)
+    listener.setblocking(False)
+    return listener
+
+
+def open_socket(path: Path, backlog: int) -> socket.socket:
+    """A socket of our own, for a service that no socket unit has started. Its user alone may connect."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.setblocking(False)
+    old = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(old)
+    listener.listen(backlog)
+    return listener

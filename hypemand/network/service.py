@@ -26,11 +26,11 @@ from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.network.reconcile import HostNetworks
 from hypemand.network.watch import RulesetWatch
 from hypemand.network.wire import SOCKET, BadFrame, Op, decode, encode, encode_error, encode_frame, read_frame
+from hypemand.sockets import open_socket, take_socket
 from hypemand.version import VERSION
 
 _log = logging.getLogger(__name__)
 _IDENTIFIER = "hypemand-network"
-_FIRST_SOCKET = 3  # SD_LISTEN_FDS_START
 _CREDENTIALS = struct.Struct("=iII")  # ucred: pid, uid, gid
 _BACKLOG = 16
 
@@ -154,30 +154,6 @@ def _find_peer(writer: asyncio.StreamWriter) -> int:
     return int(uid)
 
 
-def _take_socket() -> socket.socket | None:
-    """The socket that systemd listens on for us (sd_listen_fds(3)), or None."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
-        return None
-    listener = socket.socket(fileno=_FIRST_SOCKET)
-    listener.setblocking(False)
-    return listener
-
-
-def _open_socket(path: Path) -> socket.socket:
-    """A socket of our own, for a service that was not started by its socket unit. Its user alone may
-    connect."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.setblocking(False)
-    old = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(old)
-    listener.listen(_BACKLOG)
-    return listener
-
-
 def _set_up_logging() -> None:
     handler: logging.Handler = logging.StreamHandler()
     if "JOURNAL_STREAM" in os.environ:
@@ -187,7 +163,7 @@ def _set_up_logging() -> None:
 
 
 async def _run(host: HostNetworks, path: Path) -> None:
-    await Service(host).run(_take_socket() or _open_socket(path))
+    await Service(host).run(take_socket() or open_socket(path, _BACKLOG))
 
 
 def main() -> int:
