@@ -9,6 +9,8 @@ ARGS =
 RUN = venv=$$(tools/setup) && "$$venv/bin/python"
 PYTEST = $(RUN) -m pytest -p no:cacheprovider --durations=15
 SUITE_OPTIONS = $(SUITES:%=--suite=%)
+# the releases and what needs none side by side; ARGS='-n 0 --pdb' for one process
+GROUPS = --numprocesses=3 --dist=loadgroup
 
 .PHONY: help setup deb test test-unit test-host lint check-guest check-nss format demo bench clean
 
@@ -23,13 +25,13 @@ deb: ## build the Debian packages into dist/
 	@tools/build-debs
 
 test: deb ## lint, guest C tests, unit tests, and tests on Debian 12 and 13
-	@$(PYTEST) $(SUITE_OPTIONS) $(ARGS)
+	@$(PYTEST) $(GROUPS) $(SUITE_OPTIONS) $(ARGS)
 
 test-unit: ## unit tests alone, in seconds: those that send through the kernel are left to test
 	@$(PYTEST) tests/unit -m 'not netns' $(ARGS)
 
 test-host: deb ## the tests on real Debian alone; SUITES=trixie for one release
-	@$(PYTEST) -m host $(SUITE_OPTIONS) $(ARGS)
+	@$(PYTEST) -m host $(GROUPS) $(SUITE_OPTIONS) $(ARGS)
 
 lint: deb ## all linters
 	@$(PYTEST) tests/lint $(ARGS)

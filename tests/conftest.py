@@ -43,8 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     # before -m chooses
     fixtures = getattr(item, "fixturenames", ())
-    if "suite" in fixtures:
+    callspec = getattr(item, "callspec", None)
+    suite = callspec and callspec.params.get("suite")
+    if suite:
         item.add_marker("host")
+    # one process for each release, as its tests share a host, and one for all that needs none: that shares
+    # what is built in this checkout
+    item.add_marker(pytest.mark.xdist_group(str(suite or "here")))
     if "host_namespace" in fixtures:
         item.add_marker("netns")
 
@@ -52,7 +57,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs a host comes last: a mistake that a linter or a unit test finds is shown first."""
-    items.sort(key=lambda item: "host" in item.keywords)
+    items.sort(key=lambda item: item.get_closest_marker("host") is not None)
 
 
 @pytest.fixture(scope="session")
