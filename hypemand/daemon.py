@@ -13,7 +13,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -213,7 +212,3 @@ def main() -> int:
 
 async def _run(config: HostConfig) -> None:
     await Daemon(config).run()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
+from aiohttp.http import WSMsgType
 
 from hypemand.api.entries import PIECE, ZEROS, name_entry, parse_guest_path, put_block
 from hypemand.api.failures import unexpected

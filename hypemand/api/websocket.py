@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 
-from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import web
+from aiohttp.http import WSCloseCode, WSMessage, WSMsgType
 
 from hypemand.api.failures import unexpected
 from hypemand.api.requests import MAX_BODY

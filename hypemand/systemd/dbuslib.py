@@ -7,27 +7,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
-
 from hypemand.errors import HostNotReady
+from hypemand.lean import skip_package
 
+try:
+    skip_package("pystemd")
+except ModuleNotFoundError:
+    raise HostNotReady("Python has no pystemd", hint="install the package python3-pystemd") from None
 
-def _skip_package() -> None:
-    if "pystemd" in sys.modules:
-        return
-    spec = importlib.util.find_spec("pystemd")
-    if spec is None or spec.submodule_search_locations is None:
-        raise HostNotReady("Python has no pystemd", hint="install the package python3-pystemd")
-    package = types.ModuleType("pystemd")
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["pystemd"] = package
-
-
-_skip_package()
-
-from pystemd.dbusexc import DBusBaseError  # noqa: E402
-from pystemd.dbuslib import DBus, apply_signature, path_encode  # noqa: E402
+from pystemd.dbusexc import DBusBaseError
+from pystemd.dbuslib import DBus, apply_signature, path_encode
 
 __all__ = ["DBus", "DBusBaseError", "apply_signature", "path_encode"]
