@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* What the guest side parses, formats and looks up, against tables. Exits 1 if
  * anything is not as it should be. */
+#include "../expect.h"
 #include "bootid.h"
 #include "box.h"
 #include "config.h"
@@ -32,25 +33,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static int failures;
-
-#define EXPECT(condition)                                                                                    \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            (void)fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                    \
-            failures++;                                                                                      \
-        }                                                                                                    \
-    } while (0)
-
-static void expect_text(const char *got, const char *wanted, int line)
-{
-    if (strcmp(got, wanted) == 0)
-        return;
-    (void)fprintf(stderr, "%s:%d: \"%s\" instead of \"%s\"\n", __FILE__, line, got, wanted);
-    failures++;
-}
-#define EXPECT_TEXT(got, wanted) expect_text(got, wanted, __LINE__)
 
 static const char boot[] = "0123456789abcdef0123456789abcdef";
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The module's entry points, against files of every kind. Exits 1 if anything is not as it should be. */
+#include "../expect.h"
 #include "hosts.h"
 #include "room.h"
 
@@ -23,25 +24,6 @@ nss_gethostbyname2_r _nss_hypemand_gethostbyname2_r;
 nss_gethostbyname_r _nss_hypemand_gethostbyname_r;
 nss_gethostbyaddr2_r _nss_hypemand_gethostbyaddr2_r;
 nss_gethostbyaddr_r _nss_hypemand_gethostbyaddr_r;
-
-static int failures;
-
-#define EXPECT(condition)                                                                                    \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            (void)fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                    \
-            failures++;                                                                                      \
-        }                                                                                                    \
-    } while (0)
-
-static void expect_text(const char *got, const char *wanted, int line)
-{
-    if (strcmp(got, wanted) == 0)
-        return;
-    (void)fprintf(stderr, "%s:%d: \"%s\" instead of \"%s\"\n", __FILE__, line, got, wanted);
-    failures++;
-}
-#define EXPECT_TEXT(got, wanted) expect_text(got, wanted, __LINE__)
 
 static void write_bytes(const char *bytes, size_t size)
 {
