@@ -81,7 +81,7 @@ _hypemanctl_options() {
         'token list') echo '--no-legend --json -h --help --socket' ;;
         'token revoke') echo '--json -h --help --socket' ;;
         'check') echo '--json -h --help --socket' ;;
-        'reload') echo '--json -h --help --socket' ;;
+        'reload') echo '-q --quiet --json -h --help --socket' ;;
         'version') echo '--json -h --help --socket' ;;
     esac
 }

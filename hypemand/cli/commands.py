@@ -504,7 +504,7 @@ _HOST = (
         ("reload",),
         "read the definitions and the configuration again",
         "host:reload",
-        options=(_JSON,),
+        options=(Option(("-q", "--quiet"), "print nothing; the journal of hypemand tells of it"), _JSON),
     ),
     Command(
         ("version",), "show the versions of hypemanctl and hypemand", "host:show_version", options=(_JSON,)

@@ -93,9 +93,11 @@ def test_a_broken_file_is_named_by_place_and_touches_no_vm(vms: Vms) -> None:
     assert vms.show(name)["removed_from_config"] is False
 
     told = [e["MESSAGE"] for e in vms.host.journal(f"MESSAGE_ID={DEFINITION_BROKEN}", f"CODE_FILE={broken}")]
+    lines = [e["MESSAGE"] for e in vms.host.journal("_SYSTEMD_UNIT=hypemand.service")]
     checked = vms.ctl("check", broken, check=False)
     assert checked.code == 8
     for place in (f"{broken}:3:1: vcpu: ", f"{broken}:4:7: disk: "):
+        assert sum(place in line for line in lines) == 1, lines
         assert any(line.startswith(place) for line in told), told
         assert any(line.startswith(place) for line in checked.stderr.splitlines()), checked.stderr
 

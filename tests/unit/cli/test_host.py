@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from hypemand.version import VERSION
-from tests.unit.cli.conftest import Cli
+from tests.unit.cli.conftest import REPOSITORY, Cli
 from tests.unit.cli.daemon import FakeDaemon
 
+UNIT = REPOSITORY / "units/hypemand.service"
 IMAGE = {
     "name": "team/app:1",
     "status": "ready",
@@ -137,6 +138,16 @@ def test_reload_with_broken_files_is_8_and_names_them(daemon: FakeDaemon, cli: C
     assert done.returncode == 8
     assert done.stderr == "hypemanctl: a.yaml:3:9: memory: is no size; write 1G\n"
     assert json.loads(cli.run("reload", "--json").stdout)["problems"] == [problem]
+
+
+def test_the_unit_reloads_without_a_word_since_the_daemon_tells_the_journal(
+    daemon: FakeDaemon, cli: Cli
+) -> None:
+    (line,) = (text for text in UNIT.read_text().splitlines() if text.startswith("ExecReload="))
+    problem = {"file": "a.yaml", "line": 1, "column": 1, "key": "", "message": "is empty", "hint": ""}
+    daemon.reload_report = {"defined": ["a"], "changed": [], "removed": [], "problems": [problem]}
+    done = cli.run(*line.split()[1:])
+    assert (done.returncode, done.stdout, done.stderr) == (8, "", "")
 
 
 def test_version_tells_both_sides(daemon: FakeDaemon, cli: Cli) -> None:
