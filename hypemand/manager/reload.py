@@ -46,7 +46,8 @@ class Reloader:
         """Read host config and definitions again, and follow them.
 
         New: defined, and started if it says autostart. Changed: taken, and marked if the VM runs. Gone: the
-        VM is stopped, its data stay. A file with problems changes nothing for its VM.
+        VM is stopped, its data stay. A file with problems changes nothing for its VM. A host config with
+        problems leaves the one before in force.
         """
         async with self._lock:
             problems = list(await asyncio.to_thread(self._reload_host_config))
