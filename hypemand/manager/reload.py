@@ -90,7 +90,8 @@ class Reloader:
             elif vm.record.definition != definition:
                 changed.append(name)
                 self._redefine(vm, definition)
-        removed = self._remove_missing({*found.definitions, *found.broken})
+        # a directory that cannot be read says nothing of files that are gone
+        removed = self._remove_missing({*found.definitions, *found.broken}) if found.readable else []
         return ReloadReport(tuple(defined), tuple(changed), tuple(removed), tuple(problems))
 
     def _define(self, definition: Definition) -> None:

@@ -106,6 +106,22 @@ def test_a_broken_file_is_named_by_place_and_touches_no_vm(vms: Vms) -> None:
     assert vms.execute(name, "hostname") == f"{name}\n"
 
 
+def test_a_directory_that_cannot_be_read_stops_no_vm(vms: Vms) -> None:
+    name = vms.run("unread")
+    before = vms.unit(name, "InvocationID")
+    vms.host.run(["mv", VM_DIR, f"{VM_DIR}.aside"])
+    try:
+        vms.host.run(["touch", VM_DIR])
+        told = vms.ctl("reload", check=False)
+        assert told.code == 8
+        assert f"{VM_DIR}: cannot be read: Not a directory" in told.stderr
+    finally:
+        vms.host.run(["rm", VM_DIR])
+        vms.host.run(["mv", f"{VM_DIR}.aside", VM_DIR])
+    vms.reload()
+    assert (vms.state(name), vms.unit(name, "InvocationID")) == ("Running", before)
+
+
 def test_a_name_that_is_defined_twice_is_neither_defined_nor_removed(vms: Vms) -> None:
     name = vms.run("double")
     vms.host.run(["cp", f"{VM_DIR}/{name}.yaml", f"{VM_DIR}/{name}.yml"])
