@@ -51,6 +51,14 @@ def test_a_new_disk_is_sparse_sound_and_its_vmms_own(tmp_path: Path) -> None:
     assert "has_journal" in told["Filesystem features"]
 
 
+def test_a_new_disk_has_nothing_but_lost_and_found_as_the_guide_says(tmp_path: Path) -> None:
+    ensure_disk(tmp_path / "disk.img", 64 * MIB, UID, tmp_path / "templates")
+    listed = run(["debugfs", "-R", "ls -p /", str(tmp_path / "disk.img")], timeout=60).stdout.decode()
+    names = {line.split("/")[5] for line in listed.splitlines() if line.count("/") > 5}
+    assert names == {".", "..", "lost+found"}
+    assert "`lost+found`" in (Path(__file__).parents[3] / "docs/volumes.md").read_text()
+
+
 def test_the_guests_kernel_has_no_inode_tables_to_clear(tmp_path: Path) -> None:
     ensure_disk(tmp_path / "disk.img", 1 * GIB, UID, tmp_path / "templates")
     groups = run(["dumpe2fs", str(tmp_path / "disk.img")], timeout=60).stdout.decode()
