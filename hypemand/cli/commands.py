@@ -496,7 +496,12 @@ _HOST = (
         "check:check",
         "Without FILE: all definitions, the host configuration, and what this host offers.",
         arguments=(
-            Argument("FILE", "VM definition, or a host configuration", count="*", completes=Completes.FILE),
+            Argument(
+                "FILE",
+                "VM definition, or NAME of one in /etc/hypemand/vms.d, or a host configuration",
+                count="*",
+                completes=Completes.DEFINITION,
+            ),
         ),
         options=(_JSON,),
     ),

@@ -96,6 +96,7 @@ def test_a_broken_file_is_named_by_place_and_touches_no_vm(vms: Vms) -> None:
     lines = [e["MESSAGE"] for e in vms.host.journal("_SYSTEMD_UNIT=hypemand.service")]
     checked = vms.ctl("check", broken, check=False)
     assert checked.code == 8
+    assert vms.ctl("check", name, check=False).stderr == checked.stderr
     for place in (f"{broken}:3:1: vcpu: ", f"{broken}:4:7: disk: "):
         assert sum(place in line for line in lines) == 1, lines
         assert any(line.startswith(place) for line in told), told
