@@ -130,8 +130,7 @@ class Daemon:
         )
         self._listener = Listener(lambda: HttpServer(make_app(api, gate=TokenGate(self._tokens).check)))
         stack.push_async_callback(self._listener.close)
-        for problem in await self._listen():
-            _log.error("%s", problem)
+        await self._listen()
         listener = take_socket() or self._open_socket()
         await stack.enter_async_context(serve(make_app(api), listener))
 
@@ -141,11 +140,14 @@ class Daemon:
         return open_socket(folder / "api.sock", _BACKLOG)
 
     async def _listen(self) -> tuple[Problem, ...]:
-        """Serve over TCP where the host config says so. What keeps us from it keeps us from nothing else."""
+        """Serve over TCP where the host config says so. What keeps us from it is told, and keeps us from
+        nothing else."""
         try:
             await self._listener.apply(self._manager.config.listen)
         except HostNotReady as error:
-            return (Problem(str(HOST_CONFIG), 0, 0, "listen", error.message, error.hint),)
+            problem = Problem(str(HOST_CONFIG), 0, 0, "listen", error.message, error.hint)
+            _log.error("%s", problem)
+            return (problem,)
         return ()
 
     async def _reload(self) -> ReloadReport:

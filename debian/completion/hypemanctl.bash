@@ -35,6 +35,7 @@ _hypemanctl_complete() {
         below-token) _hypemanctl_offer < <(printf '%s\n' create list revoke) ;;
         command) _hypemanctl_offer < <(printf '%s\n' list status top show start stop restart kill rm wait run exec shell cp logs analyze volume df network image token check reload version) ;;
         file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+        definition) _hypemanctl_complete file; _hypemanctl_complete vm ;;
     esac
 }
 
@@ -81,7 +82,7 @@ _hypemanctl_options() {
         'token list') echo '--no-legend --json -h --help --socket' ;;
         'token revoke') echo '--json -h --help --socket' ;;
         'check') echo '--json -h --help --socket' ;;
-        'reload') echo '--json -h --help --socket' ;;
+        'reload') echo '-q --quiet --json -h --help --socket' ;;
         'version') echo '--json -h --help --socket' ;;
     esac
 }
@@ -176,7 +177,7 @@ _hypemanctl_argument() {
         'image import') echo file ;;
         'token create') echo nothing ;;
         'token revoke') echo nothing ;;
-        'check') echo file ;;
+        'check') echo definition ;;
     esac
 }
 

@@ -23,7 +23,7 @@ from hypemand.cli.network import describe_trouble
 from hypemand.cli.terminal import GREEN, RED, YELLOW, paint, print_json
 from hypemand.cli.values import escape_controls
 from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
-from hypemand.config.vmfile import load_vm_dir, load_vm_file
+from hypemand.config.vmfile import SUFFIXES, load_vm_dir, load_vm_file
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.qemu.accel import find_accel
 from hypemand.qemu.host import find_initrd, find_kernel, find_qemu
@@ -59,7 +59,7 @@ def check(context: Context) -> int:
     """Check the files that are named, or everything. Problems go to standard error, one a line."""
     files = context.args.file
     if files:
-        problems, findings = _check_files([Path(file) for file in files]), list[Finding]()
+        problems, findings = _check_files(files), list[Finding]()
     else:
         config, problems = _check_configuration()
         findings = [*_inspect_host(config), *_inspect_networks(context.client)]
@@ -75,17 +75,18 @@ def check(context: Context) -> int:
     return ExitCode.HOST_REFUSES if is_missing else ExitCode.OK
 
 
-def _check_files(files: list[Path]) -> list[Problem]:
-    """Problems of every file. VM definitions are checked with defaults and networks of this host's
-    configuration."""
+def _check_files(words: list[str]) -> list[Problem]:
+    """Problems of every file, be it named by its path or by its VM. VM definitions are checked with defaults
+    and networks of this host's configuration."""
     problems: list[Problem] = []
     config, networks = HostConfig(), None
     # A broken configuration is not what was asked about here; its own check tells of it.
     with contextlib.suppress(InvalidDefinition):
         config = load_host_config()
         networks = config.networks
-    for file in files:
+    for word in words:
         try:
+            file = resolve_file(word, config.vm_dir)
             if is_host_config(file):
                 load_host_config(file, ())
             else:
@@ -93,6 +94,21 @@ def _check_files(files: list[Path]) -> list[Problem]:
         except InvalidDefinition as error:
             problems += error.problems
     return problems
+
+
+def resolve_file(word: str, vm_dir: Path) -> Path:
+    """The file that is meant: a path, or else the name of a VM that `vm_dir` defines. InvalidDefinition when
+    it is neither."""
+    path = Path(word)
+    if "/" in word or path.suffix in SUFFIXES or os.path.isfile(word):
+        return path
+    for suffix in SUFFIXES:
+        if os.path.lexists(definition := vm_dir / f"{word}{suffix}"):
+            return definition
+    message = f"is neither a file here nor a VM that {vm_dir} defines"
+    raise InvalidDefinition(
+        [Problem(word, 0, 0, "", message, "give the path of a file, or NAME of a VM there")]
+    )
 
 
 def is_host_config(file: Path) -> bool:

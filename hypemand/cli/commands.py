@@ -496,7 +496,12 @@ _HOST = (
         "check:check",
         "Without FILE: all definitions, the host configuration, and what this host offers.",
         arguments=(
-            Argument("FILE", "VM definition, or a host configuration", count="*", completes=Completes.FILE),
+            Argument(
+                "FILE",
+                "VM definition, or NAME of one in /etc/hypemand/vms.d, or a host configuration",
+                count="*",
+                completes=Completes.DEFINITION,
+            ),
         ),
         options=(_JSON,),
     ),
@@ -504,7 +509,7 @@ _HOST = (
         ("reload",),
         "read the definitions and the configuration again",
         "host:reload",
-        options=(_JSON,),
+        options=(Option(("-q", "--quiet"), "print nothing; the journal of hypemand tells of it"), _JSON),
     ),
     Command(
         ("version",), "show the versions of hypemanctl and hypemand", "host:show_version", options=(_JSON,)

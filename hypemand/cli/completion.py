@@ -121,6 +121,7 @@ def _bash_kinds() -> Iterator[str]:
     firsts = " ".join(_first_words())
     yield f"        command) _hypemanctl_offer < <(printf '%s\\n' {firsts}) ;;\n"
     yield '        file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;\n'
+    yield "        definition) _hypemanctl_complete file; _hypemanctl_complete vm ;;\n"
 
 
 def _bash_function(name: str, comment: str, subject: str, cases: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -271,6 +272,8 @@ def _zsh_action(completes: Completes) -> str:
         return f"({' '.join(_WORDS[completes])})"
     if completes in _LISTERS:
         return f"_hypemanctl_ask {_LISTERS[completes]}"
+    if completes is Completes.DEFINITION:
+        return f"{{ _files; {_zsh_action(Completes.VM)} }}"
     return "_files" if completes is Completes.FILE else " "
 
 

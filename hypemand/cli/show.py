@@ -161,7 +161,9 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
 
 
 def _describe_since(instance: Instance) -> str:
-    since = parse_moment(instance.get("current_phase_since"))
+    # of one that never ran, or went down with the host, there is no such time
+    key = "stopped_at" if read_state(instance) == "Stopped" else "current_phase_since"
+    since = parse_moment(instance.get(key))
     if since is None:
         return ""
     ago = format_seconds((datetime.now(UTC) - since).total_seconds())

@@ -17,6 +17,7 @@ class Completes(StrEnum):
     VOLUME = "volume"
     NETWORK = "network"
     FILE = "file"
+    DEFINITION = "definition"
     DIRECTORY = "directory"
     STATE = "state"
     SIGNAL = "signal"

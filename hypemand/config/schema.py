@@ -105,12 +105,14 @@ def _has_type(validator: Any, value: object, types: str | list[str]) -> bool:
 def _check_size(rule: Schema, value: Any) -> None:
     size = parse_size(int(value) if isinstance(value, float) else value)
     low, high, multiple = (parse_size(rule[key]) for key in ("minimum", "maximum", "multiple"))
+    # as it was written, but nobody reads a size off ten digits
+    shown = value if isinstance(value, str) else format_size(size)
     if not low <= size <= high:
         kind = "small" if size < low else "large"
-        raise ValueError(f"{value} is too {kind}; write {format_size(low)} to {format_size(high)}")
+        raise ValueError(f"{shown} is too {kind}; write {format_size(low)} to {format_size(high)}")
     if size % multiple:
         raise ValueError(
-            f"{value} is not a multiple of {format_size(multiple)}; write for example {rule['minimum']}"
+            f"{shown} is not a multiple of {format_size(multiple)}; write for example {rule['minimum']}"
         )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from hypemand.config.sizes import format_size
 from hypemand.errors import InvalidDefinition, Problem
 
 MAX_BYTES = 1024 * 1024
@@ -97,7 +98,7 @@ def read_source(path: Path) -> Source:
             file, f"cannot be read: {error.strerror}", "see to its owner, mode and kind"
         ) from error
     if len(data) > MAX_BYTES:
-        raise _invalid(file, f"is larger than {MAX_BYTES} bytes", "write less than 1 MiB")
+        raise _invalid(file, f"is larger than {format_size(MAX_BYTES)}", "write less")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

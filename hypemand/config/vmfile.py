@@ -25,12 +25,13 @@ class VmDir:
     """All that a directory defines.
 
     `broken`: VMs whose file is there but has problems. They are neither defined nor removed: what runs
-    under such a name is left alone.
+    under such a name is left alone. `readable` False: what the directory defines is not known.
     """
 
     definitions: Mapping[str, Definition]
     problems: tuple[Problem, ...]
     broken: frozenset[str]
+    readable: bool = True
 
 
 def load_vm_file(
@@ -66,10 +67,9 @@ def load_vm_dir(
     except FileNotFoundError:
         files = []
     except OSError as error:
-        files = []
-        problems.append(
-            Problem(str(path), 0, 0, "", f"cannot be read: {error.strerror}", "see to its owner and mode")
-        )
+        message = f"cannot be read: {error.strerror}"
+        problem = Problem(str(path), 0, 0, "", message, "see to its owner and mode")
+        return VmDir({}, (problem,), frozenset(), readable=False)
     for file in files:
         try:
             definitions[file.stem] = load_vm_file(file, defaults, networks)

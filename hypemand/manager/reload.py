@@ -46,7 +46,8 @@ class Reloader:
         """Read host config and definitions again, and follow them.
 
         New: defined, and started if it says autostart. Changed: taken, and marked if the VM runs. Gone: the
-        VM is stopped, its data stay. A file with problems changes nothing for its VM.
+        VM is stopped, its data stay. A file with problems changes nothing for its VM. A host config with
+        problems leaves the one before in force.
         """
         async with self._lock:
             problems = list(await asyncio.to_thread(self._reload_host_config))
@@ -89,7 +90,8 @@ class Reloader:
             elif vm.record.definition != definition:
                 changed.append(name)
                 self._redefine(vm, definition)
-        removed = self._remove_missing({*found.definitions, *found.broken})
+        # a directory that cannot be read says nothing of files that are gone
+        removed = self._remove_missing({*found.definitions, *found.broken}) if found.readable else []
         return ReloadReport(tuple(defined), tuple(changed), tuple(removed), tuple(problems))
 
     def _define(self, definition: Definition) -> None:

@@ -88,15 +88,15 @@ class Vm:
         self._bus_up = True
         self._session: Session | None = None
         self._running_definition: Definition | None = None
-        self._exit = load_exit_record(places.state / "exit.json")
         self._notes = load_notes(places.state / "boot.json")
+        self._exit = self._load_kept_exit()
         self._requested: dict[Moment, float] = {}
         self._was_live = False
         self._closing: asyncio.Task[None] | None = None
         self._kept: BootNotes | None = None
         self._derived = Derived(State.STOPPED)
         self._text = ""
-        self._phase_since = time.time()
+        self._phase_since = self._derive_stop_time()
         self._phases: dict[State, float] = {}
         self._watchers: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -381,6 +381,22 @@ class Vm:
             words = f"{record.message}, too often in a short time: systemd did not start it again"
             record = replace(record, message=words, success=False)
         return record if self._notes is None or record is None or record.boot == self._notes.boot else None
+
+    def _load_kept_exit(self) -> ExitRecord | None:
+        """The record of the last run, as a daemon finds it that has not seen the end; None when the host went
+        down with that run, so that the record is of one before."""
+        record = load_exit_record(self._places.state / "exit.json")
+        if record is None or self._notes is None or record.boot == self._notes.boot:
+            return record
+        # of the later of two runs there is but one: systemd alone made it, or its end was not written down
+        noted_at = (self._places.state / "boot.json").stat().st_mtime
+        return record if record.ended_at > noted_at else None
+
+    def _derive_stop_time(self) -> float:
+        """Since when it is stopped, should it be that. Now, when it ran and its end is not known."""
+        if self._exit is not None:
+            return self._exit.ended_at
+        return self.record.created_at if self._notes is None else time.time()
 
     def _open_session(self) -> None:
         boot = self._unit.invocation_id

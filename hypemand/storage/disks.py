@@ -25,6 +25,7 @@ from pathlib import Path
 
 from hypemand.atomic import remove_temporaries, replace_file, write_all
 from hypemand.config.definition import GIB, MIB
+from hypemand.config.sizes import format_size
 from hypemand.errors import HypemandError, InsufficientResources, InvalidDefinition, Problem
 from hypemand.run import CommandFailed, is_disk_full, run
 
@@ -90,15 +91,16 @@ def has_journal_to_replay(path: Path) -> bool:
 def find_size_problem(path: Path, size: int) -> Problem | None:
     """Why the disk at `path`, which need not be there, cannot have `size` bytes. Disks never shrink."""
     if not MIN_SIZE <= size <= MAX_SIZE:
-        what = f"{size} bytes is not a possible size"
-        return Problem("", 0, 0, "disk", what, f"from {MIN_SIZE // MIB} MiB to {MAX_SIZE // GIB} GiB")
+        what = f"{format_size(size)} is not a possible size"
+        return Problem("", 0, 0, "disk", what, f"write {format_size(MIN_SIZE)} to {format_size(MAX_SIZE)}")
     if not path.exists():
         return None
     there = read_size(path)
     if derive_disk_size(size) >= there:
         return None
-    what = f"{size} bytes is less than the {there} bytes that the VM's disk has; a disk never shrinks"
-    return Problem("", 0, 0, "disk", what, f"write {there} or more, or remove the VM and make it anew")
+    has = format_size(there)
+    what = f"{format_size(size)} is less than the {has} that the VM's disk has; a disk never shrinks"
+    return Problem("", 0, 0, "disk", what, f"write {has} or more, or remove the VM and make it anew")
 
 
 def make_fresh_disk(path: Path, size: int, uid: int, templates: Path) -> None:

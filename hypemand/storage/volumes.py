@@ -24,6 +24,7 @@ from pathlib import Path
 
 from hypemand.atomic import write_file
 from hypemand.config.names import is_name
+from hypemand.config.sizes import format_size
 from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
 from hypemand.run import CommandFailed
 from hypemand.storage.disks import (
@@ -170,7 +171,8 @@ class VolumeStore:
         check_size(size)
         if derive_disk_size(size) < volume.size:
             raise InvalidRequest(
-                f"size: {size} bytes is less than the {volume.size} that the volume {volume.name} has",
+                f"size: {format_size(size)} is less than the {format_size(volume.size)} that the volume"
+                f" {volume.name} has",
                 hint="a volume never shrinks; make a smaller one and copy",
             )
         ensure_disk(volume.disk, size, -1, self._templates)
@@ -234,8 +236,8 @@ def check_size(size: int) -> None:
     """Raise InvalidRequest unless a volume can have `size` bytes."""
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise InvalidRequest(
-            f"size: {size} bytes is not a possible size",
-            hint=f"from {MIN_SIZE // 1024**2} MiB to {MAX_SIZE // 1024**4} TiB",
+            f"size: {format_size(size)} is not a possible size",
+            hint=f"give {format_size(MIN_SIZE)} to {format_size(MAX_SIZE)}",
         )
 
 

@@ -290,6 +290,16 @@ def test_times_of_phases_are_those_of_the_changes(vms: Vms) -> None:
     assert shown["phase_durations_ms"]["initializing"] > 0
 
 
+def test_a_daemon_that_is_new_knows_since_when_a_vm_is_stopped(vms: Vms) -> None:
+    name = vms.run("ended-before")
+    vms.ctl("stop", name)
+    ended = vms.show(name)["stopped_at"]
+    time.sleep(1.5)
+    vms.restart_daemon()
+    shown = vms.show(name)
+    assert (shown["stopped_at"], shown["current_phase_since"]) == (ended, ended)
+
+
 def test_the_guest_has_the_time_of_the_host(vms: Vms) -> None:
     name = vms.run("on-time")
 

@@ -216,7 +216,10 @@ def test_what_cannot_be_listened_on_is_told_and_stops_nothing(host: TestHost, we
     with dropin(host, f"listen: {{{elsewhere}, allow_plain_http: true}}\n"):
         refused = ctl(host, "reload", check=False)
         assert refused.code == 8
-        assert "cannot listen on 192.0.2.1:7420: Cannot assign requested address" in refused.stderr
+        words = "cannot listen on 192.0.2.1:7420: Cannot assign requested address"
+        assert words in refused.stderr
+        lines = [e["MESSAGE"] for e in host.journal("_SYSTEMD_UNIT=hypemand.service")]
+        assert sum(words in line for line in lines) == 1, lines
         with token(host, "still") as text:
             assert ask(host, "GET", f"{URL}/health", text).startswith("200")
     assert web.show()["state"] == "Running"

@@ -93,15 +93,34 @@ def test_a_broken_file_is_named_by_place_and_touches_no_vm(vms: Vms) -> None:
     assert vms.show(name)["removed_from_config"] is False
 
     told = [e["MESSAGE"] for e in vms.host.journal(f"MESSAGE_ID={DEFINITION_BROKEN}", f"CODE_FILE={broken}")]
+    lines = [e["MESSAGE"] for e in vms.host.journal("_SYSTEMD_UNIT=hypemand.service")]
     checked = vms.ctl("check", broken, check=False)
     assert checked.code == 8
+    assert vms.ctl("check", name, check=False).stderr == checked.stderr
     for place in (f"{broken}:3:1: vcpu: ", f"{broken}:4:7: disk: "):
+        assert sum(place in line for line in lines) == 1, lines
         assert any(line.startswith(place) for line in told), told
         assert any(line.startswith(place) for line in checked.stderr.splitlines()), checked.stderr
 
     vms.restart_daemon()
     assert vms.show(name)["state"] == "Running"
     assert vms.execute(name, "hostname") == f"{name}\n"
+
+
+def test_a_directory_that_cannot_be_read_stops_no_vm(vms: Vms) -> None:
+    name = vms.run("unread")
+    before = vms.unit(name, "InvocationID")
+    vms.host.run(["mv", VM_DIR, f"{VM_DIR}.aside"])
+    try:
+        vms.host.run(["touch", VM_DIR])
+        told = vms.ctl("reload", check=False)
+        assert told.code == 8
+        assert f"{VM_DIR}: cannot be read: Not a directory" in told.stderr
+    finally:
+        vms.host.run(["rm", VM_DIR])
+        vms.host.run(["mv", f"{VM_DIR}.aside", VM_DIR])
+    vms.reload()
+    assert (vms.state(name), vms.unit(name, "InvocationID")) == ("Running", before)
 
 
 def test_a_name_that_is_defined_twice_is_neither_defined_nor_removed(vms: Vms) -> None:

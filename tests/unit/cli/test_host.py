@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.cli.check import resolve_file
 from hypemand.version import VERSION
-from tests.unit.cli.conftest import Cli
+from tests.unit.cli.conftest import REPOSITORY, Cli
 from tests.unit.cli.daemon import FakeDaemon
 
+UNIT = REPOSITORY / "units/hypemand.service"
 IMAGE = {
     "name": "team/app:1",
     "status": "ready",
@@ -139,6 +141,16 @@ def test_reload_with_broken_files_is_8_and_names_them(daemon: FakeDaemon, cli: C
     assert json.loads(cli.run("reload", "--json").stdout)["problems"] == [problem]
 
 
+def test_the_unit_reloads_without_a_word_since_the_daemon_tells_the_journal(
+    daemon: FakeDaemon, cli: Cli
+) -> None:
+    (line,) = (text for text in UNIT.read_text().splitlines() if text.startswith("ExecReload="))
+    problem = {"file": "a.yaml", "line": 1, "column": 1, "key": "", "message": "is empty", "hint": ""}
+    daemon.reload_report = {"defined": ["a"], "changed": [], "removed": [], "problems": [problem]}
+    done = cli.run(*line.split()[1:])
+    assert (done.returncode, done.stdout, done.stderr) == (8, "", "")
+
+
 def test_version_tells_both_sides(daemon: FakeDaemon, cli: Cli) -> None:
     assert cli.run("--version").stdout == f"hypemanctl {VERSION}\n"
     assert f"hypemanctl {VERSION}\nhypemand 9.9\n" in cli.run("version").stdout
@@ -198,6 +210,31 @@ def test_check_of_a_file_that_is_not_there_is_8(cli: Cli, tmp_path: Path) -> Non
     done = cli.run("check", f"{tmp_path}/nope.yaml")
     assert done.returncode == 8
     assert f"{tmp_path}/nope.yaml: " in done.stderr
+
+
+def test_check_takes_the_name_of_a_vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm_dir, here = tmp_path / "vms.d", tmp_path / "here"
+    vm_dir.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for name in ("web.yaml", "db.yml", "both.yaml"):
+        (vm_dir / name).touch()
+    (here / "web").mkdir()
+    (here / "both").touch()
+    assert resolve_file("web", vm_dir) == vm_dir / "web.yaml"
+    assert resolve_file("db", vm_dir) == vm_dir / "db.yml"
+    for path in ("both", "web.yaml", "./db", f"{tmp_path}/web"):
+        assert resolve_file(path, vm_dir) == Path(path)
+
+
+@pytest.mark.parametrize("name", ["no-such-vm", "x" * 300])
+def test_check_of_a_name_that_nothing_has_says_what_to_give(cli: Cli, name: str) -> None:
+    done = cli.run("check", name)
+    assert done.returncode == 8
+    assert done.stderr == (
+        f"{name}: is neither a file here nor a VM that /etc/hypemand/vms.d defines;"
+        " give the path of a file, or NAME of a VM there\n"
+    )
 
 
 def test_check_of_the_host_names_everything_that_a_vm_needs(cli: Cli) -> None:

@@ -43,6 +43,13 @@ def test_list_can_be_cut_down_for_scripts(daemon: FakeDaemon, cli: Cli) -> None:
     assert cli.run("list", "--no-legend").stdout.startswith("web ")
 
 
+def test_a_stopped_vm_is_so_since_its_end_if_that_is_known(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("ended", "Stopped", stopped_at="2026-02-28T09:30:00.000Z")
+    daemon.add("fresh", "Stopped", stopped_at=None)
+    assert "State: Stopped since Sat 2026-02-28 09:30:00 UTC;" in cli.run("status", "ended").stdout
+    assert "State: Stopped\n" in cli.run("status", "fresh").stdout
+
+
 def test_list_json_is_one_document(daemon: FakeDaemon, cli: Cli) -> None:
     daemon.add("web")
     done = cli.run("list", "--json")

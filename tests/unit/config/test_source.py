@@ -183,7 +183,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"#" * (MAX_BYTES + 1))
-    assert "larger than 1048576 bytes" in fault_of(path)
+    assert "larger than 1M; write less" in fault_of(path)
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:

@@ -167,6 +167,8 @@ unit:
         ("memory: 5X", "memory: '5X' is not a size; write 512M, 1.5G, 1GiB or a number of bytes"),
         ("memory: 1000M\ndisk: 100000001", "disk: 100000001 is not a multiple of 1M; write for example 64M"),
         ("memory: 2T", "memory: 2T is too large; write 64M to 1T"),
+        ("memory: 2048GiB", "memory: 2048GiB is too large; write 64M to 1T"),
+        ("memory: 2199023255552", "memory: 2T is too large; write 64M to 1T"),
         ("memory: [1]", "memory: is a list, not a size; write a size, for example 512M"),
         ("memory: true", "memory: is true, not a size; write a size, for example 512M"),
         ("vcpus: 0", "vcpus: 0 is too small; write 1 to 64"),

@@ -31,8 +31,11 @@ def test_a_missing_directory_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_no_directory_is_a_problem(folder: Path) -> None:
-    (problem,) = load_vm_dir(folder / "web.yaml").problems
+    found = load_vm_dir(folder / "web.yaml")
+    (problem,) = found.problems
     assert "cannot be read" in problem.message
+    assert not found.readable
+    assert load_vm_dir(folder).readable
 
 
 def test_leftovers_of_editors_and_dpkg_are_passed_over(folder: Path) -> None:

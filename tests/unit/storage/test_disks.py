@@ -51,6 +51,14 @@ def test_a_new_disk_is_sparse_sound_and_its_vmms_own(tmp_path: Path) -> None:
     assert "has_journal" in told["Filesystem features"]
 
 
+def test_a_new_disk_has_nothing_but_lost_and_found_as_the_guide_says(tmp_path: Path) -> None:
+    ensure_disk(tmp_path / "disk.img", 64 * MIB, UID, tmp_path / "templates")
+    listed = run(["debugfs", "-R", "ls -p /", str(tmp_path / "disk.img")], timeout=60).stdout.decode()
+    names = {line.split("/")[5] for line in listed.splitlines() if line.count("/") > 5}
+    assert names == {".", "..", "lost+found"}
+    assert "`lost+found`" in (Path(__file__).parents[3] / "docs/volumes.md").read_text()
+
+
 def test_the_guests_kernel_has_no_inode_tables_to_clear(tmp_path: Path) -> None:
     ensure_disk(tmp_path / "disk.img", 1 * GIB, UID, tmp_path / "templates")
     groups = run(["dumpe2fs", str(tmp_path / "disk.img")], timeout=60).stdout.decode()
@@ -95,7 +103,9 @@ def test_a_disk_never_shrinks(tmp_path: Path) -> None:
     problem = find_size_problem(path, 64 * MIB)
     assert problem is not None
     assert "never shrinks" in problem.message
-    with pytest.raises(InvalidDefinition, match="disk: 67108864 bytes is less than the 134217728"):
+    with pytest.raises(
+        InvalidDefinition, match=r"disk: 64M is less than the 128M that .* write 128M or more"
+    ):
         ensure_disk(path, 64 * MIB, UID, tmp_path / "templates")
     assert path.stat().st_size == 128 * MIB
     check(path)
@@ -103,7 +113,7 @@ def test_a_disk_never_shrinks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 1 * MIB, 1024 * 1024 * GIB])
 def test_a_size_that_cannot_be_is_refused(tmp_path: Path, size: int) -> None:
-    with pytest.raises(InvalidDefinition, match="16 MiB"):
+    with pytest.raises(InvalidDefinition, match="is not a possible size; write 16M to 16T"):
         ensure_disk(tmp_path / "disk.img", size, UID, tmp_path / "templates")
     assert list(tmp_path.iterdir()) == []
 
