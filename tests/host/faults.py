@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from guest.tools.make_initrd import Entry, format_archive
+from tests.host.apiget import api_get
 from tests.host.command import Result
 from tests.host.machine import TestHost
 
@@ -76,7 +76,7 @@ class Vm:
 
     def show(self) -> dict[str, Any]:
         """All that the daemon knows of it."""
-        shown: dict[str, Any] = json.loads(self.ctl("show", "--json").stdout)
+        shown: dict[str, Any] = api_get(self.host, f"/instances/{self.name}")
         return shown
 
     def exec(self, *words: str, check: bool = True, timeout: float = 60) -> Result:

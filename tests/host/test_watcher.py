@@ -111,7 +111,7 @@ def test_a_daemon_with_nothing_to_follow_sleeps_and_is_small(vms: Vms) -> None:
     vms.reload()
     running = [f"idle-{number}" for number in range(4)]
     vms.start(*running)
-    vms.host.wait_until(lambda: len(vms.ctl("list", "--quiet").stdout.split()) >= 20)
+    vms.host.wait_until(lambda: len(vms.list_all()) >= 20)
     vms.wait_console(running[0], "tick", times=5)
     vms.execute(running[1], "true")
 

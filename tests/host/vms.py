@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from guest.tools.make_initrd import Entry, format_archive
+from tests.host.apiget import api_get
 from tests.host.command import Result
 from tests.host.machine import TestHost
 
@@ -32,7 +33,7 @@ IS_DEAF = "trap '' TERM; echo up; while :; do sleep 1; done"
 BOOT_DEADLINE = 60.0
 END_DEADLINE = 45.0
 
-# argv: name, uid. Prints all that a host still has of a VM.
+# argv: name, uid. Prints all that a host still has of a VM beside what the daemon says.
 TRACES = """
 unit=hypeman-vm-$1.service
 systemctl list-units --all --plain --no-legend --full "$unit" "hypeman@$1.service" | grep -v ' not-found '
@@ -40,8 +41,7 @@ for path in "/run/systemd/transient/$unit" "/run/hypemand/vms/$1" "/var/lib/hype
             "/etc/hypemand/vms.d/$1.yaml" /run/userdb/hypeman-$2.* /run/userdb/$2.*; do
     [ ! -e "$path" ] && [ ! -L "$path" ] || echo "$path"
 done
-machinectl list --no-legend | awk -v name="$1" '$1 == name { print "machine " $0 }'
-hypemanctl list --no-legend | awk -v name="$1" '$1 == name { print "VM " $0 }'
+[ ! -e "/run/systemd/machines/$1" ] || echo "machine $1"
 ps -o pid,args --no-headers -u "$2"
 exit 0
 """
@@ -133,9 +133,14 @@ class Vms:
 
     def show(self, name: str) -> dict[str, Any]:
         """What the daemon says of it."""
-        shown: dict[str, Any] = json.loads(self.ctl("show", "--json", name).stdout)
+        shown: dict[str, Any] = api_get(self.host, f"/instances/{name}")
         self._names[name] = shown["uid"]
         return shown
+
+    def list_all(self) -> list[dict[str, Any]]:
+        """What the daemon says of all VMs."""
+        listed: list[dict[str, Any]] = api_get(self.host, "/instances")
+        return listed
 
     def state(self, name: str) -> str:
         """Its state."""
@@ -197,7 +202,8 @@ class Vms:
 
     def traces(self, name: str, uid: int) -> str:
         """All that the host still has of a VM; empty when it is gone."""
-        return self.host.run(["sh", "-uc", TRACES, "traces", name, str(uid)]).stdout
+        found = self.host.run(["sh", "-uc", TRACES, "traces", name, str(uid)]).stdout
+        return found + "".join(f"VM {shown}\n" for shown in self.list_all() if shown["name"] == name)
 
     # the end
 
@@ -206,22 +212,31 @@ class Vms:
         uid = self.show(name)["uid"]
         self.undefine(name)
         self.ctl("rm", "--force", name)
-        self.host.wait_until(lambda: not self.traces(name, uid), 10, f"nothing is left of {name}")
+        self._wait_gone(name, uid)
         self._names.pop(name, None)
+
+    def _wait_gone(self, name: str, uid: int) -> None:
+        left = ""
+
+        def look() -> bool:
+            nonlocal left
+            left = self.traces(name, uid)
+            return not left
+
+        try:
+            self.host.wait_until(look, 10)
+        except AssertionError:
+            raise AssertionError(f"after 10 s of {name} there is still: {left}") from None
 
     def remove_all(self) -> None:
         """Remove what is there, however the test has left it."""
-        known = {shown["name"]: shown["uid"] for shown in json.loads(self.ctl("list", "--json").stdout)}
+        known = {shown["name"]: shown["uid"] for shown in self.list_all()}
         mine = [name for name in self._names if name in known]
         self.undefine(*self._names)
         if mine:
             self.ctl("rm", "--force", *mine)
         for name in mine:
-            self.host.wait_until(
-                lambda name=name: not self.traces(name, known[name]),  # type: ignore[misc]
-                10,
-                f"nothing is left of {name}: {self.traces(name, known[name])}",
-            )
+            self._wait_gone(name, known[name])
         self._names.clear()
 
 
