@@ -307,6 +307,7 @@ def test_a_published_port_has_one_owner(vms: Vms) -> None:
         host.wait_until(lambda: ":8931" in host.run(["ss", "-Hltn"]).stdout, 20, "the host serves")
         assert "8931" in refusal(host, "shop")
         assert traces_in_network(vms, "shop") == []
+        assert place(vms, "shop")["ip"] is None, "nor has it an address of it"
     finally:
         host.run(["systemctl", "stop", "hosts-own.service"])
     vms.start("shop")
