@@ -13,7 +13,7 @@ from hypemand.network.port import Counters
 @dataclass(frozen=True, slots=True)
 class VmNetwork:
     """A VM's place in its network. Addresses are None until it was started for the first time, unless its
-    definition has them.
+    definition has them, and from when its network has them no more until its next start.
 
     `group`: see PortPlan. `interface`: the TAP device, while there is one; `counters` of it, as they were
     read last.
