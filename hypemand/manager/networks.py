@@ -312,7 +312,7 @@ class Networks:
     def _get_config(self, name: str) -> NetworkConfig:
         config = self._around.config()
         if name not in config:
-            hint = " or ".join([*sorted(config), "none"])
+            hint = " or ".join([*sorted(config), "network: none"])
             what = f"there is no network {name} in the host config"
             raise InvalidDefinition([Problem("", 0, 0, "network.name", what, f"write {hint}")])
         return config[name]

@@ -405,7 +405,7 @@ def test_a_network_that_is_gone_from_the_config_goes_with_its_last_vm(tmp_path: 
         await lab.networks.sync()
         assert set(lab.host.bridges) == {"lab", "dmz"}
         with pytest.raises(
-            InvalidDefinition, match="there is no network lab in the host config; write dmz or none"
+            InvalidDefinition, match="there is no network lab in the host config; write dmz or network: none"
         ):
             lab.networks.plan(lab.define("b"))
         await lab.end("a")
