@@ -434,8 +434,17 @@ class Networks:
         use, lease = tenant.use, self._find_lease(tenant)
         if use is None or lease is None or (lease.ipv4 is None and lease.ipv6 is None):
             return None
-        group = self._group(use)
-        return Member(tenant.vm, tenant.vm_id, use.name, lease.mac, lease.ipv4, lease.ipv6, group, False)
+        return Member(
+            vm=tenant.vm,
+            vm_id=tenant.vm_id,
+            network=use.name,
+            mac=lease.mac,
+            ipv4=lease.ipv4,
+            ipv6=lease.ipv6,
+            group=self._group(use),
+            attached=False,
+            publish=use.publish,
+        )
 
     def _find_lease(self, tenant: Tenant) -> Lease | None:
         """What a VM without a port would keep at a start: of a lease, what its network still has."""
@@ -548,8 +557,17 @@ def _is_outdated(port: PortPlan, config: Mapping[str, NetworkConfig]) -> bool:
 
 
 def _make_member(tenant: Tenant, port: PortPlan) -> Member:
-    network = port.bridge.network
-    return Member(tenant.vm, tenant.vm_id, network, port.mac, port.ipv4, port.ipv6, port.group, True)
+    return Member(
+        vm=tenant.vm,
+        vm_id=tenant.vm_id,
+        network=port.bridge.network,
+        mac=port.mac,
+        ipv4=port.ipv4,
+        ipv6=port.ipv6,
+        group=port.group,
+        attached=True,
+        publish=port.publish,
+    )
 
 
 def _make_interface(port: PortPlan) -> GuestInterface:

@@ -33,7 +33,7 @@ class VmNetwork:
 @dataclass(frozen=True, slots=True)
 class Member:
     """A VM that has addresses in a network. `attached`: it has its TAP device now. VMs of one network with
-    the same `group` reach each other; None: it reaches none."""
+    the same `group` reach each other; None: it reaches none. `publish`: as it has it, or would have it."""
 
     vm: str
     vm_id: str
@@ -43,6 +43,7 @@ class Member:
     ipv6: IPv6Address | None
     group: str | None
     attached: bool
+    publish: tuple[Publish, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
