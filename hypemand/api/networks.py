@@ -7,11 +7,11 @@ import asyncio
 
 from aiohttp import web
 
-from hypemand.api.render import json_response
+from hypemand.api.render import group_json, json_response
 from hypemand.api.requests import read_query
 from hypemand.api.services import Limits, Services
 from hypemand.config.names import is_name
-from hypemand.config.netparse import format_host_port
+from hypemand.config.netparse import format_host_port, format_publish
 from hypemand.errors import NotFound
 from hypemand.manager.networkview import Member, NetworkInfo
 
@@ -73,6 +73,7 @@ def _member_json(member: Member) -> dict[str, object]:
         "ip": None if member.ipv4 is None else str(member.ipv4),
         "ip6": None if member.ipv6 is None else str(member.ipv6),
         "mac": member.mac,
-        "group": member.group,
+        **group_json(member.group),
+        "publish": [format_publish(publish) for publish in member.publish],
         "attached": member.attached,
     }

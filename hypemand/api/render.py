@@ -23,6 +23,7 @@ from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import WrongState
 from hypemand.manager.imageview import ImageInfo
 from hypemand.manager.networkview import VmNetwork
+from hypemand.manager.ports import OPEN_GROUP
 from hypemand.manager.view import FileInfo, FileKind, LogLine, Timeline, VmView
 from hypemand.qemu.process import read_memory
 from hypemand.state import State
@@ -30,8 +31,8 @@ from hypemand.storage.store import Pruned
 
 HYPERVISOR = "qemu-microvm"
 _NETWORK_KEYS = (
-    "enabled", "name", "ip", "mac", "bandwidth_download", "bandwidth_upload", "ip6", "group", "publish",
-    "interface", "counters",
+    "enabled", "name", "ip", "mac", "bandwidth_download", "bandwidth_upload", "ip6", "group", "isolated",
+    "publish", "interface", "counters",
 )  # fmt: skip
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -128,6 +129,11 @@ def _client_keys(view: VmView) -> dict[str, object]:
     }
 
 
+def group_json(group: str | None) -> dict[str, object]:
+    """Whom of its network a VM reaches: those of its group, those that are not isolated either, or nobody."""
+    return {"group": None if group == OPEN_GROUP else group, "isolated": group is None}
+
+
 def _network_json(network: VmNetwork | None) -> dict[str, object]:
     """A VM's place in a network. First the keys of the published client, then our own."""
     told: dict[str, object] = dict.fromkeys(_NETWORK_KEYS)
@@ -142,7 +148,7 @@ def _network_json(network: VmNetwork | None) -> dict[str, object]:
         "bandwidth_download": _client_rate(limits.download),
         "bandwidth_upload": _client_rate(limits.upload),
         "ip6": None if network.ipv6 is None else str(network.ipv6),
-        "group": network.group,
+        **group_json(network.group),
         "publish": [format_publish(publish) for publish in network.publish],
         "interface": network.interface,
         "counters": None if network.counters is None else asdict(network.counters),

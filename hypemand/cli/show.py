@@ -33,7 +33,10 @@ from hypemand.cli.values import (
 from hypemand.errors import HypemandError, NotFound
 
 STATUS_LINES = 10
-_HEADER = ("NAME", "STATE", "READY", "ADDRESS", "IMAGE", "MEMORY", "VCPUS", "EXIT", "NOTE")
+_HEADER = ("NAME", "STATE", "READY", "ADDRESS", "PORTS", "IMAGE", "MEMORY", "VCPUS", "EXIT", "NOTE")
+_PORTS_AT = _HEADER.index("PORTS")
+# of a VM that publishes more, the rest is counted
+_MAX_PORTS = 4
 
 
 def _get_named_or_all(context: Context) -> tuple[list[Instance], ExitCode]:
@@ -58,7 +61,9 @@ def list_vms(context: Context) -> int:
             print(escape_controls(read_name(instance)))
     elif instances:
         colours = [find_state_colour(read_state(i), has_failed(i)) for i in instances]
-        print_table(None if args.no_legend else _HEADER, [_list_row(i) for i in instances], colours)
+        rows = [_list_row(i) for i in instances]
+        header, *rows = _drop_unused_ports([list(_HEADER), *rows])
+        print_table(None if args.no_legend else header, rows, colours)
     elif sys.stdout.isatty():
         print("No VMs.")
     return failure
@@ -71,6 +76,7 @@ def _list_row(instance: Instance) -> list[str]:
         read_state(instance),
         format_milliseconds(instance.get("ready_ms")),
         _find_address(instance) or "-",
+        _describe_ports(instance) or "-",
         str(instance.get("image") or "-"),
         format_bytes(read_definition(instance, "memory") or instance.get("size")),
         str(instance.get("vcpus") or "-"),
@@ -78,6 +84,21 @@ def _list_row(instance: Instance) -> list[str]:
         ", ".join(_notes(instance)),
     ]
     return [escape_controls(cell) for cell in cells]
+
+
+def _drop_unused_ports(table: list[list[str]]) -> list[list[str]]:
+    """Without the column of ports if nobody has any."""
+    if any(row[_PORTS_AT] != "-" for row in table[1:]):
+        return table
+    return [row[:_PORTS_AT] + row[_PORTS_AT + 1 :] for row in table]
+
+
+def _describe_ports(instance: Instance) -> str:
+    """Ports of the host that lead to it now, in one word."""
+    network = _read_network(instance)
+    ports = [str(port) for port in network.get("publish") or ()] if network.get("interface") else []
+    more = [f"+{len(ports) - _MAX_PORTS}"] if len(ports) > _MAX_PORTS else []
+    return ",".join([*ports[:_MAX_PORTS], *more])
 
 
 def _read_network(instance: Instance) -> dict[str, Any]:
@@ -189,6 +210,8 @@ def _describe_network(network: dict[str, Any]) -> str:
     words = [f"{network.get('name')}, {' '.join(addresses) or 'no address yet'}"]
     if network.get("group"):
         words.append(f"in group {network['group']}")
+    elif network.get("isolated") is False:
+        words.append("not isolated")
     if network.get("publish"):
         words.append(f"publishes {' '.join(map(str, network['publish']))}")
     counters = network.get("counters")

@@ -119,11 +119,16 @@ def find_network_problems(
     if name is None:
         what = "names no network, and by this host's configuration VMs have none"
         yield source.problem(place, what, "write name: and one of its networks, or network: none")
+    # not where networks are not known: what is on disk as the record of a VM may say both
+    if networks is not None and isinstance(data, Mapping) and {"group", "isolate"} <= data.keys():
+        what = "counts only without group, which says already whom the VM reaches"
+        yield source.problem(("network", "isolate"), what, "remove one of them")
     if name is None or networks is None or (isinstance(data, str) and name == NONE):
         return
     network = networks.get(name)
     if network is None:
-        hint = f"write {_join([*sorted(networks), NONE])}, or add it to networks of the host's configuration"
+        none = f"network: {NONE}" if "name" in place else NONE
+        hint = f"write {_join([*sorted(networks), none])}, or add it to networks of the host's configuration"
         yield source.problem(place, f"{name} is not a network of this host", hint)
     elif isinstance(data, Mapping):
         use = make_network_use(data, default)

@@ -125,8 +125,8 @@ class Inventory:
             self._store(record)
         return record
 
-    def lease(self, name: str, lease: Lease) -> VmRecord:
-        """Have a VM keep its addresses."""
+    def lease(self, name: str, lease: Lease | None) -> VmRecord:
+        """Have a VM keep its addresses; None: it has none."""
         record = self._records[name]
         if record.lease != lease:
             record = replace(record, lease=lease)

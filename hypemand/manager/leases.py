@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import TypeVar
 
@@ -67,6 +67,20 @@ def is_lease_of(use: NetworkUse, lease: Lease) -> bool:
     """Is a lease what a definition asks for? One that is not counts no more."""
     asked = ((use.address, lease.ipv4), (use.address6, lease.ipv6), (use.mac, lease.mac))
     return lease.network == use.name and all(wanted is None or wanted == has for wanted, has in asked)
+
+
+def keep_fitting(lease: Lease, bridge: BridgePlan | None) -> Lease:
+    """A lease with only those addresses that a VM of the network can have: its subnets may have changed
+    since. None: there is no such network."""
+    ipv4 = None if bridge is None else _keep_fitting(lease.ipv4, bridge.ipv4)
+    ipv6 = None if bridge is None else _keep_fitting(lease.ipv6, bridge.ipv6)
+    return replace(lease, ipv4=ipv4, ipv6=ipv6)
+
+
+def _keep_fitting(address: Address | None, interface: Interface | None) -> Address | None:
+    if address is None or interface is None or _find_misfit(interface, address) is not None:
+        return None
+    return address
 
 
 def derive_claims(vm: str, use: NetworkUse | None, lease: Lease | None, network: str) -> list[Claim]:
@@ -158,7 +172,7 @@ def _choose(
                 raise _in_use(vm, f"the address {asked}", claim, bridge.network)
         return asked
     held = {address for claim, address in claimed if not claim.wanted}
-    taken = {address for _, address in claimed if address is not None}
+    taken = {address for _, address in claimed if address is not None and address in interface.network}
     for address, others in ((kept, held), (derived, taken)):
         if address is not None and address not in others and _find_misfit(interface, address) is None:
             return address

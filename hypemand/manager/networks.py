@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from hypemand.config.network import NetworkConfig, NetworkUse
@@ -25,6 +26,7 @@ from hypemand.manager.leases import (
     count_addresses,
     derive_claims,
     is_lease_of,
+    keep_fitting,
 )
 from hypemand.manager.names import Hosts, derive_guest_names
 from hypemand.manager.networkview import Member, NetworkInfo, VmNetwork
@@ -224,7 +226,7 @@ class Networks:
 
     def _bridge(self, network: NetworkConfig) -> BridgePlan:
         """A network as the next VM finds it."""
-        for port in (*self._ports.values(), *self._claimed.values()):
+        for port in chain(self._ports.values(), self._claimed.values()):
             if port.bridge.network == network.name:
                 return port.bridge
         return make_bridge(network)
@@ -310,7 +312,7 @@ class Networks:
     def _get_config(self, name: str) -> NetworkConfig:
         config = self._around.config()
         if name not in config:
-            hint = " or ".join([*sorted(config), "none"])
+            hint = " or ".join([*sorted(config), "network: none"])
             what = f"there is no network {name} in the host config"
             raise InvalidDefinition([Problem("", 0, 0, "network.name", what, f"write {hint}")])
         return config[name]
@@ -429,15 +431,38 @@ class Networks:
         port = self._ports.get(tenant.vm)
         if port is not None:
             return _make_member(tenant, port)
+        use, lease = tenant.use, self._find_lease(tenant)
+        if use is None or lease is None or (lease.ipv4 is None and lease.ipv6 is None):
+            return None
+        return Member(
+            vm=tenant.vm,
+            vm_id=tenant.vm_id,
+            network=use.name,
+            mac=lease.mac,
+            ipv4=lease.ipv4,
+            ipv6=lease.ipv6,
+            group=self._group(use),
+            attached=False,
+            publish=use.publish,
+        )
+
+    def _find_lease(self, tenant: Tenant) -> Lease | None:
+        """What a VM without a port would keep at a start: of a lease, what its network still has."""
         use, lease = tenant.use, tenant.lease
         if use is None or lease is None or not is_lease_of(use, lease):
             return None
+        return self._keep_fitting(lease)
+
+    def _keep_fitting(self, lease: Lease) -> Lease:
+        config = self._around.config().get(lease.network)
+        return keep_fitting(lease, None if config is None else self._bridge(config))
+
+    def _group(self, use: NetworkUse) -> str | None:
         network = self._around.config().get(use.name)
-        group = derive_group(use, isolation=network is None or network.isolation)
-        return Member(tenant.vm, tenant.vm_id, use.name, lease.mac, lease.ipv4, lease.ipv6, group, False)
+        return derive_group(use, isolation=network is None or network.isolation)
 
     def view(self, tenant: Tenant) -> VmNetwork | None:
-        """A VM's place, as it is or would be."""
+        """A VM's place, as it is or would be; of its addresses only those that its network has."""
         port = self._ports.get(tenant.vm)
         if port is not None:
             return VmNetwork(
@@ -454,14 +479,14 @@ class Networks:
         use = tenant.use
         if use is None:
             return None
-        member = self._member(tenant)
-        network = self._around.config().get(use.name)
+        wish = Lease(use.name, use.mac or "", use.address, use.address6)
+        lease = self._find_lease(tenant) or self._keep_fitting(wish)
         return VmNetwork(
             name=use.name,
-            ipv4=use.address if member is None else member.ipv4,
-            ipv6=use.address6 if member is None else member.ipv6,
-            mac=use.mac if member is None else member.mac,
-            group=derive_group(use, isolation=network is None or network.isolation),
+            ipv4=lease.ipv4,
+            ipv6=lease.ipv6,
+            mac=lease.mac or None,
+            group=self._group(use),
             publish=use.publish,
             bandwidth=use.bandwidth,
             interface=None,
@@ -532,8 +557,17 @@ def _is_outdated(port: PortPlan, config: Mapping[str, NetworkConfig]) -> bool:
 
 
 def _make_member(tenant: Tenant, port: PortPlan) -> Member:
-    network = port.bridge.network
-    return Member(tenant.vm, tenant.vm_id, network, port.mac, port.ipv4, port.ipv6, port.group, True)
+    return Member(
+        vm=tenant.vm,
+        vm_id=tenant.vm_id,
+        network=port.bridge.network,
+        mac=port.mac,
+        ipv4=port.ipv4,
+        ipv6=port.ipv6,
+        group=port.group,
+        attached=True,
+        publish=port.publish,
+    )
 
 
 def _make_interface(port: PortPlan) -> GuestInterface:

@@ -13,7 +13,7 @@ from hypemand.network.port import Counters
 @dataclass(frozen=True, slots=True)
 class VmNetwork:
     """A VM's place in its network. Addresses are None until it was started for the first time, unless its
-    definition has them.
+    definition has them, and from when its network has them no more until its next start.
 
     `group`: see PortPlan. `interface`: the TAP device, while there is one; `counters` of it, as they were
     read last.
@@ -33,7 +33,7 @@ class VmNetwork:
 @dataclass(frozen=True, slots=True)
 class Member:
     """A VM that has addresses in a network. `attached`: it has its TAP device now. VMs of one network with
-    the same `group` reach each other; None: it reaches none."""
+    the same `group` reach each other; None: it reaches none. `publish`: as it has it, or would have it."""
 
     vm: str
     vm_id: str
@@ -43,6 +43,7 @@ class Member:
     ipv6: IPv6Address | None
     group: str | None
     attached: bool
+    publish: tuple[Publish, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from hypemand.manager.claims import Claims, Holder
 from hypemand.manager.facts import boot_facts
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import ImagePin, Inventory, VmRecord
+from hypemand.manager.leases import Lease
 from hypemand.manager.logs import VmLog, follow_log
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks, Surroundings, Tenant
@@ -444,7 +445,7 @@ class VmManager:
         volumes = self.claims.claim(vm.name, definition)
         # with the volumes that it gets: what it goes without, others may have
         definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
-        network = self.networks.claim(vm.tenant)
+        network, had_lease = self.networks.claim(vm.tenant), vm.record.lease
         had_disk = self._places(vm.name).disk.exists()
         self._starting[vm.name] = definition
         try:
@@ -462,12 +463,19 @@ class VmManager:
             if not had_disk:
                 self._places(vm.name).disk.unlink(missing_ok=True)
             await asyncio.shield(self.networks.give_up(vm.name))
+            self._take_back_lease(vm, had_lease)
             raise
         finally:
             del self._starting[vm.name]
         vm.add_moment(Moment.QUEUED, time.monotonic())
         vm.take_start()
         await asyncio.to_thread(vm.keep_running_definition, definition)
+
+    def _take_back_lease(self, vm: Vm, before: Lease | None) -> None:
+        """Addresses that a VM was given for a start that came to nothing are others' to have again."""
+        if vm.record.lease != before:
+            vm.record = self.inventory.lease(vm.name, before)
+            self.networks.tell()
 
     async def _make(
         self, vm: Vm, image: Image, volumes: Sequence[Attached], network: Connection | None

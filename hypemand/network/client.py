@@ -17,6 +17,7 @@ from typing import Any
 from hypemand.errors import HostNotReady, HypemandError
 from hypemand.network.port import BridgePlan, Counters, NetworkStatus, PortPlan
 from hypemand.network.wire import (
+    CHANGED,
     NOT_APPLIED,
     SOCKET,
     BadFrame,
@@ -47,9 +48,10 @@ class _Lost(HostNotReady):
 class NetworkClient:
     """`NetworkHost` by the service's socket. One connection, made with the first request.
 
-    `on_reconnect` is awaited whenever the service may be another one than before: it has to call `apply` with
-    all there is. It runs in a task of the client, or within the request that found a service that knows
-    nothing yet. `timeout`: seconds within which each request but `apply` has to be answered.
+    `on_reconnect` is awaited whenever the service may be another one than before, and when it says that
+    others have changed the host's networks: it has to call `apply` with all there is. It runs in a task of
+    the client, or within the request that found a service that knows nothing yet. `timeout`: seconds within
+    which each request but `apply` has to be answered.
     """
 
     def __init__(
@@ -179,10 +181,16 @@ class NetworkClient:
             _log.warning("network service: %s", error)
         finally:
             self._drop()
+        self._begin_recovery()
+
+    def _begin_recovery(self) -> None:
         if self._recovery is None or self._recovery.done():
             self._recovery = asyncio.create_task(self._recover(), name="network recovery")
 
     def _take(self, frame: dict[str, Any]) -> None:
+        if frame.get("event") == CHANGED:
+            self._begin_recovery()
+            return
         answer = self._pending.get(frame.get("id", 0))
         if answer is None or answer.done():
             return  # nobody waits for it any more
@@ -200,7 +208,8 @@ class NetworkClient:
                 answer.set_exception(_Lost())
 
     async def _recover(self) -> None:
-        """After the connection has ended: tell the service that is there next all there is."""
+        """After the connection has ended, or the host's networks have changed: tell the service that is there
+        now all there is."""
         pause = _FIRST_PAUSE
         while not self._closed and self.on_reconnect is not None:
             await asyncio.sleep(pause)

@@ -216,6 +216,11 @@ class Links:
         wanted = {interface for interface in (plan.ipv4, plan.ipv6) if interface is not None}
         return wanted <= set(self._list_addresses(link.index))
 
+    def is_whole(self, plan: BridgePlan, index: int) -> bool:
+        """Is the bridge still that of `index`, up and with its addresses?"""
+        link = self.find(plan.bridge)
+        return link is not None and link.index == index and link.up and self.has_address(plan)
+
     # -- TAP and ifb devices
 
     def add_tap(self, port: PortPlan, bridge: int, *, isolated: bool, hairpin: bool) -> int:

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -238,6 +239,39 @@ class HostNetworks:
             return False
         self._replace_tables()
         return True
+
+    # -- bridges that somebody else has changed
+
+    def is_bridge(self, index: int) -> bool:
+        """Is it the index of a network's bridge?"""
+        return any(network.index == index for network in self._networks.values())
+
+    def restore_bridges(self) -> tuple[NetworkStatus, ...]:
+        """Make anew the bridges that are not there any more as they were made, with the VMs' devices on them.
+        How each of those is now; nothing of the others, which are as they are to be."""
+        lost = {name: network.plan for name, network in self._networks.items() if not self._is_whole(network)}
+        if not lost:
+            return ()
+        problems: dict[str, str] = {}
+        warnings: dict[str, list[str]] = defaultdict(list)
+        try:
+            with _told("networks"):
+                routes = self._links.list_routes()
+                self._networks |= dict(self._ensure_bridges(lost, routes, problems, warnings))
+                self._ensure_ports(warnings, routes)
+        except HypemandError as error:
+            problems = {plan.network: str(error) for plan in lost.values()} | problems
+        return tuple(
+            NetworkStatus(plan.network, problems.get(plan.network, ""), tuple(warnings[plan.network]))
+            for plan in lost.values()
+        )
+
+    def _is_whole(self, network: _Network) -> bool:
+        try:
+            with _told(f"network {network.plan.network}"):
+                return self._links.is_whole(network.plan, network.index)
+        except HypemandError:  # mending it will tell why
+            return False
 
     # -- one VM
 

@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,18 @@ from systemd import journal
 from hypemand.errors import HypemandError
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.network.reconcile import HostNetworks
-from hypemand.network.watch import RulesetWatch
-from hypemand.network.wire import SOCKET, BadFrame, Op, decode, encode, encode_error, encode_frame, read_frame
+from hypemand.network.watch import Watch, watch_links, watch_rules
+from hypemand.network.wire import (
+    CHANGED,
+    SOCKET,
+    BadFrame,
+    Op,
+    decode,
+    encode,
+    encode_error,
+    encode_frame,
+    read_frame,
+)
 from hypemand.sockets import open_socket, take_socket
 from hypemand.version import VERSION
 
@@ -33,6 +43,8 @@ _log = logging.getLogger(__name__)
 _IDENTIFIER = "hypemand-network"
 _CREDENTIALS = struct.Struct("=iII")  # ucred: pid, uid, gid
 _BACKLOG = 16
+# between two mends of bridges: who takes them away again and again is not fought with all there is
+_MEND_PAUSE = 1.0
 
 
 class Service:
@@ -44,6 +56,9 @@ class Service:
         self._notifier = sdnotify.SystemdNotifier()
         self._status = ""
         self._connections: set[asyncio.Task[Any]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._mending: asyncio.TimerHandle | None = None
+        self._mended_at = -_MEND_PAUSE
         self._stop = asyncio.Event()
 
     async def run(self, listener: socket.socket) -> None:
@@ -51,11 +66,7 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        try:
-            watch = RulesetWatch(loop, self._restore)
-        except OSError as error:  # as each request will say
-            _log.error("cannot watch the rules of nftables: %s", error.strerror)
-            watch = None
+        watches = list(self._start_watches(loop))
         server = await asyncio.start_server(self._serve, sock=listener)  # it is systemd's, and stays
         watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
         try:
@@ -64,18 +75,28 @@ class Service:
             await self._stop.wait()
             self._notifier.notify("STOPPING=1")
         finally:
-            if watch is not None:
+            for watch in watches:
                 watch.close()
+            if self._mending is not None:
+                self._mending.cancel()
             watchdog.cancel()
             server.close()
             for task in self._connections:
                 task.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
 
+    def _start_watches(self, loop: asyncio.AbstractEventLoop) -> Iterator[Watch]:
+        try:
+            yield watch_rules(loop, self._restore_rules)
+            yield watch_links(loop, self._host.is_bridge, self._begin_mend)
+        except OSError as error:  # as each request will say
+            _log.error("cannot watch the networks of the host: %s", error.strerror)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self._writers.add(writer)
         try:
             uid = _find_peer(writer)
             if uid not in (0, os.geteuid()):
@@ -93,6 +114,7 @@ class Service:
             pass  # the service ends
         finally:
             self._connections.discard(task)
+            self._writers.discard(writer)
             writer.close()
 
     def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,13 +153,44 @@ class Service:
             self._status = self._host.summary
             self._notifier.notify(f"STATUS={self._status}")
 
-    def _restore(self) -> None:
+    def _restore_rules(self) -> None:
         """Somebody has removed a table: ours, perhaps."""
         try:
             if self._host.restore_rules():
                 _log.warning("the rules of nftables were removed by another program; they are there again")
         except HypemandError as error:
             _log.error("the rules of nftables were removed, and cannot be made again: %s", error)
+
+    def _begin_mend(self) -> None:
+        """A bridge is not what it was, perhaps."""
+        if self._mending is None:
+            loop = asyncio.get_running_loop()
+            self._mending = loop.call_at(max(loop.time(), self._mended_at + _MEND_PAUSE), self._mend_bridges)
+
+    def _mend_bridges(self) -> None:
+        self._mending = None
+        lost = self._host.restore_bridges()
+        for status in lost:
+            if status.problem:
+                _log.error(
+                    "network %s was taken away by another program, and cannot be made again: %s",
+                    status.network,
+                    status.problem,
+                )
+            else:
+                _log.warning(
+                    "network %s was taken away by another program; it is there again", status.network
+                )
+            for warning in status.warnings:
+                _log.warning("network %s: %s", status.network, warning)
+        if lost:
+            self._mended_at = asyncio.get_running_loop().time()
+            self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        """Have the daemon tell all there is once more: what it is answered is what it shows."""
+        for writer in self._writers:
+            writer.write(encode_frame({"event": CHANGED}))
 
     async def _feed_watchdog(self) -> None:
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6

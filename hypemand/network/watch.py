@@ -1,39 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notices when tables of nftables are removed.
+"""Notices when somebody else takes away what we have made: netlink(7) tells at once.
 
 A reload of nftables.service flushes the ruleset, ours too, and VMs would be without the rules that keep them
-apart until the next `apply`.
+apart until the next `apply`. A bridge that is deleted by hand leaves them on no network at all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from hypemand.network.netlink import NETLINK_NETFILTER
 
-_log = logging.getLogger(__name__)
 _GROUP_NFTABLES = 7  # NFNLGRP_NFTABLES, linux/netfilter/nfnetlink.h
 _TABLE_REMOVED = 10 << 8 | 2  # NFNL_SUBSYS_NFTABLES, NFT_MSG_DELTABLE
+_GROUPS_LINKS = (1, 5, 9)  # RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR, linux/rtnetlink.h
+_NEW_LINK, _LINK_REMOVED, _ADDRESS_REMOVED = 16, 17, 21  # RTM_NEWLINK, _DELLINK, _DELADDR
+_IFF_UP = 1
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _HEADER = struct.Struct("=IHHII")
+_LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+_ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix, flags, scope, index
 _BUFFER = 64 * 1024
 
 
-class RulesetWatch:
-    """Calls back from the event loop after tables were removed, by whomever, and after events were lost."""
+class Watch:
+    """Calls back from the event loop after an event that `matters`, and after events were lost. An event is
+    its kind and its payload."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        protocol: int,
+        groups: Iterable[int],
+        matters: Callable[[int, bytes], bool],
+        changed: Callable[[], None],
+    ) -> None:
         self._loop = loop
+        self._matters = matters
         self._changed = changed
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
-        )
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, protocol)
         self._socket.bind((0, 0))
-        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+        for group in groups:
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
         loop.add_reader(self._socket, self._read)
 
     def close(self) -> None:
@@ -42,26 +54,53 @@ class RulesetWatch:
         self._socket.close()
 
     def _read(self) -> None:
-        removed = False
+        found = False
         while True:
             try:
                 data = self._socket.recv(_BUFFER)
             except BlockingIOError:
                 break
             except OSError:  # ENOBUFS: more events than the socket holds
-                removed = True
+                found = True
                 continue
-            removed |= _has_removal(data)
-        if removed:
+            found |= any(self._matters(kind, payload) for kind, payload in _split(data))
+        if found:
             self._changed()
 
 
-def _has_removal(data: bytes) -> bool:
+def watch_rules(loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> Watch:
+    """Tables of nftables were removed, by whomever."""
+    return Watch(loop, NETLINK_NETFILTER, (_GROUP_NFTABLES,), lambda kind, _: kind == _TABLE_REMOVED, changed)
+
+
+def watch_links(
+    loop: asyncio.AbstractEventLoop, is_ours: Callable[[int], bool], changed: Callable[[], None]
+) -> Watch:
+    """A device was removed or taken down, or has lost an address; `is_ours`: is the device of that index one
+    to watch? All others come and go with every VM."""
+
+    def matters(kind: int, payload: bytes) -> bool:
+        index = _find_loser(kind, payload)
+        return index is not None and is_ours(index)
+
+    return Watch(loop, socket.NETLINK_ROUTE, _GROUPS_LINKS, matters, changed)
+
+
+def _find_loser(kind: int, payload: bytes) -> int | None:
+    """The index of the device that has gone, or that has something no more."""
+    if kind in (_NEW_LINK, _LINK_REMOVED) and len(payload) >= _LINK.size:
+        _, _, index, flags, _ = _LINK.unpack_from(payload)
+        return int(index) if kind == _LINK_REMOVED or not flags & _IFF_UP else None
+    if kind == _ADDRESS_REMOVED and len(payload) >= _ADDRESS.size:
+        return int(_ADDRESS.unpack_from(payload)[4])
+    return None
+
+
+def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The messages of a datagram."""
     while len(data) >= _HEADER.size:
         length, kind, _, _, _ = _HEADER.unpack_from(data)
-        if kind == _TABLE_REMOVED:
-            return True
         if length < _HEADER.size:
             break
+        yield kind, data[_HEADER.size : length]
         data = data[(length + 3) & ~3 :]
-    return False

@@ -3,7 +3,7 @@
 
 A frame is a 32-bit big-endian length and that many bytes of JSON, an object. A request has `id`, `op` and
 what the operation takes; its answer has the same `id` and either `result` or `error`. Requests are served in
-the order in which they come.
+the order in which they come. Unasked the service sends only `event`, which is CHANGED.
 
 Both ends come from one package, but one may be older for the moments of an upgrade: fields that are not known
 are passed over, and one that is missing has its default.
@@ -36,6 +36,8 @@ SOCKET = Path("/run/hypemand/network.sock")
 MAX_FRAME = 16 * 1024 * 1024
 NOT_APPLIED = "not_applied"
 """Code of the answer of a service that has just started and does not yet know what there is to be."""
+CHANGED = "changed"
+"""Event: somebody else has changed the host's networks. The daemon is to tell what there is to be again."""
 
 _LENGTH = struct.Struct(">I")
 _ADDRESSES = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface)

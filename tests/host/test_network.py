@@ -307,6 +307,7 @@ def test_a_published_port_has_one_owner(vms: Vms) -> None:
         host.wait_until(lambda: ":8931" in host.run(["ss", "-Hltn"]).stdout, 20, "the host serves")
         assert "8931" in refusal(host, "shop")
         assert traces_in_network(vms, "shop") == []
+        assert place(vms, "shop")["ip"] is None, "nor has it an address of it"
     finally:
         host.run(["systemctl", "stop", "hosts-own.service"])
     vms.start("shop")
@@ -350,6 +351,43 @@ def test_a_bridge_that_is_not_ours_is_left_alone_and_the_others_work(vms: Vms) -
     assert not host.run(["ip", "link", "show", "foreign0"], check=False).ok, (
         "our bridge goes with its network"
     )
+
+
+@pytest.mark.parametrize("harm", ["link del {}", "addr del {}", "link set {} down"])
+def test_a_network_that_somebody_takes_away_is_there_again(vms: Vms, harm: str) -> None:
+    host = vms.host
+    vms.run("taken-from", **ON_DEFAULT)
+    shown = network(host)
+    begun = time.time()
+    what = f"{shown['ipv4']} dev {shown['bridge']}" if "addr" in harm else shown["bridge"]
+    host.run(["ip", *harm.format(what).split()])
+
+    def told() -> list[str]:
+        return [e["MESSAGE"] for e in host.journal("-u", NETWORK_UNITS[1], "-p", "warning", since=begun)]
+
+    host.wait_until(lambda: bool(told()), 10, "it is noticed")
+    assert told() == ["network default was taken away by another program; it is there again"]
+    reach_gateway(vms, "taken-from")
+    assert network(host)["problem"] is None
+
+
+def test_a_network_that_cannot_be_there_again_has_a_problem(vms: Vms) -> None:
+    host = vms.host
+    swap = (
+        "systemctl kill -s STOP {0}; ip link del {1}; ip link add {1} type bridge; systemctl kill -s CONT {0}"
+    )
+    with host_config(host, networks={"swapped": {"bridge": "swap0", "ipv4": "10.99.4.1/24", "ipv6": "none"}}):
+        vms.reload()
+        host.wait_until(lambda: network(host, "swapped")["problem"] is None, 10, "it is there")
+        try:
+            host.run(["sh", "-c", swap.format(NETWORK_UNITS[1], "swap0")])
+            host.wait_until(
+                lambda: "swap0 exists and is not of hypemand" in (network(host, "swapped")["problem"] or ""),
+                10,
+                "the state says so",
+            )
+        finally:
+            host.run(["ip", "link", "del", "swap0"])
 
 
 def test_without_the_network_service_vms_without_a_network_start(vms: Vms) -> None:
@@ -439,9 +477,11 @@ def test_a_network_changes_when_its_last_vm_has_gone(vms: Vms) -> None:
         vms.start("comes-late")
         assert place(vms, "comes-late")["ip"].startswith("10.99.8.")
         vms.ctl("stop", "comes-late")
+        assert place(vms, "comes-late")["ip"].startswith("10.99.8."), "the network has it still"
         assert place(vms, "stays-on")["ip"] == shown["ip"]
         vms.ctl("restart", "--wait", "stays-on")
         assert place(vms, "stays-on")["ip"] == "10.99.9.2"
+        assert place(vms, "comes-late")["ip"] is None
         assert not vms.show("stays-on")["needs_restart"]
         assert not network(host, "moves")["pending"]
         reach_gateway(vms, "stays-on")

@@ -18,7 +18,9 @@ from tests.unit.api.fakes import IMAGE
 from tests.unit.api.harness import Api, description, drive
 
 NO_NETWORK: dict[str, object] = {
-    **dict.fromkeys(("name", "ip", "mac", "bandwidth_download", "bandwidth_upload", "ip6", "group")),
+    **dict.fromkeys(
+        ("name", "ip", "mac", "bandwidth_download", "bandwidth_upload", "ip6", "group", "isolated")
+    ),
     **dict.fromkeys(("interface", "counters")),
     "enabled": False,
     "publish": [],

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks over HTTP: of the host, and what an instance has of one."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from hypemand.manager.ports import OPEN_GROUP
 from hypemand.state import State
 from tests.unit.api.fakenetworks import PLACE, make_network
 from tests.unit.api.harness import Api, drive
@@ -35,6 +39,27 @@ def test_networks_are_listed_and_shown(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
+@pytest.mark.parametrize(
+    ("group", "told"), [("db", ("db", False)), (OPEN_GROUP, (None, False)), (None, (None, True))]
+)
+def test_it_is_told_whom_a_vm_reaches(
+    tmp_path: Path, group: str | None, told: tuple[str | None, bool]
+) -> None:
+    async def scenario(api: Api) -> None:
+        place = replace(PLACE, group=group)
+        api.manager.add("web", state=State.RUNNING, network=place)
+        info = make_network("lab")
+        members = tuple(replace(m, group=group, publish=place.publish) for m in info.members)
+        api.networks.networks["lab"] = replace(info, members=members)
+        network = (await api.ask("GET", "/instances/web")).json["network"]
+        (member,) = (await api.ask("GET", "/networks/lab")).json["members"]
+        for shown in (network, member):
+            assert (shown["group"], shown["isolated"]) == told
+            assert shown["publish"] == ["8080:80", "127.0.0.1:53:53/udp"]
+
+    drive(tmp_path, scenario)
+
+
 def test_an_instance_tells_its_place_in_the_clients_words(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         api.manager.add("plain")
@@ -50,6 +75,7 @@ def test_an_instance_tells_its_place_in_the_clients_words(tmp_path: Path) -> Non
             "bandwidth_upload": "20Mbps",
             "ip6": "fd00:7::5054:ff:fe12:3456",
             "group": "db",
+            "isolated": False,
             "publish": ["8080:80", "127.0.0.1:53:53/udp"],
             "interface": "hv61200",
             "counters": {

@@ -34,6 +34,19 @@ def test_list_shows_a_table(daemon: FakeDaemon, cli: Cli) -> None:
     ]
 
 
+def test_list_shows_published_ports_if_there_are_any(daemon: FakeDaemon, cli: Cli) -> None:
+    many = [f"{port}:80" for port in range(1, 7)]
+    daemon.add("web", network=PLACE | {"interface": "hv61200"})
+    daemon.add("many", network=PLACE | {"interface": "hv61201", "publish": many})
+    daemon.add("db", "Stopped", network=PLACE | {"interface": None})
+    cells = [line.split() for line in cli.run("list").stdout.splitlines()]
+    assert cells[0][4] == "PORTS"
+    assert [row[5] for row in cells[1:3]] == ["8080:80,53:53/udp", "1:80,2:80,3:80,4:80,+2"]
+    assert cells[3][4] == "-", "those of a VM that has stopped lead nowhere"
+    assert "8080:80,53:53/udp" in cli.run("list", "--no-legend").stdout
+    assert "PORTS" not in cli.run("list", "db").stdout
+
+
 def test_list_can_be_cut_down_for_scripts(daemon: FakeDaemon, cli: Cli) -> None:
     daemon.add("web")
     daemon.add("db", "Stopped")
@@ -103,6 +116,10 @@ def test_status_tells_how_the_kernel_headers_are(
             "lab, 10.7.0.2 fd00:7::2; in group db; publishes 8080:80 53:53/udp; 2K sent, 1M received\n",
         ),
         ({"enabled": True, "name": "lab", "ip": None, "ip6": None}, "lab, no address yet\n"),
+        (
+            {"enabled": True, "name": "lab", "ip": "10.7.0.2", "group": None, "isolated": False},
+            "lab, 10.7.0.2; not isolated\n",
+        ),
         ({"enabled": False, "name": None}, "none\n"),
     ],
 )

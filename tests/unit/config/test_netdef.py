@@ -26,7 +26,7 @@ NETWORKS = {
 }
 LAN = DefinitionDefaults(network="lan")
 NONE = DefinitionDefaults(network=None)
-NOT_HERE = "lna is not a network of this host; write default, lan, six or none"
+NOT_HERE = "lna is not a network of this host; write default, lan, six or"
 CHOOSE = "network default; write one of 10.83.112.2 to 10.83.127.254, or leave it out to have one chosen"
 
 
@@ -71,7 +71,6 @@ def test_every_key_is_carried_over() -> None:
         "publish": ["8080:80", "127.0.0.1:53:53/udp", "[2001:db8::1]:9000-9001:90-91"],
         "bandwidth": {"upload": "8kbit", "download": "32Gbit"},
         "group": "shop",
-        "isolate": False,
     }
     assert parse(wish) == NetworkUse(
         name="default",
@@ -86,8 +85,8 @@ def test_every_key_is_carried_over() -> None:
         ),
         bandwidth=Bandwidth(1000, 4_000_000_000),
         group="shop",
-        isolate=False,
     )
+    assert parse({"isolate": False}) == NetworkUse("default", isolate=False)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,8 @@ def test_every_key_is_carried_over() -> None:
         ({"publish": ["8000-8001:80-81"]}, {"name": "default", "publish": ["8000:80", "8001:81"]}),
         ({"bandwidth": {}}, "default"),
         ({"bandwidth": {"upload": "2.5MB/s"}}, {"name": "default", "bandwidth": {"upload": "20Mbit"}}),
-        ({"isolate": True, "group": "a"}, {"name": "default", "group": "a", "isolate": True}),
+        ({"isolate": True}, {"name": "default", "isolate": True}),
+        ({"group": "a"}, {"name": "default", "group": "a"}),
     ],
 )
 def test_a_definition_shows_its_network_in_full(network: Any, shown: object) -> None:
@@ -110,8 +110,8 @@ def test_a_definition_shows_its_network_in_full(network: Any, shown: object) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("lna", f"2:10: network: {NOT_HERE}, or add it to networks of the host's configuration"),
-        ("{name: lna, mac: '52:54:00:00:00:01'}", f"2:17: network.name: {NOT_HERE}"),
+        ("lna", f"2:10: network: {NOT_HERE} none, or add it to networks of the host's configuration"),
+        ("{name: lna, mac: '52:54:00:00:00:01'}", f"2:17: network.name: {NOT_HERE} network: none, or"),
         (
             "{address: 10.20.30.2}",
             f"2:20: network.address: 10.20.30.2 is not in 10.83.112.0/20, the subnet of {CHOOSE}",
@@ -146,6 +146,12 @@ def test_a_mapping_must_name_a_network_where_vms_have_none_by_default() -> None:
             "write name: and one of its networks, or network: none"
         )
     ]
+
+
+def test_a_record_that_says_both_group_and_isolate_can_still_be_read() -> None:
+    wish = {"group": "shop", "isolate": False}
+    use = parse_definition("web", {"image": "x", "network": wish}).network
+    assert use == NetworkUse("default", group="shop", isolate=False)
 
 
 def test_an_address_in_ipv6_may_be_the_last_of_its_subnet() -> None:
@@ -202,7 +208,7 @@ def test_at_most_64_ports_are_published_ranges_counted_out() -> None:
         ("[lan]", "network: is a list, not a text or a mapping; write the name of a network, none"),
         ("off!", "network: 'off!' does not fit; write the name of a network, none, or a mapping"),
         ("false", "network: is false, not a text or a mapping"),
-        ("{name: none}", "network.name: 'none' does not fit; write the name of a network, for example lan"),
+        ("{name: none}", "network.name: 'none' does not fit; write network: none to have none, or the name"),
         ("{nmae: lan}", "network.nmae: is not known; did you mean name?"),
         ("{address: 10.83.112}", "network.address: '10.83.112' is no IPv4 address; write one as"),
         ("{address: 10}", 'network.address: is the number 10, not a text; quote it: "10"'),
@@ -218,6 +224,8 @@ def test_at_most_64_ports_are_published_ranges_counted_out() -> None:
         ("{bandwidth: {download: 20}}", "network.bandwidth.download: is the number 20, not a rate"),
         ("{bandwidth: {up: 20Mbit}}", "network.bandwidth.up: is not known"),
         ("{group: Shop}", "network.group: 'Shop' does not fit; write 1 to 63 of a-z"),
+        ("{group: a, isolate: false}", "network.isolate: counts only without group, which says already"),
+        ("{isolate: true, group: a}", "network.isolate: counts only without group, which says already"),
         ("{isolate: yes}", "network.isolate: is the text 'yes', not true or false; write true"),
     ],
 )  # fmt: skip

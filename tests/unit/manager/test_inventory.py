@@ -39,6 +39,10 @@ def test_a_lease_lasts(tmp_path: Path) -> None:
     again = make(tmp_path).find("web")
     assert again is not None
     assert again.lease == lease
+    assert inventory.lease("web", None).lease is None
+    again = make(tmp_path).find("web")
+    assert again is not None
+    assert again.lease is None
 
 
 def test_every_vm_has_a_uid_of_its_own_and_keeps_it(tmp_path: Path) -> None:

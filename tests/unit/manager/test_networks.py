@@ -364,6 +364,39 @@ def test_a_network_that_vms_are_on_changes_when_the_last_has_gone(tmp_path: Path
     drive(tmp_path, scenario)
 
 
+def test_an_address_that_the_network_has_no_more_is_not_shown(tmp_path: Path) -> None:
+    def shown(lab: Lab, vm: str) -> list[str | None]:
+        view = lab.networks.view(lab.tenants[vm])
+        assert view is not None
+        return [None if address is None else str(address) for address in (view.ipv4, view.ipv6)]
+
+    async def scenario(lab: Lab) -> None:
+        for vm in ("runs", "rests"):
+            lab.define(vm, replace(USE, group="shop"))
+            await lab.start(vm)
+        await lab.end("rests")
+        old = {vm: shown(lab, vm) for vm in ("runs", "rests")}
+        lab.config["lab"] = replace(LAB, ipv4=IPv4Interface("10.9.0.1/24"))
+        await lab.networks.sync()
+        assert {vm: shown(lab, vm) for vm in old} == old, "it stays as it is while a VM is on it"
+        await lab.end("runs")
+        assert shown(lab, "rests") == [None, old["rests"][1]]
+        assert [str(member.ipv4) for member in lab.networks.members()] == ["None", "None"]
+        told = [host.address for host in (await lab.start("runs")).hosts]
+        assert told == ["10.9.0.2", old["runs"][1], old["rests"][1]]
+        await lab.end("runs")
+        lab.config["lab"] = replace(LAB, ipv4=IPv4Interface("10.6.0.1/24"), ipv6=None)
+        await lab.networks.sync()
+        assert shown(lab, "rests") == [None, None]
+        assert lab.networks.members() == ()
+        lab.define("asks", replace(USE, address=IPv4Address("10.7.0.9")))
+        assert shown(lab, "asks") == [None, None]
+        info = await lab.networks.get_network("lab")
+        assert info.free_addresses == info.addresses
+
+    drive(tmp_path, scenario)
+
+
 def test_a_network_that_is_gone_from_the_config_goes_with_its_last_vm(tmp_path: Path) -> None:
     async def scenario(lab: Lab) -> None:
         lab.define("a")
@@ -372,7 +405,7 @@ def test_a_network_that_is_gone_from_the_config_goes_with_its_last_vm(tmp_path: 
         await lab.networks.sync()
         assert set(lab.host.bridges) == {"lab", "dmz"}
         with pytest.raises(
-            InvalidDefinition, match="there is no network lab in the host config; write dmz or none"
+            InvalidDefinition, match="there is no network lab in the host config; write dmz or network: none"
         ):
             lab.networks.plan(lab.define("b"))
         await lab.end("a")

@@ -16,7 +16,7 @@ import pytest
 from hypemand.config.network import Bandwidth, HostPort, Publish, Transport
 from hypemand.errors import HostNotReady, HypemandError, InUse, InvalidDefinition
 from hypemand.network.links import derive_bridge_mac
-from hypemand.network.port import PortPlan
+from hypemand.network.port import NetworkStatus, PortPlan
 from hypemand.network.reconcile import HostNetworks
 from tests.host.command import run_command
 from tests.unit.network.lab import DEADLINE, Cable, ip, make_bridge, make_port, open_tap, set_sysctl
@@ -48,6 +48,16 @@ def list_addresses() -> list[tuple[str, str, int]]:
         for address in link["addr_info"]
         if address["scope"] != "link"
     )
+
+
+def read_ports() -> dict[str, tuple[str, object]]:
+    """The bridge of every TAP device, and how it is there."""
+    taps = {name: link for name, link in list_links().items() if name.startswith("hv")}
+    keys = ("isolated", "hairpin")
+    return {
+        name: (link["master"], [link["linkinfo"]["info_slave_data"][key] for key in keys])
+        for name, link in taps.items()
+    }
 
 
 def read_host() -> str:
@@ -511,6 +521,50 @@ def test_rules_that_somebody_removes_are_made_again(networks: HostNetworks) -> N
     run_command(["nft", "flush", "ruleset"], timeout=DEADLINE)
     assert networks.restore_rules()
     assert read("nft", "list", "ruleset") == before
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        ("link", "del", "hypeman0"),
+        ("link", "set", "hypeman0", "down"),
+        ("addr", "del", "10.77.0.1/24", "dev", "hypeman0"),
+        ("addr", "flush", "dev", "hypeman0"),
+    ],
+    ids=" ".join,
+)
+def test_a_bridge_that_somebody_takes_away_is_made_again(
+    networks: HostNetworks, harm: tuple[str, ...]
+) -> None:
+    networks.apply((PLAN, make_bridge("lan", "lan0", 1)), (), prune=True)
+    networks.attach(LIMITED)
+    networks.attach(make_port(PLAN, 2))
+    before, ports = read_host(), read_ports()
+    assert networks.restore_bridges() == ()
+    ip(*harm)
+    assert networks.restore_bridges() == (NetworkStatus("default", ""),)
+    assert read_host() == before
+    assert read_ports() == ports
+    assert networks.restore_bridges() == ()
+
+
+def test_a_bridge_that_cannot_be_made_again_is_told(networks: HostNetworks) -> None:
+    networks.apply((PLAN,), (), prune=True)
+    ip("link", "del", "hypeman0")
+    ip("link", "add", "hypeman0", "type", "bridge")
+    (status,) = networks.restore_bridges()
+    assert "hypeman0 exists and is not of hypemand" in status.problem
+
+
+def test_a_subnet_that_was_taken_meanwhile_is_not_taken_back(networks: HostNetworks) -> None:
+    networks.apply((PLAN,), (), prune=True)
+    ip("link", "del", "hypeman0")
+    ip("link", "add", "other0", "type", "bridge")
+    ip("addr", "add", "10.77.0.9/24", "dev", "other0")
+    ip("link", "set", "other0", "up")
+    (status,) = networks.restore_bridges()
+    assert "10.77.0.0/24 dev other0" in status.problem
+    assert "hypeman0" not in list_links()
 
 
 def test_attach_mends_rules_that_are_not_as_they_were_left(networks: HostNetworks) -> None:

@@ -295,6 +295,64 @@ def test_rules_that_are_flushed_are_there_again_at_once(service: Service) -> Non
     talk(service, run)
 
 
+def show_network() -> tuple[bool, bool]:
+    """Is the VM on the bridge, and has that its address?"""
+    tap = run_command(["ip", "link", "show", PORT.tap], timeout=DEADLINE).stdout
+    addresses = run_command(["ip", "-brief", "addr"], timeout=DEADLINE).stdout
+    return "master hypeman0" in tap, "10.77.0.1/24" in addresses
+
+
+@pytest.mark.parametrize(
+    "harm", [("link", "del", "hypeman0"), ("addr", "del", "10.77.0.1/24", "dev", "hypeman0")], ids=" ".join
+)
+def test_a_bridge_that_is_taken_away_is_there_again_at_once(
+    service: Service, harm: tuple[str, ...], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    service.stop()
+    service.start("sh", "-c", 'exec "$@" 2> "$0"', str(log))
+
+    async def run(client: NetworkClient) -> None:
+        told = asyncio.Event()
+        await client.apply((PLAN,), (), prune=True)
+        await client.attach(PORT)
+
+        async def reapply() -> None:
+            told.set()
+
+        client.on_reconnect = reapply
+        await asyncio.to_thread(run_command, ["ip", *harm], timeout=DEADLINE)
+        # the event is there before the command has ended; it is served before or after this, as is the mend
+        for _ in range(3):
+            await client.counters()
+        assert show_network() == (True, True)
+        # and the daemon looks how it is now
+        await asyncio.wait_for(told.wait(), DEADLINE)
+
+    talk(service, run)
+    assert "network default was taken away by another program; it is there again" in log.read_text()
+
+
+def test_a_bridge_that_cannot_be_there_again_is_a_problem_in_the_next_answer(service: Service) -> None:
+    async def run(client: NetworkClient) -> None:
+        told = asyncio.Event()
+        await client.apply((PLAN,), (), prune=True)
+
+        async def reapply() -> None:
+            (status,) = await client.apply((PLAN,), (), prune=True)
+            if "is not of hypemand" in status.problem:
+                told.set()
+
+        client.on_reconnect = reapply
+        script = "ip link del hypeman0; ip link add hypeman0 type bridge"
+        service.signal(signal.SIGSTOP)  # so that it sees both at once
+        await asyncio.to_thread(run_command, ["sh", "-c", script], timeout=DEADLINE)
+        service.signal(signal.SIGCONT)
+        await asyncio.wait_for(told.wait(), DEADLINE)
+
+    talk(service, run)
+
+
 @pytest.mark.parametrize(
     "nonsense", [b"GET / HTTP/1.1\r\n\r\n", struct.pack(">I", 2) + b"{}", struct.pack(">I", 9) + b"{}"]
 )
