@@ -25,8 +25,8 @@ def group(name: str) -> dict[str, Any]:
 
 
 def ask(host: TestHost, name: str) -> str:
-    """What a VM's program says to a connection by this name."""
-    return host.run(["/usr/bin/python3", "-c", ASK, name], timeout=30).stdout
+    """What a VM's program says to a connection by this name, once it listens."""
+    return host.wait_until_succeeds(["/usr/bin/python3", "-c", ASK, name]).stdout
 
 
 def getent(host: TestHost, *arguments: str) -> list[list[str]]:

@@ -203,7 +203,7 @@ class Vms:
     def traces(self, name: str, uid: int) -> str:
         """All that the host still has of a VM; empty when it is gone."""
         found = self.host.run(["sh", "-uc", TRACES, "traces", name, str(uid)]).stdout
-        return found + "".join(f"VM {shown}\n" for shown in self.list_all() if shown["name"] == name)
+        return found + "".join(f"VM {name}\n" for shown in self.list_all() if shown["name"] == name)
 
     # the end
 
