@@ -337,7 +337,9 @@ def test_a_link_in_the_source_cannot_make_the_host_read_its_own_files(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no tar at all" * 100, gzip.compress(b"no tar"), b"\x1f\x8bbroken"]
+    "content",
+    [b"", b"no tar at all" * 100, gzip.compress(b"no tar"), b"\x1f\x8bbroken"],
+    ids=["empty", "text", "compressed", "broken"],
 )
 def test_what_is_no_tar_is_refused(tmp_path: Path, store: ImageStore, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
