@@ -81,7 +81,7 @@ class Vm:
         # a start that waits for its image
         self.image_wait: asyncio.Task[Image] | None = None
         self._activity = ""
-        self._places = places
+        self.places = places
         self._services = services
         self._networks = networks
         self._unit = UnitStatus(None)
@@ -376,7 +376,7 @@ class Vm:
 
     def _load_exit(self) -> ExitRecord | None:
         """The record of the last run. It is there: the unit writes it before it becomes inactive."""
-        record = load_exit_record(self._places.state / "exit.json")
+        record = load_exit_record(self.places.state / "exit.json")
         if record is not None and record.reboot and self._unit.active_state == "failed":
             words = f"{record.message}, too often in a short time: systemd did not start it again"
             record = replace(record, message=words, success=False)
@@ -385,11 +385,11 @@ class Vm:
     def _load_kept_exit(self) -> ExitRecord | None:
         """The record of the last run, as a daemon finds it that has not seen the end; None when the host went
         down with that run, so that the record is of one before."""
-        record = load_exit_record(self._places.state / "exit.json")
+        record = load_exit_record(self.places.state / "exit.json")
         if record is None or self._notes is None or record.boot == self._notes.boot:
             return record
         # of the later of two runs there is but one: systemd alone made it, or its end was not written down
-        noted_at = (self._places.state / "boot.json").stat().st_mtime
+        noted_at = (self.places.state / "boot.json").stat().st_mtime
         return record if record.ended_at > noted_at else None
 
     def _derive_stop_time(self) -> float:
@@ -417,7 +417,7 @@ class Vm:
         self._session = Session(
             self.name,
             tracker,
-            self._places.runtime,
+            self.places.runtime,
             self.record.uid,
             guest_agent=self._guest_agent,
             follow_journal=self._unit.active_state == "activating",
@@ -557,18 +557,18 @@ class Vm:
 
     def remove_runtime(self) -> None:
         """Remove sockets and config disk. Only when there is no VMM."""
-        shutil.rmtree(self._places.runtime, ignore_errors=True)
+        shutil.rmtree(self.places.runtime, ignore_errors=True)
         with contextlib.suppress(OSError):
-            (self._places.state / "run.json").unlink()
+            (self.places.state / "run.json").unlink()
 
     def keep_running_definition(self, definition: Definition) -> None:
         """Remember what a VM was started with, for a daemon that comes after this one."""
         data = json.dumps(definition_to_json(definition)).encode()
-        write_file(self._places.state / "run.json", data, mode=0o600)
+        write_file(self.places.state / "run.json", data, mode=0o600)
 
     def _load_running_definition(self) -> Definition | None:
         try:
-            return parse_definition(self.name, json.loads((self._places.state / "run.json").read_bytes()))
+            return parse_definition(self.name, json.loads((self.places.state / "run.json").read_bytes()))
         except (OSError, ValueError, HypemandError):
             return None
 
@@ -582,7 +582,7 @@ class Vm:
             self._note_writer = self._spawn("notes", self._write_notes())
 
     async def _write_notes(self) -> None:
-        path = self._places.state / "boot.json"
+        path = self.places.state / "boot.json"
         while (notes := self._unwritten) is not None:
             self._unwritten = None
             try:
