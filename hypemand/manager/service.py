@@ -93,7 +93,7 @@ class VmManager:
         self.networks.begin_sync()
         for vm in self.fleet:
             if not vm.state.is_vmm_active:
-                vm.remove_runtime()
+                vm.files.remove_runtime()
         for leftover in self._runtime_root.iterdir():
             if self.fleet.find(leftover.name) is None:
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -196,7 +196,7 @@ class VmManager:
                 )
             definition = change_volume(self.volumes, vm.record.definition, volume, mount)
             vm.record = self.inventory.update(vm.name, definition, vm.record.origin)
-            vm.poke()
+            vm.changes.tell()
         return vm.view()
 
     # defining
@@ -242,7 +242,7 @@ class VmManager:
         if vm.record.definition != definition or vm.record.origin is not Origin.FILE:
             vm.record = self.inventory.update(vm.name, definition, Origin.FILE)
         vm.removed = False
-        vm.poke()
+        vm.changes.tell()
         return vm
 
     async def delete_vm(self, ref: str) -> None:
@@ -265,7 +265,7 @@ class VmManager:
         for unit in (vm.unit, handle_name(vm.name)):
             await self._services.units.reset_failed(unit)
         await vm.detach()
-        vm.remove_runtime()
+        vm.files.remove_runtime()
         self.fleet.remove(vm)
         await asyncio.to_thread(self.inventory.remove, vm.name)
         vm.mark_deleted()
@@ -297,7 +297,7 @@ class VmManager:
     async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
         """See `Manager`."""
         vm = self.fleet.get(ref)
-        if vm.releasing_handle and vm.state is State.STOPPED:
+        if vm.handle.releasing and vm.state is State.STOPPED:
             # that is the handle asking; a start may hold the VM meanwhile and wait until it has ended
             return vm.view()
         vm.give_up_image()
@@ -315,14 +315,14 @@ class VmManager:
             await self._services.units.stop(vm.unit)
             limit = vm.record.definition.stop_timeout
             deadline = None if limit is None else limit + _STOP_MARGIN
-            if not await vm.wait_for(_has_ended, deadline):
+            if not await vm.changes.wait_for(lambda: _has_ended(vm), deadline):
                 raise TimedOut(
                     f"VM {vm.name} did not stop in {deadline:.0f} s", hint="hypemanctl kill ends it at once"
                 )
             return
         await self._ask_guest_to_end(vm, timeout)
         await self._services.units.stop(vm.unit)
-        if not await vm.wait_for(_has_ended, timeout + _POWER_OFF_MARGIN):
+        if not await vm.changes.wait_for(lambda: _has_ended(vm), timeout + _POWER_OFF_MARGIN):
             await self._end(vm, _SIGKILL)
 
     async def _ask_guest_to_end(self, vm: Vm, grace: float) -> None:
@@ -342,7 +342,7 @@ class VmManager:
         if vm.state.is_vmm_active:
             await self._services.units.stop(vm.unit)
             await self._services.units.kill(vm.unit, signal)
-            if not await vm.wait_for(_has_ended, _STOP_MARGIN):
+            if not await vm.changes.wait_for(lambda: _has_ended(vm), _STOP_MARGIN):
                 raise TimedOut(
                     f"VM {vm.name} did not end in {_STOP_MARGIN:.0f} s", hint="see its unit's status"
                 )
@@ -374,7 +374,7 @@ class VmManager:
         await self._services.units.kill(vm.unit, signal)
         if signal == _SIGKILL:
             # another boot: systemd has started it again
-            await vm.wait_for(lambda vm: _has_ended(vm) or vm.boot != boot, _STOP_MARGIN)
+            await vm.changes.wait_for(lambda: _has_ended(vm) or vm.boot != boot, _STOP_MARGIN)
             await vm.settle()
         return vm.view()
 
@@ -384,14 +384,14 @@ class VmManager:
         """See `Manager`."""
         vm = self.fleet.get(ref)
         ends = {state, State.UNKNOWN, State.STOPPED, State.STANDBY}
-        reached = await vm.wait_for(lambda vm: vm.deleted or vm.state in ends, timeout)
+        reached = await vm.changes.wait_for(lambda: vm.deleted or vm.state in ends, timeout)
         if vm.deleted:
             raise NotFound(f"VM {vm.name} was deleted meanwhile")
         return vm.view(), not reached
 
     async def watch_vm(self, ref: str) -> AsyncIterator[VmView]:
         """See `Manager`."""
-        async for view in self.fleet.get(ref).changes():
+        async for view in self.fleet.get(ref).views():
             yield view
 
     async def logs(
@@ -400,7 +400,7 @@ class VmManager:
         """See `Manager`."""
         vm = self.fleet.get(ref)
         log = VmLog(vm.name, vm.record.id, source, sentinels=sentinels)
-        with vm.watching() as changed:
+        with vm.changes.watching() as changed:
             log.seek(tail)
             async for line in follow_log(
                 log, follow=follow, is_live=lambda: vm.state.is_vmm_active, state_changed=changed

@@ -134,7 +134,7 @@ class Starter:
             await self._units.start_transient(plan.unit)
         except BaseException:
             vm.expect_boot({}, definition)
-            vm.remove_runtime()
+            vm.files.remove_runtime()
             if not had_disk:
                 vm.places.disk.unlink(missing_ok=True)
             await asyncio.shield(self._networks.give_up(vm.name))
@@ -144,7 +144,7 @@ class Starter:
             del self._fleet.starting[vm.name]
         vm.add_moment(Moment.QUEUED, time.monotonic())
         vm.take_start()
-        await asyncio.to_thread(vm.keep_running_definition, definition)
+        await asyncio.to_thread(vm.files.keep_definition, definition)
 
     def _take_back_lease(self, vm: Vm, before: Lease | None) -> None:
         """Addresses that a VM was given for a start that came to nothing are others' to have again."""
