@@ -119,6 +119,7 @@ class Daemon:
     async def _serve(self, stack: AsyncExitStack) -> None:
         api = Services(
             manager=self._manager,
+            guests=self._manager.guests,
             images=self._images,
             volumes=ApiVolumes(self._manager, self._images),
             host_networks=self._manager.networks,
@@ -164,17 +165,17 @@ class Daemon:
         if marker.exists():
             return
         marker.touch()
-        for vm in self._manager:
+        for vm in self._manager.fleet:
             wanted = vm.record.definition.autostart and not vm.removed and vm.name not in report.defined
             if wanted and vm.state is State.STOPPED:
                 self._reloader.autostart(vm)
 
     def _update_status(self) -> None:
-        counts = Counter(vm.state for vm in self._manager)
+        counts = Counter(vm.state for vm in self._manager.fleet)
         words = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none defined"
         status = f"VMs: {words}"
-        if self._manager.broken:
-            status += f"; {len(self._manager.broken)} with errors in their files: hypemanctl check"
+        if self._manager.fleet.broken:
+            status += f"; {len(self._manager.fleet.broken)} with errors in their files: hypemanctl check"
         if status != self._status:
             self._status = status
             self._notifier.notify(f"STATUS={status}")

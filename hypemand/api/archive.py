@@ -14,7 +14,7 @@ from hypemand.api.entries import name_entry, put_block
 from hypemand.api.failures import unexpected
 from hypemand.api.tasks import Ended, unless_ended
 from hypemand.errors import GuestError, HypemandError, InvalidRequest, NotFound, Stopping
-from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole, Manager
+from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, GuestService, Hole
 from hypemand.tar import (
     END,
     TarReader,
@@ -98,9 +98,9 @@ async def _break_off(
     return response
 
 
-async def check_directory(manager: Manager, ref: str, path: str) -> None:
+async def check_directory(guests: GuestService, ref: str, path: str) -> None:
     """Raise unless `path` is a directory of the guest."""
-    found = await manager.stat_path(ref, path, follow=True)
+    found = await guests.stat_path(ref, path, follow=True)
     if found is None:
         raise NotFound(f"there is no directory {path} in the guest", code="path_not_found")
     if found.kind is not FileKind.DIRECTORY:

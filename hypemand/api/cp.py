@@ -28,7 +28,7 @@ from hypemand.api.spool import Spool
 from hypemand.api.tasks import Ended
 from hypemand.api.websocket import await_close, is_end, receive_first, serve_websocket
 from hypemand.errors import GuestError, HypemandError, InvalidRequest
-from hypemand.manager.view import CopyOut, FileInfo, FileKind, Hole, Manager
+from hypemand.manager.view import CopyOut, FileInfo, FileKind, GuestService, Hole
 
 MAX_MODE = 0o7777
 MAX_ID = 2**32 - 2
@@ -132,10 +132,10 @@ async def _copy(socket: web.WebSocketResponse, services: Services, ref: str, lim
         with Spool(services.spool) as spool:
             if not await _receive_contents(socket, spool, order.entry.kind):
                 return Ended.CLIENT
-            await _store_entry(services.manager, ref, order.path, order.entry, spool)
+            await _store_entry(services.guests, ref, order.path, order.entry, spool)
         await socket.send_str(json.dumps({"type": "result", "success": True, "bytes_written": spool.size}))
     else:
-        copy = await services.manager.copy_out(ref, order.path, follow=order.follow)
+        copy = await services.guests.copy_out(ref, order.path, follow=order.follow)
         try:
             await _send_entries(socket, copy, order.path)
         finally:
@@ -158,8 +158,8 @@ async def _receive_contents(socket: web.WebSocketResponse, spool: Spool, kind: F
     return False
 
 
-async def _store_entry(manager: Manager, ref: str, path: str, entry: FileInfo, spool: Spool) -> None:
-    copy = await manager.copy_in(ref, path)
+async def _store_entry(guests: GuestService, ref: str, path: str, entry: FileInfo, spool: Spool) -> None:
+    copy = await guests.copy_in(ref, path)
     try:
         await copy.add(replace(entry, size=spool.size))
         async for block in spool.blocks():

@@ -22,7 +22,7 @@ from hypemand.api.services import Limits
 from hypemand.api.tasks import Ended, first_of
 from hypemand.api.websocket import await_close, is_end, receive_first, serve_websocket
 from hypemand.errors import HypemandError, InvalidRequest
-from hypemand.manager.view import ExecRequest, ExecSession, ExecStream, ExitReport, Manager
+from hypemand.manager.view import ExecRequest, ExecSession, ExecStream, ExitReport, GuestService
 
 MAX_SIGNAL = 64
 MAX_SIDE = 65535
@@ -127,21 +127,21 @@ def _side(body: Mapping[str, object], key: str, default: int) -> int:
 
 
 async def serve_exec(
-    request: web.Request, manager: Manager, ref: str, closing: asyncio.Event, limits: Limits
+    request: web.Request, guests: GuestService, ref: str, closing: asyncio.Event, limits: Limits
 ) -> web.WebSocketResponse:
     """Take the connection over and run one command. The VM has been found Running before."""
 
     async def work(socket: web.WebSocketResponse) -> Ended | None:
-        return await _run(socket, manager, ref, limits)
+        return await _run(socket, guests, ref, limits)
 
     return await serve_websocket(request, work, closing, limits, what="exec")
 
 
-async def _run(socket: web.WebSocketResponse, manager: Manager, ref: str, limits: Limits) -> Ended | None:
+async def _run(socket: web.WebSocketResponse, guests: GuestService, ref: str, limits: Limits) -> Ended | None:
     """From the first frame to the exit; Ended.CLIENT when the client has closed before it."""
     opening = parse_opening(await receive_first(socket, limits.opening))
     try:
-        report = await _run_command(socket, manager, ref, opening)
+        report = await _run_command(socket, guests, ref, opening)
         if report is None:
             return Ended.CLIENT
         await socket.send_str(json.dumps(_exit_frame(report, opening.streams)))
@@ -154,10 +154,10 @@ async def _run(socket: web.WebSocketResponse, manager: Manager, ref: str, limits
 
 
 async def _run_command(
-    socket: web.WebSocketResponse, manager: Manager, ref: str, opening: Opening
+    socket: web.WebSocketResponse, guests: GuestService, ref: str, opening: Opening
 ) -> ExitReport | None:
     """How it ended; None when the client has closed before."""
-    session = await manager.exec_vm(ref, opening.request)
+    session = await guests.exec_vm(ref, opening.request)
     try:
         return await first_of(output=_send_output(socket, session, opening), input=_feed(socket, session))
     finally:

@@ -56,6 +56,7 @@ class Routes:
     def __init__(self, services: Services, closing: asyncio.Event, limits: Limits) -> None:
         self._services = services
         self._manager = services.manager
+        self._guests = services.guests
         self._tokens = services.tokens
         self._reload = services.reload
         self._defaults = services.defaults
@@ -240,7 +241,7 @@ class Routes:
         ref = parse_ref(request)
         read_query(request)
         await self._check(Operation.EXEC, ref)
-        return await serve_exec(request, self._manager, ref, self._closing, self._limits)
+        return await serve_exec(request, self._guests, ref, self._closing, self._limits)
 
     async def _check(self, operation: Operation, ref: str) -> None:
         """Raise WrongState while a status can still tell it."""
@@ -261,7 +262,7 @@ class Routes:
         path = parse_guest_path(query.get("path"), "path")
         follow = want_bool(query, "follow_links", default=False)
         await self._check(Operation.COPY, ref)
-        copy = await self._manager.copy_out(ref, path, follow=follow)
+        copy = await self._guests.copy_out(ref, path, follow=follow)
         try:
             return await send_archive(request, copy, path, self._closing)
         finally:
@@ -272,8 +273,8 @@ class Routes:
         ref = parse_ref(request)
         path = parse_guest_path(read_query(request, "path").get("path"), "path")
         await self._check(Operation.COPY, ref)
-        await check_directory(self._manager, ref, path)
-        copy = await self._manager.copy_in(ref, path)
+        await check_directory(self._guests, ref, path)
+        copy = await self._guests.copy_in(ref, path)
         try:
             return json_response({"bytes_written": await receive_archive(request, copy, self._closing)})
         finally:
@@ -286,7 +287,7 @@ class Routes:
         path = parse_guest_path(query.get("path"), "path")
         follow = want_bool(query, "follow_links", default=False)
         await self._check(Operation.STAT, ref)
-        return json_response(path_json(await self._manager.stat_path(ref, path, follow=follow)))
+        return json_response(path_json(await self._guests.stat_path(ref, path, follow=follow)))
 
     async def list_tokens(self, request: web.Request) -> web.StreamResponse:
         """All tokens, without what makes them good."""

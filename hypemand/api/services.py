@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API is given to serve: the manager, the image store, a way to reload."""
+"""What the API is given to serve: the manager, the guests, the image store, a way to reload."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypemand.errors import Problem
 from hypemand.manager.imageview import Credentials, ImageInfo
 from hypemand.manager.networkview import NetworkInfo
 from hypemand.manager.space import SpaceReport
-from hypemand.manager.view import CopyOut, Manager, VolumeFill, VolumeView
+from hypemand.manager.view import CopyOut, GuestService, Manager, VolumeFill, VolumeView
 from hypemand.storage.store import Pruned
 
 
@@ -137,6 +137,7 @@ class Services:
     on its way."""
 
     manager: Manager
+    guests: GuestService
     images: ImageService
     tokens: TokenStore
     volumes: VolumeService

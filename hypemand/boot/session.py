@@ -26,6 +26,8 @@ from hypemand.state import QmpStatus
 from hypemand.systemd.journal import BootJournal
 
 _log = logging.getLogger(__name__)
+# in which the agent of a guest that runs is to answer
+AGENT_DEADLINE = 5.0
 _LINES_AT_ONCE = 1000
 _LINES_TO_CATCH_UP = 20_000
 

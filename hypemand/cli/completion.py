@@ -10,8 +10,8 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 
-from hypemand.cli.commands import (
-    COMMANDS,
+from hypemand.cli.commands import COMMANDS
+from hypemand.cli.options import (
     COMMON_OPTIONS,
     GLOBAL_OPTIONS,
     MODES,

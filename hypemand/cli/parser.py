@@ -8,17 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from hypemand.cli import values
-from hypemand.cli.commands import (
-    COMMANDS,
-    COMMON_OPTIONS,
-    GLOBAL_OPTIONS,
-    HELP,
-    SOCKET,
-    STATES,
-    find_command,
-    list_group,
-)
+from hypemand.cli.commands import COMMANDS, find_command, list_group
 from hypemand.cli.exitcode import ExitCode, format_exit_codes
+from hypemand.cli.options import COMMON_OPTIONS, GLOBAL_OPTIONS, HELP, SOCKET, STATES
 from hypemand.cli.spec import Argument, Command, Kind, Option
 
 

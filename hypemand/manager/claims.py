@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypemand.config.definition import Definition, VolumeMount
-from hypemand.errors import HypemandError, InUse, NotFound
+from hypemand.config.vmdef import definition_to_json, parse_definition
+from hypemand.errors import AlreadyExists, HypemandError, InUse, NotFound
 from hypemand.manager.plan import Attached
 from hypemand.storage.volumes import Volume, VolumeStore
 
@@ -120,3 +121,20 @@ def _in_use_by(volume: Volume, other: Attachment, *, writes: bool) -> InUse:
         what = f"VM {other.vm} reads the volume {volume.name}, so no VM can write to it"
     readers = "" if not writes else ", or mount it readonly or as an overlay in both"
     return InUse(what, hint=f"stop {other.vm} first{readers}")
+
+
+def change_volume(
+    store: VolumeStore, definition: Definition, volume: Volume, mount: VolumeMount | None
+) -> Definition:
+    """A definition with a volume at another place, or without it. NotFound, AlreadyExists, and
+    InvalidDefinition for what no definition may say."""
+    others = tuple(m for m in definition.volumes if store.find(m.volume) != volume)
+    if mount is None and others == definition.volumes:
+        raise NotFound(f"VM {definition.name} has no volume {volume.name}")
+    if mount is not None and others != definition.volumes:
+        raise AlreadyExists(
+            f"VM {definition.name} has the volume {volume.name} already", hint="detach it first"
+        )
+    mounts = others if mount is None else (*others, mount)
+    changed = definition_to_json(replace(definition, volumes=mounts))
+    return parse_definition(definition.name, changed)

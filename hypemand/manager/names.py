@@ -49,13 +49,13 @@ class Guests(Protocol):
         """The id of its boot if it is Running and has an agent."""
 
     async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
-        """See `hypemand.manager.view.Manager`."""
+        """See `hypemand.manager.view.GuestService`."""
 
     async def copy_out(self, ref: str, path: str, *, follow: bool = False) -> CopyOut:
-        """See `hypemand.manager.view.Manager`."""
+        """See `hypemand.manager.view.GuestService`."""
 
     async def copy_in(self, ref: str, path: str) -> CopyIn:
-        """See `hypemand.manager.view.Manager`."""
+        """See `hypemand.manager.view.GuestService`."""
 
 
 # what is to be known

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import hypemand.unit
-from hypemand.config.definition import Definition, Mode, VolumeMount
+from hypemand.config.definition import Definition, ImagePull, Mode, VolumeMount
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.leases import Lease
@@ -238,3 +238,9 @@ def _stop_post_command(
 def stop_grace(stop_timeout: float | None) -> int:
     """Whole seconds that the guest's program gets to end."""
     return _FOREVER if stop_timeout is None else min(math.ceil(stop_timeout), _FOREVER)
+
+
+def runtime_part(definition: Definition) -> Definition:
+    """What of a definition makes a difference to a VM that runs: not a volume that it may go without."""
+    volumes = tuple(mount for mount in definition.volumes if mount.required)
+    return replace(definition, autostart=False, tags={}, image_pull=ImagePull.MISSING, volumes=volumes)

@@ -78,10 +78,10 @@ class Reloader:
         config = manager.config
         found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults, config.networks)
         problems += found.problems
-        manager.broken = found.broken
+        manager.fleet.broken = found.broken
         defined, changed = [], []
         for name, definition in found.definitions.items():
-            vm = manager.find(name)
+            vm = manager.fleet.find(name)
             if vm is not None and vm.record.origin is Origin.API:
                 problems.append(_defined_twice(config.vm_dir, name))
             elif vm is None or vm.removed:
@@ -111,10 +111,10 @@ class Reloader:
 
     def _remove_missing(self, kept: set[str]) -> list[str]:
         removed = []
-        for vm in self._manager:
+        for vm in self._manager.fleet:
             if vm.record.origin is Origin.FILE and vm.name not in kept and not vm.removed:
                 vm.removed = True
-                vm.poke()
+                vm.changes.tell()
                 removed.append(vm.name)
                 vm.log(
                     logging.WARNING,

@@ -303,6 +303,13 @@ class Manager(Protocol):
         """Lines, oldest first; `tail` None: all. With `follow` it goes on until the run that is on has
         ended and its last line was given; at once when none is on. `sentinels`: keep HYPEMAN- lines."""
 
+    async def timeline(self, ref: str) -> Timeline:
+        """The last boot. WrongState when there was none."""
+
+
+class GuestService(Protocol):
+    """What the API may ask of guests that run. `ref`, and what is raised, are as with `Manager`."""
+
     async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
         """Start a command in a Running VM."""
 
@@ -317,6 +324,3 @@ class Manager(Protocol):
         """Begin to copy into `path`, an absolute path of a Running VM: the entry "" becomes `path` itself.
         Its folder is made if missing; a file that is there is replaced when the new one is whole, a
         directory is merged into."""
-
-    async def timeline(self, ref: str) -> Timeline:
-        """The last boot. WrongState when there was none."""

@@ -8,50 +8,36 @@ from it each time. Transitions are seen and told in one place, `_evaluate`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import shutil
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from hypemand.atomic import write_file
-from hypemand.boot.record import ExitRecord, load_exit_record
+from hypemand.boot.record import ExitRecord
 from hypemand.boot.session import Session
-from hypemand.boot.tracker import BootNotes, BootTracker, Moment, dump_notes, load_notes
+from hypemand.boot.tracker import BootNotes, Moment
 from hypemand.boot.watcher import BootWatcher
-from hypemand.config.definition import Definition, ImagePull
-from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.errors import HypemandError
+from hypemand.config.definition import Definition
 from hypemand.log import MessageId, log_state_change, log_vm
+from hypemand.manager.changes import Changes
+from hypemand.manager.evidence import derive_evidence, make_tracker
+from hypemand.manager.handle import Handle
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.networks import Networks, Tenant
-from hypemand.manager.plan import Places
+from hypemand.manager.phases import Phases
+from hypemand.manager.plan import Places, runtime_part
+from hypemand.manager.runfiles import RunFiles
+from hypemand.manager.tasks import Tasks
+from hypemand.manager.telling import register, tell_readiness, tell_running, tell_systemd
 from hypemand.manager.view import ExitReport, VmView
 from hypemand.qemu.process import read_cpu_seconds
-from hypemand.state import (
-    Derived,
-    Evidence,
-    HeadersStatus,
-    Marker,
-    State,
-    UnitEvidence,
-    derive_state,
-    derive_status_text,
-)
+from hypemand.state import Derived, HeadersStatus, State, derive_state, derive_status_text
 from hypemand.storage.images import Image
 from hypemand.systemd.bus import BusError, SystemBus
-from hypemand.systemd.machined import register_machine
-from hypemand.systemd.notify import notify_for
-from hypemand.systemd.units import Units, UnitStatus, handle_name, unit_name
+from hypemand.systemd.units import Units, UnitStatus, unit_name
 
 _log = logging.getLogger(__name__)
 _RECOVER_DEADLINE = 1.0
-_HANDLE_DEADLINE = 10.0
 # what systemd and the sandbox take for a start, about; no guest has anything to tell by then
 _SPAWN_TIME = 0.03
 _DETACH_DEADLINE = 5.0
@@ -69,39 +55,36 @@ class VmServices:
 
 class Vm:
     """A VM that is defined. `record`, `removed` (its file is gone) and `restarting` are set by the
-    manager, all else follows evidence. `releasing_handle`: it has ended, and its handle is being stopped."""
+    manager, all else follows evidence."""
 
     def __init__(self, record: VmRecord, places: Places, services: VmServices, networks: Networks) -> None:
         self.record = record
         self.removed = False
         self.restarting = False
-        self.releasing_handle = False
         self.lock = asyncio.Lock()
         self.deleted = False
+        self.changes = Changes()
+        self.places = places
+        self._tasks = Tasks(record.name)
+        self.files = RunFiles(record.name, places, self._tasks)
+        self.handle = Handle(record.name, services.units)
         # a start that waits for its image
         self.image_wait: asyncio.Task[Image] | None = None
         self._activity = ""
-        self._places = places
         self._services = services
         self._networks = networks
         self._unit = UnitStatus(None)
         self._bus_up = True
         self._session: Session | None = None
         self._running_definition: Definition | None = None
-        self._notes = load_notes(places.state / "boot.json")
-        self._exit = self._load_kept_exit()
+        self._notes = self.files.load_notes()
+        self._exit = self.files.load_unseen_exit(self._notes)
         self._requested: dict[Moment, float] = {}
         self._was_live = False
         self._closing: asyncio.Task[None] | None = None
-        self._kept: BootNotes | None = None
         self._derived = Derived(State.STOPPED)
         self._text = ""
-        self._phase_since = self._derive_stop_time()
-        self._phases: dict[State, float] = {}
-        self._watchers: set[asyncio.Event] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._unwritten: BootNotes | None = None
-        self._note_writer: asyncio.Task[None] | None = None
+        self._phases = Phases(self._derive_stop_time())
         self._asking = asyncio.Lock()
         self._spawned_at = 0.0
         self._stale = False
@@ -152,7 +135,7 @@ class Vm:
             return False
         if self._networks.is_outdated(self.name):
             return True
-        return running is not None and _runtime_part(running) != _runtime_part(self.record.definition)
+        return running is not None and runtime_part(running) != runtime_part(self.record.definition)
 
     @property
     def tenant(self) -> Tenant:
@@ -181,8 +164,6 @@ class Vm:
     def view(self) -> VmView:
         """A picture of it as it was last seen."""
         ended = self.exit_record
-        now = time.time()
-        phases = {**self._phases, self.state: self._phases.get(self.state, 0.0) + now - self._phase_since}
         notes = self.notes
         return VmView(
             id=self.record.id,
@@ -205,10 +186,10 @@ class Vm:
             uid=self.record.uid,
             memory_current=self._unit.memory_current if self.state.is_vmm_active else None,
             cpu_seconds=self._read_cpu_seconds(),
-            current_phase_since=self._phase_since,
+            current_phase_since=self._phases.since,
             kernel_headers=self._headers(),
             network=self._networks.view(self.tenant),
-            phase_durations_ms={state.value.lower(): round(s * 1000) for state, s in phases.items()},
+            phase_durations_ms=self._phases.list_ms(self.state, time.time()),
         )
 
     def _read_cpu_seconds(self) -> float | None:
@@ -225,9 +206,7 @@ class Vm:
         """Follow nothing any more; the VM itself goes on."""
         self._services.units.unwatch(self.unit)
         await self._close_session()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     async def recover(self) -> None:
         """Learn the state that the VM is in when the daemon starts. That is no change, so it is not told."""
@@ -276,7 +255,7 @@ class Vm:
     def _look_soon(self) -> None:
         if not self._stale:
             self._stale = True
-            self._spawn("refresh", self._look())
+            self._tasks.start("refresh", self._look())
 
     async def _look(self) -> None:
         """Refresh, but leave systemd alone while it spawns the VMM: the VMM's sandbox asks it too, which user
@@ -313,32 +292,17 @@ class Vm:
         was_mute = session is not None and session.main_pid is None
         if session is not None:
             session.main_pid = self._unit.main_pid or session.main_pid
-            self._tell_readiness(session)
-        derived = derive_state(self._evidence())
-        if derived.state is State.RUNNING and session is not None:
-            self._note_running(session)
+            if self._unit.active_state == "activating":
+                tell_readiness(self.name, session)
+        evidence = derive_evidence(self._unit, session, bus_up=self._bus_up, guest_agent=self._guest_agent)
+        derived = derive_state(evidence)
+        if derived.state is State.RUNNING and session is not None and tell_running(self.name, session):
+            work = register(self._services.bus, self.record, session, self._networks)
+            self._tasks.start("machined", work)
         self._transit(derived)
         if session is not None and was_mute and self._unit.active_state == "activating":
             # what there was to say before, systemd could not be told
-            self._notify(session, f"STATUS={self._text}")
-
-    def _evidence(self) -> Evidence:
-        unit = UnitEvidence.from_active_state(self._unit.active_state)
-        session = self._session
-        if not self._bus_up:
-            return Evidence(UnitEvidence.NO_ANSWER)
-        if session is None:
-            return Evidence(unit)
-        # READY=1 was sent for this invocation, by us or by the daemon before us: both markers were there
-        active = unit is UnitEvidence.ACTIVE
-        return Evidence(
-            unit,
-            session.qmp_status,
-            program_marker=active or session.tracker.has(Marker.PROGRAM),
-            agent_marker=active or session.tracker.has(Marker.AGENT),
-            guest_agent=self._guest_agent,
-            emergency=session.tracker.emergency,
-        )
+            tell_systemd(self.name, session, f"STATUS={self._text}")
 
     @property
     def _wants_headers(self) -> bool:
@@ -362,35 +326,17 @@ class Vm:
         between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
         live = unit.is_live and unit.invocation_id is not None and not between
         if session is not None and (not live or unit.invocation_id != session.boot):
-            self._keep_notes(session)
             self._notes = session.tracker.notes
+            self.files.keep_notes(self._notes)
             self._session = None
-            self._closing = self._spawn("close", self._close(session, self._closing))
+            self._closing = self._tasks.start("close", self._close(session, self._closing))
         if self._was_live and not unit.is_live:
-            self._exit = self._load_exit()
+            self._exit = self.files.load_exit(self._notes, failed=unit.active_state == "failed")
             self._running_definition = None
-            self._closing = self._spawn("release", self._release(self._closing))
+            self._closing = self._tasks.start("release", self._release(self._closing))
         self._was_live = unit.is_live
         if live and self._session is None and unit.active_state != "deactivating":
             self._open_session()
-
-    def _load_exit(self) -> ExitRecord | None:
-        """The record of the last run. It is there: the unit writes it before it becomes inactive."""
-        record = load_exit_record(self._places.state / "exit.json")
-        if record is not None and record.reboot and self._unit.active_state == "failed":
-            words = f"{record.message}, too often in a short time: systemd did not start it again"
-            record = replace(record, message=words, success=False)
-        return record if self._notes is None or record is None or record.boot == self._notes.boot else None
-
-    def _load_kept_exit(self) -> ExitRecord | None:
-        """The record of the last run, as a daemon finds it that has not seen the end; None when the host went
-        down with that run, so that the record is of one before."""
-        record = load_exit_record(self._places.state / "exit.json")
-        if record is None or self._notes is None or record.boot == self._notes.boot:
-            return record
-        # of the later of two runs there is but one: systemd alone made it, or its end was not written down
-        noted_at = (self._places.state / "boot.json").stat().st_mtime
-        return record if record.ended_at > noted_at else None
 
     def _derive_stop_time(self) -> float:
         """Since when it is stopped, should it be that. Now, when it ran and its end is not known."""
@@ -402,22 +348,15 @@ class Vm:
         boot = self._unit.invocation_id
         assert boot is not None
         known = self._notes if self._notes is not None and self._notes.boot == boot else None
-        tracker = BootTracker(boot, known)
-        if not self._requested and known is None and self._unit.start_monotonic is not None:
-            # systemd started it alone: the request is the start itself
-            tracker.set_moment(Moment.REQUESTED, self._unit.start_monotonic)
-        for moment, at in self._requested.items():
-            tracker.set_moment(moment, at)
-        if self._unit.start_monotonic is not None:
-            tracker.set_moment(Moment.VMM_STARTED, self._unit.start_monotonic)
+        tracker = make_tracker(boot, self._unit, known, self._requested)
         self._requested = {}
         if self._running_definition is None:
-            self._running_definition = self._load_running_definition()
+            self._running_definition = self.files.load_definition()
         self._exit = None
         self._session = Session(
             self.name,
             tracker,
-            self._places.runtime,
+            self.places.runtime,
             self.record.uid,
             guest_agent=self._guest_agent,
             follow_journal=self._unit.active_state == "activating",
@@ -425,44 +364,6 @@ class Vm:
             on_change=self._evaluate,
         )
         self._services.watcher.add(self._session)
-
-    def _tell_readiness(self, session: Session) -> None:
-        if session.notified or not session.is_ready or self._unit.active_state != "activating":
-            return
-        if session.main_pid is None:
-            return
-        session.notified = True
-        session.tracker.set_moment(Moment.NOTIFIED, time.monotonic())
-        self._notify(session, "READY=1", "STATUS=Running")
-
-    def _notify(self, session: Session, *assignments: str) -> None:
-        if session.main_pid is None:
-            return
-        try:
-            notify_for(session.main_pid, *assignments)
-        except OSError as error:
-            _log.error("VM %s: cannot tell systemd %s: %s", self.name, assignments[0], error)
-
-    def _note_running(self, session: Session) -> None:
-        moments = session.tracker.notes.moments
-        if Moment.RUNNING in moments or Moment.NOTIFIED not in moments:
-            return
-        session.tracker.set_moment(Moment.RUNNING, time.monotonic())
-        ready_ms = session.tracker.notes.ready_ms
-        if ready_ms is not None:
-            self._notify(session, f"STATUS=Running: ready in {ready_ms:.0f} ms")
-        self._spawn("machined", self._register(session))
-
-    async def _register(self, session: Session) -> None:
-        if session.main_pid is None:
-            return
-        try:
-            leader = _find_leader(session.main_pid, self.unit)
-            tap = self._networks.interface_of(self.name)
-            interfaces = () if tap is None else (socket.if_nametoindex(tap),)
-            await register_machine(self._services.bus, self.name, self.record.id, leader, interfaces)
-        except (OSError, BusError) as error:
-            _log.warning("VM %s: cannot register it with systemd-machined: %s", self.name, error)
 
     def _transit(self, derived: Derived) -> None:
         """Take the new state; tell whoever wants to know if that, or its text, is another one."""
@@ -473,24 +374,22 @@ class Vm:
         self._derived = derived
         self._text = derive_status_text(derived, guest_agent=self._guest_agent, ready_ms=ready, result=ended)
         if self._session is not None:
-            self._keep_notes(self._session)
+            self.files.keep_notes(self._session.tracker.notes)
         if self._text == old_text and derived.state is old:
             return
         if derived.state is not old:
             # systemd's own time of the change, unless this change is none of the unit's or not seen there yet
             changed = self._unit.changed_at or 0.0
-            now = changed if changed > self._phase_since or self._recovering else time.time()
-            self._phases[old] = self._phases.get(old, 0.0) + max(now - self._phase_since, 0.0)
-            self._phase_since = now
+            now = changed if changed > self._phases.since or self._recovering else time.time()
+            self._phases.end(old, now)
             self._services.on_change()
             if not self._recovering:
                 log_state_change(
                     self.name, self.record.id, old, derived.state, self._text, derived.state_error
                 )
         if self._session is not None and self._unit.active_state == "activating":
-            self._notify(self._session, f"STATUS={self._text}")
-        for event in self._watchers:
-            event.set()
+            tell_systemd(self.name, self._session, f"STATUS={self._text}")
+        self.changes.tell()
 
     async def _close(self, session: Session, before: asyncio.Task[None] | None) -> None:
         if before is not None:
@@ -501,47 +400,12 @@ class Vm:
         """Give back what was held for a run."""
         if before is not None:
             await asyncio.wait([before])
-        detaching = self._spawn("network", self._networks.detach(self.name))
+        detaching = self._tasks.start("network", self._networks.detach(self.name))
         # a network service that hangs must not hold up an end; the next start waits for its turn there
         await asyncio.wait([detaching], timeout=_DETACH_DEADLINE)
-        self.remove_runtime()
+        self.files.remove_runtime()
         if not self.restarting:
-            await self._release_handle()
-
-    async def _release_handle(self) -> None:
-        """The unit by which an administrator holds the VM ends with it."""
-        handle = handle_name(self.name)
-        try:
-            status = await self._services.units.status(handle)
-            if status.active_state == "active" and not self._unit.is_live:
-                await self._stop_handle(handle, status.invocation_id)
-        except BusError as error:
-            _log.warning("VM %s: cannot end %s: %s", self.name, handle, error)
-        except TimeoutError:
-            _log.warning("VM %s: %s has not ended in %g s", self.name, handle, _HANDLE_DEADLINE)
-
-    async def _stop_handle(self, handle: str, invocation_id: str | None) -> None:
-        """Stop it and wait for that: its end asks for a stop of the VM, which must not meet its next start.
-
-        That start may come from the handle itself, which somebody has started again by then; it waits for
-        this, and is another invocation.
-        """
-        units = self._services.units
-        changed = asyncio.Event()
-        units.watch(handle, lambda _active_state: changed.set())
-        self.releasing_handle = True
-        try:
-            await units.stop(handle)
-            async with asyncio.timeout(_HANDLE_DEADLINE):
-                while True:
-                    status = await units.status(handle)
-                    if not status.is_live or status.invocation_id != invocation_id:
-                        return
-                    await changed.wait()
-                    changed.clear()
-        finally:
-            self.releasing_handle = False
-            units.unwatch(handle)
+            await self.handle.release(lambda: self._unit.is_live)
 
     async def settle(self) -> None:
         """Wait until all that a run has held is given back."""
@@ -553,124 +417,33 @@ class Vm:
             session, self._session = self._session, None
             await session.close()
 
-    # files
-
-    def remove_runtime(self) -> None:
-        """Remove sockets and config disk. Only when there is no VMM."""
-        shutil.rmtree(self._places.runtime, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (self._places.state / "run.json").unlink()
-
-    def keep_running_definition(self, definition: Definition) -> None:
-        """Remember what a VM was started with, for a daemon that comes after this one."""
-        data = json.dumps(definition_to_json(definition)).encode()
-        write_file(self._places.state / "run.json", data, mode=0o600)
-
-    def _load_running_definition(self) -> Definition | None:
-        try:
-            return parse_definition(self.name, json.loads((self._places.state / "run.json").read_bytes()))
-        except (OSError, ValueError, HypemandError):
-            return None
-
-    def _keep_notes(self, session: Session) -> None:
-        """Write the notes down, unless they are the same. What comes during a write is one more."""
-        notes = session.tracker.notes
-        if notes == self._kept:
-            return
-        self._kept = self._unwritten = notes
-        if self._note_writer is None or self._note_writer.done():
-            self._note_writer = self._spawn("notes", self._write_notes())
-
-    async def _write_notes(self) -> None:
-        path = self._places.state / "boot.json"
-        while (notes := self._unwritten) is not None:
-            self._unwritten = None
-            try:
-                await asyncio.to_thread(write_file, path, dump_notes(notes), mode=0o600)
-            except OSError as error:
-                _log.warning("VM %s: cannot keep what its boot has shown: %s", self.name, error)
-
     # waiting
 
-    @contextmanager
-    def watching(self) -> Iterator[asyncio.Event]:
-        """An event that is set at each change of its state or status text, for as long as it is held."""
-        event = asyncio.Event()
-        self._watchers.add(event)
-        try:
-            yield event
-        finally:
-            self._watchers.discard(event)
-
-    async def changes(self) -> AsyncIterator[VmView]:
+    async def views(self) -> AsyncIterator[VmView]:
         """Its picture now and after each change, until it is deleted. A reader that is slow sees the
         latest picture, not each."""
-        with self.watching() as changed:
+        with self.changes.watching() as changed:
             while not self.deleted:
                 changed.clear()
                 yield self.view()
                 await changed.wait()
 
-    async def wait_for(self, condition: Callable[[Vm], bool], timeout: float | None) -> bool:
-        """Wait until `condition` holds. False when `timeout` seconds have passed before."""
-        with self.watching() as changed:
-            try:
-                async with asyncio.timeout(timeout):
-                    while not condition(self):
-                        changed.clear()
-                        await changed.wait()
-            except TimeoutError:
-                return condition(self)
-        return True
-
     def mark_deleted(self) -> None:
         """It is gone: those who wait for it are told."""
         self.deleted = True
-        for event in self._watchers:
-            event.set()
+        self.changes.tell()
 
     def say(self, activity: str) -> None:
         """What it waits for before there is a unit that could tell; "" for nothing any more."""
         if activity != self._activity:
             self._activity = activity
-            self.poke()
+            self.changes.tell()
 
     def give_up_image(self) -> None:
         """A start that waits for its image is not wanted any more."""
         if self.image_wait is not None:
             self.image_wait.cancel()
 
-    def poke(self) -> None:
-        """Something that is shown has changed though the state has not."""
-        for event in self._watchers:
-            event.set()
-
     def log(self, level: int, message: str, message_id: MessageId | None = None, **fields: str) -> None:
         """A journal entry about it."""
         log_vm(level, message, self.name, self.record.id, message_id, **fields)
-
-    def _spawn(self, what: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=f"{what} of {self.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._finish)
-        return task
-
-    def _finish(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("VM %s: task %s failed", self.name, task.get_name(), exc_info=error)
-
-
-def _runtime_part(definition: Definition) -> Definition:
-    """What of a definition makes a difference to a VM that runs: not a volume that it may go without."""
-    volumes = tuple(mount for mount in definition.volumes if mount.required)
-    return replace(definition, autostart=False, tags={}, image_pull=ImagePull.MISSING, volumes=volumes)
-
-
-def _find_leader(main_pid: int, unit: str) -> int:
-    """The process that waits beside the VMM for machinectl's signals (unit/vmm.sh): its only child.
-    OSError when there is none in the unit."""
-    for word in Path(f"/proc/{main_pid}/task/{main_pid}/children").read_text().split():
-        if f"/{unit}\n" in Path(f"/proc/{word}/cgroup").read_text():
-            return int(word)
-    raise ProcessLookupError(f"no leader beside process {main_pid} in {unit}")

@@ -17,6 +17,7 @@ from hypemand.config.definition import MIB, Definition, Origin, VolumeMount
 from hypemand.errors import HypemandError, InUse, StartFailed
 from hypemand.manager.admission import read_room
 from hypemand.manager.claims import derive_filler
+from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images import Images
 from hypemand.manager.service import VmManager
 from hypemand.manager.space import SpaceReport, measure_space
@@ -59,7 +60,7 @@ class ApiVolumes:
         uses = await asyncio.to_thread(measure_space, config.state_dir, config.runtime_dir, unused)
         room = read_room(config.state_dir)
         allowed = int(max(room.total - config.disk.reserve, 0) * config.disk.overcommit)
-        return SpaceReport(uses, room, self._manager.promised_room(), allowed)
+        return SpaceReport(uses, room, self._manager.fleet.promised_room(), allowed)
 
     async def list_volumes(self) -> Sequence[VolumeView]:
         """See `VolumeService`."""
@@ -80,7 +81,7 @@ class ApiVolumes:
     ) -> Volume:
         async with self._lock:
             self._store.check_new(name, size, tags, volume_id)
-            self._manager.check_room(f"the volume {name}", size)
+            self._manager.fleet.check_room(f"the volume {name}", size)
             return await asyncio.to_thread(self._store.create, name, size, tags, volume_id, ready=ready)
 
     async def remove_volume(self, ref: str) -> None:
@@ -101,7 +102,7 @@ class ApiVolumes:
         volume = self._store.get(ref)
         check_size(size)
         with self._claims.work_on(volume, "resized"):
-            self._manager.check_room(f"the volume {volume.name}", size, but=volume.id)
+            self._manager.fleet.check_room(f"the volume {volume.name}", size, but=volume.id)
             return self._view(await asyncio.to_thread(self._store.resize, volume, size))
 
     @asynccontextmanager
@@ -113,8 +114,8 @@ class ApiVolumes:
         try:
             mount = VolumeMount(volume.id, _PLACE)
             async with self._run_helper(derive_filler(volume), mount) as vm:
-                copy = await self._manager.copy_in(vm, _PLACE)
-                fill = _Fill(self._manager, vm, copy, self._view(volume))
+                copy = await self._manager.guests.copy_in(vm, _PLACE)
+                fill = _Fill(self._manager.guests, vm, copy, self._view(volume))
                 try:
                     yield fill
                 finally:
@@ -132,7 +133,7 @@ class ApiVolumes:
         volume = self._store.get(ref)
         mount = VolumeMount(volume.id, _PLACE, readonly=True)
         async with self._run_helper(f"volume-{secrets.token_hex(8)}", mount) as vm:
-            copy = await self._manager.copy_out(vm, _PLACE)
+            copy = await self._manager.guests.copy_out(vm, _PLACE)
             try:
                 yield copy
             finally:
@@ -170,7 +171,7 @@ class ApiVolumes:
 class _Fill:
     """Implements `VolumeFill`."""
 
-    _manager: VmManager
+    _guests: GuestOps
     _vm: str
     copy: CopyIn
     volume: VolumeView
@@ -181,7 +182,7 @@ class _Fill:
             ("/bin/chown", f"{max(root.uid, 0)}:{max(root.gid, 0)}", _PLACE),
             ("/bin/chmod", f"{root.mode:o}", _PLACE),
         ):
-            session = await self._manager.exec_vm(
+            session = await self._guests.exec_vm(
                 self._vm, ExecRequest(argv, {}, None, None, _COMMAND_DEADLINE)
             )
             try:

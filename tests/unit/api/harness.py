@@ -113,7 +113,7 @@ async def run_api(folder: Path, limits: Limits = DEFAULTS) -> AsyncIterator[Api]
     timeout = aiohttp.ClientTimeout(total=DEADLINE)
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout) as session:
         volumes, networks = FakeVolumes(manager), FakeNetworks()
-        services = Services(manager, images, tokens, volumes, networks, fake_reload, spool=folder)
+        services = Services(manager, manager, images, tokens, volumes, networks, fake_reload, spool=folder)
         api = Api(path, manager, images, volumes, networks, services, session)
         served = asyncio.create_task(_serve(make_app(services, limits), listener, api.stop))
         try:

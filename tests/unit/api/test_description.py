@@ -25,7 +25,7 @@ from tests.unit.api.fakevolumes import FakeVolumes
 def services() -> Services:
     manager = FakeManager()
     tokens = TokenStore(Path("/nowhere"))
-    return Services(manager, FakeImages(), tokens, FakeVolumes(manager), FakeNetworks(), fake_reload)
+    return Services(manager, manager, FakeImages(), tokens, FakeVolumes(manager), FakeNetworks(), fake_reload)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from hypemand.cli.commands import COMMANDS, GLOBAL_OPTIONS
+from hypemand.cli.commands import COMMANDS
 from hypemand.cli.completion import format_bash, format_zsh
 from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.options import GLOBAL_OPTIONS
 from hypemand.cli.spec import Command
 from tests.unit.cli.conftest import DEADLINE, REPOSITORY
 

@@ -7,9 +7,10 @@ import math
 
 import pytest
 
-from hypemand.cli.commands import COMMANDS, MODES, RESTARTS, SOURCES, STATES
+from hypemand.cli.commands import COMMANDS
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.main import load_handler
+from hypemand.cli.options import MODES, RESTARTS, SOURCES, STATES
 from hypemand.cli.parser import HelpAsked, UsageError, VersionAsked, parse_command_line
 from hypemand.cli.spec import Command
 from hypemand.config.definition import Mode, Restart

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of all commands, and the words that options take."""
+
+from __future__ import annotations
+
+from hypemand.cli.spec import Completes, Option
+
+STATES = ("Created", "Initializing", "Running", "Paused", "Shutdown", "Stopped", "Standby", "Unknown")
+SOURCES = ("app", "vmm", "hypeman")
+MODES = ("auto", "exec", "systemd")
+PULLS = ("missing", "always", "never")
+RESTARTS = ("no", "on-failure", "always")
+
+SOCKET = Option(
+    ("--socket",),
+    "socket of hypemand's API (default: $HYPEMAN_SOCKET, else /run/hypemand/api.sock)",
+    "PATH",
+    completes=Completes.FILE,
+)
+HELP = Option(("-h", "--help"), "show this help")
+VERSION = Option(("--version",), "show the version of hypemanctl")
+GLOBAL_OPTIONS = (HELP, VERSION, SOCKET)
+COMMON_OPTIONS = (HELP, SOCKET)
+
+JSON = Option(("--json",), "print one JSON document")

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All VMs together: which there are, and what they take of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from hypemand.config.definition import Definition, Origin
+from hypemand.config.host import HostConfig
+from hypemand.errors import Ambiguous, NotFound
+from hypemand.manager.admission import check_disk, check_memory, read_room, read_total_memory
+from hypemand.manager.claims import Holder
+from hypemand.manager.networks import Tenant
+from hypemand.manager.vm import Vm
+from hypemand.storage.store import ImageUse
+from hypemand.storage.volumes import VolumeStore
+
+_MIN_PREFIX = 4
+
+
+class Fleet:
+    """The VMs that there are. `config` gives the host config that is in force."""
+
+    def __init__(self, config: Callable[[], HostConfig], volumes: VolumeStore) -> None:
+        self._config = config
+        self._volumes = volumes
+        self._vms: dict[str, Vm] = {}
+        # of the VMs that are being started and that systemd does not know yet
+        self.starting: dict[str, Definition] = {}
+        # names of VMs whose files have problems; set by the reloader
+        self.broken: frozenset[str] = frozenset()
+
+    # who there is
+
+    def __iter__(self) -> Iterator[Vm]:
+        return iter(list(self._vms.values()))
+
+    def add(self, vm: Vm) -> None:
+        """One more."""
+        self._vms[vm.name] = vm
+
+    def remove(self, vm: Vm) -> None:
+        """One less."""
+        del self._vms[vm.name]
+
+    def find(self, name: str) -> Vm | None:
+        """The VM of that very name."""
+        return self._vms.get(name)
+
+    def get(self, ref: str) -> Vm:
+        """The VM of that name, id, or unambiguous start of an id. NotFound, Ambiguous."""
+        if ref in self._vms:
+            return self._vms[ref]
+        found = [vm for vm in self._vms.values() if vm.record.id == ref]
+        if not found and len(ref) >= _MIN_PREFIX:
+            found = [vm for vm in self._vms.values() if vm.record.id.startswith(ref)]
+        if len(found) > 1:
+            names = ", ".join(sorted(vm.name for vm in found))
+            raise Ambiguous(f"{ref} fits the ids of {names}", hint="write more of the id, or the name")
+        if not found and ref in self.broken:
+            raise NotFound(
+                f"there is no VM {ref}: its file in {self._config().vm_dir} has errors",
+                hint="hypemanctl check",
+            )
+        if not found:
+            raise NotFound(f"there is no VM {ref[:80]}", hint="hypemanctl list shows those that there are")
+        return found[0]
+
+    # what they have
+
+    def tenants(self) -> Iterator[Tenant]:
+        """The VMs as their networks know them."""
+        for vm in self._vms.values():
+            yield vm.tenant
+
+    def image_uses(self) -> list[ImageUse]:
+        """What the VMs need: what they would be started with, and what they run with."""
+        uses = []
+        for vm in self._vms.values():
+            record = vm.record
+            uses.append(ImageUse(vm.name, record.definition.image, record.image_digest))
+            if record.pin is not None and not record.image_digest and vm.state.is_vmm_active:
+                uses.append(ImageUse(vm.name, record.pin.name, record.pin.digest))
+        return uses
+
+    def holders(self) -> Iterator[Holder]:
+        """Who has volumes: each VM as it is defined, and as it runs if it does."""
+        for vm in self._vms.values():
+            if vm.record.origin is not Origin.HELPER:
+                yield Holder(vm.name, vm.record.id, vm.record.definition, running=False)
+            if vm.name in self.starting:
+                yield Holder(vm.name, vm.record.id, self.starting[vm.name], running=True)
+            elif vm.state.is_vmm_active:
+                yield Holder(vm.name, vm.record.id, vm.definition_in_use, running=True)
+
+    # what they take
+
+    def check_room(self, what: str, wanted: int, *, but: str = "") -> None:
+        """Raise InsufficientResources unless the host's disk can hold `wanted` bytes more: of the VM `but`,
+        or of the volume of that id, in place of what it has now."""
+        room = read_room(self._config().state_dir)
+        check_disk(what, wanted, self.promised_room(but=but), room, self._config().disk)
+
+    def promised_room(self, *, but: str = "") -> int:
+        """Bytes that disks and volumes may grow to, all but those of `but`."""
+        disks = sum(vm.record.definition.disk for vm in self if vm.name != but)
+        return disks + sum(volume.size for volume in self._volumes if volume.id != but)
+
+    def check_memory(self, definition: Definition) -> None:
+        """Raise InsufficientResources unless the host's memory can hold a VM of this definition as well."""
+        held = {vm.name: vm.committed_memory for vm in self._vms.values()}
+        held |= {name: starting.memory for name, starting in self.starting.items()}
+        committed = sum(memory for name, memory in held.items() if name != definition.name)
+        total = read_total_memory()
+        check_memory(definition.name, definition.memory, committed, total, self._config().memory)

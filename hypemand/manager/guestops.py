@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of the agent of a guest that runs: commands and files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypemand.agent.channel import AgentChannel
+from hypemand.boot.session import AGENT_DEADLINE
+from hypemand.errors import WrongState
+from hypemand.manager.fleet import Fleet
+from hypemand.manager.images import Images
+from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, ExecSession, FileInfo
+from hypemand.manager.vm import Vm
+from hypemand.state import Operation, State, check_allowed
+from hypemand.storage.configdisk import GuestConfig
+from hypemand.storage.program import resolve_program
+
+
+class GuestOps:
+    """Implements `hypemand.manager.view.GuestService` and `hypemand.manager.names.Guests`."""
+
+    def __init__(self, fleet: Fleet, images: Images) -> None:
+        self._fleet = fleet
+        self._images = images
+
+    def running_boot(self, vm: str) -> str | None:
+        """See `hypemand.manager.names.Guests`."""
+        found = self._fleet.find(vm)
+        if found is None or found.state is not State.RUNNING or not found.definition_in_use.guest_agent:
+            return None
+        return found.boot
+
+    async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
+        """See `GuestService`."""
+        vm, channel = await self._reach_agent(ref, Operation.EXEC)
+        definition, pin = vm.definition_in_use, vm.record.pin
+        digest = pin.digest if pin is not None and pin.name == definition.image else ""
+        image = await self._images.get_for(definition.image, digest)
+        return await channel.exec(_like_the_program(request, resolve_program(definition, image)))
+
+    async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
+        """See `GuestService`."""
+        _, channel = await self._reach_agent(ref, Operation.STAT)
+        return await channel.stat(path, follow=follow)
+
+    async def copy_out(self, ref: str, path: str, *, follow: bool = False) -> CopyOut:
+        """See `GuestService`."""
+        _, channel = await self._reach_agent(ref, Operation.COPY)
+        return await channel.copy_out(path, follow=follow)
+
+    async def copy_in(self, ref: str, path: str) -> CopyIn:
+        """See `GuestService`."""
+        _, channel = await self._reach_agent(ref, Operation.COPY)
+        return await channel.copy_in(path)
+
+    async def _reach_agent(self, ref: str, operation: Operation) -> tuple[Vm, AgentChannel]:
+        """A VM whose state allows the operation, and the channel to its agent."""
+        vm = self._fleet.get(ref)
+        check_allowed(operation, vm.state, vm.name)
+        if not vm.definition_in_use.guest_agent or vm.session is None:
+            raise WrongState(f"VM {vm.name} has no guest agent", hint="set guest_agent: true and restart it")
+        return vm, await vm.session.open_agent(AGENT_DEADLINE)
+
+
+def _like_the_program(request: ExecRequest, guest: GuestConfig) -> ExecRequest:
+    """A command runs as the VM's program does, where the request does not say otherwise: with its variables,
+    in its folder, as its user."""
+    return replace(
+        request,
+        env={**guest.env, **request.env},
+        cwd=request.cwd or guest.workdir,
+        user=request.user or guest.user,
+    )

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in a VM's folders of its runs: what a boot has shown, how it ended, what it was started with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+from dataclasses import replace
+
+from hypemand.atomic import write_file
+from hypemand.boot.record import ExitRecord, load_exit_record
+from hypemand.boot.tracker import BootNotes, dump_notes, load_notes
+from hypemand.config.definition import Definition
+from hypemand.config.vmdef import definition_to_json, parse_definition
+from hypemand.errors import HypemandError
+from hypemand.manager.plan import Places
+from hypemand.manager.tasks import Tasks
+
+_log = logging.getLogger(__name__)
+
+
+class RunFiles:
+    """The files of the VM of that name. Notes are written in the background, as one of its `tasks`."""
+
+    def __init__(self, vm: str, places: Places, tasks: Tasks) -> None:
+        self._vm = vm
+        self._tasks = tasks
+        self._runtime = places.runtime
+        self._notes = places.state / "boot.json"
+        self._exit = places.state / "exit.json"
+        self._definition = places.state / "run.json"
+        self._kept: BootNotes | None = None
+        self._unwritten: BootNotes | None = None
+        self._writer: asyncio.Task[None] | None = None
+
+    def remove_runtime(self) -> None:
+        """Remove sockets and config disk. Only when there is no VMM."""
+        shutil.rmtree(self._runtime, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._definition.unlink()
+
+    # what it was started with
+
+    def keep_definition(self, definition: Definition) -> None:
+        """Remember what a VM was started with, for a daemon that comes after this one."""
+        write_file(self._definition, json.dumps(definition_to_json(definition)).encode(), mode=0o600)
+
+    def load_definition(self) -> Definition | None:
+        """What a VM that runs was started with; None when that cannot be read."""
+        try:
+            return parse_definition(self._vm, json.loads(self._definition.read_bytes()))
+        except (OSError, ValueError, HypemandError):
+            return None
+
+    # how it ended
+
+    def load_exit(self, notes: BootNotes | None, *, failed: bool) -> ExitRecord | None:
+        """The record of the last run, which `notes` are of. It is there: the unit writes it before it becomes
+        inactive, or `failed`."""
+        record = load_exit_record(self._exit)
+        if record is not None and record.reboot and failed:
+            words = f"{record.message}, too often in a short time: systemd did not start it again"
+            record = replace(record, message=words, success=False)
+        return record if notes is None or record is None or record.boot == notes.boot else None
+
+    def load_unseen_exit(self, notes: BootNotes | None) -> ExitRecord | None:
+        """The record of the last run, as a daemon finds it that has not seen the end; None when the host went
+        down with that run, so that the record is of one before."""
+        record = load_exit_record(self._exit)
+        if record is None or notes is None or record.boot == notes.boot:
+            return record
+        # of the later of two runs there is but one: systemd alone made it, or its end was not written down
+        noted_at = self._notes.stat().st_mtime
+        return record if record.ended_at > noted_at else None
+
+    # what its boot has shown
+
+    def load_notes(self) -> BootNotes | None:
+        """What was seen of its last boot."""
+        return load_notes(self._notes)
+
+    def keep_notes(self, notes: BootNotes) -> None:
+        """Write the notes down, unless they are the same. What comes during a write is one more."""
+        if notes == self._kept:
+            return
+        self._kept = self._unwritten = notes
+        if self._writer is None or self._writer.done():
+            self._writer = self._tasks.start("notes", self._write_notes())
+
+    async def _write_notes(self) -> None:
+        while (notes := self._unwritten) is not None:
+            self._unwritten = None
+            try:
+                await asyncio.to_thread(write_file, self._notes, dump_notes(notes), mode=0o600)
+            except OSError as error:
+                _log.warning("VM %s: cannot keep what its boot has shown: %s", self._vm, error)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way of a start: from an image that may have to be pulled to a unit that systemd has taken."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from hypemand.boot.tracker import Moment
+from hypemand.config.definition import Definition, ImagePull
+from hypemand.config.host import HostConfig
+from hypemand.errors import InvalidDefinition, WrongState
+from hypemand.manager.claims import Claims
+from hypemand.manager.fleet import Fleet
+from hypemand.manager.images import Images
+from hypemand.manager.inventory import ImagePin, Inventory
+from hypemand.manager.leases import Lease
+from hypemand.manager.names import Names
+from hypemand.manager.networks import Networks
+from hypemand.manager.plan import Attached, Connection, Plan, make_plan
+from hypemand.manager.vm import Vm
+from hypemand.qemu.host import find_vmm_host
+from hypemand.storage.configdisk import write_config_disk
+from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk
+from hypemand.storage.images import Image
+from hypemand.storage.volumes import prepare_volume
+from hypemand.systemd.cgroups import ease_moves
+from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr
+from hypemand.systemd.units import Units
+
+
+@dataclass
+class Starter:
+    """Starts VMs. Who calls it holds the VM's lock, and has looked at its state. `config` gives the host
+    config that is in force."""
+
+    _config: Callable[[], HostConfig]
+    _fleet: Fleet
+    _inventory: Inventory
+    _images: Images
+    _claims: Claims
+    _networks: Networks
+    _names: Names
+    _units: Units
+    _easing: asyncio.Task[None] | None = field(default=None, init=False)
+
+    async def close(self) -> None:
+        """Wait for what it has begun."""
+        if self._easing is not None:
+            await self._easing
+
+    async def have_image(self, vm: Vm, pull: ImagePull | None) -> tuple[Image, bool]:
+        """The image that it is to be started with. The bool: was it waited for? While that lasts its status
+        text says so, and a stop ends it."""
+        definition = vm.record.definition
+        pull = pull or definition.image_pull
+        if pull is not ImagePull.ALWAYS:
+            image = await self._images.find_for(definition.image, vm.record.image_digest)
+            if image is not None:
+                return image, False
+        state = vm.state
+        work = self._images.have(
+            definition.image, vm.record.image_digest, pull, lambda words: vm.say(f"{state}: {words}")
+        )
+        vm.image_wait = asyncio.create_task(work, name=f"image of {vm.name}")
+        try:
+            return await vm.image_wait, True
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                vm.image_wait.cancel()
+                raise
+            raise WrongState(
+                f"the start of VM {vm.name} was given up while its image was being pulled",
+                hint="start it again; the pull goes on",
+            ) from None
+        finally:
+            vm.image_wait = None
+            vm.say("")
+
+    async def check(self, vm: Vm, image: Image) -> None:
+        """Raise what a start would: a VM that runs is not stopped for a definition that cannot be started."""
+        definition = vm.record.definition
+        self._fleet.check_memory(definition)
+        self._fleet.check_room(f"VM {vm.name}", definition.disk, but=vm.name)
+        self._claims.claim(vm.name, definition)
+        network = self._networks.plan(vm.tenant)
+        if network is not None:
+            await self._networks.check_usable(network.port.bridge.network)
+        await asyncio.to_thread(self._plan, vm, image)
+        problem = await asyncio.to_thread(find_size_problem, vm.places.disk, definition.disk)
+        if problem is not None:
+            raise InvalidDefinition([problem])
+
+    async def _pin_image(self, vm: Vm, image: Image) -> Image:
+        """Have the VM keep to a content, which cannot be removed from now on."""
+        async with self._images.choosing:
+            image = await self._images.keep(image)
+            vm.record = self._inventory.pin(vm.name, derive_pin(vm.record.definition, image))
+        return image
+
+    def ease_moves(self) -> None:
+        """Have the kernel's wait before PID 1 can move the VMM into its unit over by the time it does."""
+        if self._easing is None or self._easing.done():
+            self._easing = asyncio.create_task(asyncio.to_thread(ease_moves), name="ease moves")
+
+    async def start(self, vm: Vm, requested: float, image: Image) -> None:
+        """Start it; back when systemd has taken the job. `requested`: when it was asked for. A start that
+        comes to nothing leaves nothing behind."""
+        self.ease_moves()
+        await vm.settle()
+        image = await self._pin_image(vm, image)
+        definition = vm.record.definition
+        self._fleet.check_memory(definition)
+        self._fleet.check_room(f"VM {vm.name}", definition.disk, but=vm.name)
+        volumes = self._claims.claim(vm.name, definition)
+        # with the volumes that it gets: what it goes without, others may have
+        definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
+        network, had_lease = self._networks.claim(vm.tenant), vm.record.lease
+        had_disk = vm.places.disk.exists()
+        self._fleet.starting[vm.name] = definition
+        try:
+            if network is not None:
+                vm.record = self._inventory.lease(vm.name, network.lease)
+                self._names.set_disk(vm.name, network.hosts)
+            plan = await self._make_all(vm, image, volumes, network)
+            vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
+            if vm.has_unit:
+                await self._units.reset_failed(vm.unit)
+            await self._units.start_transient(plan.unit)
+        except BaseException:
+            vm.expect_boot({}, definition)
+            vm.files.remove_runtime()
+            if not had_disk:
+                vm.places.disk.unlink(missing_ok=True)
+            await asyncio.shield(self._networks.give_up(vm.name))
+            self._take_back_lease(vm, had_lease)
+            raise
+        finally:
+            del self._fleet.starting[vm.name]
+        vm.add_moment(Moment.QUEUED, time.monotonic())
+        vm.take_start()
+        await asyncio.to_thread(vm.files.keep_definition, definition)
+
+    def _take_back_lease(self, vm: Vm, before: Lease | None) -> None:
+        """Addresses that a VM was given for a start that came to nothing are others' to have again."""
+        if vm.record.lease != before:
+            vm.record = self._inventory.lease(vm.name, before)
+            self._networks.tell()
+
+    async def _make_all(
+        self, vm: Vm, image: Image, volumes: Sequence[Attached], network: Connection | None
+    ) -> Plan:
+        """Make what a start needs on the host's disk and in its network, both at once."""
+        preparing = asyncio.create_task(
+            asyncio.to_thread(self._make_files, vm, image, volumes, network), name=f"files of {vm.name}"
+        )
+        try:
+            if network is not None:
+                await self._networks.attach(vm.name)
+            return await asyncio.shield(preparing)
+        finally:
+            # a thread cannot be ended: what it makes can be removed only when it has made it
+            await asyncio.gather(preparing, return_exceptions=True)
+
+    def _plan(
+        self, vm: Vm, image: Image, volumes: Sequence[Attached] = (), network: Connection | None = None
+    ) -> Plan:
+        """Work out its start. Blocks; run in a thread."""
+        host = find_vmm_host(self._config())
+        return make_plan(
+            vm.record, vm.record.definition, image, host, vm.places, volumes, network, in_root=is_in_usr
+        )
+
+    def _make_files(
+        self, vm: Vm, image: Image, volumes: Sequence[Attached], network: Connection | None
+    ) -> Plan:
+        """Make what the unit needs. Blocks; run in a thread."""
+        record, definition = vm.record, vm.record.definition
+        places, runtime = vm.places, vm.places.runtime
+        plan = self._plan(vm, image, volumes, network)
+        copy_linker_cache(places.root)
+        shutil.rmtree(runtime, ignore_errors=True)
+        runtime.mkdir(mode=0o700)
+        os.chown(runtime, record.uid, record.uid)
+        os.mkfifo(runtime / "leader", 0o600)
+        os.chown(runtime / "leader", record.uid, record.uid)
+        make_disk = ensure_disk if definition.persistent else make_fresh_disk
+        make_disk(places.disk, definition.disk, record.uid, places.templates)
+        for attached in volumes:
+            prepare_volume(attached.volume.disk, record.uid, writes=attached.mount.writes)
+        write_config_disk(places.config, plan.guest, uid=record.uid)
+        return plan
+
+
+def derive_pin(definition: Definition, image: Image) -> ImagePin | None:
+    """What a VM keeps to. A package's image changes with the package."""
+    return None if image.builtin else ImagePin(definition.image, image.digest)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What systemd and systemd-machined are told of a VM's boot."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from pathlib import Path
+
+from hypemand.boot.session import Session
+from hypemand.boot.tracker import Moment
+from hypemand.manager.inventory import VmRecord
+from hypemand.manager.networks import Networks
+from hypemand.systemd.bus import BusError, SystemBus
+from hypemand.systemd.machined import register_machine
+from hypemand.systemd.notify import notify_for
+from hypemand.systemd.units import unit_name
+
+_log = logging.getLogger(__name__)
+
+
+def tell_systemd(vm: str, session: Session, *assignments: str) -> None:
+    """Tell the unit of a VM something, as READY=1, in the name of its VMM if that is known."""
+    if session.main_pid is None:
+        return
+    try:
+        notify_for(session.main_pid, *assignments)
+    except OSError as error:
+        _log.error("VM %s: cannot tell systemd %s: %s", vm, assignments[0], error)
+
+
+def tell_readiness(vm: str, session: Session) -> None:
+    """When all is there that makes a VM Running, say so once. Its unit is activating."""
+    if session.notified or not session.is_ready or session.main_pid is None:
+        return
+    session.notified = True
+    session.tracker.set_moment(Moment.NOTIFIED, time.monotonic())
+    tell_systemd(vm, session, "READY=1", "STATUS=Running")
+
+
+def tell_running(vm: str, session: Session) -> bool:
+    """Note that it is Running, and say how long that took. False when there is nothing new in that."""
+    moments = session.tracker.notes.moments
+    if Moment.RUNNING in moments or Moment.NOTIFIED not in moments:
+        return False
+    session.tracker.set_moment(Moment.RUNNING, time.monotonic())
+    ready_ms = session.tracker.notes.ready_ms
+    if ready_ms is not None:
+        tell_systemd(vm, session, f"STATUS=Running: ready in {ready_ms:.0f} ms")
+    return True
+
+
+async def register(bus: SystemBus, record: VmRecord, session: Session, networks: Networks) -> None:
+    """Make a VM known to systemd-machined."""
+    if session.main_pid is None:
+        return
+    try:
+        leader = _find_leader(session.main_pid, unit_name(record.name))
+        tap = networks.interface_of(record.name)
+        interfaces = () if tap is None else (socket.if_nametoindex(tap),)
+        await register_machine(bus, record.name, record.id, leader, interfaces)
+    except (OSError, BusError) as error:
+        _log.warning("VM %s: cannot register it with systemd-machined: %s", record.name, error)
+
+
+def _find_leader(main_pid: int, unit: str) -> int:
+    """The process that waits beside the VMM for machinectl's signals (unit/vmm.sh): its only child.
+    OSError when there is none in the unit."""
+    for word in Path(f"/proc/{main_pid}/task/{main_pid}/children").read_text().split():
+        if f"/{unit}\n" in Path(f"/proc/{word}/cgroup").read_text():
+            return int(word)
+    raise ProcessLookupError(f"no leader beside process {main_pid} in {unit}")
