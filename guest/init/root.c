@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "root.h"
 
+#include "atonce.h"
 #include "devices.h"
 #include "files.h"
 #include "growth.h"
@@ -15,17 +16,35 @@
 #define IMAGE "/image"
 #define DISK "/disk"
 
-static bool mount_device(char path[DEVICE_PATH_SIZE], const char *serial, const char *target,
-                         const char *type, unsigned long flags, const char *options, int64_t deadline,
-                         struct reason *why)
+/* A disk that the root is made of, mounted in a thread of its own. */
+struct part {
+    const char *serial;
+    const char *target;
+    const char *type;
+    unsigned long flags;
+    const char *options;
+    char device[DEVICE_PATH_SIZE];
+    bool mounted;
+    struct reason why;
+};
+
+static bool find_part(struct part *part, int64_t deadline, struct reason *why)
 {
-    if (!wait_for_device(find_block, serial, path, deadline))
-        return refuse(why, "no block device with the serial %s came up", serial);
-    if (!folder_make(target, 0755))
-        return refuse(why, "cannot make the folder %s: %s", target, strerror(errno));
-    if (mount(path, target, type, flags, options) != 0)
-        return refuse(why, "cannot mount %s (%s) as %s: %s", serial, path, type, strerror(errno));
-    return true;
+    return wait_for_device(find_block, part->serial, part->device, deadline) ||
+           refuse(why, "no block device with the serial %s came up", part->serial);
+}
+
+static void *mount_part(void *item)
+{
+    struct part *part = item;
+    if (!folder_make(part->target, 0755))
+        (void)refuse(&part->why, "cannot make the folder %s: %s", part->target, strerror(errno));
+    else if (mount(part->device, part->target, part->type, part->flags, part->options) != 0)
+        (void)refuse(&part->why, "cannot mount %s (%s) as %s: %s", part->serial, part->device, part->type,
+                     strerror(errno));
+    else
+        part->mounted = true;
+    return NULL;
 }
 
 static bool mount_overlay(struct reason *why)
@@ -53,14 +72,29 @@ static void grow_disk(const char *device, struct report *report)
 
 bool root_mount(struct report *report, int64_t deadline, struct reason *why)
 {
-    char image[DEVICE_PATH_SIZE];
-    char disk[DEVICE_PATH_SIZE];
     /* Zeroing the disk's unused inode tables would cost time now and space on the host for good; by discard
      * the host has back what is removed. */
-    if (!mount_device(image, "hypeman-image", IMAGE, "erofs", MS_RDONLY, NULL, deadline, why) ||
-        !mount_device(disk, "hypeman-disk", DISK, "ext4", MS_NOATIME, "noinit_itable,discard", deadline, why))
-        return false;
-    grow_disk(disk, report);
+    struct part parts[] = {
+        {.serial = "hypeman-image", .target = IMAGE, .type = "erofs", .flags = MS_RDONLY},
+        {.serial = "hypeman-disk",
+         .target = DISK,
+         .type = "ext4",
+         .flags = MS_NOATIME,
+         .options = "noinit_itable,discard"},
+    };
+    enum { COUNT = sizeof parts / sizeof parts[0] };
+    for (size_t i = 0; i < COUNT; i++) {
+        if (!find_part(&parts[i], deadline, why))
+            return false;
+    }
+    at_once(mount_part, parts, sizeof parts[0], COUNT);
+    for (size_t i = 0; i < COUNT; i++) {
+        if (!parts[i].mounted) {
+            *why = parts[i].why;
+            return false;
+        }
+    }
+    grow_disk(parts[COUNT - 1].device, report);
     return mount_overlay(why);
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "volumes.h"
 
+#include "atonce.h"
 #include "devices.h"
 #include "fields.h"
 #include "files.h"
@@ -11,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -167,27 +169,81 @@ static bool add_layer(struct volume *volume, struct reason *why)
            refuse(why, "volume %s: cannot put a writable layer over it: %s", volume->path, strerror(error));
 }
 
-static void grow_volume(const struct volume *volume, const char *device, struct report *report)
+/* What mounting a volume comes to, in a thread of its own. */
+struct attempt {
+    struct volume *volume;
+    char device[DEVICE_PATH_SIZE];
+    struct reason ungrown; /* empty if it has its size */
+    struct reason why;
+};
+
+static void grow_volume(struct attempt *attempt)
 {
-    struct reason why = {.words = ""};
-    if (volume->readonly || strcmp(volume->type, "ext4") != 0 || growth_do(volume->filesystem, device))
-        return;
-    (void)refuse(&why, "volume %s: it cannot grow to its new size: %s", volume->path, strerror(errno));
-    report_warning(report, why.words);
+    const struct volume *volume = attempt->volume;
+    if (!volume->readonly && strcmp(volume->type, "ext4") == 0 &&
+        !growth_do(volume->filesystem, attempt->device))
+        (void)refuse(&attempt->ungrown, "volume %s: it cannot grow to its new size: %s", volume->path,
+                     strerror(errno));
 }
 
-static bool mount_one(struct volume *volume, struct report *report, int64_t deadline, struct reason *why)
+static void *mount_one(void *item)
 {
-    char device[DEVICE_PATH_SIZE];
-    if (!wait_for_device(find_block, volume->serial, device, deadline))
-        return refuse(why, "volume %s: no block device with the serial %s came up", volume->path,
-                      volume->serial);
-    volume->filesystem = filesystem_mount(volume->type, device, volume->readonly);
-    if (volume->filesystem < 0)
-        return refuse(why, "volume %s: cannot mount %s (%s) as %s: %s", volume->path, volume->serial, device,
-                      volume->type, strerror(errno));
-    grow_volume(volume, device, report);
-    return !volume->overlay || add_layer(volume, why);
+    struct attempt *attempt = item;
+    struct volume *volume = attempt->volume;
+    if (attempt->device[0] == '\0')
+        return NULL;
+    volume->filesystem = filesystem_mount(volume->type, attempt->device, volume->readonly);
+    if (volume->filesystem >= 0)
+        grow_volume(attempt);
+    else
+        (void)refuse(&attempt->why, "volume %s: cannot mount %s (%s) as %s: %s", volume->path, volume->serial,
+                     attempt->device, volume->type, strerror(errno));
+    return NULL;
+}
+
+static bool locate(struct attempt *attempt, int64_t deadline)
+{
+    const struct volume *volume = attempt->volume;
+    if (wait_for_device(find_block, volume->serial, attempt->device, deadline))
+        return true;
+    attempt->device[0] = '\0';
+    return refuse(&attempt->why, "volume %s: no block device with the serial %s came up", volume->path,
+                  volume->serial);
+}
+
+static bool conclude(struct attempt *attempt, struct report *report)
+{
+    struct volume *volume = attempt->volume;
+    if (attempt->ungrown.words[0] != '\0')
+        report_warning(report, attempt->ungrown.words);
+    return (volume->filesystem >= 0 && (!volume->overlay || add_layer(volume, &attempt->why))) ||
+           give_up(volume, report, &attempt->why);
+}
+
+/* Stops at the first volume that the boot needs and that is not there. */
+static bool locate_all(struct attempt *attempts, struct volumes *volumes, int64_t deadline,
+                       struct reason *why)
+{
+    for (size_t i = 0; i < volumes->count; i++) {
+        struct attempt *attempt = &attempts[i];
+        attempt->volume = &volumes->all[i];
+        if (!locate(attempt, deadline) && attempt->volume->required) {
+            *why = attempt->why;
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool conclude_all(struct attempt *attempts, size_t count, struct report *report, struct reason *why)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (!conclude(&attempts[i], report)) {
+            *why = attempts[i].why;
+            return false;
+        }
+    }
+    return true;
 }
 
 static bool place_one(struct volume *volume, const char *root, struct reason *why)
@@ -206,12 +262,17 @@ static bool place_one(struct volume *volume, const char *root, struct reason *wh
 
 bool volumes_mount(struct volumes *volumes, struct report *report, int64_t deadline, struct reason *why)
 {
-    for (size_t i = 0; i < volumes->count; i++) {
-        struct volume *volume = &volumes->all[i];
-        if (!mount_one(volume, report, deadline, why) && !give_up(volume, report, why))
-            return false;
+    struct attempt *attempts = calloc(volumes->count + 1, sizeof *attempts);
+    if (attempts == NULL)
+        return refuse(why, "volumes: no memory to mount them");
+    bool done = locate_all(attempts, volumes, deadline, why);
+    if (done) {
+        /* A mount waits for its disk ten times, and once for what it has written. */
+        at_once(mount_one, attempts, sizeof *attempts, volumes->count);
+        done = conclude_all(attempts, volumes->count, report, why);
     }
-    return true;
+    free(attempts);
+    return done;
 }
 
 bool volumes_place(struct volumes *volumes, struct report *report, const char *path, struct reason *why)

@@ -2,6 +2,7 @@
 /* What the guest side parses, formats and looks up, against tables. Exits 1 if
  * anything is not as it should be. */
 #include "../expect.h"
+#include "atonce.h"
 #include "bootid.h"
 #include "box.h"
 #include "config.h"
@@ -780,6 +781,49 @@ static bool work_beside(void *of, struct reason *why)
     return true;
 }
 
+/* One of a row in which each waits for its neighbour's byte. */
+struct neighbour {
+    int mine;
+    int theirs;
+    int calls;
+    bool met;
+};
+
+static void *meet_neighbour(void *item)
+{
+    struct neighbour *one = item;
+    one->calls++;
+    one->met = meet(one->mine, one->theirs);
+    return NULL;
+}
+
+static void *count_call(void *item)
+{
+    (*(int *)item)++;
+    return NULL;
+}
+
+static void test_at_once(void)
+{
+    enum { COUNT = 9 };
+    int ends[COUNT][2];
+    struct neighbour row[COUNT];
+    for (size_t i = 0; i < COUNT; i++)
+        EXPECT(pipe(ends[i]) == 0);
+    for (size_t i = 0; i < COUNT; i++)
+        row[i] = (struct neighbour){.mine = ends[i][1], .theirs = ends[(i + COUNT - 1) % COUNT][0]};
+    at_once(meet_neighbour, row, sizeof row[0], COUNT);
+    for (size_t i = 0; i < COUNT; i++) {
+        EXPECT(row[i].calls == 1 && row[i].met);
+        EXPECT(close(ends[i][0]) == 0 && close(ends[i][1]) == 0);
+    }
+    int calls[2] = {0, 0};
+    at_once(count_call, calls, sizeof calls[0], 1);
+    EXPECT(calls[0] == 1 && calls[1] == 0);
+    at_once(count_call, calls, sizeof calls[0], 0);
+    EXPECT(calls[0] == 1);
+}
+
 static double seconds(struct timespec at)
 {
     return (double)at.tv_sec + (double)at.tv_nsec / 1e9;
@@ -929,6 +973,7 @@ int main(void)
     test_in_root();
     test_trees();
     test_stages();
+    test_at_once();
     test_config_disk();
     test_folders();
     test_growth();
