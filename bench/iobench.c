@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The program of a guest: how fast is /srv, past the guest's page cache? Prints `IO KIND VALUE` lines.
+/* A program of a guest: how fast is /srv, past the guest's page cache?
  *
- * Each kind takes about a second, and begins when what a start occupies the host with is over: else it would
- * be measured who else wants the host's CPUs in some hundred milliseconds. */
+ * `iobench prepare` makes the file that all work on. `iobench KIND`, with seq_write, seq_read, rand_write or
+ * rand_read, works for half a second and prints MiB a second, or operations of 4 KiB a second; what was written
+ * is on the disk by then. Without a word it waits for its end. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
@@ -12,7 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MIB = 1048576, FILE_MIB = 256, SMALL = 4096, SMALL_COUNT = 10000, WRITES = 3, READS = 8, SETTLE = 2 };
+enum { MIB = 1048576, FILE_MIB = 256, SMALL = 4096 };
+static const double SLICE = 0.5;
 
 static double now(void)
 {
@@ -27,52 +29,54 @@ static void fail(const char *what)
     exit(1);
 }
 
-static void sequential(int fd, char *buffer, int writes)
+static void transfer(int fd, char *buffer, size_t size, off_t at, int writes)
 {
-    double start = now();
-    int total = (writes ? WRITES : READS) * FILE_MIB;
-    for (int i = 0; i < total; i++) {
-        off_t at = (off_t)(i % FILE_MIB) * MIB;
-        if ((writes ? pwrite(fd, buffer, MIB, at) : pread(fd, buffer, MIB, at)) != MIB)
-            fail("sequential");
-    }
-    if (writes && fdatasync(fd) != 0)
-        fail("fdatasync");
-    printf("IO seq_%s %.1f\n", writes ? "write" : "read", total / (now() - start));
+    if ((writes ? pwrite(fd, buffer, size, at) : pread(fd, buffer, size, at)) != (ssize_t)size)
+        fail("transfer");
 }
 
-static void random_small(int fd, char *buffer, int writes)
+static void prepare(int fd, char *buffer)
 {
-    uint32_t state = 12345;
+    for (int i = 0; i < FILE_MIB; i++)
+        transfer(fd, buffer, MIB, (off_t)i * MIB, 1);
+    if (fdatasync(fd) != 0)
+        fail("fdatasync");
+}
+
+static void measure(int fd, char *buffer, int random, int writes)
+{
+    uint32_t state = (uint32_t)time(NULL);
     double start = now();
-    for (int i = 0; i < SMALL_COUNT; i++) {
+    long count = 0;
+    while (now() - start < SLICE) {
         state = state * 1664525U + 1013904223U;
-        off_t at = (off_t)((state >> 8) % (FILE_MIB * (MIB / SMALL))) * SMALL;
-        if ((writes ? pwrite(fd, buffer, SMALL, at) : pread(fd, buffer, SMALL, at)) != SMALL)
-            fail("random");
+        if (random)
+            transfer(fd, buffer, SMALL, (off_t)((state >> 8) % (FILE_MIB * (MIB / SMALL))) * SMALL, writes);
+        else
+            transfer(fd, buffer, MIB, (off_t)(count % FILE_MIB) * MIB, writes);
+        count++;
     }
     if (writes && fdatasync(fd) != 0)
         fail("fdatasync");
-    printf("IO rand_%s %.1f\n", writes ? "write" : "read", SMALL_COUNT / (now() - start));
+    printf("%.1f\n", (double)count / (now() - start));
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     void *buffer;
+    if (argc < 2) {
+        for (;;)
+            pause();
+    }
     if (posix_memalign(&buffer, SMALL, MIB) != 0)
         fail("memory");
     memset(buffer, 'x', MIB);
     int fd = open("/srv/io", O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
     if (fd < 0)
         fail("/srv/io");
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    sleep(SETTLE);
-    puts("IO begin");
-    sequential(fd, buffer, 1);
-    sequential(fd, buffer, 0);
-    random_small(fd, buffer, 0);
-    random_small(fd, buffer, 1);
-    puts("IO done");
-    for (;;)
-        pause();
+    if (strcmp(argv[1], "prepare") == 0)
+        prepare(fd, buffer);
+    else
+        measure(fd, buffer, strncmp(argv[1], "rand_", 5) == 0, strstr(argv[1], "_write") != NULL);
+    return 0;
 }

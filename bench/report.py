@@ -104,8 +104,10 @@ def derive_goals(figures: dict[str, Any], kernel: Kernel | None) -> Iterator[Goa
     made = median(disks["create"]) - median(disks["command"])
     yield Goal("100 GiB made, less the command", made, 50.0, "ms")
     for kind in IO_KINDS:
-        # turned round, so that less is better: at least 0.98 of the bare one's speed
-        ratio = median(disks[f"bare_{kind}"]) / median(disks[f"managed_{kind}"])
+        # turned round, so that less is better: at least 0.98 of the bare one's speed; each turn with the one
+        # beside it, since all that a machine does comes and goes
+        turns = zip(disks[f"bare_{kind}"], disks[f"managed_{kind}"], strict=True)
+        ratio = median(bare / managed for bare, managed in turns)
         yield Goal(f"IO bare / managed, {kind}", ratio, 1 / 0.98, "x")
     network = {key: median(series) for key, series in figures["network"].items()}
     added = network["wired_host"] - network["unwired_host"]
@@ -132,7 +134,8 @@ def render(figures: dict[str, Any], kernel: Kernel | None) -> tuple[str, bool]:
     for kind in IO_KINDS:
         what = "MiB/s" if kind.startswith("seq") else "4 KiB operations/s"
         bare, managed = (median(figures["disks"][f"{who}_{kind}"]) for who in ("bare", "managed"))
-        lines.append(f"(k) {kind}, {what}: {bare:.0f} bare, {managed:.0f} in a unit")
+        rounds = len(figures["disks"][f"bare_{kind}"])
+        lines.append(f"(k) {kind}, {what}: {bare:.0f} bare, {managed:.0f} in a unit, n={rounds}")
     bare, managed = (median(figures["network"][f"{who}_send"]) for who in ("bare", "managed"))
     lines.append(f"(n) TCP guest to host, MiB/s: {bare:.0f} on a TAP made by hand, {managed:.0f} on ours")
     memory = figures["memory"]

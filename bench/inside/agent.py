@@ -43,19 +43,19 @@ async def _measure(path: Path, boot: str, rounds: int) -> Series:
         data = os.urandom(_PIECE)
         for _ in range(_COMMANDS):
             async with _timed(series["exec"]):
-                await _run(channel, "/bin/true")
+                await run_in_guest(channel, "/bin/true")
         for _ in range(rounds):
             async with _timed(series["raw_in"]):
                 await _send(await _start(channel, "sh", "-c", "exec cat >/dev/null"), data)
             async with _timed(series["copy_in"]):
                 await _copy_in(channel, data)
             async with _timed(series["raw_out"]):
-                await _run(channel, "cat", _TARGET)
+                await run_in_guest(channel, "cat", _TARGET)
             async with _timed(series["copy_out"]):
                 await _copy_out(channel)
             # there is room for one: a copy takes the place of another only when it is whole
-            await _run(channel, "rm", _TARGET)
-        init, agent = (await _run(channel, "sh", "-c", _SIZES)).split()
+            await run_in_guest(channel, "rm", _TARGET)
+        init, agent = (await run_in_guest(channel, "sh", "-c", _SIZES)).split()
         series["memory"].append(int(init) + int(agent))
         await channel.close()
     return series
@@ -72,7 +72,7 @@ async def _start(channel: AgentChannel, *argv: str) -> Session:
     return await channel.exec(ExecRequest(argv, {}, "/", None, None))
 
 
-async def _run(channel: AgentChannel, *argv: str) -> bytes:
+async def run_in_guest(channel: AgentChannel, *argv: str) -> bytes:
     """A command's output, of which no more than a piece is kept."""
     session = await _start(channel, *argv)
     kept = b""

@@ -85,8 +85,8 @@ class BareVm:
     """One run of a recipe, whose folder no other run uses at the time."""
 
     def __init__(self, recipe: Recipe) -> None:
-        boot = uuid.uuid4().hex
-        argv = [*recipe.argv, "-append", f"{recipe.words} hypeman.boot={boot}"]
+        self.boot = uuid.uuid4().hex
+        argv = [*recipe.argv, "-append", f"{recipe.words} hypeman.boot={self.boot}"]
         stop = next(word for word in recipe.argv if word.startswith("socket,id=stop,"))
         self._stop_path = _fields(stop)["path"]
         self.spawned = time.monotonic()

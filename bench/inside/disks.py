@@ -4,13 +4,17 @@ the same VMM without systemd, sandbox and limits."""
 
 from __future__ import annotations
 
-import re
+import asyncio
+import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
+from bench.inside.agent import run_in_guest
+from bench.inside.api import start_and_watch
 from bench.inside.bare import BareVm, Recipe
 from bench.inside.rounds import Series, run, start_and_stop, time_command
+from hypemand.agent.channel import AgentChannel
 
 _VM_DIR = Path("/etc/hypemand/vms.d")
 _NONE, _LADEN, _IO = "unladen", "laden", "io"
@@ -24,9 +28,10 @@ disk: 1G
 kernel_headers: false
 volumes: [{volumes}]
 """
-_DEADLINE = 120.0
-_DONE = b"IO done"
-_FIGURE = re.compile(rb"^IO (\w+) ([0-9.]+)", re.MULTILINE)
+_DEADLINE = 900.0
+_KINDS = ("seq_write", "seq_read", "rand_write", "rand_read")
+# what a start occupies the host with is over by then
+_SETTLE = 2.0
 
 
 def measure_disks(rounds: int, image: str, folder: Path) -> Series:
@@ -42,7 +47,7 @@ def measure_disks(rounds: int, image: str, folder: Path) -> Series:
     _measure_creation(series, rounds)
     run("hypemanctl", "image", "import", "iobench", image)
     _define(_IO, "iobench", ["{volume: bench-0, mount_path: /srv}"])
-    _measure_io(series, max(rounds // 3, 3), folder)
+    _measure_io(series, rounds, folder)
     return series
 
 
@@ -75,40 +80,54 @@ def _measure_creation(series: Series, rounds: int) -> None:
 
 
 def _measure_io(series: Series, rounds: int, folder: Path) -> None:
-    """Each run measures all kinds by itself, and says so on its console. MiB/s or operations a second."""
+    """A VM in its unit and one by hand, both up, each with a volume of its own, work in turns of half a
+    second. MiB/s or operations a second."""
     unit = f"hypeman-vm-{_IO}.service"
-    run("systemctl", "start", f"hypeman@{_IO}.service")
+    start_and_watch(_IO)
     recipe = Recipe.take(unit, folder / _IO)
-    run("hypemanctl", "stop", _IO)
+    run("systemctl", "stop", unit)
     recipe.copy_disk()
-    for number in range(rounds):
-        for kind in ("bare", "managed") if number % 2 == 0 else ("managed", "bare"):
-            console = _run_bare(recipe) if kind == "bare" else _run_managed()
-            for what, value in _FIGURE.findall(console):
-                series.setdefault(f"{kind}_{what.decode()}", []).append(float(value))
-        print(f"round {number + 1} of {rounds}, IO", file=sys.stderr, flush=True)
-
-
-def _run_bare(recipe: Recipe) -> bytes:
-    vm = BareVm(recipe)
+    bare = BareVm(_with_own_volume(recipe))
     try:
-        while _DONE not in vm.console:
-            if not vm.read():
-                raise RuntimeError(f"a bare VM ended: {vm.console[-2000:]!r}")
+        while not bare.has_started:
+            if not bare.read():
+                raise RuntimeError(f"a bare VM ended: {bare.console[-2000:]!r}")
+        start_and_watch(_IO)
+        boot = run("systemctl", "show", "--value", "--property=InvocationID", unit).strip()
+        # its channel has room for one
+        run("systemctl", "stop", "hypemand.socket", "hypemand.service")
+        managed_socket = Path(f"/run/hypemand/vms/{_IO}/agent.sock")
+        sockets = {"bare": (recipe.folder / "agent.sock", bare.boot), "managed": (managed_socket, boot)}
+        asyncio.run(_take_turns(series, rounds, sockets))
     finally:
-        vm.stop()
-    return vm.console.replace(b"\r", b"")
+        bare.stop()
+        run("systemctl", "start", "hypemand.socket", "hypemand.service")
+        run("systemctl", "stop", unit)
 
 
-def _run_managed() -> bytes:
-    run("systemctl", "start", f"hypeman@{_IO}.service")
-    boot = run("hypemanctl", "show", "--value", "--property=invocation_id", _IO).strip()
-    end = time.monotonic() + _DEADLINE
-    console = b""
-    while _DONE not in console:
-        if time.monotonic() > end:
-            raise TimeoutError(f"no IO figures in {_DEADLINE:g} s: {console[-2000:]!r}")
-        time.sleep(0.2)
-        console = run("journalctl", "--output=cat", f"_SYSTEMD_INVOCATION_ID={boot}").encode()
-    run("hypemanctl", "stop", _IO)
-    return console
+def _with_own_volume(recipe: Recipe) -> Recipe:
+    """With a copy of the volume: two VMs that write to one would break it."""
+    drive = next(word for word in recipe.argv if word.startswith("if=none,id=volume0,"))
+    file = next(field for field in drive.split(",") if field.startswith("file="))
+    own = recipe.folder / "volume.ext4"
+    copy = ["cp", "--sparse=always", file.removeprefix("file="), str(own)]
+    subprocess.run(copy, stdin=subprocess.DEVNULL, check=True, timeout=60)
+    words = tuple(word.replace(file, f"file={own}") if word == drive else word for word in recipe.argv)
+    return replace(recipe, argv=words)
+
+
+async def _take_turns(series: Series, rounds: int, sockets: dict[str, tuple[Path, str]]) -> None:
+    async with asyncio.timeout(_DEADLINE):
+        channels = {who: await AgentChannel.connect(path, boot) for who, (path, boot) in sockets.items()}
+        for channel in channels.values():
+            await channel.ready()
+            await run_in_guest(channel, "/iobench", "prepare")
+        await asyncio.sleep(_SETTLE)
+        for number in range(rounds):
+            for kind in _KINDS:
+                for who in ("bare", "managed") if number % 2 == 0 else ("managed", "bare"):
+                    printed = await run_in_guest(channels[who], "/iobench", kind)
+                    series.setdefault(f"{who}_{kind}", []).append(float(printed))
+            print(f"round {number + 1} of {rounds}, IO", file=sys.stderr, flush=True)
+        for channel in channels.values():
+            await channel.close()
