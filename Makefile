@@ -9,8 +9,8 @@ ARGS =
 RUN = venv=$$(tools/setup) && "$$venv/bin/python"
 PYTEST = $(RUN) -m pytest -p no:cacheprovider --durations=15
 SUITE_OPTIONS = $(SUITES:%=--suite=%)
-# the releases and what needs none side by side; ARGS='-n 0 --pdb' for one process
-GROUPS = --numprocesses=3 --dist=loadgroup
+# side by side, in the groups of tests/conftest.py; ARGS='-n 0 --pdb' for one process
+GROUPS = --numprocesses=4 --dist=loadgroup
 
 .PHONY: help setup deb test test-unit test-host lint check-guest check-nss format demo bench clean
 

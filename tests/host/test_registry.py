@@ -254,7 +254,8 @@ def test_a_small_layer_that_would_fill_the_disk_is_ended_and_leaves_nothing(host
             host.run(["systemctl", "stop", "lowest"])
     free = [int(line) for line in host.pull(lowest).decode().split()]
     assert min(free) > 0, "the disk was never full"
-    assert min(free) < 96 * 1024, "it was ended when it took what is kept"
+    # they are seen every 50 ms alone
+    assert min(free) < 128 * 1024, "it was ended when it took what is kept, and not before"
 
 
 def test_many_who_ask_at_once_get_it_once(host: TestHost) -> None:

@@ -41,7 +41,7 @@ for path in "/run/systemd/transient/$unit" "/run/hypemand/vms/$1" "/var/lib/hype
             "/etc/hypemand/vms.d/$1.yaml" /run/userdb/hypeman-$2.* /run/userdb/$2.*; do
     [ ! -e "$path" ] && [ ! -L "$path" ] || echo "$path"
 done
-[ ! -e "/run/systemd/machines/$1" ] || echo "machine $1"
+machinectl list --no-legend | awk -v name="$1" '$1 == name { print "machine " $0 }'
 ps -o pid,args --no-headers -u "$2"
 exit 0
 """
