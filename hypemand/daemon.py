@@ -87,12 +87,12 @@ class Daemon:
             stack.push_async_callback(self._manager.close)
             stack.push_async_callback(self._pulls.close)
             stack.push_async_callback(self._reloader.close, _RELOAD_DEADLINE)
+            # before anybody can ask: who waits for READY finds what the files define
+            await self._autostart()
             await self._serve(stack)
             watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
             stack.callback(watchdog.cancel)
             self._notifier.notify("READY=1")
-            self._update_status()
-            await self._autostart()
             await self._stop.wait()
             self._notifier.notify("STOPPING=1")
 
