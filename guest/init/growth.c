@@ -31,15 +31,37 @@ static uint32_t number_at(const unsigned char *superblock, int at)
     return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
 }
 
-uint64_t growth_wanted(const unsigned char superblock[SUPERBLOCK_SIZE], uint64_t bytes)
+/* 0 if it is none of ext4. */
+static uint64_t count_blocks(const unsigned char superblock[SUPERBLOCK_SIZE])
 {
-    uint32_t log_block = number_at(superblock, LOG_BLOCK_SIZE);
-    if ((number_at(superblock, MAGIC) & 0xFFFF) != EXT4_MAGIC || log_block > LOG_BLOCK_MAX)
+    if ((number_at(superblock, MAGIC) & 0xFFFF) != EXT4_MAGIC ||
+        number_at(superblock, LOG_BLOCK_SIZE) > LOG_BLOCK_MAX)
         return 0;
     bool wide = (number_at(superblock, INCOMPAT) & HAS_64BIT) != 0;
     uint64_t high = wide ? number_at(superblock, BLOCKS_HIGH) : 0;
-    uint64_t room = bytes / (1024U << log_block);
-    return room > (number_at(superblock, BLOCKS_LOW) | high << 32) ? room : 0;
+    return number_at(superblock, BLOCKS_LOW) | high << 32;
+}
+
+uint64_t growth_wanted(const unsigned char superblock[SUPERBLOCK_SIZE], uint64_t bytes)
+{
+    uint64_t blocks = count_blocks(superblock);
+    uint64_t room = blocks == 0 ? 0 : bytes / (1024U << number_at(superblock, LOG_BLOCK_SIZE));
+    return room > blocks ? room : 0;
+}
+
+/* A mount has just read that block: after it, this costs no request. */
+static bool read_superblock(int fd, unsigned char superblock[SUPERBLOCK_SIZE])
+{
+    return pread(fd, superblock, SUPERBLOCK_SIZE, SUPERBLOCK_AT) == SUPERBLOCK_SIZE;
+}
+
+uint64_t growth_blocks(const char *device)
+{
+    unsigned char superblock[SUPERBLOCK_SIZE];
+    int fd = open(device, O_RDONLY | O_CLOEXEC);
+    uint64_t blocks = fd >= 0 && read_superblock(fd, superblock) ? count_blocks(superblock) : 0;
+    close_fd(&fd);
+    return blocks;
 }
 
 static bool grow(int folder, uint64_t blocks)
@@ -55,10 +77,9 @@ bool growth_do(int folder, const char *device)
 {
     unsigned char superblock[SUPERBLOCK_SIZE];
     uint64_t bytes = 0;
-    /* The mount has just read that block: it costs no request. */
     int fd = open(device, O_RDONLY | O_CLOEXEC);
-    bool known = fd >= 0 && syscall(SYS_ioctl, fd, BLKGETSIZE64, &bytes) == 0 &&
-                 pread(fd, superblock, sizeof superblock, SUPERBLOCK_AT) == (ssize_t)sizeof superblock;
+    bool known =
+        fd >= 0 && syscall(SYS_ioctl, fd, BLKGETSIZE64, &bytes) == 0 && read_superblock(fd, superblock);
     int error = errno;
     close_fd(&fd);
     errno = error;

@@ -72,20 +72,28 @@ bool keeper_start(int init, int initrd, int stop, pid_t *keeper, struct reason *
 
 /* --- in the process itself --- */
 
-/* Does PID 1 have an ear for the signal yet? It loses what comes before. */
+/* A set of signals of /proc/PID/status; empty if it is not there. */
+static unsigned long long find_signals(const char *status, const char *field)
+{
+    const char *found = strstr(status, field);
+    return found == NULL ? 0 : strtoull(found + strlen(field), NULL, 16);
+}
+
+static bool has_signal(unsigned long long set, int number)
+{
+    return (set >> (number - 1) & 1) != 0;
+}
+
+/* Does PID 1 have an ear for the signal yet? It loses what comes before. Blocked is as good as caught, since
+ * it is read from an fd then; but a fork blocks all of them for a moment, and nobody those of a crash. */
 static bool init_listens(void)
 {
-    static const char *const fields[] = {"\nSigBlk:", "\nSigCgt:"};
     char status[4096];
     if (file_read("/proc/1/status", status, sizeof status) < 0)
         return false;
-    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
-        const char *field = strstr(status, fields[i]);
-        if (field != NULL &&
-            (strtoull(field + strlen(fields[i]), NULL, 16) >> (SIGNAL_POWER_OFF - 1) & 1) != 0)
-            return true;
-    }
-    return false;
+    unsigned long long blocked = find_signals(status, "\nSigBlk:");
+    return has_signal(find_signals(status, "\nSigCgt:"), SIGNAL_POWER_OFF) ||
+           (has_signal(blocked, SIGNAL_POWER_OFF) && !has_signal(blocked, SIGSEGV));
 }
 
 static void pass_on(struct keeper *keeper)

@@ -34,12 +34,26 @@ static bool find_part(struct part *part, int64_t deadline, struct reason *why)
            refuse(why, "no block device with the serial %s came up", part->serial);
 }
 
+static bool mount_once(const struct part *part)
+{
+    return mount(part->device, part->target, part->type, part->flags, part->options) == 0;
+}
+
+static bool mount_counted(const struct part *part)
+{
+    if (strcmp(part->type, "ext4") != 0)
+        return mount_once(part);
+    uint64_t blocks = growth_blocks(part->device);
+    return mount_once(part) &&
+           (growth_blocks(part->device) == blocks || (umount2(part->target, 0) == 0 && mount_once(part)));
+}
+
 static void *mount_part(void *item)
 {
     struct part *part = item;
     if (!folder_make(part->target, 0755))
         (void)refuse(&part->why, "cannot make the folder %s: %s", part->target, strerror(errno));
-    else if (mount(part->device, part->target, part->type, part->flags, part->options) != 0)
+    else if (!mount_counted(part))
         (void)refuse(&part->why, "cannot mount %s (%s) as %s: %s", part->serial, part->device, part->type,
                      strerror(errno));
     else

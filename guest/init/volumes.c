@@ -186,13 +186,23 @@ static void grow_volume(struct attempt *attempt)
                      strerror(errno));
 }
 
+static int mount_volume(const struct volume *volume, const char *device)
+{
+    uint64_t blocks = volume->readonly ? 0 : growth_blocks(device);
+    int filesystem = filesystem_mount(volume->type, device, volume->readonly);
+    if (filesystem < 0 || volume->readonly || growth_blocks(device) == blocks)
+        return filesystem;
+    close_fd(&filesystem);
+    return filesystem_mount(volume->type, device, volume->readonly);
+}
+
 static void *mount_one(void *item)
 {
     struct attempt *attempt = item;
     struct volume *volume = attempt->volume;
     if (attempt->device[0] == '\0')
         return NULL;
-    volume->filesystem = filesystem_mount(volume->type, attempt->device, volume->readonly);
+    volume->filesystem = mount_volume(volume, attempt->device);
     if (volume->filesystem >= 0)
         grow_volume(attempt);
     else

@@ -280,6 +280,52 @@ class SetUp(boot_guest.BootCase):
         assert size is not None, guest.console
         self.assertGreater(int(size[1]) << 10, (1 << 40) * 0.93)
 
+    def test_a_growth_that_is_in_the_journal_alone_goes_on(self) -> None:
+        """As a power cut leaves it some seconds after a growth: all is in its place but the superblock."""
+        disk, volume = (self.half_grown(name, 64 << 20, 128 << 20, 256 << 20) for name in ("disk", "volume"))
+        machine = Machine(
+            disk=disk, drives=[("v", volume, False)], records=[("volume", "serial=v,path=/data")]
+        )
+        with self.guest("sh", "-c", "df -k / /data | tail -n 2", agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+        sizes = [int(size) << 10 for size in re.findall(r"(?m)^\S+ +(\d+) +\d+ +\d+ ", guest.console)]
+        self.assertEqual(len(sizes), 2, guest.console)
+        self.assertGreater(min(sizes), (256 << 20) * 0.9)
+        for path in (disk, volume):
+            self.check_ext4(path)
+
+    def half_grown(self, name: str, before: int, between: int, after: int) -> Path:
+        """A disk whose file is of the last size and whose file system is of the second, of which its own
+        superblock knows nothing: the journal has that."""
+        path = self.grown(name, before, between)
+        with path.open("r+b") as disk:
+            old = disk.read(4096)
+            self.run_tool("resize2fs", path)
+            disk.seek(0)
+            new = disk.read(4096)
+            disk.seek(0)
+            disk.write(old)
+            disk.truncate(after)
+        (self.folder / "block").write_bytes(new)
+        script = f"jo\njw -b 0 {self.folder / 'block'}\njc\n"
+        self.run_tool("debugfs", "-w", "-f", "-", path, input=script.encode())
+        self.assertIn(b"needs_recovery", self.run_tool("dumpe2fs", "-h", path))
+        self.assertEqual(self.count_blocks(path) << 12, before)
+        self.run_tool("cp", "--sparse=always", path, self.folder / "replayed")
+        subprocess.run(
+            ["e2fsck", "-p", self.folder / "replayed"], check=False, timeout=60, capture_output=True
+        )
+        self.assertEqual(self.count_blocks(self.folder / "replayed") << 12, between)
+        return path
+
+    def count_blocks(self, path: Path) -> int:
+        found = re.search(rb"(?m)^Block count: +(\d+)$", self.run_tool("dumpe2fs", "-h", path))
+        assert found is not None
+        return int(found[1])
+
+    def run_tool(self, *argv: str | Path, input: bytes | None = None) -> bytes:
+        return subprocess.run(argv, input=input, capture_output=True, timeout=60, check=True).stdout
+
     def test_a_volume_as_the_root(self) -> None:
         root = self.folder / "root"
         make_root(root)
