@@ -47,10 +47,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     suite = callspec and callspec.params.get("suite")
     if suite:
         item.add_marker("host")
-    # Tests of a group run in one process. Each release has two, with a host each, since most tests wait for
+    # Tests of a group run in one process. Each release has three, with a host each, since most tests wait for
     # guests most of the time; what needs no host shares what is built in this checkout.
-    half = "a-m" if item.path.name < "test_n" else "n-z"
-    item.add_marker(pytest.mark.xdist_group(f"{suite}-{half}" if suite else "here"))
+    part = "a-m" if item.path.name < "test_n" else "n" if item.path.name < "test_o" else "o-z"
+    item.add_marker(pytest.mark.xdist_group(f"{suite}-{part}" if suite else "here"))
     if "host_namespace" in fixtures:
         item.add_marker("netns")
 

@@ -149,7 +149,7 @@ def test_top_sees_who_is_busy(host: TestHost, web: Vm) -> None:
         busy.ctl("start", "--wait")
         rows = json.loads(ctl(host, "top", "--json", "-d", "2s").stdout)
     assert [row["name"] for row in rows] == ["busy", "web"]
-    assert rows[0]["cpu_percent"] > 30
+    assert rows[0]["cpu_percent"] > 10, "as much as others leave it"
     assert rows[1]["cpu_percent"] < rows[0]["cpu_percent"]
     assert all(row["memory_current"] > 10_000_000 for row in rows)
     assert os.sep not in rows[0]["memory"]
