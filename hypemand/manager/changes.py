@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who waits for changes of a VM."""
+"""Who waits for changes: of a VM, or of an image that is being had."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Changes:
-    """Those who wait for a change of the VM's state, its status text, or what else is shown of it."""
+    """Those who wait for a change of what is shown of one thing: its state, its status text, or what else."""
 
     def __init__(self) -> None:
         self._watchers: set[asyncio.Event] = set()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hypemand.errors import HypemandError
+from hypemand.manager.changes import Changes
 from hypemand.manager.imageview import Credentials, Progress, PullStatus
 from hypemand.storage.images import Image
 from hypemand.storage.importer import Step, Told, make_image
@@ -83,7 +84,7 @@ class Pull:
         self.task: asyncio.Task[Image] | None = None
         self.failure: HypemandError | None = None
         self._view = PullView(name, PullStatus.PENDING, Progress(), "", "", time.time())
-        self._watchers: set[asyncio.Event] = set()
+        self._changes = Changes()
         self._layout: Path | None = None
 
     @property
@@ -96,8 +97,7 @@ class Pull:
         view = replace(self._view, **changes)  # type: ignore[arg-type]
         if view != self._view:
             self._view = view
-            for event in self._watchers:
-                event.set()
+            self._changes.tell()
 
     def take(self, told: Told) -> None:
         """Its maker has told of a step."""
@@ -121,19 +121,9 @@ class Pull:
             )
         )
 
-    @contextmanager
-    def watching(self) -> Iterator[asyncio.Event]:
-        """An event that is set at each change, for as long as it is held."""
-        event = asyncio.Event()
-        self._watchers.add(event)
-        try:
-            yield event
-        finally:
-            self._watchers.discard(event)
-
     async def changes(self) -> AsyncIterator[PullView]:
         """Its picture now and at each change, until it is settled."""
-        with self.watching() as changed:
+        with self._changes.watching() as changed:
             while True:
                 changed.clear()
                 view = self._view
