@@ -8,6 +8,7 @@ event loop. Each is opened anew when the bus has gone away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from hypemand.errors import HostNotReady
-from hypemand.systemd.dbuslib import DBus, DBusBaseError, apply_signature, path_encode
+from hypemand.systemd.dbuslib import DBus, DBusBaseError, DBusNoReplyError, apply_signature, path_encode
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -26,6 +27,7 @@ _PROPERTIES = b"org.freedesktop.DBus.Properties"
 _GONE = {errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN}
 _CALL_DEADLINE = 30.0  # sd-bus itself gives up after 25 s
 _RECONNECT_FIRST, _RECONNECT_MOST = 0.1, 5.0
+_TRIES = 3
 
 
 class Argument(NamedTuple):
@@ -143,7 +145,7 @@ class SystemBus:
         fresh = self._calls is None
         bus = self._calls = self._calls or _open()
         try:
-            return decode(bus.call_method(*names, arguments).body)
+            return decode(_ask(bus, *names, arguments).body)
         except DBusBaseError as error:
             failure = _failure(error)
         if failure.gone:
@@ -180,7 +182,7 @@ class SystemBus:
                 b"/org/freedesktop/systemd1",
                 b"org.freedesktop.systemd1.Manager",
             )
-            bus.call_method(*manager, b"Subscribe", [])
+            _ask(bus, *manager, b"Subscribe", [])
         except DBusBaseError as error:
             raise _failure(error) from None
         self._signals = bus
@@ -271,6 +273,18 @@ def _open() -> DBus:
     except DBusBaseError as error:
         raise BusError(f"cannot reach the system bus: {_words(error)}", errno.ENOTCONN) from None
     return bus
+
+
+def _ask(
+    bus: DBus, service: bytes, path: bytes, interface: bytes, method: bytes, arguments: list[Any]
+) -> Any:
+    """Call a method, and again if who was asked has left the bus before it answered. That is what systemd
+    does at a daemon-reexec, as at each upgrade of its package: it answers what it has taken, leaves, and
+    comes back some 100 ms later. (That it does not answer for too long is another error.)"""
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(DBusNoReplyError):
+            return bus.call_method(service, path, interface, method, arguments)
+    return bus.call_method(service, path, interface, method, arguments)
 
 
 def _words(error: DBusBaseError) -> str:

@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError:
     raise HostNotReady("Python has no pystemd", hint="install the package python3-pystemd") from None
 
-from pystemd.dbusexc import DBusBaseError
+from pystemd.dbusexc import DBusBaseError, DBusNoReplyError
 from pystemd.dbuslib import DBus, apply_signature, path_encode
 
-__all__ = ["DBus", "DBusBaseError", "apply_signature", "path_encode"]
+__all__ = ["DBus", "DBusBaseError", "DBusNoReplyError", "apply_signature", "path_encode"]

@@ -110,6 +110,19 @@ def test_a_daemon_reload_changes_nothing_of_a_running_vm(vms: Vms) -> None:
     assert vms.console("adorned").count("last words") == 1
 
 
+def test_systemd_executes_itself_anew_while_vms_start_run_and_stop(vms: Vms) -> None:
+    name = vms.define("reexecuted", HAS_LAST_WORDS)
+    # it leaves the bus for some 100 ms, before it has answered what was asked meanwhile
+    vms.host.shell(f"systemctl daemon-reexec & hypemanctl start --wait {name}; wait")
+    assert vms.states(name) == ["Stopped", "Initializing", "Running"]
+    vms.wait_console(name, "up")
+    vms.host.shell(f"systemctl daemon-reexec & hypemanctl show {name} >/dev/null; wait")
+    assert vms.state(name) == "Running"
+    vms.host.shell(f"systemctl daemon-reexec & hypemanctl stop {name}; wait")
+    assert vms.states(name)[-2:] == ["Shutdown", "Stopped"]
+    assert vms.console(name).count("last words") == 1
+
+
 def test_a_reboot_of_the_host_stops_vms_in_order_and_starts_those_that_are_to_start(vms: Vms) -> None:
     host = vms.host
     vms.write("auto", HAS_LAST_WORDS, autostart=True)

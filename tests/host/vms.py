@@ -49,11 +49,15 @@ exit 0
 
 @dataclass(frozen=True)
 class Change:
-    """A state change as the journal has it; `at` in seconds of CLOCK_MONOTONIC."""
+    """A state change as the journal has it; `at` in microseconds since the epoch.
+
+    `at` is when it was sent. When journald says that it came may be some ms before that: it looks at the
+    clock once for all that it finds when it wakes.
+    """
 
     old: str
     new: str
-    at: float
+    at: int
 
 
 class Vms:
@@ -149,11 +153,16 @@ class Vms:
     def wait(self, name: str, state: str, deadline: float = END_DEADLINE) -> dict[str, Any]:
         """Wait until it is in `state`; what the daemon says of it then."""
 
+        shown: dict[str, Any] = {}
+
         def look() -> dict[str, Any] | None:
-            shown = self.show(name)
+            shown.update(self.show(name))
             return shown if shown["state"] == state else None
 
-        return self.host.wait_until(look, deadline, f"{name} is {state}")
+        try:
+            return self.host.wait_until(look, deadline)
+        except AssertionError:
+            raise AssertionError(f"{name} is not {state} after {deadline:g} s; at last {shown}") from None
 
     def unit(self, name: str, *properties: str) -> dict[str, str]:
         """Properties of its unit."""
@@ -175,7 +184,7 @@ class Vms:
         """The state changes of the VM that has this name now."""
         entries = self.host.journal(f"MESSAGE_ID={STATE_CHANGED}", f"HYPEMAN_VM_ID={self.show(name)['id']}")
         return [
-            Change(e["HYPEMAN_OLD_STATE"], e["HYPEMAN_NEW_STATE"], int(e["__MONOTONIC_TIMESTAMP"]) / 1e6)
+            Change(e["HYPEMAN_OLD_STATE"], e["HYPEMAN_NEW_STATE"], int(e["_SOURCE_REALTIME_TIMESTAMP"]))
             for e in entries
         ]
 
