@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,11 @@ def _fields(words: str) -> dict[str, str]:
 
 
 class BareVm:
-    """One run of a recipe, whose folder no other run uses at the time."""
+    """One run of a recipe, whose folder no other run uses at the time. `prefix`: a command that runs it."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, prefix: Sequence[str] = ()) -> None:
         self.boot = uuid.uuid4().hex
-        argv = [*recipe.argv, "-append", f"{recipe.words} hypeman.boot={self.boot}"]
+        argv = [*prefix, *recipe.argv, "-append", f"{recipe.words} hypeman.boot={self.boot}"]
         stop = next(word for word in recipe.argv if word.startswith("socket,id=stop,"))
         self._stop_path = _fields(stop)["path"]
         self.spawned = time.monotonic()

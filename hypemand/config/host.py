@@ -51,10 +51,12 @@ class Accel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MemoryPolicy:
-    """VMs together may have (host memory - `reserve` bytes) times `overcommit`."""
+    """VMs together may have (host memory - `reserve` bytes) times `overcommit`; each of them may have
+    `page_cache` bytes of the host's page cache besides."""
 
     overcommit: float = 1.0
     reserve: int = 256 * MIB
+    page_cache: int = 1024 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,7 @@ def _convert(data: Mapping[str, Any]) -> dict[str, Any]:
         "memory": parse_size,
         "disk": parse_size,
         "reserve": parse_size,
+        "page_cache": parse_size,
         "vcpus": int,
         "boot_timeout": parse_duration,
         "stop_timeout": parse_duration,

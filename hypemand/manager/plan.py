@@ -153,7 +153,8 @@ def make_plan(
             (places.disk, places.own.disk),
         ),
         volumes=tuple(_volume_places(volumes, places.own, writable=True)),
-        memory_max=definition.memory + memory_overhead(vmm.accel),
+        # the page cache of its disks counts too: without room for it the kernel would reclaim all the time
+        memory_max=definition.memory + memory_overhead(vmm.accel) + host.page_cache,
         cpu_quota=definition.vcpus + _VMM_CPUS,
         tasks_max=_VMM_TASKS + definition.vcpus,
         boot_timeout=definition.boot_timeout,

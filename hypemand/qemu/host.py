@@ -25,7 +25,8 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class VmmHost:
-    """Everything that a VM is started with and that is the same for all VMs."""
+    """Everything that a VM is started with and that is the same for all VMs. `page_cache`: the bytes of it
+    that its disks may have."""
 
     binary: Path
     kernel: Kernel
@@ -33,6 +34,7 @@ class VmmHost:
     accel: Accel
     tsc_khz: int | None
     architecture: str
+    page_cache: int
 
 
 def find_vmm_host(config: HostConfig) -> VmmHost:
@@ -44,6 +46,7 @@ def find_vmm_host(config: HostConfig) -> VmmHost:
         accel=find_accel(config.accel),
         tsc_khz=find_tsc_khz(),
         architecture=platform.machine(),
+        page_cache=config.memory.page_cache,
     )
 
 

@@ -42,7 +42,7 @@ state_dir: /s
 runtime_dir: /r
 vm_dir: /v
 uid_range: [70000, 70099]
-memory: {overcommit: 2, reserve: 1G}
+memory: {overcommit: 2, reserve: 1G, page_cache: 2G}
 defaults: {memory: 512M, vcpus: 1, disk: 1G, boot_timeout: infinity, stop_timeout: 5s, network: none}
 listen: {address: "192.0.2.1:7420", certificate: /c.pem, key: /k.pem}
 """
@@ -56,7 +56,7 @@ listen: {address: "192.0.2.1:7420", certificate: /c.pem, key: /k.pem}
         runtime_dir=Path("/r"),
         vm_dir=Path("/v"),
         uid_range=(70000, 70099),
-        memory=MemoryPolicy(2.0, GIB),
+        memory=MemoryPolicy(2.0, GIB, 2 * GIB),
         defaults=DefinitionDefaults(512 * MIB, 1, GIB, None, 5.0, None),
         listen=ListenConfig("192.0.2.1", 7420, Path("/c.pem"), Path("/k.pem")),
     )
