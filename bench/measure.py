@@ -31,7 +31,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
     parser.add_argument("--suite", type=Suite, choices=list(Suite), default=Suite.BOOKWORM)
     parser.add_argument("--rounds", type=int, default=40, metavar="N", help="rounds of single starts (40)")
-    parser.add_argument("--many-rounds", type=int, default=5, metavar="N", help="rounds of 8 at once (5)")
+    parser.add_argument("--many-rounds", type=int, default=10, metavar="N", help="rounds of 8 at once (10)")
     parser.add_argument("--idle", type=float, default=60.0, metavar="S", help="seconds of tracing (60)")
     parser.add_argument("--no-kernel", action="store_true", help="leave out Debian's cloud kernel")
     options = parser.parse_args()

@@ -32,7 +32,7 @@ volumes: [{volumes}]
 _DEADLINE = 900.0
 _KINDS = ("seq_write", "seq_read", "rand_write", "rand_read")
 # What a person starts is in a control group too, the session's, which counts its memory. That alone makes
-# sequential writes some percent slower; commands that come into a test host from outside are in no such group.
+# sequential writes some percent slower. What comes into a test host from outside is in no such group.
 _AS_IN_A_SESSION = ("systemd-run", "--scope", "--quiet", "--collect", "--slice=user.slice")
 # what a start occupies the host with is over by then
 _SETTLE = 2.0

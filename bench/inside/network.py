@@ -61,7 +61,7 @@ def measure_network(rounds: int, image: str, folder: Path) -> Series:
     _measure_starts(series, rounds)
     asyncio.run(_measure_attach(series))
     run("hypemanctl", "image", "import", "netbench", image)
-    _measure_throughput(series, max(rounds // 4, 3), folder)
+    _measure_throughput(series, max(rounds // 2, 3), folder)
     return series
 
 
