@@ -16,7 +16,7 @@ from hypemand.version import VERSION
 
 _WORDS = (
     ("defined", "Defined: {}."),
-    ("changed", "Changed, needs restart: {}."),
+    ("changed", "Changed, from the next start on: {}."),
     ("removed", "Removed, stopped: {}."),
 )
 

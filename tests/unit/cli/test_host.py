@@ -122,7 +122,7 @@ def test_an_export_is_whole_or_not_there(daemon: FakeDaemon, cli: Cli, tmp_path:
 def test_reload_tells_what_changed(daemon: FakeDaemon, cli: Cli) -> None:
     daemon.reload_report = {"defined": ["a", "b"], "changed": ["c"], "removed": [], "problems": []}
     done = cli.run("reload")
-    assert (done.stdout, done.returncode) == ("Defined: a, b.\nChanged, needs restart: c.\n", 0)
+    assert (done.stdout, done.returncode) == ("Defined: a, b.\nChanged, from the next start on: c.\n", 0)
 
 
 def test_reload_with_broken_files_is_8_and_names_them(daemon: FakeDaemon, cli: Cli) -> None:
