@@ -32,6 +32,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl.ndmsg import NTF_MASTER, NUD_NOARP
 
 from hypemand.errors import HostNotReady
 from hypemand.network.port import TAP_PREFIX, BridgePlan, PortPlan
@@ -53,11 +54,17 @@ _TABLE_LOCAL = 255
 _UNICAST = 1
 _ROOT, _INGRESS = 0xFFFFFFFF, 0xFFFFFFF1  # where a qdisc is on its device
 _PROTO_RA = 9
+_IFF_UP, _IFF_NOARP = 0x1, 0x80
+# IFLA_BRPORT_GROUP_FWD_MASK: 01:80:c2:00:00:00 to :0f, but for :01 (PAUSE), which no bridge forwards
+_ALL_GROUPS = 0xFFFD
+_GUARD = ("IFLA_BRPORT_LEARNING", "IFLA_BRPORT_UNICAST_FLOOD", "IFLA_BRPORT_GROUP_FWD_MASK")
+_GUARDED = (0, 0, _ALL_GROUPS)
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network device. `master`: the index of its bridge, or 0; what follows is so as its port."""
+    """A network device. `master`: the index of its bridge, or 0; what follows is so as its port. `guarded`: it
+    answers nobody, and what Links.set_port does for all is done."""
 
     index: int
     name: str
@@ -69,6 +76,7 @@ class Link:
     master: int
     isolated: bool
     hairpin: bool
+    guarded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,24 +247,46 @@ class Links:
             if has_ipv6():
                 set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
             self._netlink.link(
-                "set", index=index, ifalias=f"{TAP_ALIAS}{port.vm}", mtu=port.bridge.mtu, master=bridge
+                "set",
+                index=index,
+                ifalias=f"{TAP_ALIAS}{port.vm}",
+                mtu=port.bridge.mtu,
+                master=bridge,
+                # as long as it is on no bridge, it answers nobody
+                flags=_IFF_NOARP,
+                change=_IFF_NOARP,
             )
-            self.set_port(index, isolated=isolated, hairpin=hairpin)
+            self.set_port(index, port.mac, isolated=isolated, hairpin=hairpin)
             self._netlink.link("set", index=index, state="up")
             # as the last: until here it would go with the descriptor
             fcntl.ioctl(tun, _TUNSETPERSIST, 1)
         return index
 
-    def set_port(self, index: int, *, isolated: bool, hairpin: bool) -> None:
-        """Set what a port of a bridge does with frames of other ports."""
-        self._netlink.brport("set", index=index, isolated=int(isolated), mode=int(hairpin))
+    def set_port(self, index: int, mac: str, *, isolated: bool, hairpin: bool) -> None:
+        """Set what a port of a bridge does. It learns nothing from what a guest sends, for what is sent to the
+        addresses that bridges keep to themselves it would learn from before any rule sees it; the rules see
+        those, too. It gets what is sent to its guest, and to all, and nothing that the bridge does not know
+        the place of."""
+        self._netlink.brport(
+            "set",
+            index=index,
+            isolated=int(isolated),
+            mode=int(hairpin),
+            learning=0,
+            unicast_flood=0,
+            group_fwd_mask=_ALL_GROUPS,
+        )
+        self._netlink.fdb("replace", ifindex=index, lladdr=mac, state=NUD_NOARP, flags=NTF_MASTER)
 
     def mend_tap(self, link: Link, port: PortPlan, bridge: int, *, isolated: bool, hairpin: bool) -> None:
         """Put a TAP device that is there back to where it belongs."""
-        if (link.master, link.mtu, link.up) != (bridge, port.bridge.mtu, True):
-            self._netlink.link("set", index=link.index, mtu=port.bridge.mtu, master=bridge, state="up")
-        if (link.master, link.isolated, link.hairpin) != (bridge, isolated, hairpin):
-            self.set_port(link.index, isolated=isolated, hairpin=hairpin)
+        if (link.master, link.mtu, link.up, link.guarded) != (bridge, port.bridge.mtu, True, True):
+            flags = _IFF_NOARP | _IFF_UP
+            self._netlink.link(
+                "set", index=link.index, mtu=port.bridge.mtu, master=bridge, flags=flags, change=flags
+            )
+        if (link.master, link.isolated, link.hairpin, link.guarded) != (bridge, isolated, hairpin, True):
+            self.set_port(link.index, port.mac, isolated=isolated, hairpin=hairpin)
 
     def add_ifb(self, name: str, alias: str, mtu: int) -> int:
         """Make an ifb device anew, up; its index."""
@@ -337,10 +367,11 @@ def _parse_link(message: Any) -> Link:
         alias=message.get_attr("IFLA_IFALIAS") or "",
         mac=message.get_attr("IFLA_ADDRESS") or "",
         mtu=message.get_attr("IFLA_MTU") or 0,
-        up=bool(message["flags"] & 1),
+        up=bool(message["flags"] & _IFF_UP),
         master=message.get_attr("IFLA_MASTER") or 0,
         isolated=bool(port and port.get_attr("IFLA_BRPORT_ISOLATED")),
         hairpin=bool(port and port.get_attr("IFLA_BRPORT_MODE")),
+        guarded=bool(message["flags"] & _IFF_NOARP and port and tuple(map(port.get_attr, _GUARD)) == _GUARDED),
     )
 
 

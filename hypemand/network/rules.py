@@ -5,10 +5,10 @@ Two tables are ours, `bridge hypemand` and `inet hypemand`; nothing else is name
 is nothing but elements of sets and maps, so a VM that comes or goes is one small transaction, and all rules
 are the same for one VM as for a thousand.
 
-bridge  what a guest sends is checked on its TAP device, before the bridge learns from it: MAC, the sender of
-        ARP and IP, neighbour discovery, no answers of a DHCP server or router. What one guest sends to
-        another passes if both are of one group.
-inet    what guests reach of the host, what others reach of them, address translation.
+bridge  what a guest sends is checked on its TAP device: MAC, the sender of ARP and IP, neighbour discovery, no
+        answers of a DHCP server or router. What one guest sends to another passes if both are of one group.
+inet    what guests reach of the host, what others reach of them, address translation. Nothing comes in by a
+        TAP device itself: all that the bridge does not take is dropped, also when there is no bridge.
 
 br_netfilter (which Docker loads) shows frames between two ports of a bridge to the inet chains too, and
 translates what goes to a published port of a VM on the same bridge there. Such frames carry a mark from one
@@ -65,7 +65,8 @@ def derive_elements(port: PortPlan, group: int | None) -> Iterator[Element]:
     """All that the rules know of one VM. `group`: the number of its group, for others of the same one."""
     tap = f'"{port.tap}"'
     bridge = Family.BRIDGE
-    yield Element(bridge, "taps", tap)
+    for family in Family:
+        yield Element(family, "taps", tap)
     yield Element(bridge, "macs", f"{tap} . {port.mac}")
     yield Element(bridge, "itself", f"{tap} . {tap}")
     if port.ipv4 is not None:
@@ -165,6 +166,8 @@ table bridge {TABLE} {{
 
   chain guest {{
     iifname . ether saddr != @macs drop
+    # what bridges say to each other, 802.1Q table 8-1
+    ether daddr and ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop
     ether type arp goto guest_arp
     ether type ip goto guest_ip
     ether type ip6 goto guest_ip6
@@ -194,10 +197,21 @@ table bridge {TABLE} {{
     icmpv6 type {{ 130, 134, 137, 138 }} drop
     # from behind an extension header neighbour discovery could not be looked into
     icmpv6 type {{ 133, 135, 136 }} ip6 nexthdr != ipv6-icmp drop
+    # nor into what the header says that the next fragment begins with
+    frag nexthdr {{ 0, 43, 44, 60 }} drop
+    icmpv6 type 133 goto guest_query
     icmpv6 type {{ 135, 136 }} goto guest_neighbour
     iifname . ether saddr . ip6 saddr @source6 accept
     # reports of listeners, sent before there is an address
     ip6 saddr :: icmpv6 type {{ 131, 132, 143 }} accept
+    drop
+  }}
+
+  chain guest_query {{
+    iifname . ether saddr . ip6 saddr != @source6 drop
+    # no option, or the one that names the sender's own MAC
+    ip6 length 8 accept
+    ip6 length 16 @nh,384,16 0x0101 iifname . @nh,400,48 @option6 accept
     drop
   }}
 
@@ -232,6 +246,7 @@ table bridge {TABLE} {{
 _INET_TABLE = f"""
 table inet {TABLE} {{
   set bridges {{ type ifname; }}
+  set taps {{ type ifname; }}
   # bridges without address translation, whose VMs are reached under their own addresses
   set routed {{ type ifname; }}
   set subnets4 {{ type ipv4_addr; flags interval; }}
@@ -248,6 +263,7 @@ table inet {TABLE} {{
   # route_localnet lets the host's 127/8 lead to VMs; VMs are not to reach it
   chain raw {{
     type filter hook prerouting priority -300; policy accept;
+    iifname @taps drop
     iifname @bridges ip daddr 127.0.0.0/8 drop
   }}
 

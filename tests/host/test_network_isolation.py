@@ -417,7 +417,8 @@ def test_a_guest_does_not_reach_loopback_by_its_address(lab: Lab) -> None:
     a, left, gateway = lab.wired.a, lab.ends["left"], lab.gateway
 
     def knock(target: str, token: bytes, port: int = LOOPBACK) -> bytes:
-        packet = packets.udp(left.ip4, target, (PORT, port), token)
+        # not from PORT: what answers there would answer the answer, for ever
+        packet = packets.udp(left.ip4, target, (PORTS[0], port), token)
         return ethernet(left.mac, gateway.mac, IPV4, packet)
 
     with a.popen(["python3", "-c", HEARS, str(LOOPBACK)]) as process:

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 ALL_NODES = "33:33:00:00:00:01"
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
-UDP, ICMPV6, DESTINATION_OPTIONS = 17, 58, 60
+UDP, FRAGMENT, ICMPV6, DESTINATION_OPTIONS = 17, 44, 58, 60
 
 
 def mac(text: str) -> bytes:
@@ -55,6 +55,11 @@ def ipv6(source: IPv6Address, target: IPv6Address, payload: bytes, following: in
 def behind_options(following: int, payload: bytes) -> bytes:
     """An extension header that says nothing, before what follows."""
     return bytes([following, 0, 1, 4, 0, 0, 0, 0]) + payload
+
+
+def fragment(following: int, payload: bytes) -> bytes:
+    """The first fragment of more."""
+    return struct.pack(">BBHI", following, 0, 1, 7) + payload
 
 
 def icmp6(kind: int, body: bytes = bytes(4)) -> bytes:

@@ -150,6 +150,10 @@ def test_a_service_that_was_killed_is_followed_by_one_that_knows_the_same(networ
         ["nft", "flush", "ruleset"],
         ["nft", "flush", "set", "bridge", "hypemand", "taps"],
         ["bridge", "link", "set", "dev", "hv61202", "isolated", "off"],
+        ["bridge", "link", "set", "dev", "hv61202", "learning", "on"],
+        ["bridge", "link", "set", "dev", "hv61202", "flood", "on"],
+        ["ip", "link", "set", "hv61202", "type", "bridge_slave", "group_fwd_mask", "0"],
+        ["ip", "link", "set", "hv61202", "arp", "on"],
     ],
     ids=" ".join,
 )
@@ -167,6 +171,9 @@ def test_what_was_damaged_is_mended(networks: HostNetworks, damage: list[str]) -
     assert describe() == before
 
 
+PORT_FLAGS = ("isolated", "learning", "flood", "group_fwd_mask")
+
+
 def describe() -> list[object]:
     """The host, with its devices by their names."""
     links = [
@@ -175,7 +182,8 @@ def describe() -> list[object]:
             link["mtu"],
             link.get("master"),
             "UP" in link["flags"],
-            link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated"),
+            "NOARP" in link["flags"],
+            [link.get("linkinfo", {}).get("info_slave_data", {}).get(key) for key in PORT_FLAGS],
         )
         for name, link in sorted(list_links().items())
     ]
@@ -184,7 +192,12 @@ def describe() -> list[object]:
         for qdisc in json.loads(read("tc", "-json", "qdisc"))
         if qdisc["kind"] in ("tbf", "ingress")
     )
-    return [links, list_addresses(), qdiscs, read("nft", "--stateless", "list", "ruleset")]
+    places = sorted(
+        (place["mac"], place["ifname"])
+        for place in json.loads(read("bridge", "-json", "fdb"))
+        if place["ifname"].startswith("hv") and place["state"] == "static"
+    )
+    return [links, places, list_addresses(), qdiscs, read("nft", "--stateless", "list", "ruleset")]
 
 
 def test_what_nothing_needs_is_removed_and_nothing_else(networks: HostNetworks) -> None:

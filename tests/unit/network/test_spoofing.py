@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest that lies about who it is, on its TAP device: what is a lie does not come to the bridge."""
 
+import json
 import os
 import select
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from hypemand.config.network import Publish
+from hypemand.config.network import HostPort, Publish, Transport
 from hypemand.network.links import derive_bridge_mac
 from hypemand.network.reconcile import HostNetworks
 from hypemand.network.rules import derive_link_local
@@ -19,6 +22,7 @@ from tests.unit.network.frames import (
     ARP,
     BROADCAST,
     DESTINATION_OPTIONS,
+    FRAGMENT,
     ICMPV6,
     IPV4,
     IPV6,
@@ -27,6 +31,7 @@ from tests.unit.network.frames import (
     arp,
     behind_options,
     ethernet,
+    fragment,
     icmp6,
     ipv4,
     ipv6,
@@ -35,7 +40,7 @@ from tests.unit.network.frames import (
     solicitation,
     udp,
 )
-from tests.unit.network.lab import DEADLINE, Namespace, make_bridge, make_port, open_tap, set_sysctl
+from tests.unit.network.lab import DEADLINE, Namespace, make_bridge, make_port, open_tap, serve, set_sysctl
 
 PLAN = make_bridge()
 PORT = make_port(PLAN, 1)
@@ -82,6 +87,8 @@ HONEST = {
     "listener-report": own6(ANY6, icmp6(143, bytes(4)), ICMPV6),
     "echo": own6(OWN6, icmp6(128)),
     "router-solicitation": own6(LOCAL, icmp6(133, bytes(4) + option(1, ME))),
+    "router-solicitation-bare": own6(LOCAL, icmp6(133)),
+    "fragment": own6(OWN6, fragment(UDP, DATA), FRAGMENT),
 }
 
 FORGED = {
@@ -130,6 +137,13 @@ FORGED = {
     "solicitation-of-router-hidden": own6(
         LOCAL, behind_options(ICMPV6, icmp6(133, bytes(4) + option(1, HIM))), DESTINATION_OPTIONS
     ),
+    "solicitation-of-router-mac": own6(LOCAL, icmp6(133, bytes(4) + option(1, HIM))),
+    "solicitation-of-router-second-mac": own6(
+        LOCAL, icmp6(133, bytes(4) + bytes([14, 1]) + bytes(6) + option(1, HIM))
+    ),
+    "fragment-before-options": own6(
+        LOCAL, fragment(DESTINATION_OPTIONS, behind_options(ICMPV6, b"")), FRAGMENT
+    ),
     "solicitation-mac": own6(OWN6, solicitation(GATEWAY6, option(1, HIM))),
     "solicitation-second-mac": own6(OWN6, solicitation(GATEWAY6, bytes([14, 1]) + bytes(6) + option(1, HIM))),
     "solicitation-as-other": own6(OTHER6, solicitation(GATEWAY6, option(1, ME))),
@@ -137,6 +151,7 @@ FORGED = {
     "vlan": ethernet(ME, BROADCAST, IPV4, ipv4(OWN, GATEWAY, DATA), vlan=7),
     "vlan-forged": ethernet(ME, BROADCAST, IPV4, ipv4(OTHER, GATEWAY, DATA), vlan=7),
     "spanning-tree": ethernet(ME, "01:80:c2:00:00:00", 0x0026, b"\x42\x42\x03" + bytes(35)),
+    "to-bridges-alone": ethernet(ME, "01:80:c2:00:00:0e", IPV4, ipv4(OWN, GATEWAY, DATA)),
     "unknown-protocol": ethernet(ME, BROADCAST, 0x88CC, bytes(40)),
 }
 
@@ -196,6 +211,97 @@ def test_an_honest_frame_passes(tapped: Tapped, name: str) -> None:
 @pytest.mark.parametrize("name", FORGED)
 def test_a_forged_frame_does_not_pass(tapped: Tapped, name: str) -> None:
     assert not tapped.pass_through(FORGED[name])
+
+
+# What bridges keep to themselves (IEEE 802.1Q): unless told otherwise, the kernel takes it from the way of other
+# frames before any rule of the bridge is asked.
+RESERVED = [f"01:80:c2:00:00:{last:02x}" for last in range(16)]
+
+
+def read_places() -> list[str]:
+    """Where the bridge thinks that who is."""
+    entries = run_command(["bridge", "fdb", "show", "br", PLAN.bridge], timeout=DEADLINE).stdout.splitlines()
+    return sorted(entry for entry in entries if " dev hv" in entry and "permanent" not in entry)
+
+
+def test_a_bridge_learns_nothing_from_a_guest(tapped: Tapped) -> None:
+    places = read_places()
+    assert [place.split()[0] for place in places] == [ME, HIM]
+    for target in (BROADCAST, *RESERVED):
+        for source in (HIM, "52:54:00:ff:ff:01"):
+            assert not tapped.pass_through(ethernet(source, target, IPV4, ipv4(OWN, GATEWAY, DATA)))
+    assert tapped.pass_through(HONEST["ipv4"])
+    assert read_places() == places
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_guest_hears_nothing_that_is_for_another(tapped: Tapped, known: bool) -> None:
+    """Not either when the bridge does not know where that one is, as of one that has been silent."""
+    if not known:
+        run_command(["bridge", "fdb", "del", HIM, "dev", VICTIM.tap, "master"], timeout=DEADLINE)
+    for address, owner in ((OWN, ME), (OTHER, HIM)):
+        words = ["ip", "neigh", "replace", str(address), "lladdr", owner, "dev", PLAN.bridge]
+        run_command(words, timeout=DEADLINE)
+    his = open_tap(VICTIM.tap)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
+            if known:  # his port takes part as soon as the bridge has noticed that he is there
+                await_frame(his, lambda: host.sendto(b"hello", (str(OTHER), 1000)))
+            host.sendto(b"for him", (str(OTHER), 1000))
+            host.sendto(b"for me", (str(OWN), 1000))
+        assert not any(b"for him" in frame for frame in read_until(tapped.tap, b"for me"))
+        if known:
+            assert read_until(his, b"for him")
+    finally:
+        os.close(his)
+
+
+def await_frame(tap: int, cause: Callable[[], object]) -> None:
+    """Do it again and again until something comes."""
+    end = time.monotonic() + DEADLINE
+    while not select.select([tap], [], [], 0.05)[0]:
+        assert time.monotonic() < end, "nothing comes"
+        cause()
+
+
+def read_until(tap: int, token: bytes) -> list[bytes]:
+    """What comes to a guest, up to a frame with these bytes."""
+    frames = [b""]
+    while token not in frames[-1]:
+        assert select.select([tap], [], [], DEADLINE)[0], f"{token!r} does not come"
+        frames.append(os.read(tap, 2000))
+    return frames
+
+
+@pytest.mark.parametrize("plugged", [True, False])
+def test_nothing_comes_in_but_over_the_bridge(
+    tapped: Tapped, networks: HostNetworks, host_namespace: Namespace, plugged: bool
+) -> None:
+    """Nor does it when somebody has taken the interface off the bridge, where all that is forged is dropped."""
+    plan = replace(PLAN, host_ports=frozenset({HostPort(Transport.UDP, 2000)}))
+    networks.apply((plan,), (PORT,), prune=True)
+    for name in ("all", PORT.tap):  # a stricter host does not take such packets anyway
+        set_sysctl(f"ipv4/conf/{name}/rp_filter", "0")
+    with serve(host_namespace, socket.SOCK_DGRAM, 2000) as server:
+        honest = ipv4(OWN, GATEWAY, udp(1000, 2000, b"honest"))
+        os.write(tapped.tap, ethernet(ME, derive_bridge_mac(PLAN.network), IPV4, honest))
+        assert server.recv(99) == b"honest"
+        if not plugged:
+            run_command(["ip", "link", "set", PORT.tap, "nomaster"], timeout=DEADLINE)
+        shown = run_command(["ip", "-json", "link", "show", PORT.tap], timeout=DEADLINE).stdout
+        own_mac = str(json.loads(shown)[0]["address"])
+        for target in RESERVED if plugged else (own_mac, BROADCAST, *RESERVED):
+            for source in (OWN, OTHER):
+                forged = ipv4(source, GATEWAY, udp(1000, 2000, b"forged"))
+                os.write(tapped.tap, ethernet(ME, target, IPV4, forged))
+            os.write(tapped.tap, ethernet(ME, target, ARP, arp(ME, OWN, GATEWAY)))
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.recv(99)
+    while select.select([tapped.tap], [], [], 0)[0]:
+        frame = os.read(tapped.tap, 2000)
+        assert frame[12:14] != b"\x08\x06" or frame[21] == 1, "a question of ARP was answered"
+    assert "lladdr" not in run_command(["ip", "neigh", "show", "dev", PORT.tap], timeout=DEADLINE).stdout
 
 
 def test_without_ipv6_a_guest_has_no_link_local_address_either(
