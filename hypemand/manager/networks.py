@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -89,7 +90,7 @@ class Networks:
         # VMs that were let through and have no TAP device yet, and those that may have one
         self._claimed: dict[str, PortPlan] = {}
         self._ports: dict[str, PortPlan] = {}
-        # of runs that ended while no daemon was there
+        # of runs that have ended, whose end the network service was not told
         self._stale: list[PortPlan] = []
         self._statuses: dict[str, NetworkStatus] = {}
         self._pending: frozenset[str] = frozenset()
@@ -173,8 +174,8 @@ class Networks:
             statuses = tuple(NetworkStatus(name, str(error)) for name in bridges)
             self._complete = False
         else:
-            await self._drop_stale()
             self._complete = prune
+            await self._drop_stale()
         self._take_statuses(statuses)
         self._tell_pending(config)
         if not self._complete and (self._syncing is None or self._syncing.done()):
@@ -210,9 +211,10 @@ class Networks:
         uses = {tenant.vm: tenant.running or tenant.use for tenant in self._around.tenants()}
         for vm, port in self._ports.items():
             network, use = config.get(port.bridge.network), uses.get(vm)
-            if network is None or not is_same_wire(make_bridge(network), port.bridge):
+            if network is None:
                 continue
-            renewed = replace(port, bridge=make_bridge(network))
+            wished = make_bridge(network)
+            renewed = replace(port, bridge=replace(port.bridge, nat=wished.nat, host_ports=wished.host_ports))
             if use is not None and use.name == network.name:
                 renewed = replace(renewed, group=derive_group(use, isolation=network.isolation))
             if renewed != port:
@@ -232,17 +234,21 @@ class Networks:
         return make_bridge(network)
 
     async def _drop_stale(self) -> None:
-        stale, self._stale = self._stale, []
-        for port in stale:
-            if port.vm in self._ports:
-                continue
+        """The devices may be gone by now, what conntrack remembers of their addresses may not."""
+        for port in tuple(self._stale):
             try:
-                # the device may be gone by now, what conntrack remembers of its addresses may not
-                await self._host.detach(port)
+                await self._end(port)
             except HypemandError as error:
                 _log.warning(
                     "VM %s: cannot remove what its interface %s has left: %s", port.vm, port.tap, error
                 )
+                self._complete = False
+
+    async def _end(self, port: PortPlan) -> None:
+        """Have nothing left of a run that has ended."""
+        await self._host.detach(port)
+        self._stale = [old for old in self._stale if old is not port]
+        if port.vm not in self._ports:
             self._files.remove(port.vm)
 
     def _take_statuses(self, statuses: Iterable[NetworkStatus]) -> None:
@@ -347,6 +353,8 @@ class Networks:
         try:
             async with self._lock:
                 await self._check_usable(self._claimed[vm].bridge.network)
+                for stale in [old for old in self._stale if _share(old, self._claimed[vm])]:
+                    await self._ask(partial(self._end, stale))
                 port = self._ports[vm] = self._claimed.pop(vm)
                 self._files.write(port)
                 await self._ask(lambda: self._host.attach(port))
@@ -379,8 +387,7 @@ class Networks:
             async with self._lock:
                 await self._detach(vm)
         except asyncio.CancelledError:
-            self._forget(vm)
-            self.begin_sync()
+            self._put_off(vm)
             raise
         self.tell()
 
@@ -392,15 +399,18 @@ class Networks:
             await self._ask(lambda: self._host.detach(port))
         except HypemandError as error:
             _log.warning("VM %s: cannot remove its interface %s: %s", vm, port.tap, error)
-            # what belongs to nobody is removed with all else that there is to do
-            self.begin_sync()
-        self._forget(vm)
+            self._put_off(vm)
+        else:
+            del self._ports[vm]
+            self._files.remove(vm)
         if port.bridge.network in self._pending and not self._is_used(port.bridge.network):
             await self._apply()
 
-    def _forget(self, vm: str) -> None:
-        self._ports.pop(vm, None)
-        self._files.remove(vm)
+    def _put_off(self, vm: str) -> None:
+        """Its end is told later, also by a daemon that comes after this one."""
+        if (port := self._ports.pop(vm, None)) is not None:
+            self._stale.append(port)
+            self.begin_sync()
 
     def _is_used(self, network: str) -> bool:
         return any(port.bridge.network == network for port in self._ports.values())
@@ -549,6 +559,11 @@ class Networks:
             free_addresses=max(addresses - len(held), 0),
             members=tuple(members),
         )
+
+
+def _share(old: PortPlan, new: PortPlan) -> bool:
+    """Would one get what belonged to the other?"""
+    return old.uid == new.uid or bool({old.ipv4, old.ipv6} & {new.ipv4, new.ipv6} - {None})
 
 
 def _is_outdated(port: PortPlan, config: Mapping[str, NetworkConfig]) -> bool:

@@ -15,14 +15,15 @@ from hypemand.network.wire import NOT_APPLIED
 @dataclass
 class FakeNetworkHost:
     """`bridges` and `taps` are what is on the host. `problems`: of networks, by name. `away`: raised by all;
-    `refuse`: by attach. `gate`: attach waits for it after it has made the device, and sets `made`. `restart`
-    makes it a service that has just started."""
+    `refuse`: by attach, `refuse_detach`: by detach. `gate`: attach waits for it after it has made the device,
+    and sets `made`. `restart` makes it a service that has just started."""
 
     bridges: dict[str, BridgePlan] = field(default_factory=dict)
     taps: dict[str, PortPlan] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     away: HypemandError | None = None
     refuse: HypemandError | None = None
+    refuse_detach: HypemandError | None = None
     gate: asyncio.Event | None = None
     made: asyncio.Event = field(default_factory=asyncio.Event)
     asked: list[str] = field(default_factory=list)
@@ -72,6 +73,8 @@ class FakeNetworkHost:
 
     async def detach(self, port: PortPlan) -> None:
         self._ask(f"detach {port.vm}")
+        if self.refuse_detach is not None:
+            raise self.refuse_detach
         self.taps.pop(port.tap, None)
         self._changed.set()
 

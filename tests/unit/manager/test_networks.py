@@ -290,9 +290,34 @@ def test_a_detach_that_fails_is_made_good_later(tmp_path: Path) -> None:
         lab.host.away = HostNotReady("it is away")
         await lab.end("web")
         assert lab.tap("web") in lab.host.taps
-        assert not lab.has_file("web")
+        assert lab.networks.interface_of("web") is None
+        assert lab.has_file("web"), "a daemon that comes later is told"
         lab.host.away = None
-        await lab.host.wait_until(lambda: not lab.host.taps)
+        # not only the device: conntrack remembers who had the address
+        await lab.host.wait_until(lambda: lab.host.asked[-1] == "detach web")
+        await lab.networks.sync()
+        assert not lab.host.taps
+        assert not lab.has_file("web")
+        assert lab.host.asked.count("detach web") == 2
+
+    drive(tmp_path, scenario)
+
+
+def test_what_is_left_of_a_run_goes_before_another_gets_what_it_had(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        address = IPv4Address("10.7.0.9")
+        lab.define("old", replace(USE, address=address))
+        await lab.start("old")
+        lab.host.refuse_detach = HostNotReady("it is away")
+        await lab.end("old")
+        del lab.tenants["old"]
+        lab.define("new", replace(USE, address=address))
+        with pytest.raises(HostNotReady, match="it is away"):
+            await lab.start("new")
+        lab.host.refuse_detach = None
+        lab.host.asked.clear()
+        await lab.start("new")
+        assert [asked for asked in lab.host.asked if asked != "apply"] == ["detach old", "attach new"]
 
     drive(tmp_path, scenario)
 
@@ -416,14 +441,19 @@ def test_a_network_that_is_gone_from_the_config_goes_with_its_last_vm(tmp_path: 
     drive(tmp_path, scenario)
 
 
-def test_rules_of_a_network_change_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mtu", [LAB.mtu, 1400])
+def test_rules_of_a_network_change_at_once(tmp_path: Path, mtu: int) -> None:
+    """Also if something else of it has to wait."""
+
     async def scenario(lab: Lab) -> None:
         lab.define("a")
         await lab.start("a")
-        lab.config["lab"] = replace(LAB, nat=False, isolation=False)
+        lab.config["lab"] = replace(LAB, nat=False, isolation=False, mtu=mtu)
         await lab.networks.sync()
-        assert not lab.networks.is_outdated("a")
+        assert lab.networks.is_outdated("a") == (mtu != LAB.mtu)
+        assert lab.host.bridges["lab"].mtu == LAB.mtu
         assert not lab.host.bridges["lab"].nat
+        assert not lab.host.taps[lab.tap("a")].bridge.nat
         assert lab.host.taps[lab.tap("a")].group == OPEN_GROUP
         assert json.loads((tmp_path / "a" / "port.json").read_text())["group"] == OPEN_GROUP
 
