@@ -13,9 +13,10 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from hypemand.config.network import Publish, Transport
-from hypemand.errors import InUse, InvalidDefinition, Problem
+from hypemand.errors import HostNotReady, InUse, InvalidDefinition, Problem
 from hypemand.network.listeners import find_holder, has_holder
 from hypemand.network.port import PortPlan
 from hypemand.network.sysctl import has_ipv6
@@ -58,7 +59,7 @@ class Reservations:
         """Hold all ports that a VM publishes, and let go of what it held. All or none.
 
         Raises InUse when another VM or a program of the host has one; InvalidDefinition when one cannot be
-        led to the VM.
+        led to the VM; HostNotReady when the kernel gives none.
         """
         old = self._held.get(port.uid)
         held: dict[_Place, socket.socket | None] = {}
@@ -75,6 +76,15 @@ class Reservations:
         if old is not None:
             _close(old[1], keep=held)
         self._held[port.uid] = (port, held)
+
+    def complete(self) -> bool:
+        """Hold what could not be held yet (see _bind); is there nothing left of that kind?"""
+        for _, held in self._held.values():
+            for place, taken in held.items():
+                if taken is None:
+                    with suppress(InUse, HostNotReady):  # somebody was faster
+                        held[place] = _bind(place)
+        return all(taken is not None for _, held in self._held.values() for taken in held.values())
 
     def release(self, uid: int) -> None:
         """Let go of all ports of a VM."""
@@ -96,7 +106,7 @@ def _derive_places(port: PortPlan) -> Iterator[_Place]:
     families = []
     if port.ipv4 is not None:
         families.append(socket.AF_INET)
-    if port.ipv6 is not None:
+    if port.ipv6 is not None and has_ipv6():
         families.append(socket.AF_INET6)
     for publish in port.publish:
         found = False
@@ -121,22 +131,21 @@ def _no_way(port: PortPlan, publish: Publish) -> InvalidDefinition:
 def _bind(place: _Place) -> socket.socket | None:
     """A bound socket. None: the port is free, but the kernel still remembers old connections to it
     (TIME-WAIT) of a program that let nobody share them; it can be held later."""
-    if place.family == socket.AF_INET6 and not has_ipv6():
-        return None
     try:
         return _open(place, share=False)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise InUse(f"port {place} cannot be had: {error.strerror}") from None
+            raise HostNotReady(f"port {place} cannot be had: {error.strerror}") from None
+    what = (place.transport, ip_address(place.address), place.port)
     if place.transport is Transport.TCP:
         with suppress(OSError):
             taken = _open(place, share=True)
-            if not has_holder(place.transport, place.port):
+            if not has_holder(*what):
                 return taken
             taken.close()
-        if not has_holder(place.transport, place.port):
+        if not has_holder(*what):
             return None
-    holder = find_holder(place.transport, place.port)
+    holder = find_holder(*what)
     raise InUse(
         f"port {place} of the host is taken{f' by {holder}' if holder else ''}",
         hint="publish another one, or stop what has it",

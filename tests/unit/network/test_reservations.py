@@ -3,13 +3,15 @@
 
 import errno
 import socket
+import struct
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
 from hypemand.config.network import Publish, Transport
 from hypemand.errors import InUse
+from hypemand.network.listeners import has_holder
 from hypemand.network.port import PortPlan
 from hypemand.network.reservations import Reservations
 from tests.unit.network.lab import Namespace, make_bridge, make_port
@@ -30,12 +32,16 @@ def port(number: int, *publish: Publish) -> PortPlan:
     return make_port(make_bridge(), number, publish=publish)
 
 
-def take(address: str, number: int, transport: Transport = TCP, *, reuse: bool = True) -> socket.socket:
+def take(
+    address: str, number: int, transport: Transport = TCP, *, reuse: bool = True, v6only: bool = False
+) -> socket.socket:
     """As a program of the host does, and servers share addresses that nobody uses any more."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_STREAM if transport is TCP else socket.SOCK_DGRAM
     server = socket.socket(family, kind)
     try:
+        if family == socket.AF_INET6:
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
         if reuse and transport is TCP:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((address, number))
@@ -78,18 +84,58 @@ def test_a_program_at_another_address_is_no_obstacle(reservations: Reservations)
         reservations.take(port(1, Publish(IPv4Address("192.0.2.1"), 8080, 80), Publish(None, 8081, 80, TCP)))
 
 
-@pytest.mark.parametrize("reuse", [False, True])
-def test_a_connection_that_is_over_is_no_obstacle(reservations: Reservations, reuse: bool) -> None:
-    """The kernel remembers it for a minute (TIME-WAIT), at the side that has closed first."""
-    with take("127.0.0.1", 8080, reuse=reuse) as server:
-        client = socket.create_connection(("127.0.0.1", 8080))
+def leave_connection(address: str, number: int, *, reuse: bool) -> socket.socket:
+    """The client of a server that has closed and gone; the kernel remembers it until the client closes, too,
+    and for a minute at most."""
+    with take(address, number, reuse=reuse) as server:
+        client = socket.create_connection((address, number))
         taken, _ = server.accept()
         taken.close()
         assert client.recv(1) == b""
-        client.close()
-    with pytest.raises(OSError, match="in use"):
-        take("127.0.0.1", 8080, reuse=False)
+    return client
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_connection_that_is_over_is_no_obstacle(
+    reservations: Reservations, address: str, closed: bool
+) -> None:
+    with leave_connection(address, 8080, reuse=True) as client:
+        if closed:  # TIME-WAIT instead of FIN-WAIT-2
+            client.close()
+        with pytest.raises(OSError, match="in use"):
+            take(address, 8080, reuse=False)
+        reservations.take(port(1, Publish(None, 8080, 80)))
+        for anywhere in ("0.0.0.0", "::"):
+            with pytest.raises(OSError, match="in use"):
+                take(anywhere, 8080)
+
+
+def test_what_nobody_may_share_is_held_as_soon_as_it_is_over(reservations: Reservations) -> None:
+    client = leave_connection("127.0.0.1", 8080, reuse=False)
     reservations.take(port(1, Publish(None, 8080, 80)))
+    assert not reservations.complete()
+    # a reset ends what is remembered at once
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    assert reservations.complete()
+    with pytest.raises(OSError, match="in use"):
+        take("127.0.0.1", 8080)
+
+
+@pytest.mark.parametrize("transport", [TCP, UDP])
+def test_who_has_a_port_is_who_gets_what_comes_to_it(transport: Transport, host_namespace: Namespace) -> None:
+    del host_namespace
+    any4, any6, two = (ip_address(text) for text in ("0.0.0.0", "::", "127.0.0.2"))
+    with take("127.0.0.1", 8080, transport):
+        found = {address for address in (any4, LOOPBACK, two, any6) if has_holder(transport, address, 8080)}
+    assert found == {any4, LOOPBACK}
+    with take("::", 8080, transport):
+        assert all(has_holder(transport, address, 8080) for address in (any4, LOOPBACK, any6))
+        assert not has_holder(transport, any4, 8081)
+    with take("::", 8080, transport, v6only=True):
+        assert has_holder(transport, any6, 8080)
+        assert not has_holder(transport, any4, 8080)
 
 
 @pytest.mark.parametrize(
