@@ -31,9 +31,13 @@ _TUPLE_ORIGINAL, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
 _SOURCE4, _TARGET4, _SOURCE6, _TARGET6 = 1, 2, 3, 4
 _NUMBER, _TARGET_PORT = 1, 3
+_EVERYTHING = _HEADER.pack(socket.AF_UNSPEC, 0, 0)
+_UDP = pack_attribute(_NUMBER, bytes([socket.IPPROTO_UDP]))
 _FILTER_FLAGS = {_TUPLE_ORIGINAL: 1, _TUPLE_REPLY: 2}
-_MATCH_SOURCE = 1  # CTA_FILTER_F_CTA_IP_SRC
-_MANY = 5000
+_MATCH_SOURCE, _MATCH_PROTOCOL, _MATCH_TARGET_PORT = 1 << 0, 1 << 3, 1 << 5  # enum ctattr_tuple_filter
+# Each walk of the kernel through its table takes milliseconds, however little is in it; with much in it, more
+# walks that give only what is looked for take less.
+_MANY, _MANY_WALKS = 5000, 8
 
 
 def forget_connections(addresses: Iterable[IPv4Address | IPv6Address]) -> int:
@@ -59,19 +63,41 @@ def forget_early(ports: frozenset[int]) -> int:
     """Delete the entries of what has been sent to these UDP ports of the host before they were published;
     their number. An entry leads all packets of its kind to where the first was led, as long as they keep
     coming. Those of TCP end with the refusal of the connection."""
-    if not ports or find_sysctl("netfilter/nf_conntrack_count") in (None, "0"):
+    there = find_sysctl("netfilter/nf_conntrack_count")
+    if not ports or there in (None, "0"):
         return 0
     wanted = {struct.pack(">H", port) for port in ports}
     count = 0
     with Netlink(NETLINK_NETFILTER) as netlink:
-        for entry in netlink.dump(_GET, _HEADER.pack(socket.AF_UNSPEC, 0, 0)):
-            attributes = parse_attributes(entry[_HEADER.size :])
-            if not _is_early(attributes, wanted):
-                continue
-            with suppress(FileNotFoundError):  # it has ended meanwhile
-                netlink.request(_DELETE, entry[: _HEADER.size] + _identify(attributes))
-                count += 1
+        for pattern in _derive_port_patterns(wanted) if int(there or 0) > _MANY else [_EVERYTHING]:
+            for entry in netlink.dump(_GET, pattern):
+                attributes = parse_attributes(entry[_HEADER.size :])
+                if not _is_early(attributes, wanted):
+                    continue
+                with suppress(FileNotFoundError):  # it has ended meanwhile
+                    netlink.request(_DELETE, entry[: _HEADER.size] + _identify(attributes))
+                    count += 1
     return count
+
+
+def _derive_port_patterns(ports: Collection[bytes]) -> Iterator[bytes]:
+    """What has been sent to each of these UDP ports, or if that are many, all of UDP."""
+    flags, protocols = (
+        _MATCH_PROTOCOL | _MATCH_TARGET_PORT,
+        [_UDP + pack_attribute(_TARGET_PORT, p) for p in ports],
+    )
+    if len(ports) > _MANY_WALKS:
+        flags, protocols = _MATCH_PROTOCOL, [_UDP]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for protocol in protocols:
+            yield _make_pattern(family, _TUPLE_ORIGINAL, _TUPLE_PROTOCOL, protocol, flags)
+
+
+def _make_pattern(family: int, direction: int, kind: int, wanted: bytes, flags: int) -> bytes:
+    """Have a walk give nothing but what has, of one of its tuples, what is wanted."""
+    matched = pack_attribute(_FILTER_FLAGS[direction], struct.pack("=I", flags))
+    wanted = pack_attribute(direction | NESTED, pack_attribute(kind | NESTED, wanted))
+    return _HEADER.pack(family, 0, 0) + wanted + pack_attribute(_FILTER | NESTED, matched)
 
 
 def _is_early(attributes: Mapping[int, bytes], ports: Collection[bytes]) -> bool:
@@ -98,12 +124,10 @@ def _is_local(address: bytes) -> bool:
 
 
 def _find(netlink: Netlink, packed: frozenset[bytes], *, filtered: bool) -> Iterator[tuple[bytes, bytes]]:
-    """Header and identity of the entries. Each walk of the kernel through its table takes milliseconds,
-    however little is in it; with much in it, more walks that give only what is looked for take less."""
-    patterns = [pattern for one in packed for pattern in _derive_patterns(one)] if filtered else [b""]
-    for pattern in patterns or ():
-        header = pattern[: _HEADER.size] or _HEADER.pack(socket.AF_UNSPEC, 0, 0)
-        for entry in netlink.dump(_GET, header + pattern[_HEADER.size :]):
+    """Header and identity of the entries."""
+    patterns = [pattern for one in packed for pattern in _derive_patterns(one)] if filtered else [_EVERYTHING]
+    for pattern in patterns:
+        for entry in netlink.dump(_GET, pattern):
             if not any(one in entry for one in packed):
                 continue
             attributes = parse_attributes(entry[_HEADER.size :])
@@ -115,11 +139,8 @@ def _derive_patterns(packed: bytes) -> Iterator[bytes]:
     """Whoever speaks for the address is the source of one of the two directions: of the first, if the VM made
     the connection, of the answers otherwise, whatever the first packet's destination was made into."""
     family, source = (socket.AF_INET, _SOURCE4) if len(packed) == 4 else (socket.AF_INET6, _SOURCE6)
-    ip = pack_attribute(_TUPLE_IP | NESTED, pack_attribute(source, packed))
-    for direction, flags in _FILTER_FLAGS.items():
-        wanted = pack_attribute(flags, struct.pack("=I", _MATCH_SOURCE))
-        pattern = pack_attribute(direction | NESTED, ip) + pack_attribute(_FILTER | NESTED, wanted)
-        yield _HEADER.pack(family, 0, 0) + pattern
+    for direction in _FILTER_FLAGS:
+        yield _make_pattern(family, direction, _TUPLE_IP, pack_attribute(source, packed), _MATCH_SOURCE)
 
 
 def _has_source(attributes: Mapping[int, bytes], direction: int, packed: frozenset[bytes]) -> bool:

@@ -25,6 +25,12 @@ def ensure_forwarding(plan: BridgePlan, list_routes: Callable[[], Iterable[Route
         _log.info("net.ipv6.conf.all.forwarding is 1 now: network %s needs it", plan.network)
 
 
+def lacks_forwarding(plan: BridgePlan) -> bool:
+    """Is what a VM on this network needs turned off?"""
+    wanted = ((plan.ipv4, _IPV4), (plan.ipv6, _IPV6))
+    return any(interface is not None and find_sysctl(name) != "1" for interface, name in wanted)
+
+
 def find_listeners(routes: Iterable[Route]) -> tuple[str, ...]:
     """Interfaces whose default route is from router advertisements that the kernel would not listen to any
     more if it forwarded (accept_ra is 1). With 0 somebody else listens, as NetworkManager."""

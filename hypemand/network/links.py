@@ -63,8 +63,8 @@ _GUARDED = (0, 0, _ALL_GROUPS)
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network device. `master`: the index of its bridge, or 0; what follows is so as its port. `guarded`: it
-    answers nobody, and what Links.set_port does for all is done."""
+    """A network device. `master`: the index of its bridge, or 0; what follows is so as its port. `guarded`:
+    it answers nobody, and what Links.set_port does for all is done."""
 
     index: int
     name: str
@@ -263,9 +263,9 @@ class Links:
         return index
 
     def set_port(self, index: int, mac: str, *, isolated: bool, hairpin: bool) -> None:
-        """Set what a port of a bridge does. It learns nothing from what a guest sends, for what is sent to the
-        addresses that bridges keep to themselves it would learn from before any rule sees it; the rules see
-        those, too. It gets what is sent to its guest, and to all, and nothing that the bridge does not know
+        """Set what a port of a bridge does. It learns nothing from what a guest sends: from what is sent to
+        the addresses that bridges keep to themselves, it would learn before any rule sees it. The rules see
+        that now, too. It gets what is sent to its guest, and to all; nothing that the bridge does not know
         the place of."""
         self._netlink.brport(
             "set",
@@ -327,7 +327,9 @@ def is_ours(link: Link) -> bool:
         case "tun":
             return bool(_TAP.fullmatch(link.name)) and link.alias.startswith(TAP_ALIAS)
         case "ifb":
-            return bool(_IFB.fullmatch(link.name))
+            # killed between making and marking it, we have left one that is down
+            unmarked = not link.alias and not link.up
+            return bool(_IFB.fullmatch(link.name)) and (unmarked or link.alias.startswith(IFB_ALIAS))
         case "bridge":
             return link.alias.startswith(BRIDGE_ALIAS)
     return False
@@ -371,7 +373,9 @@ def _parse_link(message: Any) -> Link:
         master=message.get_attr("IFLA_MASTER") or 0,
         isolated=bool(port and port.get_attr("IFLA_BRPORT_ISOLATED")),
         hairpin=bool(port and port.get_attr("IFLA_BRPORT_MODE")),
-        guarded=bool(message["flags"] & _IFF_NOARP and port and tuple(map(port.get_attr, _GUARD)) == _GUARDED),
+        guarded=bool(
+            message["flags"] & _IFF_NOARP and port and tuple(map(port.get_attr, _GUARD)) == _GUARDED
+        ),
     )
 
 

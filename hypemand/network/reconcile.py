@@ -23,7 +23,7 @@ from hypemand.config.network import Transport
 from hypemand.errors import HostNotReady, HypemandError
 from hypemand.network.conntrack import forget_connections, forget_early
 from hypemand.network.firewall import Nftables, RuleRefused
-from hypemand.network.forwarding import ensure_forwarding, find_forwarding_warnings
+from hypemand.network.forwarding import ensure_forwarding, find_forwarding_warnings, lacks_forwarding
 from hypemand.network.limits import Limits, Present, ifb_name
 from hypemand.network.links import (
     Links,
@@ -71,6 +71,7 @@ class HostNetworks:
         self._ports: dict[int, PortPlan] = {}  # by uid
         self._groups: dict[tuple[str, str], int] = {}
         self._bridge_netfilter = False
+        self._seen: tuple[object, ...] = ()
 
     def close(self) -> None:
         """Let go of netlink. Everything stays as it is, but for the reservations."""
@@ -112,6 +113,7 @@ class HostNetworks:
             problems |= {network: str(error) for network in warnings if network not in problems}
         self._ensure_ports(warnings, routes)
         self._warn(plans, routes, warnings)
+        self._seen = self._look()
         for plan in bridges:
             kept = plans[plan.bridge]
             if kept.network != plan.network:
@@ -207,6 +209,25 @@ class HostNetworks:
         for bridge, blocks in self._nft.find_forward_blocks(self._networks).items():
             warnings[self._networks[bridge].plan.network] += blocks
 
+    def _look(self) -> tuple[object, ...]:
+        """What of the rest of the host VMs notice, or is told."""
+        routes = self._links.list_routes()
+        plans = {name: network.plan for name, network in self._networks.items()}
+        warnings: dict[str, list[str]] = defaultdict(list)
+        self._warn(plans, routes, warnings)
+        others = [route for route in routes if route.device not in plans]
+        collisions = [find_collision(plan, others) for plan in plans.values()]
+        used = {port.bridge.bridge for port in self._ports.values()} & set(plans)
+        lacking = {name for name in used if lacks_forwarding(plans[name])}
+        return (has_bridge_netfilter(), lacking, dict(warnings), collisions)
+
+    def has_changed(self) -> bool:
+        """Has the rest of the host changed, so that `apply` would mend or tell something?"""
+        if not self._applied:
+            return False
+        with _told("networks"):
+            return self._look() != self._seen
+
     # -- rules
 
     def _find_nft(self) -> Nftables:
@@ -220,6 +241,9 @@ class HostNetworks:
         elements = [element for port in self._ports.values() for element in self._derive_elements(port)]
         text = render_tables(plans, elements, bridge_netfilter=self._bridge_netfilter)
         self._find_nft().change(text)
+        # if they were away, what has come meanwhile would be led to the host for ever
+        with _told("connections"):
+            _forget_early(self._ports.values())
 
     def _derive_elements(self, port: PortPlan) -> tuple[Element, ...]:
         group = self._groups[port.bridge.bridge, port.group] if port.group is not None else None
@@ -282,6 +306,7 @@ class HostNetworks:
             self.detach(port)
         with _told(f"VM {port.vm}"), ExitStack() as undo:
             network = self._find_network(port)
+            self._follow_bridge_netfilter()
             undo.callback(self._reservations.release, port.uid)
             self._reservations.take(port)
             undo.callback(self._forget, port.uid)
@@ -293,11 +318,25 @@ class HostNetworks:
             undo.pop_all()
         return index
 
+    def _follow_bridge_netfilter(self) -> None:
+        """It may have been turned on since the rules were made: by Docker, for its first container."""
+        if self._bridge_netfilter == has_bridge_netfilter():
+            return
+        self._replace_tables()
+        for port in self._ports.values():
+            link, network = self._links.find(port.tap), self._networks.get(port.bridge.bridge)
+            if link is not None and network is not None and is_ours(link):
+                self._links.mend_tap(link, port, network.index, **self._derive_flags(port))
+
     def _forget_the_last(self, port: PortPlan, bridge: int) -> None:
         """What the host remembers of who had the VM's addresses and ports before would keep others from it
         for seconds, or for as long as they try."""
         self._links.forget_neighbours(bridge, [a for a in (port.ipv4, port.ipv6) if a is not None])
-        forget_early(frozenset(p.host_port for p in port.publish if p.transport is Transport.UDP))
+        _forget_early([port])
+
+    def complete_reservations(self) -> bool:
+        """Hold published ports that could not be held yet; are all of them held now?"""
+        return self._reservations.complete()
 
     def _find_network(self, port: PortPlan) -> _Network:
         """The network of a VM that comes. The daemon may know a network since its last `apply`."""
@@ -404,6 +443,11 @@ def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> di
         plans[kept.bridge] = kept
     # those with VMs first: when two networks cannot be together, the one that is there stays
     return plans | {bridge: plan for bridge, plan in wished.items() if bridge not in plans}
+
+
+def _forget_early(ports: Iterable[PortPlan]) -> None:
+    published = (publish for port in ports for publish in port.publish)
+    forget_early(frozenset(publish.host_port for publish in published if publish.transport is Transport.UDP))
 
 
 def _read_counters(text: str) -> Iterator[tuple[str, Counters]]:

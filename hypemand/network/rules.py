@@ -5,8 +5,9 @@ Two tables are ours, `bridge hypemand` and `inet hypemand`; nothing else is name
 is nothing but elements of sets and maps, so a VM that comes or goes is one small transaction, and all rules
 are the same for one VM as for a thousand.
 
-bridge  what a guest sends is checked on its TAP device: MAC, the sender of ARP and IP, neighbour discovery, no
-        answers of a DHCP server or router. What one guest sends to another passes if both are of one group.
+bridge  what a guest sends is checked on its TAP device: MAC, the sender of ARP and IP, neighbour discovery,
+        no answers of a DHCP server or router. What one guest sends to another passes if both are of one
+        group.
 inet    what guests reach of the host, what others reach of them, address translation. Nothing comes in by a
         TAP device itself: all that the bridge does not take is dropped, also when there is no bridge.
 
@@ -311,6 +312,7 @@ table inet {TABLE} {{
 
   chain postrouting {{
     type nat hook postrouting priority 100; policy accept;
+    oifname "lo" return
     oifname @bridges ip saddr 127.0.0.0/8 masquerade
     # to a published port from a VM, whose answer would otherwise go around the host
     oifname @bridges ip saddr @subnets4 ct status dnat masquerade

@@ -24,7 +24,7 @@ from systemd import journal
 from hypemand.errors import HypemandError
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.network.reconcile import HostNetworks
-from hypemand.network.watch import Watch, watch_links, watch_rules
+from hypemand.network.watch import Watch, watch_firewalls, watch_links, watch_routes, watch_rules
 from hypemand.network.wire import (
     CHANGED,
     SOCKET,
@@ -45,6 +45,10 @@ _CREDENTIALS = struct.Struct("=iII")  # ucred: pid, uid, gid
 _BACKLOG = 16
 # between two mends of bridges: who takes them away again and again is not fought with all there is
 _MEND_PAUSE = 1.0
+# after the first of many changes of the host's firewalls and routes, and between two looks at what they mean
+_LOOK_DELAY, _LOOK_PAUSE = 0.5, 5.0
+# until ports that the kernel still remembers old connections to are tried again
+_HOLD_PAUSE = 5.0
 
 
 class Service:
@@ -59,6 +63,9 @@ class Service:
         self._writers: set[asyncio.StreamWriter] = set()
         self._mending: asyncio.TimerHandle | None = None
         self._mended_at = -_MEND_PAUSE
+        self._looking: asyncio.TimerHandle | None = None
+        self._looked_at = -_LOOK_PAUSE
+        self._holding: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
 
     async def run(self, listener: socket.socket) -> None:
@@ -77,8 +84,9 @@ class Service:
         finally:
             for watch in watches:
                 watch.close()
-            if self._mending is not None:
-                self._mending.cancel()
+            for timer in (self._mending, self._looking, self._holding):
+                if timer is not None:
+                    timer.cancel()
             watchdog.cancel()
             server.close()
             for task in self._connections:
@@ -89,6 +97,8 @@ class Service:
         try:
             yield watch_rules(loop, self._restore_rules)
             yield watch_links(loop, self._host.is_bridge, self._begin_mend)
+            yield watch_firewalls(loop, self._begin_look)
+            yield watch_routes(loop, self._host.is_bridge, self._begin_look)
         except OSError as error:  # as each request will say
             _log.error("cannot watch the networks of the host: %s", error.strerror)
 
@@ -129,6 +139,8 @@ class Service:
             return {"id": number, "error": encode_error(told)}
         finally:
             self._update_status()
+            if self._holding is None:
+                self._hold_ports()
         return {"id": number, "result": encode(result)}
 
     def _do(self, request: Mapping[str, Any]) -> object:
@@ -152,6 +164,11 @@ class Service:
         if self._host.summary != self._status:
             self._status = self._host.summary
             self._notifier.notify(f"STATUS={self._status}")
+
+    def _hold_ports(self) -> None:
+        self._holding = None
+        if not self._host.complete_reservations():
+            self._holding = asyncio.get_running_loop().call_later(_HOLD_PAUSE, self._hold_ports)
 
     def _restore_rules(self) -> None:
         """Somebody has removed a table: ours, perhaps."""
@@ -186,6 +203,22 @@ class Service:
         if lost:
             self._mended_at = asyncio.get_running_loop().time()
             self._tell_changed()
+
+    def _begin_look(self) -> None:
+        """The rest of the host is not what it was: there may be something to tell, or to mend."""
+        if self._looking is None:
+            loop = asyncio.get_running_loop()
+            at = max(loop.time() + _LOOK_DELAY, self._looked_at + _LOOK_PAUSE)
+            self._looking = loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        self._looked_at = asyncio.get_running_loop().time()
+        try:
+            if self._host.has_changed():
+                self._tell_changed()
+        except HypemandError as error:
+            _log.warning("cannot look at what has changed of the host: %s", error)
 
     def _tell_changed(self) -> None:
         """Have the daemon tell all there is once more: what it is answered is what it shows."""

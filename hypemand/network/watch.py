@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notices when somebody else takes away what we have made: netlink(7) tells at once.
+"""Notices when somebody else takes away what we have made, or changes what VMs depend on: netlink(7) tells at
+once.
 
 A reload of nftables.service flushes the ruleset, ours too, and VMs would be without the rules that keep them
-apart until the next `apply`. A bridge that is deleted by hand leaves them on no network at all.
+apart until the next `apply`. A bridge that is deleted by hand leaves them on no network at all. A firewall
+that is started later keeps them from all others.
 """
 
 from __future__ import annotations
@@ -12,12 +14,24 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 
-from hypemand.network.netlink import NETLINK_NETFILTER
+from hypemand.network.netlink import NETLINK_NETFILTER, parse_attributes
+from hypemand.network.rules import TABLE
 
 _GROUP_NFTABLES = 7  # NFNLGRP_NFTABLES, linux/netfilter/nfnetlink.h
-_TABLE_REMOVED = 10 << 8 | 2  # NFNL_SUBSYS_NFTABLES, NFT_MSG_DELTABLE
+_NFTABLES = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_TABLE_REMOVED = _NFTABLES | 2  # NFT_MSG_DELTABLE
+# NFT_MSG_*TABLE, *CHAIN, *RULE; in all of them the name of the table is the first attribute
+_RULES = frozenset(_NFTABLES | kind for kind in (0, 2, 3, 5, 6, 8))
+_NFGENMSG_SIZE, _TABLE_NAME = 4, 1
 _GROUPS_LINKS = (1, 5, 9)  # RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR, linux/rtnetlink.h
 _NEW_LINK, _LINK_REMOVED, _ADDRESS_REMOVED = 16, 17, 21  # RTM_NEWLINK, _DELLINK, _DELADDR
+# RTNLGRP_IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV4_NETCONF, _IPV6_NETCONF
+_GROUPS_ROUTES = (5, 7, 9, 11, 24, 25)
+_ROUTES = frozenset({24, 25})  # RTM_NEWROUTE, _DELROUTE
+_ADDRESSES = frozenset({20, _ADDRESS_REMOVED})
+_SETTINGS = 80  # RTM_NEWNETCONF
+_NETCONFMSG_SIZE, _SETTINGS_OF = 4, 1  # NETCONFA_IFINDEX
+_OF_ALL = struct.pack("=i", -1)  # NETCONFA_IFINDEX_ALL
 _IFF_UP = 1
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _HEADER = struct.Struct("=IHHII")
@@ -84,6 +98,34 @@ def watch_links(
         return index is not None and is_ours(index)
 
     return Watch(loop, socket.NETLINK_ROUTE, _GROUPS_LINKS, matters, changed)
+
+
+def watch_firewalls(loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> Watch:
+    """Rules of others have changed."""
+
+    def matters(kind: int, payload: bytes) -> bool:
+        if kind not in _RULES:
+            return False
+        name = parse_attributes(payload[_NFGENMSG_SIZE:]).get(_TABLE_NAME, b"")
+        return name.rstrip(b"\0") != TABLE.encode()
+
+    return Watch(loop, NETLINK_NETFILTER, (_GROUP_NFTABLES,), matters, changed)
+
+
+def watch_routes(
+    loop: asyncio.AbstractEventLoop, is_ours: Callable[[int], bool], changed: Callable[[], None]
+) -> Watch:
+    """What the host reaches by which way has changed, or whether it forwards; but for the addresses of
+    devices that are ours."""
+
+    def matters(kind: int, payload: bytes) -> bool:
+        if kind in _ADDRESSES and len(payload) >= _ADDRESS.size:
+            return not is_ours(int(_ADDRESS.unpack_from(payload)[4]))
+        if kind == _SETTINGS:  # of each new device too
+            return parse_attributes(payload[_NETCONFMSG_SIZE:]).get(_SETTINGS_OF) == _OF_ALL
+        return kind in _ROUTES
+
+    return Watch(loop, socket.NETLINK_ROUTE, _GROUPS_ROUTES, matters, changed)
 
 
 def _find_loser(kind: int, payload: bytes) -> int | None:

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from hypemand.config.network import HostPort, Publish, Transport
+from hypemand.network import conntrack
 from hypemand.network.port import PortPlan
 from hypemand.network.reconcile import HostNetworks
 from tests.host.command import run_command
@@ -41,9 +42,13 @@ StartGuest = Callable[[PortPlan], Guest]
 def bridge_netfilter(request: pytest.FixtureRequest, host_namespace: Namespace) -> bool:
     """With br_netfilter, as Docker loads it, the chains of IP see what is bridged too."""
     del host_namespace
-    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
-        set_sysctl(f"bridge/{name}", str(int(request.param)))
+    set_bridge_netfilter(on=request.param)
     return bool(request.param)
+
+
+def set_bridge_netfilter(*, on: bool) -> None:
+    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+        set_sysctl(f"bridge/{name}", str(int(on)))
 
 
 def publish(text: str, transport: Transport = Transport.TCP) -> Publish:
@@ -367,6 +372,72 @@ def test_who_called_before_the_port_was_published_gets_to_the_guest(
                 # the same connection to conntrack, were it not forgotten
                 sender.sendto(b"again", (address, 53))
                 assert server.recv(100) == b"again"
+
+
+def test_who_called_while_the_rules_were_away_gets_to_the_guest(
+    networks: HostNetworks, cable: Cable, start_guest: StartGuest
+) -> None:
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1, publish=(publish("53|5353", Transport.UDP),)))
+    # conntrack goes on without us, as with the rules of another firewall
+    add_foreign_chain("inet", "input", "ct state invalid drop")
+    with (
+        cable.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        guest.serve(socket.SOCK_DGRAM, 5353) as server,
+    ):
+        run_command(["nft", "delete", "table", "inet", "hypemand"], timeout=DEADLINE)
+        client.sendto(b"too early", (HOST_UPLINK, 53))
+        assert networks.restore_rules()
+        client.sendto(b"again", (HOST_UPLINK, 53))
+        assert server.recv(100) == b"again"
+
+
+@pytest.mark.parametrize("ports", [1, 20])
+def test_in_a_large_table_who_called_before_is_found(
+    networks: HostNetworks, cable: Cable, start_guest: StartGuest, monkeypatch: pytest.MonkeyPatch, ports: int
+) -> None:
+    monkeypatch.setattr(conntrack, "_MANY", 0)
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    with (
+        cable.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        cable.namespace.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client6,
+        cable.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
+        other.sendto(b"to the host", (HOST_UPLINK, 99))
+        client.sendto(b"too early", (HOST_UPLINK, 53))
+        client6.sendto(b"too early", (HOST_UPLINK6, 53))
+        assert conntrack.forget_early(frozenset(range(53, 53 + ports))) == 2
+        assert conntrack.forget_early(frozenset({99})) == 1
+        assert conntrack.forget_early(frozenset({99})) == 0
+
+
+def test_the_host_finds_itself_under_its_own_address(
+    networks: HostNetworks, cable: Cable, host_namespace: Namespace
+) -> None:
+    del cable
+    plan = make_bridge()
+    networks.apply((plan,), (make_port(plan, 1),), prune=True)
+    assert plan.ipv4 is not None
+    with serve(host_namespace, TCP, 80) as server:
+        assert reaches(host_namespace, str(plan.ipv4.ip), 80, server) == str(plan.ipv4.ip)
+
+
+def test_bridge_netfilter_that_comes_later_is_noticed(
+    networks: HostNetworks, cable: Cable, start_guest: StartGuest
+) -> None:
+    """As it does with Docker, which loads it for its first container."""
+    plan = make_bridge()
+    set_bridge_netfilter(on=False)
+    networks.apply((plan,), (), prune=True)
+    guest = start_guest(make_port(plan, 1, publish=(publish("8080|80"),)))
+    set_bridge_netfilter(on=True)
+    neighbour = start_guest(make_port(plan, 2))
+    with guest.serve(TCP, 80) as server:
+        assert reaches(neighbour.namespace, HOST_UPLINK, 8080, server) is not None
+        assert reaches(guest.namespace, HOST_UPLINK, 8080, server) is not None
+        assert reaches(cable.namespace, HOST_UPLINK, 8080, server) is not None
 
 
 def test_an_address_behind_another_mac_is_reached_at_once(

@@ -206,16 +206,18 @@ def test_what_nothing_needs_is_removed_and_nothing_else(networks: HostNetworks) 
     networks.apply((PLAN, other), (), prune=True)
     networks.attach(LIMITED)
     networks.attach(gone)
-    for words in (["br0", "type", "bridge"], ["ifb9", "type", "ifb"]):
+    for words in (["br0", "type", "bridge"], ["hi9", "type", "ifb"], ["hi61204", "type", "ifb"]):
         ip("link", "add", *words)
+    ip("link", "set", "hi9", "alias", "for the shop")
     ip("tuntap", "add", "mode", "tap", "hv9")
     before = set(list_links())
     networks.apply((PLAN,), (LIMITED,), prune=False)
     assert set(list_links()) == before
     networks.apply((PLAN,), (LIMITED,), prune=True)
-    assert before - set(list_links()) == {"hypeman1", gone.tap, "hi61203"}
+    # hi61204 is as a service that was killed leaves one
+    assert before - set(list_links()) == {"hypeman1", gone.tap, "hi61203", "hi61204"}
     networks.clean()
-    assert set(list_links()) == {"br0", "ifb9", "hv9"}
+    assert set(list_links()) == {"br0", "hi9", "hv9"}
     assert "hypemand" not in read("nft", "list", "ruleset")
 
 
@@ -448,6 +450,22 @@ def test_a_host_that_lives_on_router_advertisements_goes_on_doing_so(
     (status,) = networks.apply((PLAN,), (make_port(PLAN, 1),), prune=True)
     assert status.warnings == ()
     assert forwarding.read_text() == "1\n"
+
+
+def test_vms_that_come_and_go_are_no_change_of_the_rest_of_the_host(networks: HostNetworks) -> None:
+    assert not networks.has_changed()
+    networks.apply((PLAN,), (), prune=True)
+    networks.attach(LIMITED)
+    networks.attach(make_port(PLAN, 2))
+    networks.detach(LIMITED)
+    assert not networks.has_changed()
+    set_sysctl("bridge/bridge-nf-call-iptables", "0")
+    set_sysctl("bridge/bridge-nf-call-ip6tables", "0")
+    networks.apply((PLAN,), (LIMITED,), prune=True)
+    set_sysctl("bridge/bridge-nf-call-iptables", "1")
+    assert networks.has_changed()
+    networks.apply((PLAN,), (LIMITED,), prune=True)
+    assert not networks.has_changed()
 
 
 def test_counters_are_of_the_vm(networks: HostNetworks) -> None:

@@ -353,6 +353,56 @@ def test_a_bridge_that_cannot_be_there_again_is_a_problem_in_the_next_answer(ser
     talk(service, run)
 
 
+FOREIGN = (
+    "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy accept; }"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            ["nft", "chain ip filter FORWARD { policy drop; }"],
+            "another firewall drops what VMs on hypeman0 send",
+        ),
+        (["ip", "addr", "add", "10.77.0.7/25", "dev", "eth7"], "10.77.0.0/25 dev eth7"),
+        (["ip", "route", "add", "10.77.0.8/29", "dev", "eth7"], "10.77.0.8/29 dev eth7"),
+        (["sysctl", "-q", "net.ipv4.ip_forward=0"], ""),
+        (["sysctl", "-q", "net.ipv6.conf.all.forwarding=0"], ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_changes_on_the_rest_of_the_host_is_noticed(
+    service: Service, change: list[str], told: str
+) -> None:
+    for words in (["nft", FOREIGN], ["ip", "link", "add", "eth7", "up", "type", "bridge"]):
+        run_command(words, timeout=DEADLINE)
+
+    async def run(client: NetworkClient) -> None:
+        noticed = asyncio.Event()
+        await client.apply((PLAN,), (), prune=True)
+        await client.attach(PORT)
+
+        async def reapply() -> None:
+            (status,) = await client.apply((PLAN,), (PORT,), prune=True)
+            assert told in " ".join(status.warnings)
+            noticed.set()
+
+        (status,) = await client.apply((PLAN,), (PORT,), prune=True)
+        assert status.warnings == ()
+        client.on_reconnect = reapply
+        await asyncio.to_thread(run_command, change, timeout=DEADLINE)
+        await asyncio.wait_for(noticed.wait(), DEADLINE)
+        for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            assert read_sysctl(name) == "1"
+
+    talk(service, run)
+
+
+def read_sysctl(name: str) -> str:
+    return Path("/proc/sys/net", name).read_text().strip()
+
+
 @pytest.mark.parametrize(
     "nonsense", [b"GET / HTTP/1.1\r\n\r\n", struct.pack(">I", 2) + b"{}", struct.pack(">I", 9) + b"{}"]
 )

@@ -213,8 +213,8 @@ def test_a_forged_frame_does_not_pass(tapped: Tapped, name: str) -> None:
     assert not tapped.pass_through(FORGED[name])
 
 
-# What bridges keep to themselves (IEEE 802.1Q): unless told otherwise, the kernel takes it from the way of other
-# frames before any rule of the bridge is asked.
+# What bridges keep to themselves (IEEE 802.1Q): unless told otherwise, the kernel takes it from the way of
+# other frames before any rule of the bridge is asked.
 RESERVED = [f"01:80:c2:00:00:{last:02x}" for last in range(16)]
 
 
@@ -277,7 +277,7 @@ def read_until(tap: int, token: bytes) -> list[bytes]:
 def test_nothing_comes_in_but_over_the_bridge(
     tapped: Tapped, networks: HostNetworks, host_namespace: Namespace, plugged: bool
 ) -> None:
-    """Nor does it when somebody has taken the interface off the bridge, where all that is forged is dropped."""
+    """Also when somebody has taken the interface off the bridge, where all that is forged is dropped."""
     plan = replace(PLAN, host_ports=frozenset({HostPort(Transport.UDP, 2000)}))
     networks.apply((plan,), (PORT,), prune=True)
     for name in ("all", PORT.tap):  # a stricter host does not take such packets anyway
