@@ -240,8 +240,9 @@ def _in_bits(rate: object) -> object:
 
 def _refuse_others(field: str, value: Mapping[str, object], *known: str) -> list[Problem]:
     """Every key of an object but those that we understand."""
+    hint = "leave it out, or write the VM's definition in `definition`, which may say more"
     return [
-        _problem(f"{field}.{key[:80]}", "is not supported by this version of hypemand", "leave it out")
+        _problem(f"{field}.{key[:80]}", "is not understood here", hint)
         for key in sorted(value)
         if key not in known and value[key] is not None
     ]

@@ -39,10 +39,17 @@ def _row(network: dict[str, Any]) -> list[str]:
         str(network.get("ipv4") or "-"),
         str(network.get("ipv6") or "-"),
         f"{sum(bool(member.get('attached')) for member in members)}/{len(members)}",
-        str(network.get("free_addresses", "-")),
+        _format_count(network.get("free_addresses")),
         "; ".join(describe_trouble(network)),
     ]
     return [escape_controls(cell) for cell in cells]
+
+
+def _format_count(count: object) -> str:
+    """All of a subnet of IPv6 nobody counts."""
+    if not isinstance(count, int):
+        return "-"
+    return str(count) if count < 2**32 else "many"
 
 
 def describe_trouble(network: dict[str, Any]) -> list[str]:

@@ -72,18 +72,26 @@ class Inventory:
         self._first_uid, self._last_uid = uid_range
         self._userdb = userdb
         self._records: dict[str, VmRecord] = {}
+        self._unreadable: frozenset[str] = frozenset()
 
     def load(self) -> None:
         """Read all records. One that cannot be read is reported and left as it is."""
         self._vms.mkdir(mode=0o711, parents=True, exist_ok=True)
+        unreadable = set()
         for folder in sorted(self._vms.iterdir()):
             try:
                 record = _load_record(folder)
             except (OSError, ValueError, KeyError, TypeError, HypemandError) as error:
                 _log.error("cannot read the VM in %s: %s", folder, error)
+                unreadable.add(folder.name)
                 continue
             self._records[record.name] = record
             self._publish(record)
+        self._unreadable = frozenset(unreadable)
+
+    def is_unreadable(self, name: str) -> bool:
+        """Is there a VM of that name of which no more is known? What is its own is not to be touched."""
+        return name in self._unreadable
 
     def folder(self, name: str) -> Path:
         """Where the VM's data stands."""

@@ -49,6 +49,10 @@ _log = logging.getLogger(__name__)
 _INTERFACE = "eth0"
 _COUNTERS_DEADLINE = 1.0
 _FIRST_LOOK = 5.0
+_NO_SERVERS = (
+    "VMs are told no name servers: the host has none that they could reach; write dns: in hypemand.yaml "
+    "(dns: [] if there are to be none)"
+)
 # between attempts to tell all there is
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
@@ -188,16 +192,18 @@ class Networks:
         except HypemandError as error:
             _log.warning("nothing is removed from the networks now: %s", error)
             return False
-        for tenant in self._around.tenants():
-            if tenant.vm not in live or tenant.vm in self._ports or tenant.vm in self._claimed:
-                continue
-            port = self._files.find(tenant.vm) or self._rebuild(tenant)
+        tenants = {tenant.vm: tenant for tenant in self._around.tenants()}
+        for vm in live - self._ports.keys() - self._claimed.keys():
+            # also of one whose record cannot be read
+            port = self._files.find(vm) or self._rebuild(tenants.get(vm))
             if port is not None:
-                self._ports[tenant.vm] = port
+                self._ports[vm] = port
         return True
 
-    def _rebuild(self, tenant: Tenant) -> PortPlan | None:
+    def _rebuild(self, tenant: Tenant | None) -> PortPlan | None:
         """The port of a VM that runs, whose port.json was lost."""
+        if tenant is None:
+            return None
         use, lease = tenant.running, tenant.lease
         config = None if use is None else self._around.config().get(use.name)
         if use is None or lease is None or config is None or lease.network != use.name:
@@ -540,6 +546,10 @@ class Networks:
         status = self._statuses.get(bridge.network, NetworkStatus(bridge.network, ""))
         servers = self._around.servers() if config is None or config.dns is None else config.dns
         interface = bridge.ipv4 or bridge.ipv6
+        dns = choose_servers(servers, ipv4=bridge.ipv4 is not None, ipv6=bridge.ipv6 is not None)
+        warnings = status.warnings
+        if not dns and (config is None or config.dns is None):
+            warnings += (_NO_SERVERS,)
         addresses = 0 if interface is None else count_addresses(interface)
         held = {member.ipv4 if bridge.ipv4 is not None else member.ipv6 for member in members} - {None}
         return NetworkInfo(
@@ -548,12 +558,12 @@ class Networks:
             ipv4=bridge.ipv4,
             ipv6=bridge.ipv6,
             mtu=bridge.mtu,
-            dns=choose_servers(servers, ipv4=bridge.ipv4 is not None, ipv6=bridge.ipv6 is not None),
+            dns=dns,
             nat=bridge.nat,
             isolation=config is None or config.isolation,
             host_ports=tuple(sorted(bridge.host_ports, key=lambda port: (port.port, port.transport))),
             problem=status.problem,
-            warnings=status.warnings,
+            warnings=warnings,
             pending=bridge.network in self._pending,
             addresses=addresses,
             free_addresses=max(addresses - len(held), 0),

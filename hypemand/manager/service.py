@@ -95,16 +95,19 @@ class VmManager:
             if not vm.state.is_vmm_active:
                 vm.files.remove_runtime()
         for leftover in self._runtime_root.iterdir():
-            if self.fleet.find(leftover.name) is None:
+            if not self._is_known(leftover.name):
                 shutil.rmtree(leftover, ignore_errors=True)
         for name in await self._services.units.list_vms():
-            if self.fleet.find(name) is None:
+            if not self._is_known(name):
                 _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
                 await self._services.units.stop(f"hypeman-vm-{name}.service")
         for vm in self.fleet:
             if vm.record.origin is Origin.HELPER:
                 _log.info("removing VM %s, whose work on a volume was cut off", vm.name)
                 await self.delete_vm(vm.name)
+
+    def _is_known(self, name: str) -> bool:
+        return self.fleet.find(name) is not None or self.inventory.is_unreadable(name)
 
     async def resync(self) -> None:
         """Look at everything again, after signals may have been missed."""

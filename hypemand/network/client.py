@@ -35,7 +35,7 @@ _TIMEOUT = 10.0
 _APPLY_TIMEOUT = 60.0
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 30.0
-_HINT = "systemctl status hypemand-network.service"
+_HINT = "systemctl status hypemand-network.socket hypemand-network.service"
 
 
 class _Lost(HostNotReady):

@@ -68,6 +68,24 @@ def test_a_restart_of_the_daemon_keeps_all_that_is_known_of_running_vms(vms: Vms
     assert vms.show(name)["exit_code"] == 0
 
 
+def test_a_vm_whose_record_cannot_be_read_goes_on(vms: Vms) -> None:
+    """As after a step back to a version that does not know a key."""
+    name = vms.run("blotted", HAS_LAST_WORDS, network="default")
+    before, record = vms.show(name), f"/var/lib/hypemand/vms/{name}/vm.json"
+    with vms.without_daemon():
+        vms.host.run(["sed", "-i.kept", 's/"definition": {/&"no-such-key": 1,/', record])
+    assert not vms.ctl("status", name, check=False).ok
+    assert vms.unit(name, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
+    vms.host.run(["ip", "link", "show", f"hv{before['uid']}"])
+    vms.host.run(["systemctl", "reload", "hypemand"], check=False)
+    with vms.without_daemon():
+        vms.host.run(["mv", f"{record}.kept", record])
+    after = vms.show(name)
+    for key in ("id", "state", "main_pid", "uid", "invocation_id"):
+        assert after[key] == before[key]
+    assert vms.execute(name, "echo", "here") == "here\n"
+
+
 def test_a_vm_that_ended_while_the_daemon_was_away_is_stopped_with_its_code(vms: Vms) -> None:
     for name in ("ended-5", "ended-0"):
         vms.write(name, ON_DEMAND)

@@ -29,7 +29,7 @@ from tests.host.netlab import (
 from tests.host.packets import ALL_NODES, ALL_NODES_MAC, ARP, BROADCAST, IPV4, IPV6, End, ethernet
 from tests.host.vms import Vms, vms_of
 
-ALLOWED, CLOSED, LOOPBACK, PUBLISHED = 7101, 7102, 7103, 7180
+ALLOWED, CLOSED, LOOPBACK, UNTOLD, PUBLISHED = 7101, 7102, 7103, 7104, 7180
 OTHER_NETWORK = {"bridge": "other0", "ipv4": "10.77.0.1/24", "ipv6": "fd77:77:77::1/64"}
 # Nobody has these.
 FAR, FAR_MAC = End("52:54:00:ff:ff:01", "203.0.113.7", "2001:db8:f::7"), "52:54:00:ff:ff:02"
@@ -410,6 +410,46 @@ print("up", flush=True)
 while True:
     print(ears.recv(999).hex(), flush=True)
 """
+
+
+# What bridges keep to themselves (IEEE 802.1Q, table 8-1): the kernel takes it from the way of other frames.
+RESERVED = [f"01:80:c2:00:00:{last:02x}" for last in range(16)]
+
+
+def read_places(lab: Lab) -> list[str]:
+    """Where the host's bridge thinks that who is."""
+    entries = lab.wired.a.run(["bridge", "fdb", "show", "br", "hypeman0"]).stdout.splitlines()
+    return sorted(entry for entry in entries if " dev hv" in entry and "permanent" not in entry)
+
+
+def test_there_is_no_way_around_the_bridge(lab: Lab) -> None:
+    """Frames to these addresses are seen by no rule of a bridge that does not forward them, but teach it
+    where their sender is, and come in at the TAP device itself."""
+    a, left, places = lab.wired.a, lab.ends["left"], read_places(lab)
+    assert [place.split()[0] for place in places] == sorted(
+        end.mac for name, end in lab.ends.items() if name != "other"
+    )
+    tap = f"hv{lab.vms.show('left')['uid']}"
+    # a host that is stricter does not take them anyway
+    a.run(["sysctl", "-q", "net.ipv4.conf.all.rp_filter=0", f"net.ipv4.conf.{tap}.rp_filter=0"])
+    said = packets.udp(left.ip4, lab.gateway.ip4, (PORTS[0], UNTOLD), b"forged")
+    frames = [
+        ethernet(source, target, IPV4, said)
+        for target in RESERVED
+        for source in (left.mac, lab.ends["alone"].mac, lab.ends["right"].mac, lab.gateway.mac, FAR_MAC)
+    ]
+    with a.popen(["python3", "-c", HEARS, str(UNTOLD)]) as process:
+        heard = Lines(process)
+        assert heard.next(10) == "up"
+        lab.place("left").send("eth0", *frames)
+        assert lab.watches["tap"].sees(b"forged")
+        lab.see_all()
+        Place(lab.wired.b).ask(lab.wired.a4, UNTOLD, "udp", within=SILENCE_MS)
+        told = heard.next(5)
+        assert told is not None, "nothing is heard from others, either"
+        assert b"forged" not in bytes.fromhex(told)
+        assert heard.next(0.2) is None
+    assert read_places(lab) == places
 
 
 def test_a_guest_does_not_reach_loopback_by_its_address(lab: Lab) -> None:

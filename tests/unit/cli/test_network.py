@@ -25,7 +25,7 @@ def test_networks_are_a_table_that_tells_what_is_wrong(daemon: FakeDaemon, cli: 
     daemon.networks = [
         LAB,
         LAB | {"name": "dmz", "problem": "dmz0 is not ours\x1b[2J", "members": []},
-        LAB | {"name": "old", "pending": True, "warnings": ["ufw is there"]},
+        LAB | {"name": "old", "pending": True, "warnings": ["ufw is there"], "free_addresses": 2**64 - 2},
     ]
     done = cli.run("network", "list")
     assert done.returncode == 0
@@ -33,7 +33,7 @@ def test_networks_are_a_table_that_tells_what_is_wrong(daemon: FakeDaemon, cli: 
         "NAME  STATE    BRIDGE  IPV4         IPV6  VMS  FREE  NOTE",
         "lab   ready    lab0    10.7.0.1/24  -     1/2  251",
         "dmz   problem  lab0    10.7.0.1/24  -     0/0  251   dmz0 is not ours\\x1b[2J",
-        "old   pending  lab0    10.7.0.1/24  -     1/2  251   ufw is there; changes when no VM is on it",
+        "old   pending  lab0    10.7.0.1/24  -     1/2  many  ufw is there; changes when no VM is on it",
     ]
     assert cli.run("network", "list", "-q").stdout == "lab\ndmz\nold\n"
     assert json.loads(cli.run("network", "list", "--json").stdout) == daemon.networks

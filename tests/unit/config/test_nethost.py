@@ -194,6 +194,8 @@ def test_what_does_not_go_together_is_told_where_it_was_said_last(
     ("keys", "said"),
     [
         ("bridge: hv7", "networks.lan.bridge: 'hv7' does not fit; write at most 15 of letters"),
+        ("bridge: hi61200", "networks.lan.bridge: 'hi61200' does not fit; write at most 15 of letters"),
+        ("bridge: lo", "networks.lan.bridge: 'lo' does not fit; write at most 15 of letters"),
         ("bridge: abcdefghijklmnop", "networks.lan.bridge: 'abcdefghijklmnop' does not fit"),
         ("bridge: a/b", "networks.lan.bridge: 'a/b' does not fit"),
         ("bridge: 0lan", "networks.lan.bridge: '0lan' does not fit"),

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,7 @@ class Lab:
         self.tenants: dict[str, Tenant] = {}
         self.live: set[str] = set()
         self.bus: HypemandError | None = None
+        self.servers: tuple[IPv4Address | IPv6Address, ...] = ()
         self.told = 0
         self._uids = itertools.count()
         self.start_daemon()
@@ -45,7 +46,7 @@ class Lab:
     def start_daemon(self) -> None:
         """A daemon that knows what stands in files."""
         around = Surroundings(
-            lambda: self.config, lambda: list(self.tenants.values()), self._list_live, lambda: ()
+            lambda: self.config, lambda: list(self.tenants.values()), self._list_live, lambda: self.servers
         )
         self.networks = Networks(self.host, self.vms, around, first_pause=0.01)
         self.networks.listeners.append(self._tell)
@@ -247,6 +248,20 @@ def test_a_daemon_that_comes_later_knows_who_has_what(tmp_path: Path) -> None:
         assert lab.host.taps == {tap: port for tap, port in ports.items() if port.vm != "ended"}
         assert [lab.has_file(vm) for vm in ("runs", "ended", "lost")] == [True, False, True]
         assert PortFiles(tmp_path).find("lost") == ports[lab.tap("lost")]
+
+    drive(tmp_path, scenario)
+
+
+def test_a_vm_that_runs_keeps_its_device_though_its_record_cannot_be_read(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.define("web")
+        port = (await lab.start("web")).port
+        del lab.tenants["web"]
+        lab.start_daemon()
+        lab.networks.recover(lambda _vm: True)
+        await lab.networks.sync()
+        assert lab.host.asked[-1] == "apply"
+        assert lab.host.taps == {port.tap: port}
 
     drive(tmp_path, scenario)
 
@@ -478,6 +493,18 @@ def test_what_is_shown_of_a_vm(tmp_path: Path) -> None:
         assert shown is not None
         assert shown.counters is None
         assert lab.networks.view(lab.define("plain", None)) is None
+
+    drive(tmp_path, scenario)
+
+
+def test_that_there_are_no_name_servers_is_told(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.config["quiet"] = replace(LAB, name="quiet", bridge="quiet0", dns=())
+        told = {info.name: info.warnings for info in await lab.networks.list_networks()}
+        assert (told["dmz"], told["quiet"]) == ((), ())
+        assert "VMs are told no name servers" in " ".join(told["lab"])
+        lab.servers = (ip_address("9.9.9.9"),)
+        assert (await lab.networks.get_network("lab")).warnings == ()
 
     drive(tmp_path, scenario)
 
