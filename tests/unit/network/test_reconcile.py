@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -15,9 +15,11 @@ import pytest
 
 from hypemand.config.network import Bandwidth, HostPort, Publish, Transport
 from hypemand.errors import HostNotReady, HypemandError, InUse, InvalidDefinition
-from hypemand.network.links import derive_bridge_mac
+from hypemand.network.limits import Limits
+from hypemand.network.links import Links, derive_bridge_mac
 from hypemand.network.port import NetworkStatus, PortPlan
 from hypemand.network.reconcile import HostNetworks
+from hypemand.network.reservations import Reservations
 from tests.host.command import run_command
 from tests.unit.network.lab import DEADLINE, Cable, ip, make_bridge, make_port, open_tap, set_sysctl
 
@@ -130,6 +132,69 @@ def test_a_service_that_was_killed_is_followed_by_one_that_knows_the_same(networ
     with pytest.raises(InUse, match="8080/tcp is published by VM vm1"):
         follower.attach(make_port(PLAN, 2, publish=LIMITED.publish))
     follower.close()
+
+
+STEPS: dict[str, tuple[tuple[type, str], ...]] = {
+    "attach": (
+        (Reservations, "take"),
+        (HostNetworks, "_change_rules"),
+        (Links, "add_tap"),
+        (Links, "set_port"),
+        (Limits, "set"),
+        (Links, "add_ifb"),
+        (Links, "tc"),
+        (Links, "forget_neighbours"),
+    ),
+    "detach": (
+        (Links, "delete_ours"),
+        (Limits, "remove"),
+        (HostNetworks, "_change_rules"),
+        (Reservations, "release"),
+    ),
+}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("doing", "owner", "name"),
+    [pytest.param(doing, *step, id=f"{doing}-{step[1]}") for doing, steps in STEPS.items() for step in steps],
+)
+def test_a_service_that_is_killed_in_between_leaves_nothing(
+    networks: HostNetworks, doing: str, owner: type, name: str, after: bool
+) -> None:
+    networks.apply((PLAN,), (), prune=True)
+    empty = describe()
+    networks.attach(LIMITED)
+    whole = describe()
+    if doing == "attach":
+        networks.detach(LIMITED)
+    networks.close()
+    die_in(doing, owner, name, after=after)
+    for ports, expected in (((), empty), ((LIMITED,), whole), ((), empty)):
+        with closing(HostNetworks()) as follower:
+            follower.apply((PLAN,), ports, prune=True)
+            assert describe() == expected
+
+
+def die_in(doing: str, owner: type, name: str, *, after: bool) -> None:
+    """Have a service in a process of its own attach or detach a VM, and die before or after a step of it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            service = HostNetworks()
+            service.apply((PLAN,), (LIMITED,) if doing == "detach" else (), prune=True)
+            step = getattr(owner, name)
+
+            def die(*arguments: Any, **keys: Any) -> None:
+                if after:
+                    step(*arguments, **keys)
+                os._exit(9)
+
+            setattr(owner, name, die)
+            getattr(service, doing)(LIMITED)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, "it was not killed there"
 
 
 @pytest.mark.parametrize(
