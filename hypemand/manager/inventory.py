@@ -28,7 +28,7 @@ from pathlib import Path
 from hypemand.atomic import write_file
 from hypemand.config.definition import Definition, Origin
 from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.errors import HypemandError, InsufficientResources
+from hypemand.errors import AlreadyExists, HypemandError, InsufficientResources
 from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
 
 _log = logging.getLogger(__name__)
@@ -81,6 +81,11 @@ class Inventory:
         for folder in sorted(self._vms.iterdir()):
             try:
                 record = _load_record(folder)
+            except FileNotFoundError:
+                # the record is the first to go, see `remove`
+                _log.warning("removing what is left of VM %s, whose removal was cut off", folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
             except (OSError, ValueError, KeyError, TypeError, HypemandError) as error:
                 _log.error("cannot read the VM in %s: %s", folder, error)
                 unreadable.add(folder.name)
@@ -105,7 +110,13 @@ class Inventory:
         return iter(list(self._records.values()))
 
     def add(self, definition: Definition, origin: Origin, pin: ImagePin | None = None) -> VmRecord:
-        """Make a VM's folder and record. Nothing is left when that fails."""
+        """Make a VM's folder and record. Nothing is left when that fails. AlreadyExists."""
+        if self.is_unreadable(definition.name):
+            record_file = self.folder(definition.name) / "vm.json"
+            raise AlreadyExists(
+                f"there is a VM {definition.name}, whose record cannot be read: {record_file}",
+                hint="journalctl -u hypemand says why; repair it, or move its folder away, and restart hypemand",
+            )
         record = VmRecord(
             definition.name, uuid.uuid4().hex, self._free_uid(), origin, time.time(), definition, pin
         )

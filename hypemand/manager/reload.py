@@ -84,12 +84,18 @@ class Reloader:
             vm = manager.fleet.find(name)
             if vm is not None and vm.record.origin is Origin.API:
                 problems.append(_defined_twice(config.vm_dir, name))
-            elif vm is None or vm.removed:
-                defined.append(name)
-                self._define(definition)
-            elif vm.record.definition != definition:
-                changed.append(name)
-                self._redefine(vm, definition)
+                continue
+            if vm is not None and not vm.removed and vm.record.definition == definition:
+                continue
+            try:
+                if vm is None or vm.removed:
+                    self._define(definition)
+                    defined.append(name)
+                else:
+                    self._redefine(vm, definition)
+                    changed.append(name)
+            except (HypemandError, OSError) as error:  # one VM keeps no other from what its file says
+                problems.append(_not_taken(config.vm_dir, name, error))
         # a directory that cannot be read says nothing of files that are gone
         removed = self._remove_missing({*found.definitions, *found.broken}) if found.readable else []
         return ReloadReport(tuple(defined), tuple(changed), tuple(removed), tuple(problems))
@@ -151,6 +157,11 @@ class Reloader:
             _, pending = await asyncio.wait(self._tasks, timeout=deadline)
             for task in pending:
                 task.cancel()
+
+
+def _not_taken(folder: Path, name: str, error: HypemandError | OSError) -> Problem:
+    what, hint = (error.message, error.hint) if isinstance(error, HypemandError) else (str(error), "")
+    return Problem(str(folder / f"{name}.yaml"), 0, 0, "", what, hint)
 
 
 def _defined_twice(folder: Path, name: str) -> Problem:

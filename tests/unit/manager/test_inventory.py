@@ -9,7 +9,7 @@ import pytest
 
 from hypemand.config.definition import Definition, Origin
 from hypemand.config.vmdef import parse_definition
-from hypemand.errors import InsufficientResources
+from hypemand.errors import AlreadyExists, InsufficientResources
 from hypemand.manager.inventory import Inventory
 from hypemand.manager.leases import Lease
 
@@ -92,3 +92,17 @@ def test_a_record_that_cannot_be_read_spoils_no_other(
     assert [record.name for record in again] == ["good"]
     assert "bad" in caplog.text
     assert (bad / "vm.json").exists()
+    assert [name for name in ("good", "bad", "new") if again.is_unreadable(name)] == ["bad"]
+    with pytest.raises(AlreadyExists, match=r"a VM bad, whose record cannot be read: .*/bad/vm\.json"):
+        again.add(definition("bad"), Origin.FILE)
+    assert (bad / "vm.json").read_text() == "{"
+
+
+def test_a_removal_that_was_cut_off_is_finished(tmp_path: Path) -> None:
+    inventory = make(tmp_path)
+    inventory.add(definition("web"), Origin.FILE)
+    (inventory.folder("web") / "vm.json").unlink()
+    (inventory.folder("web") / "root.img").write_text("old")
+    again = make(tmp_path)
+    assert not again.folder("web").exists()
+    again.add(definition("web"), Origin.FILE)

@@ -137,6 +137,7 @@ FORGED = {
     "solicitation-of-router-hidden": own6(
         LOCAL, behind_options(ICMPV6, icmp6(133, bytes(4) + option(1, HIM))), DESTINATION_OPTIONS
     ),
+    "solicitation-of-router-as-other": own6(OTHER_LOCAL, icmp6(133)),
     "solicitation-of-router-mac": own6(LOCAL, icmp6(133, bytes(4) + option(1, HIM))),
     "solicitation-of-router-second-mac": own6(
         LOCAL, icmp6(133, bytes(4) + bytes([14, 1]) + bytes(6) + option(1, HIM))
