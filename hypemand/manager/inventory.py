@@ -115,7 +115,7 @@ class Inventory:
             record_file = self.folder(definition.name) / "vm.json"
             raise AlreadyExists(
                 f"there is a VM {definition.name}, whose record cannot be read: {record_file}",
-                hint="journalctl -u hypemand says why; repair it, or move its folder away, and restart hypemand",
+                hint="journalctl -u hypemand says why; repair it or move its folder away, restart hypemand",
             )
         record = VmRecord(
             definition.name, uuid.uuid4().hex, self._free_uid(), origin, time.time(), definition, pin

@@ -445,10 +445,11 @@ def test_there_is_no_way_around_the_bridge(lab: Lab) -> None:
         assert lab.watches["tap"].sees(b"forged")
         lab.see_all()
         Place(lab.wired.b).ask(lab.wired.a4, UNTOLD, "udp", within=SILENCE_MS)
-        told = heard.next(5)
-        assert told is not None, "nothing is heard from others, either"
-        assert b"forged" not in bytes.fromhex(told)
-        assert heard.next(0.2) is None
+        told = [heard.next(5)]
+        assert told[0] is not None, "nothing is heard from others, either"
+        while told[-1] is not None:
+            assert b"forged" not in bytes.fromhex(told[-1])
+            told.append(heard.next(0.2))
     assert read_places(lab) == places
 
 
