@@ -12,11 +12,22 @@ from pathlib import Path
 import pytest
 
 from hypemand.config.definition import GIB, MIB
+from hypemand.config.schema import load_schema
+from hypemand.config.sizes import parse_size
 from hypemand.errors import HypemandError, InsufficientResources, InvalidDefinition
 from hypemand.run import run
-from hypemand.storage.disks import DiskChange, ensure_disk, find_size_problem
+from hypemand.storage.disks import MAX_SIZE, DiskChange, ensure_disk, find_size_problem
 
 UID = 61235
+
+
+def test_what_may_be_written_can_be_made() -> None:
+    """The check of a file refuses what a start would refuse."""
+    for name, where in (("vm", ()), ("host", ("defaults", "properties"))):
+        found = load_schema(name)["properties"]
+        for key in where:
+            found = found[key]
+        assert parse_size(found["disk"]["x-size"]["maximum"]) == MAX_SIZE
 
 
 def check(path: Path) -> None:
