@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from hypemand.network.netlink import NETLINK_NETFILTER, parse_attributes
@@ -28,6 +29,7 @@ _NEW_LINK, _LINK_REMOVED, _ADDRESS_REMOVED = 16, 17, 21  # RTM_NEWLINK, _DELLINK
 # RTNLGRP_IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV4_NETCONF, _IPV6_NETCONF
 _GROUPS_ROUTES = (5, 7, 9, 11, 24, 25)
 _ROUTES = frozenset({24, 25})  # RTM_NEWROUTE, _DELROUTE
+_RTMSG_SIZE, _OUTPUT = 12, 4  # RTA_OIF
 _ADDRESSES = frozenset({20, _ADDRESS_REMOVED})
 _SETTINGS = 80  # RTM_NEWNETCONF
 _NETCONFMSG_SIZE, _SETTINGS_OF = 4, 1  # NETCONFA_IFINDEX
@@ -115,15 +117,18 @@ def watch_firewalls(loop: asyncio.AbstractEventLoop, changed: Callable[[], None]
 def watch_routes(
     loop: asyncio.AbstractEventLoop, is_ours: Callable[[int], bool], changed: Callable[[], None]
 ) -> Watch:
-    """What the host reaches by which way has changed, or whether it forwards; but for the addresses of
-    devices that are ours."""
+    """What the host reaches by which way has changed, or whether it forwards; but for what devices that are
+    ours have to do with it, which changes with their VMs."""
 
     def matters(kind: int, payload: bytes) -> bool:
         if kind in _ADDRESSES and len(payload) >= _ADDRESS.size:
             return not is_ours(int(_ADDRESS.unpack_from(payload)[4]))
         if kind == _SETTINGS:  # of each new device too
             return parse_attributes(payload[_NETCONFMSG_SIZE:]).get(_SETTINGS_OF) == _OF_ALL
-        return kind in _ROUTES
+        if kind in _ROUTES:
+            device = parse_attributes(payload[_RTMSG_SIZE:]).get(_OUTPUT)
+            return device is None or not is_ours(int.from_bytes(device, sys.byteorder))
+        return False
 
     return Watch(loop, socket.NETLINK_ROUTE, _GROUPS_ROUTES, matters, changed)
 
