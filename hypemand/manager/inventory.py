@@ -73,6 +73,8 @@ class Inventory:
         self._userdb = userdb
         self._records: dict[str, VmRecord] = {}
         self._unreadable: frozenset[str] = frozenset()
+        # of those: whose files are there
+        self._kept_uids: frozenset[int] = frozenset()
 
     def load(self) -> None:
         """Read all records. One that cannot be read is reported and left as it is."""
@@ -93,6 +95,7 @@ class Inventory:
             self._records[record.name] = record
             self._publish(record)
         self._unreadable = frozenset(unreadable)
+        self._kept_uids = frozenset(uid for name in unreadable for uid in _find_owners(self.folder(name)))
 
     def is_unreadable(self, name: str) -> bool:
         """Is there a VM of that name of which no more is known? What is its own is not to be touched."""
@@ -179,7 +182,7 @@ class Inventory:
         self._records[record.name] = record
 
     def _free_uid(self) -> int:
-        taken = {record.uid for record in self._records.values()}
+        taken = {record.uid for record in self._records.values()} | self._kept_uids
         for uid in range(self._last_uid, self._first_uid - 1, -1):
             if uid not in taken and not (_DYNAMIC_LOCKS / str(uid)).exists() and not _is_known(uid):
                 return uid
@@ -222,6 +225,12 @@ def _is_known(uid: int) -> bool:
     except KeyError:
         return False
     return True
+
+
+def _find_owners(folder: Path) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            yield path.lstat().st_uid
 
 
 def _load_record(folder: Path) -> VmRecord:

@@ -2,6 +2,7 @@
 """What lasts of a VM, and its uid."""
 
 import json
+import os
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -96,6 +97,19 @@ def test_a_record_that_cannot_be_read_spoils_no_other(
     with pytest.raises(AlreadyExists, match=r"a VM bad, whose record cannot be read: .*/bad/vm\.json"):
         again.add(definition("bad"), Origin.FILE)
     assert (bad / "vm.json").read_text() == "{"
+
+
+def test_files_of_a_vm_whose_record_cannot_be_read_stay_nobody_elses(tmp_path: Path) -> None:
+    inventory = make(tmp_path, (61184, 61185))
+    folder = inventory.folder("bad")
+    folder.mkdir()
+    (folder / "vm.json").write_text("{")
+    (folder / "disk.img").touch()
+    os.chown(folder / "disk.img", 61185, 61185)
+    again = make(tmp_path, (61184, 61185))
+    assert again.add(definition("new"), Origin.FILE).uid == 61184
+    with pytest.raises(InsufficientResources):
+        again.add(definition("another"), Origin.FILE)
 
 
 def test_a_removal_that_was_cut_off_is_finished(tmp_path: Path) -> None:
