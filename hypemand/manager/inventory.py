@@ -18,6 +18,7 @@ import contextlib
 import json
 import logging
 import pwd
+import re
 import shutil
 import time
 import uuid
@@ -32,6 +33,7 @@ from hypemand.errors import AlreadyExists, HypemandError, InsufficientResources
 from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
 
 _log = logging.getLogger(__name__)
+_REMOVED = re.compile(r"\.[0-9a-f]{32}\.removed")
 _DYNAMIC_LOCKS = Path("/run/systemd/dynamic-uid")
 
 
@@ -72,30 +74,24 @@ class Inventory:
         self._first_uid, self._last_uid = uid_range
         self._userdb = userdb
         self._records: dict[str, VmRecord] = {}
-        self._unreadable: frozenset[str] = frozenset()
-        # of those: whose files are there
-        self._kept_uids: frozenset[int] = frozenset()
+        self._unreadable: set[str] = set()
 
     def load(self) -> None:
         """Read all records. One that cannot be read is reported and left as it is."""
         self._vms.mkdir(mode=0o711, parents=True, exist_ok=True)
-        unreadable = set()
         for folder in sorted(self._vms.iterdir()):
-            try:
-                record = _load_record(folder)
-            except FileNotFoundError:
-                # the record is the first to go, see `remove`
-                _log.warning("removing what is left of VM %s, whose removal was cut off", folder.name)
+            if _REMOVED.fullmatch(folder.name):
+                _log.warning("removing what is left of a VM whose removal was cut off")
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
+            try:
+                record = _load_record(folder)
             except (OSError, ValueError, KeyError, TypeError, HypemandError) as error:
                 _log.error("cannot read the VM in %s: %s", folder, error)
-                unreadable.add(folder.name)
+                self._unreadable.add(folder.name)
                 continue
             self._records[record.name] = record
             self._publish(record)
-        self._unreadable = frozenset(unreadable)
-        self._kept_uids = frozenset(uid for name in unreadable for uid in _find_owners(self.folder(name)))
 
     def is_unreadable(self, name: str) -> bool:
         """Is there a VM of that name of which no more is known? What is its own is not to be touched."""
@@ -158,10 +154,10 @@ class Inventory:
     def remove(self, name: str) -> None:
         """Forget a VM and remove its data."""
         record = self._records[name]
-        folder = self.folder(name)
-        # the record goes first: half-removed data must not come back as a VM
-        (folder / "vm.json").unlink(missing_ok=True)
-        shutil.rmtree(folder)
+        # half-removed data must not come back as a VM
+        removed = self._vms / f".{record.id}.removed"
+        self.folder(name).rename(removed)
+        shutil.rmtree(removed)
         del self._records[name]
         for path in self._userdb_files(record):
             path.unlink(missing_ok=True)
@@ -182,7 +178,9 @@ class Inventory:
         self._records[record.name] = record
 
     def _free_uid(self) -> int:
-        taken = {record.uid for record in self._records.values()} | self._kept_uids
+        taken = {record.uid for record in self._records.values()}
+        # of a VM whose record cannot be read, its files tell
+        taken |= {uid for name in self._unreadable for uid in _find_owners(self.folder(name))}
         for uid in range(self._last_uid, self._first_uid - 1, -1):
             if uid not in taken and not (_DYNAMIC_LOCKS / str(uid)).exists() and not _is_known(uid):
                 return uid

@@ -85,13 +85,11 @@ class Reloader:
             if vm is not None and vm.record.origin is Origin.API:
                 problems.append(_defined_twice(config.vm_dir, name))
                 continue
-            if vm is not None and not vm.removed and vm.record.definition == definition:
-                continue
             try:
                 if vm is None or vm.removed:
                     self._define(definition)
                     defined.append(name)
-                else:
+                elif vm.record.definition != definition:
                     self._redefine(vm, definition)
                     changed.append(name)
             except (HypemandError, OSError) as error:  # one VM keeps no other from what its file says

@@ -82,12 +82,10 @@ def forget_early(ports: frozenset[int]) -> int:
 
 def _derive_port_patterns(ports: Collection[bytes]) -> Iterator[bytes]:
     """What has been sent to each of these UDP ports, or if that are many, all of UDP."""
-    flags, protocols = (
-        _MATCH_PROTOCOL | _MATCH_TARGET_PORT,
-        [_UDP + pack_attribute(_TARGET_PORT, p) for p in ports],
-    )
-    if len(ports) > _MANY_WALKS:
-        flags, protocols = _MATCH_PROTOCOL, [_UDP]
+    flags, protocols = _MATCH_PROTOCOL, [_UDP]
+    if len(ports) <= _MANY_WALKS:
+        flags |= _MATCH_TARGET_PORT
+        protocols = [_UDP + pack_attribute(_TARGET_PORT, port) for port in ports]
     for family in (socket.AF_INET, socket.AF_INET6):
         for protocol in protocols:
             yield _make_pattern(family, _TUPLE_ORIGINAL, _TUPLE_PROTOCOL, protocol, flags)

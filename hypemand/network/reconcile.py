@@ -71,6 +71,7 @@ class HostNetworks:
         self._ports: dict[int, PortPlan] = {}  # by uid
         self._groups: dict[tuple[str, str], int] = {}
         self._bridge_netfilter = False
+        self._plans: Mapping[str, BridgePlan] = {}  # of the last `apply`, whether there or not
         self._seen: tuple[object, ...] = ()
 
     def close(self) -> None:
@@ -112,8 +113,11 @@ class HostNetworks:
         except HostNotReady as error:
             problems |= {network: str(error) for network in warnings if network not in problems}
         self._ensure_ports(warnings, routes)
-        self._warn(plans, routes, warnings)
-        self._seen = self._look()
+        self._plans = plans
+        found = self._find_warnings(routes)
+        for network, words in found.items():
+            warnings[network] += words
+        self._seen = self._look(routes, found)
         for plan in bridges:
             kept = plans[plan.bridge]
             if kept.network != plan.network:
@@ -198,35 +202,33 @@ class HostNetworks:
             "hairpin": self._bridge_netfilter and bool(port.publish),
         }
 
-    def _warn(
-        self, plans: Mapping[str, BridgePlan], routes: Iterable[Route], warnings: dict[str, list[str]]
-    ) -> None:
+    def _find_warnings(self, routes: Iterable[Route]) -> dict[str, list[str]]:
+        """By the networks' names, what keeps VMs from others."""
         routes = tuple(routes)
-        for plan in plans.values():
-            warnings[plan.network] += find_forwarding_warnings(plan, routes)
-        if self._nft is None or not self._networks:
-            return
-        for bridge, blocks in self._nft.find_forward_blocks(self._networks).items():
-            warnings[self._networks[bridge].plan.network] += blocks
-
-    def _look(self) -> tuple[object, ...]:
-        """What of the rest of the host VMs notice, or is told."""
-        routes = self._links.list_routes()
-        plans = {name: network.plan for name, network in self._networks.items()}
         warnings: dict[str, list[str]] = defaultdict(list)
-        self._warn(plans, routes, warnings)
+        for plan in self._plans.values():
+            warnings[plan.network] += find_forwarding_warnings(plan, routes)
+        if self._nft is not None and self._networks:
+            for bridge, blocks in self._nft.find_forward_blocks(self._networks).items():
+                warnings[self._networks[bridge].plan.network] += blocks
+        return dict(warnings)
+
+    def _look(self, routes: Iterable[Route], warnings: Mapping[str, list[str]]) -> tuple[object, ...]:
+        """What of the rest of the host VMs notice, or is told."""
+        plans = {name: network.plan for name, network in self._networks.items()}
         others = [route for route in routes if route.device not in plans]
         collisions = [find_collision(plan, others) for plan in plans.values()]
         used = {port.bridge.bridge for port in self._ports.values()} & set(plans)
         lacking = {name for name in used if lacks_forwarding(plans[name])}
-        return (has_bridge_netfilter(), lacking, dict(warnings), collisions)
+        return (has_bridge_netfilter(), lacking, warnings, collisions)
 
     def has_changed(self) -> bool:
         """Has the rest of the host changed, so that `apply` would mend or tell something?"""
         if not self._applied:
             return False
         with _told("networks"):
-            return self._look() != self._seen
+            routes = self._links.list_routes()
+            return self._look(routes, self._find_warnings(routes)) != self._seen
 
     # -- rules
 

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -112,11 +113,30 @@ def test_files_of_a_vm_whose_record_cannot_be_read_stay_nobody_elses(tmp_path: P
         again.add(definition("another"), Origin.FILE)
 
 
-def test_a_removal_that_was_cut_off_is_finished(tmp_path: Path) -> None:
+def test_a_removal_that_was_cut_off_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inventory = make(tmp_path)
     inventory.add(definition("web"), Origin.FILE)
-    (inventory.folder("web") / "vm.json").unlink()
     (inventory.folder("web") / "root.img").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", raise_cut_off)
+        with pytest.raises(OSError, match="cut off"):
+            inventory.remove("web")
     again = make(tmp_path)
-    assert not again.folder("web").exists()
+    assert list((tmp_path / "vms").iterdir()) == []
     again.add(definition("web"), Origin.FILE)
+
+
+def raise_cut_off(path: Path) -> None:
+    raise OSError(f"cut off at {path}")
+
+
+def test_what_has_no_record_is_left_alone(tmp_path: Path) -> None:
+    """It is not known to be of a VM that was to be removed."""
+    make(tmp_path)
+    disk = tmp_path / "vms" / "web" / "root.img"
+    disk.parent.mkdir()
+    disk.write_text("kept")
+    again = make(tmp_path)
+    with pytest.raises(AlreadyExists):
+        again.add(definition("web"), Origin.FILE)
+    assert disk.read_text() == "kept"

@@ -111,6 +111,14 @@ def test_a_connection_that_is_over_is_no_obstacle(
                 take(anywhere, 8080)
 
 
+def test_nor_is_one_that_nobody_may_share(reservations: Reservations) -> None:
+    """The kernel remembers it for a minute (TIME-WAIT), at the side that has closed first."""
+    leave_connection("127.0.0.1", 8080, reuse=False).close()
+    with pytest.raises(OSError, match="in use"):
+        take("127.0.0.1", 8080, reuse=False)
+    reservations.take(port(1, Publish(None, 8080, 80)))
+
+
 def test_what_nobody_may_share_is_held_as_soon_as_it_is_over(reservations: Reservations) -> None:
     client = leave_connection("127.0.0.1", 8080, reuse=False)
     reservations.take(port(1, Publish(None, 8080, 80)))
