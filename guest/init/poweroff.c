@@ -9,12 +9,18 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <sys/klog.h>
 #include <sys/reboot.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
 
-enum { REAP_MS = 2000, DRAIN_S = 2 };
+enum {
+    REAP_MS = 2000,
+    DRAIN_S = 2,
+    CONSOLE_OFF = 6, /* syslog(2): the kernel writes to its log alone */
+    CONSOLE_ON = 7,  /* as it was before */
+};
 
 /* Asked to power off with nothing that can, the kernel halts instead and never comes back; a reset, on the
  * other hand, ends the VMM, which runs with -no-reboot. */
@@ -41,13 +47,8 @@ _Noreturn void turn_off(void)
     restart_machine();
 }
 
-void kill_the_rest(void)
+static void reap_all(const sigset_t *child)
 {
-    sigset_t child;
-    (void)sigemptyset(&child);
-    (void)sigaddset(&child, SIGCHLD);
-    (void)sigprocmask(SIG_BLOCK, &child, NULL);
-    (void)kill(-1, SIGKILL);
     int64_t deadline = clock_ms() + REAP_MS;
     for (;;) {
         pid_t pid = waitpid(-1, NULL, WNOHANG);
@@ -57,8 +58,21 @@ void kill_the_rest(void)
         if (pid < 0 || left == 0)
             return;
         struct timespec timeout = {.tv_sec = left / 1000, .tv_nsec = (long)(left % 1000) * 1000000};
-        (void)sigtimedwait(&child, NULL, &timeout);
+        (void)sigtimedwait(child, NULL, &timeout);
     }
+}
+
+void kill_the_rest(void)
+{
+    sigset_t child;
+    (void)sigemptyset(&child);
+    (void)sigaddset(&child, SIGCHLD);
+    (void)sigprocmask(SIG_BLOCK, &child, NULL);
+    /* erofs calls it an error when who reads is killed; that would be the last word of a good end. */
+    (void)klogctl(CONSOLE_OFF, NULL, 0);
+    (void)kill(-1, SIGKILL);
+    reap_all(&child);
+    (void)klogctl(CONSOLE_ON, NULL, 0);
 }
 
 static void wake(int number)

@@ -285,6 +285,16 @@ def test_a_line_of_one_mebibyte_harms_nobody(host: TestHost) -> None:
         assert sum(line.count("x") for line in lines) == 1048576
 
 
+def test_what_dies_with_the_program_in_the_midst_of_a_read_leaves_no_word_behind(host: TestHost) -> None:
+    """The kernel calls it an error if who reads a directory is killed, and would have the last word."""
+    reads = "while :; do echo 3 >/proc/sys/vm/drop_caches; ls -lR /bin; done >/dev/null"
+    script = f"for i in $(seq 16); do ({reads}) & done; {UNTIL_TOLD}; echo after; exit 6"
+    with start_vm(host, "readers", "sh", "-c", script) as vm:
+        tell(vm)
+        assert vm.end()["exit_code"] == 6
+        assert vm.logs()[-1] == "after"
+
+
 def test_garbage_escapes_and_bytes_that_are_no_text_harm_nobody(host: TestHost) -> None:
     escapes = "\\377\\376 \\033[2J\\033]0;owned\\007 end\\n"
     script = f"head -c 100000 /dev/urandom; echo; printf '{escapes}'; {UNTIL_TOLD}; exit 4"
