@@ -3,6 +3,8 @@
  *
  *   serve LABEL PORT...                 answer on TCP and UDP, IPv4 and IPv6, for ever
  *   ask tcp|udp ADDRESS PORT MS         print a server's label and what it sees of us; 1 if it says nothing
+ *                                       in this time. A refusal is not taken for an answer: a server whose
+ *                                       machine is just up may not listen yet.
  *   nag ADDRESS PORT                    ask by UDP ten times a second, from one port; a line for each time
  *   upload|download ADDRESS PORT BYTES  print nanoseconds: to the server's word that it has them all, or from
  *                                       the first to the last byte
@@ -30,7 +32,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PORTS_MAX = 16, FRAME_MAX = 65536, CHUNK = 65536, LINE_MAX_BYTES = 256, RETRY_MS = 200 };
+enum {
+    PORTS_MAX = 16,
+    FRAME_MAX = 65536,
+    CHUNK = 65536,
+    LINE_MAX_BYTES = 256,
+    RETRY_MS = 200,
+    REFUSED_MS = 5000
+};
 
 static unsigned char chunk[CHUNK];
 
@@ -204,6 +213,15 @@ static _Noreturn void serve(char **words)
 
 /* --- client --- */
 
+/* Whether to try again after what has just failed. */
+static bool was_refused(int64_t deadline)
+{
+    if (errno != ECONNREFUSED || now_ns() > deadline)
+        return false;
+    (void)usleep(20000);
+    return true;
+}
+
 /* A connected socket; `milliseconds` (0: no end) hold for the connecting and each read. */
 static int reach(const char *address, const char *port, int type, int milliseconds)
 {
@@ -214,13 +232,20 @@ static int reach(const char *address, const char *port, int type, int millisecon
         (void)fprintf(stderr, "%s: no address\n", address);
         exit(1);
     }
-    int file = socket(found->ai_family, type | SOCK_CLOEXEC, 0);
-    if (file < 0 || setsockopt(file, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) != 0 ||
-        setsockopt(file, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) != 0 ||
-        connect(file, found->ai_addr, found->ai_addrlen) != 0)
-        fail("connect");
-    freeaddrinfo(found);
-    return file;
+    int64_t deadline = now_ns() + (int64_t)(milliseconds > 0 ? milliseconds : REFUSED_MS) * 1000000;
+    for (;;) {
+        int file = socket(found->ai_family, type | SOCK_CLOEXEC, 0);
+        if (file < 0 || setsockopt(file, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) != 0 ||
+            setsockopt(file, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) != 0)
+            fail("socket");
+        if (connect(file, found->ai_addr, found->ai_addrlen) == 0) {
+            freeaddrinfo(found);
+            return file;
+        }
+        if (!was_refused(deadline))
+            fail("connect");
+        (void)close(file);
+    }
 }
 
 static int ask(char **words)
@@ -232,10 +257,8 @@ static int ask(char **words)
     int file = reach(words[1], words[2], stream ? SOCK_STREAM : SOCK_DGRAM, each);
     ssize_t got;
     do {
-        if (send(file, "ask\n", 4, MSG_NOSIGNAL) != 4)
-            fail("send");
-        got = read(file, chunk, sizeof chunk);
-    } while (got < 0 && errno == EAGAIN && !stream && now_ns() < deadline);
+        got = send(file, "ask\n", 4, MSG_NOSIGNAL) < 0 ? -1 : read(file, chunk, sizeof chunk);
+    } while (got < 0 && !stream && ((errno == EAGAIN && now_ns() < deadline) || was_refused(deadline)));
     if (got <= 0)
         fail("read");
     return fwrite(chunk, 1, (size_t)got, stdout) == (size_t)got ? 0 : 1;
