@@ -159,16 +159,17 @@ class Daemon:
     async def _autostart(self) -> None:
         """Read the definitions. What is marked autostart is started once after the host has booted, not
         again when only the daemon is restarted."""
-        report = await self._reloader.reload(sync_networks=False)
-        self._update_status()
         marker = self._config.runtime_dir / "autostarted"
-        if marker.exists():
+        at_boot = not marker.exists()
+        report = await self._reloader.reload(sync_networks=False, at_boot=at_boot)
+        self._update_status()
+        if not at_boot:
             return
         marker.touch()
         for vm in self._manager.fleet:
             wanted = vm.record.definition.autostart and not vm.removed and vm.name not in report.defined
             if wanted and vm.state is State.STOPPED:
-                self._reloader.autostart(vm)
+                self._reloader.autostart(vm, at_boot=True)
 
     def _update_status(self) -> None:
         counts = Counter(vm.state for vm in self._manager.fleet)

@@ -303,10 +303,21 @@ class Networks:
         lease = allocate(tenant.vm, tenant.vm_id, use, bridge, tenant.lease, claims)
         port = make_port(tenant.vm, tenant.uid, use, lease, bridge, isolation=network.isolation)
         check_publish(port, (*self._ports.values(), *self._claimed.values()))
-        servers = self._around.servers() if network.dns is None else network.dns
-        dns = choose_servers(servers, ipv4=lease.ipv4 is not None, ipv6=lease.ipv6 is not None)
+        dns = self._servers(network, lease)
         hosts = self._names(tenant, port)
         return Connection(lease, port, _make_interface(port), tuple(map(str, dns)), hosts)
+
+    def lacks_servers(self, tenant: Tenant) -> bool:
+        """Would a VM be told of no name server, since the host knows none yet?"""
+        network = None if tenant.use is None else self._around.config().get(tenant.use.name)
+        return network is not None and network.dns is None and not self._servers(network, network)
+
+    def _servers(
+        self, config: NetworkConfig | None, reached: NetworkConfig | BridgePlan | Lease
+    ) -> tuple[Address, ...]:
+        """What is told who has addresses like those of `reached`."""
+        servers = self._around.servers() if config is None or config.dns is None else config.dns
+        return choose_servers(servers, ipv4=reached.ipv4 is not None, ipv6=reached.ipv6 is not None)
 
     def _names(self, tenant: Tenant, port: PortPlan) -> Hosts:
         """The names that a VM knows when it is started now."""
@@ -544,9 +555,8 @@ class Networks:
 
     def _info(self, bridge: BridgePlan, config: NetworkConfig | None, members: list[Member]) -> NetworkInfo:
         status = self._statuses.get(bridge.network, NetworkStatus(bridge.network, ""))
-        servers = self._around.servers() if config is None or config.dns is None else config.dns
         interface = bridge.ipv4 or bridge.ipv6
-        dns = choose_servers(servers, ipv4=bridge.ipv4 is not None, ipv6=bridge.ipv6 is not None)
+        dns = self._servers(config, bridge)
         warnings = status.warnings
         if not dns and (config is None or config.dns is None):
             warnings += (_NO_SERVERS,)

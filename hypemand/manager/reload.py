@@ -18,10 +18,13 @@ from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.log import MessageId
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import Vm
+from hypemand.run import run_async
 
 _log = logging.getLogger(__name__)
 # what takes longer goes on by itself
 _NETWORKS_DEADLINE = 10.0
+# the programs that systemd has wait for a network give up by themselves, most after 120 s
+_ONLINE_DEADLINE = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,10 @@ class Reloader:
         self._manager = manager
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._online: asyncio.Task[None] | None = None
 
-    async def reload(self, *, sync_networks: bool = True) -> ReloadReport:
-        """Read host config and definitions again, and follow them.
+    async def reload(self, *, sync_networks: bool = True, at_boot: bool = False) -> ReloadReport:
+        """Read host config and definitions again, and follow them. `at_boot`: see `autostart`.
 
         New: defined, and started if it says autostart. Changed: taken, and marked if the VM runs. Gone: the
         VM is stopped, its data stay. A file with problems changes nothing for its VM. A host config with
@@ -51,7 +55,7 @@ class Reloader:
         """
         async with self._lock:
             problems = list(await asyncio.to_thread(self._reload_host_config))
-            report = await self._reload_definitions(problems)
+            report = await self._reload_definitions(problems, at_boot=at_boot)
             if sync_networks:
                 await self._manager.networks.sync_within(_NETWORKS_DEADLINE)
         for problem in report.problems:
@@ -73,7 +77,7 @@ class Reloader:
             return error.problems
         return ()
 
-    async def _reload_definitions(self, problems: list[Problem]) -> ReloadReport:
+    async def _reload_definitions(self, problems: list[Problem], *, at_boot: bool) -> ReloadReport:
         manager = self._manager
         config = manager.config
         found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults, config.networks)
@@ -87,7 +91,7 @@ class Reloader:
                 continue
             try:
                 if vm is None or vm.removed:
-                    self._define(definition)
+                    self._define(definition, at_boot=at_boot)
                     defined.append(name)
                 elif vm.record.definition != definition:
                     self._redefine(vm, definition)
@@ -98,11 +102,11 @@ class Reloader:
         removed = self._remove_missing({*found.definitions, *found.broken}) if found.readable else []
         return ReloadReport(tuple(defined), tuple(changed), tuple(removed), tuple(problems))
 
-    def _define(self, definition: Definition) -> None:
+    def _define(self, definition: Definition, *, at_boot: bool) -> None:
         vm = self._manager.define(definition)
         vm.log(logging.INFO, f"VM {vm.name} is defined")
         if definition.autostart:
-            self.autostart(vm)
+            self.autostart(vm, at_boot=at_boot)
 
     def _redefine(self, vm: Vm, definition: Definition) -> None:
         self._manager.define(definition)
@@ -128,15 +132,27 @@ class Reloader:
                 self._spawn(f"stop {vm.name}", self._stop(vm))
         return removed
 
-    def autostart(self, vm: Vm) -> None:
-        """Start a VM in the background; what goes wrong is in the journal."""
-        self._spawn(f"autostart {vm.name}", self._start(vm))
+    def autostart(self, vm: Vm, *, at_boot: bool = False) -> None:
+        """Start a VM in the background; what goes wrong is in the journal. `at_boot`: the host may have yet
+        to learn its name servers, and who would be told of none waits until its network is up."""
+        self._spawn(f"autostart {vm.name}", self._start(vm, at_boot=at_boot))
 
-    async def _start(self, vm: Vm) -> None:
+    async def _start(self, vm: Vm, *, at_boot: bool) -> None:
+        if at_boot and self._manager.networks.lacks_servers(vm.tenant):
+            vm.log(
+                logging.INFO, f"VM {vm.name} starts when the host's network is up: no name server is known"
+            )
+            await self._wait_online()
         try:
             await self._manager.start_vm(vm.name)
         except HypemandError as error:
             _log.debug("autostart of %s: %s", vm.name, error)  # the manager has told it
+
+    async def _wait_online(self) -> None:
+        """Until the network is up, or will not be in time, or this is being closed: one wait for all VMs."""
+        if self._online is None:
+            self._online = asyncio.create_task(_reach_online(), name="network-online")
+        await asyncio.wait([self._online])
 
     async def _stop(self, vm: Vm) -> None:
         try:
@@ -150,11 +166,21 @@ class Reloader:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self, deadline: float) -> None:
-        """Wait for what was begun, at most `deadline` seconds."""
+        """Wait for what was begun, at most `deadline` seconds. Who waits for the network starts now."""
+        if self._online is not None:
+            self._online.cancel()
         if self._tasks:
             _, pending = await asyncio.wait(self._tasks, timeout=deadline)
             for task in pending:
                 task.cancel()
+
+
+async def _reach_online() -> None:
+    """What the host has to bring its network up decides when it is."""
+    try:
+        await run_async(["systemctl", "start", "network-online.target"], timeout=_ONLINE_DEADLINE)
+    except HypemandError as error:
+        _log.warning("VMs that wait for the host's network start without: %s", error)
 
 
 def _not_taken(folder: Path, name: str, error: HypemandError | OSError) -> Problem:

@@ -2,7 +2,10 @@
 """Restarts: those that systemd makes alone, and those of the host with its VMs."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from tests.host.machine import TestHost
 from tests.host.vms import HAS_LAST_WORDS, STAYS, Vms
 
 # Fails once for each `fail` that is asked for; its disk remembers how often it has been started.
@@ -150,3 +153,54 @@ def test_a_reboot_of_the_host_stops_vms_in_order_and_starts_those_that_are_to_st
         assert vms.state("enabled") == "Running"
     finally:
         host.run(["systemctl", "disable", "--now", "hypeman@enabled"])
+
+
+# A DHCP client with a script in place of a server.
+CLIENT = """
+[Unit]
+Before=network-online.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=sh -ec '{script}'
+TimeoutStartSec=60
+[Install]
+WantedBy=network-online.target
+"""
+ANSWERS = """until systemctl is-active -q hypeman-vm-on-none; do sleep 0.1; done; \
+  systemctl show --value -p ActiveState hypeman-vm-on-one >/srv/was; \
+  echo "nameserver 10.53.0.53" >/etc/resolv.conf"""
+DAEMON_ENDS = """until systemctl is-active -q hypeman-vm-on-none; do sleep 0.1; done; \
+  systemctl restart hypemand; \
+  until systemctl is-active -q hypeman-vm-on-one; do sleep 0.1; done"""
+
+
+@contextmanager
+def dhcp_client(host: TestHost, script: str) -> Iterator[None]:
+    host.push("/etc/systemd/system/client.service", CLIENT.format(script=script))
+    host.shell("systemctl enable client; : >/etc/resolv.conf")
+    try:
+        yield
+    finally:
+        host.shell(
+            "systemctl disable --now client; : >/etc/resolv.conf; rm /etc/systemd/system/client.service"
+        )
+        host.run(["systemctl", "daemon-reload"])
+
+
+def test_who_starts_with_the_host_has_the_name_servers_that_it_gets_by_dhcp(vms: Vms) -> None:
+    host = vms.host
+    vms.write("on-none", autostart=True)
+    vms.write("on-one", autostart=True, network={"name": "default"})
+    vms.reload()
+    for name in ("on-none", "on-one"):
+        vms.wait(name, "Running")  # nobody waits on a host that is up
+    with dhcp_client(host, ANSWERS):
+        host.reboot()
+        vms.wait("on-one", "Running")
+        assert host.run(["cat", "/srv/was"]).stdout == "inactive\n"
+        assert vms.execute("on-one", "cat", "/etc/resolv.conf") == "nameserver 10.53.0.53\n"
+    with dhcp_client(host, DAEMON_ENDS):
+        host.reboot()
+        vms.wait("on-one", "Running")
+        assert host.run(["systemctl", "is-active", "client"]).stdout == "active\n", "it had to wait in vain"

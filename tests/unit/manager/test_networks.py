@@ -503,8 +503,14 @@ def test_that_there_are_no_name_servers_is_told(tmp_path: Path) -> None:
         told = {info.name: info.warnings for info in await lab.networks.list_networks()}
         assert (told["dmz"], told["quiet"]) == ((), ())
         assert "VMs are told no name servers" in " ".join(told["lab"])
+        vms = [lab.define("web"), lab.define("here", NetworkUse(name="quiet")), lab.define("plain", None)]
+        vms += [lab.define("inside", NetworkUse(name="dmz")), lab.define("lost", NetworkUse(name="gone"))]
+        assert [vm.vm for vm in vms if lab.networks.lacks_servers(vm)] == ["web"]
         lab.servers = (ip_address("9.9.9.9"),)
         assert (await lab.networks.get_network("lab")).warnings == ()
+        assert not any(map(lab.networks.lacks_servers, vms))
+        lab.config["lab"] = replace(LAB, ipv4=None)
+        assert lab.networks.lacks_servers(vms[0]), "it cannot reach that one"
 
     drive(tmp_path, scenario)
 
