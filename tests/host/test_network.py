@@ -312,7 +312,7 @@ def test_an_address_that_cannot_be_had_is_refused_and_nothing_stays(vms: Vms) ->
 def test_a_published_port_has_one_owner(vms: Vms) -> None:
     host = vms.host
     server = ["/usr/bin/python3", "-m", "http.server", "--bind", "127.0.0.1", "8931"]
-    serves = "echo served >/tmp/index; echo up; while :; do nc -l -p 80 </tmp/index; done"
+    serves = "echo served >/tmp/index; while :; do nc -l -p 80 </tmp/index; done"
     vms.define("shop", serves, network={"publish": ["8931:80"]})
     vms.define("rival", network={"publish": ["127.0.0.1:8931:80"]})
     host.run(["systemd-run", "--unit=hosts-own", "--collect", *server])
@@ -328,8 +328,8 @@ def test_a_published_port_has_one_owner(vms: Vms) -> None:
     assert "VM rival publishes port 8931/tcp of this host, which leads to VM shop" in said
     assert traces_in_network(vms, "rival") == []
     fetch = "import socket; s = socket.create_connection(('127.0.0.1', 8931), 10); print(s.recv(99).decode())"
-    vms.wait_console("shop", "up")
-    assert "served" in host.run(["/usr/bin/python3", "-c", fetch]).stdout
+    # once it listens
+    assert "served" in host.wait_until_succeeds(["/usr/bin/python3", "-c", fetch]).stdout
     assert not host.run(server, check=False, timeout=10).ok, "no program of the host gets the port"
     vms.ctl("stop", "shop")
     vms.start("rival")
