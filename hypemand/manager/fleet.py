@@ -10,7 +10,7 @@ from hypemand.config.host import HostConfig
 from hypemand.errors import Ambiguous, NotFound
 from hypemand.manager.admission import check_disk, check_memory, read_room, read_total_memory
 from hypemand.manager.claims import Holder
-from hypemand.manager.networks import Tenant
+from hypemand.manager.tenancy import Tenant
 from hypemand.manager.vm import Vm
 from hypemand.storage.store import ImageUse
 from hypemand.storage.volumes import VolumeStore

@@ -26,9 +26,10 @@ from hypemand.manager.images import Images
 from hypemand.manager.inventory import Inventory, VmRecord
 from hypemand.manager.logs import VmLog, follow_log
 from hypemand.manager.names import Names
-from hypemand.manager.networks import Networks, Surroundings
+from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Places, make_plan
 from hypemand.manager.starts import Starter, derive_pin
+from hypemand.manager.tenancy import Tenancy
 from hypemand.manager.view import LogLine, LogSource, Timeline, VmView
 from hypemand.manager.vm import Vm, VmServices
 from hypemand.network.port import NetworkHost
@@ -67,10 +68,10 @@ class VmManager:
         self.fleet = Fleet(lambda: self.config, self.volumes)
         images.in_use = self.fleet.image_uses
         self.claims = Claims(self.volumes, self.fleet.holders)
-        around = Surroundings(lambda: self.config.networks, self.fleet.tenants, self._list_live)
-        self.networks = Networks(network_host, config.state_dir / "vms", around)
+        tenancy = Tenancy(config.state_dir / "vms", lambda: self.config.networks, self.fleet.tenants)
+        self.networks = Networks(network_host, tenancy, self._list_live)
         self.guests = GuestOps(self.fleet, images)
-        self._names = Names(config.runtime_dir / "hosts", self.networks.members, self.guests)
+        self._names = Names(config.runtime_dir / "hosts", tenancy.members, self.guests)
         self.networks.listeners.append(self._names.members_changed)
         records, claims, units = self.inventory, self.claims, services.units
         self._starter = Starter(

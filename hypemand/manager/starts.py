@@ -88,7 +88,7 @@ class Starter:
         self._fleet.check_memory(definition)
         self._fleet.check_room(f"VM {vm.name}", definition.disk, but=vm.name)
         self._claims.claim(vm.name, definition)
-        network = self._networks.plan(vm.tenant)
+        network = self._networks.tenancy.plan(vm.tenant)
         if network is not None:
             await self._networks.check_usable(network.port.bridge.network)
         await asyncio.to_thread(self._plan, vm, image)
@@ -120,7 +120,7 @@ class Starter:
         volumes = self._claims.claim(vm.name, definition)
         # with the volumes that it gets: what it goes without, others may have
         definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
-        network, had_lease = self._networks.claim(vm.tenant), vm.record.lease
+        network, had_lease = self._networks.tenancy.claim(vm.tenant), vm.record.lease
         had_disk = vm.places.disk.exists()
         self._fleet.starting[vm.name] = definition
         try:

@@ -57,7 +57,7 @@ async def register(bus: SystemBus, record: VmRecord, session: Session, networks:
         return
     try:
         leader = _find_leader(session.main_pid, unit_name(record.name))
-        tap = networks.interface_of(record.name)
+        tap = networks.tenancy.interface_of(record.name)
         interfaces = () if tap is None else (socket.if_nametoindex(tap),)
         await register_machine(bus, record.name, record.id, leader, interfaces)
     except (OSError, BusError) as error:

@@ -23,12 +23,13 @@ from hypemand.manager.changes import Changes
 from hypemand.manager.evidence import derive_evidence, make_tracker
 from hypemand.manager.handle import Handle
 from hypemand.manager.inventory import VmRecord
-from hypemand.manager.networks import Networks, Tenant
+from hypemand.manager.networks import Networks
 from hypemand.manager.phases import Phases
 from hypemand.manager.plan import Places, runtime_part
 from hypemand.manager.runfiles import RunFiles
 from hypemand.manager.tasks import Tasks
 from hypemand.manager.telling import register, tell_readiness, tell_running, tell_systemd
+from hypemand.manager.tenancy import Tenant
 from hypemand.manager.view import ExitReport, VmView
 from hypemand.qemu.process import read_cpu_seconds
 from hypemand.state import Derived, HeadersStatus, State, derive_state, derive_status_text
@@ -133,7 +134,7 @@ class Vm:
         running = self._running_definition
         if not self.state.is_vmm_active:
             return False
-        if self._networks.is_outdated(self.name):
+        if self._networks.tenancy.is_outdated(self.name):
             return True
         return running is not None and runtime_part(running) != runtime_part(self.record.definition)
 

@@ -16,9 +16,10 @@ import pytest
 
 from hypemand.config.network import NetworkConfig, NetworkUse, Publish, Transport
 from hypemand.errors import HostNotReady, HypemandError, InUse, InvalidDefinition, NotFound
-from hypemand.manager.networks import Networks, Surroundings, Tenant
+from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Connection
 from hypemand.manager.ports import OPEN_GROUP, PortFiles, derive_group
+from hypemand.manager.tenancy import Tenancy, Tenant
 from hypemand.network.port import tap_name
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 
@@ -45,10 +46,10 @@ class Lab:
 
     def start_daemon(self) -> None:
         """A daemon that knows what stands in files."""
-        around = Surroundings(
-            lambda: self.config, lambda: list(self.tenants.values()), self._list_live, lambda: self.servers
+        self.tenancy = Tenancy(
+            self.vms, lambda: self.config, lambda: list(self.tenants.values()), lambda: self.servers
         )
-        self.networks = Networks(self.host, self.vms, around, first_pause=0.01)
+        self.networks = Networks(self.host, self.tenancy, self._list_live, first_pause=0.01)
         self.networks.listeners.append(self._tell)
 
     def _tell(self) -> None:
@@ -73,7 +74,7 @@ class Lab:
 
     async def start(self, vm: str) -> Connection:
         """As the manager does it."""
-        connection = self.networks.claim(self.tenants[vm])
+        connection = self.tenancy.claim(self.tenants[vm])
         assert connection is not None
         self.tenants[vm] = replace(self.tenants[vm], lease=connection.lease)
         await self.networks.attach(vm)
@@ -107,8 +108,8 @@ def test_a_vm_gets_a_device_and_its_guest_is_told(tmp_path: Path) -> None:
         assert (told.name, told.mtu, told.mac) == ("eth0", 1500, connection.lease.mac)
         assert told.addresses == ("10.7.0.2/24", f"{connection.lease.ipv6}/64")
         assert told.gateways == ("10.7.0.1", "fd00:7::1")
-        assert lab.networks.interface_of("web") == "hv61200"
-        (member,) = lab.networks.members()
+        assert lab.tenancy.interface_of("web") == "hv61200"
+        (member,) = lab.tenancy.members()
         assert (member.vm, member.ipv4, member.group, member.attached) == (
             "web", IPv4Address("10.7.0.2"), None, True,
         )  # fmt: skip
@@ -117,7 +118,7 @@ def test_a_vm_gets_a_device_and_its_guest_is_told(tmp_path: Path) -> None:
         assert lab.host.taps == {}
         assert not lab.has_file("web")
         assert lab.told > told_before
-        assert [m.attached for m in lab.networks.members()] == [False]
+        assert [m.attached for m in lab.tenancy.members()] == [False]
         assert (await lab.start("web")).lease == connection.lease
 
     drive(tmp_path, scenario)
@@ -126,7 +127,7 @@ def test_a_vm_gets_a_device_and_its_guest_is_told(tmp_path: Path) -> None:
 def test_a_vm_without_a_network_needs_no_service(tmp_path: Path) -> None:
     async def scenario(lab: Lab) -> None:
         lab.host.away = HostNotReady("it is away")
-        assert lab.networks.claim(lab.define("plain", None)) is None
+        assert lab.tenancy.claim(lab.define("plain", None)) is None
         await lab.networks.detach("plain")
         assert lab.host.asked == []
         lab.define("web")
@@ -184,12 +185,12 @@ def test_an_attach_that_fails_leaves_nothing(tmp_path: Path, cut: str) -> None:
 def test_what_a_vm_has_claimed_nobody_else_gets(tmp_path: Path) -> None:
     async def scenario(lab: Lab) -> None:
         publish = (Publish(None, 53, 53, Transport.UDP),)
-        lab.networks.claim(lab.define("a", replace(USE, publish=publish)))
-        assert lab.networks.plan(lab.define("b")).lease.ipv4 == IPv4Address("10.7.0.3")  # type: ignore[union-attr]
+        lab.tenancy.claim(lab.define("a", replace(USE, publish=publish)))
+        assert lab.tenancy.plan(lab.define("b")).lease.ipv4 == IPv4Address("10.7.0.3")  # type: ignore[union-attr]
         with pytest.raises(InUse, match="VM c publishes port 53/udp of this host, which leads to VM a"):
-            lab.networks.claim(lab.define("c", replace(USE, publish=publish)))
+            lab.tenancy.claim(lab.define("c", replace(USE, publish=publish)))
         await lab.networks.give_up("a")
-        assert lab.networks.claim(lab.define("c", replace(USE, publish=publish)))
+        assert lab.tenancy.claim(lab.define("c", replace(USE, publish=publish)))
 
     drive(tmp_path, scenario)
 
@@ -216,9 +217,9 @@ def test_which_published_ports_are_the_same(
             await lab.start("a")
             if clash:
                 with pytest.raises(InUse, match="leads to VM a"):
-                    lab.networks.plan(lab.tenants["b"])
+                    lab.tenancy.plan(lab.tenants["b"])
             else:
-                assert lab.networks.plan(lab.tenants["b"])
+                assert lab.tenancy.plan(lab.tenants["b"])
             await lab.end("a")
 
     drive(tmp_path, scenario)
@@ -305,7 +306,7 @@ def test_a_detach_that_fails_is_made_good_later(tmp_path: Path) -> None:
         lab.host.away = HostNotReady("it is away")
         await lab.end("web")
         assert lab.tap("web") in lab.host.taps
-        assert lab.networks.interface_of("web") is None
+        assert lab.tenancy.interface_of("web") is None
         assert lab.has_file("web"), "a daemon that comes later is told"
         lab.host.away = None
         # not only the device: conntrack remembers who had the address
@@ -364,7 +365,7 @@ def test_what_could_not_be_told_is_told_later_unasked(tmp_path: Path) -> None:
     async def scenario(lab: Lab) -> None:
         host = lab.host
         host.away = HostNotReady("it is away")
-        host.taps["hv1"] = lab.networks.plan(lab.define("gone")).port  # type: ignore[union-attr]
+        host.taps["hv1"] = lab.tenancy.plan(lab.define("gone")).port  # type: ignore[union-attr]
         lab.networks.begin_sync()
         await host.wait_until(lambda: host.asked.count("apply") == 3)
         host.away, lab.bus = None, HostNotReady("no bus")
@@ -389,7 +390,7 @@ def test_a_network_that_vms_are_on_changes_when_the_last_has_gone(tmp_path: Path
         await lab.networks.sync()
         assert lab.host.bridges["lab"].ipv4 == LAB.ipv4
         assert lab.host.bridges["dmz"].mtu == 1400
-        assert lab.networks.is_outdated("a")
+        assert lab.tenancy.is_outdated("a")
         info = await lab.networks.get_network("lab")
         assert (info.pending, info.ipv4) == (True, LAB.ipv4)
         await lab.end("a")
@@ -399,7 +400,7 @@ def test_a_network_that_vms_are_on_changes_when_the_last_has_gone(tmp_path: Path
         await lab.end("b")
         assert lab.host.bridges["lab"].ipv4 == IPv4Interface("10.9.0.1/24")
         assert (await lab.start("a")).lease.ipv4 == IPv4Address("10.9.0.2")
-        assert not lab.networks.is_outdated("a")
+        assert not lab.tenancy.is_outdated("a")
 
     drive(tmp_path, scenario)
 
@@ -421,14 +422,14 @@ def test_an_address_that_the_network_has_no_more_is_not_shown(tmp_path: Path) ->
         assert {vm: shown(lab, vm) for vm in old} == old, "it stays as it is while a VM is on it"
         await lab.end("runs")
         assert shown(lab, "rests") == [None, old["rests"][1]]
-        assert [str(member.ipv4) for member in lab.networks.members()] == ["None", "None"]
+        assert [str(member.ipv4) for member in lab.tenancy.members()] == ["None", "None"]
         told = [host.address for host in (await lab.start("runs")).hosts]
         assert told == ["10.9.0.2", old["runs"][1], old["rests"][1]]
         await lab.end("runs")
         lab.config["lab"] = replace(LAB, ipv4=IPv4Interface("10.6.0.1/24"), ipv6=None)
         await lab.networks.sync()
         assert shown(lab, "rests") == [None, None]
-        assert lab.networks.members() == ()
+        assert lab.tenancy.members() == ()
         lab.define("asks", replace(USE, address=IPv4Address("10.7.0.9")))
         assert shown(lab, "asks") == [None, None]
         info = await lab.networks.get_network("lab")
@@ -447,7 +448,7 @@ def test_a_network_that_is_gone_from_the_config_goes_with_its_last_vm(tmp_path: 
         with pytest.raises(
             InvalidDefinition, match="there is no network lab in the host config; write dmz or network: none"
         ):
-            lab.networks.plan(lab.define("b"))
+            lab.tenancy.plan(lab.define("b"))
         await lab.end("a")
         assert set(lab.host.bridges) == {"dmz"}
         with pytest.raises(NotFound, match="there is no network lab"):
@@ -465,7 +466,7 @@ def test_rules_of_a_network_change_at_once(tmp_path: Path, mtu: int) -> None:
         await lab.start("a")
         lab.config["lab"] = replace(LAB, nat=False, isolation=False, mtu=mtu)
         await lab.networks.sync()
-        assert lab.networks.is_outdated("a") == (mtu != LAB.mtu)
+        assert lab.tenancy.is_outdated("a") == (mtu != LAB.mtu)
         assert lab.host.bridges["lab"].mtu == LAB.mtu
         assert not lab.host.bridges["lab"].nat
         assert not lab.host.taps[lab.tap("a")].bridge.nat
@@ -505,12 +506,12 @@ def test_that_there_are_no_name_servers_is_told(tmp_path: Path) -> None:
         assert "VMs are told no name servers" in " ".join(told["lab"])
         vms = [lab.define("web"), lab.define("here", NetworkUse(name="quiet")), lab.define("plain", None)]
         vms += [lab.define("inside", NetworkUse(name="dmz")), lab.define("lost", NetworkUse(name="gone"))]
-        assert [vm.vm for vm in vms if lab.networks.lacks_servers(vm)] == ["web"]
+        assert [vm.vm for vm in vms if lab.tenancy.lacks_servers(vm)] == ["web"]
         lab.servers = (ip_address("9.9.9.9"),)
         assert (await lab.networks.get_network("lab")).warnings == ()
-        assert not any(map(lab.networks.lacks_servers, vms))
+        assert not any(map(lab.tenancy.lacks_servers, vms))
         lab.config["lab"] = replace(LAB, ipv4=None)
-        assert lab.networks.lacks_servers(vms[0]), "it cannot reach that one"
+        assert lab.tenancy.lacks_servers(vms[0]), "it cannot reach that one"
 
     drive(tmp_path, scenario)
 

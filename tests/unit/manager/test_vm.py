@@ -16,8 +16,9 @@ from hypemand.boot.tracker import BootNotes, dump_notes
 from hypemand.config.definition import Origin
 from hypemand.config.vmdef import parse_definition
 from hypemand.manager.inventory import VmRecord
-from hypemand.manager.networks import Networks, Surroundings
+from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Places
+from hypemand.manager.tenancy import Tenancy
 from hypemand.manager.view import VmView
 from hypemand.manager.vm import Vm, VmServices
 from hypemand.systemd.rootdir import Own
@@ -42,12 +43,12 @@ def recover(folder: Path) -> VmView:
     record = VmRecord(
         "web", "f" * 32, 61184, Origin.FILE, MADE, parse_definition("web", {"image": "builtin:busybox"})
     )
-    around = Surroundings(dict, list, cast(Any, None), lambda: ())
+    networks = Networks(FakeNetworkHost(), Tenancy(folder, dict, list), cast(Any, None))
     places = Places(folder, folder / "run", folder / "root", Own(folder / "self"))
     services = VmServices(cast(Any, None), cast(Any, NoUnits()), cast(Any, None), lambda: None)
 
     async def look() -> VmView:
-        vm = Vm(record, places, services, Networks(FakeNetworkHost(), folder, around))
+        vm = Vm(record, places, services, networks)
         await vm.recover()
         return vm.view()
 
