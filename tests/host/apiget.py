@@ -7,7 +7,7 @@ from typing import Any
 from hypemand.cli.client import Connection
 from tests.host.machine import TestHost
 
-_DEADLINE = 30.0
+_DEADLINE = 90.0
 
 
 def api_get(host: TestHost, path: str) -> Any:

@@ -44,7 +44,7 @@ def ctl(
     host: TestHost,
     *words: str,
     check: bool = True,
-    timeout: float = 60,
+    timeout: float = 180,
     input: str | bytes | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Result:
@@ -70,7 +70,7 @@ class Vm:
     host: TestHost
     name: str
 
-    def ctl(self, command: str, *words: str, check: bool = True, timeout: float = 60) -> Result:
+    def ctl(self, command: str, *words: str, check: bool = True, timeout: float = 180) -> Result:
         """`hypemanctl COMMAND NAME WORD...`"""
         return ctl(self.host, command, self.name, *words, check=check, timeout=timeout)
 
@@ -79,7 +79,7 @@ class Vm:
         shown: dict[str, Any] = api_get(self.host, f"/instances/{self.name}")
         return shown
 
-    def exec(self, *words: str, check: bool = True, timeout: float = 60) -> Result:
+    def exec(self, *words: str, check: bool = True, timeout: float = 180) -> Result:
         """Run a command in it."""
         return ctl(self.host, "exec", self.name, "--", *words, check=check, timeout=timeout)
 
@@ -87,11 +87,11 @@ class Vm:
         """Lines of its console."""
         return self.ctl("logs", *words).stdout.splitlines()
 
-    def wait(self, state: str, deadline: int = 60) -> None:
+    def wait(self, state: str, deadline: int = 180) -> None:
         """Wait until it is in a state."""
         self.ctl("wait", f"--for={state}", f"--timeout={deadline}", timeout=deadline + 10)
 
-    def end(self, deadline: int = 60) -> dict[str, Any]:
+    def end(self, deadline: int = 180) -> dict[str, Any]:
         """Wait until it is Stopped and nothing of the run is left; gives what is known of it then."""
         self.wait("Stopped", deadline)
         assert find_live_traces(self.host, self.name) == []

@@ -182,7 +182,7 @@ class TestHost:
         argv: Sequence[str],
         *,
         check: bool = True,
-        timeout: float = 60,
+        timeout: float = 120,
         input: str | bytes | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Result:
@@ -196,7 +196,7 @@ class TestHost:
             env=self._env(env),
         )
 
-    def shell(self, script: str, *, check: bool = True, timeout: float = 60) -> Result:
+    def shell(self, script: str, *, check: bool = True, timeout: float = 120) -> Result:
         """Run a script of POSIX sh that ends at its first failing command."""
         return self.run(["sh", "-euc", script], check=check, timeout=timeout)
 
@@ -250,7 +250,7 @@ class TestHost:
         lines = self.run(argv).stdout.splitlines()
         return [{key: _journal_text(value) for key, value in json.loads(line).items()} for line in lines]
 
-    def wait_until(self, condition: Callable[[], T | None], deadline: float = 30, what: str = "") -> T:
+    def wait_until(self, condition: Callable[[], T | None], deadline: float = 90, what: str = "") -> T:
         """Ask until `condition` gives something true, at most `deadline` seconds; gives that back."""
         end = time.monotonic() + deadline
         while not (answer := condition()):
@@ -259,7 +259,7 @@ class TestHost:
             time.sleep(POLL)
         return answer
 
-    def wait_until_succeeds(self, argv: Sequence[str], deadline: float = 30) -> Result:
+    def wait_until_succeeds(self, argv: Sequence[str], deadline: float = 90) -> Result:
         """Run a command inside again and again until it succeeds, at most `deadline` seconds."""
         end = time.monotonic() + deadline
         while not (result := self.run(argv, check=False, timeout=deadline)).ok:

@@ -31,7 +31,7 @@ SOURCE = Path(__file__).parents[1] / "guest/netprobe.c"
 PORT = 7007
 # How long somebody who must not be answered waits; one who must be waits no longer than it takes.
 SILENCE_MS = 300
-ANSWER_MS = 5000
+ANSWER_MS = 20000
 # argv: the folder. A root of busybox and the probe.
 MAKE_ROOT = """
 mkdir -p "$1"/bin "$1"/etc "$1"/tmp
@@ -243,7 +243,7 @@ class Talk(Lines):
         self._stdin.write(f"{line}\n".encode())
         self._stdin.flush()
 
-    def echo(self, line: str, deadline: float = 10) -> bool:
+    def echo(self, line: str, deadline: float = 30) -> bool:
         """Say it, and hear it again in time."""
         self.say(line)
         return self.next(deadline) == line
@@ -258,7 +258,7 @@ class Watch(Lines):
         self.frames: list[bytes] = []
         assert self.next(20) == "watching", name
 
-    def sees(self, token: bytes, deadline: float = 5) -> bool:
+    def sees(self, token: bytes, deadline: float = 20) -> bool:
         """A frame with these bytes has passed or does so in time."""
         end = time.monotonic() + deadline
         while not self.has_seen(token):

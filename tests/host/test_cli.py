@@ -90,7 +90,7 @@ def test_logs_are_followed_to_the_end_of_the_run(host: TestHost) -> None:
             assert follower.stdout is not None
             assert follower.stdout.readline() == b"first\n"
             vm.exec("touch", "/run/go", check=False)
-            assert follower.communicate(timeout=30) == (b"last\n", b"")
+            assert follower.communicate(timeout=90) == (b"last\n", b"")
             assert follower.returncode == 0
 
 
@@ -193,13 +193,13 @@ class Terminal:
         self._process.stdin.write(text)
         self._process.stdin.flush()
 
-    def expect(self, text: bytes, deadline: float = 30) -> None:
+    def expect(self, text: bytes, deadline: float = 90) -> None:
         """Read until `text` was seen."""
         end = time.monotonic() + deadline
         while text not in self.seen:
             assert self._read(end - time.monotonic()), f"{text!r} did not come: {self.seen!r}"
 
-    def end(self, deadline: float = 30) -> int:
+    def end(self, deadline: float = 90) -> int:
         """Read to the end; the exit code."""
         end = time.monotonic() + deadline
         while self._read(end - time.monotonic()):

@@ -222,7 +222,7 @@ def test_an_agent_that_dies_after_its_byte_leaves_the_program_running(
         vm.wait("Running")
         # Running says that it was started, not that it has come to its first line
         host.wait_until(lambda: "program started" in vm.logs(), 30)
-        refused = vm.exec("true", check=False, timeout=20)
+        refused = vm.exec("true", check=False, timeout=60)
         assert refused.code == 125
         assert "agent" in refused.stderr
         assert vm.ctl("stop").ok
@@ -428,7 +428,7 @@ def test_a_program_that_ignores_its_stop_signal_is_killed_in_time(host: TestHost
     script = "trap '' TERM; echo deaf; while :; do sleep 1; done"
     with start_vm(host, "deaf", "sh", "-c", script, options=("--stop-timeout=4s",)) as vm:
         host.wait_until(lambda: "deaf" in vm.logs(), 30)
-        assert vm.ctl("stop", timeout=20).ok
+        assert vm.ctl("stop", timeout=60).ok
         shown = vm.end()
         assert shown["exit_code"] == 137
         assert shown["exit_message"].startswith("stopped on request: killed, since TERM did not end it")

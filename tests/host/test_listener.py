@@ -135,7 +135,7 @@ def test_without_a_good_token_nothing_is_learned(host: TestHost, web: Vm) -> Non
     with token(host, "short", "--expires", "1s") as expired, token(host, "gone") as revoked:
         ctl(host, "token", "revoke", "gone")
         assert ask(host, "GET", f"{URL}/health", revoked).startswith("401")
-        host.wait_until(lambda: ask(host, "GET", f"{URL}/health", expired).startswith("401"), 5)
+        host.wait_until(lambda: ask(host, "GET", f"{URL}/health", expired).startswith("401"), 20)
         answers = {
             ask(host, method, f"{URL}{path}", text)
             for text in ("", "hm-wrong", expired, revoked)

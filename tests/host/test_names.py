@@ -90,7 +90,7 @@ def test_the_host_finds_a_vm_by_name_while_it_runs(vms: Vms) -> None:
     assert inode(vms, "/run/hypemand/hosts") == before
     for end in ("stop", "kill"):
         vms.ctl(end, name)
-        host.wait_until(lambda: getent(host, "ahosts", name) == [], 5, f"no name after {end}")
+        host.wait_until(lambda: getent(host, "ahosts", name) == [], 20, f"no name after {end}")
         vms.start(name)
         assert {words[0] for words in getent(host, "ahosts", name)} == {ip, ip6}
 

@@ -118,7 +118,7 @@ def test_after_a_restart_a_caller_who_never_stopped_calling_is_answered_at_once(
     before = look_up(Place(wired.a, "web"))
     with Place(wired.b).nag(wired.a4, UDP) as four, Place(wired.b).nag(wired.a6, UDP) as six:
         for lines in (four, six):
-            assert lines.await_line(lambda line: line.startswith("web "), 5)
+            assert lines.await_line(lambda line: line.startswith("web "), 20)
         lab.ctl("restart", "--wait", "web")
         for lines in (four, six):
             lines.drop()
@@ -136,7 +136,7 @@ def test_another_vm_that_gets_the_address_and_port_is_reached_at_once(wired: Wir
         old = look_up(Place(wired.a, "first"))
         assert Place(wired.a, "first").reaches(wired.b4, transport="udp") == "b"
         with Place(wired.b).nag(wired.a4, 7290) as lines:
-            assert lines.await_line(lambda line: line.startswith("first "), 5)
+            assert lines.await_line(lambda line: line.startswith("first "), 20)
             assert find_connections(wired, old.ip4)
             vms.ctl("stop", "first")
             assert find_connections(wired, old.ip4) == ""

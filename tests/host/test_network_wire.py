@@ -12,7 +12,7 @@ from tests.host.vms import Vms, vms_of
 from tests.host.wire import UPLINK
 
 HOST_PORT = 7380
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ class Wire:
         finally:
             self.mend(host)
 
-    def run(self, argv: Sequence[str], timeout: float = 20) -> Result:
+    def run(self, argv: Sequence[str], timeout: float = 60) -> Result:
         """Run a command at the switch."""
         return run_command(self.inside(argv), shown=argv, timeout=timeout)
 
