@@ -127,6 +127,7 @@ static void headers_fail(struct run *run, const char *why)
 {
     run->headers_settled = true;
     report_headers_failed(run->mode->report, why);
+    headers_status(HEADERS_FAILED, why);
 }
 
 /* Only now: nothing of it may hold up what the host waits for. */
@@ -137,7 +138,6 @@ static void start_headers(struct run *run, int epoll)
         return;
     run->headers = headers_worker_start(run->mode->headers, &run->fds[SOURCE_HEADERS], &why);
     if (run->headers < 0) {
-        headers_status(HEADERS_FAILED, why.words);
         headers_fail(run, why.words);
         return;
     }
@@ -154,13 +154,16 @@ static void on_headers(struct run *run)
            (got < 0 && errno == EINTR)) {
         if (got < 0)
             continue;
+        if (news.state == HEADERS_FAILED) {
+            headers_fail(run, news.why.words);
+            continue;
+        }
         if (news.state == HEADERS_RUNNING)
             report_headers_start(run->mode->report);
-        else if (news.state == HEADERS_FAILED)
-            headers_fail(run, news.why.words);
         else
             report_headers_ready(run->mode->report);
-        run->headers_settled = news.state != HEADERS_RUNNING;
+        headers_status(news.state, NULL);
+        run->headers_settled = news.state == HEADERS_READY;
     }
     if (got == 0)
         forget(run, SOURCE_HEADERS);
@@ -177,7 +180,6 @@ static void headers_ended(struct run *run, int status)
         return;
     exit_words(status, &words);
     (void)refuse(&why, "its worker ended before it was done: %.200s", words.words);
-    headers_status(HEADERS_FAILED, why.words);
     headers_fail(run, why.words);
 }
 

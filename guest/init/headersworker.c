@@ -65,10 +65,8 @@ static _Noreturn void work(bool (*setup)(struct reason *why), int pipe_fd)
     for (int number = 1; number < NSIG; number++)
         (void)sigaction(number, &standard, NULL);
     step_back();
-    headers_status(news.state, NULL);
     tell_init(pipe_fd, &news);
     news.state = setup(&news.why) ? HEADERS_READY : HEADERS_FAILED;
-    headers_status(news.state, news.state == HEADERS_FAILED ? news.why.words : NULL);
     tell_init(pipe_fd, &news);
     _exit(news.state == HEADERS_FAILED);
 }
@@ -104,12 +102,12 @@ int headers_worker_main(void)
         return EXIT_FAILURE;
     }
     step_back();
-    headers_status(HEADERS_RUNNING, NULL);
     announce(line, sentinel_headers_start(line, clock_realtime(), boot));
+    headers_status(HEADERS_RUNNING, NULL);
     bool ready = headers_setup(&why);
-    headers_status(ready ? HEADERS_READY : HEADERS_FAILED, ready ? NULL : why.words);
     announce(line, ready ? sentinel_headers_ready(line, clock_realtime(), boot)
                          : sentinel_headers_failed(line, clock_realtime(), why.words, boot));
+    headers_status(ready ? HEADERS_READY : HEADERS_FAILED, ready ? NULL : why.words);
     if (!ready)
         (void)dprintf(STDERR_FILENO, "hypeman-init: kernel headers: %s\n", why.words);
     return ready ? EXIT_SUCCESS : EXIT_FAILURE;

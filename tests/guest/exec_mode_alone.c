@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Exec mode as PID 1 of a namespace: stdout is the console, fd 0 the stop port, and an exit the power off.
  * Usage: exec-mode CONFIG-DISK AGENT GATE-MS */
+#include "clock.h"
 #include "execmode.h"
 #include "records.h"
 #include "spawn.h"
@@ -10,6 +11,18 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+
+/* Headers that are ready once the program looks: it makes /run/ready or /run/failed. */
+static bool wait_for_program(struct reason *why)
+{
+    for (int64_t deadline = clock_ms() + 10000; clock_ms() < deadline;) {
+        if (access("/run/ready", F_OK) == 0)
+            return true;
+        if (access("/run/failed", F_OK) == 0)
+            return refuse(why, "as wanted");
+    }
+    return refuse(why, "the program made neither /run/ready nor /run/failed");
+}
 
 int main(int count, char **arguments)
 {
@@ -29,6 +42,7 @@ int main(int count, char **arguments)
         struct exec_mode mode = {.config = &config,
                                  .report = &report,
                                  .ports = &ports,
+                                 .headers = wait_for_program,
                                  .agent_binary = open(arguments[2], O_PATH | O_CLOEXEC),
                                  .gate_ms = (int)gate_ms};
         if (mode.agent_binary < 0)
