@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every linter is clean, and what is written twice says the same."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -10,33 +9,11 @@ import pytest
 from hypemand.version import VERSION
 from tests.host.command import ENVIRONMENT, run_command
 from tests.host.lab import DIST
+from tests.lint.sources import TOP, find_scripts, list_sources
 
-TOP = Path(__file__).parents[2]
 RUFF = [sys.executable, "-m", "ruff"]
 MYPY = [sys.executable, "-m", "mypy"]
 C_TIMEOUT = 600.0
-
-
-def list_sources() -> list[Path]:
-    """The files that git knows or would know."""
-    git = ["git", "-C", str(TOP), "-c", "safe.directory=*"]
-    listing = run_command(
-        [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        timeout=30,
-    )
-    paths = [TOP / name for name in listing.stdout.split("\0") if name]
-    return [path for path in paths if path.is_file()]
-
-
-def find_scripts() -> list[Path]:
-    """Shell scripts, by their first line, and those that a package's maintainer scripts are made from."""
-    scripts = []
-    for path in list_sources():
-        with path.open("rb") as file:
-            first = file.readline(100)
-        if re.match(rb"#! ?(/usr)?/bin/(ba|da)?sh\b", first):
-            scripts.append(path)
-    return scripts
 
 
 @pytest.mark.parametrize(
