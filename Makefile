@@ -3,6 +3,9 @@
 # kept below /var/cache/hypemand-build ($HYPEMAND_BUILD_CACHE) by content.
 
 SUITES = bookworm trixie
+# make test-new-machine SUITE=trixie TARGETS='demo test-local'
+SUITE = bookworm
+TARGETS = test
 # for pytest: make test-host SUITES=trixie ARGS='-k journal -x'
 ARGS =
 
@@ -12,7 +15,7 @@ SUITE_OPTIONS = $(SUITES:%=--suite=%)
 # side by side, in the groups of tests/conftest.py; ARGS='-n 0 --pdb' for one process
 GROUPS = --numprocesses=4 --dist=loadgroup
 
-.PHONY: help setup deb test test-unit test-host lint check-guest check-nss format demo bench clean
+.PHONY: help setup deb test test-new-machine test-local test-unit test-host lint check-guest check-nss format demo bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,7 +28,15 @@ deb: ## build the Debian packages into dist/
 	@tools/build-debs
 
 test: deb ## lint, guest C tests, unit tests, and tests on Debian 12 and 13
+	@$(RUN) -m tests.host.roots $(SUITES)
 	@$(PYTEST) $(GROUPS) $(SUITE_OPTIONS) $(ARGS)
+
+test-new-machine: ## the same in a clean Debian root: SUITE=trixie for Debian 13, TARGETS=... for other targets
+	@tools/setup new-machine
+	@/usr/bin/python3 -m tests.host.newmachine $(SUITE) make $(TARGETS)
+
+test-local: deb ## lint, guest C tests and unit tests: all that needs no test host
+	@$(PYTEST) -m 'not host' $(ARGS)
 
 test-unit: ## unit tests alone, in seconds: those that send through the kernel are left to test
 	@$(PYTEST) tests/unit -m 'not netns' $(ARGS)

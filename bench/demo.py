@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.host.command import CommandError
 from tests.host.lab import find_packages, start_host
 from tests.host.machine import TestHost
+from tests.host.mirror import own_suite
 from tests.host.recipe import Suite
 
 DEFINITION = """\
@@ -119,11 +120,11 @@ def show(stage: Stage, host: TestHost) -> None:
 def main() -> int:
     """Bring up a host, show the demo, take the host down."""
     parser = argparse.ArgumentParser(prog="demo", description="Show the main job on a test host.")
-    parser.add_argument("--suite", choices=[str(s) for s in Suite], default=str(Suite.BOOKWORM))
-    options = parser.parse_args()
-    print(
-        f"bringing up a test host with Debian {options.suite} (the first time takes minutes) ...", flush=True
+    parser.add_argument(
+        "--suite", choices=[str(s) for s in Suite], default=str(own_suite() or Suite.BOOKWORM)
     )
+    options = parser.parse_args()
+    print(f"bringing up a test host with Debian {options.suite} ...", flush=True)
     with start_host(Suite(options.suite), installed=False) as host:
         try:
             show(Stage(host), host)

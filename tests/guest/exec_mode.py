@@ -87,7 +87,13 @@ class ExecMode(unittest.TestCase):
         environment: Sequence[str] = (),
         **records: str,
     ) -> Init:
-        fixed = [("version", "1"), ("name", "vm1"), ("mode", "exec"), ("agent", want_agent), ("headers", headers)]
+        fixed = [
+            ("version", "1"),
+            ("name", "vm1"),
+            ("mode", "exec"),
+            ("agent", want_agent),
+            ("headers", headers),
+        ]
         arguments = [("arg", argument) for argument in argv]
         variables = [("env", variable) for variable in environment]
         init = Init(self.folder, agent, gate_ms, fixed + arguments + variables + list(records.items()))

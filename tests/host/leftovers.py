@@ -18,7 +18,6 @@ from tests.host import cgroups
 from tests.host.cache import CACHE, lock_file, try_lock
 
 HOSTS = CACHE / "hosts"
-_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,14 @@ class HostDirectory:
 
     @classmethod
     def make(cls, label: str) -> Self:
-        """A new directory with a name of its own on this machine."""
-        name = f"{label}-{os.getpid()}-{next(_numbers)}"
+        """A new directory with a name of its own on this machine, whatever PID namespace this runs in."""
         with lock_file(HOSTS / "lock"):
-            lock = try_lock(HOSTS / f"{name}.lock")
-            assert lock is not None, f"{name} has an owner"
-            path = HOSTS / name
-            path.mkdir()
-        return cls(path, lock)
+            for number in itertools.count(1):
+                path = HOSTS / f"{label}-{number}"
+                if not path.exists() and (lock := try_lock(path.with_suffix(".lock"))) is not None:
+                    path.mkdir()
+                    return cls(path, lock)
+        raise AssertionError("unreachable: numbers do not end")
 
     @property
     def name(self) -> str:

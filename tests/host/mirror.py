@@ -53,6 +53,12 @@ def _own_codename() -> str:
     raise LookupError("/etc/os-release names no VERSION_CODENAME")
 
 
+def own_suite() -> Suite | None:
+    """This machine's release, if it is one that hypemand supports."""
+    own = _own_codename()
+    return Suite(own) if own in list(Suite) else None
+
+
 def read_acquire_settings() -> str:
     """The machine's apt settings on how to download (proxies, certificates, dates), as an apt.conf."""
     lines = run_command(["apt-config", "dump", "Acquire"], timeout=60).stdout.splitlines()

@@ -89,6 +89,12 @@ class Recipe:
     version: int = 3
 
     @property
+    def title(self) -> str:
+        """What it makes, in a few words."""
+        kinds = {SYSTEM + DEPENDENCIES + TOOLS: "test hosts", GUEST_PACKAGES[self.suite]: "guests"}
+        return f"a Debian {self.suite} root for {kinds.get(self.packages, 'new machines')}"
+
+    @property
     def key(self) -> str:
         content = json.dumps(asdict(self), sort_keys=True).encode()
         return f"{self.suite}-{hashlib.sha256(content).hexdigest()[:16]}"

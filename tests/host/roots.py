@@ -4,10 +4,13 @@ little more than systemd.
 
 They are built once and kept in the cache under the hash of their recipe, and only ever read: a test
 host is an overlay on one, an image is a copy.
+
+`python -m tests.host.roots SUITE...` builds what the tests of these releases need, before they run.
 """
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +18,13 @@ from pathlib import Path
 from tests.host.cache import CACHE, lock_file
 from tests.host.command import ENVIRONMENT, run_command
 from tests.host.mirror import KEYRING, find_archives, read_acquire_settings
-from tests.host.recipe import Recipe, Suite
+from tests.host.recipe import Recipe, Suite, guest_recipe
 
 ROOTS = CACHE / "roots"
 DEBS = CACHE / "debs"
 BUILD_TIMEOUT = 1800.0
+# what one takes on two cores
+MINUTES = 2
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
@@ -39,6 +44,7 @@ def ensure_root(recipe: Recipe) -> Path:
                 shutil.rmtree(leftover)
             building = Path(tempfile.mkdtemp(prefix=f".build-{recipe.suite}-", dir=ROOTS))
             building.chmod(0o755)
+            print(f"building {recipe.title}, once, about {MINUTES} minutes ...", file=sys.stderr, flush=True)
             try:
                 _build_base(recipe, building)
                 building.rename(root)
@@ -101,3 +107,9 @@ def _environment() -> dict[str, str]:
     """The stated environment and the proxies of this machine, without which it may reach no archive."""
     proxies = {key: os.environ[key] for key in PROXIES if key in os.environ}
     return {**ENVIRONMENT, **proxies}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        ensure_base(Suite(name))
+        ensure_root(guest_recipe(Suite(name)))
