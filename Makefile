@@ -33,7 +33,7 @@ test: deb ## lint, guest C tests, unit tests, and tests on Debian 12 and 13
 
 test-new-machine: ## the same in a clean Debian root: SUITE=trixie for Debian 13, TARGETS=... for other targets
 	@tools/setup new-machine
-	@/usr/bin/python3 -m tests.host.newmachine $(SUITE) make $(TARGETS)
+	@setpriv --pdeathsig TERM /usr/bin/python3 -m tests.host.newmachine $(SUITE) make $(TARGETS)
 
 test-local: deb ## lint, guest C tests and unit tests: all that needs no test host
 	@$(PYTEST) -m 'not host' $(ARGS)
