@@ -16,8 +16,9 @@ struct headers_news {
     struct reason why;
 };
 
-/* Say in /run/hypeman/kernel-headers.status how it stands; `why` is the second line of FAILED, else NULL. After the
- * sentinel of that state, by the process that printed it: a program may end the machine when it reads `ready`. */
+/* Say in /run/hypeman/kernel-headers.status how it stands; `why` is the second line of FAILED, else NULL.
+ * After the sentinel of that state, by the process that printed it: a program may end the machine when it
+ * reads `ready`. */
 void headers_status(enum headers_state state, const char *why);
 
 /* Fork a worker that does `setup`. Gives back its pid, and in *news the non-blocking pipe of its

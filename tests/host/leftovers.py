@@ -6,8 +6,8 @@ so a directory whose lock can be taken belongs to nobody.
 """
 
 import contextlib
-import itertools
 import os
+import secrets
 import shutil
 import signal
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ class HostDirectory:
 
     @classmethod
     def make(cls, label: str) -> Self:
-        """A new directory with a name of its own on this machine, whatever PID namespace this runs in."""
+        """A new directory with a name of its own on this machine, whatever its PID namespace and its cache:
+        all of them share the machine's control groups."""
+        path = HOSTS / f"{label}-{secrets.token_hex(4)}"
         with lock_file(HOSTS / "lock"):
-            for number in itertools.count(1):
-                path = HOSTS / f"{label}-{number}"
-                if not path.exists() and (lock := try_lock(path.with_suffix(".lock"))) is not None:
-                    path.mkdir()
-                    return cls(path, lock)
-        raise AssertionError("unreachable: numbers do not end")
+            lock = try_lock(path.with_suffix(".lock"))
+            assert lock is not None, f"{path.name} has an owner"
+            path.mkdir()
+        return cls(path, lock)
 
     @property
     def name(self) -> str:
