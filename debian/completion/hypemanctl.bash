@@ -57,7 +57,7 @@ _hypemanctl_options() {
         'exec') echo '-e --env -w --workdir -u --user -i --interactive -t --tty --timeout -h --help --socket' ;;
         'shell') echo '-e --env -w --workdir -u --user -h --help --socket' ;;
         'cp') echo '-a --archive -L --follow-link --json -h --help --socket' ;;
-        'logs') echo '-f --follow -n --lines --all --source --timestamps --json -h --help --socket' ;;
+        'logs') echo '-f --follow -n --lines --all --source --timestamps --raw --json -h --help --socket' ;;
         'analyze') echo '--json -h --help --socket' ;;
         'analyze plot') echo '-h --help --socket' ;;
         'volume create') echo '--size --tag --json -h --help --socket' ;;
