@@ -41,7 +41,6 @@ _PROXIES = re.compile(r"(https?|no|all)_proxy", re.IGNORECASE)
 
 _COMMON = (
     "NoNewPrivileges=yes",
-    "ProtectSystem=strict",
     "ProtectKernelTunables=yes",
     "ProtectKernelModules=yes",
     "ProtectKernelLogs=yes",
@@ -70,6 +69,7 @@ _FETCH = (
     "DynamicUser=yes",
     f"SupplementaryGroups={FETCH_GROUP}",
     "CapabilityBoundingSet=",
+    "ProtectSystem=strict",
     "ProtectHome=yes",
     "PrivateTmp=yes",
     "PrivateDevices=yes",
@@ -79,19 +79,23 @@ _FETCH = (
     "RestrictSUIDSGID=yes",
     # netlink: how the C library finds out which addresses the host has
     "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
-    # the second: the metadata service of one cloud, which is no link-local address
-    "IPAddressDeny=link-local fd00:ec2::254",
+    # the last: the metadata service of one cloud, which has no link-local address
+    "IPAddressDeny=169.254.0.0/16 fe80::/64 fd00:ec2::254",
     "SystemCallFilter=@system-service",
     "SystemCallFilter=~@privileged @resources",
 )
 _BUILD = (
     "CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_FSETID CAP_MKNOD CAP_SETFCAP",
-    # a root with nothing in it but what is bound: above all no /run
+    # A root with nothing in it but what is bound: above all no /run. Not ProtectSystem=strict: of two
+    # settings for / systemd keeps one, and that is the host's root.
     "TemporaryFileSystem=/:ro",
     "BindReadOnlyPaths=/usr /bin /sbin /lib -/lib64 -/etc/ld.so.cache",
-    "BindPaths=/dev/null /dev/urandom",
-    "ProtectProc=invisible",
+    # not PrivateDevices=yes, with which no device node could be made; so /dev is the host's
+    "ReadOnlyPaths=/dev",
+    "InaccessiblePaths=-/dev/pts -/dev/shm -/dev/mqueue -/dev/hugepages -/dev/net",
+    # hidepid= hides nothing from group 0, and uid 0 may write to files of what else root runs (oom_score_adj)
     "ProcSubset=pid",
+    "ReadOnlyPaths=/proc",
     "PrivateNetwork=yes",
     "PrivateIPC=yes",
     "RestrictAddressFamilies=AF_UNIX",

@@ -48,7 +48,7 @@ def write(path):
 def mount_points():
     return [line.split()[4] for line in open("/proc/self/mountinfo")]
 attempt("uid", os.geteuid)
-attempt("run", lambda: os.listdir("/run"))
+attempt("run", lambda: {top: folders + files for top, folders, files in os.walk("/run")})
 attempt("root", lambda: sorted(os.listdir("/")))
 for family in ("AF_UNIX", "AF_INET", "AF_NETLINK"):
     attempt(family, lambda: is_open(getattr(socket, family), socket.SOCK_DGRAM))
@@ -56,7 +56,10 @@ attempt("pair", lambda: call(53, 1, 1, 0, 0))  # socketpair
 attempt("signal PID 1", lambda: os.kill(1, 0) or 1)
 attempt("tgkill PID 1", lambda: call(234, 1, 1, 0))
 attempt("limits of PID 1", lambda: call(302, 1, 7, 0, 0))  # prlimit64, RLIMIT_NOFILE
-attempt("PID 1", lambda: os.listdir("/proc/1"))
+attempt("score of PID 1", lambda: write("/proc/1/oom_score_adj"))
+attempt("memory of PID 1", lambda: len(open("/proc/1/environ", "rb").read()))
+attempt("/dev", lambda: write("/dev/owned"))
+attempt("terminals", lambda: os.listdir("/dev/pts"))
 attempt("shadow", lambda: len(open("/etc/shadow").read()))
 attempt("records", lambda: os.listdir("/var/lib/hypemand/vms"))
 attempt("read", lambda: open("/srv/image-units/file").read())
@@ -82,15 +85,16 @@ found = {"uid": os.getuid(), "others": sorted(seen), "folders": os.listdir("/var
 print(json.dumps(found | {"proxy": os.environ.get("https_proxy"), "folder": sys.argv[1].split("/")[5]}))
 """
 BOTH = """
+half=sword
 for number in 1 2; do
-    https_proxy=http://user:secret@proxy.invalid python3 -c "$1" fetch "$2" &
+    https_proxy=http://user:${half}fish@proxy.invalid python3 -c "$1" fetch "$2" &
 done
 for try in $(seq 50); do
     [ $(systemctl list-units --plain -q 'hypeman-image-*' | wc -l) = 2 ] && break
     sleep 0.1
 done
 systemctl show -p IPAddressDeny -p Environment 'hypeman-image-*'
-cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c proxy.invalid || true
+cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c "[s]wordfish" || true
 wait
 """
 
@@ -106,12 +110,15 @@ def test_what_unpacks_reaches_neither_the_host_nor_its_service_manager(host: Tes
     found = probe(host, "build", PROBE)
     eperm = -1
     assert found.pop("uid") == 0
+    # srv and var: what the folders of the work stand in; run: an empty folder of systemd's own
     assert set(found.pop("root")) <= {
-        "bin", "dev", "etc", "lib", "lib64", "proc", "sbin", "srv", "usr", "var", "run", "tmp", "sys", "root",
-        "home",
+        "bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "srv", "sys", "usr", "var",
     }  # fmt: skip
-    # empty, or not there at all
-    assert found.pop("run") in ([], -2, ["systemd"])
+    assert found.pop("run") == {
+        "/run": ["systemd"],
+        "/run/systemd": ["incoming"],
+        "/run/systemd/incoming": [],
+    }
     for key in (
         "AF_UNIX",
         "AF_INET",
@@ -122,15 +129,16 @@ def test_what_unpacks_reaches_neither_the_host_nor_its_service_manager(host: Tes
         "limits of PID 1",
     ):
         assert found.pop(key) == eperm, key
-    for key in ("shadow", "records", "PID 1"):
+    for key in ("shadow", "records"):
         assert found.pop(key) == -2, key
     assert found.pop("read") == "there"
-    for key in ("write to what is read", "write elsewhere"):
+    for key in ("write to what is read", "write elsewhere", "score of PID 1", "/dev"):
         assert found.pop(key) == -30, key
     for key in ("write", "chown", "mknod"):
         assert found.pop(key) == 1, key
-    for key in ("open a device", "mount"):
+    for key in ("open a device", "mount", "memory of PID 1"):
         assert found.pop(key) in (eperm, -13), key
+    assert found.pop("terminals") in (eperm, -13, [])
     assert found == {}
 
 
@@ -142,11 +150,11 @@ def test_pulls_see_nothing_of_each_other_nor_of_link_local_addresses(host: TestH
     for one in found:
         assert one["others"] == [], "no process of another user is to be seen"
         assert one["folders"] == [one["folder"]], "nor are the folders of others"
-        assert one["proxy"] == "http://user:secret@proxy.invalid"
+        assert one["proxy"] == "http://user:swordfish@proxy.invalid"
     denied = [line for line in told if line.startswith("IPAddressDeny=")]
     assert len(denied) == 2
     for line in denied:
         assert {"169.254.0.0/16", "fe80::/64", "fd00:ec2::254/128"} <= set(line.partition("=")[2].split())
     # nor does anybody read a proxy's password off a command line, or off a unit
-    assert not any("secret" in line for line in told)
+    assert not any("swordfish" in line for line in told)
     assert told[-1] == "0"
