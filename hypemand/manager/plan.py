@@ -139,14 +139,14 @@ def make_plan(
         vm=record.name,
         vm_id=record.id,
         uid=record.uid,
-        start=_start_command(vmm, places),
+        start=_start_command(vmm, places, host),
         stop=_stop_command(definition, places),
         stop_post=_stop_post_command(record, definition, guest, places),
         root=places.root,
         readable=(
             *((path, place) for path, place in shared.items() if path != place),
             *_volume_places(volumes, places.own, writable=False),
-            *outside_usr([host.binary, _VMM_SCRIPT]),
+            *outside_usr([host.binary, _VMM_SCRIPT, host.console]),
         ),
         writable=(
             (places.runtime, places.own.runtime),
@@ -217,9 +217,12 @@ def _vmm_files(
     )
 
 
-def _start_command(vmm: VmmPlan, places: Places) -> tuple[str, ...]:
-    script = (_SHELL, str(_VMM_SCRIPT), str(places.own.runtime), sys.executable)
-    return (*script, kernel_words(vmm), *qemu_arguments(vmm))
+def _start_command(vmm: VmmPlan, places: Places, host: VmmHost) -> tuple[str, ...]:
+    """What bounds the console comes first: all that follows has its pipe for standard output."""
+    runtime = str(places.own.runtime)
+    console = (str(host.console), runtime, str(host.journal.burst), str(host.journal.per_hour))
+    script = (_SHELL, str(_VMM_SCRIPT), runtime, sys.executable)
+    return (*console, *script, kernel_words(vmm), *qemu_arguments(vmm))
 
 
 def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:
@@ -231,7 +234,9 @@ def _stop_post_command(
     record: VmRecord, definition: Definition, guest: GuestConfig, places: Places
 ) -> tuple[str, ...]:
     agent = "1" if definition.guest_agent else "0"
-    arguments = (str(places.state), unit_name(record.name), str(guest.stop_signal), agent, guest.mode.value)
+    unit = unit_name(record.name)
+    judged = (str(guest.stop_signal), agent, guest.mode.value)
+    arguments = (str(places.state), unit, *judged, str(places.runtime))
     fresh = () if definition.persistent else (str(definition.disk), str(record.uid), str(places.templates))
     return (*_PYTHON_MODULE, "hypemand.unit.exit", *arguments, *fresh)
 
