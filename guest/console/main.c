@@ -24,6 +24,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -113,6 +114,35 @@ static int fail(const char *what)
     return EXIT_FAILURE;
 }
 
+static _Noreturn void pass_on_and_exit(const int ends[2], int program, int64_t burst, int64_t per_hour)
+{
+    close(ends[1]);
+    (void)!fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    /* it goes when the program has gone and what it said is passed on, or with the unit */
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
+    prctl(PR_SET_NAME, "hypeman-console");
+    pass_on(ends[0], program, burst, per_hour);
+    _exit(EXIT_SUCCESS);
+}
+
+/* No child of the program's: it would not expect one, and machinectl's signals go to the one that it has. */
+static bool start_beside(const int ends[2], int program, int64_t burst, int64_t per_hour)
+{
+    pid_t between = fork();
+    if (between == 0) {
+        pid_t beside = fork();
+        if (beside == 0)
+            pass_on_and_exit(ends, program, burst, per_hour);
+        _exit(beside < 0 ? EXIT_FAILURE : EXIT_SUCCESS);
+    }
+    int status = EXIT_FAILURE;
+    while (between > 0 && waitpid(between, &status, 0) < 0)
+        if (errno != EINTR)
+            return false;
+    return between > 0 && status == 0;
+}
+
 int main(int count, char **words)
 {
     int64_t burst, per_hour;
@@ -127,19 +157,8 @@ int main(int count, char **words)
     (void)!fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES);
     int mark = open_mark(words[1]);
     int program = (int)syscall(SYS_pidfd_open, getpid(), 0);
-    pid_t child = fork();
-    if (child < 0)
+    if (!start_beside(ends, program, burst, per_hour))
         return fail("cannot make a process");
-    if (child == 0) {
-        close(ends[1]);
-        /* it goes when the program has gone and what it said is passed on, or with the unit */
-        signal(SIGTERM, SIG_IGN);
-        signal(SIGPIPE, SIG_IGN);
-        prctl(PR_SET_NAME, "hypeman-console");
-        (void)!fcntl(ends[0], F_SETFL, O_NONBLOCK);
-        pass_on(ends[0], program, burst, per_hour);
-        _exit(EXIT_SUCCESS);
-    }
     if (mark >= 0)
         close(mark);
     if (dup2(ends[1], STDOUT_FILENO) < 0 || dup2(ends[1], STDERR_FILENO) < 0)

@@ -83,7 +83,7 @@ class Peer:
 def check_root(request: web.Request, what: str) -> None:
     """Raise Forbidden for anybody but root on the socket; `what`: what only root may."""
     if not find_peer(request).is_root:
-        raise Forbidden(f"only root, on the host's own socket, may {what}", hint="use sudo")
+        raise Forbidden(f"only root may {what}, on the host's own socket", hint="use sudo")
 
 
 def find_peer(request: web.Request) -> Peer:

@@ -34,6 +34,7 @@ from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan, unit_name
 
 _SHELL = "/bin/sh"
+_CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _CONFIG = "config.img"
 _PYTHON_MODULE = (sys.executable, "-I", "-m")
 _VMM_SCRIPT = Path(next(iter(hypemand.unit.__path__))) / "vmm.sh"
@@ -146,7 +147,7 @@ def make_plan(
         readable=(
             *((path, place) for path, place in shared.items() if path != place),
             *_volume_places(volumes, places.own, writable=False),
-            *outside_usr([host.binary, _VMM_SCRIPT, host.console]),
+            *outside_usr([host.binary, _VMM_SCRIPT]),
         ),
         writable=(
             (places.runtime, places.own.runtime),
@@ -220,7 +221,7 @@ def _vmm_files(
 def _start_command(vmm: VmmPlan, places: Places, host: VmmHost) -> tuple[str, ...]:
     """What bounds the console comes first: all that follows has its pipe for standard output."""
     runtime = str(places.own.runtime)
-    console = (str(host.console), runtime, str(host.journal.burst), str(host.journal.per_hour))
+    console = (_CONSOLE, runtime, str(host.journal.burst), str(host.journal.per_hour))
     script = (_SHELL, str(_VMM_SCRIPT), runtime, sys.executable)
     return (*console, *script, kernel_words(vmm), *qemu_arguments(vmm))
 

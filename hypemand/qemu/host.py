@@ -26,10 +26,9 @@ class Kernel:
 @dataclass(frozen=True, slots=True)
 class VmmHost:
     """Everything that a VM is started with and that is the same for all VMs. `page_cache`: the bytes of it
-    that its disks may have; `console`: the program that bounds what the journal takes."""
+    that its disks may have; `journal`: what the journal takes of each console."""
 
     binary: Path
-    console: Path
     kernel: Kernel
     initrd: Path
     accel: Accel
@@ -43,7 +42,6 @@ def find_vmm_host(config: HostConfig) -> VmmHost:
     """Look at the host now. Raises HostNotReady, which says what is missing and which package has it."""
     return VmmHost(
         binary=find_qemu(config),
-        console=find_console(config),
         kernel=find_kernel(config.kernel_dir),
         initrd=find_initrd(config),
         accel=find_accel(config.accel),
@@ -59,14 +57,6 @@ def find_qemu(config: HostConfig) -> Path:
     if not os.access(config.qemu, os.X_OK):
         raise HostNotReady(f"there is no QEMU at {config.qemu}", hint="install the package qemu-system-x86")
     return config.qemu
-
-
-def find_console(config: HostConfig) -> Path:
-    """What passes on a VM's console. Raises HostNotReady."""
-    console = config.guest_dir / "hypeman-console"
-    if not os.access(console, os.X_OK):
-        raise HostNotReady(f"there is no program {console}", hint="install the package hypemand-guest")
-    return console
 
 
 def find_initrd(config: HostConfig) -> Path:

@@ -64,6 +64,22 @@ def test_standard_error_goes_the_same_way_in_order(console: Path, tmp_path: Path
     assert say(console, tmp_path, "echo 1; echo 2 >&2; echo 3") == b"1\n2\n3\n"
 
 
+def test_the_program_has_the_place_of_the_console_and_no_child(console: Path, tmp_path: Path) -> None:
+    argv = [str(console), str(tmp_path), str(MIB), str(MIB), "/bin/sh", "-c"]
+    script = (
+        "echo $$; cat /proc/$$/task/$$/children; echo; readlink /proc/$$/fd/1 /proc/$$/fd/2; ls /proc/$$/fd"
+    )
+    with subprocess.Popen([*argv, script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        lines = process.stdout.read().decode().splitlines()
+    assert lines[0] == str(process.pid)
+    (cat,) = lines[1].split()  # which reads that
+    assert cat
+    assert lines[2:4] == [lines[2]] * 2
+    assert lines[2].startswith("pipe:")
+    assert lines[4:] == ["0", "1", "2"]
+
+
 def test_a_line_is_passed_on_when_it_is_whole(console: Path, tmp_path: Path) -> None:
     argv = [str(console), str(tmp_path), str(MIB), str(MIB), "/bin/sh", "-c", "echo one; read x; echo $x"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
