@@ -158,3 +158,25 @@ def test_pulls_see_nothing_of_each_other_nor_of_link_local_addresses(host: TestH
     # nor does anybody read a proxy's password off a command line, or off a unit
     assert not any("swordfish" in line for line in told)
     assert told[-1] == "0"
+
+
+# What the replay of a guest's file system has in view; it can write to nothing but the disk, and so tells there.
+REPLAY = """
+import os, sys
+from pathlib import Path
+from hypemand.storage import replay
+disk = Path("/srv/image-units/disk")
+disk.write_bytes(b"")
+os.chown(disk, 65534, 65534)
+look = "import json, os; open('/disk', 'w').write(json.dumps([sorted(os.listdir('/')), os.listdir('/run')]))"
+replay._command = lambda disk: ["/usr/bin/python3", "-c", look]
+replay.replay_in_unit(disk, 65534)
+print(disk.read_text())
+"""
+
+
+def test_the_replay_of_a_guests_file_system_sees_the_host_no_more_than_that(host: TestHost) -> None:
+    host.push(f"{HERE}/file", "there")
+    root, run = json.loads(host.run(["python3", "-c", REPLAY]).stdout)
+    assert set(root) <= {"bin", "dev", "disk", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr"}
+    assert run == ["systemd"]
