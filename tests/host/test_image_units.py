@@ -160,7 +160,7 @@ def test_pulls_see_nothing_of_each_other_nor_of_link_local_addresses(host: TestH
     assert told[-1] == "0"
 
 
-# What the replay of a guest's file system has in view; it can write to nothing but the disk, and so tells there.
+# What the replay of a file system has in view; it can write to nothing but the disk, and so tells there.
 REPLAY = """
 import os, sys
 from pathlib import Path
