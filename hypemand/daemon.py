@@ -129,7 +129,9 @@ class Daemon:
             networks=lambda: self._manager.config.networks,
             spool=self._config.state_dir,
         )
-        self._listener = Listener(lambda: HttpServer(make_app(api, gate=TokenGate(self._tokens).check)))
+        self._listener = Listener(
+            lambda: HttpServer(make_app(api, gate=TokenGate(self._tokens, self._manager).check))
+        )
         stack.push_async_callback(self._listener.close)
         await self._listen()
         listener = take_socket() or self._open_socket()

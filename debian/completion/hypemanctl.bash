@@ -20,6 +20,7 @@ _hypemanctl_complete() {
     case $1 in
         state) _hypemanctl_offer < <(printf '%s\n' Created Initializing Running Paused Shutdown Stopped Standby Unknown) ;;
         source) _hypemanctl_offer < <(printf '%s\n' app vmm hypeman) ;;
+        scope) _hypemanctl_offer < <(printf '%s\n' read operate admin) ;;
         mode) _hypemanctl_offer < <(printf '%s\n' auto exec systemd) ;;
         restart) _hypemanctl_offer < <(printf '%s\n' no on-failure always) ;;
         pull) _hypemanctl_offer < <(printf '%s\n' missing always never) ;;
@@ -57,7 +58,7 @@ _hypemanctl_options() {
         'exec') echo '-e --env -w --workdir -u --user -i --interactive -t --tty --timeout -h --help --socket' ;;
         'shell') echo '-e --env -w --workdir -u --user -h --help --socket' ;;
         'cp') echo '-a --archive -L --follow-link --json -h --help --socket' ;;
-        'logs') echo '-f --follow -n --lines --all --source --timestamps --json -h --help --socket' ;;
+        'logs') echo '-f --follow -n --lines --all --source --timestamps --raw --json -h --help --socket' ;;
         'analyze') echo '--json -h --help --socket' ;;
         'analyze plot') echo '-h --help --socket' ;;
         'volume create') echo '--size --tag --json -h --help --socket' ;;
@@ -78,7 +79,7 @@ _hypemanctl_options() {
         'image export') echo '-h --help --socket' ;;
         'image rm') echo '--json -h --help --socket' ;;
         'image import') echo '--json -h --help --socket' ;;
-        'token create') echo '--expires --read-only --json -h --help --socket' ;;
+        'token create') echo '--expires --scope --vm --tag --json -h --help --socket' ;;
         'token list') echo '--no-legend --json -h --help --socket' ;;
         'token revoke') echo '--json -h --help --socket' ;;
         'check') echo '--json -h --help --socket' ;;
@@ -133,6 +134,9 @@ _hypemanctl_value() {
         'volume import --size') echo nothing ;;
         'volume import --tag') echo nothing ;;
         'token create --expires') echo nothing ;;
+        'token create --scope') echo scope ;;
+        'token create --vm') echo vm ;;
+        'token create --tag') echo nothing ;;
         *' --socket') echo file ;;
     esac
 }

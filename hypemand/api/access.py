@@ -1,32 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who asks, and may they: on the socket the kernel says who it is, over TCP a token must.
+"""Authentication and authorization: on the socket the kernel says who it is, over TCP a token must.
 
+What a token's scope allows is a table of handlers; a handler that stands in neither set is for ADMIN.
 Whoever comes over TCP without a good token learns nothing: the answer is the same whatever was asked for,
 and why it was refused stands in the journal alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
 from hypemand.api.failures import Forbidden, Handler, error_response
-from hypemand.api.tokens import Token, TokenStore
-from hypemand.errors import HostNotReady, HypemandError
+from hypemand.api.requests import parse_ref
+from hypemand.api.tokens import Scope, Token, TokenStore
+from hypemand.errors import HostNotReady, HypemandError, NotFound
+from hypemand.manager.view import Manager
 
 # Lines in the journal on refused requests: one for so many seconds, with the count of the others.
 REFUSED_LOG_SECONDS = 10.0
-# GET, and yet not for a token of the read-only kind: it sees nothing of a guest's inside but its console.
-_NOT_READABLE = frozenset(
-    {"exec_command", "copy_files", "read_archive", "read_volume", "stat_path", "export_image"}
-)
+# No request takes a month; a timer of asyncio that is set further ahead could not be waited for by epoll(7).
+_LONGEST_TIMER = 30 * 86400.0
+# Nothing here changes anything, or shows more of a guest's inside than its console.
+_READ = frozenset(
+    {
+        "health", "openapi", "list_instances", "get_instance", "wait_instance", "watch_instance",
+        "read_logs", "read_timeline", "read_stats", "list_images", "get_image", "watch_image",
+        "list_volumes", "get_volume", "read_space", "list_networks", "get_network",
+    }
+)  # fmt: skip
+# What is done to and in a VM that is there.
+_OPERATE = _READ | {
+    "start_instance", "stop_instance", "restart_instance", "kill_instance", "pause_instance",
+    "resume_instance", "exec_command", "copy_files", "read_archive", "write_archive", "stat_path",
+}  # fmt: skip
+_ALLOWED = {Scope.READ: _READ, Scope.OPERATE: _OPERATE}
+# Of what names no VM, all that a token for some VMs may ask: the list has those VMs alone.
+_OF_NO_VM = frozenset({"health", "openapi", "list_instances"})
 _TOKEN_HANDLERS = frozenset({"list_tokens", "create_token", "revoke_token"})
+_ROOT_HANDLERS = {"create_token": "make a token", "revoke_token": "revoke a token"}
 _PEER = "hypemand.peer"
 _UCRED = struct.Struct("3i")
 
@@ -42,11 +64,26 @@ class Unauthorized(HypemandError):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who asks. `uid` of a process on this host, by the socket; None over TCP, where `token` is there."""
+    """The client. `uid` of a process on this host, by the socket; None over TCP, where `token` is there."""
 
     uid: int | None
     token: Token | None
     words: str
+
+    @property
+    def is_root(self) -> bool:
+        """Has it the daemon's own rights on this host anyway?"""
+        return self.uid is not None and self.uid in (0, os.geteuid())
+
+    def may_see(self, name: str, tags: Mapping[str, str]) -> bool:
+        """Is there a VM of that name and those tags for it?"""
+        return self.token is None or self.token.covers(name, tags)
+
+
+def check_root(request: web.Request, what: str) -> None:
+    """Raise Forbidden for anybody but root on the socket; `what`: what only root may."""
+    if not find_peer(request).is_root:
+        raise Forbidden(f"only root may {what}, on the host's own socket", hint="use sudo")
 
 
 def find_peer(request: web.Request) -> Peer:
@@ -83,23 +120,35 @@ async def local_gate(request: web.Request, handler: Handler) -> web.StreamRespon
     pid, uid, gid = _UCRED.unpack(raw)
     peer = Peer(uid, None, f"uid {uid}, gid {gid}, pid {pid}")
     _set_peer(request, peer)
+    # A member of the group could keep what it made when the membership ends.
+    if (what := _ROOT_HANDLERS.get(_name_handler(request))) is not None:
+        check_root(request, what)
     _log_change(request, peer)
     return await handler(request)
 
 
 class TokenGate:
-    """Over TCP: every request needs a token, also one for what is not there. `refused`: how many had none."""
+    """Over TCP: every request needs a token, also one for what is not there. `refused`: how many had none.
 
-    def __init__(self, tokens: TokenStore, clock: Callable[[], float] = time.monotonic) -> None:
+    `manager` says which VM a request names. A request ends when its token does: it is cancelled where the
+    token is revoked or expires, so that no stream and no command goes on under it.
+    """
+
+    def __init__(
+        self, tokens: TokenStore, manager: Manager, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.refused = 0
         self._tokens = tokens
+        self._manager = manager
         self._clock = clock
         self._logged_at: float | None = None
         self._unlogged = 0
+        self._requests: dict[str, set[asyncio.Task[Any]]] = {}
+        tokens.on_end = self._end_requests
 
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let through whoever has a good token."""
+        """Let through whoever has a valid token that is good for this."""
         token, why = await self._find_token(request)
         if token is None:
             self._note_refusal(request, why)
@@ -107,8 +156,44 @@ class TokenGate:
         peer = Peer(None, token, f"token {token.name} from {request.remote}")
         _set_peer(request, peer)
         check_allowed_by(token, request)
-        _log_change(request, peer)
-        return await handler(request)
+        with self._ending_with(token):
+            await self._select_vm(token, request)
+            _log_change(request, peer)
+            return await handler(request)
+
+    async def _select_vm(self, token: Token, request: web.Request) -> None:
+        """For a token of some VMs the others are not there. What is asked of one of its own is asked of that
+        very VM, by its id, whatever VM has the name by then."""
+        ref = request.match_info.get("ref")
+        if not token.is_selective or ref is None:
+            return
+        view = await self._manager.get_vm(parse_ref(request))
+        if not token.covers(view.name, view.definition.tags):
+            raise NotFound(f"there is no VM {ref[:80]} for the token {token.name}")
+        request.match_info["ref"] = view.id
+
+    @contextmanager
+    def _ending_with(self, token: Token) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None, "a handler runs in a task"
+        running = self._requests.setdefault(token.name, set())
+        running.add(task)
+        timer = None
+        if token.expires_at is not None:
+            left = min(max(token.expires_at - time.time(), 0.0), _LONGEST_TIMER)
+            timer = asyncio.get_running_loop().call_later(left, task.cancel)
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
+            running.discard(task)
+            if not running and self._requests.get(token.name) is running:
+                del self._requests[token.name]
+
+    def _end_requests(self, name: str) -> None:
+        for task in tuple(self._requests.get(name, ())):
+            task.cancel()
 
     async def _find_token(self, request: web.Request) -> tuple[Token | None, str]:
         given = request.headers.getall("Authorization", [])
@@ -144,11 +229,18 @@ def _refuse() -> web.Response:
 
 
 def check_allowed_by(token: Token, request: web.Request) -> None:
-    """Raise Forbidden for what the token's kind does not allow, or no token does."""
+    """Raise Forbidden for what the token's scope does not allow, or no token does."""
     name = _name_handler(request)
+    if request.match_info.http_exception is not None:
+        return  # there is nothing of that name, or not with this method, and so it will be answered
     if name in _TOKEN_HANDLERS:
+        raise Forbidden("tokens are made and revoked on the host alone", hint="use hypemanctl token there")
+    allowed = _ALLOWED.get(token.scope)
+    if allowed is not None and name not in allowed:
         raise Forbidden(
-            "tokens are made and revoked on the host alone", hint="use hypemanctl token there, as root"
+            f"the token {token.name} is not for this: its scope is {token.scope}", hint="ask with another one"
         )
-    if token.read_only and (request.method not in ("GET", "HEAD") or name in _NOT_READABLE):
-        raise Forbidden(f"the token {token.name} is read-only", hint="ask with another one")
+    if token.is_selective and "ref" not in request.match_info and name not in _OF_NO_VM:
+        raise Forbidden(
+            f"the token {token.name} is for some VMs, and not for the host", hint="ask with another one"
+        )

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from hypemand.api.hostreach import refuse_host_reach
 from hypemand.api.render import HYPERVISOR, RESTART_POLICIES
 from hypemand.api.requests import refuse_unknown
 from hypemand.api.volumes import check_overlay_size
@@ -79,14 +80,22 @@ class _Host:
 
 
 def parse_create(
-    body: Mapping[str, object], defaults: DefinitionDefaults, networks: Networks | None = None
+    body: Mapping[str, object],
+    defaults: DefinitionDefaults,
+    networks: Networks | None = None,
+    *,
+    is_root: bool = False,
 ) -> CreateRequest:
-    """The definition that a body asks for. Raises InvalidDefinition or InvalidRequest.
+    """The definition that a body asks for. Raises InvalidDefinition, InvalidRequest, or Forbidden for what
+    reaches beyond the VM into the host, unless root asks.
 
     `networks`: those of the host; None: whether the body's is one of them is not looked at.
     """
     host = _Host(defaults, networks)
-    return _parse_native(body, host) if "definition" in body else _parse_client(body, host)
+    wanted = _parse_native(body, host) if "definition" in body else _parse_client(body, host)
+    if not is_root:
+        refuse_host_reach(wanted.definition, defaults)
+    return wanted
 
 
 def _parse_native(body: Mapping[str, object], host: _Host) -> CreateRequest:

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import web
 
-from hypemand.api.access import find_peer
-from hypemand.api.failures import Forbidden
+from hypemand.api.access import check_root
 from hypemand.api.render import host_platform, image_json, json_response, pruned_json
 from hypemand.api.requests import read_object, read_query, refuse_unknown
 from hypemand.api.services import Limits, Services
@@ -21,6 +19,7 @@ from hypemand.manager.imageview import Credentials
 from hypemand.storage.references import parse_reference
 
 _BLOCK = 256 * 1024
+_PATH_OF_HOST = "import an image from a path of the host"
 _FETCH_KEYS = ("name", "platform", "credentials", "tags")
 
 
@@ -112,7 +111,7 @@ class ImageRoutes:
 
         The daemon reads the path with its own rights, so only who has them already may name one.
         """
-        refuse_but_root(request)
+        check_root(request, _PATH_OF_HOST)
         body = await self._read_object(request)
         refuse_unknown(body, ("name", "path"))
         name, path = (required_text(body, key) for key in ("name", "path"))
@@ -139,16 +138,10 @@ class ImageRoutes:
                 await response.write(block)
 
 
-def refuse_but_root(request: web.Request) -> None:
-    """Raise Forbidden for anybody else at the other end of the socket."""
-    if find_peer(request).uid not in (0, os.geteuid()):
-        raise Forbidden("only root may import an image from a path of the host", hint="use sudo")
-
-
 def refuse_path_of_host(request: web.Request, image: str) -> None:
     """Raise Forbidden for an image that is made of a path of this host, unless root asks."""
     if parse_reference(image).transport.is_local:
-        refuse_but_root(request)
+        check_root(request, _PATH_OF_HOST)
 
 
 def required_text(body: Mapping[str, object], key: str) -> str:

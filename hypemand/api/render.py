@@ -275,7 +275,9 @@ def token_json(token: Token) -> dict[str, object]:
     return {
         "name": token.name,
         "prefix": token.prefix,
-        "read_only": token.read_only,
+        "scope": token.scope.value,
+        "vms": list(token.vms),
+        "tags": dict(token.tags),
         "created_at": time_json(token.created_at),
         "expires_at": time_json(token.expires_at),
         "expired": token.is_expired(time.time()),

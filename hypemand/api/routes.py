@@ -10,6 +10,7 @@ from importlib import resources
 
 from aiohttp import web
 
+from hypemand.api.access import find_peer
 from hypemand.api.archive import check_directory, receive_archive, send_archive
 from hypemand.api.cp import serve_cp
 from hypemand.api.create import parse_create
@@ -38,6 +39,7 @@ from hypemand.api.requests import (
 from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.api.tasks import Ended, unless_ended
+from hypemand.api.tokens import Scope
 from hypemand.config.definition import ImagePull, Origin
 from hypemand.errors import InvalidRequest, Stopping, WrongState
 from hypemand.manager.view import LogLine, LogSource, VmView
@@ -117,20 +119,24 @@ class Routes:
         query = read_query(request, "state", *tags.values())
         state = _parse_state(query["state"]) if "state" in query else None
         wanted = {tag: query[key] for tag, key in tags.items()}
+        peer = find_peer(request)
         return json_response(
             [
                 instance_json(view)
                 for view in await self._manager.list_vms()
-                if state in (None, view.state) and wanted.items() <= view.definition.tags.items()
+                if state in (None, view.state)
+                and wanted.items() <= view.definition.tags.items()
+                and peer.may_see(view.name, view.definition.tags)
             ]
         )
 
     async def create_instance(self, request: web.Request) -> web.StreamResponse:
         """Define a VM, and start it unless told not to."""
         body = await self._read_object(request)
-        wanted = parse_create(body, self._defaults(), self._networks())
+        is_root = find_peer(request).is_root
+        wanted = parse_create(body, self._defaults(), self._networks(), is_root=is_root)
         refuse_path_of_host(request, wanted.definition.image)
-        view = await self._manager.create_vm(wanted.definition, start=wanted.start)
+        view = await self._manager.create_vm(wanted.definition, start=wanted.start, short_name=is_root)
         return json_response(instance_json(view), status=201)
 
     async def get_instance(self, request: web.Request) -> web.StreamResponse:
@@ -297,13 +303,13 @@ class Routes:
     async def create_token(self, request: web.Request) -> web.StreamResponse:
         """A new token; its text is in this answer and nowhere else."""
         body = await self._read_object(request)
-        refuse_unknown(body, ("name", "expires", "read_only"))
-        expires, read_only = body.get("expires"), body.get("read_only", False)
-        if not isinstance(read_only, bool):
-            raise InvalidRequest("read_only: is neither true nor false")
+        refuse_unknown(body, ("name", "expires", "scope", "vms", "tags"))
+        expires = body.get("expires")
         token, text = await self._tokens.create(
             required_text(body, "name"),
-            read_only=read_only,
+            scope=_parse_scope(body.get("scope", Scope.ADMIN.value)),
+            vms=_parse_texts(body, "vms"),
+            tags=_parse_tags(body),
             expires_in=None if expires is None else parse_positive_duration(str(expires), "expires"),
         )
         return json_response(token_json(token) | {"token": text}, status=201)
@@ -343,6 +349,28 @@ def _parse_pull(body: dict[str, object]) -> ImagePull | None:
             f"image_pull: {str(word)[:40]!r} is not known", hint=f"one of {', '.join(ImagePull)}"
         )
     return ImagePull(word)
+
+
+def _parse_scope(word: object) -> Scope:
+    if not isinstance(word, str) or word not in list(Scope):
+        raise InvalidRequest(
+            f"scope: {str(word)[:40]!r} is not a scope of a token", hint=f"one of {', '.join(Scope)}"
+        )
+    return Scope(word)
+
+
+def _parse_texts(body: dict[str, object], key: str) -> list[str]:
+    value = body.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise InvalidRequest(f"{key}: is not a list of texts")
+    return value
+
+
+def _parse_tags(body: dict[str, object]) -> dict[str, str]:
+    value = body.get("tags", {})
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise InvalidRequest("tags: is not an object of texts")
+    return value
 
 
 def _parse_tail(word: str) -> int | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may use the API over TCP: bearer tokens, of which only a hash is kept.
+"""Who may use the API over TCP, and for what: bearer tokens, of which only a hash is kept.
 
 A token is 256 random bits, so one round of SHA-256 is enough: a slow hash makes guessing dear where there is
 something to guess, as with passwords, and would only make each request slow here.
@@ -15,22 +15,30 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from hypemand.atomic import write_file
+from hypemand.config.names import NAME_RULE, is_name
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InvalidRequest, NotFound
 
 MAX_TOKENS = 256
 MAX_NAME = 64
+MAX_VMS = 32
+MAX_TAGS = 8
 # The beginning of a token by which people tell it from others; the rest has 226 bits.
 PREFIX_LENGTH = 8
 # Of the time of last use: a token in use costs a write in this many seconds, and no more.
 USED_GRAIN = 3600.0
+RETRY_SECONDS = 60.0
 _MARK = "hm-"
-_MAX_FILE = 1024 * 1024
+_MAX_FILE = 4 * 1024 * 1024
+_VERSION = 2
+_TAG_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+_TAG_VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{MAX_NAME - 1}}}")
 
 log = logging.getLogger(__name__)
@@ -47,22 +55,46 @@ class TooManyTokens(HypemandError):
     status = 409
 
 
+class Scope(StrEnum):
+    """What a token is good for; docs/api.md says it of every route. READ: looking. OPERATE: also starting and
+    stopping VMs, and all that is inside of them. ADMIN: all but what is root's on the host."""
+
+    READ = "read"
+    OPERATE = "operate"
+    ADMIN = "admin"
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """What is kept of a token. Times in seconds since the epoch; `expires_at` None: never; `last_used_at`
-    is exact to the hour."""
+    is exact to the hour. `vms` (names) and `tags` (pairs) say for which VMs it is good, if either does: those
+    that are named, and those that have all of the tags. `expired`: was found to be, which lasts."""
 
     name: str
     prefix: str
     sha256: str
-    read_only: bool
+    scope: Scope
     created_at: float
     expires_at: float | None
     last_used_at: float | None
+    vms: tuple[str, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
+    expired: bool = False
 
     def is_expired(self, now: float) -> bool:
-        """Is it good no more?"""
-        return self.expires_at is not None and now >= self.expires_at
+        """Is it not valid any more? A clock that is set back does not make it valid again."""
+        return self.expired or (self.expires_at is not None and now >= self.expires_at)
+
+    @property
+    def is_selective(self) -> bool:
+        """Is it good for some VMs only, and so for nothing of the host?"""
+        return bool(self.vms or self.tags)
+
+    def covers(self, name: str, tags: Mapping[str, str]) -> bool:
+        """Is it good for the VM of that name, with those tags?"""
+        if not self.is_selective or name in self.vms:
+            return True
+        return bool(self.tags) and set(self.tags) <= set(tags.items())
 
 
 def hash_token(text: str) -> str:
@@ -71,12 +103,18 @@ def hash_token(text: str) -> str:
 
 
 class TokenStore:
-    """The tokens, in a file that only root can read. What is changed counts at once."""
+    """The tokens, in a file that only root can read. What is changed counts at once.
+
+    `on_end` is set by whoever must know that a token is revoked, and is called with its name.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.on_end: Callable[[str], None] = lambda _name: None
         self._path = path
         self._lock = asyncio.Lock()
         self._tokens: dict[str, Token] | None = None
+        # when to try again to write what the file has not; None: it has all
+        self._retry_at: float | None = None
 
     async def list_tokens(self) -> list[Token]:
         """All, by name; also those that have expired."""
@@ -84,13 +122,22 @@ class TokenStore:
             tokens = await self._load()
             return [tokens[name] for name in sorted(tokens)]
 
-    async def create(self, name: str, *, read_only: bool, expires_in: float | None) -> tuple[Token, str]:
-        """A new token, and its text, which is known to nobody afterwards."""
+    async def create(
+        self,
+        name: str,
+        *,
+        scope: Scope = Scope.ADMIN,
+        vms: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+        expires_in: float | None,
+    ) -> tuple[Token, str]:
+        """A new token, and its text, which is known to nobody afterwards. InvalidRequest, TokenExists."""
         if _NAME.fullmatch(name) is None:
             raise InvalidRequest(
                 f"name: {name[:80]!r} cannot be the name of a token",
                 hint=f"use letters, digits and . _ @ -, at most {MAX_NAME}",
             )
+        _check_selection(scope, vms, tags or {})
         text = _MARK + secrets.token_urlsafe(32)
         now = time.time()
         async with self._lock:
@@ -105,24 +152,36 @@ class TokenStore:
                 name=name,
                 prefix=text[:PREFIX_LENGTH],
                 sha256=hash_token(text),
-                read_only=read_only,
+                scope=scope,
                 created_at=now,
                 expires_at=None if expires_in is None else now + expires_in,
                 last_used_at=None,
+                vms=tuple(dict.fromkeys(vms)),
+                tags=tuple(sorted((tags or {}).items())),
             )
             await self._store(tokens | {name: token})
         return token, text
 
     async def revoke(self, name: str) -> None:
-        """It is good no more."""
+        """End a token, and what goes on under it. That counts at once: HostNotReady when it cannot be written
+        down, and so would not last over a restart of the daemon."""
         async with self._lock:
             tokens = await self._load()
             if name not in tokens:
                 raise NotFound(f"there is no token {name[:80]}", hint="hypemanctl token list shows them")
-            await self._store({key: token for key, token in tokens.items() if key != name})
+            self._tokens = {key: token for key, token in tokens.items() if key != name}
+            self.on_end(name)
+            try:
+                await self._store(self._tokens)
+            except HostNotReady as error:
+                self._retry_at = time.monotonic() + RETRY_SECONDS
+                raise HostNotReady(
+                    f"the token {name} is refused until hypemand restarts, but not for good: {error.message}",
+                    hint="mend that; it is tried again as tokens are used",
+                ) from None
 
     async def find(self, text: str) -> Token | None:
-        """The token of that text, if it is good now. How long it takes does not tell which it nearly was."""
+        """The token of that text, if it is valid now. How long it takes does not tell which it nearly was."""
         wanted = hash_token(text)
         async with self._lock:
             tokens = await self._load()
@@ -131,18 +190,21 @@ class TokenStore:
                 if hmac.compare_digest(token.sha256, wanted):
                     found = token
             now = time.time()
-            if found is None or found.is_expired(now):
-                return None
-            if now - (found.last_used_at or 0) > USED_GRAIN:
-                await self._note_use(tokens, found, now)
-            return found
+            changed = {t.name: replace(t, expired=True) for t in tokens.values() if _has_just_expired(t, now)}
+            if found is not None and not found.is_expired(now) and _is_long_unused(found, now):
+                changed[found.name] = replace(found, last_used_at=now)
+            is_due = self._retry_at is not None and time.monotonic() >= self._retry_at
+            if changed or (found is not None and is_due):
+                await self._note(tokens | changed)
+            return None if found is None or found.is_expired(now) else found
 
-    async def _note_use(self, tokens: dict[str, Token], token: Token, now: float) -> None:
-        used = tokens | {token.name: replace(token, last_used_at=now)}
+    async def _note(self, tokens: dict[str, Token]) -> None:
+        """Keep what has come about by itself. Nobody with a valid token is refused where that fails."""
+        self._tokens = tokens
         try:
-            await self._store(used)
+            await self._store(tokens)
         except HostNotReady as error:
-            self._tokens = used  # who has a good token is not refused for that
+            self._retry_at = time.monotonic() + RETRY_SECONDS
             log.warning("%s", error)
 
     async def _load(self) -> dict[str, Token]:
@@ -167,31 +229,66 @@ class TokenStore:
             ) from None
 
     async def _store(self, tokens: dict[str, Token]) -> None:
-        content = json.dumps({"version": 1, "tokens": [asdict(token) for token in tokens.values()]}, indent=1)
+        document = {"version": _VERSION, "tokens": [asdict(token) for token in tokens.values()]}
+        content = json.dumps(document, indent=1)
         try:
             await asyncio.to_thread(write_file, self._path, content.encode() + b"\n", mode=0o600)
         except OSError as error:
             raise HostNotReady(f"{self._path} cannot be written: {error.strerror}") from None
         self._tokens = tokens
+        self._retry_at = None
+
+
+def _has_just_expired(token: Token, now: float) -> bool:
+    return not token.expired and token.is_expired(now)
+
+
+def _is_long_unused(token: Token, now: float) -> bool:
+    return abs(now - (token.last_used_at or 0)) > USED_GRAIN
+
+
+def _check_selection(scope: Scope, vms: Sequence[str], tags: Mapping[str, str]) -> None:
+    """Raise InvalidRequest for VMs that a token cannot be for."""
+    if scope is Scope.ADMIN and (vms or tags):
+        raise InvalidRequest(
+            "scope: admin is for the whole host, and not for some of its VMs",
+            hint="leave vms and tags out, or make it operate",
+        )
+    if len(vms) > MAX_VMS or len(tags) > MAX_TAGS:
+        raise InvalidRequest(f"a token is for at most {MAX_VMS} named VMs and {MAX_TAGS} tags")
+    for vm in vms:
+        if not is_name(vm):
+            raise InvalidRequest(f"vms: {vm[:80]!r} cannot be the name of a VM", hint=f"use {NAME_RULE}")
+    for key, value in tags.items():
+        if _TAG_KEY.fullmatch(key) is None or _TAG_VALUE.fullmatch(value) is None:
+            raise InvalidRequest(f"tags: {key[:80]!r} with that value cannot be a tag of a VM")
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "prefix": (str,),
     "sha256": (str,),
-    "read_only": (bool,),
+    "scope": (str,),
     "created_at": (int, float),
     "expires_at": (int, float, type(None)),
     "last_used_at": (int, float, type(None)),
+    "vms": (list,),
+    "tags": (list,),
+    "expired": (bool,),
 }
 
 
 def _parse_tokens(data: Any) -> Iterator[Token]:
-    """Raises ValueError, TypeError or KeyError for what is none."""
-    if data["version"] != 1:
+    """Raises ValueError, TypeError or KeyError for what is none. Version 1 had no scopes."""
+    if data["version"] not in (1, _VERSION):
         raise ValueError("another version")
-    for item in data["tokens"]:
-        values = {field.name: item[field.name] for field in fields(Token)}
+    for kept in data["tokens"]:
+        item = kept
+        if data["version"] == 1:
+            scope = Scope.READ if kept["read_only"] else Scope.ADMIN
+            item = {"vms": [], "tags": [], "expired": False} | kept | {"scope": scope.value}
+        values = {key: item[key] for key in _TYPES}
         if not all(isinstance(value, _TYPES[key]) for key, value in values.items()):
             raise ValueError("a value of another type")
-        yield Token(**values)
+        vms, tags = tuple(map(str, values["vms"])), tuple((str(k), str(v)) for k, v in values["tags"])
+        yield Token(**values | {"scope": Scope(values["scope"]), "vms": vms, "tags": tags})

@@ -17,6 +17,7 @@ from hypemand.cli.options import (
     MODES,
     PULLS,
     RESTARTS,
+    SCOPES,
     SOURCES,
     STATES,
 )
@@ -26,6 +27,7 @@ _SIGNALS = ("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP"
 _WORDS = {
     Completes.STATE: STATES,
     Completes.SOURCE: SOURCES,
+    Completes.SCOPE: SCOPES,
     Completes.MODE: MODES,
     Completes.RESTART: RESTARTS,
     Completes.PULL: PULLS,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypemand.cli.options import JSON
+from hypemand.cli.options import JSON, SCOPES
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _VOLUME = Argument(
@@ -171,13 +171,35 @@ IMAGES = (
 TOKENS = (
     Command(
         ("token", "create"),
-        "make a token for the API over TCP, and print it",
+        "make a token for the API over TCP, and print it (root only)",
         "token:create",
-        "It is shown this once; hypemand keeps a hash of it alone.",
+        "It is shown this once; hypemand keeps a hash of it alone. read: look at VMs, images and logs; "
+        "operate: also start and stop VMs, run commands and copy files in them; admin: also create and "
+        "remove VMs, images and volumes.",
         arguments=(Argument("NAME", "what the token is called"),),
         options=(
             Option(("--expires",), "good for this time, as 30d (default: until revoked)", "TIME", Kind.SPAN),
-            Option(("--read-only",), "good for looking alone; not for exec, shell and cp"),
+            Option(
+                ("--scope",),
+                "read, operate or admin (default: admin)",
+                "SCOPE",
+                choices=SCOPES,
+                completes=Completes.SCOPE,
+            ),
+            Option(
+                ("--vm",),
+                "for this VM alone (with read and operate)",
+                "VM",
+                repeat=True,
+                completes=Completes.VM,
+            ),
+            Option(
+                ("--tag",),
+                "for VMs with this tag, and with all others that are given",
+                "KEY=VALUE",
+                Kind.PAIR,
+                repeat=True,
+            ),
             JSON,
         ),
     ),
@@ -189,7 +211,7 @@ TOKENS = (
     ),
     Command(
         ("token", "revoke"),
-        "make tokens good no more, at once",
+        "end tokens and what goes on under them, at once (root only)",
         "token:revoke",
         arguments=(Argument("NAME", "names of the tokens", count="+"),),
         options=(JSON,),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""logs: the console of a VM, as it is."""
+"""logs: the console of a VM; on a terminal nothing in it reaches the terminal as a control sequence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import write_raw
-from hypemand.cli.values import parse_moment
+from hypemand.cli.values import escape_line, parse_moment
 
 
 def build_log_query(
@@ -23,8 +23,13 @@ def build_log_query(
 
 
 def show_logs(context: Context) -> int:
-    """Lines, oldest first, as they come. Following ends with the VM's run."""
+    """Lines, oldest first, as they come. Following ends with the VM's run.
+
+    Into a file or a pipe they go as they are. On a terminal they are escaped unless --raw: what a guest
+    prints there could set its title, clear it, or make it answer as if somebody typed.
+    """
     args = context.args
+    show = str if args.raw or not sys.stdout.isatty() else escape_line
     query = build_log_query(
         tail=args.lines,
         follow=args.follow,
@@ -37,9 +42,9 @@ def show_logs(context: Context) -> int:
             if args.json:
                 print(json.dumps(event))
             elif args.timestamps:
-                write_raw(_stamp(event))
+                write_raw(f"{_stamp(event)} {show(_read_text(event))}\n")
             else:
-                write_raw(f"{event}\n")
+                write_raw(f"{show(str(event))}\n")
             if args.follow or sys.stdout.isatty():
                 sys.stdout.flush()
     return ExitCode.OK
@@ -47,5 +52,8 @@ def show_logs(context: Context) -> int:
 
 def _stamp(event: Mapping[str, object]) -> str:
     moment = parse_moment(event.get("time"))
-    stamp = moment.astimezone().isoformat(timespec="milliseconds") if moment else "-"
-    return f"{stamp} {event.get('text', '')}\n"
+    return moment.astimezone().isoformat(timespec="milliseconds") if moment else "-"
+
+
+def _read_text(event: Mapping[str, object]) -> str:
+    return str(event.get("text", ""))

@@ -25,6 +25,7 @@ from hypemand.cli.instance import (
 from hypemand.cli.terminal import BOLD, DIM, RED, YELLOW, find_state_colour, paint, print_json, print_table
 from hypemand.cli.values import (
     escape_controls,
+    escape_line,
     format_bytes,
     format_milliseconds,
     format_seconds,
@@ -222,7 +223,7 @@ def _describe_network(network: dict[str, Any]) -> str:
 
 
 def _describe_memory(instance: Instance) -> str:
-    guest = format_bytes(read_definition(instance, "memory") or instance.get("size"))
+    guest = escape_controls(format_bytes(read_definition(instance, "memory") or instance.get("size")))
     used = instance.get("memory_current")
     return f"{guest} for the guest" if used is None else f"{format_bytes(used)} used; {guest} for the guest"
 
@@ -239,7 +240,7 @@ def _read_last_lines(context: Context, instance: Instance, wanted: int) -> Itera
             for event in events:
                 moment = parse_moment(event.get("time"))
                 stamp = f"{moment.astimezone():%b %d %H:%M:%S}" if moment else ""
-                text = escape_controls(str(event.get("text", "")).expandtabs().rstrip("\r"))
+                text = escape_line(str(event.get("text", "")))
                 yield f"{paint(stamp, DIM, sys.stdout)} {text}"
     except (HypemandError, TimeoutError) as error:
         yield paint(f"(its lines cannot be read: {str(error) or 'no answer in 10 s'})", DIM, sys.stdout)

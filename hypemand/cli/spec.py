@@ -25,6 +25,7 @@ class Completes(StrEnum):
     MODE = "mode"
     PULL = "pull"
     RESTART = "restart"
+    SCOPE = "scope"
 
 
 class Kind(StrEnum):

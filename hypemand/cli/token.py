@@ -12,13 +12,15 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import RED, print_json, print_table
 from hypemand.cli.values import escape_controls, parse_moment
 
-_HEADER = ("NAME", "KIND", "BEGINS", "CREATED", "EXPIRES", "LAST USED")
+_HEADER = ("NAME", "SCOPE", "BEGINS", "CREATED", "EXPIRES", "LAST USED", "VMS")
 
 
 def create(context: Context) -> int:
     """Make a token, and print it alone, for a script to take."""
     args = context.args
-    body: dict[str, Any] = {"name": args.name, "read_only": args.read_only}
+    body: dict[str, Any] = {
+        "name": args.name, "scope": args.scope or "admin", "vms": args.vm, "tags": dict(args.tag)
+    }  # fmt: skip
     if args.expires is not None and not math.isinf(args.expires):
         body["expires"] = f"{args.expires:.3f}s"
     token = context.client.post("tokens", body=body)
@@ -45,15 +47,18 @@ def list_tokens(context: Context) -> int:
 
 
 def _row(token: dict[str, Any]) -> list[str]:
-    kind = "read-only" if token.get("read_only") else "full"
+    scope = str(token.get("scope"))
     expires = _format_moment(token.get("expires_at"), "never")
+    tags = [f"{key}={value}" for key, value in dict(token.get("tags") or {}).items()]
+    vms = [*map(str, token.get("vms") or ()), *([",".join(tags)] if tags else [])]
     cells = [
         str(token.get("name")),
-        f"{kind}, expired" if token.get("expired") else kind,
+        f"{scope}, expired" if token.get("expired") else scope,
         str(token.get("prefix")),
         _format_moment(token.get("created_at"), "-"),
         expires,
         _format_moment(token.get("last_used_at"), "never"),
+        " ".join(vms) or "all",
     ]
     return [escape_controls(cell) for cell in cells]
 

@@ -106,3 +106,9 @@ def escape_controls(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def escape_line(text: str) -> str:
+    """A line of a guest's console for a terminal: tabs become spaces, the CR of a CR LF is dropped, and all
+    else that is not printable is escaped (C0 and C1 controls, bidirectional overrides, line separators)."""
+    return escape_controls(text.expandtabs().rstrip("\r"))

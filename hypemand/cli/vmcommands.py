@@ -271,6 +271,7 @@ PROGRAMS = (
                 completes=Completes.SOURCE,
             ),
             Option(("--timestamps",), "time before each line"),
+            Option(("--raw",), "on a terminal too, write control characters as they are"),
             Option(("--json",), "one JSON object a line: time, text, invocation_id"),
         ),
     ),

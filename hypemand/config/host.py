@@ -69,6 +69,14 @@ class DiskPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalPolicy:
+    """What the journal takes of each VM's console, in bytes: at once, and what comes back in an hour."""
+
+    burst: int = 64 * MIB
+    per_hour: int = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True)
 class HostConfig:
     """The validated host config, every default filled in. `uid_range`: first and last, both included;
     `listen` None: only the socket is listened on; `networks` by name, the default one too unless the host has
@@ -85,6 +93,7 @@ class HostConfig:
     uid_range: tuple[int, int] = (61184, 65519)
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
     disk: DiskPolicy = field(default_factory=DiskPolicy)
+    journal: JournalPolicy = field(default_factory=JournalPolicy)
     defaults: DefinitionDefaults = field(default_factory=DefinitionDefaults)
     listen: ListenConfig | None = None
     networks: Mapping[str, NetworkConfig] = field(default_factory=lambda: make_networks({}, ""))
@@ -206,6 +215,8 @@ def _build(data: Mapping[str, Any], machine_id: str) -> HostConfig:
                 values[key] = MemoryPolicy(**_convert(value))
             case "disk":
                 values[key] = DiskPolicy(**_convert(value))
+            case "journal":
+                values[key] = JournalPolicy(**_convert(value))
             case "listen":
                 values[key] = make_listen_config(value)
             case "defaults":
@@ -230,6 +241,8 @@ def _convert(data: Mapping[str, Any]) -> dict[str, Any]:
         "disk": parse_size,
         "reserve": parse_size,
         "page_cache": parse_size,
+        "burst": parse_size,
+        "per_hour": parse_size,
         "vcpus": int,
         "boot_timeout": parse_duration,
         "stop_timeout": parse_duration,

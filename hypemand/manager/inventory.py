@@ -49,7 +49,8 @@ class ImagePin:
 class VmRecord:
     """What lasts of a VM. `id` is 32 hex digits, `created_at` seconds since the epoch. `pin`: what it was
     started with last; None: nothing yet, or an image that a package may change. `lease`: of the network that
-    it was started on last."""
+    it was started on last. `short_name`: the host knows it by its bare name too, which can hide a name of
+    DNS, and so is not for a VM that somebody other than root has made."""
 
     name: str
     id: str
@@ -59,6 +60,7 @@ class VmRecord:
     definition: Definition
     pin: ImagePin | None = None
     lease: Lease | None = None
+    short_name: bool = True
 
     @property
     def image_digest(self) -> str:
@@ -108,7 +110,14 @@ class Inventory:
     def __iter__(self) -> Iterator[VmRecord]:
         return iter(list(self._records.values()))
 
-    def add(self, definition: Definition, origin: Origin, pin: ImagePin | None = None) -> VmRecord:
+    def add(
+        self,
+        definition: Definition,
+        origin: Origin,
+        pin: ImagePin | None = None,
+        *,
+        short_name: bool = True,
+    ) -> VmRecord:
         """Make a VM's folder and record. Nothing is left when that fails. AlreadyExists."""
         if self.is_unreadable(definition.name):
             record_file = self.folder(definition.name) / "vm.json"
@@ -117,7 +126,14 @@ class Inventory:
                 hint="journalctl -u hypemand says why; repair it or move its folder away, restart hypemand",
             )
         record = VmRecord(
-            definition.name, uuid.uuid4().hex, self._free_uid(), origin, time.time(), definition, pin
+            definition.name,
+            uuid.uuid4().hex,
+            self._free_uid(),
+            origin,
+            time.time(),
+            definition,
+            pin,
+            short_name=short_name,
         )
         folder = self.folder(record.name)
         folder.mkdir(mode=0o711)
@@ -130,8 +146,10 @@ class Inventory:
         return record
 
     def update(self, name: str, definition: Definition, origin: Origin) -> VmRecord:
-        """Give a VM a new definition."""
-        record = replace(self._records[name], definition=definition, origin=origin)
+        """Give a VM a new definition. One that a file defines has its short name."""
+        old = self._records[name]
+        short_name = old.short_name or origin is Origin.FILE
+        record = replace(old, definition=definition, origin=origin, short_name=short_name)
         self._store(record)
         return record
 
@@ -172,6 +190,7 @@ class Inventory:
             "definition": definition_to_json(record.definition),
             "pin": None if record.pin is None else asdict(record.pin),
             "lease": None if record.lease is None else lease_to_json(record.lease),
+            "short_name": record.short_name,
         }
         data = json.dumps(document, indent=2).encode() + b"\n"
         write_file(self.folder(record.name) / "vm.json", data, mode=0o600)
@@ -242,4 +261,5 @@ def _load_record(folder: Path) -> VmRecord:
         definition=parse_definition(folder.name, document["definition"]),
         pin=ImagePin(**document["pin"]) if document.get("pin") else None,
         lease=lease_from_json(document["lease"]) if document.get("lease") else None,
+        short_name=bool(document.get("short_name", True)),
     )

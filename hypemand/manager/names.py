@@ -74,12 +74,15 @@ def _named_group(member: Member) -> tuple[str, str] | None:
 
 def derive_host_names(members: Iterable[Member], own: str = "") -> Hosts:
     """What the host knows: every VM that is on its network now, by name. The host's `own` short name and
-    localhost are not a VM's, even if it is called so."""
+    localhost are not a VM's, even if it is called so; nor is any short name where the VM may not have it."""
     attached = sorted((member for member in members if member.attached), key=lambda member: member.vm)
-    lines = chain.from_iterable(map(_lines, attached))
-    return tuple(
-        replace(line, names=tuple(n for n in line.names if n not in (own, "localhost"))) for line in lines
-    )
+    return tuple(chain.from_iterable(_lines_for_host(member, own) for member in attached))
+
+
+def _lines_for_host(member: Member, own: str) -> Iterator[GuestHost]:
+    hidden = {own, "localhost"} if member.short_name else {own, "localhost", member.vm}
+    for line in _lines(member):
+        yield replace(line, names=tuple(name for name in line.names if name not in hidden))
 
 
 def derive_guest_names(members: Iterable[Member]) -> dict[str, Hosts]:

@@ -33,7 +33,8 @@ class VmNetwork:
 @dataclass(frozen=True, slots=True)
 class Member:
     """A VM that has addresses in a network. `attached`: it has its TAP device now. VMs of one network with
-    the same `group` reach each other; None: it reaches none. `publish`: as it has it, or would have it."""
+    the same `group` reach each other; None: it reaches none. `publish`: as it has it, or would have it.
+    `short_name`: the host knows it by its name alone, and not only by NAME.hypeman."""
 
     vm: str
     vm_id: str
@@ -44,6 +45,7 @@ class Member:
     group: str | None
     attached: bool
     publish: tuple[Publish, ...] = ()
+    short_name: bool = True
 
 
 @dataclass(frozen=True, slots=True)

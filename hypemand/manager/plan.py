@@ -34,6 +34,7 @@ from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan, unit_name
 
 _SHELL = "/bin/sh"
+_CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _CONFIG = "config.img"
 _PYTHON_MODULE = (sys.executable, "-I", "-m")
 _VMM_SCRIPT = Path(next(iter(hypemand.unit.__path__))) / "vmm.sh"
@@ -139,7 +140,7 @@ def make_plan(
         vm=record.name,
         vm_id=record.id,
         uid=record.uid,
-        start=_start_command(vmm, places),
+        start=_start_command(vmm, places, host),
         stop=_stop_command(definition, places),
         stop_post=_stop_post_command(record, definition, guest, places),
         root=places.root,
@@ -217,9 +218,12 @@ def _vmm_files(
     )
 
 
-def _start_command(vmm: VmmPlan, places: Places) -> tuple[str, ...]:
-    script = (_SHELL, str(_VMM_SCRIPT), str(places.own.runtime), sys.executable)
-    return (*script, kernel_words(vmm), *qemu_arguments(vmm))
+def _start_command(vmm: VmmPlan, places: Places, host: VmmHost) -> tuple[str, ...]:
+    """What bounds the console comes first: all that follows has its pipe for standard output."""
+    runtime = str(places.own.runtime)
+    console = (_CONSOLE, runtime, str(host.journal.burst), str(host.journal.per_hour))
+    script = (_SHELL, str(_VMM_SCRIPT), runtime, sys.executable)
+    return (*console, *script, kernel_words(vmm), *qemu_arguments(vmm))
 
 
 def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:
@@ -231,7 +235,9 @@ def _stop_post_command(
     record: VmRecord, definition: Definition, guest: GuestConfig, places: Places
 ) -> tuple[str, ...]:
     agent = "1" if definition.guest_agent else "0"
-    arguments = (str(places.state), unit_name(record.name), str(guest.stop_signal), agent, guest.mode.value)
+    unit = unit_name(record.name)
+    judged = (str(guest.stop_signal), agent, guest.mode.value)
+    arguments = (str(places.state), unit, *judged, str(places.runtime))
     fresh = () if definition.persistent else (str(definition.disk), str(record.uid), str(places.templates))
     return (*_PYTHON_MODULE, "hypemand.unit.exit", *arguments, *fresh)
 

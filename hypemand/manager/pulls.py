@@ -33,6 +33,8 @@ _AT_ONCE = 4
 _LOOK = 0.2
 # a registry that sends nothing for so long will not send anything
 _STALL = 90.0
+# and one that sends less than this in that time holds no place that another image waits for: 34 KiB a second
+_SLOW_BYTES = 3 * 1024 * 1024
 _KEPT_FAILURES = 64
 _TELL_AGAIN = 2.0
 T = TypeVar("T")
@@ -146,6 +148,30 @@ def _count_blobs(layout: Path) -> tuple[int, int]:
     return size, whole
 
 
+class Pace:
+    """How fast a pull goes on, looked at again and again. `now`: seconds of a monotonic clock."""
+
+    def __init__(self, now: float) -> None:
+        self._since = self._moved_at = now
+        self._began = self._last = 0
+
+    def judge(self, came: int | None, now: float, *, others_wait: bool) -> str:
+        """Why the pull is to be ended, or "". `came`: bytes so far, None while nothing is to come."""
+        if came is None:
+            self._since = self._moved_at = now
+            return ""
+        if came != self._last:
+            self._last, self._moved_at = came, now
+        if now - self._moved_at > _STALL:
+            return f"nothing for {_STALL:g} s"
+        if now - self._since <= _STALL:
+            return ""
+        got, self._began, self._since = came - self._began, came, now
+        if others_wait and got < _SLOW_BYTES:
+            return f"{got} bytes in {_STALL:g} s, and other images wait"
+        return ""
+
+
 class Pulls:
     """All images that are being had. `make_tools` gives those for one piece of work; `scratch` is a folder in
     memory, for credentials."""
@@ -164,6 +190,8 @@ class Pulls:
         self._pulls: dict[str, Pull] = {}
         # Their own threads: a pull takes minutes, and starts of VMs wait for none.
         self.threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="image")
+        # pulls that have no thread yet
+        self._waiting: set[str] = set()
 
     def find(self, name: str) -> Pull | None:
         """The pull of that name that is on, or that failed last."""
@@ -213,9 +241,11 @@ class Pulls:
             loop.call_soon_threadsafe(pull.take, told)
 
         def make() -> Image:
+            loop.call_soon_threadsafe(self._waiting.discard, pull.name)
             with self._credentials(pull.name, credentials) as file:
                 return make_image(self._store, pull.name, pull.tools, tell=tell, credentials=file)
 
+        self._waiting.add(pull.name)
         work = loop.run_in_executor(self.threads, make)
         try:
             await self._look_on(pull, work)
@@ -233,14 +263,16 @@ class Pulls:
         return image
 
     async def _look_on(self, pull: Pull, work: asyncio.Future[Image]) -> None:
-        """Follow the progress until the work is over. One to which nothing comes any more is ended."""
-        seen, at = pull.view.progress, time.monotonic()
+        """Follow the progress until the work is over. One to which nothing comes any more is ended; so is one
+        to which little comes while others wait for its place."""
+        pace = Pace(time.monotonic())
         while not (await asyncio.wait([work], timeout=_LOOK))[0]:
             await pull.measure()
-            if pull.view.status is not PullStatus.PULLING or pull.view.progress != seen:
-                seen, at = pull.view.progress, time.monotonic()
-            elif time.monotonic() - at > _STALL:
-                pull.failure = PullFailed(f"{pull.name}: the registry has sent nothing for {_STALL:g} s")
+            is_pulling = pull.view.status is PullStatus.PULLING
+            came = pull.view.progress.bytes if is_pulling else None
+            why = pace.judge(came, time.monotonic(), others_wait=bool(self._waiting))
+            if why:
+                pull.failure = PullFailed(f"{pull.name}: the registry has sent {why}")
                 await end_work(pull.tools, work)
                 return
 

@@ -205,11 +205,13 @@ class VmManager:
 
     # defining
 
-    async def create_vm(self, definition: Definition, *, start: bool) -> VmView:
+    async def create_vm(self, definition: Definition, *, start: bool, short_name: bool = True) -> VmView:
         """See `Manager`."""
-        return await self.create_vm_of(definition, Origin.API, start=start)
+        return await self.create_vm_of(definition, Origin.API, start=start, short_name=short_name)
 
-    async def create_vm_of(self, definition: Definition, origin: Origin, *, start: bool) -> VmView:
+    async def create_vm_of(
+        self, definition: Definition, origin: Origin, *, start: bool, short_name: bool = True
+    ) -> VmView:
         """`create_vm`, or a VM that works for the daemon itself."""
         self._check_name_free(definition.name)
         image = await self._images.have(definition.image, "", definition.image_pull)
@@ -221,7 +223,8 @@ class VmManager:
             # it may have gone while we looked, and another VM may have come
             self._check_name_free(definition.name)
             image = await self._images.keep(image)
-            vm = self._adopt(self.inventory.add(definition, origin, derive_pin(definition, image)))
+            pin = derive_pin(definition, image)
+            vm = self._adopt(self.inventory.add(definition, origin, pin, short_name=short_name))
         try:
             if host is not None:
                 make_plan(vm.record, definition, image, host, vm.places, in_root=is_in_usr)

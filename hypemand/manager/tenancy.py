@@ -32,7 +32,8 @@ _INTERFACE = "eth0"
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A VM: `use` is its network by its definition, `running` by the one that it runs with, if it does."""
+    """A VM: `use` is its network by its definition, `running` by the one that it runs with, if it does.
+    `short_name`: see `Member`."""
 
     vm: str
     vm_id: str
@@ -40,6 +41,7 @@ class Tenant:
     use: NetworkUse | None
     lease: Lease | None
     running: NetworkUse | None = None
+    short_name: bool = True
 
 
 class Tenancy:
@@ -234,6 +236,7 @@ class Tenancy:
             group=self._group(use),
             attached=False,
             publish=use.publish,
+            short_name=tenant.short_name,
         )
 
     def _find_lease(self, tenant: Tenant) -> Lease | None:
@@ -296,6 +299,7 @@ def _make_member(tenant: Tenant, port: PortPlan) -> Member:
         group=port.group,
         attached=True,
         publish=port.publish,
+        short_name=tenant.short_name,
     )
 
 

@@ -269,9 +269,10 @@ class Manager(Protocol):
     async def get_vm(self, ref: str) -> VmView:
         """One VM."""
 
-    async def create_vm(self, definition: Definition, *, start: bool) -> VmView:
+    async def create_vm(self, definition: Definition, *, start: bool, short_name: bool = True) -> VmView:
         """Define a VM that lasts (API origin). AlreadyExists, ImageNotReady, NotFound (its image),
-        InsufficientResources. When the start fails the VM is not left behind."""
+        InsufficientResources. When the start fails the VM is not left behind. `short_name` False: the host
+        knows it as NAME.hypeman alone."""
 
     async def delete_vm(self, ref: str) -> None:
         """Stop it if it lives, then remove all of its data. A VM with a file is refused (WrongState)

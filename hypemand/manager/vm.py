@@ -143,7 +143,8 @@ class Vm:
         """It as its network knows it."""
         record = self.record
         running = self.definition_in_use.network if self.state.is_vmm_active else None
-        return Tenant(record.name, record.id, record.uid, record.definition.network, record.lease, running)
+        use, lease = record.definition.network, record.lease
+        return Tenant(record.name, record.id, record.uid, use, lease, running, record.short_name)
 
     @property
     def committed_memory(self) -> int:

@@ -9,7 +9,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypemand.config.host import HostConfig
+from hypemand.config.host import HostConfig, JournalPolicy
 from hypemand.errors import HostNotReady
 from hypemand.qemu.accel import Accel, find_accel, find_tsc_khz
 
@@ -26,7 +26,7 @@ class Kernel:
 @dataclass(frozen=True, slots=True)
 class VmmHost:
     """Everything that a VM is started with and that is the same for all VMs. `page_cache`: the bytes of it
-    that its disks may have."""
+    that its disks may have; `journal`: what the journal takes of each console."""
 
     binary: Path
     kernel: Kernel
@@ -35,6 +35,7 @@ class VmmHost:
     tsc_khz: int | None
     architecture: str
     page_cache: int
+    journal: JournalPolicy
 
 
 def find_vmm_host(config: HostConfig) -> VmmHost:
@@ -47,6 +48,7 @@ def find_vmm_host(config: HostConfig) -> VmmHost:
         tsc_khz=find_tsc_khz(),
         architecture=platform.machine(),
         page_cache=config.memory.page_cache,
+        journal=config.journal,
     )
 
 

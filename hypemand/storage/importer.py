@@ -211,11 +211,11 @@ def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpac
         if ocilayout.is_layout(path) and kind is not Transport.DIR:
             if ocilayout.link(path, tag, work.staging / "layout"):
                 return _unpack_copy(os.fspath(path), work)
-            return _unpack_oci(f"oci:{path}:{tag}" if tag else f"oci:{path}", work)
+            return _unpack_oci(f"oci:{path}:{tag}" if tag else f"oci:{path}", path, work)
         if kind in (Transport.OCI, Transport.DOCKER_ARCHIVE):
             raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}", hint=f"dir:{path} is a plain folder")
         if _is_skopeo_dir(path):
-            return _unpack_oci(f"dir:{path}", work)
+            return _unpack_oci(f"dir:{path}", path, work)
         return _derive_plain(path, path)
     if not path.is_file():
         raise ImageNotReady(f"{path} is neither a file nor a folder")
@@ -228,7 +228,7 @@ def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpac
     if kind is Transport.DOCKER_ARCHIVE and found is not tarball.Kind.DOCKER:
         raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}")
     if found is not tarball.Kind.ROOTFS:
-        return _unpack_oci(f"{found.value}:{tar}", work)
+        return _unpack_oci(f"{found.value}:{tar}", tar, work)
     layout = work.staging / "layout"
     ocilayout.wrap_layer(tar, layout, derive_host_architecture())
     ocilayout.unpack(layout, work.staging / "root", work.tools)
@@ -259,8 +259,8 @@ def _derive_plain(root: Path, source: Path) -> _Unpacked:
     return _Unpacked(root, architecture, OciConfig(cmd=cmd))
 
 
-def _unpack_oci(reference: str, work: _Work) -> _Unpacked | Image:
-    ocilayout.copy(reference, work.staging / "layout", work.tools)
+def _unpack_oci(reference: str, source: Path, work: _Work) -> _Unpacked | Image:
+    ocilayout.copy(reference, source, work.staging / "layout", work.tools)
     return _unpack_copy(reference.partition(":")[2], work)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +56,13 @@ def _skopeo(scratch: Path) -> list[str]:
     return ["skopeo", "--insecure-policy", f"--tmpdir={scratch}", "copy"]
 
 
-def copy(reference: str, layout: Path, tools: Tools) -> None:
+def copy(reference: str, source: Path, layout: Path, tools: Tools) -> None:
     """Copy an image on this host, in skopeo's spelling (containers-transports(5)), into a new layout.
 
-    Of an index, the image for this host. Digests are verified.
+    `source` is the file or folder that it names. Of an index, the image for this host. Digests are verified.
     """
     argv = [*_skopeo(layout.parent), *COPY_OPTIONS, reference, f"oci:{layout}:{TAG}"]
-    tools.build(argv, folder=layout.parent, timeout=_TIMEOUT)
+    tools.build(argv, folder=layout.parent, timeout=_TIMEOUT, readable=[source])
 
 
 def link(source: Path, tag: str, layout: Path) -> bool:
@@ -95,27 +96,35 @@ def pack(layout: Path, archive: Path, name: str, tools: Tools) -> None:
 def unpack(layout: Path, root: Path, tools: Tools) -> None:
     """Unpack the image into the new folder `root`: owners, modes, xattrs, devices; white-outs applied."""
     argv = ["umoci", "raw", "unpack", "--image", f"{layout}:{TAG}", os.fspath(root)]
+    read = [layout, (layout / "blobs").resolve()]
     try:
-        tools.build(argv, folder=root.parent, timeout=_TIMEOUT)
+        tools.build(argv, folder=root.parent, timeout=_TIMEOUT, readable=read)
     except CommandFailed as error:
         if "panic:" not in error.result.stderr:
             raise
         # When an unpack fails, its threads may race to a crash that hides the reason: one thread tells it.
         run(["rm", "-rf", "--", os.fspath(root)], timeout=_TIMEOUT)
-        tools.build(argv, folder=root.parent, timeout=_TIMEOUT, env={"GOMAXPROCS": "1"})
+        one_thread = {"GOMAXPROCS": "1"}
+        tools.build(argv, folder=root.parent, timeout=_TIMEOUT, env=one_thread, readable=read)
 
 
 def repack(layout: Path, tools: Tools) -> Path:
     """Have all layers packed with gzip, quickly rather than well: another layout in place of this one."""
     other = layout.with_name(f"{layout.name}-gzip")
     argv = [*_skopeo(layout.parent), "--quiet", "--dest-compress-format=gzip", "--dest-compress-level=1"]
-    tools.build([*argv, f"oci:{layout}:{TAG}", f"oci:{other}:{TAG}"], folder=layout.parent, timeout=_TIMEOUT)
+    argv += [f"oci:{layout}:{TAG}", f"oci:{other}:{TAG}"]
+    read = [(layout / "blobs").resolve()]
+    tools.build(argv, folder=layout.parent, timeout=_TIMEOUT, readable=read)
     shutil.rmtree(layout)
     return other
 
 
 def _read(path: Path) -> bytes:
-    with open(path, "rb") as file:
+    # a named pipe would be waited for
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError(f"{path.name} is not a file")
         data = file.read(_MAX_JSON + 1)
     if len(data) > _MAX_JSON:
         raise ValueError(f"{path.name} has more than {_MAX_JSON} bytes")

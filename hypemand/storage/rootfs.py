@@ -45,7 +45,8 @@ def make_erofs(
     if all_root:
         argv += ["--all-root"]
     argv += [os.fspath(target), os.fspath(root)]
-    tools.build(argv, folder=target.parent, timeout=_MAKE_TIMEOUT, env={"SOURCE_DATE_EPOCH": epoch})
+    env = {"SOURCE_DATE_EPOCH": epoch}
+    tools.build(argv, folder=target.parent, timeout=_MAKE_TIMEOUT, env=env, readable=[root])
 
 
 def hash_file(path: Path) -> str:

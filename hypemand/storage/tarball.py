@@ -49,7 +49,7 @@ def decompress(source: Path, target: Path, tools: Tools, check: Callable[[], Non
         head = file.read(8)
     if head.startswith(_ZSTD):
         argv = ["zstd", "-dqf", "-o", os.fspath(target), "--", os.fspath(source)]
-        tools.build(argv, folder=target.parent, timeout=_TIMEOUT)
+        tools.build(argv, folder=target.parent, timeout=_TIMEOUT, readable=[source])
         return
     try:
         with _open_plain(source, head) as reader, open(target, "xb") as writer:

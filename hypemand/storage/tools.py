@@ -1,28 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who runs skopeo, umoci and mkfs.erofs on what others made.
+"""Running skopeo, umoci and mkfs.erofs on what others made.
 
 In the daemon each run is a transient unit of its own with no more rights than it needs and limits on what it
-takes: what talks to a registry has no privileges and sees of our folders only the one that it writes to; what
-unpacks layers is root with few capabilities, no network, and writes to one folder.
+takes. Whoever executes code in one of them, by a fault of the tool, gets no further than its work:
+
+- what talks to a registry has a user of its own, which no other pull has, no privileges, and sees of our
+  folders only the one that it writes to. Link-local addresses, where clouds keep what a host is trusted with,
+  are closed;
+- what unpacks layers is uid 0, since it keeps owners, with few capabilities and in a root that has /usr and
+  the folders of its work, and nothing else: no /run, and so no socket of PID 1 or D-Bus. It can make no
+  socket of any kind, and signal no process.
 """
 
 from __future__ import annotations
 
+import grp
 import os
-import pwd
 import re
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
 
+from hypemand.atomic import write_all
 from hypemand.errors import HostNotReady, WrongState
 from hypemand.run import ENVIRONMENT, CommandFailed, CommandMissing, Completed, run
 
 UNIT_PREFIX = "hypeman-image-"
-FETCH_USER = "hypemand-fetch"
+# Has the folder that a fetch writes to, and that no other fetch sees.
+FETCH_GROUP = "hypemand-fetch"
 CREDENTIAL = "auth.json"
 _STOP_TIMEOUT = 60.0
 # beyond our own deadline, for the case that we are not there to keep it
@@ -31,7 +41,6 @@ _PROXIES = re.compile(r"(https?|no|all)_proxy", re.IGNORECASE)
 
 _COMMON = (
     "NoNewPrivileges=yes",
-    "ProtectSystem=strict",
     "ProtectKernelTunables=yes",
     "ProtectKernelModules=yes",
     "ProtectKernelLogs=yes",
@@ -56,9 +65,11 @@ _COMMON = (
     "TimeoutStopSec=10s",
 )
 _FETCH = (
-    f"User={FETCH_USER}",
-    f"Group={FETCH_USER}",
+    # a user for this one unit: another pull's process could read its credentials and end it
+    "DynamicUser=yes",
+    f"SupplementaryGroups={FETCH_GROUP}",
     "CapabilityBoundingSet=",
+    "ProtectSystem=strict",
     "ProtectHome=yes",
     "PrivateTmp=yes",
     "PrivateDevices=yes",
@@ -68,21 +79,41 @@ _FETCH = (
     "RestrictSUIDSGID=yes",
     # netlink: how the C library finds out which addresses the host has
     "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+    # the last: the metadata service of one cloud, which has no link-local address
+    "IPAddressDeny=169.254.0.0/16 fe80::/64 fd00:ec2::254",
     "SystemCallFilter=@system-service",
     "SystemCallFilter=~@privileged @resources",
 )
 _BUILD = (
     "CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_FSETID CAP_MKNOD CAP_SETFCAP",
-    "ProtectHome=read-only",
+    # A root with nothing in it but what is bound: above all no /run. Not ProtectSystem=strict: of two
+    # settings for / systemd keeps one, and that is the host's root.
+    "TemporaryFileSystem=/:ro",
+    "BindReadOnlyPaths=/usr /bin /sbin /lib -/lib64 -/etc/ld.so.cache",
+    # not PrivateDevices=yes, with which no device node could be made; so /dev is the host's
+    "ReadOnlyPaths=/dev",
+    "InaccessiblePaths=-/dev/pts -/dev/shm -/dev/mqueue -/dev/hugepages -/dev/net",
+    # hidepid= hides nothing from group 0, and uid 0 may write to files of what else root runs (oom_score_adj)
+    "ProcSubset=pid",
+    "ReadOnlyPaths=/proc",
     "PrivateNetwork=yes",
+    "PrivateIPC=yes",
     "RestrictAddressFamilies=AF_UNIX",
     # device nodes are made, and none is opened
     "DevicePolicy=closed",
     "DeviceAllow=char-* m",
     "DeviceAllow=block-* m",
-    "SystemCallFilter=@system-service mknod mknodat",
-    "SystemCallFilter=~@swap @reboot @raw-io @module @debug @clock @obsolete @cpu-emulation @mount",
+    "SystemCallFilter=@system-service",
+    "SystemCallFilter=~@privileged @resources @mount @keyring @ipc",
+    "SystemCallFilter=@chown mknod mknodat pipe pipe2",
+    # no socket at all
+    "SystemCallFilter=~@network-io",
+    # as uid 0 it could signal whatever root runs, PID 1 too; the runtime of Go does without signals to itself
+    "SystemCallFilter=~kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal",
+    "SystemCallFilter=~process_vm_readv process_vm_writev process_madvise kcmp prlimit64",
 )
+# The runtime of Go interrupts its own threads by signals, unless told not to.
+_GO = {"GODEBUG": "asyncpreemptoff=1"}
 
 
 class Tools(Protocol):
@@ -95,9 +126,16 @@ class Tools(Protocol):
         """One that talks to registries, with `credentials` as containers-auth.json(5) has them."""
 
     def build(
-        self, argv: Sequence[str], *, folder: Path, timeout: float, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        readable: Sequence[Path] = (),
     ) -> Completed:
-        """One that keeps owners and makes devices, and knows no network."""
+        """One that keeps owners and makes devices, and knows no network. `readable`: what it reads beside
+        `folder`."""
 
     def cancel(self) -> None:
         """End what runs, called from another thread; what would come after it is not begun."""
@@ -130,7 +168,13 @@ class DirectTools:
         return run(argv, timeout=timeout, env={**_proxies(), **_environment(folder, env)})
 
     def build(
-        self, argv: Sequence[str], *, folder: Path, timeout: float, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        readable: Sequence[Path] = (),
     ) -> Completed:
         """See `Tools`."""
         _check(self._cancelled)
@@ -155,22 +199,34 @@ class UnitTools:
         self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None
     ) -> Completed:
         """See `Tools`."""
-        user = _find_fetch_user()
-        os.chown(folder, user.pw_uid, user.pw_gid)
+        os.chown(folder, 0, _find_fetch_group())
+        folder.chmod(0o770)
         bound = escape_path(folder)
         properties = [*_FETCH, f"TemporaryFileSystem={escape_path(self._hidden)}", f"BindPaths={bound}"]
-        env = {**_proxies(), **_environment(folder)}
+        properties += [f"IPAddressAllow={address}" for address in find_link_local_servers()]
+        env = _environment(folder)
         if credentials is not None:
             properties.append(f"LoadCredential={CREDENTIAL}:{credentials}")
             env["REGISTRY_AUTH_FILE"] = f"/run/credentials/{self.unit}/{CREDENTIAL}"
-        return self._run(argv, properties, timeout, env)
+        with _secret_environment(_proxies()) as file:
+            properties += [f"EnvironmentFile={file}"] if file else []
+            return self._run(argv, properties, timeout, env)
 
     def build(
-        self, argv: Sequence[str], *, folder: Path, timeout: float, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        readable: Sequence[Path] = (),
     ) -> Completed:
         """See `Tools`."""
-        properties = [*_BUILD, f"ReadWritePaths={escape_path(folder)}"]
-        return self._run(argv, properties, timeout, _environment(folder, env))
+        properties = [*_BUILD, f"BindPaths={escape_path(folder)}", f"ReadWritePaths=+{escape_path(folder)}"]
+        properties += [
+            f"BindReadOnlyPaths={escape_path(path)}" for path in readable if not path.is_relative_to(folder)
+        ]
+        return self._run(argv, properties, timeout, _environment(folder, {**_GO, **(env or {})}))
 
     def _run(
         self, argv: Sequence[str], properties: Sequence[str], timeout: float, env: Mapping[str, str]
@@ -201,14 +257,49 @@ def _check(cancelled: threading.Event) -> None:
         raise WrongState("this was cancelled", hint="begin it again")
 
 
-def _find_fetch_user() -> pwd.struct_passwd:
+def _find_fetch_group() -> int:
     try:
-        return pwd.getpwnam(FETCH_USER)
+        return grp.getgrnam(FETCH_GROUP).gr_gid
     except KeyError:
         raise HostNotReady(
-            f"there is no user {FETCH_USER}, as which images are fetched",
+            f"there is no group {FETCH_GROUP}, with which images are fetched",
             hint="it comes with the package: systemd-sysusers",
         ) from None
+
+
+@contextmanager
+def _secret_environment(variables: Mapping[str, str]) -> Iterator[str]:
+    """A file for EnvironmentFile=, in memory; "" for none. A proxy's address may have a password in it, which
+    anybody could read from a command line, or from Environment= of a unit."""
+    if not variables:
+        yield ""
+        return
+    fd = os.memfd_create("hypemand-environment", os.MFD_CLOEXEC)
+    try:
+        lines = (f"{key}={_quote_value(value)}\n" for key, value in variables.items() if "\n" not in value)
+        write_all(fd, "".join(lines).encode(errors="surrogateescape"))
+        yield f"/proc/{os.getpid()}/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+def _quote_value(value: str) -> str:
+    """As EnvironmentFile= reads it (systemd.exec(5))."""
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", value) + '"'
+
+
+def find_link_local_servers(path: Path = Path("/etc/resolv.conf")) -> list[str]:
+    """Name servers of the host that have a link-local address: without them no registry has one."""
+    try:
+        words = [line.split() for line in path.read_text(errors="replace").splitlines()]
+    except OSError:
+        return []
+    found = []
+    for server in (line[1] for line in words if len(line) > 1 and line[0] == "nameserver"):
+        with suppress(ValueError):
+            address = ip_address(server.partition("%")[0])
+            found += [str(address)] if address.is_link_local else []
+    return found
 
 
 def escape_path(path: Path) -> str:

@@ -116,6 +116,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("StandardOutput", "s", "journal"),
         ("StandardError", "s", "inherit"),
         ("SyslogIdentifier", "s", plan.vm),
+        # a guest's "<0>" at the start of a line is text: journald would send such a line to every terminal
+        ("SyslogLevelPrefix", "b", False),
         ("LogExtraFields", "aay", [f"HYPEMAN_VM={plan.vm}".encode(), f"HYPEMAN_VM_ID={plan.vm_id}".encode()]),
         ("MemoryMax", "t", plan.memory_max),
         ("CPUQuotaPerSecUSec", "t", round(plan.cpu_quota * 1e6)),

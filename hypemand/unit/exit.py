@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """ExecStopPost= of a VM's unit: give systemd the program's result and leave a record of it.
 
-``python3 -I -m hypemand.unit.exit STATE_DIR UNIT STOP_SIGNAL GUEST_AGENT MODE [SIZE UID TEMPLATES]``, as
-root, with what systemd puts into the environment. Exits with the program's code, so that the unit's result
-is the program's.
+``python3 -I -m hypemand.unit.exit STATE_DIR UNIT STOP_SIGNAL GUEST_AGENT MODE RUNTIME_DIR``, and ``SIZE UID
+TEMPLATES`` after that or not, as root, with what systemd puts into the environment. Exits with the program's
+code, so that the unit's result is the program's.
 
 With the last three the VM's disk does not persist: it is made anew here, so that a restart by systemd has a
 fresh one too, and its room is free at once.
@@ -15,10 +15,13 @@ its own for that, and the daemon may not be there.
 from __future__ import annotations
 
 import os
+import select
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +38,9 @@ _LINES = 200_000
 _PANIC = b"Kernel panic - not syncing"
 _VMM = (b"qemu-system-", b"qemu: ")
 _SYSTEMCTL_DEADLINE = 5.0
-_ARGUMENTS = 6
+_ARGUMENTS = 7
+# so long for the last lines of a console to be passed on, which takes no time unless the host has none
+_CONSOLE_DEADLINE = 2.0
 
 
 @dataclass(slots=True)
@@ -79,6 +84,27 @@ def _take_other_line(found: Findings, message: bytes) -> None:
 def _words(message: bytes) -> str:
     text = message[:300].decode("utf-8", "replace")
     return "".join(c if c.isprintable() else "?" for c in text).strip()
+
+
+def await_console(runtime: Path) -> bool:
+    """Wait until all that the VMM said has been passed on to the journal: until nobody holds the named pipe
+    any more that hypeman-console does (guest/console). Whoever has taken the VMM over can hold it, and then
+    it is not waited for long: False."""
+    try:
+        mark = os.open(runtime / "console.end", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return True  # nobody is there who would pass on anything
+    try:
+        if not stat.S_ISFIFO(os.fstat(mark).st_mode):
+            return False
+        with suppress(BlockingIOError):
+            if os.read(mark, 1) == b"":
+                return True
+        waiting = select.poll()
+        waiting.register(mark, 0)  # the end is told whatever is asked for
+        return bool(waiting.poll(_CONSOLE_DEADLINE * 1000))
+    finally:
+        os.close(mark)
 
 
 def _systemctl(*arguments: str) -> bytes:
@@ -165,8 +191,9 @@ def _renew_disk(disk: Path, size: str, uid: str, templates: str) -> None:
 
 def main() -> int:
     """Write STATE_DIR/exit.json; the exit status is the program's."""
-    state, unit, stop_signal, guest_agent, mode = sys.argv[1:6]
+    state, unit, stop_signal, guest_agent, mode, runtime = sys.argv[1:_ARGUMENTS]
     boot = os.environ["INVOCATION_ID"]
+    await_console(Path(runtime))
     ending = collect_ending(boot, unit, Path(state), int(stop_signal), guest_agent == "1", Mode(mode))
     record = derive_exit_record(boot, ending, time.time())
     try:

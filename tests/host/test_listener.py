@@ -153,7 +153,7 @@ def test_without_a_good_token_nothing_is_learned(host: TestHost, web: Vm) -> Non
 
 
 def test_a_read_only_token_looks_and_does_nothing(host: TestHost, web: Vm) -> None:
-    with token(host, "looker", "--read-only") as text:
+    with token(host, "looker", "--scope", "read") as text:
         assert ask(host, "GET", f"{URL}/instances", text).startswith("200")
         for method, path in (
             ("POST", "/instances/web/stop"), ("DELETE", "/instances/web"), ("GET", "/instances/web/exec"),

@@ -61,6 +61,7 @@ class FakeManager:
 
     def __init__(self) -> None:
         self.vms: dict[str, FakeVm] = {}
+        self.short_names: set[str] = set()
         self.sessions: list[FakeSession] = []
         self.files = FakeFiles()
         self.killed: list[tuple[str, int]] = []
@@ -131,7 +132,7 @@ class FakeManager:
     async def get_vm(self, ref: str) -> VmView:
         return self.find(ref).view
 
-    async def create_vm(self, definition: Definition, *, start: bool) -> VmView:
+    async def create_vm(self, definition: Definition, *, start: bool, short_name: bool = True) -> VmView:
         if definition.name in self.vms:
             raise AlreadyExists(f"there is a VM {definition.name} already")
         if definition.image == "missing":
@@ -141,6 +142,8 @@ class FakeManager:
         state = State.INITIALIZING if start else State.STOPPED
         view = make_view(definition.name, len(self.vms), definition, state)
         self.vms[definition.name] = FakeVm(view)
+        if short_name:
+            self.short_names.add(definition.name)
         return view
 
     async def delete_vm(self, ref: str) -> None:

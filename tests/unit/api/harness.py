@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
 from tests.unit.api.fakevolumes import FakeVolumes
 
 DEADLINE = 20.0
+NOBODY = 65534
 DEFAULTS = Limits()
 
 Json: TypeAlias = Any
@@ -127,6 +129,33 @@ async def run_api(folder: Path, limits: Limits = DEFAULTS) -> AsyncIterator[Api]
 async def _serve(app: web.Application, listener: socket.socket, stop: asyncio.Event) -> None:
     async with serve(app, listener):
         await stop.wait()
+
+
+def connect_as(uid: int, path: Path) -> socket.socket:
+    """A connection that the kernel knows to be of `uid`: it takes down who connects."""
+    assert os.geteuid() == 0, "run this as root: it has to become somebody else"
+    for folder in list(path.parents)[:4]:
+        if folder.stat().st_mode & 0o005 != 0o005:
+            folder.chmod(0o755)
+    path.chmod(0o666)
+    connection = socket.socket(socket.AF_UNIX)
+    os.seteuid(uid)
+    try:
+        connection.connect(str(path))
+    finally:
+        os.seteuid(0)
+    return connection
+
+
+async def ask_as(uid: int, path: Path, method: str, target: str, body: Json = None) -> bytes:
+    """The whole answer to a request of another user."""
+    reader, writer = await asyncio.open_unix_connection(sock=connect_as(uid, path))
+    content = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {target} HTTP/1.0\r\nContent-Length: {len(content)}\r\n\r\n"
+    writer.write(head.encode() + content)
+    answer = await reader.read()
+    writer.close()
+    return answer
 
 
 def drive(folder: Path, scenario: Callable[[Api], Awaitable[None]], limits: Limits = DEFAULTS) -> None:

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routes of images."""
 
-import asyncio
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,9 +9,7 @@ import pytest
 from hypemand.config.definition import ImagePull
 from hypemand.manager.imageview import Credentials, Progress, PullStatus
 from tests.unit.api.fakes import IMAGE
-from tests.unit.api.harness import Api, description, drive
-
-NOBODY = 65534
+from tests.unit.api.harness import NOBODY, Api, ask_as, description, drive
 
 
 def test_images_are_listed_shown_and_removed(tmp_path: Path) -> None:
@@ -145,21 +140,6 @@ def test_a_start_may_say_when_to_pull(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def connect_as(uid: int, path: Path) -> socket.socket:
-    """A connection that the kernel knows to be of `uid`: it takes down who connects."""
-    for folder in list(path.parents)[:4]:
-        if folder.stat().st_mode & 0o005 != 0o005:
-            folder.chmod(0o755)
-    path.chmod(0o666)
-    connection = socket.socket(socket.AF_UNIX)
-    os.seteuid(uid)
-    try:
-        connection.connect(str(path))
-    finally:
-        os.seteuid(0)
-    return connection
-
-
 @pytest.mark.parametrize(
     ("path", "text"),
     [
@@ -169,16 +149,9 @@ def connect_as(uid: int, path: Path) -> socket.socket:
     ],
 )
 def test_a_path_of_the_host_is_read_for_root_alone(tmp_path: Path, path: str, text: str) -> None:
-    assert os.geteuid() == 0, "run this as root: it has to become somebody else"
-
     async def scenario(api: Api) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=connect_as(NOBODY, api.path))
-        body = text.encode()
-        head = f"POST {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        head_lines, _, answer = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
-        assert head_lines.startswith(b"HTTP/1.0 403")
+        answer = await ask_as(NOBODY, api.path, "POST", path, json.loads(text))
+        assert answer.startswith(b"HTTP/1.0 403")
         assert b'"forbidden"' in answer
         assert "new" not in api.images.images
         assert "new" not in api.manager.vms

@@ -9,7 +9,7 @@ import logging
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,11 @@ from hypemand.api.access import TokenGate
 from hypemand.api.listener import Listener
 from hypemand.api.server import HttpServer, make_app
 from hypemand.api.services import Limits
+from hypemand.api.tokens import Scope
+from hypemand.config.definition import Definition
 from hypemand.config.listen import ListenConfig
 from hypemand.errors import HostNotReady
+from hypemand.manager.view import VmView
 from hypemand.state import State
 from tests.unit.api.harness import Api, Json, drive
 
@@ -54,10 +57,18 @@ class Place:
         return f"{scheme}://{self.config}{target}"
 
     async def token(
-        self, name: str = "t", *, read_only: bool = False, expires_in: float | None = None
+        self,
+        name: str = "t",
+        *,
+        scope: Scope = Scope.ADMIN,
+        vms: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+        expires_in: float | None = None,
     ) -> str:
         """A new one."""
-        _, text = await self.api.services.tokens.create(name, read_only=read_only, expires_in=expires_in)
+        _, text = await self.api.services.tokens.create(
+            name, scope=scope, vms=vms, tags=tags, expires_in=expires_in
+        )
         return text
 
     async def ask(self, method: str, target: str, token: str | None, body: Json = None) -> int:
@@ -83,7 +94,7 @@ class Place:
 @asynccontextmanager
 async def listen(api: Api, config: ListenConfig, limits: Limits = PATIENT) -> AsyncIterator[Place]:
     """Listen as long as the block lasts."""
-    gate = TokenGate(api.services.tokens)
+    gate = TokenGate(api.services.tokens, api.manager)
     listener = Listener(lambda: HttpServer(make_app(api.services, limits, gate.check)))
     await listener.apply(config)
     connector = aiohttp.TCPConnector(ssl=False)
@@ -188,9 +199,9 @@ def test_a_revoked_token_is_refused_at_once_on_connections_that_are_open(tmp_pat
     over_tcp(tmp_path, scenario)
 
 
-def test_a_read_only_token_changes_nothing_and_sees_nothing_of_a_guests_inside(tmp_path: Path) -> None:
+def test_a_token_to_read_changes_nothing_and_sees_nothing_of_a_guests_inside(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
-        token = await place.token(read_only=True)
+        token = await place.token(scope=Scope.READ)
         for path in ("/instances", "/instances/web", "/instances/web/logs", "/images", "/health"):
             assert await place.ask("GET", path, token) == 200, path
         for path in ("exec", "cp", "archive?path=/etc", "stat?path=/etc"):
@@ -206,25 +217,122 @@ def test_a_read_only_token_changes_nothing_and_sees_nothing_of_a_guests_inside(t
     over_tcp(tmp_path, scenario)
 
 
-def test_every_route_is_open_or_shut_for_read_only_tokens_by_decision(tmp_path: Path) -> None:
+VM = "/instances/{ref}"
+READING = {
+    ("GET", path)
+    for path in (
+        *(f"{VM}{part}" for part in ("", "/wait", "/logs", "/timeline", "/stats", "/watch")),
+        "/health", "/openapi.yaml", "/instances", "/images", "/images/{name}", "/images/{name}/watch",
+        # but not what is in them
+        "/volumes", "/volumes/{volume}", "/df",
+        "/networks", "/networks/{network}",
+    )
+}  # fmt: skip
+OPERATING = READING | {
+    *(("POST", f"{VM}/{verb}") for verb in ("start", "stop", "restart", "kill")),
+    *(("GET", f"{VM}/{part}") for part in ("exec", "cp", "archive", "stat")),
+    ("PUT", f"{VM}/archive"),
+}
+OF_SOME_VMS = {
+    route for route in OPERATING if VM in route[1] or route[1] in ("/health", "/openapi.yaml", "/instances")
+}
+ROOT_ONLY = {
+    ("GET", "/tokens"),
+    ("POST", "/tokens"),
+    ("DELETE", "/tokens/{name}"),
+    ("POST", "/images/import"),
+}
+
+
+@pytest.mark.parametrize(
+    ("scope", "vms", "allowed"),
+    [
+        (Scope.READ, (), READING),
+        (Scope.OPERATE, (), OPERATING),
+        (Scope.OPERATE, ("web",), OF_SOME_VMS),
+        (Scope.READ, ("web",), READING & OF_SOME_VMS),
+        (Scope.ADMIN, (), None),
+    ],
+)
+def test_every_route_is_open_or_shut_for_each_scope_by_decision(
+    tmp_path: Path, scope: Scope, vms: Sequence[str], allowed: set[tuple[str, str]] | None
+) -> None:
     async def scenario(place: Place) -> None:
-        token = await place.token(read_only=True)
-        app = make_app(place.api.services)
-        allowed = set()
-        for route in app.router.routes():
+        token = await place.token(scope=scope, vms=vms)
+        every, found = set(), set()
+        for route in make_app(place.api.services).router.routes():
             assert route.resource is not None
+            place.api.manager.vms.clear()
+            place.api.manager.add("web", state=State.RUNNING)
             path = route.resource.canonical.replace("{ref}", "web").replace("{name}", "spare")
             path = path.replace("{volume}", "data").replace("{network}", "lab")
-            if not path.endswith("/watch") and await place.ask(route.method, path, token) != 403:
-                allowed.add((route.method, route.resource.canonical))
-        vm = "/instances/{ref}"
-        reading = ("", "/wait", "/logs", "/timeline", "/stats")
-        others = ("/health", "/openapi.yaml", "/instances", "/images", "/images/{name}")
-        volumes = ("/volumes", "/volumes/{volume}", "/df")  # but not what is in them
-        networks = ("/networks", "/networks/{network}")
-        assert allowed == {("GET", f"{vm}{path}") for path in reading} | {
-            ("GET", path) for path in (*others, *volumes, *networks)
-        }
+            every.add((route.method, route.resource.canonical))
+            headers = {"Authorization": f"Bearer {token}"}
+            # a stream is open once its status is there
+            async with place.session.request(route.method, place.url(path), headers=headers) as response:
+                if response.status != 403:
+                    found.add((route.method, route.resource.canonical))
+        assert found == (every - ROOT_ONLY if allowed is None else allowed)
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_for_a_token_of_some_vms_there_are_no_others(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        manager = place.api.manager
+        for name, tags in (("shop", {"team": "a", "x": "1"}), ("half", {"x": "1"}), ("db", {})):
+            await manager.create_vm(Definition(name, "i", tags=tags), start=True)
+        token = await place.token(scope=Scope.OPERATE, vms=["db"], tags={"team": "a", "x": "1"})
+        headers = {"Authorization": f"Bearer {token}"}
+        async with place.session.get(place.url("/instances"), headers=headers) as response:
+            assert [vm["name"] for vm in await response.json()] == ["db", "shop"]
+        for ref, status in (("db", 200), ("shop", 200), ("half", 404), ("web", 404), ("nobody", 404)):
+            assert await place.ask("GET", f"/instances/{ref}", token) == status, ref
+            assert await place.ask("POST", f"/instances/{ref}/stop", token, {}) == status, ref
+        # by an id that is another's, too
+        assert await place.ask("GET", f"/instances/{manager.vms['web'].view.id}", token) == 404
+        assert manager.vms["web"].view.state is State.RUNNING
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_what_was_asked_of_a_vm_reaches_no_other_that_has_its_name_by_then(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        manager = place.api.manager
+        refs: list[str] = []
+        stop = manager.stop_vm
+
+        async def note(ref: str, *, timeout: float | None = None) -> VmView:
+            refs.append(ref)
+            return await stop(ref, timeout=timeout)
+
+        manager.stop_vm = note  # type: ignore[method-assign]
+        token = await place.token(scope=Scope.OPERATE, vms=["web"])
+        assert await place.ask("POST", "/instances/web/stop", token, {}) == 200
+        assert refs == [manager.vms["web"].view.id]
+
+    over_tcp(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+def test_nothing_goes_on_under_a_token_that_has_ended(tmp_path: Path, end: str) -> None:
+    async def scenario(place: Place) -> None:
+        token = await place.token("t", scope=Scope.READ, expires_in=0.5 if end == "expired" else None)
+        other = await place.token("other")
+        streams = []
+        for text in (token, other):
+            headers = {"Authorization": f"Bearer {text}"}
+            streams.append(await place.session.get(place.url("/instances/web/watch"), headers=headers))
+            assert streams[-1].status == 200
+        if end == "revoked":
+            assert (await place.api.ask("DELETE", "/tokens/t")).status == 204
+        with pytest.raises(aiohttp.ClientError):
+            await streams[0].content.read()  # breaks off, and is not complete
+        await place.api.manager.set_state("web", State.PAUSED)
+        while b"Paused" not in await streams[1].content.readline():
+            pass
+        for stream in streams:
+            stream.close()
 
     over_tcp(tmp_path, scenario)
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,6 +55,21 @@ class Cli:
         )
         texts = [stream.decode("utf-8", "backslashreplace") for stream in (done.stdout, done.stderr)]
         return subprocess.CompletedProcess(done.args, done.returncode, *texts)
+
+    def run_on_terminal(self, *words: str) -> bytes:
+        """Run it to its end with a terminal for its output; all that the terminal was sent."""
+        outer, inner = pty.openpty()
+        with open(outer, "rb", buffering=0) as terminal:
+            process = subprocess.Popen(
+                self.argv(*words), env=self.environ, stdin=subprocess.DEVNULL, stdout=inner, stderr=inner
+            )
+            os.close(inner)
+            seen = b""
+            with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+                while data := terminal.read(65536):
+                    seen += data
+            process.wait(DEADLINE)
+        return seen
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Start it; the test ends it. Not buffered here: lines and the rest can be read in turn."""

@@ -18,6 +18,59 @@ def test_logs_are_shown_as_they_are(daemon: FakeDaemon, cli: Cli) -> None:
     assert (done.stdout, done.returncode) == ("one\n\x1b[1mtwo\x1b[0m ü\n\n  three\n", 0)
 
 
+# title, clear screen, a C1 control, a bidirectional override, a line separator, a request for an answer
+HOSTILE = "a\tb \x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe\u2028x\x1b[6n ü ✓\r"
+
+
+def is_harmless(seen: bytes) -> bool:
+    """Has a terminal been sent nothing but text and ends of lines?"""
+    return seen.decode().replace("\r\n", "").isprintable()
+
+
+@pytest.mark.parametrize("words", [("logs", "web"), ("logs", "--timestamps", "web"), ("status", "web")])
+def test_on_a_terminal_a_guests_control_characters_are_text(
+    daemon: FakeDaemon, cli: Cli, words: tuple[str, ...]
+) -> None:
+    cli.environment["NO_COLOR"] = "1"
+    daemon.add("web").lines = [HOSTILE]
+    seen = cli.run_on_terminal(*words)
+    assert is_harmless(seen)
+    assert "\\x1b]0;owned\\x07\\x1b[2J\\x9b31m\\u202egpj.exe\\u2028x\\x1b[6n ü ✓".encode() in seen
+    assert b"a       b" in seen or b"a      b" in seen, "a tab is no attack, and not shown as one"
+
+
+def test_raw_logs_reach_a_terminal_as_they_are(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.add("web").lines = ["\x1b[1mtwo\x1b[0m"]
+    assert cli.run_on_terminal("logs", "--raw", "web") == b"\x1b[1mtwo\x1b[0m\r\n"
+
+
+def test_no_word_of_a_vm_controls_a_terminal(daemon: FakeDaemon, cli: Cli) -> None:
+    """Whatever the daemon says of a VM, wherever the guest, its image or a client had a part in it."""
+    cli.environment["NO_COLOR"] = "1"
+    program = {
+        "cmd": ["echo", HOSTILE],
+        "entrypoint": [HOSTILE],
+        "memory": HOSTILE,
+        "env": {HOSTILE: HOSTILE},
+    }
+    words_of_others = ("image", "state_error", "status_text", "exit_message", "size", "network_name")
+    vm = daemon.add(
+        "web",
+        **dict.fromkeys(words_of_others, HOSTILE),
+        definition=program,
+        tags={HOSTILE: HOSTILE},
+        kernel_headers={"state": "failed", "error": HOSTILE},
+        network={"enabled": True, "name": HOSTILE, "ip": HOSTILE, "group": HOSTILE, "publish": [HOSTILE]},
+    )
+    vm.lines = [HOSTILE]
+    daemon.images = [{"name": HOSTILE, "status": "failed", "error": HOSTILE, "tags": {HOSTILE: HOSTILE}}]
+    for words in (
+        ("list",), ("list", "-q"), ("status",), ("status", "web"), ("show", "web"),
+        ("show", "--value", "-p", "tags", "web"), ("logs", "web"), ("top", "--once"), ("image", "list"),
+    ):  # fmt: skip
+        assert is_harmless(cli.run_on_terminal(*words)), words
+
+
 def test_logs_pass_text_that_the_locale_cannot_show(daemon: FakeDaemon, cli: Cli) -> None:
     daemon.add("web").lines = ["ü ✓ \ud800"]
     cli.environment["LC_ALL"] = "C"

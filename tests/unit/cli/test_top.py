@@ -8,6 +8,7 @@ import json
 import time
 from pathlib import Path
 
+from hypemand.api.tokens import Scope
 from hypemand.state import State
 from tests.unit.api.harness import Api
 from tests.unit.cli.test_against_server import Run, run_both
@@ -73,21 +74,36 @@ def test_a_vm_that_was_started_anew_has_used_nothing_before(tmp_path: Path) -> N
 
 def test_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
     async def scenario(api: Api, run: Run) -> None:
-        made = await run("token", "create", "ci", "--expires", "30d", "--read-only")
+        made = await run(
+            "token",
+            "create",
+            "ci",
+            "--expires",
+            "30d",
+            "--scope",
+            "operate",
+            "--vm",
+            "web",
+            "--tag",
+            "a=b",
+            "--tag",
+            "c=d",
+        )
         assert (made.returncode, made.stderr) == (0, "")
         text = made.stdout.strip()
         found = await api.services.tokens.find(text)
         assert found is not None
-        assert (found.name, found.read_only) == ("ci", True)
+        assert (found.name, found.scope, found.vms) == ("ci", Scope.OPERATE, ("web",))
         assert found.expires_at is not None
         assert abs(found.expires_at - time.time() - 30 * 86400) < 60
         whole = json.loads((await run("token", "create", "all", "--expires", "infinity", "--json")).stdout)
-        assert (whole["expires_at"], whole["read_only"]) == (None, False)
+        assert (whole["expires_at"], whole["scope"]) == (None, "admin")
         listed = (await run("token", "list")).stdout
         assert text not in listed
         lines = [line.split() for line in listed.splitlines()]
         assert [line[0] for line in lines] == ["NAME", "all", "ci"]
-        assert lines[2][1:3] == ["read-only", text[:8]]
+        assert lines[2][1:3] == ["operate", text[:8]]
+        assert (lines[2][-2:], lines[1][-1]) == (["web", "a=b,c=d"], "all")
         assert len(json.loads((await run("token", "list", "--json")).stdout)) == 2
         assert (await run("token", "create", "ci")).returncode == 5
         assert json.loads((await run("token", "revoke", "ci", "all", "--json")).stdout) == ["ci", "all"]

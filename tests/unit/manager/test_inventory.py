@@ -31,6 +31,27 @@ def test_a_record_lasts(tmp_path: Path) -> None:
     assert make(tmp_path).find("web") == record
 
 
+def test_a_vm_of_a_client_gets_its_short_name_from_a_file_alone(tmp_path: Path) -> None:
+    make(tmp_path).add(definition("wpad"), Origin.API, short_name=False)
+    inventory = make(tmp_path)
+    record = inventory.find("wpad")
+    assert record is not None
+    assert not record.short_name
+    assert not inventory.update("wpad", definition("wpad", memory="2G"), Origin.API).short_name
+    assert inventory.update("wpad", definition("wpad"), Origin.FILE).short_name
+
+
+def test_records_of_before_have_their_short_names(tmp_path: Path) -> None:
+    make(tmp_path).add(definition("web"), Origin.API)
+    path = tmp_path / "vms/web/vm.json"
+    document = json.loads(path.read_text())
+    del document["short_name"]
+    path.write_text(json.dumps(document))
+    record = make(tmp_path).find("web")
+    assert record is not None
+    assert record.short_name
+
+
 def test_a_lease_lasts(tmp_path: Path) -> None:
     inventory = make(tmp_path)
     inventory.add(definition("web"), Origin.API)

@@ -54,6 +54,8 @@ def test_the_host_knows_the_vms_that_are_on_their_networks() -> None:
     assert format_hosts(derive_host_names(members[:1])) == (
         b"10.0.0.3\tweb web.hypeman\nfd00::3\tweb web.hypeman\n"
     )
+    of_a_client = replace(member("wpad", 7), short_name=False)
+    assert [host.names for host in derive_host_names([of_a_client])] == [("wpad.hypeman",)] * 2
     v6_only = replace(member("six", 6), ipv4=None)
     assert derive_host_names([v6_only]) == lines("six", 6)[1:]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.config.definition import MIB, Origin, VolumeMount
+from hypemand.config.host import JournalPolicy
 from hypemand.config.network import Bandwidth
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition
@@ -31,6 +32,7 @@ HOST = VmmHost(
     tsc_khz=2596120,
     architecture="x86_64",
     page_cache=1024 * MIB,
+    journal=JournalPolicy(64 * MIB, 256 * MIB),
 )
 
 
@@ -106,9 +108,15 @@ def test_without_kernel_headers_there_is_no_disk() -> None:
 
 
 def test_the_exit_helper_is_told_what_it_judges_by() -> None:
-    told = plan(guest_agent=False).unit.stop_post[-5:]
-    assert told == ("/state/web", "hypeman-vm-web.service", "2", "0", "exec")
-    assert plan(cmd=["/sbin/init", "--log-level=debug"]).unit.stop_post[-1] == "systemd"
+    told = plan(guest_agent=False).unit.stop_post[-6:]
+    assert told == ("/state/web", "hypeman-vm-web.service", "2", "0", "exec", str(PLACES.runtime))
+    assert plan(cmd=["/sbin/init", "--log-level=debug"]).unit.stop_post[-2] == "systemd"
+
+
+def test_the_console_is_bounded_before_anything_else_runs() -> None:
+    unit = plan().unit
+    console = "/usr/lib/hypemand/hypeman-console"
+    assert unit.start[:4] == (console, str(OWN.runtime), str(64 * MIB), str(256 * MIB))
 
 
 def test_an_init_has_to_be_named_by_its_path() -> None:
@@ -168,7 +176,7 @@ def test_a_guest_is_told_its_addresses_and_its_vmm_the_tap() -> None:
 
 
 def test_the_unit_renews_a_disk_that_does_not_persist() -> None:
-    assert plan().unit.stop_post[-1] == "exec"
+    assert plan().unit.stop_post[-1] == str(PLACES.runtime)
     assert plan(persistent=False, disk="64M").unit.stop_post[-3:] == (
         str(64 * MIB),
         "61200",

@@ -16,7 +16,7 @@ from hypemand.config.definition import ImagePull
 from hypemand.errors import HypemandError, ImageNotReady, NotFound, WrongState
 from hypemand.manager.images import Images
 from hypemand.manager.imageview import Credentials, ImageInfo, PullStatus
-from hypemand.manager.pulls import Pulls
+from hypemand.manager.pulls import Pace, Pulls
 from hypemand.storage.images import STAGING
 from hypemand.storage.rootfs import derive_host_architecture
 from hypemand.storage.store import ImageStore, ImageUse
@@ -72,6 +72,51 @@ def test_who_asks_for_what_is_being_pulled_joins(tmp_path: Path, layout: Path) -
         assert (await waiting).name == NAME
         assert (await images.get_image(NAME)).status is PullStatus.READY
         assert sum(asked.startswith("copy") for asked in registry.asked) == 1
+
+    drive(tmp_path, layout, scenario)
+
+
+def drip(rate: float, *, others_wait: bool, seconds: int = 3600) -> tuple[int, str]:
+    """After how many seconds a pull is ended to which so many bytes a second come, and why; looked at as
+    often as a real one."""
+    pace = Pace(0.0)
+    for step in range(1, seconds * 5):
+        why = pace.judge(int(rate * step / 5), step / 5, others_wait=others_wait)
+        if why:
+            return step // 5, why
+    return seconds, ""
+
+
+def test_a_registry_that_drips_holds_no_place_that_others_wait_for() -> None:
+    ended, why = drip(100.0, others_wait=True)
+    assert ended <= 91
+    assert why.endswith("bytes in 90 s, and other images wait")
+    assert drip(100.0, others_wait=False) == (3600, "")
+    assert drip(200_000.0, others_wait=True) == (3600, "")
+    ended, why = drip(0.0, others_wait=False)
+    assert (ended, why) == (90, "nothing for 90 s")
+
+
+def test_time_in_which_nothing_is_to_come_does_not_count() -> None:
+    pace = Pace(0.0)
+    assert pace.judge(None, 1000.0, others_wait=True) == ""
+    assert pace.judge(0, 1001.0, others_wait=True) == ""
+    assert pace.judge(10, 1089.0, others_wait=True) == ""
+
+
+def test_others_wait_when_there_is_no_place_for_them(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        registry.gate.clear()
+        names = [f"registry.example/app{number}:v1" for number in range(6)]
+        for name in names:
+            registry.push(name, layout, "v1")
+        tasks = [images.pulls.start(name).task for name in names]
+        for _ in range(4):
+            assert await asyncio.to_thread(registry.arrived.acquire, timeout=30)
+        assert len(images.pulls._waiting) == 2
+        registry.gate.set()
+        await asyncio.gather(*(task for task in tasks if task is not None))
+        assert not images.pulls._waiting
 
     drive(tmp_path, layout, scenario)
 

@@ -18,7 +18,8 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 
 class FakeRegistry(DirectTools):
     """`tags` are manifests, or indexes, by full reference. `asked`: each question, as its last words.
-    `gate`: copies wait until it is set, or the work is cancelled."""
+    `gate`: copies wait until it is set, or the work is cancelled. `arrived`: released for each
+    question about a tag."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,6 +27,7 @@ class FakeRegistry(DirectTools):
         self.blobs: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.failure = ""
+        self.arrived = threading.Semaphore(0)
         self.gate = threading.Event()
         self.gate.set()
         self.cancelled = threading.Event()
@@ -70,6 +72,8 @@ class FakeRegistry(DirectTools):
         if copies:
             self._copy(argv, reference)
             return Completed(tuple(argv), 0, b"", "", 0.0)
+        if reference in self.tags:
+            self.arrived.release()
         raw = self.tags.get(reference) or self.blobs.get(reference.partition("@")[2])
         if raw is None:
             self._fail(argv, "manifest unknown")

@@ -225,7 +225,13 @@ class _NoTools(DirectTools):
     """With which nothing can be made."""
 
     def build(
-        self, argv: Sequence[str], *, folder: Path, timeout: float, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        readable: Sequence[Path] = (),
     ) -> Completed:
         raise AssertionError(f"{argv} is run")
 

@@ -107,6 +107,11 @@ def test_what_is_not_below_usr_is_bound_at_its_own_place() -> None:
     assert outside_usr([Path("/usr/bin/qemu"), own]) == [(own, own)]
 
 
+def test_a_guest_gives_its_lines_no_priority() -> None:
+    properties = {name: value for name, _signature, value in unit_properties(PLAN)}
+    assert properties["SyslogLevelPrefix"] is False
+
+
 def test_a_dollar_in_a_command_is_no_variable() -> None:
     properties = {name: value for name, _signature, value in unit_properties(PLAN)}
     assert properties["ExecStart"] == [("/bin/sh", ["/bin/sh", "vmm.sh", "cost: $$5"], False)]

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a definition reaches beyond the VM into the host, and so is only for those who are root there.
+
+A definition file is root's. A client of the API may be a token from elsewhere, or a member of the group: that
+it may run VMs does not mean that it may start and stop units of the host, take the host's well-known ports,
+or have a VM outlive what the host needs more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+from hypemand.api.failures import Forbidden
+from hypemand.config.definition import Definition, DefinitionDefaults
+from hypemand.config.netparse import format_publish
+
+# Ports below are for root on any Unix (net.ipv4.ip_unprivileged_port_start).
+FIRST_FREE_PORT = 1024
+# A VM that takes longer to stop holds up the host's shutdown.
+LONGEST_STOP = 600.0
+
+_OF_VM = re.compile(r"(hypeman-vm-|hypeman@)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.service")
+
+Words = tuple[str, ...]
+
+
+def _other_units(words: Words) -> str:
+    """Relations start, stop and order units: among VMs that is the client's business."""
+    return ", ".join(word for word in words if _OF_VM.fullmatch(word) is None)
+
+
+def _any(words: Words) -> str:
+    return " ".join(words)
+
+
+def _negative(words: Words) -> str:
+    return words[0] if int(words[0]) < 0 else ""
+
+
+_RELATIONS = (
+    "After", "Before", "Wants", "Requires", "Requisite", "BindsTo", "PartOf", "Conflicts", "OnFailure",
+    "OnSuccess",
+)  # fmt: skip
+_HARMLESS = (
+    "Description", "Documentation", "CPUWeight", "IOWeight", "AllowedCPUs", "CPUAffinity", "MemoryHigh",
+    "MemorySwapMax", "RestartSec", "StartLimitIntervalSec", "StartLimitBurst",
+)  # fmt: skip
+# Of each unit property, what of its value is the host's business; "" for nothing.
+UNIT_RULES: Mapping[str, Callable[[Words], str]] = {
+    **dict.fromkeys(_RELATIONS, _other_units),
+    **dict.fromkeys(_HARMLESS, lambda _words: ""),
+    # starts mounts
+    "RequiresMountsFor": _any,
+    "OOMScoreAdjust": _any,
+    "Nice": _negative,
+    # the journal is the host's, and shared
+    "LogRateLimitIntervalSec": _any,
+    "LogRateLimitBurst": _any,
+}
+
+
+def find_host_reach(definition: Definition, defaults: DefinitionDefaults) -> Iterator[str]:
+    """Each key whose value is only for root, with that value."""
+    for key, words in definition.unit.items():
+        if what := UNIT_RULES.get(key, _any)(words):
+            yield f"unit.{key} ({what})"
+    for one in definition.network.publish if definition.network is not None else ():
+        if one.host_port < FIRST_FREE_PORT:
+            yield f"network.publish ({format_publish(one)})"
+    stop = definition.stop_timeout
+    if stop != defaults.stop_timeout and (stop is None or stop > LONGEST_STOP):
+        yield f"stop_timeout ({'infinity' if stop is None else f'{stop:g}s'})"
+
+
+def refuse_host_reach(definition: Definition, defaults: DefinitionDefaults) -> None:
+    """Raise Forbidden with all that only root may ask for."""
+    found = list(find_host_reach(definition, defaults))
+    if found:
+        raise Forbidden(
+            f"this reaches beyond the VM into the host: {'; '.join(found)}",
+            hint="leave it out, or have root define the VM in /etc/hypemand/vms.d or create it on the host",
+        )

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No guest turns the host's journal over, or speaks to its terminals; what it says is found as ever."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from tests.host.faults import host_config
+from tests.host.machine import TestHost
+from tests.host.vms import Vms
+
+MIB = 1024 * 1024
+NOTICE = re.compile(r"hypeman-console: ([0-9]+) lines \(([0-9]+) bytes\) were not kept")
+# Long lines, which journald's own limit does not bound, and short ones; then an end that must not get lost.
+FLOOD = """
+echo up
+head -c 24000000 /dev/urandom | base64 -w 30000
+seq 1 20000
+echo last
+exit 7
+"""
+
+
+def measure_journal(host: TestHost) -> int:
+    """Bytes of entries in the journal, which is what pushes others out of it."""
+    script = "journalctl --sync; journalctl -o export --no-pager | wc -c"
+    return int(host.shell(script).stdout)
+
+
+def test_a_flood_is_bounded_and_its_vm_is_found_as_any_other(host: TestHost, vms: Vms) -> None:
+    limits = {"burst": "4M", "per_hour": "4M"}
+    with host_config(host, journal=limits):
+        before, since = measure_journal(host), time.time()
+        vms.define("flood", FLOOD)
+        vms.ctl("start", "flood")
+        vms.wait("flood", "Stopped")
+        grown = measure_journal(host) - before
+        shown = vms.show("flood")
+        found = {
+            "unit": host.run(
+                ["journalctl", "-u", "hypeman-vm-flood", "-o", "cat", f"--since=@{since:.0f}"]
+            ).stdout,
+            "field": host.run(
+                ["journalctl", "HYPEMAN_VM=flood", "-o", "cat", f"--since=@{since:.0f}"]
+            ).stdout,
+            "logs": vms.ctl("logs", "flood").stdout,
+        }
+    assert grown < 16 * MIB, "entries have fields beside their text, and are a few thousand at most"
+    for how, text in found.items():
+        assert "up" in text.splitlines(), how
+        assert sum(int(match[2]) for match in NOTICE.finditer(text)) > 20 * MIB, how
+    # the console was over its limit; how the program ended is known all the same
+    assert shown["exit_code"] == 7
+
+
+def test_what_is_within_the_limits_is_all_there(host: TestHost, vms: Vms) -> None:
+    vms.define("talks", "seq 1 5000; echo '  two  '; exit 3")
+    vms.ctl("start", "talks")
+    vms.wait("talks", "Stopped")
+    lines = vms.ctl("logs", "talks").stdout.splitlines()
+    assert lines[-1] == "  two" or lines[-1] == "  two  "
+    assert [line for line in lines if line.isdecimal()] == [str(n) for n in range(1, 5001)]
+    assert vms.show("talks")["exit_code"] == 3
+
+
+def test_the_last_words_are_in_the_journal_when_the_unit_has_ended(host: TestHost, vms: Vms) -> None:
+    for _ in range(5):
+        vms.define("brief", "seq 1 3000; echo bye; exit 5")
+        vms.ctl("start", "brief")
+        vms.wait("brief", "Stopped")
+        assert vms.ctl("logs", "-n", "1", "brief").stdout == "bye\n"
+        assert vms.show("brief")["exit_code"] == 5
+        vms.undefine("brief")
+        vms.ctl("rm", "-f", "brief", check=False)
+
+
+def test_a_guests_priorities_are_text(host: TestHost, vms: Vms) -> None:
+    since = time.time()
+    vms.define("loud", "echo '<0>the host is on fire'; echo '<3>c'; exec sleep infinity")
+    vms.ctl("start", "--wait", "loud")
+    lines = ["<0>the host is on fire", "<3>c"]
+    host.wait_until(lambda: lines[-1] in vms.console("loud"), 20)
+    assert [line for line in vms.console("loud") if line.startswith("<")] == lines
+    entries = host.journal("HYPEMAN_VM=loud", since=since)
+    said = {entry["MESSAGE"]: entry["PRIORITY"] for entry in entries if entry["MESSAGE"] in lines}
+    assert said == dict.fromkeys(lines, "6")
+    assert host.run(["journalctl", "-p", "0", f"--since=@{since:.0f}", "-o", "cat"]).stdout == ""
+
+
+def test_the_vmm_has_no_way_into_the_journal_but_the_console(host: TestHost, vms: Vms) -> None:
+    vms.run("plain")
+    pid = vms.unit("plain", "MainPID")["MainPID"]
+    ends = [host.run(["readlink", f"/proc/{pid}/fd/{number}"]).stdout.strip() for number in (1, 2)]
+    assert ends[0].startswith("pipe:")
+    assert ends[0] == ends[1]
+    children = host.shell(f"cat /proc/{pid}/task/{pid}/children").stdout.split()
+    names = {host.run(["cat", f"/proc/{child}/comm"]).stdout.strip() for child in children}
+    assert "hypeman-console" not in names, "machinectl's signals go to the VMM's one child"
+    group = host.shell("systemctl status --no-pager -n 0 hypeman-vm-plain | grep -c hypeman-console").stdout
+    assert int(group) >= 1

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a unit for images is started with. What the sandbox holds back is for the test host."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from hypemand.storage.replay import _SANDBOX
+from hypemand.storage.tools import (
+    _BUILD,
+    _COMMON,
+    UnitTools,
+    _secret_environment,
+    find_link_local_servers,
+)
+
+SYSTEMD_RUN = """#!/bin/sh
+printf '%s\\n' "$@" >"$TMPDIR/argv"
+for word; do
+    case $word in EnvironmentFile=*) cat "${word#EnvironmentFile=}" >"$TMPDIR/variables" ;; esac
+done
+"""
+PROXY = 'http://user:pa$s"w`o\\rd@proxy.example:3128'
+
+
+@pytest.fixture
+def fake_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A systemd-run that writes down what it is told, into that folder."""
+    program = tmp_path / "bin/systemd-run"
+    program.parent.mkdir()
+    program.write_text(SYSTEMD_RUN)
+    program.chmod(0o755)
+    path = f"{program.parent}:/usr/bin:/bin"
+    monkeypatch.setattr("hypemand.run.ENVIRONMENT", {"PATH": path, "TMPDIR": str(tmp_path)})
+    monkeypatch.setattr("hypemand.storage.tools._find_fetch_group", os.getgid)
+    return tmp_path
+
+
+def test_a_proxys_password_stands_on_no_command_line(fake_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", PROXY)
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    folder = fake_run / "fetch"
+    folder.mkdir()
+    UnitTools("x", fake_run / "state").fetch(["true"], folder=folder, timeout=10)
+    argv = (fake_run / "argv").read_text()
+    assert "proxy.example" not in argv
+    assert "pa$s" not in argv
+    assert re.search(r"^EnvironmentFile=/proc/[0-9]+/fd/[0-9]+$", argv, re.MULTILINE)
+    assert sorted((fake_run / "variables").read_text().splitlines()) == [
+        'NO_PROXY="localhost"',
+        'https_proxy="http://user:pa\\$s\\"w\\`o\\\\rd@proxy.example:3128"',
+    ]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o770
+
+
+def test_without_proxies_there_is_no_such_file() -> None:
+    with _secret_environment({}) as file:
+        assert file == ""
+
+
+def test_a_build_sees_what_it_reads_and_writes_to_its_folder_alone(fake_run: Path) -> None:
+    folder, source = fake_run / "staging", fake_run / "a b:c"
+    folder.mkdir()
+    read = [source, folder / "layout"]
+    UnitTools("x", fake_run / "state").build(["true"], folder=folder, timeout=10, readable=read)
+    argv = (fake_run / "argv").read_text().splitlines()
+    assert f'BindPaths="{folder}"' in argv
+    assert f'BindReadOnlyPaths="{fake_run}/a b\\\\:c"' in argv
+    assert not any(str(folder / "layout") in word for word in argv)
+    assert "TemporaryFileSystem=/:ro" in argv
+
+
+def test_a_root_of_its_own_is_undone_by_no_other_setting_for_it() -> None:
+    """Of TemporaryFileSystem=/ and ProtectSystem=strict systemd keeps the latter: the host's root."""
+    for table in ((*_COMMON, *_BUILD), _SANDBOX):
+        assert "TemporaryFileSystem=/:ro" in table
+        assert not [setting for setting in table if setting.startswith("ProtectSystem=")]
+
+
+def test_link_local_name_servers_stay_open(tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text(
+        "search x\nnameserver 9.9.9.9\nnameserver 169.254.169.253\nnameserver fe80::1%eth0\n"
+        "nameserver\nnameserver ::1\nnameserver nonsense\n"
+    )
+    assert find_link_local_servers(file) == ["169.254.169.253", "fe80::1"]
+    assert find_link_local_servers(tmp_path / "none") == []

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""hypeman-console: what a VM says reaches the journal whole, within limits, before its end is read."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hypemand.unit.exit import await_console
+
+SOURCES = Path(__file__).parents[3] / "guest/console"
+MIB = 1024 * 1024
+NOTICE = re.compile(rb"hypeman-console: ([0-9]+) lines \(([0-9]+) bytes\) were not kept: .*\n")
+LINE_COST = 512
+
+
+@pytest.fixture(scope="module")
+def console(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program, with sanitizers."""
+    target = tmp_path_factory.mktemp("console") / "hypeman-console"
+    argv = ["gcc", "-std=c17", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
+    argv += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run([*argv, "-o", target, *sorted(SOURCES.glob("*.c"))], check=True, timeout=120)
+    return target
+
+
+def say(
+    console: Path, folder: Path, script: str, *, burst: int = MIB, per_hour: int = MIB, input: bytes = b""
+) -> bytes:
+    """All that comes of a shell script that has the console for its output."""
+    argv = [str(console), str(folder), str(burst), str(per_hour), "/bin/sh", "-c", script]
+    done = subprocess.run(argv, input=input, capture_output=True, timeout=60, check=True)
+    assert done.stderr == b""
+    return done.stdout
+
+
+def feed(console: Path, folder: Path, data: bytes, **limits: int) -> bytes:
+    return say(console, folder, "exec cat", input=data, **limits)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"one\n\n  two  \n\x1b[1mthree\x1b[0m\r\n\xff\xfe\n",
+        b"no end",
+        b"a\0b\0\n\0",
+        b"x" * 200_000 + b"\n" + b"y" * 70_000,
+        b"".join(b"%d %s\n" % (n, b"z" * (n % 97)) for n in range(1000)),
+    ],
+    ids=["nothing", "texts", "no end", "zeros", "long", "many"],
+)
+def test_what_is_within_the_limits_comes_through_as_it_is(console: Path, tmp_path: Path, data: bytes) -> None:
+    assert feed(console, tmp_path, data) == data
+
+
+def test_standard_error_goes_the_same_way_in_order(console: Path, tmp_path: Path) -> None:
+    assert say(console, tmp_path, "echo 1; echo 2 >&2; echo 3") == b"1\n2\n3\n"
+
+
+def test_the_program_has_the_place_of_the_console_and_no_child(console: Path, tmp_path: Path) -> None:
+    argv = [str(console), str(tmp_path), str(MIB), str(MIB), "/bin/sh", "-c"]
+    script = (
+        "echo $$; cat /proc/$$/task/$$/children; echo; readlink /proc/$$/fd/1 /proc/$$/fd/2; ls /proc/$$/fd"
+    )
+    with subprocess.Popen([*argv, script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        lines = process.stdout.read().decode().splitlines()
+    assert lines[0] == str(process.pid)
+    (cat,) = lines[1].split()  # which reads that
+    assert cat
+    assert lines[2:4] == [lines[2]] * 2
+    assert lines[2].startswith("pipe:")
+    assert lines[4:] == ["0", "1", "2"]
+
+
+def test_a_line_is_passed_on_when_it_is_whole(console: Path, tmp_path: Path) -> None:
+    argv = [str(console), str(tmp_path), str(MIB), str(MIB), "/bin/sh", "-c", "echo one; read x; echo $x"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"one\n"
+        process.stdin.write(b"two\n")
+        process.stdin.close()
+        assert process.stdout.readline() == b"two\n"
+
+
+@pytest.mark.parametrize(
+    "line", [b"x" * 60_000 + b"\n", b"y\n", b"\n", b"z\0"], ids=["long", "short", "empty", "zero"]
+)
+def test_a_flood_of_any_lines_is_bounded_by_what_it_costs(console: Path, tmp_path: Path, line: bytes) -> None:
+    count = 8 * MIB // (len(line) + LINE_COST)
+    came = feed(console, tmp_path, line * count)
+    (notice,) = NOTICE.finditer(came)
+    kept = came[: notice.start()]
+    lines = kept.count(line[-1:])
+    assert kept == line * lines
+    assert lines + int(notice[1]) == count
+    assert int(notice[2]) == len(line) * (count - lines)
+    # a burst, and what has come back meanwhile
+    assert MIB * 0.9 < lines * (len(line) + LINE_COST) < MIB * 1.2
+
+
+def test_a_line_without_end_is_cut(console: Path, tmp_path: Path) -> None:
+    came = feed(console, tmp_path, b"x" * (4 * MIB) + b"\nnext\n")
+    first, _, rest = came.partition(b"\n")
+    assert MIB * 0.9 < len(first) < MIB * 1.1
+    assert set(first) == {ord("x")}
+    assert NOTICE.fullmatch(rest)
+
+
+def test_sentinels_have_a_reserve_and_it_has_an_end(console: Path, tmp_path: Path) -> None:
+    flood, word = b"x" * 1000 + b"\n", b"HYPEMAN-EXIT boot=1 code=0\n"
+    came = feed(console, tmp_path, flood * 4000 + word)
+    assert word in came
+    came = feed(console, tmp_path, flood * 4000 + word * 4000)
+    assert 50 < came.count(word) < 200
+
+
+def test_it_goes_on_when_there_is_room_again(console: Path, tmp_path: Path) -> None:
+    # 64 KiB, a sixteenth of the burst, come back in a quarter of a second
+    script = "head -c 4000000 /dev/zero | tr '\\0' '\\n'; sleep 1; echo after"
+    came = say(console, tmp_path, script, per_hour=900 * MIB)
+    assert came.endswith(b"after\n")
+    assert len(NOTICE.findall(came)) >= 1
+
+
+def test_the_cost_of_a_byte_does_not_grow(console: Path, tmp_path: Path) -> None:
+    """Linear, whatever the lines are: twice the bytes take about twice the time."""
+
+    def measure(line: bytes, size: int) -> float:
+        data = line * (size // len(line))
+        before = os.times().children_user
+        feed(console, tmp_path, data, burst=1024 * MIB)
+        return os.times().children_user - before
+
+    for line in (b"x", b"\n", b"HYPEMAN-", b"x" * 65_536 + b"\n"):
+        small, large = measure(line, 8 * MIB), measure(line, 32 * MIB)
+        assert large < max(small, 0.05) * 12, line[:10]
+
+
+def test_the_end_is_told_when_all_has_been_passed_on(console: Path, tmp_path: Path) -> None:
+    """Whatever else holds the pipe, and however slow the journal is: ExecStopPost= reads after that."""
+    reader, writer = os.pipe()
+    # the program ends at once; a process that it leaves behind has the same output
+    script = "sleep 30 & echo $! >left; head -c 300000 /dev/zero | tr '\\0' x; echo; echo last"
+    argv = [str(console), str(tmp_path), str(MIB), str(MIB), "/bin/sh", "-c", script]
+    process = subprocess.Popen(argv, stdout=writer, stderr=writer, cwd=tmp_path)
+    os.close(writer)
+    came = b""
+    try:
+        process.wait(20)
+        ended: list[bool] = []
+        waiting = threading.Thread(target=lambda: ended.append(await_console(tmp_path)))
+        waiting.start()
+        assert not ended, "the journal has not read it all"
+        while data := os.read(reader, 65536):
+            came += data
+        waiting.join(20)
+        assert ended == [True]
+        assert came.endswith(b"\nlast\n")
+    finally:
+        os.kill(int((tmp_path / "left").read_text()), 9)
+        os.close(reader)
+
+
+def test_no_console_is_waited_for_where_there_is_none(tmp_path: Path) -> None:
+    assert await_console(tmp_path)
+    os.mkfifo(tmp_path / "console.end")
+    assert await_console(tmp_path)
+    (tmp_path / "console.end").unlink()
+    (tmp_path / "console.end").write_text("no pipe")
+    assert not await_console(tmp_path)
+    (tmp_path / "console.end").unlink()
+    (tmp_path / "console.end").symlink_to("/dev/null")
+    assert await_console(tmp_path)
+
+
+def test_whoever_holds_the_pipe_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypemand.unit.exit._CONSOLE_DEADLINE", 0.05)
+    os.mkfifo(tmp_path / "console.end")
+    held = os.open(tmp_path / "console.end", os.O_RDWR)
+    try:
+        assert not await_console(tmp_path)
+    finally:
+        os.close(held)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["x"], ["x", "1", "1", "/bin/true"], ["x", "-5", "5", "y"], ["x", "1048576", "0", "y"]]
+)
+def test_what_it_is_told_is_checked(console: Path, words: Sequence[str]) -> None:
+    done = subprocess.run([str(console), *words], capture_output=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"usage: hypeman-console")
+
+
+def test_a_program_that_is_not_there_is_told(console: Path, tmp_path: Path) -> None:
+    argv = [str(console), str(tmp_path), str(MIB), str(MIB), "/no/such/program"]
+    done = subprocess.run(argv, capture_output=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert done.stdout == b"hypeman-console: /no/such/program: No such file or directory\n"
