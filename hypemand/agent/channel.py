@@ -86,13 +86,14 @@ class AgentChannel:
         cls,
         path: Path,
         boot_id: str,
-        budget: Budget,
+        budget: Budget | None = None,
         *,
         timeout: float = 5.0,
         queue_limit: int = QUEUE_LIMIT,
     ) -> AgentChannel:
-        """Connect to the VMM's socket and greet. `boot_id` is what the guest must answer with, and its frames
-        are paid from `budget`; a guest that leaves more than `queue_limit` bytes unread loses the channel.
+        """Connect to the VMM's socket and greet. `boot_id` is what the guest must answer with. Its frames are
+        paid from `budget`, else from one of this channel; a guest that leaves more than `queue_limit` bytes
+        unread loses the channel.
 
         The socket accepts as soon as the VMM runs; the agent is there when `ready` returns.
         """
@@ -103,7 +104,7 @@ class AgentChannel:
             raise GuestError(f"the VMM did not accept a connection to {path} in {timeout:g} s") from None
         except OSError as error:
             raise GuestError(f"cannot connect to the agent at {path}: {error.strerror or error}") from error
-        channel = cls(reader, writer, boot_id, queue_limit, budget)
+        channel = cls(reader, writer, boot_id, queue_limit, budget or Budget())
         hello = encode_records([("version", VERSION), ("boot", boot_id)])
         channel.send(Frame(FrameType.HELLO, payload=hello))
         return channel

@@ -5,17 +5,30 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 from hypemand.boot.retry import Backoff
 from hypemand.boot.tracker import BootTracker
 from hypemand.budget import Budget, Turn
-from hypemand.systemd.journal import BootJournal
+from hypemand.systemd.journal import JournalLine
 
 _log = logging.getLogger(__name__)
 PERIOD = 0.1
 """Seconds from look to look."""
 _LINES_AT_ONCE = 16
 _LINES_TO_CATCH_UP = 20_000
+
+
+class Journal(Protocol):
+    """The journal of one boot: `hypemand.systemd.journal.BootJournal`."""
+
+    def read(self, limit: int) -> list[JournalLine]: ...
+    def reopen(self) -> None: ...
+    def close(self) -> None: ...
+
+
+OpenJournal = Callable[[str], Journal]
 
 
 class Console:
@@ -25,12 +38,21 @@ class Console:
     daemon listened, as far as the first lines of the boot have it.
     """
 
-    def __init__(self, name: str, tracker: BootTracker, budget: Budget, *, catch_up: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        tracker: BootTracker,
+        budget: Budget,
+        open_journal: OpenJournal,
+        *,
+        catch_up: bool,
+    ) -> None:
         self.is_open = True
         self._name = name
         self._tracker = tracker
         self._budget = budget
-        self._journal: BootJournal | None = None
+        self._open_journal = open_journal
+        self._journal: Journal | None = None
         self._to_catch_up = _LINES_TO_CATCH_UP if catch_up else 0
         self._due = 0.0
         self._backoff = Backoff()
@@ -62,7 +84,7 @@ class Console:
 
     def _read(self, *, has_port: bool) -> bool:
         if self._journal is None:
-            self._journal = BootJournal(self._tracker.boot)
+            self._journal = self._open_journal(self._tracker.boot)
         elif self._backoff.has_failed:
             self._journal.reopen()
         turn = Turn()

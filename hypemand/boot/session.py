@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hypemand.agent.channel import AgentChannel
 from hypemand.agent.report import open_report
-from hypemand.boot.console import Console
+from hypemand.boot.console import Console, OpenJournal
 from hypemand.boot.retry import Backoff
 from hypemand.boot.tracker import BootTracker
 from hypemand.boot.watcher import LATER, SOON
@@ -29,6 +29,7 @@ from hypemand.errors import GuestError, HypemandError
 from hypemand.qemu.qmp import Qmp, QmpError
 from hypemand.sockets import hold_socket
 from hypemand.state import QmpStatus
+from hypemand.systemd.journal import BootJournal
 
 _log = logging.getLogger(__name__)
 # in which the agent of a guest that runs is to answer
@@ -75,6 +76,7 @@ class Session:
         catch_up: bool = False,
         on_change: Callable[[], None],
         on_loss: Callable[[], None] = lambda: None,
+        open_journal: OpenJournal = BootJournal,
     ) -> None:
         self.tracker = tracker
         self.qmp_status = QmpStatus.ABSENT
@@ -92,7 +94,7 @@ class Session:
         self._boots = follow_journal
         self._console: Console | None = None
         if follow_journal or catch_up:
-            self._console = Console(name, tracker, self.budget, catch_up=catch_up)
+            self._console = Console(name, tracker, self.budget, open_journal, catch_up=catch_up)
         self._qmp: Qmp | None = None
         self._qmp_link = _Link("qmp", self._connect_qmp)
         self._report_link = _Link("report", self._follow_report)
