@@ -212,11 +212,20 @@ _GRAMMAR: Mapping[bytes, tuple[type[Sentinel], Mapping[str, _Codec]]] = MappingP
 )
 _KINDS = {sentinel: kind for kind, (sentinel, _) in _GRAMMAR.items()}
 
-_VALUE = rb'(?:[^\s"]+|"(?:[^"\\\x00-\x1f\x7f]|\\["\\])*")'
-_PREFIX = rb"HYPEMAN-(" + b"|".join(_GRAMMAR) + rb")(?=[ \t]|$)"
-_LINE = re.compile(_PREFIX + rb"((?:[ \t]+[a-z][a-z0-9_]*=" + _VALUE + rb")*)")
-_FIELD = re.compile(rb"[ \t]+([a-z][a-z0-9_]*)=(" + _VALUE + rb")")
-_MALFORMED = re.compile(_PREFIX + rb"(?:[ \t]*$|[ \t]+[a-z][a-z0-9_]*=)")
+# A key has one codec, whatever the kind of its line: so its value is read once, however many kinds are tried.
+_CODECS = {key.encode("ascii"): codec for _, codecs in _GRAMMAR.values() for key, codec in codecs.items()}
+_CODECS[b"boot"] = _Codec(_parse_boot, str)
+
+_PREFIX = b"HYPEMAN-"
+_MAX_PREFIX = len(_PREFIX) + max(map(len, _GRAMMAR))
+_KEY = re.compile(rb"[a-z][a-z0-9_]*")
+# The last field of what is left of a line, read backwards: that way there is but one way to read it. A quote
+# within quotes has a backslash before it, and before the one that opens them is the `=`.
+_QUOTED_BACKWARDS = re.compile(rb'"((?:["\\]\\|[^"\\\x00-\x1f\x7f])*+)"=([a-z0-9_]*[a-z])[ \t]+')
+_PLAIN_BACKWARDS = re.compile(rb'([^\s"]+)[ \t]+')
+_BEGINNING = re.compile(
+    _PREFIX + rb"(?:" + b"|".join(_GRAMMAR) + rb")(?=[ \t]|$)(?:[ \t]*$|[ \t]+[a-z][a-z0-9_]*=)"
+)
 _ESCAPE = re.compile(rb'\\(["\\])')
 _BLANK = b" \t\r\n\v\f"
 
@@ -228,7 +237,8 @@ def parse_sentinel(line: bytes | str) -> Sentinel | None:
     repeated field makes it None; well-formed fields that are not known are passed over, so that a newer
     guest can say more.
     """
-    found = _find_sentinel(line)
+    data = _to_bytes(line)
+    found = None if data is None else _find_sentinel(data)
     return None if found is None else found[0]
 
 
@@ -241,7 +251,7 @@ def is_sentinel_line(line: bytes | str) -> bool:
     data = _to_bytes(line)
     if data is None:
         return False
-    return _MALFORMED.match(data.strip(_BLANK)) is not None or _find_sentinel(line) is not None
+    return _is_beginning(data) or _find_sentinel(data) is not None
 
 
 def derive_user_text(line: str) -> str | None:
@@ -249,10 +259,13 @@ def derive_user_text(line: str) -> str | None:
 
     A program that ends without a newline has its last words on the line of the sentinel: they are kept.
     """
-    found = _find_sentinel(line)
+    data = _to_bytes(line)
+    if data is None:
+        return line
+    found = _find_sentinel(data)
     if found is not None:
         return found[1].decode("utf-8", "replace") or None
-    return None if is_sentinel_line(line) else line
+    return None if _is_beginning(data) else line
 
 
 def format_sentinel(sentinel: Sentinel) -> str:
@@ -277,39 +290,70 @@ def _to_bytes(line: bytes | str) -> bytes | None:
     return None if len(data) > MAX_LINE else data
 
 
-def _find_sentinel(line: bytes | str) -> tuple[Sentinel, bytes] | None:
-    """The first sentinel that reaches to the line's end, and the noise before it."""
-    data = _to_bytes(line)
-    if data is None:
+def _is_beginning(data: bytes) -> bool:
+    return _BEGINNING.match(data.strip(_BLANK)) is not None
+
+
+def _find_sentinel(data: bytes) -> tuple[Sentinel, bytes] | None:
+    """The first sentinel that reaches to the line's end, and the noise before it.
+
+    Takes time linear in the line's length: fields are read once, from the last one back, and each place where
+    a prefix ends there is a candidate. To try the prefixes one after the other, each up to the line's end,
+    would be quadratic.
+    """
+    if _PREFIX not in data:
         return None
     data = data.rstrip(_BLANK)
-    start = data.find(b"HYPEMAN-")
-    while start >= 0:
-        found = _LINE.fullmatch(data, start)
-        sentinel = None if found is None else _parse_fields(found[1], found[2])
-        if sentinel is not None:
-            return sentinel, data[:start].lstrip(_BLANK)
-        start = data.find(b"HYPEMAN-", start + 1)
-    return None
+    backwards = data[::-1]
+    found: tuple[Sentinel, int] | None = None
+    values: dict[bytes, Any] = {}
+    end = len(data)
+    while (field := _read_last_field(backwards, len(data) - end)) is not None:
+        key, value, end = field
+        if key in values:
+            break  # and in all that begin before it
+        values[key] = _parse_value(key, value)
+        start = data.rfind(_PREFIX, max(end - _MAX_PREFIX, 0), end)
+        kind = data[start + len(_PREFIX) : end] if start >= 0 else b""
+        if kind in _GRAMMAR and (sentinel := _make_sentinel(kind, values)) is not None:
+            found = sentinel, start
+    return None if found is None else (found[0], data[: found[1]].lstrip(_BLANK))
 
 
-def _parse_fields(kind: bytes, text: bytes) -> Sentinel | None:
-    sentinel, codecs = _GRAMMAR[kind]
-    raw: dict[str, bytes] = {}
-    for found in _FIELD.finditer(text):
-        key = found[1].decode("ascii")
-        if key in raw:
-            return None
-        raw[key] = _unquote(found[2])
-    try:
-        values = {_attribute(key): codec.parse(raw[key]) for key, codec in codecs.items()}
-        result = sentinel(boot=_parse_boot(raw["boot"]), **values)
-    except (KeyError, ValueError):
+def _read_last_field(backwards: bytes, at: int) -> tuple[bytes, bytes, int] | None:
+    """Key and value of the field that ends at an offset of the reversed line, and how much of the line is
+    before the blanks in front of it."""
+    quoted = _QUOTED_BACKWARDS.match(backwards, at)
+    if quoted is not None:
+        value = _ESCAPE.sub(rb"\1", quoted[1][::-1])
+        return quoted[2][::-1], value, len(backwards) - quoted.end()
+    plain = _PLAIN_BACKWARDS.match(backwards, at)
+    if plain is None:
         return None
+    key, _, value = plain[1][::-1].partition(b"=")
+    if not value or not _KEY.fullmatch(key):
+        return None
+    return key, value, len(backwards) - plain.end()
+
+
+def _parse_value(key: bytes, value: bytes) -> Any:
+    """What the value stands for; None: nothing that is known, or it is malformed."""
+    codec = _CODECS.get(key)
+    try:
+        return None if codec is None else codec.parse(value)
+    except ValueError:
+        return None
+
+
+def _make_sentinel(kind: bytes, values: Mapping[bytes, Any]) -> Sentinel | None:
+    """A sentinel of these values, if all are there that its kind needs."""
+    sentinel, codecs = _GRAMMAR[kind]
+    arguments: dict[str, Any] = {
+        _attribute(key): values.get(key.encode("ascii")) for key in ("boot", *codecs)
+    }
+    if None in arguments.values():
+        return None
+    result = sentinel(**arguments)
     if isinstance(result, Stage) and result.end < result.start:
         return None
     return result
-
-
-def _unquote(value: bytes) -> bytes:
-    return _ESCAPE.sub(rb"\1", value[1:-1]) if value.startswith(b'"') else value

@@ -8,10 +8,12 @@ complete it breaks off, wherever it is, after a global header with the keyword H
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import IO
 
 from hypemand.errors import InvalidRequest
 from hypemand.manager.view import FileInfo, FileKind, Hole
@@ -19,6 +21,8 @@ from hypemand.manager.view import FileInfo, FileKind, Hole
 BLOCK = 512
 END = bytes(2 * BLOCK)
 MAX_META = 1024 * 1024
+# PATH_MAX of Linux, limits.h; other values are shorter
+MAX_VALUE = 4096
 MAX_SIZE = 2**63 - 1
 # Runs of zeros shorter than this are written like anything else.
 MIN_HOLE = 4096
@@ -26,7 +30,10 @@ _MAX_ERROR = 1000
 ERROR_BYTES = 8192
 _ERROR_KEY = "HYPEMAND.error"
 _SPARSE = "GNU.sparse."
-_KEYS = ("path", "linkpath", "size", "uid", "gid", "mtime")
+_KEYS = {
+    key.encode("ascii"): key
+    for key in ("path", "linkpath", "size", "uid", "gid", "mtime", "GNU.sparse.name", "GNU.sparse.realsize")
+}
 _MAX_ID = 2**32 - 2
 _NS = 1_000_000_000
 _ZEROS = bytes(64 * 1024)
@@ -41,6 +48,15 @@ _KINDS = {kind: member for member, kind in _TYPES.items()} | {
     tarfile.AREGTYPE: FileKind.FILE,
     tarfile.CONTTYPE: FileKind.FILE,
 }
+_META = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+# Of a GNU sparse member: do blocks follow with more of its map? Of the first block, and of those.
+_EXTENDED, _EXTENDED_MORE = 482, 504
 _REFUSED = {
     tarfile.LNKTYPE: "is a hard link, which cannot be copied; make the archive with tar --hard-dereference",
     tarfile.CHRTYPE: "is a device, which cannot be copied",
@@ -109,6 +125,97 @@ def find_hole(data: bytes) -> Hole | None:
     return Hole(size)
 
 
+class _Meta:
+    """What extended headers say of the next member and of all that follow. Its size does not grow."""
+
+    def __init__(self) -> None:
+        self.next: dict[str, str] = {}
+        self._global: dict[str, str] = {}
+
+    def add(self, kind: bytes, data: bytes) -> None:
+        match kind:
+            case tarfile.GNUTYPE_LONGNAME:
+                self.next["path"] = _decode_value(data.rstrip(b"\0"))
+            case tarfile.GNUTYPE_LONGLINK:
+                self.next["linkpath"] = _decode_value(data.rstrip(b"\0"))
+            case tarfile.XGLTYPE:
+                self._global |= parse_pax(data)
+            case _:
+                self.next |= parse_pax(data)
+
+    def take(self) -> dict[str, str]:
+        """All that counts for the member that comes now."""
+        found = self._global | self.next
+        self.next = {}
+        return found
+
+
+def _parse_block(block: bytes) -> tarfile.TarInfo:
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        raise InvalidArchive("this is no tar archive; a compressed one must be unpacked first") from None
+
+
+def _check_meta_size(info: tarfile.TarInfo) -> None:
+    if not 0 < info.size <= MAX_META:
+        raise InvalidArchive(f"an extended header of the archive has {info.size} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A member as its headers describe it, of any kind."""
+
+    name: str
+    linkname: str
+    is_file: bool
+    is_hard_link: bool
+
+
+def read_headers(archive: IO[bytes]) -> Iterator[Header]:
+    """The members of an archive in a file that can be sought in; their contents are passed over.
+
+    Keeps one header, whatever the archive has: `tarfile` itself reads extended headers of any size, and calls
+    itself for each that follows another. InvalidArchive.
+    """
+    meta = _Meta()
+    while block := archive.read(BLOCK):
+        if not any(block):
+            break
+        if len(block) < BLOCK:
+            raise InvalidArchive(f"the archive ends in {_State.HEADER.value}")
+        info = _parse_block(block)
+        if info.type in _META:
+            _check_meta_size(info)
+            meta.add(info.type, _read_padded(archive, info.size))
+            continue
+        pax = meta.take()
+        name = pax.get("GNU.sparse.name", pax.get("path", info.name))
+        yield Header(name, pax.get("linkpath", info.linkname), info.isreg(), info.islnk())
+        extended = info.type == tarfile.GNUTYPE_SPARSE and block[_EXTENDED]
+        while extended:
+            extended = _read_padded(archive, BLOCK)[_EXTENDED_MORE]
+        if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
+            size = _parse_number(pax, "size", info.size, MAX_SIZE)
+            _pass_over(archive, size + -size % BLOCK)
+    if meta.next:
+        raise InvalidArchive(f"the archive ends in {_State.META.value}")
+
+
+def _read_padded(archive: IO[bytes], size: int) -> bytes:
+    data = archive.read(size + -size % BLOCK)
+    if len(data) < size:
+        raise InvalidArchive(f"the archive ends in {_State.META.value}")
+    return data[:size]
+
+
+def _pass_over(archive: IO[bytes], size: int) -> None:
+    if size:
+        archive.seek(size - 1, os.SEEK_CUR)
+        if not archive.read(1):
+            raise InvalidArchive(f"the archive ends in {_State.DATA.value}")
+
+
 class _State(Enum):
     HEADER = "a header"
     META = "an extended header"
@@ -131,8 +238,7 @@ class TarReader:
         self._padding = 0
         self._meta_type = b""
         self._meta_size = 0
-        self._next: dict[str, str] = {}
-        self._global: dict[str, str] = {}
+        self._meta = _Meta()
 
     def feed(self, data: bytes) -> Iterator[FileInfo | bytes]:
         """The members and contents that `data` completes; the whole of it must be asked for."""
@@ -164,7 +270,7 @@ class TarReader:
 
     def finish(self) -> None:
         """The archive has ended. One that was cut off is none."""
-        if self._state is _State.HEADER and not self._buffer and not self._next:
+        if self._state is _State.HEADER and not self._buffer and not self._meta.next:
             return
         if self._state is not _State.OVER:
             raise InvalidArchive(f"the archive ends in {self._state.value}")
@@ -174,7 +280,7 @@ class TarReader:
         self._buffer.clear()
         if self._state is _State.META:
             self._state = _State.HEADER
-            self._take_meta(block)
+            self._meta.add(self._meta_type, block[: self._meta_size])
         elif not any(block):
             self._state = _State.OVER
         else:
@@ -183,37 +289,19 @@ class TarReader:
                 yield member
 
     def _parse_header(self, block: bytes) -> FileInfo | None:
-        try:
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except (tarfile.HeaderError, ValueError):
-            raise InvalidArchive("this is no tar archive; a compressed one must be unpacked first") from None
-        if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
-                         tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):  # fmt: skip
-            if not 0 < info.size <= MAX_META:
-                raise InvalidArchive(f"an extended header of the archive has {info.size} bytes")
+        info = _parse_block(block)
+        if info.type in _META:
+            _check_meta_size(info)
             self._meta_type, self._state = info.type, _State.META
             self._left = info.size + -info.size % BLOCK
             self._meta_size = info.size
             return None
         return self._make_member(info)
 
-    def _take_meta(self, block: bytes) -> None:
-        data = block[: self._meta_size]
-        match self._meta_type:
-            case tarfile.GNUTYPE_LONGNAME:
-                self._next["path"] = _decode(data.rstrip(b"\0"))
-            case tarfile.GNUTYPE_LONGLINK:
-                self._next["linkpath"] = _decode(data.rstrip(b"\0"))
-            case tarfile.XGLTYPE:
-                self._global |= parse_pax(data)
-            case _:
-                self._next |= parse_pax(data)
-
     def _make_member(self, info: tarfile.TarInfo) -> FileInfo:
-        pax = self._global | self._next
-        self._next = {}
+        pax = self._meta.take()
         path = clean_name(pax.get("path", info.name))
-        if any(key.startswith(_SPARSE) for key in pax):
+        if _SPARSE in pax:
             raise InvalidArchive(f"{path[:200]} {_REFUSED[tarfile.GNUTYPE_SPARSE]}")
         kind = _KINDS.get(info.type)
         if kind is None:
@@ -253,21 +341,32 @@ def clean_name(name: str) -> str:
 
 
 def parse_pax(data: bytes) -> dict[str, str]:
-    """Those records of an extended header that mean something here: `LENGTH KEY=VALUE` and a newline each."""
+    """Those records of an extended header that mean something here: `LENGTH KEY=VALUE` and a newline each.
+    That there are any of a sparse member is told by the key GNU.sparse. alone."""
     found = {}
-    while data:
-        head, space, _ = data[:32].partition(b" ")
+    at = 0
+    while at < len(data):
+        head, space, _ = data[at : at + 32].partition(b" ")
         if not space or not head.isdigit() or len(head) > 8:
             raise InvalidArchive("an extended header of the archive cannot be read")
-        length = int(head)
-        record, data = data[len(head) + 1 : length], data[length:]
-        key, equals, value = record.removesuffix(b"\n").partition(b"=")
-        if not equals or not record.endswith(b"\n"):
+        end = at + int(head)
+        record = data[at + len(head) + 1 : end]
+        key, equals, value = record[:-1].partition(b"=")
+        if not equals or not record.endswith(b"\n") or end > len(data):
             raise InvalidArchive("an extended header of the archive cannot be read")
-        name = _decode(key)
-        if name in _KEYS or name.startswith(_SPARSE):
-            found[name] = _decode(value)
+        at = end
+        if key.startswith(_SPARSE.encode()):
+            found[_SPARSE] = ""
+        if key in _KEYS:
+            found[_KEYS[key]] = _decode_value(value)
     return found
+
+
+def _decode_value(value: bytes) -> str:
+    """A global header's values count for every member: what is kept of them is small."""
+    if len(value) > MAX_VALUE:
+        raise InvalidArchive(f"an extended header of the archive has a value of {len(value)} bytes")
+    return _decode(value)
 
 
 def _decode(data: bytes) -> str:

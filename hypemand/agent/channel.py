@@ -25,12 +25,15 @@ from hypemand.agent.files import IncomingCopy, OutgoingCopy, check_path, read_st
 from hypemand.agent.frames import MAX_PAYLOAD, MAX_PING, VERSION, Frame, FrameParser, FrameType, HelloFinder
 from hypemand.agent.records import ProtocolError, encode_records, parse_records
 from hypemand.agent.session import MAX_SIDE, Session, clean_message
+from hypemand.budget import Budget, Price, Reserve, Turn
 from hypemand.errors import GuestError, InvalidRequest, TimedOut
 from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, ExecStream, FileInfo
 
 MAX_STREAMS = 64
 MAX_GRACE = 86400
 MAX_PINGS_PER_SECOND = 16
+MAX_UNANSWERED = 64
+MAX_FEATURES = 64
 MAX_UMASK = 0o777
 _U64 = struct.Struct("<Q")
 _READ_BYTES = 16 * 1024
@@ -54,7 +57,12 @@ class AgentChannel:
     """A connection to an agent. Made by `connect`, ended by `close` or by the guest."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, boot: str, queue_limit: int
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        boot: str,
+        queue_limit: int,
+        budget: Budget,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[GuestError] = loop.create_future()
@@ -63,6 +71,7 @@ class AgentChannel:
         self._writer = writer
         self._boot = boot
         self._queue_limit = queue_limit
+        self._budget = budget
         self._finder: HelloFinder | None = HelloFinder()
         self._parser = FrameParser()
         self._sessions: dict[int, Session] = {}
@@ -74,10 +83,17 @@ class AgentChannel:
 
     @classmethod
     async def connect(
-        cls, path: Path, boot_id: str, *, timeout: float = 5.0, queue_limit: int = QUEUE_LIMIT
+        cls,
+        path: Path,
+        boot_id: str,
+        budget: Budget | None = None,
+        *,
+        timeout: float = 5.0,
+        queue_limit: int = QUEUE_LIMIT,
     ) -> AgentChannel:
-        """Connect to the VMM's socket and greet. `boot_id` is what the guest must answer with; a guest that
-        leaves more than `queue_limit` bytes unread loses the channel.
+        """Connect to the VMM's socket and greet. `boot_id` is what the guest must answer with. Its frames are
+        paid from `budget`, else from one of this channel; a guest that leaves more than `queue_limit` bytes
+        unread loses the channel.
 
         The socket accepts as soon as the VMM runs; the agent is there when `ready` returns.
         """
@@ -88,7 +104,7 @@ class AgentChannel:
             raise GuestError(f"the VMM did not accept a connection to {path} in {timeout:g} s") from None
         except OSError as error:
             raise GuestError(f"cannot connect to the agent at {path}: {error.strerror or error}") from error
-        channel = cls(reader, writer, boot_id, queue_limit)
+        channel = cls(reader, writer, boot_id, queue_limit, budget or Budget())
         hello = encode_records([("version", VERSION), ("boot", boot_id)])
         channel.send(Frame(FrameType.HELLO, payload=hello))
         return channel
@@ -193,15 +209,14 @@ class AgentChannel:
     async def ping(self, *, timeout: float = 5.0) -> float:
         """Seconds until the agent answered. TimedOut, GuestError."""
         self._check_ready()
+        if len(self._pings) >= MAX_UNANSWERED:
+            raise TimedOut(f"the agent has left {len(self._pings)} PINGs unanswered")
         token = next(self._numbers).to_bytes(8, "little")
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pings[token] = answered
         started = time.monotonic()
-        try:
-            self.send(Frame(FrameType.PING, payload=token))
-            await _wait_any(answered, self._closed, timeout=timeout)
-        finally:
-            del self._pings[token]
+        self.send(Frame(FrameType.PING, payload=token))
+        await _wait_any(answered, self._closed, timeout=timeout)
         if answered.done():
             return time.monotonic() - started
         if self._closed.done():
@@ -251,9 +266,10 @@ class AgentChannel:
         """Read until the connection ends. Its one way out is `_end`."""
         try:
             while data := await self._reader.read(_READ_BYTES):
-                self._take(data)
+                await self._take(data)
                 if self._closed.done():
                     return
+                await self._budget.wait(Reserve.FRAMES)
                 # A read that finds bytes does not yield: a guest that floods would have the loop alone.
                 await asyncio.sleep(0)
             self._end(GuestError("the VMM closed the agent channel"))
@@ -268,17 +284,20 @@ class AgentChannel:
             _log.exception("agent channel of boot %s failed", self._boot)
             self._end(GuestError(f"the agent channel failed: {error}"))
 
-    def _take(self, data: bytes) -> None:
+    async def _take(self, data: bytes) -> None:
         rest: bytes | None = data
         if self._finder is not None:
             rest = self._finder.feed(data)
             if rest is None:
                 return
             self._finder = None
+        turn = Turn()
         for frame in self._parser.feed(rest or b""):
+            self._budget.spend(Price.FRAME)
             self._handle(frame)
             if self._closed.done():
                 return
+            await turn.pause()
 
     def _handle(self, frame: Frame) -> None:
         if frame.stream == 0:
@@ -297,9 +316,7 @@ class AgentChannel:
             case FrameType.PING:
                 self._handle_ping(frame)
             case FrameType.PONG:
-                answered = self._pings.get(frame.payload)
-                if answered is not None and not answered.done():
-                    answered.set_result(None)
+                self._handle_pong(frame)
             case FrameType.ERROR:
                 message = parse_records(frame.payload).find("message") or "no reason given"
                 self._end(GuestError(f"the guest's agent closed the channel: {clean_message(message)}"))
@@ -315,8 +332,18 @@ class AgentChannel:
             raise ProtocolError(f"the agent speaks version {shown} of the protocol, not {VERSION}")
         if records.get("boot") != self._boot:
             raise ProtocolError("HELLO is of another boot than this one")
-        features = frozenset(word.decode(errors="replace") for word in records.all("feature"))
+        words = records.all("feature")
+        if len(words) > MAX_FEATURES or any(len(word) > MAX_FEATURES for word in words):
+            raise ProtocolError("HELLO with too many features, or too long ones")
+        features = frozenset(word.decode(errors="replace") for word in words)
         self._hello.set_result(AgentHello(clean_message(records.find("agent") or ""), features))
+
+    def _handle_pong(self, frame: Frame) -> None:
+        """An answer may come when nobody waits for it any more, but there is one for each PING at most."""
+        answered = self._pings.pop(frame.payload, None)
+        if answered is None:
+            raise ProtocolError("PONG that answers no PING")
+        answered.set_result(None)
 
     def _handle_ping(self, frame: Frame) -> None:
         if len(frame.payload) > MAX_PING:

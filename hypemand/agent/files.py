@@ -24,9 +24,12 @@ from hypemand.agent.items import (
 )
 from hypemand.agent.records import ProtocolError
 from hypemand.agent.session import Session, clean_message
+from hypemand.budget import Turn
 from hypemand.errors import GuestError, InvalidRequest, NotFound
 from hypemand.manager.view import FileInfo, FileKind, Hole
 
+# Items are small at the least: of so many bytes none is made without a turn for others.
+_STEP = 16 * 1024
 _COPIED_IN = (FileKind.FILE, FileKind.DIRECTORY, FileKind.SYMLINK, FileKind.FIFO)
 
 
@@ -46,11 +49,14 @@ def _refusal(end: End) -> GuestError:
 async def _read_items(session: Session) -> AsyncIterator[FileInfo | bytes | int | End]:
     """Items up to the END, which is given too. GuestError when the stream ends before it."""
     parser = ItemParser()
+    turn = Turn()
     async for _, data in session.output():
-        for item in parser.feed(data):
-            yield item
-            if isinstance(item, End):
-                return
+        for at in range(0, len(data), _STEP):
+            for item in parser.feed(data[at : at + _STEP]):
+                yield item
+                if isinstance(item, End):
+                    return
+            await turn.pause()
     report = await session.wait()
     raise GuestError(f"the guest's agent ended this early: {report.message}")
 

@@ -20,6 +20,8 @@ MAX_PING = 64
 WINDOW = 262144
 # What a guest may have had under way for the connection before: its buffers and the port's queue.
 MAX_NOISE = 1024 * 1024
+# Of HELLOs for connections before this one: each was at most this one's noise.
+MAX_LOOKALIKES = 16
 _MAX_HELLO = 4096
 
 
@@ -116,12 +118,15 @@ class FrameParser:
 class HelloFinder:
     """Skips what a guest had under way for the connection before, up to its HELLO.
 
-    An ERROR that comes first is not skipped: so the agent refuses the host's HELLO.
+    An ERROR that comes first is not skipped: so the agent refuses the host's HELLO. What is skipped is not
+    kept, and what only looks like a HELLO is read no more than MAX_LOOKALIKES times, so that the cost is
+    linear in what the guest sends.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._from = 0
+        self._skipped = 0
+        self._lookalikes = 0
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes; give all from the HELLO (or ERROR) on once it is there.
@@ -129,22 +134,26 @@ class HelloFinder:
         ProtocolError when MAX_NOISE bytes came before it.
         """
         self._buffer += data
-        if len(self._buffer) >= HEADER.size and self._buffer[4 : HEADER.size] in _FIRST_TAILS:
-            return bytes(self._buffer)
-        while True:
-            at = self._buffer.find(_HELLO_TAIL, self._from + 4) - 4
-            if at < 0:
-                break
+        buffer = self._buffer
+        if not self._skipped and len(buffer) >= HEADER.size and buffer[4 : HEADER.size] in _FIRST_TAILS:
+            return bytes(buffer)
+        start = 0
+        while (at := buffer.find(_HELLO_TAIL, start + 4) - 4) >= 0:
             found = self._is_hello(at)
-            if found is None:
-                return None
             if found:
-                return bytes(self._buffer[at:])
-            self._from = at + 1
-        self._from = max(self._from, len(self._buffer) - HEADER.size)
-        if self._from > MAX_NOISE:
-            raise ProtocolError(f"no HELLO in the first {MAX_NOISE} bytes")
+                return bytes(buffer[at:])
+            if found is None:
+                self._skip(at)
+                return None
+            start = at + 1
+        self._skip(max(start, len(buffer) - HEADER.size))
         return None
+
+    def _skip(self, count: int) -> None:
+        del self._buffer[:count]
+        self._skipped += count
+        if self._skipped > MAX_NOISE:
+            raise ProtocolError(f"no HELLO in the first {MAX_NOISE} bytes")
 
     def _is_hello(self, at: int) -> bool | None:
         """Is there a HELLO at this offset? None: not all of it is there yet."""
@@ -154,6 +163,9 @@ class HelloFinder:
         start = at + HEADER.size
         if len(self._buffer) < start + length:
             return None
+        self._lookalikes += 1
+        if self._lookalikes > MAX_LOOKALIKES:
+            raise ProtocolError(f"more than {MAX_LOOKALIKES} frames that look like a HELLO and are none")
         try:
             records = parse_records(bytes(self._buffer[start : start + length]))
             return records.find("version") is not None and records.find("boot") is not None

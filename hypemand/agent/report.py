@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report port: the copy of every sentinel line that PID 1 and the agent write (docs/protocol.md).
 
-A second witness beside the console, and as hostile: lines are bounded, and so is how fast they are taken.
+A second witness beside the console, and as hostile: lines are bounded, and the VM pays for them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+from hypemand.budget import Budget, Price, Reserve, Turn
 from hypemand.errors import GuestError
 
 MAX_LINE = 4096
-# A boot has some tens of sentinels. A guest that writes more than this waits, others do not wait for it.
-BURST_LINES = 500
-LINES_PER_SECOND = 100
 _READ_BYTES = 16 * 1024
 _CONNECT_TIMEOUT = 5.0
 
@@ -41,25 +39,12 @@ class LineSplitter:
         return [line.removesuffix(b"\r") for line in lines if 0 < len(line) <= MAX_LINE]
 
 
-class _Pace:
-    """A bucket of BURST_LINES tokens that fills with LINES_PER_SECOND."""
-
-    def __init__(self) -> None:
-        self._tokens = float(BURST_LINES)
-        self._at = asyncio.get_running_loop().time()
-
-    async def take(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._tokens = min(BURST_LINES, self._tokens + (now - self._at) * LINES_PER_SECOND)
-        self._at = now
-        self._tokens -= 1
-        if self._tokens < 0:
-            await asyncio.sleep(-self._tokens / LINES_PER_SECOND)
-
-
-async def read_report(path: Path, *, timeout: float = _CONNECT_TIMEOUT) -> AsyncIterator[bytes]:
-    """Connect to the VMM's socket and give lines until the VMM closes it. A line that has no end then is
-    left out. GuestError if there is no such socket; connecting again is the caller's business.
+@asynccontextmanager
+async def open_report(
+    path: Path, budget: Budget, *, timeout: float = _CONNECT_TIMEOUT
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Connect to the VMM's socket; gives its lines until the VMM closes it, see `_read_lines`. GuestError if
+    there is no such socket, or it breaks; connecting again is the caller's business.
     """
     try:
         async with asyncio.timeout(timeout):
@@ -67,17 +52,23 @@ async def read_report(path: Path, *, timeout: float = _CONNECT_TIMEOUT) -> Async
     except OSError as error:  # TimeoutError is one
         why = error.strerror or "no answer"
         raise GuestError(f"cannot connect to the report port at {path}: {why}") from error
-    splitter = LineSplitter()
-    pace = _Pace()
     try:
-        while data := await reader.read(_READ_BYTES):
-            for line in splitter.feed(data):
-                await pace.take()
-                yield line
-            await asyncio.sleep(0)
+        yield _read_lines(reader, budget)
     except OSError as error:
         raise GuestError(f"the report port broke: {error.strerror or error}") from error
     finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+        writer.transport.abort()
+
+
+async def _read_lines(reader: asyncio.StreamReader, budget: Budget) -> AsyncIterator[bytes]:
+    """Lines as they come. One that has no end when the connection ends is left out. Each is paid from the
+    VM's budget: a guest that writes more waits, others do not wait for it."""
+    splitter = LineSplitter()
+    turn = Turn()
+    while data := await reader.read(_READ_BYTES):
+        for line in splitter.feed(data):
+            budget.spend(Price.LINE)
+            await budget.wait(Reserve.LINES)
+            await turn.pause()
+            yield line
+        await asyncio.sleep(0)

@@ -35,6 +35,8 @@ class Listener:
         self._make_server = make_server
         self._open: _Open | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        # what is open is looked at, waited on and then replaced: one at a time, or one would be left open
+        self._turn = asyncio.Lock()
 
     @property
     def address(self) -> str | None:
@@ -45,8 +47,12 @@ class Listener:
         """Be as `config` says. Raises HostNotReady when that cannot be; what was before goes on then.
 
         A certificate is read anew even where nothing else has changed. Connections to an old address have
-        the server's grace to end.
+        the server's grace to end. Two at once: the config of the later one stays.
         """
+        async with self._turn:
+            await self._apply(config)
+
+    async def _apply(self, config: ListenConfig | None) -> None:
         tls = await asyncio.to_thread(_load_tls, config)
         now = self._open
         if now is not None and config is not None and _is_same_place(now.config, config):
@@ -61,7 +67,11 @@ class Listener:
         if config is None or sock is None:
             return
         server = self._make_server()
-        await server.start(sock, tls)
+        try:
+            await server.start(sock, tls)
+        except BaseException:
+            sock.close()
+            raise
         self._open = _Open(config, server, tls)
         log.info("listening on %s%s", config, "" if tls is None else " with TLS")
 
@@ -81,8 +91,9 @@ class Listener:
 
     async def close(self) -> None:
         """Listen no more, and wait for what goes on to end."""
-        if self._open is not None:
-            self._end(self._open)
+        async with self._turn:
+            if self._open is not None:
+                self._end(self._open)
         await asyncio.gather(*self._ending, return_exceptions=True)
 
 

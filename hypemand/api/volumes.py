@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 
 from aiohttp import web
 
@@ -17,12 +16,11 @@ from hypemand.api.services import Limits, Services
 from hypemand.config.definition import GIB, VolumeMount
 from hypemand.config.sizes import format_size, parse_size
 from hypemand.errors import InvalidRequest, NotFound
+from hypemand.inflate import GZIP, Inflater, InvalidGzip
 from hypemand.manager.space import SpaceReport
 from hypemand.manager.view import VolumeView
 
 _REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_GZIP = b"\x1f\x8b"
-_INFLATED = 256 * 1024
 _CREATE_KEYS = ("name", "size_gb", "size", "id", "tags")
 
 
@@ -242,34 +240,22 @@ def _flag(data: Mapping[str, object], key: str) -> bool:
 async def _inflate(request: web.Request) -> AsyncIterator[bytes]:
     """The body in pieces of bounded size, out of its gzip if it has one: what it grows to is for the
     volume's size to stop."""
-    inflater = None
+    inflater: Inflater | None = None
     begun: bytes | None = b""  # None once there is enough to tell
-    async for data in request.content.iter_any():
-        known = data if begun is None else begun + data
-        if begun is not None and len(known) < len(_GZIP):
-            begun = known
-            continue
-        if begun is not None and known.startswith(_GZIP):
-            inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        begun = None
-        if inflater is None:
-            yield known
-            continue
-        for piece in _inflate_piece(inflater, known):
-            yield piece
-    if inflater is not None and not inflater.eof:
-        raise InvalidRequest("the archive's gzip breaks off", code="invalid_archive")
+    try:
+        async for data in request.content.iter_any():
+            known = data if begun is None else begun + data
+            if begun is not None and len(known) < len(GZIP):
+                begun = known
+                continue
+            if begun is not None and known.startswith(GZIP):
+                inflater = Inflater()
+            begun = None
+            for piece in (known,) if inflater is None else inflater.feed(known):
+                yield piece
+        if inflater is not None:
+            inflater.finish()
+    except InvalidGzip as error:
+        raise InvalidRequest(f"the archive's gzip is broken: {error}", code="invalid_archive") from None
     if begun:
         yield begun
-
-
-def _inflate_piece(inflater: zlib._Decompress, data: bytes) -> Iterator[bytes]:
-    full = True
-    while (data or full) and not inflater.eof:
-        try:
-            piece = inflater.decompress(data, _INFLATED)
-        except zlib.error as error:
-            raise InvalidRequest(f"the archive's gzip is broken: {error}", code="invalid_archive") from None
-        data, full = inflater.unconsumed_tail, len(piece) == _INFLATED
-        if piece:
-            yield piece

@@ -3,22 +3,28 @@
 
 Made when a unit's invocation is seen for the first time, whether that has just begun or was there before
 the daemon. Closed when the unit ends; the VMM does not notice.
+
+The journal, the report port, the agent and QMP are witnesses that know nothing of each other: each is guarded
+and tried again by itself, and an error in one leaves the others as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.agent.channel import AgentChannel
-from hypemand.agent.report import read_report
+from hypemand.agent.report import open_report
+from hypemand.boot.console import Console, OpenJournal
+from hypemand.boot.retry import Backoff
 from hypemand.boot.tracker import BootTracker
-from hypemand.boot.watcher import Look
+from hypemand.boot.watcher import LATER, SOON
+from hypemand.budget import Budget, Price, Reserve
 from hypemand.errors import GuestError, HypemandError
 from hypemand.qemu.qmp import Qmp, QmpError
 from hypemand.sockets import hold_socket
@@ -28,12 +34,29 @@ from hypemand.systemd.journal import BootJournal
 _log = logging.getLogger(__name__)
 # in which the agent of a guest that runs is to answer
 AGENT_DEADLINE = 5.0
-_LINES_AT_ONCE = 1000
-_LINES_TO_CATCH_UP = 20_000
+# in which a VMM that has just been spawned makes its sockets, also on a busy host
+_SPAWN_DEADLINE = 10.0
+_STATUS_EVENTS = frozenset(
+    ("STOP", "RESUME", "RESET", "GUEST_PANICKED", "SUSPEND", "WAKEUP", "BLOCK_IO_ERROR")
+)
+
+
+@dataclass(slots=True)
+class _Link:
+    """One of the VMM's sockets, and the one task that connects to it: whoever wants the connection waits for
+    that task, since QEMU serves one client at a time."""
+
+    what: str
+    connect: Callable[[Path], Coroutine[None, None, None]]
+    backoff: Backoff = field(default_factory=Backoff)
+    task: asyncio.Task[Exception | None] | None = None
+    is_up: bool = False
+    told: bool = False
 
 
 class Session:
-    """Connections to one VMM. `on_change` is called whenever evidence may have changed.
+    """Connections to one VMM. `on_change` is called when evidence may have changed: at once, or within a
+    second for a VM that has used up its budget. `on_loss`: a connection is lost, `poll` again.
 
     `poll` is for the BootWatcher: it connects to the VMM's sockets as they appear, and reads the journal
     (only if `follow_journal`), until all is connected and all has been seen that Running needs.
@@ -52,25 +75,35 @@ class Session:
         follow_journal: bool,
         catch_up: bool = False,
         on_change: Callable[[], None],
+        on_loss: Callable[[], None] = lambda: None,
+        open_journal: OpenJournal = BootJournal,
     ) -> None:
         self.tracker = tracker
         self.qmp_status = QmpStatus.ABSENT
         self.agent: AgentChannel | None = None
         self.main_pid: int | None = None
         self.notified = False
+        self.budget = Budget()
         self._name = name
         self._runtime = runtime
         self._uid = uid
         self._guest_agent = guest_agent
         self._on_change = on_change
-        self._qmp: Qmp | None = None
-        self._report_open = False
-        self._journal_due = 0.0
+        self._on_loss = on_loss
+        self._opened = time.monotonic()
         self._boots = follow_journal
-        self._journal = BootJournal(tracker.boot) if follow_journal or catch_up else None
-        self._to_catch_up = _LINES_TO_CATCH_UP if catch_up else 0
-        self._connecting: dict[str, asyncio.Task[None]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._console: Console | None = None
+        if follow_journal or catch_up:
+            self._console = Console(name, tracker, self.budget, open_journal, catch_up=catch_up)
+        self._qmp: Qmp | None = None
+        self._qmp_link = _Link("qmp", self._connect_qmp)
+        self._report_link = _Link("report", self._follow_report)
+        self._agent_link = _Link("agent", self._connect_agent)
+        self._links = [self._qmp_link, self._report_link] + [self._agent_link] * guest_agent
+        self._background: set[asyncio.Task[None] | asyncio.Task[Exception | None]] = set()
+        self._change_due: asyncio.TimerHandle | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._status_stale = False
         self._closed = False
 
     @property
@@ -83,120 +116,115 @@ class Session:
         """Has the boot shown all that Running needs?"""
         return self.tracker.is_ready(guest_agent=self._guest_agent)
 
-    def poll(self) -> Look:
-        """Look for what is new."""
+    # what boots
+
+    def poll(self) -> float | None:
+        """Look for what is new. Seconds until it is to be called again, if at all."""
         if self._closed:
-            return Look.NEVER
-        if time.monotonic() >= self._journal_due:
-            self._journal_due = time.monotonic() + Look.LATER.value
-            self._read_journal()
-        self._connect_missing()
-        connected = self._qmp is not None and self._report_open
-        connected = connected and (self.agent is not None or not self._guest_agent)
-        if not connected:
-            return Look.SOON
-        return Look.NEVER if self._journal is None else Look.LATER
+            return None
+        waits = [self._poll_link(link) for link in self._links] + [self._poll_console()]
+        return min((wait for wait in waits if wait is not None), default=None)
 
-    def _read_journal(self) -> None:
-        if self._journal is None:
-            return
-        changed = False
-        lines = self._journal.read(_LINES_AT_ONCE)
-        for line in lines:
-            changed |= self.tracker.take_line(line.message, line.monotonic)
-        if changed:
-            self._on_change()
-        if self._has_caught_up(len(lines)) and self.is_ready:
-            # the rest of its lines are nobody's business: reading them would cost a talkative guest's price
-            self._journal.close()
-            self._journal = None
+    def _poll_console(self) -> float | None:
+        console = self._console
+        if console is None or not console.is_open:
+            return None
+        if console.wait_time <= 0:
+            if console.read(has_port=self._report_link.is_up):
+                self._changed()
+            if console.has_caught_up and self.is_ready:
+                # the rest of its lines is not needed: to read it would cost a talkative guest's price
+                console.close()
+                return None
+        return console.wait_time
 
-    def _has_caught_up(self, count: int) -> bool:
-        self._to_catch_up = max(self._to_catch_up - count, 0)
-        # what comes from now on is said on the report port too
-        at_end = count == 0 and self._report_open
-        return self._to_catch_up == 0 or at_end or self.tracker.headers.state.is_settled
+    def _poll_link(self, link: _Link) -> float | None:
+        if link.is_up:
+            return None
+        interval = SOON if time.monotonic() < self._opened + _SPAWN_DEADLINE else LATER
+        if link.task is None or link.task.done():
+            if link.backoff.wait_time > 0:
+                return link.backoff.wait_time
+            if os.path.exists(self._runtime / f"{link.what}.sock"):
+                self._begin(link)
+        return interval
 
-    def _connect_missing(self) -> None:
-        if self._qmp is None:
-            self._begin("qmp", self._connect_qmp)
-        if not self._report_open:
-            self._begin("report", self._follow_report)
-        if self.agent is None and self._guest_agent:
-            self._begin("agent", self._connect_agent)
+    # connections
 
-    def _begin(self, what: str, connect: Callable[[Path], Coroutine[None, None, None]]) -> None:
-        task = self._connecting.get(what)
-        path = f"{self._runtime}/{what}.sock"
-        if (task is None or task.done()) and os.path.exists(path):
-            self._connecting[what] = self._spawn(what, self._guard(connect, Path(path)))
+    def _begin(self, link: _Link) -> asyncio.Task[Exception | None]:
+        """The task that connects: the one that is under way, or a new one. Its result is what went wrong."""
+        if link.task is None or link.task.done():
+            link.task = asyncio.create_task(self._connect(link), name=f"{link.what} of {self._name}")
+            self._own(link.task)
+        return link.task
 
-    async def _guard(self, connect: Callable[[Path], Coroutine[None, None, None]], path: Path) -> None:
+    async def _connect(self, link: _Link) -> Exception | None:
         try:
-            await connect(path)
+            await link.connect(self._runtime / f"{link.what}.sock")
         except (OSError, QmpError, GuestError) as error:
             # made but not served yet, most often: the next poll tries again
-            _log.debug("VM %s: %s: %s", self._name, path.name, error)
-            return
-        self._on_change()
+            _log.debug("VM %s: %s: %s", self._name, link.what, error)
+            self._lose(link)
+            return error
+        except Exception as error:
+            if not link.told:
+                link.told = True
+                _log.exception("VM %s: cannot connect to its %s socket, trying on", self._name, link.what)
+            self._lose(link)
+            return error
+        return None
+
+    def _gain(self, link: _Link) -> None:
+        link.is_up = True
+        link.backoff.succeed()
+        self._changed()
+
+    def _lose(self, link: _Link) -> None:
+        """It is not there, or no more."""
+        link.is_up = False
+        link.backoff.fail()
+        if not self._closed:
+            self._on_loss()
 
     async def _connect_qmp(self, path: Path) -> None:
         with hold_socket(path, self._uid) as held:
-            qmp = await Qmp.connect(held, self._take_event, self._name)
-        self._qmp = qmp
-        self._spawn("qmp-end", self._await_qmp_end(qmp))
+            self._qmp = await Qmp.connect(held, self._take_event, self._name, self.budget)
+        self._spawn("qmp-end", self._await_qmp_end(self._qmp))
         await self.query_status()
+        if not self._qmp.closed.is_set():
+            self._gain(self._qmp_link)
 
     async def _await_qmp_end(self, qmp: Qmp) -> None:
         await qmp.closed.wait()
-        self._qmp = None
+        await qmp.close()
         if self.qmp_status is not QmpStatus.SHUTDOWN:
             self.qmp_status = QmpStatus.ABSENT
-        self._on_change()
+        self._lose(self._qmp_link)
+        self._changed()
 
     async def connect_vmm(self, timeout: float) -> None:
         """Connect to a VMM that is there already, rather than at the next poll. Never raises."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._guard(self._connect_qmp, self._runtime / "qmp.sock")
-
-    def _take_event(self, event: str, data: Mapping[str, object]) -> None:
-        if event == "SHUTDOWN":
-            self.tracker.take_shutdown(data.get("reason"))
-            # the VMM ends right after this: it will not answer a question about it
-            self.qmp_status = QmpStatus.SHUTDOWN
-            self._on_change()
-        elif event in ("STOP", "RESUME", "RESET", "GUEST_PANICKED", "SUSPEND", "WAKEUP", "BLOCK_IO_ERROR"):
-            self._spawn("qmp-status", self._refresh_status())
-
-    async def _refresh_status(self) -> None:
-        await self.query_status()
-        self._on_change()
-
-    async def query_status(self) -> QmpStatus:
-        """Ask the VMM now; never raises. What the answer is, is in `qmp_status` too."""
-        if self._qmp is not None:
-            status = await self._qmp.query_status()
-            # a VMM that has said that it shuts down is gone while it is asked
-            if self.qmp_status is not QmpStatus.SHUTDOWN or status is not QmpStatus.ABSENT:
-                self.qmp_status = status
-        return self.qmp_status
+        if not self._qmp_link.is_up:
+            await asyncio.wait([self._begin(self._qmp_link)], timeout=timeout)
 
     async def _follow_report(self, path: Path) -> None:
-        self._report_open = True
-        try:
-            with hold_socket(path, self._uid) as held:
-                async for line in read_report(Path(held)):
+        """Unlike the others it goes on for as long as the connection does."""
+        with hold_socket(path, self._uid) as held:
+            async with open_report(Path(held), self.budget) as lines:
+                self._gain(self._report_link)
+                async for line in lines:
                     if self.tracker.take_line(line, time.monotonic()):
-                        self._on_change()
-        finally:
-            self._report_open = False
+                        self._changed()
+        raise GuestError("the VMM closed the report port")
 
     async def _connect_agent(self, path: Path) -> None:
+        if self.agent is not None:
+            await self.agent.close()
         with hold_socket(path, self._uid) as held:
-            channel = await AgentChannel.connect(Path(held), self.boot)
-        self.agent = channel
-        self._spawn("hello", self._await_hello(channel))
+            self.agent = await AgentChannel.connect(Path(held), self.boot, self.budget)
+        # from now on it is connected anew when it is wanted: a guest that breaks it does not decide when
+        self._gain(self._agent_link)
+        self._spawn("hello", self._await_hello(self.agent))
 
     async def _await_hello(self, channel: AgentChannel) -> None:
         try:
@@ -206,7 +234,7 @@ class Session:
                 _log.warning("VM %s: agent: %s", self._name, error)
             return
         if self.tracker.take_agent(time.monotonic()):
-            self._on_change()
+            self._changed()
         if self._boots:
             await self._set_clock(channel)
 
@@ -219,34 +247,99 @@ class Session:
 
     async def open_agent(self, timeout: float) -> AgentChannel:
         """The channel to the agent, connected anew if it has broken. GuestError when there is none."""
-        if self.agent is None or self.agent.closed.done():
-            await self._connect_agent(self._runtime / "agent.sock")
-        assert self.agent is not None
         try:
             async with asyncio.timeout(timeout):
-                await self.agent.ready()
+                channel = await self._reach_agent()
+                await channel.ready()
         except TimeoutError:
             raise GuestError(
                 f"the agent did not answer in {timeout:g} s", hint="see hypemanctl logs"
             ) from None
+        return channel
+
+    async def _reach_agent(self) -> AgentChannel:
+        if self.agent is None or self.agent.closed.done():
+            if self._closed:
+                raise GuestError("the VM has ended meanwhile")
+            error = await asyncio.shield(self._begin(self._agent_link))
+            if error is not None:
+                raise GuestError(f"cannot reach the VM's agent: {error}") from error
+        assert self.agent is not None
         return self.agent
+
+    # evidence
+
+    def _changed(self) -> None:
+        """What follows from a change is paid, too, so that a guest that changes its mind all the time has the
+        daemon write and tell no more than its budget allows."""
+        if self._change_due is not None or self._closed:
+            return
+        wait = self.budget.wait_time(Reserve.CHANGES)
+        if wait > 0:
+            self._change_due = asyncio.get_running_loop().call_later(wait, self._tell_change)
+        else:
+            self._tell_change()
+
+    def _tell_change(self) -> None:
+        self._change_due = None
+        self.budget.spend(Price.CHANGE)
+        self._on_change()
+
+    def _take_event(self, event: str, data: Mapping[str, object]) -> None:
+        if event == "SHUTDOWN":
+            self.tracker.take_shutdown(data.get("reason"))
+            # the VMM ends right after this: it will not answer a question about it
+            self.qmp_status = QmpStatus.SHUTDOWN
+            self._changed()
+        elif event in _STATUS_EVENTS:
+            self._status_stale = True
+            if self._refreshing is None or self._refreshing.done():
+                self._refreshing = self._spawn("qmp-status", self._refresh_status())
+
+    async def _refresh_status(self) -> None:
+        """One question at a time, however many events there are."""
+        while self._status_stale:
+            self._status_stale = False
+            await self.query_status()
+            self._changed()
+            await self.budget.wait(Reserve.CHANGES)
+
+    async def query_status(self) -> QmpStatus:
+        """Ask the VMM now; never raises. What the answer is, is in `qmp_status` too."""
+        if self._qmp is not None and not self._qmp.closed.is_set():
+            status = await self._qmp.query_status()
+            # a VMM that has said that it shuts down is gone while it is asked
+            if self.qmp_status is not QmpStatus.SHUTDOWN or status is not QmpStatus.ABSENT:
+                self.qmp_status = status
+        return self.qmp_status
+
+    # its tasks
 
     def _spawn(self, what: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"{what} of {self._name}")
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._own(task)
         return task
+
+    def _own(self, task: asyncio.Task[None] | asyncio.Task[Exception | None]) -> None:
+        self._background.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None] | asyncio.Task[Exception | None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("VM %s: task %s failed", self._name, task.get_name(), exc_info=error)
 
     async def close(self) -> None:
         """Let go of the VMM: of every connection and task."""
         self._closed = True
+        if self._change_due is not None:
+            self._change_due.cancel()
         tasks = list(self._background)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        if self._console is not None:
+            self._console.close()
         if self._qmp is not None:
             await self._qmp.close()
         if self.agent is not None:

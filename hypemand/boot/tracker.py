@@ -130,9 +130,10 @@ class BootTracker:
         return self._mark(Marker.AGENT, Moment.AGENT_READY, at)
 
     def take_shutdown(self, reason: object) -> None:
-        """The VMM has said that it ends, and why."""
-        with contextlib.suppress(ValueError):
-            self._shutdown = Shutdown(str(reason))
+        """The VMM has said that it ends, and why. It ends once: the first reason counts."""
+        if self._shutdown is None:
+            with contextlib.suppress(ValueError):
+                self._shutdown = Shutdown(str(reason))
 
     def _mark(self, marker: Marker, moment: Moment, at: float) -> bool:
         if marker in self._markers:

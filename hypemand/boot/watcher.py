@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from enum import Enum
 from typing import Protocol
+from weakref import WeakSet
 
 _log = logging.getLogger(__name__)
 
 
-class Look(Enum):
-    """When to look again, in seconds from the last look."""
-
-    SOON = 0.005
-    LATER = 0.1
-    NEVER = None
+SOON = 0.005
+LATER = 0.1
 
 
 class Booting(Protocol):
     """Something that is looked at until it has booted."""
 
-    def poll(self) -> Look:
-        """Look once, without waiting. How soon to look again."""
+    def poll(self) -> float | None:
+        """Look once, without waiting. Seconds until the next look; None: no more until it is added again."""
 
 
 class BootWatcher:
@@ -37,24 +33,31 @@ class BootWatcher:
 
     def __init__(self) -> None:
         self._timers: dict[Booting, asyncio.TimerHandle] = {}
+        self._broken: WeakSet[Booting] = WeakSet()
 
     def add(self, booting: Booting) -> None:
         """Poll this, from now on."""
         self._look_in(0.0, booting)
 
     def _look_in(self, seconds: float, booting: Booting) -> None:
+        before = self._timers.get(booting)
+        if before is not None:
+            before.cancel()
         loop = asyncio.get_running_loop()
         self._timers[booting] = loop.call_later(seconds, self._look, booting)
 
     def _look(self, booting: Booting) -> None:
         del self._timers[booting]
         try:
-            look = booting.poll()
+            seconds = booting.poll()
         except Exception:
-            _log.exception("cannot watch a boot")
-            return
-        if look.value is not None:
-            self._look_in(look.value, booting)
+            # one that is given up would be killed at its deadline, so it is looked at again
+            seconds = LATER
+            if booting not in self._broken:
+                self._broken.add(booting)
+                _log.exception("cannot watch a boot, trying on")
+        if seconds is not None:
+            self._look_in(seconds, booting)
 
     def close(self) -> None:
         """Look no more."""

@@ -20,6 +20,8 @@ from hypemand.manager.plan import Places
 from hypemand.manager.tasks import Tasks
 
 _log = logging.getLogger(__name__)
+NOTES_PERIOD = 1.0
+"""Seconds between two writes of a boot's notes."""
 
 
 class RunFiles:
@@ -35,6 +37,9 @@ class RunFiles:
         self._kept: BootNotes | None = None
         self._unwritten: BootNotes | None = None
         self._writer: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._flushing = False
+        self._unwritable = False
 
     def remove_runtime(self) -> None:
         """Remove sockets and config disk. Only when there is no VMM."""
@@ -82,18 +87,42 @@ class RunFiles:
         """What was seen of its last boot."""
         return load_notes(self._notes)
 
-    def keep_notes(self, notes: BootNotes) -> None:
-        """Write the notes down, unless they are the same. What comes during a write is one more."""
-        if notes == self._kept:
+    def keep_notes(self, notes: BootNotes, *, at_end: bool = False) -> None:
+        """Write the notes down, unless they are the same: at most once each NOTES_PERIOD, since a guest can
+        change them as often as it likes, and each write is synced. Without that wait `at_end`, and for what
+        the unit's end will ask for: the first report of an exit or a shutdown."""
+        if notes != self._kept:
+            known = self._kept if self._kept is not None and self._kept.boot == notes.boot else BootNotes("")
+            at_end |= known.exit is None and notes.exit is not None
+            at_end |= known.shutdown is None and notes.shutdown is not None
+            self._kept = self._unwritten = notes
+        if self._unwritten is None:
             return
-        self._kept = self._unwritten = notes
+        if at_end:
+            self._hurry.set()
         if self._writer is None or self._writer.done():
             self._writer = self._tasks.start("notes", self._write_notes())
+
+    async def flush_notes(self) -> None:
+        """Nothing more will be seen: wait until all notes that were kept are written."""
+        self._flushing = True
+        self._hurry.set()
+        if self._writer is not None:
+            await asyncio.wait([self._writer])
 
     async def _write_notes(self) -> None:
         while (notes := self._unwritten) is not None:
             self._unwritten = None
+            self._hurry.clear()
             try:
                 await asyncio.to_thread(write_file, self._notes, dump_notes(notes), mode=0o600)
             except OSError as error:
-                _log.warning("VM %s: cannot keep what its boot has shown: %s", self._vm, error)
+                if not self._unwritable:
+                    _log.warning("VM %s: cannot keep what its boot has shown: %s", self._vm, error)
+                self._unwritable = True
+            else:
+                self._unwritable = False
+            if self._flushing:
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), NOTES_PERIOD)

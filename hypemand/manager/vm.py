@@ -208,6 +208,7 @@ class Vm:
         """Follow nothing any more; the VM itself goes on."""
         self._services.units.unwatch(self.unit)
         await self._close_session()
+        await self.files.flush_notes()
         await self._tasks.cancel()
 
     async def recover(self) -> None:
@@ -329,7 +330,7 @@ class Vm:
         live = unit.is_live and unit.invocation_id is not None and not between
         if session is not None and (not live or unit.invocation_id != session.boot):
             self._notes = session.tracker.notes
-            self.files.keep_notes(self._notes)
+            self.files.keep_notes(self._notes, at_end=True)
             self._session = None
             self._closing = self._tasks.start("close", self._close(session, self._closing))
         if self._was_live and not unit.is_live:
@@ -355,7 +356,7 @@ class Vm:
         if self._running_definition is None:
             self._running_definition = self.files.load_definition()
         self._exit = None
-        self._session = Session(
+        session = self._session = Session(
             self.name,
             tracker,
             self.places.runtime,
@@ -364,8 +365,9 @@ class Vm:
             follow_journal=self._unit.active_state == "activating",
             catch_up=self._wants_headers and not tracker.headers.state.is_settled and known is not None,
             on_change=self._evaluate,
+            on_loss=lambda: self._services.watcher.add(session),
         )
-        self._services.watcher.add(self._session)
+        self._services.watcher.add(session)
 
     def _transit(self, derived: Derived) -> None:
         """Take the new state; tell whoever wants to know if that, or its text, is another one."""

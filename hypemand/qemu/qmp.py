@@ -2,7 +2,8 @@
 """A QMP client: one connection, commands with deadlines, events handed on.
 
 The VMM is not trusted: it may have been taken over by its guest. Lines are bounded, what is not
-understood is dropped, and nothing it sends can do more than end the connection.
+understood is dropped, events are paid from the VM's budget, and nothing it sends can do more than end the
+connection.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hypemand.budget import Budget, Price, Reserve, Turn
 from hypemand.state import QmpStatus
 
 _log = logging.getLogger(__name__)
-_LINE_LIMIT = 1024 * 1024
+# Answers to what is asked here have some hundred bytes.
+_LINE_LIMIT = 64 * 1024
+# Of commands that a VMM does not take: it is as one that does not answer then.
+_QUEUE_LIMIT = 64 * 1024
 ANSWER_DEADLINE = 0.5
 # an event's name and its data
 OnEvent = Callable[[str, Mapping[str, object]], None]
@@ -34,20 +39,28 @@ class QmpTimeout(QmpError):
 class Qmp:
     """An open QMP session. Use `connect`; `close` when done."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        on_event: OnEvent,
+        budget: Budget,
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self._on_event = on_event
+        self._budget = budget
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._next_id = 1
         self._task: asyncio.Task[None] | None = None
         self.closed = asyncio.Event()
 
     @classmethod
-    async def connect(cls, path: str, on_event: OnEvent, name: str) -> Qmp:
-        """Connect and negotiate. OSError while nothing listens yet; QmpError when it does not answer."""
+    async def connect(cls, path: str, on_event: OnEvent, name: str, budget: Budget) -> Qmp:
+        """Connect and negotiate. OSError while nothing listens yet; QmpError when it does not answer. Every
+        line of the VMM's that is no answer is paid from `budget`."""
         reader, writer = await asyncio.open_unix_connection(path, limit=_LINE_LIMIT)
-        qmp = cls(reader, writer, on_event)
+        qmp = cls(reader, writer, on_event, budget)
         qmp._task = asyncio.create_task(qmp._read(), name=f"qmp {name}")
         try:
             await qmp.execute("qmp_capabilities", deadline=10.0)
@@ -60,6 +73,8 @@ class Qmp:
         """Run a command without arguments and give back its `return`."""
         if self.closed.is_set():
             raise QmpError("the VMM has closed its QMP socket")
+        if self._writer.transport.get_write_buffer_size() > _QUEUE_LIMIT:
+            raise QmpTimeout("the VMM does not read its QMP socket")
         number = self._next_id
         self._next_id += 1
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -86,9 +101,14 @@ class Qmp:
         return QmpStatus.from_query_status(word) if isinstance(word, str) else QmpStatus.UNRECOGNISED
 
     async def _read(self) -> None:
+        turn = Turn()
         try:
             while line := await self._reader.readline():
-                self._take(line)
+                if not self._take(line):
+                    self._budget.spend(Price.EVENT)
+                    await self._budget.wait(Reserve.EVENTS)
+                # a read that finds a line does not yield
+                await turn.pause()
         except (OSError, ValueError) as error:
             _log.debug("QMP: %s", error)
         finally:
@@ -97,21 +117,27 @@ class Qmp:
                 if not answer.done():
                     answer.set_exception(QmpError("the VMM has closed its QMP socket"))
 
-    def _take(self, line: bytes) -> None:
+    def _take(self, line: bytes) -> bool:
+        """True: that was an answer to something that was asked."""
         try:
             message = json.loads(line)
-        except ValueError:
-            return
+        except (ValueError, RecursionError):
+            return False
         if not isinstance(message, dict):
-            return
+            return False
         if isinstance(event := message.get("event"), str):
             data = message.get("data")
             self._on_event(event, data if isinstance(data, dict) else {})
-            return
+            return False
         number = message.get("id")
         answer = self._pending.get(number) if isinstance(number, int) else None
         if answer is None or answer.done():
-            return
+            return False
+        self._settle(answer, message)
+        return True
+
+    @staticmethod
+    def _settle(answer: asyncio.Future[Any], message: Mapping[str, Any]) -> None:
         if "return" in message:
             answer.set_result(message["return"])
         else:
@@ -121,7 +147,7 @@ class Qmp:
 
     async def close(self) -> None:
         """End the session. The VMM goes on."""
-        self._writer.close()
+        self._writer.transport.abort()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -7,15 +7,15 @@ import bz2
 import gzip
 import lzma
 import os
-import tarfile
 import zlib
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from hypemand.errors import ImageNotReady
 from hypemand.storage.tools import Tools
+from hypemand.tar import Header, InvalidArchive, read_headers
 
 _TIMEOUT = 1800.0
 _COPY_BYTES = 1024 * 1024
@@ -60,11 +60,11 @@ def decompress(source: Path, target: Path, tools: Tools, check: Callable[[], Non
         raise ImageNotReady(f"{source} is broken: {error}") from error
 
 
-def _find_escape(member: tarfile.TarInfo) -> str | None:
+def _find_escape(member: Header) -> str | None:
     """Why a member may not be unpacked."""
     if ".." in member.name.split("/"):
         return f"the name {member.name!r} leads out of the root"
-    if member.islnk() and ".." in member.linkname.split("/"):
+    if member.is_hard_link and ".." in member.linkname.split("/"):
         return f"{member.name!r} is a hard link out of the root, to {member.linkname!r}"
     return None
 
@@ -74,19 +74,17 @@ def find_kind(tar: Path, source: str) -> Kind:
     markers = set()
     count = 0
     try:
-        with tarfile.open(tar, "r:") as archive:
-            while (member := archive.next()) is not None:
+        with open(tar, "rb") as archive:
+            for member in read_headers(archive):
                 count += 1
                 escape = _find_escape(member)
                 if escape is not None:
                     raise ImageNotReady(f"{source} cannot be imported: {escape}", hint="make the tar anew")
-                if member.isfile():
+                if member.is_file:
                     markers |= _MARKERS & {member.name.removeprefix("./")}
-                # It would keep them all, and there may be millions.
-                cast(Any, archive).members.clear()
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except InvalidArchive as error:
         raise ImageNotReady(
-            f"{source} is no tar file: {error}", hint="give a folder, an OCI layout or a tar"
+            f"{source} is no tar file: {error.message}", hint="give a folder, an OCI layout or a tar"
         ) from error
     if count == 0:
         raise ImageNotReady(f"{source} is empty", hint="give a tar with a root file system")

@@ -59,6 +59,11 @@ class BootJournal:
         if self._reader._next() and not self._reader.test_cursor(self._cursor):
             self._reader._previous()  # that line is gone: this one has not been read
 
+    def reopen(self) -> None:
+        """Open the journal's files anew, and go on behind the line that was read last."""
+        self._reader.close()
+        self._open()
+
     def read(self, limit: int) -> list[JournalLine]:
         """At most `limit` lines that have not been read; empty when there is none now. Never waits.
 
@@ -66,8 +71,7 @@ class BootJournal:
         for anew first.
         """
         if _read_folder_times() != self._folders:
-            self._reader.close()
-            self._open()
+            self.reopen()
         return self._read(limit)
 
     def _read(self, limit: int) -> list[JournalLine]:

@@ -13,8 +13,15 @@ from typing import Any
 
 import pytest
 
-from hypemand.agent.channel import MAX_PINGS_PER_SECOND, MAX_STREAMS, AgentChannel
+from hypemand.agent.channel import (
+    MAX_FEATURES,
+    MAX_PINGS_PER_SECOND,
+    MAX_STREAMS,
+    MAX_UNANSWERED,
+    AgentChannel,
+)
 from hypemand.agent.session import Session
+from hypemand.budget import BURST, PER_SECOND, Budget, Price, Reserve
 from hypemand.errors import GuestError, InvalidRequest, TimedOut, WrongState
 from hypemand.manager.view import ExecRequest, ExecStream, ExitReport
 from tests.unit.agent.support import (
@@ -335,7 +342,7 @@ async def test_ping_is_answered_both_ways(tmp_path: Path) -> None:
         assert (await guest.expect(PONG))[2] == b"y" * 64
         ping = asyncio.create_task(channel.ping())
         _, _, token = await guest.expect(PING)
-        guest.send(pack(PONG, 0, b"another") + pack(PONG, 0, token))
+        guest.send(pack(PONG, 0, token))
         assert 0 <= await ping < 5
 
 
@@ -344,6 +351,63 @@ async def test_ping_without_an_answer_times_out(tmp_path: Path) -> None:
     async with greeted(tmp_path) as (channel, _):
         with pytest.raises(TimedOut):
             await channel.ping(timeout=0.05)
+
+
+@in_loop
+async def test_a_pong_that_comes_late_is_none_too_many_and_a_second_one_is(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        with pytest.raises(TimedOut):
+            await channel.ping(timeout=0.01)
+        _, _, token = await guest.expect(PING)
+        guest.send(pack(PONG, 0, token))
+        guest.send(pack(PING, 0, b"after"))
+        assert (await guest.expect(PONG))[2] == b"after"
+        assert not channel.closed.done()
+        guest.send(pack(PONG, 0, token))
+        assert "PONG that answers no PING" in (await channel.closed).message
+
+
+@in_loop
+async def test_an_agent_that_answers_nothing_is_asked_no_more(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, _):
+        for _ in range(MAX_UNANSWERED):
+            with pytest.raises(TimedOut):
+                await channel.ping(timeout=0)
+        with pytest.raises(TimedOut, match="unanswered"):
+            await channel.ping()
+
+
+@in_loop
+async def test_a_hello_with_features_without_end_is_refused(tmp_path: Path) -> None:
+    many = [("version", "1"), ("boot", BOOT), *[("feature", str(n)) for n in range(MAX_FEATURES + 1)]]
+    async with connected(tmp_path) as (channel, guest):
+        guest.send(pack(HELLO, 0, records(*many)))
+        assert "features" in (await channel.closed).message
+
+
+@in_loop
+async def test_frames_beyond_the_vms_budget_wait_and_the_loop_goes_on(tmp_path: Path) -> None:
+    """Small pieces of output: they are many for what they bring."""
+    async with listening(tmp_path / "agent.sock") as guests:
+        budget = Budget()
+        channel = await AgentChannel.connect(tmp_path / "agent.sock", BOOT, budget)
+        guest = await guests.get()
+        await guest.expect(HELLO)
+        guest.send(GREETING)
+        await channel.ready()
+        session, number = await start(channel, guest)
+        budget.spend(BURST - Reserve.FRAMES)
+        count = 20_000
+        guest.send(pack(DATA, number, b"x", 1) * count)
+        loop = asyncio.get_running_loop()
+        began, got = loop.time(), 0
+        async for _, data in session.output():
+            got += len(data)
+            if got > count // 10:
+                break
+        assert loop.time() - began > (count // 10 - 3000) * Price.FRAME / PER_SECOND
+        assert budget.wait_time(Reserve.FRAMES) > 0 or got < count
+        await channel.close()
 
 
 @in_loop

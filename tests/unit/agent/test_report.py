@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypemand.agent.report import BURST_LINES, MAX_LINE, LineSplitter, read_report
+from hypemand.agent.report import MAX_LINE, LineSplitter, open_report
+from hypemand.budget import BURST, PER_SECOND, Budget, Price, Reserve
 from hypemand.errors import GuestError
 from tests.unit.agent.support import in_loop, listening
 
@@ -41,33 +42,33 @@ def test_a_line_without_an_end_is_not_kept() -> None:
 
 @in_loop
 async def test_lines_come_until_the_vmm_goes(tmp_path: Path) -> None:
-    async with listening(tmp_path / "report.sock") as guests:
-        lines = read_report(tmp_path / "report.sock")
-        first = asyncio.ensure_future(anext(lines))
+    path = tmp_path / "report.sock"
+    async with listening(path) as guests, open_report(path, Budget()) as lines:
         guest = await guests.get()
         guest.send(b"HYPEMAN-AGENT-READY ts=1 boot=2\n")
-        assert await first == b"HYPEMAN-AGENT-READY ts=1 boot=2"
+        assert await anext(lines) == b"HYPEMAN-AGENT-READY ts=1 boot=2"
         guest.send(b"two\nno end")
         guest.writer.close()
         assert [line async for line in lines] == [b"two"]
 
 
 @in_loop
-async def test_a_flood_of_lines_is_taken_slowly(tmp_path: Path) -> None:
-    async with listening(tmp_path / "report.sock") as guests:
-        loop = asyncio.get_running_loop()
-        lines = read_report(tmp_path / "report.sock")
-        first = asyncio.ensure_future(anext(lines))
+async def test_a_flood_of_lines_waits_for_the_vms_budget(tmp_path: Path) -> None:
+    budget = Budget()
+    budget.spend(BURST - Reserve.LINES)
+    path = tmp_path / "report.sock"
+    async with listening(path) as guests, open_report(path, budget) as lines:
         guest = await guests.get()
-        guest.send(b"x\n" * (BURST_LINES + 20))
+        guest.send(b"x\n" * 21)
         guest.writer.close()
-        await first
+        loop = asyncio.get_running_loop()
         started = loop.time()
-        assert len([line async for line in lines]) == BURST_LINES + 19
-        assert loop.time() - started > 0.1
+        assert len([line async for line in lines]) == 21
+        assert loop.time() - started > 20 * Price.LINE / PER_SECOND * 0.9
 
 
 @in_loop
 async def test_no_socket_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match=r"report\.sock: No such file"):
-        await anext(read_report(tmp_path / "report.sock"))
+        async with open_report(tmp_path / "report.sock", Budget()):
+            pass

@@ -2,6 +2,7 @@
 """The QMP client against a VMM that behaves, and against ones that do not."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.budget import BURST, Budget, Price, Reserve
 from hypemand.qemu import qmp as qmp_module
 from hypemand.qemu.qmp import Qmp, QmpError, QmpTimeout
 from hypemand.state import QmpStatus
@@ -49,7 +51,9 @@ def run(
     async def main() -> None:
         events: list[str] = []
         async with asyncio.timeout(20), vmm(path, answer, **kw):
-            session = await Qmp.connect(str(path), lambda name, data: events.append(f"{name} {data}"), "test")
+            session = await Qmp.connect(
+                str(path), lambda name, data: events.append(f"{name} {data}"), "test", Budget()
+            )
             try:
                 await talk(session, events)
             finally:
@@ -127,3 +131,76 @@ def test_a_line_without_end_closes_the_session(tmp_path: Path) -> None:
         assert session.closed.is_set()
 
     run(tmp_path / "q", talk, flood)
+
+
+def test_nesting_without_end_is_dropped_like_other_nonsense(tmp_path: Path) -> None:
+    async def talk(session: Qmp, events: list[str]) -> None:
+        assert await session.query_status() is QmpStatus.RUNNING
+        assert events == []
+
+    run(tmp_path / "q", talk, first=b"[" * 50_000 + b"\n" + b'{"a":' * 12_000 + b"\n")
+
+
+def test_commands_that_a_vmm_does_not_read_are_not_kept_without_end(tmp_path: Path) -> None:
+    """It answers the first and reads no more."""
+    writers = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        writer.write(good("", json.loads(await reader.readline())["id"]) or b"")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    async def main() -> None:
+        server = await asyncio.start_unix_server(serve, str(tmp_path / "q"))
+        session = await Qmp.connect(str(tmp_path / "q"), lambda name, data: None, "test", Budget())
+        said = ""
+        for _ in range(20_000):
+            try:
+                await session.execute("x" * 200, deadline=0)
+            except QmpTimeout as error:
+                said = str(error)
+            if "does not read" in said:
+                break
+        assert "does not read" in said
+        await asyncio.wait_for(session.close(), 5)
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_a_flood_of_events_is_read_as_far_as_the_budget_goes_and_others_have_their_turn(
+    tmp_path: Path,
+) -> None:
+    """The loop's other work goes on, and no more events are handed on than were paid."""
+    events = 0
+
+    def count(name: str, data: object) -> None:
+        nonlocal events
+        events += 1
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(good("", json.loads(await reader.readline())["id"]) or b"")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b'{"event":"STOP"}\n' * 4096)
+                await writer.drain()
+
+    async def main() -> None:
+        server = await asyncio.start_unix_server(serve, str(tmp_path / "q"))
+        session = await Qmp.connect(str(tmp_path / "q"), count, "test", Budget(clock=lambda: 0.0))
+        allowed = int((BURST - Reserve.EVENTS) / Price.EVENT)
+        turns, before = 0, -1
+        while events != before:
+            before = events
+            for _ in range(20):
+                await asyncio.sleep(0)
+                turns += 1
+        assert turns > 20
+        assert 0 < events <= allowed + 1
+        await session.close()
+        server.close()
+
+    asyncio.run(main())

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When what was lost or has failed is tried again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+FIRST = 0.005
+LONGEST = 1.0
+STEADY = 10.0
+
+
+class Backoff:
+    """FIRST seconds after the first failure, twice as long after each more, LONGEST at most. What has worked
+    for STEADY seconds begins anew; what worked for less does not, or it could fail as often as it likes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._wait = FIRST
+        self._due = clock()
+        self._works_since: float | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Has it not worked since the last failure?"""
+        return self._works_since is None and self._wait > FIRST
+
+    @property
+    def wait_time(self) -> float:
+        """Seconds until the next try is due; 0.0 if it is."""
+        return max(self._due - self._clock(), 0.0)
+
+    def succeed(self) -> None:
+        """It works now. Again: it still does."""
+        if self._works_since is None:
+            self._works_since = self._clock()
+
+    def fail(self) -> None:
+        """It did not work, or does not any more."""
+        now = self._clock()
+        if self._works_since is not None and now - self._works_since >= STEADY:
+            self._wait = FIRST
+        self._works_since = None
+        self._due = now + self._wait
+        self._wait = min(self._wait * 2, LONGEST)
