@@ -48,6 +48,7 @@ _TUN = "/dev/net/tun"
 # linux/if_tun.h
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
+_TAP_FLAGS = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
 _IFREQ = struct.Struct("=16sH22x")
 _NO_DAD = 0x02  # IFA_F_NODAD: a bridge without a guest has no carrier, and its address would stay tentative
 _TABLE_LOCAL = 255
@@ -237,11 +238,7 @@ class Links:
         if self.find(name) is not None:
             raise HostNotReady(f"{name} exists and is not of hypemand", hint=f"ip link del {name}")
         with _open_tun() as tun:
-            fcntl.ioctl(
-                tun,
-                _TUNSETIFF,
-                _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL),
-            )
+            fcntl.ioctl(tun, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS | _IFF_TUN_EXCL))
             fcntl.ioctl(tun, _TUNSETOWNER, port.uid)
             index = socket.if_nametoindex(name)
             if has_ipv6():
@@ -261,6 +258,12 @@ class Links:
             # as the last: until here it would go with the descriptor
             fcntl.ioctl(tun, _TUNSETPERSIST, 1)
         return index
+
+    def open_tap(self, link: Link) -> int:
+        """A descriptor of a TAP device, for a VMM. Raises OSError: EBUSY where a VMM has it."""
+        with _open_tun() as tun:
+            fcntl.ioctl(tun, _TUNSETIFF, _IFREQ.pack(link.name.encode(), _TAP_FLAGS))
+            return os.dup(tun.fileno())
 
     def set_port(self, index: int, mac: str, *, isolated: bool, hairpin: bool) -> None:
         """Set what a port of a bridge does. It learns nothing from what a guest sends: from what is sent to

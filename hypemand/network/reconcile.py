@@ -320,6 +320,15 @@ class HostNetworks:
             undo.pop_all()
         return index
 
+    def open_tap(self, uid: int) -> int:
+        """A descriptor of the TAP device of the VM whose VMM has that uid; it is there before the VM's unit
+        is. Raises HostNotReady."""
+        with _told(tap_name(uid)):
+            link = self._links.find(tap_name(uid))
+            if link is None or not is_ours(link):
+                raise HostNotReady(f"{tap_name(uid)} is not there: user {uid} has no VM with a network")
+            return self._links.open_tap(link)
+
     def _follow_bridge_netfilter(self) -> None:
         """It may have been turned on since the rules were made: by Docker, for its first container."""
         if self._bridge_netfilter == has_bridge_netfilter():

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,10 +23,12 @@ from systemd import journal
 from hypemand.errors import HypemandError
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.network.reconcile import HostNetworks
+from hypemand.network.taps import TapDoor, find_peer
 from hypemand.network.watch import Watch, watch_firewalls, watch_links, watch_routes, watch_rules
 from hypemand.network.wire import (
     CHANGED,
     SOCKET,
+    TAP_SOCKET,
     BadFrame,
     Op,
     decode,
@@ -36,12 +37,12 @@ from hypemand.network.wire import (
     encode_frame,
     read_frame,
 )
-from hypemand.sockets import open_socket, take_socket
+from hypemand.sockets import open_socket, take_sockets
 from hypemand.version import VERSION
 
 _log = logging.getLogger(__name__)
 _IDENTIFIER = "hypemand-network"
-_CREDENTIALS = struct.Struct("=iII")  # ucred: pid, uid, gid
+_TAP_NAME = "tap"  # FileDescriptorName= of hypemand-tap.socket
 _BACKLOG = 16
 # between two mends of bridges: who takes them away again and again is not fought with all there is
 _MEND_PAUSE = 1.0
@@ -68,12 +69,13 @@ class Service:
         self._holding: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
 
-    async def run(self, listener: socket.socket) -> None:
-        """Serve until SIGTERM or SIGINT."""
+    async def run(self, listener: socket.socket, tap_listener: socket.socket) -> None:
+        """Serve until SIGTERM or SIGINT: the daemon on `listener`, launchers of VMs on the other."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         watches = list(self._start_watches(loop))
+        door = TapDoor(loop, tap_listener, self._host.open_tap)
         server = await asyncio.start_server(self._serve, sock=listener)  # it is systemd's, and stays
         watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
         try:
@@ -82,6 +84,7 @@ class Service:
             await self._stop.wait()
             self._notifier.notify("STOPPING=1")
         finally:
+            door.close()
             for watch in watches:
                 watch.close()
             for timer in (self._mending, self._looking, self._holding):
@@ -108,7 +111,7 @@ class Service:
         self._connections.add(task)
         self._writers.add(writer)
         try:
-            uid = _find_peer(writer)
+            uid = find_peer(writer.get_extra_info("socket"))
             if uid not in (0, os.geteuid()):
                 _log.warning("refused a connection of uid %d", uid)
                 return
@@ -232,14 +235,6 @@ class Service:
             await asyncio.sleep(interval)
 
 
-def _find_peer(writer: asyncio.StreamWriter) -> int:
-    """The uid of whoever has connected, unix(7)."""
-    peer = writer.get_extra_info("socket")
-    data = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(data)
-    return int(uid)
-
-
 def _set_up_logging() -> None:
     handler: logging.Handler = logging.StreamHandler()
     if "JOURNAL_STREAM" in os.environ:
@@ -248,8 +243,14 @@ def _set_up_logging() -> None:
     logging.getLogger("pyroute2").setLevel(logging.WARNING)
 
 
-async def _run(host: HostNetworks, path: Path) -> None:
-    await Service(host).run(take_socket() or open_socket(path, _BACKLOG))
+async def _run(host: HostNetworks, path: Path, tap_path: Path) -> None:
+    sockets = take_sockets()
+    taps = sockets.pop(_TAP_NAME, None)
+    listener = next(iter(sockets.values()), None)
+    await Service(host).run(
+        listener or open_socket(path, _BACKLOG),
+        taps or open_socket(tap_path, _BACKLOG, socket.SOCK_SEQPACKET),
+    )
 
 
 def main() -> int:
@@ -263,6 +264,9 @@ def main() -> int:
         "--clean", action="store_true", help="remove all bridges, devices and rules of hypemand"
     )
     parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help="where to listen")
+    parser.add_argument(
+        "--tap-socket", type=Path, default=TAP_SOCKET, metavar="PATH", help="where launchers of VMs come to"
+    )
     parser.add_argument("--version", action="version", version=f"hypemand {VERSION}")
     arguments = parser.parse_args()
     _set_up_logging()
@@ -271,7 +275,7 @@ def main() -> int:
         if arguments.clean:
             host.clean()
         else:
-            asyncio.run(_run(host, arguments.socket))
+            asyncio.run(_run(host, arguments.socket, arguments.tap_socket))
     except HypemandError as error:
         _log.critical("cannot run: %s", error)
         return 1

@@ -33,6 +33,8 @@ from hypemand.errors import (
 )
 
 SOCKET = Path("/run/hypemand/network.sock")
+TAP_SOCKET = Path("/run/hypemand/tap/tap.sock")
+"""Where launchers get the TAP device of their VM: launcher/tap.h. Its folder is root's."""
 MAX_FRAME = 16 * 1024 * 1024
 NOT_APPLIED = "not_applied"
 """Code of the answer of a service that has just started and does not yet know what there is to be."""

@@ -47,6 +47,7 @@ def find_scripts() -> list[Path]:
         pytest.param([*MYPY, "--strict", "hypemand", "tests", "bench"], id="mypy"),
         pytest.param(["make", "-C", "guest", "lint"], id="guest"),
         pytest.param(["make", "-C", "nss", "lint"], id="nss"),
+        pytest.param(["make", "-C", "launcher", "lint"], id="launcher"),
     ],
 )
 def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +55,7 @@ def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     run_command(argv, timeout=C_TIMEOUT)
 
 
-@pytest.mark.parametrize("folder", ["guest", "nss"])
+@pytest.mark.parametrize("folder", ["guest", "nss", "launcher"])
 def test_programs_in_c_pass_their_own_tests_under_sanitizers(folder: str) -> None:
     run_command(["make", "-C", str(TOP / folder), "check"], timeout=C_TIMEOUT)
 
