@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.host.test_network import find_taps, tap_of
+from tests.host.test_network import find_taps, reach_gateway, tap_of
 from tests.host.vms import STAYS, Vms
 
 NETWORK = ("hypemand-network.socket", "hypemand-tap.socket", "hypemand-network.service")
@@ -43,10 +43,7 @@ def test_a_vmm_is_in_a_network_of_its_own_and_its_guest_in_the_hosts(vms: Vms) -
     assert seen[0] == "['lo']"
     assert [line.split()[-1] for line in seen[1:]] == ["False"] * 3
     assert carrier(vms, name)
-    gateway = vms.execute(
-        name, "sh", "-c", "ip route | sed -n 's/^default via \\\\([^ ]*\\\\).*/\\\\1/p'"
-    ).strip()
-    assert "1 packets received" in vms.execute(name, "ping", "-c", "1", "-W", "10", gateway)
+    reach_gateway(vms, name)
     assert find_children(vms, pid) == ["vm-leader"]
 
 

@@ -513,11 +513,11 @@ def test_a_vmm_with_a_network_is_still_shut_in(vms: Vms) -> None:
     )
     exposure = float(line.split(":")[1].split()[0])
     assert exposure <= 1.0, line
-    assert vms.unit(name, "RestrictAddressFamilies", "PrivateNetwork", "DeviceAllow") == {
+    assert vms.unit(name, "RestrictAddressFamilies", "PrivateNetwork") == {
         "RestrictAddressFamilies": "AF_UNIX",
         "PrivateNetwork": "yes",
-        "DeviceAllow": "",
     }
+    assert "tun" not in vms.unit(name, "DeviceAllow")["DeviceAllow"]
     assert f"Iface: {tap_of(vms, name)}" in vms.host.run(["machinectl", "status", name]).stdout
 
 
