@@ -102,7 +102,7 @@ async def _measure_attach(series: Series) -> None:
     async def attach(number: int) -> float:
         start = time.monotonic()
         lease = allocate(f"vm{number}", f"id{number}", use, bridge, None, claims)
-        port = make_port(f"vm{number}", _FIRST_UID + number, use, lease, bridge, isolation=True)
+        port = make_port(f"vm{number}", _FIRST_UID + number, use, lease, bridge, network)
         await client.attach(port)
         taken = (time.monotonic() - start) * 1000
         claims.append(Claim(port.vm, port.mac, port.ipv4, port.ipv6))

@@ -10,18 +10,18 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from hypemand.config.network import Transport
 from hypemand.errors import HostNotReady, HypemandError
 from hypemand.network.conntrack import forget_connections, forget_early
+from hypemand.network.counters import read_counters
 from hypemand.network.firewall import Nftables, RuleRefused
 from hypemand.network.forwarding import ensure_forwarding, find_forwarding_warnings, lacks_forwarding
 from hypemand.network.limits import Limits, Present, ifb_name
@@ -32,7 +32,15 @@ from hypemand.network.links import (
     is_our_bridge,
     is_ours,
 )
-from hypemand.network.port import TAP_PREFIX, BridgePlan, Counters, NetworkStatus, PortPlan, tap_name
+from hypemand.network.port import (
+    BridgePlan,
+    Counters,
+    NetworkStatus,
+    PortPlan,
+    adapt_bridge,
+    tap_name,
+)
+from hypemand.network.profiles import Profile, derive_profiles, render_profiles, render_unused
 from hypemand.network.reservations import Reservations
 from hypemand.network.rules import (
     Element,
@@ -46,8 +54,9 @@ from hypemand.network.sysctl import has_bridge_netfilter
 from hypemand.network.wire import NOT_APPLIED
 
 _log = logging.getLogger(__name__)
-_TAP = re.compile(rf"{TAP_PREFIX}[0-9]+")
-_PROC_NET_DEV = Path("/proc/net/dev")
+_NOT_COUNTED = (
+    "the kernel does not count connections (nft_connlimit): only those that are new in a second are limited"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,7 @@ class HostNetworks:
         self._ports: dict[int, PortPlan] = {}  # by uid
         self._groups: dict[tuple[str, str], int] = {}
         self._bridge_netfilter = False
+        self._counts = True  # does the kernel count connections?
         self._plans: Mapping[str, BridgePlan] = {}  # of the last `apply`, whether there or not
         self._seen: tuple[object, ...] = ()
 
@@ -208,6 +218,8 @@ class HostNetworks:
         warnings: dict[str, list[str]] = defaultdict(list)
         for plan in self._plans.values():
             warnings[plan.network] += find_forwarding_warnings(plan, routes)
+            if not self._counts:
+                warnings[plan.network].append(_NOT_COUNTED)
         if self._nft is not None and self._networks:
             for bridge, blocks in self._nft.find_forward_blocks(self._networks).items():
                 warnings[self._networks[bridge].plan.network] += blocks
@@ -241,20 +253,31 @@ class HostNetworks:
         self._bridge_netfilter = has_bridge_netfilter()
         plans = [network.plan for network in self._networks.values()]
         elements = [element for port in self._ports.values() for element in self._derive_elements(port)]
-        text = render_tables(plans, elements, bridge_netfilter=self._bridge_netfilter)
-        self._find_nft().change(text)
+        render = partial(render_tables, plans, elements, bridge_netfilter=self._bridge_netfilter)
+        try:
+            self._find_nft().change(render(self._list_profiles(counts=True)))
+            self._counts = True
+        except RuleRefused as error:
+            self._find_nft().change(render(self._list_profiles(counts=False)))
+            self._counts = False
+            _log.warning("%s: %s", _NOT_COUNTED, error)
         # if they were away, what has come meanwhile would be led to the host for ever
         with _told("connections"):
             _forget_early(self._ports.values())
+
+    def _list_profiles(self, *, counts: bool) -> list[Profile]:
+        owners: list[BridgePlan | PortPlan] = [network.plan for network in self._networks.values()]
+        owners += self._ports.values()
+        return [profile for owner in owners for profile in derive_profiles(owner, counts=counts)]
 
     def _derive_elements(self, port: PortPlan) -> tuple[Element, ...]:
         group = self._groups[port.bridge.bridge, port.group] if port.group is not None else None
         return tuple(derive_elements(port, group))
 
-    def _change_rules(self, add: Iterable[Element], delete: Iterable[Element]) -> None:
+    def _change_rules(self, text: str) -> None:
         """A small transaction. If the kernel does not have what we think, all of it is replaced."""
         try:
-            self._find_nft().change(render_changes(add, delete))
+            self._find_nft().change(text)
         except RuleRefused as error:
             _log.warning("%s; all rules are made anew", error.message)
             self._replace_tables()
@@ -373,14 +396,17 @@ class HostNetworks:
     def _remember(self, port: PortPlan) -> None:
         self._ports[port.uid] = port
         self._groups = number_groups(self._ports.values(), self._groups)
-        self._change_rules(self._derive_elements(port), ())
+        profiles = render_profiles(derive_profiles(port, counts=self._counts))
+        self._change_rules(profiles + render_changes(self._derive_elements(port)))
 
     def _forget(self, uid: int) -> None:
         port = self._ports.pop(uid, None)
         if port is not None:
             elements = self._derive_elements(port)
             self._groups = number_groups(self._ports.values(), self._groups)
-            self._change_rules((), elements)
+            unused = derive_profiles(port, counts=self._counts)
+            used = self._list_profiles(counts=self._counts)
+            self._change_rules(render_changes((), elements) + render_unused(unused, used))
 
     def _make_tap(self, port: PortPlan, bridge: int) -> int:
         index = self._links.add_tap(port, bridge, **self._derive_flags(port))
@@ -412,7 +438,7 @@ class HostNetworks:
 
     def counters(self) -> Mapping[str, Counters]:
         """See NetworkHost."""
-        return dict(_read_counters(_PROC_NET_DEV.read_text()))
+        return read_counters()
 
     # -- what is not wished
 
@@ -450,7 +476,7 @@ def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> di
         kept = port.bridge
         new = wished.get(kept.bridge)
         if new is not None and new.network == kept.network:
-            kept = replace(kept, nat=new.nat, host_ports=new.host_ports)
+            kept = adapt_bridge(kept, new)
         plans[kept.bridge] = kept
     # those with VMs first: when two networks cannot be together, the one that is there stays
     return plans | {bridge: plan for bridge, plan in wished.items() if bridge not in plans}
@@ -459,26 +485,6 @@ def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> di
 def _forget_early(ports: Iterable[PortPlan]) -> None:
     published = (publish for port in ports for publish in port.publish)
     forget_early(frozenset(publish.host_port for publish in published if publish.transport is Transport.UDP))
-
-
-def _read_counters(text: str) -> Iterator[tuple[str, Counters]]:
-    """proc_net(5): 8 figures of what came in, 8 of what went out; bytes, packets, errors, drops first. What
-    comes in by a TAP device is what the VM has sent."""
-    for line in text.splitlines()[2:]:
-        name, _, figures = line.partition(":")
-        if not _TAP.fullmatch(name.strip()):
-            continue
-        values = [int(figure) for figure in figures.split()]
-        yield (
-            name.strip(),
-            Counters(
-                sent_bytes=values[0],
-                sent_packets=values[1],
-                received_bytes=values[8],
-                received_packets=values[9],
-                dropped_packets=values[3] + values[11],
-            ),
-        )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -42,7 +42,7 @@ CHANGED = "changed"
 """Event: somebody else has changed the host's networks. The daemon is to tell what there is to be again."""
 
 _LENGTH = struct.Struct(">I")
-_ADDRESSES = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface)
+_ADDRESSES = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
 _KINDS: Mapping[str, type[HypemandError]] = {
     kind.__name__: kind for kind in (HypemandError, HostNotReady, InUse, InsufficientResources)
 }
