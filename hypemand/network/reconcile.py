@@ -7,21 +7,18 @@ calls block, for some milliseconds: netlink and nftables answer at once.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-
-from pyroute2.netlink.exceptions import NetlinkError
 
 from hypemand.config.network import Transport
 from hypemand.errors import HostNotReady, HypemandError
 from hypemand.network.conntrack import forget_connections, forget_early
 from hypemand.network.counters import read_counters
+from hypemand.network.failures import told_by_kernel
 from hypemand.network.firewall import Nftables, RuleRefused
 from hypemand.network.forwarding import ensure_forwarding, find_forwarding_warnings, lacks_forwarding
 from hypemand.network.limits import Limits, Present, ifb_name
@@ -51,6 +48,7 @@ from hypemand.network.rules import (
     render_tables,
 )
 from hypemand.network.sysctl import has_bridge_netfilter
+from hypemand.network.taps import mend_taps
 from hypemand.network.wire import NOT_APPLIED
 
 _log = logging.getLogger(__name__)
@@ -102,7 +100,7 @@ class HostNetworks:
         self, bridges: tuple[BridgePlan, ...], ports: tuple[PortPlan, ...], *, prune: bool
     ) -> tuple[NetworkStatus, ...]:
         """See NetworkHost."""
-        with _told("networks"):
+        with told_by_kernel("networks"):
             return self._apply(bridges, ports, prune)
 
     def _apply(
@@ -171,7 +169,7 @@ class HostNetworks:
             yield plan.bridge, _Network(plan, index)
 
     def _ensure_bridge(self, plan: BridgePlan) -> int:
-        with _told(f"network {plan.network}"):
+        with told_by_kernel(f"network {plan.network}"):
             return self._links.ensure_bridge(plan)
 
     def _ensure_ports(self, warnings: dict[str, list[str]], routes: tuple[Route, ...]) -> None:
@@ -182,14 +180,14 @@ class HostNetworks:
         self._reservations.release_others(self._ports)
         for port in self._ports.values():
             try:
-                with _told(f"VM {port.vm}"):
+                with told_by_kernel(f"VM {port.vm}"):
                     self._ensure_port(port, present)
                     self._reservations.take(port)
             except HypemandError as error:
                 warnings[port.bridge.network].append(f"VM {port.vm}: {error.message}")
         for network in self._networks.values():
             if any(port.bridge.bridge == network.plan.bridge for port in self._ports.values()):
-                with _told(f"network {network.plan.network}"):
+                with told_by_kernel(f"network {network.plan.network}"):
                     ensure_forwarding(network.plan, lambda: routes)
 
     def _ensure_port(self, port: PortPlan, present: Present) -> None:
@@ -238,7 +236,7 @@ class HostNetworks:
         """Has the rest of the host changed, so that `apply` would mend or tell something?"""
         if not self._applied:
             return False
-        with _told("networks"):
+        with told_by_kernel("networks"):
             routes = self._links.list_routes()
             return self._look(routes, self._find_warnings(routes)) != self._seen
 
@@ -262,7 +260,7 @@ class HostNetworks:
             self._counts = False
             _log.warning("%s: %s", _NOT_COUNTED, error)
         # if they were away, what has come meanwhile would be led to the host for ever
-        with _told("connections"):
+        with told_by_kernel("connections"):
             _forget_early(self._ports.values())
 
     def _list_profiles(self, *, counts: bool) -> list[Profile]:
@@ -304,7 +302,7 @@ class HostNetworks:
         problems: dict[str, str] = {}
         warnings: dict[str, list[str]] = defaultdict(list)
         try:
-            with _told("networks"):
+            with told_by_kernel("networks"):
                 routes = self._links.list_routes()
                 self._networks |= dict(self._ensure_bridges(lost, routes, problems, warnings))
                 self._ensure_ports(warnings, routes)
@@ -317,7 +315,7 @@ class HostNetworks:
 
     def _is_whole(self, network: _Network) -> bool:
         try:
-            with _told(f"network {network.plan.network}"):
+            with told_by_kernel(f"network {network.plan.network}"):
                 return self._links.is_whole(network.plan, network.index)
         except HypemandError:  # mending it will tell why
             return False
@@ -329,7 +327,7 @@ class HostNetworks:
         self._expect_applied()
         if port.uid in self._ports or self._links.find(port.tap) is not None:
             self.detach(port)
-        with _told(f"VM {port.vm}"), ExitStack() as undo:
+        with told_by_kernel(f"VM {port.vm}"), ExitStack() as undo:
             network = self._find_network(port)
             self._follow_bridge_netfilter()
             undo.callback(self._reservations.release, port.uid)
@@ -346,11 +344,21 @@ class HostNetworks:
     def open_tap(self, uid: int) -> int:
         """A descriptor of the TAP device of the VM whose VMM has that uid; it is there before the VM's unit
         is. Raises HostNotReady."""
-        with _told(tap_name(uid)):
+        with told_by_kernel(tap_name(uid)):
             link = self._links.find(tap_name(uid))
             if link is None or not is_ours(link):
                 raise HostNotReady(f"{tap_name(uid)} is not there: user {uid} has no VM with a network")
-            return self._links.open_tap(link)
+            return self._links.open_tap(link, uid)
+
+    def list_taps(self) -> set[str]:
+        """The names of all VMs' TAP devices."""
+        return {port.tap for port in self._ports.values()}
+
+    def mend_taps(self, names: Iterable[str]) -> dict[str, str | None]:
+        """See taps.mend_taps; of those that VMs have."""
+        taps = {port.tap: port for port in self._ports.values()}
+        wanted = [taps[name] for name in names if name in taps]
+        return dict(mend_taps(self._links, wanted, self._ports.values(), self._derive_flags))
 
     def _follow_bridge_netfilter(self) -> None:
         """It may have been turned on since the rules were made: by Docker, for its first container."""
@@ -421,7 +429,7 @@ class HostNetworks:
         """See NetworkHost."""
         self._expect_applied()
         known = self._ports.get(port.uid, port)
-        with _told(f"VM {port.vm}"):
+        with told_by_kernel(f"VM {port.vm}"):
             self._remove_devices(port.uid)
             self._forget(port.uid)
             self._reservations.release(port.uid)
@@ -485,15 +493,3 @@ def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> di
 def _forget_early(ports: Iterable[PortPlan]) -> None:
     published = (publish for port in ports for publish in port.publish)
     forget_early(frozenset(publish.host_port for publish in published if publish.transport is Transport.UDP))
-
-
-@contextmanager
-def _told(about: str) -> Iterator[None]:
-    """Errors of the kernel as errors for users."""
-    try:
-        yield
-    except (NetlinkError, OSError) as error:
-        number = error.code if isinstance(error, NetlinkError) else error.errno
-        hint = "the network service needs CAP_NET_ADMIN" if number in (errno.EPERM, errno.EACCES) else ""
-        told = os.strerror(number) if number else str(error)
-        raise HostNotReady(f"{about}: the kernel refused: {told}", hint=hint) from error

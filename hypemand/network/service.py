@@ -21,13 +21,14 @@ import sdnotify
 from systemd import journal
 
 from hypemand.errors import HypemandError
-from hypemand.network.port import BridgePlan, PortPlan
+from hypemand.network.port import TAP_PREFIX, BridgePlan, PortPlan
 from hypemand.network.reconcile import HostNetworks
 from hypemand.network.taps import TapDoor, find_peer
-from hypemand.network.watch import Watch, watch_firewalls, watch_links, watch_routes, watch_rules
+from hypemand.network.watch import Watch, watch_firewalls, watch_links, watch_names, watch_routes, watch_rules
 from hypemand.network.wire import (
     CHANGED,
     SOCKET,
+    TAMPERED,
     TAP_SOCKET,
     BadFrame,
     Op,
@@ -67,6 +68,9 @@ class Service:
         self._looking: asyncio.TimerHandle | None = None
         self._looked_at = -_LOOK_PAUSE
         self._holding: asyncio.TimerHandle | None = None
+        # by the VMs' names: what the daemon does not know yet, and what was seen, for events come in numbers
+        self._tampered: dict[str, str] = {}
+        self._seen: dict[str, str | None] = {}
         self._stop = asyncio.Event()
 
     async def run(self, listener: socket.socket, tap_listener: socket.socket) -> None:
@@ -102,6 +106,7 @@ class Service:
             yield watch_links(loop, self._host.is_bridge, self._begin_mend)
             yield watch_firewalls(loop, self._begin_look)
             yield watch_routes(loop, self._host.is_bridge, self._begin_look)
+            yield watch_names(loop, TAP_PREFIX, self._check_taps)
         except OSError as error:  # as each request will say
             _log.error("cannot watch the networks of the host: %s", error.strerror)
 
@@ -109,12 +114,13 @@ class Service:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        self._writers.add(writer)
         try:
             uid = find_peer(writer.get_extra_info("socket"))
             if uid not in (0, os.geteuid()):
                 _log.warning("refused a connection of uid %d", uid)
                 return
+            self._writers.add(writer)
+            self._tell_tampered()
             while (request := await read_frame(reader)) is not None:
                 writer.write(encode_frame(self._answer(request)))
                 await writer.drain()
@@ -206,6 +212,25 @@ class Service:
         if lost:
             self._mended_at = asyncio.get_running_loop().time()
             self._tell_changed()
+
+    def _check_taps(self, names: set[str]) -> None:
+        """Something of these TAP devices has changed, of any after events were lost."""
+        found = self._host.mend_taps(names or self._host.list_taps())
+        for vm, what in found.items():
+            if what is not None and self._seen.get(vm) != what:
+                _log.error("VM %s: %s", vm, what)
+                self._tampered[vm] = what
+        self._seen |= found
+        self._seen = {vm: what for vm, what in self._seen.items() if what is not None}
+        self._tell_tampered()
+
+    def _tell_tampered(self) -> None:
+        """Have the daemon end those VMs; the next one, if there is none."""
+        if self._writers:
+            for vm, what in self._tampered.items():
+                for writer in self._writers:
+                    writer.write(encode_frame({"event": TAMPERED, "vm": vm, "what": what}))
+            self._tampered.clear()
 
     def _begin_look(self) -> None:
         """The rest of the host is not what it was: there may be something to tell, or to mend."""

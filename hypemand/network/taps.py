@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TAP devices for the launchers of VMs: launcher/tap.h.
+"""TAP devices for the launchers of VMs (launcher/tap.h), and whether they are still as they were made.
 
 Whoever connects has asked, and which device is meant follows from the uid that the kernel says it has. So it
 works when systemd starts a VM alone, and nothing is read from the other end.
@@ -12,9 +12,12 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from hypemand.errors import HypemandError
+from hypemand.network.failures import told_by_kernel
+from hypemand.network.links import Link, Links, derive_tap_mac, is_ours
+from hypemand.network.port import PortPlan
 
 _log = logging.getLogger(__name__)
 _CREDENTIALS = struct.Struct("=iII")  # ucred: pid, uid, gid
@@ -79,3 +82,50 @@ def find_peer(connection: socket.socket) -> int:
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(data)
     return int(uid)
+
+
+def mend_taps(
+    links: Links,
+    suspects: Iterable[PortPlan],
+    everybody: Iterable[PortPlan],
+    derive_flags: Callable[[PortPlan], dict[str, bool]],
+) -> Iterator[tuple[str, str | None]]:
+    """Of the TAP devices of `suspects`, mend those whose MAC or owner somebody has changed: each VM, and what
+    it was, or None. A VMM can do neither, unless it was taken over and has got around launcher/filter.c.
+
+    The owner is put back when the device is opened the next time. The bridge of a device that had a guest's
+    MAC has forgotten where that guest is, and is told of all again.
+    """
+    for port in suspects:
+        try:
+            with told_by_kernel(f"VM {port.vm}"):
+                link = links.find(port.tap)
+                what = None if link is None else find_tampering(link, port.uid)
+                if link is not None and link.mac != derive_tap_mac(port.uid):
+                    links.mend_mac(link, port.uid)
+                    _restore_neighbours(links, port, everybody, derive_flags)
+        except HypemandError as error:
+            what = f"its interface {port.tap} cannot be mended: {error}"
+        yield port.vm, what
+
+
+def find_tampering(link: Link, uid: int) -> str | None:
+    """What of the TAP device of a VMM's uid somebody has made another; None: nothing."""
+    mac = derive_tap_mac(uid)
+    if link.mac != mac:
+        return f"the MAC address of its interface {link.name} was changed from {mac} to {link.mac}"
+    if link.owner != uid:
+        return f"its interface {link.name} was given from user {uid} to {link.owner}"
+    return None
+
+
+def _restore_neighbours(
+    links: Links,
+    port: PortPlan,
+    everybody: Iterable[PortPlan],
+    derive_flags: Callable[[PortPlan], dict[str, bool]],
+) -> None:
+    for other in everybody:
+        found = links.find(other.tap)
+        if other.bridge.bridge == port.bridge.bridge and found is not None and is_ours(found):
+            links.set_port(found.index, other.mac, **derive_flags(other))

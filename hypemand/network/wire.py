@@ -40,6 +40,8 @@ NOT_APPLIED = "not_applied"
 """Code of the answer of a service that has just started and does not yet know what there is to be."""
 CHANGED = "changed"
 """Event: somebody else has changed the host's networks. The daemon is to tell what there is to be again."""
+TAMPERED = "tampered"
+"""Event, with `vm` and `what`: somebody has changed the TAP device of a VM, which the daemon is to end."""
 
 _LENGTH = struct.Struct(">I")
 _ADDRESSES = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)

@@ -3,11 +3,14 @@
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,15 @@ import pytest
 
 from hypemand.network.client import NetworkClient
 from tests.host.command import run_command
-from tests.unit.network.lab import DEADLINE, Namespace, make_bridge, make_port
+from tests.unit.network.lab import (
+    DEADLINE,
+    IFF_NO_PI,
+    IFF_TAP,
+    TUNSETIFF,
+    Namespace,
+    make_bridge,
+    make_port,
+)
 from tests.unit.network.test_service import Service
 
 TOP = Path(__file__).parents[3]
@@ -24,6 +35,7 @@ LAUNCHER = TOP / "launcher/build/launcher"
 VMM = TOP / "launcher/build/check/vmm"
 PLAN = make_bridge()
 ONE, TWO = make_port(PLAN, 1), make_port(PLAN, 2)
+IFF_VNET_HDR, TUNSETOWNER = 0x4000, 0x400454CC
 BOOT = "0123456789abcdef0123456789abcdef"
 
 
@@ -83,7 +95,7 @@ def run_vmm(service: Service, uid: int) -> tuple[dict[str, str], str]:
     return {name: value for name, _, value in pairs}, errors
 
 
-def show_ports() -> tuple[dict[str, Any], str]:
+def show_ports() -> tuple[dict[str, Any], list[str]]:
     """What a taken-over VMM could change: MACs, owners, what the bridge knows."""
     entries = run_command(["bridge", "fdb"], timeout=DEADLINE).stdout
     assert ONE.mac in entries
@@ -91,7 +103,7 @@ def show_ports() -> tuple[dict[str, Any], str]:
     taps = {link["ifname"]: link for link in listed if link["ifname"].startswith("hv")}
     assert str(taps[ONE.tap]["linkinfo"]["info_data"]["user"]) == str(ONE.uid)
     shown = {name: (link["address"], link["linkinfo"]["info_data"]) for name, link in taps.items()}
-    return shown, entries
+    return shown, sorted(entries.splitlines())
 
 
 def test_a_vmm_gets_the_device_of_its_own_user_and_cannot_change_it(service: Service) -> None:
@@ -121,6 +133,68 @@ def test_two_vmms_of_one_user_do_not_share_a_device(service: Service) -> None:
         first.communicate(timeout=DEADLINE)
     # a restart that systemd makes alone: the leader of the last run holds nothing
     assert run_vmm(service, ONE.uid)[0]["device"] == f"{ONE.tap} 1"
+
+
+def tamper(how: str) -> None:
+    """As a VMM without the launcher's filter can (or an administrator)."""
+    if how == "mac":
+        run_command(["ip", "link", "set", ONE.tap, "address", TWO.mac], timeout=DEADLINE)
+        return
+    with open("/dev/net/tun", "r+b", buffering=0) as tun:
+        fcntl.ioctl(
+            tun, TUNSETIFF, struct.pack("16sH22x", ONE.tap.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+        )
+        fcntl.ioctl(tun, TUNSETOWNER, TWO.uid)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (
+            "mac",
+            f"the MAC address of its interface {ONE.tap} was changed from fe:68:00:00:ef:11 to {TWO.mac}",
+        ),
+        ("owner", f"its interface {ONE.tap} was given from user {ONE.uid} to {TWO.uid}"),
+    ],
+)
+@pytest.mark.parametrize("away", [False, True], ids=["daemon", "no daemon"])
+def test_a_device_that_was_tampered_with_is_mended_and_its_vm_reported(
+    service: Service, how: str, words: str, away: bool
+) -> None:
+    before = show_ports()
+
+    async def run() -> None:
+        reports: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+
+        async def take(vm: str, what: str) -> None:
+            reports.put_nowait((vm, what))
+
+        client = NetworkClient(service.path, on_tampered=take)
+        if not away:
+            await client.counters()
+        await asyncio.to_thread(tamper, how)
+        if away:
+            await asyncio.to_thread(wait_for_mend, how, before)
+        await client.counters()
+        assert await asyncio.wait_for(reports.get(), DEADLINE) == (ONE.vm, words)
+        # the mend itself is no tampering
+        await client.counters()
+        await client.counters()
+        assert reports.empty()
+        await client.close()
+
+    asyncio.run(run())
+    # the owner is put back with the next VMM
+    assert run_vmm(service, ONE.uid)[0]["device"] == f"{ONE.tap} 1"
+    assert show_ports() == before
+
+
+def wait_for_mend(how: str, before: tuple[dict[str, Any], list[str]]) -> None:
+    """The service has seen it, with nobody to tell."""
+    deadline = time.monotonic() + DEADLINE
+    while how == "mac" and show_ports() != before:
+        assert time.monotonic() < deadline, (show_ports(), before)
+        time.sleep(0.01)
 
 
 def test_who_is_no_vm_gets_no_device(service: Service) -> None:
