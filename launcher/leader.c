@@ -58,6 +58,11 @@ int start_leader(const char *runtime)
     /* before the fork, so that none comes too early */
     if (sigprocmask(SIG_BLOCK, &signals, &before) < 0)
         return -1;
+    /* It has rights that the VMM loses (filter.h), and the same user: a VMM that was taken over is not to
+     * write to its memory (/proc/PID/mem). Before the fork, so that there is no moment without; execve ends
+     * it. */
+    if (prctl(PR_SET_DUMPABLE, 0) < 0)
+        return -1;
     pid_t parent = getpid();
     pid_t pid = fork();
     if (pid == 0) {

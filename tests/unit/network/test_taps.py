@@ -114,6 +114,8 @@ def test_a_vmm_gets_the_device_of_its_own_user_and_cannot_change_it(service: Ser
         assert told["device"] == f"{port.tap} 1"
         uses = ("TUNGETFEATURES", "TUNGETIFF", "TUNGETVNETHDRSZ", "TUNSETVNETHDRSZ", "TUNSETOFFLOAD")
         assert {name: told[name] for name in uses} == dict.fromkeys(uses, "0")
+        # nor have the leader do it
+        assert told["leader-memory"] == str(errno.EACCES)
         for name in ("SIOCSIFHWADDR", "TUNSETOWNER", "TUNSETPERSIST", "TUNSETIFF", "TUNGETDEVNETNS"):
             assert {told[name], told[f"{name}-high"]} == {str(errno.EPERM)}
     assert show_ports() == before
