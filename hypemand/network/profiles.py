@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hypemand.config.netparse import format_egress
-from hypemand.config.network import Egress
+from hypemand.config.network import DEFAULT_CONNECTIONS, Egress
 from hypemand.network.port import BridgePlan, PortPlan
 
 _TABLE = "inet hypemand"
@@ -47,10 +47,10 @@ def name_egress(egress: Iterable[Egress]) -> str:
 
 
 def derive_profiles(owner: PortPlan | BridgePlan, *, counts: bool) -> list[Profile]:
-    """Those that a VM or a network needs. `counts`: the kernel can count connections."""
-    profiles = []
-    if isinstance(owner, PortPlan):
-        profiles.append(_derive_connections(owner.connections, counts=counts))
+    """Those that a VM or a network needs; a network has that of most VMs, which need not wait for it then.
+    `counts`: the kernel can count connections."""
+    connections = owner.connections if isinstance(owner, PortPlan) else DEFAULT_CONNECTIONS
+    profiles = [_derive_connections(connections, counts=counts)]
     if owner.egress is not None:
         rules = [_render_egress(egress) for egress in owner.egress]
         profiles.append(Profile(name_egress(owner.egress), (*rules, "drop")))

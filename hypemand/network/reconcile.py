@@ -402,10 +402,11 @@ class HostNetworks:
         return network
 
     def _remember(self, port: PortPlan) -> None:
+        present = {profile.name for profile in self._list_profiles(counts=self._counts)}
         self._ports[port.uid] = port
         self._groups = number_groups(self._ports.values(), self._groups)
-        profiles = render_profiles(derive_profiles(port, counts=self._counts))
-        self._change_rules(profiles + render_changes(self._derive_elements(port)))
+        missing = [p for p in derive_profiles(port, counts=self._counts) if p.name not in present]
+        self._change_rules(render_profiles(missing) + render_changes(self._derive_elements(port)))
 
     def _forget(self, uid: int) -> None:
         port = self._ports.pop(uid, None)
