@@ -15,7 +15,8 @@ SUITE_OPTIONS = $(SUITES:%=--suite=%)
 # side by side, in the groups of tests/conftest.py; ARGS='-n 0 --pdb' for one process
 GROUPS = --numprocesses=4 --dist=loadgroup
 
-.PHONY: help setup deb test test-new-machine test-local test-unit test-host lint check-guest check-nss format demo bench clean
+.PHONY: help setup deb test test-new-machine test-local test-unit test-host lint
+.PHONY: check-guest check-nss check-launcher format demo bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -55,10 +56,15 @@ check-nss: ## the same for the host's module of names
 	@tools/setup >/dev/null
 	@$(MAKE) --no-print-directory -C nss check
 
+check-launcher: ## the same for what VMs are started by
+	@tools/setup >/dev/null
+	@$(MAKE) --no-print-directory -C launcher check
+
 format: ## bring Python and C into shape
 	@$(RUN) -m ruff format .
 	@$(MAKE) --no-print-directory -C guest format
 	@$(MAKE) --no-print-directory -C nss format
+	@$(MAKE) --no-print-directory -C launcher format
 
 demo: deb ## the main job on a fresh test host, from package install to Running
 	@$(RUN) -m bench.demo $(ARGS)
@@ -71,3 +77,4 @@ clean: ## remove what was built in this checkout; the cache stays
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 	@$(MAKE) --no-print-directory -C guest clean
 	@$(MAKE) --no-print-directory -C nss clean
+	@$(MAKE) --no-print-directory -C launcher clean

@@ -65,7 +65,7 @@ class Daemon:
         services = VmServices(self._bus, Units(self._bus), self._watcher, self._update_status)
         self._pulls = Pulls(self._store, self._make_tools, config.runtime_dir)
         self._images = Images(self._store, self._pulls)
-        self._network_client = NetworkClient(on_reconnect=self._tell_networks)
+        self._network_client = NetworkClient(on_reconnect=self._tell_networks, on_tampered=self._end_tampered)
         self._manager = VmManager(config, self._images, services, self._network_client)
         self._reloader = Reloader(self._manager)
         self._tokens = TokenStore(config.state_dir / "tokens.json")
@@ -111,6 +111,9 @@ class Daemon:
 
     async def _tell_networks(self) -> None:
         self._manager.networks.begin_sync()
+
+    async def _end_tampered(self, vm: str, what: str) -> None:
+        await self._manager.end_tampered(vm, what)
 
     def _resync(self) -> None:
         task = asyncio.create_task(self._manager.resync(), name="resync")

@@ -27,6 +27,7 @@ class MessageId(StrEnum):
     START_FAILED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d02"
     DEFINITION_BROKEN = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d03"
     NEEDS_RESTART = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d04"
+    TAMPERED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d05"
 
 
 def set_up_logging() -> None:

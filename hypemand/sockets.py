@@ -31,18 +31,28 @@ def hold_socket(path: Path, uid: int) -> Iterator[str]:
 
 
 def take_socket() -> socket.socket | None:
-    """The socket that systemd listens on for us (sd_listen_fds(3)), or None."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
-        return None
-    listener = socket.socket(fileno=_FIRST_SOCKET)
-    listener.setblocking(False)
-    return listener
+    """The one socket that systemd listens on for us, or None."""
+    return next(iter(take_sockets().values()), None)
 
 
-def open_socket(path: Path, backlog: int) -> socket.socket:
+def take_sockets() -> dict[str, socket.socket]:
+    """The sockets that systemd listens on for us, by their names (sd_listen_fds_with_names(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    sockets = {}
+    for number in range(count):
+        listener = socket.socket(fileno=_FIRST_SOCKET + number)
+        listener.setblocking(False)
+        sockets[names[number] if number < len(names) else ""] = listener
+    return sockets
+
+
+def open_socket(path: Path, backlog: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """A socket of our own, for a service that no socket unit has started. Its user alone may connect."""
     path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
     listener.setblocking(False)
     old = os.umask(0o177)
     try:

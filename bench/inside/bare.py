@@ -20,6 +20,8 @@ from typing import Any
 MARKER = b"HYPEMAN-PROGRAM-START"
 BOOT_DEADLINE = 60.0
 STOP_DEADLINE = 15.0
+TAP = "bench2"
+"""The TAP device of a bare VM whose recipe has a network."""
 _STOP_LINE = b"poweroff 5\n"
 
 
@@ -37,16 +39,17 @@ class Recipe:
     def take(cls, unit: str, folder: Path) -> Recipe:
         """From the unit of a VM that runs. Its disk is to be copied once it has stopped: `copy_disk`."""
         (_path, argv, *_), *_ = _read_property(unit, "ExecStart")
-        # /bin/sh vmm.sh RUNTIME PYTHON KERNEL_WORDS VMM...
-        if len(argv) < 6 or not argv[1].endswith("/vmm.sh"):
-            raise ValueError(f"{unit} is started by {argv}, which is not vmm.sh with its arguments")
+        # launcher RUNTIME TAP_SOCKET KERNEL_WORDS VMM...
+        if len(argv) < 5 or not argv[0].endswith("/launcher"):
+            raise ValueError(f"{unit} is started by {argv}, which is not the launcher with its arguments")
         binds = [*_read_property(unit, "BindReadOnlyPaths"), *_read_property(unit, "BindPaths")]
         hosts = {inside: Path(host) for host, inside, *_ in binds if inside != "/usr"}
-        runtime, words, vmm = argv[2], argv[4], argv[5:]
+        runtime, words, vmm = argv[1], argv[3], argv[4:]
         disk = hosts[_find_disk(vmm)]
         folder.mkdir(parents=True)
         shutil.copy(hosts[runtime] / "config.img", folder)
         own = {**hosts, runtime: folder, _find_disk(vmm): folder / "disk.ext4"}
+        vmm = [_replace_descriptor(word, folder) for word in vmm]
         return cls(tuple(_leave_root(word, own) for word in vmm), words, disk, folder)
 
     def copy_disk(self) -> None:
@@ -62,6 +65,12 @@ def _read_property(unit: str, name: str) -> list[Any]:
     answer = subprocess.run(get, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, timeout=10)
     value: list[Any] = json.loads(answer.stdout)["data"]
     return value
+
+
+def _replace_descriptor(word: str, folder: Path) -> str:
+    """A word with what the VMM opens itself in the place of what the launcher would bring."""
+    word = re.sub(r"^socket,id=(\w+),fd=\d+,", rf"socket,id=\1,path={folder}/\1.sock,", word)
+    return re.sub(r"^tap,id=net,fd=\d+,", f"tap,id=net,ifname={TAP},script=no,downscript=no,", word)
 
 
 def _leave_root(word: str, hosts: Mapping[str, Path]) -> str:

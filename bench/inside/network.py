@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.inside.api import request
-from bench.inside.bare import BareVm, Recipe
+from bench.inside.bare import TAP, BareVm, Recipe
 from bench.inside.rounds import Series, run, start_and_stop
 from hypemand.config.host import load_host_config
 from hypemand.config.network import NetworkUse
@@ -102,7 +102,7 @@ async def _measure_attach(series: Series) -> None:
     async def attach(number: int) -> float:
         start = time.monotonic()
         lease = allocate(f"vm{number}", f"id{number}", use, bridge, None, claims)
-        port = make_port(f"vm{number}", _FIRST_UID + number, use, lease, bridge, isolation=True)
+        port = make_port(f"vm{number}", _FIRST_UID + number, use, lease, bridge, network)
         await client.attach(port)
         taken = (time.monotonic() - start) * 1000
         claims.append(Claim(port.vm, port.mac, port.ipv4, port.ipv6))
@@ -168,14 +168,12 @@ def _run_managed() -> float:
 
 def _run_bare(recipe: Recipe) -> float:
     """On a bridge and a TAP device as ip(8) makes them."""
-    netdev = next(word for word in recipe.argv if word.startswith("tap,"))
-    tap = next(part for part in netdev.split(",") if part.startswith("ifname=")).removeprefix("ifname=")
     run("ip", "link", "add", "bench1", "type", "bridge")
     try:
         run("ip", "address", "add", f"{_ADDRESS}/24", "dev", "bench1")
         run("ip", "link", "set", "bench1", "up")
-        run("ip", "tuntap", "add", tap, "mode", "tap")
-        run("ip", "link", "set", tap, "master", "bench1", "up")
+        run("ip", "tuntap", "add", TAP, "mode", "tap")
+        run("ip", "link", "set", TAP, "master", "bench1", "up")
         with _listen() as listener:
             vm = BareVm(recipe)
             try:
@@ -184,7 +182,7 @@ def _run_bare(recipe: Recipe) -> float:
                 vm.stop()
     finally:
         run("ip", "link", "del", "bench1")
-        run("ip", "link", "del", tap)
+        run("ip", "link", "del", TAP)
 
 
 @contextmanager

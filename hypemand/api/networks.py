@@ -11,7 +11,7 @@ from hypemand.api.render import group_json, json_response
 from hypemand.api.requests import read_query
 from hypemand.api.services import Limits, Services
 from hypemand.config.names import is_name
-from hypemand.config.netparse import format_host_port, format_publish
+from hypemand.config.netparse import format_egress, format_host_port, format_publish
 from hypemand.errors import NotFound
 from hypemand.manager.networkview import Member, NetworkInfo
 
@@ -57,6 +57,9 @@ def network_json(info: NetworkInfo) -> dict[str, object]:
         "nat": info.nat,
         "isolation": info.isolation,
         "host_ports": [format_host_port(port) for port in info.host_ports],
+        "connections": info.connections,
+        "egress": None if info.egress is None else [format_egress(one) for one in info.egress],
+        "link_local": info.link_local,
         "problem": info.problem or None,
         "warnings": list(info.warnings),
         "pending": info.pending,

@@ -11,9 +11,11 @@ from hypemand.config.netparse import (
     MAX_PUBLISHED,
     NONE,
     describe_special,
+    format_egress,
     format_publish,
     parse_address4,
     parse_address6,
+    parse_egress,
     parse_mac,
     parse_publish,
 )
@@ -43,6 +45,10 @@ def make_network_use(data: Any, default: str | None) -> NetworkUse | None:
                 values[key] = parse_mac(value)
             case "publish":
                 values[key] = tuple(one for text in value for one in parse_publish(text))
+            case "connections":
+                values[key] = int(value)
+            case "egress":
+                values[key] = tuple(parse_egress(text) for text in value)
             case "bandwidth":
                 values[key] = Bandwidth(**{way: parse_rate(rate) for way, rate in value.items()})
             case _:
@@ -72,6 +78,10 @@ def network_use_to_json(use: NetworkUse | None) -> object:
         result["group"] = use.group
     if use.isolate is not None:
         result["isolate"] = use.isolate
+    if use.connections is not None:
+        result["connections"] = use.connections
+    if use.egress is not None:
+        result["egress"] = [format_egress(one) for one in use.egress]
     return result
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from hypemand.config.netparse import (
     NONE,
+    parse_egress,
     parse_gateway4,
     parse_gateway6,
     parse_host_port,
@@ -78,7 +79,9 @@ def _make_network(name: str, data: Mapping[str, Any], machine_id: str) -> Networ
                 values[key] = tuple(parse_server(text) for text in value)
             case "host_ports":
                 values[key] = frozenset(parse_host_port(str(port)) for port in value)
-            case "mtu":
+            case "egress":
+                values[key] = tuple(parse_egress(text) for text in value)
+            case "mtu" | "connections":
                 values[key] = int(value)
             case _:
                 values[key] = value

@@ -9,9 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 
-from hypemand.config.network import HostPort, Publish, Transport
+from hypemand.config.network import Egress, HostPort, Publish, Transport
 
 NONE = "none"
 # Of one VM. Each is a socket that the network service holds, and an element of its rules.
@@ -21,6 +30,9 @@ _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PREFIX = re.compile(r"[0-9]{1,3}")
 _PUBLISH_FORM = "write HOST_PORT:PORT, as 8080:80, 127.0.0.1:53:53/udp or [2001:db8::1]:8080:80"
+_EGRESS_FORM = (
+    "write a network, and a port or a range if need be, as 10.0.0.0/8, 192.0.2.7 443 or ::/0 53/udp"
+)
 _THIS_HOST = IPv4Network("0.0.0.0/8")
 
 
@@ -30,6 +42,7 @@ class NetworkText(StrEnum):
     ADDRESS = "address"
     ADDRESS4 = "address4"
     ADDRESS6 = "address6"
+    EGRESS = "egress"
     GATEWAY4 = "gateway4"
     GATEWAY6 = "gateway6"
     MAC = "mac"
@@ -46,6 +59,7 @@ _WORDS = {
     NetworkText.ADDRESS: "IP address",
     NetworkText.ADDRESS4: "IPv4 address",
     NetworkText.ADDRESS6: "IPv6 address",
+    NetworkText.EGRESS: "network, with a port or without",
     NetworkText.GATEWAY4: "IPv4 address with prefix, or `none`",
     NetworkText.GATEWAY6: "IPv6 address with prefix, or `none`",
     NetworkText.MAC: "MAC address",
@@ -191,6 +205,40 @@ def format_host_port(port: HostPort) -> str:
     return f"{port.port}{_suffix(port.transport)}"
 
 
+def parse_egress(text: str) -> Egress:
+    """`10.0.0.0/8`, `192.0.2.7 443`, `2001:db8::/32 8000-8999/tcp`, `0.0.0.0/0 53/udp`."""
+    where, space, what = text.partition(" ")
+    network = _parse_network(where)
+    if not space:
+        return Egress(network)
+    ports, transport = _split_transport(what, _EGRESS_FORM)
+    first, last = _parse_range(ports, _EGRESS_FORM)
+    return Egress(network, transport, first, last)
+
+
+def _parse_network(text: str) -> IPv4Network | IPv6Network:
+    """`10.0.0.0/8`, or the address of one machine."""
+    address, slash, prefix = text.partition("/")
+    try:
+        parse_address6(address) if ":" in address else parse_address4(address)
+        if slash and _PREFIX.fullmatch(prefix) is None:
+            raise ValueError(prefix)
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text[:60]!r} is no network; {_EGRESS_FORM}") from None
+    if str(network.network_address) != str(ip_address(address)):
+        raise ValueError(f"{text} has bits beyond its prefix; write {network}")
+    return network
+
+
+def format_egress(egress: Egress) -> str:
+    """As parse_egress reads it."""
+    if egress.transport is None:
+        return str(egress.network)
+    ports = str(egress.first) if egress.first == egress.last else f"{egress.first}-{egress.last}"
+    return f"{egress.network} {ports}{_suffix(egress.transport)}"
+
+
 def parse_publish(text: str) -> tuple[Publish, ...]:
     """`8080:80`, `127.0.0.1:53:53/udp`, `[fd00::1]:8080:80`; ranges, as 8000-8009:80-89, give one a port."""
     rest, transport = _split_transport(text, _PUBLISH_FORM)
@@ -244,6 +292,13 @@ def _suffix(transport: Transport) -> str:
 
 
 def _parse_ports(text: str, hint: str) -> range:
+    first, last = _parse_range(text, hint)
+    if last - first >= MAX_PUBLISHED:
+        raise ValueError(f"{text} has {last - first + 1} ports; write at most {MAX_PUBLISHED}")
+    return range(first, last + 1)
+
+
+def _parse_range(text: str, hint: str) -> tuple[int, int]:
     found = _PORTS.fullmatch(text)
     if found is None:
         raise ValueError(f"{text[:60]!r} is no port; {hint}")
@@ -252,15 +307,14 @@ def _parse_ports(text: str, hint: str) -> range:
         raise ValueError(f"{text} is not from 1 to 65535; {hint}")
     if first > last:
         raise ValueError(f"{text} ends before it begins; write {last}-{first}")
-    if last - first >= MAX_PUBLISHED:
-        raise ValueError(f"{text} has {last - first + 1} ports; write at most {MAX_PUBLISHED}")
-    return range(first, last + 1)
+    return first, last
 
 
 _PARSERS: Mapping[NetworkText, Callable[[str], object]] = {
     NetworkText.ADDRESS: parse_server,
     NetworkText.ADDRESS4: parse_address4,
     NetworkText.ADDRESS6: parse_address6,
+    NetworkText.EGRESS: parse_egress,
     NetworkText.GATEWAY4: parse_gateway4,
     NetworkText.GATEWAY6: parse_gateway6,
     NetworkText.MAC: parse_mac,

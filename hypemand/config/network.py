@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 DEFAULT_NETWORK = "default"
+DEFAULT_CONNECTIONS = 4096
 
 
 class Transport(StrEnum):
@@ -44,12 +45,23 @@ class Bandwidth:
 
 
 @dataclass(frozen=True, slots=True)
+class Egress:
+    """Where VMs may send: all of a network, or the ports `first` to `last` of it. `transport` None: all."""
+
+    network: IPv4Network | IPv6Network
+    transport: Transport | None = None
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkUse:
     """A VM's place in a network.
 
     `address` and `address6` None: one of the network's; `mac` None: one made of the VM's id. VMs reach each
     other if they are of one `group`, or if neither has one and neither is isolated; `isolate` None: as the
-    network says.
+    network says. `connections` None: as many as the network allows, and never more. `egress` None: wherever
+    the network allows, and never elsewhere.
     """
 
     name: str = DEFAULT_NETWORK
@@ -60,6 +72,8 @@ class NetworkUse:
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
     group: str | None = None
     isolate: bool | None = None
+    connections: int | None = None
+    egress: tuple[Egress, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +83,9 @@ class NetworkConfig:
     One of `ipv4` and `ipv6` may be None. `dns`: name servers that VMs are told; None: the host's own.
     `nat`: VMs reach other networks under the host's address; without it their addresses are routed as they
     are. `isolation`: VMs do not reach each other unless they share a group. `host_ports`: what of the host's
-    own services VMs may reach.
+    own services VMs may reach. `connections`: how many of each VM the host keeps track of at once. `egress`:
+    where beyond the host VMs may open connections to; None: everywhere. `link_local`: also to link-local
+    addresses, where clouds tell a host's secrets.
     """
 
     name: str
@@ -81,3 +97,6 @@ class NetworkConfig:
     nat: bool = True
     isolation: bool = True
     host_ports: frozenset[HostPort] = frozenset()
+    connections: int = DEFAULT_CONNECTIONS
+    egress: tuple[Egress, ...] | None = None
+    link_local: bool = False

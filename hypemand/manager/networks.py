@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from functools import partial
 
+from hypemand.config.network import DEFAULT_CONNECTIONS
 from hypemand.errors import HostNotReady, HypemandError, NotFound
 from hypemand.log import MessageId, log_vm
 from hypemand.manager.leases import count_addresses
@@ -336,6 +337,9 @@ class Networks:
             nat=bridge.nat,
             isolation=config is None or config.isolation,
             host_ports=tuple(sorted(bridge.host_ports, key=lambda port: (port.port, port.transport))),
+            connections=DEFAULT_CONNECTIONS if config is None else config.connections,
+            egress=bridge.egress,
+            link_local=bridge.link_local,
             problem=status.problem,
             warnings=warnings,
             pending=bridge.network in self._pending,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-from hypemand.config.network import Bandwidth, HostPort, Publish
+from hypemand.config.network import Bandwidth, Egress, HostPort, Publish
 from hypemand.network.port import Counters
 
 
@@ -66,6 +66,9 @@ class NetworkInfo:
     nat: bool
     isolation: bool
     host_ports: tuple[HostPort, ...]
+    connections: int
+    egress: tuple[Egress, ...] | None
+    link_local: bool
     problem: str
     warnings: tuple[str, ...]
     pending: bool

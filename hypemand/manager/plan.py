@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import hypemand.unit
 from hypemand.config.definition import Definition, ImagePull, Mode, VolumeMount
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.leases import Lease
 from hypemand.network.port import PortPlan
+from hypemand.network.wire import TAP_SOCKET
 from hypemand.qemu.accel import AccelKind
 from hypemand.qemu.commandline import (
     NetDevice,
@@ -33,11 +33,10 @@ from hypemand.storage.volumes import Volume
 from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan, unit_name
 
-_SHELL = "/bin/sh"
 _CONSOLE = "/usr/lib/hypemand/hypeman-console"
+_LAUNCHER = Path("/usr/lib/hypemand/launcher")
 _CONFIG = "config.img"
 _PYTHON_MODULE = (sys.executable, "-I", "-m")
-_VMM_SCRIPT = Path(next(iter(hypemand.unit.__path__))) / "vmm.sh"
 # what the VMM's own threads may take beside the guest's CPUs: less than one slows down a guest's random IO
 _VMM_CPUS = 1.0
 # QEMU serves up to 64 requests to disks with a thread each (util/thread-pool.c), and aborts if it cannot make
@@ -134,20 +133,20 @@ def make_plan(
         tsc_khz=host.tsc_khz,
         mode=guest.mode,
         files=_vmm_files(places.own, volumes, image, host, shared),
-        net=None if network is None else NetDevice(network.port.tap, network.port.mac),
+        net=None if network is None else NetDevice(network.port.mac),
     )
     unit = UnitPlan(
         vm=record.name,
         vm_id=record.id,
         uid=record.uid,
-        start=_start_command(vmm, places, host),
+        start=_start_command(vmm, places.own, host),
         stop=_stop_command(definition, places),
         stop_post=_stop_post_command(record, definition, guest, places),
         root=places.root,
         readable=(
             *((path, place) for path, place in shared.items() if path != place),
             *_volume_places(volumes, places.own, writable=False),
-            *outside_usr([host.binary, _VMM_SCRIPT]),
+            *outside_usr([host.binary]),
         ),
         writable=(
             (places.runtime, places.own.runtime),
@@ -162,7 +161,7 @@ def make_plan(
         stop_timeout=None if definition.stop_timeout is None else definition.stop_timeout + _POWER_OFF,
         restart=definition.restart,
         kvm=vmm.accel is AccelKind.KVM,
-        tap=network is not None,
+        sockets=() if network is None else ((TAP_SOCKET, places.own.tap),),
         extra=definition.unit,
     )
     return Plan(guest, unit)
@@ -206,10 +205,6 @@ def _vmm_files(
         config=own.runtime / _CONFIG,
         image=shared[image.rootfs],
         disk=own.disk,
-        qmp=own.runtime / "qmp.sock",
-        agent=own.runtime / "agent.sock",
-        report=own.runtime / "report.sock",
-        stop=own.runtime / "stop.sock",
         headers=None if headers is None else shared.get(headers),
         volumes=tuple(
             VolumeFile(own.volume(number), attached.volume.serial, readonly=not attached.mount.writes)
@@ -218,12 +213,13 @@ def _vmm_files(
     )
 
 
-def _start_command(vmm: VmmPlan, places: Places, host: VmmHost) -> tuple[str, ...]:
-    """What bounds the console comes first: all that follows has its pipe for standard output."""
-    runtime = str(places.own.runtime)
+def _start_command(vmm: VmmPlan, own: Own, host: VmmHost) -> tuple[str, ...]:
+    """What bounds the console comes first: all that follows has its pipe for standard output. Then the
+    launcher, see launcher/main.c."""
+    runtime = str(own.runtime)
     console = (_CONSOLE, runtime, str(host.journal.burst), str(host.journal.per_hour))
-    script = (_SHELL, str(_VMM_SCRIPT), runtime, sys.executable)
-    return (*console, *script, kernel_words(vmm), *qemu_arguments(vmm))
+    tap = "-" if vmm.net is None else str(own.tap)
+    return (*console, str(_LAUNCHER), runtime, tap, kernel_words(vmm), *qemu_arguments(vmm))
 
 
 def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:

@@ -35,6 +35,8 @@ def make_bridge(config: NetworkConfig) -> BridgePlan:
         mtu=config.mtu,
         nat=config.nat,
         host_ports=config.host_ports,
+        egress=config.egress,
+        link_local=config.link_local,
     )
 
 
@@ -51,10 +53,15 @@ def derive_group(use: NetworkUse, *, isolation: bool) -> str | None:
     return None if isolated else OPEN_GROUP
 
 
+def derive_connections(use: NetworkUse, config: NetworkConfig) -> int:
+    """How many a VM may have: who writes definitions does not loosen what the host's administrator says."""
+    return config.connections if use.connections is None else min(use.connections, config.connections)
+
+
 def make_port(
-    vm: str, uid: int, use: NetworkUse, lease: Lease, bridge: BridgePlan, *, isolation: bool
+    vm: str, uid: int, use: NetworkUse, lease: Lease, bridge: BridgePlan, config: NetworkConfig
 ) -> PortPlan:
-    """A VM's port."""
+    """A VM's port on the bridge of a network."""
     return PortPlan(
         vm=vm,
         uid=uid,
@@ -62,9 +69,11 @@ def make_port(
         mac=lease.mac,
         ipv4=lease.ipv4,
         ipv6=lease.ipv6,
-        group=derive_group(use, isolation=isolation),
+        group=derive_group(use, isolation=config.isolation),
         publish=use.publish,
         bandwidth=use.bandwidth,
+        connections=derive_connections(use, config),
+        egress=use.egress,
     )
 
 

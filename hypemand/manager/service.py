@@ -385,6 +385,16 @@ class VmManager:
             await vm.settle()
         return vm.view()
 
+    async def end_tampered(self, name: str, what: str) -> None:
+        """End a VM whose VMM seems to have been taken over, at once and for good, whatever `restart` says."""
+        vm = self.fleet.find(name)
+        if vm is None:
+            return
+        vm.log(logging.ERROR, f"VM {name} is ended, since {what}", MessageId.TAMPERED)
+        # the stop first: systemd would start it again
+        await self._services.units.stop(vm.unit)
+        await self._services.units.kill(vm.unit, _SIGKILL)
+
     # watching
 
     async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:

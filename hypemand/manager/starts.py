@@ -187,8 +187,6 @@ class Starter:
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)
-        os.mkfifo(runtime / "leader", 0o600)
-        os.chown(runtime / "leader", record.uid, record.uid)
         make_disk = ensure_disk if definition.persistent else make_fresh_disk
         make_disk(places.disk, definition.disk, record.uid, places.templates)
         for attached in volumes:

@@ -65,7 +65,7 @@ async def register(bus: SystemBus, record: VmRecord, session: Session, networks:
 
 
 def _find_leader(main_pid: int, unit: str) -> int:
-    """The process that waits beside the VMM for machinectl's signals (unit/vmm.sh): its only child.
+    """The process that waits beside the VMM for machinectl's signals (launcher/leader.h): its only child.
     OSError when there is none in the unit."""
     for word in Path(f"/proc/{main_pid}/task/{main_pid}/children").read_text().split():
         if f"/{unit}\n" in Path(f"/proc/{word}/cgroup").read_text():

@@ -18,12 +18,13 @@ from hypemand.manager.plan import Connection
 from hypemand.manager.ports import (
     PortFiles,
     check_publish,
+    derive_connections,
     derive_group,
     is_same_wire,
     make_bridge,
     make_port,
 )
-from hypemand.network.port import BridgePlan, Counters, PortPlan
+from hypemand.network.port import BridgePlan, Counters, PortPlan, adapt_bridge
 from hypemand.network.resolvers import Address, choose_servers, find_host_servers
 from hypemand.storage.configdisk import GuestInterface
 
@@ -78,7 +79,7 @@ class Tenancy:
         bridge = self._bridge(network)
         claims = list(self._claims(tenant.vm, use.name))
         lease = allocate(tenant.vm, tenant.vm_id, use, bridge, tenant.lease, claims)
-        port = make_port(tenant.vm, tenant.uid, use, lease, bridge, isolation=network.isolation)
+        port = make_port(tenant.vm, tenant.uid, use, lease, bridge, network)
         check_publish(port, (*self.ports.values(), *self.claimed.values()))
         dns = self.servers(network, lease)
         hosts = self._names(tenant, port)
@@ -163,7 +164,7 @@ class Tenancy:
         config = None if use is None else self.find_config(use.name)
         if use is None or lease is None or config is None or lease.network != use.name:
             return None
-        port = make_port(tenant.vm, tenant.uid, use, lease, self._bridge(config), isolation=config.isolation)
+        port = make_port(tenant.vm, tenant.uid, use, lease, self._bridge(config), config)
         self.files.write(port)
         return port
 
@@ -176,9 +177,13 @@ class Tenancy:
             if network is None:
                 continue
             wished = make_bridge(network)
-            renewed = replace(port, bridge=replace(port.bridge, nat=wished.nat, host_ports=wished.host_ports))
+            renewed = replace(port, bridge=adapt_bridge(port.bridge, wished))
             if use is not None and use.name == network.name:
-                renewed = replace(renewed, group=derive_group(use, isolation=network.isolation))
+                renewed = replace(
+                    renewed,
+                    group=derive_group(use, isolation=network.isolation),
+                    connections=derive_connections(use, network),
+                )
             if renewed != port:
                 self.ports[vm] = renewed
                 self.files.write(renewed)

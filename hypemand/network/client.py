@@ -20,6 +20,7 @@ from hypemand.network.wire import (
     CHANGED,
     NOT_APPLIED,
     SOCKET,
+    TAMPERED,
     BadFrame,
     Op,
     decode,
@@ -50,8 +51,9 @@ class NetworkClient:
 
     `on_reconnect` is awaited whenever the service may be another one than before, and when it says that
     others have changed the host's networks: it has to call `apply` with all there is. It runs in a task of
-    the client, or within the request that found a service that knows nothing yet. `timeout`: seconds within
-    which each request but `apply` has to be answered.
+    the client, or within the request that found a service that knows nothing yet. `on_tampered` is awaited
+    with a VM's name and words for what somebody has made of its TAP device. `timeout`: seconds within which
+    each request but `apply` has to be answered.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class NetworkClient:
         path: Path = SOCKET,
         *,
         on_reconnect: Callable[[], Awaitable[object]] | None = None,
+        on_tampered: Callable[[str, str], Awaitable[object]] | None = None,
         timeout: float = _TIMEOUT,
     ) -> None:
         self.on_reconnect = on_reconnect
+        self.on_tampered = on_tampered
         self._path = path
         self._timeout = timeout
         self._ids = itertools.count(1)
@@ -71,12 +75,14 @@ class NetworkClient:
         self._reader: asyncio.Task[None] | None = None
         self._recovery: asyncio.Task[None] | None = None
         self._reapplying: asyncio.Task[None] | None = None
+        self._ending: dict[str, asyncio.Task[None]] = {}  # VMs, by name
         self._closed = False
 
     async def close(self) -> None:
         """End the connection. What is still waited for fails."""
         self._closed = True
         tasks = [task for task in (self._recovery, self._reapplying, self._reader) if task is not None]
+        tasks += self._ending.values()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -191,6 +197,9 @@ class NetworkClient:
         if frame.get("event") == CHANGED:
             self._begin_recovery()
             return
+        if frame.get("event") == TAMPERED:
+            self._begin_end(str(frame.get("vm")), str(frame.get("what")))
+            return
         answer = self._pending.get(frame.get("id", 0))
         if answer is None or answer.done():
             return  # nobody waits for it any more
@@ -198,6 +207,18 @@ class NetworkClient:
             answer.set_exception(decode_error(frame["error"]))
         else:
             answer.set_result(frame.get("result"))
+
+    def _begin_end(self, vm: str, what: str) -> None:
+        if vm not in self._ending and not self._closed:
+            task = self._ending[vm] = asyncio.create_task(self._end(vm, what), name=f"end of {vm}")
+            task.add_done_callback(lambda _: self._ending.pop(vm, None))
+
+    async def _end(self, vm: str, what: str) -> None:
+        if self.on_tampered is not None:
+            try:
+                await self.on_tampered(vm, what)
+            except HypemandError as error:
+                _log.error("VM %s cannot be ended, and %s: %s", vm, what, error)
 
     def _drop(self) -> None:
         if self._writer is not None:

@@ -48,6 +48,7 @@ _TUN = "/dev/net/tun"
 # linux/if_tun.h
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
+_TAP_FLAGS = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
 _IFREQ = struct.Struct("=16sH22x")
 _NO_DAD = 0x02  # IFA_F_NODAD: a bridge without a guest has no carrier, and its address would stay tentative
 _TABLE_LOCAL = 255
@@ -63,14 +64,16 @@ _GUARDED = (0, 0, _ALL_GROUPS)
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network device. `master`: the index of its bridge, or 0; what follows is so as its port. `guarded`:
-    it answers nobody, and what Links.set_port does for all is done."""
+    """A network device. `owner`: the uid that a TAP device belongs to. `master`: the index of its bridge, or
+    0; what follows is so as its port. `guarded`: it answers nobody, and what Links.set_port does for all is
+    done."""
 
     index: int
     name: str
     kind: str
     alias: str
     mac: str
+    owner: int | None
     mtu: int
     up: bool
     master: int
@@ -95,6 +98,11 @@ def derive_bridge_mac(network: str) -> str:
     """The MAC of a network's bridge, locally administered: always the same, for guests remember it."""
     digest = hashlib.sha256(f"hypemand bridge {network}".encode()).digest()
     return ":".join(f"{octet:02x}" for octet in b"\x02\x68" + digest[:4])
+
+
+def derive_tap_mac(uid: int) -> str:
+    """The MAC of the host's end of a TAP device: locally administered, no guest's (bridges keep to it)."""
+    return ":".join(f"{octet:02x}" for octet in b"\xfe\x68" + uid.to_bytes(4, "big"))
 
 
 class Links:
@@ -237,11 +245,7 @@ class Links:
         if self.find(name) is not None:
             raise HostNotReady(f"{name} exists and is not of hypemand", hint=f"ip link del {name}")
         with _open_tun() as tun:
-            fcntl.ioctl(
-                tun,
-                _TUNSETIFF,
-                _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL),
-            )
+            fcntl.ioctl(tun, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS | _IFF_TUN_EXCL))
             fcntl.ioctl(tun, _TUNSETOWNER, port.uid)
             index = socket.if_nametoindex(name)
             if has_ipv6():
@@ -250,6 +254,7 @@ class Links:
                 "set",
                 index=index,
                 ifalias=f"{TAP_ALIAS}{port.vm}",
+                address=derive_tap_mac(port.uid),
                 mtu=port.bridge.mtu,
                 master=bridge,
                 # as long as it is on no bridge, it answers nobody
@@ -261,6 +266,19 @@ class Links:
             # as the last: until here it would go with the descriptor
             fcntl.ioctl(tun, _TUNSETPERSIST, 1)
         return index
+
+    def open_tap(self, link: Link, uid: int) -> int:
+        """A descriptor of a TAP device, for a VMM of that uid. Raises OSError: EBUSY where a VMM has it."""
+        with _open_tun() as tun:
+            fcntl.ioctl(tun, _TUNSETIFF, _IFREQ.pack(link.name.encode(), _TAP_FLAGS))
+            if link.owner != uid:
+                fcntl.ioctl(tun, _TUNSETOWNER, uid)
+            return os.dup(tun.fileno())
+
+    def mend_mac(self, link: Link, uid: int) -> None:
+        """Give a TAP device back the MAC address that it was made with. Where it had a guest's, the bridge
+        has forgotten where that guest is: set_port."""
+        self._netlink.link("set", index=link.index, address=derive_tap_mac(uid))
 
     def set_port(self, index: int, mac: str, *, isolated: bool, hairpin: bool) -> None:
         """Set what a port of a bridge does. It learns nothing from what a guest sends: from what is sent to
@@ -280,6 +298,8 @@ class Links:
 
     def mend_tap(self, link: Link, port: PortPlan, bridge: int, *, isolated: bool, hairpin: bool) -> None:
         """Put a TAP device that is there back to where it belongs."""
+        if link.mac != derive_tap_mac(port.uid):
+            self.mend_mac(link, port.uid)
         if (link.master, link.mtu, link.up, link.guarded) != (bridge, port.bridge.mtu, True, True):
             flags = _IFF_NOARP | _IFF_UP
             self._netlink.link(
@@ -362,12 +382,15 @@ def _parse_link(message: Any) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
     is_port = info is not None and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge"
     port = info.get_attr("IFLA_INFO_SLAVE_DATA") if is_port else None
+    kind = (info.get_attr("IFLA_INFO_KIND") if info else None) or ""
+    data = info.get_attr("IFLA_INFO_DATA") if info else None
     return Link(
         index=message["index"],
         name=message.get_attr("IFLA_IFNAME"),
-        kind=(info.get_attr("IFLA_INFO_KIND") if info else None) or "",
+        kind=kind,
         alias=message.get_attr("IFLA_IFALIAS") or "",
         mac=message.get_attr("IFLA_ADDRESS") or "",
+        owner=data.get_attr("IFLA_TUN_OWNER") if kind == "tun" and data is not None else None,
         mtu=message.get_attr("IFLA_MTU") or 0,
         up=bool(message["flags"] & _IFF_UP),
         master=message.get_attr("IFLA_MASTER") or 0,

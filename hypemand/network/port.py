@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Protocol
 
-from hypemand.config.network import Bandwidth, HostPort, Publish
+from hypemand.config.network import DEFAULT_CONNECTIONS, Bandwidth, Egress, HostPort, Publish
 
 TAP_PREFIX = "hv"
 
@@ -30,12 +30,25 @@ class BridgePlan:
     mtu: int
     nat: bool
     host_ports: frozenset[HostPort]
+    egress: tuple[Egress, ...] | None = None
+    link_local: bool = False
+
+
+def adapt_bridge(bridge: BridgePlan, wanted: BridgePlan) -> BridgePlan:
+    """A network that VMs are on, with what of it can change under them."""
+    return replace(
+        bridge,
+        nat=wanted.nat,
+        host_ports=wanted.host_ports,
+        egress=wanted.egress,
+        link_local=wanted.link_local,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class PortPlan:
     """A VM's place on a bridge. `group`: VMs of one network with the same group reach each other; None: it
-    reaches none."""
+    reaches none. `connections`: how many conntrack may know of it. `egress`: narrower than the bridge's."""
 
     vm: str
     uid: int
@@ -46,6 +59,8 @@ class PortPlan:
     group: str | None
     publish: tuple[Publish, ...]
     bandwidth: Bandwidth
+    connections: int = DEFAULT_CONNECTIONS
+    egress: tuple[Egress, ...] | None = None
 
     @property
     def tap(self) -> str:

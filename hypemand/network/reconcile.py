@@ -7,21 +7,18 @@ calls block, for some milliseconds: netlink and nftables answer at once.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-from pyroute2.netlink.exceptions import NetlinkError
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 
 from hypemand.config.network import Transport
 from hypemand.errors import HostNotReady, HypemandError
 from hypemand.network.conntrack import forget_connections, forget_early
+from hypemand.network.counters import read_counters
+from hypemand.network.failures import told_by_kernel
 from hypemand.network.firewall import Nftables, RuleRefused
 from hypemand.network.forwarding import ensure_forwarding, find_forwarding_warnings, lacks_forwarding
 from hypemand.network.limits import Limits, Present, ifb_name
@@ -32,7 +29,15 @@ from hypemand.network.links import (
     is_our_bridge,
     is_ours,
 )
-from hypemand.network.port import TAP_PREFIX, BridgePlan, Counters, NetworkStatus, PortPlan, tap_name
+from hypemand.network.port import (
+    BridgePlan,
+    Counters,
+    NetworkStatus,
+    PortPlan,
+    adapt_bridge,
+    tap_name,
+)
+from hypemand.network.profiles import Profile, derive_profiles, render_profiles, render_unused
 from hypemand.network.reservations import Reservations
 from hypemand.network.rules import (
     Element,
@@ -43,11 +48,13 @@ from hypemand.network.rules import (
     render_tables,
 )
 from hypemand.network.sysctl import has_bridge_netfilter
+from hypemand.network.taps import mend_taps
 from hypemand.network.wire import NOT_APPLIED
 
 _log = logging.getLogger(__name__)
-_TAP = re.compile(rf"{TAP_PREFIX}[0-9]+")
-_PROC_NET_DEV = Path("/proc/net/dev")
+_NOT_COUNTED = (
+    "the kernel does not count connections (nft_connlimit): only those that are new in a second are limited"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ class HostNetworks:
         self._ports: dict[int, PortPlan] = {}  # by uid
         self._groups: dict[tuple[str, str], int] = {}
         self._bridge_netfilter = False
+        self._counts = True  # does the kernel count connections?
         self._plans: Mapping[str, BridgePlan] = {}  # of the last `apply`, whether there or not
         self._seen: tuple[object, ...] = ()
 
@@ -92,7 +100,7 @@ class HostNetworks:
         self, bridges: tuple[BridgePlan, ...], ports: tuple[PortPlan, ...], *, prune: bool
     ) -> tuple[NetworkStatus, ...]:
         """See NetworkHost."""
-        with _told("networks"):
+        with told_by_kernel("networks"):
             return self._apply(bridges, ports, prune)
 
     def _apply(
@@ -161,7 +169,7 @@ class HostNetworks:
             yield plan.bridge, _Network(plan, index)
 
     def _ensure_bridge(self, plan: BridgePlan) -> int:
-        with _told(f"network {plan.network}"):
+        with told_by_kernel(f"network {plan.network}"):
             return self._links.ensure_bridge(plan)
 
     def _ensure_ports(self, warnings: dict[str, list[str]], routes: tuple[Route, ...]) -> None:
@@ -172,14 +180,14 @@ class HostNetworks:
         self._reservations.release_others(self._ports)
         for port in self._ports.values():
             try:
-                with _told(f"VM {port.vm}"):
+                with told_by_kernel(f"VM {port.vm}"):
                     self._ensure_port(port, present)
                     self._reservations.take(port)
             except HypemandError as error:
                 warnings[port.bridge.network].append(f"VM {port.vm}: {error.message}")
         for network in self._networks.values():
             if any(port.bridge.bridge == network.plan.bridge for port in self._ports.values()):
-                with _told(f"network {network.plan.network}"):
+                with told_by_kernel(f"network {network.plan.network}"):
                     ensure_forwarding(network.plan, lambda: routes)
 
     def _ensure_port(self, port: PortPlan, present: Present) -> None:
@@ -208,6 +216,8 @@ class HostNetworks:
         warnings: dict[str, list[str]] = defaultdict(list)
         for plan in self._plans.values():
             warnings[plan.network] += find_forwarding_warnings(plan, routes)
+            if not self._counts:
+                warnings[plan.network].append(_NOT_COUNTED)
         if self._nft is not None and self._networks:
             for bridge, blocks in self._nft.find_forward_blocks(self._networks).items():
                 warnings[self._networks[bridge].plan.network] += blocks
@@ -226,7 +236,7 @@ class HostNetworks:
         """Has the rest of the host changed, so that `apply` would mend or tell something?"""
         if not self._applied:
             return False
-        with _told("networks"):
+        with told_by_kernel("networks"):
             routes = self._links.list_routes()
             return self._look(routes, self._find_warnings(routes)) != self._seen
 
@@ -241,20 +251,31 @@ class HostNetworks:
         self._bridge_netfilter = has_bridge_netfilter()
         plans = [network.plan for network in self._networks.values()]
         elements = [element for port in self._ports.values() for element in self._derive_elements(port)]
-        text = render_tables(plans, elements, bridge_netfilter=self._bridge_netfilter)
-        self._find_nft().change(text)
+        render = partial(render_tables, plans, elements, bridge_netfilter=self._bridge_netfilter)
+        try:
+            self._find_nft().change(render(self._list_profiles(counts=True)))
+            self._counts = True
+        except RuleRefused as error:
+            self._find_nft().change(render(self._list_profiles(counts=False)))
+            self._counts = False
+            _log.warning("%s: %s", _NOT_COUNTED, error)
         # if they were away, what has come meanwhile would be led to the host for ever
-        with _told("connections"):
+        with told_by_kernel("connections"):
             _forget_early(self._ports.values())
+
+    def _list_profiles(self, *, counts: bool) -> list[Profile]:
+        owners: list[BridgePlan | PortPlan] = [network.plan for network in self._networks.values()]
+        owners += self._ports.values()
+        return [profile for owner in owners for profile in derive_profiles(owner, counts=counts)]
 
     def _derive_elements(self, port: PortPlan) -> tuple[Element, ...]:
         group = self._groups[port.bridge.bridge, port.group] if port.group is not None else None
         return tuple(derive_elements(port, group))
 
-    def _change_rules(self, add: Iterable[Element], delete: Iterable[Element]) -> None:
+    def _change_rules(self, text: str) -> None:
         """A small transaction. If the kernel does not have what we think, all of it is replaced."""
         try:
-            self._find_nft().change(render_changes(add, delete))
+            self._find_nft().change(text)
         except RuleRefused as error:
             _log.warning("%s; all rules are made anew", error.message)
             self._replace_tables()
@@ -281,7 +302,7 @@ class HostNetworks:
         problems: dict[str, str] = {}
         warnings: dict[str, list[str]] = defaultdict(list)
         try:
-            with _told("networks"):
+            with told_by_kernel("networks"):
                 routes = self._links.list_routes()
                 self._networks |= dict(self._ensure_bridges(lost, routes, problems, warnings))
                 self._ensure_ports(warnings, routes)
@@ -294,7 +315,7 @@ class HostNetworks:
 
     def _is_whole(self, network: _Network) -> bool:
         try:
-            with _told(f"network {network.plan.network}"):
+            with told_by_kernel(f"network {network.plan.network}"):
                 return self._links.is_whole(network.plan, network.index)
         except HypemandError:  # mending it will tell why
             return False
@@ -306,7 +327,7 @@ class HostNetworks:
         self._expect_applied()
         if port.uid in self._ports or self._links.find(port.tap) is not None:
             self.detach(port)
-        with _told(f"VM {port.vm}"), ExitStack() as undo:
+        with told_by_kernel(f"VM {port.vm}"), ExitStack() as undo:
             network = self._find_network(port)
             self._follow_bridge_netfilter()
             undo.callback(self._reservations.release, port.uid)
@@ -319,6 +340,25 @@ class HostNetworks:
             self._forget_the_last(port, network.index)
             undo.pop_all()
         return index
+
+    def open_tap(self, uid: int) -> int:
+        """A descriptor of the TAP device of the VM whose VMM has that uid; it is there before the VM's unit
+        is. Raises HostNotReady."""
+        with told_by_kernel(tap_name(uid)):
+            link = self._links.find(tap_name(uid))
+            if link is None or not is_ours(link):
+                raise HostNotReady(f"{tap_name(uid)} is not there: user {uid} has no VM with a network")
+            return self._links.open_tap(link, uid)
+
+    def list_taps(self) -> set[str]:
+        """The names of all VMs' TAP devices."""
+        return {port.tap for port in self._ports.values()}
+
+    def mend_taps(self, names: Iterable[str]) -> dict[str, str | None]:
+        """See taps.mend_taps; of those that VMs have."""
+        taps = {port.tap: port for port in self._ports.values()}
+        wanted = [taps[name] for name in names if name in taps]
+        return dict(mend_taps(self._links, wanted, self._ports.values(), self._derive_flags))
 
     def _follow_bridge_netfilter(self) -> None:
         """It may have been turned on since the rules were made: by Docker, for its first container."""
@@ -362,16 +402,20 @@ class HostNetworks:
         return network
 
     def _remember(self, port: PortPlan) -> None:
+        present = {profile.name for profile in self._list_profiles(counts=self._counts)}
         self._ports[port.uid] = port
         self._groups = number_groups(self._ports.values(), self._groups)
-        self._change_rules(self._derive_elements(port), ())
+        missing = [p for p in derive_profiles(port, counts=self._counts) if p.name not in present]
+        self._change_rules(render_profiles(missing) + render_changes(self._derive_elements(port)))
 
     def _forget(self, uid: int) -> None:
         port = self._ports.pop(uid, None)
         if port is not None:
             elements = self._derive_elements(port)
             self._groups = number_groups(self._ports.values(), self._groups)
-            self._change_rules((), elements)
+            unused = derive_profiles(port, counts=self._counts)
+            used = self._list_profiles(counts=self._counts)
+            self._change_rules(render_changes((), elements) + render_unused(unused, used))
 
     def _make_tap(self, port: PortPlan, bridge: int) -> int:
         index = self._links.add_tap(port, bridge, **self._derive_flags(port))
@@ -386,7 +430,7 @@ class HostNetworks:
         """See NetworkHost."""
         self._expect_applied()
         known = self._ports.get(port.uid, port)
-        with _told(f"VM {port.vm}"):
+        with told_by_kernel(f"VM {port.vm}"):
             self._remove_devices(port.uid)
             self._forget(port.uid)
             self._reservations.release(port.uid)
@@ -403,7 +447,7 @@ class HostNetworks:
 
     def counters(self) -> Mapping[str, Counters]:
         """See NetworkHost."""
-        return dict(_read_counters(_PROC_NET_DEV.read_text()))
+        return read_counters()
 
     # -- what is not wished
 
@@ -441,7 +485,7 @@ def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> di
         kept = port.bridge
         new = wished.get(kept.bridge)
         if new is not None and new.network == kept.network:
-            kept = replace(kept, nat=new.nat, host_ports=new.host_ports)
+            kept = adapt_bridge(kept, new)
         plans[kept.bridge] = kept
     # those with VMs first: when two networks cannot be together, the one that is there stays
     return plans | {bridge: plan for bridge, plan in wished.items() if bridge not in plans}
@@ -450,35 +494,3 @@ def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> di
 def _forget_early(ports: Iterable[PortPlan]) -> None:
     published = (publish for port in ports for publish in port.publish)
     forget_early(frozenset(publish.host_port for publish in published if publish.transport is Transport.UDP))
-
-
-def _read_counters(text: str) -> Iterator[tuple[str, Counters]]:
-    """proc_net(5): 8 figures of what came in, 8 of what went out; bytes, packets, errors, drops first. What
-    comes in by a TAP device is what the VM has sent."""
-    for line in text.splitlines()[2:]:
-        name, _, figures = line.partition(":")
-        if not _TAP.fullmatch(name.strip()):
-            continue
-        values = [int(figure) for figure in figures.split()]
-        yield (
-            name.strip(),
-            Counters(
-                sent_bytes=values[0],
-                sent_packets=values[1],
-                received_bytes=values[8],
-                received_packets=values[9],
-                dropped_packets=values[3] + values[11],
-            ),
-        )
-
-
-@contextmanager
-def _told(about: str) -> Iterator[None]:
-    """Errors of the kernel as errors for users."""
-    try:
-        yield
-    except (NetlinkError, OSError) as error:
-        number = error.code if isinstance(error, NetlinkError) else error.errno
-        hint = "the network service needs CAP_NET_ADMIN" if number in (errno.EPERM, errno.EACCES) else ""
-        told = os.strerror(number) if number else str(error)
-        raise HostNotReady(f"{about}: the kernel refused: {told}", hint=hint) from error

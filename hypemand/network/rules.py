@@ -26,6 +26,7 @@ from ipaddress import IPv6Address
 
 from hypemand.config.network import Publish
 from hypemand.network.port import BridgePlan, PortPlan
+from hypemand.network.profiles import Profile, name_connections, name_egress, render_profiles
 
 TABLE = "hypemand"
 _BRIDGED_MARK = "0x08000000"
@@ -82,6 +83,13 @@ def derive_elements(port: PortPlan, group: int | None) -> Iterator[Element]:
         yield Element(bridge, "members", f"{tap} . {group:#x}")
     for publish in port.publish:
         yield from _derive_published(port, publish)
+    quota = f"jump {name_connections(port.connections)}"
+    yield Element(Family.INET, "quotas", f'"{port.bridge.bridge}" . {port.mac}', quota)
+    if port.egress is not None:
+        jump = f"jump {name_egress(port.egress)}"
+        for name, own in (("egress4", port.ipv4), ("egress6", port.ipv6)):
+            if own is not None:
+                yield Element(Family.INET, name, str(own), jump)
 
 
 def _derive_published(port: PortPlan, publish: Publish) -> Iterator[Element]:
@@ -117,16 +125,18 @@ def render_removal() -> str:
 def render_tables(
     bridges: Iterable[BridgePlan],
     elements: Iterable[Element],
+    profiles: Iterable[Profile] = (),
     *,
     bridge_netfilter: bool,
 ) -> str:
-    """One transaction after which the tables are so, whatever they were. `bridge_netfilter`: br_netfilter is
-    at work (see above)."""
+    """One transaction after which the tables are so, whatever they were. `profiles`: all that elements and
+    networks lead to. `bridge_netfilter`: br_netfilter is at work (see above)."""
     tables = [_BRIDGE_TABLE, _INET_TABLE]
     if bridge_netfilter:
         tables.append(_BRIDGE_NETFILTER)
     networks = _render_commands("add", _derive_network_elements(tuple(bridges)))
-    return "".join([render_removal(), *tables, *networks, *_render_commands("add", elements)])
+    text = [render_removal(), *tables, render_profiles(profiles), *networks]
+    return "".join([*text, *_render_commands("add", elements)])
 
 
 def _derive_network_elements(bridges: tuple[BridgePlan, ...]) -> Iterator[Element]:
@@ -136,6 +146,10 @@ def _derive_network_elements(bridges: tuple[BridgePlan, ...]) -> Iterator[Elemen
         yield Element(inet, "bridges", bridge)
         if not plan.nat:
             yield Element(inet, "routed", bridge)
+        if plan.link_local:
+            yield Element(inet, "link_local", bridge)
+        if plan.egress is not None:
+            yield Element(inet, "network_egress", bridge, f"jump {name_egress(plan.egress)}")
         for version, interface in ((4, plan.ipv4), (6, plan.ipv6)):
             if interface is None:
                 continue
@@ -255,6 +269,13 @@ table inet {TABLE} {{
   set nat4 {{ type ipv4_addr; flags interval; }}
   set nat6 {{ type ipv6_addr; flags interval; }}
   set host_ports {{ type ifname . inet_proto . inet_service; }}
+  # bridges whose VMs may ask the cloud that the host is in for its secrets
+  set link_local {{ type ifname; }}
+  # what each VM may have of conntrack, and where those may send whose network or definition says so
+  map quotas {{ type ifname . ether_addr : verdict; }}
+  map network_egress {{ type ifname : verdict; }}
+  map egress4 {{ type ipv4_addr : verdict; }}
+  map egress6 {{ type ipv6_addr : verdict; }}
   # published ports: of every address of the host, and of one
   map any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
   map any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
@@ -266,6 +287,15 @@ table inet {TABLE} {{
     type filter hook prerouting priority -300; policy accept;
     iifname @taps drop
     iifname @bridges ip daddr 127.0.0.0/8 drop
+    # before addresses are translated: a host in a cloud may redirect them
+    iifname @bridges iifname != @link_local ip daddr 169.254.0.0/16 drop
+    iifname @bridges iifname != @link_local ip6 daddr fd00:ec2::254 drop
+  }}
+
+  # behind conntrack, which has an entry for a packet by now, and keeps it if the packet is not dropped
+  chain count_connections {{
+    type filter hook prerouting priority -150; policy accept;
+    iifname @bridges ct state new ct status ! confirmed iifname . ether saddr vmap @quotas
   }}
 
   chain published {{
@@ -297,11 +327,20 @@ table inet {TABLE} {{
     drop
   }}
 
+  # who is in no map may send everywhere
+  chain egress {{
+    iifname vmap @network_egress
+    ip saddr vmap @egress4
+    ip6 saddr vmap @egress6
+  }}
+
   chain forward {{
     type filter hook forward priority 0; policy accept;
     iifname != @bridges oifname != @bridges accept
     # frames that the bridge may carry, shown by br_netfilter
     iifname @bridges oifname @bridges meta mark & {_BRIDGED_MARK} == {_BRIDGED_MARK} accept
+    # what a published port leads to is where it goes
+    iifname @bridges ct state {{ new, invalid, untracked }} jump egress
     ct status dnat accept
     iifname @bridges oifname @bridges drop
     iifname @bridges accept

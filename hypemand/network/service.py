@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,12 +21,15 @@ import sdnotify
 from systemd import journal
 
 from hypemand.errors import HypemandError
-from hypemand.network.port import BridgePlan, PortPlan
+from hypemand.network.port import TAP_PREFIX, BridgePlan, PortPlan
 from hypemand.network.reconcile import HostNetworks
-from hypemand.network.watch import Watch, watch_firewalls, watch_links, watch_routes, watch_rules
+from hypemand.network.taps import TapDoor, find_peer
+from hypemand.network.watch import Watch, watch_firewalls, watch_links, watch_names, watch_routes, watch_rules
 from hypemand.network.wire import (
     CHANGED,
     SOCKET,
+    TAMPERED,
+    TAP_SOCKET,
     BadFrame,
     Op,
     decode,
@@ -36,12 +38,12 @@ from hypemand.network.wire import (
     encode_frame,
     read_frame,
 )
-from hypemand.sockets import open_socket, take_socket
+from hypemand.sockets import open_socket, take_sockets
 from hypemand.version import VERSION
 
 _log = logging.getLogger(__name__)
 _IDENTIFIER = "hypemand-network"
-_CREDENTIALS = struct.Struct("=iII")  # ucred: pid, uid, gid
+_TAP_NAME = "tap"  # FileDescriptorName= of hypemand-tap.socket
 _BACKLOG = 16
 # between two mends of bridges: who takes them away again and again is not fought with all there is
 _MEND_PAUSE = 1.0
@@ -66,14 +68,18 @@ class Service:
         self._looking: asyncio.TimerHandle | None = None
         self._looked_at = -_LOOK_PAUSE
         self._holding: asyncio.TimerHandle | None = None
+        # by the VMs' names: what the daemon does not know yet, and what was seen, for events come in numbers
+        self._tampered: dict[str, str] = {}
+        self._seen: dict[str, str | None] = {}
         self._stop = asyncio.Event()
 
-    async def run(self, listener: socket.socket) -> None:
-        """Serve until SIGTERM or SIGINT."""
+    async def run(self, listener: socket.socket, tap_listener: socket.socket) -> None:
+        """Serve until SIGTERM or SIGINT: the daemon on `listener`, launchers of VMs on the other."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         watches = list(self._start_watches(loop))
+        door = TapDoor(loop, tap_listener, self._host.open_tap)
         server = await asyncio.start_server(self._serve, sock=listener)  # it is systemd's, and stays
         watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
         try:
@@ -82,6 +88,7 @@ class Service:
             await self._stop.wait()
             self._notifier.notify("STOPPING=1")
         finally:
+            door.close()
             for watch in watches:
                 watch.close()
             for timer in (self._mending, self._looking, self._holding):
@@ -99,6 +106,7 @@ class Service:
             yield watch_links(loop, self._host.is_bridge, self._begin_mend)
             yield watch_firewalls(loop, self._begin_look)
             yield watch_routes(loop, self._host.is_bridge, self._begin_look)
+            yield watch_names(loop, TAP_PREFIX, self._check_taps)
         except OSError as error:  # as each request will say
             _log.error("cannot watch the networks of the host: %s", error.strerror)
 
@@ -106,12 +114,13 @@ class Service:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        self._writers.add(writer)
         try:
-            uid = _find_peer(writer)
+            uid = find_peer(writer.get_extra_info("socket"))
             if uid not in (0, os.geteuid()):
                 _log.warning("refused a connection of uid %d", uid)
                 return
+            self._writers.add(writer)
+            self._tell_tampered()
             while (request := await read_frame(reader)) is not None:
                 writer.write(encode_frame(self._answer(request)))
                 await writer.drain()
@@ -204,6 +213,25 @@ class Service:
             self._mended_at = asyncio.get_running_loop().time()
             self._tell_changed()
 
+    def _check_taps(self, names: set[str]) -> None:
+        """Something of these TAP devices has changed, of any after events were lost."""
+        found = self._host.mend_taps(names or self._host.list_taps())
+        for vm, what in found.items():
+            if what is not None and self._seen.get(vm) != what:
+                _log.error("VM %s: %s", vm, what)
+                self._tampered[vm] = what
+        self._seen |= found
+        self._seen = {vm: what for vm, what in self._seen.items() if what is not None}
+        self._tell_tampered()
+
+    def _tell_tampered(self) -> None:
+        """Have the daemon end those VMs; the next one, if there is none."""
+        if self._writers:
+            for vm, what in self._tampered.items():
+                for writer in self._writers:
+                    writer.write(encode_frame({"event": TAMPERED, "vm": vm, "what": what}))
+            self._tampered.clear()
+
     def _begin_look(self) -> None:
         """The rest of the host is not what it was: there may be something to tell, or to mend."""
         if self._looking is None:
@@ -232,14 +260,6 @@ class Service:
             await asyncio.sleep(interval)
 
 
-def _find_peer(writer: asyncio.StreamWriter) -> int:
-    """The uid of whoever has connected, unix(7)."""
-    peer = writer.get_extra_info("socket")
-    data = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(data)
-    return int(uid)
-
-
 def _set_up_logging() -> None:
     handler: logging.Handler = logging.StreamHandler()
     if "JOURNAL_STREAM" in os.environ:
@@ -248,8 +268,14 @@ def _set_up_logging() -> None:
     logging.getLogger("pyroute2").setLevel(logging.WARNING)
 
 
-async def _run(host: HostNetworks, path: Path) -> None:
-    await Service(host).run(take_socket() or open_socket(path, _BACKLOG))
+async def _run(host: HostNetworks, path: Path, tap_path: Path) -> None:
+    sockets = take_sockets()
+    taps = sockets.pop(_TAP_NAME, None)
+    listener = next(iter(sockets.values()), None)
+    await Service(host).run(
+        listener or open_socket(path, _BACKLOG),
+        taps or open_socket(tap_path, _BACKLOG, socket.SOCK_SEQPACKET),
+    )
 
 
 def main() -> int:
@@ -263,6 +289,9 @@ def main() -> int:
         "--clean", action="store_true", help="remove all bridges, devices and rules of hypemand"
     )
     parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help="where to listen")
+    parser.add_argument(
+        "--tap-socket", type=Path, default=TAP_SOCKET, metavar="PATH", help="where launchers of VMs come to"
+    )
     parser.add_argument("--version", action="version", version=f"hypemand {VERSION}")
     arguments = parser.parse_args()
     _set_up_logging()
@@ -271,7 +300,7 @@ def main() -> int:
         if arguments.clean:
             host.clean()
         else:
-            asyncio.run(_run(host, arguments.socket))
+            asyncio.run(_run(host, arguments.socket, arguments.tap_socket))
     except HypemandError as error:
         _log.critical("cannot run: %s", error)
         return 1

@@ -35,6 +35,7 @@ _SETTINGS = 80  # RTM_NEWNETCONF
 _NETCONFMSG_SIZE, _SETTINGS_OF = 4, 1  # NETCONFA_IFINDEX
 _OF_ALL = struct.pack("=i", -1)  # NETCONFA_IFINDEX_ALL
 _IFF_UP = 1
+_IFNAME = 3  # IFLA_IFNAME
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
@@ -100,6 +101,27 @@ def watch_links(
         return index is not None and is_ours(index)
 
     return Watch(loop, socket.NETLINK_ROUTE, _GROUPS_LINKS, matters, changed)
+
+
+def watch_names(loop: asyncio.AbstractEventLoop, prefix: str, changed: Callable[[set[str]], None]) -> Watch:
+    """Something of devices whose names begin so is not as it was; after events were lost, an empty set."""
+    names: set[str] = set()
+
+    def matters(kind: int, payload: bytes) -> bool:
+        if kind != _NEW_LINK:
+            return False
+        name = (
+            parse_attributes(payload[_LINK.size :]).get(_IFNAME, b"").rstrip(b"\0").decode("ascii", "replace")
+        )
+        if name.startswith(prefix):
+            names.add(name)
+        return name.startswith(prefix)
+
+    def tell() -> None:
+        changed(set(names))
+        names.clear()
+
+    return Watch(loop, socket.NETLINK_ROUTE, _GROUPS_LINKS[:1], matters, tell)
 
 
 def watch_firewalls(loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> Watch:

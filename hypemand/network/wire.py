@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -33,14 +33,18 @@ from hypemand.errors import (
 )
 
 SOCKET = Path("/run/hypemand/network.sock")
+TAP_SOCKET = Path("/run/hypemand/tap/tap.sock")
+"""Where launchers get the TAP device of their VM: launcher/tap.h. Its folder is root's."""
 MAX_FRAME = 16 * 1024 * 1024
 NOT_APPLIED = "not_applied"
 """Code of the answer of a service that has just started and does not yet know what there is to be."""
 CHANGED = "changed"
 """Event: somebody else has changed the host's networks. The daemon is to tell what there is to be again."""
+TAMPERED = "tampered"
+"""Event, with `vm` and `what`: somebody has changed the TAP device of a VM, which the daemon is to end."""
 
 _LENGTH = struct.Struct(">I")
-_ADDRESSES = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface)
+_ADDRESSES = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
 _KINDS: Mapping[str, type[HypemandError]] = {
     kind.__name__: kind for kind in (HypemandError, HostNotReady, InUse, InsufficientResources)
 }

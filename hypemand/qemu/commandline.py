@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """QEMU's command line for a VM: one concern a function, option and value on one line.
 
-The kernel's words stand apart, since unit/vmm.sh adds the boot id to them: that is the unit's invocation
-id, so that every start, also one that systemd makes alone, has one of its own.
+The kernel's words stand apart, since the launcher adds the boot id to them: that is the unit's invocation
+id, so that every start, also one that systemd makes alone, has one of its own. What the VMM talks by are
+descriptors that the launcher gives it (launcher/ports.h): its sockets and its TAP device.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from pathlib import Path
 from hypemand.config.definition import Mode
 from hypemand.qemu.accel import AccelKind
 
+# descriptors: launcher/ports.h
+TAP_FD = 3
+PORT_FDS = {"qmp": 4, "agent": 5, "report": 6, "stop": 7}
 _TCG_BUFFER_MIB = 64
 _KERNEL_WORDS = ("console=hvc0", "quiet")
 # TCG emulates the host's time stamp counter, and nothing that a busy host lets a guest calibrate it with:
@@ -44,19 +48,14 @@ class VmmFiles:
     config: Path
     image: Path
     disk: Path
-    qmp: Path
-    agent: Path
-    report: Path
-    stop: Path
     headers: Path | None = None
     volumes: tuple[VolumeFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class NetDevice:
-    """A network device: the TAP device that it is on, and its address."""
+    """A network device, on the TAP device that the launcher brings."""
 
-    tap: str
     mac: str
 
 
@@ -83,7 +82,7 @@ def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
     arguments += _isolation()
     arguments += _boot(plan)
     arguments += _console()
-    arguments += _ports(plan.files)
+    arguments += _ports()
     arguments += _disks(plan.files)
     if plan.net is not None:
         arguments += _network(plan.net)
@@ -148,13 +147,13 @@ def _console() -> list[str]:
     ]  # fmt: skip
 
 
-def _ports(files: VmmFiles) -> list[str]:
-    arguments = ["-qmp", f"unix:{_quote(files.qmp)},server=on,wait=off"]
-    for name, path in (("agent", files.agent), ("report", files.report), ("stop", files.stop)):
-        arguments += [
-            "-chardev", f"socket,id={name},path={_quote(path)},server=on,wait=off",
-            "-device", f"virtserialport,chardev={name},name=org.hypeman.{name}",
-        ]  # fmt: skip
+def _ports() -> list[str]:
+    arguments = []
+    for name, fd in PORT_FDS.items():
+        user = ["-device", f"virtserialport,chardev={name},name=org.hypeman.{name}"]
+        if name == "qmp":
+            user = ["-mon", "chardev=qmp,mode=control"]
+        arguments += ["-chardev", f"socket,id={name},fd={fd},server=on,wait=off", *user]
     return arguments
 
 
@@ -184,7 +183,7 @@ def _disk(name: str, path: Path, serial: str, *, readonly: bool) -> list[str]:
 def _network(net: NetDevice) -> list[str]:
     """No vhost: that is one more device of the host in reach of the VMM, and TCG gains nothing by it."""
     return [
-        "-netdev", f"tap,id=net,ifname={net.tap},script=no,downscript=no,vhost=off,vnet_hdr=on",
+        "-netdev", f"tap,id=net,fd={TAP_FD},vhost=off",
         "-device", f"virtio-net-device,netdev=net,mac={net.mac}",
     ]  # fmt: skip
 

@@ -66,6 +66,11 @@ class Own:
         """The disk with the guest kernel's headers."""
         return self.base / "headers"
 
+    @property
+    def tap(self) -> Path:
+        """The network service's socket for its TAP device."""
+        return self.base / "tap.sock"
+
     def volume(self, number: int) -> Path:
         """A volume, counted from 0 to MAX_VOLUMES - 1."""
         return self.base / f"volume{number}"
@@ -74,7 +79,7 @@ class Own:
         """Make the mount points in a root, or those that are missing."""
         (root / self.runtime.relative_to("/")).mkdir(mode=0o755, parents=True, exist_ok=True)
         volumes = (self.volume(number) for number in range(MAX_VOLUMES))
-        for path in (self.disk, self.image, self.kernel, self.initrd, self.headers, *volumes):
+        for path in (self.disk, self.image, self.kernel, self.initrd, self.headers, self.tap, *volumes):
             (root / path.relative_to("/")).touch(mode=0o444)
 
 
@@ -136,22 +141,27 @@ def root_properties(
     readable: Iterable[tuple[Path, Path]],
     writable: Sequence[tuple[Path, Path]],
     volumes: Sequence[tuple[Path, Path]] = (),
+    sockets: Sequence[tuple[Path, Path]] = (),
 ) -> list[Property]:
     """Properties of a unit whose main process runs in `root`. Of each pair the first is the path on the host,
     the second the one that the process sees. `volumes` are written to like `writable`, and are not named to
-    systemd again: a file that is bound stays writable, and one mount less for each is quicker."""
+    systemd again: a file that is bound stays writable, and one mount less for each is quicker. A socket of
+    `sockets` that is not there is left out: who connects to it can say so, and systemd could not."""
     read = [(str(path), str(inside), False, 0) for path, inside in ((_USR, _USR), *readable)]
     return [
         ("RootDirectory", "s", str(root)),
         # ExecStop= and ExecStopPost= see the host
         ("RootDirectoryStartOnly", "b", True),
         ("BindReadOnlyPaths", "a(ssbt)", read),
-        # it would get the host's, with all that is mounted there
-        ("InaccessiblePaths", "as", ["+/sys"]),
+        # it would get the host's: /sys with all that is mounted there, and memory that all share
+        ("InaccessiblePaths", "as", ["+/sys", "+/dev/shm"]),
         (
             "BindPaths",
             "a(ssbt)",
-            [(str(host), str(inside), False, 0) for host, inside in (*writable, *volumes)],
+            [
+                *((str(host), str(inside), False, 0) for host, inside in (*writable, *volumes)),
+                *((str(host), str(inside), True, 0) for host, inside in sockets),
+            ],
         ),
         # + : as the process sees them
         ("ReadWritePaths", "as", [f"+{inside}" for _host, inside in writable]),

@@ -5,8 +5,8 @@ One table of (property, D-Bus signature, value): what `systemd-analyze security`
 own files, its console and the CPU; with KVM also /dev/kvm. It has no capability, no network, no other
 process in view and no memory that is both writable and executable (TCG is run with split-wx for that).
 
-One whose guest has a network opens the TAP device that is its own, which has to be in the network namespace
-that it is in: the host's. It can still have no socket there but unix ones.
+What system call filters by name cannot refuse, and what the launcher still needs and a VMM does not, the
+launcher takes away before it becomes the VMM (launcher/filter.h).
 """
 
 from __future__ import annotations
@@ -36,16 +36,14 @@ _DENIED_CALLS = [
     *("ipc", "msgctl", "msgget", "msgrcv", "msgsnd", "semctl", "semget", "semop", "semtimedop"),
     *("shmat", "shmctl", "shmdt", "shmget"),
     *("mq_getsetattr", "mq_notify", "mq_open", "mq_timedreceive", "mq_timedsend", "mq_unlink"),
+    # what the kernel does of its work goes past all filters
+    *("io_uring_enter", "io_uring_register", "io_uring_setup"),
     *("kcmp", "process_madvise", "process_vm_readv", "process_vm_writev", "userfaultfd"),
 ]
 # All kinds but one are denied, and for that one a process needs a capability that it does not have. To deny
 # all (0) would be undone by the next daemon-reload: systemd 252 writes it down as an empty setting.
 _CLONE_NEWUTS = 0x04000000
 _ANY_ADDRESS = [(socket.AF_INET, bytes(4), 0), (socket.AF_INET6, bytes(16), 0)]
-
-
-def _device(path: str) -> tuple[Property, ...]:
-    return ("BindPaths", "a(ssbt)", [(path, path, False, 0)]), ("DeviceAllow", "a(ss)", [(path, "rw")])
 
 
 _SANDBOX: tuple[Property, ...] = (
@@ -84,15 +82,19 @@ _SANDBOX: tuple[Property, ...] = (
     ("LimitCORE", "t", 0),
     ("LimitNOFILE", "t", 1024),
     ("LimitMEMLOCK", "t", 0),
+    # a TAP device is of the host's network: the VMM gets a descriptor of it (launcher/tap.h)
+    ("PrivateNetwork", "b", True),
     ("PrivateDevices", "b", True),
     ("DevicePolicy", "s", "closed"),
 )
 
-_NO_NETWORK: tuple[Property, ...] = (("PrivateNetwork", "b", True),)
-_TAP = _device("/dev/net/tun")
-_KVM: tuple[Property, ...] = (*_device("/dev/kvm"), ("SupplementaryGroups", "as", ["kvm"]))
+_KVM: tuple[Property, ...] = (
+    ("BindPaths", "a(ssbt)", [("/dev/kvm", "/dev/kvm", False, 0)]),
+    ("DeviceAllow", "a(ss)", [("/dev/kvm", "rw")]),
+    ("SupplementaryGroups", "as", ["kvm"]),
+)
 
 
-def sandbox_properties(*, kvm: bool, tap: bool) -> list[Property]:
-    """The sandbox; `kvm`: with access to /dev/kvm, `tap`: with access to TAP devices of its user."""
-    return [*_SANDBOX, *(_KVM if kvm else ()), *(_TAP if tap else _NO_NETWORK)]
+def sandbox_properties(*, kvm: bool) -> list[Property]:
+    """The sandbox; `kvm`: with access to /dev/kvm."""
+    return [*_SANDBOX, *(_KVM if kvm else ())]

@@ -43,7 +43,7 @@ class UnitPlan:
     """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity).
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
-    on the host and the one in `root`. `tap`: it opens a TAP device.
+    on the host and the one in `root`. `sockets`: those it connects to, likewise.
     """
 
     vm: str
@@ -64,7 +64,7 @@ class UnitPlan:
     kvm: bool
     extra: Mapping[str, tuple[str, ...]]
     volumes: tuple[tuple[Path, Path], ...] = ()
-    tap: bool = False
+    sockets: tuple[tuple[Path, Path], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,13 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("OOMPolicy", "s", "stop"),
     ]
     properties += root_properties(
-        plan.root, readable=plan.readable, writable=plan.writable, volumes=plan.volumes
+        plan.root,
+        readable=plan.readable,
+        writable=plan.writable,
+        volumes=plan.volumes,
+        sockets=plan.sockets,
     )
-    properties += sandbox_properties(kvm=plan.kvm, tap=plan.tap)
+    properties += sandbox_properties(kvm=plan.kvm)
     properties += extra_properties(plan.extra)
     return properties
 

@@ -36,7 +36,7 @@ from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journ
 
 _LINES = 200_000
 _PANIC = b"Kernel panic - not syncing"
-_VMM = (b"qemu-system-", b"qemu: ")
+_VMM = (b"qemu-system-", b"qemu: ", b"launcher: ")
 _SYSTEMCTL_DEADLINE = 5.0
 _ARGUMENTS = 7
 # so long for the last lines of a console to be passed on, which takes no time unless the host has none

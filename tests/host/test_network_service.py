@@ -11,6 +11,7 @@ from tests.host.machine import TestHost
 
 UNIT = "hypemand-network.service"
 SOCKET = "/run/hypemand/network.sock"
+TAP_SOCKET = "/run/hypemand/tap/tap.sock"
 # the wish of a daemon, told by the client that the daemon has
 ASK = """
 import asyncio, json, sys
@@ -116,6 +117,8 @@ def test_its_rights_are_few(host: TestHost) -> None:
     (verdict,) = (line for line in analysis.splitlines() if "Overall exposure level" in line)
     assert float(verdict.split(":")[1].split()[0]) <= 3.0, analysis
     assert host.run(["stat", "-c", "%a %U", SOCKET]).stdout == "600 root\n"
+    # launchers of any uid may come, and only where systemd binds it
+    assert host.run(["stat", "-c", "%a %U", TAP_SOCKET, "/run/hypemand/tap"]).stdout == "666 root\n700 root\n"
 
 
 def test_it_is_restarted_when_it_dies(probe: TestHost) -> None:

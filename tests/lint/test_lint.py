@@ -24,6 +24,7 @@ C_TIMEOUT = 600.0
         pytest.param([*MYPY, "--strict", "hypemand", "tests", "bench"], id="mypy"),
         pytest.param(["make", "-C", "guest", "lint"], id="guest"),
         pytest.param(["make", "-C", "nss", "lint"], id="nss"),
+        pytest.param(["make", "-C", "launcher", "lint"], id="launcher"),
     ],
 )
 def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +32,7 @@ def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     run_command(argv, timeout=C_TIMEOUT)
 
 
-@pytest.mark.parametrize("folder", ["guest", "nss"])
+@pytest.mark.parametrize("folder", ["guest", "nss", "launcher"])
 def test_programs_in_c_pass_their_own_tests_under_sanitizers(folder: str) -> None:
     run_command(["make", "-C", str(TOP / folder), "check"], timeout=C_TIMEOUT)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, ip_address
 
-from hypemand.config.network import Bandwidth, HostPort, Publish, Transport
+from hypemand.config.network import Bandwidth, Egress, HostPort, Publish, Transport
 from hypemand.errors import NotFound
 from hypemand.manager.networkview import Member, NetworkInfo, VmNetwork
 from hypemand.network.port import Counters
@@ -39,6 +39,9 @@ def make_network(name: str, **changes: object) -> NetworkInfo:
         "nat": True,
         "isolation": True,
         "host_ports": (HostPort(Transport.UDP, 53),),
+        "connections": 4096,
+        "egress": (Egress(IPv4Network("192.0.2.0/24"), Transport.TCP, 443, 443),),
+        "link_local": False,
         "problem": "",
         "warnings": (),
         "pending": False,

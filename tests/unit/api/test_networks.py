@@ -29,6 +29,9 @@ def test_networks_are_listed_and_shown(tmp_path: Path) -> None:
             ["53/udp"],
             ["192.0.2.1"],
         )
+        assert (shown["connections"], shown["egress"], shown["link_local"]) == (
+            4096, ["192.0.2.0/24 443"], False,
+        )  # fmt: skip
         assert shown["problem"] == "the bridge lab0 is not ours"
         (member,) = shown["members"]
         assert (member["instance_name"], member["ip"], member["attached"]) == ("web", "10.7.0.2", True)

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hypemand.config.definition import DefinitionDefaults
-from hypemand.config.network import Bandwidth, NetworkConfig, NetworkUse, Publish, Transport
+from hypemand.config.network import Bandwidth, Egress, NetworkConfig, NetworkUse, Publish, Transport
 from hypemand.config.source import parse_source
 from hypemand.config.vmdef import definition_to_json, parse_definition, parse_source_definition
 from hypemand.config.vmfile import load_vm_dir, load_vm_file
@@ -71,6 +71,8 @@ def test_every_key_is_carried_over() -> None:
         "publish": ["8080:80", "127.0.0.1:53:53/udp", "[2001:db8::1]:9000-9001:90-91"],
         "bandwidth": {"upload": "8kbit", "download": "32Gbit"},
         "group": "shop",
+        "connections": 512,
+        "egress": ["192.0.2.0/24 443", "9.9.9.9 53/udp", "2001:db8::/32"],
     }
     assert parse(wish) == NetworkUse(
         name="default",
@@ -85,6 +87,12 @@ def test_every_key_is_carried_over() -> None:
         ),
         bandwidth=Bandwidth(1000, 4_000_000_000),
         group="shop",
+        connections=512,
+        egress=(
+            Egress(IPv4Network("192.0.2.0/24"), Transport.TCP, 443, 443),
+            Egress(IPv4Network("9.9.9.9/32"), Transport.UDP, 53, 53),
+            Egress(IPv6Network("2001:db8::/32")),
+        ),
     )
     assert parse({"isolate": False}) == NetworkUse("default", isolate=False)
 
@@ -99,6 +107,9 @@ def test_every_key_is_carried_over() -> None:
         ({"bandwidth": {"upload": "2.5MB/s"}}, {"name": "default", "bandwidth": {"upload": "20Mbit"}}),
         ({"isolate": True}, {"name": "default", "isolate": True}),
         ({"group": "a"}, {"name": "default", "group": "a"}),
+        ({"connections": 16}, {"name": "default", "connections": 16}),
+        ({"egress": []}, {"name": "default", "egress": []}),
+        ({"egress": ["::/0 1-9/udp"]}, {"name": "default", "egress": ["::/0 1-9/udp"]}),
     ],
 )
 def test_a_definition_shows_its_network_in_full(network: Any, shown: object) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Interface, IPv6Interface, IPv6Network, ip_address
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hypemand.config.host import HostConfig, load_host_config
 from hypemand.config.nethost import DEFAULT_IPV4, derive_default_ipv6, make_networks, read_machine_id
-from hypemand.config.network import HostPort, NetworkConfig, Transport
+from hypemand.config.network import Egress, HostPort, NetworkConfig, Transport
 from hypemand.errors import InvalidDefinition
 from hypemand.network.port import tap_name
 
@@ -83,6 +83,9 @@ networks:
     nat: false
     isolation: false
     host_ports: [53/udp, 53, "80/tcp"]
+    connections: 100
+    egress: [10.0.0.0/8, 0.0.0.0/0 443]
+    link_local: true
 defaults: {network: lan}
 """
     config = load(tmp_path, text)
@@ -97,6 +100,12 @@ defaults: {network: lan}
         dns=(ip_address("9.9.9.9"), ip_address("2620:fe::fe")),
         nat=False,
         isolation=False,
+        connections=100,
+        egress=(
+            Egress(IPv4Network("10.0.0.0/8")),
+            Egress(IPv4Network("0.0.0.0/0"), Transport.TCP, 443, 443),
+        ),
+        link_local=True,
         host_ports=frozenset(
             {HostPort(Transport.UDP, 53), HostPort(Transport.TCP, 53), HostPort(Transport.TCP, 80)}
         ),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address, ip_interface
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
 from typing import Any
 
 import pytest
@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from hypemand.config.netparse import (
     NetworkText,
+    format_egress,
     format_host_port,
     format_publish,
+    parse_egress,
     parse_host_port,
     parse_mac,
     parse_network_text,
     parse_publish,
 )
-from hypemand.config.network import HostPort, Publish, Transport
+from hypemand.config.network import Egress, HostPort, Publish, Transport
 from hypemand.config.rates import RATE_EXAMPLES, format_rate, parse_rate
 from hypemand.config.schema import load_schema
 
@@ -208,6 +210,16 @@ def test_a_gateway_is_an_address_with_the_prefix_of_its_network(kind: str, text:
         ("address4", "10.1", "'10.1' is no IPv4 address"),
         ("address4", "10.083.112.9", "'10.083.112.9' is no IPv4 address"),
         ("address6", "10.1.1.1", "'10.1.1.1' is no IPv6 address"),
+        ("egress", "10.0.0.0/255.0.0.0", "'10.0.0.0/255.0.0.0' is no network; write a network, and a port"),
+        ("egress", "example.org", "'example.org' is no network"),
+        ("egress", "::ffff:10.0.0.1", "'::ffff:10.0.0.1' is no network"),
+        ("egress", "10.0.0.0/33", "'10.0.0.0/33' is no network"),
+        ("egress", "10.1.2.3/8 80", "10.1.2.3/8 has bits beyond its prefix; write 10.0.0.0/8"),
+        ("egress", "10.0.0.0/8 80-", "'80-' is no port"),
+        ("egress", "10.0.0.0/8 0", "0 is not from 1 to 65535"),
+        ("egress", "10.0.0.0/8 9-1", "9-1 ends before it begins; write 1-9"),
+        ("egress", "10.0.0.0/8 53/icmp", "'icmp' is neither tcp nor udp"),
+        ("egress", "10.0.0.0/8  53", "' 53' is no port"),
     ],
 )  # fmt: skip
 def test_addresses_that_cannot_be_are_told_with_the_cure(kind: str, text: str, said: str) -> None:
@@ -237,6 +249,27 @@ def rules_of(kind: str) -> list[dict[str, Any]]:
 def test_every_kind_of_text_is_used_and_described(kind: NetworkText) -> None:
     assert kind.words
     assert rules_of(kind)
+
+
+@given(
+    st.builds(
+        lambda network, transport, ports: Egress(network, transport, *(ports if transport else (0, 0))),
+        st.one_of(
+            st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
+                lambda pair: IPv4Network(pair, strict=False)
+            ),
+            st.tuples(st.integers(2**64, 2**128 - 1), st.integers(0, 128)).map(
+                lambda pair: IPv6Network(pair, strict=False)
+            ),
+        ),
+        st.sampled_from([None, *Transport]),
+        st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(sorted),
+    )
+)
+def test_where_vms_may_send_is_read_back_as_written(egress: Egress) -> None:
+    text = format_egress(egress)
+    assert parse_egress(text) == egress
+    assert all(re.search(rule["pattern"], text) for rule in rules_of("egress"))
 
 
 @given(st.data(), st.sampled_from(NetworkText))

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.config.netparse import parse_egress
 from hypemand.config.network import NetworkConfig, NetworkUse, Publish, Transport
 from hypemand.errors import HostNotReady, HypemandError, InUse, InvalidDefinition, NotFound
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Connection
-from hypemand.manager.ports import OPEN_GROUP, PortFiles, derive_group
+from hypemand.manager.ports import OPEN_GROUP, PortFiles, derive_connections, derive_group
 from hypemand.manager.tenancy import Tenancy, Tenant
 from hypemand.network.port import tap_name
 from tests.unit.manager.fakenetwork import FakeNetworkHost
@@ -231,6 +232,13 @@ def test_groups() -> None:
     assert derive_group(replace(USE, isolate=False), isolation=True) == OPEN_GROUP
     assert derive_group(replace(USE, isolate=True), isolation=False) is None
     assert derive_group(replace(USE, group="db"), isolation=True) == "db"
+
+
+def test_a_definition_asks_for_fewer_connections_than_its_network_allows_and_gets_no_more() -> None:
+    config = replace(LAB, connections=100)
+    assert derive_connections(USE, config) == 100
+    assert derive_connections(replace(USE, connections=20), config) == 20
+    assert derive_connections(replace(USE, connections=5000), config) == 100
 
 
 def test_a_daemon_that_comes_later_knows_who_has_what(tmp_path: Path) -> None:
@@ -464,13 +472,18 @@ def test_rules_of_a_network_change_at_once(tmp_path: Path, mtu: int) -> None:
     async def scenario(lab: Lab) -> None:
         lab.define("a")
         await lab.start("a")
-        lab.config["lab"] = replace(LAB, nat=False, isolation=False, mtu=mtu)
+        lists = (parse_egress("192.0.2.0/24 443"),)
+        lab.config["lab"] = replace(
+            LAB, nat=False, isolation=False, mtu=mtu, egress=lists, link_local=True, connections=99
+        )
         await lab.networks.sync()
         assert lab.tenancy.is_outdated("a") == (mtu != LAB.mtu)
         assert lab.host.bridges["lab"].mtu == LAB.mtu
         assert not lab.host.bridges["lab"].nat
         assert not lab.host.taps[lab.tap("a")].bridge.nat
-        assert lab.host.taps[lab.tap("a")].group == OPEN_GROUP
+        port = lab.host.taps[lab.tap("a")]
+        assert (port.group, port.connections) == (OPEN_GROUP, 99)
+        assert (port.bridge.egress, port.bridge.link_local) == (lists, True)
         assert json.loads((tmp_path / "a" / "port.json").read_text())["group"] == OPEN_GROUP
 
     drive(tmp_path, scenario)

@@ -34,6 +34,7 @@ class Service:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "network.sock"
+        self.tap_path = folder / "tap.sock"
         self._notify = folder / "notify"
         self._environment = {**ENVIRONMENT, "NOTIFY_SOCKET": str(self._notify)}
         self._process: subprocess.Popen[bytes] | None = None
@@ -44,7 +45,8 @@ class Service:
             notify.bind(str(self._notify))
             notify.settimeout(DEADLINE)
             self._process = subprocess.Popen(
-                [*wrapper, *PROGRAM, "--socket", str(self.path)], env={**self._environment, **environment}
+                [*wrapper, *PROGRAM, "--socket", str(self.path), "--tap-socket", str(self.tap_path)],
+                env={**self._environment, **environment},
             )
             while b"READY=1" not in notify.recv(1000):
                 pass

@@ -4,12 +4,12 @@
 import asyncio
 import json
 import struct
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 
-from hypemand.config.network import Bandwidth, HostPort, Publish, Transport
+from hypemand.config.network import Bandwidth, Egress, HostPort, Publish, Transport
 from hypemand.errors import (
     AlreadyExists,
     HostNotReady,
@@ -43,6 +43,11 @@ PORT = make_port(
         Publish(IPv6Address("::1"), 53, 53),
     ),
     bandwidth=Bandwidth(None, 1000),
+    connections=100,
+    egress=(
+        Egress(IPv4Network("192.0.2.0/24"), Transport.UDP, 1, 9),
+        Egress(IPv6Network("2001:db8::/32")),
+    ),
 )
 
 
@@ -50,7 +55,7 @@ PORT = make_port(
     ("kind", "value"),
     [
         (BridgePlan, PLAN),
-        (BridgePlan, make_bridge(ipv4=None, nat=False)),
+        (BridgePlan, make_bridge(ipv4=None, nat=False, egress=(), link_local=True)),
         (PortPlan, PORT),
         (PortPlan, make_port(make_bridge(ipv6=None), 2)),
         (tuple[PortPlan, ...], (PORT, PORT)),

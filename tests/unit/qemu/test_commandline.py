@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """QEMU's command line."""
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,10 +17,6 @@ FILES = VmmFiles(
     config=RUN / "config.img",
     image=Path("/i/a,b/rootfs.erofs"),
     disk=Path("/s/disk.ext4"),
-    qmp=RUN / "qmp.sock",
-    agent=RUN / "agent.sock",
-    report=RUN / "report.sock",
-    stop=RUN / "stop.sock",
 )
 PLAN = VmmPlan(
     vm="web",
@@ -48,22 +45,30 @@ def test_each_disk_is_found_by_its_serial_and_only_one_can_be_written() -> None:
         assert any(d.endswith(f"drive={name},serial=hypeman-{name}") for d in devices)
 
 
-def test_each_port_has_a_socket_of_its_own() -> None:
+def read_launcher_fds() -> dict[str, int]:
+    """What launcher/ports.h says of the descriptors that it brings."""
+    header = (Path(__file__).parents[3] / "launcher/ports.h").read_text()
+    return {name.lower(): int(number) for name, number in re.findall(r"FD_([A-Z]+) = (\d+),", header)}
+
+
+def test_each_port_is_on_the_descriptor_that_the_launcher_gives_it() -> None:
+    fds = read_launcher_fds()
     devices, chardevs = options(PLAN, "-device"), options(PLAN, "-chardev")
     for name in ("agent", "report", "stop"):
         assert f"virtserialport,chardev={name},name=org.hypeman.{name}" in devices
-        assert f"socket,id={name},path={RUN}/{name}.sock,server=on,wait=off" in chardevs
+    assert options(PLAN, "-mon") == ["chardev=qmp,mode=control"]
+    for name in ("qmp", "agent", "report", "stop"):
+        assert f"socket,id={name},fd={fds[name]},server=on,wait=off" in chardevs
 
 
 def test_a_comma_in_a_path_is_no_separator() -> None:
     assert any("file=/i/a,,b/rootfs.erofs," in drive for drive in options(PLAN, "-drive"))
 
 
-def test_the_network_device_is_on_a_tap_that_is_there() -> None:
+def test_the_network_device_is_on_the_tap_that_the_launcher_gives_it() -> None:
     assert "-netdev" not in qemu_arguments(PLAN)
-    plan = replace(PLAN, net=NetDevice("hv61200", "02:00:00:00:00:01"))
-    (netdev,) = options(plan, "-netdev")
-    assert netdev.startswith("tap,id=net,ifname=hv61200,script=no,downscript=no")
+    plan = replace(PLAN, net=NetDevice("02:00:00:00:00:01"))
+    assert options(plan, "-netdev") == [f"tap,id=net,fd={read_launcher_fds()['tap']},vhost=off"]
     assert "virtio-net-device,netdev=net,mac=02:00:00:00:00:01" in options(plan, "-device")
 
 

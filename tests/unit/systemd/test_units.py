@@ -4,6 +4,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,7 +21,7 @@ PLAN = UnitPlan(
     vm="web",
     vm_id="0" * 32,
     uid=61200,
-    start=("/bin/sh", "vmm.sh", "cost: $5"),
+    start=("/usr/lib/hypemand/launcher", "cost: $5"),
     stop=("/usr/bin/python3", "stop"),
     stop_post=("/usr/bin/python3", "exit"),
     root=Path("/run/hypemand/root"),
@@ -57,7 +58,7 @@ def test_the_vmm_sees_usr_and_its_own_and_writes_to_its_own_only() -> None:
     assert properties["RootDirectory"] == "/run/hypemand/root"
     readable = {(host, inside) for host, inside, *_ in properties["BindReadOnlyPaths"]}
     assert readable == {("/usr", "/usr"), ("/boot/vmlinux", "/kernel")}
-    assert properties["InaccessiblePaths"] == ["+/sys"]
+    assert properties["InaccessiblePaths"] == ["+/sys", "+/dev/shm"]
     assert properties["BindPaths"] == [("/run/hypemand/vms/web", "/vm", False, 0)]
     assert properties["ReadWritePaths"] == ["+/vm"]
     assert properties["ProtectSystem"] == "strict"
@@ -69,7 +70,7 @@ def test_a_root_is_made_once_and_completed_and_the_host_has_its_mount_points_too
     in_root = root / own.disk.relative_to("/")
     in_root.unlink()
     make_root(root, own)
-    for path in (in_root, own.disk, own.image, own.kernel, own.initrd):
+    for path in (in_root, own.disk, own.image, own.kernel, own.initrd, own.tap):
         assert path.read_bytes() == b""
     assert own.runtime.is_dir()
     assert (root / "bin").readlink() == Path("usr/bin")
@@ -114,7 +115,7 @@ def test_a_guest_gives_its_lines_no_priority() -> None:
 
 def test_a_dollar_in_a_command_is_no_variable() -> None:
     properties = {name: value for name, _signature, value in unit_properties(PLAN)}
-    assert properties["ExecStart"] == [("/bin/sh", ["/bin/sh", "vmm.sh", "cost: $$5"], False)]
+    assert properties["ExecStart"] == [(PLAN.start[0], [PLAN.start[0], "cost: $$5"], False)]
 
 
 def test_extra_properties_come_last_and_so_win() -> None:
@@ -123,17 +124,23 @@ def test_extra_properties_come_last_and_so_win() -> None:
 
 
 def test_dev_kvm_is_there_only_with_kvm() -> None:
-    assert "/dev/kvm" not in repr(sandbox_properties(kvm=False, tap=True))
-    assert "/dev/kvm" in repr(sandbox_properties(kvm=True, tap=False))
+    assert "/dev/kvm" not in repr(sandbox_properties(kvm=False))
+    assert "/dev/kvm" in repr(sandbox_properties(kvm=True))
 
 
-def test_a_vmm_is_in_the_hosts_network_only_if_it_has_a_tap_there() -> None:
-    for tap in (False, True):
-        properties = sandbox_properties(kvm=False, tap=tap)
-        allowed = [value for name, _signature, value in properties if name == "DeviceAllow"]
-        assert allowed == ([[("/dev/net/tun", "rw")]] if tap else [])
-        assert (("PrivateNetwork", "b", True) in properties) is not tap
+def test_no_vmm_is_in_the_hosts_network_or_opens_a_device_there() -> None:
+    sockets = ((Path("/run/hypemand/tap/tap.sock"), Path("/tap.sock")),)
+    for plan in (PLAN, replace(PLAN, sockets=sockets)):
+        properties = unit_properties(plan)
+        assert ("PrivateNetwork", "b", True) in properties
         assert ("RestrictAddressFamilies", "(bas)", (True, ["AF_UNIX"])) in properties
+        assert [name for name, *_ in properties if name == "DeviceAllow"] == []
+
+
+def test_a_socket_that_is_not_there_is_for_the_launcher_to_miss() -> None:
+    plan = replace(PLAN, sockets=((Path("/run/hypemand/tap/tap.sock"), Path("/tap.sock")),))
+    properties = {name: value for name, _signature, value in unit_properties(plan)}
+    assert properties["BindPaths"][-1] == ("/run/hypemand/tap/tap.sock", "/tap.sock", True, 0)
 
 
 @pytest.mark.parametrize(

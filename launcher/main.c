@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+/* ExecStart= of a VM's unit: launcher RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM ARGUMENT...
+ *
+ * It becomes the VMM, with descriptors for its TAP device and its sockets (ports.h), fewer rights than it had
+ * itself (filter.h), and -append with the boot id, which is the invocation id: systemd gives every start a
+ * new one, also a restart of its own making. Beside the VMM it leaves the process that machinectl signals
+ * (leader.h).
+ *
+ * It takes no memory but its stack, and needs no daemon: the TAP device is the network service's to open
+ * (tap.h), which systemd starts if need be. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "filter.h"
+#include "leader.h"
+#include "ports.h"
+#include "say.h"
+#include "tap.h"
+#include "words.h"
+
+enum argument { RUNTIME = 1, TAP, WORDS, VMM };
+
+/* The service answers while the ports are made. Returns 0 or -1; it has said why. */
+static int open_descriptors(const char *runtime, const char *tap)
+{
+    int connection = -1;
+    if (strcmp(tap, "-") != 0) {
+        connection = tap_request(tap);
+        if (connection < 0)
+            return -1;
+    }
+    if (bind_ports(runtime) < 0)
+        return -1;
+    if (connection < 0)
+        return 0;
+    int fd = tap_receive(connection);
+    if (fd < 0)
+        return -1;
+    if (place_fd(fd, FD_TAP) < 0) {
+        say("cannot place the TAP device's descriptor: %s", strerror(errno));
+        return -1;
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    static char append[] = "-append";
+    static char line[WORDS_SIZE];
+    if (argc <= VMM) {
+        say("usage: launcher RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM ARGUMENT...");
+        return EXIT_FAILURE;
+    }
+    const char *wrong = compose_words(line, argv[WORDS], getenv("INVOCATION_ID"));
+    if (wrong != NULL) {
+        say("%s", wrong);
+        return EXIT_FAILURE;
+    }
+    /* before there is a descriptor that it could hold */
+    if (start_leader(argv[RUNTIME]) < 0) {
+        say("cannot start the leader: %s", strerror(errno));
+        return EXIT_FAILURE;
+    }
+    if (open_descriptors(argv[RUNTIME], argv[TAP]) < 0)
+        return EXIT_FAILURE;
+    if (install_filter() < 0) {
+        say("cannot install the filter of system calls: %s", strerror(errno));
+        return EXIT_FAILURE;
+    }
+    /* VMM ARGUMENT... -append LINE in the place of what was given, which is longer by two */
+    char **vmm = argv + (VMM - 2);
+    size_t given = (size_t)(argc - VMM);
+    memmove(vmm, argv + VMM, given * sizeof(*vmm));
+    vmm[given] = append;
+    vmm[given + 1] = line;
+    execv(vmm[0], vmm);
+    say("cannot execute %s: %s", vmm[0], strerror(errno));
+    return EXIT_FAILURE;
+}

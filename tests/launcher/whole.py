@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launcher as a unit executes it, with a network service and a VMM of the test's own.
+
+usage: whole.py LAUNCHER VMM
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+
+LAUNCHER, VMM = sys.argv[1:3]
+BOOT = "0123456789abcdef0123456789abcdef"
+DEADLINE = 10.0
+POWEROFF = 38
+# its memory is in root's reach anyway
+ALLOWED = {"read", "write", "directory", "done", "leader-memory"}
+PORTS = {"qmp": 4, "agent": 5, "report": 6, "stop": 7}
+
+
+class Service(threading.Thread):
+    """Answers one request by `answer`, and notes who made it."""
+
+    def __init__(self, path: Path, answer: Callable[[socket.socket], None]) -> None:
+        super().__init__(daemon=True)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(path))
+        self.listener.listen(1)
+        self.answer = answer
+        self.peer = (0, 0, 0)
+        self.start()
+
+    def run(self) -> None:
+        """Serve."""
+        connection, _ = self.listener.accept()
+        with connection:
+            data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            self.peer = struct.unpack("=iII", data)
+            self.answer(connection)
+
+    def close(self) -> None:
+        """It has answered by now, or nobody has asked."""
+        self.listener.close()
+
+
+def give(path: Path) -> Callable[[socket.socket], None]:
+    """Answer with a descriptor of a file."""
+
+    def answer(connection: socket.socket) -> None:
+        fd = os.open(path, os.O_RDWR)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        connection.sendmsg([b"F"], ancillary)
+        os.close(fd)
+
+    return answer
+
+
+class WholeTest(unittest.TestCase):
+    """One start each."""
+
+    def setUp(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="hypemand-launcher.")
+        self.addCleanup(self.folder.cleanup)
+        self.runtime = Path(self.folder.name)
+        for name in ("config", "disk", "device"):
+            (self.runtime / name).write_bytes(b"")
+        self.tap = self.runtime / "tap"
+
+    def launch(self, *words: str, tap: str = "-", boot: str = BOOT) -> subprocess.Popen[str]:
+        """Start it, with the VMM's arguments."""
+        env = {"INVOCATION_ID": boot} if boot else {}
+        argv = [LAUNCHER, str(self.runtime), tap, "quiet", VMM, *words]
+        process = subprocess.Popen(
+            argv,
+            cwd=self.runtime,
+            env=env,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.addCleanup(process.wait, DEADLINE)
+        self.addCleanup(process.kill)
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            self.addCleanup(stream.close)
+        return process
+
+    def run_it(self, *words: str, tap: str = "-", boot: str = BOOT) -> tuple[int, list[str], str]:
+        """Exit status, lines and errors of a start that ends by itself."""
+        process = self.launch(*words, tap=tap, boot=boot)
+        told, errors = process.communicate(timeout=3 * DEADLINE)
+        return process.returncode, told.splitlines(), errors
+
+    def test_it_becomes_the_vmm_with_the_boot_id_on_the_kernels_command_line(self) -> None:
+        """Its own arguments first."""
+        status, lines, errors = self.run_it("-m", "128M")
+        self.assertEqual((status, errors), (0, ""))
+        arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
+        self.assertEqual(arguments, ["-m", "128M", "-append", f"quiet hypeman.boot={BOOT}"])
+        self.assertIn("blocked 0", lines)
+
+    def test_the_vmm_has_its_ports_and_its_device_and_no_other_descriptor(self) -> None:
+        """By the numbers of ports.h; it can listen on the ports, at once and after a restart."""
+        for attempt in range(2):
+            tap = self.runtime / f"tap{attempt}"
+            service = Service(tap, give(self.runtime / "device"))
+            status, lines, errors = self.run_it(tap=str(tap))
+            self.assertEqual((status, errors), (0, ""))
+            service.join(DEADLINE)
+            service.close()
+            self.assertEqual(service.peer[1], os.getuid())
+            found = {line for line in lines if line.startswith("fd ")}
+            ports = {f"fd {number} {self.runtime}/{name}.sock 0" for name, number in PORTS.items()}
+            self.assertEqual(found, {"fd 3 file", *ports})
+
+    def test_without_a_network_there_is_no_device(self) -> None:
+        """And nobody is asked."""
+        _, lines, _ = self.run_it()
+        found = {int(line.split()[1]) for line in lines if line.startswith("fd ")}
+        self.assertEqual(found, set(PORTS.values()))
+
+    def test_a_vmm_that_was_taken_over_is_refused_each_thing(self) -> None:
+        """EPERM is the filter's; a file refuses requests to a TAP device with ENOTTY."""
+        service = Service(self.tap, give(self.runtime / "device"))
+        _, lines, _ = self.run_it(tap=str(self.tap))
+        service.close()
+        pairs = (line.partition(" ") for line in lines if not line.startswith("blocked "))
+        told = {name: int(number) for name, _, number in pairs if number.isdigit()}
+        uses = {name for name in told if name.startswith(("TUNGETF", "TUNGETI", "TUNGETV", "TUNSETO", "KVM"))}
+        uses -= {name for name in told if name.startswith("TUNSETOWNER")}
+        self.assertEqual(len(uses), 10)
+        self.assertEqual({told[name] for name in uses}, {errno.ENOTTY})
+        self.assertEqual({told[name] for name in ALLOWED}, {0})
+        refused = set(told) - uses - ALLOWED
+        self.assertEqual({name: told[name] for name in refused}, dict.fromkeys(refused, errno.EPERM))
+        self.assertEqual(len(refused), 51)
+        self.assertFalse((self.runtime / "made").exists())
+
+    def test_the_leader_tells_the_guest_to_power_off(self) -> None:
+        """Twice by one connection: the VMM serves one at a time."""
+        process = self.launch("wait")
+        self.wait_for(process, "done 0")
+        leader = self.find_leader(process.pid)
+        with self.listen("stop") as listener:
+            os.kill(leader, POWEROFF)
+            connection, _ = listener.accept()
+            connection.settimeout(DEADLINE)
+            with connection:
+                self.assertEqual(connection.recv(100), b"poweroff 25\n")
+                os.kill(leader, POWEROFF)
+                self.assertEqual(connection.recv(100), b"poweroff 25\n")
+            # of a VMM that has closed it there is a new one
+            os.kill(leader, POWEROFF)
+            connection, _ = listener.accept()
+            connection.settimeout(DEADLINE)
+            with connection:
+                self.assertEqual(connection.recv(100), b"poweroff 25\n")
+
+    def test_a_leader_that_finds_no_vmm_says_so_and_goes_on(self) -> None:
+        """Nobody listens."""
+        process = self.launch("wait")
+        self.wait_for(process, "done 0")
+        leader = self.find_leader(process.pid)
+        (self.runtime / "stop.sock").unlink()
+        os.kill(leader, POWEROFF)
+        assert process.stderr is not None
+        told = process.stderr.readline()
+        self.assertEqual(told, "launcher: cannot ask the guest to power off: No such file or directory\n")
+        os.kill(leader, 0)
+
+    def test_the_leader_ends_with_the_vmm_however_that_ends(self) -> None:
+        """Nothing of a unit survives its main process."""
+        process = self.launch("wait")
+        self.wait_for(process, "done 0")
+        leader = self.find_leader(process.pid)
+        self.assertNotEqual(
+            Path(f"/proc/{leader}/comm").read_text(), Path(f"/proc/{process.pid}/comm").read_text()
+        )
+        self.assertEqual(
+            {
+                os.readlink(f"/proc/{leader}/fd/{fd}")
+                for fd in os.listdir(f"/proc/{leader}/fd")
+                if int(fd) > 2
+            },
+            set(),
+        )
+        watch = os.pidfd_open(leader)
+        process.send_signal(signal.SIGKILL)
+        process.wait(DEADLINE)
+        await_end(self, watch)
+
+    def test_a_service_that_refuses_says_why(self) -> None:
+        """In its own words, of which none begins a line."""
+        service = Service(
+            self.tap, lambda connection: void(connection.send(b"Ehv7 is not there\n<0>x\x1b[2J"))
+        )
+        status, _, errors = self.run_it(tap=str(self.tap))
+        service.close()
+        self.assertEqual((status, errors), (1, "launcher: no TAP device: hv7 is not there?<0>x?[2J\n"))
+
+    def test_a_service_that_is_down_is_an_error_that_names_it(self) -> None:
+        """No socket; a socket that nobody listens on; a service that dies of the request."""
+        status, _, errors = self.run_it(tap=str(self.tap))
+        self.assertEqual(status, 1)
+        self.assertRegex(
+            errors, "cannot be reached: .*/tap: No such file or directory; systemctl status hypemand-tap"
+        )
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bound:
+            bound.bind(str(self.tap))
+        status, _, errors = self.run_it(tap=str(self.tap))
+        self.assertRegex(errors, "cannot be reached: .*: Connection refused; systemctl status hypemand-tap")
+        other = self.runtime / "other"
+        service = Service(other, lambda connection: None)
+        status, _, errors = self.run_it(tap=str(other))
+        service.close()
+        self.assertEqual(status, 1)
+        self.assertRegex(errors, "has not answered: it ended the connection; systemctl status hypemand-tap")
+
+    def test_a_service_that_hangs_is_waited_for_so_long_and_no_longer(self) -> None:
+        """10 s."""
+        service = Service(self.tap, lambda connection: void(connection.recv(1)))
+        status, _, errors = self.run_it(tap=str(self.tap))
+        service.close()
+        self.assertEqual(status, 1)
+        self.assertRegex(errors, "has not given the TAP device within 10 s; systemctl status hypemand-tap")
+
+    def test_what_no_unit_would_do_is_refused(self) -> None:
+        """No invocation id, no VMM, no such VMM, no runtime folder."""
+        status, _, errors = self.run_it(boot="")
+        self.assertEqual((status, "INVOCATION_ID" in errors), (1, True))
+        for argv, told in (
+            ([LAUNCHER, "/", "-", "quiet"], "usage: launcher"),
+            ([LAUNCHER, str(self.runtime), "-", "quiet", "/no/vmm"], "cannot execute /no/vmm: No such file"),
+            ([LAUNCHER, "/no/folder", "-", "quiet", VMM], "cannot make /no/folder/qmp.sock: No such file"),
+        ):
+            ended = subprocess.run(
+                argv,
+                env={"INVOCATION_ID": BOOT},
+                capture_output=True,
+                text=True,
+                timeout=DEADLINE,
+                check=False,
+            )
+            self.assertEqual(ended.returncode, 1)
+            self.assertIn(told, ended.stderr)
+
+    # helpers
+
+    def wait_for(self, process: subprocess.Popen[str], line: str) -> None:
+        """Read the VMM's lines up to that one."""
+        assert process.stdout is not None
+        for told in process.stdout:
+            if told == f"{line}\n":
+                return
+        self.fail("the VMM has ended")
+
+    def find_leader(self, pid: int) -> int:
+        """The one child of the VMM."""
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
+
+    def listen(self, name: str) -> socket.socket:
+        """In the place of the VMM."""
+        path = self.runtime / f"{name}.sock"
+        path.unlink()
+        listener = socket.socket(socket.AF_UNIX)
+        listener.settimeout(DEADLINE)
+        listener.bind(str(path))
+        listener.listen(1)
+        return listener
+
+
+def await_end(test: unittest.TestCase, watch: int) -> None:
+    """Wait until the process of a pidfd has ended."""
+    ready, _, _ = select.select([watch], [], [], DEADLINE)
+    os.close(watch)
+    test.assertTrue(ready)
+
+
+def void(_: object) -> None:
+    """For what is called for its effect."""
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
