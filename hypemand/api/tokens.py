@@ -8,10 +8,12 @@ something to guess, as with passwords, and would only make each request slow her
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import hmac
 import json
 import logging
+import os
 import re
 import secrets
 import time
@@ -20,8 +22,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hypemand.atomic import write_file
+from hypemand.atomic import write_all, write_file
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InvalidRequest, NotFound
+from hypemand.run import is_disk_full
 
 MAX_TOKENS = 256
 MAX_NAME = 64
@@ -77,6 +80,8 @@ class TokenStore:
         self._path = path
         self._lock = asyncio.Lock()
         self._tokens: dict[str, Token] | None = None
+        # names that were revoked, which the file still has
+        self._unsaved: set[str] = set()
 
     async def list_tokens(self) -> list[Token]:
         """All, by name; also those that have expired."""
@@ -114,12 +119,22 @@ class TokenStore:
         return token, text
 
     async def revoke(self, name: str) -> None:
-        """It is good no more."""
+        """It is good no more, also when that cannot be written: then HostNotReady says so, and the file is
+        written with the next change, or when it is revoked again."""
         async with self._lock:
             tokens = await self._load()
-            if name not in tokens:
+            if name not in tokens and name not in self._unsaved:
                 raise NotFound(f"there is no token {name[:80]}", hint="hypemanctl token list shows them")
-            await self._store({key: token for key, token in tokens.items() if key != name})
+            left = {key: token for key, token in tokens.items() if key != name}
+            self._tokens = left
+            self._unsaved.add(name)
+            try:
+                await self._store(left, in_place=True)
+            except HostNotReady as error:
+                raise HostNotReady(
+                    f"the token {name} is revoked, but only until hypemand restarts: {error.message}",
+                    hint="free space on that file system, then revoke it again",
+                ) from None
 
     async def find(self, text: str) -> Token | None:
         """The token of that text, if it is good now. How long it takes does not tell which it nearly was."""
@@ -166,13 +181,35 @@ class TokenStore:
                 hint="restore it, or remove it and make the tokens anew",
             ) from None
 
-    async def _store(self, tokens: dict[str, Token]) -> None:
+    async def _store(self, tokens: dict[str, Token], *, in_place: bool = False) -> None:
         content = json.dumps({"version": 1, "tokens": [asdict(token) for token in tokens.values()]}, indent=1)
+        data = content.encode() + b"\n"
         try:
-            await asyncio.to_thread(write_file, self._path, content.encode() + b"\n", mode=0o600)
+            try:
+                await asyncio.to_thread(write_file, self._path, data, mode=0o600)
+            except OSError as error:
+                if not in_place or not is_disk_full(error):
+                    raise
+                await asyncio.to_thread(_overwrite, self._path, data)
         except OSError as error:
             raise HostNotReady(f"{self._path} cannot be written: {error.strerror}") from None
         self._tokens = tokens
+        self._unsaved.clear()
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, which is shorter, in the blocks that it has: a full disk has no room for
+    another file. A crash in the middle leaves a file that is no tokens, so that none is accepted."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        size = os.fstat(fd).st_size
+        if len(data) > size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+        # white space after the end is nothing to JSON
+        write_all(fd, data.ljust(size))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
