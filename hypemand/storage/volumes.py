@@ -31,6 +31,7 @@ from hypemand.atomic import sync_folder, write_file
 from hypemand.config.names import is_name
 from hypemand.config.sizes import format_size
 from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
+from hypemand.fulldisk import name_full_disk
 from hypemand.run import CommandFailed
 from hypemand.storage.disks import (
     MAX_SIZE,
@@ -38,7 +39,6 @@ from hypemand.storage.disks import (
     derive_disk_size,
     ensure_disk,
     has_journal_to_replay,
-    name_full_disk,
     read_size,
 )
 from hypemand.storage.replay import Replay, replay_in_unit
@@ -264,7 +264,7 @@ def prepare_volume(disk: Path, uid: int, *, writes: bool, replay: Replay = repla
 
 def _replay(disk: Path, uid: int, replay: Replay) -> None:
     try:
-        with name_full_disk(disk):
+        with name_full_disk(f"replay the journal of {disk}", disk):
             replay(disk, uid)
     except CommandFailed as error:
         said = error.result.stdout.decode(errors="replace") + error.result.stderr
