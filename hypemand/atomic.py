@@ -43,7 +43,10 @@ def replace_file(path: Path, *, mode: int = 0o644, uid: int = -1, gid: int = -1)
         finally:
             os.close(fd)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            # write(2) and fsync(2) name no file
+            error.filename = os.fspath(path)
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

@@ -6,12 +6,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from aiohttp import web
 
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, InvalidRequest, Problem
+from hypemand.fulldisk import derive_full_disk
+from hypemand.run import is_disk_full
 
 log = logging.getLogger(__name__)
+# what is full where an error does not say so
+_STATE = Path("/var/lib/hypemand")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -91,12 +96,23 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         response = _translate(request, error)
     except ConnectionError:
         raise  # the client has gone: there is nobody to answer
+    except OSError as error:
+        response = error_response(_derive_os_error(error, f"{request.method} {request.path}"))
     except Exception as error:
         response = error_response(unexpected(error, f"{request.method} {request.path}"))
     if not request.content.is_eof():
         # what is left of a body that was refused half-read must not be taken for the next request
         response.force_close()
     return response
+
+
+def _derive_os_error(error: OSError, what: str) -> HypemandError:
+    """A full disk has a cure; all else was not foreseen."""
+    if not is_disk_full(error):
+        return unexpected(error, what)
+    full = derive_full_disk(error, f"answer {what[:200]}", _STATE)
+    log.error("%s", full)
+    return full
 
 
 def _translate(request: web.Request, error: web.HTTPException) -> web.Response:

@@ -8,10 +8,12 @@ something to guess, as with passwords, and would only make each request slow her
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import hmac
 import json
 import logging
+import os
 import re
 import secrets
 import time
@@ -21,9 +23,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from hypemand.atomic import write_file
+from hypemand.atomic import write_all, write_file
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InvalidRequest, NotFound
+from hypemand.run import is_disk_full
 
 MAX_TOKENS = 256
 MAX_NAME = 64
@@ -115,6 +118,8 @@ class TokenStore:
         self._tokens: dict[str, Token] | None = None
         # when to try again to write what the file has not; None: it has all
         self._retry_at: float | None = None
+        # names that were revoked, which the file still has
+        self._unsaved: set[str] = set()
 
     async def list_tokens(self) -> list[Token]:
         """All, by name; also those that have expired."""
@@ -164,20 +169,23 @@ class TokenStore:
 
     async def revoke(self, name: str) -> None:
         """End a token, and what goes on under it. That counts at once: HostNotReady when it cannot be written
-        down, and so would not last over a restart of the daemon."""
+        down, and so would not last over a restart of the daemon. It is tried again as tokens are used, and
+        when the token is revoked again."""
         async with self._lock:
             tokens = await self._load()
-            if name not in tokens:
+            if name not in tokens and name not in self._unsaved:
                 raise NotFound(f"there is no token {name[:80]}", hint="hypemanctl token list shows them")
-            self._tokens = {key: token for key, token in tokens.items() if key != name}
+            left = {key: token for key, token in tokens.items() if key != name}
+            self._tokens = left
+            self._unsaved.add(name)
             self.on_end(name)
             try:
-                await self._store(self._tokens)
+                await self._store(left, in_place=True)
             except HostNotReady as error:
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 raise HostNotReady(
-                    f"the token {name} is refused until hypemand restarts, but not for good: {error.message}",
-                    hint="mend that; it is tried again as tokens are used",
+                    f"the token {name} is revoked, but only until hypemand restarts: {error.message}",
+                    hint="free space on that file system, then revoke it again",
                 ) from None
 
     async def find(self, text: str) -> Token | None:
@@ -228,15 +236,21 @@ class TokenStore:
                 hint="restore it, or remove it and make the tokens anew",
             ) from None
 
-    async def _store(self, tokens: dict[str, Token]) -> None:
+    async def _store(self, tokens: dict[str, Token], *, in_place: bool = False) -> None:
         document = {"version": _VERSION, "tokens": [asdict(token) for token in tokens.values()]}
-        content = json.dumps(document, indent=1)
+        data = json.dumps(document, indent=1).encode() + b"\n"
         try:
-            await asyncio.to_thread(write_file, self._path, content.encode() + b"\n", mode=0o600)
+            try:
+                await asyncio.to_thread(write_file, self._path, data, mode=0o600)
+            except OSError as error:
+                if not in_place or not is_disk_full(error):
+                    raise
+                await asyncio.to_thread(_overwrite, self._path, data)
         except OSError as error:
             raise HostNotReady(f"{self._path} cannot be written: {error.strerror}") from None
         self._tokens = tokens
         self._retry_at = None
+        self._unsaved.clear()
 
 
 def _has_just_expired(token: Token, now: float) -> bool:
@@ -262,6 +276,21 @@ def _check_selection(scope: Scope, vms: Sequence[str], tags: Mapping[str, str]) 
     for key, value in tags.items():
         if _TAG_KEY.fullmatch(key) is None or _TAG_VALUE.fullmatch(value) is None:
             raise InvalidRequest(f"tags: {key[:80]!r} with that value cannot be a tag of a VM")
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, which is shorter, in the blocks that it has: a full disk has no room for
+    another file. A crash in the middle leaves a file that is no tokens, so that none is accepted."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        size = os.fstat(fd).st_size
+        if len(data) > size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+        # white space after the end is nothing to JSON
+        write_all(fd, data.ljust(size))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

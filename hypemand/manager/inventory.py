@@ -26,14 +26,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from hypemand.atomic import write_file
+from hypemand.atomic import sync_folder, write_file
 from hypemand.config.definition import Definition, Origin
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HypemandError, InsufficientResources
 from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
 
 _log = logging.getLogger(__name__)
-_REMOVED = re.compile(r"\.[0-9a-f]{32}\.removed")
+# a VM that is being made or removed: all that is ever deleted unasked
+_MARKED = re.compile(r"\.[0-9a-f]{32}\.(making|removed)")
+_LOST_AND_FOUND = "lost+found"
 _DYNAMIC_LOCKS = Path("/run/systemd/dynamic-uid")
 
 
@@ -82,8 +84,10 @@ class Inventory:
         """Read all records. One that cannot be read is reported and left as it is."""
         self._vms.mkdir(mode=0o711, parents=True, exist_ok=True)
         for folder in sorted(self._vms.iterdir()):
-            if _REMOVED.fullmatch(folder.name):
-                _log.warning("removing what is left of a VM whose removal was cut off")
+            if folder.name == _LOST_AND_FOUND:
+                continue  # of fsck(8)
+            if _MARKED.fullmatch(folder.name):
+                _log.warning("removing what is left of a VM whose making or removal was cut off")
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             try:
@@ -135,13 +139,16 @@ class Inventory:
             pin,
             short_name=short_name,
         )
-        folder = self.folder(record.name)
-        folder.mkdir(mode=0o711)
+        making = self._vms / f".{record.id}.making"
+        making.mkdir(mode=0o711)
         try:
-            self._store(record)
+            _write_record(making, record)
+            making.rename(self.folder(record.name))
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(making, ignore_errors=True)
             raise
+        self._records[record.name] = record
+        sync_folder(self._vms)
         self._publish(record)
         return record
 
@@ -175,25 +182,14 @@ class Inventory:
         # half-removed data must not come back as a VM
         removed = self._vms / f".{record.id}.removed"
         self.folder(name).rename(removed)
+        sync_folder(self._vms)
         shutil.rmtree(removed)
         del self._records[name]
         for path in self._userdb_files(record):
             path.unlink(missing_ok=True)
 
     def _store(self, record: VmRecord) -> None:
-        document = {
-            "name": record.name,
-            "id": record.id,
-            "uid": record.uid,
-            "origin": record.origin,
-            "created_at": record.created_at,
-            "definition": definition_to_json(record.definition),
-            "pin": None if record.pin is None else asdict(record.pin),
-            "lease": None if record.lease is None else lease_to_json(record.lease),
-            "short_name": record.short_name,
-        }
-        data = json.dumps(document, indent=2).encode() + b"\n"
-        write_file(self.folder(record.name) / "vm.json", data, mode=0o600)
+        _write_record(self.folder(record.name), record)
         self._records[record.name] = record
 
     def _free_uid(self) -> int:
@@ -234,6 +230,21 @@ class Inventory:
                     link.symlink_to(target.name)
         except OSError as error:
             _log.warning("cannot make uid %d of VM %s known by name: %s", record.uid, record.name, error)
+
+
+def _write_record(folder: Path, record: VmRecord) -> None:
+    document = {
+        "name": record.name,
+        "id": record.id,
+        "uid": record.uid,
+        "origin": record.origin,
+        "created_at": record.created_at,
+        "definition": definition_to_json(record.definition),
+        "pin": None if record.pin is None else asdict(record.pin),
+        "lease": None if record.lease is None else lease_to_json(record.lease),
+        "short_name": record.short_name,
+    }
+    write_file(folder / "vm.json", json.dumps(document, indent=2).encode() + b"\n", mode=0o600)
 
 
 def _is_known(uid: int) -> bool:

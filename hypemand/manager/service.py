@@ -231,9 +231,19 @@ class VmManager:
                 # the image has just been asked for
                 await self.start_vm(vm.name, pull=ImagePull.NEVER)
         except BaseException:
-            await self._forget(vm)
+            await asyncio.shield(self._take_back(vm))
             raise
         return vm.view()
+
+    async def _take_back(self, vm: Vm) -> None:
+        """Remove a VM whose creation failed. One that systemd may have taken is ended first, and kept if it
+        does not end: its disk and uid are its own for as long."""
+        try:
+            await self._end(vm, _SIGKILL)
+        except HypemandError as error:
+            vm.log(logging.ERROR, f"VM {vm.name} was not created in order, and is kept: {error}")
+            return
+        await self._forget(vm)
 
     def _check_name_free(self, name: str) -> None:
         if self.fleet.find(name) is not None:

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 
 from hypemand.boot.tracker import Moment
 from hypemand.config.definition import Definition, ImagePull
 from hypemand.config.host import HostConfig
 from hypemand.errors import InvalidDefinition, WrongState
+from hypemand.fulldisk import name_full_disk
 from hypemand.manager.claims import Claims
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.images import Images
@@ -31,6 +33,17 @@ from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr
 from hypemand.systemd.units import Units
+
+
+@dataclass(slots=True)
+class _Work:
+    """How far a start has come, and what was there before. `asked`: systemd was asked for the unit, so that
+    only systemd knows whether there is one."""
+
+    definition: Definition
+    had_lease: Lease | None
+    had_disk: bool
+    asked: bool = False
 
 
 @dataclass
@@ -110,7 +123,12 @@ class Starter:
 
     async def start(self, vm: Vm, requested: float, image: Image) -> None:
         """Start it; back when systemd has taken the job. `requested`: when it was asked for. A start that
-        comes to nothing leaves nothing behind."""
+        comes to nothing leaves nothing behind; a unit that systemd has taken, or may have taken, keeps all
+        that is the VM's. InsufficientResources, also for a full disk."""
+        with name_full_disk(f"start VM {vm.name}", vm.places.state):
+            await self._start(vm, requested, image)
+
+    async def _start(self, vm: Vm, requested: float, image: Image) -> None:
         self.ease_moves()
         await vm.settle()
         image = await self._pin_image(vm, image)
@@ -120,31 +138,49 @@ class Starter:
         volumes = self._claims.claim(vm.name, definition)
         # with the volumes that it gets: what it goes without, others may have
         definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
-        network, had_lease = self._networks.tenancy.claim(vm.tenant), vm.record.lease
-        had_disk = vm.places.disk.exists()
+        network = self._networks.tenancy.claim(vm.tenant)
+        work = _Work(definition, vm.record.lease, had_disk=vm.places.disk.exists())
         self._fleet.starting[vm.name] = definition
         try:
             if network is not None:
                 vm.record = self._inventory.lease(vm.name, network.lease)
                 self._names.set_disk(vm.name, network.hosts)
             plan = await self._make_all(vm, image, volumes, network)
+            # before systemd is asked: what runs is known to a daemon that comes after this one
+            await asyncio.to_thread(vm.files.keep_definition, definition)
             vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
             if vm.has_unit:
                 await self._units.reset_failed(vm.unit)
-            await self._units.start_transient(plan.unit)
+            work.asked = True
+            await _finish(self._units.start_transient(plan.unit), f"unit of {vm.name}")
         except BaseException:
-            vm.expect_boot({}, definition)
-            vm.files.remove_runtime()
-            if not had_disk:
-                vm.places.disk.unlink(missing_ok=True)
-            await asyncio.shield(self._networks.give_up(vm.name))
-            self._take_back_lease(vm, had_lease)
+            await _finish(self._undo(vm, work), f"undo of {vm.name}")
             raise
         finally:
             del self._fleet.starting[vm.name]
         vm.add_moment(Moment.QUEUED, time.monotonic())
         vm.take_start()
-        await asyncio.to_thread(vm.files.keep_definition, definition)
+
+    async def _undo(self, vm: Vm, work: _Work) -> None:
+        """Take back a start, as far as it had come."""
+        if work.asked:
+            await vm.refresh()
+            if vm.state.is_vmm_active:
+                vm.log(
+                    logging.WARNING,
+                    f"VM {vm.name}: its start failed or was cut off, but its unit is {vm.state}",
+                )
+                return
+        vm.expect_boot({}, work.definition)
+        vm.files.remove_runtime()
+        if not work.had_disk:
+            vm.places.disk.unlink(missing_ok=True)
+        await self._networks.give_up(vm.name)
+        try:
+            self._take_back_lease(vm, work.had_lease)
+        except OSError as error:
+            # it keeps its addresses then, which harms nobody
+            vm.log(logging.WARNING, f"VM {vm.name}: cannot give its addresses back: {error}")
 
     def _take_back_lease(self, vm: Vm, before: Lease | None) -> None:
         """Addresses that a VM was given for a start that came to nothing are others' to have again."""
@@ -193,6 +229,20 @@ class Starter:
             prepare_volume(attached.volume.disk, record.uid, writes=attached.mount.writes)
         write_config_disk(places.config, plan.guest, uid=record.uid)
         return plan
+
+
+async def _finish(work: Coroutine[None, None, None], name: str) -> None:
+    """Do `work` to its end, also when the caller is cancelled meanwhile: only then is that raised."""
+    task = asyncio.create_task(work, name=name)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 def derive_pin(definition: Definition, image: Image) -> ImagePin | None:

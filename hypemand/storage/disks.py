@@ -19,15 +19,15 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
 from hypemand.atomic import remove_temporaries, replace_file, write_all
 from hypemand.config.definition import GIB, MIB
 from hypemand.config.sizes import format_size
-from hypemand.errors import HypemandError, InsufficientResources, InvalidDefinition, Problem
-from hypemand.run import CommandFailed, is_disk_full, run
+from hypemand.errors import HypemandError, InvalidDefinition, Problem
+from hypemand.fulldisk import name_full_disk
+from hypemand.run import run
 
 BLOCK = 4096
 MIN_SIZE = 16 * MIB
@@ -121,7 +121,7 @@ def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
     if problem is not None:
         raise InvalidDefinition([problem])
     wanted = derive_disk_size(size)
-    with name_full_disk(path):
+    with name_full_disk(f"make the disk {path}", path):
         if not path.exists():
             _make_disk(path, wanted, uid, templates)
             return DiskChange.MADE
@@ -133,19 +133,6 @@ def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
     os.chown(path, uid, -1, follow_symlinks=False)
     path.chmod(0o600)
     return change
-
-
-@contextmanager
-def name_full_disk(path: Path) -> Iterator[None]:
-    """Tell a full file system of the host, while `path` is worked on, from its other failures."""
-    try:
-        yield
-    except (OSError, CommandFailed) as error:
-        if not is_disk_full(error):
-            raise
-        raise InsufficientResources(
-            f"no space left to make the disk {path}", hint="free space or move the state folder"
-        ) from error
 
 
 def _make_disk(path: Path, size: int, uid: int, templates: Path) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.atomic import sync_folder, write_file
-from hypemand.errors import ImageNotReady, InUse, InvalidRequest, NotFound
+from hypemand.errors import HostNotReady, ImageNotReady, InUse, InvalidRequest, NotFound
 from hypemand.storage.images import BUILTIN_FOLDERS, STAGING, Image, derive_id, read_image
 from hypemand.storage.references import (
     BUILTIN_PREFIX,
@@ -179,6 +179,7 @@ class ImageStore:
         if name.startswith(BUILTIN_PREFIX):
             raise InvalidRequest(f"names that begin with {BUILTIN_PREFIX} are reserved", code="invalid_name")
         with self._changing:
+            self._check_names()
             image = self.find_content(digest)
             if image is None:
                 raise NotFound(f"there is no image with the digest {digest}", code="image_not_found")
@@ -206,6 +207,7 @@ class ImageStore:
     def remove_image(self, name: str, uses: Sequence[ImageUse]) -> None:
         """Remove a name, and with the last one the content. Raises NotFound, InUse while a VM needs it."""
         with self._changing:
+            self._check_names()
             image = self.get_image(name)
             if image.builtin:
                 raise InUse(f"{image.name} belongs to a Debian package", hint="remove the package instead")
@@ -224,6 +226,7 @@ class ImageStore:
     def prune(self, uses: Sequence[ImageUse], *, every: bool) -> list[Pruned]:
         """Remove what `find_prunable` finds."""
         with self._changing:
+            self._check_names()
             doomed = self.find_prunable(uses, every=every)
             names = self._read_names()
             for pruned in doomed:
@@ -266,16 +269,33 @@ class ImageStore:
         yield from (image for image in _read_folders(self.folder) if not image.builtin)
 
     def _read_names(self, contents: Iterable[Image] | None = None) -> dict[str, str]:
-        """What each name stands for. Without the file: as the contents were named when they were made."""
+        """What each name stands for. Without a file that can be read: as the contents were named when they
+        were made, so that VMs start; nothing is changed then but in the want of a file."""
         try:
-            document = json.loads((self.folder / NAMES).read_bytes())
-            names = document["names"]
-            if document["version"] != _VERSION or not isinstance(names, dict):
-                raise ValueError(f"version is not {_VERSION}")
-        except (OSError, ValueError, LookupError, TypeError):
+            return self._parse_names()
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             known = self._iter_contents() if contents is None else contents
             return {image.name: image.digest for image in known}
+
+    def _parse_names(self) -> dict[str, str]:
+        document = json.loads((self.folder / NAMES).read_bytes())
+        names = document["names"]
+        if document["version"] != _VERSION or not isinstance(names, dict):
+            raise ValueError(f"version is not {_VERSION}")
         return {str(name): str(digest) for name, digest in names.items()}
+
+    def _check_names(self) -> None:
+        """Raise HostNotReady for a file of names that is there and cannot be read: it is not written over,
+        and no content is removed since only that file may know its name."""
+        try:
+            self._parse_names()
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise HostNotReady(
+                f"{self.folder / NAMES} cannot be read, so no image is added, renamed or removed: {error}",
+                hint="repair it, or move it away: then images have the names that they were made under",
+            ) from None
 
     def _write_names(self, names: Mapping[str, str]) -> None:
         document = {"version": _VERSION, "names": dict(sorted(names.items()))}

@@ -2,7 +2,12 @@
 """Volumes: disks that outlive VMs. One folder each under STATE/volumes, named by the volume's id.
 
     volume.ext4   the file system, sparse
-    volume.json   name, tags, and when it was made; a folder without it is of a making that was cut off
+    volume.json   name, tags, and when it was made
+
+A folder becomes a volume, and stops being one, by a rename. `.HEX.making` is being made and `.HEX.removed` is
+being removed: these two, and a volume whose record says that it was not filled to its end, are all that is
+ever deleted unasked. Any other folder without a record that can be read is reported and left: the record may
+be what is missing.
 
 The records are read once and kept: finding one costs a start nothing. The functions that touch files block.
 """
@@ -22,10 +27,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hypemand.atomic import write_file
+from hypemand.atomic import sync_folder, write_file
 from hypemand.config.names import is_name
 from hypemand.config.sizes import format_size
 from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
+from hypemand.fulldisk import name_full_disk
 from hypemand.run import CommandFailed
 from hypemand.storage.disks import (
     MAX_SIZE,
@@ -33,7 +39,6 @@ from hypemand.storage.disks import (
     derive_disk_size,
     ensure_disk,
     has_journal_to_replay,
-    name_full_disk,
     read_size,
 )
 from hypemand.storage.replay import Replay, replay_in_unit
@@ -46,6 +51,12 @@ _TAG = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _TAG_VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
 _MAX_TAGS = 64
 _SERIAL_DIGITS = 16
+_MAKING = "making"
+_REMOVED = "removed"
+# no volume can have an id that begins with a dot
+_MARKED = re.compile(rf"\.[0-9a-f]{{32}}\.({_MAKING}|{_REMOVED})")
+# of fsck(8), at the root of every ext4
+_LOST_AND_FOUND = "lost+found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +97,31 @@ class VolumeStore:
         self._volumes: dict[str, Volume] = {}
 
     def load(self) -> None:
-        """Read all records, and remove what was cut off. A record that cannot be read is told and left."""
+        """Read all records, and delete what is marked as being made or removed. All else that is no volume
+        is reported and left."""
         self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         for folder in sorted(self._folder.iterdir()):
-            if not (folder / _RECORD).exists():
-                _log.info("removing %s, which a volume that was not finished has left", folder)
-                shutil.rmtree(folder, ignore_errors=True)
+            if folder.name == _LOST_AND_FOUND:
+                continue
+            if _MARKED.fullmatch(folder.name):
+                _log.info("removing %s: a volume that was being made or removed", folder)
+                _delete(folder)
                 continue
             try:
                 volume = _load(folder)
-            except (OSError, ValueError, KeyError, TypeError, HypemandError) as error:
-                _log.error("cannot read the volume in %s: %s", folder, error)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, HypemandError) as error:
+                _log.error("cannot read the volume in %s, which is left as it is: %s", folder, error)
                 continue
             self._volumes[volume.id] = volume
             if not volume.ready:
-                _log.info("removing the volume %s, which was not filled to its end", volume.name)
-                self.remove(volume)
+                self._remove_unfilled(volume)
+
+    def _remove_unfilled(self, volume: Volume) -> None:
+        _log.info("removing the volume %s, which was not filled to its end", volume.name)
+        try:
+            self.remove(volume)
+        except OSError as error:
+            _log.error("cannot remove the volume %s: %s", volume.name, error)
 
     def __iter__(self) -> Iterator[Volume]:
         return iter(sorted(self._volumes.copy().values(), key=lambda volume: volume.name))
@@ -136,6 +156,11 @@ class VolumeStore:
                 )
             if self.find(word) is not None:
                 raise AlreadyExists(f"there is a volume {word} already", hint=f"choose another {key}")
+        if volume_id is not None and os.path.lexists(self._folder / volume_id):
+            raise AlreadyExists(
+                f"{self._folder / volume_id} is in the way, and holds no volume that can be read",
+                hint="journalctl -u hypemand says why; repair it or move it away, or choose another id",
+            )
         check_size(size)
         check_tags(tags)
 
@@ -151,16 +176,22 @@ class VolumeStore:
         """Make an empty volume. Nothing is left when that fails. InsufficientResources."""
         self.check_new(name, size, tags, volume_id)
         volume_id = volume_id or uuid.uuid4().hex
-        folder = self._folder / volume_id
+        folder, making = self._folder / volume_id, self._new_mark(_MAKING)
         volume = Volume(volume_id, name, derive_disk_size(size), time.time(), dict(tags), folder, ready)
-        folder.mkdir(mode=0o700)
+        making.mkdir(mode=0o700)
         try:
-            ensure_disk(volume.disk, size, -1, self._templates)
-            self._store(volume)
+            ensure_disk(making / _DISK, size, -1, self._templates)
+            _write_record(making, volume)
+            making.rename(folder)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            _delete(making)
             raise
+        self._volumes[volume.id] = volume
+        sync_folder(self._folder)
         return volume
+
+    def _new_mark(self, mark: str) -> Path:
+        return self._folder / f".{uuid.uuid4().hex}.{mark}"
 
     def finish(self, volume: Volume) -> Volume:
         """What was being filled can be used now."""
@@ -179,23 +210,36 @@ class VolumeStore:
         return self._store(replace(volume, size=derive_disk_size(size)))
 
     def remove(self, volume: Volume) -> None:
-        """Remove a volume and all that is in it."""
-        # the record goes first: what is half-removed must not come back
-        (volume.folder / _RECORD).unlink(missing_ok=True)
-        shutil.rmtree(volume.folder)
+        """Remove a volume and all that is in it. It is gone with the rename: what cannot be deleted after
+        that is deleted when the daemon starts again."""
+        removed = self._new_mark(_REMOVED)
+        volume.folder.rename(removed)
         del self._volumes[volume.id]
+        sync_folder(self._folder)
+        _delete(removed)
 
     def _store(self, volume: Volume) -> Volume:
-        document = {
-            "name": volume.name,
-            "created_at": volume.created_at,
-            "tags": dict(volume.tags),
-            "ready": volume.ready,
-        }
-        data = json.dumps(document, indent=2).encode() + b"\n"
-        write_file(volume.folder / _RECORD, data, mode=0o600)
+        _write_record(volume.folder, volume)
         self._volumes[volume.id] = volume
         return volume
+
+
+def _write_record(folder: Path, volume: Volume) -> None:
+    document = {
+        "name": volume.name,
+        "created_at": volume.created_at,
+        "tags": dict(volume.tags),
+        "ready": volume.ready,
+    }
+    write_file(folder / _RECORD, json.dumps(document, indent=2).encode() + b"\n", mode=0o600)
+
+
+def _delete(marked: Path) -> None:
+    """Delete a folder that is marked for it. What fails is logged: the mark stays, and so the next try."""
+    try:
+        shutil.rmtree(marked)
+    except OSError as error:
+        _log.warning("cannot delete all of %s: %s", marked, error)
 
 
 def prepare_volume(disk: Path, uid: int, *, writes: bool, replay: Replay = replay_in_unit) -> None:
@@ -220,7 +264,7 @@ def prepare_volume(disk: Path, uid: int, *, writes: bool, replay: Replay = repla
 
 def _replay(disk: Path, uid: int, replay: Replay) -> None:
     try:
-        with name_full_disk(disk):
+        with name_full_disk(f"replay the journal of {disk}", disk):
             replay(disk, uid)
     except CommandFailed as error:
         said = error.result.stdout.decode(errors="replace") + error.result.stderr

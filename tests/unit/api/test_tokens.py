@@ -2,7 +2,9 @@
 """Tokens: what is kept of them, and what makes one good."""
 
 import asyncio
+import errno
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -253,3 +255,41 @@ def test_tokens_are_made_listed_and_revoked_over_the_socket(tmp_path: Path) -> N
         assert (await api.ask("GET", "/tokens")).json == []
 
     drive(tmp_path, scenario)
+
+
+def test_a_revoke_on_a_full_disk_counts_and_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def scenario(store: TokenStore) -> None:
+        _, text = await store.create("a", read_only=False, expires_in=None)
+        _, other = await store.create("b", read_only=False, expires_in=None)
+        monkeypatch.setattr("hypemand.api.tokens.write_file", full)
+        await store.revoke("a")
+        for after in (store, TokenStore(tmp_path / "tokens.json")):
+            assert await after.find(text) is None
+            assert await after.find(other) is not None
+
+    use(tmp_path, scenario)
+
+
+def test_a_revoke_that_cannot_be_written_counts_at_once_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object, **_options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    async def scenario(store: TokenStore) -> None:
+        _, text = await store.create("a", read_only=False, expires_in=None)
+        with monkeypatch.context() as patched:
+            patched.setattr("hypemand.api.tokens.write_file", broken)
+            for _ in range(2):
+                with pytest.raises(HostNotReady, match="the token a is revoked, but only until"):
+                    await store.revoke("a")
+                assert await store.find(text) is None
+        await store.revoke("a")
+        assert await TokenStore(tmp_path / "tokens.json").find(text) is None
+        with pytest.raises(NotFound):
+            await store.revoke("a")
+
+    use(tmp_path, scenario)

@@ -161,3 +161,38 @@ def test_what_has_no_record_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists):
         again.add(definition("web"), Origin.FILE)
     assert disk.read_text() == "kept"
+
+
+def test_what_is_marked_is_deleted_at_the_start_and_nothing_else(tmp_path: Path) -> None:
+    inventory = make(tmp_path)
+    inventory.add(definition("web"), Origin.API)
+    for mark in ("making", "removed"):
+        (tmp_path / "vms" / f".{'a' * 32}.{mark}").mkdir()
+    (tmp_path / "vms/lost+found").mkdir()
+    (tmp_path / "vms/lost+found/#1").write_text("saved")
+    (tmp_path / "vms/other").mkdir()
+    (tmp_path / "vms/other/disk.ext4").write_text("data")
+    again = make(tmp_path)
+    left = sorted(path.name for path in (tmp_path / "vms").iterdir())
+    assert left == ["lost+found", "other", "web"]
+    assert (tmp_path / "vms/other/disk.ext4").read_text() == "data"
+    assert (again.is_unreadable("other"), again.is_unreadable("lost+found")) == (True, False)
+
+
+def test_a_vm_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inventory = make(tmp_path)
+    synced: list[str] = []
+    real = os.fsync
+
+    def note(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
+    inventory.add(definition("web"), Origin.API)
+    # its record, and then its name
+    assert any("vm.json" in path for path in synced)
+    assert synced[-1] == str(tmp_path / "vms")
+    synced.clear()
+    inventory.remove("web")
+    assert str(tmp_path / "vms") in synced

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.errors import InUse, InvalidRequest, NotFound
+from hypemand.errors import HostNotReady, InUse, InvalidRequest, NotFound
 from hypemand.run import run
 from hypemand.storage.builtin import make_builtin
 from hypemand.storage.images import (
@@ -147,6 +147,25 @@ def test_names_that_cannot_be_read_are_those_the_contents_were_made_under(store:
     store.tag_image("app", "more")
     (store.folder / NAMES).write_text("{")
     assert [image.name for image in store.list_images()] == ["app", "builtin:tiny", "team/app:v2"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 2, "names": {"app": "sha256:app"}}'])
+def test_names_that_cannot_be_read_are_not_written_over(store: ImageStore, text: str) -> None:
+    store.tag_image("app", "more")
+    file = store.folder / NAMES
+    kept = file.read_bytes()
+    file.write_text(text)
+    before = sorted(store.folder.iterdir())
+    for change in (
+        lambda: store.bind("new", "sha256:app"),
+        lambda: store.remove_image("app", []),
+        lambda: store.prune([], every=True),
+    ):
+        with pytest.raises(HostNotReady, match=r"names.json cannot be read, so no image is"):
+            change()
+    assert (file.read_text(), sorted(store.folder.iterdir())) == (text, before)
+    file.write_bytes(kept)
+    store.remove_image("more", [])
 
 
 def test_removal(store: ImageStore) -> None:

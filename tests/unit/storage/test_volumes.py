@@ -70,17 +70,68 @@ def test_no_two_have_one_name(tmp_path: Path) -> None:
             store.create(name, 16 * MIB, {}, volume_id)
 
 
-def test_what_was_cut_off_is_gone_after_a_crash(tmp_path: Path) -> None:
+def test_what_is_marked_is_gone_after_a_crash(tmp_path: Path) -> None:
     store = make(tmp_path)
     store.create("filling", 16 * MIB, {}, ready=False)
     made = store.create("data", 16 * MIB, {})
-    (tmp_path / "volumes/half").mkdir()
-    (tmp_path / "volumes/half/volume.ext4").write_bytes(bytes(100))
-    broken = tmp_path / "volumes/broken"
-    broken.mkdir()
-    (broken / "volume.json").write_text("{")
+    for mark in ("making", "removed"):
+        half = tmp_path / "volumes" / f".{'a' * 32}.{mark}"
+        half.mkdir()
+        (half / "volume.ext4").write_bytes(bytes(100))
     assert list(make(tmp_path)) == [made]
-    assert sorted(path.name for path in (tmp_path / "volumes").iterdir()) == sorted([made.id, "broken"])
+    assert [path.name for path in (tmp_path / "volumes").iterdir()] == [made.id]
+
+
+def test_a_missing_record_is_no_permission_to_delete(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make(tmp_path)
+    made = store.create("data", 16 * MIB, {})
+    lost = store.create("lost", 16 * MIB, {}, "lost")
+    (lost.folder / "volume.json").unlink()
+    others = {"broken": "{", "list": "[]", "no-object": '{"name": "a", "created_at": 1, "tags": []}'}
+    for name, record in others.items():
+        folder = tmp_path / "volumes" / name
+        folder.mkdir()
+        (folder / "volume.ext4").write_bytes(bytes(16))
+        (folder / "volume.json").write_text(record)
+    (tmp_path / "volumes/lost+found").mkdir()
+    (tmp_path / "volumes/lost+found/#12").write_text("saved")
+    (tmp_path / "volumes/README").write_text("of the administrator")
+    before = sorted(tmp_path.glob("volumes/**/*"))
+    again = make(tmp_path)
+    assert list(again) == [made]
+    assert sorted(tmp_path.glob("volumes/**/*")) == before
+    assert all(f"volumes/{name}, " in caplog.text for name in (*others, "lost", "README"))
+    assert "lost+found" not in caplog.text
+    # nor is it one to write over it
+    with pytest.raises(AlreadyExists, match="is in the way"):
+        again.create("new", 16 * MIB, {}, "lost")
+
+
+def test_a_making_that_fails_leaves_nothing_that_could_be_a_volume(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    (tmp_path / "templates").write_text("no folder")
+    with pytest.raises(OSError, match="templates"):
+        store.create("data", 16 * MIB, {})
+    assert (list(store), list((tmp_path / "volumes").iterdir())) == ([], [])
+
+
+def test_what_cannot_be_removed_keeps_no_daemon_from_starting(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    filling = store.create("filling", 16 * MIB, {}, ready=False)
+    made = store.create("data", 16 * MIB, {})
+    busy = filling.folder / "mounted"
+    busy.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(busy)], check=True, timeout=60)
+    try:
+        assert made in list(make(tmp_path))
+    finally:
+        for place in (tmp_path / "volumes").glob("*/mounted"):
+            subprocess.run(["umount", str(place)], check=False, timeout=60)
+        for place in (tmp_path / "volumes").glob(".*/mounted"):
+            subprocess.run(["umount", str(place)], check=False, timeout=60)
+    assert list(make(tmp_path)) == [made]
 
 
 def test_a_volume_grows_and_never_shrinks(tmp_path: Path) -> None:

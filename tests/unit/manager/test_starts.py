@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A start that fails: what is taken back, and what systemd has taken already."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from hypemand.config.definition import Definition
+from hypemand.config.host import HostConfig
+from hypemand.config.vmdef import parse_definition
+from hypemand.errors import InsufficientResources
+from hypemand.manager.service import VmManager
+from hypemand.manager.vm import VmServices
+from hypemand.state import State
+from hypemand.storage.images import Image
+from hypemand.systemd.bus import BusError
+from hypemand.systemd.units import UnitPlan, UnitStatus
+from tests.unit.manager.fakenetwork import FakeNetworkHost
+
+
+@dataclass
+class FakeUnits:
+    """systemd's units, as far as a start and an end need them. `taken` runs before the answer to a start,
+    when the unit is there already; `refuse` is the answer, with no unit made."""
+
+    taken: Callable[[UnitPlan], Awaitable[None]] | None = None
+    refuse: BusError | None = None
+    immortal: bool = False
+    live: dict[str, UnitStatus] = field(default_factory=dict)
+    signals: dict[str, Callable[[str | None], None]] = field(default_factory=dict)
+
+    def watch(self, unit: str, callback: Callable[[str | None], None]) -> None:
+        self.signals[unit] = callback
+
+    def unwatch(self, unit: str) -> None:
+        self.signals.pop(unit, None)
+
+    async def status(self, unit: str, *, with_memory: bool = False) -> UnitStatus:
+        return self.live.get(unit, UnitStatus(None))
+
+    async def list_vms(self) -> Mapping[str, str]:
+        return {}
+
+    async def start_transient(self, plan: UnitPlan) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        # no invocation yet: the job is queued
+        self.live[f"hypeman-vm-{plan.vm}.service"] = UnitStatus("activating", "queued")
+        if self.taken is not None:
+            await self.taken(plan)
+
+    async def stop(self, unit: str) -> None:
+        if self.immortal:
+            raise BusError("systemd does not answer", errno.ETIMEDOUT)
+        if self.live.pop(unit, None) is not None and unit in self.signals:
+            self.signals[unit]("inactive")
+
+    async def kill(self, unit: str, signal: int) -> None:
+        """It has ended already."""
+
+    async def reset_failed(self, unit: str) -> None:
+        """None has."""
+
+
+@dataclass
+class FakeImages:
+    """One image, which is there."""
+
+    image: Image
+    choosing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def find_for(self, _name: str, _digest: str) -> Image:
+        return self.image
+
+    async def have(self, *_args: object) -> Image:
+        return self.image
+
+    async def keep(self, image: Image) -> Image:
+        return image
+
+
+class Host:
+    """A manager with a host made of files in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        image = folder / "image"
+        for place in (image, folder / "kernel", folder / "guest", folder / "run", folder / "state"):
+            place.mkdir()
+        (image / "rootfs.erofs").write_bytes(bytes(4096))
+        (folder / "kernel/vmlinux").touch()
+        (folder / "kernel/kernel.json").write_text(json.dumps({"release": "6.1"}))
+        (folder / "guest/initrd.cpio").touch()
+        config = HostConfig(
+            qemu=Path("/bin/true"),
+            kernel_dir=folder / "kernel",
+            guest_dir=folder / "guest",
+            state_dir=folder / "state",
+            runtime_dir=folder / "run",
+            networks={},
+        )
+        self.units = FakeUnits()
+        self.images = FakeImages(Image("app", "i", "sha256:0", "x86_64", 4096, 0.0, "test", image))
+        services = VmServices(cast(Any, None), cast(Any, self.units), cast(Any, None), lambda: None)
+        self.manager = VmManager(
+            config, cast(Any, self.images), services, FakeNetworkHost(), folder / "userdb"
+        )
+        self.vms = folder / "state/vms"
+        self.runtime = folder / "run/vms"
+
+
+def definition() -> Definition:
+    return parse_definition(
+        "web", {"image": "app", "cmd": ["x"], "disk": "64M", "memory": "96M", "network": "none"}
+    )
+
+
+def use(folder: Path, scenario: Callable[[Host], Awaitable[None]]) -> None:
+    async def main() -> None:
+        host = Host(folder)
+        await host.manager.recover()
+        try:
+            async with asyncio.timeout(30):
+                await scenario(host)
+        finally:
+            await host.manager.close()
+
+    asyncio.run(main())
+
+
+def test_what_it_runs_with_is_written_before_systemd_is_asked(tmp_path: Path) -> None:
+    async def scenario(host: Host) -> None:
+        seen: list[bool] = []
+
+        async def look(_plan: UnitPlan) -> None:
+            seen.append((host.vms / "web/run.json").exists())
+
+        host.units.taken = look
+        await host.manager.create_vm(definition(), start=True)
+        assert seen == [True]
+
+    use(tmp_path, scenario)
+
+
+def test_a_full_disk_before_systemd_is_asked_starts_nothing_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def scenario(host: Host) -> None:
+        monkeypatch.setattr("hypemand.manager.runfiles.write_file", full)
+        with pytest.raises(InsufficientResources, match=r"to start VM web: the file system /\S* is full"):
+            await host.manager.create_vm(definition(), start=True)
+        assert (host.units.live, list(host.vms.iterdir()), list(host.runtime.iterdir())) == ({}, [], [])
+
+    use(tmp_path, scenario)
+
+
+def test_an_answer_that_is_lost_forgets_no_vm_that_runs(tmp_path: Path) -> None:
+    async def lose(_plan: UnitPlan) -> None:
+        raise BusError("the connection broke", errno.ECONNRESET)
+
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=False)
+        host.units.taken = lose
+        with pytest.raises(BusError):
+            await host.manager.start_vm("web")
+        assert (await host.manager.get_vm("web")).state.is_vmm_active
+        assert (host.vms / "web/run.json").exists()
+        assert (host.vms / "web/disk.ext4").exists()
+        assert (host.runtime / "web").exists()
+
+    use(tmp_path, scenario)
+
+
+def test_what_systemd_refuses_leaves_nothing(tmp_path: Path) -> None:
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=False)
+        host.units.refuse = BusError("no such property", errno.EINVAL)
+        with pytest.raises(BusError):
+            await host.manager.start_vm("web")
+        assert sorted(path.name for path in (host.vms / "web").iterdir()) == ["vm.json"]
+        assert list(host.runtime.iterdir()) == []
+        assert (await host.manager.get_vm("web")).state is State.STOPPED
+
+    use(tmp_path, scenario)
+
+
+async def cancel_while_it_is_taken(host: Host, work: Awaitable[object]) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_plan: UnitPlan) -> None:
+        begun.set()
+        await go_on.wait()
+
+    host.units.taken = wait
+    task = asyncio.ensure_future(work)
+    await begun.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+def test_a_start_that_is_cancelled_forgets_no_vm_that_runs(tmp_path: Path) -> None:
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=False)
+        await cancel_while_it_is_taken(host, host.manager.start_vm("web"))
+        assert (await host.manager.get_vm("web")).state.is_vmm_active
+        assert (host.vms / "web/disk.ext4").exists()
+        assert (host.vms / "web/run.json").exists()
+
+    use(tmp_path, scenario)
+
+
+def test_a_creation_that_is_cancelled_ends_its_unit_before_its_disk_and_uid_are_free(tmp_path: Path) -> None:
+    async def scenario(host: Host) -> None:
+        await cancel_while_it_is_taken(host, host.manager.create_vm(definition(), start=True))
+        assert host.manager.fleet.find("web") is None
+        assert (host.units.live, list(host.vms.iterdir())) == ({}, [])
+
+    use(tmp_path, scenario)
+
+
+def test_a_creation_whose_unit_does_not_end_keeps_disk_and_uid(tmp_path: Path) -> None:
+    async def lose(_plan: UnitPlan) -> None:
+        raise BusError("the connection broke", errno.ECONNRESET)
+
+    async def scenario(host: Host) -> None:
+        host.units.taken, host.units.immortal = lose, True
+        with pytest.raises(BusError, match="broke"):
+            await host.manager.create_vm(definition(), start=True)
+        view = await host.manager.get_vm("web")
+        assert view.state.is_vmm_active
+        assert (host.vms / "web/disk.ext4").exists()
+        assert [record.uid for record in host.manager.inventory] == [view.uid]
+
+    use(tmp_path, scenario)
