@@ -128,7 +128,7 @@ def test_a_revoked_token_is_refused_at_once_also_where_that_cannot_be_written(tm
         folder, away = tmp_path / "tokens", tmp_path / "away"
         (tmp_path / "tokens.json").rename(away)
         (tmp_path / "tokens.json").mkdir()  # nothing can be put in its place
-        with pytest.raises(HostNotReady, match="a is refused until hypemand restarts"):
+        with pytest.raises(HostNotReady, match="a is revoked, but only until hypemand restarts"):
             await store.revoke("a")
         assert ended == ["a"]
         assert await store.find(text) is None
@@ -262,8 +262,8 @@ def test_a_revoke_on_a_full_disk_counts_and_lasts(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def scenario(store: TokenStore) -> None:
-        _, text = await store.create("a", read_only=False, expires_in=None)
-        _, other = await store.create("b", read_only=False, expires_in=None)
+        _, text = await store.create("a", expires_in=None)
+        _, other = await store.create("b", expires_in=None)
         monkeypatch.setattr("hypemand.api.tokens.write_file", full)
         await store.revoke("a")
         for after in (store, TokenStore(tmp_path / "tokens.json")):
@@ -280,7 +280,7 @@ def test_a_revoke_that_cannot_be_written_counts_at_once_and_can_be_repeated(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     async def scenario(store: TokenStore) -> None:
-        _, text = await store.create("a", read_only=False, expires_in=None)
+        _, text = await store.create("a", expires_in=None)
         with monkeypatch.context() as patched:
             patched.setattr("hypemand.api.tokens.write_file", broken)
             for _ in range(2):
