@@ -260,8 +260,9 @@ const char *signal_name(int number, char text[24])
         [SIGVTALRM] = "VTALRM", [SIGPROF] = "PROF", [SIGWINCH] = "WINCH", [SIGIO] = "IO",
         [SIGPWR] = "PWR",       [SIGSYS] = "SYS",
     };
-    if (number > 0 && (size_t)number < sizeof names / sizeof names[0] && names[number] != NULL)
-        return names[number];
+    size_t at = number < 0 ? 0 : (size_t)number;
+    if (at < sizeof names / sizeof names[0] && names[at] != NULL)
+        return names[at];
     (void)snprintf(text, 24, "signal %d", number);
     return text;
 }

@@ -8,9 +8,9 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web, web_response
 from aiohttp.web_protocol import RequestHandler
@@ -28,7 +28,12 @@ FLUSH_DEADLINE = 1.0
 ACCEPTED_AT_ONCE = 128
 MAX_LINE = 8190
 
-Gate = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+
+class Gate(Protocol):
+    """A middleware that finds out who the client is, and lets it in or not."""
+
+    def __call__(self, request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]: ...
+
 
 _LIMITS = Limits()
 

@@ -37,7 +37,7 @@ async def close_of(socket: aiohttp.ClientWebSocketResponse) -> tuple[int | None,
     """Code and reason of the close frame, which must come next."""
     frame = await socket.receive()
     assert frame.type is aiohttp.WSMsgType.CLOSE, frame
-    return frame.data, frame.extra
+    return frame.data, frame.extra or ""
 
 
 def test_the_published_way_gives_plain_output_and_the_code_alone(tmp_path: Path) -> None:
