@@ -102,9 +102,13 @@ class Fleet:
         check_disk(what, wanted, self.promised_room(but=but), room, self._config().disk)
 
     def promised_room(self, *, but: str = "") -> int:
-        """Bytes that disks and volumes may grow to, all but those of `but`."""
-        disks = sum(vm.record.definition.disk for vm in self if vm.name != but)
+        """Bytes that disks and volumes may grow to, all but those of `but`. A VM that is only defined has no
+        disk yet, and is promised nothing."""
+        disks = sum(vm.record.definition.disk for vm in self if vm.name != but and self._has_disk(vm))
         return disks + sum(volume.size for volume in self._volumes if volume.id != but)
+
+    def _has_disk(self, vm: Vm) -> bool:
+        return vm.name in self.starting or vm.state.is_vmm_active or vm.places.disk.exists()
 
     def check_memory(self, definition: Definition) -> None:
         """Raise InsufficientResources unless the host's memory can hold a VM of this definition as well."""
