@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -93,6 +94,8 @@ class Daemon:
             watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
             stack.callback(watchdog.cancel)
             self._notifier.notify("READY=1")
+            cleaning = asyncio.create_task(self._clean_up(), name="clean up")
+            stack.callback(cleaning.cancel)
             await self._stop.wait()
             self._notifier.notify("STOPPING=1")
 
@@ -104,10 +107,20 @@ class Daemon:
     def _prepare_folders(self) -> None:
         self._config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._store.prepare()
-        if has_leftovers(self._store):
-            stop_units()
-        for name in clean_staging(self._store):
-            _log.info("removed %s, which a pull or import that did not end had left", name)
+        try:
+            if has_leftovers(self._store):
+                stop_units()
+            for name in clean_staging(self._store):
+                _log.info("removed %s, which a pull or import that did not end had left", name)
+        except (OSError, HypemandError) as error:
+            _log.error("what pulls and imports that did not end had left is still there: %s", error)
+
+    async def _clean_up(self) -> None:
+        """When all are served: nothing that was left keeps the daemon from starting."""
+        try:
+            await self._manager.clean_up()
+        except Exception:
+            _log.exception("what was left of before could not be cleaned up")
 
     async def _tell_networks(self) -> None:
         self._manager.networks.begin_sync()
@@ -215,8 +228,23 @@ def main() -> int:
         asyncio.run(_run(config))
     except HypemandError as error:
         _log.critical("cannot run: %s", error)
-        return os.EX_CONFIG if isinstance(error, InvalidDefinition) else 1
+        if not isinstance(error, InvalidDefinition):
+            return 1
+        _refuse_pending()
+        return os.EX_CONFIG
     return 0
+
+
+def _refuse_pending() -> None:
+    """Close the connections that wait at our socket: systemd would start us again for them, at once and for
+    ever, and a wrong configuration stays wrong."""
+    listener = take_socket()
+    if listener is None:
+        return
+    with listener, contextlib.suppress(OSError):
+        listener.setblocking(False)
+        while True:
+            listener.accept()[0].close()
 
 
 async def _run(config: HostConfig) -> None:

@@ -77,6 +77,8 @@ class VmManager:
         self._starter = Starter(
             lambda: self.config, self.fleet, records, images, claims, self.networks, self._names, units
         )
+        # helper VMs of a daemon before this one
+        self._cut_off: set[str] = set()
 
     # life of the daemon
 
@@ -87,7 +89,9 @@ class VmManager:
         self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
         make_root(self._vmm_root, self._vmm_own)
         for record in self.inventory:
-            self._adopt(record)
+            vm = self._adopt(record)
+            if record.origin is Origin.HELPER:
+                self._cut_off.add(vm.name)
         await asyncio.gather(*(vm.recover() for vm in self.fleet))
         self.networks.recover(lambda name: self.fleet.get(name).state.is_vmm_active)
         # beside all else: VMs without a network do not need it
@@ -98,14 +102,27 @@ class VmManager:
         for leftover in self._runtime_root.iterdir():
             if not self._is_known(leftover.name):
                 shutil.rmtree(leftover, ignore_errors=True)
-        for name in await self._services.units.list_vms():
-            if not self._is_known(name):
-                _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
-                await self._services.units.stop(f"hypeman-vm-{name}.service")
+
+    async def clean_up(self) -> None:
+        """End what a daemon that was cut off has left in systemd: units of VMs that are not known, and VMs
+        that worked on a volume. What cannot be ended is logged, and keeps nothing else from being ended."""
+        try:
+            for name in await self._services.units.list_vms():
+                if not self._is_known(name):
+                    _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
+                    await self._services.units.stop(f"hypeman-vm-{name}.service")
+        except HypemandError as error:
+            _log.error("units that belong to no VM, if there are any, are left: %s", error)
         for vm in self.fleet:
-            if vm.record.origin is Origin.HELPER:
-                _log.info("removing VM %s, whose work on a volume was cut off", vm.name)
-                await self.delete_vm(vm.name)
+            if vm.record.origin is Origin.HELPER and vm.name in self._cut_off:
+                await self._remove_helper(vm)
+
+    async def _remove_helper(self, vm: Vm) -> None:
+        _log.info("removing VM %s, whose work on a volume was cut off", vm.name)
+        try:
+            await self.delete_vm(vm.name)
+        except (HypemandError, OSError) as error:
+            _log.error("VM %s is left, which worked on a volume: %s", vm.name, error)
 
     def _is_known(self, name: str) -> bool:
         return self.fleet.find(name) is not None or self.inventory.is_unreadable(name)
