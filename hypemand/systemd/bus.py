@@ -27,6 +27,14 @@ _PROPERTIES = b"org.freedesktop.DBus.Properties"
 _GONE = {errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN}
 _CALL_DEADLINE = 30.0  # sd-bus itself gives up after 25 s
 _RECONNECT_FIRST, _RECONNECT_MOST = 0.1, 5.0
+# A connection that has lasted so many seconds was a good one: the next is tried at once again.
+_LASTING = 30.0
+# One rule for all units: dbus-daemon allows a connection 512 of them (max_match_rules_per_connection), which
+# a rule for each VM would use up. What is of other units is dropped here.
+_RULE = (
+    "type='signal',sender='org.freedesktop.systemd1',path_namespace='/org/freedesktop/systemd1/unit',"
+    f"interface='{_PROPERTIES.decode()}',member='PropertiesChanged'"
+)
 _TRIES = 3
 
 
@@ -86,16 +94,17 @@ class BusError(HostNotReady):
 class _Watch(NamedTuple):
     """Properties that are watched: whose, of which of its interfaces, and who is told."""
 
-    path: str
     interface: str
     names: tuple[str, ...]
     callback: Callable[[dict[str, Any]], None]
 
 
 class SystemBus:
-    """The system bus. Made on the event loop; `close` ends its thread and its connections."""
+    """The system bus. Made on the event loop; `close` ends its thread and its connections. `open_bus` makes
+    a connection, or raises BusError."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_bus: Callable[[], DBus] | None = None) -> None:
+        self._open = open_bus or _open
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bus")
         self._calls: DBus | None = None
         self._signals: DBus | None = None
@@ -103,6 +112,7 @@ class SystemBus:
         self._watches: dict[str, _Watch] = {}
         self._reconnect: asyncio.TimerHandle | None = None
         self._backoff = _RECONNECT_FIRST
+        self._connected_at = 0.0
         self._on_reconnect: Callable[[], None] | None = None
 
     async def call(self, service: str, path: str, member: str, arguments: list[Any]) -> Any:
@@ -143,7 +153,7 @@ class SystemBus:
         interface, _, method = member.rpartition(".")
         names = (service.encode(), path.encode(), interface.encode(), method.encode())
         fresh = self._calls is None
-        bus = self._calls = self._calls or _open()
+        bus = self._calls = self._calls or self._open()
         try:
             return decode(_ask(bus, *names, arguments).body)
         except DBusBaseError as error:
@@ -159,14 +169,11 @@ class SystemBus:
     ) -> None:
         """Call `callback` with what a signal of a systemd object's interface says of these properties:
         systemd signals all of them when one has changed. One watch for each object."""
-        watch = self._watches[path] = _Watch(path, interface, tuple(names), callback)
-        self._match("AddMatch", watch)
+        self._watches[path] = _Watch(interface, tuple(names), callback)
 
     def unwatch_properties(self, path: str) -> None:
         """Undo watch_properties; a path that is not watched is no error."""
-        watch = self._watches.pop(path, None)
-        if watch is not None:
-            self._match("RemoveMatch", watch)
+        self._watches.pop(path, None)
 
     def start_signals(self, on_reconnect: Callable[[], None]) -> None:
         """Begin to receive signals. `on_reconnect` is called after a lost connection is back, when
@@ -175,7 +182,7 @@ class SystemBus:
         self._connect_signals()
 
     def _connect_signals(self) -> None:
-        bus = _open()
+        bus = self._open()
         try:
             manager = (
                 b"org.freedesktop.systemd1",
@@ -183,31 +190,19 @@ class SystemBus:
                 b"org.freedesktop.systemd1.Manager",
             )
             _ask(bus, *manager, b"Subscribe", [])
+            _ask(bus, *_BUS, b"AddMatch", encode_arguments("s", [_RULE]))
         except DBusBaseError as error:
+            bus.close()
             raise _failure(error) from None
         self._signals = bus
         # A copy: sd-bus closes its own when it is cut off, and may say nothing then. The copy stays readable,
         # which leads to the error, and nobody else is given its number meanwhile.
         self._signals_fd = os.dup(bus.get_fd())
-        asyncio.get_running_loop().add_reader(self._signals_fd, self._receive)
-        for watch in self._watches.values():
-            self._match("AddMatch", watch)
+        loop = asyncio.get_running_loop()
+        self._connected_at = loop.time()
+        loop.add_reader(self._signals_fd, self._receive)
+        # the calls may have read signals off the socket into sd-bus's own queue
         self._receive()
-
-    def _match(self, method: str, watch: _Watch) -> None:
-        if self._signals is None:
-            return
-        rule = (
-            f"type='signal',sender='org.freedesktop.systemd1',path='{watch.path}',"
-            f"interface='{_PROPERTIES.decode()}',member='PropertiesChanged',arg0='{watch.interface}'"
-        )
-        try:
-            self._signals.call_method(*_BUS, method.encode(), encode_arguments("s", [rule]))
-        except DBusBaseError as error:
-            self._lose(error)
-            return
-        # the call may have read signals off the socket into sd-bus's own queue
-        asyncio.get_running_loop().call_soon(self._receive)
 
     def _receive(self) -> None:
         while self._signals is not None:
@@ -215,15 +210,19 @@ class SystemBus:
                 message = self._signals.process()
                 if message.is_empty():
                     return
-                message.process_reply(True)
+                watch = self._watches.get(decode(message.get_path()) or "")
+                if watch is None:
+                    continue  # still encoded: the host has many more units than ours
+                message.process_reply(False)
             except DBusBaseError as error:
                 self._lose(error)
                 return
-            self._dispatch(decode(message.headers.get("Path")), message.body)
+            self._dispatch(watch, message.body)
 
-    def _dispatch(self, path: str | None, body: Any) -> None:
-        watch = self._watches.get(path or "")
-        if watch is None or not isinstance(body, list) or len(body) != 3 or not isinstance(body[1], dict):
+    def _dispatch(self, watch: _Watch, body: Any) -> None:
+        if not isinstance(body, list) or len(body) != 3 or not isinstance(body[1], dict):
+            return
+        if decode(body[0]) != watch.interface:
             return
         # of some 70 values few are wanted: to decode the others would take most of the time
         changed = {name: body[1].get(name.encode()) for name in watch.names}
@@ -232,6 +231,8 @@ class SystemBus:
     def _lose(self, error: DBusBaseError) -> None:
         _log.warning("lost the system bus: %s", _words(error))
         self._drop_signals()
+        if asyncio.get_running_loop().time() - self._connected_at >= _LASTING:
+            self._backoff = _RECONNECT_FIRST
         self._retry()
 
     def _drop_signals(self) -> None:
@@ -251,7 +252,6 @@ class SystemBus:
         except BusError:
             self._retry()
             return
-        self._backoff = _RECONNECT_FIRST
         if self._on_reconnect is not None:
             self._on_reconnect()
 
