@@ -44,6 +44,7 @@ from hypemand.storage.tools import UnitTools, stop_units
 from hypemand.systemd.bus import SystemBus
 from hypemand.systemd.units import Units
 from hypemand.version import VERSION
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 _RELOAD_DEADLINE = 10.0
@@ -101,7 +102,7 @@ class Daemon:
 
     async def _recover(self) -> None:
         self._bus.start_signals(self._resync)
-        await asyncio.to_thread(self._prepare_folders)
+        await run_in(Pool.TOOLS, self._prepare_folders)
         await self._manager.recover()
 
     def _prepare_folders(self) -> None:

@@ -17,6 +17,7 @@ from hypemand.api.streams import send_events
 from hypemand.errors import InvalidRequest, Stopping
 from hypemand.manager.imageview import Credentials
 from hypemand.storage.references import parse_reference
+from hypemand.workers import Lent, Pool, run_in
 
 _BLOCK = 256 * 1024
 _PATH_OF_HOST = "import an image from a path of the host"
@@ -131,11 +132,14 @@ class ImageRoutes:
             return response
 
     async def _send_file(self, response: web.StreamResponse, path: Path) -> None:
-        with path.open("rb") as file:
-            while block := await asyncio.to_thread(file.read, _BLOCK):
+        file = Lent(Pool.IMAGES, await run_in(Pool.IMAGES, path.open, "rb"), lambda file: file.close())
+        try:
+            while block := await file.run(lambda file: file.read(_BLOCK)):
                 if self._closing.is_set():
                     raise Stopping
                 await response.write(block)
+        finally:
+            file.close()
 
 
 def refuse_path_of_host(request: web.Request, image: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hypemand.api.server import HttpServer
 from hypemand.config.listen import ListenConfig
 from hypemand.errors import HostNotReady
+from hypemand.workers import Pool, run_in
 
 BACKLOG = 128
 
@@ -53,7 +54,7 @@ class Listener:
             await self._apply(config)
 
     async def _apply(self, config: ListenConfig | None) -> None:
-        tls = await asyncio.to_thread(_load_tls, config)
+        tls = await run_in(Pool.RECORDS, _load_tls, config)
         now = self._open
         if now is not None and config is not None and _is_same_place(now.config, config):
             if (now.tls is None) == (tls is None):

@@ -27,6 +27,7 @@ from hypemand.atomic import write_all, write_file
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InvalidRequest, NotFound
 from hypemand.run import is_disk_full
+from hypemand.workers import Pool, run_in
 
 MAX_TOKENS = 256
 MAX_NAME = 64
@@ -218,7 +219,7 @@ class TokenStore:
     async def _load(self) -> dict[str, Token]:
         """All, by name. A file that cannot be understood is never written over."""
         if self._tokens is None:
-            self._tokens = await asyncio.to_thread(self._read)
+            self._tokens = await run_in(Pool.TOKENS, self._read)
         return self._tokens
 
     def _read(self) -> dict[str, Token]:
@@ -241,11 +242,11 @@ class TokenStore:
         data = json.dumps(document, indent=1).encode() + b"\n"
         try:
             try:
-                await asyncio.to_thread(write_file, self._path, data, mode=0o600)
+                await run_in(Pool.TOKENS, write_file, self._path, data, mode=0o600)
             except OSError as error:
                 if not in_place or not is_disk_full(error):
                     raise
-                await asyncio.to_thread(_overwrite, self._path, data)
+                await run_in(Pool.TOKENS, _overwrite, self._path, data)
         except OSError as error:
             raise HostNotReady(f"{self._path} cannot be written: {error.strerror}") from None
         self._tokens = tokens

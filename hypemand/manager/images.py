@@ -18,6 +18,7 @@ from hypemand.storage.images import Image
 from hypemand.storage.importer import import_image
 from hypemand.storage.references import Transport, derive_digest_name, parse_image_name, parse_reference
 from hypemand.storage.store import ImageStore, ImageUse, Pruned
+from hypemand.workers import Pool, run_in
 
 
 class Images:
@@ -34,7 +35,7 @@ class Images:
     async def find_for(self, name: str, digest: str) -> Image | None:
         """The image a VM is started with: the content `digest` if it keeps to one, else what `name` stands
         for here."""
-        return await asyncio.to_thread(self._find_for, name, digest)
+        return await run_in(Pool.IMAGES, self._find_for, name, digest)
 
     def _find_for(self, name: str, digest: str) -> Image | None:
         image = self.store.find_content(digest)
@@ -51,7 +52,7 @@ class Images:
         """The same image, which is still there. To be called with `choosing` held."""
         if image.builtin:
             return image
-        if await asyncio.to_thread(self.store.find_content, image.digest) is None:
+        if await run_in(Pool.IMAGES, self.store.find_content, image.digest) is None:
             raise NotFound(f"the image {image.name} was removed meanwhile", code="image_not_found")
         return image
 
@@ -82,7 +83,7 @@ class Images:
         if pull is not None and not pull.view.status.is_settled:
             return ImageNotReady(f"the image {name} is not here yet: {pull.view.words}", hint="wait for it")
         try:
-            await asyncio.to_thread(self.store.get_image, name)
+            await run_in(Pool.IMAGES, self.store.get_image, name)
         except NotFound as error:
             return error
         return NotFound(f"there is no image {name}", code="image_not_found")
@@ -92,7 +93,7 @@ class Images:
     async def list_images(self) -> Sequence[ImageInfo]:
         """All images by name, with those that are being had. One that could not be is told of by its name."""
         uses = self.in_use()
-        found = {info.name: info for info in await asyncio.to_thread(self._list, uses)}
+        found = {info.name: info for info in await run_in(Pool.IMAGES, self._list, uses)}
         for pull in self.pulls:
             if not pull.view.status.is_settled:
                 found[pull.name] = _with_pull(found.get(pull.name), pull.view)
@@ -123,7 +124,7 @@ class Images:
             image = self.store.find_image(name)
             return None if image is None else self._info(image, uses)
 
-        known = await asyncio.to_thread(look)
+        known = await run_in(Pool.IMAGES, look)
         pull = self.pulls.find(name)
         if pull is not None and (known is None or not pull.view.status.is_settled):
             return _with_pull(known, pull.view)
@@ -150,27 +151,27 @@ class Images:
         if view.status is not PullStatus.READY or pull.task is None:
             return _with_pull(None, view)
         image = await asyncio.shield(pull.task)
-        return await asyncio.to_thread(self._info, image, self.in_use())
+        return await run_in(Pool.IMAGES, self._info, image, self.in_use())
 
     async def tag_image(self, name: str, target: str) -> ImageInfo:
         """One more name. Raises NotFound, InvalidRequest."""
-        image = await asyncio.to_thread(self.store.tag_image, name, target)
-        return await asyncio.to_thread(self._info, image, self.in_use())
+        image = await run_in(Pool.IMAGES, self.store.tag_image, name, target)
+        return await run_in(Pool.IMAGES, self._info, image, self.in_use())
 
     async def remove_image(self, name: str) -> None:
         """Remove it; end its pull, if one is on. Raises NotFound, InUse."""
         cancelled = await self.pulls.cancel(parse_image_name(name))
-        if cancelled and await asyncio.to_thread(self.store.find_image, name) is None:
+        if cancelled and await run_in(Pool.IMAGES, self.store.find_image, name) is None:
             return
         async with self.choosing:
-            await asyncio.to_thread(self.store.remove_image, name, self.in_use())
+            await run_in(Pool.IMAGES, self.store.remove_image, name, self.in_use())
 
     async def prune_images(self, *, every: bool, dry_run: bool) -> Sequence[Pruned]:
         """Remove images that no VM needs: those without a name, or `every` one; or only find them."""
         async with self.choosing:
             if dry_run:
-                return await asyncio.to_thread(self.store.find_prunable, self.in_use(), every=every)
-            return await asyncio.to_thread(self.store.prune, self.in_use(), every=every)
+                return await run_in(Pool.IMAGES, self.store.find_prunable, self.in_use(), every=every)
+            return await run_in(Pool.IMAGES, self.store.prune, self.in_use(), every=every)
 
     async def import_image(self, name: str, path: str) -> ImageInfo:
         """Make an image of what is at `path`."""
@@ -182,12 +183,12 @@ class Images:
         except asyncio.CancelledError:
             await end_work(tools, work)
             raise
-        return await asyncio.to_thread(self._info, image, self.in_use())
+        return await run_in(Pool.IMAGES, self._info, image, self.in_use())
 
     @asynccontextmanager
     async def export_image(self, name: str) -> AsyncIterator[Path]:
         """An OCI archive of an image, which is there until the end of the block. Raises NotFound."""
-        image = await asyncio.to_thread(self.store.get_image, name)
+        image = await run_in(Pool.IMAGES, self.store.get_image, name)
         tools = self.pulls.make_tools()
         loop = asyncio.get_running_loop()
         exported = export_image(self.store, image, tools)
@@ -197,12 +198,12 @@ class Images:
         except asyncio.CancelledError:
             await end_work(tools, work)
             if work.exception() is None:
-                await asyncio.to_thread(exported.__exit__, None, None, None)
+                await run_in(Pool.IMAGES, exported.__exit__, None, None, None)
             raise
         try:
             yield path
         finally:
-            await asyncio.to_thread(exported.__exit__, None, None, None)
+            await run_in(Pool.IMAGES, exported.__exit__, None, None, None)
 
 
 def _with_pull(known: ImageInfo | None, view: PullView) -> ImageInfo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from systemd._reader import _Reader
 
@@ -12,8 +13,11 @@ from hypemand.manager.view import LogLine, LogSource
 from hypemand.sentinels import derive_user_text
 from hypemand.systemd.journal import synchronize_journal
 from hypemand.systemd.units import unit_name
+from hypemand.workers import Lent, Pool, run_in
 
 _BATCH = 500
+# lines of one step of a search: so long does the end of a client that has left wait
+_SEEK_STEP = 2000
 _FIELD_LIMIT = 64 * 1024
 # QEMU's own words stand in the same stream as the guest's console, with its program name before them
 _VMM_PREFIX = b"qemu-system-"
@@ -26,6 +30,7 @@ class VmLog:
         unit = "hypemand.service" if source is LogSource.HYPEMAN else unit_name(name)
         self._source = source
         self._sentinels = sentinels
+        self._missing = 0
         self._reader = _Reader()
         self._reader.data_threshold = _FIELD_LIMIT
         # the id too: an earlier VM of the same name had lines of its own
@@ -36,21 +41,27 @@ class VmLog:
             self._reader.add_match("_TRANSPORT=stdout")
         self._reader.fileno()
 
-    def seek(self, tail: int | None) -> None:
-        """Go to where the last `tail` wanted lines begin; None: to the first line."""
+    def begin_seek(self, tail: int | None) -> bool:
+        """Go to where the last `tail` wanted lines begin; None: to the first line. True: it is there; else
+        call `seek_on` until that says so."""
+        self._missing = tail or 0
         if tail is None:
             self._reader.seek_head()
-            return
+            return True
         self._reader.seek_tail()
-        while tail > 0 and self._reader._previous():
-            tail -= self._wanted_text() is not None
-        if tail > 0:
-            self._reader.seek_head()
-        elif self._reader._previous():
+        return False
+
+    def seek_on(self) -> bool:
+        """Look through some more lines, from the last one back: of what a guest wrote, few may be wanted."""
+        for _ in range(_SEEK_STEP):
+            if not self._reader._previous():
+                self._reader.seek_head()
+                return True
             # `read` begins with the line after the one that the reader stands on
-            return
-        else:
-            self._reader.seek_head()
+            if self._missing == 0:
+                return True
+            self._missing -= self._wanted_text() is not None
+        return False
 
     def read(self) -> list[LogLine]:
         """The next lines; empty when there are none now."""
@@ -101,38 +112,56 @@ class VmLog:
         self._reader.close()
 
 
+@asynccontextmanager
+async def open_log(
+    name: str, vm_id: str, source: LogSource, *, sentinels: bool
+) -> AsyncIterator[Lent[VmLog]]:
+    """A VM's lines, for threads. A client that leaves while one reads does not free the journal under it."""
+    log = await run_in(Pool.LOGS, VmLog, name, vm_id, source, sentinels=sentinels)
+    lent = Lent(Pool.LOGS, log, VmLog.close)
+    try:
+        yield lent
+    finally:
+        lent.close()
+
+
+async def seek_log(log: Lent[VmLog], tail: int | None) -> None:
+    """Go to where the last `tail` lines begin; None: to the first one."""
+    there = await log.run(lambda log: log.begin_seek(tail))
+    while not there:
+        there = await log.run(VmLog.seek_on)
+
+
 async def follow_log(
-    log: VmLog, *, follow: bool, is_live: Callable[[], bool], state_changed: asyncio.Event
+    log: Lent[VmLog], *, follow: bool, is_live: Callable[[], bool], state_changed: asyncio.Event
 ) -> AsyncIterator[LogLine]:
     """Lines from where the log stands. With `follow`, until `is_live` says that the run is over and
     everything that journald had been sent by then was given. `state_changed` is set when `is_live` may
-    have another answer. Closes the log."""
-    try:
-        last_round = not follow
-        while True:
-            state_changed.clear()
-            batch = await asyncio.to_thread(log.read)
-            for line in batch:
-                yield line
-            if batch:
-                continue
-            if last_round:
-                return
-            if is_live():
-                await _await_change(log, state_changed)
-                continue
-            await asyncio.to_thread(synchronize_journal)
-            log.process()
-            last_round = True
-    finally:
-        log.close()
+    have another answer."""
+    last_round = not follow
+    while True:
+        state_changed.clear()
+        batch = await log.run(VmLog.read)
+        for line in batch:
+            yield line
+        if batch:
+            continue
+        if last_round:
+            return
+        if is_live():
+            await _await_change(log, state_changed)
+            continue
+        await run_in(Pool.LOGS, synchronize_journal)
+        await log.run(VmLog.process)
+        last_round = True
 
 
-async def _await_change(log: VmLog, state_changed: asyncio.Event) -> None:
+async def _await_change(log: Lent[VmLog], state_changed: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
-    loop.add_reader(log.fd, state_changed.set)
+    fd = await log.run(lambda log: log.fd)
+    loop.add_reader(fd, state_changed.set)
     try:
         await state_changed.wait()
     finally:
-        loop.remove_reader(log.fd)
-    log.process()
+        loop.remove_reader(fd)
+    await log.run(VmLog.process)

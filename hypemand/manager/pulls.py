@@ -26,6 +26,7 @@ from hypemand.storage.references import parse_reference
 from hypemand.storage.registry import PullFailed
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import Tools
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 AUTH_FILE = Path("/etc/hypemand/auth.json")
@@ -73,7 +74,7 @@ _WORDS = {
 async def end_work(tools: Tools, work: asyncio.Future[T]) -> None:
     """Have work end, and wait for that. Told again: a unit may be about to start when it is told first."""
     while not work.done():
-        await asyncio.to_thread(tools.cancel)
+        await run_in(Pool.TOOLS, tools.cancel)
         await asyncio.wait([work], timeout=_TELL_AGAIN)
 
 
@@ -116,7 +117,7 @@ class Pull:
         if self._layout is None or self._view.status is not PullStatus.PULLING:
             return
         total = self._view.progress
-        size, layers = await asyncio.to_thread(_count_blobs, self._layout)
+        size, layers = await run_in(Pool.IMAGES, _count_blobs, self._layout)
         self.show(
             progress=replace(
                 total, bytes=min(size, total.total_bytes), layers=min(layers, total.total_layers)

@@ -19,6 +19,7 @@ from hypemand.log import MessageId
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import Vm
 from hypemand.run import run_async
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 # what takes longer goes on by itself
@@ -54,7 +55,7 @@ class Reloader:
         problems leaves the one before in force.
         """
         async with self._lock:
-            problems = list(await asyncio.to_thread(self._reload_host_config))
+            problems = list(await run_in(Pool.RECORDS, self._reload_host_config))
             report = await self._reload_definitions(problems, at_boot=at_boot)
             if sync_networks:
                 await self._manager.networks.sync_within(_NETWORKS_DEADLINE)
@@ -80,7 +81,7 @@ class Reloader:
     async def _reload_definitions(self, problems: list[Problem], *, at_boot: bool) -> ReloadReport:
         manager = self._manager
         config = manager.config
-        found = await asyncio.to_thread(load_vm_dir, config.vm_dir, config.defaults, config.networks)
+        found = await run_in(Pool.RECORDS, load_vm_dir, config.vm_dir, config.defaults, config.networks)
         problems += found.problems
         manager.fleet.broken = found.broken
         defined, changed = [], []

@@ -18,6 +18,7 @@ from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import HypemandError
 from hypemand.manager.plan import Places
 from hypemand.manager.tasks import Tasks
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 NOTES_PERIOD = 1.0
@@ -115,7 +116,7 @@ class RunFiles:
             self._unwritten = None
             self._hurry.clear()
             try:
-                await asyncio.to_thread(write_file, self._notes, dump_notes(notes), mode=0o600)
+                await run_in(Pool.RECORDS, write_file, self._notes, dump_notes(notes), mode=0o600)
             except OSError as error:
                 if not self._unwritable:
                     _log.warning("VM %s: cannot keep what its boot has shown: %s", self._vm, error)

@@ -24,7 +24,7 @@ from hypemand.manager.fleet import Fleet
 from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import Inventory, VmRecord
-from hypemand.manager.logs import VmLog, follow_log
+from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Places, make_plan
@@ -39,6 +39,7 @@ from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own, is_in_usr, make_root
 from hypemand.systemd.units import handle_name
 from hypemand.timeline import derive_timeline
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 # beyond stop_timeout: SIGTERM, SIGKILL and the exit record
@@ -85,7 +86,7 @@ class VmManager:
     async def recover(self) -> None:
         """Learn what there is, and what of it runs: from the records, then from systemd."""
         self.inventory.load()
-        await asyncio.to_thread(self.volumes.load)
+        await run_in(Pool.TOOLS, self.volumes.load)
         self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
         make_root(self._vmm_root, self._vmm_own)
         for record in self.inventory:
@@ -301,7 +302,7 @@ class VmManager:
         await vm.detach()
         vm.files.remove_runtime()
         self.fleet.remove(vm)
-        await asyncio.to_thread(self.inventory.remove, vm.name)
+        await run_in(Pool.TOOLS, self.inventory.remove, vm.name)
         vm.mark_deleted()
         self.networks.tell()
 
@@ -443,13 +444,14 @@ class VmManager:
     ) -> AsyncIterator[LogLine]:
         """See `Manager`."""
         vm = self.fleet.get(ref)
-        log = VmLog(vm.name, vm.record.id, source, sentinels=sentinels)
+        opened = open_log(vm.name, vm.record.id, source, sentinels=sentinels)
         with vm.changes.watching() as changed:
-            log.seek(tail)
-            async for line in follow_log(
-                log, follow=follow, is_live=lambda: vm.state.is_vmm_active, state_changed=changed
-            ):
-                yield line
+            async with opened as log:
+                await seek_log(log, tail)
+                async for line in follow_log(
+                    log, follow=follow, is_live=lambda: vm.state.is_vmm_active, state_changed=changed
+                ):
+                    yield line
 
     async def timeline(self, ref: str) -> Timeline:
         """See `Manager`."""

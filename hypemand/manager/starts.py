@@ -33,6 +33,7 @@ from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr
 from hypemand.systemd.units import Units
+from hypemand.workers import Pool, run_in
 
 
 @dataclass(slots=True)
@@ -104,8 +105,8 @@ class Starter:
         network = self._networks.tenancy.plan(vm.tenant)
         if network is not None:
             await self._networks.check_usable(network.port.bridge.network)
-        await asyncio.to_thread(self._plan, vm, image)
-        problem = await asyncio.to_thread(find_size_problem, vm.places.disk, definition.disk)
+        await run_in(Pool.STARTS, self._plan, vm, image)
+        problem = await run_in(Pool.STARTS, find_size_problem, vm.places.disk, definition.disk)
         if problem is not None:
             raise InvalidDefinition([problem])
 
@@ -119,7 +120,7 @@ class Starter:
     def ease_moves(self) -> None:
         """Have the kernel's wait before PID 1 can move the VMM into its unit over by the time it does."""
         if self._easing is None or self._easing.done():
-            self._easing = asyncio.create_task(asyncio.to_thread(ease_moves), name="ease moves")
+            self._easing = asyncio.create_task(run_in(Pool.STARTS, ease_moves), name="ease moves")
 
     async def start(self, vm: Vm, requested: float, image: Image) -> None:
         """Start it; back when systemd has taken the job. `requested`: when it was asked for. A start that
@@ -147,7 +148,7 @@ class Starter:
                 self._names.set_disk(vm.name, network.hosts)
             plan = await self._make_all(vm, image, volumes, network)
             # before systemd is asked: what runs is known to a daemon that comes after this one
-            await asyncio.to_thread(vm.files.keep_definition, definition)
+            await run_in(Pool.STARTS, vm.files.keep_definition, definition)
             vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
             if vm.has_unit:
                 await self._units.reset_failed(vm.unit)
@@ -193,7 +194,7 @@ class Starter:
     ) -> Plan:
         """Make what a start needs on the host's disk and in its network, both at once."""
         preparing = asyncio.create_task(
-            asyncio.to_thread(self._make_files, vm, image, volumes, network), name=f"files of {vm.name}"
+            run_in(Pool.STARTS, self._make_files, vm, image, volumes, network), name=f"files of {vm.name}"
         )
         try:
             if network is not None:

@@ -24,6 +24,7 @@ from hypemand.manager.space import SpaceReport, measure_space
 from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, FileInfo, VolumeFill, VolumeView
 from hypemand.state import State
 from hypemand.storage.volumes import Volume, check_size
+from hypemand.workers import Pool, run_in
 
 _IMAGE = "builtin:busybox"
 _PLACE = "/volume"
@@ -57,7 +58,7 @@ class ApiVolumes:
         """See `VolumeService`."""
         config = self._manager.config
         unused = sum(image.size for image in await self._images.prune_images(every=True, dry_run=True))
-        uses = await asyncio.to_thread(measure_space, config.state_dir, config.runtime_dir, unused)
+        uses = await run_in(Pool.TOOLS, measure_space, config.state_dir, config.runtime_dir, unused)
         room = read_room(config.state_dir)
         allowed = int(max(room.total - config.disk.reserve, 0) * config.disk.overcommit)
         return SpaceReport(uses, room, self._manager.fleet.promised_room(), allowed)
@@ -82,7 +83,7 @@ class ApiVolumes:
         async with self._lock:
             self._store.check_new(name, size, tags, volume_id)
             self._manager.fleet.check_room(f"the volume {name}", size)
-            return await asyncio.to_thread(self._store.create, name, size, tags, volume_id, ready=ready)
+            return await run_in(Pool.TOOLS, self._store.create, name, size, tags, volume_id, ready=ready)
 
     async def remove_volume(self, ref: str) -> None:
         """See `VolumeService`."""
@@ -95,7 +96,7 @@ class ApiVolumes:
                 hint="take it out of volumes: in their definitions, or detach it, first",
             )
         with self._claims.work_on(volume, "removed"):
-            await asyncio.to_thread(self._store.remove, volume)
+            await run_in(Pool.TOOLS, self._store.remove, volume)
 
     async def resize_volume(self, ref: str, size: int) -> VolumeView:
         """See `VolumeService`."""
@@ -103,7 +104,7 @@ class ApiVolumes:
         check_size(size)
         with self._claims.work_on(volume, "resized"):
             self._manager.fleet.check_room(f"the volume {volume.name}", size, but=volume.id)
-            return self._view(await asyncio.to_thread(self._store.resize, volume, size))
+            return self._view(await run_in(Pool.TOOLS, self._store.resize, volume, size))
 
     @asynccontextmanager
     async def fill_volume(
@@ -124,7 +125,7 @@ class ApiVolumes:
                 await self._manager.stop_vm(vm)
             fill.volume = self._view(self._store.finish(volume))
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(self._store.remove, volume))
+            await asyncio.shield(run_in(Pool.TOOLS, self._store.remove, volume))
             raise
 
     @asynccontextmanager

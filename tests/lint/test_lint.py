@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every linter is clean, and what is written twice says the same."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -65,6 +66,17 @@ def test_man_pages_are_clean(page: Path) -> None:
 def test_the_changelog_has_the_version_of_the_program() -> None:
     first = (TOP / "debian/changelog").read_text().splitlines()[0]
     assert first.startswith(f"hypemand ({VERSION}) ")
+
+
+def test_blocking_work_has_a_pool_of_its_kind() -> None:
+    """asyncio's default pool is one for all: five slow disks would hold up the check of a token."""
+    strays = [
+        f"{path.relative_to(TOP)}: {call}"
+        for path in sorted((TOP / "hypemand").rglob("*.py"))
+        if path != TOP / "hypemand/workers.py"
+        for call in re.findall(r"\bto_thread\b|run_in_executor\(\s*None\b", path.read_text())
+    ]
+    assert strays == [], "use hypemand.workers.run_in"
 
 
 def test_every_source_file_names_its_licence() -> None:
