@@ -176,12 +176,14 @@ def test_a_flood_of_events_is_read_as_far_as_the_budget_goes_and_others_have_the
 ) -> None:
     """The loop's other work goes on, and no more events are handed on than were paid."""
     events = 0
+    writers = []
 
     def count(name: str, data: object) -> None:
         nonlocal events
         events += 1
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         writer.write(good("", json.loads(await reader.readline())["id"]) or b"")
         with contextlib.suppress(ConnectionError):
             while True:
@@ -202,5 +204,8 @@ def test_a_flood_of_events_is_read_as_far_as_the_budget_goes_and_others_have_the
         assert 0 < events <= allowed + 1
         await session.close()
         server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
     asyncio.run(main())
