@@ -6,12 +6,17 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import settings
 
 from tests.host.lab import start_host
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
 
 HostFactory = Callable[..., TestHost]
+
+# how long an example takes is no property of what it tests
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
