@@ -269,8 +269,9 @@ class AgentChannel(unittest.TestCase):
         while taken[last] < 60000:
             frame = self.channel.receive()
             taken[last if frame.stream == last else 0] += len(frame.payload)
-        # what was on its way, and two turns of each; not the windows of all, which are 5 MiB
-        self.assertLess(taken[0], 7 << 18)
+        # what was on its way, which is more on a busy machine, and two turns of each; not the windows of all,
+        # which are 5 MiB
+        self.assertLess(taken[0], 10 << 18)
 
     def test_stat_and_a_tree_out(self) -> None:
         self.channel.greet()

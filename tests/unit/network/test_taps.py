@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -31,8 +32,6 @@ from tests.unit.network.lab import (
 from tests.unit.network.test_service import Service
 
 TOP = Path(__file__).parents[3]
-LAUNCHER = TOP / "launcher/build/launcher"
-VMM = TOP / "launcher/build/check/vmm"
 PLAN = make_bridge()
 ONE, TWO = make_port(PLAN, 1), make_port(PLAN, 2)
 IFF_VNET_HDR, TUNSETOWNER = 0x4000, 0x400454CC
@@ -40,14 +39,17 @@ BOOT = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def programs() -> None:
+def built() -> None:
     run_command(["make", "-C", str(TOP / "launcher"), "build/launcher", "build/check/vmm"], timeout=120)
 
 
 @pytest.fixture
-def service(host_namespace: Namespace, tmp_path: Path, programs: None) -> Iterator[Service]:
-    """With two VMs, into whose folders their VMMs get."""
-    del host_namespace, programs
+def service(host_namespace: Namespace, tmp_path: Path, built: None) -> Iterator[Service]:
+    """With two VMs, into whose folders their VMMs get; the programs are there too, since a checkout may be where
+    no other user gets."""
+    del host_namespace, built
+    for program in ("launcher", "check/vmm"):
+        shutil.copy(TOP / "launcher/build" / program, tmp_path)
     for folder in (tmp_path, *tmp_path.parents):
         folder.chmod(folder.stat().st_mode | 0o001)
     service = Service(tmp_path)
@@ -75,7 +77,15 @@ def launch(service: Service, uid: int, *words: str) -> subprocess.Popen[str]:
         os.chown(runtime / name, uid, uid)
     os.chown(runtime, uid, uid)
     argv = ["unshare", "--net", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-    argv += [str(LAUNCHER), str(runtime), str(service.tap_path), "quiet", str(VMM), *words]
+    programs = service.path.parent
+    argv += [
+        str(programs / "launcher"),
+        str(runtime),
+        str(service.tap_path),
+        "quiet",
+        str(programs / "vmm"),
+        *words,
+    ]
     return subprocess.Popen(
         argv,
         cwd=runtime,
@@ -125,8 +135,11 @@ def test_two_vmms_of_one_user_do_not_share_a_device(service: Service) -> None:
     first = launch(service, ONE.uid, "wait")
     try:
         assert first.stdout is not None
-        while first.stdout.readline() != "done 0\n":
-            pass
+        told = ""
+        while not told.endswith("done 0\n"):
+            line = first.stdout.readline()
+            assert line, f"the VMM ended: {told}"
+            told += line
         _, errors = run_vmm(service, ONE.uid)
         assert errors == "launcher: no TAP device: hv61201: the kernel refused: Device or resource busy\n"
         assert run_vmm(service, TWO.uid)[0]["device"] == f"{TWO.tap} 1"
