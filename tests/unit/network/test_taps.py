@@ -45,8 +45,8 @@ def built() -> None:
 
 @pytest.fixture
 def service(host_namespace: Namespace, tmp_path: Path, built: None) -> Iterator[Service]:
-    """With two VMs, into whose folders their VMMs get; the programs are there too, since a checkout may be where
-    no other user gets."""
+    """With two VMs, into whose folders their VMMs get. The programs are copied: a checkout may be where no
+    other user gets."""
     del host_namespace, built
     for program in ("launcher", "check/vmm"):
         shutil.copy(TOP / "launcher/build" / program, tmp_path)
