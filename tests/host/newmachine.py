@@ -13,6 +13,7 @@ kills what runs inside and drops the mounts. The directory is removed at the end
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -27,11 +28,12 @@ from tests.host.command import ENVIRONMENT, kill_group, run_command
 from tests.host.leftovers import HostDirectory, remove_leftovers
 from tests.host.mirror import read_acquire_settings
 from tests.host.recipe import Recipe, Suite
-from tests.host.roots import ensure_root
+from tests.host.roots import DEBS, ensure_root
 
 TOP = Path(__file__).parents[2]
 CHECKOUT = "root/hypemand"
 CACHE_INSIDE = Path("/var/cache/hypemand-build")
+ARCHIVES = "var/cache/apt/archives"
 COPY_TIMEOUT = 300.0
 # From an interrupt until what runs inside is killed: hosts and networks are taken down in that time.
 INTERRUPT_GRACE = 60.0
@@ -119,13 +121,14 @@ class NewMachine:
             _copy(Path("/") / name, self.root / name)
         for name in HOME_SETTINGS:
             _copy(Path.home() / name, self.root / "root" / name)
-        debs = CACHE_INSIDE / "debs" / self.suite
-        (CACHE / "debs" / self.suite / "partial").mkdir(parents=True, exist_ok=True)
-        keep = f'Dir::Cache::Archives "{debs}";\nAPT::Keep-Downloaded-Packages "true";\n'
+        keep = 'APT::Keep-Downloaded-Packages "true";\n'
         (self.root / "etc/apt/apt.conf.d/99new-machine").write_text(read_acquire_settings() + keep)
+        _link_packages(DEBS / self.suite, self.root / ARCHIVES)
         copy_checkout(self.root / CHECKOUT)
 
     def _remove(self) -> None:
+        if (self.root / ARCHIVES).is_dir():
+            _link_packages(self.root / ARCHIVES, DEBS / self.suite)
         cgroups.remove_group(self._directory.name)
         self._directory.remove()
 
@@ -157,6 +160,14 @@ def copy_checkout(to: Path) -> None:
     run_command(["tar", "-C", str(to), "-x"], input=packed.raw, timeout=COPY_TIMEOUT)
     run_command([*git, str(to), "init", "--quiet"], timeout=COPY_TIMEOUT)
     run_command([*git, str(to), "add", "--all"], timeout=COPY_TIMEOUT)
+
+
+def _link_packages(source: Path, target: Path) -> None:
+    """Have all packages of a folder in another one too. apt holds a lock on its own while it works."""
+    target.mkdir(parents=True, exist_ok=True)
+    for package in source.glob("*.deb"):
+        with contextlib.suppress(FileExistsError):
+            (target / package.name).hardlink_to(package)
 
 
 def _copy(source: Path, target: Path) -> None:
