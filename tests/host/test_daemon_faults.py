@@ -42,6 +42,22 @@ def test_a_daemon_that_is_killed_during_boots_comes_back_and_finishes_them(vms: 
         assert vms.states(name).count("Running") == 1
 
 
+def test_readers_of_logs_who_leave_do_the_daemon_no_harm(vms: Vms) -> None:
+    """They leave while a thread reads the journal for them."""
+    name = vms.run("talks", "seq 1 20000; exec sleep infinity")
+    vms.wait_console(name, "20000")
+    old = daemon_pid(vms)
+    vms.host.shell(f"""
+        for n in $(seq 1 15); do
+            for at in 0.2 0.4; do timeout "$at" hypemanctl logs -f {name} >/dev/null & done
+            hypemanctl logs {name} | head -n 1 >/dev/null
+            wait
+        done
+    """)
+    assert daemon_pid(vms) == old
+    assert vms.execute(name, "echo", "here") == "here\n"
+
+
 def test_a_boot_that_ends_while_the_daemon_is_away_is_ready_once_it_is_back(vms: Vms) -> None:
     name = vms.define("waits", HAS_LAST_WORDS)
     vms.ctl("start", name)
