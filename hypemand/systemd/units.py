@@ -106,7 +106,10 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         # ExecStop= and ExecStopPost= run as root, outside of the sandbox. (Their "+" would do the same, but
         # systemd 252 forgets commands with flags at a daemon-reload.)
         ("PermissionsStartOnly", "b", True),
-        ("KillMode", "s", "mixed"),
+        # Not mixed: that kills what is left at the moment in which the VMM has ended, with its last words. So
+        # what passes those on has its time (it ignores SIGTERM), and all end with ExecStopPost=, however that
+        # ends.
+        ("KillMode", "s", "control-group"),
         ("Restart", "s", plan.restart.value),
         ("TimeoutStartUSec", "t", microseconds(plan.boot_timeout)),
         ("TimeoutStopUSec", "t", microseconds(plan.stop_timeout)),
