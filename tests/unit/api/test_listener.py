@@ -429,3 +429,17 @@ def test_a_body_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
         assert answer.startswith(b"HTTP/1.1 401")
 
     over_tcp(tmp_path, scenario, Limits(lingering=0.05))
+
+
+def test_two_changes_at_once_leave_one_place_open(tmp_path: Path) -> None:
+    """The later of them stays, and what it replaces is closed."""
+
+    async def scenario(place: Place) -> None:
+        first, second = (ListenConfig("127.0.0.1", find_port()) for _ in range(2))
+        await asyncio.gather(place.listener.apply(first), place.listener.apply(second))
+        assert place.listener.address == str(second)
+        for config, is_open in ((place.config, False), (first, False), (second, True)):
+            with socket.socket() as sock:
+                assert (sock.connect_ex((config.host, config.port)) == 0) == is_open
+
+    over_tcp(tmp_path, scenario)
