@@ -431,15 +431,28 @@ def test_a_body_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
     over_tcp(tmp_path, scenario, Limits(lingering=0.05))
 
 
-def test_two_changes_at_once_leave_one_place_open(tmp_path: Path) -> None:
-    """The later of them stays, and what it replaces is closed."""
+class SlowServer(HttpServer):
+    """Takes its time until it serves, so that another change comes meanwhile."""
+
+    async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        await asyncio.sleep(0.01)
+        await super().start(sock, tls)
+
+
+def test_changes_at_once_leave_one_place_open(tmp_path: Path) -> None:
+    """The last of them stays, and what it replaces is closed."""
 
     async def scenario(place: Place) -> None:
-        first, second = (ListenConfig("127.0.0.1", find_port()) for _ in range(2))
-        await asyncio.gather(place.listener.apply(first), place.listener.apply(second))
-        assert place.listener.address == str(second)
-        for config, is_open in ((place.config, False), (first, False), (second, True)):
+        listener = Listener(lambda: SlowServer(make_app(place.api.services, PATIENT, place.gate.check)))
+        configs = [ListenConfig("127.0.0.1", find_port()) for _ in range(3)]
+        await asyncio.gather(*map(listener.apply, configs))
+        assert listener.address == str(configs[-1])
+        reached = []
+        for config in configs:
             with socket.socket() as sock:
-                assert (sock.connect_ex((config.host, config.port)) == 0) == is_open
+                if sock.connect_ex((config.host, config.port)) == 0:
+                    reached.append(config)
+        assert reached == configs[-1:]
+        await listener.close()
 
     over_tcp(tmp_path, scenario)
