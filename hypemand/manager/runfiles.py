@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import shutil
+import time
 from dataclasses import replace
 
 from hypemand.atomic import write_file
@@ -38,6 +39,7 @@ class RunFiles:
         self._kept: BootNotes | None = None
         self._unwritten: BootNotes | None = None
         self._writer: asyncio.Task[None] | None = None
+        self._written_at = -NOTES_PERIOD
         self._hurry = asyncio.Event()
         self._flushing = False
         self._unwritable = False
@@ -112,9 +114,14 @@ class RunFiles:
             await asyncio.wait([self._writer])
 
     async def _write_notes(self) -> None:
-        while (notes := self._unwritten) is not None:
-            self._unwritten = None
+        while self._unwritten is not None:
+            wait = self._written_at + NOTES_PERIOD - time.monotonic()
+            if wait > 0 and not self._flushing:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), wait)
             self._hurry.clear()
+            # what has come meanwhile is in it
+            notes, self._unwritten = self._unwritten, None
             try:
                 await run_in(Pool.RECORDS, write_file, self._notes, dump_notes(notes), mode=0o600)
             except OSError as error:
@@ -123,7 +130,4 @@ class RunFiles:
                 self._unwritable = True
             else:
                 self._unwritable = False
-            if self._flushing:
-                continue
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), NOTES_PERIOD)
+            self._written_at = time.monotonic()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -197,3 +199,36 @@ def test_messages_are_cut_between_characters_and_cleaned_of_controls() -> None:
 def test_users_see_what_is_theirs(line: str, seen: str | None) -> None:
     assert derive_user_text(line) == seen
     assert is_sentinel_line(line) == (seen != line)
+
+
+_FIELD = r'[ \t]+([a-z][a-z0-9_]*)=([^\s"]+|"(?:[^"\\\x00-\x1f\x7f]|\\["\\])*")'
+pieces = st.sampled_from(
+    [
+        *("HYPEMAN-EXIT", "HYPEMAN-AGENT-READY", "HYPEMAN-", "=", "x", "\n", "\x01"),
+        *(" ", "\t", '"', "\\", '\\"', " a=", " b=", ' a="HYPEMAN-EXIT', ' c="'),
+        *(" code=0", " code=999", ' message="x y"', ' message=""', f" ts={TS}", f" boot={BOOT}"),
+    ]
+)
+
+
+@given(st.lists(pieces, max_size=12), st.booleans())
+def test_the_first_prefix_from_which_the_line_is_a_sentinel_counts(parts: list[str], ends: bool) -> None:
+    """As a reader would that tries one prefix after the other, for which each line takes quadratic time."""
+    line = "".join(parts) + f' code=0 message="" ts={TS} boot={BOOT}' * ends
+    expected = None
+    for prefix in re.finditer("HYPEMAN-(EXIT|AGENT-READY)", line.rstrip()):
+        rest = line.rstrip()[prefix.end() :]
+        if re.fullmatch(f"(?:{_FIELD})*", rest) is None:
+            continue
+        fields = [(key, value) for key, value in re.findall(_FIELD, rest)]
+        values = dict(fields)
+        wanted = ("code", "message") if prefix[1] == "EXIT" else ("ts",)
+        if len(values) == len(fields) and "boot" in values and all(key in values for key in wanted):
+            whole = f"HYPEMAN-{prefix[1]}" + rest
+            if values.get("code", "0") != "999" and values["boot"] == BOOT and values.get("ts", TS) == TS:
+                expected = whole
+                break
+    found = parse_sentinel(line)
+    assert (found is None) == (expected is None)
+    if expected is not None:
+        assert found == parse_sentinel(expected)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hypemand.manager.view import FileInfo, FileKind, Hole
 from hypemand.tar import (
     BLOCK,
     END,
+    Header,
     InvalidArchive,
     TarReader,
     find_error,
@@ -23,6 +25,7 @@ from hypemand.tar import (
     format_error,
     format_member,
     padding,
+    read_headers,
 )
 
 Found = list[tuple[FileInfo, bytes]]
@@ -195,3 +198,49 @@ def test_the_last_words_are_found_wherever_the_stream_broke_off() -> None:
     assert find_error((write(MEMBERS)[:1234] + format_error(words))[-8192:]) == words
     assert find_error(write(MEMBERS)) is None
     assert find_error(format_error("ä" * 3000)[-8192:]) == "ä" * 1000
+
+
+def headers(archive: bytes) -> list[Header]:
+    return list(read_headers(io.BytesIO(archive)))
+
+
+def test_the_headers_of_any_archive_of_tar_are_read(tmp_path: Path) -> None:
+    """Hard links, sparse members and long names too, of which `tarfile` says the same."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / ("long" * 50)).write_bytes(b"x" * 5000)
+    os.link(tmp_path / "d" / ("long" * 50), tmp_path / "d/zlink")
+    (tmp_path / "d/symlink").symlink_to("t" * 150)
+    with (tmp_path / "d/holes").open("wb") as file:
+        for at in range(40):
+            file.seek(at * 100_000)
+            file.write(b"x" * 5000)
+    for form in ("gnu", "pax", "posix"):
+        argv = ["tar", f"--format={form}", "--sparse", "-C", str(tmp_path), "-c", "d"]
+        archive = subprocess.run(argv, capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(archive)) as known:
+            expected = [Header(m.name, m.linkname, m.isreg(), m.islnk()) for m in known]
+        found = [replace(header, name=header.name.rstrip("/")) for header in headers(archive)]
+        assert found == expected
+
+
+def test_headers_of_what_is_cut_off_or_none_are_refused() -> None:
+    whole = write(MEMBERS)
+    for cut in (100, BLOCK * 2 + 100, len(whole) - len(END) - 1):
+        with pytest.raises(InvalidArchive):
+            headers(whole[:cut])
+    with pytest.raises(InvalidArchive):
+        headers(b"x" * 1024)
+
+
+def test_extended_headers_one_after_the_other_are_no_recursion_and_have_bounds() -> None:
+    one = tarfile.TarInfo("x")
+    one.type, one.size = tarfile.XHDTYPE, 6
+    block = one.tobuf(tarfile.GNU_FORMAT) + b"6 a=b\n" + bytes(BLOCK - 6)
+    assert [header.name for header in headers(block * 5000 + write(MEMBERS[:1]))] == ["d"]
+    one.size = 2 * 1024 * 1024
+    with pytest.raises(InvalidArchive, match="extended header"):
+        headers(one.tobuf(tarfile.GNU_FORMAT) + bytes(one.size))
+    one.size = 6000
+    value = b"6000 path=" + b"x" * 5989 + b"\n"
+    with pytest.raises(InvalidArchive, match="value of 5989 bytes"):
+        headers(one.tobuf(tarfile.GNU_FORMAT) + value.ljust(6144, b"\0"))

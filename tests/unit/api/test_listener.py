@@ -537,3 +537,30 @@ def test_a_body_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
         assert answer.startswith(b"HTTP/1.1 401")
 
     over_tcp(tmp_path, scenario, Limits(lingering=0.05))
+
+
+class SlowServer(HttpServer):
+    """Takes its time until it serves, so that another change comes meanwhile."""
+
+    async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        await asyncio.sleep(0.01)
+        await super().start(sock, tls)
+
+
+def test_changes_at_once_leave_one_place_open(tmp_path: Path) -> None:
+    """The last of them stays, and what it replaces is closed."""
+
+    async def scenario(place: Place) -> None:
+        listener = Listener(lambda: SlowServer(make_app(place.api.services, PATIENT, place.gate.check)))
+        configs = [ListenConfig("127.0.0.1", find_port()) for _ in range(3)]
+        await asyncio.gather(*map(listener.apply, configs))
+        assert listener.address == str(configs[-1])
+        reached = []
+        for config in configs:
+            with socket.socket() as sock:
+                if sock.connect_ex((config.host, config.port)) == 0:
+                    reached.append(config)
+        assert reached == configs[-1:]
+        await listener.close()
+
+    over_tcp(tmp_path, scenario)

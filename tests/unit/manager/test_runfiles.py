@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a boot has shown is written once a second at most, and what its end asks for at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from hypemand.boot.tracker import BootNotes, Moment, Shutdown, load_notes
+from hypemand.manager.plan import Places
+from hypemand.manager.runfiles import NOTES_PERIOD, RunFiles
+from hypemand.manager.tasks import Tasks
+from hypemand.sentinels import Exit
+from hypemand.systemd.rootdir import Own
+
+BOOT = "b" * 32
+NOTES = BootNotes(BOOT)
+
+
+class Written:
+    """A VM's files in a folder, and how often its notes were another file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "boot.json"
+        self.files = RunFiles("web", Places(folder, folder, folder, Own(folder)), Tasks("web"))
+        self.inodes: list[int] = []
+
+    @property
+    def notes(self) -> BootNotes | None:
+        return load_notes(self.path)
+
+    def look(self) -> None:
+        inode = self.path.stat().st_ino if self.path.exists() else 0
+        if inode and inode not in self.inodes[-1:]:
+            self.inodes.append(inode)
+
+    async def until(self, condition: Callable[[], bool], seconds: float) -> float:
+        """Wait until it holds; how long that took."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        return loop.time() - began
+
+
+def run(folder: Path, work: Callable[[Written], Awaitable[None]]) -> None:
+    async def main() -> None:
+        written = Written(folder)
+        await work(written)
+        await written.files.flush_notes()
+
+    asyncio.run(main())
+
+
+def message(number: int) -> BootNotes:
+    return replace(NOTES, exit=Exit(BOOT, 0, str(number)))
+
+
+def test_a_guest_that_changes_its_exit_all_the_time_causes_one_write_a_second(tmp_path: Path) -> None:
+    async def work(written: Written) -> None:
+        loop = asyncio.get_running_loop()
+        began, number = loop.time(), 0
+        while loop.time() - began < 2 * NOTES_PERIOD:
+            number += 1
+            written.files.keep_notes(message(number))
+            written.look()
+            await asyncio.sleep(0.002)
+        assert number > 50
+        assert 1 <= len(written.inodes) <= 5
+        await written.files.flush_notes()
+        assert written.notes == message(number)
+
+    run(tmp_path, work)
+
+
+def test_the_first_exit_and_a_shutdown_do_not_wait(tmp_path: Path) -> None:
+    async def work(written: Written) -> None:
+        written.files.keep_notes(NOTES)
+        await written.until(lambda: written.notes == NOTES, 5)
+        for notes in (message(1), replace(message(1), shutdown=Shutdown.RESET)):
+            written.files.keep_notes(notes)
+            assert await written.until(lambda n=notes: written.notes == n, 5) < NOTES_PERIOD * 0.9  # type: ignore[misc]
+
+    run(tmp_path, work)
+
+
+def test_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
+    async def work(written: Written) -> None:
+        written.files.keep_notes(NOTES)
+        await written.until(lambda: written.notes == NOTES, 5)
+        last = replace(NOTES, moments={Moment.RUNNING: 5.0})
+        written.files.keep_notes(last)
+        await asyncio.sleep(0.05)
+        assert written.notes == NOTES
+        written.files.keep_notes(last, at_end=True)
+        assert await written.until(lambda: written.notes == last, 5) < NOTES_PERIOD * 0.9
+
+    run(tmp_path, work)
