@@ -2,6 +2,7 @@
 """Following boots in the journal, whatever happens to the journal, and at no cost when nothing boots."""
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -10,6 +11,8 @@ from tests.host.vms import END_DEADLINE, STAYS, Vms
 TALKS = "echo up; while :; do echo tick; sleep 0.2; done"
 IDLE_SECONDS = 35
 MOST_RSS_KIB = 50 * 1024
+# what a start and a command leave to do ends by itself: notes that are written, connections that are closed
+SETTLES = 5.0
 # What a process waits in. A line of strace for one of these that ends is a wake-up.
 WAITS = "epoll_wait,epoll_pwait,epoll_pwait2,poll,ppoll,select,pselect6,nanosleep,clock_nanosleep"
 
@@ -114,6 +117,7 @@ def test_a_daemon_with_nothing_to_follow_sleeps_and_is_small(vms: Vms) -> None:
     vms.host.wait_until(lambda: len(vms.list_all()) >= 20)
     vms.wait_console(running[0], "tick", times=5)
     vms.execute(running[1], "true")
+    time.sleep(SETTLES)
 
     trace = ["strace", "-f", "-qq", "-e", f"trace={WAITS}", "-e", "signal=none", "-p", daemon_pid(vms)]
     traced = vms.host.run(["timeout", str(IDLE_SECONDS), *trace], check=False, timeout=IDLE_SECONDS + 30)

@@ -40,7 +40,7 @@ def find_named() -> frozenset[str]:
     named = {word for words in lists for word in words.split() if not word.startswith("$")}
     for text in relations:
         named.update(parse_relations(text))
-    return frozenset(expand(named) | find_required() | {"make"})
+    return frozenset(expand(named) | find_required() | {"apt", "make"})
 
 
 def find_used() -> dict[str, set[str]]:
