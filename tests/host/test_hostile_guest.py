@@ -37,7 +37,7 @@ def hostile_init(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @contextmanager
 def hostile_guest(host: TestHost, init: bytes) -> Iterator[Vm]:
     """A VM with it that boots; others that are started in the block boot as ever."""
-    with define_vm(host, "hostile", network="default", boot_timeout="120s") as vm:
+    with define_vm(host, "hostile", network="default", boot_timeout="300s") as vm:
         with other_guest(host, init=init):
             ctl(host, "start", vm.name)
             host.wait_until(lambda: bool(vm.show()["main_pid"]), 60, "its VMM is there")
@@ -85,7 +85,7 @@ def test_others_are_listed_started_and_executed_in_while_a_guest_does_its_worst(
     pid, before, since = daemon_pid(vms), read_rss(vms), time.time()
     with hostile_guest(vms.host, hostile_init) as hostile:
         took = use_others(vms, neighbour, BOOT_SECONDS / 2)
-        hostile.wait("Running")
+        hostile.wait("Running", 300)
         took += use_others(vms, neighbour, SECONDS / 2)
         other = vms.run("newcomer")
         assert vms.execute(other, "hostname") == f"{other}\n"
