@@ -55,7 +55,7 @@ static void tell_systemd(const char *path)
 /* As a unit of systemd: there is no PID 1 of ours that would say it to the host. */
 static void tell_all(const char *notify_socket)
 {
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     announce(line, sentinel_agent_ready(line, clock_realtime(), boot));
     tell_systemd(notify_socket);
 }

@@ -94,7 +94,7 @@ pid_t headers_worker_start(bool (*setup)(struct reason *why), int *news, struct 
 
 int headers_worker_main(void)
 {
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     char boot[BOOT_ID_LENGTH + 1];
     struct reason why = {""};
     if (!boot_id_read(boot)) {

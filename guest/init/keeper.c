@@ -121,7 +121,7 @@ static void stop_on_request(struct keeper *keeper, unsigned grace)
 /* The image's init has had its time. */
 static _Noreturn void force_off(const struct keeper *keeper)
 {
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     char message[SENTINEL_MESSAGE_MAX];
     int length =
         snprintf(message, sizeof message,

@@ -30,7 +30,7 @@ struct last_words last_words_for(const char *verb, bool requested)
 _Noreturn void last_stage(const char *verb)
 {
     char boot[BOOT_ID_LENGTH + 1];
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     bool requested = access(RUN_FOLDER "/" STOP_REQUESTED, F_OK) == 0;
     struct last_words words = last_words_for(verb, requested);
     power_off_prepare();

@@ -112,32 +112,32 @@ void report_stages(struct report *report)
 
 void report_program_start(struct report *report, const char *mode)
 {
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     report_stage_end(report);
     say(report, line, sentinel_program_start(line, clock_realtime(), mode, report->boot));
 }
 
 void report_agent_ready(struct report *report)
 {
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     say(report, line, sentinel_agent_ready(line, clock_realtime(), report->boot));
 }
 
 void report_headers_start(struct report *report)
 {
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     say(report, line, sentinel_headers_start(line, clock_realtime(), report->boot));
 }
 
 void report_headers_ready(struct report *report)
 {
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     say(report, line, sentinel_headers_ready(line, clock_realtime(), report->boot));
 }
 
 void report_headers_failed(struct report *report, const char *error)
 {
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     say(report, line, sentinel_headers_failed(line, clock_realtime(), error, report->boot));
 }
 
@@ -155,7 +155,7 @@ void report_warning(struct report *report, const char *words)
 
 void report_exit(struct report *report, int code, const char *message)
 {
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     if (report->stage_count > 0)
         report_stages(report);
     say(report, line, sentinel_exit(line, code, message, report->boot));

@@ -186,7 +186,7 @@ struct outcome systemd_mode_run(const struct systemd_mode *mode)
 static int tell_emergency(const char *state)
 {
     char boot[BOOT_ID_LENGTH + 1];
-    char line[SENTINEL_LINE_MAX];
+    char line[SENTINEL_LINE_MAX] = "";
     if (!boot_id_read(boot))
         return EXIT_FAILURE;
     announce(line, sentinel_emergency(line, clock_realtime(), state, boot));

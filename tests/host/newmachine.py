@@ -26,6 +26,7 @@ from tests.host import cgroups
 from tests.host.cache import CACHE
 from tests.host.command import ENVIRONMENT, kill_group, run_command
 from tests.host.leftovers import HostDirectory, remove_leftovers
+from tests.host.machine import JOIN
 from tests.host.mirror import read_acquire_settings
 from tests.host.recipe import Recipe, Suite
 from tests.host.roots import DEBS, ensure_root
@@ -98,12 +99,11 @@ class NewMachine:
         An interrupt is passed on, and what has not ended after INTERRUPT_GRACE seconds is killed.
         """
         groups = [str(group) for group in cgroups.make_group(self._directory.name)]
-        join = 'while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done; shift; exec "$@"'
         unshare = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--ipc", "--pid", "--fork"]
         paths = [str(self.root), str(CACHE), str(CACHE_INSIDE), f"/{CHECKOUT}"]
         enter = ["sh", "-c", ENTER, "sh", *paths]
         process = subprocess.Popen(
-            ["sh", "-c", join, "sh", *groups, "--", *unshare, "--kill-child=KILL", *enter, *argv],
+            ["sh", "-c", JOIN, "sh", *groups, "--", *unshare, "--kill-child=KILL", *enter, *argv],
             stdin=subprocess.DEVNULL,
             env=derive_environment(environment),
             start_new_session=True,

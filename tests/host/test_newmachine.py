@@ -25,7 +25,7 @@ RUN = [sys.executable, "-m", "tests.host.newmachine"]
 
 def run_in_new_machine(suite: Suite, script: str) -> Result:
     argv = ["env", "-C", str(TOP), *RUN, suite, "sh", "-c", script]
-    return run_command(argv, env={**derive_environment(os.environ)}, timeout=DEADLINE, check=False)
+    return run_command(argv, env=derive_environment(os.environ), timeout=DEADLINE, check=False)
 
 
 @contextmanager
