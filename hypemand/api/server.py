@@ -17,6 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from hypemand.api.access import local_gate
 from hypemand.api.failures import Handler, errors_as_json
+from hypemand.api.heads import bound_head, defer_expectations, meet_expectation
 from hypemand.api.images import ImageRoutes
 from hypemand.api.networks import NetworkRoutes
 from hypemand.api.requests import MAX_BODY
@@ -71,6 +72,7 @@ class _Keeper:
     def admit(self, server: web.Server) -> asyncio.Protocol:
         """The protocol of a new connection. One that asks nothing is turned away."""
         handler = server()
+        bound_head(handler)
         loop = asyncio.get_running_loop()
         self._silent[handler] = loop.call_later(self.limits.first_request, self._turn_away, handler)
         return handler
@@ -102,7 +104,8 @@ _KEEPER: Any = web.AppKey("keeper", _Keeper) if hasattr(web, "AppKey") else "kee
 def make_app(services: Services, limits: Limits = _LIMITS, gate: Gate = local_gate) -> web.Application:
     """The application with every route. It can be served once. `gate`: finds out who asks, and lets in."""
     keeper = _Keeper(limits)
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[keeper.track, errors_as_json, gate])
+    middlewares = [keeper.track, errors_as_json, gate, meet_expectation]
+    app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[_KEEPER] = keeper
     for routes in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes):
         app.router.add_routes(routes(services, keeper.closing, limits).table())
@@ -130,6 +133,7 @@ class HttpServer:
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Begin to take connections."""
         await self._runner.setup()
+        defer_expectations(self._http)
         sock.setblocking(False)
         self._sock, self._tls = sock, tls
         self._listen()
