@@ -35,6 +35,13 @@ class UnknownRoute(HypemandError):
     status = 404
 
 
+class TooManyRequests(HypemandError):
+    """The client has as many requests under way as one may have."""
+
+    code = "too_many_requests"
+    status = 429
+
+
 class MethodNotAllowed(HypemandError):
     """The path is there, not with this method."""
 
@@ -70,7 +77,7 @@ def error_response(error: HypemandError) -> web.Response:
     response = web.Response(
         status=error.status, text=json.dumps(error_json(error)), content_type="application/json"
     )
-    if not isinstance(error, HostNotReady):
+    if not isinstance(error, HostNotReady | TooManyRequests):
         # The published client repeats what ended in 409 or 5xx. A state or a failed start does not mend
         # itself within its two seconds; a daemon that restarts does.
         response.headers["X-Should-Retry"] = "false"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
@@ -16,6 +15,7 @@ from aiohttp import web, web_response
 from aiohttp.web_protocol import RequestHandler
 
 from hypemand.api.access import local_gate
+from hypemand.api.connections import Place, Places, Requests, find_address, notice_loss
 from hypemand.api.failures import Handler, errors_as_json
 from hypemand.api.heads import bound_head, defer_expectations, meet_expectation
 from hypemand.api.images import ImageRoutes
@@ -53,6 +53,8 @@ class _Keeper:
         self.closing = asyncio.Event()
         self._requests: set[asyncio.Task[object]] = set()
         self._silent: dict[RequestHandler, asyncio.TimerHandle] = {}
+        self._placed: dict[RequestHandler, Place] = {}
+        self.places = Places(limits)
 
     @web.middleware
     async def track(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -69,7 +71,15 @@ class _Keeper:
         finally:
             self._requests.discard(task)
 
-    def admit(self, server: web.Server) -> asyncio.Protocol:
+    @web.middleware
+    async def know(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The client is no stranger any more. To stand behind the gate."""
+        place = self._placed.get(request.protocol)
+        if place is not None:
+            self.places.know(place)
+        return await handler(request)
+
+    def admit(self, server: web.Server) -> RequestHandler:
         """The protocol of a new connection. One that asks nothing is turned away."""
         handler = server()
         bound_head(handler)
@@ -80,6 +90,18 @@ class _Keeper:
     def _turn_away(self, handler: RequestHandler) -> None:
         del self._silent[handler]
         handler.force_close()
+
+    def settle(self, handler: RequestHandler, place: Place) -> None:
+        """The connection has begun: it keeps the place until it ends."""
+        self._placed[handler] = place
+        place.close = handler.force_close
+
+    def clear(self) -> None:
+        """Give back the places of connections that have ended."""
+        for handler, place in tuple(self._placed.items()):
+            if handler.transport is None:
+                del self._placed[handler]
+                self.places.give_back(place)
 
     async def finish(self) -> None:
         """End what goes on by itself, give the rest its grace, then cancel it."""
@@ -104,7 +126,8 @@ _KEEPER: Any = web.AppKey("keeper", _Keeper) if hasattr(web, "AppKey") else "kee
 def make_app(services: Services, limits: Limits = _LIMITS, gate: Gate = local_gate) -> web.Application:
     """The application with every route. It can be served once. `gate`: finds out who asks, and lets in."""
     keeper = _Keeper(limits)
-    middlewares = [keeper.track, errors_as_json, gate, meet_expectation]
+    behind_gate = [keeper.know, Requests(limits).bound, meet_expectation]
+    middlewares = [keeper.track, errors_as_json, gate, *behind_gate]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[_KEEPER] = keeper
     for routes in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes):
@@ -128,7 +151,7 @@ class HttpServer:
         self._sock: socket.socket | None = None
         self._tls: ssl.SSLContext | None = None
         self._resuming: asyncio.TimerHandle | None = None
-        self._beginning: set[asyncio.Task[None]] = set()
+        self._beginning: set[asyncio.Task[bool]] = set()
 
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Begin to take connections."""
@@ -150,9 +173,10 @@ class HttpServer:
     def _accept(self, sock: socket.socket) -> None:
         """Take what is in the socket's queue. Not asyncio's way of it: that sets no limit to connections that
         are still about their TLS."""
+        self._keeper.clear()
         for _ in range(ACCEPTED_AT_ONCE):
             try:
-                connection, _ = sock.accept()
+                connection, peer = sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -161,32 +185,46 @@ class HttpServer:
                 loop.remove_reader(sock)
                 self._resuming = loop.call_later(self._keeper.limits.accept_pause, self._listen)
                 return
-            if len(self._http.connections) + len(self._beginning) >= self._keeper.limits.connections:
-                connection.close()
-            else:
-                self._adopt(connection)
+            self._adopt(connection, peer)
 
-    def _adopt(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        task = asyncio.create_task(self._begin(connection, self._tls), name="api-begin")
+    def _adopt(self, connection: socket.socket, peer: object) -> None:
+        try:
+            connection.setblocking(False)
+            address = find_address(connection, peer)
+            notice_loss(connection)
+        except OSError:
+            connection.close()  # it has ended already
+            return
+        place = self._keeper.places.take(address, connection.close)
+        if place is None:
+            connection.close()
+            return
+        task = asyncio.create_task(self._begin(connection, self._tls, place), name="api-begin")
+        place.close = task.cancel  # until it has a protocol that can end by itself
         self._beginning.add(task)
 
-        def end(task: asyncio.Task[None]) -> None:
+        def end(task: asyncio.Task[bool]) -> None:
             self._beginning.discard(task)
             if task.cancelled():
                 connection.close()
+            if task.cancelled() or not task.result():
+                self._keeper.places.give_back(place)
 
         task.add_done_callback(end)
 
-    async def _begin(self, connection: socket.socket, tls: ssl.SSLContext | None) -> None:
-        """Make a connection of what was accepted. One that comes to nothing leaves nothing."""
-        with contextlib.suppress(OSError):  # of TLS too
-            await asyncio.get_running_loop().connect_accepted_socket(
+    async def _begin(self, connection: socket.socket, tls: ssl.SSLContext | None, place: Place) -> bool:
+        """Make a connection of what was accepted. False when it comes to nothing."""
+        try:
+            _, handler = await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self._keeper.admit(self._http),
                 connection,
                 ssl=tls,
                 ssl_handshake_timeout=None if tls is None else self._keeper.limits.first_request,
             )
+        except OSError:  # of TLS too
+            return False
+        self._keeper.settle(handler, place)
+        return True
 
     def stop_listening(self) -> None:
         """Take no more connections."""

@@ -110,16 +110,22 @@ class ReloadReport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a client may take, and how long. Seconds, but for `connections`.
+    """What a client may take, and how long. Seconds, but for the first four.
 
+    `connections`: of all clients; `strangers`: of one address, without a request that was let in;
+    `client_requests` and `address_requests`: under way, of one token or uid, and of one address;
     `first_request`: from the connection to the end of the first request's head; `keepalive`: between
     requests; `body`: for a request's body; `lingering`: for the rest of a body that was refused;
     `opening`: from the upgrade to what exec is to run; `closing`: for the other side to close a
     WebSocket that has done its work; `grace`: for requests that are on when the server ends;
-    `accept_pause`: when no connection can be taken (no descriptors), until it is tried again.
+    `accept_pause`: when no connection can be taken (no descriptors), until it is tried again; `heartbeat`:
+    from one sign of life of a stream to the next.
     """
 
     connections: int = 256
+    strangers: int = 64
+    client_requests: int = 128
+    address_requests: int = 192
     first_request: float = 10.0
     keepalive: float = 75.0
     body: float = 30.0
@@ -128,6 +134,7 @@ class Limits:
     closing: float = 2.0
     grace: float = 5.0
     accept_pause: float = 0.5
+    heartbeat: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,11 +101,23 @@ def test_a_connection_that_asks_nothing_is_closed(tmp_path: Path) -> None:
     drive(tmp_path, scenario, Limits(first_request=0.05))
 
 
-def test_more_connections_than_there_is_room_for_are_turned_away(tmp_path: Path) -> None:
+def test_a_silent_connection_makes_room_for_a_new_one_and_one_that_was_let_in_does_not(
+    tmp_path: Path,
+) -> None:
     async def scenario(api: Api) -> None:
-        held = [await asyncio.open_unix_connection(str(api.path)) for _ in range(3)]
-        assert await held[2][0].read() == b""
-        for _, writer in held:
+        known = [await asyncio.open_unix_connection(str(api.path)) for _ in range(2)]
+        for reader, writer in known:
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b'"status":"ok"' in await reader.readuntil(b"}")
+        first = await asyncio.open_unix_connection(str(api.path))
+        second = await asyncio.open_unix_connection(str(api.path))
+        assert await first[0].read() == b""
+        second[1].write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b'"status":"ok"' in await second[0].readuntil(b"}")
+        # now all are known
+        late = await asyncio.open_unix_connection(str(api.path))
+        assert await late[0].read() == b""
+        for _, writer in (*known, first, second, late):
             writer.close()
             await writer.wait_closed()
         while True:
@@ -115,7 +127,7 @@ def test_more_connections_than_there_is_room_for_are_turned_away(tmp_path: Path)
             except aiohttp.ClientError:
                 continue
 
-    drive(tmp_path, scenario, Limits(connections=2))
+    drive(tmp_path, scenario, Limits(connections=3))
 
 
 class Exhausted(socket.socket):

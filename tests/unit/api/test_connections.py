@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients that take all they can get, and those who want to be served beside them."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from hypemand.api.connections import Places, derive_address, notice_loss
+from hypemand.api.services import Limits
+from hypemand.state import State
+from tests.unit.api.harness import Api, drive
+from tests.unit.api.test_listener import Place, over_tcp
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def connect(place: Place, count: int, address: str = "127.0.0.1") -> list[Streams]:
+    """Connections from that address which the server has accepted."""
+    made = [
+        await asyncio.open_connection(place.config.host, place.config.port, local_addr=(address, 0))
+        for _ in range(count)
+    ]
+    # the server has taken those that came before this one
+    assert await place.ask("GET", "/health", None) == 401
+    return made
+
+
+def close(streams: Sequence[Streams]) -> None:
+    for _, writer in streams:
+        writer.close()
+
+
+async def ask_on(streams: Streams, token: str) -> bytes:
+    """The status line of a request on a connection that stays open."""
+    reader, writer = streams
+    writer.write(f"GET /health HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+    status = await reader.readline()
+    await reader.readuntil(b"}")
+    return status
+
+
+def test_silent_connections_of_one_address_keep_nobody_out(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        token = await place.token()
+        silent = await connect(place, 300)
+        for _ in range(15):
+            assert await place.ask("GET", "/instances", token) == 200
+        close(silent)
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_connections_of_other_addresses_and_those_that_were_let_in_stay(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        token = await place.token()
+        (other,) = await connect(place, 1, "127.0.0.2")
+        (known,) = await connect(place, 1)
+        assert b" 200 " in await ask_on(known, token)
+        silent = await connect(place, 300)
+        assert b" 200 " in await ask_on(known, token)
+        assert b" 200 " in await ask_on(other, token)
+        close([other, known, *silent])
+
+    over_tcp(tmp_path, scenario)
+
+
+def test_the_address_with_the_most_silent_connections_makes_room() -> None:
+    closed: list[str] = []
+    places = Places(Limits(connections=5, strangers=4))
+
+    def take(address: str, name: str) -> bool:
+        return places.take(address, lambda: closed.append(name)) is not None
+
+    assert all(take("a", f"a{n}") for n in range(4))
+    assert take("b", "b0")
+    assert closed == []
+    assert take("c", "c0")
+    assert closed == ["a0"]
+    assert take("a", "a4")
+    assert closed == ["a0", "a1"]
+    assert len(places) == 5
+
+
+def test_places_are_given_back_once() -> None:
+    places = Places(Limits(connections=1))
+    place = places.take("a", lambda: None)
+    assert place is not None
+    places.know(place)
+    assert places.take("a", lambda: None) is None
+    places.give_back(place)
+    places.give_back(place)
+    places.know(place)  # too late
+    assert len(places) == 0
+
+
+def test_requests_of_one_token_are_bounded_and_others_are_served(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        token, other = await place.token("one"), await place.token("other")
+        manager = place.api.manager
+        manager.stop_gate = asyncio.Event()
+        async with AsyncExitStack() as stack:
+            stopping = [
+                asyncio.create_task(place.ask("POST", "/instances/web/stop", token)) for _ in range(2)
+            ]
+            stack.callback(manager.stop_gate.set)
+            while await place.ask("GET", "/instances", token) != 429:
+                pass
+            assert await place.ask("GET", "/instances", other) == 200
+            assert (await place.api.ask("GET", "/instances")).status == 200  # root
+            # of the address, which both tokens share
+            more = asyncio.create_task(place.ask("POST", "/instances/web/stop", other))
+            while await place.ask("GET", "/instances", other) != 429:
+                pass
+        assert [await task for task in (*stopping, more)] == [200, 200, 200]
+        assert await place.ask("GET", "/instances", token) == 200
+
+    over_tcp(tmp_path, scenario, Limits(client_requests=2, address_requests=3))
+
+
+def test_root_on_the_socket_is_not_bounded(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a", state=State.RUNNING)
+        api.manager.stop_gate = asyncio.Event()
+        stopping = [asyncio.create_task(api.ask("POST", "/instances/a/stop")) for _ in range(3)]
+        assert (await api.ask("GET", "/health")).status == 200
+        api.manager.stop_gate.set()
+        assert [(await task).status for task in stopping] == [200, 200, 200]
+
+    drive(tmp_path, scenario, Limits(client_requests=1))
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("nonsense", ""),
+    ],
+)
+def test_whom_an_address_counts_for(host: str, address: str) -> None:
+    assert derive_address(host) == address
+
+
+def test_the_kernel_looks_after_connections_over_tcp() -> None:
+    with socket.socket(socket.AF_INET) as sock:
+        notice_loss(sock)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
+    with socket.socket(socket.AF_UNIX) as sock:
+        notice_loss(sock)
