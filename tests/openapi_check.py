@@ -110,8 +110,10 @@ class Description:
 
 
 def parse_events(stream: bytes | str) -> Iterator[tuple[str | None, Json]]:
-    """Name (None where it has none) and data of each event of a whole stream."""
+    """Name (None where it has none) and data of each event of a whole stream, without its comments."""
     text = stream.decode() if isinstance(stream, bytes) else stream
     for block in text.split("\n\n")[:-1]:
+        if block.startswith(":"):
+            continue
         fields = dict(line.split(": ", 1) for line in block.split("\n"))
         yield fields.get("event"), json.loads(fields["data"])

@@ -83,7 +83,9 @@ class ImageRoutes:
         read_query(request)
         name = request.match_info["name"]
         await self._images.get_image(name)  # a stranger is told by a status, not in the stream
-        return await send_events(request, self._images.watch_image(name), image_json, self._closing)
+        return await send_events(
+            request, self._images.watch_image(name), image_json, self._closing, self._limits
+        )
 
     async def delete_image(self, request: web.Request) -> web.StreamResponse:
         """Remove an image, or end its pull."""

@@ -217,7 +217,9 @@ class Routes:
         ref = parse_ref(request)
         read_query(request)
         await self._manager.get_vm(ref)  # a stranger is told by a status, not in the stream
-        return await send_events(request, self._manager.watch_vm(ref), instance_json, self._closing)
+        return await send_events(
+            request, self._manager.watch_vm(ref), instance_json, self._closing, self._limits
+        )
 
     async def read_logs(self, request: web.Request) -> web.StreamResponse:
         """Lines of a log, as events."""
@@ -230,7 +232,7 @@ class Routes:
         to_json = log_line_json if want_bool(query, "json", default=False) else _line_text
         await self._manager.get_vm(ref)
         lines = self._manager.logs(ref, source=source, tail=tail, follow=follow, sentinels=sentinels)
-        return await send_events(request, lines, to_json, self._closing)
+        return await send_events(request, lines, to_json, self._closing, self._limits)
 
     async def read_timeline(self, request: web.Request) -> web.StreamResponse:
         """Where the time of the last boot went."""

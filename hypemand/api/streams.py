@@ -16,22 +16,30 @@ from typing import TypeVar
 from aiohttp import web
 
 from hypemand.api.failures import error_json, unexpected
-from hypemand.api.tasks import unless_ended
+from hypemand.api.services import Limits
+from hypemand.api.tasks import Heartbeat, unless_ended
 from hypemand.errors import HypemandError
 
 T = TypeVar("T")
 
 _YIELD_EVERY = 64
+_COMMENT = b":\n\n"
 
 
 async def send_events(
-    request: web.Request, items: AsyncIterator[T], to_json: Callable[[T], object], closing: asyncio.Event
+    request: web.Request,
+    items: AsyncIterator[T],
+    to_json: Callable[[T], object],
+    closing: asyncio.Event,
+    limits: Limits,
 ) -> web.StreamResponse:
-    """Send each item as an event, until there are no more, the client goes or the daemon stops."""
+    """Send each item as an event, until there are no more, the client goes or the daemon stops. In between
+    come comments, that is lines which begin with a colon."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
     await response.prepare(request)
+    heartbeat = Heartbeat(lambda: response.write(_COMMENT), limits.heartbeat)
     try:
-        ended = await unless_ended(request, closing, _send_all(response, items, to_json))
+        ended = await unless_ended(request, closing, _send_all(response, items, to_json), heartbeat)
     except ConnectionError:
         raise
     except HypemandError as error:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from aiohttp import web
 
@@ -44,16 +45,36 @@ async def wait_ended(event: asyncio.Event, why: Ended) -> Ended:
     return why
 
 
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Something that is sent each so many seconds on a connection that may be silent for long: no proxy
+    ends it then, and the kernel finds out when the peer has vanished."""
+
+    beat: Callable[[], Awaitable[None]]
+    seconds: float
+
+    async def go_on(self) -> Never:
+        """Until it fails, with ConnectionError when the client has gone."""
+        while True:
+            await asyncio.sleep(self.seconds)
+            await self.beat()
+
+
 async def unless_ended(
-    request: web.Request, closing: asyncio.Event, work: Coroutine[Any, Any, T]
+    request: web.Request,
+    closing: asyncio.Event,
+    work: Coroutine[Any, Any, T],
+    heartbeat: Heartbeat | None = None,
 ) -> T | Ended:
     """The result of `work`, unless the client goes or the daemon stops (`closing`): then it is cancelled."""
     with watch_client(request) as gone:
-        result: T | Ended = await first_of(
-            work=work,
-            client=wait_ended(gone, Ended.CLIENT),
-            daemon=wait_ended(closing, Ended.DAEMON),
-        )
+        beside: dict[str, Coroutine[Any, Any, T | Ended]] = {
+            "client": wait_ended(gone, Ended.CLIENT),
+            "daemon": wait_ended(closing, Ended.DAEMON),
+        }
+        if heartbeat is not None:
+            beside["heartbeat"] = heartbeat.go_on()
+        result: T | Ended = await first_of(work=work, **beside)
     return result
 
 

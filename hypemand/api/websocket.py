@@ -17,7 +17,7 @@ from aiohttp.http import WSCloseCode, WSMessage, WSMsgType
 from hypemand.api.failures import unexpected
 from hypemand.api.requests import MAX_BODY
 from hypemand.api.services import Limits
-from hypemand.api.tasks import Ended, unless_ended
+from hypemand.api.tasks import Ended, Heartbeat, unless_ended
 from hypemand.errors import HypemandError, InvalidRequest
 
 MAX_REASON = 123
@@ -37,7 +37,10 @@ async def serve_websocket(
         )
     await socket.prepare(request)
     try:
-        ended = await unless_ended(request, closing, work(socket))
+        # No answer is waited for, as aiohttp's own heartbeat would: it is read only with the input, which
+        # stands still while the guest takes none. That the client's host has vanished the kernel finds out.
+        heartbeat = Heartbeat(socket.ping, limits.heartbeat)
+        ended = await unless_ended(request, closing, work(socket), heartbeat)
         if ended is Ended.DAEMON:
             await _close(socket, WSCloseCode.GOING_AWAY, ended.value)
         else:

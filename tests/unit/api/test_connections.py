@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from hypemand.api.connections import Places, derive_address, notice_loss
@@ -14,6 +15,9 @@ from hypemand.api.services import Limits
 from hypemand.state import State
 from tests.unit.api.harness import Api, drive
 from tests.unit.api.test_listener import Place, over_tcp
+
+# linux/tcp.h: the socket is closed without a word to its peer
+TCP_REPAIR = 19
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -156,3 +160,63 @@ def test_the_kernel_looks_after_connections_over_tcp() -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
     with socket.socket(socket.AF_UNIX) as sock:
         notice_loss(sock)
+
+
+def vanish(response: aiohttp.ClientResponse) -> None:
+    """Be a client whose host has lost its power, and that answers when it is asked after its reboot."""
+    assert response.connection is not None
+    transport = response.connection.transport
+    assert transport is not None
+    transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    transport.abort()
+
+
+def test_a_command_ends_with_a_client_that_vanished(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        headers = {"Authorization": f"Bearer {await place.token()}"}
+        async with place.session.ws_connect(place.url("/instances/web/exec"), headers=headers) as websocket:
+            await websocket.send_str('{"command":["sleep"]}')
+            await websocket.send_bytes(b"x")
+            while not place.api.manager.sessions:  # noqa: ASYNC110 - the fake needs no event for this alone
+                await asyncio.sleep(0)
+            (session,) = place.api.manager.sessions
+            await session.blocked.wait()
+            vanish(websocket._response)
+            await session.closed.wait()
+
+    over_tcp(tmp_path, scenario, Limits(heartbeat=0.05))
+
+
+def test_a_stream_ends_with_a_client_that_vanished(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        headers = {"Authorization": f"Bearer {await place.token()}"}
+        response = await place.session.get(place.url("/instances/web/watch"), headers=headers)
+        assert (await response.content.readline()).startswith(b"data: ")
+        assert place.api.manager.watchers == 1
+        vanish(response)
+        while place.api.manager.watchers:  # noqa: ASYNC110 - the fake needs no event for this alone
+            await asyncio.sleep(0)
+        response.close()
+
+    over_tcp(tmp_path, scenario, Limits(heartbeat=0.05))
+
+
+def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a", state=State.RUNNING)
+        async with api.session.get(api.url("/instances/a/watch")) as response:
+            assert (await response.content.readline()).startswith(b"data: ")
+            assert await response.content.readline() == b"\n"
+            assert await response.content.readline() == b":\n"
+            response.close()
+        async with api.session.ws_connect(api.url("/instances/a/exec"), autoping=False) as websocket:
+            await websocket.send_str('{"command":["cat"]}')
+            for _ in range(3):
+                assert (await websocket.receive()).type is aiohttp.WSMsgType.PING
+            # no answer is needed: the client may be busy
+            await websocket.send_bytes(b"still there")
+            while (frame := await websocket.receive()).type is aiohttp.WSMsgType.PING:
+                pass
+            assert frame.data == b"still there"
+
+    drive(tmp_path, scenario, Limits(heartbeat=0.05))
