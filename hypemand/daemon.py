@@ -43,6 +43,7 @@ from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import UnitTools, stop_units
 from hypemand.systemd.bus import SystemBus
 from hypemand.systemd.units import Units
+from hypemand.turns import TurnWatch
 from hypemand.version import VERSION
 from hypemand.workers import Pool, run_in
 
@@ -226,7 +227,8 @@ def main() -> int:
     set_up_logging()
     try:
         config = load_host_config()
-        asyncio.run(_run(config))
+        with TurnWatch() as watch, asyncio.Runner(loop_factory=watch.make_loop) as runner:
+            runner.run(_run(config))
     except HypemandError as error:
         _log.critical("cannot run: %s", error)
         if not isinstance(error, InvalidDefinition):
