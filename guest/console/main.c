@@ -118,8 +118,6 @@ static _Noreturn void pass_on_and_exit(const int ends[2], int program, int64_t b
 {
     close(ends[1]);
     (void)!fcntl(ends[0], F_SETFL, O_NONBLOCK);
-    /* it goes when the program has gone and what it said is passed on, or with the unit */
-    signal(SIGTERM, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_NAME, "hypeman-console");
     pass_on(ends[0], program, burst, per_hour);
@@ -131,6 +129,9 @@ static bool start_beside(const int ends[2], int program, int64_t burst, int64_t 
 {
     pid_t between = fork();
     if (between == 0) {
+        /* It goes when the program has gone and what it said is passed on, or with the unit: systemd ends all
+           of a program that failed at once, perhaps before this has run at all. */
+        signal(SIGTERM, SIG_IGN);
         pid_t beside = fork();
         if (beside == 0)
             pass_on_and_exit(ends, program, burst, per_hour);

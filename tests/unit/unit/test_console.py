@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -18,6 +19,18 @@ SOURCES = Path(__file__).parents[3] / "guest/console"
 MIB = 1024 * 1024
 NOTICE = re.compile(rb"hypeman-console: ([0-9]+) lines \(([0-9]+) bytes\) were not kept: .*\n")
 LINE_COST = 512
+# the process beside the program is late in its first act
+LATE = """
+#include <fcntl.h>
+#include <unistd.h>
+int __wrap_fcntl(int fd, int operation, int value);
+int __wrap_fcntl(int fd, int operation, int value)
+{
+    if (operation == F_SETFL)
+        usleep(300000);
+    return fcntl64(fd, operation, value);
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +181,18 @@ def test_the_end_is_told_when_all_has_been_passed_on(console: Path, tmp_path: Pa
     finally:
         os.kill(int((tmp_path / "left").read_text()), 9)
         os.close(reader)
+
+
+def test_the_words_of_a_program_that_fails_at_once_are_not_lost(tmp_path: Path) -> None:
+    """systemd ends all of its unit then, as here: before the process beside it has run much."""
+    late = tmp_path / "late.c"
+    late.write_text(LATE)
+    program = tmp_path / "hypeman-console"
+    argv = ["gcc", "-std=c17", "-D_GNU_SOURCE", "-Wl,--wrap=fcntl", "-o", str(program), str(late)]
+    subprocess.run([*argv, *sorted(SOURCES.glob("*.c"))], check=True, timeout=120)
+    argv = [str(program), str(tmp_path), str(MIB), str(MIB), "/bin/sh", "-c", "echo why; kill -TERM 0"]
+    done = subprocess.run(argv, capture_output=True, timeout=60, check=False, start_new_session=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, b"why\n", b"")
 
 
 def test_no_console_is_waited_for_where_there_is_none(tmp_path: Path) -> None:
