@@ -214,11 +214,17 @@ class NetworkClient:
             task.add_done_callback(lambda _: self._ending.pop(vm, None))
 
     async def _end(self, vm: str, what: str) -> None:
-        if self.on_tampered is not None:
-            try:
-                await self.on_tampered(vm, what)
-            except HypemandError as error:
-                _log.error("VM %s cannot be ended, and %s: %s", vm, what, error)
+        if self.on_tampered is None:
+            return
+        try:
+            await self.on_tampered(vm, what)
+        except HypemandError as error:
+            _log.error("VM %s cannot be ended, and %s: %s", vm, what, error)
+            return
+        try:
+            await self._ask(Op.ENDED, {"vm": vm, "what": what}, None | int, self._timeout)
+        except HypemandError as error:  # it will tell the next connection of it again
+            _log.debug("the network service was not told that VM %s is ended: %s", vm, error)
 
     def _drop(self) -> None:
         if self._writer is not None:

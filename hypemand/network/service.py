@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Service:
         self._looking: asyncio.TimerHandle | None = None
         self._looked_at = -_LOOK_PAUSE
         self._holding: asyncio.TimerHandle | None = None
-        # by the VMs' names: what the daemon does not know yet, and what was seen, for events come in numbers
+        # by the VMs' names: for what no daemon has ended it yet, and what was seen, for events come in numbers
         self._tampered: dict[str, str] = {}
         self._seen: dict[str, str | None] = {}
         self._stop = asyncio.Event()
@@ -120,7 +120,7 @@ class Service:
                 _log.warning("refused a connection of uid %d", uid)
                 return
             self._writers.add(writer)
-            self._tell_tampered()
+            self._tell_tampered(self._tampered, {writer})
             while (request := await read_frame(reader)) is not None:
                 writer.write(encode_frame(self._answer(request)))
                 await writer.drain()
@@ -165,6 +165,10 @@ class Service:
                 return None
             case Op.COUNTERS:
                 return self._host.counters()
+            case Op.ENDED:
+                if self._tampered.get(vm := str(request.get("vm"))) == request.get("what"):
+                    del self._tampered[vm]
+                return None
             case other:
                 raise BadFrame(f"no operation {other!r}")
 
@@ -216,21 +220,19 @@ class Service:
     def _check_taps(self, names: set[str]) -> None:
         """Something of these TAP devices has changed, of any after events were lost."""
         found = self._host.mend_taps(names or self._host.list_taps())
-        for vm, what in found.items():
-            if what is not None and self._seen.get(vm) != what:
-                _log.error("VM %s: %s", vm, what)
-                self._tampered[vm] = what
+        news = {vm: what for vm, what in found.items() if what is not None and self._seen.get(vm) != what}
+        for vm, what in news.items():
+            _log.error("VM %s: %s", vm, what)
         self._seen |= found
         self._seen = {vm: what for vm, what in self._seen.items() if what is not None}
-        self._tell_tampered()
+        self._tampered |= news
+        self._tell_tampered(news, self._writers)
 
-    def _tell_tampered(self) -> None:
-        """Have the daemon end those VMs; the next one, if there is none."""
-        if self._writers:
-            for vm, what in self._tampered.items():
-                for writer in self._writers:
-                    writer.write(encode_frame({"event": TAMPERED, "vm": vm, "what": what}))
-            self._tampered.clear()
+    def _tell_tampered(self, tampered: Mapping[str, str], writers: Iterable[asyncio.StreamWriter]) -> None:
+        """Have the daemon end those VMs. One that goes meanwhile has not: the next is told again."""
+        for vm, what in tampered.items():
+            for writer in writers:
+                writer.write(encode_frame({"event": TAMPERED, "vm": vm, "what": what}))
 
     def _begin_look(self) -> None:
         """The rest of the host is not what it was: there may be something to tell, or to mend."""

@@ -41,7 +41,8 @@ NOT_APPLIED = "not_applied"
 CHANGED = "changed"
 """Event: somebody else has changed the host's networks. The daemon is to tell what there is to be again."""
 TAMPERED = "tampered"
-"""Event, with `vm` and `what`: somebody has changed the TAP device of a VM, which the daemon is to end."""
+"""Event, with `vm` and `what`: somebody has changed the TAP device of a VM, which the daemon is to end. It is
+told to each new connection until the daemon says with `Op.ENDED` that it has."""
 
 _LENGTH = struct.Struct(">I")
 _ADDRESSES = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
@@ -51,12 +52,13 @@ _KINDS: Mapping[str, type[HypemandError]] = {
 
 
 class Op(StrEnum):
-    """What the service can be asked for: the methods of `hypemand.network.port.NetworkHost`."""
+    """What the service can be asked for: the methods of `hypemand.network.port.NetworkHost`, and ENDED."""
 
     APPLY = "apply"
     ATTACH = "attach"
     DETACH = "detach"
     COUNTERS = "counters"
+    ENDED = "ended"
 
 
 class BadFrame(Exception):

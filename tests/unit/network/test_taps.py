@@ -204,6 +204,35 @@ def test_a_device_that_was_tampered_with_is_mended_and_its_vm_reported(
     assert show_ports() == before
 
 
+def test_a_daemon_that_goes_before_it_has_ended_the_vm_leaves_that_to_the_next(service: Service) -> None:
+    async def run() -> None:
+        heard: asyncio.Queue[str] = asyncio.Queue()
+
+        async def never(vm: str, what: str) -> None:
+            heard.put_nowait(vm)
+            await asyncio.Event().wait()
+
+        async def end(vm: str, what: str) -> None:
+            heard.put_nowait(vm)
+
+        first = NetworkClient(service.path, on_tampered=never)
+        await first.counters()
+        await asyncio.to_thread(tamper, "owner")
+        assert await asyncio.wait_for(heard.get(), DEADLINE) == ONE.vm
+        await first.close()
+        second = NetworkClient(service.path, on_tampered=end)
+        await second.counters()
+        assert await asyncio.wait_for(heard.get(), DEADLINE) == ONE.vm
+        await second.counters()
+        await second.close()
+        third = NetworkClient(service.path, on_tampered=end)
+        await third.counters()
+        assert heard.empty()
+        await third.close()
+
+    asyncio.run(run())
+
+
 def wait_for_mend(how: str, before: tuple[dict[str, Any], list[str]]) -> None:
     """The service has seen it, with nobody to tell."""
     deadline = time.monotonic() + DEADLINE
