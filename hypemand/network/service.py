@@ -68,7 +68,7 @@ class Service:
         self._looking: asyncio.TimerHandle | None = None
         self._looked_at = -_LOOK_PAUSE
         self._holding: asyncio.TimerHandle | None = None
-        # by the VMs' names: for what no daemon has ended it yet, and what was seen, for events come in numbers
+        # by the VMs' names: for what they are to be ended, and what was seen, for events come in numbers
         self._tampered: dict[str, str] = {}
         self._seen: dict[str, str | None] = {}
         self._stop = asyncio.Event()

@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.http_parser import HttpRequestParser
 
 import hypemand
 from hypemand.agent.frames import FrameParser, HelloFinder
@@ -32,6 +35,7 @@ from hypemand.agent.report import LineSplitter
 from hypemand.agent.session import clean_message
 from hypemand.api.cp import parse_order
 from hypemand.api.exec import parse_opening
+from hypemand.api.heads import _BoundedParser
 from hypemand.api.requests import parse_object
 from hypemand.boot.tracker import BootTracker
 from hypemand.budget import Budget
@@ -154,6 +158,20 @@ def take_tree(data: bytes) -> None:
         tree.take(FileInfo(path, FileKind.FILE, 0, 0, 0, 0, 0))
 
 
+def take_heads(data: bytes) -> None:
+    async def take() -> None:
+        loop = asyncio.get_running_loop()
+        for step in (4096, 64):
+            parser = _BoundedParser(
+                HttpRequestParser(BaseProtocol(loop), loop, 65536, max_line_size=8190, max_field_size=8190)
+            )
+            with contextlib.suppress(BadHttpMessage):
+                for at in range(0, len(data), step):
+                    parser.feed_data(data[at : at + step])
+
+    asyncio.run(take())
+
+
 HOSTILE_LINES = (
     repeat(b" a=HYPEMAN-EXIT", b"HYPEMAN-EXIT", b' "'),
     repeat(b" a=HYPEMAN-EXIT", b"HYPEMAN-EXIT"),
@@ -172,6 +190,7 @@ HOSTILE_LINES = (
     repeat(b"\t \r\v"),
 )
 NOISE = b"\1" * 20
+REQUEST = b"GET / HTTP/1.1\r\n"
 LINE = b"HYPEMAN-EXIT" + b" a=HYPEMAN-EXIT" * 200 + b' "\n'
 
 PARSERS: dict[str, Case] = {
@@ -313,6 +332,17 @@ PARSERS: dict[str, Case] = {
     "api.cp:parse_order": Case(
         lambda d: parse_order(d.decode()),
         (numbered('"%d":1,', b"{", b'"a":1}'), repeat(b"/", b'{"path":"', b'"}')),
+    ),
+    "api.heads:_BoundedParser.feed_data": Case(
+        take_heads,
+        (
+            repeat(b"a:b\r\n", REQUEST),
+            repeat(b"a:b\r\n", REQUEST, b"\r\n"),
+            repeat(b"a" * 4000 + b":b\r\n", REQUEST),
+            repeat(REQUEST + b"\r\n"),
+            repeat(b"x", b"POST / HTTP/1.1\r\ncontent-length: 9999999\r\n\r\n"),
+        ),
+        most=60 * 1024,
     ),
     "storage.images:parse_oci_config": Case(
         lambda d: parse_oci_config(json.loads(d)),

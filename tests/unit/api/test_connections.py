@@ -2,7 +2,10 @@
 """Clients that take all they can get, and those who want to be served beside them."""
 
 import asyncio
+import contextlib
+import os
 import socket
+import stat
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -160,6 +163,29 @@ def test_the_kernel_looks_after_connections_over_tcp() -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
     with socket.socket(socket.AF_UNIX) as sock:
         notice_loss(sock)
+
+
+def find_accepted(client: socket.socket) -> socket.socket:
+    """The server's end of a connection: it is this process too."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(number)) as found:
+                ends = found.getpeername(), found.getsockname()
+                if ends == (client.getsockname(), client.getpeername()):
+                    return found.dup()
+    raise AssertionError("no such connection")
+
+
+def test_a_connection_that_is_accepted_is_looked_after(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        (streams,) = await connect(place, 1)
+        with find_accepted(streams[1].get_extra_info("socket")) as sock:
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
+        close([streams])
+
+    over_tcp(tmp_path, scenario)
 
 
 def vanish(response: aiohttp.ClientResponse) -> None:
