@@ -83,7 +83,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         async with AsyncExitStack() as stack:
-            stack.callback(self._bus.close)
+            self._bus.start()
+            stack.push_async_callback(self._bus.close)
             stack.callback(self._watcher.close)
             stack.push_async_callback(self._network_client.close)
             await self._recover()
@@ -102,8 +103,8 @@ class Daemon:
             self._notifier.notify("STOPPING=1")
 
     async def _recover(self) -> None:
-        self._bus.start_signals(self._resync)
-        await run_in(Pool.TOOLS, self._prepare_folders)
+        await run_in(Pool.TOOLS, self._prepare_folders)  # the process for the bus starts meanwhile
+        await self._bus.start_signals(self._resync)
         await self._manager.recover()
 
     def _prepare_folders(self) -> None:

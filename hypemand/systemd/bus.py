@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system bus, by sd-bus through pystemd.
-
-Two connections. Calls run on a thread of their own, since sd_bus_call(3) blocks; signals arrive on the
-event loop. Each is opened anew when the bus has gone away.
-"""
+"""The system bus, by a process of ours that may wait for it: hypemand.systemd.busworker."""
 
 from __future__ import annotations
 
@@ -11,73 +7,34 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from hypemand.errors import HostNotReady
-from hypemand.systemd.dbuslib import DBus, DBusBaseError, DBusNoReplyError, apply_signature, path_encode
+from hypemand.systemd import busframes
+from hypemand.systemd.busframes import HEAD, Part
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-_BUS = (b"org.freedesktop.DBus", b"/org/freedesktop/DBus", b"org.freedesktop.DBus")
-_PROPERTIES = b"org.freedesktop.DBus.Properties"
 _GONE = {errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN}
 _CALL_DEADLINE = 30.0  # sd-bus itself gives up after 25 s
-_RECONNECT_FIRST, _RECONNECT_MOST = 0.1, 5.0
-# A connection that has lasted so many seconds was a good one: the next is tried at once again.
+_RESTART_FIRST, _RESTART_MOST = 0.1, 5.0
+# A process that has lasted so many seconds was a good one.
 _LASTING = 30.0
-# One rule for all units: dbus-daemon allows a connection 512 of them (max_match_rules_per_connection), which
-# a rule for each VM would use up. What is of other units is dropped here.
-_RULE = (
-    "type='signal',sender='org.freedesktop.systemd1',path_namespace='/org/freedesktop/systemd1/unit',"
-    f"interface='{_PROPERTIES.decode()}',member='PropertiesChanged'"
-)
-_TRIES = 3
-
-
-class Argument(NamedTuple):
-    """One step of a message under construction, as pystemd takes it: a type's code and its value."""
-
-    code: int
-    value: Any
-
-
-def encode_arguments(signature: str, values: Sequence[Any]) -> list[Any]:
-    """Arguments of plain D-Bus types (no variants), e.g. ``encode_arguments("ss", ["name", "fail"])``."""
-    return list(apply_signature(signature.encode(), list(values))) if signature else []
-
-
-def encode_properties(properties: Sequence[tuple[str, str, Any]]) -> list[Any]:
-    """An ``a(sv)`` of (name, signature, value): what StartTransientUnit and SetUnitProperties take."""
-    steps: list[Any] = [Argument(ord("a"), b"(sv)")]
-    for name, signature, value in properties:
-        steps += [Argument(ord("r"), b"sv"), Argument(ord("s"), name.encode())]
-        steps += [Argument(ord("v"), signature.encode())]
-        steps += apply_signature(signature.encode(), [value])
-        steps += [Argument(-1, None), Argument(-1, None)]
-    steps.append(Argument(-1, None))
-    return steps
+_WORKER = (sys.executable, "-I", "-m", "hypemand.systemd.busworker")
 
 
 def unit_path(unit: str) -> str:
-    """D-Bus object path of a unit of the system manager."""
-    return bytes(path_encode(b"/org/freedesktop/systemd1/unit", unit.encode())).decode()
-
-
-def decode(value: Any) -> Any:
-    """Bytes of a reply to text, in whatever they are nested."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, list):
-        return [decode(v) for v in value]
-    if isinstance(value, tuple):
-        return tuple(decode(v) for v in value)
-    if isinstance(value, dict):
-        return {decode(k): decode(v) for k, v in value.items()}
-    return value
+    """D-Bus object path of a unit of the system manager, sd_bus_path_encode(3)."""
+    letters = [
+        chr(byte)
+        if chr(byte).isascii() and chr(byte).isalnum() and not (at == 0 and chr(byte).isdigit())
+        else f"_{byte:02x}"
+        for at, byte in enumerate(unit.encode())
+    ]
+    return "/org/freedesktop/systemd1/unit/" + ("".join(letters) or "_")
 
 
 class BusError(HostNotReady):
@@ -91,6 +48,16 @@ class BusError(HostNotReady):
         self.gone = number in _GONE
 
 
+class Worker(Protocol):
+    """The process, or what stands for it."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    async def wait(self) -> object:
+        """Until it has ended."""
+
+
 class _Watch(NamedTuple):
     """Properties that are watched: whose, of which of its interfaces, and who is told."""
 
@@ -99,197 +66,163 @@ class _Watch(NamedTuple):
     callback: Callable[[dict[str, Any]], None]
 
 
-class SystemBus:
-    """The system bus. Made on the event loop; `close` ends its thread and its connections. `open_bus` makes
-    a connection, or raises BusError."""
+async def start_worker(end: socket.socket) -> Worker:
+    """Start the process, with its end of a pair of sockets. Raises OSError."""
+    return await asyncio.create_subprocess_exec(*_WORKER, stdin=end.fileno())
 
-    def __init__(self, open_bus: Callable[[], DBus] | None = None) -> None:
-        self._open = open_bus or _open
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bus")
-        self._calls: DBus | None = None
-        self._signals: DBus | None = None
-        self._signals_fd = -1
+
+class SystemBus:
+    """The system bus. Made on the event loop; `start` starts its process, and starts it again whenever it
+    has ended. Calls wait for that, and for each other, at most 30 s altogether."""
+
+    def __init__(self, start: Callable[[socket.socket], Awaitable[Worker]] = start_worker) -> None:
+        self._start_worker = start
+        self._task: asyncio.Task[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._up = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._answer: asyncio.Future[Any] | None = None
         self._watches: dict[str, _Watch] = {}
-        self._reconnect: asyncio.TimerHandle | None = None
-        self._backoff = _RECONNECT_FIRST
-        self._connected_at = 0.0
         self._on_reconnect: Callable[[], None] | None = None
 
-    async def call(self, service: str, path: str, member: str, arguments: list[Any]) -> Any:
+    def start(self) -> None:
+        """Start the process: it takes as long as Python does, and others can work meanwhile."""
+        self._task = asyncio.create_task(self._run(), name="bus")
+
+    async def close(self) -> None:
+        """End the process. A call that is under way fails."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def call(self, service: str, path: str, member: str, arguments: Sequence[Part]) -> Any:
         """Call `member` (interface and method, dotted) of an object. Raises BusError."""
-        return await self._in_thread(member, self._call, service, path, member, arguments)
+        return await self._ask(member, "call", service, path, member, arguments)
 
     async def get_property(self, service: str, path: str, name: str) -> Any:
         """A property of an object, its name dotted with its interface."""
-        return await self._in_thread("Get", self._get, service, path, name)
+        (value,) = await self._ask("Get", "get", service, path, (name,), None)
+        return value
 
     async def get_properties(
         self, service: str, path: str, names: Sequence[str], first: tuple[str, str]
     ) -> list[Any] | None:
-        """Properties of an object, each name dotted with its interface, with one change of threads. None
-        when the property `first` has not the value that is named there."""
-        return await self._in_thread("Get", self._get_all, service, path, names, first)
-
-    async def _in_thread(self, what: str, work: Callable[..., T], *arguments: Any) -> T:
-        task = asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
-        try:
-            return await asyncio.wait_for(task, _CALL_DEADLINE)
-        except TimeoutError:
-            raise BusError(f"no answer to {what} in {_CALL_DEADLINE:.0f} s", errno.ETIMEDOUT) from None
-
-    def _get_all(
-        self, service: str, path: str, names: Sequence[str], first: tuple[str, str]
-    ) -> list[Any] | None:
-        if self._get(service, path, first[0]) != first[1]:
-            return None
-        return [self._get(service, path, name) for name in names]
-
-    def _get(self, service: str, path: str, name: str) -> Any:
-        interface, _, prop = name.rpartition(".")
-        arguments = encode_arguments("ss", [interface, prop])
-        return self._call(service, path, f"{_PROPERTIES.decode()}.Get", arguments)
-
-    def _call(self, service: str, path: str, member: str, arguments: list[Any]) -> Any:
-        interface, _, method = member.rpartition(".")
-        names = (service.encode(), path.encode(), interface.encode(), method.encode())
-        fresh = self._calls is None
-        bus = self._calls = self._calls or self._open()
-        try:
-            return decode(_ask(bus, *names, arguments).body)
-        except DBusBaseError as error:
-            failure = _failure(error)
-        if failure.gone:
-            self._calls = None
-        if not failure.gone or fresh:
-            raise failure
-        return self._call(service, path, member, arguments)
+        """Properties of an object, each name dotted with its interface, asked for together. None when the
+        property `first` has not the value that is named there."""
+        answer: list[Any] | None = await self._ask("Get", "get", service, path, tuple(names), first)
+        return answer
 
     def watch_properties(
         self, path: str, interface: str, names: Sequence[str], callback: Callable[[dict[str, Any]], None]
     ) -> None:
         """Call `callback` with what a signal of a systemd object's interface says of these properties:
         systemd signals all of them when one has changed. One watch for each object."""
-        self._watches[path] = _Watch(interface, tuple(names), callback)
+        watch = self._watches[path] = _Watch(interface, tuple(names), callback)
+        self._send("watch", path, watch.interface, watch.names)
 
     def unwatch_properties(self, path: str) -> None:
         """Undo watch_properties; a path that is not watched is no error."""
-        self._watches.pop(path, None)
+        if self._watches.pop(path, None) is not None:
+            self._send("unwatch", path)
 
-    def start_signals(self, on_reconnect: Callable[[], None]) -> None:
+    async def start_signals(self, on_reconnect: Callable[[], None]) -> None:
         """Begin to receive signals. `on_reconnect` is called after a lost connection is back, when
         signals may have been missed. Raises BusError when there is no bus now."""
+        await self._ask("Subscribe", "signals")
         self._on_reconnect = on_reconnect
-        self._connect_signals()
 
-    def _connect_signals(self) -> None:
-        bus = self._open()
+    async def _ask(self, what: str, *request: Any) -> Any:
+        """One request at a time: one that nobody waits for any more is not begun. One that was begun is not
+        taken back, and its answer is awaited before the next."""
         try:
-            manager = (
-                b"org.freedesktop.systemd1",
-                b"/org/freedesktop/systemd1",
-                b"org.freedesktop.systemd1.Manager",
-            )
-            _ask(bus, *manager, b"Subscribe", [])
-            _ask(bus, *_BUS, b"AddMatch", encode_arguments("s", [_RULE]))
-        except DBusBaseError as error:
-            bus.close()
-            raise _failure(error) from None
-        self._signals = bus
-        # A copy: sd-bus closes its own when it is cut off, and may say nothing then. The copy stays readable,
-        # which leads to the error, and nobody else is given its number meanwhile.
-        self._signals_fd = os.dup(bus.get_fd())
+            async with asyncio.timeout(_CALL_DEADLINE):
+                await self._turn.acquire()
+                try:
+                    await self._up.wait()
+                except BaseException:
+                    self._turn.release()
+                    raise
+                answer = self._answer = asyncio.get_running_loop().create_future()
+                answer.add_done_callback(self._end_turn)
+                self._send(*request)
+                return await asyncio.shield(answer)
+        except TimeoutError:
+            raise BusError(f"no answer to {what} in {_CALL_DEADLINE:.0f} s", errno.ETIMEDOUT) from None
+
+    def _end_turn(self, answer: asyncio.Future[Any]) -> None:
+        answer.exception()  # whoever has asked may have gone
+        self._turn.release()
+
+    def _send(self, *frame: Any) -> None:
+        """Nothing, where there is no process: the next is told what is watched."""
+        if self._writer is not None:
+            self._writer.write(busframes.encode(frame))
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        self._connected_at = loop.time()
-        loop.add_reader(self._signals_fd, self._receive)
-        # the calls may have read signals off the socket into sd-bus's own queue
-        self._receive()
-
-    def _receive(self) -> None:
-        while self._signals is not None:
+        pause = _RESTART_FIRST
+        while True:
+            began = loop.time()
             try:
-                message = self._signals.process()
-                if message.is_empty():
-                    return
-                watch = self._watches.get(decode(message.get_path()) or "")
-                if watch is None:
-                    continue  # still encoded: the host has many more units than ours
-                message.process_reply(False)
-            except DBusBaseError as error:
-                self._lose(error)
-                return
-            self._dispatch(watch, message.body)
+                await self._serve()
+            except OSError as error:
+                _log.error("cannot start the process for the system bus: %s", error)
+            else:
+                _log.error("the process for the system bus has ended; another is started")
+            if loop.time() - began >= _LASTING:
+                pause = _RESTART_FIRST
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _RESTART_MOST)
 
-    def _dispatch(self, watch: _Watch, body: Any) -> None:
-        if not isinstance(body, list) or len(body) != 3 or not isinstance(body[1], dict):
+    async def _serve(self) -> None:
+        """Start a process, and take what it says until it ends. Raises OSError if there is none."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                worker = await self._start_worker(theirs)
+            try:
+                reader, self._writer = await asyncio.open_connection(sock=ours)
+                for path, watch in self._watches.items():
+                    self._send("watch", path, watch.interface, watch.names)
+                if self._on_reconnect is not None:
+                    self._send("resume")
+                self._up.set()
+                with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                    while True:
+                        (length,) = HEAD.unpack(await reader.readexactly(HEAD.size))
+                        self._take(busframes.decode(await reader.readexactly(length)))
+            finally:
+                self._up.clear()
+                if self._writer is not None:
+                    self._writer.transport.abort()
+                    self._writer = None
+                self._finish(error=BusError("the process for the system bus has ended", errno.ENOTCONN))
+                with contextlib.suppress(ProcessLookupError):
+                    worker.kill()
+                await worker.wait()
+
+    def _take(self, frame: tuple[Any, ...]) -> None:
+        match frame:
+            case ("answer", value):
+                self._finish(value)
+            case ("error", words, number):
+                self._finish(error=BusError(words, number))
+            case ("signal", path, changed):
+                if (watch := self._watches.get(path)) is not None:
+                    try:
+                        watch.callback(changed)
+                    except Exception:  # of one VM: the others' signals go on
+                        _log.exception("what systemd signals of %s could not be taken", path)
+            case ("lost", words):
+                _log.warning("lost the system bus: %s", words)
+            case ("back",):
+                if self._on_reconnect is not None:
+                    self._on_reconnect()
+
+    def _finish(self, value: Any = None, *, error: BusError | None = None) -> None:
+        if self._answer is None or self._answer.done():
             return
-        if decode(body[0]) != watch.interface:
-            return
-        # of some 70 values few are wanted: to decode the others would take most of the time
-        changed = {name: body[1].get(name.encode()) for name in watch.names}
-        watch.callback({name: decode(value) for name, value in changed.items() if value is not None})
-
-    def _lose(self, error: DBusBaseError) -> None:
-        _log.warning("lost the system bus: %s", _words(error))
-        self._drop_signals()
-        if asyncio.get_running_loop().time() - self._connected_at >= _LASTING:
-            self._backoff = _RECONNECT_FIRST
-        self._retry()
-
-    def _drop_signals(self) -> None:
-        if self._signals is not None:
-            asyncio.get_running_loop().remove_reader(self._signals_fd)
-            os.close(self._signals_fd)
-            self._signals.close()
-            self._signals = None
-
-    def _retry(self) -> None:
-        self._reconnect = asyncio.get_running_loop().call_later(self._backoff, self._try_again)
-        self._backoff = min(self._backoff * 2, _RECONNECT_MOST)
-
-    def _try_again(self) -> None:
-        try:
-            self._connect_signals()
-        except BusError:
-            self._retry()
-            return
-        if self._on_reconnect is not None:
-            self._on_reconnect()
-
-    def close(self) -> None:
-        """Let go of both connections. A call that is under way ends first."""
-        if self._reconnect is not None:
-            self._reconnect.cancel()
-        self._drop_signals()
-        self._thread.shutdown(wait=True)
-        if self._calls is not None:
-            self._calls.close()
-            self._calls = None
-
-
-def _open() -> DBus:
-    bus = DBus()
-    try:
-        bus.open()
-    except DBusBaseError as error:
-        raise BusError(f"cannot reach the system bus: {_words(error)}", errno.ENOTCONN) from None
-    return bus
-
-
-def _ask(
-    bus: DBus, service: bytes, path: bytes, interface: bytes, method: bytes, arguments: list[Any]
-) -> Any:
-    """Call a method, and again if who was asked has left the bus before it answered. That is what systemd
-    does at a daemon-reexec, as at each upgrade of its package: it answers what it has taken, leaves, and
-    comes back some 100 ms later. (That it does not answer for too long is another error.)"""
-    for _ in range(_TRIES - 1):
-        with contextlib.suppress(DBusNoReplyError):
-            return bus.call_method(service, path, interface, method, arguments)
-    return bus.call_method(service, path, interface, method, arguments)
-
-
-def _words(error: DBusBaseError) -> str:
-    return str(decode(error.err_message)) if error.err_message else str(error)
-
-
-def _failure(error: DBusBaseError) -> BusError:
-    return BusError(_words(error), abs(error.errno))
+        if error is None:
+            self._answer.set_result(value)
+        else:
+            self._answer.set_exception(error)

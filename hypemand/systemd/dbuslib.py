@@ -16,6 +16,6 @@ except ModuleNotFoundError:
     raise HostNotReady("Python has no pystemd", hint="install the package python3-pystemd") from None
 
 from pystemd.dbusexc import DBusBaseError, DBusNoReplyError
-from pystemd.dbuslib import DBus, apply_signature, path_encode
+from pystemd.dbuslib import DBus, apply_signature
 
-__all__ = ["DBus", "DBusBaseError", "DBusNoReplyError", "apply_signature", "path_encode"]
+__all__ = ["DBus", "DBusBaseError", "DBusNoReplyError", "apply_signature"]

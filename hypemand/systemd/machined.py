@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from hypemand.systemd.bus import BusError, SystemBus, encode_arguments
+from hypemand.systemd.bus import BusError, SystemBus
 
 _SERVICE = "org.freedesktop.machine1"
 _PATH = "/org/freedesktop/machine1"
@@ -19,10 +19,9 @@ async def register_machine(
     """Make a VM known under its name. The leader is the process that machinectl signals, and its cgroup
     tells the unit. `vm_id` is 32 hex digits, `interfaces` the indexes of the host's ends of its network.
     False: there is no machined. Raises BusError otherwise."""
-    identity = [name, bytes.fromhex(vm_id), "hypemand", "vm", leader, ""]
-    arguments = encode_arguments("sayssusai", [*identity, list(interfaces)])
+    identity = (name, bytes.fromhex(vm_id), "hypemand", "vm", leader, "")
     try:
-        await bus.call(_SERVICE, _PATH, _REGISTER, arguments)
+        await bus.call(_SERVICE, _PATH, _REGISTER, [("sayssusai", (*identity, list(interfaces)))])
     except BusError as error:
         if error.number == errno.EEXIST:
             return True

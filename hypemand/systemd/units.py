@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.config.definition import Restart
-from hypemand.systemd.bus import BusError, SystemBus, encode_arguments, encode_properties, unit_path
+from hypemand.systemd.bus import BusError, SystemBus, unit_path
+from hypemand.systemd.busframes import PROPERTIES, Part
 from hypemand.systemd.extras import INFINITY, extra_properties, microseconds
 from hypemand.systemd.rootdir import root_properties
 from hypemand.systemd.sandbox import Property, sandbox_properties
@@ -184,10 +185,12 @@ class Units:
 
     async def start_transient(self, plan: UnitPlan) -> None:
         """Make and start a VM's unit; back when systemd has taken the job."""
-        arguments = encode_arguments("ss", [unit_name(plan.vm), "fail"])
-        arguments += encode_properties(unit_properties(plan))
-        arguments += encode_arguments("a(sa(sv))", [[]])
-        await self._manager("StartTransientUnit", arguments)
+        arguments: tuple[Part, ...] = (
+            ("ss", (unit_name(plan.vm), "fail")),
+            (PROPERTIES, unit_properties(plan)),
+            ("a(sa(sv))", ([],)),
+        )
+        await self._manager("StartTransientUnit", *arguments)
 
     async def stop(self, unit: str) -> None:
         """Queue a stop job. A unit that is not there is no error."""
@@ -233,8 +236,7 @@ class Units:
 
     async def list_vms(self) -> dict[str, str]:
         """ActiveState of every VM's unit that is loaded, by the VM's name."""
-        arguments = encode_arguments("asas", [[], [f"{_PREFIX}*{_SUFFIX}"]])
-        rows = await self._manager("ListUnitsByPatterns", arguments)
+        rows = await self._manager("ListUnitsByPatterns", ("asas", ([], [f"{_PREFIX}*{_SUFFIX}"])))
         found = {}
         for row in rows or []:
             vm = vm_of_unit(row[0])
@@ -260,12 +262,12 @@ class Units:
         """Undo `watch`."""
         self._bus.unwatch_properties(unit_path(unit))
 
-    async def _manager(self, method: str, arguments: list[Any]) -> Any:
+    async def _manager(self, method: str, *arguments: Part) -> Any:
         return await self._bus.call(SERVICE, MANAGER, f"{SERVICE}.Manager.{method}", arguments)
 
     async def _unless_missing(self, method: str, signature: str, *values: object) -> None:
         try:
-            await self._manager(method, encode_arguments(signature, list(values)))
+            await self._manager(method, (signature, values))
         except BusError as error:
             # NoSuchUnit, and NoSuchProcess for a signal to what has just ended
             if error.number not in (errno.ENOENT, errno.ESRCH):

@@ -2,7 +2,9 @@
 """The daemon, the VMM and systemd's parts fail or go away; VMs go on, and their states are right again."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+from tests.host.apiget import api_get
 from tests.host.vms import END_DEADLINE, HAS_LAST_WORDS, Vms, stuck_guests
 
 ON_DEMAND = "mkfifo /tmp/go; echo up; read -r code </tmp/go; exit $code"
@@ -225,3 +227,31 @@ def test_a_daemon_that_starts_while_a_guest_is_stuck_calls_it_initializing(vms: 
         shown = vms.show(name)
         assert shown["state"] == "Initializing"
         assert "waiting for agent and program" in shown["status_text"]
+
+
+def test_a_bus_that_does_not_answer_holds_up_nobody_who_does_not_need_it(vms: Vms) -> None:
+    name = vms.run("bus-hangs")
+    bus = vms.properties("dbus.service", "MainPID")["MainPID"]
+    with ThreadPoolExecutor(1) as pool:
+        vms.host.run(["kill", "-STOP", bus])
+        try:
+            asked = pool.submit(api_get, vms.host, f"/instances/{name}")
+            for _ in range(20):
+                api_get(vms.host, "/health")
+                time.sleep(0.05)
+            assert not asked.done()
+        finally:
+            vms.host.run(["kill", "-CONT", bus])
+        assert asked.result()["state"] == "Running"
+    vms.ctl("stop", name)
+
+
+def test_the_process_for_the_bus_is_replaced_when_it_dies(vms: Vms) -> None:
+    name, other = vms.run("bus-dies"), vms.define("bus-died")
+    vms.host.run(["pkill", "-KILL", "-f", "hypemand.systemd.busworker"])
+    vms.start(other)
+    # a signal of systemd's arrives: the end is seen without being asked for
+    vms.host.run(["systemctl", "kill", "--signal=KILL", f"hypeman-vm-{name}"])
+    vms.wait(name, "Stopped")
+    assert any("another is started" in e["MESSAGE"] for e in vms.host.journal("--unit=hypemand"))
+    vms.ctl("stop", other)

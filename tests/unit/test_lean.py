@@ -47,8 +47,14 @@ def run(program: str) -> list[str]:
 
 def test_the_daemon_loads_what_serves_and_no_client() -> None:
     loaded = set(run(DAEMON))
-    assert {"hypemand.daemon", "aiohttp.web", "pystemd.dbuslib"} <= loaded
-    assert not {"aiohttp.client", "aiohttp.connector", "lxml", "pyroute2", "nftables"} & loaded
+    assert {"hypemand.daemon", "aiohttp.web"} <= loaded
+    assert not {"aiohttp.client", "aiohttp.connector", "lxml", "pystemd", "pyroute2", "nftables"} & loaded
+
+
+def test_the_process_for_the_bus_loads_little() -> None:
+    loaded = set(run("import hypemand.systemd.busworker, sys\nprint(*sys.modules)"))
+    assert "pystemd.dbuslib" in loaded
+    assert not {"asyncio", "aiohttp", "lxml", "logging", "hypemand.config"} & loaded
 
 
 def test_modules_of_a_skipped_package_are_found_and_a_loaded_one_stays() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals of systemd, whatever the number of VMs and whatever happens to the bus."""
+"""Calls and signals of systemd, whatever the number of VMs and whatever happens to the bus."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import asyncio
 import errno
 import os
 import socket
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from hypemand.systemd.bus import SystemBus, unit_path
+import pytest
+
+from hypemand.systemd.bus import BusError, SystemBus, Worker, unit_path
+from hypemand.systemd.busworker import BusWorker
 from hypemand.systemd.dbuslib import DBusBaseError
 from hypemand.systemd.units import unit_name
 
@@ -37,6 +42,14 @@ class Message:
         self.parsed = True
 
 
+class Answer(Message):
+    """What a method returns: what it was given."""
+
+    def __init__(self, values: list[Any]) -> None:
+        super().__init__()
+        self.body = values
+
+
 class Connection:
     """One connection to the bus, as pystemd has it."""
 
@@ -50,11 +63,17 @@ class Connection:
         return self.ours.fileno()
 
     def call_method(
-        self, _service: bytes, _path: bytes, _interface: bytes, method: bytes, _args: Any
-    ) -> None:
+        self, _service: bytes, _path: bytes, _interface: bytes, method: bytes, args: list[Any]
+    ) -> Message:
         self.bus.calls.append(method.decode())
         if method == b"AddMatch" and self.bus.refuses_rules:
             raise DBusBaseError(-errno.ENOBUFS)
+        if method == b"AddMatch":
+            self.bus.listening = self
+        if method == b"Wait":
+            self.bus.waits.set()
+            assert self.bus.gate.wait(DEADLINE)
+        return Answer([value for _, value in args])
 
     def process(self) -> Message:
         if self.is_cut:
@@ -81,6 +100,9 @@ class Bus:
         self.calls: list[str] = []
         self.connections: list[Connection] = []
         self.refuses_rules = False
+        self.workers: list[InThread] = []
+        self.listening: Connection | None = None
+        self.waits, self.gate = threading.Event(), threading.Event()
 
     def connect(self) -> Any:
         self.connections.append(Connection(self))
@@ -97,13 +119,36 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def drive(scenario: Callable[[Bus, SystemBus], Any]) -> Bus:
+class InThread:
+    """The process, in a thread, with a bus of the test's."""
+
+    def __init__(self, end: socket.socket, bus: Bus) -> None:
+        self._end = end.dup()
+        self._thread = threading.Thread(target=BusWorker(self._end, bus.connect).run)
+        self._thread.start()
+
+    def kill(self) -> None:
+        self._end.shutdown(socket.SHUT_RDWR)
+
+    async def wait(self) -> None:
+        await asyncio.to_thread(self._thread.join, DEADLINE)
+        assert not self._thread.is_alive()
+        self._end.close()
+
+
+def drive(scenario: Callable[[Bus, SystemBus], Awaitable[None]]) -> Bus:
+    async def start(end: socket.socket) -> Worker:
+        bus.workers.append(InThread(end, bus))
+        return bus.workers[-1]
+
     async def main() -> None:
-        system = SystemBus(bus.connect)
+        system = SystemBus(start)
+        system.start()
         try:
             await scenario(bus, system)
         finally:
-            system.close()
+            bus.gate.set()
+            await system.close()
             for connection in bus.connections:
                 connection.close()
 
@@ -126,8 +171,9 @@ def test_a_thousand_vms_take_one_match_rule_and_get_their_signals() -> None:
     async def scenario(bus: Bus, system: SystemBus) -> None:
         for number in range(999):
             watch(system, number)
-        system.start_signals(lambda: None)
+        await system.start_signals(lambda: None)
         watch(system, 999)
+        await echo(system)  # what was sent before is known by then
         foreign = Message("/org/freedesktop/systemd1/unit/ssh_2eservice", state="active")
         other = Message(path_of(5), "org.freedesktop.systemd1.Service", "active")
         bus.connections[0].signal(
@@ -137,14 +183,14 @@ def test_a_thousand_vms_take_one_match_rule_and_get_their_signals() -> None:
         assert seen == {0: "failed", 999: "active"}
         assert not foreign.parsed
 
-    assert drive(scenario).calls == ["Subscribe", "AddMatch"]
+    assert drive(scenario).calls == ["Subscribe", "AddMatch", "Echo"]
 
 
 def test_a_rule_that_is_refused_is_tried_again_and_no_reason_to_look_at_everything() -> None:
     resyncs: list[None] = []
 
     async def scenario(bus: Bus, system: SystemBus) -> None:
-        system.start_signals(lambda: resyncs.append(None))
+        await system.start_signals(lambda: resyncs.append(None))
         bus.refuses_rules = True
         bus.connections[0].cut()
         await until(lambda: bus.calls.count("AddMatch") >= 3)
@@ -164,7 +210,7 @@ def test_a_bus_that_is_lost_again_and_again_is_tried_less_and_less_often() -> No
             resyncs.append(time.monotonic())
             bus.connections[-1].cut()
 
-        system.start_signals(cut_again)
+        await system.start_signals(cut_again)
         bus.connections[0].cut()
         await until(lambda: len(resyncs) == 5)
         # 0.1 s doubled; were it reset by each connection, it would be 0.1 s
@@ -177,15 +223,137 @@ def test_a_path_that_is_not_watched_any_more_is_told_nothing() -> None:
     seen: list[str] = []
 
     async def scenario(bus: Bus, system: SystemBus) -> None:
-        system.start_signals(lambda: None)
+        await system.start_signals(lambda: None)
         for number in (1, 2):
             system.watch_properties(
                 path_of(number), UNIT, ("ActiveState",), lambda c: seen.append(c["ActiveState"])
             )
         system.unwatch_properties(path_of(1))
         system.unwatch_properties(path_of(1))
+        await echo(system)
         bus.connections[0].signal(Message(path_of(1), state="failed"), Message(path_of(2), state="active"))
         await until(lambda: bool(seen))
         assert seen == ["active"]
 
     drive(scenario)
+
+
+async def echo(system: SystemBus, *values: str) -> list[str]:
+    answer: list[str] = await system.call("a.b", "/c", "d.Echo", [("s" * len(values), values)])
+    return answer
+
+
+def test_a_call_that_is_not_answered_holds_up_nothing_but_calls() -> None:
+    async def scenario(bus: Bus, system: SystemBus) -> None:
+        waiting = asyncio.create_task(system.call("a.b", "/c", "d.Wait", []))
+        await until(bus.waits.is_set)
+        gone = asyncio.create_task(system.call("a.b", "/c", "d.NeverBegun", []))
+        after = asyncio.create_task(echo(system, "x", "y"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        bus.gate.set()
+        assert await waiting == []
+        assert await after == ["x", "y"]
+
+    assert drive(scenario).calls == ["Wait", "Echo"]
+
+
+def test_whoever_asks_and_goes_leaves_the_next_its_own_answer() -> None:
+    async def scenario(bus: Bus, system: SystemBus) -> None:
+        waiting = asyncio.create_task(system.call("a.b", "/c", "d.Wait", [("s", ("old",))]))
+        await until(bus.waits.is_set)
+        waiting.cancel()
+        after = asyncio.create_task(echo(system, "new"))
+        await asyncio.sleep(0)
+        bus.gate.set()
+        assert await after == ["new"]
+
+    drive(scenario)
+
+
+def test_a_process_that_ends_is_started_again_and_told_what_is_watched() -> None:
+    seen: list[str] = []
+    resyncs: list[None] = []
+
+    async def scenario(bus: Bus, system: SystemBus) -> None:
+        await system.start_signals(lambda: resyncs.append(None))
+        system.watch_properties(
+            path_of(1), UNIT, ("ActiveState",), lambda changed: seen.append(changed["ActiveState"])
+        )
+        waiting = asyncio.create_task(system.call("a.b", "/c", "d.Wait", []))
+        await until(bus.waits.is_set)
+        bus.workers[0].kill()
+        with pytest.raises(BusError, match="has ended") as caught:
+            await waiting
+        assert caught.value.gone
+        bus.gate.set()
+        # waits for the next one
+        assert await echo(system, "again") == ["again"]
+        await until(lambda: len(resyncs) == 1)
+        assert bus.listening is not None
+        bus.listening.signal(Message(path_of(1), state="failed"))
+        await until(lambda: bool(seen))
+        assert seen == ["failed"]
+
+    drive(scenario)
+
+
+def test_what_is_no_message_is_an_error_and_the_process_stays() -> None:
+    async def scenario(bus: Bus, system: SystemBus) -> None:
+        with pytest.raises(BusError, match="Error: "):
+            await system.call("a.b", "/c", "d.Echo", [("as", (7,))])
+        assert await echo(system, "fine") == ["fine"]
+        assert len(bus.workers) == 1
+
+    drive(scenario)
+
+
+def test_the_process_itself_starts_answers_and_ends_with_the_daemon() -> None:
+    """Whether there is a bus here or not."""
+
+    async def main() -> None:
+        processes: list[asyncio.subprocess.Process] = []
+
+        async def start(end: socket.socket) -> Worker:
+            script = (
+                f"import sys; sys.path.insert(0, {sys.path[0]!r})\nfrom hypemand.systemd import busworker"
+            )
+            argv = [sys.executable, "-I", "-c", f"{script}\nbusworker.main()"]
+            environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent"}
+            processes.append(await asyncio.create_subprocess_exec(*argv, stdin=end.fileno(), env=environment))
+            return processes[-1]
+
+        system = SystemBus(start)
+        system.start()
+        try:
+            with pytest.raises(BusError, match="cannot reach the system bus") as caught:
+                await system.call("org.freedesktop.DBus", "/", "org.freedesktop.DBus.GetId", [])
+            assert caught.value.gone
+        finally:
+            await system.close()
+        assert [process.returncode for process in processes] == [-9]
+
+    asyncio.run(main())
+
+
+def test_a_process_that_cannot_be_started_is_tried_again() -> None:
+    tries: list[None] = []
+
+    async def start(end: socket.socket) -> Worker:
+        tries.append(None)
+        raise OSError(errno.EAGAIN, "no")
+
+    async def main() -> None:
+        system = SystemBus(start)
+        system.start()
+        await until(lambda: len(tries) == 3)
+        await system.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("unit", ["hypeman-vm-web.service", "9a.b", "", "\u00fc_", "A-Z09~"])
+def test_the_path_of_a_unit_is_that_of_sd_bus(unit: str) -> None:
+    from pystemd.dbuslib import path_encode
+
+    assert unit_path(unit) == path_encode(b"/org/freedesktop/systemd1/unit", unit.encode()).decode()
