@@ -25,6 +25,17 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def make_folder(path: Path, *, mode: int) -> None:
+    """Make a folder, with that mode, and its parents, if they are missing. They outlast a power failure, as
+    what is put into them is to: a file is lost with its folder."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_folder(path.parent, mode=0o777)
+    path.mkdir(mode=mode, exist_ok=True)
+    sync_folder(path.parent)
+
+
 @contextmanager
 def replace_file(path: Path, *, mode: int = 0o644, uid: int = -1, gid: int = -1) -> Iterator[int]:
     """Give a descriptor, open for reading and writing, of a new empty file that becomes `path` at the end.

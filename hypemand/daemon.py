@@ -25,6 +25,7 @@ from hypemand.api.listener import Listener
 from hypemand.api.server import HttpServer, make_app, serve
 from hypemand.api.services import Services
 from hypemand.api.tokens import TokenStore
+from hypemand.atomic import make_folder
 from hypemand.boot.watcher import BootWatcher
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
@@ -108,7 +109,7 @@ class Daemon:
         await self._manager.recover()
 
     def _prepare_folders(self) -> None:
-        self._config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_folder(self._config.state_dir, mode=0o711)
         self._store.prepare()
         try:
             if has_leftovers(self._store):

@@ -14,6 +14,7 @@ lines of those in the system's journal, where any other uid would get a journal 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -22,15 +23,16 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from hypemand.atomic import sync_folder, write_file
+from hypemand.atomic import make_folder, sync_folder, write_file
 from hypemand.config.definition import Definition, Origin
 from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.errors import AlreadyExists, HypemandError, InsufficientResources
+from hypemand.errors import AlreadyExists, HypemandError, InsufficientResources, NotFound
 from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
+from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)
 # a VM that is being made or removed: all that is ever deleted unasked
@@ -71,24 +73,43 @@ class VmRecord:
 
 
 class Inventory:
-    """The folders under `vms`; `userdb` is where the names of the uids are made known."""
+    """The folders under `vms`; `userdb` is where the names of the uids are made known. `on_change` is called
+    with each record that is another one than before.
 
-    def __init__(self, vms: Path, uid_range: tuple[int, int], userdb: Path) -> None:
+    What is on the disk and what is known here are the same, also after an error, and when a caller is
+    cancelled: files are changed in threads, one change at a time, and each goes on to its end. So no change
+    is made of a record that another one is just replacing.
+    """
+
+    def __init__(
+        self,
+        vms: Path,
+        uid_range: tuple[int, int],
+        userdb: Path,
+        on_change: Callable[[VmRecord], None] = lambda _: None,
+    ) -> None:
         self._vms = vms
         self._first_uid, self._last_uid = uid_range
         self._userdb = userdb
+        self._on_change = on_change
         self._records: dict[str, VmRecord] = {}
         self._unreadable: set[str] = set()
+        # of removed VMs of whose files some are left
+        self._held_uids: set[int] = set()
+        # a choice of a uid asks who else has it (NSS), which may take long: no other change waits for it
+        self._adding = asyncio.Lock()
+        self._changing = asyncio.Lock()
 
     def load(self) -> None:
-        """Read all records. One that cannot be read is reported and left as it is."""
-        self._vms.mkdir(mode=0o711, parents=True, exist_ok=True)
+        """Read all records. One that cannot be read is reported and left as it is. Blocks."""
+        make_folder(self._vms, mode=0o711)
         for folder in sorted(self._vms.iterdir()):
             if folder.name == _LOST_AND_FOUND:
                 continue  # of fsck(8)
             if _MARKED.fullmatch(folder.name):
                 _log.warning("removing what is left of a VM whose making or removal was cut off")
                 shutil.rmtree(folder, ignore_errors=True)
+                self._held_uids |= set(_find_owners(folder))
                 continue
             try:
                 record = _load_record(folder)
@@ -114,7 +135,7 @@ class Inventory:
     def __iter__(self) -> Iterator[VmRecord]:
         return iter(list(self._records.values()))
 
-    def add(
+    async def add(
         self,
         definition: Definition,
         origin: Origin,
@@ -122,78 +143,131 @@ class Inventory:
         *,
         short_name: bool = True,
     ) -> VmRecord:
-        """Make a VM's folder and record. Nothing is left when that fails. AlreadyExists."""
-        if self.is_unreadable(definition.name):
-            record_file = self.folder(definition.name) / "vm.json"
+        """Make a VM's folder and record. Nothing is left when that fails or is cancelled. AlreadyExists,
+        InsufficientResources, OSError."""
+        name = definition.name
+        async with self._adding:
+            self._check_free(name)
+            # its uid follows
+            record = VmRecord(
+                name, uuid.uuid4().hex, 0, origin, time.time(), definition, pin, short_name=short_name
+            )
+            try:
+                return await finish(self._add(record), f"record of {name}")
+            except asyncio.CancelledError:
+                if name in self._records:
+                    await finish(self._remove(name), f"removal of {name}")
+                raise
+
+    def _check_free(self, name: str) -> None:
+        if self.is_unreadable(name):
             raise AlreadyExists(
-                f"there is a VM {definition.name}, whose record cannot be read: {record_file}",
+                f"there is a VM {name}, whose record cannot be read: {self.folder(name) / 'vm.json'}",
                 hint="journalctl -u hypemand says why; repair it or move its folder away, restart hypemand",
             )
-        record = VmRecord(
-            definition.name,
-            uuid.uuid4().hex,
-            self._free_uid(),
-            origin,
-            time.time(),
-            definition,
-            pin,
-            short_name=short_name,
-        )
-        making = self._vms / f".{record.id}.making"
+        if name in self._records:
+            raise AlreadyExists(f"there is a VM {name} already", hint="choose another name")
+
+    async def _add(self, record: VmRecord) -> VmRecord:
+        record = replace(record, uid=await run_in(Pool.RECORDS, self._free_uid))
+        try:
+            await run_in(Pool.RECORDS, self._make, record)
+        except OSError:
+            if await run_in(Pool.RECORDS, _is_written, self.folder(record.name), record):
+                # it could not be taken back: so nobody else gets its name and uid
+                self._records[record.name] = record
+            raise
+        self._records[record.name] = record
+        return record
+
+    def _make(self, record: VmRecord) -> None:
+        """Make a folder whole: it gets its name last, and loses that again if the name would not last."""
+        making, folder = self._vms / f".{record.id}.making", self.folder(record.name)
         making.mkdir(mode=0o711)
         try:
             _write_record(making, record)
-            making.rename(self.folder(record.name))
+            making.rename(folder)
+            try:
+                sync_folder(self._vms)
+            except OSError:
+                folder.rename(making)
+                raise
         except BaseException:
             shutil.rmtree(making, ignore_errors=True)
             raise
-        self._records[record.name] = record
-        sync_folder(self._vms)
         self._publish(record)
-        return record
 
-    def update(self, name: str, definition: Definition, origin: Origin) -> VmRecord:
+    async def update(self, name: str, definition: Definition, origin: Origin) -> VmRecord:
         """Give a VM a new definition. One that a file defines has its short name."""
-        old = self._records[name]
-        short_name = old.short_name or origin is Origin.FILE
-        record = replace(old, definition=definition, origin=origin, short_name=short_name)
-        self._store(record)
-        return record
+        return await self._change(
+            name,
+            lambda old: replace(
+                old,
+                definition=definition,
+                origin=origin,
+                short_name=old.short_name or origin is Origin.FILE,
+            ),
+        )
 
-    def pin(self, name: str, pin: ImagePin | None) -> VmRecord:
+    async def pin(self, name: str, pin: ImagePin | None) -> VmRecord:
         """Have a VM keep to a content."""
-        record = self._records[name]
-        if record.pin != pin:
-            record = replace(record, pin=pin)
-            self._store(record)
-        return record
+        return await self._change(name, lambda old: replace(old, pin=pin))
 
-    def lease(self, name: str, lease: Lease | None) -> VmRecord:
+    async def lease(self, name: str, lease: Lease | None) -> VmRecord:
         """Have a VM keep its addresses; None: it has none."""
-        record = self._records[name]
-        if record.lease != lease:
-            record = replace(record, lease=lease)
-            self._store(record)
-        return record
+        return await self._change(name, lambda old: replace(old, lease=lease))
 
-    def remove(self, name: str) -> None:
-        """Forget a VM and remove its data."""
+    async def _change(self, name: str, change: Callable[[VmRecord], VmRecord]) -> VmRecord:
+        """Write a record anew, unless it stays as it is. NotFound for a VM that was deleted, OSError."""
+        async with self._changing:
+            old = self._records.get(name)
+            if old is None:
+                raise NotFound(f"VM {name} was deleted meanwhile")
+            new = change(old)
+            if new != old:
+                await finish(self._store(new), f"record of {name}")
+            return new
+
+    async def _store(self, record: VmRecord) -> None:
+        folder = self.folder(record.name)
+        try:
+            await run_in(Pool.RECORDS, _write_record, folder, record)
+        except OSError:
+            # it may be in place, and only not have been synced
+            if await run_in(Pool.RECORDS, _is_written, folder, record):
+                self._take(record)
+            raise
+        self._take(record)
+
+    def _take(self, record: VmRecord) -> None:
+        self._records[record.name] = record
+        self._on_change(record)
+
+    async def remove(self, name: str) -> None:
+        """Forget a VM and remove its data. It is gone with the rename, also if there is an OSError after
+        that: what cannot be deleted then is deleted when the daemon starts again, and its uid is nobody's
+        until then."""
+        await finish(self._remove(name), f"removal of {name}")
+
+    async def _remove(self, name: str) -> None:
         record = self._records[name]
         # half-removed data must not come back as a VM
         removed = self._vms / f".{record.id}.removed"
-        self.folder(name).rename(removed)
+        async with self._changing:
+            await run_in(Pool.RECORDS, self.folder(name).rename, removed)
+            self._held_uids.add(record.uid)
+            del self._records[name]
+        await run_in(Pool.TOOLS, self._delete, record, removed)
+        self._held_uids.discard(record.uid)
+
+    def _delete(self, record: VmRecord, removed: Path) -> None:
         sync_folder(self._vms)
         shutil.rmtree(removed)
-        del self._records[name]
         for path in self._userdb_files(record):
             path.unlink(missing_ok=True)
 
-    def _store(self, record: VmRecord) -> None:
-        _write_record(self.folder(record.name), record)
-        self._records[record.name] = record
-
     def _free_uid(self) -> int:
-        taken = {record.uid for record in self._records.values()}
+        taken = {record.uid for record in self._records.copy().values()} | self._held_uids.copy()
         # of a VM whose record cannot be read, its files tell
         taken |= {uid for name in self._unreadable for uid in _find_owners(self.folder(name))}
         for uid in range(self._last_uid, self._first_uid - 1, -1):
@@ -245,6 +319,13 @@ def _write_record(folder: Path, record: VmRecord) -> None:
         "short_name": record.short_name,
     }
     write_file(folder / "vm.json", json.dumps(document, indent=2).encode() + b"\n", mode=0o600)
+
+
+def _is_written(folder: Path, record: VmRecord) -> bool:
+    try:
+        return _load_record(folder) == record
+    except (OSError, ValueError, KeyError, TypeError, HypemandError):
+        return False
 
 
 def _is_known(uid: int) -> bool:

@@ -26,6 +26,7 @@ from hypemand.manager.networkview import Member
 from hypemand.manager.ports import OPEN_GROUP
 from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole
 from hypemand.storage.configdisk import MAX_HOSTS, GuestHost
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 _DOMAIN = "hypeman"
@@ -218,7 +219,10 @@ class Names:
         self._vms = guests
         self._members: tuple[Member, ...] = ()
         self._wanted: Mapping[str, Hosts] = {}
+        # what the host's file is to say, and what it says; None: that is not known
+        self._content = b""
         self._written: bytes | None = None
+        self._writer: asyncio.Task[None] | None = None
         self._guests: dict[str, _Guest] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._look_due: asyncio.Handle | None = None
@@ -251,6 +255,8 @@ class Names:
         tasks = [guest.task for guest in self._guests.values() if guest.task is not None]
         for task in tasks:
             task.cancel()
+        if self._writer is not None:
+            tasks.append(self._writer)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _look(self) -> None:
@@ -307,16 +313,25 @@ class Names:
             self.states_changed()
 
     def _write_host(self) -> None:
+        """Have the host's file say so soon: it is written in a thread, one after the other."""
         own = socket.gethostname().partition(".")[0]
-        content = _HEADER + format_hosts(derive_host_names(self._members, own))
-        if content == self._written:
-            return
-        try:
-            if self._written is None and self._path.exists() and self._path.read_bytes() == content:
-                self._written = content
+        self._content = _HEADER + format_hosts(derive_host_names(self._members, own))
+        if self._content != self._written and (self._writer is None or self._writer.done()):
+            self._writer = asyncio.create_task(self._keep_host(), name="names of the host")
+
+    async def _keep_host(self) -> None:
+        while self._content != self._written:
+            content = self._content
+            try:
+                await run_in(Pool.RECORDS, _replace_host, self._path, content, known=self._written)
+            except OSError as error:
+                _log.warning("cannot write %s, by which the host knows VMs: %s", self._path, error)
                 return
-            write_file(self._path, content)
-        except OSError as error:
-            _log.warning("cannot write %s, by which the host knows VMs: %s", self._path, error)
-            return
-        self._written = content
+            self._written = content
+
+
+def _replace_host(path: Path, content: bytes, *, known: bytes | None) -> None:
+    """Have a file hold `content`, and leave it as it is where it does. `known`: what it holds, if known."""
+    if known is None and path.exists() and path.read_bytes() == content:
+        return
+    write_file(path, content)

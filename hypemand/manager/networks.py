@@ -22,6 +22,7 @@ from hypemand.manager.networkview import Member, NetworkInfo, VmNetwork
 from hypemand.manager.tenancy import Tenancy, Tenant
 from hypemand.network.port import BridgePlan, Counters, NetworkHost, NetworkStatus, PortPlan
 from hypemand.network.wire import NOT_APPLIED
+from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)
 _COUNTERS_DEADLINE = 1.0
@@ -160,7 +161,7 @@ class Networks:
         await self._host.detach(port)
         self._stale = [old for old in self._stale if old is not port]
         if port.vm not in self.tenancy.ports:
-            self.tenancy.files.remove(port.vm)
+            await finish(run_in(Pool.RECORDS, self.tenancy.files.remove, port.vm), f"port of {port.vm}")
 
     def _take_statuses(self, statuses: Iterable[NetworkStatus]) -> None:
         self._told.set()
@@ -219,7 +220,7 @@ class Networks:
                 for stale in [old for old in self._stale if _share(old, self.tenancy.claimed[vm])]:
                     await self._ask(partial(self._end, stale))
                 port = self.tenancy.ports[vm] = self.tenancy.claimed.pop(vm)
-                self.tenancy.files.write(port)
+                await finish(run_in(Pool.RECORDS, self.tenancy.files.write, port), f"port of {vm}")
                 await self._ask(lambda: self._host.attach(port))
         except BaseException:
             await asyncio.shield(self.give_up(vm))
@@ -265,7 +266,7 @@ class Networks:
             self._put_off(vm)
         else:
             del self.tenancy.ports[vm]
-            self.tenancy.files.remove(vm)
+            await finish(run_in(Pool.RECORDS, self.tenancy.files.remove, vm), f"port of {vm}")
         if port.bridge.network in self._pending and not self.tenancy.is_used(port.bridge.network):
             await self._apply()
 

@@ -92,10 +92,10 @@ class Reloader:
                 continue
             try:
                 if vm is None or vm.removed:
-                    self._define(definition, at_boot=at_boot)
+                    await self._define(definition, at_boot=at_boot)
                     defined.append(name)
                 elif vm.record.definition != definition:
-                    self._redefine(vm, definition)
+                    await self._redefine(vm, definition)
                     changed.append(name)
             except (HypemandError, OSError) as error:  # one VM keeps no other from what its file says
                 problems.append(_not_taken(config.vm_dir, name, error))
@@ -103,14 +103,14 @@ class Reloader:
         removed = self._remove_missing({*found.definitions, *found.broken}) if found.readable else []
         return ReloadReport(tuple(defined), tuple(changed), tuple(removed), tuple(problems))
 
-    def _define(self, definition: Definition, *, at_boot: bool) -> None:
-        vm = self._manager.define(definition)
+    async def _define(self, definition: Definition, *, at_boot: bool) -> None:
+        vm = await self._manager.define(definition)
         vm.log(logging.INFO, f"VM {vm.name} is defined")
         if definition.autostart:
             self.autostart(vm, at_boot=at_boot)
 
-    def _redefine(self, vm: Vm, definition: Definition) -> None:
-        self._manager.define(definition)
+    async def _redefine(self, vm: Vm, definition: Definition) -> None:
+        await self._manager.define(definition)
         if vm.needs_restart:
             vm.log(
                 logging.WARNING,

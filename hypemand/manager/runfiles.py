@@ -45,7 +45,7 @@ class RunFiles:
         self._unwritable = False
 
     def remove_runtime(self) -> None:
-        """Remove sockets and config disk. Only when there is no VMM."""
+        """Remove sockets and config disk. Only when there is no VMM. Blocks."""
         shutil.rmtree(self._runtime, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._definition.unlink()
@@ -53,7 +53,7 @@ class RunFiles:
     # what it was started with
 
     def keep_definition(self, definition: Definition) -> None:
-        """Remember what a VM was started with, for a daemon that comes after this one."""
+        """Remember what a VM was started with, for a daemon that comes after this one. Blocks."""
         write_file(self._definition, json.dumps(definition_to_json(definition)).encode(), mode=0o600)
 
     def load_definition(self) -> Definition | None:
@@ -107,11 +107,12 @@ class RunFiles:
             self._writer = self._tasks.start("notes", self._write_notes())
 
     async def flush_notes(self) -> None:
-        """Nothing more will be seen: wait until all notes that were kept are written."""
+        """Wait until all notes that were kept are written, which they are at once."""
         self._flushing = True
         self._hurry.set()
         if self._writer is not None:
             await asyncio.wait([self._writer])
+        self._flushing = False
 
     async def _write_notes(self) -> None:
         while self._unwritten is not None:

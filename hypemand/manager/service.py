@@ -7,9 +7,10 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Set
+from collections.abc import AsyncIterator, Iterable, Set
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hypemand.boot.session import AGENT_DEADLINE
@@ -28,6 +29,7 @@ from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Places, make_plan
+from hypemand.manager.runfiles import RunFiles
 from hypemand.manager.starts import Starter, derive_pin
 from hypemand.manager.tenancy import Tenancy
 from hypemand.manager.view import LogLine, LogSource, Timeline, VmView
@@ -39,7 +41,7 @@ from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own, is_in_usr, make_root
 from hypemand.systemd.units import handle_name
 from hypemand.timeline import derive_timeline
-from hypemand.workers import Pool, run_in
+from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)
 # beyond stop_timeout: SIGTERM, SIGKILL and the exit record
@@ -64,7 +66,9 @@ class VmManager:
         self._images = images
         self._services = replace(services, on_change=self._take_change)
         self._tell_change = services.on_change
-        self.inventory = Inventory(config.state_dir / "vms", config.uid_range, userdb)
+        self.inventory = Inventory(
+            config.state_dir / "vms", config.uid_range, userdb, on_change=self._take_record
+        )
         self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
         self.fleet = Fleet(lambda: self.config, self.volumes)
         images.in_use = self.fleet.image_uses
@@ -85,10 +89,9 @@ class VmManager:
 
     async def recover(self) -> None:
         """Learn what there is, and what of it runs: from the records, then from systemd."""
-        self.inventory.load()
+        await run_in(Pool.RECORDS, self.inventory.load)
         await run_in(Pool.TOOLS, self.volumes.load)
-        self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        make_root(self._vmm_root, self._vmm_own)
+        await run_in(Pool.STARTS, self._make_roots)
         for record in self.inventory:
             vm = self._adopt(record)
             if record.origin is Origin.HELPER:
@@ -97,9 +100,17 @@ class VmManager:
         self.networks.recover(lambda name: self.fleet.get(name).state.is_vmm_active)
         # beside all else: VMs without a network do not need it
         self.networks.begin_sync()
-        for vm in self.fleet:
-            if not vm.state.is_vmm_active:
-                vm.files.remove_runtime()
+        ended = [vm.files for vm in self.fleet if not vm.state.is_vmm_active]
+        await run_in(Pool.TOOLS, self._remove_runtimes, ended)
+
+    def _make_roots(self) -> None:
+        self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_root(self._vmm_root, self._vmm_own)
+
+    def _remove_runtimes(self, ended: Iterable[RunFiles]) -> None:
+        """Remove what runs have left in the runtime folder: those that have ended, and those of nobody."""
+        for files in ended:
+            files.remove_runtime()
         for leftover in self._runtime_root.iterdir():
             if not self._is_known(leftover.name):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -164,6 +175,12 @@ class VmManager:
         vm.attach()
         return vm
 
+    def _take_record(self, record: VmRecord) -> None:
+        """The record of a VM is another one."""
+        vm = self.fleet.find(record.name)
+        if vm is not None:
+            vm.record = record
+
     # looking
 
     async def list_vms(self) -> list[VmView]:
@@ -217,7 +234,7 @@ class VmManager:
                     hint=f"stop {vm.name}, then try again",
                 )
             definition = change_volume(self.volumes, vm.record.definition, volume, mount)
-            vm.record = self.inventory.update(vm.name, definition, vm.record.origin)
+            await self.inventory.update(vm.name, definition, vm.record.origin)
             vm.changes.tell()
         return vm.view()
 
@@ -233,7 +250,7 @@ class VmManager:
         """`create_vm`, or a VM that works for the daemon itself."""
         self._check_name_free(definition.name)
         image = await self._images.have(definition.image, "", definition.image_pull)
-        host = find_vmm_host(self.config) if start else None
+        host = await run_in(Pool.STARTS, find_vmm_host, self.config) if start else None
         if host is not None:
             self.fleet.check_memory(definition)
             self.fleet.check_room(f"VM {definition.name}", definition.disk)
@@ -242,10 +259,11 @@ class VmManager:
             self._check_name_free(definition.name)
             image = await self._images.keep(image)
             pin = derive_pin(definition, image)
-            vm = self._adopt(self.inventory.add(definition, origin, pin, short_name=short_name))
+            vm = self._adopt(await self.inventory.add(definition, origin, pin, short_name=short_name))
         try:
             if host is not None:
-                make_plan(vm.record, definition, image, host, vm.places, in_root=is_in_usr)
+                plan = partial(make_plan, in_root=is_in_usr)
+                await run_in(Pool.STARTS, plan, vm.record, definition, image, host, vm.places)
                 # the image has just been asked for
                 await self.start_vm(vm.name, pull=ImagePull.NEVER)
         except BaseException:
@@ -269,13 +287,13 @@ class VmManager:
                 f"there is a VM {name} already", hint="choose another name, or remove that one"
             )
 
-    def define(self, definition: Definition) -> Vm:
-        """Take a definition from a file: a VM that is new, or has it anew."""
+    async def define(self, definition: Definition) -> Vm:
+        """Take a definition from a file: a VM that is new, or has it anew. It waits for no start or stop of
+        that VM, which may take as long as a pull. AlreadyExists, NotFound for one that was just deleted."""
         vm = self.fleet.find(definition.name)
         if vm is None:
-            return self._adopt(self.inventory.add(definition, Origin.FILE))
-        if vm.record.definition != definition or vm.record.origin is not Origin.FILE:
-            vm.record = self.inventory.update(vm.name, definition, Origin.FILE)
+            return self._adopt(await self.inventory.add(definition, Origin.FILE))
+        await self.inventory.update(vm.name, definition, Origin.FILE)
         vm.removed = False
         vm.changes.tell()
         return vm
@@ -299,12 +317,20 @@ class VmManager:
         await vm.settle()
         for unit in (vm.unit, handle_name(vm.name)):
             await self._services.units.reset_failed(unit)
-        await vm.detach()
-        vm.files.remove_runtime()
-        self.fleet.remove(vm)
-        await run_in(Pool.TOOLS, self.inventory.remove, vm.name)
-        vm.mark_deleted()
-        self.networks.tell()
+        await vm.files.flush_notes()
+        await finish(self._remove(vm), f"removal of {vm.name}")
+
+    async def _remove(self, vm: Vm) -> None:
+        """It is gone when its folder is, and not before."""
+        await run_in(Pool.STARTS, vm.files.remove_runtime)
+        try:
+            await self.inventory.remove(vm.name)
+        finally:
+            if self.inventory.find(vm.name) is None:
+                await vm.detach()
+                self.fleet.remove(vm)
+                vm.mark_deleted()
+                self.networks.tell()
 
     # starting
 

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from hypemand.boot.tracker import Moment
@@ -33,7 +33,7 @@ from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr
 from hypemand.systemd.units import Units
-from hypemand.workers import Pool, run_in
+from hypemand.workers import Pool, finish, run_in
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Starter:
         network = self._networks.tenancy.plan(vm.tenant)
         if network is not None:
             await self._networks.check_usable(network.port.bridge.network)
-        await run_in(Pool.STARTS, self._plan, vm, image)
+        await run_in(Pool.STARTS, self._plan, vm, definition, image)
         problem = await run_in(Pool.STARTS, find_size_problem, vm.places.disk, definition.disk)
         if problem is not None:
             raise InvalidDefinition([problem])
@@ -114,7 +114,7 @@ class Starter:
         """Have the VM keep to a content, which cannot be removed from now on."""
         async with self._images.choosing:
             image = await self._images.keep(image)
-            vm.record = self._inventory.pin(vm.name, derive_pin(vm.record.definition, image))
+            await self._inventory.pin(vm.name, derive_pin(vm.record.definition, image))
         return image
 
     def ease_moves(self) -> None:
@@ -133,7 +133,8 @@ class Starter:
         self.ease_moves()
         await vm.settle()
         image = await self._pin_image(vm, image)
-        definition = vm.record.definition
+        # what it is started with, also if it is defined anew meanwhile
+        defined = definition = vm.record.definition
         self._fleet.check_memory(definition)
         self._fleet.check_room(f"VM {vm.name}", definition.disk, but=vm.name)
         volumes = self._claims.claim(vm.name, definition)
@@ -144,18 +145,18 @@ class Starter:
         self._fleet.starting[vm.name] = definition
         try:
             if network is not None:
-                vm.record = self._inventory.lease(vm.name, network.lease)
+                await self._inventory.lease(vm.name, network.lease)
                 self._names.set_disk(vm.name, network.hosts)
-            plan = await self._make_all(vm, image, volumes, network)
+            plan = await self._make_all(vm, defined, image, volumes, network)
             # before systemd is asked: what runs is known to a daemon that comes after this one
             await run_in(Pool.STARTS, vm.files.keep_definition, definition)
             vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
             if vm.has_unit:
                 await self._units.reset_failed(vm.unit)
             work.asked = True
-            await _finish(self._units.start_transient(plan.unit), f"unit of {vm.name}")
+            await finish(self._units.start_transient(plan.unit), f"unit of {vm.name}")
         except BaseException:
-            await _finish(self._undo(vm, work), f"undo of {vm.name}")
+            await finish(self._undo(vm, work), f"undo of {vm.name}")
             raise
         finally:
             del self._fleet.starting[vm.name]
@@ -173,29 +174,31 @@ class Starter:
                 )
                 return
         vm.expect_boot({}, work.definition)
-        vm.files.remove_runtime()
-        if not work.had_disk:
-            vm.places.disk.unlink(missing_ok=True)
+        await run_in(Pool.STARTS, _remove_made, vm, disk=not work.had_disk)
         await self._networks.give_up(vm.name)
         try:
-            self._take_back_lease(vm, work.had_lease)
+            await self._take_back_lease(vm, work.had_lease)
         except OSError as error:
             # it keeps its addresses then, which harms nobody
             vm.log(logging.WARNING, f"VM {vm.name}: cannot give its addresses back: {error}")
 
-    def _take_back_lease(self, vm: Vm, before: Lease | None) -> None:
+    async def _take_back_lease(self, vm: Vm, before: Lease | None) -> None:
         """Addresses that a VM was given for a start that came to nothing are others' to have again."""
         if vm.record.lease != before:
-            vm.record = self._inventory.lease(vm.name, before)
+            await self._inventory.lease(vm.name, before)
             self._networks.tell()
 
     async def _make_all(
-        self, vm: Vm, image: Image, volumes: Sequence[Attached], network: Connection | None
+        self,
+        vm: Vm,
+        definition: Definition,
+        image: Image,
+        volumes: Sequence[Attached],
+        network: Connection | None,
     ) -> Plan:
         """Make what a start needs on the host's disk and in its network, both at once."""
-        preparing = asyncio.create_task(
-            run_in(Pool.STARTS, self._make_files, vm, image, volumes, network), name=f"files of {vm.name}"
-        )
+        making = run_in(Pool.STARTS, self._make_files, vm, definition, image, volumes, network)
+        preparing = asyncio.create_task(making, name=f"files of {vm.name}")
         try:
             if network is not None:
                 await self._networks.attach(vm.name)
@@ -205,21 +208,28 @@ class Starter:
             await asyncio.gather(preparing, return_exceptions=True)
 
     def _plan(
-        self, vm: Vm, image: Image, volumes: Sequence[Attached] = (), network: Connection | None = None
+        self,
+        vm: Vm,
+        definition: Definition,
+        image: Image,
+        volumes: Sequence[Attached] = (),
+        network: Connection | None = None,
     ) -> Plan:
         """Work out its start. Blocks; run in a thread."""
         host = find_vmm_host(self._config())
-        return make_plan(
-            vm.record, vm.record.definition, image, host, vm.places, volumes, network, in_root=is_in_usr
-        )
+        return make_plan(vm.record, definition, image, host, vm.places, volumes, network, in_root=is_in_usr)
 
     def _make_files(
-        self, vm: Vm, image: Image, volumes: Sequence[Attached], network: Connection | None
+        self,
+        vm: Vm,
+        definition: Definition,
+        image: Image,
+        volumes: Sequence[Attached],
+        network: Connection | None,
     ) -> Plan:
         """Make what the unit needs. Blocks; run in a thread."""
-        record, definition = vm.record, vm.record.definition
-        places, runtime = vm.places, vm.places.runtime
-        plan = self._plan(vm, image, volumes, network)
+        record, places, runtime = vm.record, vm.places, vm.places.runtime
+        plan = self._plan(vm, definition, image, volumes, network)
         copy_linker_cache(places.root)
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
@@ -232,18 +242,11 @@ class Starter:
         return plan
 
 
-async def _finish(work: Coroutine[None, None, None], name: str) -> None:
-    """Do `work` to its end, also when the caller is cancelled meanwhile: only then is that raised."""
-    task = asyncio.create_task(work, name=name)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()
+def _remove_made(vm: Vm, *, disk: bool) -> None:
+    """Remove the files of a start that came to nothing, with its disk or not. Blocks; run in a thread."""
+    vm.files.remove_runtime()
+    if disk:
+        vm.places.disk.unlink(missing_ok=True)
 
 
 def derive_pin(definition: Definition, image: Image) -> ImagePin | None:

@@ -36,6 +36,7 @@ from hypemand.state import Derived, HeadersStatus, State, derive_state, derive_s
 from hypemand.storage.images import Image
 from hypemand.systemd.bus import BusError, SystemBus
 from hypemand.systemd.units import Units, UnitStatus, unit_name
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 _RECOVER_DEADLINE = 1.0
@@ -407,7 +408,7 @@ class Vm:
         detaching = self._tasks.start("network", self._networks.detach(self.name))
         # a network service that hangs must not hold up an end; the next start waits for its turn there
         await asyncio.wait([detaching], timeout=_DETACH_DEADLINE)
-        self.files.remove_runtime()
+        await run_in(Pool.STARTS, self.files.remove_runtime)
         if not self.restarting:
             await self.handle.release(lambda: self._unit.is_live)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from hypemand.config.definition import MIB, Definition, Origin, VolumeMount
 from hypemand.errors import HypemandError, InUse, StartFailed
@@ -24,8 +26,9 @@ from hypemand.manager.space import SpaceReport, measure_space
 from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, FileInfo, VolumeFill, VolumeView
 from hypemand.state import State
 from hypemand.storage.volumes import Volume, check_size
-from hypemand.workers import Pool, run_in
+from hypemand.workers import Pool, finish, run_in
 
+T = TypeVar("T")
 _IMAGE = "builtin:busybox"
 _PLACE = "/volume"
 _BOOT_DEADLINE = 60.0
@@ -83,7 +86,13 @@ class ApiVolumes:
         async with self._lock:
             self._store.check_new(name, size, tags, volume_id)
             self._manager.fleet.check_room(f"the volume {name}", size)
-            return await run_in(Pool.TOOLS, self._store.create, name, size, tags, volume_id, ready=ready)
+            create = partial(self._store.create, name, size, tags, volume_id, ready=ready)
+            try:
+                return await _work(create)
+            except asyncio.CancelledError:
+                if (made := self._store.find(name)) is not None:
+                    await _work(partial(self._store.remove, made))
+                raise
 
     async def remove_volume(self, ref: str) -> None:
         """See `VolumeService`."""
@@ -96,7 +105,7 @@ class ApiVolumes:
                 hint="take it out of volumes: in their definitions, or detach it, first",
             )
         with self._claims.work_on(volume, "removed"):
-            await run_in(Pool.TOOLS, self._store.remove, volume)
+            await _work(partial(self._store.remove, volume))
 
     async def resize_volume(self, ref: str, size: int) -> VolumeView:
         """See `VolumeService`."""
@@ -104,7 +113,7 @@ class ApiVolumes:
         check_size(size)
         with self._claims.work_on(volume, "resized"):
             self._manager.fleet.check_room(f"the volume {volume.name}", size, but=volume.id)
-            return self._view(await run_in(Pool.TOOLS, self._store.resize, volume, size))
+            return self._view(await _work(partial(self._store.resize, volume, size)))
 
     @asynccontextmanager
     async def fill_volume(
@@ -123,9 +132,9 @@ class ApiVolumes:
                     await copy.close()
                 # in order, so that it is clean; it counts only when that is done
                 await self._manager.stop_vm(vm)
-            fill.volume = self._view(self._store.finish(volume))
+            fill.volume = self._view(await _work(partial(self._store.finish, volume)))
         except BaseException:
-            await asyncio.shield(run_in(Pool.TOOLS, self._store.remove, volume))
+            await _work(partial(self._store.remove, volume))
             raise
 
     @asynccontextmanager
@@ -166,6 +175,12 @@ class ApiVolumes:
             yield name
         finally:
             await asyncio.shield(self._manager.delete_vm(name))
+
+
+async def _work(work: Callable[[], T]) -> T:
+    """Work on the store in a thread. Who is cancelled waits for it, and holds the lock, or the claim of the
+    volume, that it is done under until then."""
+    return await finish(run_in(Pool.TOOLS, work), "work on a volume")
 
 
 @dataclass

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hypemand.atomic import sync_folder, write_file
+from hypemand.atomic import make_folder, sync_folder, write_file
 from hypemand.config.names import is_name
 from hypemand.config.sizes import format_size
 from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
@@ -99,7 +99,7 @@ class VolumeStore:
     def load(self) -> None:
         """Read all records, and delete what is marked as being made or removed. All else that is no volume
         is reported and left."""
-        self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_folder(self._folder, mode=0o711)
         for folder in sorted(self._folder.iterdir()):
             if folder.name == _LOST_AND_FOUND:
                 continue
@@ -183,12 +183,21 @@ class VolumeStore:
             ensure_disk(making / _DISK, size, -1, self._templates)
             _write_record(making, volume)
             making.rename(folder)
+            self._volumes[volume.id] = volume
+            self._sync_new(volume, making)
         except BaseException:
             _delete(making)
             raise
-        self._volumes[volume.id] = volume
-        sync_folder(self._folder)
         return volume
+
+    def _sync_new(self, volume: Volume, making: Path) -> None:
+        """Have a volume last. One that would not is none, unless not even that can be taken back."""
+        try:
+            sync_folder(self._folder)
+        except OSError:
+            volume.folder.rename(making)
+            del self._volumes[volume.id]
+            raise
 
     def _new_mark(self, mark: str) -> Path:
         return self._folder / f".{uuid.uuid4().hex}.{mark}"
@@ -207,7 +216,8 @@ class VolumeStore:
                 hint="a volume never shrinks; make a smaller one and copy",
             )
         ensure_disk(volume.disk, size, -1, self._templates)
-        return self._store(replace(volume, size=derive_disk_size(size)))
+        larger = self._volumes[volume.id] = replace(volume, size=derive_disk_size(size))
+        return self._store(larger)
 
     def remove(self, volume: Volume) -> None:
         """Remove a volume and all that is in it. It is gone with the rename: what cannot be deleted after
@@ -238,6 +248,8 @@ def _delete(marked: Path) -> None:
     """Delete a folder that is marked for it. What fails is logged: the mark stays, and so the next try."""
     try:
         shutil.rmtree(marked)
+    except FileNotFoundError:
+        return
     except OSError as error:
         _log.warning("cannot delete all of %s: %s", marked, error)
 

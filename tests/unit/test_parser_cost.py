@@ -427,6 +427,7 @@ OTHERS = {
     "api.spool:": "stored",
     "api.tokens:": "a file of ours",
     "api.volumes:_parse_volume": "of a path of at most 8 KiB, by one regular expression without a choice",
+    "manager.names:_replace_host": "written",
     "manager.names:_write_file": "written",
     "storage.erofs:": "of images that mkfs.erofs of this host has made",
     "storage.images:": "of an object that was parsed, or a file of ours",

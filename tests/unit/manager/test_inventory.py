@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What lasts of a VM, and its uid."""
 
+import asyncio
+import errno
 import json
 import os
 import shutil
+import threading
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -11,8 +15,9 @@ import pytest
 
 from hypemand.config.definition import Definition, Origin
 from hypemand.config.vmdef import parse_definition
-from hypemand.errors import AlreadyExists, InsufficientResources
-from hypemand.manager.inventory import Inventory
+from hypemand.errors import AlreadyExists, InsufficientResources, NotFound
+from hypemand.manager import inventory as inventory_module
+from hypemand.manager.inventory import ImagePin, Inventory, VmRecord
 from hypemand.manager.leases import Lease
 
 
@@ -20,10 +25,33 @@ def definition(name: str, **more: object) -> Definition:
     return parse_definition(name, {"image": "builtin:busybox", **more})
 
 
-def make(folder: Path, uids: tuple[int, int] = (61184, 61187)) -> Inventory:
+class Records:
+    """An inventory whose changes are waited for."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self.inventory = inventory
+        self.find, self.folder, self.is_unreadable = inventory.find, inventory.folder, inventory.is_unreadable
+
+    def __iter__(self) -> Iterator[VmRecord]:
+        return iter(self.inventory)
+
+    def add(self, definition: Definition, origin: Origin, *, short_name: bool = True) -> VmRecord:
+        return asyncio.run(self.inventory.add(definition, origin, short_name=short_name))
+
+    def update(self, name: str, definition: Definition, origin: Origin) -> VmRecord:
+        return asyncio.run(self.inventory.update(name, definition, origin))
+
+    def lease(self, name: str, lease: Lease | None) -> VmRecord:
+        return asyncio.run(self.inventory.lease(name, lease))
+
+    def remove(self, name: str) -> None:
+        asyncio.run(self.inventory.remove(name))
+
+
+def make(folder: Path, uids: tuple[int, int] = (61184, 61187)) -> Records:
     inventory = Inventory(folder / "vms", uids, folder / "userdb")
     inventory.load()
-    return inventory
+    return Records(inventory)
 
 
 def test_a_record_lasts(tmp_path: Path) -> None:
@@ -196,3 +224,171 @@ def test_a_vm_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
     synced.clear()
     inventory.remove("web")
     assert str(tmp_path / "vms") in synced
+
+
+# what cannot be done, and who is cancelled meanwhile
+
+
+def fail_to_sync(folder: Path) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+
+
+def test_a_vm_whose_name_would_not_last_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = make(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(inventory_module, "sync_folder", fail_to_sync)
+        with pytest.raises(OSError, match="Input/output"):
+            records.add(definition("web"), Origin.API)
+    assert (list(records), list((tmp_path / "vms").iterdir())) == ([], [])
+    made = records.add(definition("web"), Origin.API)
+    assert list(make(tmp_path)) == [made]
+
+
+def test_a_vm_that_cannot_even_be_taken_back_keeps_its_name_and_uid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = make(tmp_path)
+    rename = Path.rename
+
+    def break_after_once(path: Path, target: Path) -> Path:
+        if path.suffix != ".making":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inventory_module, "sync_folder", fail_to_sync)
+        patch.setattr(Path, "rename", break_after_once)
+        with pytest.raises(OSError, match="Read-only"):
+            records.add(definition("web"), Origin.API)
+    (left,) = list(records)
+    assert list(make(tmp_path)) == [left]
+    with pytest.raises(AlreadyExists):
+        records.add(definition("web"), Origin.API)
+    assert records.add(definition("other"), Origin.API).uid != left.uid
+
+
+def test_after_an_error_it_is_known_as_the_disk_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = make(tmp_path)
+    records.add(definition("web"), Origin.API)
+    for broken, memory in (("hypemand.atomic.os.replace", "3G"), ("hypemand.atomic.sync_folder", "2G")):
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, fail_to_sync if "sync" in broken else fail_to_replace)
+            with pytest.raises(OSError, match="Input/output"):
+                records.update("web", definition("web", memory=memory), Origin.API)
+        assert records.find("web") == make(tmp_path).find("web")
+
+
+def fail_to_replace(_source: Path, target: Path) -> None:
+    fail_to_sync(target)
+
+
+def test_a_removed_vms_uid_is_nobodys_until_its_files_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = make(tmp_path, (61184, 61185))
+    uid = records.add(definition("web"), Origin.API).uid
+    os.chown(records.folder("web"), uid, uid)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", raise_cut_off)
+        with pytest.raises(OSError, match="cut off"):
+            records.remove("web")
+        assert list(records) == []
+        assert records.add(definition("new"), Origin.API).uid != uid
+        with pytest.raises(InsufficientResources):
+            records.add(definition("newer"), Origin.API)
+    assert make(tmp_path, (61184, 61185)).add(definition("newer"), Origin.API).uid == uid
+
+
+class Gate:
+    """Holds threads up in a function of the inventory's."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, name: str) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+        self._work = getattr(inventory_module, name)
+        patch.setattr(inventory_module, name, self._wait)
+
+    def _wait(self, *args: object) -> object:
+        self.reached.set()
+        assert self.open.wait(10)
+        return self._work(*args)
+
+    async def cancel_in_it(self, task: asyncio.Task[VmRecord]) -> None:
+        await asyncio.to_thread(self.reached.wait, 10)
+        task.cancel()
+        await asyncio.sleep(0)
+        self.open.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def test_who_is_cancelled_while_a_vm_is_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inventory = make(tmp_path).inventory
+    gate = Gate(monkeypatch, "_write_record")
+
+    async def main() -> None:
+        await gate.cancel_in_it(asyncio.create_task(inventory.add(definition("web"), Origin.API)))
+
+    asyncio.run(main())
+    assert (list(inventory), list((tmp_path / "vms").iterdir())) == ([], [])
+
+
+def test_who_is_cancelled_while_a_record_is_written_has_it_known_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[VmRecord] = []
+    make(tmp_path).add(definition("web"), Origin.API)
+    inventory = Inventory(tmp_path / "vms", (61184, 61187), tmp_path / "userdb", told.append)
+    inventory.load()
+    gate = Gate(monkeypatch, "_write_record")
+
+    async def main() -> None:
+        changing = inventory.update("web", definition("web", memory="2G"), Origin.API)
+        await gate.cancel_in_it(asyncio.create_task(changing))
+
+    asyncio.run(main())
+    assert [inventory.find("web")] == told == [make(tmp_path).find("web")]
+    assert told[0].definition.memory == 2 * 1024**3
+
+
+def test_no_change_is_lost_to_another_one_at_the_same_time(tmp_path: Path) -> None:
+    records = make(tmp_path)
+    records.add(definition("web"), Origin.API)
+    inventory, pin, lease = records.inventory, ImagePin("app", "sha256:1"), Lease("lab", "02:00:00:00:00:01")
+
+    async def main() -> None:
+        changed = definition("web", memory="2G")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(inventory.update("web", changed, Origin.FILE))
+            group.create_task(inventory.pin("web", pin))
+            group.create_task(inventory.lease("web", lease))
+
+    asyncio.run(main())
+    for record in (records.find("web"), make(tmp_path).find("web")):
+        assert record is not None
+        assert (record.definition.memory, record.pin, record.lease) == (2 * 1024**3, pin, lease)
+
+
+def test_two_vms_that_are_made_at_once_have_two_uids_and_one_name_is_given_once(tmp_path: Path) -> None:
+    inventory = make(tmp_path).inventory
+
+    async def main() -> None:
+        names = ("a", "b", "b", "c")
+        made = [inventory.add(definition(name), Origin.API) for name in names]
+        results = await asyncio.gather(*made, return_exceptions=True)
+        assert [type(result) for result in results].count(AlreadyExists) == 1
+
+    asyncio.run(main())
+    assert len({record.uid for record in inventory}) == 3
+
+
+def test_a_vm_that_is_gone_is_not_written(tmp_path: Path) -> None:
+    records = make(tmp_path)
+    records.add(definition("web"), Origin.API)
+    records.remove("web")
+    with pytest.raises(NotFound):
+        records.update("web", definition("web"), Origin.FILE)
+    assert list((tmp_path / "vms").iterdir()) == []

@@ -310,6 +310,7 @@ class Scene:
         """Until nothing is under way."""
         for _ in range(200):
             await asyncio.sleep(0)
+        await asyncio.gather(*(t for t in asyncio.all_tasks() if t.get_name() == "names of the host"))
 
     async def change(self, *members: Member) -> None:
         self.members[:] = members

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.atomic import remove_temporaries, replace_file, write_all, write_file
+from hypemand.atomic import make_folder, remove_temporaries, replace_file, write_all, write_file
 
 
 def mode(path: Path) -> int:
@@ -69,3 +69,17 @@ def test_what_a_crash_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
         left.touch()
     assert {path.name for path in tmp_path.iterdir()} == {"file", ".hidden", "other"}
     assert remove_temporaries(tmp_path / "none") == []
+
+
+def test_a_new_folder_lasts_with_all_that_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    make_folder(tmp_path / "a/b/c", mode=0o711)
+    assert synced == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]
+    assert mode(tmp_path / "a/b/c") == 0o711
+    synced.clear()
+    make_folder(tmp_path / "a/b/c", mode=0o711)
+    assert synced == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        make_folder(tmp_path / "file/x", mode=0o711)

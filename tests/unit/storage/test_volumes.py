@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What lasts of volumes, and what a crash leaves."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import AlreadyExists, Ambiguous, InvalidRequest, NotFound
+from hypemand.storage import volumes as volumes_module
 from hypemand.storage.disks import has_journal_to_replay, read_size
 from hypemand.storage.replay import replay_here
 from hypemand.storage.volumes import VolumeStore, prepare_volume
@@ -160,3 +162,41 @@ def test_a_journal_that_a_crash_left_is_replayed_for_readers(tmp_path: Path) -> 
     prepare_volume(disk, os.getuid(), writes=False, replay=replay_here)
     assert not has_journal_to_replay(disk)
     subprocess.run(["e2fsck", "-fn", str(disk)], check=True, timeout=60)
+
+
+def test_a_volume_whose_name_would_not_last_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+
+    store = make(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(volumes_module, "sync_folder", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            store.create("data", 16 * MIB, {})
+    assert (list(store), list((tmp_path / "volumes").iterdir())) == ([], [])
+    made = store.create("data", 16 * MIB, {})
+    assert list(make(tmp_path)) == [made]
+
+
+def test_a_volume_that_cannot_even_be_taken_back_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+
+    def rename_once(path: Path, target: Path) -> Path:
+        if path.suffix != ".making":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return rename(path, target)
+
+    store = make(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(volumes_module, "sync_folder", fail)
+        patch.setattr(Path, "rename", rename_once)
+        with pytest.raises(OSError, match="Read-only"):
+            store.create("data", 16 * MIB, {})
+    assert list(store) == list(make(tmp_path))
+    with pytest.raises(AlreadyExists):
+        store.create("data", 16 * MIB, {})
