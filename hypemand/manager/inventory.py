@@ -17,26 +17,35 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import pwd
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hypemand.atomic import sync_folder, write_file
 from hypemand.config.definition import Definition, Origin
+from hypemand.config.names import is_name
 from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.errors import AlreadyExists, HypemandError, InsufficientResources
+from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InsufficientResources
 from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
+from hypemand.recordfile import read_json
 
 _log = logging.getLogger(__name__)
 # a VM that is being made or removed: all that is ever deleted unasked
 _MARKED = re.compile(r"\.[0-9a-f]{32}\.(making|removed)")
 _LOST_AND_FOUND = "lost+found"
+USERDB = Path("/run/userdb")
 _DYNAMIC_LOCKS = Path("/run/systemd/dynamic-uid")
+_ID = re.compile(r"[0-9a-f]{32}")
+_USER_FILE = re.compile(r"hypeman-([0-9]{1,10})\.(?:user|group)")
+# uids that are nobody's: uid_t -1, and its 16 bits (systemd, UIDs and GIDs)
+_NO_UIDS = (0, 65535, 2**32 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,30 +87,81 @@ class Inventory:
         self._first_uid, self._last_uid = uid_range
         self._userdb = userdb
         self._records: dict[str, VmRecord] = {}
-        self._unreadable: set[str] = set()
+        self._unreadable: dict[str, str] = {}
+        # why it is not known which VMs there are; "": it is
+        self._trouble = "the records of the VMs have not been read yet"
+        self._marked: list[Path] = []
 
     def load(self) -> None:
-        """Read all records. One that cannot be read is reported and left as it is."""
-        self._vms.mkdir(mode=0o711, parents=True, exist_ok=True)
-        for folder in sorted(self._vms.iterdir()):
+        """Read all records. One that cannot be read is reported and left as it is. Raises OSError when it
+        cannot be told which VMs there are; then all names count as VMs that cannot be read."""
+        try:
+            self._vms.mkdir(mode=0o711, parents=True, exist_ok=True)
+            folders = sorted(self._vms.iterdir())
+        except OSError as error:
+            self._trouble = f"the VMs in {self._vms} cannot be read: {error.strerror}"
+            raise
+        owners: dict[int | str, str] = {}
+        for folder in folders:
             if folder.name == _LOST_AND_FOUND:
                 continue  # of fsck(8)
             if _MARKED.fullmatch(folder.name):
-                _log.warning("removing what is left of a VM whose making or removal was cut off")
-                shutil.rmtree(folder, ignore_errors=True)
+                self._marked.append(folder)
                 continue
             try:
                 record = _load_record(folder)
+                _check_unique(record, owners)
             except (OSError, ValueError, KeyError, TypeError, HypemandError) as error:
                 _log.error("cannot read the VM in %s: %s", folder, error)
-                self._unreadable.add(folder.name)
+                self._unreadable[folder.name] = str(error)
                 continue
             self._records[record.name] = record
             self._publish(record)
+        self._trouble = ""
+
+    def clean_up(self) -> None:
+        """Delete what is marked for it: VMs whose making or removal was cut off. What fails is logged: the
+        mark stays, and so the next try."""
+        marked, self._marked = self._marked, []
+        for folder in marked:
+            _log.warning("removing %s: what is left of a VM whose making or removal was cut off", folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                _log.warning("cannot delete all of %s: %s", folder, error)
+
+    def find_lost_uids(self) -> list[int]:
+        """Uids that are known by name as a VM's and are in no record: their VM was removed by a daemon that
+        did not come to its end."""
+        if self._trouble or self._unreadable:
+            return []  # it may be theirs
+        taken = {record.uid for record in self._records.values()}
+        with contextlib.suppress(OSError):
+            found = (_USER_FILE.fullmatch(path.name) for path in self._userdb.iterdir())
+            uids = {int(match[1]) for match in found if match is not None}
+            return sorted(uid for uid in uids - taken if self._first_uid <= uid <= self._last_uid)
+        return []
+
+    def free_uid(self, uid: int) -> None:
+        """Let go of one of `find_lost_uids`, whose units have ended."""
+        if uid in self.find_lost_uids():
+            _log.info("uid %d is free: the VM that had it is no more", uid)
+            _unlink(self._uid_files(uid))
 
     def is_unreadable(self, name: str) -> bool:
-        """Is there a VM of that name of which no more is known? What is its own is not to be touched."""
-        return name in self._unreadable
+        """Is there, or may there be, a VM of that name of which no more is known? What is its own is not to
+        be touched."""
+        return bool(self._trouble) or name in self._unreadable
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """The VMs of which no more than the name is known, with the reason."""
+        return self._unreadable
+
+    def check_readable(self) -> None:
+        """Raise HostNotReady when it is not known which VMs there are."""
+        if self._trouble:
+            raise HostNotReady(self._trouble, hint=f"see to {self._vms}, then: systemctl restart hypemand")
 
     def folder(self, name: str) -> Path:
         """Where the VM's data stands."""
@@ -122,7 +182,8 @@ class Inventory:
         *,
         short_name: bool = True,
     ) -> VmRecord:
-        """Make a VM's folder and record. Nothing is left when that fails. AlreadyExists."""
+        """Make a VM's folder and record. Nothing is left when that fails. AlreadyExists, HostNotReady."""
+        self.check_readable()
         if self.is_unreadable(definition.name):
             record_file = self.folder(definition.name) / "vm.json"
             raise AlreadyExists(
@@ -185,8 +246,7 @@ class Inventory:
         sync_folder(self._vms)
         shutil.rmtree(removed)
         del self._records[name]
-        for path in self._userdb_files(record):
-            path.unlink(missing_ok=True)
+        _unlink(self._userdb_files(record))
 
     def _store(self, record: VmRecord) -> None:
         _write_record(self.folder(record.name), record)
@@ -205,8 +265,11 @@ class Inventory:
         )
 
     def _userdb_files(self, record: VmRecord) -> tuple[Path, ...]:
-        user = f"hypeman-{record.uid}"
-        names = (f"{user}.user", f"{record.uid}.user", f"{user}.group", f"{record.uid}.group")
+        return self._uid_files(record.uid)
+
+    def _uid_files(self, uid: int) -> tuple[Path, ...]:
+        user = f"hypeman-{uid}"
+        names = (f"{user}.user", f"{uid}.user", f"{user}.group", f"{uid}.group")
         return tuple(self._userdb / name for name in names)
 
     def _publish(self, record: VmRecord) -> None:
@@ -230,6 +293,12 @@ class Inventory:
                     link.symlink_to(target.name)
         except OSError as error:
             _log.warning("cannot make uid %d of VM %s known by name: %s", record.uid, record.name, error)
+
+
+def _unlink(files: tuple[Path, ...]) -> None:
+    """Remove files of a uid: those last by which `find_lost_uids` would find it again."""
+    for path in sorted(files):
+        path.unlink(missing_ok=True)
 
 
 def _write_record(folder: Path, record: VmRecord) -> None:
@@ -262,7 +331,29 @@ def _find_owners(folder: Path) -> Iterator[int]:
 
 
 def _load_record(folder: Path) -> VmRecord:
-    document = json.loads((folder / "vm.json").read_text())
+    document = read_json(folder / "vm.json")
+    record = _parse_record(folder, document)
+    if not is_name(record.name):
+        raise ValueError("its folder is not named as a VM")
+    if _ID.fullmatch(str(record.id)) is None:
+        raise ValueError("id is not 32 hexadecimal digits")
+    if type(record.uid) is not int or record.uid in _NO_UIDS or not 0 < record.uid < 2**32:
+        raise ValueError("uid is none that a VM can have")
+    if type(record.created_at) not in (int, float) or not math.isfinite(record.created_at):
+        raise ValueError("created_at is not a time")
+    if record.pin is not None and not all(isinstance(word, str) for word in asdict(record.pin).values()):
+        raise ValueError("pin has a value that is not a text")
+    return record
+
+
+def _check_unique(record: VmRecord, owners: dict[int | str, str]) -> None:
+    """Raise ValueError for the id or uid of another, as a copy of its folder has. `owners`: by both."""
+    for key in (record.id, record.uid):
+        if owners.setdefault(key, record.name) != record.name:
+            raise ValueError(f"its id or uid is that of VM {owners[key]}")
+
+
+def _parse_record(folder: Path, document: Any) -> VmRecord:
     return VmRecord(
         name=folder.name,
         id=document["id"],

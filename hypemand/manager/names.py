@@ -9,6 +9,7 @@ never on the way of a start. A guest where that fails keeps what it has, and is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import posixpath
 import re
@@ -25,6 +26,7 @@ from hypemand.errors import GuestError, HypemandError
 from hypemand.manager.networkview import Member
 from hypemand.manager.ports import OPEN_GROUP
 from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.recordfile import read_regular
 from hypemand.storage.configdisk import MAX_HOSTS, GuestHost
 
 _log = logging.getLogger(__name__)
@@ -306,13 +308,18 @@ class Names:
             # what came meanwhile is looked at once more
             self.states_changed()
 
+    def _holds(self, content: bytes) -> bool:
+        with contextlib.suppress(OSError):
+            return read_regular(self._path) == content
+        return False
+
     def _write_host(self) -> None:
         own = socket.gethostname().partition(".")[0]
         content = _HEADER + format_hosts(derive_host_names(self._members, own))
         if content == self._written:
             return
         try:
-            if self._written is None and self._path.exists() and self._path.read_bytes() == content:
+            if self._written is None and self._holds(content):
                 self._written = content
                 return
             write_file(self._path, content)

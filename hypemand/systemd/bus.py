@@ -111,8 +111,10 @@ class SystemBus:
         self._signals_fd = -1
         self._watches: dict[str, _Watch] = {}
         self._reconnect: asyncio.TimerHandle | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self._backoff = _RECONNECT_FIRST
         self._connected_at = 0.0
+        self._closing = False
         self._on_reconnect: Callable[[], None] | None = None
 
     async def call(self, service: str, path: str, member: str, arguments: list[Any]) -> Any:
@@ -175,13 +177,29 @@ class SystemBus:
         """Undo watch_properties; a path that is not watched is no error."""
         self._watches.pop(path, None)
 
-    def start_signals(self, on_reconnect: Callable[[], None]) -> None:
-        """Begin to receive signals. `on_reconnect` is called after a lost connection is back, when
-        signals may have been missed. Raises BusError when there is no bus now."""
+    async def start_signals(self, on_reconnect: Callable[[], None], patience: float) -> None:
+        """Begin to receive signals, and wait for that, but no more than `patience` seconds: a bus that is
+        slow, or not there, is tried again until it is. `on_reconnect` is called when signals may have been
+        missed: after a connection that was lost, or was not there in time, is there."""
+        self._connecting = asyncio.create_task(self._connect(), name="bus")
+        await asyncio.wait([self._connecting], timeout=patience)
+        if self._signals is None:
+            _log.warning("the system bus is not there, or does not answer; it is tried again")
         self._on_reconnect = on_reconnect
-        self._connect_signals()
 
-    def _connect_signals(self) -> None:
+    async def _connect(self) -> None:
+        """In a thread: each of the calls may take the 25 s after which sd-bus gives up."""
+        try:
+            bus = await asyncio.get_running_loop().run_in_executor(self._thread, self._open_signals)
+            self._take_signals(bus)
+        except (BusError, OSError) as error:
+            _log.debug("the system bus: %s", error)
+            self._retry()
+            return
+        if self._on_reconnect is not None:
+            self._on_reconnect()
+
+    def _open_signals(self) -> DBus:
         bus = self._open()
         try:
             manager = (
@@ -194,6 +212,12 @@ class SystemBus:
         except DBusBaseError as error:
             bus.close()
             raise _failure(error) from None
+        if self._closing:
+            bus.close()
+            raise BusError("closed meanwhile", errno.ESHUTDOWN)
+        return bus
+
+    def _take_signals(self, bus: DBus) -> None:
         self._signals = bus
         # A copy: sd-bus closes its own when it is cut off, and may say nothing then. The copy stays readable,
         # which leads to the error, and nobody else is given its number meanwhile.
@@ -247,20 +271,17 @@ class SystemBus:
         self._backoff = min(self._backoff * 2, _RECONNECT_MOST)
 
     def _try_again(self) -> None:
-        try:
-            self._connect_signals()
-        except BusError:
-            self._retry()
-            return
-        if self._on_reconnect is not None:
-            self._on_reconnect()
+        self._connecting = asyncio.create_task(self._connect(), name="bus")
 
     def close(self) -> None:
-        """Let go of both connections. A call that is under way ends first."""
+        """Let go of both connections. A call that is under way ends first, those that wait are not made."""
+        self._closing = True
         if self._reconnect is not None:
             self._reconnect.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
         self._drop_signals()
-        self._thread.shutdown(wait=True)
+        self._thread.shutdown(wait=True, cancel_futures=True)
         if self._calls is not None:
             self._calls.close()
             self._calls = None

@@ -143,6 +143,7 @@ def test_a_removal_that_was_cut_off_is_finished(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(OSError, match="cut off"):
             inventory.remove("web")
     again = make(tmp_path)
+    again.clean_up()
     assert list((tmp_path / "vms").iterdir()) == []
     again.add(definition("web"), Origin.FILE)
 
@@ -163,7 +164,7 @@ def test_what_has_no_record_is_left_alone(tmp_path: Path) -> None:
     assert disk.read_text() == "kept"
 
 
-def test_what_is_marked_is_deleted_at_the_start_and_nothing_else(tmp_path: Path) -> None:
+def test_what_is_marked_is_deleted_and_nothing_else(tmp_path: Path) -> None:
     inventory = make(tmp_path)
     inventory.add(definition("web"), Origin.API)
     for mark in ("making", "removed"):
@@ -173,6 +174,7 @@ def test_what_is_marked_is_deleted_at_the_start_and_nothing_else(tmp_path: Path)
     (tmp_path / "vms/other").mkdir()
     (tmp_path / "vms/other/disk.ext4").write_text("data")
     again = make(tmp_path)
+    again.clean_up()
     left = sorted(path.name for path in (tmp_path / "vms").iterdir())
     assert left == ["lost+found", "other", "web"]
     assert (tmp_path / "vms/other/disk.ext4").read_text() == "data"

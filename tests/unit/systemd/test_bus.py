@@ -7,11 +7,12 @@ import asyncio
 import errno
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from hypemand.systemd.bus import SystemBus, unit_path
+from hypemand.systemd.bus import BusError, SystemBus, unit_path
 from hypemand.systemd.dbuslib import DBusBaseError
 from hypemand.systemd.units import unit_name
 
@@ -126,7 +127,7 @@ def test_a_thousand_vms_take_one_match_rule_and_get_their_signals() -> None:
     async def scenario(bus: Bus, system: SystemBus) -> None:
         for number in range(999):
             watch(system, number)
-        system.start_signals(lambda: None)
+        await system.start_signals(lambda: None, DEADLINE)
         watch(system, 999)
         foreign = Message("/org/freedesktop/systemd1/unit/ssh_2eservice", state="active")
         other = Message(path_of(5), "org.freedesktop.systemd1.Service", "active")
@@ -144,7 +145,7 @@ def test_a_rule_that_is_refused_is_tried_again_and_no_reason_to_look_at_everythi
     resyncs: list[None] = []
 
     async def scenario(bus: Bus, system: SystemBus) -> None:
-        system.start_signals(lambda: resyncs.append(None))
+        await system.start_signals(lambda: resyncs.append(None), DEADLINE)
         bus.refuses_rules = True
         bus.connections[0].cut()
         await until(lambda: bus.calls.count("AddMatch") >= 3)
@@ -164,7 +165,7 @@ def test_a_bus_that_is_lost_again_and_again_is_tried_less_and_less_often() -> No
             resyncs.append(time.monotonic())
             bus.connections[-1].cut()
 
-        system.start_signals(cut_again)
+        await system.start_signals(cut_again, DEADLINE)
         bus.connections[0].cut()
         await until(lambda: len(resyncs) == 5)
         # 0.1 s doubled; were it reset by each connection, it would be 0.1 s
@@ -177,7 +178,7 @@ def test_a_path_that_is_not_watched_any_more_is_told_nothing() -> None:
     seen: list[str] = []
 
     async def scenario(bus: Bus, system: SystemBus) -> None:
-        system.start_signals(lambda: None)
+        await system.start_signals(lambda: None, DEADLINE)
         for number in (1, 2):
             system.watch_properties(
                 path_of(number), UNIT, ("ActiveState",), lambda c: seen.append(c["ActiveState"])
@@ -189,3 +190,63 @@ def test_a_path_that_is_not_watched_any_more_is_told_nothing() -> None:
         assert seen == ["active"]
 
     drive(scenario)
+
+
+def test_a_bus_that_does_not_answer_holds_up_nobody_and_is_looked_at_when_it_is_there() -> None:
+    answers = threading.Event()
+    bus = Bus()
+
+    def open_slowly() -> Any:
+        answers.wait(DEADLINE)
+        return bus.connect()
+
+    async def main() -> None:
+        system = SystemBus(open_slowly)
+        turns, resyncs = 0, 0
+
+        def count() -> None:
+            nonlocal resyncs
+            resyncs += 1
+
+        async def turn() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0.005)
+
+        turning = asyncio.create_task(turn())
+        await system.start_signals(count, 0.1)
+        assert turns > 2
+        assert (resyncs, bus.calls) == (0, [])
+        answers.set()
+        await until(lambda: resyncs == 1)
+        turning.cancel()
+        system.close()
+        for connection in bus.connections:
+            connection.close()
+
+    asyncio.run(main())
+    assert bus.calls == ["Subscribe", "AddMatch"]
+
+
+def test_a_bus_that_is_not_there_is_tried_until_it_is() -> None:
+    bus = Bus()
+    tries: list[None] = []
+    resyncs: list[None] = []
+
+    def open_later() -> Any:
+        tries.append(None)
+        if len(tries) < 3:
+            raise BusError("cannot reach the system bus", errno.ENOTCONN)
+        return bus.connect()
+
+    async def main() -> None:
+        system = SystemBus(open_later)
+        await system.start_signals(lambda: resyncs.append(None), DEADLINE)
+        await until(lambda: len(resyncs) == 1)
+        system.close()
+        for connection in bus.connections:
+            connection.close()
+
+    asyncio.run(main())
+    assert len(tries) == 3
