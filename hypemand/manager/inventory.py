@@ -91,6 +91,8 @@ class Inventory:
         # why it is not known which VMs there are; "": it is
         self._trouble = "the records of the VMs have not been read yet"
         self._marked: list[Path] = []
+        # known by name as a VM's, and in no record that could be read
+        self._lost_uids: set[int] = set()
 
     def load(self) -> None:
         """Read all records. One that cannot be read is reported and left as it is. Raises OSError when it
@@ -117,7 +119,15 @@ class Inventory:
                 continue
             self._records[record.name] = record
             self._publish(record)
+        self._lost_uids = self._read_userdb() - {record.uid for record in self._records.values()}
         self._trouble = ""
+
+    def _read_userdb(self) -> set[int]:
+        """The uids that were made known by name."""
+        with contextlib.suppress(OSError):
+            found = (_USER_FILE.fullmatch(path.name) for path in self._userdb.iterdir())
+            return {int(match[1]) for match in found if match is not None}
+        return set()
 
     def clean_up(self) -> None:
         """Delete what is marked for it: VMs whose making or removal was cut off. What fails is logged: the
@@ -131,22 +141,18 @@ class Inventory:
                 _log.warning("cannot delete all of %s: %s", folder, error)
 
     def find_lost_uids(self) -> list[int]:
-        """Uids that are known by name as a VM's and are in no record: their VM was removed by a daemon that
-        did not come to its end."""
+        """Uids of VMs that are not known any more, and of which nothing but a unit may be left: a daemon was
+        killed while it removed them, or their folders are gone. Nobody gets them before `free_uid`."""
         if self._trouble or self._unreadable:
             return []  # it may be theirs
-        taken = {record.uid for record in self._records.values()}
-        with contextlib.suppress(OSError):
-            found = (_USER_FILE.fullmatch(path.name) for path in self._userdb.iterdir())
-            uids = {int(match[1]) for match in found if match is not None}
-            return sorted(uid for uid in uids - taken if self._first_uid <= uid <= self._last_uid)
-        return []
+        return sorted(self._lost_uids)
 
     def free_uid(self, uid: int) -> None:
-        """Let go of one of `find_lost_uids`, whose units have ended."""
+        """Let go of one of `find_lost_uids`, whose unit is gone."""
         if uid in self.find_lost_uids():
             _log.info("uid %d is free: the VM that had it is no more", uid)
             _unlink(self._uid_files(uid))
+            self._lost_uids.discard(uid)
 
     def is_unreadable(self, name: str) -> bool:
         """Is there, or may there be, a VM of that name of which no more is known? What is its own is not to
@@ -253,7 +259,7 @@ class Inventory:
         self._records[record.name] = record
 
     def _free_uid(self) -> int:
-        taken = {record.uid for record in self._records.values()}
+        taken = self._lost_uids | {record.uid for record in self._records.values()}
         # of a VM whose record cannot be read, its files tell
         taken |= {uid for name in self._unreadable for uid in _find_owners(self.folder(name))}
         for uid in range(self._last_uid, self._first_uid - 1, -1):
