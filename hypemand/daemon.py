@@ -15,12 +15,15 @@ import secrets
 import signal
 import socket
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import sdnotify
 
 from hypemand.api.access import TokenGate
+from hypemand.api.hold import Hold
 from hypemand.api.listener import Listener
 from hypemand.api.server import HttpServer, make_app, serve
 from hypemand.api.services import Services
@@ -31,7 +34,9 @@ from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
 from hypemand.log import set_up_logging
 from hypemand.manager.images import Images
+from hypemand.manager.inventory import USERDB
 from hypemand.manager.pulls import Pulls
+from hypemand.manager.recovery import logged
 from hypemand.manager.reload import Reloader, ReloadReport
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
@@ -41,7 +46,7 @@ from hypemand.sockets import open_socket, take_socket
 from hypemand.state import State
 from hypemand.storage.staging import clean_staging, has_leftovers
 from hypemand.storage.store import ImageStore
-from hypemand.storage.tools import UnitTools, stop_units
+from hypemand.storage.tools import UnitTools, stop_foreign_units
 from hypemand.systemd.bus import SystemBus
 from hypemand.systemd.units import Units
 from hypemand.turns import TurnWatch
@@ -51,17 +56,28 @@ from hypemand.workers import Pool, run_in
 _log = logging.getLogger(__name__)
 _RELOAD_DEADLINE = 10.0
 _BACKLOG = 128
+# before the daemon serves: for the bus, and for all that is learned from records, systemd and files
+_BUS_DEADLINE = 3.0
+_BEGIN_DEADLINE = 20.0
+_LISTEN_DEADLINE = 5.0
 
 
 class Daemon:
-    """The running daemon."""
+    """The running daemon. `load` reads the host config again."""
 
-    def __init__(self, config: HostConfig) -> None:
+    def __init__(
+        self,
+        config: HostConfig,
+        *,
+        bus: SystemBus | None = None,
+        load: Callable[[], HostConfig] = load_host_config,
+        userdb: Path = USERDB,
+    ) -> None:
         self._config = config
-        self._notifier = sdnotify.SystemdNotifier()
+        self.notifier = sdnotify.SystemdNotifier()
         self._status = ""
         self._stop = asyncio.Event()
-        self._bus = SystemBus()
+        self._bus = bus or SystemBus()
         self._watcher = BootWatcher()
         self._store = ImageStore(
             config.state_dir / "images", config.image_dirs, lambda: self._manager.config.disk.reserve
@@ -70,16 +86,23 @@ class Daemon:
         self._pulls = Pulls(self._store, self._make_tools, config.runtime_dir)
         self._images = Images(self._store, self._pulls)
         self._network_client = NetworkClient(on_reconnect=self._tell_networks, on_tampered=self._end_tampered)
-        self._manager = VmManager(config, self._images, services, self._network_client)
-        self._reloader = Reloader(self._manager)
+        self._manager = VmManager(config, self._images, services, self._network_client, userdb)
+        self._reloader = Reloader(self._manager, load)
         self._tokens = TokenStore(config.state_dir / "tokens.json")
+        self._hold = Hold()
+        # what units of ours are told from those of a daemon before this one by
+        self._key = secrets.token_hex(4)
 
     def _make_tools(self) -> UnitTools:
         """Tools for one image that is being made."""
-        return UnitTools(secrets.token_hex(6), self._config.state_dir)
+        return UnitTools(f"{self._key}{secrets.token_hex(4)}", self._config.state_dir)
+
+    def stop(self) -> None:
+        """Have `run` end."""
+        self._stop.set()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+        """Serve until SIGTERM, SIGINT or `stop`."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -88,43 +111,60 @@ class Daemon:
             stack.push_async_callback(self._bus.close)
             stack.callback(self._watcher.close)
             stack.push_async_callback(self._network_client.close)
-            await self._recover()
             stack.push_async_callback(self._manager.close)
             stack.push_async_callback(self._pulls.close)
             stack.push_async_callback(self._reloader.close, _RELOAD_DEADLINE)
-            # before anybody can ask: who waits for READY finds what the files define
-            await self._autostart()
-            await self._serve(stack)
+            stack.callback(self._store.may_make.set)
             watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
             stack.callback(watchdog.cancel)
-            self._notifier.notify("READY=1")
-            cleaning = asyncio.create_task(self._clean_up(), name="clean up")
+            beginning = asyncio.create_task(self._begin(), name="begin")
+            stack.callback(beginning.cancel)
+            # who waits for READY finds what the files define
+            await asyncio.wait([beginning], timeout=_BEGIN_DEADLINE)
+            if not beginning.done():
+                _log.error("it takes more than %g s to learn which VMs there are", _BEGIN_DEADLINE)
+            await self._serve(stack)
+            self.notifier.notify("READY=1")
+            cleaning = asyncio.create_task(self._clean_up(beginning), name="clean up")
             stack.callback(cleaning.cancel)
             await self._stop.wait()
-            self._notifier.notify("STOPPING=1")
+            self.notifier.notify("STOPPING=1")
 
-    async def _recover(self) -> None:
-        await run_in(Pool.TOOLS, self._prepare_folders)  # the process for the bus starts meanwhile
-        await self._bus.start_signals(self._resync)
-        await self._manager.recover()
+    async def _begin(self) -> None:
+        """Learn what there is. Nothing that is found, or that fails, keeps the daemon from serving; nor does
+        what hangs, but then requests are refused until it is over."""
+        self._store.may_make.clear()
+        self._hold.reason = "hypemand does not know yet which VMs there are"
+        with logged("the system bus"):
+            await self._bus.start_signals(self._resync, _BUS_DEADLINE)
+        with logged("the folder of the state"):
+            await run_in(Pool.TOOLS, self._prepare_folders)
+        with logged("what there was before"):
+            await self._manager.recover()
+        with logged("the files that define VMs"):
+            await self._autostart()
+        self._hold.reason = ""
 
     def _prepare_folders(self) -> None:
         make_folder(self._config.state_dir, mode=0o711)
         self._store.prepare()
-        try:
-            if has_leftovers(self._store):
-                stop_units()
-            for name in clean_staging(self._store):
-                _log.info("removed %s, which a pull or import that did not end had left", name)
-        except (OSError, HypemandError) as error:
-            _log.error("what pulls and imports that did not end had left is still there: %s", error)
 
-    async def _clean_up(self) -> None:
+    async def _clean_up(self, beginning: asyncio.Task[None]) -> None:
         """When all are served: nothing that was left keeps the daemon from starting."""
         try:
+            with logged("what pulls and imports that did not end have left"):
+                await run_in(Pool.TOOLS, self._clean_staging)
+        finally:
+            self._store.may_make.set()
+        await asyncio.wait([beginning])
+        with logged("what was left of before"):
             await self._manager.clean_up()
-        except Exception:
-            _log.exception("what was left of before could not be cleaned up")
+
+    def _clean_staging(self) -> None:
+        if has_leftovers(self._store):
+            stop_foreign_units(self._key)
+        for name in clean_staging(self._store):
+            _log.info("removed %s, which a pull or import that did not end had left", name)
 
     async def _tell_networks(self) -> None:
         self._manager.networks.begin_sync()
@@ -150,12 +190,21 @@ class Daemon:
             spool=self._config.state_dir,
         )
         self._listener = Listener(
-            lambda: HttpServer(make_app(api, gate=TokenGate(self._tokens, self._manager).check))
+            lambda: HttpServer(
+                make_app(api, gate=TokenGate(self._tokens, self._manager).check, hold=self._hold)
+            )
         )
         stack.push_async_callback(self._listener.close)
-        await self._listen()
         listener = take_socket() or self._open_socket()
-        await stack.enter_async_context(serve(make_app(api), listener))
+        await stack.enter_async_context(serve(make_app(api, hold=self._hold), listener))
+        listening = asyncio.create_task(self._begin_to_listen(), name="listen")
+        stack.callback(listening.cancel)
+        # a disk that its certificate is on may hang
+        await asyncio.wait([listening], timeout=_LISTEN_DEADLINE)
+
+    async def _begin_to_listen(self) -> None:
+        with logged("the API over TCP"):
+            await self._listen()
 
     def _open_socket(self) -> socket.socket:
         folder = self._config.runtime_dir
@@ -169,9 +218,12 @@ class Daemon:
             await self._listener.apply(self._manager.config.listen)
         except HostNotReady as error:
             problem = Problem(str(HOST_CONFIG), 0, 0, "listen", error.message, error.hint)
-            _log.error("%s", problem)
-            return (problem,)
-        return ()
+        except (OSError, ValueError) as error:
+            problem = Problem(str(HOST_CONFIG), 0, 0, "listen", str(error), "")
+        else:
+            return ()
+        _log.error("%s", problem)
+        return (problem,)
 
     async def _reload(self) -> ReloadReport:
         report = await self._reloader.reload()
@@ -182,12 +234,13 @@ class Daemon:
         """Read the definitions. What is marked autostart is started once after the host has booted, not
         again when only the daemon is restarted."""
         marker = self._config.runtime_dir / "autostarted"
-        at_boot = not marker.exists()
+        at_boot = not _is_there(marker)
         report = await self._reloader.reload(sync_networks=False, at_boot=at_boot)
         self._update_status()
         if not at_boot:
             return
-        marker.touch()
+        with logged("that VMs were started with the host cannot be remembered"):
+            marker.touch()
         for vm in self._manager.fleet:
             wanted = vm.record.definition.autostart and not vm.removed and vm.name not in report.defined
             if wanted and vm.state is State.STOPPED:
@@ -199,16 +252,22 @@ class Daemon:
         status = f"VMs: {words}"
         if self._manager.fleet.broken:
             status += f"; {len(self._manager.fleet.broken)} with errors in their files: hypemanctl check"
+        if unreadable := len(self._manager.fleet.unreadable):
+            status += f"; {unreadable} whose record cannot be read: journalctl -u hypemand"
         if status != self._status:
             self._status = status
-            self._notifier.notify(f"STATUS={status}")
+            self.notifier.notify(f"STATUS={status}")
 
     async def _feed_watchdog(self) -> None:
         """The one wake-up that recurs. It comes from the event loop, so a loop that hangs is noticed."""
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         while interval:
-            self._notifier.notify("WATCHDOG=1")
+            self.notifier.notify("WATCHDOG=1")
             await asyncio.sleep(interval)
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.lexists(path)
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:

@@ -18,6 +18,7 @@ from hypemand.api.access import local_gate
 from hypemand.api.connections import Place, Places, Requests, find_address, notice_loss
 from hypemand.api.failures import Handler, errors_as_json
 from hypemand.api.heads import bound_head, defer_expectations, meet_expectation
+from hypemand.api.hold import Hold
 from hypemand.api.images import ImageRoutes
 from hypemand.api.networks import NetworkRoutes
 from hypemand.api.requests import MAX_BODY
@@ -123,10 +124,13 @@ class _Keeper:
 _KEEPER: Any = web.AppKey("keeper", _Keeper) if hasattr(web, "AppKey") else "keeper"
 
 
-def make_app(services: Services, limits: Limits = _LIMITS, gate: Gate = local_gate) -> web.Application:
-    """The application with every route. It can be served once. `gate`: finds out who asks, and lets in."""
+def make_app(
+    services: Services, limits: Limits = _LIMITS, gate: Gate = local_gate, hold: Hold | None = None
+) -> web.Application:
+    """The application with every route. It can be served once. `gate`: finds out who asks, and lets in;
+    `hold`: may keep requests off when they have been let in."""
     keeper = _Keeper(limits)
-    behind_gate = [keeper.know, Requests(limits).bound, meet_expectation]
+    behind_gate = [keeper.know, Requests(limits).bound, (hold or Hold()).check, meet_expectation]
     middlewares = [keeper.track, errors_as_json, gate, *behind_gate]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[_KEEPER] = keeper

@@ -26,6 +26,7 @@ from typing import Any
 from hypemand.atomic import write_all, write_file
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InvalidRequest, NotFound
+from hypemand.recordfile import read_json
 from hypemand.run import is_disk_full
 from hypemand.workers import Pool, run_in
 
@@ -39,7 +40,6 @@ PREFIX_LENGTH = 8
 USED_GRAIN = 3600.0
 RETRY_SECONDS = 60.0
 _MARK = "hm-"
-_MAX_FILE = 4 * 1024 * 1024
 _VERSION = 2
 _TAG_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _TAG_VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
@@ -224,14 +224,12 @@ class TokenStore:
 
     def _read(self) -> dict[str, Token]:
         try:
-            with self._path.open("rb") as file:
-                data = json.loads(file.read(_MAX_FILE))
-            return {token.name: token for token in _parse_tokens(data)}
+            return {token.name: token for token in _parse_tokens(read_json(self._path))}
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise HostNotReady(f"{self._path} cannot be read: {error.strerror}") from None
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             raise HostNotReady(
                 f"{self._path} does not hold tokens as they are written here",
                 hint="restore it, or remove it and make the tokens anew",

@@ -10,9 +10,11 @@ import json
 import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hypemand.boot.tracker import Shutdown
 from hypemand.config.definition import Mode
+from hypemand.recordfile import read_json
 from hypemand.sentinels import Exit
 from hypemand.state import EMERGENCY, Marker
 
@@ -125,9 +127,24 @@ def _signal_name(status: str) -> str:
 def load_exit_record(path: Path) -> ExitRecord | None:
     """The record of the last run; None when there is none or it cannot be read."""
     try:
-        return ExitRecord(**json.loads(path.read_text()))
+        return _parse(read_json(path))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _parse(document: Any) -> ExitRecord:
+    """Raises TypeError unless each value is of its type."""
+    record = ExitRecord(**document)
+    kinds: dict[str, Any] = {
+        "boot": str,
+        "code": int | None,
+        "message": str,
+        "status": int,
+        "ended_at": int | float,
+    }
+    if not all(isinstance(document[key], kind) for key, kind in kinds.items()):
+        raise TypeError("a value of another type")
+    return record
 
 
 def dump_exit_record(record: ExitRecord) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from hypemand.recordfile import read_json
 from hypemand.sentinels import (
     AgentReady,
     Emergency,
@@ -187,7 +188,9 @@ def dump_notes(notes: BootNotes) -> bytes:
 def load_notes(path: Path, boot: str | None = None) -> BootNotes | None:
     """Notes from their file; None when there are none, they are broken, or of another boot."""
     try:
-        document = json.loads(path.read_bytes()[:_MAX_FILE])
+        document = read_json(path, _MAX_FILE)
+        if not isinstance(document["boot"], str):
+            return None
         notes = BootNotes(
             boot=document["boot"],
             markers=frozenset(Marker(word) for word in document["markers"]),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from hypemand.config.definition import Definition, Origin
 from hypemand.config.host import HostConfig
@@ -29,6 +29,8 @@ class Fleet:
         self.starting: dict[str, Definition] = {}
         # names of VMs whose files have problems; set by the reloader
         self.broken: frozenset[str] = frozenset()
+        # VMs of which no more than the name is known, and why; set by the manager
+        self.unreadable: Mapping[str, str] = {}
 
     # who there is
 
@@ -57,6 +59,11 @@ class Fleet:
         if len(found) > 1:
             names = ", ".join(sorted(vm.name for vm in found))
             raise Ambiguous(f"{ref} fits the ids of {names}", hint="write more of the id, or the name")
+        if not found and ref in self.unreadable:
+            raise NotFound(
+                f"what is known of VM {ref} cannot be read: {self.unreadable[ref]}",
+                hint=f"repair {self._config().state_dir}/vms/{ref}/vm.json, then: systemctl restart hypemand",
+            )
         if not found and ref in self.broken:
             raise NotFound(
                 f"there is no VM {ref}: its file in {self._config().vm_dir} has errors",

@@ -18,27 +18,36 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import pwd
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hypemand.atomic import make_folder, sync_folder, write_file
 from hypemand.config.definition import Definition, Origin
+from hypemand.config.names import is_name
 from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.errors import AlreadyExists, HypemandError, InsufficientResources, NotFound
+from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InsufficientResources, NotFound
 from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
+from hypemand.recordfile import read_json
 from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)
 # a VM that is being made or removed: all that is ever deleted unasked
 _MARKED = re.compile(r"\.[0-9a-f]{32}\.(making|removed)")
 _LOST_AND_FOUND = "lost+found"
+USERDB = Path("/run/userdb")
 _DYNAMIC_LOCKS = Path("/run/systemd/dynamic-uid")
+_ID = re.compile(r"[0-9a-f]{32}")
+_USER_FILE = re.compile(r"hypeman-([0-9]{1,10})\.(?:user|group)")
+# uids that are nobody's: uid_t -1, and its 16 bits (systemd, UIDs and GIDs)
+_NO_UIDS = (0, 65535, 2**32 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,12 @@ class Inventory:
         self._userdb = userdb
         self._on_change = on_change
         self._records: dict[str, VmRecord] = {}
-        self._unreadable: set[str] = set()
+        self._unreadable: dict[str, str] = {}
+        # why it is not known which VMs there are; "": it is
+        self._trouble = "the records of the VMs have not been read yet"
+        self._marked: list[Path] = []
+        # known by name as a VM's, and in no record that could be read
+        self._lost_uids: set[int] = set()
         # of removed VMs of whose files some are left
         self._held_uids: set[int] = set()
         # a choice of a uid asks who else has it (NSS), which may take long: no other change waits for it
@@ -101,28 +115,83 @@ class Inventory:
         self._changing = asyncio.Lock()
 
     def load(self) -> None:
-        """Read all records. One that cannot be read is reported and left as it is. Blocks."""
-        make_folder(self._vms, mode=0o711)
-        for folder in sorted(self._vms.iterdir()):
+        """Read all records. One that cannot be read is reported and left as it is. Raises OSError when it
+        cannot be told which VMs there are; then all names count as VMs that cannot be read. Blocks."""
+        try:
+            make_folder(self._vms, mode=0o711)
+            folders = sorted(self._vms.iterdir())
+        except OSError as error:
+            self._trouble = f"the VMs in {self._vms} cannot be read: {error.strerror}"
+            raise
+        owners: dict[int | str, str] = {}
+        for folder in folders:
             if folder.name == _LOST_AND_FOUND:
                 continue  # of fsck(8)
             if _MARKED.fullmatch(folder.name):
-                _log.warning("removing what is left of a VM whose making or removal was cut off")
-                shutil.rmtree(folder, ignore_errors=True)
+                self._marked.append(folder)
                 self._held_uids |= set(_find_owners(folder))
                 continue
             try:
                 record = _load_record(folder)
+                _check_unique(record, owners)
             except (OSError, ValueError, KeyError, TypeError, HypemandError) as error:
                 _log.error("cannot read the VM in %s: %s", folder, error)
-                self._unreadable.add(folder.name)
+                self._unreadable[folder.name] = str(error)
                 continue
             self._records[record.name] = record
             self._publish(record)
+        self._lost_uids = self._read_userdb() - {record.uid for record in self._records.values()}
+        self._trouble = ""
+
+    def _read_userdb(self) -> set[int]:
+        """The uids that were made known by name."""
+        with contextlib.suppress(OSError):
+            found = (_USER_FILE.fullmatch(path.name) for path in self._userdb.iterdir())
+            return {int(match[1]) for match in found if match is not None}
+        return set()
+
+    def clean_up(self) -> None:
+        """Delete what is marked for it: VMs whose making or removal was cut off. What fails is logged: the
+        mark stays, and so the next try."""
+        marked, self._marked = self._marked, []
+        for folder in marked:
+            _log.warning("removing %s: what is left of a VM whose making or removal was cut off", folder)
+            owners = set(_find_owners(folder))
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                _log.warning("cannot delete all of %s: %s", folder, error)
+            else:
+                self._held_uids -= owners
+
+    def find_lost_uids(self) -> list[int]:
+        """Uids of VMs that are not known any more, and of which nothing but a unit may be left: a daemon was
+        killed while it removed them, or their folders are gone. Nobody gets them before `free_uid`."""
+        if self._trouble or self._unreadable:
+            return []  # it may be theirs
+        return sorted(self._lost_uids)
+
+    def free_uid(self, uid: int) -> None:
+        """Let go of one of `find_lost_uids`, whose unit is gone."""
+        if uid in self.find_lost_uids():
+            _log.info("uid %d is free: the VM that had it is no more", uid)
+            _unlink(self._uid_files(uid))
+            self._lost_uids.discard(uid)
 
     def is_unreadable(self, name: str) -> bool:
-        """Is there a VM of that name of which no more is known? What is its own is not to be touched."""
-        return name in self._unreadable
+        """Is there, or may there be, a VM of that name of which no more is known? What is its own is not to
+        be touched."""
+        return bool(self._trouble) or name in self._unreadable
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """The VMs of which no more than the name is known, with the reason."""
+        return self._unreadable
+
+    def check_readable(self) -> None:
+        """Raise HostNotReady when it is not known which VMs there are."""
+        if self._trouble:
+            raise HostNotReady(self._trouble, hint=f"see to {self._vms}, then: systemctl restart hypemand")
 
     def folder(self, name: str) -> Path:
         """Where the VM's data stands."""
@@ -144,7 +213,7 @@ class Inventory:
         short_name: bool = True,
     ) -> VmRecord:
         """Make a VM's folder and record. Nothing is left when that fails or is cancelled. AlreadyExists,
-        InsufficientResources, OSError."""
+        HostNotReady, InsufficientResources, OSError."""
         name = definition.name
         async with self._adding:
             self._check_free(name)
@@ -160,6 +229,7 @@ class Inventory:
                 raise
 
     def _check_free(self, name: str) -> None:
+        self.check_readable()
         if self.is_unreadable(name):
             raise AlreadyExists(
                 f"there is a VM {name}, whose record cannot be read: {self.folder(name) / 'vm.json'}",
@@ -263,11 +333,11 @@ class Inventory:
     def _delete(self, record: VmRecord, removed: Path) -> None:
         sync_folder(self._vms)
         shutil.rmtree(removed)
-        for path in self._userdb_files(record):
-            path.unlink(missing_ok=True)
+        _unlink(self._userdb_files(record))
 
     def _free_uid(self) -> int:
-        taken = {record.uid for record in self._records.copy().values()} | self._held_uids.copy()
+        taken = {record.uid for record in self._records.copy().values()}
+        taken |= self._held_uids.copy() | self._lost_uids.copy()
         # of a VM whose record cannot be read, its files tell
         taken |= {uid for name in self._unreadable for uid in _find_owners(self.folder(name))}
         for uid in range(self._last_uid, self._first_uid - 1, -1):
@@ -279,8 +349,11 @@ class Inventory:
         )
 
     def _userdb_files(self, record: VmRecord) -> tuple[Path, ...]:
-        user = f"hypeman-{record.uid}"
-        names = (f"{user}.user", f"{record.uid}.user", f"{user}.group", f"{record.uid}.group")
+        return self._uid_files(record.uid)
+
+    def _uid_files(self, uid: int) -> tuple[Path, ...]:
+        user = f"hypeman-{uid}"
+        names = (f"{user}.user", f"{uid}.user", f"{user}.group", f"{uid}.group")
         return tuple(self._userdb / name for name in names)
 
     def _publish(self, record: VmRecord) -> None:
@@ -304,6 +377,12 @@ class Inventory:
                     link.symlink_to(target.name)
         except OSError as error:
             _log.warning("cannot make uid %d of VM %s known by name: %s", record.uid, record.name, error)
+
+
+def _unlink(files: tuple[Path, ...]) -> None:
+    """Remove files of a uid: those last by which `find_lost_uids` would find it again."""
+    for path in sorted(files):
+        path.unlink(missing_ok=True)
 
 
 def _write_record(folder: Path, record: VmRecord) -> None:
@@ -343,7 +422,29 @@ def _find_owners(folder: Path) -> Iterator[int]:
 
 
 def _load_record(folder: Path) -> VmRecord:
-    document = json.loads((folder / "vm.json").read_text())
+    document = read_json(folder / "vm.json")
+    record = _parse_record(folder, document)
+    if not is_name(record.name):
+        raise ValueError("its folder is not named as a VM")
+    if _ID.fullmatch(str(record.id)) is None:
+        raise ValueError("id is not 32 hexadecimal digits")
+    if type(record.uid) is not int or record.uid in _NO_UIDS or not 0 < record.uid < 2**32:
+        raise ValueError("uid is none that a VM can have")
+    if type(record.created_at) not in (int, float) or not math.isfinite(record.created_at):
+        raise ValueError("created_at is not a time")
+    if record.pin is not None and not all(isinstance(word, str) for word in asdict(record.pin).values()):
+        raise ValueError("pin has a value that is not a text")
+    return record
+
+
+def _check_unique(record: VmRecord, owners: dict[int | str, str]) -> None:
+    """Raise ValueError for the id or uid of another, as a copy of its folder has. `owners`: by both."""
+    for key in (record.id, record.uid):
+        if owners.setdefault(key, record.name) != record.name:
+            raise ValueError(f"its id or uid is that of VM {owners[key]}")
+
+
+def _parse_record(folder: Path, document: Any) -> VmRecord:
     return VmRecord(
         name=folder.name,
         id=document["id"],

@@ -58,8 +58,10 @@ def lease_to_json(lease: Lease) -> dict[str, str | None]:
 def lease_from_json(document: Mapping[str, str | None]) -> Lease:
     """The opposite. KeyError, TypeError and ValueError for anything else."""
     network, mac, ipv4, ipv6 = (document[key] for key in ("network", "mac", "ipv4", "ipv6"))
-    if network is None or mac is None:
+    if not isinstance(network, str) or not isinstance(mac, str):
         raise ValueError("a lease has a network and a MAC address")
+    if not all(address is None or isinstance(address, str) for address in (ipv4, ipv6)):
+        raise ValueError("an address is a text")  # of a number ipaddress would make one
     return Lease(network, mac, IPv4Address(ipv4) if ipv4 else None, IPv6Address(ipv6) if ipv6 else None)
 
 

@@ -9,6 +9,7 @@ never on the way of a start. A guest where that fails keeps what it has, and is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import posixpath
 import re
@@ -25,6 +26,7 @@ from hypemand.errors import GuestError, HypemandError
 from hypemand.manager.networkview import Member
 from hypemand.manager.ports import OPEN_GROUP
 from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.recordfile import read_regular
 from hypemand.storage.configdisk import MAX_HOSTS, GuestHost
 from hypemand.workers import Pool, run_in
 
@@ -332,6 +334,8 @@ class Names:
 
 def _replace_host(path: Path, content: bytes, *, known: bytes | None) -> None:
     """Have a file hold `content`, and leave it as it is where it does. `known`: what it holds, if known."""
-    if known is None and path.exists() and path.read_bytes() == content:
-        return
+    if known is None:
+        with contextlib.suppress(OSError):
+            if read_regular(path) == content:
+                return
     write_file(path, content)

@@ -64,6 +64,8 @@ class Networks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._told = asyncio.Event()
         self._closed = False
+        # why nothing is removed, as it was logged last
+        self._kept_for = ""
         # was the host told all there is, so that nothing of what there was before can be left?
         self._complete = True
 
@@ -139,11 +141,15 @@ class Networks:
         """Know of every VM that runs. False: that cannot be told, so nothing may be removed."""
         try:
             live = await self._list_live()
+            lost = self.tenancy.adopt(live)
         except HypemandError as error:
-            _log.warning("nothing is removed from the networks now: %s", error)
-            return False
-        self.tenancy.adopt(live)
-        return True
+            lost, why = frozenset(), str(error)
+        else:
+            why = f"what {', '.join(sorted(lost))} have of them cannot be read" if lost else ""
+        if why and why != self._kept_for:
+            _log.warning("nothing is removed from the networks now: %s", why)
+        self._kept_for = why
+        return not why
 
     async def _drop_stale(self) -> None:
         """The devices may be gone by now, what conntrack remembers of their addresses may not."""

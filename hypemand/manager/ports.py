@@ -19,6 +19,7 @@ from hypemand.errors import InUse
 from hypemand.manager.leases import Lease
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.network.wire import BadFrame, decode, encode
+from hypemand.recordfile import read_json
 
 _log = logging.getLogger(__name__)
 # The group of all VMs that are not isolated: no name of a group has such a character.
@@ -125,13 +126,17 @@ class PortFiles:
     def find(self, vm: str) -> PortPlan | None:
         """What stands there; None also when it cannot be read."""
         try:
-            port: PortPlan = decode(PortPlan, json.loads(self._path(vm).read_bytes()))
+            port: PortPlan = decode(PortPlan, read_json(self._path(vm)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, BadFrame) as error:
             _log.warning("cannot read %s: %s", self._path(vm), error)
             return None
         return port
+
+    def is_there(self, vm: str) -> bool:
+        """Is there anything in its place, be it such that it cannot be read?"""
+        return os.path.lexists(self._path(vm))
 
     def remove(self, vm: str) -> None:
         """The VM has no port any more."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
 from systemd import journal
 
 from hypemand.config.definition import Definition, Origin
-from hypemand.config.host import load_host_config
+from hypemand.config.host import HostConfig, load_host_config
 from hypemand.config.vmfile import load_vm_dir
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.log import MessageId
@@ -41,8 +41,9 @@ class ReloadReport:
 class Reloader:
     """Reads the files again when it is told to. `close` waits for the starts and stops it has begun."""
 
-    def __init__(self, manager: VmManager) -> None:
+    def __init__(self, manager: VmManager, load_config: Callable[[], HostConfig] = load_host_config) -> None:
         self._manager = manager
+        self._load_config = load_config
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._online: asyncio.Task[None] | None = None
@@ -73,7 +74,7 @@ class Reloader:
 
     def _reload_host_config(self) -> tuple[Problem, ...]:
         try:
-            self._manager.config = load_host_config()
+            self._manager.config = self._load_config()
         except InvalidDefinition as error:
             return error.problems
         return ()

@@ -19,6 +19,7 @@ from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import HypemandError
 from hypemand.manager.plan import Places
 from hypemand.manager.tasks import Tasks
+from hypemand.recordfile import read_json
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class RunFiles:
     def load_definition(self) -> Definition | None:
         """What a VM that runs was started with; None when that cannot be read."""
         try:
-            return parse_definition(self._vm, json.loads(self._definition.read_bytes()))
+            return parse_definition(self._vm, read_json(self._definition))
         except (OSError, ValueError, HypemandError):
             return None
 
@@ -81,7 +82,10 @@ class RunFiles:
         if record is None or notes is None or record.boot == notes.boot:
             return record
         # of the later of two runs there is but one: systemd alone made it, or its end was not written down
-        noted_at = self._notes.stat().st_mtime
+        try:
+            noted_at = self._notes.stat().st_mtime
+        except OSError:
+            return record
         return record if record.ended_at > noted_at else None
 
     # what its boot has shown

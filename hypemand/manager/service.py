@@ -24,11 +24,12 @@ from hypemand.manager.facts import boot_facts
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images import Images
-from hypemand.manager.inventory import Inventory, VmRecord
+from hypemand.manager.inventory import USERDB, Inventory, VmRecord
 from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Places, make_plan
+from hypemand.manager.recovery import ask_again, logged, recover_vms, stop_unknown
 from hypemand.manager.runfiles import RunFiles
 from hypemand.manager.starts import Starter, derive_pin
 from hypemand.manager.tenancy import Tenancy
@@ -60,7 +61,7 @@ class VmManager:
         images: Images,
         services: VmServices,
         network_host: NetworkHost,
-        userdb: Path = Path("/run/userdb"),
+        userdb: Path = USERDB,
     ) -> None:
         self.config = config
         self._images = images
@@ -71,6 +72,7 @@ class VmManager:
         )
         self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
         self.fleet = Fleet(lambda: self.config, self.volumes)
+        self.fleet.unreadable = self.inventory.unreadable
         images.in_use = self.fleet.image_uses
         self.claims = Claims(self.volumes, self.fleet.holders)
         tenancy = Tenancy(config.state_dir / "vms", lambda: self.config.networks, self.fleet.tenants)
@@ -88,24 +90,28 @@ class VmManager:
     # life of the daemon
 
     async def recover(self) -> None:
-        """Learn what there is, and what of it runs: from the records, then from systemd."""
-        await run_in(Pool.RECORDS, self.inventory.load)
-        await run_in(Pool.TOOLS, self.volumes.load)
-        await run_in(Pool.STARTS, self._make_roots)
+        """Learn what there is, and what of it runs: from the records, then from systemd. Nothing that is
+        found there keeps the rest from being learned: what fails is logged, and what is not known counts as
+        in use."""
+        with logged("the VMs' records"):
+            await run_in(Pool.RECORDS, self.inventory.load)
+        with logged("the volumes' records"):
+            await run_in(Pool.TOOLS, self.volumes.load)
+        with logged("the folders of VMs that run"):
+            await run_in(Pool.RECORDS, self.prepare_runtime)
         for record in self.inventory:
-            vm = self._adopt(record)
-            if record.origin is Origin.HELPER:
-                self._cut_off.add(vm.name)
-        await asyncio.gather(*(vm.recover() for vm in self.fleet))
-        self.networks.recover(lambda name: self.fleet.get(name).state.is_vmm_active)
+            with logged(f"what is known of VM {record.name}"):
+                vm = self._adopt(record)
+                if record.origin is Origin.HELPER:
+                    self._cut_off.add(vm.name)
+        await recover_vms(tuple(self.fleet))
+        with logged("what VMs have of their networks"):
+            self.networks.recover(lambda name: self.fleet.get(name).state.is_vmm_active)
         # beside all else: VMs without a network do not need it
         self.networks.begin_sync()
         ended = [vm.files for vm in self.fleet if not vm.state.is_vmm_active]
-        await run_in(Pool.TOOLS, self._remove_runtimes, ended)
-
-    def _make_roots(self) -> None:
-        self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        make_root(self._vmm_root, self._vmm_own)
+        with logged("the folders of VMs that have ended"):
+            await run_in(Pool.TOOLS, self._remove_runtimes, ended)
 
     def _remove_runtimes(self, ended: Iterable[RunFiles]) -> None:
         """Remove what runs have left in the runtime folder: those that have ended, and those of nobody."""
@@ -115,19 +121,34 @@ class VmManager:
             if not self._is_known(leftover.name):
                 shutil.rmtree(leftover, ignore_errors=True)
 
+    def prepare_runtime(self) -> None:
+        """Make what all VMs that run have in common, or complete it. Blocks; OSError."""
+        self._runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_root(self._vmm_root, self._vmm_own)
+
     async def clean_up(self) -> None:
-        """End what a daemon that was cut off has left in systemd: units of VMs that are not known, and VMs
-        that worked on a volume. What cannot be ended is logged, and keeps nothing else from being ended."""
-        try:
-            for name in await self._services.units.list_vms():
-                if not self._is_known(name):
-                    _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
-                    await self._services.units.stop(f"hypeman-vm-{name}.service")
-        except HypemandError as error:
-            _log.error("units that belong to no VM, if there are any, are left: %s", error)
-        for vm in self.fleet:
-            if vm.record.origin is Origin.HELPER and vm.name in self._cut_off:
-                await self._remove_helper(vm)
+        """End and delete what a daemon that was cut off has left: VMs that worked on a volume, what was being
+        made or removed, and units of VMs that are not known. What fails is logged, and keeps nothing else
+        from being done."""
+        await ask_again(tuple(self.fleet))
+        await asyncio.gather(
+            *(
+                self._remove_helper(vm)
+                for vm in self.fleet
+                if vm.record.origin is Origin.HELPER and vm.name in self._cut_off
+            )
+        )
+        for volume in self.volumes.unfilled:
+            with logged(f"the volume {volume.name}, which was not filled to its end, and is to be removed"):
+                with self.claims.work_on(volume, "removed"):
+                    await run_in(Pool.TOOLS, self.volumes.remove, volume)
+                _log.info("removed the volume %s, which was not filled to its end", volume.name)
+        with logged("what is left of volumes"):
+            await run_in(Pool.TOOLS, self.volumes.clean_up)
+        with logged("what is left of VMs"):
+            await run_in(Pool.TOOLS, self.inventory.clean_up)
+        with logged("units that belong to no VM"):
+            await stop_unknown(self._services.units, self.inventory, self._is_known)
 
     async def _remove_helper(self, vm: Vm) -> None:
         _log.info("removing VM %s, whose work on a volume was cut off", vm.name)
@@ -137,7 +158,8 @@ class VmManager:
             _log.error("VM %s is left, which worked on a volume: %s", vm.name, error)
 
     def _is_known(self, name: str) -> bool:
-        return self.fleet.find(name) is not None or self.inventory.is_unreadable(name)
+        known = (self.fleet.find(name), self.inventory.find(name))
+        return known != (None, None) or self.inventory.is_unreadable(name)
 
     async def resync(self) -> None:
         """Look at everything again, after signals may have been missed."""
@@ -200,6 +222,7 @@ class VmManager:
     # networks
 
     async def _list_live(self) -> Set[str]:
+        self.inventory.check_readable()  # else it is not known what they have
         states = await self._services.units.list_vms()
         return {name for name, state in states.items() if state not in ("inactive", "failed")}
 

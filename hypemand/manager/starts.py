@@ -31,7 +31,7 @@ from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_di
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd.cgroups import ease_moves
-from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr
+from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr, make_root
 from hypemand.systemd.units import Units
 from hypemand.workers import Pool, finish, run_in
 
@@ -230,7 +230,10 @@ class Starter:
         """Make what the unit needs. Blocks; run in a thread."""
         record, places, runtime = vm.record, vm.places, vm.places.runtime
         plan = self._plan(vm, definition, image, volumes, network)
-        copy_linker_cache(places.root)
+        if (places.root / "usr").is_dir():
+            copy_linker_cache(places.root)
+        else:
+            make_root(places.root, places.own)  # it could not be made when the daemon started
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)

@@ -147,14 +147,18 @@ class Tenancy:
                 ended.append(port)
         return ended
 
-    def adopt(self, live: Set[str]) -> None:
-        """Know of every VM that runs."""
+    def adopt(self, live: Set[str]) -> frozenset[str]:
+        """Know of every VM that runs. Gives those that have a port of which no more is known."""
+        lost = set()
         tenants = {tenant.vm: tenant for tenant in self._tenants()}
         for vm in live - self.ports.keys() - self.claimed.keys():
             # also of one whose record cannot be read
             port = self.files.find(vm) or self._rebuild(tenants.get(vm))
             if port is not None:
                 self.ports[vm] = port
+            elif self.files.is_there(vm):
+                lost.add(vm)
+        return frozenset(lost)
 
     def _rebuild(self, tenant: Tenant | None) -> PortPlan | None:
         """The port of a VM that runs, whose port.json was lost."""

@@ -83,6 +83,8 @@ class Vm:
         self._exit = self.files.load_unseen_exit(self._notes)
         self._requested: dict[Moment, float] = {}
         self._was_live = False
+        # by a daemon that could not ask systemd when it started
+        self._is_assumed = False
         self._closing: asyncio.Task[None] | None = None
         self._derived = Derived(State.STOPPED)
         self._text = ""
@@ -213,15 +215,32 @@ class Vm:
         await self._tasks.cancel()
 
     async def recover(self) -> None:
-        """Learn the state that the VM is in when the daemon starts. That is no change, so it is not told."""
+        """Learn the state that the VM is in when the daemon starts. That is no change, so it is not told.
+
+        Where systemd does not answer, and when this fails or is cancelled, the VM is Unknown and holds all
+        that a VM that runs holds, until a later `refresh` finds out.
+        """
         self._recovering = True
+        known = False
         try:
             await self.refresh()
+            known = self._bus_up
             if self._session is not None:
                 await self._session.connect_vmm(_RECOVER_DEADLINE)
             self._evaluate()
         finally:
+            if not known:
+                self._assume_live()
             self._recovering = False
+
+    def _assume_live(self) -> None:
+        self._bus_up, self._was_live, self._is_assumed = False, True, True
+        self._evaluate()
+
+    @property
+    def is_known(self) -> bool:
+        """Has systemd answered when it was asked last?"""
+        return self._bus_up
 
     async def refresh(self, *, with_memory: bool = False) -> None:
         """Ask systemd and the VMM now."""
@@ -239,7 +258,7 @@ class Vm:
             else:
                 self._bus_up = True
                 self._unit = status
-            self._follow_unit()
+                self._follow_unit()
             if self._session is not None:
                 await self._session.query_status()
             self._evaluate()
@@ -335,12 +354,17 @@ class Vm:
             self._session = None
             self._closing = self._tasks.start("close", self._close(session, self._closing))
         if self._was_live and not unit.is_live:
-            self._exit = self.files.load_exit(self._notes, failed=unit.active_state == "failed")
+            self._exit = self._load_exit(failed=unit.active_state == "failed")
             self._running_definition = None
             self._closing = self._tasks.start("release", self._release(self._closing))
-        self._was_live = unit.is_live
+        self._was_live, self._is_assumed = unit.is_live, False
         if live and self._session is None and unit.active_state != "deactivating":
             self._open_session()
+
+    def _load_exit(self, *, failed: bool) -> ExitRecord | None:
+        if self._is_assumed:
+            return self.files.load_unseen_exit(self._notes)
+        return self.files.load_exit(self._notes, failed=failed)
 
     def _derive_stop_time(self) -> float:
         """Since when it is stopped, should it be that. Now, when it ran and its end is not known."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.errors import ImageNotReady
+from hypemand.recordfile import parse_json, read_regular
 from hypemand.storage.references import BUILTIN_PREFIX
 
 ROOTFS = "rootfs.erofs"
@@ -142,7 +143,7 @@ def _parse_number(document: Mapping[str, object], key: str) -> float:
 
 def parse_metadata(data: bytes, folder: Path) -> Image:
     """Read METADATA of the image in `folder`. ValueError if it cannot be understood."""
-    document = json.loads(data)
+    document = parse_json(data)
     if not isinstance(document, dict) or document.get("version") != METADATA_VERSION:
         raise ValueError(f"version is not {METADATA_VERSION}")
     return Image(
@@ -161,7 +162,7 @@ def parse_metadata(data: bytes, folder: Path) -> Image:
 def read_image(folder: Path) -> Image:
     """The image in `folder`; ImageNotReady says what is broken about it."""
     try:
-        image = parse_metadata((folder / METADATA).read_bytes(), folder)
+        image = parse_metadata(read_regular(folder / METADATA), folder)
         size = image.rootfs.stat().st_size
     except (OSError, ValueError) as error:
         raise ImageNotReady(f"the image in {folder} is broken: {error}", hint="import it again") from error

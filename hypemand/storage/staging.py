@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hypemand.errors import ImageNotReady, InsufficientResources, WrongState
+from hypemand.errors import HostNotReady, HypemandError, ImageNotReady, InsufficientResources, WrongState
 from hypemand.run import CommandFailed, is_disk_full, run
 from hypemand.storage.images import STAGING
 from hypemand.storage.store import ImageStore
 
+_log = logging.getLogger(__name__)
 _REMOVE_TIMEOUT = 600.0
+# for the units of a daemon before this one to end
+_CLEAN_TIMEOUT = 120.0
 
 
 @contextmanager
@@ -37,6 +41,10 @@ def name_failures(source: str) -> Iterator[None]:
 @contextmanager
 def open_staging(store: ImageStore, name: str) -> Iterator[Path]:
     """A folder for making `name`, empty at the beginning, gone at the end. WrongState while it is in use."""
+    if not store.may_make.wait(_CLEAN_TIMEOUT):
+        raise HostNotReady(
+            "pulls and imports of a daemon before this one have not ended yet", hint="try again later"
+        )
     root = store.folder / STAGING
     root.mkdir(mode=0o700, exist_ok=True)
     staging = root / hashlib.sha256(name.encode()).hexdigest()[:24]
@@ -60,19 +68,28 @@ def has_leftovers(store: ImageStore) -> bool:
 
 
 def clean_staging(store: ImageStore) -> list[str]:
-    """Remove what crashes left. What is being made, in whatever process, is not disturbed."""
+    """Remove what crashes left. What is being made, in whatever process, is not disturbed. What cannot be
+    removed is logged."""
     removed = []
     root = store.folder / STAGING
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        lock = _find_lock(folder)
-        if lock is None:
-            continue
         try:
-            remove_tree(folder)
-            removed.append(folder.name)
-        finally:
-            os.close(lock)
+            if _remove_unused(folder):
+                removed.append(folder.name)
+        except (OSError, HypemandError) as error:
+            _log.error("%s is left, where an image was made: %s", folder, error)
     return removed
+
+
+def _remove_unused(folder: Path) -> bool:
+    lock = _find_lock(folder)
+    if lock is None:
+        return False
+    try:
+        remove_tree(folder)
+    finally:
+        os.close(lock)
+    return True
 
 
 def _find_lock(folder: Path) -> int | None:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from hypemand.atomic import sync_folder, write_file
 from hypemand.errors import HostNotReady, ImageNotReady, InUse, InvalidRequest, NotFound
+from hypemand.recordfile import read_json
 from hypemand.storage.images import BUILTIN_FOLDERS, STAGING, Image, derive_id, read_image
 from hypemand.storage.references import (
     BUILTIN_PREFIX,
@@ -72,6 +73,9 @@ class ImageStore:
         self._builtin = tuple(builtin)
         self._changing = threading.RLock()
         self._making: dict[str, threading.Lock] = {}
+        # not set while work that a daemon before this one has left may still write to the staging folders
+        self.may_make = threading.Event()
+        self.may_make.set()
 
     def prepare(self) -> None:
         """Make the store's folder. VMMs open images in it by path, but nobody lists it."""
@@ -278,7 +282,7 @@ class ImageStore:
             return {image.name: image.digest for image in known}
 
     def _parse_names(self) -> dict[str, str]:
-        document = json.loads((self.folder / NAMES).read_bytes())
+        document = read_json(self.folder / NAMES)
         names = document["names"]
         if document["version"] != _VERSION or not isinstance(names, dict):
             raise ValueError(f"version is not {_VERSION}")

@@ -308,6 +308,16 @@ def escape_path(path: Path) -> str:
     return f'"{text}"'
 
 
-def stop_units(pattern: str = f"{UNIT_PREFIX}*.service") -> None:
+def stop_foreign_units(own: str) -> None:
+    """Stop units that fetch or build and are not of the daemon whose keys begin with `own`."""
+    argv = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--full", f"{UNIT_PREFIX}*.service"]
+    lines = run(argv, timeout=_STOP_TIMEOUT).stdout.decode(errors="replace").splitlines()
+    units = [line.split()[0] for line in lines if line.split()]
+    foreign = [unit for unit in units if not unit.startswith(f"{UNIT_PREFIX}{own}")]
+    if foreign:
+        run(["systemctl", "stop", "--quiet", *foreign], timeout=_STOP_TIMEOUT, ok=(0, 5))
+
+
+def stop_units(pattern: str) -> None:
     """Stop units that fetch or build, and wait for that."""
     run(["systemctl", "stop", "--quiet", pattern], timeout=_STOP_TIMEOUT, ok=(0, 5))

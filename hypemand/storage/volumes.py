@@ -21,6 +21,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,7 @@ from hypemand.config.names import is_name
 from hypemand.config.sizes import format_size
 from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
 from hypemand.fulldisk import name_full_disk
+from hypemand.recordfile import read_json
 from hypemand.run import CommandFailed
 from hypemand.storage.disks import (
     MAX_SIZE,
@@ -95,33 +97,44 @@ class VolumeStore:
         self._folder = folder
         self._templates = templates
         self._volumes: dict[str, Volume] = {}
+        # what a daemon before this one has left
+        self._marked: list[Path] = []
+        self._unfilled: list[Volume] = []
+        self.unreadable: dict[str, str] = {}
+        """Folders that hold no volume that can be read, by name, with the reason."""
 
     def load(self) -> None:
-        """Read all records, and delete what is marked as being made or removed. All else that is no volume
-        is reported and left."""
+        """Read all records. What is no volume is reported and left. Raises OSError when it cannot be told
+        which volumes there are."""
         make_folder(self._folder, mode=0o711)
         for folder in sorted(self._folder.iterdir()):
             if folder.name == _LOST_AND_FOUND:
                 continue
             if _MARKED.fullmatch(folder.name):
-                _log.info("removing %s: a volume that was being made or removed", folder)
-                _delete(folder)
+                self._marked.append(folder)
                 continue
             try:
                 volume = _load(folder)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, HypemandError) as error:
                 _log.error("cannot read the volume in %s, which is left as it is: %s", folder, error)
+                self.unreadable[folder.name] = str(error)
                 continue
             self._volumes[volume.id] = volume
             if not volume.ready:
-                self._remove_unfilled(volume)
+                self._unfilled.append(volume)
 
-    def _remove_unfilled(self, volume: Volume) -> None:
-        _log.info("removing the volume %s, which was not filled to its end", volume.name)
-        try:
-            self.remove(volume)
-        except OSError as error:
-            _log.error("cannot remove the volume %s: %s", volume.name, error)
+    def clean_up(self) -> None:
+        """Delete what was being made or removed when `load` found it. What fails is logged: the mark stays,
+        and so the next try."""
+        marked, self._marked = self._marked, []
+        for folder in marked:
+            _log.info("removing %s: a volume that was being made or removed", folder)
+            _delete(folder)
+
+    @property
+    def unfilled(self) -> list[Volume]:
+        """Those that `load` has found not filled to their end, and that are still there."""
+        return [volume for volume in self._unfilled if self._volumes.get(volume.id) is volume]
 
     def __iter__(self) -> Iterator[Volume]:
         return iter(sorted(self._volumes.copy().values(), key=lambda volume: volume.name))
@@ -311,7 +324,11 @@ def check_tags(tags: Mapping[str, str]) -> None:
 
 
 def _load(folder: Path) -> Volume:
-    document = json.loads((folder / _RECORD).read_text())
+    if not is_name(folder.name):
+        raise ValueError("its folder is not named as a volume")
+    document = read_json(folder / _RECORD)
+    if not stat.S_ISREG((folder / _DISK).lstat().st_mode):
+        raise ValueError(f"{_DISK} is not a regular file")
     return Volume(
         id=folder.name,
         name=str(document["name"]),

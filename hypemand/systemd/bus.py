@@ -83,6 +83,8 @@ class SystemBus:
         self._turn = asyncio.Lock()
         self._answer: asyncio.Future[Any] | None = None
         self._watches: dict[str, _Watch] = {}
+        self._wants_signals = False
+        self._listening = asyncio.Event()
         self._on_reconnect: Callable[[], None] | None = None
 
     def start(self) -> None:
@@ -125,10 +127,17 @@ class SystemBus:
         if self._watches.pop(path, None) is not None:
             self._send("unwatch", path)
 
-    async def start_signals(self, on_reconnect: Callable[[], None]) -> None:
-        """Begin to receive signals. `on_reconnect` is called after a lost connection is back, when
-        signals may have been missed. Raises BusError when there is no bus now."""
-        await self._ask("Subscribe", "signals")
+    async def start_signals(self, on_reconnect: Callable[[], None], patience: float) -> None:
+        """Begin to receive signals, and wait for that, but no more than `patience` seconds: a bus that is
+        slow, or not there, is tried again until it is. `on_reconnect` is called when signals may have been
+        missed: after a connection that was lost, or was not there in time, is there."""
+        self._wants_signals = True
+        self._send("listen")
+        try:
+            async with asyncio.timeout(patience):
+                await self._listening.wait()
+        except TimeoutError:
+            _log.warning("the system bus is not there, or does not answer; it is tried again")
         self._on_reconnect = on_reconnect
 
     async def _ask(self, what: str, *request: Any) -> Any:
@@ -184,8 +193,8 @@ class SystemBus:
                 reader, self._writer = await asyncio.open_connection(sock=ours)
                 for path, watch in self._watches.items():
                     self._send("watch", path, watch.interface, watch.names)
-                if self._on_reconnect is not None:
-                    self._send("resume")
+                if self._wants_signals:
+                    self._send("listen")
                 self._up.set()
                 with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                     while True:
@@ -215,7 +224,8 @@ class SystemBus:
                         _log.exception("what systemd signals of %s could not be taken", path)
             case ("lost", words):
                 _log.warning("lost the system bus: %s", words)
-            case ("back",):
+            case ("listening",):
+                self._listening.set()
                 if self._on_reconnect is not None:
                     self._on_reconnect()
 

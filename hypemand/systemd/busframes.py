@@ -6,16 +6,15 @@ Both ends are ours, of the same version, on a pair of sockets that nobody else h
 To the process:
     ("call", service, path, member, arguments)          answered
     ("get", service, path, names, first or None)        answered
-    ("signals",)                                        answered when systemd's signals come
-    ("resume",)                                         likewise, in the end: told by "back"
+    ("listen",)                                         to systemd's signals, as soon as there is a bus
     ("watch", path, interface, names)
     ("unwatch", path)
 From it:
     ("answer", value)
     ("error", words, errno)
     ("signal", path, {name: value})
-    ("lost", words)                                     no more signals, until
-    ("back",)
+    ("listening",)                                      signals come from now on
+    ("lost", words)                                     no more of them, until it says so again
 """
 
 from __future__ import annotations

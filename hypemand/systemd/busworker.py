@@ -109,7 +109,6 @@ class BusWorker:
         self._work: dict[str, Callable[..., Any]] = {
             "call": self._call,
             "get": self._get_all,
-            "signals": self._connect_signals,
         }
 
     def run(self) -> None:
@@ -149,7 +148,7 @@ class BusWorker:
                 self._watches[path] = (interface, names)
             case ("unwatch", path):
                 self._watches.pop(path, None)
-            case ("resume",):
+            case ("listen",):
                 self._retry_at = time.monotonic()
             case (what, *values):
                 try:
@@ -252,7 +251,7 @@ class BusWorker:
         except Failure:
             self._retry()
         else:
-            self._tell("back")
+            self._tell("listening")
 
 
 def _open() -> DBus:

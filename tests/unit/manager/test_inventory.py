@@ -31,6 +31,7 @@ class Records:
     def __init__(self, inventory: Inventory) -> None:
         self.inventory = inventory
         self.find, self.folder, self.is_unreadable = inventory.find, inventory.folder, inventory.is_unreadable
+        self.clean_up = inventory.clean_up
 
     def __iter__(self) -> Iterator[VmRecord]:
         return iter(self.inventory)
@@ -171,6 +172,7 @@ def test_a_removal_that_was_cut_off_is_finished(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(OSError, match="cut off"):
             inventory.remove("web")
     again = make(tmp_path)
+    again.clean_up()
     assert list((tmp_path / "vms").iterdir()) == []
     again.add(definition("web"), Origin.FILE)
 
@@ -191,7 +193,7 @@ def test_what_has_no_record_is_left_alone(tmp_path: Path) -> None:
     assert disk.read_text() == "kept"
 
 
-def test_what_is_marked_is_deleted_at_the_start_and_nothing_else(tmp_path: Path) -> None:
+def test_what_is_marked_is_deleted_and_nothing_else(tmp_path: Path) -> None:
     inventory = make(tmp_path)
     inventory.add(definition("web"), Origin.API)
     for mark in ("making", "removed"):
@@ -201,6 +203,7 @@ def test_what_is_marked_is_deleted_at_the_start_and_nothing_else(tmp_path: Path)
     (tmp_path / "vms/other").mkdir()
     (tmp_path / "vms/other/disk.ext4").write_text("data")
     again = make(tmp_path)
+    again.clean_up()
     left = sorted(path.name for path in (tmp_path / "vms").iterdir())
     assert left == ["lost+found", "other", "web"]
     assert (tmp_path / "vms/other/disk.ext4").read_text() == "data"
@@ -298,7 +301,12 @@ def test_a_removed_vms_uid_is_nobodys_until_its_files_are_gone(
         assert records.add(definition("new"), Origin.API).uid != uid
         with pytest.raises(InsufficientResources):
             records.add(definition("newer"), Origin.API)
-    assert make(tmp_path, (61184, 61185)).add(definition("newer"), Origin.API).uid == uid
+    again = make(tmp_path, (61184, 61185))
+    with pytest.raises(InsufficientResources):
+        again.add(definition("newer"), Origin.API)
+    again.clean_up()
+    again.inventory.free_uid(uid)  # its unit is gone too
+    assert again.add(definition("newer"), Origin.API).uid == uid
 
 
 class Gate:

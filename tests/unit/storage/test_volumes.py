@@ -74,13 +74,18 @@ def test_no_two_have_one_name(tmp_path: Path) -> None:
 
 def test_what_is_marked_is_gone_after_a_crash(tmp_path: Path) -> None:
     store = make(tmp_path)
-    store.create("filling", 16 * MIB, {}, ready=False)
+    unfilled = store.create("filling", 16 * MIB, {}, ready=False)
     made = store.create("data", 16 * MIB, {})
     for mark in ("making", "removed"):
         half = tmp_path / "volumes" / f".{'a' * 32}.{mark}"
         half.mkdir()
         (half / "volume.ext4").write_bytes(bytes(100))
-    assert list(make(tmp_path)) == [made]
+    again = make(tmp_path)
+    again.clean_up()
+    assert list(again) == [made, unfilled]
+    assert again.unfilled == [unfilled]
+    again.remove(unfilled)
+    assert again.unfilled == []
     assert [path.name for path in (tmp_path / "volumes").iterdir()] == [made.id]
 
 
@@ -119,21 +124,24 @@ def test_a_making_that_fails_leaves_nothing_that_could_be_a_volume(tmp_path: Pat
     assert (list(store), list((tmp_path / "volumes").iterdir())) == ([], [])
 
 
-def test_what_cannot_be_removed_keeps_no_daemon_from_starting(tmp_path: Path) -> None:
+def test_what_cannot_be_deleted_is_logged_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = make(tmp_path)
-    filling = store.create("filling", 16 * MIB, {}, ready=False)
     made = store.create("data", 16 * MIB, {})
-    busy = filling.folder / "mounted"
-    busy.mkdir()
+    busy = tmp_path / "volumes" / f".{'a' * 32}.removed" / "mounted"
+    busy.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(busy)], check=True, timeout=60)
     try:
-        assert made in list(make(tmp_path))
+        again = make(tmp_path)
+        again.clean_up()
+        assert list(again) == [made]
+        assert "cannot delete all of" in caplog.text
     finally:
-        for place in (tmp_path / "volumes").glob("*/mounted"):
-            subprocess.run(["umount", str(place)], check=False, timeout=60)
-        for place in (tmp_path / "volumes").glob(".*/mounted"):
-            subprocess.run(["umount", str(place)], check=False, timeout=60)
-    assert list(make(tmp_path)) == [made]
+        subprocess.run(["umount", str(busy)], check=True, timeout=60)
+    again = make(tmp_path)
+    again.clean_up()
+    assert [path.name for path in (tmp_path / "volumes").iterdir()] == [made.id]
 
 
 def test_a_volume_grows_and_never_shrinks(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from hypemand.systemd.bus import BusError, SystemBus, Worker, unit_path
-from hypemand.systemd.busworker import BusWorker
+from hypemand.systemd.busworker import Failure
 from hypemand.systemd.dbuslib import DBusBaseError
 from hypemand.systemd.units import unit_name
+from tests.unit.systemd.busthread import BusThread
 
 UNIT = "org.freedesktop.systemd1.Unit"
 DEADLINE = 20.0
@@ -100,11 +101,18 @@ class Bus:
         self.calls: list[str] = []
         self.connections: list[Connection] = []
         self.refuses_rules = False
-        self.workers: list[InThread] = []
+        self.workers: list[BusThread] = []
         self.listening: Connection | None = None
+        self.refusals = 0
+        self.is_there = threading.Event()
+        self.is_there.set()
         self.waits, self.gate = threading.Event(), threading.Event()
 
     def connect(self) -> Any:
+        assert self.is_there.wait(DEADLINE)
+        if self.refusals:
+            self.refusals -= 1
+            raise Failure("cannot reach the system bus", errno.ENOTCONN)
         self.connections.append(Connection(self))
         return self.connections[-1]
 
@@ -119,26 +127,9 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-class InThread:
-    """The process, in a thread, with a bus of the test's."""
-
-    def __init__(self, end: socket.socket, bus: Bus) -> None:
-        self._end = end.dup()
-        self._thread = threading.Thread(target=BusWorker(self._end, bus.connect).run)
-        self._thread.start()
-
-    def kill(self) -> None:
-        self._end.shutdown(socket.SHUT_RDWR)
-
-    async def wait(self) -> None:
-        await asyncio.to_thread(self._thread.join, DEADLINE)
-        assert not self._thread.is_alive()
-        self._end.close()
-
-
 def drive(scenario: Callable[[Bus, SystemBus], Awaitable[None]]) -> Bus:
     async def start(end: socket.socket) -> Worker:
-        bus.workers.append(InThread(end, bus))
+        bus.workers.append(BusThread(end, bus.connect))
         return bus.workers[-1]
 
     async def main() -> None:
@@ -148,6 +139,7 @@ def drive(scenario: Callable[[Bus, SystemBus], Awaitable[None]]) -> Bus:
             await scenario(bus, system)
         finally:
             bus.gate.set()
+            bus.is_there.set()
             await system.close()
             for connection in bus.connections:
                 connection.close()
@@ -171,7 +163,7 @@ def test_a_thousand_vms_take_one_match_rule_and_get_their_signals() -> None:
     async def scenario(bus: Bus, system: SystemBus) -> None:
         for number in range(999):
             watch(system, number)
-        await system.start_signals(lambda: None)
+        await system.start_signals(lambda: None, DEADLINE)
         watch(system, 999)
         await echo(system)  # what was sent before is known by then
         foreign = Message("/org/freedesktop/systemd1/unit/ssh_2eservice", state="active")
@@ -190,7 +182,7 @@ def test_a_rule_that_is_refused_is_tried_again_and_no_reason_to_look_at_everythi
     resyncs: list[None] = []
 
     async def scenario(bus: Bus, system: SystemBus) -> None:
-        await system.start_signals(lambda: resyncs.append(None))
+        await system.start_signals(lambda: resyncs.append(None), DEADLINE)
         bus.refuses_rules = True
         bus.connections[0].cut()
         await until(lambda: bus.calls.count("AddMatch") >= 3)
@@ -210,7 +202,7 @@ def test_a_bus_that_is_lost_again_and_again_is_tried_less_and_less_often() -> No
             resyncs.append(time.monotonic())
             bus.connections[-1].cut()
 
-        await system.start_signals(cut_again)
+        await system.start_signals(cut_again, DEADLINE)
         bus.connections[0].cut()
         await until(lambda: len(resyncs) == 5)
         # 0.1 s doubled; were it reset by each connection, it would be 0.1 s
@@ -223,7 +215,7 @@ def test_a_path_that_is_not_watched_any_more_is_told_nothing() -> None:
     seen: list[str] = []
 
     async def scenario(bus: Bus, system: SystemBus) -> None:
-        await system.start_signals(lambda: None)
+        await system.start_signals(lambda: None, DEADLINE)
         for number in (1, 2):
             system.watch_properties(
                 path_of(number), UNIT, ("ActiveState",), lambda c: seen.append(c["ActiveState"])
@@ -234,6 +226,31 @@ def test_a_path_that_is_not_watched_any_more_is_told_nothing() -> None:
         bus.connections[0].signal(Message(path_of(1), state="failed"), Message(path_of(2), state="active"))
         await until(lambda: bool(seen))
         assert seen == ["active"]
+
+    drive(scenario)
+
+
+def test_a_bus_that_does_not_answer_holds_up_nobody_and_is_looked_at_when_it_is_there() -> None:
+    resyncs: list[None] = []
+
+    async def scenario(bus: Bus, system: SystemBus) -> None:
+        bus.is_there.clear()
+        await system.start_signals(lambda: resyncs.append(None), 0.1)
+        assert (resyncs, bus.calls) == ([], [])
+        bus.is_there.set()
+        await until(lambda: len(resyncs) == 1)
+
+    assert drive(scenario).calls == ["Subscribe", "AddMatch"]
+
+
+def test_a_bus_that_is_not_there_is_tried_until_it_is() -> None:
+    resyncs: list[None] = []
+
+    async def scenario(bus: Bus, system: SystemBus) -> None:
+        bus.refusals = 3
+        await system.start_signals(lambda: resyncs.append(None), DEADLINE)
+        assert bus.refusals == 0
+        assert resyncs == []  # nothing can have been missed
 
     drive(scenario)
 
@@ -276,7 +293,7 @@ def test_a_process_that_ends_is_started_again_and_told_what_is_watched() -> None
     resyncs: list[None] = []
 
     async def scenario(bus: Bus, system: SystemBus) -> None:
-        await system.start_signals(lambda: resyncs.append(None))
+        await system.start_signals(lambda: resyncs.append(None), DEADLINE)
         system.watch_properties(
             path_of(1), UNIT, ("ActiveState",), lambda changed: seen.append(changed["ActiveState"])
         )

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a daemon that starts does about the one before it: first learn, which nothing may keep it from, and
+clean up when it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from hypemand.errors import HypemandError
+from hypemand.manager.inventory import Inventory
+from hypemand.manager.vm import Vm
+from hypemand.systemd.units import Units, unit_name
+from hypemand.workers import Pool, run_in
+
+_log = logging.getLogger(__name__)
+# for what systemd has to tell of all VMs before the daemon serves: it takes milliseconds for each
+_DEADLINE = 10.0
+# between two questions to a systemd that does not answer
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+
+
+@contextmanager
+def logged(what: str) -> Iterator[None]:
+    """Nothing that goes wrong in the block keeps the daemon from what comes after it."""
+    try:
+        yield
+    except (HypemandError, OSError) as error:
+        _log.error("%s: %s", what, error)
+    except Exception:
+        _log.exception("%s", what)
+
+
+async def recover_vms(vms: Sequence[Vm], deadline: float = _DEADLINE) -> None:
+    """Learn from systemd what the VMs do. Those that it tells nothing of in time are Unknown."""
+    looks = {asyncio.create_task(vm.recover(), name=f"recovery of VM {vm.name}") for vm in vms}
+    if not looks:
+        return
+    try:
+        _, late = await asyncio.wait(looks, timeout=deadline)
+        for task in late:
+            task.cancel()
+        await asyncio.wait(looks)
+    except asyncio.CancelledError:
+        for task in looks:
+            task.cancel()
+        raise
+    if late:
+        _log.error("systemd tells nothing of %d VMs: they are Unknown until it does", len(late))
+    for task in looks - late:
+        if (error := task.exception()) is not None:
+            _log.error("%s failed", task.get_name(), exc_info=error)
+
+
+async def ask_again(vms: Sequence[Vm]) -> None:
+    """Until systemd has told of each VM."""
+    pause = _FIRST_PAUSE
+    while unknown := [vm for vm in vms if not vm.is_known and not vm.deleted]:
+        await asyncio.gather(*(vm.refresh() for vm in unknown))
+        if not all(vm.is_known for vm in unknown):
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+async def stop_unknown(units: Units, inventory: Inventory, is_known: Callable[[str], bool]) -> None:
+    """Stop units of VMs that are not known, and let go of uids that only such a VM can have had."""
+    unknown = [name for name in await units.list_vms() if not is_known(name)]
+    for name in unknown:
+        _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
+        await units.stop(unit_name(name))
+    if unknown:
+        return  # a uid may be theirs: the daemon sees to it when it starts again
+    for uid in await run_in(Pool.RECORDS, inventory.find_lost_uids):
+        await run_in(Pool.RECORDS, inventory.free_uid, uid)
