@@ -19,6 +19,7 @@ from hypemand.config.host import HostConfig
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
 from hypemand.log import MessageId
 from hypemand.manager.claims import Claims, change_volume
+from hypemand.manager.diskwatch import DiskWatch
 from hypemand.manager.facts import boot_facts
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.guestops import GuestOps
@@ -27,6 +28,7 @@ from hypemand.manager.inventory import Inventory, VmRecord
 from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
+from hypemand.manager.pause import pause, resume, resume_to_end
 from hypemand.manager.plan import Places, make_plan
 from hypemand.manager.starts import Starter, derive_pin
 from hypemand.manager.tenancy import Tenancy
@@ -62,7 +64,7 @@ class VmManager:
     ) -> None:
         self.config = config
         self._images = images
-        self._services = replace(services, on_change=self._take_change)
+        self._services = replace(services, on_change=self._take_change, volume_disk=self._find_volume_disk)
         self._tell_change = services.on_change
         self.inventory = Inventory(config.state_dir / "vms", config.uid_range, userdb)
         self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
@@ -78,6 +80,8 @@ class VmManager:
         self._starter = Starter(
             lambda: self.config, self.fleet, records, images, claims, self.networks, self._names, units
         )
+        self.disk_watch = DiskWatch(lambda: self.config, self.fleet)
+        images.on_freed = self.disk_watch.look_soon
         # helper VMs of a daemon before this one
         self._cut_off: set[str] = set()
 
@@ -134,6 +138,7 @@ class VmManager:
 
     async def close(self) -> None:
         """Let go of all VMs. They go on."""
+        await self.disk_watch.close()
         await self._starter.close()
         await self._names.close()
         await self.networks.close()
@@ -192,6 +197,10 @@ class VmManager:
         self._tell_change()
 
     # volumes and room
+
+    def _find_volume_disk(self, ref: str) -> Path | None:
+        volume = self.volumes.find(ref)
+        return None if volume is None else volume.disk
 
     async def attach_volume(self, ref: str, mount: VolumeMount) -> VmView:
         """See `Manager`."""
@@ -305,6 +314,7 @@ class VmManager:
         await run_in(Pool.TOOLS, self.inventory.remove, vm.name)
         vm.mark_deleted()
         self.networks.tell()
+        self.disk_watch.look_soon()
 
     # starting
 
@@ -316,7 +326,7 @@ class VmManager:
             self._starter.ease_moves()  # it takes longer than all that comes before PID 1 needs it
         async with _hold(vm):
             await vm.refresh()
-            check_allowed(Operation.START, vm.state, vm.name)
+            check_allowed(Operation.START, vm.state, vm.name, vm.state_error)
             if vm.state is State.STOPPED:
                 try:
                     image, waited = await self._starter.have_image(vm, pull)
@@ -346,6 +356,7 @@ class VmManager:
     async def _stop(self, vm: Vm, timeout: float | None) -> None:
         if not vm.state.is_vmm_active:
             return
+        await resume_to_end(vm)
         if timeout is None:
             await self._services.units.stop(vm.unit)
             limit = vm.record.definition.stop_timeout
@@ -422,6 +433,22 @@ class VmManager:
         # the stop first: systemd would start it again
         await self._services.units.stop(vm.unit)
         await self._services.units.kill(vm.unit, _SIGKILL)
+
+    # pausing
+
+    async def pause_vm(self, ref: str) -> VmView:
+        """See `Manager`."""
+        vm = self.fleet.get(ref)
+        async with _hold(vm):
+            await pause(vm)
+        return vm.view()
+
+    async def resume_vm(self, ref: str) -> VmView:
+        """See `Manager`."""
+        vm = self.fleet.get(ref)
+        async with _hold(vm):
+            await resume(vm)
+        return vm.view()
 
     # watching
 

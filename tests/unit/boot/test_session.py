@@ -34,6 +34,11 @@ class Vmm:
         self.folder = folder
         self.report = b""
         self.status = "running"
+        # of each: device, io-status
+        self.drives: list[dict[str, object]] = []
+        # what a resumed guest's status is
+        self.after_cont = "running"
+        self.orders: list[str] = []
         self.broken_hellos = 0
         self.agents = 0
         self.qmps = 0
@@ -81,8 +86,26 @@ class Vmm:
         writer.write(b'{"QMP": {}}\n')
         while line := await reader.readline():
             request = json.loads(line)
-            answer = {"status": self.status} if request["execute"] == "query-status" else {}
+            answer = self._take_order(request["execute"])
             writer.write(json.dumps({"return": answer, "id": request["id"]}).encode() + b"\n")
+
+    def _take_order(self, order: str) -> object:
+        match order:
+            case "query-status":
+                return {"status": self.status}
+            case "query-block":
+                return self.drives
+            case "stop" | "cont":
+                self.orders.append(order)
+                self.status = "paused" if order == "stop" else self.after_cont
+        return {}
+
+    def stop(self, *full: str) -> None:
+        """Stop the guest, as for want of space for these drives."""
+        self.status = "io-error"
+        self.drives = [{"device": "config"}]
+        self.drives += [{"device": name, "io-status": "nospace"} for name in full]
+        self.writer.write(b'{"event":"BLOCK_IO_ERROR","data":{}}\n{"event":"STOP"}\n')
 
     async def _report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(self.report)
