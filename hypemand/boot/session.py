@@ -109,6 +109,8 @@ class Session:
         self._change_due: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._status_stale = False
+        # questions for the run state: how many, and which has been answered
+        self._asked = self._answered = 0
         self._let_end = False
         self._closed = False
 
@@ -313,8 +315,13 @@ class Session:
     async def query_status(self) -> QmpStatus:
         """Ask the VMM now; never raises. What the answer is, is in `qmp_status` too."""
         if self._qmp is not None and not self._qmp.closed.is_set():
+            self._asked += 1
+            number = self._asked
             status = await self._qmp.query_status()
             full = await self._find_full(self._qmp) if status is QmpStatus.IO_ERROR else ()
+            if number < self._answered:
+                return self.qmp_status  # what was asked later is known already
+            self._answered = number
             # a VMM that has said that it shuts down is gone while it is asked
             if self.qmp_status is not QmpStatus.SHUTDOWN or status is not QmpStatus.ABSENT:
                 self.qmp_status, self.full = status, full

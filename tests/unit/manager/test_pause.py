@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -131,6 +132,7 @@ def test_what_was_paused_on_request_never_goes_on_by_itself(tmp_path: Path) -> N
         # a write that was under way found no space
         place.vmm.drives = [{"device": "disk", "io-status": "nospace"}]
         place.free = {place.mount: GIB}
+        await place.manager.get_vm("web")
         await place.watch.look()
         assert (place.vm.state, place.vmm.orders) == (State.PAUSED, ["stop"])
 
@@ -396,22 +398,24 @@ def test_many_file_systems_are_named_each_once() -> None:
 
 def test_looks_that_are_asked_for_meanwhile_are_one_more(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
-        looks = 0
-        read = place.watch.read_rooms
+        looks: list[int] = []
+        asked = threading.Event()
 
         def count(folders: Iterable[Path], mounts: Iterable[Path]) -> dict[Path, Room]:
-            nonlocal looks
-            looks += 1
-            if looks == 1:
+            looks.append(1)
+            if len(looks) == 1:
+                asked.wait(10)
                 raise OSError(5, "Input/output error")
             return read(folders, mounts)
 
-        place.watch.read_rooms = count
+        read, place.watch.read_rooms = place.watch.read_rooms, count
+        place.watch.look_soon()
+        await until(lambda: len(looks) == 1)
         for _ in range(10):
             place.watch.look_soon()
             await asyncio.sleep(0)
-        await until(lambda: looks == 2)
-        await asyncio.sleep(0.05)
-        assert looks == 2
+        asked.set()
+        await until(lambda: place.watch._task is not None and place.watch._task.done())
+        assert len(looks) == 2
 
     use_vm(tmp_path, scenario)
