@@ -110,7 +110,10 @@ class DiskWatch:
         # one that hangs takes a thread, and holds up nothing but this
         rooms = await run_in(Pool.TOOLS, self.read_rooms, (state_dir / "vms", state_dir / "volumes"), mounts)
         self._warn(rooms)
-        await asyncio.gather(*(self._consider(vm, session, rooms) for vm, session in waiting))
+        tries = (self._consider(vm, session, rooms) for vm, session in waiting)
+        for error in await asyncio.gather(*tries, return_exceptions=True):
+            if isinstance(error, Exception):
+                _log.error("cannot let a VM go on", exc_info=error)
 
     # warnings
 

@@ -64,10 +64,10 @@ class VmManager:
     ) -> None:
         self.config = config
         self._images = images
-        self._services = replace(services, on_change=self._take_change, volume_disk=self._find_volume_disk)
+        self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
+        self._services = replace(services, on_change=self._take_change, volume_disk=self.volumes.find_disk)
         self._tell_change = services.on_change
         self.inventory = Inventory(config.state_dir / "vms", config.uid_range, userdb)
-        self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
         self.fleet = Fleet(lambda: self.config, self.volumes)
         images.in_use = self.fleet.image_uses
         self.claims = Claims(self.volumes, self.fleet.holders)
@@ -197,10 +197,6 @@ class VmManager:
         self._tell_change()
 
     # volumes and room
-
-    def _find_volume_disk(self, ref: str) -> Path | None:
-        volume = self.volumes.find(ref)
-        return None if volume is None else volume.disk
 
     async def attach_volume(self, ref: str, mount: VolumeMount) -> VmView:
         """See `Manager`."""
