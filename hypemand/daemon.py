@@ -188,6 +188,7 @@ class Daemon:
             defaults=lambda: self._manager.config.defaults,
             networks=lambda: self._manager.config.networks,
             spool=self._config.state_dir,
+            reserve=lambda: self._manager.config.disk.reserve,
         )
         self._listener = Listener(
             lambda: HttpServer(
@@ -259,10 +260,12 @@ class Daemon:
             self.notifier.notify(f"STATUS={status}")
 
     async def _feed_watchdog(self) -> None:
-        """The one wake-up that recurs. It comes from the event loop, so a loop that hangs is noticed."""
+        """The one wake-up that recurs. It comes from the event loop, so a loop that hangs is noticed. What no
+        event tells of is looked at with it."""
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         while interval:
             self.notifier.notify("WATCHDOG=1")
+            self._manager.disk_watch.look_soon()
             await asyncio.sleep(interval)
 
 

@@ -108,6 +108,11 @@ class QmpStatus(StrEnum):
     NO_ANSWER = "no-answer"
     UNRECOGNISED = "unrecognised"
 
+    @property
+    def is_halted(self) -> bool:
+        """Does the guest stand still, to go on later?"""
+        return self in _HALTED
+
     @classmethod
     def from_query_status(cls, word: str) -> QmpStatus:
         """What `query-status` says; a word that is not known here is UNRECOGNISED."""
@@ -134,7 +139,7 @@ _ENDED = frozenset({QmpStatus.SHUTDOWN, QmpStatus.GUEST_PANICKED, QmpStatus.INTE
 
 # Why the guest does not run, where that is nobody's wish. Shown beside the state.
 _QMP_ERRORS = {
-    QmpStatus.IO_ERROR: "the VMM stopped the guest because a disk could not be read or written",
+    QmpStatus.IO_ERROR: "the VMM stopped the guest because a disk could not be written",
     QmpStatus.WATCHDOG: "the VMM stopped the guest because its watchdog expired",
     QmpStatus.GUEST_PANICKED: "the guest's kernel has panicked",
     QmpStatus.INTERNAL_ERROR: "the VMM had an internal error and cannot run the guest on",
@@ -176,7 +181,8 @@ class Marker(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What is known of a VM at one moment. The markers are those of this boot only. `emergency`: the guest's
-    systemd has said that it is in emergency mode."""
+    systemd has said that it is in emergency mode. `full`: which disk could not be written since its file
+    system is full, and what lets the guest go on, in words; of QmpStatus.IO_ERROR."""
 
     unit: UnitEvidence
     qmp: QmpStatus = QmpStatus.ABSENT
@@ -185,6 +191,7 @@ class Evidence:
     guest_agent: bool = True
     has_snapshot: bool = False
     emergency: bool = False
+    full: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +199,7 @@ class Derived:
     """The state, what is wrong (always said in Unknown), and the markers that are still missing.
 
     `missing` is empty where no guest boots. `stopping`: systemd is ending the unit. `vmm_absent`: the VMM
-    does not listen yet.
+    does not listen yet. `requested`: it is Paused because somebody asked for that.
     """
 
     state: State
@@ -200,6 +207,7 @@ class Derived:
     missing: tuple[Marker, ...] = ()
     stopping: bool = False
     vmm_absent: bool = False
+    requested: bool = False
 
 
 def derive_missing(evidence: Evidence) -> tuple[Marker, ...]:
@@ -210,6 +218,13 @@ def derive_missing(evidence: Evidence) -> tuple[Marker, ...]:
     if evidence.guest_agent and not evidence.agent_marker:
         missing.append(Marker.AGENT)
     return tuple(missing)
+
+
+def _derive_error(evidence: Evidence) -> str | None:
+    """Why the guest does not run, where that is nobody's wish."""
+    if evidence.qmp is QmpStatus.IO_ERROR and evidence.full is not None:
+        return evidence.full
+    return _QMP_ERRORS.get(evidence.qmp)
 
 
 def derive_state(evidence: Evidence) -> Derived:
@@ -226,7 +241,7 @@ def derive_state(evidence: Evidence) -> Derived:
     if unit.is_gone:
         return Derived(State.STANDBY if evidence.has_snapshot else State.STOPPED)
     if unit is UnitEvidence.DEACTIVATING:
-        return Derived(State.SHUTDOWN, _QMP_ERRORS.get(evidence.qmp), stopping=True)
+        return Derived(State.SHUTDOWN, _derive_error(evidence), stopping=True)
     return _derive_live(evidence)
 
 
@@ -250,10 +265,11 @@ def _derive_live(evidence: Evidence) -> Derived:
     if qmp in _NOT_STARTED:
         return Derived(State.CREATED, missing=missing)
     if qmp in _HALTED and not activating:
-        return Derived(State.PAUSED, _QMP_ERRORS.get(qmp), missing)
+        requested = qmp is QmpStatus.PAUSED
+        return Derived(State.PAUSED, _derive_error(evidence), missing, requested=requested)
     emergency = EMERGENCY if evidence.emergency else None
     if activating or missing:
-        return Derived(State.INITIALIZING, _QMP_ERRORS.get(qmp, emergency), missing)
+        return Derived(State.INITIALIZING, _derive_error(evidence) or emergency, missing)
     return Derived(State.RUNNING, emergency)
 
 
@@ -288,6 +304,8 @@ def _status_detail(
             return result
         case State.STANDBY:
             return "can be restored"
+        case State.PAUSED if derived.requested:
+            return "on request, until hypemanctl resume"
         case State.PAUSED | State.UNKNOWN:
             return None
 
@@ -355,7 +373,7 @@ _CURES = {
     State.CREATED: "wait until it is Running",
     State.INITIALIZING: "wait until it is Running",
     State.RUNNING: "there is nothing to do",
-    State.PAUSED: "resume it first",
+    State.PAUSED: "resume it first: hypemanctl resume",
     State.SHUTDOWN: "wait until it has stopped, then start it",
     State.STANDBY: "restore it first",
     State.UNKNOWN: "see its state error; stop it and start it again if that does not pass",
@@ -374,10 +392,12 @@ _SPECIAL_CURES = {
 }
 
 
-def check_allowed(operation: Operation, state: State, name: str) -> None:
-    """Raise WrongState, with the operation, the state and the cure in words, where it is not allowed."""
+def check_allowed(operation: Operation, state: State, name: str, error: str | None = None) -> None:
+    """Raise WrongState, with the operation, the state and the cure in words, where it is not allowed.
+    `error`: the VM's state_error, which says why it is Paused where nobody has asked for that."""
     if state in operation.allowed_in:
         return
     hint = _SPECIAL_CURES.get((operation, state), _CURES[state])
     wanted = " or ".join(str(s) for s in State if s in operation.allowed_in)
-    raise WrongState(f"{operation} needs state {wanted}, and {name} is {state}", hint=hint)
+    why = f": {error}" if error is not None and state is State.PAUSED else ""
+    raise WrongState(f"{operation} needs state {wanted}, and {name} is {state}{why}", hint=hint)

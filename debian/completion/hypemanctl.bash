@@ -34,7 +34,7 @@ _hypemanctl_complete() {
         below-network) _hypemanctl_offer < <(printf '%s\n' list inspect) ;;
         below-image) _hypemanctl_offer < <(printf '%s\n' list inspect pull tag prune export rm import) ;;
         below-token) _hypemanctl_offer < <(printf '%s\n' create list revoke) ;;
-        command) _hypemanctl_offer < <(printf '%s\n' list status top show start stop restart kill rm wait run exec shell cp logs analyze volume df network image token check reload version) ;;
+        command) _hypemanctl_offer < <(printf '%s\n' list status top show start stop restart kill pause resume rm wait run exec shell cp logs analyze volume df network image token check reload version) ;;
         file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         definition) _hypemanctl_complete file; _hypemanctl_complete vm ;;
     esac
@@ -52,6 +52,8 @@ _hypemanctl_options() {
         'stop') echo '--timeout --result --json -h --help --socket' ;;
         'restart') echo '--wait --timeout --pull --json -h --help --socket' ;;
         'kill') echo '-s --signal --json -h --help --socket' ;;
+        'pause') echo '--json -h --help --socket' ;;
+        'resume') echo '--json -h --help --socket' ;;
         'rm') echo '-f --force --json -h --help --socket' ;;
         'wait') echo '--for --timeout --json -h --help --socket' ;;
         'run') echo '--name -d --detach --rm -e --env -m --memory --vcpus --disk -w --workdir -u --user --entrypoint --pull --network -p --publish --mode --restart --boot-timeout --stop-timeout --tag --no-agent --no-kernel-headers --json -h --help --socket' ;;
@@ -158,6 +160,8 @@ _hypemanctl_argument() {
         'stop') echo vm ;;
         'restart') echo vm ;;
         'kill') echo vm ;;
+        'pause') echo vm ;;
+        'resume') echo vm ;;
         'rm') echo vm ;;
         'wait') echo vm ;;
         'run') echo image ;;

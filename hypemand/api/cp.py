@@ -129,7 +129,7 @@ async def _tell(socket: web.WebSocketResponse, error: HypemandError, limits: Lim
 async def _copy(socket: web.WebSocketResponse, services: Services, ref: str, limits: Limits) -> Ended | None:
     order = parse_order(await receive_first(socket, limits.opening))
     if order.entry is not None:
-        with Spool(services.spool) as spool:
+        with Spool(services.spool, services.reserve()) as spool:
             if not await _receive_contents(socket, spool, order.entry.kind):
                 return Ended.CLIENT
             await _store_entry(services.guests, ref, order.path, order.entry, spool)

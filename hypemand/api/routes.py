@@ -81,6 +81,8 @@ class Routes:
             web.post(f"{vm}/stop", self.stop_instance),
             web.post(f"{vm}/restart", self.restart_instance),
             web.post(f"{vm}/kill", self.kill_instance),
+            web.post(f"{vm}/pause", self.pause_instance),
+            web.post(f"{vm}/resume", self.resume_instance),
             web.get(f"{vm}/wait", self.wait_instance, allow_head=False),
             web.get(f"{vm}/watch", self.watch_instance, allow_head=False),
             web.get(f"{vm}/logs", self.read_logs, allow_head=False),
@@ -198,6 +200,18 @@ class Routes:
             raise InvalidRequest("signal: must be the number of a signal", hint="9 is SIGKILL, 15 is SIGTERM")
         return _instance(await self._manager.kill_vm(ref, number))
 
+    async def pause_instance(self, request: web.Request) -> web.StreamResponse:
+        """Stop the CPUs of a VM."""
+        ref = parse_ref(request)
+        refuse_unknown(await self._read_object(request), ())
+        return _instance(await self._manager.pause_vm(ref))
+
+    async def resume_instance(self, request: web.Request) -> web.StreamResponse:
+        """Let a VM that is paused go on."""
+        ref = parse_ref(request)
+        refuse_unknown(await self._read_object(request), ())
+        return _instance(await self._manager.resume_vm(ref))
+
     async def wait_instance(self, request: web.Request) -> web.StreamResponse:
         """Wait until a VM is in a state."""
         ref = parse_ref(request)
@@ -254,7 +268,7 @@ class Routes:
     async def _check(self, operation: Operation, ref: str) -> None:
         """Raise WrongState while a status can still tell it."""
         view = await self._manager.get_vm(ref)
-        check_allowed(operation, view.state, view.name)
+        check_allowed(operation, view.state, view.name, view.state_error)
 
     async def copy_files(self, request: web.Request) -> web.StreamResponse:
         """Copy to or from a VM over a WebSocket, as the published client does."""

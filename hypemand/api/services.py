@@ -141,7 +141,7 @@ class Limits:
 class Services:
     """All that the API may ask. `defaults` and `networks` give those of the host config as it is now, the
     latter None where they are not known; `spool`: a folder of a filesystem that has room for a file that is
-    on its way."""
+    on its way, and `reserve` the bytes that stay free there."""
 
     manager: Manager
     guests: GuestService
@@ -153,3 +153,4 @@ class Services:
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     networks: Callable[[], Networks | None] = lambda: None
     spool: Path = Path("/var/tmp")
+    reserve: Callable[[], int] = lambda: 0

@@ -10,28 +10,46 @@ from pathlib import Path
 from types import TracebackType
 
 from hypemand.atomic import write_all
-from hypemand.errors import HostNotReady
+from hypemand.config.sizes import format_size
+from hypemand.errors import HostNotReady, InsufficientResources
+from hypemand.fulldisk import find_mount_point, name_full_disk
 from hypemand.workers import Lent, Pool
 
 # What is kept in memory. Most files that are copied singly are smaller.
 IN_MEMORY = 1024 * 1024
 _BLOCK = 256 * 1024
+_MIB = 1024 * 1024
 
 
 class _File:
     """A file without a name, made when something is to be stored. Used in threads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reserve: int) -> None:
         self._folder = folder
+        self._reserve = reserve
         self._fd: int | None = None
 
     def store(self, block: bytearray) -> None:
         try:
-            if self._fd is None:
-                self._fd = os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            write_all(self._fd, block)
+            with name_full_disk("keep the file meanwhile", self._folder):
+                if self._fd is None:
+                    self._fd = os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                self._check_room(len(block))
+                write_all(self._fd, block)
         except OSError as error:
             raise HostNotReady(f"the host cannot keep the file meanwhile: {error.strerror}") from None
+
+    def _check_room(self, size: int) -> None:
+        """What the host keeps for itself is not there for those who upload."""
+        about = os.statvfs(self._folder)
+        free = about.f_bavail * about.f_frsize
+        if free - size < self._reserve:
+            raise InsufficientResources(
+                "no space left to keep the file meanwhile: the file system"
+                f" {find_mount_point(self._folder)} has {format_size(free // _MIB * _MIB)} free, of which"
+                f" {format_size(self._reserve)} (disk.reserve) are kept",
+                hint="free space there: hypemanctl df shows what takes it",
+            )
 
     def read(self, size: int, offset: int) -> bytes:
         assert self._fd is not None
@@ -43,12 +61,13 @@ class _File:
 
 
 class Spool:
-    """In memory while it is small, then in a file of `folder` that has no name and so outlives nobody."""
+    """In memory while it is small, then in a file of `folder` that has no name and so outlives nobody.
+    `reserve` bytes stay free there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reserve: int) -> None:
         self.size = 0
         self._memory = bytearray()
-        self._file = Lent(Pool.SPOOL, _File(folder), _File.close)
+        self._file = Lent(Pool.SPOOL, _File(folder, reserve), _File.close)
 
     def __enter__(self) -> Spool:
         return self
@@ -59,7 +78,8 @@ class Spool:
         self._file.close()
 
     async def write(self, data: bytes) -> None:
-        """Add to its end. HostNotReady when the host has no room for it."""
+        """Add to its end. InsufficientResources when the host has no free space for it, HostNotReady when it
+        cannot keep it for another reason."""
         self.size += len(data)
         self._memory += data
         if len(self._memory) > IN_MEMORY:

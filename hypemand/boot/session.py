@@ -21,6 +21,7 @@ from pathlib import Path
 from hypemand.agent.channel import AgentChannel
 from hypemand.agent.report import open_report
 from hypemand.boot.console import Console, OpenJournal
+from hypemand.boot.fulldrives import FullDrive, Locate, find_full_drives
 from hypemand.boot.retry import Backoff
 from hypemand.boot.tracker import BootTracker
 from hypemand.boot.watcher import LATER, SOON
@@ -77,9 +78,12 @@ class Session:
         on_change: Callable[[], None],
         on_loss: Callable[[], None] = lambda: None,
         open_journal: OpenJournal = BootJournal,
+        locate: Locate = lambda _drive: None,
     ) -> None:
         self.tracker = tracker
         self.qmp_status = QmpStatus.ABSENT
+        # why it is IO_ERROR
+        self.full: tuple[FullDrive, ...] = ()
         self.agent: AgentChannel | None = None
         self.main_pid: int | None = None
         self.notified = False
@@ -90,6 +94,7 @@ class Session:
         self._guest_agent = guest_agent
         self._on_change = on_change
         self._on_loss = on_loss
+        self._locate = locate
         self._opened = time.monotonic()
         self._boots = follow_journal
         self._console: Console | None = None
@@ -104,6 +109,9 @@ class Session:
         self._change_due: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._status_stale = False
+        # questions for the run state: how many, and which has been answered
+        self._asked = self._answered = 0
+        self._let_end = False
         self._closed = False
 
     @property
@@ -239,7 +247,7 @@ class Session:
             await self._set_clock(channel)
 
     async def _set_clock(self, channel: AgentChannel) -> None:
-        """A guest reads its clock from a device that counts in whole seconds."""
+        """A guest reads its clock from a device that counts in whole seconds, and only when it boots."""
         try:
             await channel.set_clock()
         except HypemandError as error:
@@ -307,11 +315,59 @@ class Session:
     async def query_status(self) -> QmpStatus:
         """Ask the VMM now; never raises. What the answer is, is in `qmp_status` too."""
         if self._qmp is not None and not self._qmp.closed.is_set():
+            self._asked += 1
+            number = self._asked
             status = await self._qmp.query_status()
+            full = await self._find_full(self._qmp) if status is QmpStatus.IO_ERROR else ()
+            if number < self._answered:
+                return self.qmp_status  # what was asked later is known already
+            self._answered = number
             # a VMM that has said that it shuts down is gone while it is asked
             if self.qmp_status is not QmpStatus.SHUTDOWN or status is not QmpStatus.ABSENT:
-                self.qmp_status = status
+                self.qmp_status, self.full = status, full
         return self.qmp_status
+
+    async def _find_full(self, qmp: Qmp) -> tuple[FullDrive, ...]:
+        """Which disks could not be written. They stay the same for as long as the guest stands still."""
+        if self.full:
+            return self.full
+        try:
+            return await find_full_drives(await qmp.list_full_drives(), self._locate)
+        except QmpError as error:
+            _log.debug("VM %s: %s", self._name, error)
+            return ()
+
+    async def pause(self) -> None:
+        """Stop the guest's CPUs. QmpError."""
+        await self._reach_qmp().pause()
+        await self.query_status()
+
+    async def resume(self) -> None:
+        """Let the guest go on, whatever it was stopped for. QmpError."""
+        self.full = ()
+        await self._reach_qmp().resume()
+        if await self.query_status() is QmpStatus.RUNNING and self.agent is not None and self.agent.is_ready:
+            # it stood still as long as the guest
+            self._spawn("clock", self._set_clock(self.agent))
+
+    def _reach_qmp(self) -> Qmp:
+        if self._qmp is None or self._closed:
+            raise QmpError("the VMM does not listen on its QMP socket")
+        return self._qmp
+
+    def let_end(self) -> None:
+        """The unit is being stopped, and a guest that stands still cannot hear of it. Once: one whose disk is
+        still full stands still again, and would all the time."""
+        if not self._let_end:
+            self._let_end = True
+            self._spawn("resume", self._resume_to_end())
+
+    async def _resume_to_end(self) -> None:
+        try:
+            await self.resume()
+        except QmpError as error:
+            _log.warning("VM %s: cannot resume the guest so that it ends: %s", self._name, error)
+        self._changed()
 
     # its tasks
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""start, stop, restart, kill, rm, wait."""
+"""start, stop, restart, kill, pause, resume, rm, wait."""
 
 from __future__ import annotations
 
@@ -120,6 +120,26 @@ def kill(context: Context) -> int:
     )
     if context.wants_json:
         print_json(killed)
+    return failure
+
+
+def pause(context: Context) -> int:
+    """Stop the CPUs of VMs."""
+    return _post_each(context, "pause")
+
+
+def resume(context: Context) -> int:
+    """Let VMs that are paused go on."""
+    return _post_each(context, "resume")
+
+
+def _post_each(context: Context, what: str) -> int:
+    changed: list[Instance] = []
+    failure = for_each(
+        context.args.name, lambda name: changed.append(context.client.post("instances", name, what, body={}))
+    )
+    if context.wants_json:
+        print_json(changed)
     return failure
 
 

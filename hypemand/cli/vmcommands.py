@@ -179,6 +179,22 @@ LIFECYCLE = (
         ),
     ),
     Command(
+        ("pause",),
+        "stop the CPUs of VMs",
+        "lifecycle:pause",
+        "They keep their memory and all else, and go on with resume.",
+        arguments=(_VMS,),
+        options=(JSON,),
+    ),
+    Command(
+        ("resume",),
+        "let paused VMs go on",
+        "lifecycle:resume",
+        "One that a full disk has paused tries to write again. It goes on by itself when there is space.",
+        arguments=(_VMS,),
+        options=(JSON,),
+    ),
+    Command(
         ("rm",),
         "remove VMs and their data",
         "lifecycle:remove",

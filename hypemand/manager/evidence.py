@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hypemand.boot.fulldrives import describe_full
 from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, BootTracker, Moment
 from hypemand.state import Evidence, Marker, UnitEvidence
@@ -29,6 +30,7 @@ def derive_evidence(
         agent_marker=active or session.tracker.has(Marker.AGENT),
         guest_agent=guest_agent,
         emergency=session.tracker.emergency,
+        full=describe_full(session.full),
     )
 
 

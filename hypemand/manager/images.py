@@ -22,12 +22,14 @@ from hypemand.workers import Pool, run_in
 
 
 class Images:
-    """`in_use` gives what VMs need; the manager sets it. While `choosing` is held no image goes away."""
+    """`in_use` gives what VMs need, and `on_freed` is called when images were removed; the manager sets both.
+    While `choosing` is held no image goes away."""
 
     def __init__(self, store: ImageStore, pulls: Pulls) -> None:
         self.store = store
         self.pulls = pulls
         self.in_use: Callable[[], Sequence[ImageUse]] = tuple
+        self.on_freed: Callable[[], None] = lambda: None
         self.choosing = asyncio.Lock()
 
     # for VMs
@@ -165,13 +167,16 @@ class Images:
             return
         async with self.choosing:
             await run_in(Pool.IMAGES, self.store.remove_image, name, self.in_use())
+        self.on_freed()
 
     async def prune_images(self, *, every: bool, dry_run: bool) -> Sequence[Pruned]:
         """Remove images that no VM needs: those without a name, or `every` one; or only find them."""
         async with self.choosing:
             if dry_run:
                 return await run_in(Pool.IMAGES, self.store.find_prunable, self.in_use(), every=every)
-            return await run_in(Pool.IMAGES, self.store.prune, self.in_use(), every=every)
+            pruned = await run_in(Pool.IMAGES, self.store.prune, self.in_use(), every=every)
+        self.on_freed()
+        return pruned
 
     async def import_image(self, name: str, path: str) -> ImageInfo:
         """Make an image of what is at `path`."""

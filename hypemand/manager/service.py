@@ -20,6 +20,7 @@ from hypemand.config.host import HostConfig
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
 from hypemand.log import MessageId
 from hypemand.manager.claims import Claims, change_volume
+from hypemand.manager.diskwatch import DiskWatch
 from hypemand.manager.facts import boot_facts
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.guestops import GuestOps
@@ -28,6 +29,7 @@ from hypemand.manager.inventory import USERDB, Inventory, VmRecord
 from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
+from hypemand.manager.pause import pause, resume, resume_to_end
 from hypemand.manager.plan import Places, make_plan
 from hypemand.manager.recovery import ask_again, logged, recover_vms, stop_unknown
 from hypemand.manager.runfiles import RunFiles
@@ -65,12 +67,12 @@ class VmManager:
     ) -> None:
         self.config = config
         self._images = images
-        self._services = replace(services, on_change=self._take_change)
+        self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
+        self._services = replace(services, on_change=self._take_change, volume_disk=self.volumes.find_disk)
         self._tell_change = services.on_change
         self.inventory = Inventory(
             config.state_dir / "vms", config.uid_range, userdb, on_change=self._take_record
         )
-        self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
         self.fleet = Fleet(lambda: self.config, self.volumes)
         self.fleet.unreadable = self.inventory.unreadable
         images.in_use = self.fleet.image_uses
@@ -84,6 +86,8 @@ class VmManager:
         self._starter = Starter(
             lambda: self.config, self.fleet, records, images, claims, self.networks, self._names, units
         )
+        self.disk_watch = DiskWatch(lambda: self.config, self.fleet)
+        images.on_freed = self.disk_watch.look_soon
         # helper VMs of a daemon before this one
         self._cut_off: set[str] = set()
 
@@ -167,6 +171,7 @@ class VmManager:
 
     async def close(self) -> None:
         """Let go of all VMs. They go on."""
+        await self.disk_watch.close()
         await self._starter.close()
         await self._names.close()
         await self.networks.close()
@@ -354,6 +359,7 @@ class VmManager:
                 self.fleet.remove(vm)
                 vm.mark_deleted()
                 self.networks.tell()
+                self.disk_watch.look_soon()
 
     # starting
 
@@ -365,7 +371,7 @@ class VmManager:
             self._starter.ease_moves()  # it takes longer than all that comes before PID 1 needs it
         async with _hold(vm):
             await vm.refresh()
-            check_allowed(Operation.START, vm.state, vm.name)
+            check_allowed(Operation.START, vm.state, vm.name, vm.state_error)
             if vm.state is State.STOPPED:
                 try:
                     image, waited = await self._starter.have_image(vm, pull)
@@ -395,6 +401,7 @@ class VmManager:
     async def _stop(self, vm: Vm, timeout: float | None) -> None:
         if not vm.state.is_vmm_active:
             return
+        await resume_to_end(vm)
         if timeout is None:
             await self._services.units.stop(vm.unit)
             limit = vm.record.definition.stop_timeout
@@ -471,6 +478,22 @@ class VmManager:
         # the stop first: systemd would start it again
         await self._services.units.stop(vm.unit)
         await self._services.units.kill(vm.unit, _SIGKILL)
+
+    # pausing
+
+    async def pause_vm(self, ref: str) -> VmView:
+        """See `Manager`."""
+        vm = self.fleet.get(ref)
+        async with _hold(vm):
+            await pause(vm)
+        return vm.view()
+
+    async def resume_vm(self, ref: str) -> VmView:
+        """See `Manager`."""
+        vm = self.fleet.get(ref)
+        async with _hold(vm):
+            await resume(vm)
+        return vm.view()
 
     # watching
 

@@ -18,6 +18,8 @@ from hypemand.systemd.notify import notify_for
 from hypemand.systemd.units import unit_name
 
 _log = logging.getLogger(__name__)
+# more than the time between two looks at what stands still, see manager/diskwatch.py
+_LEAST_EXTENSION = 60.0
 
 
 def tell_systemd(vm: str, session: Session, *assignments: str) -> None:
@@ -39,15 +41,20 @@ def tell_readiness(vm: str, session: Session) -> None:
     tell_systemd(vm, session, "READY=1", "STATUS=Running")
 
 
+def extend_boot(vm: str, session: Session, boot_timeout: float | None) -> None:
+    """The guest of a boot stands still: let its deadline stand still too. systemd can be told how long it is
+    to wait from now on, and nothing else, so the boot has all of its time again when it goes on."""
+    if boot_timeout is not None:
+        seconds = max(boot_timeout, _LEAST_EXTENSION)
+        tell_systemd(vm, session, f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
+
 def tell_running(vm: str, session: Session) -> bool:
-    """Note that it is Running, and say how long that took. False when there is nothing new in that."""
+    """Note that it is Running. False when there is nothing new in that."""
     moments = session.tracker.notes.moments
     if Moment.RUNNING in moments or Moment.NOTIFIED not in moments:
         return False
     session.tracker.set_moment(Moment.RUNNING, time.monotonic())
-    ready_ms = session.tracker.notes.ready_ms
-    if ready_ms is not None:
-        tell_systemd(vm, session, f"STATUS=Running: ready in {ready_ms:.0f} ms")
     return True
 
 

@@ -291,6 +291,13 @@ class Manager(Protocol):
     async def kill_vm(self, ref: str, signal: int = 9) -> VmView:
         """Send the VMM a signal; waits for the end when it is SIGKILL."""
 
+    async def pause_vm(self, ref: str) -> VmView:
+        """Stop the CPUs of a Running VM. TimedOut, GuestError when the VMM does not do it."""
+
+    async def resume_vm(self, ref: str) -> VmView:
+        """Let a Paused VM go on, whatever it was paused for. One that cannot write, since a file system is
+        still full, is Paused again at once. TimedOut, GuestError."""
+
     async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:
         """Wait for `state`. The bool is `timed_out`. Back early when the VM is in Unknown, Stopped or
         Standby and that is not what is waited for."""

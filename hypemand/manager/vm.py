@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hypemand.boot.record import ExitRecord
 from hypemand.boot.session import Session
@@ -28,9 +29,10 @@ from hypemand.manager.phases import Phases
 from hypemand.manager.plan import Places, runtime_part
 from hypemand.manager.runfiles import RunFiles
 from hypemand.manager.tasks import Tasks
-from hypemand.manager.telling import register, tell_readiness, tell_running, tell_systemd
+from hypemand.manager.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
 from hypemand.manager.tenancy import Tenant
 from hypemand.manager.view import ExitReport, VmView
+from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
 from hypemand.qemu.process import read_cpu_seconds
 from hypemand.state import Derived, HeadersStatus, State, derive_state, derive_status_text
 from hypemand.storage.images import Image
@@ -47,12 +49,14 @@ _DETACH_DEADLINE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class VmServices:
-    """What all VMs share. `on_change` is called when the state of any of them has changed."""
+    """What all VMs share. `on_change` is called when the state of any of them has changed; `volume_disk`: the
+    file that the volume of that name or id is."""
 
     bus: SystemBus
     units: Units
     watcher: BootWatcher
     on_change: Callable[[], None]
+    volume_disk: Callable[[str], Path | None] = lambda _ref: None
 
 
 class Vm:
@@ -110,6 +114,16 @@ class Vm:
     def state(self) -> State:
         """The state that was derived last."""
         return self._derived.state
+
+    @property
+    def state_error(self) -> str | None:
+        """Why it is so, where something is wrong."""
+        return self._derived.state_error
+
+    @property
+    def is_ending(self) -> bool:
+        """Is systemd ending its unit?"""
+        return self._unit.active_state == "deactivating"
 
     @property
     def has_unit(self) -> bool:
@@ -176,7 +190,7 @@ class Vm:
             origin=self.record.origin,
             definition=self.record.definition,
             state=self.state,
-            state_error=self._derived.state_error,
+            state_error=self.state_error,
             status_text=self._activity or self._text,
             created_at=self.record.created_at,
             started_at=self._unit.started_at,
@@ -232,6 +246,8 @@ class Vm:
             if not known:
                 self._assume_live()
             self._recovering = False
+        # the guest may have been paused, or gone on, while no daemon was there to say so
+        self._tell_status()
 
     def _assume_live(self) -> None:
         self._bus_up, self._was_live, self._is_assumed = False, True, True
@@ -317,6 +333,8 @@ class Vm:
             session.main_pid = self._unit.main_pid or session.main_pid
             if self._unit.active_state == "activating":
                 tell_readiness(self.name, session)
+            if self.is_ending and session.qmp_status.is_halted:
+                session.let_end()
         evidence = derive_evidence(self._unit, session, bus_up=self._bus_up, guest_agent=self._guest_agent)
         derived = derive_state(evidence)
         if derived.state is State.RUNNING and session is not None and tell_running(self.name, session):
@@ -391,8 +409,25 @@ class Vm:
             catch_up=self._wants_headers and not tracker.headers.state.is_settled and known is not None,
             on_change=self._evaluate,
             on_loss=lambda: self._services.watcher.add(session),
+            locate=self._locate_drive,
         )
         self._services.watcher.add(session)
+
+    def _locate_drive(self, drive: str) -> tuple[str, Path] | None:
+        """Of what it runs with: the volumes in the order of their drives."""
+        if drive == DISK_DRIVE:
+            return "its disk", self.places.disk
+        number, volumes = volume_of_drive(drive), self.definition_in_use.volumes
+        if number is None or number >= len(volumes):
+            return None
+        file = self._services.volume_disk(volumes[number].volume)
+        return None if file is None else (f"its volume {volumes[number].volume}", file)
+
+    def hold_deadline(self) -> None:
+        """Let the deadline of its boot stand still for a while, if its guest does."""
+        session = self._session
+        if self._unit.active_state == "activating" and session is not None and session.qmp_status.is_halted:
+            extend_boot(self.name, session, self.definition_in_use.boot_timeout)
 
     def _transit(self, derived: Derived) -> None:
         """Take the new state; tell whoever wants to know if that, or its text, is another one."""
@@ -416,9 +451,16 @@ class Vm:
                 log_state_change(
                     self.name, self.record.id, old, derived.state, self._text, derived.state_error
                 )
-        if self._session is not None and self._unit.active_state == "activating":
-            tell_systemd(self.name, self._session, f"STATUS={self._text}")
+        self._tell_status()
+        self.hold_deadline()
         self.changes.tell()
+
+    def _tell_status(self) -> None:
+        """`systemctl status` says what is going on: of a boot all, later whether the guest runs."""
+        unit, stands = self._unit.active_state, self.state in (State.RUNNING, State.PAUSED)
+        told = unit == "activating" or (unit == "active" and stands and not self._recovering)
+        if told and self._session is not None:
+            tell_systemd(self.name, self._session, f"STATUS={self._text}")
 
     async def _close(self, session: Session, before: asyncio.Task[None] | None) -> None:
         if before is not None:

@@ -106,6 +106,7 @@ class ApiVolumes:
             )
         with self._claims.work_on(volume, "removed"):
             await _work(partial(self._store.remove, volume))
+        self._manager.disk_watch.look_soon()
 
     async def resize_volume(self, ref: str, size: int) -> VolumeView:
         """See `VolumeService`."""

@@ -157,26 +157,40 @@ def _ports() -> list[str]:
     return arguments
 
 
+DISK_DRIVE = "disk"
+"""The drive of the VM's own disk, by which QMP names it."""
+_VOLUME_DRIVE = "volume"
+
+
 def _disks(files: VmmFiles) -> list[str]:
     arguments = []
     for name, path, readonly in (
         ("config", files.config, True),
         ("image", files.image, True),
-        ("disk", files.disk, False),
+        (DISK_DRIVE, files.disk, False),
         ("headers", files.headers, True),
     ):
         if path is not None:
             arguments += _disk(name, path, f"hypeman-{name}", readonly=readonly)
     for number, volume in enumerate(files.volumes):
-        arguments += _disk(f"volume{number}", volume.path, volume.serial, readonly=volume.readonly)
+        arguments += _disk(f"{_VOLUME_DRIVE}{number}", volume.path, volume.serial, readonly=volume.readonly)
     return arguments
 
 
+def volume_of_drive(drive: str) -> int | None:
+    """Which of a VM's volumes a drive is, counted from 0; None for another drive."""
+    number = drive.removeprefix(_VOLUME_DRIVE)
+    return int(number) if drive != number and number.isascii() and number.isdecimal() else None
+
+
 def _disk(name: str, path: Path, serial: str, *, readonly: bool) -> list[str]:
+    """A write for which the host has no space left stops the guest, which sees nothing of it and goes on when
+    there is space. All other errors are the guest's to see, as with a real disk."""
     options = "readonly=on" if readonly else "discard=unmap"
+    errors = "rerror=report,werror=report" if readonly else "rerror=report,werror=enospc"
     return [
         "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}",
-        "-device", f"virtio-blk-device,drive={name},serial={serial}",
+        "-device", f"virtio-blk-device,drive={name},{errors},serial={serial}",
     ]  # fmt: skip
 
 

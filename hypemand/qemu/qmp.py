@@ -24,6 +24,10 @@ _LINE_LIMIT = 64 * 1024
 # Of commands that a VMM does not take: it is as one that does not answer then.
 _QUEUE_LIMIT = 64 * 1024
 ANSWER_DEADLINE = 0.5
+# to stop the guest, QEMU waits for the requests to disks that are under way
+_PAUSE_DEADLINE = 10.0
+# of drives; a VM has less than half of that
+_MOST_DRIVES = 64
 # an event's name and its data
 OnEvent = Callable[[str, Mapping[str, object]], None]
 
@@ -99,6 +103,24 @@ class Qmp:
             return QmpStatus.ABSENT
         word = answer.get("status") if isinstance(answer, dict) else None
         return QmpStatus.from_query_status(word) if isinstance(word, str) else QmpStatus.UNRECOGNISED
+
+    async def list_full_drives(self) -> tuple[str, ...]:
+        """The drives that could not be written since the host had no space left for it, while the run state
+        is `io-error`; until `cont`. QmpError."""
+        answer = await self.execute("query-block")
+        if not isinstance(answer, list):
+            raise QmpError("the VMM does not say what its disks do")
+        drives = (drive for drive in answer[:_MOST_DRIVES] if isinstance(drive, dict))
+        full = (drive.get("device") for drive in drives if drive.get("io-status") == "nospace")
+        return tuple(name for name in full if isinstance(name, str))
+
+    async def pause(self) -> None:
+        """Stop the guest's CPUs. QmpError."""
+        await self.execute("stop", deadline=_PAUSE_DEADLINE)
+
+    async def resume(self) -> None:
+        """Let the guest go on, and have what could not be written tried again. QmpError."""
+        await self.execute("cont", deadline=_PAUSE_DEADLINE)
 
     async def _read(self) -> None:
         turn = Turn()

@@ -144,6 +144,11 @@ class VolumeStore:
         by_name = (volume for volume in self._volumes.copy().values() if volume.name == ref)
         return self._volumes.get(ref) or next(by_name, None)
 
+    def find_disk(self, ref: str) -> Path | None:
+        """The file of the volume of that name or id."""
+        volume = self.find(ref)
+        return None if volume is None else volume.disk
+
     def get(self, ref: str) -> Volume:
         """By name, id or an unambiguous start of an id. NotFound, Ambiguous."""
         volume = self.find(ref)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ExecStop= of a VM's unit: tell the guest to power off and wait until the VMM has gone.
+"""ExecStop= of a VM's unit: tell the guest to power off, also one that is paused, and wait for the VMM's end.
 
 ``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS``. Needs no daemon: the
 stop port is for this alone. Whatever goes wrong here, systemd goes on to end the VMM by signal.
@@ -7,22 +7,63 @@ stop port is for this alone. Whatever goes wrong here, systemd goes on to end th
 
 from __future__ import annotations
 
+import select
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from hypemand.sockets import hold_socket
 
+# What a guest that is paused needs before it can hear the order. Nothing happens to one that runs.
+_RESUME = b'{"execute": "qmp_capabilities"}\n{"execute": "cont"}\n'
 
-def stop_guest(path: Path, grace: int) -> None:
+
+def stop_guest(runtime: Path, grace: int) -> None:
     """Send the order; back when the VMM has closed the port, which it does by ending. OSError when
-    there is no VMM. No deadline of its own: systemd's TimeoutStopSec= ends this process."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as port:
-        with hold_socket(path, path.parent.stat().st_uid) as held:
-            port.connect(held)
+    there is no VMM. No deadline of its own: systemd's TimeoutStopSec= ends this process.
+
+    A guest that is paused is resumed. That is the daemon's to do while it is there: QMP serves one client at
+    a time, and whoever comes meanwhile waits for its greeting.
+    """
+    uid = runtime.stat().st_uid
+    with _open_socket() as port, _open_socket() as qmp, select.epoll() as waiting:
+        _connect(port, runtime / "stop.sock", uid)
         port.sendall(f"poweroff {grace}\n".encode())
-        while port.recv(4096):
-            pass
+        waiting.register(port, select.EPOLLIN)
+        qmp.setblocking(False)
+        with suppress(OSError):
+            _connect(qmp, runtime / "qmp.sock", uid)
+            waiting.register(qmp, select.EPOLLIN)
+        _await_end(port, qmp, waiting)
+
+
+def _await_end(port: socket.socket, qmp: socket.socket, waiting: select.epoll) -> None:
+    """Until the VMM has closed `port`. What it says is read and counts for nothing: it may be anybody's."""
+    order = _RESUME
+    while True:
+        ready = [fd for fd, _events in waiting.poll()]
+        if port.fileno() in ready and not port.recv(4096):
+            return
+        if qmp.fileno() in ready:
+            try:
+                if qmp.recv(4096):
+                    order = order[qmp.send(order) :]
+                    continue
+            except BlockingIOError:
+                continue
+            except OSError:
+                pass
+            waiting.unregister(qmp)
+
+
+def _open_socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+
+
+def _connect(client: socket.socket, path: Path, uid: int) -> None:
+    with hold_socket(path, uid) as held:
+        client.connect(held)
 
 
 def main() -> int:
@@ -30,7 +71,7 @@ def main() -> int:
     is wanted: systemd runs ExecStop= also after a guest that has powered off by itself."""
     runtime, grace = sys.argv[1], int(sys.argv[2])
     try:
-        stop_guest(Path(runtime) / "stop.sock", grace)
+        stop_guest(Path(runtime), grace)
     except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
         return 0
     except OSError as error:

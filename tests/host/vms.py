@@ -275,10 +275,10 @@ _DROPIN = "/run/hypemand/hypemand.yaml.d/stuck.yaml"
 
 
 @contextmanager
-def stuck_guests(host: TestHost, *, program_starts: bool = False) -> Iterator[None]:
+def stuck_guests(host: TestHost, *, program_starts: bool = False, does: str = "") -> Iterator[None]:
     """VMs that are started in this block never get to Running: their PID 1 says nothing, or only that the
-    program has started, and never powers off."""
-    init = _STUCK_INIT % (_PROGRAM_START if program_starts else "")
+    program has started, `does` this, and never powers off."""
+    init = _STUCK_INIT % ("\n".join([_PROGRAM_START] * program_starts + [does]))
     archive = format_archive(
         (
             Entry("dev", 0o040755),

@@ -122,6 +122,8 @@ def test_initializing_says_which_marker_is_waited_for(
         (Derived(State.SHUTDOWN, stopping=True), "Shutdown: stopping"),
         (Derived(State.SHUTDOWN), "Shutdown: guest has shut down, VMM still there"),
         (Derived(State.PAUSED), "Paused"),
+        (Derived(State.PAUSED, requested=True), "Paused: on request, until hypemanctl resume"),
+        (Derived(State.PAUSED, "/srv is full"), "Paused: /srv is full"),
         (Derived(State.STANDBY), "Standby: can be restored"),
         (Derived(State.CREATED), "Created: VMM up, guest not started"),
         (Derived(State.INITIALIZING, vmm_absent=True), "Initializing: starting the VMM"),

@@ -181,6 +181,16 @@ class FakeManager:
         self.killed.append((view.name, signal))
         return await self.set_state(view.name, State.STOPPED) if signal == 9 else view
 
+    async def pause_vm(self, ref: str) -> VmView:
+        view = self.find(ref).view
+        check_allowed(Operation.PAUSE, view.state, view.name, view.state_error)
+        return await self.set_state(view.name, State.PAUSED)
+
+    async def resume_vm(self, ref: str) -> VmView:
+        view = self.find(ref).view
+        check_allowed(Operation.RESUME, view.state, view.name)
+        return await self.set_state(view.name, State.RUNNING)
+
     async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:
         name = self.find(ref).view.name
         try:

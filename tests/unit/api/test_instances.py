@@ -145,6 +145,25 @@ def test_start_stop_restart_kill_and_delete_do_what_they_say(tmp_path: Path) -> 
     drive(tmp_path, scenario)
 
 
+def test_pause_and_resume_do_what_they_say_and_an_error_names_what_is_full(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.manager.add("a", state=State.RUNNING)
+        assert (await api.ask("POST", "/instances/a/pause")).json["state"] == "Paused"
+        refused = await api.ask("POST", "/instances/a/pause", {})
+        assert (refused.status, refused.code) == (409, "invalid_state")
+        assert (await api.ask("POST", "/instances/a/resume")).json["state"] == "Running"
+        assert (await api.ask("POST", "/instances/a/resume")).status == 409
+        assert (await api.ask("POST", "/instances/nobody/pause")).status == 404
+        api.manager.add("full", state=State.PAUSED, state_error="the file system /srv is full")
+        for target in ("/instances/full/stat?path=/", "/instances/full/exec"):
+            answer = await api.ask("GET", target)
+            assert answer.status == 409
+            assert "full is Paused: the file system /srv is full" in answer.json["message"]
+            assert "hypemanctl resume" in answer.json["hint"]
+
+    drive(tmp_path, scenario)
+
+
 def test_delete_without_grace_kills_first_but_not_what_it_may_not_delete(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         api.manager.add("mine", state=State.RUNNING)
@@ -178,6 +197,8 @@ def test_delete_without_grace_kills_first_but_not_what_it_may_not_delete(tmp_pat
         ("/instances/a/kill", {"signal": "TERM"}, "signal"),
         ("/instances/a/kill", {"signal": True}, "signal"),
         ("/instances/a/kill", {"sig": 9}, "sig"),
+        ("/instances/a/pause", {"for": "1s"}, "for"),
+        ("/instances/a/resume", {"force": True}, "force"),
         ("/reload", {"x": 1}, "x"),
     ],
 )

@@ -229,7 +229,7 @@ READING = {
     )
 }  # fmt: skip
 OPERATING = READING | {
-    *(("POST", f"{VM}/{verb}") for verb in ("start", "stop", "restart", "kill")),
+    *(("POST", f"{VM}/{verb}") for verb in ("start", "stop", "restart", "kill", "pause", "resume")),
     *(("GET", f"{VM}/{part}") for part in ("exec", "cp", "archive", "stat")),
     ("PUT", f"{VM}/archive"),
 }

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from hypemand.budget import BURST, PER_SECOND, Price
 from hypemand.errors import GuestError
 from hypemand.state import QmpStatus
 from hypemand.systemd.journal import JournalLine
+from hypemand.workers import Pool, run_in
 from tests.unit.agent.support import BOOT, GREETING, Guest, in_loop
 
 START = f"HYPEMAN-PROGRAM-START ts=2026-02-03T04:05:06Z mode=exec boot={BOOT}".encode()
@@ -34,6 +36,12 @@ class Vmm:
         self.folder = folder
         self.report = b""
         self.status = "running"
+        # of each: device, io-status
+        self.drives: list[dict[str, object]] = []
+        # what a resumed guest's status is
+        self.after_cont = "running"
+        self.orders: list[str] = []
+        self.asked: list[str] = []
         self.broken_hellos = 0
         self.agents = 0
         self.qmps = 0
@@ -81,8 +89,27 @@ class Vmm:
         writer.write(b'{"QMP": {}}\n')
         while line := await reader.readline():
             request = json.loads(line)
-            answer = {"status": self.status} if request["execute"] == "query-status" else {}
+            answer = self._take_order(request["execute"])
             writer.write(json.dumps({"return": answer, "id": request["id"]}).encode() + b"\n")
+
+    def _take_order(self, order: str) -> object:
+        self.asked.append(order)
+        match order:
+            case "query-status":
+                return {"status": self.status}
+            case "query-block":
+                return self.drives
+            case "stop" | "cont":
+                self.orders.append(order)
+                self.status = "paused" if order == "stop" else self.after_cont
+        return {}
+
+    def stop(self, *full: str) -> None:
+        """Stop the guest, as for want of space for these drives."""
+        self.status = "io-error"
+        self.drives = [{"device": "config"}]
+        self.drives += [{"device": name, "io-status": "nospace"} for name in full]
+        self.writer.write(b'{"event":"BLOCK_IO_ERROR","data":{}}\n{"event":"STOP"}\n')
 
     async def _report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(self.report)
@@ -275,6 +302,27 @@ async def test_a_session_that_is_closed_connects_no_more(tmp_path: Path) -> None
             await session.open_agent(5)
         assert session.poll() is None
     assert vmm.agents == 0
+
+
+@in_loop
+async def test_a_look_at_file_systems_that_takes_long_brings_no_old_state_back(
+    tmp_path: Path,
+) -> None:
+    vmm = Vmm(tmp_path)
+    session, _ = make_session(tmp_path, agent=False)
+    session._locate = lambda _drive: ("its disk", tmp_path)
+    go_on = threading.Event()
+    async with vmm.serve("qmp"), watched(session):
+        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        busy = [asyncio.create_task(run_in(Pool.RECORDS, go_on.wait, 10)) for _ in range(Pool.RECORDS.value)]
+        vmm.status, vmm.drives = "io-error", [{"device": "disk", "io-status": "nospace"}]
+        old = asyncio.create_task(session.query_status())
+        await until(lambda: vmm.asked[-1] == "query-block")
+        vmm.status = "running"
+        assert await session.query_status() is QmpStatus.RUNNING
+        go_on.set()
+        await asyncio.gather(old, *busy)
+        assert (session.qmp_status, session.full) == (QmpStatus.RUNNING, ())
 
 
 # --- bounds ---

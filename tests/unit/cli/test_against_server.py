@@ -110,6 +110,22 @@ def test_stop_kill_and_restart_reach_the_manager(tmp_path: Path) -> None:
     run_both(tmp_path, scenario)
 
 
+def test_pause_and_resume_reach_the_manager(tmp_path: Path) -> None:
+    async def scenario(api: Api, run: Run) -> None:
+        for name in ("a", "b"):
+            api.manager.add(name, state=State.RUNNING)
+        api.manager.add("c")
+        done = await run("pause", "--json", "a", "b", "c")
+        assert [shown["state"] for shown in json.loads(done.stdout)] == ["Paused", "Paused"]
+        assert done.returncode == 5
+        assert "pause needs state Running, and c is Stopped" in done.stderr
+        assert (await run("resume", "a")).returncode == 0
+        states = [api.manager.vms[name].view.state for name in ("a", "b")]
+        assert states == [State.RUNNING, State.PAUSED]
+
+    run_both(tmp_path, scenario)
+
+
 @pytest.mark.parametrize(
     ("words", "shown"),
     [

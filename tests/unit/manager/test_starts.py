@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from hypemand.boot.watcher import BootWatcher
 from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig
 from hypemand.config.vmdef import parse_definition
@@ -110,7 +111,8 @@ class Host:
         )
         self.units = FakeUnits()
         self.images = FakeImages(Image("app", "i", "sha256:0", "x86_64", 4096, 0.0, "test", image))
-        services = VmServices(cast(Any, None), cast(Any, self.units), cast(Any, None), lambda: None)
+        self.watcher = BootWatcher()
+        services = VmServices(cast(Any, None), cast(Any, self.units), self.watcher, lambda: None)
         self.manager = VmManager(
             config, cast(Any, self.images), services, FakeNetworkHost(), folder / "userdb"
         )
@@ -132,6 +134,7 @@ def use(folder: Path, scenario: Callable[[Host], Awaitable[None]]) -> None:
             async with asyncio.timeout(30):
                 await scenario(host)
         finally:
+            host.watcher.close()
             await host.manager.close()
 
     asyncio.run(main())

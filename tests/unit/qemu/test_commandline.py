@@ -8,7 +8,15 @@ from pathlib import Path
 
 from hypemand.config.definition import Mode
 from hypemand.qemu.accel import AccelKind
-from hypemand.qemu.commandline import NetDevice, VmmFiles, VmmPlan, kernel_words, qemu_arguments
+from hypemand.qemu.commandline import (
+    NetDevice,
+    VmmFiles,
+    VmmPlan,
+    VolumeFile,
+    kernel_words,
+    qemu_arguments,
+    volume_of_drive,
+)
 
 RUN = Path("/run/hypemand/vms/web")
 FILES = VmmFiles(
@@ -42,7 +50,22 @@ def test_each_disk_is_found_by_its_serial_and_only_one_can_be_written() -> None:
     for name in ("config", "image", "disk", "headers"):
         (drive,) = (d for d in drives if f"id={name}," in d)
         assert ("readonly=on" in drive) == (name != "disk")
-        assert any(d.endswith(f"drive={name},serial=hypeman-{name}") for d in devices)
+        assert any(f"drive={name}," in d and d.endswith(f",serial=hypeman-{name}") for d in devices)
+
+
+def test_a_full_file_system_stops_the_guest_and_other_errors_of_disks_are_its_own() -> None:
+    volumes = (VolumeFile(Path("/v/0"), "v0", readonly=False), VolumeFile(Path("/v/1"), "v1", readonly=True))
+    plan = replace(PLAN, files=replace(FILES, volumes=volumes))
+    devices = [d for d in options(plan, "-device") if d.startswith("virtio-blk-device")]
+    written = {d.split("drive=")[1].split(",")[0] for d in devices if "werror=enospc" in d}
+    assert written == {"disk", "volume0"}
+    assert all("rerror=report" in d and d.count("werror=") == 1 for d in devices)
+
+
+def test_drives_are_found_again_by_their_names() -> None:
+    assert [volume_of_drive(name) for name in ("volume0", "volume15")] == [0, 15]
+    for name in ("disk", "volume", "volume-1", "volume1x", "volume\u0661", "xvolume1"):
+        assert volume_of_drive(name) is None
 
 
 def read_launcher_fds() -> dict[str, int]:

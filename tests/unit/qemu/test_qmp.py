@@ -209,3 +209,28 @@ def test_a_flood_of_events_is_read_as_far_as_the_budget_goes_and_others_have_the
         await asyncio.sleep(0)
 
     asyncio.run(main())
+
+
+def test_drives_without_space_are_told_from_others_and_from_nonsense(tmp_path: Path) -> None:
+    blocks: list[object] = []
+
+    def answer(command: str, number: int) -> bytes | None:
+        if command != "query-block":
+            return good(command, number)
+        return json.dumps({"return": blocks[0], "id": number}).encode() + b"\n"
+
+    async def talk(session: Qmp, events: list[str]) -> None:
+        drives = [{"device": f"volume{n}", "io-status": "nospace"} for n in range(2)]
+        blocks[:] = [
+            [{"device": "image"}, {"device": "disk", "io-status": "ok"}, *drives, 7, {"io-status": []}]
+        ]
+        assert await session.list_full_drives() == ("volume0", "volume1")
+        blocks[:] = [drives * 500]
+        assert len(await session.list_full_drives()) <= 64
+        blocks[:] = [[{"device": 5, "io-status": "nospace"}]]
+        assert await session.list_full_drives() == ()
+        blocks[:] = [{"device": "disk"}]
+        with pytest.raises(QmpError):
+            await session.list_full_drives()
+
+    run(tmp_path / "q", talk, answer)

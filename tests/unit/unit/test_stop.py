@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ExecStop= against a VMM's stop port."""
 
+import json
 import os
 import socket
 import subprocess
@@ -33,6 +34,33 @@ def stop_port(path: Path, heard: list[bytes]) -> Iterator[None]:
         thread.join(10)
 
 
+@contextmanager
+def paused_vmm(folder: Path) -> Iterator[list[bytes]]:
+    """A VMM whose guest hears the order, and ends, only when QMP has said that it is to go on. Gives what it
+    hears: the lines of QMP, then the order."""
+    orders: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as port, socket.socket(socket.AF_UNIX) as qmp:
+        for listener, name in ((port, "stop"), (qmp, "qmp")):
+            listener.bind(str(folder / f"{name}.sock"))
+            listener.listen(1)
+
+        def serve() -> None:
+            stop, _ = port.accept()
+            client, _ = qmp.accept()
+            with stop, client, client.makefile("rwb", buffering=0) as talk:
+                talk.write(b'{"QMP": {"version": {}, "capabilities": []}}\n')
+                while not orders or json.loads(orders[-1])["execute"] != "cont":
+                    orders.append(talk.readline())
+                    talk.write(b'{"return": {}}\n{"event": "RESUME"}\n')
+                orders.append(stop.recv(100))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield orders
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def run_stop(folder: Path) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-m", "hypemand.unit.stop", str(folder), "27"]
@@ -44,6 +72,27 @@ def test_the_guest_is_told_and_the_end_awaited(tmp_path: Path) -> None:
     with stop_port(tmp_path / "stop.sock", heard):
         result = run_stop(tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
+    assert heard == [b"poweroff 27\n"]
+
+
+def test_a_guest_that_is_paused_is_resumed_where_no_daemon_does_it(tmp_path: Path) -> None:
+    with paused_vmm(tmp_path) as orders:
+        result = run_stop(tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [json.loads(order)["execute"] for order in orders[:-1]] == ["qmp_capabilities", "cont"]
+    assert orders[-1] == b"poweroff 27\n"
+
+
+def test_the_daemons_connection_to_qmp_is_left_to_it(tmp_path: Path) -> None:
+    """Who comes second hears nothing, and the end is seen nevertheless."""
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as qmp, stop_port(tmp_path / "stop.sock", heard):
+        qmp.bind(str(tmp_path / "qmp.sock"))
+        qmp.listen(1)
+        assert run_stop(tmp_path).returncode == 0
+        waited, _ = qmp.accept()
+        with waited:
+            assert waited.recv(100) == b""
     assert heard == [b"poweroff 27\n"]
 
 

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs that stand still: since a file system of the host is full, or on request. Nothing of theirs is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.host.faults import ctl, host_config
+from tests.host.machine import TestHost
+from tests.host.vms import END_DEADLINE, HAS_LAST_WORDS, Vms, stuck_guests
+
+SMALL = "/srv/small"
+BALLAST = f"{SMALL}/ballast"
+VOLUMES, DISKS = "/var/lib/hypemand/volumes", "/var/lib/hypemand/vms"
+# two turns of the daemon's watchdog and some
+TURNS = 60.0
+# Writes blocks, keeps what each should be in memory, and reads all of it again from the disk.
+WRITES = """
+mkdir /run/w; cd /srv; echo writing
+for n in $(seq 48); do
+    dd if=/dev/urandom of=/run/w/block bs=1M count=1 2>/dev/null
+    sha256sum </run/w/block >>/run/w/sums
+    cp /run/w/block f$n
+done
+sync; echo 3 >/proc/sys/vm/drop_caches; echo written
+for n in $(seq 48); do sha256sum <f$n; done >/run/w/found
+cmp /run/w/found /run/w/sums && echo whole
+exec sleep infinity
+"""
+# Fills its disk before it is up.
+FILLS = """
+/bin/busybox mount -t devtmpfs dev /dev; /bin/busybox mkdir /sys; /bin/busybox mount -t sysfs sys /sys
+for disk in vda vdb vdc vdd; do
+    [ "$(/bin/busybox cat /sys/block/$disk/serial)" != hypeman-disk ] ||
+        /bin/busybox dd if=/dev/zero of=/dev/$disk bs=1M count=60 oflag=direct
+done
+echo "the disk is written"
+"""
+
+
+@contextmanager
+def small_file_system(host: TestHost, vms: Vms, ballast: str) -> Iterator[None]:
+    """Disks and volumes are on a file system of 64 MiB in this block, of which `ballast` is taken."""
+    with vms.without_daemon():
+        host.shell(f"""
+            mkdir {SMALL}; mount -t tmpfs -o size=64M,mode=711 small {SMALL}
+            for place in {VOLUMES} {DISKS}; do
+                mkdir -m 711 {SMALL}/${{place##*/}}; mount --bind {SMALL}/${{place##*/}} $place
+            done
+            fallocate -l {ballast} {BALLAST}
+        """)
+    try:
+        yield
+    finally:
+        vms.remove_all()
+        if ctl(host, "volume", "list", "-q").stdout:
+            ctl(host, "volume", "rm", "data")
+        with vms.without_daemon():
+            host.shell(f"umount {VOLUMES} {DISKS} {SMALL}; rmdir {SMALL}")
+
+
+def warnings(host: TestHost, words: str) -> int:
+    """How often the daemon has warned so."""
+    return sum(words in entry["MESSAGE"] for entry in host.journal("--unit=hypemand.service", "--priority=4"))
+
+
+@pytest.fixture(autouse=True)
+def small_reserve(host: TestHost) -> Iterator[None]:
+    with host_config(host, disk={"reserve": "8M"}):
+        yield
+
+
+def test_a_full_file_system_pauses_a_vm_until_there_is_space_and_no_write_is_lost(
+    host: TestHost, vms: Vms
+) -> None:
+    short = f"the file system {VOLUMES} has 0 free, and with less than the 8M (disk.reserve)"
+    with small_file_system(host, vms, "36M"):
+        ctl(host, "volume", "create", "--size=128M", "data")
+        name = vms.run("fills", WRITES, volumes=[{"volume": "data", "mount_path": "/srv"}])
+        shown = vms.wait(name, "Paused")
+        assert (
+            f"the file system {VOLUMES} is full, so its volume data cannot be written" in shown["state_error"]
+        )
+        assert vms.unit(name, "StatusText")["StatusText"] == f"Paused: {shown['state_error']}"
+        refused = vms.ctl("exec", name, "--", "true", check=False)
+        assert f"{name} is Paused: the file system {VOLUMES} is full" in refused.stderr
+        host.wait_until(lambda: warnings(host, short) == 1, TURNS, "a warning")
+        vms.restart_daemon()
+        again = vms.show(name)
+        assert (again["state"], again["state_error"]) == ("Paused", shown["state_error"])
+        resumed = vms.ctl("resume", name)
+        assert resumed.ok
+        assert vms.wait(name, "Paused")["state_error"] == shown["state_error"], "it cannot write yet"
+        host.run(["rm", BALLAST])
+        vms.wait(name, "Running", TURNS)
+        vms.wait_console(name, "whole")
+        assert vms.unit(name, "NRestarts", "ActiveState") == {"NRestarts": "0", "ActiveState": "active"}
+        assert "Paused" not in vms.unit(name, "StatusText")["StatusText"]
+
+
+def test_a_boot_that_a_full_file_system_stops_has_its_deadline_extended(host: TestHost, vms: Vms) -> None:
+    with small_file_system(host, vms, "40M"), stuck_guests(host, does=FILLS):
+        name = vms.define("boots", boot_timeout="20s")
+        vms.ctl("start", name)
+        began = time.monotonic()
+        host.wait_until(
+            lambda: "is full" in (vms.show(name)["state_error"] or ""), END_DEADLINE, "it is full"
+        )
+        time.sleep(max(began + 30 - time.monotonic(), 0))
+        assert vms.state(name) == "Initializing"
+        host.run(["rm", BALLAST])
+        vms.wait_console(name, "the disk is written", deadline=TURNS)
+        assert vms.show(name)["state_error"] is None
+
+
+def test_a_vm_is_paused_and_goes_on_on_request(host: TestHost, vms: Vms) -> None:
+    name = vms.run("rests", "while :; do date +%s; sleep 1; done")
+    vms.ctl("pause", name)
+    shown = vms.show(name)
+    assert (shown["state"], shown["state_error"]) == ("Paused", None)
+    assert vms.unit(name, "StatusText")["StatusText"] == "Paused: on request, until hypemanctl resume"
+    lines = vms.console(name)
+    vms.restart_daemon()
+    time.sleep(4)
+    assert vms.state(name) == "Paused"
+    assert vms.console(name) == lines
+    vms.ctl("resume", name)
+    assert vms.state(name) == "Running"
+
+    def is_right() -> bool:
+        now, guest = time.time(), int(vms.execute(name, "date", "+%s"))
+        return abs(now - guest) <= 2
+
+    host.wait_until(is_right, 30, "its clock is right")
+    host.wait_until(lambda: len(vms.console(name)) > len(lines), 30, "its program goes on")
+
+
+def test_a_stop_of_a_paused_vm_ends_in_order(host: TestHost, vms: Vms) -> None:
+    def stop_by_unit(name: str) -> None:
+        host.run(["systemctl", "stop", f"hypeman-vm-{name}.service"])
+
+    def stop_without_daemon(name: str) -> None:
+        with vms.without_daemon():
+            stop_by_unit(name)
+
+    def stop(name: str) -> None:
+        vms.ctl("stop", "--result", name)
+
+    def stop_soon(name: str) -> None:
+        vms.ctl("stop", "--result", "--timeout=20s", name)
+
+    for number, end in enumerate((stop, stop_soon, stop_by_unit, stop_without_daemon)):
+        name = vms.run(f"ends-{number}", HAS_LAST_WORDS, stop_timeout="60s")
+        vms.ctl("pause", name)
+        end(name)
+        shown = vms.wait(name, "Stopped")
+        assert (shown["exit_code"], shown["state"]) == (0, "Stopped"), end
+        assert "last words" in vms.console(name), end
