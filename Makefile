@@ -16,7 +16,7 @@ SUITE_OPTIONS = $(SUITES:%=--suite=%)
 GROUPS = --numprocesses=4 --dist=loadgroup
 
 .PHONY: help setup deb test test-new-machine test-local test-unit test-host lint
-.PHONY: check-guest check-nss check-launcher format demo bench clean
+.PHONY: check-guest check-nss check-launcher format demo bench bench-hostile soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -69,8 +69,14 @@ format: ## bring Python and C into shape
 demo: deb ## the main job on a fresh test host, from package install to Running
 	@$(RUN) -m bench.demo $(ARGS)
 
+soak: deb ## 200 kills of the daemon, VMMs and what they stand on, at random moments; ARGS='--seed N --kills N'
+	@$(RUN) -m tests.host.soak $(SUITES:%=--suite=%) $(ARGS)
+
 bench: deb ## times and memory against bare QEMU, in one run
 	@$(RUN) -m bench.measure $(ARGS)
+
+bench-hostile: deb ## the daemon's event loop while a guest does its worst, and how exposed each unit is
+	@$(RUN) -m bench.hostile $(ARGS)
 
 clean: ## remove what was built in this checkout; the cache stays
 	@rm -rf dist build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -156,10 +156,8 @@ class VmManager:
 
     async def _remove_helper(self, vm: Vm) -> None:
         _log.info("removing VM %s, whose work on a volume was cut off", vm.name)
-        try:
+        with logged(f"VM {vm.name} is left, which worked on a volume"):
             await self.delete_vm(vm.name)
-        except (HypemandError, OSError) as error:
-            _log.error("VM %s is left, which worked on a volume: %s", vm.name, error)
 
     def _is_known(self, name: str) -> bool:
         known = (self.fleet.find(name), self.inventory.find(name))

@@ -577,3 +577,31 @@ def test_a_guest_is_told_its_own_name_and_those_of_its_group(tmp_path: Path) -> 
         }
 
     drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("garbage", ["{", "[]", "", "\0"])
+def test_a_device_whose_record_cannot_be_read_is_not_removed(
+    tmp_path: Path, garbage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is anything else: it is not known whose is whose."""
+
+    async def scenario(lab: Lab) -> None:
+        lab.define("web")
+        await lab.start("web")
+        await lab.networks.close()
+        # neither the VM nor what it has can be read
+        tap = lab.tap("web")
+        (lab.vms / "web/port.json").write_text(garbage)
+        del lab.tenants["web"]
+        lab.start_daemon()
+        for _ in range(2):
+            await lab.networks.sync()
+            assert lab.host.asked[-1] == "apply without prune"
+        assert tap in lab.host.taps
+        assert caplog.text.count("nothing is removed from the networks now: what web have") == 1
+        lab.live.clear()
+        await lab.networks.sync()
+        assert lab.host.taps == {}
+        await lab.networks.close()
+
+    drive(tmp_path, scenario)
