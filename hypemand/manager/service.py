@@ -327,6 +327,7 @@ class VmManager:
             await self.inventory.remove(vm.name)
         finally:
             if self.inventory.find(vm.name) is None:
+                await run_in(Pool.STARTS, vm.files.remove_exit)
                 await vm.detach()
                 self.fleet.remove(vm)
                 vm.mark_deleted()

@@ -334,13 +334,21 @@ class Vm:
             self.files.keep_notes(self._notes, at_end=True)
             self._session = None
             self._closing = self._tasks.start("close", self._close(session, self._closing))
+        failed = unit.active_state == "failed"
         if self._was_live and not unit.is_live:
-            self._exit = self.files.load_exit(self._notes, failed=unit.active_state == "failed")
+            ended = unit.invocation_id or (None if self._notes is None else self._notes.boot)
+            self._exit = self.files.load_exit(ended, failed=failed)
             self._running_definition = None
             self._closing = self._tasks.start("release", self._release(self._closing))
+        elif failed and unit.invocation_id is not None and not self._knows_end(unit.invocation_id):
+            # without a daemon
+            self._exit = self.files.load_exit(unit.invocation_id, failed=True)
         self._was_live = unit.is_live
         if live and self._session is None and unit.active_state != "deactivating":
             self._open_session()
+
+    def _knows_end(self, boot: str) -> bool:
+        return self._exit is not None and self._exit.boot == boot
 
     def _derive_stop_time(self) -> float:
         """Since when it is stopped, should it be that. Now, when it ran and its end is not known."""
