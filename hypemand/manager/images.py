@@ -167,10 +167,11 @@ class Images:
             await run_in(Pool.IMAGES, self.store.remove_image, name, self.in_use())
 
     async def prune_images(self, *, every: bool, dry_run: bool) -> Sequence[Pruned]:
-        """Remove images that no VM needs: those without a name, or `every` one; or only find them."""
+        """Remove images that no VM needs: those without a name, or `every` one; or only find them, which
+        holds up nobody."""
+        if dry_run:
+            return await run_in(Pool.IMAGES, self.store.find_prunable, self.in_use(), every=every)
         async with self.choosing:
-            if dry_run:
-                return await run_in(Pool.IMAGES, self.store.find_prunable, self.in_use(), every=every)
             return await run_in(Pool.IMAGES, self.store.prune, self.in_use(), every=every)
 
     async def import_image(self, name: str, path: str) -> ImageInfo:

@@ -26,6 +26,7 @@ from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import Inventory, VmRecord
 from hypemand.manager.logs import follow_log, open_log, seek_log
+from hypemand.manager.looks import SharedLook
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Places, make_plan
@@ -82,6 +83,7 @@ class VmManager:
         self._starter = Starter(
             lambda: self.config, self.fleet, records, images, claims, self.networks, self._names, units
         )
+        self._all = SharedLook("look at all VMs", self._look_at_all)
         # helper VMs of a daemon before this one
         self._cut_off: set[str] = set()
 
@@ -185,11 +187,13 @@ class VmManager:
 
     async def list_vms(self) -> list[VmView]:
         """See `Manager`."""
-        vms = sorted(self.fleet, key=lambda vm: vm.name)
-        active = [vm for vm in vms if vm.state.is_vmm_active]
-        looks = (vm.refresh(with_memory=True) for vm in active)
+        await self._all.take()
+        # as they are now: also one that came meanwhile
+        return [vm.view() for vm in sorted(self.fleet, key=lambda vm: vm.name)]
+
+    async def _look_at_all(self) -> None:
+        looks = (vm.refresh(with_memory=True) for vm in self.fleet if vm.state.is_vmm_active)
         await asyncio.gather(self.networks.read_counters(), *looks)
-        return [vm.view() for vm in vms]
 
     async def get_vm(self, ref: str) -> VmView:
         """See `Manager`."""
