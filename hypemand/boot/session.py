@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hypemand.agent.channel import AgentChannel
@@ -36,6 +37,10 @@ _log = logging.getLogger(__name__)
 AGENT_DEADLINE = 5.0
 # in which a VMM that has just been spawned makes its sockets, also on a busy host
 _SPAWN_DEADLINE = 10.0
+# in which a VMM is waited for, by who can do with what it was last, and after which that is not known any
+# more: on a busy host a VMM that is well takes seconds
+_ANSWER_DEADLINE = 0.5
+SILENCE_DEADLINE = 10.0
 _STATUS_EVENTS = frozenset(
     ("STOP", "RESUME", "RESET", "GUEST_PANICKED", "SUSPEND", "WAKEUP", "BLOCK_IO_ERROR")
 )
@@ -104,6 +109,7 @@ class Session:
         self._change_due: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._status_stale = False
+        self._question: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
@@ -190,7 +196,7 @@ class Session:
         with hold_socket(path, self._uid) as held:
             self._qmp = await Qmp.connect(held, self._take_event, self._name, self.budget)
         self._spawn("qmp-end", self._await_qmp_end(self._qmp))
-        await self.query_status()
+        await self.query_status(SILENCE_DEADLINE)
         if not self._qmp.closed.is_set():
             self._gain(self._qmp_link)
 
@@ -304,14 +310,31 @@ class Session:
             self._changed()
             await self.budget.wait(Reserve.CHANGES)
 
-    async def query_status(self) -> QmpStatus:
-        """Ask the VMM now; never raises. What the answer is, is in `qmp_status` too."""
-        if self._qmp is not None and not self._qmp.closed.is_set():
-            status = await self._qmp.query_status()
-            # a VMM that has said that it shuts down is gone while it is asked
-            if self.qmp_status is not QmpStatus.SHUTDOWN or status is not QmpStatus.ABSENT:
-                self.qmp_status = status
+    async def query_status(self, wait: float = _ANSWER_DEADLINE) -> QmpStatus:
+        """Ask the VMM now, and wait at most that many seconds; never raises. `qmp_status` is its last answer:
+        a later one is taken when it comes, and after SILENCE_DEADLINE without one it is NO_ANSWER until then.
+        One question at a time, whoever asks."""
+        if self._qmp is not None and not self._qmp.closed.is_set() and not self._closed:
+            if self._question is None or self._question.done():
+                self._question = self._spawn("qmp-question", self._ask(self._qmp))
+            await asyncio.wait([self._question], timeout=wait)
         return self.qmp_status
+
+    async def _ask(self, qmp: Qmp) -> None:
+        silence = partial(self._take_status, qmp, QmpStatus.NO_ANSWER)
+        silent = asyncio.get_running_loop().call_later(SILENCE_DEADLINE, silence)
+        try:
+            status = await qmp.query_status()
+        finally:
+            silent.cancel()
+        self._take_status(qmp, status)
+
+    def _take_status(self, qmp: Qmp, status: QmpStatus) -> None:
+        # a VMM that has said that it shuts down is gone while it is asked
+        gone = self.qmp_status is QmpStatus.SHUTDOWN and status is QmpStatus.ABSENT
+        if qmp is self._qmp and not gone and status is not self.qmp_status:
+            self.qmp_status = status
+            self._changed()
 
     # its tasks
 

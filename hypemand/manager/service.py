@@ -192,7 +192,8 @@ class VmManager:
         return [vm.view() for vm in sorted(self.fleet, key=lambda vm: vm.name)]
 
     async def _look_at_all(self) -> None:
-        looks = (vm.refresh(with_memory=True) for vm in self.fleet if vm.state.is_vmm_active)
+        active = [vm for vm in self.fleet if vm.state.is_vmm_active]
+        looks = (vm.refresh(with_memory=True, wait_vmm=False) for vm in active)
         await asyncio.gather(self.networks.read_counters(), *looks)
 
     async def get_vm(self, ref: str) -> VmView:

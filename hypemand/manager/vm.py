@@ -223,8 +223,9 @@ class Vm:
         finally:
             self._recovering = False
 
-    async def refresh(self, *, with_memory: bool = False) -> None:
-        """Ask systemd and the VMM now."""
+    async def refresh(self, *, with_memory: bool = False, wait_vmm: bool = True) -> None:
+        """Ask systemd and the VMM now. Without `wait_vmm` what the VMM said last will do for now: what it
+        answers later, and that it does not, is a change like any other."""
         async with self._asking:
             self._stale = False
             was = None
@@ -241,7 +242,7 @@ class Vm:
                 self._unit = status
             self._follow_unit()
             if self._session is not None:
-                await self._session.query_status()
+                await (self._session.query_status() if wait_vmm else self._session.query_status(0))
             self._evaluate()
 
     def _take_signal(self, active_state: str | None) -> None:

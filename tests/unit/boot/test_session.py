@@ -34,6 +34,9 @@ class Vmm:
         self.folder = folder
         self.report = b""
         self.status = "running"
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.questions = 0
         self.broken_hellos = 0
         self.agents = 0
         self.qmps = 0
@@ -81,6 +84,9 @@ class Vmm:
         writer.write(b'{"QMP": {}}\n')
         while line := await reader.readline():
             request = json.loads(line)
+            if request["execute"] == "query-status":
+                self.questions += 1
+                await self.answers.wait()
             answer = {"status": self.status} if request["execute"] == "query-status" else {}
             writer.write(json.dumps({"return": answer, "id": request["id"]}).encode() + b"\n")
 
@@ -275,6 +281,44 @@ async def test_a_session_that_is_closed_connects_no_more(tmp_path: Path) -> None
             await session.open_agent(5)
         assert session.poll() is None
     assert vmm.agents == 0
+
+
+# --- a VMM that takes its time ---
+
+
+@in_loop
+async def test_a_vmm_that_is_slow_is_what_it_was_and_asked_once(tmp_path: Path) -> None:
+    vmm = Vmm(tmp_path)
+    session, _ = make_session(tmp_path, agent=False)
+    async with vmm.serve("qmp"), watched(session):
+        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        vmm.answers.clear()
+        vmm.status, vmm.questions = "paused", 0
+        # who lists does not wait for it at all, others only for a while
+        assert await asyncio.gather(*(session.query_status(0) for _ in range(20))) == [QmpStatus.RUNNING] * 20
+        assert await session.query_status(0.05) is QmpStatus.RUNNING
+        vmm.answers.set()
+        await until(lambda: session.qmp_status is QmpStatus.PAUSED)
+        await asyncio.sleep(0.05)
+        assert vmm.questions == 1
+
+
+@in_loop
+async def test_a_vmm_that_is_silent_for_long_is_not_known_until_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypemand.boot.session.SILENCE_DEADLINE", 0.2)
+    vmm = Vmm(tmp_path)
+    session, changes = make_session(tmp_path, agent=False)
+    async with vmm.serve("qmp"), watched(session):
+        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        vmm.answers.clear()
+        changes.clear()
+        await session.query_status(0)
+        await until(lambda: session.qmp_status is QmpStatus.NO_ANSWER and changes != [])
+        changes.clear()
+        vmm.answers.set()
+        await until(lambda: session.qmp_status is QmpStatus.RUNNING and changes != [])
 
 
 # --- bounds ---

@@ -64,6 +64,7 @@ def test_it_goes_on_for_those_who_stay_and_ends_when_nobody_waits() -> None:
         await asyncio.wait([second])
         counted.gate.set()
         await third
+        counted.gate.clear()
         fourth = asyncio.create_task(shared.take())
         await asyncio.sleep(0)
         fourth.cancel()
