@@ -107,6 +107,28 @@ def test_many_who_list_ask_systemd_once_for_each_vm(tmp_path: Path) -> None:
     use(tmp_path, scenario)
 
 
+def test_who_lists_waits_for_no_vmm_and_who_looks_at_one_does(tmp_path: Path) -> None:
+    waits: list[bool] = []
+
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=True)
+        vm = host.manager.fleet.get("web")
+        refresh = vm.refresh
+
+        async def note(*, with_memory: bool = False, wait_vmm: bool = True) -> None:
+            waits.append(wait_vmm)
+            await refresh(with_memory=with_memory, wait_vmm=wait_vmm)
+
+        cast(Any, vm).refresh = note
+        await host.manager.list_vms()
+        assert waits == [False]
+        await host.manager.get_vm("web")
+        assert waits == [False, True]
+        cast(Any, vm).refresh = refresh
+
+    use(tmp_path, scenario)
+
+
 def test_many_who_ask_for_the_space_have_it_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
