@@ -124,6 +124,19 @@ def _signal_name(status: str) -> str:
     return status if status.startswith("SIG") else f"SIG{status}"
 
 
+def derive_unrecorded(boot: str, ended_at: float, *, failed: bool) -> ExitRecord:
+    """The record of a run whose own was lost: of that no more is known than whether systemd has its unit
+    `failed`."""
+    how = "failed" if failed else "ended"
+    return ExitRecord(boot, None, f"it {how}, and how could not be written down", not failed, 0, ended_at)
+
+
+def find_spare(runtime: Path) -> Path:
+    """Where the record of a run is written if its own place is full, as a disk may be: in memory, and not in
+    the VM's runtime folder itself, which is the VMM's."""
+    return runtime.parent.parent / "exits" / f"{runtime.name}.json"
+
+
 def load_exit_record(path: Path) -> ExitRecord | None:
     """The record of the last run; None when there is none or it cannot be read."""
     try:

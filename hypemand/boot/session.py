@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hypemand.agent.channel import AgentChannel
@@ -37,6 +38,10 @@ _log = logging.getLogger(__name__)
 AGENT_DEADLINE = 5.0
 # in which a VMM that has just been spawned makes its sockets, also on a busy host
 _SPAWN_DEADLINE = 10.0
+# in which a VMM is waited for, by who can do with what it was last, and after which that is not known any
+# more: on a busy host a VMM that is well takes seconds
+_ANSWER_DEADLINE = 0.5
+SILENCE_DEADLINE = 10.0
 _STATUS_EVENTS = frozenset(
     ("STOP", "RESUME", "RESET", "GUEST_PANICKED", "SUSPEND", "WAKEUP", "BLOCK_IO_ERROR")
 )
@@ -109,8 +114,10 @@ class Session:
         self._change_due: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._status_stale = False
-        # questions for the run state: how many, and which has been answered
-        self._asked = self._answered = 0
+        self._question: asyncio.Task[None] | None = None
+        self._ask_again = False
+        # questions that were answered
+        self._answered = 0
         self._let_end = False
         self._closed = False
 
@@ -198,7 +205,7 @@ class Session:
         with hold_socket(path, self._uid) as held:
             self._qmp = await Qmp.connect(held, self._take_event, self._name, self.budget)
         self._spawn("qmp-end", self._await_qmp_end(self._qmp))
-        await self.query_status()
+        await self.query_status(SILENCE_DEADLINE)
         if not self._qmp.closed.is_set():
             self._gain(self._qmp_link)
 
@@ -308,29 +315,55 @@ class Session:
         """One question at a time, however many events there are."""
         while self._status_stale:
             self._status_stale = False
-            await self.query_status()
+            await self.query_status(SILENCE_DEADLINE, anew=True)
             self._changed()
             await self.budget.wait(Reserve.CHANGES)
 
-    async def query_status(self) -> QmpStatus:
-        """Ask the VMM now; never raises. What the answer is, is in `qmp_status` too."""
-        if self._qmp is not None and not self._qmp.closed.is_set():
-            self._asked += 1
-            number = self._asked
-            status = await self._qmp.query_status()
-            full = await self._find_full(self._qmp) if status is QmpStatus.IO_ERROR else ()
-            if number < self._answered:
-                return self.qmp_status  # what was asked later is known already
-            self._answered = number
-            # a VMM that has said that it shuts down is gone while it is asked
-            if self.qmp_status is not QmpStatus.SHUTDOWN or status is not QmpStatus.ABSENT:
-                self.qmp_status, self.full = status, full
+    async def query_status(self, wait: float = _ANSWER_DEADLINE, *, anew: bool = False) -> QmpStatus:
+        """Ask the VMM now, and wait at most that many seconds; never raises. `qmp_status` is its last answer:
+        a later one is taken when it comes, and after SILENCE_DEADLINE without one it is NO_ANSWER until then.
+        One question at a time, whoever asks; `anew`: what was asked before this does not do."""
+        if self._qmp is not None and not self._qmp.closed.is_set() and not self._closed:
+            if self._question is None or self._question.done():
+                self._question = self._spawn("qmp-question", self._ask(self._qmp))
+            elif anew:
+                self._ask_again = True
+            await asyncio.wait([self._question], timeout=wait)
         return self.qmp_status
 
+    async def _ask(self, qmp: Qmp) -> None:
+        silence = partial(self._take_status, qmp, QmpStatus.NO_ANSWER)
+        silent = asyncio.get_running_loop().call_later(SILENCE_DEADLINE, silence)
+        try:
+            status = await self._ask_until_new(qmp)
+        finally:
+            silent.cancel()
+        self._answered += 1
+        number = self._answered
+        full = self.full if status is QmpStatus.IO_ERROR else ()
+        if status is QmpStatus.IO_ERROR and not full:
+            # that takes a look at file systems, during which it may go on
+            self._question = None
+            full = await self._find_full(qmp)
+        if number == self._answered:
+            self._take_status(qmp, status, full)
+
+    async def _ask_until_new(self, qmp: Qmp) -> QmpStatus:
+        while True:
+            self._ask_again = False
+            status = await qmp.query_status()
+            if not self._ask_again:
+                return status
+
+    def _take_status(self, qmp: Qmp, status: QmpStatus, full: tuple[FullDrive, ...] = ()) -> None:
+        # a VMM that has said that it shuts down is gone while it is asked
+        gone = self.qmp_status is QmpStatus.SHUTDOWN and status is QmpStatus.ABSENT
+        if qmp is self._qmp and not gone and (status, full) != (self.qmp_status, self.full):
+            self.qmp_status, self.full = status, full
+            self._changed()
+
     async def _find_full(self, qmp: Qmp) -> tuple[FullDrive, ...]:
-        """Which disks could not be written. They stay the same for as long as the guest stands still."""
-        if self.full:
-            return self.full
+        """Which disks could not be written."""
         try:
             return await find_full_drives(await qmp.list_full_drives(), self._locate)
         except QmpError as error:
@@ -340,13 +373,14 @@ class Session:
     async def pause(self) -> None:
         """Stop the guest's CPUs. QmpError."""
         await self._reach_qmp().pause()
-        await self.query_status()
+        await self.query_status(SILENCE_DEADLINE, anew=True)
 
     async def resume(self) -> None:
         """Let the guest go on, whatever it was stopped for. QmpError."""
         self.full = ()
         await self._reach_qmp().resume()
-        if await self.query_status() is QmpStatus.RUNNING and self.agent is not None and self.agent.is_ready:
+        status = await self.query_status(SILENCE_DEADLINE, anew=True)
+        if status is QmpStatus.RUNNING and self.agent is not None and self.agent.is_ready:
             # it stood still as long as the guest
             self._spawn("clock", self._set_clock(self.agent))
 

@@ -170,10 +170,11 @@ class Images:
         self.on_freed()
 
     async def prune_images(self, *, every: bool, dry_run: bool) -> Sequence[Pruned]:
-        """Remove images that no VM needs: those without a name, or `every` one; or only find them."""
+        """Remove images that no VM needs: those without a name, or `every` one; or only find them, which
+        holds up nobody."""
+        if dry_run:
+            return await run_in(Pool.IMAGES, self.store.find_prunable, self.in_use(), every=every)
         async with self.choosing:
-            if dry_run:
-                return await run_in(Pool.IMAGES, self.store.find_prunable, self.in_use(), every=every)
             pruned = await run_in(Pool.IMAGES, self.store.prune, self.in_use(), every=every)
         self.on_freed()
         return pruned

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 
 from hypemand.atomic import write_file
-from hypemand.boot.record import ExitRecord, load_exit_record
+from hypemand.boot.record import ExitRecord, derive_unrecorded, find_spare, load_exit_record
 from hypemand.boot.tracker import BootNotes, dump_notes, load_notes
 from hypemand.config.definition import Definition
 from hypemand.config.vmdef import definition_to_json, parse_definition
@@ -36,6 +36,7 @@ class RunFiles:
         self._runtime = places.runtime
         self._notes = places.state / "boot.json"
         self._exit = places.state / "exit.json"
+        self._spare_exit = find_spare(places.runtime)
         self._definition = places.state / "run.json"
         self._kept: BootNotes | None = None
         self._unwritten: BootNotes | None = None
@@ -66,19 +67,32 @@ class RunFiles:
 
     # how it ended
 
-    def load_exit(self, notes: BootNotes | None, *, failed: bool) -> ExitRecord | None:
-        """The record of the last run, which `notes` are of. It is there: the unit writes it before it becomes
-        inactive, or `failed`."""
-        record = load_exit_record(self._exit)
-        if record is not None and record.reboot and failed:
+    def load_exit(self, boot: str | None, *, failed: bool) -> ExitRecord | None:
+        """The record of the run that has just ended, None if there was none: `boot` is its id, if that is
+        known. It is there, unless it could not be written: the unit writes it before it becomes inactive, or
+        `failed`."""
+        record = next((r for r in self._load_exits() if boot in (None, r.boot)), None)
+        if record is None:
+            return None if boot is None else derive_unrecorded(boot, time.time(), failed=failed)
+        if record.reboot and failed:
             words = f"{record.message}, too often in a short time: systemd did not start it again"
             record = replace(record, message=words, success=False)
-        return record if notes is None or record is None or record.boot == notes.boot else None
+        return record
+
+    def _load_exits(self) -> list[ExitRecord]:
+        """The records of the last run, or of the two last ones; the newest first."""
+        found = [record for path in (self._exit, self._spare_exit) if (record := load_exit_record(path))]
+        return sorted(found, key=lambda record: record.ended_at, reverse=True)
+
+    def remove_exit(self) -> None:
+        """Remove what the VM's own folder does not have of its last run. Blocks."""
+        with contextlib.suppress(OSError):
+            self._spare_exit.unlink()
 
     def load_unseen_exit(self, notes: BootNotes | None) -> ExitRecord | None:
         """The record of the last run, as a daemon finds it that has not seen the end; None when the host went
         down with that run, so that the record is of one before."""
-        record = load_exit_record(self._exit)
+        record = next(iter(self._load_exits()), None)
         if record is None or notes is None or record.boot == notes.boot:
             return record
         # of the later of two runs there is but one: systemd alone made it, or its end was not written down

@@ -27,6 +27,7 @@ from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import USERDB, Inventory, VmRecord
 from hypemand.manager.logs import follow_log, open_log, seek_log
+from hypemand.manager.looks import SharedLook
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
 from hypemand.manager.pause import pause, resume, resume_to_end
@@ -88,6 +89,7 @@ class VmManager:
         )
         self.disk_watch = DiskWatch(lambda: self.config, self.fleet)
         images.on_freed = self.disk_watch.look_soon
+        self._all = SharedLook("look at all VMs", self._look_at_all)
         # helper VMs of a daemon before this one
         self._cut_off: set[str] = set()
 
@@ -210,11 +212,14 @@ class VmManager:
 
     async def list_vms(self) -> list[VmView]:
         """See `Manager`."""
-        vms = sorted(self.fleet, key=lambda vm: vm.name)
-        active = [vm for vm in vms if vm.state.is_vmm_active]
-        looks = (vm.refresh(with_memory=True) for vm in active)
+        await self._all.take()
+        # as they are now: also one that came meanwhile
+        return [vm.view() for vm in sorted(self.fleet, key=lambda vm: vm.name)]
+
+    async def _look_at_all(self) -> None:
+        active = [vm for vm in self.fleet if vm.state.is_vmm_active]
+        looks = (vm.refresh(with_memory=True, wait_vmm=False) for vm in active)
         await asyncio.gather(self.networks.read_counters(), *looks)
-        return [vm.view() for vm in vms]
 
     async def get_vm(self, ref: str) -> VmView:
         """See `Manager`."""
@@ -353,6 +358,7 @@ class VmManager:
             await self.inventory.remove(vm.name)
         finally:
             if self.inventory.find(vm.name) is None:
+                await run_in(Pool.STARTS, vm.files.remove_exit)
                 await vm.detach()
                 self.fleet.remove(vm)
                 vm.mark_deleted()

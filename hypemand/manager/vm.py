@@ -258,8 +258,9 @@ class Vm:
         """Has systemd answered when it was asked last?"""
         return self._bus_up
 
-    async def refresh(self, *, with_memory: bool = False) -> None:
-        """Ask systemd and the VMM now."""
+    async def refresh(self, *, with_memory: bool = False, wait_vmm: bool = True) -> None:
+        """Ask systemd and the VMM now. Without `wait_vmm` what the VMM said last will do for now: what it
+        answers later, and that it does not, is a change like any other."""
         async with self._asking:
             self._stale = False
             was = None
@@ -276,7 +277,7 @@ class Vm:
                 self._unit = status
                 self._follow_unit()
             if self._session is not None:
-                await self._session.query_status()
+                await (self._session.query_status() if wait_vmm else self._session.query_status(0))
             self._evaluate()
 
     def _take_signal(self, active_state: str | None) -> None:
@@ -371,18 +372,26 @@ class Vm:
             self.files.keep_notes(self._notes, at_end=True)
             self._session = None
             self._closing = self._tasks.start("close", self._close(session, self._closing))
+        failed = unit.active_state == "failed"
         if self._was_live and not unit.is_live:
-            self._exit = self._load_exit(failed=unit.active_state == "failed")
+            ended = unit.invocation_id or (None if self._notes is None else self._notes.boot)
+            self._exit = self._load_exit(ended, failed=failed)
             self._running_definition = None
             self._closing = self._tasks.start("release", self._release(self._closing))
+        elif failed and unit.invocation_id is not None and not self._knows_end(unit.invocation_id):
+            # without a daemon
+            self._exit = self.files.load_exit(unit.invocation_id, failed=True)
         self._was_live, self._is_assumed = unit.is_live, False
         if live and self._session is None and unit.active_state != "deactivating":
             self._open_session()
 
-    def _load_exit(self, *, failed: bool) -> ExitRecord | None:
+    def _knows_end(self, boot: str) -> bool:
+        return self._exit is not None and self._exit.boot == boot
+
+    def _load_exit(self, ended: str | None, *, failed: bool) -> ExitRecord | None:
         if self._is_assumed:
             return self.files.load_unseen_exit(self._notes)
-        return self.files.load_exit(self._notes, failed=failed)
+        return self.files.load_exit(ended, failed=failed)
 
     def _derive_stop_time(self) -> float:
         """Since when it is stopped, should it be that. Now, when it ran and its end is not known."""

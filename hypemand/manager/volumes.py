@@ -21,6 +21,7 @@ from hypemand.manager.admission import read_room
 from hypemand.manager.claims import derive_filler
 from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images import Images
+from hypemand.manager.looks import SharedLook
 from hypemand.manager.service import VmManager
 from hypemand.manager.space import SpaceReport, measure_space
 from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, FileInfo, VolumeFill, VolumeView
@@ -44,6 +45,7 @@ class ApiVolumes:
         self._store = manager.volumes
         self._claims = manager.claims
         self._lock = asyncio.Lock()
+        self._space = SharedLook("space", self._measure_space)
 
     def _view(self, volume: Volume) -> VolumeView:
         return VolumeView(
@@ -59,6 +61,9 @@ class ApiVolumes:
 
     async def measure_space(self) -> SpaceReport:
         """See `VolumeService`."""
+        return await self._space.take()
+
+    async def _measure_space(self) -> SpaceReport:
         config = self._manager.config
         unused = sum(image.size for image in await self._images.prune_images(every=True, dry_run=True))
         uses = await run_in(Pool.TOOLS, measure_space, config.state_dir, config.runtime_dir, unused)

@@ -73,8 +73,9 @@ class Qmp:
             raise
         return qmp
 
-    async def execute(self, command: str, *, deadline: float = ANSWER_DEADLINE) -> Any:
-        """Run a command without arguments and give back its `return`."""
+    async def execute(self, command: str, *, deadline: float | None = ANSWER_DEADLINE) -> Any:
+        """Run a command without arguments and give back its `return`. `deadline` in seconds; None: until the
+        connection ends."""
         if self.closed.is_set():
             raise QmpError("the VMM has closed its QMP socket")
         if self._writer.transport.get_write_buffer_size() > _QUEUE_LIMIT:
@@ -94,9 +95,9 @@ class Qmp:
             self._pending.pop(number, None)
 
     async def query_status(self) -> QmpStatus:
-        """Run state of the VMM as evidence: never raises."""
+        """Run state of the VMM as evidence, whenever it answers: never raises."""
         try:
-            answer = await self.execute("query-status")
+            answer = await self.execute("query-status", deadline=None)
         except QmpTimeout:
             return QmpStatus.NO_ANSWER
         except QmpError:

@@ -170,7 +170,10 @@ class ImageStore:
         for image in named:
             if image.digest in needed or (not every and image.digest in explicit.values()):
                 continue
-            size = image.rootfs.stat().st_blocks * 512
+            try:
+                size = image.rootfs.stat().st_blocks * 512
+            except FileNotFoundError:
+                continue  # removed meanwhile
             before = found.get(image.digest, Pruned((), image.digest, size))
             found[image.digest] = replace(before, names=tuple(sorted((*before.names, image.name))))
         return list(found.values())

@@ -21,6 +21,9 @@ from systemd._reader import _Reader
 _VARLINK = "/run/systemd/journal/io.systemd.journal"
 # journald cuts lines at 48 KiB; of what we look for none is longer than 4 KiB
 _FIELD_LIMIT = 8192
+# lines between two looks for files that were removed, and lines in a row that cannot be read
+_LOOK_EVERY = 32
+_MAX_FRUITLESS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,14 @@ class BootJournal:
         self._cursor: str | None = None
         self._open()
 
-    def _open(self) -> None:
+    def _open_files(self) -> None:
         self._folders = _read_folder_times()
         self._reader = _Reader()
         self._reader.data_threshold = _FIELD_LIMIT
         self._reader.add_match(self._match)
+
+    def _open(self) -> None:
+        self._open_files()
         if self._cursor is None:
             self._reader.seek_head()
             return
@@ -83,11 +89,43 @@ class BootJournal:
         return lines
 
     def read_backwards(self, limit: int) -> Iterator[JournalLine]:
-        """The newest `limit` lines, newest first. Moves the position that `read` goes on from."""
+        """The newest `limit` lines, newest first. Moves the position that `read` goes on from.
+
+        Files that journald removes meanwhile take their lines with them, and no others: what cannot be read
+        any more is looked for anew, behind the line that was given last. A line that is there and cannot be
+        read counts as one.
+        """
         self._reader.seek_tail()
-        while limit > 0 and self._reader._previous():
-            limit -= 1
-            yield self._line()
+        last: str | None = None
+        is_at_next, look, fruitless = False, False, 0
+        for number in range(limit):
+            try:
+                if (look or number % _LOOK_EVERY == 0) and _read_folder_times() != self._folders:
+                    is_at_next = self._reopen_before(last)
+                look = False
+                if not is_at_next and not self._reader._previous():
+                    return
+                is_at_next = False
+                line, last = self._line(), self._reader._get_cursor()
+            except OSError:
+                look = True
+                fruitless += 1
+                if fruitless > _MAX_FRUITLESS:
+                    return
+                continue
+            fruitless = 0
+            yield line
+
+    def _reopen_before(self, last: str | None) -> bool:
+        """Open the files anew, and go to where the line before `last` is the previous one; None: to the end.
+        True: `last` is gone, and that line is the present one."""
+        self._reader.close()
+        self._open_files()
+        if last is None:
+            self._reader.seek_tail()
+            return False
+        self._reader.seek_cursor(last)
+        return bool(self._reader._previous()) and not self._reader.test_cursor(last)
 
     def _line(self) -> JournalLine:
         try:

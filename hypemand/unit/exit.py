@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.atomic import write_file
-from hypemand.boot.record import Ending, derive_exit_record, dump_exit_record
+from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, dump_exit_record, find_spare
 from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
@@ -189,6 +189,24 @@ def _renew_disk(disk: Path, size: str, uid: str, templates: str) -> None:
         print(f"no fresh disk: {error}", file=sys.stderr)
 
 
+def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
+    """Write the record for the daemon, to the spare place if it must be. What systemd cannot be told by an
+    exit status, it alone has."""
+    content = dump_exit_record(record).encode()
+    try:
+        write_file(path, content, mode=0o600)
+    except OSError as error:
+        print(f"cannot keep the exit record where it lasts: {error}", file=sys.stderr)
+    else:
+        spare.unlink(missing_ok=True)
+        return
+    try:
+        spare.parent.mkdir(mode=0o700, exist_ok=True)
+        write_file(spare, content, mode=0o600)
+    except OSError as error:
+        print(f"cannot keep the exit record ({record.message}): {error}", file=sys.stderr)
+
+
 def main() -> int:
     """Write STATE_DIR/exit.json; the exit status is the program's."""
     state, unit, stop_signal, guest_agent, mode, runtime = sys.argv[1:_ARGUMENTS]
@@ -196,10 +214,7 @@ def main() -> int:
     await_console(Path(runtime))
     ending = collect_ending(boot, unit, Path(state), int(stop_signal), guest_agent == "1", Mode(mode))
     record = derive_exit_record(boot, ending, time.time())
-    try:
-        write_file(Path(state) / "exit.json", dump_exit_record(record).encode(), mode=0o600)
-    except OSError as error:
-        print(f"cannot keep the exit record: {error}", file=sys.stderr)
+    keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
     if len(sys.argv) > _ARGUMENTS:
         _renew_disk(Path(state) / "disk.ext4", *sys.argv[_ARGUMENTS:])
     if record.reboot:

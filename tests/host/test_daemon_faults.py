@@ -180,9 +180,11 @@ def test_a_vmm_that_does_not_answer_is_unknown_until_it_does(vms: Vms) -> None:
     vms.host.run(["kill", "-STOP", pid])
     try:
         started = time.monotonic()
-        shown = vms.show(name)
+        # it may only be slow
+        assert vms.show(name)["state"] == "Running"
         assert time.monotonic() - started < 5
-        assert shown["state"] == "Unknown"
+        shown = vms.wait(name, "Unknown")
+        assert time.monotonic() - started < 20
         assert shown["state_error"] == "the VMM does not answer on its QMP socket"
         refused = vms.ctl("exec", name, "--", "true", check=False)
         assert "Unknown" in refused.stderr
@@ -195,7 +197,6 @@ def test_a_vmm_that_does_not_answer_is_unknown_until_it_does(vms: Vms) -> None:
 def test_a_vmm_that_does_not_answer_can_be_stopped(vms: Vms) -> None:
     name = vms.run("frozen", stop_timeout="2s")
     vms.host.run(["kill", "-STOP", str(vms.show(name)["main_pid"])])
-    assert vms.state(name) == "Unknown"
     vms.ctl("stop", name)
     shown = vms.show(name)
     assert shown["state"] == "Stopped"

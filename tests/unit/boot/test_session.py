@@ -42,6 +42,9 @@ class Vmm:
         self.after_cont = "running"
         self.orders: list[str] = []
         self.asked: list[str] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.questions = 0
         self.broken_hellos = 0
         self.agents = 0
         self.qmps = 0
@@ -89,6 +92,9 @@ class Vmm:
         writer.write(b'{"QMP": {}}\n')
         while line := await reader.readline():
             request = json.loads(line)
+            if request["execute"] == "query-status":
+                self.questions += 1
+                await self.answers.wait()
             answer = self._take_order(request["execute"])
             writer.write(json.dumps({"return": answer, "id": request["id"]}).encode() + b"\n")
 
@@ -323,6 +329,44 @@ async def test_a_look_at_file_systems_that_takes_long_brings_no_old_state_back(
         go_on.set()
         await asyncio.gather(old, *busy)
         assert (session.qmp_status, session.full) == (QmpStatus.RUNNING, ())
+
+
+# --- a VMM that takes its time ---
+
+
+@in_loop
+async def test_a_vmm_that_is_slow_is_what_it_was_and_asked_once(tmp_path: Path) -> None:
+    vmm = Vmm(tmp_path)
+    session, _ = make_session(tmp_path, agent=False)
+    async with vmm.serve("qmp"), watched(session):
+        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        vmm.answers.clear()
+        vmm.status, vmm.questions = "paused", 0
+        # who lists does not wait for it at all, others only for a while
+        assert await asyncio.gather(*(session.query_status(0) for _ in range(20))) == [QmpStatus.RUNNING] * 20
+        assert await session.query_status(0.05) is QmpStatus.RUNNING
+        vmm.answers.set()
+        await until(lambda: session.qmp_status is QmpStatus.PAUSED)
+        await asyncio.sleep(0.05)
+        assert vmm.questions == 1
+
+
+@in_loop
+async def test_a_vmm_that_is_silent_for_long_is_not_known_until_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypemand.boot.session.SILENCE_DEADLINE", 0.2)
+    vmm = Vmm(tmp_path)
+    session, changes = make_session(tmp_path, agent=False)
+    async with vmm.serve("qmp"), watched(session):
+        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        vmm.answers.clear()
+        changes.clear()
+        await session.query_status(0)
+        await until(lambda: session.qmp_status is QmpStatus.NO_ANSWER and changes != [])
+        changes.clear()
+        vmm.answers.set()
+        await until(lambda: session.qmp_status is QmpStatus.RUNNING and changes != [])
 
 
 # --- bounds ---

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+from hypemand.boot.record import ExitRecord, dump_exit_record
 from hypemand.boot.tracker import BootNotes, Moment, Shutdown, load_notes
 from hypemand.manager.plan import Places
 from hypemand.manager.runfiles import NOTES_PERIOD, RunFiles
@@ -99,3 +100,18 @@ def test_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
         assert await written.until(lambda: written.notes == last, 5) < NOTES_PERIOD * 0.9
 
     run(tmp_path, work)
+
+
+def test_a_run_whose_record_was_lost_has_not_the_end_of_another(tmp_path: Path) -> None:
+    async def scenario(written: Written) -> None:
+        other = ExitRecord("a" * 32, 0, "exited with code 0", True, 0, 1.0)
+        (tmp_path / "exit.json").write_text(dump_exit_record(other))
+        for failed in (True, False):
+            ended = written.files.load_exit(BOOT, failed=failed)
+            assert ended is not None
+            assert (ended.boot, ended.code, ended.success) == (BOOT, None, not failed)
+        assert written.files.load_exit("a" * 32, failed=False) == other
+        (tmp_path / "exit.json").unlink()
+        assert written.files.load_exit(None, failed=False) is None  # it never ran
+
+    run(tmp_path, scenario)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from hypemand.boot.record import ExitRecord, dump_exit_record
+from hypemand.boot.record import ExitRecord, dump_exit_record, find_spare
 from hypemand.boot.tracker import BootNotes, dump_notes
 from hypemand.config.definition import Origin
 from hypemand.config.vmdef import parse_definition
@@ -30,22 +30,26 @@ MADE, ENDED, NOTED = NOW - 9000, NOW - 5000, NOW - 3000
 OLD_BOOT, BOOT = "0" * 32, "1" * 32
 
 
-class NoUnits:
-    """systemd knows no unit."""
+class OneUnit:
+    """All that systemd knows of, if it knows of any."""
+
+    def __init__(self, known: UnitStatus) -> None:
+        self._known = known
 
     async def status(self, _unit: str, *, with_memory: bool = False) -> UnitStatus:
-        """Nothing is loaded."""
-        return UnitStatus(None)
+        """What there is."""
+        return self._known
 
 
-def recover(folder: Path) -> VmView:
+def recover(folder: Path, unit: UnitStatus | None = None) -> VmView:
     """The VM whose data are in `folder`, as a daemon sees it that has just started."""
+    units = OneUnit(unit or UnitStatus(None))
     record = VmRecord(
         "web", "f" * 32, 61184, Origin.FILE, MADE, parse_definition("web", {"image": "builtin:busybox"})
     )
     networks = Networks(FakeNetworkHost(), Tenancy(folder, dict, list), cast(Any, None))
     places = Places(folder, folder / "run", folder / "root", Own(folder / "self"))
-    services = VmServices(cast(Any, None), cast(Any, NoUnits()), cast(Any, None), lambda: None)
+    services = VmServices(cast(Any, None), cast(Any, units), cast(Any, None), lambda: None)
 
     async def look() -> VmView:
         vm = Vm(record, places, services, networks)
@@ -86,3 +90,28 @@ def test_a_run_that_the_host_went_down_with_has_not_the_end_of_the_one_before(tm
     view = recover(tmp_path)
     assert (view.stopped_at, view.exit) == (None, None)
     assert view.current_phase_since >= NOW
+
+
+def test_a_run_that_failed_without_a_daemon_and_left_no_record_was_no_success(tmp_path: Path) -> None:
+    folder = tmp_path / "web"
+    folder.mkdir()
+    write_exit(folder, OLD_BOOT, ENDED)
+    write_notes(folder, OLD_BOOT, ENDED)
+    ended = recover(folder, UnitStatus("failed", "failed", BOOT)).exit
+    assert ended is not None
+    assert (ended.code, ended.success) == (None, False)
+    assert ended.message == "it failed, and how could not be written down"
+
+
+def test_the_reason_is_read_from_the_spare_place(tmp_path: Path) -> None:
+    folder = tmp_path / "web"
+    folder.mkdir()
+    write_exit(folder, OLD_BOOT, ENDED - 100)
+    record = ExitRecord(BOOT, None, "ended by force", False, 0, ENDED)
+    spare = find_spare(folder / "run")
+    spare.parent.mkdir()
+    spare.write_text(dump_exit_record(record))
+    for unit in (UnitStatus("failed", "failed", BOOT), UnitStatus(None)):
+        view = recover(folder, unit)
+        assert view.exit is not None
+        assert (view.exit.message, view.exit.success, view.stopped_at) == ("ended by force", False, ENDED)
