@@ -22,12 +22,14 @@ from hypemand.workers import Pool, run_in
 
 
 class Images:
-    """`in_use` gives what VMs need; the manager sets it. While `choosing` is held no image goes away."""
+    """`in_use` gives what VMs need, and `check_uses` raises if that cannot be all; the manager sets them.
+    While `choosing` is held no image goes away."""
 
     def __init__(self, store: ImageStore, pulls: Pulls) -> None:
         self.store = store
         self.pulls = pulls
         self.in_use: Callable[[], Sequence[ImageUse]] = tuple
+        self.check_uses: Callable[[], None] = lambda: None
         self.choosing = asyncio.Lock()
 
     # for VMs
@@ -167,7 +169,10 @@ class Images:
             await run_in(Pool.IMAGES, self.store.remove_image, name, self.in_use())
 
     async def prune_images(self, *, every: bool, dry_run: bool) -> Sequence[Pruned]:
-        """Remove images that no VM needs: those without a name, or `every` one; or only find them."""
+        """Remove images that no VM needs: those without a name, or `every` one; or only find them. Raises
+        HostNotReady while it cannot be told what VMs need."""
+        if not dry_run:
+            self.check_uses()
         async with self.choosing:
             if dry_run:
                 return await run_in(Pool.IMAGES, self.store.find_prunable, self.in_use(), every=every)

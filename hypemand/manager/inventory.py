@@ -23,14 +23,17 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hypemand.atomic import sync_folder, write_file
 from hypemand.config.definition import Definition, Origin
 from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.errors import AlreadyExists, HypemandError, InsufficientResources
+from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InsufficientResources
 from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
+from hypemand.storage.disks import DISK
+from hypemand.storage.locks import hold_disk
 
 _log = logging.getLogger(__name__)
 # a VM that is being made or removed: all that is ever deleted unasked
@@ -102,6 +105,15 @@ class Inventory:
     def is_unreadable(self, name: str) -> bool:
         """Is there a VM of that name of which no more is known? What is its own is not to be touched."""
         return name in self._unreadable
+
+    def check_complete(self) -> None:
+        """Raise HostNotReady if there is a VM whose record cannot be read: nobody knows what it needs."""
+        if self._unreadable:
+            files = ", ".join(str(self.folder(name) / "vm.json") for name in sorted(self._unreadable))
+            raise HostNotReady(
+                f"it cannot be told what is needed: the records of some VMs cannot be read: {files}",
+                hint="journalctl -u hypemand says why; repair them or move them away, restart hypemand",
+            )
 
     def folder(self, name: str) -> Path:
         """Where the VM's data stands."""
@@ -176,12 +188,21 @@ class Inventory:
             self._store(record)
         return record
 
+    def check_removable(self, name: str) -> None:
+        """Raise InUse while a VMM has the VM's disk, whatever is known of the VM."""
+        with self._hold_disk(name):
+            pass
+
+    def _hold_disk(self, name: str) -> AbstractContextManager[None]:
+        return hold_disk(self.folder(name) / DISK, "removed")
+
     def remove(self, name: str) -> None:
-        """Forget a VM and remove its data."""
+        """Forget a VM and remove its data. InUse while a VMM has its disk."""
         record = self._records[name]
         # half-removed data must not come back as a VM
         removed = self._vms / f".{record.id}.removed"
-        self.folder(name).rename(removed)
+        with self._hold_disk(name):
+            self.folder(name).rename(removed)
         sync_folder(self._vms)
         shutil.rmtree(removed)
         del self._records[name]

@@ -9,7 +9,10 @@ import json
 import logging
 import shutil
 import time
+import uuid
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from hypemand.atomic import write_file
 from hypemand.boot.record import ExitRecord, load_exit_record
@@ -17,13 +20,28 @@ from hypemand.boot.tracker import BootNotes, dump_notes, load_notes
 from hypemand.config.definition import Definition
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import HypemandError
-from hypemand.manager.plan import Places
+from hypemand.manager.plan import CONFIG_DISK, Places
 from hypemand.manager.tasks import Tasks
+from hypemand.storage.locks import is_disk_in_use
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 NOTES_PERIOD = 1.0
 """Seconds between two writes of a boot's notes."""
+
+
+def remove_leftovers(root: Path, is_needed: Callable[[str], bool]) -> list[Path]:
+    """Take away the runtime folders below `root` of VMs that are not needed any more: those that nobody knows
+    and whose config disk no VMM has open. What is given back is to be deleted with all that is in it."""
+    leftovers = []
+    for folder in root.iterdir():
+        if is_needed(folder.name) or is_disk_in_use(folder / CONFIG_DISK):
+            continue
+        # no VM can have such a name
+        marked = root / f".{uuid.uuid4().hex}.removed"
+        folder.rename(marked)
+        leftovers.append(marked)
+    return leftovers
 
 
 class RunFiles:
@@ -33,6 +51,7 @@ class RunFiles:
         self._vm = vm
         self._tasks = tasks
         self._runtime = places.runtime
+        self._config = places.config
         self._notes = places.state / "boot.json"
         self._exit = places.state / "exit.json"
         self._definition = places.state / "run.json"
@@ -45,7 +64,15 @@ class RunFiles:
         self._unwritable = False
 
     def remove_runtime(self) -> None:
-        """Remove sockets and config disk. Only when there is no VMM."""
+        """Remove sockets and config disk, and forget what it ran with; not while a VMM has the config disk,
+        whatever systemd says of the unit."""
+        try:
+            if is_disk_in_use(self._config):
+                _log.error("VM %s: %s is left, since a VMM uses it", self._vm, self._runtime)
+                return
+        except (OSError, HypemandError) as error:
+            _log.error("VM %s: %s is left: %s", self._vm, self._runtime, error)
+            return
         shutil.rmtree(self._runtime, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._definition.unlink()

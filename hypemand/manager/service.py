@@ -28,6 +28,7 @@ from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Places, make_plan
+from hypemand.manager.runfiles import remove_leftovers
 from hypemand.manager.starts import Starter, derive_pin
 from hypemand.manager.tenancy import Tenancy
 from hypemand.manager.view import LogLine, LogSource, Timeline, VmView
@@ -67,7 +68,7 @@ class VmManager:
         self.inventory = Inventory(config.state_dir / "vms", config.uid_range, userdb)
         self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
         self.fleet = Fleet(lambda: self.config, self.volumes)
-        images.in_use = self.fleet.image_uses
+        images.in_use, images.check_uses = self.fleet.image_uses, self.inventory.check_complete
         self.claims = Claims(self.volumes, self.fleet.holders)
         tenancy = Tenancy(config.state_dir / "vms", lambda: self.config.networks, self.fleet.tenants)
         self.networks = Networks(network_host, tenancy, self._list_live)
@@ -100,23 +101,35 @@ class VmManager:
         for vm in self.fleet:
             if not vm.state.is_vmm_active:
                 vm.files.remove_runtime()
-        for leftover in self._runtime_root.iterdir():
-            if not self._is_known(leftover.name):
-                shutil.rmtree(leftover, ignore_errors=True)
 
     async def clean_up(self) -> None:
-        """End what a daemon that was cut off has left in systemd: units of VMs that are not known, and VMs
-        that worked on a volume. What cannot be ended is logged, and keeps nothing else from being ended."""
+        """Remove what a daemon that was cut off has left: runtime folders of VMs that neither it nor systemd
+        knows, units of VMs that are not known, and VMs that worked on a volume. What cannot be removed is
+        logged, and keeps nothing else from being removed."""
         try:
-            for name in await self._services.units.list_vms():
+            units = await self._services.units.list_vms()
+            await self._remove_leftovers(units.keys())
+            for name in units:
                 if not self._is_known(name):
                     _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
                     await self._services.units.stop(f"hypeman-vm-{name}.service")
         except HypemandError as error:
-            _log.error("units that belong to no VM, if there are any, are left: %s", error)
+            _log.error("units and folders that belong to no VM, if there are any, are left: %s", error)
         for vm in self.fleet:
             if vm.record.origin is Origin.HELPER and vm.name in self._cut_off:
                 await self._remove_helper(vm)
+
+    async def _remove_leftovers(self, loaded: Set[str]) -> None:
+        """`loaded`: VMs whose unit systemd has, in whatever state."""
+        try:
+            leftovers = remove_leftovers(
+                self._runtime_root, lambda name: name in loaded or self._is_known(name)
+            )
+        except OSError as error:
+            _log.error("cannot remove what is left of VMs that ran: %s", error)
+            return
+        for leftover in leftovers:
+            await run_in(Pool.TOOLS, shutil.rmtree, leftover, ignore_errors=True)
 
     async def _remove_helper(self, vm: Vm) -> None:
         _log.info("removing VM %s, whose work on a volume was cut off", vm.name)
@@ -258,10 +271,9 @@ class VmManager:
         does not end: its disk and uid are its own for as long."""
         try:
             await self._end(vm, _SIGKILL)
+            await self._forget(vm)
         except HypemandError as error:
             vm.log(logging.ERROR, f"VM {vm.name} was not created in order, and is kept: {error}")
-            return
-        await self._forget(vm)
 
     def _check_name_free(self, name: str) -> None:
         if self.fleet.find(name) is not None:
@@ -297,6 +309,7 @@ class VmManager:
 
     async def _forget(self, vm: Vm) -> None:
         await vm.settle()
+        await run_in(Pool.TOOLS, self.inventory.check_removable, vm.name)
         for unit in (vm.unit, handle_name(vm.name)):
             await self._services.units.reset_failed(unit)
         await vm.detach()

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hypemand.boot.record import ExitRecord
 from hypemand.boot.session import Session
@@ -66,6 +67,9 @@ class Vm:
         self.deleted = False
         self.changes = Changes()
         self.places = places
+        # of a run whose run.json is lost: its files, see Units.bound_files
+        self.bound: Mapping[Path, bool] = {}
+        self._definition_lost = False
         self._tasks = Tasks(record.name)
         self.files = RunFiles(record.name, places, self._tasks)
         self.handle = Handle(record.name, services.units)
@@ -125,7 +129,8 @@ class Vm:
 
     @property
     def definition_in_use(self) -> Definition:
-        """The definition that it runs with, or would be started with."""
+        """The definition that it runs with, or would be started with: the latter also where the former is
+        lost, and then `bound` has what it may hold beside."""
         return self._running_definition or self.record.definition
 
     @property
@@ -239,9 +244,24 @@ class Vm:
                 self._bus_up = True
                 self._unit = status
             self._follow_unit()
+            if self._definition_lost and not self.bound:
+                await self._learn_bound_files()
             if self._session is not None:
                 await self._session.query_status()
             self._evaluate()
+
+    async def _learn_bound_files(self) -> None:
+        """Its definition may be another by now: what volumes it has, systemd tells. Until it does, the next
+        look asks again."""
+        try:
+            self.bound = await self._services.units.bound_files(self.unit)
+        except BusError as error:
+            _log.warning("VM %s: it cannot be told which volumes it has: %s", self.name, error.message)
+            return
+        if self.bound:
+            words = "what it was started with (run.json) cannot be read"
+            held = "all volumes that its definition names or its unit has count as in use"
+            self.log(logging.ERROR, f"VM {self.name}: {words}: {held}")
 
     def _take_signal(self, active_state: str | None) -> None:
         """The unit's state may have changed. Signals that come while one look is under way are one more look.
@@ -326,6 +346,7 @@ class Vm:
         """Open a session for an invocation that is new, close the one that is over, and when the unit has
         ended for good, take the record that it has left behind."""
         unit, session = self._unit, self._session
+        self._follow_definition()
         between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
         live = unit.is_live and unit.invocation_id is not None and not between
         if session is not None and (not live or unit.invocation_id != session.boot):
@@ -341,6 +362,15 @@ class Vm:
         if live and self._session is None and unit.active_state != "deactivating":
             self._open_session()
 
+    def _follow_definition(self) -> None:
+        """Know what it runs with from the first look on, also between two runs that systemd makes alone and
+        while it ends; and what it may run with, while systemd cannot be asked."""
+        if self._bus_up and not self._unit.is_live:
+            self._definition_lost, self.bound = False, {}
+        elif self._running_definition is None and not self._definition_lost:
+            self._running_definition = self.files.load_definition()
+            self._definition_lost = self._running_definition is None
+
     def _derive_stop_time(self) -> float:
         """Since when it is stopped, should it be that. Now, when it ran and its end is not known."""
         if self._exit is not None:
@@ -353,8 +383,6 @@ class Vm:
         known = self._notes if self._notes is not None and self._notes.boot == boot else None
         tracker = make_tracker(boot, self._unit, known, self._requested)
         self._requested = {}
-        if self._running_definition is None:
-            self._running_definition = self.files.load_definition()
         self._exit = None
         session = self._session = Session(
             self.name,

@@ -125,7 +125,7 @@ class ApiVolumes:
                 await self._manager.stop_vm(vm)
             fill.volume = self._view(self._store.finish(volume))
         except BaseException:
-            await asyncio.shield(run_in(Pool.TOOLS, self._store.remove, volume))
+            await asyncio.shield(run_in(Pool.TOOLS, self._store.remove_unfilled, volume))
             raise
 
     @asynccontextmanager

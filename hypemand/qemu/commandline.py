@@ -173,7 +173,9 @@ def _disks(files: VmmFiles) -> list[str]:
 
 
 def _disk(name: str, path: Path, serial: str, *, readonly: bool) -> list[str]:
-    options = "readonly=on" if readonly else "discard=unmap"
+    """The host relies on locks on what is written to (hypemand/storage/locks.py): by itself QEMU does without
+    where it takes the host to have none."""
+    options = "readonly=on" if readonly else "discard=unmap,file.locking=on"
     return [
         "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}",
         "-device", f"virtio-blk-device,drive={name},serial={serial}",

@@ -169,6 +169,7 @@ _PROPERTIES = (
     _Property("Service.ExecMainStartTimestamp", "started_at", _seconds),
     _Property("Unit.StateChangeTimestamp", "changed_at", _seconds),
 )
+_BOUND = (f"{SERVICE}.Service.BindReadOnlyPaths", f"{SERVICE}.Service.BindPaths")
 _MEMORY = _Property(
     "Service.MemoryCurrent", "memory_current", lambda value: None if value == INFINITY else value
 )
@@ -230,6 +231,13 @@ class Units:
             if kind in ("start", "restart"):
                 fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
         return UnitStatus(**fields)
+
+    async def bound_files(self, unit: str) -> Mapping[Path, bool]:
+        """What of the host a unit was given in its root, by the path on the host: may it write to that? Empty
+        where there is no such unit."""
+        values = await self._bus.get_properties(SERVICE, unit_path(unit), _BOUND, _IS_LOADED)
+        read, write = values or ((), ())
+        return {Path(row[0]): False for row in read} | {Path(row[0]): True for row in write}
 
     async def list_vms(self) -> dict[str, str]:
         """ActiveState of every VM's unit that is loaded, by the VM's name."""
