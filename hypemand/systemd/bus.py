@@ -12,7 +12,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -124,11 +124,11 @@ class SystemBus:
         return await self._in_thread("Get", self._get, service, path, name)
 
     async def get_properties(
-        self, service: str, path: str, names: Sequence[str], first: tuple[str, str]
+        self, service: str, path: str, names: Sequence[str], unless: Mapping[str, str]
     ) -> list[Any] | None:
         """Properties of an object, each name dotted with its interface, with one change of threads. None
-        when the property `first` has not the value that is named there."""
-        return await self._in_thread("Get", self._get_all, service, path, names, first)
+        when all properties of `unless` have the values that are named there."""
+        return await self._in_thread("Get", self._get_all, service, path, names, unless)
 
     async def _in_thread(self, what: str, work: Callable[..., T], *arguments: Any) -> T:
         task = asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
@@ -138,9 +138,9 @@ class SystemBus:
             raise BusError(f"no answer to {what} in {_CALL_DEADLINE:.0f} s", errno.ETIMEDOUT) from None
 
     def _get_all(
-        self, service: str, path: str, names: Sequence[str], first: tuple[str, str]
+        self, service: str, path: str, names: Sequence[str], unless: Mapping[str, str]
     ) -> list[Any] | None:
-        if self._get(service, path, first[0]) != first[1]:
+        if all(self._get(service, path, name) == value for name, value in unless.items()):
             return None
         return [self._get(service, path, name) for name in names]
 

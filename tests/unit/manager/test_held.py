@@ -15,11 +15,12 @@ from typing import Any, cast
 import pytest
 
 from hypemand.config.definition import VolumeMount
-from hypemand.errors import HostNotReady, InUse
+from hypemand.errors import HostNotReady, InUse, NotFound
 from hypemand.manager.images import Images
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.state import State
 from hypemand.storage.disks import ensure_disk
+from hypemand.storage.images import Image
 from hypemand.storage.volumes import Volume
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import UnitPlan, UnitStatus, unit_name
@@ -223,6 +224,26 @@ def test_a_creation_that_fails_while_a_vmm_has_the_disk_keeps_the_vm(daemon: Dae
             assert daemon.manager.fleet.find("web") is not None
         await daemon.manager.delete_vm("web")
         assert list(daemon.vms.iterdir()) == []
+
+    daemon.run(scenario)
+
+
+def test_a_fill_that_fails_while_a_vmm_has_the_volume_says_what_failed(daemon: Daemon) -> None:
+    async def scenario() -> None:
+        with ExitStack() as holding:
+
+            async def take_volume(*_arguments: object) -> Image:
+                (volume,) = daemon.manager.volumes
+                holding.enter_context(locked(volume.disk))
+                raise NotFound("there is no image")
+
+            daemon.images.have = take_volume  # type: ignore[method-assign]
+            with pytest.raises(NotFound, match="there is no image"):
+                async with daemon.volumes.fill_volume("data", 16 * MIB, {}, None):
+                    pass
+            (volume,) = daemon.manager.volumes
+            assert volume.disk.exists()
+            assert not volume.ready
 
     daemon.run(scenario)
 
