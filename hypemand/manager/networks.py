@@ -55,6 +55,8 @@ class Networks:
         self._stale: list[PortPlan] = []
         self._statuses: dict[str, NetworkStatus] = {}
         self._pending: frozenset[str] = frozenset()
+        # VMs that run, whose records are lost
+        self._unknown: frozenset[str] = frozenset()
         self._counters: Mapping[str, Counters] = {}
         self._lock = asyncio.Lock()
         self._syncing: asyncio.Task[None] | None = None
@@ -141,8 +143,12 @@ class Networks:
         except HypemandError as error:
             _log.warning("nothing is removed from the networks now: %s", error)
             return False
-        self.tenancy.adopt(live)
-        return True
+        unknown = self.tenancy.adopt(live)
+        if unknown - self._unknown:
+            names = ", ".join(sorted(unknown))
+            _log.error("nothing is removed from the networks: it cannot be told what is of the VMs %s", names)
+        self._unknown = unknown
+        return not unknown
 
     async def _drop_stale(self) -> None:
         """The devices may be gone by now, what conntrack remembers of their addresses may not."""

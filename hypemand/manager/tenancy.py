@@ -147,14 +147,19 @@ class Tenancy:
                 ended.append(port)
         return ended
 
-    def adopt(self, live: Set[str]) -> None:
-        """Know of every VM that runs."""
+    def adopt(self, live: Set[str]) -> frozenset[str]:
+        """Know of every VM that runs. Gives those that may have a TAP device of which no more is known."""
         tenants = {tenant.vm: tenant for tenant in self._tenants()}
+        unknown = set()
         for vm in live - self.ports.keys() - self.claimed.keys():
             # also of one whose record cannot be read
-            port = self.files.find(vm) or self._rebuild(tenants.get(vm))
+            tenant = tenants.get(vm)
+            port = self.files.find(vm) or self._rebuild(tenant)
             if port is not None:
                 self.ports[vm] = port
+            elif tenant is None or (tenant.running is not None and tenant.lease is not None):
+                unknown.add(vm)
+        return frozenset(unknown)
 
     def _rebuild(self, tenant: Tenant | None) -> PortPlan | None:
         """The port of a VM that runs, whose port.json was lost."""

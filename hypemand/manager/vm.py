@@ -19,6 +19,7 @@ from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, Moment
 from hypemand.boot.watcher import BootWatcher
 from hypemand.config.definition import Definition
+from hypemand.config.network import NetworkUse
 from hypemand.log import MessageId, log_state_change, log_vm
 from hypemand.manager.changes import Changes
 from hypemand.manager.evidence import derive_evidence, make_tracker
@@ -147,9 +148,17 @@ class Vm:
     def tenant(self) -> Tenant:
         """It as its network knows it."""
         record = self.record
-        running = self.definition_in_use.network if self.state.is_vmm_active else None
+        running = self._network_in_use if self.state.is_vmm_active else None
         use, lease = record.definition.network, record.lease
         return Tenant(record.name, record.id, record.uid, use, lease, running, record.short_name)
+
+    @property
+    def _network_in_use(self) -> NetworkUse | None:
+        """Of a run whose run.json is lost at least what it has addresses of, though isolated."""
+        use, lease = self.definition_in_use.network, self.record.lease
+        if self._definition_lost and lease is not None and (use is None or use.name != lease.network):
+            return NetworkUse(lease.network, isolate=True)
+        return use
 
     @property
     def committed_memory(self) -> int:

@@ -14,9 +14,11 @@ from typing import Any, cast
 
 import pytest
 
-from hypemand.config.definition import VolumeMount
+from hypemand.config.definition import Origin, VolumeMount
+from hypemand.config.network import NetworkUse
 from hypemand.errors import HostNotReady, InUse, NotFound
 from hypemand.manager.images import Images
+from hypemand.manager.leases import Lease
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.state import State
 from hypemand.storage.disks import ensure_disk
@@ -104,7 +106,7 @@ def add_web(daemon: Daemon, *mounts: VolumeMount) -> None:
     """A VM as a daemon before this one has left it."""
     inventory = daemon.manager.inventory
     inventory.load()
-    inventory.add(replace(definition(), volumes=mounts), cast(Any, "api"))
+    inventory.add(replace(definition(), volumes=mounts), Origin.API)
 
 
 @pytest.mark.parametrize("status", [BETWEEN_RUNS, ENDING])
@@ -164,6 +166,26 @@ def test_without_run_json_and_systemd_the_definition_counts(daemon: Daemon) -> N
     add_web(daemon, VolumeMount("data", "/srv"))
     daemon.systemd.down = True
     daemon.run(lambda: daemon.expect_held(volume))
+
+
+@pytest.mark.parametrize("now", [None, NetworkUse("dmz"), NetworkUse("default", group="g")])
+def test_a_vm_whose_run_json_is_lost_is_on_the_network_of_its_addresses(
+    daemon: Daemon, now: NetworkUse | None
+) -> None:
+    add_web(daemon)
+    inventory = daemon.manager.inventory
+    inventory.lease("web", Lease("default", "02:00:00:00:00:01", None, None))
+    inventory.update("web", replace(definition(), network=now), Origin.API)
+    daemon.systemd.live[unit_name("web")] = BETWEEN_RUNS
+
+    async def scenario() -> None:
+        tenant = daemon.manager.fleet.get("web").tenant
+        assert tenant.running is not None
+        assert tenant.running.name == "default"
+        # how it may be reached there is known from its definition only
+        assert (tenant.running.group, tenant.running.isolate) in ((None, True), ("g", None))
+
+    daemon.run(scenario)
 
 
 @contextmanager
