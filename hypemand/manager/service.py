@@ -104,8 +104,8 @@ class VmManager:
 
     async def clean_up(self) -> None:
         """Remove what a daemon that was cut off has left: runtime folders of VMs that neither it nor systemd
-        knows, units of VMs that are not known, and VMs that worked on a volume. What cannot be removed is
-        logged, and keeps nothing else from being removed."""
+        knows, units of VMs that are not known, VMs that worked on a volume, and then volumes that were not
+        filled to their end. What cannot be removed is logged, and keeps nothing else from being removed."""
         try:
             units = await self._services.units.list_vms()
             await self._remove_leftovers(units.keys())
@@ -118,6 +118,8 @@ class VmManager:
         for vm in self.fleet:
             if vm.record.origin is Origin.HELPER and vm.name in self._cut_off:
                 await self._remove_helper(vm)
+        for volume in self.volumes.cut_off:
+            await run_in(Pool.TOOLS, self.volumes.remove_unfilled, volume)
 
     async def _remove_leftovers(self, loaded: Set[str]) -> None:
         """`loaded`: VMs whose unit systemd has, in whatever state."""

@@ -6,8 +6,8 @@
 
 A folder becomes a volume, and stops being one, by a rename. `.HEX.making` is being made and `.HEX.removed` is
 being removed: these two, and a volume whose record says that it was not filled to its end, are all that is
-ever deleted unasked. Any other folder without a record that can be read is reported and left: the record may
-be what is missing.
+ever deleted unasked, and none of them while a VMM has it open. Any other folder without a record that can be
+read is reported and left: the record may be what is missing.
 
 The records are read once and kept: finding one costs a start nothing. The functions that touch files block.
 """
@@ -96,10 +96,11 @@ class VolumeStore:
         self._folder = folder
         self._templates = templates
         self._volumes: dict[str, Volume] = {}
+        self._cut_off: tuple[str, ...] = ()
 
     def load(self) -> None:
         """Read all records, and delete what is marked as being made or removed. All else that is no volume
-        is reported and left."""
+        is reported and left. What was not filled to its end is left too, see `cut_off`."""
         self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         for folder in sorted(self._folder.iterdir()):
             if folder.name == _LOST_AND_FOUND:
@@ -114,8 +115,12 @@ class VolumeStore:
                 _log.error("cannot read the volume in %s, which is left as it is: %s", folder, error)
                 continue
             self._volumes[volume.id] = volume
-            if not volume.ready:
-                self.remove_unfilled(volume)
+        self._cut_off = tuple(volume.id for volume in self._volumes.values() if not volume.ready)
+
+    @property
+    def cut_off(self) -> list[Volume]:
+        """Those that a daemon before this one has not filled to their end. The VM that does it may run."""
+        return [self._volumes[key] for key in self._cut_off if key in self._volumes]
 
     def remove_unfilled(self, volume: Volume) -> None:
         """Remove a volume that was not filled to its end. What cannot be removed is logged, and tried again

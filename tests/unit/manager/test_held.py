@@ -17,6 +17,7 @@ import pytest
 from hypemand.config.definition import Origin, VolumeMount
 from hypemand.config.network import NetworkUse
 from hypemand.errors import HostNotReady, InUse, NotFound
+from hypemand.manager.claims import derive_filler
 from hypemand.manager.images import Images
 from hypemand.manager.leases import Lease
 from hypemand.manager.volumes import ApiVolumes
@@ -42,6 +43,11 @@ class Units(FakeUnits):
     loaded: dict[str, str] = field(default_factory=dict)
     bound: dict[Path, bool] = field(default_factory=dict)
     down: bool = False
+    on_stop: Callable[[], None] = lambda: None
+
+    async def stop(self, unit: str) -> None:
+        self.on_stop()
+        await super().stop(unit)
 
     async def status(self, unit: str, *, with_memory: bool = False) -> UnitStatus:
         if self.down:
@@ -268,6 +274,30 @@ def test_a_fill_that_fails_while_a_vmm_has_the_volume_says_what_failed(daemon: D
             assert not volume.ready
 
     daemon.run(scenario)
+
+
+def test_a_volume_that_is_being_filled_goes_when_the_vm_that_fills_it_has_ended(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = daemon.manager.volumes.create("half", 16 * MIB, {}, ready=False)
+    name = derive_filler(volume)
+    inventory = daemon.manager.inventory
+    inventory.load()
+    mounts = (VolumeMount(volume.id, "/volume"),)
+    inventory.add(replace(definition(), name=name, volumes=mounts), Origin.HELPER)
+    daemon.systemd.live[unit_name(name)] = BETWEEN_RUNS
+
+    async def scenario() -> None:
+        assert volume.disk.exists()
+        await daemon.manager.clean_up()
+        assert daemon.manager.fleet.find(name) is None
+        assert list(daemon.manager.volumes) == []
+        assert "cannot remove" not in caplog.text
+
+    with ExitStack() as vmm:
+        vmm.enter_context(locked(volume.disk))
+        daemon.systemd.on_stop = vmm.close
+        daemon.run(scenario)
 
 
 def test_runtime_folders_go_only_where_systemd_and_the_locks_know_of_no_vmm(daemon: Daemon) -> None:

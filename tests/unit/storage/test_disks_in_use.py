@@ -91,6 +91,7 @@ def test_a_volume_that_was_not_filled_waits_until_nobody_has_it(
     again = VolumeStore(tmp_path / "volumes", tmp_path / "templates")
     with locked(filling.disk):
         again.load()
+        again.remove_unfilled(filling)
         assert [(volume.name, volume.ready) for volume in again] == [("filling", False)]
         assert "cannot remove the volume filling" in caplog.text
     again.remove_unfilled(filling)
