@@ -100,8 +100,8 @@ class Fleet:
         has: those volumes as the unit has them."""
         definition = vm.definition_in_use
         mounts = list(definition.volumes)
-        for volume in self._volumes if vm.bound else ():
-            writes = vm.bound.get(volume.disk)
+        for volume in self._volumes if vm.running.bound else ():
+            writes = vm.running.bound.get(volume.disk)
             if writes is not None:
                 place = next(
                     (m.mount_path for m in mounts if self._volumes.find(m.volume) == volume), _UNKNOWN

@@ -30,18 +30,20 @@ NOTES_PERIOD = 1.0
 """Seconds between two writes of a boot's notes."""
 
 
-def remove_leftovers(root: Path, is_needed: Callable[[str], bool]) -> list[Path]:
-    """Take away the runtime folders below `root` of VMs that are not needed any more: those that nobody knows
-    and whose config disk no VMM has open. What is given back is to be deleted with all that is in it."""
-    leftovers = []
-    for folder in root.iterdir():
-        if is_needed(folder.name) or is_disk_in_use(folder / CONFIG_DISK):
-            continue
-        # no VM can have such a name
-        marked = root / f".{uuid.uuid4().hex}.removed"
-        folder.rename(marked)
-        leftovers.append(marked)
-    return leftovers
+async def remove_leftovers(root: Path, is_needed: Callable[[str], bool]) -> None:
+    """Remove the runtime folders below `root` of VMs that are not needed any more, unless a VMM has the
+    config disk open all the same. OSError, HypemandError."""
+    for marked in _mark_leftovers(root, is_needed):
+        await run_in(Pool.TOOLS, shutil.rmtree, marked, ignore_errors=True)
+
+
+def _mark_leftovers(root: Path, is_needed: Callable[[str], bool]) -> list[Path]:
+    """All at once, and to names that no VM can have: none that comes meanwhile loses its own."""
+    return [
+        folder.rename(root / f".{uuid.uuid4().hex}.removed")
+        for folder in list(root.iterdir())
+        if not is_needed(folder.name) and not is_disk_in_use(folder / CONFIG_DISK)
+    ]
 
 
 class RunFiles:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
@@ -108,30 +107,18 @@ class VmManager:
         filled to their end. What cannot be removed is logged, and keeps nothing else from being removed."""
         try:
             units = await self._services.units.list_vms()
-            await self._remove_leftovers(units.keys())
+            await remove_leftovers(self._runtime_root, lambda name: name in units or self._is_known(name))
             for name in units:
                 if not self._is_known(name):
                     _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
                     await self._services.units.stop(f"hypeman-vm-{name}.service")
-        except HypemandError as error:
+        except (HypemandError, OSError) as error:
             _log.error("units and folders that belong to no VM, if there are any, are left: %s", error)
         for vm in self.fleet:
             if vm.record.origin is Origin.HELPER and vm.name in self._cut_off:
                 await self._remove_helper(vm)
         for volume in self.volumes.cut_off:
             await run_in(Pool.TOOLS, self.volumes.remove_unfilled, volume)
-
-    async def _remove_leftovers(self, loaded: Set[str]) -> None:
-        """`loaded`: VMs whose unit systemd has, in whatever state."""
-        try:
-            leftovers = remove_leftovers(
-                self._runtime_root, lambda name: name in loaded or self._is_known(name)
-            )
-        except OSError as error:
-            _log.error("cannot remove what is left of VMs that ran: %s", error)
-            return
-        for leftover in leftovers:
-            await run_in(Pool.TOOLS, shutil.rmtree, leftover, ignore_errors=True)
 
     async def _remove_helper(self, vm: Vm) -> None:
         _log.info("removing VM %s, whose work on a volume was cut off", vm.name)

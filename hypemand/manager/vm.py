@@ -12,14 +12,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from hypemand.boot.record import ExitRecord
 from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, Moment
 from hypemand.boot.watcher import BootWatcher
 from hypemand.config.definition import Definition
-from hypemand.config.network import NetworkUse
 from hypemand.log import MessageId, log_state_change, log_vm
 from hypemand.manager.changes import Changes
 from hypemand.manager.evidence import derive_evidence, make_tracker
@@ -29,6 +27,7 @@ from hypemand.manager.networks import Networks
 from hypemand.manager.phases import Phases
 from hypemand.manager.plan import Places, runtime_part
 from hypemand.manager.runfiles import RunFiles
+from hypemand.manager.running import Running
 from hypemand.manager.tasks import Tasks
 from hypemand.manager.telling import register, tell_readiness, tell_running, tell_systemd
 from hypemand.manager.tenancy import Tenant
@@ -68,9 +67,6 @@ class Vm:
         self.deleted = False
         self.changes = Changes()
         self.places = places
-        # of a run whose run.json is lost: its files, see Units.bound_files
-        self.bound: Mapping[Path, bool] = {}
-        self._definition_lost = False
         self._tasks = Tasks(record.name)
         self.files = RunFiles(record.name, places, self._tasks)
         self.handle = Handle(record.name, services.units)
@@ -82,7 +78,7 @@ class Vm:
         self._unit = UnitStatus(None)
         self._bus_up = True
         self._session: Session | None = None
-        self._running_definition: Definition | None = None
+        self.running = Running(self.files)
         self._notes = self.files.load_notes()
         self._exit = self.files.load_unseen_exit(self._notes)
         self._requested: dict[Moment, float] = {}
@@ -131,13 +127,13 @@ class Vm:
     @property
     def definition_in_use(self) -> Definition:
         """The definition that it runs with, or would be started with: the latter also where the former is
-        lost, and then `bound` has what it may hold beside."""
-        return self._running_definition or self.record.definition
+        lost, and then `running` has what it may hold beside."""
+        return self.running.definition or self.record.definition
 
     @property
     def needs_restart(self) -> bool:
         """Does it run with another definition than the one it has now, or on a network that is to change?"""
-        running = self._running_definition
+        running = self.running.definition
         if not self.state.is_vmm_active:
             return False
         if self._networks.tenancy.is_outdated(self.name):
@@ -148,17 +144,9 @@ class Vm:
     def tenant(self) -> Tenant:
         """It as its network knows it."""
         record = self.record
-        running = self._network_in_use if self.state.is_vmm_active else None
+        running = self.running.derive_network(record) if self.state.is_vmm_active else None
         use, lease = record.definition.network, record.lease
         return Tenant(record.name, record.id, record.uid, use, lease, running, record.short_name)
-
-    @property
-    def _network_in_use(self) -> NetworkUse | None:
-        """Of a run whose run.json is lost at least what it has addresses of, though isolated."""
-        use, lease = self.definition_in_use.network, self.record.lease
-        if self._definition_lost and lease is not None and (use is None or use.name != lease.network):
-            return NetworkUse(lease.network, isolate=True)
-        return use
 
     @property
     def committed_memory(self) -> int:
@@ -253,24 +241,10 @@ class Vm:
                 self._bus_up = True
                 self._unit = status
             self._follow_unit()
-            if self._definition_lost and not self.bound:
-                await self._learn_bound_files()
+            await self.running.learn_bound_files(self.record, self._services.units)
             if self._session is not None:
                 await self._session.query_status()
             self._evaluate()
-
-    async def _learn_bound_files(self) -> None:
-        """Its definition may be another by now: what volumes it has, systemd tells. Until it does, the next
-        look asks again."""
-        try:
-            self.bound = await self._services.units.bound_files(self.unit)
-        except BusError as error:
-            _log.warning("VM %s: it cannot be told which volumes it has: %s", self.name, error.message)
-            return
-        if self.bound:
-            words = "what it was started with (run.json) cannot be read"
-            held = "all volumes that its definition names or its unit has count as in use"
-            self.log(logging.ERROR, f"VM {self.name}: {words}: {held}")
 
     def _take_signal(self, active_state: str | None) -> None:
         """The unit's state may have changed. Signals that come while one look is under way are one more look.
@@ -300,7 +274,7 @@ class Vm:
     def expect_boot(self, moments: Mapping[Moment, float], definition: Definition) -> None:
         """A start is under way: when it was asked for, and with what."""
         self._requested = dict(moments)
-        self._running_definition = definition
+        self.running.definition = definition
 
     def take_start(self) -> None:
         """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
@@ -355,7 +329,7 @@ class Vm:
         """Open a session for an invocation that is new, close the one that is over, and when the unit has
         ended for good, take the record that it has left behind."""
         unit, session = self._unit, self._session
-        self._follow_definition()
+        self.running.follow(may_run=unit.is_live or not self._bus_up)
         between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
         live = unit.is_live and unit.invocation_id is not None and not between
         if session is not None and (not live or unit.invocation_id != session.boot):
@@ -365,20 +339,11 @@ class Vm:
             self._closing = self._tasks.start("close", self._close(session, self._closing))
         if self._was_live and not unit.is_live:
             self._exit = self.files.load_exit(self._notes, failed=unit.active_state == "failed")
-            self._running_definition = None
+            self.running.definition = None
             self._closing = self._tasks.start("release", self._release(self._closing))
         self._was_live = unit.is_live
         if live and self._session is None and unit.active_state != "deactivating":
             self._open_session()
-
-    def _follow_definition(self) -> None:
-        """Know what it runs with from the first look on, also between two runs that systemd makes alone and
-        while it ends; and what it may run with, while systemd cannot be asked."""
-        if self._bus_up and not self._unit.is_live:
-            self._definition_lost, self.bound = False, {}
-        elif self._running_definition is None and not self._definition_lost:
-            self._running_definition = self.files.load_definition()
-            self._definition_lost = self._running_definition is None
 
     def _derive_stop_time(self) -> float:
         """Since when it is stopped, should it be that. Now, when it ran and its end is not known."""
