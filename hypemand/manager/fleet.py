@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition, Origin, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.errors import Ambiguous, NotFound
 from hypemand.manager.admission import check_disk, check_memory, read_room, read_total_memory
@@ -16,6 +17,7 @@ from hypemand.storage.store import ImageUse
 from hypemand.storage.volumes import VolumeStore
 
 _MIN_PREFIX = 4
+_UNKNOWN = "(unknown)"
 
 
 class Fleet:
@@ -98,7 +100,21 @@ class Fleet:
             if vm.name in self.starting:
                 yield Holder(vm.name, vm.record.id, self.starting[vm.name], running=True)
             elif vm.state.is_vmm_active:
-                yield Holder(vm.name, vm.record.id, vm.definition_in_use, running=True)
+                yield Holder(vm.name, vm.record.id, self._derive_held(vm), running=True)
+
+    def _derive_held(self, vm: Vm) -> Definition:
+        """What it runs with. Where that is lost it has all that its definition names, and all that its unit
+        has: those volumes as the unit has them."""
+        definition = vm.definition_in_use
+        mounts = list(definition.volumes)
+        for volume in self._volumes if vm.running.bound else ():
+            writes = vm.running.bound.get(volume.disk)
+            if writes is not None:
+                place = next(
+                    (m.mount_path for m in mounts if self._volumes.find(m.volume) == volume), _UNKNOWN
+                )
+                mounts.append(VolumeMount(volume.id, place, readonly=not writes))
+        return replace(definition, volumes=tuple(mounts))
 
     # what they take
 

@@ -22,7 +22,8 @@ from hypemand.workers import Pool, run_in
 
 
 class Images:
-    """`in_use` gives what VMs need, and `on_freed` is called when images were removed; the manager sets both.
+    """`in_use` gives what VMs need, `check_uses` raises if that cannot be all, and `on_freed` is called when
+    images were removed; the manager sets them.
     While `choosing` is held no image goes away."""
 
     def __init__(self, store: ImageStore, pulls: Pulls) -> None:
@@ -30,6 +31,7 @@ class Images:
         self.pulls = pulls
         self.in_use: Callable[[], Sequence[ImageUse]] = tuple
         self.on_freed: Callable[[], None] = lambda: None
+        self.check_uses: Callable[[], None] = lambda: None
         self.choosing = asyncio.Lock()
 
     # for VMs
@@ -171,9 +173,10 @@ class Images:
 
     async def prune_images(self, *, every: bool, dry_run: bool) -> Sequence[Pruned]:
         """Remove images that no VM needs: those without a name, or `every` one; or only find them, which
-        holds up nobody."""
+        holds up nobody. Raises HostNotReady while it cannot be told what VMs need."""
         if dry_run:
             return await run_in(Pool.IMAGES, self.store.find_prunable, self.in_use(), every=every)
+        self.check_uses()
         async with self.choosing:
             pruned = await run_in(Pool.IMAGES, self.store.prune, self.in_use(), every=every)
         self.on_freed()

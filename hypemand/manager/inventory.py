@@ -25,6 +25,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InsufficientResources, NotFound
 from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
 from hypemand.recordfile import read_json
+from hypemand.storage.disks import DISK
+from hypemand.storage.locks import hold_disk
 from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)
@@ -193,6 +196,15 @@ class Inventory:
         if self._trouble:
             raise HostNotReady(self._trouble, hint=f"see to {self._vms}, then: systemctl restart hypemand")
 
+    def check_complete(self) -> None:
+        """Raise HostNotReady if there is a VM whose record cannot be read: nobody knows what it needs."""
+        if self._unreadable:
+            files = ", ".join(str(self.folder(name) / "vm.json") for name in sorted(self._unreadable))
+            raise HostNotReady(
+                f"it cannot be told what is needed: the records of some VMs cannot be read: {files}",
+                hint="journalctl -u hypemand says why; repair them or move them away, restart hypemand",
+            )
+
     def folder(self, name: str) -> Path:
         """Where the VM's data stands."""
         return self._vms / name
@@ -313,10 +325,18 @@ class Inventory:
         self._records[record.name] = record
         self._on_change(record)
 
+    def check_removable(self, name: str) -> None:
+        """Raise InUse while a VMM has the VM's disk, whatever is known of the VM. Blocks."""
+        with self._hold_disk(name):
+            pass
+
+    def _hold_disk(self, name: str) -> AbstractContextManager[None]:
+        return hold_disk(self.folder(name) / DISK, "removed")
+
     async def remove(self, name: str) -> None:
-        """Forget a VM and remove its data. It is gone with the rename, also if there is an OSError after
-        that: what cannot be deleted then is deleted when the daemon starts again, and its uid is nobody's
-        until then."""
+        """Forget a VM and remove its data. InUse while a VMM has its disk. It is gone with the rename, also
+        if there is an OSError after that: what cannot be deleted then is deleted when the daemon starts
+        again, and its uid is nobody's until then."""
         await finish(self._remove(name), f"removal of {name}")
 
     async def _remove(self, name: str) -> None:
@@ -324,11 +344,15 @@ class Inventory:
         # half-removed data must not come back as a VM
         removed = self._vms / f".{record.id}.removed"
         async with self._changing:
-            await run_in(Pool.RECORDS, self.folder(name).rename, removed)
+            await run_in(Pool.RECORDS, self._hide, name, removed)
             self._held_uids.add(record.uid)
             del self._records[name]
         await run_in(Pool.TOOLS, self._delete, record, removed)
         self._held_uids.discard(record.uid)
+
+    def _hide(self, name: str, removed: Path) -> None:
+        with self._hold_disk(name):
+            self.folder(name).rename(removed)
 
     def _delete(self, record: VmRecord, removed: Path) -> None:
         sync_folder(self._vms)

@@ -56,6 +56,8 @@ class Networks:
         self._stale: list[PortPlan] = []
         self._statuses: dict[str, NetworkStatus] = {}
         self._pending: frozenset[str] = frozenset()
+        # VMs that run, whose records are lost
+        self._unknown: frozenset[str] = frozenset()
         self._counters: Mapping[str, Counters] = {}
         self._lock = asyncio.Lock()
         self._syncing: asyncio.Task[None] | None = None
@@ -145,7 +147,7 @@ class Networks:
         except HypemandError as error:
             lost, why = frozenset(), str(error)
         else:
-            why = f"what {', '.join(sorted(lost))} have of them cannot be read" if lost else ""
+            why = f"it cannot be told what is of the VMs {', '.join(sorted(lost))}" if lost else ""
         if why and why != self._kept_for:
             _log.warning("nothing is removed from the networks now: %s", why)
         self._kept_for = why

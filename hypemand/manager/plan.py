@@ -27,6 +27,7 @@ from hypemand.qemu.commandline import (
 )
 from hypemand.qemu.host import VmmHost
 from hypemand.storage.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
+from hypemand.storage.disks import DISK
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.volumes import Volume
@@ -35,7 +36,7 @@ from hypemand.systemd.units import UnitPlan, unit_name
 
 _CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _LAUNCHER = Path("/usr/lib/hypemand/launcher")
-_CONFIG = "config.img"
+CONFIG_DISK = "config.img"
 _PYTHON_MODULE = (sys.executable, "-I", "-m")
 # what the VMM's own threads may take beside the guest's CPUs: less than one slows down a guest's random IO
 _VMM_CPUS = 1.0
@@ -60,7 +61,7 @@ class Places:
     @property
     def disk(self) -> Path:
         """The VM's disk."""
-        return self.state / "disk.ext4"
+        return self.state / DISK
 
     @property
     def templates(self) -> Path:
@@ -70,7 +71,7 @@ class Places:
     @property
     def config(self) -> Path:
         """The config disk."""
-        return self.runtime / _CONFIG
+        return self.runtime / CONFIG_DISK
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ def _vmm_files(
     return VmmFiles(
         kernel=shared[host.kernel.path],
         initrd=shared[host.initrd],
-        config=own.runtime / _CONFIG,
+        config=own.runtime / CONFIG_DISK,
         image=shared[image.rootfs],
         disk=own.disk,
         headers=None if headers is None else shared.get(headers),

@@ -9,7 +9,10 @@ import json
 import logging
 import shutil
 import time
+import uuid
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from hypemand.atomic import write_file
 from hypemand.boot.record import ExitRecord, derive_unrecorded, find_spare, load_exit_record
@@ -17,14 +20,31 @@ from hypemand.boot.tracker import BootNotes, dump_notes, load_notes
 from hypemand.config.definition import Definition
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import HypemandError
-from hypemand.manager.plan import Places
+from hypemand.manager.plan import CONFIG_DISK, Places
 from hypemand.manager.tasks import Tasks
 from hypemand.recordfile import read_json
+from hypemand.storage.locks import is_disk_in_use
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 NOTES_PERIOD = 1.0
 """Seconds between two writes of a boot's notes."""
+
+
+async def remove_leftovers(root: Path, is_needed: Callable[[str], bool]) -> None:
+    """Remove the runtime folders below `root` of VMs that are not needed any more, unless a VMM has the
+    config disk open all the same. OSError, HypemandError."""
+    for marked in _mark_leftovers(root, is_needed):
+        await run_in(Pool.TOOLS, shutil.rmtree, marked, ignore_errors=True)
+
+
+def _mark_leftovers(root: Path, is_needed: Callable[[str], bool]) -> list[Path]:
+    """All at once, and to names that no VM can have: none that comes meanwhile loses its own."""
+    return [
+        folder.rename(root / f".{uuid.uuid4().hex}.removed")
+        for folder in list(root.iterdir())
+        if not is_needed(folder.name) and not is_disk_in_use(folder / CONFIG_DISK)
+    ]
 
 
 class RunFiles:
@@ -34,6 +54,7 @@ class RunFiles:
         self._vm = vm
         self._tasks = tasks
         self._runtime = places.runtime
+        self._config = places.config
         self._notes = places.state / "boot.json"
         self._exit = places.state / "exit.json"
         self._spare_exit = find_spare(places.runtime)
@@ -47,7 +68,15 @@ class RunFiles:
         self._unwritable = False
 
     def remove_runtime(self) -> None:
-        """Remove sockets and config disk. Only when there is no VMM. Blocks."""
+        """Remove sockets and config disk, and forget what it ran with; not while a VMM has the config disk,
+        whatever systemd says of the unit. Blocks."""
+        try:
+            if is_disk_in_use(self._config):
+                _log.error("VM %s: %s is left, since a VMM uses it", self._vm, self._runtime)
+                return
+        except (OSError, HypemandError) as error:
+            _log.error("VM %s: %s is left: %s", self._vm, self._runtime, error)
+            return
         shutil.rmtree(self._runtime, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._definition.unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterable, Set
 from contextlib import asynccontextmanager
@@ -33,7 +32,7 @@ from hypemand.manager.networks import Networks
 from hypemand.manager.pause import pause, resume, resume_to_end
 from hypemand.manager.plan import Places, make_plan
 from hypemand.manager.recovery import ask_again, logged, recover_vms, stop_unknown
-from hypemand.manager.runfiles import RunFiles
+from hypemand.manager.runfiles import RunFiles, remove_leftovers
 from hypemand.manager.starts import Starter, derive_pin
 from hypemand.manager.tenancy import Tenancy
 from hypemand.manager.view import LogLine, LogSource, Timeline, VmView
@@ -76,7 +75,7 @@ class VmManager:
         )
         self.fleet = Fleet(lambda: self.config, self.volumes)
         self.fleet.unreadable = self.inventory.unreadable
-        images.in_use = self.fleet.image_uses
+        images.in_use, images.check_uses = self.fleet.image_uses, self.inventory.check_complete
         self.claims = Claims(self.volumes, self.fleet.holders)
         tenancy = Tenancy(config.state_dir / "vms", lambda: self.config.networks, self.fleet.tenants)
         self.networks = Networks(network_host, tenancy, self._list_live)
@@ -117,15 +116,7 @@ class VmManager:
         self.networks.begin_sync()
         ended = [vm.files for vm in self.fleet if not vm.state.is_vmm_active]
         with logged("the folders of VMs that have ended"):
-            await run_in(Pool.TOOLS, self._remove_runtimes, ended)
-
-    def _remove_runtimes(self, ended: Iterable[RunFiles]) -> None:
-        """Remove what runs have left in the runtime folder: those that have ended, and those of nobody."""
-        for files in ended:
-            files.remove_runtime()
-        for leftover in self._runtime_root.iterdir():
-            if not self._is_known(leftover.name):
-                shutil.rmtree(leftover, ignore_errors=True)
+            await run_in(Pool.TOOLS, _remove_runtimes, ended)
 
     def prepare_runtime(self) -> None:
         """Make what all VMs that run have in common, or complete it. Blocks; OSError."""
@@ -153,6 +144,9 @@ class VmManager:
             await run_in(Pool.TOOLS, self.volumes.clean_up)
         with logged("what is left of VMs"):
             await run_in(Pool.TOOLS, self.inventory.clean_up)
+        with logged("runtime folders of VMs that neither hypemand nor systemd knows"):
+            units = await self._services.units.list_vms()
+            await remove_leftovers(self._runtime_root, lambda name: name in units or self._is_known(name))
         with logged("units that belong to no VM"):
             await stop_unknown(self._services.units, self.inventory, self._is_known)
 
@@ -307,10 +301,9 @@ class VmManager:
         does not end: its disk and uid are its own for as long."""
         try:
             await self._end(vm, _SIGKILL)
+            await self._forget(vm)
         except HypemandError as error:
             vm.log(logging.ERROR, f"VM {vm.name} was not created in order, and is kept: {error}")
-            return
-        await self._forget(vm)
 
     def _check_name_free(self, name: str) -> None:
         if self.fleet.find(name) is not None:
@@ -346,6 +339,7 @@ class VmManager:
 
     async def _forget(self, vm: Vm) -> None:
         await vm.settle()
+        await run_in(Pool.TOOLS, self.inventory.check_removable, vm.name)
         for unit in (vm.unit, handle_name(vm.name)):
             await self._services.units.reset_failed(unit)
         await vm.files.flush_notes()
@@ -549,3 +543,9 @@ async def _hold(vm: Vm) -> AsyncIterator[None]:
 
 def _has_ended(vm: Vm) -> bool:
     return not vm.state.is_vmm_active
+
+
+def _remove_runtimes(ended: Iterable[RunFiles]) -> None:
+    """Remove what runs that have ended have left in the runtime folder. Blocks."""
+    for files in ended:
+        files.remove_runtime()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from hypemand.boot.tracker import Moment
 from hypemand.config.definition import Definition, ImagePull
 from hypemand.config.host import HostConfig
-from hypemand.errors import InvalidDefinition, WrongState
+from hypemand.errors import HypemandError, InvalidDefinition, WrongState
 from hypemand.fulldisk import name_full_disk
 from hypemand.manager.claims import Claims
 from hypemand.manager.fleet import Fleet
@@ -27,7 +27,7 @@ from hypemand.manager.plan import Attached, Connection, Plan, make_plan
 from hypemand.manager.vm import Vm
 from hypemand.qemu.host import find_vmm_host
 from hypemand.storage.configdisk import write_config_disk
-from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk
+from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk, remove_disk
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd.cgroups import ease_moves
@@ -174,13 +174,22 @@ class Starter:
                 )
                 return
         vm.expect_boot({}, work.definition)
-        await run_in(Pool.STARTS, _remove_made, vm, disk=not work.had_disk)
+        await run_in(Pool.STARTS, vm.files.remove_runtime)
+        if not work.had_disk:
+            await self._remove_new_disk(vm)
         await self._networks.give_up(vm.name)
         try:
             await self._take_back_lease(vm, work.had_lease)
         except OSError as error:
             # it keeps its addresses then, which harms nobody
             vm.log(logging.WARNING, f"VM {vm.name}: cannot give its addresses back: {error}")
+
+    async def _remove_new_disk(self, vm: Vm) -> None:
+        try:
+            await run_in(Pool.STARTS, remove_disk, vm.places.disk)
+        except (HypemandError, OSError) as error:
+            # what the start has failed of is the error to show, and the next start takes this disk
+            vm.log(logging.WARNING, f"VM {vm.name}: its new disk is left: {error}")
 
     async def _take_back_lease(self, vm: Vm, before: Lease | None) -> None:
         """Addresses that a VM was given for a start that came to nothing are others' to have again."""
@@ -234,11 +243,12 @@ class Starter:
             copy_linker_cache(places.root)
         else:
             make_root(places.root, places.own)  # it could not be made when the daemon started
+        # first of all: a VM that runs unknown to systemd loses nothing then
+        make_disk = ensure_disk if definition.persistent else make_fresh_disk
+        make_disk(places.disk, definition.disk, record.uid, places.templates)
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)
-        make_disk = ensure_disk if definition.persistent else make_fresh_disk
-        make_disk(places.disk, definition.disk, record.uid, places.templates)
         for attached in volumes:
             prepare_volume(attached.volume.disk, record.uid, writes=attached.mount.writes)
         write_config_disk(places.config, plan.guest, uid=record.uid)

@@ -148,15 +148,16 @@ class Tenancy:
         return ended
 
     def adopt(self, live: Set[str]) -> frozenset[str]:
-        """Know of every VM that runs. Gives those that have a port of which no more is known."""
-        lost = set()
+        """Know of every VM that runs. Gives those that may have a TAP device of which no more is known."""
         tenants = {tenant.vm: tenant for tenant in self._tenants()}
+        lost = set()
         for vm in live - self.ports.keys() - self.claimed.keys():
             # also of one whose record cannot be read
-            port = self.files.find(vm) or self._rebuild(tenants.get(vm))
+            tenant = tenants.get(vm)
+            port = self.files.find(vm) or self._rebuild(tenant)
             if port is not None:
                 self.ports[vm] = port
-            elif self.files.is_there(vm):
+            elif self.files.is_there(vm) or tenant is None or (tenant.running and tenant.lease):
                 lost.add(vm)
         return frozenset(lost)
 

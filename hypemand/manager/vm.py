@@ -28,6 +28,7 @@ from hypemand.manager.networks import Networks
 from hypemand.manager.phases import Phases
 from hypemand.manager.plan import Places, runtime_part
 from hypemand.manager.runfiles import RunFiles
+from hypemand.manager.running import Running
 from hypemand.manager.tasks import Tasks
 from hypemand.manager.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
 from hypemand.manager.tenancy import Tenant
@@ -82,7 +83,7 @@ class Vm:
         self._unit = UnitStatus(None)
         self._bus_up = True
         self._session: Session | None = None
-        self._running_definition: Definition | None = None
+        self.running = Running(self.files)
         self._notes = self.files.load_notes()
         self._exit = self.files.load_unseen_exit(self._notes)
         self._requested: dict[Moment, float] = {}
@@ -142,13 +143,14 @@ class Vm:
 
     @property
     def definition_in_use(self) -> Definition:
-        """The definition that it runs with, or would be started with."""
-        return self._running_definition or self.record.definition
+        """The definition that it runs with, or would be started with: the latter also where the former is
+        lost, and then `running` has what it may hold beside."""
+        return self.running.definition or self.record.definition
 
     @property
     def needs_restart(self) -> bool:
         """Does it run with another definition than the one it has now, or on a network that is to change?"""
-        running = self._running_definition
+        running = self.running.definition
         if not self.state.is_vmm_active:
             return False
         if self._networks.tenancy.is_outdated(self.name):
@@ -159,7 +161,7 @@ class Vm:
     def tenant(self) -> Tenant:
         """It as its network knows it."""
         record = self.record
-        running = self.definition_in_use.network if self.state.is_vmm_active else None
+        running = self.running.derive_network(record) if self.state.is_vmm_active else None
         use, lease = record.definition.network, record.lease
         return Tenant(record.name, record.id, record.uid, use, lease, running, record.short_name)
 
@@ -272,10 +274,12 @@ class Vm:
             except BusError as error:
                 _log.warning("VM %s: %s", self.name, error.message)
                 self._bus_up = False
+                self.running.follow(may_run=True)
             else:
                 self._bus_up = True
                 self._unit = status
                 self._follow_unit()
+                await self.running.learn_bound_files(self.record, self._services.units)
             if self._session is not None:
                 await (self._session.query_status() if wait_vmm else self._session.query_status(0))
             self._evaluate()
@@ -308,7 +312,7 @@ class Vm:
     def expect_boot(self, moments: Mapping[Moment, float], definition: Definition) -> None:
         """A start is under way: when it was asked for, and with what."""
         self._requested = dict(moments)
-        self._running_definition = definition
+        self.running.definition = definition
 
     def take_start(self) -> None:
         """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
@@ -365,6 +369,7 @@ class Vm:
         """Open a session for an invocation that is new, close the one that is over, and when the unit has
         ended for good, take the record that it has left behind."""
         unit, session = self._unit, self._session
+        self.running.follow(may_run=unit.is_live)
         between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
         live = unit.is_live and unit.invocation_id is not None and not between
         if session is not None and (not live or unit.invocation_id != session.boot):
@@ -376,7 +381,7 @@ class Vm:
         if self._was_live and not unit.is_live:
             ended = unit.invocation_id or (None if self._notes is None else self._notes.boot)
             self._exit = self._load_exit(ended, failed=failed)
-            self._running_definition = None
+            self.running.definition = None
             self._closing = self._tasks.start("release", self._release(self._closing))
         elif failed and unit.invocation_id is not None and not self._knows_end(unit.invocation_id):
             # without a daemon
@@ -405,8 +410,6 @@ class Vm:
         known = self._notes if self._notes is not None and self._notes.boot == boot else None
         tracker = make_tracker(boot, self._unit, known, self._requested)
         self._requested = {}
-        if self._running_definition is None:
-            self._running_definition = self.files.load_definition()
         self._exit = None
         session = self._session = Session(
             self.name,

@@ -140,7 +140,7 @@ class ApiVolumes:
                 await self._manager.stop_vm(vm)
             fill.volume = self._view(await _work(partial(self._store.finish, volume)))
         except BaseException:
-            await _work(partial(self._store.remove, volume))
+            await _work(partial(self._store.remove_unfilled, volume))
             raise
 
     @asynccontextmanager

@@ -185,8 +185,11 @@ def volume_of_drive(drive: str) -> int | None:
 
 def _disk(name: str, path: Path, serial: str, *, readonly: bool) -> list[str]:
     """A write for which the host has no space left stops the guest, which sees nothing of it and goes on when
-    there is space. All other errors are the guest's to see, as with a real disk."""
-    options = "readonly=on" if readonly else "discard=unmap"
+    there is space. All other errors are the guest's to see, as with a real disk.
+
+    The host relies on locks on what is written to (hypemand/storage/locks.py): by itself QEMU does without
+    where it takes the host to have none."""
+    options = "readonly=on" if readonly else "discard=unmap,file.locking=on"
     errors = "rerror=report,werror=report" if readonly else "rerror=report,werror=enospc"
     return [
         "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}",

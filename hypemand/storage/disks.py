@@ -7,7 +7,8 @@ release of Debian made a disk and which one carries it on.
 
 What a guest has written to is opened by no program of the host that would have to understand it, but to
 replay a journal, in a sandbox (storage/replay.py). A disk grows by making its file larger: the guest's kernel
-does the rest when it mounts it.
+does the rest when it mounts it. Nothing is done to a disk that a VMM has open, whatever the records say
+(storage/locks.py).
 
 All functions block: an event loop calls them in a thread.
 """
@@ -28,7 +29,10 @@ from hypemand.config.sizes import format_size
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.fulldisk import name_full_disk
 from hypemand.run import run
+from hypemand.storage.locks import hold_disk
 
+DISK = "disk.ext4"
+"""The name of a VM's disk in the folder of its state."""
 BLOCK = 4096
 MIN_SIZE = 16 * MIB
 MAX_SIZE = 16 * 1024 * GIB
@@ -104,9 +108,15 @@ def find_size_problem(path: Path, size: int) -> Problem | None:
 
 
 def make_fresh_disk(path: Path, size: int, uid: int, templates: Path) -> None:
-    """A new disk in place of the one that may be there; the VM must be stopped."""
-    path.unlink(missing_ok=True)
+    """A new disk in place of the one that may be there; the VM must be stopped. InUse if it is not."""
+    remove_disk(path)
     ensure_disk(path, size, uid, templates)
+
+
+def remove_disk(path: Path) -> None:
+    """Remove a disk that may be there. InUse."""
+    with hold_disk(path, "removed"):
+        path.unlink(missing_ok=True)
 
 
 def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
@@ -114,9 +124,14 @@ def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
 
     Made if it is missing, made larger if it is smaller: so the VM must be stopped. Its file system grows at
     the next boot. `templates` is the folder of the templates, made if missing. InvalidDefinition if the disk
-    is larger, InsufficientResources if the host's is full. In a failure a new disk is not left, and an old
-    one keeps its content.
+    is larger, InsufficientResources if the host's is full, InUse if the VM is not stopped. In a failure a new
+    disk is not left, and an old one keeps its content.
     """
+    with hold_disk(path, "changed"):
+        return _ensure_disk(path, size, uid, templates)
+
+
+def _ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
     problem = find_size_problem(path, size)
     if problem is not None:
         raise InvalidDefinition([problem])

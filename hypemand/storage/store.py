@@ -18,14 +18,15 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.atomic import sync_folder, write_file
 from hypemand.errors import HostNotReady, ImageNotReady, InUse, InvalidRequest, NotFound
 from hypemand.recordfile import read_json
-from hypemand.storage.images import BUILTIN_FOLDERS, STAGING, Image, derive_id, read_image
+from hypemand.storage.images import BUILTIN_FOLDERS, ROOTFS, STAGING, Image, derive_id, read_image
+from hypemand.storage.locks import hold_disk, is_disk_in_use
 from hypemand.storage.references import (
     BUILTIN_PREFIX,
     derive_digest_name,
@@ -159,7 +160,8 @@ class ImageStore:
         return known is not None and known.name == image.name
 
     def find_prunable(self, uses: Sequence[ImageUse], *, every: bool) -> list[Pruned]:
-        """The contents that no VM needs and no name stands for; with `every` also those with names."""
+        """The contents that no VM needs and no name stands for; with `every` also those with names. Not what
+        a VMM has open all the same."""
         named = list(self._iter_named())
         needed = {use.digest for use in uses}
         for use in uses:
@@ -171,6 +173,8 @@ class ImageStore:
             if image.digest in needed or (not every and image.digest in explicit.values()):
                 continue
             try:
+                if is_disk_in_use(image.rootfs):
+                    continue
                 size = image.rootfs.stat().st_blocks * 512
             except FileNotFoundError:
                 continue  # removed meanwhile
@@ -232,18 +236,20 @@ class ImageStore:
 
     def prune(self, uses: Sequence[ImageUse], *, every: bool) -> list[Pruned]:
         """Remove what `find_prunable` finds."""
+        removed = []
         with self._changing:
             self._check_names()
-            doomed = self.find_prunable(uses, every=every)
             names = self._read_names()
-            for pruned in doomed:
+            for pruned in self.find_prunable(uses, every=every):
                 image = self.find_content(pruned.digest)
                 if image is not None:
-                    self._discard(image.folder)
-            if doomed:
-                gone = {pruned.digest for pruned in doomed}
+                    with suppress(InUse):
+                        self._discard(image.folder)
+                        removed.append(pruned)
+            if removed:
+                gone = {pruned.digest for pruned in removed}
                 self._write_names({n: digest for n, digest in names.items() if digest not in gone})
-        return doomed
+        return removed
 
     @contextmanager
     def making(self, digest: str) -> Iterator[None]:
@@ -318,12 +324,14 @@ class ImageStore:
         return f"{meant}there are: {', '.join(names[:10])}{more}"
 
     def _discard(self, folder: Path) -> None:
-        """Take a content away in one step, then delete: what a crash leaves, `clean_staging` removes."""
+        """Take a content away in one step, then delete: what a crash leaves, `clean_staging` removes. InUse
+        while a VMM has it open, which nobody may know of."""
         staging = self.folder / STAGING
         staging.mkdir(mode=0o700, exist_ok=True)
         doomed = staging / f"removed-{folder.name}-{os.getpid()}"
         try:
-            os.rename(folder, doomed)
+            with hold_disk(folder / ROOTFS, "removed"):
+                os.rename(folder, doomed)
         except FileNotFoundError:
             return  # somebody else was faster
         sync_folder(self.folder)

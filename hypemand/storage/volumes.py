@@ -6,8 +6,8 @@
 
 A folder becomes a volume, and stops being one, by a rename. `.HEX.making` is being made and `.HEX.removed` is
 being removed: these two, and a volume whose record says that it was not filled to its end, are all that is
-ever deleted unasked. Any other folder without a record that can be read is reported and left: the record may
-be what is missing.
+ever deleted unasked, and none of them while a VMM has it open. Any other folder without a record that can be
+read is reported and left: the record may be what is missing.
 
 The records are read once and kept: finding one costs a start nothing. The functions that touch files block.
 """
@@ -43,6 +43,7 @@ from hypemand.storage.disks import (
     has_journal_to_replay,
     read_size,
 )
+from hypemand.storage.locks import hold_disk, lock_disk
 from hypemand.storage.replay import Replay, replay_in_unit
 
 _log = logging.getLogger(__name__)
@@ -136,6 +137,15 @@ class VolumeStore:
         """Those that `load` has found not filled to their end, and that are still there."""
         return [volume for volume in self._unfilled if self._volumes.get(volume.id) is volume]
 
+    def remove_unfilled(self, volume: Volume) -> None:
+        """Remove a volume that was not filled to its end. What cannot be removed is logged, and tried again
+        when the daemon starts: it is used by nobody until then."""
+        _log.info("removing the volume %s, which was not filled to its end", volume.name)
+        try:
+            self.remove(volume)
+        except (OSError, HypemandError) as error:
+            _log.error("cannot remove the volume %s: %s", volume.name, error)
+
     def __iter__(self) -> Iterator[Volume]:
         return iter(sorted(self._volumes.copy().values(), key=lambda volume: volume.name))
 
@@ -225,7 +235,8 @@ class VolumeStore:
         return self._store(replace(volume, ready=True))
 
     def resize(self, volume: Volume, size: int) -> Volume:
-        """Let a volume that no VM has grow. InvalidRequest for less than it has, InsufficientResources."""
+        """Let a volume that no VM has grow. InvalidRequest for less than it has, InsufficientResources,
+        InUse."""
         check_size(size)
         if derive_disk_size(size) < volume.size:
             raise InvalidRequest(
@@ -239,9 +250,10 @@ class VolumeStore:
 
     def remove(self, volume: Volume) -> None:
         """Remove a volume and all that is in it. It is gone with the rename: what cannot be deleted after
-        that is deleted when the daemon starts again."""
+        that is deleted when the daemon starts again. InUse."""
         removed = self._new_mark(_REMOVED)
-        volume.folder.rename(removed)
+        with hold_disk(volume.disk, "removed"):
+            volume.folder.rename(removed)
         del self._volumes[volume.id]
         sync_folder(self._folder)
         _delete(removed)
@@ -273,7 +285,8 @@ def _delete(marked: Path) -> None:
 
 
 def prepare_volume(disk: Path, uid: int, *, writes: bool, replay: Replay = replay_in_unit) -> None:
-    """Let a VMM have a volume that no other writes to: its owner writes, any other only reads.
+    """Let a VMM have a volume that no other writes to: its owner writes, any other only reads. InUse if
+    another VMM has it nevertheless.
 
     A journal that was left by a crash is replayed first for readers, since a guest cannot do it for them.
     """
@@ -281,8 +294,10 @@ def prepare_volume(disk: Path, uid: int, *, writes: bool, replay: Replay = repla
     try:
         # two readers may be started at once
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if not writes and has_journal_to_replay(disk):
-            # one who reads it already would have had it replayed
+        replays = not writes and has_journal_to_replay(disk)
+        # readers may be beside a reader, but not where it is replayed: the first would have had that done
+        lock_disk(fd, disk, "given to a VM", beside_readers=not writes and not replays)
+        if replays:
             os.fchown(fd, uid, 0)
             os.fchmod(fd, 0o600)
             _replay(disk, uid, replay)

@@ -9,7 +9,7 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from hypemand.errors import HostNotReady
@@ -103,15 +103,15 @@ class SystemBus:
 
     async def get_property(self, service: str, path: str, name: str) -> Any:
         """A property of an object, its name dotted with its interface."""
-        (value,) = await self._ask("Get", "get", service, path, (name,), None)
+        (value,) = await self._ask("Get", "get", service, path, (name,), {})
         return value
 
     async def get_properties(
-        self, service: str, path: str, names: Sequence[str], first: tuple[str, str]
+        self, service: str, path: str, names: Sequence[str], unless: Mapping[str, str]
     ) -> list[Any] | None:
-        """Properties of an object, each name dotted with its interface, asked for together. None when the
-        property `first` has not the value that is named there."""
-        answer: list[Any] | None = await self._ask("Get", "get", service, path, tuple(names), first)
+        """Properties of an object, each name dotted with its interface, asked for together. None when all
+        properties of `unless` have the values that are named there."""
+        answer: list[Any] | None = await self._ask("Get", "get", service, path, tuple(names), dict(unless))
         return answer
 
     def watch_properties(

@@ -5,7 +5,7 @@ Both ends are ours, of the same version, on a pair of sockets that nobody else h
 
 To the process:
     ("call", service, path, member, arguments)          answered
-    ("get", service, path, names, first or None)        answered
+    ("get", service, path, names, unless)               answered
     ("listen",)                                         to systemd's signals, as soon as there is a bus
     ("watch", path, interface, names)
     ("unwatch", path)

@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hypemand.systemd import busframes
@@ -162,9 +162,9 @@ class BusWorker:
                     self._tell("answer", answer)
 
     def _get_all(
-        self, service: str, path: str, names: Sequence[str], first: tuple[str, str] | None
+        self, service: str, path: str, names: Sequence[str], unless: Mapping[str, str]
     ) -> list[Any] | None:
-        if first is not None and self._get(service, path, first[0]) != first[1]:
+        if unless and all(self._get(service, path, name) == value for name, value in unless.items()):
             return None
         return [self._get(service, path, name) for name in names]
 

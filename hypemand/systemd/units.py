@@ -158,7 +158,8 @@ def _seconds(microseconds: int) -> float | None:
     return microseconds / 1e6 or None
 
 
-_IS_LOADED = (f"{SERVICE}.Unit.LoadState", "loaded")
+# Both: a unit that lives and whose file was lost is not found any more once systemd has reloaded
+_NONE = {f"{SERVICE}.Unit.LoadState": "not-found", f"{SERVICE}.Unit.ActiveState": "inactive"}
 _PROPERTIES = (
     # the job before the state: a job that is over by the time it is asked for has left its mark on the state
     _Property("Unit.Job", "job", lambda value: value[1] if value[0] else None),
@@ -170,6 +171,7 @@ _PROPERTIES = (
     _Property("Service.ExecMainStartTimestamp", "started_at", _seconds),
     _Property("Unit.StateChangeTimestamp", "changed_at", _seconds),
 )
+_BOUND = (f"{SERVICE}.Service.BindReadOnlyPaths", f"{SERVICE}.Service.BindPaths")
 _MEMORY = _Property(
     "Service.MemoryCurrent", "memory_current", lambda value: None if value == INFINITY else value
 )
@@ -214,7 +216,7 @@ class Units:
         properties = [*_PROPERTIES, _MEMORY] if with_memory else _PROPERTIES
         names = [f"{SERVICE}.{prop.name}" for prop in properties]
         try:
-            values = await self._bus.get_properties(SERVICE, unit_path(unit), names, _IS_LOADED)
+            values = await self._bus.get_properties(SERVICE, unit_path(unit), names, _NONE)
         except BusError as error:
             if error.number in (errno.ENOENT, errno.EBADR):
                 return UnitStatus(None)
@@ -234,13 +236,20 @@ class Units:
                 fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
         return UnitStatus(**fields)
 
+    async def bound_files(self, unit: str) -> Mapping[Path, bool]:
+        """What of the host a unit was given in its root, by the path on the host: may it write to that? Empty
+        where there is no such unit."""
+        values = await self._bus.get_properties(SERVICE, unit_path(unit), _BOUND, _NONE)
+        read, write = values or ((), ())
+        return {Path(row[0]): False for row in read} | {Path(row[0]): True for row in write}
+
     async def list_vms(self) -> dict[str, str]:
-        """ActiveState of every VM's unit that is loaded, by the VM's name."""
+        """ActiveState of every VM's unit that there is, by the VM's name."""
         rows = await self._manager("ListUnitsByPatterns", ("asas", ([], [f"{_PREFIX}*{_SUFFIX}"])))
         found = {}
         for row in rows or []:
             vm = vm_of_unit(row[0])
-            if vm is not None and row[2] == "loaded":
+            if vm is not None and (row[2], row[3]) != ("not-found", "inactive"):
                 found[vm] = row[3]
         return found
 

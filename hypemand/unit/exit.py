@@ -177,14 +177,14 @@ def _start_again(unit: str) -> None:
         print(f"not started again: {error}", file=sys.stderr)
 
 
-def _renew_disk(disk: Path, size: str, uid: str, templates: str) -> None:
-    """A fresh disk. Where it cannot be made there is none: better that a restart fails than that it finds
-    what should be gone."""
+def _renew_disk(state: Path, size: str, uid: str, templates: str) -> None:
+    """A fresh disk. Where it cannot be made there is none, or one that is in use: better that a restart fails
+    than that it finds what should be gone."""
     # here and not above: most VMs need it not, and this is on the way of every restart
-    from hypemand.storage.disks import make_fresh_disk
+    from hypemand.storage.disks import DISK, make_fresh_disk
 
     try:
-        make_fresh_disk(disk, int(size), int(uid), Path(templates))
+        make_fresh_disk(state / DISK, int(size), int(uid), Path(templates))
     except (OSError, HypemandError) as error:
         print(f"no fresh disk: {error}", file=sys.stderr)
 
@@ -216,7 +216,7 @@ def main() -> int:
     record = derive_exit_record(boot, ending, time.time())
     keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
     if len(sys.argv) > _ARGUMENTS:
-        _renew_disk(Path(state) / "disk.ext4", *sys.argv[_ARGUMENTS:])
+        _renew_disk(Path(state), *sys.argv[_ARGUMENTS:])
     if record.reboot:
         _start_again(unit)
     return record.status

@@ -276,7 +276,9 @@ def test_an_import_that_the_daemon_does_not_survive_leaves_nothing(host: TestHos
         host.wait_until(lambda: "volume-" in ctl(host, "list", "-q").stdout, 20, "the helper is there")
         host.run(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", "hypemand.service"])
         host.wait_until(lambda: ctl(host, "list", "-q", check=False).ok, 20, "the daemon is back")
-        assert ctl(host, "volume", "list", "-q").stdout == ""
+        host.wait_until(lambda: ctl(host, "volume", "list", "-q").stdout == "", 20, "nothing is left")
+        warnings = host.journal("--unit=hypemand", "--priority=err")
+        assert not any("cannot remove the volume" in e["MESSAGE"] for e in warnings)
     finally:
         host.run(["systemctl", "stop", "importing.service"], check=False)
 

@@ -275,6 +275,35 @@ def test_a_vm_that_runs_keeps_its_device_though_its_record_cannot_be_read(tmp_pa
     drive(tmp_path, scenario)
 
 
+@pytest.mark.parametrize("lost", ["record", "network"])
+def test_nothing_is_removed_while_it_cannot_be_told_what_a_vm_that_runs_has(
+    tmp_path: Path, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.define("web")
+        await lab.start("web")
+        (tmp_path / "web" / "port.json").unlink()
+        tenant = lab.tenants["web"]
+        if lost == "record":
+            del lab.tenants["web"]
+        else:
+            del lab.config["lab"]
+        lab.start_daemon()
+        lab.networks.recover(lambda _vm: True)
+        await lab.networks.sync()
+        await lab.networks.sync()
+        assert lab.host.asked[-2:] == ["apply without prune"] * 2
+        assert tap_name(tenant.uid) in lab.host.taps
+        assert caplog.text.count("of the VMs web") == 1
+        lab.live.clear()
+        await lab.networks.sync()
+        assert lab.host.asked[-1] == "apply"
+        assert not lab.host.taps
+        await lab.networks.close()
+
+    drive(tmp_path, scenario)
+
+
 def test_nothing_is_removed_while_systemd_cannot_be_asked(tmp_path: Path) -> None:
     async def scenario(lab: Lab) -> None:
         lab.define("web")
@@ -598,7 +627,7 @@ def test_a_device_whose_record_cannot_be_read_is_not_removed(
             await lab.networks.sync()
             assert lab.host.asked[-1] == "apply without prune"
         assert tap in lab.host.taps
-        assert caplog.text.count("nothing is removed from the networks now: what web have") == 1
+        assert caplog.text.count("nothing is removed from the networks now: it cannot be told what is of the VMs web") == 1
         lab.live.clear()
         await lab.networks.sync()
         assert lab.host.taps == {}

@@ -49,6 +49,9 @@ class FakeUnits:
     async def status(self, unit: str, *, with_memory: bool = False) -> UnitStatus:
         return self.live.get(unit, UnitStatus(None))
 
+    async def bound_files(self, unit: str) -> Mapping[Path, bool]:
+        return {}
+
     async def list_vms(self) -> Mapping[str, str]:
         return {}
 

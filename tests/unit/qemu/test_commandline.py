@@ -50,6 +50,8 @@ def test_each_disk_is_found_by_its_serial_and_only_one_can_be_written() -> None:
     for name in ("config", "image", "disk", "headers"):
         (drive,) = (d for d in drives if f"id={name}," in d)
         assert ("readonly=on" in drive) == (name != "disk")
+        # the host looks at its locks before it touches that
+        assert ("file.locking=on" in drive) == (name == "disk")
         assert any(f"drive={name}," in d and d.endswith(f",serial=hypeman-{name}") for d in devices)
 
 

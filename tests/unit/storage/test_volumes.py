@@ -84,7 +84,10 @@ def test_what_is_marked_is_gone_after_a_crash(tmp_path: Path) -> None:
     again.clean_up()
     assert list(again) == [made, unfilled]
     assert again.unfilled == [unfilled]
-    again.remove(unfilled)
+    being_filled = again.create("new", 16 * MIB, {}, ready=False)
+    assert again.unfilled == [unfilled]
+    again.remove_unfilled(unfilled)
+    again.remove(being_filled)
     assert again.unfilled == []
     assert [path.name for path in (tmp_path / "volumes").iterdir()] == [made.id]
 

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the run of a VM holds: what it was started with. Where that is lost: all that is known, never less."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from hypemand.config.definition import Definition
+from hypemand.config.network import NetworkUse
+from hypemand.log import log_vm
+from hypemand.manager.inventory import VmRecord
+from hypemand.manager.runfiles import RunFiles
+from hypemand.systemd.bus import BusError
+from hypemand.systemd.units import Units, unit_name
+
+_log = logging.getLogger(__name__)
+
+
+class Running:
+    """`definition` is what a VM runs with; None: it does not run, or its run.json is lost. Then `bound` has
+    the files of its unit (see `Units.bound_files`), as soon as systemd has told them."""
+
+    def __init__(self, files: RunFiles) -> None:
+        self.definition: Definition | None = None
+        self.bound: Mapping[Path, bool] = {}
+        self._files = files
+        self._is_lost = False
+
+    def follow(self, *, may_run: bool) -> None:
+        """Know what it runs with from the first look on, also between two runs that systemd makes alone,
+        while it ends, and while systemd cannot be asked."""
+        if not may_run:
+            self._is_lost, self.bound = False, {}
+        elif self.definition is None and not self._is_lost:
+            self.definition = self._files.load_definition()
+            self._is_lost = self.definition is None
+
+    async def learn_bound_files(self, record: VmRecord, units: Units) -> None:
+        """Its definition may be another by now: what volumes it has, systemd tells. Until it does, the next
+        look asks again."""
+        if not self._is_lost or self.bound:
+            return
+        try:
+            self.bound = await units.bound_files(unit_name(record.name))
+        except BusError as error:
+            _log.warning("VM %s: it cannot be told which volumes it has: %s", record.name, error.message)
+            return
+        if self.bound:
+            words = "what it was started with (run.json) cannot be read"
+            held = "all volumes that its definition names or its unit has count as in use"
+            log_vm(logging.ERROR, f"VM {record.name}: {words}: {held}", record.name, record.id)
+
+    def derive_network(self, record: VmRecord) -> NetworkUse | None:
+        """The network that it runs on. Where that is lost: at least what it has addresses of, though
+        isolated."""
+        use, lease = (self.definition or record.definition).network, record.lease
+        if self._is_lost and lease is not None and (use is None or use.name != lease.network):
+            return NetworkUse(lease.network, isolate=True)
+        return use

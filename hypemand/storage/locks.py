@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Locks on disks, as QEMU takes them: what a VMM has open is not changed by the host beside it.
+
+QEMU and its tools (block/file-posix.c) keep open file description locks (fcntl(2), F_OFD_SETLK) on single
+bytes of a disk that they have open, with or without a VM: on byte 100 + N for each permission N that they
+need (0 read, 1 write, 3 resize), on byte 200 + N for each that nobody else may have meanwhile. Then they look
+whether somebody else's locks say otherwise. The daemon's records tell who has a disk, and can be lost or
+wrong; these locks end with the process that holds them, and cannot.
+
+Work on a disk holds it by the same rules, so that no VMM can open it in the middle of that either. Only reads
+need no lock, and files that every VM only reads (kernels, headers) get none.
+
+The functions block, for some microseconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pwd
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hypemand.errors import HypemandError, InUse
+
+# fcntl.h; Python 3.11 has no names for them
+_OFD_GETLK, _OFD_SETLK = 36, 37
+# struct flock: l_type, l_whence, l_start, l_len, l_pid, and padding to its alignment
+_FLOCK = struct.Struct("@hhqqi4x")
+
+# (first byte, how many)
+_NEEDS_READ, _NEEDS_WRITE, _BARS_READ, _BARS_WRITE = (100, 1), (101, 1), (200, 1), (201, 1)
+_ALL = (100, 200)
+
+_HELD = (errno.EAGAIN, errno.EACCES)
+# nothing that a VMM could have as a disk: it is not there, a link, or a socket
+_NO_DISK = (errno.ENOENT, errno.ELOOP, errno.ENXIO)
+
+
+@contextmanager
+def hold_disk(path: Path, what: str, *, beside_readers: bool = False) -> Iterator[None]:
+    """Have the disk at `path` for oneself while something is done to it, as "removed"; no program that keeps
+    to QEMU's locks can open it meanwhile. `beside_readers`: only writers are kept away. InUse, and
+    HypemandError if its file system knows no locks. A disk that is not there is held by nobody."""
+    with _open_disk(path) as fd:
+        if fd is not None:
+            lock_disk(fd, path, what, beside_readers=beside_readers)
+        yield
+
+
+@contextmanager
+def _open_disk(path: Path) -> Iterator[int | None]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno not in _NO_DISK:
+            raise
+        yield None
+        return
+    try:
+        yield fd if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
+
+
+def lock_disk(fd: int, path: Path, what: str, *, beside_readers: bool = False) -> None:
+    """`hold_disk` for a disk that is open, to read at least, until it is closed."""
+    wanted = (_NEEDS_READ, _BARS_WRITE) if beside_readers else (_ALL,)
+    # one who needs to write, or who bars everybody from reading
+    barred = (_NEEDS_WRITE, _BARS_READ) if beside_readers else (_ALL,)
+    with _explain(path):
+        is_held = not all(_take(fd, part) for part in wanted) or any(_is_locked(fd, part) for part in barred)
+        if is_held:
+            raise _in_use(fd, path, what)
+
+
+def is_disk_in_use(path: Path) -> bool:
+    """Has a VMM, or another program that keeps to QEMU's locks, the disk open? Looks only: a VMM can open it
+    at that very moment. HypemandError if its file system knows no locks."""
+    with _open_disk(path) as fd, _explain(path):
+        return fd is not None and _is_locked(fd, _ALL)
+
+
+@contextmanager
+def _explain(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HypemandError(
+            f"it cannot be told whether a VMM has {path} open: {error.strerror}",
+            hint="put it on a file system with locks (fcntl(2), F_OFD_SETLK)",
+        ) from error
+
+
+def _take(fd: int, part: tuple[int, int]) -> bool:
+    try:
+        fcntl.fcntl(fd, _OFD_SETLK, _flock(fcntl.F_RDLCK, part))
+    except OSError as error:
+        if error.errno not in _HELD:
+            raise
+        return False
+    return True
+
+
+def _is_locked(fd: int, part: tuple[int, int]) -> bool:
+    """Has somebody else a lock there? Their process cannot be told: it would be -1 for all."""
+    found = fcntl.fcntl(fd, _OFD_GETLK, _flock(fcntl.F_WRLCK, part))
+    return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+
+
+def _flock(kind: int, part: tuple[int, int]) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, *part, 0)
+
+
+def _in_use(fd: int, path: Path, what: str) -> InUse:
+    use = "written to" if _is_locked(fd, _NEEDS_WRITE) else "read"
+    return InUse(
+        f"{path} is being {use} by a VMM or another program with QEMU's locks, and cannot be {what}"
+        f" meanwhile; it belongs to {_describe_owner(os.fstat(fd).st_uid)}",
+        hint=f"stop the VM that has it, or end what `fuser -v {path}` shows",
+    )
+
+
+def _describe_owner(uid: int) -> str:
+    """Of a disk that is written to, that is the VM's user: its name in words is the VM's."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return f"uid {uid}"
+    return f"{user.pw_name} ({user.pw_gecos})" if user.pw_gecos else user.pw_name
