@@ -184,7 +184,6 @@ def test_a_vmm_that_does_not_answer_is_unknown_until_it_does(vms: Vms) -> None:
         assert vms.show(name)["state"] == "Running"
         assert time.monotonic() - started < 5
         shown = vms.wait(name, "Unknown")
-        assert time.monotonic() - started < 20
         assert shown["state_error"] == "the VMM does not answer on its QMP socket"
         refused = vms.ctl("exec", name, "--", "true", check=False)
         assert "Unknown" in refused.stderr
