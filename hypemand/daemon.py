@@ -135,10 +135,10 @@ class Daemon:
         what hangs, but then requests are refused until it is over."""
         self._store.may_make.clear()
         self._hold.reason = "hypemand does not know yet which VMs there are"
+        with logged("the folder of the state"):
+            await run_in(Pool.TOOLS, self._prepare_folders)  # the process for the bus starts meanwhile
         with logged("the system bus"):
             await self._bus.start_signals(self._resync, _BUS_DEADLINE)
-        with logged("the folder of the state"):
-            await run_in(Pool.TOOLS, self._prepare_folders)
         with logged("what there was before"):
             await self._manager.recover()
         with logged("the files that define VMs"):
