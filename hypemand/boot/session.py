@@ -119,6 +119,8 @@ class Session:
         # questions that were answered
         self._answered = 0
         self._let_end = False
+        # its clock is not right, as far as is known
+        self._stood_still = False
         self._closed = False
 
     @property
@@ -250,13 +252,14 @@ class Session:
             return
         if self.tracker.take_agent(time.monotonic()):
             self._changed()
-        if self._boots:
+        if self._boots or self._stood_still:
             await self._set_clock(channel)
 
     async def _set_clock(self, channel: AgentChannel) -> None:
         """A guest reads its clock from a device that counts in whole seconds, and only when it boots."""
         try:
             await channel.set_clock()
+            self._stood_still = False
         except HypemandError as error:
             _log.warning("VM %s: its clock may be a second behind: %s", self._name, error)
 
@@ -378,10 +381,11 @@ class Session:
     async def resume(self) -> None:
         """Let the guest go on, whatever it was stopped for. QmpError."""
         self.full = ()
+        self._stood_still = True
         await self._reach_qmp().resume()
         status = await self.query_status(SILENCE_DEADLINE, anew=True)
         if status is QmpStatus.RUNNING and self.agent is not None and self.agent.is_ready:
-            # it stood still as long as the guest
+            # it stood still as long as the guest; to a daemon that has just started the agent speaks only now
             self._spawn("clock", self._set_clock(self.agent))
 
     def _reach_qmp(self) -> Qmp:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.agent.channel import AgentChannel
 from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootTracker
 from hypemand.boot.watcher import BootWatcher
@@ -45,6 +46,9 @@ class Vmm:
         self.answers = asyncio.Event()
         self.answers.set()
         self.questions = 0
+        # the agent, while its guest does not stand still
+        self.speaks = asyncio.Event()
+        self.speaks.set()
         self.broken_hellos = 0
         self.agents = 0
         self.qmps = 0
@@ -125,6 +129,7 @@ class Vmm:
         self.agents += 1
         guest = Guest(reader, writer)
         await guest.receive()
+        await self.speaks.wait()
         self.greetings += 1
         guest.send(GREETING)
         if self.agents <= self.broken_hellos:
@@ -329,6 +334,33 @@ async def test_a_look_at_file_systems_that_takes_long_brings_no_old_state_back(
         go_on.set()
         await asyncio.gather(old, *busy)
         assert (session.qmp_status, session.full) == (QmpStatus.RUNNING, ())
+
+
+@in_loop
+@pytest.mark.parametrize("first", ["resumed", "reached"])
+async def test_the_clock_of_a_guest_that_stood_still_is_set_whenever_its_agent_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    set_clocks: list[AgentChannel] = []
+
+    async def set_clock(channel: AgentChannel) -> None:
+        set_clocks.append(channel)
+
+    monkeypatch.setattr(AgentChannel, "set_clock", set_clock)
+    vmm = Vmm(tmp_path)
+    vmm.status = "paused"
+    session, _ = make_session(tmp_path)
+    if first == "resumed":
+        vmm.speaks.clear()
+    async with vmm.serve(), watched(session):
+        await until(lambda: session.qmp_status is QmpStatus.PAUSED and vmm.agents == 1)
+        await until(lambda: vmm.greetings == (first == "reached"))
+        await until(lambda: session.agent is not None and session.agent.is_ready == (first == "reached"))
+        set_clocks.clear()
+        await session.resume()
+        vmm.speaks.set()
+        await until(lambda: len(set_clocks) == 1)
+        assert set_clocks == [session.agent]
 
 
 # --- a VMM that takes its time ---
