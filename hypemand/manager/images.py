@@ -163,10 +163,12 @@ class Images:
         return await run_in(Pool.IMAGES, self._info, image, self.in_use())
 
     async def remove_image(self, name: str) -> None:
-        """Remove it; end its pull, if one is on. Raises NotFound, InUse."""
+        """Remove it; end its pull, if one is on. Raises NotFound, InUse, and HostNotReady while it cannot be
+        told what VMs need."""
         cancelled = await self.pulls.cancel(parse_image_name(name))
         if cancelled and await run_in(Pool.IMAGES, self.store.find_image, name) is None:
             return
+        self.check_uses()
         async with self.choosing:
             await run_in(Pool.IMAGES, self.store.remove_image, name, self.in_use())
         self.on_freed()

@@ -197,7 +197,9 @@ class Inventory:
             raise HostNotReady(self._trouble, hint=f"see to {self._vms}, then: systemctl restart hypemand")
 
     def check_complete(self) -> None:
-        """Raise HostNotReady if there is a VM whose record cannot be read: nobody knows what it needs."""
+        """Raise HostNotReady if there is, or may be, a VM whose record cannot be read: nobody knows what it
+        needs."""
+        self.check_readable()
         if self._unreadable:
             files = ", ".join(str(self.folder(name) / "vm.json") for name in sorted(self._unreadable))
             raise HostNotReady(

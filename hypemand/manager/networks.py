@@ -57,7 +57,6 @@ class Networks:
         self._statuses: dict[str, NetworkStatus] = {}
         self._pending: frozenset[str] = frozenset()
         # VMs that run, whose records are lost
-        self._unknown: frozenset[str] = frozenset()
         self._counters: Mapping[str, Counters] = {}
         self._lock = asyncio.Lock()
         self._syncing: asyncio.Task[None] | None = None
@@ -91,6 +90,7 @@ class Networks:
                 await self.sync()
             except Exception:
                 _log.exception("the networks could not be looked at")
+                self._complete = False
             if not self._complete:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._due.wait(), pause)

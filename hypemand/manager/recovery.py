@@ -55,10 +55,15 @@ async def recover_vms(vms: Sequence[Vm], deadline: float = _DEADLINE) -> None:
 
 
 async def ask_again(vms: Sequence[Vm]) -> None:
-    """Until systemd has told of each VM."""
+    """Until systemd has told of each VM. One that cannot be asked for another reason is left."""
     pause = _FIRST_PAUSE
-    while unknown := [vm for vm in vms if not vm.is_known and not vm.deleted]:
-        await asyncio.gather(*(vm.refresh() for vm in unknown))
+    left: set[str] = set()
+    while unknown := [vm for vm in vms if not (vm.is_known or vm.deleted or vm.name in left)]:
+        found = await asyncio.gather(*(vm.refresh() for vm in unknown), return_exceptions=True)
+        for vm, error in zip(unknown, found, strict=True):
+            if isinstance(error, Exception):
+                _log.error("VM %s cannot be asked for", vm.name, exc_info=error)
+                left.add(vm.name)
         if not all(vm.is_known for vm in unknown):
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)

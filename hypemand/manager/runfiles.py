@@ -40,11 +40,14 @@ async def remove_leftovers(root: Path, is_needed: Callable[[str], bool]) -> None
 
 def _mark_leftovers(root: Path, is_needed: Callable[[str], bool]) -> list[Path]:
     """All at once, and to names that no VM can have: none that comes meanwhile loses its own."""
-    return [
-        folder.rename(root / f".{uuid.uuid4().hex}.removed")
-        for folder in list(root.iterdir())
-        if not is_needed(folder.name) and not is_disk_in_use(folder / CONFIG_DISK)
-    ]
+    marked = []
+    for folder in list(root.iterdir()):
+        try:
+            if not is_needed(folder.name) and not is_disk_in_use(folder / CONFIG_DISK):
+                marked.append(folder.rename(root / f".{uuid.uuid4().hex}.removed"))
+        except (OSError, HypemandError) as error:
+            _log.error("%s is left: %s", folder, error)
+    return marked
 
 
 class RunFiles:

@@ -302,7 +302,7 @@ class VmManager:
         try:
             await self._end(vm, _SIGKILL)
             await self._forget(vm)
-        except HypemandError as error:
+        except (HypemandError, OSError) as error:
             vm.log(logging.ERROR, f"VM {vm.name} was not created in order, and is kept: {error}")
 
     def _check_name_free(self, name: str) -> None:

@@ -255,13 +255,6 @@ class Starter:
         return plan
 
 
-def _remove_made(vm: Vm, *, disk: bool) -> None:
-    """Remove the files of a start that came to nothing, with its disk or not. Blocks; run in a thread."""
-    vm.files.remove_runtime()
-    if disk:
-        vm.places.disk.unlink(missing_ok=True)
-
-
 def derive_pin(definition: Definition, image: Image) -> ImagePin | None:
     """What a VM keeps to. A package's image changes with the package."""
     return None if image.builtin else ImagePin(definition.image, image.digest)

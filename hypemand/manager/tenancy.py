@@ -4,6 +4,7 @@ and what VMs have while they run. Nothing here waits, or asks the host."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -29,6 +30,8 @@ from hypemand.network.resolvers import Address, choose_servers, find_host_server
 from hypemand.storage.configdisk import GuestInterface
 
 _INTERFACE = "eth0"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +173,16 @@ class Tenancy:
         if use is None or lease is None or config is None or lease.network != use.name:
             return None
         port = make_port(tenant.vm, tenant.uid, use, lease, self._bridge(config), config)
-        self.files.write(port)
+        self._note(port)
         return port
+
+    def _note(self, port: PortPlan) -> None:
+        """Write a port of a VM that runs down. Where that fails, as on a full disk, it is known all the same,
+        and a daemon after this one derives it again."""
+        try:
+            self.files.write(port)
+        except OSError as error:
+            _log.error("VM %s: what it has of its network cannot be written down: %s", port.vm, error.strerror)
 
     def renew(self) -> None:
         """What of a changed network does not have to wait: whom it reaches, and who reaches whom on it."""
@@ -191,7 +202,7 @@ class Tenancy:
                 )
             if renewed != port:
                 self.ports[vm] = renewed
-                self.files.write(renewed)
+                self._note(renewed)
 
     def bridges(self) -> dict[str, BridgePlan]:
         """All networks, by name: those that VMs are on as they are, the others by the host config."""

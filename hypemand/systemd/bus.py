@@ -153,13 +153,18 @@ class SystemBus:
                     raise
                 answer = self._answer = asyncio.get_running_loop().create_future()
                 answer.add_done_callback(self._end_turn)
-                self._send(*request)
+                try:
+                    self._send(*request)
+                except BaseException:
+                    answer.cancel()
+                    raise
                 return await asyncio.shield(answer)
         except TimeoutError:
             raise BusError(f"no answer to {what} in {_CALL_DEADLINE:.0f} s", errno.ETIMEDOUT) from None
 
     def _end_turn(self, answer: asyncio.Future[Any]) -> None:
-        answer.exception()  # whoever has asked may have gone
+        if not answer.cancelled():
+            answer.exception()  # whoever has asked may have gone
         self._turn.release()
 
     def _send(self, *frame: Any) -> None:

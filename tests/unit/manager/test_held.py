@@ -320,14 +320,28 @@ def test_runtime_folders_go_only_where_systemd_and_the_locks_know_of_no_vmm(daem
     daemon.run(scenario)
 
 
-def test_nothing_is_pruned_while_the_needs_of_a_vm_are_not_known(daemon: Daemon) -> None:
+@pytest.mark.parametrize("lost", ["record", "folder"])
+def test_no_image_goes_while_it_is_not_known_which_vms_there_are(daemon: Daemon, lost: str) -> None:
     add_web(daemon)
-    (daemon.vms / "web/vm.json").write_text("{")
-    images = Images(cast(Any, None), cast(Any, None))
+    if lost == "record":
+        (daemon.vms / "web/vm.json").write_text("{")
+    else:
+        daemon.vms.rename(daemon.vms.with_name("elsewhere"))
+        daemon.vms.write_text("where the VMs were")
+    images = Images(cast(Any, None), cast(Any, NoPulls()))
     images.check_uses = cast(Any, daemon.images).check_uses  # as the manager has set it
 
     async def scenario() -> None:
-        with pytest.raises(HostNotReady, match=r"vms/web/vm.json"):
-            await images.prune_images(every=False, dry_run=False)
+        with pytest.raises(HostNotReady):
+            await images.prune_images(every=True, dry_run=False)
+        with pytest.raises(HostNotReady):
+            await images.remove_image("oci:/app")
 
     daemon.run(scenario)
+
+
+class NoPulls:
+    """None is on."""
+
+    async def cancel(self, _name: object) -> bool:
+        return False

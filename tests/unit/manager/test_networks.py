@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
@@ -21,7 +23,7 @@ from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Connection
 from hypemand.manager.ports import OPEN_GROUP, PortFiles, derive_connections, derive_group
 from hypemand.manager.tenancy import Tenancy, Tenant
-from hypemand.network.port import tap_name
+from hypemand.network.port import PortPlan, tap_name
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 
 LAB = NetworkConfig("lab", "lab0", IPv4Interface("10.7.0.1/24"), IPv6Interface("fd00:7::1/64"))
@@ -632,6 +634,29 @@ def test_a_device_whose_record_cannot_be_read_is_not_removed(
         lab.live.clear()
         await lab.networks.sync()
         assert lab.host.taps == {}
+        await lab.networks.close()
+
+    drive(tmp_path, scenario)
+
+
+def test_a_port_that_cannot_be_written_down_is_known_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_files: PortFiles, _port: PortPlan) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def scenario(lab: Lab) -> None:
+        lab.define("web")
+        port = (await lab.start("web")).port
+        await lab.networks.close()
+        (lab.vms / "web/port.json").unlink()
+        lab.tenants["web"] = replace(lab.tenants["web"], running=USE)
+        lab.start_daemon()
+        monkeypatch.setattr(PortFiles, "write", refuse)
+        await lab.networks.sync()
+        assert lab.host.asked[-1] == "apply"
+        assert lab.host.taps == {port.tap: port}
+        assert "VM web: what it has of its network cannot be written down: No space left" in caplog.text
         await lab.networks.close()
 
     drive(tmp_path, scenario)

@@ -13,6 +13,7 @@ import pytest
 from hypemand.config.definition import MIB, Origin
 from hypemand.config.vmdef import parse_definition
 from hypemand.manager.inventory import Inventory
+from hypemand.manager.recovery import ask_again
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.units import UnitStatus
 from tests.unit.manager.test_starts import Host
@@ -113,3 +114,26 @@ def test_a_helper_that_does_not_end_holds_up_nothing_else(
 
 async def _fail(_name: str) -> None:
     raise RuntimeError("it does not end")
+
+
+def test_a_vm_that_cannot_be_asked_for_holds_up_no_cleaning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Strange:
+        name, is_known, deleted = "strange", False, False
+
+        async def refresh(self) -> None:
+            raise RuntimeError("what is this")
+
+    class Slow(Strange):
+        name, asked = "slow", 0
+
+        async def refresh(self) -> None:
+            self.asked += 1
+            self.is_known = self.asked == 3
+
+    monkeypatch.setattr("hypemand.manager.recovery._FIRST_PAUSE", 0.01)
+    slow = Slow()
+    asyncio.run(asyncio.wait_for(ask_again(cast(Any, [Strange(), slow])), 30))
+    assert slow.asked == 3
+    assert caplog.text.count("VM strange cannot be asked for") == 1
