@@ -182,7 +182,9 @@ class Tenancy:
         try:
             self.files.write(port)
         except OSError as error:
-            _log.error("VM %s: what it has of its network cannot be written down: %s", port.vm, error.strerror)
+            _log.error(
+                "VM %s: what it has of its network cannot be written down: %s", port.vm, error.strerror
+            )
 
     def renew(self) -> None:
         """What of a changed network does not have to wait: whom it reaches, and who reaches whom on it."""

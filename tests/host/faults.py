@@ -92,9 +92,10 @@ class Vm:
         self.ctl("wait", f"--for={state}", f"--timeout={deadline}", timeout=deadline + 10)
 
     def end(self, deadline: int = 180) -> dict[str, Any]:
-        """Wait until it is Stopped and nothing of the run is left; gives what is known of it then."""
+        """Wait until it is Stopped and, soon after, nothing of the run is left; gives what is known of it
+        then."""
         self.wait("Stopped", deadline)
-        assert find_live_traces(self.host, self.name) == []
+        self.host.wait_until(lambda: find_live_traces(self.host, self.name) == [], what="nothing is left")
         return self.show()
 
     def unit(self, prop: str) -> str:

@@ -7,6 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.host.apiget import api_get
 from tests.host.vms import END_DEADLINE, HAS_LAST_WORDS, Vms, stuck_guests
 
+# argv: VM. Stops what its ExecStopPost= runs as soon as that is there, and prints its pid.
+HOLD = """
+until pid=$(pgrep -f "hypemand[.]unit[.]exit .*$1"); do :; done
+kill -STOP $pid; echo $pid
+"""
 ON_DEMAND = "mkfifo /tmp/go; echo up; read -r code </tmp/go; exit $code"
 
 
@@ -255,3 +260,26 @@ def test_the_process_for_the_bus_is_replaced_when_it_dies(vms: Vms) -> None:
     vms.wait(name, "Stopped")
     assert any("another is started" in e["MESSAGE"] for e in vms.host.journal("--unit=hypemand"))
     vms.ctl("stop", other)
+
+
+def test_a_daemon_that_dies_again_and_again_comes_back_each_time(vms: Vms) -> None:
+    for _ in range(8):
+        old = daemon_pid(vms)
+        vms.host.run(["kill", "-KILL", str(old)])
+        wait_for_another_daemon(vms, old)
+    assert vms.properties("hypemand.socket", "ActiveState") == {"ActiveState": "active"}
+    name = vms.run("after-all")
+    vms.ctl("stop", name)
+
+
+def test_an_end_that_hangs_is_ended_and_the_vm_starts_again(vms: Vms) -> None:
+    """What looks for the reason of an end stands still: nothing of the unit is left all the same."""
+    name = vms.run("hangs", stop_timeout="2s")
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(vms.host.run, ["sh", "-c", HOLD, "sh", name], timeout=120)
+        vms.host.run(["kill", "-KILL", str(vms.show(name)["main_pid"])])
+        pid = held.result().stdout.strip()
+    vms.wait(name, "Stopped")
+    assert not vms.host.run(["test", "-e", f"/proc/{pid}"], check=False).ok
+    vms.start(name)
+    assert vms.execute(name, "echo", "here") == "here\n"

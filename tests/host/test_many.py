@@ -28,7 +28,8 @@ DEADLINE = 300.0
 @pytest.fixture
 def many(vms: Vms) -> Iterator[Vms]:
     """A thousand defined VMs, gone at the end."""
-    definition = {**SMALL, "cmd": ["sh", "-c", STAYS], "disk": "10G"}
+    # forty that boot at once, beside other tests, take their time
+    definition = {**SMALL, "cmd": ["sh", "-c", STAYS], "disk": "10G", "boot_timeout": "300s"}
     vms.host.push("/root/many.yaml", json.dumps(definition))
     vms.host.run(["sh", "-c", WRITE, "sh", str(COUNT)], timeout=DEADLINE)
     try:
