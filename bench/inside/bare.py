@@ -39,7 +39,8 @@ class Recipe:
     def take(cls, unit: str, folder: Path) -> Recipe:
         """From the unit of a VM that runs. Its disk is to be copied once it has stopped: `copy_disk`."""
         (_path, argv, *_), *_ = _read_property(unit, "ExecStart")
-        # launcher RUNTIME TAP_SOCKET KERNEL_WORDS VMM...
+        # hypeman-console RUNTIME BURST PER_HOUR, before launcher RUNTIME TAP_SOCKET KERNEL_WORDS VMM...
+        argv = argv[4:] if argv[0].endswith("/hypeman-console") else argv
         if len(argv) < 5 or not argv[0].endswith("/launcher"):
             raise ValueError(f"{unit} is started by {argv}, which is not the launcher with its arguments")
         binds = [*_read_property(unit, "BindReadOnlyPaths"), *_read_property(unit, "BindPaths")]
