@@ -136,10 +136,8 @@ class VmManager:
             )
         )
         for volume in self.volumes.unfilled:
-            with logged(f"the volume {volume.name}, which was not filled to its end, and is to be removed"):
-                with self.claims.work_on(volume, "removed"):
-                    await run_in(Pool.TOOLS, self.volumes.remove, volume)
-                _log.info("removed the volume %s, which was not filled to its end", volume.name)
+            with logged(f"the volume {volume.name}"), self.claims.work_on(volume, "removed"):
+                await run_in(Pool.TOOLS, self.volumes.remove_unfilled, volume)
         with logged("what is left of volumes"):
             await run_in(Pool.TOOLS, self.volumes.clean_up)
         with logged("what is left of VMs"):
