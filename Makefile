@@ -16,7 +16,7 @@ SUITE_OPTIONS = $(SUITES:%=--suite=%)
 GROUPS = --numprocesses=4 --dist=loadgroup
 
 .PHONY: help setup deb test test-new-machine test-local test-unit test-host lint
-.PHONY: check-guest check-nss check-launcher format demo bench bench-hostile soak clean
+.PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-compare soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -77,6 +77,12 @@ bench: deb ## times and memory against bare QEMU, in one run
 
 bench-hostile: deb ## the daemon's event loop while a guest does its worst, and how exposed each unit is
 	@$(RUN) -m bench.hostile $(ARGS)
+
+bench-many: deb ## the daemon where a thousand VMs are defined and forty of them run
+	@$(RUN) -m bench.many $(ARGS)
+
+bench-compare: deb ## starts by another commit's packages and by these, in turns: ARGS=COMMIT
+	@$(RUN) -m bench.compare $(ARGS)
 
 clean: ## remove what was built in this checkout; the cache stays
 	@rm -rf dist build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -27,22 +27,24 @@ OF_ONE_HOST = ("etc/machine-id", "var/log/journal", "var/lib/systemd/random-seed
 
 
 @contextmanager
-def start_host(suite: Suite, *, installed: bool = True, binds: Sequence[str] = ()) -> Iterator[TestHost]:
-    """A booted host of its own, gone at the end of the block; with our packages from dist/ if `installed`."""
-    with boot_hosts([suite], installed=installed, binds=binds) as (host,):
+def start_host(
+    suite: Suite, *, installed: bool = True, binds: Sequence[str] = (), dist: Path = DIST
+) -> Iterator[TestHost]:
+    """A booted host of its own, gone after the block; with our packages from `dist` if `installed`."""
+    with boot_hosts([suite], installed=installed, binds=binds, dist=dist) as (host,):
         yield host
 
 
 @contextmanager
 def boot_hosts(
-    suites: Sequence[Suite], *, installed: bool = True, binds: Sequence[str] = ()
+    suites: Sequence[Suite], *, installed: bool = True, binds: Sequence[str] = (), dist: Path = DIST
 ) -> Iterator[tuple[TestHost, ...]]:
     """Several hosts, booted side by side."""
     sweep()
     with ExitStack() as stack:
         hosts = []
         for suite in suites:
-            layers = stack.enter_context(_use_layers(suite, installed))
+            layers = stack.enter_context(_use_layers(suite, dist if installed else None))
             host = TestHost(HostDirectory.make(suite), layers, binds=binds)
             stack.callback(host.close)
             host.launch()
@@ -58,27 +60,28 @@ def sweep() -> None:
     remove_leftovers()
 
 
-def find_packages() -> list[Path]:
-    """Our packages in dist/, one file each."""
+def find_packages(dist: Path = DIST) -> list[Path]:
+    """Our packages in a folder, one file each."""
     found = []
     for package in PACKAGES:
-        files = sorted(DIST.glob(f"{package}_*.deb"))
+        files = sorted(dist.glob(f"{package}_*.deb"))
         if len(files) != 1:
             raise FileNotFoundError(
-                f"{DIST}: {len(files)} files {package}_*.deb, expected one; run: make deb"
+                f"{dist}: {len(files)} files {package}_*.deb, expected one; run: make deb"
             )
         found.append(files[0])
     return found
 
 
 @contextmanager
-def _use_layers(suite: Suite, installed: bool) -> Iterator[list[Path]]:
-    """The roots to start a host from; no other process removes them as long as the block lasts."""
+def _use_layers(suite: Suite, dist: Path | None) -> Iterator[list[Path]]:
+    """The roots to start a host from, with the packages of `dist`; no other process removes them as long as
+    the block lasts."""
     base = ensure_base(suite)
-    if not installed:
+    if dist is None:
         yield [base]
         return
-    debs = find_packages()
+    debs = find_packages(dist)
     name = f"{base.name}-with-{_hash_files(debs)}"
     layer = ROOTS / name
     in_use = layer.with_suffix(".in-use")

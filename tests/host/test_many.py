@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -25,22 +26,29 @@ done
 DEADLINE = 300.0
 
 
-@pytest.fixture
-def many(vms: Vms) -> Iterator[Vms]:
-    """A thousand defined VMs, gone at the end."""
+@contextmanager
+def define_many(vms: Vms) -> Iterator[None]:
+    """A thousand defined VMs, gone at the end of the block."""
     # forty that boot at once, beside other tests, take their time
     definition = {**SMALL, "cmd": ["sh", "-c", STAYS], "disk": "10G", "boot_timeout": "300s"}
     vms.host.push("/root/many.yaml", json.dumps(definition))
     vms.host.run(["sh", "-c", WRITE, "sh", str(COUNT)], timeout=DEADLINE)
     try:
         vms.host.run(["hypemanctl", "reload"], timeout=DEADLINE)
-        yield vms
+        yield
     finally:
         vms.host.shell("rm -f /root/many.yaml; find /etc/hypemand/vms.d -name 'many-*.yaml' -delete")
         vms.host.run(["hypemanctl", "reload"], timeout=DEADLINE)
         vms.host.shell(
             "hypemanctl list | awk '/^many-/ { print $1 }' | xargs -r hypemanctl rm -f", timeout=DEADLINE
         )
+
+
+@pytest.fixture
+def many(vms: Vms) -> Iterator[Vms]:
+    """A host with them."""
+    with define_many(vms):
+        yield vms
 
 
 def count_listed(host: TestHost) -> int:
