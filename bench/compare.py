@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.host.vms import Vms, vms_of
 _TOP = Path(__file__).parent.parent
 _BUILD_DEADLINE = 3600.0
 _WARM_UP = 2
+_SERIES = ("", ", hypemanctl start")
 # Definitions to start, by name.
 _KINDS: Mapping[str, Mapping[str, object]] = {
     "unwired": {"kernel_headers": True, "disk": "1G"},
@@ -52,27 +54,31 @@ def build_commit(commit: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(tree)], timeout=60, check=True)
 
 
-def start_once(vms: Vms, kind: str) -> float:
-    """Milliseconds to Running, as the API reports it."""
+def start_once(vms: Vms, kind: str) -> tuple[float, float]:
+    """Milliseconds to Running, as the API reports it, and of `hypemanctl start --wait`."""
+    began = time.monotonic()
     vms.start(kind)
-    took: float = vms.show(kind)["ready_ms"]
+    command = (time.monotonic() - began) * 1000
+    ready: float = vms.show(kind)["ready_ms"]
     vms.ctl("stop", kind)
-    return took
+    return ready, command
 
 
 def measure(sides: Sequence[Vms], rounds: int) -> dict[str, list[list[float]]]:
-    """Milliseconds of each start, by kind, one list for each side."""
+    """Milliseconds of each start, by what was measured, one list for each side."""
     for vms in sides:
         for kind, keys in _KINDS.items():
             vms.define(kind, "exec sleep infinity", **keys)
             for _ in range(_WARM_UP):
                 start_once(vms, kind)
-    took: dict[str, list[list[float]]] = {kind: [[] for _ in sides] for kind in _KINDS}
+    names = [f"{kind}{what}" for kind in _KINDS for what in _SERIES]
+    took: dict[str, list[list[float]]] = {name: [[] for _ in sides] for name in names}
     for number in range(rounds):
-        for kind, series in took.items():
+        for kind in _KINDS:
             for position in range(len(sides)):
                 side = (number + position) % len(sides)
-                series[side].append(start_once(sides[side], kind))
+                for what, value in zip(_SERIES, start_once(sides[side], kind), strict=True):
+                    took[f"{kind}{what}"][side].append(value)
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return took
 
