@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """pystemd's binding to sd-bus, without the rest of pystemd.
 
-``import pystemd`` also loads lxml, to introspect objects, which nothing here does: 6 MB of memory and
-20 ms. So the package is given to Python as a mere place to find its modules in.
+``import pystemd`` also loads lxml, to introspect objects, which nothing here does: 6 MiB of memory and
+10 ms. So the package is given to Python as a mere place to find its modules in.
 """
 
 from __future__ import annotations
