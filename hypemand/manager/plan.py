@@ -46,6 +46,9 @@ _VMM_TASKS = 64 + 32
 # beyond stop_timeout: to sync, to power off and for the VMM to end
 _POWER_OFF = 5.0
 _FOREVER = 86400  # the guest knows no longer one
+# TimeoutStopSec= at most, which is systemd's default: of each step of an end but ExecStop=, which may take as
+# long as the guest may (hypemand/unit/stop.py). A step that hangs keeps the VM from being started meanwhile.
+_LONGEST_STEP = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ def make_plan(
         cpu_quota=definition.vcpus + _VMM_CPUS,
         tasks_max=_VMM_TASKS + definition.vcpus,
         boot_timeout=definition.boot_timeout,
-        stop_timeout=None if definition.stop_timeout is None else definition.stop_timeout + _POWER_OFF,
+        stop_timeout=min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + _POWER_OFF),
         restart=definition.restart,
         kvm=vmm.accel is AccelKind.KVM,
         sockets=() if network is None else ((TAP_SOCKET, places.own.tap),),
@@ -225,7 +228,8 @@ def _start_command(vmm: VmmPlan, own: Own, host: VmmHost) -> tuple[str, ...]:
 
 def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:
     grace = stop_grace(definition.stop_timeout)
-    return (*_PYTHON_MODULE, "hypemand.unit.stop", str(places.runtime), str(grace))
+    deadline = math.ceil(grace + _POWER_OFF)
+    return (*_PYTHON_MODULE, "hypemand.unit.stop", str(places.runtime), str(grace), str(deadline))
 
 
 def _stop_post_command(

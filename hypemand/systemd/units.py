@@ -41,7 +41,8 @@ def handle_name(vm: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UnitPlan:
-    """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity).
+    """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity). `stop_timeout`: of
+    each step of its end; `stop` may ask systemd for more for itself.
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise.
