@@ -137,6 +137,7 @@ def test_a_daemon_that_dies_at_once_is_tried_less_and_less_often(vms: Vms) -> No
         assert vms.properties("hypemand.service", "SubState") == {"SubState": "stop-post"}
         assert vms.properties("hypemand.socket", "ActiveState") == {"ActiveState": "active"}
     vms.restart_daemon()
-    assert count() == 0
+    vms.restart_daemon()
+    assert count() == 0, "a stop of one that runs is no failure"
     name = vms.run("after-it-all")
     vms.ctl("stop", name)

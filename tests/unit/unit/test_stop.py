@@ -135,6 +135,7 @@ def test_systemd_is_told_to_wait_as_long_as_the_guest_may_take(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(manager))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        listener.settimeout(20)
         monkeypatch.setattr("hypemand.systemd.notify._NOTIFY_SOCKET", str(manager))
         monkeypatch.setenv("MAINPID", str(os.getpid()))
         monkeypatch.setattr(sys, "argv", ["stop", str(tmp_path), "86400", "86405"])
