@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """ExecStop= of a VM's unit: tell the guest to power off, also one that is paused, and wait for the VMM's end.
 
-``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS STOP_SECONDS``, with $MAINPID of systemd's. Needs
-no daemon: the stop port is for this alone. Whatever goes wrong here, systemd goes on to end the VMM by
-signal.
+``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS``, with $MAINPID of systemd's. Needs no daemon:
+the stop port is for this alone. Whatever goes wrong here, systemd goes on to end the VMM by signal.
 
 The unit's TimeoutStopSec= bounds each step of its end, of which this is the first, and the only one that may
-take long: STOP_SECONDS, which systemd is told here.
+take long: as long as the guest may, which systemd is told here.
 """
 
 from __future__ import annotations
@@ -20,6 +19,9 @@ from pathlib import Path
 
 from hypemand.sockets import hold_socket
 from hypemand.systemd.notify import notify_for
+
+POWER_OFF = 5
+"""Seconds beyond the grace of the guest's program: to sync, to power off and for the VMM to end."""
 
 # What a guest that is paused needs before it can hear the order. Nothing happens to one that runs.
 _RESUME = b'{"execute": "qmp_capabilities"}\n{"execute": "cont"}\n'
@@ -80,7 +82,8 @@ def _connect(client: socket.socket, path: Path, uid: int) -> None:
 def main() -> int:
     """Exit 1, with the reason on standard error, when the guest cannot be told. A VMM that has gone is what
     is wanted: systemd runs ExecStop= also after a guest that has powered off by itself."""
-    runtime, grace, deadline = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    runtime, grace = sys.argv[1], int(sys.argv[2])
+    deadline = grace + POWER_OFF
     if (main_pid := os.environ.get("MAINPID")) is not None:
         try:
             extend_deadline(int(main_pid), deadline)

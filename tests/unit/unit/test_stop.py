@@ -65,7 +65,7 @@ def paused_vmm(folder: Path) -> Iterator[list[bytes]]:
 
 def run_stop(folder: Path) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[3]
-    command = [sys.executable, "-m", "hypemand.unit.stop", str(folder), "27", "32"]
+    command = [sys.executable, "-m", "hypemand.unit.stop", str(folder), "27"]
     env = {name: value for name, value in os.environ.items() if name != "MAINPID"}
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=30, check=False)
 
@@ -138,7 +138,7 @@ def test_systemd_is_told_to_wait_as_long_as_the_guest_may_take(
         listener.settimeout(20)
         monkeypatch.setattr("hypemand.systemd.notify._NOTIFY_SOCKET", str(manager))
         monkeypatch.setenv("MAINPID", str(os.getpid()))
-        monkeypatch.setattr(sys, "argv", ["stop", str(tmp_path), "86400", "86405"])
+        monkeypatch.setattr(sys, "argv", ["stop", str(tmp_path), "86400"])
         with stop_port(tmp_path / "stop.sock", heard):
             assert stop.main() == 0
         words, ancillary, _flags, _address = listener.recvmsg(4096, 256)
@@ -154,7 +154,7 @@ def test_a_systemd_that_cannot_be_told_keeps_no_guest_from_being_asked(
     heard: list[bytes] = []
     monkeypatch.setattr("hypemand.systemd.notify._NOTIFY_SOCKET", str(tmp_path / "none"))
     monkeypatch.setenv("MAINPID", str(os.getpid()))
-    monkeypatch.setattr(sys, "argv", ["stop", str(tmp_path), "27", "32"])
+    monkeypatch.setattr(sys, "argv", ["stop", str(tmp_path), "27"])
     with stop_port(tmp_path / "stop.sock", heard):
         assert stop.main() == 0
     assert heard == [b"poweroff 27\n"]
