@@ -239,7 +239,6 @@ def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
 
 def main() -> int:
     """Write STATE_DIR/exit.json; the exit status is the program's."""
-    signal.alarm(_LAST_DEADLINE)  # ends this process, also in the middle of a system call
     state, unit, stop_signal, guest_agent, mode, runtime = sys.argv[1:_ARGUMENTS]
     boot = os.environ["INVOCATION_ID"]
     deadline = time.monotonic() + _EVIDENCE_DEADLINE
@@ -256,6 +255,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.alarm(_LAST_DEADLINE)  # ends this process, also in the middle of a system call
     code = main()
     sys.stderr.flush()
     os._exit(code)  # without waiting for a thread that hangs

@@ -3,6 +3,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -136,21 +137,17 @@ def test_a_journal_that_cannot_be_opened_is_not_one_that_has_nothing(
     assert "cannot read the journal" in capsys.readouterr().err
 
 
-def test_a_thread_that_hangs_does_not_hold_the_process(tmp_path: Path) -> None:
-    """As it is run: with a journal that never answers it ends with the program's status."""
-    (tmp_path / "boot.json").write_bytes(
-        dump_notes(BootNotes(BOOT, exit=Exit(BOOT, 3, "exited with code 3")))
-    )
-    script = """
-import runpy, sys, time, hypemand.systemd.journal as journal, hypemand.unit.exit
-class Hangs:
-    def __init__(self, boot): time.sleep(600)
-journal.BootJournal = Hangs
-del sys.modules["hypemand.unit.exit"]
+def run_helper(state: Path, prepare: str) -> subprocess.CompletedProcess[bytes]:
+    """ExecStopPost= as a process, in which this is done first."""
+    script = f"""
+import runpy, signal, sys, time, hypemand.atomic as atomic, hypemand.systemd.journal as journal
+def hang(*_args, **_options):
+    time.sleep(600)
+{prepare}
 runpy.run_module("hypemand.unit.exit", run_name="__main__", alter_sys=True)
 """
-    how = [str(tmp_path), "hypeman-vm-web.service", "15", "1", "exec", str(tmp_path / "run/vms/web")]
-    done = subprocess.run(
+    how = [str(state), "hypeman-vm-web.service", "15", "1", "exec", str(state / "run/vms/web")]
+    return subprocess.run(
         [sys.executable, "-c", script, *how],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "INVOCATION_ID": BOOT},
@@ -158,10 +155,24 @@ runpy.run_module("hypemand.unit.exit", run_name="__main__", alter_sys=True)
         capture_output=True,
         check=False,
     )
+
+
+def test_a_journal_that_never_answers_does_not_hold_the_process(tmp_path: Path) -> None:
+    (tmp_path / "boot.json").write_bytes(
+        dump_notes(BootNotes(BOOT, exit=Exit(BOOT, 3, "exited with code 3")))
+    )
+    done = run_helper(tmp_path, "journal.BootJournal = hang")
     assert (done.returncode, done.stderr) == (3, b"")
     record = load_exit_record(tmp_path / "exit.json")
     assert record is not None
     assert (record.code, record.message) == (3, "exited with code 3")
+
+
+def test_whatever_hangs_ends_at_last_and_is_a_failure(tmp_path: Path) -> None:
+    """As systemd has it: ExecStopPost= that a signal has ended."""
+    quick = "alarm = signal.alarm; signal.alarm = lambda seconds: alarm(3 if seconds == 120 else 600)"
+    done = run_helper(tmp_path, f"journal.BootJournal = atomic.write_file = hang; {quick}")
+    assert done.returncode == -signal.SIGALRM
 
 
 def end_a_run(monkeypatch: pytest.MonkeyPatch, state: Path, runtime: Path) -> int:
