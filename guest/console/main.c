@@ -10,6 +10,9 @@
  *
  * RUNTIME_DIR/console.end is a named pipe that the process holds until it has passed on everything: who reads
  * the journal for the end of a run waits for that.
+ *
+ * SIGTERM, which systemd sends when the program has ended, bounds that: a journald that does not read must
+ * not keep a unit from ending.
  */
 #include "limit.h"
 
@@ -33,6 +36,8 @@ enum {
        scheduled */
     PIPE_BYTES = 1024 * 1024,
     LEAST_BURST = 1024 * 1024,
+    /* less than TimeoutStopSec=, past which systemd calls the whole run a failure */
+    END_SECONDS = 4,
     FIRST_ARGUMENT = 4,
 };
 
@@ -124,6 +129,12 @@ static _Noreturn void pass_on_and_exit(const int ends[2], int program, int64_t b
     _exit(EXIT_SUCCESS);
 }
 
+static void end_soon(int number)
+{
+    (void)number;
+    alarm(END_SECONDS);
+}
+
 /* No child of the program's: it would not expect one, and machinectl's signals go to the one that it has. */
 static bool start_beside(const int ends[2], int program, int64_t burst, int64_t per_hour)
 {
@@ -131,7 +142,8 @@ static bool start_beside(const int ends[2], int program, int64_t burst, int64_t 
     if (between == 0) {
         /* It goes when the program has gone and what it said is passed on, or with the unit: systemd ends all
            of a program that failed at once, perhaps before this has run at all. */
-        signal(SIGTERM, SIG_IGN);
+        struct sigaction soon = {.sa_handler = end_soon, .sa_flags = SA_RESTART};
+        sigaction(SIGTERM, &soon, NULL);
         pid_t beside = fork();
         if (beside == 0)
             pass_on_and_exit(ends, program, burst, per_hour);

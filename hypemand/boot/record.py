@@ -24,6 +24,7 @@ _SHUTDOWN = {
     Shutdown.POWER_OFF: "powered off from inside, without an exit report",
     Shutdown.RESET: f"{REBOOTED}, without an exit report",
 }
+_INCOMPLETE = "; not all of its lines in the journal could be read"
 _SENTINEL = {Marker.PROGRAM: "HYPEMAN-PROGRAM-START", Marker.AGENT: "HYPEMAN-AGENT-READY"}
 
 
@@ -34,6 +35,7 @@ class Ending:
     `result`, `exit_code` and `exit_status` are what systemd hands to ExecStopPost= (systemd.exec(5)).
     `panic` and `vmm_words` are the last such lines; `stop_job`: systemd was asked to stop the unit. `mode`
     and `emergency`: how the guest ran; `shutdown`: what the VMM told the daemon, if that was there.
+    `complete`: all that there is was read.
     """
 
     result: str
@@ -48,6 +50,7 @@ class Ending:
     mode: Mode = Mode.EXEC
     emergency: bool = False
     shutdown: Shutdown | None = None
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class ExitRecord:
 def derive_exit_record(boot: str, ending: Ending, ended_at: float) -> ExitRecord:
     """Judge a run."""
     code, message, success = _judge(ending)
+    if not ending.complete:
+        message += _INCOMPLETE
     # protocol: it never got ready, and that it had a code is what systemd does not know
     known_to_systemd = success or ending.result not in ("success", "protocol")
     status = 0 if known_to_systemd else code or 1
@@ -93,6 +98,8 @@ def _judge(ending: Ending) -> tuple[int | None, str, bool]:
 
 
 def _timeout_words(ending: Ending) -> str:
+    if ending.missing and not ending.complete:
+        return "it did not boot, or did not power off, in time and was ended by force"
     if ending.missing:
         names = " and ".join(_SENTINEL[marker] for marker in ending.missing)
         words = f"boot timed out: {names} {'was' if len(ending.missing) == 1 else 'were'} not seen"

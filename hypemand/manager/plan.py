@@ -33,6 +33,7 @@ from hypemand.storage.program import resolve_program
 from hypemand.storage.volumes import Volume
 from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan, unit_name
+from hypemand.unit.stop import POWER_OFF
 
 _CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _LAUNCHER = Path("/usr/lib/hypemand/launcher")
@@ -43,9 +44,10 @@ _VMM_CPUS = 1.0
 # QEMU serves up to 64 requests to disks with a thread each (util/thread-pool.c), and aborts if it cannot make
 # one
 _VMM_TASKS = 64 + 32
-# beyond stop_timeout: to sync, to power off and for the VMM to end
-_POWER_OFF = 5.0
 _FOREVER = 86400  # the guest knows no longer one
+# TimeoutStopSec= at most, which is systemd's default: of each step of an end but ExecStop=, which may take as
+# long as the guest may (hypemand/unit/stop.py). A step that hangs keeps the VM from being started meanwhile.
+_LONGEST_STEP = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ def make_plan(
         cpu_quota=definition.vcpus + _VMM_CPUS,
         tasks_max=_VMM_TASKS + definition.vcpus,
         boot_timeout=definition.boot_timeout,
-        stop_timeout=None if definition.stop_timeout is None else definition.stop_timeout + _POWER_OFF,
+        stop_timeout=min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + POWER_OFF),
         restart=definition.restart,
         kvm=vmm.accel is AccelKind.KVM,
         sockets=() if network is None else ((TAP_SOCKET, places.own.tap),),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hypemand.errors import HypemandError
@@ -69,9 +69,12 @@ async def ask_again(vms: Sequence[Vm]) -> None:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-async def stop_unknown(units: Units, inventory: Inventory, is_known: Callable[[str], bool]) -> None:
-    """Stop units of VMs that are not known, and let go of uids that only such a VM can have had."""
-    unknown = [name for name in await units.list_vms() if not is_known(name)]
+async def stop_unknown(
+    units: Units, found: Iterable[str], inventory: Inventory, is_known: Callable[[str], bool]
+) -> None:
+    """Stop the units of VMs that are not known: `found` are the VMs that have one. Let go of uids that only
+    such a VM can have had."""
+    unknown = [name for name in found if not is_known(name)]
     for name in unknown:
         _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
         await units.stop(unit_name(name))

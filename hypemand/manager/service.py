@@ -142,11 +142,12 @@ class VmManager:
             await run_in(Pool.TOOLS, self.volumes.clean_up)
         with logged("what is left of VMs"):
             await run_in(Pool.TOOLS, self.inventory.clean_up)
-        with logged("runtime folders of VMs that neither hypemand nor systemd knows"):
+        with logged("what is left of VMs that are not known"):
             units = await self._services.units.list_vms()
-            await remove_leftovers(self._runtime_root, lambda name: name in units or self._is_known(name))
-        with logged("units that belong to no VM"):
-            await stop_unknown(self._services.units, self.inventory, self._is_known)
+            with logged("runtime folders of VMs that neither hypemand nor systemd knows"):
+                await remove_leftovers(self._runtime_root, lambda name: name in units or self._is_known(name))
+            with logged("units that belong to no VM"):
+                await stop_unknown(self._services.units, units, self.inventory, self._is_known)
 
     async def _remove_helper(self, vm: Vm) -> None:
         _log.info("removing VM %s, whose work on a volume was cut off", vm.name)

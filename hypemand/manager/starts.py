@@ -21,6 +21,7 @@ from hypemand.manager.fleet import Fleet
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import ImagePin, Inventory
 from hypemand.manager.leases import Lease
+from hypemand.manager.leftunit import start_unit
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Attached, Connection, Plan, make_plan
@@ -154,7 +155,7 @@ class Starter:
             if vm.has_unit:
                 await self._units.reset_failed(vm.unit)
             work.asked = True
-            await finish(self._units.start_transient(plan.unit), f"unit of {vm.name}")
+            await finish(start_unit(self._units, plan.unit), f"unit of {vm.name}")
         except BaseException:
             await finish(self._undo(vm, work), f"undo of {vm.name}")
             raise
@@ -173,7 +174,7 @@ class Starter:
                     f"VM {vm.name}: its start failed or was cut off, but its unit is {vm.state}",
                 )
                 return
-        vm.expect_boot({}, work.definition)
+        vm.expect_boot({}, None)
         await run_in(Pool.STARTS, vm.files.remove_runtime)
         if not work.had_disk:
             await self._remove_new_disk(vm)

@@ -309,8 +309,8 @@ class Vm:
             await asyncio.sleep(wait)
         await self.refresh()
 
-    def expect_boot(self, moments: Mapping[Moment, float], definition: Definition) -> None:
-        """A start is under way: when it was asked for, and with what."""
+    def expect_boot(self, moments: Mapping[Moment, float], definition: Definition | None) -> None:
+        """A start is under way: when it was asked for, and with what. None: it is not any more."""
         self._requested = dict(moments)
         self.running.definition = definition
 

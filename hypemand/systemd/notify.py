@@ -10,15 +10,15 @@ import struct
 _NOTIFY_SOCKET = "/run/systemd/notify"
 
 
-def notify_for(pid: int, *assignments: str) -> None:
+def notify_for(pid: int, *assignments: str, wait: bool = False) -> None:
     """Send assignments such as ``READY=1`` to the service manager as if process `pid` had.
 
     The unit's NotifyAccess= is judged by `pid`. Needs CAP_SYS_ADMIN, since the credentials are not our
-    own. Never blocks: a manager that does not read for so long that its queue is full raises
-    BlockingIOError. Other failures are OSError.
+    own. A manager that does not read for so long that its queue is full raises BlockingIOError, unless that
+    is to be waited for. Other failures are OSError.
     """
     credentials = struct.pack("iII", pid, os.geteuid(), os.getegid())
     ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.setblocking(False)
+        sock.setblocking(wait)
         sock.sendmsg(["\n".join(assignments).encode()], ancillary, 0, _NOTIFY_SOCKET)

@@ -41,7 +41,8 @@ def handle_name(vm: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UnitPlan:
-    """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity).
+    """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity). `stop_timeout`: of
+    each step of its end; `stop` may ask systemd for more for itself.
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise.
@@ -60,7 +61,7 @@ class UnitPlan:
     cpu_quota: float
     tasks_max: int
     boot_timeout: float | None
-    stop_timeout: float | None
+    stop_timeout: float
     restart: Restart
     kvm: bool
     extra: Mapping[str, tuple[str, ...]]
@@ -198,9 +199,19 @@ class Units:
         """Queue a stop job. A unit that is not there is no error."""
         await self._unless_missing("StopUnit", "ss", unit, "replace")
 
-    async def kill(self, unit: str, signal: int) -> None:
-        """Send a signal to the unit's main process."""
-        await self._unless_missing("KillUnit", "ssi", unit, "main", signal)
+    async def kill(self, unit: str, signal: int, *, everything: bool = False) -> None:
+        """Send a signal to the unit's main process, or to all of its processes."""
+        await self._unless_missing("KillUnit", "ssi", unit, "all" if everything else "main", signal)
+
+    async def processes(self, unit: str) -> list[int]:
+        """The processes in the unit's control group, also when the unit is over."""
+        try:
+            rows = await self._manager("GetUnitProcesses", ("s", (unit,)))
+        except BusError as error:
+            if error.number != errno.ENOENT:
+                raise
+            return []
+        return [row[1] for row in rows or []]
 
     async def reset_failed(self, unit: str) -> None:
         """Let go of a failed unit, so that its name can be used again."""

@@ -10,19 +10,24 @@ fresh one too, and its room is free at once.
 
 The VMM ends with a guest that reboots. Then systemd is asked here to start the unit again: it has no rule of
 its own for that, and the daemon may not be there.
+
+It takes a bounded time, whatever the journal holds and whether or not journald answers: what has not been
+found by then, the daemon's notes may have, and else the record says that not all was read.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hypemand.atomic import write_file
@@ -34,30 +39,36 @@ from hypemand.sentinels import AgentReady, Emergency, EmergencyState, Exit, Prog
 from hypemand.state import Marker
 from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journal
 
-_LINES = 200_000
 _PANIC = b"Kernel panic - not syncing"
 _VMM = (b"qemu-system-", b"qemu: ", b"launcher: ")
-_SYSTEMCTL_DEADLINE = 5.0
+_SYSTEMCTL_DEADLINE, _LEAST_SYSTEMCTL_DEADLINE = 5.0, 1.0
 _ARGUMENTS = 7
-# so long for the last lines of a console to be passed on, which takes no time unless the host has none
+# Seconds. For all that tells of the end to be found: less than the least TimeoutStopSec=, which is 6 s. Of
+# it, so long at most for the last lines of a console to be passed on, and for journald to write what it has.
+_EVIDENCE_DEADLINE = 4.0
 _CONSOLE_DEADLINE = 2.0
+_JOURNALD_DEADLINE = 1.0
+# For all that is done here: units that an earlier version of hypemand has made may have no TimeoutStopSec=.
+_LAST_DEADLINE = 120
 
 
 @dataclass(slots=True)
 class Findings:
     """What a boot's lines tell of its end: the exit report, the markers, the panic's line, the VMM's last
-    words, and emergency mode. All but the report are of after it."""
+    words, and emergency mode. All but the report are of after it. `complete`: what is not in it is not in the
+    journal either."""
 
     report: Exit | None = None
     markers: set[Marker] = field(default_factory=set)
     panic: str | None = None
     vmm: str | None = None
     emergency: EmergencyState | None = None
+    complete: bool = False
 
 
-def scan_journal(boot: str, lines: Iterable[JournalLine]) -> Findings:
-    """Read from the newest line back, up to the exit report, since nothing else matters then."""
-    found = Findings()
+def scan_journal(boot: str, lines: Iterable[JournalLine], found: Findings) -> None:
+    """Read from the newest line back, up to the exit report, since nothing else matters then. What is found
+    is put into `found` at once."""
     for line in lines:
         sentinel = parse_sentinel(line.message)
         if sentinel is None or sentinel.boot != boot:
@@ -71,7 +82,7 @@ def scan_journal(boot: str, lines: Iterable[JournalLine]) -> Findings:
             found.markers.add(Marker.AGENT)
         elif isinstance(sentinel, Emergency):
             found.emergency = found.emergency or sentinel.state
-    return found
+    found.complete = True
 
 
 def _take_other_line(found: Findings, message: bytes) -> None:
@@ -107,38 +118,56 @@ def await_console(runtime: Path) -> bool:
         os.close(mark)
 
 
-def _systemctl(*arguments: str) -> bytes:
+def _systemctl(*arguments: str, deadline: float = _SYSTEMCTL_DEADLINE) -> bytes:
     """What it prints. OSError, subprocess.SubprocessError."""
     done = subprocess.run(
         ["systemctl", *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=_SYSTEMCTL_DEADLINE,
+        timeout=deadline,
         check=True,
     )
     return done.stdout
 
 
-def _is_stopping(unit: str) -> bool:
+def _is_stopping(unit: str, deadline: float) -> bool:
     """Was systemd asked to stop or restart the unit? (It is not told to ExecStopPost=.)"""
+    rest = max(deadline - time.monotonic(), _LEAST_SYSTEMCTL_DEADLINE)
     try:
-        job = _systemctl("show", "--property=Job", "--value", unit)
+        job = _systemctl("show", "--property=Job", "--value", unit, deadline=rest)
     except (OSError, subprocess.SubprocessError):
         return False
     return job.strip() not in (b"", b"0")
 
 
+def read_journal(boot: str, found: Findings) -> None:
+    """Find what the journal has of a boot, as far as the last line that was written before this."""
+    synchronize_journal(_JOURNALD_DEADLINE)
+    try:
+        with closing(BootJournal(boot)) as journal:
+            scan_journal(boot, journal.read_backwards(sys.maxsize), found)
+    except OSError as error:
+        print(f"cannot read the journal: {error}", file=sys.stderr)
+
+
+def find_in_time(
+    boot: str, deadline: float, read: Callable[[str, Findings], None] = read_journal
+) -> Findings:
+    """What `read` has found by `deadline` (CLOCK_MONOTONIC). A thread reads, which is left behind when its
+    time is over: it may hang in sd-journal, or in a page of a file that the disk does not give."""
+    found = Findings()
+    reader = threading.Thread(target=read, args=(boot, found), name="journal", daemon=True)
+    reader.start()
+    reader.join(max(deadline - time.monotonic(), 0.0))
+    return replace(found, markers=set(found.markers))
+
+
 def collect_ending(
-    boot: str, unit: str, state: Path, stop_signal: int, guest_agent: bool, mode: Mode
+    boot: str, unit: str, state: Path, stop_signal: int, guest_agent: bool, mode: Mode, deadline: float
 ) -> Ending:
     """Everything that tells how this run ended, from the journal first and from the daemon's own record
-    of the boot where the journal has lost lines."""
-    synchronize_journal()
-    journal = BootJournal(boot)
-    try:
-        found = scan_journal(boot, journal.read_backwards(_LINES))
-    finally:
-        journal.close()
+    of the boot where the journal has lost lines, or has too many."""
+    found = find_in_time(boot, deadline)
     notes = load_notes(state / "boot.json", boot)
     report, markers = found.report, found.markers
     emergency = found.emergency is EmergencyState.ENTERED
@@ -155,11 +184,12 @@ def collect_ending(
         missing=tuple(marker for marker in wanted if marker not in markers),
         panic=found.panic,
         vmm_words=found.vmm,
-        stop_job=report is None and _is_stopping(unit),
+        stop_job=report is None and _is_stopping(unit, deadline),
         stop_signal=stop_signal,
         mode=mode,
         emergency=emergency,
         shutdown=None if notes is None else notes.shutdown,
+        complete=found.complete or report is not None,
     )
 
 
@@ -211,8 +241,10 @@ def main() -> int:
     """Write STATE_DIR/exit.json; the exit status is the program's."""
     state, unit, stop_signal, guest_agent, mode, runtime = sys.argv[1:_ARGUMENTS]
     boot = os.environ["INVOCATION_ID"]
+    deadline = time.monotonic() + _EVIDENCE_DEADLINE
     await_console(Path(runtime))
-    ending = collect_ending(boot, unit, Path(state), int(stop_signal), guest_agent == "1", Mode(mode))
+    how = (int(stop_signal), guest_agent == "1", Mode(mode))
+    ending = collect_ending(boot, unit, Path(state), *how, deadline)
     record = derive_exit_record(boot, ending, time.time())
     keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
     if len(sys.argv) > _ARGUMENTS:
@@ -223,4 +255,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.alarm(_LAST_DEADLINE)  # ends this process, also in the middle of a system call
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # without waiting for a thread that hangs

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """ExecStop= of a VM's unit: tell the guest to power off, also one that is paused, and wait for the VMM's end.
 
-``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS``. Needs no daemon: the
-stop port is for this alone. Whatever goes wrong here, systemd goes on to end the VMM by signal.
+``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS``, with $MAINPID of systemd's. Needs no daemon:
+the stop port is for this alone. Whatever goes wrong here, systemd goes on to end the VMM by signal.
+
+The unit's TimeoutStopSec= bounds each step of its end, of which this is the first, and the only one that may
+take long: as long as the guest may, which systemd is told here.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import sys
@@ -14,6 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from hypemand.sockets import hold_socket
+from hypemand.systemd.notify import notify_for
+
+POWER_OFF = 5
+"""Seconds beyond the grace of the guest's program: to sync, to power off and for the VMM to end."""
 
 # What a guest that is paused needs before it can hear the order. Nothing happens to one that runs.
 _RESUME = b'{"execute": "qmp_capabilities"}\n{"execute": "cont"}\n'
@@ -21,7 +29,7 @@ _RESUME = b'{"execute": "qmp_capabilities"}\n{"execute": "cont"}\n'
 
 def stop_guest(runtime: Path, grace: int) -> None:
     """Send the order; back when the VMM has closed the port, which it does by ending. OSError when
-    there is no VMM. No deadline of its own: systemd's TimeoutStopSec= ends this process.
+    there is no VMM. No deadline of its own: systemd ends this process.
 
     A guest that is paused is resumed. That is the daemon's to do while it is there: QMP serves one client at
     a time, and whoever comes meanwhile waits for its greeting.
@@ -57,6 +65,11 @@ def _await_end(port: socket.socket, qmp: socket.socket, waiting: select.epoll) -
             waiting.unregister(qmp)
 
 
+def extend_deadline(main_pid: int, seconds: int) -> None:
+    """Have systemd wait so long for the end of this process, if it would wait for less. OSError."""
+    notify_for(main_pid, f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000}", wait=True)
+
+
 def _open_socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
 
@@ -70,6 +83,14 @@ def main() -> int:
     """Exit 1, with the reason on standard error, when the guest cannot be told. A VMM that has gone is what
     is wanted: systemd runs ExecStop= also after a guest that has powered off by itself."""
     runtime, grace = sys.argv[1], int(sys.argv[2])
+    deadline = grace + POWER_OFF
+    if (main_pid := os.environ.get("MAINPID")) is not None:
+        try:
+            extend_deadline(int(main_pid), deadline)
+        except ProcessLookupError:
+            pass  # the VMM has gone
+        except OSError as error:
+            print(f"cannot tell systemd to wait {deadline} s: {error.strerror}", file=sys.stderr)
     try:
         stop_guest(Path(runtime), grace)
     except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):

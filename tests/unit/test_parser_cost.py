@@ -59,7 +59,7 @@ from hypemand.tar import (
     parse_pax,
     read_headers,
 )
-from hypemand.unit.exit import scan_journal
+from hypemand.unit.exit import Findings, scan_journal
 from tests.unit.agent.support import BOOT, DATA, HELLO, HOLE, pack, records
 
 MARGIN = 2.25
@@ -201,7 +201,7 @@ PARSERS: dict[str, Case] = {
     ),
     "boot.tracker:BootTracker.take_line": Case(take_lines, (repeat(LINE), repeat(b"\n"))),
     "unit.exit:scan_journal": Case(
-        lambda d: scan_journal(BOOT, (JournalLine(line, 0, 0) for line in d.split(b"\n"))),
+        lambda d: scan_journal(BOOT, (JournalLine(line, 0, 0) for line in d.split(b"\n")), Findings()),
         (repeat(LINE), repeat(b"qemu-system-x: \n"), repeat(b"Kernel panic")),
     ),
     "agent.report:LineSplitter.feed": Case(

@@ -124,6 +124,19 @@ def test_an_init_has_to_be_named_by_its_path() -> None:
         plan(mode="systemd", cmd=["init"])
 
 
+@pytest.mark.parametrize(
+    ("stop_timeout", "step", "grace"),
+    [(1, 6, 1), (30, 35, 30), (600, 90, 600), (1_000_000, 90, 86400), ("infinity", 90, 86400)],
+)
+def test_no_step_of_an_end_but_the_guests_own_takes_long(
+    stop_timeout: int | str, step: int, grace: int
+) -> None:
+    """systemd.service(5): TimeoutStopSec= bounds each step. The guest's may be longer: ExecStop= says so."""
+    unit = plan(stop_timeout=stop_timeout).unit
+    assert unit.stop_timeout == step
+    assert unit.stop[-1] == str(grace)
+
+
 @pytest.mark.parametrize(("stop_timeout", "grace"), [(30.0, 30), (1.5, 2), (1e6, 86400), (None, 86400)])
 def test_the_program_gets_its_time_in_whole_seconds(stop_timeout: float | None, grace: int) -> None:
     assert stop_grace(stop_timeout) == grace

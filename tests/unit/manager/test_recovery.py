@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -108,6 +108,28 @@ def test_a_helper_that_does_not_end_holds_up_nothing_else(
         assert not unfilled.folder.exists()
         assert kept.folder.exists()
         assert "units that belong to no VM" in caplog.text
+
+    recover(host, scenario)
+
+
+def test_systemd_is_asked_once_for_the_units_that_there_are(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    (host.runtime / "gone").mkdir(parents=True)
+    host.units.live[WEB] = UnitStatus("active")
+    asked: list[str] = []
+
+    async def scenario() -> None:
+        list_vms = host.units.list_vms
+
+        async def count() -> Mapping[str, str]:
+            asked.append("units")
+            return await list_vms()
+
+        host.units.list_vms = count  # type: ignore[method-assign]
+        await host.manager.clean_up()
+        assert asked == ["units"]
+        assert host.units.live == {}
+        assert not (host.runtime / "gone").exists()
 
     recover(host, scenario)
 

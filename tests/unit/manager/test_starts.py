@@ -7,9 +7,11 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ from hypemand.boot.watcher import BootWatcher
 from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig
 from hypemand.config.vmdef import parse_definition
-from hypemand.errors import InsufficientResources
+from hypemand.errors import InsufficientResources, WrongState
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
 from hypemand.state import State
@@ -32,12 +34,15 @@ from tests.unit.manager.fakenetwork import FakeNetworkHost
 @dataclass
 class FakeUnits:
     """systemd's units, as far as a start and an end need them. `taken` runs before the answer to a start,
-    when the unit is there already; `refuse` is the answer, with no unit made."""
+    when the unit is there already; `refuse` is the answer, with no unit made. A unit is loaded, and has no
+    other beside it, while it is `live` (also a failed one) or has processes that are `left`."""
 
     taken: Callable[[UnitPlan], Awaitable[None]] | None = None
     refuse: BusError | None = None
     immortal: bool = False
     live: dict[str, UnitStatus] = field(default_factory=dict)
+    left: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
+    killed: list[str] = field(default_factory=list)
     signals: dict[str, Callable[[str | None], None]] = field(default_factory=dict)
 
     def watch(self, unit: str, callback: Callable[[str | None], None]) -> None:
@@ -58,8 +63,11 @@ class FakeUnits:
     async def start_transient(self, plan: UnitPlan) -> None:
         if self.refuse is not None:
             raise self.refuse
+        unit = f"hypeman-vm-{plan.vm}.service"
+        if unit in self.live or await self.processes(unit):
+            raise BusError(f"Unit {unit} was already loaded or has a fragment file.", errno.EEXIST)
         # no invocation yet: the job is queued
-        self.live[f"hypeman-vm-{plan.vm}.service"] = UnitStatus("activating", "queued")
+        self.live[unit] = UnitStatus("activating", "queued")
         if self.taken is not None:
             await self.taken(plan)
 
@@ -69,11 +77,21 @@ class FakeUnits:
         if self.live.pop(unit, None) is not None and unit in self.signals:
             self.signals[unit]("inactive")
 
-    async def kill(self, unit: str, signal: int) -> None:
-        """It has ended already."""
+    async def kill(self, unit: str, signal: int, *, everything: bool = False) -> None:
+        """The main process has ended already."""
+        if everything:
+            self.killed.append(unit)
+            for process in self.left.get(unit, []):
+                process.send_signal(signal)
+
+    async def processes(self, unit: str) -> list[int]:
+        return [process.pid for process in self.left.get(unit, []) if process.poll() is None]
 
     async def reset_failed(self, unit: str) -> None:
-        """None has."""
+        """As systemd does: it forgets a unit that has failed, unless processes of it are left."""
+        status = self.live.get(unit)
+        if status is not None and status.active_state == "failed" and not await self.processes(unit):
+            del self.live[unit]
 
 
 @dataclass
@@ -127,6 +145,10 @@ def definition() -> Definition:
     return parse_definition(
         "web", {"image": "app", "cmd": ["x"], "disk": "64M", "memory": "96M", "network": "none"}
     )
+
+
+def other_definition() -> Definition:
+    return replace(definition(), memory=2 * definition().memory)
 
 
 def use(folder: Path, scenario: Callable[[Host], Awaitable[None]]) -> None:
@@ -185,6 +207,91 @@ def test_an_answer_that_is_lost_forgets_no_vm_that_runs(tmp_path: Path) -> None:
         assert (host.vms / "web/run.json").exists()
         assert (host.vms / "web/disk.ext4").exists()
         assert (host.runtime / "web").exists()
+
+    use(tmp_path, scenario)
+
+
+WEB = "hypeman-vm-web.service"
+
+
+@contextmanager
+def left_behind(units: FakeUnits, unit: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of a unit of an earlier run, which no signal but SIGKILL ends."""
+    argv = ["sh", "-c", "trap '' TERM; kill -STOP $$"]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as process:
+        units.left[unit] = [process]
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("status", [UnitStatus("failed"), None], ids=["failed", "inactive"])
+def test_a_start_ends_what_is_left_of_an_earlier_run(tmp_path: Path, status: UnitStatus | None) -> None:
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=False)
+        if status is not None:
+            host.units.live[WEB] = status
+        with left_behind(host.units, WEB) as process:
+            await host.manager.start_vm("web")
+            assert process.wait(10) == -signal.SIGKILL
+        assert host.units.live[WEB].active_state == "activating"
+        assert (await host.manager.get_vm("web")).state.is_vmm_active
+
+    use(tmp_path, scenario)
+
+
+def test_a_start_does_nothing_to_a_unit_that_somebody_else_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=False)
+
+        async def reset_failed(_unit: str) -> None:
+            """Between our look and our start."""
+            host.units.live[WEB] = UnitStatus("active", main_pid=os.getpid())
+
+        host.units.live[WEB] = UnitStatus("failed")
+        monkeypatch.setattr(host.units, "reset_failed", reset_failed)
+        with left_behind(host.units, WEB) as process:
+            with pytest.raises(WrongState, match=f"the unit {WEB} is active already"):
+                await host.manager.start_vm("web")
+            assert (host.units.killed, process.poll()) == ([], None)
+        assert (host.vms / "web/disk.ext4").exists()
+
+    use(tmp_path, scenario)
+
+
+def test_a_unit_that_stays_is_an_error_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypemand.manager.leftunit._DEADLINE", 0.05)
+
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=False)
+        host.units.live[WEB] = UnitStatus("failed")
+
+        async def kill(_unit: str, _signal: int, *, everything: bool = False) -> None:
+            """It sleeps in the kernel."""
+
+        monkeypatch.setattr(host.units, "kill", kill)
+        with left_behind(host.units, WEB), pytest.raises(WrongState) as raised:
+            await host.manager.start_vm("web")
+        assert f"systemd still has the unit {WEB} of an earlier run" in raised.value.message
+        assert raised.value.hint.startswith(f"systemctl kill -s KILL {WEB}")
+        assert sorted(path.name for path in (host.vms / "web").iterdir()) == ["vm.json"]
+
+    use(tmp_path, scenario)
+
+
+def test_a_start_that_failed_leaves_no_definition_in_use(tmp_path: Path) -> None:
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=False)
+        host.units.refuse = BusError("no such property", errno.EINVAL)
+        with pytest.raises(BusError):
+            await host.manager.start_vm("web")
+        vm = host.manager.fleet.get("web")
+        defined = await host.manager.inventory.update("web", other_definition(), vm.record.origin)
+        vm.record = defined
+        assert vm.definition_in_use.memory == other_definition().memory
 
     use(tmp_path, scenario)
 

@@ -183,6 +183,23 @@ def test_the_end_is_told_when_all_has_been_passed_on(console: Path, tmp_path: Pa
         os.close(reader)
 
 
+def test_a_journal_that_does_not_read_holds_up_no_end(
+    console: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a journald that stands still: systemd sends SIGTERM to all when the program has ended."""
+    reader, writer = os.pipe()
+    argv = [str(console), str(tmp_path), str(MIB), str(MIB), "/bin/sh", "-c"]
+    argv += ["head -c 300000 /dev/zero | tr '\\0' x; kill -TERM 0"]
+    monkeypatch.setattr("hypemand.unit.exit._CONSOLE_DEADLINE", 30.0)
+    try:
+        with subprocess.Popen(argv, stdout=writer, stderr=writer, start_new_session=True) as process:
+            assert process.wait(20) == -signal.SIGTERM
+        assert await_console(tmp_path)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def test_the_words_of_a_program_that_fails_at_once_are_not_lost(tmp_path: Path) -> None:
     """systemd ends all of its unit then, as here: before the process beside it has run much."""
     late = tmp_path / "late.c"

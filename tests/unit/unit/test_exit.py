@@ -3,18 +3,25 @@
 
 import errno
 import os
+import signal
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hypemand.atomic import write_file
-from hypemand.boot.record import Ending, ExitRecord, find_spare, load_exit_record
+from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, find_spare, load_exit_record
+from hypemand.boot.tracker import BootNotes, dump_notes
+from hypemand.config.definition import Mode
 from hypemand.sentinels import AgentReady, Emergency, EmergencyState, Exit, format_sentinel
 from hypemand.state import Marker
 from hypemand.systemd.journal import JournalLine
 from hypemand.unit import exit as exit_module
-from hypemand.unit.exit import main, scan_journal
+from hypemand.unit.exit import Findings, collect_ending, find_in_time, main, scan_journal
 
 BOOT, OTHER = "a" * 32, "b" * 32
 
@@ -24,15 +31,22 @@ def newest_first(*messages: bytes | str) -> list[JournalLine]:
     return [JournalLine(message, 0.0, 0.0) for message in reversed(lines)]
 
 
+def scan(lines: list[JournalLine]) -> Findings:
+    found = Findings()
+    scan_journal(BOOT, lines, found)
+    assert found.complete
+    return found
+
+
 def test_the_last_report_wins_wherever_it_stands() -> None:
     lines = newest_first(
         format_sentinel(Exit(BOOT, 1, "first")), "noise", format_sentinel(Exit(BOOT, 2, "last")), "more"
     )
-    assert scan_journal(BOOT, lines).report == Exit(BOOT, 2, "last")
+    assert scan(lines).report == Exit(BOOT, 2, "last")
 
 
 def test_a_forged_report_of_another_boot_is_none() -> None:
-    assert scan_journal(BOOT, newest_first(format_sentinel(Exit(OTHER, 0, "fine")))).report is None
+    assert scan(newest_first(format_sentinel(Exit(OTHER, 0, "fine")))).report is None
 
 
 def test_without_a_report_it_finds_markers_panic_and_the_vmms_words() -> None:
@@ -42,7 +56,7 @@ def test_without_a_report_it_finds_markers_panic_and_the_vmms_words() -> None:
         "qemu-system-x86_64: last words",
         b"[    1.0] Kernel panic - not syncing: \x1b[31mAttempted to kill init!\xff",
     )
-    found = scan_journal(BOOT, lines)
+    found = scan(lines)
     assert found.report is None
     assert found.markers == {Marker.AGENT}
     assert found.panic == "Kernel panic - not syncing: ?[31mAttempted to kill init!\N{REPLACEMENT CHARACTER}"
@@ -51,8 +65,114 @@ def test_without_a_report_it_finds_markers_panic_and_the_vmms_words() -> None:
 
 def test_the_newest_word_on_emergency_mode_counts() -> None:
     entered, left = (format_sentinel(Emergency(BOOT, 0, state)) for state in EmergencyState)
-    assert scan_journal(BOOT, newest_first(entered)).emergency is EmergencyState.ENTERED
-    assert scan_journal(BOOT, newest_first(entered, left, "x")).emergency is EmergencyState.LEFT
+    assert scan(newest_first(entered)).emergency is EmergencyState.ENTERED
+    assert scan(newest_first(entered, left, "x")).emergency is EmergencyState.LEFT
+
+
+def flood(hung: threading.Event) -> Iterator[JournalLine]:
+    """What a guest has said last, then more lines than can be read, one of which hangs at last."""
+    yield from newest_first(
+        "Kernel panic - not syncing: the last words", format_sentinel(AgentReady(BOOT, 0))
+    )
+    for _ in range(1000):
+        yield JournalLine(b"and on", 0.0, 0.0)
+    hung.wait(60)
+
+
+def end_in_a_flood(monkeypatch: pytest.MonkeyPatch, state: Path, *, result: str = "success") -> Ending:
+    """How a run ended whose journal cannot be read in time."""
+    hung = threading.Event()
+
+    def read(boot: str, found: Findings) -> None:
+        scan_journal(boot, flood(hung), found)
+
+    monkeypatch.setattr(exit_module, "find_in_time", lambda boot, end: find_in_time(boot, end, read))
+    monkeypatch.setattr(exit_module, "_systemctl", lambda *_args, **_options: b"")
+    monkeypatch.setenv("SERVICE_RESULT", result)
+    monkeypatch.setenv("EXIT_CODE", "exited")
+    monkeypatch.setenv("EXIT_STATUS", "0")
+    deadline = time.monotonic() + 0.3
+    try:
+        return collect_ending(BOOT, "hypeman-vm-web.service", state, 15, True, Mode.EXEC, deadline)
+    finally:
+        hung.set()
+
+
+def test_what_was_found_in_time_counts_and_the_record_says_that_it_is_not_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = end_in_a_flood(monkeypatch, tmp_path)
+    assert (ending.panic, ending.complete) == ("Kernel panic - not syncing: the last words", False)
+    record = derive_exit_record(BOOT, ending, 0.0)
+    assert (record.code, record.success, record.status) == (None, False, 1)
+    assert record.message == f"{ending.panic}; not all of its lines in the journal could be read"
+
+
+def test_of_a_timeout_no_marker_is_called_missing_that_may_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = derive_exit_record(BOOT, end_in_a_flood(monkeypatch, tmp_path, result="timeout"), 0.0)
+    assert "was not seen" not in record.message
+    assert record.message.startswith("it did not boot, or did not power off, in time and was ended by force;")
+
+
+def test_the_daemons_notes_have_what_was_not_read_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = BootNotes(BOOT, exit=Exit(BOOT, 3, "exited with code 3"))
+    (tmp_path / "boot.json").write_bytes(dump_notes(notes))
+    record = derive_exit_record(BOOT, end_in_a_flood(monkeypatch, tmp_path), 0.0)
+    assert (record.code, record.message, record.status) == (3, "exited with code 3", 3)
+
+
+def test_a_journal_that_cannot_be_opened_is_not_one_that_has_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_boot: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(exit_module, "synchronize_journal", lambda _deadline: False)
+    monkeypatch.setattr(exit_module, "BootJournal", fail)
+    assert not find_in_time(BOOT, time.monotonic() + 20).complete
+    assert "cannot read the journal" in capsys.readouterr().err
+
+
+def run_helper(state: Path, prepare: str) -> subprocess.CompletedProcess[bytes]:
+    """ExecStopPost= as a process, in which this is done first."""
+    script = f"""
+import runpy, signal, sys, time, hypemand.atomic as atomic, hypemand.systemd.journal as journal
+def hang(*_args, **_options):
+    time.sleep(600)
+{prepare}
+runpy.run_module("hypemand.unit.exit", run_name="__main__", alter_sys=True)
+"""
+    how = [str(state), "hypeman-vm-web.service", "15", "1", "exec", str(state / "run/vms/web")]
+    return subprocess.run(
+        [sys.executable, "-c", script, *how],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "INVOCATION_ID": BOOT},
+        timeout=60,
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_a_journal_that_never_answers_does_not_hold_the_process(tmp_path: Path) -> None:
+    (tmp_path / "boot.json").write_bytes(
+        dump_notes(BootNotes(BOOT, exit=Exit(BOOT, 3, "exited with code 3")))
+    )
+    done = run_helper(tmp_path, "journal.BootJournal = hang")
+    assert (done.returncode, done.stderr) == (3, b"")
+    record = load_exit_record(tmp_path / "exit.json")
+    assert record is not None
+    assert (record.code, record.message) == (3, "exited with code 3")
+
+
+def test_whatever_hangs_ends_at_last_and_is_a_failure(tmp_path: Path) -> None:
+    """As systemd has it: ExecStopPost= that a signal has ended."""
+    quick = "alarm = signal.alarm; signal.alarm = lambda seconds: alarm(3 if seconds == 120 else 600)"
+    done = run_helper(tmp_path, f"journal.BootJournal = atomic.write_file = hang; {quick}")
+    assert done.returncode == -signal.SIGALRM
 
 
 def end_a_run(monkeypatch: pytest.MonkeyPatch, state: Path, runtime: Path) -> int:

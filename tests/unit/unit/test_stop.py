@@ -4,6 +4,7 @@
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.sockets import hold_socket
+from hypemand.unit import stop
 
 
 @contextmanager
@@ -64,7 +66,8 @@ def paused_vmm(folder: Path) -> Iterator[list[bytes]]:
 def run_stop(folder: Path) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-m", "hypemand.unit.stop", str(folder), "27"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=30, check=False)
+    env = {name: value for name, value in os.environ.items() if name != "MAINPID"}
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_the_guest_is_told_and_the_end_awaited(tmp_path: Path) -> None:
@@ -122,3 +125,37 @@ def test_a_socket_of_another_user_is_refused(tmp_path: Path) -> None:
             hold_socket(tmp_path / "stop.sock", 12345),
         ):
             pass
+
+
+def test_systemd_is_told_to_wait_as_long_as_the_guest_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = tmp_path / "notify"
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(manager))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        listener.settimeout(20)
+        monkeypatch.setattr("hypemand.systemd.notify._NOTIFY_SOCKET", str(manager))
+        monkeypatch.setenv("MAINPID", str(os.getpid()))
+        monkeypatch.setattr(sys, "argv", ["stop", str(tmp_path), "86400"])
+        with stop_port(tmp_path / "stop.sock", heard):
+            assert stop.main() == 0
+        words, ancillary, _flags, _address = listener.recvmsg(4096, 256)
+    assert words == b"EXTEND_TIMEOUT_USEC=86405000000"
+    ((_level, _kind, credentials),) = ancillary
+    assert struct.unpack("iII", credentials)[0] == os.getpid()
+    assert heard == [b"poweroff 86400\n"]
+
+
+def test_a_systemd_that_cannot_be_told_keeps_no_guest_from_being_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[bytes] = []
+    monkeypatch.setattr("hypemand.systemd.notify._NOTIFY_SOCKET", str(tmp_path / "none"))
+    monkeypatch.setenv("MAINPID", str(os.getpid()))
+    monkeypatch.setattr(sys, "argv", ["stop", str(tmp_path), "27"])
+    with stop_port(tmp_path / "stop.sock", heard):
+        assert stop.main() == 0
+    assert heard == [b"poweroff 27\n"]
+    assert "cannot tell systemd to wait 32 s" in capsys.readouterr().err

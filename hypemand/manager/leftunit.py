@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A unit of an earlier run that systemd has not unloaded, since it has failed or has processes left: it is
+cleared away, so that its VM can be started."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+
+from hypemand.errors import WrongState
+from hypemand.systemd.bus import BusError
+from hypemand.systemd.units import UnitPlan, Units, unit_name
+
+_log = logging.getLogger(__name__)
+# for processes to end by SIGKILL: all do at once but those that the kernel holds
+_DEADLINE = 5.0
+# what forks while it is being killed is looked for again
+_ROUNDS = 3
+
+
+async def start_unit(units: Units, plan: UnitPlan) -> None:
+    """Make and start a VM's unit; back when systemd has taken the job. A unit that is there already, and is
+    over, is cleared away first. WrongState if that is not possible, or it is not over; BusError."""
+    unit = unit_name(plan.vm)
+    try:
+        await units.start_transient(plan)
+    except BusError as error:
+        if error.number != errno.EEXIST:
+            raise
+    else:
+        return
+    await _clear(units, unit)
+    try:
+        await units.start_transient(plan)
+    except BusError as error:
+        if error.number != errno.EEXIST:
+            raise
+        raise WrongState(
+            f"systemd still has the unit {unit} of an earlier run: {error.message}",
+            hint=f"systemctl kill -s KILL {unit}; systemctl reset-failed {unit}",
+        ) from None
+
+
+async def _clear(units: Units, unit: str) -> None:
+    """End what is left of the unit. WrongState, and nothing is done, if it is not over."""
+    status = await units.status(unit)
+    if status.is_live:
+        raise WrongState(f"the unit {unit} is {status.active_state} already", hint=f"systemctl status {unit}")
+    _log.warning("systemd still has the unit %s of an earlier run: ending what is left of it", unit)
+    try:
+        async with asyncio.timeout(_DEADLINE):
+            for _ in range(_ROUNDS):
+                pids = await units.processes(unit)
+                if not pids:
+                    break
+                await _kill(units, unit, pids)
+    except TimeoutError:
+        _log.error("processes of the unit %s do not end by SIGKILL", unit)
+    await units.reset_failed(unit)
+
+
+async def _kill(units: Units, unit: str, pids: Iterable[int]) -> None:
+    """Kill all processes of the unit, and wait for the end of these."""
+    loop = asyncio.get_running_loop()
+    with ExitStack() as stack:
+        ends = []
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                fd = os.pidfd_open(pid)
+                stack.callback(os.close, fd)
+                end = asyncio.Event()
+                loop.add_reader(fd, end.set)
+                stack.callback(loop.remove_reader, fd)
+                ends.append(end)
+        await units.kill(unit, signal.SIGKILL, everything=True)
+        for end in ends:
+            await end.wait()
