@@ -213,6 +213,25 @@ def test_an_image_that_went_while_a_vm_was_made_is_noticed(tmp_path: Path, layou
     drive(tmp_path, layout, scenario)
 
 
+def test_who_only_looks_waits_for_nobody_who_chooses_an_image(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, _registry: FakeRegistry) -> None:
+        image = await images.have(NAME, "", ImagePull.MISSING)
+        async with images.choosing:  # as long as a start reads and writes records
+            async with asyncio.timeout(20):
+                for every, expected in ((True, [image.digest]), (False, [])):
+                    found = await images.prune_images(every=every, dry_run=True)
+                    assert [pruned.digest for pruned in found] == expected
+                assert [info.name for info in await images.list_images()] == [NAME]
+                assert (await images.get_image(NAME)).digest == image.digest
+            pruning = asyncio.create_task(images.prune_images(every=True, dry_run=False))
+            await asyncio.wait([pruning], timeout=0.2)
+            assert not pruning.done(), "who removes images does wait"
+            assert (await images.get_image(NAME)).digest == image.digest
+        assert [pruned.digest for pruned in await pruning] == [image.digest]
+
+    drive(tmp_path, layout, scenario)
+
+
 def test_credentials_are_in_memory_for_one_pull(tmp_path: Path, layout: Path) -> None:
     async def scenario(images: Images, registry: FakeRegistry) -> None:
         await images.pull_image(NAME, Credentials("me", "secret"))
