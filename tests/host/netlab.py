@@ -147,6 +147,13 @@ class Place:
         argv = [self.probe, direction, address, str(port), str(amount)]
         return amount / (int(self.run(*argv, timeout=120).stdout) / 1e9)
 
+    def open_flows(self, address: str, port: int, seconds: float) -> int:
+        """How many connections are answered there of all that are tried in this time, one after the other."""
+        words = [self.probe, "flows", address, str(port), str(round(seconds * 1000))]
+        answered, tried = map(int, self.run(*words, timeout=seconds + 60).stdout.split())
+        assert tried > answered / 2
+        return answered
+
     @contextlib.contextmanager
     def talk(self, address: str, port: int = PORT) -> Iterator[Talk]:
         """A connection that lasts as long as the block."""
