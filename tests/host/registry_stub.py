@@ -2,12 +2,14 @@
 """A registry that misbehaves: `registry_stub.py PORT LAYOUT LOG` serves the image of an OCI layout over HTTP.
 
 The first word of a repository says how: `good/…` as it is, `half/…` breaks off in the middle of each layer,
-`hang/…` sends half of each and then nothing. Each request is a line in LOG.
+`hang/…` sends half of each and then nothing, `drip/…` half of each and then some bytes a second for ever.
+Each request is a line in LOG.
 """
 
 import json
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +18,8 @@ DESCRIPTOR = json.loads((LAYOUT / "index.json").read_text())["manifests"][0]
 MANIFEST = json.loads((LAYOUT / "blobs/sha256" / DESCRIPTOR["digest"][7:]).read_text())
 LAYERS = {layer["digest"] for layer in MANIFEST["layers"]}
 LOCK = threading.Lock()
+# bytes, and seconds between: with an hour for a pull it would not end before that
+DRIP, DRIP_SECONDS = 16, 0.5
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -53,6 +57,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if mood == "hang":
             threading.Event().wait()
+        if mood == "drip":
+            for start in range(len(data) // 2, len(data), DRIP):
+                time.sleep(DRIP_SECONDS)  # what it does to its clients
+                self.wfile.write(data[start : start + DRIP])
         self.close_connection = mood != "good"
 
     def log_message(self, format: str, *args: object) -> None:
