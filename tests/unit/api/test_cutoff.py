@@ -95,9 +95,10 @@ def test_uploads_that_are_cut_off_leave_nothing_open_and_write_to_nothing_that_i
             before = len(list(list_open(tmp_path)))
             await cut_off_many(api, dice)
             end = time.monotonic() + SETTLED
-            while len(list(list_open(tmp_path))) > before and time.monotonic() < end:
-                await asyncio.sleep(0.05)  # threads close them
             opened = Counter(list_open(tmp_path))
+            while opened.total() > before and time.monotonic() < end:
+                await asyncio.sleep(0.05)
+                opened = Counter(list_open(tmp_path))
             assert (opened["NAMELESS"], opened.total()) == (0, before), opened
             assert api.manager.files.copies_open == 0
             assert (await api.ask("GET", "/health")).status == 200

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from hypemand.manager import volumes as volumes_module
 from hypemand.config.definition import MIB
+from hypemand.manager import volumes as volumes_module
 from hypemand.manager.images import Images
 from hypemand.manager.looks import SharedLook
 from hypemand.manager.space import SpaceKind, SpaceReport, SpaceUse, measure_space
@@ -215,9 +215,7 @@ async def measure_after(
     return await first, await second
 
 
-def test_the_space_is_measured_again_after_a_removal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_space_is_measured_again_after_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(host: Host) -> None:
         images = Images(ImageStore(tmp_path / "images", ()), cast(Any, SimpleNamespace(cancel=no_pull)))
         images.on_freed = host.manager.disk_watch.note_removal
