@@ -43,11 +43,11 @@ echo "the disk is written"
 
 
 @contextmanager
-def small_file_system(host: TestHost, vms: Vms, ballast: str) -> Iterator[None]:
-    """Disks and volumes are on a file system of 64 MiB in this block, of which `ballast` is taken."""
+def small_file_system(host: TestHost, vms: Vms, ballast: str, size: str = "64M") -> Iterator[None]:
+    """Disks and volumes are on a file system of that size in this block, of which `ballast` is taken."""
     with vms.without_daemon():
         host.shell(f"""
-            mkdir {SMALL}; mount -t tmpfs -o size=64M,mode=711 small {SMALL}
+            mkdir {SMALL}; mount -t tmpfs -o size={size},mode=711 small {SMALL}
             for place in {VOLUMES} {DISKS}; do
                 mkdir -m 711 {SMALL}/${{place##*/}}; mount --bind {SMALL}/${{place##*/}} $place
             done
@@ -119,11 +119,11 @@ def test_a_boot_that_a_full_file_system_stops_has_its_deadline_extended(host: Te
 
 def test_how_a_vm_ended_is_known_although_the_disk_was_full(host: TestHost, vms: Vms) -> None:
     why = "the guest did not power off in time and was ended by force"
-    with small_file_system(host, vms, "1M"):
-        name = vms.run("deaf", IS_DEAF, disk="16M", stop_timeout="5s")
+    with small_file_system(host, vms, "1M", "96M"):
+        name = vms.run("deaf", IS_DEAF, stop_timeout="5s")
         vms.wait_console(name, "up")
         # it can write what it wants, and nobody else can write anything
-        host.shell(f"fallocate -l 16M {DISKS}/{name}/disk.ext4")
+        host.shell(f"fallocate -l 64M {DISKS}/{name}/disk.ext4")
         host.shell(f"dd if=/dev/zero of={BALLAST}.more bs=4k 2>/dev/null || true")
         assert host.shell(f"df --output=avail {DISKS} | tail -n 1").stdout.split() == ["0"]
         stopped = vms.ctl("stop", "--result", name, check=False)
