@@ -11,7 +11,7 @@ import pytest
 
 from tests.host.faults import ctl, host_config
 from tests.host.machine import TestHost
-from tests.host.vms import END_DEADLINE, HAS_LAST_WORDS, IS_DEAF, Vms, stuck_guests
+from tests.host.vms import END_DEADLINE, HAS_LAST_WORDS, Vms, stuck_guests
 
 SMALL = "/srv/small"
 BALLAST = f"{SMALL}/ballast"
@@ -120,12 +120,14 @@ def test_a_boot_that_a_full_file_system_stops_has_its_deadline_extended(host: Te
 def test_how_a_vm_ended_is_known_although_the_disk_was_full(host: TestHost, vms: Vms) -> None:
     why = "the guest did not power off in time and was ended by force"
     with small_file_system(host, vms, "1M", "96M"):
-        name = vms.run("deaf", IS_DEAF, stop_timeout="5s")
+        name = vms.run("deaf", stop_timeout="5s")
         vms.wait_console(name, "up")
         # it can write what it wants, and nobody else can write anything
         host.shell(f"fallocate -l 64M {DISKS}/{name}/disk.ext4")
         host.shell(f"dd if=/dev/zero of={BALLAST}.more bs=4k 2>/dev/null || true")
         assert host.shell(f"df --output=avail {DISKS} | tail -n 1").stdout.split() == ["0"]
+        # it hears of no order, so that systemd has to end it
+        host.run(["kill", "-STOP", vms.unit(name, "MainPID")["MainPID"]])
         stopped = vms.ctl("stop", "--result", name, check=False)
         assert (stopped.code, stopped.stderr) == (1, f"hypemanctl: {name} has failed: {why}\n")
         assert vms.unit(name, "Result")["Result"] == "timeout"
