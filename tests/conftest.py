@@ -31,6 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "suite" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--suite") or list(Suite)
+        if metafunc.definition.get_closest_marker("one_release"):
+            chosen = chosen[-1:]
         metafunc.parametrize("suite", [Suite(name) for name in chosen], ids=str, scope="session")
 
 
@@ -39,6 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "host: needs a booted Debian (set by itself where the fixture `suite` is used)"
+    )
+    config.addinivalue_line(
+        "markers",
+        "one_release: takes a minute and more, and tests nothing that is Debian's: on the last alone",
     )
     config.addinivalue_line(
         "markers", "netns: sends through the kernel, some for seconds (set by itself, as by `host_namespace`)"

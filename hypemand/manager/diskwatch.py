@@ -74,6 +74,8 @@ class DiskWatch:
         self._fleet = fleet
         self._clock = clock
         self.read_rooms: Callable[[Iterable[Path], Iterable[Path]], dict[Path, Room]] = read_rooms
+        # what else is to know that something was removed
+        self.on_removal: list[Callable[[], None]] = []
         self._levels: dict[Path, Level] = {}
         self._tries: dict[Session, Backoff] = {}
         self._wanted = False
@@ -84,6 +86,12 @@ class DiskWatch:
         self._wanted = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="disk watch")
+
+    def note_removal(self) -> None:
+        """The daemon has removed something that took space."""
+        for note in self.on_removal:
+            note()
+        self.look_soon()
 
     async def close(self) -> None:
         """Look no more."""

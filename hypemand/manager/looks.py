@@ -10,28 +10,40 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
+class _Look(Generic[T]):
+    """One look, and how many wait for it. It ends when nobody does any more."""
+
+    def __init__(self, task: asyncio.Task[T]) -> None:
+        self.task = task
+        self.callers = 0
+
+    async def wait(self) -> T:
+        self.callers += 1
+        try:
+            return await asyncio.shield(self.task)
+        finally:
+            self.callers -= 1
+            if self.callers == 0:
+                self.task.cancel()
+
+
 class SharedLook(Generic[T]):
-    """One look at a time: who asks while one is under way gets its result too. It ends when nobody waits for
-    it any more. So a hundred clients who ask at once cost PID 1 and the disk as much as one."""
+    """One look at a time: who asks while one is under way gets its result too, so a hundred clients who ask
+    at once cost PID 1 and the disk as much as one. `outdate` when what is looked at was changed."""
 
     def __init__(self, name: str, look: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._name = name
         self._look = look
-        self._task: asyncio.Task[T] | None = None
-        self._callers = 0
+        self._current: _Look[T] | None = None
 
     async def take(self) -> T:
         """What the look finds, or raises."""
-        task = self._task
-        if task is None or task.done():
-            task = self._task = asyncio.create_task(self._look(), name=self._name)
-            self._callers = 0
-        self._callers += 1
-        try:
-            return await asyncio.shield(task)
-        finally:
-            if task is self._task:
-                self._callers -= 1
-                if self._callers == 0:
-                    self._task = None
-                    task.cancel()
+        current = self._current
+        if current is None or current.callers == 0 or current.task.done():
+            current = self._current = _Look(asyncio.create_task(self._look(), name=self._name))
+        return await current.wait()
+
+    def outdate(self) -> None:
+        """Who asks from now on has a look that begins after this. One that is under way goes on for those who
+        wait for it."""
+        self._current = None

@@ -191,7 +191,7 @@ class Pulls:
         self._pulls: dict[str, Pull] = {}
         # Their own threads: a pull takes minutes, and starts of VMs wait for none.
         self.threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="image")
-        # pulls that have no thread yet
+        # pulls that have no thread yet, or wait for another one of the same content
         self._waiting: set[str] = set()
 
     def find(self, name: str) -> Pull | None:
@@ -241,10 +241,14 @@ class Pulls:
         def tell(told: Told) -> None:
             loop.call_soon_threadsafe(pull.take, told)
 
+        def wait(is_waiting: bool) -> None:
+            change = self._waiting.add if is_waiting else self._waiting.discard
+            loop.call_soon_threadsafe(change, pull.name)
+
         def make() -> Image:
-            loop.call_soon_threadsafe(self._waiting.discard, pull.name)
+            wait(False)
             with self._credentials(pull.name, credentials) as file:
-                return make_image(self._store, pull.name, pull.tools, tell=tell, credentials=file)
+                return make_image(self._store, pull.name, pull.tools, tell=tell, waits=wait, credentials=file)
 
         self._waiting.add(pull.name)
         work = loop.run_in_executor(self.threads, make)

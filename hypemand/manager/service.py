@@ -87,7 +87,7 @@ class VmManager:
             lambda: self.config, self.fleet, records, images, claims, self.networks, self._names, units
         )
         self.disk_watch = DiskWatch(lambda: self.config, self.fleet)
-        images.on_freed = self.disk_watch.look_soon
+        images.on_freed = self.disk_watch.note_removal
         self._all = SharedLook("look at all VMs", self._look_at_all)
         # helper VMs of a daemon before this one
         self._cut_off: set[str] = set()
@@ -356,7 +356,7 @@ class VmManager:
                 self.fleet.remove(vm)
                 vm.mark_deleted()
                 self.networks.tell()
-                self.disk_watch.look_soon()
+                self.disk_watch.note_removal()
 
     # starting
 

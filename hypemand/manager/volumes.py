@@ -46,6 +46,7 @@ class ApiVolumes:
         self._claims = manager.claims
         self._lock = asyncio.Lock()
         self._space = SharedLook("space", self._measure_space)
+        manager.disk_watch.on_removal.append(self._space.outdate)
 
     def _view(self, volume: Volume) -> VolumeView:
         return VolumeView(
@@ -111,7 +112,7 @@ class ApiVolumes:
             )
         with self._claims.work_on(volume, "removed"):
             await _work(partial(self._store.remove, volume))
-        self._manager.disk_watch.look_soon()
+        self._manager.disk_watch.note_removal()
 
     async def resize_volume(self, ref: str, size: int) -> VolumeView:
         """See `VolumeService`."""

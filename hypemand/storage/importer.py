@@ -63,6 +63,8 @@ class Told:
 
 
 Tell = Callable[[Told], None]
+# Is a content waited for that somebody else makes? Called when that has another answer.
+Waits = Callable[[bool], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class _Work:
     room: RoomWatch
 
 
-def _tell_nobody(_told: Told) -> None:
+def _tell_nobody(_told: Told | bool) -> None:
     pass
 
 
@@ -133,6 +135,7 @@ def pull_image(
     tools: Tools | None = None,
     *,
     tell: Tell = _tell_nobody,
+    waits: Waits = _tell_nobody,
     credentials: Path | None = None,
 ) -> Image:
     """Have the image that `name` stands for now in its registry. A content that is there already is not
@@ -145,7 +148,7 @@ def pull_image(
         fetched.mkdir(mode=0o700)
         registry = Registry(name, tools, fetched, credentials)
         digest = registry.find_digest()
-        with store.making(digest):
+        with store.making(digest, waits, tools.check):
             if store.find_content(digest) is not None:
                 return store.bind(name, digest)
             work = _Work(store, name, f"docker://{name}", staging, tools, tell, True, room)
@@ -179,6 +182,7 @@ def make_image(
     tools: Tools | None = None,
     *,
     tell: Tell = _tell_nobody,
+    waits: Waits = _tell_nobody,
     credentials: Path | None = None,
 ) -> Image:
     """Have what `name` stands for now, wherever that is: in a registry or at a path of this host."""
@@ -186,7 +190,7 @@ def make_image(
     if reference.transport is Transport.BUILTIN:
         return store.get_image(name)
     if reference.transport is Transport.REGISTRY:
-        return pull_image(store, name, tools, tell=tell, credentials=credentials)
+        return pull_image(store, name, tools, tell=tell, waits=waits, credentials=credentials)
     source = f"{reference.transport}:{reference.path}"
     return import_image(store, reference.name, source, tools, tell=tell, moves=True)
 

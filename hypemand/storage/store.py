@@ -36,6 +36,8 @@ from hypemand.storage.references import (
 
 NAMES = "names.json"
 _VERSION = 1
+# seconds: who waits for a content that somebody else makes looks so often whether that is still wanted
+_LOOK_AGAIN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,12 +254,27 @@ class ImageStore:
         return removed
 
     @contextmanager
-    def making(self, digest: str) -> Iterator[None]:
-        """While this is held nobody else makes that content: several names may stand for it."""
+    def making(
+        self,
+        digest: str,
+        waits: Callable[[bool], None] = lambda _is_waiting: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Iterator[None]:
+        """While this is held nobody else makes that content: several names may stand for it. `waits` is told
+        when that of somebody else is waited for and when it is over, `check` raises what ends the wait."""
         with self._changing:
             lock = self._making.setdefault(digest, threading.Lock())
-        with lock:
+        if not lock.acquire(blocking=False):
+            waits(True)
+            try:
+                while not lock.acquire(timeout=_LOOK_AGAIN):
+                    check()
+            finally:
+                waits(False)
+        try:
             yield
+        finally:
+            lock.release()
 
     def add_image(self, staged: Path, image: Image) -> Image:
         """Put a finished folder into the store, and let its name stand for it. Somebody may have added the

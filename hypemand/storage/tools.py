@@ -140,6 +140,9 @@ class Tools(Protocol):
     def cancel(self) -> None:
         """End what runs, called from another thread; what would come after it is not begun."""
 
+    def check(self) -> None:
+        """Raise WrongState if this was cancelled."""
+
 
 def _environment(folder: Path, env: Mapping[str, str] | None = None) -> dict[str, str]:
     return {"TMPDIR": os.fspath(folder), "HOME": os.fspath(folder), **(env or {})}
@@ -158,6 +161,10 @@ class DirectTools:
     def cancel(self) -> None:
         """See `Tools`."""
         self._cancelled.set()
+
+    def check(self) -> None:
+        """See `Tools`."""
+        _check(self._cancelled)
 
     def fetch(
         self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None
@@ -194,6 +201,10 @@ class UnitTools:
         """See `Tools`."""
         self._cancelled.set()
         stop_units(self.unit)
+
+    def check(self) -> None:
+        """See `Tools`."""
+        _check(self._cancelled)
 
     def fetch(
         self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None

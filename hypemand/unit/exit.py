@@ -50,6 +50,7 @@ _CONSOLE_DEADLINE = 2.0
 _JOURNALD_DEADLINE = 1.0
 # For all that is done here: units that an earlier version of hypemand has made may have no TimeoutStopSec=.
 _LAST_DEADLINE = 120
+_MACHINES = Path("/run/systemd/machines")
 
 
 @dataclass(slots=True)
@@ -116,6 +117,23 @@ def await_console(runtime: Path) -> bool:
         return bool(waiting.poll(_CONSOLE_DEADLINE * 1000))
     finally:
         os.close(mark)
+
+
+def forget_machine(unit: str, machine: str, records: Path = _MACHINES) -> None:
+    """Remove what systemd-machined keeps of this run, for the case that it is not running, as when D-Bus was
+    restarted. When it is started again it stops the unit of each machine whose leader has gone (systemd 257,
+    manager_gc), by the unit's name: by then that may be the next run's. One that runs has it in memory, and
+    removes it by itself."""
+    link = records / f"unit:{unit}"
+    try:
+        # a container may have the same name
+        if os.readlink(link) == machine:
+            (records / machine).unlink(missing_ok=True)
+            link.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        print(f"systemd-machined still has a record of {machine}: {error}", file=sys.stderr)
 
 
 def _systemctl(*arguments: str, deadline: float = _SYSTEMCTL_DEADLINE) -> bytes:
@@ -242,6 +260,7 @@ def main() -> int:
     state, unit, stop_signal, guest_agent, mode, runtime = sys.argv[1:_ARGUMENTS]
     boot = os.environ["INVOCATION_ID"]
     deadline = time.monotonic() + _EVIDENCE_DEADLINE
+    forget_machine(unit, Path(runtime).name)
     await_console(Path(runtime))
     how = (int(stop_signal), guest_agent == "1", Mode(mode))
     ending = collect_ending(boot, unit, Path(state), *how, deadline)

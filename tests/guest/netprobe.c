@@ -8,6 +8,8 @@
  *   nag ADDRESS PORT                    ask by UDP ten times a second, from one port; a line for each time
  *   upload|download ADDRESS PORT BYTES  print nanoseconds: to the server's word that it has them all, or from
  *                                       the first to the last byte
+ *   flows ADDRESS PORT MS               open as many connections as there can be in this time, and end each
+ *                                       when it is answered or refused; print how many were, and were tried
  *   talk ADDRESS PORT                   lines of stdin over one connection, each printed once it is back
  *   send INTERFACE HEX...               these frames, as they are
  *   watch INTERFACE                     "watching", then a line for each frame: `in HEX` or `out HEX`
@@ -38,7 +40,9 @@ enum {
     CHUNK = 65536,
     LINE_MAX_BYTES = 256,
     RETRY_MS = 200,
-    REFUSED_MS = 5000
+    REFUSED_MS = 5000,
+    FLOWS = 32,
+    FLOWS_MS = 100
 };
 
 static unsigned char chunk[CHUNK];
@@ -294,6 +298,54 @@ static int transfer(const char *verb, char **words)
     return printf("%lld\n", (long long)(now_ns() - start)) < 0;
 }
 
+/* Wait for answers to what has been begun, not long; the number of those that came. */
+static unsigned await_answers(struct pollfd *begun, nfds_t count)
+{
+    unsigned answered = 0;
+    int64_t late = now_ns() + (int64_t)FLOWS_MS * 1000000;
+    for (int64_t left = late - now_ns(); left > 0 && answered < count; left = late - now_ns()) {
+        if (poll(begun, count, (int)(left / 1000000) + 1) <= 0)
+            continue;
+        for (nfds_t i = 0; i < count; i++) {
+            if (begun[i].fd < 0 || begun[i].revents == 0)
+                continue;
+            (void)close(begun[i].fd);
+            begun[i].fd = -1;
+            answered++;
+        }
+    }
+    for (nfds_t i = 0; i < count; i++) {
+        if (begun[i].fd >= 0)
+            (void)close(begun[i].fd);
+    }
+    return answered;
+}
+
+static int flows(char **words)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
+    struct addrinfo *found = NULL;
+    unsigned answered = 0;
+    unsigned tried = 0;
+    if (getaddrinfo(words[0], words[1], &hints, &found) != 0)
+        fail("address");
+    int64_t end = now_ns() + atoll(words[2]) * 1000000;
+    while (now_ns() < end) {
+        struct pollfd begun[FLOWS];
+        for (nfds_t i = 0; i < FLOWS; i++) {
+            int file = socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+            if (file < 0)
+                fail("socket");
+            (void)connect(file, found->ai_addr, found->ai_addrlen);
+            begun[i] = (struct pollfd){.fd = file, .events = POLLOUT};
+        }
+        tried += FLOWS;
+        answered += await_answers(begun, FLOWS);
+    }
+    freeaddrinfo(found);
+    return printf("%u %u\n", answered, tried) < 0;
+}
+
 static int talk(char **words)
 {
     char line[LINE_MAX_BYTES];
@@ -366,6 +418,8 @@ int main(int argc, char **argv)
         nag(argv + 2);
     if ((strcmp(verb, "upload") == 0 || strcmp(verb, "download") == 0) && argc == 5)
         return transfer(verb, argv + 2);
+    if (strcmp(verb, "flows") == 0 && argc == 5)
+        return flows(argv + 2);
     if (strcmp(verb, "talk") == 0 && argc == 4)
         return talk(argv + 2);
     if (strcmp(verb, "send") == 0)

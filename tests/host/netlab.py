@@ -147,6 +147,12 @@ class Place:
         argv = [self.probe, direction, address, str(port), str(amount)]
         return amount / (int(self.run(*argv, timeout=120).stdout) / 1e9)
 
+    def open_flows(self, address: str, port: int, seconds: float) -> int:
+        """How many connections are answered there, or refused, of all that are tried in this time."""
+        words = [self.probe, "flows", address, str(port), str(round(seconds * 1000))]
+        answered, _tried = self.run(*words, timeout=seconds + 60).stdout.split()
+        return int(answered)
+
     @contextlib.contextmanager
     def talk(self, address: str, port: int = PORT) -> Iterator[Talk]:
         """A connection that lasts as long as the block."""

@@ -2,20 +2,26 @@
 """A registry that misbehaves: `registry_stub.py PORT LAYOUT LOG` serves the image of an OCI layout over HTTP.
 
 The first word of a repository says how: `good/…` as it is, `half/…` breaks off in the middle of each layer,
-`hang/…` sends half of each and then nothing. Each request is a line in LOG.
+`hang/…` sends half of each and then nothing, `drip/…` half of each and then some bytes a second for ever.
+Each request is a line in LOG.
 """
 
+import hashlib
 import json
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 PORT, LAYOUT, LOG = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 DESCRIPTOR = json.loads((LAYOUT / "index.json").read_text())["manifests"][0]
-MANIFEST = json.loads((LAYOUT / "blobs/sha256" / DESCRIPTOR["digest"][7:]).read_text())
+RAW = (LAYOUT / "blobs/sha256" / DESCRIPTOR["digest"][7:]).read_bytes()
+MANIFEST = json.loads(RAW)
 LAYERS = {layer["digest"] for layer in MANIFEST["layers"]}
 LOCK = threading.Lock()
+# bytes, and seconds between: with an hour for a pull it would not end before that
+DRIP, DRIP_SECONDS = 16, 0.5
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -33,8 +39,11 @@ class Handler(BaseHTTPRequestHandler):
         if words == ["v2"]:
             self._send(b"{}", "application/json")
         elif words[-2] == "manifests":
-            digest = DESCRIPTOR["digest"]
-            self._send((LAYOUT / "blobs/sha256" / digest[7:]).read_bytes(), DESCRIPTOR["mediaType"], digest)
+            # a content of its own for each repository that drips: what is pulled already is not pulled again
+            named = {"annotations": {"repository": words[2]}} if words[1] == "drip" else {}
+            data = json.dumps({**MANIFEST, **named}).encode() if named else RAW
+            digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            self._send(data, DESCRIPTOR["mediaType"], digest)
         else:
             data = (LAYOUT / "blobs/sha256" / words[-1][7:]).read_bytes()
             mood = words[1] if words[-1] in LAYERS else "good"
@@ -53,6 +62,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if mood == "hang":
             threading.Event().wait()
+        if mood == "drip":
+            for start in range(len(data) // 2, len(data), DRIP):
+                time.sleep(DRIP_SECONDS)  # what it does to its clients
+                self.wfile.write(data[start : start + DRIP])
         self.close_connection = mood != "good"
 
     def log_message(self, format: str, *args: object) -> None:

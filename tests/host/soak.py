@@ -82,11 +82,18 @@ class Victim(StrEnum):
     NETWORK = "hypemand-network.service"
 
 
-# argv: names. Kills the VMM of the first that has one, and prints its name.
+# argv: names. Kills the VMM of the first that has one, and prints its name and process id.
 KILL_VMM = """
 for name; do
     pid=$(systemctl show --value --property=MainPID "hypeman-vm-$name.service")
-    if [ "$pid" -gt 0 ] 2>/dev/null && kill -KILL "$pid"; then echo "$name"; break; fi
+    if [ "$pid" -gt 0 ] 2>/dev/null && kill -KILL "$pid"; then echo "$name $pid"; break; fi
+done
+"""
+# argv: name and process id, again and again. Those of which systemd has not noticed that they were killed.
+UNNOTICED = """
+while [ $# -gt 0 ]; do
+    [ "$(systemctl show --value --property=MainPID "hypeman-vm-$1.service")" != "$2" ] || echo "$1"
+    shift 2
 done
 """
 # argv: name, TAP device or "", command. Of a VM that runs.
@@ -151,18 +158,24 @@ class Soak:
         asked = {name: verb for name in self.names if (verb := self._choose(name))}
         moments = sorted(self.dice.uniform(0, MOMENTS) for _ in range(kills))
         victims = [(self._next_victim(), self.dice.choice(self.names)) for _ in moments]
-        killed: set[str] = set()
+        killed: list[tuple[str, str]] = []
         with ThreadPoolExecutor(len(self.names)) as clients:
             answers = {name: clients.submit(self._ask, verb, name) for name, verb in asked.items()}
             began = time.monotonic()
             for moment, (victim, name) in zip(moments, victims, strict=True):
                 time.sleep(max(0.0, began + moment - time.monotonic()))
-                killed |= self._kill(victim, name)
+                killed += self._kill(victim, name)
             told = {name: answer.result().ok for name, answer in answers.items()}
+        # a VMM that was killed last may be taken for one that runs for a moment
+        unnoticed = ["sh", "-c", UNNOTICED, "unnoticed", *(word for hit in killed for word in hit)]
+        self.host.wait_until(
+            lambda: not self.host.run(unnoticed).stdout, 60, "systemd notices who was killed"
+        )
+        hit = {name for name, _pid in killed}
         expected = {
             name: "Stopped" if verb == "stop" else "Running"
             for name, verb in asked.items()
-            if told[name] and name not in killed
+            if told[name] and name not in hit
         }
         self._come_to_rest(expected)
 
@@ -182,15 +195,16 @@ class Soak:
     def _ask(self, verb: str, name: str) -> Result:
         return self.vms.ctl(verb, name, check=False, timeout=CLIENT_DEADLINE)
 
-    def _kill(self, victim: Victim, name: str) -> set[str]:
-        """The VMs whose VMM it was."""
+    def _kill(self, victim: Victim, name: str) -> list[tuple[str, str]]:
+        """The VM whose VMM it was, with its process id, or none."""
         if victim is not Victim.VMM:
             self.host.run(["sh", "-c", KILL_UNIT, "kill", victim.value])
             self.kills[victim.name] += 1
-            return set()
+            return []
         first = self.names.index(name)
         names = [*self.names[first:], *self.names[:first]]
-        hit = set(self.host.run(["sh", "-c", KILL_VMM, "kill", *names]).stdout.split())
+        lines = self.host.run(["sh", "-c", KILL_VMM, "kill", *names]).stdout.splitlines()
+        hit = [(words[0], words[1]) for line in lines if (words := line.split())]
         # where none runs the moment counts all the same
         self.kills["VMM" if hit else "VMM that was not there"] += 1
         return hit
@@ -256,14 +270,16 @@ def soak(vms: Vms, seed: int, kills: int, count: int = 4) -> Soak:
     """`kills` kills on the host of `vms`. What they were is in what is given back."""
     run = Soak(vms, random.Random(seed))
     run.define(count)
-    left = kills
+    left, since = kills, time.time()
     try:
         while left > 0:
             now = min(left, run.dice.randint(1, MOST_KILLS))
+            since = time.time()
             run.play(now)
             left -= now
         run.finish()
     except BaseException:
+        print(vms.host.report(since), file=sys.stderr)
         print(f"seed {seed}: failed with {left} of {kills} kills to come; {dict(run.kills)}", file=sys.stderr)
         raise
     return run

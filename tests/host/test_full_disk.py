@@ -43,11 +43,11 @@ echo "the disk is written"
 
 
 @contextmanager
-def small_file_system(host: TestHost, vms: Vms, ballast: str) -> Iterator[None]:
-    """Disks and volumes are on a file system of 64 MiB in this block, of which `ballast` is taken."""
+def small_file_system(host: TestHost, vms: Vms, ballast: str, size: str = "64M") -> Iterator[None]:
+    """Disks and volumes are on a file system of that size in this block, of which `ballast` is taken."""
     with vms.without_daemon():
         host.shell(f"""
-            mkdir {SMALL}; mount -t tmpfs -o size=64M,mode=711 small {SMALL}
+            mkdir {SMALL}; mount -t tmpfs -o size={size},mode=711 small {SMALL}
             for place in {VOLUMES} {DISKS}; do
                 mkdir -m 711 {SMALL}/${{place##*/}}; mount --bind {SMALL}/${{place##*/}} $place
             done
@@ -115,6 +115,32 @@ def test_a_boot_that_a_full_file_system_stops_has_its_deadline_extended(host: Te
         host.run(["rm", BALLAST])
         vms.wait_console(name, "the disk is written", deadline=TURNS)
         assert vms.show(name)["state_error"] is None
+
+
+def test_how_a_vm_ended_is_known_although_the_disk_was_full(host: TestHost, vms: Vms) -> None:
+    why = "the guest did not power off in time and was ended by force"
+    with small_file_system(host, vms, "1M", "96M"):
+        name = vms.run("deaf", stop_timeout="5s")
+        vms.wait_console(name, "up")
+        # it can write what it wants, and nobody else can write anything
+        host.shell(f"fallocate -l 64M {DISKS}/{name}/disk.ext4")
+        host.shell(f"dd if=/dev/zero of={BALLAST}.more bs=4k 2>/dev/null || true")
+        assert host.shell(f"df --output=avail {DISKS} | tail -n 1").stdout.split() == ["0"]
+        # it hears of no order, so that systemd has to end it
+        host.run(["kill", "-STOP", vms.unit(name, "MainPID")["MainPID"]])
+        stopped = vms.ctl("stop", "--result", name, check=False)
+        assert (stopped.code, stopped.stderr) == (1, f"hypemanctl: {name} has failed: {why}\n")
+        assert vms.unit(name, "Result")["Result"] == "timeout"
+        assert not host.run(["test", "-e", f"{DISKS}/{name}/exit.json"], check=False).ok
+        for _ in range(2):
+            shown = vms.show(name)
+            assert (shown["state"], shown["exit_message"]) == ("Stopped", why)
+            vms.restart_daemon()
+        # the next one that can be written counts
+        host.run(["rm", f"{BALLAST}.more"])
+        vms.start(name)
+        host.run(["kill", "-KILL", vms.unit(name, "MainPID")["MainPID"]])
+        assert vms.wait(name, "Stopped")["exit_message"] == "the VMM was killed by SIGKILL"
 
 
 def test_a_vm_is_paused_and_goes_on_on_request(host: TestHost, vms: Vms) -> None:

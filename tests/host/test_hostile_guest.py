@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest that does its worst on its console, its ports and its network: all others have the daemon as ever.
 
-How long the answers take is told at the end and is no reason to fail: that is for a benchmark. What counts is
-that the daemon goes on, knows the others' states, and keeps to its memory, its log and its disk.
+How long the answers take is told at the end; a client of ours may not have given up on one. How fast they
+are is for a benchmark (make bench-hostile), since here the machine is busy with other things too. What counts
+is that no turn of the event loop needs much of the CPU, whatever the guest sends, and that the daemon goes
+on, knows the others' states, and keeps to its memory, its log and its disk.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +17,18 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.cli.client import QUERY_SECONDS
 from tests.host.faults import Vm, compile_static, ctl, define_vm, other_guest
 from tests.host.machine import TestHost
 from tests.host.test_daemon_faults import daemon_pid
 from tests.host.vms import Vms
 
 SOURCE = Path(__file__).with_name("hostile_init.c")
-SECONDS = 15
+SECONDS = 60
 BOOT_SECONDS = 10
 MOST_GROWTH_KIB = 24 * 1024
+# seconds of CPU in one turn of the event loop, which is what the daemon itself takes of the time of others
+MOST_CPU = 0.5
 # Of the daemon's own lines of that VM: its budget's burst of changes, and one a second.
 MOST_LINES = 80 + 2 * (SECONDS + BOOT_SECONDS)
 
@@ -65,6 +71,13 @@ def count_lines(vms: Vms, name: str, since: float) -> int:
     return len(vms.host.run(argv, check=False).stdout.splitlines())
 
 
+def read_turns(vms: Vms, since: float) -> list[tuple[float, float]]:
+    """The slow turns of the daemon's event loop that it has told of: how long, and how long on the CPU."""
+    entries = vms.host.journal("--unit=hypemand.service", "--grep=the event loop stood still", since=since)
+    found = (re.search(r"for ([0-9.]+) s, ([0-9.]+) of them", entry["MESSAGE"]) for entry in entries)
+    return [(float(turn[1]), float(turn[2])) for turn in found if turn]
+
+
 def use_others(vms: Vms, neighbour: str, seconds: float) -> list[float]:
     """List and execute for so long; how long each took."""
     took = []
@@ -78,6 +91,7 @@ def use_others(vms: Vms, neighbour: str, seconds: float) -> list[float]:
     return took
 
 
+@pytest.mark.one_release
 def test_others_are_listed_started_and_executed_in_while_a_guest_does_its_worst(
     vms: Vms, hostile_init: bytes
 ) -> None:
@@ -98,7 +112,11 @@ def test_others_are_listed_started_and_executed_in_while_a_guest_does_its_worst(
         assert vms.properties("hypemand.service", "NRestarts")["NRestarts"] == "0"
         assert read_rss(vms) - before < MOST_GROWTH_KIB
         assert count_lines(vms, hostile.name, since) < MOST_LINES
+        turns = read_turns(vms, since)
         print(
-            f"list: {len(took)} times, median {sorted(took)[len(took) // 2]:.3f} s, at most {max(took):.3f} s"
+            f"slow turns: {turns}; list: {len(took)} times, "
+            f"median {sorted(took)[len(took) // 2]:.3f} s, at most {max(took):.3f} s"
         )
+        assert max((cpu for _long, cpu in turns), default=0.0) <= MOST_CPU, turns
+        assert max(took) < QUERY_SECONDS, "a client would have given up"
     assert vms.states(neighbour).count("Running") == 1

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,6 +19,11 @@ TAMPERED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d05"
 METADATA = "169.254.169.254"
 OTHER = PORT + 1
 FEW = 20
+# of one who opens connections and ends them at once: so many in a moment, and a quarter of it each second
+AT_ONCE = 40
+A_SECOND = AT_ONCE // 4
+SECONDS = 8
+CLOSED = 9
 # argv: address, port. In a guest: many connections that nobody answers, of which conntrack knows for a while.
 FLOOD = """
 for i in $(seq 1 60); do /bin/netprobe ask udp "$1" "$2" 10 >/dev/null 2>&1; done; true
@@ -34,8 +41,9 @@ def lab(wired: Wired) -> Iterator[Vms]:
         write_guest(vms, "narrow", {"egress": [f"{wired.b4} {PORT}", f"{wired.b6}/128"]})
         write_guest(vms, "shut", {"egress": [], "publish": [f"7300:{PORT}"]})
         write_guest(vms, "few", {"connections": FEW})
+        write_guest(vms, "hasty", {"connections": AT_ONCE})
         vms.reload()
-        vms.start("free", "narrow", "shut", "few")
+        vms.start("free", "narrow", "shut", "few", "hasty")
         yield vms
     wired.b.run(["ip", "addr", "del", f"{METADATA}/32", "dev", "uplink0"])
     wired.a.run(["ip", "route", "del", f"{METADATA}/32"])
@@ -79,6 +87,29 @@ def test_a_guest_fills_its_own_share_of_connection_tracking_and_no_other(lab: Vm
     assert FEW // 2 <= count_entries(wired, address) <= FEW
     assert Place(wired.a, "few").hears_nothing(wired.b4)
     assert Place(wired.a, "free").reaches(wired.b4) == "b"
+
+
+def test_a_guest_that_opens_many_connections_a_second_is_held_to_its_limit_and_no_other_is(
+    lab: Vms, wired: Wired
+) -> None:
+    hasty, free = (Place(wired.a, name) for name in ("hasty", "free"))
+
+    def open_flows(place: Place) -> int:
+        # B refuses them, so none of them lasts and counts among those at once
+        return place.open_flows(wired.b4, CLOSED, SECONDS)
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(2) as both:
+        counts = list(both.map(open_flows, (hasty, free)))
+    most = AT_ONCE + A_SECOND * (time.monotonic() - began + 1)
+    print(f"hasty {counts[0]}, free {counts[1]}, at most {most:.0f}")
+    assert AT_ONCE + A_SECOND < counts[0] <= most
+    assert counts[1] > most
+    # both families are one VM's, and what was spent comes back
+    began = time.monotonic()
+    others = hasty.open_flows(wired.b6, CLOSED, 1)
+    assert others <= A_SECOND * (time.monotonic() - began + 2)
+    wired.a.wait_until(lambda: hasty.reaches(wired.b4) == "b", 20)
 
 
 def test_a_vm_whose_interface_is_tampered_with_is_ended_for_good(lab: Vms, wired: Wired) -> None:

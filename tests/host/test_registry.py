@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -29,6 +32,9 @@ from tests.host.registries import (
     run_registries,
 )
 from tests.host.vms import Vms
+
+# of the daemon, hypemand/manager/pulls.py
+PULLS_AT_ONCE = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -256,6 +262,35 @@ def test_a_small_layer_that_would_fill_the_disk_is_ended_and_leaves_nothing(host
     assert min(free) > 0, "the disk was never full"
     # they are seen every 50 ms alone
     assert min(free) < 128 * 1024, "it was ended when it took what is kept, and not before"
+
+
+@pytest.mark.one_release
+def test_a_registry_that_drips_holds_no_place_that_another_image_waits_for(host: TestHost) -> None:
+    """In the time that the daemon gives a pull to get somewhere: a minute and a half."""
+    drips = [f"{STUB}/drip/app{number}:v1" for number in range(PULLS_AT_ONCE)]
+
+    def is_dripping(name: str) -> bool:
+        found = ctl(host, "image", "inspect", name, check=False)
+        image: dict[str, Any] = json.loads(found.stdout) if found.ok else {"status": "unknown"}
+        return bool(image["status"] == "pulling" and image["progress"]["bytes"])
+
+    with host.popen(["hypemanctl", "image", "pull", drips[0]]) as waiting:
+        host.wait_until(partial(is_dripping, drips[0]), 60)
+        for name in drips[1:]:
+            host.shell(f"hypemanctl image pull {name} >/dev/null 2>&1 &")
+        for name in drips[1:]:
+            host.wait_until(partial(is_dripping, name), 60)
+        # there is no place for it, until one of them has to go
+        good = pull(host, f"{STUB}/good/app:v1")
+        assert good.stdout.startswith(f"{STUB}/good/app:v1 sha256:")
+        _, said = waiting.communicate(timeout=60)
+        assert waiting.returncode == 1
+    told = f"{drips[0]}: the registry has sent [0-9]+ bytes in 90 s, and other images wait\n"
+    assert re.search(told, said.decode()), said
+    assert pull(host, f"{TLS}/app:v1").ok, "the place is free for any other"
+    for name in drips[1:]:
+        ctl(host, "image", "rm", name, check=False)
+    assert pull(host, f"{STUB}/good/app:v1").ok
 
 
 def test_many_who_ask_at_once_get_it_once(host: TestHost) -> None:

@@ -50,6 +50,19 @@ def test_control_groups_are_in_the_slice_with_limits_beyond_the_guests_own(pair:
     assert int(limits["TasksMax"]) < 100
 
 
+def test_the_daemon_and_what_stands_beside_it_have_limits_of_their_own(pair: Vms) -> None:
+    """A fault of the daemon that a guest, an image or a client can reach takes no more than that."""
+    limits = pair.properties("hypemand.service", "MemoryMax", "ControlGroup")
+    assert limits["MemoryMax"] == str(1 << 30)
+    # and it is in force, where the kernel has it
+    group = limits["ControlGroup"]
+    shown = pair.host.shell(
+        f"cat /sys/fs/cgroup/memory{group}/memory.limit_in_bytes /sys/fs/cgroup{group}/memory.max 2>/dev/null"
+        " || true"
+    )
+    assert shown.stdout.split() == [str(1 << 30)]
+
+
 def test_machinectl_knows_vms(pair: Vms) -> None:
     listed = pair.host.run(["machinectl", "list", "--no-legend"]).stdout
     assert {tuple(line.split()[:3]) for line in listed.splitlines()} >= {
@@ -144,6 +157,23 @@ def test_systemctl_stops_and_kills_by_pattern(vms: Vms) -> None:
     for name in names:
         assert vms.wait(name, "Stopped")["exit_message"] == "the VMM was killed by SIGKILL"
         assert vms.unit(name, "Result")["Result"] == "signal"
+
+
+def test_a_machined_that_was_away_when_a_run_ended_does_not_stop_the_next_one(vms: Vms) -> None:
+    """It goes with D-Bus, and comes back when the next run is registered."""
+    name = vms.run("again")
+    vms.host.wait_until_succeeds(["machinectl", "show", name])
+    vms.host.run(["systemctl", "kill", "--signal=KILL", "systemd-machined.service"])
+    vms.host.wait_until(
+        lambda: vms.properties("systemd-machined.service", "ActiveState")["ActiveState"] == "failed", 20
+    )
+    vms.ctl("restart", "--wait", name)
+    run = vms.unit(name, "InvocationID", "ActiveState")
+    leader = vms.host.wait_until_succeeds(["machinectl", "show", "--value", "--property=Leader", name])
+    assert vms.unit(name, "InvocationID", "ActiveState") == run
+    assert run["ActiveState"] == "active"
+    assert vms.state(name) == "Running"
+    assert vms.host.run(["test", "-d", f"/proc/{leader.stdout.strip()}"]).ok, "it is the leader of this run"
 
 
 def test_machinectl_poweroff_is_an_orderly_end(vms: Vms) -> None:

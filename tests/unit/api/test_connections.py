@@ -128,6 +128,30 @@ def test_requests_of_one_token_are_bounded_and_others_are_served(tmp_path: Path)
     over_tcp(tmp_path, scenario, Limits(client_requests=2, address_requests=3))
 
 
+def test_requests_of_one_address_are_bounded_whatever_tokens_they_have(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        tokens = [await place.token(f"t{number}") for number in range(6)]
+        manager = place.api.manager
+        manager.stop_gate = asyncio.Event()
+        async with AsyncExitStack() as stack:
+            stack.callback(manager.stop_gate.set)
+            ask = place.ask
+            stops = [asyncio.create_task(ask("POST", "/instances/web/stop", token)) for token in tokens[:4]]
+            while await ask("GET", "/instances", tokens[5]) != 429:
+                pass
+            # none of these tokens has more than one under way, and each is refused here
+            assert [await ask("GET", "/instances", token) for token in tokens] == [429] * len(tokens)
+            assert await place.ask("GET", "/health", None) == 401, "a stranger is no client"
+            (elsewhere,) = await connect(place, 1, "127.0.0.2")
+            assert b" 200 " in await ask_on(elsewhere, tokens[5])
+            assert (await place.api.ask("GET", "/instances")).status == 200  # root
+            close([elsewhere])
+        assert [await task for task in stops] == [200] * len(stops)
+        assert [await ask("GET", "/instances", token) for token in tokens] == [200] * len(tokens)
+
+    over_tcp(tmp_path, scenario, Limits(client_requests=2, address_requests=4))
+
+
 def test_root_on_the_socket_is_not_bounded(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         api.manager.add("a", state=State.RUNNING)

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from hypemand.config.definition import MIB
 from hypemand.manager import volumes as volumes_module
 from hypemand.manager.images import Images
 from hypemand.manager.looks import SharedLook
-from hypemand.manager.space import measure_space
+from hypemand.manager.space import SpaceKind, SpaceReport, SpaceUse, measure_space
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.storage.images import Image
 from hypemand.storage.store import ImageStore
@@ -29,11 +33,12 @@ class Counted:
 
     async def look(self) -> int:
         self.begun += 1
+        number = self.begun
         try:
             await self.gate.wait()
         finally:
             self.ended += 1
-        return self.begun
+        return number
 
 
 def test_who_asks_meanwhile_gets_the_same_and_who_asks_later_a_new_one() -> None:
@@ -84,6 +89,33 @@ def test_an_error_is_everybodys() -> None:
         shared = SharedLook("test", fail)
         results = await asyncio.gather(*(shared.take() for _ in range(3)), return_exceptions=True)
         assert [type(result) for result in results] == [ValueError] * 3
+
+    asyncio.run(main())
+
+
+def test_who_asks_after_a_change_does_not_get_what_was_seen_before() -> None:
+    async def main() -> None:
+        counted = Counted()
+        shared = SharedLook("test", counted.look)
+        before = [asyncio.create_task(shared.take()) for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        shared.outdate()
+        after = [asyncio.create_task(shared.take()) for _ in range(3)]
+        await asyncio.sleep(0)
+        before[0].cancel()  # the look goes on for the other two, and ends with them
+        counted.gate.set()
+        assert await asyncio.gather(*before[1:]) == [1] * 2
+        assert await asyncio.gather(*after) == [2] * 3
+        counted.gate.clear()
+        last = asyncio.create_task(shared.take())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        shared.outdate()
+        last.cancel()
+        await asyncio.wait([last])
+        await asyncio.sleep(0)
+        assert counted.begun == counted.ended == 3
 
     asyncio.run(main())
 
@@ -148,6 +180,61 @@ def test_many_who_ask_for_the_space_have_it_measured_once(
 
     monkeypatch.setattr(volumes_module, "measure_space", count)
     use(tmp_path, scenario)
+
+
+class HeldMeasure:
+    """measure_space that says that it has begun, and waits for `go`: it has seen what was there before."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, state: Path, runtime: Path, unused: int) -> tuple[SpaceUse, ...]:
+        uses = measure_space(state, runtime, unused)
+        self.begun.set()
+        assert self.go.wait(20)
+        return uses
+
+
+def used(report: SpaceReport, kind: SpaceKind) -> int:
+    return next(use.count for use in report.uses if use.kind is kind)
+
+
+async def measure_after(
+    api: ApiVolumes, monkeypatch: pytest.MonkeyPatch, remove: Coroutine[Any, Any, object]
+) -> tuple[SpaceReport, SpaceReport]:
+    """What somebody who asked before `remove` is told, and somebody who asks after it while the first still
+    waits."""
+    held = HeldMeasure()
+    monkeypatch.setattr(volumes_module, "measure_space", held)
+    first = asyncio.create_task(api.measure_space())
+    assert await asyncio.to_thread(held.begun.wait, 20)
+    await remove
+    second = asyncio.create_task(api.measure_space())
+    await asyncio.sleep(0.01)
+    held.go.set()
+    return await first, await second
+
+
+def test_the_space_is_measured_again_after_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(host: Host) -> None:
+        images = Images(ImageStore(tmp_path / "images", ()), cast(Any, SimpleNamespace(cancel=no_pull)))
+        images.on_freed = host.manager.disk_watch.note_removal
+        api = ApiVolumes(host.manager, images)
+        await api.create_volume("data", 16 * MIB, {}, None)
+        before, after = await measure_after(api, monkeypatch, api.remove_volume("data"))
+        assert (used(before, SpaceKind.VOLUMES), used(after, SpaceKind.VOLUMES)) == (1, 0)
+        await host.manager.create_vm(definition(), start=True)
+        before, after = await measure_after(api, monkeypatch, host.manager.delete_vm("web"))
+        assert (used(before, SpaceKind.DISKS), used(after, SpaceKind.DISKS)) == (1, 0)
+        prune = images.prune_images(every=True, dry_run=False)
+        before, after = await measure_after(api, monkeypatch, prune)
+        assert before is not after
+
+    use(tmp_path, scenario)
+
+
+async def no_pull(_name: str) -> bool:
+    return False
 
 
 def test_an_image_that_goes_while_it_is_looked_for_is_passed_over(tmp_path: Path) -> None:

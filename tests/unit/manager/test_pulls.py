@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 from base64 import b64decode
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,11 @@ from hypemand.errors import HypemandError, ImageNotReady, NotFound, WrongState
 from hypemand.manager.images import Images
 from hypemand.manager.imageview import Credentials, ImageInfo, PullStatus
 from hypemand.manager.pulls import Pace, Pulls
+from hypemand.run import Completed
 from hypemand.storage.images import STAGING
 from hypemand.storage.rootfs import derive_host_architecture
 from hypemand.storage.store import ImageStore, ImageUse
+from hypemand.storage.tools import DirectTools
 from tests.unit.storage.fakeregistry import FakeRegistry
 from tests.unit.storage.support import make_layout, make_tar, member, shell
 
@@ -113,7 +115,10 @@ def test_others_wait_when_there_is_no_place_for_them(tmp_path: Path, layout: Pat
         tasks = [images.pulls.start(name).task for name in names]
         for _ in range(4):
             assert await asyncio.to_thread(registry.arrived.acquire, timeout=30)
-        assert len(images.pulls._waiting) == 2
+        # two for a place, and three of those who have one for the content that the first makes
+        while len(images.pulls._waiting) != 5:  # noqa: ASYNC110 - threads tell it
+            await asyncio.sleep(0.01)
+        assert set(names[4:]) < images.pulls._waiting
         registry.gate.set()
         await asyncio.gather(*(task for task in tasks if task is not None))
         assert not images.pulls._waiting
@@ -189,6 +194,47 @@ def test_a_failure_is_told_to_all_and_shown_until_the_next_attempt(tmp_path: Pat
     drive(tmp_path, layout, scenario)
 
 
+class OneWork(DirectTools):
+    """Tools of one pull, as the daemon's are: another one's are not cancelled with them."""
+
+    def __init__(self, registry: FakeRegistry) -> None:
+        super().__init__()
+        self._registry = registry
+
+    def fetch(
+        self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None
+    ) -> Completed:
+        return self._registry.fetch(argv, folder=folder, timeout=timeout, credentials=credentials)
+
+
+def test_who_waits_for_a_content_that_another_registry_drips_counts_as_waiting_and_can_give_up(
+    tmp_path: Path, layout: Path
+) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        images.pulls.make_tools = lambda: OneWork(registry)
+        good = "registry.example/good:v1"
+        registry.push(good, layout, "v1")
+        registry.gate.clear()
+        dripping = images.pulls.start(NAME)
+        assert await asyncio.to_thread(registry.arrived.acquire, timeout=30)
+        while dripping.view.status is not PullStatus.PULLING:  # noqa: ASYNC110 - a thread tells it
+            await asyncio.sleep(0.01)
+        waiting = images.pulls.start(good)
+        while images.pulls._waiting != {good}:  # noqa: ASYNC110 - a thread tells it
+            await asyncio.sleep(0.01)
+        await images.remove_image(good)  # who gives up does not wait for the other
+        with pytest.raises(WrongState, match="cancelled"):
+            await asyncio.shield(waiting.task or asyncio.Future())
+        assert (images.pulls._waiting, dripping.view.status) == (set(), PullStatus.PULLING)
+        again = images.pulls.start(good)
+        registry.gate.set()
+        assert (await asyncio.shield(again.task or asyncio.Future())).name == good
+        assert images.pulls._waiting == set()
+        assert sum(asked.startswith("copy") for asked in registry.asked) == 1
+
+    drive(tmp_path, layout, scenario)
+
+
 def test_a_pull_is_given_up_by_removing_its_image(tmp_path: Path, layout: Path) -> None:
     async def scenario(images: Images, registry: FakeRegistry) -> None:
         registry.gate.clear()
@@ -209,6 +255,25 @@ def test_an_image_that_went_while_a_vm_was_made_is_noticed(tmp_path: Path, layou
         async with images.choosing:
             with pytest.raises(NotFound, match="removed meanwhile"):
                 await images.keep(image)
+
+    drive(tmp_path, layout, scenario)
+
+
+def test_who_only_looks_waits_for_nobody_who_chooses_an_image(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, _registry: FakeRegistry) -> None:
+        image = await images.have(NAME, "", ImagePull.MISSING)
+        async with images.choosing:  # as long as a start reads and writes records
+            async with asyncio.timeout(20):
+                for every, expected in ((True, [image.digest]), (False, [])):
+                    found = await images.prune_images(every=every, dry_run=True)
+                    assert [pruned.digest for pruned in found] == expected
+                assert [info.name for info in await images.list_images()] == [NAME]
+                assert (await images.get_image(NAME)).digest == image.digest
+            pruning = asyncio.create_task(images.prune_images(every=True, dry_run=False))
+            await asyncio.wait([pruning], timeout=0.2)
+            assert not pruning.done(), "who removes images does wait"
+            assert (await images.get_image(NAME)).digest == image.digest
+        assert [pruned.digest for pruned in await pruning] == [image.digest]
 
     drive(tmp_path, layout, scenario)
 

@@ -194,6 +194,17 @@ def test_a_full_disk_before_systemd_is_asked_starts_nothing_and_is_named(
     use(tmp_path, scenario)
 
 
+def test_what_is_tried_before_a_stop_waits_for_nobody_who_chooses_an_image(tmp_path: Path) -> None:
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=False)
+        vm = host.manager.fleet.get("web")
+        async with host.images.choosing, asyncio.timeout(20):
+            await host.manager._starter.check(vm, host.images.image)
+        assert host.units.live == {}
+
+    use(tmp_path, scenario)
+
+
 def test_an_answer_that_is_lost_forgets_no_vm_that_runs(tmp_path: Path) -> None:
     async def lose(_plan: UnitPlan) -> None:
         raise BusError("the connection broke", errno.ECONNRESET)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from hypemand.errors import WrongState
 from hypemand.run import CommandFailed, Completed, run
 from hypemand.storage.tools import DirectTools
 
@@ -57,6 +58,11 @@ class FakeRegistry(DirectTools):
         """As of tools for one piece of work."""
         self.cancelled.set()
         self.gate.set()
+
+    def check(self) -> None:
+        """Has it been?"""
+        if self.cancelled.is_set():
+            raise WrongState("this was cancelled")
 
     def fetch(
         self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None

@@ -210,6 +210,24 @@ def test_the_reason_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mon
     assert isinstance(load_exit_record(state / "exit.json"), ExitRecord)
 
 
+def test_machined_finds_no_record_of_a_run_that_has_ended(tmp_path: Path) -> None:
+    unit = "hypeman-vm-web.service"
+    exit_module.forget_machine(unit, "web", tmp_path / "missing")
+    exit_module.forget_machine(unit, "web", tmp_path)
+    for name, of in (("web", unit), ("other", "hypeman-vm-other.service")):
+        (tmp_path / name).write_text(f"NAME={name}\nSCOPE={of}\n")
+        (tmp_path / f"unit:{of}").symlink_to(name)
+    exit_module.forget_machine(unit, "web", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "unit:hypeman-vm-other.service"]
+
+
+def test_the_record_of_a_container_of_the_same_name_stays(tmp_path: Path) -> None:
+    (tmp_path / "web").write_text("NAME=web\nSCOPE=machine-web.scope\n")
+    (tmp_path / "unit:machine-web.scope").symlink_to("web")
+    exit_module.forget_machine("hypeman-vm-web.service", "web", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_where_nothing_can_be_written_its_status_is_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
