@@ -137,8 +137,13 @@ class Vm:
         return self._session
 
     @property
+    def run(self) -> str | None:
+        """The id of the run that is on: the invocation id of its unit."""
+        return self._session.run if self._session is not None else None
+
+    @property
     def boot(self) -> str | None:
-        """The id of the boot that is on."""
+        """The id of the boot that is on, as soon as that is known."""
         return self._session.boot if self._session is not None else None
 
     @property
@@ -202,7 +207,8 @@ class Vm:
             needs_restart=self.needs_restart,
             removed_from_config=self.removed,
             unit=self.unit,
-            invocation_id=self.boot,
+            invocation_id=self.run,
+            boot_id=self.boot,
             main_pid=self._unit.main_pid if self.state.is_vmm_active else None,
             uid=self.record.uid,
             memory_current=self._unit.memory_current if self.state.is_vmm_active else None,
@@ -372,14 +378,14 @@ class Vm:
         self.running.follow(may_run=unit.is_live)
         between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
         live = unit.is_live and unit.invocation_id is not None and not between
-        if session is not None and (not live or unit.invocation_id != session.boot):
+        if session is not None and (not live or unit.invocation_id != session.run):
             self._notes = session.tracker.notes
             self.files.keep_notes(self._notes, at_end=True)
             self._session = None
             self._closing = self._tasks.start("close", self._close(session, self._closing))
         failed = unit.active_state == "failed"
         if self._was_live and not unit.is_live:
-            ended = unit.invocation_id or (None if self._notes is None else self._notes.boot)
+            ended = unit.invocation_id or (None if self._notes is None else self._notes.run)
             self._exit = self._load_exit(ended, failed=failed)
             self.running.definition = None
             self._closing = self._tasks.start("release", self._release(self._closing))
@@ -390,8 +396,8 @@ class Vm:
         if live and self._session is None and unit.active_state != "deactivating":
             self._open_session()
 
-    def _knows_end(self, boot: str) -> bool:
-        return self._exit is not None and self._exit.boot == boot
+    def _knows_end(self, run: str) -> bool:
+        return self._exit is not None and self._exit.run == run
 
     def _load_exit(self, ended: str | None, *, failed: bool) -> ExitRecord | None:
         if self._is_assumed:
@@ -405,10 +411,10 @@ class Vm:
         return self.record.created_at if self._notes is None else time.time()
 
     def _open_session(self) -> None:
-        boot = self._unit.invocation_id
-        assert boot is not None
-        known = self._notes if self._notes is not None and self._notes.boot == boot else None
-        tracker = make_tracker(boot, self._unit, known, self._requested)
+        run = self._unit.invocation_id
+        assert run is not None
+        known = self._notes if self._notes is not None and self._notes.run == run else None
+        tracker = make_tracker(run, self.places.runtime, self._unit, known, self._requested)
         self._requested = {}
         self._exit = None
         session = self._session = Session(

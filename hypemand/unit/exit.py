@@ -27,6 +27,7 @@ from pathlib import Path
 
 from hypemand.atomic import write_file
 from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, dump_exit_record, find_spare
+from hypemand.boot.runrecord import find_boot_id
 from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
@@ -55,8 +56,9 @@ class Findings:
     emergency: EmergencyState | None = None
 
 
-def scan_journal(boot: str, lines: Iterable[JournalLine]) -> Findings:
-    """Read from the newest line back, up to the exit report, since nothing else matters then."""
+def scan_journal(boot: str | None, lines: Iterable[JournalLine]) -> Findings:
+    """Read from the newest line back, up to the exit report, since nothing else matters then. `boot`: the id
+    that the guest signs with; None: no guest has been started."""
     found = Findings()
     for line in lines:
         sentinel = parse_sentinel(line.message)
@@ -129,17 +131,19 @@ def _is_stopping(unit: str) -> bool:
 
 
 def collect_ending(
-    boot: str, unit: str, state: Path, stop_signal: int, guest_agent: bool, mode: Mode
+    run: str, unit: str, state: Path, runtime: Path, stop_signal: int, guest_agent: bool, mode: Mode
 ) -> Ending:
     """Everything that tells how this run ended, from the journal first and from the daemon's own record
     of the boot where the journal has lost lines."""
     synchronize_journal()
-    journal = BootJournal(boot)
+    notes = load_notes(state / "boot.json", run)
+    boot = None if notes is None else notes.boot
+    boot = boot or find_boot_id(runtime, run)
+    journal = BootJournal(run)
     try:
         found = scan_journal(boot, journal.read_backwards(_LINES))
     finally:
         journal.close()
-    notes = load_notes(state / "boot.json", boot)
     report, markers = found.report, found.markers
     emergency = found.emergency is EmergencyState.ENTERED
     if notes is not None:
@@ -210,10 +214,12 @@ def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
 def main() -> int:
     """Write STATE_DIR/exit.json; the exit status is the program's."""
     state, unit, stop_signal, guest_agent, mode, runtime = sys.argv[1:_ARGUMENTS]
-    boot = os.environ["INVOCATION_ID"]
+    run = os.environ["INVOCATION_ID"]
     await_console(Path(runtime))
-    ending = collect_ending(boot, unit, Path(state), int(stop_signal), guest_agent == "1", Mode(mode))
-    record = derive_exit_record(boot, ending, time.time())
+    ending = collect_ending(
+        run, unit, Path(state), Path(runtime), int(stop_signal), guest_agent == "1", Mode(mode)
+    )
+    record = derive_exit_record(run, ending, time.time())
     keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
     if len(sys.argv) > _ARGUMENTS:
         _renew_disk(Path(state), *sys.argv[_ARGUMENTS:])

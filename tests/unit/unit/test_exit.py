@@ -83,7 +83,7 @@ def test_the_reason_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(runtime.iterdir()) == []
     record = load_exit_record(find_spare(runtime))
     assert record is not None
-    assert (record.boot, record.success) == (BOOT, False)
+    assert (record.run, record.success) == (BOOT, False)
     assert "ended by force" in record.message
     end_a_run(monkeypatch, state, runtime)
     assert not find_spare(runtime).exists()
