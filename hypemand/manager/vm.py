@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.boot.record import ExitRecord
@@ -43,8 +43,6 @@ from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 _RECOVER_DEADLINE = 1.0
-# what systemd and the sandbox take for a start, about; no guest has anything to tell by then
-_SPAWN_TIME = 0.03
 _DETACH_DEADLINE = 5.0
 
 
@@ -95,7 +93,6 @@ class Vm:
         self._text = ""
         self._phases = Phases(self._derive_stop_time())
         self._asking = asyncio.Lock()
-        self._spawned_at = 0.0
         self._stale = False
         self._recovering = False
 
@@ -273,7 +270,7 @@ class Vm:
             self._stale = False
             was = None
             try:
-                # asked again if a signal was believed meanwhile: the answer may be older than that
+                # asked again if systemd took a start meanwhile: the answer may be older than that
                 while was is not self._unit:
                     was = self._unit
                     status = await self._services.units.status(self.unit, with_memory=with_memory)
@@ -290,30 +287,11 @@ class Vm:
                 await (self._session.query_status() if wait_vmm else self._session.query_status(0))
             self._evaluate()
 
-    def _take_signal(self, active_state: str | None) -> None:
-        """The unit's state may have changed. Signals that come while one look is under way are one more look.
-
-        That it is active now is believed at once where it is the answer to our READY=1: no older signal can
-        say so, and Running need not wait for the look.
-        """
-        awaited = self._session is not None and self._session.notified
-        if awaited and active_state == "active" and self._unit.active_state == "activating":
-            self._unit = replace(self._unit, active_state=active_state, changed_at=None)
-            self._evaluate()
-        self._look_soon()
-
-    def _look_soon(self) -> None:
+    def _take_signal(self) -> None:
+        """The unit's state may have changed. Signals that come while a refresh is under way are one more."""
         if not self._stale:
             self._stale = True
-            self._tasks.start("refresh", self._look())
-
-    async def _look(self) -> None:
-        """Refresh, but leave systemd alone while it spawns the VMM: the VMM's sandbox asks it too, which user
-        that is, and it answers one after the other."""
-        wait = self._spawned_at - time.monotonic()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        await self.refresh()
+            self._tasks.start("refresh", self.refresh())
 
     def expect_boot(self, moments: Mapping[Moment, float], definition: Definition) -> None:
         """A start is under way: when it was asked for, and with what."""
@@ -323,11 +301,10 @@ class Vm:
     def take_start(self) -> None:
         """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
         that it signals."""
-        self._spawned_at = time.monotonic() + _SPAWN_TIME
         self._unit = UnitStatus("activating", "queued")
         self._follow_unit()
         self._evaluate()
-        self._look_soon()
+        self._take_signal()
 
     def add_moment(self, moment: Moment, at: float) -> None:
         """A step of the start that is under way has been made."""

@@ -38,9 +38,9 @@ class FakeUnits:
     refuse: BusError | None = None
     immortal: bool = False
     live: dict[str, UnitStatus] = field(default_factory=dict)
-    signals: dict[str, Callable[[str | None], None]] = field(default_factory=dict)
+    signals: dict[str, Callable[[], None]] = field(default_factory=dict)
 
-    def watch(self, unit: str, callback: Callable[[str | None], None]) -> None:
+    def watch(self, unit: str, callback: Callable[[], None]) -> None:
         self.signals[unit] = callback
 
     def unwatch(self, unit: str) -> None:
@@ -67,7 +67,7 @@ class FakeUnits:
         if self.immortal:
             raise BusError("systemd does not answer", errno.ETIMEDOUT)
         if self.live.pop(unit, None) is not None and unit in self.signals:
-            self.signals[unit]("inactive")
+            self.signals[unit]()
 
     async def kill(self, unit: str, signal: int) -> None:
         """It has ended already."""
