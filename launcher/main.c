@@ -2,9 +2,9 @@
 /* ExecStart= of a VM's unit: launcher RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM ARGUMENT...
  *
  * It becomes the VMM, with descriptors for its TAP device and its sockets (ports.h), fewer rights than it had
- * itself (filter.h), and -append with the boot id, which is the invocation id: systemd gives every start a
- * new one, also a restart of its own making. Beside the VMM it leaves the process that machinectl signals
- * (leader.h).
+ * itself (filter.h), and -append with the boot id: a new one for every start, also for a restart that systemd
+ * makes alone, and kept beside the run's id (bootid.h). Beside the VMM it leaves the process that machinectl
+ * signals (leader.h).
  *
  * It takes no memory but its stack, and needs no daemon: the TAP device is the network service's to open
  * (tap.h), which systemd starts if need be. */
@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "bootid.h"
 #include "filter.h"
 #include "leader.h"
 #include "ports.h"
@@ -45,6 +46,31 @@ static int open_descriptors(const char *runtime, const char *tap)
     return 0;
 }
 
+/* The kernel's command line, with a boot id that is on record. Returns 0 or -1; it has said why. */
+static int compose_line(char *line, const char *runtime, const char *words)
+{
+    const char *run = getenv("INVOCATION_ID");
+    char boot[ID_LENGTH + 1];
+    if (!is_id(run)) {
+        say("there is no INVOCATION_ID of 32 hex digits: systemd starts this program");
+        return -1;
+    }
+    if (make_boot_id(boot) < 0) {
+        say("cannot make a boot id: %s", strerror(errno));
+        return -1;
+    }
+    const char *wrong = compose_words(line, words, boot);
+    if (wrong != NULL) {
+        say("%s", wrong);
+        return -1;
+    }
+    if (keep_run_record(runtime, run, boot) < 0) {
+        say("cannot write %s/run: %s", runtime, strerror(errno));
+        return -1;
+    }
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     static char append[] = "-append";
@@ -53,11 +79,8 @@ int main(int argc, char **argv)
         say("usage: launcher RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM ARGUMENT...");
         return EXIT_FAILURE;
     }
-    const char *wrong = compose_words(line, argv[WORDS], getenv("INVOCATION_ID"));
-    if (wrong != NULL) {
-        say("%s", wrong);
+    if (compose_line(line, argv[RUNTIME], argv[WORDS]) < 0)
         return EXIT_FAILURE;
-    }
     /* before there is a descriptor that it could hold */
     if (start_leader(argv[RUNTIME]) < 0) {
         say("cannot start the leader: %s", strerror(errno));

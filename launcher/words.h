@@ -7,9 +7,5 @@
 /** The kernel's limit on x86, with the NUL (COMMAND_LINE_SIZE). */
 #define WORDS_SIZE 2048
 
-/** Hex digits of a boot id: those of systemd's invocation id. */
-#define BOOT_ID_LENGTH 32
-
-/** Write `words` and the boot id into `line`, of WORDS_SIZE. Returns NULL, or what is wrong. `boot` may be
- * NULL. */
+/** Write `words` and the boot id into `line`, of WORDS_SIZE. Returns NULL, or what is wrong. */
 const char *compose_words(char *line, const char *words, const char *boot);

@@ -72,6 +72,7 @@ def instance_json(view: VmView) -> dict[str, object]:
         "removed_from_config": view.removed_from_config,
         "unit": view.unit,
         "invocation_id": view.invocation_id,
+        "boot_id": view.boot_id,
         "exit_success": view.exit.success if view.exit else None,
         "main_pid": view.main_pid,
         "uid": view.uid,

@@ -21,7 +21,7 @@ _LINES_TO_CATCH_UP = 20_000
 
 
 class Journal(Protocol):
-    """The journal of one boot: `hypemand.systemd.journal.BootJournal`."""
+    """The journal of one run: `hypemand.systemd.journal.BootJournal`."""
 
     def read(self, limit: int) -> list[JournalLine]: ...
     def reopen(self) -> None: ...
@@ -84,7 +84,7 @@ class Console:
 
     def _read(self, *, has_port: bool) -> bool:
         if self._journal is None:
-            self._journal = self._open_journal(self._tracker.boot)
+            self._journal = self._open_journal(self._tracker.run)
         elif self._backoff.has_failed:
             self._journal.reopen()
         turn = Turn()

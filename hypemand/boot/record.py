@@ -59,7 +59,7 @@ class ExitRecord:
     which systemd learns the program's result; 0 also where systemd knows of a failure by itself. `reboot`:
     the guest has rebooted and is to be started again."""
 
-    boot: str
+    run: str
     code: int | None
     message: str
     success: bool
@@ -68,7 +68,7 @@ class ExitRecord:
     reboot: bool = False
 
 
-def derive_exit_record(boot: str, ending: Ending, ended_at: float) -> ExitRecord:
+def derive_exit_record(run: str, ending: Ending, ended_at: float) -> ExitRecord:
     """Judge a run."""
     code, message, success = _judge(ending)
     if not ending.complete:
@@ -77,7 +77,7 @@ def derive_exit_record(boot: str, ending: Ending, ended_at: float) -> ExitRecord
     known_to_systemd = success or ending.result not in ("success", "protocol")
     status = 0 if known_to_systemd else code or 1
     reboot = ending.mode is Mode.SYSTEMD and success and message.startswith(REBOOTED)
-    return ExitRecord(boot, code, message, success, status, ended_at, reboot)
+    return ExitRecord(run, code, message, success, status, ended_at, reboot)
 
 
 def _judge(ending: Ending) -> tuple[int | None, str, bool]:
@@ -131,11 +131,11 @@ def _signal_name(status: str) -> str:
     return status if status.startswith("SIG") else f"SIG{status}"
 
 
-def derive_unrecorded(boot: str, ended_at: float, *, failed: bool) -> ExitRecord:
+def derive_unrecorded(run: str, ended_at: float, *, failed: bool) -> ExitRecord:
     """The record of a run whose own was lost: of that no more is known than whether systemd has its unit
     `failed`."""
     how = "failed" if failed else "ended"
-    return ExitRecord(boot, None, f"it {how}, and how could not be written down", not failed, 0, ended_at)
+    return ExitRecord(run, None, f"it {how}, and how could not be written down", not failed, 0, ended_at)
 
 
 def find_spare(runtime: Path) -> Path:
@@ -156,7 +156,7 @@ def _parse(document: Any) -> ExitRecord:
     """Raises TypeError unless each value is of its type."""
     record = ExitRecord(**document)
     kinds: dict[str, Any] = {
-        "boot": str,
+        "run": str,
         "code": int | None,
         "message": str,
         "status": int,

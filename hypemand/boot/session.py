@@ -124,8 +124,13 @@ class Session:
         self._closed = False
 
     @property
-    def boot(self) -> str:
-        """The id of this boot: the unit's invocation id."""
+    def run(self) -> str:
+        """The id of this run: the unit's invocation id."""
+        return self.tracker.run
+
+    @property
+    def boot(self) -> str | None:
+        """The id of the boot that the run carries; None while it is not known."""
         return self.tracker.boot
 
     @property
@@ -237,8 +242,11 @@ class Session:
     async def _connect_agent(self, path: Path) -> None:
         if self.agent is not None:
             await self.agent.close()
+        boot = self.boot
+        if boot is None:
+            raise GuestError("it is not known yet which boot this is")
         with hold_socket(path, self._uid) as held:
-            self.agent = await AgentChannel.connect(Path(held), self.boot, self.budget)
+            self.agent = await AgentChannel.connect(Path(held), boot, self.budget)
         # from now on it is connected anew when it is wanted: a guest that breaks it does not decide when
         self._gain(self._agent_link)
         self._spawn("hello", self._await_hello(self.agent))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has been seen of one boot, from whichever witness said it first.
+"""What has been seen of one run and of the boot that it carries, from whichever witness said it first.
 
 Witnesses: the journal, the report port (a copy of the same lines), and the agent's HELLO. A line of
 another boot counts for nothing, wherever it stands.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -56,9 +56,11 @@ class Shutdown(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BootNotes:
-    """What was seen of a boot, as it is kept beside the VM's data. Times in seconds."""
+    """What was seen of a run, as it is kept beside the VM's data. Times in seconds. `boot`: the id of the
+    boot that it carries; None as long as nothing was seen of it."""
 
-    boot: str
+    run: str
+    boot: str | None = None
     markers: frozenset[Marker] = frozenset()
     exit: Exit | None = None
     moments: Mapping[Moment, float] = field(default_factory=dict)
@@ -75,11 +77,14 @@ class BootNotes:
 
 
 class BootTracker:
-    """Takes evidence of one boot and remembers what it proves."""
+    """Takes evidence of one run and remembers what it proves. `find_boot` gives the id of the boot that it
+    carries, and None while that is not known: it is asked when the guest has said something."""
 
-    def __init__(self, boot: str, notes: BootNotes | None = None) -> None:
-        notes = notes or BootNotes(boot)
-        self.boot = boot
+    def __init__(self, run: str, find_boot: Callable[[], str | None], notes: BootNotes | None = None) -> None:
+        notes = notes or BootNotes(run)
+        self.run = run
+        self._find_boot = find_boot
+        self._boot = notes.boot
         self.exit = notes.exit
         self.headers = notes.headers
         self._markers = set(notes.markers)
@@ -87,6 +92,13 @@ class BootTracker:
         self._stages = {stage.name: stage for stage in notes.stages}
         self.emergency = notes.emergency
         self._shutdown = notes.shutdown
+
+    @property
+    def boot(self) -> str | None:
+        """The id of the boot that the run carries; None while it is not known."""
+        if self._boot is None:
+            self._boot = self._find_boot()
+        return self._boot
 
     def take_line(self, line: bytes, at: float) -> bool:
         """A console line that was seen at `at` (CLOCK_MONOTONIC). True: it told something new."""
@@ -159,7 +171,8 @@ class BootTracker:
     def notes(self) -> BootNotes:
         """What is known now."""
         return BootNotes(
-            self.boot,
+            self.run,
+            self._boot,
             frozenset(self._markers),
             self.exit,
             dict(self._moments),
@@ -173,6 +186,7 @@ class BootTracker:
 def dump_notes(notes: BootNotes) -> bytes:
     """The notes as they stand in their file."""
     document = {
+        "run": notes.run,
         "boot": notes.boot,
         "markers": sorted(notes.markers),
         "exit": None if notes.exit is None else [notes.exit.code, notes.exit.message],
@@ -185,25 +199,27 @@ def dump_notes(notes: BootNotes) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
 
-def load_notes(path: Path, boot: str | None = None) -> BootNotes | None:
-    """Notes from their file; None when there are none, they are broken, or of another boot."""
+def load_notes(path: Path, run: str | None = None) -> BootNotes | None:
+    """Notes from their file; None when there are none, they are broken, or of another run."""
     try:
         document = read_json(path, _MAX_FILE)
-        if not isinstance(document["boot"], str):
+        boot = document["boot"]
+        if not isinstance(document["run"], str) or not isinstance(boot, str | None):
             return None
         notes = BootNotes(
-            boot=document["boot"],
+            run=document["run"],
+            boot=boot,
             markers=frozenset(Marker(word) for word in document["markers"]),
-            exit=None if document["exit"] is None else Exit(document["boot"], *document["exit"]),
+            exit=None if document["exit"] is None else Exit(boot or "", *document["exit"]),
             moments={Moment(word): float(at) for word, at in document["moments"].items()},
-            stages=tuple(Stage(document["boot"], *stage) for stage in document["stages"]),
+            stages=tuple(Stage(boot or "", *stage) for stage in document["stages"]),
             headers=_load_headers(*document.get("headers", (HeadersState.PENDING, None))),
             emergency=bool(document.get("emergency", False)),
             shutdown=Shutdown(word) if (word := document.get("shutdown")) else None,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return notes if boot in (None, notes.boot) else None
+    return notes if run in (None, notes.run) else None
 
 
 def _load_headers(state: str, error: str | None) -> HeadersStatus:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from hypemand.boot.fulldrives import describe_full
+from hypemand.boot.runrecord import find_boot_id
 from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, BootTracker, Moment
 from hypemand.state import Evidence, Marker, UnitEvidence
@@ -35,10 +37,14 @@ def derive_evidence(
 
 
 def make_tracker(
-    boot: str, unit: UnitStatus, known: BootNotes | None, requested: Mapping[Moment, float]
+    run: str,
+    runtime: Path,
+    unit: UnitStatus,
+    known: BootNotes | None,
+    requested: Mapping[Moment, float],
 ) -> BootTracker:
-    """A tracker for a boot that is on: what is `known` of it already, and the moments of its request."""
-    tracker = BootTracker(boot, known)
+    """A tracker for a run that is on: what is `known` of it already, and the moments of its request."""
+    tracker = BootTracker(run, lambda: find_boot_id(runtime, run), known)
     if not requested and known is None and unit.start_monotonic is not None:
         # systemd started it alone: the request is the start itself
         tracker.set_moment(Moment.REQUESTED, unit.start_monotonic)

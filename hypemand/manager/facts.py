@@ -12,7 +12,7 @@ def boot_facts(vm: str, notes: BootNotes) -> BootFacts:
     at = notes.moments.get
     return BootFacts(
         vm=vm,
-        boot=notes.boot,
+        boot=notes.boot or "unknown",
         requested=notes.moments[Moment.REQUESTED],
         unit_asked=at(Moment.PREPARED),
         unit_created=at(Moment.QUEUED),

@@ -41,7 +41,7 @@ class Handle:
         this, and is another invocation.
         """
         changed = asyncio.Event()
-        self._units.watch(self._unit, lambda _active_state: changed.set())
+        self._units.watch(self._unit, changed.set)
         self.releasing = True
         try:
             await self._units.stop(self._unit)

@@ -99,13 +99,13 @@ class RunFiles:
 
     # how it ended
 
-    def load_exit(self, boot: str | None, *, failed: bool) -> ExitRecord | None:
-        """The record of the run that has just ended, None if there was none: `boot` is its id, if that is
+    def load_exit(self, run: str | None, *, failed: bool) -> ExitRecord | None:
+        """The record of the run that has just ended, None if there was none: `run` is its id, if that is
         known. It is there, unless it could not be written: the unit writes it before it becomes inactive, or
         `failed`."""
-        record = next((r for r in self._load_exits() if boot in (None, r.boot)), None)
+        record = next((r for r in self._load_exits() if run in (None, r.run)), None)
         if record is None:
-            return None if boot is None else derive_unrecorded(boot, time.time(), failed=failed)
+            return None if run is None else derive_unrecorded(run, time.time(), failed=failed)
         if record.reboot and failed:
             words = f"{record.message}, too often in a short time: systemd did not start it again"
             record = replace(record, message=words, success=False)
@@ -125,7 +125,7 @@ class RunFiles:
         """The record of the last run, as a daemon finds it that has not seen the end; None when the host went
         down with that run, so that the record is of one before."""
         record = next(iter(self._load_exits()), None)
-        if record is None or notes is None or record.boot == notes.boot:
+        if record is None or notes is None or record.run == notes.run:
             return record
         # of the later of two runs there is but one: systemd alone made it, or its end was not written down
         try:
@@ -145,7 +145,7 @@ class RunFiles:
         change them as often as it likes, and each write is synced. Without that wait `at_end`, and for what
         the unit's end will ask for: the first report of an exit or a shutdown."""
         if notes != self._kept:
-            known = self._kept if self._kept is not None and self._kept.boot == notes.boot else BootNotes("")
+            known = self._kept if self._kept is not None and self._kept.run == notes.run else BootNotes("")
             at_end |= known.exit is None and notes.exit is not None
             at_end |= known.shutdown is None and notes.shutdown is not None
             self._kept = self._unwritten = notes

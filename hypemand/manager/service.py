@@ -458,11 +458,11 @@ class VmManager:
         vm = self.fleet.get(ref)
         await vm.refresh()
         check_allowed(Operation.KILL, vm.state, vm.name)
-        boot = vm.boot
+        run = vm.run
         await self._services.units.kill(vm.unit, signal)
         if signal == _SIGKILL:
-            # another boot: systemd has started it again
-            await vm.changes.wait_for(lambda: _has_ended(vm) or vm.boot != boot, _STOP_MARGIN)
+            # another run: systemd has started it again
+            await vm.changes.wait_for(lambda: _has_ended(vm) or vm.run != run, _STOP_MARGIN)
             await vm.settle()
         return vm.view()
 

@@ -45,6 +45,7 @@ class VmView:
     removed_from_config: bool
     unit: str
     invocation_id: str | None
+    boot_id: str | None
     main_pid: int | None
     uid: int
     memory_current: int | None

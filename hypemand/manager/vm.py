@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.boot.record import ExitRecord
@@ -43,8 +43,6 @@ from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 _RECOVER_DEADLINE = 1.0
-# what systemd and the sandbox take for a start, about; no guest has anything to tell by then
-_SPAWN_TIME = 0.03
 _DETACH_DEADLINE = 5.0
 
 
@@ -95,7 +93,6 @@ class Vm:
         self._text = ""
         self._phases = Phases(self._derive_stop_time())
         self._asking = asyncio.Lock()
-        self._spawned_at = 0.0
         self._stale = False
         self._recovering = False
 
@@ -137,8 +134,13 @@ class Vm:
         return self._session
 
     @property
+    def run(self) -> str | None:
+        """The id of the run that is on: the invocation id of its unit."""
+        return self._session.run if self._session is not None else None
+
+    @property
     def boot(self) -> str | None:
-        """The id of the boot that is on."""
+        """The id of the boot that is on, as soon as that is known."""
         return self._session.boot if self._session is not None else None
 
     @property
@@ -202,7 +204,8 @@ class Vm:
             needs_restart=self.needs_restart,
             removed_from_config=self.removed,
             unit=self.unit,
-            invocation_id=self.boot,
+            invocation_id=self.run,
+            boot_id=self.boot,
             main_pid=self._unit.main_pid if self.state.is_vmm_active else None,
             uid=self.record.uid,
             memory_current=self._unit.memory_current if self.state.is_vmm_active else None,
@@ -267,7 +270,7 @@ class Vm:
             self._stale = False
             was = None
             try:
-                # asked again if a signal was believed meanwhile: the answer may be older than that
+                # asked again if systemd took a start meanwhile: the answer may be older than that
                 while was is not self._unit:
                     was = self._unit
                     status = await self._services.units.status(self.unit, with_memory=with_memory)
@@ -284,30 +287,11 @@ class Vm:
                 await (self._session.query_status() if wait_vmm else self._session.query_status(0))
             self._evaluate()
 
-    def _take_signal(self, active_state: str | None) -> None:
-        """The unit's state may have changed. Signals that come while one look is under way are one more look.
-
-        That it is active now is believed at once where it is the answer to our READY=1: no older signal can
-        say so, and Running need not wait for the look.
-        """
-        awaited = self._session is not None and self._session.notified
-        if awaited and active_state == "active" and self._unit.active_state == "activating":
-            self._unit = replace(self._unit, active_state=active_state, changed_at=None)
-            self._evaluate()
-        self._look_soon()
-
-    def _look_soon(self) -> None:
+    def _take_signal(self) -> None:
+        """The unit's state may have changed. Signals that come while a refresh is under way are one more."""
         if not self._stale:
             self._stale = True
-            self._tasks.start("refresh", self._look())
-
-    async def _look(self) -> None:
-        """Refresh, but leave systemd alone while it spawns the VMM: the VMM's sandbox asks it too, which user
-        that is, and it answers one after the other."""
-        wait = self._spawned_at - time.monotonic()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        await self.refresh()
+            self._tasks.start("refresh", self.refresh())
 
     def expect_boot(self, moments: Mapping[Moment, float], definition: Definition | None) -> None:
         """A start is under way: when it was asked for, and with what. None: it is not any more."""
@@ -317,11 +301,10 @@ class Vm:
     def take_start(self) -> None:
         """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
         that it signals."""
-        self._spawned_at = time.monotonic() + _SPAWN_TIME
         self._unit = UnitStatus("activating", "queued")
         self._follow_unit()
         self._evaluate()
-        self._look_soon()
+        self._take_signal()
 
     def add_moment(self, moment: Moment, at: float) -> None:
         """A step of the start that is under way has been made."""
@@ -372,14 +355,14 @@ class Vm:
         self.running.follow(may_run=unit.is_live)
         between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
         live = unit.is_live and unit.invocation_id is not None and not between
-        if session is not None and (not live or unit.invocation_id != session.boot):
+        if session is not None and (not live or unit.invocation_id != session.run):
             self._notes = session.tracker.notes
             self.files.keep_notes(self._notes, at_end=True)
             self._session = None
             self._closing = self._tasks.start("close", self._close(session, self._closing))
         failed = unit.active_state == "failed"
         if self._was_live and not unit.is_live:
-            ended = unit.invocation_id or (None if self._notes is None else self._notes.boot)
+            ended = unit.invocation_id or (None if self._notes is None else self._notes.run)
             self._exit = self._load_exit(ended, failed=failed)
             self.running.definition = None
             self._closing = self._tasks.start("release", self._release(self._closing))
@@ -390,8 +373,8 @@ class Vm:
         if live and self._session is None and unit.active_state != "deactivating":
             self._open_session()
 
-    def _knows_end(self, boot: str) -> bool:
-        return self._exit is not None and self._exit.boot == boot
+    def _knows_end(self, run: str) -> bool:
+        return self._exit is not None and self._exit.run == run
 
     def _load_exit(self, ended: str | None, *, failed: bool) -> ExitRecord | None:
         if self._is_assumed:
@@ -405,10 +388,10 @@ class Vm:
         return self.record.created_at if self._notes is None else time.time()
 
     def _open_session(self) -> None:
-        boot = self._unit.invocation_id
-        assert boot is not None
-        known = self._notes if self._notes is not None and self._notes.boot == boot else None
-        tracker = make_tracker(boot, self._unit, known, self._requested)
+        run = self._unit.invocation_id
+        assert run is not None
+        known = self._notes if self._notes is not None and self._notes.run == run else None
+        tracker = make_tracker(run, self.places.runtime, self._unit, known, self._requested)
         self._requested = {}
         self._exit = None
         session = self._session = Session(

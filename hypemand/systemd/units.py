@@ -264,9 +264,9 @@ class Units:
                 found[vm] = row[3]
         return found
 
-    def watch(self, unit: str, callback: Callable[[str | None], None]) -> None:
-        """Call back when the unit's state may have changed, with the ActiveState that the signal tells, if it
-        does. What it is now, `status` tells: a signal may arrive after the answer to a later call."""
+    def watch(self, unit: str, callback: Callable[[], None]) -> None:
+        """Call back when the unit's state may have changed. Ask `status` what it is now: a signal may arrive
+        after the answer to a later call."""
         told: tuple[Any, ...] | None = None
 
         def tell(changed: dict[str, Any]) -> None:
@@ -274,7 +274,7 @@ class Units:
             telling = tuple(changed.get(name) for name in _TELLING)
             if telling != told:
                 told = telling
-                callback(changed.get("ActiveState"))
+                callback()
 
         self._bus.watch_properties(unit_path(unit), f"{SERVICE}.Unit", _TELLING, tell)
 

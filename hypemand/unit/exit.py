@@ -32,6 +32,7 @@ from pathlib import Path
 
 from hypemand.atomic import write_file
 from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, dump_exit_record, find_spare
+from hypemand.boot.runrecord import find_boot_id
 from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
@@ -67,9 +68,9 @@ class Findings:
     complete: bool = False
 
 
-def scan_journal(boot: str, lines: Iterable[JournalLine], found: Findings) -> None:
+def scan_journal(boot: str | None, lines: Iterable[JournalLine], found: Findings) -> None:
     """Read from the newest line back, up to the exit report, since nothing else matters then. What is found
-    is put into `found` at once."""
+    is put into `found` at once. `boot`: the id that the guest signs with; None: no guest has been started."""
     for line in lines:
         sentinel = parse_sentinel(line.message)
         if sentinel is None or sentinel.boot != boot:
@@ -158,35 +159,46 @@ def _is_stopping(unit: str, deadline: float) -> bool:
     return job.strip() not in (b"", b"0")
 
 
-def read_journal(boot: str, found: Findings) -> None:
-    """Find what the journal has of a boot, as far as the last line that was written before this."""
+def read_journal(run: str, boot: str | None, found: Findings) -> None:
+    """Find what the journal has of a run, as far as the last line that was written before this."""
     synchronize_journal(_JOURNALD_DEADLINE)
     try:
-        with closing(BootJournal(boot)) as journal:
+        with closing(BootJournal(run)) as journal:
             scan_journal(boot, journal.read_backwards(sys.maxsize), found)
     except OSError as error:
         print(f"cannot read the journal: {error}", file=sys.stderr)
 
 
 def find_in_time(
-    boot: str, deadline: float, read: Callable[[str, Findings], None] = read_journal
+    run: str,
+    boot: str | None,
+    deadline: float,
+    read: Callable[[str, str | None, Findings], None] = read_journal,
 ) -> Findings:
     """What `read` has found by `deadline` (CLOCK_MONOTONIC). A thread reads, which is left behind when its
     time is over: it may hang in sd-journal, or in a page of a file that the disk does not give."""
     found = Findings()
-    reader = threading.Thread(target=read, args=(boot, found), name="journal", daemon=True)
+    reader = threading.Thread(target=read, args=(run, boot, found), name="journal", daemon=True)
     reader.start()
     reader.join(max(deadline - time.monotonic(), 0.0))
     return replace(found, markers=set(found.markers))
 
 
 def collect_ending(
-    boot: str, unit: str, state: Path, stop_signal: int, guest_agent: bool, mode: Mode, deadline: float
+    run: str,
+    unit: str,
+    state: Path,
+    runtime: Path,
+    stop_signal: int,
+    guest_agent: bool,
+    mode: Mode,
+    deadline: float,
 ) -> Ending:
     """Everything that tells how this run ended, from the journal first and from the daemon's own record
     of the boot where the journal has lost lines, or has too many."""
-    found = find_in_time(boot, deadline)
-    notes = load_notes(state / "boot.json", boot)
+    notes = load_notes(state / "boot.json", run)
+    boot = None if notes is None else notes.boot
+    found = find_in_time(run, boot or find_boot_id(runtime, run), deadline)
     report, markers = found.report, found.markers
     emergency = found.emergency is EmergencyState.ENTERED
     if notes is not None:
@@ -258,13 +270,13 @@ def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
 def main() -> int:
     """Write STATE_DIR/exit.json; the exit status is the program's."""
     state, unit, stop_signal, guest_agent, mode, runtime = sys.argv[1:_ARGUMENTS]
-    boot = os.environ["INVOCATION_ID"]
+    run = os.environ["INVOCATION_ID"]
     deadline = time.monotonic() + _EVIDENCE_DEADLINE
     forget_machine(unit, Path(runtime).name)
     await_console(Path(runtime))
     how = (int(stop_signal), guest_agent == "1", Mode(mode))
-    ending = collect_ending(boot, unit, Path(state), *how, deadline)
-    record = derive_exit_record(boot, ending, time.time())
+    ending = collect_ending(run, unit, Path(state), Path(runtime), *how, deadline)
+    record = derive_exit_record(run, ending, time.time())
     keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
     if len(sys.argv) > _ARGUMENTS:
         _renew_disk(Path(state), *sys.argv[_ARGUMENTS:])

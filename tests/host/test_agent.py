@@ -29,7 +29,7 @@ def vms(host: TestHost) -> Iterator[Vms]:
 
 def arguments(vms: Vms, act: str, *more: str) -> list[str]:
     """The probe's command line. Ask for it while there is a daemon."""
-    boot = vms.show("asked")["invocation_id"]
+    boot = vms.show("asked")["boot_id"]
     return ["python3", "-W", "error", "/srv/probe.py", "/run/hypemand/vms/asked/agent.sock", boot, act, *more]
 
 

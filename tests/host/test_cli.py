@@ -58,7 +58,7 @@ def test_show_and_every_json_document_agree(host: TestHost, web: Vm) -> None:
         (instance,) = json.loads(ctl(host, *words, "--json").stdout)
         assert instance["id"] == shown["id"]
     timeline = json.loads(web.ctl("analyze", "--json").stdout)
-    assert timeline["boot"] == shown["invocation_id"]
+    assert timeline["boot"] == shown["boot_id"] != shown["invocation_id"]
     assert json.loads(web.ctl("wait", "--json").stdout)["state"] == "Running"
     assert [image["name"] for image in json.loads(ctl(host, "image", "list", "--json").stdout)] == [BUSYBOX]
     assert json.loads(ctl(host, "reload", "--json").stdout)["problems"] == []

@@ -77,7 +77,17 @@ def test_a_boot_that_ends_while_the_daemon_is_away_is_ready_once_it_is_back(vms:
 
 def test_a_restart_of_the_daemon_keeps_all_that_is_known_of_running_vms(vms: Vms) -> None:
     name = vms.run("kept", HAS_LAST_WORDS)
-    keys = ("id", "state", "started_at", "ready_ms", "invocation_id", "main_pid", "uid", "status_text")
+    keys = (
+        "id",
+        "state",
+        "started_at",
+        "ready_ms",
+        "invocation_id",
+        "boot_id",
+        "main_pid",
+        "uid",
+        "status_text",
+    )
     before, boot = vms.show(name), vms.ctl("analyze", "--json", name).stdout
     changes = vms.changes(name)
     vms.restart_daemon()
@@ -105,7 +115,7 @@ def test_a_vm_whose_record_cannot_be_read_goes_on(vms: Vms) -> None:
     with vms.without_daemon():
         vms.host.run(["mv", f"{record}.kept", record])
     after = vms.show(name)
-    for key in ("id", "state", "main_pid", "uid", "invocation_id"):
+    for key in ("id", "state", "main_pid", "uid", "invocation_id", "boot_id"):
         assert after[key] == before[key]
     assert vms.execute(name, "echo", "here") == "here\n"
 

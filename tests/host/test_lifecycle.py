@@ -332,11 +332,12 @@ def test_a_guest_that_is_stuck_can_be_stopped_and_removed(vms: Vms) -> None:
 
 def test_a_boot_that_does_not_get_there_fails_and_names_what_was_missing(vms: Vms) -> None:
     with stuck_guests(vms.host):
-        vms.define("no-marker", boot_timeout="6s", stop_timeout="1s")
+        # that a busy machine boots them in
+        vms.define("no-marker", boot_timeout="20s", stop_timeout="1s")
         vms.ctl("start", "no-marker")
         vms.wait_console("no-marker", "the guest is stuck")
     with stuck_guests(vms.host, program_starts=True):
-        vms.define("no-agent", boot_timeout="6s", stop_timeout="1s")
+        vms.define("no-agent", boot_timeout="20s", stop_timeout="1s")
         late = vms.ctl("start", "--wait", "no-agent", check=False)
     nothing, half = vms.wait("no-marker", "Stopped"), vms.show("no-agent")
     assert half["exit_message"] == "boot timed out: HYPEMAN-AGENT-READY was not seen"

@@ -131,7 +131,7 @@ def test_the_images_init_is_found_and_becomes_pid_1(debian: Vms) -> None:
     (ready,) = [line for line in console if line.startswith("HYPEMAN-AGENT-READY")]
     assert "mode=systemd" in started
     assert console.index(started) < console.index(ready)
-    assert boot_id(debian) == debian.show(NAME)["invocation_id"]
+    assert boot_id(debian) == debian.show(NAME)["boot_id"]
 
 
 def test_it_comes_up_whole_and_asks_for_no_login_on_the_console(debian: Vms) -> None:
@@ -167,7 +167,8 @@ def test_what_is_left_of_init_and_the_agent_take_little_memory(debian: Vms) -> N
 
 
 def test_a_reboot_from_inside_is_a_new_boot_of_the_same_unit(debian: Vms) -> None:
-    before = debian.show(NAME)["invocation_id"]
+    shown = debian.show(NAME)
+    before, before_boot = shown["invocation_id"], shown["boot_id"]
     debian.execute(NAME, *WITNESS)
     debian.define(NAME, None, **{**WHOLE, "memory": "640M"})
     debian.ctl("exec", NAME, "--", "systemctl", "reboot", check=False)
@@ -175,7 +176,7 @@ def test_a_reboot_from_inside_is_a_new_boot_of_the_same_unit(debian: Vms) -> Non
     assert after["needs_restart"], "the guest has not taken the new definition by itself"
     debian.define(NAME, None, **WHOLE)
     assert not debian.show(NAME)["needs_restart"]
-    assert boot_id(debian) == after["invocation_id"]
+    assert boot_id(debian) == after["boot_id"] != before_boot
     assert debian.execute(NAME, "cat", "/var/tmp/witness") == "stopped\n"
     states = debian.states(NAME)
     assert states[-2:] == ["Initializing", "Running"]
@@ -183,7 +184,7 @@ def test_a_reboot_from_inside_is_a_new_boot_of_the_same_unit(debian: Vms) -> Non
     assert debian.properties(f"hypeman@{NAME}", "ActiveState")["ActiveState"] == "active"
     assert after["exit_code"] is None
     (report,) = [line for line in debian.console(NAME) if line.startswith("HYPEMAN-EXIT")]
-    assert report == f'HYPEMAN-EXIT code=0 message="rebooted from inside" boot={before}'
+    assert report == f'HYPEMAN-EXIT code=0 message="rebooted from inside" boot={before_boot}'
 
 
 def test_a_guest_reboots_while_the_daemon_is_away(debian: Vms) -> None:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The launcher's parts in this process, and in children of it. */
 #include "../expect.h"
+#include "bootid.h"
 #include "filter.h"
 #include "ports.h"
 #include "tap.h"
@@ -23,22 +24,57 @@ static void words_end_with_the_boot_id(void)
     EXPECT_TEXT(line, "quiet panic=1 hypeman.boot=0123456789abcdef0123456789abcdef");
 }
 
-static void a_boot_id_that_is_none_is_refused(void)
+static void an_id_is_32_lower_case_hex_digits(void)
 {
     static const char *const WRONG[] = {
         "", "0123456789abcdef0123456789abcde", "0123456789abcdef0123456789abcdef0",
         "0123456789ABCDEF0123456789ABCDEF", "0123456789abcdef 123456789abcdef"};
-    char line[WORDS_SIZE];
-    EXPECT(compose_words(line, "quiet", NULL) != NULL);
+    EXPECT(is_id(BOOT));
+    EXPECT(!is_id(NULL));
     for (size_t i = 0; i < sizeof(WRONG) / sizeof(WRONG[0]); i++)
-        EXPECT(compose_words(line, "quiet", WRONG[i]) != NULL);
+        EXPECT(!is_id(WRONG[i]));
+}
+
+static void each_boot_id_is_another(void)
+{
+    char first[ID_LENGTH + 1];
+    char second[ID_LENGTH + 1];
+    EXPECT(make_boot_id(first) == 0 && make_boot_id(second) == 0);
+    EXPECT(is_id(first) && is_id(second));
+    EXPECT(strcmp(first, second) != 0);
+}
+
+static void a_run_record_takes_the_place_of_the_one_before(void)
+{
+    static const char OTHER[] = "fedcba9876543210fedcba9876543210";
+    char folder[] = "/tmp/hypemand-launcher.XXXXXX";
+    char path[64];
+    char text[128] = "";
+    EXPECT(mkdtemp(folder) != NULL);
+    EXPECT(keep_run_record(folder, BOOT, BOOT) == 0);
+    EXPECT(keep_run_record(folder, BOOT, OTHER) == 0);
+    (void)snprintf(path, sizeof(path), "%s/run", folder);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    EXPECT(fd >= 0 && read(fd, text, sizeof(text) - 1) == 66);
+    EXPECT_TEXT(text, "0123456789abcdef0123456789abcdef fedcba9876543210fedcba9876543210\n");
+    EXPECT(close(fd) == 0 && unlink(path) == 0);
+    /* nothing else is left */
+    EXPECT(rmdir(folder) == 0);
+}
+
+static void a_run_record_that_cannot_be_written_is_an_error(void)
+{
+    EXPECT(keep_run_record("/nowhere", BOOT, BOOT) < 0 && errno == ENOENT);
+    static char longer[512];
+    memset(longer, 'a', sizeof(longer) - 1);
+    EXPECT(keep_run_record(longer, BOOT, BOOT) < 0 && errno == ENAMETOOLONG);
 }
 
 static void words_that_the_kernel_would_cut_are_refused(void)
 {
     static char words[WORDS_SIZE];
     char line[WORDS_SIZE];
-    const size_t most = WORDS_SIZE - 1 - strlen(" hypeman.boot=") - BOOT_ID_LENGTH;
+    const size_t most = WORDS_SIZE - 1 - strlen(" hypeman.boot=") - ID_LENGTH;
     memset(words, 'a', most);
     EXPECT(compose_words(line, words, BOOT) == NULL);
     words[most] = 'a';
@@ -156,7 +192,10 @@ static void the_filter_refuses_and_kills_nobody(void)
 int main(void)
 {
     words_end_with_the_boot_id();
-    a_boot_id_that_is_none_is_refused();
+    an_id_is_32_lower_case_hex_digits();
+    each_boot_id_is_another();
+    a_run_record_takes_the_place_of_the_one_before();
+    a_run_record_that_cannot_be_written_is_an_error();
     words_that_the_kernel_would_cut_are_refused();
     a_device_is_taken_and_is_not_inherited_by_chance();
     an_answer_without_a_device_is_none_and_leaves_nothing_open();

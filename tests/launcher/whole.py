@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 LAUNCHER, VMM = sys.argv[1:3]
-BOOT = "0123456789abcdef0123456789abcdef"
+RUN = "0123456789abcdef0123456789abcdef"
 DEADLINE = 10.0
 POWEROFF = 38
 # its memory is in root's reach anyway
@@ -78,9 +78,9 @@ class WholeTest(unittest.TestCase):
             (self.runtime / name).write_bytes(b"")
         self.tap = self.runtime / "tap"
 
-    def launch(self, *words: str, tap: str = "-", boot: str = BOOT) -> subprocess.Popen[str]:
+    def launch(self, *words: str, tap: str = "-", run: str = RUN) -> subprocess.Popen[str]:
         """Start it, with the VMM's arguments."""
-        env = {"INVOCATION_ID": boot} if boot else {}
+        env = {"INVOCATION_ID": run} if run else {}
         argv = [LAUNCHER, str(self.runtime), tap, "quiet", VMM, *words]
         process = subprocess.Popen(
             argv,
@@ -98,9 +98,9 @@ class WholeTest(unittest.TestCase):
             self.addCleanup(stream.close)
         return process
 
-    def run_it(self, *words: str, tap: str = "-", boot: str = BOOT) -> tuple[int, list[str], str]:
+    def run_it(self, *words: str, tap: str = "-", run: str = RUN) -> tuple[int, list[str], str]:
         """Exit status, lines and errors of a start that ends by itself."""
-        process = self.launch(*words, tap=tap, boot=boot)
+        process = self.launch(*words, tap=tap, run=run)
         told, errors = process.communicate(timeout=3 * DEADLINE)
         return process.returncode, told.splitlines(), errors
 
@@ -109,8 +109,26 @@ class WholeTest(unittest.TestCase):
         status, lines, errors = self.run_it("-m", "128M")
         self.assertEqual((status, errors), (0, ""))
         arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
-        self.assertEqual(arguments, ["-m", "128M", "-append", f"quiet hypeman.boot={BOOT}"])
+        run, boot = (self.runtime / "run").read_text().split()
+        self.assertEqual(run, RUN)
+        self.assertEqual(arguments, ["-m", "128M", "-append", f"quiet hypeman.boot={boot}"])
         self.assertIn("blocked 0", lines)
+
+    def test_each_start_has_a_boot_id_of_its_own_also_in_one_run(self) -> None:
+        """And the record is of the last."""
+        starts = []
+        for _ in range(2):
+            self.assertEqual(self.run_it()[0], 0)
+            starts.append((self.runtime / "run").read_text().split())
+        self.assertEqual([run for run, _ in starts], [RUN, RUN])
+        self.assertNotEqual(starts[0][1], starts[1][1])
+
+    def test_a_start_whose_boot_cannot_be_noted_fails(self) -> None:
+        """Before there is a VMM: what it said would count for nothing."""
+        (self.runtime / "run").mkdir()
+        status, lines, errors = self.run_it()
+        self.assertEqual((status, lines), (1, []))
+        self.assertIn(f"cannot write {self.runtime}/run: Is a directory", errors)
 
     def test_the_vmm_has_its_ports_and_its_device_and_no_other_descriptor(self) -> None:
         """By the numbers of ports.h; it can listen on the ports, at once and after a restart."""
@@ -239,16 +257,16 @@ class WholeTest(unittest.TestCase):
 
     def test_what_no_unit_would_do_is_refused(self) -> None:
         """No invocation id, no VMM, no such VMM, no runtime folder."""
-        status, _, errors = self.run_it(boot="")
+        status, _, errors = self.run_it(run="")
         self.assertEqual((status, "INVOCATION_ID" in errors), (1, True))
         for argv, told in (
             ([LAUNCHER, "/", "-", "quiet"], "usage: launcher"),
             ([LAUNCHER, str(self.runtime), "-", "quiet", "/no/vmm"], "cannot execute /no/vmm: No such file"),
-            ([LAUNCHER, "/no/folder", "-", "quiet", VMM], "cannot make /no/folder/qmp.sock: No such file"),
+            ([LAUNCHER, "/no/folder", "-", "quiet", VMM], "cannot write /no/folder/run: No such file"),
         ):
             ended = subprocess.run(
                 argv,
-                env={"INVOCATION_ID": BOOT},
+                env={"INVOCATION_ID": RUN},
                 capture_output=True,
                 text=True,
                 timeout=DEADLINE,

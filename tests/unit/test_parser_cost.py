@@ -144,7 +144,7 @@ def take_qmp(data: bytes) -> None:
 
 
 def take_lines(data: bytes) -> None:
-    tracker = BootTracker(BOOT)
+    tracker = BootTracker("e" * 32, lambda: BOOT)
     for line in data.split(b"\n"):
         tracker.take_line(line, 0.0)
 

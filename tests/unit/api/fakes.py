@@ -283,6 +283,7 @@ def make_view(name: str, number: int, definition: Definition, state: State) -> V
         removed_from_config=False,
         unit=f"hypeman-vm-{name}.service",
         invocation_id=None,
+        boot_id=None,
         main_pid=None,
         uid=61184,
         memory_current=None,

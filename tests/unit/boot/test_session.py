@@ -26,6 +26,7 @@ from hypemand.systemd.journal import JournalLine
 from hypemand.workers import Pool, run_in
 from tests.unit.agent.support import BOOT, GREETING, Guest, in_loop
 
+RUN = "e" * 32
 START = f"HYPEMAN-PROGRAM-START ts=2026-02-03T04:05:06Z mode=exec boot={BOOT}".encode()
 AGENT = f"HYPEMAN-AGENT-READY ts=2026-02-03T04:05:06Z boot={BOOT}".encode()
 
@@ -144,7 +145,7 @@ def make_session(
     changes: list[str] = []
     session = Session(
         "web",
-        BootTracker(BOOT),
+        BootTracker(RUN, lambda: BOOT),
         folder,
         os.getuid(),
         guest_agent=agent,
@@ -181,7 +182,7 @@ class Journal:
         self.errors = errors
 
     def open(self, boot: str) -> Journal:
-        assert boot == BOOT
+        assert boot == RUN
         return self
 
     def read(self, limit: int) -> list[JournalLine]:

@@ -61,7 +61,7 @@ class Place:
     async def see_unit(self, active_state: str) -> None:
         """systemd has another state for it, and says so."""
         self.host.units.live[UNIT] = UnitStatus(active_state, "running", BOOT)
-        self.host.units.signals[UNIT](active_state)
+        self.host.units.signals[UNIT]()
         await until(lambda: self.vm.has_unit)
 
 

@@ -17,7 +17,7 @@ from hypemand.sentinels import Exit
 from hypemand.systemd.rootdir import Own
 
 BOOT = "b" * 32
-NOTES = BootNotes(BOOT)
+NOTES = BootNotes(BOOT, "a" * 32)
 
 
 class Written:
@@ -57,7 +57,7 @@ def run(folder: Path, work: Callable[[Written], Awaitable[None]]) -> None:
 
 
 def message(number: int) -> BootNotes:
-    return replace(NOTES, exit=Exit(BOOT, 0, str(number)))
+    return replace(NOTES, exit=Exit("a" * 32, 0, str(number)))
 
 
 def test_a_guest_that_changes_its_exit_all_the_time_causes_one_write_a_second(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_run_whose_record_was_lost_has_not_the_end_of_another(tmp_path: Path) 
         for failed in (True, False):
             ended = written.files.load_exit(BOOT, failed=failed)
             assert ended is not None
-            assert (ended.boot, ended.code, ended.success) == (BOOT, None, not failed)
+            assert (ended.run, ended.code, ended.success) == (BOOT, None, not failed)
         assert written.files.load_exit("a" * 32, failed=False) == other
         (tmp_path / "exit.json").unlink()
         assert written.files.load_exit(None, failed=False) is None  # it never ran

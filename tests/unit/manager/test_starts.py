@@ -43,9 +43,9 @@ class FakeUnits:
     live: dict[str, UnitStatus] = field(default_factory=dict)
     left: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
     killed: list[str] = field(default_factory=list)
-    signals: dict[str, Callable[[str | None], None]] = field(default_factory=dict)
+    signals: dict[str, Callable[[], None]] = field(default_factory=dict)
 
-    def watch(self, unit: str, callback: Callable[[str | None], None]) -> None:
+    def watch(self, unit: str, callback: Callable[[], None]) -> None:
         self.signals[unit] = callback
 
     def unwatch(self, unit: str) -> None:
@@ -75,7 +75,7 @@ class FakeUnits:
         if self.immortal:
             raise BusError("systemd does not answer", errno.ETIMEDOUT)
         if self.live.pop(unit, None) is not None and unit in self.signals:
-            self.signals[unit]("inactive")
+            self.signals[unit]()
 
     async def kill(self, unit: str, signal: int, *, everything: bool = False) -> None:
         """The main process has ended already."""

@@ -23,7 +23,7 @@ from hypemand.systemd.journal import JournalLine
 from hypemand.unit import exit as exit_module
 from hypemand.unit.exit import Findings, collect_ending, find_in_time, main, scan_journal
 
-BOOT, OTHER = "a" * 32, "b" * 32
+RUN, BOOT, OTHER = "c" * 32, "a" * 32, "b" * 32
 
 
 def newest_first(*messages: bytes | str) -> list[JournalLine]:
@@ -83,17 +83,20 @@ def end_in_a_flood(monkeypatch: pytest.MonkeyPatch, state: Path, *, result: str 
     """How a run ended whose journal cannot be read in time."""
     hung = threading.Event()
 
-    def read(boot: str, found: Findings) -> None:
+    def read(_run: str, boot: str | None, found: Findings) -> None:
         scan_journal(boot, flood(hung), found)
 
-    monkeypatch.setattr(exit_module, "find_in_time", lambda boot, end: find_in_time(boot, end, read))
+    (state / "run").write_text(f"{RUN} {BOOT}\n")
+    monkeypatch.setattr(
+        exit_module, "find_in_time", lambda run, boot, end: find_in_time(run, boot, end, read)
+    )
     monkeypatch.setattr(exit_module, "_systemctl", lambda *_args, **_options: b"")
     monkeypatch.setenv("SERVICE_RESULT", result)
     monkeypatch.setenv("EXIT_CODE", "exited")
     monkeypatch.setenv("EXIT_STATUS", "0")
     deadline = time.monotonic() + 0.3
     try:
-        return collect_ending(BOOT, "hypeman-vm-web.service", state, 15, True, Mode.EXEC, deadline)
+        return collect_ending(RUN, "hypeman-vm-web.service", state, state, 15, True, Mode.EXEC, deadline)
     finally:
         hung.set()
 
@@ -103,7 +106,7 @@ def test_what_was_found_in_time_counts_and_the_record_says_that_it_is_not_all(
 ) -> None:
     ending = end_in_a_flood(monkeypatch, tmp_path)
     assert (ending.panic, ending.complete) == ("Kernel panic - not syncing: the last words", False)
-    record = derive_exit_record(BOOT, ending, 0.0)
+    record = derive_exit_record(RUN, ending, 0.0)
     assert (record.code, record.success, record.status) == (None, False, 1)
     assert record.message == f"{ending.panic}; not all of its lines in the journal could be read"
 
@@ -111,7 +114,7 @@ def test_what_was_found_in_time_counts_and_the_record_says_that_it_is_not_all(
 def test_of_a_timeout_no_marker_is_called_missing_that_may_be_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = derive_exit_record(BOOT, end_in_a_flood(monkeypatch, tmp_path, result="timeout"), 0.0)
+    record = derive_exit_record(RUN, end_in_a_flood(monkeypatch, tmp_path, result="timeout"), 0.0)
     assert "was not seen" not in record.message
     assert record.message.startswith("it did not boot, or did not power off, in time and was ended by force;")
 
@@ -119,9 +122,9 @@ def test_of_a_timeout_no_marker_is_called_missing_that_may_be_there(
 def test_the_daemons_notes_have_what_was_not_read_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    notes = BootNotes(BOOT, exit=Exit(BOOT, 3, "exited with code 3"))
+    notes = BootNotes(RUN, BOOT, exit=Exit(BOOT, 3, "exited with code 3"))
     (tmp_path / "boot.json").write_bytes(dump_notes(notes))
-    record = derive_exit_record(BOOT, end_in_a_flood(monkeypatch, tmp_path), 0.0)
+    record = derive_exit_record(RUN, end_in_a_flood(monkeypatch, tmp_path), 0.0)
     assert (record.code, record.message, record.status) == (3, "exited with code 3", 3)
 
 
@@ -133,7 +136,7 @@ def test_a_journal_that_cannot_be_opened_is_not_one_that_has_nothing(
 
     monkeypatch.setattr(exit_module, "synchronize_journal", lambda _deadline: False)
     monkeypatch.setattr(exit_module, "BootJournal", fail)
-    assert not find_in_time(BOOT, time.monotonic() + 20).complete
+    assert not find_in_time(RUN, BOOT, time.monotonic() + 20).complete
     assert "cannot read the journal" in capsys.readouterr().err
 
 
@@ -150,7 +153,7 @@ runpy.run_module("hypemand.unit.exit", run_name="__main__", alter_sys=True)
     return subprocess.run(
         [sys.executable, "-c", script, *how],
         cwd=Path(__file__).parents[3],
-        env={**os.environ, "INVOCATION_ID": BOOT},
+        env={**os.environ, "INVOCATION_ID": RUN},
         timeout=60,
         capture_output=True,
         check=False,
@@ -159,7 +162,7 @@ runpy.run_module("hypemand.unit.exit", run_name="__main__", alter_sys=True)
 
 def test_a_journal_that_never_answers_does_not_hold_the_process(tmp_path: Path) -> None:
     (tmp_path / "boot.json").write_bytes(
-        dump_notes(BootNotes(BOOT, exit=Exit(BOOT, 3, "exited with code 3")))
+        dump_notes(BootNotes(RUN, BOOT, exit=Exit(BOOT, 3, "exited with code 3")))
     )
     done = run_helper(tmp_path, "journal.BootJournal = hang")
     assert (done.returncode, done.stderr) == (3, b"")
@@ -179,7 +182,7 @@ def end_a_run(monkeypatch: pytest.MonkeyPatch, state: Path, runtime: Path) -> in
     """What ExecStopPost= does after systemd's stop timeout."""
     ending = Ending("timeout", "killed", "KILL", None, (), None, None, True, 15)
     monkeypatch.setattr(exit_module, "collect_ending", lambda *_args: ending)
-    monkeypatch.setenv("INVOCATION_ID", BOOT)
+    monkeypatch.setenv("INVOCATION_ID", RUN)
     unit = "hypeman-vm-web.service"
     monkeypatch.setattr(sys, "argv", ["exit", str(state), unit, "15", "1", "exec", str(runtime)])
     return main()
@@ -203,7 +206,7 @@ def test_the_reason_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(runtime.iterdir()) == []
     record = load_exit_record(find_spare(runtime))
     assert record is not None
-    assert (record.boot, record.success) == (BOOT, False)
+    assert (record.run, record.success) == (RUN, False)
     assert "ended by force" in record.message
     end_a_run(monkeypatch, state, runtime)
     assert not find_spare(runtime).exists()
