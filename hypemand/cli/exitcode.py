@@ -35,7 +35,7 @@ MEANINGS = {
     ExitCode.UNREACHABLE: "hypemand is not reachable, does not answer, or is stopping",
     ExitCode.INVALID: "invalid definition, configuration, image or value",
     ExitCode.HOST_REFUSES: "not enough resources, or a component is missing on the host",
-    ExitCode.OWN_FAILURE: "run, exec, shell: hypemanctl failed and there is no exit status of the program",
+    ExitCode.OWN_FAILURE: "run, exec, shell: the exit status of the program is not available",
     ExitCode.INTERRUPTED: "interrupted",
 }
 

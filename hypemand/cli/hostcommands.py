@@ -167,7 +167,7 @@ IMAGES = (
             Argument("IMAGE", "name of the new image"),
             Argument(
                 "PATH",
-                "directory, tar archive or OCI layout on this host, with oci:, docker-archive: or dir: to set the type",
+                "directory, tar archive or OCI layout on this host; oci:, docker-archive: or dir: before it",
                 completes=Completes.FILE,
             ),
         ),

@@ -290,9 +290,9 @@ def main() -> int:
     parser.add_argument(
         "--clean", action="store_true", help="remove all bridges, interfaces and nftables rules of hypemand"
     )
-    parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help="socket for requests of hypemand")
+    parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help="socket of hypemand")
     parser.add_argument(
-        "--tap-socket", type=Path, default=TAP_SOCKET, metavar="PATH", help="socket for requests of VM launchers"
+        "--tap-socket", type=Path, default=TAP_SOCKET, metavar="PATH", help="socket of VM launchers"
     )
     parser.add_argument("--version", action="version", version=f"hypemand {VERSION}")
     arguments = parser.parse_args()
