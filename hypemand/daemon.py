@@ -283,7 +283,7 @@ def main() -> int:
     when it cannot run for another."""
     parser = argparse.ArgumentParser(
         prog="hypemand",
-        description="Host agent that makes micro VMs systemd services. Started by hypemand.service.",
+        description="Daemon that runs micro VMs as systemd services. Started by hypemand.service.",
         epilog="See hypemand(8).",
     )
     parser.add_argument("--version", action="version", version=f"hypemand {VERSION}")

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a script can tell apart."""
+    """Exit statuses of hypemanctl."""
 
     OK = 0
     FAILURE = 1
@@ -25,17 +25,17 @@ class ExitCode(IntEnum):
 
 
 MEANINGS = {
-    ExitCode.OK: "done",
-    ExitCode.FAILURE: "failed; the message says why",
-    ExitCode.USAGE: "the command line is wrong",
+    ExitCode.OK: "success",
+    ExitCode.FAILURE: "failure; see the message",
+    ExitCode.USAGE: "invalid command line",
     ExitCode.NOT_RUNNING: "status: a VM is not Running",
-    ExitCode.NOT_FOUND: "no such VM or image, or more than one fits",
-    ExitCode.WRONG_STATE: "the state does not allow it, the name is taken, or it is in use",
-    ExitCode.TIMED_OUT: "a deadline passed",
-    ExitCode.UNREACHABLE: "hypemand cannot be reached or does not answer, or it stops meanwhile",
-    ExitCode.INVALID: "a definition, configuration, image or value is invalid",
-    ExitCode.HOST_REFUSES: "the host has not the resources, or lacks a part",
-    ExitCode.OWN_FAILURE: "run, exec, shell: there is no status of the program",
+    ExitCode.NOT_FOUND: "no such VM or image, or the reference is ambiguous",
+    ExitCode.WRONG_STATE: "not possible in this state, the name exists, or in use",
+    ExitCode.TIMED_OUT: "timed out",
+    ExitCode.UNREACHABLE: "hypemand is not reachable, does not answer, or is stopping",
+    ExitCode.INVALID: "invalid definition, configuration, image or value",
+    ExitCode.HOST_REFUSES: "not enough resources, or a component is missing on the host",
+    ExitCode.OWN_FAILURE: "run, exec, shell: the exit status of the program is not available",
     ExitCode.INTERRUPTED: "interrupted",
 }
 
@@ -65,6 +65,6 @@ def derive_exit_code(error_code: str) -> ExitCode:
 
 
 def format_exit_codes() -> str:
-    """The table as it stands at the end of every --help."""
+    """The table at the end of every --help."""
     lines = [f"  {int(code):>3}  {text}" for code, text in MEANINGS.items()]
     return "\n".join(["exit status:", *lines])

@@ -1,77 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands on what the host has beside VMs: volumes, networks, images, tokens, hypemand itself."""
+"""Commands for volumes, networks, images, tokens and the host."""
 
 from __future__ import annotations
 
 from hypemand.cli.options import JSON, SCOPES
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
-_VOLUME = Argument(
-    "VOLUME", "the volume: its name, its id, or an unambiguous start of its id", completes=Completes.VOLUME
-)
-_SIZE = Option(("--size",), "size of the volume, as 512M or 10G", "SIZE")
-_VOLUME_TAG = Option(("--tag",), "tag of the volume", "KEY=VALUE", Kind.PAIR, repeat=True)
+_VOLUME = Argument("VOLUME", "the volume: name, id, or unique prefix of the id", completes=Completes.VOLUME)
+_SIZE = Option(("--size",), "size of the volume, such as 512M or 10G (default: 10G)", "SIZE")
+_VOLUME_TAG = Option(("--tag",), "add a tag to the volume", "KEY=VALUE", Kind.PAIR, repeat=True)
 
 SPACE = (
     Command(
         ("volume", "create"),
-        "make an empty volume",
+        "create an empty volume",
         "volume:create",
-        arguments=(Argument("NAME", "what the volume is called"),),
+        arguments=(Argument("NAME", "name of the volume"),),
         options=(_SIZE, _VOLUME_TAG, JSON),
     ),
     Command(
         ("volume", "list"),
         "list volumes",
         "volume:list_volumes",
-        options=(Option(("-q", "--quiet"), "names only"), Option(("--no-legend",), "no header line"), JSON),
+        options=(
+            Option(("-q", "--quiet"), "print names only"),
+            Option(("--no-legend",), "do not print the header line"),
+            JSON,
+        ),
     ),
     Command(
         ("volume", "inspect"),
-        "show all about a volume",
+        "show the details of a volume",
         "volume:inspect",
         arguments=(_VOLUME,),
         options=(JSON,),
     ),
     Command(
         ("volume", "rm"),
-        "remove volumes and all that is in them",
+        "remove volumes and their data",
         "volume:remove",
         arguments=(Argument("VOLUME", "the volumes", count="+", completes=Completes.VOLUME),),
         options=(JSON,),
     ),
     Command(
         ("volume", "resize"),
-        "let a volume grow that no VM runs with",
+        "grow a volume that is not in use",
         "volume:resize",
-        arguments=(_VOLUME, Argument("SIZE", "its new size, as 20G")),
+        arguments=(_VOLUME, Argument("SIZE", "new size, such as 20G")),
         options=(JSON,),
     ),
     Command(
         ("volume", "import"),
-        "make a volume of a tar archive, plain or with gzip",
+        "create a volume from a tar archive, optionally compressed with gzip",
         "volume:import_archive",
         arguments=(
-            Argument("NAME", "what the volume is called"),
+            Argument("NAME", "name of the volume"),
             Argument("ARCHIVE", "the archive, - for standard input", completes=Completes.FILE),
         ),
         options=(_SIZE, _VOLUME_TAG, JSON),
     ),
     Command(
         ("volume", "export"),
-        "write what is in a volume as a tar archive",
+        "write the contents of a volume to a tar archive",
         "volume:export_archive",
-        "A VM may read the volume meanwhile, but none may write to it.",
+        "VMs may read the volume during the export, but no VM may write to it.",
         arguments=(
             _VOLUME,
-            Argument("ARCHIVE", "the new archive, - for standard output", completes=Completes.FILE),
+            Argument("ARCHIVE", "archive to write, - for standard output", completes=Completes.FILE),
         ),
     ),
     Command(
         ("df",),
-        "show what hypemand keeps on this host's disk",
+        "show the disk usage of hypemand",
         "volume:show_space",
-        options=(Option(("--no-legend",), "no header line"), JSON),
+        options=(Option(("--no-legend",), "do not print the header line"), JSON),
     ),
 )
 
@@ -80,11 +82,15 @@ NETWORKS = (
         ("network", "list"),
         "list networks",
         "network:list_networks",
-        options=(Option(("-q", "--quiet"), "names only"), Option(("--no-legend",), "no header line"), JSON),
+        options=(
+            Option(("-q", "--quiet"), "print names only"),
+            Option(("--no-legend",), "do not print the header line"),
+            JSON,
+        ),
     ),
     Command(
         ("network", "inspect"),
-        "show all about a network, with the addresses of its VMs",
+        "show the details of a network and the addresses of its VMs",
         "network:inspect",
         arguments=(Argument("NETWORK", "the network", completes=Completes.NETWORK),),
         options=(JSON,),
@@ -99,50 +105,51 @@ IMAGES = (
         "list images",
         "image:list_images",
         options=(
-            Option(("-q", "--quiet"), "names only"),
-            Option(("--no-legend",), "no header line"),
+            Option(("-q", "--quiet"), "print names only"),
+            Option(("--no-legend",), "do not print the header line"),
             JSON,
         ),
     ),
     Command(
         ("image", "inspect"),
-        "show all about an image",
+        "show the details of an image",
         "image:inspect",
         arguments=(_IMAGE,),
         options=(JSON,),
     ),
     Command(
         ("image", "pull"),
-        "get images from their registries, as their tags are now",
+        "pull images from a registry",
         "image:pull",
-        "What is here already is not fetched again. After an interrupt a pull goes on; image rm ends it.",
-        arguments=(Argument("IMAGE", "references", count="+", completes=Completes.IMAGE),),
-        options=(Option(("-q", "--quiet"), "no progress"), JSON),
+        "Updates the image if its tag has moved; layers that exist locally are not downloaded again. "
+        "A pull continues after Ctrl-C; image rm cancels it.",
+        arguments=(Argument("IMAGE", "references of images", count="+", completes=Completes.IMAGE),),
+        options=(Option(("-q", "--quiet"), "do not show progress"), JSON),
     ),
     Command(
         ("image", "tag"),
-        "give an image one more name",
+        "add a name to an image",
         "image:tag",
-        arguments=(_IMAGE, Argument("NAME", "the new name; another image may have had it")),
+        arguments=(_IMAGE, Argument("NAME", "new name; if another image has it, it is moved")),
         options=(JSON,),
     ),
     Command(
         ("image", "prune"),
-        "remove images that no VM needs and no name stands for",
+        "remove unused images that have no name",
         "image:prune",
         options=(
-            Option(("-a", "--all"), "those with names too"),
+            Option(("-a", "--all"), "also remove unused images that have names"),
             Option(("--dry-run",), "only show what would be removed"),
             JSON,
         ),
     ),
     Command(
         ("image", "export"),
-        "write an image to an OCI archive, as skopeo and podman read it",
+        "export an image as an OCI archive, for skopeo, podman and others",
         "image:export",
         arguments=(
             _IMAGE,
-            Argument("FILE", "archive to write; - is standard output", completes=Completes.FILE),
+            Argument("FILE", "archive to write, - for standard output", completes=Completes.FILE),
         ),
     ),
     Command(
@@ -154,10 +161,10 @@ IMAGES = (
     ),
     Command(
         ("image", "import"),
-        "make an image of a directory, a tar archive or an OCI layout (root only)",
+        "create an image from a directory, a tar archive or an OCI layout (root only)",
         "image:import_image",
         arguments=(
-            Argument("IMAGE", "name that the image gets"),
+            Argument("IMAGE", "name of the new image"),
             Argument(
                 "PATH",
                 "directory, tar archive or OCI layout on this host; oci:, docker-archive: or dir: before it",
@@ -171,31 +178,31 @@ IMAGES = (
 TOKENS = (
     Command(
         ("token", "create"),
-        "make a token for the API over TCP, and print it (root only)",
+        "create a token for the API over TCP and print it (root only)",
         "token:create",
-        "It is shown this once; hypemand keeps a hash of it alone. read: look at VMs, images and logs; "
+        "The token is shown only once; hypemand stores only a hash. Scopes: read: show VMs, images and logs; "
         "operate: also start and stop VMs, run commands and copy files in them; admin: also create and "
         "remove VMs, images and volumes.",
-        arguments=(Argument("NAME", "what the token is called"),),
+        arguments=(Argument("NAME", "name of the token"),),
         options=(
-            Option(("--expires",), "good for this time, as 30d (default: until revoked)", "TIME", Kind.SPAN),
+            Option(("--expires",), "validity, such as 30d (default: until revoked)", "TIME", Kind.SPAN),
             Option(
                 ("--scope",),
-                "read, operate or admin (default: admin)",
+                "scope: read, operate or admin (default: admin)",
                 "SCOPE",
                 choices=SCOPES,
                 completes=Completes.SCOPE,
             ),
             Option(
                 ("--vm",),
-                "for this VM alone (with read and operate)",
+                "restrict the token to this VM (scopes read and operate)",
                 "VM",
                 repeat=True,
                 completes=Completes.VM,
             ),
             Option(
                 ("--tag",),
-                "for VMs with this tag, and with all others that are given",
+                "restrict the token to VMs that have all given tags",
                 "KEY=VALUE",
                 Kind.PAIR,
                 repeat=True,
@@ -207,11 +214,11 @@ TOKENS = (
         ("token", "list"),
         "list tokens",
         "token:list_tokens",
-        options=(Option(("--no-legend",), "no header line"), JSON),
+        options=(Option(("--no-legend",), "do not print the header line"), JSON),
     ),
     Command(
         ("token", "revoke"),
-        "end tokens and what goes on under them, at once (root only)",
+        "revoke tokens and end requests that use them (root only)",
         "token:revoke",
         arguments=(Argument("NAME", "names of the tokens", count="+"),),
         options=(JSON,),
@@ -221,13 +228,13 @@ TOKENS = (
 HOST = (
     Command(
         ("check",),
-        "check definitions and this host; for most of it the daemon need not run",
+        "check VM definitions, the host configuration and the host",
         "check:check",
-        "Without FILE: all definitions, the host configuration, and what this host offers.",
+        "Without FILE: checks all of them. Only the check of networks needs the running daemon.",
         arguments=(
             Argument(
                 "FILE",
-                "VM definition, or NAME of one in /etc/hypemand/vms.d, or a host configuration",
+                "VM definition, NAME of one in /etc/hypemand/vms.d, or host configuration",
                 count="*",
                 completes=Completes.DEFINITION,
             ),
@@ -236,9 +243,9 @@ HOST = (
     ),
     Command(
         ("reload",),
-        "read the definitions and the configuration again",
+        "reload VM definitions and host configuration",
         "host:reload",
-        options=(Option(("-q", "--quiet"), "print nothing; the journal of hypemand tells of it"), JSON),
+        options=(Option(("-q", "--quiet"), "print nothing; see the journal of hypemand.service"), JSON),
     ),
     Command(
         ("version",), "show the versions of hypemanctl and hypemand", "host:show_version", options=(JSON,)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of all commands, and the words that options take."""
+"""Options common to all commands, and the values that options accept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESTARTS = ("no", "on-failure", "always")
 
 SOCKET = Option(
     ("--socket",),
-    "socket of hypemand's API (default: $HYPEMAN_SOCKET, else /run/hypemand/api.sock)",
+    "API socket of hypemand (default: $HYPEMAN_SOCKET, else /run/hypemand/api.sock)",
     "PATH",
     completes=Completes.FILE,
 )

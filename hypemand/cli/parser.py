@@ -60,7 +60,7 @@ def parse_state(text: str) -> str:
     for state in STATES:
         if state.lower() == text.lower():
             return state
-    raise ValueError(f"not a state: {text!r}; there are {', '.join(STATES)}")
+    raise ValueError(f"not a state: {text!r}; use one of: {', '.join(STATES)}")
 
 
 _PARSERS: dict[Kind, Callable[[str], object]] = {
@@ -112,7 +112,7 @@ def _explain_no_command(words: list[str]) -> Exception:
         return HelpAsked(_format_command_list(group))
     if group:
         names = ", ".join(c.path[1] for c in group)
-        return UsageError(f"hypemanctl {words[0]}: say which of: {names}", ExitCode.USAGE)
+        return UsageError(f"hypemanctl {words[0]}: missing subcommand, one of: {names}", ExitCode.USAGE)
     text = f"hypemanctl: unknown command {words[0]!r}\nSee hypemanctl --help."
     return UsageError(text, ExitCode.USAGE)
 
@@ -224,10 +224,10 @@ def format_overview() -> str:
     """`hypemanctl --help`."""
     options = "\n".join(f"  {', '.join(o.flags):<24}{o.help}" for o in GLOBAL_OPTIONS)
     return (
-        "usage: hypemanctl [OPTION...] COMMAND ...\n\nControl micro VMs that run as systemd services.\n\n"
+        "usage: hypemanctl [OPTION...] COMMAND ...\n\nManage micro VMs that run as systemd services.\n\n"
         f"commands:\n{_format_command_list(COMMANDS)}\n"
         f"options:\n{options}\n\n{format_exit_codes()}\n\n"
-        "Each command has its own --help. Manual: hypemanctl(1).\n"
+        "See hypemanctl COMMAND --help and hypemanctl(1).\n"
     )
 
 

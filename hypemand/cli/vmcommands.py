@@ -1,85 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands on VMs: what there is, what happens to them, and what runs in them."""
+"""Commands for VMs: show them, start and stop them, and run programs in them."""
 
 from __future__ import annotations
 
 from hypemand.cli.options import JSON, MODES, PULLS, RESTARTS, SOURCES
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
-_ONE_VM = Argument(
-    "NAME", "the VM: its name, its id, or an unambiguous start of its id", completes=Completes.VM
-)
-_VMS = Argument(
-    "NAME", "the VMs: names, ids, or unambiguous starts of ids", count="+", completes=Completes.VM
-)
+_ONE_VM = Argument("NAME", "the VM: name, id, or unique prefix of the id", completes=Completes.VM)
+_VMS = Argument("NAME", "the VMs: names, ids, or unique prefixes of ids", count="+", completes=Completes.VM)
 _VMS_OR_ALL = Argument("NAME", "the VMs (default: all)", count="*", completes=Completes.VM)
 _COMMAND = Argument("COMMAND", "program and its arguments", count="...")
 _ENV = Option(
     ("-e", "--env"),
-    "set a variable for the program; KEY alone takes its value from here",
+    "set an environment variable; KEY alone copies the value from hypemanctl's environment",
     "KEY[=VALUE]",
     repeat=True,
 )
 _WORKDIR = Option(("-w", "--workdir"), "working directory of the program", "DIR")
-_USER = Option(("-u", "--user"), "user of the program: user, uid, user:group or uid:gid", "USER")
-_WAIT = Option(("--wait",), "wait until Running")
+_USER = Option(("-u", "--user"), "run the program as this user: user, uid, user:group or uid:gid", "USER")
+_WAIT = Option(("--wait",), "wait until the VM is Running")
 _PULL = Option(
     ("--pull",),
-    "when to ask the registry for the image (default: as the VM's image_pull says)",
+    "when to pull the image (default: the VM's image_pull)",
     "WHEN",
     choices=PULLS,
     completes=Completes.PULL,
 )
 _TIMEOUT_RUNNING = Option(
     ("--timeout",),
-    "with --wait: give up after this time (default: the VM's boot timeout and 15 s)",
+    "with --wait: give up after this time (default: the VM's boot_timeout plus 15 s)",
     "TIME",
     Kind.SPAN,
 )
 _TIMEOUT_STOP = Option(
     ("--timeout",),
-    "time for the guest to end by itself, then it is killed (default: the VM's stop_timeout)",
+    "kill the VM if it has not stopped after this time (default: the VM's stop_timeout)",
     "TIME",
     Kind.SPAN,
 )
 
 _RUN_OPTIONS = (
-    Option(("--name",), "name of the VM (default: one is made up)", "NAME"),
-    Option(("-d", "--detach"), "print the name and leave the VM running"),
-    Option(("--rm",), "remove the VM when the program has ended"),
+    Option(("--name",), "name of the VM (default: generated)", "NAME"),
+    Option(("-d", "--detach"), "run the VM in the background and print its name"),
+    Option(("--rm",), "remove the VM when the program has exited"),
     _ENV,
-    Option(("-m", "--memory"), "memory of the guest, as 512M or 2G", "SIZE"),
+    Option(("-m", "--memory"), "memory of the guest, such as 512M or 2G", "SIZE"),
     Option(("--vcpus",), "number of virtual CPUs", "N", Kind.COUNT),
-    Option(("--disk",), "size of the writable layer", "SIZE"),
+    Option(("--disk",), "size of the writable layer over the image", "SIZE"),
     _WORKDIR,
     _USER,
     Option(("--entrypoint",), "program to run instead of the image's entrypoint", "PROGRAM"),
     _PULL,
     Option(
         ("--network",),
-        "network that the VM is on, or none (default: as the host's configuration says)",
+        "network to attach the VM to, or none (default: defaults.network of hypemand.yaml)",
         "NETWORK",
         completes=Completes.NETWORK,
     ),
     Option(
         ("-p", "--publish"),
-        "let a port of this host lead to one of the VM's, as 8080:80 or 53:53/udp",
+        "publish a port of the VM on the host, such as 8080:80 or 53:53/udp",
         "PORTS",
         repeat=True,
     ),
-    Option(("--mode",), "how the guest runs the image", "MODE", choices=MODES, completes=Completes.MODE),
+    Option(
+        ("--mode",),
+        "auto, exec (a single program) or systemd (the image's init)",
+        "MODE",
+        choices=MODES,
+        completes=Completes.MODE,
+    ),
     Option(
         ("--restart",),
-        "when systemd starts the VM again",
+        "when systemd restarts the VM: no, on-failure or always",
         "WHEN",
         choices=RESTARTS,
         completes=Completes.RESTART,
     ),
-    Option(("--boot-timeout",), "give up a boot that is not Running by then", "TIME"),
-    Option(("--stop-timeout",), "time for the guest to end by itself", "TIME"),
-    Option(("--tag",), "tag of the VM", "KEY=VALUE", Kind.PAIR, repeat=True),
-    Option(("--no-agent",), "start no agent: Running does not wait for it, and exec does not work"),
-    Option(("--no-kernel-headers",), "set up no kernel headers in the guest"),
+    Option(("--boot-timeout",), "fail the start if the VM is not Running after this time", "TIME"),
+    Option(("--stop-timeout",), "kill the VM if it has not stopped after this time", "TIME"),
+    Option(("--tag",), "add a tag to the VM", "KEY=VALUE", Kind.PAIR, repeat=True),
+    Option(
+        ("--no-agent",),
+        "do not start the guest agent: Running does not wait for it; exec, shell and cp do not work",
+    ),
+    Option(("--no-kernel-headers",), "do not set up kernel headers in the guest"),
     Option(("--json",), "with -d: print the instance as JSON"),
 )
 
@@ -90,11 +95,11 @@ INSPECT = (
         "show:list_vms",
         arguments=(_VMS_OR_ALL,),
         options=(
-            Option(("-q", "--quiet"), "names only"),
-            Option(("--no-legend",), "no header line"),
+            Option(("-q", "--quiet"), "print names only"),
+            Option(("--no-legend",), "do not print the header line"),
             Option(
                 ("--state",),
-                "only VMs in this state",
+                "list only VMs in this state",
                 "STATE",
                 Kind.STATE,
                 repeat=True,
@@ -105,35 +110,35 @@ INSPECT = (
     ),
     Command(
         ("status",),
-        "show what VMs do, with their last lines",
+        "show the state of VMs and the last lines of their consoles",
         "show:show_status",
         arguments=(_VMS_OR_ALL,),
         options=(
-            Option(("-n", "--lines"), "lines of the console to show (default: 10)", "N", Kind.COUNT),
+            Option(("-n", "--lines"), "number of console lines to show (default: 10)", "N", Kind.COUNT),
             JSON,
         ),
     ),
     Command(
         ("top",),
-        "show what VMs use of the host, again and again",
+        "show CPU and memory usage of VMs, updated continuously",
         "top:top",
-        "Without a terminal: once. Interrupt it to leave.",
+        "Press Ctrl-C to exit. When standard output is not a terminal, usage is shown once.",
         arguments=(_VMS_OR_ALL,),
         options=(
-            Option(("-d", "--delay"), "time between two looks (default: 2 s)", "TIME", Kind.SPAN),
-            Option(("-n", "--count"), "end after so many looks", "N", Kind.COUNT),
-            Option(("--once",), "look once, as --count 1"),
+            Option(("-d", "--delay"), "update interval (default: 2 s)", "TIME", Kind.SPAN),
+            Option(("-n", "--count"), "exit after N updates", "N", Kind.COUNT),
+            Option(("--once",), "exit after one update, same as --count 1"),
             JSON,
         ),
     ),
     Command(
         ("show",),
-        "show all properties of a VM, one key=value a line",
+        "show all properties of a VM as key=value lines",
         "show:show_properties",
         arguments=(_ONE_VM,),
         options=(
-            Option(("-p", "--property"), "only this property, or those below it", "KEY", repeat=True),
-            Option(("--value",), "values without their keys"),
+            Option(("-p", "--property"), "show only this property and those below it", "KEY", repeat=True),
+            Option(("--value",), "print values without keys"),
             JSON,
         ),
     ),
@@ -144,7 +149,7 @@ LIFECYCLE = (
         ("start",),
         "start VMs",
         "lifecycle:start",
-        "Comes back at once, in Initializing, unless asked to wait.",
+        "Returns while the VM is Initializing, unless --wait is given.",
         arguments=(_VMS,),
         options=(_WAIT, _TIMEOUT_RUNNING, _PULL, JSON),
     ),
@@ -153,7 +158,7 @@ LIFECYCLE = (
         "stop VMs gracefully",
         "lifecycle:stop",
         arguments=(_VMS,),
-        options=(_TIMEOUT_STOP, Option(("--result",), "fail if the VM's last run has failed"), JSON),
+        options=(_TIMEOUT_STOP, Option(("--result",), "exit with 1 if the last run of a VM failed"), JSON),
     ),
     Command(
         ("restart",),
@@ -164,13 +169,13 @@ LIFECYCLE = (
     ),
     Command(
         ("kill",),
-        "send a signal to the VMM of VMs",
+        "send a signal to the VMM (QEMU) of VMs",
         "lifecycle:kill",
         arguments=(_VMS,),
         options=(
             Option(
                 ("-s", "--signal"),
-                "name or number of the signal (default: KILL)",
+                "signal name or number (default: KILL)",
                 "SIGNAL",
                 Kind.SIGNAL,
                 completes=Completes.SIGNAL,
@@ -180,17 +185,18 @@ LIFECYCLE = (
     ),
     Command(
         ("pause",),
-        "stop the CPUs of VMs",
+        "pause VMs",
         "lifecycle:pause",
-        "They keep their memory and all else, and go on with resume.",
+        "The virtual CPUs are halted; memory and all resources are kept until resume.",
         arguments=(_VMS,),
         options=(JSON,),
     ),
     Command(
         ("resume",),
-        "let paused VMs go on",
+        "resume paused VMs",
         "lifecycle:resume",
-        "One that a full disk has paused tries to write again. It goes on by itself when there is space.",
+        "A VM that was paused because of a full disk retries the write, and resumes by itself when there "
+        "is space.",
         arguments=(_VMS,),
         options=(JSON,),
     ),
@@ -199,11 +205,14 @@ LIFECYCLE = (
         "remove VMs and their data",
         "lifecycle:remove",
         arguments=(_VMS,),
-        options=(Option(("-f", "--force"), "stop a VM that runs; be content if there is none"), JSON),
+        options=(
+            Option(("-f", "--force"), "stop a running VM first; do not fail if the VM does not exist"),
+            JSON,
+        ),
     ),
     Command(
         ("wait",),
-        "wait until a VM is in a state",
+        "wait until a VM reaches a state",
         "lifecycle:wait",
         arguments=(_ONE_VM,),
         options=(
@@ -223,9 +232,9 @@ LIFECYCLE = (
 PROGRAMS = (
     Command(
         ("run",),
-        "create a VM, start it, follow its console, and exit as its program does",
+        "create and start a VM, follow its console, and exit with the status of its program",
         "run:run",
-        "The first interrupt stops the VM gracefully, the second kills it.",
+        "The first Ctrl-C stops the VM gracefully, the second kills it.",
         arguments=(Argument("IMAGE", "image to run", completes=Completes.IMAGE), _COMMAND),
         options=_RUN_OPTIONS,
         passes_exit_code=True,
@@ -234,14 +243,14 @@ PROGRAMS = (
         ("exec",),
         "run a command in a Running VM",
         "execute:execute",
-        "Options may follow the name if -- stands before the command. Signals are forwarded.",
+        "Signals are forwarded. With -- before the command, options may follow the name.",
         arguments=(_ONE_VM, _COMMAND),
         options=(
             _ENV,
             _WORKDIR,
             _USER,
-            Option(("-i", "--interactive"), "pass on standard input"),
-            Option(("-t", "--tty"), "give the command a terminal, of the size of ours"),
+            Option(("-i", "--interactive"), "forward standard input"),
+            Option(("-t", "--tty"), "allocate a terminal for the command, with the size of this one"),
             Option(("--timeout",), "end the command after this time", "TIME", Kind.SPAN),
         ),
         passes_exit_code=True,
@@ -250,7 +259,8 @@ PROGRAMS = (
         ("shell",),
         "open a shell in a Running VM",
         "execute:open_shell",
-        "It is the user's login shell, else /bin/bash or /bin/sh. Off a terminal it reads commands here.",
+        "Runs the user's login shell, else /bin/bash or /bin/sh. When standard input is not a terminal, "
+        "the shell reads commands from it.",
         arguments=(_ONE_VM,),
         options=(_ENV, _WORKDIR, _USER),
         passes_exit_code=True,
@@ -259,48 +269,49 @@ PROGRAMS = (
         ("cp",),
         "copy files and directories to and from a Running VM",
         "copy:copy",
-        "One of the two is NAME:PATH. - is a tar archive: as SRC standard input, as DST standard output.",
+        "Either SRC or DST is NAME:PATH. - as SRC reads a tar archive from standard input, - as DST writes "
+        "one to standard output.",
         arguments=(
-            Argument("SRC", "what to copy; DIR/. is the contents of DIR", completes=Completes.FILE),
-            Argument("DST", "where to: a directory that is there, or the new name", completes=Completes.FILE),
+            Argument("SRC", "what to copy; DIR/. means the contents of DIR", completes=Completes.FILE),
+            Argument("DST", "destination: an existing directory, or the new name", completes=Completes.FILE),
         ),
         options=(
-            Option(("-a", "--archive"), "keep owners, and set-user-id and the like"),
-            Option(("-L", "--follow-link"), "copy what symbolic links point to"),
+            Option(("-a", "--archive"), "preserve owners and the set-user-ID, set-group-ID and sticky bits"),
+            Option(("-L", "--follow-link"), "copy the targets of symbolic links"),
             JSON,
         ),
     ),
     Command(
         ("logs",),
-        "show the console of a VM",
+        "show the console log of a VM",
         "logs:show_logs",
         arguments=(_ONE_VM,),
         options=(
-            Option(("-f", "--follow"), "go on until the VM's run has ended"),
-            Option(("-n", "--lines"), "show the last N lines only (default: all of them)", "N", Kind.LINES),
-            Option(("--all",), "show hypemand's own marker lines too"),
+            Option(("-f", "--follow"), "follow the log until the VM stops"),
+            Option(("-n", "--lines"), "show only the last N lines (default: all)", "N", Kind.LINES),
+            Option(("--all",), "include hypemand's marker lines (HYPEMAN-...)"),
             Option(
                 ("--source",),
-                "app: the console; vmm: QEMU's words; hypeman: hypemand's entries (default: app)",
+                "app: the console; vmm: messages of QEMU; hypeman: messages of hypemand (default: app)",
                 "SOURCE",
                 choices=SOURCES,
                 completes=Completes.SOURCE,
             ),
-            Option(("--timestamps",), "time before each line"),
-            Option(("--raw",), "on a terminal too, write control characters as they are"),
-            Option(("--json",), "one JSON object a line: time, text, invocation_id"),
+            Option(("--timestamps",), "show the time of each line"),
+            Option(("--raw",), "do not escape control characters on a terminal"),
+            Option(("--json",), "print one JSON object per line: time, text, invocation_id"),
         ),
     ),
     Command(
         ("analyze",),
-        "show where the time of the last boot went",
+        "show a timeline of the last boot",
         "analyze:show_text",
         arguments=(_ONE_VM,),
         options=(JSON,),
     ),
     Command(
         ("analyze", "plot"),
-        "draw the last boot as an SVG on standard output",
+        "print the timeline of the last boot as SVG",
         "analyze:show_plot",
         arguments=(_ONE_VM,),
     ),

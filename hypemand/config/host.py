@@ -176,7 +176,7 @@ def find_dropins(dropin_dirs: Sequence[Path], problems: list[Problem] | None = N
         except OSError as error:
             if problems is not None:
                 message = f"cannot be read: {error.strerror}"
-                problems.append(Problem(str(folder), 0, 0, "", message, "see to its owner and mode"))
+                problems.append(Problem(str(folder), 0, 0, "", message, "check its owner and mode"))
             continue
         for name in names:
             if name.endswith((".yaml", ".yml")) and not name.startswith((".", "#")):

@@ -37,11 +37,11 @@ def parse_address(text: str) -> tuple[str, int]:
     try:
         address = ipaddress.ip_address(bare)
     except ValueError:
-        raise ValueError(f"{text!r} is no IP address with a port; {_EXAMPLE}") from None
+        raise ValueError(f"{text!r} is not an IP address with a port; {_EXAMPLE}") from None
     if (address.version == 6) != (bare != host):
-        raise ValueError(f"an IPv6 address stands in brackets, no other does; {_EXAMPLE}")
+        raise ValueError(f"an IPv6 address must be in brackets, an IPv4 address must not; {_EXAMPLE}")
     if not port.isdecimal() or len(port) > 5 or not MIN_PORT <= int(port) <= 65535:
-        raise ValueError(f"{port!r} is not a port that the daemon may have; {_EXAMPLE}")
+        raise ValueError(f"{port!r} is not a valid port for the daemon; {_EXAMPLE}")
     return str(address), int(port)
 
 

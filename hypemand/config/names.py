@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 NAME_PATTERN = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-NAME_RULE = "1 to 63 of a-z, 0-9 and '-', with no '-' at either end, for example web-1"
+NAME_RULE = "1 to 63 characters of a-z, 0-9 and '-', not starting or ending with '-', for example web-1"
 _NAME = re.compile(NAME_PATTERN)
 
 

@@ -98,13 +98,13 @@ def find_publish_problems(source: Source, data: Mapping[str, object]) -> Iterato
             first = next((n for other, n in others if _overlap(one, other)), None)
             others.append((one, i))
             if first is not None:
-                what = f"publishes {one.host_port}/{one.transport}, which publish[{first}] does already"
-                yield source.problem(("network", "publish", i), what, "write each port of the host once")
+                what = f"publishes {one.host_port}/{one.transport}, which publish[{first}] already does"
+                yield source.problem(("network", "publish", i), what, "write each host port once")
                 break
     if total > MAX_PUBLISHED:
         what = f"publishes {total} ports"
         yield source.problem(
-            ("network", "publish"), what, f"write at most {MAX_PUBLISHED}, ranges counted out"
+            ("network", "publish"), what, f"write at most {MAX_PUBLISHED}, including all ports of ranges"
         )
 
 
@@ -127,18 +127,18 @@ def find_network_problems(
     name = data if isinstance(data, str) else data.get("name", default)
     place = ("network", "name") if isinstance(data, Mapping) and said else ("network",)
     if name is None:
-        what = "names no network, and by this host's configuration VMs have none"
-        yield source.problem(place, what, "write name: and one of its networks, or network: none")
+        what = "has no name, and the host configuration has no default network"
+        yield source.problem(place, what, "write name: with a network of the host, or network: none")
     # not where networks are not known: what is on disk as the record of a VM may say both
     if networks is not None and isinstance(data, Mapping) and {"group", "isolate"} <= data.keys():
-        what = "counts only without group, which says already whom the VM reaches"
+        what = "cannot be combined with group"
         yield source.problem(("network", "isolate"), what, "remove one of them")
     if name is None or networks is None or (isinstance(data, str) and name == NONE):
         return
     network = networks.get(name)
     if network is None:
         none = f"network: {NONE}" if "name" in place else NONE
-        hint = f"write {_join([*sorted(networks), none])}, or add it to networks of the host's configuration"
+        hint = f"write {_join([*sorted(networks), none])}, or add it to networks in the host configuration"
         yield source.problem(place, f"{name} is not a network of this host", hint)
     elif isinstance(data, Mapping):
         use = make_network_use(data, default)

@@ -108,7 +108,7 @@ def find_networks_problems(networks: Mapping[str, NetworkConfig], say: Say) -> I
 def _find_clashes(network: NetworkConfig, other: NetworkConfig, say: Say) -> Iterator[Problem]:
     path = ("networks", network.name)
     if network.bridge and network.bridge == other.bridge:
-        what = f"{network.bridge} is the bridge of network {other.name} already"
+        what = f"{network.bridge} is already the bridge of network {other.name}"
         yield say((*path, "bridge"), what, "write a bridge for each")
     for key, mine, theirs in (("ipv4", network.ipv4, other.ipv4), ("ipv6", network.ipv6, other.ipv6)):
         if mine is not None and theirs is not None and mine.network.overlaps(theirs.network):

@@ -29,9 +29,9 @@ MAX_PUBLISHED = 64
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PREFIX = re.compile(r"[0-9]{1,3}")
-_PUBLISH_FORM = "write HOST_PORT:PORT, as 8080:80, 127.0.0.1:53:53/udp or [2001:db8::1]:8080:80"
+_PUBLISH_FORM = "write HOST_PORT:PORT, such as 8080:80, 127.0.0.1:53:53/udp or [2001:db8::1]:8080:80"
 _EGRESS_FORM = (
-    "write a network, and a port or a range if need be, as 10.0.0.0/8, 192.0.2.7 443 or ::/0 53/udp"
+    "write a network, optionally with a port or port range, such as 10.0.0.0/8, 192.0.2.7 443 or ::/0 53/udp"
 )
 _THIS_HOST = IPv4Network("0.0.0.0/8")
 
@@ -59,7 +59,7 @@ _WORDS = {
     NetworkText.ADDRESS: "IP address",
     NetworkText.ADDRESS4: "IPv4 address",
     NetworkText.ADDRESS6: "IPv6 address",
-    NetworkText.EGRESS: "network, with a port or without",
+    NetworkText.EGRESS: "network, optionally with a port",
     NetworkText.GATEWAY4: "IPv4 address with prefix, or `none`",
     NetworkText.GATEWAY6: "IPv6 address with prefix, or `none`",
     NetworkText.MAC: "MAC address",
@@ -78,7 +78,7 @@ def parse_address4(text: str) -> IPv4Address:
     try:
         return IPv4Address(text)
     except ValueError:
-        raise ValueError(f"{text[:60]!r} is no IPv4 address; write one as 10.83.112.20") from None
+        raise ValueError(f"{text[:60]!r} is not an IPv4 address; write one such as 10.83.112.20") from None
 
 
 def parse_address6(text: str) -> IPv6Address:
@@ -88,7 +88,7 @@ def parse_address6(text: str) -> IPv6Address:
     except ValueError:
         address = None
     if address is None or address.scope_id is not None:
-        raise ValueError(f"{text[:60]!r} is no IPv6 address; write one as fd00:1:2:3::20")
+        raise ValueError(f"{text[:60]!r} is not an IPv6 address; write one such as fd00:1:2:3::20")
     if address.ipv4_mapped is not None:
         raise ValueError(f"{text} is an IPv4 address; write it as {address.ipv4_mapped}")
     return address
@@ -99,9 +99,11 @@ def parse_server(text: str) -> IPv4Address | IPv6Address:
     try:
         address = parse_address6(text) if ":" in text else parse_address4(text)
     except ValueError:
-        raise ValueError(f"{text[:60]!r} is no IP address; write one as 9.9.9.9 or 2620:fe::fe") from None
+        raise ValueError(
+            f"{text[:60]!r} is not an IP address; write one such as 9.9.9.9 or 2620:fe::fe"
+        ) from None
     if address.is_loopback:
-        raise ValueError(f"{text} is the guest itself in a VM; write an address that VMs can reach")
+        raise ValueError(f"{text} is local to the guest; write an address that VMs can reach")
     _check_unicast(address)
     return address
 
@@ -139,12 +141,14 @@ def _split_gateway(
         parse(address)
     except ValueError as error:
         raise ValueError(
-            f"{str(error).partition('; ')[0]}; write one with its prefix, as {example}"
+            f"{str(error).partition('; ')[0]}; write one with a prefix length, such as {example}"
         ) from None
     if not slash:
-        raise ValueError(f"{text} has no prefix; write one, as {example}")
+        raise ValueError(f"{text} has no prefix length; write one, such as {example}")
     if _PREFIX.fullmatch(prefix) is None or not low <= int(prefix) <= high:
-        raise ValueError(f"/{prefix[:20]} is not a prefix that a network can have; write /{low} to /{high}")
+        raise ValueError(
+            f"/{prefix[:20]} is not a valid prefix length for a network; write /{low} to /{high}"
+        )
     return address, int(prefix)
 
 
@@ -152,19 +156,19 @@ def _check_unicast(address: IPv4Address | IPv6Address) -> None:
     """Can it be the address of one machine in a network that is routed?"""
     is_strange = address.version == 4 and (address.is_reserved or address in _THIS_HOST)
     for is_so, what in (
-        (address.is_unspecified, "stands for no address"),
+        (address.is_unspecified, "is the unspecified address"),
         (address.is_loopback, "is a loopback address"),
         (address.is_multicast, "is a multicast address"),
         (address.is_link_local, "is a link-local address"),
         (is_strange, "is reserved"),
     ):
         if is_so:
-            raise ValueError(f"{address} {what}; write the address of one machine")
+            raise ValueError(f"{address} {what}; write the address of a single host")
 
 
 def _check_host_address(address: IPv4Address | IPv6Address, network: IPv4Network | IPv6Network) -> None:
     if what := describe_special(address, network):
-        hint = f"write another, as {network.network_address + 1}/{network.prefixlen}"
+        hint = f"write another, such as {network.network_address + 1}/{network.prefixlen}"
         raise ValueError(f"{address} is {what} of {network}; {hint}")
 
 
@@ -181,22 +185,22 @@ def parse_mac(text: str) -> str:
     """A MAC address that one machine can have, in lower case."""
     mac = text.lower()
     if _MAC.fullmatch(mac) is None:
-        raise ValueError(f"{text[:40]!r} is no MAC address; write one as 52:54:00:12:34:56")
+        raise ValueError(f"{text[:40]!r} is not a MAC address; write one such as 52:54:00:12:34:56")
     first = int(mac[:2], 16)
     if first & 1:
-        hint = f"write an even first byte, as {first & 0xFE:02x}{mac[2:]}"
+        hint = f"write an even first byte, such as {first & 0xFE:02x}{mac[2:]}"
         raise ValueError(f"{text} is a multicast address; {hint}")
     if mac == "00:00:00:00:00:00":
-        raise ValueError(f"{text} stands for no address; write one as 52:54:00:12:34:56")
+        raise ValueError(f"{text} is not a valid address; write one such as 52:54:00:12:34:56")
     return mac
 
 
 def parse_host_port(text: str) -> HostPort:
     """`53/udp`; `80` is of TCP."""
-    ports, transport = _split_transport(text, "write a port from 1 to 65535, as 80 or 53/udp")
-    numbers = _parse_ports(ports, "write a port from 1 to 65535, as 80 or 53/udp")
+    ports, transport = _split_transport(text, "write a port from 1 to 65535, such as 80 or 53/udp")
+    numbers = _parse_ports(ports, "write a port from 1 to 65535, such as 80 or 53/udp")
     if len(numbers) != 1:
-        raise ValueError(f"{text} is a range; write each port for itself")
+        raise ValueError(f"{text} is a range; write each port separately")
     return HostPort(transport, numbers[0])
 
 
@@ -225,9 +229,9 @@ def _parse_network(text: str) -> IPv4Network | IPv6Network:
             raise ValueError(prefix)
         network = ip_network(text, strict=False)
     except ValueError:
-        raise ValueError(f"{text[:60]!r} is no network; {_EGRESS_FORM}") from None
+        raise ValueError(f"{text[:60]!r} is not a network; {_EGRESS_FORM}") from None
     if str(network.network_address) != str(ip_address(address)):
-        raise ValueError(f"{text} has bits beyond its prefix; write {network}")
+        raise ValueError(f"{text} has host bits set; write {network}")
     return network
 
 
@@ -246,13 +250,13 @@ def parse_publish(text: str) -> tuple[Publish, ...]:
     head, colon, guest = rest.rpartition(":")
     before, between, host = head.rpartition(":")
     if not colon:
-        raise ValueError(f"{text[:80]!r} has no port of the host; {_PUBLISH_FORM}")
+        raise ValueError(f"{text[:80]!r} has no host port; {_PUBLISH_FORM}")
     if between:
         address = _parse_publish_address(before)
     hosts, guests = _parse_ports(host, _PUBLISH_FORM), _parse_ports(guest, _PUBLISH_FORM)
     if len(hosts) != len(guests):
         raise ValueError(
-            f"{host} has {len(hosts)} ports, {guest} has {len(guests)}; write ranges of one length"
+            f"{host} has {len(hosts)} ports, {guest} has {len(guests)}; write ranges of the same length"
         )
     return tuple(Publish(address, h, g, transport) for h, g in zip(hosts, guests, strict=True))
 
@@ -267,12 +271,12 @@ def format_publish(publish: Publish) -> str:
 def _parse_publish_address(text: str) -> IPv4Address | IPv6Address:
     is_bracketed = text.startswith("[") and text.endswith("]")
     if not is_bracketed and ":" in text:
-        raise ValueError(f"{text[:60]!r} is not in brackets, as IPv6 is here; {_PUBLISH_FORM}")
+        raise ValueError(f"{text[:60]!r} is an IPv6 address without brackets; {_PUBLISH_FORM}")
     address = parse_address6(text[1:-1]) if is_bracketed else parse_address4(text)
     if address.is_unspecified:
-        raise ValueError(f"{address} stands for every address; leave it out, which means the same")
+        raise ValueError(f"{address} means all addresses; omit it, which has the same effect")
     if address.version == 6 and address.is_loopback:
-        raise ValueError(f"{address} is kept by the kernel to itself; write 127.0.0.1, or leave it out")
+        raise ValueError(f"{address} is reserved by the kernel; write 127.0.0.1, or omit it")
     if not address.is_loopback:
         _check_unicast(address)
     return address
@@ -301,7 +305,7 @@ def _parse_ports(text: str, hint: str) -> range:
 def _parse_range(text: str, hint: str) -> tuple[int, int]:
     found = _PORTS.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text[:60]!r} is no port; {hint}")
+        raise ValueError(f"{text[:60]!r} is not a port; {hint}")
     first, last = int(found[1]), int(found[2] or found[1])
     if not 1 <= first <= 65535 or not 1 <= last <= 65535:
         raise ValueError(f"{text} is not from 1 to 65535; {hint}")

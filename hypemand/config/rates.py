@@ -26,7 +26,7 @@ def parse_rate(text: str) -> int:
     if ambiguous is not None:
         prefix = ambiguous[1]
         hint = f"write {prefix}bit or {prefix}B/s"
-        raise ValueError(f"{plain[:40]!r} is bytes to tc(8) and bits to others; {hint}")
+        raise ValueError(f"{plain[:40]!r} is ambiguous: bytes in tc(8), bits elsewhere; {hint}")
     found = _RATE.fullmatch(plain) if plain.isascii() else None
     if found is None:
         raise ValueError(f"{plain[:40]!r} is not a rate; write {RATE_EXAMPLES}")
@@ -35,7 +35,7 @@ def parse_rate(text: str) -> int:
     parts = int("1" + "0" * len(fraction)) * (8 if found[4] else 1)
     rate, rest = divmod(int(found[1] + fraction) * unit, parts)
     if rest:
-        raise ValueError(f"{plain!r} is not a whole number of bytes a second; write {RATE_EXAMPLES}")
+        raise ValueError(f"{plain!r} is not a whole number of bytes per second; write {RATE_EXAMPLES}")
     return rate
 
 

@@ -18,8 +18,8 @@ BEGIN = "<!-- keys: begin -->"
 END = "<!-- keys: end -->"
 
 _TYPES = {
-    "string": "text",
-    "integer": "whole number",
+    "string": "string",
+    "integer": "integer",
     "number": "number",
     "boolean": "`true` or `false`",
     "array": "list",
@@ -32,7 +32,7 @@ _UNIT_TYPES = {
     "cpus": "CPUs and ranges of CPUs",
     "limit": "size, percentage or `infinity`",
     "duration": "time span",
-    "text": "text",
+    "text": "string",
 }
 
 
@@ -43,7 +43,7 @@ def render_reference(name: str) -> str:
 
 def _render_tables(schema: Mapping[str, Any], prefix: str) -> Iterator[str]:
     required = schema.get("required", [])
-    yield from ("| key | value | default | what it is |", "|---|---|---|---|")
+    yield from ("| key | type | default | description |", "|---|---|---|---|")
     for key, rule in schema["properties"].items():
         shown = rule["examples"][0]
         example = "" if shown == rule.get("default") else f" Example: `{_code(shown)}`."
@@ -82,7 +82,7 @@ def _describe_type(rule: Mapping[str, Any]) -> str:
         return f"rate, {rule['x-rate']['minimum']} to {rule['x-rate']['maximum']}"
     if "x-network" in rule:
         return NetworkText(rule["x-network"]).words
-    words = "text or mapping" if rule["type"] == ["string", "object"] else _TYPES[rule["type"]]
+    words = "string or mapping" if rule["type"] == ["string", "object"] else _TYPES[rule["type"]]
     if "items" in rule:
         items = rule["items"]
         one = _describe_type(items) if "x-network" in items else _TYPES[items["type"]]

@@ -34,8 +34,8 @@ Schema = Mapping[str, Any]
 
 _SHOWN = 60
 _TYPE_WORDS = {
-    "string": "a text",
-    "integer": "a whole number",
+    "string": "a string",
+    "integer": "an integer",
     "number": "a number",
     "boolean": "true or false",
     "array": "a list",
@@ -149,7 +149,7 @@ def _explain(error: Any) -> Iterator[_Finding]:
             if key not in value:
                 yield ((*path, key), False, "is missing", _write_example(rules["properties"][key], key))
     elif "propertyNames" in error.schema_path:
-        yield ((*path, str(value)), True, f"is no valid key here: {_show(value)}", f"write {rules['x-want']}")
+        yield ((*path, str(value)), True, f"is not a valid key: {_show(value)}", f"write {rules['x-want']}")
     elif error.validator in ("x-size", "x-duration", "x-unit", "x-rate", "x-network"):
         message, _, hint = error.message.partition("; ")
         yield path, False, message, hint
@@ -164,7 +164,7 @@ def _unknown_key(key: str, rules: Schema) -> tuple[str, str]:
     close = get_close_matches(key.lower().replace("-", "_"), lower, n=1, cutoff=0.7)
     if close:
         return message, f"did you mean {lower[close[0]]}?"
-    return message, f"the keys here are {', '.join(known)}"
+    return message, f"allowed keys: {', '.join(known)}"
 
 
 def _what_is_wrong(keyword: str, value: Any, rules: Schema) -> str:
@@ -174,13 +174,13 @@ def _what_is_wrong(keyword: str, value: Any, rules: Schema) -> str:
         case "type":
             return f"is {_describe(value)}, not {_wanted_types(rules)}"
         case "enum":
-            return f"{_show(value)} is not among the choices"
+            return f"{_show(value)} is not one of the allowed values"
         case "minimum":
             return f"{value} is too small"
         case "maximum":
             return f"{value} is too large"
         case "maxLength":
-            return f"is a text of {len(value)} characters, more than {rules['maxLength']}"
+            return f"is a string of {len(value)} characters, more than {rules['maxLength']}"
         case "minItems":
             return f"has {len(value)} items, fewer than {rules['minItems']}"
         case "maxItems":
@@ -188,7 +188,7 @@ def _what_is_wrong(keyword: str, value: Any, rules: Schema) -> str:
         case "maxProperties":
             return f"has {len(value)} keys, more than {rules['maxProperties']}"
         case _:
-            return f"{_show(value)} does not fit"
+            return f"{_show(value)} is not valid"
 
 
 def _what_is_right(rules: Schema, value: Any) -> str:
@@ -197,7 +197,7 @@ def _what_is_right(rules: Schema, value: Any) -> str:
         close = get_close_matches(value.lower(), choices, n=1) if isinstance(value, str) else []
         return f"write {_join(choices)}" + (f"; did you mean {close[0]}?" if close else "")
     if isinstance(value, str) and rules.get("type") == "array":
-        return f"write a list of words: {json.dumps(value.split()[:16], ensure_ascii=False)}"
+        return f"write a list of strings: {json.dumps(value.split()[:16], ensure_ascii=False)}"
     if isinstance(value, str) and rules.get("type") == "boolean" and value.lower() in _YES_NO:
         return f"write {_YES_NO[value.lower()]}"
     if isinstance(value, str) and rules.get("type") in ("integer", "number") and _is_number(value):
@@ -256,7 +256,7 @@ def _describe(value: Any) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            return f"the text {_show(value)}"
+            return f"the string {_show(value)}"
         case int() | float():
             return f"the number {_show(value)}"
         case list():

@@ -95,16 +95,16 @@ def read_source(path: Path) -> Source:
         data = _read_bytes(path)
     except OSError as error:
         raise _invalid(
-            file, f"cannot be read: {error.strerror}", "see to its owner, mode and kind"
+            file, f"cannot be read: {error.strerror}", "check its owner, mode and file type"
         ) from error
     if len(data) > MAX_BYTES:
-        raise _invalid(file, f"is larger than {format_size(MAX_BYTES)}", "write less")
+        raise _invalid(file, f"is larger than {format_size(MAX_BYTES)}", "make it smaller")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
         place = Place(before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
-        raise _invalid(file, "is not UTF-8 here", "save the file in UTF-8", place) from error
+        raise _invalid(file, "is not valid UTF-8", "save the file in UTF-8", place) from error
     return parse_source(text, file)
 
 
@@ -213,7 +213,7 @@ class _Reader:
             key = str(key_node.value)
             below = (*path, key)
             if key_node.tag != _TAG + "str":
-                self._say(key_node, below, "is a key that is not a text", f'quote it: "{key}"')
+                self._say(key_node, below, "is a key that is not a string", f'quote it: "{key}"')
             elif key in result:
                 first = self.keys[below].line
                 self._say(key_node, below, f"is there twice, first in line {first}", "remove one of the two")
@@ -240,7 +240,7 @@ class _Reader:
         if kind == "float" and _FLOAT.fullmatch(text):
             self.texts[path] = text
             return float(text)
-        self._say(node, path, f"has the tag {node.tag}, which does not fit here", "remove the tag")
+        self._say(node, path, f"has the tag {node.tag}, which is not valid here", "remove the tag")
         return None
 
     def _say(self, node: yaml.Node, path: KeyPath, message: str, hint: str) -> None:

@@ -91,13 +91,13 @@ def _check_word(kind: UnitKind, word: str) -> None:
     shown = repr(word[:80])
     if kind is UnitKind.UNITS and (_UNIT_NAME.fullmatch(word) is None or len(word) > 255):
         raise ValueError(
-            f"{shown} is not the name of a unit; write it with its type, for example nginx.service"
+            f"{shown} is not the name of a unit; write it with its suffix, for example nginx.service"
         )
     if kind is UnitKind.PATHS and _PATH.fullmatch(word) is None:
         raise ValueError(f"{shown} is not an absolute path; write for example /srv/data")
     if kind is UnitKind.URIS and _URI.fullmatch(word) is None:
         raise ValueError(
-            f"{shown} is not a reference; begin it with https://, http://, file:/, info: or man:"
+            f"{shown} is not a reference; start it with https://, http://, file:/, info: or man:"
         )
     if kind is UnitKind.CPUS:
         found = _CPUS.fullmatch(word)
@@ -111,7 +111,7 @@ def _parse_number(rule: Mapping[str, Any], value: object) -> str:
     if text in words:
         return text
     low, high = rule["minimum"], rule["maximum"]
-    wanted = " or ".join([f"a whole number from {low} to {high}", *words])
+    wanted = " or ".join([f"an integer from {low} to {high}", *words])
     if _NUMBER.fullmatch(text) is None:
         raise ValueError(f"{text[:40]!r} is not a number; write {wanted}")
     if not low <= int(text) <= high:
@@ -130,7 +130,7 @@ def _parse_limit(value: object) -> str:
         return str(parse_size(text))
     except ValueError:
         raise ValueError(
-            f"{text[:40]!r} is not a limit; write a size as 512M, a share as 80%, or infinity"
+            f"{text[:40]!r} is not a limit; write a size such as 512M, a percentage such as 80%, or infinity"
         ) from None
 
 

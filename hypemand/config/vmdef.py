@@ -81,7 +81,7 @@ def _find_name_problems(name: str, source: Source) -> Iterator[Problem]:
     said = source.data.get("name") if isinstance(source.data, Mapping) else None
     if isinstance(said, str) and is_name(said) and said != name:
         yield source.problem(
-            ("name",), f"is {said}, but the VM is called {name}", "write the same, or remove it"
+            ("name",), f"is {said}, but the name of the VM is {name}", "write the same name, or remove it"
         )
 
 
@@ -92,23 +92,23 @@ def _find_program_problems(source: Source, data: Mapping[str, object]) -> Iterat
         try:
             size = len(text.encode("utf-8")) + 1
         except UnicodeEncodeError:
-            yield source.problem(path, "has half of a surrogate pair, which is no character", "remove it")
+            yield source.problem(path, "has an unpaired surrogate, which is not a character", "remove it")
             continue
         total += size
         if size > MAX_STRING_BYTES:
             yield source.problem(path, f"has {size} bytes", f"use at most {MAX_STRING_BYTES - 1}, or a file")
     if total > MAX_PROGRAM_BYTES:
         hint = f"use at most {MAX_PROGRAM_BYTES} for entrypoint, cmd and env together, or a file"
-        yield source.problem((), f"entrypoint, cmd and env have {total} bytes", hint)
+        yield source.problem((), f"entrypoint, cmd and env have a total of {total} bytes", hint)
     entrypoint, cmd = data.get("entrypoint"), data.get("cmd")
     if entrypoint == [] and cmd == []:
         yield source.problem(
-            ("cmd",), "leaves nothing to run, since entrypoint is empty too", "fill one of them"
+            ("cmd",), "is empty, and so is entrypoint: there is nothing to run", "set one of them"
         )
     for key in ("entrypoint",) if entrypoint else ("cmd",) if entrypoint == [] else ():
         argv = data.get(key)
         if isinstance(argv, list) and argv and argv[0] == "":
-            yield source.problem((key, 0), "is an empty name of a program", "write its name or path")
+            yield source.problem((key, 0), "is an empty program name", "write its name or path")
 
 
 def _find_volume_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
@@ -122,10 +122,10 @@ def _find_volume_problems(source: Source, data: Mapping[str, object]) -> Iterato
                 continue
             first = seen.setdefault(value, i)
             if first != i:
-                what = f"{value} stands in volumes[{first}] already"
+                what = f"{value} is already used in volumes[{first}]"
                 yield source.problem(("volumes", i, key), what, "write each once")
             if key == "mount_path" and "/".join(value.split("/")[:2]) in _COVERED:
-                what = f"{value} is covered by the guest's own file systems"
+                what = f"{value} is hidden by a file system of the guest"
                 hint = f"use a path that is not in {', '.join(sorted(_COVERED))}"
                 yield source.problem(("volumes", i, key), what, hint)
 

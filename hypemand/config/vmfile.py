@@ -43,7 +43,11 @@ def load_vm_file(
     """
     if path.suffix not in SUFFIXES:
         raise InvalidDefinition(
-            [Problem(str(path), 0, 0, "", "is not named as a definition", "call it NAME.yaml")]
+            [
+                Problem(
+                    str(path), 0, 0, "", "is not a valid name for a definition file", "rename it to NAME.yaml"
+                )
+            ]
         )
     source = read_source(path)
     if source.data is None:
@@ -68,7 +72,7 @@ def load_vm_dir(
         files = []
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
-        problem = Problem(str(path), 0, 0, "", message, "see to its owner and mode")
+        problem = Problem(str(path), 0, 0, "", message, "check its owner and mode")
         return VmDir({}, (problem,), frozenset(), readable=False)
     for file in files:
         try:

@@ -284,15 +284,15 @@ def main() -> int:
     """Run the service, or remove all that it has made. Exits with 1 when it cannot."""
     parser = argparse.ArgumentParser(
         prog=_IDENTIFIER,
-        description="Networks of micro VMs. Started by hypemand-network.socket.",
+        description="Set up the networks of micro VMs. Started by hypemand-network.socket.",
         epilog="See hypemand(8).",
     )
     parser.add_argument(
-        "--clean", action="store_true", help="remove all bridges, devices and rules of hypemand"
+        "--clean", action="store_true", help="remove all bridges, interfaces and nftables rules of hypemand"
     )
-    parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help="where to listen")
+    parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help="socket of hypemand")
     parser.add_argument(
-        "--tap-socket", type=Path, default=TAP_SOCKET, metavar="PATH", help="where launchers of VMs come to"
+        "--tap-socket", type=Path, default=TAP_SOCKET, metavar="PATH", help="socket of VM launchers"
     )
     parser.add_argument("--version", action="version", version=f"hypemand {VERSION}")
     arguments = parser.parse_args()

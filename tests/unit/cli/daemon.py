@@ -98,6 +98,7 @@ class FakeDaemon:
         self.run_script = VmScript(make_instance("unused"))
         self.create_gate: threading.Event | None = None
         self.changed = threading.Condition()
+        self.watchers = 0
 
     def add(self, name: str, state: str = "Running", **changes: Any) -> VmScript:
         """Make a VM."""
@@ -108,6 +109,11 @@ class FakeDaemon:
     def asked(self, method: str) -> list[str]:
         """The paths that were asked with a method."""
         return [path for used, path, _, _ in self.requests if used == method]
+
+    def await_watcher(self) -> None:
+        """Wait until somebody watches a VM."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.watchers, 60), "nobody watches"
 
     def update(self, script: VmScript, change: dict[str, Any]) -> None:
         """A change that watchers see."""
@@ -301,6 +307,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             last = script.instance
             yield last
+            with fake.changed:
+                fake.watchers += 1
+                fake.changed.notify_all()
 
     def _logs(self, script: VmScript, query: dict[str, str]) -> Iterator[Any]:
         lines = list(script.lines)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import pytest
 
@@ -150,7 +149,8 @@ def test_rm_of_a_stranger_is_4_and_with_force_content(daemon: FakeDaemon, cli: C
 def test_wait_sees_the_state_come(daemon: FakeDaemon, cli: Cli) -> None:
     script = daemon.add("web", "Initializing")
     process = cli.start("wait", "web", "--json")
-    threading.Timer(0.3, daemon.update, (script, {"state": "Running"})).start()
+    daemon.await_watcher()
+    daemon.update(script, {"state": "Running"})
     output, _ = process.communicate(timeout=10)
     assert (process.returncode, json.loads(output)["state"]) == (0, "Running")
 
@@ -175,7 +175,8 @@ def test_wait_tells_timed_out_wrong_state_and_not_found_apart(daemon: FakeDaemon
 def test_wait_ends_when_the_vm_is_removed(daemon: FakeDaemon, cli: Cli) -> None:
     daemon.add("web", "Initializing")
     process = cli.start("wait", "web")
-    threading.Timer(0.3, daemon.remove, ("web",)).start()
+    daemon.await_watcher()
+    daemon.remove("web")
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 4
     assert b"web was removed" in errors

@@ -104,10 +104,10 @@ def test_a_wait_may_be_endless_and_its_state_be_written_small() -> None:
     [
         (["list", "--nope"], "hypemanctl list: unrecognized arguments: --nope"),
         (["nope"], "unknown command 'nope'"),
-        (["image"], "say which of: list, inspect, pull, tag, prune, export, rm, import"),
+        (["image"], "missing subcommand, one of: list, inspect, pull, tag, prune, export, rm, import"),
         (["start"], "NAME"),
         (["kill", "-s", "NOPE", "web"], "write it as TERM, SIGTERM or 15"),
-        (["wait", "web", "--for", "Happy"], "there are Created, Initializing, Running"),
+        (["wait", "web", "--for", "Happy"], "use one of: Created, Initializing, Running"),
         (["wait", "web", "--timeout", "soon"], "1min 30s"),
         (["logs", "web", "--source", "x"], "app"),
         (["logs", "web", "-n", "-1"], "whole number"),

@@ -92,7 +92,10 @@ def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InvalidDefinition) as caught:
         load_host_config(main, [tmp_path / "d"], NO_ID)
     assert str(caught.value).splitlines() == [
-        f"{main}:1:8: accel: 'kvmm' is not among the choices; write auto, kvm or tcg; did you mean kvm?",
+        (
+            f"{main}:1:8: accel: 'kvmm' is not one of the allowed values; write auto, kvm or tcg; "
+            "did you mean kvm?"
+        ),
         f"{main}:2:10: memory.reserv: is not known; did you mean reserve?",
         f"{dropin}:1:12: uid_range: begins at 9, after its end 5; write [first, last]",
         f"{other}:1:12: uid_range: has 1 items, fewer than 2; write a list, for example [61184, 65519]",
@@ -131,11 +134,11 @@ def test_where_to_listen(tmp_path: Path, listen: str, config: ListenConfig | Non
     [
         ("{address: localhost:7420}", "1:19: listen.address: "),
         ("{address: 127.0.0.1}", "listen.address: "),
-        ("{address: ':7420'}", "is no IP address with a port; write an IP address"),
-        ("{address: '::1:7420'}", "an IPv6 address stands in brackets"),
-        ("{address: '[127.0.0.1]:7420'}", "an IPv6 address stands in brackets"),
-        ("{address: 127.0.0.1:443}", "'443' is not a port that the daemon may have"),
-        ("{address: 127.0.0.1:65536}", "'65536' is not a port"),
+        ("{address: ':7420'}", "is not an IP address with a port; write an IP address"),
+        ("{address: '::1:7420'}", "an IPv6 address must be in brackets"),
+        ("{address: '[127.0.0.1]:7420'}", "an IPv6 address must be in brackets"),
+        ("{address: 127.0.0.1:443}", "'443' is not a valid port for the daemon"),
+        ("{address: 127.0.0.1:65536}", "'65536' is not a valid port"),
         (
             "{address: 192.0.2.1:7420}",
             "1:9: listen: tokens could be read on their way to 192.0.2.1:7420; give",

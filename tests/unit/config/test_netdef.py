@@ -121,7 +121,7 @@ def test_a_definition_shows_its_network_in_full(network: Any, shown: object) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("lna", f"2:10: network: {NOT_HERE} none, or add it to networks of the host's configuration"),
+        ("lna", f"2:10: network: {NOT_HERE} none, or add it to networks in the host configuration"),
         ("{name: lna, mac: '52:54:00:00:00:01'}", f"2:17: network.name: {NOT_HERE} network: none, or"),
         (
             "{address: 10.20.30.2}",
@@ -153,8 +153,8 @@ def test_what_the_hosts_networks_have_no_room_for_is_told_with_its_place(text: s
 def test_a_mapping_must_name_a_network_where_vms_have_none_by_default() -> None:
     assert problems_of("{group: shop}", NONE) == [
         (
-            "2:10: network: names no network, and by this host's configuration VMs have none; "
-            "write name: and one of its networks, or network: none"
+            "2:10: network: has no name, and the host configuration has no default network; "
+            "write name: with a network of the host, or network: none"
         )
     ]
 
@@ -183,12 +183,12 @@ def test_without_the_hosts_networks_nothing_is_held_against_them() -> None:
         (
             "['80:80', '80:81']",
             1,
-            "publishes 80/tcp, which publish[0] does already; write each port",
+            "publishes 80/tcp, which publish[0] already does; write each host port",
         ),
-        ("['127.0.0.1:80:80', '8080:80', '80:80']", 2, "publishes 80/tcp, which publish[0] does already"),
-        ("['80:80', '[2001:db8::1]:80:80']", 1, "publishes 80/tcp, which publish[0] does already"),
-        ("['127.0.0.1:80:80', '127.0.0.1:80:81']", 1, "publishes 80/tcp, which publish[0] does already"),
-        ("['1-9:1-9', '5-14:5-14']", 1, "publishes 5/tcp, which publish[0] does already"),
+        ("['127.0.0.1:80:80', '8080:80', '80:80']", 2, "publishes 80/tcp, which publish[0] already does"),
+        ("['80:80', '[2001:db8::1]:80:80']", 1, "publishes 80/tcp, which publish[0] already does"),
+        ("['127.0.0.1:80:80', '127.0.0.1:80:81']", 1, "publishes 80/tcp, which publish[0] already does"),
+        ("['1-9:1-9', '5-14:5-14']", 1, "publishes 5/tcp, which publish[0] already does"),
     ],
 )
 def test_a_port_of_the_host_is_published_once(ports: str, index: int, said: str) -> None:
@@ -209,35 +209,44 @@ def test_at_most_64_ports_are_published_ranges_counted_out() -> None:
     assert use is not None
     assert len(use.publish) == 64
     assert problems_of("{publish: ['1-64:1-64', '65:65']}") == [
-        "2:20: network.publish: publishes 65 ports; write at most 64, ranges counted out"
+        "2:20: network.publish: publishes 65 ports; write at most 64, including all ports of ranges"
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[lan]", "network: is a list, not a text or a mapping; write the name of a network, none"),
-        ("off!", "network: 'off!' does not fit; write the name of a network, none, or a mapping"),
-        ("false", "network: is false, not a text or a mapping"),
-        ("{name: none}", "network.name: 'none' does not fit; write network: none to have none, or the name"),
+        ("[lan]", "network: is a list, not a string or a mapping; write the name of a network, none"),
+        ("off!", "network: 'off!' is not valid; write the name of a network, none, or a mapping"),
+        ("false", "network: is false, not a string or a mapping"),
+        (
+            "{name: none}",
+            (
+"network.name: 'none' is not valid; write the name "
+"of a network; for no network, write network: none"
+),
+        ),
         ("{nmae: lan}", "network.nmae: is not known; did you mean name?"),
-        ("{address: 10.83.112}", "network.address: '10.83.112' is no IPv4 address; write one as"),
-        ("{address: 10}", 'network.address: is the number 10, not a text; quote it: "10"'),
+        ("{address: 10.83.112}", "network.address: '10.83.112' is not an IPv4 address; write one such as"),
+        ("{address: 10}", 'network.address: is the number 10, not a string; quote it: "10"'),
         ("{mac: '01:00:5e:00:00:01'}", "network.mac: 01:00:5e:00:00:01 is a multicast address"),
-        ("{publish: '80:80'}", "network.publish: is the text '80:80', not a list; write a list"),
-        ("{publish: [80]}", "network.publish[0]: is the number 80, not a text"),
-        ("{publish: ['80']}", "network.publish[0]: '80' has no port of the host; write HOST_PORT:PORT"),
-        ("{bandwidth: 20Mbit}", "network.bandwidth: is the text '20Mbit', not a mapping"),
+        ("{publish: '80:80'}", "network.publish: is the string '80:80', not a list; write a list"),
+        ("{publish: [80]}", "network.publish[0]: is the number 80, not a string"),
+        ("{publish: ['80']}", "network.publish[0]: '80' has no host port; write HOST_PORT:PORT"),
+        ("{bandwidth: 20Mbit}", "network.bandwidth: is the string '20Mbit', not a mapping"),
         ("{bandwidth: {upload: 7kbit}}", "network.bandwidth.upload: 7kbit is too slow; write 8kbit to"),
         ("{bandwidth: {upload: 33Gbit}}", "network.bandwidth.upload: 33Gbit is too fast; write 8kbit to"),
         ("{bandwidth: {upload: 0kbit}}", "network.bandwidth.upload: 0kbit is too slow"),
-        ("{bandwidth: {download: 20Mbps}}", "network.bandwidth.download: '20Mbps' is bytes to tc(8)"),
+        ("{bandwidth: {download: 20Mbps}}", (
+"network.bandwidth.download: '20Mbps' "
+"is ambiguous: bytes in tc(8)"
+)),
         ("{bandwidth: {download: 20}}", "network.bandwidth.download: is the number 20, not a rate"),
         ("{bandwidth: {up: 20Mbit}}", "network.bandwidth.up: is not known"),
-        ("{group: Shop}", "network.group: 'Shop' does not fit; write 1 to 63 of a-z"),
-        ("{group: a, isolate: false}", "network.isolate: counts only without group, which says already"),
-        ("{isolate: true, group: a}", "network.isolate: counts only without group, which says already"),
-        ("{isolate: yes}", "network.isolate: is the text 'yes', not true or false; write true"),
+        ("{group: Shop}", "network.group: 'Shop' is not valid; write 1 to 63 characters of a-z"),
+        ("{group: a, isolate: false}", "network.isolate: cannot be combined with group"),
+        ("{isolate: true, group: a}", "network.isolate: cannot be combined with group"),
+        ("{isolate: yes}", "network.isolate: is the string 'yes', not true or false; write true"),
     ],
 )  # fmt: skip
 def test_each_fault_names_key_and_cure(text: str, said: str) -> None:

@@ -149,7 +149,7 @@ def test_drop_ins_change_networks_key_by_key(tmp_path: Path) -> None:
     [
         (
             ["networks:\n  lan: {bridge: hypeman0, ipv4: 10.20.30.1/24}"],
-            [f"h.yaml:2:17: networks.lan.bridge: hypeman0 is the bridge of network default already; {EACH}"],
+            [f"h.yaml:2:17: networks.lan.bridge: hypeman0 is already the bridge of network default; {EACH}"],
         ),
         (
             ["networks:\n  l: {bridge: lan0, ipv4: 10.0.0.1/8}"],
@@ -188,7 +188,7 @@ def test_drop_ins_change_networks_key_by_key(tmp_path: Path) -> None:
             [
                 f"h.yaml:1:15: networks.a: {NO_ADDRESSES}",
                 f"h.yaml:1:31: networks.b: {NO_ADDRESSES}",
-                f"h.yaml:1:40: networks.b.bridge: x is the bridge of network a already; {EACH}",
+                f"h.yaml:1:40: networks.b.bridge: x is already the bridge of network a; {EACH}",
             ],
         ),
     ],
@@ -202,24 +202,36 @@ def test_what_does_not_go_together_is_told_where_it_was_said_last(
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ("bridge: hv7", "networks.lan.bridge: 'hv7' does not fit; write at most 15 of letters"),
-        ("bridge: hi61200", "networks.lan.bridge: 'hi61200' does not fit; write at most 15 of letters"),
-        ("bridge: lo", "networks.lan.bridge: 'lo' does not fit; write at most 15 of letters"),
-        ("bridge: abcdefghijklmnop", "networks.lan.bridge: 'abcdefghijklmnop' does not fit"),
-        ("bridge: a/b", "networks.lan.bridge: 'a/b' does not fit"),
-        ("bridge: 0lan", "networks.lan.bridge: '0lan' does not fit"),
-        ("bridge: all", "networks.lan.bridge: 'all' does not fit"),
-        ("bridge: lo", "networks.lan.bridge: 'lo' does not fit"),
+        (
+            "bridge: hv7",
+            "networks.lan.bridge: 'hv7' is not valid; write an interface name of at most 15 letters",
+        ),
+        (
+            "bridge: hi61200",
+            "networks.lan.bridge: 'hi61200' is not valid; write an interface name of at most 15 letters",
+        ),
+        (
+            "bridge: lo",
+            "networks.lan.bridge: 'lo' is not valid; write an interface name of at most 15 letters",
+        ),
+        ("bridge: abcdefghijklmnop", "networks.lan.bridge: 'abcdefghijklmnop' is not valid"),
+        ("bridge: a/b", "networks.lan.bridge: 'a/b' is not valid"),
+        ("bridge: 0lan", "networks.lan.bridge: '0lan' is not valid"),
+        ("bridge: all", "networks.lan.bridge: 'all' is not valid"),
+        ("bridge: lo", "networks.lan.bridge: 'lo' is not valid"),
         ("ipv4: 10.20.30.0/24", "networks.lan.ipv4: 10.20.30.0 is the network address"),
-        ("ipv4: 10", "networks.lan.ipv4: is the number 10, not a text"),
-        ("ipv6: fd00::1", "networks.lan.ipv6: fd00::1 has no prefix; write one, as fd00:1:2:3::1/64"),
+        ("ipv4: 10", "networks.lan.ipv4: is the number 10, not a string"),
+        (
+            "ipv6: fd00::1",
+            "networks.lan.ipv6: fd00::1 has no prefix length; write one, such as fd00:1:2:3::1/64",
+        ),
         ("mtu: 575", "networks.lan.mtu: 575 is too small; write 576 to 65535"),
         ("mtu: 65536", "networks.lan.mtu: 65536 is too large"),
-        ("dns: [127.0.0.53]", "networks.lan.dns[0]: 127.0.0.53 is the guest itself in a VM"),
-        ("dns: 9.9.9.9", "networks.lan.dns: is the text '9.9.9.9', not a list"),
+        ("dns: [127.0.0.53]", "networks.lan.dns[0]: 127.0.0.53 is local to the guest"),
+        ("dns: 9.9.9.9", "networks.lan.dns: is the string '9.9.9.9', not a list"),
         ("host_ports: [0]", "networks.lan.host_ports[0]: 0 is not from 1 to 65535"),
-        ("host_ports: [22, ssh]", "networks.lan.host_ports[1]: 'ssh' is no port"),
-        ("nat: 'no'", "networks.lan.nat: is the text 'no', not true or false; write false"),
+        ("host_ports: [22, ssh]", "networks.lan.host_ports[1]: 'ssh' is not a port"),
+        ("nat: 'no'", "networks.lan.nat: is the string 'no', not true or false; write false"),
         ("isolated: true", "networks.lan.isolated: is not known; did you mean isolation?"),
     ],
 )
@@ -234,12 +246,12 @@ def test_each_fault_names_key_and_cure(tmp_path: Path, keys: str, said: str) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("networks: {lan: off}", "networks.lan: 'off' does not fit; write a mapping of the network's keys"),
-        ("networks: {lan: 7}", "networks.lan: is the number 7, not a text or a mapping; write a mapping"),
-        ("networks: {none: {}}", "networks.none: is no valid key here: 'none'; write the name of a network"),
-        ("networks: {Lan: none}", "networks.Lan: is no valid key here: 'Lan'; write the name of a network"),
+        ("networks: {lan: off}", "networks.lan: 'off' is not valid; write a mapping of the network's keys"),
+        ("networks: {lan: 7}", "networks.lan: is the number 7, not a string or a mapping; write a mapping"),
+        ("networks: {none: {}}", "networks.none: is not a valid key: 'none'; write the name of a network"),
+        ("networks: {Lan: none}", "networks.Lan: is not a valid key: 'Lan'; write the name of a network"),
         ("networks: []", "networks: is a list, not a mapping"),
-        ("defaults: {network: [lan]}", "defaults.network: is a list, not a text; write the name"),
+        ("defaults: {network: [lan]}", "defaults.network: is a list, not a string; write the name"),
     ],
 )  # fmt: skip
 def test_what_is_no_network_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -249,4 +261,4 @@ def test_what_is_no_network_is_refused(tmp_path: Path, text: str, said: str) -> 
 
 def test_no_bridge_can_have_the_name_of_a_tap_device(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, f"networks: {{lan: {{bridge: {tap_name(61184)}, ipv4: 10.1.1.1/24}}}}")
-    assert "does not fit" in problem
+    assert "is not valid" in problem

@@ -59,7 +59,7 @@ def test_what_is_no_rate_is_refused_with_examples(text: str) -> None:
     ("text", "hint"), [("20Mbps", "write Mbit or MB/s"), ("1 gbps", "write gbit or gB/s")]
 )
 def test_bps_is_refused_since_tools_do_not_agree_on_it(text: str, hint: str) -> None:
-    with pytest.raises(ValueError, match=f"is bytes to tc\\(8\\) and bits to others; {hint}"):
+    with pytest.raises(ValueError, match=f"is ambiguous: bytes in tc\\(8\\), bits elsewhere; {hint}"):
         parse_rate(text)
 
 
@@ -88,32 +88,32 @@ def test_ports_are_published_as_docker_has_it(text: str, ports: list[Publish]) -
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("80", "'80' has no port of the host; write HOST_PORT:PORT, as 8080:80"),
-        ("", "'' has no port of the host; write HOST_PORT:PORT"),
+        ("80", "'80' has no host port; write HOST_PORT:PORT, such as 8080:80"),
+        ("", "'' has no host port; write HOST_PORT:PORT"),
         ("0:80", "0 is not from 1 to 65535; write HOST_PORT:PORT"),
         ("80:0", "0 is not from 1 to 65535"),
         ("65536:80", "65536 is not from 1 to 65535"),
-        ("80:http", "'http' is no port"),
+        ("80:http", "'http' is not a port"),
         ("80:80/sctp", "'sctp' is neither tcp nor udp"),
         ("80:80/", "'' is neither tcp nor udp"),
         ("80:80/TCP", "'TCP' is neither tcp nor udp"),
-        (":80:80", "'' is no IPv4 address"),
-        ("localhost:80:80", "'localhost' is no IPv4 address"),
-        ("127.1:80:80", "'127.1' is no IPv4 address"),
-        ("::1:80:80", "'::1' is not in brackets, as IPv6 is here; write HOST_PORT:PORT"),
-        ("[::1%lo]:80:80", "'::1%lo' is no IPv6 address"),
-        ("[127.0.0.1]:80:80", "'127.0.0.1' is no IPv6 address"),
+        (":80:80", "'' is not an IPv4 address"),
+        ("localhost:80:80", "'localhost' is not an IPv4 address"),
+        ("127.1:80:80", "'127.1' is not an IPv4 address"),
+        ("::1:80:80", "'::1' is an IPv6 address without brackets; write HOST_PORT:PORT"),
+        ("[::1%lo]:80:80", "'::1%lo' is not an IPv6 address"),
+        ("[127.0.0.1]:80:80", "'127.0.0.1' is not an IPv6 address"),
         ("[::ffff:127.0.0.1]:80:80", "::ffff:127.0.0.1 is an IPv4 address; write it as 127.0.0.1"),
-        ("[fe80::1]:80:80", "fe80::1 is a link-local address; write the address of one machine"),
-        ("0.0.0.0:80:80", "0.0.0.0 stands for every address; leave it out, which means the same"),
-        ("[::]:80:80", ":: stands for every address; leave it out, which means the same"),
+        ("[fe80::1]:80:80", "fe80::1 is a link-local address; write the address of a single host"),
+        ("0.0.0.0:80:80", "0.0.0.0 means all addresses; omit it, which has the same effect"),
+        ("[::]:80:80", ":: means all addresses; omit it, which has the same effect"),
         ("224.0.0.1:80:80", "224.0.0.1 is a multicast address"),
         ("255.255.255.255:80:80", "255.255.255.255 is reserved"),
-        ("8000-8001:80", "8000-8001 has 2 ports, 80 has 1; write ranges of one length"),
+        ("8000-8001:80", "8000-8001 has 2 ports, 80 has 1; write ranges of the same length"),
         ("8001-8000:80-81", "8001-8000 ends before it begins; write 8000-8001"),
         ("1-65535:1-65535", "1-65535 has 65535 ports; write at most 64"),
-        ("80-:80", "'80-' is no port"),
-        ("\u0668:80", "'\u0668' is no port"),
+        ("80-:80", "'80-' is not a port"),
+        ("\u0668:80", "'\u0668' is not a port"),
     ],
 )
 def test_what_cannot_be_published_is_told_with_the_cure(text: str, said: str) -> None:
@@ -148,12 +148,12 @@ def test_what_is_no_port_of_the_host_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("mac", "said"),
     [
-        ("52-54-00-12-34-56", "is no MAC address; write one as 52:54:00:12:34:56"),
-        ("52:54:0:12:34:56", "is no MAC address"),
-        ("52:54:00:12:34:56:78", "is no MAC address"),
-        ("53:54:00:12:34:56", "is a multicast address; write an even first byte, as 52:54:00:12:34:56"),
-        ("FF:FF:FF:FF:FF:FF", "is a multicast address; write an even first byte, as fe:ff:ff:ff:ff:ff"),
-        ("00:00:00:00:00:00", "stands for no address"),
+        ("52-54-00-12-34-56", "is not a MAC address; write one such as 52:54:00:12:34:56"),
+        ("52:54:0:12:34:56", "is not a MAC address"),
+        ("52:54:00:12:34:56:78", "is not a MAC address"),
+        ("53:54:00:12:34:56", "is a multicast address; write an even first byte, such as 52:54:00:12:34:56"),
+        ("FF:FF:FF:FF:FF:FF", "is a multicast address; write an even first byte, such as fe:ff:ff:ff:ff:ff"),
+        ("00:00:00:00:00:00", "is not a valid address"),
     ],
 )
 def test_a_mac_address_is_one_of_a_single_machine(mac: str, said: str) -> None:
@@ -183,43 +183,49 @@ def test_a_gateway_is_an_address_with_the_prefix_of_its_network(kind: str, text:
 @pytest.mark.parametrize(
     ("kind", "text", "said"),
     [
-        ("gateway4", "10.20.30.1", "10.20.30.1 has no prefix; write one, as 10.83.112.1/20"),
-        ("gateway4", "10.20.30/24", "'10.20.30' is no IPv4 address; write one with its prefix"),
-        ("gateway4", "fd00::1/64", "'fd00::1' is no IPv4 address"),
-        ("gateway4", "10.20.30.1/255.255.255.0", "/255.255.255.0 is not a prefix"),
-        ("gateway4", "10.20.30.1/31", "/31 is not a prefix that a network can have; write /8 to /30"),
-        ("gateway4", "10.20.30.1/7", "/7 is not a prefix"),
-        ("gateway4", "10.20.30.1/", "/ is not a prefix"),
-        ("gateway4", "10.2.3.0/24", "10.2.3.0 is the network address of 10.2.3.0/24; write another, as 10.2"),
+        ("gateway4", "10.20.30.1", "10.20.30.1 has no prefix length; write one, such as 10.83.112.1/20"),
+        ("gateway4", "10.20.30/24", "'10.20.30' is not an IPv4 address; write one with a prefix length"),
+        ("gateway4", "fd00::1/64", "'fd00::1' is not an IPv4 address"),
+        ("gateway4", "10.20.30.1/255.255.255.0", "/255.255.255.0 is not a valid prefix length"),
+        ("gateway4", "10.20.30.1/31", "/31 is not a valid prefix length for a network; write /8 to /30"),
+        ("gateway4", "10.20.30.1/7", "/7 is not a valid prefix length"),
+        ("gateway4", "10.20.30.1/", "/ is not a valid prefix length"),
+        ("gateway4", "10.2.3.0/24", (
+"10.2.3.0 is the network address of "
+"10.2.3.0/24; write another, such as 10"
+)),
         ("gateway4", "10.2.3.255/24", "10.2.3.255 is the broadcast address of 10.2.3.0/24; write another"),
         ("gateway4", "127.0.0.1/8", "127.0.0.1 is a loopback address"),
         ("gateway4", "169.254.1.1/16", "169.254.1.1 is a link-local address"),
         ("gateway4", "224.0.0.1/24", "224.0.0.1 is a multicast address"),
         ("gateway4", "0.0.0.1/8", "0.0.0.1 is reserved"),
         ("gateway4", "240.0.0.1/8", "240.0.0.1 is reserved"),
-        ("gateway6", "fd00::1/63", "/63 is not a prefix that a network can have; write /64 to /126"),
-        ("gateway6", "fd00::1/127", "/127 is not a prefix"),
+        ("gateway6", "fd00::1/63", "/63 is not a valid prefix length for a network; write /64 to /126"),
+        ("gateway6", "fd00::1/127", "/127 is not a valid prefix length"),
         ("gateway6", "fd00::/64", "fd00:: is the routers' anycast address of fd00::/64; write another"),
         ("gateway6", "fe80::1/64", "fe80::1 is a link-local address"),
         ("gateway6", "ff02::1/64", "ff02::1 is a multicast address"),
-        ("gateway6", "::ffff:10.0.0.1/96", "::ffff:10.0.0.1 is an IPv4 address; write one with its"),
-        ("gateway6", "fd00::1%br0/64", "'fd00::1%br0' is no IPv6 address"),
-        ("address", "127.0.0.53", "127.0.0.53 is the guest itself in a VM"),
-        ("address", "dns.example", "'dns.example' is no IP address"),
-        ("address", "::", ":: stands for no address"),
-        ("address4", "10.1", "'10.1' is no IPv4 address"),
-        ("address4", "10.083.112.9", "'10.083.112.9' is no IPv4 address"),
-        ("address6", "10.1.1.1", "'10.1.1.1' is no IPv6 address"),
-        ("egress", "10.0.0.0/255.0.0.0", "'10.0.0.0/255.0.0.0' is no network; write a network, and a port"),
-        ("egress", "example.org", "'example.org' is no network"),
-        ("egress", "::ffff:10.0.0.1", "'::ffff:10.0.0.1' is no network"),
-        ("egress", "10.0.0.0/33", "'10.0.0.0/33' is no network"),
-        ("egress", "10.1.2.3/8 80", "10.1.2.3/8 has bits beyond its prefix; write 10.0.0.0/8"),
-        ("egress", "10.0.0.0/8 80-", "'80-' is no port"),
+        ("gateway6", "::ffff:10.0.0.1/96", "::ffff:10.0.0.1 is an IPv4 address; write one with a prefix"),
+        ("gateway6", "fd00::1%br0/64", "'fd00::1%br0' is not an IPv6 address"),
+        ("address", "127.0.0.53", "127.0.0.53 is local to the guest"),
+        ("address", "dns.example", "'dns.example' is not an IP address"),
+        ("address", "::", ":: is the unspecified address"),
+        ("address4", "10.1", "'10.1' is not an IPv4 address"),
+        ("address4", "10.083.112.9", "'10.083.112.9' is not an IPv4 address"),
+        ("address6", "10.1.1.1", "'10.1.1.1' is not an IPv6 address"),
+        ("egress", "10.0.0.0/255.0.0.0", (
+"'10.0.0.0/255.0.0.0' is not a "
+"network; write a network, optionally"
+)),
+        ("egress", "example.org", "'example.org' is not a network"),
+        ("egress", "::ffff:10.0.0.1", "'::ffff:10.0.0.1' is not a network"),
+        ("egress", "10.0.0.0/33", "'10.0.0.0/33' is not a network"),
+        ("egress", "10.1.2.3/8 80", "10.1.2.3/8 has host bits set; write 10.0.0.0/8"),
+        ("egress", "10.0.0.0/8 80-", "'80-' is not a port"),
         ("egress", "10.0.0.0/8 0", "0 is not from 1 to 65535"),
         ("egress", "10.0.0.0/8 9-1", "9-1 ends before it begins; write 1-9"),
         ("egress", "10.0.0.0/8 53/icmp", "'icmp' is neither tcp nor udp"),
-        ("egress", "10.0.0.0/8  53", "' 53' is no port"),
+        ("egress", "10.0.0.0/8  53", "' 53' is not a port"),
     ],
 )  # fmt: skip
 def test_addresses_that_cannot_be_are_told_with_the_cure(kind: str, text: str, said: str) -> None:

@@ -77,7 +77,7 @@ def test_aliases_are_followed() -> None:
     [
         ("a: 1\nb: 2\na: 3\n", "f:3:1: a: is there twice, first in line 1; remove one of the two"),
         ("a:\n  b: 1\n  b: 2\n", "f:3:3: a.b: is there twice, first in line 2; remove one of the two"),
-        ("5: x\n", 'f:1:1: 5: is a key that is not a text; quote it: "5"'),
+        ("5: x\n", 'f:1:1: 5: is a key that is not a string; quote it: "5"'),
         ("? [a]\n: x\n", "f:1:3: has a key that is a list or a mapping; write a text as key"),
         ("a:\n\tb: 1\n", "f:2:1: is indented with a tab, which YAML does not allow; indent with blanks"),
         (
@@ -94,7 +94,7 @@ def test_aliases_are_followed() -> None:
         (
             "a: !!python/object:os.system x\n",
             (
-                "f:1:4: a: has the tag tag:yaml.org,2002:python/object:os.system, which does not fit here; "
+                "f:1:4: a: has the tag tag:yaml.org,2002:python/object:os.system, which is not valid here; "
                 "remove the tag"
             ),
         ),
@@ -104,7 +104,7 @@ def test_aliases_are_followed() -> None:
         ),
         (
             "a: !!int x\n",
-            "f:1:4: a: has the tag tag:yaml.org,2002:int, which does not fit here; remove the tag",
+            "f:1:4: a: has the tag tag:yaml.org,2002:int, which is not valid here; remove the tag",
         ),
         (f"a: {'9' * 5000}\n", "f:1:4: a: is a number of 5000 digits; quote it when it is a text"),
     ],
@@ -171,7 +171,7 @@ def fault_of(path: Path) -> str:
 def test_a_file_that_is_not_utf8_is_told_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes("a: é\nb: ".encode() + b"\xe9\n")
-    assert fault_of(path) == ":2:4: is not UTF-8 here; save the file in UTF-8"
+    assert fault_of(path) == ":2:4: is not valid UTF-8; save the file in UTF-8"
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"#" * (MAX_BYTES + 1))
-    assert "larger than 1M; write less" in fault_of(path)
+    assert "larger than 1M; make it smaller" in fault_of(path)
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a_b", "a.b", "a/b", "a\n", "ä", "a" * 64, "../x"])
 def test_what_is_no_name_is_refused_with_the_rule(name: str) -> None:
     assert not is_name(name)
-    with pytest.raises(ValueError, match="1 to 63 of a-z"):
+    with pytest.raises(ValueError, match="1 to 63 characters of a-z"):
         parse_name(name)
 
 

@@ -131,33 +131,33 @@ unit:
     assert said == [
         "1:1: image: is missing; write for example image: builtin:busybox",
         "1:1: memoy: is not known; did you mean memory?",
-        "2:8: vcpus: is the text 'two', not a whole number; write 1 to 64",
+        "2:8: vcpus: is the string 'two', not an integer; write 1 to 64",
         "3:9: memory: 10M is too small; write 64M to 1T",
         (
-            "4:13: entrypoint: is the text '/bin/sh -c true', not a list; "
-            'write a list of words: ["/bin/sh", "-c", "true"]'
+            "4:13: entrypoint: is the string '/bin/sh -c true', not a list; "
+            'write a list of strings: ["/bin/sh", "-c", "true"]'
         ),
-        '5:10: cmd[1]: is the number 5, not a text; quote it: "5"',
+        '5:10: cmd[1]: is the number 5, not a string; quote it: "5"',
         (
-            "6:10: env.A: is true, not a text or a number; "
-            "write a text without NUL characters; quote true and false"
+            "6:10: env.A: is true, not a string or a number; "
+            "write a string without NUL characters; quote true and false"
         ),
-        "6:16: env.b c: is no valid key here: 'b c'; write a variable's name, without blanks and '='",
-        "7:12: autostart: is the text 'yes', not true or false; write true",
-        "8:7: mode: 'exce' is not among the choices; write auto, exec or systemd; did you mean exec?",
+        "6:16: env.b c: is not a valid key: 'b c'; write the name of a variable, without spaces and '='",
+        "7:12: autostart: is the string 'yes', not true or false; write true",
+        "8:7: mode: 'exce' is not one of the allowed values; write auto, exec or systemd; did you mean exec?",
         (
             "9:15: boot_timeout: '1 fortnight' is not a time span; "
             "write 90s, 1min 30s, infinity or a number of seconds"
         ),
         "10:6: disk: has no value; write a size, for example 2G",
         "12:3: unit.CpuWeight: cannot be set here; did you mean CPUWeight?",
-        "13:14: unit.CPUWeight: 50000 is out of range; write a whole number from 1 to 10000 or idle",
+        "13:14: unit.CPUWeight: 50000 is out of range; write an integer from 1 to 10000 or idle",
         (
             "14:10: unit.After: 'foo' is not the name of a unit; "
-            "write it with its type, for example nginx.service"
+            "write it with its suffix, for example nginx.service"
         ),
-        f"15:3: unit.ExecStart: cannot be set here; the keys here are {keys}",
-        "16:9: unit.Nice: is the text 'high', not a whole number; write a whole number, for example 5",
+        f"15:3: unit.ExecStart: cannot be set here; allowed keys: {keys}",
+        "16:9: unit.Nice: is the string 'high', not an integer; write an integer, for example 5",
     ]
 
 
@@ -174,48 +174,52 @@ unit:
         ("vcpus: 0", "vcpus: 0 is too small; write 1 to 64"),
         ("disk: 17T", "disk: 17T is too large; write 64M to 16T"),
         ("vcpus: 65", "vcpus: 65 is too large; write 1 to 64"),
-        ("vcpus: 1.5", "vcpus: is the number 1.5, not a whole number; write 1 to 64"),
-        ("vcpus: '2'", "vcpus: is the text '2', not a whole number; write 2 without quotes"),
+        ("vcpus: 1.5", "vcpus: is the number 1.5, not an integer; write 1 to 64"),
+        ("vcpus: '2'", "vcpus: is the string '2', not an integer; write 2 without quotes"),
         ("boot_timeout: 0", "boot_timeout: 0 is too short; write 1s or more"),
         (
             "stop_timeout: -5s",
             "stop_timeout: '-5s' is not a time span; write 90s, 1min 30s, infinity or a number of seconds",
         ),
-        ("workdir: srv", "workdir: 'srv' does not fit; write an absolute path, for example /srv"),
-        ("user: 1000", 'user: is the number 1000, not a text; quote it: "1000"'),
-        ("name: other", "name: is other, but the VM is called web; write the same, or remove it"),
+        ("workdir: srv", "workdir: 'srv' is not valid; write an absolute path, for example /srv"),
+        ("user: 1000", 'user: is the number 1000, not a string; quote it: "1000"'),
+        ("name: other", "name: is other, but the name of the VM is web; write the same name, or remove it"),
         (
             "name: Web",
             (
-                "name: 'Web' does not fit; "
-                "write 1 to 63 of a-z, 0-9 and '-', with no '-' at either end, for example web-1"
+                "name: 'Web' is not valid; "
+                "write 1 to 63 characters of a-z, 0-9 and '-', not "
+                "starting or ending with '-', for example web-1"
             ),
         ),
         (
             'cmd: ["a\\0b"]',
             (
-                "cmd[0]: 'a\\x00b' does not fit; write a text without NUL characters; "
-                "quote numbers and true or false"
+                "cmd[0]: 'a\\x00b' is not valid; write a string without NUL characters; "
+                "quote numbers, true and false"
             ),
         ),
         (
             'env: {A: "a\\0b"}',
-            "env.A: 'a\\x00b' does not fit; write a text without NUL characters; quote true and false",
+            "env.A: 'a\\x00b' is not valid; write a string without NUL characters; quote true and false",
         ),
         ("env: [A=1]", 'env: is a list, not a mapping; write a mapping, for example {"PORT": "8080"}'),
         (
             "entrypoint: []\ncmd: []",
-            "cmd: leaves nothing to run, since entrypoint is empty too; fill one of them",
+            "cmd: is empty, and so is entrypoint: there is nothing to run; set one of them",
         ),
-        ("entrypoint: ['', a]", "entrypoint[0]: is an empty name of a program; write its name or path"),
-        ("restart: maybe", "restart: 'maybe' is not among the choices; write no, on-failure or always"),
-        ("restart: true", "restart: true is not among the choices; write no, on-failure or always"),
+        ("entrypoint: ['', a]", "entrypoint[0]: is an empty program name; write its name or path"),
+        (
+            "restart: maybe",
+            "restart: 'maybe' is not one of the allowed values; write no, on-failure or always",
+        ),
+        ("restart: true", "restart: true is not one of the allowed values; write no, on-failure or always"),
         (
             "tags: {'': x}",
             (
-                "tags.: is no valid key here: ''; "
-                "write 1 to 63 of letters, digits, '.', '_', '/' and '-', "
-                "beginning and ending with a letter or digit"
+                "tags.: is not a valid key: ''; "
+                "write 1 to 63 letters, digits, '.', '_', '/' and '-', "
+                "starting and ending with a letter or digit"
             ),
         ),
         ("unit: {Environment: A=1}", "unit.Environment: cannot be set here"),
@@ -238,11 +242,11 @@ def test_arguments_and_environment_fit_the_config_disk_and_execve() -> None:
     assert "cmd[1]: has 131073 bytes; use at most 131071, or a file" in said
     env = "".join(f"  V{i}: {'a' * 100_000}\n" for i in range(10))
     (said,) = problems_of(f"image: x\nenv:\n{env}")
-    assert "entrypoint, cmd and env have 1000040 bytes; use at most 983040" in said
+    assert "entrypoint, cmd and env have a total of 1000040 bytes; use at most 983040" in said
 
 
 def test_half_a_surrogate_pair_is_refused() -> None:
-    with pytest.raises(InvalidDefinition, match=r"cmd\[0\]: has half of a surrogate pair"):
+    with pytest.raises(InvalidDefinition, match=r"cmd\[0\]: has an unpaired surrogate"):
         parse_definition("web", {"image": "x", "cmd": ["\ud800"]})
 
 
@@ -252,10 +256,10 @@ def test_problems_of_a_request_have_key_paths_and_no_place() -> None:
     assert [str(problem) for problem in caught.value.problems] == [
         (
             "'Web!' cannot be the name of a VM; "
-            "use 1 to 63 of a-z, 0-9 and '-', "
-            "with no '-' at either end, for example web-1"
+            "use 1 to 63 characters of a-z, 0-9 and '-', "
+            "not starting or ending with '-', for example web-1"
         ),
-        "unit.Nice: 99 is out of range; write a whole number from -20 to 19",
+        "unit.Nice: 99 is out of range; write an integer from -20 to 19",
     ]
 
 
@@ -385,13 +389,13 @@ def test_every_mistake_in_volumes_is_told_with_its_place() -> None:
         parse_source_definition("web", parse_source(VOLUMES, "web.yaml"))
     told = [str(problem) for problem in caught.value.problems]
     for place, words in (
-        ("web.yaml:5:", "data stands in volumes[0] already"),
-        ("web.yaml:5:", "/srv stands in volumes[0] already"),
-        ("web.yaml:6:", "volumes[2].volume: 'Up' does not fit; write a volume's name or id"),
-        ("web.yaml:6:", "volumes[2].mount_path: 'srv/' does not fit; write an absolute path below /"),
-        ("web.yaml:7:", "/proc/x is covered by the guest's own file systems"),
+        ("web.yaml:5:", "data is already used in volumes[0]"),
+        ("web.yaml:5:", "/srv is already used in volumes[0]"),
+        ("web.yaml:6:", "volumes[2].volume: 'Up' is not valid; write the name or id of a volume"),
+        ("web.yaml:6:", "volumes[2].mount_path: 'srv/' is not valid; write an absolute path below /"),
+        ("web.yaml:7:", "/proc/x is hidden by a file system of the guest"),
         ("web.yaml:7:", "volumes[3].read_only: is not known; did you mean readonly?"),
         ("web.yaml:8:", "volumes[4].volume: is missing"),
-        ("web.yaml:8:", "'/a/../b' does not fit"),
+        ("web.yaml:8:", "'/a/../b' is not valid"),
     ):
         assert any(line.startswith(place) and words in line for line in told), (words, told)

@@ -82,7 +82,8 @@ def test_a_file_of_another_kind_is_refused(folder: Path) -> None:
     path = folder / "web.json"
     path.write_text("{}")
     with pytest.raises(
-        InvalidDefinition, match=r"web\.json: is not named as a definition; call it NAME\.yaml"
+        InvalidDefinition,
+        match=r"web\.json: is not a valid name for a definition file; rename it to NAME\.yaml",
     ):
         load_vm_file(path)
 
