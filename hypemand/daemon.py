@@ -31,6 +31,7 @@ from hypemand.api.tokens import TokenStore
 from hypemand.atomic import make_folder
 from hypemand.boot.watcher import BootWatcher
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
+from hypemand.config.schema import load_schema
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
 from hypemand.log import set_up_logging
 from hypemand.manager.images import Images
@@ -49,7 +50,7 @@ from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import UnitTools, stop_foreign_units
 from hypemand.systemd.bus import SystemBus
 from hypemand.systemd.units import Units
-from hypemand.turns import TurnWatch
+from hypemand.turns import TurnCounts, TurnWatch
 from hypemand.version import VERSION
 from hypemand.workers import Pool, run_in
 
@@ -63,7 +64,7 @@ _LISTEN_DEADLINE = 5.0
 
 
 class Daemon:
-    """The running daemon. `load` reads the host config again."""
+    """The running daemon. `load` reads the host config again; `turns` counts slow turns of the event loop."""
 
     def __init__(
         self,
@@ -72,7 +73,9 @@ class Daemon:
         bus: SystemBus | None = None,
         load: Callable[[], HostConfig] = load_host_config,
         userdb: Path = USERDB,
+        turns: Callable[[], TurnCounts] = TurnCounts,
     ) -> None:
+        self._turns = turns
         self._config = config
         self.notifier = sdnotify.SystemdNotifier()
         self._status = ""
@@ -146,6 +149,7 @@ class Daemon:
         self._hold.reason = ""
 
     def _prepare_folders(self) -> None:
+        load_schema("vm")  # by which definitions are shown: else the first list would read it
         make_folder(self._config.state_dir, mode=0o711)
         self._store.prepare()
 
@@ -189,6 +193,7 @@ class Daemon:
             networks=lambda: self._manager.config.networks,
             spool=self._config.state_dir,
             reserve=lambda: self._manager.config.disk.reserve,
+            turns=self._turns,
         )
         self._listener = Listener(
             lambda: HttpServer(
@@ -292,7 +297,7 @@ def main() -> int:
     try:
         config = load_host_config()
         with TurnWatch() as watch, asyncio.Runner(loop_factory=watch.make_loop) as runner:
-            runner.run(_run(config))
+            runner.run(_run(config, watch))
     except HypemandError as error:
         _log.critical("cannot run: %s", error)
         if not isinstance(error, InvalidDefinition):
@@ -314,5 +319,5 @@ def _refuse_pending() -> None:
             listener.accept()[0].close()
 
 
-async def _run(config: HostConfig) -> None:
-    await Daemon(config).run()
+async def _run(config: HostConfig, watch: TurnWatch) -> None:
+    await Daemon(config, turns=lambda: watch.counts).run()

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from hypemand.config.sizes import format_size
 from hypemand.errors import InsufficientResources
 from hypemand.run import CommandFailed, is_disk_full
+from hypemand.workers import Pool, run_in
 
 _MIB = 1024 * 1024
 
@@ -19,7 +20,8 @@ _MIB = 1024 * 1024
 @contextmanager
 def name_full_disk(what: str, path: Path) -> Iterator[None]:
     """InsufficientResources in place of ENOSPC and EDQUOT, as an OSError or of a command. `what` could not be
-    done, as "make the disk of VM web"; `path` is what was written where the error does not name it."""
+    done, as "make the disk of VM web"; `path` is what was written where the error does not name it. Blocks
+    when that happens."""
     try:
         yield
     except (OSError, CommandFailed) as error:
@@ -28,8 +30,19 @@ def name_full_disk(what: str, path: Path) -> Iterator[None]:
         raise derive_full_disk(error, what, path) from error
 
 
+@asynccontextmanager
+async def name_full_disk_beside(what: str, path: Path) -> AsyncIterator[None]:
+    """`name_full_disk` for the event loop, which does not wait for the file system."""
+    try:
+        yield
+    except (OSError, CommandFailed) as error:
+        if not is_disk_full(error):
+            raise
+        raise await run_in(Pool.RECORDS, derive_full_disk, error, what, path) from error
+
+
 def derive_full_disk(error: OSError | CommandFailed, what: str, path: Path) -> InsufficientResources:
-    """The error to show. Blocks for a moment: it looks at the file system."""
+    """The error to show. Blocks: it looks at the file system."""
     named = getattr(error, "filename", None)
     place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else path
     quota = isinstance(error, OSError) and error.errno == errno.EDQUOT

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from enum import StrEnum
 
 from systemd import journal
@@ -52,8 +53,18 @@ def log_vm(
         "SYSLOG_IDENTIFIER": "hypemand",
         "PRIORITY": str(_LEVELS[level]),
     }
+    # where python3-systemd has to find out by itself who calls, it reads the source from the disk
+    caller = sys._getframe(1)
+    code = {"CODE_FILE": caller.f_code.co_filename, "CODE_FUNC": caller.f_code.co_name}
     try:
-        journal.send(message, MESSAGE_ID=message_id and message_id.value, **about, **fields)
+        journal.send(
+            message,
+            MESSAGE_ID=message_id and message_id.value,
+            CODE_LINE=caller.f_lineno,
+            **code,
+            **about,
+            **fields,
+        )
     except OSError as error:
         _log.log(level, "%s (%s)", message, error.strerror)
 

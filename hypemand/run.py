@@ -17,13 +17,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import IO
 
 from hypemand.errors import HostNotReady, HypemandError
+from hypemand.workers import Pool, run_in
 
 ENVIRONMENT: Mapping[str, str] = {
     "LC_ALL": "C.UTF-8",
@@ -132,6 +133,17 @@ def _open_streams(data: bytes | None) -> Iterator[_Streams]:
             yield _Streams(stdin, out, err)
 
 
+@asynccontextmanager
+async def _open_streams_beside(data: bytes | None) -> AsyncIterator[_Streams]:
+    """`_open_streams` for the event loop: what is written down is so on a disk."""
+    opened = _open_streams(data)
+    files = await run_in(Pool.TOOLS, opened.__enter__)
+    try:
+        yield files
+    finally:
+        await run_in(Pool.TOOLS, opened.__exit__, None, None, None)
+
+
 def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError):  # it may end by itself in this moment
         os.killpg(pid, signal.SIGKILL)
@@ -188,7 +200,7 @@ async def run_async(
 ) -> Completed:
     """`run` for the event loop. A cancelled call kills the command and its group before it returns."""
     started = time.monotonic()
-    with _open_streams(input) as files:
+    async with _open_streams_beside(input) as files:
         try:
             child = await asyncio.create_subprocess_exec(
                 *argv,
@@ -200,18 +212,19 @@ async def run_async(
                 start_new_session=True,
             )
         except OSError as error:
-            raise _derive_start_error(argv, cwd, error) from error
+            raise await run_in(Pool.TOOLS, _derive_start_error, argv, cwd, error) from error
         try:
             code = await asyncio.wait_for(child.wait(), timeout)
         except TimeoutError:
             _kill_group(child.pid)
             await asyncio.wait_for(child.wait(), KILL_GRACE)
-            raise CommandTimedOut(files.complete(argv, -signal.SIGKILL, started), timeout) from None
+            done = await run_in(Pool.TOOLS, files.complete, argv, -signal.SIGKILL, started)
+            raise CommandTimedOut(done, timeout) from None
         except BaseException:
             _kill_group(child.pid)
             await asyncio.wait_for(child.wait(), KILL_GRACE)
             raise
-        return _derive_result(files.complete(argv, code, started), ok)
+        return _derive_result(await run_in(Pool.TOOLS, files.complete, argv, code, started), ok)
 
 
 def _derive_start_error(

@@ -134,7 +134,7 @@ def _parse_boot(value: bytes) -> str:
 
 def _parse_timestamp(value: bytes) -> int:
     found = _match(_TIMESTAMP, value)
-    moment = datetime.strptime(found[1].decode("ascii"), "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    moment = datetime.fromisoformat(found[1].decode("ascii")).replace(tzinfo=UTC)
     fraction = (found[2] or b"").decode("ascii").ljust(9, "0")
     return (moment - _EPOCH) // timedelta(seconds=1) * 1_000_000_000 + int(fraction)
 

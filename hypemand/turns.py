@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -26,15 +27,21 @@ _FRAMES = 6
 _log = logging.getLogger(__name__)
 
 
-class TurnWatch:
-    """Watches the loop that `make_loop` makes, in the thread that enters this.
+@dataclass(frozen=True, slots=True)
+class TurnCounts:
+    """The slow turns so far, and in seconds what the longest of them took, and the CPU time of the one that
+    took most of that: it is what the daemon itself did, the rest is the machine's."""
 
-    `count`: the slow turns so far; `longest`: in seconds.
-    """
+    slow: int = 0
+    longest: float = 0.0
+    longest_cpu: float = 0.0
+
+
+class TurnWatch:
+    """Watches the loop that `make_loop` makes, in the thread that enters this."""
 
     def __init__(self, slow: float = SLOW, clock: Callable[[], float] = time.monotonic) -> None:
-        self.count = 0
-        self.longest = 0.0
+        self.counts = TurnCounts()
         self._slow = slow
         self._clock = clock
         self._thread_id = threading.get_ident()
@@ -80,8 +87,8 @@ class TurnWatch:
             self._note(seconds, time.thread_time() - cpu)
 
     def _note(self, seconds: float, cpu: float) -> None:
-        self.count += 1
-        self.longest = max(self.longest, seconds)
+        before = self.counts
+        self.counts = TurnCounts(before.slow + 1, max(before.longest, seconds), max(before.longest_cpu, cpu))
         place, self._place = self._place, ""
         now = self._clock()
         if self._logged_at is not None and now - self._logged_at < LOG_SECONDS:
@@ -90,7 +97,7 @@ class TurnWatch:
         others = f", {self._unlogged} of them not logged" if self._unlogged else ""
         _log.warning(
             "the event loop stood still for %.2f s, %.2f of them on the CPU, in %s (the %d. time%s)",
-            seconds, cpu, place or "code that was not seen", self.count, others,
+            seconds, cpu, place or "code that was not seen", self.counts.slow, others,
         )  # fmt: skip
         self._logged_at, self._unlogged = now, 0
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, InvalidRequest, Problem
 from hypemand.fulldisk import derive_full_disk
 from hypemand.run import is_disk_full
+from hypemand.workers import Pool, run_in
 
 log = logging.getLogger(__name__)
 # what is full where an error does not say so
@@ -104,7 +105,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except ConnectionError:
         raise  # the client has gone: there is nobody to answer
     except OSError as error:
-        response = error_response(_derive_os_error(error, f"{request.method} {request.path}"))
+        response = error_response(await _derive_os_error(error, f"{request.method} {request.path}"))
     except Exception as error:
         response = error_response(unexpected(error, f"{request.method} {request.path}"))
     if not request.content.is_eof():
@@ -113,11 +114,11 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     return response
 
 
-def _derive_os_error(error: OSError, what: str) -> HypemandError:
+async def _derive_os_error(error: OSError, what: str) -> HypemandError:
     """A full disk has a cure; all else was not foreseen."""
     if not is_disk_full(error):
         return unexpected(error, what)
-    full = derive_full_disk(error, f"answer {what[:200]}", _STATE)
+    full = await run_in(Pool.RECORDS, derive_full_disk, error, f"answer {what[:200]}", _STATE)
     log.error("%s", full)
     return full
 

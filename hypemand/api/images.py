@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from aiohttp import web
 
@@ -128,20 +130,26 @@ class ImageRoutes:
         read_query(request)
         async with self._images.export_image(request.match_info["name"]) as path:
             response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
-            response.content_length = path.stat().st_size
-            await response.prepare(request)
-            await self._send_file(response, path)
+            await self._send_file(request, response, path)
             return response
 
-    async def _send_file(self, response: web.StreamResponse, path: Path) -> None:
-        file = Lent(Pool.IMAGES, await run_in(Pool.IMAGES, path.open, "rb"), lambda file: file.close())
+    async def _send_file(self, request: web.Request, response: web.StreamResponse, path: Path) -> None:
+        opened, response.content_length = await run_in(Pool.IMAGES, _open_sized, path)
+        file = Lent(Pool.IMAGES, opened, lambda file: file.close())
         try:
+            await response.prepare(request)
             while block := await file.run(lambda file: file.read(_BLOCK)):
                 if self._closing.is_set():
                     raise Stopping
                 await response.write(block)
         finally:
             file.close()
+
+
+def _open_sized(path: Path) -> tuple[BinaryIO, int]:
+    """A file to be read, and its size in bytes. Blocks."""
+    file = path.open("rb")
+    return file, os.fstat(file.fileno()).st_size
 
 
 def refuse_path_of_host(request: web.Request, image: str) -> None:

@@ -45,6 +45,7 @@ from hypemand.errors import InvalidRequest, Stopping, WrongState
 from hypemand.manager.view import LogLine, LogSource, VmView
 from hypemand.state import Operation, State, check_allowed
 from hypemand.version import VERSION
+from hypemand.workers import Pool, run_in
 
 MAX_WAIT = 300.0
 DEFAULT_WAIT = "60s"
@@ -61,6 +62,7 @@ class Routes:
         self._guests = services.guests
         self._tokens = services.tokens
         self._reload = services.reload
+        self._turns = services.turns
         self._defaults = services.defaults
         self._networks = services.networks
         self._closing = closing
@@ -102,12 +104,19 @@ class Routes:
         return await read_object(request, self._limits.body)
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """Is the daemon up?"""
-        return json_response({"status": "ok", "version": VERSION})
+        """Is the daemon up, and how long has its event loop stood still?"""
+        turns = self._turns()
+        loop = {
+            "slow_turns": turns.slow,
+            "longest_ms": round(turns.longest * 1000),
+            "longest_cpu_ms": round(turns.longest_cpu * 1000),
+        }
+        return json_response({"status": "ok", "version": VERSION, "loop": loop})
 
     async def openapi(self, request: web.Request) -> web.StreamResponse:
         """This API, described."""
-        text = resources.files("hypemand.api").joinpath("openapi.yaml").read_text(encoding="utf-8")
+        file = resources.files("hypemand.api").joinpath("openapi.yaml")
+        text = await run_in(Pool.RECORDS, file.read_text, encoding="utf-8")
         return web.Response(text=text, content_type="application/yaml")
 
     async def reload(self, request: web.Request) -> web.StreamResponse:
@@ -136,7 +145,10 @@ class Routes:
         """Define a VM, and start it unless told not to."""
         body = await self._read_object(request)
         is_root = find_peer(request).is_root
-        wanted = parse_create(body, self._defaults(), self._networks(), is_root=is_root)
+        # the first one has the schema read
+        wanted = await run_in(
+            Pool.RECORDS, parse_create, body, self._defaults(), self._networks(), is_root=is_root
+        )
         refuse_path_of_host(request, wanted.definition.image)
         view = await self._manager.create_vm(wanted.definition, start=wanted.start, short_name=is_root)
         return json_response(instance_json(view), status=201)

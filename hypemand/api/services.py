@@ -18,6 +18,7 @@ from hypemand.manager.networkview import NetworkInfo
 from hypemand.manager.space import SpaceReport
 from hypemand.manager.view import CopyOut, GuestService, Manager, VolumeFill, VolumeView
 from hypemand.storage.store import Pruned
+from hypemand.turns import TurnCounts
 
 
 class ImageService(Protocol):
@@ -141,7 +142,7 @@ class Limits:
 class Services:
     """All that the API may ask. `defaults` and `networks` give those of the host config as it is now, the
     latter None where they are not known; `spool`: a folder of a filesystem that has room for a file that is
-    on its way, and `reserve` the bytes that stay free there."""
+    on its way, and `reserve` the bytes that stay free there; `turns`: the slow turns of the event loop."""
 
     manager: Manager
     guests: GuestService
@@ -154,3 +155,4 @@ class Services:
     networks: Callable[[], Networks | None] = lambda: None
     spool: Path = Path("/var/tmp")
     reserve: Callable[[], int] = lambda: 0
+    turns: Callable[[], TurnCounts] = TurnCounts

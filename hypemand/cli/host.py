@@ -46,17 +46,23 @@ def _show_report(context: Context, report: dict[str, Any], problems: Iterable[Pr
 
 
 def show_version(context: Context) -> int:
-    """Our version, and the daemon's if it can be asked."""
+    """Our version, and the daemon's if it can be asked, with the slow turns of its event loop, if any."""
     version: str | None = None
+    loop: dict[str, Any] | None = None
     try:
         health = context.client.get("health")
-        version = health.get("version")
+        version, loop = health.get("version"), health.get("loop")
         words = version or "answers and does not tell its version"
     except ApiError as error:
         words = f"does not answer: {error}"
     if context.wants_json:
-        print_json({"hypemanctl": VERSION, "hypemand": version})
+        print_json({"hypemanctl": VERSION, "hypemand": version, "loop": loop})
     else:
         print(f"hypemanctl {VERSION}")
         print(f"hypemand {escape_controls(str(words))}")
+        if loop is not None and loop["slow_turns"]:
+            print(
+                f"event loop: {loop['slow_turns']} slow turns, the longest took {loop['longest_ms']} ms,"
+                f" the most CPU time in one was {loop['longest_cpu_ms']} ms"
+            )
     return ExitCode.OK

@@ -3,21 +3,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hypemand.config.definition import Definition, Origin, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.errors import Ambiguous, NotFound
-from hypemand.manager.admission import check_disk, check_memory, read_room, read_total_memory
+from hypemand.manager.admission import Room, check_disk, check_memory, read_room, read_total_memory
 from hypemand.manager.claims import Holder
 from hypemand.manager.tenancy import Tenant
 from hypemand.manager.vm import Vm
 from hypemand.storage.store import ImageUse
 from hypemand.storage.volumes import VolumeStore
+from hypemand.workers import Pool, run_in
 
 _MIN_PREFIX = 4
 _UNKNOWN = "(unknown)"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskLook:
+    """What the file system of the state folder had when it was looked at, and the VMs that had a disk, or
+    were about to have one; `number`: how many starts had begun before it."""
+
+    room: Room
+    with_disk: Set[str]
+    number: int
 
 
 class Fleet:
@@ -29,6 +42,11 @@ class Fleet:
         self._vms: dict[str, Vm] = {}
         # of the VMs that are being started and that systemd does not know yet
         self.starting: dict[str, Definition] = {}
+        # bytes of the volumes that are being made, or made larger, by id or by name
+        self._promises: dict[str, int] = {}
+        # the number of its last start, by the VM's name
+        self._starts: dict[str, int] = {}
+        self._start_count = 0
         # names of VMs whose files have problems; set by the reloader
         self.broken: frozenset[str] = frozenset()
         # VMs of which no more than the name is known, and why; set by the manager
@@ -46,6 +64,7 @@ class Fleet:
     def remove(self, vm: Vm) -> None:
         """One less."""
         del self._vms[vm.name]
+        self._starts.pop(vm.name, None)
 
     def find(self, name: str) -> Vm | None:
         """The VM of that very name."""
@@ -118,20 +137,47 @@ class Fleet:
 
     # what they take
 
-    def check_room(self, what: str, wanted: int, *, but: str = "") -> None:
+    def begin_start(self, vm: Vm, definition: Definition) -> None:
+        """From now on it counts as one that runs with this, until `starting` has it no more."""
+        self._start_count += 1
+        self._starts[vm.name] = self._start_count
+        self.starting[vm.name] = definition
+
+    async def look_at_disks(self) -> DiskLook:
+        """What `check_room` decides by later, together with what has become of the VMs meanwhile."""
+        folder, number = self._config().state_dir, self._start_count
+        disks = [(vm.name, vm.places.disk) for vm in self._vms.values()]
+        held = {vm.name for vm in self if vm.name in self.starting or vm.state.is_vmm_active}
+        room, found = await run_in(Pool.RECORDS, _look_at_disks, folder, disks)
+        return DiskLook(room, found | held, number)
+
+    def check_room(self, look: DiskLook, what: str, wanted: int, *, but: str = "") -> None:
         """Raise InsufficientResources unless the host's disk can hold `wanted` bytes more: of the VM `but`,
         or of the volume of that id, in place of what it has now."""
-        room = read_room(self._config().state_dir)
-        check_disk(what, wanted, self.promised_room(but=but), room, self._config().disk)
+        check_disk(what, wanted, self.promised_room(look, but=but), look.room, self._config().disk)
 
-    def promised_room(self, *, but: str = "") -> int:
+    @contextmanager
+    def promise_room(self, look: DiskLook, what: str, wanted: int, *, key: str) -> Iterator[None]:
+        """`check_room` for a volume, `key`: its id, or its name where it is new. In the block all others find
+        those bytes promised."""
+        self.check_room(look, what, wanted, but=key)
+        self._promises[key] = wanted
+        try:
+            yield
+        finally:
+            del self._promises[key]
+
+    def promised_room(self, look: DiskLook, *, but: str = "") -> int:
         """Bytes that disks and volumes may grow to, all but those of `but`. A VM that is only defined has no
         disk yet, and is promised nothing."""
-        disks = sum(vm.record.definition.disk for vm in self if vm.name != but and self._has_disk(vm))
-        return disks + sum(volume.size for volume in self._volumes if volume.id != but)
+        disks = sum(vm.record.definition.disk for vm in self if vm.name != but and self._has_disk(vm, look))
+        sizes = {volume.id: volume.size for volume in self._volumes} | self._promises
+        return disks + sum(size for key, size in sizes.items() if key != but)
 
-    def _has_disk(self, vm: Vm) -> bool:
-        return vm.name in self.starting or vm.state.is_vmm_active or vm.places.disk.exists()
+    def _has_disk(self, vm: Vm, look: DiskLook) -> bool:
+        """Has it a disk, also where it was started after the look?"""
+        held = vm.name in self.starting or vm.state.is_vmm_active
+        return held or vm.name in look.with_disk or self._starts.get(vm.name, 0) > look.number
 
     def check_memory(self, definition: Definition) -> None:
         """Raise InsufficientResources unless the host's memory can hold a VM of this definition as well."""
@@ -140,3 +186,8 @@ class Fleet:
         committed = sum(memory for name, memory in held.items() if name != definition.name)
         total = read_total_memory()
         check_memory(definition.name, definition.memory, committed, total, self._config().memory)
+
+
+def _look_at_disks(folder: Path, disks: Sequence[tuple[str, Path]]) -> tuple[Room, set[str]]:
+    """Blocks."""
+    return read_room(folder), {name for name, disk in disks if disk.exists()}

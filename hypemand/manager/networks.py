@@ -13,14 +13,17 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from functools import partial
+from pathlib import Path
 
 from hypemand.config.network import DEFAULT_CONNECTIONS
 from hypemand.errors import HostNotReady, HypemandError, NotFound
 from hypemand.log import MessageId, log_vm
 from hypemand.manager.leases import count_addresses
 from hypemand.manager.networkview import Member, NetworkInfo, VmNetwork
+from hypemand.manager.ports import PortFiles
 from hypemand.manager.tenancy import Tenancy, Tenant
 from hypemand.network.port import BridgePlan, Counters, NetworkHost, NetworkStatus, PortPlan
+from hypemand.network.resolvers import Address, find_host_servers
 from hypemand.network.wire import NOT_APPLIED
 from hypemand.workers import Pool, finish, run_in
 
@@ -37,7 +40,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
 class Networks:
     """`list_live` gives the names of the VMs whose unit lives, or raises BusError when systemd cannot be
-    asked. `listeners` are called when VMs may have come to their network or left it. `first_pause`: seconds
+    asked; `vms` is the folder of the VMs' records, `find_servers` gives the host's own name servers, and may
+    block. `listeners` are called when VMs may have come to their network or left it. `first_pause`: seconds
     until what could not be done is tried again."""
 
     def __init__(
@@ -45,10 +49,14 @@ class Networks:
         host: NetworkHost,
         tenancy: Tenancy,
         list_live: Callable[[], Awaitable[Set[str]]],
+        vms: Path,
         *,
+        find_servers: Callable[[], Iterable[Address]] = find_host_servers,
         first_pause: float = _FIRST_PAUSE,
     ) -> None:
         self.tenancy = tenancy
+        self._files = PortFiles(vms)
+        self._find_servers = find_servers
         self.listeners: list[Callable[[], None]] = []
         self._host = host
         self._list_live = list_live
@@ -72,9 +80,14 @@ class Networks:
 
     # all at once
 
-    def recover(self, active: Callable[[str], bool]) -> None:
+    async def recover(self, active: Callable[[str], bool]) -> None:
         """Learn what VMs had when the daemon before this one ended; `active`: does a VM still run?"""
-        self._stale += self.tenancy.recover(active)
+        found = await run_in(Pool.RECORDS, self._files.find_all, self.tenancy.list_vms())
+        self._stale += self.tenancy.recover(found, active)
+
+    async def learn_servers(self) -> None:
+        """Know the host's name servers as they are now."""
+        self.tenancy.host_servers = tuple(await run_in(Pool.RECORDS, self._find_servers))
 
     def begin_sync(self) -> None:
         """Have `sync` run in the background, until it could do all."""
@@ -123,6 +136,7 @@ class Networks:
     async def _apply(self) -> None:
         prune = await self._adopt_live()
         self.tenancy.renew()
+        await self._write_ports()
         bridges = self.tenancy.bridges()
         try:
             statuses = await self._host.apply(
@@ -143,7 +157,9 @@ class Networks:
         """Know of every VM that runs. False: that cannot be told, so nothing may be removed."""
         try:
             live = await self._list_live()
-            lost = self.tenancy.adopt(live)
+            strange = self.tenancy.list_strange(live)
+            found = await run_in(Pool.RECORDS, self._files.find_all, strange) if strange else {}
+            lost = self.tenancy.adopt(live, found)
         except HypemandError as error:
             lost, why = frozenset(), str(error)
         else:
@@ -152,6 +168,13 @@ class Networks:
             _log.warning("nothing is removed from the networks now: %s", why)
         self._kept_for = why
         return not why
+
+    async def _write_ports(self) -> None:
+        """Who calls holds the lock: nobody else writes or removes them meanwhile."""
+        unwritten, self.tenancy.unwritten = self.tenancy.unwritten, {}
+        if unwritten:
+            written = run_in(Pool.RECORDS, self._files.write_all, tuple(unwritten.values()))
+            await finish(written, "ports of VMs")
 
     async def _drop_stale(self) -> None:
         """The devices may be gone by now, what conntrack remembers of their addresses may not."""
@@ -169,7 +192,7 @@ class Networks:
         await self._host.detach(port)
         self._stale = [old for old in self._stale if old is not port]
         if port.vm not in self.tenancy.ports:
-            await finish(run_in(Pool.RECORDS, self.tenancy.files.remove, port.vm), f"port of {port.vm}")
+            await finish(run_in(Pool.RECORDS, self._files.remove, port.vm), f"port of {port.vm}")
 
     def _take_statuses(self, statuses: Iterable[NetworkStatus]) -> None:
         self._told.set()
@@ -228,7 +251,7 @@ class Networks:
                 for stale in [old for old in self._stale if _share(old, self.tenancy.claimed[vm])]:
                     await self._ask(partial(self._end, stale))
                 port = self.tenancy.ports[vm] = self.tenancy.claimed.pop(vm)
-                await finish(run_in(Pool.RECORDS, self.tenancy.files.write, port), f"port of {vm}")
+                await finish(run_in(Pool.RECORDS, self._files.write, port), f"port of {vm}")
                 await self._ask(lambda: self._host.attach(port))
         except BaseException:
             await asyncio.shield(self.give_up(vm))
@@ -274,7 +297,7 @@ class Networks:
             self._put_off(vm)
         else:
             del self.tenancy.ports[vm]
-            await finish(run_in(Pool.RECORDS, self.tenancy.files.remove, vm), f"port of {vm}")
+            await finish(run_in(Pool.RECORDS, self._files.remove, vm), f"port of {vm}")
         if port.bridge.network in self._pending and not self.tenancy.is_used(port.bridge.network):
             await self._apply()
 
@@ -311,6 +334,7 @@ class Networks:
         if self._syncing is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._told.wait(), _FIRST_LOOK)
+        await self.learn_servers()
         bridges = self.tenancy.bridges()
         members = self.tenancy.members()
         return [

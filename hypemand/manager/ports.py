@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from hypemand.config.network import NetworkConfig, NetworkUse, Publish
 from hypemand.errors import InUse
@@ -105,8 +106,12 @@ def _covers(a: Publish, b: Publish) -> bool:
     return a.address.is_unspecified and b.address is not None and a.address.version == b.address.version
 
 
+# what stands in a port.json that can be read, and: is there anything in its place?
+FoundPort: TypeAlias = tuple[PortPlan | None, bool]
+
+
 class PortFiles:
-    """The port.json of all VMs, below `vms`."""
+    """The port.json of all VMs, below `vms`. All of it blocks."""
 
     def __init__(self, vms: Path) -> None:
         self._vms = vms
@@ -122,6 +127,21 @@ class PortFiles:
         with os.fdopen(fd, "wb") as file:
             file.write(json.dumps(encode(port)).encode())
         new.replace(path)
+
+    def write_all(self, ports: Iterable[PortPlan]) -> None:
+        """Write ports of VMs that run down. Where that fails, as on a full disk, they are known all the same,
+        and a daemon after this one derives them again."""
+        for port in ports:
+            try:
+                self.write(port)
+            except OSError as error:
+                _log.error(
+                    "VM %s: what it has of its network cannot be written down: %s", port.vm, error.strerror
+                )
+
+    def find_all(self, vms: Iterable[str]) -> dict[str, FoundPort]:
+        """What stands there of each VM."""
+        return {vm: (self.find(vm), self.is_there(vm)) for vm in vms}
 
     def find(self, vm: str) -> PortPlan | None:
         """What stands there; None also when it cannot be read."""

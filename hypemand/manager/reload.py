@@ -140,6 +140,8 @@ class Reloader:
         self._spawn(f"autostart {vm.name}", self._start(vm, at_boot=at_boot))
 
     async def _start(self, vm: Vm, *, at_boot: bool) -> None:
+        if at_boot:
+            await self._manager.networks.learn_servers()
         if at_boot and self._manager.networks.tenancy.lacks_servers(vm.tenant):
             vm.log(
                 logging.INFO, f"VM {vm.name} starts when the host's network is up: no name server is known"

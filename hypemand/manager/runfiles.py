@@ -10,8 +10,8 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.atomic import write_file
@@ -34,20 +34,76 @@ NOTES_PERIOD = 1.0
 async def remove_leftovers(root: Path, is_needed: Callable[[str], bool]) -> None:
     """Remove the runtime folders below `root` of VMs that are not needed any more, unless a VMM has the
     config disk open all the same. OSError, HypemandError."""
-    for marked in _mark_leftovers(root, is_needed):
+    unused = await run_in(Pool.TOOLS, _list_unused, root, is_needed)
+    for marked in _mark_leftovers(unused, is_needed):
         await run_in(Pool.TOOLS, shutil.rmtree, marked, ignore_errors=True)
 
 
-def _mark_leftovers(root: Path, is_needed: Callable[[str], bool]) -> list[Path]:
-    """All at once, and to names that no VM can have: none that comes meanwhile loses its own."""
-    marked = []
+def _list_unused(root: Path, is_needed: Callable[[str], bool]) -> list[Path]:
+    """Of folders that do not seem to be needed, those that no VMM uses. Blocks."""
+    unused = []
     for folder in list(root.iterdir()):
         try:
             if not is_needed(folder.name) and not is_disk_in_use(folder / CONFIG_DISK):
-                marked.append(folder.rename(root / f".{uuid.uuid4().hex}.removed"))
+                unused.append(folder)
         except (OSError, HypemandError) as error:
             _log.error("%s is left: %s", folder, error)
+    return unused
+
+
+def _mark_leftovers(folders: Sequence[Path], is_needed: Callable[[str], bool]) -> list[Path]:
+    """All at once, and to names that no VM can have: none that comes meanwhile loses its own. So it is done
+    in the loop; the folders are in memory."""
+    marked = []
+    for folder in folders:
+        try:
+            if not is_needed(folder.name):
+                marked.append(folder.rename(folder.with_name(f".{uuid.uuid4().hex}.removed")))
+        except OSError as error:
+            _log.error("%s is left: %s", folder, error)
     return marked
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What stands in the files of a VM's runs: what it was started with, the records of the last run or of
+    the two last ones, the newest first, and when notes of a boot were written last (seconds since the epoch).
+    None, or none of them: that cannot be read, or was not asked for."""
+
+    definition: Definition | None = None
+    exits: tuple[ExitRecord, ...] = ()
+    noted_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a daemon that starts finds of a VM: what was seen of its last boot, and how its last run ended."""
+
+    notes: BootNotes | None = None
+    exit: ExitRecord | None = None
+
+
+def derive_exit(exits: Sequence[ExitRecord], run: str | None, *, failed: bool) -> ExitRecord | None:
+    """The record of the run that has just ended, None if there was none: `run` is its id, if that is
+    known. It is there, unless it could not be written: the unit writes it before it becomes inactive, or
+    `failed`."""
+    record = next((r for r in exits if run in (None, r.run)), None)
+    if record is None:
+        return None if run is None else derive_unrecorded(run, time.time(), failed=failed)
+    if record.reboot and failed:
+        words = f"{record.message}, too often in a short time: systemd did not start it again"
+        record = replace(record, message=words, success=False)
+    return record
+
+
+def derive_unseen_exit(found: Found, notes: BootNotes | None) -> ExitRecord | None:
+    """The record of the last run, as a daemon finds it that has not seen the end; None when the host went
+    down with that run, so that the record is of one before."""
+    record = next(iter(found.exits), None)
+    if record is None or notes is None or record.run == notes.run or found.noted_at is None:
+        return record
+    # of the later of two runs there is but one: systemd alone made it, or its end was not written down
+    return record if record.ended_at > found.noted_at else None
 
 
 class RunFiles:
@@ -90,55 +146,40 @@ class RunFiles:
         """Remember what a VM was started with, for a daemon that comes after this one. Blocks."""
         write_file(self._definition, json.dumps(definition_to_json(definition)).encode(), mode=0o600)
 
-    def load_definition(self) -> Definition | None:
-        """What a VM that runs was started with; None when that cannot be read."""
+    def load(self, *, definition: bool, exits: bool) -> Found:
+        """What is asked for of what stands in the files. Blocks."""
+        return Found(
+            self._load_definition() if definition else None,
+            self._load_exits() if exits else (),
+            self._find_noted_at() if exits else None,
+        )
+
+    def load_past(self) -> Past:
+        """What is known of runs before. Blocks."""
+        notes = load_notes(self._notes)
+        return Past(notes, derive_unseen_exit(self.load(definition=False, exits=True), notes))
+
+    def _load_definition(self) -> Definition | None:
         try:
             return parse_definition(self._vm, read_json(self._definition))
         except (OSError, ValueError, HypemandError):
             return None
 
-    # how it ended
-
-    def load_exit(self, run: str | None, *, failed: bool) -> ExitRecord | None:
-        """The record of the run that has just ended, None if there was none: `run` is its id, if that is
-        known. It is there, unless it could not be written: the unit writes it before it becomes inactive, or
-        `failed`."""
-        record = next((r for r in self._load_exits() if run in (None, r.run)), None)
-        if record is None:
-            return None if run is None else derive_unrecorded(run, time.time(), failed=failed)
-        if record.reboot and failed:
-            words = f"{record.message}, too often in a short time: systemd did not start it again"
-            record = replace(record, message=words, success=False)
-        return record
-
-    def _load_exits(self) -> list[ExitRecord]:
-        """The records of the last run, or of the two last ones; the newest first."""
+    def _load_exits(self) -> tuple[ExitRecord, ...]:
         found = [record for path in (self._exit, self._spare_exit) if (record := load_exit_record(path))]
-        return sorted(found, key=lambda record: record.ended_at, reverse=True)
+        return tuple(sorted(found, key=lambda record: record.ended_at, reverse=True))
+
+    def _find_noted_at(self) -> float | None:
+        with contextlib.suppress(OSError):
+            return self._notes.stat().st_mtime
+        return None
 
     def remove_exit(self) -> None:
         """Remove what the VM's own folder does not have of its last run. Blocks."""
         with contextlib.suppress(OSError):
             self._spare_exit.unlink()
 
-    def load_unseen_exit(self, notes: BootNotes | None) -> ExitRecord | None:
-        """The record of the last run, as a daemon finds it that has not seen the end; None when the host went
-        down with that run, so that the record is of one before."""
-        record = next(iter(self._load_exits()), None)
-        if record is None or notes is None or record.run == notes.run:
-            return record
-        # of the later of two runs there is but one: systemd alone made it, or its end was not written down
-        try:
-            noted_at = self._notes.stat().st_mtime
-        except OSError:
-            return record
-        return record if record.ended_at > noted_at else None
-
     # what its boot has shown
-
-    def load_notes(self) -> BootNotes | None:
-        """What was seen of its last boot."""
-        return load_notes(self._notes)
 
     def keep_notes(self, notes: BootNotes, *, at_end: bool = False) -> None:
         """Write the notes down, unless they are the same: at most once each NOTES_PERIOD, since a guest can
@@ -182,3 +223,8 @@ class RunFiles:
             else:
                 self._unwritable = False
             self._written_at = time.monotonic()
+
+
+def load_past(vm: str, places: Places) -> Past:
+    """What is known of the runs before of a VM that nothing is done with yet. Blocks."""
+    return RunFiles(vm, places, Tasks(vm)).load_past()

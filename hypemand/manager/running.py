@@ -11,7 +11,6 @@ from hypemand.config.definition import Definition
 from hypemand.config.network import NetworkUse
 from hypemand.log import log_vm
 from hypemand.manager.inventory import VmRecord
-from hypemand.manager.runfiles import RunFiles
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import Units, unit_name
 
@@ -22,20 +21,25 @@ class Running:
     """`definition` is what a VM runs with; None: it does not run, or its run.json is lost. Then `bound` has
     the files of its unit (see `Units.bound_files`), as soon as systemd has told them."""
 
-    def __init__(self, files: RunFiles) -> None:
+    def __init__(self) -> None:
         self.definition: Definition | None = None
         self.bound: Mapping[Path, bool] = {}
-        self._files = files
         self._is_lost = False
 
-    def follow(self, *, may_run: bool) -> None:
+    @property
+    def is_unknown(self) -> bool:
+        """Is it to be looked up what it runs with, should it run?"""
+        return self.definition is None and not self._is_lost
+
+    def follow(self, found: Definition | None, *, may_run: bool) -> None:
         """Know what it runs with from the first look on, also between two runs that systemd makes alone,
-        while it ends, and while systemd cannot be asked."""
+        while it ends, and while systemd cannot be asked. `found`: what its run.json has, where it
+        `is_unknown`."""
         if not may_run:
             self._is_lost, self.bound = False, {}
-        elif self.definition is None and not self._is_lost:
-            self.definition = self._files.load_definition()
-            self._is_lost = self.definition is None
+        elif self.is_unknown:
+            self.definition = found
+            self._is_lost = found is None
 
     async def learn_bound_files(self, record: VmRecord, units: Units) -> None:
         """Its definition may be another by now: what volumes it has, systemd tells. Until it does, the next

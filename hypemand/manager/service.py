@@ -32,7 +32,7 @@ from hypemand.manager.networks import Networks
 from hypemand.manager.pause import pause, resume, resume_to_end
 from hypemand.manager.plan import Places, make_plan
 from hypemand.manager.recovery import ask_again, logged, recover_vms, stop_unknown
-from hypemand.manager.runfiles import RunFiles, remove_leftovers
+from hypemand.manager.runfiles import Past, RunFiles, load_past, remove_leftovers
 from hypemand.manager.starts import Starter, derive_pin
 from hypemand.manager.tenancy import Tenancy
 from hypemand.manager.view import LogLine, LogSource, Timeline, VmView
@@ -77,8 +77,8 @@ class VmManager:
         self.fleet.unreadable = self.inventory.unreadable
         images.in_use, images.check_uses = self.fleet.image_uses, self.inventory.check_complete
         self.claims = Claims(self.volumes, self.fleet.holders)
-        tenancy = Tenancy(config.state_dir / "vms", lambda: self.config.networks, self.fleet.tenants)
-        self.networks = Networks(network_host, tenancy, self._list_live)
+        tenancy = Tenancy(lambda: self.config.networks, self.fleet.tenants)
+        self.networks = Networks(network_host, tenancy, self._list_live, config.state_dir / "vms")
         self.guests = GuestOps(self.fleet, images)
         self._names = Names(config.runtime_dir / "hosts", tenancy.members, self.guests)
         self.networks.listeners.append(self._names.members_changed)
@@ -106,12 +106,13 @@ class VmManager:
             await run_in(Pool.RECORDS, self.prepare_runtime)
         for record in self.inventory:
             with logged(f"what is known of VM {record.name}"):
-                vm = self._adopt(record)
+                past = await run_in(Pool.RECORDS, load_past, record.name, self._places(record.name))
+                vm = self._adopt(record, past)
                 if record.origin is Origin.HELPER:
                     self._cut_off.add(vm.name)
         await recover_vms(tuple(self.fleet))
         with logged("what VMs have of their networks"):
-            self.networks.recover(lambda name: self.fleet.get(name).state.is_vmm_active)
+            await self.networks.recover(lambda name: self.fleet.get(name).state.is_vmm_active)
         # beside all else: VMs without a network do not need it
         self.networks.begin_sync()
         ended = [vm.files for vm in self.fleet if not vm.state.is_vmm_active]
@@ -189,8 +190,8 @@ class VmManager:
     def _places(self, name: str) -> Places:
         return Places(self.inventory.folder(name), self._runtime_root / name, self._vmm_root, self._vmm_own)
 
-    def _adopt(self, record: VmRecord) -> Vm:
-        vm = Vm(record, self._places(record.name), self._services, self.networks)
+    def _adopt(self, record: VmRecord, past: Past) -> Vm:
+        vm = Vm(record, self._places(record.name), self._services, self.networks, past)
         self.fleet.add(vm)
         vm.attach()
         return vm
@@ -274,16 +275,19 @@ class VmManager:
         """`create_vm`, or a VM that works for the daemon itself."""
         self._check_name_free(definition.name)
         image = await self._images.have(definition.image, "", definition.image_pull)
-        host = await run_in(Pool.STARTS, find_vmm_host, self.config) if start else None
-        if host is not None:
+        host = None
+        if start:
+            finding = run_in(Pool.STARTS, find_vmm_host, self.config)
+            host, disks = await asyncio.gather(finding, self.fleet.look_at_disks())
             self.fleet.check_memory(definition)
-            self.fleet.check_room(f"VM {definition.name}", definition.disk)
+            self.fleet.check_room(disks, f"VM {definition.name}", definition.disk)
         async with self._images.choosing:
             # it may have gone while we looked, and another VM may have come
             self._check_name_free(definition.name)
             image = await self._images.keep(image)
             pin = derive_pin(definition, image)
-            vm = self._adopt(await self.inventory.add(definition, origin, pin, short_name=short_name))
+            record = await self.inventory.add(definition, origin, pin, short_name=short_name)
+            vm = self._adopt(record, Past())
         try:
             if host is not None:
                 plan = partial(make_plan, in_root=is_in_usr)
@@ -315,7 +319,7 @@ class VmManager:
         that VM, which may take as long as a pull. AlreadyExists, NotFound for one that was just deleted."""
         vm = self.fleet.find(definition.name)
         if vm is None:
-            return self._adopt(await self.inventory.add(definition, Origin.FILE))
+            return self._adopt(await self.inventory.add(definition, Origin.FILE), Past())
         await self.inventory.update(vm.name, definition, Origin.FILE)
         vm.removed = False
         vm.changes.tell()

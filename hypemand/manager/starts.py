@@ -15,9 +15,9 @@ from hypemand.boot.tracker import Moment
 from hypemand.config.definition import Definition, ImagePull
 from hypemand.config.host import HostConfig
 from hypemand.errors import HypemandError, InvalidDefinition, WrongState
-from hypemand.fulldisk import name_full_disk
+from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.claims import Claims
-from hypemand.manager.fleet import Fleet
+from hypemand.manager.fleet import DiskLook, Fleet
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import ImagePin, Inventory
 from hypemand.manager.leases import Lease
@@ -100,8 +100,9 @@ class Starter:
     async def check(self, vm: Vm, image: Image) -> None:
         """Raise what a start would: a VM that runs is not stopped for a definition that cannot be started."""
         definition = vm.record.definition
+        disks = await self._look()
         self._fleet.check_memory(definition)
-        self._fleet.check_room(f"VM {vm.name}", definition.disk, but=vm.name)
+        self._fleet.check_room(disks, f"VM {vm.name}", definition.disk, but=vm.name)
         self._claims.claim(vm.name, definition)
         network = self._networks.tenancy.plan(vm.tenant)
         if network is not None:
@@ -110,6 +111,11 @@ class Starter:
         problem = await run_in(Pool.STARTS, find_size_problem, vm.places.disk, definition.disk)
         if problem is not None:
             raise InvalidDefinition([problem])
+
+    async def _look(self) -> DiskLook:
+        """Learn what the host has on its disks for a start."""
+        disks, _ = await asyncio.gather(self._fleet.look_at_disks(), self._networks.learn_servers())
+        return disks
 
     async def _pin_image(self, vm: Vm, image: Image) -> Image:
         """Have the VM keep to a content, which cannot be removed from now on."""
@@ -127,23 +133,30 @@ class Starter:
         """Start it; back when systemd has taken the job. `requested`: when it was asked for. A start that
         comes to nothing leaves nothing behind; a unit that systemd has taken, or may have taken, keeps all
         that is the VM's. InsufficientResources, also for a full disk."""
-        with name_full_disk(f"start VM {vm.name}", vm.places.state):
+        async with name_full_disk_beside(f"start VM {vm.name}", vm.places.state):
             await self._start(vm, requested, image)
 
     async def _start(self, vm: Vm, requested: float, image: Image) -> None:
         self.ease_moves()
         await vm.settle()
-        image = await self._pin_image(vm, image)
-        # what it is started with, also if it is defined anew meanwhile
+        looking = asyncio.create_task(self._look(), name=f"look for {vm.name}")
+        try:
+            image = await self._pin_image(vm, image)
+            disks = await looking
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+        # From here to `starting` nothing waits, so that of two starts the second sees what the first takes.
+        # What it is started with, also if it is defined anew meanwhile
         defined = definition = vm.record.definition
         self._fleet.check_memory(definition)
-        self._fleet.check_room(f"VM {vm.name}", definition.disk, but=vm.name)
+        self._fleet.check_room(disks, f"VM {vm.name}", definition.disk, but=vm.name)
         volumes = self._claims.claim(vm.name, definition)
         # with the volumes that it gets: what it goes without, others may have
         definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
         network = self._networks.tenancy.claim(vm.tenant)
-        work = _Work(definition, vm.record.lease, had_disk=vm.places.disk.exists())
-        self._fleet.starting[vm.name] = definition
+        work = _Work(definition, vm.record.lease, had_disk=vm.name in disks.with_disk)
+        self._fleet.begin_start(vm, definition)
         try:
             if network is not None:
                 await self._inventory.lease(vm.name, network.lease)

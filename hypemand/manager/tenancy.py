@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who has which place in the host's networks: worked out of the host config, the VMs' definitions and leases,
-and what VMs have while they run. Nothing here waits, or asks the host."""
+and what VMs have while they run. Nothing here waits, asks the host, or reads and writes files: what stands in
+files is passed in, and what is to be written is left in `unwritten`."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 
 from hypemand.config.network import NetworkConfig, NetworkUse
 from hypemand.errors import InvalidDefinition, Problem
@@ -17,7 +16,7 @@ from hypemand.manager.names import Hosts, derive_guest_names
 from hypemand.manager.networkview import Member, VmNetwork
 from hypemand.manager.plan import Connection
 from hypemand.manager.ports import (
-    PortFiles,
+    FoundPort,
     check_publish,
     derive_connections,
     derive_group,
@@ -26,12 +25,10 @@ from hypemand.manager.ports import (
     make_port,
 )
 from hypemand.network.port import BridgePlan, Counters, PortPlan, adapt_bridge
-from hypemand.network.resolvers import Address, choose_servers, find_host_servers
+from hypemand.network.resolvers import Address, choose_servers
 from hypemand.storage.configdisk import GuestInterface
 
 _INTERFACE = "eth0"
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +46,24 @@ class Tenant:
 
 
 class Tenancy:
-    """`vms` is the folder of the VMs' records. Asked each time, since it may have changed: the networks of
-    the host config, all VMs, and the host's own name servers.
+    """Asked each time, since it may have changed: the networks of the host config, and all VMs.
 
-    `ports`: of VMs that have a TAP device, or may have one; `claimed`: of those that were let through and
-    have none yet. Both by the VM's name.
+    `host_servers`: the host's own name servers, as they were learned last. `ports`: of VMs that have a TAP
+    device, or may have one; `claimed`: of those that were let through and have none yet; `unwritten`: those
+    whose port.json is to be written anew. All three by the VM's name.
     """
 
     def __init__(
         self,
-        vms: Path,
         config: Callable[[], Mapping[str, NetworkConfig]],
         tenants: Callable[[], Iterable[Tenant]],
-        servers: Callable[[], Iterable[Address]] = find_host_servers,
     ) -> None:
-        self.files = PortFiles(vms)
+        self.host_servers: tuple[Address, ...] = ()
         self.ports: dict[str, PortPlan] = {}
         self.claimed: dict[str, PortPlan] = {}
         self._config = config
+        self.unwritten: dict[str, PortPlan] = {}
         self._tenants = tenants
-        self._host_servers = servers
 
     # a VM that is to start
 
@@ -97,7 +92,7 @@ class Tenancy:
         self, config: NetworkConfig | None, reached: NetworkConfig | BridgePlan | Lease
     ) -> tuple[Address, ...]:
         """What is told who has addresses like those of `reached`."""
-        servers = self._host_servers() if config is None or config.dns is None else config.dns
+        servers = self.host_servers if config is None or config.dns is None else config.dns
         return choose_servers(servers, ipv4=reached.ipv4 is not None, ipv6=reached.ipv6 is not None)
 
     def _names(self, tenant: Tenant, port: PortPlan) -> Hosts:
@@ -136,31 +131,41 @@ class Tenancy:
 
     # VMs that run
 
-    def recover(self, active: Callable[[str], bool]) -> list[PortPlan]:
-        """Learn what VMs had when the daemon before this one ended; `active`: does a VM still run? Those that
-        do not are given back."""
+    def list_vms(self) -> list[str]:
+        """The names of all VMs."""
+        return [tenant.vm for tenant in self._tenants()]
+
+    def recover(self, found: Mapping[str, FoundPort], active: Callable[[str], bool]) -> list[PortPlan]:
+        """Learn what VMs had when the daemon before this one ended: what stands in their files; `active`:
+        does a VM still run? Those that do not are given back."""
         ended = []
-        for tenant in self._tenants():
-            port = self.files.find(tenant.vm)
+        for vm, (port, _) in found.items():
             if port is None:
                 continue
-            if active(tenant.vm):
-                self.ports[tenant.vm] = port
+            if active(vm):
+                self.ports[vm] = port
             else:
                 ended.append(port)
         return ended
 
-    def adopt(self, live: Set[str]) -> frozenset[str]:
-        """Know of every VM that runs. Gives those that may have a TAP device of which no more is known."""
+    def list_strange(self, live: Set[str]) -> list[str]:
+        """Of VMs that run, those of whose port nothing is known."""
+        return sorted(live - self.ports.keys() - self.claimed.keys())
+
+    def adopt(self, live: Set[str], found: Mapping[str, FoundPort]) -> frozenset[str]:
+        """Know of every VM that runs; `found`: what stands in the files of `list_strange`. Gives those that
+        may have a TAP device of which no more is known."""
         tenants = {tenant.vm: tenant for tenant in self._tenants()}
         lost = set()
-        for vm in live - self.ports.keys() - self.claimed.keys():
+        for vm in self.list_strange(live):
             # also of one whose record cannot be read
             tenant = tenants.get(vm)
-            port = self.files.find(vm) or self._rebuild(tenant)
+            # one that has come to be strange while files were read may have anything in its own
+            port, is_there = found.get(vm, (None, True))
+            port = port or (self._rebuild(tenant) if vm in found else None)
             if port is not None:
                 self.ports[vm] = port
-            elif self.files.is_there(vm) or tenant is None or (tenant.running and tenant.lease):
+            elif is_there or tenant is None or (tenant.running and tenant.lease):
                 lost.add(vm)
         return frozenset(lost)
 
@@ -173,18 +178,8 @@ class Tenancy:
         if use is None or lease is None or config is None or lease.network != use.name:
             return None
         port = make_port(tenant.vm, tenant.uid, use, lease, self._bridge(config), config)
-        self._note(port)
+        self.unwritten[port.vm] = port
         return port
-
-    def _note(self, port: PortPlan) -> None:
-        """Write a port of a VM that runs down. Where that fails, as on a full disk, it is known all the same,
-        and a daemon after this one derives it again."""
-        try:
-            self.files.write(port)
-        except OSError as error:
-            _log.error(
-                "VM %s: what it has of its network cannot be written down: %s", port.vm, error.strerror
-            )
 
     def renew(self) -> None:
         """What of a changed network does not have to wait: whom it reaches, and who reaches whom on it."""
@@ -203,8 +198,7 @@ class Tenancy:
                     connections=derive_connections(use, network),
                 )
             if renewed != port:
-                self.ports[vm] = renewed
-                self._note(renewed)
+                self.ports[vm] = self.unwritten[vm] = renewed
 
     def bridges(self) -> dict[str, BridgePlan]:
         """All networks, by name: those that VMs are on as they are, the others by the host config."""

@@ -27,7 +27,7 @@ from hypemand.manager.inventory import VmRecord
 from hypemand.manager.networks import Networks
 from hypemand.manager.phases import Phases
 from hypemand.manager.plan import Places, runtime_part
-from hypemand.manager.runfiles import RunFiles
+from hypemand.manager.runfiles import Found, Past, RunFiles, derive_exit, derive_unseen_exit
 from hypemand.manager.running import Running
 from hypemand.manager.tasks import Tasks
 from hypemand.manager.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
@@ -59,10 +59,12 @@ class VmServices:
 
 
 class Vm:
-    """A VM that is defined. `record`, `removed` (its file is gone) and `restarting` are set by the
-    manager, all else follows evidence."""
+    """A VM that is defined; `past`: what there is of its runs before. `record`, `removed` (its file is gone)
+    and `restarting` are set by the manager, all else follows evidence."""
 
-    def __init__(self, record: VmRecord, places: Places, services: VmServices, networks: Networks) -> None:
+    def __init__(
+        self, record: VmRecord, places: Places, services: VmServices, networks: Networks, past: Past
+    ) -> None:
         self.record = record
         self.removed = False
         self.restarting = False
@@ -81,9 +83,8 @@ class Vm:
         self._unit = UnitStatus(None)
         self._bus_up = True
         self._session: Session | None = None
-        self.running = Running(self.files)
-        self._notes = self.files.load_notes()
-        self._exit = self.files.load_unseen_exit(self._notes)
+        self.running = Running()
+        self._notes, self._exit = past.notes, past.exit
         self._requested: dict[Moment, float] = {}
         self._was_live = False
         # by a daemon that could not ask systemd when it started
@@ -274,14 +275,16 @@ class Vm:
                 while was is not self._unit:
                     was = self._unit
                     status = await self._services.units.status(self.unit, with_memory=with_memory)
+                    found = await self._load_files(status)
             except BusError as error:
                 _log.warning("VM %s: %s", self.name, error.message)
+                found = await self._load_files(None)
                 self._bus_up = False
-                self.running.follow(may_run=True)
+                self.running.follow(found.definition, may_run=True)
             else:
                 self._bus_up = True
                 self._unit = status
-                self._follow_unit()
+                self._follow_unit(found)
                 await self.running.learn_bound_files(self.record, self._services.units)
             if self._session is not None:
                 await (self._session.query_status() if wait_vmm else self._session.query_status(0))
@@ -302,7 +305,7 @@ class Vm:
         """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
         that it signals."""
         self._unit = UnitStatus("activating", "queued")
-        self._follow_unit()
+        self._follow_unit(Found())  # nothing of its files is needed: `expect_boot` has told
         self._evaluate()
         self._take_signal()
 
@@ -348,11 +351,28 @@ class Vm:
     def _guest_agent(self) -> bool:
         return self.definition_in_use.guest_agent
 
-    def _follow_unit(self) -> None:
+    async def _load_files(self, unit: UnitStatus | None) -> Found:
+        """What `_follow_unit` will need of the files. None: systemd cannot be asked. Most often that is
+        nothing, and no thread is asked."""
+        definition = self.running.is_unknown and (unit is None or unit.is_live)
+        exits = unit is not None and (self._has_ended(unit) or self._has_failed_unseen(unit))
+        if not definition and not exits:
+            return Found()
+        return await run_in(Pool.RECORDS, self.files.load, definition=definition, exits=exits)
+
+    def _has_ended(self, unit: UnitStatus) -> bool:
+        return self._was_live and not unit.is_live
+
+    def _has_failed_unseen(self, unit: UnitStatus) -> bool:
+        """Has a run of it failed without a daemon?"""
+        known = self._exit is not None and self._exit.run == unit.invocation_id
+        return unit.active_state == "failed" and unit.invocation_id is not None and not known
+
+    def _follow_unit(self, found: Found) -> None:
         """Open a session for an invocation that is new, close the one that is over, and when the unit has
         ended for good, take the record that it has left behind."""
         unit, session = self._unit, self._session
-        self.running.follow(may_run=unit.is_live)
+        self.running.follow(found.definition, may_run=unit.is_live)
         between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
         live = unit.is_live and unit.invocation_id is not None and not between
         if session is not None and (not live or unit.invocation_id != session.run):
@@ -361,25 +381,19 @@ class Vm:
             self._session = None
             self._closing = self._tasks.start("close", self._close(session, self._closing))
         failed = unit.active_state == "failed"
-        if self._was_live and not unit.is_live:
+        if self._has_ended(unit):
             ended = unit.invocation_id or (None if self._notes is None else self._notes.run)
-            self._exit = self._load_exit(ended, failed=failed)
+            if self._is_assumed:
+                self._exit = derive_unseen_exit(found, self._notes)
+            else:
+                self._exit = derive_exit(found.exits, ended, failed=failed)
             self.running.definition = None
             self._closing = self._tasks.start("release", self._release(self._closing))
-        elif failed and unit.invocation_id is not None and not self._knows_end(unit.invocation_id):
-            # without a daemon
-            self._exit = self.files.load_exit(unit.invocation_id, failed=True)
+        elif self._has_failed_unseen(unit):
+            self._exit = derive_exit(found.exits, unit.invocation_id, failed=True)
         self._was_live, self._is_assumed = unit.is_live, False
         if live and self._session is None and unit.active_state != "deactivating":
             self._open_session()
-
-    def _knows_end(self, run: str) -> bool:
-        return self._exit is not None and self._exit.run == run
-
-    def _load_exit(self, ended: str | None, *, failed: bool) -> ExitRecord | None:
-        if self._is_assumed:
-            return self.files.load_unseen_exit(self._notes)
-        return self.files.load_exit(ended, failed=failed)
 
     def _derive_stop_time(self) -> float:
         """Since when it is stopped, should it be that. Now, when it ran and its end is not known."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,6 @@ from typing import TypeVar
 
 from hypemand.config.definition import MIB, Definition, Origin, VolumeMount
 from hypemand.errors import HypemandError, InUse, StartFailed
-from hypemand.manager.admission import read_room
 from hypemand.manager.claims import derive_filler
 from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images import Images
@@ -48,17 +47,24 @@ class ApiVolumes:
         self._space = SharedLook("space", self._measure_space)
         manager.disk_watch.on_removal.append(self._space.outdate)
 
-    def _view(self, volume: Volume) -> VolumeView:
-        return VolumeView(
-            id=volume.id,
-            name=volume.name,
-            size=volume.size,
-            used=volume.used,
-            created_at=volume.created_at,
-            tags=volume.tags,
-            ready=volume.ready,
-            attachments=tuple(self._claims.attachments(volume)),
-        )
+    async def _view_all(self, volumes: Sequence[Volume]) -> list[VolumeView]:
+        used = await run_in(Pool.RECORDS, _measure_used, volumes)
+        return [
+            VolumeView(
+                id=volume.id,
+                name=volume.name,
+                size=volume.size,
+                used=taken,
+                created_at=volume.created_at,
+                tags=volume.tags,
+                ready=volume.ready,
+                attachments=tuple(self._claims.attachments(volume)),
+            )
+            for volume, taken in zip(volumes, used, strict=True)
+        ]
+
+    async def _view(self, volume: Volume) -> VolumeView:
+        return (await self._view_all([volume]))[0]
 
     async def measure_space(self) -> SpaceReport:
         """See `VolumeService`."""
@@ -68,37 +74,39 @@ class ApiVolumes:
         config = self._manager.config
         unused = sum(image.size for image in await self._images.prune_images(every=True, dry_run=True))
         uses = await run_in(Pool.TOOLS, measure_space, config.state_dir, config.runtime_dir, unused)
-        room = read_room(config.state_dir)
-        allowed = int(max(room.total - config.disk.reserve, 0) * config.disk.overcommit)
-        return SpaceReport(uses, room, self._manager.fleet.promised_room(), allowed)
+        disks = await self._manager.fleet.look_at_disks()
+        allowed = int(max(disks.room.total - config.disk.reserve, 0) * config.disk.overcommit)
+        return SpaceReport(uses, disks.room, self._manager.fleet.promised_room(disks), allowed)
 
     async def list_volumes(self) -> Sequence[VolumeView]:
         """See `VolumeService`."""
-        return [self._view(volume) for volume in self._store]
+        return await self._view_all(list(self._store))
 
     async def get_volume(self, ref: str) -> VolumeView:
         """See `VolumeService`."""
-        return self._view(self._store.get(ref))
+        return await self._view(self._store.get(ref))
 
     async def create_volume(
         self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
     ) -> VolumeView:
         """See `VolumeService`."""
-        return self._view(await self._create(name, size, tags, volume_id, ready=True))
+        return await self._view(await self._create(name, size, tags, volume_id, ready=True))
 
     async def _create(
         self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None, *, ready: bool
     ) -> Volume:
         async with self._lock:
             self._store.check_new(name, size, tags, volume_id)
-            self._manager.fleet.check_room(f"the volume {name}", size)
+            fleet = self._manager.fleet
+            disks = await fleet.look_at_disks()
             create = partial(self._store.create, name, size, tags, volume_id, ready=ready)
-            try:
-                return await _work(create)
-            except asyncio.CancelledError:
-                if (made := self._store.find(name)) is not None:
-                    await _work(partial(self._store.remove, made))
-                raise
+            with fleet.promise_room(disks, f"the volume {name}", size, key=name):
+                try:
+                    return await _work(create)
+                except asyncio.CancelledError:
+                    if (made := self._store.find(name)) is not None:
+                        await _work(partial(self._store.remove, made))
+                    raise
 
     async def remove_volume(self, ref: str) -> None:
         """See `VolumeService`."""
@@ -119,8 +127,11 @@ class ApiVolumes:
         volume = self._store.get(ref)
         check_size(size)
         with self._claims.work_on(volume, "resized"):
-            self._manager.fleet.check_room(f"the volume {volume.name}", size, but=volume.id)
-            return self._view(await _work(partial(self._store.resize, volume, size)))
+            fleet = self._manager.fleet
+            disks = await fleet.look_at_disks()
+            with fleet.promise_room(disks, f"the volume {volume.name}", size, key=volume.id):
+                larger = await _work(partial(self._store.resize, volume, size))
+        return await self._view(larger)
 
     @asynccontextmanager
     async def fill_volume(
@@ -131,15 +142,16 @@ class ApiVolumes:
         try:
             mount = VolumeMount(volume.id, _PLACE)
             async with self._run_helper(derive_filler(volume), mount) as vm:
+                view = await self._view(volume)
                 copy = await self._manager.guests.copy_in(vm, _PLACE)
-                fill = _Fill(self._manager.guests, vm, copy, self._view(volume))
+                fill = _Fill(self._manager.guests, vm, copy, view)
                 try:
                     yield fill
                 finally:
                     await copy.close()
                 # in order, so that it is clean; it counts only when that is done
                 await self._manager.stop_vm(vm)
-            fill.volume = self._view(await _work(partial(self._store.finish, volume)))
+            fill.volume = await self._view(await _work(partial(self._store.finish, volume)))
         except BaseException:
             await _work(partial(self._store.remove_unfilled, volume))
             raise
@@ -182,6 +194,17 @@ class ApiVolumes:
             yield name
         finally:
             await asyncio.shield(self._manager.delete_vm(name))
+
+
+def _measure_used(volumes: Iterable[Volume]) -> list[int]:
+    """Bytes that each takes on the host; none for one that is just being removed. Blocks."""
+    used = []
+    for volume in volumes:
+        try:
+            used.append(volume.used)
+        except FileNotFoundError:
+            used.append(0)
+    return used
 
 
 async def _work(work: Callable[[], T]) -> T:

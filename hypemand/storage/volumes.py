@@ -87,7 +87,7 @@ class Volume:
 
     @property
     def used(self) -> int:
-        """Bytes that it takes on the host."""
+        """Bytes that it takes on the host. Blocks."""
         return self.disk.stat().st_blocks * 512
 
 
@@ -184,11 +184,6 @@ class VolumeStore:
                 )
             if self.find(word) is not None:
                 raise AlreadyExists(f"there is a volume {word} already", hint=f"choose another {key}")
-        if volume_id is not None and os.path.lexists(self._folder / volume_id):
-            raise AlreadyExists(
-                f"{self._folder / volume_id} is in the way, and holds no volume that can be read",
-                hint="journalctl -u hypemand says why; repair it or move it away, or choose another id",
-            )
         check_size(size)
         check_tags(tags)
 
@@ -201,8 +196,14 @@ class VolumeStore:
         *,
         ready: bool = True,
     ) -> Volume:
-        """Make an empty volume. Nothing is left when that fails. InsufficientResources."""
+        """Make an empty volume. Nothing is left when that fails. InsufficientResources, and as `check_new`.
+        Blocks."""
         self.check_new(name, size, tags, volume_id)
+        if volume_id is not None and os.path.lexists(self._folder / volume_id):
+            raise AlreadyExists(
+                f"{self._folder / volume_id} is in the way, and holds no volume that can be read",
+                hint="journalctl -u hypemand says why; repair it or move it away, or choose another id",
+            )
         volume_id = volume_id or uuid.uuid4().hex
         folder, making = self._folder / volume_id, self._new_mark(_MAKING)
         volume = Volume(volume_id, name, derive_disk_size(size), time.time(), dict(tags), folder, ready)

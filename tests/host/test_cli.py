@@ -64,7 +64,8 @@ def test_show_and_every_json_document_agree(host: TestHost, web: Vm) -> None:
     assert json.loads(ctl(host, "reload", "--json").stdout)["problems"] == []
     assert json.loads(ctl(host, "check", "--json").stdout)["problems"] == []
     versions = json.loads(ctl(host, "version", "--json").stdout)
-    assert len(set(versions.values())) == 1
+    assert versions["hypemanctl"] == versions["hypemand"]
+    assert versions["loop"]["slow_turns"] >= 0
     entries = [json.loads(line) for line in web.logs("--json", "-n", "3")]
     assert [entry["text"] for entry in entries] == ["18", "19", "20"]
     assert {entry["invocation_id"] for entry in entries} == {shown["invocation_id"]}

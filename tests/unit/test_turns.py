@@ -10,7 +10,7 @@ from types import FunctionType
 
 import pytest
 
-from hypemand.turns import LOG_SECONDS, TurnWatch
+from hypemand.turns import LOG_SECONDS, TurnCounts, TurnWatch
 
 
 class Clock:
@@ -47,8 +47,9 @@ def test_what_holds_up_the_loop_is_named(work: FunctionType, caplog: pytest.LogC
 
     with TurnWatch() as watch, asyncio.Runner(loop_factory=watch.make_loop) as runner:
         runner.run(main())
-    assert watch.count >= 1
-    assert watch.longest >= 0.5
+    assert watch.counts.slow >= 1
+    assert watch.counts.longest >= 0.5
+    assert (watch.counts.longest_cpu >= 0.4) == (work is compute)
     (first, *_) = [record.getMessage() for record in caplog.records]
     assert f"{work.__name__} (unit/test_turns.py:" in first
     assert "main (unit/test_turns.py:" in first
@@ -61,7 +62,7 @@ def test_waiting_for_events_is_no_turn(caplog: pytest.LogCaptureFixture) -> None
     # so much that no slow machine reaches it, and less than what is waited for
     with TurnWatch(slow=0.5) as watch, asyncio.Runner(loop_factory=watch.make_loop) as runner:
         runner.run(main())
-    assert watch.count == 0
+    assert watch.counts == TurnCounts()
     assert caplog.records == []
 
 
@@ -71,11 +72,11 @@ def test_each_slow_turn_is_counted_and_few_are_logged(caplog: pytest.LogCaptureF
     for _ in range(5):
         take_turn(watch, clock, 0.2)
     take_turn(watch, clock, 0.05)
-    assert (watch.count, len(caplog.records)) == (5, 1)
+    assert (watch.counts.slow, len(caplog.records)) == (5, 1)
     clock.now += LOG_SECONDS
     take_turn(watch, clock, 0.3)
-    assert watch.count == 6
-    assert watch.longest == pytest.approx(0.3)
+    assert watch.counts.slow == 6
+    assert watch.counts.longest == pytest.approx(0.3)
     assert "(the 6. time, 4 of them not logged)" in caplog.records[-1].getMessage()
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 

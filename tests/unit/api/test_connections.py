@@ -46,7 +46,7 @@ async def ask_on(streams: Streams, token: str) -> bytes:
     reader, writer = streams
     writer.write(f"GET /health HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
     status = await reader.readline()
-    await reader.readuntil(b"}")
+    await reader.readuntil(b"}}")
     return status
 
 

@@ -21,6 +21,8 @@ from tests.unit.api.fakenetworks import FakeNetworks
 from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
 from tests.unit.api.fakevolumes import FakeVolumes
 
+HEALTHY = '{"status":"ok","version":"1","loop":{"slow_turns":0,"longest_ms":0,"longest_cpu_ms":0}}'
+
 
 def services() -> Services:
     manager = FakeManager()
@@ -64,12 +66,12 @@ def test_states_and_definition_keys_are_those_of_the_code() -> None:
 
 def test_the_checker_refuses_what_is_not_described() -> None:
     description = Description()
-    description.check_answer("GET", "/health", 200, "application/json", '{"status":"ok","version":"1"}')
+    description.check_answer("GET", "/health", 200, "application/json", HEALTHY)
     with pytest.raises(AssertionError, match="'ok' was expected"):
-        description.check_answer("GET", "/health", 200, "application/json", '{"status":"bad","version":"1"}')
+        description.check_answer("GET", "/health", 200, "application/json", HEALTHY.replace("ok", "bad"))
     with pytest.raises(AssertionError, match="is not described"):
-        description.check_answer("GET", "/health", 201, "application/json", '{"status":"ok","version":"1"}')
+        description.check_answer("GET", "/health", 201, "application/json", HEALTHY)
     with pytest.raises(AssertionError, match="text/plain"):
-        description.check_answer("GET", "/health", 200, "text/plain", '{"status":"ok","version":"1"}')
+        description.check_answer("GET", "/health", 200, "text/plain", HEALTHY)
     with pytest.raises(AssertionError, match="not described"):
         description.check_answer("GET", "/nothing", 200, "application/json", "{}")

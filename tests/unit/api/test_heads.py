@@ -44,7 +44,7 @@ def test_the_head_of_a_later_request_is_limited_too(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         reader, writer = await asyncio.open_unix_connection(str(api.path))
         writer.write(GET + b"\r\n")
-        assert b'"status":"ok"' in await reader.readuntil(b"}")
+        assert b'"status":"ok"' in await reader.readuntil(b"}}")
         writer.write(GET + headers(MAX_HEAD + 4000) + b"\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.0 400")
         writer.close()

@@ -93,7 +93,7 @@ def test_a_connection_that_asks_nothing_is_closed(tmp_path: Path) -> None:
         assert await api.ask_raw(b"GET /health HTTP/1.1\r\nHo") == b""
         reader, writer = await asyncio.open_unix_connection(str(api.path))
         writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b'"status":"ok"' in await reader.readuntil(b"}")
+        assert b'"status":"ok"' in await reader.readuntil(b"}}")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.read(1), 0.2)
         writer.close()
@@ -108,12 +108,12 @@ def test_a_silent_connection_makes_room_for_a_new_one_and_one_that_was_let_in_do
         known = [await asyncio.open_unix_connection(str(api.path)) for _ in range(2)]
         for reader, writer in known:
             writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert b'"status":"ok"' in await reader.readuntil(b"}")
+            assert b'"status":"ok"' in await reader.readuntil(b"}}")
         first = await asyncio.open_unix_connection(str(api.path))
         second = await asyncio.open_unix_connection(str(api.path))
         assert await first[0].read() == b""
         second[1].write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b'"status":"ok"' in await second[0].readuntil(b"}")
+        assert b'"status":"ok"' in await second[0].readuntil(b"}}")
         # now all are known
         late = await asyncio.open_unix_connection(str(api.path))
         assert await late[0].read() == b""

@@ -92,6 +92,7 @@ class FakeDaemon:
         self.archive: tuple[int, bytes] = (0, b"")
         self.requests: list[tuple[str, str, dict[str, str], Any]] = []
         self.failures: dict[str, tuple[int, dict[str, Any]]] = {}
+        self.loop = {"slow_turns": 0, "longest_ms": 0, "longest_cpu_ms": 0}
         self.reload_report: dict[str, Any] = {"defined": [], "changed": [], "removed": [], "problems": []}
         self.timeline: dict[str, Any] = {}
         self.breaks_after: list[int] = []
@@ -198,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _dispatch(self, words: list[str], query: dict[str, str], body: Any) -> None:
         match self.command, words:
             case "GET", ["health"]:
-                self._answer({"status": "ok", "version": "9.9"})
+                self._answer({"status": "ok", "version": "9.9", "loop": self.fake.loop})
             case "POST", ["reload"]:
                 self._answer(self.fake.reload_report)
             case "GET", ["images"]:

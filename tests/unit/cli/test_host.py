@@ -153,14 +153,26 @@ def test_the_unit_reloads_without_a_word_since_the_daemon_tells_the_journal(
 
 def test_version_tells_both_sides(daemon: FakeDaemon, cli: Cli) -> None:
     assert cli.run("--version").stdout == f"hypemanctl {VERSION}\n"
-    assert f"hypemanctl {VERSION}\nhypemand 9.9\n" in cli.run("version").stdout
+    assert cli.run("version").stdout == f"hypemanctl {VERSION}\nhypemand 9.9\n"
+
+
+def test_version_tells_how_long_the_daemon_stood_still(daemon: FakeDaemon, cli: Cli) -> None:
+    daemon.loop = {"slow_turns": 3, "longest_ms": 2500, "longest_cpu_ms": 120}
+    assert cli.run("version").stdout.splitlines()[2:] == [
+        "event loop: 3 slow turns, the longest took 2500 ms, the most CPU time in one was 120 ms"
+    ]
+    assert json.loads(cli.run("version", "--json").stdout)["loop"] == daemon.loop
 
 
 def test_version_does_not_need_the_daemon(cli: Cli) -> None:
     done = cli.run("version")
     assert done.returncode == 0
     assert "hypemand does not answer" in done.stdout
-    assert json.loads(cli.run("version", "--json").stdout) == {"hypemanctl": VERSION, "hypemand": None}
+    assert json.loads(cli.run("version", "--json").stdout) == {
+        "hypemanctl": VERSION,
+        "hypemand": None,
+        "loop": None,
+    }
 
 
 def test_check_tells_every_problem_with_its_place(cli: Cli, tmp_path: Path) -> None:

@@ -58,9 +58,16 @@ class Day:
     async def begin_daemon(self) -> None:
         self.inventory = Inventory(self.folder / "vms", UIDS, self.folder / "userdb")
         await asyncio.to_thread(self.inventory.load)
-        self.tenancy = Tenancy(self.folder / "vms", lambda: {"lab": LAB}, self.tenants, tuple)
-        self.networks = Networks(self.taps, self.tenancy, self.list_live, first_pause=0.01)
-        self.networks.recover(lambda name: name in self.units)
+        self.tenancy = Tenancy(lambda: {"lab": LAB}, self.tenants)
+        self.networks = Networks(
+            self.taps,
+            self.tenancy,
+            self.list_live,
+            self.folder / "vms",
+            find_servers=tuple,
+            first_pause=0.01,
+        )
+        await self.networks.recover(lambda name: name in self.units)
         # what comes after READY=1
         await asyncio.to_thread(self.inventory.clean_up)
         for uid in self.inventory.find_lost_uids():

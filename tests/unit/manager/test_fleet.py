@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -34,10 +35,12 @@ def test_a_vm_that_is_only_defined_is_promised_no_disk(tmp_path: Path) -> None:
     fleet = Fleet(lambda: HostConfig(state_dir=tmp_path), VolumeStore(tmp_path / "volumes", tmp_path))
     for number in range(300):
         add_vm(fleet, tmp_path, f"defined-{number}")
-    assert fleet.promised_room() == 0
+    look = asyncio.run(fleet.look_at_disks())
+    assert fleet.promised_room(look) == 0
     add_vm(fleet, tmp_path, "runs", State.RUNNING)
     add_vm(fleet, tmp_path, "was-started").touch()
     add_vm(fleet, tmp_path, "starts")
     fleet.starting["starts"] = parse_definition("starts", {"image": "builtin:busybox"})
-    assert fleet.promised_room() == 30 * GIB
-    assert fleet.promised_room(but="runs") == 20 * GIB
+    look = asyncio.run(fleet.look_at_disks())
+    assert fleet.promised_room(look) == 30 * GIB
+    assert fleet.promised_room(look, but="runs") == 20 * GIB

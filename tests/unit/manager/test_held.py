@@ -20,6 +20,7 @@ from hypemand.errors import HostNotReady, InUse, NotFound
 from hypemand.manager.claims import derive_filler
 from hypemand.manager.images import Images
 from hypemand.manager.leases import Lease
+from hypemand.manager.runfiles import Past
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.state import State
 from hypemand.storage.disks import ensure_disk
@@ -158,7 +159,7 @@ def test_what_it_was_started_with_counts_between_its_runs_at_its_end_and_without
 ) -> None:
     volume = daemon.make_volume()
     add_web(daemon)
-    vm = daemon.manager._adopt(next(iter(daemon.manager.inventory)))
+    vm = daemon.manager._adopt(next(iter(daemon.manager.inventory)), Past())
     vm.files.keep_definition(replace(definition(), volumes=(VolumeMount("data", "/srv"),)))
     if status is None:
         daemon.systemd.down = True

@@ -49,10 +49,15 @@ class Lab:
 
     def start_daemon(self) -> None:
         """A daemon that knows what stands in files."""
-        self.tenancy = Tenancy(
-            self.vms, lambda: self.config, lambda: list(self.tenants.values()), lambda: self.servers
+        self.tenancy = Tenancy(lambda: self.config, lambda: list(self.tenants.values()))
+        self.networks = Networks(
+            self.host,
+            self.tenancy,
+            self._list_live,
+            self.vms,
+            find_servers=lambda: self.servers,
+            first_pause=0.01,
         )
-        self.networks = Networks(self.host, self.tenancy, self._list_live, first_pause=0.01)
         self.networks.listeners.append(self._tell)
 
     def _tell(self) -> None:
@@ -253,7 +258,7 @@ def test_a_daemon_that_comes_later_knows_who_has_what(tmp_path: Path) -> None:
         (tmp_path / "lost" / "port.json").write_text("{")
         lab.host.asked.clear()
         lab.start_daemon()
-        lab.networks.recover(lambda vm: vm in lab.live)
+        await lab.networks.recover(lambda vm: vm in lab.live)
         await lab.networks.sync()
         assert lab.host.asked == ["apply", "detach ended"]
         assert lab.host.taps == {tap: port for tap, port in ports.items() if port.vm != "ended"}
@@ -269,7 +274,7 @@ def test_a_vm_that_runs_keeps_its_device_though_its_record_cannot_be_read(tmp_pa
         port = (await lab.start("web")).port
         del lab.tenants["web"]
         lab.start_daemon()
-        lab.networks.recover(lambda _vm: True)
+        await lab.networks.recover(lambda _vm: True)
         await lab.networks.sync()
         assert lab.host.asked[-1] == "apply"
         assert lab.host.taps == {port.tap: port}
@@ -291,7 +296,7 @@ def test_nothing_is_removed_while_it_cannot_be_told_what_a_vm_that_runs_has(
         else:
             del lab.config["lab"]
         lab.start_daemon()
-        lab.networks.recover(lambda _vm: True)
+        await lab.networks.recover(lambda _vm: True)
         await lab.networks.sync()
         await lab.networks.sync()
         assert lab.host.asked[-2:] == ["apply without prune"] * 2
@@ -313,7 +318,7 @@ def test_nothing_is_removed_while_systemd_cannot_be_asked(tmp_path: Path) -> Non
         (tmp_path / "web" / "port.json").unlink()
         lab.bus = HostNotReady("no bus")
         lab.start_daemon()
-        lab.networks.recover(lambda _vm: True)
+        await lab.networks.recover(lambda _vm: True)
         await lab.networks.sync()
         assert lab.host.asked[-1] == "apply without prune"
         assert lab.tap("web") in lab.host.taps
@@ -658,5 +663,18 @@ def test_a_port_that_cannot_be_written_down_is_known_all_the_same(
         assert lab.host.taps == {port.tap: port}
         assert "VM web: what it has of its network cannot be written down: No space left" in caplog.text
         await lab.networks.close()
+
+    drive(tmp_path, scenario)
+
+
+def test_a_vm_that_comes_to_run_unknown_while_files_are_read_keeps_its_device(tmp_path: Path) -> None:
+    """What stands in its file was not read: so it may have anything, and nothing is removed."""
+
+    async def scenario(lab: Lab) -> None:
+        for vm in ("web", "other"):
+            lab.define(vm, None)
+            lab.live.add(vm)
+        found = await asyncio.to_thread(PortFiles(tmp_path).find_all, ["web"])
+        assert lab.tenancy.adopt(lab.live, found) == {"other"}
 
     drive(tmp_path, scenario)

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import pytest
 
-from hypemand.atomic import write_file
 from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.config.network import NetworkConfig
@@ -33,15 +32,6 @@ MIB = 1024 * 1024
 def networked(**more: object) -> Definition:
     keys = {"image": "app", "cmd": ["x"], "disk": "64M", "memory": "96M", "network": "lab", **more}
     return parse_definition("web", keys)
-
-
-def test_what_blocks_the_loop_would_be_seen(tmp_path: Path, blocked_loops: list[str]) -> None:
-    async def main() -> None:
-        write_file(tmp_path / "x", b"")
-
-    asyncio.run(main())
-    assert any("fsync in the event loop: atomic.py" in line for line in blocked_loops)
-    blocked_loops.clear()
 
 
 def test_a_vms_whole_life_leaves_the_disk_to_threads(tmp_path: Path, blocked_loops: list[str]) -> None:

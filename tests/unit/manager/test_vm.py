@@ -18,6 +18,7 @@ from hypemand.config.vmdef import parse_definition
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Places
+from hypemand.manager.runfiles import load_past
 from hypemand.manager.tenancy import Tenancy
 from hypemand.manager.view import VmView
 from hypemand.manager.vm import Vm, VmServices
@@ -47,12 +48,13 @@ def recover(folder: Path, unit: UnitStatus | None = None) -> VmView:
     record = VmRecord(
         "web", "f" * 32, 61184, Origin.FILE, MADE, parse_definition("web", {"image": "builtin:busybox"})
     )
-    networks = Networks(FakeNetworkHost(), Tenancy(folder, dict, list), cast(Any, None))
+    networks = Networks(FakeNetworkHost(), Tenancy(dict, list), cast(Any, None), folder)
     places = Places(folder, folder / "run", folder / "root", Own(folder / "self"))
     services = VmServices(cast(Any, None), cast(Any, units), cast(Any, None), lambda: None)
 
     async def look() -> VmView:
-        vm = Vm(record, places, services, networks)
+        past = await asyncio.to_thread(load_past, record.name, places)
+        vm = Vm(record, places, services, networks, past)
         await vm.recover()
         return vm.view()
 
