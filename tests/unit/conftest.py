@@ -45,7 +45,8 @@ _OF_RUN = frozenset(
         "daemon.py:Daemon._open_socket",
         "daemon.py:_is_there",
         "daemon.py:Daemon._autostart",
-        # the VMM's sockets
+        # the VMM's sockets, and which boot its run carries
+        "boot/runrecord.py:find_boot_id",
         "boot/session.py:Session._poll_link",
         "sockets.py:hold_socket",
         # names that are not needed any more, at once: see there
