@@ -41,9 +41,9 @@ from hypemand.manager.reload import Reloader, ReloadReport
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
 from hypemand.manager.volumes import ApiVolumes
+from hypemand.model.state import State
 from hypemand.network.client import NetworkClient
 from hypemand.sockets import open_socket, take_socket
-from hypemand.state import State
 from hypemand.storage.staging import clean_staging, has_leftovers
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import UnitTools, stop_foreign_units

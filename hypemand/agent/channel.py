@@ -27,7 +27,7 @@ from hypemand.agent.records import ProtocolError, encode_records, parse_records
 from hypemand.agent.session import MAX_SIDE, Session, clean_message
 from hypemand.budget import Budget, Price, Reserve, Turn
 from hypemand.errors import GuestError, InvalidRequest, TimedOut
-from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, ExecStream, FileInfo
+from hypemand.model.vm import CopyIn, CopyOut, ExecRequest, ExecStream, FileInfo
 
 MAX_STREAMS = 64
 MAX_GRACE = 86400

@@ -26,7 +26,7 @@ from hypemand.agent.records import ProtocolError
 from hypemand.agent.session import Session, clean_message
 from hypemand.budget import Turn
 from hypemand.errors import GuestError, InvalidRequest, NotFound
-from hypemand.manager.view import FileInfo, FileKind, Hole
+from hypemand.model.vm import FileInfo, FileKind, Hole
 
 # Items are small at the least: of so many bytes none is made without a turn for others.
 _STEP = 16 * 1024

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from hypemand.agent.frames import Channel, Frame, FrameParser, FrameType
 from hypemand.agent.records import ProtocolError, Records, encode_records, parse_records
-from hypemand.manager.view import FileInfo, FileKind
+from hypemand.model.vm import FileInfo, FileKind
 
 MAX_PATH = 4095
 _MAX_ID = 2**32 - 1

@@ -16,7 +16,7 @@ from typing import Protocol
 from hypemand.agent.frames import WINDOW, Channel, Frame, FrameType
 from hypemand.agent.records import ProtocolError, parse_records
 from hypemand.errors import GuestError, HypemandError, InvalidRequest, TimedOut, WrongState
-from hypemand.manager.view import ExecStream, ExitReport
+from hypemand.model.vm import ExecStream, ExitReport
 
 _INPUT_CHUNK = 32 * 1024
 _CREDIT_BATCH = WINDOW // 4

@@ -13,7 +13,7 @@ from hypemand.api.services import Limits, Services
 from hypemand.config.names import is_name
 from hypemand.config.netparse import format_egress, format_host_port, format_publish
 from hypemand.errors import NotFound
-from hypemand.manager.networkview import Member, NetworkInfo
+from hypemand.model.networks import Member, NetworkInfo
 
 
 class NetworkRoutes:

@@ -21,12 +21,12 @@ from hypemand.config.rates import format_rate
 from hypemand.config.sizes import format_size
 from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import WrongState
-from hypemand.manager.imageview import ImageInfo
-from hypemand.manager.networkview import VmNetwork
 from hypemand.manager.ports import OPEN_GROUP
-from hypemand.manager.view import FileInfo, FileKind, LogLine, Timeline, VmView
+from hypemand.model.images import ImageInfo
+from hypemand.model.networks import VmNetwork
+from hypemand.model.state import State
+from hypemand.model.vm import FileInfo, FileKind, LogLine, Timeline, VmView
 from hypemand.qemu.process import read_memory
-from hypemand.state import State
 from hypemand.storage.store import Pruned
 
 HYPERVISOR = "qemu-microvm"

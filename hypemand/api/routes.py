@@ -42,8 +42,8 @@ from hypemand.api.tasks import Ended, unless_ended
 from hypemand.api.tokens import Scope
 from hypemand.config.definition import ImagePull, Origin
 from hypemand.errors import InvalidRequest, Stopping, WrongState
-from hypemand.manager.view import LogLine, LogSource, VmView
-from hypemand.state import Operation, State, check_allowed
+from hypemand.model.state import Operation, State, check_allowed
+from hypemand.model.vm import LogLine, LogSource, VmView
 from hypemand.version import VERSION
 
 MAX_WAIT = 300.0
@@ -217,7 +217,7 @@ class Routes:
         ref = parse_ref(request)
         query = read_query(request, "state", "timeout")
         if "state" not in query:
-            raise InvalidRequest("state: is missing", hint=_STATES)
+            raise InvalidRequest("model.state: is missing", hint=_STATES)
         state = _parse_state(query["state"])
         timeout = min(parse_positive_duration(query.get("timeout", DEFAULT_WAIT), "timeout"), MAX_WAIT)
         ended = await unless_ended(request, self._closing, self._manager.wait_vm(ref, state, timeout))
@@ -352,7 +352,7 @@ def _parse_state(word: str) -> State:
     try:
         return State(word)
     except ValueError:
-        raise InvalidRequest(f"state: {word[:40]!r} is not a state", hint=_STATES) from None
+        raise InvalidRequest(f"model.state: {word[:40]!r} is not a state", hint=_STATES) from None
 
 
 def _parse_pull(body: dict[str, object]) -> ImagePull | None:

@@ -13,10 +13,10 @@ from hypemand.api.tokens import TokenStore
 from hypemand.config.definition import DefinitionDefaults
 from hypemand.config.netdef import Networks
 from hypemand.errors import Problem
-from hypemand.manager.imageview import Credentials, ImageInfo
-from hypemand.manager.networkview import NetworkInfo
 from hypemand.manager.space import SpaceReport
-from hypemand.manager.view import CopyOut, GuestService, Manager, VolumeFill, VolumeView
+from hypemand.model.images import Credentials, ImageInfo
+from hypemand.model.networks import NetworkInfo
+from hypemand.model.vm import CopyOut, GuestService, Manager, VolumeFill, VolumeView
 from hypemand.storage.store import Pruned
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from hypemand.model.state import HeadersState, HeadersStatus, Marker
 from hypemand.recordfile import read_json
 from hypemand.sentinels import (
     AgentReady,
@@ -28,7 +29,6 @@ from hypemand.sentinels import (
     Stage,
     parse_sentinel,
 )
-from hypemand.state import HeadersState, HeadersStatus, Marker
 
 _MAX_STAGES = 64
 _MAX_FILE = 1024 * 1024

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hypemand.config.definition import ImagePull
 from hypemand.errors import HypemandError, ImageNotReady, NotFound
-from hypemand.manager.imageview import Credentials, ImageInfo, PullStatus
 from hypemand.manager.pulls import Pull, Pulls, PullView, end_work
+from hypemand.model.images import Credentials, ImageInfo, PullStatus
 from hypemand.storage.exporter import export_image
 from hypemand.storage.images import Image
 from hypemand.storage.importer import import_image

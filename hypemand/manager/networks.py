@@ -18,8 +18,8 @@ from hypemand.config.network import DEFAULT_CONNECTIONS
 from hypemand.errors import HostNotReady, HypemandError, NotFound
 from hypemand.log import MessageId, log_vm
 from hypemand.manager.leases import count_addresses
-from hypemand.manager.networkview import Member, NetworkInfo, VmNetwork
 from hypemand.manager.tenancy import Tenancy, Tenant
+from hypemand.model.networks import Member, NetworkInfo, VmNetwork
 from hypemand.network.port import BridgePlan, Counters, NetworkHost, NetworkStatus, PortPlan
 from hypemand.network.wire import NOT_APPLIED
 from hypemand.workers import Pool, finish, run_in

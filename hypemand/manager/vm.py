@@ -32,10 +32,10 @@ from hypemand.manager.running import Running
 from hypemand.manager.tasks import Tasks
 from hypemand.manager.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
 from hypemand.manager.tenancy import Tenant
-from hypemand.manager.view import ExitReport, VmView
+from hypemand.model.state import Derived, HeadersStatus, State, derive_state, derive_status_text
+from hypemand.model.vm import ExitReport, VmView
 from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
 from hypemand.qemu.process import read_cpu_seconds
-from hypemand.state import Derived, HeadersStatus, State, derive_state, derive_status_text
 from hypemand.storage.images import Image
 from hypemand.systemd.bus import BusError, SystemBus
 from hypemand.systemd.units import Units, UnitStatus, unit_name

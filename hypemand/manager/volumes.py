@@ -24,8 +24,8 @@ from hypemand.manager.images import Images
 from hypemand.manager.looks import SharedLook
 from hypemand.manager.service import VmManager
 from hypemand.manager.space import SpaceReport, measure_space
-from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, FileInfo, VolumeFill, VolumeView
-from hypemand.state import State
+from hypemand.model.state import State
+from hypemand.model.vm import CopyIn, CopyOut, ExecRequest, FileInfo, VolumeFill, VolumeView
 from hypemand.storage.volumes import Volume, check_size
 from hypemand.workers import Pool, finish, run_in
 

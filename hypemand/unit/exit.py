@@ -30,8 +30,8 @@ from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, dump_ex
 from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
+from hypemand.model.state import Marker
 from hypemand.sentinels import AgentReady, Emergency, EmergencyState, Exit, ProgramStart, parse_sentinel
-from hypemand.state import Marker
 from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journal
 
 _LINES = 200_000

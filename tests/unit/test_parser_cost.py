@@ -44,7 +44,7 @@ from hypemand.config.sizes import parse_size
 from hypemand.errors import HypemandError
 from hypemand.inflate import Inflater
 from hypemand.manager.names import replace_block
-from hypemand.manager.view import FileInfo, FileKind
+from hypemand.model.vm import FileInfo, FileKind
 from hypemand.qemu.qmp import Qmp
 from hypemand.sentinels import derive_user_text, is_sentinel_line, parse_sentinel
 from hypemand.storage.images import parse_oci_config
@@ -409,7 +409,7 @@ OTHERS = {
     "atomic:": "written",
     "run:": "given to a program",
     "daemon:": "not of bytes",
-    "manager.view:": "of other classes",
+    "model.vm:": "of other classes",
     "agent.channel:AgentChannel._open": "written",
     "agent.files:IncomingCopy._send": "written",
     "agent.files:IncomingCopy.write": "written",

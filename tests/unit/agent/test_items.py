@@ -17,7 +17,7 @@ from hypemand.agent.frames import WINDOW
 from hypemand.agent.items import End, ItemParser, Tree, encode_data, encode_entry, encode_hole
 from hypemand.agent.records import ProtocolError
 from hypemand.errors import GuestError, NotFound
-from hypemand.manager.view import CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.vm import CopyOut, FileInfo, FileKind, Hole
 from tests.unit.agent.support import (
     CLOSE,
     DATA,

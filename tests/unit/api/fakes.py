@@ -23,8 +23,9 @@ from hypemand.errors import (
     StartFailed,
     WrongState,
 )
-from hypemand.manager.imageview import Credentials, ImageInfo, Progress, PullStatus
-from hypemand.manager.view import (
+from hypemand.model.images import Credentials, ImageInfo, Progress, PullStatus
+from hypemand.model.state import Operation, State, check_allowed
+from hypemand.model.vm import (
     CopyIn,
     CopyOut,
     ExecRequest,
@@ -38,7 +39,6 @@ from hypemand.manager.view import (
     Timeline,
     VmView,
 )
-from hypemand.state import Operation, State, check_allowed
 from hypemand.storage.images import OciConfig
 from hypemand.storage.references import parse_reference
 from hypemand.storage.store import Pruned

@@ -12,8 +12,8 @@ from hypemand.errors import AlreadyExists, InUse, NotFound
 from hypemand.manager.admission import Room
 from hypemand.manager.claims import Attachment
 from hypemand.manager.space import SpaceKind, SpaceReport, SpaceUse
-from hypemand.manager.view import CopyOut, FileInfo, FileKind, VolumeView
-from hypemand.state import State
+from hypemand.model.state import State
+from hypemand.model.vm import CopyOut, FileInfo, FileKind, VolumeView
 from tests.unit.api.fakefiles import FakeCopyIn, FakeCopyOut, FakeFiles
 from tests.unit.api.fakes import FakeManager
 

@@ -11,8 +11,8 @@ import pytest
 
 from hypemand.config.definition import Definition, Origin
 from hypemand.config.vmdef import parse_definition
-from hypemand.manager.view import ExitReport
-from hypemand.state import State
+from hypemand.model.state import State
+from hypemand.model.vm import ExitReport
 from hypemand.version import VERSION
 from tests.unit.api.fakes import IMAGE
 from tests.unit.api.harness import Api, description, drive

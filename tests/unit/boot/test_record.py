@@ -15,8 +15,8 @@ from hypemand.boot.record import (
 )
 from hypemand.boot.tracker import Shutdown
 from hypemand.config.definition import Mode
+from hypemand.model.state import Marker
 from hypemand.sentinels import Exit
-from hypemand.state import Marker
 
 BOOT = "0123456789abcdef0123456789abcdef"
 SILENT = Ending(

@@ -8,6 +8,7 @@ import pytest
 
 from hypemand.boot.tracker import BootNotes, BootTracker, Moment, Shutdown, dump_notes, load_notes
 from hypemand.config.definition import Mode
+from hypemand.model.state import HeadersState, HeadersStatus, Marker
 from hypemand.sentinels import (
     AgentReady,
     Emergency,
@@ -21,7 +22,6 @@ from hypemand.sentinels import (
     Stage,
     format_sentinel,
 )
-from hypemand.state import HeadersState, HeadersStatus, Marker
 
 BOOT, OTHER = "a" * 32, "b" * 32
 

@@ -21,7 +21,7 @@ from hypemand.manager.claims import derive_filler
 from hypemand.manager.images import Images
 from hypemand.manager.leases import Lease
 from hypemand.manager.volumes import ApiVolumes
-from hypemand.state import State
+from hypemand.model.state import State
 from hypemand.storage.disks import ensure_disk
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import Volume

@@ -22,9 +22,9 @@ from hypemand.manager.names import (
     replace_block,
     set_guest_names,
 )
-from hypemand.manager.networkview import Member
 from hypemand.manager.ports import OPEN_GROUP
-from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.networks import Member
+from hypemand.model.vm import CopyIn, CopyOut, FileInfo, FileKind, Hole
 from hypemand.storage.configdisk import MAX_HOSTS, GuestHost
 from tests.unit.agent.support import in_loop
 

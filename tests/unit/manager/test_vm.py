@@ -19,8 +19,8 @@ from hypemand.manager.inventory import VmRecord
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Places
 from hypemand.manager.tenancy import Tenancy
-from hypemand.manager.view import VmView
 from hypemand.manager.vm import Vm, VmServices
+from hypemand.model.vm import VmView
 from hypemand.systemd.rootdir import Own
 from hypemand.systemd.units import UnitStatus
 from tests.unit.manager.fakenetwork import FakeNetworkHost

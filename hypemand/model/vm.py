@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Protocol
 
 from hypemand.config.definition import Definition, ImagePull, Origin, VolumeMount
-from hypemand.manager.networkview import VmNetwork
-from hypemand.state import HeadersStatus, State
+from hypemand.model.networks import VmNetwork
+from hypemand.model.state import HeadersStatus, State
 
 
 @dataclass(frozen=True, slots=True)

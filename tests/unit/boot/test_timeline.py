@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypemand.manager.view import Span, Timeline
+from hypemand.boot.timeline import BootFacts, Lane, derive_timeline, render_svg, render_text
+from hypemand.model.vm import Span, Timeline
 from hypemand.sentinels import Stage
-from hypemand.timeline import BootFacts, Lane, derive_timeline, render_svg, render_text
 
 BOOT = "0123456789abcdef0123456789abcdef"
 STAGES = tuple(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from xml.sax.saxutils import escape
 
-from hypemand.manager.view import Span, Timeline
+from hypemand.model.vm import Span, Timeline
 from hypemand.sentinels import Stage
 
 MAX_STAGES = 256

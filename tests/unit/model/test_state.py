@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from hypemand.errors import WrongState
-from hypemand.state import (
+from hypemand.model.state import (
     Derived,
     Evidence,
     Marker,
