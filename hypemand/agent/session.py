@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection
 from typing import Protocol
 
-from hypemand.agent.frames import WINDOW, Channel, Frame, FrameType
-from hypemand.agent.records import ProtocolError, parse_records
 from hypemand.errors import GuestError, HypemandError, InvalidRequest, TimedOut, WrongState
 from hypemand.model.vm import ExecStream, ExitReport
+from hypemand.protocol.frames import WINDOW, Channel, Frame, FrameType
+from hypemand.protocol.records import ProtocolError, parse_records
 
 _INPUT_CHUNK = 32 * 1024
 _CREDIT_BATCH = WINDOW // 4

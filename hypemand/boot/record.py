@@ -15,8 +15,8 @@ from typing import Any
 from hypemand.boot.tracker import Shutdown
 from hypemand.config.definition import Mode
 from hypemand.model.state import EMERGENCY, Marker
+from hypemand.protocol.sentinels import Exit
 from hypemand.recordfile import read_json
-from hypemand.sentinels import Exit
 
 REQUESTED = "stopped on request"
 REBOOTED = "rebooted from inside"

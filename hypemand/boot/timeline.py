@@ -14,7 +14,7 @@ from enum import StrEnum
 from xml.sax.saxutils import escape
 
 from hypemand.model.vm import Span, Timeline
-from hypemand.sentinels import Stage
+from hypemand.protocol.sentinels import Stage
 
 MAX_STAGES = 256
 

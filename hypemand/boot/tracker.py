@@ -15,8 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from hypemand.model.state import HeadersState, HeadersStatus, Marker
-from hypemand.recordfile import read_json
-from hypemand.sentinels import (
+from hypemand.protocol.sentinels import (
     AgentReady,
     Emergency,
     EmergencyState,
@@ -29,6 +28,7 @@ from hypemand.sentinels import (
     Stage,
     parse_sentinel,
 )
+from hypemand.recordfile import read_json
 
 _MAX_STAGES = 64
 _MAX_FILE = 1024 * 1024

@@ -13,7 +13,7 @@ from hypemand.manager.images import Images
 from hypemand.manager.vm import Vm
 from hypemand.model.state import Operation, State, check_allowed
 from hypemand.model.vm import CopyIn, CopyOut, ExecRequest, ExecSession, FileInfo
-from hypemand.storage.configdisk import GuestConfig
+from hypemand.protocol.configdisk import GuestConfig
 from hypemand.storage.program import resolve_program
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from systemd._reader import _Reader
 
 from hypemand.model.vm import LogLine, LogSource
-from hypemand.sentinels import derive_user_text
+from hypemand.protocol.sentinels import derive_user_text
 from hypemand.systemd.journal import synchronize_journal
 from hypemand.systemd.units import unit_name
 from hypemand.workers import Lent, Pool, run_in

@@ -26,8 +26,8 @@ from hypemand.errors import GuestError, HypemandError
 from hypemand.manager.ports import OPEN_GROUP
 from hypemand.model.networks import Member
 from hypemand.model.vm import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.protocol.configdisk import MAX_HOSTS, GuestHost
 from hypemand.recordfile import read_regular
-from hypemand.storage.configdisk import MAX_HOSTS, GuestHost
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from hypemand.manager.ports import (
 from hypemand.model.networks import Member, VmNetwork
 from hypemand.network.port import BridgePlan, Counters, PortPlan, adapt_bridge
 from hypemand.network.resolvers import Address, choose_servers, find_host_servers
-from hypemand.storage.configdisk import GuestInterface
+from hypemand.protocol.configdisk import GuestInterface
 
 _INTERFACE = "eth0"
 

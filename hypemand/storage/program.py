@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from hypemand.config.definition import Definition, Mode
 from hypemand.errors import ImageNotReady, InvalidDefinition, Problem
-from hypemand.storage.configdisk import GuestConfig
+from hypemand.protocol.configdisk import GuestConfig
 from hypemand.storage.images import Image, OciConfig
 
 SYSTEMD_INITS = frozenset({"/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"})

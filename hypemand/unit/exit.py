@@ -31,7 +31,14 @@ from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
 from hypemand.model.state import Marker
-from hypemand.sentinels import AgentReady, Emergency, EmergencyState, Exit, ProgramStart, parse_sentinel
+from hypemand.protocol.sentinels import (
+    AgentReady,
+    Emergency,
+    EmergencyState,
+    Exit,
+    ProgramStart,
+    parse_sentinel,
+)
 from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journal
 
 _LINES = 200_000

@@ -16,7 +16,7 @@ from hypemand.boot.record import (
 from hypemand.boot.tracker import Shutdown
 from hypemand.config.definition import Mode
 from hypemand.model.state import Marker
-from hypemand.sentinels import Exit
+from hypemand.protocol.sentinels import Exit
 
 BOOT = "0123456789abcdef0123456789abcdef"
 SILENT = Ending(

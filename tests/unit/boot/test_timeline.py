@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hypemand.boot.timeline import BootFacts, Lane, derive_timeline, render_svg, render_text
 from hypemand.model.vm import Span, Timeline
-from hypemand.sentinels import Stage
+from hypemand.protocol.sentinels import Stage
 
 BOOT = "0123456789abcdef0123456789abcdef"
 STAGES = tuple(

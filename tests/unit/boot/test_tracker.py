@@ -9,7 +9,7 @@ import pytest
 from hypemand.boot.tracker import BootNotes, BootTracker, Moment, Shutdown, dump_notes, load_notes
 from hypemand.config.definition import Mode
 from hypemand.model.state import HeadersState, HeadersStatus, Marker
-from hypemand.sentinels import (
+from hypemand.protocol.sentinels import (
     AgentReady,
     Emergency,
     EmergencyState,

@@ -25,7 +25,7 @@ from hypemand.manager.names import (
 from hypemand.manager.ports import OPEN_GROUP
 from hypemand.model.networks import Member
 from hypemand.model.vm import CopyIn, CopyOut, FileInfo, FileKind, Hole
-from hypemand.storage.configdisk import MAX_HOSTS, GuestHost
+from hypemand.protocol.configdisk import MAX_HOSTS, GuestHost
 from tests.unit.agent.support import in_loop
 
 IMAGE = b"127.0.0.1\tlocalhost\n"

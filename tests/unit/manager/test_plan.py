@@ -17,9 +17,9 @@ from hypemand.manager.inventory import VmRecord
 from hypemand.manager.leases import Lease
 from hypemand.manager.plan import Attached, Connection, Places, Plan, make_plan, stop_grace
 from hypemand.network.port import BridgePlan, PortPlan
+from hypemand.protocol.configdisk import GuestInterface
 from hypemand.qemu.accel import Accel, AccelKind
 from hypemand.qemu.host import Kernel, VmmHost
-from hypemand.storage.configdisk import GuestInterface
 from hypemand.storage.images import Image, OciConfig
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
