@@ -32,7 +32,6 @@ from hypemand.atomic import make_folder
 from hypemand.boot.watcher import BootWatcher
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
-from hypemand.log import set_up_logging
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import USERDB
 from hypemand.manager.pulls import Pulls
@@ -48,6 +47,7 @@ from hypemand.storage.staging import clean_staging, has_leftovers
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import UnitTools, stop_foreign_units
 from hypemand.systemd.bus import SystemBus
+from hypemand.systemd.log import set_up_logging
 from hypemand.systemd.units import Units
 from hypemand.turns import TurnWatch
 from hypemand.version import VERSION

@@ -25,7 +25,8 @@ from hypemand.agent.files import IncomingCopy, OutgoingCopy, check_path, read_st
 from hypemand.agent.session import MAX_SIDE, Session, clean_message
 from hypemand.budget import Budget, Price, Reserve, Turn
 from hypemand.errors import GuestError, InvalidRequest, TimedOut
-from hypemand.model.vm import CopyIn, CopyOut, ExecRequest, ExecStream, FileInfo
+from hypemand.model.exec import ExecRequest, ExecStream
+from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.protocol.frames import (
     MAX_PAYLOAD,
     MAX_PING,

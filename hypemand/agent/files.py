@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from hypemand.agent.session import Session, clean_message
 from hypemand.budget import Turn
 from hypemand.errors import GuestError, InvalidRequest, NotFound
-from hypemand.model.vm import FileInfo, FileKind, Hole
+from hypemand.model.files import FileInfo, FileKind, Hole
 from hypemand.protocol.frames import MAX_PAYLOAD
 from hypemand.protocol.items import (
     MAX_PATH,

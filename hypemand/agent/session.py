@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Collection
 from typing import Protocol
 
 from hypemand.errors import GuestError, HypemandError, InvalidRequest, TimedOut, WrongState
-from hypemand.model.vm import ExecStream, ExitReport
+from hypemand.model.exec import ExecStream
+from hypemand.model.vm import ExitReport
 from hypemand.protocol.frames import WINDOW, Channel, Frame, FrameType
 from hypemand.protocol.records import ProtocolError, parse_records
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +12,6 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from hypemand.api.failures import problem_json
-from hypemand.api.services import ReloadReport
 from hypemand.api.tokens import Token
 from hypemand.config.definition import Restart
 from hypemand.config.netparse import format_publish
@@ -21,20 +19,21 @@ from hypemand.config.rates import format_rate
 from hypemand.config.sizes import format_size
 from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import WrongState
-from hypemand.manager.ports import OPEN_GROUP
-from hypemand.model.images import ImageInfo
-from hypemand.model.networks import VmNetwork
+from hypemand.model.files import FileInfo, FileKind
+from hypemand.model.images import ImageInfo, Pruned, derive_host_architecture
+from hypemand.model.logs import LogLine
+from hypemand.model.networks import OPEN_GROUP, VmNetwork
+from hypemand.model.services import ReloadReport
 from hypemand.model.state import State
-from hypemand.model.vm import FileInfo, FileKind, LogLine, Timeline, VmView
+from hypemand.model.timeline import Timeline
+from hypemand.model.vm import VmView
 from hypemand.qemu.process import read_memory
-from hypemand.storage.store import Pruned
 
 HYPERVISOR = "qemu-microvm"
 _NETWORK_KEYS = (
     "enabled", "name", "ip", "mac", "bandwidth_download", "bandwidth_upload", "ip6", "group", "isolated",
     "publish", "interface", "counters",
 )  # fmt: skip
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 # restart_policy.policy in the client's words.
 RESTART_POLICIES = {"never": Restart.NO, "always": Restart.ALWAYS, "on_failure": Restart.ON_FAILURE}
@@ -57,8 +56,7 @@ def time_json(seconds: float | None) -> str | None:
 
 def host_platform() -> str:
     """This host as OCI names it: `linux/amd64`."""
-    machine = platform.machine()
-    return f"linux/{_ARCHITECTURES.get(machine, machine)}"
+    return f"linux/{derive_host_architecture()}"
 
 
 def instance_json(view: VmView) -> dict[str, object]:

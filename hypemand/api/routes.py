@@ -42,8 +42,9 @@ from hypemand.api.tasks import Ended, unless_ended
 from hypemand.api.tokens import Scope
 from hypemand.config.definition import ImagePull, Origin
 from hypemand.errors import InvalidRequest, Stopping, WrongState
+from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.state import Operation, State, check_allowed
-from hypemand.model.vm import LogLine, LogSource, VmView
+from hypemand.model.vm import VmView
 from hypemand.version import VERSION
 
 MAX_WAIT = 300.0

@@ -17,8 +17,8 @@ from hypemand.config.definition import GIB, VolumeMount
 from hypemand.config.sizes import format_size, parse_size
 from hypemand.errors import InvalidRequest, NotFound
 from hypemand.inflate import GZIP, Inflater, InvalidGzip
-from hypemand.manager.space import SpaceReport
-from hypemand.model.vm import VolumeView
+from hypemand.model.space import SpaceReport
+from hypemand.model.volumes import VolumeView
 
 _REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _CREATE_KEYS = ("name", "size_gb", "size", "id", "tags")

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from hypemand.boot.timeline import render_svg, render_text
 from hypemand.cli.client import Json
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import print_json, write_raw
-from hypemand.model.vm import Span, Timeline
+from hypemand.cli.timeline import render_svg, render_text
+from hypemand.model.timeline import Span, Timeline
 
 
 def show_text(context: Context) -> int:

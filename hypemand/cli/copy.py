@@ -22,7 +22,7 @@ from hypemand.cli.terminal import print_error, print_json
 from hypemand.cli.transfer import download, upload
 from hypemand.cli.unpack import Unpacker
 from hypemand.errors import InvalidRequest, NotFound
-from hypemand.model.vm import FileInfo
+from hypemand.model.files import FileInfo
 from hypemand.tar import InvalidArchive, TarReader
 
 STREAM = "-"

@@ -11,8 +11,9 @@ from hypemand.errors import WrongState
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.images import Images
 from hypemand.manager.vm import Vm
+from hypemand.model.exec import ExecRequest, ExecSession
+from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.state import Operation, State, check_allowed
-from hypemand.model.vm import CopyIn, CopyOut, ExecRequest, ExecSession, FileInfo
 from hypemand.protocol.configdisk import GuestConfig
 from hypemand.storage.program import resolve_program
 

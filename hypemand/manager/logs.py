@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from systemd._reader import _Reader
 
-from hypemand.model.vm import LogLine, LogSource
+from hypemand.model.logs import LogLine, LogSource
 from hypemand.protocol.sentinels import derive_user_text
 from hypemand.systemd.journal import synchronize_journal
 from hypemand.systemd.units import unit_name

@@ -23,9 +23,8 @@ from typing import Protocol
 
 from hypemand.atomic import write_file
 from hypemand.errors import GuestError, HypemandError
-from hypemand.manager.ports import OPEN_GROUP
-from hypemand.model.networks import Member
-from hypemand.model.vm import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.files import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.networks import OPEN_GROUP, Member
 from hypemand.protocol.configdisk import MAX_HOSTS, GuestHost
 from hypemand.recordfile import read_regular
 from hypemand.workers import Pool, run_in

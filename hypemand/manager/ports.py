@@ -17,13 +17,12 @@ from pathlib import Path
 from hypemand.config.network import NetworkConfig, NetworkUse, Publish
 from hypemand.errors import InUse
 from hypemand.manager.leases import Lease
+from hypemand.model.networks import OPEN_GROUP
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.network.wire import BadFrame, decode, encode
 from hypemand.recordfile import read_json
 
 _log = logging.getLogger(__name__)
-# The group of all VMs that are not isolated: no name of a group has such a character.
-OPEN_GROUP = "*"
 
 
 def make_bridge(config: NetworkConfig) -> BridgePlan:

@@ -18,7 +18,6 @@ from hypemand.boot.tracker import Moment
 from hypemand.config.definition import Definition, ImagePull, Origin, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
-from hypemand.log import MessageId
 from hypemand.manager.claims import Claims, change_volume
 from hypemand.manager.diskwatch import DiskWatch
 from hypemand.manager.facts import boot_facts
@@ -37,11 +36,14 @@ from hypemand.manager.runfiles import RunFiles, remove_leftovers
 from hypemand.manager.starts import Starter, derive_pin
 from hypemand.manager.tenancy import Tenancy
 from hypemand.manager.vm import Vm, VmServices
+from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.state import Operation, State, check_allowed
-from hypemand.model.vm import LogLine, LogSource, Timeline, VmView
+from hypemand.model.timeline import Timeline
+from hypemand.model.vm import VmView
 from hypemand.network.port import NetworkHost
 from hypemand.qemu.host import find_vmm_host
 from hypemand.storage.volumes import VolumeStore
+from hypemand.systemd.log import MessageId
 from hypemand.systemd.rootdir import Own, is_in_usr, make_root
 from hypemand.systemd.units import handle_name
 from hypemand.workers import Pool, finish, run_in

@@ -23,9 +23,12 @@ from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images import Images
 from hypemand.manager.looks import SharedLook
 from hypemand.manager.service import VmManager
-from hypemand.manager.space import SpaceReport, measure_space
+from hypemand.manager.space import measure_space
+from hypemand.model.exec import ExecRequest
+from hypemand.model.files import CopyIn, CopyOut, FileInfo
+from hypemand.model.space import SpaceReport
 from hypemand.model.state import State
-from hypemand.model.vm import CopyIn, CopyOut, ExecRequest, FileInfo, VolumeFill, VolumeView
+from hypemand.model.volumes import VolumeFill, VolumeView
 from hypemand.storage.volumes import Volume, check_size
 from hypemand.workers import Pool, finish, run_in
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as the faces see them."""
+"""Networks, and a VM's place in one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 from hypemand.config.network import Bandwidth, Egress, HostPort, Publish
-from hypemand.network.port import Counters
+
+# The group of all VMs that are not isolated: no name of a group has such a character.
+OPEN_GROUP = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Bytes and packets since the TAP device was made, as the VM sees them."""
+
+    sent_bytes: int
+    sent_packets: int
+    received_bytes: int
+    received_packets: int
+    dropped_packets: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.errors import HostNotReady, HypemandError
-from hypemand.network.port import BridgePlan, Counters, NetworkStatus, PortPlan
+from hypemand.model.networks import Counters
+from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan
 from hypemand.network.wire import (
     CHANGED,
     NOT_APPLIED,

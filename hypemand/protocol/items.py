@@ -11,7 +11,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from hypemand.model.vm import FileInfo, FileKind
+from hypemand.model.files import FileInfo, FileKind
 from hypemand.protocol.frames import Channel, Frame, FrameParser, FrameType
 from hypemand.protocol.records import ProtocolError, Records, encode_records, parse_records
 

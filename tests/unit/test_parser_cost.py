@@ -41,7 +41,7 @@ from hypemand.config.sizes import parse_size
 from hypemand.errors import HypemandError
 from hypemand.inflate import Inflater
 from hypemand.manager.names import replace_block
-from hypemand.model.vm import FileInfo, FileKind
+from hypemand.model.files import FileInfo, FileKind
 from hypemand.protocol.frames import FrameParser, HelloFinder
 from hypemand.protocol.items import ItemParser, Tree, parse_entry
 from hypemand.protocol.records import parse_records
@@ -409,7 +409,7 @@ OTHERS = {
     "atomic:": "written",
     "run:": "given to a program",
     "daemon:": "not of bytes",
-    "model.vm:": "of other classes",
+    "model.": "of other classes",
     "agent.channel:AgentChannel._open": "written",
     "agent.files:IncomingCopy._send": "written",
     "agent.files:IncomingCopy.write": "written",

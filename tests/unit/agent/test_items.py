@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hypemand.agent.channel import AgentChannel
 from hypemand.errors import GuestError, NotFound
-from hypemand.model.vm import CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.files import CopyOut, FileInfo, FileKind, Hole
 from hypemand.protocol.frames import WINDOW
 from hypemand.protocol.items import End, ItemParser, Tree, encode_data, encode_entry, encode_hole
 from hypemand.protocol.records import ProtocolError

@@ -23,25 +23,14 @@ from hypemand.errors import (
     StartFailed,
     WrongState,
 )
-from hypemand.model.images import Credentials, ImageInfo, Progress, PullStatus
+from hypemand.model.exec import ExecRequest, ExecSession, ExecStream
+from hypemand.model.files import CopyIn, CopyOut, FileInfo
+from hypemand.model.images import Credentials, ImageInfo, OciConfig, Progress, Pruned, PullStatus
+from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.state import Operation, State, check_allowed
-from hypemand.model.vm import (
-    CopyIn,
-    CopyOut,
-    ExecRequest,
-    ExecSession,
-    ExecStream,
-    ExitReport,
-    FileInfo,
-    LogLine,
-    LogSource,
-    Span,
-    Timeline,
-    VmView,
-)
-from hypemand.storage.images import OciConfig
+from hypemand.model.timeline import Span, Timeline
+from hypemand.model.vm import ExitReport, VmView
 from hypemand.storage.references import parse_reference
-from hypemand.storage.store import Pruned
 from tests.unit.api.fakefiles import FakeCopyIn, FakeCopyOut, FakeFiles
 
 IMAGE = "builtin:busybox"

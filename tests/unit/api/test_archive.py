@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 
 from hypemand.errors import GuestError
+from hypemand.model.files import FileKind
 from hypemand.model.state import State
-from hypemand.model.vm import FileKind
 from hypemand.tar import find_error
 from tests.unit.api.harness import Api, drive
 

@@ -22,9 +22,8 @@ from hypemand.manager.names import (
     replace_block,
     set_guest_names,
 )
-from hypemand.manager.ports import OPEN_GROUP
-from hypemand.model.networks import Member
-from hypemand.model.vm import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.files import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.networks import OPEN_GROUP, Member
 from hypemand.protocol.configdisk import MAX_HOSTS, GuestHost
 from tests.unit.agent.support import in_loop
 

@@ -16,11 +16,12 @@ from hypemand.errors import InvalidDefinition
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.leases import Lease
 from hypemand.manager.plan import Attached, Connection, Places, Plan, make_plan, stop_grace
+from hypemand.model.images import OciConfig
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.protocol.configdisk import GuestInterface
 from hypemand.qemu.accel import Accel, AccelKind
 from hypemand.qemu.host import Kernel, VmmHost
-from hypemand.storage.images import Image, OciConfig
+from hypemand.storage.images import Image
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
 

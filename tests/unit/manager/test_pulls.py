@@ -16,9 +16,8 @@ from hypemand.config.definition import ImagePull
 from hypemand.errors import HypemandError, ImageNotReady, NotFound, WrongState
 from hypemand.manager.images import Images
 from hypemand.manager.pulls import Pace, Pulls
-from hypemand.model.images import Credentials, ImageInfo, PullStatus
+from hypemand.model.images import Credentials, ImageInfo, PullStatus, derive_host_architecture
 from hypemand.storage.images import STAGING
-from hypemand.storage.rootfs import derive_host_architecture
 from hypemand.storage.store import ImageStore, ImageUse
 from tests.unit.storage.fakeregistry import FakeRegistry
 from tests.unit.storage.support import make_layout, make_tar, member, shell

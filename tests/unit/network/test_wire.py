@@ -19,7 +19,8 @@ from hypemand.errors import (
     InvalidDefinition,
     Problem,
 )
-from hypemand.network.port import BridgePlan, Counters, NetworkStatus, PortPlan
+from hypemand.model.networks import Counters
+from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan
 from hypemand.network.wire import (
     MAX_FRAME,
     BadFrame,
