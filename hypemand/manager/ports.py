@@ -17,9 +17,9 @@ from pathlib import Path
 from hypemand.config.network import NetworkConfig, NetworkUse, Publish
 from hypemand.errors import InUse
 from hypemand.manager.leases import Lease
+from hypemand.model.document import BadDocument, decode, encode
 from hypemand.model.networks import OPEN_GROUP
 from hypemand.network.port import BridgePlan, PortPlan
-from hypemand.network.wire import BadFrame, decode, encode
 from hypemand.recordfile import read_json
 
 _log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class PortFiles:
             port: PortPlan = decode(PortPlan, read_json(self._path(vm)))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, BadFrame) as error:
+        except (OSError, ValueError, BadDocument) as error:
             _log.warning("cannot read %s: %s", self._path(vm), error)
             return None
         return port
