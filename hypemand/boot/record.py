@@ -14,7 +14,7 @@ from typing import Any
 
 from hypemand.boot.tracker import Shutdown
 from hypemand.config.definition import Mode
-from hypemand.model.state import EMERGENCY, Marker
+from hypemand.model.evidence import EMERGENCY, Marker
 from hypemand.protocol.sentinels import Exit
 from hypemand.recordfile import read_json
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from hypemand.model.state import HeadersState, HeadersStatus, Marker
+from hypemand.model.evidence import Marker
+from hypemand.model.state import HeadersState, HeadersStatus
 from hypemand.protocol.sentinels import (
     AgentReady,
     Emergency,

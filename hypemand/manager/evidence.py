@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from hypemand.boot.fulldrives import describe_full
 from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, BootTracker, Moment
-from hypemand.model.state import Evidence, Marker, UnitEvidence
+from hypemand.model.evidence import Evidence, Marker, UnitEvidence
 from hypemand.systemd.units import UnitStatus
 
 

@@ -31,7 +31,8 @@ from hypemand.manager.running import Running
 from hypemand.manager.tasks import Tasks
 from hypemand.manager.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
 from hypemand.manager.tenancy import Tenant
-from hypemand.model.state import Derived, HeadersStatus, State, derive_state, derive_status_text
+from hypemand.model.evidence import Derived, derive_state, derive_status_text
+from hypemand.model.state import HeadersStatus, State
 from hypemand.model.vm import ExitReport, VmView
 from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
 from hypemand.qemu.process import read_cpu_seconds

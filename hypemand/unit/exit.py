@@ -30,7 +30,7 @@ from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, dump_ex
 from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
-from hypemand.model.state import Marker
+from hypemand.model.evidence import Marker
 from hypemand.protocol.sentinels import (
     AgentReady,
     Emergency,

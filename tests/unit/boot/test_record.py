@@ -15,7 +15,7 @@ from hypemand.boot.record import (
 )
 from hypemand.boot.tracker import Shutdown
 from hypemand.config.definition import Mode
-from hypemand.model.state import Marker
+from hypemand.model.evidence import Marker
 from hypemand.protocol.sentinels import Exit
 
 BOOT = "0123456789abcdef0123456789abcdef"

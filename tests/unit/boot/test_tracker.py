@@ -8,7 +8,8 @@ import pytest
 
 from hypemand.boot.tracker import BootNotes, BootTracker, Moment, Shutdown, dump_notes, load_notes
 from hypemand.config.definition import Mode
-from hypemand.model.state import HeadersState, HeadersStatus, Marker
+from hypemand.model.evidence import Marker
+from hypemand.model.state import HeadersState, HeadersStatus
 from hypemand.protocol.sentinels import (
     AgentReady,
     Emergency,

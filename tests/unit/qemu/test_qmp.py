@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.budget import BURST, Budget, Price, Reserve
-from hypemand.model.state import QmpStatus
+from hypemand.model.evidence import QmpStatus
 from hypemand.qemu import qmp as qmp_module
 from hypemand.qemu.qmp import Qmp, QmpError, QmpTimeout
 

@@ -10,7 +10,7 @@ import pytest
 
 from hypemand.atomic import write_file
 from hypemand.boot.record import Ending, ExitRecord, find_spare, load_exit_record
-from hypemand.model.state import Marker
+from hypemand.model.evidence import Marker
 from hypemand.protocol.sentinels import AgentReady, Emergency, EmergencyState, Exit, format_sentinel
 from hypemand.systemd.journal import JournalLine
 from hypemand.unit import exit as exit_module

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From evidence to the state of a VM, which is derived and never stored.
+
+Everything here is pure and total: every combination of evidence has a state. The evidence is what systemd
+says of the unit, what QMP says of the VMM, which markers of this boot were seen, and whether a snapshot is
+on the disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hypemand.model.state import State
+
+
+class UnitEvidence(StrEnum):
+    """ActiveState of the VM's unit in systemd's words, and three cases in which systemd gives none."""
+
+    ACTIVE = "active"
+    RELOADING = "reloading"
+    REFRESHING = "refreshing"
+    INACTIVE = "inactive"
+    FAILED = "failed"
+    ACTIVATING = "activating"
+    DEACTIVATING = "deactivating"
+    MAINTENANCE = "maintenance"
+    NO_UNIT = "no-unit"
+    NO_ANSWER = "no-answer"
+    UNRECOGNISED = "unrecognised"
+
+    @classmethod
+    def from_active_state(cls, word: str | None) -> UnitEvidence:
+        """What `ActiveState` says; None: there is no such unit. NO_ANSWER is for the caller to use."""
+        if word is None:
+            return cls.NO_UNIT
+        return _UNIT_WORDS.get(word, cls.UNRECOGNISED)
+
+    @property
+    def is_live(self) -> bool:
+        """Does the unit hold processes, or is it about to?"""
+        return self in _LIVE_UNITS
+
+    @property
+    def is_gone(self) -> bool:
+        """Is it certain that no VMM runs?"""
+        return self in _GONE_UNITS
+
+
+_UNIT_WORDS = {
+    u.value: u
+    for u in UnitEvidence
+    if u not in (UnitEvidence.NO_UNIT, UnitEvidence.NO_ANSWER, UnitEvidence.UNRECOGNISED)
+}
+_UP_UNITS = frozenset({UnitEvidence.ACTIVE, UnitEvidence.RELOADING, UnitEvidence.REFRESHING})
+_LIVE_UNITS = _UP_UNITS | {UnitEvidence.ACTIVATING, UnitEvidence.DEACTIVATING}
+# `maintenance` is systemd cleaning the directories of a unit that has ended.
+_GONE_UNITS = frozenset(
+    {UnitEvidence.NO_UNIT, UnitEvidence.INACTIVE, UnitEvidence.FAILED, UnitEvidence.MAINTENANCE}
+)
+
+
+class QmpStatus(StrEnum):
+    """`status` of QMP query-status in QEMU's words, and three cases in which there is none.
+
+    ABSENT: nothing listens on the QMP socket (the VMM has not made it yet, or has gone). NO_ANSWER:
+    something listens and did not answer within 500 ms.
+    """
+
+    PRELAUNCH = "prelaunch"
+    INMIGRATE = "inmigrate"
+    RESTORE_VM = "restore-vm"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUSPENDED = "suspended"
+    DEBUG = "debug"
+    SAVE_VM = "save-vm"
+    FINISH_MIGRATE = "finish-migrate"
+    POSTMIGRATE = "postmigrate"
+    IO_ERROR = "io-error"
+    WATCHDOG = "watchdog"
+    SHUTDOWN = "shutdown"
+    GUEST_PANICKED = "guest-panicked"
+    INTERNAL_ERROR = "internal-error"
+    ABSENT = "absent"
+    NO_ANSWER = "no-answer"
+    UNRECOGNISED = "unrecognised"
+
+    @property
+    def is_halted(self) -> bool:
+        """Does the guest stand still, to go on later?"""
+        return self in _HALTED
+
+    @classmethod
+    def from_query_status(cls, word: str) -> QmpStatus:
+        """What `query-status` says; a word that is not known here is UNRECOGNISED."""
+        return _QMP_WORDS.get(word, cls.UNRECOGNISED)
+
+
+_QMP_WORDS = {
+    q.value: q for q in QmpStatus if q not in (QmpStatus.ABSENT, QmpStatus.NO_ANSWER, QmpStatus.UNRECOGNISED)
+}
+_NOT_STARTED = frozenset({QmpStatus.PRELAUNCH, QmpStatus.INMIGRATE, QmpStatus.RESTORE_VM})
+_HALTED = frozenset(
+    {
+        QmpStatus.PAUSED,
+        QmpStatus.SUSPENDED,
+        QmpStatus.DEBUG,
+        QmpStatus.SAVE_VM,
+        QmpStatus.FINISH_MIGRATE,
+        QmpStatus.POSTMIGRATE,
+        QmpStatus.IO_ERROR,
+        QmpStatus.WATCHDOG,
+    }
+)
+_ENDED = frozenset({QmpStatus.SHUTDOWN, QmpStatus.GUEST_PANICKED, QmpStatus.INTERNAL_ERROR})
+
+# Why the guest does not run, where that is nobody's wish. Shown beside the state.
+_QMP_ERRORS = {
+    QmpStatus.IO_ERROR: "the VMM stopped the guest because a disk could not be written",
+    QmpStatus.WATCHDOG: "the VMM stopped the guest because its watchdog expired",
+    QmpStatus.GUEST_PANICKED: "the guest's kernel has panicked",
+    QmpStatus.INTERNAL_ERROR: "the VMM had an internal error and cannot run the guest on",
+}
+
+
+EMERGENCY = "the guest's systemd is in emergency mode"
+
+
+class Marker(StrEnum):
+    """What must have been seen of a boot before the VM is usable."""
+
+    PROGRAM = "program"
+    AGENT = "agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of a VM at one moment. The markers are those of this boot only. `emergency`: the guest's
+    systemd has said that it is in emergency mode. `full`: which disk could not be written since its file
+    system is full, and what lets the guest go on, in words; of QmpStatus.IO_ERROR."""
+
+    unit: UnitEvidence
+    qmp: QmpStatus = QmpStatus.ABSENT
+    program_marker: bool = False
+    agent_marker: bool = False
+    guest_agent: bool = True
+    has_snapshot: bool = False
+    emergency: bool = False
+    full: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """The state, what is wrong (always said in Unknown), and the markers that are still missing.
+
+    `missing` is empty where no guest boots. `stopping`: systemd is ending the unit. `vmm_absent`: the VMM
+    does not listen yet. `requested`: it is Paused because somebody asked for that.
+    """
+
+    state: State
+    state_error: str | None = None
+    missing: tuple[Marker, ...] = ()
+    stopping: bool = False
+    vmm_absent: bool = False
+    requested: bool = False
+
+
+def derive_missing(evidence: Evidence) -> tuple[Marker, ...]:
+    """The markers that are wanted and were not seen."""
+    missing = []
+    if not evidence.program_marker:
+        missing.append(Marker.PROGRAM)
+    if evidence.guest_agent and not evidence.agent_marker:
+        missing.append(Marker.AGENT)
+    return tuple(missing)
+
+
+def _derive_error(evidence: Evidence) -> str | None:
+    """Why the guest does not run, where that is nobody's wish."""
+    if evidence.qmp is QmpStatus.IO_ERROR and evidence.full is not None:
+        return evidence.full
+    return _QMP_ERRORS.get(evidence.qmp)
+
+
+def derive_state(evidence: Evidence) -> Derived:
+    """The state that the evidence proves. Total and pure.
+
+    A deactivating unit is Shutdown whatever QMP says: the guest was told to end and is not to be called
+    usable any more, and a VMM on its way out often does not answer, which is no reason for Unknown.
+    """
+    unit = evidence.unit
+    if unit is UnitEvidence.NO_ANSWER:
+        return Derived(State.UNKNOWN, "systemd does not answer on D-Bus")
+    if unit is UnitEvidence.UNRECOGNISED:
+        return Derived(State.UNKNOWN, "systemd reports a unit state that is not known here")
+    if unit.is_gone:
+        return Derived(State.STANDBY if evidence.has_snapshot else State.STOPPED)
+    if unit is UnitEvidence.DEACTIVATING:
+        return Derived(State.SHUTDOWN, _derive_error(evidence), stopping=True)
+    return _derive_live(evidence)
+
+
+def _derive_live(evidence: Evidence) -> Derived:
+    """The state while the unit is activating or active: QMP decides, then the markers."""
+    qmp = evidence.qmp
+    activating = evidence.unit is UnitEvidence.ACTIVATING
+    if qmp is QmpStatus.ABSENT and activating:
+        # The VMM is being started, or systemd waits to start it again: not a fault. The guest's CPUs go
+        # with the VMM, so this is the beginning of Initializing and not Created.
+        return Derived(State.INITIALIZING, missing=derive_missing(evidence), vmm_absent=True)
+    if qmp is QmpStatus.ABSENT:
+        return Derived(State.UNKNOWN, "nothing listens on the VMM's QMP socket")
+    if qmp is QmpStatus.NO_ANSWER:
+        return Derived(State.UNKNOWN, "the VMM does not answer on its QMP socket")
+    if qmp is QmpStatus.UNRECOGNISED:
+        return Derived(State.UNKNOWN, "the VMM reports a run state that is not known here")
+    if qmp in _ENDED:
+        return Derived(State.SHUTDOWN, _QMP_ERRORS.get(qmp))
+    missing = derive_missing(evidence)
+    if qmp in _NOT_STARTED:
+        return Derived(State.CREATED, missing=missing)
+    if qmp in _HALTED and not activating:
+        requested = qmp is QmpStatus.PAUSED
+        return Derived(State.PAUSED, _derive_error(evidence), missing, requested=requested)
+    emergency = EMERGENCY if evidence.emergency else None
+    if activating or missing:
+        return Derived(State.INITIALIZING, _derive_error(evidence) or emergency, missing)
+    return Derived(State.RUNNING, emergency)
+
+
+def derive_status_text(
+    derived: Derived, *, guest_agent: bool = True, ready_ms: float | None = None, result: str | None = None
+) -> str:
+    """One line for STATUS= and for lists: the state, and what it waits for or how it came about.
+
+    `ready_ms` is the time from request to Running, `result` words on how the last run ended.
+    """
+    detail = _status_detail(derived, guest_agent, ready_ms, result)
+    return f"{derived.state}: {detail}" if detail else str(derived.state)
+
+
+def _status_detail(
+    derived: Derived, guest_agent: bool, ready_ms: float | None, result: str | None
+) -> str | None:
+    if derived.state_error is not None:
+        return derived.state_error
+    match derived.state:
+        case State.CREATED:
+            return "VMM up, guest not started"
+        case State.INITIALIZING if derived.vmm_absent:
+            return "starting the VMM"
+        case State.INITIALIZING:
+            return _waits_for(derived.missing, guest_agent)
+        case State.RUNNING:
+            return None if ready_ms is None else f"ready in {ready_ms:.0f} ms"
+        case State.SHUTDOWN:
+            return "stopping" if derived.stopping else "guest has shut down, VMM still there"
+        case State.STOPPED:
+            return result
+        case State.STANDBY:
+            return "can be restored"
+        case State.PAUSED if derived.requested:
+            return "on request, until hypemanctl resume"
+        case State.PAUSED | State.UNKNOWN:
+            return None
+
+
+def _waits_for(missing: tuple[Marker, ...], guest_agent: bool) -> str:
+    match missing:
+        case (Marker.PROGRAM, Marker.AGENT):
+            return "kernel up, waiting for agent and program"
+        case (Marker.AGENT,):
+            return "program started, waiting for agent"
+        case (Marker.PROGRAM,):
+            return f"{'agent ready' if guest_agent else 'kernel up'}, waiting for program"
+        case _:
+            return "guest ready, waiting for systemd"
