@@ -21,10 +21,10 @@ from hypemand.api.render import (
     instance_json,
     json_response,
     log_line_json,
+    new_token_json,
     path_json,
     reload_json,
     stats_json,
-    timeline_json,
     token_json,
 )
 from hypemand.api.requests import (
@@ -40,10 +40,12 @@ from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.api.tasks import Ended, unless_ended
 from hypemand.api.tokens import Scope
-from hypemand.config.definition import ImagePull, Origin
+from hypemand.config.definition import ImagePull
 from hypemand.errors import InvalidRequest, Stopping, WrongState
+from hypemand.model.answers.host import Health
+from hypemand.model.document import encode
 from hypemand.model.logs import LogLine, LogSource
-from hypemand.model.state import Operation, State, check_allowed
+from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.vm import VmView
 from hypemand.version import VERSION
 
@@ -104,7 +106,7 @@ class Routes:
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """Is the daemon up?"""
-        return json_response({"status": "ok", "version": VERSION})
+        return json_response(encode(Health("ok", VERSION)))
 
     async def openapi(self, request: web.Request) -> web.StreamResponse:
         """This API, described."""
@@ -252,7 +254,7 @@ class Routes:
     async def read_timeline(self, request: web.Request) -> web.StreamResponse:
         """Where the time of the last boot went."""
         read_query(request)
-        return json_response(timeline_json(await self._manager.timeline(parse_ref(request))))
+        return json_response(encode(await self._manager.timeline(parse_ref(request))))
 
     async def read_stats(self, request: web.Request) -> web.StreamResponse:
         """What a VM uses of the host."""
@@ -329,7 +331,7 @@ class Routes:
             tags=_parse_tags(body),
             expires_in=None if expires is None else parse_positive_duration(str(expires), "expires"),
         )
-        return json_response(token_json(token) | {"token": text}, status=201)
+        return json_response(new_token_json(token, text), status=201)
 
     async def revoke_token(self, request: web.Request) -> web.StreamResponse:
         """A token is good no more, from now on."""

@@ -18,7 +18,8 @@ from hypemand.config.network import DEFAULT_CONNECTIONS
 from hypemand.errors import HostNotReady, HypemandError, NotFound
 from hypemand.manager.leases import count_addresses
 from hypemand.manager.tenancy import Tenancy, Tenant
-from hypemand.model.networks import Counters, Member, NetworkInfo, VmNetwork
+from hypemand.model.counters import Counters
+from hypemand.model.networks import Member, NetworkInfo, VmNetwork
 from hypemand.network.port import BridgePlan, NetworkHost, NetworkStatus, PortPlan
 from hypemand.network.wire import NOT_APPLIED
 from hypemand.systemd.log import MessageId, log_vm

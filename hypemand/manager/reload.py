@@ -11,12 +11,13 @@ from pathlib import Path
 
 from systemd import journal
 
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig, load_host_config
 from hypemand.config.vmfile import load_vm_dir
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import Vm
+from hypemand.model.state import Origin
 from hypemand.run import run_async
 from hypemand.systemd.log import MessageId
 from hypemand.workers import Pool, run_in

@@ -15,7 +15,7 @@ from pathlib import Path
 from hypemand.boot.session import AGENT_DEADLINE
 from hypemand.boot.timeline import derive_timeline
 from hypemand.boot.tracker import Moment
-from hypemand.config.definition import Definition, ImagePull, Origin, VolumeMount
+from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
 from hypemand.manager.claims import Claims, change_volume
@@ -37,7 +37,7 @@ from hypemand.manager.starts import Starter, derive_pin
 from hypemand.manager.tenancy import Tenancy
 from hypemand.manager.vm import Vm, VmServices
 from hypemand.model.logs import LogLine, LogSource
-from hypemand.model.state import Operation, State, check_allowed
+from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Timeline
 from hypemand.model.vm import VmView
 from hypemand.network.port import NetworkHost

@@ -24,7 +24,8 @@ from hypemand.manager.ports import (
     make_bridge,
     make_port,
 )
-from hypemand.model.networks import Counters, Member, VmNetwork
+from hypemand.model.counters import Counters
+from hypemand.model.networks import Member, VmNetwork
 from hypemand.network.port import BridgePlan, PortPlan, adapt_bridge
 from hypemand.network.resolvers import Address, choose_servers, find_host_servers
 from hypemand.protocol.configdisk import GuestInterface

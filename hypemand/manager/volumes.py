@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from hypemand.config.definition import MIB, Definition, Origin, VolumeMount
+from hypemand.config.definition import MIB, Definition, VolumeMount
 from hypemand.errors import HypemandError, InUse, StartFailed
 from hypemand.manager.admission import read_room
 from hypemand.manager.claims import derive_filler
@@ -27,7 +27,7 @@ from hypemand.manager.space import measure_space
 from hypemand.model.exec import ExecRequest
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.space import SpaceReport
-from hypemand.model.state import State
+from hypemand.model.state import Origin, State
 from hypemand.model.volumes import VolumeFill, VolumeView
 from hypemand.storage.volumes import Volume, check_size
 from hypemand.workers import Pool, finish, run_in

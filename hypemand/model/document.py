@@ -106,13 +106,13 @@ def _derive_keys(kind: Any) -> tuple[tuple[str, Any, bool], ...]:
     return tuple(
         (field.name, hints[field.name], field.default is not MISSING or field.default_factory is not MISSING)
         for field in fields(kind)
-        if "source" not in field.metadata
+        if field.metadata != SOURCE
     )
 
 
 @cache
 def _find_source(kind: Any) -> str | None:
-    return next((field.name for field in fields(kind) if "source" in field.metadata), None)
+    return next((field.name for field in fields(kind) if field.metadata == SOURCE), None)
 
 
 def _decode_dataclass(kind: Any, data: Any) -> Any:

@@ -7,20 +7,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 from hypemand.config.network import Bandwidth, Egress, HostPort, Publish
+from hypemand.model.counters import Counters
 
 # The group of all VMs that are not isolated: no name of a group has such a character.
 OPEN_GROUP = "*"
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """Bytes and packets since the TAP device was made, as the VM sees them."""
-
-    sent_bytes: int
-    sent_packets: int
-    received_bytes: int
-    received_packets: int
-    dropped_packets: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,15 @@ class State(StrEnum):
         return self not in (State.STOPPED, State.STANDBY)
 
 
+class Origin(StrEnum):
+    """Who made the VM: a file in vms.d, a request to the API, or the daemon for work on a volume; such a VM
+    does not outlive the daemon."""
+
+    FILE = "file"
+    API = "api"
+    HELPER = "helper"
+
+
 class HeadersState(StrEnum):
     """How far the guest is with its kernel's headers, in the words of its status file."""
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition
 from hypemand.model.networks import VmNetwork
-from hypemand.model.state import HeadersStatus, State
+from hypemand.model.state import HeadersStatus, Origin, State
 
 
 @dataclass(frozen=True, slots=True)

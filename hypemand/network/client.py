@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.errors import HostNotReady, HypemandError
+from hypemand.model.counters import Counters
 from hypemand.model.document import BadDocument, decode, encode
-from hypemand.model.networks import Counters
 from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan
 from hypemand.network.wire import (
     CHANGED,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hypemand.model.networks import Counters
+from hypemand.model.counters import Counters
 from hypemand.network.port import TAP_PREFIX
 
 _TAP = re.compile(rf"{TAP_PREFIX}[0-9]+")

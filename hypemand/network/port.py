@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Protocol
 
 from hypemand.config.network import DEFAULT_CONNECTIONS, Bandwidth, Egress, HostPort, Publish
-from hypemand.model.networks import Counters
+from hypemand.model.counters import Counters
 
 TAP_PREFIX = "hv"
 

@@ -16,7 +16,7 @@ from functools import partial
 
 from hypemand.config.network import Transport
 from hypemand.errors import HostNotReady, HypemandError
-from hypemand.model.networks import Counters
+from hypemand.model.counters import Counters
 from hypemand.network.conntrack import forget_connections, forget_early
 from hypemand.network.counters import read_counters
 from hypemand.network.failures import told_by_kernel

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from hypemand.config.definition import Definition, ImagePull, Origin, VolumeMount
+from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.errors import (
     AlreadyExists,
     Ambiguous,
@@ -27,7 +27,7 @@ from hypemand.model.exec import ExecRequest, ExecSession, ExecStream
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.images import Credentials, ImageInfo, OciConfig, Progress, Pruned, PullStatus
 from hypemand.model.logs import LogLine, LogSource
-from hypemand.model.state import Operation, State, check_allowed
+from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Span, Timeline
 from hypemand.model.vm import ExitReport, VmView
 from hypemand.storage.references import parse_reference

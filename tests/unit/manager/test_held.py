@@ -14,14 +14,14 @@ from typing import Any, cast
 
 import pytest
 
-from hypemand.config.definition import Origin, VolumeMount
+from hypemand.config.definition import VolumeMount
 from hypemand.config.network import NetworkUse
 from hypemand.errors import HostNotReady, InUse, NotFound
 from hypemand.manager.claims import derive_filler
 from hypemand.manager.images import Images
 from hypemand.manager.leases import Lease
 from hypemand.manager.volumes import ApiVolumes
-from hypemand.model.state import State
+from hypemand.model.state import Origin, State
 from hypemand.storage.disks import ensure_disk
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import Volume

@@ -19,8 +19,8 @@ from hypemand.errors import (
     InvalidDefinition,
     Problem,
 )
+from hypemand.model.counters import Counters
 from hypemand.model.document import BadDocument, decode, encode
-from hypemand.model.networks import Counters
 from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan
 from hypemand.network.wire import MAX_FRAME, BadFrame, decode_error, encode_error, encode_frame, read_frame
 from tests.unit.network.lab import make_bridge, make_port
