@@ -42,6 +42,7 @@ from hypemand.api.tasks import Ended, unless_ended
 from hypemand.api.tokens import Scope
 from hypemand.config.definition import ImagePull
 from hypemand.errors import InvalidRequest, Stopping, WrongState
+from hypemand.model.answers.guest import ArchiveResult
 from hypemand.model.answers.host import Health
 from hypemand.model.document import encode
 from hypemand.model.logs import LogLine, LogSource
@@ -301,7 +302,7 @@ class Routes:
         await check_directory(self._guests, ref, path)
         copy = await self._guests.copy_in(ref, path)
         try:
-            return json_response({"bytes_written": await receive_archive(request, copy, self._closing)})
+            return json_response(encode(ArchiveResult(await receive_archive(request, copy, self._closing))))
         finally:
             await copy.close()
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Counters:
     """Bytes and packets since the TAP device was made, as the VM sees them."""
 
-    sent_bytes: int
-    sent_packets: int
-    received_bytes: int
-    received_packets: int
-    dropped_packets: int
+    sent_bytes: int = 0
+    sent_packets: int = 0
+    received_bytes: int = 0
+    received_packets: int = 0
+    dropped_packets: int = 0

@@ -12,7 +12,7 @@ from hypemand.errors import Problem
 class Error:
     """What went wrong: a code for programs, a sentence, what to do, and the problems of a definition."""
 
-    code: str
-    message: str
+    code: str = ""
+    message: str = ""
     hint: str = ""
     problems: tuple[Problem, ...] = ()

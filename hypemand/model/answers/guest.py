@@ -35,3 +35,10 @@ class LogEntry:
     time: str | None = None
     text: str = ""
     invocation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveResult:
+    """Bytes of all files that an archive has brought into a guest."""
+
+    bytes_written: int

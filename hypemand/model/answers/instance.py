@@ -35,7 +35,7 @@ class InstanceNetwork:
 class InstanceHeaders:
     """How far the guest is with its kernel's headers, and why they failed."""
 
-    state: HeadersState | str
+    state: HeadersState | str = ""
     error: str | None = None
 
 
@@ -43,8 +43,8 @@ class InstanceHeaders:
 class InstanceVolume:
     """A volume in a VM."""
 
-    volume_id: str
-    mount_path: str
+    volume_id: str = ""
+    mount_path: str = ""
     readonly: bool = False
     overlay: bool = False
 
@@ -53,7 +53,7 @@ class InstanceVolume:
 class RestartPolicy:
     """When systemd starts it again."""
 
-    policy: str
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

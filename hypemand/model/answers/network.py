@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class NetworkMember:
     """A VM that has addresses in a network."""
 
-    instance_id: str
-    instance_name: str
+    instance_id: str = ""
+    instance_name: str = ""
     ip: str | None = None
     ip6: str | None = None
     mac: str | None = None

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 class Attachment:
     """A VM that is defined, or runs, with a volume."""
 
-    instance_id: str
-    mount_path: str
+    instance_id: str = ""
+    mount_path: str = ""
     readonly: bool = False
     # those above are the published client's
     instance_name: str | None = None

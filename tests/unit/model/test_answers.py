@@ -10,7 +10,7 @@ import pytest
 
 from hypemand.errors import Problem
 from hypemand.model.answers.error import Error
-from hypemand.model.answers.guest import LogEntry, PathInfo
+from hypemand.model.answers.guest import ArchiveResult, LogEntry, PathInfo
 from hypemand.model.answers.host import Health, ReloadReport
 from hypemand.model.answers.image import Image, PruneReport
 from hypemand.model.answers.instance import Instance, InstanceHeaders, InstanceNetwork, RestartPolicy
@@ -25,6 +25,7 @@ from tests.openapi_check import Description
 
 DESCRIBED = Description().document["components"]["schemas"]
 SCHEMAS: dict[str, Any] = {
+    "ArchiveResult": ArchiveResult,
     "Counters": Counters,
     "Error": Error,
     "Health": Health,
