@@ -36,10 +36,11 @@ from hypemand.manager.images import Images
 from hypemand.manager.inventory import USERDB
 from hypemand.manager.pulls import Pulls
 from hypemand.manager.recovery import logged
-from hypemand.manager.reload import Reloader, ReloadReport
+from hypemand.manager.reload import Reloader
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
 from hypemand.manager.volumes import ApiVolumes
+from hypemand.model.answers.host import ReloadReport
 from hypemand.model.state import State
 from hypemand.network.client import NetworkClient
 from hypemand.sockets import open_socket, take_socket

@@ -20,7 +20,6 @@ from hypemand.config.sizes import format_size
 from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import WrongState
 from hypemand.model.answers.guest import LogEntry, PathInfo
-from hypemand.model.answers.host import ReloadReport as ReloadAnswer
 from hypemand.model.answers.image import Image, PrunedImage, PruneReport
 from hypemand.model.answers.instance import (
     Instance,
@@ -35,7 +34,6 @@ from hypemand.model.files import FileInfo, FileKind
 from hypemand.model.images import ImageInfo, Pruned, derive_host_architecture
 from hypemand.model.logs import LogLine
 from hypemand.model.networks import OPEN_GROUP, VmNetwork
-from hypemand.model.services import ReloadReport
 from hypemand.model.state import State
 from hypemand.model.vm import VmView
 from hypemand.qemu.process import read_memory
@@ -269,11 +267,3 @@ def _derive_token(token: Token) -> TokenInfo:
         expired=token.is_expired(time.time()),
         last_used_at=time_json(token.last_used_at),
     )
-
-
-def reload_json(report: ReloadReport) -> Json:
-    """What a reload found."""
-    answer = ReloadAnswer(
-        tuple(report.defined), tuple(report.changed), tuple(report.removed), tuple(report.problems)
-    )
-    return encode(answer)

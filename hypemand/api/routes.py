@@ -23,7 +23,6 @@ from hypemand.api.render import (
     log_line_json,
     new_token_json,
     path_json,
-    reload_json,
     stats_json,
     token_json,
 )
@@ -117,7 +116,7 @@ class Routes:
     async def reload(self, request: web.Request) -> web.StreamResponse:
         """Read the definition files again."""
         refuse_unknown(await self._read_object(request), ())
-        return json_response(reload_json(await self._reload()))
+        return json_response(encode(await self._reload()))
 
     async def list_instances(self, request: web.Request) -> web.StreamResponse:
         """All VMs, or those in a state and with tags."""

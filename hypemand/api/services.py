@@ -10,12 +10,12 @@ from pathlib import Path
 from hypemand.api.tokens import TokenStore
 from hypemand.config.definition import DefinitionDefaults
 from hypemand.config.netdef import Networks
+from hypemand.model.answers.host import ReloadReport
 from hypemand.model.services import (
     GuestService,
     ImageService,
     Manager,
     NetworkService,
-    ReloadReport,
     VolumeService,
 )
 

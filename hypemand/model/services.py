@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
-from hypemand.errors import Problem
 from hypemand.model.exec import ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.images import Credentials, ImageInfo, Pruned
@@ -180,16 +179,3 @@ class NetworkService(Protocol):
 
     async def get_network(self, name: str) -> NetworkInfo:
         """One network. NotFound."""
-
-
-class ReloadReport(Protocol):
-    """What a reload of the definition files has found: names of VMs, and what is wrong in files."""
-
-    @property
-    def defined(self) -> Sequence[str]: ...
-    @property
-    def changed(self) -> Sequence[str]: ...
-    @property
-    def removed(self) -> Sequence[str]: ...
-    @property
-    def problems(self) -> Sequence[Problem]: ...

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +23,7 @@ from hypemand.errors import (
     StartFailed,
     WrongState,
 )
+from hypemand.model.answers.host import ReloadReport
 from hypemand.model.exec import ExecRequest, ExecSession, ExecStream
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.images import Credentials, ImageInfo, OciConfig, Progress, Pruned, PullStatus
@@ -418,16 +419,7 @@ class FakeImages:
             yield Path(file.name)
 
 
-@dataclass(frozen=True)
-class FakeReload:
-    """What a reload finds."""
-
-    defined: Sequence[str] = ("new",)
-    changed: Sequence[str] = ("other",)
-    removed: Sequence[str] = ()
-    problems: Sequence[Problem] = (Problem("a.yaml", 3, 1, "memory", "is no size", "write 1G"),)
-
-
-async def fake_reload() -> FakeReload:
+async def fake_reload() -> ReloadReport:
     """The same at each call."""
-    return FakeReload()
+    problem = Problem("a.yaml", 3, 1, "memory", "is no size", "write 1G")
+    return ReloadReport(("new",), ("other",), (), (problem,))
