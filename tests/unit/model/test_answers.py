@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -52,6 +53,24 @@ SCHEMAS: dict[str, Any] = {
 def test_keys_are_those_of_the_description(name: str) -> None:
     keys = {key.name for key in fields(SCHEMAS[name]) if key.metadata != SOURCE}
     assert keys == set(DESCRIBED[name]["properties"])
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_what_may_be_null_is_understood(name: str) -> None:
+    hints = get_type_hints(SCHEMAS[name])
+    nullable = {key for key, schema in DESCRIBED[name]["properties"].items() if may_be_null(schema)}
+    assert {
+        key for key in nullable if NoneType not in get_args(hints[key]) and hints[key] is not Any
+    } == set()
+
+
+def may_be_null(schema: dict[str, Any]) -> bool:
+    if "$ref" in schema:
+        return may_be_null(DESCRIBED[schema["$ref"].rpartition("/")[2]])
+    kinds = schema.get("type", [])
+    return "null" in ([kinds] if isinstance(kinds, str) else kinds) or any(
+        may_be_null(one) for one in (*schema.get("oneOf", ()), *schema.get("anyOf", ()))
+    )
 
 
 def test_a_daemon_with_more_than_we_know_is_understood() -> None:
