@@ -78,7 +78,7 @@ async def read_stat(session: Session) -> FileInfo | None:
 
 
 class OutgoingCopy:
-    """Implements manager.view.CopyOut."""
+    """Implements model.files.CopyOut."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -128,7 +128,7 @@ class OutgoingCopy:
 
 
 class IncomingCopy:
-    """Implements manager.view.CopyIn."""
+    """Implements model.files.CopyIn."""
 
     def __init__(self, session: Session, what: str) -> None:
         self._session = session

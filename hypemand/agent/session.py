@@ -76,7 +76,7 @@ class _Output:
 
 
 class Session:
-    """Implements manager.view.ExecSession. `streams`: what the guest may send output on; `terminal`: that is
+    """Implements model.exec.ExecSession. `streams`: what the guest may send output on; `terminal`: that is
     one, which has a size."""
 
     def __init__(
