@@ -40,7 +40,7 @@ _COMMAND_DEADLINE = 10.0
 
 
 class ApiVolumes:
-    """Implements `hypemand.api.services.VolumeService` over the manager's store and claims."""
+    """Implements `hypemand.model.services.VolumeService` over the manager's store and claims."""
 
     def __init__(self, manager: VmManager, images: Images) -> None:
         self._manager = manager
