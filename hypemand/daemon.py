@@ -33,22 +33,23 @@ from hypemand.boot.watcher import BootWatcher
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
 from hypemand.config.schema import load_schema
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
-from hypemand.log import set_up_logging
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import USERDB
 from hypemand.manager.pulls import Pulls
 from hypemand.manager.recovery import logged
-from hypemand.manager.reload import Reloader, ReloadReport
+from hypemand.manager.reload import Reloader
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
 from hypemand.manager.volumes import ApiVolumes
+from hypemand.model.answers.host import ReloadReport
+from hypemand.model.state import State
 from hypemand.network.client import NetworkClient
 from hypemand.sockets import open_socket, take_socket
-from hypemand.state import State
 from hypemand.storage.staging import clean_staging, has_leftovers
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import UnitTools, stop_foreign_units
 from hypemand.systemd.bus import SystemBus
+from hypemand.systemd.log import set_up_logging
 from hypemand.systemd.units import Units
 from hypemand.turns import TurnCounts, TurnWatch
 from hypemand.version import VERSION

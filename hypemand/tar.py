@@ -16,7 +16,7 @@ from enum import Enum
 from typing import IO
 
 from hypemand.errors import InvalidRequest
-from hypemand.manager.view import FileInfo, FileKind, Hole
+from hypemand.model.files import FileInfo, FileKind, Hole
 
 BLOCK = 512
 END = bytes(2 * BLOCK)

@@ -13,7 +13,8 @@ from pathlib import Path
 from bench.inside.rounds import Series, run
 from hypemand.agent.channel import AgentChannel
 from hypemand.agent.session import Session
-from hypemand.manager.view import ExecRequest, FileInfo, FileKind
+from hypemand.model.exec import ExecRequest
+from hypemand.model.files import FileInfo, FileKind
 
 _SIZE = 256 * 1024 * 1024
 _PIECE = 65536

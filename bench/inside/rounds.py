@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.inside.api import execute, start_and_watch
 from bench.inside.bare import Recipe, boot_all
-from hypemand.sentinels import HeadersReady, ProgramStart, parse_sentinel
+from hypemand.protocol.sentinels import HeadersReady, ProgramStart, parse_sentinel
 
 # series of a measurement by its name; milliseconds
 Series = dict[str, list[float]]

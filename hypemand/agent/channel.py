@@ -22,12 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.agent.files import IncomingCopy, OutgoingCopy, check_path, read_stat
-from hypemand.agent.frames import MAX_PAYLOAD, MAX_PING, VERSION, Frame, FrameParser, FrameType, HelloFinder
-from hypemand.agent.records import ProtocolError, encode_records, parse_records
 from hypemand.agent.session import MAX_SIDE, Session, clean_message
 from hypemand.budget import Budget, Price, Reserve, Turn
 from hypemand.errors import GuestError, InvalidRequest, TimedOut
-from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, ExecStream, FileInfo
+from hypemand.model.exec import ExecRequest, ExecStream
+from hypemand.model.files import CopyIn, CopyOut, FileInfo
+from hypemand.protocol.frames import (
+    MAX_PAYLOAD,
+    MAX_PING,
+    VERSION,
+    Frame,
+    FrameParser,
+    FrameType,
+    HelloFinder,
+)
+from hypemand.protocol.records import ProtocolError, encode_records, parse_records
 
 MAX_STREAMS = 64
 MAX_GRACE = 86400

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of a guest: stat, and copies out and in, each on a stream of the agent channel.
 
-They are sessions whose bytes are items (hypemand.agent.items): flow control, the end of the channel and the
-loss of interest are the session's business.
+They are sessions whose bytes are items (hypemand.protocol.items): flow control, the end of the channel and
+the loss of interest are the session's business.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from hypemand.agent.frames import MAX_PAYLOAD
-from hypemand.agent.items import (
+from hypemand.agent.session import Session, clean_message
+from hypemand.budget import Turn
+from hypemand.errors import GuestError, InvalidRequest, NotFound
+from hypemand.model.files import FileInfo, FileKind, Hole
+from hypemand.protocol.frames import MAX_PAYLOAD
+from hypemand.protocol.items import (
     MAX_PATH,
     End,
     ItemParser,
@@ -22,11 +26,7 @@ from hypemand.agent.items import (
     encode_entry,
     encode_hole,
 )
-from hypemand.agent.records import ProtocolError
-from hypemand.agent.session import Session, clean_message
-from hypemand.budget import Turn
-from hypemand.errors import GuestError, InvalidRequest, NotFound
-from hypemand.manager.view import FileInfo, FileKind, Hole
+from hypemand.protocol.records import ProtocolError
 
 # Items are small at the least: of so many bytes none is made without a turn for others.
 _STEP = 16 * 1024
@@ -78,7 +78,7 @@ async def read_stat(session: Session) -> FileInfo | None:
 
 
 class OutgoingCopy:
-    """Implements manager.view.CopyOut."""
+    """Implements model.files.CopyOut."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -128,7 +128,7 @@ class OutgoingCopy:
 
 
 class IncomingCopy:
-    """Implements manager.view.CopyIn."""
+    """Implements model.files.CopyIn."""
 
     def __init__(self, session: Session, what: str) -> None:
         self._session = session

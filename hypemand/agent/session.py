@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection
 from typing import Protocol
 
-from hypemand.agent.frames import WINDOW, Channel, Frame, FrameType
-from hypemand.agent.records import ProtocolError, parse_records
 from hypemand.errors import GuestError, HypemandError, InvalidRequest, TimedOut, WrongState
-from hypemand.manager.view import ExecStream, ExitReport
+from hypemand.model.exec import ExecStream
+from hypemand.model.vm import ExitReport
+from hypemand.protocol.frames import WINDOW, Channel, Frame, FrameType
+from hypemand.protocol.records import ProtocolError, parse_records
 
 _INPUT_CHUNK = 32 * 1024
 _CREDIT_BATCH = WINDOW // 4
@@ -75,7 +76,7 @@ class _Output:
 
 
 class Session:
-    """Implements manager.view.ExecSession. `streams`: what the guest may send output on; `terminal`: that is
+    """Implements model.exec.ExecSession. `streams`: what the guest may send output on; `terminal`: that is
     one, which has a size."""
 
     def __init__(

@@ -25,7 +25,7 @@ from hypemand.api.failures import Forbidden, Handler, error_response
 from hypemand.api.requests import parse_ref
 from hypemand.api.tokens import Scope, Token, TokenStore
 from hypemand.errors import HostNotReady, HypemandError, NotFound
-from hypemand.manager.view import Manager
+from hypemand.model.services import Manager
 
 # Lines in the journal on refused requests: one for so many seconds, with the count of the others.
 REFUSED_LOG_SECONDS = 10.0

@@ -14,7 +14,8 @@ from hypemand.api.entries import name_entry, put_block
 from hypemand.api.failures import unexpected
 from hypemand.api.tasks import Ended, unless_ended
 from hypemand.errors import GuestError, HypemandError, InvalidRequest, NotFound, Stopping
-from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, GuestService, Hole
+from hypemand.model.files import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.services import GuestService
 from hypemand.tar import (
     END,
     TarReader,

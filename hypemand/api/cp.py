@@ -28,7 +28,8 @@ from hypemand.api.spool import Spool
 from hypemand.api.tasks import Ended
 from hypemand.api.websocket import await_close, is_end, receive_first, serve_websocket
 from hypemand.errors import GuestError, HypemandError, InvalidRequest
-from hypemand.manager.view import CopyOut, FileInfo, FileKind, GuestService, Hole
+from hypemand.model.files import CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.services import GuestService
 
 MAX_MODE = 0o7777
 MAX_ID = 2**32 - 2

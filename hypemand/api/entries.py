@@ -6,7 +6,7 @@ from __future__ import annotations
 import posixpath
 
 from hypemand.errors import GuestError, InvalidRequest
-from hypemand.manager.view import CopyIn, FileInfo
+from hypemand.model.files import CopyIn, FileInfo
 from hypemand.tar import find_hole
 
 MAX_PATH = 4095

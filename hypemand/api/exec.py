@@ -22,7 +22,9 @@ from hypemand.api.services import Limits
 from hypemand.api.tasks import Ended, first_of
 from hypemand.api.websocket import await_close, is_end, receive_first, serve_websocket
 from hypemand.errors import HypemandError, InvalidRequest
-from hypemand.manager.view import ExecRequest, ExecSession, ExecStream, ExitReport, GuestService
+from hypemand.model.exec import ExecRequest, ExecSession, ExecStream
+from hypemand.model.services import GuestService
+from hypemand.model.vm import ExitReport
 
 MAX_SIGNAL = 64
 MAX_SIDE = 65535

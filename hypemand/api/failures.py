@@ -7,11 +7,14 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
-from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, InvalidRequest, Problem
+from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, InvalidRequest
 from hypemand.fulldisk import derive_full_disk
+from hypemand.model.answers.error import Error
+from hypemand.model.document import encode
 from hypemand.run import is_disk_full
 from hypemand.workers import Pool, run_in
 
@@ -50,27 +53,10 @@ class MethodNotAllowed(HypemandError):
     status = 405
 
 
-def problem_json(problem: Problem) -> dict[str, object]:
-    """A problem as JSON."""
-    return {
-        "file": problem.file,
-        "line": problem.line,
-        "column": problem.column,
-        "key": problem.key,
-        "message": problem.message,
-        "hint": problem.hint,
-    }
-
-
-def error_json(error: HypemandError) -> dict[str, object]:
+def error_json(error: HypemandError) -> Any:
     """The body of an error answer, and the data of an `error` event in a stream."""
     problems = error.problems if isinstance(error, InvalidDefinition) else ()
-    return {
-        "code": error.code,
-        "message": error.message,
-        "hint": error.hint,
-        "problems": [problem_json(p) for p in problems],
-    }
+    return encode(Error(error.code, error.message, error.hint, problems))
 
 
 def error_response(error: HypemandError) -> web.Response:

@@ -17,7 +17,7 @@ from hypemand.api.requests import read_object, read_query, refuse_unknown
 from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.errors import InvalidRequest, Stopping
-from hypemand.manager.imageview import Credentials
+from hypemand.model.images import Credentials
 from hypemand.storage.references import parse_reference
 from hypemand.workers import Lent, Pool, run_in
 

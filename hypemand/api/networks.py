@@ -7,13 +7,15 @@ import asyncio
 
 from aiohttp import web
 
-from hypemand.api.render import group_json, json_response
+from hypemand.api.render import Json, derive_group, json_response
 from hypemand.api.requests import read_query
 from hypemand.api.services import Limits, Services
 from hypemand.config.names import is_name
 from hypemand.config.netparse import format_egress, format_host_port, format_publish
 from hypemand.errors import NotFound
-from hypemand.manager.networkview import Member, NetworkInfo
+from hypemand.model.answers.network import HostNetwork, NetworkMember
+from hypemand.model.document import encode
+from hypemand.model.networks import Member, NetworkInfo
 
 
 class NetworkRoutes:
@@ -45,38 +47,41 @@ class NetworkRoutes:
         return json_response(network_json(await self._networks.get_network(name)))
 
 
-def network_json(info: NetworkInfo) -> dict[str, object]:
+def network_json(info: NetworkInfo) -> Json:
     """A network."""
-    return {
-        "name": info.name,
-        "bridge": info.bridge,
-        "ipv4": None if info.ipv4 is None else str(info.ipv4),
-        "ipv6": None if info.ipv6 is None else str(info.ipv6),
-        "mtu": info.mtu,
-        "dns": [str(server) for server in info.dns],
-        "nat": info.nat,
-        "isolation": info.isolation,
-        "host_ports": [format_host_port(port) for port in info.host_ports],
-        "connections": info.connections,
-        "egress": None if info.egress is None else [format_egress(one) for one in info.egress],
-        "link_local": info.link_local,
-        "problem": info.problem or None,
-        "warnings": list(info.warnings),
-        "pending": info.pending,
-        "addresses": info.addresses,
-        "free_addresses": info.free_addresses,
-        "members": [_member_json(member) for member in info.members],
-    }
+    answer = HostNetwork(
+        name=info.name,
+        bridge=info.bridge,
+        ipv4=None if info.ipv4 is None else str(info.ipv4),
+        ipv6=None if info.ipv6 is None else str(info.ipv6),
+        mtu=info.mtu,
+        dns=tuple(str(server) for server in info.dns),
+        nat=info.nat,
+        isolation=info.isolation,
+        host_ports=tuple(format_host_port(port) for port in info.host_ports),
+        connections=info.connections,
+        egress=None if info.egress is None else tuple(format_egress(one) for one in info.egress),
+        link_local=info.link_local,
+        problem=info.problem or None,
+        warnings=info.warnings,
+        pending=info.pending,
+        addresses=info.addresses,
+        free_addresses=info.free_addresses,
+        members=tuple(_derive_member(member) for member in info.members),
+    )
+    return encode(answer)
 
 
-def _member_json(member: Member) -> dict[str, object]:
-    return {
-        "instance_id": member.vm_id,
-        "instance_name": member.vm,
-        "ip": None if member.ipv4 is None else str(member.ipv4),
-        "ip6": None if member.ipv6 is None else str(member.ipv6),
-        "mac": member.mac,
-        **group_json(member.group),
-        "publish": [format_publish(publish) for publish in member.publish],
-        "attached": member.attached,
-    }
+def _derive_member(member: Member) -> NetworkMember:
+    group, isolated = derive_group(member.group)
+    return NetworkMember(
+        instance_id=member.vm_id,
+        instance_name=member.vm,
+        ip=None if member.ipv4 is None else str(member.ipv4),
+        ip6=None if member.ipv6 is None else str(member.ipv6),
+        mac=member.mac,
+        group=group,
+        isolated=isolated,
+        publish=tuple(format_publish(publish) for publish in member.publish),
+        attached=member.attached,
+    )

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
+from typing import Any, TypeAlias
 
 from aiohttp import web
 
-from hypemand.api.failures import problem_json
-from hypemand.api.services import ReloadReport
 from hypemand.api.tokens import Token
 from hypemand.config.definition import Restart
 from hypemand.config.netparse import format_publish
@@ -21,20 +19,28 @@ from hypemand.config.rates import format_rate
 from hypemand.config.sizes import format_size
 from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import WrongState
-from hypemand.manager.imageview import ImageInfo
-from hypemand.manager.networkview import VmNetwork
-from hypemand.manager.ports import OPEN_GROUP
-from hypemand.manager.view import FileInfo, FileKind, LogLine, Timeline, VmView
+from hypemand.model.answers.guest import LogEntry, PathInfo
+from hypemand.model.answers.image import Image, PrunedImage, PruneReport
+from hypemand.model.answers.instance import (
+    Instance,
+    InstanceHeaders,
+    InstanceNetwork,
+    InstanceVolume,
+    RestartPolicy,
+)
+from hypemand.model.answers.token import NewToken, TokenInfo
+from hypemand.model.document import encode
+from hypemand.model.files import FileInfo, FileKind
+from hypemand.model.images import ImageInfo, Pruned, derive_host_architecture
+from hypemand.model.logs import LogLine
+from hypemand.model.networks import OPEN_GROUP, VmNetwork
+from hypemand.model.state import State
+from hypemand.model.vm import VmView
 from hypemand.qemu.process import read_memory
-from hypemand.state import State
-from hypemand.storage.store import Pruned
+
+Json: TypeAlias = Any
 
 HYPERVISOR = "qemu-microvm"
-_NETWORK_KEYS = (
-    "enabled", "name", "ip", "mac", "bandwidth_download", "bandwidth_upload", "ip6", "group", "isolated",
-    "publish", "interface", "counters",
-)  # fmt: skip
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 # restart_policy.policy in the client's words.
 RESTART_POLICIES = {"never": Restart.NO, "always": Restart.ALWAYS, "on_failure": Restart.ON_FAILURE}
@@ -57,103 +63,88 @@ def time_json(seconds: float | None) -> str | None:
 
 def host_platform() -> str:
     """This host as OCI names it: `linux/amd64`."""
-    machine = platform.machine()
-    return f"linux/{_ARCHITECTURES.get(machine, machine)}"
+    return f"linux/{derive_host_architecture()}"
 
 
-def instance_json(view: VmView) -> dict[str, object]:
-    """A VM. First the keys of the published client, then our own."""
-    return {
-        **_client_keys(view),
-        "origin": view.origin,
-        "status_text": view.status_text,
-        "ready_ms": None if view.ready_ms is None else round(view.ready_ms, 1),
-        "needs_restart": view.needs_restart,
-        "removed_from_config": view.removed_from_config,
-        "unit": view.unit,
-        "invocation_id": view.invocation_id,
-        "boot_id": view.boot_id,
-        "exit_success": view.exit.success if view.exit else None,
-        "main_pid": view.main_pid,
-        "uid": view.uid,
-        "memory_current": view.memory_current,
-        "cpu_seconds": view.cpu_seconds,
-        "kernel_headers": _headers_json(view),
-        "definition": definition_to_json(view.definition),
-    }
+def instance_json(view: VmView) -> Json:
+    """A VM."""
+    return encode(derive_instance(view))
 
 
-def _headers_json(view: VmView) -> dict[str, object] | None:
-    headers = view.kernel_headers
-    return None if headers is None else {"state": headers.state, "error": headers.error}
-
-
-def _client_keys(view: VmView) -> dict[str, object]:
-    definition = view.definition
-    return {
-        "id": view.id,
-        "name": view.name,
-        "image": definition.image,
-        "state": view.state,
-        "state_error": view.state_error,
-        "has_snapshot": view.state is State.STANDBY,
-        "created_at": time_json(view.created_at),
-        "started_at": time_json(view.started_at),
-        "stopped_at": time_json(view.stopped_at),
-        "expires_at": None,
-        "current_phase": view.state.lower(),
-        "current_phase_since": time_json(view.current_phase_since),
-        "phase_durations_ms": {phase.lower(): ms for phase, ms in view.phase_durations_ms.items()},
-        "exit_code": view.exit.code if view.exit else None,
-        "exit_message": view.exit.message if view.exit else None,
-        "size": _client_size(definition.memory),
-        "overlay_size": _client_size(definition.disk),
-        "vcpus": definition.vcpus,
-        "env": dict(definition.env),
-        "tags": dict(definition.tags),
-        "hypervisor": HYPERVISOR,
-        "platform": host_platform(),
-        "network": _network_json(view.network),
-        "volumes": [
-            {
-                "volume_id": mount.volume,
-                "mount_path": mount.mount_path,
-                "readonly": not mount.writes,
-                "overlay": mount.overlay,
-            }
+def derive_instance(view: VmView) -> Instance:
+    """A VM as clients see it."""
+    definition, headers = view.definition, view.kernel_headers
+    return Instance(
+        id=view.id,
+        name=view.name,
+        image=definition.image,
+        state=view.state,
+        state_error=view.state_error,
+        has_snapshot=view.state is State.STANDBY,
+        created_at=time_json(view.created_at),
+        started_at=time_json(view.started_at),
+        stopped_at=time_json(view.stopped_at),
+        current_phase=view.state.lower(),
+        current_phase_since=time_json(view.current_phase_since),
+        phase_durations_ms={phase.lower(): ms for phase, ms in view.phase_durations_ms.items()},
+        exit_code=view.exit.code if view.exit else None,
+        exit_message=view.exit.message if view.exit else None,
+        size=_client_size(definition.memory),
+        overlay_size=_client_size(definition.disk),
+        vcpus=definition.vcpus,
+        env=definition.env,
+        tags=definition.tags,
+        hypervisor=HYPERVISOR,
+        platform=host_platform(),
+        network=_derive_network(view.network),
+        volumes=tuple(
+            InstanceVolume(mount.volume, mount.mount_path, not mount.writes, mount.overlay)
             for mount in definition.volumes
-        ],
-        "restart_policy": {"policy": _POLICY_WORDS[definition.restart]},
-        "restart_status": None,
-        "health_check": None,
-        "health_status": None,
-    }
+        ),
+        restart_policy=RestartPolicy(_POLICY_WORDS[definition.restart]),
+        origin=view.origin,
+        status_text=view.status_text,
+        ready_ms=None if view.ready_ms is None else round(view.ready_ms, 1),
+        needs_restart=view.needs_restart,
+        removed_from_config=view.removed_from_config,
+        unit=view.unit,
+        invocation_id=view.invocation_id,
+        boot_id=view.boot_id,
+        exit_success=view.exit.success if view.exit else None,
+        main_pid=view.main_pid,
+        uid=view.uid,
+        memory_current=view.memory_current,
+        cpu_seconds=view.cpu_seconds,
+        kernel_headers=None if headers is None else InstanceHeaders(headers.state, headers.error),
+        definition=definition_to_json(definition),
+    )
 
 
-def group_json(group: str | None) -> dict[str, object]:
-    """Whom of its network a VM reaches: those of its group, those that are not isolated either, or nobody."""
-    return {"group": None if group == OPEN_GROUP else group, "isolated": group is None}
+def derive_group(group: str | None) -> tuple[str | None, bool]:
+    """`group` and `isolated` of a VM in a network: it reaches those of its group, those that are not isolated
+    either, or none."""
+    return None if group == OPEN_GROUP else group, group is None
 
 
-def _network_json(network: VmNetwork | None) -> dict[str, object]:
-    """A VM's place in a network. First the keys of the published client, then our own."""
-    told: dict[str, object] = dict.fromkeys(_NETWORK_KEYS)
+def _derive_network(network: VmNetwork | None) -> InstanceNetwork:
+    """A VM's place in a network."""
     if network is None:
-        return told | {"enabled": False, "publish": []}
-    limits = network.bandwidth
-    return told | {
-        "enabled": True,
-        "name": network.name,
-        "ip": None if network.ipv4 is None else str(network.ipv4),
-        "mac": network.mac,
-        "bandwidth_download": _client_rate(limits.download),
-        "bandwidth_upload": _client_rate(limits.upload),
-        "ip6": None if network.ipv6 is None else str(network.ipv6),
-        **group_json(network.group),
-        "publish": [format_publish(publish) for publish in network.publish],
-        "interface": network.interface,
-        "counters": None if network.counters is None else asdict(network.counters),
-    }
+        return InstanceNetwork()
+    group, isolated = derive_group(network.group)
+    return InstanceNetwork(
+        enabled=True,
+        name=network.name,
+        ip=None if network.ipv4 is None else str(network.ipv4),
+        mac=network.mac,
+        bandwidth_download=_client_rate(network.bandwidth.download),
+        bandwidth_upload=_client_rate(network.bandwidth.upload),
+        ip6=None if network.ipv6 is None else str(network.ipv6),
+        group=group,
+        isolated=isolated,
+        publish=tuple(format_publish(publish) for publish in network.publish),
+        interface=network.interface,
+        counters=network.counters,
+    )
 
 
 def _client_rate(rate: int | None) -> str | None:
@@ -166,52 +157,35 @@ def _client_size(size: int) -> str:
     return f"{format_size(size)}B"
 
 
-def image_json(image: ImageInfo) -> dict[str, object]:
-    """An image. First the keys of the published client, then our own."""
-    config, progress = image.config, image.progress
-    return {
-        "name": image.name,
-        "digest": image.digest,
-        "status": image.status,
-        "error": image.error or None,
-        "error_code": image.error_code or None,
-        "created_at": time_json(image.created_at),
-        "size_bytes": image.size,
-        "platform": f"linux/{image.architecture}",
-        "entrypoint": list(config.entrypoint),
-        "cmd": list(config.cmd),
-        "env": {key: value for key, _, value in (word.partition("=") for word in config.env)},
-        "working_dir": config.working_dir or None,
-        "tags": {},
-        "user": config.user or None,
-        "builtin": image.builtin,
-        "in_use_by": list(image.in_use_by),
-        "source": image.source or None,
-        "progress": None if progress is None else asdict(progress),
-    }
+def image_json(image: ImageInfo) -> Json:
+    """An image."""
+    config = image.config
+    answer = Image(
+        name=image.name,
+        digest=image.digest,
+        status=image.status,
+        error=image.error or None,
+        error_code=image.error_code or None,
+        created_at=time_json(image.created_at),
+        size_bytes=image.size,
+        platform=f"linux/{image.architecture}",
+        entrypoint=config.entrypoint,
+        cmd=config.cmd,
+        env={key: value for key, _, value in (word.partition("=") for word in config.env)},
+        working_dir=config.working_dir or None,
+        user=config.user or None,
+        builtin=image.builtin,
+        in_use_by=image.in_use_by,
+        source=image.source or None,
+        progress=image.progress,
+    )
+    return encode(answer)
 
 
-def pruned_json(pruned: Sequence[Pruned]) -> dict[str, object]:
+def pruned_json(pruned: Sequence[Pruned]) -> Json:
     """What pruning has removed, or would."""
-    return {
-        "images": [
-            {"names": list(image.names), "digest": image.digest, "size_bytes": image.size} for image in pruned
-        ],
-        "freed_bytes": sum(image.size for image in pruned),
-    }
-
-
-def timeline_json(timeline: Timeline) -> dict[str, object]:
-    """The last boot of a VM."""
-    return {
-        "vm": timeline.vm,
-        "boot": timeline.boot,
-        "running_ms": timeline.running_ms,
-        "spans": [
-            {"name": s.name, "lane": s.lane, "start_ms": s.start_ms, "end_ms": s.end_ms}
-            for s in timeline.spans
-        ],
-    }
+    images = tuple(PrunedImage(image.names, image.digest, image.size) for image in pruned)
+    return encode(PruneReport(images, sum(image.size for image in pruned)))
 
 
 def stats_json(view: VmView) -> dict[str, object]:
@@ -237,25 +211,25 @@ def stats_json(view: VmView) -> dict[str, object]:
     }
 
 
-def path_json(info: FileInfo | None) -> dict[str, object]:
-    """A file of a guest. First the keys of the published client, then our own."""
+def path_json(info: FileInfo | None) -> Json:
+    """A file of a guest."""
     if info is None:
         return {"exists": False}
     is_link = info.kind is FileKind.SYMLINK
-    return {
-        "exists": True,
-        "error": None,
-        "is_dir": info.kind is FileKind.DIRECTORY,
-        "is_file": info.kind is FileKind.FILE,
-        "is_symlink": is_link,
-        "link_target": info.target if is_link else None,
-        "mode": info.mode,
-        "size": info.size,
-        "kind": info.kind,
-        "uid": info.uid,
-        "gid": info.gid,
-        "mtime": _guest_time_json(info.mtime_ns),
-    }
+    answer = PathInfo(
+        exists=True,
+        is_dir=info.kind is FileKind.DIRECTORY,
+        is_file=info.kind is FileKind.FILE,
+        is_symlink=is_link,
+        link_target=info.target if is_link else None,
+        mode=info.mode,
+        size=info.size,
+        kind=info.kind,
+        uid=info.uid,
+        gid=info.gid,
+        mtime=_guest_time_json(info.mtime_ns),
+    )
+    return encode(answer)
 
 
 def _guest_time_json(nanoseconds: int) -> str | None:
@@ -266,31 +240,31 @@ def _guest_time_json(nanoseconds: int) -> str | None:
         return None
 
 
-def log_line_json(line: LogLine) -> Mapping[str, object]:
+def log_line_json(line: LogLine) -> Json:
     """A line of a log with all that is known of it."""
-    return {"time": time_json(line.time), "text": line.text, "invocation_id": line.invocation_id}
+    return encode(LogEntry(time_json(line.time), line.text, line.invocation_id))
 
 
-def token_json(token: Token) -> dict[str, object]:
-    """A token, without its text, which is not kept, and its hash, which is nobody's business."""
-    return {
-        "name": token.name,
-        "prefix": token.prefix,
-        "scope": token.scope.value,
-        "vms": list(token.vms),
-        "tags": dict(token.tags),
-        "created_at": time_json(token.created_at),
-        "expires_at": time_json(token.expires_at),
-        "expired": token.is_expired(time.time()),
-        "last_used_at": time_json(token.last_used_at),
-    }
+def token_json(token: Token) -> Json:
+    """A token."""
+    return encode(_derive_token(token))
 
 
-def reload_json(report: ReloadReport) -> dict[str, object]:
-    """What a reload found."""
-    return {
-        "defined": list(report.defined),
-        "changed": list(report.changed),
-        "removed": list(report.removed),
-        "problems": [problem_json(p) for p in report.problems],
-    }
+def new_token_json(token: Token, text: str) -> Json:
+    """A token that was made just now, with its text."""
+    info = _derive_token(token)
+    return encode(NewToken(**{key.name: getattr(info, key.name) for key in fields(info)}, token=text))
+
+
+def _derive_token(token: Token) -> TokenInfo:
+    return TokenInfo(
+        name=token.name,
+        prefix=token.prefix,
+        scope=token.scope,
+        vms=token.vms,
+        tags=dict(token.tags),
+        created_at=time_json(token.created_at),
+        expires_at=time_json(token.expires_at),
+        expired=token.is_expired(time.time()),
+        last_used_at=time_json(token.last_used_at),
+    )

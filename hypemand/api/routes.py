@@ -21,10 +21,9 @@ from hypemand.api.render import (
     instance_json,
     json_response,
     log_line_json,
+    new_token_json,
     path_json,
-    reload_json,
     stats_json,
-    timeline_json,
     token_json,
 )
 from hypemand.api.requests import (
@@ -40,10 +39,14 @@ from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.api.tasks import Ended, unless_ended
 from hypemand.api.tokens import Scope
-from hypemand.config.definition import ImagePull, Origin
+from hypemand.config.definition import ImagePull
 from hypemand.errors import InvalidRequest, Stopping, WrongState
-from hypemand.manager.view import LogLine, LogSource, VmView
-from hypemand.state import Operation, State, check_allowed
+from hypemand.model.answers.guest import ArchiveResult
+from hypemand.model.answers.host import EventLoop, Health
+from hypemand.model.document import encode
+from hypemand.model.logs import LogLine, LogSource
+from hypemand.model.state import Operation, Origin, State, check_allowed
+from hypemand.model.vm import VmView
 from hypemand.version import VERSION
 from hypemand.workers import Pool, run_in
 
@@ -106,12 +109,8 @@ class Routes:
     async def health(self, request: web.Request) -> web.StreamResponse:
         """Is the daemon up, and how long has its event loop stood still?"""
         turns = self._turns()
-        loop = {
-            "slow_turns": turns.slow,
-            "longest_ms": round(turns.longest * 1000),
-            "longest_cpu_ms": round(turns.longest_cpu * 1000),
-        }
-        return json_response({"status": "ok", "version": VERSION, "loop": loop})
+        loop = EventLoop(turns.slow, round(turns.longest * 1000), round(turns.longest_cpu * 1000))
+        return json_response(encode(Health("ok", VERSION, loop)))
 
     async def openapi(self, request: web.Request) -> web.StreamResponse:
         """This API, described."""
@@ -122,7 +121,7 @@ class Routes:
     async def reload(self, request: web.Request) -> web.StreamResponse:
         """Read the definition files again."""
         refuse_unknown(await self._read_object(request), ())
-        return json_response(reload_json(await self._reload()))
+        return json_response(encode(await self._reload()))
 
     async def list_instances(self, request: web.Request) -> web.StreamResponse:
         """All VMs, or those in a state and with tags."""
@@ -229,7 +228,7 @@ class Routes:
         ref = parse_ref(request)
         query = read_query(request, "state", "timeout")
         if "state" not in query:
-            raise InvalidRequest("state: is missing", hint=_STATES)
+            raise InvalidRequest("model.state: is missing", hint=_STATES)
         state = _parse_state(query["state"])
         timeout = min(parse_positive_duration(query.get("timeout", DEFAULT_WAIT), "timeout"), MAX_WAIT)
         ended = await unless_ended(request, self._closing, self._manager.wait_vm(ref, state, timeout))
@@ -263,7 +262,7 @@ class Routes:
     async def read_timeline(self, request: web.Request) -> web.StreamResponse:
         """Where the time of the last boot went."""
         read_query(request)
-        return json_response(timeline_json(await self._manager.timeline(parse_ref(request))))
+        return json_response(encode(await self._manager.timeline(parse_ref(request))))
 
     async def read_stats(self, request: web.Request) -> web.StreamResponse:
         """What a VM uses of the host."""
@@ -310,7 +309,7 @@ class Routes:
         await check_directory(self._guests, ref, path)
         copy = await self._guests.copy_in(ref, path)
         try:
-            return json_response({"bytes_written": await receive_archive(request, copy, self._closing)})
+            return json_response(encode(ArchiveResult(await receive_archive(request, copy, self._closing))))
         finally:
             await copy.close()
 
@@ -340,7 +339,7 @@ class Routes:
             tags=_parse_tags(body),
             expires_in=None if expires is None else parse_positive_duration(str(expires), "expires"),
         )
-        return json_response(token_json(token) | {"token": text}, status=201)
+        return json_response(new_token_json(token, text), status=201)
 
     async def revoke_token(self, request: web.Request) -> web.StreamResponse:
         """A token is good no more, from now on."""
@@ -364,7 +363,7 @@ def _parse_state(word: str) -> State:
     try:
         return State(word)
     except ValueError:
-        raise InvalidRequest(f"state: {word[:40]!r} is not a state", hint=_STATES) from None
+        raise InvalidRequest(f"model.state: {word[:40]!r} is not a state", hint=_STATES) from None
 
 
 def _parse_pull(body: dict[str, object]) -> ImagePull | None:

@@ -10,15 +10,17 @@ from collections.abc import AsyncIterator, Mapping
 from aiohttp import web
 
 from hypemand.api.archive import receive_pieces, send_archive
-from hypemand.api.render import instance_json, json_response, time_json
+from hypemand.api.render import Json, instance_json, json_response, time_json
 from hypemand.api.requests import parse_ref, read_object, read_query, refuse_unknown
 from hypemand.api.services import Limits, Services
 from hypemand.config.definition import GIB, VolumeMount
 from hypemand.config.sizes import format_size, parse_size
 from hypemand.errors import InvalidRequest, NotFound
 from hypemand.inflate import GZIP, Inflater, InvalidGzip
-from hypemand.manager.space import SpaceReport
-from hypemand.manager.view import VolumeView
+from hypemand.model.answers.volume import Attachment, FileSystem, Space, SpaceUse, Volume
+from hypemand.model.document import encode
+from hypemand.model.space import SpaceReport
+from hypemand.model.volumes import VolumeView
 
 _REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _CREATE_KEYS = ("name", "size_gb", "size", "id", "tags")
@@ -132,51 +134,42 @@ class VolumeRoutes:
         return json_response(space_json(await self._volumes.measure_space()))
 
 
-def volume_json(volume: VolumeView) -> dict[str, object]:
-    """A volume. First the keys of the published client, then our own."""
-    return {
-        "id": volume.id,
-        "name": volume.name,
-        "size_gb": -(-volume.size // GIB),
-        "created_at": time_json(volume.created_at),
-        "tags": dict(volume.tags),
-        "attachments": [
-            {
-                "instance_id": attachment.vm_id,
-                "mount_path": attachment.mount.mount_path,
-                "readonly": not attachment.mount.writes,
-                "instance_name": attachment.vm,
-                "running": attachment.running,
-            }
+def volume_json(volume: VolumeView) -> Json:
+    """A volume."""
+    answer = Volume(
+        id=volume.id,
+        name=volume.name,
+        size_gb=-(-volume.size // GIB),
+        created_at=time_json(volume.created_at),
+        tags=volume.tags,
+        attachments=tuple(
+            Attachment(
+                instance_id=attachment.vm_id,
+                mount_path=attachment.mount.mount_path,
+                readonly=not attachment.mount.writes,
+                instance_name=attachment.vm,
+                running=attachment.running,
+            )
             for attachment in volume.attachments
-        ],
-        "size_bytes": volume.size,
-        "used_bytes": volume.used,
-        "status": "ready" if volume.ready else "filling",
-    }
+        ),
+        size_bytes=volume.size,
+        used_bytes=volume.used,
+        status="ready" if volume.ready else "filling",
+    )
+    return encode(answer)
 
 
-def space_json(report: SpaceReport) -> dict[str, object]:
+def space_json(report: SpaceReport) -> Json:
     """What takes the host's disk."""
-    return {
-        "kinds": [
-            {
-                "kind": use.kind,
-                "count": use.count,
-                "size_bytes": use.size,
-                "used_bytes": use.used,
-                "reclaimable_bytes": use.reclaimable,
-            }
-            for use in report.uses
-        ],
-        "filesystem": {
-            "path": str(report.room.folder),
-            "total_bytes": report.room.total,
-            "free_bytes": report.room.free,
-        },
-        "promised_bytes": report.promised,
-        "allowed_bytes": report.allowed,
-    }
+    answer = Space(
+        kinds=tuple(
+            SpaceUse(use.kind, use.count, use.size, use.used, use.reclaimable) for use in report.uses
+        ),
+        filesystem=FileSystem(str(report.room.folder), report.room.total, report.room.free),
+        promised_bytes=report.promised,
+        allowed_bytes=report.allowed,
+    )
+    return encode(answer)
 
 
 def check_overlay_size(value: object, disk: int) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 from hypemand.boot.tracker import Shutdown
 from hypemand.config.definition import Mode
+from hypemand.model.evidence import EMERGENCY, Marker
+from hypemand.protocol.sentinels import Exit
 from hypemand.recordfile import read_json
-from hypemand.sentinels import Exit
-from hypemand.state import EMERGENCY, Marker
 
 REQUESTED = "stopped on request"
 REBOOTED = "rebooted from inside"

@@ -28,9 +28,9 @@ from hypemand.boot.tracker import BootTracker
 from hypemand.boot.watcher import LATER, SOON
 from hypemand.budget import Budget, Price, Reserve
 from hypemand.errors import GuestError, HypemandError
+from hypemand.model.evidence import QmpStatus
 from hypemand.qemu.qmp import Qmp, QmpError
 from hypemand.sockets import hold_socket
-from hypemand.state import QmpStatus
 from hypemand.systemd.journal import BootJournal
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from hypemand.recordfile import read_json
-from hypemand.sentinels import (
+from hypemand.model.evidence import Marker
+from hypemand.model.state import HeadersState, HeadersStatus
+from hypemand.protocol.sentinels import (
     AgentReady,
     Emergency,
     EmergencyState,
@@ -28,7 +29,7 @@ from hypemand.sentinels import (
     Stage,
     parse_sentinel,
 )
-from hypemand.state import HeadersState, HeadersStatus, Marker
+from hypemand.recordfile import read_json
 
 _MAX_STAGES = 64
 _MAX_FILE = 1024 * 1024

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-from hypemand.cli.client import Client
+from hypemand.cli.client import Client, parse_all
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.network import describe_trouble
@@ -25,6 +24,7 @@ from hypemand.cli.values import escape_controls
 from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
 from hypemand.config.vmfile import SUFFIXES, load_vm_dir, load_vm_file
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
+from hypemand.model.answers.network import HostNetwork
 from hypemand.qemu.accel import find_accel
 from hypemand.qemu.host import find_initrd, find_kernel, find_qemu
 from hypemand.run import run
@@ -143,16 +143,16 @@ def _inspect_host(config: HostConfig) -> Iterator[Finding]:
 def _inspect_networks(client: Client) -> Iterator[Finding]:
     """What there is of the networks on the host, and what is wrong with them."""
     try:
-        networks: list[dict[str, Any]] = client.get("networks")
+        networks = parse_all(HostNetwork, client.get("networks"))
     except HypemandError as error:
         yield Finding("networks", Verdict.NOTE, f"only the daemon knows how they are: {error.message}")
         return
     for network in networks:
         trouble = describe_trouble(network)
-        verdict = Verdict.MISSING if network.get("problem") else Verdict.NOTE if trouble else Verdict.OK
-        subnets = ", ".join(str(network[key]) for key in ("ipv4", "ipv6") if network.get(key))
-        text = "; ".join(trouble) or f"{subnets} on {network.get('bridge')}"
-        yield Finding(f"network {network.get('name')}", verdict, text)
+        verdict = Verdict.MISSING if network.problem else Verdict.NOTE if trouble else Verdict.OK
+        subnets = ", ".join(subnet for subnet in (network.ipv4, network.ipv6) if subnet)
+        text = "; ".join(trouble) or f"{subnets} on {network.bridge}"
+        yield Finding(f"network {network.name}", verdict, text)
 
 
 def _look(what: str, find: Callable[[], str]) -> Finding:

@@ -14,10 +14,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, urlencode
 
 from hypemand.errors import HypemandError, Problem
+from hypemand.model.answers.error import Error
+from hypemand.model.document import BadDocument, decode
 
 DEFAULT_SOCKET = "/run/hypemand/api.sock"
 QUERY_SECONDS = 10.0
@@ -29,7 +31,7 @@ CONNECT_SECONDS = 5.0
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 Json: TypeAlias = Any
-Instance: TypeAlias = dict[str, Any]
+T = TypeVar("T")
 
 
 class ApiError(HypemandError):
@@ -281,6 +283,21 @@ def parse_answer(content: bytes) -> Json:
         raise Unreachable("hypemand's answer is no JSON", hint="is that socket hypemand's?") from None
 
 
+def parse(kind: type[T], answer: Json) -> T:
+    """The value of an answer, one of `hypemand.model.answers`. Raises Unreachable for what is none."""
+    try:
+        value: T = decode(kind, answer)
+    except BadDocument as error:
+        hint = "is the daemon of another version? hypemanctl version"
+        raise Unreachable(f"hypemand's answer cannot be understood: {error}", hint=hint) from None
+    return value
+
+
+def parse_all(kind: type[T], answer: Json) -> list[T]:
+    """The same for a list of them."""
+    return [*parse(tuple[kind, ...], answer)]  # type: ignore[valid-type]
+
+
 def _parse_event(kind: bytes, data: bytes) -> Json:
     """The value of an event. An event of the kind `error` ends the stream with what it says."""
     if kind == b"error":
@@ -291,33 +308,9 @@ def _parse_event(kind: bytes, data: bytes) -> Json:
 def parse_error(status: int, content: bytes) -> ApiError:
     """The error that an answer carries. Never raises, whatever the answer is."""
     try:
-        body = json.loads(content)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict) or not isinstance(body.get("message"), str):
-        return ApiError(f"hypemand answered with HTTP status {status}", code=f"http_{status}")
-    problems = body.get("problems")
-    return ApiError(
-        body["message"],
-        code=str(body.get("code", f"http_{status}")),
-        hint=str(body.get("hint") or ""),
-        problems=parse_problems(problems),
-    )
-
-
-def parse_problems(value: Json) -> tuple[Problem, ...]:
-    """Problems as the API writes them."""
-    if not isinstance(value, list):
-        return ()
-    return tuple(
-        Problem(
-            file=str(item.get("file") or ""),
-            line=int(item.get("line") or 0),
-            column=int(item.get("column") or 0),
-            key=str(item.get("key") or ""),
-            message=str(item.get("message") or ""),
-            hint=str(item.get("hint") or ""),
-        )
-        for item in value
-        if isinstance(item, dict)
-    )
+        error = decode(Error, json.loads(content))
+    except (ValueError, RecursionError, BadDocument):
+        error = Error()
+    code = error.code or f"http_{status}"
+    message = error.message or f"hypemand answered with HTTP status {status}"
+    return ApiError(message, code=code, hint=error.hint, problems=error.problems)

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hypemand.cli.client import Client
+from hypemand.cli.client import Client, parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.pack import LocalError, Packing, measure, pack
@@ -22,7 +21,8 @@ from hypemand.cli.terminal import print_error, print_json
 from hypemand.cli.transfer import download, upload
 from hypemand.cli.unpack import Unpacker
 from hypemand.errors import InvalidRequest, NotFound
-from hypemand.manager.view import FileInfo
+from hypemand.model.answers.guest import ArchiveResult, PathInfo
+from hypemand.model.files import FileInfo
 from hypemand.tar import InvalidArchive, TarReader
 
 STREAM = "-"
@@ -30,8 +30,6 @@ _GUEST = re.compile(r"([a-z0-9][a-z0-9-]*):(.*)", re.DOTALL)
 _BLOCK = 128 * 1024
 # Links to links, as a kernel bears them.
 _MAX_LINKS = 40
-
-Stat = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +75,10 @@ def copy(context: Context) -> int:
     return ExitCode.OK
 
 
-def _stat(client: Client, vm: str, path: str, *, follow: bool) -> Stat | None:
+def _stat(client: Client, vm: str, path: str, *, follow: bool) -> PathInfo | None:
     query = {"path": path, "follow_links": "true" if follow else "false"}
-    found: Stat = client.get("instances", vm, "stat", query=query)
-    return found if found["exists"] else None
+    found = parse(PathInfo, client.get("instances", vm, "stat", query=query))
+    return found if found.exists else None
 
 
 def _clean(path: str) -> str:
@@ -118,14 +116,14 @@ class _Upload:
                     source, name, Packing(args.follow_link, args.archive, print_error, progress.count)
                 )
             answer = upload(self._context.client, self._vm, {"path": folder}, pieces)
-        return int(answer["bytes_written"])
+        return parse(ArchiveResult, answer).bytes_written
 
     def _find_goal(self, path: Path) -> tuple[str, str]:
         """The folder in the guest, and what the source is called there; "" for its contents alone."""
         is_folder = self._look_at_source(path)
         client, target = self._context.client, _clean(self._target.path)
         found = _stat(client, self._vm, target, follow=True)
-        if found is not None and found["is_dir"]:
+        if found is not None and found.is_dir:
             return target, "" if self._source.means_contents and is_folder else _base_name(path)
         if found is not None:
             if is_folder:
@@ -152,9 +150,9 @@ class _Upload:
         """The file that a link stands for: it is replaced, not the link."""
         for _ in range(_MAX_LINKS):
             found = _stat(self._context.client, self._vm, path, follow=False)
-            if found is None or not found["is_symlink"]:
+            if found is None or not found.is_symlink:
                 return path
-            path = _clean(posixpath.join(posixpath.dirname(path), str(found["link_target"])))
+            path = _clean(posixpath.join(posixpath.dirname(path), str(found.link_target)))
         raise InvalidRequest(f"{self._target}: too many links")
 
 
@@ -188,18 +186,18 @@ class _Download:
         found = _stat(self._context.client, self._vm, self._path, follow=follow)
         if found is None:
             raise NotFound(f"there is no {self._source}", code="path_not_found")
-        if self._source.wants_folder and not found["is_dir"]:
+        if self._source.wants_folder and not found.is_dir:
             raise InvalidRequest(f"{self._source} is no directory")
         query = {"path": self._path, "follow_links": "true" if self._context.args.follow_link else "false"}
         if follow and not self._context.args.follow_link:
             # The link itself is followed because of how it was written, those below it are not.
             query["path"] = self._path.rstrip("/") + "/."
-        total = int(found["size"]) if found["is_file"] else None
+        total = found.size if found.is_file else None
         pieces = download(self._context.client, self._vm, query)
         with Progress(f"{self._source} to {self._target}", total) as progress:
             if self._target.path == STREAM:
                 return _write_output(pieces, progress)
-            return self._unpack(pieces, query["path"], is_folder=bool(found["is_dir"]), progress=progress)
+            return self._unpack(pieces, query["path"], is_folder=found.is_dir, progress=progress)
 
     def _unpack(self, pieces: Iterator[bytes], asked: str, *, is_folder: bool, progress: Progress) -> int:
         base = posixpath.basename(posixpath.normpath(asked))

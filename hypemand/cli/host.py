@@ -3,22 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-from hypemand.cli.client import CHANGE_SECONDS, ApiError, parse_problems
+from hypemand.cli.client import CHANGE_SECONDS, ApiError, parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import LiveLine, print_error, print_json
 from hypemand.cli.values import escape_controls
-from hypemand.errors import Problem
+from hypemand.model.answers.host import EventLoop, Health, ReloadReport
+from hypemand.model.document import encode
 from hypemand.version import VERSION
-
-_WORDS = (
-    ("defined", "Defined: {}."),
-    ("changed", "Changed, from the next start on: {}."),
-    ("removed", "Removed, stopped: {}."),
-)
 
 
 def reload(context: Context) -> int:
@@ -27,42 +19,45 @@ def reload(context: Context) -> int:
     --quiet is for hypemand.service, whose journal has all of that from the daemon already.
     """
     with LiveLine("reloading"):
-        report = context.client.post("reload", timeout=CHANGE_SECONDS * 2)
-    problems = parse_problems(report.get("problems"))
+        answer = context.client.post("reload", timeout=CHANGE_SECONDS * 2)
+    report = parse(ReloadReport, answer)
     if not context.args.quiet:
-        _show_report(context, report, problems)
-    return ExitCode.INVALID if problems else ExitCode.OK
+        print_json(answer) if context.wants_json else _show_report(report)
+        for problem in report.problems:
+            print_error(str(problem))
+    return ExitCode.INVALID if report.problems else ExitCode.OK
 
 
-def _show_report(context: Context, report: dict[str, Any], problems: Iterable[Problem]) -> None:
-    if context.wants_json:
-        print_json(report)
-    else:
-        for key, words in _WORDS:
-            if report.get(key):
-                print(escape_controls(words.format(", ".join(report[key]))))
-    for problem in problems:
-        print_error(str(problem))
+def _show_report(report: ReloadReport) -> None:
+    for words, names in (
+        ("Defined", report.defined),
+        ("Changed, from the next start on", report.changed),
+        ("Removed, stopped", report.removed),
+    ):
+        if names:
+            print(escape_controls(f"{words}: {', '.join(names)}."))
 
 
 def show_version(context: Context) -> int:
     """Our version, and the daemon's if it can be asked, with the slow turns of its event loop, if any."""
     version: str | None = None
-    loop: dict[str, Any] | None = None
+    loop: EventLoop | None = None
     try:
-        health = context.client.get("health")
-        version, loop = health.get("version"), health.get("loop")
+        health = parse(Health, context.client.get("health"))
+        version, loop = health.version, health.loop
         words = version or "answers and does not tell its version"
     except ApiError as error:
         words = f"does not answer: {error}"
     if context.wants_json:
-        print_json({"hypemanctl": VERSION, "hypemand": version, "loop": loop})
+        print_json(
+            {"hypemanctl": VERSION, "hypemand": version, "loop": None if loop is None else encode(loop)}
+        )
     else:
         print(f"hypemanctl {VERSION}")
-        print(f"hypemand {escape_controls(str(words))}")
-        if loop is not None and loop["slow_turns"]:
+        print(f"hypemand {escape_controls(words)}")
+        if loop is not None and loop.slow_turns:
             print(
-                f"event loop: {loop['slow_turns']} slow turns, the longest took {loop['longest_ms']} ms,"
-                f" the most CPU time in one was {loop['longest_cpu_ms']} ms"
+                f"event loop: {loop.slow_turns} slow turns, the longest took {loop.longest_ms} ms,"
+                f" the most CPU time in one was {loop.longest_cpu_ms} ms"
             )
     return ExitCode.OK

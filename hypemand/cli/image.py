@@ -10,9 +10,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from hypemand.cli.client import IMPORT_SECONDS, Unreachable, explain_broken
+from hypemand.cli.client import IMPORT_SECONDS, Json, Unreachable, explain_broken, parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.progress import Progress
@@ -20,6 +20,8 @@ from hypemand.cli.pull import pull_image
 from hypemand.cli.terminal import RED, LiveLine, print_json, print_table
 from hypemand.cli.values import escape_controls, format_bytes, parse_moment
 from hypemand.errors import InvalidRequest
+from hypemand.model.answers.image import Image, PruneReport
+from hypemand.model.images import PullStatus
 
 _HEADER = ("NAME", "STATUS", "SIZE", "PLATFORM", "CREATED", "DIGEST")
 _BLOCK = 256 * 1024
@@ -28,29 +30,29 @@ _DIGEST_LENGTH = 19  # sha256: and twelve digits
 
 def list_images(context: Context) -> int:
     """A table of images, or their names, or JSON."""
-    images: list[dict[str, Any]] = context.client.get("images")
+    images = parse_all(Image, context.client.get("images"))
     if context.wants_json:
-        print_json(images)
+        print_json([image.document for image in images])
     elif context.args.quiet:
         for image in images:
-            print(escape_controls(str(image.get("name"))))
+            print(escape_controls(image.name))
     elif images:
-        colours = [RED if image.get("status") == "failed" else None for image in images]
+        colours = [RED if image.status == PullStatus.FAILED else None for image in images]
         print_table(None if context.args.no_legend else _HEADER, [_row(image) for image in images], colours)
     elif sys.stdout.isatty():
         print("No images.")
     return ExitCode.OK
 
 
-def _row(image: dict[str, Any]) -> list[str]:
-    created = parse_moment(image.get("created_at"))
+def _row(image: Image) -> list[str]:
+    created = parse_moment(image.created_at)
     cells = [
-        str(image.get("name") or "?"),
-        str(image.get("status") or "?"),
-        format_bytes(image.get("size_bytes")),
-        str(image.get("platform") or "-"),
+        image.name,
+        image.status,
+        format_bytes(image.size_bytes),
+        image.platform or "-",
         f"{created.astimezone():%Y-%m-%d %H:%M}" if created else "-",
-        str(image.get("digest") or "-")[:_DIGEST_LENGTH],
+        (image.digest or "-")[:_DIGEST_LENGTH],
     ]
     return [escape_controls(cell) for cell in cells]
 
@@ -77,7 +79,7 @@ def remove(context: Context) -> int:
 
 def pull(context: Context) -> int:
     """Get images, one after the other, and show how far they are."""
-    pulled: list[dict[str, Any]] = []
+    pulled: list[Image] = []
     quiet = context.args.quiet or context.wants_json
 
     def pull_one(name: str) -> None:
@@ -88,33 +90,39 @@ def pull(context: Context) -> int:
 
     failure = for_each(context.args.image, pull_one)
     if context.wants_json:
-        print_json(pulled)
+        print_json([image.document for image in pulled])
     return failure
 
 
-def _print_made(image: dict[str, Any]) -> None:
-    print(escape_controls(f"{image['name']} {image.get('digest') or ''}".rstrip()))
+def _print_made(image: Image) -> None:
+    print(escape_controls(f"{image.name} {image.digest}".rstrip()))
+
+
+def _show_made(context: Context, answer: Json) -> int:
+    image = parse(Image, answer)
+    print_json(image.document) if context.wants_json else _print_made(image)
+    return ExitCode.OK
 
 
 def tag(context: Context) -> int:
     """Give an image one more name."""
-    image = context.client.post("images", context.args.image, "tag", body={"target": context.args.name})
-    print_json(image) if context.wants_json else _print_made(image)
-    return ExitCode.OK
+    body = {"target": context.args.name}
+    return _show_made(context, context.client.post("images", context.args.image, "tag", body=body))
 
 
 def prune(context: Context) -> int:
     """Remove what no VM needs."""
     body = {"all": context.args.all, "dry_run": context.args.dry_run}
     with LiveLine("removing images"):
-        pruned = context.client.post("images", "prune", body=body, timeout=IMPORT_SECONDS)
+        answer = context.client.post("images", "prune", body=body, timeout=IMPORT_SECONDS)
+    pruned = parse(PruneReport, answer)
     if context.wants_json:
-        print_json(pruned)
+        print_json(answer)
         return ExitCode.OK
-    for image in pruned["images"]:
-        print(escape_controls(f"{', '.join(image['names'])}  {format_bytes(image['size_bytes'])}"))
+    for image in pruned.images:
+        print(escape_controls(f"{', '.join(image.names)}  {format_bytes(image.size_bytes)}"))
     verb = "would be freed" if context.args.dry_run else "freed"
-    print(f"{format_bytes(pruned['freed_bytes'])} {verb}")
+    print(f"{format_bytes(pruned.freed_bytes)} {verb}")
     return ExitCode.OK
 
 
@@ -175,11 +183,9 @@ def import_image(context: Context) -> int:
     if not os.path.exists(path) and not os.path.isdir(path.rpartition(":")[0]):
         raise InvalidRequest(f"there is no {path}", hint="give a directory, a tar archive or an OCI layout")
     with LiveLine(f"importing {name}"):
-        image = context.client.post(
-            "images", "import", body={"name": name, "path": kind + path}, timeout=IMPORT_SECONDS
-        )
-    print_json(image) if context.wants_json else _print_made(image)
-    return ExitCode.OK
+        body = {"name": name, "path": kind + path}
+        answer = context.client.post("images", "import", body=body, timeout=IMPORT_SECONDS)
+    return _show_made(context, answer)
 
 
 def _split_source(source: str) -> tuple[str, str]:

@@ -1,50 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands know of an instance as the API gives it. A missing field never raises."""
+"""What the commands ask of an instance, and say of it."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from hypemand.cli.client import Client, Instance
+from hypemand.cli.client import Client, Json, parse, parse_all
+from hypemand.cli.terminal import GREEN, RED, YELLOW
 from hypemand.cli.values import parse_span
 from hypemand.errors import TimedOut
+from hypemand.model.answers.instance import Instance
+from hypemand.model.state import State
 
 STOP_MARGIN_SECONDS = 30.0
 BOOT_MARGIN_SECONDS = 15.0
 DEFAULT_BOOT_SECONDS = 90.0
 DEFAULT_STOP_SECONDS = 30.0
-ENDED_STATES = frozenset({"Stopped", "Standby"})
+ENDED_STATES = frozenset(state for state in State if not state.is_vmm_active)
+_COLOURS: dict[str, str] = {
+    State.RUNNING: GREEN,
+    State.CREATED: YELLOW,
+    State.INITIALIZING: YELLOW,
+    State.PAUSED: YELLOW,
+    State.SHUTDOWN: YELLOW,
+    State.UNKNOWN: RED,
+}
+
+
+def list_instances(client: Client) -> list[Instance]:
+    """All instances. Raises ApiError."""
+    return parse_all(Instance, client.get("instances"))
 
 
 def get_instance(client: Client, ref: str) -> Instance:
     """One instance. Raises ApiError."""
-    instance: Instance = client.get("instances", ref)
-    return instance
+    return parse(Instance, client.get("instances", ref))
 
 
-def read_definition(instance: Instance, key: str) -> Any:
-    """A key of its definition, or None."""
-    definition = instance.get("definition")
-    return definition.get(key) if isinstance(definition, dict) else None
+def post_instance(client: Client, ref: str, what: str, *, body: Json, timeout: float) -> Instance:
+    """Ask for a change of an instance; the instance then. Raises ApiError."""
+    return parse(Instance, client.post("instances", ref, what, body=body, timeout=timeout))
 
 
-def read_name(instance: Instance) -> str:
-    """Its name."""
-    return str(instance.get("name") or instance.get("id") or "?")
-
-
-def read_state(instance: Instance) -> str:
-    """Its state in the API's words."""
-    return str(instance.get("state") or "Unknown")
+def find_memory(instance: Instance) -> str | None:
+    """The guest's memory as a definition has it, exact where the published client's spelling is not."""
+    memory = instance.definition.get("memory")
+    return instance.size if memory is None else str(memory)
 
 
 def _read_span(instance: Instance, key: str, default: float) -> float:
     """A timeout of its definition in seconds, which the API writes as a number, a span, or null."""
-    definition = instance.get("definition")
-    if not isinstance(definition, dict) or key not in definition:
-        return default
-    value = definition[key]
+    value = instance.definition.get(key, default)
     if value is None:
         return math.inf
     try:
@@ -64,14 +70,24 @@ def find_stop_deadline(instance: Instance, timeout: float | None) -> float:
     return (own if timeout is None else timeout) + STOP_MARGIN_SECONDS
 
 
+def find_state_colour(state: str, *, failed: bool) -> str | None:
+    """Colour of a state; red where the last run failed."""
+    return RED if failed and state == State.STOPPED else _COLOURS.get(state)
+
+
 def has_failed(instance: Instance) -> bool:
     """Has the last run ended in a failure? False while it runs, and when there was none."""
-    return read_state(instance) in ENDED_STATES and instance.get("exit_success") is False
+    return instance.state in ENDED_STATES and instance.exit_success is False
+
+
+def describe_status(instance: Instance) -> str:
+    """Its state with what it waits for or how it came about, in one line."""
+    return instance.status_text or instance.state
 
 
 def describe_exit(instance: Instance) -> str:
     """How the last run ended, in words; empty when nothing is known of it."""
-    code, message = instance.get("exit_code"), str(instance.get("exit_message") or "")
+    code, message = instance.exit_code, instance.exit_message or ""
     if code is None or message == f"exited with code {code}":
         return message
     return ": ".join([f"exited with {code}"] + ([message] if message else []))
@@ -81,5 +97,5 @@ def build_timed_out(name: str, wanted: str, seconds: float, instance: Instance |
     """The error for a wait that came to its deadline."""
     now = ""
     if instance is not None:
-        now = f"; it is {instance.get('status_text') or read_state(instance)}"
+        now = f"; it is {describe_status(instance)}"
     return TimedOut(f"{name} was not {wanted} within {seconds:g} s{now}")

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-from hypemand.cli.client import CHANGE_SECONDS, PULL_SECONDS, Client, Instance
+from hypemand.cli.client import CHANGE_SECONDS, PULL_SECONDS, Client
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import (
@@ -14,12 +15,13 @@ from hypemand.cli.instance import (
     find_stop_deadline,
     get_instance,
     has_failed,
-    read_name,
-    read_state,
+    post_instance,
 )
 from hypemand.cli.terminal import print_error, print_json
 from hypemand.cli.watch import show_progress, wait_for_state, wait_until_started
 from hypemand.errors import HypemandError, InvalidRequest, NotFound, WrongState
+from hypemand.model.answers.instance import Instance
+from hypemand.model.state import Origin, State
 
 WAIT_SECONDS = 60.0
 KILL_SIGNAL = 9
@@ -33,7 +35,7 @@ def start(context: Context) -> int:
     def start_one(name: str) -> None:
         # its image may have to be pulled
         with show_progress(context.client, name, "starting"):
-            started.append(context.client.post("instances", name, "start", body=body, timeout=PULL_SECONDS))
+            started.append(post_instance(context.client, name, "start", body=body, timeout=PULL_SECONDS))
 
     failure = for_each(context.args.name, start_one)
     return _finish_starts(context, started, failure)
@@ -48,10 +50,15 @@ def restart(context: Context) -> int:
         deadline = find_stop_deadline(get_instance(client, name), None) + PULL_SECONDS
         body = build_pull(context.args.pull)
         with show_progress(client, name, "restarting"):
-            started.append(client.post("instances", name, "restart", body=body, timeout=deadline))
+            started.append(post_instance(client, name, "restart", body=body, timeout=deadline))
 
     failure = for_each(context.args.name, restart_one)
     return _finish_starts(context, started, failure)
+
+
+def print_instances(instances: Iterable[Instance]) -> None:
+    """What the daemon has answered of them, as one document."""
+    print_json([instance.document for instance in instances])
 
 
 def build_pull(when: str | None) -> dict[str, str] | None:
@@ -61,7 +68,7 @@ def build_pull(when: str | None) -> dict[str, str] | None:
 
 def _finish_starts(context: Context, started: list[Instance], failure: ExitCode) -> int:
     """Wait for what was started if that is asked for, then show it."""
-    instances = {read_name(instance): instance for instance in started}
+    instances = {instance.name: instance for instance in started}
     if context.args.wait:
 
         def wait_one(name: str) -> None:
@@ -70,7 +77,7 @@ def _finish_starts(context: Context, started: list[Instance], failure: ExitCode)
         waited = for_each(list(instances), wait_one)
         failure = failure or waited
     if context.wants_json:
-        print_json(list(instances.values()))
+        print_instances(instances.values())
     return failure
 
 
@@ -92,54 +99,45 @@ def stop(context: Context) -> int:
 
     failure = for_each(context.args.name, stop_one)
     if context.wants_json:
-        print_json(stopped)
+        print_instances(stopped)
     if failure or not context.args.result:
         return failure
     failed = [instance for instance in stopped if has_failed(instance)]
     for instance in failed:
-        print_error(f"{read_name(instance)} has failed: {describe_exit(instance)}")
+        print_error(f"{instance.name} has failed: {describe_exit(instance)}")
     return ExitCode.FAILURE if failed else ExitCode.OK
 
 
 def _stop_one(client: Client, name: str, timeout: float | None) -> Instance:
     deadline = find_stop_deadline(get_instance(client, name), timeout)
     with show_progress(client, name, "stopping"):
-        stopped: Instance = client.post(
-            "instances", name, "stop", body={"timeout": timeout}, timeout=deadline
-        )
-    return stopped
+        return post_instance(client, name, "stop", body={"timeout": timeout}, timeout=deadline)
 
 
 def kill(context: Context) -> int:
     """Send a signal to VMMs."""
-    killed: list[Instance] = []
-    body = {"signal": context.args.signal or KILL_SIGNAL}
-    failure = for_each(
-        context.args.name,
-        lambda name: killed.append(context.client.post("instances", name, "kill", body=body)),
-    )
-    if context.wants_json:
-        print_json(killed)
-    return failure
+    return _post_each(context, "kill", {"signal": context.args.signal or KILL_SIGNAL})
 
 
 def pause(context: Context) -> int:
     """Stop the CPUs of VMs."""
-    return _post_each(context, "pause")
+    return _post_each(context, "pause", {})
 
 
 def resume(context: Context) -> int:
     """Let VMs that are paused go on."""
-    return _post_each(context, "resume")
+    return _post_each(context, "resume", {})
 
 
-def _post_each(context: Context, what: str) -> int:
+def _post_each(context: Context, what: str, body: dict[str, int]) -> int:
     changed: list[Instance] = []
-    failure = for_each(
-        context.args.name, lambda name: changed.append(context.client.post("instances", name, what, body={}))
-    )
+
+    def post_one(name: str) -> None:
+        changed.append(post_instance(context.client, name, what, body=body, timeout=CHANGE_SECONDS))
+
+    failure = for_each(context.args.name, post_one)
     if context.wants_json:
-        print_json(changed)
+        print_instances(changed)
     return failure
 
 
@@ -156,19 +154,17 @@ def remove(context: Context) -> int:
 
     failure = for_each(context.args.name, remove_one)
     if context.wants_json:
-        print_json([read_name(instance) for instance in removed])
+        print_json([instance.name for instance in removed])
     return failure
 
 
 def _remove_one(client: Client, name: str, *, force: bool) -> Instance:
     instance = get_instance(client, name)
-    state = read_state(instance)
+    state = instance.state
     if state not in ENDED_STATES and not force:
-        in_file = instance.get("origin") == "file" and not instance.get("removed_from_config")
-        hint = "remove its file and reload" if in_file else f"hypemanctl rm -f {read_name(instance)}"
-        raise WrongState(
-            f"{read_name(instance)} is {state} and is not removed", hint=f"stop it first, or: {hint}"
-        )
+        in_file = instance.origin == Origin.FILE and not instance.removed_from_config
+        hint = "remove its file and reload" if in_file else f"hypemanctl rm -f {instance.name}"
+        raise WrongState(f"{instance.name} is {state} and is not removed", hint=f"stop it first, or: {hint}")
     with show_progress(client, name, "removing"):
         client.delete("instances", name, timeout=find_stop_deadline(instance, None) + CHANGE_SECONDS)
     return instance
@@ -178,7 +174,7 @@ def wait(context: Context) -> int:
     """Wait until a VM is in a state."""
     args = context.args
     timeout = WAIT_SECONDS if args.timeout is None else args.timeout
-    instance = wait_for_state(context.client, args.name, args.for_ or "Running", timeout)
+    instance = wait_for_state(context.client, args.name, args.for_ or State.RUNNING, timeout)
     if context.wants_json:
-        print_json(instance)
+        print_json(instance.document)
     return ExitCode.OK

@@ -5,16 +5,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 
+from hypemand.cli.client import parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import write_raw
 from hypemand.cli.values import escape_line, parse_moment
+from hypemand.model.answers.guest import LogEntry
+from hypemand.model.logs import LogSource
 
 
 def build_log_query(
-    *, tail: int | None, follow: bool, source: str = "app", sentinels: bool = False, as_json: bool = False
+    *,
+    tail: int | None,
+    follow: bool,
+    source: str = LogSource.APP,
+    sentinels: bool = False,
+    as_json: bool = False,
 ) -> dict[str, str]:
     """The query of a request for logs. `tail` None: all."""
     query = {"tail": "all" if tail is None else str(tail), "source": source}
@@ -33,7 +40,7 @@ def show_logs(context: Context) -> int:
     query = build_log_query(
         tail=args.lines,
         follow=args.follow,
-        source=args.source or "app",
+        source=args.source or LogSource.APP,
         sentinels=args.all,
         as_json=args.json or args.timestamps,
     )
@@ -42,7 +49,8 @@ def show_logs(context: Context) -> int:
             if args.json:
                 print(json.dumps(event))
             elif args.timestamps:
-                write_raw(f"{_stamp(event)} {show(_read_text(event))}\n")
+                line = parse(LogEntry, event)
+                write_raw(f"{_stamp(line)} {show(line.text)}\n")
             else:
                 write_raw(f"{show(str(event))}\n")
             if args.follow or sys.stdout.isatty():
@@ -50,10 +58,6 @@ def show_logs(context: Context) -> int:
     return ExitCode.OK
 
 
-def _stamp(event: Mapping[str, object]) -> str:
-    moment = parse_moment(event.get("time"))
+def _stamp(line: LogEntry) -> str:
+    moment = parse_moment(line.time)
     return moment.astimezone().isoformat(timespec="milliseconds") if moment else "-"
-
-
-def _read_text(event: Mapping[str, object]) -> str:
-    return str(event.get("text", ""))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.errors import HypemandError
-from hypemand.manager.view import FileInfo, FileKind
+from hypemand.model.files import FileInfo, FileKind
 from hypemand.tar import END, format_member, is_archivable, padding
 
 _BLOCK = 256 * 1024

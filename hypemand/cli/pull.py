@@ -3,28 +3,33 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from hypemand.cli.client import PULL_SECONDS, ApiError, Client, StreamBroken
+from hypemand.cli.client import PULL_SECONDS, ApiError, Client, StreamBroken, parse
 from hypemand.cli.progress import format_bar
 from hypemand.cli.terminal import LiveLine
 from hypemand.cli.values import format_bytes
+from hypemand.model.answers.image import Image
+from hypemand.model.images import PullStatus
 
-_DOING = {"pending": "asking for", "pulling": "pulling", "converting": "unpacking"}
+_DOING: dict[str, str] = {
+    PullStatus.PENDING: "asking for",
+    PullStatus.PULLING: "pulling",
+    PullStatus.CONVERTING: "unpacking",
+}
 
 
-def pull_image(client: Client, name: str, *, quiet: bool = False) -> dict[str, Any]:
+def pull_image(client: Client, name: str, *, quiet: bool = False) -> Image:
     """Have what `name` stands for now; the image. Raises ApiError with what the registry said."""
-    image: dict[str, Any] = client.post("images", body={"name": name})
-    watching = client.events("images", str(image["name"]), "watch", timeout=PULL_SECONDS)
+    image = parse(Image, client.post("images", body={"name": name}))
+    watching = client.events("images", image.name, "watch", timeout=PULL_SECONDS)
     with LiveLine(describe_pull(image)) as line, watching as events:
-        for image in events:
+        for event in events:
+            image = parse(Image, event)
             if not quiet:
                 line.update(describe_pull(image))
-    if image.get("status") == "failed":
-        raise ApiError(str(image.get("error")), code=str(image.get("error_code") or "pull_failed"))
-    if image.get("status") != "ready":
-        raise StreamBroken(f"{name} is still {image.get('status')}", hint="see: hypemanctl image list")
+    if image.status == PullStatus.FAILED:
+        raise ApiError(str(image.error), code=image.error_code or "pull_failed")
+    if image.status != PullStatus.READY:
+        raise StreamBroken(f"{name} is still {image.status}", hint="see: hypemanctl image list")
     return image
 
 
@@ -34,7 +39,7 @@ def have_image(client: Client, name: str, when: str | None) -> None:
         return
     if when != "always":
         try:
-            if client.get("images", name).get("status") == "ready":
+            if parse(Image, client.get("images", name)).status == PullStatus.READY:
                 return
         except ApiError as error:
             if error.code != "image_not_found":
@@ -42,13 +47,11 @@ def have_image(client: Client, name: str, when: str | None) -> None:
     pull_image(client, name)
 
 
-def describe_pull(image: dict[str, Any]) -> str:
+def describe_pull(image: Image) -> str:
     """What is done for an image now, in one line."""
-    name, doing = image.get("name"), _DOING.get(str(image.get("status")), "got")
-    done = image.get("progress") or {}
-    total = done.get("total_bytes")
-    if image.get("status") != "pulling" or not total:
-        return f"{doing} {name}"
-    share = f"{format_bytes(done['bytes'])} of {format_bytes(total)}"
-    layers = f"{done['layers']} of {done['total_layers']} layers"
-    return f"{format_bar(done['bytes'] / total)}  {share}  {layers}  {name}"
+    doing, done = _DOING.get(image.status, "got"), image.progress
+    if image.status != PullStatus.PULLING or done is None or not done.total_bytes:
+        return f"{doing} {image.name}"
+    share = f"{format_bytes(done.bytes)} of {format_bytes(done.total_bytes)}"
+    layers = f"{done.layers} of {done.total_layers} layers"
+    return f"{format_bar(done.bytes / done.total_bytes)}  {share}  {layers}  {image.name}"

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from hypemand.cli.client import ApiError, Client, Instance, StreamBroken
+from hypemand.cli.client import ApiError, Client, StreamBroken, parse
 from hypemand.cli.context import Context, explain
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.instance import find_stop_deadline, read_name
+from hypemand.cli.instance import find_stop_deadline
 from hypemand.cli.lifecycle import KILL_SIGNAL
 from hypemand.cli.logs import build_log_query
 from hypemand.cli.names import generate_name
@@ -24,6 +24,8 @@ from hypemand.cli.pull import have_image
 from hypemand.cli.terminal import print_error, print_json, write_raw
 from hypemand.cli.watch import MAX_BREAKS, wait_for_state
 from hypemand.errors import HypemandError, InvalidRequest
+from hypemand.model.answers.instance import Instance
+from hypemand.model.state import State
 
 NAME_ATTEMPTS = 5
 NO_NETWORK = "none"
@@ -46,13 +48,13 @@ def run(context: Context) -> int:
     have_image(context.client, args.image, args.pull)
     if args.detach:
         instance = _create(context.client, definition)
-        print_json(instance) if args.json else print(read_name(instance))
+        print_json(instance.document) if args.json else print(instance.name)
         return ExitCode.OK
     with _Interrupts(context.client) as interrupts:
         instance = _create(context.client, definition)
         try:
             interrupts.attach(instance)
-            return _follow(context.client, read_name(instance))
+            return _follow(context.client, instance.name)
         finally:
             if args.rm:
                 _remove(context.client, instance)
@@ -112,8 +114,7 @@ def _create(client: Client, definition: dict[str, Any]) -> Instance:
         attempts -= 1
         named = {"name": generate_name()} | definition
         try:
-            instance: Instance = client.post("instances", body={"definition": named, "start": True})
-            return instance
+            return parse(Instance, client.post("instances", body={"definition": named, "start": True}))
         except ApiError as error:
             if error.code != "already_exists" or not attempts:
                 raise
@@ -134,7 +135,7 @@ def _follow(client: Client, name: str) -> int:
             breaks += 1
             if breaks > MAX_BREAKS:
                 raise
-    return _report_exit(wait_for_state(client, name, "Stopped", END_SECONDS))
+    return _report_exit(wait_for_state(client, name, State.STOPPED, END_SECONDS))
 
 
 def _read_console(client: Client, name: str, *, skip: int) -> Iterator[str]:
@@ -146,10 +147,9 @@ def _read_console(client: Client, name: str, *, skip: int) -> Iterator[str]:
 
 
 def _report_exit(instance: Instance) -> int:
-    code, message = instance.get("exit_code"), instance.get("exit_message")
-    name = read_name(instance)
-    if not isinstance(code, int):
-        why = message or instance.get("status_text") or "no reason is known"
+    name, code, message = instance.name, instance.exit_code, instance.exit_message
+    if code is None:
+        why = message or instance.status_text or "no reason is known"
         print_error(f"{name} ended without an exit status: {why}")
         return ExitCode.OWN_FAILURE
     if code >= FIRST_SPOKEN_CODE and message:
@@ -160,11 +160,9 @@ def _report_exit(instance: Instance) -> int:
 def _remove(client: Client, instance: Instance) -> None:
     """--rm. Its failure is told and does not hide the program's exit status."""
     try:
-        client.delete(
-            "instances", read_name(instance), timeout=find_stop_deadline(instance, None) + END_SECONDS
-        )
+        client.delete("instances", instance.name, timeout=find_stop_deadline(instance, None) + END_SECONDS)
     except HypemandError as error:
-        print_error(f"{read_name(instance)} is left behind: {explain(error)}")
+        print_error(f"{instance.name} is left behind: {explain(error)}")
 
 
 class _Interrupts:
@@ -204,7 +202,7 @@ class _Interrupts:
         threading.Thread(target=work, args=(instance,), name="interrupt", daemon=True).start()
 
     def _stop(self, instance: Instance) -> None:
-        name = read_name(instance)
+        name = instance.name
         if sys.stderr.isatty():
             print_error(f"stopping {name}; interrupt again to kill it")
         deadline = find_stop_deadline(instance, None)
@@ -213,7 +211,7 @@ class _Interrupts:
         )
 
     def _kill(self, instance: Instance) -> None:
-        name = read_name(instance)
+        name = instance.name
         self._ask(lambda: self._client.post("instances", name, "kill", body={"signal": KILL_SIGNAL}))
 
     def _ask(self, call: Callable[[], object]) -> None:

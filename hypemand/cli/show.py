@@ -6,23 +6,23 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from hypemand.cli.client import Instance
+from hypemand.cli.client import parse
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import (
     ENDED_STATES,
     describe_exit,
+    find_memory,
+    find_state_colour,
     get_instance,
     has_failed,
-    read_definition,
-    read_name,
-    read_state,
+    list_instances,
 )
-from hypemand.cli.terminal import BOLD, DIM, RED, YELLOW, find_state_colour, paint, print_json, print_table
+from hypemand.cli.terminal import BOLD, DIM, RED, YELLOW, paint, print_json, print_table
 from hypemand.cli.values import (
     escape_controls,
     escape_line,
@@ -32,6 +32,9 @@ from hypemand.cli.values import (
     parse_moment,
 )
 from hypemand.errors import HypemandError, NotFound
+from hypemand.model.answers.guest import LogEntry
+from hypemand.model.answers.instance import Instance, InstanceHeaders, InstanceNetwork
+from hypemand.model.state import HeadersState, Origin, State
 
 STATUS_LINES = 10
 _HEADER = ("NAME", "STATE", "READY", "ADDRESS", "PORTS", "IMAGE", "MEMORY", "VCPUS", "EXIT", "NOTE")
@@ -43,7 +46,7 @@ _MAX_PORTS = 4
 def _get_named_or_all(context: Context) -> tuple[list[Instance], ExitCode]:
     """The VMs that are named, or all; and the status for those that could not be had."""
     if not context.args.name:
-        return context.client.get("instances"), ExitCode.OK
+        return list_instances(context.client), ExitCode.OK
     instances: list[Instance] = []
     failure = for_each(context.args.name, lambda ref: instances.append(get_instance(context.client, ref)))
     return instances, failure
@@ -54,14 +57,14 @@ def list_vms(context: Context) -> int:
     args = context.args
     instances, failure = _get_named_or_all(context)
     if args.state:
-        instances = [i for i in instances if read_state(i) in args.state]
+        instances = [i for i in instances if i.state in args.state]
     if context.wants_json:
-        print_json(instances)
+        print_json([instance.document for instance in instances])
     elif args.quiet:
         for instance in instances:
-            print(escape_controls(read_name(instance)))
+            print(escape_controls(instance.name))
     elif instances:
-        colours = [find_state_colour(read_state(i), has_failed(i)) for i in instances]
+        colours = [find_state_colour(i.state, failed=has_failed(i)) for i in instances]
         rows = [_list_row(i) for i in instances]
         header, *rows = _drop_unused_ports([list(_HEADER), *rows])
         print_table(None if args.no_legend else header, rows, colours)
@@ -71,16 +74,16 @@ def list_vms(context: Context) -> int:
 
 
 def _list_row(instance: Instance) -> list[str]:
-    code = instance.get("exit_code")
+    code = instance.exit_code
     cells = [
-        read_name(instance),
-        read_state(instance),
-        format_milliseconds(instance.get("ready_ms")),
+        instance.name,
+        instance.state,
+        format_milliseconds(instance.ready_ms),
         _find_address(instance) or "-",
         _describe_ports(instance) or "-",
-        str(instance.get("image") or "-"),
-        format_bytes(read_definition(instance, "memory") or instance.get("size")),
-        str(instance.get("vcpus") or "-"),
+        instance.image or "-",
+        format_bytes(find_memory(instance)),
+        str(instance.vcpus or "-"),
         "-" if code is None else str(code),
         ", ".join(_notes(instance)),
     ]
@@ -96,27 +99,22 @@ def _drop_unused_ports(table: list[list[str]]) -> list[list[str]]:
 
 def _describe_ports(instance: Instance) -> str:
     """Ports of the host that lead to it now, in one word."""
-    network = _read_network(instance)
-    ports = [str(port) for port in network.get("publish") or ()] if network.get("interface") else []
+    network = instance.network
+    ports = network.publish if network is not None and network.interface else ()
     more = [f"+{len(ports) - _MAX_PORTS}"] if len(ports) > _MAX_PORTS else []
     return ",".join([*ports[:_MAX_PORTS], *more])
 
 
-def _read_network(instance: Instance) -> dict[str, Any]:
-    network = instance.get("network")
-    return network if isinstance(network, dict) and network.get("enabled") else {}
-
-
-def _find_address(instance: Instance) -> str:
+def _find_address(instance: Instance) -> str | None:
     """One is enough to reach it by: that of IPv4 where it has both."""
-    network = _read_network(instance)
-    return str(network.get("ip") or network.get("ip6") or "")
+    network = instance.network
+    return None if network is None else network.ip or network.ip6
 
 
 def _notes(instance: Instance) -> Iterator[str]:
-    if instance.get("needs_restart"):
+    if instance.needs_restart:
         yield "needs restart"
-    if instance.get("removed_from_config"):
+    if instance.removed_from_config:
         yield "file removed"
 
 
@@ -125,7 +123,7 @@ def show_status(context: Context) -> int:
     args = context.args
     instances, failure = _get_named_or_all(context)
     if context.wants_json:
-        print_json(instances)
+        print_json([instance.document for instance in instances])
     else:
         wanted = STATUS_LINES if args.lines is None else args.lines
         for index, instance in enumerate(instances):
@@ -133,16 +131,16 @@ def show_status(context: Context) -> int:
             _print_status(context, instance, wanted)
     if failure or not args.name:
         return failure
-    is_up = all(read_state(instance) == "Running" for instance in instances)
+    is_up = all(instance.state == State.RUNNING for instance in instances)
     return ExitCode.OK if is_up else ExitCode.NOT_RUNNING
 
 
 def _print_status(context: Context, instance: Instance, wanted_lines: int) -> None:
     failed = has_failed(instance)
-    state = read_state(instance)
-    colour = find_state_colour(state, failed)
+    state = instance.state
+    colour = find_state_colour(state, failed=failed)
     dot = paint("✗" if failed else "○" if state in ENDED_STATES else "●", colour, sys.stdout)
-    name = paint(escape_controls(read_name(instance)), BOLD, sys.stdout)
+    name = paint(escape_controls(instance.name), BOLD, sys.stdout)
     print(f"{dot} {name} - {_describe_program(instance)}")
     for label, text in _status_fields(instance):
         print(f"{label:>10}: {text}")
@@ -154,38 +152,38 @@ def _print_status(context: Context, instance: Instance, wanted_lines: int) -> No
 
 
 def _describe_program(instance: Instance) -> str:
-    words = [str(instance.get("image") or "?")]
+    words = [instance.image or "?"]
     for key in ("entrypoint", "cmd"):
-        words += [shlex.quote(str(word)) for word in read_definition(instance, key) or ()]
+        words += [shlex.quote(str(word)) for word in instance.definition.get(key) or ()]
     return escape_controls(" ".join(words))
 
 
 def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
-    state = read_state(instance)
-    colour = find_state_colour(state, has_failed(instance))
+    state = instance.state
+    colour = find_state_colour(state, failed=has_failed(instance))
     yield "State", f"{paint(state, colour, sys.stdout)}{_describe_since(instance)}"
-    for label, key in (("Error", "state_error"), ("Status", "status_text")):
-        if instance.get(key) not in (None, state):
-            yield label, escape_controls(str(instance[key]))
+    for label, text in (("Error", instance.state_error), ("Status", instance.status_text)):
+        if text not in (None, state):
+            yield label, escape_controls(str(text))
     if describe_exit(instance):
         words = escape_controls(describe_exit(instance))
         yield "Exit", paint(words, RED, sys.stdout) if has_failed(instance) else words
     yield "Defined", _describe_origin(instance)
-    if instance.get("unit"):
-        yield "Unit", escape_controls(str(instance["unit"]))
-    if instance.get("main_pid"):
-        yield "Main PID", f"{instance['main_pid']} (user id {instance.get('uid')})"
-    if isinstance(headers := instance.get("kernel_headers"), dict):
-        yield "Headers", _describe_headers(headers)
-    yield "Network", escape_controls(_describe_network(_read_network(instance)))
+    if instance.unit:
+        yield "Unit", escape_controls(instance.unit)
+    if instance.main_pid:
+        yield "Main PID", f"{instance.main_pid} (user id {instance.uid})"
+    if instance.kernel_headers is not None:
+        yield "Headers", _describe_headers(instance.kernel_headers)
+    yield "Network", escape_controls(_describe_network(instance.network))
     yield "Memory", _describe_memory(instance)
-    yield "CPUs", str(instance.get("vcpus") or "-")
+    yield "CPUs", str(instance.vcpus or "-")
 
 
 def _describe_since(instance: Instance) -> str:
     # of one that never ran, or went down with the host, there is no such time
-    key = "stopped_at" if read_state(instance) == "Stopped" else "current_phase_since"
-    since = parse_moment(instance.get(key))
+    is_stopped = instance.state == State.STOPPED
+    since = parse_moment(instance.stopped_at if is_stopped else instance.current_phase_since)
     if since is None:
         return ""
     ago = format_seconds((datetime.now(UTC) - since).total_seconds())
@@ -193,38 +191,36 @@ def _describe_since(instance: Instance) -> str:
 
 
 def _describe_origin(instance: Instance) -> str:
-    words = "in a file" if instance.get("origin") == "file" else "by the API"
+    words = "in a file" if instance.origin == Origin.FILE else "by the API"
     notes = ", ".join(_notes(instance))
     return f"{words}; {paint(notes, YELLOW, sys.stdout)}" if notes else words
 
 
-def _describe_headers(headers: dict[str, Any]) -> str:
-    words = [str(headers.get("state")), *([str(headers["error"])] if headers.get("error") else [])]
-    text = escape_controls(": ".join(words))
-    return paint(text, RED, sys.stdout) if headers.get("state") == "failed" else text
+def _describe_headers(headers: InstanceHeaders) -> str:
+    text = escape_controls(": ".join([headers.state, *([headers.error] if headers.error else [])]))
+    return paint(text, RED, sys.stdout) if headers.state == HeadersState.FAILED else text
 
 
-def _describe_network(network: dict[str, Any]) -> str:
-    if not network:
+def _describe_network(network: InstanceNetwork | None) -> str:
+    if network is None or not network.enabled:
         return "none"
-    addresses = [str(network[key]) for key in ("ip", "ip6") if network.get(key)]
-    words = [f"{network.get('name')}, {' '.join(addresses) or 'no address yet'}"]
-    if network.get("group"):
-        words.append(f"in group {network['group']}")
-    elif network.get("isolated") is False:
+    addresses = [address for address in (network.ip, network.ip6) if address]
+    words = [f"{network.name}, {' '.join(addresses) or 'no address yet'}"]
+    if network.group:
+        words.append(f"in group {network.group}")
+    elif network.isolated is False:
         words.append("not isolated")
-    if network.get("publish"):
-        words.append(f"publishes {' '.join(map(str, network['publish']))}")
-    counters = network.get("counters")
-    if isinstance(counters, dict):
-        sent, received = (format_bytes(counters.get(key)) for key in ("sent_bytes", "received_bytes"))
-        words.append(f"{sent} sent, {received} received")
+    if network.publish:
+        words.append(f"publishes {' '.join(network.publish)}")
+    if network.counters is not None:
+        sent, received = network.counters.sent_bytes, network.counters.received_bytes
+        words.append(f"{format_bytes(sent)} sent, {format_bytes(received)} received")
     return "; ".join(words)
 
 
 def _describe_memory(instance: Instance) -> str:
-    guest = escape_controls(format_bytes(read_definition(instance, "memory") or instance.get("size")))
-    used = instance.get("memory_current")
+    guest = escape_controls(format_bytes(find_memory(instance)))
+    used = instance.memory_current
     return f"{guest} for the guest" if used is None else f"{format_bytes(used)} used; {guest} for the guest"
 
 
@@ -234,14 +230,12 @@ def _read_last_lines(context: Context, instance: Instance, wanted: int) -> Itera
         return
     query = {"tail": str(wanted), "json": "true"}
     try:
-        with context.client.events(
-            "instances", read_name(instance), "logs", query=query, timeout=10
-        ) as events:
+        with context.client.events("instances", instance.name, "logs", query=query, timeout=10) as events:
             for event in events:
-                moment = parse_moment(event.get("time"))
+                line = parse(LogEntry, event)
+                moment = parse_moment(line.time)
                 stamp = f"{moment.astimezone():%b %d %H:%M:%S}" if moment else ""
-                text = escape_line(str(event.get("text", "")))
-                yield f"{paint(stamp, DIM, sys.stdout)} {text}"
+                yield f"{paint(stamp, DIM, sys.stdout)} {escape_line(line.text)}"
     except (HypemandError, TimeoutError) as error:
         yield paint(f"(its lines cannot be read: {str(error) or 'no answer in 10 s'})", DIM, sys.stdout)
 
@@ -250,17 +244,18 @@ def show_properties(context: Context) -> int:
     """All properties of a VM, one `key=value` a line; nested keys are joined by dots."""
     args = context.args
     instance = get_instance(context.client, args.name)
-    flat = dict(_flatten("", instance))
+    document: Mapping[str, Any] = instance.document
+    flat = dict(_flatten("", document))
     if args.property:
         flat = {k: v for k, v in flat.items() if _is_wanted(k, args.property)}
         if not flat:
             raise NotFound(
-                f"{read_name(instance)} has no property {', '.join(args.property)}",
+                f"{instance.name} has no property {', '.join(args.property)}",
                 hint="see: hypemanctl show NAME",
             )
-        instance = flat
+        document = flat
     if context.wants_json:
-        print_json(instance)
+        print_json(document)
         return ExitCode.OK
     for key, value in flat.items():
         text = _format_property(value)

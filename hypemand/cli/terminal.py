@@ -18,15 +18,6 @@ from typing import Any, TextIO
 from hypemand.cli.values import escape_controls, format_seconds
 
 GREEN, YELLOW, RED, BOLD, DIM = "32", "33", "31", "1", "2"
-
-_STATE_COLOURS = {
-    "Running": GREEN,
-    "Created": YELLOW,
-    "Initializing": YELLOW,
-    "Paused": YELLOW,
-    "Shutdown": YELLOW,
-    "Unknown": RED,
-}
 TICK_SECONDS = 0.1
 
 
@@ -38,11 +29,6 @@ def wants_colour(stream: TextIO) -> bool:
 def paint(text: str, colour: str | None, stream: TextIO) -> str:
     """`text` in a colour where `stream` shows colours."""
     return f"\x1b[{colour}m{text}\x1b[0m" if colour and wants_colour(stream) else text
-
-
-def find_state_colour(state: str, failed: bool) -> str | None:
-    """Colour of a state; red where the last run failed."""
-    return RED if failed and state == "Stopped" else _STATE_COLOURS.get(state)
 
 
 def print_json(value: Any) -> None:

@@ -7,10 +7,12 @@ import math
 import sys
 from typing import Any
 
+from hypemand.cli.client import parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import RED, print_json, print_table
 from hypemand.cli.values import escape_controls, parse_moment
+from hypemand.model.answers.token import NewToken, TokenInfo
 
 _HEADER = ("NAME", "SCOPE", "BEGINS", "CREATED", "EXPIRES", "LAST USED", "VMS")
 
@@ -23,11 +25,12 @@ def create(context: Context) -> int:
     }  # fmt: skip
     if args.expires is not None and not math.isinf(args.expires):
         body["expires"] = f"{args.expires:.3f}s"
-    token = context.client.post("tokens", body=body)
+    answer = context.client.post("tokens", body=body)
+    token = parse(NewToken, answer)
     if context.wants_json:
-        print_json(token)
+        print_json(answer)
     else:
-        print(token["token"])
+        print(token.token)
         if sys.stdout.isatty():
             print("Keep it: it is shown this once.", file=sys.stderr)
     return ExitCode.OK
@@ -35,30 +38,29 @@ def create(context: Context) -> int:
 
 def list_tokens(context: Context) -> int:
     """A table of tokens, or JSON."""
-    tokens: list[dict[str, Any]] = context.client.get("tokens")
+    answer = context.client.get("tokens")
+    tokens = parse_all(TokenInfo, answer)
     if context.wants_json:
-        print_json(tokens)
+        print_json(answer)
     elif tokens:
-        colours = [RED if token.get("expired") else None for token in tokens]
+        colours = [RED if token.expired else None for token in tokens]
         print_table(None if context.args.no_legend else _HEADER, [_row(token) for token in tokens], colours)
     elif sys.stdout.isatty():
         print("No tokens.")
     return ExitCode.OK
 
 
-def _row(token: dict[str, Any]) -> list[str]:
-    scope = str(token.get("scope"))
-    expires = _format_moment(token.get("expires_at"), "never")
-    tags = [f"{key}={value}" for key, value in dict(token.get("tags") or {}).items()]
-    vms = [*map(str, token.get("vms") or ()), *([",".join(tags)] if tags else [])]
+def _row(token: TokenInfo) -> list[str]:
+    scope = token.scope or "-"
+    tags = ",".join(f"{key}={value}" for key, value in token.tags.items())
     cells = [
-        str(token.get("name")),
-        f"{scope}, expired" if token.get("expired") else scope,
-        str(token.get("prefix")),
-        _format_moment(token.get("created_at"), "-"),
-        expires,
-        _format_moment(token.get("last_used_at"), "never"),
-        " ".join(vms) or "all",
+        token.name,
+        f"{scope}, expired" if token.expired else scope,
+        token.prefix or "-",
+        _format_moment(token.created_at, "-"),
+        _format_moment(token.expires_at, "never"),
+        _format_moment(token.last_used_at, "never"),
+        " ".join([*token.vms, *([tags] if tags else [])]) or "all",
     ]
     return [escape_controls(cell) for cell in cells]
 

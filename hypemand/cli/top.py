@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from hypemand.cli.client import Instance
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.instance import read_definition, read_name, read_state
-from hypemand.cli.terminal import find_state_colour, print_json, print_table
+from hypemand.cli.instance import find_memory, find_state_colour, list_instances
+from hypemand.cli.terminal import print_json, print_table
 from hypemand.cli.values import escape_controls, format_bytes, format_seconds, parse_moment
 from hypemand.errors import InvalidRequest, NotFound
+from hypemand.model.answers.instance import Instance
 
 DELAY_SECONDS = 2.0
 # What one look that stands alone compares with the look before it.
@@ -57,9 +57,7 @@ def top(context: Context) -> int:
             time.sleep(delay if shown else min(delay, FIRST_SECONDS))
             now, then = _ask(context), at
             at = time.monotonic()
-            rows = [
-                _compare(instance, before.get(str(instance["id"])), at - then) for instance in now.values()
-            ]
+            rows = [_compare(instance, before.get(instance.id), at - then) for instance in now.values()]
             _show(context, rows, clear=live and count != 1)
             before, shown = now, shown + 1
     except KeyboardInterrupt:
@@ -69,35 +67,34 @@ def top(context: Context) -> int:
 
 def _ask(context: Context) -> dict[str, Instance]:
     """The VMs that are wanted, by id."""
-    instances: list[Instance] = context.client.get("instances")
+    instances = list_instances(context.client)
     wanted = set(context.args.name)
     if wanted:
-        instances = [i for i in instances if {read_name(i), str(i["id"])} & wanted]
-        missing = wanted - {word for i in instances for word in (read_name(i), str(i["id"]))}
+        instances = [i for i in instances if {i.name, i.id} & wanted]
+        missing = wanted - {word for i in instances for word in (i.name, i.id)}
         if missing:
             raise NotFound(f"there is no VM {', '.join(sorted(missing))}", hint="see: hypemanctl list")
-    return {str(instance["id"]): instance for instance in instances}
+    return {instance.id: instance for instance in instances}
 
 
 def _compare(instance: Instance, before: Instance | None, seconds: float) -> Usage:
     """What was used between two looks. A VM that was started anew in between begins at nothing."""
-    used = instance.get("cpu_seconds")
+    used = instance.cpu_seconds
     percent = None
-    if isinstance(used, int | float):
-        is_same_run = before is not None and before.get("invocation_id") == instance.get("invocation_id")
-        start = before.get("cpu_seconds") if before is not None and is_same_run else 0.0
-        percent = max(used - start, 0.0) / seconds * 100 if isinstance(start, int | float) else None
-    started = parse_moment(instance.get("started_at"))
-    is_up = started is not None and instance.get("main_pid") is not None
-    vcpus, memory = instance.get("vcpus"), instance.get("memory_current")
+    if used is not None:
+        is_same_run = before is not None and before.invocation_id == instance.invocation_id
+        start = before.cpu_seconds if before is not None and is_same_run else 0.0
+        percent = None if start is None else max(used - start, 0.0) / seconds * 100
+    started = parse_moment(instance.started_at)
+    is_up = started is not None and instance.main_pid is not None
     return Usage(
-        name=read_name(instance),
-        state=read_state(instance),
+        name=instance.name,
+        state=instance.state,
         cpu_percent=None if percent is None else round(percent, 1),
-        cpu_seconds=used if isinstance(used, int | float) else None,
-        memory_current=memory if isinstance(memory, int) else None,
-        memory=str(read_definition(instance, "memory") or instance.get("size") or "-"),
-        vcpus=vcpus if isinstance(vcpus, int) else None,
+        cpu_seconds=used,
+        memory_current=instance.memory_current,
+        memory=find_memory(instance) or "-",
+        vcpus=instance.vcpus,
         up_seconds=(datetime.now(UTC) - started).total_seconds() if is_up and started is not None else None,
     )
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.cli.pack import LocalError
-from hypemand.manager.view import FileInfo, FileKind
+from hypemand.model.files import FileInfo, FileKind
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

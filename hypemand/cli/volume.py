@@ -8,16 +8,17 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from hypemand.atomic import replace_file, write_all
-from hypemand.cli.client import CHANGE_SECONDS, build_target
+from hypemand.cli.client import CHANGE_SECONDS, Json, build_target, parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import LiveLine, print_json, print_table
 from hypemand.cli.transfer import download_from, upload_to
 from hypemand.cli.values import escape_controls, format_bytes, parse_moment
 from hypemand.errors import InvalidRequest, NotFound
+from hypemand.model.answers.volume import Space, SpaceUse, Volume
 
 _HEADER = ("NAME", "SIZE", "USED", "STATUS", "ATTACHED TO", "CREATED")
 _SPACE_HEADER = ("WHAT", "FILES", "SIZE", "USED", "RECLAIMABLE")
@@ -35,22 +36,21 @@ def create(context: Context) -> int:
     return _show_made(context, context.client.post("volumes", body=body))
 
 
-def _show_made(context: Context, volume: dict[str, Any]) -> int:
-    if context.wants_json:
-        print_json(volume)
-    else:
-        print(escape_controls(str(volume["id"])))
+def _show_made(context: Context, answer: Json) -> int:
+    volume = parse(Volume, answer)
+    print_json(answer) if context.wants_json else print(escape_controls(volume.id))
     return ExitCode.OK
 
 
 def list_volumes(context: Context) -> int:
     """A table of volumes, or their names, or JSON."""
-    volumes: list[dict[str, Any]] = context.client.get("volumes")
+    answer = context.client.get("volumes")
+    volumes = parse_all(Volume, answer)
     if context.wants_json:
-        print_json(volumes)
+        print_json(answer)
     elif context.args.quiet:
         for volume in volumes:
-            print(escape_controls(str(volume.get("name"))))
+            print(escape_controls(volume.name))
     elif volumes:
         print_table(
             None if context.args.no_legend else _HEADER, [_row(v) for v in volumes], [None] * len(volumes)
@@ -60,17 +60,14 @@ def list_volumes(context: Context) -> int:
     return ExitCode.OK
 
 
-def _row(volume: dict[str, Any]) -> list[str]:
-    created = parse_moment(volume.get("created_at"))
-    attached = [
-        f"{item.get('instance_name')}{' (ro)' if item.get('readonly') else ''}"
-        for item in volume.get("attachments") or []
-    ]
+def _row(volume: Volume) -> list[str]:
+    created = parse_moment(volume.created_at)
+    attached = [f"{item.instance_name}{' (ro)' if item.readonly else ''}" for item in volume.attachments]
     cells = [
-        str(volume.get("name") or "?"),
-        format_bytes(volume.get("size_bytes")),
-        format_bytes(volume.get("used_bytes")),
-        str(volume.get("status") or "?"),
+        volume.name,
+        format_bytes(volume.size_bytes),
+        format_bytes(volume.used_bytes),
+        volume.status or "?",
         ", ".join(attached) or "-",
         f"{created.astimezone():%Y-%m-%d %H:%M}" if created else "-",
     ]
@@ -156,28 +153,33 @@ def export_archive(context: Context) -> int:
 
 def show_space(context: Context) -> int:
     """What hypemand keeps on the host's disk, by kind."""
-    space: dict[str, Any] = context.client.call("GET", "df", timeout=CHANGE_SECONDS)
+    answer = context.client.call("GET", "df", timeout=CHANGE_SECONDS)
+    space = parse(Space, answer)
     if context.wants_json:
-        print_json(space)
+        print_json(answer)
         return ExitCode.OK
-    keys = ("count", "size_bytes", "used_bytes", "reclaimable_bytes")
-    kinds: list[dict[str, Any]] = space["kinds"]
-    total = {"kind": "total"} | {key: sum(int(kind[key]) for kind in kinds) for key in keys}
-    rows = [_space_row(kind) for kind in (*kinds, total)]
+    total = SpaceUse(
+        "total",
+        sum(use.count for use in space.kinds),
+        sum(use.size_bytes for use in space.kinds),
+        sum(use.used_bytes for use in space.kinds),
+        sum(use.reclaimable_bytes for use in space.kinds),
+    )
+    rows = [_space_row(use) for use in (*space.kinds, total)]
     print_table(None if context.args.no_legend else _SPACE_HEADER, rows, [None] * len(rows))
     if not context.args.no_legend:
-        system = space["filesystem"]
+        system = space.filesystem
         print()
         print(
             escape_controls(
-                f"{system['path']}: {format_bytes(system['free_bytes'])} free of"
-                f" {format_bytes(system['total_bytes'])}; disks and volumes are promised"
-                f" {format_bytes(space['promised_bytes'])} of {format_bytes(space['allowed_bytes'])}"
+                f"{system.path}: {format_bytes(system.free_bytes)} free of"
+                f" {format_bytes(system.total_bytes)}; disks and volumes are promised"
+                f" {format_bytes(space.promised_bytes)} of {format_bytes(space.allowed_bytes)}"
             )
         )
     return ExitCode.OK
 
 
-def _space_row(kind: dict[str, Any]) -> list[str]:
-    sizes = (format_bytes(kind[key]) for key in ("size_bytes", "used_bytes", "reclaimable_bytes"))
-    return [escape_controls(cell) for cell in (str(kind["kind"]), str(kind["count"]), *sizes)]
+def _space_row(use: SpaceUse) -> list[str]:
+    sizes = (format_bytes(size) for size in (use.size_bytes, use.used_bytes, use.reclaimable_bytes))
+    return [escape_controls(cell) for cell in (use.kind, str(use.count), *sizes)]

@@ -8,18 +8,19 @@ import threading
 import time
 from collections.abc import Iterator
 
-from hypemand.cli.client import ApiError, Client, Events, Instance, StreamBroken
+from hypemand.cli.client import ApiError, Client, Events, StreamBroken, parse
 from hypemand.cli.instance import (
     ENDED_STATES,
     build_timed_out,
     describe_exit,
+    describe_status,
     find_boot_deadline,
     has_failed,
-    read_name,
-    read_state,
 )
 from hypemand.cli.terminal import LiveLine
 from hypemand.errors import NotFound, StartFailed, WrongState
+from hypemand.model.answers.instance import Instance
+from hypemand.model.state import State
 
 # Breaks of a stream in a row, with nothing between, before it is given up.
 MAX_BREAKS = 3
@@ -35,9 +36,9 @@ def watch(client: Client, ref: str, timeout: float) -> Iterator[Instance]:
     while True:
         try:
             with client.events("instances", ref, "watch", timeout=end - time.monotonic()) as events:
-                for instance in events:
+                for event in events:
                     breaks = 0
-                    yield instance
+                    yield parse(Instance, event)
             return
         except StreamBroken:
             breaks += 1
@@ -55,11 +56,11 @@ def wait_for_state(client: Client, ref: str, wanted: str, timeout: float) -> Ins
     with LiveLine(f"{ref}: waiting for {wanted}") as line:
         try:
             for last in watch(client, ref, timeout):
-                line.update(f"{ref}: {last.get('status_text') or read_state(last)}")
-                state = read_state(last)
+                line.update(f"{ref}: {describe_status(last)}")
+                state = last.state
                 if state == wanted:
                     return last
-                if state in ENDED_STATES or state == "Unknown":
+                if state in ENDED_STATES or state == State.UNKNOWN:
                     raise _build_wont_happen(last, wanted)
         except TimeoutError:
             raise build_timed_out(ref, wanted, timeout, last) from None
@@ -67,11 +68,11 @@ def wait_for_state(client: Client, ref: str, wanted: str, timeout: float) -> Ins
 
 
 def _build_wont_happen(instance: Instance, wanted: str) -> WrongState:
-    state = read_state(instance)
-    why = str(instance.get("state_error") or describe_exit(instance))
-    text = f"{read_name(instance)} is {state}{f' ({why})' if why else ''} and will not be {wanted} by waiting"
+    state = instance.state
+    why = instance.state_error or describe_exit(instance)
+    text = f"{instance.name} is {state}{f' ({why})' if why else ''} and will not be {wanted} by waiting"
     return WrongState(
-        text, hint="" if state == "Unknown" else f"start it: hypemanctl start {read_name(instance)}"
+        text, hint="" if state == State.UNKNOWN else f"start it: hypemanctl start {instance.name}"
     )
 
 
@@ -80,28 +81,28 @@ def wait_until_started(client: Client, instance: Instance, timeout: float | None
 
     Raises StartFailed with what is known of the reason, and TimedOut.
     """
-    name = read_name(instance)
+    name = instance.name
     seconds = find_boot_deadline(instance) if timeout is None else timeout
     last = instance
     with LiveLine(f"{name}: starting") as line:
         try:
             for last in watch(client, name, seconds):
-                line.update(f"{name}: {last.get('status_text') or read_state(last)}")
-                if read_state(last) == "Running":
+                line.update(f"{name}: {describe_status(last)}")
+                if last.state == State.RUNNING:
                     return last
-                if read_state(last) in ENDED_STATES:
+                if last.state in ENDED_STATES:
                     return _check_has_run(last)
         except TimeoutError:
-            raise build_timed_out(name, "Running", seconds, last) from None
+            raise build_timed_out(name, State.RUNNING, seconds, last) from None
     raise NotFound(f"{name} was removed while it was starting")
 
 
 def _check_has_run(instance: Instance) -> Instance:
     """A program may be quicker than we look: a run that is over and was good is no failure."""
-    if instance.get("exit_code") == 0 and not has_failed(instance):
+    if instance.exit_code == 0 and not has_failed(instance):
         return instance
-    name = read_name(instance)
-    why = describe_exit(instance) or str(instance.get("status_text") or "no reason is known")
+    name = instance.name
+    why = describe_exit(instance) or instance.status_text or "no reason is known"
     raise StartFailed(f"{name} did not start: {why}", hint=f"see: hypemanctl status {name}")
 
 
@@ -149,5 +150,6 @@ class _Follower:
                 if self._stopped:
                     return
                 self._events = events
-            for instance in events:
-                self._line.update(f"{self._name}: {instance.get('status_text') or read_state(instance)}")
+            for event in events:
+                instance = parse(Instance, event)
+                self._line.update(f"{self._name}: {describe_status(instance)}")

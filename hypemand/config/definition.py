@@ -41,15 +41,6 @@ class ImagePull(StrEnum):
     NEVER = "never"
 
 
-class Origin(StrEnum):
-    """Who made the VM: a file in vms.d, a request to the API, or the daemon for work on a volume; such a VM
-    does not outlive the daemon."""
-
-    FILE = "file"
-    API = "api"
-    HELPER = "helper"
-
-
 @dataclass(frozen=True, slots=True)
 class VolumeMount:
     """A volume's place in a VM. `volume` is its name or id, `mount_path` absolute and plain.

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.config.host import DiskPolicy, MemoryPolicy
 from hypemand.config.sizes import format_size
 from hypemand.errors import InsufficientResources
+from hypemand.model.space import Room
 
 _MIB = 1024 * 1024
 _MEMINFO = Path("/proc/meminfo")
@@ -21,15 +21,6 @@ def read_total_memory(path: Path = _MEMINFO) -> int:
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"{path} has no MemTotal")
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Bytes of the file system that `folder` is on: all of it, and what is free."""
-
-    folder: Path
-    total: int
-    free: int
 
 
 def read_room(folder: Path) -> Room:

@@ -22,10 +22,11 @@ from hypemand.config.host import HostConfig
 from hypemand.config.sizes import format_size
 from hypemand.errors import HypemandError
 from hypemand.fulldisk import find_mount_point
-from hypemand.manager.admission import Room, read_room
+from hypemand.manager.admission import read_room
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.pause import resume
 from hypemand.manager.vm import Vm
+from hypemand.model.space import Room
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from hypemand.boot.fulldrives import describe_full
 from hypemand.boot.runrecord import find_boot_id
 from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, BootTracker, Moment
-from hypemand.state import Evidence, Marker, UnitEvidence
+from hypemand.model.evidence import Evidence, Marker, UnitEvidence
 from hypemand.systemd.units import UnitStatus
 
 

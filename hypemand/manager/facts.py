@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from hypemand.boot.timeline import BootFacts
 from hypemand.boot.tracker import BootNotes, Moment
-from hypemand.timeline import BootFacts
 
 
 def boot_facts(vm: str, notes: BootNotes) -> BootFacts:

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hypemand.config.definition import Definition, Origin, VolumeMount
+from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.errors import Ambiguous, NotFound
-from hypemand.manager.admission import Room, check_disk, check_memory, read_room, read_total_memory
+from hypemand.manager.admission import check_disk, check_memory, read_room, read_total_memory
 from hypemand.manager.claims import Holder
 from hypemand.manager.tenancy import Tenant
 from hypemand.manager.vm import Vm
+from hypemand.model.space import Room
+from hypemand.model.state import Origin
 from hypemand.storage.store import ImageUse
 from hypemand.storage.volumes import VolumeStore
 from hypemand.workers import Pool, run_in

@@ -10,15 +10,16 @@ from hypemand.boot.session import AGENT_DEADLINE
 from hypemand.errors import WrongState
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.images import Images
-from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, ExecSession, FileInfo
 from hypemand.manager.vm import Vm
-from hypemand.state import Operation, State, check_allowed
-from hypemand.storage.configdisk import GuestConfig
+from hypemand.model.exec import ExecRequest, ExecSession
+from hypemand.model.files import CopyIn, CopyOut, FileInfo
+from hypemand.model.state import Operation, State, check_allowed
+from hypemand.protocol.configdisk import GuestConfig
 from hypemand.storage.program import resolve_program
 
 
 class GuestOps:
-    """Implements `hypemand.manager.view.GuestService` and `hypemand.manager.names.Guests`."""
+    """Implements `hypemand.model.vm.GuestService` and `hypemand.manager.names.Guests`."""
 
     def __init__(self, fleet: Fleet, images: Images) -> None:
         self._fleet = fleet

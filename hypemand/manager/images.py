@@ -11,13 +11,13 @@ from pathlib import Path
 
 from hypemand.config.definition import ImagePull
 from hypemand.errors import HypemandError, ImageNotReady, NotFound
-from hypemand.manager.imageview import Credentials, ImageInfo, PullStatus
 from hypemand.manager.pulls import Pull, Pulls, PullView, end_work
+from hypemand.model.images import Credentials, ImageInfo, Pruned, PullStatus
 from hypemand.storage.exporter import export_image
 from hypemand.storage.images import Image
 from hypemand.storage.importer import import_image
 from hypemand.storage.references import Transport, derive_digest_name, parse_image_name, parse_reference
-from hypemand.storage.store import ImageStore, ImageUse, Pruned
+from hypemand.storage.store import ImageStore, ImageUse
 from hypemand.workers import Pool, run_in
 
 

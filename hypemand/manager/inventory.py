@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.atomic import make_folder, sync_folder, write_file
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition
 from hypemand.config.names import is_name
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InsufficientResources, NotFound
 from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
+from hypemand.model.state import Origin
 from hypemand.recordfile import read_json
 from hypemand.storage.disks import DISK
 from hypemand.storage.locks import hold_disk

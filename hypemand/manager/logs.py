@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 from systemd._reader import _Reader
 
-from hypemand.manager.view import LogLine, LogSource
-from hypemand.sentinels import derive_user_text
+from hypemand.model.logs import LogLine, LogSource
+from hypemand.protocol.sentinels import derive_user_text
 from hypemand.systemd.journal import synchronize_journal
 from hypemand.systemd.units import unit_name
 from hypemand.workers import Lent, Pool, run_in

@@ -23,11 +23,10 @@ from typing import Protocol
 
 from hypemand.atomic import write_file
 from hypemand.errors import GuestError, HypemandError
-from hypemand.manager.networkview import Member
-from hypemand.manager.ports import OPEN_GROUP
-from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.files import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.networks import OPEN_GROUP, Member
+from hypemand.protocol.configdisk import MAX_HOSTS, GuestHost
 from hypemand.recordfile import read_regular
-from hypemand.storage.configdisk import MAX_HOSTS, GuestHost
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -52,13 +51,13 @@ class Guests(Protocol):
         """The id of its boot if it is Running and has an agent."""
 
     async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
-        """See `hypemand.manager.view.GuestService`."""
+        """See `hypemand.model.vm.GuestService`."""
 
     async def copy_out(self, ref: str, path: str, *, follow: bool = False) -> CopyOut:
-        """See `hypemand.manager.view.GuestService`."""
+        """See `hypemand.model.vm.GuestService`."""
 
     async def copy_in(self, ref: str, path: str) -> CopyIn:
-        """See `hypemand.manager.view.GuestService`."""
+        """See `hypemand.model.vm.GuestService`."""
 
 
 # what is to be known

@@ -17,14 +17,15 @@ from pathlib import Path
 
 from hypemand.config.network import DEFAULT_CONNECTIONS
 from hypemand.errors import HostNotReady, HypemandError, NotFound
-from hypemand.log import MessageId, log_vm
 from hypemand.manager.leases import count_addresses
-from hypemand.manager.networkview import Member, NetworkInfo, VmNetwork
 from hypemand.manager.ports import PortFiles
 from hypemand.manager.tenancy import Tenancy, Tenant
-from hypemand.network.port import BridgePlan, Counters, NetworkHost, NetworkStatus, PortPlan
+from hypemand.model.counters import Counters
+from hypemand.model.networks import Member, NetworkInfo, VmNetwork
+from hypemand.network.port import BridgePlan, NetworkHost, NetworkStatus, PortPlan
 from hypemand.network.resolvers import Address, find_host_servers
 from hypemand.network.wire import NOT_APPLIED
+from hypemand.systemd.log import MessageId, log_vm
 from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from hypemand.boot.session import Session
 from hypemand.errors import GuestError, HypemandError, TimedOut
 from hypemand.manager.vm import Vm
+from hypemand.model.evidence import QmpStatus
+from hypemand.model.state import Operation, check_allowed
 from hypemand.qemu.qmp import QmpError, QmpTimeout
-from hypemand.state import Operation, QmpStatus, check_allowed
 
 
 async def pause(vm: Vm) -> None:

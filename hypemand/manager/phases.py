@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypemand.state import State
+from hypemand.model.state import State
 
 
 class Phases:

@@ -15,6 +15,7 @@ from hypemand.manager.inventory import VmRecord
 from hypemand.manager.leases import Lease
 from hypemand.network.port import PortPlan
 from hypemand.network.wire import TAP_SOCKET
+from hypemand.protocol.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
 from hypemand.qemu.accel import AccelKind
 from hypemand.qemu.commandline import (
     NetDevice,
@@ -26,7 +27,6 @@ from hypemand.qemu.commandline import (
     qemu_arguments,
 )
 from hypemand.qemu.host import VmmHost
-from hypemand.storage.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
 from hypemand.storage.disks import DISK
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program

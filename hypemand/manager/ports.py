@@ -18,13 +18,12 @@ from typing import TypeAlias
 from hypemand.config.network import NetworkConfig, NetworkUse, Publish
 from hypemand.errors import InUse
 from hypemand.manager.leases import Lease
+from hypemand.model.document import BadDocument, decode, encode
+from hypemand.model.networks import OPEN_GROUP
 from hypemand.network.port import BridgePlan, PortPlan
-from hypemand.network.wire import BadFrame, decode, encode
 from hypemand.recordfile import read_json
 
 _log = logging.getLogger(__name__)
-# The group of all VMs that are not isolated: no name of a group has such a character.
-OPEN_GROUP = "*"
 
 
 def make_bridge(config: NetworkConfig) -> BridgePlan:
@@ -149,7 +148,7 @@ class PortFiles:
             port: PortPlan = decode(PortPlan, read_json(self._path(vm)))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, BadFrame) as error:
+        except (OSError, ValueError, BadDocument) as error:
             _log.warning("cannot read %s: %s", self._path(vm), error)
             return None
         return port

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from hypemand.errors import HypemandError
 from hypemand.manager.changes import Changes
-from hypemand.manager.imageview import Credentials, Progress, PullStatus
+from hypemand.model.images import Credentials, Progress, PullStatus
 from hypemand.storage.images import Image
 from hypemand.storage.importer import Step, Told, make_image
 from hypemand.storage.references import parse_reference

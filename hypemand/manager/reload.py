@@ -6,19 +6,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 
 from systemd import journal
 
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig, load_host_config
 from hypemand.config.vmfile import load_vm_dir
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
-from hypemand.log import MessageId
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import Vm
+from hypemand.model.answers.host import ReloadReport
+from hypemand.model.state import Origin
 from hypemand.run import run_async
+from hypemand.systemd.log import MessageId
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -26,16 +27,6 @@ _log = logging.getLogger(__name__)
 _NETWORKS_DEADLINE = 10.0
 # the programs that systemd has wait for a network give up by themselves, most after 120 s
 _ONLINE_DEADLINE = 180.0
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadReport:
-    """What a reload has found: names of VMs, and what is wrong in files."""
-
-    defined: tuple[str, ...]
-    changed: tuple[str, ...]
-    removed: tuple[str, ...]
-    problems: tuple[Problem, ...]
 
 
 class Reloader:

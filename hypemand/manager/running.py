@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hypemand.config.definition import Definition
 from hypemand.config.network import NetworkUse
-from hypemand.log import log_vm
 from hypemand.manager.inventory import VmRecord
 from hypemand.systemd.bus import BusError
+from hypemand.systemd.log import log_vm
 from hypemand.systemd.units import Units, unit_name
 
 _log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from hypemand.boot.session import AGENT_DEADLINE
+from hypemand.boot.timeline import derive_timeline
 from hypemand.boot.tracker import Moment
-from hypemand.config.definition import Definition, ImagePull, Origin, VolumeMount
+from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
-from hypemand.log import MessageId
 from hypemand.manager.claims import Claims, change_volume
 from hypemand.manager.diskwatch import DiskWatch
 from hypemand.manager.facts import boot_facts
@@ -35,15 +35,17 @@ from hypemand.manager.recovery import ask_again, logged, recover_vms, stop_unkno
 from hypemand.manager.runfiles import Past, RunFiles, load_past, remove_leftovers
 from hypemand.manager.starts import Starter, derive_pin
 from hypemand.manager.tenancy import Tenancy
-from hypemand.manager.view import LogLine, LogSource, Timeline, VmView
 from hypemand.manager.vm import Vm, VmServices
+from hypemand.model.logs import LogLine, LogSource
+from hypemand.model.state import Operation, Origin, State, check_allowed
+from hypemand.model.timeline import Timeline
+from hypemand.model.vm import VmView
 from hypemand.network.port import NetworkHost
 from hypemand.qemu.host import find_vmm_host
-from hypemand.state import Operation, State, check_allowed
 from hypemand.storage.volumes import VolumeStore
+from hypemand.systemd.log import MessageId
 from hypemand.systemd.rootdir import Own, is_in_usr, make_root
 from hypemand.systemd.units import handle_name
-from hypemand.timeline import derive_timeline
 from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ _SIGKILL = 9
 
 
 class VmManager:
-    """Implements `hypemand.manager.view.Manager`. `guests` answers for what runs in the VMs of `fleet`."""
+    """Implements `hypemand.model.vm.Manager`. `guests` answers for what runs in the VMs of `fleet`."""
 
     def __init__(
         self,

@@ -6,44 +6,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from hypemand.manager.admission import Room
-
-
-class SpaceKind(StrEnum):
-    """What takes the space. RECORDS: what is known of VMs, tokens; RUNTIME: what is there while VMs run."""
-
-    IMAGES = "images"
-    DISKS = "disks"
-    VOLUMES = "volumes"
-    TEMPLATES = "templates"
-    RECORDS = "records"
-    RUNTIME = "runtime"
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceUse:
-    """Of one kind: how many files, the bytes that they could grow to (`size`) and those that they take on the
-    host (`used`), and which of these `image prune --all` would free."""
-
-    kind: SpaceKind
-    count: int
-    size: int
-    used: int
-    reclaimable: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceReport:
-    """All that the daemon keeps. `promised` bytes to disks and volumes, of `allowed`."""
-
-    uses: tuple[SpaceUse, ...]
-    room: Room
-    promised: int
-    allowed: int
+from hypemand.model.space import SpaceKind, SpaceUse
 
 
 def measure_space(state_dir: Path, runtime_dir: Path, reclaimable: int) -> tuple[SpaceUse, ...]:

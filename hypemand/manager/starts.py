@@ -26,8 +26,8 @@ from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Attached, Connection, Plan, make_plan
 from hypemand.manager.vm import Vm
+from hypemand.protocol.configdisk import write_config_disk
 from hypemand.qemu.host import find_vmm_host
-from hypemand.storage.configdisk import write_config_disk
 from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk, remove_disk
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume

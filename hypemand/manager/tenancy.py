@@ -13,7 +13,6 @@ from hypemand.config.network import NetworkConfig, NetworkUse
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.manager.leases import Claim, Lease, allocate, derive_claims, is_lease_of, keep_fitting
 from hypemand.manager.names import Hosts, derive_guest_names
-from hypemand.manager.networkview import Member, VmNetwork
 from hypemand.manager.plan import Connection
 from hypemand.manager.ports import (
     FoundPort,
@@ -24,9 +23,11 @@ from hypemand.manager.ports import (
     make_bridge,
     make_port,
 )
-from hypemand.network.port import BridgePlan, Counters, PortPlan, adapt_bridge
+from hypemand.model.counters import Counters
+from hypemand.model.networks import Member, VmNetwork
+from hypemand.network.port import BridgePlan, PortPlan, adapt_bridge
 from hypemand.network.resolvers import Address, choose_servers
-from hypemand.storage.configdisk import GuestInterface
+from hypemand.protocol.configdisk import GuestInterface
 
 _INTERFACE = "eth0"
 

@@ -19,7 +19,6 @@ from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, Moment
 from hypemand.boot.watcher import BootWatcher
 from hypemand.config.definition import Definition
-from hypemand.log import MessageId, log_state_change, log_vm
 from hypemand.manager.changes import Changes
 from hypemand.manager.evidence import derive_evidence, make_tracker
 from hypemand.manager.handle import Handle
@@ -32,12 +31,14 @@ from hypemand.manager.running import Running
 from hypemand.manager.tasks import Tasks
 from hypemand.manager.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
 from hypemand.manager.tenancy import Tenant
-from hypemand.manager.view import ExitReport, VmView
+from hypemand.model.evidence import Derived, derive_state, derive_status_text
+from hypemand.model.state import HeadersStatus, State
+from hypemand.model.vm import ExitReport, VmView
 from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
 from hypemand.qemu.process import read_cpu_seconds
-from hypemand.state import Derived, HeadersStatus, State, derive_state, derive_status_text
 from hypemand.storage.images import Image
 from hypemand.systemd.bus import BusError, SystemBus
+from hypemand.systemd.log import MessageId, log_state_change, log_vm
 from hypemand.systemd.units import Units, UnitStatus, unit_name
 from hypemand.workers import Pool, run_in
 

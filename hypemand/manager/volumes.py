@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from hypemand.config.definition import MIB, Definition, Origin, VolumeMount
+from hypemand.config.definition import MIB, Definition, VolumeMount
 from hypemand.errors import HypemandError, InUse, StartFailed
 from hypemand.manager.claims import derive_filler
 from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images import Images
 from hypemand.manager.looks import SharedLook
 from hypemand.manager.service import VmManager
-from hypemand.manager.space import SpaceReport, measure_space
-from hypemand.manager.view import CopyIn, CopyOut, ExecRequest, FileInfo, VolumeFill, VolumeView
-from hypemand.state import State
+from hypemand.manager.space import measure_space
+from hypemand.model.exec import ExecRequest
+from hypemand.model.files import CopyIn, CopyOut, FileInfo
+from hypemand.model.space import SpaceReport
+from hypemand.model.state import Origin, State
+from hypemand.model.volumes import VolumeFill, VolumeView
 from hypemand.storage.volumes import Volume, check_size
 from hypemand.workers import Pool, finish, run_in
 
@@ -36,7 +39,7 @@ _COMMAND_DEADLINE = 10.0
 
 
 class ApiVolumes:
-    """Implements `hypemand.api.services.VolumeService` over the manager's store and claims."""
+    """Implements `hypemand.model.services.VolumeService` over the manager's store and claims."""
 
     def __init__(self, manager: VmManager, images: Images) -> None:
         self._manager = manager

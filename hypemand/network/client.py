@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.errors import HostNotReady, HypemandError
-from hypemand.network.port import BridgePlan, Counters, NetworkStatus, PortPlan
+from hypemand.model.counters import Counters
+from hypemand.model.document import BadDocument, decode, encode
+from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan
 from hypemand.network.wire import (
     CHANGED,
     NOT_APPLIED,
     SOCKET,
     TAMPERED,
-    BadFrame,
     Op,
-    decode,
     decode_error,
-    encode,
     encode_frame,
     read_frame,
 )
@@ -142,7 +141,7 @@ class NetworkClient:
             ) from None
         try:
             return decode(kind, answer)
-        except BadFrame as error:
+        except BadDocument as error:
             raise HostNotReady(f"the network service's answer makes no sense: {error}", hint=_HINT) from None
 
     async def _send(self, op: Op, request: dict[str, Any]) -> Any:
@@ -155,7 +154,7 @@ class NetworkClient:
             with suppress(ConnectionError):  # the reader finds it out too, and says so
                 await writer.drain()
             return await answer
-        except BadFrame as error:
+        except BadDocument as error:
             raise HostNotReady(f"the network service cannot be asked: {error}") from None
         finally:
             self._pending.pop(number, None)
@@ -183,7 +182,7 @@ class NetworkClient:
         try:
             while (frame := await read_frame(reader)) is not None:
                 self._take(frame)
-        except (BadFrame, ConnectionError) as error:
+        except (BadDocument, ConnectionError) as error:
             _log.warning("network service: %s", error)
         finally:
             self._drop()

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hypemand.network.port import TAP_PREFIX, Counters
+from hypemand.model.counters import Counters
+from hypemand.network.port import TAP_PREFIX
 
 _TAP = re.compile(rf"{TAP_PREFIX}[0-9]+")
 _PROC_NET_DEV = Path("/proc/net/dev")

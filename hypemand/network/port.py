@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Protocol
 
 from hypemand.config.network import DEFAULT_CONNECTIONS, Bandwidth, Egress, HostPort, Publish
+from hypemand.model.counters import Counters
 
 TAP_PREFIX = "hv"
 
@@ -66,17 +67,6 @@ class PortPlan:
     def tap(self) -> str:
         """The name of its TAP device."""
         return tap_name(self.uid)
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """Bytes and packets since the TAP device was made, as the VM sees them."""
-
-    sent_bytes: int
-    sent_packets: int
-    received_bytes: int
-    received_packets: int
-    dropped_packets: int
 
 
 @dataclass(frozen=True, slots=True)

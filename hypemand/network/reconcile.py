@@ -16,6 +16,7 @@ from functools import partial
 
 from hypemand.config.network import Transport
 from hypemand.errors import HostNotReady, HypemandError
+from hypemand.model.counters import Counters
 from hypemand.network.conntrack import forget_connections, forget_early
 from hypemand.network.counters import read_counters
 from hypemand.network.failures import told_by_kernel
@@ -29,14 +30,7 @@ from hypemand.network.links import (
     is_our_bridge,
     is_ours,
 )
-from hypemand.network.port import (
-    BridgePlan,
-    Counters,
-    NetworkStatus,
-    PortPlan,
-    adapt_bridge,
-    tap_name,
-)
+from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan, adapt_bridge, tap_name
 from hypemand.network.profiles import Profile, derive_profiles, render_profiles, render_unused
 from hypemand.network.reservations import Reservations
 from hypemand.network.rules import (

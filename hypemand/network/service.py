@@ -21,6 +21,7 @@ import sdnotify
 from systemd import journal
 
 from hypemand.errors import HypemandError
+from hypemand.model.document import BadDocument, decode, encode
 from hypemand.network.port import TAP_PREFIX, BridgePlan, PortPlan
 from hypemand.network.reconcile import HostNetworks
 from hypemand.network.taps import TapDoor, find_peer
@@ -30,10 +31,7 @@ from hypemand.network.wire import (
     SOCKET,
     TAMPERED,
     TAP_SOCKET,
-    BadFrame,
     Op,
-    decode,
-    encode,
     encode_error,
     encode_frame,
     read_frame,
@@ -124,7 +122,7 @@ class Service:
             while (request := await read_frame(reader)) is not None:
                 writer.write(encode_frame(self._answer(request)))
                 await writer.drain()
-        except BadFrame as error:
+        except BadDocument as error:
             _log.warning("ended a connection: %s", error)
         except ConnectionError as error:
             # whoever has asked may go as soon as the answer is there
@@ -170,7 +168,7 @@ class Service:
                     del self._tampered[vm]
                 return None
             case other:
-                raise BadFrame(f"no operation {other!r}")
+                raise BadDocument(f"no operation {other!r}")
 
     def _update_status(self) -> None:
         """Only news: a notification waits when systemd is busy."""

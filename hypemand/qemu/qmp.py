@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hypemand.budget import Budget, Price, Reserve, Turn
-from hypemand.state import QmpStatus
+from hypemand.model.evidence import QmpStatus
 
 _log = logging.getLogger(__name__)
 # Answers to what is asked here have some hundred bytes.

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from hypemand.atomic import write_file
 from hypemand.errors import HypemandError
+from hypemand.model.images import OciConfig
 from hypemand.run import run
-from hypemand.storage.images import METADATA, ROOTFS, Image, OciConfig, derive_id, encode_metadata
+from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata
 from hypemand.storage.rootfs import find_architecture, hash_file, make_erofs
 from hypemand.storage.tools import DirectTools
 

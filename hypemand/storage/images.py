@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.errors import ImageNotReady
+from hypemand.model.images import OciConfig
 from hypemand.recordfile import parse_json, read_regular
 from hypemand.storage.references import BUILTIN_PREFIX
 
@@ -24,18 +25,6 @@ STAGING = ".staging"
 METADATA_VERSION = 1
 BUILTIN_FOLDERS = (Path("/usr/lib/hypemand/images"),)
 _HEX = re.compile("[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class OciConfig:
-    """The part of an OCI image's config that says how to run it. Empty: the image says nothing."""
-
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    working_dir: str = ""
-    user: str = ""
-    stop_signal: str = ""
 
 
 @dataclass(frozen=True, slots=True)

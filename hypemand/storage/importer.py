@@ -19,8 +19,9 @@ from pathlib import Path
 
 from hypemand.atomic import write_file
 from hypemand.errors import AlreadyExists, ImageNotReady, InvalidRequest, NotFound
+from hypemand.model.images import OciConfig, derive_host_architecture
 from hypemand.storage import ocilayout, tarball
-from hypemand.storage.images import METADATA, ROOTFS, Image, OciConfig, derive_id, encode_metadata
+from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata
 from hypemand.storage.references import (
     BUILTIN_PREFIX,
     Transport,
@@ -31,13 +32,7 @@ from hypemand.storage.references import (
 )
 from hypemand.storage.registry import Manifest, Registry
 from hypemand.storage.room import RoomWatch
-from hypemand.storage.rootfs import (
-    derive_host_architecture,
-    find_architecture,
-    find_in_root,
-    hash_file,
-    make_erofs,
-)
+from hypemand.storage.rootfs import find_architecture, find_in_root, hash_file, make_erofs
 from hypemand.storage.staging import name_failures, open_staging, remove_tree
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import DirectTools, Tools

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.errors import ImageNotReady
+from hypemand.model.images import OciConfig
 from hypemand.run import CommandFailed, run
-from hypemand.storage.images import OciConfig, encode_oci_config, parse_oci_config
+from hypemand.storage.images import encode_oci_config, parse_oci_config
 from hypemand.storage.tools import Tools
 
 TAG = "image"

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 
 from hypemand.config.definition import Definition, Mode
 from hypemand.errors import ImageNotReady, InvalidDefinition, Problem
-from hypemand.storage.configdisk import GuestConfig
-from hypemand.storage.images import Image, OciConfig
+from hypemand.model.images import OciConfig
+from hypemand.protocol.configdisk import GuestConfig
+from hypemand.storage.images import Image
 
 SYSTEMD_INITS = frozenset({"/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"})
 _RTMIN, _RTMAX = 34, 64  # signal(7): what C libraries leave to programs

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.errors import HypemandError, ImageNotReady, NotFound
+from hypemand.model.images import derive_host_architecture
 from hypemand.run import CommandFailed, CommandTimedOut
 from hypemand.storage.ocilayout import COPY_OPTIONS, TAG
 from hypemand.storage.references import split_name
-from hypemand.storage.rootfs import derive_host_architecture
 from hypemand.storage.tools import Tools
 
 ASK_TIMEOUT = 60.0

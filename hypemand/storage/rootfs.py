@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import stat
 import struct
 from collections.abc import Iterator
@@ -24,14 +23,7 @@ _MAX_WALK = 20000
 
 # e_machine of elf(5), as OCI (GOARCH) spells it.
 _MACHINES = {3: "386", 21: "ppc64le", 22: "s390x", 40: "arm", 62: "amd64", 183: "arm64", 243: "riscv64"}
-_PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
 _USUAL_PROGRAMS = ("bin/sh", "sbin/init", "usr/bin/env", "bin/busybox", "lib/systemd/systemd")
-
-
-def derive_host_architecture(machine: str = "") -> str:
-    """The host's architecture as OCI spells it; `machine` as uname(2), the host's own if not given."""
-    machine = machine or platform.machine()
-    return _PLATFORMS.get(machine, machine)
 
 
 def make_erofs(

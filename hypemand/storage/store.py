@@ -24,6 +24,7 @@ from pathlib import Path
 
 from hypemand.atomic import sync_folder, write_file
 from hypemand.errors import HostNotReady, ImageNotReady, InUse, InvalidRequest, NotFound
+from hypemand.model.images import Pruned
 from hypemand.recordfile import read_json
 from hypemand.storage.images import BUILTIN_FOLDERS, ROOTFS, STAGING, Image, derive_id, read_image
 from hypemand.storage.locks import hold_disk, is_disk_in_use
@@ -47,15 +48,6 @@ class ImageUse:
     vm: str
     name: str
     digest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """An image that pruning removes: its names, and the bytes of the disk that it takes."""
-
-    names: tuple[str, ...]
-    digest: str
-    size: int
 
 
 class ImageStore:

@@ -36,8 +36,15 @@ from hypemand.boot.runrecord import find_boot_id
 from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
-from hypemand.sentinels import AgentReady, Emergency, EmergencyState, Exit, ProgramStart, parse_sentinel
-from hypemand.state import Marker
+from hypemand.model.evidence import Marker
+from hypemand.protocol.sentinels import (
+    AgentReady,
+    Emergency,
+    EmergencyState,
+    Exit,
+    ProgramStart,
+    parse_sentinel,
+)
 from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journal
 
 _PANIC = b"Kernel panic - not syncing"

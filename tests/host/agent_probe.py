@@ -20,7 +20,8 @@ from typing import Any
 
 from hypemand.agent.channel import AgentChannel
 from hypemand.errors import GuestError
-from hypemand.manager.view import CopyIn, ExecRequest, ExecStream, FileInfo, FileKind, Hole
+from hypemand.model.exec import ExecRequest, ExecStream
+from hypemand.model.files import CopyIn, FileInfo, FileKind, Hole
 
 MTIME = 1_600_000_000_123_456_789
 SPARSE = 1 << 30

@@ -17,11 +17,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from hypemand.config.definition import Origin
 from hypemand.config.host import HostConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.daemon import Daemon
 from hypemand.manager.inventory import Inventory
+from hypemand.model.state import Origin
 from hypemand.storage.store import ImageStore
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.bus import SystemBus

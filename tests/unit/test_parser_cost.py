@@ -28,9 +28,6 @@ from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.http_parser import HttpRequestParser
 
 import hypemand
-from hypemand.agent.frames import FrameParser, HelloFinder
-from hypemand.agent.items import ItemParser, Tree, parse_entry
-from hypemand.agent.records import parse_records
 from hypemand.agent.report import LineSplitter
 from hypemand.agent.session import clean_message
 from hypemand.api.cp import parse_order
@@ -44,9 +41,12 @@ from hypemand.config.sizes import parse_size
 from hypemand.errors import HypemandError
 from hypemand.inflate import Inflater
 from hypemand.manager.names import replace_block
-from hypemand.manager.view import FileInfo, FileKind
+from hypemand.model.files import FileInfo, FileKind
+from hypemand.protocol.frames import FrameParser, HelloFinder
+from hypemand.protocol.items import ItemParser, Tree, parse_entry
+from hypemand.protocol.records import parse_records
+from hypemand.protocol.sentinels import derive_user_text, is_sentinel_line, parse_sentinel
 from hypemand.qemu.qmp import Qmp
-from hypemand.sentinels import derive_user_text, is_sentinel_line, parse_sentinel
 from hypemand.storage.images import parse_oci_config
 from hypemand.storage.references import parse_image_name, parse_reference
 from hypemand.systemd.journal import JournalLine
@@ -194,9 +194,9 @@ REQUEST = b"GET / HTTP/1.1\r\n"
 LINE = b"HYPEMAN-EXIT" + b" a=HYPEMAN-EXIT" * 200 + b' "\n'
 
 PARSERS: dict[str, Case] = {
-    "sentinels:parse_sentinel": Case(parse_sentinel, HOSTILE_LINES, most=4000),
-    "sentinels:is_sentinel_line": Case(is_sentinel_line, HOSTILE_LINES, most=4000),
-    "sentinels:derive_user_text": Case(
+    "protocol.sentinels:parse_sentinel": Case(parse_sentinel, HOSTILE_LINES, most=4000),
+    "protocol.sentinels:is_sentinel_line": Case(is_sentinel_line, HOSTILE_LINES, most=4000),
+    "protocol.sentinels:derive_user_text": Case(
         lambda d: derive_user_text(d.decode("latin-1")), HOSTILE_LINES, most=2000
     ),
     "boot.tracker:BootTracker.take_line": Case(take_lines, (repeat(LINE), repeat(b"\n"))),
@@ -208,7 +208,7 @@ PARSERS: dict[str, Case] = {
         both(feed(LineSplitter, 16_384), feed(LineSplitter, 64)),
         (repeat(b"\n"), repeat(b"x"), repeat(b"x" * 4097 + b"\n"), repeat(b"x\r\n")),
     ),
-    "agent.frames:FrameParser.feed": Case(
+    "protocol.frames:FrameParser.feed": Case(
         both(feed(FrameParser, 16_384), feed(FrameParser, 64)),
         (
             repeat(pack(DATA, 1, b"x", 1)),
@@ -216,7 +216,7 @@ PARSERS: dict[str, Case] = {
             repeat(pack(DATA, 1, bytes(65536), 1)),
         ),
     ),
-    "agent.frames:HelloFinder.feed": Case(
+    "protocol.frames:HelloFinder.feed": Case(
         both(feed(HelloFinder, 16_384), feed(HelloFinder, 64)),
         (
             repeat(b"\1"),
@@ -227,18 +227,18 @@ PARSERS: dict[str, Case] = {
             repeat(pack(HELLO), NOISE),
         ),
     ),
-    "agent.items:ItemParser.feed": Case(
+    "protocol.items:ItemParser.feed": Case(
         feed(ItemParser, 16_384), (repeat(pack(HOLE, 0, bytes(8))), repeat(pack(DATA, 0, b"x")))
     ),
-    "agent.items:parse_entry": Case(
+    "protocol.items:parse_entry": Case(
         parse_entry,
         (repeat(b"a=\0"), repeat(b"kind=x\0"), numbered("a%d=x\0", records(("kind", "file"), ("size", "1")))),
         most=65536,
     ),
-    "agent.items:Tree.take": Case(
+    "protocol.items:Tree.take": Case(
         take_tree, (repeat(b"/" * 4000), repeat(b"a" * 4000), repeat(b"./" * 2000))
     ),
-    "agent.records:parse_records": Case(
+    "protocol.records:parse_records": Case(
         lambda d: parse_records(d).find("b"),
         (repeat(b"a=\0"), repeat(b"a", tail=b"=\0"), repeat(b"=", b"a", b"\0"), repeat(b"\0")),
         most=65536,
@@ -366,24 +366,24 @@ PARSERS: dict[str, Case] = {
 
 # Parts of a parser of the table, whose cost is in that one's.
 PARTS = {
-    "agent.channel:AgentChannel._take": "agent.frames:FrameParser.feed",
-    "agent.frames:_parse_header": "agent.frames:FrameParser.feed",
-    "agent.items:_parse_end": "agent.records:parse_records",
-    "agent.items:_parse_item": "agent.items:ItemParser.feed",
-    "agent.items:_parse_name": "agent.items:parse_entry",
-    "agent.items:_parse_time": "agent.items:parse_entry",
+    "agent.channel:AgentChannel._take": "protocol.frames:FrameParser.feed",
+    "protocol.frames:_parse_header": "protocol.frames:FrameParser.feed",
+    "protocol.items:_parse_end": "protocol.records:parse_records",
+    "protocol.items:_parse_item": "protocol.items:ItemParser.feed",
+    "protocol.items:_parse_name": "protocol.items:parse_entry",
+    "protocol.items:_parse_time": "protocol.items:parse_entry",
     "api.cp:_parse_entry": "api.cp:parse_order",
     "api.volumes:_parse_size": "config.sizes:parse_size",
     "api.requests:parse_positive_duration": "config.durations:parse_duration",
     "inflate:Inflater._begin_member": "inflate:Inflater.feed",
     "inflate:Inflater._feed_step": "inflate:Inflater.feed",
     "inflate:_inflate": "inflate:Inflater.feed",
-    "sentinels:_find_sentinel": "sentinels:parse_sentinel",
-    "sentinels:_is_beginning": "sentinels:is_sentinel_line",
-    "sentinels:_make_sentinel": "sentinels:parse_sentinel",
-    "sentinels:_match": "sentinels:parse_sentinel",
-    "sentinels:_read_last_field": "sentinels:parse_sentinel",
-    "sentinels:_to_bytes": "sentinels:parse_sentinel",
+    "protocol.sentinels:_find_sentinel": "protocol.sentinels:parse_sentinel",
+    "protocol.sentinels:_is_beginning": "protocol.sentinels:is_sentinel_line",
+    "protocol.sentinels:_make_sentinel": "protocol.sentinels:parse_sentinel",
+    "protocol.sentinels:_match": "protocol.sentinels:parse_sentinel",
+    "protocol.sentinels:_read_last_field": "protocol.sentinels:parse_sentinel",
+    "protocol.sentinels:_to_bytes": "protocol.sentinels:parse_sentinel",
     "tar:_pass_over": "tar:read_headers",
     "tar:_read_padded": "tar:read_headers",
     "tar:_Meta.add": "tar:TarReader.feed",
@@ -395,7 +395,7 @@ PARTS = {
     "tar:TarReader._parse_header": "tar:TarReader.feed",
     "unit.exit:_take_other_line": "unit.exit:scan_journal",
     "unit.exit:_words": "unit.exit:scan_journal",
-    **{f"sentinels:_parse_{what}": "sentinels:parse_sentinel" for what in (
+    **{f"protocol.sentinels:_parse_{what}": "protocol.sentinels:parse_sentinel" for what in (
         "boot", "code", "emergency", "mode", "seconds", "stage_name", "text", "timestamp", "value"
     )},
 }  # fmt: skip
@@ -409,11 +409,11 @@ OTHERS = {
     "atomic:": "written",
     "run:": "given to a program",
     "daemon:": "not of bytes",
-    "manager.view:": "of other classes",
+    "model.": "of other classes",
     "agent.channel:AgentChannel._open": "written",
     "agent.files:IncomingCopy._send": "written",
     "agent.files:IncomingCopy.write": "written",
-    "agent.items:encode_data": "written",
+    "protocol.items:encode_data": "written",
     "agent.session:_Output.add": "kept as it is, in as many pieces as the window allows",
     "agent.session:Session.write": "written",
     "api.archive:": "passes on what hypemand.tar has parsed",

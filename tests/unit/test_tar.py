@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypemand.manager.view import FileInfo, FileKind, Hole
+from hypemand.model.files import FileInfo, FileKind, Hole
 from hypemand.tar import (
     BLOCK,
     END,

@@ -23,7 +23,8 @@ from hypemand.agent.channel import (
 from hypemand.agent.session import Session
 from hypemand.budget import BURST, PER_SECOND, Budget, Price, Reserve
 from hypemand.errors import GuestError, InvalidRequest, TimedOut, WrongState
-from hypemand.manager.view import ExecRequest, ExecStream, ExitReport
+from hypemand.model.exec import ExecRequest, ExecStream
+from hypemand.model.vm import ExitReport
 from tests.unit.agent.support import (
     BOOT,
     CLOCK,

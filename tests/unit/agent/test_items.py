@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypemand.agent.channel import AgentChannel
-from hypemand.agent.frames import WINDOW
-from hypemand.agent.items import End, ItemParser, Tree, encode_data, encode_entry, encode_hole
-from hypemand.agent.records import ProtocolError
 from hypemand.errors import GuestError, NotFound
-from hypemand.manager.view import CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.files import CopyOut, FileInfo, FileKind, Hole
+from hypemand.protocol.frames import WINDOW
+from hypemand.protocol.items import End, ItemParser, Tree, encode_data, encode_entry, encode_hole
+from hypemand.protocol.records import ProtocolError
 from tests.unit.agent.support import (
     CLOSE,
     DATA,

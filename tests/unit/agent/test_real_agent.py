@@ -16,7 +16,8 @@ import pytest
 from hypemand.agent.channel import AgentChannel
 from hypemand.agent.session import Session
 from hypemand.errors import GuestError, InvalidRequest, TimedOut
-from hypemand.manager.view import ExecRequest, ExecStream, ExitReport
+from hypemand.model.exec import ExecRequest, ExecStream
+from hypemand.model.vm import ExitReport
 from tests.unit.agent.real import running, serving, spawn
 from tests.unit.agent.support import BOOT, in_loop
 

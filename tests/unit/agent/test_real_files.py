@@ -18,7 +18,7 @@ import pytest
 
 from hypemand.agent.channel import AgentChannel
 from hypemand.errors import GuestError, InvalidRequest, NotFound
-from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.files import CopyIn, CopyOut, FileInfo, FileKind, Hole
 from tests.unit.agent.real import serving
 from tests.unit.agent.support import WINDOW, in_loop
 

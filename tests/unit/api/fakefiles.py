@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 from hypemand.errors import GuestError, HypemandError, NotFound
-from hypemand.manager.view import FileInfo, FileKind, Hole
+from hypemand.model.files import FileInfo, FileKind, Hole
 
 BLOCK = 8192
 MTIME = 1_700_000_000_500_000_000

@@ -9,8 +9,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 from hypemand.config.network import Bandwidth, Egress, HostPort, Publish, Transport
 from hypemand.errors import NotFound
-from hypemand.manager.networkview import Member, NetworkInfo, VmNetwork
-from hypemand.network.port import Counters
+from hypemand.model.counters import Counters
+from hypemand.model.networks import Member, NetworkInfo, VmNetwork
 
 IPV6 = IPv6Address("fd00:7::5054:ff:fe12:3456")
 PLACE = VmNetwork(

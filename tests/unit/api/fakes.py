@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from hypemand.config.definition import Definition, ImagePull, Origin, VolumeMount
+from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.errors import (
     AlreadyExists,
     Ambiguous,
@@ -23,25 +23,15 @@ from hypemand.errors import (
     StartFailed,
     WrongState,
 )
-from hypemand.manager.imageview import Credentials, ImageInfo, Progress, PullStatus
-from hypemand.manager.view import (
-    CopyIn,
-    CopyOut,
-    ExecRequest,
-    ExecSession,
-    ExecStream,
-    ExitReport,
-    FileInfo,
-    LogLine,
-    LogSource,
-    Span,
-    Timeline,
-    VmView,
-)
-from hypemand.state import Operation, State, check_allowed
-from hypemand.storage.images import OciConfig
+from hypemand.model.answers.host import ReloadReport
+from hypemand.model.exec import ExecRequest, ExecSession, ExecStream
+from hypemand.model.files import CopyIn, CopyOut, FileInfo
+from hypemand.model.images import Credentials, ImageInfo, OciConfig, Progress, Pruned, PullStatus
+from hypemand.model.logs import LogLine, LogSource
+from hypemand.model.state import Operation, Origin, State, check_allowed
+from hypemand.model.timeline import Span, Timeline
+from hypemand.model.vm import ExitReport, VmView
 from hypemand.storage.references import parse_reference
-from hypemand.storage.store import Pruned
 from tests.unit.api.fakefiles import FakeCopyIn, FakeCopyOut, FakeFiles
 
 IMAGE = "builtin:busybox"
@@ -430,16 +420,7 @@ class FakeImages:
             yield Path(file.name)
 
 
-@dataclass(frozen=True)
-class FakeReload:
-    """What a reload finds."""
-
-    defined: Sequence[str] = ("new",)
-    changed: Sequence[str] = ("other",)
-    removed: Sequence[str] = ()
-    problems: Sequence[Problem] = (Problem("a.yaml", 3, 1, "memory", "is no size", "write 1G"),)
-
-
-async def fake_reload() -> FakeReload:
+async def fake_reload() -> ReloadReport:
     """The same at each call."""
-    return FakeReload()
+    problem = Problem("a.yaml", 3, 1, "memory", "is no size", "write 1G")
+    return ReloadReport(("new",), ("other",), (), (problem,))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.errors import AlreadyExists, InUse, NotFound
-from hypemand.manager.admission import Room
 from hypemand.manager.claims import Attachment
-from hypemand.manager.space import SpaceKind, SpaceReport, SpaceUse
-from hypemand.manager.view import CopyOut, FileInfo, FileKind, VolumeView
-from hypemand.state import State
+from hypemand.model.files import CopyOut, FileInfo, FileKind
+from hypemand.model.space import Room, SpaceKind, SpaceReport, SpaceUse
+from hypemand.model.state import State
+from hypemand.model.volumes import VolumeView
 from tests.unit.api.fakefiles import FakeCopyIn, FakeCopyOut, FakeFiles
 from tests.unit.api.fakes import FakeManager
 

@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 
 from hypemand.errors import GuestError
-from hypemand.manager.view import FileKind
-from hypemand.state import State
+from hypemand.model.files import FileKind
+from hypemand.model.state import State
 from hypemand.tar import find_error
 from tests.unit.api.harness import Api, drive
 

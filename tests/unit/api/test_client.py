@@ -23,8 +23,8 @@ from hypeman.types.restart_policy import RestartPolicy
 from websockets.sync.client import unix_connect
 
 from hypemand.errors import GuestError
-from hypemand.manager.view import FileKind
-from hypemand.state import State
+from hypemand.model.files import FileKind
+from hypemand.model.state import State
 from tests.unit.api.fakenetworks import PLACE
 from tests.unit.api.fakes import IMAGE
 from tests.unit.api.harness import Api, drive

@@ -15,7 +15,7 @@ import pytest
 
 from hypemand.api.connections import Places, derive_address, notice_loss
 from hypemand.api.services import Limits
-from hypemand.state import State
+from hypemand.model.state import State
 from tests.unit.api.harness import Api, drive
 from tests.unit.api.test_listener import Place, over_tcp
 

@@ -11,8 +11,8 @@ import pytest
 from hypemand.api.cp import parse_order
 from hypemand.api.services import Limits
 from hypemand.errors import GuestError, InvalidRequest
-from hypemand.manager.view import FileKind
-from hypemand.state import State
+from hypemand.model.files import FileKind
+from hypemand.model.state import State
 from tests.unit.api.harness import Api, Json, description, drive
 
 TO = {"direction": "to", "guest_path": "/tmp/a", "is_dir": False, "mode": 0o640}

@@ -18,7 +18,7 @@ import pytest
 from hypemand.api import spool as spool_module
 from hypemand.api.spool import IN_MEMORY
 from hypemand.atomic import write_all
-from hypemand.state import State
+from hypemand.model.state import State
 from tests.unit.api.harness import Api, run_api
 
 UPLOADS, AT_ONCE = 300, 10

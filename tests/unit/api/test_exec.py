@@ -12,8 +12,8 @@ import pytest
 from hypemand.api.exec import Opening, parse_opening
 from hypemand.api.services import Limits
 from hypemand.errors import GuestError, InvalidRequest
-from hypemand.manager.view import ExecRequest
-from hypemand.state import State
+from hypemand.model.exec import ExecRequest
+from hypemand.model.state import State
 from tests.unit.api.harness import Api, description, drive
 
 

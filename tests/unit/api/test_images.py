@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.config.definition import ImagePull
-from hypemand.manager.imageview import Credentials, Progress, PullStatus
+from hypemand.model.images import Credentials, Progress, PullStatus
 from tests.unit.api.fakes import IMAGE
 from tests.unit.api.harness import NOBODY, Api, ask_as, description, drive
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition
 from hypemand.config.vmdef import parse_definition
-from hypemand.manager.view import ExitReport
-from hypemand.state import State
+from hypemand.model.state import Origin, State
+from hypemand.model.vm import ExitReport
 from hypemand.version import VERSION
 from tests.unit.api.fakes import IMAGE
 from tests.unit.api.harness import Api, description, drive

@@ -28,8 +28,8 @@ from hypemand.api.tokens import Scope
 from hypemand.config.definition import Definition
 from hypemand.config.listen import ListenConfig
 from hypemand.errors import HostNotReady
-from hypemand.manager.view import VmView
-from hypemand.state import State
+from hypemand.model.state import State
+from hypemand.model.vm import VmView
 from tests.unit.api.harness import Api, Json, drive
 
 PATIENT = Limits()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.manager.ports import OPEN_GROUP
-from hypemand.state import State
+from hypemand.model.networks import OPEN_GROUP
+from hypemand.model.state import State
 from tests.unit.api.fakenetworks import PLACE, make_network
 from tests.unit.api.harness import Api, drive
 

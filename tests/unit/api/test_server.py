@@ -17,7 +17,7 @@ import pytest
 
 from hypemand.api.server import make_app, serve
 from hypemand.api.services import Limits
-from hypemand.state import State
+from hypemand.model.state import State
 from tests.unit.api.harness import Api, drive
 
 
@@ -218,6 +218,6 @@ def test_the_end_keeps_its_deadline_when_a_request_does_not(tmp_path: Path) -> N
 
 
 def test_aiohttp_is_loaded_by_nothing_but_the_server() -> None:
-    code = "import sys, hypemand.manager.view, hypemand.config.vmdef; print('aiohttp' in sys.modules)"
+    code = "import sys, hypemand.model.vm, hypemand.config.vmdef; print('aiohttp' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(output.stdout.lower()) is False

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from hypemand.errors import GuestError
-from hypemand.state import State
+from hypemand.model.state import State
 from tests.unit.api.harness import Api, description, drive
 
 

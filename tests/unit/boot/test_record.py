@@ -15,8 +15,8 @@ from hypemand.boot.record import (
 )
 from hypemand.boot.tracker import Shutdown
 from hypemand.config.definition import Mode
-from hypemand.sentinels import Exit
-from hypemand.state import Marker
+from hypemand.model.evidence import Marker
+from hypemand.protocol.sentinels import Exit
 
 BOOT = "0123456789abcdef0123456789abcdef"
 SILENT = Ending(

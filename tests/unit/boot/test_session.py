@@ -21,7 +21,7 @@ from hypemand.boot.tracker import BootTracker
 from hypemand.boot.watcher import BootWatcher
 from hypemand.budget import BURST, PER_SECOND, Price
 from hypemand.errors import GuestError
-from hypemand.state import QmpStatus
+from hypemand.model.evidence import QmpStatus
 from hypemand.systemd.journal import JournalLine
 from hypemand.workers import Pool, run_in
 from tests.unit.agent.support import BOOT, GREETING, Guest, in_loop

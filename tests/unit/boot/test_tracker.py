@@ -8,7 +8,9 @@ import pytest
 
 from hypemand.boot.tracker import BootNotes, BootTracker, Moment, Shutdown, dump_notes, load_notes
 from hypemand.config.definition import Mode
-from hypemand.sentinels import (
+from hypemand.model.evidence import Marker
+from hypemand.model.state import HeadersState, HeadersStatus
+from hypemand.protocol.sentinels import (
     AgentReady,
     Emergency,
     EmergencyState,
@@ -21,7 +23,6 @@ from hypemand.sentinels import (
     Stage,
     format_sentinel,
 )
-from hypemand.state import HeadersState, HeadersStatus, Marker
 
 RUN, BOOT, OTHER = "c" * 32, "a" * 32, "b" * 32
 

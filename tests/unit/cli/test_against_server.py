@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from hypemand.manager.view import ExitReport
-from hypemand.state import State
+from hypemand.model.state import State
+from hypemand.model.vm import ExitReport
 from tests.unit.api.harness import Api, drive
 from tests.unit.cli.conftest import DEADLINE, Cli
 

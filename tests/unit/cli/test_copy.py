@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from hypemand.errors import GuestError
-from hypemand.manager.view import FileKind
-from hypemand.state import State
+from hypemand.model.files import FileKind
+from hypemand.model.state import State
 from tests.unit.api.fakefiles import MTIME, FakeFiles
 from tests.unit.api.harness import Api
 from tests.unit.cli.test_against_server import Run, run_both

@@ -14,8 +14,8 @@ from hypemand.cli.options import MODES, RESTARTS, SOURCES, STATES
 from hypemand.cli.parser import HelpAsked, UsageError, VersionAsked, parse_command_line
 from hypemand.cli.spec import Command
 from hypemand.config.definition import Mode, Restart
-from hypemand.manager.view import LogSource
-from hypemand.state import State
+from hypemand.model.logs import LogSource
+from hypemand.model.state import State
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)

@@ -9,12 +9,15 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hypemand.cli.pull import describe_pull
 from hypemand.cli.terminal import LiveLine, tell_systemd
+from hypemand.model.answers.image import Image
+from hypemand.model.images import Progress, PullStatus
 from tests.unit.cli.conftest import DEADLINE, Cli
 from tests.unit.cli.daemon import FakeDaemon
 
@@ -103,12 +106,12 @@ def test_an_interrupt_ends_a_wait_quietly(daemon: FakeDaemon, cli: Cli) -> None:
 
 
 def test_a_pull_shows_bytes_and_layers() -> None:
-    progress = {"bytes": 512 * 1024, "total_bytes": 2 * 1024 * 1024, "layers": 1, "total_layers": 3}
-    image = {"name": "app", "status": "pulling", "progress": progress}
+    progress = Progress(bytes=512 * 1024, total_bytes=2 * 1024 * 1024, layers=1, total_layers=3)
+    image = Image("app", status=PullStatus.PULLING, progress=progress)
     assert describe_pull(image) == f"[{'######':.<24}]  25%  512K of 2M  1 of 3 layers  app"
-    assert describe_pull({**image, "status": "pending"}) == "asking for app"
-    assert describe_pull({**image, "status": "converting"}) == "unpacking app"
-    assert describe_pull({"name": "app", "status": "pulling", "progress": None}) == "pulling app"
+    assert describe_pull(replace(image, status=PullStatus.PENDING)) == "asking for app"
+    assert describe_pull(replace(image, status=PullStatus.CONVERTING)) == "unpacking app"
+    assert describe_pull(replace(image, progress=None)) == "pulling app"
 
 
 def test_a_unit_that_may_is_told_what_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from hypemand.api.tokens import Scope
-from hypemand.state import State
+from hypemand.model.state import State
 from tests.unit.api.harness import Api
 from tests.unit.cli.test_against_server import Run, run_both
 

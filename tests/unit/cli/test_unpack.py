@@ -11,7 +11,7 @@ import pytest
 
 from hypemand.cli.pack import LocalError
 from hypemand.cli.unpack import Unpacker
-from hypemand.manager.view import FileInfo, FileKind
+from hypemand.model.files import FileInfo, FileKind
 
 
 def entry(kind: FileKind, size: int = 0, target: str | None = None, mode: int = 0o755) -> FileInfo:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hypemand.errors import HypemandError
-from hypemand.network.port import BridgePlan, Counters, NetworkStatus, PortPlan
+from hypemand.model.counters import Counters
+from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan
 from hypemand.network.wire import NOT_APPLIED
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition
 from hypemand.config.network import NetworkConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InsufficientResources
@@ -26,6 +26,7 @@ from hypemand.manager.names import derive_guest_names, derive_host_names
 from hypemand.manager.networks import Networks
 from hypemand.manager.ports import make_bridge
 from hypemand.manager.tenancy import Tenancy, Tenant
+from hypemand.model.state import Origin
 from hypemand.network.port import tap_name
 from hypemand.systemd.bus import BusError
 from tests.unit.manager.fakenetwork import FakeNetworkHost

@@ -13,8 +13,8 @@ import pytest
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InsufficientResources
 from hypemand.manager import fleet as fleet_module
-from hypemand.manager.admission import Room
 from hypemand.manager.volumes import ApiVolumes
+from hypemand.model.space import Room
 from tests.unit.manager.test_starts import Host, use
 
 MIB = 1024 * 1024

@@ -11,7 +11,7 @@ from typing import Any, cast
 from hypemand.config.host import HostConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.manager.fleet import Fleet
-from hypemand.state import State
+from hypemand.model.state import State
 from hypemand.storage.volumes import VolumeStore
 
 GIB = 1 << 30

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from hypemand.config.definition import Origin, VolumeMount
+from hypemand.config.definition import VolumeMount
 from hypemand.config.network import NetworkUse
 from hypemand.errors import HostNotReady, InUse, NotFound
 from hypemand.manager.claims import derive_filler
@@ -22,7 +22,7 @@ from hypemand.manager.images import Images
 from hypemand.manager.leases import Lease
 from hypemand.manager.runfiles import Past
 from hypemand.manager.volumes import ApiVolumes
-from hypemand.state import State
+from hypemand.model.state import Origin, State
 from hypemand.storage.disks import ensure_disk
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import Volume

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import Definition, Origin
+from hypemand.config.definition import Definition
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import AlreadyExists, InsufficientResources, NotFound
 from hypemand.manager import inventory as inventory_module
 from hypemand.manager.inventory import ImagePin, Inventory, VmRecord
 from hypemand.manager.leases import Lease
+from hypemand.model.state import Origin
 
 
 def definition(name: str, **more: object) -> Definition:

@@ -16,8 +16,9 @@ from hypemand.config.definition import MIB
 from hypemand.manager import volumes as volumes_module
 from hypemand.manager.images import Images
 from hypemand.manager.looks import SharedLook
-from hypemand.manager.space import SpaceKind, SpaceReport, SpaceUse, measure_space
+from hypemand.manager.space import measure_space
 from hypemand.manager.volumes import ApiVolumes
+from hypemand.model.space import SpaceKind, SpaceReport, SpaceUse
 from hypemand.storage.images import Image
 from hypemand.storage.store import ImageStore
 from hypemand.systemd.units import UnitStatus

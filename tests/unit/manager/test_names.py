@@ -22,10 +22,9 @@ from hypemand.manager.names import (
     replace_block,
     set_guest_names,
 )
-from hypemand.manager.networkview import Member
-from hypemand.manager.ports import OPEN_GROUP
-from hypemand.manager.view import CopyIn, CopyOut, FileInfo, FileKind, Hole
-from hypemand.storage.configdisk import MAX_HOSTS, GuestHost
+from hypemand.model.files import CopyIn, CopyOut, FileInfo, FileKind, Hole
+from hypemand.model.networks import OPEN_GROUP, Member
+from hypemand.protocol.configdisk import MAX_HOSTS, GuestHost
 from tests.unit.agent.support import in_loop
 
 IMAGE = b"127.0.0.1\tlocalhost\n"

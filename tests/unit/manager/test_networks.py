@@ -21,8 +21,9 @@ from hypemand.config.network import NetworkConfig, NetworkUse, Publish, Transpor
 from hypemand.errors import HostNotReady, HypemandError, InUse, InvalidDefinition, NotFound
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Connection
-from hypemand.manager.ports import OPEN_GROUP, PortFiles, derive_connections, derive_group
+from hypemand.manager.ports import PortFiles, derive_connections, derive_group
 from hypemand.manager.tenancy import Tenancy, Tenant
+from hypemand.model.networks import OPEN_GROUP
 from hypemand.network.port import PortPlan, tap_name
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 

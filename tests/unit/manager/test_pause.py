@@ -17,11 +17,12 @@ from hypemand.boot.fulldrives import FullDrive, describe_full
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import GuestError, WrongState
 from hypemand.fulldisk import find_mount_point
-from hypemand.manager.admission import Room
 from hypemand.manager.diskwatch import Level, derive_level, read_rooms
-from hypemand.manager.view import ExecRequest, VmView
 from hypemand.manager.vm import Vm
-from hypemand.state import State
+from hypemand.model.exec import ExecRequest
+from hypemand.model.space import Room
+from hypemand.model.state import State
+from hypemand.model.vm import VmView
 from hypemand.systemd.units import UnitStatus
 from tests.unit.agent.support import BOOT
 from tests.unit.boot.test_session import Vmm, until

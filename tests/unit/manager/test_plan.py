@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import MIB, Origin, VolumeMount
+from hypemand.config.definition import MIB, VolumeMount
 from hypemand.config.host import JournalPolicy
 from hypemand.config.network import Bandwidth
 from hypemand.config.vmdef import parse_definition
@@ -16,11 +16,13 @@ from hypemand.errors import InvalidDefinition
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.leases import Lease
 from hypemand.manager.plan import Attached, Connection, Places, Plan, make_plan, stop_grace
+from hypemand.model.images import OciConfig
+from hypemand.model.state import Origin
 from hypemand.network.port import BridgePlan, PortPlan
+from hypemand.protocol.configdisk import GuestInterface
 from hypemand.qemu.accel import Accel, AccelKind
 from hypemand.qemu.host import Kernel, VmmHost
-from hypemand.storage.configdisk import GuestInterface
-from hypemand.storage.images import Image, OciConfig
+from hypemand.storage.images import Image
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
 

@@ -15,11 +15,10 @@ import pytest
 from hypemand.config.definition import ImagePull
 from hypemand.errors import HypemandError, ImageNotReady, NotFound, WrongState
 from hypemand.manager.images import Images
-from hypemand.manager.imageview import Credentials, ImageInfo, PullStatus
 from hypemand.manager.pulls import Pace, Pulls
+from hypemand.model.images import Credentials, ImageInfo, PullStatus, derive_host_architecture
 from hypemand.run import Completed
 from hypemand.storage.images import STAGING
-from hypemand.storage.rootfs import derive_host_architecture
 from hypemand.storage.store import ImageStore, ImageUse
 from hypemand.storage.tools import DirectTools
 from tests.unit.storage.fakeregistry import FakeRegistry

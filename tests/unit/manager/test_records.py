@@ -21,8 +21,8 @@ from hypemand.config.network import NetworkConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.manager import inventory as inventory_module
 from hypemand.manager.volumes import ApiVolumes
+from hypemand.model.state import State
 from hypemand.qemu.host import VmmHost, find_vmm_host
-from hypemand.state import State
 from hypemand.systemd.units import UnitPlan
 from tests.unit.manager.test_starts import Host, definition, use
 

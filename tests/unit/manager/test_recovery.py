@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from hypemand.config.definition import MIB, Origin
+from hypemand.config.definition import MIB
 from hypemand.config.vmdef import parse_definition
 from hypemand.manager.inventory import Inventory
 from hypemand.manager.recovery import ask_again
+from hypemand.model.state import Origin
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.units import UnitStatus
 from tests.unit.manager.test_starts import Host

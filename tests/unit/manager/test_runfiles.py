@@ -13,7 +13,7 @@ from hypemand.boot.tracker import BootNotes, Moment, Shutdown, load_notes
 from hypemand.manager.plan import Places
 from hypemand.manager.runfiles import NOTES_PERIOD, RunFiles, derive_exit
 from hypemand.manager.tasks import Tasks
-from hypemand.sentinels import Exit
+from hypemand.protocol.sentinels import Exit
 from hypemand.systemd.rootdir import Own
 
 BOOT = "b" * 32

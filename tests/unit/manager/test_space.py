@@ -4,7 +4,8 @@
 import os
 from pathlib import Path
 
-from hypemand.manager.space import SpaceKind, measure_space
+from hypemand.manager.space import measure_space
+from hypemand.model.space import SpaceKind
 
 
 def test_files_are_counted_by_kind_once_and_by_what_they_take(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InsufficientResources, WrongState
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import VmServices
-from hypemand.state import State
+from hypemand.model.state import State
 from hypemand.storage.images import Image
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import UnitPlan, UnitStatus

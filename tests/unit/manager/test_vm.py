@@ -13,15 +13,15 @@ import pytest
 
 from hypemand.boot.record import ExitRecord, dump_exit_record, find_spare
 from hypemand.boot.tracker import BootNotes, dump_notes
-from hypemand.config.definition import Origin
 from hypemand.config.vmdef import parse_definition
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.networks import Networks
 from hypemand.manager.plan import Places
 from hypemand.manager.runfiles import load_past
 from hypemand.manager.tenancy import Tenancy
-from hypemand.manager.view import VmView
 from hypemand.manager.vm import Vm, VmServices
+from hypemand.model.state import Origin
+from hypemand.model.vm import VmView
 from hypemand.systemd.rootdir import Own
 from hypemand.systemd.units import UnitStatus
 from tests.unit.manager.fakenetwork import FakeNetworkHost

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes over the socket comes out as it went in, and nonsense comes out as BadFrame."""
+"""What goes over the socket comes out as it went in, and nonsense is refused."""
 
 import asyncio
 import json
@@ -19,17 +19,10 @@ from hypemand.errors import (
     InvalidDefinition,
     Problem,
 )
-from hypemand.network.port import BridgePlan, Counters, NetworkStatus, PortPlan
-from hypemand.network.wire import (
-    MAX_FRAME,
-    BadFrame,
-    decode,
-    decode_error,
-    encode,
-    encode_error,
-    encode_frame,
-    read_frame,
-)
+from hypemand.model.counters import Counters
+from hypemand.model.document import BadDocument, decode, encode
+from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan
+from hypemand.network.wire import MAX_FRAME, BadFrame, decode_error, encode_error, encode_frame, read_frame
 from tests.unit.network.lab import make_bridge, make_port
 
 PLAN = make_bridge(host_ports=frozenset({HostPort(Transport.UDP, 53), HostPort(Transport.TCP, 53)}))
@@ -110,7 +103,7 @@ def test_an_older_end_knows_less() -> None:
     ],
 )
 def test_nonsense_is_no_value(kind: Any, data: object) -> None:
-    with pytest.raises(BadFrame):
+    with pytest.raises(BadDocument):
         decode(kind, data)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from hypemand.budget import BURST, Budget, Price, Reserve
+from hypemand.model.evidence import QmpStatus
 from hypemand.qemu import qmp as qmp_module
 from hypemand.qemu.qmp import Qmp, QmpError, QmpTimeout
-from hypemand.state import QmpStatus
 
 Answer = Callable[[str, int], bytes | None]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import Origin
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InUse
 from hypemand.manager.inventory import Inventory
+from hypemand.model.state import Origin
 from hypemand.storage.disks import ensure_disk, has_journal_to_replay, make_fresh_disk, remove_disk
 from hypemand.storage.images import Image
 from hypemand.storage.replay import replay_here

@@ -10,17 +10,10 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import HostNotReady, InUse, InvalidRequest, NotFound
+from hypemand.model.images import OciConfig
 from hypemand.run import run
 from hypemand.storage.builtin import make_builtin
-from hypemand.storage.images import (
-    METADATA,
-    ROOTFS,
-    Image,
-    OciConfig,
-    derive_id,
-    encode_metadata,
-    parse_metadata,
-)
+from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata, parse_metadata
 from hypemand.storage.references import parse_image_name
 from hypemand.storage.store import NAMES, ImageStore, ImageUse
 from tests.unit.storage.support import extract

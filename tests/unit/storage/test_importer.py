@@ -26,10 +26,10 @@ from hypemand.errors import (
     NotFound,
     WrongState,
 )
+from hypemand.model.images import derive_host_architecture
 from hypemand.run import Completed, run
 from hypemand.storage.images import STAGING
 from hypemand.storage.importer import import_image
-from hypemand.storage.rootfs import derive_host_architecture
 from hypemand.storage.staging import clean_staging
 from hypemand.storage.store import NAMES, ImageStore
 from hypemand.storage.tools import DirectTools

@@ -10,8 +10,9 @@ import pytest
 
 from hypemand.config.definition import Definition, Mode
 from hypemand.errors import ImageNotReady, InvalidDefinition
-from hypemand.storage.configdisk import GuestConfig
-from hypemand.storage.images import Image, OciConfig
+from hypemand.model.images import OciConfig
+from hypemand.protocol.configdisk import GuestConfig
+from hypemand.storage.images import Image
 from hypemand.storage.program import parse_signal, resolve_program
 
 

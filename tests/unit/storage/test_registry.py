@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import HypemandError, ImageNotReady, InsufficientResources, NotFound
+from hypemand.model.images import derive_host_architecture
 from hypemand.run import run
 from hypemand.storage.images import STAGING
 from hypemand.storage.importer import Step, Told, import_image, make_image, pull_image
 from hypemand.storage.registry import PullFailed
-from hypemand.storage.rootfs import derive_host_architecture
 from hypemand.storage.store import ImageStore
 from tests.unit.storage.fakeregistry import FakeRegistry
 from tests.unit.storage.support import make_layout, make_tar, member, mounted, shell

@@ -17,8 +17,8 @@ from hypemand.atomic import write_file
 from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, find_spare, load_exit_record
 from hypemand.boot.tracker import BootNotes, dump_notes
 from hypemand.config.definition import Mode
-from hypemand.sentinels import AgentReady, Emergency, EmergencyState, Exit, format_sentinel
-from hypemand.state import Marker
+from hypemand.model.evidence import Marker
+from hypemand.protocol.sentinels import AgentReady, Emergency, EmergencyState, Exit, format_sentinel
 from hypemand.systemd.journal import JournalLine
 from hypemand.unit import exit as exit_module
 from hypemand.unit.exit import Findings, collect_ending, find_in_time, main, scan_journal

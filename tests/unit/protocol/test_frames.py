@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypemand.agent.frames import (
+from hypemand.protocol.frames import (
     MAX_NOISE,
     MAX_PAYLOAD,
     Channel,
@@ -19,7 +19,7 @@ from hypemand.agent.frames import (
     FrameType,
     HelloFinder,
 )
-from hypemand.agent.records import ProtocolError
+from hypemand.protocol.records import ProtocolError
 from tests.unit.agent.support import DATA, GREETING, HELLO, pack, records
 
 FRAMES = st.builds(

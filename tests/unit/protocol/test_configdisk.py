@@ -13,7 +13,7 @@ import pytest
 
 from hypemand.config.definition import Mode
 from hypemand.errors import InvalidDefinition
-from hypemand.storage.configdisk import (
+from hypemand.protocol.configdisk import (
     MAX_RECORDS,
     GuestConfig,
     GuestHost,

@@ -11,9 +11,9 @@ import os
 import struct
 from dataclasses import dataclass
 
-from hypemand.agent.frames import Channel, Frame, FrameParser, FrameType
-from hypemand.agent.records import ProtocolError, Records, encode_records, parse_records
-from hypemand.manager.view import FileInfo, FileKind
+from hypemand.model.files import FileInfo, FileKind
+from hypemand.protocol.frames import Channel, Frame, FrameParser, FrameType
+from hypemand.protocol.records import ProtocolError, Records, encode_records, parse_records
 
 MAX_PATH = 4095
 _MAX_ID = 2**32 - 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as the faces see them."""
+"""Networks, and a VM's place in one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 from hypemand.config.network import Bandwidth, Egress, HostPort, Publish
-from hypemand.network.port import Counters
+from hypemand.model.counters import Counters
+
+# The group of all VMs that are not isolated: no name of a group has such a character.
+OPEN_GROUP = "*"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,16 @@ from itertools import product
 import pytest
 
 from hypemand.errors import WrongState
-from hypemand.state import (
+from hypemand.model.evidence import (
     Derived,
     Evidence,
     Marker,
-    Operation,
     QmpStatus,
-    State,
     UnitEvidence,
-    check_allowed,
     derive_state,
     derive_status_text,
 )
+from hypemand.model.state import Operation, State, check_allowed
 
 EVERYTHING = [
     Evidence(*values)

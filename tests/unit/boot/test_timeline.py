@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypemand.manager.view import Span, Timeline
-from hypemand.sentinels import Stage
-from hypemand.timeline import BootFacts, Lane, derive_timeline, render_svg, render_text
+from hypemand.boot.timeline import BootFacts, derive_timeline
+from hypemand.cli.timeline import render_svg, render_text
+from hypemand.model.timeline import Lane, Span, Timeline
+from hypemand.protocol.sentinels import Stage
 
 BOOT = "0123456789abcdef0123456789abcdef"
 STAGES = tuple(

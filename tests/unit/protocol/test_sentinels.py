@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypemand.config.definition import Mode
-from hypemand.sentinels import (
+from hypemand.protocol.sentinels import (
     MAX_LINE,
     MAX_MESSAGE,
     AgentReady,

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from systemd import journal
 
-from hypemand.state import State
+from hypemand.model.state import State
 from hypemand.systemd.units import unit_name
 
 _log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypemand.agent.records import encode_records
 from hypemand.atomic import write_file
 from hypemand.config.definition import Mode
 from hypemand.errors import InvalidDefinition, Problem
+from hypemand.protocol.records import encode_records
 
 MAGIC = b"HYPECFG1"
 VERSION = "1"

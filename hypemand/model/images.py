@@ -1,13 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as the faces see them."""
+"""Images: what they say of themselves, and how far a pull is."""
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from hypemand.storage.images import OciConfig
-from hypemand.storage.rootfs import derive_host_architecture
+_PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def derive_host_architecture(machine: str = "") -> str:
+    """The host's architecture as OCI spells it; `machine` as uname(2), the host's own if not given."""
+    machine = machine or platform.machine()
+    return _PLATFORMS.get(machine, machine)
+
+
+@dataclass(frozen=True, slots=True)
+class OciConfig:
+    """The part of an OCI image's config that says how to run it. Empty: the image says nothing."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    stop_signal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """An image that pruning removes: its names, and the bytes of the disk that it takes."""
+
+    names: tuple[str, ...]
+    digest: str
+    size: int
 
 
 class PullStatus(StrEnum):

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
-from hypemand.agent.records import ProtocolError, parse_records
+from hypemand.protocol.records import ProtocolError, parse_records
 
 VERSION = "1"
 HEADER = struct.Struct("<IIBBH")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypemand.agent.records import ProtocolError, encode_records, parse_records
+from hypemand.protocol.records import ProtocolError, encode_records, parse_records
 
 KEYS = st.from_regex(r"\A[a-z][a-z0-9_]{0,8}\Z")
 VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0"))

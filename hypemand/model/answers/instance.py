@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM as the API answers it. Times are RFC 3339 in UTC, with milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypemand.model.counters import Counters
+from hypemand.model.document import SOURCE
+from hypemand.model.state import HeadersState, State
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceNetwork:
+    """A VM's place in a network; without one `enabled` is false and all else empty."""
+
+    enabled: bool = False
+    name: str | None = None
+    ip: str | None = None
+    mac: str | None = None
+    bandwidth_download: str | None = None
+    bandwidth_upload: str | None = None
+    # those above are the published client's
+    ip6: str | None = None
+    group: str | None = None
+    isolated: bool | None = None
+    publish: tuple[str, ...] = ()
+    interface: str | None = None
+    counters: Counters | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceHeaders:
+    """How far the guest is with its kernel's headers, and why they failed."""
+
+    state: HeadersState | str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceVolume:
+    """A volume in a VM."""
+
+    volume_id: str = ""
+    mount_path: str = ""
+    readonly: bool = False
+    overlay: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When systemd starts it again."""
+
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A VM. What is not supported is null. `definition`: the keys of a definition file; `document`: all that
+    the daemon has answered."""
+
+    id: str
+    name: str
+    image: str | None = None
+    state: State | str = State.UNKNOWN
+    state_error: str | None = None
+    has_snapshot: bool = False
+    created_at: str | None = None
+    started_at: str | None = None
+    stopped_at: str | None = None
+    expires_at: str | None = None
+    current_phase: str | None = None
+    current_phase_since: str | None = None
+    phase_durations_ms: Mapping[str, int] = field(default_factory=dict)
+    exit_code: int | None = None
+    exit_message: str | None = None
+    size: str | None = None
+    overlay_size: str | None = None
+    vcpus: int | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    hypervisor: str | None = None
+    platform: str | None = None
+    network: InstanceNetwork | None = None
+    volumes: tuple[InstanceVolume, ...] = ()
+    restart_policy: RestartPolicy | None = None
+    restart_status: Any = None
+    health_check: Any = None
+    health_status: Any = None
+    # those above are the published client's
+    origin: str | None = None
+    status_text: str | None = None
+    ready_ms: float | None = None
+    needs_restart: bool = False
+    removed_from_config: bool = False
+    unit: str | None = None
+    invocation_id: str | None = None
+    boot_id: str | None = None
+    exit_success: bool | None = None
+    main_pid: int | None = None
+    uid: int | None = None
+    memory_current: int | None = None
+    cpu_seconds: float | None = None
+    kernel_headers: InstanceHeaders | None = None
+    definition: Mapping[str, Any] = field(default_factory=dict)
+    document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False, metadata=SOURCE)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API may ask of the daemon: the contracts between both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+from hypemand.config.definition import Definition, ImagePull, VolumeMount
+from hypemand.model.exec import ExecRequest, ExecSession
+from hypemand.model.files import CopyIn, CopyOut, FileInfo
+from hypemand.model.images import Credentials, ImageInfo, Pruned
+from hypemand.model.logs import LogLine, LogSource
+from hypemand.model.networks import NetworkInfo
+from hypemand.model.space import SpaceReport
+from hypemand.model.state import State
+from hypemand.model.timeline import Timeline
+from hypemand.model.vm import VmView
+from hypemand.model.volumes import VolumeFill, VolumeView
+
+
+class Manager(Protocol):
+    """What the API may ask. Every method takes `ref`: an id, a name, or an unambiguous prefix of an id.
+
+    Raises NotFound and Ambiguous for `ref`, WrongState where the state does not allow it, and what each
+    method names. Methods never block the event loop.
+    """
+
+    async def attach_volume(self, ref: str, mount: VolumeMount) -> VmView:
+        """Give a stopped VM a volume. NotFound (the volume), AlreadyExists, InvalidDefinition; WrongState
+        also for a VM of a file."""
+
+    async def detach_volume(self, ref: str, volume: str) -> VmView:
+        """Take a volume, by name or id, from a stopped VM. NotFound when it has no such."""
+
+    async def list_vms(self) -> list[VmView]:
+        """All VMs, by name."""
+
+    async def get_vm(self, ref: str) -> VmView:
+        """One VM."""
+
+    async def create_vm(self, definition: Definition, *, start: bool, short_name: bool = True) -> VmView:
+        """Define a VM that lasts (API origin). AlreadyExists, ImageNotReady, NotFound (its image),
+        InsufficientResources. When the start fails the VM is not left behind. `short_name` False: the host
+        knows it as NAME.hypeman alone."""
+
+    async def delete_vm(self, ref: str) -> None:
+        """Stop it if it lives, then remove all of its data. A VM with a file is refused (WrongState)
+        unless the file is gone."""
+
+    async def start_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
+        """Start; back at once, in Initializing, or when an image that has to be pulled for it has come. No-op
+        in Running and Initializing. `pull` instead of the definition's."""
+
+    async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
+        """Stop gracefully and wait for it; `timeout` seconds instead of the definition's."""
+
+    async def restart_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
+        """Stop, then start. An image that has to be pulled for it comes before."""
+
+    async def kill_vm(self, ref: str, signal: int = 9) -> VmView:
+        """Send the VMM a signal; waits for the end when it is SIGKILL."""
+
+    async def pause_vm(self, ref: str) -> VmView:
+        """Stop the CPUs of a Running VM. TimedOut, GuestError when the VMM does not do it."""
+
+    async def resume_vm(self, ref: str) -> VmView:
+        """Let a Paused VM go on, whatever it was paused for. One that cannot write, since a file system is
+        still full, is Paused again at once. TimedOut, GuestError."""
+
+    async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:
+        """Wait for `state`. The bool is `timed_out`. Back early when the VM is in Unknown, Stopped or
+        Standby and that is not what is waited for."""
+
+    def watch_vm(self, ref: str) -> AsyncIterator[VmView]:
+        """The VM now, then again at each change of its state or status text. Ends when it is deleted."""
+
+    def logs(
+        self, ref: str, *, source: LogSource, tail: int | None, follow: bool, sentinels: bool
+    ) -> AsyncIterator[LogLine]:
+        """Lines, oldest first; `tail` None: all. With `follow` it goes on until the run that is on has
+        ended and its last line was given; at once when none is on. `sentinels`: keep HYPEMAN- lines."""
+
+    async def timeline(self, ref: str) -> Timeline:
+        """The last boot. WrongState when there was none."""
+
+
+class GuestService(Protocol):
+    """What the API may ask of guests that run. `ref`, and what is raised, are as with `Manager`."""
+
+    async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
+        """Start a command in a Running VM."""
+
+    async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
+        """A file of a Running VM; None: there is no such file. `follow`: what a symbolic link points to."""
+
+    async def copy_out(self, ref: str, path: str, *, follow: bool = False) -> CopyOut:
+        """Begin to copy from an absolute path of a Running VM. `follow`: symbolic links are copied as what
+        they point to. NotFound also when there is no such file."""
+
+    async def copy_in(self, ref: str, path: str) -> CopyIn:
+        """Begin to copy into `path`, an absolute path of a Running VM: the entry "" becomes `path` itself.
+        Its folder is made if missing; a file that is there is replaced when the new one is whole, a
+        directory is merged into."""
+
+
+class ImageService(Protocol):
+    """The images of this host. Methods never block the event loop. InvalidRequest for what can be no name."""
+
+    async def list_images(self) -> Sequence[ImageInfo]:
+        """All images, by name, with those that are being had."""
+
+    async def get_image(self, name: str) -> ImageInfo:
+        """One image. Raises NotFound."""
+
+    async def pull_image(self, name: str, credentials: Credentials | None = None) -> ImageInfo:
+        """Begin to have what `name` stands for now, or join those who do; what is known at once."""
+
+    def watch_image(self, name: str) -> AsyncIterator[ImageInfo]:
+        """The image now, then at each change, until it is READY or FAILED."""
+
+    async def tag_image(self, name: str, target: str) -> ImageInfo:
+        """Give it one more name. Raises NotFound."""
+
+    async def remove_image(self, name: str) -> None:
+        """Remove it, or end its pull. Raises NotFound, InUse while a VM needs it."""
+
+    async def prune_images(self, *, every: bool, dry_run: bool) -> Sequence[Pruned]:
+        """Remove what has no name and no VM needs; `every`: with names too. `dry_run`: only tell."""
+
+    async def import_image(self, name: str, path: str) -> ImageInfo:
+        """Make an image of a directory, a tar archive or an OCI layout. Raises AlreadyExists,
+        InvalidRequest for what is none of them."""
+
+    def export_image(self, name: str) -> AbstractAsyncContextManager[Path]:
+        """An OCI archive of it, which is there until the end of the block. Raises NotFound."""
+
+
+class VolumeService(Protocol):
+    """The volumes of this host. Methods never block the event loop. `ref`: a name, an id, or an unambiguous
+    start of an id; raises NotFound and Ambiguous for it. Sizes in bytes."""
+
+    async def list_volumes(self) -> Sequence[VolumeView]:
+        """All volumes, by name."""
+
+    async def get_volume(self, ref: str) -> VolumeView:
+        """One volume."""
+
+    async def create_volume(
+        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+    ) -> VolumeView:
+        """An empty one. InvalidRequest, AlreadyExists, InsufficientResources."""
+
+    async def remove_volume(self, ref: str) -> None:
+        """Remove it with all that is in it. InUse while a VM is defined or runs with it."""
+
+    async def resize_volume(self, ref: str, size: int) -> VolumeView:
+        """Let it grow. InUse while a VM runs with it, InvalidRequest for less, InsufficientResources."""
+
+    def fill_volume(
+        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+    ) -> AbstractAsyncContextManager[VolumeFill]:
+        """A new volume that the block puts files into; there to be used at its end, and gone if it raises."""
+
+    def read_volume(self, ref: str) -> AbstractAsyncContextManager[CopyOut]:
+        """What is in it. InUse while a VM writes to it."""
+
+    async def measure_space(self) -> SpaceReport:
+        """What hypemand keeps on the host's disk."""
+
+
+class NetworkService(Protocol):
+    """The networks of this host."""
+
+    async def list_networks(self) -> Sequence[NetworkInfo]:
+        """All networks, by name."""
+
+    async def get_network(self, name: str) -> NetworkInfo:
+        """One network. NotFound."""

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon keeps on the host's disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class SpaceKind(StrEnum):
+    """What takes the space. RECORDS: what is known of VMs, tokens; RUNTIME: what is there while VMs run."""
+
+    IMAGES = "images"
+    DISKS = "disks"
+    VOLUMES = "volumes"
+    TEMPLATES = "templates"
+    RECORDS = "records"
+    RUNTIME = "runtime"
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceUse:
+    """Of one kind: how many files, the bytes that they could grow to (`size`) and those that they take on the
+    host (`used`), and which of these `image prune --all` would free."""
+
+    kind: SpaceKind
+    count: int
+    size: int
+    used: int
+    reclaimable: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes of the file system that `folder` is on: all of it, and what is free."""
+
+    folder: Path
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceReport:
+    """All that the daemon keeps. `promised` bytes to disks and volumes, of `allowed`."""
+
+    uses: tuple[SpaceUse, ...]
+    room: Room
+    promised: int
+    allowed: int

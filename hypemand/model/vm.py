@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM at one moment, and how a run of it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hypemand.config.definition import Definition
+from hypemand.model.networks import VmNetwork
+from hypemand.model.state import HeadersStatus, Origin, State
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReport:
+    """How a run ended. `code` as in docs/protocol.md; None where nobody could tell. `success` of a VM's run:
+    whether that counts as a success, as it does when it was asked to end; None for a command's."""
+
+    code: int | None
+    message: str
+    success: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VmView:
+    """A VM at one moment. Times are seconds since the epoch, durations milliseconds. `cpu_seconds`: what the
+    VMM has used of the host's CPUs in this run; `kernel_headers` None: it does not run, or gets none;
+    `network` None: it has none."""
+
+    id: str
+    name: str
+    origin: Origin
+    definition: Definition
+    state: State
+    state_error: str | None
+    status_text: str
+    created_at: float
+    started_at: float | None
+    stopped_at: float | None
+    ready_ms: float | None
+    exit: ExitReport | None
+    needs_restart: bool
+    removed_from_config: bool
+    unit: str
+    invocation_id: str | None
+    boot_id: str | None
+    main_pid: int | None
+    uid: int
+    memory_current: int | None
+    current_phase_since: float
+    phase_durations_ms: Mapping[str, int]
+    cpu_seconds: float | None = None
+    kernel_headers: HeadersStatus | None = None
+    network: VmNetwork | None = None
