@@ -48,6 +48,7 @@ from hypemand.storage.staging import clean_staging, has_leftovers
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import UnitTools, stop_foreign_units
 from hypemand.systemd.bus import SystemBus
+from hypemand.systemd.port import Bus
 from hypemand.systemd.units import Units
 from hypemand.turns import TurnWatch
 from hypemand.version import VERSION
@@ -69,7 +70,7 @@ class Daemon:
         self,
         config: HostConfig,
         *,
-        bus: SystemBus | None = None,
+        bus: Bus | None = None,
         load: Callable[[], HostConfig] = load_host_config,
         userdb: Path = USERDB,
     ) -> None:
@@ -77,7 +78,7 @@ class Daemon:
         self.notifier = sdnotify.SystemdNotifier()
         self._status = ""
         self._stop = asyncio.Event()
-        self._bus = bus or SystemBus()
+        self._bus: Bus = bus or SystemBus()
         self._watcher = BootWatcher()
         self._store = ImageStore(
             config.state_dir / "images", config.image_dirs, lambda: self._manager.config.disk.reserve

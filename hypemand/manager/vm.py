@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hypemand.boot.console import OpenJournal
 from hypemand.boot.record import ExitRecord
 from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, Moment
@@ -37,7 +38,10 @@ from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
 from hypemand.qemu.process import read_cpu_seconds
 from hypemand.state import Derived, HeadersStatus, State, derive_state, derive_status_text
 from hypemand.storage.images import Image
-from hypemand.systemd.bus import BusError, SystemBus
+from hypemand.systemd.bus import BusError
+from hypemand.systemd.journal import BootJournal
+from hypemand.systemd.notify import notify_for
+from hypemand.systemd.port import Bus, Notify
 from hypemand.systemd.units import Units, UnitStatus, unit_name
 from hypemand.workers import Pool, run_in
 
@@ -51,13 +55,16 @@ _DETACH_DEADLINE = 5.0
 @dataclass(frozen=True, slots=True)
 class VmServices:
     """What all VMs share. `on_change` is called when the state of any of them has changed; `volume_disk`: the
-    file that the volume of that name or id is."""
+    file that the volume of that name or id is. `open_journal` gives the journal of a boot; `notify` sends
+    systemd something in the name of a VMM."""
 
-    bus: SystemBus
+    bus: Bus
     units: Units
     watcher: BootWatcher
     on_change: Callable[[], None]
     volume_disk: Callable[[str], Path | None] = lambda _ref: None
+    open_journal: OpenJournal = BootJournal
+    notify: Notify = notify_for
 
 
 class Vm:
@@ -421,7 +428,9 @@ class Vm:
             catch_up=self._wants_headers and not tracker.headers.state.is_settled and known is not None,
             on_change=self._evaluate,
             on_loss=lambda: self._services.watcher.add(session),
+            open_journal=self._services.open_journal,
             locate=self._locate_drive,
+            notify=self._services.notify,
         )
         self._services.watcher.add(session)
 
