@@ -54,6 +54,8 @@ class FakeSystemd:
         self.takes.set()
         self.answers.set()
         self.machines: list[str] = []
+        # signals: the path of the unit, and what they say
+        self.sent: list[tuple[str, dict[str, Any]]] = []
         self._speed = speed
         self._processes: list[Process] = []
         self._watches: dict[str, tuple[str, tuple[str, ...], Callback]] = {}
@@ -160,7 +162,7 @@ class FakeSystemd:
         finally:
             self._held = None
             for path, changed in held:
-                self._deliver(path, changed)
+                self.deliver(path, changed)
 
     @contextmanager
     def jobs_held(self, *units: str) -> Iterator[None]:
@@ -234,7 +236,7 @@ class FakeSystemd:
         for key, _, _ in properties:
             if key not in KNOWN and key not in EXTRA_PROPERTIES:
                 raise BusError(f"Cannot set property {key}, or unknown property.", errno.EROFS)
-        if name in self.units:
+        if name in self.units or name in self.files:
             raise BusError(f"Unit {name} was already loaded or has a fragment file.", errno.EEXIST)
         values = {key: value for key, _, value in properties}
         self.units[name] = Service(name, values, self, fragment=f"/run/systemd/transient/{name}")
@@ -344,9 +346,11 @@ class FakeSystemd:
         if self._held is not None:
             self._held.append((path, changed))
         else:
-            asyncio.get_running_loop().call_soon(self._deliver, path, changed)
+            self.sent.append((path, changed))
+            asyncio.get_running_loop().call_soon(self.deliver, path, changed)
 
-    def _deliver(self, path: str, changed: dict[str, Any]) -> None:
+    def deliver(self, path: str, changed: dict[str, Any]) -> None:
+        """A signal arrives."""
         watch = self._watches.get(path)
         if watch is None or not self._is_up:
             return
