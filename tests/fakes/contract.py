@@ -275,12 +275,25 @@ async def one_that_fails_too_often_is_given_up(stage: Stage) -> None:
         StartLimitBurst=("u", 3),
         StartLimitIntervalUSec=("t", 60 * SECOND),
     )
+    await stage.until_marked("main", 3)
     await stage.until("failed")
-    async with asyncio.timeout(DEADLINE):
-        while await stage.get("Service.Result") != "start-limit-hit":  # noqa: ASYNC110 - polled on both
-            await asyncio.sleep(0.005)
+    # it keeps the reason for which it was to be restarted
+    same(await stage.get("Service.Result"), "exit-code")
     same(len(stage.world.marks("main")), 3)
-    same(state(await stage.units.status(U)), "failed/failed")
+
+
+async def one_that_ends_in_order_too_often_has_failed(stage: Stage) -> None:
+    await stage.begin(
+        Script("main", waits=False),
+        Type=("s", "simple"),
+        Restart=("s", "always"),
+        RestartUSec=("t", 1000),
+        StartLimitBurst=("u", 2),
+        StartLimitIntervalUSec=("t", 60 * SECOND),
+    )
+    await stage.until("failed")
+    same(await stage.get("Service.Result"), "start-limit-hit")
+    same(len(stage.world.marks("main")), 2)
 
 
 async def a_stop_between_two_runs_is_the_end(stage: Stage) -> None:

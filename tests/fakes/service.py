@@ -107,7 +107,7 @@ class Service:
     def start(self) -> None:
         """What a start job does with one that is gone."""
         if self._is_started_too_often():
-            self.result = "start-limit-hit"
+            self._take("start-limit-hit")
             self._set("failed")
             return
         if not self._auto:

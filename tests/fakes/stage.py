@@ -12,7 +12,7 @@ from hypemand.systemd.busframes import PROPERTIES, Part
 from hypemand.systemd.port import Bus
 from hypemand.systemd.units import MANAGER, SERVICE, Units, UnitStatus, unit_name
 
-DEADLINE = 30.0
+DEADLINE = 20.0
 U = unit_name("contract")
 OTHER = unit_name("contract-other")
 ABSENT = unit_name("contract-absent")
@@ -105,12 +105,16 @@ class Stage:
 
     async def until(self, *states: str | None, unit: str = U) -> UnitStatus:
         """Wait until the unit is in one of these: an ActiveState, one with its SubState, or None."""
-        async with asyncio.timeout(DEADLINE):
-            while True:
-                status = await self.units.status(unit)
-                if status.active_state in states or f"{status.active_state}/{status.sub_state}" in states:
-                    return status
-                await asyncio.sleep(0.005)
+        status: UnitStatus | None = None
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while True:
+                    status = await self.units.status(unit)
+                    if status.active_state in states or state(status) in states:
+                        return status
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise AssertionError(f"{unit} is not {states}, but {status}") from None
 
     async def until_marked(self, mark: str, count: int = 1) -> list[str]:
         """Wait until scripts have said something under this mark."""

@@ -28,7 +28,19 @@ from hypemand.unit.exit import keep_record, scan_journal
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd
-from tests.unit.agent.support import CLOCK, EXIT, FEATURES, HELLO, SHUTDOWN, Guest, pack, records
+from tests.unit.agent.support import (
+    CLOCK,
+    DATA,
+    EXEC,
+    EXIT,
+    FEATURES,
+    HELLO,
+    SHUTDOWN,
+    STARTED,
+    Guest,
+    pack,
+    records,
+)
 
 _STAMP = "ts=2026-02-03T04:05:06Z"
 # A guest boots for longer than it takes to connect to its VMM and to hear from it: so many turns of the event
@@ -42,24 +54,30 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 class Behaviour:
     """What the guests of a VM do. `boots`: they come up; `heeds`: they end when they are told; `code`: what
     the program ends with then; `ends`: it ends by itself, right after it has come up, with that code.
-    `sockets`: those that its VMM makes."""
+    `sockets`: those that its VMM makes; `commands`: what its agent runs, by their first word: what goes to
+    standard output and error, and the status."""
 
     boots: bool = True
     heeds: bool = True
     code: int = 0
     ends: int | None = None
     sockets: tuple[str, ...] = ("qmp", "report", "agent")
+    commands: dict[str, tuple[bytes, bytes, int]] = field(default_factory=dict)
 
 
 class Vmm:
     """One VMM and its guest, for one run. `status`: what it says to query-status."""
 
-    def __init__(self, vm: str, process: Process, folder: Path, uid: int, journal: FakeJournal) -> None:
-        self.vm = vm
+    def __init__(
+        self, process: Process, folder: Path, uid: int, journal: FakeJournal, behaviour: Behaviour
+    ) -> None:
         self.boot = process.env["INVOCATION_ID"]
         self.status = "running"
         self.ended = asyncio.Event()
         self.orders: list[str] = []
+        # what its agent was asked to run
+        self.commands: list[list[str]] = []
+        self._behaviour = behaviour
         self._folder = folder
         self._uid = uid
         self._journal = journal
@@ -72,8 +90,9 @@ class Vmm:
         self._greeted: list[Guest] = []
         process.handlers[signal.SIGTERM] = self.ended.set
 
-    async def run(self, behaviour: Behaviour) -> int:
+    async def run(self) -> int:
         """Until its guest has ended. QEMU's own status is 0 whatever the guest's program said."""
+        behaviour = self._behaviour
         async with AsyncExitStack() as stack:
             handlers = {"qmp": self._qmp, "report": self._report, "agent": self._agent}
             for name in behaviour.sockets:
@@ -187,13 +206,32 @@ class Vmm:
             self._greet(guest)
         try:
             while True:
-                kind, stream, _, _ = await guest.receive()
-                if kind == CLOCK:
+                kind, stream, _, payload = await guest.receive()
+                if kind == EXEC:
+                    self._execute(guest, stream, payload)
+                elif kind == CLOCK:
                     guest.send(pack(EXIT, stream, records(("code", "0"), ("message", ""))))
                 elif kind == SHUTDOWN:
                     self.exit(143, "stopped on request")
         finally:
             self._greeted.remove(guest)
+
+    def _execute(self, guest: Guest, stream: int, payload: bytes) -> None:
+        words = [
+            word.removeprefix(b"arg=").decode() for word in payload.split(b"\0") if word.startswith(b"arg=")
+        ]
+        self.commands.append(words)
+        known = self._behaviour.commands.get(words[0])
+        if known is None:
+            guest.exit(stream, 127, f"{words[0]}: not found")
+            return
+        output, errors, status = known
+        guest.send(pack(STARTED, stream, records(("pid", "42"))))
+        for channel, data in ((1, output), (2, errors)):
+            guest.send(
+                (pack(DATA, stream, data, channel) if data else b"") + pack(DATA, stream, b"", channel)
+            )
+        guest.exit(stream, status, f"exited with code {status}")
 
     def _greet(self, guest: Guest) -> None:
         identity = (("version", "1"), ("boot", self.boot), ("agent", "7"))
@@ -231,10 +269,10 @@ class Vmms:
 
     async def _run_vmm(self, vm: str, process: Process) -> int:
         uid = int(self.systemd.units[unit_name(vm)].properties["User"])
-        vmm = self.live[vm] = Vmm(vm, process, self.runtime / vm, uid, self.journal)
+        vmm = self.live[vm] = Vmm(process, self.runtime / vm, uid, self.journal, self.of(vm))
         self.runs[vm] = self.runs.get(vm, 0) + 1
         try:
-            return await vmm.run(self.of(vm))
+            return await vmm.run()
         finally:
             vmm.ended.set()
             if self.live.get(vm) is vmm:

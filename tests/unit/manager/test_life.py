@@ -216,6 +216,7 @@ def test_between_two_runs_it_holds_what_it_has(tmp_path: Path) -> None:
         await host.until_true(lambda: host.unit() == "activating/auto-restart")
         view = await host.manager.get_vm("web")
         assert view.state.is_vmm_active
+        assert (view.invocation_id, host.vm().session) == (None, None)
         assert (host.config.runtime_dir / "vms/web").exists()
         assert (await host.manager.stop_vm("web")).state is State.STOPPED
         assert host.traces() == []
