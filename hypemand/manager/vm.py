@@ -81,7 +81,7 @@ class Vm:
         self.places = places
         self._tasks = Tasks(record.name)
         self.files = RunFiles(record.name, places, self._tasks)
-        self.handle = Handle(record.name, services.units)
+        self.handle = Handle(record.name, services.units, self._tasks)
         # a start that waits for its image
         self.image_wait: asyncio.Task[Image] | None = None
         self._activity = ""
@@ -497,7 +497,7 @@ class Vm:
         await asyncio.wait([detaching], timeout=_DETACH_DEADLINE)
         await run_in(Pool.STARTS, self.files.remove_runtime)
         if not self.restarting:
-            await self.handle.release(lambda: self._unit.is_live)
+            await self.handle.release(lambda: self._unit.is_live or self.restarting)
 
     async def settle(self) -> None:
         """Wait until all that a run has held is given back."""

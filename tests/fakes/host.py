@@ -122,6 +122,9 @@ class FakeHost:
         self.vmms.systemd = self.systemd
         self.systemd.files["hypeman@"] = _HANDLE
         self.vmms.others["hypeman"] = self._handle
+        # open: a handle's `hypemanctl start --wait` that has seen Running ends
+        self.handles_end = asyncio.Event()
+        self.handles_end.set()
         self.daemon = Daemon(self)
 
     # its daemon
@@ -146,6 +149,7 @@ class FakeHost:
             if process.argv[1] == "start":
                 await self.manager.start_vm(vm)
                 view, late = await self.manager.wait_vm(vm, State.RUNNING, DEADLINE)
+                await self.handles_end.wait()
                 return 0 if view.state is State.RUNNING and not late else 1
             if process.argv[0] == "systemctl":
                 if unit_name(vm) in self.systemd.units:

@@ -430,3 +430,20 @@ def test_a_restart_keeps_the_handle(tmp_path: Path) -> None:
         assert host.systemd.units["hypeman@web.service"].invocation == held
 
     drive(tmp_path, scenario)
+
+
+def test_a_program_that_ends_while_its_handle_starts_leaves_no_handle_that_is_active(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        handle = "hypeman@web.service"
+        await host.create()
+        host.handles_end.clear()
+        await host.start_handle("web")
+        await host.until(State.RUNNING)
+        host.vmm().exit(0)
+        await host.until(State.STOPPED)
+        await host.vm().settle()
+        assert host.systemd.units[handle].active == "activating"
+        host.handles_end.set()
+        await host.until_true(lambda: handle not in host.systemd.units)
+
+    drive(tmp_path, scenario)

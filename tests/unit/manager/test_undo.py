@@ -225,6 +225,17 @@ def test_a_failed_unit_that_cannot_be_reset_is_told_of_and_left(tmp_path: Path) 
     drive(tmp_path, scenario)
 
 
+def test_a_creation_without_a_bus_leaves_no_vm(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.systemd.lose_bus()
+        await fails(host.manager.create_vm(define(network="default"), start=True))
+        host.systemd.find_bus()
+        assert host.manager.fleet.find("web") is None
+        await host.run(network="default")
+
+    drive(tmp_path, scenario)
+
+
 # --- answers that are lost, and starts that are cancelled ---
 
 
