@@ -115,11 +115,14 @@ class Vmm:
 
         async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._writers.add(writer)
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                async with turn:
-                    await handler(reader, writer)
-            writer.close()
-            self._writers.discard(writer)
+            try:
+                with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                    async with turn:
+                        if not self.ended.is_set():
+                            await handler(reader, writer)
+            finally:
+                writer.transport.abort()
+                self._writers.discard(writer)
 
         server = await asyncio.start_unix_server(take, path)
         os.chown(path, self._uid, -1)

@@ -216,18 +216,27 @@ def test_without_a_bus_all_is_unknown_and_held_until_it_is_back(tmp_path: Path) 
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         await host.create("db", network="default")
+        await host.run("job", network="default")
 
         async def lose() -> None:
             host.systemd.lose_bus()
+            host.vmm("job").exit(3)
+            await host.until_true(lambda: host.unit("job") == "failed/failed")
 
         await host.restart_daemon(lose)
-        for name in ("web", "db"):
+        for name in ("web", "db", "job"):
             assert host.vm(name).state is State.UNKNOWN
             assert host.vm(name).committed_memory
         assert (host.config.runtime_dir / "vms/web").exists()
         host.systemd.find_bus()
         await host.until(State.RUNNING)
         await host.until(State.STOPPED, "db")
+        await host.until(State.STOPPED, "job")
+        await host.vm("job").settle()
+        assert host.traces("job") == [host.vm("job").unit]
+        ended = (await host.manager.get_vm("job")).exit
+        assert ended is not None
+        assert ended.code == 3
 
     drive(tmp_path, scenario)
 
