@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -250,7 +251,7 @@ class Vmms:
     runtime: Path
     journal: FakeJournal
     live: dict[str, Vmm] = field(default_factory=dict)
-    runs: dict[str, int] = field(default_factory=dict)
+    runs: Counter[str] = field(default_factory=Counter)
     behaviour: dict[str, Behaviour] = field(default_factory=dict)
     others: dict[str, Callable[[Process], Awaitable[int]]] = field(default_factory=dict)
     systemd: FakeSystemd = field(init=False)
@@ -273,7 +274,7 @@ class Vmms:
     async def _run_vmm(self, vm: str, process: Process) -> int:
         uid = int(self.systemd.units[unit_name(vm)].properties["User"])
         vmm = self.live[vm] = Vmm(process, self.runtime / vm, uid, self.journal, self.of(vm))
-        self.runs[vm] = self.runs.get(vm, 0) + 1
+        self.runs[vm] += 1
         try:
             return await vmm.run()
         finally:

@@ -151,7 +151,7 @@ def test_systemd_stops_it_while_it_is_being_started(tmp_path: Path) -> None:
 
 
 async def while_it_is_stopped(host: FakeHost) -> list[asyncio.Task[object]]:
-    await host.run(network="default")
+    await host.run(network="default", stop_timeout="infinity")
     return [await deaf_stop(host)]
 
 

@@ -314,7 +314,7 @@ def test_a_start_that_is_cancelled_leaves_nothing_or_a_vm_that_runs(
         go_on()
         while not work.done():
             work.cancel()  # also what is being taken back
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
         if not creates and reach is at_systemd:
             await host.until(State.RUNNING)
             await host.manager.stop_vm("web")
