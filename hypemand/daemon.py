@@ -50,6 +50,7 @@ from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import UnitTools, stop_foreign_units
 from hypemand.systemd.bus import SystemBus
 from hypemand.systemd.log import set_up_logging
+from hypemand.systemd.port import Bus
 from hypemand.systemd.units import Units
 from hypemand.turns import TurnCounts, TurnWatch
 from hypemand.version import VERSION
@@ -71,7 +72,7 @@ class Daemon:
         self,
         config: HostConfig,
         *,
-        bus: SystemBus | None = None,
+        bus: Bus | None = None,
         load: Callable[[], HostConfig] = load_host_config,
         userdb: Path = USERDB,
         turns: Callable[[], TurnCounts] = TurnCounts,
@@ -81,7 +82,7 @@ class Daemon:
         self.notifier = sdnotify.SystemdNotifier()
         self._status = ""
         self._stop = asyncio.Event()
-        self._bus = bus or SystemBus()
+        self._bus: Bus = bus or SystemBus()
         self._watcher = BootWatcher()
         self._store = ImageStore(
             config.state_dir / "images", config.image_dirs, lambda: self._manager.config.disk.reserve

@@ -32,6 +32,8 @@ from hypemand.model.evidence import QmpStatus
 from hypemand.qemu.qmp import Qmp, QmpError
 from hypemand.sockets import hold_socket
 from hypemand.systemd.journal import BootJournal
+from hypemand.systemd.notify import notify_for
+from hypemand.systemd.port import Notify
 
 _log = logging.getLogger(__name__)
 # in which the agent of a guest that runs is to answer
@@ -84,6 +86,7 @@ class Session:
         on_loss: Callable[[], None] = lambda: None,
         open_journal: OpenJournal = BootJournal,
         locate: Locate = lambda _drive: None,
+        notify: Notify = notify_for,
     ) -> None:
         self.tracker = tracker
         self.qmp_status = QmpStatus.ABSENT
@@ -92,6 +95,7 @@ class Session:
         self.agent: AgentChannel | None = None
         self.main_pid: int | None = None
         self.notified = False
+        self.notify = notify
         self.budget = Budget()
         self._name = name
         self._runtime = runtime

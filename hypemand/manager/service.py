@@ -303,10 +303,14 @@ class VmManager:
 
     async def _take_back(self, vm: Vm) -> None:
         """Remove a VM whose creation failed. One that systemd may have taken is ended first, and kept if it
-        does not end: its disk and uid are its own for as long."""
+        does not end: its disk and uid are its own for as long. Without a disk systemd was not asked yet, and
+        need not be."""
         try:
-            await self._end(vm, _SIGKILL)
-            await self._forget(vm)
+            if vm.lock.locked() or await run_in(Pool.STARTS, vm.places.disk.exists):
+                await self._end(vm, _SIGKILL)
+                await self._forget(vm)
+            else:
+                await finish(self._remove(vm), f"removal of {vm.name}")
         except (HypemandError, OSError) as error:
             vm.log(logging.ERROR, f"VM {vm.name} was not created in order, and is kept: {error}")
 

@@ -228,7 +228,7 @@ class Starter:
             return await asyncio.shield(preparing)
         finally:
             # a thread cannot be ended: what it makes can be removed only when it has made it
-            await asyncio.gather(preparing, return_exceptions=True)
+            await finish(_wait_for(preparing), f"end of {preparing.get_name()}")
 
     def _plan(
         self,
@@ -267,6 +267,13 @@ class Starter:
             prepare_volume(attached.volume.disk, record.uid, writes=attached.mount.writes)
         write_config_disk(places.config, plan.guest, uid=record.uid)
         return plan
+
+
+async def _wait_for(task: asyncio.Task[Plan]) -> None:
+    """Until it has ended, however it does."""
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # if it fails as well as what it was begun beside, that is told
 
 
 def derive_pin(definition: Definition, image: Image) -> ImagePin | None:

@@ -12,9 +12,9 @@ from hypemand.boot.session import Session
 from hypemand.boot.tracker import Moment
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.networks import Networks
-from hypemand.systemd.bus import BusError, SystemBus
+from hypemand.systemd.bus import BusError
 from hypemand.systemd.machined import register_machine
-from hypemand.systemd.notify import notify_for
+from hypemand.systemd.port import Bus
 from hypemand.systemd.units import unit_name
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def tell_systemd(vm: str, session: Session, *assignments: str) -> None:
     if session.main_pid is None:
         return
     try:
-        notify_for(session.main_pid, *assignments)
+        session.notify(session.main_pid, *assignments)
     except OSError as error:
         _log.error("VM %s: cannot tell systemd %s: %s", vm, assignments[0], error)
 
@@ -58,7 +58,7 @@ def tell_running(vm: str, session: Session) -> bool:
     return True
 
 
-async def register(bus: SystemBus, record: VmRecord, session: Session, networks: Networks) -> None:
+async def register(bus: Bus, record: VmRecord, session: Session, networks: Networks) -> None:
     """Make a VM known to systemd-machined."""
     if session.main_pid is None:
         return

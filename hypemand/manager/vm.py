@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hypemand.boot.console import OpenJournal
 from hypemand.boot.record import ExitRecord
 from hypemand.boot.session import Session
 from hypemand.boot.tracker import BootNotes, Moment
@@ -37,8 +38,11 @@ from hypemand.model.vm import ExitReport, VmView
 from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
 from hypemand.qemu.process import read_cpu_seconds
 from hypemand.storage.images import Image
-from hypemand.systemd.bus import BusError, SystemBus
+from hypemand.systemd.bus import BusError
+from hypemand.systemd.journal import BootJournal
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
+from hypemand.systemd.notify import notify_for
+from hypemand.systemd.port import Bus, Notify
 from hypemand.systemd.units import Units, UnitStatus, unit_name
 from hypemand.workers import Pool, run_in
 
@@ -50,13 +54,16 @@ _DETACH_DEADLINE = 5.0
 @dataclass(frozen=True, slots=True)
 class VmServices:
     """What all VMs share. `on_change` is called when the state of any of them has changed; `volume_disk`: the
-    file that the volume of that name or id is."""
+    file that the volume of that name or id is. `open_journal` gives the journal of a boot; `notify` sends
+    systemd something in the name of a VMM."""
 
-    bus: SystemBus
+    bus: Bus
     units: Units
     watcher: BootWatcher
     on_change: Callable[[], None]
     volume_disk: Callable[[str], Path | None] = lambda _ref: None
+    open_journal: OpenJournal = BootJournal
+    notify: Notify = notify_for
 
 
 class Vm:
@@ -75,7 +82,7 @@ class Vm:
         self.places = places
         self._tasks = Tasks(record.name)
         self.files = RunFiles(record.name, places, self._tasks)
-        self.handle = Handle(record.name, services.units)
+        self.handle = Handle(record.name, services.units, self._tasks)
         # a start that waits for its image
         self.image_wait: asyncio.Task[Image] | None = None
         self._activity = ""
@@ -419,7 +426,9 @@ class Vm:
             catch_up=self._wants_headers and not tracker.headers.state.is_settled and known is not None,
             on_change=self._evaluate,
             on_loss=lambda: self._services.watcher.add(session),
+            open_journal=self._services.open_journal,
             locate=self._locate_drive,
+            notify=self._services.notify,
         )
         self._services.watcher.add(session)
 
@@ -486,7 +495,7 @@ class Vm:
         await asyncio.wait([detaching], timeout=_DETACH_DEADLINE)
         await run_in(Pool.STARTS, self.files.remove_runtime)
         if not self.restarting:
-            await self.handle.release(lambda: self._unit.is_live)
+            await self.handle.release(lambda: self._unit.is_live or self.restarting)
 
     async def settle(self) -> None:
         """Wait until all that a run has held is given back."""

@@ -6,7 +6,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from hypemand.systemd.bus import BusError, SystemBus
+from hypemand.systemd.bus import BusError
+from hypemand.systemd.port import Bus
 
 _SERVICE = "org.freedesktop.machine1"
 _PATH = "/org/freedesktop/machine1"
@@ -14,7 +15,7 @@ _REGISTER = "org.freedesktop.machine1.Manager.RegisterMachineWithNetwork"
 
 
 async def register_machine(
-    bus: SystemBus, name: str, vm_id: str, leader: int, interfaces: Sequence[int] = ()
+    bus: Bus, name: str, vm_id: str, leader: int, interfaces: Sequence[int] = ()
 ) -> bool:
     """Make a VM known under its name. The leader is the process that machinectl signals, and its cgroup
     tells the unit. `vm_id` is 32 hex digits, `interfaces` the indexes of the host's ends of its network.

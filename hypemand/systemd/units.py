@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.config.definition import Restart
-from hypemand.systemd.bus import BusError, SystemBus, unit_path
+from hypemand.systemd.bus import BusError, unit_path
 from hypemand.systemd.busframes import PROPERTIES, Part
 from hypemand.systemd.extras import INFINITY, extra_properties, microseconds
+from hypemand.systemd.port import Bus
 from hypemand.systemd.rootdir import root_properties
 from hypemand.systemd.sandbox import Property, sandbox_properties
 
@@ -183,7 +184,7 @@ _TELLING = ("Job", "ActiveState", "SubState", "InvocationID", "StateChangeTimest
 class Units:
     """Units over D-Bus. All methods raise BusError (a HostNotReady) when systemd cannot be asked."""
 
-    def __init__(self, bus: SystemBus) -> None:
+    def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
     async def start_transient(self, plan: UnitPlan) -> None:

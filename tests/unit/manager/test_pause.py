@@ -295,13 +295,9 @@ def test_a_stop_by_systemd_resumes_once_and_again_when_there_is_space(tmp_path: 
     use_vm(tmp_path, scenario, status="io-error", full=("disk",))
 
 
-def test_the_deadline_of_a_boot_that_stands_still_is_extended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: list[str] = []
-    monkeypatch.setattr("hypemand.manager.telling.notify_for", lambda _pid, *words: sent.extend(words))
-
+def test_the_deadline_of_a_boot_that_stands_still_is_extended(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
+        sent = place.host.sent
         assert place.vm.session is not None
         place.vm.session.main_pid = 77
         assert "EXTEND_TIMEOUT_USEC=77000000" not in sent
@@ -322,11 +318,9 @@ def test_the_deadline_of_a_boot_that_stands_still_is_extended(
     use_vm(tmp_path, scenario, unit="activating")
 
 
-def test_systemd_is_told_of_a_pause_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[str] = []
-    monkeypatch.setattr("hypemand.manager.telling.notify_for", lambda _pid, *words: sent.extend(words))
-
+def test_systemd_is_told_of_a_pause_and_its_end(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
+        sent = place.host.sent
         assert place.vm.session is not None
         place.vm.session.main_pid = 77
         await place.manager.pause_vm("web")

@@ -133,7 +133,15 @@ class Host:
         self.units = FakeUnits()
         self.images = FakeImages(Image("app", "i", "sha256:0", "x86_64", 4096, 0.0, "test", image))
         self.watcher = BootWatcher()
-        services = VmServices(cast(Any, None), cast(Any, self.units), self.watcher, lambda: None)
+        # what systemd is told in the name of VMMs
+        self.sent: list[str] = []
+        services = VmServices(
+            cast(Any, None),
+            cast(Any, self.units),
+            self.watcher,
+            lambda: None,
+            notify=lambda _pid, *words: self.sent.extend(words),
+        )
         self.manager = VmManager(
             config, cast(Any, self.images), services, FakeNetworkHost(), folder / "userdb"
         )

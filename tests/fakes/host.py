@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host in a folder: the real manager, over a systemd, VMMs, a journal and a network that behave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Protocol
+
+from hypemand.boot.watcher import BootWatcher
+from hypemand.config.definition import Definition
+from hypemand.config.host import HostConfig
+from hypemand.config.network import NetworkConfig
+from hypemand.config.vmdef import parse_definition
+from hypemand.errors import HypemandError
+from hypemand.manager.images import Images
+from hypemand.manager.pulls import Pulls
+from hypemand.manager.reload import Reloader
+from hypemand.manager.service import VmManager
+from hypemand.manager.vm import Vm, VmServices
+from hypemand.model.answers.host import ReloadReport
+from hypemand.model.state import State
+from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata
+from hypemand.storage.store import ImageStore
+from hypemand.storage.tools import Tools
+from hypemand.systemd.units import Units, unit_name
+from tests.fakes.journal import FakeJournal
+from tests.fakes.process import Process
+from tests.fakes.systemd import FakeSystemd
+from tests.fakes.vmm import Behaviour, Vmm, Vmms
+from tests.unit.manager.fakenetwork import FakeNetworkHost
+
+DEADLINE = 8.0
+LAB = NetworkConfig("default", "lab0", IPv4Interface("10.7.0.1/24"), None, dns=())
+_SMALL = {"image": "builtin:app", "cmd": ["x"], "disk": "64M", "memory": "96M", "network": "none"}
+# units/hypeman@.service
+_HANDLE = {
+    "Type": "oneshot",
+    "RemainAfterExit": True,
+    "ExecStart": [("/usr/bin/hypemanctl", ["hypemanctl", "start", "--wait"], False)],
+    "ExecStopPost": [
+        ("/usr/bin/systemctl", ["systemctl", "stop"], False),
+        ("/usr/bin/hypemanctl", ["hypemanctl", "stop", "--result"], False),
+    ],
+    "TimeoutStartUSec": 2**64 - 1,
+    "TimeoutStopUSec": 2**64 - 1,
+}
+
+
+class Daemon:
+    """A daemon on the host, as far as VMs are concerned: what hypemand.daemon puts together."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self.host = host
+        self.watcher = BootWatcher()
+        units = Units(host.systemd)
+        store = ImageStore(host.config.state_dir / "images", host.config.image_dirs, lambda: 0)
+        self.pulls = Pulls(store, _make_no_tools, host.config.runtime_dir)
+        self.images = Images(store, self.pulls)
+        services = VmServices(
+            host.systemd,
+            units,
+            self.watcher,
+            lambda: None,
+            open_journal=host.journal.open,
+            notify=host.systemd.notify,
+        )
+        self.manager = VmManager(host.config, self.images, services, host.network, host.folder / "userdb")
+        self.reloader = Reloader(self.manager, lambda: host.config)
+        self._resyncs: set[asyncio.Task[None]] = set()
+
+    async def begin(self) -> None:
+        """Learn what there is."""
+        await asyncio.to_thread(self.images.store.prepare)
+        await self.host.systemd.start_signals(self._resync, 1.0)
+        await self.manager.recover()
+
+    def _resync(self) -> None:
+        task = asyncio.create_task(self.manager.resync())
+        self._resyncs.add(task)
+        task.add_done_callback(self._resyncs.discard)
+
+    async def end(self) -> None:
+        """Let go of everything; VMs go on."""
+        await self.reloader.close(DEADLINE)
+        await self.pulls.close()
+        await self.manager.close()
+        self.watcher.close()
+
+
+class FakeHost:
+    """A host whose state is in `folder`, and the daemon that runs on it now. VMs outlive daemons. It has an
+    image, `builtin:app`, and a network, `default`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for place in ("kernel", "guest", "run", "state", "vms.d", "images/app"):
+            (folder / place).mkdir(parents=True)
+        (folder / "kernel/vmlinux").touch()
+        (folder / "kernel/kernel.json").write_text(json.dumps({"release": "6.1"}))
+        (folder / "guest/initrd.cpio").touch()
+        _make_image(folder / "images/app")
+        self.networks = {LAB.name: LAB}
+        self.config = HostConfig(
+            qemu=Path("/bin/true"),
+            kernel_dir=folder / "kernel",
+            guest_dir=folder / "guest",
+            state_dir=folder / "state",
+            runtime_dir=folder / "run",
+            vm_dir=folder / "vms.d",
+            image_dirs=(folder / "images",),
+            networks=self.networks,
+        )
+        self.journal = FakeJournal()
+        self.network = FakeNetworkHost()
+        self.vmms = Vmms(folder / "run/vms", self.journal)
+        self.systemd = FakeSystemd(self.vmms.run, speed=20)
+        self.vmms.systemd = self.systemd
+        self.systemd.files["hypeman@"] = _HANDLE
+        self.vmms.others["hypeman"] = self._handle
+        # open: a handle's `hypemanctl start --wait` that has seen Running ends
+        self.handles_end = asyncio.Event()
+        self.handles_end.set()
+        self.daemon = Daemon(self)
+
+    # its daemon
+
+    @property
+    def manager(self) -> VmManager:
+        """The manager that runs now."""
+        return self.daemon.manager
+
+    async def restart_daemon(self, meanwhile: Callable[[], Awaitable[object]] | None = None) -> None:
+        """End it, and begin another one on what it has left; what happens meanwhile nobody sees."""
+        await self.daemon.end()
+        if meanwhile is not None:
+            await meanwhile()
+        self.daemon = Daemon(self)
+        await self.daemon.begin()
+
+    async def _handle(self, process: Process) -> int:
+        """The commands of hypeman@NAME.service."""
+        vm = process.unit.partition("@")[2].removesuffix(".service")
+        try:
+            if process.argv[1] == "start":
+                await self.manager.start_vm(vm)
+                view, late = await self.manager.wait_vm(vm, State.RUNNING, DEADLINE)
+                await self.handles_end.wait()
+                return 0 if view.state is State.RUNNING and not late else 1
+            if process.argv[0] == "systemctl":
+                if unit_name(vm) in self.systemd.units:
+                    self.systemd.jobs.add(unit_name(vm), "stop", "replace")
+                return 0
+            await self.manager.stop_vm(vm)
+        except HypemandError:
+            return 1
+        return 0
+
+    async def start_handle(self, vm: str) -> None:
+        """`systemctl start hypeman@NAME`."""
+        await self.order("StartUnit", f"hypeman@{vm}.service")
+
+    async def order(self, method: str, unit: str, mode: str = "replace") -> None:
+        """What an administrator asks of systemd."""
+        arguments = [("ss", (unit, mode))]
+        await self.systemd.call(
+            "org.freedesktop.systemd1",
+            "/org/freedesktop/systemd1",
+            f"org.freedesktop.systemd1.Manager.{method}",
+            arguments,
+        )
+
+    # its VMs
+
+    def vm(self, name: str = "web") -> Vm:
+        """The VM as the daemon has it."""
+        return self.manager.fleet.get(name)
+
+    def vmm(self, name: str = "web") -> Vmm:
+        """Its VMM, which runs."""
+        return self.vmms.live[name]
+
+    def guest(self, name: str = "web") -> Behaviour:
+        """What its guests do, to be changed."""
+        return self.vmms.of(name)
+
+    def unit(self, name: str = "web") -> str | None:
+        """ActiveState and SubState of its unit; None: there is none."""
+        unit = self.systemd.units.get(unit_name(name))
+        return None if unit is None else f"{unit.active}/{unit.sub}"
+
+    async def create(self, name: str = "web", *, start: bool = False, **keys: object) -> None:
+        """A VM of the API's; it is Running then, if it is to be started."""
+        await self.manager.create_vm(define(name, **keys), start=start)
+        if start:
+            await self.until(State.RUNNING, name)
+
+    async def run(self, name: str = "web", **keys: object) -> None:
+        """A VM that runs."""
+        await self.create(name, start=True, **keys)
+
+    async def until(self, state: State, name: str = "web") -> None:
+        """Wait until it is in that state, as its watchers do."""
+        vm = self.vm(name)
+        assert await vm.changes.wait_for(lambda: vm.state is state, DEADLINE), (vm.state, self.unit(name))
+
+    async def until_true(self, condition: Callable[[], bool]) -> None:
+        """Wait for what nobody tells of."""
+        async with asyncio.timeout(DEADLINE):
+            while not condition():  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.002)
+
+    def write(self, name: str = "web", **keys: object) -> None:
+        """Write its file in vms.d."""
+        (self.config.vm_dir / f"{name}.yaml").write_text(json.dumps({**_SMALL, **keys}))
+
+    async def reload(self) -> ReloadReport:
+        """`systemctl reload hypemand`."""
+        return await self.daemon.reloader.reload()
+
+    def traces(self, name: str = "web") -> list[str]:
+        """All that the host has of a run of that VM: of one that does not run, nothing."""
+        runtime, state = self.config.runtime_dir / "vms" / name, self.config.state_dir / "vms" / name
+        found = [str(path.relative_to(self.folder)) for path in (runtime,) if path.exists()]
+        found += [
+            f"state/{entry.name}" for entry in state.glob("*") if entry.name in ("run.json", "port.json")
+        ]
+        found += [unit for unit in self.systemd.units if unit == unit_name(name)]
+        found += [f"tap {tap}" for tap, port in self.network.taps.items() if port.vm == name]
+        found += [f"vmm {vm}" for vm in self.vmms.live if vm == name]
+        found += [f"starting {vm}" for vm in self.manager.fleet.starting]
+        return found
+
+
+class Scenario(Protocol):
+    """What a test does on a host."""
+
+    def __call__(self, host: FakeHost, /) -> Awaitable[None]: ...
+
+
+def define(name: str = "web", **keys: object) -> Definition:
+    """A small VM; `keys` as in its file."""
+    return parse_definition(name, {**_SMALL, **keys})
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[FakeHost]:
+    """A host with a daemon; what tasks are left at the end is an error."""
+    host = FakeHost(folder)
+    await host.daemon.begin()
+    try:
+        yield host
+    finally:
+        host.systemd.takes.set()
+        host.systemd.answers.set()
+        await host.daemon.end()
+        await host.systemd.close()
+        await asyncio.sleep(0.005)  # connections that were cut off are closed by then
+
+
+def drive(folder: Path, scenario: Scenario) -> None:
+    """Run a scenario on a host in `folder`."""
+
+    async def main() -> None:
+        async with asyncio.timeout(2 * DEADLINE), running(folder) as host:
+            await scenario(host)
+
+    asyncio.run(main())
+
+
+def _make_image(folder: Path) -> None:
+    (folder / ROOTFS).write_bytes(bytes(4096))
+    digest = "sha256:" + "1" * 64
+    image = Image("builtin:app", derive_id(digest), digest, "x86_64", 4096, 0.0, "test", folder)
+    (folder / METADATA).write_bytes(encode_metadata(replace(image, folder=folder)))
+
+
+def _make_no_tools() -> Tools:
+    raise AssertionError("nothing is pulled here")

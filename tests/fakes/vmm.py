@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMMs and their guests: what a VM's unit executes, with the sockets that hypemand connects to.
+
+The commands of the unit's end are those of hypemand.unit: what they ask of the host is answered here, what
+they conclude and write down is their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, find_spare
+from hypemand.boot.runrecord import RUN_RECORD, find_boot_id
+from hypemand.boot.tracker import load_notes
+from hypemand.config.definition import Mode
+from hypemand.model.evidence import Marker
+from hypemand.systemd.units import unit_name, vm_of_unit
+from hypemand.unit.exit import Findings, keep_record, scan_journal
+from tests.fakes.journal import FakeJournal
+from tests.fakes.process import Process
+from tests.fakes.systemd import FakeSystemd
+from tests.unit.agent.support import (
+    CLOCK,
+    DATA,
+    EXEC,
+    EXIT,
+    FEATURES,
+    HELLO,
+    SHUTDOWN,
+    STARTED,
+    Guest,
+    pack,
+    records,
+)
+
+_STAMP = "ts=2026-02-03T04:05:06Z"
+# A guest boots for longer than it takes to connect to its VMM and to hear from it: so many turns of the event
+# loop after the first question. Who does not connect is not waited for.
+_BOOT_TIME = 0.2
+_TURNS = 50
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class Behaviour:
+    """What the guests of a VM do. `boots`: they come up; `heeds`: they end when they are told; `code`: what
+    the program ends with then; `ends`: it ends by itself, right after it has come up, with that code.
+    `sockets`: those that its VMM makes; `commands`: what its agent runs, by their first word: what goes to
+    standard output and error, and the status."""
+
+    boots: bool = True
+    heeds: bool = True
+    code: int = 0
+    ends: int | None = None
+    sockets: tuple[str, ...] = ("qmp", "report", "agent")
+    commands: dict[str, tuple[bytes, bytes, int]] = field(default_factory=dict)
+
+
+class Vmm:
+    """One VMM and its guest, for one run. `status`: what it says to query-status."""
+
+    def __init__(
+        self, process: Process, folder: Path, uid: int, journal: FakeJournal, behaviour: Behaviour
+    ) -> None:
+        self.run_id = process.env["INVOCATION_ID"]
+        self.boot = uuid.uuid4().hex
+        self.status = "running"
+        self.ended = asyncio.Event()
+        self.orders: list[str] = []
+        # what its agent was asked to run
+        self.commands: list[list[str]] = []
+        self._behaviour = behaviour
+        self._folder = folder
+        self._uid = uid
+        self._journal = journal
+        self._reports: list[asyncio.StreamWriter] = []
+        self._monitors: list[asyncio.StreamWriter] = []
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._said: list[bytes] = []
+        self._is_up = False
+        self._asked = asyncio.Event()
+        self._greeted: list[Guest] = []
+        process.handlers[signal.SIGTERM] = self.ended.set
+
+    async def run(self) -> int:
+        """Until its guest has ended. QEMU's own status is 0 whatever the guest's program said."""
+        behaviour = self._behaviour
+        self._keep_run_record()
+        async with AsyncExitStack() as stack:
+            handlers = {"qmp": self._qmp, "report": self._report, "agent": self._agent}
+            for name in behaviour.sockets:
+                await stack.enter_async_context(self._serve(name, handlers[name]))
+            if behaviour.boots:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._asked.wait(), _BOOT_TIME)
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
+                self.come_up()
+            if behaviour.ends is not None:
+                self.exit(behaviour.ends)
+            await self.ended.wait()
+        return 0
+
+    def _keep_run_record(self) -> None:
+        """As the launcher does."""
+        record = self._folder / RUN_RECORD
+        record.write_text(f"{self.run_id} {self.boot}\n")
+        os.chown(record, self._uid, -1)
+
+    @asynccontextmanager
+    async def _serve(self, name: str, handler: Handler) -> AsyncIterator[None]:
+        path = self._folder / f"{name}.sock"
+        turn = asyncio.Lock()
+
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.add(writer)
+            try:
+                with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                    async with turn:
+                        if not self.ended.is_set():
+                            await handler(reader, writer)
+            finally:
+                writer.transport.abort()
+                self._writers.discard(writer)
+
+        server = await asyncio.start_unix_server(take, path)
+        os.chown(path, self._uid, -1)
+        try:
+            yield
+        finally:
+            server.close()
+            for writer in list(self._writers):
+                writer.transport.abort()
+
+    # the guest
+
+    def come_up(self) -> None:
+        """Its program has started, and its agent answers."""
+        self._is_up = True
+        self.say(f"HYPEMAN-PROGRAM-START {_STAMP} mode=exec boot={self.boot}")
+        self.say(f"HYPEMAN-AGENT-READY {_STAMP} boot={self.boot}")
+        for guest in self._greeted:
+            self._greet(guest)
+
+    def say(self, text: str) -> None:
+        """A line on its console, which is a sentinel: on the report port too."""
+        self._journal.add(self.run_id, text)
+        line = text.encode() + b"\n"
+        self._said.append(line)
+        for writer in self._reports:
+            writer.write(line)
+
+    def exit(self, code: int, message: str = "") -> None:
+        """Its program ends, and it powers off."""
+        words = message or f"exited with code {code}"
+        self.say(f'HYPEMAN-EXIT {_STAMP} code={code} message="{words}" boot={self.boot}')
+        self.power_off()
+
+    def power_off(self) -> None:
+        """It ends with no word."""
+        self.tell("SHUTDOWN", guest=True, reason="guest-shutdown")
+        self.ended.set()
+
+    # its sockets
+
+    def tell(self, event: str, **data: object) -> None:
+        """An event of QMP."""
+        for writer in self._monitors:
+            writer.write(json.dumps({"event": event, "data": data}).encode() + b"\n")
+
+    async def _qmp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._monitors.append(writer)
+        writer.write(b'{"QMP": {}}\n')
+        try:
+            while line := await reader.readline():
+                request = json.loads(line)
+                answer = self._obey(request["execute"])
+                writer.write(json.dumps({"return": answer, "id": request["id"]}).encode() + b"\n")
+        finally:
+            self._monitors.remove(writer)
+
+    def _obey(self, order: str) -> object:
+        self.orders.append(order)
+        self._asked.set()
+        match order:
+            case "query-status":
+                return {"status": self.status}
+            case "query-block":
+                return []
+            case "stop" | "cont":
+                self.status = "paused" if order == "stop" else "running"
+                self.tell("STOP" if order == "stop" else "RESUME")
+        return {}
+
+    async def _report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for line in self._said:
+            writer.write(line)
+        self._reports.append(writer)
+        try:
+            await reader.read()
+        finally:
+            self._reports.remove(writer)
+
+    async def _agent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        guest = Guest(reader, writer)
+        self._greeted.append(guest)
+        if self._is_up:
+            self._greet(guest)
+        try:
+            while True:
+                kind, stream, _, payload = await guest.receive()
+                if kind == EXEC:
+                    self._execute(guest, stream, payload)
+                elif kind == CLOCK:
+                    guest.send(pack(EXIT, stream, records(("code", "0"), ("message", ""))))
+                elif kind == SHUTDOWN:
+                    self.exit(143, "stopped on request")
+        finally:
+            self._greeted.remove(guest)
+
+    def _execute(self, guest: Guest, stream: int, payload: bytes) -> None:
+        words = [
+            word.removeprefix(b"arg=").decode() for word in payload.split(b"\0") if word.startswith(b"arg=")
+        ]
+        self.commands.append(words)
+        known = self._behaviour.commands.get(words[0])
+        if known is None:
+            guest.exit(stream, 127, f"{words[0]}: not found")
+            return
+        output, errors, status = known
+        guest.send(pack(STARTED, stream, records(("pid", "42"))))
+        for channel, data in ((1, output), (2, errors)):
+            guest.send(
+                (pack(DATA, stream, data, channel) if data else b"") + pack(DATA, stream, b"", channel)
+            )
+        guest.exit(stream, status, f"exited with code {status}")
+
+    def _greet(self, guest: Guest) -> None:
+        identity = (("version", "1"), ("boot", self.boot), ("agent", "7"))
+        guest.send(pack(HELLO, 0, records(*identity, *FEATURES)))
+
+
+@dataclass
+class Vmms:
+    """The VMs' processes: `run` is the program for FakeSystemd. `live`: VMMs that run, by VM; `runs`: how
+    often each was started. `behaviour`: of each VM's guests. `others`: what commands of other units do, by
+    the unit's name up to an @."""
+
+    runtime: Path
+    journal: FakeJournal
+    live: dict[str, Vmm] = field(default_factory=dict)
+    runs: Counter[str] = field(default_factory=Counter)
+    behaviour: dict[str, Behaviour] = field(default_factory=dict)
+    others: dict[str, Callable[[Process], Awaitable[int]]] = field(default_factory=dict)
+    systemd: FakeSystemd = field(init=False)
+
+    def of(self, vm: str) -> Behaviour:
+        """How its guests behave, to be changed."""
+        return self.behaviour.setdefault(vm, Behaviour())
+
+    async def run(self, process: Process) -> int:
+        """What any process does."""
+        vm = vm_of_unit(process.unit)
+        if vm is None:
+            return await self.others[process.unit.partition("@")[0]](process)
+        if "hypemand.unit.stop" in process.argv:
+            return await self._stop(vm)
+        if "hypemand.unit.exit" in process.argv:
+            return await self._note_end(process)
+        return await self._run_vmm(vm, process)
+
+    async def _run_vmm(self, vm: str, process: Process) -> int:
+        uid = int(self.systemd.units[unit_name(vm)].properties["User"])
+        vmm = self.live[vm] = Vmm(process, self.runtime / vm, uid, self.journal, self.of(vm))
+        self.runs[vm] += 1
+        try:
+            return await vmm.run()
+        finally:
+            vmm.ended.set()
+            if self.live.get(vm) is vmm:
+                del self.live[vm]
+
+    async def _stop(self, vm: str) -> int:
+        """hypemand.unit.stop: the guest is told by the stop port, and its end is waited for."""
+        vmm, behaviour = self.live.get(vm), self.of(vm)
+        if vmm is None:
+            return 0
+        if behaviour.heeds:
+            vmm.exit(behaviour.code, "stopped on request")
+        await vmm.ended.wait()
+        return 0
+
+    async def _note_end(self, process: Process) -> int:
+        """hypemand.unit.exit, with this journal and this systemd."""
+        at = process.argv.index("hypemand.unit.exit") + 1
+        state, unit, stop_signal, agent, mode, runtime = process.argv[at : at + 6]
+        run = process.env["INVOCATION_ID"]
+        job = self.systemd.jobs.find(unit)
+        judge = partial(
+            self._judge, process, Path(state), Path(runtime), int(stop_signal), agent == "1", Mode(mode)
+        )
+        record = await asyncio.to_thread(judge, stop_job=job is not None)
+        assert record.run == run
+        await asyncio.to_thread(keep_record, record, Path(state) / "exit.json", find_spare(Path(runtime)))
+        if record.reboot:
+            self.systemd.jobs.add(unit, "restart", "fail")
+        return record.status
+
+    def _judge(
+        self,
+        process: Process,
+        state: Path,
+        runtime: Path,
+        stop_signal: int,
+        agent: bool,
+        mode: Mode,
+        *,
+        stop_job: bool,
+    ) -> ExitRecord:
+        env = process.env
+        run = env["INVOCATION_ID"]
+        found = Findings()
+        scan_journal(find_boot_id(runtime, run), reversed(self.journal.lines(run)), found)
+        notes = load_notes(state / "boot.json", run)
+        report = found.report or (notes.exit if notes is not None else None)
+        markers = found.markers | (notes.markers if notes is not None else set())
+        wanted = (Marker.PROGRAM, Marker.AGENT) if agent else (Marker.PROGRAM,)
+        ending = Ending(
+            result=env["SERVICE_RESULT"],
+            exit_code=env.get("EXIT_CODE", ""),
+            exit_status=env.get("EXIT_STATUS", ""),
+            report=report,
+            missing=tuple(marker for marker in wanted if marker not in markers),
+            panic=found.panic,
+            vmm_words=found.vmm,
+            stop_job=report is None and stop_job,
+            stop_signal=stop_signal,
+            mode=mode,
+            shutdown=None if notes is None else notes.shutdown,
+        )
+        return derive_exit_record(run, ending, time.time())

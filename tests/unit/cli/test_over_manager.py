@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""hypemanctl, the API and the manager as they are, over a host that behaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from hypemand.model.state import State
+from tests.fakes.api import Client, serving
+from tests.fakes.host import FakeHost, running
+from tests.unit.cli.conftest import Cli
+
+DEADLINE = 60.0
+Run = Callable[..., Coroutine[Any, Any, "subprocess.CompletedProcess[str]"]]
+SMALL = ("-m", "96M", "--disk", "64M", "--network", "none")
+
+
+def drive(folder: Path, scenario: Callable[[FakeHost, Client, Run], Awaitable[None]]) -> None:
+    """Run a scenario with a host, its API, and hypemanctl."""
+    path = folder / "api.sock"
+    cli = Cli(path)
+
+    async def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(cli.run, *words)
+
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE), running(folder / "host") as host, serving(host, path) as client:
+            await scenario(host, client, run)
+
+    asyncio.run(main())
+
+
+def test_a_vm_is_created_listed_shown_and_removed(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        done = await run("run", "-d", "--name", "web", *SMALL, "-e", "A=1", "builtin:app", "sleep", "9")
+        assert (done.stdout, done.returncode) == ("web\n", 0), done.stderr
+        definition = host.vm().record.definition
+        assert (definition.memory, definition.cmd, dict(definition.env)) == (
+            96 * 1024**2,
+            ("sleep", "9"),
+            {"A": "1"},
+        )
+        await host.until(State.RUNNING)
+        assert (await run("list", "-q")).stdout == "web\n"
+        assert "Running" in (await run("list")).stdout
+        assert "builtin:app sleep 9" in (await run("status", "web")).stdout
+        shown = json.loads((await run("show", "--json", "web")).stdout)
+        assert (shown["state"], shown["invocation_id"]) == ("Running", host.vmm().run_id)
+        assert (await run("rm", "-f", "web")).returncode == 0
+        assert (await run("show", "web")).returncode == 4
+        assert host.traces() == []
+
+    drive(tmp_path, scenario)
+
+
+def test_a_start_is_waited_for_and_a_failed_one_says_why(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.guest().boots = False
+        await host.create()
+        await host.create("db")
+        host.guest("db").ends = 7
+        starting = asyncio.create_task(run("start", "--wait", "web"))
+        await host.until_true(lambda: "web" in host.vmms.live and bool(host.vmm().orders))
+        host.vmm().come_up()
+        assert (await starting).returncode == 0
+        assert (await run("wait", "web")).returncode == 0
+        failed = await run("start", "--wait", "db")
+        assert failed.returncode == 1
+        assert "db did not start: exited with code 7" in failed.stderr
+        assert (await run("start", "nope")).returncode == 4
+
+    drive(tmp_path, scenario)
+
+
+def test_stop_restart_and_kill_do_what_they_say(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.run()
+        first = host.vmm().run_id
+        assert (await run("restart", "--wait", "web")).returncode == 0
+        assert host.vmm().run_id != first
+        stopped = json.loads((await run("stop", "--json", "web")).stdout)
+        assert (stopped[0]["state"], stopped[0]["exit_message"]) == ("Stopped", "stopped on request")
+        assert (await run("stop", "--result", "web")).returncode == 0
+        assert (await run("kill", "web")).returncode == 5
+        await host.manager.start_vm("web")
+        await host.until(State.RUNNING)
+        assert (await run("kill", "web")).returncode == 0
+        result = await run("stop", "--result", "web")
+        assert result.returncode == 1
+        assert "the VMM was killed by SIGKILL" in result.stderr
+
+    drive(tmp_path, scenario)
+
+
+def test_pause_and_resume_reach_the_vmm(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.run()
+        await host.create("off")
+        done = await run("pause", "--json", "web", "off")
+        assert [shown["state"] for shown in json.loads(done.stdout)] == ["Paused"]
+        assert done.returncode == 5
+        assert "pause needs state Running, and off is Stopped" in done.stderr
+        assert host.vmm().status == "paused"
+        refused = await run("exec", "web", "true")
+        assert "resume" in refused.stderr
+        assert (await run("resume", "web")).returncode == 0
+        assert host.vmm().status == "running"
+
+    drive(tmp_path, scenario)
+
+
+def test_exec_runs_in_the_guest(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.run()
+        host.guest().commands["both"] = (b"out", b"err", 3)
+        done = await run("exec", "web", "--", "both", "-x")
+        assert (done.stdout, done.stderr, done.returncode) == ("out", "err", 3)
+        assert host.vmm().commands == [["both", "-x"]]
+        assert (await run("exec", "web", "--", "none")).returncode == 127
+        await host.manager.stop_vm("web")
+        off = await run("exec", "web", "true")
+        assert off.returncode == 125
+        assert "start it first" in off.stderr
+
+    drive(tmp_path, scenario)
+
+
+def test_files_define_vms_and_a_reload_says_what_is_wrong(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.write(autostart=True)
+        (host.config.vm_dir / "bad.yaml").write_text("image: builtin:app\nmemory: lots\n")
+        reload = await run("reload")
+        assert reload.returncode == 8
+        assert "bad.yaml:2:" in reload.stderr
+        await host.until(State.RUNNING)
+        kept = await run("rm", "-f", "web")
+        assert kept.returncode == 5
+        assert "remove that file" in kept.stderr
+        assert host.vm().state is State.RUNNING
+        assert "kernel" in (await run("analyze", "web")).stdout
+
+    drive(tmp_path, scenario)
+
+
+def test_every_answer_of_a_vms_life_is_as_described(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost, api: Client, _: Run) -> None:
+        body = {"name": "web", "image": "builtin:app", "cmd": ["x"], "size": "96MB", "overlay_size": "64MB"}
+        status, made = await api.ask("POST", "/instances", body)
+        assert status in (200, 201), made
+        await host.until(State.RUNNING)
+        for target in ("/instances", "/instances/web", "/instances/web/timeline", "/networks", "/images"):
+            assert (await api.ask("GET", target))[0] == 200, target
+        for action in ("pause", "resume", "restart", "stop", "start", "kill"):
+            if action in ("kill", "pause"):
+                await host.until(State.RUNNING)
+            assert (await api.ask("POST", f"/instances/web/{action}", {}))[0] == 200, action
+        assert (await api.ask("POST", "/instances", body))[1]["code"] == "already_exists"
+        assert (await api.ask("DELETE", "/instances/web"))[0] == 204
+        assert (await api.ask("GET", "/instances/web"))[0] == 404
+        assert host.traces() == []
+
+    drive(tmp_path, scenario)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reload makes the VMs be what the files in vms.d say."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from hypemand.errors import WrongState
+from hypemand.model.state import State
+from tests.fakes.host import FakeHost, drive
+
+
+def remove(host: FakeHost, name: str = "web") -> None:
+    """Remove a VM's file."""
+    (host.config.vm_dir / f"{name}.yaml").unlink()
+
+
+def test_a_new_file_defines_a_vm_and_starts_it_if_it_says_so(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.write("web", autostart=True)
+        host.write("db")
+        report = await host.reload()
+        assert sorted(report.defined) == ["db", "web"]
+        assert report.problems == ()
+        await host.until(State.RUNNING)
+        assert host.vm("db").state is State.STOPPED
+        again = await host.reload()
+        assert (again.defined, again.changed, again.removed) == ((), (), ())
+        assert host.vmms.runs == {"web": 1}
+
+    drive(tmp_path, scenario)
+
+
+def test_a_file_that_has_changed_is_taken_at_the_next_start(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.write(autostart=True)
+        await host.reload()
+        await host.until(State.RUNNING)
+        host.write(autostart=True, memory="128M")
+        report = await host.reload()
+        assert report.changed == ("web",)
+        assert (await host.manager.get_vm("web")).needs_restart
+        assert host.vmms.runs == {"web": 1}
+        await host.manager.restart_vm("web")
+        await host.until(State.RUNNING)
+        assert not host.vm().needs_restart
+        host.write(autostart=False, memory="128M", tags={"a": "b"})
+        await host.reload()
+        assert not host.vm().needs_restart, "that makes no difference to one that runs"
+
+    drive(tmp_path, scenario)
+
+
+def test_a_file_that_is_gone_stops_its_vm_and_keeps_its_data(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.write(autostart=True, network="default")
+        await host.reload()
+        await host.until(State.RUNNING)
+        remove(host)
+        report = await host.reload()
+        assert report.removed == ("web",)
+        await host.until(State.STOPPED)
+        await host.vm().settle()
+        assert host.traces() == []
+        assert host.vm().places.disk.exists()
+        assert (await host.manager.get_vm("web")).removed_from_config
+        host.write(autostart=True, network="default")
+        assert (await host.reload()).defined == ("web",)
+        await host.until(State.RUNNING)
+        assert not (await host.manager.get_vm("web")).removed_from_config
+
+    drive(tmp_path, scenario)
+
+
+def test_a_file_that_comes_back_while_its_vm_stops_starts_it_again(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.guest().heeds = False
+        host.write(autostart=True)
+        await host.reload()
+        await host.until(State.RUNNING)
+        first = host.vmm()
+        remove(host)
+        await host.reload()
+        await host.until_true(lambda: host.unit() == "deactivating/stop")
+        host.write(autostart=True)
+        await host.reload()
+        first.exit(0)
+        await host.until_true(lambda: host.vmms.runs["web"] == 2)
+        await host.until(State.RUNNING)
+
+    drive(tmp_path, scenario)
+
+
+def test_a_file_with_errors_changes_nothing_for_its_vm(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.write(autostart=True)
+        host.write("db", autostart=True)
+        await host.reload()
+        await host.until(State.RUNNING)
+        await host.until(State.RUNNING, "db")
+        (host.config.vm_dir / "web.yaml").write_text("memory: lots\n")
+        remove(host, "db")
+        report = await host.reload()
+        assert [Path(problem.file).name for problem in report.problems][:1] == ["web.yaml"]
+        assert report.removed == ("db",)
+        await host.until(State.STOPPED, "db")
+        assert host.vm().state is State.RUNNING
+        assert host.vmms.runs["web"] == 1
+
+    drive(tmp_path, scenario)
+
+
+def test_a_folder_that_cannot_be_read_removes_nothing(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.write(autostart=True)
+        await host.reload()
+        await host.until(State.RUNNING)
+        host.config.vm_dir.rename(f"{host.config.vm_dir}.away")
+        host.config.vm_dir.touch()
+        assert (await host.reload()).removed == ()
+        assert host.vm().state is State.RUNNING
+
+    drive(tmp_path, scenario)
+
+
+def test_a_vm_of_the_api_keeps_its_definition_beside_a_file_of_its_name(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        host.write(memory="128M")
+        report = await host.reload()
+        assert len(report.problems) == 1
+        assert host.vm().record.definition.memory == 96 * 1024 * 1024
+        assert not host.vm().needs_restart
+
+    drive(tmp_path, scenario)
+
+
+def test_a_reload_waits_for_no_start(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        gate = host.network.gate = asyncio.Event()
+        host.write(network="default", autostart=True)
+        await host.reload()
+        await host.network.made.wait()
+        host.write("db", autostart=True)
+        report = await asyncio.wait_for(host.daemon.reloader.reload(sync_networks=False), 5)
+        assert report.defined == ("db",)
+        await host.until(State.RUNNING, "db")
+        gate.set()
+        await host.until(State.RUNNING)
+
+    drive(tmp_path, scenario)
+
+
+def test_a_start_takes_the_definition_that_it_began_with(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        gate = host.network.gate = asyncio.Event()
+        host.write(network="default", autostart=True)
+        await host.reload()
+        await host.network.made.wait()
+        host.write(network="default", autostart=True, memory="128M")
+        await host.daemon.reloader.reload(sync_networks=False)
+        gate.set()
+        await host.until(State.RUNNING)
+        assert host.vm().committed_memory == 96 * 1024 * 1024
+        assert host.vm().needs_restart
+
+    drive(tmp_path, scenario)
+
+
+def test_an_autostart_that_fails_keeps_no_other_from_starting(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.write("web", autostart=True, image="builtin:missing")
+        host.write("db", autostart=True)
+        await host.reload()
+        await host.until(State.RUNNING, "db")
+        assert host.vm().state is State.STOPPED
+        assert host.traces() == []
+
+    drive(tmp_path, scenario)
+
+
+def test_a_volume_of_a_vm_of_a_file_is_changed_in_the_file(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.write()
+        await host.reload()
+        await asyncio.to_thread(host.manager.volumes.create, "data", 64 * 1024 * 1024, {}, None)
+        with pytest.raises(WrongState, match=r"web\.yaml"):
+            await host.manager.detach_volume("web", "data")
+
+    drive(tmp_path, scenario)
