@@ -198,7 +198,7 @@ def _format_ms(ms: float) -> str:
 
 def _headline(timeline: Timeline) -> str:
     if timeline.running_ms is None:
-        return f"{timeline.vm}: did not get to Running (boot {timeline.boot})"
+        return f"{timeline.vm}: did not reach Running (boot {timeline.boot})"
     return f"{timeline.vm}: Running {timeline.running_ms:.0f} ms after the request (boot {timeline.boot})"
 
 

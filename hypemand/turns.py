@@ -89,7 +89,7 @@ class TurnWatch:
             return
         others = f", {self._unlogged} of them not logged" if self._unlogged else ""
         _log.warning(
-            "the event loop stood still for %.2f s, %.2f of them on the CPU, in %s (the %d. time%s)",
+            "the event loop was blocked for %.2f s, %.2f of them on the CPU, in %s (the %d. time%s)",
             seconds, cpu, place or "code that was not seen", self.count, others,
         )  # fmt: skip
         self._logged_at, self._unlogged = now, 0

@@ -108,7 +108,7 @@ class Requests:
         for key, most in keys.items():
             if self._running[key] >= most:
                 raise TooManyRequests(
-                    f"{most} requests of this client are under way", hint="end some, or wait for them"
+                    f"{most} requests of this client are in progress", hint="cancel some, or wait for them"
                 )
         with self._counted(keys):
             return await handler(request)

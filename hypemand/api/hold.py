@@ -23,6 +23,6 @@ class Hold:
         """Let in, or refuse with HostNotReady."""
         if self.reason and request.path not in _ALWAYS:
             raise HostNotReady(
-                self.reason, hint="try again later; journalctl -u hypemand says what it waits for"
+                self.reason, hint="try again later; see journalctl -u hypemand for what it waits for"
             )
         return await handler(request)

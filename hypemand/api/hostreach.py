@@ -78,6 +78,6 @@ def refuse_host_reach(definition: Definition, defaults: DefinitionDefaults) -> N
     found = list(find_host_reach(definition, defaults))
     if found:
         raise Forbidden(
-            f"this reaches beyond the VM into the host: {'; '.join(found)}",
-            hint="leave it out, or have root define the VM in /etc/hypemand/vms.d or create it on the host",
+            f"this affects the host beyond the VM: {'; '.join(found)}",
+            hint="omit it, or let root define the VM in /etc/hypemand/vms.d or create it on the host",
         )

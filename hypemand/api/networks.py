@@ -39,9 +39,7 @@ class NetworkRoutes:
         read_query(request)
         name = request.match_info["network"]
         if not is_name(name):
-            raise NotFound(
-                f"there is no network {name[:80]!r}", hint="GET /networks lists those that there are"
-            )
+            raise NotFound(f"there is no network {name[:80]!r}", hint="GET /networks lists the networks")
         return json_response(network_json(await self._networks.get_network(name)))
 
 

@@ -72,7 +72,7 @@ async def receive_first(socket: web.WebSocketResponse, deadline: float) -> str:
     if is_end(frame):
         raise ConnectionResetError("closed before the request")
     if frame.type is not WSMsgType.TEXT:
-        raise InvalidRequest("the first frame must be text that says what is wanted")
+        raise InvalidRequest("the first frame must be a text frame with the request")
     text: str = frame.data
     return text
 

@@ -77,7 +77,7 @@ class Console:
             self._backoff.fail()
             if not self._told:
                 self._told = True
-                _log.warning("VM %s: cannot read the journal of its boot, trying on: %s", self._name, error)
+                _log.warning("VM %s: cannot read the journal of its boot, retrying: %s", self._name, error)
             return False
         finally:
             self._budget.spend((time.monotonic() - started) * 1000)

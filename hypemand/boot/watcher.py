@@ -55,7 +55,7 @@ class BootWatcher:
             seconds = LATER
             if booting not in self._broken:
                 self._broken.add(booting)
-                _log.exception("cannot watch a boot, trying on")
+                _log.exception("cannot watch a boot, retrying")
         if seconds is not None:
             self._look_in(seconds, booting)
 

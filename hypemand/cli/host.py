@@ -51,7 +51,7 @@ def show_version(context: Context) -> int:
     try:
         health = context.client.get("health")
         version = health.get("version")
-        words = version or "answers and does not tell its version"
+        words = version or "answers without its version"
     except ApiError as error:
         words = f"does not answer: {error}"
     if context.wants_json:

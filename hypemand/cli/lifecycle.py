@@ -97,7 +97,7 @@ def stop(context: Context) -> int:
         return failure
     failed = [instance for instance in stopped if has_failed(instance)]
     for instance in failed:
-        print_error(f"{read_name(instance)} has failed: {describe_exit(instance)}")
+        print_error(f"{read_name(instance)} failed: {describe_exit(instance)}")
     return ExitCode.FAILURE if failed else ExitCode.OK
 
 
@@ -165,10 +165,12 @@ def _remove_one(client: Client, name: str, *, force: bool) -> Instance:
     state = read_state(instance)
     if state not in ENDED_STATES and not force:
         in_file = instance.get("origin") == "file" and not instance.get("removed_from_config")
-        hint = "remove its file and reload" if in_file else f"hypemanctl rm -f {read_name(instance)}"
-        raise WrongState(
-            f"{read_name(instance)} is {state} and is not removed", hint=f"stop it first, or: {hint}"
+        hint = (
+            "remove its definition file and reload"
+            if in_file
+            else (f"hypemanctl rm -f {read_name(instance)}")
         )
+        raise WrongState(f"{read_name(instance)} is {state}, not removed", hint=f"stop it first, or: {hint}")
     with show_progress(client, name, "removing"):
         client.delete("instances", name, timeout=find_stop_deadline(instance, None) + CHANGE_SECONDS)
     return instance

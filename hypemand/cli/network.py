@@ -57,7 +57,7 @@ def describe_trouble(network: dict[str, Any]) -> list[str]:
     words = [str(network["problem"])] if network.get("problem") else []
     words += [str(warning) for warning in network.get("warnings") or []]
     if network.get("pending"):
-        words.append("changes when no VM is on it")
+        words.append("change pending until no VM is attached")
     return words
 
 

@@ -243,7 +243,7 @@ def _read_last_lines(context: Context, instance: Instance, wanted: int) -> Itera
                 text = escape_line(str(event.get("text", "")))
                 yield f"{paint(stamp, DIM, sys.stdout)} {text}"
     except (HypemandError, TimeoutError) as error:
-        yield paint(f"(its lines cannot be read: {str(error) or 'no answer in 10 s'})", DIM, sys.stdout)
+        yield paint(f"(cannot read its log: {str(error) or 'no answer in 10 s'})", DIM, sys.stdout)
 
 
 def show_properties(context: Context) -> int:

@@ -29,7 +29,7 @@ def create(context: Context) -> int:
     else:
         print(token["token"])
         if sys.stdout.isatty():
-            print("Keep it: it is shown this once.", file=sys.stderr)
+            print("Store it now: it is not shown again.", file=sys.stderr)
     return ExitCode.OK
 
 

@@ -100,9 +100,9 @@ def _join(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _explain(error: Exception) -> ApiError:
     if isinstance(error, TimeoutError):
-        return Unreachable(f"nothing has moved for {STALL_SECONDS:g} s")
+        return Unreachable(f"no data for {STALL_SECONDS:g} s")
     if isinstance(error, ApiError):
         return error
     if isinstance(error, http.client.IncompleteRead):
-        return Unreachable("the copy broke off", hint="see: journalctl -u hypemand")
+        return Unreachable("the copy was aborted", hint="see: journalctl -u hypemand")
     return explain_broken(error)

@@ -63,13 +63,13 @@ def wait_for_state(client: Client, ref: str, wanted: str, timeout: float) -> Ins
                     raise _build_wont_happen(last, wanted)
         except TimeoutError:
             raise build_timed_out(ref, wanted, timeout, last) from None
-    raise NotFound(f"{ref} was removed while it was waited for")
+    raise NotFound(f"{ref} was removed while waiting")
 
 
 def _build_wont_happen(instance: Instance, wanted: str) -> WrongState:
     state = read_state(instance)
     why = str(instance.get("state_error") or describe_exit(instance))
-    text = f"{read_name(instance)} is {state}{f' ({why})' if why else ''} and will not be {wanted} by waiting"
+    text = f"{read_name(instance)} is {state}{f' ({why})' if why else ''} and will not become {wanted}"
     return WrongState(
         text, hint="" if state == "Unknown" else f"start it: hypemanctl start {read_name(instance)}"
     )
@@ -101,7 +101,7 @@ def _check_has_run(instance: Instance) -> Instance:
     if instance.get("exit_code") == 0 and not has_failed(instance):
         return instance
     name = read_name(instance)
-    why = describe_exit(instance) or str(instance.get("status_text") or "no reason is known")
+    why = describe_exit(instance) or str(instance.get("status_text") or "unknown reason")
     raise StartFailed(f"{name} did not start: {why}", hint=f"see: hypemanctl status {name}")
 
 

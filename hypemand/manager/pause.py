@@ -39,12 +39,12 @@ async def resume_to_end(vm: Vm) -> None:
         try:
             await _ask(vm, "resume", Session.resume)
         except HypemandError as error:
-            vm.log(logging.WARNING, f"VM {vm.name} cannot end in order: {error}")
+            vm.log(logging.WARNING, f"VM {vm.name} cannot be shut down gracefully: {error}")
 
 
 async def _ask(vm: Vm, what: str, order: Callable[[Session], Awaitable[None]]) -> None:
     if vm.session is None:
-        raise GuestError(f"the VMM of VM {vm.name} cannot be reached to {what} it", hint="try again")
+        raise GuestError(f"cannot {what} VM {vm.name}: its VMM is not reachable", hint="try again")
     try:
         await order(vm.session)
     except QmpTimeout as error:

@@ -67,7 +67,7 @@ _WORDS = {
     PullStatus.PULLING: "pulling",
     PullStatus.CONVERTING: "unpacking",
     PullStatus.READY: "got",
-    PullStatus.FAILED: "could not get",
+    PullStatus.FAILED: "cannot pull",
 }
 
 
@@ -169,7 +169,7 @@ class Pace:
             return ""
         got, self._began, self._since = came - self._began, came, now
         if others_wait and got < _SLOW_BYTES:
-            return f"{got} bytes in {_STALL:g} s, and other images wait"
+            return f"{got} bytes in {_STALL:g} s, and other pulls are waiting"
         return ""
 
 

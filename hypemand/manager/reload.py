@@ -115,7 +115,7 @@ class Reloader:
         if vm.needs_restart:
             vm.log(
                 logging.WARNING,
-                f"VM {vm.name} needs a restart to take its changed definition: hypemanctl restart {vm.name}",
+                f"VM {vm.name} needs a restart to apply its changed definition: hypemanctl restart {vm.name}",
                 MessageId.NEEDS_RESTART,
             )
 
@@ -128,8 +128,8 @@ class Reloader:
                 removed.append(vm.name)
                 vm.log(
                     logging.WARNING,
-                    f"VM {vm.name} has no file any more: it is stopped,"
-                    f" its data stay until hypemanctl rm {vm.name}",
+                    f"VM {vm.name} has no definition file any more: it is stopped,"
+                    f" its data are kept until hypemanctl rm {vm.name}",
                 )
                 self._spawn(f"stop {vm.name}", self._stop(vm))
         return removed
@@ -142,7 +142,8 @@ class Reloader:
     async def _start(self, vm: Vm, *, at_boot: bool) -> None:
         if at_boot and self._manager.networks.tenancy.lacks_servers(vm.tenant):
             vm.log(
-                logging.INFO, f"VM {vm.name} starts when the host's network is up: no name server is known"
+                logging.INFO,
+                f"VM {vm.name} starts after network-online.target: the host has no DNS servers yet",
             )
             await self._wait_online()
         try:
@@ -182,7 +183,7 @@ async def _reach_online() -> None:
     try:
         await run_async(["systemctl", "start", "network-online.target"], timeout=_ONLINE_DEADLINE)
     except HypemandError as error:
-        _log.warning("VMs that wait for the host's network start without: %s", error)
+        _log.warning("VMs that wait for network-online.target start without it: %s", error)
 
 
 def _not_taken(folder: Path, name: str, error: HypemandError | OSError) -> Problem:
@@ -192,6 +193,6 @@ def _not_taken(folder: Path, name: str, error: HypemandError | OSError) -> Probl
 
 def _defined_twice(folder: Path, name: str) -> Problem:
     return Problem(
-        str(folder / f"{name}.yaml"), 0, 0, "", f"a VM {name} was made by the API already",
-        "call the file otherwise, or remove that VM",
+        str(folder / f"{name}.yaml"), 0, 0, "", f"a VM {name} was already created with the API",
+        "rename the file, or remove that VM",
     )  # fmt: skip

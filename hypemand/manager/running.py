@@ -45,11 +45,11 @@ class Running:
         try:
             self.bound = await units.bound_files(unit_name(record.name))
         except BusError as error:
-            _log.warning("VM %s: it cannot be told which volumes it has: %s", record.name, error.message)
+            _log.warning("VM %s: cannot determine its volumes: %s", record.name, error.message)
             return
         if self.bound:
-            words = "what it was started with (run.json) cannot be read"
-            held = "all volumes that its definition names or its unit has count as in use"
+            words = "its run.json cannot be read"
+            held = "all volumes of its definition and of its unit are considered in use"
             log_vm(logging.ERROR, f"VM {record.name}: {words}: {held}", record.name, record.id)
 
     def derive_network(self, record: VmRecord) -> NetworkUse | None:

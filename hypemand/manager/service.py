@@ -105,7 +105,7 @@ class VmManager:
         with logged("the folders of VMs that run"):
             await run_in(Pool.RECORDS, self.prepare_runtime)
         for record in self.inventory:
-            with logged(f"what is known of VM {record.name}"):
+            with logged(f"the record of VM {record.name}"):
                 vm = self._adopt(record)
                 if record.origin is Origin.HELPER:
                     self._cut_off.add(vm.name)
@@ -149,7 +149,7 @@ class VmManager:
             await stop_unknown(self._services.units, self.inventory, self._is_known)
 
     async def _remove_helper(self, vm: Vm) -> None:
-        _log.info("removing VM %s, whose work on a volume was cut off", vm.name)
+        _log.info("removing VM %s, whose work on a volume was interrupted", vm.name)
         with logged(f"VM {vm.name} is left, which worked on a volume"):
             await self.delete_vm(vm.name)
 
@@ -253,7 +253,7 @@ class VmManager:
                 )
             if vm.state is not State.STOPPED:
                 raise WrongState(
-                    f"VM {vm.name} is {vm.state}, and its machine type (microvm) cannot plug disks meanwhile",
+                    f"VM {vm.name} is {vm.state}, and its machine type (microvm) does not support hot plug",
                     hint=f"stop {vm.name}, then try again",
                 )
             definition = change_volume(self.volumes, vm.record.definition, volume, mount)
@@ -301,13 +301,11 @@ class VmManager:
             await self._end(vm, _SIGKILL)
             await self._forget(vm)
         except (HypemandError, OSError) as error:
-            vm.log(logging.ERROR, f"VM {vm.name} was not created in order, and is kept: {error}")
+            vm.log(logging.ERROR, f"VM {vm.name} was not created completely, and is kept: {error}")
 
     def _check_name_free(self, name: str) -> None:
         if self.fleet.find(name) is not None:
-            raise AlreadyExists(
-                f"there is a VM {name} already", hint="choose another name, or remove that one"
-            )
+            raise AlreadyExists(f"a VM {name} already exists", hint="choose another name, or remove that VM")
 
     async def define(self, definition: Definition) -> Vm:
         """Take a definition from a file: a VM that is new, or has it anew. It waits for no start or stop of
@@ -403,9 +401,7 @@ class VmManager:
             limit = vm.record.definition.stop_timeout
             deadline = None if limit is None else limit + _STOP_MARGIN
             if not await vm.changes.wait_for(lambda: _has_ended(vm), deadline):
-                raise TimedOut(
-                    f"VM {vm.name} did not stop in {deadline:.0f} s", hint="hypemanctl kill ends it at once"
-                )
+                raise TimedOut(f"VM {vm.name} did not stop in {deadline:.0f} s", hint="use hypemanctl kill")
             return
         await self._ask_guest_to_end(vm, timeout)
         await self._services.units.stop(vm.unit)
@@ -421,7 +417,7 @@ class VmManager:
             channel = await vm.session.open_agent(AGENT_DEADLINE)
             await channel.shutdown(grace)
         except (OSError, GuestError) as error:
-            _log.warning("VM %s: cannot tell the guest to end: %s", vm.name, error)
+            _log.warning("VM %s: cannot ask the guest to shut down: %s", vm.name, error)
 
     async def _end(self, vm: Vm, signal: int) -> None:
         """End a VM by force, and wait for it."""
@@ -431,7 +427,7 @@ class VmManager:
             await self._services.units.kill(vm.unit, signal)
             if not await vm.changes.wait_for(lambda: _has_ended(vm), _STOP_MARGIN):
                 raise TimedOut(
-                    f"VM {vm.name} did not end in {_STOP_MARGIN:.0f} s", hint="see its unit's status"
+                    f"VM {vm.name} did not stop in {_STOP_MARGIN:.0f} s", hint="see the status of its unit"
                 )
 
     async def restart_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
@@ -470,7 +466,7 @@ class VmManager:
         vm = self.fleet.find(name)
         if vm is None:
             return
-        vm.log(logging.ERROR, f"VM {name} is ended, since {what}", MessageId.TAMPERED)
+        vm.log(logging.ERROR, f"VM {name} is stopped, because {what}", MessageId.TAMPERED)
         # the stop first: systemd would start it again
         await self._services.units.stop(vm.unit)
         await self._services.units.kill(vm.unit, _SIGKILL)
@@ -499,7 +495,7 @@ class VmManager:
         ends = {state, State.UNKNOWN, State.STOPPED, State.STANDBY}
         reached = await vm.changes.wait_for(lambda: vm.deleted or vm.state in ends, timeout)
         if vm.deleted:
-            raise NotFound(f"VM {vm.name} was deleted meanwhile")
+            raise NotFound(f"VM {vm.name} has been deleted meanwhile")
         return vm.view(), not reached
 
     async def watch_vm(self, ref: str) -> AsyncIterator[VmView]:
@@ -526,7 +522,7 @@ class VmManager:
         vm = self.fleet.get(ref)
         notes = vm.notes
         if notes is None or Moment.REQUESTED not in notes.moments:
-            raise WrongState(f"VM {vm.name} has not been started yet", hint="start it, then ask again")
+            raise WrongState(f"VM {vm.name} has not been started yet", hint="start it first")
         return derive_timeline(boot_facts(vm.name, notes))
 
 
@@ -535,7 +531,7 @@ async def _hold(vm: Vm) -> AsyncIterator[None]:
     """Be the only one that changes a VM. Raises NotFound when it was deleted while others had it."""
     async with vm.lock:
         if vm.deleted:
-            raise NotFound(f"VM {vm.name} was deleted meanwhile")
+            raise NotFound(f"VM {vm.name} has been deleted meanwhile")
         yield
 
 

@@ -29,7 +29,7 @@ def tell_systemd(vm: str, session: Session, *assignments: str) -> None:
     try:
         notify_for(session.main_pid, *assignments)
     except OSError as error:
-        _log.error("VM %s: cannot tell systemd %s: %s", vm, assignments[0], error)
+        _log.error("VM %s: cannot notify systemd of %s: %s", vm, assignments[0], error)
 
 
 def tell_readiness(vm: str, session: Session) -> None:

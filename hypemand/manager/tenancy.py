@@ -121,7 +121,7 @@ class Tenancy:
         config = self.find_config(name)
         if config is None:
             hint = " or ".join([*sorted(self._config()), "network: none"])
-            what = f"there is no network {name} in the host config"
+            what = f"there is no network {name} in the host configuration"
             raise InvalidDefinition([Problem("", 0, 0, "network.name", what, f"write {hint}")])
         return config
 
@@ -182,9 +182,7 @@ class Tenancy:
         try:
             self.files.write(port)
         except OSError as error:
-            _log.error(
-                "VM %s: what it has of its network cannot be written down: %s", port.vm, error.strerror
-            )
+            _log.error("VM %s: cannot record its network resources: %s", port.vm, error.strerror)
 
     def renew(self) -> None:
         """What of a changed network does not have to wait: whom it reaches, and who reaches whom on it."""

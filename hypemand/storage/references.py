@@ -68,7 +68,7 @@ def parse_image_name(text: str) -> str:
     if len(text) > _MAX_NAME or match is None:
         raise InvalidRequest(
             f"{text[:80]!r} cannot be the name of an image",
-            hint="lower-case words as in app, app:v2 or registry.example/team/app:v2",
+            hint="use lower-case names such as app, app:v2 or registry.example/team/app:v2",
             code="invalid_name",
         )
     if match["digest"]:

@@ -67,8 +67,8 @@ class RoomWatch:
 
     def _too_large(self) -> InsufficientResources:
         return InsufficientResources(
-            f"{self._what} takes more disk than there is: {self._folder} had {_shown(self._free)} free, of"
-            f" which {_shown(self._reserve)} are kept; nothing was left of it",
+            f"{self._what} needs more disk space than available: {self._folder} had"
+            f" {_shown(self._free)} free, of which {_shown(self._reserve)} are kept; its files were removed",
             hint=_HINT,
         )
 

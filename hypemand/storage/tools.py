@@ -254,7 +254,7 @@ class UnitTools:
 
 def _check(cancelled: threading.Event) -> None:
     if cancelled.is_set():
-        raise WrongState("this was cancelled", hint="begin it again")
+        raise WrongState("this was cancelled", hint="start it again")
 
 
 def _find_fetch_group() -> int:
@@ -262,8 +262,8 @@ def _find_fetch_group() -> int:
         return grp.getgrnam(FETCH_GROUP).gr_gid
     except KeyError:
         raise HostNotReady(
-            f"there is no group {FETCH_GROUP}, with which images are fetched",
-            hint="it comes with the package: systemd-sysusers",
+            f"there is no group {FETCH_GROUP}, which is needed to pull images",
+            hint="create it with systemd-sysusers",
         ) from None
 
 
