@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon: puts the rooms together, tells systemd when it is ready, and lets go in order.
+"""The daemon: connects the packages, notifies systemd when it is ready, and shuts down in order.
 
 VMs are systemd's, not its children: they go on when it ends, and it learns of them when it starts.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A full file system or an exhausted quota, told from other failures: which one it is, and the cure."""
+"""Detects full file systems and exceeded quotas, with the file system and a hint how to fix it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a boot went: from facts to spans, and the spans as text and as a drawing.
+"""Timeline of a boot: derives spans from facts, and renders them as text and as SVG.
 
 Pure. Host times are seconds of CLOCK_MONOTONIC; the guest's stages are seconds of its own CLOCK_BOOTTIME and
 hostile: they are moved onto the host's clock by the moment at which PROGRAM-START came, and held within

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns of the event loop that take too long: logged with what held them up, and counted.
+"""Detects iterations of the event loop that take too long: logs their cause, and counts them.
 
 A turn is what happens between two waits for events: all callbacks that were ready. While one goes on, no
 client is answered. asyncio's debug mode reports slow callbacks, at a cost too high for production, and by

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One command that runs in a guest: the host's end of a stream, with credit both ways.
+"""A command in a guest: the host's end of a stream, with flow control in both directions.
 
 The session never reads or writes the socket: frames for it are handed in, frames of it go to a Link. What
 it holds is bounded by the windows, whoever is slow.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authentication and authorization: on the socket the kernel says who it is, over TCP a token must.
+"""Authentication and authorization: by peer credentials on the socket, by tokens over TCP.
 
 What a token's scope allows is a table of handlers; a handler that stands in neither set is for ADMIN.
 Whoever comes over TCP without a good token learns nothing: the answer is the same whatever was asked for,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has the places for connections of one server, and how many requests each client has under way.
+"""Limits of connections per server, and of concurrent requests per client.
 
 A connection is a stranger's until a request on it has passed the gate. When places run short, the oldest
 stranger of the address that has most of them makes room: connections that say nothing cannot keep those out

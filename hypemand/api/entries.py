@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of guests as both ways of copying know them: paths that are asked for, names that come back."""
+"""Paths in requests and names in responses, for both ways of copying files of guests."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that come before it is known which VMs there are."""
+"""Requests before the list of VMs is available."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API over TCP: begins, moves and ends as the host config says, while everything else goes on."""
+"""The API over TCP: starts, moves and stops as configured, without affecting other listeners."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the paths of networks do."""
+"""Handlers of the routes of networks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what a client sends. Nothing is believed: every field is bounded, typed, and known or refused."""
+"""Parses requests of clients. Every field is bounded and typed, and rejected if it is unknown."""
 
 from __future__ import annotations
 

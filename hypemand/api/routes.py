@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each path does."""
+"""Handlers of the routes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API is given to serve: the manager, the guests, the image store, a way to reload."""
+"""The services behind the API: the manager, the guests, the image store, reload."""
 
 from __future__ import annotations
 

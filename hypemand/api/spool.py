@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file whose size is not known before its end, kept until it is: a guest is told sizes first."""
+"""Spools a file of unknown size, because a guest needs the size before the data."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may use the API over TCP, and for what: bearer tokens, of which only a hash is kept.
+"""Tokens of the API over TCP and their permissions: bearer tokens, stored as hashes.
 
 A token is 256 random bits, so one round of SHA-256 is enough: a slow hash makes guessing dear where there is
 something to guess, as with passwords, and would only make each request slow here.

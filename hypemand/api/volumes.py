@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the paths of volumes do, and the one that tells of the host's disk."""
+"""Handlers of the routes of volumes, and of the disk usage."""
 
 from __future__ import annotations
 

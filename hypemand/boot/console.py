@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal as a witness of a boot: the lines of the guest's console, read in turns of bounded time."""
+"""The guest's console in the journal during a boot, read in steps of bounded time."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The disks of a VM that could not be written, since the host's file system under them is full."""
+"""The disks of a VM that cannot be written because the host's file system is full."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A live VMM: its connections, and what its boot has shown.
+"""Session with a running VMM: its connections, and the progress of its boot.
 
 Made when a unit's invocation is seen for the first time, whether that has just begun or was there before
 the daemon. Closed when the unit ends; the VMM does not notice.

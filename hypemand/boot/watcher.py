@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What polls while VMs boot, and costs nothing when none does.
+"""Polls while VMs boot, and is idle otherwise.
 
 A VMM makes its sockets without telling anybody, so they are looked for every few milliseconds. The guest's
 markers then arrive on one of them. The journal shows them too, whatever becomes of that socket; journald

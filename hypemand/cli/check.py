@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""check: definitions, host configuration and host, looked at here and now.
+"""check: checks definitions, host configuration and host.
 
 The daemon is asked how the networks are, if it is there.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cp: files and trees between this host and a Running VM, by docker cp's rules of where they go."""
+"""cp: copies files and directories between this host and a Running VM, with the rules of docker cp."""
 
 from __future__ import annotations
 

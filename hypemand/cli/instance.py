@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands know of an instance as the API gives it. A missing field never raises."""
+"""Accessors for an instance of the API. A missing field never raises."""
 
 from __future__ import annotations
 

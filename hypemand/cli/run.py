@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""run: a VM for one program, as if the program ran here."""
+"""run: creates a VM for one program, and follows it in the foreground."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""list, status, show: what is known of VMs."""
+"""list, status, show."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""token create, list, revoke: who may use the API over TCP."""
+"""token create, list, revoke."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""top: what VMs use of the host, now and as it changes."""
+"""top: resource usage of VMs, updated continuously."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tar archives from and to the API, in pieces. A transfer has no deadline, but standing still has."""
+"""Streams tar archives from and to the API. A transfer has no deadline, but a stalled one has."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for a VM, by the instance that the daemon sends at every change."""
+"""Waits for a VM, with the events that the daemon sends at every change."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""May a VM start, by what the host has? Pure, but for reading the host's memory and room."""
+"""Admission of VMs by memory and disk space. Pure, except for reading the host's memory and free space."""
 
 from __future__ import annotations
 

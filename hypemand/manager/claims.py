@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has which volume: one writer, or many readers.
+"""Use of volumes by VMs: one writer, or many readers.
 
 Nothing is remembered here. Who holds a volume follows from what runs, which systemd and the VMs' records
 tell, so that it is the same after a restart of the daemon. All of it is done at once, without giving the

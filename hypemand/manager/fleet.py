@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All VMs together: which there are, and what they take of the host."""
+"""All VMs: their list, and the resources that they use."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images for the API and for VMs: what is here, what is being had, and who needs it."""
+"""Images for the API and for VMs: local images, pulls in progress, and their users."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as the faces see them."""
+"""Views of images, for API and command line."""
 
 from __future__ import annotations
 

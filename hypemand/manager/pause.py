@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pausing a VM and letting it go on. Whoever calls holds the VM."""
+"""Pauses and resumes a VM. The caller holds the VM's lock."""
 
 from __future__ import annotations
 

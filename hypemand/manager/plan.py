@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a definition to everything that is needed to start it. Pure: nothing is made here."""
+"""Derives everything that a start needs from a definition. Pure."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that are being had: one work for each name however many ask for it, and how far it is."""
+"""Image pulls in progress: one task per image, shared by all callers, with its progress."""
 
 from __future__ import annotations
 

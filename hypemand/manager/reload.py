@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making the VMs be what the files in vms.d say."""
+"""Reconciles the VMs with the definition files in vms.d."""
 
 from __future__ import annotations
 

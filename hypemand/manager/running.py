@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the run of a VM holds: what it was started with. Where that is lost: all that is known, never less."""
+"""Resources of a running VM, from its run record; if it is lost, all resources that it may have."""
 
 from __future__ import annotations
 

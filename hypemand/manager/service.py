@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manager: what happens to VMs, and in which order. One lock for each VM."""
+"""The manager: operations on VMs, with one lock per VM."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of a start: from an image that may have to be pulled to a unit that systemd has taken."""
+"""Starts of VMs: from the pull of the image to the unit that systemd has accepted."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd and systemd-machined are told of a VM's boot."""
+"""Notifications of systemd and systemd-machined about the boot of a VM."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network service as the daemon sees it.
+"""Client of the network service.
 
 It loads nothing that talks to the kernel: that is the service's, and so is the memory it takes.
 """

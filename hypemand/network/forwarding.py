@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IP forwarding: turned on when a VM needs it, and never where it would take the host off its network."""
+"""IP forwarding: enabled when a VM needs it, unless it would disconnect the host from its network."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's networks, made to be as they are wished: bridges, TAP devices, rules, limits, reservations.
+"""Reconciles the host's networks with the desired state: bridges, TAP devices, rules, limits, reservations.
 
 What is wished is kept in memory alone, for the daemon tells all of it to a service that has just started. All
 calls block, for some milliseconds: netlink and nftables answer at once.

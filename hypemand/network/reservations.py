@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published ports are held by sockets that are bound and do not listen.
+"""Reserves published ports with sockets that are bound and do not listen.
 
 So a port that a program of the host has is found when the VM starts, and a program that comes later is told
 that the port is taken, rather than both thinking that it is theirs. Connections never get to these sockets:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network service: does for the daemon what only CAP_NET_ADMIN may, one request after the other.
+"""The network service: handles requests of the daemon that need CAP_NET_ADMIN, one at a time.
 
 What it has made stays when it ends: VMs go on with their networks as they are.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TAP devices for the launchers of VMs (launcher/tap.h), and whether they are still as they were made.
+"""TAP devices for the launchers of VMs (launcher/tap.h), and detection of changes to them.
 
 Whoever connects has asked, and which device is meant follows from the uid that the kernel says it has. So it
 works when systemd starts a VM alone, and nothing is read from the other end.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make an image: of a folder, a tar, an OCI or Docker image on this host, or of what a registry has.
+"""Creates images from a directory, a tar archive, an OCI or Docker image on this host, or a registry.
 
 All that happens in one staging folder for each name, which is locked meanwhile and removed at the end,
 whatever that end is. Tars are never unpacked by this process: a root file system in a tar is wrapped as a

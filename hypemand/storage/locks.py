@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks on disks, as QEMU takes them: what a VMM has open is not changed by the host beside it.
+"""QEMU's image locks: disks that a VMM has open are not changed by the host.
 
 QEMU and its tools (block/file-posix.c) keep open file description locks (fcntl(2), F_OFD_SETLK) on single
 bytes of a disk that they have open, with or without a VM: on byte 100 + N for each permission N that they

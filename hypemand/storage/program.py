@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VM runs: its definition laid over what its image says, by the rules of Docker."""
+"""The program of a VM: its definition merged with the configuration of its image, as by Docker."""
 
 from __future__ import annotations
 

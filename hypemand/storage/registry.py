@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in registries, by skopeo: what a reference stands for, and getting it.
+"""Images in registries, with skopeo: resolves and pulls a reference.
 
 What a registry says is believed only where it fits a digest. Which digest a tag has is one small request; the
 rest is asked for when the store has not that content already.

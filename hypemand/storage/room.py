@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Room for an image that is being made: how much it takes is known only when it is there.
+"""Free space for an image that is being created, whose size is not known before.
 
 A layer of a megabyte may unpack to a terabyte. So what is free is looked at all the while, and what is made
 is ended before it takes what the host keeps for itself (disk.reserve).

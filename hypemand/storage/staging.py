@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images are made: one folder for each name, locked while somebody works in it, gone at its end."""
+"""Staging directories of images: one per name, locked while in use, and removed at the end."""
 
 from __future__ import annotations
 

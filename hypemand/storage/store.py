@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images of a host: contents, each once however many names it has, and the names.
+"""The image store: contents, each stored once, and the names that refer to them.
 
     ID/          a content: its root file system and metadata; ID is its digest
     names.json   what each name stands for

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tar files that users bring: decompressed, told apart, and looked through for names that escape."""
+"""Tar files of users: decompresses them, detects their type, and rejects unsafe paths."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running skopeo, umoci and mkfs.erofs on what others made.
+"""Runs skopeo, umoci and mkfs.erofs on untrusted data.
 
 In the daemon each run is a transient unit of its own with no more rights than it needs and limits on what it
 takes. Whoever executes code in one of them, by a fault of the tool, gets no further than its work:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system bus, by a process of ours that may wait for it: hypemand.systemd.busworker."""
+"""The system bus, through a separate process that may block: hypemand.systemd.busworker."""
 
 from __future__ import annotations
 
