@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text for users is plain technical English: the phrases below stay out of it.
+"""Text for users is plain technical English, without the phrases below, which no manual of this field has.
 
 The list is short, and each pattern in it has no legitimate use in this text.
 """
