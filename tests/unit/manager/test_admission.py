@@ -56,7 +56,7 @@ def test_disks_may_be_promised_more_than_there_is_but_not_without_end() -> None:
         "has 100G",
         "reserves 10G",
         "overcommit of 2",
-        "promised 100G",
+        "have 100G allocated",
     ):
         assert words in caught.value.message
 
