@@ -101,7 +101,7 @@ def list_slow(vms: Vms, since: float) -> list[str]:
     """What the daemon has said of turns of over 100 ms, with what held them up."""
     argv = ["journalctl", "-o", "cat", f"--since=@{since:.0f}", "-u", "hypemand.service"]
     lines = vms.host.run(argv).stdout.splitlines()
-    return [line for line in lines if line.startswith("the event loop stood still")]
+    return [line for line in lines if line.startswith("the event loop was blocked")]
 
 
 def measure_hostile(vms: Vms, seconds: float) -> tuple[Side, Side]:

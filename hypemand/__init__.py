@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host agent that makes a micro VM a systemd service."""
+"""Host agent that runs micro VMs as systemd services."""

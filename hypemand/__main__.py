@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `hypemand`: the daemon, without what it would load and never use."""
+"""The command `hypemand`: the daemon, without loading modules that it does not use."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all.
+"""Files that are written atomically.
 
 A file is written under a temporary name in its own folder, synced, renamed over the final name, and the
 folder is synced. What a crash leaves are temporary names, which `remove_temporaries` knows.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one VM may make the daemon do, whatever its guest or its VMM sends.
+"""Limits of the work that the guest or the VMM of one VM can cause in the daemon.
 
 One budget per run, in milliseconds of the daemon's work at nominal prices. Whoever reads what a VM sends
 pays here for what came of it, and reads on only while there is enough left: the sender waits then, others do

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon: puts the rooms together, tells systemd when it is ready, and lets go in order.
+"""The daemon: connects the packages, notifies systemd when it is ready, and shuts down in order.
 
 VMs are systemd's, not its children: they go on when it ends, and it learns of them when it starts.
 """
@@ -127,7 +127,7 @@ class Daemon:
             # who waits for READY finds what the files define
             await asyncio.wait([beginning], timeout=_BEGIN_DEADLINE)
             if not beginning.done():
-                _log.error("it takes more than %g s to learn which VMs there are", _BEGIN_DEADLINE)
+                _log.error("listing the VMs takes more than %g s", _BEGIN_DEADLINE)
             await self._serve(stack)
             self.notifier.notify("READY=1")
             cleaning = asyncio.create_task(self._clean_up(beginning), name="clean up")
@@ -139,7 +139,7 @@ class Daemon:
         """Learn what there is. Nothing that is found, or that fails, keeps the daemon from serving; nor does
         what hangs, but then requests are refused until it is over."""
         self._store.may_make.clear()
-        self._hold.reason = "hypemand does not know yet which VMs there are"
+        self._hold.reason = "the list of VMs is not available yet"
         with logged("the folder of the state"):
             await run_in(Pool.TOOLS, self._prepare_folders)  # the process for the bus starts meanwhile
         with logged("the system bus"):
@@ -247,7 +247,7 @@ class Daemon:
         self._update_status()
         if not at_boot:
             return
-        with logged("that VMs were started with the host cannot be remembered"):
+        with logged("cannot record that VMs were started at boot"):
             marker.touch()
         for vm in self._manager.fleet:
             wanted = vm.record.definition.autostart and not vm.removed and vm.name not in report.defined
@@ -259,9 +259,11 @@ class Daemon:
         words = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none defined"
         status = f"VMs: {words}"
         if self._manager.fleet.broken:
-            status += f"; {len(self._manager.fleet.broken)} with errors in their files: hypemanctl check"
+            status += (
+                f"; {len(self._manager.fleet.broken)} with errors in their definitions: hypemanctl check"
+            )
         if unreadable := len(self._manager.fleet.unreadable):
-            status += f"; {unreadable} whose record cannot be read: journalctl -u hypemand"
+            status += f"; {unreadable} with unreadable records: journalctl -u hypemand"
         if status != self._status:
             self._status = status
             self.notifier.notify(f"STATUS={status}")

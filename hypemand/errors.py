@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that a user sees: a code for programs, a sentence for people, a hint at the cure.
+"""Errors for users: a code for programs, a message, and a hint how to fix it.
 
 Only the faces (API, command line, daemon main) turn them into output. Each kind carries the HTTP status
 that the API answers with; the command line maps `code` to its exit status.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A full file system or an exhausted quota, told from other failures: which one it is, and the cure."""
+"""Detects full file systems and exceeded quotas, with the file system and a hint how to fix it."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def derive_full_disk(error: OSError | CommandFailed, what: str, path: Path) -> I
     place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else path
     quota = isinstance(error, OSError) and error.errno == errno.EDQUOT
     mount = find_mount_point(place)
-    why = f"the disk quota on {mount} is used up" if quota else f"the file system {mount} is full"
+    why = f"the disk quota on {mount} is exceeded" if quota else f"the file system {mount} is full"
     return InsufficientResources(
         f"no space left to {what}: {why}{_describe_free(mount)}",
-        hint="free space there: hypemanctl df shows what takes it, hypemanctl image prune may help",
+        hint="free space there: hypemanctl df shows the usage, hypemanctl image prune may help",
     )
 
 
@@ -72,6 +72,6 @@ def _describe_free(mount: Path) -> str:
     except OSError:
         return ""
     if about.f_files > 0 and about.f_favail == 0:
-        return ", it has no inode left"
+        return ", it has no inodes left"
     free = about.f_bavail * about.f_frsize
     return f", it has {format_size(free if free < 10 * _MIB else free // _MIB * _MIB)} free"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading files of our own that may be anything by now: a FIFO, a folder, garbage, or without end.
+"""Reads records of hypemand that may have been replaced: by a FIFO, a directory, garbage, or a huge file.
 
 Whoever reads one before the daemon serves, or in a thread that others wait for, must get an answer: opening a
 FIFO waits for a writer, and a device may have no end.

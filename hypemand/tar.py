@@ -58,10 +58,10 @@ _META = (
 # Of a GNU sparse member: do blocks follow with more of its map? Of the first block, and of those.
 _EXTENDED, _EXTENDED_MORE = 482, 504
 _REFUSED = {
-    tarfile.LNKTYPE: "is a hard link, which cannot be copied; make the archive with tar --hard-dereference",
+    tarfile.LNKTYPE: "is a hard link, which cannot be copied; create the archive with tar --hard-dereference",
     tarfile.CHRTYPE: "is a device, which cannot be copied",
     tarfile.BLKTYPE: "is a device, which cannot be copied",
-    tarfile.GNUTYPE_SPARSE: "is a sparse member, which cannot be read; make the archive without --sparse",
+    tarfile.GNUTYPE_SPARSE: "is a sparse member, which cannot be read; create the archive without --sparse",
 }
 
 
@@ -154,7 +154,9 @@ def _parse_block(block: bytes) -> tarfile.TarInfo:
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError):
-        raise InvalidArchive("this is no tar archive; a compressed one must be unpacked first") from None
+        raise InvalidArchive(
+            "this is not a tar archive; a compressed archive must be decompressed first"
+        ) from None
 
 
 def _check_meta_size(info: tarfile.TarInfo) -> None:
@@ -305,7 +307,7 @@ class TarReader:
             raise InvalidArchive(f"{path[:200]} {_REFUSED[tarfile.GNUTYPE_SPARSE]}")
         kind = _KINDS.get(info.type)
         if kind is None:
-            why = _REFUSED.get(info.type, f"is of a kind that is not known, {info.type!r}")
+            why = _REFUSED.get(info.type, f"has an unknown type, {info.type!r}")
             raise InvalidArchive(f"{path[:200]} {why}")
         size = _parse_number(pax, "size", info.size, MAX_SIZE)
         entry = FileInfo(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns of the event loop that take too long: logged with what held them up, and counted.
+"""Detects iterations of the event loop that take too long: logs their cause, and counts them.
 
 A turn is what happens between two waits for events: all callbacks that were ready. While one goes on, no
 client is answered. asyncio's debug mode reports slow callbacks, at a cost too high for production, and by
@@ -96,7 +96,7 @@ class TurnWatch:
             return
         others = f", {self._unlogged} of them not logged" if self._unlogged else ""
         _log.warning(
-            "the event loop stood still for %.2f s, %.2f of them on the CPU, in %s (the %d. time%s)",
+            "the event loop was blocked for %.2f s, %.2f of them on the CPU, in %s (the %d. time%s)",
             seconds, cpu, place or "code that was not seen", self.counts.slow, others,
         )  # fmt: skip
         self._logged_at, self._unlogged = now, 0

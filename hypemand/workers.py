@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that blocks, in threads: a pool for each kind of it, and a safe end for what threads work on.
+"""Blocking work in threads: a pool for each kind, and resources that are closed after their threads.
 
 A pool of its own keeps one kind of work from waiting for another: asyncio's default pool has a handful of
 threads, and five slow volumes would hold up the check of a token.

@@ -163,7 +163,9 @@ class AgentChannel:
         """Ask for something that has a stream of its own."""
         self._check_ready()
         if len(self._sessions) >= MAX_STREAMS:
-            raise GuestError(f"{MAX_STREAMS} commands run in this guest already", code="too_many_commands")
+            raise GuestError(
+                (f"{MAX_STREAMS} commands are already running in this guest"), code="too_many_commands"
+            )
         session = Session(self, next(self._numbers), streams=streams, terminal=terminal)
         self._sessions[session.number] = session
         self.send(Frame(kind, session.number, payload=payload))
@@ -173,13 +175,13 @@ class AgentChannel:
         self._check_ready()
         if feature not in self._hello.result().features:
             raise GuestError(
-                f"the VM's agent is older than this hypemand and knows {lack}",
+                f"the agent of the VM is older than this hypemand and does not support {lack}",
                 hint="restart the VM",
                 code="agent_too_old",
             )
 
     def _open_files(self, operation: str, path: str, *, follow: bool = False) -> Session:
-        self._require("files", "nothing of files")
+        self._require("files", "files")
         pairs = [("operation", operation), ("path", check_path(path)), ("follow", "1" if follow else "0")]
         return self._open(FrameType.FILES, encode_records(pairs), streams=(ExecStream.STDOUT,))
 
@@ -251,7 +253,7 @@ class AgentChannel:
         if self._closed.done():
             raise self._closed.result()
         if not self._hello.done():
-            raise GuestError("the guest's agent has not answered yet", code="agent_not_ready")
+            raise GuestError("the guest agent has not answered yet", code="agent_not_ready")
 
     # --- Link, for the sessions ---
 
@@ -261,7 +263,7 @@ class AgentChannel:
             return
         self._writer.write(frame.encode())
         if self._writer.transport.get_write_buffer_size() > self._queue_limit:
-            self._end(GuestError("the guest's agent does not read what it is sent"))
+            self._end(GuestError("the guest agent does not read its input"))
 
     async def flush(self) -> None:
         """Wait until the guest has taken most of what is queued. Returns also when the channel closes."""
@@ -285,7 +287,7 @@ class AgentChannel:
         except ProtocolError as error:
             self._refuse(error)
         except OSError as error:
-            self._end(GuestError(f"the agent channel broke: {error.strerror or error}"))
+            self._end(GuestError(f"the agent channel failed: {error.strerror or error}"))
         except asyncio.CancelledError:
             self._end(GuestError("the agent channel was closed"))
             raise
@@ -411,20 +413,22 @@ def _encode_exec(request: ExecRequest) -> bytes:
         env.setdefault("TERM", "xterm")
         pairs += [("tty", "1"), ("rows", str(request.rows)), ("cols", str(request.cols))]
         if not (0 <= request.rows <= MAX_SIDE and 0 <= request.cols <= MAX_SIDE):
-            raise InvalidRequest(f"{request.rows} rows and {request.cols} columns are no size of a terminal")
+            raise InvalidRequest(
+                f"{request.rows} rows and {request.cols} columns are not a valid terminal size"
+            )
     if request.umask is not None:
         if not 0 <= request.umask <= MAX_UMASK:
-            raise InvalidRequest(f"{request.umask} is no umask", hint="give one from 0 to 0777")
+            raise InvalidRequest(f"{request.umask} is not a valid umask", hint="give one from 0 to 0777")
         pairs.append(("umask", str(request.umask)))
     pairs += [("env", f"{key}={value}") for key, value in env.items()]
     pairs += [("cwd", request.cwd)] if request.cwd is not None else []
     pairs += [("user", request.user)] if request.user is not None else []
     if not request.argv or any("\0" in value for _, value in pairs):
-        raise InvalidRequest("a command needs a program, and no word of it may have a NUL byte")
+        raise InvalidRequest("a command needs a program, and must not contain NUL bytes")
     payload = encode_records(pairs)
     if len(payload) > MAX_PAYLOAD:
         raise InvalidRequest(
-            f"the command and its environment take {len(payload)} bytes, at most {MAX_PAYLOAD} can be sent",
-            hint="send what is large on its standard input",
+            f"the command and its environment take {len(payload)} bytes, at most {MAX_PAYLOAD} are allowed",
+            hint="send large data on standard input",
         )
     return payload

@@ -37,7 +37,8 @@ def check_path(path: str) -> str:
     """An absolute path of a guest, as it is. InvalidRequest if it is none."""
     if not path.startswith("/") or "\0" in path or len(path.encode("utf-8", "surrogateescape")) > MAX_PATH:
         raise InvalidRequest(
-            f"{path[:80]!r} is no path in a guest", hint=f"give an absolute one of at most {MAX_PATH} bytes"
+            f"{path[:80]!r} is not a valid path in a guest",
+            hint=(f"use an absolute path of at most {MAX_PATH} bytes"),
         )
     return path
 
@@ -197,7 +198,7 @@ class IncomingCopy:
         await asyncio.wait([self._reading])
         self._check()
         if self._end is None:
-            raise GuestError("the copy was given up before it was whole")
+            raise GuestError("the copy was cancelled before it was complete")
         return self._end.bytes
 
     async def close(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One command that runs in a guest: the host's end of a stream, with credit both ways.
+"""A command in a guest: the host's end of a stream, with flow control in both directions.
 
 The session never reads or writes the socket: frames for it are handed in, frames of it go to a Link. What
 it holds is bounded by the windows, whoever is slow.
@@ -114,7 +114,7 @@ class Session:
         ended was sent is dropped, as by a pipe that nobody reads."""
         async with self._input_lock:
             if self._input_ended:
-                raise WrongState("the command's standard input was closed before")
+                raise WrongState("the standard input of the command has already been closed")
             view = memoryview(data)
             while view and await self._has_input():
                 await self._link.flush()
@@ -145,14 +145,14 @@ class Session:
     async def signal(self, number: int) -> None:
         """Send a signal to its process group; nothing once it has ended."""
         if not 1 <= number <= 64:
-            raise InvalidRequest(f"{number} is no signal", hint="give a number from 1 to 64")
+            raise InvalidRequest(f"{number} is not a signal", hint="use a number from 1 to 64")
         if not self.is_over:
             self._link.send(Frame(FrameType.SIGNAL, self.number, payload=_U32.pack(number)))
 
     async def resize(self, rows: int, cols: int) -> None:
         """Tell its terminal the new size; nothing without one, or once it has ended."""
         if not (0 <= rows <= MAX_SIDE and 0 <= cols <= MAX_SIDE):
-            raise InvalidRequest(f"{rows} rows and {cols} columns are no size of a terminal")
+            raise InvalidRequest(f"{rows} rows and {cols} columns are not a valid terminal size")
         if self._terminal and not self.is_over:
             self._link.send(Frame(FrameType.RESIZE, self.number, payload=_SIZE.pack(rows, cols)))
 
@@ -178,7 +178,7 @@ class Session:
         if self._error is not None:
             raise self._error
         if self._exit is None:
-            raise GuestError("the command was given up before it ended")
+            raise GuestError("the command was cancelled before it exited")
         return self._exit
 
     async def close(self) -> None:

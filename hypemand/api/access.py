@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authentication and authorization: on the socket the kernel says who it is, over TCP a token must.
+"""Authentication and authorization: by peer credentials on the socket, by tokens over TCP.
 
 What a token's scope allows is a table of handlers; a handler that stands in neither set is for ADMIN.
 Whoever comes over TCP without a good token learns nothing: the answer is the same whatever was asked for,
@@ -48,7 +48,7 @@ _ALLOWED = {Scope.READ: _READ, Scope.OPERATE: _OPERATE}
 # Of what names no VM, all that a token for some VMs may ask: the list has those VMs alone.
 _OF_NO_VM = frozenset({"health", "openapi", "list_instances"})
 _TOKEN_HANDLERS = frozenset({"list_tokens", "create_token", "revoke_token"})
-_ROOT_HANDLERS = {"create_token": "make a token", "revoke_token": "revoke a token"}
+_ROOT_HANDLERS = {"create_token": "create a token", "revoke_token": "revoke a token"}
 _PEER = "hypemand.peer"
 _UCRED = struct.Struct("3i")
 
@@ -206,7 +206,7 @@ class TokenGate:
             token = await self._tokens.find(text.strip())
         except HostNotReady as error:
             return None, str(error)
-        return token, "a token that is not known, or good no more"
+        return token, "an unknown, expired or revoked token"
 
     def _note_refusal(self, request: web.Request, why: str) -> None:
         """Count it, and log it unless a line is too near: whoever guesses must not fill the journal."""
@@ -215,7 +215,7 @@ class TokenGate:
         if self._logged_at is not None and now - self._logged_at < REFUSED_LOG_SECONDS:
             self._unlogged += 1
             return
-        others = f"; {self._unlogged} others were refused before" if self._unlogged else ""
+        others = f"; {self._unlogged} other requests were refused before" if self._unlogged else ""
         log.warning("refused a request from %s: %s%s", request.remote, why, others)
         self._logged_at, self._unlogged = now, 0
 
@@ -234,13 +234,17 @@ def check_allowed_by(token: Token, request: web.Request) -> None:
     if request.match_info.http_exception is not None:
         return  # there is nothing of that name, or not with this method, and so it will be answered
     if name in _TOKEN_HANDLERS:
-        raise Forbidden("tokens are made and revoked on the host alone", hint="use hypemanctl token there")
+        raise Forbidden(
+            ("tokens can be created and revoked on the host only"), hint="use hypemanctl token on the host"
+        )
     allowed = _ALLOWED.get(token.scope)
     if allowed is not None and name not in allowed:
         raise Forbidden(
-            f"the token {token.name} is not for this: its scope is {token.scope}", hint="ask with another one"
+            f"the token {token.name} does not permit this: its scope is {token.scope}",
+            hint="use another token",
         )
     if token.is_selective and "ref" not in request.match_info and name not in _OF_NO_VM:
         raise Forbidden(
-            f"the token {token.name} is for some VMs, and not for the host", hint="ask with another one"
+            f"the token {token.name} is restricted to some VMs, and does not permit access to the host",
+            hint="use another token",
         )

@@ -39,7 +39,7 @@ async def send_archive(
     events = copy.events()
     first = await anext(events, None)
     if first is None:
-        raise GuestError(f"the guest sent nothing of {root}")
+        raise GuestError(f"the guest sent no data for {root}")
     response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"})
     await response.prepare(request)
     try:
@@ -91,7 +91,7 @@ async def _break_off(
     request: web.Request, response: web.StreamResponse, error: HypemandError
 ) -> web.StreamResponse:
     """End in the middle, with words that a reader may miss: they are in the journal too."""
-    log.warning("%s broke off: %s", request.path, error)
+    log.warning("%s was aborted: %s", request.path, error)
     with contextlib.suppress(ConnectionError):
         await response.write(format_error(str(error)))
     if request.transport is not None:
@@ -105,7 +105,7 @@ async def check_directory(guests: GuestService, ref: str, path: str) -> None:
     if found is None:
         raise NotFound(f"there is no directory {path} in the guest", code="path_not_found")
     if found.kind is not FileKind.DIRECTORY:
-        raise InvalidRequest(f"{path} is no directory in the guest", code="invalid_path")
+        raise InvalidRequest(f"{path} is not a directory in the guest", code="invalid_path")
 
 
 async def receive_archive(request: web.Request, copy: CopyIn, closing: asyncio.Event) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has the places for connections of one server, and how many requests each client has under way.
+"""Limits of connections per server, and of concurrent requests per client.
 
 A connection is a stranger's until a request on it has passed the gate. When places run short, the oldest
 stranger of the address that has most of them makes room: connections that say nothing cannot keep those out
@@ -108,7 +108,7 @@ class Requests:
         for key, most in keys.items():
             if self._running[key] >= most:
                 raise TooManyRequests(
-                    f"{most} requests of this client are under way", hint="end some, or wait for them"
+                    f"{most} requests of this client are in progress", hint="cancel some, or wait for them"
                 )
         with self._counted(keys):
             return await handler(request)

@@ -150,7 +150,7 @@ async def _receive_contents(socket: web.WebSocketResponse, spool: Spool, kind: F
     while not is_end(frame := await socket.receive()):
         if frame.type is WSMsgType.BINARY:
             if kind is not FileKind.FILE:
-                raise InvalidRequest("a directory has no contents of its own")
+                raise InvalidRequest("a directory has no data")
             await spool.write(frame.data)
         elif parse_object(frame.data, "a control frame") == _END:
             return True

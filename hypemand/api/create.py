@@ -136,7 +136,7 @@ def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
     if network is not None:
         data["network"] = network
     if given.get("hypervisor", HYPERVISOR) != HYPERVISOR:
-        problems.append(_problem("hypervisor", "is not one that hypemand drives", f"use {HYPERVISOR}"))
+        problems.append(_problem("hypervisor", "is not supported by hypemand", f"use {HYPERVISOR}"))
     name = given.get("name")
     if not isinstance(name, str):
         problems.append(_problem("name", "is missing" if name is None else "is not a string"))
@@ -234,8 +234,8 @@ def _parse_network(
     if not enabled and not limits:
         return None
     if defaults.network is None:
-        what = "by this host's configuration VMs have no network"
-        hint = "leave it out, or name a network in the form with a definition"
+        what = "the host configuration has no default network"
+        hint = "omit it, or specify a network in the form with a definition"
         problems.append(_problem("network.enabled", what, hint))
         return None
     return {"bandwidth": limits}
@@ -249,9 +249,9 @@ def _in_bits(rate: object) -> object:
 
 def _refuse_others(field: str, value: Mapping[str, object], *known: str) -> list[Problem]:
     """Every key of an object but those that we understand."""
-    hint = "leave it out, or write the VM's definition in `definition`, which may say more"
+    hint = "omit it, or use the form with `definition`, which supports more settings"
     return [
-        _problem(f"{field}.{key[:80]}", "is not understood here", hint)
+        _problem(f"{field}.{key[:80]}", "is not supported here", hint)
         for key in sorted(value)
         if key not in known and value[key] is not None
     ]

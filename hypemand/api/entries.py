@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of guests as both ways of copying know them: paths that are asked for, names that come back."""
+"""Paths in requests and names in responses, for both ways of copying files of guests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ZEROS = bytes(PIECE)
 def parse_guest_path(value: object, key: str) -> str:
     """An absolute path in a guest. InvalidRequest names `key`."""
     if not isinstance(value, str) or not value.startswith("/"):
-        raise InvalidRequest(f"{key}: must be an absolute path in the guest", hint="write it from / on")
+        raise InvalidRequest(f"{key}: must be an absolute path in the guest", hint="use an absolute path")
     if "\0" in value or len(value.encode(errors="surrogateescape")) > MAX_PATH:
-        raise InvalidRequest(f"{key}: holds a NUL byte, or more than {MAX_PATH} bytes")
+        raise InvalidRequest(f"{key}: contains a NUL byte, or more than {MAX_PATH} bytes")
     return value
 
 

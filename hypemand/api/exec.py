@@ -89,7 +89,7 @@ def _checked(value: object, key: str) -> str:
     if not isinstance(value, str):
         raise InvalidRequest(f"{key}: {json.dumps(value)[:40]} is not a string")
     if "\0" in value:
-        raise InvalidRequest(f"{key}: a string holds a NUL byte")
+        raise InvalidRequest(f"{key}: a string contains a NUL byte")
     return value
 
 
@@ -107,7 +107,7 @@ def _bool(body: Mapping[str, object], key: str) -> bool:
 def _seconds(body: Mapping[str, object], key: str) -> float:
     value = body.get(key, 0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
-        raise InvalidRequest(f"{key}: must be a number of seconds from 0 up")
+        raise InvalidRequest(f"{key}: must be a non-negative number of seconds")
     return float(value)
 
 
@@ -206,5 +206,7 @@ async def _control(text: str, session: ExecSession) -> None:
 def _exit_frame(report: ExitReport, streams: bool) -> dict[str, object]:
     """The published client wants this key and no other; who asked for streams gets the words too."""
     if report.code is None:
-        raise HypemandError(f"nobody could tell how the command ended: {report.message}", code="guest_error")
+        raise HypemandError(
+            (f"the exit status of the command is not known: {report.message}"), code="guest_error"
+        )
     return {"exitCode": report.code} | ({"message": report.message} if streams else {})

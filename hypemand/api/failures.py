@@ -74,9 +74,7 @@ def error_response(error: HypemandError) -> web.Response:
 def unexpected(error: Exception, what: str) -> HypemandError:
     """Log an error that no code foresaw, and give one that tells a user no more than is of use."""
     log.error("%s: unexpected %s", what, type(error).__name__, exc_info=error)
-    return HypemandError(
-        "hypemand failed in a way it did not foresee", hint="see journalctl -u hypemand for the cause"
-    )
+    return HypemandError("internal error of hypemand", hint="see journalctl -u hypemand")
 
 
 @web.middleware
@@ -114,16 +112,14 @@ def _translate(request: web.Request, error: web.HTTPException) -> web.Response:
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         response = error_response(
-            MethodNotAllowed(f"{request.method} is not possible here", hint=f"possible is {allowed}")
+            MethodNotAllowed(f"{request.method} is not allowed here", hint=f"allowed: {allowed}")
         )
         response.headers["Allow"] = allowed
         return response
     if isinstance(error, web.HTTPNotFound):
         return error_response(
-            UnknownRoute(
-                f"there is no {request.path[:200]}", hint="GET /openapi.yaml describes what there is"
-            )
+            UnknownRoute(f"there is no {request.path[:200]}", hint="GET /openapi.yaml describes the routes")
         )
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return error_response(InvalidRequest("the body of the request is larger than 1 MiB"))
-    return error_response(InvalidRequest(f"the request cannot be understood: {error.reason}"))
+    return error_response(InvalidRequest(f"the request cannot be parsed: {error.reason}"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Heads of requests: how large one may be, and what its `Expect` is answered with.
+"""Request headers: the limit of their size, and the response to `Expect`.
 
 aiohttp limits each header by itself; only some versions limit all of them together (Debian 12's does, 3.11 of
 Debian 13 does not). And it answers `Expect` (RFC 9110, section 10.1.1) before any middleware runs, so that a

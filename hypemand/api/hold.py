@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that come before it is known which VMs there are."""
+"""Requests before the list of VMs is available."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ class Hold:
         """Let in, or refuse with HostNotReady."""
         if self.reason and request.path not in _ALWAYS:
             raise HostNotReady(
-                self.reason, hint="try again later; journalctl -u hypemand says what it waits for"
+                self.reason, hint="try again later; see journalctl -u hypemand for what it waits for"
             )
         return await handler(request)

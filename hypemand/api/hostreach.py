@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a definition reaches beyond the VM into the host, and so is only for those who are root there.
+"""Settings in a definition that affect the host beyond the VM, and are therefore reserved for root.
 
 A definition file is root's. A client of the API may be a token from elsewhere, or a member of the group: that
 it may run VMs does not mean that it may start and stop units of the host, take the host's well-known ports,
@@ -78,6 +78,6 @@ def refuse_host_reach(definition: Definition, defaults: DefinitionDefaults) -> N
     found = list(find_host_reach(definition, defaults))
     if found:
         raise Forbidden(
-            f"this reaches beyond the VM into the host: {'; '.join(found)}",
-            hint="leave it out, or have root define the VM in /etc/hypemand/vms.d or create it on the host",
+            f"this affects the host beyond the VM: {'; '.join(found)}",
+            hint="omit it, or let root define the VM in /etc/hypemand/vms.d or create it on the host",
         )

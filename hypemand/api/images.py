@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each path below /images does."""
+"""Handlers of the routes below /images."""
 
 from __future__ import annotations
 

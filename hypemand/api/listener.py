@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API over TCP: begins, moves and ends as the host config says, while everything else goes on."""
+"""The API over TCP: starts, moves and stops as configured, without affecting other listeners."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Listener:
     def _end(self, old: _Open) -> None:
         self._open = None
         old.server.stop_listening()
-        log.info("listening on %s no more", old.config)
+        log.info("no longer listening on %s", old.config)
         task = asyncio.create_task(old.server.finish(), name=f"end of {old.config}")
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -113,13 +113,16 @@ def _load_tls(config: ListenConfig | None) -> ssl.SSLContext | None:
         context.load_cert_chain(config.certificate, config.key, password="")
     except ssl.SSLError as error:
         raise HostNotReady(
-            f"{config.certificate} and {config.key} are no certificate with its key: {error.reason or error}",
-            hint="both must be PEM, the key without a passphrase",
+            (
+                f"{config.certificate} and {config.key} are not a "
+                f"certificate and its key: {error.reason or error}"
+            ),
+            hint="both must be in PEM format, the key without a passphrase",
         ) from None
     except OSError as error:
         raise HostNotReady(
             f"{config.certificate} or {config.key} cannot be read: {error.strerror}",
-            hint="see to their owner and mode",
+            hint="check their owner and mode",
         ) from None
     return context
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the paths of networks do."""
+"""Handlers of the routes of networks."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ class NetworkRoutes:
         read_query(request)
         name = request.match_info["network"]
         if not is_name(name):
-            raise NotFound(
-                f"there is no network {name[:80]!r}", hint="GET /networks lists those that there are"
-            )
+            raise NotFound(f"there is no network {name[:80]!r}", hint="GET /networks lists the networks")
         return json_response(network_json(await self._networks.get_network(name)))
 
 

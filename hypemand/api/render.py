@@ -191,9 +191,7 @@ def pruned_json(pruned: Sequence[Pruned]) -> Json:
 def stats_json(view: VmView) -> dict[str, object]:
     """What a VM uses, in the published client's words. WrongState without a VMM."""
     if view.main_pid is None:
-        raise WrongState(
-            f"stats needs a VM that runs, and {view.name} is {view.state}", hint="start it first"
-        )
+        raise WrongState(f"stats needs a running VM, and {view.name} is {view.state}", hint="start it first")
     allocated = view.definition.memory
     virtual, resident = read_memory(view.main_pid)
     counters = None if view.network is None else view.network.counters

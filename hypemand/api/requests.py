@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what a client sends. Nothing is believed: every field is bounded, typed, and known or refused."""
+"""Parses requests of clients. Every field is bounded and typed, and rejected if it is unknown."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def refuse_unknown(given: Collection[str], known: Collection[str], what: str = "
     """Raise InvalidRequest that names the keys that nobody reads."""
     strange = sorted(key[:80] for key in given if key not in known)
     if strange:
-        wanted = f"known here: {', '.join(known)}" if known else f"none is known here, leave the {what} out"
+        wanted = f"allowed: {', '.join(known)}" if known else f"none is allowed here, omit the {what}"
         raise InvalidRequest(f"unknown {what}: {', '.join(strange)}", hint=wanted)
 
 

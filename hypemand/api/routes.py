@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each path does."""
+"""Handlers of the routes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Routes:
         return await read_object(request, self._limits.body)
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """Is the daemon up, and how long has its event loop stood still?"""
+        """Is the daemon up, and how long was its event loop blocked?"""
         turns = self._turns()
         loop = EventLoop(turns.slow, round(turns.longest * 1000), round(turns.longest_cpu * 1000))
         return json_response(encode(Health("ok", VERSION, loop)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP server: one application, one listening socket, and an end that keeps its deadline."""
+"""The HTTP server: one application, one listening socket, and a shutdown with a deadline."""
 
 from __future__ import annotations
 

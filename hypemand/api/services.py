@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API is given to serve, and within which limits."""
+"""The services behind the API, and its limits."""
 
 from __future__ import annotations
 

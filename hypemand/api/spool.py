@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file whose size is not known before its end, kept until it is: a guest is told sizes first."""
+"""Spools a file of unknown size, because a guest needs the size before the data."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class _File:
 
     def store(self, block: bytearray) -> None:
         try:
-            with name_full_disk("keep the file meanwhile", self._folder):
+            with name_full_disk("store the file temporarily", self._folder):
                 if self._fd is None:
                     self._fd = os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
                 self._check_room(len(block))
                 write_all(self._fd, block)
         except OSError as error:
-            raise HostNotReady(f"the host cannot keep the file meanwhile: {error.strerror}") from None
+            raise HostNotReady(f"the host cannot store the file temporarily: {error.strerror}") from None
 
     def _check_room(self, size: int) -> None:
         """What the host keeps for itself is not there for those who upload."""
@@ -45,10 +45,10 @@ class _File:
         free = about.f_bavail * about.f_frsize
         if free - size < self._reserve:
             raise InsufficientResources(
-                "no space left to keep the file meanwhile: the file system"
+                "no space left to store the file temporarily: the file system"
                 f" {find_mount_point(self._folder)} has {format_size(free // _MIB * _MIB)} free, of which"
                 f" {format_size(self._reserve)} (disk.reserve) are kept",
-                hint="free space there: hypemanctl df shows what takes it",
+                hint="free space there: hypemanctl df shows the usage",
             )
 
     def read(self, size: int, offset: int) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may use the API over TCP, and for what: bearer tokens, of which only a hash is kept.
+"""Tokens of the API over TCP and their permissions: bearer tokens, stored as hashes.
 
 A token is 256 random bits, so one round of SHA-256 is enough: a slow hash makes guessing dear where there is
 something to guess, as with passwords, and would only make each request slow here.
@@ -150,10 +150,10 @@ class TokenStore:
             tokens = await self._load()
             if name in tokens:
                 raise TokenExists(
-                    f"there is a token {name} already", hint="revoke it first, or choose another"
+                    f"the token {name} already exists", hint="revoke it first, or choose another name"
                 )
             if len(tokens) >= MAX_TOKENS:
-                raise TooManyTokens(f"there are {MAX_TOKENS} tokens already", hint="revoke some")
+                raise TooManyTokens(f"there are already {MAX_TOKENS} tokens", hint="revoke some")
             token = Token(
                 name=name,
                 prefix=text[:PREFIX_LENGTH],
@@ -231,8 +231,8 @@ class TokenStore:
             raise HostNotReady(f"{self._path} cannot be read: {error.strerror}") from None
         except (ValueError, TypeError, KeyError):
             raise HostNotReady(
-                f"{self._path} does not hold tokens as they are written here",
-                hint="restore it, or remove it and make the tokens anew",
+                f"{self._path} is not a valid token file",
+                hint="restore it, or remove it and create the tokens again",
             ) from None
 
     async def _store(self, tokens: dict[str, Token], *, in_place: bool = False) -> None:
@@ -264,8 +264,8 @@ def _check_selection(scope: Scope, vms: Sequence[str], tags: Mapping[str, str]) 
     """Raise InvalidRequest for VMs that a token cannot be for."""
     if scope is Scope.ADMIN and (vms or tags):
         raise InvalidRequest(
-            "scope: admin is for the whole host, and not for some of its VMs",
-            hint="leave vms and tags out, or make it operate",
+            "scope: admin cannot be restricted to some VMs",
+            hint="omit vms and tags, or use the scope operate",
         )
     if len(vms) > MAX_VMS or len(tags) > MAX_TAGS:
         raise InvalidRequest(f"a token is for at most {MAX_VMS} named VMs and {MAX_TAGS} tags")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the paths of volumes do, and the one that tells of the host's disk."""
+"""Handlers of the routes of volumes, and of the disk usage."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ def check_overlay_size(value: object, disk: int) -> None:
     size = _size(value, "overlay_size")
     if size > disk:
         raise InvalidRequest(
-            f"overlay_size: {value} is more than the VM's disk has, which is {format_size(disk)}",
-            hint="ask for less, or give the VM a larger disk",
+            f"overlay_size: {value} is larger than the disk of the VM, which has {format_size(disk)}",
+            hint="use a smaller size, or a larger disk for the VM",
         )
 
 
@@ -203,7 +203,7 @@ def _parse_size(data: Mapping[str, object]) -> int:
         return _size(data["size"], "size")
     number = data["size_gb"]
     if isinstance(number, bool) or not str(number).isdecimal() or len(str(number)) > 9:
-        raise InvalidRequest(f"size_gb: {str(number)[:40]!r} is no whole number of gigabytes")
+        raise InvalidRequest(f"size_gb: {str(number)[:40]!r} is not an integer number of gigabytes")
     return int(str(number)) * GIB
 
 

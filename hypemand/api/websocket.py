@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WebSockets: one piece of work on each, ended when its client goes or the daemon stops.
+"""WebSockets: one task per connection, cancelled when the client disconnects or the daemon stops.
 
 What fails ends by a close frame with the reason: 1008 for a request that is wrong, 1011 for what failed,
 1001 when the daemon stops.
@@ -72,7 +72,7 @@ async def receive_first(socket: web.WebSocketResponse, deadline: float) -> str:
     if is_end(frame):
         raise ConnectionResetError("closed before the request")
     if frame.type is not WSMsgType.TEXT:
-        raise InvalidRequest("the first frame must be text that says what is wanted")
+        raise InvalidRequest("the first frame must be a text frame with the request")
     text: str = frame.data
     return text
 

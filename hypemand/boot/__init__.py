@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the journal and the report port tell of a boot."""
+"""The progress of a boot, from the journal and the report port."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal as a witness of a boot: the lines of the guest's console, read in turns of bounded time."""
+"""The guest's console in the journal during a boot, read in steps of bounded time."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Console:
             self._backoff.fail()
             if not self._told:
                 self._told = True
-                _log.warning("VM %s: cannot read the journal of its boot, trying on: %s", self._name, error)
+                _log.warning("VM %s: cannot read the journal of its boot, retrying: %s", self._name, error)
             return False
         finally:
             self._budget.spend((time.monotonic() - started) * 1000)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The disks of a VM that could not be written, since the host's file system under them is full."""
+"""The disks of a VM that cannot be written because the host's file system is full."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def describe_full(full: Sequence[FullDrive]) -> str | None:
     mounts = sorted({str(drive.mount) for drive in full})
     systems = f"the file system {mounts[0]} is" if len(mounts) == 1 else f"{_join(mounts)} are"
     return (
-        f"{systems} full, so {_join([drive.what for drive in full])} cannot be written; the VM goes on by"
-        " itself when more than disk.reserve is free there (hypemanctl df shows what takes it)"
+        f"{systems} full, so {_join([drive.what for drive in full])} cannot be written; the VM resumes by"
+        " itself when more than disk.reserve is free there (hypemanctl df shows the usage)"
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run ended: the record that the unit leaves behind, and the rules by which it is judged.
+"""How a run ended: the record that the unit writes, and the rules for its result.
 
 Pure, but for `load` and `store`. Written by the unit's ExecStopPost=, read by the daemon.
 """

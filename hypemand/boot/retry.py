@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When what was lost or has failed is tried again."""
+"""Delays of retries."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A live VMM: its connections, and what its boot has shown.
+"""Session with a running VMM: its connections, and the progress of its boot.
 
 Made when a unit's invocation is seen for the first time, whether that has just begun or was there before
 the daemon. Closed when the unit ends; the VMM does not notice.
@@ -195,7 +195,7 @@ class Session:
         except Exception as error:
             if not link.told:
                 link.told = True
-                _log.exception("VM %s: cannot connect to its %s socket, trying on", self._name, link.what)
+                _log.exception("VM %s: cannot connect to its %s socket, retrying", self._name, link.what)
             self._lose(link)
             return error
         return None
@@ -290,7 +290,7 @@ class Session:
     async def _reach_agent(self) -> AgentChannel:
         if self.agent is None or self.agent.closed.done():
             if self._closed:
-                raise GuestError("the VM has ended meanwhile")
+                raise GuestError("the VM has stopped meanwhile")
             error = await asyncio.shield(self._begin(self._agent_link))
             if error is not None:
                 raise GuestError(f"cannot reach the VM's agent: {error}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has been seen of one run and of the boot that it carries, from whichever witness said it first.
+"""The markers of one run and of the boot that it carries, from whichever source reported them first.
 
 Witnesses: the journal, the report port (a copy of the same lines), and the agent's HELLO. A line of
 another boot counts for nothing, wherever it stands.

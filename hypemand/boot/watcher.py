@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What polls while VMs boot, and costs nothing when none does.
+"""Polls while VMs boot, and is idle otherwise.
 
 A VMM makes its sockets without telling anybody, so they are looked for every few milliseconds. The guest's
 markers then arrive on one of them. The journal shows them too, whatever becomes of that socket; journald
@@ -55,7 +55,7 @@ class BootWatcher:
             seconds = LATER
             if booting not in self._broken:
                 self._broken.add(booting)
-                _log.exception("cannot watch a boot, trying on")
+                _log.exception("cannot watch a boot, retrying")
         if seconds is not None:
             self._look_in(seconds, booting)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""analyze: where the time of a boot went, as text or drawn."""
+"""analyze: the timeline of a boot, as text or SVG."""
 
 from __future__ import annotations
 

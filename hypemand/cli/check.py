@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""check: definitions, host configuration and host, looked at here and now.
+"""check: checks definitions, host configuration and host.
 
 The daemon is asked how the networks are, if it is there.
 """
@@ -105,9 +105,9 @@ def resolve_file(word: str, vm_dir: Path) -> Path:
     for suffix in SUFFIXES:
         if os.path.lexists(definition := vm_dir / f"{word}{suffix}"):
             return definition
-    message = f"is neither a file here nor a VM that {vm_dir} defines"
+    message = f"is neither a file nor a VM that is defined in {vm_dir}"
     raise InvalidDefinition(
-        [Problem(word, 0, 0, "", message, "give the path of a file, or NAME of a VM there")]
+        [Problem(word, 0, 0, "", message, "use the path of a file, or the NAME of a VM in that directory")]
     )
 
 
@@ -145,7 +145,11 @@ def _inspect_networks(client: Client) -> Iterator[Finding]:
     try:
         networks = parse_all(HostNetwork, client.get("networks"))
     except HypemandError as error:
-        yield Finding("networks", Verdict.NOTE, f"only the daemon knows how they are: {error.message}")
+        yield Finding(
+            "networks",
+            Verdict.NOTE,
+            f"the state of networks is not known without the daemon: {error.message}",
+        )
         return
     for network in networks:
         trouble = describe_trouble(network)
@@ -170,7 +174,7 @@ def _describe_accelerator(config: HostConfig) -> str:
 def _describe_qemu(config: HostConfig) -> str:
     binary = find_qemu(config)
     words = run([str(binary), "--version"], timeout=QEMU_SECONDS).stdout.decode(errors="replace").splitlines()
-    return f"{binary}, {words[0] if words else 'which does not tell its version'}"
+    return f"{binary}, {words[0] if words else 'of an unknown version'}"
 
 
 def _describe_kernel(config: HostConfig) -> str:
@@ -189,7 +193,7 @@ def _inspect_systemd() -> Finding:
         return Finding("systemd", Verdict.MISSING, str(error))
     version = words[1] if len(words) > 1 else "?"
     if version.isdecimal() and int(version) < _OLDEST_SYSTEMD:
-        text = f"version {version} is too old, {_OLDEST_SYSTEMD} is wanted"
+        text = f"version {version} is too old, {_OLDEST_SYSTEMD} is required"
         return Finding("systemd", Verdict.MISSING, text)
     return Finding("systemd", Verdict.OK, f"version {version} on {platform.node()}")
 

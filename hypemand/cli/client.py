@@ -81,7 +81,7 @@ def _explain_connect(path: str, error: OSError) -> Unreachable:
             hint = "become root, or a member of the group hypemand"
             return Unreachable(f"no permission to use {path}", hint=hint)
         case TimeoutError() | BlockingIOError():
-            return Unreachable(f"hypemand does not take connections on {path}", hint=_HINT_STUCK)
+            return Unreachable(f"hypemand does not accept connections on {path}", hint=_HINT_STUCK)
         case _:
             return Unreachable(f"cannot connect to {path}: {error.strerror or error}")
 
@@ -143,7 +143,7 @@ class Events:
         except TimeoutError:
             raise
         except (OSError, http.client.HTTPException, ValueError):
-            raise StreamBroken("the connection to hypemand broke off", hint=_HINT_STUCK) from None
+            raise StreamBroken("the connection to hypemand was lost", hint=_HINT_STUCK) from None
 
     def _remaining(self) -> float | None:
         if math.isinf(self._deadline):
@@ -272,7 +272,7 @@ def explain_broken(error: Exception) -> ApiError:
     """What it means that an answer could not be had."""
     if isinstance(error, http.client.RemoteDisconnected | ConnectionError):
         return Unreachable("hypemand closed the connection without an answer", hint=_HINT_STUCK)
-    return Unreachable(f"hypemand's answer cannot be understood: {error}")
+    return Unreachable(f"the answer of hypemand cannot be parsed: {error}")
 
 
 def parse_answer(content: bytes) -> Json:
@@ -280,7 +280,9 @@ def parse_answer(content: bytes) -> Json:
     try:
         return json.loads(content)
     except ValueError:
-        raise Unreachable("hypemand's answer is no JSON", hint="is that socket hypemand's?") from None
+        raise Unreachable(
+            ("the answer of hypemand is not JSON"), hint="is this the socket of hypemand?"
+        ) from None
 
 
 def parse(kind: type[T], answer: Json) -> T:

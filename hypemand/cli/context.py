@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command is given: its values and the daemon to talk to."""
+"""Context of a command: its arguments and the client of the daemon."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cp: files and trees between this host and a Running VM, by docker cp's rules of where they go."""
+"""cp: copies files and directories between this host and a Running VM, with the rules of docker cp."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def copy(context: Context) -> int:
     """Copy one way or the other."""
     source, target = (parse_place(text) for text in (context.args.src, context.args.dst))
     if (source.vm is None) == (target.vm is None):
-        raise InvalidRequest("one of the two must be NAME:PATH, and only one")
+        raise InvalidRequest("exactly one of SRC and DST must be NAME:PATH")
     if source.vm is None:
         size = _Upload(context, source, target).run()
     else:
@@ -127,9 +127,9 @@ class _Upload:
             return target, "" if self._source.means_contents and is_folder else _base_name(path)
         if found is not None:
             if is_folder:
-                raise InvalidRequest(f"{self._target} is no directory, and {path} is one")
+                raise InvalidRequest(f"{self._target} is not a directory, and {path} is one")
             if self._target.wants_folder:
-                raise InvalidRequest(f"{self._target} is no directory")
+                raise InvalidRequest(f"{self._target} is not a directory")
             target = self._resolve(target)
         elif self._target.wants_folder and not is_folder:
             raise NotFound(f"there is no directory {self._target}", code="path_not_found")
@@ -143,7 +143,7 @@ class _Upload:
         except OSError as error:
             raise LocalError(f"{self._source}: {error.strerror}") from None
         if self._source.wants_folder and not is_folder:
-            raise LocalError(f"{self._source} is no directory")
+            raise LocalError(f"{self._source} is not a directory")
         return is_folder
 
     def _resolve(self, path: str) -> str:
@@ -163,7 +163,7 @@ def _base_name(path: Path) -> str:
 
 def _read_input(progress: Progress) -> Iterator[bytes]:
     if sys.stdin.isatty():
-        raise InvalidRequest("- as SRC takes a tar archive from standard input, and that is a terminal")
+        raise InvalidRequest("- as SRC reads a tar archive from standard input, which is a terminal")
     while block := os.read(0, _BLOCK):
         progress.count(len(block))
         yield block
@@ -187,7 +187,7 @@ class _Download:
         if found is None:
             raise NotFound(f"there is no {self._source}", code="path_not_found")
         if self._source.wants_folder and not found.is_dir:
-            raise InvalidRequest(f"{self._source} is no directory")
+            raise InvalidRequest(f"{self._source} is not a directory")
         query = {"path": self._path, "follow_links": "true" if self._context.args.follow_link else "false"}
         if follow and not self._context.args.follow_link:
             # The link itself is followed because of how it was written, those below it are not.
@@ -216,7 +216,9 @@ class _Download:
                             progress.count(len(event))
                 reader.finish()
             except InvalidArchive as error:
-                raise InvalidArchive(f"hypemand sent what cannot be unpacked: {error.message}") from None
+                raise InvalidArchive(
+                    f"the archive from hypemand cannot be unpacked: {error.message}"
+                ) from None
             unpacker.finish()
         return unpacker.size
 
@@ -227,9 +229,9 @@ class _Download:
             return target if (self._source.means_contents and is_folder) or not base else target / base
         if target.exists():
             if is_folder:
-                raise LocalError(f"{target} is no directory, and {self._source} is one")
+                raise LocalError(f"{target} is not a directory, and {self._source} is one")
             if self._target.wants_folder:
-                raise LocalError(f"{self._target} is no directory")
+                raise LocalError(f"{self._target} is not a directory")
             return target
         if self._target.wants_folder and not is_folder:
             raise LocalError(f"there is no directory {self._target}")
@@ -250,7 +252,7 @@ def _strip_base(path: str, base: str) -> str:
 
 def _write_output(pieces: Iterator[bytes], progress: Progress) -> int:
     if sys.stdout.isatty():
-        raise InvalidRequest("- as DST writes a tar archive to standard output, and that is a terminal")
+        raise InvalidRequest("- as DST writes a tar archive to standard output, which is a terminal")
     size = 0
     for piece in pieces:
         sys.stdout.buffer.write(piece)

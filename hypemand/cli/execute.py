@@ -50,7 +50,7 @@ def execute(context: Context) -> int:
     if not args.command:
         raise InvalidRequest("no command", hint="hypemanctl exec NAME -- COMMAND [ARGUMENT...]")
     if args.tty and args.interactive and not os.isatty(0):
-        raise InvalidRequest("-t with -i needs a terminal as input", hint="leave out -t")
+        raise InvalidRequest("-t with -i requires a terminal as standard input", hint="leave out -t")
     return _run(context, build_request(args, args.command, terminal=args.tty), interactive=args.interactive)
 
 
@@ -232,7 +232,7 @@ def _receive(connection: Any) -> bytes:
             raise parse_close_reason(data[2:].decode(errors="replace"))
         elif frame.opcode == opcodes.OPCODE_CLOSE or frame.opcode == opcodes.OPCODE_CONT:
             break
-    raise Unreachable("the channel to hypemand broke before the command had ended")
+    raise Unreachable("the connection to hypemand was lost before the command exited")
 
 
 def parse_close_reason(reason: str) -> ApiError:

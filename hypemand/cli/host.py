@@ -45,7 +45,7 @@ def show_version(context: Context) -> int:
     try:
         health = parse(Health, context.client.get("health"))
         version, loop = health.version, health.loop
-        words = version or "answers and does not tell its version"
+        words = version or "answers without its version"
     except ApiError as error:
         words = f"does not answer: {error}"
     if context.wants_json:

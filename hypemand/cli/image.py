@@ -130,7 +130,7 @@ def export(context: Context) -> int:
     """Write an image to a file: a new one takes the place of what was there when it is whole."""
     name, target = context.args.image, context.args.file
     if target == "-" and sys.stdout.isatty():
-        raise InvalidRequest("an archive is not written to a terminal", hint="name a file")
+        raise InvalidRequest("refusing to write an archive to a terminal", hint="specify a file")
     with contextlib.ExitStack() as stack:
         with LiveLine(f"exporting {name}"):
             response = stack.enter_context(context.client.download("images", name, "export"))
@@ -172,7 +172,7 @@ def _copy_archive(response: IO[bytes], target: IO[bytes], total: int, progress: 
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
         raise explain_broken(error) from None
     if done != total:
-        raise Unreachable("the archive broke off", hint="see: systemctl status hypemand")
+        raise Unreachable("the archive is incomplete", hint="see: systemctl status hypemand")
 
 
 def import_image(context: Context) -> int:
@@ -181,7 +181,9 @@ def import_image(context: Context) -> int:
     path = os.path.abspath(path)
     # an OCI layout may have its tag behind it
     if not os.path.exists(path) and not os.path.isdir(path.rpartition(":")[0]):
-        raise InvalidRequest(f"there is no {path}", hint="give a directory, a tar archive or an OCI layout")
+        raise InvalidRequest(
+            f"there is no {path}", hint=("specify a directory, a tar archive or an OCI layout")
+        )
     with LiveLine(f"importing {name}"):
         body = {"name": name, "path": kind + path}
         answer = context.client.post("images", "import", body=body, timeout=IMPORT_SECONDS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands ask of an instance, and say of it."""
+"""Accessors for an instance of the API. A missing field never raises."""
 
 from __future__ import annotations
 

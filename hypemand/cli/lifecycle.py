@@ -104,7 +104,7 @@ def stop(context: Context) -> int:
         return failure
     failed = [instance for instance in stopped if has_failed(instance)]
     for instance in failed:
-        print_error(f"{instance.name} has failed: {describe_exit(instance)}")
+        print_error(f"{instance.name} failed: {describe_exit(instance)}")
     return ExitCode.FAILURE if failed else ExitCode.OK
 
 
@@ -163,8 +163,8 @@ def _remove_one(client: Client, name: str, *, force: bool) -> Instance:
     state = instance.state
     if state not in ENDED_STATES and not force:
         in_file = instance.origin == Origin.FILE and not instance.removed_from_config
-        hint = "remove its file and reload" if in_file else f"hypemanctl rm -f {instance.name}"
-        raise WrongState(f"{instance.name} is {state} and is not removed", hint=f"stop it first, or: {hint}")
+        hint = "remove its definition file and reload" if in_file else f"hypemanctl rm -f {instance.name}"
+        raise WrongState(f"{instance.name} is {state}, not removed", hint=f"stop it first, or: {hint}")
     with show_progress(client, name, "removing"):
         client.delete("instances", name, timeout=find_stop_deadline(instance, None) + CHANGE_SECONDS)
     return instance

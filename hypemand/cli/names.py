@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names for VMs that were given none: a quality and an animal, as `brisk-otter`."""
+"""Generated names of VMs: an adjective and an animal, such as `brisk-otter`."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def describe_trouble(network: HostNetwork) -> list[str]:
     words = [network.problem] if network.problem else []
     words += network.warnings
     if network.pending:
-        words.append("changes when no VM is on it")
+        words.append("change pending until no VM is attached")
     return words
 
 

@@ -62,8 +62,8 @@ def _pack(path: Path, name: str, packing: Packing, above: frozenset[tuple[int, i
         if not is_archivable(entry):
             what = f"{path} is a {'socket' if kind is FileKind.SOCKET else 'device'}"
             if not above:
-                raise LocalError(f"{what}, of which nothing can be copied")
-            packing.warn(f"{what}, left out")
+                raise LocalError(f"{what}, which cannot be copied")
+            packing.warn(f"{what}, skipped")
             return
         if name:
             yield format_member(name, entry)
@@ -71,7 +71,7 @@ def _pack(path: Path, name: str, packing: Packing, above: frozenset[tuple[int, i
             return
         here = (status.st_dev, status.st_ino)
         if here in above:
-            raise LocalError(f"{path} leads back to a directory that it is in", hint="leave out -L")
+            raise LocalError(f"{path} leads to a directory that contains it", hint="leave out -L")
         children = sorted(os.listdir(path))
     except OSError as error:
         raise _explain(path, error) from None
@@ -97,18 +97,18 @@ def _pack_file(path: Path, name: str, packing: Packing) -> Iterator[bytes]:
     with open(os.open(path, flags), "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise LocalError(f"{path} has become something else meanwhile")
+            raise LocalError(f"{path} was replaced while it was read")
         yield format_member(name, _describe(status, FileKind.FILE, packing))
         left = status.st_size
         while left:
             block = file.read(min(left, _BLOCK))
             if not block:
-                raise LocalError(f"{path} has become shorter while it was read")
+                raise LocalError(f"{path} was truncated while it was read")
             left -= len(block)
             packing.count(len(block))
             yield block
         if not status.st_size and file.read(1) and not os.fstat(file.fileno()).st_size:
-            raise LocalError(f"{path} does not say how long it is", hint="copy what cat reads of it")
+            raise LocalError(f"{path} has no known size", hint="copy the output of cat instead")
         yield padding(status.st_size)
 
 

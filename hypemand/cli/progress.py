@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a copy is: one line on a terminal, nothing anywhere else."""
+"""Progress of a copy, shown on a terminal only."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Getting an image from its registry, with bytes and layers on a terminal."""
+"""Pulls an image, with progress in bytes and layers on a terminal."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our terminal while a program in a VM has it: every key goes there, and it is as before at the end."""
+"""Raw mode of the terminal for a program in a VM; restored at the end."""
 
 from __future__ import annotations
 

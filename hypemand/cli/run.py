@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""run: a VM for one program, as if the program ran here."""
+"""run: creates a VM for one program, and follows it in the foreground."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ def run(context: Context) -> int:
     args = context.args
     if args.rm and args.detach:
         raise InvalidRequest(
-            "--rm needs the foreground", hint="leave out -d, or remove the VM later: hypemanctl rm"
+            "--rm cannot be combined with -d", hint="omit -d, or remove the VM later: hypemanctl rm"
         )
     if args.json and not args.detach:
-        raise InvalidRequest("--json needs -d", hint="in the foreground the output is the program's")
+        raise InvalidRequest(
+            "--json requires -d", hint=("in the foreground, the output is that of the program")
+        )
     definition = build_definition(args)
     have_image(context.client, args.image, args.pull)
     if args.detach:
@@ -91,7 +93,7 @@ def _build_network(args: Namespace) -> str | dict[str, Any] | None:
     if not args.publish:
         return args.network  # type: ignore[no-any-return]
     if args.network == NO_NETWORK:
-        raise InvalidRequest("--publish needs a network", hint="leave out --network=none")
+        raise InvalidRequest("--publish requires a network", hint="omit --network=none")
     return {"publish": args.publish} | ({} if args.network is None else {"name": args.network})
 
 
@@ -149,8 +151,8 @@ def _read_console(client: Client, name: str, *, skip: int) -> Iterator[str]:
 def _report_exit(instance: Instance) -> int:
     name, code, message = instance.name, instance.exit_code, instance.exit_message
     if code is None:
-        why = message or instance.status_text or "no reason is known"
-        print_error(f"{name} ended without an exit status: {why}")
+        why = message or instance.status_text or "unknown reason"
+        print_error(f"{name} stopped without an exit status: {why}")
         return ExitCode.OWN_FAILURE
     if code >= FIRST_SPOKEN_CODE and message:
         print_error(f"{name}: {message}")
@@ -162,7 +164,7 @@ def _remove(client: Client, instance: Instance) -> None:
     try:
         client.delete("instances", instance.name, timeout=find_stop_deadline(instance, None) + END_SECONDS)
     except HypemandError as error:
-        print_error(f"{instance.name} is left behind: {explain(error)}")
+        print_error(f"{instance.name} was not removed: {explain(error)}")
 
 
 class _Interrupts:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""list, status, show: what is known of VMs."""
+"""list, status, show."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def _read_last_lines(context: Context, instance: Instance, wanted: int) -> Itera
                 stamp = f"{moment.astimezone():%b %d %H:%M:%S}" if moment else ""
                 yield f"{paint(stamp, DIM, sys.stdout)} {escape_line(line.text)}"
     except (HypemandError, TimeoutError) as error:
-        yield paint(f"(its lines cannot be read: {str(error) or 'no answer in 10 s'})", DIM, sys.stdout)
+        yield paint(f"(cannot read its log: {str(error) or 'no answer in 10 s'})", DIM, sys.stdout)
 
 
 def show_properties(context: Context) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written, and how: colours on a terminal, tables, JSON, and the one live line while we wait."""
+"""Output: colours on a terminal, tables, JSON, and the progress line while waiting."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a boot went, as text and as a drawing. Pure."""
+"""Timeline of a boot as text and as SVG. Pure."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _format_ms(ms: float) -> str:
 
 def _headline(timeline: Timeline) -> str:
     if timeline.running_ms is None:
-        return f"{timeline.vm}: did not get to Running (boot {timeline.boot})"
+        return f"{timeline.vm}: did not reach Running (boot {timeline.boot})"
     return f"{timeline.vm}: Running {timeline.running_ms:.0f} ms after the request (boot {timeline.boot})"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""token create, list, revoke: who may use the API over TCP."""
+"""token create, list, revoke."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def create(context: Context) -> int:
     else:
         print(token.token)
         if sys.stdout.isatty():
-            print("Keep it: it is shown this once.", file=sys.stderr)
+            print("Store it now: it is not shown again.", file=sys.stderr)
     return ExitCode.OK
 
 

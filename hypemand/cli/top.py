@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""top: what VMs use of the host, now and as it changes."""
+"""top: resource usage of VMs, updated continuously."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def top(context: Context) -> int:
     args = context.args
     delay = DELAY_SECONDS if args.delay is None else args.delay
     if not 0.1 <= delay < 3600:
-        raise InvalidRequest("--delay: must be from 100ms up and below an hour")
+        raise InvalidRequest("--delay: must be at least 100ms and less than an hour")
     live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not args.json
     count = 1 if args.once else args.count if args.count is not None else None if live else 1
     if args.json and count != 1:
-        raise InvalidRequest("--json prints one document", hint="leave out --count")
+        raise InvalidRequest("--json prints one document", hint="omit --count")
     before, at = _ask(context), time.monotonic()
     shown = 0
     try:

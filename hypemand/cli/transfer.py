@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tar archives from and to the API, in pieces. A transfer has no deadline, but standing still has."""
+"""Streams tar archives from and to the API. A transfer has no deadline, but a stalled one has."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ def _join(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _explain(error: Exception) -> ApiError:
     if isinstance(error, TimeoutError):
-        return Unreachable(f"nothing has moved for {STALL_SECONDS:g} s")
+        return Unreachable(f"no data for {STALL_SECONDS:g} s")
     if isinstance(error, ApiError):
         return error
     if isinstance(error, http.client.IncompleteRead):
-        return Unreachable("the copy broke off", hint="see: journalctl -u hypemand")
+        return Unreachable("the copy was aborted", hint="see: journalctl -u hypemand")
     return explain_broken(error)

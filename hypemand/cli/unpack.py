@@ -75,7 +75,7 @@ class Unpacker:
         """The next entry; ends the file before. `path` is relative and clean; it is looked at again here."""
         parts = tuple(path.split("/")) if path else ()
         if any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise LocalError(f"the guest sent a file whose name leads elsewhere: {path[:200]!r}")
+            raise LocalError(f"the guest sent a file with an unsafe path: {path[:200]!r}")
         shown = str(self._target.joinpath(*parts))
         try:
             self._end_file()
@@ -103,7 +103,7 @@ class Unpacker:
             case FileKind.FIFO if self._keep:
                 self._make_special(folder, name, entry)
             case _:
-                self._warn(f"{shown} is a {entry.kind}, left out")
+                self._warn(f"{shown} is a {entry.kind}, skipped")
 
     def _open_above(self) -> int:
         fd = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -132,7 +132,7 @@ class Unpacker:
 
     def _walk(self, parts: Parts) -> int:
         if self._root is None:
-            raise LocalError("the guest sent a file before the folder that it is in")
+            raise LocalError("the guest sent a file before its directory")
         fd = os.dup(self._root)
         for part in parts:
             try:
@@ -178,7 +178,7 @@ class Unpacker:
         """The next bytes of the file that was added last."""
         file = self._file
         if file is None:
-            raise LocalError("the guest sent contents of no file")
+            raise LocalError("the guest sent data without a file")
         try:
             if data.count(0) == len(data):
                 os.lseek(file.fd, len(data), os.SEEK_CUR)  # a hole
@@ -233,5 +233,5 @@ class Unpacker:
 
 def _explain(shown: str, error: OSError) -> LocalError:
     if isinstance(error, NotADirectoryError) or error.errno == errno.ELOOP:
-        return LocalError(f"{shown}: a link or a file stands where a folder must be; nothing goes through it")
+        return LocalError(f"{shown}: a link or a file is in place of a directory; it is not followed")
     return LocalError(f"{shown}: {error.strerror or error}")

@@ -29,13 +29,13 @@ def parse_signal(text: str) -> int:
         member = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
         if member is not None:
             return int(member)
-    raise ValueError(f"not a signal: {text!r}; write it as TERM, SIGTERM or 15")
+    raise ValueError(f"not a signal: {text!r}; use TERM, SIGTERM or 15")
 
 
 def parse_count(text: str) -> int:
     """A whole number from 0 up."""
     if not text.isdecimal():
-        raise ValueError(f"not a whole number: {text!r}")
+        raise ValueError(f"not an integer: {text!r}")
     return int(text)
 
 

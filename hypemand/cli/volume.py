@@ -173,7 +173,7 @@ def show_space(context: Context) -> int:
         print(
             escape_controls(
                 f"{system.path}: {format_bytes(system.free_bytes)} free of"
-                f" {format_bytes(system.total_bytes)}; disks and volumes are promised"
+                f" {format_bytes(system.total_bytes)}; disks and volumes have allocated"
                 f" {format_bytes(space.promised_bytes)} of {format_bytes(space.allowed_bytes)}"
             )
         )

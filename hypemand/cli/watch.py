@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for a VM, by the instance that the daemon sends at every change."""
+"""Waits for a VM, with the events that the daemon sends at every change."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def wait_for_state(client: Client, ref: str, wanted: str, timeout: float) -> Ins
                     raise _build_wont_happen(last, wanted)
         except TimeoutError:
             raise build_timed_out(ref, wanted, timeout, last) from None
-    raise NotFound(f"{ref} was removed while it was waited for")
+    raise NotFound(f"{ref} was removed while waiting")
 
 
 def _build_wont_happen(instance: Instance, wanted: str) -> WrongState:
     state = instance.state
     why = instance.state_error or describe_exit(instance)
-    text = f"{instance.name} is {state}{f' ({why})' if why else ''} and will not be {wanted} by waiting"
+    text = f"{instance.name} is {state}{f' ({why})' if why else ''} and will not become {wanted}"
     return WrongState(
         text, hint="" if state == State.UNKNOWN else f"start it: hypemanctl start {instance.name}"
     )
@@ -102,7 +102,7 @@ def _check_has_run(instance: Instance) -> Instance:
     if instance.exit_code == 0 and not has_failed(instance):
         return instance
     name = instance.name
-    why = describe_exit(instance) or instance.status_text or "no reason is known"
+    why = describe_exit(instance) or instance.status_text or "unknown reason"
     raise StartFailed(f"{name} did not start: {why}", hint=f"see: hypemanctl status {name}")
 
 

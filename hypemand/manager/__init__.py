@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens, in which order."""
+"""The manager of VMs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""May a VM start, by what the host has? Pure, but for reading the host's memory and room."""
+"""Admission of VMs by memory and disk space. Pure, except for reading the host's memory and free space."""
 
 from __future__ import annotations
 
@@ -50,18 +50,19 @@ def check_disk(what: str, wanted: int, promised: int, room: Room, policy: DiskPo
     `promised` bytes of all other disks and volumes, or hardly anything is free."""
     if room.free < policy.reserve:
         raise InsufficientResources(
-            f"{what} needs disk, but {_shown(room.free)} are free on the file system of {room.folder}, of"
-            f" which {_shown(policy.reserve)} are kept",
-            hint="hypemanctl df shows what takes it; or lower disk.reserve in /etc/hypemand/hypemand.yaml",
+            f"{what} needs disk space, but {_shown(room.free)} are free on the file system of"
+            f" {room.folder}, of which {_shown(policy.reserve)} are reserved",
+            hint="hypemanctl df shows the usage; or lower disk.reserve in /etc/hypemand/hypemand.yaml",
         )
     usable = int(max(room.total - policy.reserve, 0) * policy.overcommit)
     if promised + wanted <= usable:
         return
     raise InsufficientResources(
-        f"{what} wants {_shown(wanted)} of disk, but {_shown(max(usable - promised, 0))} are left: the file"
-        f" system of {room.folder} has {_shown(room.total)}, keeps {_shown(policy.reserve)} at an overcommit"
-        f" of {policy.overcommit:g}, and disks and volumes are promised {_shown(promised)}",
-        hint="ask for less, remove VMs or volumes, or raise disk.overcommit in /etc/hypemand/hypemand.yaml",
+        f"{what} needs {_shown(wanted)} of disk space, but {_shown(max(usable - promised, 0))} are left:"
+        f" the file system of {room.folder} has {_shown(room.total)}, reserves {_shown(policy.reserve)} at an"
+        f" overcommit of {policy.overcommit:g}, and disks and volumes have {_shown(promised)} allocated",
+        hint="use a smaller size, remove VMs or volumes, or raise disk.overcommit in"
+        " /etc/hypemand/hypemand.yaml",
     )
 
 

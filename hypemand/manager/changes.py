@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who waits for changes: of a VM, or of an image that is being had."""
+"""Subscribers to changes of a VM, or of an image that is being pulled."""
 
 from __future__ import annotations
 

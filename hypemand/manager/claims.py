@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has which volume: one writer, or many readers.
+"""Use of volumes by VMs: one writer, or many readers.
 
 Nothing is remembered here. Who holds a volume follows from what runs, which systemd and the VMs' records
 tell, so that it is the same after a restart of the daemon. All of it is done at once, without giving the
@@ -75,14 +75,14 @@ class Claims:
             except HypemandError as error:
                 if mount.required:
                     raise
-                _log.warning("VM %s goes without its volume %s: %s", vm, mount.volume, error.message)
+                _log.warning("VM %s starts without its volume %s: %s", vm, mount.volume, error.message)
         return tuple(claimed)
 
     def _claim_one(self, vm: str, mount: VolumeMount) -> Attached:
         volume = self._store.find(mount.volume)
         if volume is None:
             raise NotFound(
-                f"VM {vm} wants the volume {mount.volume}, which is not there",
+                f"the volume {mount.volume} of VM {vm} does not exist",
                 hint=f"hypemanctl volume create --size SIZE {mount.volume}",
                 code="volume_not_found",
             )
@@ -104,7 +104,7 @@ class Claims:
         for other in self.attachments(volume):
             if other.running:
                 raise InUse(
-                    f"VM {other.vm} runs with the volume {volume.name}, which cannot be {what} meanwhile",
+                    f"the volume {volume.name} is in use by the running VM {other.vm} and cannot be {what}",
                     hint=f"stop {other.vm} first",
                 )
         self._work[volume.id] = what
@@ -116,7 +116,7 @@ class Claims:
 
 def _in_use_by(volume: Volume, other: Attachment, *, writes: bool) -> InUse:
     if other.mount.writes:
-        what = f"VM {other.vm} writes to the volume {volume.name}, so no other VM can have it"
+        what = f"VM {other.vm} writes to the volume {volume.name}, so no other VM can use it"
     else:
         what = f"VM {other.vm} reads the volume {volume.name}, so no VM can write to it"
     readers = "" if not writes else ", or mount it readonly or as an overlay in both"
@@ -130,10 +130,10 @@ def change_volume(
     InvalidDefinition for what no definition may say."""
     others = tuple(m for m in definition.volumes if store.find(m.volume) != volume)
     if mount is None and others == definition.volumes:
-        raise NotFound(f"VM {definition.name} has no volume {volume.name}")
+        raise NotFound(f"the volume {volume.name} is not attached to VM {definition.name}")
     if mount is not None and others != definition.volumes:
         raise AlreadyExists(
-            f"VM {definition.name} has the volume {volume.name} already", hint="detach it first"
+            f"the volume {volume.name} is already attached to VM {definition.name}", hint="detach it first"
         )
     mounts = others if mount is None else (*others, mount)
     changed = definition_to_json(replace(definition, volumes=mounts))

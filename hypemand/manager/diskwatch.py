@@ -39,7 +39,7 @@ _LEAST_ROOM = _MIB
 _FIRST_WAIT = 10.0
 _LONGEST_WAIT = 600.0
 _STEADY = 60.0
-_CURE = "hypemanctl df shows what takes it, hypemanctl image prune may help"
+_CURE = "hypemanctl df shows the usage, hypemanctl image prune may help"
 
 
 class Level(IntEnum):
@@ -107,7 +107,7 @@ class DiskWatch:
             try:
                 await self.look()
             except Exception:
-                _log.exception("cannot look at the file systems of disks")
+                _log.exception("cannot check the file systems of disks")
 
     async def look(self) -> None:
         """Look once."""
@@ -122,7 +122,7 @@ class DiskWatch:
         tries = (self._consider(vm, session, rooms) for vm, session in waiting)
         for error in await asyncio.gather(*tries, return_exceptions=True):
             if isinstance(error, Exception):
-                _log.error("cannot let a VM go on", exc_info=error)
+                _log.error("cannot resume a VM", exc_info=error)
 
     # warnings
 
@@ -136,7 +136,7 @@ class DiskWatch:
                 _log.info("the file system %s has %s free again", mount, _shown(room.free))
             elif level > before:
                 _log.warning(
-                    "the file system %s has %s free, and %s %s (disk.reserve) nothing is made or started;"
+                    "the file system %s has %s free, and %s %s (disk.reserve) nothing is created or started;"
                     " VMs that write are paused when it is full; %s",
                     mount,
                     _shown(room.free),
@@ -173,12 +173,12 @@ class DiskWatch:
             await vm.refresh()
             if vm.session is not session or not session.full:
                 return
-            vm.log(logging.INFO, f"VM {vm.name} goes on: there is free space in {_join(mounts)} again")
+            vm.log(logging.INFO, f"VM {vm.name} resumes: there is free space in {_join(mounts)} again")
             tries.succeed()
             try:
                 await resume(vm)
             except HypemandError as error:
-                vm.log(logging.WARNING, f"VM {vm.name} cannot go on: {error}")
+                vm.log(logging.WARNING, f"VM {vm.name} cannot be resumed: {error}")
 
 
 def read_rooms(folders: Iterable[Path], mounts: Iterable[Path]) -> dict[Path, Room]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what was noted of a boot to the facts that a timeline is derived from."""
+"""Derives the facts of a timeline from the record of a boot."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All VMs together: which there are, and what they take of the host."""
+"""All VMs: their list, and the resources that they use."""
 
 from __future__ import annotations
 
@@ -81,19 +81,22 @@ class Fleet:
             found = [vm for vm in self._vms.values() if vm.record.id.startswith(ref)]
         if len(found) > 1:
             names = ", ".join(sorted(vm.name for vm in found))
-            raise Ambiguous(f"{ref} fits the ids of {names}", hint="write more of the id, or the name")
+            raise Ambiguous(
+                f"{ref} is a prefix of the ids of {names}",
+                hint=("use a longer prefix of the id, or the name"),
+            )
         if not found and ref in self.unreadable:
             raise NotFound(
-                f"what is known of VM {ref} cannot be read: {self.unreadable[ref]}",
+                f"the record of VM {ref} cannot be read: {self.unreadable[ref]}",
                 hint=f"repair {self._config().state_dir}/vms/{ref}/vm.json, then: systemctl restart hypemand",
             )
         if not found and ref in self.broken:
             raise NotFound(
-                f"there is no VM {ref}: its file in {self._config().vm_dir} has errors",
+                f"VM {ref} is not defined: its file in {self._config().vm_dir} has errors",
                 hint="hypemanctl check",
             )
         if not found:
-            raise NotFound(f"there is no VM {ref[:80]}", hint="hypemanctl list shows those that there are")
+            raise NotFound(f"there is no VM {ref[:80]}", hint="hypemanctl list shows the VMs")
         return found[0]
 
     # what they have

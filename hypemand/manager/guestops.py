@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of the agent of a guest that runs: commands and files."""
+"""Requests to the agent of a running guest: commands and files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unit by which an administrator holds a VM, hypeman@NAME.service: it ends with the VM."""
+"""The control unit of a VM, hypeman@NAME.service: it becomes inactive with the VM."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images for the API and for VMs: what is here, what is being had, and who needs it."""
+"""Images for the API and for VMs: local images, pulls in progress, and their users."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Images:
         if image.builtin:
             return image
         if await run_in(Pool.IMAGES, self.store.find_content, image.digest) is None:
-            raise NotFound(f"the image {image.name} was removed meanwhile", code="image_not_found")
+            raise NotFound(f"the image {image.name} has been removed meanwhile", code="image_not_found")
         return image
 
     async def have(
@@ -85,7 +85,7 @@ class Images:
         """Why there is no image of that name."""
         pull = self.pulls.find(name)
         if pull is not None and not pull.view.status.is_settled:
-            return ImageNotReady(f"the image {name} is not here yet: {pull.view.words}", hint="wait for it")
+            return ImageNotReady(f"the image {name} is not ready yet: {pull.view.words}", hint="wait for it")
         try:
             await run_in(Pool.IMAGES, self.store.get_image, name)
         except NotFound as error:

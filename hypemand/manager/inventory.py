@@ -159,7 +159,7 @@ class Inventory:
         mark stays, and so the next try."""
         marked, self._marked = self._marked, []
         for folder in marked:
-            _log.warning("removing %s: what is left of a VM whose making or removal was cut off", folder)
+            _log.warning("removing %s: left-over of a VM whose creation or removal was interrupted", folder)
             owners = set(_find_owners(folder))
             try:
                 shutil.rmtree(folder)
@@ -178,7 +178,7 @@ class Inventory:
     def free_uid(self, uid: int) -> None:
         """Let go of one of `find_lost_uids`, whose unit is gone."""
         if uid in self.find_lost_uids():
-            _log.info("uid %d is free: the VM that had it is no more", uid)
+            _log.info("uid %d is free: its VM has been removed", uid)
             _unlink(self._uid_files(uid))
             self._lost_uids.discard(uid)
 
@@ -195,7 +195,7 @@ class Inventory:
     def check_readable(self) -> None:
         """Raise HostNotReady when it is not known which VMs there are."""
         if self._trouble:
-            raise HostNotReady(self._trouble, hint=f"see to {self._vms}, then: systemctl restart hypemand")
+            raise HostNotReady(self._trouble, hint=f"check {self._vms}, then: systemctl restart hypemand")
 
     def check_complete(self) -> None:
         """Raise HostNotReady if there is, or may be, a VM whose record cannot be read: nobody knows what it
@@ -204,8 +204,11 @@ class Inventory:
         if self._unreadable:
             files = ", ".join(str(self.folder(name) / "vm.json") for name in sorted(self._unreadable))
             raise HostNotReady(
-                f"it cannot be told what is needed: the records of some VMs cannot be read: {files}",
-                hint="journalctl -u hypemand says why; repair them or move them away, restart hypemand",
+                f"cannot determine what is in use: the records of some VMs cannot be read: {files}",
+                hint=(
+                    "see journalctl -u hypemand for the reason; "
+                    "repair them or move them away, restart hypemand"
+                ),
             )
 
     def folder(self, name: str) -> Path:
@@ -247,11 +250,14 @@ class Inventory:
         self.check_readable()
         if self.is_unreadable(name):
             raise AlreadyExists(
-                f"there is a VM {name}, whose record cannot be read: {self.folder(name) / 'vm.json'}",
-                hint="journalctl -u hypemand says why; repair it or move its folder away, restart hypemand",
+                f"a VM {name} exists, and its record cannot be read: {self.folder(name) / 'vm.json'}",
+                hint=(
+                    "see journalctl -u hypemand for the reason; repair "
+                    "it or move its folder away, restart hypemand"
+                ),
             )
         if name in self._records:
-            raise AlreadyExists(f"there is a VM {name} already", hint="choose another name")
+            raise AlreadyExists(f"a VM {name} already exists", hint="choose another name")
 
     async def _add(self, record: VmRecord) -> VmRecord:
         record = replace(record, uid=await run_in(Pool.RECORDS, self._free_uid))
@@ -403,7 +409,7 @@ class Inventory:
                 with contextlib.suppress(FileExistsError):
                     link.symlink_to(target.name)
         except OSError as error:
-            _log.warning("cannot make uid %d of VM %s known by name: %s", record.uid, record.name, error)
+            _log.warning("cannot register a name for uid %d of VM %s: %s", record.uid, record.name, error)
 
 
 def _unlink(files: tuple[Path, ...]) -> None:
@@ -452,15 +458,15 @@ def _load_record(folder: Path) -> VmRecord:
     document = read_json(folder / "vm.json")
     record = _parse_record(folder, document)
     if not is_name(record.name):
-        raise ValueError("its folder is not named as a VM")
+        raise ValueError("its directory has no valid name of a VM")
     if _ID.fullmatch(str(record.id)) is None:
         raise ValueError("id is not 32 hexadecimal digits")
     if type(record.uid) is not int or record.uid in _NO_UIDS or not 0 < record.uid < 2**32:
-        raise ValueError("uid is none that a VM can have")
+        raise ValueError("uid is outside of the range for VMs")
     if type(record.created_at) not in (int, float) or not math.isfinite(record.created_at):
         raise ValueError("created_at is not a time")
     if record.pin is not None and not all(isinstance(word, str) for word in asdict(record.pin).values()):
-        raise ValueError("pin has a value that is not a text")
+        raise ValueError("pin has a value that is not a string")
     return record
 
 

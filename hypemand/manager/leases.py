@@ -61,7 +61,7 @@ def lease_from_json(document: Mapping[str, str | None]) -> Lease:
     if not isinstance(network, str) or not isinstance(mac, str):
         raise ValueError("a lease has a network and a MAC address")
     if not all(address is None or isinstance(address, str) for address in (ipv4, ipv6)):
-        raise ValueError("an address is a text")  # of a number ipaddress would make one
+        raise ValueError("an address is a string")  # of a number ipaddress would make one
     return Lease(network, mac, IPv4Address(ipv4) if ipv4 else None, IPv6Address(ipv6) if ipv6 else None)
 
 
@@ -209,10 +209,10 @@ def _find_misfit(interface: Interface, address: IPv4Address | IPv6Address) -> st
     if address not in interface.network:
         return f"is not in {interface.network}"
     if address == interface.ip:
-        return f"is that of the gateway of {interface.network}"
+        return f"is the gateway address of {interface.network}"
     first, last = _find_range(interface)
     if int(address) < first:
-        return f"is that of the network {interface.network} itself"
+        return f"is the network address of {interface.network}"
     if int(address) > last:
         return f"is the broadcast address of {interface.network}"
     return None
@@ -224,7 +224,7 @@ def _check_fits(key: str, network: str, interface: Interface, address: IPv4Addre
         first, last = (type(interface.ip)(number) for number in _find_range(interface))
         but = "" if first == interface.ip else f" that is not {interface.ip}"
         first += first == interface.ip
-        hint = f"write one from {first} to {last}{but}, or leave it to network {network}"
+        hint = f"write one from {first} to {last}{but}, or omit it to get a free one of network {network}"
         raise _wrong_address(key, f"{address} {misfit}", hint)
 
 
@@ -234,14 +234,14 @@ def _wrong_address(key: str, message: str, hint: str) -> InvalidDefinition:
 
 def _in_use(vm: str, what: str, claim: Claim, network: str) -> InUse:
     return InUse(
-        f"VM {vm} wants {what} of network {network}, which is VM {claim.vm}'s",
-        hint=f"give {vm} another, or remove {claim.vm}",
+        f"VM {vm} cannot have {what} of network {network}, which is used by VM {claim.vm}",
+        hint=f"use another one for {vm}, or remove {claim.vm}",
     )
 
 
 def _used_up(vm: str, network: str, interface: Interface, taken: int) -> InsufficientResources:
     return InsufficientResources(
-        f"network {network} has no address left for VM {vm}: {interface.network} has"
-        f" {count_addresses(interface)} for VMs, and {taken} of them are other VMs'",
+        f"network {network} has no free address for VM {vm}: {interface.network} has"
+        f" {count_addresses(interface)} for VMs, and {taken} are used by other VMs",
         hint="remove VMs that are not needed, or give the network a larger subnet",
     )

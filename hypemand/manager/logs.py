@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM's lines from the journal, as the faces show them."""
+"""The log of a VM from the journal, for API and command line."""
 
 from __future__ import annotations
 

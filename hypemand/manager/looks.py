@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions that cost the host something, asked once for all who want to know at the same time."""
+"""Expensive queries of the host, made once for concurrent callers."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ async def _find_file(guests: Guests, vm: str) -> str:
         if info.kind is not FileKind.SYMLINK:
             return path
         path = posixpath.join(posixpath.dirname(path), info.target or "")
-    raise GuestError(f"{_PATH} leads from link to link")
+    raise GuestError(f"{_PATH} is a chain of too many links")
 
 
 async def _read_file(guests: Guests, vm: str, path: str) -> tuple[FileInfo, bytes]:
@@ -174,15 +174,15 @@ async def _read_file(guests: Guests, vm: str, path: str) -> tuple[FileInfo, byte
     finally:
         await copy.close()
     if info is None:
-        raise GuestError(f"{path[:80]!r} came without an entry")
+        raise GuestError(f"{path[:80]!r} has no entry")
     return info, bytes(content)
 
 
 def _check_file(info: FileInfo) -> None:
     if info.kind is not FileKind.FILE:
-        raise GuestError(f"{_PATH} is no file but a {info.kind}")
+        raise GuestError(f"{_PATH} is not a file but a {info.kind}")
     if info.size > _MAX_SIZE:
-        raise GuestError(f"{_PATH} has {info.size} bytes; it is left alone if it has more than {_MAX_SIZE}")
+        raise GuestError(f"{_PATH} has {info.size} bytes; it is not changed if it has more than {_MAX_SIZE}")
 
 
 async def _write_file(guests: Guests, vm: str, path: str, info: FileInfo, content: bytes) -> None:
@@ -302,10 +302,10 @@ class Names:
             failed = wanted
             # it may have ended meanwhile, which is no fault
             level = logging.WARNING if self._vms.running_boot(vm) == boot else logging.DEBUG
-            _log.log(level, "VM %s: cannot tell it the names of its group: %s", vm, what)
+            _log.log(level, "VM %s: cannot update the names of its group: %s", vm, what)
         except Exception:
             failed = wanted
-            _log.exception("VM %s: cannot tell it the names of its group", vm)
+            _log.exception("VM %s: cannot update the names of its group", vm)
         finally:
             guest.task = None
             if guest.boot == boot:
@@ -326,7 +326,7 @@ class Names:
             try:
                 await run_in(Pool.RECORDS, _replace_host, self._path, content, known=self._written)
             except OSError as error:
-                _log.warning("cannot write %s, by which the host knows VMs: %s", self._path, error)
+                _log.warning("cannot write %s, with the names of VMs for the host: %s", self._path, error)
                 return
             self._written = content
 

@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 _COUNTERS_DEADLINE = 1.0
 _FIRST_LOOK = 5.0
 _NO_SERVERS = (
-    "VMs are told no name servers: the host has none that they could reach; write dns: in hypemand.yaml "
-    "(dns: [] if there are to be none)"
+    "VMs have no DNS servers: the host has none that they can reach; set dns: in hypemand.yaml "
+    "(dns: [] for none)"
 )
 # between attempts to tell all there is
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
@@ -103,7 +103,7 @@ class Networks:
             try:
                 await self.sync()
             except Exception:
-                _log.exception("the networks could not be looked at")
+                _log.exception("cannot check the networks")
                 self._complete = False
             if not self._complete:
                 with contextlib.suppress(TimeoutError):
@@ -164,9 +164,9 @@ class Networks:
         except HypemandError as error:
             lost, why = frozenset(), str(error)
         else:
-            why = f"it cannot be told what is of the VMs {', '.join(sorted(lost))}" if lost else ""
+            why = f"the network resources are not known of the VMs {', '.join(sorted(lost))}" if lost else ""
         if why and why != self._kept_for:
-            _log.warning("nothing is removed from the networks now: %s", why)
+            _log.warning("nothing is removed from networks now: %s", why)
         self._kept_for = why
         return not why
 
@@ -184,7 +184,7 @@ class Networks:
                 await self._end(port)
             except HypemandError as error:
                 _log.warning(
-                    "VM %s: cannot remove what its interface %s has left: %s", port.vm, port.tap, error
+                    "VM %s: cannot remove left-overs of its interface %s: %s", port.vm, port.tap, error
                 )
                 self._complete = False
 
@@ -201,9 +201,9 @@ class Networks:
         for name, status in self._statuses.items():
             old = before.get(name, NetworkStatus(name, ""))
             if status.problem and status.problem != old.problem:
-                _log.error("no VM can be on network %s: %s", name, status.problem)
+                _log.error("network %s is not available: %s", name, status.problem)
             elif old.problem and not status.problem:
-                _log.info("VMs can be on network %s again", name)
+                _log.info("network %s is available again", name)
             for warning in status.warnings:
                 if warning not in old.warnings:
                     _log.warning("network %s: %s", name, warning)
@@ -218,8 +218,8 @@ class Networks:
             if name in pending - self._pending:
                 log_vm(
                     logging.WARNING,
-                    f"VM {port.vm} is on network {name}, which has changed in the host config and stays as it"
-                    f" is until no VM is on it: hypemanctl restart {port.vm}",
+                    f"VM {port.vm} is on network {name}, whose changed configuration is"
+                    f" applied when no VM is attached to it: hypemanctl restart {port.vm}",
                     port.vm,
                     ids.get(port.vm, ""),
                     MessageId.NEEDS_RESTART,
@@ -237,10 +237,10 @@ class Networks:
         status = self._statuses.get(network)
         if status is None or status.problem:
             await self._apply()
-            status = self._statuses.get(network, NetworkStatus(network, "it is not there"))
+            status = self._statuses.get(network, NetworkStatus(network, "it does not exist"))
         if status.problem:
             raise HostNotReady(
-                f"no VM can be on network {network}: {status.problem}", hint="see: hypemanctl network list"
+                f"network {network} is not available: {status.problem}", hint="see: hypemanctl network list"
             )
 
     async def attach(self, vm: str) -> None:
@@ -347,9 +347,7 @@ class Networks:
         for info in await self.list_networks():
             if info.name == name:
                 return info
-        raise NotFound(
-            f"there is no network {name[:80]}", hint="hypemanctl network list shows those that there are"
-        )
+        raise NotFound(f"there is no network {name[:80]}", hint="hypemanctl network list shows the networks")
 
     def _info(self, bridge: BridgePlan, members: list[Member]) -> NetworkInfo:
         config = self.tenancy.find_config(bridge.network)

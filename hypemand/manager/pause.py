@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pausing a VM and letting it go on. Whoever calls holds the VM."""
+"""Pauses and resumes a VM. The caller holds the VM's lock."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ async def resume_to_end(vm: Vm) -> None:
         try:
             await _ask(vm, "resume", Session.resume)
         except HypemandError as error:
-            vm.log(logging.WARNING, f"VM {vm.name} cannot end in order: {error}")
+            vm.log(logging.WARNING, f"VM {vm.name} cannot be shut down gracefully: {error}")
 
 
 async def _ask(vm: Vm, what: str, order: Callable[[Session], Awaitable[None]]) -> None:
     if vm.session is None:
-        raise GuestError(f"the VMM of VM {vm.name} cannot be reached to {what} it", hint="try again")
+        raise GuestError(f"cannot {what} VM {vm.name}: its VMM is not reachable", hint="try again")
     try:
         await order(vm.session)
     except QmpTimeout as error:

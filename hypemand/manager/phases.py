@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a VM was in which state."""
+"""Time that a VM spent in each state."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a definition to everything that is needed to start it. Pure: nothing is made here."""
+"""Derives everything that a start needs from a definition. Pure."""
 
 from __future__ import annotations
 
@@ -123,7 +123,9 @@ def make_plan(
         guest = replace(guest, interfaces=(network.interface,), dns=network.dns, hosts=network.hosts)
     if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):
         what = f"in systemd mode the program must be an absolute path, not {guest.argv[0]}"
-        raise InvalidDefinition([Problem("", 0, 0, "cmd", what, "write the init's path, as in /sbin/init")])
+        raise InvalidDefinition(
+            [Problem("", 0, 0, "cmd", what, ("use the path of the init, such as /sbin/init"))]
+        )
     shared = _place_shared(definition, image, host, places.own)
     shared = {path: path if in_root(path) else place for path, place in shared.items()}
     vmm = VmmPlan(

@@ -87,8 +87,8 @@ def check_publish(port: PortPlan, others: Iterable[PortPlan]) -> None:
             if any(_overlap(wanted, taken) for taken in other.publish):
                 raise InUse(
                     f"VM {port.vm} publishes port {wanted.host_port}/{wanted.transport} of this host, which"
-                    f" leads to VM {other.vm}",
-                    hint=f"publish another, or stop {other.vm} first",
+                    f" is published by VM {other.vm}",
+                    hint=f"publish another port, or stop {other.vm} first",
                 )
 
 
@@ -134,9 +134,7 @@ class PortFiles:
             try:
                 self.write(port)
             except OSError as error:
-                _log.error(
-                    "VM %s: what it has of its network cannot be written down: %s", port.vm, error.strerror
-                )
+                _log.error("VM %s: cannot record its network resources: %s", port.vm, error.strerror)
 
     def find_all(self, vms: Iterable[str]) -> dict[str, FoundPort]:
         """What stands there of each VM."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that are being had: one work for each name however many ask for it, and how far it is."""
+"""Image pulls in progress: one task per image, shared by all callers, with its progress."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _WORDS = {
     PullStatus.PULLING: "pulling",
     PullStatus.CONVERTING: "unpacking",
     PullStatus.READY: "got",
-    PullStatus.FAILED: "could not get",
+    PullStatus.FAILED: "cannot pull",
 }
 
 
@@ -169,7 +169,7 @@ class Pace:
             return ""
         got, self._began, self._since = came - self._began, came, now
         if others_wait and got < _SLOW_BYTES:
-            return f"{got} bytes in {_STALL:g} s, and other images wait"
+            return f"{got} bytes in {_STALL:g} s, and other pulls are waiting"
         return ""
 
 

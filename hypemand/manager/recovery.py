@@ -48,7 +48,7 @@ async def recover_vms(vms: Sequence[Vm], deadline: float = _DEADLINE) -> None:
             task.cancel()
         raise
     if late:
-        _log.error("systemd tells nothing of %d VMs: they are Unknown until it does", len(late))
+        _log.error("systemd does not report the state of %d VMs: they are Unknown until it does", len(late))
     for task in looks - late:
         if (error := task.exception()) is not None:
             _log.error("%s failed", task.get_name(), exc_info=error)
@@ -62,7 +62,7 @@ async def ask_again(vms: Sequence[Vm]) -> None:
         found = await asyncio.gather(*(vm.refresh() for vm in unknown), return_exceptions=True)
         for vm, error in zip(unknown, found, strict=True):
             if isinstance(error, Exception):
-                _log.error("VM %s cannot be asked for", vm.name, exc_info=error)
+                _log.error("cannot query VM %s", vm.name, exc_info=error)
                 left.add(vm.name)
         if not all(vm.is_known for vm in unknown):
             await asyncio.sleep(pause)
@@ -76,7 +76,7 @@ async def stop_unknown(
     such a VM can have had."""
     unknown = [name for name in found if not is_known(name)]
     for name in unknown:
-        _log.warning("the unit of VM %s belongs to no VM that is known here: stopping it", name)
+        _log.warning("the unit of VM %s does not belong to a known VM: stopping it", name)
         await units.stop(unit_name(name))
     if unknown:
         return  # a uid may be theirs: the daemon sees to it when it starts again

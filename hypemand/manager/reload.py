@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making the VMs be what the files in vms.d say."""
+"""Reconciles the VMs with the definition files in vms.d."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Reloader:
         if vm.needs_restart:
             vm.log(
                 logging.WARNING,
-                f"VM {vm.name} needs a restart to take its changed definition: hypemanctl restart {vm.name}",
+                f"VM {vm.name} needs a restart to apply its changed definition: hypemanctl restart {vm.name}",
                 MessageId.NEEDS_RESTART,
             )
 
@@ -119,8 +119,8 @@ class Reloader:
                 removed.append(vm.name)
                 vm.log(
                     logging.WARNING,
-                    f"VM {vm.name} has no file any more: it is stopped,"
-                    f" its data stay until hypemanctl rm {vm.name}",
+                    f"VM {vm.name} has no definition file any more: it is stopped,"
+                    f" its data are kept until hypemanctl rm {vm.name}",
                 )
                 self._spawn(f"stop {vm.name}", self._stop(vm))
         return removed
@@ -135,7 +135,8 @@ class Reloader:
             await self._manager.networks.learn_servers()
         if at_boot and self._manager.networks.tenancy.lacks_servers(vm.tenant):
             vm.log(
-                logging.INFO, f"VM {vm.name} starts when the host's network is up: no name server is known"
+                logging.INFO,
+                f"VM {vm.name} starts after network-online.target: the host has no DNS servers yet",
             )
             await self._wait_online()
         try:
@@ -175,7 +176,7 @@ async def _reach_online() -> None:
     try:
         await run_async(["systemctl", "start", "network-online.target"], timeout=_ONLINE_DEADLINE)
     except HypemandError as error:
-        _log.warning("VMs that wait for the host's network start without: %s", error)
+        _log.warning("VMs that wait for network-online.target start without it: %s", error)
 
 
 def _not_taken(folder: Path, name: str, error: HypemandError | OSError) -> Problem:
@@ -185,6 +186,6 @@ def _not_taken(folder: Path, name: str, error: HypemandError | OSError) -> Probl
 
 def _defined_twice(folder: Path, name: str) -> Problem:
     return Problem(
-        str(folder / f"{name}.yaml"), 0, 0, "", f"a VM {name} was made by the API already",
-        "call the file otherwise, or remove that VM",
+        str(folder / f"{name}.yaml"), 0, 0, "", f"a VM {name} was already created with the API",
+        "rename the file, or remove that VM",
     )  # fmt: skip

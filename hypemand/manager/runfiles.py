@@ -91,7 +91,7 @@ def derive_exit(exits: Sequence[ExitRecord], run: str | None, *, failed: bool) -
     if record is None:
         return None if run is None else derive_unrecorded(run, time.time(), failed=failed)
     if record.reboot and failed:
-        words = f"{record.message}, too often in a short time: systemd did not start it again"
+        words = f"{record.message}, too often in a short time: systemd did not restart it"
         record = replace(record, message=words, success=False)
     return record
 
@@ -131,7 +131,7 @@ class RunFiles:
         whatever systemd says of the unit. Blocks."""
         try:
             if is_disk_in_use(self._config):
-                _log.error("VM %s: %s is left, since a VMM uses it", self._vm, self._runtime)
+                _log.error("VM %s: %s is kept, because a VMM uses it", self._vm, self._runtime)
                 return
         except (OSError, HypemandError) as error:
             _log.error("VM %s: %s is left: %s", self._vm, self._runtime, error)
@@ -218,7 +218,7 @@ class RunFiles:
                 await run_in(Pool.RECORDS, write_file, self._notes, dump_notes(notes), mode=0o600)
             except OSError as error:
                 if not self._unwritable:
-                    _log.warning("VM %s: cannot keep what its boot has shown: %s", self._vm, error)
+                    _log.warning("VM %s: cannot record its boot: %s", self._vm, error)
                 self._unwritable = True
             else:
                 self._unwritable = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the run of a VM holds: what it was started with. Where that is lost: all that is known, never less."""
+"""Resources of a running VM, from its run record; if it is lost, all resources that it may have."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Running:
         try:
             self.bound = await units.bound_files(unit_name(record.name))
         except BusError as error:
-            _log.warning("VM %s: it cannot be told which volumes it has: %s", record.name, error.message)
+            _log.warning("VM %s: cannot determine its volumes: %s", record.name, error.message)
             return
         if self.bound:
-            words = "what it was started with (run.json) cannot be read"
-            held = "all volumes that its definition names or its unit has count as in use"
+            words = "its run.json cannot be read"
+            held = "all volumes of its definition and of its unit are considered in use"
             log_vm(logging.ERROR, f"VM {record.name}: {words}: {held}", record.name, record.id)
 
     def derive_network(self, record: VmRecord) -> NetworkUse | None:

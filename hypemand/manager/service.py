@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manager: what happens to VMs, and in which order. One lock for each VM."""
+"""The manager: operations on VMs, with one lock per VM."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class VmManager:
         with logged("the folders of VMs that run"):
             await run_in(Pool.RECORDS, self.prepare_runtime)
         for record in self.inventory:
-            with logged(f"what is known of VM {record.name}"):
+            with logged(f"the record of VM {record.name}"):
                 past = await run_in(Pool.RECORDS, load_past, record.name, self._places(record.name))
                 vm = self._adopt(record, past)
                 if record.origin is Origin.HELPER:
@@ -153,7 +153,7 @@ class VmManager:
                 await stop_unknown(self._services.units, units, self.inventory, self._is_known)
 
     async def _remove_helper(self, vm: Vm) -> None:
-        _log.info("removing VM %s, whose work on a volume was cut off", vm.name)
+        _log.info("removing VM %s, whose work on a volume was interrupted", vm.name)
         with logged(f"VM {vm.name} is left, which worked on a volume"):
             await self.delete_vm(vm.name)
 
@@ -257,7 +257,7 @@ class VmManager:
                 )
             if vm.state is not State.STOPPED:
                 raise WrongState(
-                    f"VM {vm.name} is {vm.state}, and its machine type (microvm) cannot plug disks meanwhile",
+                    f"VM {vm.name} is {vm.state}, and its machine type (microvm) does not support hot plug",
                     hint=f"stop {vm.name}, then try again",
                 )
             definition = change_volume(self.volumes, vm.record.definition, volume, mount)
@@ -312,13 +312,11 @@ class VmManager:
             else:
                 await finish(self._remove(vm), f"removal of {vm.name}")
         except (HypemandError, OSError) as error:
-            vm.log(logging.ERROR, f"VM {vm.name} was not created in order, and is kept: {error}")
+            vm.log(logging.ERROR, f"VM {vm.name} was not created completely, and is kept: {error}")
 
     def _check_name_free(self, name: str) -> None:
         if self.fleet.find(name) is not None:
-            raise AlreadyExists(
-                f"there is a VM {name} already", hint="choose another name, or remove that one"
-            )
+            raise AlreadyExists(f"a VM {name} already exists", hint="choose another name, or remove that VM")
 
     async def define(self, definition: Definition) -> Vm:
         """Take a definition from a file: a VM that is new, or has it anew. It waits for no start or stop of
@@ -414,9 +412,7 @@ class VmManager:
             limit = vm.record.definition.stop_timeout
             deadline = None if limit is None else limit + _STOP_MARGIN
             if not await vm.changes.wait_for(lambda: _has_ended(vm), deadline):
-                raise TimedOut(
-                    f"VM {vm.name} did not stop in {deadline:.0f} s", hint="hypemanctl kill ends it at once"
-                )
+                raise TimedOut(f"VM {vm.name} did not stop in {deadline:.0f} s", hint="use hypemanctl kill")
             return
         await self._ask_guest_to_end(vm, timeout)
         await self._services.units.stop(vm.unit)
@@ -432,7 +428,7 @@ class VmManager:
             channel = await vm.session.open_agent(AGENT_DEADLINE)
             await channel.shutdown(grace)
         except (OSError, GuestError) as error:
-            _log.warning("VM %s: cannot tell the guest to end: %s", vm.name, error)
+            _log.warning("VM %s: cannot ask the guest to shut down: %s", vm.name, error)
 
     async def _end(self, vm: Vm, signal: int) -> None:
         """End a VM by force, and wait for it."""
@@ -442,7 +438,7 @@ class VmManager:
             await self._services.units.kill(vm.unit, signal)
             if not await vm.changes.wait_for(lambda: _has_ended(vm), _STOP_MARGIN):
                 raise TimedOut(
-                    f"VM {vm.name} did not end in {_STOP_MARGIN:.0f} s", hint="see its unit's status"
+                    f"VM {vm.name} did not stop in {_STOP_MARGIN:.0f} s", hint="see the status of its unit"
                 )
 
     async def restart_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
@@ -481,7 +477,7 @@ class VmManager:
         vm = self.fleet.find(name)
         if vm is None:
             return
-        vm.log(logging.ERROR, f"VM {name} is ended, since {what}", MessageId.TAMPERED)
+        vm.log(logging.ERROR, f"VM {name} is stopped, because {what}", MessageId.TAMPERED)
         # the stop first: systemd would start it again
         await self._services.units.stop(vm.unit)
         await self._services.units.kill(vm.unit, _SIGKILL)
@@ -510,7 +506,7 @@ class VmManager:
         ends = {state, State.UNKNOWN, State.STOPPED, State.STANDBY}
         reached = await vm.changes.wait_for(lambda: vm.deleted or vm.state in ends, timeout)
         if vm.deleted:
-            raise NotFound(f"VM {vm.name} was deleted meanwhile")
+            raise NotFound(f"VM {vm.name} has been deleted meanwhile")
         return vm.view(), not reached
 
     async def watch_vm(self, ref: str) -> AsyncIterator[VmView]:
@@ -537,7 +533,7 @@ class VmManager:
         vm = self.fleet.get(ref)
         notes = vm.notes
         if notes is None or Moment.REQUESTED not in notes.moments:
-            raise WrongState(f"VM {vm.name} has not been started yet", hint="start it, then ask again")
+            raise WrongState(f"VM {vm.name} has not been started yet", hint="start it first")
         return derive_timeline(boot_facts(vm.name, notes))
 
 
@@ -546,7 +542,7 @@ async def _hold(vm: Vm) -> AsyncIterator[None]:
     """Be the only one that changes a VM. Raises NotFound when it was deleted while others had it."""
     async with vm.lock:
         if vm.deleted:
-            raise NotFound(f"VM {vm.name} was deleted meanwhile")
+            raise NotFound(f"VM {vm.name} has been deleted meanwhile")
         yield
 
 

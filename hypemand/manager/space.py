@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon keeps on the host's disk, to the byte. Blocks: run in a thread."""
+"""Disk usage of hypemand in bytes. Blocks: run in a thread."""
 
 from __future__ import annotations
 

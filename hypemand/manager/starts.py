@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of a start: from an image that may have to be pulled to a unit that systemd has taken."""
+"""Starts of VMs: from the pull of the image to the unit that systemd has accepted."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class Starter:
                 vm.image_wait.cancel()
                 raise
             raise WrongState(
-                f"the start of VM {vm.name} was given up while its image was being pulled",
-                hint="start it again; the pull goes on",
+                f"the start of VM {vm.name} was cancelled while its image was being pulled",
+                hint="start it again; the pull continues",
             ) from None
         finally:
             vm.image_wait = None
@@ -184,7 +184,7 @@ class Starter:
             if vm.state.is_vmm_active:
                 vm.log(
                     logging.WARNING,
-                    f"VM {vm.name}: its start failed or was cut off, but its unit is {vm.state}",
+                    f"VM {vm.name}: its start failed or was interrupted, but its unit is {vm.state}",
                 )
                 return
         vm.expect_boot({}, None)
@@ -196,14 +196,14 @@ class Starter:
             await self._take_back_lease(vm, work.had_lease)
         except OSError as error:
             # it keeps its addresses then, which harms nobody
-            vm.log(logging.WARNING, f"VM {vm.name}: cannot give its addresses back: {error}")
+            vm.log(logging.WARNING, f"VM {vm.name}: cannot release its addresses: {error}")
 
     async def _remove_new_disk(self, vm: Vm) -> None:
         try:
             await run_in(Pool.STARTS, remove_disk, vm.places.disk)
         except (HypemandError, OSError) as error:
             # what the start has failed of is the error to show, and the next start takes this disk
-            vm.log(logging.WARNING, f"VM {vm.name}: its new disk is left: {error}")
+            vm.log(logging.WARNING, f"VM {vm.name}: its new disk is not removed: {error}")
 
     async def _take_back_lease(self, vm: Vm, before: Lease | None) -> None:
         """Addresses that a VM was given for a start that came to nothing are others' to have again."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes on in the background for a VM."""
+"""Background tasks of a VM."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd and systemd-machined are told of a VM's boot."""
+"""Notifications of systemd and systemd-machined about the boot of a VM."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tell_systemd(vm: str, session: Session, *assignments: str) -> None:
     try:
         session.notify(session.main_pid, *assignments)
     except OSError as error:
-        _log.error("VM %s: cannot tell systemd %s: %s", vm, assignments[0], error)
+        _log.error("VM %s: cannot notify systemd of %s: %s", vm, assignments[0], error)
 
 
 def tell_readiness(vm: str, session: Session) -> None:

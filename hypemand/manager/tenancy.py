@@ -117,7 +117,7 @@ class Tenancy:
         config = self.find_config(name)
         if config is None:
             hint = " or ".join([*sorted(self._config()), "network: none"])
-            what = f"there is no network {name} in the host config"
+            what = f"there is no network {name} in the host configuration"
             raise InvalidDefinition([Problem("", 0, 0, "network.name", what, f"write {hint}")])
         return config
 

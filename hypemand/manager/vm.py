@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One VM: what is known of it now, and what follows when that changes.
+"""One VM: its current state, and the reactions to changes.
 
 Evidence comes in from systemd's signals, from the VMM's sockets and from the journal; the state is derived
 from it each time. Transitions are seen and told in one place, `_evaluate`.

@@ -119,7 +119,7 @@ class ApiVolumes:
             names = ", ".join(attachment.vm for attachment in attached)
             raise InUse(
                 f"the volume {volume.name} is attached to {names}",
-                hint="take it out of volumes: in their definitions, or detach it, first",
+                hint="first remove it from volumes: in their definitions, or detach it",
             )
         with self._claims.work_on(volume, "removed"):
             await _work(partial(self._store.remove, volume))
@@ -241,6 +241,4 @@ class _Fill:
             finally:
                 await session.close()
             if ended.code != 0:
-                raise HypemandError(
-                    f"the root of the volume could not get its owner and mode: {ended.message}"
-                )
+                raise HypemandError(f"cannot set owner and mode of the root of the volume: {ended.message}")

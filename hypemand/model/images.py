@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images: what they say of themselves, and how far a pull is."""
+"""Images and the progress of pulls."""
 
 from __future__ import annotations
 

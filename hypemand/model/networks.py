@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks, and a VM's place in one."""
+"""Networks, and the addresses of VMs in them."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's networks: bridges, TAP devices, rules, limits, held by a service of its own."""
+"""The host's networks: bridges, TAP devices, rules and limits, managed by a separate service."""

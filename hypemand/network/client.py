@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network service as the daemon sees it.
+"""Client of the network service.
 
 It loads nothing that talks to the kernel: that is the service's, and so is the memory it takes.
 """
@@ -42,7 +42,7 @@ class _Lost(HostNotReady):
     """The connection ended before the answer came."""
 
     def __init__(self) -> None:
-        super().__init__("the network service has ended the connection", hint=_HINT)
+        super().__init__("the network service has closed the connection", hint=_HINT)
 
 
 class NetworkClient:
@@ -142,7 +142,7 @@ class NetworkClient:
         try:
             return decode(kind, answer)
         except BadDocument as error:
-            raise HostNotReady(f"the network service's answer makes no sense: {error}", hint=_HINT) from None
+            raise HostNotReady(f"the answer of the network service is invalid: {error}", hint=_HINT) from None
 
     async def _send(self, op: Op, request: dict[str, Any]) -> Any:
         writer = await self._connect()
@@ -155,7 +155,7 @@ class NetworkClient:
                 await writer.drain()
             return await answer
         except BadDocument as error:
-            raise HostNotReady(f"the network service cannot be asked: {error}") from None
+            raise HostNotReady(f"cannot query the network service: {error}") from None
         finally:
             self._pending.pop(number, None)
 
@@ -172,7 +172,7 @@ class NetworkClient:
             except (OSError, TimeoutError) as error:
                 reason = getattr(error, "strerror", None) or "no answer"
                 raise HostNotReady(
-                    f"the network service cannot be reached: {self._path}: {reason}", hint=_HINT
+                    f"the network service is not reachable: {self._path}: {reason}", hint=_HINT
                 ) from None
             self._writer = writer
             self._reader = asyncio.create_task(self._read(reader), name="network service")
@@ -218,12 +218,12 @@ class NetworkClient:
         try:
             await self.on_tampered(vm, what)
         except HypemandError as error:
-            _log.error("VM %s cannot be ended, and %s: %s", vm, what, error)
+            _log.error("VM %s cannot be stopped, and %s: %s", vm, what, error)
             return
         try:
             await self._ask(Op.ENDED, {"vm": vm, "what": what}, None | int, self._timeout)
         except HypemandError as error:  # it will tell the next connection of it again
-            _log.debug("the network service was not told that VM %s is ended: %s", vm, error)
+            _log.debug("cannot notify the network service that VM %s is stopped: %s", vm, error)
 
     def _drop(self) -> None:
         if self._writer is not None:

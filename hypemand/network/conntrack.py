@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel remembers of connections, made to forget those of an address.
+"""Removes the connection tracking entries of an address.
 
 A stopped VM's address may be another's a moment later: packets of old connections would be led to it, and a
 published port would go on leading to where it led.

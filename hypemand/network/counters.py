@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has gone through the TAP devices of VMs."""
+"""Traffic counters of the TAP devices of VMs."""
 
 from __future__ import annotations
 

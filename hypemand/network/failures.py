@@ -22,4 +22,4 @@ def told_by_kernel(about: str) -> Iterator[None]:
         number = error.code if isinstance(error, NetlinkError) else error.errno
         hint = "the network service needs CAP_NET_ADMIN" if number in (errno.EPERM, errno.EACCES) else ""
         told = os.strerror(number) if number else str(error)
-        raise HostNotReady(f"{about}: the kernel refused: {told}", hint=hint) from error
+        raise HostNotReady(f"{about}: rejected by the kernel: {told}", hint=hint) from error

@@ -30,7 +30,7 @@ class RuleRefused(HostNotReady):
     def __init__(self, told: str) -> None:
         lines = [line.strip() for line in told.splitlines() if line.strip()]
         super().__init__(
-            f"nftables refused a rule: {' / '.join(lines)[:_ERROR_CHARACTERS]}",
+            f"nftables rejected a rule: {' / '.join(lines)[:_ERROR_CHARACTERS]}",
             hint=_FORBIDDEN_HINT
             if os.strerror(errno.EPERM) in told
             else "does the kernel have nf_tables with nat, bridge and fib?",
@@ -46,7 +46,7 @@ class Nftables:
 
             self._library = nftables.Nftables()
         except (ImportError, OSError) as error:
-            raise HostNotReady(f"nftables is absent: {error}", hint=_ABSENT_HINT) from None
+            raise HostNotReady(f"nftables is not available: {error}", hint=_ABSENT_HINT) from None
 
     def change(self, text: str) -> None:
         """All of `text` as one transaction. Raises RuleRefused; then nothing has changed."""
@@ -102,7 +102,7 @@ class Nftables:
 def _describe_block(family: str, table: str, chain: str, bridge: str) -> str:
     if table == "firewalld":
         return (
-            f"firewalld rejects what VMs on {bridge} send to other networks; "
+            f"firewalld rejects packets of VMs on {bridge} to other networks; "
             f"firewall-cmd --permanent --zone=trusted --add-interface={bridge} && firewall-cmd --reload"
         )
     if (table, chain) == ("filter", "FORWARD"):
@@ -113,4 +113,4 @@ def _describe_block(family: str, table: str, chain: str, bridge: str) -> str:
             f"nft insert rule {family} {table} {chain} {way} {bridge} accept"
             for way in ("iifname", "oifname")
         )
-    return f"another firewall drops what VMs on {bridge} send and get: {family} {table} {chain}; {cure}"
+    return f"another firewall drops packets of VMs on {bridge}: {family} {table} {chain}; {cure}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IP forwarding: turned on when a VM needs it, and never where it would take the host off its network."""
+"""IP forwarding: enabled when a VM needs it, unless it would disconnect the host from its network."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _IPV6 = "ipv6/conf/all/forwarding"
 def ensure_forwarding(plan: BridgePlan, list_routes: Callable[[], Iterable[Route]]) -> None:
     """What a VM on this network needs to reach others, and to be reached. `list_routes`: the host's."""
     if plan.ipv4 is not None and set_sysctl(_IPV4, "1"):
-        _log.info("net.ipv4.ip_forward is 1 now: network %s needs it", plan.network)
+        _log.info("enabled net.ipv4.ip_forward, which network %s needs", plan.network)
     if plan.ipv6 is None or find_sysctl(_IPV6) == "1" or find_listeners(list_routes()):
         return
     if set_sysctl(_IPV6, "1"):
-        _log.info("net.ipv6.conf.all.forwarding is 1 now: network %s needs it", plan.network)
+        _log.info("enabled net.ipv6.conf.all.forwarding, which network %s needs", plan.network)
 
 
 def lacks_forwarding(plan: BridgePlan) -> bool:
@@ -47,8 +47,8 @@ def find_forwarding_warnings(plan: BridgePlan, routes: Iterable[Route]) -> tuple
     if plan.ipv6 is None or find_sysctl(_IPV6) == "1":
         return ()
     return tuple(
-        f"no IPv6 forwarding: {name} has its default route from router advertisements, which it would not "
-        f"take any more; sysctl net.ipv6.conf.{name}.accept_ra=2, to stay by a file in /etc/sysctl.d, and "
+        f"no IPv6 forwarding: {name} has its default route from router advertisements, which it would "
+        f"no longer accept; sysctl net.ipv6.conf.{name}.accept_ra=2, persistently in /etc/sysctl.d, and "
         "hypemanctl reload"
         for name in find_listeners(routes)
     )

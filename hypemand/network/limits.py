@@ -65,7 +65,7 @@ class Limits:
                 raise
             raise HostNotReady(
                 f"the kernel cannot limit bandwidth: {error}",
-                hint="it needs sch_tbf, sch_ingress, cls_u32, act_mirred and ifb; or set no bandwidth",
+                hint="this requires sch_tbf, sch_ingress, cls_u32, act_mirred and ifb; or remove bandwidth",
             ) from None
 
     def mend(self, tap: int, uid: int, vm: str, mtu: int, bandwidth: Bandwidth, present: Present) -> None:

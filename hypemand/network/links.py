@@ -179,8 +179,8 @@ class Links:
             assert link is not None
         elif not is_our_bridge(link, plan.network):
             raise HostNotReady(
-                f"{plan.bridge} exists and is not of hypemand",
-                hint="give the network another bridge: in hypemand.yaml",
+                f"{plan.bridge} exists and does not belong to hypemand",
+                hint="use another bridge for the network in hypemand.yaml",
             )
         alias = f"{BRIDGE_ALIAS}{plan.network}"
         if (link.alias, link.mac, link.mtu, link.up) != (alias, mac, plan.mtu, True):
@@ -198,7 +198,7 @@ class Links:
             set_sysctl(f"{conf}/disable_ipv6", "0" if plan.ipv6 else "1")
         elif plan.ipv6 is not None:
             raise HostNotReady(
-                "the host has no IPv6", hint="boot it without ipv6.disable=1, or give the network no ipv6"
+                "the host has no IPv6", hint="boot without ipv6.disable=1, or use ipv6: none for the network"
             )
         # a connection to a published port of 127.0.0.1 goes out by the bridge with that as its source
         set_sysctl(f"ipv4/conf/{plan.bridge}/route_localnet", "1")
@@ -243,7 +243,7 @@ class Links:
         """Make a VM's TAP device, on the bridge and up; its index. Raises OSError; then it is not there."""
         name = port.tap
         if self.find(name) is not None:
-            raise HostNotReady(f"{name} exists and is not of hypemand", hint=f"ip link del {name}")
+            raise HostNotReady(f"{name} exists and does not belong to hypemand", hint=f"ip link del {name}")
         with _open_tun() as tun:
             fcntl.ioctl(tun, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS | _IFF_TUN_EXCL))
             fcntl.ioctl(tun, _TUNSETOWNER, port.uid)

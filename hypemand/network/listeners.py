@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which program of the host has a port: sock_diag(7), which tells the control group, and that is the unit."""
+"""Finds the program on the host that uses a port: sock_diag(7) with its control group, which is its unit."""
 
 from __future__ import annotations
 

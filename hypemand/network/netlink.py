@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Netlink as it is, for what pyroute2 takes too long for or does not know: netlink(7)."""
+"""Plain netlink(7), where pyroute2 is too slow or lacks a feature."""
 
 from __future__ import annotations
 

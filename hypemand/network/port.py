@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the network service is asked for, and what it answers: values, and their JSON."""
+"""Requests and responses of the network service: values, and their JSON."""
 
 from __future__ import annotations
 

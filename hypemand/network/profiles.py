@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that several VMs or networks share since they have the same limit or the same list. Pure.
+"""Rules that are shared by VMs or networks with the same limit or list. Pure.
 
 Each is a chain of `inet hypemand` whose name says what is in it, so that one that is there already is the
 same one; maps lead to it (rules.py).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's networks, made to be as they are wished: bridges, TAP devices, rules, limits, reservations.
+"""Reconciles the host's networks with the desired state: bridges, TAP devices, rules, limits, reservations.
 
 What is wished is kept in memory alone, for the daemon tells all of it to a service that has just started. All
 calls block, for some milliseconds: netlink and nftables answer at once.
@@ -47,7 +47,7 @@ from hypemand.network.wire import NOT_APPLIED
 
 _log = logging.getLogger(__name__)
 _NOT_COUNTED = (
-    "the kernel does not count connections (nft_connlimit): only those that are new in a second are limited"
+    "the kernel cannot count connections (nft_connlimit): only new connections per second are limited"
 )
 
 
@@ -126,7 +126,7 @@ class HostNetworks:
                 problems[plan.network] = f"{plan.bridge} is the bridge of network {kept.network}"
             elif derive_shape(kept) != derive_shape(plan):
                 warnings[plan.network].append(
-                    f"{plan.bridge} stays as it was until the last VM on it has stopped"
+                    f"{plan.bridge} is not changed until the last VM on it has stopped"
                 )
         return tuple(
             NetworkStatus(plan.network, problems.get(plan.network, ""), tuple(warnings[plan.network]))
@@ -149,7 +149,7 @@ class HostNetworks:
                 if route := find_collision(plan, taken):
                     told = f"its subnet has addresses that the host reaches by another route: {route}"
                     if not self._links.has_address(plan):
-                        raise HostNotReady(told, hint="give the network another subnet in hypemand.yaml")
+                        raise HostNotReady(told, hint="use another subnet for the network in hypemand.yaml")
                     warnings[plan.network].append(told)
                 index = self._ensure_bridge(plan)
             except HypemandError as error:
@@ -190,7 +190,7 @@ class HostNetworks:
         if network is None:
             raise HostNotReady(f"{port.bridge.bridge} is not there")
         if link is None or not is_ours(link):
-            _log.warning("VM %s: its TAP device %s was not there", port.vm, port.tap)
+            _log.warning("VM %s: its TAP device %s did not exist", port.vm, port.tap)
             self._make_tap(port, network.index)
             return
         self._links.mend_tap(link, port, network.index, **self._derive_flags(port))
@@ -271,7 +271,7 @@ class HostNetworks:
         try:
             self._find_nft().change(text)
         except RuleRefused as error:
-            _log.warning("%s; all rules are made anew", error.message)
+            _log.warning("%s; all rules are created again", error.message)
             self._replace_tables()
 
     def restore_rules(self) -> bool:
@@ -341,7 +341,7 @@ class HostNetworks:
         with told_by_kernel(tap_name(uid)):
             link = self._links.find(tap_name(uid))
             if link is None or not is_ours(link):
-                raise HostNotReady(f"{tap_name(uid)} is not there: user {uid} has no VM with a network")
+                raise HostNotReady(f"{tap_name(uid)} does not exist: user {uid} has no VM with a network")
             return self._links.open_tap(link, uid)
 
     def list_taps(self) -> set[str]:
@@ -381,14 +381,17 @@ class HostNetworks:
             return network
         if any(other.bridge.bridge == port.bridge.bridge for other in self._ports.values()):
             raise HostNotReady(
-                f"network {port.bridge.network} is to change, but VMs are still on {port.bridge.bridge}",
+                (
+                    f"network {port.bridge.network} has changed, but "
+                    f"VMs are still attached to {port.bridge.bridge}"
+                ),
                 hint="stop them first",
             )
         if route := find_collision(port.bridge, self._links.list_routes()):
             raise HostNotReady(
                 f"the subnet of network {port.bridge.network} has addresses that the host reaches by another "
                 f"route: {route}",
-                hint="give the network another subnet in hypemand.yaml",
+                hint="use another subnet for the network in hypemand.yaml",
             )
         network = _Network(port.bridge, self._ensure_bridge(port.bridge))
         self._networks[port.bridge.bridge] = network
@@ -434,7 +437,7 @@ class HostNetworks:
     def _expect_applied(self) -> None:
         if not self._applied:
             raise HostNotReady(
-                "the network service has just started and knows nothing yet",
+                "the network service has just started and is not configured yet",
                 hint="ask again",
                 code=NOT_APPLIED,
             )
@@ -452,7 +455,7 @@ class HostNetworks:
         keep |= set(plans)
         for link in self._links.list_links():
             if link.name not in keep and is_ours(link):
-                _log.info("removed %s, which nothing needs (%s)", link.name, link.alias)
+                _log.info("removed %s, which is not used (%s)", link.name, link.alias)
                 self._links.delete(link)
 
     def clean(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published ports are held by sockets that are bound and do not listen.
+"""Reserves published ports with sockets that are bound and do not listen.
 
 So a port that a program of the host has is found when the VM starts, and a program that comes later is told
 that the port is taken, rather than both thinking that it is theirs. Connections never get to these sockets:
@@ -99,7 +99,7 @@ class Reservations:
     def _check_others(self, port: PortPlan, place: _Place) -> None:
         for uid, (other, held) in self._held.items():
             if uid != port.uid and any(place.overlaps(taken) for taken in held):
-                raise InUse(f"port {place} is published by VM {other.vm}", hint="publish another one")
+                raise InUse(f"port {place} is published by VM {other.vm}", hint="publish another port")
 
 
 def _derive_places(port: PortPlan) -> Iterator[_Place]:
@@ -135,7 +135,7 @@ def _bind(place: _Place) -> socket.socket | None:
         return _open(place, share=False)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise HostNotReady(f"port {place} cannot be had: {error.strerror}") from None
+            raise HostNotReady(f"port {place} cannot be reserved: {error.strerror}") from None
     what = (place.transport, ip_address(place.address), place.port)
     if place.transport is Transport.TCP:
         with suppress(OSError):
@@ -147,8 +147,8 @@ def _bind(place: _Place) -> socket.socket | None:
             return None
     holder = find_holder(*what)
     raise InUse(
-        f"port {place} of the host is taken{f' by {holder}' if holder else ''}",
-        hint="publish another one, or stop what has it",
+        f"port {place} of the host is in use{f' by {holder}' if holder else ''}",
+        hint="publish another port, or stop that program",
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which name servers a VM is told of, where its network names none: the host's own."""
+"""DNS servers of VMs whose network specifies none: those of the host."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network service: does for the daemon what only CAP_NET_ADMIN may, one request after the other.
+"""The network service: handles requests of the daemon that need CAP_NET_ADMIN, one at a time.
 
 What it has made stays when it ends: VMs go on with their networks as they are.
 """
@@ -123,7 +123,7 @@ class Service:
                 writer.write(encode_frame(self._answer(request)))
                 await writer.drain()
         except BadDocument as error:
-            _log.warning("ended a connection: %s", error)
+            _log.warning("closed a connection: %s", error)
         except ConnectionError as error:
             # whoever has asked may go as soon as the answer is there
             _log.debug("a connection has ended: %s", error)
@@ -185,9 +185,9 @@ class Service:
         """Somebody has removed a table: ours, perhaps."""
         try:
             if self._host.restore_rules():
-                _log.warning("the rules of nftables were removed by another program; they are there again")
+                _log.warning("the rules of nftables were removed by another program; restored")
         except HypemandError as error:
-            _log.error("the rules of nftables were removed, and cannot be made again: %s", error)
+            _log.error("the rules of nftables were removed, and cannot be restored: %s", error)
 
     def _begin_mend(self) -> None:
         """A bridge is not what it was, perhaps."""
@@ -201,14 +201,12 @@ class Service:
         for status in lost:
             if status.problem:
                 _log.error(
-                    "network %s was taken away by another program, and cannot be made again: %s",
+                    "network %s was removed by another program, and cannot be restored: %s",
                     status.network,
                     status.problem,
                 )
             else:
-                _log.warning(
-                    "network %s was taken away by another program; it is there again", status.network
-                )
+                _log.warning("network %s was removed by another program; restored", status.network)
             for warning in status.warnings:
                 _log.warning("network %s: %s", status.network, warning)
         if lost:
@@ -246,7 +244,7 @@ class Service:
             if self._host.has_changed():
                 self._tell_changed()
         except HypemandError as error:
-            _log.warning("cannot look at what has changed of the host: %s", error)
+            _log.warning("cannot check changes of the host: %s", error)
 
     def _tell_changed(self) -> None:
         """Have the daemon tell all there is once more: what it is answered is what it shows."""

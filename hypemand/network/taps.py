@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TAP devices for the launchers of VMs (launcher/tap.h), and whether they are still as they were made.
+"""TAP devices for the launchers of VMs (launcher/tap.h), and detection of changes to them.
 
 Whoever connects has asked, and which device is meant follows from the uid that the kernel says it has. So it
 works when systemd starts a VM alone, and nothing is read from the other end.
@@ -62,7 +62,7 @@ class TapDoor:
         try:
             fd = self._open_tap(uid)
         except HypemandError as error:
-            _log.warning("uid %d gets no TAP device: %s", uid, error)
+            _log.warning("no TAP device for uid %d: %s", uid, error)
             self._send(connection, _REFUSED + str(error).encode()[:_MOST_TEXT])
             return
         try:
@@ -105,7 +105,7 @@ def mend_taps(
                     links.mend_mac(link, port.uid)
                     _restore_neighbours(links, port, everybody, derive_flags)
         except HypemandError as error:
-            what = f"its interface {port.tap} cannot be mended: {error}"
+            what = f"its interface {port.tap} cannot be repaired: {error}"
         yield port.vm, what
 
 
@@ -115,7 +115,7 @@ def find_tampering(link: Link, uid: int) -> str | None:
     if link.mac != mac:
         return f"the MAC address of its interface {link.name} was changed from {mac} to {link.mac}"
     if link.owner != uid:
-        return f"its interface {link.name} was given from user {uid} to {link.owner}"
+        return f"its interface {link.name} had its owner changed from user {uid} to {link.owner}"
     return None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sentinels: the lines by which a guest tells on its console how far it is (docs/protocol.md).
+"""Sentinels: the lines on the console with which a guest reports its progress (docs/protocol.md).
 
 One table, `_GRAMMAR`, feeds the parser and the formatter. What comes in is hostile: it is bounded, matched
 whole, and whatever is wrong with it makes it no sentinel, never an error.

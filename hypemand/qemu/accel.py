@@ -54,7 +54,7 @@ def find_accel(
     Raises HostNotReady when KVM is demanded and cannot be had.
     """
     if choice == AccelKind.TCG:
-        return Accel(AccelKind.TCG, "the host config says accel: tcg")
+        return Accel(AccelKind.TCG, "accel: tcg is set in the host configuration")
     failure = open_kvm(_KVM_DEVICE)
     if failure is None and not _has_virtualization_flag(cpuinfo):
         failure = f"{_KVM_DEVICE} is there, but the CPU shows neither vmx nor svm"

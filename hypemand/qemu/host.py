@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host has to run VMs with: QEMU, the guest kernel, the guest's initrd, the accelerator."""
+"""Components on the host that VMs need: QEMU, the guest kernel, the guest's initrd, the accelerator."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Qmp:
         except TimeoutError:
             raise QmpTimeout(f"the VMM did not answer {command} in {deadline:g} s") from None
         except OSError as error:
-            raise QmpError(f"the VMM's QMP socket broke: {error.strerror}") from None
+            raise QmpError(f"the QMP socket of the VMM failed: {error.strerror}") from None
         finally:
             self._pending.pop(number, None)
 
@@ -110,7 +110,7 @@ class Qmp:
         is `io-error`; until `cont`. QmpError."""
         answer = await self.execute("query-block")
         if not isinstance(answer, list):
-            raise QmpError("the VMM does not say what its disks do")
+            raise QmpError("the VMM does not report the state of its disks")
         drives = (drive for drive in answer[:_MOST_DRIVES] if isinstance(drive, dict))
         full = (drive.get("device") for drive in drives if drive.get("io-status") == "nospace")
         return tuple(name for name in full if isinstance(name, str))

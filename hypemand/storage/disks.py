@@ -86,8 +86,8 @@ def has_journal_to_replay(path: Path) -> bool:
         os.close(fd)
     if len(raw) < 1024 or struct.unpack_from("<H", raw, 0x38)[0] != 0xEF53:
         raise HypemandError(
-            f"the disk {path} holds no ext4 file system",
-            hint="restore it from a backup, or remove the file to begin with an empty disk",
+            f"the disk {path} contains no ext4 file system",
+            hint="restore it from a backup, or remove the file to start with an empty disk",
         )
     return bool(struct.unpack_from("<I", raw, 0x60)[0] & _RECOVER)
 
@@ -95,7 +95,7 @@ def has_journal_to_replay(path: Path) -> bool:
 def find_size_problem(path: Path, size: int) -> Problem | None:
     """Why the disk at `path`, which need not be there, cannot have `size` bytes. Disks never shrink."""
     if not MIN_SIZE <= size <= MAX_SIZE:
-        what = f"{format_size(size)} is not a possible size"
+        what = f"{format_size(size)} is not a valid size"
         return Problem("", 0, 0, "disk", what, f"write {format_size(MIN_SIZE)} to {format_size(MAX_SIZE)}")
     if not path.exists():
         return None
@@ -103,8 +103,8 @@ def find_size_problem(path: Path, size: int) -> Problem | None:
     if derive_disk_size(size) >= there:
         return None
     has = format_size(there)
-    what = f"{format_size(size)} is less than the {has} that the VM's disk has; a disk never shrinks"
-    return Problem("", 0, 0, "disk", what, f"write {has} or more, or remove the VM and make it anew")
+    what = f"{format_size(size)} is less than the {has} that the VM's disk has; a disk cannot shrink"
+    return Problem("", 0, 0, "disk", what, f"write {has} or more, or remove the VM and create it again")
 
 
 def make_fresh_disk(path: Path, size: int, uid: int, templates: Path) -> None:
@@ -136,7 +136,7 @@ def _ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange
     if problem is not None:
         raise InvalidDefinition([problem])
     wanted = derive_disk_size(size)
-    with name_full_disk(f"make the disk {path}", path):
+    with name_full_disk(f"create the disk {path}", path):
         if not path.exists():
             _make_disk(path, wanted, uid, templates)
             return DiskChange.MADE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images: read-only root file systems and what their makers say of how to run them.
+"""Images: read-only root file systems with metadata that says how to run them.
 
 An image is a folder with ROOTFS (erofs) and METADATA (JSON), one for each content, which never changes. What
 the store has of names is in hypemand.storage.store.

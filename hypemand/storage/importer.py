@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make an image: of a folder, a tar, an OCI or Docker image on this host, or of what a registry has.
+"""Creates images from a directory, a tar archive, an OCI or Docker image on this host, or a registry.
 
 All that happens in one staging folder for each name, which is locked meanwhile and removed at the end,
 whatever that end is. Tars are never unpacked by this process: a root file system in a tar is wrapped as a
@@ -201,7 +201,7 @@ def _find_source(source: str) -> tuple[Path, str, Transport | None]:
     before, colon, tag = plain.rpartition(":")
     if colon and tag and "/" not in tag and ocilayout.is_layout(Path(before)):
         return Path(before).resolve(), tag, kind
-    raise NotFound(f"there is no file or folder {plain}", hint="give a folder, a tar, or an OCI layout")
+    raise NotFound(f"{plain} does not exist", hint="use a directory, a tar archive or an OCI layout")
 
 
 def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpacked | Image:
@@ -212,12 +212,12 @@ def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpac
                 return _unpack_copy(os.fspath(path), work)
             return _unpack_oci(f"oci:{path}:{tag}" if tag else f"oci:{path}", path, work)
         if kind in (Transport.OCI, Transport.DOCKER_ARCHIVE):
-            raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}", hint=f"dir:{path} is a plain folder")
+            raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}", hint=f"dir:{path} is a plain directory")
         if _is_skopeo_dir(path):
             return _unpack_oci(f"dir:{path}", path, work)
         return _derive_plain(path, path)
     if not path.is_file():
-        raise ImageNotReady(f"{path} is neither a file nor a folder")
+        raise ImageNotReady(f"{path} is neither a file nor a directory")
     if kind in (Transport.OCI, Transport.DIR):
         raise ImageNotReady(f"{path} is a file, and no {_KIND_WORDS[kind]}")
     tar = work.staging / "source.tar"
@@ -252,7 +252,9 @@ def _is_skopeo_dir(path: Path) -> bool:
 def _derive_plain(root: Path, source: Path) -> _Unpacked:
     """A root file system without metadata: it is started by its own init, if it has one."""
     if not any(root.iterdir()):
-        raise ImageNotReady(f"{source} is empty", hint="give a folder or tar with a root file system")
+        raise ImageNotReady(
+            f"{source} is empty", hint=("use a directory or tar archive with a root file system")
+        )
     cmd = (_INIT,) if find_in_root(root, _INIT) is not None else ()
     architecture = find_architecture(root) or derive_host_architecture()
     return _Unpacked(root, architecture, OciConfig(cmd=cmd))
@@ -290,7 +292,7 @@ def _check_architecture(source: str, architecture: str) -> None:
     if architecture != host:
         raise ImageNotReady(
             f"{source} is for {architecture or 'an unknown architecture'}, this host is {host}",
-            hint=f"get the image for {host}",
+            hint=f"use the image for {host}",
         )
 
 
@@ -332,7 +334,7 @@ def _check_name_free(work: _Work, digest: str) -> Image | None:
         if work.moves:
             return None
         raise AlreadyExists(
-            f"there is an image {work.name} with another content",
+            f"an image {work.name} with another content exists",
             hint=f"import it as {split_name(work.name)[0]}:TAG with a new tag, or remove the old one first",
         )
     return existing

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks on disks, as QEMU takes them: what a VMM has open is not changed by the host beside it.
+"""QEMU's image locks: disks that a VMM has open are not changed by the host.
 
 QEMU and its tools (block/file-posix.c) keep open file description locks (fcntl(2), F_OFD_SETLK) on single
 bytes of a disk that they have open, with or without a VM: on byte 100 + N for each permission N that they
@@ -91,8 +91,8 @@ def _explain(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise HypemandError(
-            f"it cannot be told whether a VMM has {path} open: {error.strerror}",
-            hint="put it on a file system with locks (fcntl(2), F_OFD_SETLK)",
+            f"cannot determine whether a VMM has {path} open: {error.strerror}",
+            hint="use a file system that supports locks (fcntl(2), F_OFD_SETLK)",
         ) from error
 
 
@@ -121,7 +121,7 @@ def _in_use(fd: int, path: Path, what: str) -> InUse:
     return InUse(
         f"{path} is being {use} by a VMM or another program with QEMU's locks, and cannot be {what}"
         f" meanwhile; it belongs to {_describe_owner(os.fstat(fd).st_uid)}",
-        hint=f"stop the VM that has it, or end what `fuser -v {path}` shows",
+        hint=f"stop its VM, or the program that `fuser -v {path}` shows",
     )
 
 

@@ -143,7 +143,7 @@ def _read_blob(layout: Path, descriptor: Any) -> Any:
         raise ValueError("a digest is malformed")
     data = _read(layout / "blobs" / algorithm / digest)
     if hashlib.sha256(data).hexdigest() != digest:
-        raise ImageNotReady(f"the image is broken: its blob {digest} has another content")
+        raise ImageNotReady(f"the image is broken: the content of its blob {digest} does not match")
     return json.loads(data)
 
 

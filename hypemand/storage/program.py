@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VM runs: its definition laid over what its image says, by the rules of Docker."""
+"""The program of a VM: its definition merged with the configuration of its image, as by Docker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parse_signal(text: str) -> int:
             return number
     known = signal.Signals.__members__.get(f"SIG{word}")
     if known is None or word in ("RTMIN", "RTMAX"):
-        raise ValueError(f"{text!r} is no signal")
+        raise ValueError(f"{text!r} is not a signal")
     return int(known)
 
 
@@ -63,8 +63,8 @@ def resolve_program(definition: Definition, image: Image) -> GuestConfig:
     """All that the guest is told. InvalidDefinition if there is nothing to run."""
     argv = derive_argv(definition, image.config)
     if not argv or not argv[0]:
-        what = f"there is nothing to run: neither the VM nor its image {image.name} names a program"
-        hint = 'write one, as in cmd: ["/bin/sh", "-c", "echo hello"]'
+        what = f"there is no program to run: neither the VM nor its image {image.name} specifies one"
+        hint = 'set one, for example cmd: ["/bin/sh", "-c", "echo hello"]'
         raise InvalidDefinition([Problem("", 0, 0, "cmd", what, hint)])
     try:
         stop_signal = parse_signal(image.config.stop_signal or "SIGTERM")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How images are called: names in the store, references to registries, sources on this host.
+"""Image names: names in the store, registry references, sources on this host.
 
     app, app:v2, team/app              a name that somebody gave; where a registry is asked: docker.io's
     registry.example:5000/team/app:v2  in a registry; `@sha256:…` in place of the tag is one content for ever
@@ -68,7 +68,7 @@ def parse_image_name(text: str) -> str:
     if len(text) > _MAX_NAME or match is None:
         raise InvalidRequest(
             f"{text[:80]!r} cannot be the name of an image",
-            hint="lower-case words as in app, app:v2 or registry.example/team/app:v2",
+            hint="use lower-case names such as app, app:v2 or registry.example/team/app:v2",
             code="invalid_name",
         )
     if match["digest"]:

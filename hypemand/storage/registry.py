@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in registries, by skopeo: what a reference stands for, and getting it.
+"""Images in registries, with skopeo: resolves and pulls a reference.
 
 What a registry says is believed only where it fits a digest. Which digest a tag has is one small request; the
 rest is asked for when the store has not that content already.
@@ -36,7 +36,10 @@ _DENIED = (
     "invalid username/password",
 )
 _HINTS = (
-    ("server gave http response", "without TLS it needs insecure = true in /etc/containers/registries.conf"),
+    ("server gave http response", (
+"a registry without TLS needs insecure = "
+"true in /etc/containers/registries.conf"
+)),
     ("certificate signed by unknown", "put its CA into /etc/containers/certs.d/HOST[:PORT]/ca.crt"),
     ("x509:", "put its CA into /etc/containers/certs.d/HOST[:PORT]/ca.crt"),
     ("source image rejected", "/etc/containers/policy.json says which images may be used"),
@@ -88,7 +91,7 @@ class Registry:
         raw = self._inspect(self._name)
         found = f"sha256:{hashlib.sha256(raw).hexdigest()}"
         if self._version.startswith("@") and self._version[1:] != found:
-            raise PullFailed(f"{self._name}: the registry gave another content, {found}")
+            raise PullFailed(f"{self._name}: the registry returned another content, {found}")
         document = self._parse(raw)
         manifests = document.get("manifests")
         return found if manifests is None else self._choose(manifests)
@@ -98,7 +101,7 @@ class Registry:
         reference = f"{self._repository}@{digest}"
         raw = self._inspect(reference)
         if f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:
-            raise PullFailed(f"{reference}: the registry gave another content")
+            raise PullFailed(f"{reference}: the registry returned another content")
         config = self._parse(self._inspect(reference, "--config"))
         architecture = str(config.get("architecture") or "")
         host = derive_host_architecture()
@@ -114,7 +117,7 @@ class Registry:
             if len(layers) > _MAX_LAYERS or any(layer.size < 0 for layer in layers):
                 raise ValueError("layers are out of bounds")
         except (LookupError, ValueError, TypeError, AttributeError) as error:
-            raise ImageNotReady(f"{self._name}: its manifest cannot be understood: {error}") from error
+            raise ImageNotReady(f"{self._name}: its manifest cannot be parsed: {error}") from error
         return layers
 
     def copy(self, digest: str, layout: Path) -> None:
@@ -143,9 +146,9 @@ class Registry:
         try:
             document = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise ImageNotReady(f"{self._name}: its manifest cannot be understood: {error}") from error
+            raise ImageNotReady(f"{self._name}: its manifest cannot be parsed: {error}") from error
         if not isinstance(document, dict):
-            raise ImageNotReady(f"{self._name}: its manifest cannot be understood: it is no object")
+            raise ImageNotReady(f"{self._name}: its manifest cannot be parsed: it is not an object")
         return document
 
     def _choose(self, manifests: object) -> str:
@@ -167,7 +170,7 @@ def _wrong_architecture(name: str, there: list[str]) -> ImageNotReady:
     host = derive_host_architecture()
     return ImageNotReady(
         f"{name} is for {', '.join(sorted(set(there)))}, this host is {host}",
-        hint=f"get an image for {host}",
+        hint=f"use an image for {host}",
     )
 
 
@@ -181,10 +184,10 @@ def explain(name: str, error: CommandFailed) -> HypemandError | CommandFailed:
         return error
     if any(word in lower for word in _DENIED):
         return PullFailed(
-            f"{name}: the registry does not let us have it: {why}",
+            f"{name}: the registry denied access: {why}",
             hint="skopeo login --authfile /etc/hypemand/auth.json REGISTRY",
         )
     if any(word in lower for word in _NOT_THERE):
         return NotFound(f"there is no image {name} in its registry: {why}", code="image_not_found")
     hint = next((hint for text, hint in _HINTS if text in lower), "")
-    return PullFailed(f"{name} cannot be had: {why}", hint=hint)
+    return PullFailed(f"{name} cannot be pulled: {why}", hint=hint)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Room for an image that is being made: how much it takes is known only when it is there.
+"""Free space for an image that is being created, whose size is not known before.
 
 A layer of a megabyte may unpack to a terabyte. So what is free is looked at all the while, and what is made
 is ended before it takes what the host keeps for itself (disk.reserve).
@@ -67,8 +67,8 @@ class RoomWatch:
 
     def _too_large(self) -> InsufficientResources:
         return InsufficientResources(
-            f"{self._what} takes more disk than there is: {self._folder} had {_shown(self._free)} free, of"
-            f" which {_shown(self._reserve)} are kept; nothing was left of it",
+            f"{self._what} needs more disk space than available: {self._folder} had"
+            f" {_shown(self._free)} free, of which {_shown(self._reserve)} are kept; its files were removed",
             hint=_HINT,
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root file systems as folders: of which architecture they are, and how they become erofs."""
+"""Root file systems in directories: their architecture, and their conversion to erofs."""
 
 from __future__ import annotations
 

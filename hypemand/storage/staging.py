@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images are made: one folder for each name, locked while somebody works in it, gone at its end."""
+"""Staging directories of images: one per name, locked while in use, and removed at the end."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def name_failures(source: str) -> Iterator[None]:
     except (OSError, CommandFailed) as error:
         if is_disk_full(error):
             raise InsufficientResources(
-                f"no space left to import {source}; nothing of it was kept",
-                hint="free space where the images are, or move the state folder",
+                f"no space left to import {source}; its files were removed",
+                hint="free space on the file system of the images, or move state_dir",
             ) from error
         if isinstance(error, OSError):
             raise
@@ -51,7 +51,7 @@ def open_staging(store: ImageStore, name: str) -> Iterator[Path]:
     staging.mkdir(mode=0o700, exist_ok=True)
     lock = _find_lock(staging)
     if lock is None:
-        raise WrongState(f"the image {name} is being imported already", hint="wait for that to end")
+        raise WrongState(f"the image {name} is already being imported", hint="wait for it to finish")
     try:
         for leftover in staging.iterdir():
             remove_tree(leftover)
@@ -77,7 +77,7 @@ def clean_staging(store: ImageStore) -> list[str]:
             if _remove_unused(folder):
                 removed.append(folder.name)
         except (OSError, HypemandError) as error:
-            _log.error("%s is left, where an image was made: %s", folder, error)
+            _log.error("the staging directory %s is not removed: %s", folder, error)
     return removed
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images of a host: contents, each once however many names it has, and the names.
+"""The image store: contents, each stored once, and the names that refer to them.
 
     ID/          a content: its root file system and metadata; ID is its digest
     names.json   what each name stands for
@@ -199,13 +199,13 @@ class ImageStore:
         target = parse_image_name(target)
         if "@" in target or target.startswith((BUILTIN_PREFIX, "oci:/", "dir:/", "docker-archive:/")):
             raise InvalidRequest(
-                f"{target} cannot be given as a name", hint="write NAME or NAME:TAG", code="invalid_name"
+                f"{target} is not a valid new name", hint="write NAME or NAME:TAG", code="invalid_name"
             )
         image = self.get_image(name)
         if image.builtin:
             raise InvalidRequest(
-                f"{image.name} belongs to a Debian package and has that one name",
-                hint="import it under a name of its own",
+                f"{image.name} belongs to a Debian package and cannot have other names",
+                hint="import it under another name",
             )
         return self.bind(target, image.digest)
 
@@ -316,7 +316,7 @@ class ImageStore:
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise HostNotReady(
                 f"{self.folder / NAMES} cannot be read, so no image is added, renamed or removed: {error}",
-                hint="repair it, or move it away: then images have the names that they were made under",
+                hint="repair it, or move it away: images then have the names under which they were created",
             ) from None
 
     def _write_names(self, names: Mapping[str, str]) -> None:
@@ -326,7 +326,7 @@ class ImageStore:
     def _derive_hint(self, name: str) -> str:
         names = [image.name for image in self.list_images()]
         if not names:
-            return "there are no images yet; get one with: hypemanctl image pull NAME"
+            return "there are no images yet; pull one with: hypemanctl image pull NAME"
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         meant = f"did you mean {near[0]}? " if near else ""
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tar files that users bring: decompressed, told apart, and looked through for names that escape."""
+"""Tar files of users: decompresses them, detects their type, and rejects unsafe paths."""
 
 from __future__ import annotations
 
@@ -79,15 +79,18 @@ def find_kind(tar: Path, source: str) -> Kind:
                 count += 1
                 escape = _find_escape(member)
                 if escape is not None:
-                    raise ImageNotReady(f"{source} cannot be imported: {escape}", hint="make the tar anew")
+                    raise ImageNotReady(
+                        (f"{source} cannot be imported: {escape}"), hint="create the archive again"
+                    )
                 if member.is_file:
                     markers |= _MARKERS & {member.name.removeprefix("./")}
     except InvalidArchive as error:
         raise ImageNotReady(
-            f"{source} is no tar file: {error.message}", hint="give a folder, an OCI layout or a tar"
+            f"{source} is not a tar file: {error.message}",
+            hint=("use a directory, an OCI layout or a tar archive"),
         ) from error
     if count == 0:
-        raise ImageNotReady(f"{source} is empty", hint="give a tar with a root file system")
+        raise ImageNotReady(f"{source} is empty", hint="use a tar archive with a root file system")
     if {"oci-layout", "index.json"} <= markers:
         return Kind.OCI
     return Kind.DOCKER if "manifest.json" in markers else Kind.ROOTFS

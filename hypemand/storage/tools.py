@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running skopeo, umoci and mkfs.erofs on what others made.
+"""Runs skopeo, umoci and mkfs.erofs on untrusted data.
 
 In the daemon each run is a transient unit of its own with no more rights than it needs and limits on what it
 takes. Whoever executes code in one of them, by a fault of the tool, gets no further than its work:
@@ -265,7 +265,7 @@ class UnitTools:
 
 def _check(cancelled: threading.Event) -> None:
     if cancelled.is_set():
-        raise WrongState("this was cancelled", hint="begin it again")
+        raise WrongState("this was cancelled", hint="start it again")
 
 
 def _find_fetch_group() -> int:
@@ -273,8 +273,8 @@ def _find_fetch_group() -> int:
         return grp.getgrnam(FETCH_GROUP).gr_gid
     except KeyError:
         raise HostNotReady(
-            f"there is no group {FETCH_GROUP}, with which images are fetched",
-            hint="it comes with the package: systemd-sysusers",
+            f"there is no group {FETCH_GROUP}, which is needed to pull images",
+            hint="create it with systemd-sysusers",
         ) from None
 
 

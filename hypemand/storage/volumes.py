@@ -117,7 +117,7 @@ class VolumeStore:
             try:
                 volume = _load(folder)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, HypemandError) as error:
-                _log.error("cannot read the volume in %s, which is left as it is: %s", folder, error)
+                _log.error("cannot read the volume in %s, which is not changed: %s", folder, error)
                 self.unreadable[folder.name] = str(error)
                 continue
             self._volumes[volume.id] = volume
@@ -140,7 +140,7 @@ class VolumeStore:
     def remove_unfilled(self, volume: Volume) -> None:
         """Remove a volume that was not filled to its end. What cannot be removed is logged, and tried again
         when the daemon starts: it is used by nobody until then."""
-        _log.info("removing the volume %s, which was not filled to its end", volume.name)
+        _log.info("removing the volume %s, which was not filled completely", volume.name)
         try:
             self.remove(volume)
         except (OSError, HypemandError) as error:
@@ -167,11 +167,11 @@ class VolumeStore:
         found = [v for v in self if v.id.startswith(ref)] if len(ref) >= _MIN_PREFIX else []
         if len(found) > 1:
             names = ", ".join(volume.name for volume in found)
-            raise Ambiguous(f"{ref} fits the ids of the volumes {names}", hint="write more of the id")
-        if not found:
-            raise NotFound(
-                f"there is no volume {ref[:80]}", hint="hypemanctl volume list shows those that there are"
+            raise Ambiguous(
+                (f"{ref} is a prefix of the ids of the volumes {names}"), hint="use a longer prefix of the id"
             )
+        if not found:
+            raise NotFound(f"there is no volume {ref[:80]}", hint="hypemanctl volume list shows the volumes")
         return found[0]
 
     def check_new(self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None = None) -> None:
@@ -180,10 +180,10 @@ class VolumeStore:
             if not is_name(word):
                 raise InvalidRequest(
                     f"{key}: {word[:80]!r} cannot be the {key} of a volume",
-                    hint="use a-z, 0-9 and '-', at most 63 characters, with '-' neither first nor last",
+                    hint="use a-z, 0-9 and '-', at most 63 characters, not starting or ending with '-'",
                 )
             if self.find(word) is not None:
-                raise AlreadyExists(f"there is a volume {word} already", hint=f"choose another {key}")
+                raise AlreadyExists(f"a volume {word} already exists", hint=f"choose another {key}")
         check_size(size)
         check_tags(tags)
 
@@ -201,8 +201,11 @@ class VolumeStore:
         self.check_new(name, size, tags, volume_id)
         if volume_id is not None and os.path.lexists(self._folder / volume_id):
             raise AlreadyExists(
-                f"{self._folder / volume_id} is in the way, and holds no volume that can be read",
-                hint="journalctl -u hypemand says why; repair it or move it away, or choose another id",
+                f"{self._folder / volume_id} exists, and contains no readable volume",
+                hint=(
+                    "see journalctl -u hypemand for the reason; "
+                    "repair it or move it away, or choose another id"
+                ),
             )
         volume_id = volume_id or uuid.uuid4().hex
         folder, making = self._folder / volume_id, self._new_mark(_MAKING)
@@ -243,7 +246,7 @@ class VolumeStore:
             raise InvalidRequest(
                 f"size: {format_size(size)} is less than the {format_size(volume.size)} that the volume"
                 f" {volume.name} has",
-                hint="a volume never shrinks; make a smaller one and copy",
+                hint="a volume cannot shrink; create a smaller one and copy the data",
             )
         ensure_disk(volume.disk, size, -1, self._templates)
         larger = self._volumes[volume.id] = replace(volume, size=derive_disk_size(size))
@@ -316,7 +319,7 @@ def _replay(disk: Path, uid: int, replay: Replay) -> None:
         said = error.result.stdout.decode(errors="replace") + error.result.stderr
         why = next((line.strip() for line in said.splitlines() if line.strip()), error.message)
         raise HypemandError(
-            f"the volume in {disk.parent} was left by a crash, and cannot be mended for a VM that only reads:"
+            f"the volume in {disk.parent} was not closed cleanly, and cannot be repaired for a read-only VM:"
             f" {why}",
             hint="start a VM that writes to it, or restore it from a backup",
         ) from error
@@ -326,7 +329,7 @@ def check_size(size: int) -> None:
     """Raise InvalidRequest unless a volume can have `size` bytes."""
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise InvalidRequest(
-            f"size: {format_size(size)} is not a possible size",
+            f"size: {format_size(size)} is not a valid size",
             hint=f"give {format_size(MIN_SIZE)} to {format_size(MAX_SIZE)}",
         )
 
@@ -338,7 +341,7 @@ def check_tags(tags: Mapping[str, str]) -> None:
     for key, value in tags.items():
         if _TAG.fullmatch(key) is None or _TAG_VALUE.fullmatch(value) is None:
             raise InvalidRequest(
-                f"tags: {key[:80]!r}: {value[:80]!r} is no possible tag",
+                f"tags: {key[:80]!r}: {value[:80]!r} is not a valid tag",
                 hint="keys are of letters, digits, '.', '_', '/' and '-', values of at most 255 characters"
                 " in one line",
             )
@@ -346,7 +349,7 @@ def check_tags(tags: Mapping[str, str]) -> None:
 
 def _load(folder: Path) -> Volume:
     if not is_name(folder.name):
-        raise ValueError("its folder is not named as a volume")
+        raise ValueError("its directory has no valid name of a volume")
     document = read_json(folder / _RECORD)
     if not stat.S_ISREG((folder / _DISK).lstat().st_mode):
         raise ValueError(f"{_DISK} is not a regular file")

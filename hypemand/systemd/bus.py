@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system bus, by a process of ours that may wait for it: hypemand.systemd.busworker."""
+"""The system bus, through a separate process that may block: hypemand.systemd.busworker."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class SystemBus:
             async with asyncio.timeout(patience):
                 await self._listening.wait()
         except TimeoutError:
-            _log.warning("the system bus is not there, or does not answer; it is tried again")
+            _log.warning("the system bus is not available; retrying")
         self._on_reconnect = on_reconnect
 
     async def _ask(self, what: str, *request: Any) -> Any:
@@ -182,7 +182,7 @@ class SystemBus:
             except OSError as error:
                 _log.error("cannot start the process for the system bus: %s", error)
             else:
-                _log.error("the process for the system bus has ended; another is started")
+                _log.error("the process for the system bus has ended; restarting it")
             if loop.time() - began >= _LASTING:
                 pause = _RESTART_FIRST
             await asyncio.sleep(pause)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a start waits for in the kernel, waited for ahead.
+"""Starts a wait in the kernel in advance that every start of a VM needs.
 
 To move a process into another control group the kernel waits for a grace period of RCU, 5 to 20 ms, unless
 one was moved in the last few milliseconds (cgroup_threadgroup_rwsem and rcu_sync in the kernel's source;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling systemd of a VM's readiness under the pid of its VMM, as sd_pid_notify(3) does."""
+"""Notifies systemd of a VM's readiness with the pid of its VMM, as sd_pid_notify(3)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root that a VMM sees: /usr, and of everything else only what is its own.
+"""The root directory of a VMM: /usr, and its own files.
 
 A folder with mount points, the same for all VMs. systemd mounts into it, for each VM in a mount namespace of
 its own. Less is visible than with ProtectSystem=, ProtectHome= and their like on the host's root, and it is

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in a VM's unit beside the VMM. Works without the daemon and imports none of it."""
+"""Helpers in a VM's unit beside the VMM. They work without the daemon and import none of it."""

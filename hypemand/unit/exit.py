@@ -239,9 +239,9 @@ def _start_again(unit: str) -> None:
     try:
         _systemctl("restart", "--no-block", "--job-mode=fail", unit)
     except subprocess.CalledProcessError as error:
-        print(f"not started again: {_words(error.stderr)}", file=sys.stderr)
+        print(f"not restarted: {_words(error.stderr)}", file=sys.stderr)
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"not started again: {error}", file=sys.stderr)
+        print(f"not restarted: {error}", file=sys.stderr)
 
 
 def _renew_disk(state: Path, size: str, uid: str, templates: str) -> None:
@@ -263,7 +263,7 @@ def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
     try:
         write_file(path, content, mode=0o600)
     except OSError as error:
-        print(f"cannot keep the exit record where it lasts: {error}", file=sys.stderr)
+        print(f"cannot write the persistent exit record: {error}", file=sys.stderr)
     else:
         spare.unlink(missing_ok=True)
         return
@@ -271,7 +271,7 @@ def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
         spare.parent.mkdir(mode=0o700, exist_ok=True)
         write_file(spare, content, mode=0o600)
     except OSError as error:
-        print(f"cannot keep the exit record ({record.message}): {error}", file=sys.stderr)
+        print(f"cannot write the exit record ({record.message}): {error}", file=sys.stderr)
 
 
 def main() -> int:

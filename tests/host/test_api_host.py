@@ -68,7 +68,7 @@ def test_the_life_of_an_instance_with_the_published_client(host: TestHost, clien
         assert client.instances.start("api-life").state in ("Created", "Initializing")
         assert client.instances.wait("api-life", state="Running", api_timeout="60s").state == "Running"
         assert client.instances.get("api-life").id == made.id
-        with pytest.raises(hypeman.BadRequestError, match="there is a VM api-life already"):
+        with pytest.raises(hypeman.BadRequestError, match="a VM api-life already exists"):
             client.instances.create(name="api-life", **SMALL)
     finally:
         client.instances.delete("api-life")

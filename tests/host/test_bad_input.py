@@ -68,7 +68,7 @@ def bystander(host: TestHost) -> Iterator[Vm]:
             "2:8",
             r"unit.ExecStart: cannot be set here",
         ),
-        ("image: builtin:busybox\nentrypoint: []\ncmd: []\n", "3:6", r"cmd: leaves nothing to run"),
+        ("image: builtin:busybox\nentrypoint: []\ncmd: []\n", "3:6", r"cmd: is empty, and so is entrypoint"),
         ("", "1:1", r"is empty"),
     ],
     ids=[
@@ -135,7 +135,7 @@ def test_a_name_that_the_api_has_taken_is_not_given_to_a_file(host: TestHost) ->
         start_vm(host, "taken", "sleep", "infinity") as vm,
         definition_files(host, taken="image: builtin:busybox\n") as told,
     ):
-        assert "a VM taken was made by the API already" in told
+        assert "a VM taken was already created with the API" in told
         assert vm.show()["origin"] == "api"
         vm.wait("Running")
     assert find_traces(host, "taken") == []
@@ -147,10 +147,10 @@ def test_a_bad_name_is_refused_in_a_file_and_on_the_command_line(host: TestHost,
     host.push(path, "image: builtin:busybox\n")
     checked = ctl(host, "check", path, check=False)
     assert checked.code == 8
-    assert "1 to 63 of a-z, 0-9 and '-'" in checked.stderr
+    assert "1 to 63 characters of a-z, 0-9 and '-'" in checked.stderr
     refused = ctl(host, "run", "-d", f"--name={name}", BUSYBOX, check=False)
     assert refused.code == 125
-    assert "1 to 63 of a-z, 0-9 and '-'" in refused.stderr
+    assert "1 to 63 characters of a-z, 0-9 and '-'" in refused.stderr
     assert host.run(["ls", "/var/lib/hypemand/vms"]).stdout.find(name) == -1
 
 
@@ -259,7 +259,7 @@ def test_a_disk_does_not_shrink_and_keeps_its_data(host: TestHost) -> None:
         ctl(host, "reload")
         refused = vm.ctl("start", check=False)
         assert refused.code == 8
-        assert re.search(r"disk: 64M is less than .*a disk never shrinks; write \d+M or more", refused.stderr)
+        assert re.search(r"disk: 64M is less than .*a disk cannot shrink; write \d+M or more", refused.stderr)
         assert vm.end()["state"] == "Stopped"
         write_definition(host, "shrinks", {**SMALL_DEFINITION, "cmd": ["sleep", "infinity"], "disk": "256M"})
         ctl(host, "reload")
@@ -336,7 +336,7 @@ def test_exit_codes_tell_not_found_wrong_state_and_late_apart(host: TestHost, by
     late = bystander.ctl("wait", "--for=Stopped", "--timeout=100ms", check=False)
     assert (late.code, "Running" in late.stderr) == (6, True), late.describe()
     taken = ctl(host, "run", "-d", "--name=bystander", BUSYBOX, check=False)
-    assert (taken.code, "there is a VM bystander already" in taken.stderr) == (125, True)
+    assert (taken.code, "a VM bystander already exists" in taken.stderr) == (125, True)
     kept = ctl(host, "rm", "-f", "bystander", check=False)
     assert (kept.code, f"is defined in {VM_DIR}/bystander.yaml" in kept.stderr) == (5, True), kept.describe()
     with define_vm(host, "resting") as vm:

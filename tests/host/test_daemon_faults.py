@@ -111,7 +111,7 @@ def test_a_vm_whose_record_cannot_be_read_goes_on(vms: Vms) -> None:
     assert vms.unit(name, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
     vms.host.run(["ip", "link", "show", f"hv{before['uid']}"])
     told = vms.ctl("reload", check=False)
-    assert f"there is a VM {name}, whose record cannot be read: {record}" in told.stdout + told.stderr
+    assert f"a VM {name} exists, and its record cannot be read: {record}" in told.stdout + told.stderr
     with vms.without_daemon():
         vms.host.run(["mv", f"{record}.kept", record])
     after = vms.show(name)
@@ -268,7 +268,7 @@ def test_the_process_for_the_bus_is_replaced_when_it_dies(vms: Vms) -> None:
     # a signal of systemd's arrives: the end is seen without being asked for
     vms.host.run(["systemctl", "kill", "--signal=KILL", f"hypeman-vm-{name}"])
     vms.wait(name, "Stopped")
-    assert any("another is started" in e["MESSAGE"] for e in vms.host.journal("--unit=hypemand"))
+    assert any("restarting it" in e["MESSAGE"] for e in vms.host.journal("--unit=hypemand"))
     vms.ctl("stop", other)
 
 

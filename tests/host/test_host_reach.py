@@ -49,7 +49,7 @@ def test_units_and_ports_of_the_host_are_roots(host: TestHost, vms: Vms, member:
     assert vms.ctl("list", "-q").stdout == ""
     assert host.run(["systemctl", "is-active", "dbus.service"]).stdout == before
     refused = host.run(["runuser", "-u", member, "--", "hypemanctl", "token", "create", "mine"], check=False)
-    assert "only root may make a token" in refused.stderr
+    assert "only root may create a token" in refused.stderr
     assert vms.ctl("token", "list").stdout == ""
 
 

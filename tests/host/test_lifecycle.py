@@ -98,7 +98,7 @@ def test_every_change_is_a_structured_entry_with_a_text_in_the_catalog(first_boo
     ).stdout
     assert f"Subject: VM {name} is now Initializing" in told
     assert f"Subject: VM {name} is now Running" in told
-    assert f"The micro VM {name} (id {vm_id}) was Initializing before" in told
+    assert f"The previous state of the micro VM {name} (id {vm_id}) was Initializing." in told
     assert "@" not in told, "a field that the catalog names is not in the entry"
 
 

@@ -189,9 +189,9 @@ def test_a_guest_that_does_not_take_names_harms_nobody(vms: Vms) -> None:
     time.sleep(2)
     well = vms.run("well", **group("g"))
     wait_told(vms, well, broken, stuck)
-    begin = "cannot tell it the names of its group:"
+    begin = "cannot update the names of its group:"
     for words in (
-        f"VM broken: {begin} /etc/hosts is no file but a fifo",
+        f"VM broken: {begin} /etc/hosts is not a file but a fifo",
         f"VM stuck: {begin} its agent took more than 15 s",
     ):
         vms.host.wait_until(lambda words=words: words in said(vms), 40, words)  # type: ignore[misc]

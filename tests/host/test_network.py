@@ -248,7 +248,7 @@ def test_nothing_is_removed_while_systemd_cannot_be_asked(vms: Vms) -> None:
         host.run(["systemctl", "restart", "hypemand-network.service"])
         host.wait_until(
             lambda: any(
-                "nothing is removed from the networks now" in entry["MESSAGE"]
+                "nothing is removed from networks now" in entry["MESSAGE"]
                 for entry in host.journal("_SYSTEMD_UNIT=hypemand.service", since=since)
             ),
             what="the daemon has told the service what there is",
@@ -271,11 +271,11 @@ def test_a_pool_that_is_used_up_refuses_with_figures(vms: Vms) -> None:
         assert place(vms, "has-it")["ip"] == "10.99.7.2"
         vms.define("too-many", network="tiny")
         said = refusal(vms.host, "too-many")
-        assert "network tiny has no address left for VM too-many" in said
-        assert "10.99.7.0/30 has 1 for VMs, and 1 of them are other VMs'" in said
+        assert "network tiny has no free address for VM too-many" in said
+        assert "10.99.7.0/30 has 1 for VMs, and 1 are used by other VMs" in said
         assert traces_in_network(vms, "too-many") == []
         vms.ctl("stop", "has-it")
-        assert "no address left" in refusal(vms.host, "too-many"), "a VM that is stopped keeps its address"
+        assert "no free address" in refusal(vms.host, "too-many"), "a VM that is stopped keeps its address"
         vms.remove("has-it")
         vms.start("too-many")
         assert place(vms, "too-many")["ip"] == "10.99.7.2"
@@ -292,7 +292,7 @@ def test_an_address_that_cannot_be_had_is_refused_and_nothing_stays(vms: Vms) ->
     for wish, words in (
         (
             {"address": taken["ip"]},
-            f"wants the address {taken['ip']} of network default, which is VM holder's",
+            f"cannot have the address {taken['ip']} of network default, which is used by VM holder",
         ),
         ({"address6": taken["ip6"]}, f"the address {taken['ip6']}"),
         ({"mac": taken["mac"]}, f"wants the MAC address {taken['mac']}"),
@@ -327,7 +327,7 @@ def test_a_published_port_has_one_owner(vms: Vms) -> None:
         host.run(["systemctl", "stop", "hosts-own.service"])
     vms.start("shop")
     said = refusal(host, "rival")
-    assert "VM rival publishes port 8931/tcp of this host, which leads to VM shop" in said
+    assert "VM rival publishes port 8931/tcp of this host, which is published by VM shop" in said
     assert traces_in_network(vms, "rival") == []
     fetch = "import socket; s = socket.create_connection(('127.0.0.1', 8931), 10); print(s.recv(99).decode())"
     # once it listens
@@ -346,7 +346,7 @@ def test_a_bridge_that_is_not_ours_is_left_alone_and_the_others_work(vms: Vms) -
             vms.define("unlucky", network="bad")
             vms.define("lucky", **ON_DEFAULT)
             said = refusal(host, "unlucky")
-            assert "no VM can be on network bad" in said
+            assert "network bad is not available" in said
             assert "foreign0" in said
             assert traces_in_network(vms, "unlucky") == []
             assert "foreign0" in network(host, "bad")["problem"]
@@ -381,7 +381,7 @@ def test_a_network_that_somebody_takes_away_is_there_again(vms: Vms, harm: str) 
         return [e["MESSAGE"] for e in host.journal("-u", NETWORK_UNITS[1], "-p", "warning", since=begun)]
 
     host.wait_until(lambda: bool(told()), 10, "it is noticed")
-    assert told() == ["network default was taken away by another program; it is there again"]
+    assert told() == ["network default was removed by another program; restored"]
     reach_gateway(vms, "taken-from")
     assert network(host)["problem"] is None
 
@@ -397,7 +397,10 @@ def test_a_network_that_cannot_be_there_again_has_a_problem(vms: Vms) -> None:
         try:
             host.run(["sh", "-c", swap.format(NETWORK_UNITS[1], "swap0")])
             host.wait_until(
-                lambda: "swap0 exists and is not of hypemand" in (network(host, "swapped")["problem"] or ""),
+                lambda: (
+                    "swap0 exists and does not belong to hypemand"
+                    in (network(host, "swapped")["problem"] or "")
+                ),
                 10,
                 "the state says so",
             )
@@ -460,7 +463,7 @@ def test_without_rules_no_vm_is_on_a_network(vms: Vms, fault: str) -> None:
             host.run(["sed", "-i", "s/policy drop/policy nonsense/; s/policy accept/policy nonsense/", path])
         host.run(["systemctl", "restart", "hypemand-network.service"])
         said = refusal(host, "unruled")
-        assert "no VM can be on network default" in said
+        assert "network default is not available" in said
         assert not has_tap(vms, "unruled")
         assert network(host)["problem"]
     finally:

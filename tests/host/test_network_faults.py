@@ -50,7 +50,7 @@ def refuse(vms: Vms, name: str, *words: str) -> str:
     assert not refused.ok
     for word in words:
         assert word in refused.stderr, refused.describe()
-    assert "did not foresee" not in refused.stderr
+    assert "internal error of hypemand" not in refused.stderr
     assert vms.state(name) == "Stopped"
     assert read_network(vms.host) == before
     return refused.stderr
@@ -153,7 +153,7 @@ def test_a_rule_that_the_kernel_refuses(bare: Vms, wired: Wired) -> None:
         assert owner.stdout is not None
         assert owner.stdout.readline().startswith(b"(0,")
         wired.a.run(["systemctl", "start", "hypemand-network.socket"])
-        refuse(bare, "web", "nftables refused a rule", "no other program owns")
+        refuse(bare, "web", "nftables rejected a rule", "no other program owns")
     wired.a.wait_until(lambda: "inet hypemand" not in wired.a.run(["nft", "list", "tables"]).stdout, 10)
     bare.start("web")
     assert Place(wired.a, "web").reaches(wired.b4) == "b"

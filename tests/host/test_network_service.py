@@ -108,7 +108,7 @@ def test_a_unit_that_has_the_port_is_named(probe: TestHost) -> None:
     probe.wait_until_succeeds(["sh", "-c", "ss -Hltn sport = 8088 | grep -q ."])
     told = ask(probe, "attach", 8088)
     probe.run(["systemctl", "stop", "has-the-port.service"])
-    assert "InUse: port 8088/tcp of the host is taken by has-the-port.service" in told
+    assert "InUse: port 8088/tcp of the host is in use by has-the-port.service" in told
     assert "hv64000" not in list_links(probe)
 
 

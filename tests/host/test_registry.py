@@ -253,7 +253,7 @@ def test_a_small_layer_that_would_fill_the_disk_is_ended_and_leaves_nothing(host
                 ctl(host, "image", "import", "bomb", f"{HERE}/bomb.tar.gz", check=False),
             ):
                 assert refused.code == 9, refused.describe()
-                assert "takes more disk than there is" in refused.stderr
+                assert "needs more disk space than available" in refused.stderr
                 assert "96M are kept" in refused.stderr
                 assert left(host) == []
         finally:

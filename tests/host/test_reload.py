@@ -150,7 +150,7 @@ def test_a_file_does_not_take_a_vm_that_was_made_by_command(vms: Vms) -> None:
         shown = vms.show("commanded")
         assert (shown["origin"], shown["state"]) == ("api", "Running")
         told = [e["MESSAGE"] for e in vms.host.journal(f"MESSAGE_ID={DEFINITION_BROKEN}")]
-        assert any("commanded.yaml" in line and "made by the API already" in line for line in told)
+        assert any("commanded.yaml" in line and "already created with the API" in line for line in told)
     finally:
         vms.undefine("commanded")
     assert vms.state("commanded") == "Running"

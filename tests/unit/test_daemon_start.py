@@ -256,10 +256,10 @@ def test_garbage_in_place_of_any_file_keeps_nothing_from_working_and_is_kept(
             assert kind == "dangling" or "tokens.json" in (await answer.json())["message"]
         async with client.get("http://d/instances/bad") as answer:
             assert answer.status == 404
-            assert "what is known of VM bad cannot be read" in (await answer.json())["message"]
+            assert "the record of VM bad cannot be read" in (await answer.json())["message"]
 
     asyncio.run(host.start(scenario))
-    assert any("1 whose record cannot be read" in line for line in notified.read())
+    assert any("1 with unreadable records" in line for line in notified.read())
     assert before - snapshot(tmp_path) == set()
 
 
@@ -392,7 +392,7 @@ def test_while_the_records_hang_requests_are_refused_and_then_answered(
     async def scenario(client: aiohttp.ClientSession) -> None:
         async with client.get("http://d/instances") as answer:
             assert answer.status == 503
-            assert "which VMs there are" in (await answer.json())["message"]
+            assert "the list of VMs is not available yet" in (await answer.json())["message"]
         goes_on.set()
         while True:
             async with client.get("http://d/instances") as answer:

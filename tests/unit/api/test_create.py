@@ -207,7 +207,7 @@ def test_where_vms_have_no_network_by_default_asking_for_one_is_refused() -> Non
     defaults = DefinitionDefaults(network=None)
     assert parse_create(BASE, defaults, {}).definition.network is None
     for network in ({"enabled": True}, {"bandwidth_upload": "1Mbps"}):
-        with pytest.raises(InvalidDefinition, match=r"network\.enabled: by this host's config"):
+        with pytest.raises(InvalidDefinition, match=r"network\.enabled: the host config"):
             parse_create(BASE | {"network": network}, defaults, {})
 
 

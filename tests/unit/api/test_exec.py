@@ -267,7 +267,7 @@ def test_wrong_frames_close_the_connection_with_the_reason(tmp_path: Path) -> No
             await socket.send_bytes(b"x")
             assert await close_of(socket) == (
                 1008,
-                "invalid_request: the first frame must be text that says what is wanted",
+                "invalid_request: the first frame must be a text frame with the request",
             )
         for frame in (
             '{"resize":{"rows":1}}',

@@ -352,8 +352,8 @@ def test_refusals_are_logged_with_the_peer_and_not_each(
         over_tcp(tmp_path, scenario)
     lines = [record.getMessage() for record in caplog.records if "refused a request" in record.getMessage()]
     assert lines == [
-        "refused a request from 127.0.0.1: a token that is not known, or good no more",
-        "refused a request from 127.0.0.1: no token; 4 others were refused before",
+        "refused a request from 127.0.0.1: an unknown, expired or revoked token",
+        "refused a request from 127.0.0.1: no token; 4 other requests were refused before",
     ]
 
 
@@ -406,7 +406,7 @@ def test_tls_and_a_renewed_certificate(tmp_path: Path) -> None:
             await place.listener.apply(config)
             assert await names(second) == "second"
             (tmp_path / "key.pem").write_text("no key")
-            with pytest.raises(HostNotReady, match="are no certificate with its key"):
+            with pytest.raises(HostNotReady, match="are not a certificate and its key"):
                 await place.listener.apply(config)
             assert await names(second) == "second"
             with pytest.raises(aiohttp.ClientError):

@@ -30,7 +30,7 @@ def test_all_of_it_comes_back_and_nothing_stays(tmp_path: Path, count: int) -> N
 
 
 def test_a_host_without_room_is_told_in_words(tmp_path: Path) -> None:
-    with pytest.raises(HostNotReady, match="cannot keep the file"):
+    with pytest.raises(HostNotReady, match="cannot store the file"):
         keep(tmp_path / "missing", b"x" * (IN_MEMORY + 1))
 
 

@@ -310,7 +310,7 @@ async def test_a_session_that_is_closed_connects_no_more(tmp_path: Path) -> None
     session, _ = make_session(tmp_path)
     async with vmm.serve():
         await session.close()
-        with pytest.raises(GuestError, match="ended"):
+        with pytest.raises(GuestError, match="has stopped meanwhile"):
             await session.open_agent(5)
         assert session.poll() is None
     assert vmm.agents == 0

@@ -170,7 +170,7 @@ def test_the_table_has_a_bar_for_each_step_under_its_time() -> None:
 
 def test_a_boot_that_failed_says_so() -> None:
     failed = derive_timeline(replace(FACTS, running=None))
-    assert "did not get to Running" in render_text(failed)
+    assert "did not reach Running" in render_text(failed)
     assert 'class="running"' not in render_svg(failed)
     assert 'class="running"' in render_svg(derive_timeline(FACTS))
 

@@ -100,7 +100,7 @@ def test_exec_runs_in_the_guest(tmp_path: Path) -> None:
         assert api.manager.sessions[-1].request.env == {"A": "1"}
         lost = await run("exec", "web", "lost")
         assert lost.returncode == 125
-        assert "nobody could tell how the command ended" in lost.stderr
+        assert "the exit status of the command is not known" in lost.stderr
 
     run_both(tmp_path, scenario)
 

@@ -108,7 +108,7 @@ def test_the_reason_of_a_close_is_told(guest: FakeGuest, cli: Cli) -> None:
 def test_a_channel_that_breaks_is_our_own_failure(guest: FakeGuest, cli: Cli) -> None:
     done = cli.run("exec", "web", "vanish")
     assert done.returncode == 125
-    assert "broke before the command had ended" in done.stderr
+    assert "was lost before the command exited" in done.stderr
 
 
 def test_no_command_is_refused_before_anything_is_asked(cli: Cli) -> None:

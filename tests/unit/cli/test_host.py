@@ -244,8 +244,8 @@ def test_check_of_a_name_that_nothing_has_says_what_to_give(cli: Cli, name: str)
     done = cli.run("check", name)
     assert done.returncode == 8
     assert done.stderr == (
-        f"{name}: is neither a file here nor a VM that /etc/hypemand/vms.d defines;"
-        " give the path of a file, or NAME of a VM there\n"
+        f"{name}: is neither a file nor a VM that is defined in /etc/hypemand/vms.d;"
+        " use the path of a file, or the NAME of a VM in that directory\n"
     )
 
 

@@ -33,7 +33,10 @@ def test_networks_are_a_table_that_tells_what_is_wrong(daemon: FakeDaemon, cli: 
         "NAME  STATE    BRIDGE  IPV4         IPV6  VMS  FREE  NOTE",
         "lab   ready    lab0    10.7.0.1/24  -     1/2  251",
         "dmz   problem  lab0    10.7.0.1/24  -     0/0  251   dmz0 is not ours\\x1b[2J",
-        "old   pending  lab0    10.7.0.1/24  -     1/2  many  ufw is there; changes when no VM is on it",
+        (
+            "old   pending  lab0    10.7.0.1/24  -     1/2  many"
+            "  ufw is there; change pending until no VM is attached"
+        ),
     ]
     assert cli.run("network", "list", "-q").stdout == "lab\ndmz\nold\n"
     assert json.loads(cli.run("network", "list", "--json").stdout) == daemon.networks

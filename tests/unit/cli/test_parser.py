@@ -106,11 +106,11 @@ def test_a_wait_may_be_endless_and_its_state_be_written_small() -> None:
         (["nope"], "unknown command 'nope'"),
         (["image"], "missing subcommand, one of: list, inspect, pull, tag, prune, export, rm, import"),
         (["start"], "NAME"),
-        (["kill", "-s", "NOPE", "web"], "write it as TERM, SIGTERM or 15"),
+        (["kill", "-s", "NOPE", "web"], "use TERM, SIGTERM or 15"),
         (["wait", "web", "--for", "Happy"], "use one of: Created, Initializing, Running"),
         (["wait", "web", "--timeout", "soon"], "1min 30s"),
         (["logs", "web", "--source", "x"], "app"),
-        (["logs", "web", "-n", "-1"], "whole number"),
+        (["logs", "web", "-n", "-1"], "not an integer"),
         ([], "commands:"),
     ],
 )

@@ -83,7 +83,7 @@ def test_run_says_where_in_the_network(daemon: FakeDaemon, cli: Cli, words: str,
 
 def test_nothing_is_published_without_a_network(daemon: FakeDaemon, cli: Cli) -> None:
     refused = cli.run("run", "-d", "--network", "none", "-p", "80:80", "box")
-    assert (refused.returncode, "--publish needs a network" in refused.stderr) == (125, True)
+    assert (refused.returncode, "--publish requires a network" in refused.stderr) == (125, True)
     assert daemon.requests == []
 
 
@@ -98,7 +98,7 @@ def test_run_without_an_exit_status_is_our_own_failure(daemon: FakeDaemon, cli: 
     say_and_end(daemon, "job", "", exit_code=None, exit_message="the VMM was killed")
     done = cli.run("run", "--name", "job", "box")
     assert done.returncode == 125
-    assert "job ended without an exit status: the VMM was killed" in done.stderr
+    assert "job stopped without an exit status: the VMM was killed" in done.stderr
 
 
 def test_run_goes_on_when_the_daemon_is_restarted(daemon: FakeDaemon, cli: Cli) -> None:
@@ -114,7 +114,7 @@ def test_run_gives_up_a_daemon_that_breaks_off_for_ever(daemon: FakeDaemon, cli:
     daemon.breaks_after = [1] * 100
     done = cli.run("run", "--name", "job", "box")
     assert done.returncode == 125
-    assert "broke off" in done.stderr
+    assert "was lost" in done.stderr
 
 
 def test_run_rm_leaves_nothing(daemon: FakeDaemon, cli: Cli) -> None:
@@ -168,8 +168,8 @@ def test_run_shows_every_problem_of_a_definition(daemon: FakeDaemon, cli: Cli) -
 
 
 def test_run_refuses_what_does_not_go_together(daemon: FakeDaemon, cli: Cli) -> None:
-    assert "--rm needs the foreground" in cli.run("run", "--rm", "-d", "box").stderr
-    assert "--json needs -d" in cli.run("run", "--json", "box").stderr
+    assert "--rm cannot be combined with -d" in cli.run("run", "--rm", "-d", "box").stderr
+    assert "--json requires -d" in cli.run("run", "--json", "box").stderr
     assert daemon.requests == []
 
 

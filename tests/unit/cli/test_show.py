@@ -172,7 +172,7 @@ def test_status_lives_with_a_log_that_breaks(daemon: FakeDaemon, cli: Cli) -> No
     done = cli.run("status", "web")
     assert done.returncode == 0
     assert "before" in done.stdout
-    assert "its lines cannot be read: the journal is gone" in done.stdout
+    assert "cannot read its log: the journal is gone" in done.stdout
 
 
 def test_what_a_guest_says_does_not_reach_the_terminal_raw(daemon: FakeDaemon, cli: Cli) -> None:

@@ -116,7 +116,7 @@ def test_the_terminal_is_as_before_whatever_happens(guest: FakeGuest, cli: Cli, 
         assert terminal.modes() != before
         if how == "vanish":
             terminal.type(b"v")
-            terminal.expect(b"broke before the command had ended\r\n")
+            terminal.expect(b"was lost before the command exited\r\n")
             assert terminal.process.wait(DEADLINE) == 125
         else:
             terminal.process.send_signal(signal.SIGTERM)
@@ -138,7 +138,7 @@ def test_a_terminal_without_input_leaves_ours_alone(guest: FakeGuest, cli: Cli) 
 def test_without_a_terminal_t_and_i_do_not_go_together(guest: FakeGuest, cli: Cli) -> None:
     done = cli.run("exec", "-it", "web", "tty")
     assert done.returncode == 125
-    assert "needs a terminal as input; leave out -t" in done.stderr
+    assert "requires a terminal as standard input; leave out -t" in done.stderr
     assert guest.openings == []
 
 

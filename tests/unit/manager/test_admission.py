@@ -52,12 +52,12 @@ def test_disks_may_be_promised_more_than_there_is_but_not_without_end() -> None:
     with pytest.raises(InsufficientResources) as caught:
         check_disk("VM a", 81 * GIB, 100 * GIB, ROOM, policy)
     for words in (
-        "VM a wants 81G",
+        "VM a needs 81G",
         "80G are left",
         "has 100G",
-        "keeps 10G",
+        "reserves 10G",
         "overcommit of 2",
-        "promised 100G",
+        "have 100G allocated",
     ):
         assert words in caught.value.message
 

@@ -72,7 +72,7 @@ def test_a_vm_is_not_in_its_own_way_and_a_definition_alone_holds_nothing(store: 
 
 def test_what_is_not_there_is_named(store: VolumeStore) -> None:
     claims = Claims(store, list)
-    with pytest.raises(NotFound, match="VM b wants the volume other, which is not there"):
+    with pytest.raises(NotFound, match="the volume other of VM b does not exist"):
         claims.claim("b", holder("b", volume="other").definition)
     assert claims.claim("b", holder("b", volume="other", required=False).definition) == ()
 
@@ -86,7 +86,7 @@ def test_nobody_gets_a_volume_that_is_worked_on(store: VolumeStore) -> None:
         with pytest.raises(InUse, match="is being resized"), claims.work_on(volume, "removed"):
             raise AssertionError("two worked on it")
     with (
-        pytest.raises(InUse, match="VM a runs with"),
+        pytest.raises(InUse, match="is in use by the running VM a"),
         Claims(store, lambda: [holder("a")]).work_on(volume, "x"),
     ):
         raise AssertionError("it was in use")

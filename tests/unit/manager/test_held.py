@@ -96,7 +96,9 @@ class Daemon(Host):
     async def expect_held(self, volume: Volume) -> None:
         """The VM web has the volume."""
         for change in (self.volumes.remove_volume("data"), self.volumes.resize_volume("data", 32 * MIB)):
-            with pytest.raises(InUse, match=r"attached to web|VM web runs with the volume data"):
+            with pytest.raises(
+                InUse, match=r"attached to web|the volume data is in use by the running VM web"
+            ):
                 await change
         mount = VolumeMount("data", "/srv")
         with pytest.raises(InUse, match="VM web writes to the volume data"):

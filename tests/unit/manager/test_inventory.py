@@ -146,7 +146,9 @@ def test_a_record_that_cannot_be_read_spoils_no_other(
     assert "bad" in caplog.text
     assert (bad / "vm.json").exists()
     assert [name for name in ("good", "bad", "new") if again.is_unreadable(name)] == ["bad"]
-    with pytest.raises(AlreadyExists, match=r"a VM bad, whose record cannot be read: .*/bad/vm\.json"):
+    with pytest.raises(
+        AlreadyExists, match=r"a VM bad exists, and its record cannot be read: .*/bad/vm\.json"
+    ):
         again.add(definition("bad"), Origin.FILE)
     assert (bad / "vm.json").read_text() == "{"
 

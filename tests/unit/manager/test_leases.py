@@ -49,7 +49,7 @@ def test_the_lowest_free_address_is_taken_and_the_gateways_never() -> None:
         taken.append(Claim(f"vm{last}", got.mac, got.ipv4, got.ipv6))
     with pytest.raises(InsufficientResources) as caught:
         lease("late", USE, *taken)
-    for words in ("network lab", "VM late", "10.7.0.0/29 has 5 for VMs", "5 of them"):
+    for words in ("network lab", "VM late", "10.7.0.0/29 has 5 for VMs", "5 are used by other VMs"):
         assert words in caught.value.message
     assert "larger subnet" in caught.value.hint
     del taken[1]
@@ -106,7 +106,7 @@ def test_what_another_vm_has_cannot_be_asked_for() -> None:
         (replace(USE, address6=IPv6Address("fd00:7::4")), "the address fd00:7::4"),
         (replace(USE, mac="02:00:00:00:00:09"), "the MAC address 02:00:00:00:00:09"),
     ):
-        with pytest.raises(InUse, match=f"VM web wants {words} of network lab, which is VM db's"):
+        with pytest.raises(InUse, match=f"VM web cannot have {words} of network lab, which is used by VM db"):
             lease("web", use, other)
 
 
@@ -114,11 +114,11 @@ def test_what_another_vm_has_cannot_be_asked_for() -> None:
     ("use", "words"),
     [
         (replace(USE, address=IPv4Address("10.8.0.4")), "10.8.0.4 is not in 10.7.0.0/29"),
-        (replace(USE, address=v4(1)), "10.7.0.1 is that of the gateway"),
-        (replace(USE, address=v4(0)), "is that of the network"),
+        (replace(USE, address=v4(1)), "10.7.0.1 is the gateway address"),
+        (replace(USE, address=v4(0)), "is the network address"),
         (replace(USE, address=v4(7)), "is the broadcast address"),
-        (replace(USE, address6=IPv6Address("fd00:7::")), "is that of the network"),
-        (replace(USE, address6=IPv6Address("fd00:7::1")), "is that of the gateway"),
+        (replace(USE, address6=IPv6Address("fd00:7::")), "is the network address"),
+        (replace(USE, address6=IPv6Address("fd00:7::1")), "is the gateway address"),
         (replace(USE, address6=IPv6Address("fd00:8::1")), "is not in"),
     ],
 )
@@ -128,7 +128,7 @@ def test_what_no_vm_can_have_is_refused_with_what_it_is(use: NetworkUse, words: 
     (problem,) = caught.value.problems
     assert problem.key == ("network.address" if use.address is not None else "network.address6")
     assert words in problem.message
-    assert "leave it to network lab" in problem.hint
+    assert "omit it to get a free one of network lab" in problem.hint
 
 
 def test_a_family_that_the_network_lacks() -> None:

@@ -278,10 +278,10 @@ async def test_a_guests_file_keeps_its_mode_and_owner_and_its_place(guests: Fake
     ("file", "words"),
     [
         (None, "no '/etc/hosts'"),
-        (File(b"", kind=FileKind.DIRECTORY), "no file but a directory"),
-        (File(b"", kind=FileKind.FIFO), "no file but a fifo"),
-        (File(b"", claimed_size=1024 * 1024 + 1), "left alone"),
-        (File(b"", kind=FileKind.SYMLINK, target="/etc/hosts"), "link to link"),
+        (File(b"", kind=FileKind.DIRECTORY), "not a file but a directory"),
+        (File(b"", kind=FileKind.FIFO), "not a file but a fifo"),
+        (File(b"", claimed_size=1024 * 1024 + 1), "is not changed if"),
+        (File(b"", kind=FileKind.SYMLINK, target="/etc/hosts"), "too many links"),
     ],
 )
 @in_loop
@@ -422,7 +422,7 @@ async def test_a_failure_is_told_with_the_vms_name_and_tried_again_at_the_next_c
     for _ in range(3):
         scene.names.states_changed()
         await scene.settle()
-    said = "VM web: cannot tell it the names of its group: its disk is full"
+    said = "VM web: cannot update the names of its group: its disk is full"
     assert [record.getMessage() for record in caplog.records] == [said]
     guest.refuse = None
     await scene.change(*members)
@@ -452,7 +452,7 @@ async def test_a_guest_that_does_not_answer_is_given_up(
     guest.gate = asyncio.Event()
     await scene.change(member("web", 3), member("db", 2))
     await asyncio.sleep(0.05)
-    assert "VM web: cannot tell it the names of its group: its agent took more than 0.01 s" in caplog.text
+    assert "VM web: cannot update the names of its group: its agent took more than 0.01 s" in caplog.text
 
 
 @in_loop

@@ -140,7 +140,7 @@ def test_a_vm_without_a_network_needs_no_service(tmp_path: Path) -> None:
         await lab.networks.detach("plain")
         assert lab.host.asked == []
         lab.define("web")
-        with pytest.raises(HostNotReady, match="no VM can be on network lab: it is away"):
+        with pytest.raises(HostNotReady, match="network lab is not available: it is away"):
             await lab.start("web")
         assert not lab.has_file("web")
         lab.host.away = None
@@ -196,7 +196,9 @@ def test_what_a_vm_has_claimed_nobody_else_gets(tmp_path: Path) -> None:
         publish = (Publish(None, 53, 53, Transport.UDP),)
         lab.tenancy.claim(lab.define("a", replace(USE, publish=publish)))
         assert lab.tenancy.plan(lab.define("b")).lease.ipv4 == IPv4Address("10.7.0.3")  # type: ignore[union-attr]
-        with pytest.raises(InUse, match="VM c publishes port 53/udp of this host, which leads to VM a"):
+        with pytest.raises(
+            InUse, match="VM c publishes port 53/udp of this host, which is published by VM a"
+        ):
             lab.tenancy.claim(lab.define("c", replace(USE, publish=publish)))
         await lab.networks.give_up("a")
         assert lab.tenancy.claim(lab.define("c", replace(USE, publish=publish)))
@@ -225,7 +227,7 @@ def test_which_published_ports_are_the_same(
             lab.define("b", replace(USE, publish=(second,)))
             await lab.start("a")
             if clash:
-                with pytest.raises(InUse, match="leads to VM a"):
+                with pytest.raises(InUse, match="is published by VM a"):
                     lab.tenancy.plan(lab.tenants["b"])
             else:
                 assert lab.tenancy.plan(lab.tenants["b"])
@@ -491,7 +493,8 @@ def test_a_network_that_is_gone_from_the_config_goes_with_its_last_vm(tmp_path: 
         await lab.networks.sync()
         assert set(lab.host.bridges) == {"lab", "dmz"}
         with pytest.raises(
-            InvalidDefinition, match="there is no network lab in the host config; write dmz or network: none"
+            InvalidDefinition,
+            match="there is no network lab in the host configuration; write dmz or network: none",
         ):
             lab.tenancy.plan(lab.define("b"))
         await lab.end("a")
@@ -553,7 +556,7 @@ def test_that_there_are_no_name_servers_is_told(tmp_path: Path) -> None:
         lab.config["quiet"] = replace(LAB, name="quiet", bridge="quiet0", dns=())
         told = {info.name: info.warnings for info in await lab.networks.list_networks()}
         assert (told["dmz"], told["quiet"]) == ((), ())
-        assert "VMs are told no name servers" in " ".join(told["lab"])
+        assert "VMs have no DNS servers" in " ".join(told["lab"])
         vms = [lab.define("web"), lab.define("here", NetworkUse(name="quiet")), lab.define("plain", None)]
         vms += [lab.define("inside", NetworkUse(name="dmz")), lab.define("lost", NetworkUse(name="gone"))]
         assert [vm.vm for vm in vms if lab.tenancy.lacks_servers(vm)] == ["web"]
@@ -589,7 +592,7 @@ def test_problems_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert caplog.text.count("its subnet is a route of this host") == 1
         lab.host.problems.clear()
         await lab.networks.sync()
-        assert "VMs can be on network lab again" in caplog.text
+        assert "network lab is available again" in caplog.text
 
     drive(tmp_path, scenario)
 
@@ -635,7 +638,7 @@ def test_a_device_whose_record_cannot_be_read_is_not_removed(
             await lab.networks.sync()
             assert lab.host.asked[-1] == "apply without prune"
         assert tap in lab.host.taps
-        words = "nothing is removed from the networks now: it cannot be told what is of the VMs web"
+        words = "nothing is removed from networks now: the network resources are not known of the VMs web"
         assert caplog.text.count(words) == 1
         lab.live.clear()
         await lab.networks.sync()
@@ -662,7 +665,7 @@ def test_a_port_that_cannot_be_written_down_is_known_all_the_same(
         await lab.networks.sync()
         assert lab.host.asked[-1] == "apply"
         assert lab.host.taps == {port.tap: port}
-        assert "VM web: what it has of its network cannot be written down: No space left" in caplog.text
+        assert "VM web: cannot record its network resources: No space left" in caplog.text
         await lab.networks.close()
 
     drive(tmp_path, scenario)

@@ -67,7 +67,7 @@ def test_who_asks_for_what_is_being_pulled_joins(tmp_path: Path, layout: Path) -
         assert seen[-1].progress.total_layers == 1
         assert (await images.get_image(NAME)).status is PullStatus.PULLING
         assert [info.status for info in await images.list_images()] == [PullStatus.PULLING]
-        with pytest.raises(ImageNotReady, match="is not here yet: pulling"):
+        with pytest.raises(ImageNotReady, match="is not ready yet: pulling"):
             await images.get_for(NAME, "")
         registry.gate.set()
         assert (await waiting).name == NAME
@@ -91,7 +91,7 @@ def drip(rate: float, *, others_wait: bool, seconds: int = 3600) -> tuple[int, s
 def test_a_registry_that_drips_holds_no_place_that_others_wait_for() -> None:
     ended, why = drip(100.0, others_wait=True)
     assert ended <= 91
-    assert why.endswith("bytes in 90 s, and other images wait")
+    assert why.endswith("bytes in 90 s, and other pulls are waiting")
     assert drip(100.0, others_wait=False) == (3600, "")
     assert drip(200_000.0, others_wait=True) == (3600, "")
     ended, why = drip(0.0, others_wait=False)

@@ -143,7 +143,7 @@ def test_a_kernel_that_cannot_count_is_reported(networks: HostNetworks, no_count
     del no_counting
     (status,) = networks.apply((plan,), (make_port(plan, 1),), prune=True)
     assert status.problem == ""
-    assert "the kernel does not count connections" in " ".join(status.warnings)
+    assert "the kernel cannot count connections" in " ".join(status.warnings)
 
 
 @pytest.fixture

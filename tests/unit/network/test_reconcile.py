@@ -358,7 +358,7 @@ def test_a_vm_that_cannot_be_attached_leaves_nothing(networks: HostNetworks, obs
 
 def test_a_port_of_the_host_is_refused_with_the_program_named(networks: HostNetworks) -> None:
     networks.apply((PLAN,), (), prune=True)
-    with taken_port(), pytest.raises(InUse, match=r"^port 8080/tcp of the host is taken by "):
+    with taken_port(), pytest.raises(InUse, match=r"^port 8080/tcp of the host is in use by "):
         networks.attach(LIMITED)
 
 
@@ -373,10 +373,10 @@ def test_a_bridge_of_somebody_else_is_left_alone(networks: HostNetworks) -> None
     before = list_links()
     other = make_bridge("other", "hypeman1", 1)
     first, second = networks.apply((PLAN, other), (), prune=True)
-    assert first.problem.startswith("hypeman0 exists and is not of hypemand; ")
+    assert first.problem.startswith("hypeman0 exists and does not belong to hypemand; ")
     assert second.problem == ""
     assert list_links()["hypeman0"] == before["hypeman0"]
-    with pytest.raises(HostNotReady, match="hypeman0 exists and is not of hypemand"):
+    with pytest.raises(HostNotReady, match="hypeman0 exists and does not belong to hypemand"):
         networks.attach(LIMITED)
     networks.attach(make_port(other, 2))
 
@@ -407,7 +407,7 @@ def test_a_route_over_a_bridge_that_only_has_the_name_of_ours_counts(networks: H
     ip("route", "replace", "10.78.1.0/25", "dev", "hypeman0")
     other = replace(make_bridge("other", "hypeman1", 1), ipv4=IPv4Interface("10.78.1.1/24"))
     first, second = networks.apply((PLAN, other), (), prune=True)
-    assert "not of hypemand" in first.problem
+    assert "does not belong to hypemand" in first.problem
     assert "10.78.1.0/25 dev hypeman0" in second.problem
 
 
@@ -477,11 +477,11 @@ def test_a_network_stays_as_it_is_until_its_last_vm_has_stopped(networks: HostNe
         host_ports=frozenset({HostPort(Transport.UDP, 53)}),
     )
     (status,) = networks.apply((changed,), (port,), prune=True)
-    assert status.warnings == ("hypeman0 stays as it was until the last VM on it has stopped",)
+    assert status.warnings == ("hypeman0 is not changed until the last VM on it has stopped",)
     assert "10.77.0.1/24" in read("ip", "-brief", "address")
     # what can change under a VM has changed
     assert '"hypeman0" . udp . 53' in read("nft", "list", "ruleset")
-    with pytest.raises(HostNotReady, match="VMs are still on hypeman0"):
+    with pytest.raises(HostNotReady, match="VMs are still attached to hypeman0"):
         networks.attach(make_port(changed, 2))
     networks.detach(port)
     (status,) = networks.apply((changed,), (), prune=True)
@@ -649,7 +649,7 @@ def test_a_bridge_that_cannot_be_made_again_is_told(networks: HostNetworks) -> N
     ip("link", "del", "hypeman0")
     ip("link", "add", "hypeman0", "type", "bridge")
     (status,) = networks.restore_bridges()
-    assert "hypeman0 exists and is not of hypemand" in status.problem
+    assert "hypeman0 exists and does not belong to hypemand" in status.problem
 
 
 def test_a_subnet_that_was_taken_meanwhile_is_not_taken_back(networks: HostNetworks) -> None:

@@ -74,7 +74,7 @@ def test_a_program_that_was_there_is_found(
 ) -> None:
     with take(address, 8080, transport, reuse=reuse), pytest.raises(InUse) as caught:
         reservations.take(port(1, Publish(None, 8081, 80), Publish(None, 8080, 80, transport)))
-    assert caught.value.message.startswith(f"port 8080/{transport} of the host is taken by ")
+    assert caught.value.message.startswith(f"port 8080/{transport} of the host is in use by ")
     # nothing of it is held
     take("0.0.0.0", 8081).close()
 

@@ -121,7 +121,7 @@ def test_errors_are_of_their_kinds(service: Service) -> None:
         with pytest.raises(InvalidDefinition) as caught:
             await client.attach(make_port(PLAN, 2, ipv4=None, publish=publish))
         assert caught.value.problems[0].key == "network.publish"
-        with pytest.raises(HostNotReady, match="lo exists and is not of hypemand"):
+        with pytest.raises(HostNotReady, match="lo exists and does not belong to hypemand"):
             await client.attach(make_port(replace(PLAN, bridge="lo", ipv4=None, ipv6=None), 2))
 
     talk(service, run)
@@ -229,8 +229,8 @@ class Nftables:
 @pytest.mark.parametrize(
     ("library", "told"),
     [
-        (NO_LIBRARY, "nftables is absent: no such library; install python3-nftables"),
-        (NO_RULES, "nftables refused a rule: Error: Could not process rule"),
+        (NO_LIBRARY, "nftables is not available: no such library; install python3-nftables"),
+        (NO_RULES, "nftables rejected a rule: Error: Could not process rule"),
     ],
     ids=["absent", "refused"],
 )
@@ -332,7 +332,7 @@ def test_a_bridge_that_is_taken_away_is_there_again_at_once(
         await asyncio.wait_for(told.wait(), DEADLINE)
 
     talk(service, run)
-    assert "network default was taken away by another program; it is there again" in log.read_text()
+    assert "network default was removed by another program; restored" in log.read_text()
 
 
 def test_a_bridge_that_cannot_be_there_again_is_a_problem_in_the_next_answer(service: Service) -> None:
@@ -342,7 +342,7 @@ def test_a_bridge_that_cannot_be_there_again_is_a_problem_in_the_next_answer(ser
 
         async def reapply() -> None:
             (status,) = await client.apply((PLAN,), (), prune=True)
-            if "is not of hypemand" in status.problem:
+            if "does not belong to hypemand" in status.problem:
                 told.set()
 
         client.on_reconnect = reapply
@@ -365,7 +365,7 @@ FOREIGN = (
     [
         (
             ["nft", "chain ip filter FORWARD { policy drop; }"],
-            "another firewall drops what VMs on hypeman0 send",
+            "another firewall drops packets of VMs on hypeman0",
         ),
         (["ip", "addr", "add", "10.77.0.7/25", "dev", "eth7"], "10.77.0.0/25 dev eth7"),
         (["ip", "route", "add", "10.77.0.8/29", "dev", "eth7"], "10.77.0.8/29 dev eth7"),

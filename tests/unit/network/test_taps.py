@@ -141,7 +141,7 @@ def test_two_vmms_of_one_user_do_not_share_a_device(service: Service) -> None:
             assert line, f"the VMM ended: {told}"
             told += line
         _, errors = run_vmm(service, ONE.uid)
-        assert errors == "launcher: no TAP device: hv61201: the kernel refused: Device or resource busy\n"
+        assert errors == "launcher: no TAP device: hv61201: rejected by the kernel: Device or resource busy\n"
         assert run_vmm(service, TWO.uid)[0]["device"] == f"{TWO.tap} 1"
     finally:
         first.kill()
@@ -169,7 +169,7 @@ def tamper(how: str) -> None:
             "mac",
             f"the MAC address of its interface {ONE.tap} was changed from fe:68:00:00:ef:11 to {TWO.mac}",
         ),
-        ("owner", f"its interface {ONE.tap} was given from user {ONE.uid} to {TWO.uid}"),
+        ("owner", f"its interface {ONE.tap} had its owner changed from user {ONE.uid} to {TWO.uid}"),
     ],
 )
 @pytest.mark.parametrize("away", [False, True], ids=["daemon", "no daemon"])
@@ -246,7 +246,7 @@ def test_who_is_no_vm_gets_no_device(service: Service) -> None:
     for uid in (61700, 61777):
         told, errors = run_vmm(service, uid)
         assert told == {}
-        assert errors.startswith(f"launcher: no TAP device: hv{uid} is not there")
+        assert errors.startswith(f"launcher: no TAP device: hv{uid} does not exist")
 
 
 def test_a_service_that_has_just_started_gives_devices_before_it_is_told_anything(service: Service) -> None:
@@ -261,7 +261,9 @@ def test_a_service_without_its_right_says_so(service: Service) -> None:
     service.start("setpriv", "--bounding-set=-net_admin")
     service.tap_path.chmod(0o666)
     _, errors = run_vmm(service, ONE.uid)
-    assert errors.startswith("launcher: no TAP device: hv61201: the kernel refused: Operation not permitted")
+    assert errors.startswith(
+        "launcher: no TAP device: hv61201: rejected by the kernel: Operation not permitted"
+    )
 
 
 def test_a_request_that_ends_early_holds_up_nobody(service: Service) -> None:
@@ -273,5 +275,5 @@ def test_a_request_that_ends_early_holds_up_nobody(service: Service) -> None:
         one.connect(str(service.tap_path))
     assert run_vmm(service, ONE.uid)[0]["device"] == f"{ONE.tap} 1"
     for one in idle:
-        assert one.recv(100) == b"Ehv0 is not there: user 0 has no VM with a network"
+        assert one.recv(100) == b"Ehv0 does not exist: user 0 has no VM with a network"
         one.close()

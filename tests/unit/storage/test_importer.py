@@ -267,7 +267,7 @@ def test_names_that_are_none_or_reserved(tmp_path: Path, store: ImageStore, name
 
 
 def test_a_source_that_is_not_there(tmp_path: Path, store: ImageStore) -> None:
-    with pytest.raises(NotFound, match="no file or folder"):
+    with pytest.raises(NotFound, match="does not exist"):
         import_image(store, "app", str(tmp_path / "none:v1"))
 
 
@@ -388,7 +388,7 @@ def test_one_import_of_a_name_at_a_time(tmp_path: Path, store: ImageStore) -> No
     busy.mkdir()
     fd = os.open(busy, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    with pytest.raises(WrongState, match="app is being imported"):
+    with pytest.raises(WrongState, match="app is already being imported"):
         import_image(store, "app", root)
     import_image(store, "other", root)
     assert clean_staging(store) == []

@@ -76,7 +76,7 @@ def test_the_error_names_the_file_its_owner_what_is_done_and_the_cure(disk: Path
         f"{disk} is being written to by a VMM or another program with QEMU's locks, and cannot be removed"
         " meanwhile; it belongs to uid 61234"
     )
-    assert refused.value.hint == f"stop the VM that has it, or end what `fuser -v {disk}` shows"
+    assert refused.value.hint == f"stop its VM, or the program that `fuser -v {disk}` shows"
 
 
 def test_what_is_no_disk_is_held_by_nobody(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_entrypoint_and_cmd_join_as_in_docker(
     "definition", [{}, {"entrypoint": ()}, {"cmd": ()}, {"entrypoint": ("",), "cmd": ("x",)}]
 )
 def test_nothing_to_run_is_told_with_the_cure(definition: dict[str, Any]) -> None:
-    with pytest.raises(InvalidDefinition, match=r"cmd: there is nothing to run.*image app.*write one"):
+    with pytest.raises(InvalidDefinition, match=r"cmd: there is no program to run.*image app.*set one"):
         resolve(OciConfig(), **definition)
 
 
@@ -93,10 +93,10 @@ def test_signals_are_read_as_docker_writes_them(text: str, number: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "65", "SIGNOTHING", "RTMIN-1", "RTMAX+1", "RTMIN+31", "-9", "²"])
 def test_what_is_no_signal_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no signal"):
+    with pytest.raises(ValueError, match="is not a signal"):
         parse_signal(text)
 
 
 def test_an_image_with_an_impossible_stop_signal_is_named() -> None:
-    with pytest.raises(ImageNotReady, match=r"image app .* 'SIGNONE' is no signal"):
+    with pytest.raises(ImageNotReady, match=r"image app .* 'SIGNONE' is not a signal"):
         resolve(OciConfig(cmd=("x",), stop_signal="SIGNONE"))

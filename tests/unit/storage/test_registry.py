@@ -119,7 +119,7 @@ def test_without_one_for_this_host_those_that_there_are_are_named(
 def test_a_digest_is_believed_and_the_registry_is_not(store: ImageStore, registry: FakeRegistry) -> None:
     wrong = f"{NAME}@sha256:{'1' * 64}"
     registry.tags[wrong] = registry.tags[f"{NAME}:v1"]
-    with pytest.raises(PullFailed, match="gave another content"):
+    with pytest.raises(PullFailed, match="returned another content"):
         pull_image(store, wrong, registry)
     assert store.list_images() == []
 
@@ -156,7 +156,7 @@ def test_what_is_no_manifest_is_refused(store: ImageStore, registry: FakeRegistr
         ("x509: certificate signed by unknown authority", PullFailed, "certs.d"),
         ("http: server gave HTTP response to HTTPS client", PullFailed, "registries.conf"),
         ("Source image rejected: by policy", PullFailed, "policy.json"),
-        ("dial tcp: connection refused", PullFailed, "cannot be had: dial tcp"),
+        ("dial tcp: connection refused", PullFailed, "cannot be pulled: dial tcp"),
         ("write: no space left on device", InsufficientResources, "no space left"),
     ],
 )

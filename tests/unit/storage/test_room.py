@@ -43,7 +43,7 @@ def test_what_takes_too_much_is_ended_and_that_is_its_error(disk: Path) -> None:
                 file.flush()
         raise WrongState("this was cancelled")
 
-    words = "the image app takes more disk than there is"
+    words = "the image app needs more disk space than available"
     with pytest.raises(InsufficientResources, match=words) as caught, watch.watching():
         work()
     assert "16M free, of which 4M are kept" in str(caught.value)
@@ -63,7 +63,7 @@ def test_a_file_system_without_room_for_more_files_is_full(disk: Path) -> None:
     watch = RoomWatch("it", disk, 0, lambda: None)
     for number in range(3500):
         (disk / str(number)).touch()
-    with pytest.raises(InsufficientResources, match="takes more disk than there is"):
+    with pytest.raises(InsufficientResources, match="needs more disk space than available"):
         watch.check()
 
 

@@ -49,7 +49,7 @@ def test_a_volume_lasts_and_is_found_by_name_id_and_start_of_id(tmp_path: Path) 
         ("Up", 16 * MIB, {}, None, "name"),
         ("../up", 16 * MIB, {}, None, "name"),
         ("a", 16 * MIB, {}, "../x", "id"),
-        ("a", MIB, {}, None, "size: 1M is not a possible size; give 16M to 16T"),
+        ("a", MIB, {}, None, "size: 1M is not a valid size; give 16M to 16T"),
         ("a", 2**60, {}, None, "size"),
         ("a", 16 * MIB, {"-": "x"}, None, "tags"),
         ("a", 16 * MIB, {"x": "two\nlines"}, None, "tags"),
@@ -115,7 +115,7 @@ def test_a_missing_record_is_no_permission_to_delete(
     assert all(f"volumes/{name}, " in caplog.text for name in (*others, "lost", "README"))
     assert "lost+found" not in caplog.text
     # nor is it one to write over it
-    with pytest.raises(AlreadyExists, match="is in the way"):
+    with pytest.raises(AlreadyExists, match="contains no readable volume"):
         again.create("new", 16 * MIB, {}, "lost")
 
 
@@ -152,7 +152,7 @@ def test_a_volume_grows_and_never_shrinks(tmp_path: Path) -> None:
     store.resize(store.create("data", 16 * MIB, {}), 40 * MIB)
     assert read_size(store.get("data").disk) == 40 * MIB == store.get("data").size
     with pytest.raises(
-        InvalidRequest, match=r"size: 20M is less than the 40M that the volume data has; .*never shrinks"
+        InvalidRequest, match=r"size: 20M is less than the 40M that the volume data has; .*cannot shrink"
     ):
         store.resize(store.get("data"), 20 * MIB)
 

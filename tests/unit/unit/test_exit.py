@@ -236,4 +236,4 @@ def test_where_nothing_can_be_written_its_status_is_all_the_same(
 ) -> None:
     (tmp_path / "file").touch()
     assert end_a_run(monkeypatch, tmp_path / "file", tmp_path / "file/vms/web") == 0
-    assert "cannot keep the exit record (the guest did not power off" in capsys.readouterr().err
+    assert "cannot write the exit record (the guest did not power off" in capsys.readouterr().err
