@@ -12,7 +12,7 @@ from typing import Any
 
 from hypemand.model.state import State
 from tests.fakes.api import Client, serving
-from tests.fakes.host import FakeHost, running
+from tests.fakes.host import FakeHost, folder_in_memory, running
 from tests.unit.cli.conftest import Cli
 
 DEADLINE = 60.0
@@ -20,22 +20,24 @@ Run = Callable[..., Coroutine[Any, Any, "subprocess.CompletedProcess[str]"]]
 SMALL = ("-m", "96M", "--disk", "64M", "--network", "none")
 
 
-def drive(folder: Path, scenario: Callable[[FakeHost, Client, Run], Awaitable[None]]) -> None:
+def drive(scenario: Callable[[FakeHost, Client, Run], Awaitable[None]]) -> None:
     """Run a scenario with a host, its API, and hypemanctl."""
-    path = folder / "api.sock"
-    cli = Cli(path)
 
-    async def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return await asyncio.to_thread(cli.run, *words)
+    async def main(folder: Path) -> None:
+        path = folder / "api.sock"
+        cli = Cli(path)
 
-    async def main() -> None:
+        async def run(*words: str) -> subprocess.CompletedProcess[str]:
+            return await asyncio.to_thread(cli.run, *words)
+
         async with asyncio.timeout(DEADLINE), running(folder / "host") as host, serving(host, path) as client:
             await scenario(host, client, run)
 
-    asyncio.run(main())
+    with folder_in_memory() as folder:
+        asyncio.run(main(folder))
 
 
-def test_a_vm_is_created_listed_shown_and_removed(tmp_path: Path) -> None:
+def test_a_vm_is_created_listed_shown_and_removed() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         done = await run("run", "-d", "--name", "web", *SMALL, "-e", "A=1", "builtin:app", "sleep", "9")
         assert (done.stdout, done.returncode) == ("web\n", 0), done.stderr
@@ -55,10 +57,10 @@ def test_a_vm_is_created_listed_shown_and_removed(tmp_path: Path) -> None:
         assert (await run("show", "web")).returncode == 4
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_start_is_waited_for_and_a_failed_one_says_why(tmp_path: Path) -> None:
+def test_a_start_is_waited_for_and_a_failed_one_says_why() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         host.guest().boots = False
         await host.create()
@@ -74,10 +76,10 @@ def test_a_start_is_waited_for_and_a_failed_one_says_why(tmp_path: Path) -> None
         assert "db did not start: exited with code 7" in failed.stderr
         assert (await run("start", "nope")).returncode == 4
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_stop_restart_and_kill_do_what_they_say(tmp_path: Path) -> None:
+def test_stop_restart_and_kill_do_what_they_say() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         await host.run()
         first = host.vmm().run_id
@@ -94,10 +96,10 @@ def test_stop_restart_and_kill_do_what_they_say(tmp_path: Path) -> None:
         assert result.returncode == 1
         assert "the VMM was killed by SIGKILL" in result.stderr
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_pause_and_resume_reach_the_vmm(tmp_path: Path) -> None:
+def test_pause_and_resume_reach_the_vmm() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         await host.run()
         await host.create("off")
@@ -111,10 +113,10 @@ def test_pause_and_resume_reach_the_vmm(tmp_path: Path) -> None:
         assert (await run("resume", "web")).returncode == 0
         assert host.vmm().status == "running"
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_exec_runs_in_the_guest(tmp_path: Path) -> None:
+def test_exec_runs_in_the_guest() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         await host.run()
         host.guest().commands["both"] = (b"out", b"err", 3)
@@ -127,10 +129,10 @@ def test_exec_runs_in_the_guest(tmp_path: Path) -> None:
         assert off.returncode == 125
         assert "start it first" in off.stderr
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_files_define_vms_and_a_reload_says_what_is_wrong(tmp_path: Path) -> None:
+def test_files_define_vms_and_a_reload_says_what_is_wrong() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         host.write(autostart=True)
         (host.config.vm_dir / "bad.yaml").write_text("image: builtin:app\nmemory: lots\n")
@@ -144,10 +146,10 @@ def test_files_define_vms_and_a_reload_says_what_is_wrong(tmp_path: Path) -> Non
         assert host.vm().state is State.RUNNING
         assert "kernel" in (await run("analyze", "web")).stdout
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_every_answer_of_a_vms_life_is_as_described(tmp_path: Path) -> None:
+def test_every_answer_of_a_vms_life_is_as_described() -> None:
     async def scenario(host: FakeHost, api: Client, _: Run) -> None:
         body = {"name": "web", "image": "builtin:app", "cmd": ["x"], "size": "96MB", "overlay_size": "64MB"}
         status, made = await api.ask("POST", "/instances", body)
@@ -164,4 +166,4 @@ def test_every_answer_of_a_vms_life_is_as_described(tmp_path: Path) -> None:
         assert (await api.ask("GET", "/instances/web"))[0] == 404
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)

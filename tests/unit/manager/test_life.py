@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from hypemand.model.state import State
 from tests.fakes.host import FakeHost, drive
 
 
-def test_a_vm_runs_and_stops_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_vm_runs_and_stops_and_nothing_is_left() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         view = await host.manager.get_vm("web")
@@ -28,12 +27,10 @@ def test_a_vm_runs_and_stops_and_nothing_is_left(tmp_path: Path) -> None:
         assert stopped.exit.success
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_what_is_stopped_is_stopped_again_and_what_runs_is_started_again_without_effect(
-    tmp_path: Path,
-) -> None:
+def test_what_is_stopped_is_stopped_again_and_what_runs_is_started_again_without_effect() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create()
         assert (await host.manager.stop_vm("web")).state is State.STOPPED
@@ -42,10 +39,10 @@ def test_what_is_stopped_is_stopped_again_and_what_runs_is_started_again_without
         assert (await host.manager.start_vm("web")).state is State.RUNNING
         assert host.vmms.runs == {"web": 1}
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_vm_is_initializing_until_its_guest_is_up(tmp_path: Path) -> None:
+def test_a_vm_is_initializing_until_its_guest_is_up() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().boots = False
         await host.create()
@@ -59,11 +56,11 @@ def test_a_vm_is_initializing_until_its_guest_is_up(tmp_path: Path) -> None:
         status = host.systemd.units[host.vm().unit].status_text
         assert status.startswith("Running")
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
 @pytest.mark.parametrize("witness", ["journal", "sockets"])
-def test_either_witness_is_enough(tmp_path: Path, witness: str) -> None:
+def test_either_witness_is_enough(witness: str) -> None:
     async def scenario(host: FakeHost) -> None:
         host.journal.broken = witness == "sockets"
         if witness == "journal":
@@ -71,10 +68,10 @@ def test_either_witness_is_enough(tmp_path: Path, witness: str) -> None:
         await host.run()
         assert host.unit() == "active/running"
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_markers_of_another_boot_count_for_nothing(tmp_path: Path) -> None:
+def test_markers_of_another_boot_count_for_nothing() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().boots = False
         await host.create()
@@ -93,13 +90,13 @@ def test_markers_of_another_boot_count_for_nothing(tmp_path: Path) -> None:
         vmm.come_up()
         await host.until(State.RUNNING)
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
 # --- ends ---
 
 
-def test_a_program_that_ends_stops_its_vm(tmp_path: Path) -> None:
+def test_a_program_that_ends_stops_its_vm() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         host.vmm().exit(3)
@@ -113,10 +110,10 @@ def test_a_program_that_ends_stops_its_vm(tmp_path: Path) -> None:
         await host.until(State.RUNNING)
         assert (await host.manager.get_vm("web")).exit is None
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_guest_that_powers_off_without_a_word_is_told_apart(tmp_path: Path) -> None:
+def test_a_guest_that_powers_off_without_a_word_is_told_apart() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         host.vmm().power_off()
@@ -126,10 +123,10 @@ def test_a_guest_that_powers_off_without_a_word_is_told_apart(tmp_path: Path) ->
         assert (view.exit.code, view.exit.success) == (None, False)
         assert view.exit.message == "the guest powered off without an exit report"
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_killed_vmm_is_told_apart(tmp_path: Path) -> None:
+def test_a_killed_vmm_is_told_apart() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         view = await host.manager.kill_vm("web")
@@ -138,10 +135,10 @@ def test_a_killed_vmm_is_told_apart(tmp_path: Path) -> None:
         assert view.exit.message == "the VMM was killed by SIGKILL"
         assert host.traces() == [host.vm().unit]
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_boot_that_takes_too_long_is_ended_and_says_what_was_missing(tmp_path: Path) -> None:
+def test_a_boot_that_takes_too_long_is_ended_and_says_what_was_missing() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().boots = False
         await host.create(boot_timeout="2s")
@@ -152,10 +149,10 @@ def test_a_boot_that_takes_too_long_is_ended_and_says_what_was_missing(tmp_path:
         words = "boot timed out: HYPEMAN-PROGRAM-START and HYPEMAN-AGENT-READY were not seen"
         assert view.exit.message == words
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_guest_that_does_not_heed_a_stop_is_ended_by_force(tmp_path: Path) -> None:
+def test_a_guest_that_does_not_heed_a_stop_is_ended_by_force() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().heeds = False
         await host.run(stop_timeout="1s")
@@ -165,10 +162,10 @@ def test_a_guest_that_does_not_heed_a_stop_is_ended_by_force(tmp_path: Path) -> 
         assert view.exit.message == "the guest did not power off in time and was ended by force"
         assert host.traces() == [host.vm().unit]
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_stop_with_a_grace_of_its_own_asks_the_guests_agent(tmp_path: Path) -> None:
+def test_a_stop_with_a_grace_of_its_own_asks_the_guests_agent() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().heeds = False  # to what the unit's own command says
         await host.run()
@@ -177,10 +174,10 @@ def test_a_stop_with_a_grace_of_its_own_asks_the_guests_agent(tmp_path: Path) ->
         assert view.exit is not None
         assert view.exit.message == "stopped on request"
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_what_systemd_stops_is_stopped_and_released(tmp_path: Path) -> None:
+def test_what_systemd_stops_is_stopped_and_released() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default", restart="always")
         await host.order("StopUnit", host.vm().unit)
@@ -188,13 +185,13 @@ def test_what_systemd_stops_is_stopped_and_released(tmp_path: Path) -> None:
         await host.vm().settle()
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
 # --- restarts by systemd ---
 
 
-def test_a_failed_program_is_started_again_with_what_the_vm_holds(tmp_path: Path) -> None:
+def test_a_failed_program_is_started_again_with_what_the_vm_holds() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default", restart="on-failure")
         first = host.vmm().run_id
@@ -207,10 +204,10 @@ def test_a_failed_program_is_started_again_with_what_the_vm_holds(tmp_path: Path
         assert (await host.manager.stop_vm("web")).state is State.STOPPED
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_between_two_runs_it_holds_what_it_has(tmp_path: Path) -> None:
+def test_between_two_runs_it_holds_what_it_has() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default", restart="always", unit={"RestartSec": "10min"})
         host.vmm().exit(0)
@@ -222,10 +219,10 @@ def test_between_two_runs_it_holds_what_it_has(tmp_path: Path) -> None:
         assert (await host.manager.stop_vm("web")).state is State.STOPPED
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_one_that_fails_too_often_is_stopped_with_its_own_reason(tmp_path: Path) -> None:
+def test_one_that_fails_too_often_is_stopped_with_its_own_reason() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().ends = 9
         limits = {"StartLimitBurst": 2, "StartLimitIntervalSec": "10min", "RestartSec": "1ms"}
@@ -239,10 +236,10 @@ def test_one_that_fails_too_often_is_stopped_with_its_own_reason(tmp_path: Path)
         assert view.exit.code == 9
         assert host.traces() == [host.vm().unit]
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_killed_vmm_that_is_to_run_always_comes_back(tmp_path: Path) -> None:
+def test_a_killed_vmm_that_is_to_run_always_comes_back() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(restart="always")
         first = host.vmm().run_id
@@ -251,10 +248,10 @@ def test_a_killed_vmm_that_is_to_run_always_comes_back(tmp_path: Path) -> None:
         await host.until(State.RUNNING)
         assert host.vmms.runs == {"web": 2}
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_one_that_was_taken_over_is_ended_for_good(tmp_path: Path) -> None:
+def test_one_that_was_taken_over_is_ended_for_good() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(restart="always", network="default")
         await host.manager.end_tampered("web", "it has another's address")
@@ -263,13 +260,13 @@ def test_one_that_was_taken_over_is_ended_for_good(tmp_path: Path) -> None:
         assert host.vmms.runs == {"web": 1}
         assert host.traces() in ([], [host.vm().unit])
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
 # --- delete ---
 
 
-def test_a_vm_is_deleted_while_it_runs_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_vm_is_deleted_while_it_runs_and_nothing_is_left() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         await host.manager.delete_vm("web")
@@ -279,10 +276,10 @@ def test_a_vm_is_deleted_while_it_runs_and_nothing_is_left(tmp_path: Path) -> No
         assert list((host.config.state_dir / "vms").iterdir()) == []
         await host.run(network="default")
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_failed_vm_is_deleted_with_its_unit(tmp_path: Path) -> None:
+def test_a_failed_vm_is_deleted_with_its_unit() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         host.vmm().exit(1)
@@ -290,10 +287,10 @@ def test_a_failed_vm_is_deleted_with_its_unit(tmp_path: Path) -> None:
         await host.manager.delete_vm("web")
         await host.until_true(lambda: host.traces() == [])
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_vm_of_a_file_is_not_deleted_while_its_file_is_there(tmp_path: Path) -> None:
+def test_a_vm_of_a_file_is_not_deleted_while_its_file_is_there() -> None:
     async def scenario(host: FakeHost) -> None:
         host.write()
         await host.reload()
@@ -304,14 +301,14 @@ def test_a_vm_of_a_file_is_not_deleted_while_its_file_is_there(tmp_path: Path) -
         await host.manager.delete_vm("web")
         assert host.manager.fleet.find("web") is None
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
 # --- a systemd that is late, and a bus that is lost ---
 
 
 @pytest.mark.parametrize("order", ["as sent", "reversed", "lost"])
-def test_signals_in_any_order_lead_to_the_state_that_is(tmp_path: Path, order: str) -> None:
+def test_signals_in_any_order_lead_to_the_state_that_is(order: str) -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create()
         with host.systemd.signals_held() as held:
@@ -332,10 +329,10 @@ def test_signals_in_any_order_lead_to_the_state_that_is(tmp_path: Path, order: s
                 del held[:-1]
         await host.until(State.STOPPED)
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_an_old_signal_that_it_is_active_makes_nothing_running(tmp_path: Path) -> None:
+def test_an_old_signal_that_it_is_active_makes_nothing_running() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         path, old = next(sent for sent in host.systemd.sent if sent[1]["ActiveState"] == "active")
@@ -347,10 +344,10 @@ def test_an_old_signal_that_it_is_active_makes_nothing_running(tmp_path: Path) -
         assert host.vm().state is not State.RUNNING
         assert (await host.manager.get_vm("web")).state is not State.RUNNING
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_while_the_bus_is_lost_a_vm_is_unknown_and_afterwards_what_it_is(tmp_path: Path) -> None:
+def test_while_the_bus_is_lost_a_vm_is_unknown_and_afterwards_what_it_is() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         await host.run("db")
@@ -368,10 +365,10 @@ def test_while_the_bus_is_lost_a_vm_is_unknown_and_afterwards_what_it_is(tmp_pat
         assert host.traces() == []
         assert host.vm("db").state is State.RUNNING
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_systemd_that_executes_itself_anew_loses_no_start(tmp_path: Path) -> None:
+def test_systemd_that_executes_itself_anew_loses_no_start() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create()
         task = asyncio.create_task(host.systemd.reexecute())
@@ -380,13 +377,13 @@ def test_systemd_that_executes_itself_anew_loses_no_start(tmp_path: Path) -> Non
         await task
         await host.until(State.RUNNING)
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
 # --- the handle ---
 
 
-def test_the_handle_starts_its_vm_and_ends_with_it(tmp_path: Path) -> None:
+def test_the_handle_starts_its_vm_and_ends_with_it() -> None:
     async def scenario(host: FakeHost) -> None:
         handle = "hypeman@web.service"
         await host.create()
@@ -402,10 +399,10 @@ def test_the_handle_starts_its_vm_and_ends_with_it(tmp_path: Path) -> None:
         await host.until(State.STOPPED)
         await host.until_true(lambda: handle not in host.systemd.units)
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_stop_of_the_handle_stops_its_vm(tmp_path: Path) -> None:
+def test_a_stop_of_the_handle_stops_its_vm() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create()
         await host.start_handle("web")
@@ -416,10 +413,10 @@ def test_a_stop_of_the_handle_stops_its_vm(tmp_path: Path) -> None:
         await host.until_true(lambda: "hypeman@web.service" not in host.systemd.units)
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_restart_keeps_the_handle(tmp_path: Path) -> None:
+def test_a_restart_keeps_the_handle() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create()
         await host.start_handle("web")
@@ -430,10 +427,10 @@ def test_a_restart_keeps_the_handle(tmp_path: Path) -> None:
         await host.until(State.RUNNING)
         assert host.systemd.units["hypeman@web.service"].invocation == held
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_program_that_ends_while_its_handle_starts_leaves_no_handle_that_is_active(tmp_path: Path) -> None:
+def test_a_program_that_ends_while_its_handle_starts_leaves_no_handle_that_is_active() -> None:
     async def scenario(host: FakeHost) -> None:
         handle = "hypeman@web.service"
         await host.create()
@@ -447,4 +444,4 @@ def test_a_program_that_ends_while_its_handle_starts_leaves_no_handle_that_is_ac
         host.handles_end.set()
         await host.until_true(lambda: handle not in host.systemd.units)
 
-    drive(tmp_path, scenario)
+    drive(scenario)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
@@ -45,7 +44,7 @@ async def deaf_stop(host: FakeHost) -> asyncio.Task[object]:
     return task
 
 
-def test_starts_at_once_are_one(tmp_path: Path) -> None:
+def test_starts_at_once_are_one() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create(network="default")
         await asyncio.gather(*(host.manager.start_vm("web") for _ in range(5)))
@@ -53,10 +52,10 @@ def test_starts_at_once_are_one(tmp_path: Path) -> None:
         assert host.vmms.runs == {"web": 1}
         assert host.systemd.asked.count("StartTransientUnit") == 1
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_restarts_at_once_are_made_one_after_the_other(tmp_path: Path) -> None:
+def test_restarts_at_once_are_made_one_after_the_other() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         await asyncio.gather(*(host.manager.restart_vm("web") for _ in range(3)))
@@ -66,11 +65,11 @@ def test_restarts_at_once_are_made_one_after_the_other(tmp_path: Path) -> None:
         await host.manager.stop_vm("web")
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
 @pytest.mark.parametrize("last", ["stop", "restart"])
-def test_of_a_restart_and_a_stop_the_later_one_counts(tmp_path: Path, last: str) -> None:
+def test_of_a_restart_and_a_stop_the_later_one_counts(last: str) -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         works = [host.manager.restart_vm("web"), host.manager.stop_vm("web")]
@@ -82,10 +81,10 @@ def test_of_a_restart_and_a_stop_the_later_one_counts(tmp_path: Path, last: str)
         await host.until(State.RUNNING)
         assert len(host.network.taps) == 1
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_start_while_it_is_being_stopped_waits_for_the_end(tmp_path: Path) -> None:
+def test_a_start_while_it_is_being_stopped_waits_for_the_end() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         first = host.vmm()
@@ -99,10 +98,10 @@ def test_a_start_while_it_is_being_stopped_waits_for_the_end(tmp_path: Path) -> 
         assert host.vmms.runs == {"web": 2}
         assert len(host.network.taps) == 1
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_stop_while_it_is_being_started_stops_it(tmp_path: Path) -> None:
+def test_a_stop_while_it_is_being_started_stops_it() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create(network="default")
         start, go_on = await hold_start(host)
@@ -114,11 +113,11 @@ def test_a_stop_while_it_is_being_started_stops_it(tmp_path: Path) -> None:
         assert host.vm().state is State.STOPPED
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
 @pytest.mark.parametrize("held", [True, False])
-def test_a_stop_of_a_start_whose_job_waits(tmp_path: Path, *, held: bool) -> None:
+def test_a_stop_of_a_start_whose_job_waits(*, held: bool) -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create(network="default")
         with host.systemd.jobs_held(host.vm().unit if held else ""):
@@ -128,10 +127,10 @@ def test_a_stop_of_a_start_whose_job_waits(tmp_path: Path, *, held: bool) -> Non
         assert host.traces() == []
         assert host.vmms.runs.get("web", 0) <= (0 if held else 1)
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_systemd_stops_it_while_it_is_being_started(tmp_path: Path) -> None:
+def test_systemd_stops_it_while_it_is_being_started() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create(network="default")
         start, go_on = await hold_start(host)
@@ -144,7 +143,7 @@ def test_systemd_stops_it_while_it_is_being_started(tmp_path: Path) -> None:
         await host.vm().settle()
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
 # --- delete ---
@@ -198,7 +197,7 @@ async def while_it_is_waited_for(host: FakeHost) -> list[asyncio.Task[object]]:
     ],
 )
 def test_a_delete_in_the_midst_of_something_leaves_nothing(
-    tmp_path: Path, begin: Callable[[FakeHost], Awaitable[list[asyncio.Task[object]]]]
+    begin: Callable[[FakeHost], Awaitable[list[asyncio.Task[object]]]],
 ) -> None:
     async def scenario(host: FakeHost) -> None:
         others = await begin(host)
@@ -211,10 +210,10 @@ def test_a_delete_in_the_midst_of_something_leaves_nothing(
         assert host.traces() == []
         assert list((host.config.state_dir / "vms").iterdir()) == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_name_is_free_again_after_a_delete_in_a_creation(tmp_path: Path) -> None:
+def test_a_name_is_free_again_after_a_delete_in_a_creation() -> None:
     async def scenario(host: FakeHost) -> None:
         taken, go_on = asyncio.Event(), asyncio.Event()
 
@@ -233,10 +232,10 @@ def test_a_name_is_free_again_after_a_delete_in_a_creation(tmp_path: Path) -> No
         assert host.traces() == []
         await host.run(network="default")
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_many_at_random_end_as_the_host_says(tmp_path: Path) -> None:
+def test_many_at_random_end_as_the_host_says() -> None:
     """Six of each, interleaved: at the end nothing holds more than the one run that there may be."""
 
     async def scenario(host: FakeHost) -> None:
@@ -255,4 +254,4 @@ def test_many_at_random_end_as_the_host_says(tmp_path: Path) -> None:
         await host.manager.stop_vm("web")
         assert host.traces() in ([], [host.vm().unit])
 
-    drive(tmp_path, scenario)
+    drive(scenario)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ from hypemand.systemd.bus import BusError
 from tests.fakes.host import FakeHost, drive
 
 
-def test_a_vm_that_runs_is_running_with_all_that_it_has(tmp_path: Path) -> None:
+def test_a_vm_that_runs_is_running_with_all_that_it_has() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         before = await host.manager.get_vm("web")
@@ -30,10 +29,10 @@ def test_a_vm_that_runs_is_running_with_all_that_it_has(tmp_path: Path) -> None:
         assert stopped.exit.message == "stopped on request"
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_boot_is_brought_to_its_end(tmp_path: Path) -> None:
+def test_a_boot_is_brought_to_its_end() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().boots = False
         await host.create()
@@ -45,10 +44,10 @@ def test_a_boot_is_brought_to_its_end(tmp_path: Path) -> None:
         await host.until(State.RUNNING)
         assert host.unit() == "active/running"
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_boot_that_was_through_while_nobody_looked_is_running(tmp_path: Path) -> None:
+def test_a_boot_that_was_through_while_nobody_looked_is_running() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().boots = False
         await host.create()
@@ -63,13 +62,11 @@ def test_a_boot_that_was_through_while_nobody_looked_is_running(tmp_path: Path) 
         await host.restart_daemon(come_up)
         await host.until(State.RUNNING)
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
 @pytest.mark.parametrize(("code", "unit"), [(3, "failed/failed"), (0, None)])
-def test_one_that_has_ended_has_its_result_and_nothing_else(
-    tmp_path: Path, code: int, unit: str | None
-) -> None:
+def test_one_that_has_ended_has_its_result_and_nothing_else(code: int, unit: str | None) -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
 
@@ -86,10 +83,10 @@ def test_one_that_has_ended_has_its_result_and_nothing_else(
         await host.manager.start_vm("web")
         await host.until(State.RUNNING)
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_one_that_systemd_has_started_again_is_followed(tmp_path: Path) -> None:
+def test_one_that_systemd_has_started_again_is_followed() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default", restart="on-failure")
         first = host.vmm().run_id
@@ -104,10 +101,10 @@ def test_one_that_systemd_has_started_again_is_followed(tmp_path: Path) -> None:
         assert view.invocation_id == host.vmm().run_id != first
         assert host.unit() == "active/running"
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_one_between_two_runs_holds_what_it_has(tmp_path: Path) -> None:
+def test_one_between_two_runs_holds_what_it_has() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default", restart="always", unit={"RestartSec": "10min"})
 
@@ -121,10 +118,10 @@ def test_one_between_two_runs_holds_what_it_has(tmp_path: Path) -> None:
         await host.manager.stop_vm("web")
         assert host.traces() in ([], [host.vm().unit])
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_daemon_that_dies_in_a_stop_leaves_it_to_the_next(tmp_path: Path) -> None:
+def test_a_daemon_that_dies_in_a_stop_leaves_it_to_the_next() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().heeds = False
         await host.run(network="default")
@@ -138,10 +135,10 @@ def test_a_daemon_that_dies_in_a_stop_leaves_it_to_the_next(tmp_path: Path) -> N
         await host.until(State.STOPPED)
         await host.until_true(lambda: host.traces() == [])
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_vm_whose_record_is_gone_is_ended_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_vm_whose_record_is_gone_is_ended_and_nothing_is_left() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         await host.run("db")
@@ -156,10 +153,10 @@ def test_a_vm_whose_record_is_gone_is_ended_and_nothing_is_left(tmp_path: Path) 
         assert host.unit("db") == "active/running"
         assert (await host.manager.get_vm("db")).state is State.RUNNING
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_folders_of_vms_that_nobody_knows_are_removed_and_no_others(tmp_path: Path) -> None:
+def test_folders_of_vms_that_nobody_knows_are_removed_and_no_others() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         stray = host.config.runtime_dir / "vms/stray"
@@ -173,10 +170,10 @@ def test_folders_of_vms_that_nobody_knows_are_removed_and_no_others(tmp_path: Pa
         assert (host.config.runtime_dir / "vms/web").exists()
         assert host.vm().state is State.RUNNING
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_record_that_cannot_be_read_is_no_reason_to_end_its_vm(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_read_is_no_reason_to_end_its_vm() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
 
@@ -188,10 +185,10 @@ def test_a_record_that_cannot_be_read_is_no_reason_to_end_its_vm(tmp_path: Path)
         assert host.unit() == "active/running"
         assert (host.config.runtime_dir / "vms/web").exists()
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_what_it_runs_with_is_known_from_before(tmp_path: Path) -> None:
+def test_what_it_runs_with_is_known_from_before() -> None:
     async def scenario(host: FakeHost) -> None:
         host.write(memory="96M")
         await host.reload()
@@ -209,10 +206,10 @@ def test_what_it_runs_with_is_known_from_before(tmp_path: Path) -> None:
         await host.until(State.RUNNING)
         assert not host.vm().needs_restart
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_without_a_bus_all_is_unknown_and_held_until_it_is_back(tmp_path: Path) -> None:
+def test_without_a_bus_all_is_unknown_and_held_until_it_is_back() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         await host.create("db", network="default")
@@ -238,10 +235,10 @@ def test_without_a_bus_all_is_unknown_and_held_until_it_is_back(tmp_path: Path) 
         assert ended is not None
         assert ended.code == 3
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_question_that_fails_once_makes_only_its_vm_unknown(tmp_path: Path) -> None:
+def test_a_question_that_fails_once_makes_only_its_vm_unknown() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         await host.run("db")
@@ -256,10 +253,10 @@ def test_a_question_that_fails_once_makes_only_its_vm_unknown(tmp_path: Path) ->
         await host.until(State.RUNNING)
         await host.until(State.RUNNING, "db")
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_deletion_that_was_cut_off_is_finished(tmp_path: Path) -> None:
+def test_a_deletion_that_was_cut_off_is_finished() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().heeds = False
         await host.run(network="default")
@@ -271,4 +268,4 @@ def test_a_deletion_that_was_cut_off_is_finished(tmp_path: Path) -> None:
         assert host.traces() == []
         assert list((host.config.state_dir / "vms").iterdir()) == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)

@@ -18,7 +18,7 @@ def remove(host: FakeHost, name: str = "web") -> None:
     (host.config.vm_dir / f"{name}.yaml").unlink()
 
 
-def test_a_new_file_defines_a_vm_and_starts_it_if_it_says_so(tmp_path: Path) -> None:
+def test_a_new_file_defines_a_vm_and_starts_it_if_it_says_so() -> None:
     async def scenario(host: FakeHost) -> None:
         host.write("web", autostart=True)
         host.write("db")
@@ -31,10 +31,10 @@ def test_a_new_file_defines_a_vm_and_starts_it_if_it_says_so(tmp_path: Path) -> 
         assert (again.defined, again.changed, again.removed) == ((), (), ())
         assert host.vmms.runs == {"web": 1}
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_file_that_has_changed_is_taken_at_the_next_start(tmp_path: Path) -> None:
+def test_a_file_that_has_changed_is_taken_at_the_next_start() -> None:
     async def scenario(host: FakeHost) -> None:
         host.write(autostart=True)
         await host.reload()
@@ -51,10 +51,10 @@ def test_a_file_that_has_changed_is_taken_at_the_next_start(tmp_path: Path) -> N
         await host.reload()
         assert not host.vm().needs_restart, "that makes no difference to one that runs"
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_file_that_is_gone_stops_its_vm_and_keeps_its_data(tmp_path: Path) -> None:
+def test_a_file_that_is_gone_stops_its_vm_and_keeps_its_data() -> None:
     async def scenario(host: FakeHost) -> None:
         host.write(autostart=True, network="default")
         await host.reload()
@@ -72,10 +72,10 @@ def test_a_file_that_is_gone_stops_its_vm_and_keeps_its_data(tmp_path: Path) -> 
         await host.until(State.RUNNING)
         assert not (await host.manager.get_vm("web")).removed_from_config
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_file_that_comes_back_while_its_vm_stops_starts_it_again(tmp_path: Path) -> None:
+def test_a_file_that_comes_back_while_its_vm_stops_starts_it_again() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().heeds = False
         host.write(autostart=True)
@@ -91,10 +91,10 @@ def test_a_file_that_comes_back_while_its_vm_stops_starts_it_again(tmp_path: Pat
         await host.until_true(lambda: host.vmms.runs["web"] == 2)
         await host.until(State.RUNNING)
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_file_with_errors_changes_nothing_for_its_vm(tmp_path: Path) -> None:
+def test_a_file_with_errors_changes_nothing_for_its_vm() -> None:
     async def scenario(host: FakeHost) -> None:
         host.write(autostart=True)
         host.write("db", autostart=True)
@@ -110,10 +110,10 @@ def test_a_file_with_errors_changes_nothing_for_its_vm(tmp_path: Path) -> None:
         assert host.vm().state is State.RUNNING
         assert host.vmms.runs["web"] == 1
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_folder_that_cannot_be_read_removes_nothing(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_read_removes_nothing() -> None:
     async def scenario(host: FakeHost) -> None:
         host.write(autostart=True)
         await host.reload()
@@ -123,10 +123,10 @@ def test_a_folder_that_cannot_be_read_removes_nothing(tmp_path: Path) -> None:
         assert (await host.reload()).removed == ()
         assert host.vm().state is State.RUNNING
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_vm_of_the_api_keeps_its_definition_beside_a_file_of_its_name(tmp_path: Path) -> None:
+def test_a_vm_of_the_api_keeps_its_definition_beside_a_file_of_its_name() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         host.write(memory="128M")
@@ -135,10 +135,10 @@ def test_a_vm_of_the_api_keeps_its_definition_beside_a_file_of_its_name(tmp_path
         assert host.vm().record.definition.memory == 96 * 1024 * 1024
         assert not host.vm().needs_restart
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_reload_waits_for_no_start(tmp_path: Path) -> None:
+def test_a_reload_waits_for_no_start() -> None:
     async def scenario(host: FakeHost) -> None:
         gate = host.network.gate = asyncio.Event()
         host.write(network="default", autostart=True)
@@ -151,10 +151,10 @@ def test_a_reload_waits_for_no_start(tmp_path: Path) -> None:
         gate.set()
         await host.until(State.RUNNING)
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_start_takes_the_definition_that_it_began_with(tmp_path: Path) -> None:
+def test_a_start_takes_the_definition_that_it_began_with() -> None:
     async def scenario(host: FakeHost) -> None:
         gate = host.network.gate = asyncio.Event()
         host.write(network="default", autostart=True)
@@ -167,10 +167,10 @@ def test_a_start_takes_the_definition_that_it_began_with(tmp_path: Path) -> None
         assert host.vm().committed_memory == 96 * 1024 * 1024
         assert host.vm().needs_restart
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_an_autostart_that_fails_keeps_no_other_from_starting(tmp_path: Path) -> None:
+def test_an_autostart_that_fails_keeps_no_other_from_starting() -> None:
     async def scenario(host: FakeHost) -> None:
         host.write("web", autostart=True, image="builtin:missing")
         host.write("db", autostart=True)
@@ -179,10 +179,10 @@ def test_an_autostart_that_fails_keeps_no_other_from_starting(tmp_path: Path) ->
         assert host.vm().state is State.STOPPED
         assert host.traces() == []
 
-    drive(tmp_path, scenario)
+    drive(scenario)
 
 
-def test_a_volume_of_a_vm_of_a_file_is_changed_in_the_file(tmp_path: Path) -> None:
+def test_a_volume_of_a_vm_of_a_file_is_changed_in_the_file() -> None:
     async def scenario(host: FakeHost) -> None:
         host.write()
         await host.reload()
@@ -190,4 +190,4 @@ def test_a_volume_of_a_vm_of_a_file_is_changed_in_the_file(tmp_path: Path) -> No
         with pytest.raises(WrongState, match=r"web\.yaml"):
             await host.manager.detach_volume("web", "data")
 
-    drive(tmp_path, scenario)
+    drive(scenario)
