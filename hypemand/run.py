@@ -18,13 +18,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import IO
 
 from hypemand.errors import HostNotReady, HypemandError
-from hypemand.workers import Pool, run_in
+from hypemand.workers import Lent, Pool, run_in
 
 ENVIRONMENT: Mapping[str, str] = {
     "LC_ALL": "C.UTF-8",
@@ -134,14 +134,14 @@ def _open_streams(data: bytes | None) -> Iterator[_Streams]:
 
 
 @asynccontextmanager
-async def _open_streams_beside(data: bytes | None) -> AsyncIterator[_Streams]:
-    """`_open_streams` for the event loop: what is written down is so on a disk."""
-    opened = _open_streams(data)
-    files = await run_in(Pool.TOOLS, opened.__enter__)
+async def _open_streams_beside(data: bytes | None) -> AsyncIterator[tuple[_Streams, Lent[ExitStack]]]:
+    """`_open_streams` for the event loop: the files are on a disk, so threads open, read and close them. What
+    is read of them is work on what is lent."""
+    lent = Lent(Pool.TOOLS, ExitStack(), ExitStack.close)
     try:
-        yield files
+        yield await lent.run(lambda stack: stack.enter_context(_open_streams(data))), lent
     finally:
-        await run_in(Pool.TOOLS, opened.__exit__, None, None, None)
+        lent.close()
 
 
 def _kill_group(pid: int) -> None:
@@ -200,7 +200,7 @@ async def run_async(
 ) -> Completed:
     """`run` for the event loop. A cancelled call kills the command and its group before it returns."""
     started = time.monotonic()
-    async with _open_streams_beside(input) as files:
+    async with _open_streams_beside(input) as (files, lent):
         try:
             child = await asyncio.create_subprocess_exec(
                 *argv,
@@ -218,13 +218,13 @@ async def run_async(
         except TimeoutError:
             _kill_group(child.pid)
             await asyncio.wait_for(child.wait(), KILL_GRACE)
-            done = await run_in(Pool.TOOLS, files.complete, argv, -signal.SIGKILL, started)
+            done = await lent.run(lambda _: files.complete(argv, -signal.SIGKILL, started))
             raise CommandTimedOut(done, timeout) from None
         except BaseException:
             _kill_group(child.pid)
             await asyncio.wait_for(child.wait(), KILL_GRACE)
             raise
-        return _derive_result(await run_in(Pool.TOOLS, files.complete, argv, code, started), ok)
+        return _derive_result(await lent.run(lambda _: files.complete(argv, code, started)), ok)
 
 
 def _derive_start_error(

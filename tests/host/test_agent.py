@@ -14,6 +14,8 @@ from tests.host.command import Result
 from tests.host.machine import TestHost
 from tests.host.vms import Vms, vms_of
 
+pytestmark = pytest.mark.one_release
+
 PROBE = Path(__file__).with_name("agent_probe.py")
 
 

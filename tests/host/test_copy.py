@@ -16,6 +16,8 @@ from tests.host.faults import Vm, ctl, define_vm
 from tests.host.machine import TestHost
 from tests.host.test_cli import on_terminal
 
+pytestmark = pytest.mark.one_release
+
 MAKE_TREE = """
 rm -rf /root/tree /root/out; mkdir -p /root/tree/sub; cd /root/tree
 head -c 5000000 /dev/urandom >big; chown 12:13 big; chmod 4751 big; touch -d @1600000000.25 big

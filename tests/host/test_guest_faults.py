@@ -14,6 +14,8 @@ import pytest
 from tests.host.faults import BUSYBOX, SMALL, Vm, compile_static, ctl, define_vm, other_guest, start_vm
 from tests.host.machine import TestHost
 
+pytestmark = pytest.mark.one_release
+
 BUILTIN_ROOTFS = "/usr/lib/hypemand/images/busybox/rootfs.erofs"
 LINES = 100_000
 

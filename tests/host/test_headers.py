@@ -3,7 +3,11 @@
 
 from typing import Any
 
+import pytest
+
 from tests.host.vms import END_DEADLINE, STAYS, Vms
+
+pytestmark = pytest.mark.one_release
 
 DISK = "/usr/lib/hypemand/kernel/headers.erofs"
 

@@ -12,6 +12,8 @@ from tests.host.command import Result
 from tests.host.machine import TestHost
 from tests.host.vms import SMALL, Vms
 
+pytestmark = pytest.mark.one_release
+
 CREATE = """
 import json, sys
 from hypemand.cli.client import Client

@@ -12,6 +12,8 @@ from tests.host.recipe import Suite, guest_recipe
 from tests.host.roots import ensure_root
 from tests.host.vms import Vms, vms_of
 
+pytestmark = pytest.mark.one_release
+
 NAME = "builder"
 UNIT = "hypeman-kernel-headers.service"
 SOURCE = r"""

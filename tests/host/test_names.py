@@ -5,9 +5,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from tests.host.faults import host_config
 from tests.host.machine import TestHost
 from tests.host.vms import Vms
+
+pytestmark = pytest.mark.one_release
 
 # tells everybody who connects how it is called; /bin/hostname is no program of its own there
 SERVES = "echo up; exec nc -ll -p 80 -e hostname"

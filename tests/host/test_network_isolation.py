@@ -29,6 +29,8 @@ from tests.host.netlab import (
 from tests.host.packets import ALL_NODES, ALL_NODES_MAC, ARP, BROADCAST, IPV4, IPV6, End, ethernet
 from tests.host.vms import Vms, vms_of
 
+pytestmark = pytest.mark.one_release
+
 ALLOWED, CLOSED, LOOPBACK, UNTOLD, PUBLISHED = 7101, 7102, 7103, 7104, 7180
 OTHER_NETWORK = {"bridge": "other0", "ipv4": "10.77.0.1/24", "ipv6": "fd77:77:77::1/64"}
 # Nobody has these.

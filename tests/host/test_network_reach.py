@@ -11,6 +11,8 @@ from tests.host.faults import host_config
 from tests.host.netlab import PORT, SILENCE_MS, Place, Wired, look_up, new_token, watch_wire, write_guest
 from tests.host.vms import Vms, vms_of
 
+pytestmark = pytest.mark.one_release
+
 TCP, UDP, LOCAL = 7280, 7253, 7281
 PUBLISH = [f"{TCP}:{PORT}", f"{UDP}:{PORT}/udp", f"127.0.0.1:{LOCAL}:{PORT}", f"127.0.0.1:{LOCAL}:{PORT}/udp"]
 PORTS = {"tcp": TCP, "udp": UDP}

@@ -11,6 +11,8 @@ from tests.host.netlab import PORT, SILENCE_MS, Place, Wired, write_guest
 from tests.host.vms import Vms, vms_of
 from tests.host.wire import UPLINK
 
+pytestmark = pytest.mark.one_release
+
 HOST_PORT = 7380
 DEADLINE = 30.0
 
