@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import time
 import uuid
 from collections import Counter
@@ -135,12 +136,27 @@ class Vmm:
                 writer.transport.abort()
                 self._writers.discard(writer)
 
-        server = await asyncio.start_unix_server(take, path)
-        os.chown(path, self._uid, -1)
+        path.unlink(missing_ok=True)  # of a run before, as QEMU does
+        bound = socket.socket(socket.AF_UNIX)
         try:
+            bound.bind(str(path))
+            os.chown(path, self._uid, -1)
+        except OSError:
+            bound.close()
+            raise
+        # it may be killed at any await: until then the server is not begun, so that it is not lost
+        server = await asyncio.start_unix_server(take, sock=bound, start_serving=False)
+        try:
+            await server.start_serving()
             yield
         finally:
-            server.close()
+            # a server that is closed loses the connections that it has just accepted
+            try:
+                asyncio.get_running_loop().remove_reader(bound.fileno())
+                await asyncio.sleep(0)
+            finally:
+                server.close()
+                bound.close()
             for writer in list(self._writers):
                 writer.transport.abort()
 
