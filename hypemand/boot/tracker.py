@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from hypemand.model.evidence import Marker
+from hypemand.model.evidence import Marker, list_missing
 from hypemand.model.state import HeadersState, HeadersStatus
 from hypemand.protocol.sentinels import (
     AgentReady,
@@ -160,13 +160,18 @@ class BootTracker:
         """Note a point in time; the first one stays."""
         self._moments.setdefault(moment, at)
 
+    @property
+    def markers(self) -> frozenset[Marker]:
+        """Those that were seen."""
+        return frozenset(self._markers)
+
     def has(self, marker: Marker) -> bool:
         """Was it seen?"""
         return marker in self._markers
 
     def is_ready(self, *, guest_agent: bool) -> bool:
         """Is all there that Running needs?"""
-        return self.has(Marker.PROGRAM) and (not guest_agent or self.has(Marker.AGENT))
+        return not list_missing(self._markers, guest_agent=guest_agent)
 
     @property
     def notes(self) -> BootNotes:
@@ -174,7 +179,7 @@ class BootTracker:
         return BootNotes(
             self.run,
             self._boot,
-            frozenset(self._markers),
+            self.markers,
             self.exit,
             dict(self._moments),
             tuple(self._stages.values()),

@@ -24,12 +24,11 @@ def derive_evidence(
     if session is None:
         return Evidence(state)
     # READY=1 was sent for this invocation, by us or by the daemon before us: both markers were there
-    active = state is UnitEvidence.ACTIVE
+    seen = frozenset(Marker) if state is UnitEvidence.ACTIVE else session.tracker.markers
     return Evidence(
         state,
         session.qmp_status,
-        program_marker=active or session.tracker.has(Marker.PROGRAM),
-        agent_marker=active or session.tracker.has(Marker.AGENT),
+        seen,
         guest_agent=guest_agent,
         emergency=session.tracker.emergency,
         full=describe_full(session.full),

@@ -15,13 +15,13 @@ from typing import TypeVar
 
 from hypemand.config.network import NetworkUse
 from hypemand.errors import InsufficientResources, InUse, InvalidDefinition, Problem
+from hypemand.network.eui64 import PREFIX_LENGTH, derive_eui64
 from hypemand.network.port import BridgePlan
 
 Interface = IPv4Interface | IPv6Interface
 Address = TypeVar("Address", IPv4Address, IPv6Address)
 # below these every address of a subnet is a host's; above, the first and IPv4's last are not
 _ALL_ARE_HOSTS_V4, _ALL_ARE_HOSTS_V6 = 31, 127
-_EUI64_PREFIX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +122,9 @@ def derive_mac(vm_id: str, attempt: int = 0) -> str:
 def derive_ipv6(mac: str, interface: IPv6Interface) -> IPv6Address | None:
     """The address that a host with that MAC gives itself (EUI-64, RFC 4291); None in a subnet that has no
     room for it."""
-    if interface.network.prefixlen > _EUI64_PREFIX:
+    if interface.network.prefixlen > PREFIX_LENGTH:
         return None
-    words = bytes(int(part, 16) for part in mac.split(":"))
-    identifier = bytes((words[0] ^ 2, *words[1:3], 0xFF, 0xFE, *words[3:]))
-    return IPv6Address(int(interface.network.network_address) | int.from_bytes(identifier, "big"))
+    return derive_eui64(mac, interface.network)
 
 
 def count_addresses(interface: Interface) -> int:

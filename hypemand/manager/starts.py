@@ -42,7 +42,6 @@ class _Work:
     """How far a start has come, and what was there before. `asked`: systemd was asked for the unit, so that
     only systemd knows whether there is one."""
 
-    definition: Definition
     had_lease: Lease | None
     had_disk: bool
     asked: bool = False
@@ -155,7 +154,7 @@ class Starter:
         # with the volumes that it gets: what it goes without, others may have
         definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
         network = self._networks.tenancy.claim(vm.tenant)
-        work = _Work(definition, vm.record.lease, had_disk=vm.name in disks.with_disk)
+        work = _Work(vm.record.lease, had_disk=vm.name in disks.with_disk)
         self._fleet.begin_start(vm, definition)
         try:
             if network is not None:

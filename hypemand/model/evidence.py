@@ -8,6 +8,7 @@ on the disk.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -142,8 +143,7 @@ class Evidence:
 
     unit: UnitEvidence
     qmp: QmpStatus = QmpStatus.ABSENT
-    program_marker: bool = False
-    agent_marker: bool = False
+    markers: frozenset[Marker] = frozenset()
     guest_agent: bool = True
     has_snapshot: bool = False
     emergency: bool = False
@@ -166,14 +166,10 @@ class Derived:
     requested: bool = False
 
 
-def derive_missing(evidence: Evidence) -> tuple[Marker, ...]:
-    """The markers that are wanted and were not seen."""
-    missing = []
-    if not evidence.program_marker:
-        missing.append(Marker.PROGRAM)
-    if evidence.guest_agent and not evidence.agent_marker:
-        missing.append(Marker.AGENT)
-    return tuple(missing)
+def list_missing(seen: Collection[Marker], *, guest_agent: bool) -> tuple[Marker, ...]:
+    """The markers that Running needs and that were not seen; none are missing: the boot is ready."""
+    needed = (Marker.PROGRAM, Marker.AGENT) if guest_agent else (Marker.PROGRAM,)
+    return tuple(marker for marker in needed if marker not in seen)
 
 
 def _derive_error(evidence: Evidence) -> str | None:
@@ -208,7 +204,11 @@ def _derive_live(evidence: Evidence) -> Derived:
     if qmp is QmpStatus.ABSENT and activating:
         # The VMM is being started, or systemd waits to start it again: not a fault. The guest's CPUs go
         # with the VMM, so this is the beginning of Initializing and not Created.
-        return Derived(State.INITIALIZING, missing=derive_missing(evidence), vmm_absent=True)
+        return Derived(
+            State.INITIALIZING,
+            missing=list_missing(evidence.markers, guest_agent=evidence.guest_agent),
+            vmm_absent=True,
+        )
     if qmp is QmpStatus.ABSENT:
         return Derived(State.UNKNOWN, "nothing listens on the VMM's QMP socket")
     if qmp is QmpStatus.NO_ANSWER:
@@ -217,7 +217,7 @@ def _derive_live(evidence: Evidence) -> Derived:
         return Derived(State.UNKNOWN, "the VMM reports a run state that is not known here")
     if qmp in _ENDED:
         return Derived(State.SHUTDOWN, _QMP_ERRORS.get(qmp))
-    missing = derive_missing(evidence)
+    missing = list_missing(evidence.markers, guest_agent=evidence.guest_agent)
     if qmp in _NOT_STARTED:
         return Derived(State.CREATED, missing=missing)
     if qmp in _HALTED and not activating:

@@ -22,9 +22,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv6Address
 
 from hypemand.config.network import Publish
+from hypemand.network.eui64 import LINK_LOCAL, derive_eui64
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.network.profiles import Profile, name_connections, name_egress, render_profiles
 
@@ -56,13 +56,6 @@ class Element:
         return f"{self.key} : {self.value}" if self.value else self.key
 
 
-def derive_link_local(mac: str) -> IPv6Address:
-    """The link-local address that the kernel gives an interface of this MAC: EUI-64, RFC 4291 appendix A."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    identifier = bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:]
-    return IPv6Address(bytes.fromhex("fe80") + bytes(6) + identifier)
-
-
 def derive_elements(port: PortPlan, group: int | None) -> Iterator[Element]:
     """All that the rules know of one VM. `group`: the number of its group, for others of the same one."""
     tap = f'"{port.tap}"'
@@ -75,7 +68,7 @@ def derive_elements(port: PortPlan, group: int | None) -> Iterator[Element]:
         yield Element(bridge, "source4", f"{tap} . {port.mac} . {port.ipv4}")
     if port.ipv6 is not None:
         yield Element(bridge, "option6", f"{tap} . 0x{port.mac.replace(':', '')}")
-        for address in (port.ipv6, derive_link_local(port.mac)):
+        for address in (port.ipv6, derive_eui64(port.mac, LINK_LOCAL)):
             yield Element(bridge, "source6", f"{tap} . {port.mac} . {address}")
             yield Element(bridge, "target6", f"{tap} . {int(address):#034x}")
     if group is not None:

@@ -36,7 +36,7 @@ from hypemand.boot.runrecord import find_boot_id
 from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
-from hypemand.model.evidence import Marker
+from hypemand.model.evidence import Marker, list_missing
 from hypemand.protocol.sentinels import (
     AgentReady,
     Emergency,
@@ -212,13 +212,12 @@ def collect_ending(
         report = report or notes.exit
         markers |= notes.markers
         emergency |= notes.emergency and found.emergency is None
-    wanted = (Marker.PROGRAM, Marker.AGENT) if guest_agent else (Marker.PROGRAM,)
     return Ending(
         result=os.environ.get("SERVICE_RESULT", "success"),
         exit_code=os.environ.get("EXIT_CODE", ""),
         exit_status=os.environ.get("EXIT_STATUS", ""),
         report=report,
-        missing=tuple(marker for marker in wanted if marker not in markers),
+        missing=list_missing(markers, guest_agent=guest_agent),
         panic=found.panic,
         vmm_words=found.vmm,
         stop_job=report is None and _is_stopping(unit, deadline),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 
@@ -19,9 +19,9 @@ from hypemand.model.evidence import (
 )
 from hypemand.model.state import Operation, State, check_allowed
 
+MARKERS = [frozenset(seen) for count in range(3) for seen in combinations(Marker, count)]
 EVERYTHING = [
-    Evidence(*values)
-    for values in product(UnitEvidence, QmpStatus, (False, True), (False, True), (False, True), (False, True))
+    Evidence(*values) for values in product(UnitEvidence, QmpStatus, MARKERS, (False, True), (False, True))
 ]
 
 GONE = {"no-unit", "inactive", "failed", "maintenance"}
@@ -50,7 +50,8 @@ TABLE: list[tuple[set[str], set[str], bool | None, bool | None, str]] = [
 
 
 def expected_state(evidence: Evidence) -> str:
-    ready = evidence.program_marker and (evidence.agent_marker or not evidence.guest_agent)
+    seen = {marker.value for marker in evidence.markers}
+    ready = "program" in seen and ("agent" in seen or not evidence.guest_agent)
     for units, qmps, want_ready, want_snapshot, state in TABLE:
         if (
             (not units or evidence.unit.value in units)
@@ -106,7 +107,8 @@ def test_running_needs_a_unit_that_systemd_calls_active() -> None:
 def test_initializing_says_which_marker_is_waited_for(
     program: bool, agent: bool, wanted: bool, missing: tuple[Marker, ...], text: str
 ) -> None:
-    evidence = Evidence(UnitEvidence.ACTIVATING, QmpStatus.RUNNING, program, agent, wanted)
+    seen = frozenset([Marker.PROGRAM] * program + [Marker.AGENT] * agent)
+    evidence = Evidence(UnitEvidence.ACTIVATING, QmpStatus.RUNNING, seen, wanted)
     derived = derive_state(evidence)
     assert derived == Derived(State.INITIALIZING, None, missing)
     assert derive_status_text(derived, guest_agent=wanted) == f"Initializing: {text}"

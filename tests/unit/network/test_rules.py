@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypemand.config.network import Publish, Transport
+from hypemand.network.eui64 import LINK_LOCAL, derive_eui64
 from hypemand.network.port import tap_name
 from hypemand.network.rules import (
     Family,
     derive_elements,
-    derive_link_local,
     number_groups,
     render_changes,
     render_removal,
@@ -23,8 +23,8 @@ PLAN = make_bridge()
 
 
 def test_the_link_local_address_is_made_of_the_mac() -> None:
-    assert derive_link_local("52:54:00:12:34:56") == IPv6Address("fe80::5054:ff:fe12:3456")
-    assert derive_link_local("00:00:00:00:00:00") == IPv6Address("fe80::200:ff:fe00:0")
+    assert derive_eui64("52:54:00:12:34:56", LINK_LOCAL) == IPv6Address("fe80::5054:ff:fe12:3456")
+    assert derive_eui64("00:00:00:00:00:00", LINK_LOCAL) == IPv6Address("fe80::200:ff:fe00:0")
 
 
 def list_elements(**changes: object) -> dict[str, list[str]]:

@@ -13,9 +13,9 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from hypemand.config.network import HostPort, Publish, Transport
+from hypemand.network.eui64 import LINK_LOCAL, derive_eui64
 from hypemand.network.links import derive_bridge_mac
 from hypemand.network.reconcile import HostNetworks
-from hypemand.network.rules import derive_link_local
 from tests.host.command import run_command
 from tests.unit.network.frames import (
     ALL_NODES,
@@ -52,8 +52,8 @@ assert PORT.ipv6 is not None
 assert VICTIM.ipv4 is not None
 assert VICTIM.ipv6 is not None
 GATEWAY, GATEWAY6 = PLAN.ipv4.ip, PLAN.ipv6.ip
-OWN, OWN6, LOCAL = PORT.ipv4, PORT.ipv6, derive_link_local(PORT.mac)
-OTHER, OTHER6, OTHER_LOCAL = VICTIM.ipv4, VICTIM.ipv6, derive_link_local(VICTIM.mac)
+OWN, OWN6, LOCAL = PORT.ipv4, PORT.ipv6, derive_eui64(PORT.mac, LINK_LOCAL)
+OTHER, OTHER6, OTHER_LOCAL = VICTIM.ipv4, VICTIM.ipv6, derive_eui64(VICTIM.mac, LINK_LOCAL)
 ANY, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 NODES = IPv6Address("ff02::1")
 DATA = udp(1000, 2000)
