@@ -10,6 +10,7 @@ import os
 import pwd
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
@@ -56,6 +57,8 @@ _OF_RUN = frozenset(
 # On a disk, and in the loop nevertheless: the journal is mapped into memory, what is read of it was written a
 # moment ago, and turns are bounded in time.
 _JOURNAL = "systemd/journal.py:"
+# From Python 3.13 on the lines of a traceback are parsed too, and the parser opens what it cannot parse.
+_TRACEBACKS = (linecache.__file__, traceback.__file__)
 _OURS = f"{Path(hypemand.__file__).parent}{os.sep}"
 _TESTS = f"{Path(__file__).parents[1]}{os.sep}"
 
@@ -95,7 +98,7 @@ def _find_callers() -> list[str]:
         code = frame.f_code
         if code.co_name == "__del__":
             return []  # collected garbage, whose own business it is
-        if code.co_filename == linecache.__file__ and _is_logging(frame):
+        if code.co_filename in _TRACEBACKS and _is_logging(frame):
             return []  # the lines of a traceback, which is of a fault of ours
         if code.co_filename.startswith(_TESTS):
             is_async = outermost is not None and outermost.co_flags & _ASYNC
