@@ -129,7 +129,7 @@ def test_how_a_vm_ended_is_known_although_the_disk_was_full(host: TestHost, vms:
         # it hears of no order, so that systemd has to end it
         host.run(["kill", "-STOP", vms.unit(name, "MainPID")["MainPID"]])
         stopped = vms.ctl("stop", "--result", name, check=False)
-        assert (stopped.code, stopped.stderr) == (1, f"hypemanctl: {name} has failed: {why}\n")
+        assert (stopped.code, stopped.stderr) == (1, f"hypemanctl: {name} failed: {why}\n")
         assert vms.unit(name, "Result")["Result"] == "timeout"
         assert not host.run(["test", "-e", f"{DISKS}/{name}/exit.json"], check=False).ok
         for _ in range(2):

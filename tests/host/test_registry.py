@@ -285,7 +285,7 @@ def test_a_registry_that_drips_holds_no_place_that_another_image_waits_for(host:
         assert good.stdout.startswith(f"{STUB}/good/app:v1 sha256:")
         _, said = waiting.communicate(timeout=60)
         assert waiting.returncode == 1
-    told = f"{drips[0]}: the registry has sent [0-9]+ bytes in 90 s, and other images wait\n"
+    told = f"{drips[0]}: the registry has sent [0-9]+ bytes in 90 s, and other pulls are waiting\n"
     assert re.search(told, said.decode()), said
     assert pull(host, f"{TLS}/app:v1").ok, "the place is free for any other"
     for name in drips[1:]:
