@@ -302,7 +302,7 @@ def test_every_byte_is_shown_and_the_host_promises_no_more_than_it_has(host: Tes
         vms.define("web", disk=size)
         assert "of disk space, but" in ctl(host, "start", "web", check=False).stderr
     with host_config(host, disk={"reserve": "64T"}):
-        assert "are kept" in ctl(host, "volume", "create", "--size=16M", "x", check=False).stderr
+        assert "are reserved" in ctl(host, "volume", "create", "--size=16M", "x", check=False).stderr
 
 
 def test_a_vm_that_is_removed_leaves_its_volumes(host: TestHost, vms: Vms) -> None:
