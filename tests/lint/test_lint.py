@@ -44,6 +44,16 @@ def test_shell_scripts_are_clean() -> None:
     run_command(["shellcheck", *map(str, scripts)], timeout=120)
 
 
+def test_completion_is_made_when_the_package_is_built() -> None:
+    """A copy in the tree would have to be made again with each option."""
+    kept = [
+        path
+        for path in list_sources()
+        if path.suffix != ".py" and "hypemanctl()" in path.read_text("latin-1")
+    ]
+    assert kept == []
+
+
 def test_packages_are_clean() -> None:
     (changes,) = DIST.glob("*.changes")
     env = {**ENVIRONMENT, "LINTIAN_PROFILE": "debian"}
