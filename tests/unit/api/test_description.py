@@ -14,7 +14,7 @@ from hypemand.api.server import make_app
 from hypemand.api.services import Limits, Services
 from hypemand.api.tokens import TokenStore
 from hypemand.api.volumes import VolumeRoutes
-from hypemand.config.schema import load_schema
+from hypemand.config.schemafile import load_schema
 from hypemand.state import State
 from tests.openapi_check import Description, Json
 from tests.unit.api.fakenetworks import FakeNetworks

@@ -21,7 +21,7 @@ from hypemand.config.listen import ListenConfig
 from hypemand.config.nethost import make_networks
 from hypemand.config.network import NetworkConfig, NetworkUse
 from hypemand.config.reference import BEGIN, END, render_reference
-from hypemand.config.schema import load_schema
+from hypemand.config.schemafile import load_schema
 from hypemand.config.sizes import parse_size
 from hypemand.config.source import parse_source
 from hypemand.config.vmdef import parse_definition
