@@ -184,7 +184,6 @@ TOKENS = (
                 "read, operate or admin (default: admin)",
                 "SCOPE",
                 choices=SCOPES,
-                completes=Completes.SCOPE,
             ),
             Option(
                 ("--vm",),

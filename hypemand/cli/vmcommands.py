@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypemand.cli.options import JSON, MODES, PULLS, RESTARTS, SOURCES
+from hypemand.cli.options import JSON, PULLS, SOURCES
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _ONE_VM = Argument(
@@ -28,7 +28,6 @@ _PULL = Option(
     "when to ask the registry for the image (default: as the VM's image_pull says)",
     "WHEN",
     choices=PULLS,
-    completes=Completes.PULL,
 )
 _TIMEOUT_RUNNING = Option(
     ("--timeout",),
@@ -43,16 +42,12 @@ _TIMEOUT_STOP = Option(
     Kind.SPAN,
 )
 
+# Beside those of the keys, see keyoptions.
 _RUN_OPTIONS = (
     Option(("--name",), "name of the VM (default: one is made up)", "NAME"),
     Option(("-d", "--detach"), "print the name and leave the VM running"),
     Option(("--rm",), "remove the VM when the program has ended"),
     _ENV,
-    Option(("-m", "--memory"), "memory of the guest, as 512M or 2G", "SIZE"),
-    Option(("--vcpus",), "number of virtual CPUs", "N", Kind.COUNT),
-    Option(("--disk",), "size of the writable layer", "SIZE"),
-    _WORKDIR,
-    _USER,
     Option(("--entrypoint",), "program to run instead of the image's entrypoint", "PROGRAM"),
     _PULL,
     Option(
@@ -67,21 +62,16 @@ _RUN_OPTIONS = (
         "PORTS",
         repeat=True,
     ),
-    Option(("--mode",), "how the guest runs the image", "MODE", choices=MODES, completes=Completes.MODE),
-    Option(
-        ("--restart",),
-        "when systemd starts the VM again",
-        "WHEN",
-        choices=RESTARTS,
-        completes=Completes.RESTART,
-    ),
-    Option(("--boot-timeout",), "give up a boot that is not Running by then", "TIME"),
-    Option(("--stop-timeout",), "time for the guest to end by itself", "TIME"),
-    Option(("--tag",), "tag of the VM", "KEY=VALUE", Kind.PAIR, repeat=True),
-    Option(("--no-agent",), "start no agent: Running does not wait for it, and exec does not work"),
-    Option(("--no-kernel-headers",), "set up no kernel headers in the guest"),
     Option(("--json",), "with -d: print the instance as JSON"),
 )
+
+
+def _list_key_options() -> tuple[Option, ...]:
+    # Read where they are needed, since every command starts by this table.
+    from hypemand.cli.keyoptions import list_key_options
+
+    return list_key_options()
+
 
 INSPECT = (
     Command(
@@ -228,6 +218,7 @@ PROGRAMS = (
         "The first interrupt stops the VM gracefully, the second kills it.",
         arguments=(Argument("IMAGE", "image to run", completes=Completes.IMAGE), _COMMAND),
         options=_RUN_OPTIONS,
+        more_options=_list_key_options,
         passes_exit_code=True,
     ),
     Command(
@@ -284,7 +275,6 @@ PROGRAMS = (
                 "app: the console; vmm: QEMU's words; hypeman: hypemand's entries (default: app)",
                 "SOURCE",
                 choices=SOURCES,
-                completes=Completes.SOURCE,
             ),
             Option(("--timestamps",), "time before each line"),
             Option(("--raw",), "on a terminal too, write control characters as they are"),

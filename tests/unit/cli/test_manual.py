@@ -49,7 +49,7 @@ def find_flags(text: str) -> set[str]:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
 def test_the_manual_explains_every_option_of_a_command_and_no_other(command: Command) -> None:
-    flags = {flag for option in command.options for flag in option.flags}
+    flags = {flag for option in command.all_options for flag in option.flags}
     section = read_sections()[command.name].split("\n.SH ")[0]
     assert find_flags(section) == flags
     for argument in command.arguments:
@@ -129,7 +129,7 @@ def test_completion_knows_every_command_and_option(text: str) -> None:
     words = set(re.findall(r"[\w-]+", text))
     for command in COMMANDS:
         assert set(command.path) <= words
-        assert {flag for option in command.options for flag in option.flags} <= words
+        assert {flag for option in command.all_options for flag in option.flags} <= words
 
 
 # What bash-completion does for the words that are typed here, and a hypemanctl with two VMs.
@@ -161,6 +161,8 @@ printf '%s\n' "${COMPREPLY[@]-}"
         (["image", "rm", "b"], ["builtin:busybox"]),
         (["run", "--rm", "b"], ["builtin:busybox"]),
         (["run", "--memory", ""], [""]),
+        (["run", "--mode", "s"], ["systemd"]),
+        (["run", "--pull", ""], ["missing", "always", "never"]),
         (["wait", "web", "--for", "S"], ["Shutdown", "Stopped", "Standby"]),
         (["analyze", ""], ["plot", "web", "wiki"]),
         (["analyze", "plot", "we"], ["web"]),
