@@ -32,13 +32,14 @@ class Kind:
     `parse(rule, value)`: a value of JSON, of a type that its schema allows, as the daemon has it; raises
     ValueError: what is wrong; what would be right. `write(rule, value)`: the shortest exact JSON of what
     `parse` gave. `describe(rule)`: the values in words, for the reference. `wanted`: the kind in words, for
-    errors.
+    errors. `placeholder`: what stands for a value in a man page.
     """
 
     parse: Callable[[Rule, Any], object]
     write: Callable[[Rule, Any], object]
     describe: Callable[[Rule], str]
     wanted: str = ""
+    placeholder: str = ""
 
 
 def find_kind(schema: Mapping[str, Any]) -> tuple[Kind, Rule] | None:
@@ -110,18 +111,21 @@ KINDS: Mapping[str, Kind] = {
         write=lambda _, size: format_size(size),
         describe=lambda rule: f"size, {rule['minimum']} to {rule['maximum']}",
         wanted="a size",
+        placeholder="SIZE",
     ),
     "x-duration": Kind(
         parse=_parse_duration,
         write=lambda _, seconds: format_duration(seconds),
         describe=lambda rule: f"time span, at least {rule['minimum']}s, or `infinity`",
         wanted="a time span",
+        placeholder="TIME",
     ),
     "x-rate": Kind(
         parse=_parse_rate,
         write=lambda _, rate: format_rate(rate),
         describe=lambda rule: f"rate, {rule['minimum']} to {rule['maximum']}",
         wanted="a rate",
+        placeholder="RATE",
     ),
     "x-unit": Kind(parse=parse_unit_value, write=_write_unit, describe=_describe_unit),
     "x-network": Kind(

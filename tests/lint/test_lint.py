@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.manual import render_page
 from hypemand.version import VERSION
 from tests.host.command import ENVIRONMENT, run_command
 from tests.host.lab import DIST
@@ -65,10 +66,12 @@ def find_man_pages() -> list[Path]:
 
 
 @pytest.mark.parametrize("page", find_man_pages(), ids=lambda page: page.name)
-def test_man_pages_are_clean(page: Path) -> None:
+def test_man_pages_are_clean(page: Path, tmp_path: Path) -> None:
+    whole = tmp_path / page.name
+    whole.write_text(render_page(page.read_text()))
     env = {**ENVIRONMENT, "MANWIDTH": "80", "MANROFFSEQ": "", "LC_ALL": "C.UTF-8"}
     shown = run_command(
-        ["man", "--warnings", "--encoding=UTF-8", "--local-file", str(page)], env=env, timeout=60
+        ["man", "--warnings", "--encoding=UTF-8", "--local-file", str(whole)], env=env, timeout=60
     )
     assert shown.stderr == ""
 

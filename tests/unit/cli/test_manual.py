@@ -20,22 +20,30 @@ from hypemand.cli.completion import main as print_completion
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.options import GLOBAL_OPTIONS
 from hypemand.cli.spec import Command
+from hypemand.manual import main, render_page
 from tests.unit.cli.conftest import DEADLINE, REPOSITORY
 
-MANUALS = REPOSITORY / "debian/man"
+SOURCES = REPOSITORY / "debian/man"
+PAGES = sorted(page.name for page in SOURCES.iterdir())
 SCHEMAS = REPOSITORY / "hypemand/config"
 
 
-def read_plain(page: Path) -> str:
-    """The source of a page without fonts and escapes."""
-    text = re.sub(r"\\f[BRIP]", "", page.read_text())
+@cache
+def render(page: str) -> str:
+    """A page as it is installed."""
+    return render_page((SOURCES / page).read_text())
+
+
+def read_plain(page: str) -> str:
+    """A page without fonts and escapes."""
+    text = re.sub(r"\\f[BRIP]", "", render(page))
     return text.replace("\\-", "-").replace("\\&", "")
 
 
 @cache
 def read_sections() -> Mapping[str, str]:
     """The sections on the commands in hypemanctl.1, by the command's words."""
-    parts = re.split(r"^\.SS ", read_plain(MANUALS / "hypemanctl.1"), flags=re.MULTILINE)[1:]
+    parts = re.split(r"^\.SS ", read_plain("hypemanctl.1"), flags=re.MULTILINE)[1:]
     words = {tuple(part.split()): part for part in parts}
     names = sorted((c.path for c in COMMANDS), key=len, reverse=True)
     return {" ".join(n): next(p for w, p in words.items() if w[: len(n)] == n) for n in names}
@@ -57,7 +65,7 @@ def test_the_manual_explains_every_option_of_a_command_and_no_other(command: Com
 
 
 def test_the_manual_explains_the_global_options_and_the_exit_codes() -> None:
-    text = read_plain(MANUALS / "hypemanctl.1")
+    text = read_plain("hypemanctl.1")
     options = text.split("\n.SH OPTIONS")[1].split("\n.SH ")[0]
     assert {flag for o in GLOBAL_OPTIONS for flag in o.flags} <= find_flags(options)
     codes = text.split("\n.SH EXIT STATUS")[1].split("\n.SH ")[0]
@@ -74,7 +82,7 @@ def flatten(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(below, f"{prefix}{key}.NAME.")
 
 
-def find_paragraph(page: Path, key: str) -> str | None:
+def find_paragraph(page: str, key: str) -> str | None:
     """The paragraph whose head is the key."""
     match = re.search(
         rf"^\.TP\n\.BI? {re.escape(key)}:?(?: .*)?\n((?:(?!\.TP|\.SH).*\n)+)", read_plain(page), re.MULTILINE
@@ -88,7 +96,7 @@ def find_paragraph(page: Path, key: str) -> str | None:
 )
 def test_the_manual_explains_every_key_with_its_default(page: str, schema: str) -> None:
     for key, rules in flatten(json.loads((SCHEMAS / schema).read_text())):
-        paragraph = find_paragraph(MANUALS / page, key.removeprefix("unit."))
+        paragraph = find_paragraph(page, key.removeprefix("unit."))
         assert paragraph is not None, key
         default = rules.get("default")
         if default is None or isinstance(default, dict):
@@ -98,20 +106,36 @@ def test_the_manual_explains_every_key_with_its_default(page: str, schema: str) 
         assert re.search(rf'^Default:\n\.BR "?{re.escape(shown)}"? \.$', paragraph, re.MULTILINE), key
 
 
-@pytest.mark.parametrize("page", sorted(MANUALS.iterdir()), ids=lambda p: p.name)
-def test_the_manuals_are_clean(page: Path) -> None:
-    assert page.read_text().startswith('.\\" SPDX-License-Identifier: Apache-2.0\n.TH ')
+def test_a_page_is_completed_where_it_says_so_and_only_by_what_it_has_not() -> None:
+    source = (SOURCES / "hypemand.vm.5").read_text()
+    assert ".B CPUWeight\n" not in source
+    assert ".B CPUWeight\nShare of CPU time when CPUs are scarce; " in render("hypemand.vm.5")
+    assert render_page(render("hypemand.vm.5")) == render("hypemand.vm.5")
+    heads = re.findall(r"^\.TP\n\.BI? (\S+)", render("hypemand.vm.5"), re.MULTILINE)
+    assert len(heads) == len(set(heads))
+    assert render("hypemand.8") == (SOURCES / "hypemand.8").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_manuals_are_clean(page: str, tmp_path: Path) -> None:
+    assert main([str(SOURCES), str(tmp_path)]) == 0
+    assert (tmp_path / page).read_text() == render(page)
+    assert render(page).startswith('.\\" SPDX-License-Identifier: Apache-2.0\n.TH ')
     mandoc = shutil.which("mandoc")
     assert mandoc, "install the package mandoc"
     done = subprocess.run(
-        [mandoc, "-Tlint", str(page)], capture_output=True, text=True, timeout=DEADLINE, check=False
+        [mandoc, "-Tlint", str(tmp_path / page)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
     assert done.stdout + done.stderr == ""
 
 
-@pytest.mark.parametrize("page", sorted(MANUALS.iterdir()), ids=lambda p: p.name)
-def test_what_the_manuals_refer_to_is_there(page: Path) -> None:
-    ours = {f"{name} ({section})" for name, _, section in (p.name.rpartition(".") for p in MANUALS.iterdir())}
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_manuals_refer_to_is_there(page: str) -> None:
+    ours = {f"{name} ({section})" for name, _, section in (p.rpartition(".") for p in PAGES)}
     named = set(re.findall(r"^\.BR (hypeman\S* \(\d\))", read_plain(page), flags=re.MULTILINE))
     assert named <= ours
 
