@@ -7,6 +7,11 @@ Beside draft 7 they use, with editors passing them over:
     x-size, x-duration, x-unit, x-rate, x-network   a kind of value, see hypemand.config.kinds
     x-want      what would be right, in words
     x-unknown   what to say of a key that is not among the properties
+
+What else a key needs stands in its row too:
+
+    x-run           the option of `hypemanctl run`, see hypemand.cli.keyoptions
+    x-client        the field of the published client that means the same; x-client-not: the opposite
 """
 
 from __future__ import annotations
