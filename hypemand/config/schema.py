@@ -11,6 +11,7 @@ Beside draft 7 they use, with editors passing them over:
 What else a key needs stands in its row too:
 
     x-run           the option of `hypemanctl run`, see hypemand.cli.keyoptions
+    x-guest         the record that tells the guest, see hypemand.config.vmdef.settings_of
     x-client        the field of the published client that means the same; x-client-not: the opposite
 """
 

@@ -211,6 +211,25 @@ def definition_to_json(definition: Definition) -> dict[str, object]:
     return result
 
 
+def settings_of(definition: Definition) -> tuple[tuple[str, str], ...]:
+    """What the guest is told by records of their own: of each key that has `x-guest`, the record's key.
+
+    A mapping has a record KEY=VALUE for each of its keys; what is None is left out.
+    """
+    records: list[tuple[str, str]] = []
+    for key, rule in load_schema("vm")["properties"].items():
+        value = getattr(definition, key)
+        if "x-guest" not in rule or value is None:
+            continue
+        values = [f"{k}={v}" for k, v in value.items()] if isinstance(value, Mapping) else [_plain(value)]
+        records += [(rule["x-guest"], text) for text in values]
+    return tuple(records)
+
+
+def _plain(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
 def _to_json(rule: Schema, value: Any) -> object:
     if (found := find_kind(rule)) is not None:
         kind, kind_rule = found

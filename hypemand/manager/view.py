@@ -74,7 +74,8 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True)
 class ExecRequest:
-    """A command for the guest. `argv` is not empty; times in seconds, None: no limit."""
+    """A command for the guest. `argv` is not empty; times in seconds, None: no limit. `settings`: as of
+    GuestConfig."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -85,6 +86,7 @@ class ExecRequest:
     tty: bool = False  # stdout and stderr are one then: everything comes as ExecStream.STDOUT
     rows: int = 24
     cols: int = 80
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 class ExecStream(StrEnum):

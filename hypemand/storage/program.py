@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterable, Mapping
 
 from hypemand.config.definition import Definition, Mode
+from hypemand.config.vmdef import settings_of
 from hypemand.errors import ImageNotReady, InvalidDefinition, Problem
 from hypemand.storage.configdisk import GuestConfig
 from hypemand.storage.images import Image, OciConfig
@@ -79,4 +80,5 @@ def resolve_program(definition: Definition, image: Image) -> GuestConfig:
         stop_signal=stop_signal,
         agent=definition.guest_agent,
         headers=definition.kernel_headers,
+        settings=settings_of(definition),
     )

@@ -193,6 +193,11 @@ class ExecMode(unittest.TestCase):
         self.assertIn("b c|/nonexistent|/usr/local/sbin:", init.console)
         self.assertIn(f"|{folder}|65534\nempty stdin\n", init.console)
 
+    def test_settings_are_the_programs_and_not_inits(self) -> None:
+        init = self.init("sh", "-c", "umask; umask 077", want_agent="0", umask="23")
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        self.assertIn("0027\n", init.console)
+
     def test_argv_and_environment_are_exact(self) -> None:
         argv = ["a b", "$HOME", "`id`", "x'y\"z\\", "", "line\nbreak", "*", "-n", "\u00e4", "$(id);exit 9"]
         environment = {"A": "b  c ", "Q": "'\"\\", "N": "one\ntwo", "D": "$A ${A} $$", "E": "", "X": "a=b"}

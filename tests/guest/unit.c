@@ -21,6 +21,7 @@
 #include "records.h"
 #include "report.h"
 #include "sentinel.h"
+#include "settings.h"
 #include "spawn.h"
 #include "stages.h"
 #include "trees.h"
@@ -395,6 +396,7 @@ static void test_config(void)
         WRONG(FIXED "mode=exec\0arg=x\0stop_signal=0", "stop_signal=0"),
         WRONG(FIXED "mode=exec\0arg=x\0stop_signal=65", "stop_signal=65"),
         WRONG(FIXED "mode=exec\0arg=x\0env=NOVALUE", "env=NOVALUE"),
+        WRONG(FIXED "mode=exec\0arg=x\0umask=512", "config disk: umask=512: expected a number from 0 to 511"),
         WRONG("version", "cannot be read"),
     };
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
@@ -402,6 +404,25 @@ static void test_config(void)
         EXPECT(strstr(why.words, wrong[i].words) != NULL);
         config_free(&config);
     }
+}
+
+static void test_settings(void)
+{
+    struct reason why;
+    struct record failed;
+    static const char several[] = "arg=umask=1\0umask=18\0new=1\0umask=63";
+    char *records = exactly(several, sizeof several);
+    struct settings settings = {records, sizeof several};
+    size_t offset = 0;
+    while (records_next(records, sizeof several, &offset, &failed))
+        EXPECT(settings_check(&failed, &why));
+    mode_t before = umask(022);
+    EXPECT(settings_apply(&settings, &failed));
+    EXPECT(umask(before) == 077);
+    char *lines = settings_manager_lines(&settings);
+    EXPECT_TEXT(lines, "");
+    free(lines);
+    free(records);
 }
 
 static void test_fields(void)
@@ -963,6 +984,7 @@ int main(void)
     test_kernel_log();
     test_exit_words();
     test_config();
+    test_settings();
     test_fields();
     test_config_of_volumes();
     test_config_of_networks();
