@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "settings.h"
 
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 enum { UMASK_MAX = 0777 };
@@ -22,6 +25,103 @@ static bool umask_apply(const char *value)
     return true;
 }
 
+/* The names are Docker's, the words systemd's. */
+static const struct {
+    const char *name;
+    const char *word;
+    int resource;
+} limits[] = {
+    {"nofile", "NOFILE", RLIMIT_NOFILE},
+    {"nproc", "NPROC", RLIMIT_NPROC},
+    {"memlock", "MEMLOCK", RLIMIT_MEMLOCK},
+    {"core", "CORE", RLIMIT_CORE},
+};
+
+enum { LIMITS = sizeof limits / sizeof limits[0], LIMIT_TEXT_MAX = 20 };
+
+static bool parse_limit(const char *text, size_t length, rlim_t *limit)
+{
+    char word[LIMIT_TEXT_MAX + 1];
+    unsigned long number;
+    if (length > LIMIT_TEXT_MAX)
+        return false;
+    memcpy(word, text, length);
+    word[length] = '\0';
+    if (strcmp(word, "unlimited") == 0) {
+        *limit = RLIM_INFINITY;
+        return true;
+    }
+    if (!parse_number(word, LONG_MAX, &number))
+        return false;
+    *limit = number;
+    return true;
+}
+
+/* NAME=SOFT:HARD; gives the row of `limits`, or LIMITS. */
+static size_t parse_ulimit(const char *value, struct rlimit *limit)
+{
+    size_t name = strcspn(value, "=");
+    size_t row = 0;
+    while (row < LIMITS && (strlen(limits[row].name) != name || memcmp(limits[row].name, value, name) != 0))
+        row++;
+    if (row == LIMITS || value[name] == '\0')
+        return LIMITS;
+    const char *soft = value + name + 1;
+    size_t length = strcspn(soft, ":");
+    if (soft[length] == '\0' || !parse_limit(soft, length, &limit->rlim_cur) ||
+        !parse_limit(soft + length + 1, strlen(soft + length + 1), &limit->rlim_max) ||
+        limit->rlim_cur > limit->rlim_max)
+        return LIMITS;
+    return row;
+}
+
+static bool ulimit_check(const char *value, struct reason *why)
+{
+    struct rlimit limit;
+    return parse_ulimit(value, &limit) < LIMITS ||
+           refuse(why, "ulimit=%.60s: expected NAME=SOFT:HARD, soft not above hard", value);
+}
+
+static bool ulimit_apply(const char *value)
+{
+    struct rlimit limit;
+    size_t row = parse_ulimit(value, &limit);
+    return row == LIMITS || setrlimit(limits[row].resource, &limit) == 0;
+}
+
+static void format_limit(rlim_t limit, char text[LIMIT_TEXT_MAX + 1])
+{
+    if (limit == RLIM_INFINITY)
+        (void)snprintf(text, LIMIT_TEXT_MAX + 1, "infinity");
+    else
+        (void)snprintf(text, LIMIT_TEXT_MAX + 1, "%llu", (unsigned long long)limit);
+}
+
+static void ulimit_line(const char *value, char *text, size_t size)
+{
+    struct rlimit limit;
+    char soft[LIMIT_TEXT_MAX + 1];
+    char hard[LIMIT_TEXT_MAX + 1];
+    size_t row = parse_ulimit(value, &limit);
+    if (row == LIMITS)
+        return;
+    format_limit(limit.rlim_cur, soft);
+    format_limit(limit.rlim_max, hard);
+    (void)snprintf(text, size, "DefaultLimit%s=%s:%s\n", limits[row].word, soft, hard);
+}
+
+/* What the kernel gives to PID 1 was chosen long ago; systemd and Docker give 524288. Only in its place: who
+ * has another one was given it, as by an image's systemd. */
+static void raise_files(void)
+{
+    enum { KERNELS_OWN = 4096, USUAL = 524288 };
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_max != KERNELS_OWN)
+        return;
+    files.rlim_max = USUAL;
+    (void)setrlimit(RLIMIT_NOFILE, &files); /* Who may not goes on with what there is. */
+}
+
 /* `apply` gets what `check` has found right; false with errno. `line`, or NULL, appends a line to the text,
  * whose size is the value's and MANAGER_LINE_MAX. */
 static const struct {
@@ -31,6 +131,7 @@ static const struct {
     void (*line)(const char *value, char *text, size_t size);
 } rows[] = {
     {"umask", umask_check, umask_apply, NULL},
+    {"ulimit", ulimit_check, ulimit_apply, ulimit_line},
 };
 
 enum { ROWS = sizeof rows / sizeof rows[0], MANAGER_LINE_MAX = 64 };
@@ -52,6 +153,7 @@ bool settings_check(const struct record *record, struct reason *why)
 bool settings_apply(const struct settings *settings, struct record *failed)
 {
     size_t offset = 0;
+    raise_files();
     while (records_next(settings->records, settings->size, &offset, failed)) {
         size_t row = find_row(failed);
         if (row < ROWS && !rows[row].apply(failed->value))

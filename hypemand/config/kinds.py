@@ -7,15 +7,18 @@ A key of a schema with `x-size: {…}` has a value of the kind `x-size`, whose r
     x-duration  {minimum, infinity}: a time span as hypemand.config.durations reads it, minimum in seconds
     x-unit      {kind, …}: a unit property as hypemand.config.unitprops reads it
     x-rate      {minimum, maximum}: a rate as hypemand.config.rates reads it
+    x-ulimit    {maximum, unlimited}: a Ulimit, both limits at once or apart as Docker has them
     x-network   a text of this kind as hypemand.config.netparse reads it
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hypemand.config.definition import Ulimit
 from hypemand.config.durations import format_duration, parse_duration
 from hypemand.config.netparse import NetworkText, parse_network_text
 from hypemand.config.rates import format_rate, parse_rate
@@ -23,6 +26,8 @@ from hypemand.config.sizes import format_size, parse_size
 from hypemand.config.unitprops import UnitKind, parse_unit_value
 
 Rule = Any
+
+_WHOLE = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,42 @@ def _describe_unit(rule: Rule) -> str:
     return _UNIT_WORDS[rule["kind"]]
 
 
+def _parse_ulimit(rule: Rule, value: Any) -> Ulimit:
+    if isinstance(value, Mapping):
+        if set(value) != {"soft", "hard"}:
+            raise ValueError("does not have soft and hard alone; write for example {soft: 1024, hard: 4096}")
+        soft, hard = value["soft"], value["hard"]
+    else:
+        soft, colon, hard = value.partition(":") if isinstance(value, str) else (value, "", "")
+        hard = hard if colon else soft
+    made = Ulimit(_parse_limit(rule, soft), _parse_limit(rule, hard))
+    if made.hard is not None and (made.soft is None or made.soft > made.hard):
+        shown = "unlimited" if made.soft is None else made.soft
+        raise ValueError(f"its soft limit {shown} is above its hard limit {made.hard}; exchange them")
+    return made
+
+
+def _parse_limit(rule: Rule, value: Any) -> int | None:
+    """One limit; -1 is Docker's other word for unlimited."""
+    whole = isinstance(value, float) and value.is_integer()
+    text = str(int(value) if whole else value).strip()
+    cure = "write a number or unlimited" if rule["unlimited"] else f"write 0 to {rule['maximum']}"
+    if text in ("unlimited", "-1"):
+        if not rule["unlimited"]:
+            raise ValueError(f"{text} is more than the guest's kernel allows; {cure}")
+        return None
+    if isinstance(value, bool) or _WHOLE.fullmatch(text) is None:
+        raise ValueError(f"{text[:40]!r} is no limit; {cure}")
+    if int(text) > rule["maximum"]:
+        raise ValueError(f"{text} is too large; {cure}")
+    return int(text)
+
+
+def _write_ulimit(_: Rule, limit: Ulimit) -> object:
+    soft, hard = (word if word == "unlimited" else int(word) for word in str(limit).split(":"))
+    return hard if soft == hard else {"soft": soft, "hard": hard}
+
+
 KINDS: Mapping[str, Kind] = {
     "x-size": Kind(
         parse=_parse_size,
@@ -126,6 +167,16 @@ KINDS: Mapping[str, Kind] = {
         describe=lambda rule: f"rate, {rule['minimum']} to {rule['maximum']}",
         wanted="a rate",
         placeholder="RATE",
+    ),
+    "x-ulimit": Kind(
+        parse=_parse_ulimit,
+        write=_write_ulimit,
+        describe=lambda rule: (
+            ("number, " + ("`unlimited`, " if rule["unlimited"] else f"at most {rule['maximum']}, "))
+            + "`SOFT:HARD`, or a mapping with `soft` and `hard`"
+        ),
+        wanted="a limit",
+        placeholder="LIMIT",
     ),
     "x-unit": Kind(parse=parse_unit_value, write=_write_unit, describe=_describe_unit),
     "x-network": Kind(

@@ -14,12 +14,14 @@ from hypemand.config.schemafile import load_schema
 from hypemand.config.vmdef import parse_definition
 
 TYPED = "-m 256M --vcpus 3 --disk 1G -w /srv -u www --mode exec --restart always --boot-timeout 5s"
+LIMITS = ["--ulimit", "nofile=1024:524288", "--ulimit", "core=-1"]
 
 
 def test_what_is_typed_becomes_the_keys_and_nothing_else_does() -> None:
     words = [
         "run",
         *TYPED.split(),
+        *LIMITS,
         "--stop-timeout",
         "6s",
         "--tag",
@@ -36,6 +38,7 @@ def test_what_is_typed_becomes_the_keys_and_nothing_else_does() -> None:
         "disk": "1G",
         "workdir": "/srv",
         "user": "www",
+        "ulimits": {"nofile": "1024:524288", "core": "-1"},
         "mode": "exec",
         "guest_agent": False,
         "boot_timeout": "5s",
