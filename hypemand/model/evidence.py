@@ -65,7 +65,7 @@ class QmpStatus(StrEnum):
     """`status` of QMP query-status in QEMU's words, and three cases in which there is none.
 
     ABSENT: nothing listens on the QMP socket (the VMM has not made it yet, or has gone). NO_ANSWER:
-    something listens and did not answer within 500 ms.
+    something listens and has not answered for 10 s (boot.session).
     """
 
     PRELAUNCH = "prelaunch"
