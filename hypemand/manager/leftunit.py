@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 
@@ -21,29 +22,38 @@ _log = logging.getLogger(__name__)
 _DEADLINE = 5.0
 # what forks while it is being killed is looked for again
 _ROUNDS = 3
+# The kernel reports an empty control group up to 10 ms after its last process has ended, and systemd forgets
+# the unit some time after that. It signals that, but for all units of the host: not worth a subscription.
+_RELEASE_DEADLINE, _RELEASE_PAUSE = 2.0, 0.01
 
 
 async def start_unit(units: Units, plan: UnitPlan) -> None:
     """Make and start a VM's unit; back when systemd has taken the job. A unit that is there already, and is
     over, is cleared away first. WrongState if that is not possible, or it is not over; BusError."""
     unit = unit_name(plan.vm)
-    try:
-        await units.start_transient(plan)
-    except BusError as error:
-        if error.number != errno.EEXIST:
-            raise
-    else:
+    held = await _try(units, plan)
+    if held is None:
         return
     await _clear(units, unit)
+    deadline = time.monotonic() + _RELEASE_DEADLINE
+    while (held := await _try(units, plan)) is not None:
+        if time.monotonic() >= deadline:
+            raise WrongState(
+                f"systemd still has the unit {unit} of an earlier run: {held.message}",
+                hint=f"systemctl kill -s KILL {unit}; systemctl reset-failed {unit}",
+            )
+        await asyncio.sleep(_RELEASE_PAUSE)
+
+
+async def _try(units: Units, plan: UnitPlan) -> BusError | None:
+    """Start the unit, or what systemd says if it still has one of that name."""
     try:
         await units.start_transient(plan)
     except BusError as error:
         if error.number != errno.EEXIST:
             raise
-        raise WrongState(
-            f"systemd still has the unit {unit} of an earlier run: {error.message}",
-            hint=f"systemctl kill -s KILL {unit}; systemctl reset-failed {unit}",
-        ) from None
+        return error
+    return None
 
 
 async def _clear(units: Units, unit: str) -> None:

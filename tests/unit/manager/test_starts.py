@@ -35,11 +35,13 @@ from tests.unit.manager.fakenetwork import FakeNetworkHost
 class FakeUnits:
     """systemd's units, as far as a start and an end need them. `taken` runs before the answer to a start,
     when the unit is there already; `refuse` is the answer, with no unit made. A unit is loaded, and has no
-    other beside it, while it is `live` (also a failed one) or has processes that are `left`."""
+    other beside it, while it is `live` (also a failed one) or has processes that are `left`, and for so many
+    starts after that as `late` says."""
 
     taken: Callable[[UnitPlan], Awaitable[None]] | None = None
     refuse: BusError | None = None
     immortal: bool = False
+    late: int = 0
     live: dict[str, UnitStatus] = field(default_factory=dict)
     left: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
     killed: list[str] = field(default_factory=list)
@@ -64,7 +66,11 @@ class FakeUnits:
         if self.refuse is not None:
             raise self.refuse
         unit = f"hypeman-vm-{plan.vm}.service"
-        if unit in self.live or await self.processes(unit):
+        gone = unit not in self.live and not await self.processes(unit)
+        if gone and self.killed and self.late:
+            self.late -= 1
+            gone = False
+        if not gone:
             raise BusError(f"Unit {unit} was already loaded or has a fragment file.", errno.EEXIST)
         # no invocation yet: the job is queued
         self.live[unit] = UnitStatus("activating", "queued")
@@ -260,6 +266,19 @@ def test_a_start_ends_what_is_left_of_an_earlier_run(tmp_path: Path, status: Uni
     use(tmp_path, scenario)
 
 
+def test_a_start_waits_until_systemd_has_forgotten_the_unit(tmp_path: Path) -> None:
+    """It learns a little late that the last process has ended."""
+
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=False)
+        host.units.late = 3
+        with left_behind(host.units, WEB):
+            await host.manager.start_vm("web")
+        assert (host.units.late, host.units.live[WEB].active_state) == (0, "activating")
+
+    use(tmp_path, scenario)
+
+
 def test_a_start_does_nothing_to_a_unit_that_somebody_else_has_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +302,7 @@ def test_a_start_does_nothing_to_a_unit_that_somebody_else_has_started(
 
 def test_a_unit_that_stays_is_an_error_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hypemand.manager.leftunit._DEADLINE", 0.05)
+    monkeypatch.setattr("hypemand.manager.leftunit._RELEASE_DEADLINE", 0.05)
 
     async def scenario(host: Host) -> None:
         await host.manager.create_vm(definition(), start=False)
