@@ -31,7 +31,7 @@ from hypemand.api.tokens import TokenStore
 from hypemand.atomic import make_folder
 from hypemand.boot.watcher import BootWatcher
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
-from hypemand.config.schema import load_schema
+from hypemand.config.schemafile import load_schema
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
 from hypemand.manager.images import Images
 from hypemand.manager.inventory import USERDB

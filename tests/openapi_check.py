@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import jsonschema
 import yaml
+
+from hypemand.api.description import read_description
 
 Json: TypeAlias = Any
 
@@ -27,7 +28,7 @@ class Description:
 
     def __init__(self, text: str | None = None) -> None:
         if text is None:
-            text = resources.files("hypemand.api").joinpath("openapi.yaml").read_text(encoding="utf-8")
+            text = read_description()
         self.document: dict[str, Json] = yaml.safe_load(text)
         self._paths = [(re.compile(re.sub(r"\{[^}]+\}", "[^/]+", p)), p) for p in self.document["paths"]]
         # /images/import is also an /images/{name}: what is spelled out comes first.

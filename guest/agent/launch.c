@@ -13,7 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { UMASK_MAX = 0777, SIDE_MAX = UINT16_MAX, FREE_FD = 3, PIPE_SIZE = 262144 };
+enum { SIDE_MAX = UINT16_MAX, FREE_FD = 3, PIPE_SIZE = 262144 };
 
 /* What EXEC may say beside what the stream itself keeps. */
 struct wishes {
@@ -39,11 +39,6 @@ static bool take_setting(struct stream *stream, const struct record *record, str
         stream->spawn.folder = record->value;
     } else if (record_is(record, "user")) {
         wishes->user = record->value;
-    } else if (record_is(record, "umask")) {
-        if (!take_number(record, UMASK_MAX, &number, why))
-            return false;
-        stream->spawn.has_umask = true;
-        stream->spawn.umask = (mode_t)number;
     } else if (record_is(record, "tty")) {
         if (!take_number(record, 1, &number, why))
             return false;
@@ -53,13 +48,14 @@ static bool take_setting(struct stream *stream, const struct record *record, str
             return false;
         *(record_is(record, "rows") ? &wishes->rows : &wishes->columns) = (uint16_t)number;
     }
-    return true;
+    return settings_check(record, why);
 }
 
 static bool take_records(struct stream *stream, size_t size, struct wishes *wishes, struct reason *why)
 {
     size_t args = 0;
     size_t envs = 0;
+    stream->spawn.settings = (struct settings){stream->records, size};
     stream->argv = calloc(records_count(stream->records, size, "arg") + 1, sizeof(char *));
     stream->given = calloc(records_count(stream->records, size, "env") + 1, sizeof(char *));
     if (stream->argv == NULL || stream->given == NULL)

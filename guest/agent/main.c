@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
@@ -23,6 +24,7 @@
 
 /* A little less than init waits for the byte, so that it learns why there is none. */
 enum { PORT_WAIT_MS = DEVICE_WAIT_MS - 1000 };
+enum { OWN_FILES = 1024 };
 
 static bool open_port(int *port, struct reason *why)
 {
@@ -88,12 +90,25 @@ static pid_t find_init(void)
     return text != NULL && parse_number(text, INT_MAX, &number) ? (pid_t)number : 1;
 }
 
+/* Its own descriptors do not hang on what an image's systemd lets its services open. */
+static void keep_files(void)
+{
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur >= OWN_FILES)
+        return;
+    files.rlim_cur = OWN_FILES;
+    if (files.rlim_max < OWN_FILES)
+        files.rlim_max = OWN_FILES;
+    (void)setrlimit(RLIMIT_NOFILE, &files);
+}
+
 int main(void)
 {
     struct reason why = {""};
     struct server server = {
         .port = -1, .boot = boot, .init = find_init(), .ready = tell_ready, .set_clock = set_clock};
     (void)file_write("/proc/self/oom_score_adj", 0, "-1000");
+    keep_files();
     bool served = (boot_id_read(boot) || refuse(&why, "the kernel command line has no hypeman.boot=")) &&
                   open_port(&server.port, &why) && serve(&server, &why);
     if (!served)

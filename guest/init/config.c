@@ -6,6 +6,7 @@
 #include "environment.h"
 #include "files.h"
 #include "records.h"
+#include "settings.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -71,6 +72,12 @@ static bool parse_stop_signal(const char *value, int *number, struct reason *why
     return true;
 }
 
+static bool check_setting(const struct record *record, struct reason *why)
+{
+    struct reason what;
+    return settings_check(record, &what) || refuse(why, "config disk: %.200s", what.words);
+}
+
 static bool take_record(struct config *config, const struct record *record, size_t *args, size_t *envs,
                         struct reason *why)
 {
@@ -110,7 +117,7 @@ static bool take_record(struct config *config, const struct record *record, size
         return network_add_search(&config->network, value, why);
     else if (record_is(record, "host"))
         return host_parse(value, &config->hosts.all[config->hosts.count++], why);
-    return true;
+    return check_setting(record, why);
 }
 
 bool config_parse(char *records, size_t size, struct config *config, struct reason *why)

@@ -234,7 +234,8 @@ static void start_program(struct run *run, int epoll)
                                 .stdio = {null, console, console},
                                 .ready_fd = -1,
                                 .binary = -1,
-                                .oom_score_adj = "0"};
+                                .oom_score_adj = "0",
+                                .settings = {config->records, config->size}};
     run->kernel_log = kernel_log_open();
     struct spawned spawned;
     bool started = null >= 0 && spawn_start(&run->spawn, &spawned, &why);

@@ -2,6 +2,7 @@
 #include "unitfiles.h"
 
 #include "files.h"
+#include "settings.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,6 +17,9 @@
 #define AGENT_UNIT "hypeman-agent.service"
 #define HEADERS_UNIT "hypeman-kernel-headers.service"
 #define EMERGENCY_UNIT "hypeman-emergency.service"
+/* Behind what an image has with a lower number. */
+#define MANAGER_FOLDER "/run/systemd/system.conf.d"
+#define MANAGER_FILE MANAGER_FOLDER "/90-hypeman.conf"
 #define ENVIRONMENT RUN_FOLDER "/environment"
 
 /* The agent waits for nothing, not even the journal (hence the kernel's log), and nothing waits for it. What
@@ -220,6 +224,23 @@ static bool write_headers(struct reason *why)
     return true;
 }
 
+/* What the definition says of processes, for the guest's services: the image's systemd reads it as it starts.
+ */
+static bool write_manager(const struct config *config, struct reason *why)
+{
+    const struct settings settings = {config->records, config->size};
+    char *lines = settings_manager_lines(&settings);
+    if (lines == NULL)
+        return refuse(why, "no memory for " MANAGER_FILE);
+    bool written = *lines == '\0' || (folder_make(MANAGER_FOLDER, 0755) &&
+                                      file_write(MANAGER_FILE, O_CREAT | O_TRUNC, "[Manager]\n") &&
+                                      file_write(MANAGER_FILE, O_APPEND, lines));
+    if (!written)
+        (void)refuse(why, "cannot write " MANAGER_FILE ": %s", strerror(errno));
+    free(lines);
+    return written;
+}
+
 bool unit_files_write(const struct config *config, pid_t keeper, struct reason *why)
 {
     if (!folder_make(UNITS, 0755))
@@ -227,6 +248,8 @@ bool unit_files_write(const struct config *config, pid_t keeper, struct reason *
     if (config->agent && !write_agent(config, keeper, why))
         return false;
     if (config->headers && !write_headers(why))
+        return false;
+    if (!write_manager(config, why))
         return false;
     /* Nobody can log in on the console, which is the host's journal; without udev a getty would hold up the
      * boot until its device has not come. */

@@ -19,7 +19,7 @@
 
 enum { TRIED_SIZE = 1024, READY_FD = 3 };
 
-enum step { STEP_STDIO, STEP_TERMINAL, STEP_FOLDER, STEP_IDENTITY, STEP_EXEC };
+enum step { STEP_STDIO, STEP_TERMINAL, STEP_SETTINGS, STEP_FOLDER, STEP_IDENTITY, STEP_EXEC };
 
 /* What the child says of itself through the pipe that a working exec closes. Less than PIPE_BUF: one write.
  */
@@ -28,7 +28,7 @@ struct failure {
     int error;
     bool exists; /* the file was there (a missing interpreter also says ENOENT) */
     bool is_folder;
-    char tried[TRIED_SIZE];
+    char tried[TRIED_SIZE]; /* of STEP_SETTINGS the record */
 };
 
 static _Noreturn void child_give_up(int pipe_fd, struct failure *failure, enum step step, int error)
@@ -66,6 +66,17 @@ static void child_signals(void)
     sigset_t none;
     (void)sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static bool child_settings(const struct settings *settings, struct failure *failure)
+{
+    struct record failed;
+    if (settings_apply(settings, &failed))
+        return true;
+    int error = errno;
+    (void)snprintf(failure->tried, sizeof failure->tried, "%s", failed.key);
+    errno = error;
+    return false;
 }
 
 static bool child_identity(const struct identity *who)
@@ -135,8 +146,8 @@ static _Noreturn void child_run(const struct spawn *spawn, int pipe_fd)
         child_give_up(report < 0 ? pipe_fd : report, &failure, STEP_STDIO, errno);
     if (spawn->terminal && ioctl(STDIN_FILENO, TIOCSCTTY, 0) != 0)
         child_give_up(report, &failure, STEP_TERMINAL, errno);
-    if (spawn->has_umask)
-        (void)umask(spawn->umask); /* Gives the old one, and never fails. */
+    if (spawn->settings.records != NULL && !child_settings(&spawn->settings, &failure))
+        child_give_up(report, &failure, STEP_SETTINGS, errno);
     if (spawn->oom_score_adj != NULL)
         (void)file_write("/proc/self/oom_score_adj", 0,
                          spawn->oom_score_adj); /* A wish: nothing hangs on it. */
@@ -217,6 +228,9 @@ enum spawn_state spawn_settle(int verdict, const struct spawn *spawn, int *code,
         break;
     case STEP_TERMINAL:
         (void)refuse(why, "cannot make a terminal the process's own: %s", strerror(failure.error));
+        break;
+    case STEP_SETTINGS:
+        (void)refuse(why, "cannot set %s: %s", failure.tried, strerror(failure.error));
         break;
     case STEP_FOLDER:
         (void)refuse(why, "cannot enter the working directory %s: %s", spawn->folder,

@@ -5,6 +5,7 @@
 
 #include "identity.h"
 #include "reason.h"
+#include "settings.h"
 
 #include <sys/types.h>
 
@@ -29,8 +30,7 @@ struct spawn {
     int binary;   /* an fd to execute instead of looking argv[0] up, or -1 */
     const char *oom_score_adj;
     bool terminal; /* stdio[0] is one, and becomes the process's own */
-    bool has_umask;
-    mode_t umask;
+    struct settings settings;
 };
 
 struct spawned {

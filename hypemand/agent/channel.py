@@ -408,7 +408,7 @@ async def _deadline(session: Session, seconds: float, what: str) -> AsyncIterato
 
 def _encode_exec(request: ExecRequest) -> bytes:
     env = dict(request.env)
-    pairs = [("arg", arg) for arg in request.argv]
+    pairs = [*(("arg", arg) for arg in request.argv), *request.settings]
     if request.tty:
         env.setdefault("TERM", "xterm")
         pairs += [("tty", "1"), ("rows", str(request.rows)), ("cols", str(request.cols))]

@@ -18,23 +18,16 @@ from hypemand.api.volumes import check_overlay_size
 from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull
 from hypemand.config.netdef import Networks
 from hypemand.config.netparse import NONE
+from hypemand.config.schemafile import load_schema
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition, InvalidRequest, Problem
 
 _NATIVE_KEYS = ("definition", "name", "start")
 
-# Fields of the published client that are a key of ours under another name, or the same.
-_SAME_MEANING = {
-    "image": "image",
-    "size": "memory",
-    "overlay_size": "disk",
-    "vcpus": "vcpus",
-    "cmd": "cmd",
-    "entrypoint": "entrypoint",
-    "env": "env",
-    "tags": "tags",
-}
-_NEGATED = {"skip_guest_agent": "guest_agent", "skip_kernel_headers": "kernel_headers"}
+_KEYS = load_schema("vm")["properties"]
+# Fields of the published client that are a key of ours under another name or the same, or its opposite.
+_SAME_MEANING = {rule["x-client"]: key for key, rule in _KEYS.items() if "x-client" in rule}
+_NEGATED = {rule["x-client-not"]: key for key, rule in _KEYS.items() if "x-client-not" in rule}
 _TRANSLATED = ("name", "network", "restart_policy", "hypervisor", "volumes")
 _UNSUPPORTED = (
     "auto_standby", "credentials", "devices", "disk_io_bps", "expires_at", "gpu", "health_check",
@@ -48,9 +41,8 @@ _MOUNT_KEYS = {
     "overlay": "overlay",
     "overlay_size": "",
 }
-_CLIENT_NAMES = {ours: theirs for theirs, ours in _SAME_MEANING.items()} | {
-    "guest_agent": "skip_guest_agent",
-    "kernel_headers": "skip_kernel_headers",
+_CLIENT_NAMES = {
+    **{ours: theirs for theirs, ours in (_SAME_MEANING | _NEGATED).items()},
     "restart": "restart_policy.policy",
 }
 _LIMITS = {"bandwidth_upload": "upload", "bandwidth_download": "download"}

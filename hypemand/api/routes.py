@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal as signals
-from importlib import resources
 
 from aiohttp import web
 
@@ -14,6 +13,7 @@ from hypemand.api.access import find_peer
 from hypemand.api.archive import check_directory, receive_archive, send_archive
 from hypemand.api.cp import serve_cp
 from hypemand.api.create import parse_create
+from hypemand.api.description import read_description
 from hypemand.api.entries import parse_guest_path
 from hypemand.api.exec import serve_exec
 from hypemand.api.images import refuse_path_of_host, required_text
@@ -114,8 +114,7 @@ class Routes:
 
     async def openapi(self, request: web.Request) -> web.StreamResponse:
         """This API, described."""
-        file = resources.files("hypemand.api").joinpath("openapi.yaml")
-        text = await run_in(Pool.RECORDS, file.read_text, encoding="utf-8")
+        text = await run_in(Pool.RECORDS, read_description)
         return web.Response(text=text, content_type="application/yaml")
 
     async def reload(self, request: web.Request) -> web.StreamResponse:

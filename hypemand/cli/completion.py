@@ -11,26 +11,12 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from hypemand.cli.commands import COMMANDS
-from hypemand.cli.options import (
-    COMMON_OPTIONS,
-    GLOBAL_OPTIONS,
-    MODES,
-    PULLS,
-    RESTARTS,
-    SCOPES,
-    SOURCES,
-    STATES,
-)
+from hypemand.cli.options import COMMON_OPTIONS, GLOBAL_OPTIONS, STATES
 from hypemand.cli.spec import Argument, Command, Completes, Option
 
 _SIGNALS = ("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP")
 _WORDS = {
     Completes.STATE: STATES,
-    Completes.SOURCE: SOURCES,
-    Completes.SCOPE: SCOPES,
-    Completes.MODE: MODES,
-    Completes.RESTART: RESTARTS,
-    Completes.PULL: PULLS,
     Completes.SIGNAL: _SIGNALS,
 }
 _LISTERS = {
@@ -120,6 +106,7 @@ def _bash_kinds() -> Iterator[str]:
         below = " ".join(c.path[1] for c in COMMANDS if c.path[0] == group and len(c.path) > 1)
         both = "; _hypemanctl_complete vm" if any(c.path == (group,) for c in COMMANDS) else ""
         yield f"        below-{group}) _hypemanctl_offer < <(printf '%s\\n' {below}){both} ;;\n"
+    yield "        words\\ *) _hypemanctl_offer < <(tr ' ' '\\n' <<<\"${1#words }\") ;;\n"
     firsts = " ".join(_first_words())
     yield f"        command) _hypemanctl_offer < <(printf '%s\\n' {firsts}) ;;\n"
     yield '        file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;\n'
@@ -136,15 +123,15 @@ def _bash_function(name: str, comment: str, subject: str, cases: Iterable[tuple[
 def _bash_options() -> Iterator[tuple[str, str]]:
     yield "''", _flags(GLOBAL_OPTIONS)
     for command in COMMANDS:
-        yield f"'{command.name}'", _flags((*command.options, *COMMON_OPTIONS))
+        yield f"'{command.name}'", _flags((*command.all_options, *COMMON_OPTIONS))
 
 
 def _bash_values() -> Iterator[tuple[str, str]]:
     for command in COMMANDS:
-        for option in command.options:
+        for option in command.all_options:
             if option.metavar is not None:
                 pattern = "|".join(f"'{command.name} {flag}'" for flag in option.flags)
-                yield pattern, option.completes
+                yield pattern, f"words {' '.join(option.choices)}" if option.choices else option.completes
     yield "*' --socket'", Completes.FILE
 
 
@@ -232,7 +219,7 @@ def _zsh_commands() -> Iterator[str]:
 
 
 def _zsh_command(command: Command) -> str:
-    parts = [_zsh_option(option) for option in (*command.options, *COMMON_OPTIONS)]
+    parts = [_zsh_option(option) for option in (*command.all_options, *COMMON_OPTIONS)]
     parts += [_zsh_argument(command, number, a) for number, a in enumerate(command.arguments, 1)]
     lines = " \\\n        ".join(parts)
     return f"_hypemanctl-{'-'.join(command.path)}() {{\n    _arguments -S \\\n        {lines}\n}}\n\n"
@@ -251,7 +238,8 @@ def _zsh_option(option: Option) -> str:
     # Given once, an option and its other spelling are offered no more.
     exclusion = "'*'" if option.repeat else f"'({flags})'" if len(option.flags) > 1 else ""
     spelling = f"{{{','.join(option.flags)}}}" if len(option.flags) > 1 else option.flags[0]
-    value = f":{option.metavar}:{_zsh_action(option.completes)}" if option.metavar else ""
+    action = f"({' '.join(option.choices)})" if option.choices else _zsh_action(option.completes)
+    value = f":{option.metavar}:{action}" if option.metavar else ""
     return f"{exclusion}{spelling}{shlex.quote(f'[{_zsh_escape(option.help)}]{value}')}"
 
 

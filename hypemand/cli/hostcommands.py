@@ -191,7 +191,6 @@ TOKENS = (
                 "scope: read, operate or admin (default: admin)",
                 "SCOPE",
                 choices=SCOPES,
-                completes=Completes.SCOPE,
             ),
             Option(
                 ("--vm",),

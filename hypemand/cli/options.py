@@ -8,9 +8,7 @@ from hypemand.cli.spec import Completes, Option
 STATES = ("Created", "Initializing", "Running", "Paused", "Shutdown", "Stopped", "Standby", "Unknown")
 SOURCES = ("app", "vmm", "hypeman")
 SCOPES = ("read", "operate", "admin")
-MODES = ("auto", "exec", "systemd")
 PULLS = ("missing", "always", "never")
-RESTARTS = ("no", "on-failure", "always")
 
 SOCKET = Option(
     ("--socket",),

@@ -140,7 +140,7 @@ def _parse_command(command: Command, words: list[str]) -> argparse.Namespace:
 
 def _is_remainder_before_dashes(command: Command, words: list[str]) -> bool:
     """Have the program's own words begun before the first `--`, so that it is one of them?"""
-    takes_value = {flag for o in (*command.options, SOCKET) if o.metavar for flag in o.flags}
+    takes_value = {flag for o in (*command.all_options, SOCKET) if o.metavar for flag in o.flags}
     plain, is_value = 0, False
     for word in words[: words.index("--")]:
         if is_value:
@@ -172,7 +172,7 @@ def build_parser(command: Command, *, without: Argument | None = None) -> argpar
                 nargs=_NARGS.get(argument.count, argument.count),
                 help=argument.help,
             )
-    for option in (*command.options, *COMMON_OPTIONS):
+    for option in (*command.all_options, *COMMON_OPTIONS):
         _add_option(parser, option)
     return parser
 

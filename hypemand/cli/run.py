@@ -17,6 +17,7 @@ from hypemand.cli.client import ApiError, Client, StreamBroken, parse
 from hypemand.cli.context import Context, explain
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import find_stop_deadline
+from hypemand.cli.keyoptions import read_keys
 from hypemand.cli.lifecycle import KILL_SIGNAL
 from hypemand.cli.logs import build_log_query
 from hypemand.cli.names import generate_name
@@ -67,25 +68,13 @@ def build_definition(args: Namespace) -> dict[str, Any]:
     asked = {
         "name": args.name,
         "image": args.image,
-        "memory": args.memory,
-        "vcpus": args.vcpus,
-        "disk": args.disk,
         "entrypoint": None if args.entrypoint is None else [args.entrypoint] if args.entrypoint else [],
         "cmd": args.command or None,
         "env": dict(find_variables(args.env)) or None,
-        "workdir": args.workdir,
-        "user": args.user,
         "image_pull": args.pull,
         "network": _build_network(args),
-        "mode": args.mode,
-        "guest_agent": False if args.no_agent else None,
-        "kernel_headers": False if args.no_kernel_headers else None,
-        "boot_timeout": args.boot_timeout,
-        "stop_timeout": args.stop_timeout,
-        "restart": args.restart,
-        "tags": dict(args.tag) or None,
     }
-    return {key: value for key, value in asked.items() if value is not None}
+    return {key: value for key, value in asked.items() if value is not None} | read_keys(args)
 
 
 def _build_network(args: Namespace) -> str | dict[str, Any] | None:

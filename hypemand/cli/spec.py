@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from keyword import iskeyword
@@ -21,11 +22,6 @@ class Completes(StrEnum):
     DIRECTORY = "directory"
     STATE = "state"
     SIGNAL = "signal"
-    SOURCE = "source"
-    MODE = "mode"
-    PULL = "pull"
-    RESTART = "restart"
-    SCOPE = "scope"
 
 
 class Kind(StrEnum):
@@ -44,7 +40,7 @@ class Kind(StrEnum):
 class Option:
     """One option. Without `metavar` it is a switch. `repeat`: may be given many times, gives a list.
 
-    `choices` closes the set of values.
+    `choices` closes the set of values, and is what a shell offers.
     """
 
     flags: tuple[str, ...]
@@ -93,7 +89,13 @@ class Command:
     description: str = ""
     arguments: tuple[Argument, ...] = ()
     options: tuple[Option, ...] = ()
+    more_options: Callable[[], tuple[Option, ...]] = tuple
     passes_exit_code: bool = False
+
+    @property
+    def all_options(self) -> tuple[Option, ...]:
+        """Those of its own, not of all commands."""
+        return (*self.options, *self.more_options())
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypemand.cli.options import JSON, MODES, PULLS, RESTARTS, SOURCES
+from hypemand.cli.options import JSON, PULLS, SOURCES
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _ONE_VM = Argument("NAME", "the VM: name, id, or unique prefix of the id", completes=Completes.VM)
@@ -24,7 +24,6 @@ _PULL = Option(
     "when to pull the image (default: the VM's image_pull)",
     "WHEN",
     choices=PULLS,
-    completes=Completes.PULL,
 )
 _TIMEOUT_RUNNING = Option(
     ("--timeout",),
@@ -39,16 +38,12 @@ _TIMEOUT_STOP = Option(
     Kind.SPAN,
 )
 
+# Beside those of the keys, see keyoptions.
 _RUN_OPTIONS = (
     Option(("--name",), "name of the VM (default: generated)", "NAME"),
     Option(("-d", "--detach"), "run the VM in the background and print its name"),
     Option(("--rm",), "remove the VM when the program has exited"),
     _ENV,
-    Option(("-m", "--memory"), "memory of the guest, such as 512M or 2G", "SIZE"),
-    Option(("--vcpus",), "number of virtual CPUs", "N", Kind.COUNT),
-    Option(("--disk",), "size of the writable layer over the image", "SIZE"),
-    _WORKDIR,
-    _USER,
     Option(("--entrypoint",), "program to run instead of the image's entrypoint", "PROGRAM"),
     _PULL,
     Option(
@@ -63,30 +58,16 @@ _RUN_OPTIONS = (
         "PORTS",
         repeat=True,
     ),
-    Option(
-        ("--mode",),
-        "auto, exec (a single program) or systemd (the image's init)",
-        "MODE",
-        choices=MODES,
-        completes=Completes.MODE,
-    ),
-    Option(
-        ("--restart",),
-        "when systemd restarts the VM: no, on-failure or always",
-        "WHEN",
-        choices=RESTARTS,
-        completes=Completes.RESTART,
-    ),
-    Option(("--boot-timeout",), "fail the start if the VM is not Running after this time", "TIME"),
-    Option(("--stop-timeout",), "kill the VM if it has not stopped after this time", "TIME"),
-    Option(("--tag",), "add a tag to the VM", "KEY=VALUE", Kind.PAIR, repeat=True),
-    Option(
-        ("--no-agent",),
-        "do not start the guest agent: Running does not wait for it; exec, shell and cp do not work",
-    ),
-    Option(("--no-kernel-headers",), "do not set up kernel headers in the guest"),
     Option(("--json",), "with -d: print the instance as JSON"),
 )
+
+
+def _list_key_options() -> tuple[Option, ...]:
+    # Read where they are needed, since every command starts by this table.
+    from hypemand.cli.keyoptions import list_key_options
+
+    return list_key_options()
+
 
 INSPECT = (
     Command(
@@ -237,6 +218,7 @@ PROGRAMS = (
         "The first Ctrl-C stops the VM gracefully, the second kills it.",
         arguments=(Argument("IMAGE", "image to run", completes=Completes.IMAGE), _COMMAND),
         options=_RUN_OPTIONS,
+        more_options=_list_key_options,
         passes_exit_code=True,
     ),
     Command(
@@ -295,7 +277,6 @@ PROGRAMS = (
                 "app: the console; vmm: messages of QEMU; hypeman: messages of hypemand (default: app)",
                 "SOURCE",
                 choices=SOURCES,
-                completes=Completes.SOURCE,
             ),
             Option(("--timestamps",), "show the time of each line"),
             Option(("--raw",), "do not escape control characters on a terminal"),

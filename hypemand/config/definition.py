@@ -61,6 +61,17 @@ class VolumeMount:
         return not self.readonly and not self.overlay
 
 
+@dataclass(frozen=True, slots=True)
+class Ulimit:
+    """A resource limit of setrlimit(2); None: unlimited. As a text SOFT:HARD."""
+
+    soft: int | None
+    hard: int | None
+
+    def __str__(self) -> str:
+        return ":".join("unlimited" if limit is None else str(limit) for limit in (self.soft, self.hard))
+
+
 def _empty() -> Mapping[str, str]:
     return MappingProxyType({})
 
@@ -97,6 +108,7 @@ class Definition:
     unit: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     image_pull: ImagePull = ImagePull.MISSING
     network: NetworkUse | None = field(default_factory=NetworkUse)
+    ulimits: Mapping[str, Ulimit] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

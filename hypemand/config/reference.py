@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hypemand.config.netparse import NetworkText
-from hypemand.config.schema import load_schema
+from hypemand.config.kinds import find_kind
+from hypemand.config.schemafile import load_schema
 
 BEGIN = "<!-- keys: begin -->"
 END = "<!-- keys: end -->"
@@ -24,15 +24,6 @@ _TYPES = {
     "boolean": "`true` or `false`",
     "array": "list",
     "object": "mapping",
-}
-_UNIT_TYPES = {
-    "units": "names of units",
-    "paths": "absolute paths",
-    "uris": "references",
-    "cpus": "CPUs and ranges of CPUs",
-    "limit": "size, percentage or `infinity`",
-    "duration": "time span",
-    "text": "string",
 }
 
 
@@ -72,16 +63,9 @@ def _code(value: Any) -> str:
 def _describe_type(rule: Mapping[str, Any]) -> str:
     if "enum" in rule:
         return ", ".join(f"`{choice}`" for choice in rule["enum"])
-    if "x-size" in rule:
-        return f"size, {rule['x-size']['minimum']} to {rule['x-size']['maximum']}"
-    if "x-duration" in rule:
-        return f"time span, at least {rule['x-duration']['minimum']}s, or `infinity`"
-    if "x-unit" in rule:
-        return _describe_unit(rule["x-unit"])
-    if "x-rate" in rule:
-        return f"rate, {rule['x-rate']['minimum']} to {rule['x-rate']['maximum']}"
-    if "x-network" in rule:
-        return NetworkText(rule["x-network"]).words
+    if (found := find_kind(rule)) is not None:
+        kind, kind_rule = found
+        return kind.describe(kind_rule)
     words = "string or mapping" if rule["type"] == ["string", "object"] else _TYPES[rule["type"]]
     if "items" in rule:
         items = rule["items"]
@@ -90,13 +74,6 @@ def _describe_type(rule: Mapping[str, Any]) -> str:
     if "minimum" in rule:
         words += f", {rule['minimum']} to {rule['maximum']}"
     return words
-
-
-def _describe_unit(unit: Mapping[str, Any]) -> str:
-    if "minimum" in unit:
-        words = "".join(f" or `{word}`" for word in unit.get("words", []))
-        return f"{unit['minimum']} to {unit['maximum']}{words}"
-    return _UNIT_TYPES[unit["kind"]]
 
 
 if __name__ == "__main__":

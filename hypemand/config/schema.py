@@ -4,33 +4,29 @@
 The schemas are the one source on what a key may hold: parser, error texts and reference are made from them.
 Beside draft 7 they use, with editors passing them over:
 
-    x-size      {minimum, maximum, multiple}: a size as hypemand.config.sizes reads it
-    x-duration  {minimum, infinity}: a time span as hypemand.config.durations reads it, minimum in seconds
-    x-unit      {kind, …}: a unit property as hypemand.config.unitprops reads it
-    x-rate      {minimum, maximum}: a rate as hypemand.config.rates reads it
-    x-network   a text of this kind as hypemand.config.netparse reads it
+    x-size, x-duration, x-unit, x-rate, x-network   a kind of value, see hypemand.config.kinds
     x-want      what would be right, in words
     x-unknown   what to say of a key that is not among the properties
+
+What else a key needs stands in its row too:
+
+    x-run           the option of `hypemanctl run`, see hypemand.cli.keyoptions
+    x-guest         the record that tells the guest, see hypemand.config.vmdef.settings_of
+    x-client        the field of the published client that means the same; x-client-not: the opposite
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from hypemand.config.durations import parse_duration
-from hypemand.config.netparse import parse_network_text
-from hypemand.config.rates import format_rate, parse_rate
-from hypemand.config.sizes import format_size, parse_size
+from hypemand.config.kinds import KINDS, Kind, find_kind
+from hypemand.config.schemafile import Schema, load_schema
 from hypemand.config.source import KeyPath, Source
-from hypemand.config.unitprops import parse_unit_value
 from hypemand.errors import Problem
-
-Schema = Mapping[str, Any]
 
 _SHOWN = 60
 _TYPE_WORDS = {
@@ -41,14 +37,6 @@ _TYPE_WORDS = {
     "array": "a list",
     "object": "a mapping",
 }
-
-
-@cache
-def load_schema(name: str) -> Schema:
-    """`vm` or `host`."""
-    path = Path(__file__).with_name(f"{name}.schema.json")
-    schema: Schema = json.loads(path.read_text("utf-8"))
-    return schema
 
 
 def find_problems(name: str, source: Source) -> list[Problem]:
@@ -71,19 +59,13 @@ def _validator(name: str) -> Any:
     # Here and not above: it takes longer to import than hypemanctl may take to start.
     from jsonschema import Draft7Validator, validators
 
-    keywords = {
-        "x-size": _keyword(_check_size),
-        "x-duration": _keyword(_check_duration),
-        "x-unit": _keyword(parse_unit_value),
-        "x-rate": _keyword(_check_rate),
-        "x-network": _keyword(parse_network_text),
-    }
+    keywords = {name: _keyword(kind) for name, kind in KINDS.items()}
     extend: Any = validators.extend
     return extend(Draft7Validator, keywords)(load_schema(name))
 
 
-def _keyword(check: Callable[[Any, Any], object]) -> Callable[..., Iterator[Exception]]:
-    """A schema keyword from a function that raises ValueError. Silent where the type is wrong already."""
+def _keyword(kind: Kind) -> Callable[..., Iterator[Exception]]:
+    """The schema keyword of a kind of value. Silent where the type is wrong already."""
 
     def validate(validator: Any, rule: Any, value: Any, schema: Schema) -> Iterator[Exception]:
         from jsonschema import ValidationError
@@ -91,7 +73,7 @@ def _keyword(check: Callable[[Any, Any], object]) -> Callable[..., Iterator[Exce
         if not _has_type(validator, value, schema["type"]):
             return
         try:
-            check(rule, value)
+            kind.parse(rule, value)
         except ValueError as error:
             yield ValidationError(str(error))
 
@@ -100,36 +82,6 @@ def _keyword(check: Callable[[Any, Any], object]) -> Callable[..., Iterator[Exce
 
 def _has_type(validator: Any, value: object, types: str | list[str]) -> bool:
     return any(validator.is_type(value, t) for t in ([types] if isinstance(types, str) else types))
-
-
-def _check_size(rule: Schema, value: Any) -> None:
-    size = parse_size(int(value) if isinstance(value, float) else value)
-    low, high, multiple = (parse_size(rule[key]) for key in ("minimum", "maximum", "multiple"))
-    # as it was written, but nobody reads a size off ten digits
-    shown = value if isinstance(value, str) else format_size(size)
-    if not low <= size <= high:
-        kind = "small" if size < low else "large"
-        raise ValueError(f"{shown} is too {kind}; write {format_size(low)} to {format_size(high)}")
-    if size % multiple:
-        raise ValueError(
-            f"{shown} is not a multiple of {format_size(multiple)}; write for example {rule['minimum']}"
-        )
-
-
-def _check_duration(rule: Schema, value: Any) -> None:
-    seconds = parse_duration(value)
-    if seconds is None and not rule["infinity"]:
-        raise ValueError("infinity is not allowed here; write for example 90s")
-    if seconds is not None and seconds < rule["minimum"]:
-        raise ValueError(f"{value} is too short; write {rule['minimum']}s or more")
-
-
-def _check_rate(rule: Schema, value: str) -> None:
-    rate = parse_rate(value)
-    low, high = parse_rate(rule["minimum"]), parse_rate(rule["maximum"])
-    if not low <= rate <= high:
-        kind = "slow" if rate < low else "fast"
-        raise ValueError(f"{value} is too {kind}; write {format_rate(low)} to {format_rate(high)}")
 
 
 _Finding = tuple[KeyPath, bool, str, str]
@@ -150,7 +102,7 @@ def _explain(error: Any) -> Iterator[_Finding]:
                 yield ((*path, key), False, "is missing", _write_example(rules["properties"][key], key))
     elif "propertyNames" in error.schema_path:
         yield ((*path, str(value)), True, f"is not a valid key: {_show(value)}", f"write {rules['x-want']}")
-    elif error.validator in ("x-size", "x-duration", "x-unit", "x-rate", "x-network"):
+    elif error.validator in KINDS:
         message, _, hint = error.message.partition("; ")
         yield path, False, message, hint
     else:
@@ -223,12 +175,9 @@ def _is_number(text: str) -> bool:
 
 
 def _wanted_types(rules: Schema) -> str:
-    if "x-size" in rules:
-        return "a size"
-    if "x-duration" in rules:
-        return "a time span"
-    if "x-rate" in rules:
-        return "a rate"
+    found = find_kind(rules)
+    if found is not None and found[0].wanted:
+        return found[0].wanted
     types = rules["type"]
     return _join([_TYPE_WORDS[t] for t in ([types] if isinstance(types, str) else types)])
 

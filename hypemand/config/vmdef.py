@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from enum import StrEnum
+from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_type_hints
 
-from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Mode, Restart, VolumeMount
-from hypemand.config.durations import format_duration, parse_duration
+from hypemand.config.definition import Definition, DefinitionDefaults, VolumeMount
+from hypemand.config.kinds import find_kind
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.config.netdef import (
     Networks,
@@ -19,10 +21,9 @@ from hypemand.config.netdef import (
     make_network_use,
     network_use_to_json,
 )
-from hypemand.config.schema import find_problems, load_schema, sort_problems
-from hypemand.config.sizes import format_size, parse_size
+from hypemand.config.schema import find_problems, sort_problems
+from hypemand.config.schemafile import Schema, load_schema
 from hypemand.config.source import KeyPath, Source
-from hypemand.config.unitprops import UnitKind, parse_unit_value
 from hypemand.errors import InvalidDefinition, Problem
 
 # What the config disk carries, less what the image's own environment may take.
@@ -149,39 +150,44 @@ def _build(name: str, source: Source, data: dict[str, Any], defaults: Definition
         "boot_timeout": defaults.boot_timeout,
         "stop_timeout": defaults.stop_timeout,
     }
+    rules = load_schema("vm")["properties"]
     for key, value in data.items():
-        values[key] = _convert(key, value, source)
+        values[key] = _convert(rules[key], value, (key,), source)
     values["name"] = name
     values["network"] = make_network_use(data.get("network"), defaults.network)
     return Definition(**values)
 
 
-def _convert(key: str, value: Any, source: Source) -> object:
-    """A valid value of the file as the dataclass has it."""
-    match key:
-        case "memory" | "disk":
-            return parse_size(int(value) if isinstance(value, float) else value)
-        case "boot_timeout" | "stop_timeout":
-            return parse_duration(value)
-        case "vcpus":
-            return int(value)
-        case "entrypoint" | "cmd":
+def _convert(rule: Schema, value: Any, path: KeyPath, source: Source) -> object:
+    """A valid value of the file as the dataclass has it. The network's is made apart."""
+    if (found := find_kind(rule)) is not None:
+        kind, kind_rule = found
+        return kind.parse(kind_rule, value)
+    if path == ("volumes",):
+        return tuple(VolumeMount(**mount) for mount in value)
+    match value:
+        case list():
             return tuple(value)
-        case "volumes":
-            return tuple(VolumeMount(**mount) for mount in value)
-        case "mode":
-            return Mode(value)
-        case "image_pull":
-            return ImagePull(value)
-        case "restart":
-            return Restart(value)
-        case "env" | "tags":
-            return MappingProxyType({k: _text(v, (key, k), source) for k, v in value.items()})
-        case "unit":
-            rules = load_schema("vm")["properties"]["unit"]["properties"]
-            return MappingProxyType({k: parse_unit_value(rules[k]["x-unit"], v) for k, v in value.items()})
+        case Mapping():
+            known = rule.get("properties")
+            if known is None:
+                return MappingProxyType({k: _text(v, (*path, k), source) for k, v in value.items()})
+            return MappingProxyType(
+                {k: _convert(known[k], v, (*path, k), source) for k, v in value.items() if k in known}
+            )
+        case str() if "enum" in rule:
+            return _enums()[path[0]](value)
+        case float():
+            return int(value)
         case _:
             return value
+
+
+@cache
+def _enums() -> Mapping[str | int, type[StrEnum]]:
+    """The classes of the keys that have one of a few words."""
+    hints = get_type_hints(Definition)
+    return {key: kind for key, kind in hints.items() if isinstance(kind, type) and issubclass(kind, StrEnum)}
 
 
 def _text(value: str | int | float, path: KeyPath, source: Source) -> str:
@@ -198,29 +204,43 @@ def definition_to_json(definition: Definition) -> dict[str, object]:
     result: dict[str, object] = {}
     for key, rule in rules.items():
         value = getattr(definition, key)
-        if "x-size" in rule:
-            result[key] = format_size(value)
-        elif "x-duration" in rule:
-            result[key] = format_duration(value)
-        elif key == "volumes":
-            result[key] = [asdict(mount) for mount in value]
-        elif key == "unit":
-            result[key] = {k: _unit_to_json(rule["properties"][k]["x-unit"], v) for k, v in value.items()}
-        elif key == "network":
+        if key == "network":
             result[key] = network_use_to_json(value)
-        elif value is None:
-            continue
-        elif isinstance(value, Mapping):
-            result[key] = dict(value)
-        elif isinstance(value, tuple):
-            result[key] = list(value)
-        else:
-            result[key] = str(value) if isinstance(value, str) else value
+        elif value is not None or find_kind(rule) is not None:
+            result[key] = _to_json(rule, value)
     return result
 
 
-def _unit_to_json(rule: Mapping[str, Any], words: tuple[str, ...]) -> object:
-    kind = UnitKind(rule["kind"])
-    if kind.is_list:
-        return list(words)
-    return int(words[0]) if kind is UnitKind.INTEGER else words[0]
+def settings_of(definition: Definition) -> tuple[tuple[str, str], ...]:
+    """What the guest is told by records of their own: of each key that has `x-guest`, the record's key.
+
+    A mapping has a record KEY=VALUE for each of its keys; what is None is left out.
+    """
+    records: list[tuple[str, str]] = []
+    for key, rule in load_schema("vm")["properties"].items():
+        value = getattr(definition, key)
+        if "x-guest" not in rule or value is None:
+            continue
+        values = [f"{k}={v}" for k, v in value.items()] if isinstance(value, Mapping) else [_plain(value)]
+        records += [(rule["x-guest"], text) for text in values]
+    return tuple(records)
+
+
+def _plain(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _to_json(rule: Schema, value: Any) -> object:
+    if (found := find_kind(rule)) is not None:
+        kind, kind_rule = found
+        return kind.write(kind_rule, value)
+    match value:
+        case Mapping():
+            known = rule.get("properties")
+            return {k: v if known is None else _to_json(known[k], v) for k, v in value.items()}
+        case tuple():
+            return [asdict(item) if isinstance(item, VolumeMount) else item for item in value]
+        case str():
+            return str(value)
+        case _:
+            return value

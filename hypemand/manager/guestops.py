@@ -38,7 +38,7 @@ class GuestOps:
         definition, pin = vm.definition_in_use, vm.record.pin
         digest = pin.digest if pin is not None and pin.name == definition.image else ""
         image = await self._images.get_for(definition.image, digest)
-        return await channel.exec(_like_the_program(request, resolve_program(definition, image)))
+        return await channel.exec(like_the_program(request, resolve_program(definition, image)))
 
     async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
         """See `GuestService`."""
@@ -64,12 +64,13 @@ class GuestOps:
         return vm, await vm.session.open_agent(AGENT_DEADLINE)
 
 
-def _like_the_program(request: ExecRequest, guest: GuestConfig) -> ExecRequest:
+def like_the_program(request: ExecRequest, guest: GuestConfig) -> ExecRequest:
     """A command runs as the VM's program does, where the request does not say otherwise: with its variables,
-    in its folder, as its user."""
+    in its folder, as its user, by its settings."""
     return replace(
         request,
         env={**guest.env, **request.env},
         cwd=request.cwd or guest.workdir,
         user=request.user or guest.user,
+        settings=guest.settings,
     )

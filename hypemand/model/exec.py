@@ -13,7 +13,8 @@ from hypemand.model.vm import ExitReport
 
 @dataclass(frozen=True, slots=True)
 class ExecRequest:
-    """A command for the guest. `argv` is not empty; times in seconds, None: no limit."""
+    """A command for the guest. `argv` is not empty; times in seconds, None: no limit.
+    `settings`: as in GuestConfig."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -24,6 +25,7 @@ class ExecRequest:
     tty: bool = False  # stdout and stderr are one then: everything comes as ExecStream.STDOUT
     rows: int = 24
     cols: int = 80
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 class ExecStream(StrEnum):

@@ -63,7 +63,7 @@ class GuestHost:
 class GuestConfig:
     """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /.
     `dns` are addresses, `search` domains; `hosts`, at most MAX_HOSTS, what it is told of others and of
-    itself."""
+    itself. `settings`: records on how programs are started, as `settings_of` derives them."""
 
     name: str
     mode: Mode
@@ -79,6 +79,7 @@ class GuestConfig:
     dns: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     hosts: tuple[GuestHost, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
@@ -106,6 +107,7 @@ def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
         yield "search", domain
     for host in config.hosts:
         yield "host", _format_fields(_host_fields(host))
+    yield from config.settings
 
 
 def _volume_fields(volume: GuestVolume) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterable, Mapping
 
 from hypemand.config.definition import Definition, Mode
+from hypemand.config.vmdef import settings_of
 from hypemand.errors import ImageNotReady, InvalidDefinition, Problem
 from hypemand.model.images import OciConfig
 from hypemand.protocol.configdisk import GuestConfig
@@ -80,4 +81,5 @@ def resolve_program(definition: Definition, image: Image) -> GuestConfig:
         stop_signal=stop_signal,
         agent=definition.guest_agent,
         headers=definition.kernel_headers,
+        settings=settings_of(definition),
     )

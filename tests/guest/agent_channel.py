@@ -235,6 +235,15 @@ class AgentChannel(unittest.TestCase):
                 self.assertEqual((result.code, result.pid), (125, None))
                 self.assertIn(f"{key}={value}: expected a number", result.message)
 
+    def test_a_command_has_its_limits(self) -> None:
+        self.channel.greet()
+        script = "ulimit -S -n; ulimit -H -n"
+        result = self.channel.run(["sh", "-c", script], user="65534", ulimit="nofile=100:200")
+        self.assertEqual((result.output[1], result.code), (b"100\n200\n", 0))
+        result = self.channel.run(["true"], ulimit="nofile=200:100")
+        self.assertEqual((result.code, result.pid), (125, None))
+        self.assertIn("soft not above hard", result.message)
+
     def test_a_terminal_that_is_closed_at_once_ends(self) -> None:
         self.channel.greet()
         stream = self.channel.start(["sleep", "1000"], tty="1")

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from frames import Channel, Type, format_records
 
@@ -246,6 +247,23 @@ class GuestBoot(BootCase):
             self.assertIn("uid=500(app) gid=500(app) groups=600(extra)", guest.console)
             self.assertIn("again\n", guest.console)
             self.assertNotIn("AGENT-READY", guest.console)
+
+    def test_limits_are_as_of_a_service_or_as_the_host_says(self) -> None:
+        script = "ulimit -Sn; ulimit -Hn; ulimit -Hc"
+        for limit, shown in ((None, "1024\n524288\nunlimited\n"), ("nofile=64:128", "64\n128\nunlimited\n")):
+            records: dict[str, Any] = {} if limit is None else {"ulimit": limit}
+            with self.guest("sh", "-c", script, user="app", agent="0", **records) as guest:
+                self.assertEqual(guest.exit_report()[0], 0)
+                self.assertIn(shown, guest.console)
+
+    def test_systemd_mode_has_limits_for_the_services(self) -> None:
+        script = """
+        cat /run/systemd/system.conf.d/90-hypeman.conf; ulimit -Sn
+        ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt
+        """
+        with self.guest("/bin/sh", "-c", script, mode="systemd", ulimit="nofile=64:128") as guest:
+            self.assertEqual(guest.exit_report(), (0, "halted from inside"))
+            self.assertIn("[Manager]\nDefaultLimitNOFILE=64:128\n1024\n", guest.console)
 
     def test_users_by_name_and_number(self) -> None:
         for user, ids, home in (

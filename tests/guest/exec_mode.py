@@ -85,6 +85,7 @@ class ExecMode(unittest.TestCase):
         want_agent: str = "1",
         headers: str = "0",
         environment: Sequence[str] = (),
+        limits: Sequence[str] = (),
         **records: str,
     ) -> Init:
         fixed = [
@@ -96,7 +97,8 @@ class ExecMode(unittest.TestCase):
         ]
         arguments = [("arg", argument) for argument in argv]
         variables = [("env", variable) for variable in environment]
-        init = Init(self.folder, agent, gate_ms, fixed + arguments + variables + list(records.items()))
+        others = [*(("ulimit", limit) for limit in limits), *records.items()]
+        init = Init(self.folder, agent, gate_ms, fixed + arguments + variables + others)
         self.addCleanup(init.process.communicate)
         self.addCleanup(init.process.kill)
         return init
@@ -192,6 +194,24 @@ class ExecMode(unittest.TestCase):
         self.assertEqual(init.report()[0], 0)
         self.assertIn("b c|/nonexistent|/usr/local/sbin:", init.console)
         self.assertIn(f"|{folder}|65534\nempty stdin\n", init.console)
+
+    def test_settings_are_the_programs_and_not_inits(self) -> None:
+        init = self.init("sh", "-c", "umask; umask 077", want_agent="0", umask="23")
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        self.assertIn("0027\n", init.console)
+
+    def test_limits_are_set_before_the_program_is_another_user(self) -> None:
+        script = "ulimit -S -n; ulimit -H -n; ulimit -H -c"
+        limits = ["nofile=100:200", "core=0:0"]
+        init = self.init("sh", "-c", script, want_agent="0", user="65534", limits=limits)
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        self.assertIn("100\n200\n0\n", init.console)
+
+    def test_a_limit_that_the_kernel_refuses_is_told(self) -> None:
+        init = self.init("true", want_agent="0", limits=["nofile=unlimited:unlimited"])
+        words = "cannot set ulimit=nofile=unlimited:unlimited: Operation not permitted"
+        self.assertEqual(init.report(), (125, words))
+        self.expect_no_program(init)
 
     def test_argv_and_environment_are_exact(self) -> None:
         argv = ["a b", "$HOME", "`id`", "x'y\"z\\", "", "line\nbreak", "*", "-n", "\u00e4", "$(id);exit 9"]

@@ -21,6 +21,7 @@
 #include "records.h"
 #include "report.h"
 #include "sentinel.h"
+#include "settings.h"
 #include "spawn.h"
 #include "stages.h"
 #include "trees.h"
@@ -31,8 +32,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static const char boot[] = "0123456789abcdef0123456789abcdef";
@@ -395,6 +398,15 @@ static void test_config(void)
         WRONG(FIXED "mode=exec\0arg=x\0stop_signal=0", "stop_signal=0"),
         WRONG(FIXED "mode=exec\0arg=x\0stop_signal=65", "stop_signal=65"),
         WRONG(FIXED "mode=exec\0arg=x\0env=NOVALUE", "env=NOVALUE"),
+        WRONG(FIXED "mode=exec\0arg=x\0umask=512", "config disk: umask=512: expected a number from 0 to 511"),
+        WRONG(FIXED "mode=exec\0arg=x\0ulimit=nofile", "ulimit=nofile: expected NAME=SOFT:HARD"),
+        WRONG(FIXED "mode=exec\0arg=x\0ulimit=nofile=5", "ulimit=nofile=5: expected"),
+        WRONG(FIXED "mode=exec\0arg=x\0ulimit=nofile=5:4", "soft not above hard"),
+        WRONG(FIXED "mode=exec\0arg=x\0ulimit=nofile=unlimited:4", "soft not above hard"),
+        WRONG(FIXED "mode=exec\0arg=x\0ulimit=nofile=1:2:3", "expected NAME=SOFT:HARD"),
+        WRONG(FIXED "mode=exec\0arg=x\0ulimit=files=1:2", "expected NAME=SOFT:HARD"),
+        WRONG(FIXED "mode=exec\0arg=x\0ulimit=core=9223372036854775808:9223372036854775808", "expected"),
+        WRONG(FIXED "mode=exec\0arg=x\0ulimit=core=100000000000000000000000:1", "expected"),
         WRONG("version", "cannot be read"),
     };
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
@@ -402,6 +414,74 @@ static void test_config(void)
         EXPECT(strstr(why.words, wrong[i].words) != NULL);
         config_free(&config);
     }
+}
+
+static void test_settings(void)
+{
+    struct reason why;
+    struct record failed;
+    static const char several[] = "arg=umask=1\0umask=18\0new=1\0umask=63";
+    char *records = exactly(several, sizeof several);
+    struct settings settings = {records, sizeof several};
+    size_t offset = 0;
+    while (records_next(records, sizeof several, &offset, &failed))
+        EXPECT(settings_check(&failed, &why));
+    mode_t before = umask(022);
+    EXPECT(settings_apply(&settings, &failed));
+    EXPECT(umask(before) == 077);
+    char *lines = settings_manager_lines(&settings);
+    EXPECT_TEXT(lines, "");
+    free(lines);
+    free(records);
+}
+
+static void test_limits(void)
+{
+    struct record failed;
+    static const char records[] = "ulimit=nofile=64:128\0umask=18\0ulimit=core=0:0\0ulimit=nofile=32:96";
+    const struct settings settings = {records, sizeof records};
+    char *lines = settings_manager_lines(&settings);
+    EXPECT_TEXT(lines, "DefaultLimitNOFILE=64:128\nDefaultLimitCORE=0:0\nDefaultLimitNOFILE=32:96\n");
+    free(lines);
+    static const char infinite[] = "ulimit=memlock=5:unlimited";
+    lines = settings_manager_lines(&(const struct settings){infinite, sizeof infinite});
+    EXPECT_TEXT(lines, "DefaultLimitMEMLOCK=5:infinity\n");
+    free(lines);
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit files;
+        struct rlimit core;
+        bool applied = settings_apply(&settings, &failed);
+        (void)getrlimit(RLIMIT_NOFILE, &files);
+        (void)getrlimit(RLIMIT_CORE, &core);
+        _exit(applied && files.rlim_cur == 32 && files.rlim_max == 96 && core.rlim_cur == 0 &&
+                      core.rlim_max == 0
+                  ? 0
+                  : 1);
+    }
+    int status;
+    EXPECT(waitpid(child, &status, 0) == child && status == 0);
+    static const char beyond[] = "ulimit=nofile=unlimited:unlimited";
+    const struct settings refused = {beyond, sizeof beyond};
+    EXPECT(!settings_apply(&refused, &failed) && errno == EPERM && failed.key == beyond);
+}
+
+/* Only the kernel's own hard limit is raised, which takes a right that a container may not have:
+ * boot_guest.py. */
+static void test_a_hard_limit_that_was_given_stays(void)
+{
+    static const char records[] = "umask=18";
+    const struct settings settings = {records, sizeof records};
+    pid_t child = fork();
+    if (child == 0) {
+        struct record failed;
+        struct rlimit files = {1024, 5000};
+        bool applied = setrlimit(RLIMIT_NOFILE, &files) == 0 && settings_apply(&settings, &failed);
+        (void)getrlimit(RLIMIT_NOFILE, &files);
+        _exit(applied && files.rlim_cur == 1024 && files.rlim_max == 5000 ? 0 : 1);
+    }
+    int status;
+    EXPECT(waitpid(child, &status, 0) == child && status == 0);
 }
 
 static void test_fields(void)
@@ -963,6 +1043,9 @@ int main(void)
     test_kernel_log();
     test_exit_words();
     test_config();
+    test_settings();
+    test_limits();
+    test_a_hard_limit_that_was_given_stays();
     test_fields();
     test_config_of_volumes();
     test_config_of_networks();

@@ -35,6 +35,7 @@ WHOLE: dict[str, Any] = {
     "disk": "2G",
     "env": ENVIRONMENT,
     "kernel_headers": False,
+    "ulimits": {"nofile": {"soft": 2048, "hard": 4000}, "core": 0},
     "stop_timeout": STOP_TIMEOUT,
     "boot_timeout": "120s",
 }
@@ -146,6 +147,15 @@ def test_variables_are_exact_for_the_agent_and_for_pid_1(debian: Vms) -> None:
     pid = debian.execute(NAME, "systemctl", "show", "--property=MainPID", "--value", "hypeman-agent").strip()
     for environment in (guest_environment(debian, pid), guest_environment(debian, "1")):
         assert {key: environment.get(key) for key in ENVIRONMENT} == ENVIRONMENT
+
+
+def test_limits_are_of_the_guests_services_and_of_commands(debian: Vms) -> None:
+    script = "ulimit -Sn; ulimit -Hn; ulimit -Hc"
+    assert debian.execute(NAME, "sh", "-c", script) == "2048\n4000\n0\n"
+    # Running is earlier than the guest's D-Bus
+    debian.ctl("exec", NAME, "--", "systemctl", "is-system-running", "--wait", check=False)
+    service = ["systemd-run", "--wait", "--pipe", "--quiet", "sh", "-c", script]
+    assert debian.execute(NAME, *service) == "2048\n4000\n0\n"
 
 
 def test_the_root_is_a_real_one_so_containers_can_have_roots_of_their_own(debian: Vms) -> None:

@@ -22,7 +22,7 @@ GROUND = frozenset(
 )
 LAYERS = (
     frozenset({"__main__"}),
-    frozenset({"daemon"}),
+    frozenset({"daemon", "manual"}),
     frozenset({"api", "cli"}),
     frozenset({"manager"}),
     frozenset({"unit"}),

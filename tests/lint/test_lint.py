@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.manual import render_page
 from hypemand.version import VERSION
 from tests.host.command import ENVIRONMENT, run_command
 from tests.host.lab import DIST
@@ -44,6 +45,16 @@ def test_shell_scripts_are_clean() -> None:
     run_command(["shellcheck", *map(str, scripts)], timeout=120)
 
 
+def test_completion_is_made_when_the_package_is_built() -> None:
+    """A copy in the tree would have to be made again with each option."""
+    kept = [
+        path
+        for path in list_sources()
+        if path.suffix != ".py" and "hypemanctl()" in path.read_text("latin-1")
+    ]
+    assert kept == []
+
+
 def test_packages_are_clean() -> None:
     (changes,) = DIST.glob("*.changes")
     env = {**ENVIRONMENT, "LINTIAN_PROFILE": "debian"}
@@ -55,10 +66,12 @@ def find_man_pages() -> list[Path]:
 
 
 @pytest.mark.parametrize("page", find_man_pages(), ids=lambda page: page.name)
-def test_man_pages_are_clean(page: Path) -> None:
+def test_man_pages_are_clean(page: Path, tmp_path: Path) -> None:
+    whole = tmp_path / page.name
+    whole.write_text(render_page(page.read_text()))
     env = {**ENVIRONMENT, "MANWIDTH": "80", "MANROFFSEQ": "", "LC_ALL": "C.UTF-8"}
     shown = run_command(
-        ["man", "--warnings", "--encoding=UTF-8", "--local-file", str(page)], env=env, timeout=60
+        ["man", "--warnings", "--encoding=UTF-8", "--local-file", str(whole)], env=env, timeout=60
     )
     assert shown.stderr == ""
 

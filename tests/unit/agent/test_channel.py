@@ -506,9 +506,11 @@ async def test_a_newer_agent_may_have_more_features(tmp_path: Path) -> None:
 async def test_a_terminal_has_a_size_and_one_output(tmp_path: Path) -> None:
     async with greeted(tmp_path) as (channel, guest):
         asked = replace(request(), tty=True, rows=5, cols=6, umask=0o22, env={"TERM": "x"})
+        asked = replace(asked, settings=(("ulimit", "nofile=1:2"),))
         execution = asyncio.create_task(channel.exec(asked))
         stream, _, payload = await guest.expect(EXEC)
         assert b"tty=1\0rows=5\0cols=6\0umask=18\0env=TERM=x\0" in payload
+        assert b"\0ulimit=nofile=1:2\0tty=1\0" in payload
         guest.send(pack(STARTED, stream, records(("pid", "42"))))
         session = await execution
         await session.resize(50, 60)

@@ -22,7 +22,7 @@ from yarl import URL
 from hypemand.api.server import make_app, serve
 from hypemand.api.services import Limits, Services
 from hypemand.api.tokens import TokenStore
-from hypemand.config.schema import load_schema
+from hypemand.config.schemafile import load_schema
 from tests.openapi_check import Description, parse_events
 from tests.unit.api.fakenetworks import FakeNetworks
 from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload

@@ -14,7 +14,7 @@ from hypemand.api.server import make_app
 from hypemand.api.services import Limits, Services
 from hypemand.api.tokens import TokenStore
 from hypemand.api.volumes import VolumeRoutes
-from hypemand.config.schema import load_schema
+from hypemand.config.schemafile import load_schema
 from hypemand.model.state import State
 from tests.openapi_check import Description, Json
 from tests.unit.api.fakenetworks import FakeNetworks
@@ -61,7 +61,13 @@ def test_every_schema_is_one_and_every_reference_leads_somewhere() -> None:
 def test_states_and_definition_keys_are_those_of_the_code() -> None:
     schemas = Description().document["components"]["schemas"]
     assert set(schemas["State"]["enum"]) == set(State)
-    assert set(schemas["Definition"]["properties"]) == set(load_schema("vm")["properties"])
+    described, keys = schemas["Definition"]["properties"], load_schema("vm")["properties"]
+    assert list(described) == list(keys)
+    assert described["vcpus"] == {name: keys["vcpus"][name] for name in keys["vcpus"] if name[:2] != "x-"}
+    assert described["network"]["properties"]["publish"]["items"]["pattern"]
+    assert "x-size" in keys["memory"]
+    assert "x-size" not in described["memory"]
+    assert schemas["CreateInstance"]["properties"]["name"]
 
 
 def test_the_checker_refuses_what_is_not_described() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from hypemand.api.hostreach import UNIT_RULES, find_host_reach
 from hypemand.config.definition import DefinitionDefaults
-from hypemand.config.schema import load_schema
+from hypemand.config.schemafile import load_schema
 from hypemand.config.vmdef import parse_definition
 from tests.unit.api.fakes import IMAGE
 from tests.unit.api.harness import NOBODY, Api, ask_as, drive

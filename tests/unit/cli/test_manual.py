@@ -16,26 +16,34 @@ import pytest
 
 from hypemand.cli.commands import COMMANDS
 from hypemand.cli.completion import format_bash, format_zsh
+from hypemand.cli.completion import main as print_completion
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.options import GLOBAL_OPTIONS
 from hypemand.cli.spec import Command
+from hypemand.manual import main, render_page
 from tests.unit.cli.conftest import DEADLINE, REPOSITORY
 
-MANUALS = REPOSITORY / "debian/man"
-COMPLETIONS = REPOSITORY / "debian/completion"
+SOURCES = REPOSITORY / "debian/man"
+PAGES = sorted(page.name for page in SOURCES.iterdir())
 SCHEMAS = REPOSITORY / "hypemand/config"
 
 
-def read_plain(page: Path) -> str:
-    """The source of a page without fonts and escapes."""
-    text = re.sub(r"\\f[BRIP]", "", page.read_text())
+@cache
+def render(page: str) -> str:
+    """A page as it is installed."""
+    return render_page((SOURCES / page).read_text())
+
+
+def read_plain(page: str) -> str:
+    """A page without fonts and escapes."""
+    text = re.sub(r"\\f[BRIP]", "", render(page))
     return text.replace("\\-", "-").replace("\\&", "")
 
 
 @cache
 def read_sections() -> Mapping[str, str]:
     """The sections on the commands in hypemanctl.1, by the command's words."""
-    parts = re.split(r"^\.SS ", read_plain(MANUALS / "hypemanctl.1"), flags=re.MULTILINE)[1:]
+    parts = re.split(r"^\.SS ", read_plain("hypemanctl.1"), flags=re.MULTILINE)[1:]
     words = {tuple(part.split()): part for part in parts}
     names = sorted((c.path for c in COMMANDS), key=len, reverse=True)
     return {" ".join(n): next(p for w, p in words.items() if w[: len(n)] == n) for n in names}
@@ -49,7 +57,7 @@ def find_flags(text: str) -> set[str]:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
 def test_the_manual_explains_every_option_of_a_command_and_no_other(command: Command) -> None:
-    flags = {flag for option in command.options for flag in option.flags}
+    flags = {flag for option in command.all_options for flag in option.flags}
     section = read_sections()[command.name].split("\n.SH ")[0]
     assert find_flags(section) == flags
     for argument in command.arguments:
@@ -57,7 +65,7 @@ def test_the_manual_explains_every_option_of_a_command_and_no_other(command: Com
 
 
 def test_the_manual_explains_the_global_options_and_the_exit_codes() -> None:
-    text = read_plain(MANUALS / "hypemanctl.1")
+    text = read_plain("hypemanctl.1")
     options = text.split("\n.SH OPTIONS")[1].split("\n.SH ")[0]
     assert {flag for o in GLOBAL_OPTIONS for flag in o.flags} <= find_flags(options)
     codes = text.split("\n.SH EXIT STATUS")[1].split("\n.SH ")[0]
@@ -74,7 +82,7 @@ def flatten(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(below, f"{prefix}{key}.NAME.")
 
 
-def find_paragraph(page: Path, key: str) -> str | None:
+def find_paragraph(page: str, key: str) -> str | None:
     """The paragraph whose head is the key."""
     match = re.search(
         rf"^\.TP\n\.BI? {re.escape(key)}:?(?: .*)?\n((?:(?!\.TP|\.SH).*\n)+)", read_plain(page), re.MULTILINE
@@ -88,7 +96,7 @@ def find_paragraph(page: Path, key: str) -> str | None:
 )
 def test_the_manual_explains_every_key_with_its_default(page: str, schema: str) -> None:
     for key, rules in flatten(json.loads((SCHEMAS / schema).read_text())):
-        paragraph = find_paragraph(MANUALS / page, key.removeprefix("unit."))
+        paragraph = find_paragraph(page, key.removeprefix("unit."))
         assert paragraph is not None, key
         default = rules.get("default")
         if default is None or isinstance(default, dict):
@@ -98,28 +106,46 @@ def test_the_manual_explains_every_key_with_its_default(page: str, schema: str) 
         assert re.search(rf'^Default:\n\.BR "?{re.escape(shown)}"? \.$', paragraph, re.MULTILINE), key
 
 
-@pytest.mark.parametrize("page", sorted(MANUALS.iterdir()), ids=lambda p: p.name)
-def test_the_manuals_are_clean(page: Path) -> None:
-    assert page.read_text().startswith('.\\" SPDX-License-Identifier: Apache-2.0\n.TH ')
+def test_a_page_is_completed_where_it_says_so_and_only_by_what_it_has_not() -> None:
+    source = (SOURCES / "hypemand.vm.5").read_text()
+    assert ".B CPUWeight\n" not in source
+    assert ".B CPUWeight\nRelative share of CPU time under contention; " in render("hypemand.vm.5")
+    assert render_page(render("hypemand.vm.5")) == render("hypemand.vm.5")
+    heads = re.findall(r"^\.TP\n\.BI? (\S+)", render("hypemand.vm.5"), re.MULTILINE)
+    assert len(heads) == len(set(heads))
+    assert render("hypemand.8") == (SOURCES / "hypemand.8").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_manuals_are_clean(page: str, tmp_path: Path) -> None:
+    assert main([str(SOURCES), str(tmp_path)]) == 0
+    assert (tmp_path / page).read_text() == render(page)
+    assert render(page).startswith('.\\" SPDX-License-Identifier: Apache-2.0\n.TH ')
     mandoc = shutil.which("mandoc")
     assert mandoc, "install the package mandoc"
     done = subprocess.run(
-        [mandoc, "-Tlint", str(page)], capture_output=True, text=True, timeout=DEADLINE, check=False
+        [mandoc, "-Tlint", str(tmp_path / page)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
     assert done.stdout + done.stderr == ""
 
 
-@pytest.mark.parametrize("page", sorted(MANUALS.iterdir()), ids=lambda p: p.name)
-def test_what_the_manuals_refer_to_is_there(page: Path) -> None:
-    ours = {f"{name} ({section})" for name, _, section in (p.name.rpartition(".") for p in MANUALS.iterdir())}
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_manuals_refer_to_is_there(page: str) -> None:
+    ours = {f"{name} ({section})" for name, _, section in (p.rpartition(".") for p in PAGES)}
     named = set(re.findall(r"^\.BR (hypeman\S* \(\d\))", read_plain(page), flags=re.MULTILINE))
     assert named <= ours
 
 
-def test_the_completion_files_are_those_of_the_table() -> None:
-    cure = "run: python3 -m hypemand.cli.completion bash|zsh"
-    assert (COMPLETIONS / "hypemanctl.bash").read_text() == format_bash(), cure
-    assert (COMPLETIONS / "_hypemanctl").read_text() == format_zsh(), cure
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_build_writes_the_completion_file_of_a_shell(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert print_completion([shell]) == 0
+    assert capsys.readouterr().out == {"bash": format_bash, "zsh": format_zsh}[shell]()
 
 
 @pytest.mark.parametrize("text", [format_bash(), format_zsh()], ids=["bash", "zsh"])
@@ -127,7 +153,7 @@ def test_completion_knows_every_command_and_option(text: str) -> None:
     words = set(re.findall(r"[\w-]+", text))
     for command in COMMANDS:
         assert set(command.path) <= words
-        assert {flag for option in command.options for flag in option.flags} <= words
+        assert {flag for option in command.all_options for flag in option.flags} <= words
 
 
 # What bash-completion does for the words that are typed here, and a hypemanctl with two VMs.
@@ -159,13 +185,17 @@ printf '%s\n' "${COMPREPLY[@]-}"
         (["image", "rm", "b"], ["builtin:busybox"]),
         (["run", "--rm", "b"], ["builtin:busybox"]),
         (["run", "--memory", ""], [""]),
+        (["run", "--mode", "s"], ["systemd"]),
+        (["run", "--pull", ""], ["missing", "always", "never"]),
         (["wait", "web", "--for", "S"], ["Shutdown", "Stopped", "Standby"]),
         (["analyze", ""], ["plot", "web", "wiki"]),
         (["analyze", "plot", "we"], ["web"]),
         (["--socket", "/x", "kill", "-s", "T"], ["TERM"]),
     ],
 )
-def test_bash_offers_what_fits(words: list[str], offered: list[str]) -> None:
-    argv = ["bash", "-c", SCRIPT, "test", str(COMPLETIONS / "hypemanctl.bash"), "hypemanctl", *words]
+def test_bash_offers_what_fits(words: list[str], offered: list[str], tmp_path: Path) -> None:
+    completion = tmp_path / "hypemanctl.bash"
+    completion.write_text(format_bash())
+    argv = ["bash", "-c", SCRIPT, "test", str(completion), "hypemanctl", *words]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE, check=True)
     assert done.stdout.splitlines() == offered

@@ -10,10 +10,10 @@ import pytest
 from hypemand.cli.commands import COMMANDS
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.main import load_handler
-from hypemand.cli.options import MODES, RESTARTS, SOURCES, STATES
+from hypemand.cli.options import PULLS, SOURCES, STATES
 from hypemand.cli.parser import HelpAsked, UsageError, VersionAsked, parse_command_line
 from hypemand.cli.spec import Command
-from hypemand.config.definition import Mode, Restart
+from hypemand.config.definition import ImagePull
 from hypemand.model.logs import LogSource
 from hypemand.model.state import State
 
@@ -23,7 +23,7 @@ def test_every_command_has_a_handler_and_help(command: Command) -> None:
     assert callable(load_handler(command))
     with pytest.raises(HelpAsked) as asked:
         parse_command_line([*command.path, "--help"])
-    for option in command.options:
+    for option in command.all_options:
         assert all(flag in asked.value.text for flag in option.flags)
     for argument in command.arguments:
         assert argument.metavar in asked.value.text
@@ -33,8 +33,7 @@ def test_every_command_has_a_handler_and_help(command: Command) -> None:
 def test_words_of_closed_sets_are_those_of_the_rest_of_the_program() -> None:
     assert set(State) == set(STATES)
     assert tuple(LogSource) == SOURCES
-    assert tuple(Mode) == MODES
-    assert tuple(Restart) == RESTARTS
+    assert tuple(ImagePull) == PULLS
 
 
 def test_overview_names_every_command() -> None:

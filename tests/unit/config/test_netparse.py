@@ -24,7 +24,7 @@ from hypemand.config.netparse import (
 )
 from hypemand.config.network import Egress, HostPort, Publish, Transport
 from hypemand.config.rates import RATE_EXAMPLES, format_rate, parse_rate
-from hypemand.config.schema import load_schema
+from hypemand.config.schemafile import load_schema
 
 TCP, UDP = Transport.TCP, Transport.UDP
 

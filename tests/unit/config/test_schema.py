@@ -21,7 +21,7 @@ from hypemand.config.listen import ListenConfig
 from hypemand.config.nethost import make_networks
 from hypemand.config.network import NetworkConfig, NetworkUse
 from hypemand.config.reference import BEGIN, END, render_reference
-from hypemand.config.schema import load_schema
+from hypemand.config.schemafile import load_schema
 from hypemand.config.sizes import parse_size
 from hypemand.config.source import parse_source
 from hypemand.config.vmdef import parse_definition
@@ -94,9 +94,10 @@ def test_examples_of_the_schema_are_valid(tmp_path: Path) -> None:
     for key, rule in vm["network"]["properties"].items():
         for example in rule["examples"]:
             parse_definition("web", {"image": "x", "network": {key: example}})
-    for key, rule in vm["unit"]["properties"].items():
-        for example in rule["examples"]:
-            parse_definition("web", {"image": "x", "unit": {key: example}})
+    for below in ("unit", "ulimits"):
+        for key, rule in vm[below]["properties"].items():
+            for example in rule["examples"]:
+                parse_definition("web", {"image": "x", below: {key: example}})
     for key, rule in load_schema("host")["properties"].items():
         path = tmp_path / "h.yaml"
         path.write_text(str({key: rule["examples"][0]}))

@@ -20,6 +20,7 @@ from hypemand.config.definition import (
     ImagePull,
     Mode,
     Restart,
+    Ulimit,
     VolumeMount,
 )
 from hypemand.config.network import Bandwidth, NetworkUse, Publish, Transport
@@ -307,6 +308,11 @@ networks = st.builds(
     st.one_of(st.none(), st.just("shop")),
     st.one_of(st.none(), st.booleans()),
 )
+limits = st.one_of(
+    st.integers(0, 2**63 - 1).map(lambda hard: Ulimit(hard, hard)),
+    st.tuples(st.integers(0, 5), st.one_of(st.none(), st.integers(5, 9))).map(lambda pair: Ulimit(*pair)),
+    st.just(Ulimit(None, None)),
+)
 definitions = st.builds(
     Definition,
     st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True),
@@ -332,6 +338,9 @@ definitions = st.builds(
     st.fixed_dictionaries({}, optional=units).map(MappingProxyType),
     st.sampled_from(ImagePull),
     st.one_of(st.none(), networks),
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("nproc", "memlock", "core"), limits)).map(
+        MappingProxyType
+    ),
 )
 
 

@@ -49,6 +49,12 @@ def test_every_record_is_there_in_the_protocols_words() -> None:
     assert not any(disk[16 + length :])
 
 
+def test_settings_are_records_as_they_are() -> None:
+    settings = (("umask", "18"), ("other", "a=1"), ("other", "b=2"))
+    disk = encode_config_disk(dataclasses.replace(CONFIG, settings=settings))
+    assert b"headers=0\0umask=18\0other=a=1\0other=b=2\0" in disk
+
+
 def test_volumes_and_networks_are_fields_in_records() -> None:
     interface = GuestInterface(
         "52:54:00:ab:cd:01", "eth0", 1400, ("10.0.0.2/24", "fd00::2/64"), ("10.0.0.1", "fe80::1")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.config.definition import GIB, MIB
-from hypemand.config.schema import load_schema
+from hypemand.config.schemafile import load_schema
 from hypemand.config.sizes import parse_size
 from hypemand.errors import HypemandError, InsufficientResources, InvalidDefinition
 from hypemand.run import run
