@@ -25,6 +25,7 @@ from hypemand.api.failures import Forbidden, Handler, error_response
 from hypemand.api.requests import parse_ref
 from hypemand.api.tokens import Scope, Token, TokenStore
 from hypemand.errors import HostNotReady, HypemandError, NotFound
+from hypemand.model.caller import CALLER
 from hypemand.model.services import Manager
 
 # Lines in the journal on refused requests: one for so many seconds, with the count of the others.
@@ -94,6 +95,7 @@ def find_peer(request: web.Request) -> Peer:
 
 def _set_peer(request: web.Request, peer: Peer) -> None:
     request[_PEER] = peer
+    CALLER.set(f"uid {peer.uid}" if peer.token is None else f"token {peer.token.name}")
 
 
 def _name_handler(request: web.Request) -> str:

@@ -25,6 +25,7 @@ from hypemand.model.answers.instance import (
     Instance,
     InstanceHeaders,
     InstanceNetwork,
+    InstanceOperation,
     InstanceVolume,
     RestartPolicy,
 )
@@ -35,7 +36,7 @@ from hypemand.model.images import ImageInfo, Pruned, derive_host_architecture
 from hypemand.model.logs import LogLine
 from hypemand.model.networks import OPEN_GROUP, VmNetwork
 from hypemand.model.state import State
-from hypemand.model.vm import VmView
+from hypemand.model.vm import OngoingOperation, VmView
 from hypemand.qemu.process import read_memory
 
 Json: TypeAlias = Any
@@ -73,7 +74,7 @@ def instance_json(view: VmView) -> Json:
 
 def derive_instance(view: VmView) -> Instance:
     """A VM as clients see it."""
-    definition, headers = view.definition, view.kernel_headers
+    definition, headers, doing = view.definition, view.kernel_headers, view.operation
     return Instance(
         id=view.id,
         name=view.name,
@@ -116,8 +117,13 @@ def derive_instance(view: VmView) -> Instance:
         memory_current=view.memory_current,
         cpu_seconds=view.cpu_seconds,
         kernel_headers=None if headers is None else InstanceHeaders(headers.state, headers.error),
+        operation=None if doing is None else _derive_operation(doing),
         definition=definition_to_json(definition),
     )
+
+
+def _derive_operation(operation: OngoingOperation) -> InstanceOperation:
+    return InstanceOperation(operation.name, operation.owner, time_json(operation.since))
 
 
 def derive_group(group: str | None) -> tuple[str | None, bool]:

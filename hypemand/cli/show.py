@@ -33,7 +33,7 @@ from hypemand.cli.values import (
 )
 from hypemand.errors import HypemandError, NotFound
 from hypemand.model.answers.guest import LogEntry
-from hypemand.model.answers.instance import Instance, InstanceHeaders, InstanceNetwork
+from hypemand.model.answers.instance import Instance, InstanceHeaders, InstanceNetwork, InstanceOperation
 from hypemand.model.state import HeadersState, Origin, State
 
 STATUS_LINES = 10
@@ -165,6 +165,8 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
     for label, text in (("Error", instance.state_error), ("Status", instance.status_text)):
         if text not in (None, state):
             yield label, escape_controls(str(text))
+    if instance.operation is not None:
+        yield "Operation", _describe_operation(instance.operation)
     if describe_exit(instance):
         words = escape_controls(describe_exit(instance))
         yield "Exit", paint(words, RED, sys.stdout) if has_failed(instance) else words
@@ -194,6 +196,12 @@ def _describe_origin(instance: Instance) -> str:
     words = "in a file" if instance.origin == Origin.FILE else "by the API"
     notes = ", ".join(_notes(instance))
     return f"{words}; {paint(notes, YELLOW, sys.stdout)}" if notes else words
+
+
+def _describe_operation(operation: InstanceOperation) -> str:
+    since = parse_moment(operation.since)
+    ago = "" if since is None else f" since {format_seconds((datetime.now(UTC) - since).total_seconds())}"
+    return escape_controls(f"{operation.name}{ago}, by {operation.owner}")
 
 
 def _describe_headers(headers: InstanceHeaders) -> str:

@@ -27,6 +27,7 @@ from hypemand.manager.fleet import Fleet
 from hypemand.manager.pause import resume
 from hypemand.manager.vm import Vm
 from hypemand.model.space import Room
+from hypemand.model.state import Operation
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -167,9 +168,9 @@ class DiskWatch:
         if not has_room or tries.wait_time > 0:
             return
         # what holds a VM may last; a stop is to end in order, and nobody pauses a VM that is being stopped
-        if vm.lock.locked() and not vm.is_ending:
+        if vm.operations.closed or (vm.operations.is_busy and not vm.is_ending):
             return
-        async with nullcontext() if vm.is_ending else vm.lock:
+        async with nullcontext() if vm.is_ending else vm.operations.hold(Operation.RESUME):
             await vm.refresh()
             if vm.session is not session or not session.full:
                 return

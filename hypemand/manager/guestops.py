@@ -58,7 +58,7 @@ class GuestOps:
     async def _reach_agent(self, ref: str, operation: Operation) -> tuple[Vm, AgentChannel]:
         """A VM whose state allows the operation, and the channel to its agent."""
         vm = self._fleet.get(ref)
-        check_allowed(operation, vm.state, vm.name, vm.state_error)
+        check_allowed(operation, vm.state, vm.name, vm.state_error, ongoing=vm.operations.describe())
         if not vm.definition_in_use.guest_agent or vm.session is None:
             raise WrongState(f"VM {vm.name} has no guest agent", hint="set guest_agent: true and restart it")
         return vm, await vm.session.open_agent(AGENT_DEADLINE)

@@ -58,7 +58,7 @@ async def ask_again(vms: Sequence[Vm]) -> None:
     """Until systemd has told of each VM. One that cannot be asked for another reason is left."""
     pause = _FIRST_PAUSE
     left: set[str] = set()
-    while unknown := [vm for vm in vms if not (vm.is_known or vm.deleted or vm.name in left)]:
+    while unknown := [vm for vm in vms if not (vm.is_known or vm.operations.closed or vm.name in left)]:
         found = await asyncio.gather(*(vm.refresh() for vm in unknown), return_exceptions=True)
         for vm, error in zip(unknown, found, strict=True):
             if isinstance(error, Exception):

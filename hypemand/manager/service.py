@@ -7,7 +7,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Set
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,6 +53,8 @@ _STOP_MARGIN = 30.0
 # what a guest may take to sync and power off after its program has ended
 _POWER_OFF_MARGIN = 5.0
 _SIGKILL = 9
+# so long is waited for the operation that is under way by what is no start and no end
+_PATIENCE = 10.0
 
 
 class VmManager:
@@ -248,7 +249,7 @@ class VmManager:
     async def _change_volumes(self, ref: str, volume_ref: str, mount: VolumeMount | None) -> VmView:
         vm = self.fleet.get(ref)
         volume = self.volumes.get(volume_ref)
-        async with _hold(vm):
+        async with vm.operations.hold(Operation.CHANGE, patience=_PATIENCE):
             await vm.refresh()
             if vm.record.origin is Origin.FILE and not vm.removed:
                 raise WrongState(
@@ -306,7 +307,7 @@ class VmManager:
         does not end: its disk and uid are its own for as long. Without a disk systemd was not asked yet, and
         need not be."""
         try:
-            if vm.lock.locked() or await run_in(Pool.STARTS, vm.places.disk.exists):
+            if vm.operations.is_busy or await run_in(Pool.STARTS, vm.places.disk.exists):
                 await self._end(vm, _SIGKILL)
                 await self._forget(vm)
             else:
@@ -337,10 +338,10 @@ class VmManager:
                 f"VM {vm.name} is defined in {self.config.vm_dir}/{vm.name}.yaml",
                 hint="remove that file and run systemctl reload hypemand first",
             )
-        vm.give_up_image()
+        vm.operations.cancel_wait()
         # not held up by a stop that is under way: that holds the VM until its guest has ended
         await self._end(vm, _SIGKILL)
-        async with _hold(vm):
+        async with vm.operations.hold(Operation.DELETE):
             await self._end(vm, _SIGKILL)
             await self._forget(vm)
 
@@ -374,7 +375,7 @@ class VmManager:
         vm = self.fleet.get(ref)
         if not vm.state.is_vmm_active:
             self._starter.ease_moves()  # it takes longer than all that comes before PID 1 needs it
-        async with _hold(vm):
+        async with vm.operations.hold(Operation.START):
             await vm.refresh()
             check_allowed(Operation.START, vm.state, vm.name, vm.state_error)
             if vm.state is State.STOPPED:
@@ -395,8 +396,8 @@ class VmManager:
         if vm.handle.releasing and vm.state is State.STOPPED:
             # that is the handle asking; a start may hold the VM meanwhile and wait until it has ended
             return vm.view()
-        vm.give_up_image()
-        async with _hold(vm):
+        vm.operations.cancel_wait()
+        async with vm.operations.hold(Operation.STOP):
             await vm.refresh()
             check_allowed(Operation.STOP, vm.state, vm.name)
             await self._stop(vm, timeout)
@@ -445,18 +446,20 @@ class VmManager:
         """See `Manager`."""
         requested = time.monotonic()
         vm = self.fleet.get(ref)
-        async with _hold(vm):
+        async with vm.operations.hold(Operation.RESTART) as operation:
             await vm.refresh()
             check_allowed(Operation.RESTART, vm.state, vm.name)
             # it runs on meanwhile
             image, waited = await self._starter.have_image(vm, pull)
             await self._starter.check(vm, image)
-            vm.restarting = True
+            operation.keeps_handle = True
             try:
                 await self._stop(vm, None)
                 await self._starter.start(vm, time.monotonic() if waited else requested, image)
             finally:
-                vm.restarting = False
+                operation.keeps_handle = False
+                if _has_ended(vm):
+                    await vm.release_handle()
         return vm.view()
 
     async def kill_vm(self, ref: str, signal: int = _SIGKILL) -> VmView:
@@ -487,14 +490,14 @@ class VmManager:
     async def pause_vm(self, ref: str) -> VmView:
         """See `Manager`."""
         vm = self.fleet.get(ref)
-        async with _hold(vm):
+        async with vm.operations.hold(Operation.PAUSE, patience=_PATIENCE):
             await pause(vm)
         return vm.view()
 
     async def resume_vm(self, ref: str) -> VmView:
         """See `Manager`."""
         vm = self.fleet.get(ref)
-        async with _hold(vm):
+        async with vm.operations.hold(Operation.RESUME, patience=_PATIENCE):
             await resume(vm)
         return vm.view()
 
@@ -504,8 +507,8 @@ class VmManager:
         """See `Manager`."""
         vm = self.fleet.get(ref)
         ends = {state, State.UNKNOWN, State.STOPPED, State.STANDBY}
-        reached = await vm.changes.wait_for(lambda: vm.deleted or vm.state in ends, timeout)
-        if vm.deleted:
+        reached = await vm.changes.wait_for(lambda: vm.operations.closed or vm.state in ends, timeout)
+        if vm.operations.closed:
             raise NotFound(f"VM {vm.name} has been deleted meanwhile")
         return vm.view(), not reached
 
@@ -535,15 +538,6 @@ class VmManager:
         if notes is None or Moment.REQUESTED not in notes.moments:
             raise WrongState(f"VM {vm.name} has not been started yet", hint="start it first")
         return derive_timeline(boot_facts(vm.name, notes))
-
-
-@asynccontextmanager
-async def _hold(vm: Vm) -> AsyncIterator[None]:
-    """Be the only one that changes a VM. Raises NotFound when it was deleted while others had it."""
-    async with vm.lock:
-        if vm.deleted:
-            raise NotFound(f"VM {vm.name} has been deleted meanwhile")
-        yield
 
 
 def _has_ended(vm: Vm) -> bool:

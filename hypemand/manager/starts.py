@@ -24,6 +24,7 @@ from hypemand.manager.leases import Lease
 from hypemand.manager.leftunit import start_unit
 from hypemand.manager.names import Names
 from hypemand.manager.networks import Networks
+from hypemand.manager.operation import OperationCancelled
 from hypemand.manager.plan import Attached, Connection, Plan, make_plan
 from hypemand.manager.vm import Vm
 from hypemand.protocol.configdisk import write_config_disk
@@ -80,20 +81,15 @@ class Starter:
         work = self._images.have(
             definition.image, vm.record.image_digest, pull, lambda words: vm.say(f"{state}: {words}")
         )
-        vm.image_wait = asyncio.create_task(work, name=f"image of {vm.name}")
+        assert vm.operations.current is not None, "it is held"
         try:
-            return await vm.image_wait, True
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                vm.image_wait.cancel()
-                raise
+            return await vm.operations.current.await_cancellable(work, f"image of {vm.name}"), True
+        except OperationCancelled:
             raise WrongState(
                 f"the start of VM {vm.name} was cancelled while its image was being pulled",
                 hint="start it again; the pull continues",
             ) from None
         finally:
-            vm.image_wait = None
             vm.say("")
 
     async def check(self, vm: Vm, image: Image) -> None:

@@ -25,6 +25,7 @@ from hypemand.manager.evidence import derive_evidence, make_tracker
 from hypemand.manager.handle import Handle
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.networks import Networks
+from hypemand.manager.operation import Operations
 from hypemand.manager.phases import Phases
 from hypemand.manager.plan import Places, runtime_part
 from hypemand.manager.runfiles import Found, Past, RunFiles, derive_exit, derive_unseen_exit
@@ -37,7 +38,6 @@ from hypemand.model.state import HeadersStatus, State
 from hypemand.model.vm import ExitReport, VmView
 from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
 from hypemand.qemu.process import read_cpu_seconds
-from hypemand.storage.images import Image
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.journal import BootJournal
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
@@ -67,24 +67,20 @@ class VmServices:
 
 
 class Vm:
-    """A VM that is defined; `past`: what there is of its runs before. `record`, `removed` (its file is gone)
-    and `restarting` are set by the manager, all else follows evidence."""
+    """A VM that is defined; `past`: what there is of its runs before. `record` and `removed` (its file is
+    gone) are set by the manager, all else follows evidence."""
 
     def __init__(
         self, record: VmRecord, places: Places, services: VmServices, networks: Networks, past: Past
     ) -> None:
         self.record = record
         self.removed = False
-        self.restarting = False
-        self.lock = asyncio.Lock()
-        self.deleted = False
         self.changes = Changes()
+        self.operations = Operations(record.name, self.changes.tell)
         self.places = places
         self._tasks = Tasks(record.name)
         self.files = RunFiles(record.name, places, self._tasks)
         self.handle = Handle(record.name, services.units, self._tasks)
-        # a start that waits for its image
-        self.image_wait: asyncio.Task[Image] | None = None
         self._activity = ""
         self._services = services
         self._networks = networks
@@ -223,6 +219,7 @@ class Vm:
             kernel_headers=self._headers(),
             network=self._networks.view(self.tenant),
             phase_durations_ms=self._phases.list_ms(self.state, time.time()),
+            operation=None if (ongoing := self.operations.current) is None else ongoing.info,
         )
 
     def _read_cpu_seconds(self) -> float | None:
@@ -494,8 +491,17 @@ class Vm:
         # a network service that hangs must not hold up an end; the next start waits for its turn there
         await asyncio.wait([detaching], timeout=_DETACH_DEADLINE)
         await run_in(Pool.STARTS, self.files.remove_runtime)
-        if not self.restarting:
-            await self.handle.release(lambda: self._unit.is_live or self.restarting)
+        await self.release_handle()
+
+    async def release_handle(self) -> None:
+        """Stop the hypeman@ unit of a VM that has ended, and that is not about to run again."""
+        if not self._keeps_handle:
+            await self.handle.release(lambda: self._unit.is_live or self._keeps_handle)
+
+    @property
+    def _keeps_handle(self) -> bool:
+        current = self.operations.current
+        return current is not None and current.keeps_handle
 
     async def settle(self) -> None:
         """Wait until all that a run has held is given back."""
@@ -513,14 +519,14 @@ class Vm:
         """Its picture now and after each change, until it is deleted. A reader that is slow sees the
         latest picture, not each."""
         with self.changes.watching() as changed:
-            while not self.deleted:
+            while not self.operations.closed:
                 changed.clear()
                 yield self.view()
                 await changed.wait()
 
     def mark_deleted(self) -> None:
         """It is gone: those who wait for it are told."""
-        self.deleted = True
+        self.operations.close()
         self.changes.tell()
 
     def say(self, activity: str) -> None:
@@ -528,11 +534,6 @@ class Vm:
         if activity != self._activity:
             self._activity = activity
             self.changes.tell()
-
-    def give_up_image(self) -> None:
-        """A start that waits for its image is not wanted any more."""
-        if self.image_wait is not None:
-            self.image_wait.cancel()
 
     def log(self, level: int, message: str, message_id: MessageId | None = None, **fields: str) -> None:
         """A journal entry about it."""

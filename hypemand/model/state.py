@@ -85,6 +85,12 @@ class Operation(StrEnum):
     RESUME = "resume"
     STANDBY = "standby"
     RESTORE = "restore"
+    CHANGE = "change"
+
+    @property
+    def progressive(self) -> str:
+        """The same while it is under way: "starting"."""
+        return _PROGRESSIVES[self]
 
     @property
     def allowed_in(self) -> frozenset[State]:
@@ -105,6 +111,22 @@ _ALLOWED = {
     Operation.RESUME: frozenset({State.PAUSED}),
     Operation.STANDBY: _RUNNING,
     Operation.RESTORE: frozenset({State.STANDBY}),
+    Operation.CHANGE: frozenset({State.STOPPED}),
+}
+_PROGRESSIVES = {
+    Operation.START: "starting",
+    Operation.STOP: "stopping",
+    Operation.RESTART: "restarting",
+    Operation.KILL: "being killed",
+    Operation.DELETE: "being deleted",
+    Operation.EXEC: "executing a command",
+    Operation.COPY: "copying files",
+    Operation.STAT: "reading file information",
+    Operation.PAUSE: "pausing",
+    Operation.RESUME: "resuming",
+    Operation.STANDBY: "entering standby",
+    Operation.RESTORE: "being restored",
+    Operation.CHANGE: "being changed",
 }
 
 # What gets a VM out of a state in which something is refused.
@@ -132,12 +154,16 @@ _SPECIAL_CURES = {
 }
 
 
-def check_allowed(operation: Operation, state: State, name: str, error: str | None = None) -> None:
+def check_allowed(
+    operation: Operation, state: State, name: str, error: str | None = None, *, ongoing: str = ""
+) -> None:
     """Raise WrongState, with the operation, the state and the cure in words, where it is not allowed.
-    `error`: the VM's state_error, which says why it is Paused where nobody has asked for that."""
+    `error`: the VM's state_error, which says why it is Paused where nobody has asked for that; `ongoing`: the
+    operation that is under way, in words."""
     if state in operation.allowed_in:
         return
     hint = _SPECIAL_CURES.get((operation, state), _CURES[state])
     wanted = " or ".join(str(s) for s in State if s in operation.allowed_in)
     why = f": {error}" if error is not None and state is State.PAUSED else ""
-    raise WrongState(f"{operation} needs state {wanted}, and {name} is {state}{why}", hint=hint)
+    busy = f" ({ongoing})" if ongoing else ""
+    raise WrongState(f"{operation} needs state {wanted}, and {name} is {state}{why}{busy}", hint=hint)

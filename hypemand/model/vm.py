@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hypemand.config.definition import Definition
 from hypemand.model.networks import VmNetwork
-from hypemand.model.state import HeadersStatus, Origin, State
+from hypemand.model.state import HeadersStatus, Operation, Origin, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,20 @@ class ExitReport:
 
 
 @dataclass(frozen=True, slots=True)
+class OngoingOperation:
+    """An operation on a VM that is under way. `owner`: who has asked for it, in words; `since`: seconds since
+    the epoch."""
+
+    name: Operation
+    owner: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class VmView:
     """A VM at one moment. Times are seconds since the epoch, durations milliseconds. `cpu_seconds`: what the
     VMM has used of the host's CPUs in this run; `kernel_headers` None: it does not run, or gets none;
-    `network` None: it has none."""
+    `network` None: it has none; `operation`: what is being done with it at this moment."""
 
     id: str
     name: str
@@ -52,3 +62,4 @@ class VmView:
     cpu_seconds: float | None = None
     kernel_headers: HeadersStatus | None = None
     network: VmNetwork | None = None
+    operation: OngoingOperation | None = None

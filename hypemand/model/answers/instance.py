@@ -9,7 +9,7 @@ from typing import Any
 
 from hypemand.model.counters import Counters
 from hypemand.model.document import SOURCE
-from hypemand.model.state import HeadersState, State
+from hypemand.model.state import HeadersState, Operation, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,15 @@ class InstanceHeaders:
 
     state: HeadersState | str = ""
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceOperation:
+    """An operation that is under way, and who has asked for it."""
+
+    name: Operation | str = ""
+    owner: str = ""
+    since: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,5 +113,6 @@ class Instance:
     memory_current: int | None = None
     cpu_seconds: float | None = None
     kernel_headers: InstanceHeaders | None = None
+    operation: InstanceOperation | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False, metadata=SOURCE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import subprocess
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -53,6 +55,7 @@ def test_a_vm_is_created_listed_shown_and_removed() -> None:
         assert "builtin:app sleep 9" in (await run("status", "web")).stdout
         shown = json.loads((await run("show", "--json", "web")).stdout)
         assert (shown["state"], shown["invocation_id"]) == ("Running", host.vmm().run_id)
+        assert shown["operation"] is None
         assert (await run("rm", "-f", "web")).returncode == 0
         assert (await run("show", "web")).returncode == 4
         assert host.traces() == []
@@ -75,6 +78,21 @@ def test_a_start_is_waited_for_and_a_failed_one_says_why() -> None:
         assert failed.returncode == 1
         assert "db did not start: exited with code 7" in failed.stderr
         assert (await run("start", "nope")).returncode == 4
+
+    drive(scenario)
+
+
+def test_status_shows_the_operation_and_who_has_asked_for_it() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.run()
+        host.guest().heeds = False
+        stop = asyncio.create_task(run("stop", "web"))
+        await host.until_true(lambda: host.unit() == "deactivating/stop")
+        shown = (await run("status", "web")).stdout
+        assert re.search(rf"^ Operation: stop since \d+s, by uid {os.getuid()}$", shown, re.MULTILINE), shown
+        host.vmm().power_off()
+        assert (await stop).returncode == 0
+        assert "Operation" not in (await run("status", "web")).stdout
 
     drive(scenario)
 

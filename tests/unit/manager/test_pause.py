@@ -21,7 +21,7 @@ from hypemand.manager.diskwatch import Level, derive_level, read_rooms
 from hypemand.manager.vm import Vm
 from hypemand.model.exec import ExecRequest
 from hypemand.model.space import Room
-from hypemand.model.state import State
+from hypemand.model.state import Operation, State
 from hypemand.model.vm import VmView
 from hypemand.systemd.units import UnitStatus
 from tests.unit.agent.support import BOOT
@@ -252,7 +252,7 @@ def test_a_vm_that_is_held_is_passed_over(tmp_path: Path) -> None:
         place.vmm.stop("disk")
         await place.wait(State.PAUSED)
         place.free = {place.mount: GIB}
-        async with place.vm.lock:
+        async with place.vm.operations.hold(Operation.STOP):
             await place.watch.look()
         assert place.vmm.orders == []
 
@@ -288,7 +288,7 @@ def test_a_stop_by_systemd_resumes_once_and_again_when_there_is_space(tmp_path: 
         assert place.vmm.orders == ["cont"], "it would flap for as long as the stop lasts"
         await until(lambda: place.vm.session is not None and bool(place.vm.session.full))
         place.free, place.vmm.after_cont = {place.mount: GIB}, "running"
-        async with place.vm.lock:  # as a stop has it
+        async with place.vm.operations.hold(Operation.STOP):  # as a stop has it
             await place.watch.look()
         assert place.vmm.orders == ["cont", "cont"]
 

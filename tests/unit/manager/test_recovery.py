@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -143,7 +144,7 @@ def test_a_vm_that_cannot_be_asked_for_holds_up_no_cleaning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Strange:
-        name, is_known, deleted = "strange", False, False
+        name, is_known, operations = "strange", False, SimpleNamespace(closed=False)
 
         async def refresh(self) -> None:
             raise RuntimeError("what is this")

@@ -171,6 +171,7 @@ ALLOWED = {
     "resume": "Paused",
     "standby": "Running",
     "restore": "Standby",
+    "change": "Stopped",
 }
 
 

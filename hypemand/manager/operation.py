@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations that change a VM: one at a time, in the order of the requests, and visible meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from hypemand.errors import HypemandError, NotFound, WrongState
+from hypemand.model.caller import CALLER
+from hypemand.model.state import Operation
+from hypemand.model.vm import OngoingOperation
+
+T = TypeVar("T")
+
+
+class OperationCancelled(HypemandError):
+    """Another operation has cancelled what this one waited for."""
+
+
+class Ongoing:
+    """An operation that is under way. `keeps_handle`: its VM ends for a moment, and its hypeman@ unit does
+    not."""
+
+    def __init__(self, name: Operation) -> None:
+        self.info = OngoingOperation(name, CALLER.get(), time.time())
+        self.keeps_handle = False
+        self._wait: asyncio.Task[Any] | None = None
+
+    async def await_cancellable(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        """The result of `work`, which `cancel` ends. Raises OperationCancelled then."""
+        wait: asyncio.Task[T] = asyncio.create_task(work, name=name)
+        self._wait = wait
+        try:
+            return await wait
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                wait.cancel()
+                raise
+            raise OperationCancelled("it was cancelled") from None
+        finally:
+            self._wait = None
+
+    def cancel(self) -> None:
+        """End what it waits for, if that can be ended; else it takes its time."""
+        if self._wait is not None:
+            self._wait.cancel()
+
+
+class Operations:
+    """Those of the VM of that name. `on_change` is called when another one is under way, or none."""
+
+    def __init__(self, vm: str, on_change: Callable[[], None]) -> None:
+        self.current: Ongoing | None = None
+        self.closed = False
+        self._vm = vm
+        self._on_change = on_change
+        self._lock = asyncio.Lock()
+
+    @property
+    def is_busy(self) -> bool:
+        """Is one under way, or about to be?"""
+        return self._lock.locked()
+
+    @asynccontextmanager
+    async def hold(self, name: Operation, *, patience: float | None = None) -> AsyncIterator[Ongoing]:
+        """Be the only operation on the VM in the block. Raises NotFound when the VM was deleted meanwhile,
+        and WrongState when others were under way for `patience` seconds."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise WrongState(
+                f"cannot {name} VM {self._vm}: it is {self.describe()}", hint="wait for that, or stop it"
+            ) from None
+        try:
+            if self.closed:
+                raise NotFound(f"VM {self._vm} has been deleted meanwhile")
+            self.current = Ongoing(name)
+            self._on_change()
+            yield self.current
+        finally:
+            self.current = None
+            self._lock.release()
+            self._on_change()
+
+    def cancel_wait(self) -> None:
+        """End what the current operation waits for, such as a pull: another one is wanted."""
+        if self.current is not None:
+            self.current.cancel()
+
+    def describe(self) -> str:
+        """What is under way, in words; empty if nothing is."""
+        if self.current is None:
+            return ""
+        info = self.current.info
+        return f"{info.name.progressive} since {max(time.time() - info.since, 0):.0f} s, by {info.owner}"
+
+    def close(self) -> None:
+        """The VM has been deleted: no other operation begins."""
+        self.closed = True
