@@ -29,17 +29,15 @@ from hypemand.api.server import HttpServer, make_app, serve
 from hypemand.api.services import Services
 from hypemand.api.tokens import TokenStore
 from hypemand.atomic import make_folder
-from hypemand.boot.watcher import BootWatcher
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
 from hypemand.config.schemafile import load_schema
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
-from hypemand.manager.images import Images
+from hypemand.manager.images.images import Images
+from hypemand.manager.images.pulls import Pulls
 from hypemand.manager.inventory import USERDB
-from hypemand.manager.pulls import Pulls
 from hypemand.manager.recovery import logged
 from hypemand.manager.reload import Reloader
 from hypemand.manager.service import VmManager
-from hypemand.manager.vm import VmServices
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.state import State
@@ -54,6 +52,8 @@ from hypemand.systemd.port import Bus
 from hypemand.systemd.units import Units
 from hypemand.turns import TurnCounts, TurnWatch
 from hypemand.version import VERSION
+from hypemand.vm.vm import VmServices
+from hypemand.vm.watcher import BootWatcher
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)

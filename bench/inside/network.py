@@ -17,8 +17,8 @@ from bench.inside.bare import TAP, BareVm, Recipe
 from bench.inside.rounds import Series, run, start_and_stop
 from hypemand.config.host import load_host_config
 from hypemand.config.network import NetworkUse
-from hypemand.manager.leases import Claim, allocate
-from hypemand.manager.ports import make_bridge, make_port
+from hypemand.manager.net.leases import Claim, allocate
+from hypemand.manager.net.ports import make_bridge, make_port
 from hypemand.network.client import NetworkClient
 
 _VM_DIR = Path("/etc/hypemand/vms.d")

@@ -11,14 +11,14 @@ from pathlib import Path
 from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.errors import Ambiguous, NotFound
-from hypemand.manager.admission import check_disk, check_memory, read_room, read_total_memory
-from hypemand.manager.claims import Holder
-from hypemand.manager.tenancy import Tenant
-from hypemand.manager.vm import Vm
+from hypemand.manager.resources.admission import check_disk, check_memory, read_room, read_total_memory
+from hypemand.manager.resources.claims import Holder
 from hypemand.model.space import Room
 from hypemand.model.state import Origin
 from hypemand.storage.store import ImageUse
 from hypemand.storage.volumes import VolumeStore
+from hypemand.vm.tenant import Tenant
+from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
 
 _MIN_PREFIX = 4

@@ -6,27 +6,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hypemand.agent.channel import AgentChannel
-from hypemand.boot.session import AGENT_DEADLINE
 from hypemand.errors import WrongState
 from hypemand.manager.fleet import Fleet
-from hypemand.manager.images import Images
-from hypemand.manager.vm import Vm
+from hypemand.manager.images.images import Images
 from hypemand.model.exec import ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.state import Operation, State, check_allowed
 from hypemand.protocol.configdisk import GuestConfig
 from hypemand.storage.program import resolve_program
+from hypemand.vm.session import AGENT_DEADLINE
+from hypemand.vm.vm import Vm
 
 
 class GuestOps:
-    """Implements `hypemand.model.vm.GuestService` and `hypemand.manager.names.Guests`."""
+    """Implements `hypemand.model.vm.GuestService` and `hypemand.manager.net.names.Guests`."""
 
     def __init__(self, fleet: Fleet, images: Images) -> None:
         self._fleet = fleet
         self._images = images
 
     def running_boot(self, vm: str) -> str | None:
-        """See `hypemand.manager.names.Guests`."""
+        """See `hypemand.manager.net.names.Guests`."""
         found = self._fleet.find(vm)
         if found is None or found.state is not State.RUNNING or not found.definition_in_use.guest_agent:
             return None

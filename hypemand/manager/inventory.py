@@ -2,10 +2,10 @@
 """The VMs that there are: one folder each under STATE/vms, with the record that lasts.
 
     vm.json     id, uid, origin, when it was made, its definition (of a file: the last good one), its lease
-    port.json   its port while it runs (hypemand.manager.ports)
+    port.json   its port while it runs (hypemand.manager.net.ports)
     disk.ext4   the writable disk
-    boot.json   what was seen of the last boot (hypemand.boot.tracker)
-    exit.json   how the last run ended (hypemand.boot.record)
+    boot.json   what was seen of the last boot (hypemand.vm.tracker)
+    exit.json   how the last run ended (hypemand.vm.exitrecord)
 
 Each VM has a uid of its own, which it keeps. They come from systemd's dynamic range: journald keeps the
 lines of those in the system's journal, where any other uid would get a journal file for itself. Records in
@@ -26,7 +26,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,12 @@ from hypemand.config.definition import Definition
 from hypemand.config.names import is_name
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InsufficientResources, NotFound
-from hypemand.manager.leases import Lease, lease_from_json, lease_to_json
+from hypemand.manager.net.leases import lease_from_json, lease_to_json
 from hypemand.model.state import Origin
 from hypemand.recordfile import read_json
 from hypemand.storage.disks import DISK
 from hypemand.storage.locks import hold_disk
+from hypemand.vm.record import ImagePin, Lease, VmRecord
 from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)
@@ -52,37 +53,6 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _USER_FILE = re.compile(r"hypeman-([0-9]{1,10})\.(?:user|group)")
 # uids that are nobody's: uid_t -1, and its 16 bits (systemd, UIDs and GIDs)
 _NO_UIDS = (0, 65535, 2**32 - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePin:
-    """The content that a VM keeps to while its definition says `name`."""
-
-    name: str
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class VmRecord:
-    """What lasts of a VM. `id` is 32 hex digits, `created_at` seconds since the epoch. `pin`: what it was
-    started with last; None: nothing yet, or an image that a package may change. `lease`: of the network that
-    it was started on last. `short_name`: the host knows it by its bare name too, which can hide a name of
-    DNS, and so is not for a VM that somebody other than root has made."""
-
-    name: str
-    id: str
-    uid: int
-    origin: Origin
-    created_at: float
-    definition: Definition
-    pin: ImagePin | None = None
-    lease: Lease | None = None
-    short_name: bool = True
-
-    @property
-    def image_digest(self) -> str:
-        """The content that it is to be started with; "" for what its image's name stands for."""
-        return self.pin.digest if self.pin is not None and self.pin.name == self.definition.image else ""
 
 
 class Inventory:

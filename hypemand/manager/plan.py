@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hypemand.config.definition import Definition, ImagePull, Mode, VolumeMount
+from hypemand.config.definition import Definition, Mode, VolumeMount
 from hypemand.errors import InvalidDefinition, Problem
-from hypemand.manager.inventory import VmRecord
-from hypemand.manager.leases import Lease
 from hypemand.network.port import PortPlan
 from hypemand.network.wire import TAP_SOCKET
 from hypemand.protocol.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
@@ -27,17 +25,17 @@ from hypemand.qemu.commandline import (
     qemu_arguments,
 )
 from hypemand.qemu.host import VmmHost
-from hypemand.storage.disks import DISK
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.volumes import Volume
 from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan, unit_name
 from hypemand.unit.stop import POWER_OFF
+from hypemand.vm.places import CONFIG_DISK, Places
+from hypemand.vm.record import Lease, VmRecord
 
 _CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _LAUNCHER = Path("/usr/lib/hypemand/launcher")
-CONFIG_DISK = "config.img"
 _PYTHON_MODULE = (sys.executable, "-I", "-m")
 # what the VMM's own threads may take beside the guest's CPUs: less than one slows down a guest's random IO
 _VMM_CPUS = 1.0
@@ -48,32 +46,6 @@ _FOREVER = 86400  # the guest knows no longer one
 # TimeoutStopSec= at most, which is systemd's default: of each step of an end but ExecStop=, which may take as
 # long as the guest may (hypemand/unit/stop.py). A step that hangs keeps the VM from being started meanwhile.
 _LONGEST_STEP = 90.0
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Folders on the host: what lasts of the VM, what is there while it runs, the root of all VMMs; and where
-    in that root a VMM finds its own."""
-
-    state: Path
-    runtime: Path
-    root: Path
-    own: Own
-
-    @property
-    def disk(self) -> Path:
-        """The VM's disk."""
-        return self.state / DISK
-
-    @property
-    def templates(self) -> Path:
-        """What disks are made from, of all VMs."""
-        return self.state.parent.parent / "templates"
-
-    @property
-    def config(self) -> Path:
-        """The config disk."""
-        return self.runtime / CONFIG_DISK
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +218,3 @@ def _stop_post_command(
 def stop_grace(stop_timeout: float | None) -> int:
     """Whole seconds that the guest's program gets to end."""
     return _FOREVER if stop_timeout is None else min(math.ceil(stop_timeout), _FOREVER)
-
-
-def runtime_part(definition: Definition) -> Definition:
-    """What of a definition makes a difference to a VM that runs: not a volume that it may go without."""
-    volumes = tuple(mount for mount in definition.volumes if mount.required)
-    return replace(definition, autostart=False, tags={}, image_pull=ImagePull.MISSING, volumes=volumes)

@@ -15,11 +15,11 @@ from hypemand.config.host import HostConfig, load_host_config
 from hypemand.config.vmfile import load_vm_dir
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.manager.service import VmManager
-from hypemand.manager.vm import Vm
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.state import Origin
 from hypemand.run import run_async
 from hypemand.systemd.log import MessageId
+from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)

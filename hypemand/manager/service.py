@@ -11,30 +11,23 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from hypemand.boot.session import AGENT_DEADLINE
-from hypemand.boot.timeline import derive_timeline
-from hypemand.boot.tracker import Moment
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
-from hypemand.manager.claims import Claims, change_volume
-from hypemand.manager.diskwatch import DiskWatch
-from hypemand.manager.facts import boot_facts
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.guestops import GuestOps
-from hypemand.manager.images import Images
-from hypemand.manager.inventory import USERDB, Inventory, VmRecord
+from hypemand.manager.images.images import Images
+from hypemand.manager.inventory import USERDB, Inventory
 from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.looks import SharedLook
-from hypemand.manager.names import Names
-from hypemand.manager.networks import Networks
-from hypemand.manager.pause import pause, resume, resume_to_end
-from hypemand.manager.plan import Places, make_plan
+from hypemand.manager.net.names import Names
+from hypemand.manager.net.networks import Networks
+from hypemand.manager.net.tenancy import Tenancy
+from hypemand.manager.plan import make_plan
 from hypemand.manager.recovery import ask_again, logged, recover_vms, stop_unknown
-from hypemand.manager.runfiles import Past, RunFiles, load_past, remove_leftovers
+from hypemand.manager.resources.claims import Claims, change_volume
+from hypemand.manager.resources.diskwatch import DiskWatch
 from hypemand.manager.starts import Starter, derive_pin
-from hypemand.manager.tenancy import Tenancy
-from hypemand.manager.vm import Vm, VmServices
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Timeline
@@ -45,6 +38,15 @@ from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.log import MessageId
 from hypemand.systemd.rootdir import Own, is_in_usr, make_root
 from hypemand.systemd.units import handle_name
+from hypemand.vm.facts import boot_facts
+from hypemand.vm.pause import pause, resume, resume_to_end
+from hypemand.vm.places import Places
+from hypemand.vm.record import VmRecord
+from hypemand.vm.runfiles import Past, RunFiles, load_past, remove_leftovers
+from hypemand.vm.session import AGENT_DEADLINE
+from hypemand.vm.timeline import derive_timeline
+from hypemand.vm.tracker import Moment
+from hypemand.vm.vm import Vm, VmServices
 from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)

@@ -11,22 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from hypemand.boot.tracker import Moment
 from hypemand.config.definition import Definition, ImagePull
 from hypemand.config.host import HostConfig
 from hypemand.errors import HypemandError, InvalidDefinition, WrongState
 from hypemand.fulldisk import name_full_disk_beside
-from hypemand.manager.claims import Claims
 from hypemand.manager.fleet import DiskLook, Fleet
-from hypemand.manager.images import Images
-from hypemand.manager.inventory import ImagePin, Inventory
-from hypemand.manager.leases import Lease
-from hypemand.manager.leftunit import start_unit
-from hypemand.manager.names import Names
-from hypemand.manager.networks import Networks
-from hypemand.manager.operation import OperationCancelled
+from hypemand.manager.images.images import Images
+from hypemand.manager.inventory import Inventory
+from hypemand.manager.net.names import Names
+from hypemand.manager.net.networks import Networks
 from hypemand.manager.plan import Attached, Connection, Plan, make_plan
-from hypemand.manager.vm import Vm
+from hypemand.manager.resources.claims import Claims
 from hypemand.protocol.configdisk import write_config_disk
 from hypemand.qemu.host import find_vmm_host
 from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk, remove_disk
@@ -35,6 +30,11 @@ from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr, make_root
 from hypemand.systemd.units import Units
+from hypemand.vm.leftunit import start_unit
+from hypemand.vm.operation import OperationCancelled
+from hypemand.vm.record import ImagePin, Lease
+from hypemand.vm.tracker import Moment
+from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, finish, run_in
 
 

@@ -17,12 +17,12 @@ from typing import TypeVar
 
 from hypemand.config.definition import MIB, Definition, VolumeMount
 from hypemand.errors import HypemandError, InUse, StartFailed
-from hypemand.manager.claims import derive_filler
 from hypemand.manager.guestops import GuestOps
-from hypemand.manager.images import Images
+from hypemand.manager.images.images import Images
 from hypemand.manager.looks import SharedLook
+from hypemand.manager.resources.claims import derive_filler
+from hypemand.manager.resources.space import measure_space
 from hypemand.manager.service import VmManager
-from hypemand.manager.space import measure_space
 from hypemand.model.exec import ExecRequest
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.space import SpaceReport

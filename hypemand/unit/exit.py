@@ -31,9 +31,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hypemand.atomic import write_file
-from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, dump_exit_record, find_spare
-from hypemand.boot.runrecord import find_boot_id
-from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
 from hypemand.model.evidence import Marker, list_missing
@@ -46,6 +43,9 @@ from hypemand.protocol.sentinels import (
     parse_sentinel,
 )
 from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journal
+from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, dump_exit_record, find_spare
+from hypemand.vm.runrecord import find_boot_id
+from hypemand.vm.tracker import load_notes
 
 _PANIC = b"Kernel panic - not syncing"
 _VMM = (b"qemu-system-", b"qemu: ", b"launcher: ")

@@ -13,23 +13,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
-from hypemand.boot.watcher import BootWatcher
 from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig
 from hypemand.config.network import NetworkConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import HypemandError
-from hypemand.manager.images import Images
-from hypemand.manager.pulls import Pulls
+from hypemand.manager.images.images import Images
+from hypemand.manager.images.pulls import Pulls
 from hypemand.manager.reload import Reloader
 from hypemand.manager.service import VmManager
-from hypemand.manager.vm import Vm, VmServices
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.state import State
 from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import Tools
 from hypemand.systemd.units import Units, unit_name
+from hypemand.vm.vm import Vm, VmServices
+from hypemand.vm.watcher import BootWatcher
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd

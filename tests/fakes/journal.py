@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal, by invocation: `hypemand.boot.console.Journal`."""
+"""The journal, by invocation: `hypemand.vm.console.Journal`."""
 
 from __future__ import annotations
 

@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, find_spare
-from hypemand.boot.runrecord import RUN_RECORD, find_boot_id
-from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
 from hypemand.systemd.units import unit_name, vm_of_unit
 from hypemand.unit.exit import Findings, keep_record, scan_journal
+from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, find_spare
+from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
+from hypemand.vm.tracker import load_notes
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd

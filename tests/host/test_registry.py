@@ -33,7 +33,7 @@ from tests.host.registries import (
 )
 from tests.host.vms import Vms
 
-# of the daemon, hypemand/manager/pulls.py
+# of the daemon, hypemand/manager/images/pulls.py
 PULLS_AT_ONCE = 4
 
 

@@ -10,7 +10,7 @@ _DELETES = re.compile(r"\brmtree\b(?! *import)|\bos\.(?:truncate|removedirs)\(|e
 # by file: what it deletes or changes, and why it may
 _LEAVE = {
     "hypemand/manager/inventory.py": "VMs: marked, by a rename while their disk is held",
-    "hypemand/manager/runfiles.py": "runtime folders: systemd knows no unit, no VMM has the config disk",
+    "hypemand/vm/runfiles.py": "runtime folders: systemd knows no unit, no VMM has the config disk",
     "hypemand/manager/starts.py": "the runtime folder of a VM that starts: its disk was held since",
     "hypemand/storage/disks.py": "grows a disk while it is held",
     "hypemand/storage/ocilayout.py": "what this very import has made",

@@ -26,7 +26,7 @@ LAYERS = (
     frozenset({"api", "cli"}),
     frozenset({"manager"}),
     frozenset({"unit"}),
-    frozenset({"boot"}),
+    frozenset({"vm"}),
     frozenset({"agent", "network", "qemu", "storage", "systemd"}),
     frozenset({"protocol", "tar"}),
     frozenset({"model"}),
@@ -69,7 +69,7 @@ def _shorten(target: str, files: Mapping[str, Path]) -> str:
 
 
 def find_room(module: str) -> str:
-    """`manager` of `hypemand.manager.vm`, `errors` of `hypemand.errors`; "" of the package itself."""
+    """`manager` of `hypemand.vm.vm`, `errors` of `hypemand.errors`; "" of the package itself."""
     return (*module.split("."), "")[1]
 
 
@@ -115,12 +115,12 @@ def test_a_package_has_no_code_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "strays"),
     [
-        ("agent/channel.py", "from hypemand.manager.vm import VmView", 1),
+        ("agent/channel.py", "from hypemand.vm.vm import VmView", 1),
         ("agent/channel.py", "from hypemand.manager import vm", 1),
-        ("agent/channel.py", "import hypemand.manager.vm", 1),
+        ("agent/channel.py", "import hypemand.vm.vm", 1),
         ("agent/channel.py", "from ..manager import vm", 1),
-        ("agent/channel.py", "def late():\n    from hypemand.manager.vm import VmView", 1),
-        ("agent/channel.py", "if False:\n    from hypemand.manager.vm import VmView", 1),
+        ("agent/channel.py", "def late():\n    from hypemand.vm.vm import VmView", 1),
+        ("agent/channel.py", "if False:\n    from hypemand.vm.vm import VmView", 1),
         ("agent/channel.py", "from hypemand.storage.store import Store", 1),
         ("agent/channel.py", "from hypemand.new.thing import Thing", 1),
         ("new/thing.py", "from hypemand.errors import NotFound", 1),
@@ -132,7 +132,7 @@ def test_a_package_has_no_code_of_its_own() -> None:
 )
 def test_a_stray_import_is_found(tmp_path: Path, module: str, line: str, strays: int) -> None:
     top = tmp_path / PACKAGE
-    others = ("manager/vm", "storage/store", "agent/frames", "new/thing", "errors", "model/vm")
+    others = ("vm/vm", "manager/vm", "storage/store", "agent/frames", "new/thing", "errors", "model/vm")
     for name in (*(f"{other}.py" for other in others), module):
         path = top / name
         path.parent.mkdir(parents=True, exist_ok=True)

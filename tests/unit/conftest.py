@@ -47,11 +47,11 @@ _OF_RUN = frozenset(
         "daemon.py:_is_there",
         "daemon.py:Daemon._autostart",
         # the VMM's sockets, and which boot its run carries
-        "boot/runrecord.py:find_boot_id",
-        "boot/session.py:Session._poll_link",
+        "vm/runrecord.py:find_boot_id",
+        "vm/session.py:Session._poll_link",
         "sockets.py:hold_socket",
         # names that are not needed any more, at once: see there
-        "manager/runfiles.py:_mark_leftovers",
+        "vm/runfiles.py:_mark_leftovers",
     )
 )
 # On a disk, and in the loop nevertheless: the journal is mapped into memory, what is read of it was written a

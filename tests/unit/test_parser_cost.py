@@ -34,13 +34,12 @@ from hypemand.api.cp import parse_order
 from hypemand.api.exec import parse_opening
 from hypemand.api.heads import _BoundedParser
 from hypemand.api.requests import parse_object
-from hypemand.boot.tracker import BootTracker
 from hypemand.budget import Budget
 from hypemand.config.durations import parse_duration
 from hypemand.config.sizes import parse_size
 from hypemand.errors import HypemandError
 from hypemand.inflate import Inflater
-from hypemand.manager.names import replace_block
+from hypemand.manager.net.names import replace_block
 from hypemand.model.files import FileInfo, FileKind
 from hypemand.protocol.frames import FrameParser, HelloFinder
 from hypemand.protocol.items import ItemParser, Tree, parse_entry
@@ -60,6 +59,7 @@ from hypemand.tar import (
     read_headers,
 )
 from hypemand.unit.exit import Findings, scan_journal
+from hypemand.vm.tracker import BootTracker
 from tests.unit.agent.support import BOOT, DATA, HELLO, HOLE, pack, records
 
 MARGIN = 2.25

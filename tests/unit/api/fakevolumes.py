@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.errors import AlreadyExists, InUse, NotFound
-from hypemand.manager.claims import Attachment
+from hypemand.manager.resources.claims import Attachment
 from hypemand.model.files import CopyOut, FileInfo, FileKind
 from hypemand.model.space import Room, SpaceKind, SpaceReport, SpaceUse
 from hypemand.model.state import State

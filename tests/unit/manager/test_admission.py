@@ -8,7 +8,7 @@ import pytest
 from hypemand.config.definition import GIB, MIB
 from hypemand.config.host import DiskPolicy, MemoryPolicy
 from hypemand.errors import InsufficientResources
-from hypemand.manager.admission import check_disk, check_memory, read_total_memory
+from hypemand.manager.resources.admission import check_disk, check_memory, read_total_memory
 from hypemand.model.space import Room
 
 POLICY = MemoryPolicy(overcommit=1.0, reserve=256 * MIB)

@@ -7,7 +7,7 @@ import pytest
 
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import HypemandError, InUse, NotFound
-from hypemand.manager.claims import Claims, Holder, derive_filler
+from hypemand.manager.resources.claims import Claims, Holder, derive_filler
 from hypemand.storage.volumes import VolumeStore
 
 MIB = 1024 * 1024

@@ -21,14 +21,16 @@ from hypemand.config.definition import Definition
 from hypemand.config.network import NetworkConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InsufficientResources
-from hypemand.manager.inventory import Inventory, VmRecord
-from hypemand.manager.names import derive_guest_names, derive_host_names
-from hypemand.manager.networks import Networks
-from hypemand.manager.ports import make_bridge
-from hypemand.manager.tenancy import Tenancy, Tenant
+from hypemand.manager.inventory import Inventory
+from hypemand.manager.net.names import derive_guest_names, derive_host_names
+from hypemand.manager.net.networks import Networks
+from hypemand.manager.net.ports import make_bridge
+from hypemand.manager.net.tenancy import Tenancy
 from hypemand.model.state import Origin
 from hypemand.network.port import tap_name
 from hypemand.systemd.bus import BusError
+from hypemand.vm.record import VmRecord
+from hypemand.vm.tenant import Tenant
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 from tests.unit.manager.test_starts import Host, use
 

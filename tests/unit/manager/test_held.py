@@ -17,10 +17,8 @@ import pytest
 from hypemand.config.definition import VolumeMount
 from hypemand.config.network import NetworkUse
 from hypemand.errors import HostNotReady, InUse, NotFound
-from hypemand.manager.claims import derive_filler
-from hypemand.manager.images import Images
-from hypemand.manager.leases import Lease
-from hypemand.manager.runfiles import Past
+from hypemand.manager.images.images import Images
+from hypemand.manager.resources.claims import derive_filler
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.state import Origin, State
 from hypemand.storage.disks import ensure_disk
@@ -28,6 +26,8 @@ from hypemand.storage.images import Image
 from hypemand.storage.volumes import Volume
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import UnitPlan, UnitStatus, unit_name
+from hypemand.vm.record import Lease
+from hypemand.vm.runfiles import Past
 from tests.unit.manager.test_starts import FakeUnits, Host, definition
 from tests.unit.storage.diskuser import READS, locked
 

@@ -17,9 +17,9 @@ from hypemand.config.definition import Definition
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import AlreadyExists, InsufficientResources, NotFound
 from hypemand.manager import inventory as inventory_module
-from hypemand.manager.inventory import ImagePin, Inventory, VmRecord
-from hypemand.manager.leases import Lease
+from hypemand.manager.inventory import Inventory
 from hypemand.model.state import Origin
+from hypemand.vm.record import ImagePin, Lease, VmRecord
 
 
 def definition(name: str, **more: object) -> Definition:

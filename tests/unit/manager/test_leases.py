@@ -8,9 +8,8 @@ import pytest
 
 from hypemand.config.network import NetworkUse
 from hypemand.errors import InsufficientResources, InUse, InvalidDefinition
-from hypemand.manager.leases import (
+from hypemand.manager.net.leases import (
     Claim,
-    Lease,
     allocate,
     count_addresses,
     derive_claims,
@@ -20,6 +19,7 @@ from hypemand.manager.leases import (
     lease_to_json,
 )
 from hypemand.network.port import BridgePlan
+from hypemand.vm.record import Lease
 
 BRIDGE = BridgePlan(
     network="lab",

@@ -14,9 +14,9 @@ import pytest
 
 from hypemand.config.definition import MIB
 from hypemand.manager import volumes as volumes_module
-from hypemand.manager.images import Images
+from hypemand.manager.images.images import Images
 from hypemand.manager.looks import SharedLook
-from hypemand.manager.space import measure_space
+from hypemand.manager.resources.space import measure_space
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.space import SpaceKind, SpaceReport, SpaceUse
 from hypemand.storage.images import Image

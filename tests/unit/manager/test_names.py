@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import GuestError, HypemandError
-from hypemand.manager import names as module
-from hypemand.manager.names import (
+from hypemand.manager.net import names as module
+from hypemand.manager.net.names import (
     Names,
     derive_guest_names,
     derive_host_names,
@@ -216,7 +216,7 @@ def info_of(file: File, path: str) -> FileInfo:
 
 @dataclass
 class FakeGuests:
-    """Guests by their VMs' names; implements `hypemand.manager.names.Guests`."""
+    """Guests by their VMs' names; implements `hypemand.manager.net.names.Guests`."""
 
     all: dict[str, FakeGuest] = field(default_factory=dict)
     at_once: int = 0

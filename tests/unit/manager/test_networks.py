@@ -19,12 +19,13 @@ import pytest
 from hypemand.config.netparse import parse_egress
 from hypemand.config.network import NetworkConfig, NetworkUse, Publish, Transport
 from hypemand.errors import HostNotReady, HypemandError, InUse, InvalidDefinition, NotFound
-from hypemand.manager.networks import Networks
+from hypemand.manager.net.networks import Networks
+from hypemand.manager.net.ports import PortFiles, derive_connections, derive_group
+from hypemand.manager.net.tenancy import Tenancy
 from hypemand.manager.plan import Connection
-from hypemand.manager.ports import PortFiles, derive_connections, derive_group
-from hypemand.manager.tenancy import Tenancy, Tenant
 from hypemand.model.networks import OPEN_GROUP
 from hypemand.network.port import PortPlan, tap_name
+from hypemand.vm.tenant import Tenant
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 
 LAB = NetworkConfig("lab", "lab0", IPv4Interface("10.7.0.1/24"), IPv6Interface("fd00:7::1/64"))

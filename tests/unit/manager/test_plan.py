@@ -13,9 +13,7 @@ from hypemand.config.host import JournalPolicy
 from hypemand.config.network import Bandwidth
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition
-from hypemand.manager.inventory import VmRecord
-from hypemand.manager.leases import Lease
-from hypemand.manager.plan import Attached, Connection, Places, Plan, make_plan, stop_grace
+from hypemand.manager.plan import Attached, Connection, Plan, make_plan, stop_grace
 from hypemand.model.images import OciConfig
 from hypemand.model.state import Origin
 from hypemand.network.port import BridgePlan, PortPlan
@@ -25,6 +23,8 @@ from hypemand.qemu.host import Kernel, VmmHost
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
+from hypemand.vm.places import Places
+from hypemand.vm.record import Lease, VmRecord
 
 HOST = VmmHost(
     binary=Path("/usr/bin/qemu-system-x86_64"),

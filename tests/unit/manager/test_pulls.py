@@ -14,8 +14,8 @@ import pytest
 
 from hypemand.config.definition import ImagePull
 from hypemand.errors import HypemandError, ImageNotReady, NotFound, WrongState
-from hypemand.manager.images import Images
-from hypemand.manager.pulls import Pace, Pulls
+from hypemand.manager.images.images import Images
+from hypemand.manager.images.pulls import Pace, Pulls
 from hypemand.model.images import Credentials, ImageInfo, PullStatus, derive_host_architecture
 from hypemand.run import Completed
 from hypemand.storage.images import STAGING

@@ -4,7 +4,7 @@
 import os
 from pathlib import Path
 
-from hypemand.manager.space import measure_space
+from hypemand.manager.resources.space import measure_space
 from hypemand.model.space import SpaceKind
 
 

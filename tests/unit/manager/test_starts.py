@@ -17,17 +17,17 @@ from typing import Any, cast
 
 import pytest
 
-from hypemand.boot.watcher import BootWatcher
 from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InsufficientResources, WrongState
 from hypemand.manager.service import VmManager
-from hypemand.manager.vm import VmServices
 from hypemand.model.state import State
 from hypemand.storage.images import Image
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import UnitPlan, UnitStatus
+from hypemand.vm.vm import VmServices
+from hypemand.vm.watcher import BootWatcher
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 
 
@@ -200,7 +200,7 @@ def test_a_full_disk_before_systemd_is_asked_starts_nothing_and_is_named(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def scenario(host: Host) -> None:
-        monkeypatch.setattr("hypemand.manager.runfiles.write_file", full)
+        monkeypatch.setattr("hypemand.vm.runfiles.write_file", full)
         with pytest.raises(InsufficientResources, match=r"to start VM web: the file system /\S* is full"):
             await host.manager.create_vm(definition(), start=True)
         assert (host.units.live, list(host.vms.iterdir()), list(host.runtime.iterdir())) == ({}, [], [])
@@ -301,8 +301,8 @@ def test_a_start_does_nothing_to_a_unit_that_somebody_else_has_started(
 
 
 def test_a_unit_that_stays_is_an_error_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hypemand.manager.leftunit._DEADLINE", 0.05)
-    monkeypatch.setattr("hypemand.manager.leftunit._RELEASE_DEADLINE", 0.05)
+    monkeypatch.setattr("hypemand.vm.leftunit._DEADLINE", 0.05)
+    monkeypatch.setattr("hypemand.vm.leftunit._RELEASE_DEADLINE", 0.05)
 
     async def scenario(host: Host) -> None:
         await host.manager.create_vm(definition(), start=False)

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from hypemand.atomic import write_file
-from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, find_spare, load_exit_record
-from hypemand.boot.tracker import BootNotes, dump_notes
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
 from hypemand.protocol.sentinels import AgentReady, Emergency, EmergencyState, Exit, format_sentinel
 from hypemand.systemd.journal import JournalLine
 from hypemand.unit import exit as exit_module
 from hypemand.unit.exit import Findings, collect_ending, find_in_time, main, scan_journal
+from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, find_spare, load_exit_record
+from hypemand.vm.tracker import BootNotes, dump_notes
 
 RUN, BOOT, OTHER = "c" * 32, "a" * 32, "b" * 32
 

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which addresses a VM gets in its network. Pure.
+
+A lease lasts: the VM keeps its addresses over stops, restarts and reboots of the host, until it is removed or
+its definition asks for others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import TypeVar
+
+from hypemand.config.network import NetworkUse
+from hypemand.errors import InsufficientResources, InUse, InvalidDefinition, Problem
+from hypemand.network.eui64 import PREFIX_LENGTH, derive_eui64
+from hypemand.network.port import BridgePlan
+from hypemand.vm.record import Lease
+
+Interface = IPv4Interface | IPv6Interface
+Address = TypeVar("Address", IPv4Address, IPv6Address)
+# below these every address of a subnet is a host's; above, the first and IPv4's last are not
+_ALL_ARE_HOSTS_V4, _ALL_ARE_HOSTS_V6 = 31, 127
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What another VM has in the network. `wanted`: it does not have it yet, its definition asks for it."""
+
+    vm: str
+    mac: str | None = None
+    ipv4: IPv4Address | None = None
+    ipv6: IPv6Address | None = None
+    wanted: bool = False
+
+
+def lease_to_json(lease: Lease) -> dict[str, str | None]:
+    """As it stands in the VM's record."""
+    return {
+        "network": lease.network,
+        "mac": lease.mac,
+        "ipv4": None if lease.ipv4 is None else str(lease.ipv4),
+        "ipv6": None if lease.ipv6 is None else str(lease.ipv6),
+    }
+
+
+def lease_from_json(document: Mapping[str, str | None]) -> Lease:
+    """The opposite. KeyError, TypeError and ValueError for anything else."""
+    network, mac, ipv4, ipv6 = (document[key] for key in ("network", "mac", "ipv4", "ipv6"))
+    if not isinstance(network, str) or not isinstance(mac, str):
+        raise ValueError("a lease has a network and a MAC address")
+    if not all(address is None or isinstance(address, str) for address in (ipv4, ipv6)):
+        raise ValueError("an address is a string")  # of a number ipaddress would make one
+    return Lease(network, mac, IPv4Address(ipv4) if ipv4 else None, IPv6Address(ipv6) if ipv6 else None)
+
+
+def is_lease_of(use: NetworkUse, lease: Lease) -> bool:
+    """Is a lease what a definition asks for? One that is not counts no more."""
+    asked = ((use.address, lease.ipv4), (use.address6, lease.ipv6), (use.mac, lease.mac))
+    return lease.network == use.name and all(wanted is None or wanted == has for wanted, has in asked)
+
+
+def keep_fitting(lease: Lease, bridge: BridgePlan | None) -> Lease:
+    """A lease with only those addresses that a VM of the network can have: its subnets may have changed
+    since. None: there is no such network."""
+    ipv4 = None if bridge is None else _keep_fitting(lease.ipv4, bridge.ipv4)
+    ipv6 = None if bridge is None else _keep_fitting(lease.ipv6, bridge.ipv6)
+    return replace(lease, ipv4=ipv4, ipv6=ipv6)
+
+
+def _keep_fitting(address: Address | None, interface: Interface | None) -> Address | None:
+    if address is None or interface is None or _find_misfit(interface, address) is not None:
+        return None
+    return address
+
+
+def derive_claims(vm: str, use: NetworkUse | None, lease: Lease | None, network: str) -> list[Claim]:
+    """What a VM that is defined with `use` and has had `lease` has in a network."""
+    if use is None or use.name != network:
+        return []
+    if lease is not None and is_lease_of(use, lease):
+        return [Claim(vm, lease.mac, lease.ipv4, lease.ipv6)]
+    return [Claim(vm, use.mac, use.address, use.address6, wanted=True)]
+
+
+def allocate(
+    vm: str, vm_id: str, use: NetworkUse, bridge: BridgePlan, old: Lease | None, claims: Sequence[Claim]
+) -> Lease:
+    """The lease of a VM on a network, the one that it has if it fits. InvalidDefinition for an address that
+    no VM of it can have, InUse for one that another has, InsufficientResources if none is left."""
+    kept = old if old is not None and old.network == bridge.network else None
+    mac = _choose_mac(vm, vm_id, use, kept, claims)
+    ipv4 = _choose(
+        vm, "address", bridge, bridge.ipv4, use.address, kept.ipv4 if kept else None, None,
+        [(claim, claim.ipv4) for claim in claims],
+    )  # fmt: skip
+    derived = None if bridge.ipv6 is None else derive_ipv6(mac, bridge.ipv6)
+    ipv6 = _choose(
+        vm, "address6", bridge, bridge.ipv6, use.address6, kept.ipv6 if kept else None, derived,
+        [(claim, claim.ipv6) for claim in claims],
+    )  # fmt: skip
+    return Lease(bridge.network, mac, ipv4, ipv6)
+
+
+def derive_mac(vm_id: str, attempt: int = 0) -> str:
+    """A locally administered address, made of a VM's id."""
+    digest = hashlib.sha256(f"{vm_id}/{attempt}".encode()).digest()
+    return ":".join(("02", *(f"{byte:02x}" for byte in digest[:5])))
+
+
+def derive_ipv6(mac: str, interface: IPv6Interface) -> IPv6Address | None:
+    """The address that a host with that MAC gives itself (EUI-64, RFC 4291); None in a subnet that has no
+    room for it."""
+    if interface.network.prefixlen > PREFIX_LENGTH:
+        return None
+    return derive_eui64(mac, interface.network)
+
+
+def count_addresses(interface: Interface) -> int:
+    """How many VMs a subnet has addresses for."""
+    first, last = _find_range(interface)
+    return last - first + 1 - (first <= int(interface.ip) <= last)
+
+
+def _choose_mac(vm: str, vm_id: str, use: NetworkUse, kept: Lease | None, claims: Sequence[Claim]) -> str:
+    held = {claim.mac: claim for claim in claims if not claim.wanted}
+    if use.mac is not None:
+        if (holder := held.get(use.mac)) is not None:
+            raise _in_use(vm, f"the MAC address {use.mac}", holder, use.name)
+        return use.mac
+    # that others wish for it takes it from nobody
+    if kept is not None and kept.mac not in held:
+        return kept.mac
+    taken = {claim.mac for claim in claims}
+    attempt = 0
+    while (mac := derive_mac(vm_id, attempt)) in taken:
+        attempt += 1
+    return mac
+
+
+def _choose(
+    vm: str,
+    key: str,
+    bridge: BridgePlan,
+    interface: Interface | None,
+    asked: Address | None,
+    kept: Address | None,
+    derived: Address | None,
+    claimed: Sequence[tuple[Claim, Address | None]],
+) -> Address | None:
+    """`asked`, or `kept` unless another has it by now, or `derived` if nobody wishes for it either, or the
+    lowest of that kind."""
+    if interface is None:
+        if asked is not None:
+            raise _wrong_address(key, f"network {bridge.network} has no IPv{asked.version}", "leave it out")
+        return None
+    if asked is not None:
+        _check_fits(key, bridge.network, interface, asked)
+        for claim, address in claimed:
+            if address == asked and not claim.wanted:
+                raise _in_use(vm, f"the address {asked}", claim, bridge.network)
+        return asked
+    held = {address for claim, address in claimed if not claim.wanted}
+    taken = {address for _, address in claimed if address is not None and address in interface.network}
+    for address, others in ((kept, held), (derived, taken)):
+        if address is not None and address not in others and _find_misfit(interface, address) is None:
+            return address
+    found = _find_lowest(interface, {int(address) for address in taken})
+    if found is None:
+        raise _used_up(vm, bridge.network, interface, len(taken))
+    return type(interface.ip)(found)  # type: ignore[return-value]
+
+
+def _find_range(interface: Interface) -> tuple[int, int]:
+    """First and last address that a host may have."""
+    network = interface.network
+    first, last = int(network.network_address), int(network.broadcast_address)
+    if interface.version == 4:
+        inner = network.prefixlen < _ALL_ARE_HOSTS_V4
+        return (first + 1, last - 1) if inner else (first, last)
+    return (first + 1, last) if network.prefixlen < _ALL_ARE_HOSTS_V6 else (first, last)
+
+
+def _find_lowest(interface: Interface, taken: set[int]) -> int | None:
+    first, last = _find_range(interface)
+    number = first
+    while number <= last:
+        if number not in taken and number != int(interface.ip):
+            return number
+        number += 1
+    return None
+
+
+def _find_misfit(interface: Interface, address: IPv4Address | IPv6Address) -> str | None:
+    """Why no VM of the subnet can have an address."""
+    if address not in interface.network:
+        return f"is not in {interface.network}"
+    if address == interface.ip:
+        return f"is the gateway address of {interface.network}"
+    first, last = _find_range(interface)
+    if int(address) < first:
+        return f"is the network address of {interface.network}"
+    if int(address) > last:
+        return f"is the broadcast address of {interface.network}"
+    return None
+
+
+def _check_fits(key: str, network: str, interface: Interface, address: IPv4Address | IPv6Address) -> None:
+    misfit = _find_misfit(interface, address)
+    if misfit is not None:
+        first, last = (type(interface.ip)(number) for number in _find_range(interface))
+        but = "" if first == interface.ip else f" that is not {interface.ip}"
+        first += first == interface.ip
+        hint = f"write one from {first} to {last}{but}, or omit it to get a free one of network {network}"
+        raise _wrong_address(key, f"{address} {misfit}", hint)
+
+
+def _wrong_address(key: str, message: str, hint: str) -> InvalidDefinition:
+    return InvalidDefinition([Problem("", 0, 0, f"network.{key}", message, hint)])
+
+
+def _in_use(vm: str, what: str, claim: Claim, network: str) -> InUse:
+    return InUse(
+        f"VM {vm} cannot have {what} of network {network}, which is used by VM {claim.vm}",
+        hint=f"use another one for {vm}, or remove {claim.vm}",
+    )
+
+
+def _used_up(vm: str, network: str, interface: Interface, taken: int) -> InsufficientResources:
+    return InsufficientResources(
+        f"network {network} has no free address for VM {vm}: {interface.network} has"
+        f" {count_addresses(interface)} for VMs, and {taken} are used by other VMs",
+        hint="remove VMs that are not needed, or give the network a larger subnet",
+    )

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMs' places in the host's networks: when they are made, and when they go. Who has which: `tenancy`.
+
+What is on the host is the network service's to make. It is told all that there is to be when the daemon
+starts, when the host config has changed and when it has come back; a VM's start and end are told alone. One
+thing is told at a time, so that the whole is never told without a VM that is just being started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from functools import partial
+from pathlib import Path
+
+from hypemand.config.network import DEFAULT_CONNECTIONS
+from hypemand.errors import HostNotReady, HypemandError, NotFound
+from hypemand.manager.net.leases import count_addresses
+from hypemand.manager.net.ports import PortFiles
+from hypemand.manager.net.tenancy import Tenancy
+from hypemand.model.counters import Counters
+from hypemand.model.networks import Member, NetworkInfo, VmNetwork
+from hypemand.network.port import BridgePlan, NetworkHost, NetworkStatus, PortPlan
+from hypemand.network.resolvers import Address, find_host_servers
+from hypemand.network.wire import NOT_APPLIED
+from hypemand.systemd.log import MessageId, log_vm
+from hypemand.vm.tenant import Tenant
+from hypemand.workers import Pool, finish, run_in
+
+_log = logging.getLogger(__name__)
+_COUNTERS_DEADLINE = 1.0
+_FIRST_LOOK = 5.0
+_NO_SERVERS = (
+    "VMs have no DNS servers: the host has none that they can reach; set dns: in hypemand.yaml "
+    "(dns: [] for none)"
+)
+# between attempts to tell all there is
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+
+
+class Networks:
+    """`list_live` gives the names of the VMs whose unit lives, or raises BusError when systemd cannot be
+    asked; `vms` is the folder of the VMs' records, `find_servers` gives the host's own name servers, and may
+    block. `listeners` are called when VMs may have come to their network or left it. `first_pause`: seconds
+    until what could not be done is tried again."""
+
+    def __init__(
+        self,
+        host: NetworkHost,
+        tenancy: Tenancy,
+        list_live: Callable[[], Awaitable[Set[str]]],
+        vms: Path,
+        *,
+        find_servers: Callable[[], Iterable[Address]] = find_host_servers,
+        first_pause: float = _FIRST_PAUSE,
+    ) -> None:
+        self.tenancy = tenancy
+        self._files = PortFiles(vms)
+        self._find_servers = find_servers
+        self.listeners: list[Callable[[], None]] = []
+        self._host = host
+        self._list_live = list_live
+        # of runs that have ended, whose end the network service was not told
+        self._stale: list[PortPlan] = []
+        self._statuses: dict[str, NetworkStatus] = {}
+        self._pending: frozenset[str] = frozenset()
+        # VMs that run, whose records are lost
+        self._counters: Mapping[str, Counters] = {}
+        self._lock = asyncio.Lock()
+        self._syncing: asyncio.Task[None] | None = None
+        self._first_pause = first_pause
+        self._due = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told = asyncio.Event()
+        self._closed = False
+        # why nothing is removed, as it was logged last
+        self._kept_for = ""
+        # was the host told all there is, so that nothing of what there was before can be left?
+        self._complete = True
+
+    # all at once
+
+    async def recover(self, active: Callable[[str], bool]) -> None:
+        """Learn what VMs had when the daemon before this one ended; `active`: does a VM still run?"""
+        found = await run_in(Pool.RECORDS, self._files.find_all, self.tenancy.list_vms())
+        self._stale += self.tenancy.recover(found, active)
+
+    async def learn_servers(self) -> None:
+        """Know the host's name servers as they are now."""
+        self.tenancy.host_servers = tuple(await run_in(Pool.RECORDS, self._find_servers))
+
+    def begin_sync(self) -> None:
+        """Have `sync` run in the background, until it could do all."""
+        self._due.set()
+        if not self._closed and (self._syncing is None or self._syncing.done()):
+            self._syncing = asyncio.create_task(self._keep_syncing(), name="networks")
+
+    async def _keep_syncing(self) -> None:
+        pause = self._first_pause
+        while self._due.is_set():
+            self._due.clear()
+            try:
+                await self.sync()
+            except Exception:
+                _log.exception("cannot check the networks")
+                self._complete = False
+            if not self._complete:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._due.wait(), pause)
+                self._due.set()
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def close(self) -> None:
+        """End what runs in the background. VMs keep their networks."""
+        self._closed = True
+        tasks = [*self._tasks, *([] if self._syncing is None else [self._syncing])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def sync(self) -> None:
+        """Make the host's networks be as the host config and the VMs that run want them."""
+        async with self._lock:
+            await self._apply()
+        self.tell()
+
+    async def sync_within(self, seconds: float) -> None:
+        """`sync`, but back after that time at the latest; it goes on then."""
+        task = asyncio.create_task(self.sync(), name="networks")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        done, _ = await asyncio.wait([task], timeout=seconds)
+        if done:
+            task.result()
+
+    async def _apply(self) -> None:
+        prune = await self._adopt_live()
+        self.tenancy.renew()
+        await self._write_ports()
+        bridges = self.tenancy.bridges()
+        try:
+            statuses = await self._host.apply(
+                tuple(bridges.values()), tuple(self.tenancy.ports.values()), prune=prune
+            )
+        except HypemandError as error:
+            statuses = tuple(NetworkStatus(name, str(error)) for name in bridges)
+            self._complete = False
+        else:
+            self._complete = prune
+            await self._drop_stale()
+        self._take_statuses(statuses)
+        self._tell_pending()
+        if not self._complete and (self._syncing is None or self._syncing.done()):
+            self.begin_sync()
+
+    async def _adopt_live(self) -> bool:
+        """Know of every VM that runs. False: that cannot be told, so nothing may be removed."""
+        try:
+            live = await self._list_live()
+            strange = self.tenancy.list_strange(live)
+            found = await run_in(Pool.RECORDS, self._files.find_all, strange) if strange else {}
+            lost = self.tenancy.adopt(live, found)
+        except HypemandError as error:
+            lost, why = frozenset(), str(error)
+        else:
+            why = f"the network resources are not known of the VMs {', '.join(sorted(lost))}" if lost else ""
+        if why and why != self._kept_for:
+            _log.warning("nothing is removed from networks now: %s", why)
+        self._kept_for = why
+        return not why
+
+    async def _write_ports(self) -> None:
+        """Who calls holds the lock: nobody else writes or removes them meanwhile."""
+        unwritten, self.tenancy.unwritten = self.tenancy.unwritten, {}
+        if unwritten:
+            written = run_in(Pool.RECORDS, self._files.write_all, tuple(unwritten.values()))
+            await finish(written, "ports of VMs")
+
+    async def _drop_stale(self) -> None:
+        """The devices may be gone by now, what conntrack remembers of their addresses may not."""
+        for port in tuple(self._stale):
+            try:
+                await self._end(port)
+            except HypemandError as error:
+                _log.warning(
+                    "VM %s: cannot remove left-overs of its interface %s: %s", port.vm, port.tap, error
+                )
+                self._complete = False
+
+    async def _end(self, port: PortPlan) -> None:
+        """Have nothing left of a run that has ended."""
+        await self._host.detach(port)
+        self._stale = [old for old in self._stale if old is not port]
+        if port.vm not in self.tenancy.ports:
+            await finish(run_in(Pool.RECORDS, self._files.remove, port.vm), f"port of {port.vm}")
+
+    def _take_statuses(self, statuses: Iterable[NetworkStatus]) -> None:
+        self._told.set()
+        before, self._statuses = self._statuses, {status.network: status for status in statuses}
+        for name, status in self._statuses.items():
+            old = before.get(name, NetworkStatus(name, ""))
+            if status.problem and status.problem != old.problem:
+                _log.error("network %s is not available: %s", name, status.problem)
+            elif old.problem and not status.problem:
+                _log.info("network %s is available again", name)
+            for warning in status.warnings:
+                if warning not in old.warnings:
+                    _log.warning("network %s: %s", name, warning)
+
+    def _tell_pending(self) -> None:
+        """Tell of networks that have to stay as they are since VMs are on them."""
+        ports = self.tenancy.ports.values()
+        pending = frozenset(port.bridge.network for port in ports if self.tenancy.is_outdated(port.vm))
+        ids = {member.vm: member.vm_id for member in self.tenancy.members()}
+        for port in ports:
+            name = port.bridge.network
+            if name in pending - self._pending:
+                log_vm(
+                    logging.WARNING,
+                    f"VM {port.vm} is on network {name}, whose changed configuration is"
+                    f" applied when no VM is attached to it: hypemanctl restart {port.vm}",
+                    port.vm,
+                    ids.get(port.vm, ""),
+                    MessageId.NEEDS_RESTART,
+                )
+        self._pending = pending
+
+    # one VM
+
+    async def check_usable(self, network: str) -> None:
+        """Raise HostNotReady if no VM can be on a network now."""
+        async with self._lock:
+            await self._check_usable(network)
+
+    async def _check_usable(self, network: str) -> None:
+        status = self._statuses.get(network)
+        if status is None or status.problem:
+            await self._apply()
+            status = self._statuses.get(network, NetworkStatus(network, "it does not exist"))
+        if status.problem:
+            raise HostNotReady(
+                f"network {network} is not available: {status.problem}", hint="see: hypemanctl network list"
+            )
+
+    async def attach(self, vm: str) -> None:
+        """Make the TAP device of a VM that has claimed. HostNotReady, and InUse for a port of the host that
+        somebody else has; nothing is left of it then."""
+        try:
+            async with self._lock:
+                await self._check_usable(self.tenancy.claimed[vm].bridge.network)
+                for stale in [old for old in self._stale if _share(old, self.tenancy.claimed[vm])]:
+                    await self._ask(partial(self._end, stale))
+                port = self.tenancy.ports[vm] = self.tenancy.claimed.pop(vm)
+                await finish(run_in(Pool.RECORDS, self._files.write, port), f"port of {vm}")
+                await self._ask(lambda: self._host.attach(port))
+        except BaseException:
+            await asyncio.shield(self.give_up(vm))
+            raise
+        self.tell()
+
+    async def _ask(self, ask: Callable[[], Awaitable[object]]) -> None:
+        """Ask the network service; one that has just been started is told all there is before."""
+        try:
+            await ask()
+        except HypemandError as error:
+            if error.code != NOT_APPLIED:
+                raise
+            await self._apply()
+            await ask()
+
+    async def give_up(self, vm: str) -> None:
+        """A VM that was to be started is not; whatever was done for it before is undone."""
+        self.tenancy.claimed.pop(vm, None)
+        await self.detach(vm)
+
+    async def detach(self, vm: str) -> None:
+        """Remove the TAP device of a VM that runs no more. If that cannot be done now, it is done as soon as
+        the network service is there again."""
+        if vm not in self.tenancy.ports:
+            return
+        try:
+            async with self._lock:
+                await self._detach(vm)
+        except asyncio.CancelledError:
+            self._put_off(vm)
+            raise
+        self.tell()
+
+    async def _detach(self, vm: str) -> None:
+        port = self.tenancy.ports.get(vm)
+        if port is None:
+            return
+        try:
+            await self._ask(lambda: self._host.detach(port))
+        except HypemandError as error:
+            _log.warning("VM %s: cannot remove its interface %s: %s", vm, port.tap, error)
+            self._put_off(vm)
+        else:
+            del self.tenancy.ports[vm]
+            await finish(run_in(Pool.RECORDS, self._files.remove, vm), f"port of {vm}")
+        if port.bridge.network in self._pending and not self.tenancy.is_used(port.bridge.network):
+            await self._apply()
+
+    def _put_off(self, vm: str) -> None:
+        """Its end is told later, also by a daemon that comes after this one."""
+        if (port := self.tenancy.ports.pop(vm, None)) is not None:
+            self._stale.append(port)
+            self.begin_sync()
+
+    # what there is
+
+    def tell(self) -> None:
+        """Call the listeners."""
+        for listener in self.listeners:
+            listener()
+
+    def view(self, tenant: Tenant) -> VmNetwork | None:
+        """See `Tenancy.view`; with the counters that were read last."""
+        return self.tenancy.view(tenant, self._counters)
+
+    def is_outdated(self, vm: str) -> bool:
+        """See NetworkHost."""
+        return self.tenancy.is_outdated(vm)
+
+    def interface_of(self, vm: str) -> str | None:
+        """See NetworkHost."""
+        return self.tenancy.interface_of(vm)
+
+    async def read_counters(self) -> None:
+        """Have `view` show counters as they are now, or none if they cannot be had."""
+        if not self.tenancy.ports:
+            return
+        try:
+            async with asyncio.timeout(_COUNTERS_DEADLINE):
+                self._counters = await self._host.counters()
+        except (HypemandError, TimeoutError) as error:
+            _log.debug("no counters: %s", error)
+            self._counters = {}
+
+    async def list_networks(self) -> list[NetworkInfo]:
+        """All networks, by name. How they are is known some moments after the daemon's start."""
+        if self._syncing is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), _FIRST_LOOK)
+        await self.learn_servers()
+        bridges = self.tenancy.bridges()
+        members = self.tenancy.members()
+        return [
+            self._info(bridges[name], [m for m in members if m.network == name]) for name in sorted(bridges)
+        ]
+
+    async def get_network(self, name: str) -> NetworkInfo:
+        """One network. NotFound."""
+        for info in await self.list_networks():
+            if info.name == name:
+                return info
+        raise NotFound(f"there is no network {name[:80]}", hint="hypemanctl network list shows the networks")
+
+    def _info(self, bridge: BridgePlan, members: list[Member]) -> NetworkInfo:
+        config = self.tenancy.find_config(bridge.network)
+        status = self._statuses.get(bridge.network, NetworkStatus(bridge.network, ""))
+        interface = bridge.ipv4 or bridge.ipv6
+        dns = self.tenancy.servers(config, bridge)
+        warnings = status.warnings
+        if not dns and (config is None or config.dns is None):
+            warnings += (_NO_SERVERS,)
+        addresses = 0 if interface is None else count_addresses(interface)
+        held = {member.ipv4 if bridge.ipv4 is not None else member.ipv6 for member in members} - {None}
+        return NetworkInfo(
+            name=bridge.network,
+            bridge=bridge.bridge,
+            ipv4=bridge.ipv4,
+            ipv6=bridge.ipv6,
+            mtu=bridge.mtu,
+            dns=dns,
+            nat=bridge.nat,
+            isolation=config is None or config.isolation,
+            host_ports=tuple(sorted(bridge.host_ports, key=lambda port: (port.port, port.transport))),
+            connections=DEFAULT_CONNECTIONS if config is None else config.connections,
+            egress=bridge.egress,
+            link_local=bridge.link_local,
+            problem=status.problem,
+            warnings=warnings,
+            pending=bridge.network in self._pending,
+            addresses=addresses,
+            free_addresses=max(addresses - len(held), 0),
+            members=tuple(members),
+        )
+
+
+def _share(old: PortPlan, new: PortPlan) -> bool:
+    """Would one get what belonged to the other?"""
+    return old.uid == new.uid or bool({old.ipv4, old.ipv6} & {new.ipv4, new.ipv6} - {None})

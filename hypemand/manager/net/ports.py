@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What VMs have on the host's networks while they run: how it is worked out, and how a daemon that comes
+later knows of it.
+
+STATE/vms/NAME/port.json is there from before the VM's TAP device is made until after it was removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+from hypemand.config.network import NetworkConfig, NetworkUse, Publish
+from hypemand.errors import InUse
+from hypemand.model.document import BadDocument, decode, encode
+from hypemand.model.networks import OPEN_GROUP
+from hypemand.network.port import BridgePlan, PortPlan
+from hypemand.recordfile import read_json
+from hypemand.vm.record import Lease
+
+_log = logging.getLogger(__name__)
+
+
+def make_bridge(config: NetworkConfig) -> BridgePlan:
+    """A network of the host config as it is to be on the host."""
+    return BridgePlan(
+        network=config.name,
+        bridge=config.bridge,
+        ipv4=config.ipv4,
+        ipv6=config.ipv6,
+        mtu=config.mtu,
+        nat=config.nat,
+        host_ports=config.host_ports,
+        egress=config.egress,
+        link_local=config.link_local,
+    )
+
+
+def is_same_wire(a: BridgePlan, b: BridgePlan) -> bool:
+    """Can one become the other without a VM on it noticing?"""
+    return (a.bridge, a.ipv4, a.ipv6, a.mtu) == (b.bridge, b.ipv4, b.ipv6, b.mtu)
+
+
+def derive_group(use: NetworkUse, *, isolation: bool) -> str | None:
+    """See PortPlan; `isolation` is the network's."""
+    if use.group is not None:
+        return use.group
+    isolated = isolation if use.isolate is None else use.isolate
+    return None if isolated else OPEN_GROUP
+
+
+def derive_connections(use: NetworkUse, config: NetworkConfig) -> int:
+    """How many a VM may have: who writes definitions does not loosen what the host's administrator says."""
+    return config.connections if use.connections is None else min(use.connections, config.connections)
+
+
+def make_port(
+    vm: str, uid: int, use: NetworkUse, lease: Lease, bridge: BridgePlan, config: NetworkConfig
+) -> PortPlan:
+    """A VM's port on the bridge of a network."""
+    return PortPlan(
+        vm=vm,
+        uid=uid,
+        bridge=bridge,
+        mac=lease.mac,
+        ipv4=lease.ipv4,
+        ipv6=lease.ipv6,
+        group=derive_group(use, isolation=config.isolation),
+        publish=use.publish,
+        bandwidth=use.bandwidth,
+        connections=derive_connections(use, config),
+        egress=use.egress,
+    )
+
+
+def check_publish(port: PortPlan, others: Iterable[PortPlan]) -> None:
+    """Raise InUse if a port of the host that a VM publishes leads to another VM now."""
+    for other in others:
+        if other.vm == port.vm:
+            continue
+        for wanted in port.publish:
+            if any(_overlap(wanted, taken) for taken in other.publish):
+                raise InUse(
+                    f"VM {port.vm} publishes port {wanted.host_port}/{wanted.transport} of this host, which"
+                    f" is published by VM {other.vm}",
+                    hint=f"publish another port, or stop {other.vm} first",
+                )
+
+
+def _overlap(a: Publish, b: Publish) -> bool:
+    if (a.transport, a.host_port) != (b.transport, b.host_port):
+        return False
+    return _covers(a, b) or _covers(b, a)
+
+
+def _covers(a: Publish, b: Publish) -> bool:
+    """Is every address of `b` one of `a`?"""
+    if a.address is None or a.address == b.address:
+        return True
+    return a.address.is_unspecified and b.address is not None and a.address.version == b.address.version
+
+
+# what stands in a port.json that can be read, and: is there anything in its place?
+FoundPort: TypeAlias = tuple[PortPlan | None, bool]
+
+
+class PortFiles:
+    """The port.json of all VMs, below `vms`. All of it blocks."""
+
+    def __init__(self, vms: Path) -> None:
+        self._vms = vms
+
+    def _path(self, vm: str) -> Path:
+        return self._vms / vm / "port.json"
+
+    def write(self, port: PortPlan) -> None:
+        """Not synced: it has to outlive the daemon, but not the host, where no TAP device does."""
+        path = self._path(port.vm)
+        new = path.with_suffix(".new")
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(json.dumps(encode(port)).encode())
+        new.replace(path)
+
+    def write_all(self, ports: Iterable[PortPlan]) -> None:
+        """Write ports of VMs that run down. Where that fails, as on a full disk, they are known all the same,
+        and a daemon after this one derives them again."""
+        for port in ports:
+            try:
+                self.write(port)
+            except OSError as error:
+                _log.error("VM %s: cannot record its network resources: %s", port.vm, error.strerror)
+
+    def find_all(self, vms: Iterable[str]) -> dict[str, FoundPort]:
+        """What stands there of each VM."""
+        return {vm: (self.find(vm), self.is_there(vm)) for vm in vms}
+
+    def find(self, vm: str) -> PortPlan | None:
+        """What stands there; None also when it cannot be read."""
+        try:
+            port: PortPlan = decode(PortPlan, read_json(self._path(vm)))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, BadDocument) as error:
+            _log.warning("cannot read %s: %s", self._path(vm), error)
+            return None
+        return port
+
+    def is_there(self, vm: str) -> bool:
+        """Is there anything in its place, be it such that it cannot be read?"""
+        return os.path.lexists(self._path(vm))
+
+    def remove(self, vm: str) -> None:
+        """The VM has no port any more."""
+        with contextlib.suppress(OSError):
+            self._path(vm).unlink()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resources of the host that VMs share: memory, disk space, volumes."""

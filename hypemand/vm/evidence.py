@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a VM's unit and its session prove, and where the record of a boot begins. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hypemand.model.evidence import Evidence, Marker, UnitEvidence
+from hypemand.systemd.units import UnitStatus
+from hypemand.vm.fulldrives import describe_full
+from hypemand.vm.runrecord import find_boot_id
+from hypemand.vm.session import Session
+from hypemand.vm.tracker import BootNotes, BootTracker, Moment
+
+
+def derive_evidence(
+    unit: UnitStatus, session: Session | None, *, bus_up: bool, guest_agent: bool
+) -> Evidence:
+    """What the state is derived from. `bus_up`: systemd has answered."""
+    if not bus_up:
+        return Evidence(UnitEvidence.NO_ANSWER)
+    state = UnitEvidence.from_active_state(unit.active_state)
+    if session is None:
+        return Evidence(state)
+    # READY=1 was sent for this invocation, by us or by the daemon before us: both markers were there
+    seen = frozenset(Marker) if state is UnitEvidence.ACTIVE else session.tracker.markers
+    return Evidence(
+        state,
+        session.qmp_status,
+        seen,
+        guest_agent=guest_agent,
+        emergency=session.tracker.emergency,
+        full=describe_full(session.full),
+    )
+
+
+def make_tracker(
+    run: str,
+    runtime: Path,
+    unit: UnitStatus,
+    known: BootNotes | None,
+    requested: Mapping[Moment, float],
+) -> BootTracker:
+    """A tracker for a run that is on: what is `known` of it already, and the moments of its request."""
+    tracker = BootTracker(run, lambda: find_boot_id(runtime, run), known)
+    if not requested and known is None and unit.start_monotonic is not None:
+        # systemd started it alone: the request is the start itself
+        tracker.set_moment(Moment.REQUESTED, unit.start_monotonic)
+    for moment, at in requested.items():
+        tracker.set_moment(moment, at)
+    if unit.start_monotonic is not None:
+        tracker.set_moment(Moment.VMM_STARTED, unit.start_monotonic)
+    return tracker

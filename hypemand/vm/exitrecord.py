@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a run ended: the record that the unit writes, and the rules for its result.
+
+Pure, but for `load` and `store`. Written by the unit's ExecStopPost=, read by the daemon.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hypemand.config.definition import Mode
+from hypemand.model.evidence import EMERGENCY, Marker
+from hypemand.protocol.sentinels import Exit
+from hypemand.recordfile import read_json
+from hypemand.vm.tracker import Shutdown
+
+REQUESTED = "stopped on request"
+REBOOTED = "rebooted from inside"
+_SHUTDOWN = {
+    Shutdown.POWER_OFF: "powered off from inside, without an exit report",
+    Shutdown.RESET: f"{REBOOTED}, without an exit report",
+}
+_INCOMPLETE = "; not all of its lines in the journal could be read"
+_SENTINEL = {Marker.PROGRAM: "HYPEMAN-PROGRAM-START", Marker.AGENT: "HYPEMAN-AGENT-READY"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The evidence at a run's end.
+
+    `result`, `exit_code` and `exit_status` are what systemd hands to ExecStopPost= (systemd.exec(5)).
+    `panic` and `vmm_words` are the last such lines; `stop_job`: systemd was asked to stop the unit. `mode`
+    and `emergency`: how the guest ran; `shutdown`: what the VMM told the daemon, if that was there.
+    `complete`: all that there is was read.
+    """
+
+    result: str
+    exit_code: str
+    exit_status: str
+    report: Exit | None
+    missing: tuple[Marker, ...]
+    panic: str | None
+    vmm_words: str | None
+    stop_job: bool
+    stop_signal: int
+    mode: Mode = Mode.EXEC
+    emergency: bool = False
+    shutdown: Shutdown | None = None
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    """How a run ended. `code` None: nobody could tell. `status` is the exit status of ExecStopPost=, by
+    which systemd learns the program's result; 0 also where systemd knows of a failure by itself. `reboot`:
+    the guest has rebooted and is to be started again."""
+
+    run: str
+    code: int | None
+    message: str
+    success: bool
+    status: int
+    ended_at: float
+    reboot: bool = False
+
+
+def derive_exit_record(run: str, ending: Ending, ended_at: float) -> ExitRecord:
+    """Judge a run."""
+    code, message, success = _judge(ending)
+    if not ending.complete:
+        message += _INCOMPLETE
+    # protocol: it never got ready, and that it had a code is what systemd does not know
+    known_to_systemd = success or ending.result not in ("success", "protocol")
+    status = 0 if known_to_systemd else code or 1
+    reboot = ending.mode is Mode.SYSTEMD and success and message.startswith(REBOOTED)
+    return ExitRecord(run, code, message, success, status, ended_at, reboot)
+
+
+def _judge(ending: Ending) -> tuple[int | None, str, bool]:
+    report = ending.report
+    if report is not None and ending.result != "timeout":
+        requested = report.message.startswith(REQUESTED) and report.code in (0, 128 + ending.stop_signal)
+        return report.code, report.message, report.code == 0 or requested
+    if ending.result == "timeout":
+        return None, _timeout_words(ending), False
+    if ending.panic is not None:
+        return None, ending.panic, False
+    if ending.mode is Mode.SYSTEMD and ending.shutdown and ending.result in ("success", "protocol"):
+        # an init of another kind than systemd, or one that was passed over (systemctl -ff)
+        return 0, _SHUTDOWN[ending.shutdown], True
+    if ending.stop_job and ending.result == "success":
+        return None, "stopped before the program had ended", True
+    return None, _vmm_words(ending), False
+
+
+def _timeout_words(ending: Ending) -> str:
+    if ending.missing and not ending.complete:
+        return "it did not boot, or did not power off, in time and was ended by force"
+    if ending.missing:
+        names = " and ".join(_SENTINEL[marker] for marker in ending.missing)
+        words = f"boot timed out: {names} {'was' if len(ending.missing) == 1 else 'were'} not seen"
+        if ending.emergency:
+            words += f"; {EMERGENCY}"
+        return f"{words} ({ending.panic})" if ending.panic else words
+    return "the guest did not power off in time and was ended by force"
+
+
+def _vmm_words(ending: Ending) -> str:
+    said = f": {ending.vmm_words}" if ending.vmm_words else ""
+    if ending.result == "oom-kill":
+        return "the VMM was killed because the unit's memory limit was reached"
+    if ending.exit_code in ("killed", "dumped"):
+        return f"the VMM was killed by {_signal_name(ending.exit_status)}"
+    if ending.exit_code == "exited" and ending.exit_status not in ("", "0"):
+        return f"the VMM failed with exit status {ending.exit_status}{said}"
+    if ending.result != "success":
+        return f"the unit ended with result {ending.result}{said}"
+    return "the guest powered off without an exit report"
+
+
+def _signal_name(status: str) -> str:
+    if status.isdigit():
+        try:
+            return signal.Signals(int(status)).name
+        except ValueError:
+            return f"signal {status}"
+    return status if status.startswith("SIG") else f"SIG{status}"
+
+
+def derive_unrecorded(run: str, ended_at: float, *, failed: bool) -> ExitRecord:
+    """The record of a run whose own was lost: of that no more is known than whether systemd has its unit
+    `failed`."""
+    how = "failed" if failed else "ended"
+    return ExitRecord(run, None, f"it {how}, and how could not be written down", not failed, 0, ended_at)
+
+
+def find_spare(runtime: Path) -> Path:
+    """Where the record of a run is written if its own place is full, as a disk may be: in memory, and not in
+    the VM's runtime folder itself, which is the VMM's."""
+    return runtime.parent.parent / "exits" / f"{runtime.name}.json"
+
+
+def load_exit_record(path: Path) -> ExitRecord | None:
+    """The record of the last run; None when there is none or it cannot be read."""
+    try:
+        return _parse(read_json(path))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _parse(document: Any) -> ExitRecord:
+    """Raises TypeError unless each value is of its type."""
+    record = ExitRecord(**document)
+    kinds: dict[str, Any] = {
+        "run": str,
+        "code": int | None,
+        "message": str,
+        "status": int,
+        "ended_at": int | float,
+    }
+    if not all(isinstance(document[key], kind) for key, kind in kinds.items()):
+        raise TypeError("a value of another type")
+    return record
+
+
+def dump_exit_record(record: ExitRecord) -> str:
+    """The record as it stands in its file."""
+    return json.dumps(asdict(record)) + "\n"

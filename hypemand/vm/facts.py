@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Derives the facts of a timeline from the record of a boot."""
+
+from __future__ import annotations
+
+from hypemand.vm.timeline import BootFacts
+from hypemand.vm.tracker import BootNotes, Moment
+
+
+def boot_facts(vm: str, notes: BootNotes) -> BootFacts:
+    """Needs Moment.REQUESTED among the notes (KeyError)."""
+    at = notes.moments.get
+    return BootFacts(
+        vm=vm,
+        boot=notes.boot or "unknown",
+        requested=notes.moments[Moment.REQUESTED],
+        unit_asked=at(Moment.PREPARED),
+        unit_created=at(Moment.QUEUED),
+        main_started=at(Moment.VMM_STARTED),
+        program_seen=at(Moment.PROGRAM_STARTED),
+        agent_seen=at(Moment.AGENT_READY),
+        running=at(Moment.RUNNING),
+        stages=notes.stages,
+    )

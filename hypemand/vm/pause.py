@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pauses and resumes a VM. The caller holds the VM's lock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from hypemand.errors import GuestError, HypemandError, TimedOut
+from hypemand.model.evidence import QmpStatus
+from hypemand.model.state import Operation, check_allowed
+from hypemand.qemu.qmp import QmpError, QmpTimeout
+from hypemand.vm.session import Session
+from hypemand.vm.vm import Vm
+
+
+async def pause(vm: Vm) -> None:
+    """Stop the CPUs of a VM until `resume`. WrongState, TimedOut, GuestError."""
+    await vm.refresh()
+    check_allowed(Operation.PAUSE, vm.state, vm.name, vm.state_error)
+    await _ask(vm, "pause", Session.pause)
+    # a disk that was full at this very moment has paused it before we did, and it goes on without being asked
+    if vm.session is not None and vm.session.qmp_status is QmpStatus.IO_ERROR:
+        check_allowed(Operation.PAUSE, vm.state, vm.name, vm.state_error)
+
+
+async def resume(vm: Vm) -> None:
+    """Let a VM go on, whatever it was paused for, also one whose boot a full disk has stopped. WrongState,
+    TimedOut, GuestError."""
+    await vm.refresh()
+    if vm.session is None or not vm.session.qmp_status.is_halted:
+        check_allowed(Operation.RESUME, vm.state, vm.name)
+    await _ask(vm, "resume", Session.resume)
+
+
+async def resume_to_end(vm: Vm) -> None:
+    """Let a VM go on that is about to be stopped, so that it can end in order. One that cannot is ended by
+    force later, and logged."""
+    if vm.session is not None and vm.session.qmp_status.is_halted:
+        try:
+            await _ask(vm, "resume", Session.resume)
+        except HypemandError as error:
+            vm.log(logging.WARNING, f"VM {vm.name} cannot be shut down gracefully: {error}")
+
+
+async def _ask(vm: Vm, what: str, order: Callable[[Session], Awaitable[None]]) -> None:
+    if vm.session is None:
+        raise GuestError(f"cannot {what} VM {vm.name}: its VMM is not reachable", hint="try again")
+    try:
+        await order(vm.session)
+    except QmpTimeout as error:
+        raise TimedOut(f"cannot {what} VM {vm.name}: {error}", hint="see hypemanctl status") from None
+    except QmpError as error:
+        raise GuestError(f"cannot {what} VM {vm.name}: {error}", hint="see hypemanctl status") from None
+    await vm.refresh()

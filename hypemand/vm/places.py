@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a VM's files are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypemand.storage.disks import DISK
+from hypemand.systemd.rootdir import Own
+
+CONFIG_DISK = "config.img"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Folders on the host: what lasts of the VM, what is there while it runs, the root of all VMMs; and where
+    in that root a VMM finds its own."""
+
+    state: Path
+    runtime: Path
+    root: Path
+    own: Own
+
+    @property
+    def disk(self) -> Path:
+        """The VM's disk."""
+        return self.state / DISK
+
+    @property
+    def templates(self) -> Path:
+        """What disks are made from, of all VMs."""
+        return self.state.parent.parent / "templates"
+
+    @property
+    def config(self) -> Path:
+        """The config disk."""
+        return self.runtime / CONFIG_DISK

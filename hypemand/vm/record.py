@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lasts of a VM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from hypemand.config.definition import Definition
+from hypemand.model.state import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A VM's place in a network."""
+
+    network: str
+    mac: str
+    ipv4: IPv4Address | None = None
+    ipv6: IPv6Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePin:
+    """The content that a VM keeps to while its definition says `name`."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmRecord:
+    """What lasts of a VM. `id` is 32 hex digits, `created_at` seconds since the epoch. `pin`: what it was
+    started with last; None: nothing yet, or an image that a package may change. `lease`: of the network that
+    it was started on last. `short_name`: the host knows it by its bare name too, which can hide a name of
+    DNS, and so is not for a VM that somebody other than root has made."""
+
+    name: str
+    id: str
+    uid: int
+    origin: Origin
+    created_at: float
+    definition: Definition
+    pin: ImagePin | None = None
+    lease: Lease | None = None
+    short_name: bool = True
+
+    @property
+    def image_digest(self) -> str:
+        """The content that it is to be started with; "" for what its image's name stands for."""
+        return self.pin.digest if self.pin is not None and self.pin.name == self.definition.image else ""

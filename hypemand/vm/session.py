@@ -1,0 +1,452 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Session with a running VMM: its connections, and the progress of its boot.
+
+Made when a unit's invocation is seen for the first time, whether that has just begun or was there before
+the daemon. Closed when the unit ends; the VMM does not notice.
+
+The journal, the report port, the agent and QMP are witnesses that know nothing of each other: each is guarded
+and tried again by itself, and an error in one leaves the others as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from hypemand.agent.channel import AgentChannel
+from hypemand.agent.report import open_report
+from hypemand.budget import Budget, Price, Reserve
+from hypemand.errors import GuestError, HypemandError
+from hypemand.model.evidence import QmpStatus
+from hypemand.qemu.qmp import Qmp, QmpError
+from hypemand.sockets import hold_socket
+from hypemand.systemd.journal import BootJournal
+from hypemand.systemd.notify import notify_for
+from hypemand.systemd.port import Notify
+from hypemand.vm.console import Console, OpenJournal
+from hypemand.vm.fulldrives import FullDrive, Locate, find_full_drives
+from hypemand.vm.retry import Backoff
+from hypemand.vm.tracker import BootTracker
+from hypemand.vm.watcher import LATER, SOON
+
+_log = logging.getLogger(__name__)
+# in which the agent of a guest that runs is to answer
+AGENT_DEADLINE = 5.0
+# in which a VMM that has just been spawned makes its sockets, also on a busy host
+_SPAWN_DEADLINE = 10.0
+# in which a VMM is waited for, by who can do with what it was last, and after which that is not known any
+# more: on a busy host a VMM that is well takes seconds
+_ANSWER_DEADLINE = 0.5
+SILENCE_DEADLINE = 10.0
+_STATUS_EVENTS = frozenset(
+    ("STOP", "RESUME", "RESET", "GUEST_PANICKED", "SUSPEND", "WAKEUP", "BLOCK_IO_ERROR")
+)
+
+
+@dataclass(slots=True)
+class _Link:
+    """One of the VMM's sockets, and the one task that connects to it: whoever wants the connection waits for
+    that task, since QEMU serves one client at a time."""
+
+    what: str
+    connect: Callable[[Path], Coroutine[None, None, None]]
+    backoff: Backoff = field(default_factory=Backoff)
+    task: asyncio.Task[Exception | None] | None = None
+    is_up: bool = False
+    told: bool = False
+
+
+class Session:
+    """Connections to one VMM. `on_change` is called when evidence may have changed: at once, or within a
+    second for a VM that has used up its budget. `on_loss`: a connection is lost, `poll` again.
+
+    `poll` is for the BootWatcher: it connects to the VMM's sockets as they appear, and reads the journal
+    (only if `follow_journal`), until all is connected and all has been seen that Running needs.
+    With `catch_up` that is what the guest said of its kernel headers while no daemon listened, as far as the
+    first lines of the boot have it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tracker: BootTracker,
+        runtime: Path,
+        uid: int,
+        *,
+        guest_agent: bool,
+        follow_journal: bool,
+        catch_up: bool = False,
+        on_change: Callable[[], None],
+        on_loss: Callable[[], None] = lambda: None,
+        open_journal: OpenJournal = BootJournal,
+        locate: Locate = lambda _drive: None,
+        notify: Notify = notify_for,
+    ) -> None:
+        self.tracker = tracker
+        self.qmp_status = QmpStatus.ABSENT
+        # why it is IO_ERROR
+        self.full: tuple[FullDrive, ...] = ()
+        self.agent: AgentChannel | None = None
+        self.main_pid: int | None = None
+        self.notified = False
+        self.notify = notify
+        self.budget = Budget()
+        self._name = name
+        self._runtime = runtime
+        self._uid = uid
+        self._guest_agent = guest_agent
+        self._on_change = on_change
+        self._on_loss = on_loss
+        self._locate = locate
+        self._opened = time.monotonic()
+        self._boots = follow_journal
+        self._console: Console | None = None
+        if follow_journal or catch_up:
+            self._console = Console(name, tracker, self.budget, open_journal, catch_up=catch_up)
+        self._qmp: Qmp | None = None
+        self._qmp_link = _Link("qmp", self._connect_qmp)
+        self._report_link = _Link("report", self._follow_report)
+        self._agent_link = _Link("agent", self._connect_agent)
+        self._links = [self._qmp_link, self._report_link] + [self._agent_link] * guest_agent
+        self._background: set[asyncio.Task[None] | asyncio.Task[Exception | None]] = set()
+        self._change_due: asyncio.TimerHandle | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._status_stale = False
+        self._question: asyncio.Task[None] | None = None
+        self._ask_again = False
+        # questions that were answered
+        self._answered = 0
+        self._let_end = False
+        # its clock is not right, as far as is known
+        self._stood_still = False
+        self._closed = False
+
+    @property
+    def run(self) -> str:
+        """The id of this run: the unit's invocation id."""
+        return self.tracker.run
+
+    @property
+    def boot(self) -> str | None:
+        """The id of the boot that the run carries; None while it is not known."""
+        return self.tracker.boot
+
+    @property
+    def is_ready(self) -> bool:
+        """Has the boot shown all that Running needs?"""
+        return self.tracker.is_ready(guest_agent=self._guest_agent)
+
+    # what boots
+
+    def poll(self) -> float | None:
+        """Look for what is new. Seconds until it is to be called again, if at all."""
+        if self._closed:
+            return None
+        waits = [self._poll_link(link) for link in self._links] + [self._poll_console()]
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def _poll_console(self) -> float | None:
+        console = self._console
+        if console is None or not console.is_open:
+            return None
+        if console.wait_time <= 0:
+            if console.read(has_port=self._report_link.is_up):
+                self._changed()
+            if console.has_caught_up and self.is_ready:
+                # the rest of its lines is not needed: to read it would cost a talkative guest's price
+                console.close()
+                return None
+        return console.wait_time
+
+    def _poll_link(self, link: _Link) -> float | None:
+        if link.is_up:
+            return None
+        interval = SOON if time.monotonic() < self._opened + _SPAWN_DEADLINE else LATER
+        if link.task is None or link.task.done():
+            if link.backoff.wait_time > 0:
+                return link.backoff.wait_time
+            if os.path.exists(self._runtime / f"{link.what}.sock"):
+                self._begin(link)
+        return interval
+
+    # connections
+
+    def _begin(self, link: _Link) -> asyncio.Task[Exception | None]:
+        """The task that connects: the one that is under way, or a new one. Its result is what went wrong."""
+        if link.task is None or link.task.done():
+            link.task = asyncio.create_task(self._connect(link), name=f"{link.what} of {self._name}")
+            self._own(link.task)
+        return link.task
+
+    async def _connect(self, link: _Link) -> Exception | None:
+        try:
+            await link.connect(self._runtime / f"{link.what}.sock")
+        except (OSError, QmpError, GuestError) as error:
+            # made but not served yet, most often: the next poll tries again
+            _log.debug("VM %s: %s: %s", self._name, link.what, error)
+            self._lose(link)
+            return error
+        except Exception as error:
+            if not link.told:
+                link.told = True
+                _log.exception("VM %s: cannot connect to its %s socket, retrying", self._name, link.what)
+            self._lose(link)
+            return error
+        return None
+
+    def _gain(self, link: _Link) -> None:
+        link.is_up = True
+        link.backoff.succeed()
+        self._changed()
+
+    def _lose(self, link: _Link) -> None:
+        """It is not there, or no more."""
+        link.is_up = False
+        link.backoff.fail()
+        if not self._closed:
+            self._on_loss()
+
+    async def _connect_qmp(self, path: Path) -> None:
+        with hold_socket(path, self._uid) as held:
+            self._qmp = await Qmp.connect(held, self._take_event, self._name, self.budget)
+        self._spawn("qmp-end", self._await_qmp_end(self._qmp))
+        await self.query_status(SILENCE_DEADLINE)
+        if not self._qmp.closed.is_set():
+            self._gain(self._qmp_link)
+
+    async def _await_qmp_end(self, qmp: Qmp) -> None:
+        await qmp.closed.wait()
+        await qmp.close()
+        if self.qmp_status is not QmpStatus.SHUTDOWN:
+            self.qmp_status = QmpStatus.ABSENT
+        self._lose(self._qmp_link)
+        self._changed()
+
+    async def connect_vmm(self, timeout: float) -> None:
+        """Connect to a VMM that is there already, rather than at the next poll. Never raises."""
+        if not self._qmp_link.is_up:
+            await asyncio.wait([self._begin(self._qmp_link)], timeout=timeout)
+
+    async def _follow_report(self, path: Path) -> None:
+        """Unlike the others it goes on for as long as the connection does."""
+        with hold_socket(path, self._uid) as held:
+            async with open_report(Path(held), self.budget) as lines:
+                self._gain(self._report_link)
+                async for line in lines:
+                    if self.tracker.take_line(line, time.monotonic()):
+                        self._changed()
+        raise GuestError("the VMM closed the report port")
+
+    async def _connect_agent(self, path: Path) -> None:
+        if self.agent is not None:
+            await self.agent.close()
+        boot = self.boot
+        if boot is None:
+            raise GuestError("it is not known yet which boot this is")
+        with hold_socket(path, self._uid) as held:
+            self.agent = await AgentChannel.connect(Path(held), boot, self.budget)
+        # from now on it is connected anew when it is wanted: a guest that breaks it does not decide when
+        self._gain(self._agent_link)
+        self._spawn("hello", self._await_hello(self.agent))
+
+    async def _await_hello(self, channel: AgentChannel) -> None:
+        try:
+            await channel.ready()
+        except GuestError as error:
+            if not self._closed:
+                _log.warning("VM %s: agent: %s", self._name, error)
+            return
+        if self.tracker.take_agent(time.monotonic()):
+            self._changed()
+        if self._boots or self._stood_still:
+            await self._set_clock(channel)
+
+    async def _set_clock(self, channel: AgentChannel) -> None:
+        """A guest reads its clock from a device that counts in whole seconds, and only when it boots."""
+        try:
+            await channel.set_clock()
+            self._stood_still = False
+        except HypemandError as error:
+            _log.warning("VM %s: its clock may be a second behind: %s", self._name, error)
+
+    async def open_agent(self, timeout: float) -> AgentChannel:
+        """The channel to the agent, connected anew if it has broken. GuestError when there is none."""
+        try:
+            async with asyncio.timeout(timeout):
+                channel = await self._reach_agent()
+                await channel.ready()
+        except TimeoutError:
+            raise GuestError(
+                f"the agent did not answer in {timeout:g} s", hint="see hypemanctl logs"
+            ) from None
+        return channel
+
+    async def _reach_agent(self) -> AgentChannel:
+        if self.agent is None or self.agent.closed.done():
+            if self._closed:
+                raise GuestError("the VM has stopped meanwhile")
+            error = await asyncio.shield(self._begin(self._agent_link))
+            if error is not None:
+                raise GuestError(f"cannot reach the VM's agent: {error}") from error
+        assert self.agent is not None
+        return self.agent
+
+    # evidence
+
+    def _changed(self) -> None:
+        """What follows from a change is paid, too, so that a guest that changes its mind all the time has the
+        daemon write and tell no more than its budget allows."""
+        if self._change_due is not None or self._closed:
+            return
+        wait = self.budget.wait_time(Reserve.CHANGES)
+        if wait > 0:
+            self._change_due = asyncio.get_running_loop().call_later(wait, self._tell_change)
+        else:
+            self._tell_change()
+
+    def _tell_change(self) -> None:
+        self._change_due = None
+        self.budget.spend(Price.CHANGE)
+        self._on_change()
+
+    def _take_event(self, event: str, data: Mapping[str, object]) -> None:
+        if event == "SHUTDOWN":
+            self.tracker.take_shutdown(data.get("reason"))
+            # the VMM ends right after this: it will not answer a question about it
+            self.qmp_status = QmpStatus.SHUTDOWN
+            self._changed()
+        elif event in _STATUS_EVENTS:
+            self._status_stale = True
+            if self._refreshing is None or self._refreshing.done():
+                self._refreshing = self._spawn("qmp-status", self._refresh_status())
+
+    async def _refresh_status(self) -> None:
+        """One question at a time, however many events there are."""
+        while self._status_stale:
+            self._status_stale = False
+            await self.query_status(SILENCE_DEADLINE, anew=True)
+            self._changed()
+            await self.budget.wait(Reserve.CHANGES)
+
+    async def query_status(self, wait: float = _ANSWER_DEADLINE, *, anew: bool = False) -> QmpStatus:
+        """Ask the VMM now, and wait at most that many seconds; never raises. `qmp_status` is its last answer:
+        a later one is taken when it comes, and after SILENCE_DEADLINE without one it is NO_ANSWER until then.
+        One question at a time, whoever asks; `anew`: what was asked before this does not do."""
+        if self._qmp is not None and not self._qmp.closed.is_set() and not self._closed:
+            if self._question is None or self._question.done():
+                self._question = self._spawn("qmp-question", self._ask(self._qmp))
+            elif anew:
+                self._ask_again = True
+            await asyncio.wait([self._question], timeout=wait)
+        return self.qmp_status
+
+    async def _ask(self, qmp: Qmp) -> None:
+        silence = partial(self._take_status, qmp, QmpStatus.NO_ANSWER)
+        silent = asyncio.get_running_loop().call_later(SILENCE_DEADLINE, silence)
+        try:
+            status = await self._ask_until_new(qmp)
+        finally:
+            silent.cancel()
+        self._answered += 1
+        number = self._answered
+        full = self.full if status is QmpStatus.IO_ERROR else ()
+        if status is QmpStatus.IO_ERROR and not full:
+            # that takes a look at file systems, during which it may go on
+            self._question = None
+            full = await self._find_full(qmp)
+        if number == self._answered:
+            self._take_status(qmp, status, full)
+
+    async def _ask_until_new(self, qmp: Qmp) -> QmpStatus:
+        while True:
+            self._ask_again = False
+            status = await qmp.query_status()
+            if not self._ask_again:
+                return status
+
+    def _take_status(self, qmp: Qmp, status: QmpStatus, full: tuple[FullDrive, ...] = ()) -> None:
+        # a VMM that has said that it shuts down is gone while it is asked
+        gone = self.qmp_status is QmpStatus.SHUTDOWN and status is QmpStatus.ABSENT
+        if qmp is self._qmp and not gone and (status, full) != (self.qmp_status, self.full):
+            self.qmp_status, self.full = status, full
+            self._changed()
+
+    async def _find_full(self, qmp: Qmp) -> tuple[FullDrive, ...]:
+        """Which disks could not be written."""
+        try:
+            return await find_full_drives(await qmp.list_full_drives(), self._locate)
+        except QmpError as error:
+            _log.debug("VM %s: %s", self._name, error)
+            return ()
+
+    async def pause(self) -> None:
+        """Stop the guest's CPUs. QmpError."""
+        await self._reach_qmp().pause()
+        await self.query_status(SILENCE_DEADLINE, anew=True)
+
+    async def resume(self) -> None:
+        """Let the guest go on, whatever it was stopped for. QmpError."""
+        self.full = ()
+        self._stood_still = True
+        await self._reach_qmp().resume()
+        status = await self.query_status(SILENCE_DEADLINE, anew=True)
+        if status is QmpStatus.RUNNING and self.agent is not None and self.agent.is_ready:
+            # it stood still as long as the guest; to a daemon that has just started the agent speaks only now
+            self._spawn("clock", self._set_clock(self.agent))
+
+    def _reach_qmp(self) -> Qmp:
+        if self._qmp is None or self._closed:
+            raise QmpError("the VMM does not listen on its QMP socket")
+        return self._qmp
+
+    def let_end(self) -> None:
+        """The unit is being stopped, and a guest that stands still cannot hear of it. Once: one whose disk is
+        still full stands still again, and would all the time."""
+        if not self._let_end:
+            self._let_end = True
+            self._spawn("resume", self._resume_to_end())
+
+    async def _resume_to_end(self) -> None:
+        try:
+            await self.resume()
+        except QmpError as error:
+            _log.warning("VM %s: cannot resume the guest so that it ends: %s", self._name, error)
+        self._changed()
+
+    # its tasks
+
+    def _spawn(self, what: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"{what} of {self._name}")
+        self._own(task)
+        return task
+
+    def _own(self, task: asyncio.Task[None] | asyncio.Task[Exception | None]) -> None:
+        self._background.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None] | asyncio.Task[Exception | None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("VM %s: task %s failed", self._name, task.get_name(), exc_info=error)
+
+    async def close(self) -> None:
+        """Let go of the VMM: of every connection and task."""
+        self._closed = True
+        if self._change_due is not None:
+            self._change_due.cancel()
+        tasks = list(self._background)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._console is not None:
+            self._console.close()
+        if self._qmp is not None:
+            await self._qmp.close()
+        if self.agent is not None:
+            await self.agent.close()

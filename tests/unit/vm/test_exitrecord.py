@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a run is judged by the evidence that it leaves."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hypemand.config.definition import Mode
+from hypemand.model.evidence import Marker
+from hypemand.protocol.sentinels import Exit
+from hypemand.vm.exitrecord import (
+    Ending,
+    ExitRecord,
+    derive_exit_record,
+    dump_exit_record,
+    load_exit_record,
+)
+from hypemand.vm.tracker import Shutdown
+
+BOOT = "0123456789abcdef0123456789abcdef"
+SILENT = Ending(
+    result="success",
+    exit_code="exited",
+    exit_status="0",
+    report=None,
+    missing=(),
+    panic=None,
+    vmm_words=None,
+    stop_job=False,
+    stop_signal=15,
+)
+
+
+def judge(ending: Ending) -> ExitRecord:
+    return derive_exit_record(BOOT, ending, 12.5)
+
+
+def reported(code: int, message: str) -> Ending:
+    return replace(SILENT, report=Exit(BOOT, code, message))
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "success", "status"),
+    [
+        (reported(0, "exited with code 0"), 0, True, 0),
+        (reported(3, "exited with code 3"), 3, False, 3),
+        (reported(137, "out of memory"), 137, False, 137),
+        (reported(143, "killed by signal 15 (TERM)"), 143, False, 143),
+        (reported(143, "stopped on request: killed by signal 15 (TERM)"), 143, True, 0),
+        (reported(0, "stopped on request before the program started"), 0, True, 0),
+        # SIGKILL after the grace is a failure, as systemd's own stop timeout is
+        (reported(137, "stopped on request: killed after 27 s"), 137, False, 137),
+        # another stop signal was asked for than the one it died of
+        (
+            replace(reported(143, "stopped on request: killed by signal 15 (TERM)"), stop_signal=2),
+            143,
+            False,
+            143,
+        ),
+        (SILENT, None, False, 1),
+        (replace(SILENT, stop_job=True), None, True, 0),
+        (replace(SILENT, panic="Kernel panic - not syncing: oops"), None, False, 1),
+        # systemd knows of these failures by itself
+        (replace(SILENT, result="signal", exit_code="killed", exit_status="KILL"), None, False, 0),
+        (replace(SILENT, result="oom-kill", exit_code="killed", exit_status="KILL"), None, False, 0),
+        (replace(SILENT, result="timeout", missing=(Marker.AGENT,)), None, False, 0),
+        (replace(reported(0, "exited with code 0"), result="timeout"), None, False, 0),
+        (replace(SILENT, result="exit-code", exit_status="1"), None, False, 0),
+        # the program could not be started
+        (replace(reported(127, "not found"), result="protocol"), 127, False, 127),
+    ],
+)
+def test_code_success_and_status_follow_the_evidence(
+    ending: Ending, code: int | None, success: bool, status: int
+) -> None:
+    record = judge(ending)
+    assert (record.code, record.success, record.status) == (code, success, status)
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [
+        (replace(SILENT, result="timeout", missing=(Marker.AGENT,)), "HYPEMAN-AGENT-READY was not seen"),
+        (
+            replace(SILENT, result="timeout", missing=(Marker.PROGRAM, Marker.AGENT)),
+            "HYPEMAN-PROGRAM-START and HYPEMAN-AGENT-READY were not seen",
+        ),
+        (replace(SILENT, result="timeout"), "did not power off in time"),
+        (replace(SILENT, panic="Kernel panic - not syncing: oops"), "Kernel panic - not syncing: oops"),
+        (
+            replace(SILENT, result="timeout", missing=(Marker.AGENT,), panic="Kernel panic - not syncing: x"),
+            "(Kernel panic - not syncing: x)",
+        ),
+        (replace(SILENT, result="signal", exit_code="killed", exit_status="KILL"), "killed by SIGKILL"),
+        (replace(SILENT, result="signal", exit_code="killed", exit_status="11"), "killed by SIGSEGV"),
+        (replace(SILENT, result="oom-kill", exit_code="killed", exit_status="KILL"), "memory limit"),
+        (
+            replace(SILENT, result="exit-code", exit_status="1", vmm_words="no such file"),
+            "exit status 1: no such file",
+        ),
+        (SILENT, "without an exit report"),
+    ],
+)
+def test_the_message_says_why(ending: Ending, words: str) -> None:
+    assert words in judge(ending).message
+
+
+SYSTEMD = replace(SILENT, mode=Mode.SYSTEMD)
+
+
+def test_a_reboot_from_inside_is_success_and_is_known_as_one() -> None:
+    record = judge(replace(reported(0, "rebooted from inside"), mode=Mode.SYSTEMD))
+    assert (record.code, record.success, record.status, record.reboot) == (0, True, 0, True)
+    early = judge(replace(reported(0, "rebooted from inside"), mode=Mode.SYSTEMD, result="protocol"))
+    assert (early.status, early.reboot) == (0, True)
+    assert not judge(reported(0, "rebooted from inside")).reboot, "no program can ask for that"
+    assert not judge(replace(reported(0, "powered off from inside"), mode=Mode.SYSTEMD)).reboot
+
+
+def test_the_vmms_word_stands_for_a_report_of_an_init() -> None:
+    off = judge(replace(SYSTEMD, shutdown=Shutdown.POWER_OFF))
+    assert (off.code, off.message, off.success, off.reboot) == (
+        0,
+        "powered off from inside, without an exit report",
+        True,
+        False,
+    )
+    reboot = judge(replace(SYSTEMD, shutdown=Shutdown.RESET))
+    assert (reboot.code, reboot.success, reboot.reboot) == (0, True, True)
+    assert not judge(SYSTEMD).success
+    assert not judge(replace(SILENT, shutdown=Shutdown.POWER_OFF)).success, "a program has to report"
+    panicked = judge(replace(SYSTEMD, shutdown=Shutdown.RESET, panic="Kernel panic - not syncing: x"))
+    assert (panicked.success, panicked.reboot) == (False, False)
+    killed = replace(SYSTEMD, shutdown=Shutdown.RESET, result="signal", exit_code="killed")
+    assert not judge(replace(killed, exit_status="KILL")).reboot
+
+
+def test_a_boot_that_timed_out_in_emergency_mode_says_so() -> None:
+    ending = replace(SYSTEMD, result="timeout", missing=(Marker.AGENT,), emergency=True)
+    assert judge(ending).message == (
+        "boot timed out: HYPEMAN-AGENT-READY was not seen; the guest's systemd is in emergency mode"
+    )
+
+
+def test_a_record_survives_its_file(tmp_path: Path) -> None:
+    record = judge(reported(3, 'exited with code 3 "in quotes"'))
+    path = tmp_path / "exit.json"
+    path.write_text(dump_exit_record(record))
+    assert load_exit_record(path) == record
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"boot": "x"}'])
+def test_a_broken_record_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "exit.json"
+    path.write_text(text)
+    assert load_exit_record(path) is None

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What boots is looked at as often as it asks for, and no longer."""
+
+import asyncio
+
+import pytest
+
+from hypemand.vm.watcher import LATER, SOON, BootWatcher
+
+
+class Boot:
+    """Answers a look with the next of `looks`; an exception is raised instead."""
+
+    def __init__(self, *looks: float | Exception | None) -> None:
+        self._looks = list(looks)
+        self.times: list[float] = []
+        self.over = asyncio.Event()
+
+    def poll(self) -> float | None:
+        self.times.append(asyncio.get_running_loop().time())
+        look = self._looks.pop(0)
+        if not self._looks:
+            self.over.set()
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+
+async def watch(*boots: Boot) -> None:
+    """Until all have had their looks, and then for as long as it would take to look again."""
+    watcher = BootWatcher()
+    for boot in boots:
+        watcher.add(boot)
+    async with asyncio.timeout(5):
+        for boot in boots:
+            await boot.over.wait()
+    await asyncio.sleep(SOON * 4)
+    watcher.close()
+
+
+def test_it_is_looked_at_until_it_says_never() -> None:
+    async def run() -> None:
+        boot = Boot(SOON, SOON, None)
+        await watch(boot)
+        assert len(boot.times) == 3
+
+    asyncio.run(run())
+
+
+def test_later_is_later_than_soon() -> None:
+    async def run() -> None:
+        boot = Boot(SOON, LATER, None)
+        await watch(boot)
+        first, second, third = boot.times
+        assert second - first >= SOON
+        assert third - second >= LATER
+
+    asyncio.run(run())
+
+
+def test_one_that_waits_for_later_holds_up_no_other() -> None:
+    async def run() -> None:
+        slow, quick = Boot(LATER, None), Boot(*[SOON] * 3, None)
+        await watch(slow, quick)
+        assert quick.times[-1] < slow.times[-1]
+
+    asyncio.run(run())
+
+
+def test_one_that_fails_is_told_once_and_looked_at_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        broken = Boot(OSError("no journal"), OSError("no journal"), None)
+        other = Boot(SOON, None)
+        await watch(broken, other)
+        assert (len(broken.times), len(other.times)) == (3, 2)
+
+    asyncio.run(run())
+    assert caplog.text.count("OSError: no journal") == 1
+
+
+def test_one_that_is_added_again_is_looked_at_now_and_by_one_timer() -> None:
+    async def run() -> None:
+        watcher = BootWatcher()
+        boot = Boot(LATER, None, None)
+        watcher.add(boot)
+        await asyncio.sleep(SOON)
+        watcher.add(boot)
+        watcher.add(boot)
+        await asyncio.sleep(2 * LATER)
+        assert len(boot.times) == 2
+        assert boot.times[1] - boot.times[0] < LATER
+        watcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_closed_watcher_looks_no_more() -> None:
+    async def run() -> None:
+        watcher = BootWatcher()
+        boot = Boot(SOON, SOON)
+        watcher.add(boot)
+        watcher.close()
+        await asyncio.sleep(SOON * 4)
+        assert boot.times == []
+
+    asyncio.run(run())
