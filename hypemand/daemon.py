@@ -52,7 +52,7 @@ from hypemand.systemd.port import Bus
 from hypemand.systemd.units import Units
 from hypemand.turns import TurnCounts, TurnWatch
 from hypemand.version import VERSION
-from hypemand.vm.vm import VmServices
+from hypemand.vm.runs import VmServices
 from hypemand.vm.watcher import BootWatcher
 from hypemand.workers import Pool, run_in
 

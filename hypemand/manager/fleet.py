@@ -129,10 +129,10 @@ class Fleet:
     def _derive_held(self, vm: Vm) -> Definition:
         """What it runs with. Where that is lost it has all that its definition names, and all that its unit
         has: those volumes as the unit has them."""
-        definition = vm.definition_in_use
+        definition = vm.runs.definition
         mounts = list(definition.volumes)
-        for volume in self._volumes if vm.running.bound else ():
-            writes = vm.running.bound.get(volume.disk)
+        for volume in self._volumes if vm.runs.running.bound else ():
+            writes = vm.runs.running.bound.get(volume.disk)
             if writes is not None:
                 place = next(
                     (m.mount_path for m in mounts if self._volumes.find(m.volume) == volume), _UNKNOWN

@@ -28,14 +28,14 @@ class GuestOps:
     def running_boot(self, vm: str) -> str | None:
         """See `hypemand.manager.net.names.Guests`."""
         found = self._fleet.find(vm)
-        if found is None or found.state is not State.RUNNING or not found.definition_in_use.guest_agent:
+        if found is None or found.state is not State.RUNNING or not found.runs.definition.guest_agent:
             return None
         return found.boot
 
     async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
         """See `GuestService`."""
         vm, channel = await self._reach_agent(ref, Operation.EXEC)
-        definition, pin = vm.definition_in_use, vm.record.pin
+        definition, pin = vm.runs.definition, vm.record.pin
         digest = pin.digest if pin is not None and pin.name == definition.image else ""
         image = await self._images.get_for(definition.image, digest)
         return await channel.exec(like_the_program(request, resolve_program(definition, image)))
@@ -59,7 +59,7 @@ class GuestOps:
         """A VM whose state allows the operation, and the channel to its agent."""
         vm = self._fleet.get(ref)
         check_allowed(operation, vm.state, vm.name, vm.state_error, ongoing=vm.operations.describe())
-        if not vm.definition_in_use.guest_agent or vm.session is None:
+        if not vm.runs.definition.guest_agent or vm.session is None:
             raise WrongState(f"VM {vm.name} has no guest agent", hint="set guest_agent: true and restart it")
         return vm, await vm.session.open_agent(AGENT_DEADLINE)
 

@@ -114,7 +114,7 @@ class Reloader:
         removed = []
         for vm in self._manager.fleet:
             if vm.record.origin is Origin.FILE and vm.name not in kept and not vm.removed:
-                vm.removed = True
+                vm.set_removed(True)
                 vm.changes.tell()
                 removed.append(vm.name)
                 vm.log(

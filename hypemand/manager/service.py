@@ -43,10 +43,11 @@ from hypemand.vm.pause import pause, resume, resume_to_end
 from hypemand.vm.places import Places
 from hypemand.vm.record import VmRecord
 from hypemand.vm.runfiles import Past, RunFiles, load_past, remove_leftovers
+from hypemand.vm.runs import VmServices
 from hypemand.vm.session import AGENT_DEADLINE
 from hypemand.vm.timeline import derive_timeline
 from hypemand.vm.tracker import Moment
-from hypemand.vm.vm import Vm, VmServices
+from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class VmManager:
             await self.networks.recover(lambda name: self.fleet.get(name).state.is_vmm_active)
         # beside all else: VMs without a network do not need it
         self.networks.begin_sync()
-        ended = [vm.files for vm in self.fleet if not vm.state.is_vmm_active]
+        ended = [vm.runs.files for vm in self.fleet if not vm.state.is_vmm_active]
         with logged("the folders of VMs that have ended"):
             await run_in(Pool.TOOLS, _remove_runtimes, ended)
 
@@ -205,7 +206,7 @@ class VmManager:
         """The record of a VM is another one."""
         vm = self.fleet.find(record.name)
         if vm is not None:
-            vm.record = record
+            vm.take_record(record)
 
     # looking
 
@@ -328,7 +329,7 @@ class VmManager:
         if vm is None:
             return self._adopt(await self.inventory.add(definition, Origin.FILE), Past())
         await self.inventory.update(vm.name, definition, Origin.FILE)
-        vm.removed = False
+        vm.set_removed(False)
         vm.changes.tell()
         return vm
 
@@ -348,21 +349,21 @@ class VmManager:
             await self._forget(vm)
 
     async def _forget(self, vm: Vm) -> None:
-        await vm.settle()
+        await vm.runs.settle()
         await run_in(Pool.TOOLS, self.inventory.check_removable, vm.name)
         for unit in (vm.unit, handle_name(vm.name)):
             await self._services.units.reset_failed(unit)
-        await vm.files.flush_notes()
+        await vm.runs.files.flush_notes()
         await finish(self._remove(vm), f"removal of {vm.name}")
 
     async def _remove(self, vm: Vm) -> None:
         """It is gone when its folder is, and not before."""
-        await run_in(Pool.STARTS, vm.files.remove_runtime)
+        await run_in(Pool.STARTS, vm.runs.files.remove_runtime)
         try:
             await self.inventory.remove(vm.name)
         finally:
             if self.inventory.find(vm.name) is None:
-                await run_in(Pool.STARTS, vm.files.remove_exit)
+                await run_in(Pool.STARTS, vm.runs.files.remove_exit)
                 await vm.detach()
                 self.fleet.remove(vm)
                 vm.mark_deleted()
@@ -403,7 +404,7 @@ class VmManager:
             await vm.refresh()
             check_allowed(Operation.STOP, vm.state, vm.name)
             await self._stop(vm, timeout)
-            await vm.settle()  # its handle has ended too, and can be started again
+            await vm.runs.settle()  # its handle has ended too, and can be started again
         return vm.view()
 
     async def _stop(self, vm: Vm, timeout: float | None) -> None:
@@ -474,7 +475,7 @@ class VmManager:
         if signal == _SIGKILL:
             # another run: systemd has started it again
             await vm.changes.wait_for(lambda: _has_ended(vm) or vm.run != run, _STOP_MARGIN)
-            await vm.settle()
+            await vm.runs.settle()
         return vm.view()
 
     async def end_tampered(self, name: str, what: str) -> None:
@@ -536,7 +537,7 @@ class VmManager:
     async def timeline(self, ref: str) -> Timeline:
         """See `Manager`."""
         vm = self.fleet.get(ref)
-        notes = vm.notes
+        notes = vm.runs.notes
         if notes is None or Moment.REQUESTED not in notes.moments:
             raise WrongState(f"VM {vm.name} has not been started yet", hint="start it first")
         return derive_timeline(boot_facts(vm.name, notes))

@@ -133,7 +133,7 @@ class Starter:
 
     async def _start(self, vm: Vm, requested: float, image: Image) -> None:
         self.ease_moves()
-        await vm.settle()
+        await vm.runs.settle()
         looking = asyncio.create_task(self._look(), name=f"look for {vm.name}")
         try:
             image = await self._pin_image(vm, image)
@@ -158,8 +158,8 @@ class Starter:
                 self._names.set_disk(vm.name, network.hosts)
             plan = await self._make_all(vm, defined, image, volumes, network)
             # before systemd is asked: what runs is known to a daemon that comes after this one
-            await run_in(Pool.STARTS, vm.files.keep_definition, definition)
-            vm.expect_boot({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
+            await run_in(Pool.STARTS, vm.runs.files.keep_definition, definition)
+            vm.runs.expect({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
             if vm.has_unit:
                 await self._units.reset_failed(vm.unit)
             work.asked = True
@@ -169,7 +169,7 @@ class Starter:
             raise
         finally:
             del self._fleet.starting[vm.name]
-        vm.add_moment(Moment.QUEUED, time.monotonic())
+        vm.runs.add_moment(Moment.QUEUED, time.monotonic())
         vm.take_start()
 
     async def _undo(self, vm: Vm, work: _Work) -> None:
@@ -182,8 +182,8 @@ class Starter:
                     f"VM {vm.name}: its start failed or was interrupted, but its unit is {vm.state}",
                 )
                 return
-        vm.expect_boot({}, None)
-        await run_in(Pool.STARTS, vm.files.remove_runtime)
+        vm.runs.expect({}, None)
+        await run_in(Pool.STARTS, vm.runs.files.remove_runtime)
         if not work.had_disk:
             await self._remove_new_disk(vm)
         await self._networks.give_up(vm.name)

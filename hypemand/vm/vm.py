@@ -10,39 +10,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 from hypemand.config.definition import Definition
 from hypemand.model.evidence import Derived, derive_state, derive_status_text
 from hypemand.model.state import HeadersStatus, State
 from hypemand.model.vm import ExitReport, VmView
-from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
 from hypemand.qemu.process import read_cpu_seconds
 from hypemand.systemd.bus import BusError
-from hypemand.systemd.journal import BootJournal
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
-from hypemand.systemd.notify import notify_for
-from hypemand.systemd.port import Bus, Notify
-from hypemand.systemd.units import Units, UnitStatus, unit_name
+from hypemand.systemd.units import UnitStatus, unit_name
 from hypemand.vm.changes import Changes
-from hypemand.vm.console import OpenJournal
-from hypemand.vm.evidence import derive_evidence, make_tracker
+from hypemand.vm.evidence import derive_evidence
 from hypemand.vm.exitrecord import ExitRecord
 from hypemand.vm.handle import Handle
 from hypemand.vm.operation import Operations
 from hypemand.vm.phases import Phases
 from hypemand.vm.places import Places
 from hypemand.vm.record import VmRecord
-from hypemand.vm.runfiles import Found, Past, RunFiles, derive_exit, derive_unseen_exit
-from hypemand.vm.running import Running, runtime_part
+from hypemand.vm.runfiles import Found, Past
+from hypemand.vm.running import runtime_part
+from hypemand.vm.runs import Owner, Runs, VmServices
 from hypemand.vm.session import Session
 from hypemand.vm.tasks import Tasks
 from hypemand.vm.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
 from hypemand.vm.tenant import NetworkHost, Tenant
-from hypemand.vm.tracker import BootNotes, Moment
-from hypemand.vm.watcher import BootWatcher
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -50,55 +42,48 @@ _RECOVER_DEADLINE = 1.0
 _DETACH_DEADLINE = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class VmServices:
-    """What all VMs share. `on_change` is called when the state of any of them has changed; `volume_disk`: the
-    file that the volume of that name or id is. `open_journal` gives the journal of a boot; `notify` sends
-    systemd something in the name of a VMM."""
-
-    bus: Bus
-    units: Units
-    watcher: BootWatcher
-    on_change: Callable[[], None]
-    volume_disk: Callable[[str], Path | None] = lambda _ref: None
-    open_journal: OpenJournal = BootJournal
-    notify: Notify = notify_for
-
-
 class Vm:
-    """A VM that is defined; `past`: what there is of its runs before. `record` and `removed` (its file is
-    gone) are set by the manager, all else follows evidence."""
+    """A VM that is defined; `past`: what there is of its runs before. What it is `record` says; all else
+    follows evidence. `removed`: its file is gone."""
 
     def __init__(
-        self, record: VmRecord, places: Places, services: VmServices, networks: NetworkHost, past: Past
+        self, record: VmRecord, places: Places, services: VmServices, network: NetworkHost, past: Past
     ) -> None:
         self.record = record
         self.removed = False
+        self.places = places
         self.changes = Changes()
         self.operations = Operations(record.name, self.changes.tell)
-        self.places = places
-        self._tasks = Tasks(record.name)
-        self.files = RunFiles(record.name, places, self._tasks)
-        self.handle = Handle(record.name, services.units, self._tasks)
-        self._activity = ""
         self._services = services
-        self._networks = networks
+        self._network = network
+        self._tasks = Tasks(record.name)
+        owner = Owner(record.name, record.uid, places, self._get_definition, self._evaluate, self._release)
+        self.runs = Runs(owner, services, self._tasks, past)
+        self.handle = Handle(record.name, services.units, self._tasks)
         self._unit = UnitStatus(None)
         self._bus_up = True
-        self._session: Session | None = None
-        self.running = Running()
-        self._notes, self._exit = past.notes, past.exit
-        self._requested: dict[Moment, float] = {}
-        self._was_live = False
-        # by a daemon that could not ask systemd when it started
-        self._is_assumed = False
-        self._closing: asyncio.Task[None] | None = None
         self._derived = Derived(State.STOPPED)
         self._text = ""
-        self._phases = Phases(self._derive_stop_time())
+        self._activity = ""
+        self._phases = Phases(self.runs.derive_stop_time(record.created_at))
         self._asking = asyncio.Lock()
         self._stale = False
         self._recovering = False
+
+    def _get_definition(self) -> Definition:
+        return self.record.definition
+
+    # what it is
+
+    def take_record(self, record: VmRecord) -> None:
+        """It is another one than before."""
+        self.record = record
+
+    def set_removed(self, removed: bool) -> None:
+        """Is the file that defines it gone?"""
+        if removed is not self.removed:
+            self.removed = removed
+            self.changes.tell()
 
     # what is known
 
@@ -135,39 +120,33 @@ class Vm:
     @property
     def session(self) -> Session | None:
         """The connections to its VMM, while there is one."""
-        return self._session
+        return self.runs.session
 
     @property
     def run(self) -> str | None:
         """The id of the run that is on: the invocation id of its unit."""
-        return self._session.run if self._session is not None else None
+        return self.session.run if self.session is not None else None
 
     @property
     def boot(self) -> str | None:
         """The id of the boot that is on, as soon as that is known."""
-        return self._session.boot if self._session is not None else None
-
-    @property
-    def definition_in_use(self) -> Definition:
-        """The definition that it runs with, or would be started with: the latter also where the former is
-        lost, and then `running` has what it may hold beside."""
-        return self.running.definition or self.record.definition
+        return self.session.boot if self.session is not None else None
 
     @property
     def needs_restart(self) -> bool:
         """Does it run with another definition than the one it has now, or on a network that is to change?"""
-        running = self.running.definition
         if not self.state.is_vmm_active:
             return False
-        if self._networks.is_outdated(self.name):
+        if self._network.is_outdated(self.name):
             return True
+        running = self.runs.running.definition
         return running is not None and runtime_part(running) != runtime_part(self.record.definition)
 
     @property
     def tenant(self) -> Tenant:
         """It as its network knows it."""
         record = self.record
-        running = self.running.derive_network(record) if self.state.is_vmm_active else None
+        running = self.runs.running.derive_network(record) if self.state.is_vmm_active else None
         use, lease = record.definition.network, record.lease
         return Tenant(record.name, record.id, record.uid, use, lease, running, record.short_name)
 
@@ -176,22 +155,17 @@ class Vm:
         """Bytes of guest memory that are held for it now."""
         if not self.state.is_vmm_active:
             return 0
-        return self.definition_in_use.memory
-
-    @property
-    def notes(self) -> BootNotes | None:
-        """What was seen of its last boot."""
-        return self._session.tracker.notes if self._session is not None else self._notes
+        return self.runs.definition.memory
 
     @property
     def exit_record(self) -> ExitRecord | None:
         """How its last run ended; None while one is on."""
-        return None if self.state.is_vmm_active else self._exit
+        return None if self.state.is_vmm_active else self.runs.exit
 
     def view(self) -> VmView:
         """A picture of it as it was last seen."""
         ended = self.exit_record
-        notes = self.notes
+        notes = self.runs.notes
         return VmView(
             id=self.record.id,
             name=self.name,
@@ -216,7 +190,7 @@ class Vm:
             cpu_seconds=self._read_cpu_seconds(),
             current_phase_since=self._phases.since,
             kernel_headers=self._headers(),
-            network=self._networks.view(self.tenant),
+            network=self._network.view(self.tenant),
             phase_durations_ms=self._phases.list_ms(self.state, time.time()),
             operation=None if (ongoing := self.operations.current) is None else ongoing.info,
         )
@@ -234,8 +208,7 @@ class Vm:
     async def detach(self) -> None:
         """Follow nothing any more; the VM itself goes on."""
         self._services.units.unwatch(self.unit)
-        await self._close_session()
-        await self.files.flush_notes()
+        await self.runs.close()
         await self._tasks.cancel()
 
     async def recover(self) -> None:
@@ -249,8 +222,8 @@ class Vm:
         try:
             await self.refresh()
             known = self._bus_up
-            if self._session is not None:
-                await self._session.connect_vmm(_RECOVER_DEADLINE)
+            if self.session is not None:
+                await self.session.connect_vmm(_RECOVER_DEADLINE)
             self._evaluate()
         finally:
             if not known:
@@ -260,7 +233,8 @@ class Vm:
         self._tell_status()
 
     def _assume_live(self) -> None:
-        self._bus_up, self._was_live, self._is_assumed = False, True, True
+        self._bus_up = False
+        self.runs.assume_live()
         self._evaluate()
 
     @property
@@ -279,19 +253,19 @@ class Vm:
                 while was is not self._unit:
                     was = self._unit
                     status = await self._services.units.status(self.unit, with_memory=with_memory)
-                    found = await self._load_files(status)
+                    found = await self.runs.load(status)
             except BusError as error:
                 _log.warning("VM %s: %s", self.name, error.message)
-                found = await self._load_files(None)
+                found = await self.runs.load(None)
                 self._bus_up = False
-                self.running.follow(found.definition, may_run=True)
+                self.runs.running.follow(found.definition, may_run=True)
             else:
                 self._bus_up = True
                 self._unit = status
-                self._follow_unit(found)
-                await self.running.learn_bound_files(self.record, self._services.units)
-            if self._session is not None:
-                await (self._session.query_status() if wait_vmm else self._session.query_status(0))
+                self.runs.follow(status, found)
+                await self.runs.running.learn_bound_files(self.record, self._services.units)
+            if self.session is not None:
+                await (self.session.query_status() if wait_vmm else self.session.query_status(0))
             self._evaluate()
 
     def _take_signal(self) -> None:
@@ -300,29 +274,18 @@ class Vm:
             self._stale = True
             self._tasks.start("refresh", self.refresh())
 
-    def expect_boot(self, moments: Mapping[Moment, float], definition: Definition | None) -> None:
-        """A start is under way: when it was asked for, and with what. None: it is not any more."""
-        self._requested = dict(moments)
-        self.running.definition = definition
-
     def take_start(self) -> None:
         """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
         that it signals."""
         self._unit = UnitStatus("activating", "queued")
-        self._follow_unit(Found())  # nothing of its files is needed: `expect_boot` has told
+        self.runs.follow(self._unit, Found())  # nothing of its files is needed: `Runs.expect` has told
         self._evaluate()
         self._take_signal()
-
-    def add_moment(self, moment: Moment, at: float) -> None:
-        """A step of the start that is under way has been made."""
-        self._requested[moment] = at
-        if self._session is not None:
-            self._session.tracker.set_moment(moment, at)
 
     # consequences
 
     def _evaluate(self) -> None:
-        session = self._session
+        session = self.session
         was_mute = session is not None and session.main_pid is None
         if session is not None:
             session.main_pid = self._unit.main_pid or session.main_pid
@@ -333,127 +296,40 @@ class Vm:
         evidence = derive_evidence(self._unit, session, bus_up=self._bus_up, guest_agent=self._guest_agent)
         derived = derive_state(evidence)
         if derived.state is State.RUNNING and session is not None and tell_running(self.name, session):
-            work = register(self._services.bus, self.record, session, self._networks)
+            work = register(self._services.bus, self.record, session, self._network)
             self._tasks.start("machined", work)
         self._transit(derived)
         if session is not None and was_mute and self._unit.active_state == "activating":
             # what there was to say before, systemd could not be told
             tell_systemd(self.name, session, f"STATUS={self._text}")
 
-    @property
-    def _wants_headers(self) -> bool:
-        return self.definition_in_use.kernel_headers
-
     def _headers(self) -> HeadersStatus | None:
         """How its kernel headers are; None where it has none, or does not run."""
-        notes = self.notes
-        if notes is None or not self._wants_headers or not self.state.is_vmm_active:
+        notes = self.runs.notes
+        if notes is None or not self.runs.definition.kernel_headers or not self.state.is_vmm_active:
             return None
         return notes.headers
 
     @property
     def _guest_agent(self) -> bool:
-        return self.definition_in_use.guest_agent
-
-    async def _load_files(self, unit: UnitStatus | None) -> Found:
-        """What `_follow_unit` will need of the files. None: systemd cannot be asked. Most often that is
-        nothing, and no thread is asked."""
-        definition = self.running.is_unknown and (unit is None or unit.is_live)
-        exits = unit is not None and (self._has_ended(unit) or self._has_failed_unseen(unit))
-        if not definition and not exits:
-            return Found()
-        return await run_in(Pool.RECORDS, self.files.load, definition=definition, exits=exits)
-
-    def _has_ended(self, unit: UnitStatus) -> bool:
-        return self._was_live and not unit.is_live
-
-    def _has_failed_unseen(self, unit: UnitStatus) -> bool:
-        """Has a run of it failed without a daemon?"""
-        known = self._exit is not None and self._exit.run == unit.invocation_id
-        return unit.active_state == "failed" and unit.invocation_id is not None and not known
-
-    def _follow_unit(self, found: Found) -> None:
-        """Open a session for an invocation that is new, close the one that is over, and when the unit has
-        ended for good, take the record that it has left behind."""
-        unit, session = self._unit, self._session
-        self.running.follow(found.definition, may_run=unit.is_live)
-        between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
-        live = unit.is_live and unit.invocation_id is not None and not between
-        if session is not None and (not live or unit.invocation_id != session.run):
-            self._notes = session.tracker.notes
-            self.files.keep_notes(self._notes, at_end=True)
-            self._session = None
-            self._closing = self._tasks.start("close", self._close(session, self._closing))
-        failed = unit.active_state == "failed"
-        if self._has_ended(unit):
-            ended = unit.invocation_id or (None if self._notes is None else self._notes.run)
-            if self._is_assumed:
-                self._exit = derive_unseen_exit(found, self._notes)
-            else:
-                self._exit = derive_exit(found.exits, ended, failed=failed)
-            self.running.definition = None
-            self._closing = self._tasks.start("release", self._release(self._closing))
-        elif self._has_failed_unseen(unit):
-            self._exit = derive_exit(found.exits, unit.invocation_id, failed=True)
-        self._was_live, self._is_assumed = unit.is_live, False
-        if live and self._session is None and unit.active_state != "deactivating":
-            self._open_session()
-
-    def _derive_stop_time(self) -> float:
-        """Since when it is stopped, should it be that. Now, when it ran and its end is not known."""
-        if self._exit is not None:
-            return self._exit.ended_at
-        return self.record.created_at if self._notes is None else time.time()
-
-    def _open_session(self) -> None:
-        run = self._unit.invocation_id
-        assert run is not None
-        known = self._notes if self._notes is not None and self._notes.run == run else None
-        tracker = make_tracker(run, self.places.runtime, self._unit, known, self._requested)
-        self._requested = {}
-        self._exit = None
-        session = self._session = Session(
-            self.name,
-            tracker,
-            self.places.runtime,
-            self.record.uid,
-            guest_agent=self._guest_agent,
-            follow_journal=self._unit.active_state == "activating",
-            catch_up=self._wants_headers and not tracker.headers.state.is_settled and known is not None,
-            on_change=self._evaluate,
-            on_loss=lambda: self._services.watcher.add(session),
-            open_journal=self._services.open_journal,
-            locate=self._locate_drive,
-            notify=self._services.notify,
-        )
-        self._services.watcher.add(session)
-
-    def _locate_drive(self, drive: str) -> tuple[str, Path] | None:
-        """Of what it runs with: the volumes in the order of their drives."""
-        if drive == DISK_DRIVE:
-            return "its disk", self.places.disk
-        number, volumes = volume_of_drive(drive), self.definition_in_use.volumes
-        if number is None or number >= len(volumes):
-            return None
-        file = self._services.volume_disk(volumes[number].volume)
-        return None if file is None else (f"its volume {volumes[number].volume}", file)
+        return self.runs.definition.guest_agent
 
     def hold_deadline(self) -> None:
         """Let the deadline of its boot stand still for a while, if its guest does."""
-        session = self._session
+        session = self.session
         if self._unit.active_state == "activating" and session is not None and session.qmp_status.is_halted:
-            extend_boot(self.name, session, self.definition_in_use.boot_timeout)
+            extend_boot(self.name, session, self.runs.definition.boot_timeout)
 
     def _transit(self, derived: Derived) -> None:
         """Take the new state; tell whoever wants to know if that, or its text, is another one."""
         old, old_text = self._derived.state, self._text
-        notes = self.notes
+        notes = self.runs.notes
         ready = notes.ready_ms if notes is not None else None
-        ended = self._exit.message if self._exit is not None else None
+        ended = self.runs.exit.message if self.runs.exit is not None else None
         self._derived = derived
         self._text = derive_status_text(derived, guest_agent=self._guest_agent, ready_ms=ready, result=ended)
-        if self._session is not None:
-            self.files.keep_notes(self._session.tracker.notes)
+        if self.session is not None:
+            self.runs.files.keep_notes(self.session.tracker.notes)
         if self._text == old_text and derived.state is old:
             return
         if derived.state is not old:
@@ -474,22 +350,14 @@ class Vm:
         """`systemctl status` says what is going on: of a boot all, later whether the guest runs."""
         unit, stands = self._unit.active_state, self.state in (State.RUNNING, State.PAUSED)
         told = unit == "activating" or (unit == "active" and stands and not self._recovering)
-        if told and self._session is not None:
-            tell_systemd(self.name, self._session, f"STATUS={self._text}")
+        if told and self.session is not None:
+            tell_systemd(self.name, self.session, f"STATUS={self._text}")
 
-    async def _close(self, session: Session, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        await session.close()
-
-    async def _release(self, before: asyncio.Task[None] | None) -> None:
-        """Give back what was held for a run."""
-        if before is not None:
-            await asyncio.wait([before])
-        detaching = self._tasks.start("network", self._networks.detach(self.name))
+    async def _release(self) -> None:
+        detaching = self._tasks.start("network", self._network.detach(self.name))
         # a network service that hangs must not hold up an end; the next start waits for its turn there
         await asyncio.wait([detaching], timeout=_DETACH_DEADLINE)
-        await run_in(Pool.STARTS, self.files.remove_runtime)
+        await run_in(Pool.STARTS, self.runs.files.remove_runtime)
         await self.release_handle()
 
     async def release_handle(self) -> None:
@@ -501,16 +369,6 @@ class Vm:
     def _keeps_handle(self) -> bool:
         current = self.operations.current
         return current is not None and current.keeps_handle
-
-    async def settle(self) -> None:
-        """Wait until all that a run has held is given back."""
-        while self._closing is not None and not self._closing.done():
-            await asyncio.wait([self._closing])
-
-    async def _close_session(self) -> None:
-        if self._session is not None:
-            session, self._session = self._session, None
-            await session.close()
 
     # waiting
 

@@ -28,7 +28,8 @@ from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_m
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import Tools
 from hypemand.systemd.units import Units, unit_name
-from hypemand.vm.vm import Vm, VmServices
+from hypemand.vm.runs import VmServices
+from hypemand.vm.vm import Vm
 from hypemand.vm.watcher import BootWatcher
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process

@@ -162,7 +162,7 @@ def test_what_it_was_started_with_counts_between_its_runs_at_its_end_and_without
     volume = daemon.make_volume()
     add_web(daemon)
     vm = daemon.manager._adopt(next(iter(daemon.manager.inventory)), Past())
-    vm.files.keep_definition(replace(definition(), volumes=(VolumeMount("data", "/srv"),)))
+    vm.runs.files.keep_definition(replace(definition(), volumes=(VolumeMount("data", "/srv"),)))
     if status is None:
         daemon.systemd.down = True
     else:

@@ -101,7 +101,7 @@ def test_a_program_that_ends_stops_its_vm() -> None:
         await host.run(network="default")
         host.vmm().exit(3)
         await host.until(State.STOPPED)
-        await host.vm().settle()
+        await host.vm().runs.settle()
         view = await host.manager.get_vm("web")
         assert view.exit is not None
         assert (view.exit.code, view.exit.message, view.exit.success) == (3, "exited with code 3", False)
@@ -182,7 +182,7 @@ def test_what_systemd_stops_is_stopped_and_released() -> None:
         await host.run(network="default", restart="always")
         await host.order("StopUnit", host.vm().unit)
         await host.until(State.STOPPED)
-        await host.vm().settle()
+        await host.vm().runs.settle()
         assert host.traces() == []
 
     drive(scenario)
@@ -230,7 +230,7 @@ def test_one_that_fails_too_often_is_stopped_with_its_own_reason() -> None:
         await host.manager.start_vm("web")
         await host.until_true(lambda: host.vmms.runs["web"] == 2 and host.unit() == "failed/failed")
         await host.until(State.STOPPED)
-        await host.vm().settle()
+        await host.vm().runs.settle()
         view = await host.manager.get_vm("web")
         assert view.exit is not None
         assert view.exit.code == 9
@@ -256,7 +256,7 @@ def test_one_that_was_taken_over_is_ended_for_good() -> None:
         await host.run(restart="always", network="default")
         await host.manager.end_tampered("web", "it has another's address")
         await host.until(State.STOPPED)
-        await host.vm().settle()
+        await host.vm().runs.settle()
         assert host.vmms.runs == {"web": 1}
         assert host.traces() in ([], [host.vm().unit])
 
@@ -361,7 +361,7 @@ def test_while_the_bus_is_lost_a_vm_is_unknown_and_afterwards_what_it_is() -> No
         assert host.traces() != []
         host.systemd.find_bus()
         await host.until(State.STOPPED)
-        await host.vm().settle()
+        await host.vm().runs.settle()
         assert host.traces() == []
         assert host.vm("db").state is State.RUNNING
 
@@ -439,7 +439,7 @@ def test_a_program_that_ends_while_its_handle_starts_leaves_no_handle_that_is_ac
         await host.until(State.RUNNING)
         host.vmm().exit(0)
         await host.until(State.STOPPED)
-        await host.vm().settle()
+        await host.vm().runs.settle()
         assert host.systemd.units[handle].active == "activating"
         host.handles_end.set()
         await host.until_true(lambda: handle not in host.systemd.units)

@@ -140,7 +140,7 @@ def test_systemd_stops_it_while_it_is_being_started() -> None:
         go_on.set()
         await outcome(start)
         await host.until(State.STOPPED)
-        await host.vm().settle()
+        await host.vm().runs.settle()
         assert host.traces() == []
 
     drive(scenario)

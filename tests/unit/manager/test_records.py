@@ -54,7 +54,7 @@ def test_a_vms_whole_life_leaves_the_disk_to_threads(tmp_path: Path, blocked_loo
         await manager.define(networked(memory="128M"))
         assert vm.record.definition.memory == 128 * MIB
         await manager.start_vm("web")
-        vm.removed = True
+        vm.set_removed(True)
         await manager.delete_vm("web")
         assert list(host.vms.iterdir()) == []
 
@@ -110,7 +110,7 @@ def test_what_is_started_is_what_was_looked_at_also_if_it_is_defined_anew_meanwh
         host.units.taken = note
         await manager.start_vm("web")
         assert "96M" in " ".join(started[0].start)
-        assert vm.definition_in_use.memory == 96 * MIB
+        assert vm.runs.definition.memory == 96 * MIB
         assert vm.record.definition.memory == 200 * MIB
 
     use(tmp_path, scenario)

@@ -229,7 +229,7 @@ def test_without_a_bus_all_is_unknown_and_held_until_it_is_back() -> None:
         await host.until(State.RUNNING)
         await host.until(State.STOPPED, "db")
         await host.until(State.STOPPED, "job")
-        await host.vm("job").settle()
+        await host.vm("job").runs.settle()
         assert host.traces("job") == [host.vm("job").unit]
         ended = (await host.manager.get_vm("job")).exit
         assert ended is not None

@@ -63,7 +63,7 @@ def test_a_file_that_is_gone_stops_its_vm_and_keeps_its_data() -> None:
         report = await host.reload()
         assert report.removed == ("web",)
         await host.until(State.STOPPED)
-        await host.vm().settle()
+        await host.vm().runs.settle()
         assert host.traces() == []
         assert host.vm().places.disk.exists()
         assert (await host.manager.get_vm("web")).removed_from_config

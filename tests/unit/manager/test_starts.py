@@ -26,7 +26,7 @@ from hypemand.model.state import State
 from hypemand.storage.images import Image
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import UnitPlan, UnitStatus
-from hypemand.vm.vm import VmServices
+from hypemand.vm.runs import VmServices
 from hypemand.vm.watcher import BootWatcher
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 
@@ -329,8 +329,8 @@ def test_a_start_that_failed_leaves_no_definition_in_use(tmp_path: Path) -> None
             await host.manager.start_vm("web")
         vm = host.manager.fleet.get("web")
         defined = await host.manager.inventory.update("web", other_definition(), vm.record.origin)
-        vm.record = defined
-        assert vm.definition_in_use.memory == other_definition().memory
+        vm.take_record(defined)
+        assert vm.runs.definition.memory == other_definition().memory
 
     use(tmp_path, scenario)
 

@@ -216,7 +216,7 @@ def test_a_failed_unit_that_cannot_be_reset_is_told_of_and_left() -> None:
         await host.run()
         host.vmm().exit(1)
         await host.until(State.STOPPED)
-        await host.vm().settle()
+        await host.vm().runs.settle()
         host.systemd.refuse["ResetFailedUnit"] = BusError("no", errno.EACCES)
         await fails(host.manager.start_vm("web"))
         assert host.traces() == [host.vm().unit]
@@ -260,7 +260,7 @@ def test_a_lost_answer_of_a_stop_does_not_lose_the_end() -> None:
         host.systemd.lose["StopUnit"] = BusError("the connection broke", errno.ECONNRESET)
         await fails(host.manager.stop_vm("web"))
         await host.until(State.STOPPED)
-        await host.vm().settle()
+        await host.vm().runs.settle()
         assert host.traces() == []
 
     drive(scenario)

@@ -22,8 +22,9 @@ from hypemand.vm.exitrecord import ExitRecord, dump_exit_record, find_spare
 from hypemand.vm.places import Places
 from hypemand.vm.record import VmRecord
 from hypemand.vm.runfiles import load_past
+from hypemand.vm.runs import VmServices
 from hypemand.vm.tracker import BootNotes, dump_notes
-from hypemand.vm.vm import Vm, VmServices
+from hypemand.vm.vm import Vm
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 
 NOW = time.time()

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs of a VM: the one that is on, what it holds, and what the last one has left.
+
+A run begins when its unit has a new invocation and ends with that. What it holds of the host is given back
+when the unit has ended for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypemand.config.definition import Definition
+from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
+from hypemand.systemd.journal import BootJournal
+from hypemand.systemd.notify import notify_for
+from hypemand.systemd.port import Bus, Notify
+from hypemand.systemd.units import Units, UnitStatus
+from hypemand.vm.console import OpenJournal
+from hypemand.vm.evidence import make_tracker
+from hypemand.vm.exitrecord import ExitRecord
+from hypemand.vm.places import Places
+from hypemand.vm.runfiles import Found, Past, RunFiles, derive_exit, derive_unseen_exit
+from hypemand.vm.running import Running
+from hypemand.vm.session import Session
+from hypemand.vm.tasks import Tasks
+from hypemand.vm.tracker import BootNotes, Moment
+from hypemand.vm.watcher import BootWatcher
+from hypemand.workers import Pool, run_in
+
+
+@dataclass(frozen=True, slots=True)
+class VmServices:
+    """What all VMs share. `on_change` is called when the state of any of them has changed; `volume_disk`: the
+    file that the volume of that name or id is. `open_journal` gives the journal of a boot; `notify` sends
+    systemd something in the name of a VMM."""
+
+    bus: Bus
+    units: Units
+    watcher: BootWatcher
+    on_change: Callable[[], None]
+    volume_disk: Callable[[str], Path | None] = lambda _ref: None
+    open_journal: OpenJournal = BootJournal
+    notify: Notify = notify_for
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The VM whose runs these are: its definition as it is now, what is called when something was seen of a
+    run, and what gives back what a run has held, after the files of that are gone."""
+
+    name: str
+    uid: int
+    places: Places
+    definition: Callable[[], Definition]
+    on_change: Callable[[], None]
+    release: Callable[[], Awaitable[None]]
+
+
+class Runs:
+    """`past`: what there is of runs before this daemon. `session`: the connections to the VMM while there is
+    one; `exit`: how the last run ended; `running`: what the run that is on holds."""
+
+    def __init__(self, owner: Owner, services: VmServices, tasks: Tasks, past: Past) -> None:
+        self.session: Session | None = None
+        self.exit: ExitRecord | None = past.exit
+        self.running = Running()
+        self.files = RunFiles(owner.name, owner.places, tasks)
+        self._owner = owner
+        self._services = services
+        self._tasks = tasks
+        self._notes = past.notes
+        self._requested: dict[Moment, float] = {}
+        self._was_live = False
+        # by a daemon that could not ask systemd when it started
+        self._is_assumed = False
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def notes(self) -> BootNotes | None:
+        """What was seen of the last boot."""
+        return self.session.tracker.notes if self.session is not None else self._notes
+
+    @property
+    def definition(self) -> Definition:
+        """The definition of the run that is on, or that the next one would have: the latter also where the
+        former is lost, and then `running` has what it may hold beside."""
+        return self.running.definition or self._owner.definition()
+
+    def derive_stop_time(self, created_at: float) -> float:
+        """Since when it is stopped, should it be that. Now, when it ran and its end is not known."""
+        if self.exit is not None:
+            return self.exit.ended_at
+        return created_at if self._notes is None else time.time()
+
+    # before a run
+
+    def expect(self, moments: Mapping[Moment, float], definition: Definition | None) -> None:
+        """A start is under way: when it was asked for, and with what. None: it is not any more."""
+        self._requested = dict(moments)
+        self.running.definition = definition
+
+    def add_moment(self, moment: Moment, at: float) -> None:
+        """A step of the start that is under way has been made."""
+        self._requested[moment] = at
+        if self.session is not None:
+            self.session.tracker.set_moment(moment, at)
+
+    def assume_live(self) -> None:
+        """systemd cannot be asked: one may be on."""
+        self._was_live, self._is_assumed = True, True
+
+    # what the unit shows
+
+    async def load(self, unit: UnitStatus | None) -> Found:
+        """What `follow` will need of the files. None: systemd cannot be asked. Most often that is nothing,
+        and no thread is asked."""
+        definition = self.running.is_unknown and (unit is None or unit.is_live)
+        exits = unit is not None and (self._has_ended(unit) or self._has_failed_unseen(unit))
+        if not definition and not exits:
+            return Found()
+        return await run_in(Pool.RECORDS, self.files.load, definition=definition, exits=exits)
+
+    def _has_ended(self, unit: UnitStatus) -> bool:
+        return self._was_live and not unit.is_live
+
+    def _has_failed_unseen(self, unit: UnitStatus) -> bool:
+        """Has a run failed without a daemon?"""
+        known = self.exit is not None and self.exit.run == unit.invocation_id
+        return unit.active_state == "failed" and unit.invocation_id is not None and not known
+
+    def follow(self, unit: UnitStatus, found: Found) -> None:
+        """Open a session for an invocation that is new, close the one that is over, and when the unit has
+        ended for good, take the record that it has left behind."""
+        self.running.follow(found.definition, may_run=unit.is_live)
+        between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
+        live = unit.is_live and unit.invocation_id is not None and not between
+        session = self.session
+        if session is not None and (not live or unit.invocation_id != session.run):
+            self._notes = session.tracker.notes
+            self.files.keep_notes(self._notes, at_end=True)
+            self.session = None
+            self._closing = self._tasks.start("close", self._close(session, self._closing))
+        failed = unit.active_state == "failed"
+        if self._has_ended(unit):
+            ended = unit.invocation_id or (None if self._notes is None else self._notes.run)
+            if self._is_assumed:
+                self.exit = derive_unseen_exit(found, self._notes)
+            else:
+                self.exit = derive_exit(found.exits, ended, failed=failed)
+            self.running.definition = None
+            self._closing = self._tasks.start("release", self._release(self._closing))
+        elif self._has_failed_unseen(unit):
+            self.exit = derive_exit(found.exits, unit.invocation_id, failed=True)
+        self._was_live, self._is_assumed = unit.is_live, False
+        if live and self.session is None and unit.active_state != "deactivating":
+            self._open(unit)
+
+    def _open(self, unit: UnitStatus) -> None:
+        run, places, definition = unit.invocation_id, self._owner.places, self.definition
+        assert run is not None
+        known = self._notes if self._notes is not None and self._notes.run == run else None
+        tracker = make_tracker(run, places.runtime, unit, known, self._requested)
+        self._requested = {}
+        self.exit = None
+        wants_headers = definition.kernel_headers and not tracker.headers.state.is_settled
+        session = self.session = Session(
+            self._owner.name,
+            tracker,
+            places.runtime,
+            self._owner.uid,
+            guest_agent=definition.guest_agent,
+            follow_journal=unit.active_state == "activating",
+            catch_up=wants_headers and known is not None,
+            on_change=self._owner.on_change,
+            on_loss=lambda: self._services.watcher.add(session),
+            open_journal=self._services.open_journal,
+            locate=self._locate_drive,
+            notify=self._services.notify,
+        )
+        self._services.watcher.add(session)
+
+    def _locate_drive(self, drive: str) -> tuple[str, Path] | None:
+        """Of what it runs with: the volumes in the order of their drives."""
+        if drive == DISK_DRIVE:
+            return "its disk", self._owner.places.disk
+        number, volumes = volume_of_drive(drive), self.definition.volumes
+        if number is None or number >= len(volumes):
+            return None
+        file = self._services.volume_disk(volumes[number].volume)
+        return None if file is None else (f"its volume {volumes[number].volume}", file)
+
+    # its end
+
+    async def _close(self, session: Session, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        await session.close()
+
+    async def _release(self, before: asyncio.Task[None] | None) -> None:
+        """Give back what was held for a run."""
+        if before is not None:
+            await asyncio.wait([before])
+        await self._owner.release()
+
+    async def settle(self) -> None:
+        """Wait until all that a run has held is given back."""
+        while self._closing is not None and not self._closing.done():
+            await asyncio.wait([self._closing])
+
+    async def close(self) -> None:
+        """Follow it no more; it goes on."""
+        if self.session is not None:
+            session, self.session = self.session, None
+            await session.close()
+        await self.files.flush_notes()
