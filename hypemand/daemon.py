@@ -32,10 +32,10 @@ from hypemand.atomic import make_folder
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
 from hypemand.config.schemafile import load_schema
 from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
-from hypemand.manager.images.images import Images
 from hypemand.manager.images.pulls import Pulls
 from hypemand.manager.inventory import USERDB
-from hypemand.manager.recovery import logged
+from hypemand.manager.parts import make_parts
+from hypemand.manager.recovery import Recovery, logged
 from hypemand.manager.reload import Reloader
 from hypemand.manager.service import VmManager
 from hypemand.manager.volumes import ApiVolumes
@@ -85,14 +85,17 @@ class Daemon:
         self._bus: Bus = bus or SystemBus()
         self._watcher = BootWatcher()
         self._store = ImageStore(
-            config.state_dir / "images", config.image_dirs, lambda: self._manager.config.disk.reserve
+            config.state_dir / "images", config.image_dirs, lambda: self._parts.config().disk.reserve
         )
         services = VmServices(self._bus, Units(self._bus), self._watcher, self._update_status)
         self._pulls = Pulls(self._store, self._make_tools, config.runtime_dir)
-        self._images = Images(self._store, self._pulls)
         self._network_client = NetworkClient(on_reconnect=self._tell_networks, on_tampered=self._end_tampered)
-        self._manager = VmManager(config, self._images, services, self._network_client, userdb)
-        self._reloader = Reloader(self._manager, load)
+        parts = self._parts = make_parts(
+            config, services, self._store, self._pulls, self._network_client, userdb
+        )
+        self._manager = VmManager(parts)
+        self._recovery = Recovery(parts, self._manager.delete_vm)
+        self._reloader = Reloader(parts, self._manager, load)
         self._tokens = TokenStore(config.state_dir / "tokens.json")
         self._hold = Hold()
         # what units of ours are told from those of a daemon before this one by
@@ -145,7 +148,7 @@ class Daemon:
         with logged("the system bus"):
             await self._bus.start_signals(self._resync, _BUS_DEADLINE)
         with logged("what there was before"):
-            await self._manager.recover()
+            await self._recovery.recover()
         with logged("the files that define VMs"):
             await self._autostart()
         self._hold.reason = ""
@@ -164,7 +167,7 @@ class Daemon:
             self._store.may_make.set()
         await asyncio.wait([beginning])
         with logged("what was left of before"):
-            await self._manager.clean_up()
+            await self._recovery.clean_up()
 
     def _clean_staging(self) -> None:
         if has_leftovers(self._store):
@@ -173,28 +176,28 @@ class Daemon:
             _log.info("removed %s, which a pull or import that did not end had left", name)
 
     async def _tell_networks(self) -> None:
-        self._manager.networks.begin_sync()
+        self._parts.networks.begin_sync()
 
     async def _end_tampered(self, vm: str, what: str) -> None:
         await self._manager.end_tampered(vm, what)
 
     def _resync(self) -> None:
-        task = asyncio.create_task(self._manager.resync(), name="resync")
+        task = asyncio.create_task(self._recovery.resync(), name="resync")
         task.add_done_callback(_tell_failure)
 
     async def _serve(self, stack: AsyncExitStack) -> None:
         api = Services(
             manager=self._manager,
-            guests=self._manager.guests,
-            images=self._images,
-            volumes=ApiVolumes(self._manager, self._images),
-            host_networks=self._manager.networks,
+            guests=self._parts.guests,
+            images=self._parts.images,
+            volumes=ApiVolumes(self._parts, self._manager),
+            host_networks=self._parts.networks,
             tokens=self._tokens,
             reload=self._reload,
-            defaults=lambda: self._manager.config.defaults,
-            networks=lambda: self._manager.config.networks,
+            defaults=lambda: self._parts.config().defaults,
+            networks=lambda: self._parts.config().networks,
             spool=self._config.state_dir,
-            reserve=lambda: self._manager.config.disk.reserve,
+            reserve=lambda: self._parts.config().disk.reserve,
             turns=self._turns,
         )
         self._listener = Listener(
@@ -223,7 +226,7 @@ class Daemon:
         """Serve over TCP where the host config says so. What keeps us from it is told, and keeps us from
         nothing else."""
         try:
-            await self._listener.apply(self._manager.config.listen)
+            await self._listener.apply(self._parts.config().listen)
         except HostNotReady as error:
             problem = Problem(str(HOST_CONFIG), 0, 0, "listen", error.message, error.hint)
         except (OSError, ValueError) as error:
@@ -249,20 +252,18 @@ class Daemon:
             return
         with logged("cannot record that VMs were started at boot"):
             marker.touch()
-        for vm in self._manager.fleet:
+        for vm in self._parts.fleet:
             wanted = vm.record.definition.autostart and not vm.removed and vm.name not in report.defined
             if wanted and vm.state is State.STOPPED:
                 self._reloader.autostart(vm, at_boot=True)
 
     def _update_status(self) -> None:
-        counts = Counter(vm.state for vm in self._manager.fleet)
+        counts = Counter(vm.state for vm in self._parts.fleet)
         words = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none defined"
         status = f"VMs: {words}"
-        if self._manager.fleet.broken:
-            status += (
-                f"; {len(self._manager.fleet.broken)} with errors in their definitions: hypemanctl check"
-            )
-        if unreadable := len(self._manager.fleet.unreadable):
+        if self._parts.fleet.broken:
+            status += f"; {len(self._parts.fleet.broken)} with errors in their definitions: hypemanctl check"
+        if unreadable := len(self._parts.fleet.unreadable):
             status += f"; {unreadable} with unreadable records: journalctl -u hypemand"
         if status != self._status:
             self._status = status
@@ -274,7 +275,7 @@ class Daemon:
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         while interval:
             self.notifier.notify("WATCHDOG=1")
-            self._manager.disk_watch.look_soon()
+            self._parts.disk_watch.look_soon()
             await asyncio.sleep(interval)
 
 

@@ -159,17 +159,17 @@ class TokenGate:
         _set_peer(request, peer)
         check_allowed_by(token, request)
         with self._ending_with(token):
-            await self._select_vm(token, request)
+            self._select_vm(token, request)
             _log_change(request, peer)
             return await handler(request)
 
-    async def _select_vm(self, token: Token, request: web.Request) -> None:
+    def _select_vm(self, token: Token, request: web.Request) -> None:
         """For a token of some VMs the others are not there. What is asked of one of its own is asked of that
         very VM, by its id, whatever VM has the name by then."""
         ref = request.match_info.get("ref")
         if not token.is_selective or ref is None:
             return
-        view = await self._manager.get_vm(parse_ref(request))
+        view = self._manager.view_vm(parse_ref(request))
         if not token.covers(view.name, view.definition.tags):
             raise NotFound(f"there is no VM {ref[:80]} for the token {token.name}")
         request.match_info["ref"] = view.id

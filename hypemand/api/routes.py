@@ -240,7 +240,7 @@ class Routes:
         """A VM now and at each change, as events."""
         ref = parse_ref(request)
         read_query(request)
-        await self._manager.get_vm(ref)  # a stranger is told by a status, not in the stream
+        self._manager.view_vm(ref)  # a stranger is told by a status, not in the stream
         return await send_events(
             request, self._manager.watch_vm(ref), instance_json, self._closing, self._limits
         )
@@ -254,7 +254,7 @@ class Routes:
         follow = want_bool(query, "follow", default=False)
         sentinels = want_bool(query, "sentinels", default=False)
         to_json = log_line_json if want_bool(query, "json", default=False) else _line_text
-        await self._manager.get_vm(ref)
+        self._manager.view_vm(ref)
         lines = self._manager.logs(ref, source=source, tail=tail, follow=follow, sentinels=sentinels)
         return await send_events(request, lines, to_json, self._closing, self._limits)
 
@@ -272,19 +272,19 @@ class Routes:
         """Run a command in a VM over a WebSocket."""
         ref = parse_ref(request)
         read_query(request)
-        await self._check(Operation.EXEC, ref)
+        self._check(Operation.EXEC, ref)
         return await serve_exec(request, self._guests, ref, self._closing, self._limits)
 
-    async def _check(self, operation: Operation, ref: str) -> None:
+    def _check(self, operation: Operation, ref: str) -> None:
         """Raise WrongState while a status can still tell it."""
-        view = await self._manager.get_vm(ref)
+        view = self._manager.view_vm(ref)
         check_allowed(operation, view.state, view.name, view.state_error)
 
     async def copy_files(self, request: web.Request) -> web.StreamResponse:
         """Copy to or from a VM over a WebSocket, as the published client does."""
         ref = parse_ref(request)
         read_query(request)
-        await self._check(Operation.COPY, ref)
+        self._check(Operation.COPY, ref)
         return await serve_cp(request, self._services, ref, self._closing, self._limits)
 
     async def read_archive(self, request: web.Request) -> web.StreamResponse:
@@ -293,7 +293,7 @@ class Routes:
         query = read_query(request, "path", "follow_links")
         path = parse_guest_path(query.get("path"), "path")
         follow = want_bool(query, "follow_links", default=False)
-        await self._check(Operation.COPY, ref)
+        self._check(Operation.COPY, ref)
         copy = await self._guests.copy_out(ref, path, follow=follow)
         try:
             return await send_archive(request, copy, path, self._closing)
@@ -304,7 +304,7 @@ class Routes:
         """Unpack a tar archive into a directory of a VM."""
         ref = parse_ref(request)
         path = parse_guest_path(read_query(request, "path").get("path"), "path")
-        await self._check(Operation.COPY, ref)
+        self._check(Operation.COPY, ref)
         await check_directory(self._guests, ref, path)
         copy = await self._guests.copy_in(ref, path)
         try:
@@ -318,7 +318,7 @@ class Routes:
         query = read_query(request, "path", "follow_links")
         path = parse_guest_path(query.get("path"), "path")
         follow = want_bool(query, "follow_links", default=False)
-        await self._check(Operation.STAT, ref)
+        self._check(Operation.STAT, ref)
         return json_response(path_json(await self._guests.stat_path(ref, path, follow=follow)))
 
     async def list_tokens(self, request: web.Request) -> web.StreamResponse:

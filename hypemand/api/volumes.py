@@ -118,7 +118,7 @@ class VolumeRoutes:
             overlay=_flag(body, "overlay"),
         )
         if body.get("overlay_size") is not None:
-            view = await self._manager.get_vm(parse_ref(request))
+            view = self._manager.view_vm(parse_ref(request))
             check_overlay_size(body["overlay_size"], view.definition.disk)
         return json_response(instance_json(await self._manager.attach_volume(parse_ref(request), mount)))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.host import HostConfig
@@ -17,6 +18,7 @@ from hypemand.model.space import Room
 from hypemand.model.state import Origin
 from hypemand.storage.store import ImageUse
 from hypemand.storage.volumes import VolumeStore
+from hypemand.vm.record import VmRecord
 from hypemand.vm.tenant import Tenant
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
@@ -36,9 +38,15 @@ class DiskLook:
 
 
 class Fleet:
-    """The VMs that there are. `config` gives the host config that is in force."""
+    """The VMs that there are. `config` gives the host config that is in force; `unreadable`: VMs of which no
+    more than the name is known, and why. `broken`: names of VMs whose files have problems."""
 
-    def __init__(self, config: Callable[[], HostConfig], volumes: VolumeStore) -> None:
+    def __init__(
+        self,
+        config: Callable[[], HostConfig],
+        volumes: VolumeStore,
+        unreadable: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._config = config
         self._volumes = volumes
         self._vms: dict[str, Vm] = {}
@@ -49,10 +57,8 @@ class Fleet:
         # the number of its last start, by the VM's name
         self._starts: dict[str, int] = {}
         self._start_count = 0
-        # names of VMs whose files have problems; set by the reloader
-        self.broken: frozenset[str] = frozenset()
-        # VMs of which no more than the name is known, and why; set by the manager
-        self.unreadable: Mapping[str, str] = {}
+        self.broken: Set[str] = frozenset()
+        self.unreadable = unreadable
 
     # who there is
 
@@ -67,6 +73,15 @@ class Fleet:
         """One less."""
         del self._vms[vm.name]
         self._starts.pop(vm.name, None)
+
+    def take_record(self, record: VmRecord) -> None:
+        """The record of a VM is another one."""
+        if (vm := self.find(record.name)) is not None:
+            vm.take_record(record)
+
+    def take_broken(self, names: Set[str]) -> None:
+        """These are the VMs whose files have problems."""
+        self.broken = names
 
     def find(self, name: str) -> Vm | None:
         """The VM of that very name."""

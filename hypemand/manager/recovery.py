@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hypemand.errors import HypemandError
 from hypemand.manager.inventory import Inventory
+from hypemand.manager.parts import Parts
+from hypemand.model.state import Origin
+from hypemand.systemd.rootdir import make_root
 from hypemand.systemd.units import Units, unit_name
+from hypemand.vm.runfiles import RunFiles, load_past, remove_leftovers
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
 
@@ -31,6 +35,87 @@ def logged(what: str) -> Iterator[None]:
         _log.error("%s: %s", what, error)
     except Exception:
         _log.exception("%s", what)
+
+
+class Recovery:
+    """`delete` removes the VM of that name."""
+
+    def __init__(self, parts: Parts, delete: Callable[[str], Awaitable[None]]) -> None:
+        self._parts = parts
+        self._delete = delete
+        # helper VMs of a daemon before this one
+        self._cut_off: set[str] = set()
+
+    async def recover(self) -> None:
+        """Learn what there is, and what of it runs: from the records, then from systemd. Nothing that is
+        found there keeps the rest from being learned: what fails is logged, and what is not known counts as
+        in use."""
+        with logged("the VMs' records"):
+            await run_in(Pool.RECORDS, self._parts.records.load)
+        with logged("the volumes' records"):
+            await run_in(Pool.TOOLS, self._parts.volumes.load)
+        with logged("the folders of VMs that run"):
+            await run_in(Pool.RECORDS, self.prepare_runtime)
+        for record in self._parts.records:
+            with logged(f"the record of VM {record.name}"):
+                past = await run_in(Pool.RECORDS, load_past, record.name, self._parts.places(record.name))
+                vm = self._parts.adopt(record, past)
+                if record.origin is Origin.HELPER:
+                    self._cut_off.add(vm.name)
+        await recover_vms(tuple(self._parts.fleet))
+        with logged("what VMs have of their networks"):
+            await self._parts.networks.recover(lambda name: self._parts.fleet.get(name).state.is_vmm_active)
+        # beside all else: VMs without a network do not need it
+        self._parts.networks.begin_sync()
+        ended = [vm.runs.files for vm in self._parts.fleet if not vm.state.is_vmm_active]
+        with logged("the folders of VMs that have ended"):
+            await run_in(Pool.TOOLS, _remove_runtimes, ended)
+
+    def prepare_runtime(self) -> None:
+        """Make what all VMs that run have in common, or complete it. Blocks; OSError."""
+        self._parts.runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_root(self._parts.vmm_root, self._parts.vmm_own)
+
+    async def clean_up(self) -> None:
+        """End and delete what a daemon that was cut off has left: VMs that worked on a volume, what was being
+        made or removed, and units of VMs that are not known. What fails is logged, and keeps nothing else
+        from being done."""
+        await ask_again(tuple(self._parts.fleet))
+        await asyncio.gather(
+            *(
+                self._remove_helper(vm)
+                for vm in self._parts.fleet
+                if vm.record.origin is Origin.HELPER and vm.name in self._cut_off
+            )
+        )
+        for volume in self._parts.volumes.unfilled:
+            with logged(f"the volume {volume.name}"), self._parts.claims.work_on(volume, "removed"):
+                await run_in(Pool.TOOLS, self._parts.volumes.remove_unfilled, volume)
+        with logged("what is left of volumes"):
+            await run_in(Pool.TOOLS, self._parts.volumes.clean_up)
+        with logged("what is left of VMs"):
+            await run_in(Pool.TOOLS, self._parts.records.clean_up)
+        with logged("what is left of VMs that are not known"):
+            units = await self._parts.units.list_vms()
+            with logged("runtime folders of VMs that neither hypemand nor systemd knows"):
+                await remove_leftovers(
+                    self._parts.runtime_root, lambda name: name in units or self._is_known(name)
+                )
+            with logged("units that belong to no VM"):
+                await stop_unknown(self._parts.units, units, self._parts.records, self._is_known)
+
+    async def _remove_helper(self, vm: Vm) -> None:
+        _log.info("removing VM %s, whose work on a volume was interrupted", vm.name)
+        with logged(f"VM {vm.name} is left, which worked on a volume"):
+            await self._delete(vm.name)
+
+    def _is_known(self, name: str) -> bool:
+        known = (self._parts.fleet.find(name), self._parts.records.find(name))
+        return known != (None, None) or self._parts.records.is_unreadable(name)
+
+    async def resync(self) -> None:
+        """Look at everything again, after signals may have been missed."""
+        await asyncio.gather(*(vm.refresh() for vm in self._parts.fleet))
 
 
 async def recover_vms(vms: Sequence[Vm], deadline: float = _DEADLINE) -> None:
@@ -82,3 +167,9 @@ async def stop_unknown(
         return  # a uid may be theirs: the daemon sees to it when it starts again
     for uid in await run_in(Pool.RECORDS, inventory.find_lost_uids):
         await run_in(Pool.RECORDS, inventory.free_uid, uid)
+
+
+def _remove_runtimes(ended: Iterable[RunFiles]) -> None:
+    """Remove what runs that have ended have left in the runtime folder. Blocks."""
+    for files in ended:
+        files.remove_runtime()

@@ -14,6 +14,7 @@ from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig, load_host_config
 from hypemand.config.vmfile import load_vm_dir
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
+from hypemand.manager.parts import Parts
 from hypemand.manager.service import VmManager
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.state import Origin
@@ -32,8 +33,11 @@ _ONLINE_DEADLINE = 180.0
 class Reloader:
     """Reads the files again when it is told to. `close` waits for the starts and stops it has begun."""
 
-    def __init__(self, manager: VmManager, load_config: Callable[[], HostConfig] = load_host_config) -> None:
+    def __init__(
+        self, parts: Parts, manager: VmManager, load_config: Callable[[], HostConfig] = load_host_config
+    ) -> None:
         self._manager = manager
+        self._config, self._fleet, self._networks = parts.config, parts.fleet, parts.networks
         self._load_config = load_config
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -50,7 +54,7 @@ class Reloader:
             problems = list(await run_in(Pool.RECORDS, self._reload_host_config))
             report = await self._reload_definitions(problems, at_boot=at_boot)
             if sync_networks:
-                await self._manager.networks.sync_within(_NETWORKS_DEADLINE)
+                await self._networks.sync_within(_NETWORKS_DEADLINE)
         for problem in report.problems:
             # python3-systemd formats this one field itself, and wants a number
             fields = {"CODE_FILE": problem.file, "CODE_LINE": problem.line}
@@ -65,20 +69,19 @@ class Reloader:
 
     def _reload_host_config(self) -> tuple[Problem, ...]:
         try:
-            self._manager.config = self._load_config()
+            self._config.replace(self._load_config())
         except InvalidDefinition as error:
             return error.problems
         return ()
 
     async def _reload_definitions(self, problems: list[Problem], *, at_boot: bool) -> ReloadReport:
-        manager = self._manager
-        config = manager.config
+        config = self._config()
         found = await run_in(Pool.RECORDS, load_vm_dir, config.vm_dir, config.defaults, config.networks)
         problems += found.problems
-        manager.fleet.broken = found.broken
+        self._fleet.take_broken(found.broken)
         defined, changed = [], []
         for name, definition in found.definitions.items():
-            vm = manager.fleet.find(name)
+            vm = self._fleet.find(name)
             if vm is not None and vm.record.origin is Origin.API:
                 problems.append(_defined_twice(config.vm_dir, name))
                 continue
@@ -112,10 +115,9 @@ class Reloader:
 
     def _remove_missing(self, kept: set[str]) -> list[str]:
         removed = []
-        for vm in self._manager.fleet:
+        for vm in self._fleet:
             if vm.record.origin is Origin.FILE and vm.name not in kept and not vm.removed:
                 vm.set_removed(True)
-                vm.changes.tell()
                 removed.append(vm.name)
                 vm.log(
                     logging.WARNING,
@@ -132,8 +134,8 @@ class Reloader:
 
     async def _start(self, vm: Vm, *, at_boot: bool) -> None:
         if at_boot:
-            await self._manager.networks.learn_servers()
-        if at_boot and self._manager.networks.tenancy.lacks_servers(vm.tenant):
+            await self._networks.learn_servers()
+        if at_boot and self._networks.tenancy.lacks_servers(vm.tenant):
             vm.log(
                 logging.INFO,
                 f"VM {vm.name} starts after network-online.target: the host has no DNS servers yet",

@@ -8,20 +8,15 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from hypemand.config.definition import Definition, ImagePull
-from hypemand.config.host import HostConfig
 from hypemand.errors import HypemandError, InvalidDefinition, WrongState
 from hypemand.fulldisk import name_full_disk_beside
-from hypemand.manager.fleet import DiskLook, Fleet
-from hypemand.manager.images.images import Images
-from hypemand.manager.inventory import Inventory
-from hypemand.manager.net.names import Names
-from hypemand.manager.net.networks import Networks
+from hypemand.manager.fleet import DiskLook
+from hypemand.manager.parts import Parts
 from hypemand.manager.plan import Attached, Connection, Plan, make_plan
-from hypemand.manager.resources.claims import Claims
 from hypemand.protocol.configdisk import write_config_disk
 from hypemand.qemu.host import find_vmm_host
 from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk, remove_disk
@@ -29,7 +24,6 @@ from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr, make_root
-from hypemand.systemd.units import Units
 from hypemand.vm.leftunit import start_unit
 from hypemand.vm.operation import OperationCancelled
 from hypemand.vm.record import ImagePin, Lease
@@ -48,20 +42,14 @@ class _Work:
     asked: bool = False
 
 
-@dataclass
 class Starter:
-    """Starts VMs. Who calls it holds the VM's lock, and has looked at its state. `config` gives the host
-    config that is in force."""
+    """Starts VMs. Who calls it holds the VM, and has looked at its state."""
 
-    _config: Callable[[], HostConfig]
-    _fleet: Fleet
-    _inventory: Inventory
-    _images: Images
-    _claims: Claims
-    _networks: Networks
-    _names: Names
-    _units: Units
-    _easing: asyncio.Task[None] | None = field(default=None, init=False)
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._fleet, self._records, self._images = parts.fleet, parts.records, parts.images
+        self._claims, self._networks = parts.claims, parts.networks
+        self._easing: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         """Wait for what it has begun."""
@@ -116,7 +104,7 @@ class Starter:
         """Have the VM keep to a content, which cannot be removed from now on."""
         async with self._images.choosing:
             image = await self._images.keep(image)
-            await self._inventory.pin(vm.name, derive_pin(vm.record.definition, image))
+            await self._records.pin(vm.name, derive_pin(vm.record.definition, image))
         return image
 
     def ease_moves(self) -> None:
@@ -154,16 +142,16 @@ class Starter:
         self._fleet.begin_start(vm, definition)
         try:
             if network is not None:
-                await self._inventory.lease(vm.name, network.lease)
-                self._names.set_disk(vm.name, network.hosts)
+                await self._records.lease(vm.name, network.lease)
+                self._parts.names.set_disk(vm.name, network.hosts)
             plan = await self._make_all(vm, defined, image, volumes, network)
             # before systemd is asked: what runs is known to a daemon that comes after this one
             await run_in(Pool.STARTS, vm.runs.files.keep_definition, definition)
             vm.runs.expect({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
             if vm.has_unit:
-                await self._units.reset_failed(vm.unit)
+                await self._parts.units.reset_failed(vm.unit)
             work.asked = True
-            await finish(start_unit(self._units, plan.unit), f"unit of {vm.name}")
+            await finish(start_unit(self._parts.units, plan.unit), f"unit of {vm.name}")
         except BaseException:
             await finish(self._undo(vm, work), f"undo of {vm.name}")
             raise
@@ -203,7 +191,7 @@ class Starter:
     async def _take_back_lease(self, vm: Vm, before: Lease | None) -> None:
         """Addresses that a VM was given for a start that came to nothing are others' to have again."""
         if vm.record.lease != before:
-            await self._inventory.lease(vm.name, before)
+            await self._records.lease(vm.name, before)
             self._networks.tell()
 
     async def _make_all(
@@ -234,7 +222,7 @@ class Starter:
         network: Connection | None = None,
     ) -> Plan:
         """Work out its start. Blocks; run in a thread."""
-        host = find_vmm_host(self._config())
+        host = find_vmm_host(self._parts.config())
         return make_plan(vm.record, definition, image, host, vm.places, volumes, network, in_root=is_in_usr)
 
     def _make_files(

@@ -18,10 +18,8 @@ from typing import TypeVar
 from hypemand.config.definition import MIB, Definition, VolumeMount
 from hypemand.errors import HypemandError, InUse, StartFailed
 from hypemand.manager.guestops import GuestOps
-from hypemand.manager.images.images import Images
-from hypemand.manager.looks import SharedLook
+from hypemand.manager.parts import Parts
 from hypemand.manager.resources.claims import derive_filler
-from hypemand.manager.resources.space import measure_space
 from hypemand.manager.service import VmManager
 from hypemand.model.exec import ExecRequest
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
@@ -39,16 +37,14 @@ _COMMAND_DEADLINE = 10.0
 
 
 class ApiVolumes:
-    """Implements `hypemand.model.services.VolumeService` over the manager's store and claims."""
+    """Implements `hypemand.model.services.VolumeService`. `manager` runs the small VMs."""
 
-    def __init__(self, manager: VmManager, images: Images) -> None:
+    def __init__(self, parts: Parts, manager: VmManager) -> None:
         self._manager = manager
-        self._images = images
-        self._store = manager.volumes
-        self._claims = manager.claims
+        self._fleet, self._guests, self._space = parts.fleet, parts.guests, parts.space
+        self._disk_watch = parts.disk_watch
+        self._store, self._claims = parts.volumes, parts.claims
         self._lock = asyncio.Lock()
-        self._space = SharedLook("space", self._measure_space)
-        manager.disk_watch.on_removal.append(self._space.outdate)
 
     async def _view_all(self, volumes: Sequence[Volume]) -> list[VolumeView]:
         used = await run_in(Pool.RECORDS, _measure_used, volumes)
@@ -73,14 +69,6 @@ class ApiVolumes:
         """See `VolumeService`."""
         return await self._space.take()
 
-    async def _measure_space(self) -> SpaceReport:
-        config = self._manager.config
-        unused = sum(image.size for image in await self._images.prune_images(every=True, dry_run=True))
-        uses = await run_in(Pool.TOOLS, measure_space, config.state_dir, config.runtime_dir, unused)
-        disks = await self._manager.fleet.look_at_disks()
-        allowed = int(max(disks.room.total - config.disk.reserve, 0) * config.disk.overcommit)
-        return SpaceReport(uses, disks.room, self._manager.fleet.promised_room(disks), allowed)
-
     async def list_volumes(self) -> Sequence[VolumeView]:
         """See `VolumeService`."""
         return await self._view_all(list(self._store))
@@ -100,7 +88,7 @@ class ApiVolumes:
     ) -> Volume:
         async with self._lock:
             self._store.check_new(name, size, tags, volume_id)
-            fleet = self._manager.fleet
+            fleet = self._fleet
             disks = await fleet.look_at_disks()
             create = partial(self._store.create, name, size, tags, volume_id, ready=ready)
             with fleet.promise_room(disks, f"the volume {name}", size, key=name):
@@ -123,14 +111,14 @@ class ApiVolumes:
             )
         with self._claims.work_on(volume, "removed"):
             await _work(partial(self._store.remove, volume))
-        self._manager.disk_watch.note_removal()
+        self._disk_watch.note_removal()
 
     async def resize_volume(self, ref: str, size: int) -> VolumeView:
         """See `VolumeService`."""
         volume = self._store.get(ref)
         check_size(size)
         with self._claims.work_on(volume, "resized"):
-            fleet = self._manager.fleet
+            fleet = self._fleet
             disks = await fleet.look_at_disks()
             with fleet.promise_room(disks, f"the volume {volume.name}", size, key=volume.id):
                 larger = await _work(partial(self._store.resize, volume, size))
@@ -146,8 +134,8 @@ class ApiVolumes:
             mount = VolumeMount(volume.id, _PLACE)
             async with self._run_helper(derive_filler(volume), mount) as vm:
                 view = await self._view(volume)
-                copy = await self._manager.guests.copy_in(vm, _PLACE)
-                fill = _Fill(self._manager.guests, vm, copy, view)
+                copy = await self._guests.copy_in(vm, _PLACE)
+                fill = _Fill(self._guests, vm, copy, view)
                 try:
                     yield fill
                 finally:
@@ -165,7 +153,7 @@ class ApiVolumes:
         volume = self._store.get(ref)
         mount = VolumeMount(volume.id, _PLACE, readonly=True)
         async with self._run_helper(f"volume-{secrets.token_hex(8)}", mount) as vm:
-            copy = await self._manager.guests.copy_out(vm, _PLACE)
+            copy = await self._guests.copy_out(vm, _PLACE)
             try:
                 yield copy
             finally:

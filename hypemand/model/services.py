@@ -39,7 +39,11 @@ class Manager(Protocol):
         """All VMs, by name."""
 
     async def get_vm(self, ref: str) -> VmView:
-        """One VM."""
+        """One VM; systemd, its VMM and the network service are asked."""
+
+    def view_vm(self, ref: str) -> VmView:
+        """One VM as it was last seen. Nobody is asked: for who wants to know its state, and not what it
+        uses."""
 
     async def create_vm(self, definition: Definition, *, start: bool, short_name: bool = True) -> VmView:
         """Define a VM that lasts (API origin). AlreadyExists, ImageNotReady, NotFound (its image),

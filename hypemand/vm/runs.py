@@ -57,7 +57,7 @@ class Owner:
     places: Places
     definition: Callable[[], Definition]
     on_change: Callable[[], None]
-    release: Callable[[], Awaitable[None]]
+    give_back: Callable[[], Awaitable[None]]
 
 
 class Runs:
@@ -204,14 +204,14 @@ class Runs:
         """Give back what was held for a run."""
         if before is not None:
             await asyncio.wait([before])
-        await self._owner.release()
+        await self._owner.give_back()
 
     async def settle(self) -> None:
         """Wait until all that a run has held is given back."""
         while self._closing is not None and not self._closing.done():
             await asyncio.wait([self._closing])
 
-    async def close(self) -> None:
+    async def detach(self) -> None:
         """Follow it no more; it goes on."""
         if self.session is not None:
             session, self.session = self.session, None

@@ -208,7 +208,7 @@ class Vm:
     async def detach(self) -> None:
         """Follow nothing any more; the VM itself goes on."""
         self._services.units.unwatch(self.unit)
-        await self.runs.close()
+        await self.runs.detach()
         await self._tasks.cancel()
 
     async def recover(self) -> None:

@@ -24,11 +24,11 @@ def make_services(host: FakeHost) -> Services:
     daemon, config = host.daemon, host.config
     return Services(
         manager=daemon.manager,
-        guests=daemon.manager.guests,
-        images=daemon.images,
+        guests=daemon.parts.guests,
+        images=daemon.parts.images,
         tokens=TokenStore(config.state_dir / "tokens.json"),
-        volumes=ApiVolumes(daemon.manager, daemon.images),
-        host_networks=daemon.manager.networks,
+        volumes=ApiVolumes(daemon.parts, daemon.manager),
+        host_networks=daemon.parts.networks,
         reload=daemon.reloader.reload,
         defaults=lambda: config.defaults,
         networks=lambda: config.networks,

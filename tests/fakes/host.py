@@ -18,8 +18,9 @@ from hypemand.config.host import HostConfig
 from hypemand.config.network import NetworkConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import HypemandError
-from hypemand.manager.images.images import Images
 from hypemand.manager.images.pulls import Pulls
+from hypemand.manager.parts import Parts, make_parts
+from hypemand.manager.recovery import Recovery
 from hypemand.manager.reload import Reloader
 from hypemand.manager.service import VmManager
 from hypemand.model.answers.host import ReloadReport
@@ -64,7 +65,6 @@ class Daemon:
         units = Units(host.systemd)
         store = ImageStore(host.config.state_dir / "images", host.config.image_dirs, lambda: 0)
         self.pulls = Pulls(store, _make_no_tools, host.config.runtime_dir)
-        self.images = Images(store, self.pulls)
         services = VmServices(
             host.systemd,
             units,
@@ -73,18 +73,21 @@ class Daemon:
             open_journal=host.journal.open,
             notify=host.systemd.notify,
         )
-        self.manager = VmManager(host.config, self.images, services, host.network, host.folder / "userdb")
-        self.reloader = Reloader(self.manager, lambda: host.config)
+        userdb = host.folder / "userdb"
+        self.parts = make_parts(host.config, services, store, self.pulls, host.network, userdb)
+        self.manager = VmManager(self.parts)
+        self.recovery = Recovery(self.parts, self.manager.delete_vm)
+        self.reloader = Reloader(self.parts, self.manager, lambda: host.config)
         self._resyncs: set[asyncio.Task[None]] = set()
 
     async def begin(self) -> None:
         """Learn what there is."""
-        await asyncio.to_thread(self.images.store.prepare)
+        await asyncio.to_thread(self.parts.images.store.prepare)
         await self.host.systemd.start_signals(self._resync, 1.0)
-        await self.manager.recover()
+        await self.recovery.recover()
 
     def _resync(self) -> None:
-        task = asyncio.create_task(self.manager.resync())
+        task = asyncio.create_task(self.recovery.resync())
         self._resyncs.add(task)
         task.add_done_callback(self._resyncs.discard)
 
@@ -138,6 +141,11 @@ class FakeHost:
         """The manager that runs now."""
         return self.daemon.manager
 
+    @property
+    def parts(self) -> Parts:
+        """What it works with."""
+        return self.daemon.parts
+
     async def restart_daemon(self, meanwhile: Callable[[], Awaitable[object]] | None = None) -> None:
         """End it, and begin another one on what it has left; what happens meanwhile nobody sees."""
         await self.daemon.end()
@@ -182,7 +190,7 @@ class FakeHost:
 
     def vm(self, name: str = "web") -> Vm:
         """The VM as the daemon has it."""
-        return self.manager.fleet.get(name)
+        return self.parts.fleet.get(name)
 
     def vmm(self, name: str = "web") -> Vmm:
         """Its VMM, which runs."""
@@ -236,7 +244,7 @@ class FakeHost:
         found += [unit for unit in self.systemd.units if unit == unit_name(name)]
         found += [f"tap {tap}" for tap, port in self.network.taps.items() if port.vm == name]
         found += [f"vmm {vm}" for vm in self.vmms.live if vm == name]
-        found += [f"starting {vm}" for vm in self.manager.fleet.starting]
+        found += [f"starting {vm}" for vm in self.parts.fleet.starting]
         return found
 
 

@@ -332,7 +332,7 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("hypemand.storage.volumes.VolumeStore", "load"),
     ("hypemand.storage.volumes.VolumeStore", "clean_up"),
     ("hypemand.storage.store.ImageStore", "prepare"),
-    ("hypemand.manager.service", "make_root"),
+    ("hypemand.manager.recovery", "make_root"),
     ("hypemand.vm.runfiles", "load_notes"),
     ("hypemand.vm.vm.Vm", "recover"),
     ("hypemand.manager.net.tenancy.Tenancy", "recover"),

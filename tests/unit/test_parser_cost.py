@@ -199,7 +199,7 @@ PARSERS: dict[str, Case] = {
     "protocol.sentinels:derive_user_text": Case(
         lambda d: derive_user_text(d.decode("latin-1")), HOSTILE_LINES, most=2000
     ),
-    "boot.tracker:BootTracker.take_line": Case(take_lines, (repeat(LINE), repeat(b"\n"))),
+    "vm.tracker:BootTracker.take_line": Case(take_lines, (repeat(LINE), repeat(b"\n"))),
     "unit.exit:scan_journal": Case(
         lambda d: scan_journal(BOOT, (JournalLine(line, 0, 0) for line in d.split(b"\n")), Findings()),
         (repeat(LINE), repeat(b"qemu-system-x: \n"), repeat(b"Kernel panic")),
@@ -299,7 +299,7 @@ PARSERS: dict[str, Case] = {
     "storage.tarball:find_kind": Case(
         lambda d: list(read_headers(io.BytesIO(d))), (repeat(member("../x" * 20)), repeat(member()))
     ),
-    "manager.names:replace_block": Case(
+    "manager.net.names:replace_block": Case(
         lambda d: replace_block(d, ()),
         (
             repeat(b"# BEGIN hypemand\n"),
@@ -427,10 +427,10 @@ OTHERS = {
     "api.spool:": "stored",
     "api.tokens:": "a file of ours",
     "api.volumes:_parse_volume": "of a path of at most 8 KiB, by one regular expression without a choice",
-    "manager.names:_replace_host": "written",
-    "manager.names:_write_file": "written",
+    "manager.net.names:_replace_host": "written",
+    "manager.net.names:_write_file": "written",
     "recordfile:": "files of ours, with a limit of their size",
-    "boot.record:_parse": "a file of ours with a limit of its size",
+    "vm.exitrecord:_parse": "a file of ours with a limit of its size",
     "manager.inventory:_parse_record": "a file of ours with a limit of its size",
     "storage.erofs:": "of images that mkfs.erofs of this host has made",
     "storage.images:": "of an object that was parsed, or a file of ours",

@@ -23,15 +23,21 @@ from hypemand.workers import Pool, run_in
 
 class Images:
     """`in_use` gives what VMs need, `check_uses` raises if that cannot be all, and `on_freed` is called when
-    images were removed; the manager sets them.
-    While `choosing` is held no image goes away."""
+    images were removed. While `choosing` is held no image goes away."""
 
-    def __init__(self, store: ImageStore, pulls: Pulls) -> None:
+    def __init__(
+        self,
+        store: ImageStore,
+        pulls: Pulls,
+        in_use: Callable[[], Sequence[ImageUse]] = tuple,
+        check_uses: Callable[[], None] = lambda: None,
+        on_freed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.store = store
         self.pulls = pulls
-        self.in_use: Callable[[], Sequence[ImageUse]] = tuple
-        self.on_freed: Callable[[], None] = lambda: None
-        self.check_uses: Callable[[], None] = lambda: None
+        self._in_use = in_use
+        self._check_uses = check_uses
+        self._on_freed = on_freed
         self.choosing = asyncio.Lock()
 
     # for VMs
@@ -96,7 +102,7 @@ class Images:
 
     async def list_images(self) -> Sequence[ImageInfo]:
         """All images by name, with those that are being had. One that could not be is told of by its name."""
-        uses = self.in_use()
+        uses = self._in_use()
         found = {info.name: info for info in await run_in(Pool.IMAGES, self._list, uses)}
         for pull in self.pulls:
             if not pull.view.status.is_settled:
@@ -122,7 +128,7 @@ class Images:
 
     async def get_image(self, name: str) -> ImageInfo:
         """One image, as far as it is. Raises NotFound."""
-        uses = self.in_use()
+        uses = self._in_use()
 
         def look() -> ImageInfo | None:
             image = self.store.find_image(name)
@@ -155,12 +161,12 @@ class Images:
         if view.status is not PullStatus.READY or pull.task is None:
             return _with_pull(None, view)
         image = await asyncio.shield(pull.task)
-        return await run_in(Pool.IMAGES, self._info, image, self.in_use())
+        return await run_in(Pool.IMAGES, self._info, image, self._in_use())
 
     async def tag_image(self, name: str, target: str) -> ImageInfo:
         """One more name. Raises NotFound, InvalidRequest."""
         image = await run_in(Pool.IMAGES, self.store.tag_image, name, target)
-        return await run_in(Pool.IMAGES, self._info, image, self.in_use())
+        return await run_in(Pool.IMAGES, self._info, image, self._in_use())
 
     async def remove_image(self, name: str) -> None:
         """Remove it; end its pull, if one is on. Raises NotFound, InUse, and HostNotReady while it cannot be
@@ -168,20 +174,20 @@ class Images:
         cancelled = await self.pulls.cancel(parse_image_name(name))
         if cancelled and await run_in(Pool.IMAGES, self.store.find_image, name) is None:
             return
-        self.check_uses()
+        self._check_uses()
         async with self.choosing:
-            await run_in(Pool.IMAGES, self.store.remove_image, name, self.in_use())
-        self.on_freed()
+            await run_in(Pool.IMAGES, self.store.remove_image, name, self._in_use())
+        self._on_freed()
 
     async def prune_images(self, *, every: bool, dry_run: bool) -> Sequence[Pruned]:
         """Remove images that no VM needs: those without a name, or `every` one; or only find them, which
         holds up nobody. Raises HostNotReady while it cannot be told what VMs need."""
         if dry_run:
-            return await run_in(Pool.IMAGES, self.store.find_prunable, self.in_use(), every=every)
-        self.check_uses()
+            return await run_in(Pool.IMAGES, self.store.find_prunable, self._in_use(), every=every)
+        self._check_uses()
         async with self.choosing:
-            pruned = await run_in(Pool.IMAGES, self.store.prune, self.in_use(), every=every)
-        self.on_freed()
+            pruned = await run_in(Pool.IMAGES, self.store.prune, self._in_use(), every=every)
+        self._on_freed()
         return pruned
 
     async def import_image(self, name: str, path: str) -> ImageInfo:
@@ -194,7 +200,7 @@ class Images:
         except asyncio.CancelledError:
             await end_work(tools, work)
             raise
-        return await run_in(Pool.IMAGES, self._info, image, self.in_use())
+        return await run_in(Pool.IMAGES, self._info, image, self._in_use())
 
     @asynccontextmanager
     async def export_image(self, name: str) -> AsyncIterator[Path]:

@@ -43,7 +43,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 class Networks:
     """`list_live` gives the names of the VMs whose unit lives, or raises BusError when systemd cannot be
     asked; `vms` is the folder of the VMs' records, `find_servers` gives the host's own name servers, and may
-    block. `listeners` are called when VMs may have come to their network or left it. `first_pause`: seconds
+    block. `on_members` is called when VMs may have come to their network or left it. `first_pause`: seconds
     until what could not be done is tried again."""
 
     def __init__(
@@ -54,12 +54,13 @@ class Networks:
         vms: Path,
         *,
         find_servers: Callable[[], Iterable[Address]] = find_host_servers,
+        on_members: Callable[[], None] = lambda: None,
         first_pause: float = _FIRST_PAUSE,
     ) -> None:
         self.tenancy = tenancy
         self._files = PortFiles(vms)
         self._find_servers = find_servers
-        self.listeners: list[Callable[[], None]] = []
+        self._on_members = on_members
         self._host = host
         self._list_live = list_live
         # of runs that have ended, whose end the network service was not told
@@ -312,9 +313,8 @@ class Networks:
     # what there is
 
     def tell(self) -> None:
-        """Call the listeners."""
-        for listener in self.listeners:
-            listener()
+        """VMs may have come to their network or left it."""
+        self._on_members()
 
     def view(self, tenant: Tenant) -> VmNetwork | None:
         """See `Tenancy.view`; with the counters that were read last."""

@@ -64,20 +64,21 @@ def derive_level(free: int, reserve: int, before: Level) -> Level:
 
 
 class DiskWatch:
-    """Looks when it is told to; `close` when the daemon ends. `config` gives the host config in force."""
+    """Looks when it is told to; `close` when the daemon ends. `config` gives the host config in force;
+    `on_removal` is called when the daemon has removed something that took space."""
 
     def __init__(
         self,
         config: Callable[[], HostConfig],
         fleet: Fleet,
+        on_removal: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._fleet = fleet
         self._clock = clock
-        self.read_rooms: Callable[[Iterable[Path], Iterable[Path]], dict[Path, Room]] = read_rooms
-        # what else is to know that something was removed
-        self.on_removal: list[Callable[[], None]] = []
+        self._on_removal = on_removal
+        self._read_rooms: Callable[[Iterable[Path], Iterable[Path]], dict[Path, Room]] = read_rooms
         self._levels: dict[Path, Level] = {}
         self._tries: dict[Session, Backoff] = {}
         self._wanted = False
@@ -91,8 +92,7 @@ class DiskWatch:
 
     def note_removal(self) -> None:
         """The daemon has removed something that took space."""
-        for note in self.on_removal:
-            note()
+        self._on_removal()
         self.look_soon()
 
     async def close(self) -> None:
@@ -118,7 +118,7 @@ class DiskWatch:
         waiting = self._list_waiting()
         mounts = {drive.mount for _, session in waiting for drive in session.full}
         # one that hangs takes a thread, and holds up nothing but this
-        rooms = await run_in(Pool.TOOLS, self.read_rooms, (state_dir / "vms", state_dir / "volumes"), mounts)
+        rooms = await run_in(Pool.TOOLS, self._read_rooms, (state_dir / "vms", state_dir / "volumes"), mounts)
         self._warn(rooms)
         tries = (self._consider(vm, session, rooms) for vm, session in waiting)
         for error in await asyncio.gather(*tries, return_exceptions=True):

@@ -122,6 +122,9 @@ class FakeManager:
     async def get_vm(self, ref: str) -> VmView:
         return self.find(ref).view
 
+    def view_vm(self, ref: str) -> VmView:
+        return self.find(ref).view
+
     async def create_vm(self, definition: Definition, *, start: bool, short_name: bool = True) -> VmView:
         if definition.name in self.vms:
             raise AlreadyExists(f"there is a VM {definition.name} already")

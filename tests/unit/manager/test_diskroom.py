@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -29,8 +29,8 @@ def small_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prepare(host: Host) -> None:
-    config = host.manager.config
-    host.manager.config = replace(config, disk=replace(config.disk, reserve=0, overcommit=1.0))
+    config = host.parts.config()
+    host.parts.config.replace(replace(config, disk=replace(config.disk, reserve=0, overcommit=1.0)))
 
 
 async def define(host: Host, *names: str) -> None:
@@ -63,7 +63,7 @@ def test_of_creations_with_a_start_at_once_only_one_stays(tmp_path: Path) -> Non
         keys = {"image": "app", "cmd": ["x"], "disk": "64M", "memory": "96M", "network": "none"}
         made = (host.manager.create_vm(parse_definition(name, keys), start=True) for name in ("a", "b"))
         assert refused(await asyncio.gather(*made, return_exceptions=True)) == 1
-        assert len(list(host.manager.fleet)) == 1
+        assert len(list(host.parts.fleet)) == 1
 
     use(tmp_path, scenario)
 
@@ -74,7 +74,7 @@ def test_a_start_counts_the_volume_that_is_being_made(
     async def scenario(host: Host) -> None:
         prepare(host)
         await define(host, "a")
-        api = ApiVolumes(host.manager, cast(Any, host.images))
+        api = ApiVolumes(host.parts, host.manager)
         loop = asyncio.get_running_loop()
         create = api._store.create
         ends: list[Any] = []
@@ -94,15 +94,15 @@ def test_a_start_counts_the_volume_that_is_being_made(
 def test_of_two_volumes_that_grow_at_once_one_does(tmp_path: Path) -> None:
     async def scenario(host: Host) -> None:
         prepare(host)
-        api = ApiVolumes(host.manager, cast(Any, host.images))
+        api = ApiVolumes(host.parts, host.manager)
         for name in ("one", "two"):
             await api.create_volume(name, 16 * MIB, {}, None)
         grown = (api.resize_volume(name, 80 * MIB) for name in ("one", "two"))
         assert refused(await asyncio.gather(*grown, return_exceptions=True)) == 1
         assert sum(volume.size for volume in await api.list_volumes()) == 96 * MIB
         # what was refused, and what was made, is promised no more than once
-        look = await host.manager.fleet.look_at_disks()
-        assert host.manager.fleet.promised_room(look) == 96 * MIB
+        look = await host.parts.fleet.look_at_disks()
+        assert host.parts.fleet.promised_room(look) == 96 * MIB
 
     use(tmp_path, scenario)
 
@@ -111,7 +111,7 @@ def test_a_vm_that_was_started_after_the_look_counts_also_when_it_has_ended(tmp_
     async def scenario(host: Host) -> None:
         prepare(host)
         await define(host, "a")
-        fleet = host.manager.fleet
+        fleet = host.parts.fleet
         look = await fleet.look_at_disks()
         assert fleet.promised_room(look) == 0
         await host.manager.start_vm("a")

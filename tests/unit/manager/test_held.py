@@ -70,21 +70,18 @@ class Daemon(Host):
     """A host whose daemon is started by `recover`, after what a test prepares."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        units = self.units = Units()
-        self.manager._services = replace(self.manager._services, units=cast(Any, units))
-        self.manager._starter._units = cast(Any, units)
-        self.systemd = units
-        self.volumes = ApiVolumes(self.manager, cast(Any, self.images))
-        self.manager.inventory._vms.mkdir(parents=True, exist_ok=True)
-        self.manager.volumes.load()
+        self.systemd = Units()
+        super().__init__(folder, self.systemd)
+        self.volumes = ApiVolumes(self.parts, self.manager)
+        self.parts.records._vms.mkdir(parents=True, exist_ok=True)
+        self.parts.volumes.load()
 
     def make_volume(self) -> Volume:
-        return self.manager.volumes.create("data", 16 * MIB, {})
+        return self.parts.volumes.create("data", 16 * MIB, {})
 
     def run(self, scenario: Callable[[], Awaitable[None]]) -> None:
         async def main() -> None:
-            await self.manager.recover()
+            await self.recovery.recover()
             try:
                 async with asyncio.timeout(30):
                     await scenario()
@@ -102,7 +99,7 @@ class Daemon(Host):
                 await change
         mount = VolumeMount("data", "/srv")
         with pytest.raises(InUse, match="VM web writes to the volume data"):
-            self.manager.claims.claim("other", replace(definition(), name="other", volumes=(mount,)))
+            self.parts.claims.claim("other", replace(definition(), name="other", volumes=(mount,)))
         assert volume.disk.stat().st_size == 16 * MIB
 
 
@@ -113,7 +110,7 @@ def daemon(tmp_path: Path) -> Daemon:
 
 def add_web(daemon: Daemon, *mounts: VolumeMount) -> None:
     """A VM as a daemon before this one has left it."""
-    inventory = daemon.manager.inventory
+    inventory = daemon.parts.records
     inventory.load()
     asyncio.run(inventory.add(replace(definition(), volumes=mounts), Origin.API))
 
@@ -133,7 +130,7 @@ def test_a_vm_whose_run_json_is_lost_has_the_volumes_that_its_unit_has(
         assert (attachment.vm, attachment.running, attachment.mount.writes) == ("web", True, True)
         # and nothing once it has ended
         del daemon.systemd.live[unit_name("web")]
-        await daemon.manager.resync()
+        await daemon.recovery.resync()
         await daemon.volumes.remove_volume("data")
 
     daemon.run(scenario)
@@ -148,9 +145,9 @@ def test_a_volume_that_the_unit_only_reads_is_open_to_other_readers(daemon: Daem
     async def scenario() -> None:
         reads, writes = VolumeMount("data", "/srv", readonly=True), VolumeMount("data", "/srv")
         other = replace(definition(), name="other")
-        assert daemon.manager.claims.claim("other", replace(other, volumes=(reads,)))
+        assert daemon.parts.claims.claim("other", replace(other, volumes=(reads,)))
         with pytest.raises(InUse):
-            daemon.manager.claims.claim("other", replace(other, volumes=(writes,)))
+            daemon.parts.claims.claim("other", replace(other, volumes=(writes,)))
 
     daemon.run(scenario)
 
@@ -161,7 +158,7 @@ def test_what_it_was_started_with_counts_between_its_runs_at_its_end_and_without
 ) -> None:
     volume = daemon.make_volume()
     add_web(daemon)
-    vm = daemon.manager._adopt(next(iter(daemon.manager.inventory)), Past())
+    vm = daemon.parts.adopt(next(iter(daemon.parts.records)), Past())
     vm.runs.files.keep_definition(replace(definition(), volumes=(VolumeMount("data", "/srv"),)))
     if status is None:
         daemon.systemd.down = True
@@ -182,13 +179,13 @@ def test_a_vm_whose_run_json_is_lost_is_on_the_network_of_its_addresses(
     daemon: Daemon, now: NetworkUse | None
 ) -> None:
     add_web(daemon)
-    inventory = daemon.manager.inventory
+    inventory = daemon.parts.records
     asyncio.run(inventory.lease("web", Lease("default", "02:00:00:00:00:01", None, None)))
     asyncio.run(inventory.update("web", replace(definition(), network=now), Origin.API))
     daemon.systemd.live[unit_name("web")] = BETWEEN_RUNS
 
     async def scenario() -> None:
-        tenant = daemon.manager.fleet.get("web").tenant
+        tenant = daemon.parts.fleet.get("web").tenant
         assert tenant.running is not None
         assert tenant.running.name == "default"
         # how it may be reached there is known from its definition only
@@ -252,7 +249,7 @@ def test_a_creation_that_fails_while_a_vmm_has_the_disk_keeps_the_vm(daemon: Dae
             with pytest.raises(BusError, match="no such property"):
                 await daemon.manager.create_vm(definition(), start=True)
             assert (daemon.vms / "web/disk.ext4").exists()
-            assert daemon.manager.fleet.find("web") is not None
+            assert daemon.parts.fleet.find("web") is not None
         await daemon.manager.delete_vm("web")
         assert list(daemon.vms.iterdir()) == []
 
@@ -264,7 +261,7 @@ def test_a_fill_that_fails_while_a_vmm_has_the_volume_says_what_failed(daemon: D
         with ExitStack() as holding:
 
             async def take_volume(*_arguments: object) -> Image:
-                (volume,) = daemon.manager.volumes
+                (volume,) = daemon.parts.volumes
                 holding.enter_context(locked(volume.disk))
                 raise NotFound("there is no image")
 
@@ -272,7 +269,7 @@ def test_a_fill_that_fails_while_a_vmm_has_the_volume_says_what_failed(daemon: D
             with pytest.raises(NotFound, match="there is no image"):
                 async with daemon.volumes.fill_volume("data", 16 * MIB, {}, None):
                     pass
-            (volume,) = daemon.manager.volumes
+            (volume,) = daemon.parts.volumes
             assert volume.disk.exists()
             assert not volume.ready
 
@@ -282,9 +279,9 @@ def test_a_fill_that_fails_while_a_vmm_has_the_volume_says_what_failed(daemon: D
 def test_a_volume_that_is_being_filled_goes_when_the_vm_that_fills_it_has_ended(
     daemon: Daemon, caplog: pytest.LogCaptureFixture
 ) -> None:
-    volume = daemon.manager.volumes.create("half", 16 * MIB, {}, ready=False)
+    volume = daemon.parts.volumes.create("half", 16 * MIB, {}, ready=False)
     name = derive_filler(volume)
-    inventory = daemon.manager.inventory
+    inventory = daemon.parts.records
     inventory.load()
     mounts = (VolumeMount(volume.id, "/volume"),)
     asyncio.run(inventory.add(replace(definition(), name=name, volumes=mounts), Origin.HELPER))
@@ -292,9 +289,9 @@ def test_a_volume_that_is_being_filled_goes_when_the_vm_that_fills_it_has_ended(
 
     async def scenario() -> None:
         assert volume.disk.exists()
-        await daemon.manager.clean_up()
-        assert daemon.manager.fleet.find(name) is None
-        assert list(daemon.manager.volumes) == []
+        await daemon.recovery.clean_up()
+        assert daemon.parts.fleet.find(name) is None
+        assert list(daemon.parts.volumes) == []
         assert "cannot remove" not in caplog.text
 
     with ExitStack() as vmm:
@@ -313,11 +310,11 @@ def test_runtime_folders_go_only_where_systemd_and_the_locks_know_of_no_vmm(daem
         # what systemd does not answer for is left
         assert len(list(daemon.runtime.iterdir())) == 3
         daemon.systemd.down = True
-        await daemon.manager.clean_up()
+        await daemon.recovery.clean_up()
         assert len(list(daemon.runtime.iterdir())) == 3
         daemon.systemd.down = False
         with locked(daemon.runtime / "open/config.img", READS):
-            await daemon.manager.clean_up()
+            await daemon.recovery.clean_up()
         assert sorted(path.name for path in daemon.runtime.iterdir()) == ["loaded", "open"]
 
     daemon.run(scenario)
@@ -331,8 +328,7 @@ def test_no_image_goes_while_it_is_not_known_which_vms_there_are(daemon: Daemon,
     else:
         daemon.vms.rename(daemon.vms.with_name("elsewhere"))
         daemon.vms.write_text("where the VMs were")
-    images = Images(cast(Any, None), cast(Any, NoPulls()))
-    images.check_uses = cast(Any, daemon.images).check_uses  # as the manager has set it
+    images = Images(cast(Any, None), cast(Any, NoPulls()), check_uses=daemon.parts.records.check_complete)
 
     async def scenario() -> None:
         with pytest.raises(HostNotReady):

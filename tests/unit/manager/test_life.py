@@ -299,7 +299,7 @@ def test_a_vm_of_a_file_is_not_deleted_while_its_file_is_there() -> None:
         (host.config.vm_dir / "web.yaml").unlink()
         await host.reload()
         await host.manager.delete_vm("web")
-        assert host.manager.fleet.find("web") is None
+        assert host.parts.fleet.find("web") is None
 
     drive(scenario)
 

@@ -7,14 +7,12 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from hypemand.config.definition import MIB
-from hypemand.manager import volumes as volumes_module
-from hypemand.manager.images.images import Images
+from hypemand.manager import parts as parts_module
 from hypemand.manager.looks import SharedLook
 from hypemand.manager.resources.space import measure_space
 from hypemand.manager.volumes import ApiVolumes
@@ -124,7 +122,7 @@ def test_who_asks_after_a_change_does_not_get_what_was_seen_before() -> None:
 def test_many_who_list_ask_systemd_once_for_each_vm(tmp_path: Path) -> None:
     async def scenario(host: Host) -> None:
         await host.manager.create_vm(definition(), start=True)
-        await host.manager.fleet.get("web").refresh()
+        await host.parts.fleet.get("web").refresh()
         asked, status = list[str](), host.units.status
 
         async def count(unit: str, *, with_memory: bool = False) -> UnitStatus:
@@ -145,7 +143,7 @@ def test_who_lists_waits_for_no_vmm_and_who_looks_at_one_does(tmp_path: Path) ->
 
     async def scenario(host: Host) -> None:
         await host.manager.create_vm(definition(), start=True)
-        vm = host.manager.fleet.get("web")
+        vm = host.parts.fleet.get("web")
         refresh = vm.refresh
 
         async def note(*, with_memory: bool = False, wait_vmm: bool = True) -> None:
@@ -172,14 +170,13 @@ def test_many_who_ask_for_the_space_have_it_measured_once(
         return measure_space(state, runtime, unused)
 
     async def scenario(host: Host) -> None:
-        images = Images(ImageStore(tmp_path / "images", ()), cast(Any, None))
-        api = ApiVolumes(host.manager, images)
+        images, api = host.stored, ApiVolumes(host.parts, host.manager)
         # no dry run waits for a start that is choosing its image, nor such a start for it
         async with images.choosing, asyncio.timeout(10):
             await asyncio.gather(*(api.measure_space() for _ in range(10)))
         assert len(measured) == 1
 
-    monkeypatch.setattr(volumes_module, "measure_space", count)
+    monkeypatch.setattr(parts_module, "measure_space", count)
     use(tmp_path, scenario)
 
 
@@ -206,7 +203,7 @@ async def measure_after(
     """What somebody who asked before `remove` is told, and somebody who asks after it while the first still
     waits."""
     held = HeldMeasure()
-    monkeypatch.setattr(volumes_module, "measure_space", held)
+    monkeypatch.setattr(parts_module, "measure_space", held)
     first = asyncio.create_task(api.measure_space())
     assert await asyncio.to_thread(held.begun.wait, 20)
     await remove
@@ -218,9 +215,7 @@ async def measure_after(
 
 def test_the_space_is_measured_again_after_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(host: Host) -> None:
-        images = Images(ImageStore(tmp_path / "images", ()), cast(Any, SimpleNamespace(cancel=no_pull)))
-        images.on_freed = host.manager.disk_watch.note_removal
-        api = ApiVolumes(host.manager, images)
+        images, api = host.stored, ApiVolumes(host.parts, host.manager)
         await api.create_volume("data", 16 * MIB, {}, None)
         before, after = await measure_after(api, monkeypatch, api.remove_volume("data"))
         assert (used(before, SpaceKind.VOLUMES), used(after, SpaceKind.VOLUMES)) == (1, 0)
@@ -232,10 +227,6 @@ def test_the_space_is_measured_again_after_a_removal(tmp_path: Path, monkeypatch
         assert before is not after
 
     use(tmp_path, scenario)
-
-
-async def no_pull(_name: str) -> bool:
-    return False
 
 
 def test_an_image_that_goes_while_it_is_looked_for_is_passed_over(tmp_path: Path) -> None:

@@ -58,9 +58,9 @@ class Lab:
             self._list_live,
             self.vms,
             find_servers=lambda: self.servers,
+            on_members=self._tell,
             first_pause=0.01,
         )
-        self.networks.listeners.append(self._tell)
 
     def _tell(self) -> None:
         self.told += 1

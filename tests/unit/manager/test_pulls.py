@@ -158,9 +158,9 @@ def test_a_vm_keeps_to_its_content(tmp_path: Path, layout: Path) -> None:
         assert len(registry.asked) == asked
         new = await images.have(NAME, old.digest, ImagePull.ALWAYS)
         assert new.digest != old.digest
-        images.in_use = lambda: [ImageUse("vm", NAME, old.digest)]
+        images._in_use = lambda: [ImageUse("vm", NAME, old.digest)]
         assert await images.prune_images(every=False, dry_run=False) == []
-        images.in_use = tuple
+        images._in_use = tuple
         [pruned] = await images.prune_images(every=False, dry_run=True)
         assert pruned.digest == old.digest
         kept = await images.have(NAME, old.digest, ImagePull.MISSING)

@@ -206,7 +206,7 @@ def test_a_delete_in_the_midst_of_something_leaves_nothing(
         assert failed is None or (begin is while_it_is_deleted and isinstance(failed, NotFound))
         for error in await asyncio.gather(*map(outcome, others)):
             assert error is None or isinstance(error, HypemandError)
-        assert host.manager.fleet.find("web") is None
+        assert host.parts.fleet.find("web") is None
         assert host.traces() == []
         assert list((host.config.state_dir / "vms").iterdir()) == []
 
@@ -228,7 +228,7 @@ def test_a_name_is_free_again_after_a_delete_in_a_creation() -> None:
         await asyncio.sleep(0.01)
         go_on.set()
         await asyncio.gather(creation, deletion, return_exceptions=True)
-        assert host.manager.fleet.find("web") is None
+        assert host.parts.fleet.find("web") is None
         assert host.traces() == []
         await host.run(network="default")
 

@@ -11,7 +11,7 @@ import threading
 from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -40,8 +40,8 @@ def test_a_vms_whole_life_leaves_the_disk_to_threads(tmp_path: Path, blocked_loo
     async def scenario(host: Host) -> None:
         manager = host.manager
         network = NetworkConfig("lab", "hm-lab", IPv4Interface("10.7.0.1/24"), None)
-        manager.config = replace(manager.config, networks={"lab": network})
-        volume = await asyncio.to_thread(manager.volumes.create, "data", 16 * MIB, {})
+        host.parts.config.replace(replace(host.parts.config(), networks={"lab": network}))
+        volume = await asyncio.to_thread(host.parts.volumes.create, "data", 16 * MIB, {})
         await manager.create_vm(networked(), start=False)
         await manager.attach_volume("web", VolumeMount("data", "/data"))
         await manager.detach_volume("web", volume.id)
@@ -191,7 +191,7 @@ def test_who_is_cancelled_while_a_volume_is_made_leaves_none_and_no_second_one_o
     reached, go_on = threading.Event(), threading.Event()
 
     async def scenario(host: Host) -> None:
-        api, store = ApiVolumes(host.manager, cast(Any, host.images)), host.manager.volumes
+        api, store = ApiVolumes(host.parts, host.manager), host.parts.volumes
         create = store.create
 
         def wait(*args: Any, **options: Any) -> Any:

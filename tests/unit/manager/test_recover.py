@@ -147,8 +147,8 @@ def test_a_vm_whose_record_is_gone_is_ended_and_nothing_is_left() -> None:
             await asyncio.to_thread(shutil.rmtree, host.config.state_dir / "vms/web")
 
         await host.restart_daemon(lose)
-        assert host.manager.fleet.find("web") is None
-        await host.manager.clean_up()
+        assert host.parts.fleet.find("web") is None
+        await host.daemon.recovery.clean_up()
         await host.until_true(lambda: host.unit() in (None, "failed/failed"))
         assert host.unit("db") == "active/running"
         assert (await host.manager.get_vm("db")).state is State.RUNNING
@@ -165,7 +165,7 @@ def test_folders_of_vms_that_nobody_knows_are_removed_and_no_others() -> None:
             stray.mkdir()
 
         await host.restart_daemon(make)
-        await host.manager.clean_up()
+        await host.daemon.recovery.clean_up()
         assert not stray.exists()
         assert (host.config.runtime_dir / "vms/web").exists()
         assert host.vm().state is State.RUNNING
@@ -181,7 +181,7 @@ def test_a_record_that_cannot_be_read_is_no_reason_to_end_its_vm() -> None:
             await asyncio.to_thread((host.config.state_dir / "vms/web/vm.json").write_text, "{")
 
         await host.restart_daemon(spoil)
-        await host.manager.clean_up()
+        await host.daemon.recovery.clean_up()
         assert host.unit() == "active/running"
         assert (host.config.runtime_dir / "vms/web").exists()
 
@@ -249,7 +249,7 @@ def test_a_question_that_fails_once_makes_only_its_vm_unknown() -> None:
         await host.restart_daemon(fail)
         states = [host.vm(name).state for name in ("db", "web")]
         assert sorted(states) == [State.RUNNING, State.UNKNOWN]
-        await host.manager.clean_up()
+        await host.daemon.recovery.clean_up()
         await host.until(State.RUNNING)
         await host.until(State.RUNNING, "db")
 

@@ -33,7 +33,7 @@ def recover(host: Host, scenario: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
         host.units.list_vms = list_vms  # type: ignore[method-assign]
         async with asyncio.timeout(30):
-            await host.manager.recover()
+            await host.recovery.recover()
             try:
                 await scenario()
             finally:
@@ -49,11 +49,11 @@ def test_where_the_records_cannot_be_read_no_unit_device_or_folder_is_nobodys(tm
     host.units.live[WEB] = UnitStatus("active")
 
     async def scenario() -> None:
-        await host.manager.networks.sync()
-        await host.manager.clean_up()
+        await host.parts.networks.sync()
+        await host.recovery.clean_up()
         assert WEB in host.units.live
         assert (host.runtime / "web").is_dir()
-        asked = cast(Any, host.manager.networks)._host.asked
+        asked = cast(Any, host.parts.networks)._host.asked
         assert asked
         assert "apply" not in asked, "all devices but those of known VMs would go"
 
@@ -69,11 +69,11 @@ def test_a_unit_of_no_vm_is_stopped_and_its_uid_free_once_it_is_gone(tmp_path: P
     host.units.live[WEB] = UnitStatus("active")
 
     async def scenario() -> None:
-        await host.manager.clean_up()
+        await host.recovery.clean_up()
         assert host.units.live == {}
-        assert host.manager.inventory.find_lost_uids() == [61190], "its processes may be there yet"
-        await host.manager.clean_up()
-        assert host.manager.inventory.find_lost_uids() == []
+        assert host.parts.records.find_lost_uids() == [61190], "its processes may be there yet"
+        await host.recovery.clean_up()
+        assert host.parts.records.find_lost_uids() == []
         assert list(userdb.iterdir()) == []
 
     recover(host, scenario)
@@ -99,14 +99,14 @@ def test_a_helper_that_does_not_end_holds_up_nothing_else(
 
     async def scenario() -> None:
         assert all(folder.is_dir() for folder in marked), "cleaning is for later"
-        assert host.manager.volumes.find("unfilled") is not None
+        assert host.parts.volumes.find("unfilled") is not None
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host.manager, "delete_vm", _fail)
-            await host.manager.clean_up()
+            patch.setattr(host.recovery, "_delete", _fail)
+            await host.recovery.clean_up()
         assert "VM volume-0 is left" in caplog.text
-        assert host.manager.inventory.find(helper.name) is not None
+        assert host.parts.records.find(helper.name) is not None
         assert not any(folder.exists() for folder in marked)
-        assert host.manager.volumes.find("unfilled") is None
+        assert host.parts.volumes.find("unfilled") is None
         assert not unfilled.folder.exists()
         assert kept.folder.exists()
         assert "units that belong to no VM" in caplog.text
@@ -128,7 +128,7 @@ def test_systemd_is_asked_once_for_the_units_that_there_are(tmp_path: Path) -> N
             return await list_vms()
 
         host.units.list_vms = count  # type: ignore[method-assign]
-        await host.manager.clean_up()
+        await host.recovery.clean_up()
         assert asked == ["units"]
         assert host.units.live == {}
         assert not (host.runtime / "gone").exists()

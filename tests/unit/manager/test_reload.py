@@ -186,7 +186,7 @@ def test_a_volume_of_a_vm_of_a_file_is_changed_in_the_file() -> None:
     async def scenario(host: FakeHost) -> None:
         host.write()
         await host.reload()
-        await asyncio.to_thread(host.manager.volumes.create, "data", 64 * 1024 * 1024, {}, None)
+        await asyncio.to_thread(host.parts.volumes.create, "data", 64 * 1024 * 1024, {}, None)
         with pytest.raises(WrongState, match=r"web\.yaml"):
             await host.manager.detach_volume("web", "data")
 

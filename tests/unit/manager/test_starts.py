@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,9 +22,13 @@ from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InsufficientResources, WrongState
+from hypemand.manager.guestops import GuestOps
+from hypemand.manager.parts import make_parts
+from hypemand.manager.recovery import Recovery
 from hypemand.manager.service import VmManager
 from hypemand.model.state import State
 from hypemand.storage.images import Image
+from hypemand.storage.store import ImageStore
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import UnitPlan, UnitStatus
 from hypemand.vm.runs import VmServices
@@ -120,7 +125,7 @@ class FakeImages:
 class Host:
     """A manager with a host made of files in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, units: FakeUnits | None = None) -> None:
         image = folder / "image"
         for place in (image, folder / "kernel", folder / "guest", folder / "run", folder / "state"):
             place.mkdir()
@@ -136,7 +141,7 @@ class Host:
             runtime_dir=folder / "run",
             networks={},
         )
-        self.units = FakeUnits()
+        self.units = units or FakeUnits()
         self.images = FakeImages(Image("app", "i", "sha256:0", "x86_64", 4096, 0.0, "test", image))
         self.watcher = BootWatcher()
         # what systemd is told in the name of VMMs
@@ -148,11 +153,20 @@ class Host:
             lambda: None,
             notify=lambda _pid, *words: self.sent.extend(words),
         )
-        self.manager = VmManager(
-            config, cast(Any, self.images), services, FakeNetworkHost(), folder / "userdb"
-        )
+        store = ImageStore(folder / "images", ())
+        pulls = cast(Any, SimpleNamespace(cancel=no_pull))
+        parts = make_parts(config, services, store, pulls, FakeNetworkHost(), folder / "userdb")
+        self.stored = parts.images
+        guests = GuestOps(parts.fleet, cast(Any, self.images))
+        self.parts = replace(parts, images=cast(Any, self.images), guests=guests)
+        self.manager = VmManager(self.parts)
+        self.recovery = Recovery(self.parts, self.manager.delete_vm)
         self.vms = folder / "state/vms"
         self.runtime = folder / "run/vms"
+
+
+async def no_pull(_name: str) -> bool:
+    return False
 
 
 def definition() -> Definition:
@@ -168,7 +182,7 @@ def other_definition() -> Definition:
 def use(folder: Path, scenario: Callable[[Host], Awaitable[None]]) -> None:
     async def main() -> None:
         host = Host(folder)
-        await host.manager.recover()
+        await host.recovery.recover()
         try:
             async with asyncio.timeout(30):
                 await scenario(host)
@@ -211,7 +225,7 @@ def test_a_full_disk_before_systemd_is_asked_starts_nothing_and_is_named(
 def test_what_is_tried_before_a_stop_waits_for_nobody_who_chooses_an_image(tmp_path: Path) -> None:
     async def scenario(host: Host) -> None:
         await host.manager.create_vm(definition(), start=False)
-        vm = host.manager.fleet.get("web")
+        vm = host.parts.fleet.get("web")
         async with host.images.choosing, asyncio.timeout(20):
             await host.manager._starter.check(vm, host.images.image)
         assert host.units.live == {}
@@ -327,8 +341,8 @@ def test_a_start_that_failed_leaves_no_definition_in_use(tmp_path: Path) -> None
         host.units.refuse = BusError("no such property", errno.EINVAL)
         with pytest.raises(BusError):
             await host.manager.start_vm("web")
-        vm = host.manager.fleet.get("web")
-        defined = await host.manager.inventory.update("web", other_definition(), vm.record.origin)
+        vm = host.parts.fleet.get("web")
+        defined = await host.parts.records.update("web", other_definition(), vm.record.origin)
         vm.take_record(defined)
         assert vm.runs.definition.memory == other_definition().memory
 
@@ -380,7 +394,7 @@ def test_a_start_that_is_cancelled_forgets_no_vm_that_runs(tmp_path: Path) -> No
 def test_a_creation_that_is_cancelled_ends_its_unit_before_its_disk_and_uid_are_free(tmp_path: Path) -> None:
     async def scenario(host: Host) -> None:
         await cancel_while_it_is_taken(host, host.manager.create_vm(definition(), start=True))
-        assert host.manager.fleet.find("web") is None
+        assert host.parts.fleet.find("web") is None
         assert (host.units.live, list(host.vms.iterdir())) == ({}, [])
 
     use(tmp_path, scenario)
@@ -397,6 +411,6 @@ def test_a_creation_whose_unit_does_not_end_keeps_disk_and_uid(tmp_path: Path) -
         view = await host.manager.get_vm("web")
         assert view.state.is_vmm_active
         assert (host.vms / "web/disk.ext4").exists()
-        assert [record.uid for record in host.manager.inventory] == [view.uid]
+        assert [record.uid for record in host.parts.records] == [view.uid]
 
     use(tmp_path, scenario)

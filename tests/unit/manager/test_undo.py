@@ -125,7 +125,7 @@ OF_THE_VM = {
 def holds(host: FakeHost) -> list[str]:
     """All that is held for a start, the disk and addresses too."""
     held = host.traces()
-    vm = host.manager.fleet.find("web")
+    vm = host.parts.fleet.find("web")
     if vm is not None:
         held += ["lease"] if vm.record.lease is not None else []
         held += ["memory"] if vm.committed_memory else []
@@ -164,7 +164,7 @@ def test_a_creation_that_fails_leaves_no_vm(name: str) -> None:
         step.fail(host)
         await fails(host.manager.create_vm(define(network="default"), start=True))
         step.mend(host)
-        assert host.manager.fleet.find("web") is None
+        assert host.parts.fleet.find("web") is None
         assert holds(host) == []
         assert list((host.config.state_dir / "vms").iterdir()) == []
         await host.run(network="default")
@@ -232,7 +232,7 @@ def test_a_creation_without_a_bus_leaves_no_vm() -> None:
         host.systemd.lose_bus()
         await fails(host.manager.create_vm(define(network="default"), start=True))
         host.systemd.find_bus()
-        assert host.manager.fleet.find("web") is None
+        assert host.parts.fleet.find("web") is None
         await host.run(network="default")
 
     drive(scenario)
@@ -322,7 +322,7 @@ def test_a_start_that_is_cancelled_leaves_nothing_or_a_vm_that_runs(
             assert host.traces() == []
         else:
             await host.until_true(lambda: holds(host) == [])
-            await host.until_true(lambda: (host.manager.fleet.find("web") is None) is creates)
+            await host.until_true(lambda: (host.parts.fleet.find("web") is None) is creates)
         if creates:
             await host.create(network="default")
         await host.manager.start_vm("web")

@@ -65,7 +65,7 @@ def test_a_command_is_refused_with_its_name() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create()
         start, go_on = await hold_start(host)
-        guests = GuestOps(host.manager.fleet, host.daemon.images)
+        guests = GuestOps(host.parts.fleet, host.parts.images)
         with pytest.raises(WrongState, match=r"web is \w+ \(starting since \d s, by hypemand\)"):
             await guests.exec_vm("web", ExecRequest(("true",), {}, None, None, None))
         go_on.set()

@@ -41,11 +41,11 @@ class Place:
     def __init__(self, host: Host, vmm: Vmm) -> None:
         self.host = host
         self.manager = host.manager
-        self.watch = host.manager.disk_watch
+        self.watch = host.parts.disk_watch
         self.vmm = vmm
         self.mount = find_mount_point(host.vms)
         self.free: dict[Path, int] = {}
-        self.watch.read_rooms = self._read_rooms
+        self.watch._read_rooms = self._read_rooms
 
     def _read_rooms(self, _folders: Iterable[Path], mounts: Iterable[Path]) -> dict[Path, Room]:
         wanted = {self.mount, *mounts}
@@ -53,7 +53,7 @@ class Place:
 
     @property
     def vm(self) -> Vm:
-        return self.manager.fleet.get("web")
+        return self.host.parts.fleet.get("web")
 
     async def wait(self, state: State) -> VmView:
         await until(lambda: self.vm.state is state)
@@ -73,7 +73,7 @@ async def serving(host: Host) -> AsyncIterator[Vmm]:
     folder.mkdir()
     vmm = Vmm(folder)
     async with vmm.serve("qmp"):
-        os.chown(folder / "qmp.sock", host.manager.fleet.get("web").record.uid, -1)
+        os.chown(folder / "qmp.sock", host.parts.fleet.get("web").record.uid, -1)
         yield vmm
 
 
@@ -92,7 +92,7 @@ def use_vm(
         keys: dict[str, object] = {"image": "app", "cmd": ["x"], "disk": "64M", "memory": "96M"}
         mounts = [{"volume": name, "mount_path": f"/{name}"} for name in volumes]
         for name in volumes:
-            await asyncio.to_thread(host.manager.volumes.create, name, 64 * MIB, {}, None)
+            await asyncio.to_thread(host.parts.volumes.create, name, 64 * MIB, {}, None)
         keys |= {"network": "none", "guest_agent": False, "volumes": mounts, "boot_timeout": "77s"}
         await host.manager.create_vm(parse_definition("web", keys), start=False)
         async with serving(host) as vmm:
@@ -118,7 +118,7 @@ def test_a_vm_is_paused_and_goes_on_when_it_is_asked_for(tmp_path: Path) -> None
         with pytest.raises(WrongState, match="paused already"):
             await place.manager.pause_vm("web")
         with pytest.raises(WrongState, match="web is Paused; resume it first: hypemanctl resume"):
-            await place.manager.guests.exec_vm("web", COMMAND)
+            await place.host.parts.guests.exec_vm("web", COMMAND)
         assert (await place.manager.resume_vm("web")).state is State.RUNNING
         with pytest.raises(WrongState, match="resume needs state Paused"):
             await place.manager.resume_vm("web")
@@ -183,7 +183,7 @@ def test_the_file_system_and_the_disk_are_named(tmp_path: Path, caplog: pytest.L
         assert "disk.reserve" in view.state_error
         assert "hypemanctl df" in view.state_error
         with pytest.raises(WrongState, match=f"web is Paused: {words}"):
-            await place.manager.guests.exec_vm("web", COMMAND)
+            await place.host.parts.guests.exec_vm("web", COMMAND)
 
     use_vm(tmp_path, scenario, volumes=("data", "logs"))
 
@@ -403,7 +403,7 @@ def test_looks_that_are_asked_for_meanwhile_are_one_more(tmp_path: Path) -> None
                 raise OSError(5, "Input/output error")
             return read(folders, mounts)
 
-        read, place.watch.read_rooms = place.watch.read_rooms, count
+        read, place.watch._read_rooms = place.watch._read_rooms, count
         place.watch.look_soon()
         await until(lambda: len(looks) == 1)
         for _ in range(10):

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts together what operations on VMs work with. Each part is given all that it needs when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hypemand.config.host import HostConfig
+from hypemand.manager.fleet import Fleet
+from hypemand.manager.guestops import GuestOps
+from hypemand.manager.images.images import Images
+from hypemand.manager.images.pulls import Pulls
+from hypemand.manager.inventory import Inventory
+from hypemand.manager.looks import SharedLook
+from hypemand.manager.net.names import Names
+from hypemand.manager.net.networks import Networks
+from hypemand.manager.net.tenancy import Tenancy
+from hypemand.manager.resources.claims import Claims
+from hypemand.manager.resources.diskwatch import DiskWatch
+from hypemand.manager.resources.space import measure_space
+from hypemand.model.space import SpaceReport
+from hypemand.network.port import NetworkHost
+from hypemand.storage.store import ImageStore
+from hypemand.storage.volumes import VolumeStore
+from hypemand.systemd.rootdir import Own
+from hypemand.systemd.units import Units
+from hypemand.vm.places import Places
+from hypemand.vm.record import VmRecord
+from hypemand.vm.runfiles import Past
+from hypemand.vm.runs import VmServices
+from hypemand.vm.vm import Vm
+from hypemand.workers import Pool, run_in
+
+
+class CurrentConfig:
+    """The host config in force: called, it gives that."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self._config = config
+
+    def __call__(self) -> HostConfig:
+        return self._config
+
+    def replace(self, config: HostConfig) -> None:
+        """Another one is in force."""
+        self._config = config
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What there is once in a daemon. `services`: what each VM is given."""
+
+    config: CurrentConfig
+    services: VmServices
+    records: Inventory
+    fleet: Fleet
+    volumes: VolumeStore
+    claims: Claims
+    images: Images
+    guests: GuestOps
+    names: Names
+    networks: Networks
+    disk_watch: DiskWatch
+    space: SharedLook[SpaceReport]
+
+    @property
+    def units(self) -> Units:
+        """systemd's units."""
+        return self.services.units
+
+    @property
+    def runtime_root(self) -> Path:
+        """The folder of the runtime folders of VMs."""
+        return self.config().runtime_dir / "vms"
+
+    @property
+    def vmm_root(self) -> Path:
+        """The root directory that all VMMs have."""
+        return self.config().runtime_dir / "root"
+
+    @property
+    def vmm_own(self) -> Own:
+        """Where a VMM finds in that what is its own."""
+        return Own(self.config().runtime_dir / "self")
+
+    def places(self, name: str) -> Places:
+        """Where the files of a VM are."""
+        return Places(self.records.folder(name), self.runtime_root / name, self.vmm_root, self.vmm_own)
+
+    def adopt(self, record: VmRecord, past: Past) -> Vm:
+        """A VM that is defined, and followed from now on. `past`: what its runs have left."""
+        vm = Vm(record, self.places(record.name), self.services, self.networks, past)
+        self.fleet.add(vm)
+        vm.attach()
+        return vm
+
+
+def make_parts(
+    config: HostConfig,
+    services: VmServices,
+    store: ImageStore,
+    pulls: Pulls,
+    network_host: NetworkHost,
+    userdb: Path,
+) -> Parts:
+    """All parts. `services.on_change` is called when the state of a VM has changed, after those that are told
+    here."""
+    current = CurrentConfig(config)
+    vms = config.state_dir / "vms"
+    volumes = VolumeStore(config.state_dir / "volumes", config.state_dir / "templates")
+
+    def take_record(record: VmRecord) -> None:
+        fleet.take_record(record)
+
+    def take_removal() -> None:
+        space.outdate()
+
+    records = Inventory(vms, config.uid_range, userdb, take_record)
+    fleet = Fleet(current, volumes, records.unreadable)
+    disk_watch = DiskWatch(current, fleet, take_removal)
+    images = Images(store, pulls, fleet.image_uses, records.check_complete, disk_watch.note_removal)
+    guests = GuestOps(fleet, images)
+    tenancy = Tenancy(lambda: current().networks, fleet.tenants)
+    names = Names(config.runtime_dir / "hosts", tenancy.members, guests)
+
+    async def list_live() -> Set[str]:
+        records.check_readable()  # else it is not known what they have
+        states = await services.units.list_vms()
+        return {name for name, state in states.items() if state not in ("inactive", "failed")}
+
+    def take_change() -> None:
+        names.states_changed()
+        services.on_change()
+
+    async def report_space() -> SpaceReport:
+        now = current()
+        unused = sum(image.size for image in await images.prune_images(every=True, dry_run=True))
+        uses = await run_in(Pool.TOOLS, measure_space, now.state_dir, now.runtime_dir, unused)
+        disks = await fleet.look_at_disks()
+        allowed = int(max(disks.room.total - now.disk.reserve, 0) * now.disk.overcommit)
+        return SpaceReport(uses, disks.room, fleet.promised_room(disks), allowed)
+
+    space = SharedLook("space", report_space)
+    return Parts(
+        config=current,
+        services=replace(services, on_change=take_change, volume_disk=volumes.find_disk),
+        records=records,
+        fleet=fleet,
+        volumes=volumes,
+        claims=Claims(volumes, fleet.holders),
+        images=images,
+        guests=guests,
+        names=names,
+        networks=Networks(network_host, tenancy, list_live, vms, on_members=names.members_changed),
+        disk_watch=disk_watch,
+        space=space,
+    )
