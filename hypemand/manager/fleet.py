@@ -29,8 +29,8 @@ _UNKNOWN = "(unknown)"
 
 @dataclass(frozen=True, slots=True)
 class DiskLook:
-    """What the file system of the state folder had when it was looked at, and the VMs that had a disk, or
-    were about to have one; `number`: how many starts had begun before it."""
+    """Free space of the file system of the state folder at one moment, and the VMs that had a disk, or were
+    about to have one; `number`: how many starts had begun before it."""
 
     room: Room
     with_disk: Set[str]

@@ -89,8 +89,8 @@ class Inventory:
         self._changing = asyncio.Lock()
 
     def load(self) -> None:
-        """Read all records. One that cannot be read is reported and left as it is. Raises OSError when it
-        cannot be told which VMs there are; then all names count as VMs that cannot be read. Blocks."""
+        """Read all records. One that cannot be read is reported and not changed. Raises OSError when the
+        folder cannot be listed; then all names count as VMs whose record cannot be read. Blocks."""
         try:
             make_folder(self._vms, mode=0o711)
             folders = sorted(self._vms.iterdir())
@@ -146,7 +146,7 @@ class Inventory:
         return sorted(self._lost_uids)
 
     def free_uid(self, uid: int) -> None:
-        """Let go of one of `find_lost_uids`, whose unit is gone."""
+        """Release one of `find_lost_uids`, whose unit is gone."""
         if uid in self.find_lost_uids():
             _log.info("uid %d is free: its VM has been removed", uid)
             _unlink(self._uid_files(uid))
@@ -315,7 +315,7 @@ class Inventory:
     async def remove(self, name: str) -> None:
         """Forget a VM and remove its data. InUse while a VMM has its disk. It is gone with the rename, also
         if there is an OSError after that: what cannot be deleted then is deleted when the daemon starts
-        again, and its uid is nobody's until then."""
+        again, and its uid stays reserved until then."""
         await finish(self._remove(name), f"removal of {name}")
 
     async def _remove(self, name: str) -> None:

@@ -108,7 +108,7 @@ class VmLog:
         return derive_user_text(message.decode("utf-8", "replace"))
 
     def close(self) -> None:
-        """Let go of the journal's files."""
+        """Close the journal's files."""
         self._reader.close()
 
 

@@ -28,8 +28,8 @@ class _Look(Generic[T]):
 
 
 class SharedLook(Generic[T]):
-    """One look at a time: who asks while one is under way gets its result too, so a hundred clients who ask
-    at once cost PID 1 and the disk as much as one. `outdate` when what is looked at was changed."""
+    """One query at a time: callers that ask while one is under way get its result too, so a hundred clients
+    that ask at once cost PID 1 and the disk as much as one. `outdate` after a change of what is queried."""
 
     def __init__(self, name: str, look: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._name = name

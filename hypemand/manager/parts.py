@@ -50,7 +50,7 @@ class CurrentConfig:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What there is once in a daemon. `services`: what each VM is given."""
+    """The components of which a daemon has one each. `services`: those that every VM uses."""
 
     config: CurrentConfig
     services: VmServices
@@ -105,8 +105,8 @@ def make_parts(
     network_host: NetworkHost,
     userdb: Path,
 ) -> Parts:
-    """All parts. `services.on_change` is called when the state of a VM has changed, after those that are told
-    here."""
+    """Make all components. `services.on_change` is called when the state of a VM has changed, after the
+    names were updated."""
     current = CurrentConfig(config)
     vms = config.state_dir / "vms"
     volumes = VolumeStore(config.state_dir / "volumes", config.state_dir / "templates")

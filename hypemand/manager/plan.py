@@ -58,8 +58,8 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The network that a VM gets: what it keeps of it, what the host makes, and what its guest is told. `dns`
-    are addresses, `hosts` the names that it knows."""
+    """The network connection of a VM: its lease, its port on the host, and the guest's configuration. `dns`
+    are addresses, `hosts` the names that the guest knows."""
 
     lease: Lease
     port: PortPlan
@@ -87,8 +87,8 @@ def make_plan(
     *,
     in_root: Callable[[Path], bool],
 ) -> Plan:
-    """Work out a start. Raises InvalidDefinition when definition and image together do not make a program.
-    `in_root` tells whether the root of VMMs has a file of the host at its own place anyway."""
+    """Derive the unit and the guest's configuration of a start. Raises InvalidDefinition when definition and
+    image together have no program. `in_root`: is a file of the host in the root directory of VMMs already?"""
     guest = resolve_program(definition, image)
     guest = replace(guest, volumes=tuple(map(_guest_volume, volumes)))
     if network is not None:

@@ -47,9 +47,8 @@ class Recovery:
         self._cut_off: set[str] = set()
 
     async def recover(self) -> None:
-        """Learn what there is, and what of it runs: from the records, then from systemd. Nothing that is
-        found there keeps the rest from being learned: what fails is logged, and what is not known counts as
-        in use."""
+        """Load the VMs from their records, then their states from systemd. An error in one does not prevent
+        the others: it is logged, and what is not known counts as in use."""
         with logged("the VMs' records"):
             await run_in(Pool.RECORDS, self._parts.records.load)
         with logged("the volumes' records"):
@@ -119,7 +118,7 @@ class Recovery:
 
 
 async def recover_vms(vms: Sequence[Vm], deadline: float = _DEADLINE) -> None:
-    """Learn from systemd what the VMs do. Those that it tells nothing of in time are Unknown."""
+    """Query the state of the VMs from systemd. Those for which there is no answer in time are Unknown."""
     looks = {asyncio.create_task(vm.recover(), name=f"recovery of VM {vm.name}") for vm in vms}
     if not looks:
         return
@@ -140,7 +139,8 @@ async def recover_vms(vms: Sequence[Vm], deadline: float = _DEADLINE) -> None:
 
 
 async def ask_again(vms: Sequence[Vm]) -> None:
-    """Until systemd has told of each VM. One that cannot be asked for another reason is left."""
+    """Repeat the query until systemd has answered for each VM. A VM whose query fails for another reason is
+    skipped."""
     pause = _FIRST_PAUSE
     left: set[str] = set()
     while unknown := [vm for vm in vms if not (vm.is_known or vm.operations.closed or vm.name in left)]:
@@ -157,7 +157,7 @@ async def ask_again(vms: Sequence[Vm]) -> None:
 async def stop_unknown(
     units: Units, found: Iterable[str], inventory: Inventory, is_known: Callable[[str], bool]
 ) -> None:
-    """Stop the units of VMs that are not known: `found` are the VMs that have one. Let go of uids that only
+    """Stop the units of VMs that are not known: `found` are the VMs that have one. Release uids that only
     such a VM can have had."""
     unknown = [name for name in found if not is_known(name)]
     for name in unknown:

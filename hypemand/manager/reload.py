@@ -31,7 +31,7 @@ _ONLINE_DEADLINE = 180.0
 
 
 class Reloader:
-    """Reads the files again when it is told to. `close` waits for the starts and stops it has begun."""
+    """Reads the files again on request. `close` waits for the starts and stops that a reload has caused."""
 
     def __init__(
         self, parts: Parts, manager: VmManager, load_config: Callable[[], HostConfig] = load_host_config
@@ -128,8 +128,8 @@ class Reloader:
         return removed
 
     def autostart(self, vm: Vm, *, at_boot: bool = False) -> None:
-        """Start a VM in the background; what goes wrong is in the journal. `at_boot`: the host may have yet
-        to learn its name servers, and who would be told of none waits until its network is up."""
+        """Start a VM in the background; errors are in the journal. `at_boot`: the host may not have its name
+        servers yet; a VM that would get none waits until the host's network is up."""
         self._spawn(f"autostart {vm.name}", self._start(vm, at_boot=at_boot))
 
     async def _start(self, vm: Vm, *, at_boot: bool) -> None:

@@ -52,7 +52,7 @@ class VmManager:
         self._all = SharedLook("look at all VMs", self._look_at_all)
 
     async def close(self) -> None:
-        """Let go of all VMs. They go on."""
+        """Stop following all VMs. They keep running."""
         await self._parts.disk_watch.close()
         await self._starter.close()
         await self._parts.names.close()
@@ -260,8 +260,8 @@ class VmManager:
             await self._end(vm, _SIGKILL)
 
     async def _ask_guest_to_end(self, vm: Vm, grace: float) -> None:
-        """Another grace than ExecStop= gives: of two orders the guest keeps to the one that ends it sooner.
-        A guest that cannot be told is ended by force later."""
+        """Another grace than that of ExecStop=: of two requests the guest takes the one that ends it sooner.
+        A guest that cannot be reached is ended by force later."""
         if vm.session is None or not vm.record.definition.guest_agent or vm.state is not State.RUNNING:
             return
         try:

@@ -43,7 +43,7 @@ class _Work:
 
 
 class Starter:
-    """Starts VMs. Who calls it holds the VM, and has looked at its state."""
+    """Starts VMs. The caller holds the VM's operation, and has checked its state."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

@@ -116,7 +116,7 @@ _HALTED = frozenset(
 )
 _ENDED = frozenset({QmpStatus.SHUTDOWN, QmpStatus.GUEST_PANICKED, QmpStatus.INTERNAL_ERROR})
 
-# Why the guest does not run, where that is nobody's wish. Shown beside the state.
+# Why the guest does not run, where nobody has asked for that. Shown beside the state.
 _QMP_ERRORS = {
     QmpStatus.IO_ERROR: "the VMM stopped the guest because a disk could not be written",
     QmpStatus.WATCHDOG: "the VMM stopped the guest because its watchdog expired",
@@ -173,7 +173,7 @@ def list_missing(seen: Collection[Marker], *, guest_agent: bool) -> tuple[Marker
 
 
 def _derive_error(evidence: Evidence) -> str | None:
-    """Why the guest does not run, where that is nobody's wish."""
+    """Why the guest does not run, where nobody has asked for that."""
     if evidence.qmp is QmpStatus.IO_ERROR and evidence.full is not None:
         return evidence.full
     return _QMP_ERRORS.get(evidence.qmp)
@@ -182,8 +182,8 @@ def _derive_error(evidence: Evidence) -> str | None:
 def derive_state(evidence: Evidence) -> Derived:
     """The state that the evidence proves. Total and pure.
 
-    A deactivating unit is Shutdown whatever QMP says: the guest was told to end and is not to be called
-    usable any more, and a VMM on its way out often does not answer, which is no reason for Unknown.
+    A deactivating unit is Shutdown whatever QMP says: the guest was asked to end and is not usable any more,
+    and a VMM on its way out often does not answer, which is no reason for Unknown.
     """
     unit = evidence.unit
     if unit is UnitEvidence.NO_ANSWER:

@@ -64,7 +64,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Whom a registry is to take us for, in one pull."""
+    """Credentials for a registry, for one pull."""
 
     username: str
     password: str = field(repr=False)

@@ -55,10 +55,9 @@ class Member:
 class NetworkInfo:
     """A network as it is on the host now.
 
-    `problem` "": VMs can be on it. `pending`: the host config has it otherwise, or not at all, and so it
-    will be as soon as no VM is on it any more. `dns`: what VMs are told. `addresses` and `free_addresses`: of
-    IPv4, or of IPv6 in a network that has that alone.
-    """
+    `problem` "": VMs can be on it. `pending`: the host config has it otherwise, or not at all, and so it will
+    be as soon as no VM is on it any more. `dns`: the name servers that VMs get. `addresses` and
+    `free_addresses`: of IPv4, or of IPv6 in a network that has that alone."""
 
     name: str
     bridge: str

@@ -84,8 +84,8 @@ class Manager(Protocol):
     def logs(
         self, ref: str, *, source: LogSource, tail: int | None, follow: bool, sentinels: bool
     ) -> AsyncIterator[LogLine]:
-        """Lines, oldest first; `tail` None: all. With `follow` it goes on until the run that is on has
-        ended and its last line was given; at once when none is on. `sentinels`: keep HYPEMAN- lines."""
+        """Lines, oldest first; `tail` None: all. With `follow` it ends after the last line of the current
+        run; at once when there is none. `sentinels`: keep HYPEMAN- lines."""
 
     async def timeline(self, ref: str) -> Timeline:
         """The last boot. WrongState when there was none."""
@@ -120,7 +120,7 @@ class ImageService(Protocol):
         """One image. Raises NotFound."""
 
     async def pull_image(self, name: str, credentials: Credentials | None = None) -> ImageInfo:
-        """Begin to have what `name` stands for now, or join those who do; what is known at once."""
+        """Start the pull of `name`, or join one in progress, and return its state at once."""
 
     def watch_image(self, name: str) -> AsyncIterator[ImageInfo]:
         """The image now, then at each change, until it is READY or FAILED."""

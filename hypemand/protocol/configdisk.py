@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config disk: what a guest is told before it starts anything (docs/protocol.md, "Config disk")."""
+"""The config disk: the guest's configuration, which it reads first of all (docs/protocol.md, "Config
+disk")."""
 
 from __future__ import annotations
 
@@ -62,8 +63,8 @@ class GuestHost:
 @dataclass(frozen=True, slots=True)
 class GuestConfig:
     """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /.
-    `dns` are addresses, `search` domains; `hosts`, at most MAX_HOSTS, what it is told of others and of
-    itself. `settings`: records on how programs are started, as `settings_of` derives them."""
+    `dns` are addresses, `search` domains; `hosts`, at most MAX_HOSTS, are the names of other VMs and
+    its own. `settings`: records on how programs are started, as `settings_of` derives them."""
 
     name: str
     mode: Mode
@@ -143,7 +144,7 @@ def _format_fields(fields: Iterable[tuple[str, str]]) -> str:
 
 
 def _find_problem(config: GuestConfig) -> Problem | None:
-    """What cannot be told to a guest, whatever its size."""
+    """A value that the format cannot represent, whatever its size."""
     if config.mode is Mode.AUTO:
         return Problem("", 0, 0, "mode", "auto was not decided", "exec or systemd")
     if not config.argv:
@@ -156,7 +157,7 @@ def _find_problem(config: GuestConfig) -> Problem | None:
 
 
 def encode_config_disk(config: GuestConfig) -> bytes:
-    """The bytes of the disk. InvalidDefinition when the guest cannot be told this."""
+    """The bytes of the disk. InvalidDefinition for a value that the format cannot represent."""
     problem = _find_problem(config)
     if problem is not None:
         raise InvalidDefinition([problem])

@@ -337,7 +337,7 @@ def _read_last_field(backwards: bytes, at: int) -> tuple[bytes, bytes, int] | No
 
 
 def _parse_value(key: bytes, value: bytes) -> Any:
-    """What the value stands for; None: nothing that is known, or it is malformed."""
+    """The parsed value; None: unknown or malformed."""
     codec = _CODECS.get(key)
     try:
         return None if codec is None else codec.parse(value)

@@ -38,7 +38,7 @@ def unit_path(unit: str) -> str:
 
 
 class BusError(HostNotReady):
-    """A call that failed. `number` is the errno of the answer, `gone` tells that the bus is not there."""
+    """A call that failed. `number` is the errno of the answer; `gone`: the bus is not available."""
 
     code = "bus_error"
 
@@ -49,7 +49,7 @@ class BusError(HostNotReady):
 
 
 class Worker(Protocol):
-    """The process, or what stands for it."""
+    """The process, or a fake of it."""
 
     def kill(self) -> None:
         """End it."""
@@ -59,7 +59,7 @@ class Worker(Protocol):
 
 
 class _Watch(NamedTuple):
-    """Properties that are watched: whose, of which of its interfaces, and who is told."""
+    """Watched properties of an object: the interface, the names, and the callback."""
 
     interface: str
     names: tuple[str, ...]
@@ -168,7 +168,7 @@ class SystemBus:
         self._turn.release()
 
     def _send(self, *frame: Any) -> None:
-        """Nothing, where there is no process: the next is told what is watched."""
+        """Nothing without a process: the next one gets the whole list of watches."""
         if self._writer is not None:
             self._writer.write(busframes.encode(frame))
 

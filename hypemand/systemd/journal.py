@@ -136,7 +136,7 @@ class BootJournal:
         return JournalLine(message, monotonic / 1e6, self._reader._get_realtime() / 1e6)
 
     def close(self) -> None:
-        """Let go of the journal's files."""
+        """Close the journal's files."""
         self._reader.close()
 
 

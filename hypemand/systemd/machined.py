@@ -17,8 +17,8 @@ _REGISTER = "org.freedesktop.machine1.Manager.RegisterMachineWithNetwork"
 async def register_machine(
     bus: Bus, name: str, vm_id: str, leader: int, interfaces: Sequence[int] = ()
 ) -> bool:
-    """Make a VM known under its name. The leader is the process that machinectl signals, and its cgroup
-    tells the unit. `vm_id` is 32 hex digits, `interfaces` the indexes of the host's ends of its network.
+    """Register a VM under its name. The leader is the process that machinectl signals; the unit follows from
+    its control group. `vm_id` is 32 hex digits, `interfaces` the indexes of the host's ends of its network.
     False: there is no machined. Raises BusError otherwise."""
     identity = (name, bytes.fromhex(vm_id), "hypemand", "vm", leader, "")
     try:

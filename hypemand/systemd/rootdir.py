@@ -118,7 +118,7 @@ def copy_linker_cache(root: Path, source: Path = _LINKER_CACHE) -> None:
 
 def is_in_usr(path: Path) -> bool:
     """Does a VMM see this file of the host without its being bound: below /usr, by no link, and on the mount
-    that /usr is part of? Only that one is in the root. False where it cannot be told."""
+    that /usr is part of? Only that one is in the root. False where this is not known."""
     try:
         return path.is_relative_to(_USR) and path == path.resolve() and _read_mount(path) == _read_mount(_USR)
     except OSError:

@@ -215,7 +215,7 @@ class Units:
         return [row[1] for row in rows or []]
 
     async def reset_failed(self, unit: str) -> None:
-        """Let go of a failed unit, so that its name can be used again."""
+        """Have systemd forget a failed unit, so that its name can be used again."""
         await self._unless_missing("ResetFailedUnit", "s", unit)
 
     async def status(self, unit: str, *, with_memory: bool = False) -> UnitStatus:

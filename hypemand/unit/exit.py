@@ -201,7 +201,7 @@ def collect_ending(
     mode: Mode,
     deadline: float,
 ) -> Ending:
-    """Everything that tells how this run ended, from the journal first and from the daemon's own record
+    """All evidence of how this run ended, from the journal first and from the daemon's own record
     of the boot where the journal has lost lines, or has too many."""
     notes = load_notes(state / "boot.json", run)
     boot = None if notes is None else notes.boot
@@ -256,8 +256,8 @@ def _renew_disk(state: Path, size: str, uid: str, templates: str) -> None:
 
 
 def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
-    """Write the record for the daemon, to the spare place if it must be. What systemd cannot be told by an
-    exit status, it alone has."""
+    """Write the record for the daemon, to the spare place if necessary. It has what an exit status cannot
+    express."""
     content = dump_exit_record(record).encode()
     try:
         write_file(path, content, mode=0o600)

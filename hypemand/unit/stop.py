@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ExecStop= of a VM's unit: tell the guest to power off, also one that is paused, and wait for the VMM's end.
+"""ExecStop= of a VM's unit: ask the guest to power off, also one that is paused, and wait for the VMM's end.
 
 ``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS``, with $MAINPID of systemd's. Needs no daemon:
-the stop port is for this alone. Whatever goes wrong here, systemd goes on to end the VMM by signal.
+the stop port is for this alone. Whatever goes wrong here, systemd ends the VMM by signal afterwards.
 
 The unit's TimeoutStopSec= bounds each step of its end, of which this is the first, and the only one that may
-take long: as long as the guest may, which systemd is told here.
+take long: as long as the guest may, for which systemd is notified here.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _connect(client: socket.socket, path: Path, uid: int) -> None:
 
 
 def main() -> int:
-    """Exit 1, with the reason on standard error, when the guest cannot be told. A VMM that has gone is what
-    is wanted: systemd runs ExecStop= also after a guest that has powered off by itself."""
+    """Exit 1, with the reason on standard error, when the guest cannot be reached. A VMM that has ended is no
+    error: systemd runs ExecStop= also after a guest that has powered off by itself."""
     runtime, grace = sys.argv[1], int(sys.argv[2])
     deadline = grace + POWER_OFF
     if (main_pid := os.environ.get("MAINPID")) is not None:

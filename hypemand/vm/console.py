@@ -107,7 +107,7 @@ class Console:
         return self._to_catch_up == 0
 
     def close(self) -> None:
-        """Let go of the journal's files: there is nothing more to learn."""
+        """Close the journal's files."""
         self.is_open = False
         if self._journal is not None:
             self._journal.close()

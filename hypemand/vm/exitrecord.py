@@ -168,5 +168,5 @@ def _parse(document: Any) -> ExitRecord:
 
 
 def dump_exit_record(record: ExitRecord) -> str:
-    """The record as it stands in its file."""
+    """The content of the record's file."""
     return json.dumps(asdict(record)) + "\n"

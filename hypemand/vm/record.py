@@ -47,5 +47,5 @@ class VmRecord:
 
     @property
     def image_digest(self) -> str:
-        """The content that it is to be started with; "" for what its image's name stands for."""
+        """The digest of the content that it is pinned to; "": none, its image's name decides."""
         return self.pin.digest if self.pin is not None and self.pin.name == self.definition.image else ""

@@ -66,9 +66,9 @@ def _mark_leftovers(folders: Sequence[Path], is_needed: Callable[[str], bool]) -
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What stands in the files of a VM's runs: what it was started with, the records of the last run or of
-    the two last ones, the newest first, and when notes of a boot were written last (seconds since the epoch).
-    None, or none of them: that cannot be read, or was not asked for."""
+    """Content of the files of a VM's runs: the definition that it was started with, the records of the last
+    run or of the two last ones, the newest first, and when notes of a boot were written last (seconds since
+    the epoch). None or empty: it cannot be read, or was not asked for."""
 
     definition: Definition | None = None
     exits: tuple[ExitRecord, ...] = ()
@@ -147,7 +147,7 @@ class RunFiles:
         write_file(self._definition, json.dumps(definition_to_json(definition)).encode(), mode=0o600)
 
     def load(self, *, definition: bool, exits: bool) -> Found:
-        """What is asked for of what stands in the files. Blocks."""
+        """Read the requested files. Blocks."""
         return Found(
             self._load_definition() if definition else None,
             self._load_exits() if exits else (),

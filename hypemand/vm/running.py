@@ -43,8 +43,8 @@ class Running:
             self._is_lost = found is None
 
     async def learn_bound_files(self, record: VmRecord, units: Units) -> None:
-        """Its definition may be another by now: what volumes it has, systemd tells. Until it does, the next
-        look asks again."""
+        """Its definition may be another by now: systemd knows which volumes its unit has. The query is
+        repeated with the next refresh until it is answered."""
         if not self._is_lost or self.bound:
             return
         try:

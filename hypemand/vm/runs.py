@@ -61,7 +61,7 @@ class Owner:
 
 
 class Runs:
-    """`past`: what there is of runs before this daemon. `session`: the connections to the VMM while there is
+    """`past`: records of runs before this daemon. `session`: the connections to the VMM while there is
     one; `exit`: how the last run ended; `running`: what the run that is on holds."""
 
     def __init__(self, owner: Owner, services: VmServices, tasks: Tasks, past: Past) -> None:

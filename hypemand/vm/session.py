@@ -436,7 +436,7 @@ class Session:
             _log.error("VM %s: task %s failed", self._name, task.get_name(), exc_info=error)
 
     async def close(self) -> None:
-        """Let go of the VMM: of every connection and task."""
+        """Close every connection to the VMM, and end every task."""
         self._closed = True
         if self._change_due is not None:
             self._change_due.cancel()

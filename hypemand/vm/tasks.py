@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 
 
 class Tasks:
-    """Tasks that belong to the VM of that name. One that fails is told of in the log."""
+    """Tasks that belong to the VM of that name. One that fails is logged."""
 
     def __init__(self, vm: str) -> None:
         self._vm = vm

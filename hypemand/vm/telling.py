@@ -42,8 +42,8 @@ def tell_readiness(vm: str, session: Session) -> None:
 
 
 def extend_boot(vm: str, session: Session, boot_timeout: float | None) -> None:
-    """The guest of a boot stands still: let its deadline stand still too. systemd can be told how long it is
-    to wait from now on, and nothing else, so the boot has all of its time again when it goes on."""
+    """Extend the deadline of a boot whose guest is paused. systemd takes only a time from now on, so the boot
+    has all of its time again when the guest is resumed."""
     if boot_timeout is not None:
         seconds = max(boot_timeout, _LEAST_EXTENSION)
         tell_systemd(vm, session, f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")

@@ -190,7 +190,7 @@ class BootTracker:
 
 
 def dump_notes(notes: BootNotes) -> bytes:
-    """The notes as they stand in their file."""
+    """The content of the notes' file."""
     document = {
         "run": notes.run,
         "boot": notes.boot,

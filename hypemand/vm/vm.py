@@ -43,8 +43,8 @@ _DETACH_DEADLINE = 5.0
 
 
 class Vm:
-    """A VM that is defined; `past`: what there is of its runs before. What it is `record` says; all else
-    follows evidence. `removed`: its file is gone."""
+    """A VM that is defined; `past`: records of its runs before. `record` is what was defined; all else
+    follows from evidence. `removed`: its file is gone."""
 
     def __init__(
         self, record: VmRecord, places: Places, services: VmServices, network: NetworkHost, past: Past
@@ -382,7 +382,7 @@ class Vm:
                 await changed.wait()
 
     def mark_deleted(self) -> None:
-        """It is gone: those who wait for it are told."""
+        """It is deleted: end the waits for it."""
         self.operations.close()
         self.changes.tell()
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Polls while VMs boot, and is idle otherwise.
 
-A VMM makes its sockets without telling anybody, so they are looked for every few milliseconds. The guest's
-markers then arrive on one of them. The journal shows them too, whatever becomes of that socket; journald
-tells of new entries up to 440 ms late, so it is looked into, less often: what is read first is usually the
+There is no event for a VMM's sockets being made, so they are looked for every few milliseconds. The guest's
+markers then arrive on one of them. The journal has them too, whatever becomes of that socket; journald
+reports new entries up to 440 ms late, so it is polled, less often: what is read first is usually the
 socket, and VMs that boot at once leave little CPU to spare.
 """
 
@@ -22,7 +22,7 @@ LATER = 0.1
 
 
 class Booting(Protocol):
-    """Something that is looked at until it has booted."""
+    """Something that is polled until it has booted."""
 
     def poll(self) -> float | None:
         """Look once, without waiting. Seconds until the next look; None: no more until it is added again."""

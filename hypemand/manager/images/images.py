@@ -43,8 +43,8 @@ class Images:
     # for VMs
 
     async def find_for(self, name: str, digest: str) -> Image | None:
-        """The image a VM is started with: the content `digest` if it keeps to one, else what `name` stands
-        for here."""
+        """The image that a VM is started with: the content `digest` if the VM is pinned to one, else the
+        local image of that name."""
         return await run_in(Pool.IMAGES, self._find_for, name, digest)
 
     def _find_for(self, name: str, digest: str) -> Image | None:
@@ -101,7 +101,7 @@ class Images:
     # for the API
 
     async def list_images(self) -> Sequence[ImageInfo]:
-        """All images by name, with those that are being had. One that could not be is told of by its name."""
+        """All images by name, including pulls in progress. A pull that failed is listed by its name."""
         uses = self._in_use()
         found = {info.name: info for info in await run_in(Pool.IMAGES, self._list, uses)}
         for pull in self.pulls:
@@ -143,7 +143,7 @@ class Images:
         return known
 
     async def pull_image(self, name: str, credentials: Credentials | None = None) -> ImageInfo:
-        """Begin to have what `name` stands for now; what is known of it at once."""
+        """Start the pull of `name`, and return its state at once."""
         parse_reference(name)
         pull = self.pulls.start(name, credentials)
         return _with_pull(None, pull.view)
@@ -169,8 +169,8 @@ class Images:
         return await run_in(Pool.IMAGES, self._info, image, self._in_use())
 
     async def remove_image(self, name: str) -> None:
-        """Remove it; end its pull, if one is on. Raises NotFound, InUse, and HostNotReady while it cannot be
-        told what VMs need."""
+        """Remove an image; cancel its pull, if one is in progress. Raises NotFound, InUse, and HostNotReady
+        while it is not known which images VMs need."""
         cancelled = await self.pulls.cancel(parse_image_name(name))
         if cancelled and await run_in(Pool.IMAGES, self.store.find_image, name) is None:
             return
@@ -180,8 +180,8 @@ class Images:
         self._on_freed()
 
     async def prune_images(self, *, every: bool, dry_run: bool) -> Sequence[Pruned]:
-        """Remove images that no VM needs: those without a name, or `every` one; or only find them, which
-        holds up nobody. Raises HostNotReady while it cannot be told what VMs need."""
+        """Remove images that no VM needs: those without a name, or `every` one; or only find them, without
+        taking a lock. Raises HostNotReady while it is not known which images VMs need."""
         if dry_run:
             return await run_in(Pool.IMAGES, self.store.find_prunable, self._in_use(), every=every)
         self._check_uses()

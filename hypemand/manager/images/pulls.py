@@ -72,7 +72,8 @@ _WORDS = {
 
 
 async def end_work(tools: Tools, work: asyncio.Future[T]) -> None:
-    """Have work end, and wait for that. Told again: a unit may be about to start when it is told first."""
+    """Cancel work, and wait for its end. The request is repeated: a unit may be about to start at the
+    first."""
     while not work.done():
         await run_in(Pool.TOOLS, tools.cancel)
         await asyncio.wait([work], timeout=_TELL_AGAIN)
@@ -103,7 +104,7 @@ class Pull:
             self._changes.tell()
 
     def take(self, told: Told) -> None:
-        """Its maker has told of a step."""
+        """Progress of the import."""
         progress = self._view.progress
         if told.manifest is not None:
             total, layers = told.manifest.size, len({layer.digest for layer in told.manifest.layers})
@@ -150,7 +151,7 @@ def _count_blobs(layout: Path) -> tuple[int, int]:
 
 
 class Pace:
-    """How fast a pull goes on, looked at again and again. `now`: seconds of a monotonic clock."""
+    """The speed of a pull, from repeated samples. `now`: seconds of a monotonic clock."""
 
     def __init__(self, now: float) -> None:
         self._since = self._moved_at = now
@@ -203,7 +204,7 @@ class Pulls:
         return iter(list(self._pulls.values()))
 
     def start(self, name: str, credentials: Credentials | None = None) -> Pull:
-        """Begin to have what `name` stands for now, or join those who have begun."""
+        """Start the pull of `name`, or join one that is in progress."""
         name = parse_reference(name).name
         pull = self._pulls.get(name)
         if pull is not None and not pull.view.status.is_settled:
@@ -288,7 +289,7 @@ class Pulls:
 
     @contextmanager
     def _credentials(self, name: str, given: Credentials | None) -> Iterator[Path | None]:
-        """The file with what the registry is to be told: the host's, or one in memory for this pull."""
+        """The file with the registry credentials: the host's, or one in memory for this pull."""
         if given is None:
             yield self._auth_file if self._auth_file.exists() else None
             return

@@ -66,7 +66,7 @@ class Claims:
         return sorted(found.values(), key=lambda attachment: attachment.vm)
 
     def claim(self, vm: str, definition: Definition) -> tuple[Attached, ...]:
-        """The volumes that a VM gets if it is started now. One that is not required and cannot be had is left
+        """The volumes that a VM gets if it is started now. One that is not required and not available is left
         out. NotFound, InUse."""
         claimed = []
         for mount in definition.volumes:
@@ -97,8 +97,8 @@ class Claims:
 
     @contextmanager
     def work_on(self, volume: Volume, what: str) -> Iterator[None]:
-        """Have a volume for oneself while something is done to it, as "removed". InUse while a VM runs with
-        it or somebody else works on it."""
+        """Lock a volume while it is, for example, "removed". InUse while a VM runs with it or another
+        operation has it."""
         if volume.id in self._work:
             raise InUse(f"the volume {volume.name} is being {self._work[volume.id]}", hint="try again later")
         for other in self.attachments(volume):

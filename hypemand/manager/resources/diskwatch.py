@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file systems that the disks of VMs are on: a warning before they are full, and VMs that were paused
-since one was go on when there is free space again.
+"""Watches the file systems of the VMs' disks: warns before one is full, and resumes VMs that were paused by
+a full one when there is free space again.
 
-Looked at when the daemon's watchdog is fed, and when the daemon itself has removed something: nothing tells
-of free space.
+Checked when the daemon's watchdog is fed, and when the daemon itself has removed something: there is no event
+for free space.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CURE = "hypemanctl df shows the usage, hypemanctl image prune may help"
 
 
 class Level(IntEnum):
-    """How full a file system is: LOW is told before SHORT, which is less than the reserve."""
+    """How full a file system is: LOW comes before SHORT, which is less than the reserve."""
 
     FREE = 0
     LOW = 1
@@ -52,8 +52,8 @@ class Level(IntEnum):
 
 
 def derive_level(free: int, reserve: int, before: Level) -> Level:
-    """What it is with so many free bytes. It is left for a better one only when there is an eighth more than
-    that needs: what is written and removed all the time is told once."""
+    """The level with so many free bytes. A better level needs an eighth more than its limit, so that space
+    which is written and freed all the time is reported once."""
 
     def is_below(limit: int, level: Level) -> bool:
         return free < limit + (limit // 8 if before >= level else 0)
@@ -64,8 +64,8 @@ def derive_level(free: int, reserve: int, before: Level) -> Level:
 
 
 class DiskWatch:
-    """Looks when it is told to; `close` when the daemon ends. `config` gives the host config in force;
-    `on_removal` is called when the daemon has removed something that took space."""
+    """Checks on request; `close` when the daemon ends. `config` gives the host config in force; `on_removal`
+    is called when the daemon has removed something that used space."""
 
     def __init__(
         self,
@@ -183,8 +183,8 @@ class DiskWatch:
 
 
 def read_rooms(folders: Iterable[Path], mounts: Iterable[Path]) -> dict[Path, Room]:
-    """What the file systems of folders, and those at mount points, have; by mount point. Those that cannot be
-    looked at are left out. Blocks."""
+    """Free space of the file systems of folders, and of those at mount points; by mount point. Those that
+    cannot be queried are left out. Blocks."""
     rooms = {}
     for mount in mounts:
         with suppress(OSError):
