@@ -139,8 +139,8 @@ class Daemon:
             self.notifier.notify("STOPPING=1")
 
     async def _begin(self) -> None:
-        """Learn what there is. Nothing that is found, or that fails, keeps the daemon from serving; nor does
-        what hangs, but then requests are refused until it is over."""
+        """Load the VMs and their states. No content and no error keeps the daemon from serving; nor does a
+        step that hangs, but then requests are refused until it is over."""
         self._store.may_make.clear()
         self._hold.reason = "the list of VMs is not available yet"
         with logged("the folder of the state"):
@@ -223,8 +223,7 @@ class Daemon:
         return open_socket(folder / "api.sock", _BACKLOG)
 
     async def _listen(self) -> tuple[Problem, ...]:
-        """Serve over TCP where the host config says so. What keeps us from it is told, and keeps us from
-        nothing else."""
+        """Serve over TCP where the host config says so. An error is logged, and prevents nothing else."""
         try:
             await self._listener.apply(self._parts.config().listen)
         except HostNotReady as error:
@@ -270,8 +269,8 @@ class Daemon:
             self.notifier.notify(f"STATUS={status}")
 
     async def _feed_watchdog(self) -> None:
-        """The one wake-up that recurs. It comes from the event loop, so a loop that hangs is noticed. What no
-        event tells of is looked at with it."""
+        """The one periodic wake-up. It comes from the event loop, so a loop that hangs is noticed. What has
+        no event is checked with it."""
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         while interval:
             self.notifier.notify("WATCHDOG=1")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 class HypemandError(Exception):
-    """Base of all errors that are told to users.
+    """Base of all errors for users.
 
     Attributes: `message` (a sentence without its full stop), `hint` (what to do, may be empty), `code`
     (stable, for programs) and `status` (of the HTTP answer).

@@ -60,7 +60,8 @@ class CommandFailed(HypemandError):
 
 
 def is_disk_full(error: OSError | CommandFailed) -> bool:
-    """Is a full file system, or a quota, the reason? A command tells by its words alone (LC_ALL is set)."""
+    """Is a full file system, or a quota, the reason? It is recognized by the command's words (LC_ALL is
+    set)."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     told = error.result.stderr.lower()

@@ -17,8 +17,8 @@ _FIRST_SOCKET = 3  # SD_LISTEN_FDS_START
 def hold_socket(path: Path, uid: int) -> Iterator[str]:
     """A path by which the socket at `path` can be connected to while the block runs, and nothing else.
 
-    A VMM owns the folder of its sockets: whoever has taken it over could put a link to somebody else's
-    socket there. OSError when there is no socket, or not one that belongs to `uid`.
+    A VMM owns the folder of its sockets: whoever has taken it over could put a link to the socket of
+    another process there. OSError when there is no socket, or not one that belongs to `uid`.
     """
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

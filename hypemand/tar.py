@@ -3,7 +3,7 @@
 
 Written is POSIX pax. Read are pax, ustar and GNU tar's long names; what cannot be carried over (hard links,
 sparse members, devices) is an error in words, never left out in silence. A stream whose writer could not
-complete it breaks off, wherever it is, after a global header with the keyword HYPEMAND.error.
+complete it ends, wherever it is, after a global header with the keyword HYPEMAND.error.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def format_error(text: str) -> bytes:
 
 
 def find_error(tail: bytes | bytearray) -> str | None:
-    """The last words of a stream that has broken off, in its last `ERROR_BYTES` bytes or more."""
+    """The reason of a stream that was not completed, in its last `ERROR_BYTES` bytes or more."""
     _, found, words = tail.rpartition(f" {_ERROR_KEY}=".encode())
     return _decode(bytes(words.partition(b"\n")[0])) if found else None
 
@@ -335,7 +335,7 @@ class TarReader:
 
 
 def clean_name(name: str) -> str:
-    """The relative path that a member's name stands for. InvalidArchive for one that leads elsewhere."""
+    """The relative path of a member's name. InvalidArchive for one that leads elsewhere."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in name:
         raise InvalidArchive(f"the archive has a member whose name leads out of it: {name[:200]!r}")
@@ -344,7 +344,7 @@ def clean_name(name: str) -> str:
 
 def parse_pax(data: bytes) -> dict[str, str]:
     """Those records of an extended header that mean something here: `LENGTH KEY=VALUE` and a newline each.
-    That there are any of a sparse member is told by the key GNU.sparse. alone."""
+    Those of a sparse member are reported by the key GNU.sparse. alone."""
     found = {}
     at = 0
     while at < len(data):

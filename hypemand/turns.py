@@ -3,7 +3,7 @@
 
 A turn is what happens between two waits for events: all callbacks that were ready. While one goes on, no
 client is answered. asyncio's debug mode reports slow callbacks, at a cost too high for production, and by
-the callback's name only. Here a thread looks where the loop's own thread stands, while it stands there.
+the callback's name only. Here a thread samples the stack of the loop's own thread while it is blocked.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Lent(Generic[T]):
     """Something that threads work on, one at a time, and that is closed only when none does.
 
     A handle of a C library that is freed under a thread ends the process; a descriptor that is closed under
-    one may be somebody else's file when the thread writes to it.
+    one may be another file when the thread writes to it.
     """
 
     def __init__(self, pool: Pool, thing: T, close: Callable[[T], None]) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of value that the schemas name beside JSON's own: how each is read, written and described.
 
-A key of a schema with `x-size: {…}` has a value of the kind `x-size`, whose rule is what stands there:
+A key of a schema with `x-size: {…}` has a value of the kind `x-size`, and that is its rule:
 
     x-size      {minimum, maximum, multiple}: a size as hypemand.config.sizes reads it
     x-duration  {minimum, infinity}: a time span as hypemand.config.durations reads it, minimum in seconds
@@ -37,7 +37,7 @@ class Kind:
     `parse(rule, value)`: a value of JSON, of a type that its schema allows, as the daemon has it; raises
     ValueError: what is wrong; what would be right. `write(rule, value)`: the shortest exact JSON of what
     `parse` gave. `describe(rule)`: the values in words, for the reference. `wanted`: the kind in words, for
-    errors. `placeholder`: what stands for a value in a man page.
+    errors. `placeholder`: the value's name in a man page.
     """
 
     parse: Callable[[Rule, Any], object]

@@ -147,7 +147,7 @@ def find_network_problems(
 
 
 def _find_misfits(source: Source, use: NetworkUse, network: NetworkConfig) -> Iterator[Problem]:
-    """What of a VM's wishes its network has no room for."""
+    """Which settings of a VM its network cannot satisfy."""
     for key, address, gateway in (
         ("address", use.address, network.ipv4),
         ("address6", use.address6, network.ipv6),

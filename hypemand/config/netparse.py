@@ -173,7 +173,7 @@ def _check_host_address(address: IPv4Address | IPv6Address, network: IPv4Network
 
 
 def describe_special(address: IPv4Address | IPv6Address, network: IPv4Network | IPv6Network) -> str:
-    """What an address stands for in a network that no machine may have; "" for nothing."""
+    """The special meaning of an address in a network, as "the gateway"; "": a host's."""
     if address == network.network_address:
         return "the network address" if network.version == 4 else "the routers' anycast address"
     if network.version == 4 and address == network.broadcast_address:

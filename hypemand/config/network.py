@@ -80,7 +80,7 @@ class NetworkUse:
 class NetworkConfig:
     """A network of the host: a bridge with the gateway's addresses, whose networks are the subnets.
 
-    One of `ipv4` and `ipv6` may be None. `dns`: name servers that VMs are told; None: the host's own.
+    One of `ipv4` and `ipv6` may be None. `dns`: the name servers of VMs; None: the host's own.
     `nat`: VMs reach other networks under the host's address; without it their addresses are routed as they
     are. `isolation`: VMs do not reach each other unless they share a group. `host_ports`: what of the host's
     own services VMs may reach. `connections`: how many of each VM the host keeps track of at once. `egress`:

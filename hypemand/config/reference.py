@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The keys of a schema as a reference in Markdown, so that documents and parser cannot disagree.
 
-`python3 -m hypemand.config.reference vm|host` prints what stands in docs/ between the `keys` markers.
+`python3 -m hypemand.config.reference vm|host` prints the text between the `keys` markers in docs/.
 """
 
 from __future__ import annotations

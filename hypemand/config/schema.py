@@ -8,10 +8,10 @@ Beside draft 7 they use, with editors passing them over:
     x-want      what would be right, in words
     x-unknown   what to say of a key that is not among the properties
 
-What else a key needs stands in its row too:
+What else a key needs is in its row too:
 
     x-run           the option of `hypemanctl run`, see hypemand.cli.keyoptions
-    x-guest         the record that tells the guest, see hypemand.config.vmdef.settings_of
+    x-guest         its record in the guest's configuration, see hypemand.config.vmdef.settings_of
     x-client        the field of the published client that means the same; x-client-not: the opposite
 """
 
@@ -192,7 +192,7 @@ def _write_example(rules: Schema, key: str) -> str:
 
 
 def _flow(value: Any) -> str:
-    """As it could stand in YAML, in one line."""
+    """The value in YAML, in one line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -45,7 +45,7 @@ def parse_definition(
 ) -> Definition:
     """A definition that came by the API. Raises InvalidDefinition; its problems have key paths, no places.
 
-    `networks`: those of the host, which the definition must fit; None: what it says of them is not looked at.
+    `networks`: those of the host, which the definition must fit; None: they are not checked.
     """
     return parse_source_definition(name, Source("", dict(data)), defaults, networks)
 
@@ -56,7 +56,7 @@ def parse_source_definition(
     defaults: DefinitionDefaults = _NO_DEFAULTS,
     networks: Networks | None = None,
 ) -> Definition:
-    """The definition that stands in `source`. Raises InvalidDefinition with all problems, by place.
+    """The definition in `source`. Raises InvalidDefinition with all problems, by place.
 
     `networks` as for parse_definition.
     """
@@ -212,7 +212,7 @@ def definition_to_json(definition: Definition) -> dict[str, object]:
 
 
 def settings_of(definition: Definition) -> tuple[tuple[str, str], ...]:
-    """What the guest is told by records of their own: of each key that has `x-guest`, the record's key.
+    """Records of the guest's configuration: one of each key that has `x-guest`, which is the record's key.
 
     A mapping has a record KEY=VALUE for each of its keys; what is None is left out.
     """

@@ -39,7 +39,7 @@ def load_vm_file(
 ) -> Definition:
     """The definition in one file; the VM's name is the file's. Raises InvalidDefinition.
 
-    `networks`: those of the host; None: what the file says of them is not looked at.
+    `networks`: those of the host; None: they are not checked.
     """
     if path.suffix not in SUFFIXES:
         raise InvalidDefinition(

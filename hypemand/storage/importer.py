@@ -50,7 +50,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a maker of an image tells of its work. While PULLING: what is fetched, and where it appears."""
+    """Progress of an image that is being made. While PULLING: what is fetched, and where it appears."""
 
     step: Step
     manifest: Manifest | None = None
@@ -133,8 +133,8 @@ def pull_image(
     waits: Waits = _tell_nobody,
     credentials: Path | None = None,
 ) -> Image:
-    """Have the image that `name` stands for now in its registry. A content that is there already is not
-    fetched again. Raises what `Registry` and `import_image` do."""
+    """Ensure the image that `name` refers to in its registry now. A content that is in the store already is
+    not fetched again. Raises what `Registry` and `import_image` do."""
     name = derive_registry_name(parse_image_name(name))
     tools = tools or DirectTools()
     store.prepare()
@@ -180,7 +180,7 @@ def make_image(
     waits: Waits = _tell_nobody,
     credentials: Path | None = None,
 ) -> Image:
-    """Have what `name` stands for now, wherever that is: in a registry or at a path of this host."""
+    """Make the image that `name` refers to now: in a registry or at a path of this host."""
     reference = parse_reference(name)
     if reference.transport is Transport.BUILTIN:
         return store.get_image(name)

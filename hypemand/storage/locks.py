@@ -3,9 +3,9 @@
 
 QEMU and its tools (block/file-posix.c) keep open file description locks (fcntl(2), F_OFD_SETLK) on single
 bytes of a disk that they have open, with or without a VM: on byte 100 + N for each permission N that they
-need (0 read, 1 write, 3 resize), on byte 200 + N for each that nobody else may have meanwhile. Then they look
-whether somebody else's locks say otherwise. The daemon's records tell who has a disk, and can be lost or
-wrong; these locks end with the process that holds them, and cannot.
+need (0 read, 1 write, 3 resize), on byte 200 + N for each that no other process may have meanwhile. Then they
+check the locks of other processes. The daemon's records say which VM has a disk, and can be lost or wrong;
+these locks end with the process that holds them, and cannot.
 
 Work on a disk holds it by the same rules, so that no VMM can open it in the middle of that either. Only reads
 need no lock, and files that every VM only reads (kernels, headers) get none.
@@ -107,7 +107,7 @@ def _take(fd: int, part: tuple[int, int]) -> bool:
 
 
 def _is_locked(fd: int, part: tuple[int, int]) -> bool:
-    """Has somebody else a lock there? Their process cannot be told: it would be -1 for all."""
+    """Has another process a lock there? Which one is not known: the kernel says -1 for all."""
     found = fcntl.fcntl(fd, _OFD_GETLK, _flock(fcntl.F_WRLCK, part))
     return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 

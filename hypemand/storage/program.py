@@ -61,7 +61,7 @@ def derive_mode(definition: Definition, argv: tuple[str, ...]) -> Mode:
 
 
 def resolve_program(definition: Definition, image: Image) -> GuestConfig:
-    """All that the guest is told. InvalidDefinition if there is nothing to run."""
+    """The guest's configuration. InvalidDefinition if there is nothing to run."""
     argv = derive_argv(definition, image.config)
     if not argv or not argv[0]:
         what = f"there is no program to run: neither the VM nor its image {image.name} specifies one"

@@ -86,7 +86,7 @@ class Registry:
         self._credentials = credentials
 
     def find_digest(self) -> str:
-        """The digest of the image for this host that the reference stands for now. Raises NotFound,
+        """The digest of the image for this host that the reference names now. Raises NotFound,
         ImageNotReady (it is not there for this host), PullFailed."""
         raw = self._inspect(self._name)
         found = f"sha256:{hashlib.sha256(raw).hexdigest()}"
@@ -97,7 +97,7 @@ class Registry:
         return found if manifests is None else self._choose(manifests)
 
     def describe(self, digest: str) -> Manifest:
-        """What there is to fetch of the image `digest`. ImageNotReady when it is none for this host."""
+        """The blobs of the image `digest`. ImageNotReady when it is not for this host."""
         reference = f"{self._repository}@{digest}"
         raw = self._inspect(reference)
         if f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:

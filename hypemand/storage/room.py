@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Free space for an image that is being created, whose size is not known before.
 
-A layer of a megabyte may unpack to a terabyte. So what is free is looked at all the while, and what is made
-is ended before it takes what the host keeps for itself (disk.reserve).
+A layer of a megabyte may unpack to a terabyte. So free space is checked repeatedly, and the import is
+ended before it uses what the host reserves for itself (disk.reserve).
 """
 
 from __future__ import annotations

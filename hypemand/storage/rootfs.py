@@ -111,7 +111,7 @@ def _iter_programs(root: Path) -> Iterator[Path]:
 
 
 def find_architecture(root: Path) -> str | None:
-    """The architecture of the programs in `root`, as OCI spells it; None if there is none to tell."""
+    """The architecture of the programs in `root`, as OCI spells it; None if none is known."""
     for path in _iter_programs(root):
         architecture = _find_elf_architecture(path)
         if architecture is not None:

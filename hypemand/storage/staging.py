@@ -93,7 +93,7 @@ def _remove_unused(folder: Path) -> bool:
 
 
 def _find_lock(folder: Path) -> int | None:
-    """Lock a staging folder: a descriptor, or None while somebody else has it or it is gone."""
+    """Lock a staging folder: a descriptor, or None while another process has it or it is gone."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -2,10 +2,10 @@
 """The image store: contents, each stored once, and the names that refer to them.
 
     ID/          a content: its root file system and metadata; ID is its digest
-    names.json   what each name stands for
+    names.json   the content of each name
     .staging/    what is being made, or removed
 
-A content that no name stands for any more (its tag has moved on) is called NAME@DIGEST, after the name that
+A content without a name (its tag has moved on) is called NAME@DIGEST, after the name that
 it was made under.
 """
 
@@ -43,7 +43,7 @@ _LOOK_AGAIN = 0.5
 
 @dataclass(frozen=True, slots=True)
 class ImageUse:
-    """That a VM needs an image: the content `digest`, or what `name` stands for where that is ""."""
+    """That a VM needs an image: the content `digest`, or that of `name` where this is ""."""
 
     vm: str
     name: str
@@ -137,7 +137,7 @@ class ImageStore:
         return image if image.digest == digest and not image.builtin else None
 
     def get_image(self, name: str) -> Image:
-        """The image of that name; NotFound tells which there are."""
+        """The image of that name; NotFound lists the others."""
         image = self.find_image(name)
         if image is None:
             raise NotFound(f"there is no image {name}", hint=self._derive_hint(name), code="image_not_found")
@@ -154,8 +154,8 @@ class ImageStore:
         return known is not None and known.name == image.name
 
     def find_prunable(self, uses: Sequence[ImageUse], *, every: bool) -> list[Pruned]:
-        """The contents that no VM needs and no name stands for; with `every` also those with names. Not what
-        a VMM has open all the same."""
+        """The contents that no VM needs and that have no name; with `every` also those with names. Not those
+        that a VMM has open."""
         named = list(self._iter_named())
         needed = {use.digest for use in uses}
         for use in uses:
@@ -179,7 +179,7 @@ class ImageStore:
     # changing
 
     def bind(self, name: str, digest: str) -> Image:
-        """Let `name` stand for the content `digest` from now on, whatever it stood for before."""
+        """Have `name` refer to the content `digest` from now on."""
         name = parse_image_name(name)
         if name.startswith(BUILTIN_PREFIX):
             raise InvalidRequest(f"names that begin with {BUILTIN_PREFIX} are reserved", code="invalid_name")
@@ -252,8 +252,8 @@ class ImageStore:
         waits: Callable[[bool], None] = lambda _is_waiting: None,
         check: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
-        """While this is held nobody else makes that content: several names may stand for it. `waits` is told
-        when that of somebody else is waited for and when it is over, `check` raises what ends the wait."""
+        """Lock the making of a content: several names may refer to it. `waits` is called when another one's
+        is waited for and when that is over, `check` raises what ends the wait."""
         with self._changing:
             lock = self._making.setdefault(digest, threading.Lock())
         if not lock.acquire(blocking=False):
@@ -269,8 +269,8 @@ class ImageStore:
             lock.release()
 
     def add_image(self, staged: Path, image: Image) -> Image:
-        """Put a finished folder into the store, and let its name stand for it. Somebody may have added the
-        same content meanwhile."""
+        """Put a finished folder into the store under its name. The same content may have been added
+        meanwhile."""
         target = self.folder / image.id
         try:
             os.rename(staged, target)
@@ -291,7 +291,7 @@ class ImageStore:
         yield from (image for image in _read_folders(self.folder) if not image.builtin)
 
     def _read_names(self, contents: Iterable[Image] | None = None) -> dict[str, str]:
-        """What each name stands for. Without a file that can be read: as the contents were named when they
+        """The content of each name. Without a file that can be read: as the contents were named when they
         were made, so that VMs start; nothing is changed then but in the want of a file."""
         try:
             return self._parse_names()

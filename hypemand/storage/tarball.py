@@ -32,7 +32,7 @@ class Kind(StrEnum):
 
 
 def _open_plain(source: Path, head: bytes) -> IO[bytes]:
-    """Open a file for reading without its compression, which `head`, its first bytes, tells."""
+    """Open a file for reading without its compression, which follows from `head`, its first bytes."""
     if head.startswith(b"\x1f\x8b"):
         return cast(IO[bytes], gzip.open(source))
     if head.startswith(b"\xfd7zXZ\0"):

@@ -82,7 +82,7 @@ class Volume:
 
     @property
     def serial(self) -> str:
-        """What its drive is found by in a guest; 20 bytes, which is all that virtio-blk has room for."""
+        """The serial number of its drive in a guest; 20 bytes, the most of virtio-blk."""
         return f"vol-{hashlib.sha256(self.id.encode()).hexdigest()[:_SERIAL_DIGITS]}"
 
     @property
@@ -105,8 +105,8 @@ class VolumeStore:
         """Folders that hold no volume that can be read, by name, with the reason."""
 
     def load(self) -> None:
-        """Read all records. What is no volume is reported and left. Raises OSError when it cannot be told
-        which volumes there are."""
+        """Read all records. A folder that is no volume is reported and not changed. Raises OSError when the
+        folder of volumes cannot be listed."""
         make_folder(self._folder, mode=0o711)
         for folder in sorted(self._folder.iterdir()):
             if folder.name == _LOST_AND_FOUND:
