@@ -29,11 +29,11 @@ from hypemand.boot.watcher import LATER, SOON
 from hypemand.budget import Budget, Price, Reserve
 from hypemand.errors import GuestError, HypemandError
 from hypemand.model.evidence import QmpStatus
-from hypemand.qemu.qmp import Qmp, QmpError
 from hypemand.sockets import hold_socket
 from hypemand.systemd.journal import BootJournal
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Notify
+from hypemand.vmm.qmp import Qmp, QmpError
 
 _log = logging.getLogger(__name__)
 # in which the agent of a guest that runs is to answer

@@ -25,9 +25,9 @@ from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host
 from hypemand.config.vmfile import SUFFIXES, load_vm_dir, load_vm_file
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.model.answers.network import HostNetwork
-from hypemand.qemu.accel import find_accel
-from hypemand.qemu.host import find_initrd, find_kernel, find_qemu
 from hypemand.run import run
+from hypemand.vmm.accel import find_accel
+from hypemand.vmm.host import find_initrd, find_kernel, find_qemu
 
 QEMU_SECONDS = 10.0
 _SYSTEMD_BOOTED = Path("/run/systemd/system")

@@ -11,7 +11,7 @@ from hypemand.errors import GuestError, HypemandError, TimedOut
 from hypemand.manager.vm import Vm
 from hypemand.model.evidence import QmpStatus
 from hypemand.model.state import Operation, check_allowed
-from hypemand.qemu.qmp import QmpError, QmpTimeout
+from hypemand.vmm.qmp import QmpError, QmpTimeout
 
 
 async def pause(vm: Vm) -> None:

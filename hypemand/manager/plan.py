@@ -16,8 +16,15 @@ from hypemand.manager.leases import Lease
 from hypemand.network.port import PortPlan
 from hypemand.network.wire import TAP_SOCKET
 from hypemand.protocol.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
-from hypemand.qemu.accel import AccelKind
-from hypemand.qemu.commandline import (
+from hypemand.storage.disks import DISK
+from hypemand.storage.images import Image
+from hypemand.storage.program import resolve_program
+from hypemand.storage.volumes import Volume
+from hypemand.systemd.rootdir import Own, outside_usr
+from hypemand.systemd.units import UnitPlan, unit_name
+from hypemand.unit.stop import POWER_OFF
+from hypemand.vmm.accel import AccelKind
+from hypemand.vmm.commandline import (
     NetDevice,
     VmmFiles,
     VmmPlan,
@@ -26,14 +33,7 @@ from hypemand.qemu.commandline import (
     memory_overhead,
     qemu_arguments,
 )
-from hypemand.qemu.host import VmmHost
-from hypemand.storage.disks import DISK
-from hypemand.storage.images import Image
-from hypemand.storage.program import resolve_program
-from hypemand.storage.volumes import Volume
-from hypemand.systemd.rootdir import Own, outside_usr
-from hypemand.systemd.units import UnitPlan, unit_name
-from hypemand.unit.stop import POWER_OFF
+from hypemand.vmm.host import VmmHost
 
 _CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _LAUNCHER = Path("/usr/lib/hypemand/launcher")

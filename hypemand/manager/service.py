@@ -40,11 +40,11 @@ from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Timeline
 from hypemand.model.vm import VmView
 from hypemand.network.port import NetworkHost
-from hypemand.qemu.host import find_vmm_host
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.log import MessageId
 from hypemand.systemd.rootdir import Own, is_in_usr, make_root
 from hypemand.systemd.units import handle_name
+from hypemand.vmm.host import find_vmm_host
 from hypemand.workers import Pool, finish, run_in
 
 _log = logging.getLogger(__name__)

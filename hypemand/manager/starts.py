@@ -28,13 +28,13 @@ from hypemand.manager.operation import OperationCancelled
 from hypemand.manager.plan import Attached, Connection, Plan, make_plan
 from hypemand.manager.vm import Vm
 from hypemand.protocol.configdisk import write_config_disk
-from hypemand.qemu.host import find_vmm_host
 from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk, remove_disk
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr, make_root
 from hypemand.systemd.units import Units
+from hypemand.vmm.host import find_vmm_host
 from hypemand.workers import Pool, finish, run_in
 
 

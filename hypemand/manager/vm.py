@@ -36,14 +36,14 @@ from hypemand.manager.tenancy import Tenant
 from hypemand.model.evidence import Derived, derive_state, derive_status_text
 from hypemand.model.state import HeadersStatus, State
 from hypemand.model.vm import ExitReport, VmView
-from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
-from hypemand.qemu.process import read_cpu_seconds
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.journal import BootJournal
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Bus, Notify
 from hypemand.systemd.units import Units, UnitStatus, unit_name
+from hypemand.vmm.commandline import DISK_DRIVE, volume_of_drive
+from hypemand.vmm.process import read_cpu_seconds
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)

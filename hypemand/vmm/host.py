@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hypemand.config.host import HostConfig, JournalPolicy
 from hypemand.errors import HostNotReady
-from hypemand.qemu.accel import Accel, find_accel, find_tsc_khz
+from hypemand.vmm.accel import Accel, find_accel, find_tsc_khz
 
 
 @dataclass(frozen=True, slots=True)

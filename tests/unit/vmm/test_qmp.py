@@ -13,8 +13,8 @@ import pytest
 
 from hypemand.budget import BURST, Budget, Price, Reserve
 from hypemand.model.evidence import QmpStatus
-from hypemand.qemu import qmp as qmp_module
-from hypemand.qemu.qmp import Qmp, QmpError, QmpTimeout
+from hypemand.vmm import qmp as qmp_module
+from hypemand.vmm.qmp import Qmp, QmpError, QmpTimeout
 
 Answer = Callable[[str, int], bytes | None]
 

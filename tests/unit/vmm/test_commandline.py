@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from hypemand.config.definition import Mode
-from hypemand.qemu.accel import AccelKind
-from hypemand.qemu.commandline import (
+from hypemand.vmm.accel import AccelKind
+from hypemand.vmm.commandline import (
     NetDevice,
     VmmFiles,
     VmmPlan,

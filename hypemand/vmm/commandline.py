@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.config.definition import Mode
-from hypemand.qemu.accel import AccelKind
+from hypemand.vmm.accel import AccelKind
 
 # descriptors: launcher/ports.h
 TAP_FD = 3
