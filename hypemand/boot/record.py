@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hypemand.boot.tracker import Shutdown
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import EMERGENCY, Marker
 from hypemand.protocol.sentinels import Exit
 from hypemand.recordfile import read_json
+from hypemand.vmm.driver import Shutdown
 
 REQUESTED = "stopped on request"
 REBOOTED = "rebooted from inside"

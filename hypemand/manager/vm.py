@@ -42,7 +42,7 @@ from hypemand.systemd.log import MessageId, log_state_change, log_vm
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Bus, Notify
 from hypemand.systemd.units import Units, UnitStatus, unit_name
-from hypemand.vmm.commandline import DISK_DRIVE, volume_of_drive
+from hypemand.vmm.driver import Drive
 from hypemand.vmm.process import read_cpu_seconds
 from hypemand.workers import Pool, run_in
 
@@ -329,7 +329,7 @@ class Vm:
             session.main_pid = self._unit.main_pid or session.main_pid
             if self._unit.active_state == "activating":
                 tell_readiness(self.name, session)
-            if self.is_ending and session.qmp_status.is_halted:
+            if self.is_ending and session.run_state.is_halted:
                 session.let_end()
         evidence = derive_evidence(self._unit, session, bus_up=self._bus_up, guest_agent=self._guest_agent)
         derived = derive_state(evidence)
@@ -429,12 +429,12 @@ class Vm:
         )
         self._services.watcher.add(session)
 
-    def _locate_drive(self, drive: str) -> tuple[str, Path] | None:
+    def _locate_drive(self, drive: Drive) -> tuple[str, Path] | None:
         """Of what it runs with: the volumes in the order of their drives."""
-        if drive == DISK_DRIVE:
+        number, volumes = drive.volume, self.definition_in_use.volumes
+        if number is None:
             return "its disk", self.places.disk
-        number, volumes = volume_of_drive(drive), self.definition_in_use.volumes
-        if number is None or number >= len(volumes):
+        if number >= len(volumes):
             return None
         file = self._services.volume_disk(volumes[number].volume)
         return None if file is None else (f"its volume {volumes[number].volume}", file)
@@ -442,7 +442,7 @@ class Vm:
     def hold_deadline(self) -> None:
         """Let the deadline of its boot stand still for a while, if its guest does."""
         session = self._session
-        if self._unit.active_state == "activating" and session is not None and session.qmp_status.is_halted:
+        if self._unit.active_state == "activating" and session is not None and session.run_state.is_halted:
             extend_boot(self.name, session, self.definition_in_use.boot_timeout)
 
     def _transit(self, derived: Derived) -> None:

@@ -429,6 +429,7 @@ OTHERS = {
     "api.volumes:_parse_volume": "of a path of at most 8 KiB, by one regular expression without a choice",
     "manager.names:_replace_host": "written",
     "manager.names:_write_file": "written",
+    "vmm.qmp:Qmp._send": "written",
     "recordfile:": "files of ours, with a limit of their size",
     "boot.record:_parse": "a file of ours with a limit of its size",
     "manager.inventory:_parse_record": "a file of ours with a limit of its size",

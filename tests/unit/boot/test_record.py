@@ -13,10 +13,10 @@ from hypemand.boot.record import (
     dump_exit_record,
     load_exit_record,
 )
-from hypemand.boot.tracker import Shutdown
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
 from hypemand.protocol.sentinels import Exit
+from hypemand.vmm.driver import Shutdown
 
 BOOT = "0123456789abcdef0123456789abcdef"
 SILENT = Ending(
