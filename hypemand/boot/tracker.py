@@ -29,7 +29,7 @@ from hypemand.protocol.sentinels import (
     parse_sentinel,
 )
 from hypemand.recordfile import read_json
-from hypemand.vmm.driver import Shutdown
+from hypemand.vmm.shutdown import Shutdown
 
 _MAX_STAGES = 64
 _MAX_FILE = 1024 * 1024

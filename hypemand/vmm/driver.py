@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
 from hypemand.budget import Budget
 from hypemand.model.evidence import RunState
+from hypemand.vmm.shutdown import Shutdown
 
 
 class VmmError(Exception):
@@ -22,13 +22,6 @@ class VmmError(Exception):
 
 class VmmTimeout(VmmError):
     """The VMM did not answer in time."""
-
-
-class Shutdown(StrEnum):
-    """Why the VMM ends, where the guest has asked for that. Records have these words (boot.json)."""
-
-    POWER_OFF = "guest-shutdown"
-    RESET = "guest-reset"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from typing import NoReturn
 from hypemand.budget import Budget
 from hypemand.model.evidence import RunState
 from hypemand.vmm.commandline import find_drive
-from hypemand.vmm.driver import Drive, Ending, OnEvent, RunStateChanged, Shutdown, VmmError, VmmTimeout
+from hypemand.vmm.driver import Drive, Ending, OnEvent, RunStateChanged, VmmError, VmmTimeout
 from hypemand.vmm.intake import Intake
 from hypemand.vmm.qmp import Qmp
+from hypemand.vmm.shutdown import Shutdown
 
 _log = logging.getLogger(__name__)
 RUN_STATES = {

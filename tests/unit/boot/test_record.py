@@ -16,7 +16,7 @@ from hypemand.boot.record import (
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
 from hypemand.protocol.sentinels import Exit
-from hypemand.vmm.driver import Shutdown
+from hypemand.vmm.shutdown import Shutdown
 
 BOOT = "0123456789abcdef0123456789abcdef"
 SILENT = Ending(

@@ -23,7 +23,9 @@ from hypemand.budget import BURST, PER_SECOND, Price
 from hypemand.errors import GuestError
 from hypemand.model.evidence import RunState
 from hypemand.systemd.journal import JournalLine
-from hypemand.vmm.driver import Ending, Shutdown
+from hypemand.vmm.driver import Connect, Ending
+from hypemand.vmm.qemu import connect_qemu
+from hypemand.vmm.shutdown import Shutdown
 from hypemand.workers import Pool, run_in
 from tests.unit.agent.support import BOOT, GREETING, Guest, in_loop
 
@@ -140,7 +142,11 @@ class Vmm:
 
 
 def make_session(
-    folder: Path, *, journal: Journal | None = None, agent: bool = True
+    folder: Path,
+    *,
+    journal: Journal | None = None,
+    agent: bool = True,
+    connect: Connect = connect_qemu,
 ) -> tuple[Session, list[str]]:
     """A session, and a list that has an item for each change that it told."""
     changes: list[str] = []
@@ -153,6 +159,7 @@ def make_session(
         follow_journal=journal is not None,
         on_change=lambda: changes.append("changed"),
         open_journal=(journal or Journal()).open,
+        connect=connect,
     )
     return session, changes
 

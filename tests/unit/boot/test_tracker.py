@@ -23,7 +23,7 @@ from hypemand.protocol.sentinels import (
     Stage,
     format_sentinel,
 )
-from hypemand.vmm.driver import Shutdown
+from hypemand.vmm.shutdown import Shutdown
 
 RUN, BOOT, OTHER = "c" * 32, "a" * 32, "b" * 32
 

@@ -15,7 +15,7 @@ from hypemand.manager.runfiles import NOTES_PERIOD, RunFiles, derive_exit
 from hypemand.manager.tasks import Tasks
 from hypemand.protocol.sentinels import Exit
 from hypemand.systemd.rootdir import Own
-from hypemand.vmm.driver import Shutdown
+from hypemand.vmm.shutdown import Shutdown
 
 BOOT = "b" * 32
 NOTES = BootNotes(BOOT, "a" * 32)

@@ -17,8 +17,9 @@ import pytest
 
 from hypemand.budget import Budget
 from hypemand.model.evidence import RunState
-from hypemand.vmm.driver import Drive, Ending, RunStateChanged, Shutdown, Vmm, VmmError, VmmEvent, VmmTimeout
+from hypemand.vmm.driver import Drive, Ending, RunStateChanged, Vmm, VmmError, VmmEvent, VmmTimeout
 from hypemand.vmm.qemu import RUN_STATES, connect_qemu
+from hypemand.vmm.shutdown import Shutdown
 from tests.fakes.qmp import QmpServer
 
 # what a guest has in its memory, and where
