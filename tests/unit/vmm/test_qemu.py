@@ -310,6 +310,33 @@ def test_a_save_that_is_refused_leaves_the_vmm_no_descriptor(tmp_path: Path, ord
     on_fake(scenario, tmp_path)
 
 
+def test_a_save_lasts_until_all_is_written(tmp_path: Path) -> None:
+    """What the VMM has sent may be in the socket still."""
+
+    async def scenario(place: Place, server: QmpServer) -> None:
+        server.monitor.memory = bytes(150_000)
+        source, target = os.pipe()
+        os.set_blocking(source, False)
+        try:
+            save = asyncio.create_task(place.save(target))
+            while server.monitor.status != "postmigrate":  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            await place.vmm.query_run_state()
+            await asyncio.sleep(0.05)
+            assert not save.done()
+            size = 0
+            while size < 150_004:
+                with contextlib.suppress(BlockingIOError):
+                    size += len(os.read(source, 65536))
+                await asyncio.sleep(0)
+            await save
+        finally:
+            os.close(source)
+            os.close(target)
+
+    on_fake(scenario, tmp_path)
+
+
 def test_why_a_vmm_ends_is_told_and_what_does_not_matter_is_not(tmp_path: Path) -> None:
     async def scenario(place: Place, server: QmpServer) -> None:
         tell = server.monitor.tell
