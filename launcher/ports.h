@@ -3,7 +3,7 @@
  * make files; the VMM listens. */
 #pragma once
 
-/* Descriptors that the VMM is started with: hypemand/qemu/commandline.py names them on its command line. */
+/* Descriptors that the VMM is started with: hypemand/vmm/commandline.py names them on its command line. */
 enum fd_number {
     FD_TAP = 3,
     FD_QMP = 4,

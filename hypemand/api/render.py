@@ -37,7 +37,7 @@ from hypemand.model.logs import LogLine
 from hypemand.model.networks import OPEN_GROUP, VmNetwork
 from hypemand.model.state import State
 from hypemand.model.vm import OngoingOperation, VmView
-from hypemand.qemu.process import read_memory
+from hypemand.vmm.process import read_memory
 
 Json: TypeAlias = Any
 

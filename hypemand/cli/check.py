@@ -25,11 +25,11 @@ from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host
 from hypemand.config.vmfile import SUFFIXES, load_vm_dir, load_vm_file
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.model.answers.network import HostNetwork
-from hypemand.qemu.accel import find_accel
-from hypemand.qemu.host import find_initrd, find_kernel, find_qemu
 from hypemand.run import run
+from hypemand.vmm.accel import find_accel
+from hypemand.vmm.host import find_initrd, find_kernel, find_qemu, read_qemu_version
 
-QEMU_SECONDS = 10.0
+_VERSION_TIME = 10.0
 _SYSTEMD_BOOTED = Path("/run/systemd/system")
 _MACHINED_PATHS = ("/usr/lib/systemd/systemd-machined", "/lib/systemd/systemd-machined")
 _OLDEST_SYSTEMD = 252
@@ -173,8 +173,7 @@ def _describe_accelerator(config: HostConfig) -> str:
 
 def _describe_qemu(config: HostConfig) -> str:
     binary = find_qemu(config)
-    words = run([str(binary), "--version"], timeout=QEMU_SECONDS).stdout.decode(errors="replace").splitlines()
-    return f"{binary}, {words[0] if words else 'of an unknown version'}"
+    return f"{binary}, {read_qemu_version(binary)}"
 
 
 def _describe_kernel(config: HostConfig) -> str:
@@ -188,7 +187,7 @@ def _inspect_systemd() -> Finding:
             "systemd", Verdict.MISSING, "this host was not booted with systemd, which runs the VMs"
         )
     try:
-        words = run(["systemctl", "--version"], timeout=QEMU_SECONDS).stdout.decode(errors="replace").split()
+        words = run(["systemctl", "--version"], timeout=_VERSION_TIME).stdout.decode(errors="replace").split()
     except HypemandError as error:
         return Finding("systemd", Verdict.MISSING, str(error))
     version = words[1] if len(words) > 1 else "?"

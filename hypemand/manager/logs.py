@@ -13,14 +13,13 @@ from hypemand.model.logs import LogLine, LogSource
 from hypemand.protocol.sentinels import derive_user_text
 from hypemand.systemd.journal import synchronize_journal
 from hypemand.systemd.units import unit_name
+from hypemand.vmm import messages
 from hypemand.workers import Lent, Pool, run_in
 
 _BATCH = 500
 # lines of one step of a search: so long does the end of a client that has left wait
 _SEEK_STEP = 2000
 _FIELD_LIMIT = 64 * 1024
-# QEMU's own words stand in the same stream as the guest's console, with its program name before them
-_VMM_PREFIX = b"qemu-system-"
 
 
 class VmLog:
@@ -100,7 +99,7 @@ class VmLog:
         message = self._message()
         if self._source is LogSource.HYPEMAN:
             return message.decode("utf-8", "replace")
-        by_vmm = message.startswith(_VMM_PREFIX) or self._field("_TRANSPORT") != b"stdout"
+        by_vmm = message.startswith(messages.PROGRAM) or self._field("_TRANSPORT") != b"stdout"
         if by_vmm != (self._source is LogSource.VMM):
             return None
         if self._sentinels:

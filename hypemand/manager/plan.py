@@ -14,17 +14,6 @@ from hypemand.errors import InvalidDefinition, Problem
 from hypemand.network.port import PortPlan
 from hypemand.network.wire import TAP_SOCKET
 from hypemand.protocol.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
-from hypemand.qemu.accel import AccelKind
-from hypemand.qemu.commandline import (
-    NetDevice,
-    VmmFiles,
-    VmmPlan,
-    VolumeFile,
-    kernel_words,
-    memory_overhead,
-    qemu_arguments,
-)
-from hypemand.qemu.host import VmmHost
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.volumes import Volume
@@ -33,15 +22,23 @@ from hypemand.systemd.units import UnitPlan, unit_name
 from hypemand.unit.stop import POWER_OFF
 from hypemand.vm.places import CONFIG_DISK, Places
 from hypemand.vm.record import Lease, VmRecord
+from hypemand.vmm.accel import AccelKind
+from hypemand.vmm.commandline import (
+    WORKER_TASKS,
+    NetDevice,
+    VmmFiles,
+    VmmPlan,
+    VolumeFile,
+    memory_overhead,
+    start_line,
+)
+from hypemand.vmm.host import VmmHost
 
 _CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _LAUNCHER = Path("/usr/lib/hypemand/launcher")
 _PYTHON_MODULE = (sys.executable, "-I", "-m")
 # what the VMM's own threads may take beside the guest's CPUs: less than one slows down a guest's random IO
 _VMM_CPUS = 1.0
-# QEMU serves up to 64 requests to disks with a thread each (util/thread-pool.c), and aborts if it cannot make
-# one
-_VMM_TASKS = 64 + 32
 _FOREVER = 86400  # the guest knows no longer one
 # TimeoutStopSec= at most, which is systemd's default: of each step of an end but ExecStop=, which may take as
 # long as the guest may (hypemand/unit/stop.py). A step that hangs keeps the VM from being started meanwhile.
@@ -133,7 +130,7 @@ def make_plan(
         # the page cache of its disks counts too: without room for it the kernel would reclaim all the time
         memory_max=definition.memory + memory_overhead(vmm.accel) + host.page_cache,
         cpu_quota=definition.vcpus + _VMM_CPUS,
-        tasks_max=_VMM_TASKS + definition.vcpus,
+        tasks_max=WORKER_TASKS + definition.vcpus,
         boot_timeout=definition.boot_timeout,
         stop_timeout=min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + POWER_OFF),
         restart=definition.restart,
@@ -196,7 +193,7 @@ def _start_command(vmm: VmmPlan, own: Own, host: VmmHost) -> tuple[str, ...]:
     runtime = str(own.runtime)
     console = (_CONSOLE, runtime, str(host.journal.burst), str(host.journal.per_hour))
     tap = "-" if vmm.net is None else str(own.tap)
-    return (*console, str(_LAUNCHER), runtime, tap, kernel_words(vmm), *qemu_arguments(vmm))
+    return (*console, str(_LAUNCHER), runtime, tap, *start_line(vmm))
 
 
 def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from hypemand.manager.fleet import DiskLook
 from hypemand.manager.parts import Parts
 from hypemand.manager.plan import Attached, Connection, Plan, make_plan
 from hypemand.protocol.configdisk import write_config_disk
-from hypemand.qemu.host import find_vmm_host
 from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk, remove_disk
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume
@@ -29,6 +28,7 @@ from hypemand.vm.operation import OperationCancelled
 from hypemand.vm.record import ImagePin, Lease
 from hypemand.vm.tracker import Moment
 from hypemand.vm.vm import Vm
+from hypemand.vmm.host import find_vmm_host
 from hypemand.workers import Pool, finish, run_in
 
 

@@ -2,7 +2,7 @@
 """From evidence to the state of a VM, which is derived and never stored.
 
 Everything here is pure and total: every combination of evidence has a state. The evidence is what systemd
-says of the unit, what QMP says of the VMM, which markers of this boot were seen, and whether a snapshot is
+says of the unit, what the VMM says of itself, which markers of this boot were seen, and whether a snapshot is
 on the disk.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 from hypemand.model.state import State
 
@@ -61,67 +61,46 @@ _GONE_UNITS = frozenset(
 )
 
 
-class QmpStatus(StrEnum):
-    """`status` of QMP query-status in QEMU's words, and three cases in which there is none.
+class RunState(Enum):
+    """The run state that the VMM reports, as its driver has it (hypemand/vmm), and three cases in which there
+    is none.
 
-    ABSENT: nothing listens on the QMP socket (the VMM has not made it yet, or has gone). NO_ANSWER:
+    NOT_STARTED: the guest's CPUs have not run yet. PAUSED: they were stopped on request. HALTED: they stand
+    still for another reason that is no fault, such as a save. IO_ERROR, WATCHDOG, PANICKED, INTERNAL_ERROR:
+    see `_RUN_ERRORS`. SHUTDOWN: the guest has ended.
+
+    ABSENT: nothing listens on the control socket (the VMM has not made it yet, or has gone). NO_ANSWER:
     something listens and has not answered for 10 s (boot.session).
     """
 
-    PRELAUNCH = "prelaunch"
-    INMIGRATE = "inmigrate"
-    RESTORE_VM = "restore-vm"
-    RUNNING = "running"
-    PAUSED = "paused"
-    SUSPENDED = "suspended"
-    DEBUG = "debug"
-    SAVE_VM = "save-vm"
-    FINISH_MIGRATE = "finish-migrate"
-    POSTMIGRATE = "postmigrate"
-    IO_ERROR = "io-error"
-    WATCHDOG = "watchdog"
-    SHUTDOWN = "shutdown"
-    GUEST_PANICKED = "guest-panicked"
-    INTERNAL_ERROR = "internal-error"
-    ABSENT = "absent"
-    NO_ANSWER = "no-answer"
-    UNRECOGNISED = "unrecognised"
+    NOT_STARTED = auto()
+    RUNNING = auto()
+    PAUSED = auto()
+    HALTED = auto()
+    IO_ERROR = auto()
+    WATCHDOG = auto()
+    SHUTDOWN = auto()
+    PANICKED = auto()
+    INTERNAL_ERROR = auto()
+    ABSENT = auto()
+    NO_ANSWER = auto()
+    UNRECOGNISED = auto()
 
     @property
     def is_halted(self) -> bool:
         """Does the guest stand still, to go on later?"""
         return self in _HALTED
 
-    @classmethod
-    def from_query_status(cls, word: str) -> QmpStatus:
-        """What `query-status` says; a word that is not known here is UNRECOGNISED."""
-        return _QMP_WORDS.get(word, cls.UNRECOGNISED)
 
-
-_QMP_WORDS = {
-    q.value: q for q in QmpStatus if q not in (QmpStatus.ABSENT, QmpStatus.NO_ANSWER, QmpStatus.UNRECOGNISED)
-}
-_NOT_STARTED = frozenset({QmpStatus.PRELAUNCH, QmpStatus.INMIGRATE, QmpStatus.RESTORE_VM})
-_HALTED = frozenset(
-    {
-        QmpStatus.PAUSED,
-        QmpStatus.SUSPENDED,
-        QmpStatus.DEBUG,
-        QmpStatus.SAVE_VM,
-        QmpStatus.FINISH_MIGRATE,
-        QmpStatus.POSTMIGRATE,
-        QmpStatus.IO_ERROR,
-        QmpStatus.WATCHDOG,
-    }
-)
-_ENDED = frozenset({QmpStatus.SHUTDOWN, QmpStatus.GUEST_PANICKED, QmpStatus.INTERNAL_ERROR})
+_HALTED = frozenset({RunState.PAUSED, RunState.HALTED, RunState.IO_ERROR, RunState.WATCHDOG})
+_ENDED = frozenset({RunState.SHUTDOWN, RunState.PANICKED, RunState.INTERNAL_ERROR})
 
 # Why the guest does not run, where nobody has asked for that. Shown beside the state.
-_QMP_ERRORS = {
-    QmpStatus.IO_ERROR: "the VMM stopped the guest because a disk could not be written",
-    QmpStatus.WATCHDOG: "the VMM stopped the guest because its watchdog expired",
-    QmpStatus.GUEST_PANICKED: "the guest's kernel has panicked",
-    QmpStatus.INTERNAL_ERROR: "the VMM had an internal error and cannot run the guest on",
+_RUN_ERRORS = {
+    RunState.IO_ERROR: "the VMM stopped the guest because a disk could not be written",
+    RunState.WATCHDOG: "the VMM stopped the guest because its watchdog expired",
+    RunState.PANICKED: "the guest's kernel has panicked",
+    RunState.INTERNAL_ERROR: "the VMM had an internal error and cannot run the guest on",
 }
 
 
@@ -139,10 +118,10 @@ class Marker(StrEnum):
 class Evidence:
     """What is known of a VM at one moment. The markers are those of this boot only. `emergency`: the guest's
     systemd has said that it is in emergency mode. `full`: which disk could not be written since its file
-    system is full, and what lets the guest go on, in words; of QmpStatus.IO_ERROR."""
+    system is full, and what lets the guest go on, in words; of RunState.IO_ERROR."""
 
     unit: UnitEvidence
-    qmp: QmpStatus = QmpStatus.ABSENT
+    vmm: RunState = RunState.ABSENT
     markers: frozenset[Marker] = frozenset()
     guest_agent: bool = True
     has_snapshot: bool = False
@@ -174,16 +153,16 @@ def list_missing(seen: Collection[Marker], *, guest_agent: bool) -> tuple[Marker
 
 def _derive_error(evidence: Evidence) -> str | None:
     """Why the guest does not run, where nobody has asked for that."""
-    if evidence.qmp is QmpStatus.IO_ERROR and evidence.full is not None:
+    if evidence.vmm is RunState.IO_ERROR and evidence.full is not None:
         return evidence.full
-    return _QMP_ERRORS.get(evidence.qmp)
+    return _RUN_ERRORS.get(evidence.vmm)
 
 
 def derive_state(evidence: Evidence) -> Derived:
     """The state that the evidence proves. Total and pure.
 
-    A deactivating unit is Shutdown whatever QMP says: the guest was asked to end and is not usable any more,
-    and a VMM on its way out often does not answer, which is no reason for Unknown.
+    A deactivating unit is Shutdown whatever the VMM says: the guest was asked to end and is not usable any
+    more, and a VMM on its way out often does not answer, which is no reason for Unknown.
     """
     unit = evidence.unit
     if unit is UnitEvidence.NO_ANSWER:
@@ -198,10 +177,10 @@ def derive_state(evidence: Evidence) -> Derived:
 
 
 def _derive_live(evidence: Evidence) -> Derived:
-    """The state while the unit is activating or active: QMP decides, then the markers."""
-    qmp = evidence.qmp
+    """The state while the unit is activating or active: the VMM decides, then the markers."""
+    vmm = evidence.vmm
     activating = evidence.unit is UnitEvidence.ACTIVATING
-    if qmp is QmpStatus.ABSENT and activating:
+    if vmm is RunState.ABSENT and activating:
         # The VMM is being started, or systemd waits to start it again: not a fault. The guest's CPUs go
         # with the VMM, so this is the beginning of Initializing and not Created.
         return Derived(
@@ -209,19 +188,19 @@ def _derive_live(evidence: Evidence) -> Derived:
             missing=list_missing(evidence.markers, guest_agent=evidence.guest_agent),
             vmm_absent=True,
         )
-    if qmp is QmpStatus.ABSENT:
+    if vmm is RunState.ABSENT:
         return Derived(State.UNKNOWN, "nothing listens on the VMM's QMP socket")
-    if qmp is QmpStatus.NO_ANSWER:
+    if vmm is RunState.NO_ANSWER:
         return Derived(State.UNKNOWN, "the VMM does not answer on its QMP socket")
-    if qmp is QmpStatus.UNRECOGNISED:
+    if vmm is RunState.UNRECOGNISED:
         return Derived(State.UNKNOWN, "the VMM reports a run state that is not known here")
-    if qmp in _ENDED:
-        return Derived(State.SHUTDOWN, _QMP_ERRORS.get(qmp))
+    if vmm in _ENDED:
+        return Derived(State.SHUTDOWN, _RUN_ERRORS.get(vmm))
     missing = list_missing(evidence.markers, guest_agent=evidence.guest_agent)
-    if qmp in _NOT_STARTED:
+    if vmm is RunState.NOT_STARTED:
         return Derived(State.CREATED, missing=missing)
-    if qmp in _HALTED and not activating:
-        requested = qmp is QmpStatus.PAUSED
+    if vmm in _HALTED and not activating:
+        requested = vmm is RunState.PAUSED
         return Derived(State.PAUSED, _derive_error(evidence), missing, requested=requested)
     emergency = EMERGENCY if evidence.emergency else None
     if activating or missing:

@@ -46,9 +46,10 @@ from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journ
 from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, dump_exit_record, find_spare
 from hypemand.vm.runrecord import find_boot_id
 from hypemand.vm.tracker import load_notes
+from hypemand.vmm.messages import PREFIXES
 
 _PANIC = b"Kernel panic - not syncing"
-_VMM = (b"qemu-system-", b"qemu: ", b"launcher: ")
+_VMM = (*PREFIXES, b"launcher: ")
 _SYSTEMCTL_DEADLINE, _LEAST_SYSTEMCTL_DEADLINE = 5.0, 1.0
 _ARGUMENTS = 7
 # Seconds. For all that tells of the end to be found: less than the least TimeoutStopSec=, which is 6 s. Of

@@ -19,50 +19,48 @@ from pathlib import Path
 
 from hypemand.sockets import hold_socket
 from hypemand.systemd.notify import notify_for
+from hypemand.vmm.control import CONTROL, RESUME
 
 POWER_OFF = 5
 """Seconds beyond the grace of the guest's program: to sync, to power off and for the VMM to end."""
-
-# What a guest that is paused needs before it can hear the order. Nothing happens to one that runs.
-_RESUME = b'{"execute": "qmp_capabilities"}\n{"execute": "cont"}\n'
 
 
 def stop_guest(runtime: Path, grace: int) -> None:
     """Send the order; back when the VMM has closed the port, which it does by ending. OSError when
     there is no VMM. No deadline of its own: systemd ends this process.
 
-    A guest that is paused is resumed. That is the daemon's to do while it is there: QMP serves one client at
-    a time, and whoever comes meanwhile waits for its greeting.
+    A guest that is paused is resumed, since it cannot hear the order before. That is the daemon's to do while
+    it is there: whoever comes meanwhile waits for the greeting of the control socket.
     """
     uid = runtime.stat().st_uid
-    with _open_socket() as port, _open_socket() as qmp, select.epoll() as waiting:
+    with _open_socket() as port, _open_socket() as control, select.epoll() as waiting:
         _connect(port, runtime / "stop.sock", uid)
         port.sendall(f"poweroff {grace}\n".encode())
         waiting.register(port, select.EPOLLIN)
-        qmp.setblocking(False)
+        control.setblocking(False)
         with suppress(OSError):
-            _connect(qmp, runtime / "qmp.sock", uid)
-            waiting.register(qmp, select.EPOLLIN)
-        _await_end(port, qmp, waiting)
+            _connect(control, runtime / f"{CONTROL}.sock", uid)
+            waiting.register(control, select.EPOLLIN)
+        _await_end(port, control, waiting)
 
 
-def _await_end(port: socket.socket, qmp: socket.socket, waiting: select.epoll) -> None:
+def _await_end(port: socket.socket, control: socket.socket, waiting: select.epoll) -> None:
     """Until the VMM has closed `port`. What it says is read and counts for nothing: it may be anybody's."""
-    order = _RESUME
+    order = RESUME
     while True:
         ready = [fd for fd, _events in waiting.poll()]
         if port.fileno() in ready and not port.recv(4096):
             return
-        if qmp.fileno() in ready:
+        if control.fileno() in ready:
             try:
-                if qmp.recv(4096):
-                    order = order[qmp.send(order) :]
+                if control.recv(4096):
+                    order = order[control.send(order) :]
                     continue
             except BlockingIOError:
                 continue
             except OSError:
                 pass
-            waiting.unregister(qmp)
+            waiting.unregister(control)
 
 
 def extend_deadline(main_pid: int, seconds: int) -> None:

@@ -27,7 +27,7 @@ def derive_evidence(
     seen = frozenset(Marker) if state is UnitEvidence.ACTIVE else session.tracker.markers
     return Evidence(
         state,
-        session.qmp_status,
+        session.run_state,
         seen,
         guest_agent=guest_agent,
         emergency=session.tracker.emergency,

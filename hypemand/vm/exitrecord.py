@@ -16,7 +16,7 @@ from hypemand.config.definition import Mode
 from hypemand.model.evidence import EMERGENCY, Marker
 from hypemand.protocol.sentinels import Exit
 from hypemand.recordfile import read_json
-from hypemand.vm.tracker import Shutdown
+from hypemand.vmm.shutdown import Shutdown
 
 REQUESTED = "stopped on request"
 REBOOTED = "rebooted from inside"

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from hypemand.fulldisk import find_mount_point
+from hypemand.vmm.driver import Drive
 from hypemand.workers import Pool, run_in
 
 # to look at a file system; one that hangs must not hold up what is asked of a VM
 _LOOK_DEADLINE = 1.0
-# from the name of a drive in QMP to what it is in words, as "its disk", and the file that it is on the host;
-# None for a drive that the VM does not have
-Locate: TypeAlias = Callable[[str], tuple[str, Path] | None]
+# from a drive to what it is in words, as "its disk", and the file that it is on the host; None for one that
+# the VM does not have
+Locate: TypeAlias = Callable[[Drive], tuple[str, Path] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class FullDrive:
     mount: Path
 
 
-async def find_full_drives(drives: Sequence[str], locate: Locate) -> tuple[FullDrive, ...]:
+async def find_full_drives(drives: Sequence[Drive], locate: Locate) -> tuple[FullDrive, ...]:
     """Where these drives are. What the VM does not have is left out: the VMM may say anything."""
     found = dict.fromkeys(place for drive in drives if (place := locate(drive)) is not None)
     try:

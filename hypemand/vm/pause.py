@@ -7,11 +7,11 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from hypemand.errors import GuestError, HypemandError, TimedOut
-from hypemand.model.evidence import QmpStatus
+from hypemand.model.evidence import RunState
 from hypemand.model.state import Operation, check_allowed
-from hypemand.qemu.qmp import QmpError, QmpTimeout
 from hypemand.vm.session import Session
 from hypemand.vm.vm import Vm
+from hypemand.vmm.driver import VmmError, VmmTimeout
 
 
 async def pause(vm: Vm) -> None:
@@ -20,7 +20,7 @@ async def pause(vm: Vm) -> None:
     check_allowed(Operation.PAUSE, vm.state, vm.name, vm.state_error)
     await _ask(vm, "pause", Session.pause)
     # a disk that was full at this very moment has paused it before we did, and it goes on without being asked
-    if vm.session is not None and vm.session.qmp_status is QmpStatus.IO_ERROR:
+    if vm.session is not None and vm.session.run_state is RunState.IO_ERROR:
         check_allowed(Operation.PAUSE, vm.state, vm.name, vm.state_error)
 
 
@@ -28,7 +28,7 @@ async def resume(vm: Vm) -> None:
     """Let a VM go on, whatever it was paused for, also one whose boot a full disk has stopped. WrongState,
     TimedOut, GuestError."""
     await vm.refresh()
-    if vm.session is None or not vm.session.qmp_status.is_halted:
+    if vm.session is None or not vm.session.run_state.is_halted:
         check_allowed(Operation.RESUME, vm.state, vm.name)
     await _ask(vm, "resume", Session.resume)
 
@@ -36,7 +36,7 @@ async def resume(vm: Vm) -> None:
 async def resume_to_end(vm: Vm) -> None:
     """Let a VM go on that is about to be stopped, so that it can end in order. One that cannot is ended by
     force later, and logged."""
-    if vm.session is not None and vm.session.qmp_status.is_halted:
+    if vm.session is not None and vm.session.run_state.is_halted:
         try:
             await _ask(vm, "resume", Session.resume)
         except HypemandError as error:
@@ -48,8 +48,8 @@ async def _ask(vm: Vm, what: str, order: Callable[[Session], Awaitable[None]]) -
         raise GuestError(f"cannot {what} VM {vm.name}: its VMM is not reachable", hint="try again")
     try:
         await order(vm.session)
-    except QmpTimeout as error:
+    except VmmTimeout as error:
         raise TimedOut(f"cannot {what} VM {vm.name}: {error}", hint="see hypemanctl status") from None
-    except QmpError as error:
+    except VmmError as error:
         raise GuestError(f"cannot {what} VM {vm.name}: {error}", hint="see hypemanctl status") from None
     await vm.refresh()

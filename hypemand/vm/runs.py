@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.config.definition import Definition
-from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
 from hypemand.systemd.journal import BootJournal
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Bus, Notify
@@ -29,6 +28,7 @@ from hypemand.vm.session import Session
 from hypemand.vm.tasks import Tasks
 from hypemand.vm.tracker import BootNotes, Moment
 from hypemand.vm.watcher import BootWatcher
+from hypemand.vmm.driver import Drive
 from hypemand.workers import Pool, run_in
 
 
@@ -183,12 +183,12 @@ class Runs:
         )
         self._services.watcher.add(session)
 
-    def _locate_drive(self, drive: str) -> tuple[str, Path] | None:
+    def _locate_drive(self, drive: Drive) -> tuple[str, Path] | None:
         """Of what it runs with: the volumes in the order of their drives."""
-        if drive == DISK_DRIVE:
+        number, volumes = drive.volume, self.definition.volumes
+        if number is None:
             return "its disk", self._owner.places.disk
-        number, volumes = volume_of_drive(drive), self.definition.volumes
-        if number is None or number >= len(volumes):
+        if number >= len(volumes):
             return None
         file = self._services.volume_disk(volumes[number].volume)
         return None if file is None else (f"its volume {volumes[number].volume}", file)

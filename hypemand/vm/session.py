@@ -4,8 +4,8 @@
 Made when a unit's invocation is seen for the first time, whether that has just begun or was there before
 the daemon. Closed when the unit ends; the VMM does not notice.
 
-The journal, the report port, the agent and QMP are witnesses that know nothing of each other: each is guarded
-and tried again by itself, and an error in one leaves the others as they are.
+The journal, the report port, the agent and the VMM are witnesses that know nothing of each other: each is
+guarded and tried again by itself, and an error in one leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,7 @@ from hypemand.agent.channel import AgentChannel
 from hypemand.agent.report import open_report
 from hypemand.budget import Budget, Price, Reserve
 from hypemand.errors import GuestError, HypemandError
-from hypemand.model.evidence import QmpStatus
-from hypemand.qemu.qmp import Qmp, QmpError
+from hypemand.model.evidence import RunState
 from hypemand.sockets import hold_socket
 from hypemand.systemd.journal import BootJournal
 from hypemand.systemd.notify import notify_for
@@ -34,6 +33,9 @@ from hypemand.vm.fulldrives import FullDrive, Locate, find_full_drives
 from hypemand.vm.retry import Backoff
 from hypemand.vm.tracker import BootTracker
 from hypemand.vm.watcher import LATER, SOON
+from hypemand.vmm.control import CONTROL
+from hypemand.vmm.driver import Connect, Ending, Vmm, VmmError, VmmEvent
+from hypemand.vmm.qemu import connect_qemu
 
 _log = logging.getLogger(__name__)
 # in which the agent of a guest that runs is to answer
@@ -44,15 +46,12 @@ _SPAWN_DEADLINE = 10.0
 # more: on a busy host a VMM that is well takes seconds
 _ANSWER_DEADLINE = 0.5
 SILENCE_DEADLINE = 10.0
-_STATUS_EVENTS = frozenset(
-    ("STOP", "RESUME", "RESET", "GUEST_PANICKED", "SUSPEND", "WAKEUP", "BLOCK_IO_ERROR")
-)
 
 
 @dataclass(slots=True)
 class _Link:
     """One of the VMM's sockets, and the one task that connects to it: whoever wants the connection waits for
-    that task, since QEMU serves one client at a time."""
+    that task, since the VMM serves one client at a time."""
 
     what: str
     connect: Callable[[Path], Coroutine[None, None, None]]
@@ -87,9 +86,10 @@ class Session:
         open_journal: OpenJournal = BootJournal,
         locate: Locate = lambda _drive: None,
         notify: Notify = notify_for,
+        connect: Connect = connect_qemu,
     ) -> None:
         self.tracker = tracker
-        self.qmp_status = QmpStatus.ABSENT
+        self.run_state = RunState.ABSENT
         # why it is IO_ERROR
         self.full: tuple[FullDrive, ...] = ()
         self.agent: AgentChannel | None = None
@@ -104,16 +104,17 @@ class Session:
         self._on_change = on_change
         self._on_loss = on_loss
         self._locate = locate
+        self._connect_driver = connect
         self._opened = time.monotonic()
         self._boots = follow_journal
         self._console: Console | None = None
         if follow_journal or catch_up:
             self._console = Console(name, tracker, self.budget, open_journal, catch_up=catch_up)
-        self._qmp: Qmp | None = None
-        self._qmp_link = _Link("qmp", self._connect_qmp)
+        self._vmm: Vmm | None = None
+        self._vmm_link = _Link(CONTROL, self._open_vmm)
         self._report_link = _Link("report", self._follow_report)
         self._agent_link = _Link("agent", self._connect_agent)
-        self._links = [self._qmp_link, self._report_link] + [self._agent_link] * guest_agent
+        self._links = [self._vmm_link, self._report_link] + [self._agent_link] * guest_agent
         self._background: set[asyncio.Task[None] | asyncio.Task[Exception | None]] = set()
         self._change_due: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -187,7 +188,7 @@ class Session:
     async def _connect(self, link: _Link) -> Exception | None:
         try:
             await link.connect(self._runtime / f"{link.what}.sock")
-        except (OSError, QmpError, GuestError) as error:
+        except (OSError, VmmError, GuestError) as error:
             # made but not served yet, most often: the next poll tries again
             _log.debug("VM %s: %s: %s", self._name, link.what, error)
             self._lose(link)
@@ -212,26 +213,26 @@ class Session:
         if not self._closed:
             self._on_loss()
 
-    async def _connect_qmp(self, path: Path) -> None:
+    async def _open_vmm(self, path: Path) -> None:
         with hold_socket(path, self._uid) as held:
-            self._qmp = await Qmp.connect(held, self._take_event, self._name, self.budget)
-        self._spawn("qmp-end", self._await_qmp_end(self._qmp))
+            self._vmm = await self._connect_driver(held, self._take_event, self._name, self.budget)
+        self._spawn("vmm-end", self._await_vmm_end(self._vmm))
         await self.query_status(SILENCE_DEADLINE)
-        if not self._qmp.closed.is_set():
-            self._gain(self._qmp_link)
+        if not self._vmm.is_closed:
+            self._gain(self._vmm_link)
 
-    async def _await_qmp_end(self, qmp: Qmp) -> None:
-        await qmp.closed.wait()
-        await qmp.close()
-        if self.qmp_status is not QmpStatus.SHUTDOWN:
-            self.qmp_status = QmpStatus.ABSENT
-        self._lose(self._qmp_link)
+    async def _await_vmm_end(self, vmm: Vmm) -> None:
+        await vmm.wait_closed()
+        await vmm.close()
+        if self.run_state is not RunState.SHUTDOWN:
+            self.run_state = RunState.ABSENT
+        self._lose(self._vmm_link)
         self._changed()
 
     async def connect_vmm(self, timeout: float) -> None:
         """Connect to a VMM that is there already, rather than at the next poll. Never raises."""
-        if not self._qmp_link.is_up:
-            await asyncio.wait([self._begin(self._qmp_link)], timeout=timeout)
+        if not self._vmm_link.is_up:
+            await asyncio.wait([self._begin(self._vmm_link)], timeout=timeout)
 
     async def _follow_report(self, path: Path) -> None:
         """Unlike the others it goes on for as long as the connection does."""
@@ -315,16 +316,16 @@ class Session:
         self.budget.spend(Price.CHANGE)
         self._on_change()
 
-    def _take_event(self, event: str, data: Mapping[str, object]) -> None:
-        if event == "SHUTDOWN":
-            self.tracker.take_shutdown(data.get("reason"))
+    def _take_event(self, event: VmmEvent) -> None:
+        if isinstance(event, Ending):
+            self.tracker.take_shutdown(event.reason)
             # the VMM ends right after this: it will not answer a question about it
-            self.qmp_status = QmpStatus.SHUTDOWN
+            self.run_state = RunState.SHUTDOWN
             self._changed()
-        elif event in _STATUS_EVENTS:
+        else:
             self._status_stale = True
             if self._refreshing is None or self._refreshing.done():
-                self._refreshing = self._spawn("qmp-status", self._refresh_status())
+                self._refreshing = self._spawn("vmm-status", self._refresh_status())
 
     async def _refresh_status(self) -> None:
         """One question at a time, however many events there are."""
@@ -334,76 +335,76 @@ class Session:
             self._changed()
             await self.budget.wait(Reserve.CHANGES)
 
-    async def query_status(self, wait: float = _ANSWER_DEADLINE, *, anew: bool = False) -> QmpStatus:
-        """Ask the VMM now, and wait at most that many seconds; never raises. `qmp_status` is its last answer:
+    async def query_status(self, wait: float = _ANSWER_DEADLINE, *, anew: bool = False) -> RunState:
+        """Ask the VMM now, and wait at most that many seconds; never raises. `run_state` is its last answer:
         a later one is taken when it comes, and after SILENCE_DEADLINE without one it is NO_ANSWER until then.
         One question at a time, whoever asks; `anew`: what was asked before this does not do."""
-        if self._qmp is not None and not self._qmp.closed.is_set() and not self._closed:
+        if self._vmm is not None and not self._vmm.is_closed and not self._closed:
             if self._question is None or self._question.done():
-                self._question = self._spawn("qmp-question", self._ask(self._qmp))
+                self._question = self._spawn("vmm-question", self._ask(self._vmm))
             elif anew:
                 self._ask_again = True
             await asyncio.wait([self._question], timeout=wait)
-        return self.qmp_status
+        return self.run_state
 
-    async def _ask(self, qmp: Qmp) -> None:
-        silence = partial(self._take_status, qmp, QmpStatus.NO_ANSWER)
+    async def _ask(self, vmm: Vmm) -> None:
+        silence = partial(self._take_status, vmm, RunState.NO_ANSWER)
         silent = asyncio.get_running_loop().call_later(SILENCE_DEADLINE, silence)
         try:
-            status = await self._ask_until_new(qmp)
+            status = await self._ask_until_new(vmm)
         finally:
             silent.cancel()
         self._answered += 1
         number = self._answered
-        full = self.full if status is QmpStatus.IO_ERROR else ()
-        if status is QmpStatus.IO_ERROR and not full:
+        full = self.full if status is RunState.IO_ERROR else ()
+        if status is RunState.IO_ERROR and not full:
             # that takes a look at file systems, during which it may go on
             self._question = None
-            full = await self._find_full(qmp)
+            full = await self._find_full(vmm)
         if number == self._answered:
-            self._take_status(qmp, status, full)
+            self._take_status(vmm, status, full)
 
-    async def _ask_until_new(self, qmp: Qmp) -> QmpStatus:
+    async def _ask_until_new(self, vmm: Vmm) -> RunState:
         while True:
             self._ask_again = False
-            status = await qmp.query_status()
+            status = await vmm.query_run_state()
             if not self._ask_again:
                 return status
 
-    def _take_status(self, qmp: Qmp, status: QmpStatus, full: tuple[FullDrive, ...] = ()) -> None:
+    def _take_status(self, vmm: Vmm, status: RunState, full: tuple[FullDrive, ...] = ()) -> None:
         # a VMM that has said that it shuts down is gone while it is asked
-        gone = self.qmp_status is QmpStatus.SHUTDOWN and status is QmpStatus.ABSENT
-        if qmp is self._qmp and not gone and (status, full) != (self.qmp_status, self.full):
-            self.qmp_status, self.full = status, full
+        gone = self.run_state is RunState.SHUTDOWN and status is RunState.ABSENT
+        if vmm is self._vmm and not gone and (status, full) != (self.run_state, self.full):
+            self.run_state, self.full = status, full
             self._changed()
 
-    async def _find_full(self, qmp: Qmp) -> tuple[FullDrive, ...]:
+    async def _find_full(self, vmm: Vmm) -> tuple[FullDrive, ...]:
         """Which disks could not be written."""
         try:
-            return await find_full_drives(await qmp.list_full_drives(), self._locate)
-        except QmpError as error:
+            return await find_full_drives(await vmm.list_full_drives(), self._locate)
+        except VmmError as error:
             _log.debug("VM %s: %s", self._name, error)
             return ()
 
     async def pause(self) -> None:
-        """Stop the guest's CPUs. QmpError."""
-        await self._reach_qmp().pause()
+        """Stop the guest's CPUs. VmmError."""
+        await self._reach_vmm().pause()
         await self.query_status(SILENCE_DEADLINE, anew=True)
 
     async def resume(self) -> None:
-        """Let the guest go on, whatever it was stopped for. QmpError."""
+        """Let the guest go on, whatever it was stopped for. VmmError."""
         self.full = ()
         self._stood_still = True
-        await self._reach_qmp().resume()
+        await self._reach_vmm().resume()
         status = await self.query_status(SILENCE_DEADLINE, anew=True)
-        if status is QmpStatus.RUNNING and self.agent is not None and self.agent.is_ready:
+        if status is RunState.RUNNING and self.agent is not None and self.agent.is_ready:
             # it stood still as long as the guest; to a daemon that has just started the agent speaks only now
             self._spawn("clock", self._set_clock(self.agent))
 
-    def _reach_qmp(self) -> Qmp:
-        if self._qmp is None or self._closed:
-            raise QmpError("the VMM does not listen on its QMP socket")
-        return self._qmp
+    def _reach_vmm(self) -> Vmm:
+        if self._vmm is None or self._closed:
+            raise VmmError("the VMM does not listen on its QMP socket")
+        return self._vmm
 
     def let_end(self) -> None:
         """The unit is being stopped, and a guest that stands still cannot hear of it. Once: one whose disk is
@@ -415,7 +416,7 @@ class Session:
     async def _resume_to_end(self) -> None:
         try:
             await self.resume()
-        except QmpError as error:
+        except VmmError as error:
             _log.warning("VM %s: cannot resume the guest so that it ends: %s", self._name, error)
         self._changed()
 
@@ -446,7 +447,7 @@ class Session:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._console is not None:
             self._console.close()
-        if self._qmp is not None:
-            await self._qmp.close()
+        if self._vmm is not None:
+            await self._vmm.close()
         if self.agent is not None:
             await self.agent.close()

@@ -7,7 +7,6 @@ another boot counts for nothing, wherever it stands.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from hypemand.protocol.sentinels import (
     parse_sentinel,
 )
 from hypemand.recordfile import read_json
+from hypemand.vmm.shutdown import Shutdown
 
 _MAX_STAGES = 64
 _MAX_FILE = 1024 * 1024
@@ -46,13 +46,6 @@ class Moment(StrEnum):
     PROGRAM_STARTED = "program_started"  # marker seen
     NOTIFIED = "notified"  # READY=1 sent
     RUNNING = "running"  # the unit is active
-
-
-class Shutdown(StrEnum):
-    """Why the VMM ends, in QMP's words, where the guest has asked for that."""
-
-    POWER_OFF = "guest-shutdown"
-    RESET = "guest-reset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +136,9 @@ class BootTracker:
         """The agent has shown itself, by its marker or by its HELLO."""
         return self._mark(Marker.AGENT, Moment.AGENT_READY, at)
 
-    def take_shutdown(self, reason: object) -> None:
+    def take_shutdown(self, reason: Shutdown | None) -> None:
         """The VMM has said that it ends, and why. It ends once: the first reason counts."""
-        if self._shutdown is None:
-            with contextlib.suppress(ValueError):
-                self._shutdown = Shutdown(str(reason))
+        self._shutdown = self._shutdown or reason
 
     def _mark(self, marker: Marker, moment: Moment, at: float) -> bool:
         if marker in self._markers:

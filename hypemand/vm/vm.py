@@ -16,7 +16,6 @@ from hypemand.config.definition import Definition
 from hypemand.model.evidence import Derived, derive_state, derive_status_text
 from hypemand.model.state import HeadersStatus, State
 from hypemand.model.vm import ExitReport, VmView
-from hypemand.qemu.process import read_cpu_seconds
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
 from hypemand.systemd.units import UnitStatus, unit_name
@@ -35,6 +34,7 @@ from hypemand.vm.session import Session
 from hypemand.vm.tasks import Tasks
 from hypemand.vm.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
 from hypemand.vm.tenant import NetworkHost, Tenant
+from hypemand.vmm.process import read_cpu_seconds
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -291,7 +291,7 @@ class Vm:
             session.main_pid = self._unit.main_pid or session.main_pid
             if self._unit.active_state == "activating":
                 tell_readiness(self.name, session)
-            if self.is_ending and session.qmp_status.is_halted:
+            if self.is_ending and session.run_state.is_halted:
                 session.let_end()
         evidence = derive_evidence(self._unit, session, bus_up=self._bus_up, guest_agent=self._guest_agent)
         derived = derive_state(evidence)
@@ -317,7 +317,7 @@ class Vm:
     def hold_deadline(self) -> None:
         """Let the deadline of its boot stand still for a while, if its guest does."""
         session = self.session
-        if self._unit.active_state == "activating" and session is not None and session.qmp_status.is_halted:
+        if self._unit.active_state == "activating" and session is not None and session.run_state.is_halted:
             extend_boot(self.name, session, self.runs.definition.boot_timeout)
 
     def _transit(self, derived: Derived) -> None:

@@ -21,6 +21,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
@@ -31,6 +32,7 @@ from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
 from hypemand.vm.tracker import load_notes
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
+from tests.fakes.qmp import GREETING, Monitor
 from tests.fakes.systemd import FakeSystemd
 from tests.unit.agent.support import (
     CLOCK,
@@ -70,16 +72,15 @@ class Behaviour:
 
 
 class Vmm:
-    """One VMM and its guest, for one run. `status`: what it says to query-status."""
+    """One VMM and its guest, for one run. `monitor` is what its QMP socket shows."""
 
     def __init__(
         self, process: Process, folder: Path, uid: int, journal: FakeJournal, behaviour: Behaviour
     ) -> None:
         self.run_id = process.env["INVOCATION_ID"]
         self.boot = uuid.uuid4().hex
-        self.status = "running"
         self.ended = asyncio.Event()
-        self.orders: list[str] = []
+        self.monitor = Monitor(self._say, self.ended.set)
         # what its agent was asked to run
         self.commands: list[list[str]] = []
         self._behaviour = behaviour
@@ -186,39 +187,24 @@ class Vmm:
 
     def power_off(self) -> None:
         """It ends with no word."""
-        self.tell("SHUTDOWN", guest=True, reason="guest-shutdown")
+        self.monitor.tell("SHUTDOWN", guest=True, reason="guest-shutdown")
         self.ended.set()
 
     # its sockets
 
-    def tell(self, event: str, **data: object) -> None:
-        """An event of QMP."""
+    def _say(self, message: dict[str, Any]) -> None:
         for writer in self._monitors:
-            writer.write(json.dumps({"event": event, "data": data}).encode() + b"\n")
+            writer.write(json.dumps(message).encode() + b"\n")
 
     async def _qmp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._monitors.append(writer)
-        writer.write(b'{"QMP": {}}\n')
+        self._say(GREETING)
         try:
             while line := await reader.readline():
-                request = json.loads(line)
-                answer = self._obey(request["execute"])
-                writer.write(json.dumps({"return": answer, "id": request["id"]}).encode() + b"\n")
+                self._asked.set()
+                self._say(await self.monitor.take(json.loads(line), []))
         finally:
             self._monitors.remove(writer)
-
-    def _obey(self, order: str) -> object:
-        self.orders.append(order)
-        self._asked.set()
-        match order:
-            case "query-status":
-                return {"status": self.status}
-            case "query-block":
-                return []
-            case "stop" | "cont":
-                self.status = "paused" if order == "stop" else "running"
-                self.tell("STOP" if order == "stop" else "RESUME")
-        return {}
 
     async def _report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for line in self._said:

@@ -27,7 +27,7 @@ LAYERS = (
     frozenset({"manager"}),
     frozenset({"unit"}),
     frozenset({"vm"}),
-    frozenset({"agent", "network", "qemu", "storage", "systemd"}),
+    frozenset({"agent", "network", "storage", "systemd", "vmm"}),
     frozenset({"protocol", "tar"}),
     frozenset({"model"}),
     GROUND,

@@ -23,6 +23,11 @@ import email.message, json.decoder, json
 print(email.message_from_string.__name__)
 print(json.decoder.JSONDecoder.__name__, json.mark, hasattr(json, "loads"))
 """
+UNIT = """
+import sys
+import hypemand.unit.exit, hypemand.unit.stop
+print(*sys.modules)
+"""
 NONE = """
 from hypemand.lean import skip_package
 for name in ("no_such_package", "this"):
@@ -43,6 +48,13 @@ def run(program: str) -> list[str]:
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout.split()
+
+
+def test_the_units_commands_load_no_daemon() -> None:
+    """Each end of a run would take longer."""
+    loaded = set(run(UNIT))
+    assert "hypemand.unit.exit" in loaded
+    assert {"asyncio", "hypemand.vmm.driver", "hypemand.manager"} & loaded == set()
 
 
 def test_the_daemon_loads_what_serves_and_no_client() -> None:

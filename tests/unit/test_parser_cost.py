@@ -45,7 +45,6 @@ from hypemand.protocol.frames import FrameParser, HelloFinder
 from hypemand.protocol.items import ItemParser, Tree, parse_entry
 from hypemand.protocol.records import parse_records
 from hypemand.protocol.sentinels import derive_user_text, is_sentinel_line, parse_sentinel
-from hypemand.qemu.qmp import Qmp
 from hypemand.storage.images import parse_oci_config
 from hypemand.storage.references import parse_image_name, parse_reference
 from hypemand.systemd.journal import JournalLine
@@ -60,6 +59,7 @@ from hypemand.tar import (
 )
 from hypemand.unit.exit import Findings, scan_journal
 from hypemand.vm.tracker import BootTracker
+from hypemand.vmm.qmp import Qmp
 from tests.unit.agent.support import BOOT, DATA, HELLO, HOLE, pack, records
 
 MARGIN = 2.25
@@ -246,7 +246,7 @@ PARSERS: dict[str, Case] = {
     "agent.session:clean_message": Case(
         lambda d: clean_message(d.decode("latin-1")), (repeat(b"\x1b"), repeat(b"x")), most=65536
     ),
-    "qemu.qmp:Qmp._take": Case(
+    "vmm.qmp:Qmp._take": Case(
         take_qmp,
         (
             repeat(b'{"event":"STOP"}\n'),
@@ -429,6 +429,7 @@ OTHERS = {
     "api.volumes:_parse_volume": "of a path of at most 8 KiB, by one regular expression without a choice",
     "manager.net.names:_replace_host": "written",
     "manager.net.names:_write_file": "written",
+    "vmm.qmp:Qmp._send": "written",
     "recordfile:": "files of ours, with a limit of their size",
     "vm.exitrecord:_parse": "a file of ours with a limit of its size",
     "manager.inventory:_parse_record": "a file of ours with a limit of its size",

@@ -70,7 +70,7 @@ def test_a_start_is_waited_for_and_a_failed_one_says_why() -> None:
         await host.create("db")
         host.guest("db").ends = 7
         starting = asyncio.create_task(run("start", "--wait", "web"))
-        await host.until_true(lambda: "web" in host.vmms.live and bool(host.vmm().orders))
+        await host.until_true(lambda: "web" in host.vmms.live and bool(host.vmm().monitor.orders))
         host.vmm().come_up()
         assert (await starting).returncode == 0
         assert (await run("wait", "web")).returncode == 0
@@ -125,11 +125,11 @@ def test_pause_and_resume_reach_the_vmm() -> None:
         assert [shown["state"] for shown in json.loads(done.stdout)] == ["Paused"]
         assert done.returncode == 5
         assert "pause needs state Running, and off is Stopped" in done.stderr
-        assert host.vmm().status == "paused"
+        assert host.vmm().monitor.status == "paused"
         refused = await run("exec", "web", "true")
         assert "resume" in refused.stderr
         assert (await run("resume", "web")).returncode == 0
-        assert host.vmm().status == "running"
+        assert host.vmm().monitor.status == "running"
 
     drive(scenario)
 

@@ -47,7 +47,7 @@ def test_a_vm_is_initializing_until_its_guest_is_up() -> None:
         host.guest().boots = False
         await host.create()
         await host.manager.start_vm("web")
-        await host.until_true(lambda: "web" in host.vmms.live and bool(host.vmm().orders))
+        await host.until_true(lambda: "web" in host.vmms.live and bool(host.vmm().monitor.orders))
         assert (await host.manager.get_vm("web")).state is State.INITIALIZING
         assert host.unit() == "activating/start"
         host.vmm().come_up()

@@ -18,13 +18,13 @@ from hypemand.model.images import OciConfig
 from hypemand.model.state import Origin
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.protocol.configdisk import GuestInterface
-from hypemand.qemu.accel import Accel, AccelKind
-from hypemand.qemu.host import Kernel, VmmHost
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
 from hypemand.vm.places import Places
 from hypemand.vm.record import Lease, VmRecord
+from hypemand.vmm.accel import Accel, AccelKind
+from hypemand.vmm.host import Kernel, VmmHost
 
 HOST = VmmHost(
     binary=Path("/usr/bin/qemu-system-x86_64"),

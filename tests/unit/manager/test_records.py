@@ -22,8 +22,8 @@ from hypemand.config.vmdef import parse_definition
 from hypemand.manager import inventory as inventory_module
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.state import State
-from hypemand.qemu.host import VmmHost, find_vmm_host
 from hypemand.systemd.units import UnitPlan
+from hypemand.vmm.host import VmmHost, find_vmm_host
 from tests.unit.manager.test_starts import Host, definition, use
 
 MIB = 1024 * 1024

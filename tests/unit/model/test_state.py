@@ -12,7 +12,7 @@ from hypemand.model.evidence import (
     Derived,
     Evidence,
     Marker,
-    QmpStatus,
+    RunState,
     UnitEvidence,
     derive_state,
     derive_status_text,
@@ -21,30 +21,29 @@ from hypemand.model.state import Operation, State, check_allowed
 
 MARKERS = [frozenset(seen) for count in range(3) for seen in combinations(Marker, count)]
 EVERYTHING = [
-    Evidence(*values) for values in product(UnitEvidence, QmpStatus, MARKERS, (False, True), (False, True))
+    Evidence(*values) for values in product(UnitEvidence, RunState, MARKERS, (False, True), (False, True))
 ]
 
 GONE = {"no-unit", "inactive", "failed", "maintenance"}
 UP = {"active", "reloading", "refreshing"}
 MUTE = {"no-answer", "unrecognised"}
-NOT_STARTED = {"prelaunch", "inmigrate", "restore-vm"}
-DEAD = {"shutdown", "guest-panicked", "internal-error"}
+DEAD = {"SHUTDOWN", "PANICKED", "INTERNAL_ERROR"}
 
-# DESIGN's table with its gaps filled: the first row that fits. Columns: unit, QMP, both markers in, snapshot.
+# DESIGN's table with its gaps filled: the first row that fits. Columns: unit, VMM, both markers in, snapshot.
 ANY: set[str] = set()
 TABLE: list[tuple[set[str], set[str], bool | None, bool | None, str]] = [
     (MUTE, ANY, None, None, "Unknown"),
     (GONE, ANY, None, True, "Standby"),
     (GONE, ANY, None, False, "Stopped"),
     ({"deactivating"}, ANY, None, None, "Shutdown"),
-    ({"activating"}, {"absent"}, None, None, "Initializing"),
-    (UP, {"absent"}, None, None, "Unknown"),
-    (ANY, MUTE, None, None, "Unknown"),
+    ({"activating"}, {"ABSENT"}, None, None, "Initializing"),
+    (UP, {"ABSENT"}, None, None, "Unknown"),
+    (ANY, {"NO_ANSWER", "UNRECOGNISED"}, None, None, "Unknown"),
     (ANY, DEAD, None, None, "Shutdown"),
-    (ANY, NOT_STARTED, None, None, "Created"),
+    (ANY, {"NOT_STARTED"}, None, None, "Created"),
     ({"activating"}, ANY, None, None, "Initializing"),
-    (UP, {"running"}, True, None, "Running"),
-    (UP, {"running"}, False, None, "Initializing"),
+    (UP, {"RUNNING"}, True, None, "Running"),
+    (UP, {"RUNNING"}, False, None, "Initializing"),
     (UP, ANY, None, None, "Paused"),
 ]
 
@@ -52,10 +51,10 @@ TABLE: list[tuple[set[str], set[str], bool | None, bool | None, str]] = [
 def expected_state(evidence: Evidence) -> str:
     seen = {marker.value for marker in evidence.markers}
     ready = "program" in seen and ("agent" in seen or not evidence.guest_agent)
-    for units, qmps, want_ready, want_snapshot, state in TABLE:
+    for units, states, want_ready, want_snapshot, state in TABLE:
         if (
             (not units or evidence.unit.value in units)
-            and (not qmps or evidence.qmp.value in qmps)
+            and (not states or evidence.vmm.name in states)
             and want_ready in (None, ready)
             and want_snapshot in (None, evidence.has_snapshot)
         ):
@@ -70,7 +69,7 @@ def test_every_combination_has_the_state_of_the_table() -> None:
         if derive_state(e).state != expected_state(e)
     ]
     assert wrong == []
-    assert len(EVERYTHING) == 11 * 18 * 16
+    assert len(EVERYTHING) == 11 * 12 * 16
 
 
 def test_unknown_always_says_why_and_running_never_has_an_error() -> None:
@@ -108,7 +107,7 @@ def test_initializing_says_which_marker_is_waited_for(
     program: bool, agent: bool, wanted: bool, missing: tuple[Marker, ...], text: str
 ) -> None:
     seen = frozenset([Marker.PROGRAM] * program + [Marker.AGENT] * agent)
-    evidence = Evidence(UnitEvidence.ACTIVATING, QmpStatus.RUNNING, seen, wanted)
+    evidence = Evidence(UnitEvidence.ACTIVATING, RunState.RUNNING, seen, wanted)
     derived = derive_state(evidence)
     assert derived == Derived(State.INITIALIZING, None, missing)
     assert derive_status_text(derived, guest_agent=wanted) == f"Initializing: {text}"
@@ -147,14 +146,11 @@ def test_every_combination_has_a_status_text_that_begins_with_its_state() -> Non
         assert "\n" not in text
 
 
-def test_words_of_systemd_and_qemu_that_are_not_known_are_not_guessed_at() -> None:
+def test_words_of_systemd_that_are_not_known_are_not_guessed_at() -> None:
     assert UnitEvidence.from_active_state(None) is UnitEvidence.NO_UNIT
     assert UnitEvidence.from_active_state("active") is UnitEvidence.ACTIVE
     for word in ("", "hibernating", "no-unit", "no-answer"):
         assert UnitEvidence.from_active_state(word) is UnitEvidence.UNRECOGNISED
-    assert QmpStatus.from_query_status("guest-panicked") is QmpStatus.GUEST_PANICKED
-    for word in ("", "colo", "absent", "no-answer"):
-        assert QmpStatus.from_query_status(word) is QmpStatus.UNRECOGNISED
 
 
 # For each operation the states that allow it, spelled out.

@@ -16,7 +16,7 @@ from hypemand.vm.exitrecord import (
     dump_exit_record,
     load_exit_record,
 )
-from hypemand.vm.tracker import Shutdown
+from hypemand.vmm.shutdown import Shutdown
 
 BOOT = "0123456789abcdef0123456789abcdef"
 SILENT = Ending(

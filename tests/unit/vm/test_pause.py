@@ -163,7 +163,7 @@ def test_a_pause_that_a_full_disk_has_overtaken_is_refused(tmp_path: Path) -> No
 def test_a_vmm_that_cannot_be_reached_is_told_in_words(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
         assert place.vm.session is not None
-        place.vm.session._qmp = None
+        place.vm.session._vmm = None
         with pytest.raises(GuestError, match="cannot pause VM web"):
             await place.manager.pause_vm("web")
 

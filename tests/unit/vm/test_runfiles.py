@@ -14,7 +14,8 @@ from hypemand.vm.exitrecord import ExitRecord, dump_exit_record
 from hypemand.vm.places import Places
 from hypemand.vm.runfiles import NOTES_PERIOD, RunFiles, derive_exit
 from hypemand.vm.tasks import Tasks
-from hypemand.vm.tracker import BootNotes, Moment, Shutdown, load_notes
+from hypemand.vm.tracker import BootNotes, Moment, load_notes
+from hypemand.vmm.shutdown import Shutdown
 
 BOOT = "b" * 32
 NOTES = BootNotes(BOOT, "a" * 32)

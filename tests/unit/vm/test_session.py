@@ -18,11 +18,14 @@ import pytest
 from hypemand.agent.channel import AgentChannel
 from hypemand.budget import BURST, PER_SECOND, Price
 from hypemand.errors import GuestError
-from hypemand.model.evidence import QmpStatus
+from hypemand.model.evidence import RunState
 from hypemand.systemd.journal import JournalLine
 from hypemand.vm.session import Session
 from hypemand.vm.tracker import BootTracker
 from hypemand.vm.watcher import BootWatcher
+from hypemand.vmm.driver import Connect, Ending
+from hypemand.vmm.qemu import connect_qemu
+from hypemand.vmm.shutdown import Shutdown
 from hypemand.workers import Pool, run_in
 from tests.unit.agent.support import BOOT, GREETING, Guest, in_loop
 
@@ -139,7 +142,11 @@ class Vmm:
 
 
 def make_session(
-    folder: Path, *, journal: Journal | None = None, agent: bool = True
+    folder: Path,
+    *,
+    journal: Journal | None = None,
+    agent: bool = True,
+    connect: Connect = connect_qemu,
 ) -> tuple[Session, list[str]]:
     """A session, and a list that has an item for each change that it told."""
     changes: list[str] = []
@@ -152,6 +159,7 @@ def make_session(
         follow_journal=journal is not None,
         on_change=lambda: changes.append("changed"),
         open_journal=(journal or Journal()).open,
+        connect=connect,
     )
     return session, changes
 
@@ -211,7 +219,7 @@ async def test_a_broken_journal_leaves_the_report_port_and_the_agent(
     session, _ = make_session(tmp_path, journal=Journal(errors=1000))
     async with vmm.serve(), watched(session):
         await until(lambda: session.is_ready)
-        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        await until(lambda: session.run_state is RunState.RUNNING)
     assert caplog.text.count("Bad message") == 1
 
 
@@ -237,11 +245,11 @@ async def test_what_is_lost_is_connected_again_after_the_boot_too(tmp_path: Path
     vmm.report = START + b"\n"
     session, _ = make_session(tmp_path)
     async with vmm.serve(), watched(session):
-        await until(lambda: session.is_ready and session.qmp_status is QmpStatus.RUNNING)
+        await until(lambda: session.is_ready and session.run_state is RunState.RUNNING)
         await until(lambda: session.poll() is None)
         vmm.status = "paused"
         vmm.drop()
-        await until(lambda: session.qmp_status is QmpStatus.PAUSED)
+        await until(lambda: session.run_state is RunState.PAUSED)
 
 
 @in_loop
@@ -300,7 +308,7 @@ async def test_a_recovery_and_the_watcher_connect_once(tmp_path: Path) -> None:
     session, _ = make_session(tmp_path, agent=False)
     async with vmm.serve("qmp"), watched(session):
         await asyncio.gather(session.connect_vmm(5), session.connect_vmm(5))
-        assert session.qmp_status is QmpStatus.RUNNING
+        assert session.run_state is RunState.RUNNING
         assert vmm.qmps == 1
 
 
@@ -325,16 +333,16 @@ async def test_a_look_at_file_systems_that_takes_long_brings_no_old_state_back(
     session._locate = lambda _drive: ("its disk", tmp_path)
     go_on = threading.Event()
     async with vmm.serve("qmp"), watched(session):
-        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        await until(lambda: session.run_state is RunState.RUNNING)
         busy = [asyncio.create_task(run_in(Pool.RECORDS, go_on.wait, 10)) for _ in range(Pool.RECORDS.value)]
         vmm.status, vmm.drives = "io-error", [{"device": "disk", "io-status": "nospace"}]
         old = asyncio.create_task(session.query_status())
         await until(lambda: vmm.asked[-1] == "query-block")
         vmm.status = "running"
-        assert await session.query_status() is QmpStatus.RUNNING
+        assert await session.query_status() is RunState.RUNNING
         go_on.set()
         await asyncio.gather(old, *busy)
-        assert (session.qmp_status, session.full) == (QmpStatus.RUNNING, ())
+        assert (session.run_state, session.full) == (RunState.RUNNING, ())
 
 
 @in_loop
@@ -354,7 +362,7 @@ async def test_the_clock_of_a_guest_that_stood_still_is_set_whenever_its_agent_s
     if first == "resumed":
         vmm.speaks.clear()
     async with vmm.serve(), watched(session):
-        await until(lambda: session.qmp_status is QmpStatus.PAUSED and vmm.agents == 1)
+        await until(lambda: session.run_state is RunState.PAUSED and vmm.agents == 1)
         await until(lambda: vmm.greetings == (first == "reached"))
         await until(lambda: session.agent is not None and session.agent.is_ready == (first == "reached"))
         set_clocks.clear()
@@ -372,14 +380,14 @@ async def test_a_vmm_that_is_slow_is_what_it_was_and_asked_once(tmp_path: Path) 
     vmm = Vmm(tmp_path)
     session, _ = make_session(tmp_path, agent=False)
     async with vmm.serve("qmp"), watched(session):
-        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        await until(lambda: session.run_state is RunState.RUNNING)
         vmm.answers.clear()
         vmm.status, vmm.questions = "paused", 0
         # who lists does not wait for it at all, others only for a while
-        assert await asyncio.gather(*(session.query_status(0) for _ in range(20))) == [QmpStatus.RUNNING] * 20
-        assert await session.query_status(0.05) is QmpStatus.RUNNING
+        assert await asyncio.gather(*(session.query_status(0) for _ in range(20))) == [RunState.RUNNING] * 20
+        assert await session.query_status(0.05) is RunState.RUNNING
         vmm.answers.set()
-        await until(lambda: session.qmp_status is QmpStatus.PAUSED)
+        await until(lambda: session.run_state is RunState.PAUSED)
         await asyncio.sleep(0.05)
         assert vmm.questions == 1
 
@@ -392,14 +400,14 @@ async def test_a_vmm_that_is_silent_for_long_is_not_known_until_it_answers(
     vmm = Vmm(tmp_path)
     session, changes = make_session(tmp_path, agent=False)
     async with vmm.serve("qmp"), watched(session):
-        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        await until(lambda: session.run_state is RunState.RUNNING)
         vmm.answers.clear()
         changes.clear()
         await session.query_status(0)
-        await until(lambda: session.qmp_status is QmpStatus.NO_ANSWER and changes != [])
+        await until(lambda: session.run_state is RunState.NO_ANSWER and changes != [])
         changes.clear()
         vmm.answers.set()
-        await until(lambda: session.qmp_status is QmpStatus.RUNNING and changes != [])
+        await until(lambda: session.run_state is RunState.RUNNING and changes != [])
 
 
 # --- bounds ---
@@ -410,7 +418,7 @@ async def test_a_vmm_that_floods_events_is_asked_one_question_at_a_time(tmp_path
     vmm = Vmm(tmp_path)
     session, changes = make_session(tmp_path, agent=False)
     async with vmm.serve("qmp"), watched(session):
-        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        await until(lambda: session.run_state is RunState.RUNNING)
         before = len(asyncio.all_tasks())
         vmm.writer.write(b'{"event":"STOP"}\n{"event":"RESUME"}\n' * 20_000)
         most = 0
@@ -439,13 +447,13 @@ async def test_changes_beyond_the_budget_are_told_later_and_as_one(tmp_path: Pat
     session, changes = make_session(tmp_path, agent=False)
     loop = asyncio.get_running_loop()
     async with vmm.serve("qmp"), watched(session):
-        await until(lambda: session.qmp_status is QmpStatus.RUNNING)
+        await until(lambda: session.run_state is RunState.RUNNING)
         await asyncio.sleep(0.05)
         changes.clear()
         session.budget.spend(BURST + Price.CHANGE / 2)
         began = loop.time()
         for _ in range(20):
-            session._take_event("SHUTDOWN", {"reason": "guest-reset"})
+            session._take_event(Ending(Shutdown.RESET))
         assert not changes
         await until(lambda: bool(changes))
         assert loop.time() - began > Price.CHANGE / 2 / PER_SECOND * 0.5

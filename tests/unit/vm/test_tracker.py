@@ -22,7 +22,8 @@ from hypemand.protocol.sentinels import (
     Stage,
     format_sentinel,
 )
-from hypemand.vm.tracker import BootNotes, BootTracker, Moment, Shutdown, dump_notes, load_notes
+from hypemand.vm.tracker import BootNotes, BootTracker, Moment, dump_notes, load_notes
+from hypemand.vmm.shutdown import Shutdown
 
 RUN, BOOT, OTHER = "c" * 32, "a" * 32, "b" * 32
 
@@ -122,9 +123,10 @@ def test_notes_survive_their_file(tmp_path: Path) -> None:
     tracker.take_line(line(HeadersFailed(BOOT, 3, "no disk")), 11.0)
     tracker.set_moment(Moment.RUNNING, 10.75)
     tracker.take_line(line(Emergency(BOOT, 0, EmergencyState.ENTERED)), 11.0)
-    tracker.take_shutdown("guest-reset")
-    tracker.take_shutdown("host-signal")
-    tracker.take_shutdown(["what"])
+    tracker.take_shutdown(None)
+    tracker.take_shutdown(Shutdown.RESET)
+    tracker.take_shutdown(None)
+    tracker.take_shutdown(Shutdown.POWER_OFF)
     path = tmp_path / "boot.json"
     path.write_bytes(dump_notes(tracker.notes))
     again = load_notes(path, RUN)

@@ -7,16 +7,17 @@ from itertools import pairwise
 from pathlib import Path
 
 from hypemand.config.definition import Mode
-from hypemand.qemu.accel import AccelKind
-from hypemand.qemu.commandline import (
+from hypemand.vmm.accel import AccelKind
+from hypemand.vmm.commandline import (
     NetDevice,
     VmmFiles,
     VmmPlan,
     VolumeFile,
+    find_drive,
     kernel_words,
     qemu_arguments,
-    volume_of_drive,
 )
+from hypemand.vmm.driver import Drive
 
 RUN = Path("/run/hypemand/vms/web")
 FILES = VmmFiles(
@@ -65,9 +66,18 @@ def test_a_full_file_system_stops_the_guest_and_other_errors_of_disks_are_its_ow
 
 
 def test_drives_are_found_again_by_their_names() -> None:
-    assert [volume_of_drive(name) for name in ("volume0", "volume15")] == [0, 15]
-    for name in ("disk", "volume", "volume-1", "volume1x", "volume\u0661", "xvolume1"):
-        assert volume_of_drive(name) is None
+    assert find_drive("disk") == Drive()
+    assert [find_drive(name) for name in ("volume0", "volume15")] == [Drive(0), Drive(15)]
+    for name in (
+        "image",
+        "volume",
+        "volume-1",
+        "volume1x",
+        "volume\u0661",
+        "xvolume1",
+        "volume" + "9" * 5000,
+    ):
+        assert find_drive(name) is None
 
 
 def read_launcher_fds() -> dict[str, int]:

@@ -4,6 +4,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,15 +14,16 @@ from pathlib import Path
 import pytest
 
 from hypemand.budget import BURST, Budget, Price, Reserve
-from hypemand.model.evidence import QmpStatus
-from hypemand.qemu import qmp as qmp_module
-from hypemand.qemu.qmp import Qmp, QmpError, QmpTimeout
+from hypemand.vmm import qmp as qmp_module
+from hypemand.vmm.driver import VmmError, VmmTimeout
+from hypemand.vmm.qmp import Qmp
 
 Answer = Callable[[str, int], bytes | None]
+RUNNING = {"status": "running", "running": True}
 
 
 def good(command: str, number: int) -> bytes | None:
-    results: dict[str, object] = {"query-status": {"status": "running", "running": True}}
+    results: dict[str, object] = {"query-status": RUNNING}
     return json.dumps({"return": results.get(command, {}), "id": number}).encode() + b"\n"
 
 
@@ -63,16 +66,16 @@ def run(
     asyncio.run(main())
 
 
-def test_it_negotiates_and_asks_for_the_run_state(tmp_path: Path) -> None:
+def test_it_negotiates_and_asks(tmp_path: Path) -> None:
     async def talk(session: Qmp, events: list[str]) -> None:
-        assert await session.query_status() is QmpStatus.RUNNING
+        assert await session.execute("query-status") == RUNNING
 
     run(tmp_path / "q", talk)
 
 
 def test_events_are_handed_on_and_nonsense_is_dropped(tmp_path: Path) -> None:
     async def talk(session: Qmp, events: list[str]) -> None:
-        assert await session.query_status() is QmpStatus.RUNNING
+        assert await session.execute("query-status") == RUNNING
         assert events == ["SHUTDOWN {'reason': 'guest-reset'}", "STOP {}"]
 
     noise = b'{"event": "SHUTDOWN", "data": {"reason": "guest-reset"}}\n{"event": "STOP", "data": 7}\n'
@@ -87,13 +90,14 @@ def test_a_vmm_that_does_not_answer_is_told_apart_from_one_that_is_gone(
         return None if command == "query-status" else good(command, number)
 
     async def talk(session: Qmp, events: list[str]) -> None:
-        with pytest.raises(QmpTimeout):
+        with pytest.raises(VmmTimeout):
             await session.execute("query-status", deadline=0.05)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(session.query_status(), 0.05)
+            await asyncio.wait_for(session.execute("query-status", deadline=None), 0.05)
         await session.execute("quit")
         await session.closed.wait()
-        assert await session.query_status() is QmpStatus.ABSENT
+        with pytest.raises(VmmError, match="has closed"):
+            await session.execute("query-status")
 
     assert qmp_module.ANSWER_DEADLINE == 0.5
     run(tmp_path / "q", talk, silent)
@@ -106,21 +110,10 @@ def test_a_refusal_has_the_vmms_words(tmp_path: Path) -> None:
         return json.dumps({"error": {"desc": "no such command"}, "id": number}).encode() + b"\n"
 
     async def talk(session: Qmp, events: list[str]) -> None:
-        with pytest.raises(QmpError, match="no such command"):
+        with pytest.raises(VmmError, match="no such command"):
             await session.execute("nonsense")
 
     run(tmp_path / "q", talk, refuse)
-
-
-@pytest.mark.parametrize("answer", [b'{"return": {}, "id": %d}\n', b'{"return": {"status": 5}, "id": %d}\n'])
-def test_an_answer_without_a_state_is_not_recognised(tmp_path: Path, answer: bytes) -> None:
-    def odd(command: str, number: int) -> bytes | None:
-        return answer % number if command == "query-status" else good(command, number)
-
-    async def talk(session: Qmp, events: list[str]) -> None:
-        assert await session.query_status() is QmpStatus.UNRECOGNISED
-
-    run(tmp_path / "q", talk, odd)
 
 
 def test_a_line_without_end_closes_the_session(tmp_path: Path) -> None:
@@ -128,7 +121,7 @@ def test_a_line_without_end_closes_the_session(tmp_path: Path) -> None:
         return b"x" * (3 * 1024 * 1024) if command == "query-status" else good(command, number)
 
     async def talk(session: Qmp, events: list[str]) -> None:
-        with pytest.raises(QmpError):
+        with pytest.raises(VmmError):
             await session.execute("query-status", deadline=10.0)
         assert session.closed.is_set()
 
@@ -137,7 +130,7 @@ def test_a_line_without_end_closes_the_session(tmp_path: Path) -> None:
 
 def test_nesting_without_end_is_dropped_like_other_nonsense(tmp_path: Path) -> None:
     async def talk(session: Qmp, events: list[str]) -> None:
-        assert await session.query_status() is QmpStatus.RUNNING
+        assert await session.execute("query-status") == RUNNING
         assert events == []
 
     run(tmp_path / "q", talk, first=b"[" * 50_000 + b"\n" + b'{"a":' * 12_000 + b"\n")
@@ -159,7 +152,7 @@ def test_commands_that_a_vmm_does_not_read_are_not_kept_without_end(tmp_path: Pa
         for _ in range(20_000):
             try:
                 await session.execute("x" * 200, deadline=0)
-            except QmpTimeout as error:
+            except VmmTimeout as error:
                 said = str(error)
             if "does not read" in said:
                 break
@@ -171,6 +164,55 @@ def test_commands_that_a_vmm_does_not_read_are_not_kept_without_end(tmp_path: Pa
         await asyncio.sleep(0)
 
     asyncio.run(main())
+
+
+def test_arguments_and_a_descriptor_go_with_a_command(tmp_path: Path) -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        session = Qmp(reader, writer, lambda name, data: None, Budget())
+        with theirs, (tmp_path / "file").open("w+b") as file:
+            with pytest.raises(VmmTimeout):
+                await session.execute("getfd", {"fdname": "a"}, fd=file.fileno(), deadline=0)
+            line, (fd,), _flags, _address = socket.recv_fds(theirs, 4096, 4)
+            assert json.loads(line) == {"execute": "getfd", "arguments": {"fdname": "a"}, "id": 1}
+            os.write(fd, b"of the VMM")
+            os.close(fd)
+            assert os.pread(file.fileno(), 100, 0) == b"of the VMM"
+        await session.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_a_descriptor_never_waits_behind_commands_that_a_vmm_does_not_read(tmp_path: Path) -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        session = Qmp(reader, writer, lambda name, data: None, Budget())
+        with theirs, (tmp_path / "file").open("wb") as file:
+            while not writer.transport.get_write_buffer_size():
+                with pytest.raises(VmmTimeout):
+                    await session.execute("x" * 1000, deadline=0)
+            with pytest.raises(VmmTimeout, match="does not read"):
+                await session.execute("getfd", fd=file.fileno(), deadline=1)
+            theirs.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    assert socket.recv_fds(theirs, 65536, 4)[1] == []
+        await session.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_a_command_is_bounded(tmp_path: Path) -> None:
+    async def talk(session: Qmp, events: list[str]) -> None:
+        with pytest.raises(VmmError, match="the command getfd is too long"):
+            await session.execute("getfd", {"fdname": "x" * 65536})
+        assert await session.execute("query-status") == RUNNING
+
+    run(tmp_path / "q", talk)
 
 
 def test_a_flood_of_events_is_read_as_far_as_the_budget_goes_and_others_have_their_turn(
@@ -210,28 +252,3 @@ def test_a_flood_of_events_is_read_as_far_as_the_budget_goes_and_others_have_the
         await asyncio.sleep(0)
 
     asyncio.run(main())
-
-
-def test_drives_without_space_are_told_from_others_and_from_nonsense(tmp_path: Path) -> None:
-    blocks: list[object] = []
-
-    def answer(command: str, number: int) -> bytes | None:
-        if command != "query-block":
-            return good(command, number)
-        return json.dumps({"return": blocks[0], "id": number}).encode() + b"\n"
-
-    async def talk(session: Qmp, events: list[str]) -> None:
-        drives = [{"device": f"volume{n}", "io-status": "nospace"} for n in range(2)]
-        blocks[:] = [
-            [{"device": "image"}, {"device": "disk", "io-status": "ok"}, *drives, 7, {"io-status": []}]
-        ]
-        assert await session.list_full_drives() == ("volume0", "volume1")
-        blocks[:] = [drives * 500]
-        assert len(await session.list_full_drives()) <= 64
-        blocks[:] = [[{"device": 5, "io-status": "nospace"}]]
-        assert await session.list_full_drives() == ()
-        blocks[:] = [{"device": "disk"}]
-        with pytest.raises(QmpError):
-            await session.list_full_drives()
-
-    run(tmp_path / "q", talk, answer)

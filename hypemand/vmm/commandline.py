@@ -8,15 +8,18 @@ descriptors that the launcher gives it (launcher/ports.h): its sockets and its T
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.config.definition import Mode
-from hypemand.qemu.accel import AccelKind
+from hypemand.vmm.accel import AccelKind
+from hypemand.vmm.control import CONTROL
+from hypemand.vmm.driver import Drive
 
 # descriptors: launcher/ports.h
 TAP_FD = 3
-PORT_FDS = {"qmp": 4, "agent": 5, "report": 6, "stop": 7}
+PORT_FDS = {CONTROL: 4, "agent": 5, "report": 6, "stop": 7}
 _TCG_BUFFER_MIB = 64
 _KERNEL_WORDS = ("console=hvc0", "quiet")
 # TCG emulates the host's time stamp counter, and nothing that a busy host lets a guest calibrate it with:
@@ -75,6 +78,11 @@ class VmmPlan:
     net: NetDevice | None = None
 
 
+def start_line(plan: VmmPlan) -> tuple[str, ...]:
+    """What the launcher executes: the kernel's words, to which it adds the boot id, and the command line."""
+    return (kernel_words(plan), *qemu_arguments(plan))
+
+
 def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
     """The command line, less -append."""
     arguments = [str(plan.binary)]
@@ -87,6 +95,11 @@ def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
     if plan.net is not None:
         arguments += _network(plan.net)
     return tuple(arguments)
+
+
+WORKER_TASKS = 64 + 32
+"""Threads that the VMM may have beside the guest's CPUs: it serves up to 64 requests to disks with a thread
+each (util/thread-pool.c), and aborts if it cannot make one."""
 
 
 def memory_overhead(accel: AccelKind) -> int:
@@ -151,15 +164,14 @@ def _ports() -> list[str]:
     arguments = []
     for name, fd in PORT_FDS.items():
         user = ["-device", f"virtserialport,chardev={name},name=org.hypeman.{name}"]
-        if name == "qmp":
-            user = ["-mon", "chardev=qmp,mode=control"]
+        if name == CONTROL:
+            user = ["-mon", f"chardev={CONTROL},mode=control"]
         arguments += ["-chardev", f"socket,id={name},fd={fd},server=on,wait=off", *user]
     return arguments
 
 
-DISK_DRIVE = "disk"
-"""The drive of the VM's own disk, by which QMP names it."""
-_VOLUME_DRIVE = "volume"
+_DISK_DRIVE, _VOLUME_DRIVE = "disk", "volume"
+_VOLUME_NAME = re.compile(rf"{_VOLUME_DRIVE}([0-9]{{1,3}})")
 
 
 def _disks(files: VmmFiles) -> list[str]:
@@ -167,7 +179,7 @@ def _disks(files: VmmFiles) -> list[str]:
     for name, path, readonly in (
         ("config", files.config, True),
         ("image", files.image, True),
-        (DISK_DRIVE, files.disk, False),
+        (_DISK_DRIVE, files.disk, False),
         ("headers", files.headers, True),
     ):
         if path is not None:
@@ -177,10 +189,12 @@ def _disks(files: VmmFiles) -> list[str]:
     return arguments
 
 
-def volume_of_drive(drive: str) -> int | None:
-    """Which of a VM's volumes a drive is, counted from 0; None for another drive."""
-    number = drive.removeprefix(_VOLUME_DRIVE)
-    return int(number) if drive != number and number.isascii() and number.isdecimal() else None
+def find_drive(name: str) -> Drive | None:
+    """The disk that QMP names so; None for one that no VM writes to."""
+    if name == _DISK_DRIVE:
+        return Drive()
+    volume = _VOLUME_NAME.fullmatch(name)
+    return None if volume is None else Drive(int(volume[1]))
 
 
 def _disk(name: str, path: Path, serial: str, *, readonly: bool) -> list[str]:

@@ -12,32 +12,31 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from hypemand.budget import Budget, Price, Reserve, Turn
-from hypemand.model.evidence import QmpStatus
+from hypemand.vmm.driver import VmmError, VmmTimeout
 
 _log = logging.getLogger(__name__)
-# Answers to what is asked here have some hundred bytes.
+# Commands and answers have some hundred bytes.
 _LINE_LIMIT = 64 * 1024
 # Of commands that a VMM does not take: it is as one that does not answer then.
 _QUEUE_LIMIT = 64 * 1024
 ANSWER_DEADLINE = 0.5
-# to stop the guest, QEMU waits for the requests to disks that are under way
-_PAUSE_DEADLINE = 10.0
-# of drives; a VM has less than half of that
-_MOST_DRIVES = 64
 # an event's name and its data
 OnEvent = Callable[[str, Mapping[str, object]], None]
 
 
-class QmpError(Exception):
-    """The VMM refused a command, answered nonsense, or is gone."""
-
-
-class QmpTimeout(QmpError):
-    """The VMM did not answer in time."""
+def _format_command(command: str, arguments: Mapping[str, object] | None, number: int) -> bytes:
+    message = {"execute": command, "id": number}
+    if arguments is not None:
+        message["arguments"] = arguments
+    line = json.dumps(message).encode() + b"\n"
+    if len(line) > _LINE_LIMIT:
+        raise VmmError(f"the command {command} is too long")
+    return line
 
 
 class Qmp:
@@ -61,7 +60,7 @@ class Qmp:
 
     @classmethod
     async def connect(cls, path: str, on_event: OnEvent, name: str, budget: Budget) -> Qmp:
-        """Connect and negotiate. OSError while nothing listens yet; QmpError when it does not answer. Every
+        """Connect and negotiate. OSError while nothing listens yet; VmmError when it does not answer. Every
         line of the VMM's that is no answer is paid from `budget`."""
         reader, writer = await asyncio.open_unix_connection(path, limit=_LINE_LIMIT)
         qmp = cls(reader, writer, on_event, budget)
@@ -73,55 +72,43 @@ class Qmp:
             raise
         return qmp
 
-    async def execute(self, command: str, *, deadline: float | None = ANSWER_DEADLINE) -> Any:
-        """Run a command without arguments and give back its `return`. `deadline` in seconds; None: until the
-        connection ends."""
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        fd: int | None = None,
+        deadline: float | None = ANSWER_DEADLINE,
+    ) -> Any:
+        """Run a command and give back its `return`. `fd`: a descriptor that goes with it (SCM_RIGHTS,
+        unix(7)), as `getfd` needs one; the VMM gets one of its own. `deadline` in seconds; None: until the
+        connection ends. VmmError, VmmTimeout."""
         if self.closed.is_set():
-            raise QmpError("the VMM has closed its QMP socket")
-        if self._writer.transport.get_write_buffer_size() > _QUEUE_LIMIT:
-            raise QmpTimeout("the VMM does not read its QMP socket")
+            raise VmmError("the VMM has closed its QMP socket")
+        if self._writer.transport.get_write_buffer_size() > (_QUEUE_LIMIT if fd is None else 0):
+            raise VmmTimeout("the VMM does not read its QMP socket")
         number = self._next_id
         self._next_id += 1
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._pending[number] = answer
         try:
-            self._writer.write(json.dumps({"execute": command, "id": number}).encode() + b"\n")
+            self._send(_format_command(command, arguments, number), fd)
             return await asyncio.wait_for(answer, deadline)
         except TimeoutError:
-            raise QmpTimeout(f"the VMM did not answer {command} in {deadline:g} s") from None
+            raise VmmTimeout(f"the VMM did not answer {command} in {deadline:g} s") from None
         except OSError as error:
-            raise QmpError(f"the QMP socket of the VMM failed: {error.strerror}") from None
+            raise VmmError(f"the QMP socket of the VMM failed: {error.strerror}") from None
         finally:
             self._pending.pop(number, None)
 
-    async def query_status(self) -> QmpStatus:
-        """Run state of the VMM as evidence, whenever it answers: never raises."""
-        try:
-            answer = await self.execute("query-status", deadline=None)
-        except QmpTimeout:
-            return QmpStatus.NO_ANSWER
-        except QmpError:
-            return QmpStatus.ABSENT
-        word = answer.get("status") if isinstance(answer, dict) else None
-        return QmpStatus.from_query_status(word) if isinstance(word, str) else QmpStatus.UNRECOGNISED
-
-    async def list_full_drives(self) -> tuple[str, ...]:
-        """The drives that could not be written since the host had no space left for it, while the run state
-        is `io-error`; until `cont`. QmpError."""
-        answer = await self.execute("query-block")
-        if not isinstance(answer, list):
-            raise QmpError("the VMM does not report the state of its disks")
-        drives = (drive for drive in answer[:_MOST_DRIVES] if isinstance(drive, dict))
-        full = (drive.get("device") for drive in drives if drive.get("io-status") == "nospace")
-        return tuple(name for name in full if isinstance(name, str))
-
-    async def pause(self) -> None:
-        """Stop the guest's CPUs. QmpError."""
-        await self.execute("stop", deadline=_PAUSE_DEADLINE)
-
-    async def resume(self) -> None:
-        """Let the guest go on, and have what could not be written tried again. QmpError."""
-        await self.execute("cont", deadline=_PAUSE_DEADLINE)
+    def _send(self, line: bytes, fd: int | None) -> None:
+        if fd is None:
+            self._writer.write(line)
+            return
+        # asyncio sends no descriptors; nothing of its own is waiting to be sent
+        with self._writer.get_extra_info("socket").dup() as connection:
+            sent = socket.send_fds(connection, [line], [fd])
+        self._writer.write(line[sent:])
 
     async def _read(self) -> None:
         turn = Turn()
@@ -138,7 +125,7 @@ class Qmp:
             self.closed.set()
             for answer in self._pending.values():
                 if not answer.done():
-                    answer.set_exception(QmpError("the VMM has closed its QMP socket"))
+                    answer.set_exception(VmmError("the VMM has closed its QMP socket"))
 
     def _take(self, line: bytes) -> bool:
         """True: that was an answer to something that was asked."""
@@ -166,7 +153,7 @@ class Qmp:
         else:
             failure = message.get("error")
             words = failure.get("desc") if isinstance(failure, dict) else None
-            answer.set_exception(QmpError(str(words or "the VMM refused the command")[:500]))
+            answer.set_exception(VmmError(str(words or "the VMM refused the command")[:500]))
 
     async def close(self) -> None:
         """End the session. The VMM goes on."""

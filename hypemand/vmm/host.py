@@ -11,7 +11,10 @@ from pathlib import Path
 
 from hypemand.config.host import HostConfig, JournalPolicy
 from hypemand.errors import HostNotReady
-from hypemand.qemu.accel import Accel, find_accel, find_tsc_khz
+from hypemand.run import run
+from hypemand.vmm.accel import Accel, find_accel, find_tsc_khz
+
+_VERSION_DEADLINE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,13 @@ def find_qemu(config: HostConfig) -> Path:
     if not os.access(config.qemu, os.X_OK):
         raise HostNotReady(f"there is no QEMU at {config.qemu}", hint="install the package qemu-system-x86")
     return config.qemu
+
+
+def read_qemu_version(binary: Path) -> str:
+    """How it introduces itself. HypemandError."""
+    done = run([str(binary), "--version"], timeout=_VERSION_DEADLINE)
+    words = done.stdout.decode(errors="replace").splitlines()
+    return words[0] if words else "of an unknown version"
 
 
 def find_initrd(config: HostConfig) -> Path:

@@ -5,7 +5,7 @@ import os
 import resource
 import time
 
-from hypemand.qemu.process import read_cpu_seconds, read_memory
+from hypemand.vmm.process import read_cpu_seconds, read_memory
 
 GONE = 2**22 + 1  # above the largest pid
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import HostNotReady
-from hypemand.qemu.accel import AccelKind, find_accel, find_tsc_khz
+from hypemand.vmm.accel import AccelKind, find_accel, find_tsc_khz
 
 CPU = "processor : 0\nflags\t\t: fpu constant_tsc {flags} sse\nbogomips\t: 5192.24\n"
 

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What hypemand asks of a running VMM, whichever that is. The only one is QEMU (`qemu`).
+
+A start line is `commandline.start_line`; what a host must have for it, `host`. Nothing outside this folder
+names an option, a command, an event or a run state of QEMU (tests/lint/test_vmm_words.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from hypemand.budget import Budget
+from hypemand.model.evidence import RunState
+from hypemand.vmm.shutdown import Shutdown
+
+
+class VmmError(Exception):
+    """The VMM refused what was asked of it, answered nonsense, or is gone."""
+
+
+class VmmTimeout(VmmError):
+    """The VMM did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A disk of the VM that it may write to: its volume of that number, counted from 0 in the order of the
+    start line. None: its own disk."""
+
+    volume: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The VMM ends right after this. `reason` None: the guest has not asked for it."""
+
+    reason: Shutdown | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunStateChanged:
+    """The run state may be another one: ask for it."""
+
+
+VmmEvent: TypeAlias = Ending | RunStateChanged
+OnEvent: TypeAlias = Callable[[VmmEvent], None]
+
+
+class Vmm(Protocol):
+    """A connection to a running VMM. It may have been taken over by its guest: what it says is bounded, and
+    proves nothing."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Has the connection ended, from whichever side?"""
+
+    async def wait_closed(self) -> None:
+        """Until the connection ends."""
+
+    async def query_run_state(self) -> RunState:
+        """Whenever it answers; ABSENT when the connection ends before. Never raises."""
+
+    async def list_full_drives(self) -> tuple[Drive, ...]:
+        """The disks that could not be written since the host had no space left for it, while the run state is
+        IO_ERROR; until `resume`. VmmError."""
+
+    async def pause(self) -> None:
+        """Stop the guest's CPUs. VmmError."""
+
+    async def resume(self) -> None:
+        """Let the guest go on, whatever it was stopped for, and have what could not be written tried again.
+        VmmError."""
+
+    async def save(self, target: int, *, most: int, deadline: float) -> None:
+        """Write memory and devices of the guest, not its disks, to the file of the descriptor `target`, which
+        remains the caller's: at most `most` bytes in at most `deadline` seconds, in which the VMM may answer
+        nothing else. It is for a VMM of the same build and start line.
+
+        The guest stands still from then on (HALTED), to be ended by `quit`, or to go on by `resume`. One that
+        was not paused before runs while it is saved, and what it changes meanwhile is saved again.
+
+        VmmError, VmmTimeout; OSError when the file cannot be written. Then, and when this is cancelled, what
+        the file has is worthless; a guest that was running runs on, or `resume` has it do so.
+        """
+
+    async def quit(self) -> None:
+        """End the VMM at once, whatever its guest does. Back when it has closed its socket. VmmError."""
+
+    async def close(self) -> None:
+        """End the connection; the VMM goes on."""
+
+
+# Path of the control socket, what takes events, the VM's name for logs, and what all that the VMM says on its
+# own is paid from. OSError while nothing listens yet; VmmError when it does not answer.
+Connect: TypeAlias = Callable[[str, OnEvent, str, Budget], Coroutine[Any, Any, Vmm]]
