@@ -23,10 +23,11 @@ from aiohttp import web
 
 from hypemand.api.failures import Forbidden, Handler, error_response
 from hypemand.api.requests import parse_ref
-from hypemand.api.tokens import Scope, Token, TokenStore
+from hypemand.api.tokens import Token, TokenStore
 from hypemand.errors import HostNotReady, HypemandError, NotFound
 from hypemand.model.caller import CALLER
 from hypemand.model.services import Manager
+from hypemand.model.tokens import Scope
 
 # Lines in the journal on refused requests: one for so many seconds, with the count of the others.
 REFUSED_LOG_SECONDS = 10.0

@@ -19,13 +19,13 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from hypemand.atomic import write_all, write_file
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InvalidRequest, NotFound
+from hypemand.model.tokens import Scope
 from hypemand.recordfile import read_json
 from hypemand.run import is_disk_full
 from hypemand.workers import Pool, run_in
@@ -43,7 +43,8 @@ _MARK = "hm-"
 _VERSION = 2
 _TAG_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _TAG_VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{MAX_NAME - 1}}}")
+NAME_PATTERN = rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{MAX_NAME - 1}}}"
+_NAME = re.compile(NAME_PATTERN)
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +58,6 @@ class TooManyTokens(HypemandError):
 
     code = "insufficient_resources"
     status = 409
-
-
-class Scope(StrEnum):
-    """What a token is good for; docs/api.md says it of every route. READ: looking. OPERATE: also starting and
-    stopping VMs, and all that is inside of them. ADMIN: all but what is root's on the host."""
-
-    READ = "read"
-    OPERATE = "operate"
-    ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)
