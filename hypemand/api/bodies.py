@@ -35,7 +35,7 @@ from hypemand.api.kinds import (
 )
 from hypemand.api.tokens import MAX_TAGS, MAX_VMS
 from hypemand.api.tokens import NAME_PATTERN as TOKEN_PATTERN
-from hypemand.config.definition import ImagePull
+from hypemand.config.imagepull import ImagePull
 from hypemand.config.names import NAME_PATTERN
 from hypemand.model.logs import LogSource
 from hypemand.model.state import State
@@ -163,7 +163,7 @@ class ReadLogs:
 
     tail: int | None = with_default(Tail(MAX_TAIL), "100")
     follow: bool = with_default(Flag(), False)
-    source: LogSource = with_default(Word(LogSource), "app")
+    source: LogSource = with_default(Word(LogSource), LogSource.APP)
     sentinels: bool = with_default(Flag(), False)
     json: bool = with_default(Flag(), False)
 
@@ -241,7 +241,7 @@ class CreateToken:
 
     name: str = required(Text(pattern=TOKEN_PATTERN))
     expires: float | None = optional(TimeSpan(), null=True)
-    scope: Scope = with_default(Word(Scope), "admin")
+    scope: Scope = with_default(Word(Scope), Scope.ADMIN)
     vms: tuple[str, ...] = with_default(Texts(maximum=MAX_VMS), [])
     tags: Mapping[str, str] = with_default(TextMap(maximum=MAX_TAGS), {})
 

@@ -24,6 +24,8 @@ from hypemand.api.services import Limits
 from hypemand.api.tasks import Ended, first_of
 from hypemand.api.websocket import await_close, is_end, receive_first, serve_websocket
 from hypemand.errors import HypemandError, InvalidRequest
+from hypemand.model.answers.exec import ExecExit
+from hypemand.model.document import encode
 from hypemand.model.exec import ExecRequest, ExecSession, ExecStream
 from hypemand.model.services import GuestService
 from hypemand.model.vm import ExitReport
@@ -135,9 +137,9 @@ async def _control(text: str, session: ExecSession) -> None:
 
 
 def _exit_frame(report: ExitReport, streams: bool) -> dict[str, object]:
-    """The published client wants this key and no other; who asked for streams gets the words too."""
+    """The published client takes the exit code alone; the message is for clients that asked for streams."""
     if report.code is None:
         raise HypemandError(
             (f"the exit status of the command is not known: {report.message}"), code="guest_error"
         )
-    return {"exitCode": report.code} | ({"message": report.message} if streams else {})
+    return without_nulls(encode(ExecExit(report.code, report.message if streams else None)))

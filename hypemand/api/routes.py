@@ -46,6 +46,7 @@ from hypemand.api.tasks import Ended, unless_ended
 from hypemand.errors import Stopping, WrongState
 from hypemand.model.answers.guest import ArchiveResult
 from hypemand.model.answers.host import EventLoop, Health
+from hypemand.model.answers.instance import WaitResult
 from hypemand.model.document import encode
 from hypemand.model.logs import LogLine
 from hypemand.model.state import Operation, Origin, check_allowed
@@ -216,7 +217,7 @@ class Routes:
         if isinstance(ended, Ended):
             raise Stopping
         view, timed_out = ended
-        return json_response({"state": view.state, "timed_out": timed_out, "state_error": view.state_error})
+        return json_response(encode(WaitResult(view.state, timed_out, view.state_error)))
 
     async def watch_instance(self, request: web.Request) -> web.StreamResponse:
         """A VM now and at each change, as events."""

@@ -7,6 +7,7 @@ from hypemand.cli.client import PULL_SECONDS, ApiError, Client, StreamBroken, pa
 from hypemand.cli.progress import format_bar
 from hypemand.cli.terminal import LiveLine
 from hypemand.cli.values import format_bytes
+from hypemand.config.imagepull import ImagePull
 from hypemand.model.answers.image import Image
 from hypemand.model.images import PullStatus
 
@@ -35,9 +36,9 @@ def pull_image(client: Client, name: str, *, quiet: bool = False) -> Image:
 
 def have_image(client: Client, name: str, when: str | None) -> None:
     """Pull the image of a VM that is about to be made, where it is not here or `when` is always."""
-    if when == "never" or name.startswith("builtin:"):
+    if when == ImagePull.NEVER or name.startswith("builtin:"):
         return
-    if when != "always":
+    if when != ImagePull.ALWAYS:
         try:
             if parse(Image, client.get("images", name)).status == PullStatus.READY:
                 return

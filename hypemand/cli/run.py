@@ -11,7 +11,6 @@ import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 from hypemand.cli.client import ApiError, Client, StreamBroken, parse
 from hypemand.cli.context import Context, explain
@@ -63,7 +62,7 @@ def run(context: Context) -> int:
                 _remove(context.client, instance)
 
 
-def build_definition(args: Namespace) -> dict[str, Any]:
+def build_definition(args: Namespace) -> dict[str, object]:
     """The definition that the options make, in the keys of a definition file. Only what was said."""
     asked = {
         "name": args.name,
@@ -77,7 +76,7 @@ def build_definition(args: Namespace) -> dict[str, Any]:
     return {key: value for key, value in asked.items() if value is not None} | read_keys(args)
 
 
-def _build_network(args: Namespace) -> str | dict[str, Any] | None:
+def _build_network(args: Namespace) -> str | dict[str, object] | None:
     """The key `network`; None for what the host has by default."""
     if not args.publish:
         return args.network  # type: ignore[no-any-return]
@@ -98,7 +97,7 @@ def find_variables(words: list[str]) -> Iterator[tuple[str, str]]:
             yield key, os.environ[key]
 
 
-def _create(client: Client, definition: dict[str, Any]) -> Instance:
+def _create(client: Client, definition: dict[str, object]) -> Instance:
     """Create and start. A name that was made up is made up again when it is taken."""
     attempts = 1 if "name" in definition else NAME_ATTEMPTS
     while True:
