@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files to and from a guest over a WebSocket, as the published client copies.
 
-Its first frame says which way. To the guest one connection carries one file or directory: its bytes in
-binary frames, then an end, then our result; how long a file is only its end tells. From the guest each
-entry is a header, its bytes, and an end; the last end is final. An error is told by a text frame before the
-connection is closed.
+Its first frame has the direction. To the guest, one connection carries one file or directory: its data in
+binary frames, an end, and then the result of the daemon; the size of a file is not known before its end. From
+the guest, each entry is a header, its data, and an end; the last end is final. An error is sent as a text
+frame before the connection is closed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SENT_KINDS = (FileKind.FILE, FileKind.DIRECTORY, FileKind.SYMLINK)
 
 @dataclass(frozen=True, slots=True)
 class CopyOrder:
-    """The first frame. `entry`: what is to be made, of a copy to the guest."""
+    """The first frame. `entry`: the file or directory to create, for a copy to the guest."""
 
     direction: Direction
     path: str
@@ -47,7 +47,7 @@ class CopyOrder:
 
 
 def parse_order(text: str) -> CopyOrder:
-    """Raises InvalidRequest that names the field."""
+    """Parse the first frame. Raises InvalidRequest that names the field."""
     body = without_nulls(parse_object(text, "the first frame"))
     if Word(Direction).read(body.get("direction"), "direction") is Direction.FROM:
         given = read_form(CopyFrom, body)
@@ -67,7 +67,7 @@ def _derive_entry(order: CopyTo) -> FileInfo:
 async def serve_cp(
     request: web.Request, services: Services, ref: str, closing: asyncio.Event, limits: Limits
 ) -> web.WebSocketResponse:
-    """Take the connection over and copy once. The VM has been found Running before."""
+    """Upgrade the connection to a WebSocket and copy once. The caller has checked that the VM is Running."""
 
     async def work(socket: web.WebSocketResponse) -> Ended | None:
         try:
@@ -75,18 +75,18 @@ async def serve_cp(
         except ConnectionError:
             raise
         except HypemandError as error:
-            await _tell(socket, error, limits)
+            await _send_error(socket, error, limits)
             raise
         except Exception as error:
             known = unexpected(error, f"cp of {ref}")
-            await _tell(socket, known, limits)
+            await _send_error(socket, known, limits)
             raise known from None
 
     return await serve_websocket(request, work, closing, limits, what="cp")
 
 
-async def _tell(socket: web.WebSocketResponse, error: HypemandError, limits: Limits) -> None:
-    """Say what went wrong, then swallow what the client still sends: it reads only when it has sent all."""
+async def _send_error(socket: web.WebSocketResponse, error: HypemandError, limits: Limits) -> None:
+    """Send the error, then discard what the client still sends: it reads only when it has sent everything."""
     await socket.send_str(json.dumps({"type": "error", "message": str(error)}))
     with contextlib.suppress(TimeoutError):
         while not is_end(await socket.receive(timeout=limits.closing)):
@@ -166,7 +166,7 @@ async def _send_end(socket: web.WebSocketResponse, *, final: bool) -> None:
 
 
 def header_json(name: str, entry: FileInfo) -> dict[str, object]:
-    """The header of an entry in the published client's words, which knows no times before the epoch."""
+    """The header of an entry as the published client expects it, which has no times before the epoch."""
     return {
         "type": "header",
         "path": name,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bodies of POST /instances as definitions: our native form, and the form of the published client.
 
-A field that means something we cannot do is refused by name. All problems of a body are told at once.
+Fields that are not supported are rejected by name. All errors of a body are reported together.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ _BPS = re.compile(r"([0-9.]+\s*[kmg]?)bps", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """What to create."""
+    """The definition of a new VM, and whether to start it."""
 
     definition: Definition
     start: bool
 
 
 def generate_name() -> str:
-    """A name for a VM whose maker had none in mind; 40 random bits tell it from the others."""
+    """A name for a VM that was created without one, with 40 random bits."""
     return f"vm-{secrets.token_hex(5)}"
 
 
@@ -88,11 +88,9 @@ def parse_create(
     *,
     is_root: bool = False,
 ) -> CreateRequest:
-    """The definition that a body asks for. Raises InvalidDefinition, InvalidRequest, or Forbidden for what
-    reaches beyond the VM into the host, unless root asks.
-
-    `networks`: those of the host; None: whether the body's is one of them is not looked at.
-    """
+    """The definition in a request body. Raises InvalidDefinition, InvalidRequest, or, unless the client is
+    root, Forbidden for settings that affect the host beyond the VM. `networks`: those of the host; None: not
+    known, so that the network of the body is not checked."""
     host = _Host(defaults, networks)
     try:
         wanted = _parse_native(body, host) if "definition" in body else _parse_client(body, host)
@@ -157,7 +155,8 @@ def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
 
 
 def _parse_translated(name: str, data: dict[str, object], host: _Host, problems: list[Problem]) -> Definition:
-    """Parse, with what is wrong told in the client's names, together with what was found before."""
+    """Parse a translated body. Errors have the names of the client's fields, and come with those that were
+    found before."""
     try:
         definition = parse_definition(name, data, host.defaults, host.networks)
     except InvalidDefinition as error:

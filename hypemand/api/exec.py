@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A command in a guest over a WebSocket.
 
-The client's first frame says what to run. Binary frames are input and output; the one text frame that
-comes back holds the exit code. What cannot be run, or whose exit nobody knows, ends without that frame, by
-a close frame with the reason. A client that asked for streams gets the whole error as text before that.
+The client's first frame has the command. Binary frames are input and output; the only text frame of the
+daemon has the exit code. If the command cannot be run, or its exit status is not known, this frame is missing
+and the close frame has the reason. A client that asked for streams gets the error as text before that.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _STREAM_BYTES = {ExecStream.STDOUT: b"\x01", ExecStream.STDERR: b"\x02"}
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The first frame. `streams`: output frames begin with a byte that tells which stream it was."""
+    """The first frame. `streams`: the first byte of each output frame is the number of the stream."""
 
     request: ExecRequest
     streams: bool
 
 
 def parse_opening(text: str) -> Opening:
-    """Raises InvalidRequest that names the field."""
+    """Parse the first frame. Raises InvalidRequest that names the field."""
     body = without_nulls(parse_object(text, "the first frame"))
     given = read_form(ExecOpening, body)
     for key in ("rows", "cols"):
@@ -62,7 +62,8 @@ def parse_opening(text: str) -> Opening:
 async def serve_exec(
     request: web.Request, guests: GuestService, ref: str, closing: asyncio.Event, limits: Limits
 ) -> web.WebSocketResponse:
-    """Take the connection over and run one command. The VM has been found Running before."""
+    """Upgrade the connection to a WebSocket and run one command. The caller has checked that the VM is
+    Running."""
 
     async def work(socket: web.WebSocketResponse) -> Ended | None:
         return await _run(socket, guests, ref, limits)

@@ -59,7 +59,7 @@ class ImageRoutes:
         return json_response([image_json(image) for image in await self._images.list_images()])
 
     async def create_image(self, request: web.Request) -> web.StreamResponse:
-        """Begin to have an image: from a registry, or of a path of this host."""
+        """Pull an image from a registry, or import it from a path of this host, in the background."""
         body = await self._read(request, CreateImage)
         if body.platform not in (None, "", host_platform()):
             raise InvalidRequest(
@@ -79,7 +79,7 @@ class ImageRoutes:
         return json_response(image_json(await self._images.get_image(request.match_info["name"])))
 
     async def watch_image(self, request: web.Request) -> web.StreamResponse:
-        """An image now and at each change, as events, until it is there or has failed."""
+        """The image now and at each change, as events, until it is ready or has failed."""
         refuse_query(request)
         name = request.match_info["name"]
         await self._images.get_image(name)  # a stranger is told by a status, not in the stream
@@ -88,29 +88,27 @@ class ImageRoutes:
         )
 
     async def delete_image(self, request: web.Request) -> web.StreamResponse:
-        """Remove an image, or end its pull."""
+        """Remove an image, or cancel its pull."""
         refuse_query(request)
         await self._images.remove_image(request.match_info["name"])
         return web.Response(status=204)
 
     async def tag_image(self, request: web.Request) -> web.StreamResponse:
-        """Give an image one more name."""
+        """Add a name to an image."""
         target = (await self._read(request, TagImage)).target
         return json_response(
             image_json(await self._images.tag_image(request.match_info["name"], target)), status=201
         )
 
     async def prune_images(self, request: web.Request) -> web.StreamResponse:
-        """Remove images that no VM needs."""
+        """Remove unused images."""
         body = await self._read(request, PruneImages)
         pruned = await self._images.prune_images(every=body.all, dry_run=body.dry_run)
         return json_response(pruned_json(pruned))
 
     async def import_image(self, request: web.Request) -> web.StreamResponse:
-        """Make an image of files on this host.
-
-        The daemon reads the path with its own rights, so only who has them already may name one.
-        """
+        """Create an image from files on this host. The daemon reads the path with its own permissions, so
+        this is only for root."""
         check_root(request, _PATH_OF_HOST)
         body = await self._read(request, ImportImage)
         return json_response(image_json(await self._images.import_image(body.name, body.path)), status=201)
@@ -143,6 +141,6 @@ def _open_sized(path: Path) -> tuple[BinaryIO, int]:
 
 
 def refuse_path_of_host(request: web.Request, image: str) -> None:
-    """Raise Forbidden for an image that is made of a path of this host, unless root asks."""
+    """Raise Forbidden for an image from a path of this host, unless the client is root."""
     if parse_reference(image).transport.is_local:
         check_root(request, _PATH_OF_HOST)

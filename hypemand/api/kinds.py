@@ -132,7 +132,7 @@ class Word(Kind[E]):
 
 @dataclass(frozen=True, slots=True)
 class Constant(Kind[E]):
-    """One word, by which a body is told from others that have another."""
+    """One word, which distinguishes a body from others."""
 
     word: E
 

@@ -110,13 +110,13 @@ class Routes:
         return await read_body(request, form, self._limits.body)
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """Is the daemon up, and how long was its event loop blocked?"""
+        """Status of the daemon, and the slow turns of its event loop."""
         turns = self._turns()
         loop = EventLoop(turns.slow, round(turns.longest * 1000), round(turns.longest_cpu * 1000))
         return json_response(encode(Health("ok", VERSION, loop)))
 
     async def openapi(self, request: web.Request) -> web.StreamResponse:
-        """This API, described."""
+        """The OpenAPI description."""
         text = await run_in(Pool.RECORDS, read_description)
         return web.Response(text=text, content_type="application/yaml")
 
@@ -126,7 +126,7 @@ class Routes:
         return json_response(encode(await self._reload()))
 
     async def list_instances(self, request: web.Request) -> web.StreamResponse:
-        """All VMs, or those in a state and with tags."""
+        """All VMs, or those with a state and tags."""
         wanted = read_query(request, ListInstances)
         peer = find_peer(request)
         return json_response(
@@ -140,7 +140,7 @@ class Routes:
         )
 
     async def create_instance(self, request: web.Request) -> web.StreamResponse:
-        """Define a VM, and start it unless told not to."""
+        """Create a VM and, by default, start it."""
         body = await read_object(request, self._limits.body)
         is_root = find_peer(request).is_root
         # the first one has the schema read
@@ -157,7 +157,7 @@ class Routes:
         return _instance(await self._manager.get_vm(parse_ref(request)))
 
     async def delete_instance(self, request: web.Request) -> web.StreamResponse:
-        """Stop a VM and remove it. Without `graceful_shutdown` its guest is not asked first."""
+        """Stop a VM and remove it. Without `graceful_shutdown` its guest is not shut down first."""
         ref = parse_ref(request)
         if not read_query(request, DeleteInstance).graceful_shutdown:
             await self._kill_before_delete(ref)
@@ -179,7 +179,7 @@ class Routes:
         return _instance(await self._manager.start_vm(ref, pull=pull))
 
     async def stop_instance(self, request: web.Request) -> web.StreamResponse:
-        """Stop a VM and wait until it has."""
+        """Stop a VM and wait until it has stopped."""
         ref = parse_ref(request)
         timeout = (await self._read(request, StopInstance)).timeout
         return _instance(await self._manager.stop_vm(ref, timeout=timeout))
@@ -197,19 +197,19 @@ class Routes:
         return _instance(await self._manager.kill_vm(ref, number))
 
     async def pause_instance(self, request: web.Request) -> web.StreamResponse:
-        """Stop the CPUs of a VM."""
+        """Pause a VM."""
         ref = parse_ref(request)
         await self._read(request, Nothing)
         return _instance(await self._manager.pause_vm(ref))
 
     async def resume_instance(self, request: web.Request) -> web.StreamResponse:
-        """Let a VM that is paused go on."""
+        """Resume a paused VM."""
         ref = parse_ref(request)
         await self._read(request, Nothing)
         return _instance(await self._manager.resume_vm(ref))
 
     async def wait_instance(self, request: web.Request) -> web.StreamResponse:
-        """Wait until a VM is in a state."""
+        """Wait until a VM reaches a state."""
         ref = parse_ref(request)
         query = read_query(request, WaitInstance)
         waiting = self._manager.wait_vm(ref, query.state, min(query.timeout, MAX_WAIT))
@@ -220,7 +220,7 @@ class Routes:
         return json_response(encode(WaitResult(view.state, timed_out, view.state_error)))
 
     async def watch_instance(self, request: web.Request) -> web.StreamResponse:
-        """A VM now and at each change, as events."""
+        """The VM now and at each change, as events."""
         ref = parse_ref(request)
         refuse_query(request)
         await self._manager.get_vm(ref)  # a stranger is told by a status, not in the stream
@@ -240,12 +240,12 @@ class Routes:
         return await send_events(request, lines, to_json, self._closing, self._limits)
 
     async def read_timeline(self, request: web.Request) -> web.StreamResponse:
-        """Where the time of the last boot went."""
+        """Timeline of the last boot."""
         refuse_query(request)
         return json_response(encode(await self._manager.timeline(parse_ref(request))))
 
     async def read_stats(self, request: web.Request) -> web.StreamResponse:
-        """What a VM uses of the host."""
+        """Resource usage of a VM."""
         refuse_query(request)
         return json_response(stats_json(await self._manager.get_vm(parse_ref(request))))
 
@@ -262,14 +262,14 @@ class Routes:
         check_allowed(operation, view.state, view.name, view.state_error)
 
     async def copy_files(self, request: web.Request) -> web.StreamResponse:
-        """Copy to or from a VM over a WebSocket, as the published client does."""
+        """Copy to or from a VM over a WebSocket, as the published clients do."""
         ref = parse_ref(request)
         refuse_query(request)
         await self._check(Operation.COPY, ref)
         return await serve_cp(request, self._services, ref, self._closing, self._limits)
 
     async def read_archive(self, request: web.Request) -> web.StreamResponse:
-        """A file or a tree of a VM as a tar archive."""
+        """A file or directory tree of a VM as a tar archive."""
         ref = parse_ref(request)
         query = read_query(request, PathQuery)
         await self._check(Operation.COPY, ref)
@@ -292,7 +292,7 @@ class Routes:
             await copy.close()
 
     async def stat_path(self, request: web.Request) -> web.StreamResponse:
-        """What is at a path of a VM."""
+        """Information about a path in a VM."""
         ref = parse_ref(request)
         query = read_query(request, PathQuery)
         await self._check(Operation.STAT, ref)
@@ -300,12 +300,12 @@ class Routes:
         return json_response(path_json(found))
 
     async def list_tokens(self, request: web.Request) -> web.StreamResponse:
-        """All tokens, without what makes them good."""
+        """All tokens, without their secrets."""
         refuse_query(request)
         return json_response([token_json(token) for token in await self._tokens.list_tokens()])
 
     async def create_token(self, request: web.Request) -> web.StreamResponse:
-        """A new token; its text is in this answer and nowhere else."""
+        """Create a token; its text is only in this response."""
         body = await self._read(request, CreateToken)
         token, text = await self._tokens.create(
             body.name, scope=body.scope, vms=body.vms, tags=body.tags, expires_in=body.expires
@@ -313,7 +313,7 @@ class Routes:
         return json_response(new_token_json(token, text), status=201)
 
     async def revoke_token(self, request: web.Request) -> web.StreamResponse:
-        """A token is good no more, from now on."""
+        """Revoke a token, with immediate effect."""
         refuse_query(request)
         await self._tokens.revoke(request.match_info["name"])
         return web.Response(status=204)

@@ -70,14 +70,14 @@ class VolumeRoutes:
         return json_response([volume_json(v) for v in volumes if wanted.items() <= v.tags.items()])
 
     async def create_volume(self, request: web.Request) -> web.StreamResponse:
-        """An empty volume."""
+        """Create an empty volume."""
         body = await self._read(request, CreateVolume)
         size = _choose_size(body.size_gb, body.size)
         volume = await self._volumes.create_volume(body.name, size, body.tags, body.id or None)
         return json_response(volume_json(volume), status=201)
 
     async def create_from_archive(self, request: web.Request) -> web.StreamResponse:
-        """A volume with what is in a tar archive, plain or with gzip."""
+        """Create a volume from a tar archive, optionally compressed with gzip."""
         query = read_query(request, CreateVolumeFromArchive)
         size = _choose_size(query.size_gb, query.size)
         async with self._volumes.fill_volume(query.name, size, query.tags, query.id) as fill:
@@ -92,26 +92,26 @@ class VolumeRoutes:
         return json_response(volume_json(await self._volumes.get_volume(_parse_volume(request))))
 
     async def delete_volume(self, request: web.Request) -> web.StreamResponse:
-        """Remove a volume that no VM is defined with."""
+        """Remove a volume that no definition uses."""
         refuse_query(request)
         await self._volumes.remove_volume(_parse_volume(request))
         return web.Response(status=204)
 
     async def resize_volume(self, request: web.Request) -> web.StreamResponse:
-        """Let a volume grow."""
+        """Grow a volume."""
         body = await self._read(request, ResizeVolume)
         size = _choose_size(body.size_gb, body.size)
         volume = await self._volumes.resize_volume(_parse_volume(request), size)
         return json_response(volume_json(volume))
 
     async def read_volume(self, request: web.Request) -> web.StreamResponse:
-        """What is in a volume, as a tar archive."""
+        """Contents of a volume as a tar archive."""
         refuse_query(request)
         async with self._volumes.read_volume(_parse_volume(request)) as copy:
             return await send_archive(request, copy, "/", self._closing)
 
     async def attach_volume(self, request: web.Request) -> web.StreamResponse:
-        """Give a stopped VM a volume."""
+        """Attach a volume to a stopped VM."""
         body = await self._read(request, AttachVolume)
         mount = VolumeMount(
             volume=_parse_volume(request),
@@ -125,13 +125,13 @@ class VolumeRoutes:
         return json_response(instance_json(await self._manager.attach_volume(parse_ref(request), mount)))
 
     async def detach_volume(self, request: web.Request) -> web.StreamResponse:
-        """Take a volume from a stopped VM."""
+        """Detach a volume from a stopped VM."""
         refuse_query(request)
         view = await self._manager.detach_volume(parse_ref(request), _parse_volume(request))
         return json_response(instance_json(view))
 
     async def read_space(self, request: web.Request) -> web.StreamResponse:
-        """What hypemand keeps on the host's disk."""
+        """Disk usage of hypemand."""
         refuse_query(request)
         return json_response(space_json(await self._volumes.measure_space()))
 
@@ -162,7 +162,7 @@ def volume_json(volume: VolumeView) -> Json:
 
 
 def space_json(report: SpaceReport) -> Json:
-    """What takes the host's disk."""
+    """Disk usage."""
     answer = Space(
         kinds=tuple(
             SpaceUse(use.kind, use.count, use.size, use.used, use.reclaimable) for use in report.uses
@@ -175,7 +175,7 @@ def space_json(report: SpaceReport) -> Json:
 
 
 def check_overlay_size(size: int, disk: int) -> None:
-    """The layer of an overlay is on the VM's disk, so that is what must hold it."""
+    """Raise InvalidRequest for an overlay that is larger than the VM's disk, which it is stored on."""
     if size > disk:
         raise InvalidRequest(
             f"overlay_size: {format_size(size)} is larger than the disk of the VM,"

@@ -55,7 +55,7 @@ _EOF = format_frame(ExecEof())
 
 
 def execute(context: Context) -> int:
-    """Run the command to its end."""
+    """Run the command until it exits."""
     args = context.args
     if not args.command:
         raise InvalidRequest("no command", hint="hypemanctl exec NAME -- COMMAND [ARGUMENT...]")
@@ -92,7 +92,7 @@ def _run(context: Context, request: ExecCommand, *, interactive: bool) -> int:
 
 
 def build_request(args: Namespace, command: list[str], *, terminal: bool) -> ExecCommand:
-    """The first frame: what to run and how. A terminal's kind is that of ours."""
+    """The first frame: the command and its settings. $TERM of a terminal is ours."""
     timeout = getattr(args, "timeout", None)
     env = dict(find_variables(args.env))
     if terminal and os.environ.get("TERM"):

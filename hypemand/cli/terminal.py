@@ -64,11 +64,8 @@ def write_raw(text: str) -> None:
 
 
 class LiveLine:
-    """On a terminal: one line on standard error that says what is waited for and for how long.
-
-    Off a terminal nothing is written. The line is cleared at the end. In a unit that takes notifications
-    systemd is told the text (sd_notify(3)), so that systemctl status shows what is waited for.
-    """
+    """On a terminal: one line on standard error with the current progress and the elapsed time, cleared at
+    the end. In a unit with $NOTIFY_SOCKET the text is sent as STATUS= (sd_notify(3)) for systemctl status."""
 
     def __init__(self, text: str) -> None:
         self._text = text

@@ -18,7 +18,7 @@ _HEADER = ("NAME", "SCOPE", "BEGINS", "CREATED", "EXPIRES", "LAST USED", "VMS")
 
 
 def create(context: Context) -> int:
-    """Make a token, and print it alone, for a script to take."""
+    """Create a token, and print only its text, for use in scripts."""
     args = context.args
     scope = args.scope or Scope.ADMIN
     body: dict[str, object] = {
@@ -72,7 +72,7 @@ def _format_moment(value: object, otherwise: str) -> str:
 
 
 def revoke(context: Context) -> int:
-    """Make tokens good no more."""
+    """Revoke tokens."""
     revoked: list[str] = []
 
     def revoke_one(name: str) -> None:
