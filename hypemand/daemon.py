@@ -6,21 +6,17 @@ VMs are systemd's, not its children: they go on when it ends, and it learns of t
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-
-import sdnotify
 
 from hypemand.api.access import TokenGate
 from hypemand.api.hold import Hold
@@ -31,7 +27,7 @@ from hypemand.api.tokens import TokenStore
 from hypemand.atomic import make_folder
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
 from hypemand.config.schemafile import load_schema
-from hypemand.errors import HostNotReady, HypemandError, InvalidDefinition, Problem
+from hypemand.errors import HostNotReady, Problem
 from hypemand.manager.images.pulls import Pulls
 from hypemand.manager.inventory import USERDB
 from hypemand.manager.parts import make_parts
@@ -42,16 +38,15 @@ from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.state import State
 from hypemand.network.client import NetworkClient
+from hypemand.service import Service, make_parser, run_service, set_up_logging
 from hypemand.sockets import open_socket, take_socket
 from hypemand.storage.staging import clean_staging, has_leftovers
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import UnitTools, stop_foreign_units
 from hypemand.systemd.bus import SystemBus
-from hypemand.systemd.log import set_up_logging
 from hypemand.systemd.port import Bus
 from hypemand.systemd.units import Units
 from hypemand.turns import TurnCounts, TurnWatch
-from hypemand.version import VERSION
 from hypemand.vm.runs import VmServices
 from hypemand.vm.watcher import BootWatcher
 from hypemand.workers import Pool, run_in
@@ -79,9 +74,8 @@ class Daemon:
     ) -> None:
         self._turns = turns
         self._config = config
-        self.notifier = sdnotify.SystemdNotifier()
-        self._status = ""
-        self._stop = asyncio.Event()
+        # what no event tells of is checked with the watchdog, the one wake-up that recurs
+        self._service = Service(self._check_disks)
         self._bus: Bus = bus or SystemBus()
         self._watcher = BootWatcher()
         self._store = ImageStore(
@@ -107,13 +101,10 @@ class Daemon:
 
     def stop(self) -> None:
         """Have `run` end."""
-        self._stop.set()
+        self._service.stop()
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or `stop`."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
         async with AsyncExitStack() as stack:
             self._bus.start()
             stack.push_async_callback(self._bus.close)
@@ -123,8 +114,7 @@ class Daemon:
             stack.push_async_callback(self._pulls.close)
             stack.push_async_callback(self._reloader.close, _RELOAD_DEADLINE)
             stack.callback(self._store.may_make.set)
-            watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
-            stack.callback(watchdog.cancel)
+            await stack.enter_async_context(self._service.watch())
             beginning = asyncio.create_task(self._begin(), name="begin")
             stack.callback(beginning.cancel)
             # who waits for READY finds what the files define
@@ -132,11 +122,9 @@ class Daemon:
             if not beginning.done():
                 _log.error("listing the VMs takes more than %g s", _BEGIN_DEADLINE)
             await self._serve(stack)
-            self.notifier.notify("READY=1")
             cleaning = asyncio.create_task(self._clean_up(beginning), name="clean up")
             stack.callback(cleaning.cancel)
-            await self._stop.wait()
-            self.notifier.notify("STOPPING=1")
+            await self._service.serve()
 
     async def _begin(self) -> None:
         """Load the VMs and their states. No content and no error keeps the daemon from serving; nor does a
@@ -264,18 +252,10 @@ class Daemon:
             status += f"; {len(self._parts.fleet.broken)} with errors in their definitions: hypemanctl check"
         if unreadable := len(self._parts.fleet.unreadable):
             status += f"; {unreadable} with unreadable records: journalctl -u hypemand"
-        if status != self._status:
-            self._status = status
-            self.notifier.notify(f"STATUS={status}")
+        self._service.update_status(status)
 
-    async def _feed_watchdog(self) -> None:
-        """The one periodic wake-up. It comes from the event loop, so a loop that hangs is noticed. What has
-        no event is checked with it."""
-        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
-        while interval:
-            self.notifier.notify("WATCHDOG=1")
-            self._parts.disk_watch.look_soon()
-            await asyncio.sleep(interval)
+    def _check_disks(self) -> None:
+        self._parts.disk_watch.look_soon()
 
 
 def _is_there(path: Path) -> bool:
@@ -288,27 +268,25 @@ def _tell_failure(task: asyncio.Task[None]) -> None:
 
 
 def main() -> int:
-    """Run the daemon. Exits with the reason: 78 (EX_CONFIG of sysexits.h) when its configuration is wrong, 1
-    when it cannot run for another."""
-    parser = argparse.ArgumentParser(
-        prog="hypemand",
-        description="Daemon that runs micro VMs as systemd services. Started by hypemand.service.",
-        epilog="See hypemand(8).",
-    )
-    parser.add_argument("--version", action="version", version=f"hypemand {VERSION}")
-    parser.parse_args()
-    set_up_logging()
-    try:
-        config = load_host_config()
-        with TurnWatch() as watch, asyncio.Runner(loop_factory=watch.make_loop) as runner:
-            runner.run(_run(config, watch))
-    except HypemandError as error:
-        _log.critical("cannot run: %s", error)
-        if not isinstance(error, InvalidDefinition):
-            return 1
+    """Run the daemon, and return its exit status; see `run_service`."""
+    make_parser(
+        "hypemand", "Daemon that runs micro VMs as systemd services. Started by hypemand.service."
+    ).parse_args()
+    set_up_logging("hypemand", quiet="aiohttp.access")
+    status = run_service(_run)
+    if status == os.EX_CONFIG:
         _refuse_pending()
-        return os.EX_CONFIG
-    return 0
+    return status
+
+
+def _run() -> None:
+    config = load_host_config()
+    with TurnWatch() as watch, asyncio.Runner(loop_factory=watch.make_loop) as runner:
+        runner.run(_serve(config, watch))
+
+
+async def _serve(config: HostConfig, watch: TurnWatch) -> None:
+    await Daemon(config, turns=lambda: watch.counts).run()
 
 
 def _refuse_pending() -> None:
@@ -321,7 +299,3 @@ def _refuse_pending() -> None:
         listener.setblocking(False)
         while True:
             listener.accept()[0].close()
-
-
-async def _run(config: HostConfig, watch: TurnWatch) -> None:
-    await Daemon(config, turns=lambda: watch.counts).run()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Authentication and authorization: by peer credentials on the socket, by tokens over TCP.
 
-What a token's scope allows is a table of handlers; a handler that stands in neither set is for ADMIN.
-Whoever comes over TCP without a good token learns nothing: the answer is the same whatever was asked for,
-and why it was refused stands in the journal alone.
+The permissions of a token's scope are a table of handlers; a handler in neither set requires ADMIN. A client
+without a valid token gets the same response for every request over TCP; the reason is logged to the journal
+only.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from aiohttp import web
 
 from hypemand.api.failures import Forbidden, Handler, error_response
 from hypemand.api.requests import parse_ref
-from hypemand.api.tokens import Scope, Token, TokenStore
+from hypemand.api.tokens import Token, TokenStore
 from hypemand.errors import HostNotReady, HypemandError, NotFound
 from hypemand.model.caller import CALLER
 from hypemand.model.services import Manager
+from hypemand.model.tokens import Scope
 
 # Lines in the journal on refused requests: one for so many seconds, with the count of the others.
 REFUSED_LOG_SECONDS = 10.0
@@ -57,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 class Unauthorized(HypemandError):
-    """No token, or none that is good."""
+    """No token, or no valid one."""
 
     code = "unauthorized"
     status = 401
@@ -73,22 +74,22 @@ class Peer:
 
     @property
     def is_root(self) -> bool:
-        """Has it the daemon's own rights on this host anyway?"""
+        """Is it root on this host, or the user of the daemon?"""
         return self.uid is not None and self.uid in (0, os.geteuid())
 
     def may_see(self, name: str, tags: Mapping[str, str]) -> bool:
-        """Is there a VM of that name and those tags for it?"""
+        """Does its token cover a VM of that name and those tags?"""
         return self.token is None or self.token.covers(name, tags)
 
 
 def check_root(request: web.Request, what: str) -> None:
-    """Raise Forbidden for anybody but root on the socket; `what`: what only root may."""
+    """Raise Forbidden unless the client is root on the unix socket; `what`: the operation, for the text."""
     if not find_peer(request).is_root:
         raise Forbidden(f"only root may {what}, on the host's own socket", hint="use sudo")
 
 
 def find_peer(request: web.Request) -> Peer:
-    """Who asks, as the gate has found out."""
+    """The client, as authenticated by the gate."""
     peer: Peer = request[_PEER]
     return peer
 
@@ -114,7 +115,7 @@ def _log_change(request: web.Request, peer: Peer) -> None:
 
 @web.middleware
 async def local_gate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """On the unix socket: its mode and group have decided already who may."""
+    """Gate of the unix socket, whose mode and group have authorized the client."""
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has gone")
@@ -150,7 +151,7 @@ class TokenGate:
 
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let through whoever has a valid token that is good for this."""
+        """Authenticate the request by its token, authorize it, and handle it."""
         token, why = await self._find_token(request)
         if token is None:
             self._note_refusal(request, why)

@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 async def send_archive(
     request: web.Request, copy: CopyOut, root: str, closing: asyncio.Event
 ) -> web.StreamResponse:
-    """The files of a copy as the answer. An error before the first of them is an answer like any other's; a
-    later one is told in the archive (`hypemand.tar`), which then breaks off without its end."""
+    """Send the files of a copy as the response. An error before the first of them is an ordinary error
+    response; after a later one the archive contains the error (`hypemand.tar`) and is aborted without its
+    end."""
     events = copy.events()
     first = await anext(events, None)
     if first is None:
@@ -90,7 +91,7 @@ async def _write_event(
 async def _break_off(
     request: web.Request, response: web.StreamResponse, error: HypemandError
 ) -> web.StreamResponse:
-    """End in the middle, with words that a reader may miss: they are in the journal too."""
+    """Abort the response, with the error in the archive and in the journal."""
     log.warning("%s was aborted: %s", request.path, error)
     with contextlib.suppress(ConnectionError):
         await response.write(format_error(str(error)))
@@ -109,8 +110,8 @@ async def check_directory(guests: GuestService, ref: str, path: str) -> None:
 
 
 async def receive_archive(request: web.Request, copy: CopyIn, closing: asyncio.Event) -> int:
-    """Put the body's members into the copy; gives the bytes of all files. The directory that is copied
-    into keeps the mode and the owner that it has, whatever the archive says of its own root."""
+    """Unpack the body into the copy; returns the total size of the files. The target directory keeps its mode
+    and owner, whatever the archive has for its root."""
     total, _root = await receive_pieces(request, copy, closing, request.content.iter_any())
     return total
 
@@ -118,8 +119,8 @@ async def receive_archive(request: web.Request, copy: CopyIn, closing: asyncio.E
 async def receive_pieces(
     request: web.Request, copy: CopyIn, closing: asyncio.Event, pieces: AsyncIterator[bytes]
 ) -> tuple[int, FileInfo | None]:
-    """Put the members of an archive into the copy; gives the bytes of all files, and what the archive says of
-    its own root, if anything."""
+    """Unpack an archive into the copy; returns the total size of the files, and the archive's entry for its
+    root, if any."""
     ended = await unless_ended(request, closing, _store_archive(pieces, copy))
     if ended is Ended.CLIENT:
         raise ConnectionResetError("the client has gone")

@@ -33,14 +33,14 @@ _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL = 30, 15
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """A connection that was accepted. `address`: whom it counts for; `close` ends it."""
+    """An accepted connection. `address`: the address that it is counted for; `close` closes it."""
 
     address: str
     close: Callable[[], object] = field(repr=False)
 
 
 class Places:
-    """The places of one server."""
+    """The connections of one server, within its limit."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -52,7 +52,8 @@ class Places:
         return len(self._known) + sum(map(len, self._strangers.values()))
 
     def take(self, address: str, close: Callable[[], object]) -> Place | None:
-        """A place for a new connection, if need be that of a stranger. None: all who have one are known."""
+        """A place for a new connection, if necessary that of an unauthenticated one. None: all are
+        authenticated."""
         if len(self._strangers.get(address, ())) >= self._limits.strangers:
             self._turn_out(address)
         elif len(self) >= self._limits.connections:
@@ -69,13 +70,13 @@ class Places:
         oldest.close()
 
     def know(self, place: Place) -> None:
-        """A request on that connection has passed the gate."""
+        """A request on that connection was authenticated."""
         if place in self._strangers.get(place.address, ()):
             self.give_back(place)
             self._known.add(place)
 
     def give_back(self, place: Place) -> None:
-        """The connection has ended, or is no stranger's. May be called again."""
+        """Release the place: the connection was closed, or is authenticated. May be called again."""
         self._known.discard(place)
         of_address = self._strangers.get(place.address)
         if of_address is not None:
@@ -85,7 +86,7 @@ class Places:
 
 
 class Requests:
-    """The requests under way that have passed the gate, by client and by address."""
+    """Authorized requests in progress, by client and by address."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -93,8 +94,8 @@ class Requests:
 
     @web.middleware
     async def bound(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse what goes beyond what one client, or one address, may have under way. To stand behind the
-        gate. Root on the socket is not limited: it is who cures the host."""
+        """Middleware after authentication: refuse requests over the limits of a client or of an address. Root
+        on the socket is not limited, since it repairs the host."""
         peer = find_peer(request)
         if peer.uid == 0:
             return await handler(request)
@@ -126,7 +127,8 @@ class Requests:
 
 
 def derive_address(host: str) -> str:
-    """Whom a connection from `host` counts for: an IPv4 address, the /64 of an IPv6 address; "" for none."""
+    """The address that a connection from `host` is counted for: an IPv4 address, or the /64 of an IPv6
+    address; "" for none."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -137,7 +139,7 @@ def derive_address(host: str) -> str:
 
 
 def find_address(connection: socket.socket, peer: object) -> str:
-    """Whom a connection counts for; on a unix socket the uid. `peer`: as accept(2) gives it."""
+    """The address that a connection is counted for; on a unix socket the uid. `peer`: as from accept(2)."""
     if connection.family == socket.AF_UNIX:
         size = 3 * 4  # struct ucred: pid, uid and gid
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
@@ -146,7 +148,7 @@ def find_address(connection: socket.socket, peer: object) -> str:
 
 
 def notice_loss(connection: socket.socket) -> None:
-    """Have the kernel end a TCP connection whose peer has vanished (tcp(7)), and so what it has started."""
+    """Have the kernel close a TCP connection whose peer has vanished (tcp(7)), which ends its requests."""
     if connection.family == socket.AF_UNIX:
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files to and from a guest over a WebSocket, as the published client copies.
 
-Its first frame says which way. To the guest one connection carries one file or directory: its bytes in
-binary frames, then an end, then our result; how long a file is only its end tells. From the guest each
-entry is a header, its bytes, and an end; the last end is final. An error is told by a text frame before the
-connection is closed.
+Its first frame has the direction. To the guest, one connection carries one file or directory: its data in
+binary frames, an end, and then the result of the daemon; the size of a file is not known before its end. From
+the guest, each entry is a header, its data, and an end; the last end is final. An error is sent as a text
+frame before the connection is closed.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from aiohttp import web
 from aiohttp.http import WSMsgType
 
-from hypemand.api.entries import PIECE, ZEROS, name_entry, parse_guest_path, put_block
+from hypemand.api.bodies import CopyFrom, CopyTo, Direction
+from hypemand.api.entries import PIECE, ZEROS, name_entry, put_block
 from hypemand.api.failures import unexpected
-from hypemand.api.requests import parse_object, refuse_unknown
+from hypemand.api.fields import read_form, without_nulls
+from hypemand.api.kinds import Word
+from hypemand.api.requests import parse_object
 from hypemand.api.services import Limits, Services
 from hypemand.api.spool import Spool
 from hypemand.api.tasks import Ended
@@ -31,28 +32,13 @@ from hypemand.errors import GuestError, HypemandError, InvalidRequest
 from hypemand.model.files import CopyOut, FileInfo, FileKind, Hole
 from hypemand.model.services import GuestService
 
-MAX_MODE = 0o7777
-MAX_ID = 2**32 - 2
 _END = {"type": "end"}
 _SENT_KINDS = (FileKind.FILE, FileKind.DIRECTORY, FileKind.SYMLINK)
 
 
-class Direction(StrEnum):
-    """Which way a copy goes, as seen from the client."""
-
-    TO = "to"
-    FROM = "from"
-
-
-_KEYS = {
-    Direction.TO: ("direction", "guest_path", "is_dir", "mode", "uid", "gid"),
-    Direction.FROM: ("direction", "guest_path", "follow_links"),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class CopyOrder:
-    """The first frame. `entry`: what is to be made, of a copy to the guest."""
+    """The first frame. `entry`: the file or directory to create, for a copy to the guest."""
 
     direction: Direction
     path: str
@@ -61,47 +47,27 @@ class CopyOrder:
 
 
 def parse_order(text: str) -> CopyOrder:
-    """Raises InvalidRequest that names the field."""
-    body = {key: value for key, value in parse_object(text, "the first frame").items() if value is not None}
-    try:
-        direction = Direction(str(body.get("direction")))
-    except ValueError:
-        raise InvalidRequest("direction: must be to or from") from None
-    refuse_unknown(body, _KEYS[direction])
-    path = parse_guest_path(body.get("guest_path"), "guest_path")
-    entry = _parse_entry(body) if direction is Direction.TO else None
-    return CopyOrder(direction, path, _bool(body, "follow_links"), entry)
+    """Parse the first frame. Raises InvalidRequest that names the field."""
+    body = without_nulls(parse_object(text, "the first frame"))
+    if Word(Direction).read(body.get("direction"), "direction") is Direction.FROM:
+        given = read_form(CopyFrom, body)
+        return CopyOrder(given.direction, given.guest_path, given.follow_links, None)
+    order = read_form(CopyTo, body)
+    return CopyOrder(order.direction, order.guest_path, False, _derive_entry(order))
 
 
-def _parse_entry(body: Mapping[str, object]) -> FileInfo:
-    is_dir = _bool(body, "is_dir")
+def _derive_entry(order: CopyTo) -> FileInfo:
     # The published server takes a mode of 0 for none.
-    mode = _number(body, "mode", 0, MAX_MODE) or (0o755 if is_dir else 0o644)
-    kind = FileKind.DIRECTORY if is_dir else FileKind.FILE
-    uid, gid = (_number(body, key, -1, MAX_ID) for key in ("uid", "gid"))
+    mode = order.mode or (0o755 if order.is_dir else 0o644)
+    kind = FileKind.DIRECTORY if order.is_dir else FileKind.FILE
+    uid, gid = (-1 if number is None else number for number in (order.uid, order.gid))
     return FileInfo("", kind, mode, uid, gid, 0, time.time_ns())
-
-
-def _bool(body: Mapping[str, object], key: str) -> bool:
-    value = body.get(key, False)
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{key}: is neither true nor false")
-    return value
-
-
-def _number(body: Mapping[str, object], key: str, default: int, largest: int) -> int:
-    if key not in body:
-        return default
-    value = body[key]
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
-        raise InvalidRequest(f"{key}: must be a whole number from 0 to {largest}")
-    return value
 
 
 async def serve_cp(
     request: web.Request, services: Services, ref: str, closing: asyncio.Event, limits: Limits
 ) -> web.WebSocketResponse:
-    """Take the connection over and copy once. The VM has been found Running before."""
+    """Upgrade the connection to a WebSocket and copy once. The caller has checked that the VM is Running."""
 
     async def work(socket: web.WebSocketResponse) -> Ended | None:
         try:
@@ -109,18 +75,18 @@ async def serve_cp(
         except ConnectionError:
             raise
         except HypemandError as error:
-            await _tell(socket, error, limits)
+            await _send_error(socket, error, limits)
             raise
         except Exception as error:
             known = unexpected(error, f"cp of {ref}")
-            await _tell(socket, known, limits)
+            await _send_error(socket, known, limits)
             raise known from None
 
     return await serve_websocket(request, work, closing, limits, what="cp")
 
 
-async def _tell(socket: web.WebSocketResponse, error: HypemandError, limits: Limits) -> None:
-    """Say what went wrong, then swallow what the client still sends: it reads only when it has sent all."""
+async def _send_error(socket: web.WebSocketResponse, error: HypemandError, limits: Limits) -> None:
+    """Send the error, then discard what the client still sends: it reads only when it has sent everything."""
     await socket.send_str(json.dumps({"type": "error", "message": str(error)}))
     with contextlib.suppress(TimeoutError):
         while not is_end(await socket.receive(timeout=limits.closing)):
@@ -200,7 +166,7 @@ async def _send_end(socket: web.WebSocketResponse, *, final: bool) -> None:
 
 
 def header_json(name: str, entry: FileInfo) -> dict[str, object]:
-    """The header of an entry in the published client's words, which knows no times before the epoch."""
+    """The header of an entry as the published client expects it, which has no times before the epoch."""
     return {
         "type": "header",
         "path": name,

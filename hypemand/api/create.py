@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bodies of POST /instances as definitions: our native form, and the form of the published client.
 
-A field that means something we cannot do is refused by name. All problems of a body are told at once.
+Fields that are not supported are rejected by name. All errors of a body are reported together.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from hypemand.api.bodies import CreateFromDefinition
+from hypemand.api.fields import InvalidField, read_form
 from hypemand.api.hostreach import refuse_host_reach
+from hypemand.api.kinds import Flag, Size, Text
 from hypemand.api.render import HYPERVISOR, RESTART_POLICIES
-from hypemand.api.requests import refuse_unknown
 from hypemand.api.volumes import check_overlay_size
 from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull
 from hypemand.config.netdef import Networks
 from hypemand.config.netparse import NONE
 from hypemand.config.schemafile import load_schema
 from hypemand.config.vmdef import parse_definition
-from hypemand.errors import InvalidDefinition, InvalidRequest, Problem
+from hypemand.errors import InvalidDefinition, Problem
 
-_NATIVE_KEYS = ("definition", "name", "start")
+# That are shown of a body. A definition file of an administrator has no such limit.
+MAX_PROBLEMS = 100
 
 _KEYS = load_schema("vm")["properties"]
 # Fields of the published client that are a key of ours under another name or the same, or its opposite.
@@ -46,20 +49,27 @@ _CLIENT_NAMES = {
     "restart": "restart_policy.policy",
 }
 _LIMITS = {"bandwidth_upload": "upload", "bandwidth_download": "download"}
+# By the schema of openapi.yaml: the fields of the published client that are read here.
+CLIENT_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "CreateInstance": (*_SAME_MEANING, *_NEGATED, *_TRANSLATED),
+    "NetworkWish": ("enabled", *_LIMITS),
+    "VolumeMount": tuple(_MOUNT_KEYS),
+    "RestartPolicy": ("policy",),
+}
 # To the client's own server bits, and by our own grammar nothing, since other tools mean bytes.
 _BPS = re.compile(r"([0-9.]+\s*[kmg]?)bps", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """What to create."""
+    """The definition of a new VM, and whether to start it."""
 
     definition: Definition
     start: bool
 
 
 def generate_name() -> str:
-    """A name for a VM whose maker had none in mind; 40 random bits tell it from the others."""
+    """A name for a VM that was created without one, with 40 random bits."""
     return f"vm-{secrets.token_hex(5)}"
 
 
@@ -78,32 +88,36 @@ def parse_create(
     *,
     is_root: bool = False,
 ) -> CreateRequest:
-    """The definition that a body asks for. Raises InvalidDefinition, InvalidRequest, or Forbidden for what
-    reaches beyond the VM into the host, unless root asks.
-
-    `networks`: those of the host; None: whether the body's is one of them is not looked at.
-    """
+    """The definition in a request body. Raises InvalidDefinition, InvalidRequest, or, unless the client is
+    root, Forbidden for settings that affect the host beyond the VM. `networks`: those of the host; None: not
+    known, so that the network of the body is not checked."""
     host = _Host(defaults, networks)
-    wanted = _parse_native(body, host) if "definition" in body else _parse_client(body, host)
+    try:
+        wanted = _parse_native(body, host) if "definition" in body else _parse_client(body, host)
+    except InvalidDefinition as error:
+        raise _shorten(error) from None
     if not is_root:
         refuse_host_reach(wanted.definition, defaults)
     return wanted
 
 
+def _shorten(error: InvalidDefinition) -> InvalidDefinition:
+    """An error of bounded size: a problem is many times as long as what a body needs to have it."""
+    more = len(error.problems) - MAX_PROBLEMS
+    if more <= 0:
+        return error
+    return InvalidDefinition(
+        [*error.problems[:MAX_PROBLEMS], _problem("", f"{more} more errors are not shown")]
+    )
+
+
 def _parse_native(body: Mapping[str, object], host: _Host) -> CreateRequest:
-    refuse_unknown(body, _NATIVE_KEYS)
-    data = body["definition"]
-    if not isinstance(data, dict):
-        raise _invalid("definition", "is not an object", "write the keys of a definition file")
-    name = body.get("name")
+    given = read_form(CreateFromDefinition, body)
+    name = given.name
     if name is None:
-        name = data.get("name") or generate_name()
-    if not isinstance(name, str):
-        raise _invalid("name", "is not a string")
-    start = body.get("start", True)
-    if not isinstance(start, bool):
-        raise _invalid("start", "is neither true nor false")
-    return CreateRequest(parse_definition(name, data, host.defaults, host.networks), start)
+        named = given.definition.get("name")
+        name = Text(may_be_empty=True).read(named, "name") if named else generate_name()
+    return CreateRequest(parse_definition(name, given.definition, host.defaults, host.networks), given.start)
 
 
 def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
@@ -114,11 +128,9 @@ def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
         ours: given[theirs] for theirs, ours in _SAME_MEANING.items() if theirs in given
     }
     for theirs, ours in _NEGATED.items():
-        skip = given.get(theirs, False)
-        if isinstance(skip, bool):
+        skip = _read_flag(given.get(theirs, False), theirs, problems)
+        if skip is not None:
             data[ours] = not skip
-        else:
-            problems.append(_problem(theirs, "is neither true nor false"))
     restart = _parse_restart(given, problems)
     if restart is not None:
         data["restart"] = restart
@@ -138,12 +150,13 @@ def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
     definition = _parse_translated(name, data, host, problems)
     for mount in given.get("volumes") or ():  # type: ignore[attr-defined]
         if mount.get("overlay_size") is not None:
-            check_overlay_size(mount["overlay_size"], definition.disk)
+            check_overlay_size(Size().read(mount["overlay_size"], "overlay_size"), definition.disk)
     return CreateRequest(definition, start=True)
 
 
 def _parse_translated(name: str, data: dict[str, object], host: _Host, problems: list[Problem]) -> Definition:
-    """Parse, with what is wrong told in the client's names, together with what was found before."""
+    """Parse a translated body. Errors have the names of the client's fields, and come with those that were
+    found before."""
     try:
         definition = parse_definition(name, data, host.defaults, host.networks)
     except InvalidDefinition as error:
@@ -165,9 +178,18 @@ def _in_client_names(problem: Problem) -> Problem:
 def _find_unknown(key: str) -> Problem | None:
     if key in _UNSUPPORTED:
         return _problem(key, "is not supported by this version of hypemand", "leave it out")
-    if key in _SAME_MEANING or key in _NEGATED or key in _TRANSLATED:
+    if key in CLIENT_FIELDS["CreateInstance"]:
         return None
     return _problem(key[:80], "is not a field of an instance", "GET /openapi.yaml describes the fields")
+
+
+def _read_flag(value: object, key: str, problems: list[Problem]) -> bool | None:
+    """None where it is none."""
+    try:
+        return Flag().read(value, key)
+    except InvalidField as error:
+        problems.append(_problem(error.key, error.problem))
+        return None
 
 
 def _parse_restart(given: Mapping[str, object], problems: list[Problem]) -> str | None:
@@ -178,7 +200,7 @@ def _parse_restart(given: Mapping[str, object], problems: list[Problem]) -> str 
     if not isinstance(policy, dict):
         problems.append(_problem("restart_policy", "is not an object"))
         return None
-    problems += _refuse_others("restart_policy", policy, "policy")
+    problems += _refuse_others("restart_policy", policy, *CLIENT_FIELDS["RestartPolicy"])
     word = policy.get("policy")
     if word is None:
         return None
@@ -199,7 +221,7 @@ def _parse_volumes(volumes: object, problems: list[Problem]) -> object:
     for number, mount in enumerate(volumes):
         if not isinstance(mount, dict):
             return volumes
-        problems += _refuse_others(f"volumes[{number}]", mount, *_MOUNT_KEYS)
+        problems += _refuse_others(f"volumes[{number}]", mount, *CLIENT_FIELDS["VolumeMount"])
         given = {_MOUNT_KEYS[key]: value for key, value in mount.items() if key in _MOUNT_KEYS}
         found.append({key: value for key, value in given.items() if key and value is not None})
     return found
@@ -213,10 +235,9 @@ def _parse_network(
     if not isinstance(network, dict):
         problems.append(_problem("network", "is not an object"))
         return None
-    problems += _refuse_others("network", network, "enabled", *_LIMITS)
+    problems += _refuse_others("network", network, *CLIENT_FIELDS["NetworkWish"])
     enabled = network.get("enabled")
-    if enabled is not None and not isinstance(enabled, bool):
-        problems.append(_problem("network.enabled", "is neither true nor false"))
+    if enabled is not None and _read_flag(enabled, "network.enabled", problems) is None:
         return None
     limits = {
         ours: _in_bits(network[theirs]) for theirs, ours in _LIMITS.items() if network.get(theirs) is not None
@@ -251,7 +272,3 @@ def _refuse_others(field: str, value: Mapping[str, object], *known: str) -> list
 
 def _problem(key: str, message: str, hint: str = "") -> Problem:
     return Problem(file="", line=0, column=0, key=key, message=message, hint=hint)
-
-
-def _invalid(key: str, message: str, hint: str = "") -> InvalidRequest:
-    return InvalidRequest(f"{key}: {message}", hint=hint)

@@ -25,10 +25,8 @@ def parse_guest_path(value: object, key: str) -> str:
 
 
 def name_entry(root: str, entry: FileInfo) -> str:
-    """How an entry of a copy of `root` is called: by the last part of `root`, and by its own path below it.
-
-    The guest's word is not taken for it: GuestError for a path that would lead out of the copy.
-    """
+    """The name of an entry in a copy of `root`: the last component of `root`, and the entry's path below it.
+    The guest is hostile: GuestError for a path that leads out of the copy."""
     parts = entry.path.split("/") if entry.path else []
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise GuestError(f"the guest sent a file whose name leads out of the copy: {entry.path[:200]!r}")
@@ -37,6 +35,6 @@ def name_entry(root: str, entry: FileInfo) -> str:
 
 
 async def put_block(copy: CopyIn, block: bytes) -> None:
-    """The next bytes of a file, as a hole where they are nothing but zeros."""
+    """Write the next block of a file, as a hole if it is all zeros."""
     hole = find_hole(block)
     await (copy.write(block) if hole is None else copy.skip(hole))

@@ -26,28 +26,28 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Forbidden(HypemandError):
-    """The peer of the socket may not do this."""
+    """The client is not authorized for this."""
 
     code = "forbidden"
     status = 403
 
 
 class UnknownRoute(HypemandError):
-    """No such path."""
+    """The path does not exist."""
 
     code = "unknown_route"
     status = 404
 
 
 class TooManyRequests(HypemandError):
-    """The client has as many requests under way as one may have."""
+    """The client has the maximum number of requests in progress."""
 
     code = "too_many_requests"
     status = 429
 
 
 class MethodNotAllowed(HypemandError):
-    """The path is there, not with this method."""
+    """The path does not support the method."""
 
     code = "method_not_allowed"
     status = 405
@@ -60,7 +60,7 @@ def error_json(error: HypemandError) -> Any:
 
 
 def error_response(error: HypemandError) -> web.Response:
-    """The answer to a request that failed."""
+    """The response to a request that failed."""
     response = web.Response(
         status=error.status, text=json.dumps(error_json(error)), content_type="application/json"
     )
@@ -72,14 +72,14 @@ def error_response(error: HypemandError) -> web.Response:
 
 
 def unexpected(error: Exception, what: str) -> HypemandError:
-    """Log an error that no code foresaw, and give one that tells a user no more than is of use."""
+    """Log an unexpected error, and return one for the client that does not show details."""
     log.error("%s: unexpected %s", what, type(error).__name__, exc_info=error)
     return HypemandError("internal error of hypemand", hint="see journalctl -u hypemand")
 
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every way in which a handler fails into a JSON answer."""
+    """Middleware that turns each failure of a handler into a JSON response."""
     try:
         return await handler(request)
     except HypemandError as error:

@@ -50,14 +50,14 @@ class _BoundedParser:
 
 
 def bound_head(connection: RequestHandler) -> None:
-    """Let no head of a request on that connection, which is new, be larger than MAX_HEAD."""
+    """Limit the request headers on a new connection to MAX_HEAD bytes."""
     # There is no public way: neither versions that limit heads nor others let the parser be chosen.
     inside: Any = connection
     inside._request_parser = _BoundedParser(inside._request_parser)
 
 
 def defer_expectations(server: web.Server) -> None:
-    """Have `Expect` wait for `meet_expectation`: aiohttp itself is not shown it."""
+    """Hide `Expect` from aiohttp; `meet_expectation` answers it."""
     inside: Any = server
     make_request: Callable[..., web.Request] = inside.request_factory
 
@@ -76,7 +76,7 @@ def defer_expectations(server: web.Server) -> None:
 
 @web.middleware
 async def meet_expectation(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Ask for the body that the client holds back. To stand behind the gate: nobody else is asked."""
+    """Middleware after authentication: answer `Expect` with 100 Continue."""
     expected = request.get(_EXPECT)
     if expected is not None and request.match_info.http_exception is None:
         if str(expected).lower() != "100-continue":

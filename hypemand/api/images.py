@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from aiohttp import web
 
 from hypemand.api.access import check_root
+from hypemand.api.bodies import CreateImage, ImportImage, PruneImages, TagImage
 from hypemand.api.render import host_platform, image_json, json_response, pruned_json
-from hypemand.api.requests import read_object, read_query, refuse_unknown
+from hypemand.api.requests import read_body, refuse_query
 from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.errors import InvalidRequest, Stopping
@@ -23,7 +23,8 @@ from hypemand.workers import Lent, Pool, run_in
 
 _BLOCK = 256 * 1024
 _PATH_OF_HOST = "import an image from a path of the host"
-_FETCH_KEYS = ("name", "platform", "credentials", "tags")
+
+F = TypeVar("F")
 
 
 class ImageRoutes:
@@ -49,40 +50,37 @@ class ImageRoutes:
             web.get(f"{image}/export", self.export_image, allow_head=False),
         ]
 
-    async def _read_object(self, request: web.Request) -> dict[str, object]:
-        return await read_object(request, self._limits.body)
+    async def _read(self, request: web.Request, form: type[F]) -> F:
+        return await read_body(request, form, self._limits.body)
 
     async def list_images(self, request: web.Request) -> web.StreamResponse:
         """All images."""
-        read_query(request)
+        refuse_query(request)
         return json_response([image_json(image) for image in await self._images.list_images()])
 
     async def create_image(self, request: web.Request) -> web.StreamResponse:
-        """Begin to have an image: from a registry, or of a path of this host."""
-        body = await self._read_object(request)
-        refuse_unknown(body, _FETCH_KEYS)
-        if body.get("tags"):
-            raise InvalidRequest("tags: images have none in this version of hypemand", hint="leave it out")
-        platform = body.get("platform")
-        if platform not in (None, "", host_platform()):
+        """Pull an image from a registry, or import it from a path of this host, in the background."""
+        body = await self._read(request, CreateImage)
+        if body.platform not in (None, "", host_platform()):
             raise InvalidRequest(
                 f"platform: this host runs {host_platform()} alone",
                 hint="leave it out",
                 code="invalid_platform",
             )
-        name = required_text(body, "name")
-        refuse_path_of_host(request, name)
-        image = await self._images.pull_image(name, _parse_credentials(body.get("credentials")))
+        refuse_path_of_host(request, body.name)
+        login = body.credentials
+        credentials = None if login is None else Credentials(login.username, login.password)
+        image = await self._images.pull_image(body.name, credentials)
         return json_response(image_json(image), status=202)
 
     async def get_image(self, request: web.Request) -> web.StreamResponse:
         """One image."""
-        read_query(request)
+        refuse_query(request)
         return json_response(image_json(await self._images.get_image(request.match_info["name"])))
 
     async def watch_image(self, request: web.Request) -> web.StreamResponse:
-        """An image now and at each change, as events, until it is there or has failed."""
-        read_query(request)
+        """The image now and at each change, as events, until it is ready or has failed."""
+        refuse_query(request)
         name = request.match_info["name"]
         await self._images.get_image(name)  # a stranger is told by a status, not in the stream
         return await send_events(
@@ -90,44 +88,34 @@ class ImageRoutes:
         )
 
     async def delete_image(self, request: web.Request) -> web.StreamResponse:
-        """Remove an image, or end its pull."""
-        read_query(request)
+        """Remove an image, or cancel its pull."""
+        refuse_query(request)
         await self._images.remove_image(request.match_info["name"])
         return web.Response(status=204)
 
     async def tag_image(self, request: web.Request) -> web.StreamResponse:
-        """Give an image one more name."""
-        body = await self._read_object(request)
-        refuse_unknown(body, ("target",))
-        target = required_text(body, "target")
+        """Add a name to an image."""
+        target = (await self._read(request, TagImage)).target
         return json_response(
             image_json(await self._images.tag_image(request.match_info["name"], target)), status=201
         )
 
     async def prune_images(self, request: web.Request) -> web.StreamResponse:
-        """Remove images that no VM needs."""
-        body = await self._read_object(request)
-        refuse_unknown(body, ("all", "dry_run"))
-        every, dry_run = (_flag(body, key) for key in ("all", "dry_run"))
-        return json_response(pruned_json(await self._images.prune_images(every=every, dry_run=dry_run)))
+        """Remove unused images."""
+        body = await self._read(request, PruneImages)
+        pruned = await self._images.prune_images(every=body.all, dry_run=body.dry_run)
+        return json_response(pruned_json(pruned))
 
     async def import_image(self, request: web.Request) -> web.StreamResponse:
-        """Make an image of files on this host.
-
-        The daemon reads the path with its own rights, so only who has them already may name one.
-        """
+        """Create an image from files on this host. The daemon reads the path with its own permissions, so
+        this is only for root."""
         check_root(request, _PATH_OF_HOST)
-        body = await self._read_object(request)
-        refuse_unknown(body, ("name", "path"))
-        name, path = (required_text(body, key) for key in ("name", "path"))
-        plain = path.partition(":")[2] if path.startswith(("oci:", "dir:", "docker-archive:")) else path
-        if not plain.startswith("/"):
-            raise InvalidRequest("path: must be absolute", hint="write it from / on")
-        return json_response(image_json(await self._images.import_image(name, path)), status=201)
+        body = await self._read(request, ImportImage)
+        return json_response(image_json(await self._images.import_image(body.name, body.path)), status=201)
 
     async def export_image(self, request: web.Request) -> web.StreamResponse:
         """An image as an OCI archive."""
-        read_query(request)
+        refuse_query(request)
         async with self._images.export_image(request.match_info["name"]) as path:
             response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
             await self._send_file(request, response, path)
@@ -153,30 +141,6 @@ def _open_sized(path: Path) -> tuple[BinaryIO, int]:
 
 
 def refuse_path_of_host(request: web.Request, image: str) -> None:
-    """Raise Forbidden for an image that is made of a path of this host, unless root asks."""
+    """Raise Forbidden for an image from a path of this host, unless the client is root."""
     if parse_reference(image).transport.is_local:
         check_root(request, _PATH_OF_HOST)
-
-
-def required_text(body: Mapping[str, object], key: str) -> str:
-    """A field that must be there. Raises InvalidRequest."""
-    value = body.get(key)
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise InvalidRequest(f"{key}: must be a string that is not empty")
-    return value
-
-
-def _flag(body: Mapping[str, object], key: str) -> bool:
-    value = body.get(key, False)
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{key}: is neither true nor false")
-    return value
-
-
-def _parse_credentials(value: object) -> Credentials | None:
-    if value is None or value == {}:
-        return None
-    if not isinstance(value, dict):
-        raise InvalidRequest("credentials: is not an object")
-    refuse_unknown(value, ("username", "password"), "field of credentials")
-    return Credentials(required_text(value, "username"), required_text(value, "password"))

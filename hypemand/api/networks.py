@@ -8,7 +8,7 @@ import asyncio
 from aiohttp import web
 
 from hypemand.api.render import Json, derive_group, json_response
-from hypemand.api.requests import read_query
+from hypemand.api.requests import refuse_query
 from hypemand.api.services import Limits, Services
 from hypemand.config.names import is_name
 from hypemand.config.netparse import format_egress, format_host_port, format_publish
@@ -33,12 +33,12 @@ class NetworkRoutes:
 
     async def list_networks(self, request: web.Request) -> web.StreamResponse:
         """All networks."""
-        read_query(request)
+        refuse_query(request)
         return json_response([network_json(info) for info in await self._networks.list_networks()])
 
     async def get_network(self, request: web.Request) -> web.StreamResponse:
         """One network."""
-        read_query(request)
+        refuse_query(request)
         name = request.match_info["network"]
         if not is_name(name):
             raise NotFound(f"there is no network {name[:80]!r}", hint="GET /networks lists the networks")

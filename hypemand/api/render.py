@@ -28,6 +28,7 @@ from hypemand.model.answers.instance import (
     InstanceOperation,
     InstanceVolume,
     RestartPolicy,
+    Stats,
 )
 from hypemand.model.answers.token import NewToken, TokenInfo
 from hypemand.model.document import encode
@@ -194,25 +195,26 @@ def pruned_json(pruned: Sequence[Pruned]) -> Json:
     return encode(PruneReport(images, sum(image.size for image in pruned)))
 
 
-def stats_json(view: VmView) -> dict[str, object]:
+def stats_json(view: VmView) -> Json:
     """What a VM uses, in the published client's words. WrongState without a VMM."""
     if view.main_pid is None:
         raise WrongState(f"stats needs a running VM, and {view.name} is {view.state}", hint="start it first")
     allocated = view.definition.memory
     virtual, resident = read_memory(view.main_pid)
     counters = None if view.network is None else view.network.counters
-    return {
-        "instance_id": view.id,
-        "instance_name": view.name,
-        "cpu_seconds": view.cpu_seconds or 0.0,
-        "memory_rss_bytes": resident,
-        "memory_vms_bytes": virtual,
-        "allocated_vcpus": view.definition.vcpus,
-        "allocated_memory_bytes": allocated,
-        "memory_utilization_ratio": resident / allocated,
-        "network_rx_bytes": 0 if counters is None else counters.received_bytes,
-        "network_tx_bytes": 0 if counters is None else counters.sent_bytes,
-    }
+    answer = Stats(
+        instance_id=view.id,
+        instance_name=view.name,
+        cpu_seconds=view.cpu_seconds or 0.0,
+        memory_rss_bytes=resident,
+        memory_vms_bytes=virtual,
+        allocated_vcpus=view.definition.vcpus,
+        allocated_memory_bytes=allocated,
+        memory_utilization_ratio=resident / allocated,
+        network_rx_bytes=0 if counters is None else counters.received_bytes,
+        network_tx_bytes=0 if counters is None else counters.sent_bytes,
+    )
+    return encode(answer)
 
 
 def path_json(info: FileInfo | None) -> Json:

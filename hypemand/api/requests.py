@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses requests of clients. Every field is bounded and typed, and rejected if it is unknown."""
+"""Reads requests of clients: the VM that the path names, the JSON body, and the query."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
-from enum import StrEnum
 from typing import TypeVar
 
 from aiohttp import web
 
-from hypemand.config.durations import parse_duration
+from hypemand.api.bodies import Nothing
+from hypemand.api.fields import read_form, read_words
 from hypemand.errors import InvalidRequest, NotFound
 
 MAX_BODY = 1024 * 1024
@@ -21,7 +20,7 @@ MAX_BODY = 1024 * 1024
 # Ids and names alike, and the beginnings of ids.
 _REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
-E = TypeVar("E", bound=StrEnum)
+F = TypeVar("F")
 
 
 def parse_ref(request: web.Request) -> str:
@@ -71,54 +70,16 @@ async def read_object(request: web.Request, deadline: float) -> dict[str, object
     return parse_object(body) if body else {}
 
 
-def refuse_unknown(given: Collection[str], known: Collection[str], what: str = "field") -> None:
-    """Raise InvalidRequest that names the keys that nobody reads."""
-    strange = sorted(key[:80] for key in given if key not in known)
-    if strange:
-        wanted = f"allowed: {', '.join(known)}" if known else f"none is allowed here, omit the {what}"
-        raise InvalidRequest(f"unknown {what}: {', '.join(strange)}", hint=wanted)
+async def read_body(request: web.Request, form: type[F], deadline: float) -> F:
+    """The body, as the form that `hypemand.api.bodies` has for the route. Raises InvalidRequest."""
+    return read_form(form, await read_object(request, deadline))
 
 
-def read_query(request: web.Request, *known: str) -> Mapping[str, str]:
-    """The query's parameters. Unknown ones and repeated ones are refused."""
-    refuse_unknown(request.query.keys(), known, "parameter")
-    for key in known:
-        if len(request.query.getall(key, [])) > 1:
-            raise InvalidRequest(f"{key}: given more than once")
-    return request.query
+def read_query(request: web.Request, form: type[F]) -> F:
+    """The parameters of the query, as the form that `hypemand.api.bodies` has for the route."""
+    return read_words(form, request.query.items())
 
 
-def want_bool(query: Mapping[str, str], key: str, default: bool) -> bool:
-    """`true` or `false`."""
-    word = query.get(key)
-    if word is None:
-        return default
-    if word not in ("true", "false"):
-        raise InvalidRequest(f"{key}: {word[:40]!r} is neither true nor false")
-    return word == "true"
-
-
-def parse_choice(query: Mapping[str, str], key: str, kind: type[E], default: E) -> E:
-    """A word of a closed set."""
-    word = query.get(key)
-    if word is None:
-        return default
-    try:
-        return kind(word)
-    except ValueError:
-        raise InvalidRequest(f"{key}: {word[:40]!r} is not known", hint=f"one of {', '.join(kind)}") from None
-
-
-def parse_positive_duration(text: str, key: str, code: str = "invalid_timeout") -> float:
-    """Seconds of `30s`, `1m30s`, `500ms`. Zero, infinity and what is no time span are refused."""
-    try:
-        seconds = parse_duration(text)
-    except ValueError:
-        seconds = None
-    if seconds is None or seconds <= 0:
-        raise InvalidRequest(
-            f"{key}: {text[:40]!r} is not a time above zero",
-            hint="write it like 30s, 1m30s or 500ms",
-            code=code,
-        )
-    return seconds
+def refuse_query(request: web.Request) -> None:
+    """Raise InvalidRequest where a route that has no parameters is given some."""
+    read_query(request, Nothing)

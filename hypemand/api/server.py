@@ -74,7 +74,7 @@ class _Keeper:
 
     @web.middleware
     async def know(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The client is no stranger any more. To stand behind the gate."""
+        """Middleware after authentication: mark the connection as authenticated."""
         place = self._placed.get(request.protocol)
         if place is not None:
             self.places.know(place)
@@ -105,7 +105,7 @@ class _Keeper:
                 self.places.give_back(place)
 
     async def finish(self) -> None:
-        """End what goes on by itself, give the rest its grace, then cancel it."""
+        """End streams and WebSockets, wait for other requests up to the limits' `grace`, then cancel them."""
         self.closing.set()
         if self._requests:
             _, late = await asyncio.wait(tuple(self._requests), timeout=self.limits.grace)
@@ -240,8 +240,8 @@ class HttpServer:
             self._sock = None
 
     async def finish(self) -> None:
-        """End what goes on: streams break off, commands in guests are ended, and other requests have the
-        limits' `grace` to finish."""
+        """Shut down: streams are aborted, commands in guests terminated, and other requests have the limits'
+        `grace` to finish."""
         self.stop_listening()
         for task in tuple(self._beginning):
             task.cancel()
@@ -254,10 +254,9 @@ class HttpServer:
 
 @asynccontextmanager
 async def serve(app: web.Application, sock: socket.socket) -> AsyncIterator[None]:
-    """Serve on a socket, one of ours or from systemd, as long as the block lasts.
+    """Serve on a listening socket while the block runs.
 
-    At the end no connection is taken any more. Clients that come meanwhile wait in the socket's queue if
-    systemd holds it too.
+    Afterwards no connection is accepted. If systemd holds the socket too, new clients wait in its queue.
     """
     server = HttpServer(app)
     await server.start(sock)

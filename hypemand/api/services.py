@@ -52,9 +52,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All that the API may ask. `defaults` and `networks` give those of the host config as it is now, the
-    latter None where they are not known; `spool`: a folder of a filesystem that has room for a file that is
-    on its way, and `reserve` the bytes that stay free there; `turns`: the slow turns of the event loop."""
+    """All services that the API uses. `defaults` and `networks`: from the current host configuration, the
+    latter None if not known; `spool`: a directory for files in transit, and `reserve` the bytes that must
+    stay free on its file system; `turns`: the slow turns of the event loop."""
 
     manager: Manager
     guests: GuestService

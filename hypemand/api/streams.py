@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Server-sent events.
 
-A stream that ends whole is complete. One that could not be completed (an error, the daemon stops) breaks
-off without the end that HTTP wants, so that no client takes a part for the whole; an error is told before
-by an event named `error`.
+A stream with a final chunk is complete. One that cannot be completed (an error, the daemon stops) is aborted
+without it, so that no client takes a part for the whole; an error is sent before as an event named `error`.
 """
 
 from __future__ import annotations

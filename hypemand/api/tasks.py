@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Ended(Enum):
-    """Why something that goes on by itself was ended from outside."""
+    """Why a stream or a WebSocket was ended from outside."""
 
     CLIENT = "the client has gone"
     DAEMON = "the daemon stops"
@@ -82,8 +82,8 @@ async def unless_ended(
 def watch_client(request: web.Request) -> Iterator[asyncio.Event]:
     """An event that is set when the client closes its end.
 
-    Neither writing nor reading tells: a stream with nothing to say does not write, and reading is paused
-    while the guest takes no input. The kernel does, to whoever asks for the hang-up alone.
+    Neither writing nor reading shows that: a stream without events does not write, and reading is paused
+    while the guest takes no input. So the socket is polled for the hang-up alone.
     """
     gone = asyncio.Event()
     transport = request.transport

@@ -19,13 +19,13 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from hypemand.atomic import write_all, write_file
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InvalidRequest, NotFound
+from hypemand.model.tokens import Scope
 from hypemand.recordfile import read_json
 from hypemand.run import is_disk_full
 from hypemand.workers import Pool, run_in
@@ -43,29 +43,21 @@ _MARK = "hm-"
 _VERSION = 2
 _TAG_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _TAG_VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{MAX_NAME - 1}}}")
+NAME_PATTERN = rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{MAX_NAME - 1}}}"
+_NAME = re.compile(NAME_PATTERN)
 
 log = logging.getLogger(__name__)
 
 
 class TokenExists(AlreadyExists):
-    """A token of that name is there."""
+    """A token of that name exists."""
 
 
 class TooManyTokens(HypemandError):
-    """There is no room for another."""
+    """The maximum number of tokens exists."""
 
     code = "insufficient_resources"
     status = 409
-
-
-class Scope(StrEnum):
-    """What a token is good for; docs/api.md says it of every route. READ: looking. OPERATE: also starting and
-    stopping VMs, and all that is inside of them. ADMIN: all but what is root's on the host."""
-
-    READ = "read"
-    OPERATE = "operate"
-    ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +83,24 @@ class Token:
 
     @property
     def is_selective(self) -> bool:
-        """Is it good for some VMs only, and so for nothing of the host?"""
+        """Is it restricted to some VMs, and so not valid for the host?"""
         return bool(self.vms or self.tags)
 
     def covers(self, name: str, tags: Mapping[str, str]) -> bool:
-        """Is it good for the VM of that name, with those tags?"""
+        """Is it valid for the VM of that name, with those tags?"""
         if not self.is_selective or name in self.vms:
             return True
         return bool(self.tags) and set(self.tags) <= set(tags.items())
 
 
 def hash_token(text: str) -> str:
-    """What is kept of a token's text."""
+    """The hash of a token's text, which is what is stored."""
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 class TokenStore:
-    """The tokens, in a file that only root can read. What is changed counts at once.
-
-    `on_end` is set by whoever must know that a token is revoked, and is called with its name.
-    """
+    """The tokens, in a file that only root can read. Changes take effect at once. `on_end`: called with the
+    name of a token that is revoked."""
 
     def __init__(self, path: Path) -> None:
         self.on_end: Callable[[str], None] = lambda _name: None
@@ -123,7 +113,7 @@ class TokenStore:
         self._unsaved: set[str] = set()
 
     async def list_tokens(self) -> list[Token]:
-        """All, by name; also those that have expired."""
+        """All tokens, by name, including expired ones."""
         async with self._lock:
             tokens = await self._load()
             return [tokens[name] for name in sorted(tokens)]
@@ -137,7 +127,7 @@ class TokenStore:
         tags: Mapping[str, str] | None = None,
         expires_in: float | None,
     ) -> tuple[Token, str]:
-        """A new token, and its text, which is known to nobody afterwards. InvalidRequest, TokenExists."""
+        """Create a token; returns it and its text, which is not stored. InvalidRequest, TokenExists."""
         if _NAME.fullmatch(name) is None:
             raise InvalidRequest(
                 f"name: {name[:80]!r} cannot be the name of a token",
@@ -190,7 +180,7 @@ class TokenStore:
                 ) from None
 
     async def find(self, text: str) -> Token | None:
-        """The token of that text, if it is valid now. How long it takes does not tell which it nearly was."""
+        """The valid token with that text, or None. Takes the same time for all texts."""
         wanted = hash_token(text)
         async with self._lock:
             tokens = await self._load()

@@ -5,16 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from typing import TypeVar
 
 from aiohttp import web
 
 from hypemand.api.archive import receive_pieces, send_archive
+from hypemand.api.bodies import (
+    AttachVolume,
+    CreateVolume,
+    CreateVolumeFromArchive,
+    ListVolumes,
+    ResizeVolume,
+)
 from hypemand.api.render import Json, instance_json, json_response, time_json
-from hypemand.api.requests import parse_ref, read_object, read_query, refuse_unknown
+from hypemand.api.requests import parse_ref, read_body, read_query, refuse_query
 from hypemand.api.services import Limits, Services
 from hypemand.config.definition import GIB, VolumeMount
-from hypemand.config.sizes import format_size, parse_size
+from hypemand.config.sizes import format_size
 from hypemand.errors import InvalidRequest, NotFound
 from hypemand.inflate import GZIP, Inflater, InvalidGzip
 from hypemand.model.answers.volume import Attachment, FileSystem, Space, SpaceUse, Volume
@@ -23,7 +31,8 @@ from hypemand.model.space import SpaceReport
 from hypemand.model.volumes import VolumeView
 
 _REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_CREATE_KEYS = ("name", "size_gb", "size", "id", "tags")
+
+F = TypeVar("F")
 
 
 class VolumeRoutes:
@@ -51,33 +60,27 @@ class VolumeRoutes:
             web.get("/df", self.read_space, allow_head=False),
         ]
 
-    async def _read_object(self, request: web.Request) -> dict[str, object]:
-        return await read_object(request, self._limits.body)
+    async def _read(self, request: web.Request, form: type[F]) -> F:
+        return await read_body(request, form, self._limits.body)
 
     async def list_volumes(self, request: web.Request) -> web.StreamResponse:
         """All volumes, or those with tags."""
-        wanted = _read_tags(request)
+        wanted = read_query(request, ListVolumes).tags
         volumes = await self._volumes.list_volumes()
         return json_response([volume_json(v) for v in volumes if wanted.items() <= v.tags.items()])
 
     async def create_volume(self, request: web.Request) -> web.StreamResponse:
-        """An empty volume."""
-        body = await self._read_object(request)
-        refuse_unknown(body, _CREATE_KEYS)
-        tags = body.get("tags") or {}
-        if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
-            raise InvalidRequest("tags: must be an object of strings")
-        volume = await self._volumes.create_volume(
-            _text(body, "name"), _parse_size(body), tags, _text(body, "id") if body.get("id") else None
-        )
+        """Create an empty volume."""
+        body = await self._read(request, CreateVolume)
+        size = _choose_size(body.size_gb, body.size)
+        volume = await self._volumes.create_volume(body.name, size, body.tags, body.id or None)
         return json_response(volume_json(volume), status=201)
 
     async def create_from_archive(self, request: web.Request) -> web.StreamResponse:
-        """A volume with what is in a tar archive, plain or with gzip."""
-        tags = _read_tags(request, "name", "size_gb", "size", "id")
-        query: dict[str, object] = dict(request.query)
-        name, volume_id = _text(query, "name"), request.query.get("id")
-        async with self._volumes.fill_volume(name, _parse_size(query), tags, volume_id) as fill:
+        """Create a volume from a tar archive, optionally compressed with gzip."""
+        query = read_query(request, CreateVolumeFromArchive)
+        size = _choose_size(query.size_gb, query.size)
+        async with self._volumes.fill_volume(query.name, size, query.tags, query.id) as fill:
             _, root = await receive_pieces(request, fill.copy, self._closing, _inflate(request))
             if root is not None:
                 await fill.set_root(root)
@@ -85,52 +88,51 @@ class VolumeRoutes:
 
     async def get_volume(self, request: web.Request) -> web.StreamResponse:
         """One volume."""
-        read_query(request)
+        refuse_query(request)
         return json_response(volume_json(await self._volumes.get_volume(_parse_volume(request))))
 
     async def delete_volume(self, request: web.Request) -> web.StreamResponse:
-        """Remove a volume that no VM is defined with."""
-        read_query(request)
+        """Remove a volume that no definition uses."""
+        refuse_query(request)
         await self._volumes.remove_volume(_parse_volume(request))
         return web.Response(status=204)
 
     async def resize_volume(self, request: web.Request) -> web.StreamResponse:
-        """Let a volume grow."""
-        body = await self._read_object(request)
-        refuse_unknown(body, ("size_gb", "size"))
-        volume = await self._volumes.resize_volume(_parse_volume(request), _parse_size(body))
+        """Grow a volume."""
+        body = await self._read(request, ResizeVolume)
+        size = _choose_size(body.size_gb, body.size)
+        volume = await self._volumes.resize_volume(_parse_volume(request), size)
         return json_response(volume_json(volume))
 
     async def read_volume(self, request: web.Request) -> web.StreamResponse:
-        """What is in a volume, as a tar archive."""
-        read_query(request)
+        """Contents of a volume as a tar archive."""
+        refuse_query(request)
         async with self._volumes.read_volume(_parse_volume(request)) as copy:
             return await send_archive(request, copy, "/", self._closing)
 
     async def attach_volume(self, request: web.Request) -> web.StreamResponse:
-        """Give a stopped VM a volume."""
-        body = await self._read_object(request)
-        refuse_unknown(body, ("mount_path", "readonly", "overlay", "overlay_size"))
+        """Attach a volume to a stopped VM."""
+        body = await self._read(request, AttachVolume)
         mount = VolumeMount(
             volume=_parse_volume(request),
-            mount_path=_text(body, "mount_path"),
-            readonly=_flag(body, "readonly"),
-            overlay=_flag(body, "overlay"),
+            mount_path=body.mount_path,
+            readonly=body.readonly,
+            overlay=body.overlay,
         )
-        if body.get("overlay_size") is not None:
+        if body.overlay_size is not None:
             view = self._manager.view_vm(parse_ref(request))
-            check_overlay_size(body["overlay_size"], view.definition.disk)
+            check_overlay_size(body.overlay_size, view.definition.disk)
         return json_response(instance_json(await self._manager.attach_volume(parse_ref(request), mount)))
 
     async def detach_volume(self, request: web.Request) -> web.StreamResponse:
-        """Take a volume from a stopped VM."""
-        read_query(request)
+        """Detach a volume from a stopped VM."""
+        refuse_query(request)
         view = await self._manager.detach_volume(parse_ref(request), _parse_volume(request))
         return json_response(instance_json(view))
 
     async def read_space(self, request: web.Request) -> web.StreamResponse:
-        """What hypemand keeps on the host's disk."""
-        read_query(request)
+        """Disk usage of hypemand."""
+        refuse_query(request)
         return json_response(space_json(await self._volumes.measure_space()))
 
 
@@ -160,7 +162,7 @@ def volume_json(volume: VolumeView) -> Json:
 
 
 def space_json(report: SpaceReport) -> Json:
-    """What takes the host's disk."""
+    """Disk usage."""
     answer = Space(
         kinds=tuple(
             SpaceUse(use.kind, use.count, use.size, use.used, use.reclaimable) for use in report.uses
@@ -172,20 +174,14 @@ def space_json(report: SpaceReport) -> Json:
     return encode(answer)
 
 
-def check_overlay_size(value: object, disk: int) -> None:
-    """The layer of an overlay is on the VM's disk, so that is what must hold it."""
-    size = _size(value, "overlay_size")
+def check_overlay_size(size: int, disk: int) -> None:
+    """Raise InvalidRequest for an overlay that is larger than the VM's disk, which it is stored on."""
     if size > disk:
         raise InvalidRequest(
-            f"overlay_size: {value} is larger than the disk of the VM, which has {format_size(disk)}",
+            f"overlay_size: {format_size(size)} is larger than the disk of the VM,"
+            f" which has {format_size(disk)}",
             hint="use a smaller size, or a larger disk for the VM",
         )
-
-
-def _read_tags(request: web.Request, *known: str) -> Mapping[str, str]:
-    keys = [key for key in request.query if key.startswith("tags[") and key.endswith("]")]
-    query = read_query(request, *known, *keys)
-    return {key[5:-1]: query[key] for key in keys}
 
 
 def _parse_volume(request: web.Request) -> str:
@@ -195,39 +191,13 @@ def _parse_volume(request: web.Request) -> str:
     return ref
 
 
-def _parse_size(data: Mapping[str, object]) -> int:
-    """Bytes of `size_gb`, a whole number, or of `size`, as 512M."""
-    if (data.get("size") is None) == (data.get("size_gb") is None):
-        raise InvalidRequest("size_gb: give either size_gb or size", hint="size_gb: 10, or size: 512M")
-    if data.get("size") is not None:
-        return _size(data["size"], "size")
-    number = data["size_gb"]
-    if isinstance(number, bool) or not str(number).isdecimal() or len(str(number)) > 9:
-        raise InvalidRequest(f"size_gb: {str(number)[:40]!r} is not an integer number of gigabytes")
-    return int(str(number)) * GIB
-
-
-def _size(value: object, key: str) -> int:
-    try:
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise ValueError("is neither a text nor a number")
-        return parse_size(value)
-    except ValueError as error:
-        raise InvalidRequest(f"{key}: {error}", hint="write it like 512M or 10G") from None
-
-
-def _text(data: Mapping[str, object], key: str) -> str:
-    value = data.get(key)
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise InvalidRequest(f"{key}: must be a string that is not empty")
-    return value
-
-
-def _flag(data: Mapping[str, object], key: str) -> bool:
-    value = data.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise InvalidRequest(f"{key}: is neither true nor false")
-    return bool(value)
+def _choose_size(size_gb: int | None, size: int | None) -> int:
+    """The one that is given, in bytes."""
+    if size is not None and size_gb is None:
+        return size
+    if size_gb is not None and size is None:
+        return size_gb
+    raise InvalidRequest("size_gb: give either size_gb or size", hint="size_gb: 10, or size: 512M")
 
 
 async def _inflate(request: web.Request) -> AsyncIterator[bytes]:

@@ -58,7 +58,7 @@ async def serve_websocket(
 
 
 async def _close(socket: web.WebSocketResponse, code: WSCloseCode, reason: str) -> None:
-    """Close with a reason of at most the 123 bytes that the protocol has room for."""
+    """Close with a reason, cut to the 123 bytes of a close frame."""
     cut = reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore")
     await socket.close(code=code, message=cut.encode())
 

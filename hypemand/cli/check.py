@@ -141,7 +141,7 @@ def _inspect_host(config: HostConfig) -> Iterator[Finding]:
 
 
 def _inspect_networks(client: Client) -> Iterator[Finding]:
-    """What there is of the networks on the host, and what is wrong with them."""
+    """Findings about the networks of the host."""
     try:
         networks = parse_all(HostNetwork, client.get("networks"))
     except HypemandError as error:

@@ -269,7 +269,7 @@ def _explain_late(timeout: float | None) -> Unreachable:
 
 
 def explain_broken(error: Exception) -> ApiError:
-    """What it means that an answer could not be had."""
+    """The error for a request that got no complete response."""
     if isinstance(error, http.client.RemoteDisconnected | ConnectionError):
         return Unreachable("hypemand closed the connection without an answer", hint=_HINT_STUCK)
     return Unreachable(f"the answer of hypemand cannot be parsed: {error}")

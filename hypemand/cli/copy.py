@@ -41,7 +41,7 @@ class Place:
 
     @property
     def means_contents(self) -> bool:
-        """Does it end in `/.`, and so stands for what is in it?"""
+        """Does it end in `/.`, which means the contents of the directory?"""
         return self.path in (".", "/.") or self.path.endswith("/.")
 
     @property
@@ -147,7 +147,7 @@ class _Upload:
         return is_folder
 
     def _resolve(self, path: str) -> str:
-        """The file that a link stands for: it is replaced, not the link."""
+        """The target of a symbolic link: it is replaced, not the link."""
         for _ in range(_MAX_LINKS):
             found = _stat(self._context.client, self._vm, path, follow=False)
             if found is None or not found.is_symlink:

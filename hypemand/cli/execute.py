@@ -13,6 +13,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from queue import SimpleQueue
 from types import FrameType
 from typing import Any
@@ -23,13 +24,14 @@ from hypemand.cli.rawmode import raw_terminal, read_size
 from hypemand.cli.run import FIRST_SPOKEN_CODE, find_variables
 from hypemand.cli.terminal import print_error
 from hypemand.errors import InvalidRequest
+from hypemand.model.answers.exec import ExecCommand, ExecEof, ExecExit, ExecResize, ExecSignal, TerminalSize
+from hypemand.model.document import BadDocument, decode, encode
 
 STDIN_BLOCK = 32 * 1024
 MAX_ERROR_BODY = 1024 * 1024
 # Who interrupts this often wants out, whatever the command does.
 INTERRUPTS_TO_GIVE_UP = 3
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_EOF = json.dumps({"eof": True})
 
 
 # For /bin/sh in the guest, with nothing but what a shell has itself. $1 is not empty: stay in this folder.
@@ -44,8 +46,16 @@ for s in "$s" /bin/bash /bin/sh; do [ -x "$s" ] && export SHELL="$s" && exec "$s
 """
 
 
+def format_frame(frame: object) -> str:
+    """A text frame of exec. What is None is left out: the daemon has a default for it."""
+    return json.dumps({key: value for key, value in encode(frame).items() if value is not None})
+
+
+_EOF = format_frame(ExecEof())
+
+
 def execute(context: Context) -> int:
-    """Run the command to its end."""
+    """Run the command until it exits."""
     args = context.args
     if not args.command:
         raise InvalidRequest("no command", hint="hypemanctl exec NAME -- COMMAND [ARGUMENT...]")
@@ -61,15 +71,16 @@ def open_shell(context: Context) -> int:
     return _run(context, build_request(args, command, terminal=os.isatty(0)), interactive=True)
 
 
-def _run(context: Context, request: dict[str, Any], *, interactive: bool) -> int:
-    terminal = bool(request["tty"])
+def _run(context: Context, request: ExecCommand, *, interactive: bool) -> int:
+    terminal = bool(request.tty)
     with _open(context.client.path, context.args.name) as websocket:
         sender = _Sender(websocket)
         with _forward_signals(sender, terminal=terminal):
             if terminal:
                 # Asked for after changes of it are noticed, so that none is missed.
-                request["rows"], request["cols"] = read_size()
-            websocket.send(json.dumps(request))
+                rows, cols = read_size()
+                request = replace(request, rows=rows, cols=cols)
+            websocket.send(format_frame(request))
             sender.start()
             with raw_terminal(0) if terminal and interactive else contextlib.nullcontext():
                 if interactive:
@@ -80,20 +91,21 @@ def _run(context: Context, request: dict[str, Any], *, interactive: bool) -> int
     return _report_exit(last)
 
 
-def build_request(args: Namespace, command: list[str], *, terminal: bool) -> dict[str, Any]:
-    """The first frame: what to run and how. A terminal's kind is that of ours."""
+def build_request(args: Namespace, command: list[str], *, terminal: bool) -> ExecCommand:
+    """The first frame: the command and its settings. $TERM of a terminal is ours."""
     timeout = getattr(args, "timeout", None)
     env = dict(find_variables(args.env))
     if terminal and os.environ.get("TERM"):
         env.setdefault("TERM", os.environ["TERM"])
-    asked = {
-        "env": env or None,
-        "cwd": args.workdir,
-        "user": args.user,
-        "timeout": None if timeout is None or math.isinf(timeout) else timeout,
-    }
-    said = {key: value for key, value in asked.items() if value is not None}
-    return {"command": command, "tty": terminal, "streams": True} | said
+    return ExecCommand(
+        command=tuple(command),
+        env=env or None,
+        cwd=args.workdir,
+        user=args.user,
+        timeout=None if timeout is None or math.isinf(timeout) else timeout,
+        tty=terminal,
+        streams=True,
+    )
 
 
 @contextlib.contextmanager
@@ -191,11 +203,11 @@ def _forward_signals(sender: _Sender, *, terminal: bool) -> Iterator[None]:
         interrupts += number == signal.SIGINT
         if interrupts >= INTERRUPTS_TO_GIVE_UP:
             raise KeyboardInterrupt
-        sender.send_text(json.dumps({"signal": number}))
+        sender.send_text(format_frame(ExecSignal(number)))
 
     def resize(_number: int, _frame: FrameType | None) -> None:
-        rows, cols = read_size()
-        sender.send_text(json.dumps({"resize": {"rows": rows, "cols": cols}}))
+        size = TerminalSize(*read_size())
+        sender.send_text(format_frame(ExecResize(size)))
 
     with contextlib.ExitStack() as stack:
         for number in _FORWARDED:
@@ -245,10 +257,10 @@ def parse_close_reason(reason: str) -> ApiError:
 
 def _report_exit(data: bytes) -> int:
     """The exit status that the last frame has, with words where they say more."""
-    last = json.loads(data)
-    code = last.get("exitCode")
-    if not isinstance(code, int):
-        raise parse_error(502, data)
-    if code >= FIRST_SPOKEN_CODE and last.get("message"):
-        print_error(str(last["message"]))
-    return code
+    try:
+        last: ExecExit = decode(ExecExit, json.loads(data))
+    except (ValueError, BadDocument):
+        raise parse_error(502, data) from None
+    if last.exitCode >= FIRST_SPOKEN_CODE and last.message:
+        print_error(last.message)
+    return last.exitCode

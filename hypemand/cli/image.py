@@ -58,7 +58,7 @@ def _row(image: Image) -> list[str]:
 
 
 def inspect(context: Context) -> int:
-    """All about one image. The document is JSON with or without --json."""
+    """Details of one image. The document is JSON with or without --json."""
     print_json(context.client.get("images", context.args.image))
     return ExitCode.OK
 

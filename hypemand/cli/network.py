@@ -69,6 +69,6 @@ def _find_colour(network: HostNetwork) -> str:
 
 
 def inspect(context: Context) -> int:
-    """All about one network. The document is JSON with or without --json."""
+    """Details of one network. The document is JSON with or without --json."""
     print_json(context.client.get("networks", context.args.network))
     return ExitCode.OK

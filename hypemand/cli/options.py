@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from hypemand.cli.spec import Completes, Option
+from hypemand.config.imagepull import ImagePull
+from hypemand.model.logs import LogSource
+from hypemand.model.state import State
+from hypemand.model.tokens import Scope
 
-STATES = ("Created", "Initializing", "Running", "Paused", "Shutdown", "Stopped", "Standby", "Unknown")
-SOURCES = ("app", "vmm", "hypeman")
-SCOPES = ("read", "operate", "admin")
-PULLS = ("missing", "always", "never")
+STATES = tuple(map(str, State))
+SOURCES = tuple(map(str, LogSource))
+SCOPES = tuple(map(str, Scope))
+PULLS = tuple(map(str, ImagePull))
 
 SOCKET = Option(
     ("--socket",),

@@ -33,8 +33,8 @@ class LocalError(HypemandError):
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How to pack. `keep`: owners and the bits that make programs run as them are kept, else all is root's.
-    `warn` is told of what is left out, `count` of each piece of a file."""
+    """How to pack. `keep`: keep owners and set-id bits, else everything belongs to root. `warn` is called for
+    each file that is skipped, `count` for each block of a file."""
 
     follow: bool
     keep: bool

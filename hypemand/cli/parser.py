@@ -10,8 +10,9 @@ from typing import NoReturn
 from hypemand.cli import values
 from hypemand.cli.commands import COMMANDS, find_command, list_group
 from hypemand.cli.exitcode import ExitCode, format_exit_codes
-from hypemand.cli.options import COMMON_OPTIONS, GLOBAL_OPTIONS, HELP, SOCKET, STATES
+from hypemand.cli.options import COMMON_OPTIONS, GLOBAL_OPTIONS, HELP, SOCKET
 from hypemand.cli.spec import Argument, Command, Kind, Option
+from hypemand.model.state import State
 
 
 class UsageError(Exception):
@@ -55,12 +56,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(text, self.exit_code)
 
 
-def parse_state(text: str) -> str:
+def parse_state(text: str) -> State:
     """A state, in whatever case it is written."""
-    for state in STATES:
+    for state in State:
         if state.lower() == text.lower():
             return state
-    raise ValueError(f"not a state: {text!r}; use one of: {', '.join(STATES)}")
+    raise ValueError(f"not a state: {text!r}; use one of: {', '.join(State)}")
 
 
 _PARSERS: dict[Kind, Callable[[str], object]] = {

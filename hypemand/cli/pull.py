@@ -7,6 +7,7 @@ from hypemand.cli.client import PULL_SECONDS, ApiError, Client, StreamBroken, pa
 from hypemand.cli.progress import format_bar
 from hypemand.cli.terminal import LiveLine
 from hypemand.cli.values import format_bytes
+from hypemand.config.imagepull import ImagePull
 from hypemand.model.answers.image import Image
 from hypemand.model.images import PullStatus
 
@@ -18,7 +19,7 @@ _DOING: dict[str, str] = {
 
 
 def pull_image(client: Client, name: str, *, quiet: bool = False) -> Image:
-    """Have what `name` stands for now; the image. Raises ApiError with what the registry said."""
+    """Pull an image and return it. Raises ApiError with the error of the registry."""
     image = parse(Image, client.post("images", body={"name": name}))
     watching = client.events("images", image.name, "watch", timeout=PULL_SECONDS)
     with LiveLine(describe_pull(image)) as line, watching as events:
@@ -33,11 +34,11 @@ def pull_image(client: Client, name: str, *, quiet: bool = False) -> Image:
     return image
 
 
-def have_image(client: Client, name: str, when: str | None) -> None:
-    """Pull the image of a VM that is about to be made, where it is not here or `when` is always."""
-    if when == "never" or name.startswith("builtin:"):
+def ensure_image(client: Client, name: str, when: str | None) -> None:
+    """Pull the image for a new VM, if it does not exist locally or `when` is always."""
+    if when == ImagePull.NEVER or name.startswith("builtin:"):
         return
-    if when != "always":
+    if when != ImagePull.ALWAYS:
         try:
             if parse(Image, client.get("images", name)).status == PullStatus.READY:
                 return

@@ -11,7 +11,6 @@ import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 from hypemand.cli.client import ApiError, Client, StreamBroken, parse
 from hypemand.cli.context import Context, explain
@@ -21,7 +20,7 @@ from hypemand.cli.keyoptions import read_keys
 from hypemand.cli.lifecycle import KILL_SIGNAL
 from hypemand.cli.logs import build_log_query
 from hypemand.cli.names import generate_name
-from hypemand.cli.pull import have_image
+from hypemand.cli.pull import ensure_image
 from hypemand.cli.terminal import print_error, print_json, write_raw
 from hypemand.cli.watch import MAX_BREAKS, wait_for_state
 from hypemand.errors import HypemandError, InvalidRequest
@@ -37,7 +36,7 @@ FIRST_SPOKEN_CODE = 125
 
 
 def run(context: Context) -> int:
-    """Create a VM and start it; then follow it to its end, or with --detach leave it."""
+    """Create and start a VM; then follow it until it ends, or with --detach leave it running."""
     args = context.args
     if args.rm and args.detach:
         raise InvalidRequest(
@@ -48,7 +47,7 @@ def run(context: Context) -> int:
             "--json requires -d", hint=("in the foreground, the output is that of the program")
         )
     definition = build_definition(args)
-    have_image(context.client, args.image, args.pull)
+    ensure_image(context.client, args.image, args.pull)
     if args.detach:
         instance = _create(context.client, definition)
         print_json(instance.document) if args.json else print(instance.name)
@@ -63,8 +62,8 @@ def run(context: Context) -> int:
                 _remove(context.client, instance)
 
 
-def build_definition(args: Namespace) -> dict[str, Any]:
-    """The definition that the options make, in the keys of a definition file. Only what was said."""
+def build_definition(args: Namespace) -> dict[str, object]:
+    """The definition for the options, with the keys of a definition file."""
     asked = {
         "name": args.name,
         "image": args.image,
@@ -77,7 +76,7 @@ def build_definition(args: Namespace) -> dict[str, Any]:
     return {key: value for key, value in asked.items() if value is not None} | read_keys(args)
 
 
-def _build_network(args: Namespace) -> str | dict[str, Any] | None:
+def _build_network(args: Namespace) -> str | dict[str, object] | None:
     """The key `network`; None for what the host has by default."""
     if not args.publish:
         return args.network  # type: ignore[no-any-return]
@@ -98,8 +97,8 @@ def find_variables(words: list[str]) -> Iterator[tuple[str, str]]:
             yield key, os.environ[key]
 
 
-def _create(client: Client, definition: dict[str, Any]) -> Instance:
-    """Create and start. A name that was made up is made up again when it is taken."""
+def _create(client: Client, definition: dict[str, object]) -> Instance:
+    """Create and start. If a generated name is taken, another one is generated."""
     attempts = 1 if "name" in definition else NAME_ATTEMPTS
     while True:
         attempts -= 1
@@ -149,7 +148,7 @@ def _report_exit(instance: Instance) -> int:
 
 
 def _remove(client: Client, instance: Instance) -> None:
-    """--rm. Its failure is told and does not hide the program's exit status."""
+    """--rm. A failure is shown and does not change the exit status."""
     try:
         client.delete("instances", instance.name, timeout=find_stop_deadline(instance, None) + END_SECONDS)
     except HypemandError as error:

@@ -44,7 +44,7 @@ _MAX_PORTS = 4
 
 
 def _get_named_or_all(context: Context) -> tuple[list[Instance], ExitCode]:
-    """The VMs that are named, or all; and the status for those that could not be had."""
+    """The named VMs, or all; and the exit status for those that could not be read."""
     if not context.args.name:
         return list_instances(context.client), ExitCode.OK
     instances: list[Instance] = []

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -16,6 +14,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from hypemand.cli.values import escape_controls, format_seconds
+from hypemand.notify import notify
 
 GREEN, YELLOW, RED, BOLD, DIM = "32", "33", "31", "1", "2"
 TICK_SECONDS = 0.1
@@ -64,22 +63,9 @@ def write_raw(text: str) -> None:
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
 
 
-def tell_systemd(assignment: str) -> None:
-    """Send an assignment such as ``STATUS=…`` to the service manager, if this is a unit that may. Nobody who
-    is not there can be told, and that is no failure."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    address = "\0" + path[1:] if path.startswith("@") else path
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
-        sock.sendto(assignment.encode(), address)
-
-
 class LiveLine:
-    """On a terminal: one line on standard error that says what is waited for and for how long.
-
-    Off a terminal nothing is written. The line is cleared at the end. In a unit that takes notifications
-    systemd is told the text (sd_notify(3)), so that systemctl status shows what is waited for.
-    """
+    """On a terminal: one line on standard error with the current progress and the elapsed time, cleared at
+    the end. In a unit with $NOTIFY_SOCKET the text is sent as STATUS= (sd_notify(3)) for systemctl status."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -97,7 +83,7 @@ class LiveLine:
     def update(self, text: str) -> None:
         """Show another text, with the time since the start as before."""
         if self._notifies and text != self._text:
-            tell_systemd(f"STATUS={escape_controls(text)}")
+            notify(f"STATUS={escape_controls(text)}")
         self._text = text
 
     def __enter__(self) -> LiveLine:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
 
 from hypemand.cli.client import parse, parse_all
 from hypemand.cli.context import Context, for_each
@@ -13,15 +12,17 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import RED, print_json, print_table
 from hypemand.cli.values import escape_controls, parse_moment
 from hypemand.model.answers.token import NewToken, TokenInfo
+from hypemand.model.tokens import Scope
 
 _HEADER = ("NAME", "SCOPE", "BEGINS", "CREATED", "EXPIRES", "LAST USED", "VMS")
 
 
 def create(context: Context) -> int:
-    """Make a token, and print it alone, for a script to take."""
+    """Create a token, and print only its text, for use in scripts."""
     args = context.args
-    body: dict[str, Any] = {
-        "name": args.name, "scope": args.scope or "admin", "vms": args.vm, "tags": dict(args.tag)
+    scope = args.scope or Scope.ADMIN
+    body: dict[str, object] = {
+        "name": args.name, "scope": scope, "vms": args.vm, "tags": dict(args.tag)
     }  # fmt: skip
     if args.expires is not None and not math.isinf(args.expires):
         body["expires"] = f"{args.expires:.3f}s"
@@ -71,7 +72,7 @@ def _format_moment(value: object, otherwise: str) -> str:
 
 
 def revoke(context: Context) -> int:
-    """Make tokens good no more."""
+    """Revoke tokens."""
     revoked: list[str] = []
 
     def revoke_one(name: str) -> None:

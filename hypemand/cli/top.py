@@ -28,7 +28,7 @@ _CLEAR = "\x1b[H\x1b[J"
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one VM uses. `cpu_percent`: 100 is one whole CPU of the host; None where it cannot be told."""
+    """Resource usage of one VM. `cpu_percent`: 100 is one CPU of the host; None if not known."""
 
     name: str
     state: str
@@ -41,7 +41,7 @@ class Usage:
 
 
 def top(context: Context) -> int:
-    """On a terminal again and again until interrupted; else once."""
+    """On a terminal continuously until interrupted; else once."""
     args = context.args
     delay = DELAY_SECONDS if args.delay is None else args.delay
     if not 0.1 <= delay < 3600:

@@ -26,7 +26,7 @@ _TYPE = "application/x-tar"
 
 
 def download(client: Client, ref: str, query: Mapping[str, str]) -> Iterator[bytes]:
-    """The archive of a path of a VM. Raises ApiError, also for one that breaks off."""
+    """The archive of a path of a VM. Raises ApiError, also for an aborted one."""
     return download_from(client, build_target("instances", ref, "archive", query=query))
 
 

@@ -72,7 +72,7 @@ class Unpacker:
         self._stack.close()
 
     def add(self, path: str, entry: FileInfo) -> None:
-        """The next entry; ends the file before. `path` is relative and clean; it is looked at again here."""
+        """The next entry; ends the file before. `path` is relative and normalized, which is checked again."""
         parts = tuple(path.split("/")) if path else ()
         if any(part in ("", ".", "..") or "\0" in part for part in parts):
             raise LocalError(f"the guest sent a file with an unsafe path: {path[:200]!r}")

@@ -30,7 +30,7 @@ _RESIZE_SECONDS = 1800.0
 
 
 def create(context: Context) -> int:
-    """Make an empty volume, and print its id."""
+    """Create an empty volume, and print its id."""
     args = context.args
     body = {"name": args.name, "size": args.size or _DEFAULT_SIZE, "tags": dict(args.tag)}
     return _show_made(context, context.client.post("volumes", body=body))
@@ -75,7 +75,7 @@ def _row(volume: Volume) -> list[str]:
 
 
 def inspect(context: Context) -> int:
-    """All about one volume. The document is JSON with or without --json."""
+    """Details of one volume. The document is JSON with or without --json."""
     print_json(context.client.get("volumes", context.args.volume))
     return ExitCode.OK
 
@@ -95,7 +95,7 @@ def remove(context: Context) -> int:
 
 
 def resize(context: Context) -> int:
-    """Let a volume grow."""
+    """Grow a volume."""
     args = context.args
     with LiveLine(f"resizing {args.volume}"):
         volume = context.client.post(
@@ -107,7 +107,7 @@ def resize(context: Context) -> int:
 
 
 def import_archive(context: Context) -> int:
-    """Make a volume of an archive, and print its id."""
+    """Create a volume from an archive, and print its id."""
     args = context.args
     query = {"name": args.name, "size": args.size or _DEFAULT_SIZE}
     query |= {f"tags[{key}]": value for key, value in args.tag}
@@ -134,7 +134,7 @@ def _read(source: BinaryIO) -> Iterator[bytes]:
 
 
 def export_archive(context: Context) -> int:
-    """Write what is in a volume as a tar archive: whole, or no file."""
+    """Write the contents of a volume as a tar archive; an incomplete file is removed."""
     args = context.args
     pieces = download_from(context.client, build_target("volumes", args.volume, "archive"))
     if args.archive == _STREAM:
@@ -152,7 +152,7 @@ def export_archive(context: Context) -> int:
 
 
 def show_space(context: Context) -> int:
-    """What hypemand keeps on the host's disk, by kind."""
+    """Disk usage of hypemand, by kind."""
     answer = context.client.call("GET", "df", timeout=CHANGE_SECONDS)
     space = parse(Space, answer)
     if context.wants_json:

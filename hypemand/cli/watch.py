@@ -47,11 +47,8 @@ def watch(client: Client, ref: str, timeout: float) -> Iterator[Instance]:
 
 
 def wait_for_state(client: Client, ref: str, wanted: str, timeout: float) -> Instance:
-    """Wait until the VM is in `wanted`; the instance then.
-
-    Raises WrongState when it has ended or cannot be told, and so will not get there; TimedOut; NotFound
-    when it was removed meanwhile.
-    """
+    """Wait until the VM is in `wanted`, and return it. Raises WrongState when it has ended or its state is
+    Unknown; TimedOut; NotFound if it is removed meanwhile."""
     last: Instance | None = None
     with LiveLine(f"{ref}: waiting for {wanted}") as line:
         try:
@@ -77,10 +74,8 @@ def _build_wont_happen(instance: Instance, wanted: str) -> WrongState:
 
 
 def wait_until_started(client: Client, instance: Instance, timeout: float | None) -> Instance:
-    """Wait until a VM that has just been told to start is Running, or has run to its end with success.
-
-    Raises StartFailed with what is known of the reason, and TimedOut.
-    """
+    """Wait until a VM that was just started is Running, or has exited successfully. Raises StartFailed with
+    the known reason, and TimedOut."""
     name = instance.name
     seconds = find_boot_deadline(instance) if timeout is None else timeout
     last = instance

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from hypemand.config.imagepull import ImagePull as ImagePull  # noqa: PLC0414 - a part of a definition
 from hypemand.config.network import DEFAULT_NETWORK, NetworkUse
 
 MIB = 1024 * 1024
@@ -31,14 +32,6 @@ class Restart(StrEnum):
     NO = "no"
     ON_FAILURE = "on-failure"
     ALWAYS = "always"
-
-
-class ImagePull(StrEnum):
-    """When a start asks the registry for the image. The words are Docker's."""
-
-    MISSING = "missing"
-    ALWAYS = "always"
-    NEVER = "never"
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,7 +222,7 @@ class VmManager:
             check_allowed(Operation.START, vm.state, vm.name, vm.state_error)
             if vm.state is State.STOPPED:
                 with _logged_start(vm):
-                    image, waited = await self._starter.have_image(vm, pull)
+                    image, waited = await self._starter.ensure_image(vm, pull)
                     # a pull is no part of the boot
                     await self._starter.start(vm, time.monotonic() if waited else requested, image)
         return vm.view()
@@ -289,7 +289,7 @@ class VmManager:
             await vm.refresh()
             check_allowed(Operation.RESTART, vm.state, vm.name)
             # it runs on meanwhile
-            image, waited = await self._starter.have_image(vm, pull)
+            image, waited = await self._starter.ensure_image(vm, pull)
             await self._starter.check(vm, image)
             operation.keeps_handle = True
             try:

@@ -56,7 +56,7 @@ class Starter:
         if self._easing is not None:
             await self._easing
 
-    async def have_image(self, vm: Vm, pull: ImagePull | None) -> tuple[Image, bool]:
+    async def ensure_image(self, vm: Vm, pull: ImagePull | None) -> tuple[Image, bool]:
         """The image that it is to be started with. The bool: was it waited for? While that lasts its status
         text says so, and a stop ends it."""
         definition = vm.record.definition

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import sdnotify
-from systemd import journal
 
 from hypemand.errors import HypemandError
 from hypemand.model.document import BadDocument, decode, encode
@@ -36,8 +33,8 @@ from hypemand.network.wire import (
     encode_frame,
     read_frame,
 )
+from hypemand.service import Service, make_parser, run_service, set_up_logging
 from hypemand.sockets import open_socket, take_sockets
-from hypemand.version import VERSION
 
 _log = logging.getLogger(__name__)
 _IDENTIFIER = "hypemand-network"
@@ -51,14 +48,13 @@ _LOOK_DELAY, _LOOK_PAUSE = 0.5, 5.0
 _HOLD_PAUSE = 5.0
 
 
-class Service:
+class NetworkService:
     """Serves requests. Each is done in the event loop, which does nothing else meanwhile: the kernel answers
     in milliseconds, and if it does not, the watchdog notices."""
 
     def __init__(self, host: HostNetworks) -> None:
         self._host = host
-        self._notifier = sdnotify.SystemdNotifier()
-        self._status = ""
+        self._service = Service()
         self._connections: set[asyncio.Task[Any]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._mending: asyncio.TimerHandle | None = None
@@ -69,22 +65,17 @@ class Service:
         # by the VMs' names: for what they are to be ended, and what was seen, for events come in numbers
         self._tampered: dict[str, str] = {}
         self._seen: dict[str, str | None] = {}
-        self._stop = asyncio.Event()
 
     async def run(self, listener: socket.socket, tap_listener: socket.socket) -> None:
         """Serve until SIGTERM or SIGINT: the daemon on `listener`, launchers of VMs on the other."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
         watches = list(self._start_watches(loop))
         door = TapDoor(loop, tap_listener, self._host.open_tap)
         server = await asyncio.start_server(self._serve, sock=listener)  # it is systemd's, and stays
-        watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
         try:
-            self._notifier.notify("READY=1")
-            self._update_status()
-            await self._stop.wait()
-            self._notifier.notify("STOPPING=1")
+            async with self._service.watch():
+                self._update_status()
+                await self._service.serve()
         finally:
             door.close()
             for watch in watches:
@@ -92,7 +83,6 @@ class Service:
             for timer in (self._mending, self._looking, self._holding):
                 if timer is not None:
                     timer.cancel()
-            watchdog.cancel()
             server.close()
             for task in self._connections:
                 task.cancel()
@@ -171,10 +161,7 @@ class Service:
                 raise BadDocument(f"no operation {other!r}")
 
     def _update_status(self) -> None:
-        """Only news: a notification waits when systemd is busy."""
-        if self._host.summary != self._status:
-            self._status = self._host.summary
-            self._notifier.notify(f"STATUS={self._status}")
+        self._service.update_status(self._host.summary)
 
     def _hold_ports(self) -> None:
         self._holding = None
@@ -251,38 +238,28 @@ class Service:
         for writer in self._writers:
             writer.write(encode_frame({"event": CHANGED}))
 
-    async def _feed_watchdog(self) -> None:
-        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
-        while interval:
-            self._notifier.notify("WATCHDOG=1")
-            await asyncio.sleep(interval)
+
+def _run(arguments: argparse.Namespace) -> None:
+    with contextlib.closing(HostNetworks()) as host:
+        if arguments.clean:
+            host.clean()
+        else:
+            asyncio.run(_serve(host, arguments.socket, arguments.tap_socket))
 
 
-def _set_up_logging() -> None:
-    handler: logging.Handler = logging.StreamHandler()
-    if "JOURNAL_STREAM" in os.environ:
-        handler = journal.JournalHandler(SYSLOG_IDENTIFIER=_IDENTIFIER)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(message)s")
-    logging.getLogger("pyroute2").setLevel(logging.WARNING)
-
-
-async def _run(host: HostNetworks, path: Path, tap_path: Path) -> None:
+async def _serve(host: HostNetworks, path: Path, tap_path: Path) -> None:
     sockets = take_sockets()
     taps = sockets.pop(_TAP_NAME, None)
     listener = next(iter(sockets.values()), None)
-    await Service(host).run(
+    await NetworkService(host).run(
         listener or open_socket(path, _BACKLOG),
         taps or open_socket(tap_path, _BACKLOG, socket.SOCK_SEQPACKET),
     )
 
 
 def main() -> int:
-    """Run the service, or remove all that it has made. Exits with 1 when it cannot."""
-    parser = argparse.ArgumentParser(
-        prog=_IDENTIFIER,
-        description="Set up the networks of micro VMs. Started by hypemand-network.socket.",
-        epilog="See hypemand(8).",
-    )
+    """Run the service, or remove all that it has made, and return its exit status; see `run_service`."""
+    parser = make_parser(_IDENTIFIER, "Set up the networks of micro VMs. Started by hypemand-network.socket.")
     parser.add_argument(
         "--clean", action="store_true", help="remove all bridges, interfaces and nftables rules of hypemand"
     )
@@ -290,21 +267,9 @@ def main() -> int:
     parser.add_argument(
         "--tap-socket", type=Path, default=TAP_SOCKET, metavar="PATH", help="socket of VM launchers"
     )
-    parser.add_argument("--version", action="version", version=f"hypemand {VERSION}")
     arguments = parser.parse_args()
-    _set_up_logging()
-    host = HostNetworks()
-    try:
-        if arguments.clean:
-            host.clean()
-        else:
-            asyncio.run(_run(host, arguments.socket, arguments.tap_socket))
-    except HypemandError as error:
-        _log.critical("cannot run: %s", error)
-        return 1
-    finally:
-        host.close()
-    return 0
+    set_up_logging(_IDENTIFIER, quiet="pyroute2")
+    return run_service(lambda: _run(arguments))
 
 
 if __name__ == "__main__":

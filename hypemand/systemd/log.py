@@ -8,7 +8,6 @@ The message ids have texts in the catalog, units/hypemand.catalog.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from enum import StrEnum
 
@@ -29,17 +28,6 @@ class MessageId(StrEnum):
     DEFINITION_BROKEN = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d03"
     NEEDS_RESTART = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d04"
     TAMPERED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d05"
-
-
-def set_up_logging() -> None:
-    """Everything from `logging` to the journal, or to standard error when it does not lead there."""
-    handler: logging.Handler
-    if "JOURNAL_STREAM" in os.environ:
-        handler = journal.JournalHandler(SYSLOG_IDENTIFIER="hypemand")
-    else:
-        handler = logging.StreamHandler()
-    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(message)s")
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 
 
 def log_vm(

@@ -17,8 +17,8 @@ PACKAGE = "hypemand"
 # From the top down. A room is a package, or a module that stands beside them; rooms of one row do not import
 # each other, except those of the ground.
 GROUND = frozenset(
-    {"atomic", "budget", "config", "errors", "fulldisk", "inflate", "lean", "recordfile", "run", "sockets"}
-    | {"turns", "version", "workers"}
+    {"atomic", "budget", "config", "errors", "fulldisk", "inflate", "lean", "notify", "recordfile", "run"}
+    | {"service", "sockets", "turns", "version", "workers"}
 )
 LAYERS = (
     frozenset({"__main__"}),

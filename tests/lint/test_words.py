@@ -6,6 +6,7 @@ The list is short, and each pattern in it has no legitimate use in this text.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ PHRASES = {
     r"not looked at|looked at": "ignored, checked",
     r"mend(?:ed|s|ing)?": "fix, repair",
 }
+FACES = ("hypemand/api", "hypemand/cli")
 _PATTERN = re.compile("|".join(rf"\b(?:{phrase})\b" for phrase in PHRASES), re.IGNORECASE)
 
 
@@ -111,3 +113,17 @@ def test_text_for_users_has_none_of_the_phrases() -> None:
 )
 def test_a_bad_line_is_found(line: str) -> None:
     assert find_phrases(line)
+
+
+def read_docstrings() -> Iterator[tuple[str, str]]:
+    """Place and text of each docstring of the API and of the command line."""
+    for path in (path for face in FACES for path in sorted((TOP / face).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                name = getattr(node, "name", "")
+                yield f"{path.relative_to(TOP)}: {name}", ast.get_docstring(node) or ""
+
+
+def test_docstrings_of_the_faces_have_none_of_the_phrases() -> None:
+    found = [f"{place}: {phrase}" for place, text in read_docstrings() for phrase in find_phrases(text)]
+    assert found == [], "see PHRASES for what to write instead"

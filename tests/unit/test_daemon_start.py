@@ -139,7 +139,6 @@ class Host:
             self.systemd.wait.set()
             daemon.stop()
             await running
-            daemon.notifier.socket.close()
             self.systemd.ours.close()
             self.systemd.theirs.close()
 

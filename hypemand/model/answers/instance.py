@@ -116,3 +116,28 @@ class Instance:
     operation: InstanceOperation | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False, metadata=SOURCE)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitResult:
+    """The state at the end of a wait for another. `timed_out`: its time was up."""
+
+    state: State | str
+    timed_out: bool = False
+    state_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Resource usage of a VM, by the keys of the published client. `network_rx_bytes`: received by it."""
+
+    instance_id: str
+    instance_name: str
+    cpu_seconds: float
+    memory_rss_bytes: int
+    memory_vms_bytes: int
+    allocated_vcpus: int
+    allocated_memory_bytes: int
+    memory_utilization_ratio: float
+    network_rx_bytes: int
+    network_tx_bytes: int

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bodies of POST /instances."""
 
+import json
 from collections.abc import Mapping
 from ipaddress import IPv4Interface
 
 import pytest
 
-from hypemand.api.create import CreateRequest, generate_name, parse_create
+from hypemand.api.create import MAX_PROBLEMS, CreateRequest, generate_name, parse_create
+from hypemand.api.failures import error_json
 from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Restart, VolumeMount
 from hypemand.config.names import is_name
 from hypemand.config.network import Bandwidth, NetworkConfig, NetworkUse
@@ -220,3 +222,20 @@ def test_a_definition_must_fit_the_hosts_networks() -> None:
         assert parse(body).definition.network is not None
         with pytest.raises(InvalidDefinition, match=words):
             parse_create(body, DefinitionDefaults(), LAN)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        BASE | {f"k{number}": 1 for number in range(20_000)},
+        {"definition": BASE | {f"k{number}": 1 for number in range(20_000)}},
+        {"definition": BASE | {"env": {f"k{number}": {} for number in range(20_000)}}},
+    ],
+)
+def test_the_problems_of_a_body_are_told_in_bounds(body: dict[str, object]) -> None:
+    """Each is many times as long as what it is about: a body of a megabyte would get forty back."""
+    with pytest.raises(InvalidDefinition) as caught:
+        parse(body)
+    assert len(caught.value.problems) == MAX_PROBLEMS + 1
+    assert len(json.dumps(error_json(caught.value))) < 128 * 1024
+    assert "more errors are not shown" in caught.value.problems[-1].message

@@ -24,11 +24,11 @@ from hypemand.api.access import TokenGate
 from hypemand.api.listener import Listener
 from hypemand.api.server import HttpServer, make_app
 from hypemand.api.services import Limits
-from hypemand.api.tokens import Scope
 from hypemand.config.definition import Definition
 from hypemand.config.listen import ListenConfig
 from hypemand.errors import HostNotReady
 from hypemand.model.state import State
+from hypemand.model.tokens import Scope
 from hypemand.model.vm import VmView
 from tests.unit.api.harness import Api, Json, drive
 

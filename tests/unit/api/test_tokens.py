@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.api.tokens import MAX_TOKENS, Scope, Token, TokenExists, TokenStore, TooManyTokens
+from hypemand.api.tokens import MAX_TOKENS, Token, TokenExists, TokenStore, TooManyTokens
 from hypemand.errors import HostNotReady, InvalidRequest, NotFound
+from hypemand.model.tokens import Scope
 from tests.unit.api.harness import NOBODY, Api, ask_as, drive
 
 # a token but for its prefix, which is no text

@@ -187,7 +187,7 @@ printf '%s\n' "${COMPREPLY[@]-}"
         (["run", "--memory", ""], [""]),
         (["run", "--mode", "s"], ["systemd"]),
         (["run", "--pull", ""], ["missing", "always", "never"]),
-        (["wait", "web", "--for", "S"], ["Shutdown", "Stopped", "Standby"]),
+        (["wait", "web", "--for", "S"], ["Stopped", "Shutdown", "Standby"]),
         (["analyze", ""], ["plot", "web", "wiki"]),
         (["analyze", "plot", "we"], ["web"]),
         (["--socket", "/x", "kill", "-s", "T"], ["TERM"]),

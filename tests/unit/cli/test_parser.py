@@ -10,12 +10,8 @@ import pytest
 from hypemand.cli.commands import COMMANDS
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.main import load_handler
-from hypemand.cli.options import PULLS, SOURCES, STATES
 from hypemand.cli.parser import HelpAsked, UsageError, VersionAsked, parse_command_line
 from hypemand.cli.spec import Command
-from hypemand.config.definition import ImagePull
-from hypemand.model.logs import LogSource
-from hypemand.model.state import State
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
@@ -28,12 +24,6 @@ def test_every_command_has_a_handler_and_help(command: Command) -> None:
     for argument in command.arguments:
         assert argument.metavar in asked.value.text
     assert "exit status:" in asked.value.text
-
-
-def test_words_of_closed_sets_are_those_of_the_rest_of_the_program() -> None:
-    assert set(State) == set(STATES)
-    assert tuple(LogSource) == SOURCES
-    assert tuple(ImagePull) == PULLS
 
 
 def test_overview_names_every_command() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.cli.pull import describe_pull
-from hypemand.cli.terminal import LiveLine, tell_systemd
+from hypemand.cli.terminal import LiveLine
 from hypemand.model.answers.image import Image
 from hypemand.model.images import Progress, PullStatus
 from tests.unit.cli.conftest import DEADLINE, Cli
@@ -123,5 +123,3 @@ def test_a_unit_that_may_is_told_what_is_waited_for(tmp_path: Path, monkeypatch:
             assert line.is_active
             line.update("web: pulling\x1b app")
             assert manager.recv(100) == b"STATUS=web: pulling\\x1b app"
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
-        tell_systemd("STATUS=x")

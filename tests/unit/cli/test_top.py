@@ -8,8 +8,8 @@ import json
 import time
 from pathlib import Path
 
-from hypemand.api.tokens import Scope
 from hypemand.model.state import State
+from hypemand.model.tokens import Scope
 from tests.unit.api.harness import Api
 from tests.unit.cli.test_against_server import Run, run_both
 

@@ -11,10 +11,18 @@ import pytest
 
 from hypemand.errors import Problem
 from hypemand.model.answers.error import Error
+from hypemand.model.answers.exec import ExecCommand, ExecExit
 from hypemand.model.answers.guest import ArchiveResult, LogEntry, PathInfo
 from hypemand.model.answers.host import Health, ReloadReport
 from hypemand.model.answers.image import Image, PruneReport
-from hypemand.model.answers.instance import Instance, InstanceHeaders, InstanceNetwork, RestartPolicy
+from hypemand.model.answers.instance import (
+    Instance,
+    InstanceHeaders,
+    InstanceNetwork,
+    RestartPolicy,
+    Stats,
+    WaitResult,
+)
 from hypemand.model.answers.network import HostNetwork
 from hypemand.model.answers.token import NewToken, TokenInfo
 from hypemand.model.answers.volume import Space, Volume
@@ -29,6 +37,8 @@ SCHEMAS: dict[str, Any] = {
     "ArchiveResult": ArchiveResult,
     "Counters": Counters,
     "Error": Error,
+    "ExecExit": ExecExit,
+    "ExecRequest": ExecCommand,
     "Health": Health,
     "HostNetwork": HostNetwork,
     "Image": Image,
@@ -43,9 +53,11 @@ SCHEMAS: dict[str, Any] = {
     "ReloadReport": ReloadReport,
     "RestartPolicy": RestartPolicy,
     "Space": Space,
+    "Stats": Stats,
     "Timeline": Timeline,
     "Token": TokenInfo,
     "Volume": Volume,
+    "WaitResult": WaitResult,
 }
 
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from hypemand.sockets import hold_socket
+from hypemand.systemd.notify import notify_for
 from hypemand.unit import stop
 
 
@@ -146,6 +147,25 @@ def test_systemd_is_told_to_wait_as_long_as_the_guest_may_take(
     ((_level, _kind, credentials),) = ancillary
     assert struct.unpack("iII", credentials)[0] == os.getpid()
     assert heard == [b"poweroff 86400\n"]
+
+
+def test_a_systemd_that_does_not_read_keeps_no_guest_from_being_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        monkeypatch.setattr("hypemand.systemd.notify._NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setattr("hypemand.systemd.notify._DEADLINE", 0.01)
+        with suppress(BlockingIOError):
+            while True:
+                notify_for(os.getpid(), "STATUS=full")
+        monkeypatch.setenv("MAINPID", str(os.getpid()))
+        monkeypatch.setattr(sys, "argv", ["stop", str(tmp_path), "27"])
+        with stop_port(tmp_path / "stop.sock", heard):
+            assert stop.main() == 0
+    assert heard == [b"poweroff 27\n"]
+    assert "cannot tell systemd to wait 32 s: Connection timed out" in capsys.readouterr().err
 
 
 def test_a_systemd_that_cannot_be_told_keeps_no_guest_from_being_asked(

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each route takes as its JSON body or as its query: one row for each field.
+
+`BODIES` and `QUERIES` have them by the operationId of openapi.yaml, with which a test compares them. The body
+of the published client for a new VM has keys of a definition instead: `hypemand.api.create`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from hypemand.api.fields import optional, required, with_default
+from hypemand.api.kinds import (
+    Constant,
+    Flag,
+    Gigabytes,
+    GuestPath,
+    HostPath,
+    Part,
+    Referred,
+    Refused,
+    Seconds,
+    SignalNumber,
+    Size,
+    Tail,
+    Text,
+    TextMap,
+    Texts,
+    TimeSpan,
+    Whole,
+    Word,
+)
+from hypemand.api.tokens import MAX_TAGS, MAX_VMS
+from hypemand.api.tokens import NAME_PATTERN as TOKEN_PATTERN
+from hypemand.config.imagepull import ImagePull
+from hypemand.config.names import NAME_PATTERN
+from hypemand.model.logs import LogSource
+from hypemand.model.state import State
+from hypemand.model.tokens import Scope
+
+MAX_TAIL = 1_000_000
+MAX_MODE = 0o7777
+MAX_ID = 2**32 - 2
+MAX_UMASK = 0o777
+MAX_SIDE = 65535
+
+F = TypeVar("F", bound=type)
+BODIES: dict[str, type[Any]] = {}
+QUERIES: dict[str, type[Any]] = {}
+
+
+def _body_of(*operations: str) -> Callable[[F], F]:
+    return lambda form: _register(BODIES, operations, form)
+
+
+def _query_of(*operations: str) -> Callable[[F], F]:
+    return lambda form: _register(QUERIES, operations, form)
+
+
+def _register(table: dict[str, type[Any]], operations: tuple[str, ...], form: F) -> F:
+    table |= dict.fromkeys(operations, form)
+    return form
+
+
+class Direction(StrEnum):
+    """Which way a copy goes, as seen from the client."""
+
+    TO = "to"
+    FROM = "from"
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """No field."""
+
+
+_body_of("reload", "pauseInstance", "resumeInstance")(Nothing)
+
+
+@_query_of("listInstances")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListInstances:
+    """Which VMs."""
+
+    state: State | None = optional(Word(State))
+    tags: Mapping[str, str] = with_default(TextMap(), {})
+
+
+@_body_of("createInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateFromDefinition:
+    """A VM, in the form of a definition file."""
+
+    definition: dict[str, object] = required(Referred("Definition", "write the keys of a definition file"))
+    name: str | None = optional(Text(may_be_empty=True), null=True)
+    start: bool = with_default(Flag(), True)
+
+
+@_query_of("deleteInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteInstance:
+    """How a VM is removed."""
+
+    graceful_shutdown: bool = with_default(Flag(), True)
+
+
+_NO_COMMAND = Refused(
+    "a start with another command is not supported by this version of hypemand",
+    "create a VM with that command",
+)
+
+
+@_body_of("startInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartInstance:
+    """`image_pull`: instead of the definition's, for this start."""
+
+    image_pull: ImagePull | None = optional(Word(ImagePull), null=True)
+    cmd: None = optional(_NO_COMMAND)
+    entrypoint: None = optional(_NO_COMMAND)
+
+
+@_body_of("restartInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartInstance:
+    """`image_pull`: instead of the definition's, for this start."""
+
+    image_pull: ImagePull | None = optional(Word(ImagePull), null=True)
+
+
+@_body_of("stopInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopInstance:
+    """`timeout`: seconds for the guest to shut down; 0: none."""
+
+    timeout: float | None = optional(TimeSpan(or_number=True), null=True)
+
+
+@_body_of("killInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillInstance:
+    """Which signal the VMM gets."""
+
+    signal: int = with_default(SignalNumber(), 9)
+
+
+@_query_of("waitInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitInstance:
+    """For which state, and how many seconds."""
+
+    state: State = required(Word(State))
+    timeout: float = with_default(TimeSpan(), "60s")
+
+
+@_query_of("readLogs")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadLogs:
+    """Which lines of a log."""
+
+    tail: int | None = with_default(Tail(MAX_TAIL), "100")
+    follow: bool = with_default(Flag(), False)
+    source: LogSource = with_default(Word(LogSource), LogSource.APP)
+    sentinels: bool = with_default(Flag(), False)
+    json: bool = with_default(Flag(), False)
+
+
+@_query_of("readArchive", "statPath")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathQuery:
+    """A path in a guest."""
+
+    path: str = required(GuestPath())
+    follow_links: bool = with_default(Flag(), False)
+
+
+@_query_of("writeArchive")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteArchive:
+    """A directory in a guest."""
+
+    path: str = required(GuestPath())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecOpening:
+    """The first frame of exec. `wait_for_agent` has no effect: in Running the agent answers."""
+
+    command: tuple[str, ...] = required(Texts(command=True))
+    env: Mapping[str, str] = with_default(TextMap(variables=True), {}, null=True)
+    cwd: str | None = optional(Text(may_be_empty=True), null=True)
+    user: str | None = optional(Text(may_be_empty=True), null=True)
+    umask: int | None = optional(Whole(0, MAX_UMASK, ", which is 0777"), null=True)
+    timeout: float | None = optional(Seconds(), null=True)
+    wait_for_agent: float | None = optional(Seconds(), null=True)
+    tty: bool = with_default(Flag(), False, null=True)
+    rows: int = with_default(Whole(1, MAX_SIDE), 24, null=True)
+    cols: int = with_default(Whole(1, MAX_SIDE), 80, null=True)
+    streams: bool = with_default(Flag(), False, null=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecSize:
+    """The new size of a terminal, in a control frame of exec."""
+
+    rows: int = required(Whole(1, MAX_SIDE))
+    cols: int = required(Whole(1, MAX_SIDE))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyTo:
+    """The first frame of a copy to the guest."""
+
+    direction: Direction = required(Constant(Direction.TO))
+    guest_path: str = required(GuestPath())
+    is_dir: bool = with_default(Flag(), False, null=True)
+    mode: int | None = optional(Whole(0, MAX_MODE), null=True)
+    uid: int | None = optional(Whole(0, MAX_ID), null=True)
+    gid: int | None = optional(Whole(0, MAX_ID), null=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyFrom:
+    """The first frame of a copy from the guest."""
+
+    direction: Direction = required(Constant(Direction.FROM))
+    guest_path: str = required(GuestPath())
+    follow_links: bool = with_default(Flag(), False, null=True)
+
+
+FRAMES: Mapping[str, tuple[type[Any], ...]] = {"ExecRequest": (ExecOpening,), "CopyOrder": (CopyTo, CopyFrom)}
+
+
+@_body_of("createToken")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateToken:
+    """A token. `expires`: seconds from now."""
+
+    name: str = required(Text(pattern=TOKEN_PATTERN))
+    expires: float | None = optional(TimeSpan(), null=True)
+    scope: Scope = with_default(Word(Scope), Scope.ADMIN)
+    vms: tuple[str, ...] = with_default(Texts(maximum=MAX_VMS), [])
+    tags: Mapping[str, str] = with_default(TextMap(maximum=MAX_TAGS), {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryLogin:
+    """Credentials for a registry."""
+
+    username: str = required(Text())
+    password: str = required(Text())
+
+
+@_body_of("createImage")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateImage:
+    """Which image to pull or import."""
+
+    name: str = required(Text())
+    platform: str | None = optional(Text(may_be_empty=True), null=True)
+    credentials: RegistryLogin | None = optional(Part(RegistryLogin), null=True)
+    tags: None = optional(
+        Refused("images have none in this version of hypemand", "leave it out", map=True), null=True
+    )
+
+
+@_body_of("tagImage")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagImage:
+    """The name that an image gets."""
+
+    target: str = required(Text())
+
+
+@_body_of("pruneImages")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneImages:
+    """Which images are removed."""
+
+    all: bool = with_default(Flag(), False)
+    dry_run: bool = with_default(Flag(), False)
+
+
+@_body_of("importImage")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportImage:
+    """Files of the host for an image."""
+
+    name: str = required(Text())
+    path: str = required(HostPath())
+
+
+@_query_of("listVolumes")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListVolumes:
+    """Which volumes."""
+
+    tags: Mapping[str, str] = with_default(TextMap(), {})
+
+
+@_body_of("createVolume")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateVolume:
+    """An empty volume. The sizes are in bytes, and one of them is given."""
+
+    name: str = required(Text(pattern=NAME_PATTERN))
+    size_gb: int | None = optional(Gigabytes(), null=True)
+    size: int | None = optional(Size(), null=True)
+    id: str | None = optional(Text(may_be_empty=True), null=True)
+    tags: Mapping[str, str] = with_default(TextMap(), {}, null=True)
+
+
+@_query_of("createVolumeFromArchive")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateVolumeFromArchive:
+    """A volume for the files of an archive. The sizes are in bytes, and one of them is given."""
+
+    name: str = required(Text(pattern=NAME_PATTERN))
+    size_gb: int | None = optional(Gigabytes())
+    size: int | None = optional(Size())
+    id: str | None = optional(Text(may_be_empty=True))
+    tags: Mapping[str, str] = with_default(TextMap(), {})
+
+
+@_body_of("resizeVolume")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeVolume:
+    """How large a volume becomes. The sizes are in bytes, and one of them is given."""
+
+    size_gb: int | None = optional(Gigabytes(), null=True)
+    size: int | None = optional(Size(), null=True)
+
+
+@_body_of("attachVolume")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachVolume:
+    """How a VM gets a volume. `overlay_size`: bytes."""
+
+    mount_path: str = required(Text())
+    readonly: bool = with_default(Flag(), False, null=True)
+    overlay: bool = with_default(Flag(), False, null=True)
+    overlay_size: int | None = optional(Size(), null=True)
