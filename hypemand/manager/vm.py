@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.boot.console import OpenJournal
@@ -39,7 +39,7 @@ from hypemand.model.vm import ExitReport, VmView
 from hypemand.qemu.commandline import DISK_DRIVE, volume_of_drive
 from hypemand.qemu.process import read_cpu_seconds
 from hypemand.systemd.bus import BusError
-from hypemand.systemd.journal import BootJournal
+from hypemand.systemd.journal import BootJournal, LogJournal, SystemLogJournal
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Bus, Notify
@@ -54,8 +54,8 @@ _DETACH_DEADLINE = 5.0
 @dataclass(frozen=True, slots=True)
 class VmServices:
     """What all VMs share. `on_change` is called when the state of any of them has changed; `volume_disk`: the
-    file that the volume of that name or id is. `open_journal` gives the journal of a boot; `notify` sends
-    systemd something in the name of a VMM."""
+    file that the volume of that name or id is. `open_journal` gives the journal of a boot, `log_journal` that
+    of logs; `notify` sends systemd something in the name of a VMM."""
 
     bus: Bus
     units: Units
@@ -63,6 +63,7 @@ class VmServices:
     on_change: Callable[[], None]
     volume_disk: Callable[[str], Path | None] = lambda _ref: None
     open_journal: OpenJournal = BootJournal
+    log_journal: LogJournal = field(default_factory=SystemLogJournal)
     notify: Notify = notify_for
 
 

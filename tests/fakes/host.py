@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -69,7 +70,8 @@ class Daemon:
             units,
             self.watcher,
             lambda: None,
-            open_journal=host.journal.open,
+            open_journal=host.journal.open_boot,
+            log_journal=host.journal,
             notify=host.systemd.notify,
         )
         self.manager = VmManager(host.config, self.images, services, host.network, host.folder / "userdb")
@@ -101,12 +103,13 @@ class FakeHost:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for place in ("kernel", "guest", "run", "state", "vms.d", "images/app"):
+        for place in ("kernel", "guest", "run", "state", "vms.d", "images/app", "images/busybox"):
             (folder / place).mkdir(parents=True)
         (folder / "kernel/vmlinux").touch()
         (folder / "kernel/kernel.json").write_text(json.dumps({"release": "6.1"}))
         (folder / "guest/initrd.cpio").touch()
-        _make_image(folder / "images/app")
+        for name in ("app", "busybox"):
+            _make_image(name, folder / "images" / name)
         self.networks = {LAB.name: LAB}
         self.config = HostConfig(
             qemu=Path("/bin/true"),
@@ -283,10 +286,10 @@ def drive(scenario: Scenario) -> None:
         asyncio.run(main(folder))
 
 
-def _make_image(folder: Path) -> None:
+def _make_image(name: str, folder: Path) -> None:
     (folder / ROOTFS).write_bytes(bytes(4096))
-    digest = "sha256:" + "1" * 64
-    image = Image("builtin:app", derive_id(digest), digest, "x86_64", 4096, 0.0, "test", folder)
+    digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+    image = Image(f"builtin:{name}", derive_id(digest), digest, "x86_64", 4096, 0.0, "test", folder)
     (folder / METADATA).write_bytes(encode_metadata(replace(image, folder=folder)))
 
 
