@@ -141,7 +141,6 @@ class GuestFiles:
         try:
             buffer = b""
             while data := await stream.read():
-                await self._pass_bytes(len(data))
                 buffer += data
                 while len(buffer) >= 12 and len(buffer) >= 12 + (
                     size := int.from_bytes(buffer[:4], "little")
@@ -153,6 +152,7 @@ class GuestFiles:
                         await stream.write(_end(bytes=copy.written))
                         return
                     copy.take(kind, payload)
+                    await self._pass_bytes(len(payload))
         except Fault as fault:
             await stream.write(_end(code=fault.code, message=str(fault)))
         finally:

@@ -95,6 +95,12 @@ async def sleep(command: Command) -> int:
     return 0
 
 
+async def lost(command: Command) -> int:
+    """It never ends: the VMM is gone."""
+    command.stream.break_off()
+    return await sleep(command)
+
+
 async def chown(command: Command) -> int:
     """chown UID:GID PATH."""
     file = command.files.files[command.argv[2]]
@@ -112,13 +118,15 @@ async def chmod(command: Command) -> int:
 
 
 PROGRAMS: Mapping[str, Program] = {
-    "cat": cat, "sleep": sleep, "both": says(b"out", b"err", 3), "/bin/chown": chown, "/bin/chmod": chmod,
+    "cat": cat, "sleep": sleep, "lost": lost, "both": says(b"out", b"err", 3),
+    "/bin/chown": chown, "/bin/chmod": chmod,
 }  # fmt: skip
 
 
 class Agent:
     """What answers one connection. `programs`: what it can run, by their name; `commands`: what it has been
-    asked to run; `refusal`: an ERROR that it answers with instead; `power_off` ends the guest."""
+    asked to run; `refusal`: an ERROR that it answers with instead; `power_off` ends the guest, within so many
+    seconds."""
 
     def __init__(
         self,
@@ -127,7 +135,7 @@ class Agent:
         programs: Mapping[str, Program],
         files: GuestFiles,
         commands: list[Command],
-        power_off: Callable[[], None],
+        power_off: Callable[[int], None],
         refusal: str,
     ) -> None:
         self._guest = guest
@@ -170,7 +178,7 @@ class Agent:
         elif kind == PING:
             self._guest.send(pack(PONG, 0, payload))
         elif kind == SHUTDOWN:
-            self._power_off()
+            self._power_off(int(payload.removeprefix(b"grace=").rstrip(b"\0")))
         elif number in self._streams:
             self._take_of_stream(kind, number, channel, payload)
 
@@ -193,7 +201,7 @@ class Agent:
         pairs = [record.decode().partition("=") for record in payload.split(b"\0") if record]
         argv = [value for key, _, value in pairs if key == "arg"]
         env = dict(value.split("=", 1) for key, _, value in pairs if key == "env")
-        stream = Stream(number, self._guest.send)
+        stream = Stream(number, self._guest.send, self._guest.writer.close)
         command = Command(argv, env, {key: value for key, _, value in pairs}, stream, self._files)
         self._commands.append(command)
         program = self._programs.get(argv[0])
@@ -223,7 +231,7 @@ class Agent:
             for record in payload.split(b"\0")
             if record
         )
-        stream = Stream(number, self._guest.send)
+        stream = Stream(number, self._guest.send, self._guest.writer.close)
         follow = values["follow"] == "1"
         self._begin(stream, self._copy(values["operation"], values["path"], stream, follow=follow))
 

@@ -26,18 +26,21 @@ from hypemand.manager.reload import Reloader
 from hypemand.manager.service import VmManager
 from hypemand.manager.vm import Vm, VmServices
 from hypemand.model.answers.host import ReloadReport
+from hypemand.model.images import OciConfig, derive_host_architecture
 from hypemand.model.state import State
 from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata
 from hypemand.storage.store import ImageStore
-from hypemand.storage.tools import Tools
 from hypemand.systemd.units import Units, unit_name
+from tests.fakes.files import GuestFile
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd
 from tests.fakes.vmm import Behaviour, Vmm, Vmms
 from tests.unit.manager.fakenetwork import FakeNetworkHost
+from tests.unit.storage.fakeregistry import FakeRegistry
 
 DEADLINE = 8.0
+_CONFIG = OciConfig(cmd=("/bin/sh",), env=("PATH=/bin", "A=b=c"))
 _MEMORY = Path("/dev/shm")
 LAB = NetworkConfig("default", "lab0", IPv4Interface("10.7.0.1/24"), None, dns=())
 _SMALL = {"image": "builtin:app", "cmd": ["x"], "disk": "64M", "memory": "96M", "network": "none"}
@@ -63,7 +66,7 @@ class Daemon:
         self.watcher = BootWatcher()
         units = Units(host.systemd)
         store = ImageStore(host.config.state_dir / "images", host.config.image_dirs, lambda: 0)
-        self.pulls = Pulls(store, _make_no_tools, host.config.runtime_dir)
+        self.pulls = Pulls(store, lambda: host.registry, host.config.runtime_dir)
         self.images = Images(store, self.pulls)
         services = VmServices(
             host.systemd,
@@ -109,7 +112,7 @@ class FakeHost:
         (folder / "kernel/kernel.json").write_text(json.dumps({"release": "6.1"}))
         (folder / "guest/initrd.cpio").touch()
         for name in ("app", "busybox"):
-            _make_image(name, folder / "images" / name)
+            _make_image(f"builtin:{name}", folder / "images" / name)
         self.networks = {LAB.name: LAB}
         self.config = HostConfig(
             qemu=Path("/bin/true"),
@@ -122,6 +125,7 @@ class FakeHost:
             networks=self.networks,
         )
         self.journal = FakeJournal()
+        self.registry = FakeRegistry()
         self.network = FakeNetworkHost()
         self.vmms = Vmms(folder / "run/vms", self.journal)
         self.systemd = FakeSystemd(self.vmms.run, speed=20)
@@ -209,6 +213,52 @@ class FakeHost:
         """A VM that runs."""
         await self.create(name, start=True, **keys)
 
+    async def put(self, name: str, state: State = State.STOPPED, **keys: object) -> None:
+        """A VM of the API's in that state."""
+        await self.manager.create_vm(define(name, **keys), start=False)
+        if state is State.STOPPED:
+            return
+        self.guest(name).boots = state is not State.INITIALIZING
+        await self.manager.start_vm(name)
+        if state is State.INITIALIZING:
+            await self.until_true(lambda: name in self.vmms.live and bool(self.vmm(name).orders))
+            await self.until(state, name)
+            return
+        await self.until(State.RUNNING, name)
+        if state is State.PAUSED:
+            await self.manager.pause_vm(name)
+        if state is State.UNKNOWN:
+            self.vmm(name).status = "strange"
+            await self.manager.get_vm(name)
+        assert self.vm(name).state is state, self.vm(name).view()
+
+    def watchers(self, name: str) -> int:
+        """How many wait for changes of it."""
+        return len(self.vm(name).changes._watchers)
+
+    def add_image(self, name: str) -> None:
+        """An image that was pulled."""
+        digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        folder = self.config.state_dir / "images" / derive_id(digest)
+        folder.mkdir(parents=True)
+        _make_image(name, folder)
+
+    def log(
+        self, name: str, text: str | bytes, *, transport: str = "stdout", realtime: float | None = None
+    ) -> None:
+        """A line that the journal has of a VM, of a run before; by the VMM if it begins as QEMU's do."""
+        fields = {
+            "HYPEMAN_VM_ID": self.vm(name).record.id,
+            "_SYSTEMD_UNIT": unit_name(name),
+            "_SYSTEMD_INVOCATION_ID": "ab" * 16,
+            "_TRANSPORT": transport,
+        }
+        self.journal.add_entry(text if isinstance(text, bytes) else text.encode(), fields, realtime)
+
+    def volume_files(self, name: str) -> dict[str, GuestFile]:
+        """What is in a volume, by path in it."""
+        return self.vmms.volumes.setdefault(self.manager.volumes.get(name).serial, {})
+
     async def until(self, state: State, name: str = "web") -> None:
         """Wait until it is in that state, as its watchers do."""
         vm = self.vm(name)
@@ -289,9 +339,7 @@ def drive(scenario: Scenario) -> None:
 def _make_image(name: str, folder: Path) -> None:
     (folder / ROOTFS).write_bytes(bytes(4096))
     digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
-    image = Image(f"builtin:{name}", derive_id(digest), digest, "x86_64", 4096, 0.0, "test", folder)
+    image = Image(
+        name, derive_id(digest), digest, derive_host_architecture(), 4096, 0.0, "test", folder, _CONFIG
+    )
     (folder / METADATA).write_bytes(encode_metadata(replace(image, folder=folder)))
-
-
-def _make_no_tools() -> Tools:
-    raise AssertionError("nothing is pulled here")

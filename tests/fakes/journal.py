@@ -88,6 +88,7 @@ class FakeLogReader:
         self._journal = journal
         self._matches: dict[str, set[bytes]] = {}
         self._at = -1
+        self._is_at_end = False
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
         journal.open_logs.add(self)
@@ -120,8 +121,9 @@ class FakeLogReader:
             if self._fits(at):
                 self._at = at
                 return True
-        if self._journal.failure is not None:
+        if self._is_at_end and self._journal.failure is not None:
             raise self._journal.failure
+        self._is_at_end = True
         return False
 
     def _previous(self) -> bool:

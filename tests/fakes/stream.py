@@ -13,16 +13,22 @@ _PIECE = 32768
 
 
 class Stream:
-    """`send` puts a frame on the channel. `closed`: the host has lost interest in it."""
+    """`send` puts a frame on the channel, `break_off` ends the channel with no word."""
 
-    def __init__(self, number: int, send: Callable[[bytes], None]) -> None:
+    def __init__(self, number: int, send: Callable[[bytes], None], break_off: Callable[[], None]) -> None:
         self.number = number
+        self.break_off = break_off
         self._send = send
         self._input = bytearray()
         self._input_ended = False
         self._arrived = asyncio.Event()
         self._credit = {1: WINDOW, 2: WINDOW}
         self._credited = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that have come and were not read."""
+        return len(self._input)
 
     def start(self) -> None:
         """What it is for runs."""

@@ -29,6 +29,7 @@ from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.manager.plan import CONFIG_DISK
 from hypemand.model.evidence import Marker
+from hypemand.qemu.commandline import DISK_DRIVE
 from hypemand.systemd.units import unit_name, vm_of_unit
 from hypemand.unit.exit import Findings, keep_record, scan_journal
 from tests.fakes.files import GuestFile, GuestFiles
@@ -50,7 +51,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 class Behaviour:
     """What the guests of a VM do. `boots`: they come up; `heeds`: they end when they are told; `code`: what
     the program ends with then; `ends`: it ends by itself, right after it has come up, with that code;
-    `prints`: its lines until then. `sockets`: those that its VMM makes, which answers unless it is `mute`;
+    `prints`: its lines until then. `sockets`: those that its VMM makes;
     `programs`: what its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root."""
 
     boots: bool = True
@@ -59,7 +60,6 @@ class Behaviour:
     ends: int | None = None
     sockets: tuple[str, ...] = ("qmp", "report", "agent")
     prints: tuple[str, ...] = ()
-    mute: bool = False
     programs: dict[str, Program] = field(default_factory=dict)
     refusal: str = ""
     files: GuestFiles = field(default_factory=GuestFiles)
@@ -71,13 +71,18 @@ class Vmm:
     def __init__(
         self, process: Process, host: Vmms, vm: str, properties: Mapping[str, Any], behaviour: Behaviour
     ) -> None:
+        self.process = process
         self.run_id = process.env["INVOCATION_ID"]
         self.boot = uuid.uuid4().hex
         self.status = "running"
+        self.drives: list[dict[str, str]] = []
         self.ended = asyncio.Event()
         self.orders: list[str] = []
         # what its agent was asked to run
         self.commands: list[Command] = []
+        # the seconds that it was given by SHUTDOWN, and whether the stop port told it to end
+        self.graces: list[int] = []
+        self.heard_stop = False
         self._behaviour = behaviour
         self._folder = host.runtime / vm
         self._uid = int(properties["User"])
@@ -203,14 +208,19 @@ class Vmm:
         for writer in self._monitors:
             writer.write(json.dumps({"event": event, "data": data}).encode() + b"\n")
 
+    def fill_disk(self) -> None:
+        """The host has no room for what its guest writes."""
+        self.drives = [{"device": DISK_DRIVE, "io-status": "nospace"}]
+        self.status = "io-error"
+        self.tell("BLOCK_IO_ERROR", device=DISK_DRIVE, nospace=True, action="stop")
+        self.tell("STOP")
+
     async def _qmp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._monitors.append(writer)
         writer.write(b'{"QMP": {}}\n')
         try:
             while line := await reader.readline():
                 request = json.loads(line)
-                if self._behaviour.mute:
-                    continue
                 answer = self._obey(request["execute"])
                 writer.write(json.dumps({"return": answer, "id": request["id"]}).encode() + b"\n")
         finally:
@@ -223,7 +233,7 @@ class Vmm:
             case "query-status":
                 return {"status": self.status}
             case "query-block":
-                return []
+                return self.drives
             case "stop" | "cont":
                 self.status = "paused" if order == "stop" else "running"
                 self.tell("STOP" if order == "stop" else "RESUME")
@@ -241,9 +251,14 @@ class Vmm:
     async def _agent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behaviour = self._behaviour
         programs = {**PROGRAMS, **behaviour.programs}
-        end = partial(self.exit, 143, "stopped on request")
         agent = Agent(
-            Guest(reader, writer), self.boot, programs, behaviour.files, self.commands, end, behaviour.refusal
+            Guest(reader, writer),
+            self.boot,
+            programs,
+            behaviour.files,
+            self.commands,
+            self._shut_down,
+            behaviour.refusal,
         )
         self._agents.append(agent)
         if self._is_up:
@@ -252,6 +267,11 @@ class Vmm:
             await agent.serve()
         finally:
             self._agents.remove(agent)
+
+    def _shut_down(self, grace: int) -> None:
+        self.graces.append(grace)
+        if self._behaviour.heeds:
+            self.exit(143, "stopped on request")
 
     def _mount(self) -> list[tuple[str, str]]:
         """Its volumes, as its config disk says: serials and places. Their files are the guest's now."""
@@ -316,6 +336,7 @@ class Vmms:
         vmm, behaviour = self.live.get(vm), self.of(vm)
         if vmm is None:
             return 0
+        vmm.heard_stop = True
         if behaviour.heeds:
             vmm.exit(behaviour.code, "stopped on request")
         await vmm.ended.wait()

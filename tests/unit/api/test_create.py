@@ -12,7 +12,7 @@ from hypemand.config.names import is_name
 from hypemand.config.network import Bandwidth, NetworkConfig, NetworkUse
 from hypemand.errors import HypemandError, InvalidDefinition, InvalidRequest
 from tests.openapi_check import Description
-from tests.unit.api.fakes import IMAGE
+from tests.unit.api.harness import IMAGE
 
 LAN = {"lan": NetworkConfig("lan", "lan0", IPv4Interface("10.1.1.1/24"), None)}
 BASE: dict[str, object] = {"name": "web", "image": IMAGE}
