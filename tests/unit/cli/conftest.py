@@ -3,21 +3,39 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.unit.cli import forkserver
 from tests.unit.cli.daemon import FakeDaemon
+from tests.unit.cli.forkserver import ForkServer
 
 REPOSITORY = Path(__file__).parents[3]
 DEADLINE = 20.0
+
+
+@cache
+def _fork_server() -> ForkServer:
+    """One for all tests of this process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(forkserver.start(_environment()))
+
+
+def _environment() -> dict[str, str]:
+    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    return kept | {"PYTHONPATH": str(REPOSITORY), "TZ": "UTC", "LC_ALL": "C.UTF-8"}
 
 
 @dataclass
@@ -30,14 +48,7 @@ class Cli:
     @property
     def environ(self) -> dict[str, str]:
         """The environment of the process."""
-        kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-        ours = {
-            "PYTHONPATH": str(REPOSITORY),
-            "HYPEMAN_SOCKET": str(self.socket),
-            "TZ": "UTC",
-            "LC_ALL": "C.UTF-8",
-        }
-        return kept | ours | self.environment
+        return _environment() | {"HYPEMAN_SOCKET": str(self.socket)} | self.environment
 
     def argv(self, *words: str) -> list[str]:
         """The command line of the process."""
@@ -45,16 +56,20 @@ class Cli:
 
     def run(self, *words: str, input: bytes | None = None) -> subprocess.CompletedProcess[str]:
         """Run it to its end. What is no UTF-8 shows as escapes."""
-        done = subprocess.run(
-            self.argv(*words),
-            env=self.environ,
-            input=b"" if input is None else input,
-            capture_output=True,
-            timeout=DEADLINE,
-            check=False,
-        )
-        texts = [stream.decode("utf-8", "backslashreplace") for stream in (done.stdout, done.stderr)]
-        return subprocess.CompletedProcess(done.args, done.returncode, *texts)
+        if any(key.startswith(("PYTHON", "LC_")) for key in self.environment):
+            done = subprocess.run(
+                self.argv(*words),
+                env=self.environ,
+                input=input or b"",
+                capture_output=True,
+                timeout=DEADLINE,
+                check=False,
+            )
+            status, streams = done.returncode, (done.stdout, done.stderr)
+        else:
+            status, *streams = _fork_server().run(words, self.environ, input or b"", DEADLINE)
+        texts = [stream.decode("utf-8", "backslashreplace") for stream in streams]
+        return subprocess.CompletedProcess(words, status, *texts)
 
     def run_on_terminal(self, *words: str) -> bytes:
         """Run it to its end with a terminal for its output; all that the terminal was sent."""
