@@ -50,16 +50,17 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 @dataclass
 class Behaviour:
     """What the guests of a VM do. `boots`: they come up; `heeds`: they end when they are told; `code`: what
-    the program ends with then; `ends`: it ends by itself, right after it has come up, with that code;
-    `prints`: its lines until then. `sockets`: those that its VMM makes;
-    `programs`: what its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root."""
+    the program ends with then; `ends`: it ends by itself, right after it has come up, with that code and
+    `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what its agent
+    runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root."""
 
     boots: bool = True
     heeds: bool = True
     code: int = 0
     ends: int | None = None
     sockets: tuple[str, ...] = ("qmp", "report", "agent")
-    prints: tuple[str, ...] = ()
+    message: str = ""
+    prints: tuple[str | bytes, ...] = ()
     programs: dict[str, Program] = field(default_factory=dict)
     refusal: str = ""
     files: GuestFiles = field(default_factory=GuestFiles)
@@ -116,7 +117,7 @@ class Vmm:
                     await asyncio.sleep(0)
                 self.come_up()
             if behaviour.ends is not None:
-                self.exit(behaviour.ends)
+                self.exit(behaviour.ends, behaviour.message)
             await self.ended.wait()
         return 0
 

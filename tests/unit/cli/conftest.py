@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: a daemon that behaves, and hypemanctl as a process of its own."""
+"""Fixtures: answers by hand, a daemon on a fake host, and hypemanctl as a process of its own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli import forkserver
-from tests.unit.cli.daemon import FakeDaemon
+from tests.unit.cli.canned import Canned
 from tests.unit.cli.forkserver import ForkServer
+from tests.unit.cli.live import Live, start
 
 REPOSITORY = Path(__file__).parents[3]
 DEADLINE = 20.0
@@ -65,10 +66,11 @@ class Cli:
                 timeout=DEADLINE,
                 check=False,
             )
-            status, streams = done.returncode, (done.stdout, done.stderr)
+            result = done.returncode, done.stdout, done.stderr
         else:
-            status, *streams = _fork_server().run(words, self.environ, input or b"", DEADLINE)
-        texts = [stream.decode("utf-8", "backslashreplace") for stream in streams]
+            result = _fork_server().run(words, self.environ, input or b"", DEADLINE)
+        status, *streams = result
+        texts = [bytes(stream).decode("utf-8", "backslashreplace") for stream in streams]
         return subprocess.CompletedProcess(words, status, *texts)
 
     def run_on_terminal(self, *words: str) -> bytes:
@@ -99,10 +101,17 @@ class Cli:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+def daemon(tmp_path: Path) -> Iterator[Canned]:
+    """Answers by hand; none of VMs."""
+    with Canned(tmp_path / "api.sock").serve() as canned:
+        yield canned
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[Live]:
     """A daemon without VMs."""
-    with FakeDaemon(tmp_path / "api.sock").serve() as fake:
-        yield fake
+    with start(tmp_path / "api.sock") as live:
+        yield live
 
 
 @pytest.fixture
