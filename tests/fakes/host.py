@@ -232,6 +232,28 @@ class FakeHost:
             await self.manager.get_vm(name)
         assert self.vm(name).state is state, self.vm(name).view()
 
+    async def start(self, name: str = "web") -> None:
+        """Start it; it runs then."""
+        await self.manager.start_vm(name)
+        await self.until(State.RUNNING, name)
+
+    async def stop_for_good(self, name: str = "web") -> None:
+        """Stop it: nothing of the run is left."""
+        await self.manager.stop_vm(name)
+        assert self.traces(name) == []
+
+    async def until_ended(self, name: str = "web") -> None:
+        """Wait until it has ended by itself, and all is done that its end brings about."""
+        await self.until(State.STOPPED, name)
+        await self.vm(name).settle()
+
+    def check_gone(self, name: str = "web") -> None:
+        """There is no such VM, nor anything of one."""
+        assert self.manager.fleet.find(name) is None
+        assert self.traces(name) == []
+        folders = {path.name for path in (self.config.state_dir / "vms").iterdir()}
+        assert folders == {vm.name for vm in self.manager.fleet}
+
     def watchers(self, name: str) -> int:
         """How many wait for changes of it."""
         return len(self.vm(name).changes._watchers)

@@ -76,16 +76,15 @@ class Cli:
     def run_on_terminal(self, *words: str) -> bytes:
         """Run it to its end with a terminal for its output; all that the terminal was sent."""
         outer, inner = pty.openpty()
-        with open(outer, "rb", buffering=0) as terminal:
-            process = subprocess.Popen(
-                self.argv(*words), env=self.environ, stdin=subprocess.DEVNULL, stdout=inner, stderr=inner
-            )
-            os.close(inner)
-            seen = b""
-            with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
-                while data := terminal.read(65536):
-                    seen += data
-            process.wait(DEADLINE)
+        with open(outer, "rb", buffering=0) as terminal, open(os.devnull) as nothing:
+            fds = (nothing.fileno(), inner, inner)
+            with _fork_server().start(words, self.environ, fds) as wait:
+                os.close(inner)
+                seen = b""
+                with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+                    while data := terminal.read(65536):
+                        seen += data
+                wait(DEADLINE)
         return seen
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:

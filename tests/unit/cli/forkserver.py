@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
@@ -41,31 +41,41 @@ class ForkServer:
         """Run it to its end: status, standard output and error."""
         with ExitStack() as stack:
             output, errors = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
-            link = stack.enter_context(socket.socket(socket.AF_UNIX))
-            link.settimeout(timeout)
-            link.connect(str(self._path))
             reader, writer = os.pipe()
-            request = json.dumps([list(words), dict(environ), os.getcwd()]).encode()
-            try:
-                socket.send_fds(
-                    link, [len(request).to_bytes(4, "little")], [reader, output.fileno(), errors.fileno()]
-                )
-            finally:
-                os.close(reader)
-            link.sendall(request)
             feeding = threading.Thread(target=_feed, args=(writer, input))
             feeding.start()
-            pid = int.from_bytes(_receive(link, 4), "little")
             try:
-                status = int.from_bytes(_receive(link, 4), "little", signed=True)
-            except TimeoutError:
-                os.kill(pid, signal.SIGKILL)
-                raise
+                with self.start(words, environ, (reader, output.fileno(), errors.fileno())) as wait:
+                    os.close(reader)
+                    status = wait(timeout)
             finally:
                 feeding.join()
             output.seek(0)
             errors.seek(0)
             return status, output.read(), errors.read()
+
+    @contextmanager
+    def start(
+        self, words: Sequence[str], environ: Mapping[str, str], fds: Sequence[int]
+    ) -> Iterator[Callable[[float], int]]:
+        """Start it with these as standard input, output and error; gives what waits for its status, and kills
+        it when that has taken too long."""
+        request = json.dumps([list(words), dict(environ), os.getcwd()]).encode()
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(str(self._path))
+            socket.send_fds(link, [len(request).to_bytes(4, "little")], list(fds))
+            link.sendall(request)
+            pid = int.from_bytes(_receive(link, 4), "little")
+
+            def wait(timeout: float) -> int:
+                link.settimeout(timeout)
+                try:
+                    return int.from_bytes(_receive(link, 4), "little", signed=True)
+                except TimeoutError:
+                    os.kill(pid, signal.SIGKILL)
+                    raise
+
+            yield wait
 
 
 def _feed(fd: int, data: bytes) -> None:
