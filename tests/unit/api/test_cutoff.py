@@ -21,7 +21,7 @@ from hypemand.atomic import write_all
 from hypemand.model.state import State
 from tests.unit.api.harness import Api, run_api
 
-UPLOADS, AT_ONCE = 300, 10
+UPLOADS, AT_ONCE = 150, 10
 DEADLINE = 120.0
 # for threads to end, on a busy machine
 SETTLED = 20.0
