@@ -40,7 +40,7 @@ test-local: deb ## lint, guest C tests and unit tests: all that needs no test ho
 	@$(PYTEST) -m 'not host' $(ARGS)
 
 test-unit: ## unit tests alone, in seconds: those that send through the kernel are left to test
-	@$(PYTEST) tests/unit -m 'not netns' $(ARGS)
+	@$(PYTEST) tests/unit -m 'not netns' --numprocesses=2 --dist=worksteal $(ARGS)
 
 test-host: deb ## the tests on real Debian alone; SUITES=trixie for one release
 	@$(PYTEST) -m host $(GROUPS) $(SUITE_OPTIONS) $(ARGS)

@@ -44,7 +44,7 @@ async def send_archive(
     response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"})
     await response.prepare(request)
     try:
-        ended = await unless_ended(request, closing, _write_archive(response, first, events, root))
+        ended = await unless_ended(request, closing, _Writer(response, root).write_all(first, events))
     except ConnectionError:
         raise
     except HypemandError as error:
@@ -58,34 +58,41 @@ async def send_archive(
     return response
 
 
-async def _write_archive(
-    response: web.StreamResponse,
-    first: FileInfo | bytes | Hole,
-    events: AsyncIterator[FileInfo | bytes | Hole],
-    root: str,
-) -> None:
-    size = await _write_event(response, first, root, 0)
-    async for event in events:
-        size = await _write_event(response, event, root, size)
-    await response.write(padding(size) + END)
+class _Writer:
+    """Writes the events of a copy of `root`. What is whole is padded at once: an error may follow, which is a
+    member of its own then."""
 
+    def __init__(self, response: web.StreamResponse, root: str) -> None:
+        self._response = response
+        self._root = root
+        self._size = 0
+        # bytes of contents that are still to come
+        self._left = 0
 
-async def _write_event(
-    response: web.StreamResponse, event: FileInfo | bytes | Hole, root: str, size: int
-) -> int:
-    """Write one event; `size` and the result: of the file whose contents are under way."""
-    if isinstance(event, FileInfo):
-        name = name_entry(root, event)
-        if not is_archivable(event):
-            return size
-        await response.write(padding(size) + format_member(name, event))
-        return event.size if event.kind is FileKind.FILE else 0
-    if isinstance(event, Hole):
-        for zeros in format_zeros(event.size):
-            await response.write(zeros)
-    else:
-        await response.write(event)
-    return size
+    async def write_all(
+        self, first: FileInfo | bytes | Hole, events: AsyncIterator[FileInfo | bytes | Hole]
+    ) -> None:
+        await self._write(first)
+        async for event in events:
+            await self._write(event)
+        await self._response.write(END)
+
+    async def _write(self, event: FileInfo | bytes | Hole) -> None:
+        if isinstance(event, FileInfo):
+            name = name_entry(self._root, event)
+            if is_archivable(event):
+                self._size = self._left = event.size if event.kind is FileKind.FILE else 0
+                await self._response.write(format_member(name, event))
+            return
+        if isinstance(event, Hole):
+            self._left -= event.size
+            for zeros in format_zeros(event.size):
+                await self._response.write(zeros)
+        else:
+            self._left -= len(event)
+            await self._response.write(event)
+        if self._left == 0:
+            await self._response.write(padding(self._size))
 
 
 async def _break_off(

@@ -7,11 +7,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from systemd._reader import _Reader
-
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.protocol.sentinels import derive_user_text
-from hypemand.systemd.journal import synchronize_journal
+from hypemand.systemd.journal import LogJournal
 from hypemand.systemd.units import unit_name
 from hypemand.vmm import messages
 from hypemand.workers import Lent, Pool, run_in
@@ -25,12 +23,14 @@ _FIELD_LIMIT = 64 * 1024
 class VmLog:
     """The lines of one VM, of all its runs. `close` it."""
 
-    def __init__(self, name: str, vm_id: str, source: LogSource, *, sentinels: bool) -> None:
+    def __init__(
+        self, journal: LogJournal, name: str, vm_id: str, source: LogSource, *, sentinels: bool
+    ) -> None:
         unit = "hypemand.service" if source is LogSource.HYPEMAN else unit_name(name)
         self._source = source
         self._sentinels = sentinels
         self._missing = 0
-        self._reader = _Reader()
+        self._reader = journal.open()
         self._reader.data_threshold = _FIELD_LIMIT
         # the id too: an earlier VM of the same name had lines of its own
         self._reader.add_match(f"HYPEMAN_VM_ID={vm_id}")
@@ -113,10 +113,10 @@ class VmLog:
 
 @asynccontextmanager
 async def open_log(
-    name: str, vm_id: str, source: LogSource, *, sentinels: bool
+    journal: LogJournal, name: str, vm_id: str, source: LogSource, *, sentinels: bool
 ) -> AsyncIterator[Lent[VmLog]]:
     """A VM's lines, for threads. A client that leaves while one reads does not free the journal under it."""
-    log = await run_in(Pool.LOGS, VmLog, name, vm_id, source, sentinels=sentinels)
+    log = await run_in(Pool.LOGS, VmLog, journal, name, vm_id, source, sentinels=sentinels)
     lent = Lent(Pool.LOGS, log, VmLog.close)
     try:
         yield lent
@@ -132,7 +132,12 @@ async def seek_log(log: Lent[VmLog], tail: int | None) -> None:
 
 
 async def follow_log(
-    log: Lent[VmLog], *, follow: bool, is_live: Callable[[], bool], state_changed: asyncio.Event
+    journal: LogJournal,
+    log: Lent[VmLog],
+    *,
+    follow: bool,
+    is_live: Callable[[], bool],
+    state_changed: asyncio.Event,
 ) -> AsyncIterator[LogLine]:
     """Lines from where the log stands. With `follow`, until `is_live` says that the run is over and
     everything that journald had been sent by then was given. `state_changed` is set when `is_live` may
@@ -150,7 +155,7 @@ async def follow_log(
         if is_live():
             await _await_change(log, state_changed)
             continue
-        await run_in(Pool.LOGS, synchronize_journal)
+        await run_in(Pool.LOGS, journal.synchronize)
         await log.run(VmLog.process)
         last_round = True
 

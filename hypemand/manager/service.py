@@ -361,12 +361,13 @@ class VmManager:
     ) -> AsyncIterator[LogLine]:
         """See `Manager`."""
         vm = self._fleet.get(ref)
-        opened = open_log(vm.name, vm.record.id, source, sentinels=sentinels)
+        journal = self._parts.services.log_journal
+        opened = open_log(journal, vm.name, vm.record.id, source, sentinels=sentinels)
         with vm.changes.watching() as changed:
             async with opened as log:
                 await seek_log(log, tail)
                 async for line in follow_log(
-                    log, follow=follow, is_live=lambda: vm.state.is_vmm_active, state_changed=changed
+                    journal, log, follow=follow, is_live=lambda: not _has_ended(vm), state_changed=changed
                 ):
                     yield line
 

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 from systemd import id128
 from systemd._reader import _Reader
@@ -33,6 +34,66 @@ class JournalLine:
     message: bytes
     monotonic: float
     realtime: float
+
+
+class LogReader(Protocol):
+    """What is used of sd-journal's reader (systemd.journal.Reader without its conversions). Matches on one
+    field are alternatives, those on several have to hold together."""
+
+    data_threshold: int
+
+    def add_match(self, match: str, /) -> None:
+        """FIELD=VALUE."""
+
+    def seek_head(self) -> None:
+        """Before the first line."""
+
+    def seek_tail(self) -> None:
+        """Behind the last line."""
+
+    def _next(self) -> bool:
+        """To the next line; False: there is none."""
+
+    def _previous(self) -> bool:
+        """To the one before; False: there is none."""
+
+    def _get(self, field: str, /) -> bytes:
+        """A field of the line. KeyError."""
+
+    def _get_realtime(self) -> int:
+        """Microseconds since the epoch."""
+
+    def fileno(self) -> int:
+        """Readable when the journal has changed."""
+
+    def process(self) -> object:
+        """Take notice of that."""
+
+    def close(self) -> None:
+        """Close the journal's files."""
+
+
+class LogJournal(Protocol):
+    """The journal, as logs are read from it."""
+
+    def open(self) -> LogReader:
+        """All of it. Blocks."""
+
+    def synchronize(self) -> None:
+        """Wait, not for long, until all that journald has been sent can be read. Blocks."""
+
+
+class SystemLogJournal:
+    """Implements LogJournal: of this host."""
+
+    def open(self) -> LogReader:
+        """See LogJournal."""
+        reader: LogReader = _Reader()
+        return reader
+
+    def synchronize(self) -> None:
+        """See LogJournal."""
+        synchronize_journal()
 
 
 class BootJournal:

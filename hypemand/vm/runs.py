@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.config.definition import Definition
-from hypemand.systemd.journal import BootJournal
+from hypemand.systemd.journal import BootJournal, LogJournal, SystemLogJournal
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Bus, Notify
 from hypemand.systemd.units import Units, UnitStatus
@@ -35,8 +35,8 @@ from hypemand.workers import Pool, run_in
 @dataclass(frozen=True, slots=True)
 class VmServices:
     """What all VMs share. `on_change` is called when the state of any of them has changed; `volume_disk`: the
-    file that the volume of that name or id is. `open_journal` gives the journal of a boot; `notify` sends
-    systemd something in the name of a VMM."""
+    file that the volume of that name or id is. `open_journal` gives the journal of a boot, `log_journal` that
+    of logs; `notify` sends systemd something in the name of a VMM."""
 
     bus: Bus
     units: Units
@@ -44,6 +44,7 @@ class VmServices:
     on_change: Callable[[], None]
     volume_disk: Callable[[str], Path | None] = lambda _ref: None
     open_journal: OpenJournal = BootJournal
+    log_journal: LogJournal = field(default_factory=SystemLogJournal)
     notify: Notify = notify_for
 
 

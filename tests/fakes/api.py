@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def make_services(host: FakeHost) -> Services:
     )
 
 
+@cache
+def _description() -> Description:
+    return Description()
+
+
 class Client:
     """Asks the API. Each answer is checked against its description."""
 
@@ -53,7 +59,7 @@ class Client:
 
 
 @asynccontextmanager
-async def serving(host: FakeHost, path: Path) -> AsyncIterator[Client]:
+async def serving(host: FakeHost, path: Path, services: Services | None = None) -> AsyncIterator[Client]:
     """Serve on a socket at `path` as long as the block lasts."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
@@ -61,7 +67,7 @@ async def serving(host: FakeHost, path: Path) -> AsyncIterator[Client]:
     connector = aiohttp.UnixConnector(str(path))
     timeout = aiohttp.ClientTimeout(total=DEADLINE)
     async with (
-        serve(make_app(make_services(host)), listener),
+        serve(make_app(services or make_services(host)), listener),
         aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
     ):
-        yield Client(session, Description())
+        yield Client(session, _description())

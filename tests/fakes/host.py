@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -24,21 +25,24 @@ from hypemand.manager.recovery import Recovery
 from hypemand.manager.reload import Reloader
 from hypemand.manager.service import VmManager
 from hypemand.model.answers.host import ReloadReport
+from hypemand.model.images import OciConfig, derive_host_architecture
 from hypemand.model.state import State
 from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata
 from hypemand.storage.store import ImageStore
-from hypemand.storage.tools import Tools
 from hypemand.systemd.units import Units, unit_name
 from hypemand.vm.runs import VmServices
 from hypemand.vm.vm import Vm
 from hypemand.vm.watcher import BootWatcher
+from tests.fakes.files import GuestFile
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd
 from tests.fakes.vmm import Behaviour, Vmm, Vmms
 from tests.unit.manager.fakenetwork import FakeNetworkHost
+from tests.unit.storage.fakeregistry import FakeRegistry
 
 DEADLINE = 8.0
+_CONFIG = OciConfig(cmd=("/bin/sh",), env=("PATH=/bin", "A=b=c"))
 _MEMORY = Path("/dev/shm")
 LAB = NetworkConfig("default", "lab0", IPv4Interface("10.7.0.1/24"), None, dns=())
 _SMALL = {"image": "builtin:app", "cmd": ["x"], "disk": "64M", "memory": "96M", "network": "none"}
@@ -64,13 +68,14 @@ class Daemon:
         self.watcher = BootWatcher()
         units = Units(host.systemd)
         store = ImageStore(host.config.state_dir / "images", host.config.image_dirs, lambda: 0)
-        self.pulls = Pulls(store, _make_no_tools, host.config.runtime_dir)
+        self.pulls = Pulls(store, lambda: host.registry, host.config.runtime_dir)
         services = VmServices(
             host.systemd,
             units,
             self.watcher,
             lambda: None,
-            open_journal=host.journal.open,
+            open_journal=host.journal.open_boot,
+            log_journal=host.journal,
             notify=host.systemd.notify,
         )
         userdb = host.folder / "userdb"
@@ -105,12 +110,13 @@ class FakeHost:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for place in ("kernel", "guest", "run", "state", "vms.d", "images/app"):
+        for place in ("kernel", "guest", "run", "state", "vms.d", "images/app", "images/busybox"):
             (folder / place).mkdir(parents=True)
         (folder / "kernel/vmlinux").touch()
         (folder / "kernel/kernel.json").write_text(json.dumps({"release": "6.1"}))
         (folder / "guest/initrd.cpio").touch()
-        _make_image(folder / "images/app")
+        for name in ("app", "busybox"):
+            _make_image(f"builtin:{name}", folder / "images" / name)
         self.networks = {LAB.name: LAB}
         self.config = HostConfig(
             qemu=Path("/bin/true"),
@@ -123,6 +129,7 @@ class FakeHost:
             networks=self.networks,
         )
         self.journal = FakeJournal()
+        self.registry = FakeRegistry()
         self.network = FakeNetworkHost()
         self.vmms = Vmms(folder / "run/vms", self.journal)
         self.systemd = FakeSystemd(self.vmms.run, speed=20)
@@ -215,6 +222,74 @@ class FakeHost:
         """A VM that runs."""
         await self.create(name, start=True, **keys)
 
+    async def put(self, name: str, state: State = State.STOPPED, **keys: object) -> None:
+        """A VM of the API's in that state."""
+        await self.manager.create_vm(define(name, **keys), start=False)
+        if state is State.STOPPED:
+            return
+        self.guest(name).boots = state is not State.INITIALIZING
+        await self.manager.start_vm(name)
+        if state is State.INITIALIZING:
+            await self.until_true(lambda: name in self.vmms.live and bool(self.vmm(name).monitor.orders))
+            await self.until(state, name)
+            return
+        await self.until(State.RUNNING, name)
+        if state is State.PAUSED:
+            await self.manager.pause_vm(name)
+        if state is State.UNKNOWN:
+            self.vmm(name).monitor.status = "strange"
+            await self.manager.get_vm(name)
+        assert self.vm(name).state is state, self.vm(name).view()
+
+    async def start(self, name: str = "web") -> None:
+        """Start it; it runs then."""
+        await self.manager.start_vm(name)
+        await self.until(State.RUNNING, name)
+
+    async def stop_for_good(self, name: str = "web") -> None:
+        """Stop it: nothing of the run is left."""
+        await self.manager.stop_vm(name)
+        assert self.traces(name) == []
+
+    async def until_ended(self, name: str = "web") -> None:
+        """Wait until it has ended by itself, and all is done that its end brings about."""
+        await self.until(State.STOPPED, name)
+        await self.vm(name).runs.settle()
+
+    def check_gone(self, name: str = "web") -> None:
+        """There is no such VM, nor anything of one."""
+        assert self.parts.fleet.find(name) is None
+        assert self.traces(name) == []
+        folders = {path.name for path in (self.config.state_dir / "vms").iterdir()}
+        assert folders == {vm.name for vm in self.parts.fleet}
+
+    def watchers(self, name: str) -> int:
+        """How many wait for changes of it."""
+        return len(self.vm(name).changes._watchers)
+
+    def add_image(self, name: str) -> None:
+        """An image that was pulled."""
+        digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        folder = self.config.state_dir / "images" / derive_id(digest)
+        folder.mkdir(parents=True)
+        _make_image(name, folder)
+
+    def log(
+        self, name: str, text: str | bytes, *, transport: str = "stdout", realtime: float | None = None
+    ) -> None:
+        """A line that the journal has of a VM, of a run before; by the VMM if it begins as QEMU's do."""
+        fields = {
+            "HYPEMAN_VM_ID": self.vm(name).record.id,
+            "_SYSTEMD_UNIT": unit_name(name),
+            "_SYSTEMD_INVOCATION_ID": "ab" * 16,
+            "_TRANSPORT": transport,
+        }
+        self.journal.add_entry(text if isinstance(text, bytes) else text.encode(), fields, realtime)
+
+    def volume_files(self, name: str) -> dict[str, GuestFile]:
+        """What is in a volume, by path in it."""
+        return self.vmms.volumes.setdefault(self.parts.volumes.get(name).serial, {})
+
     async def until(self, state: State, name: str = "web") -> None:
         """Wait until it is in that state, as its watchers do."""
         vm = self.vm(name)
@@ -292,12 +367,10 @@ def drive(scenario: Scenario) -> None:
         asyncio.run(main(folder))
 
 
-def _make_image(folder: Path) -> None:
+def _make_image(name: str, folder: Path) -> None:
     (folder / ROOTFS).write_bytes(bytes(4096))
-    digest = "sha256:" + "1" * 64
-    image = Image("builtin:app", derive_id(digest), digest, "x86_64", 4096, 0.0, "test", folder)
+    digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+    image = Image(
+        name, derive_id(digest), digest, derive_host_architecture(), 4096, 0.0, "test", folder, _CONFIG
+    )
     (folder / METADATA).write_bytes(encode_metadata(replace(image, folder=folder)))
-
-
-def _make_no_tools() -> Tools:
-    raise AssertionError("nothing is pulled here")

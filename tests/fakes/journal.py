@@ -1,32 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal, by invocation: `hypemand.vm.console.Journal`."""
+"""The journal: of boots (`hypemand.vm.console.Journal`), and for logs (`LogJournal`)."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from hypemand.systemd.journal import JournalLine
 
 
+class Entry(NamedTuple):
+    """A line with its fields."""
+
+    fields: Mapping[str, bytes]
+    realtime: float
+
+
 class FakeJournal:
-    """What units have printed. `broken`: it cannot be read."""
+    """What units have printed. `broken`: boots cannot be read; `failure`: raised to who reads a log on."""
 
     def __init__(self) -> None:
         self.broken = False
+        self.failure: Exception | None = None
+        self.entries: list[Entry] = []
+        self.open_logs: set[FakeLogReader] = set()
         self._lines: dict[str, list[JournalLine]] = {}
 
-    def add(self, invocation: str, text: str) -> None:
-        """A line of a unit's run."""
-        line = JournalLine(text.encode(), time.monotonic(), time.time())
+    def add(self, invocation: str, text: str | bytes, **fields: str) -> None:
+        """A line of a unit's run. `fields`: what journald knows of it beside."""
+        message = text if isinstance(text, bytes) else text.encode()
+        line = JournalLine(message, time.monotonic(), time.time())
         self._lines.setdefault(invocation, []).append(line)
+        self.add_entry(message, {"_SYSTEMD_INVOCATION_ID": invocation, **fields})
+
+    def add_entry(self, message: bytes, fields: Mapping[str, str], realtime: float | None = None) -> None:
+        """A line of anything else."""
+        values = {"MESSAGE": message, **{key: value.encode() for key, value in fields.items()}}
+        self.entries.append(Entry(values, time.time() if realtime is None else realtime))
+        for reader in tuple(self.open_logs):
+            reader.wake()
 
     def lines(self, invocation: str) -> list[JournalLine]:
         """All of a run, oldest first."""
         return self._lines.get(invocation, [])
 
-    def open(self, invocation: str) -> _Reader:
+    def open_boot(self, invocation: str) -> _Reader:
         """See OpenJournal."""
         return _Reader(self, invocation)
+
+    def open(self) -> FakeLogReader:
+        """See LogJournal."""
+        return FakeLogReader(self)
+
+    def synchronize(self) -> None:
+        """See LogJournal. What is added can be read at once."""
 
 
 class _Reader:
@@ -47,3 +78,78 @@ class _Reader:
 
     def close(self) -> None:
         """It has no files."""
+
+
+class FakeLogReader:
+    """Implements LogReader. It stands on a line, or before the first one, or behind the last one."""
+
+    def __init__(self, journal: FakeJournal) -> None:
+        self.data_threshold = 0
+        self._journal = journal
+        self._matches: dict[str, set[bytes]] = {}
+        self._at = -1
+        self._is_at_end = False
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()
+        journal.open_logs.add(self)
+
+    def wake(self) -> None:
+        """The journal has changed."""
+        with self._lock:
+            if self in self._journal.open_logs:
+                os.eventfd_write(self._fd, 1)
+
+    def add_match(self, match: str, /) -> None:
+        """See LogReader."""
+        field, _, value = match.partition("=")
+        self._matches.setdefault(field, set()).add(value.encode())
+
+    def seek_head(self) -> None:
+        """See LogReader."""
+        self._at = -1
+
+    def seek_tail(self) -> None:
+        """See LogReader."""
+        self._at = len(self._journal.entries)
+
+    def _fits(self, at: int) -> bool:
+        fields = self._journal.entries[at].fields
+        return all(fields.get(field) in values for field, values in self._matches.items())
+
+    def _next(self) -> bool:
+        for at in range(self._at + 1, len(self._journal.entries)):
+            if self._fits(at):
+                self._at = at
+                return True
+        if self._is_at_end and self._journal.failure is not None:
+            raise self._journal.failure
+        self._is_at_end = True
+        return False
+
+    def _previous(self) -> bool:
+        for at in range(self._at - 1, -1, -1):
+            if self._fits(at):
+                self._at = at
+                return True
+        return False
+
+    def _get(self, field: str, /) -> bytes:
+        return self._journal.entries[self._at].fields[field]
+
+    def _get_realtime(self) -> int:
+        return round(self._journal.entries[self._at].realtime * 1e6)
+
+    def fileno(self) -> int:
+        """See LogReader."""
+        return self._fd
+
+    def process(self) -> None:
+        """See LogReader."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+
+    def close(self) -> None:
+        """See LogReader."""
+        with self._lock:
+            self._journal.open_logs.discard(self)
+            os.close(self._fd)

@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,25 +28,16 @@ from hypemand.model.evidence import Marker
 from hypemand.systemd.units import unit_name, vm_of_unit
 from hypemand.unit.exit import Findings, keep_record, scan_journal
 from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, find_spare
+from hypemand.vm.places import CONFIG_DISK
 from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
 from hypemand.vm.tracker import load_notes
+from tests.fakes.files import GuestFile, GuestFiles
+from tests.fakes.guest import PROGRAMS, Agent, Command, Program
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.qmp import GREETING, Monitor
 from tests.fakes.systemd import FakeSystemd
-from tests.unit.agent.support import (
-    CLOCK,
-    DATA,
-    EXEC,
-    EXIT,
-    FEATURES,
-    HELLO,
-    SHUTDOWN,
-    STARTED,
-    Guest,
-    pack,
-    records,
-)
+from tests.unit.agent.support import Guest
 
 _STAMP = "ts=2026-02-03T04:05:06Z"
 # A guest boots for longer than it takes to connect to its VMM and to hear from it: so many turns of the event
@@ -59,41 +50,53 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 @dataclass
 class Behaviour:
     """What the guests of a VM do. `boots`: they come up; `heeds`: they end when they are told; `code`: what
-    the program ends with then; `ends`: it ends by itself, right after it has come up, with that code.
-    `sockets`: those that its VMM makes; `commands`: what its agent runs, by their first word: what goes to
-    standard output and error, and the status."""
+    the program ends with then; `ends`: it ends by itself, right after it has come up, with that code and
+    `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what its agent
+    runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root."""
 
     boots: bool = True
     heeds: bool = True
     code: int = 0
     ends: int | None = None
     sockets: tuple[str, ...] = ("qmp", "report", "agent")
-    commands: dict[str, tuple[bytes, bytes, int]] = field(default_factory=dict)
+    message: str = ""
+    prints: tuple[str | bytes, ...] = ()
+    programs: dict[str, Program] = field(default_factory=dict)
+    refusal: str = ""
+    files: GuestFiles = field(default_factory=GuestFiles)
 
 
 class Vmm:
     """One VMM and its guest, for one run. `monitor` is what its QMP socket shows."""
 
     def __init__(
-        self, process: Process, folder: Path, uid: int, journal: FakeJournal, behaviour: Behaviour
+        self, process: Process, host: Vmms, vm: str, properties: Mapping[str, Any], behaviour: Behaviour
     ) -> None:
+        self.process = process
         self.run_id = process.env["INVOCATION_ID"]
         self.boot = uuid.uuid4().hex
         self.ended = asyncio.Event()
         self.monitor = Monitor(self._say, self.ended.set)
         # what its agent was asked to run
-        self.commands: list[list[str]] = []
+        self.commands: list[Command] = []
+        # the seconds that it was given by SHUTDOWN, and whether the stop port told it to end
+        self.graces: list[int] = []
+        self.heard_stop = False
         self._behaviour = behaviour
-        self._folder = folder
-        self._uid = uid
-        self._journal = journal
+        self._folder = host.runtime / vm
+        self._uid = int(properties["User"])
+        self._journal = host.journal
+        self._volumes = host.volumes
+        # what journald knows of its lines
+        self._fields = dict(bytes(field).decode().split("=", 1) for field in properties["LogExtraFields"])
+        self._fields["_SYSTEMD_UNIT"] = process.unit
         self._reports: list[asyncio.StreamWriter] = []
         self._monitors: list[asyncio.StreamWriter] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._said: list[bytes] = []
         self._is_up = False
         self._asked = asyncio.Event()
-        self._greeted: list[Guest] = []
+        self._agents: list[Agent] = []
         process.handlers[signal.SIGTERM] = self.ended.set
 
     async def run(self) -> int:
@@ -101,6 +104,7 @@ class Vmm:
         behaviour = self._behaviour
         self._keep_run_record()
         async with AsyncExitStack() as stack:
+            stack.callback(self._unmount, self._mount())
             handlers = {"qmp": self._qmp, "report": self._report, "agent": self._agent}
             for name in behaviour.sockets:
                 await stack.enter_async_context(self._serve(name, handlers[name]))
@@ -111,7 +115,7 @@ class Vmm:
                     await asyncio.sleep(0)
                 self.come_up()
             if behaviour.ends is not None:
-                self.exit(behaviour.ends)
+                self.exit(behaviour.ends, behaviour.message)
             await self.ended.wait()
         return 0
 
@@ -166,14 +170,20 @@ class Vmm:
     def come_up(self) -> None:
         """Its program has started, and its agent answers."""
         self._is_up = True
+        for line in self._behaviour.prints:
+            self.print(line)
         self.say(f"HYPEMAN-PROGRAM-START {_STAMP} mode=exec boot={self.boot}")
         self.say(f"HYPEMAN-AGENT-READY {_STAMP} boot={self.boot}")
-        for guest in self._greeted:
-            self._greet(guest)
+        for agent in self._agents:
+            agent.greet()
+
+    def print(self, text: str | bytes, transport: str = "stdout") -> None:
+        """A line on its console."""
+        self._journal.add(self.run_id, text, _TRANSPORT=transport, **self._fields)
 
     def say(self, text: str) -> None:
         """A line on its console, which is a sentinel: on the report port too."""
-        self._journal.add(self.run_id, text)
+        self.print(text)
         line = text.encode() + b"\n"
         self._said.append(line)
         for writer in self._reports:
@@ -196,6 +206,13 @@ class Vmm:
         for writer in self._monitors:
             writer.write(json.dumps(message).encode() + b"\n")
 
+    def fill_disk(self) -> None:
+        """The host has no room for what its guest writes."""
+        self.monitor.drives = [{"device": "disk", "io-status": "nospace"}]
+        self.monitor.status = "io-error"
+        self.monitor.tell("BLOCK_IO_ERROR", device="disk", nospace=True, action="stop")
+        self.monitor.tell("STOP")
+
     async def _qmp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._monitors.append(writer)
         self._say(GREETING)
@@ -216,42 +233,44 @@ class Vmm:
             self._reports.remove(writer)
 
     async def _agent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        guest = Guest(reader, writer)
-        self._greeted.append(guest)
+        behaviour = self._behaviour
+        programs = {**PROGRAMS, **behaviour.programs}
+        agent = Agent(
+            Guest(reader, writer),
+            self.boot,
+            programs,
+            behaviour.files,
+            self.commands,
+            self._shut_down,
+            behaviour.refusal,
+        )
+        self._agents.append(agent)
         if self._is_up:
-            self._greet(guest)
+            agent.greet()
         try:
-            while True:
-                kind, stream, _, payload = await guest.receive()
-                if kind == EXEC:
-                    self._execute(guest, stream, payload)
-                elif kind == CLOCK:
-                    guest.send(pack(EXIT, stream, records(("code", "0"), ("message", ""))))
-                elif kind == SHUTDOWN:
-                    self.exit(143, "stopped on request")
+            await agent.serve()
         finally:
-            self._greeted.remove(guest)
+            self._agents.remove(agent)
 
-    def _execute(self, guest: Guest, stream: int, payload: bytes) -> None:
-        words = [
-            word.removeprefix(b"arg=").decode() for word in payload.split(b"\0") if word.startswith(b"arg=")
-        ]
-        self.commands.append(words)
-        known = self._behaviour.commands.get(words[0])
-        if known is None:
-            guest.exit(stream, 127, f"{words[0]}: not found")
-            return
-        output, errors, status = known
-        guest.send(pack(STARTED, stream, records(("pid", "42"))))
-        for channel, data in ((1, output), (2, errors)):
-            guest.send(
-                (pack(DATA, stream, data, channel) if data else b"") + pack(DATA, stream, b"", channel)
-            )
-        guest.exit(stream, status, f"exited with code {status}")
+    def _shut_down(self, grace: int) -> None:
+        self.graces.append(grace)
+        if self._behaviour.heeds:
+            self.exit(143, "stopped on request")
 
-    def _greet(self, guest: Guest) -> None:
-        identity = (("version", "1"), ("boot", self.boot), ("agent", "7"))
-        guest.send(pack(HELLO, 0, records(*identity, *FEATURES)))
+    def _mount(self) -> list[tuple[str, str]]:
+        """Its volumes, as its config disk says: serials and places. Their files are the guest's now."""
+        data = (self._folder / CONFIG_DISK).read_bytes()
+        pairs = (record.decode().partition("=") for record in data[16:].split(b"\0") if b"=" in record)
+        volumes = (value for key, _, value in pairs if key == "volume")
+        fields = (dict(word.split("=", 1) for word in value.split(",")) for value in volumes)
+        found = [(values["serial"], values["path"]) for values in fields]
+        for serial, path in found:
+            self._behaviour.files.bring_in(path, self._volumes.get(serial, {}))
+        return found
+
+    def _unmount(self, mounted: list[tuple[str, str]]) -> None:
+        for serial, path in mounted:
+            self._volumes[serial] = self._behaviour.files.take_out(path)
 
 
 @dataclass
@@ -266,6 +285,8 @@ class Vmms:
     runs: Counter[str] = field(default_factory=Counter)
     behaviour: dict[str, Behaviour] = field(default_factory=dict)
     others: dict[str, Callable[[Process], Awaitable[int]]] = field(default_factory=dict)
+    # what is in volumes, by serial
+    volumes: dict[str, dict[str, GuestFile]] = field(default_factory=dict)
     systemd: FakeSystemd = field(init=False)
 
     def of(self, vm: str) -> Behaviour:
@@ -284,8 +305,8 @@ class Vmms:
         return await self._run_vmm(vm, process)
 
     async def _run_vmm(self, vm: str, process: Process) -> int:
-        uid = int(self.systemd.units[unit_name(vm)].properties["User"])
-        vmm = self.live[vm] = Vmm(process, self.runtime / vm, uid, self.journal, self.of(vm))
+        properties = self.systemd.units[unit_name(vm)].properties
+        vmm = self.live[vm] = Vmm(process, self, vm, properties, self.of(vm))
         self.runs[vm] += 1
         try:
             return await vmm.run()
@@ -299,6 +320,7 @@ class Vmms:
         vmm, behaviour = self.live.get(vm), self.of(vm)
         if vmm is None:
             return 0
+        vmm.heard_stop = True
         if behaviour.heeds:
             vmm.exit(behaviour.code, "stopped on request")
         await vmm.ended.wait()

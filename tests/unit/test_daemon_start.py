@@ -21,6 +21,7 @@ from hypemand.config.host import HostConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.daemon import Daemon
 from hypemand.manager.inventory import Inventory
+from hypemand.manager.recovery import recover_vms
 from hypemand.model.state import Origin
 from hypemand.storage.store import ImageStore
 from hypemand.storage.volumes import VolumeStore
@@ -411,7 +412,7 @@ def test_a_bus_that_does_not_answer_makes_vms_unknown_until_it_does(
     runtime.mkdir(parents=True)
     host.systemd.wait.clear()
     monkeypatch.setattr("hypemand.daemon._BUS_DEADLINE", 0.1)
-    monkeypatch.setattr("hypemand.manager.recovery._DEADLINE", 0.1)
+    monkeypatch.setattr(recover_vms, "__defaults__", (0.1,))
 
     async def scenario(_client: aiohttp.ClientSession) -> None:
         while "READY=1" not in (said := notified.read()):  # noqa: ASYNC110 - it is another's socket

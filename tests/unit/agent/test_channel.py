@@ -660,12 +660,12 @@ async def test_a_flood_leaves_time_for_others(tmp_path: Path) -> None:
                 await asyncio.sleep(0)
 
         reading, ticking = asyncio.create_task(flood()), asyncio.create_task(tick())
-        guest.send(pack(DATA, number, b"x", 1) * 200_000)
+        guest.send(pack(DATA, number, b"x", 1) * 50_000)
         guest.exit(number)
         await session.wait()
         await reading
         ticking.cancel()
-        assert ticks > 100
+        assert ticks > 25
 
 
 @in_loop

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server on a unix socket over fakes. Every answer that is read here is checked against openapi.yaml."""
+"""The API on a unix socket, over the real manager on a fake host. Every answer that is read here is checked
+against openapi.yaml."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,16 +22,16 @@ from yarl import URL
 
 from hypemand.api.server import make_app, serve
 from hypemand.api.services import Limits, Services
-from hypemand.api.tokens import TokenStore
 from hypemand.config.schemafile import load_schema
+from hypemand.manager.service import VmManager
+from tests.fakes.api import make_services
+from tests.fakes.host import FakeHost, folder_in_memory, running
 from tests.openapi_check import Description, parse_events
-from tests.unit.api.fakenetworks import FakeNetworks
-from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
-from tests.unit.api.fakevolumes import FakeVolumes
 
 load_schema("vm")  # as the daemon does before it serves
 DEADLINE = 20.0
 NOBODY = 65534
+IMAGE = "builtin:busybox"
 DEFAULTS = Limits()
 
 Json: TypeAlias = Any
@@ -71,13 +72,15 @@ class Api:
     """A running server and a client of it."""
 
     path: Path
-    manager: FakeManager
-    images: FakeImages
-    volumes: FakeVolumes
-    networks: FakeNetworks
+    host: FakeHost
     services: Services
     session: aiohttp.ClientSession
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def manager(self) -> VmManager:
+        """The one behind it."""
+        return self.host.manager
 
     def url(self, target: str) -> URL:
         """Of a path that is quoted already."""
@@ -108,17 +111,22 @@ class Api:
 
 @asynccontextmanager
 async def run_api(folder: Path, limits: Limits = DEFAULTS) -> AsyncIterator[Api]:
-    """Serve until the block ends or `stop` is set; the socket is removed."""
-    manager, images, tokens = FakeManager(), FakeImages(), TokenStore(folder / "tokens.json")
+    """Serve until the block ends or `stop` is set; the socket is removed. The host is in memory."""
+    with folder_in_memory() as place:
+        async with running(place / "host") as host, _serving(host, folder, limits) as api:
+            yield api
+
+
+@asynccontextmanager
+async def _serving(host: FakeHost, folder: Path, limits: Limits) -> AsyncIterator[Api]:
     path = folder / "api.sock"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     listener.listen()  # as systemd hands it over: who comes early waits
     timeout = aiohttp.ClientTimeout(total=DEADLINE)
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout) as session:
-        volumes, networks = FakeVolumes(manager), FakeNetworks()
-        services = Services(manager, manager, images, tokens, volumes, networks, fake_reload, spool=folder)
-        api = Api(path, manager, images, volumes, networks, services, session)
+        services = replace(make_services(host), spool=folder)
+        api = Api(path, host, services, session)
         served = asyncio.create_task(_serve(make_app(services, limits), listener, api.stop))
         try:
             yield api

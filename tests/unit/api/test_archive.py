@@ -10,7 +10,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from hypemand.errors import GuestError
 from hypemand.model.files import FileKind
 from hypemand.model.state import State
 from hypemand.tar import find_error
@@ -39,14 +38,14 @@ async def download(api: Api, target: str, into: bytearray) -> None:
 
 async def until_copies(api: Api, count: int) -> None:
     """Wait until so many copies are under way; a deadline stands around every scenario."""
-    while api.manager.files.copies_open != count:
+    while api.host.guest("a").files.copies_open != count:
         await api.ask("GET", "/health")
 
 
 def test_a_tree_comes_as_an_archive(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
-        files = api.manager.files
+        await api.host.put("a", State.RUNNING)
+        files = api.host.guest("a").files
         files.put("/srv/x", FileKind.DIRECTORY, mode=0o1777)
         files.put("/srv/x/one", data=b"1" * 20_000, mode=0o4755, uid=9)
         files.put("/srv/x/holes", data=bytes(100_000))
@@ -71,8 +70,8 @@ def test_a_tree_comes_as_an_archive(tmp_path: Path) -> None:
 
 def test_an_archive_is_unpacked_into_a_directory_that_keeps_its_mode(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
-        files = api.manager.files
+        await api.host.put("a", State.RUNNING)
+        files = api.host.guest("a").files
         archive = make_archive(("./", None), ("./d", None), ("./d/big", b"z" * 300_000), ("e", bytes(70_000)))
         answer = await api.ask("PUT", "/instances/a/archive?path=/tmp", data=archive)
         assert answer.json == {"bytes_written": 370_000}
@@ -100,21 +99,21 @@ def test_what_is_wrong_is_refused_and_nothing_is_half_there(
     tmp_path: Path, path: str, archive: bytes, status: int, code: str
 ) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
-        api.manager.files.put("/etc/motd")
+        await api.host.put("a", State.RUNNING)
+        api.host.guest("a").files.put("/etc/motd")
         answer = await api.ask("PUT", f"/instances/a/archive?path={path}", data=archive)
         assert (answer.status, answer.code) == (status, code)
-        assert "/tmp/x" not in api.manager.files.files
-        assert api.manager.files.copies_open == 0
+        assert "/tmp/x" not in api.host.guest("a").files.files
+        assert api.host.guest("a").files.copies_open == 0
 
     drive(tmp_path, scenario)
 
 
 def test_refusals_before_the_archive_are_answers_like_any_other(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
-        api.manager.add("b")
-        assert (await api.ask("GET", "/instances/a/archive?path=/nothing")).code == "path_not_found"
+        await api.host.put("a", State.RUNNING)
+        await api.host.put("b")
+        assert (await api.ask("GET", "/instances/a/archive?path=/nothing")).code == "not_found"
         assert (await api.ask("GET", "/instances/b/archive?path=/etc")).code == "invalid_state"
         assert (await api.ask("PUT", "/instances/b/archive?path=/etc", data=b"")).code == "invalid_state"
         assert (await api.ask("GET", "/instances/a/archive")).status == 400
@@ -124,10 +123,10 @@ def test_refusals_before_the_archive_are_answers_like_any_other(tmp_path: Path) 
 
 def test_an_archive_that_breaks_off_is_seen_as_such_and_says_why(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
-        files = api.manager.files
+        await api.host.put("a", State.RUNNING)
+        files = api.host.guest("a").files
         files.put("/srv", data=b"x" * 100_000)
-        files.failure, files.fails_after = GuestError("input/output error"), 50_000
+        files.failure, files.fails_after = "input/output error", 50_000
         got = bytearray()
         with pytest.raises(aiohttp.ClientPayloadError):
             await download(api, "/instances/a/archive?path=/srv", got)
@@ -139,8 +138,8 @@ def test_an_archive_that_breaks_off_is_seen_as_such_and_says_why(tmp_path: Path)
 
 def test_a_client_that_goes_ends_the_copy_both_ways(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
-        files = api.manager.files
+        await api.host.put("a", State.RUNNING)
+        files = api.host.guest("a").files
         files.put("/srv", data=b"x" * 100_000)
         files.gate = asyncio.Event()
         response = await api.session.get(api.url("/instances/a/archive?path=/srv"))
@@ -165,8 +164,8 @@ def test_a_client_that_goes_ends_the_copy_both_ways(tmp_path: Path) -> None:
 
 def test_a_tree_of_any_size_passes_in_pieces(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
-        files = api.manager.files
+        await api.host.put("a", State.RUNNING)
+        files = api.host.guest("a").files
         files.put("/srv", data=b"0123456789abcdef" * 2_000_000)
         archive = (await api.ask("GET", "/instances/a/archive?path=/srv")).body
         await api.ask("PUT", "/instances/a/archive?path=/tmp", data=archive)

@@ -104,24 +104,26 @@ def test_places_are_given_back_once() -> None:
     assert len(places) == 0
 
 
+# ends with the run
+LONG = "/instances/web/wait?state=Paused&timeout=5m"
+
+
 def test_requests_of_one_token_are_bounded_and_others_are_served(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
         token, other = await place.token("one"), await place.token("other")
-        manager = place.api.manager
-        manager.stop_gate = asyncio.Event()
+        host = place.api.host
+        vmm = host.vmm("web")
         async with AsyncExitStack() as stack:
-            stopping = [
-                asyncio.create_task(place.ask("POST", "/instances/web/stop", token)) for _ in range(2)
-            ]
-            stack.callback(manager.stop_gate.set)
-            while await place.ask("GET", "/instances", token) != 429:
-                pass
+            stopping = [asyncio.create_task(place.ask("GET", LONG, token)) for _ in range(2)]
+            stack.callback(vmm.power_off)
+            await host.until_true(lambda: host.watchers("web") == 2)
+            assert await place.ask("GET", "/instances", token) == 429
             assert await place.ask("GET", "/instances", other) == 200
             assert (await place.api.ask("GET", "/instances")).status == 200  # root
             # of the address, which both tokens share
-            more = asyncio.create_task(place.ask("POST", "/instances/web/stop", other))
-            while await place.ask("GET", "/instances", other) != 429:
-                pass
+            more = asyncio.create_task(place.ask("GET", LONG, other))
+            await host.until_true(lambda: host.watchers("web") == 3)
+            assert await place.ask("GET", "/instances", other) == 429
         assert [await task for task in (*stopping, more)] == [200, 200, 200]
         assert await place.ask("GET", "/instances", token) == 200
 
@@ -131,14 +133,13 @@ def test_requests_of_one_token_are_bounded_and_others_are_served(tmp_path: Path)
 def test_requests_of_one_address_are_bounded_whatever_tokens_they_have(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
         tokens = [await place.token(f"t{number}") for number in range(6)]
-        manager = place.api.manager
-        manager.stop_gate = asyncio.Event()
+        host = place.api.host
+        vmm = host.vmm("web")
         async with AsyncExitStack() as stack:
-            stack.callback(manager.stop_gate.set)
+            stack.callback(vmm.power_off)
             ask = place.ask
-            stops = [asyncio.create_task(ask("POST", "/instances/web/stop", token)) for token in tokens[:4]]
-            while await ask("GET", "/instances", tokens[5]) != 429:
-                pass
+            stops = [asyncio.create_task(ask("GET", LONG, token)) for token in tokens[:4]]
+            await host.until_true(lambda: host.watchers("web") == 4)
             # none of these tokens has more than one under way, and each is refused here
             assert [await ask("GET", "/instances", token) for token in tokens] == [429] * len(tokens)
             assert await place.ask("GET", "/health", None) == 401, "a stranger is no client"
@@ -154,11 +155,11 @@ def test_requests_of_one_address_are_bounded_whatever_tokens_they_have(tmp_path:
 
 def test_root_on_the_socket_is_not_bounded(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
-        api.manager.stop_gate = asyncio.Event()
+        await api.host.put("a", State.RUNNING)
+        api.host.guest("a").heeds = False
         stopping = [asyncio.create_task(api.ask("POST", "/instances/a/stop")) for _ in range(3)]
         assert (await api.ask("GET", "/health")).status == 200
-        api.manager.stop_gate.set()
+        api.host.vmm("a").power_off()
         assert [(await task).status for task in stopping] == [200, 200, 200]
 
     drive(tmp_path, scenario, Limits(client_requests=1))
@@ -227,12 +228,10 @@ def test_a_command_ends_with_a_client_that_vanished(tmp_path: Path) -> None:
         async with place.session.ws_connect(place.url("/instances/web/exec"), headers=headers) as websocket:
             await websocket.send_str('{"command":["sleep"]}')
             await websocket.send_bytes(b"x")
-            while not place.api.manager.sessions:  # noqa: ASYNC110 - the fake needs no event for this alone
-                await asyncio.sleep(0)
-            (session,) = place.api.manager.sessions
-            await session.blocked.wait()
+            commands = place.api.host.vmm("web").commands
+            await place.api.host.until_true(lambda: bool(commands) and commands[0].stream.waiting > 0)
             vanish(websocket._response)
-            await session.closed.wait()
+            await commands[0].ended.wait()
 
     over_tcp(tmp_path, scenario, Limits(heartbeat=0.05))
 
@@ -242,10 +241,9 @@ def test_a_stream_ends_with_a_client_that_vanished(tmp_path: Path) -> None:
         headers = {"Authorization": f"Bearer {await place.token()}"}
         response = await place.session.get(place.url("/instances/web/watch"), headers=headers)
         assert (await response.content.readline()).startswith(b"data: ")
-        assert place.api.manager.watchers == 1
+        assert place.api.host.watchers("web") == 1
         vanish(response)
-        while place.api.manager.watchers:  # noqa: ASYNC110 - the fake needs no event for this alone
-            await asyncio.sleep(0)
+        await place.api.host.until_true(lambda: place.api.host.watchers("web") == 0)
         response.close()
 
     over_tcp(tmp_path, scenario, Limits(heartbeat=0.05))
@@ -253,7 +251,7 @@ def test_a_stream_ends_with_a_client_that_vanished(tmp_path: Path) -> None:
 
 def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
+        await api.host.put("a", State.RUNNING)
         async with api.session.get(api.url("/instances/a/watch")) as response:
             assert (await response.content.readline()).startswith(b"data: ")
             assert await response.content.readline() == b"\n"

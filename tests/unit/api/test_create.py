@@ -13,8 +13,7 @@ from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull
 from hypemand.config.names import is_name
 from hypemand.config.network import Bandwidth, NetworkConfig, NetworkUse
 from hypemand.errors import HypemandError, InvalidDefinition, InvalidRequest
-from tests.openapi_check import Description
-from tests.unit.api.fakes import IMAGE
+from tests.unit.api.harness import IMAGE, description
 
 LAN = {"lan": NetworkConfig("lan", "lan0", IPv4Interface("10.1.1.1/24"), None)}
 BASE: dict[str, object] = {"name": "web", "image": IMAGE}
@@ -40,7 +39,7 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
         "hypervisor": "qemu-microvm",
         "volumes": [{"volume_id": "data", "mount_path": "/srv"}],
     }
-    described = Description().document["components"]["schemas"]["CreateInstance"]["properties"]
+    described = description().document["components"]["schemas"]["CreateInstance"]["properties"]
     assert set(body) == set(described)
     assert parse(body) == CreateRequest(
         Definition(
@@ -124,8 +123,9 @@ def test_what_is_wrong_or_not_supported_is_refused_by_the_clients_name(
 def test_every_field_that_the_published_client_can_send_is_known_by_name() -> None:
     from hypeman.types.instance_create_params import InstanceCreateParams
 
+    known = description().document["components"]["schemas"]["CreateInstance"]["properties"]
     for field in InstanceCreateParams.__annotations__:
-        if field in Description().document["components"]["schemas"]["CreateInstance"]["properties"]:
+        if field in known:
             continue
         with pytest.raises(InvalidDefinition, match=f"{field}: is not supported"):
             parse(BASE | {field: "x"})

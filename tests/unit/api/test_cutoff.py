@@ -21,7 +21,7 @@ from hypemand.atomic import write_all
 from hypemand.model.state import State
 from tests.unit.api.harness import Api, run_api
 
-UPLOADS, AT_ONCE = 300, 10
+UPLOADS, AT_ONCE = 150, 10
 DEADLINE = 120.0
 # for threads to end, on a busy machine
 SETTLED = 20.0
@@ -90,7 +90,7 @@ def test_uploads_that_are_cut_off_leave_nothing_open_and_write_to_nothing_that_i
 
     async def main() -> None:
         async with asyncio.timeout(DEADLINE), run_api(tmp_path) as api:
-            api.manager.add("a", state=State.RUNNING)
+            await api.host.put("a", State.RUNNING)
             await api.ask("GET", "/health")  # its connection stays
             before = len(list(list_open(tmp_path)))
             await cut_off_many(api, dice)
@@ -100,7 +100,7 @@ def test_uploads_that_are_cut_off_leave_nothing_open_and_write_to_nothing_that_i
                 await asyncio.sleep(0.05)
                 opened = Counter(list_open(tmp_path))
             assert (opened["NAMELESS"], opened.total()) == (0, before), opened
-            assert api.manager.files.copies_open == 0
+            assert api.host.guest("a").files.copies_open == 0
             assert (await api.ask("GET", "/health")).status == 200
 
     asyncio.run(main())

@@ -3,6 +3,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -17,17 +18,13 @@ from hypemand.api.volumes import VolumeRoutes
 from hypemand.config.schemafile import load_schema
 from hypemand.model.state import State
 from tests.openapi_check import Description, Json
-from tests.unit.api.fakenetworks import FakeNetworks
-from tests.unit.api.fakes import FakeImages, FakeManager, fake_reload
-from tests.unit.api.fakevolumes import FakeVolumes
 
 HEALTHY = '{"status":"ok","version":"1","loop":{"slow_turns":0,"longest_ms":0,"longest_cpu_ms":0}}'
 
 
 def services() -> Services:
-    manager = FakeManager()
-    tokens = TokenStore(Path("/nowhere"))
-    return Services(manager, manager, FakeImages(), tokens, FakeVolumes(manager), FakeNetworks(), fake_reload)
+    nothing: Any = None  # nobody is asked
+    return Services(nothing, nothing, nothing, TokenStore(Path("/nowhere")), nothing, nothing, nothing)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:

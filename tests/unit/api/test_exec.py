@@ -9,17 +9,20 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from hypemand.api.exec import Opening, parse_opening
+from hypemand.api.exec import Opening, _exit_frame, parse_opening
 from hypemand.api.services import Limits
-from hypemand.errors import GuestError, InvalidRequest
+from hypemand.errors import HypemandError, InvalidRequest
 from hypemand.model.exec import ExecRequest
 from hypemand.model.state import State
+from hypemand.model.vm import ExitReport
+from tests.unit.agent.support import WINDOW
 from tests.unit.api.harness import Api, description, drive
 
 
 async def open_socket(api: Api) -> aiohttp.ClientWebSocketResponse:
     """To a VM that runs."""
-    api.manager.add("a", state=State.RUNNING)
+    if api.host.parts.fleet.find("a") is None:
+        await api.host.put("a", State.RUNNING)
     return await api.session.ws_connect(api.url("/instances/a/exec"))
 
 
@@ -49,8 +52,8 @@ def test_the_published_way_gives_plain_output_and_the_code_alone(tmp_path: Path)
             assert json.loads(last) == {"exitCode": 3}
             description().check_schema("ExecExit", json.loads(last))
             assert await close_of(socket) == (1000, "")
-        assert api.manager.sessions[0].request.timeout is None
-        assert api.manager.sessions[0].closed.is_set()
+        assert parse_opening('{"command":["x"],"timeout":0}').request.timeout is None
+        await api.host.vmm("a").commands[0].ended.wait()
 
     drive(tmp_path, scenario, Limits(closing=0.05))
 
@@ -77,16 +80,27 @@ def test_with_streams_each_frame_says_which_and_the_exit_has_words(tmp_path: Pat
             "env": {"A": "1"},
             "cwd": "/tmp",
             "user": "u",
-            "timeout": 1.5,
+            "timeout": 30.5,
             "streams": True,
         }
         description().check_schema("ExecRequest", opening)
         async with connect(api) as socket:
             await socket.send_json(opening)
             assert [(await socket.receive()).data for _ in range(2)] == [b"\x01out", b"\x02err"]
-            assert (await socket.receive_json()) == {"exitCode": 3, "message": "as a fake"}
-        request = api.manager.sessions[0].request
-        assert request == ExecRequest(("both", "x"), {"A": "1"}, "/tmp", "u", 1.5)
+            assert (await socket.receive_json()) == {
+                "exitCode": 3,
+                "message": "exited with code 3",
+            }
+        (command,) = api.host.vmm("a").commands
+        assert (command.argv, command.env["A"], command.values["cwd"], command.values["user"]) == (
+            ["both", "x"],
+            "1",
+            "/tmp",
+            "u",
+        )
+        assert parse_opening(json.dumps(opening)).request == ExecRequest(
+            ("both", "x"), {"A": "1"}, "/tmp", "u", 30.5
+        )
 
     drive(tmp_path, scenario)
 
@@ -97,14 +111,17 @@ def test_input_its_end_and_signals_reach_the_command(tmp_path: Path) -> None:
             await socket.send_str('{"command":["cat"]}')
             for block in (b"hello", b"\x00\xff" * 40_000):
                 await socket.send_bytes(block)
-                assert (await socket.receive()).data == block
+                seen = b""
+                while len(seen) < len(block):
+                    seen += (await socket.receive()).data
+                assert seen == block
             await socket.send_str('{"eof":true}')
             assert await socket.receive_json() == {"exitCode": 0}
         async with api.session.ws_connect(api.url("/instances/a/exec")) as socket:
             await socket.send_str('{"command":["cat"]}')
             await socket.send_str('{"signal":15}')
             assert await socket.receive_json() == {"exitCode": 143}
-        assert api.manager.sessions[1].signals == [15]
+        assert api.host.vmm("a").commands[1].signals == [15]
 
     drive(tmp_path, scenario)
 
@@ -119,13 +136,13 @@ def test_a_terminal_is_asked_for_with_its_size_and_told_of_a_new_one(tmp_path: P
             description().check_schema("ExecControl", resize)
             await socket.send_json(resize)
             assert (await socket.receive()).data == b"\x013x4\n"
-        request = api.manager.sessions[0].request
-        assert (request.tty, request.rows, request.cols, request.umask) == (True, 50, 132, 0o027)
+        values = api.host.vmm("a").commands[0].values
+        assert (values["tty"], values["rows"], values["cols"], values["umask"]) == ("1", "50", "132", "23")
         async with api.session.ws_connect(api.url("/instances/a/exec")) as socket:
             await socket.send_str('{"command":["both"],"tty":true}')
             await socket.receive()
-        request = api.manager.sessions[1].request
-        assert (request.rows, request.cols, request.umask) == (24, 80, None)
+        values = api.host.vmm("a").commands[1].values
+        assert (values["rows"], values["cols"], values.get("umask")) == ("24", "80", None)
 
     drive(tmp_path, scenario)
 
@@ -133,7 +150,6 @@ def test_a_terminal_is_asked_for_with_its_size_and_told_of_a_new_one(tmp_path: P
 def test_a_command_is_ended_when_its_client_goes(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         for politely in (True, False):
-            api.manager.sessions.clear()
             socket = await open_socket(api)
             await socket.send_str('{"command":["cat"]}')
             await socket.send_bytes(b"x")
@@ -142,7 +158,7 @@ def test_a_command_is_ended_when_its_client_goes(tmp_path: Path) -> None:
                 await socket.close()
             else:
                 socket._response.close()
-            await api.manager.sessions[0].closed.wait()
+            await api.host.vmm("a").commands[-1].ended.wait()
 
     drive(tmp_path, scenario)
 
@@ -153,12 +169,10 @@ def test_a_client_that_goes_is_noticed_while_the_guest_takes_no_input(tmp_path: 
         await socket.send_str('{"command":["sleep"]}')
         for _ in range(3):
             await socket.send_bytes(b"x" * 100_000)
-        while not api.manager.sessions:
-            await api.ask("GET", "/health")
-        session = api.manager.sessions[0]
-        await session.blocked.wait()
+        commands = api.host.vmm("a").commands
+        await api.host.until_true(lambda: bool(commands) and commands[0].stream.waiting == WINDOW)
         socket._response.close()
-        await session.closed.wait()
+        await commands[0].ended.wait()
 
     drive(tmp_path, scenario)
 
@@ -171,20 +185,21 @@ def test_a_command_is_ended_when_the_daemon_stops(tmp_path: Path) -> None:
         await socket.receive()
         api.stop.set()
         assert await close_of(socket) == (1001, "the daemon stops")
-        assert api.manager.sessions[0].closed.is_set()
+        await api.host.vmm("a").commands[0].ended.wait()
 
     drive(tmp_path, scenario)
 
 
 def test_another_state_is_refused_before_the_upgrade(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.INITIALIZING)
+        await api.host.put("a", State.INITIALIZING)
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
             await api.session.ws_connect(api.url("/instances/a/exec"))
         assert caught.value.status == 409
         assert (await api.ask("GET", "/instances/a/exec")).code == "invalid_state"
         assert (await api.ask("GET", "/instances/nobody/exec")).code == "not_found"
-        await api.manager.boot("a")
+        api.host.vmm("a").come_up()
+        await api.host.until(State.RUNNING, "a")
         plain = await api.ask("GET", "/instances/a/exec")
         assert (plain.status, plain.code) == (400, "invalid_request")
 
@@ -206,16 +221,16 @@ def test_a_refusal_of_the_guest_is_told_in_the_close_and_whole_to_who_asked_for_
     tmp_path: Path,
 ) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.refuse_exec = GuestError("ä" * 200, hint="wait")
+        api.host.guest("a").refusal = "ä" * 200
         async with connect(api) as socket:
             await socket.send_str('{"command":["x"]}')
             code, reason = await close_of(socket)
-            assert (code, reason) == (1011, "guest_error: " + "ä" * 55)
+            assert (code, reason) == (1011, "guest_error: the guest refused: " + "ä" * 45)
         async with api.session.ws_connect(api.url("/instances/a/exec")) as socket:
             await socket.send_str('{"command":["x"],"streams":true}')
             told = await socket.receive_json()
             description().check_schema("Error", told)
-            assert (told["code"], told["message"]) == ("guest_error", "ä" * 200)
+            assert (told["code"], told["message"]) == ("guest_error", "the guest refused: " + "ä" * 200)
             assert (await close_of(socket))[0] == 1011
 
     drive(tmp_path, scenario)
@@ -256,6 +271,11 @@ def test_a_wrong_first_frame_is_refused_by_name(frame: str, words: str) -> None:
         parse_opening(frame)
 
 
+def test_an_exit_without_a_status_is_an_error_and_no_zero() -> None:
+    with pytest.raises(HypemandError, match="the exit status of the command is not known: lost"):
+        _exit_frame(ExitReport(None, "lost"), streams=False)
+
+
 def test_nulls_of_the_first_frame_count_as_left_out() -> None:
     whole = '{"command":["x"],"env":null,"cwd":null,"user":null,"timeout":null,"tty":null,"streams":null}'
     assert parse_opening(whole) == Opening(ExecRequest(("x",), {}, None, None, None), streams=False)
@@ -282,7 +302,7 @@ def test_wrong_frames_close_the_connection_with_the_reason(tmp_path: Path) -> No
                 await socket.send_str('{"command":["cat"]}')
                 await socket.send_str(frame)
                 assert (await close_of(socket))[0] == 1008, frame
-            assert api.manager.sessions[-1].closed.is_set()
+            await api.host.vmm("a").commands[-1].ended.wait()
 
     drive(tmp_path, scenario)
 

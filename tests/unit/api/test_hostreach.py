@@ -13,8 +13,7 @@ from hypemand.api.hostreach import UNIT_RULES, find_host_reach
 from hypemand.config.definition import DefinitionDefaults
 from hypemand.config.schemafile import load_schema
 from hypemand.config.vmdef import parse_definition
-from tests.unit.api.fakes import IMAGE
-from tests.unit.api.harness import NOBODY, Api, ask_as, drive
+from tests.unit.api.harness import IMAGE, NOBODY, Api, ask_as, drive
 
 VMS = ["hypeman-vm-db.service", "hypeman@db.service"]
 RELATIONS = (
@@ -70,7 +69,12 @@ def test_what_the_host_has_as_its_default_is_anybodys() -> None:
     assert reach({"stop_timeout": "infinity"}, DefinitionDefaults(stop_timeout=None)) == []
 
 
-HARMFUL = {"name": "new", "definition": {"image": IMAGE, "unit": {"Conflicts": "ssh.service", "Nice": -5}}}
+SMALL = {"image": IMAGE, "disk": "64M", "memory": "96M", "network": "none"}
+HARMFUL = {
+    "name": "new",
+    "start": False,
+    "definition": {**SMALL, "unit": {"Conflicts": "ssh.service", "Nice": -5}},
+}
 
 
 def test_a_member_of_the_group_reaches_no_further_than_its_vms_and_root_does(tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ def test_a_member_of_the_group_reaches_no_further_than_its_vms_and_root_does(tmp
         assert answer.startswith(b"HTTP/1.0 403")
         message = json.loads(answer.partition(b"\r\n\r\n")[2])["message"]
         assert "unit.Conflicts (ssh.service); unit.Nice (-5)" in message
-        assert "new" not in api.manager.vms
+        assert api.host.parts.fleet.find("new") is None
         assert (await api.ask("POST", "/instances", HARMFUL)).status == 201
 
     drive(tmp_path, scenario)
@@ -88,9 +92,9 @@ def test_a_member_of_the_group_reaches_no_further_than_its_vms_and_root_does(tmp
 def test_a_vm_that_root_has_not_made_has_no_short_name_on_the_host(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         for name, uid in (("wpad", NOBODY), ("proxy", 0)):
-            body = {"name": name, "definition": {"image": IMAGE}}
+            body = {"name": name, "definition": SMALL}
             assert (await ask_as(uid, api.path, "POST", "/instances", body)).startswith(b"HTTP/1.0 201")
-        assert set(api.manager.vms) == {"wpad", "proxy"}
-        assert api.manager.short_names == {"proxy"}
+        vms = {vm.name: vm.record.short_name for vm in api.host.parts.fleet}
+        assert vms == {"wpad": False, "proxy": True}
 
     drive(tmp_path, scenario)

@@ -1,28 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routes of images."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import ImagePull
-from hypemand.model.images import Credentials, Progress, PullStatus
-from tests.unit.api.fakes import IMAGE
-from tests.unit.api.harness import NOBODY, Api, ask_as, description, drive
+from hypemand.model.images import derive_host_architecture
+from tests.unit.api.harness import IMAGE, NOBODY, Api, Json, ask_as, description, drive
+from tests.unit.storage.support import make_layout, make_tar, member, shell
+
+APP = "example.org/team/app:v1"
+NEW = "registry.example/new:v1"
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a registry has of one image."""
+    folder = tmp_path_factory.mktemp("layout")
+    tar = make_tar(folder / "1.tar", [shell()])
+    return make_layout(folder / "layout", [tar], tag="v1", architecture=derive_host_architecture())
 
 
 def test_images_are_listed_shown_and_removed(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
+        for name in (APP, "spare"):
+            api.host.add_image(name)
+        await api.host.put("web", image=APP)
         names = [image["name"] for image in (await api.ask("GET", "/images")).json]
-        assert names == [IMAGE, "example.org/team/app:v1", "spare"]
+        assert names == ["builtin:app", IMAGE, APP, "spare"]
         shown = (await api.ask("GET", "/images/builtin%3Abusybox")).json
         assert (shown["status"], shown["builtin"], shown["env"]) == (
             "ready",
             True,
             {"PATH": "/bin", "A": "b=c"},
         )
-        assert shown["created_at"] == "2023-11-14T22:13:20.000Z"
+        assert shown["created_at"] == "1970-01-01T00:00:00.000Z"
         used = "/images/example.org%2Fteam%2Fapp:v1"
         assert (await api.ask("GET", used)).json["in_use_by"] == ["web"]
         assert (await api.ask("DELETE", used)).code == "in_use"
@@ -35,10 +50,11 @@ def test_images_are_listed_shown_and_removed(tmp_path: Path) -> None:
 
 def test_an_image_is_imported_from_an_absolute_path(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        body = {"name": "new", "path": "/srv/root.tar"}
+        body = {"name": "new", "path": str(make_tar(tmp_path / "root.tar", [shell()]))}
         description().check_request("POST", "/images/import", body)
         made = await api.ask("POST", "/images/import", body)
         assert (made.status, made.json["name"]) == (201, "new")
+        assert (await api.ask("GET", "/images/new")).json == made.json
         for wrong, words in (
             ({"name": "x"}, "path"),
             ({"path": "/x"}, "name"),
@@ -55,33 +71,46 @@ def test_an_image_is_imported_from_an_absolute_path(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def test_an_image_is_pulled_and_followed_by_events(tmp_path: Path) -> None:
+async def follow(api: Api, name: str) -> list[Json]:
+    """All that is told of a pull."""
+    target = f"/images/{name.replace('/', '%2F')}/watch"
+    return [image for _, image in (await api.ask("GET", target)).events]
+
+
+def test_an_image_is_pulled_and_followed_by_events(tmp_path: Path, layout: Path) -> None:
     async def scenario(api: Api) -> None:
-        name = "registry.example/new:v1"
-        body = {"name": name, "credentials": {"username": "me", "password": "secret"}}
+        registry = api.host.registry
+        registry.push(NEW, layout, "v1")
+        registry.gate.clear()
+        body = {"name": NEW, "credentials": {"username": "me", "password": "secret"}}
         description().check_request("POST", "/images", body)
         begun = await api.ask("POST", "/images", body)
         assert (begun.status, begun.json["status"], begun.json["size_bytes"]) == (202, "pending", None)
-        assert api.images.credentials == [Credentials("me", "secret")]
-        target = "/images/registry.example%2Fnew:v1"
-        async with api.session.get(api.url(f"{target}/watch")) as response:
-            seen = []
-            for status, progress in (
-                (None, None),
-                (PullStatus.PULLING, Progress(5, 10, 0, 1)),
-                (PullStatus.FAILED, None),
-            ):
-                if status is not None:
-                    await api.images.step(
-                        name, status, progress=progress, error="cut off", error_code="pull_failed"
-                    )
-                seen.append(json.loads((await response.content.readline()).removeprefix(b"data: ")))
-                await response.content.readline()
-            assert await response.content.read() == b""
-        assert [image["status"] for image in seen] == ["pending", "pulling", "failed"]
-        assert seen[1]["progress"] == {"bytes": 5, "total_bytes": 10, "layers": 0, "total_layers": 1}
-        assert (seen[2]["error"], seen[2]["error_code"]) == ("cut off", "pull_failed")
+        seen = []
+        async with api.session.get(api.url("/images/registry.example%2Fnew:v1/watch")) as response:
+            async for line in response.content:
+                if line.startswith(b"data: "):
+                    seen.append(json.loads(line[6:]))
+                    description().check_schema("Image", seen[-1])
+                    if (seen[-1]["progress"] or {}).get("total_layers"):
+                        registry.gate.set()
+        assert [image["status"] for image in seen][-1] == "ready"
+        pulling = next(image for image in seen if (image["progress"] or {}).get("total_layers"))
+        assert (pulling["status"], pulling["progress"]["total_layers"]) == ("pulling", 1)
+        (secrets,) = {json.dumps(json.loads(text)) for text in registry.credentials}
+        assert "bWU6c2VjcmV0" in secrets  # me:secret
         assert (await api.ask("GET", "/images/nothing/watch")).code == "image_not_found"
+
+    drive(tmp_path, scenario)
+
+
+def test_a_pull_that_fails_says_why(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        api.host.registry.failure = "it was cut off"
+        assert (await api.ask("POST", "/images", {"name": NEW})).status == 202
+        last = (await follow(api, NEW))[-1]
+        assert (last["status"], last["error_code"]) == ("failed", "pull_failed")
+        assert "it was cut off" in last["error"]
 
     drive(tmp_path, scenario)
 
@@ -109,33 +138,42 @@ def test_what_cannot_be_pulled_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_images_are_tagged_pruned_and_exported(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
+        path = make_tar(tmp_path / "root.tar", [shell(), member("etc/motd", b"hi")])
+        await api.ask("POST", "/images/import", {"name": "spare", "path": str(path)})
         tagged = await api.ask("POST", "/images/spare/tag", {"target": "other:v1"})
         assert (tagged.status, tagged.json["name"]) == (201, "other:v1")
         async with api.session.get(api.url("/images/spare/export")) as response:
             assert response.content_type == "application/x-tar"
-            assert await response.read() == api.images.archive
+            with tarfile.open(fileobj=io.BytesIO(await response.read())) as archive:
+                assert "oci-layout" in [name.removeprefix("./") for name in archive.getnames()]
         assert (await api.ask("GET", "/images/none/export")).code == "image_not_found"
         dry = await api.ask("POST", "/images/prune", {"all": True, "dry_run": True})
-        assert [image["names"] for image in dry.json["images"]] == [["spare"], ["other:v1"]]
-        assert dry.json["freed_bytes"] == 8192
+        assert [image["names"] for image in dry.json["images"]] == [["other:v1", "spare"]]
+        assert dry.json["freed_bytes"] == sum(image["size_bytes"] for image in dry.json["images"]) > 0
         assert (await api.ask("POST", "/images/prune", {})).json["images"] == []
-        assert "spare" in api.images.images
+        assert (await api.ask("GET", "/images/spare")).status == 200
         await api.ask("POST", "/images/prune", {"all": True})
-        assert "spare" not in api.images.images
+        assert (await api.ask("GET", "/images/spare")).status == 404
         assert (await api.ask("POST", "/images/prune", {"all": 1})).status == 400
 
     drive(tmp_path, scenario)
 
 
-def test_a_start_may_say_when_to_pull(tmp_path: Path) -> None:
+def test_a_start_may_say_when_to_pull(tmp_path: Path, layout: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("web")
+        registry = api.host.registry
+        registry.push(NEW, layout, "v1")
+        await api.host.put("web", image=NEW)
         for action in ("start", "restart"):
+            registry.asked.clear()
             assert (await api.ask("POST", f"/instances/web/{action}", {"image_pull": "always"})).status == 200
+            assert registry.asked[0] == f"inspect {NEW}"
             for wrong in ("sometimes", 3, ["always"]):
                 answer = await api.ask("POST", f"/instances/web/{action}", {"image_pull": wrong})
                 assert "image_pull" in answer.json["message"]
-        assert api.manager.pulls == [ImagePull.ALWAYS, ImagePull.ALWAYS]
+            registry.asked.clear()
+            assert (await api.ask("POST", f"/instances/web/{action}", {"image_pull": "never"})).status == 200
+            assert registry.asked == []
 
     drive(tmp_path, scenario)
 
@@ -153,7 +191,7 @@ def test_a_path_of_the_host_is_read_for_root_alone(tmp_path: Path, path: str, te
         answer = await ask_as(NOBODY, api.path, "POST", path, json.loads(text))
         assert answer.startswith(b"HTTP/1.0 403")
         assert b'"forbidden"' in answer
-        assert "new" not in api.images.images
-        assert "new" not in api.manager.vms
+        assert [image.name for image in await api.services.images.list_images()] == ["builtin:app", IMAGE]
+        assert not list(api.host.parts.fleet)
 
     drive(tmp_path, scenario)

@@ -24,12 +24,11 @@ from hypemand.api.access import TokenGate
 from hypemand.api.listener import Listener
 from hypemand.api.server import HttpServer, make_app
 from hypemand.api.services import Limits
-from hypemand.config.definition import Definition
 from hypemand.config.listen import ListenConfig
 from hypemand.errors import HostNotReady
 from hypemand.model.state import State
 from hypemand.model.tokens import Scope
-from hypemand.model.vm import VmView
+from tests.fakes.host import FakeHost
 from tests.unit.api.harness import Api, Json, drive
 
 PATIENT = Limits()
@@ -109,11 +108,24 @@ def over_tcp(folder: Path, scenario: Callable[[Place], Awaitable[None]], limits:
     """Run `scenario` with a listener on loopback, and one VM `web` that runs."""
 
     async def with_api(api: Api) -> None:
-        api.manager.add("web", state=State.RUNNING)
+        await restore(api.host)
         async with listen(api, ListenConfig("127.0.0.1", find_port()), limits) as place:
             await scenario(place)
 
     drive(folder, with_api)
+
+
+async def restore(host: FakeHost) -> None:
+    """Have a VM `web` that runs, whatever has been done to it."""
+    vm = host.parts.fleet.find("web")
+    if vm is None:
+        await host.put("web", State.RUNNING)
+        return
+    await host.until_true(lambda: not vm.operations.is_busy)
+    if vm.state is State.PAUSED:
+        await host.manager.resume_vm("web")
+    await host.manager.start_vm("web")
+    await host.until(State.RUNNING, "web")
 
 
 UPGRADE = (
@@ -201,6 +213,7 @@ def test_a_revoked_token_is_refused_at_once_on_connections_that_are_open(tmp_pat
 
 def test_a_token_to_read_changes_nothing_and_sees_nothing_of_a_guests_inside(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
+        place.api.host.add_image("spare")
         token = await place.token(scope=Scope.READ)
         for path in ("/instances", "/instances/web", "/instances/web/logs", "/images", "/health"):
             assert await place.ask("GET", path, token) == 200, path
@@ -211,8 +224,8 @@ def test_a_token_to_read_changes_nothing_and_sees_nothing_of_a_guests_inside(tmp
             ("PUT", "/instances/web/archive?path=/tmp"), ("POST", "/reload"), ("DELETE", "/images/spare"),
         ):  # fmt: skip
             assert await place.ask(method, path, token) == 403, path
-        assert place.api.manager.vms["web"].view.state is State.RUNNING
-        assert "spare" in place.api.images.images
+        assert place.api.host.vm("web").state is State.RUNNING
+        assert (await place.api.ask("GET", "/images/spare")).status == 200
 
     over_tcp(tmp_path, scenario)
 
@@ -262,8 +275,7 @@ def test_every_route_is_open_or_shut_for_each_scope_by_decision(
         every, found = set(), set()
         for route in make_app(place.api.services).router.routes():
             assert route.resource is not None
-            place.api.manager.vms.clear()
-            place.api.manager.add("web", state=State.RUNNING)
+            await restore(place.api.host)
             path = route.resource.canonical.replace("{ref}", "web").replace("{name}", "spare")
             path = path.replace("{volume}", "data").replace("{network}", "lab")
             every.add((route.method, route.resource.canonical))
@@ -279,9 +291,9 @@ def test_every_route_is_open_or_shut_for_each_scope_by_decision(
 
 def test_for_a_token_of_some_vms_there_are_no_others(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
-        manager = place.api.manager
+        host = place.api.host
         for name, tags in (("shop", {"team": "a", "x": "1"}), ("half", {"x": "1"}), ("db", {})):
-            await manager.create_vm(Definition(name, "i", tags=tags), start=True)
+            await host.put(name, State.RUNNING, tags=tags)
         token = await place.token(scope=Scope.OPERATE, vms=["db"], tags={"team": "a", "x": "1"})
         headers = {"Authorization": f"Bearer {token}"}
         async with place.session.get(place.url("/instances"), headers=headers) as response:
@@ -290,26 +302,29 @@ def test_for_a_token_of_some_vms_there_are_no_others(tmp_path: Path) -> None:
             assert await place.ask("GET", f"/instances/{ref}", token) == status, ref
             assert await place.ask("POST", f"/instances/{ref}/stop", token, {}) == status, ref
         # by an id that is another's, too
-        assert await place.ask("GET", f"/instances/{manager.vms['web'].view.id}", token) == 404
-        assert manager.vms["web"].view.state is State.RUNNING
+        assert await place.ask("GET", f"/instances/{host.vm('web').record.id}", token) == 404
+        assert host.vm("web").state is State.RUNNING
 
     over_tcp(tmp_path, scenario)
 
 
 def test_what_was_asked_of_a_vm_reaches_no_other_that_has_its_name_by_then(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
-        manager = place.api.manager
-        refs: list[str] = []
-        stop = manager.stop_vm
-
-        async def note(ref: str, *, timeout: float | None = None) -> VmView:
-            refs.append(ref)
-            return await stop(ref, timeout=timeout)
-
-        manager.stop_vm = note  # type: ignore[method-assign]
+        host = place.api.host
         token = await place.token(scope=Scope.OPERATE, vms=["web"])
-        assert await place.ask("POST", "/instances/web/stop", token, {}) == 200
-        assert refs == [manager.vms["web"].view.id]
+        reader, writer = await asyncio.open_connection(place.config.host, place.config.port)
+        lines = ("POST /instances/web/stop HTTP/1.1", "Host: x", f"Authorization: Bearer {token}")
+        more = ("Content-Length: 2", "Expect: 100-continue", "Connection: close", "", "")
+        writer.write("\r\n".join((*lines, *more)).encode())
+        # it is let in, and for which VM is decided
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await host.manager.delete_vm("web")
+        await restore(host)
+        writer.write(b"{}")
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 404 ")
+        assert host.vm("web").state is State.RUNNING
 
     over_tcp(tmp_path, scenario)
 
@@ -328,7 +343,7 @@ def test_nothing_goes_on_under_a_token_that_has_ended(tmp_path: Path, end: str) 
             assert (await place.api.ask("DELETE", "/tokens/t")).status == 204
         with pytest.raises(aiohttp.ClientError):
             await streams[0].content.read()  # breaks off, and is not complete
-        await place.api.manager.set_state("web", State.PAUSED)
+        await place.api.manager.pause_vm("web")
         while b"Paused" not in await streams[1].content.readline():
             pass
         for stream in streams:
@@ -437,18 +452,17 @@ def test_connections_that_are_still_about_their_tls_count(tmp_path: Path) -> Non
 def test_the_place_moves_and_ends_and_requests_that_are_on_do_so_in_peace(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
         token = await place.token()
-        manager = place.api.manager
-        manager.stop_gate = asyncio.Event()
+        host = place.api.host
+        host.guest("web").heeds = False
         stopping = asyncio.create_task(place.ask("POST", "/instances/web/stop", token, {}))
-        while not place.api.manager.stops_waiting:
-            await place.api.ask("GET", "/health")
+        await host.until_true(lambda: host.unit("web") == "deactivating/stop")
         old, place.config = place.config, ListenConfig("127.0.0.1", find_port())
         await place.listener.apply(place.config)
         assert place.listener.address == str(place.config)
         assert await place.ask("GET", "/health", token) == 200
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(old.host, old.port)
-        manager.stop_gate.set()
+        host.vmm("web").power_off()
         assert await stopping == 200
 
     over_tcp(tmp_path, scenario)
@@ -520,6 +534,7 @@ def test_the_published_client_works_with_its_environment_alone(
                 remote_exec(stranger, "web", ["both"])
 
     async def scenario(place: Place) -> None:
+        place.api.host.vmm("web").print("two")
         monkeypatch.setenv("HYPEMAN_BASE_URL", place.url(""))
         monkeypatch.setenv("HYPEMAN_API_KEY", await place.token())
         await asyncio.to_thread(work, place)

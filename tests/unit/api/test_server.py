@@ -15,8 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from hypemand.api.failures import error_response
 from hypemand.api.server import make_app, serve
 from hypemand.api.services import Limits
+from hypemand.errors import HostNotReady, StartFailed, WrongState
 from hypemand.model.state import State
 from tests.unit.api.harness import Api, drive
 
@@ -56,7 +58,7 @@ def test_a_body_that_is_no_good_is_refused_with_the_reason(tmp_path: Path, body:
             answer = await api.ask("POST", target, data=body)
             assert (answer.status, answer.code) == (400, "invalid_request")
             assert words in answer.json["message"]
-        assert api.manager.vms == {}
+        assert not list(api.host.parts.fleet)
 
     drive(tmp_path, scenario)
 
@@ -161,12 +163,21 @@ def test_a_process_without_descriptors_goes_on_when_it_has_some(
     assert [r.getMessage() for r in caplog.records] == ["cannot take a connection: Too many open files"] * 2
 
 
+def test_a_client_is_to_ask_again_for_nothing_but_what_mends_itself() -> None:
+    for error, retry in ((StartFailed("x"), "false"), (HostNotReady("x"), None), (WrongState("x"), "false")):
+        assert error_response(error).headers.get("X-Should-Retry") == retry
+
+
 def test_an_unforeseen_error_is_told_without_its_innards(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.vms["a"] = None  # type: ignore[assignment]
+        await api.host.put("a")
+        vm = api.host.vm("a")
+        derived = vm._derived
+        vm._derived = None  # type: ignore[assignment]
         answer = await api.ask("GET", "/instances/a")
+        vm._derived = derived
         assert (answer.status, answer.code) == (500, "internal_error")
         assert "NoneType" not in answer.body.decode()
 
@@ -184,13 +195,13 @@ async def until_nobody_listens(api: Api) -> None:
 
 def test_the_end_waits_for_a_request_that_is_on(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
-        api.manager.stop_gate = asyncio.Event()
+        await api.host.put("a", State.RUNNING)
+        api.host.guest("a").heeds = False
         stopping = asyncio.create_task(api.ask("POST", "/instances/a/stop"))
-        await api.ask("GET", "/health")
+        await api.host.until_true(lambda: api.host.unit("a") == "deactivating/stop")
         api.stop.set()
         await until_nobody_listens(api)
-        api.manager.stop_gate.set()
+        api.host.vmm("a").power_off()
         assert (await stopping).json["state"] == "Stopped"
 
     drive(tmp_path, scenario)
@@ -201,10 +212,10 @@ def test_the_end_keeps_its_deadline_when_a_request_does_not(tmp_path: Path) -> N
 
     async def scenario(api: Api) -> None:
         nonlocal ended
-        api.manager.add("a", state=State.RUNNING)
-        api.manager.stop_gate = asyncio.Event()
+        await api.host.put("a", State.RUNNING)
+        api.host.guest("a").heeds = False
         stopping = asyncio.create_task(api.ask("POST", "/instances/a/stop"))
-        await api.ask("GET", "/health")
+        await api.host.until_true(lambda: api.host.unit("a") == "deactivating/stop")
         silent = await asyncio.open_unix_connection(str(api.path))
         ended = time.monotonic()
         api.stop.set()

@@ -26,36 +26,42 @@ async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
 
 async def until_nobody_watches(api: Api) -> None:
     """The server has let go of its streams: a deadline stands around every scenario."""
-    while api.manager.watchers:  # noqa: ASYNC110 - the fake needs no event for this alone
+    while api.host.watchers("a"):  # noqa: ASYNC110 - the fake needs no event for this alone
         await asyncio.sleep(0)
 
 
 def test_watch_sends_the_vm_at_each_change_until_it_is_deleted(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a")
+        await api.host.put("a")
         async with api.session.get(api.url("/instances/a/watch")) as response:
             assert response.headers["Content-Type"] == "text/event-stream"
             events = read_events(response)
             seen = [(await anext(events))["state"]]
+            api.host.guest("a").boots = False
             await api.manager.start_vm("a")
-            seen.append((await anext(events))["state"])
-            await api.manager.boot("a")
+            while seen[-1] in ("Stopped", "Created"):
+                seen.append((await anext(events))["state"])
+            await api.host.until_true(lambda: bool(api.host.vmm("a").monitor.orders))
+            api.host.vmm("a").come_up()
             last = await anext(events)
+            while last["state"] != "Running":
+                last = await anext(events)
             description().check_schema("Instance", last)
-            assert (seen, last["state"]) == (["Stopped", "Initializing"], "Running")
+            assert (seen[0], seen[-1], last["state"]) == ("Stopped", "Initializing", "Running")
+            vm = api.host.vm("a")
             await api.manager.delete_vm("a")
-            assert [event async for event in events] == []
-        assert api.manager.watchers == 0
+            assert [event["state"] async for event in events][-1:] in ([], ["Stopped"])
+        assert not vm.changes._watchers
 
     drive(tmp_path, scenario)
 
 
 def test_a_client_that_goes_is_noticed_though_nothing_is_sent(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a")
+        await api.host.put("a")
         async with api.session.get(api.url("/instances/a/watch")) as response:
             await anext(read_events(response))
-            assert api.manager.watchers == 1
+            assert api.host.watchers("a") == 1
             response.close()
         await until_nobody_watches(api)
 
@@ -64,7 +70,7 @@ def test_a_client_that_goes_is_noticed_though_nothing_is_sent(tmp_path: Path) ->
 
 def test_a_stream_breaks_off_when_the_daemon_stops(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a")
+        await api.host.put("a")
         async with api.session.get(api.url("/instances/a/watch")) as response:
             events = read_events(response)
             await anext(events)
@@ -78,7 +84,7 @@ def test_a_stream_breaks_off_when_the_daemon_stops(tmp_path: Path) -> None:
 
 def test_wait_asks_the_client_to_come_again_when_the_daemon_stops(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.INITIALIZING)
+        await api.host.put("a", State.INITIALIZING)
         waiting = asyncio.create_task(api.ask("GET", "/instances/a/wait?state=Running"))
         await api.ask("GET", "/health")
         api.stop.set()
@@ -91,8 +97,11 @@ def test_wait_asks_the_client_to_come_again_when_the_daemon_stops(tmp_path: Path
 
 def test_logs_give_the_lines_that_were_asked_for(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        vm = api.manager.add("a")
-        sentinel = vm.lines[1]
+        sentinel = "HYPEMAN-AGENT-READY ts=x boot=y"
+        await api.host.put("a")
+        for text in ("one", sentinel, "two", "qemu-system-x86_64: vmm line"):
+            api.host.log("a", text, realtime=1_700_000_000.25)
+        api.host.log("a", "systemd line", transport="journal")
 
         async def lines(query: str) -> list[object]:
             return [data for _, data in (await api.ask("GET", f"/instances/a/logs{query}")).events]
@@ -101,23 +110,30 @@ def test_logs_give_the_lines_that_were_asked_for(tmp_path: Path) -> None:
         assert await lines("?tail=1") == ["two"]
         assert await lines("?tail=0") == []
         assert await lines("?sentinels=true&tail=all") == ["one", sentinel, "two"]
-        assert await lines("?source=vmm") == ["vmm line"]
+        assert await lines("?source=vmm") == ["qemu-system-x86_64: vmm line", "systemd line"]
         assert await lines("?tail=1&json=true") == [
             {"time": "2023-11-14T22:13:20.250Z", "text": "two", "invocation_id": "ab" * 16}
         ]
-        vm.lines = [f"line {n} \n\r\x00\u2028 \ud800" for n in range(500)]
-        assert await lines("") == vm.lines[-100:]
-        assert await lines("?tail=all") == vm.lines
+        texts = [f"line {n} \n\r\x00\u2028 \ufffd" for n in range(500)]
+        api.host.journal.entries.clear()
+        for text in texts:
+            api.host.log("a", text.encode().replace(b"\xef\xbf\xbd", b"\xff"))
+        assert await lines("") == texts[-100:]
+        assert await lines("?tail=all") == texts
 
     drive(tmp_path, scenario)
 
 
 def test_followed_logs_go_on_until_the_run_has_ended(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a", state=State.RUNNING)
+        await api.host.put("a", State.RUNNING)
+        api.host.vmm("a").print("two")
         async with api.session.get(api.url("/instances/a/logs?follow=true&tail=1")) as response:
             events = read_events(response)
             assert await anext(events) == "two"
+            api.host.vmm("a").print("three")
+            assert await anext(events) == "three"
+            api.host.vmm("a").print("last")
             await api.manager.stop_vm("a")
             assert [event async for event in events] == ["last"]
 
@@ -130,7 +146,7 @@ def test_followed_logs_go_on_until_the_run_has_ended(tmp_path: Path) -> None:
 )
 def test_wrong_parameters_of_logs_are_refused_by_name(tmp_path: Path, query: str) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a")
+        await api.host.put("a")
         answer = await api.ask("GET", f"/instances/a/logs?{query}")
         assert answer.status == 400
         assert query.partition("=")[0] in answer.json["message"]
@@ -147,8 +163,9 @@ def test_an_error_within_a_stream_is_told_and_the_stream_breaks_off(
     tmp_path: Path, failure: Exception, code: str
 ) -> None:
     async def scenario(api: Api) -> None:
-        api.manager.add("a")
-        api.manager.log_failure = failure
+        await api.host.put("a")
+        api.host.log("a", "two")
+        api.host.journal.failure = failure
         reader, writer = await asyncio.open_unix_connection(str(api.path))
         writer.write(b"GET /instances/a/logs?tail=1 HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = await reader.read()
@@ -175,7 +192,9 @@ def drain(path: Path) -> int:
 def test_a_stream_with_much_at_hand_lets_others_run(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         lines = 20_000
-        api.manager.add("a").lines = ["x"] * lines
+        await api.host.put("a")
+        for _ in range(lines):
+            api.host.log("a", "x")
         reading = asyncio.create_task(asyncio.to_thread(drain, api.path))
         turns = 0
         while not reading.done():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.model.files import FileInfo, FileKind
+from tests.fakes.files import GuestFile
 from tests.unit.api.harness import Api, Json, drive
 
 
@@ -18,7 +20,8 @@ def test_a_volume_by_our_own_words(tmp_path: Path) -> None:
         assert (grown.status, grown.json["size_gb"]) == (200, 3)
         again = await api.ask("POST", "/volumes", {"name": "data", "size_gb": 1})
         assert (again.status, again.code) == (400, "already_exists")
-        api.volumes.files["data"].put("/volume/file", data=b"inside")
+        info = FileInfo("file", FileKind.FILE, 0o644, 0, 0, 6, 0)
+        api.host.volume_files("data")["file"] = GuestFile(info, b"inside")
         archive = await api.ask("GET", "/volumes/data/archive")
         with tarfile.open(fileobj=io.BytesIO(archive.body)) as tar:
             (member,) = (m for m in tar if m.isfile())
@@ -48,7 +51,7 @@ def test_what_cannot_be_a_volume_is_refused_by_name(tmp_path: Path, body: Json, 
     async def scenario(api: Api) -> None:
         answer = await api.ask("POST", "/volumes", body)
         assert (answer.status, word in answer.json["message"]) == (400, True), answer.json
-        assert not api.volumes.volumes
+        assert (await api.ask("GET", "/volumes")).json == []
 
     drive(tmp_path, scenario)
 
@@ -65,6 +68,6 @@ def test_what_the_host_keeps(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         space = (await api.ask("GET", "/df")).json
         assert [kind["kind"] for kind in space["kinds"]][:3] == ["images", "disks", "volumes"]
-        assert space["filesystem"]["path"] == "/var/lib/hypemand"
+        assert space["filesystem"]["path"] == str(api.host.config.state_dir)
 
     drive(tmp_path, scenario)

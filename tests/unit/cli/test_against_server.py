@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from hypemand.model.state import State
-from hypemand.model.vm import ExitReport
 from tests.unit.api.harness import Api, drive
 from tests.unit.cli.conftest import DEADLINE, Cli
 
@@ -45,13 +44,18 @@ def test_a_bad_definition_shows_its_problems(tmp_path: Path) -> None:
 
 def test_a_run_ends_as_its_program(tmp_path: Path) -> None:
     async def scenario(api: Api, _: Run) -> None:
-        process = Cli(api.path).start("run", "--rm", "--name", "job", "builtin:busybox")
+        words = ("run", "--rm", "--name", "job", "--disk", "64M", "-m", "96M", "--network", "none")
+        process = Cli(api.path).start(*words, "builtin:busybox")
         assert process.stdout is not None
+        api.host.guest("job").prints = ("one",)
         assert await asyncio.to_thread(process.stdout.readline) == b"one\n"
-        await api.manager.set_state("job", State.STOPPED, exit=ExitReport(3, "exited", success=False))
+        vmm = api.host.vmm("job")
+        for text in ("two", "last"):
+            vmm.print(text)
+        vmm.exit(3)
         output, errors = await asyncio.to_thread(process.communicate, timeout=DEADLINE)
         assert (output, errors, process.returncode) == (b"two\nlast\n", b"", 3)
-        assert api.manager.vms == {}
+        assert not list(api.host.parts.fleet)
 
     run_both(tmp_path, scenario)
 
@@ -59,14 +63,15 @@ def test_a_run_ends_as_its_program(tmp_path: Path) -> None:
 def test_stop_kill_and_restart_reach_the_manager(tmp_path: Path) -> None:
     async def scenario(api: Api, run: Run) -> None:
         for name in ("a", "b", "c"):
-            api.manager.add(name, state=State.RUNNING)
+            await api.host.put(name, State.RUNNING)
+        vmm, first = api.host.vmm("a"), api.host.vmm("c").run_id
         stopped = json.loads((await run("stop", "--timeout", "1min", "--json", "a")).stdout)
-        assert stopped[0]["exit_message"] == "stopped on request, timeout 60.0"
-        assert (await run("stop", "--result", "a")).returncode == 0
+        assert (stopped[0]["exit_message"], vmm.graces) == ("stopped on request", [60])
         assert (await run("kill", "-s", "TERM", "b")).returncode == 0
-        assert api.manager.killed == [("b", 15)]
+        await api.host.until(State.STOPPED, "b")
         assert (await run("restart", "c")).returncode == 0
-        assert api.manager.vms["c"].view.state is State.INITIALIZING
+        await api.host.until(State.RUNNING, "c")
+        assert api.host.vmm("c").run_id != first
         assert (await run("kill", "a")).returncode == 5
 
     run_both(tmp_path, scenario)
@@ -77,13 +82,15 @@ def test_stop_kill_and_restart_reach_the_manager(tmp_path: Path) -> None:
     [
         (["logs", "web"], "one\ntwo\n"),
         (["logs", "--all", "-n", "2", "web"], "HYPEMAN-AGENT-READY ts=x boot=y\ntwo\n"),
-        (["logs", "--source", "vmm", "web"], "vmm line\n"),
+        (["logs", "--source", "vmm", "web"], "qemu-system-x86_64: vmm line\n"),
         (["logs", "--timestamps", "-n", "1", "web"], "2023-11-14T22:13:20.250+00:00 two\n"),
     ],
 )
 def test_logs_are_those_of_the_manager(tmp_path: Path, words: list[str], shown: str) -> None:
     async def scenario(api: Api, run: Run) -> None:
-        api.manager.add("web")
+        await api.host.put("web")
+        for text in ("qemu-system-x86_64: vmm line", "one", "HYPEMAN-AGENT-READY ts=x boot=y", "two"):
+            api.host.log("web", text, realtime=1_700_000_000.25)
         done = await run(*words)
         assert (done.stdout, done.stderr, done.returncode) == (shown, "", 0)
 
@@ -92,31 +99,35 @@ def test_logs_are_those_of_the_manager(tmp_path: Path, words: list[str], shown: 
 
 def test_exec_runs_in_the_guest(tmp_path: Path) -> None:
     async def scenario(api: Api, run: Run) -> None:
-        api.manager.add("web", state=State.RUNNING)
+        await api.host.put("web", State.RUNNING)
         done = await run("exec", "web", "--", "both")
         assert (done.stdout, done.stderr, done.returncode) == ("out", "err", 3)
         done = await run("exec", "-i", "web", "-e", "A=1", "--", "cat", input=b"x" * 500_000)
         assert (len(done.stdout), done.returncode) == (500_000, 0)
-        assert api.manager.sessions[-1].request.env == {"A": "1"}
+        assert api.host.vmm("web").commands[-1].env["A"] == "1"
         lost = await run("exec", "web", "lost")
         assert lost.returncode == 125
-        assert "the exit status of the command is not known" in lost.stderr
+        assert "the VMM closed the agent channel" in lost.stderr
 
     run_both(tmp_path, scenario)
 
 
 def test_images_reload_and_timeline_are_understood(tmp_path: Path) -> None:
     async def scenario(api: Api, run: Run) -> None:
-        api.manager.add("web", ready_ms=612.5)
-        assert "builtin:busybox" in (await run("image", "list", "-q")).stdout
         name = "example.org/team/app:v1"
+        for image in (name, "spare"):
+            api.host.add_image(image)
+        await api.host.put("web", State.RUNNING, image=name)
+        assert "builtin:busybox" in (await run("image", "list", "-q")).stdout
         assert json.loads((await run("image", "inspect", name)).stdout)["name"] == name
         assert (await run("image", "rm", name)).returncode == 5
         assert (await run("image", "rm", "spare")).returncode == 0
         assert (await run("image", "rm", "spare")).returncode == 4
+        api.host.write("a", memory="lots")
         reload = await run("reload")
         assert reload.returncode == 8
-        assert "a.yaml:3:1: memory: is no size; write 1G" in reload.stderr
+        assert "a.yaml:1:" in reload.stderr
+        assert "memory: " in reload.stderr
         assert "kernel" in (await run("analyze", "web")).stdout
 
     run_both(tmp_path, scenario)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.cli.client import ApiError, Client, StreamBroken, Unreachable, build_target, find_socket
-from tests.unit.cli.daemon import FakeDaemon
+from tests.unit.cli.canned import Canned
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 
@@ -102,9 +102,9 @@ def test_a_stream_that_says_nothing_ends_at_its_deadline(tmp_path: Path) -> None
 
 
 def test_a_stream_that_is_refused_raises_the_refusal(tmp_path: Path) -> None:
-    with FakeDaemon(tmp_path / "s").serve() as daemon, pytest.raises(ApiError) as error:
+    with Canned(tmp_path / "s").serve() as daemon, pytest.raises(ApiError) as error:
         read_events(Client(str(daemon.path)))
-    assert error.value.code == "unknown_route"
+    assert error.value.code == "not_found"
 
 
 def test_a_call_that_is_not_answered_ends_at_its_deadline(tmp_path: Path) -> None:

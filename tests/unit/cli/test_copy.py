@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -13,23 +14,23 @@ from typing import Any
 
 import pytest
 
-from hypemand.errors import GuestError
 from hypemand.model.files import FileKind
 from hypemand.model.state import State
-from tests.unit.api.fakefiles import MTIME, FakeFiles
+from tests.fakes.files import MTIME, GuestFiles
 from tests.unit.api.harness import Api
 from tests.unit.cli.test_against_server import Run, run_both
 
-Scenario = Callable[[FakeFiles, Run], Coroutine[Any, Any, None]]
+Scenario = Callable[[GuestFiles, Run], Coroutine[Any, Any, None]]
 
 
 def with_guest(folder: Path, scenario: Scenario) -> None:
     """A VM `web` that runs."""
 
     async def with_api(api: Api, run: Run) -> None:
-        api.manager.add("web", state=State.RUNNING)
-        await scenario(api.manager.files, run)
-        assert api.manager.files.copies_open == 0
+        await api.host.put("web", State.RUNNING)
+        files = api.host.guest("web").files
+        await scenario(files, run)
+        await api.host.until_true(lambda: files.copies_open == 0)
 
     run_both(folder, with_api)
 
@@ -49,7 +50,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_a_tree_goes_in_with_modes_times_and_links_and_becomes_roots(tmp_path: Path, tree: Path) -> None:
-    async def scenario(files: FakeFiles, run: Run) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         done = await run("cp", "--json", str(tree), "web:/srv")
         assert (done.returncode, done.stderr) == (0, "")
         assert json.loads(done.stdout) == {"bytes": 1_300_003}
@@ -75,7 +76,7 @@ def test_a_tree_goes_in_with_modes_times_and_links_and_becomes_roots(tmp_path: P
     ],
 )
 def test_what_cannot_be_copied_in_is_said(tmp_path: Path, source: str, words: str) -> None:
-    async def scenario(files: FakeFiles, run: Run) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         done = await run("cp", source, "web:/tmp/new")
         assert done.returncode == 1
         assert words in done.stderr
@@ -102,7 +103,7 @@ def test_what_cannot_be_copied_in_is_said(tmp_path: Path, source: str, words: st
     ],
 )
 def test_where_things_go_in(tmp_path: Path, tree: Path, source: str, target: str, made: str) -> None:
-    async def scenario(files: FakeFiles, run: Run) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         files.put("/etc/motd", data=b"old")
         files.put("/etc/link", FileKind.SYMLINK, target="motd")
         files.put("/etc/tmp", FileKind.SYMLINK, target="/tmp")
@@ -137,7 +138,7 @@ def test_where_things_go_in(tmp_path: Path, tree: Path, source: str, target: str
 def test_what_cannot_be_is_refused_in_words(
     tmp_path: Path, tree: Path, words: list[str], code: int, error: str
 ) -> None:
-    async def scenario(files: FakeFiles, run: Run) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         files.put("/etc/motd")
         done = await run("cp", *(word.replace("TREE", str(tree)) for word in words))
         assert (done.returncode, done.stdout) == (code, "")
@@ -149,7 +150,7 @@ def test_what_cannot_be_is_refused_in_words(
 
 def test_a_vm_that_does_not_run_is_said_so(tmp_path: Path, tree: Path) -> None:
     async def scenario(api: Api, run: Run) -> None:
-        api.manager.add("web")
+        await api.host.put("web")
         for words in ((str(tree), "web:/tmp"), ("web:/etc", str(tree)), ("-", "web:/tmp")):
             done = await run("cp", *words)
             assert (done.returncode, "Stopped" in done.stderr) == (5, True), words
@@ -157,7 +158,7 @@ def test_a_vm_that_does_not_run_is_said_so(tmp_path: Path, tree: Path) -> None:
     run_both(tmp_path, scenario)
 
 
-def put_tree(files: FakeFiles) -> None:
+def put_tree(files: GuestFiles) -> None:
     """A tree of the guest."""
     files.put("/srv/x", FileKind.DIRECTORY, mode=0o2750)
     files.put("/srv/x/file", data=b"abc" * 100_000, mode=0o4711, uid=12, gid=13)
@@ -169,7 +170,7 @@ def put_tree(files: FakeFiles) -> None:
 
 
 def test_a_tree_comes_out_without_rights_that_nobody_asked_for(tmp_path: Path) -> None:
-    async def scenario(files: FakeFiles, run: Run) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         put_tree(files)
         done = await run("cp", "web:/srv/x", str(tmp_path / "out"))
         assert (done.returncode, done.stdout) == (0, "")
@@ -191,7 +192,7 @@ def test_a_tree_comes_out_without_rights_that_nobody_asked_for(tmp_path: Path) -
 
 
 def test_with_a_owners_and_all_bits_are_kept(tmp_path: Path) -> None:
-    async def scenario(files: FakeFiles, run: Run) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         put_tree(files)
         assert (await run("cp", "-a", "web:/srv/x", str(tmp_path / "out"))).returncode == 0
         status = (tmp_path / "out/file").stat()
@@ -221,7 +222,7 @@ def test_with_a_owners_and_all_bits_are_kept(tmp_path: Path) -> None:
     ],
 )
 def test_where_things_come_out(tmp_path: Path, source: str, target: str, made: str) -> None:
-    async def scenario(files: FakeFiles, run: Run) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         files.put("/srv", FileKind.DIRECTORY)
         put_tree(files)
         base = tmp_path / "base"
@@ -235,7 +236,7 @@ def test_where_things_come_out(tmp_path: Path, source: str, target: str, made: s
 
 
 def test_streams_of_tar_go_both_ways(tmp_path: Path) -> None:
-    async def scenario(files: FakeFiles, run: Run) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w:") as archive:
             info = tarfile.TarInfo("a/b")
@@ -255,13 +256,13 @@ def test_streams_of_tar_go_both_ways(tmp_path: Path) -> None:
     with_guest(tmp_path, scenario)
 
 
-def test_a_copy_that_breaks_off_says_why_and_leaves_no_half_file(tmp_path: Path, tree: Path) -> None:
-    async def scenario(files: FakeFiles, run: Run) -> None:
+def test_a_copy_that_fails_says_why(tmp_path: Path, tree: Path) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         put_tree(files)
-        files.failure, files.fails_after = GuestError("input/output error"), 100_000
+        files.failure, files.fails_after = "input/output error", 100_000
         done = await run("cp", "web:/srv/x", str(tmp_path / "out"))
-        assert (done.returncode, done.stderr) == (1, "hypemanctl: input/output error\n")
-        assert os.listdir(tmp_path / "out") == []
+        assert done.returncode == 1
+        assert done.stderr.endswith("hypemanctl: input/output error\n")
         files.fails_after = 100_000
         done = await run("cp", str(tree), "web:/tmp")
         assert (done.returncode, done.stderr) == (1, "hypemanctl: input/output error\n")
@@ -269,10 +270,26 @@ def test_a_copy_that_breaks_off_says_why_and_leaves_no_half_file(tmp_path: Path,
     with_guest(tmp_path, scenario)
 
 
+def test_a_copy_that_breaks_off_says_why_and_leaves_no_half_file(tmp_path: Path) -> None:
+    async def scenario(api: Api, run: Run) -> None:
+        await api.host.put("web", State.RUNNING)
+        files = api.host.guest("web").files
+        put_tree(files)
+        files.gate = asyncio.Event()
+        copying = asyncio.create_task(run("cp", "web:/srv/x", str(tmp_path / "out")))
+        await api.host.until_true(lambda: any(path.name for path in tmp_path.glob("out/*")))
+        api.host.vmm("web").power_off()
+        done = await copying
+        assert (done.returncode, done.stderr) == (1, "hypemanctl: the VMM closed the agent channel\n")
+        assert os.listdir(tmp_path / "out") == []
+
+    run_both(tmp_path, scenario)
+
+
 def test_a_name_of_this_host_may_have_a_colon(tmp_path: Path) -> None:
     (tmp_path / "a:b").write_bytes(b"x")
 
-    async def scenario(files: FakeFiles, run: Run) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         assert (await run("cp", f"{tmp_path}/a:b", "web:/tmp")).returncode == 0
         assert files.files["/tmp/a:b"].data == b"x"
 
@@ -284,7 +301,7 @@ def test_a_link_that_leads_back_is_noticed(tmp_path: Path) -> None:
     loop.mkdir()
     (loop / "back").symlink_to(".")
 
-    async def scenario(files: FakeFiles, run: Run) -> None:
+    async def scenario(files: GuestFiles, run: Run) -> None:
         assert (await run("cp", str(loop), "web:/tmp")).returncode == 0
         done = await run("cp", "-L", str(loop), "web:/tmp")
         assert (done.returncode, "leads to a directory that contains it" in done.stderr) == (1, True)

@@ -10,9 +10,15 @@ import pytest
 
 from hypemand.cli.check import resolve_file
 from hypemand.version import VERSION
+from tests.unit.cli.canned import Archive, Canned, Each, Events, Failure
 from tests.unit.cli.conftest import REPOSITORY, Cli
-from tests.unit.cli.daemon import FakeDaemon
 
+GONE = Failure(404, {"code": "image_not_found", "message": "there is no image"})
+HEALTH = {
+    "status": "ok",
+    "version": "9.9",
+    "loop": {"slow_turns": 0, "longest_ms": 0, "longest_cpu_ms": 0},
+}
 UNIT = REPOSITORY / "units/hypemand.service"
 IMAGE = {
     "name": "team/app:1",
@@ -24,8 +30,8 @@ IMAGE = {
 }
 
 
-def test_images_are_listed(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.images = [IMAGE]
+def test_images_are_listed(daemon: Canned, cli: Cli) -> None:
+    daemon.answers["GET /images"] = [IMAGE]
     assert cli.run("image", "list").stdout.splitlines() == [
         "NAME        STATUS  SIZE  PLATFORM     CREATED           DIGEST",
         "team/app:1  ready   4M    linux/amd64  2026-03-01 10:00  sha256:aaaaaaaaaaaa",
@@ -34,71 +40,83 @@ def test_images_are_listed(daemon: FakeDaemon, cli: Cli) -> None:
     assert json.loads(cli.run("image", "list", "--json").stdout) == [IMAGE]
 
 
-def test_an_image_with_a_slash_in_its_name_is_found_and_removed(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.images = [IMAGE]
+def test_an_image_with_a_slash_in_its_name_is_found_and_removed(daemon: Canned, cli: Cli) -> None:
+    daemon.answers["GET /images/team/app:1"] = IMAGE
+    daemon.answers["DELETE /images/team/app:1"] = Each([None, GONE])
     assert json.loads(cli.run("image", "inspect", "team/app:1").stdout) == IMAGE
     assert cli.run("image", "rm", "team/app:1").returncode == 0
-    assert daemon.images == []
     assert cli.run("image", "rm", "team/app:1").returncode == 4
 
 
-def test_an_import_names_the_path_as_the_daemon_sees_it(daemon: FakeDaemon, cli: Cli, tmp_path: Path) -> None:
+def test_an_import_names_the_path_as_the_daemon_sees_it(daemon: Canned, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
+    daemon.answers["POST /images/import"] = {"name": "app", "digest": "sha256:1234"}
     done = cli.run("image", "import", "app", f"{tmp_path}/x/../tree")
     assert (done.returncode, done.stdout) == (0, "app sha256:1234\n")
     assert daemon.requests[-1][3] == {"name": "app", "path": f"{tmp_path}/tree"}
 
 
-def test_an_import_of_nothing_is_refused_here(daemon: FakeDaemon, cli: Cli, tmp_path: Path) -> None:
+def test_an_import_of_nothing_is_refused_here(daemon: Canned, cli: Cli, tmp_path: Path) -> None:
     done = cli.run("image", "import", "app", f"{tmp_path}/nope")
     assert done.returncode == 8
     assert f"there is no {tmp_path}/nope" in done.stderr
     assert daemon.requests == []
 
 
-def test_a_source_may_say_what_it_is(daemon: FakeDaemon, cli: Cli, tmp_path: Path) -> None:
+def test_a_source_may_say_what_it_is(daemon: Canned, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
+    daemon.answers["POST /images/import"] = {"name": "app", "digest": "sha256:1234"}
     assert cli.run("image", "import", "app", f"dir:{tmp_path}/tree").returncode == 0
     assert daemon.requests[-1][3] == {"name": "app", "path": f"dir:{tmp_path}/tree"}
 
 
-def test_a_pull_waits_until_the_image_is_there(daemon: FakeDaemon, cli: Cli) -> None:
+def test_a_pull_waits_until_the_image_is_there(daemon: Canned, cli: Cli) -> None:
     name = "docker.io/app"
     progress = {"bytes": 5, "total_bytes": 10, "layers": 0, "total_layers": 1}
-    daemon.pull_events = [
+    ready = {"name": name, "status": "ready", "digest": "sha256:12"}
+    events = (
         {"name": name, "status": "pending", "progress": None},
         {"name": name, "status": "pulling", "progress": progress},
-        {"name": name, "status": "ready", "digest": "sha256:12"},
-    ]
+        ready,
+    )
+    daemon.answers["POST /images"] = {"name": name, "status": "pending"}
+    daemon.answers[f"GET /images/{name}/watch"] = Events(events)
     done = cli.run("image", "pull", "app")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{name} sha256:12\n", "")
     assert [request[:2] for request in daemon.requests] == [
         ("POST", "/images"),
         ("GET", "/images/docker.io/app/watch"),
     ]
-    assert json.loads(cli.run("image", "pull", "--json", "app").stdout) == [daemon.pull_events[-1]]
+    assert json.loads(cli.run("image", "pull", "--json", "app").stdout) == [ready]
 
 
 @pytest.mark.parametrize(
     ("code", "status"), [("image_not_found", 4), ("pull_failed", 1), ("image_not_ready", 8)]
 )
-def test_a_pull_that_fails_says_why(daemon: FakeDaemon, cli: Cli, code: str, status: int) -> None:
+def test_a_pull_that_fails_says_why(daemon: Canned, cli: Cli, code: str, status: int) -> None:
     failed = {"name": "docker.io/app", "status": "failed", "error": "no such thing", "error_code": code}
-    daemon.pull_events = [failed]
+    daemon.answers["POST /images"] = {"name": "docker.io/app", "status": "pending"}
+    daemon.answers["GET /images/docker.io/app/watch"] = Events((failed,))
     done = cli.run("image", "pull", "app")
     assert (done.returncode, done.stdout) == (status, "")
     assert "no such thing" in done.stderr
 
 
-def test_run_pulls_what_is_not_here_before_anything_is_made(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.pull_events = [{"name": "docker.io/app", "status": "failed", "error": "gone", "error_code": "x"}]
+def test_run_pulls_what_is_not_here_before_anything_is_made(daemon: Canned, cli: Cli) -> None:
+    failed = {"name": "docker.io/app", "status": "failed", "error": "gone", "error_code": "x"}
+    daemon.answers["GET /images/app"] = GONE
+    daemon.answers["POST /images"] = {"name": "docker.io/app", "status": "pending"}
+    daemon.answers["GET /images/docker.io/app/watch"] = Events((failed,))
     assert cli.run("run", "app").returncode == 125
     assert [request[0] for request in daemon.requests] == ["GET", "POST", "GET"]
     assert cli.run("run", "--pull", "never", "app").returncode != 0
     assert daemon.requests[3][:2] == ("POST", "/instances")
 
 
-def test_images_are_tagged_and_pruned(daemon: FakeDaemon, cli: Cli) -> None:
+def test_images_are_tagged_and_pruned(daemon: Canned, cli: Cli) -> None:
+    gone = {"names": ["a", "b"], "digest": "sha256:1", "size_bytes": 2097152}
+    daemon.answers["POST /images/prune"] = {"images": [gone], "freed_bytes": 2097152}
+    daemon.answers["POST /images/app/tag"] = {"name": "other:v1", "digest": "sha256:1234"}
     assert cli.run("image", "tag", "app", "other:v1").stdout == "other:v1 sha256:1234\n"
     assert daemon.requests[-1][1:4] == ("/images/app/tag", {}, {"target": "other:v1"})
     assert cli.run("image", "prune").stdout == "a, b  2M\n2M freed\n"
@@ -107,25 +125,25 @@ def test_images_are_tagged_and_pruned(daemon: FakeDaemon, cli: Cli) -> None:
     assert daemon.requests[-1][3] == {"all": True, "dry_run": True}
 
 
-def test_an_export_is_whole_or_not_there(daemon: FakeDaemon, cli: Cli, tmp_path: Path) -> None:
+def test_an_export_is_whole_or_not_there(daemon: Canned, cli: Cli, tmp_path: Path) -> None:
     target = tmp_path / "out.tar"
-    daemon.archive = (3, b"tar")
+    daemon.answers["GET /images/app/export"] = Archive(3, b"tar")
     assert cli.run("image", "export", "app", str(target)).returncode == 0
     assert target.read_bytes() == b"tar"
-    daemon.archive = (30, b"half")
+    daemon.answers["GET /images/app/export"] = Archive(30, b"half")
     assert cli.run("image", "export", "app", str(target)).returncode == 7
     assert (target.read_bytes(), len(list(tmp_path.glob("*out.tar*")))) == (b"tar", 1)
-    daemon.archive = (3, b"tar")
+    daemon.answers["GET /images/app/export"] = Archive(3, b"tar")
     assert cli.run("image", "export", "app", "-").stdout == "tar"
 
 
-def test_reload_tells_what_changed(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.reload_report = {"defined": ["a", "b"], "changed": ["c"], "removed": [], "problems": []}
+def test_reload_tells_what_changed(daemon: Canned, cli: Cli) -> None:
+    daemon.answers["POST /reload"] = {"defined": ["a", "b"], "changed": ["c"], "removed": [], "problems": []}
     done = cli.run("reload")
     assert (done.stdout, done.returncode) == ("Defined: a, b.\nChanged, from the next start on: c.\n", 0)
 
 
-def test_reload_with_broken_files_is_8_and_names_them(daemon: FakeDaemon, cli: Cli) -> None:
+def test_reload_with_broken_files_is_8_and_names_them(daemon: Canned, cli: Cli) -> None:
     problem = {
         "file": "a.yaml",
         "line": 3,
@@ -134,34 +152,34 @@ def test_reload_with_broken_files_is_8_and_names_them(daemon: FakeDaemon, cli: C
         "message": "is no size",
         "hint": "write 1G",
     }
-    daemon.reload_report["problems"] = [problem]
+    daemon.answers["POST /reload"] = {"defined": [], "changed": [], "removed": [], "problems": [problem]}
     done = cli.run("reload")
     assert done.returncode == 8
     assert done.stderr == "hypemanctl: a.yaml:3:9: memory: is no size; write 1G\n"
     assert json.loads(cli.run("reload", "--json").stdout)["problems"] == [problem]
 
 
-def test_the_unit_reloads_without_a_word_since_the_daemon_tells_the_journal(
-    daemon: FakeDaemon, cli: Cli
-) -> None:
+def test_the_unit_reloads_without_a_word_since_the_daemon_tells_the_journal(daemon: Canned, cli: Cli) -> None:
     (line,) = (text for text in UNIT.read_text().splitlines() if text.startswith("ExecReload="))
     problem = {"file": "a.yaml", "line": 1, "column": 1, "key": "", "message": "is empty", "hint": ""}
-    daemon.reload_report = {"defined": ["a"], "changed": [], "removed": [], "problems": [problem]}
+    daemon.answers["POST /reload"] = {"defined": ["a"], "changed": [], "removed": [], "problems": [problem]}
     done = cli.run(*line.split()[1:])
     assert (done.returncode, done.stdout, done.stderr) == (8, "", "")
 
 
-def test_version_tells_both_sides(daemon: FakeDaemon, cli: Cli) -> None:
+def test_version_tells_both_sides(daemon: Canned, cli: Cli) -> None:
+    daemon.answers["GET /health"] = HEALTH
     assert cli.run("--version").stdout == f"hypemanctl {VERSION}\n"
     assert cli.run("version").stdout == f"hypemanctl {VERSION}\nhypemand 9.9\n"
 
 
-def test_version_tells_how_long_the_daemon_stood_still(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.loop = {"slow_turns": 3, "longest_ms": 2500, "longest_cpu_ms": 120}
+def test_version_tells_how_long_the_daemon_stood_still(daemon: Canned, cli: Cli) -> None:
+    loop = {"slow_turns": 3, "longest_ms": 2500, "longest_cpu_ms": 120}
+    daemon.answers["GET /health"] = HEALTH | {"loop": loop}
     assert cli.run("version").stdout.splitlines()[2:] == [
         "event loop: 3 slow turns, the longest took 2500 ms, the most CPU time in one was 120 ms"
     ]
-    assert json.loads(cli.run("version", "--json").stdout)["loop"] == daemon.loop
+    assert json.loads(cli.run("version", "--json").stdout)["loop"] == loop
 
 
 def test_version_does_not_need_the_daemon(cli: Cli) -> None:
@@ -260,9 +278,10 @@ def test_check_of_the_host_names_everything_that_a_vm_needs(cli: Cli) -> None:
             assert done.returncode in (8, 9)
 
 
-def test_check_tells_how_the_networks_are(daemon: FakeDaemon, cli: Cli) -> None:
+def test_check_tells_how_the_networks_are(daemon: Canned, cli: Cli) -> None:
+    daemon.answers["GET /health"] = HEALTH
     lab = {"name": "lab", "bridge": "lab0", "ipv4": "10.7.0.1/24", "ipv6": None}
-    daemon.networks = [
+    daemon.answers["GET /networks"] = [
         lab,
         lab | {"name": "dmz", "problem": "dmz0 is not ours"},
         lab | {"name": "odd", "warnings": ["ufw drops what is forwarded"]},

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
+from tests.unit.cli.canned import Canned, Failure
 from tests.unit.cli.conftest import Cli
-from tests.unit.cli.daemon import FakeDaemon
 
 
-def test_logs_are_shown_as_they_are(daemon: FakeDaemon, cli: Cli) -> None:
+def test_logs_are_shown_as_they_are(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = ["one", "\x1b[1mtwo\x1b[0m ü", "", "  three"]
     done = cli.run("logs", "web")
     assert (done.stdout, done.returncode) == ("one\n\x1b[1mtwo\x1b[0m ü\n\n  three\n", 0)
@@ -29,7 +29,7 @@ def is_harmless(seen: bytes) -> bool:
 
 @pytest.mark.parametrize("words", [("logs", "web"), ("logs", "--timestamps", "web"), ("status", "web")])
 def test_on_a_terminal_a_guests_control_characters_are_text(
-    daemon: FakeDaemon, cli: Cli, words: tuple[str, ...]
+    daemon: Canned, cli: Cli, words: tuple[str, ...]
 ) -> None:
     cli.environment["NO_COLOR"] = "1"
     daemon.add("web").lines = [HOSTILE]
@@ -39,12 +39,12 @@ def test_on_a_terminal_a_guests_control_characters_are_text(
     assert b"a       b" in seen or b"a      b" in seen, "a tab is no attack, and not shown as one"
 
 
-def test_raw_logs_reach_a_terminal_as_they_are(daemon: FakeDaemon, cli: Cli) -> None:
+def test_raw_logs_reach_a_terminal_as_they_are(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = ["\x1b[1mtwo\x1b[0m"]
     assert cli.run_on_terminal("logs", "--raw", "web") == b"\x1b[1mtwo\x1b[0m\r\n"
 
 
-def test_no_word_of_a_vm_controls_a_terminal(daemon: FakeDaemon, cli: Cli) -> None:
+def test_no_word_of_a_vm_controls_a_terminal(daemon: Canned, cli: Cli) -> None:
     """Whatever the daemon says of a VM, wherever the guest, its image or a client had a part in it."""
     cli.environment["NO_COLOR"] = "1"
     program = {
@@ -63,7 +63,8 @@ def test_no_word_of_a_vm_controls_a_terminal(daemon: FakeDaemon, cli: Cli) -> No
         network={"enabled": True, "name": HOSTILE, "ip": HOSTILE, "group": HOSTILE, "publish": [HOSTILE]},
     )
     vm.lines = [HOSTILE]
-    daemon.images = [{"name": HOSTILE, "status": "failed", "error": HOSTILE, "tags": {HOSTILE: HOSTILE}}]
+    image = {"name": HOSTILE, "status": "failed", "error": HOSTILE, "tags": {HOSTILE: HOSTILE}}
+    daemon.answers["GET /images"] = [image]
     for words in (
         ("list",), ("list", "-q"), ("status",), ("status", "web"), ("show", "web"),
         ("show", "--value", "-p", "tags", "web"), ("logs", "web"), ("top", "--once"), ("image", "list"),
@@ -71,7 +72,7 @@ def test_no_word_of_a_vm_controls_a_terminal(daemon: FakeDaemon, cli: Cli) -> No
         assert is_harmless(cli.run_on_terminal(*words)), words
 
 
-def test_logs_pass_text_that_the_locale_cannot_show(daemon: FakeDaemon, cli: Cli) -> None:
+def test_logs_pass_text_that_the_locale_cannot_show(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = ["ü ✓ \ud800"]
     cli.environment["LC_ALL"] = "C"
     cli.environment["PYTHONUTF8"] = "0"
@@ -91,26 +92,26 @@ def test_logs_pass_text_that_the_locale_cannot_show(daemon: FakeDaemon, cli: Cli
     ],
 )
 def test_logs_ask_for_what_was_asked(
-    daemon: FakeDaemon, cli: Cli, words: list[str], query: dict[str, str]
+    daemon: Canned, cli: Cli, words: list[str], query: dict[str, str]
 ) -> None:
     daemon.add("web").lines = ["x"]
     assert cli.run("logs", "web", *words).returncode == 0
     assert daemon.requests == [("GET", "/instances/web/logs", query, None)]
 
 
-def test_logs_can_have_their_time_before_them(daemon: FakeDaemon, cli: Cli) -> None:
+def test_logs_can_have_their_time_before_them(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = ["one"]
     assert cli.run("logs", "--timestamps", "web").stdout == "2026-03-01T10:00:00.250+00:00 one\n"
 
 
-def test_logs_as_json_are_an_object_a_line(daemon: FakeDaemon, cli: Cli) -> None:
+def test_logs_as_json_are_an_object_a_line(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = ["one\x1b", "two"]
     objects = [json.loads(line) for line in cli.run("logs", "--json", "web").stdout.splitlines()]
     assert [o["text"] for o in objects] == ["one\x1b", "two"]
     assert set(objects[0]) == {"time", "text", "invocation_id"}
 
 
-def test_followed_lines_come_when_they_are_said(daemon: FakeDaemon, cli: Cli) -> None:
+def test_followed_lines_come_when_they_are_said(daemon: Canned, cli: Cli) -> None:
     more = threading.Event()
 
     def second() -> str:
@@ -126,14 +127,14 @@ def test_followed_lines_come_when_they_are_said(daemon: FakeDaemon, cli: Cli) ->
     assert (output, process.returncode) == (b"two\n", 0)
 
 
-def test_an_error_within_the_stream_is_told_after_the_lines(daemon: FakeDaemon, cli: Cli) -> None:
+def test_an_error_within_the_stream_is_told_after_the_lines(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = ["one", RuntimeError("the journal is gone")]
     done = cli.run("logs", "web")
     assert (done.stdout, done.returncode) == ("one\n", 1)
     assert done.stderr == "hypemanctl: the journal is gone\n"
 
 
-def test_a_reader_that_leaves_early_is_no_error(daemon: FakeDaemon, cli: Cli) -> None:
+def test_a_reader_that_leaves_early_is_no_error(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = [f"line {n}" * 20 for n in range(5000)]
     process = cli.start("logs", "web")
     assert process.stdout is not None
@@ -158,9 +159,9 @@ TIMELINE = {
 }
 
 
-def test_analyze_shows_the_boot(daemon: FakeDaemon, cli: Cli) -> None:
+def test_analyze_shows_the_boot(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
-    daemon.timeline = TIMELINE
+    daemon.answers["GET /instances/web/timeline"] = TIMELINE
     done = cli.run("analyze", "web")
     assert done.returncode == 0
     assert "web" in done.stdout
@@ -169,16 +170,16 @@ def test_analyze_shows_the_boot(daemon: FakeDaemon, cli: Cli) -> None:
     assert json.loads(cli.run("analyze", "web", "--json").stdout) == TIMELINE
 
 
-def test_analyze_plot_is_an_svg(daemon: FakeDaemon, cli: Cli) -> None:
+def test_analyze_plot_is_an_svg(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
-    daemon.timeline = TIMELINE
+    daemon.answers["GET /instances/web/timeline"] = TIMELINE
     done = cli.run("analyze", "plot", "web")
     assert done.stdout.lstrip().startswith(("<svg", "<?xml"))
     assert done.stdout.endswith("</svg>\n")
 
 
-def test_analyze_of_what_never_booted_is_5(daemon: FakeDaemon, cli: Cli) -> None:
+def test_analyze_of_what_never_booted_is_5(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", "Stopped")
     body = {"code": "invalid_state", "message": "web was not started yet"}
-    daemon.failures["GET /instances/web/timeline"] = (409, body)
+    daemon.answers["GET /instances/web/timeline"] = Failure(409, body)
     assert cli.run("analyze", "web").returncode == 5

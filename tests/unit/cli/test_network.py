@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 
+from tests.unit.cli.canned import Canned, Failure
 from tests.unit.cli.conftest import Cli
-from tests.unit.cli.daemon import FakeDaemon
 
 LAB = {
     "name": "lab",
@@ -21,8 +21,8 @@ LAB = {
 }
 
 
-def test_networks_are_a_table_that_tells_what_is_wrong(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.networks = [
+def test_networks_are_a_table_that_tells_what_is_wrong(daemon: Canned, cli: Cli) -> None:
+    networks = daemon.answers["GET /networks"] = [
         LAB,
         LAB | {"name": "dmz", "problem": "dmz0 is not ours\x1b[2J", "members": []},
         LAB | {"name": "old", "pending": True, "warnings": ["ufw is there"], "free_addresses": 2**64 - 2},
@@ -39,11 +39,13 @@ def test_networks_are_a_table_that_tells_what_is_wrong(daemon: FakeDaemon, cli: 
         ),
     ]
     assert cli.run("network", "list", "-q").stdout == "lab\ndmz\nold\n"
-    assert json.loads(cli.run("network", "list", "--json").stdout) == daemon.networks
+    assert json.loads(cli.run("network", "list", "--json").stdout) == networks
 
 
-def test_a_network_is_shown_whole(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.networks = [LAB]
+def test_a_network_is_shown_whole(daemon: Canned, cli: Cli) -> None:
+    daemon.answers["GET /networks/lab"] = LAB
+    refusal = {"code": "not_found", "message": "there is no network 'other'"}
+    daemon.answers["GET /networks/other"] = Failure(404, refusal)
     assert json.loads(cli.run("network", "inspect", "lab").stdout) == LAB
     missing = cli.run("network", "inspect", "other")
     assert (missing.returncode, "there is no network 'other'" in missing.stderr) == (4, True)

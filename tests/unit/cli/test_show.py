@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from tests.unit.cli.canned import Canned, Failure
 from tests.unit.cli.conftest import Cli
-from tests.unit.cli.daemon import FakeDaemon
 
 PLACE = {
     "enabled": True,
@@ -22,7 +22,7 @@ PLACE = {
 HOSTILE = "boom \x1b[2J\x07"
 
 
-def test_list_shows_a_table(daemon: FakeDaemon, cli: Cli) -> None:
+def test_list_shows_a_table(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", network=PLACE)
     daemon.add("db", "Stopped", exit_code=3, needs_restart=True, removed_from_config=True)
     done = cli.run("list")
@@ -34,7 +34,7 @@ def test_list_shows_a_table(daemon: FakeDaemon, cli: Cli) -> None:
     ]
 
 
-def test_list_shows_published_ports_if_there_are_any(daemon: FakeDaemon, cli: Cli) -> None:
+def test_list_shows_published_ports_if_there_are_any(daemon: Canned, cli: Cli) -> None:
     many = [f"{port}:80" for port in range(1, 7)]
     daemon.add("web", network=PLACE | {"interface": "hv61200"})
     daemon.add("many", network=PLACE | {"interface": "hv61201", "publish": many})
@@ -47,7 +47,7 @@ def test_list_shows_published_ports_if_there_are_any(daemon: FakeDaemon, cli: Cl
     assert "PORTS" not in cli.run("list", "db").stdout
 
 
-def test_list_can_be_cut_down_for_scripts(daemon: FakeDaemon, cli: Cli) -> None:
+def test_list_can_be_cut_down_for_scripts(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
     daemon.add("db", "Stopped")
     assert cli.run("list", "-q").stdout == "web\ndb\n"
@@ -56,26 +56,26 @@ def test_list_can_be_cut_down_for_scripts(daemon: FakeDaemon, cli: Cli) -> None:
     assert cli.run("list", "--no-legend").stdout.startswith("web ")
 
 
-def test_a_stopped_vm_is_so_since_its_end_if_that_is_known(daemon: FakeDaemon, cli: Cli) -> None:
+def test_a_stopped_vm_is_so_since_its_end_if_that_is_known(daemon: Canned, cli: Cli) -> None:
     daemon.add("ended", "Stopped", stopped_at="2026-02-28T09:30:00.000Z")
     daemon.add("fresh", "Stopped", stopped_at=None)
     assert "State: Stopped since Sat 2026-02-28 09:30:00 UTC;" in cli.run("status", "ended").stdout
     assert "State: Stopped\n" in cli.run("status", "fresh").stdout
 
 
-def test_list_json_is_one_document(daemon: FakeDaemon, cli: Cli) -> None:
+def test_list_json_is_one_document(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
     done = cli.run("list", "--json")
     assert [vm["name"] for vm in json.loads(done.stdout)] == ["web"]
     assert done.stderr == ""
 
 
-def test_list_of_nothing_is_empty(daemon: FakeDaemon, cli: Cli) -> None:
+def test_list_of_nothing_is_empty(daemon: Canned, cli: Cli) -> None:
     assert cli.run("list").stdout == ""
     assert json.loads(cli.run("list", "--json").stdout) == []
 
 
-def test_status_tells_all_that_an_administrator_asks(daemon: FakeDaemon, cli: Cli) -> None:
+def test_status_tells_all_that_an_administrator_asks(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = [f"line {n}" for n in range(20)]
     done = cli.run("status", "web")
     assert done.returncode == 0
@@ -101,7 +101,7 @@ def test_status_tells_all_that_an_administrator_asks(daemon: FakeDaemon, cli: Cl
     ],
 )
 def test_status_tells_how_the_kernel_headers_are(
-    daemon: FakeDaemon, cli: Cli, headers: dict[str, object], words: str
+    daemon: Canned, cli: Cli, headers: dict[str, object], words: str
 ) -> None:
     daemon.add("web", kernel_headers=headers)
     assert words in cli.run("status", "web").stdout
@@ -124,25 +124,25 @@ def test_status_tells_how_the_kernel_headers_are(
     ],
 )
 def test_status_tells_where_it_is_in_the_network(
-    daemon: FakeDaemon, cli: Cli, network: dict[str, object], words: str
+    daemon: Canned, cli: Cli, network: dict[str, object], words: str
 ) -> None:
     daemon.add("web", network=network)
     assert f"Network: {words}" in cli.run("status", "web").stdout
 
 
-def test_a_vm_that_has_ipv6_alone_is_listed_with_it(daemon: FakeDaemon, cli: Cli) -> None:
+def test_a_vm_that_has_ipv6_alone_is_listed_with_it(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", network=PLACE | {"ip": None})
     assert cli.run("list", "--no-legend").stdout.split()[4] == "fd00:7::2"
 
 
-def test_status_takes_the_number_of_lines(daemon: FakeDaemon, cli: Cli) -> None:
+def test_status_takes_the_number_of_lines(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = ["one", "two"]
     assert " two\n" in cli.run("status", "-n", "1", "web").stdout
     assert " one\n" not in cli.run("status", "-n", "1", "web").stdout
     assert " two\n" not in cli.run("status", "-n", "0", "web").stdout
 
 
-def test_status_of_what_does_not_run_is_3_and_says_why(daemon: FakeDaemon, cli: Cli) -> None:
+def test_status_of_what_does_not_run_is_3_and_says_why(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", "Stopped", exit_code=127, exit_message="not found: /bin/nope")
     done = cli.run("status", "web")
     assert done.returncode == 3
@@ -150,15 +150,18 @@ def test_status_of_what_does_not_run_is_3_and_says_why(daemon: FakeDaemon, cli: 
     assert done.stdout.startswith("✗ web")
 
 
-def test_status_of_a_stranger_is_4(daemon: FakeDaemon, cli: Cli) -> None:
+def test_status_of_a_stranger_is_4(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
+    daemon.answers["GET /instances/nope"] = Failure(
+        404, {"code": "not_found", "message": "there is no VM 'nope'", "hint": "see: hypemanctl list"}
+    )
     done = cli.run("status", "nope", "web")
     assert done.returncode == 4
     assert "hypemanctl: there is no VM 'nope'; see: hypemanctl list" in done.stderr
     assert "web" in done.stdout
 
 
-def test_status_without_a_name_shows_all_and_is_good(daemon: FakeDaemon, cli: Cli) -> None:
+def test_status_without_a_name_shows_all_and_is_good(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
     daemon.add("db", "Stopped")
     done = cli.run("status")
@@ -167,7 +170,7 @@ def test_status_without_a_name_shows_all_and_is_good(daemon: FakeDaemon, cli: Cl
     assert "○ db" in done.stdout
 
 
-def test_status_lives_with_a_log_that_breaks(daemon: FakeDaemon, cli: Cli) -> None:
+def test_status_lives_with_a_log_that_breaks(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = ["before", RuntimeError("the journal is gone")]
     done = cli.run("status", "web")
     assert done.returncode == 0
@@ -175,8 +178,10 @@ def test_status_lives_with_a_log_that_breaks(daemon: FakeDaemon, cli: Cli) -> No
     assert "cannot read its log: the journal is gone" in done.stdout
 
 
-def test_what_a_guest_says_does_not_reach_the_terminal_raw(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.add("web", "Stopped", exit_code=1, exit_message=HOSTILE, status_text=HOSTILE).lines = [HOSTILE]
+def test_what_a_guest_says_does_not_reach_the_terminal_raw(daemon: Canned, cli: Cli) -> None:
+    web = daemon.add("web", "Stopped", exit_code=1, exit_message=HOSTILE, status_text=HOSTILE)
+    web.lines = [HOSTILE]
+    daemon.answers["POST /instances/web/start"] = web.instance
     for words in (
         ["status", "web"],
         ["show", "web"],
@@ -189,7 +194,7 @@ def test_what_a_guest_says_does_not_reach_the_terminal_raw(daemon: FakeDaemon, c
         assert "\x07" not in done.stdout + done.stderr
 
 
-def test_show_gives_a_property_a_line(daemon: FakeDaemon, cli: Cli) -> None:
+def test_show_gives_a_property_a_line(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", exit_message="two\nlines")
     lines = cli.run("show", "web").stdout.splitlines()
     assert "state=Running" in lines
@@ -200,7 +205,7 @@ def test_show_gives_a_property_a_line(daemon: FakeDaemon, cli: Cli) -> None:
     assert "exit_message=two\\nlines" in lines
 
 
-def test_show_gives_the_properties_that_are_asked_for(daemon: FakeDaemon, cli: Cli) -> None:
+def test_show_gives_the_properties_that_are_asked_for(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
     assert cli.run("show", "web", "-p", "state", "--value").stdout == "Running\n"
     assert cli.run("show", "web", "-p", "definition").stdout.count("definition.") == 5
@@ -208,7 +213,7 @@ def test_show_gives_the_properties_that_are_asked_for(daemon: FakeDaemon, cli: C
     assert json.loads(cli.run("show", "web", "--json").stdout)["definition"]["memory"] == "512M"
 
 
-def test_show_of_a_property_that_is_not_there_is_an_error(daemon: FakeDaemon, cli: Cli) -> None:
+def test_show_of_a_property_that_is_not_there_is_an_error(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
     done = cli.run("show", "web", "-p", "stat")
     assert done.returncode == 4

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
+from tests.unit.cli.canned import Canned, Failure
 from tests.unit.cli.conftest import DEADLINE, Cli
-from tests.unit.cli.daemon import FakeDaemon
 
 HEAVY = {"aiohttp", "asyncio", "jsonschema", "pystemd", "subprocess", "systemd", "websocket", "yaml"}
 
@@ -26,9 +26,12 @@ HEAVY = {"aiohttp", "asyncio", "jsonschema", "pystemd", "subprocess", "systemd",
         ["token", "list"],
     ],
 )
-def test_no_command_imports_what_it_does_not_need(daemon: FakeDaemon, cli: Cli, words: list[str]) -> None:
+def test_no_command_imports_what_it_does_not_need(daemon: Canned, cli: Cli, words: list[str]) -> None:
     daemon.add("web")
-    daemon.failures["POST /instances"] = (400, {"code": "invalid_definition", "message": "no"})
+    daemon.answers["POST /instances/web/start"] = daemon.vms["web"].instance
+    daemon.answers["GET /tokens"] = []
+    daemon.answers["GET /images/box"] = {"name": "box", "status": "ready"}
+    daemon.answers["POST /instances"] = Failure(400, {"code": "invalid_definition", "message": "no"})
     argv = cli.argv(*words)
     argv[1:1] = ["-X", "importtime"]
     done = subprocess.run(

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,10 @@ from hypemand.cli.pull import describe_pull
 from hypemand.cli.terminal import LiveLine
 from hypemand.model.answers.image import Image
 from hypemand.model.images import Progress, PullStatus
+from hypemand.model.state import State
+from tests.unit.cli.canned import Canned, Events, make_instance
 from tests.unit.cli.conftest import DEADLINE, Cli
-from tests.unit.cli.daemon import FakeDaemon
+from tests.unit.cli.live import Live
 
 CLEAR = "\r\x1b[K"
 
@@ -51,55 +54,61 @@ def run_on_terminal(
     return shown, process.wait(DEADLINE)
 
 
-def test_colours_only_on_a_terminal(daemon: FakeDaemon, cli: Cli) -> None:
+def test_colours_only_on_a_terminal(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
     assert "\x1b[32mRunning" in run_on_terminal(cli, "list")[0]
     assert "\x1b" not in cli.run("list").stdout
 
 
-def test_no_color_is_honoured(daemon: FakeDaemon, cli: Cli) -> None:
+def test_no_color_is_honoured(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
     cli.environment["NO_COLOR"] = "1"
     assert "\x1b" not in run_on_terminal(cli, "list")[0]
 
 
-def test_waiting_shows_what_it_waits_for_and_clears_it(daemon: FakeDaemon, cli: Cli) -> None:
+def test_waiting_shows_what_it_waits_for_and_clears_it(daemon: Canned, cli: Cli) -> None:
     script = daemon.add("web", "Initializing", status_text="Initializing: kernel up \x1b[2J")
     line = f"{CLEAR}web: Initializing: kernel up \\x1b[2J ("
-    shown, status = run_on_terminal(
-        cli, "wait", "web", until=line, then=lambda: daemon.update(script, {"state": "Running"})
-    )
+    shown_line = threading.Event()
+
+    def then() -> dict[str, Any]:
+        assert shown_line.wait(DEADLINE)
+        return make_instance("web")
+
+    daemon.answers["GET /instances/web/watch"] = Events((script.instance, then))
+    shown, status = run_on_terminal(cli, "wait", "web", until=line, then=shown_line.set)
     assert status == 0
     assert line in shown
     assert shown.endswith(CLEAR)
 
 
-def test_a_stop_shows_what_the_vm_does_meanwhile(daemon: FakeDaemon, cli: Cli) -> None:
-    script = daemon.add("web", status_text="Shutdown: stopping")
-    script.stop_gate = threading.Event()
-    line = "web: Shutdown: stopping ("
-    shown, status = run_on_terminal(cli, "stop", "web", until=line, then=script.stop_gate.set)
+def test_a_stop_shows_what_the_vm_does_meanwhile(live: Live, cli: Cli) -> None:
+    live.put("web", State.RUNNING)
+    live.host.guest().heeds = False
+    vmm = live.host.vmm()
+    line = "web: Shutdown: "
+    shown, status = run_on_terminal(cli, "stop", "web", until=line, then=lambda: live.call(vmm.power_off))
     assert status == 0
     assert line in shown
     assert shown.endswith(CLEAR)
 
 
-def test_off_a_terminal_waiting_shows_nothing(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.add("web", "Initializing")
+def test_off_a_terminal_waiting_shows_nothing(live: Live, cli: Cli) -> None:
+    live.put("web", State.INITIALIZING)
     done = cli.run("wait", "web", "--timeout", "300ms")
-    assert done.stderr == "hypemanctl: web was not Running within 0.3 s; it is Initializing\n"
+    text = live.host.vm().view().status_text
+    assert done.stderr == f"hypemanctl: web was not Running within 0.3 s; it is {text}\n"
 
 
-def test_an_empty_list_says_so_to_people_only(daemon: FakeDaemon, cli: Cli) -> None:
+def test_an_empty_list_says_so_to_people_only(daemon: Canned, cli: Cli) -> None:
     assert run_on_terminal(cli, "list")[0] == "No VMs.\r\n"
     assert cli.run("list").stdout == ""
 
 
-def test_an_interrupt_ends_a_wait_quietly(daemon: FakeDaemon, cli: Cli) -> None:
-    daemon.add("web", "Initializing")
+def test_an_interrupt_ends_a_wait_quietly(live: Live, cli: Cli) -> None:
+    live.put("web", State.INITIALIZING)
     process = cli.start("wait", "web")
-    with daemon.changed:
-        daemon.changed.wait_for(lambda: bool(daemon.requests), DEADLINE)
+    live.until_true(lambda: live.host.watchers("web") > 0)
     process.send_signal(2)
     output, errors = process.communicate(timeout=DEADLINE)
     assert (output, errors, process.returncode) == (b"", b"", 130)

@@ -5,69 +5,76 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from pathlib import Path
 
+from hypemand.api.render import derive_instance
+from hypemand.cli.top import _compare, _format_row
+from hypemand.model.answers.instance import Instance
 from hypemand.model.state import State
 from hypemand.model.tokens import Scope
 from tests.unit.api.harness import Api
+from tests.unit.api.values import make_view
 from tests.unit.cli.test_against_server import Run, run_both
 
 
-async def burn(api: Api, name: str, per_second: float) -> None:
-    """Let a VM use CPU time."""
-    start = time.monotonic()
-    while True:
-        used = (time.monotonic() - start) * per_second
-        await api.manager.set_state(name, State.RUNNING, cpu_seconds=used)
-        await asyncio.sleep(0.02)
+def make_instance(**changes: object) -> Instance:
+    """One that runs."""
+    values: dict[str, object] = {
+        "main_pid": 5, "invocation_id": "ab" * 16, "memory_current": 150 * 1024**2, "cpu_seconds": 7.0,
+        "started_at": time.time() - 65,
+    }  # fmt: skip
+    return derive_instance(make_view("web", **{"state": State.RUNNING, **values, **changes}))
+
+
+def test_what_was_used_between_two_looks_is_a_share_of_the_time() -> None:
+    before = make_instance()
+    busy = _compare(make_instance(cpu_seconds=7.25), before, 0.5)
+    assert (busy.cpu_percent, busy.cpu_seconds, busy.memory) == (50.0, 7.25, "1G")
+    assert busy.up_seconds is not None
+    assert 65 <= busy.up_seconds < 90
+    assert _compare(before, before, 0.5).cpu_percent == 0.0
+    assert _format_row(busy) == ["web", "Running", "50.0", "150M", "1G", "2", "7.2 s", "1min 5s"]
+    off = _compare(derive_instance(make_view()), None, 0.5)
+    assert (off.cpu_percent, off.memory_current, off.up_seconds) == (None, None, None)
+
+
+def test_a_vm_that_was_started_anew_has_used_nothing_before() -> None:
+    before = make_instance(invocation_id="a" * 32, cpu_seconds=100.0)
+    row = _compare(make_instance(invocation_id="b" * 32, cpu_seconds=0.1), before, 1.0)
+    assert row.cpu_percent == 10.0
 
 
 def test_top_shows_the_busiest_first_and_what_it_uses(tmp_path: Path) -> None:
     async def scenario(api: Api, run: Run) -> None:
-        for name in ("idle", "busy"):
-            api.manager.add(
-                name, state=State.RUNNING, main_pid=5, invocation_id="ab" * 16, memory_current=150 * 1024**2,
-                cpu_seconds=7.0, started_at=time.time() - 65,
-            )  # fmt: skip
-        api.manager.add("off")
-        burning = asyncio.create_task(burn(api, "busy", 0.5))
+        idle = await asyncio.create_subprocess_exec("sleep", "infinity")
+        busy = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
         try:
-            done = await run("top", "--json", "-d", "500ms")
-            table = await run("top", "-d", "300ms")
+            for name, process in (("idle", idle), ("busy", busy)):
+                await api.host.put(name, State.RUNNING)
+                api.host.vmm(name).process.pid = process.pid
+            await api.host.put("off")
+            done = await run("top", "--json", "-d", "100ms")
+            table = await run("top", "-d", "100ms")
             named = await run("top", "--once", "-d", "100ms", "off")
         finally:
-            burning.cancel()
+            for process in (idle, busy):
+                process.kill()
+                await process.wait()
         rows = json.loads(done.stdout)
         assert [row["name"] for row in rows] == ["busy", "idle", "off"]
-        assert 40 < rows[0]["cpu_percent"] < 60
-        assert (rows[1]["cpu_percent"], rows[1]["cpu_seconds"], rows[1]["memory"]) == (0.0, 7.0, "1G")
-        assert 65 <= rows[1]["up_seconds"] < 90
-        assert (rows[2]["cpu_percent"], rows[2]["memory_current"], rows[2]["up_seconds"]) == (
-            None,
-            None,
-            None,
-        )
+        assert rows[0]["cpu_percent"] > 0 == rows[1]["cpu_percent"]
+        assert rows[0]["cpu_seconds"] > 0
+        assert rows[1]["memory"] == "96M"
         lines = [line.split() for line in table.stdout.splitlines()]
         assert lines[0][:4] == ["NAME", "STATE", "CPU%", "MEMORY"]
         assert [line[0] for line in lines[1:]] == ["busy", "idle", "off"]
-        assert lines[2][2:5] == ["0.0", "150M", "1G"]
+        assert lines[2][2:5] == ["0.0", "64M", "96M"]
         assert "\x1b" not in table.stdout
         assert [line.split()[0] for line in named.stdout.splitlines()] == ["NAME", "off"]
         assert (await run("top", "nobody")).returncode == 4
         assert (await run("top", "-d", "1ms")).returncode == 8
-
-    run_both(tmp_path, scenario)
-
-
-def test_a_vm_that_was_started_anew_has_used_nothing_before(tmp_path: Path) -> None:
-    async def scenario(api: Api, run: Run) -> None:
-        api.manager.add("web", state=State.RUNNING, main_pid=5, invocation_id="a" * 32, cpu_seconds=100.0)
-        looking = asyncio.create_task(run("top", "--json", "-d", "1s"))
-        await api.manager.listed.wait()
-        await api.manager.set_state("web", State.RUNNING, invocation_id="b" * 32, cpu_seconds=0.1)
-        (row,) = json.loads((await looking).stdout)
-        assert 5 < row["cpu_percent"] < 20
 
     run_both(tmp_path, scenario)
 

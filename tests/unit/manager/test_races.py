@@ -62,8 +62,7 @@ def test_restarts_at_once_are_made_one_after_the_other() -> None:
         await host.until(State.RUNNING)
         assert host.vmms.runs == {"web": 4}
         assert len(host.network.taps) == 1
-        await host.manager.stop_vm("web")
-        assert host.traces() == []
+        await host.stop_for_good()
 
     drive(scenario)
 
@@ -77,8 +76,7 @@ def test_of_a_restart_and_a_stop_the_later_one_counts(last: str) -> None:
         if last == "stop":
             assert host.vm().state is State.STOPPED
             assert host.traces() == []
-        await host.manager.start_vm("web")
-        await host.until(State.RUNNING)
+        await host.start()
         assert len(host.network.taps) == 1
 
     drive(scenario)
@@ -139,8 +137,7 @@ def test_systemd_stops_it_while_it_is_being_started() -> None:
         await host.until_true(lambda: host.unit() is None)
         go_on.set()
         await outcome(start)
-        await host.until(State.STOPPED)
-        await host.vm().runs.settle()
+        await host.until_ended()
         assert host.traces() == []
 
     drive(scenario)
@@ -206,9 +203,7 @@ def test_a_delete_in_the_midst_of_something_leaves_nothing(
         assert failed is None or (begin is while_it_is_deleted and isinstance(failed, NotFound))
         for error in await asyncio.gather(*map(outcome, others)):
             assert error is None or isinstance(error, HypemandError)
-        assert host.parts.fleet.find("web") is None
-        assert host.traces() == []
-        assert list((host.config.state_dir / "vms").iterdir()) == []
+        host.check_gone()
 
     drive(scenario)
 
@@ -228,8 +223,7 @@ def test_a_name_is_free_again_after_a_delete_in_a_creation() -> None:
         await asyncio.sleep(0.01)
         go_on.set()
         await asyncio.gather(creation, deletion, return_exceptions=True)
-        assert host.parts.fleet.find("web") is None
-        assert host.traces() == []
+        host.check_gone()
         await host.run(network="default")
 
     drive(scenario)

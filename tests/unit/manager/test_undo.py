@@ -149,8 +149,7 @@ def test_a_start_that_fails_leaves_nothing_and_the_next_one_works(name: str) -> 
         step.mend(host)
         assert holds(host) == [*step.left]
         assert (await host.manager.get_vm("web")).state is State.STOPPED
-        await host.manager.start_vm("web")
-        await host.until(State.RUNNING)
+        await host.start()
         assert host.vmms.runs == {"web": 1}
 
     drive(scenario)
@@ -164,9 +163,7 @@ def test_a_creation_that_fails_leaves_no_vm(name: str) -> None:
         step.fail(host)
         await fails(host.manager.create_vm(define(network="default"), start=True))
         step.mend(host)
-        assert host.parts.fleet.find("web") is None
-        assert holds(host) == []
-        assert list((host.config.state_dir / "vms").iterdir()) == []
+        host.check_gone()
         await host.run(network="default")
 
     drive(scenario)
@@ -191,8 +188,7 @@ def test_a_restart_that_fails_leaves_it_running_or_nothing(name: str) -> None:
         elif name != "template of the disk":  # it has its disk
             assert host.vm().state is State.STOPPED
             assert host.traces() == []
-            await host.manager.start_vm("web")
-        await host.until(State.RUNNING)
+            await host.start()
         assert len(host.network.taps) == 1
 
     drive(scenario)
@@ -215,14 +211,12 @@ def test_a_failed_unit_that_cannot_be_reset_is_told_of_and_left() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         host.vmm().exit(1)
-        await host.until(State.STOPPED)
-        await host.vm().runs.settle()
+        await host.until_ended()
         host.systemd.refuse["ResetFailedUnit"] = BusError("no", errno.EACCES)
         await fails(host.manager.start_vm("web"))
         assert host.traces() == [host.vm().unit]
         assert host.unit() == "failed/failed"
-        await host.manager.start_vm("web")
-        await host.until(State.RUNNING)
+        await host.start()
 
     drive(scenario)
 
@@ -248,8 +242,7 @@ def test_a_lost_answer_keeps_what_systemd_has_taken() -> None:
         await fails(host.manager.start_vm("web"))
         await host.until(State.RUNNING)
         assert len(host.network.taps) == 1
-        await host.manager.stop_vm("web")
-        assert host.traces() == []
+        await host.stop_for_good()
 
     drive(scenario)
 
@@ -259,8 +252,7 @@ def test_a_lost_answer_of_a_stop_does_not_lose_the_end() -> None:
         await host.run(network="default")
         host.systemd.lose["StopUnit"] = BusError("the connection broke", errno.ECONNRESET)
         await fails(host.manager.stop_vm("web"))
-        await host.until(State.STOPPED)
-        await host.vm().runs.settle()
+        await host.until_ended()
         assert host.traces() == []
 
     drive(scenario)
@@ -318,14 +310,12 @@ def test_a_start_that_is_cancelled_leaves_nothing_or_a_vm_that_runs(
             await asyncio.sleep(0)
         if not creates and reach is at_systemd:
             await host.until(State.RUNNING)
-            await host.manager.stop_vm("web")
-            assert host.traces() == []
+            await host.stop_for_good()
         else:
             await host.until_true(lambda: holds(host) == [])
             await host.until_true(lambda: (host.parts.fleet.find("web") is None) is creates)
         if creates:
             await host.create(network="default")
-        await host.manager.start_vm("web")
-        await host.until(State.RUNNING)
+        await host.start()
 
     drive(scenario)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hypemand.protocol.records import ProtocolError, encode_records, parse_records
 
-KEYS = st.from_regex(r"\A[a-z][a-z0-9_]{0,8}\Z")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+KEYS = st.builds(str.__add__, st.sampled_from(LETTERS), st.text(f"{LETTERS}0123456789_", max_size=8))
 VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that live in memory and behave as `NetworkService` says."""
+"""Values by hand, for tests of how they are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, ip_address
 
+from hypemand.config.definition import Definition
 from hypemand.config.network import Bandwidth, Egress, HostPort, Publish, Transport
-from hypemand.errors import NotFound
 from hypemand.model.counters import Counters
 from hypemand.model.networks import Member, NetworkInfo, VmNetwork
+from hypemand.model.state import Origin, State
+from hypemand.model.vm import VmView
 
 IPV6 = IPv6Address("fd00:7::5054:ff:fe12:3456")
 PLACE = VmNetwork(
@@ -52,16 +52,30 @@ def make_network(name: str, **changes: object) -> NetworkInfo:
     return NetworkInfo(**values | changes)  # type: ignore[arg-type]
 
 
-@dataclass
-class FakeNetworks:
-    """Networks by name."""
-
-    networks: dict[str, NetworkInfo] = field(default_factory=dict)
-
-    async def list_networks(self) -> Sequence[NetworkInfo]:
-        return [self.networks[name] for name in sorted(self.networks)]
-
-    async def get_network(self, name: str) -> NetworkInfo:
-        if name not in self.networks:
-            raise NotFound(f"there is no network {name}")
-        return self.networks[name]
+def make_view(name: str = "web", /, **changes: object) -> VmView:
+    """A VM of the API's that is Stopped."""
+    values: dict[str, object] = {
+        "id": "0" * 24,
+        "name": name,
+        "origin": Origin.API,
+        "definition": Definition(name, "builtin:busybox"),
+        "state": State.STOPPED,
+        "state_error": None,
+        "status_text": "Stopped",
+        "created_at": 1_700_000_000.0,
+        "started_at": None,
+        "stopped_at": None,
+        "ready_ms": None,
+        "exit": None,
+        "needs_restart": False,
+        "removed_from_config": False,
+        "unit": f"hypeman-vm-{name}.service",
+        "invocation_id": None,
+        "boot_id": None,
+        "main_pid": None,
+        "uid": 61184,
+        "memory_current": None,
+        "current_phase_since": 1_700_000_000.0,
+        "phase_durations_ms": {"Stopped": 12},
+    }
+    return VmView(**values | changes)  # type: ignore[arg-type]
