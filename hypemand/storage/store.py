@@ -19,7 +19,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hypemand.atomic import sync_folder, write_file
@@ -50,6 +50,14 @@ class ImageUse:
     digest: str = ""
 
 
+@dataclass(slots=True)
+class _Making:
+    """A content that is being made: who makes it holds the lock, and `users` are with those who wait."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+
+
 class ImageStore:
     """The images of a host. Nothing is cached: what the folders hold is true. All methods block on disk.
 
@@ -67,7 +75,7 @@ class ImageStore:
         self.reserve = reserve
         self._builtin = tuple(builtin)
         self._changing = threading.RLock()
-        self._making: dict[str, threading.Lock] = {}
+        self._making: dict[str, _Making] = {}
         # not set while work that a daemon before this one has left may still write to the staging folders
         self.may_make = threading.Event()
         self.may_make.set()
@@ -254,19 +262,32 @@ class ImageStore:
     ) -> Iterator[None]:
         """While this is held nobody else makes that content: several names may stand for it. `waits` is told
         when that of somebody else is waited for and when it is over, `check` raises what ends the wait."""
-        with self._changing:
-            lock = self._making.setdefault(digest, threading.Lock())
-        if not lock.acquire(blocking=False):
-            waits(True)
+        with self._sharing(digest) as lock:
+            if not lock.acquire(blocking=False):
+                waits(True)
+                try:
+                    while not lock.acquire(timeout=_LOOK_AGAIN):
+                        check()
+                finally:
+                    waits(False)
             try:
-                while not lock.acquire(timeout=_LOOK_AGAIN):
-                    check()
+                yield
             finally:
-                waits(False)
+                lock.release()
+
+    @contextmanager
+    def _sharing(self, digest: str) -> Iterator[threading.Lock]:
+        """The lock of a content, which is forgotten when nobody holds it or waits for it any more."""
+        with self._changing:
+            making = self._making.setdefault(digest, _Making())
+            making.users += 1
         try:
-            yield
+            yield making.lock
         finally:
-            lock.release()
+            with self._changing:
+                making.users -= 1
+                if not making.users:
+                    del self._making[digest]
 
     def add_image(self, staged: Path, image: Image) -> Image:
         """Put a finished folder into the store, and let its name stand for it. Somebody may have added the

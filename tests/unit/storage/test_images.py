@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,28 @@ def test_the_builtin_busybox_is_whole_and_the_same_each_time(tmp_path: Path) -> 
     assert not (root / "sbin/init").is_symlink()
     said = run(["chroot", str(root), "/bin/sh", "-c", "id -u -n; which ls"], timeout=10)
     assert said.stdout == b"root\n/bin/ls\n"
+
+
+def test_nothing_is_kept_of_a_content_that_was_made(tmp_path: Path) -> None:
+    """Each pull makes another content, and a store lives as long as the daemon."""
+    store = ImageStore(tmp_path)
+    holding, waiting, may_end = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.making("a"):
+            holding.set()
+            may_end.wait(5)
+
+    first = threading.Thread(target=hold)
+    first.start()
+    holding.wait(5)
+
+    def note(wait: bool) -> None:
+        if wait:
+            waiting.set()
+            may_end.set()
+
+    with store.making("a", note), store.making("b"):
+        assert waiting.is_set(), "of one content one is made at a time"
+    first.join(5)
+    assert store._making == {}
