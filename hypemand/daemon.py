@@ -52,6 +52,7 @@ from hypemand.systemd.bus import SystemBus
 from hypemand.systemd.log import set_up_logging
 from hypemand.systemd.port import Bus
 from hypemand.systemd.units import Units
+from hypemand.tasks import Tasks
 from hypemand.turns import TurnCounts, TurnWatch
 from hypemand.version import VERSION
 from hypemand.workers import Pool, run_in
@@ -82,6 +83,7 @@ class Daemon:
         self.notifier = sdnotify.SystemdNotifier()
         self._status = ""
         self._stop = asyncio.Event()
+        self._tasks = Tasks("the daemon")
         self._bus: Bus = bus or SystemBus()
         self._watcher = BootWatcher()
         self._store = ImageStore(
@@ -120,17 +122,16 @@ class Daemon:
             stack.push_async_callback(self._pulls.close)
             stack.push_async_callback(self._reloader.close, _RELOAD_DEADLINE)
             stack.callback(self._store.may_make.set)
-            watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
-            stack.callback(watchdog.cancel)
-            beginning = asyncio.create_task(self._begin(), name="begin")
-            stack.callback(beginning.cancel)
+            stack.push_async_callback(self._tasks.close)
+            self._tasks.start("watchdog", self._feed_watchdog())
+            beginning = self._tasks.start("begin", self._begin())
             # who waits for READY finds what the files define
             await asyncio.wait([beginning], timeout=_BEGIN_DEADLINE)
             if not beginning.done():
                 _log.error("listing the VMs takes more than %g s", _BEGIN_DEADLINE)
             await self._serve(stack)
             self.notifier.notify("READY=1")
-            cleaning = asyncio.create_task(self._clean_up(beginning), name="clean up")
+            cleaning = self._tasks.start("clean-up", self._clean_up(beginning))
             stack.callback(cleaning.cancel)
             await self._stop.wait()
             self.notifier.notify("STOPPING=1")
@@ -179,8 +180,7 @@ class Daemon:
         await self._manager.end_tampered(vm, what)
 
     def _resync(self) -> None:
-        task = asyncio.create_task(self._manager.resync(), name="resync")
-        task.add_done_callback(_tell_failure)
+        self._tasks.start("resync", self._manager.resync())
 
     async def _serve(self, stack: AsyncExitStack) -> None:
         api = Services(
@@ -205,7 +205,7 @@ class Daemon:
         stack.push_async_callback(self._listener.close)
         listener = take_socket() or self._open_socket()
         await stack.enter_async_context(serve(make_app(api, hold=self._hold), listener))
-        listening = asyncio.create_task(self._begin_to_listen(), name="listen")
+        listening = self._tasks.start("listener", self._begin_to_listen())
         stack.callback(listening.cancel)
         # a disk that its certificate is on may hang
         await asyncio.wait([listening], timeout=_LISTEN_DEADLINE)
@@ -280,11 +280,6 @@ class Daemon:
 
 def _is_there(path: Path) -> bool:
     return os.path.lexists(path)
-
-
-def _tell_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("%s failed", task.get_name(), exc_info=error)
 
 
 def main() -> int:

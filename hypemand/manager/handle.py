@@ -7,9 +7,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from hypemand.manager.tasks import Tasks
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import Units, UnitStatus, handle_name
+from hypemand.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 _DEADLINE = 10.0

@@ -40,7 +40,8 @@ from hypemand.model.state import Origin
 from hypemand.recordfile import read_json
 from hypemand.storage.disks import DISK
 from hypemand.storage.locks import hold_disk
-from hypemand.workers import Pool, finish, run_in
+from hypemand.tasks import finish
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 # a VM that is being made or removed: all that is ever deleted unasked

@@ -13,6 +13,7 @@ from hypemand.errors import HypemandError
 from hypemand.manager.inventory import Inventory
 from hypemand.manager.vm import Vm
 from hypemand.systemd.units import Units, unit_name
+from hypemand.tasks import Tasks
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -35,23 +36,13 @@ def logged(what: str) -> Iterator[None]:
 
 async def recover_vms(vms: Sequence[Vm], deadline: float = _DEADLINE) -> None:
     """Learn from systemd what the VMs do. Those that it tells nothing of in time are Unknown."""
-    looks = {asyncio.create_task(vm.recover(), name=f"recovery of VM {vm.name}") for vm in vms}
-    if not looks:
+    if not vms:
         return
-    try:
+    async with Tasks("VMs") as tasks:
+        looks = [tasks.start(f"recovery of VM {vm.name}", vm.recover()) for vm in vms]
         _, late = await asyncio.wait(looks, timeout=deadline)
-        for task in late:
-            task.cancel()
-        await asyncio.wait(looks)
-    except asyncio.CancelledError:
-        for task in looks:
-            task.cancel()
-        raise
     if late:
         _log.error("systemd does not report the state of %d VMs: they are Unknown until it does", len(late))
-    for task in looks - late:
-        if (error := task.exception()) is not None:
-            _log.error("%s failed", task.get_name(), exc_info=error)
 
 
 async def ask_again(vms: Sequence[Vm]) -> None:

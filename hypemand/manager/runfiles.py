@@ -21,9 +21,9 @@ from hypemand.config.definition import Definition
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import HypemandError
 from hypemand.manager.plan import CONFIG_DISK, Places
-from hypemand.manager.tasks import Tasks
 from hypemand.recordfile import read_json
 from hypemand.storage.locks import is_disk_in_use
+from hypemand.tasks import Tasks
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -227,4 +227,4 @@ class RunFiles:
 
 def load_past(vm: str, places: Places) -> Past:
     """What is known of the runs before of a VM that nothing is done with yet. Blocks."""
-    return RunFiles(vm, places, Tasks(vm)).load_past()
+    return RunFiles(vm, places, Tasks(f"VM {vm}")).load_past()

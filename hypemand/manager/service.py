@@ -45,7 +45,8 @@ from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.log import MessageId
 from hypemand.systemd.rootdir import Own, is_in_usr, make_root
 from hypemand.systemd.units import handle_name
-from hypemand.workers import Pool, finish, run_in
+from hypemand.tasks import Tasks, finish
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 # beyond stop_timeout: SIGTERM, SIGKILL and the exit record
@@ -55,6 +56,8 @@ _POWER_OFF_MARGIN = 5.0
 _SIGKILL = 9
 # so long is waited for the operation that is under way by what is no start and no end
 _PATIENCE = 10.0
+# and for what a cancelled creation has to undo, when the daemon ends
+_UNDO_DEADLINE = 5.0
 
 
 class VmManager:
@@ -69,6 +72,7 @@ class VmManager:
         userdb: Path = USERDB,
     ) -> None:
         self.config = config
+        self.tasks = Tasks("the VMs")
         self._images = images
         self.volumes = VolumeStore(config.state_dir / "volumes", self._templates)
         self._services = replace(services, on_change=self._take_change, volume_disk=self.volumes.find_disk)
@@ -168,6 +172,7 @@ class VmManager:
 
     async def close(self) -> None:
         """Let go of all VMs. They go on."""
+        await self.tasks.close(patience=_UNDO_DEADLINE)
         await self.disk_watch.close()
         await self._starter.close()
         await self._names.close()
@@ -298,7 +303,7 @@ class VmManager:
                 # the image has just been asked for
                 await self.start_vm(vm.name, pull=ImagePull.NEVER)
         except BaseException:
-            await asyncio.shield(self._take_back(vm))
+            await self.tasks.run_shielded(f"undo of VM {vm.name}", self._take_back(vm))
             raise
         return vm.view()
 

@@ -30,7 +30,6 @@ from hypemand.manager.phases import Phases
 from hypemand.manager.plan import Places, runtime_part
 from hypemand.manager.runfiles import Found, Past, RunFiles, derive_exit, derive_unseen_exit
 from hypemand.manager.running import Running
-from hypemand.manager.tasks import Tasks
 from hypemand.manager.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
 from hypemand.manager.tenancy import Tenant
 from hypemand.model.evidence import Derived, derive_state, derive_status_text
@@ -44,6 +43,7 @@ from hypemand.systemd.log import MessageId, log_state_change, log_vm
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Bus, Notify
 from hypemand.systemd.units import Units, UnitStatus, unit_name
+from hypemand.tasks import Tasks
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Vm:
         self.changes = Changes()
         self.operations = Operations(record.name, self.changes.tell)
         self.places = places
-        self._tasks = Tasks(record.name)
+        self._tasks = Tasks(f"VM {record.name}")
         self.files = RunFiles(record.name, places, self._tasks)
         self.handle = Handle(record.name, services.units, self._tasks)
         self._activity = ""
@@ -237,7 +237,7 @@ class Vm:
         self._services.units.unwatch(self.unit)
         await self._close_session()
         await self.files.flush_notes()
-        await self._tasks.cancel()
+        await self._tasks.close()
 
     async def recover(self) -> None:
         """Learn the state that the VM is in when the daemon starts. That is no change, so it is not told.

@@ -29,7 +29,8 @@ from hypemand.model.space import SpaceReport
 from hypemand.model.state import Origin, State
 from hypemand.model.volumes import VolumeFill, VolumeView
 from hypemand.storage.volumes import Volume, check_size
-from hypemand.workers import Pool, finish, run_in
+from hypemand.tasks import finish
+from hypemand.workers import Pool, run_in
 
 T = TypeVar("T")
 _IMAGE = "builtin:busybox"
@@ -196,7 +197,7 @@ class ApiVolumes:
                 raise StartFailed(f"the VM that was to work on the volume {mount.volume} did not run: {why}")
             yield name
         finally:
-            await asyncio.shield(self._manager.delete_vm(name))
+            await self._manager.tasks.run_shielded(f"removal of VM {name}", self._manager.delete_vm(name))
 
 
 def _measure_used(volumes: Iterable[Volume]) -> list[int]:

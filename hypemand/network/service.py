@@ -37,6 +37,7 @@ from hypemand.network.wire import (
     read_frame,
 )
 from hypemand.sockets import open_socket, take_sockets
+from hypemand.tasks import Tasks
 from hypemand.version import VERSION
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Service:
         self._host = host
         self._notifier = sdnotify.SystemdNotifier()
         self._status = ""
+        self._tasks = Tasks("the network service")
         self._connections: set[asyncio.Task[Any]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._mending: asyncio.TimerHandle | None = None
@@ -79,7 +81,7 @@ class Service:
         watches = list(self._start_watches(loop))
         door = TapDoor(loop, tap_listener, self._host.open_tap)
         server = await asyncio.start_server(self._serve, sock=listener)  # it is systemd's, and stays
-        watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
+        watchdog = self._tasks.start("watchdog", self._feed_watchdog())
         try:
             self._notifier.notify("READY=1")
             self._update_status()

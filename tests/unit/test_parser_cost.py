@@ -136,7 +136,7 @@ def pax_record(key: str, value: str) -> bytes:
 def take_qmp(data: bytes) -> None:
     async def take() -> None:
         reader = asyncio.StreamReader()
-        qmp = Qmp(reader, None, lambda name, data: None, Budget())  # type: ignore[arg-type]
+        qmp = Qmp(reader, None, lambda name, data: None, "web", Budget())  # type: ignore[arg-type]
         for line in data.split(b"\n"):
             qmp._take(line)
 

@@ -12,9 +12,9 @@ from hypemand.boot.record import ExitRecord, dump_exit_record
 from hypemand.boot.tracker import BootNotes, Moment, Shutdown, load_notes
 from hypemand.manager.plan import Places
 from hypemand.manager.runfiles import NOTES_PERIOD, RunFiles, derive_exit
-from hypemand.manager.tasks import Tasks
 from hypemand.protocol.sentinels import Exit
 from hypemand.systemd.rootdir import Own
+from hypemand.tasks import Tasks
 
 BOOT = "b" * 32
 NOTES = BootNotes(BOOT, "a" * 32)
