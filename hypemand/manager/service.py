@@ -35,6 +35,7 @@ from hypemand.manager.runfiles import Past, RunFiles, load_past, remove_leftover
 from hypemand.manager.starts import Starter, derive_pin
 from hypemand.manager.tenancy import Tenancy
 from hypemand.manager.vm import Vm, VmServices
+from hypemand.model.evidence import UnitEvidence
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Timeline
@@ -234,7 +235,7 @@ class VmManager:
     async def _list_live(self) -> Set[str]:
         self.inventory.check_readable()  # else it is not known what they have
         states = await self._services.units.list_vms()
-        return {name for name, state in states.items() if state not in ("inactive", "failed")}
+        return {name for name, state in states.items() if UnitEvidence.from_active_state(state).is_live}
 
     def _take_change(self) -> None:
         """A VM has another state."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.config.definition import Restart
+from hypemand.model.evidence import UnitEvidence
 from hypemand.systemd.bus import BusError, unit_path
 from hypemand.systemd.busframes import PROPERTIES, Part
 from hypemand.systemd.extras import INFINITY, extra_properties, microseconds
@@ -89,8 +90,8 @@ class UnitStatus:
 
     @property
     def is_live(self) -> bool:
-        """Does it hold processes, or will it again without being asked (auto-restart)?"""
-        return self.active_state in ("active", "reloading", "refreshing", "activating", "deactivating")
+        """See `UnitEvidence`."""
+        return UnitEvidence.from_active_state(self.active_state).is_live
 
 
 def unit_properties(plan: UnitPlan) -> list[Property]:
@@ -237,7 +238,7 @@ class Units:
             return UnitStatus(None)
         fields = {prop.field: prop.convert(value) for prop, value in zip(properties, values, strict=True)}
         job = fields.pop("job")
-        if job is not None and fields["active_state"] in ("inactive", "failed"):
+        if job is not None and not UnitEvidence.from_active_state(fields["active_state"]).is_live:
             try:
                 kind = await self._bus.get_property(SERVICE, job, f"{SERVICE}.Job.JobType")
             except BusError as error:
