@@ -12,7 +12,7 @@ from systemd._reader import _Reader
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.protocol.sentinels import derive_user_text
 from hypemand.systemd.journal import synchronize_journal
-from hypemand.systemd.units import unit_name
+from hypemand.unitnames import unit_name
 from hypemand.workers import Lent, Pool, run_in
 
 _BATCH = 500

@@ -32,8 +32,9 @@ from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.volumes import Volume
 from hypemand.systemd.rootdir import Own, outside_usr
-from hypemand.systemd.units import UnitPlan, unit_name
+from hypemand.systemd.units import UnitPlan
 from hypemand.unit.stop import POWER_OFF
+from hypemand.unitnames import unit_name
 
 _CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _LAUNCHER = Path("/usr/lib/hypemand/launcher")

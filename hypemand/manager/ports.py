@@ -8,20 +8,19 @@ STATE/vms/NAME/port.json is there from before the VM's TAP device is made until 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from hypemand.config.network import NetworkConfig, NetworkUse, Publish
 from hypemand.errors import InUse
 from hypemand.manager.leases import Lease
-from hypemand.model.document import BadDocument, decode, encode
+from hypemand.model.document import decode, encode
 from hypemand.model.networks import OPEN_GROUP
 from hypemand.network.port import BridgePlan, PortPlan
-from hypemand.recordfile import read_json
+from hypemand.recordfile import BadRecord, encode_record, load_record
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +104,11 @@ def _covers(a: Publish, b: Publish) -> bool:
     return a.address.is_unspecified and b.address is not None and a.address.version == b.address.version
 
 
+def _decode_port(document: Any) -> PortPlan:
+    port: PortPlan = decode(PortPlan, document)
+    return port
+
+
 # what stands in a port.json that can be read, and: is there anything in its place?
 FoundPort: TypeAlias = tuple[PortPlan | None, bool]
 
@@ -124,7 +128,7 @@ class PortFiles:
         new = path.with_suffix(".new")
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "wb") as file:
-            file.write(json.dumps(encode(port)).encode())
+            file.write(encode_record(encode(port)))
         new.replace(path)
 
     def write_all(self, ports: Iterable[PortPlan]) -> None:
@@ -143,13 +147,12 @@ class PortFiles:
     def find(self, vm: str) -> PortPlan | None:
         """What stands there; None also when it cannot be read."""
         try:
-            port: PortPlan = decode(PortPlan, read_json(self._path(vm)))
+            return load_record(self._path(vm), _decode_port)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, BadDocument) as error:
+        except (OSError, BadRecord) as error:
             _log.warning("cannot read %s: %s", self._path(vm), error)
             return None
-        return port
 
     def is_there(self, vm: str) -> bool:
         """Is there anything in its place, be it such that it cannot be read?"""

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from hypemand.errors import HypemandError
 from hypemand.manager.inventory import Inventory
 from hypemand.manager.vm import Vm
-from hypemand.systemd.units import Units, unit_name
+from hypemand.systemd.units import Units
 from hypemand.tasks import Tasks
+from hypemand.unitnames import unit_name
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)

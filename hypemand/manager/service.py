@@ -45,8 +45,8 @@ from hypemand.qemu.host import find_vmm_host
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.log import MessageId
 from hypemand.systemd.rootdir import Own, is_in_usr, make_root
-from hypemand.systemd.units import handle_name
 from hypemand.tasks import Tasks, finish
+from hypemand.unitnames import handle_name
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from hypemand.manager.networks import Networks
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.machined import register_machine
 from hypemand.systemd.port import Bus
-from hypemand.systemd.units import unit_name
+from hypemand.unitnames import unit_name
 
 _log = logging.getLogger(__name__)
 # more than the time between two looks at what stands still, see manager/diskwatch.py

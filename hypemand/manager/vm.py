@@ -42,8 +42,9 @@ from hypemand.systemd.journal import BootJournal
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Bus, Notify
-from hypemand.systemd.units import Units, UnitStatus, unit_name
+from hypemand.systemd.units import Units, UnitStatus
 from hypemand.tasks import Tasks
+from hypemand.unitnames import unit_name
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)

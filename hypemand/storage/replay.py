@@ -16,8 +16,8 @@ from pathlib import Path
 
 from hypemand.run import CommandFailed, run
 from hypemand.storage.tools import escape_path, stop_units
+from hypemand.unitnames import replay_unit_name
 
-UNIT_PREFIX = "hypeman-replay-"
 _TIMEOUT = 300.0
 _DISK = "/disk"
 # e2fsck(8): 1 errors corrected, 2 corrected and a reboot is advised, which means a mounted disk.
@@ -70,7 +70,7 @@ def replay_here(disk: Path, _uid: int) -> None:
 def replay_in_unit(disk: Path, uid: int) -> None:
     """In a unit, as the user `uid`, who must own `disk` meanwhile. Raises what `hypemand.run.run` does; then
     nothing runs any more."""
-    unit = f"{UNIT_PREFIX}{secrets.token_hex(6)}.service"
+    unit = replay_unit_name(secrets.token_hex(6))
     argv = ["systemd-run", "--quiet", "--wait", "--collect", "--pipe", "--no-ask-password"]
     argv += ["--service-type=exec", f"--unit={unit}", "--description=Journal replay for hypemand"]
     own = (

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import json
 import os
 import shutil
 import threading
@@ -21,11 +20,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from hypemand.atomic import sync_folder, write_file
+from hypemand.atomic import sync_folder
 from hypemand.errors import HostNotReady, ImageNotReady, InUse, InvalidRequest, NotFound
 from hypemand.model.images import Pruned
-from hypemand.recordfile import read_json
+from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.storage.images import BUILTIN_FOLDERS, ROOTFS, STAGING, Image, derive_id, read_image
 from hypemand.storage.locks import hold_disk, is_disk_in_use
 from hypemand.storage.references import (
@@ -315,26 +315,22 @@ class ImageStore:
         """What each name stands for. Without a file that can be read: as the contents were named when they
         were made, so that VMs start; nothing is changed then but in the want of a file."""
         try:
-            return self._parse_names()
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return self._load_names()
+        except (OSError, BadRecord):
             known = self._iter_contents() if contents is None else contents
             return {image.name: image.digest for image in known}
 
-    def _parse_names(self) -> dict[str, str]:
-        document = read_json(self.folder / NAMES)
-        names = document["names"]
-        if document["version"] != _VERSION or not isinstance(names, dict):
-            raise ValueError(f"version is not {_VERSION}")
-        return {str(name): str(digest) for name, digest in names.items()}
+    def _load_names(self) -> dict[str, str]:
+        return load_record(self.folder / NAMES, _parse_names, versions=(_VERSION,))
 
     def _check_names(self) -> None:
         """Raise HostNotReady for a file of names that is there and cannot be read: it is not written over,
         and no content is removed since only that file may know its name."""
         try:
-            self._parse_names()
+            self._load_names()
         except FileNotFoundError:
             return
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except (OSError, BadRecord) as error:
             raise HostNotReady(
                 f"{self.folder / NAMES} cannot be read, so no image is added, renamed or removed: {error}",
                 hint="repair it, or move it away: images then have the names under which they were created",
@@ -342,7 +338,7 @@ class ImageStore:
 
     def _write_names(self, names: Mapping[str, str]) -> None:
         document = {"version": _VERSION, "names": dict(sorted(names.items()))}
-        write_file(self.folder / NAMES, json.dumps(document, indent=2).encode() + b"\n", mode=0o600)
+        store_record(self.folder / NAMES, document, indent=2)
 
     def _derive_hint(self, name: str) -> str:
         names = [image.name for image in self.list_images()]
@@ -366,6 +362,10 @@ class ImageStore:
             return  # somebody else was faster
         sync_folder(self.folder)
         shutil.rmtree(doomed)
+
+
+def _parse_names(document: Any) -> dict[str, str]:
+    return {str(name): str(digest) for name, digest in document["names"].items()}
 
 
 def _unnamed(image: Image) -> Image:

@@ -29,8 +29,8 @@ from typing import Protocol
 from hypemand.atomic import write_all
 from hypemand.errors import HostNotReady, WrongState
 from hypemand.run import ENVIRONMENT, CommandFailed, CommandMissing, Completed, run
+from hypemand.unitnames import image_unit_name, key_of_image_unit
 
-UNIT_PREFIX = "hypeman-image-"
 # Has the folder that a fetch writes to, and that no other fetch sees.
 FETCH_GROUP = "hypemand-fetch"
 CREDENTIAL = "auth.json"
@@ -193,7 +193,7 @@ class UnitTools:
     which a fetch sees nothing but where it writes."""
 
     def __init__(self, key: str, hidden: Path) -> None:
-        self.unit = f"{UNIT_PREFIX}{key}.service"
+        self.unit = image_unit_name(key)
         self._hidden = hidden
         self._cancelled = threading.Event()
 
@@ -321,10 +321,10 @@ def escape_path(path: Path) -> str:
 
 def stop_foreign_units(own: str) -> None:
     """Stop units that fetch or build and are not of the daemon whose keys begin with `own`."""
-    argv = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--full", f"{UNIT_PREFIX}*.service"]
+    argv = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--full", image_unit_name("*")]
     lines = run(argv, timeout=_STOP_TIMEOUT).stdout.decode(errors="replace").splitlines()
     units = [line.split()[0] for line in lines if line.split()]
-    foreign = [unit for unit in units if not unit.startswith(f"{UNIT_PREFIX}{own}")]
+    foreign = [unit for unit in units if not (key_of_image_unit(unit) or "").startswith(own)]
     if foreign:
         run(["systemctl", "stop", "--quiet", *foreign], timeout=_STOP_TIMEOUT, ok=(0, 5))
 

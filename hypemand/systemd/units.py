@@ -17,28 +17,11 @@ from hypemand.systemd.extras import INFINITY, extra_properties, microseconds
 from hypemand.systemd.port import Bus
 from hypemand.systemd.rootdir import root_properties
 from hypemand.systemd.sandbox import Property, sandbox_properties
+from hypemand.unitnames import VM_UNITS, unit_name, vm_of_unit
 
 SERVICE = "org.freedesktop.systemd1"
 MANAGER = "/org/freedesktop/systemd1"
 SLICE = "hypeman.slice"
-_PREFIX, _SUFFIX = "hypeman-vm-", ".service"
-
-
-def unit_name(vm: str) -> str:
-    """The transient unit of a VM."""
-    return f"{_PREFIX}{vm}{_SUFFIX}"
-
-
-def vm_of_unit(unit: str) -> str | None:
-    """The VM whose unit this is, or None."""
-    if unit.startswith(_PREFIX) and unit.endswith(_SUFFIX):
-        return unit[len(_PREFIX) : -len(_SUFFIX)]
-    return None
-
-
-def handle_name(vm: str) -> str:
-    """The unit that an administrator enables and orders."""
-    return f"hypeman@{vm}.service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +241,7 @@ class Units:
 
     async def list_vms(self) -> dict[str, str]:
         """ActiveState of every VM's unit that there is, by the VM's name."""
-        rows = await self._manager("ListUnitsByPatterns", ("asas", ([], [f"{_PREFIX}*{_SUFFIX}"])))
+        rows = await self._manager("ListUnitsByPatterns", ("asas", ([], [VM_UNITS])))
         found = {}
         for row in rows or []:
             vm = vm_of_unit(row[0])

@@ -30,8 +30,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hypemand.atomic import write_file
-from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, dump_exit_record, find_spare
+from hypemand.boot.record import Ending, ExitRecord, derive_exit_record, find_spare, store_exit_record
 from hypemand.boot.runrecord import find_boot_id
 from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
@@ -258,9 +257,8 @@ def _renew_disk(state: Path, size: str, uid: str, templates: str) -> None:
 def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
     """Write the record for the daemon, to the spare place if it must be. What systemd cannot be told by an
     exit status, it alone has."""
-    content = dump_exit_record(record).encode()
     try:
-        write_file(path, content, mode=0o600)
+        store_exit_record(path, record)
     except OSError as error:
         print(f"cannot write the persistent exit record: {error}", file=sys.stderr)
     else:
@@ -268,7 +266,7 @@ def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
         return
     try:
         spare.parent.mkdir(mode=0o700, exist_ok=True)
-        write_file(spare, content, mode=0o600)
+        store_exit_record(spare, record)
     except OSError as error:
         print(f"cannot write the exit record ({record.message}): {error}", file=sys.stderr)
 

@@ -26,10 +26,11 @@ from hypemand.manager.service import VmManager
 from hypemand.manager.vm import Vm, VmServices
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.state import State
-from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata
+from hypemand.storage.images import ROOTFS, Image, derive_id, store_metadata
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import Tools
-from hypemand.systemd.units import Units, unit_name
+from hypemand.systemd.units import Units
+from hypemand.unitnames import unit_name
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd
@@ -287,7 +288,7 @@ def _make_image(folder: Path) -> None:
     (folder / ROOTFS).write_bytes(bytes(4096))
     digest = "sha256:" + "1" * 64
     image = Image("builtin:app", derive_id(digest), digest, "x86_64", 4096, 0.0, "test", folder)
-    (folder / METADATA).write_bytes(encode_metadata(replace(image, folder=folder)))
+    store_metadata(folder, replace(image, folder=folder))
 
 
 def _make_no_tools() -> Tools:

@@ -27,8 +27,8 @@ from hypemand.boot.runrecord import RUN_RECORD, find_boot_id
 from hypemand.boot.tracker import load_notes
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
-from hypemand.systemd.units import unit_name, vm_of_unit
 from hypemand.unit.exit import Findings, keep_record, scan_journal
+from hypemand.unitnames import unit_name, vm_of_unit
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd

@@ -18,7 +18,7 @@ PACKAGE = "hypemand"
 # each other, except those of the ground.
 GROUND = frozenset(
     {"atomic", "budget", "config", "errors", "fulldisk", "inflate", "lean", "recordfile", "run", "sockets"}
-    | {"tasks", "turns", "version", "workers"}
+    | {"tasks", "turns", "unitnames", "version", "workers"}
 )
 LAYERS = (
     frozenset({"__main__"}),

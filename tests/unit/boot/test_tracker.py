@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.boot.tracker import BootNotes, BootTracker, Moment, Shutdown, dump_notes, load_notes
+from hypemand.boot.tracker import BootNotes, BootTracker, Moment, Shutdown, load_notes, store_notes
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
 from hypemand.model.state import HeadersState, HeadersStatus
@@ -126,7 +126,7 @@ def test_notes_survive_their_file(tmp_path: Path) -> None:
     tracker.take_shutdown("host-signal")
     tracker.take_shutdown(["what"])
     path = tmp_path / "boot.json"
-    path.write_bytes(dump_notes(tracker.notes))
+    store_notes(path, tracker.notes)
     again = load_notes(path, RUN)
     assert again == tracker.notes
     assert again is not None

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import pytest
 
-from hypemand.boot.record import ExitRecord, dump_exit_record, find_spare
-from hypemand.boot.tracker import BootNotes, dump_notes
+from hypemand.boot.record import ExitRecord, find_spare, store_exit_record
+from hypemand.boot.tracker import BootNotes, store_notes
 from hypemand.config.vmdef import parse_definition
 from hypemand.manager.inventory import VmRecord
 from hypemand.manager.networks import Networks
@@ -63,12 +63,12 @@ def recover(folder: Path, unit: UnitStatus | None = None) -> VmView:
 
 def write_exit(folder: Path, boot: str, ended_at: float) -> None:
     record = ExitRecord(boot, 0, "exited with code 0", True, 0, ended_at)
-    (folder / "exit.json").write_text(dump_exit_record(record))
+    store_exit_record(folder / "exit.json", record)
 
 
 def write_notes(folder: Path, boot: str, at: float) -> None:
     path = folder / "boot.json"
-    path.write_bytes(dump_notes(BootNotes(boot)))
+    store_notes(path, BootNotes(boot))
     os.utime(path, (at, at))
 
 
@@ -112,7 +112,7 @@ def test_the_reason_is_read_from_the_spare_place(tmp_path: Path) -> None:
     record = ExitRecord(BOOT, None, "ended by force", False, 0, ENDED)
     spare = find_spare(folder / "run")
     spare.parent.mkdir()
-    spare.write_text(dump_exit_record(record))
+    store_exit_record(spare, record)
     for unit in (UnitStatus("failed", "failed", BOOT), UnitStatus(None)):
         view = recover(folder, unit)
         assert view.exit is not None

@@ -14,7 +14,7 @@ from hypemand.errors import HostNotReady, InUse, InvalidRequest, NotFound
 from hypemand.model.images import OciConfig
 from hypemand.run import run
 from hypemand.storage.builtin import make_builtin
-from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata, parse_metadata
+from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, read_image, store_metadata
 from hypemand.storage.references import parse_image_name
 from hypemand.storage.store import NAMES, ImageStore, ImageUse
 from tests.unit.storage.support import extract
@@ -29,7 +29,7 @@ def put(folder: Path, name: str) -> Image:
     target.mkdir(parents=True)
     (target / ROOTFS).write_bytes(b"root")
     image = Image(name, derive_id(digest), digest, "amd64", 4, 12.5, "here", target, CONFIG)
-    (target / METADATA).write_bytes(encode_metadata(image))
+    store_metadata(target, image)
     return image
 
 
@@ -50,7 +50,8 @@ def test_images_are_listed_by_name_with_the_builtin_ones(store: ImageStore) -> N
 def test_metadata_survives_writing_and_reading(store: ImageStore) -> None:
     image = store.get_image("app")
     assert image.config == CONFIG
-    assert parse_metadata(encode_metadata(image), image.folder) == image
+    store_metadata(image.folder, image)
+    assert read_image(image.folder) == image
     assert image.rootfs.read_bytes() == b"root"
 
 
