@@ -17,7 +17,19 @@ PACKAGE = "hypemand"
 # From the top down. A room is a package, or a module that stands beside them; rooms of one row do not import
 # each other, except those of the ground.
 GROUND = frozenset(
-    {"atomic", "budget", "config", "errors", "fulldisk", "inflate", "lean", "recordfile", "run", "sockets"}
+    {
+        "atomic",
+        "budget",
+        "config",
+        "errors",
+        "fulldisk",
+        "inflate",
+        "lean",
+        "recordfile",
+        "run",
+        "sandbox",
+        "sockets",
+    }
     | {"tasks", "turns", "unitnames", "version", "workers"}
 )
 LAYERS = (
