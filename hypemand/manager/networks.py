@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from functools import partial
 from pathlib import Path
 
+from hypemand.config.addresses import count_addresses
 from hypemand.config.network import DEFAULT_CONNECTIONS
 from hypemand.errors import HostNotReady, HypemandError, NotFound
-from hypemand.manager.leases import count_addresses
 from hypemand.manager.ports import PortFiles
 from hypemand.manager.tenancy import Tenancy, Tenant
 from hypemand.model.counters import Counters

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from hypemand.config.network import NetworkConfig, NetworkUse, Publish
+from hypemand.config.network import NetworkConfig, NetworkUse
 from hypemand.errors import InUse
 from hypemand.manager.leases import Lease
 from hypemand.model.document import decode, encode
@@ -38,11 +38,6 @@ def make_bridge(config: NetworkConfig) -> BridgePlan:
         egress=config.egress,
         link_local=config.link_local,
     )
-
-
-def is_same_wire(a: BridgePlan, b: BridgePlan) -> bool:
-    """Can one become the other without a VM on it noticing?"""
-    return (a.bridge, a.ipv4, a.ipv6, a.mtu) == (b.bridge, b.ipv4, b.ipv6, b.mtu)
 
 
 def derive_group(use: NetworkUse, *, isolation: bool) -> str | None:
@@ -83,25 +78,12 @@ def check_publish(port: PortPlan, others: Iterable[PortPlan]) -> None:
         if other.vm == port.vm:
             continue
         for wanted in port.publish:
-            if any(_overlap(wanted, taken) for taken in other.publish):
+            if any(wanted.clashes_with(taken) for taken in other.publish):
                 raise InUse(
                     f"VM {port.vm} publishes port {wanted.host_port}/{wanted.transport} of this host, which"
                     f" is published by VM {other.vm}",
                     hint=f"publish another port, or stop {other.vm} first",
                 )
-
-
-def _overlap(a: Publish, b: Publish) -> bool:
-    if (a.transport, a.host_port) != (b.transport, b.host_port):
-        return False
-    return _covers(a, b) or _covers(b, a)
-
-
-def _covers(a: Publish, b: Publish) -> bool:
-    """Is every address of `b` one of `a`?"""
-    if a.address is None or a.address == b.address:
-        return True
-    return a.address.is_unspecified and b.address is not None and a.address.version == b.address.version
 
 
 def _decode_port(document: Any) -> PortPlan:
