@@ -235,6 +235,31 @@ def test_which_published_ports_are_the_same(
     drive(tmp_path, scenario)
 
 
+def test_a_sync_that_goes_on_by_itself_and_fails_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(lab: Lab) -> None:
+        may_fail = asyncio.Event()
+
+        async def list_live() -> Set[str]:
+            await may_fail.wait()
+            raise LookupError("a fault of ours")
+
+        networks = Networks(lab.host, lab.tenancy, list_live, lab.vms)
+        await networks.sync_within(0.01)
+        assert caplog.messages == []
+        may_fail.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert caplog.messages == ["sync of networks failed"]
+        with pytest.raises(LookupError):
+            await networks.sync_within(5)
+        assert caplog.messages == ["sync of networks failed"]
+        await networks.close()
+
+    drive(tmp_path, scenario)
+
+
 def test_groups() -> None:
     assert derive_group(USE, isolation=True) is None
     assert derive_group(USE, isolation=False) == OPEN_GROUP
