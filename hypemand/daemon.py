@@ -46,6 +46,7 @@ from hypemand.storage.tools import UnitTools, stop_foreign_units
 from hypemand.systemd.bus import SystemBus
 from hypemand.systemd.port import Bus
 from hypemand.systemd.units import Units
+from hypemand.tasks import Tasks
 from hypemand.turns import TurnCounts, TurnWatch
 from hypemand.vm.runs import VmServices
 from hypemand.vm.watcher import BootWatcher
@@ -76,6 +77,7 @@ class Daemon:
         self._config = config
         # what no event tells of is checked with the watchdog, the one wake-up that recurs
         self._service = Service(self._check_disks)
+        self._tasks = Tasks("the daemon")
         self._bus: Bus = bus or SystemBus()
         self._watcher = BootWatcher()
         self._store = ImageStore(
@@ -115,14 +117,14 @@ class Daemon:
             stack.push_async_callback(self._reloader.close, _RELOAD_DEADLINE)
             stack.callback(self._store.may_make.set)
             await stack.enter_async_context(self._service.watch())
-            beginning = asyncio.create_task(self._begin(), name="begin")
-            stack.callback(beginning.cancel)
+            stack.push_async_callback(self._tasks.close)
+            beginning = self._tasks.start("begin", self._begin())
             # who waits for READY finds what the files define
             await asyncio.wait([beginning], timeout=_BEGIN_DEADLINE)
             if not beginning.done():
                 _log.error("listing the VMs takes more than %g s", _BEGIN_DEADLINE)
             await self._serve(stack)
-            cleaning = asyncio.create_task(self._clean_up(beginning), name="clean up")
+            cleaning = self._tasks.start("clean-up", self._clean_up(beginning))
             stack.callback(cleaning.cancel)
             await self._service.serve()
 
@@ -170,8 +172,7 @@ class Daemon:
         await self._manager.end_tampered(vm, what)
 
     def _resync(self) -> None:
-        task = asyncio.create_task(self._recovery.resync(), name="resync")
-        task.add_done_callback(_tell_failure)
+        self._tasks.start("resync", self._recovery.resync())
 
     async def _serve(self, stack: AsyncExitStack) -> None:
         api = Services(
@@ -196,7 +197,7 @@ class Daemon:
         stack.push_async_callback(self._listener.close)
         listener = take_socket() or self._open_socket()
         await stack.enter_async_context(serve(make_app(api, hold=self._hold), listener))
-        listening = asyncio.create_task(self._begin_to_listen(), name="listen")
+        listening = self._tasks.start("listener", self._begin_to_listen())
         stack.callback(listening.cancel)
         # a disk that its certificate is on may hang
         await asyncio.wait([listening], timeout=_LISTEN_DEADLINE)
@@ -260,11 +261,6 @@ class Daemon:
 
 def _is_there(path: Path) -> bool:
     return os.path.lexists(path)
-
-
-def _tell_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("%s failed", task.get_name(), exc_info=error)
 
 
 def main() -> int:

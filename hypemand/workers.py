@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, unique
 from functools import cache, partial
@@ -47,21 +47,6 @@ async def run_in(pool: Pool, work: Callable[P, T], /, *args: P.args, **kwargs: P
     works on must not be closed before, see Lent."""
     call = partial(contextvars.copy_context().run, work, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_threads(pool), call)
-
-
-async def finish(work: Coroutine[None, None, T], name: str) -> T:
-    """Do `work` to its end, also when the caller is cancelled meanwhile: only then is that raised. So what
-    the caller holds, a lock or a claim, is held until no thread works under it any more."""
-    task = asyncio.create_task(work, name=name)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled from (None if task.cancelled() else task.exception())
-    return task.result()
 
 
 class Closed(Exception):

@@ -37,6 +37,7 @@ from hypemand.protocol.frames import (
     HelloFinder,
 )
 from hypemand.protocol.records import ProtocolError, encode_records, parse_records
+from hypemand.tasks import Tasks
 
 MAX_STREAMS = 64
 MAX_GRACE = 86400
@@ -74,6 +75,7 @@ class AgentChannel:
         budget: Budget,
     ) -> None:
         loop = asyncio.get_running_loop()
+        self._tasks = Tasks(f"boot {boot}")
         self._closed: asyncio.Future[GuestError] = loop.create_future()
         self._hello: asyncio.Future[AgentHello] = loop.create_future()
         self._reader = reader
@@ -88,7 +90,7 @@ class AgentChannel:
         self._pings: dict[bytes, asyncio.Future[None]] = {}
         self._ping_second = 0
         self._ping_count = 0
-        self._task = loop.create_task(self._serve(), name=f"agent channel of boot {boot}")
+        self._tasks.start("agent channel", self._serve())
 
     @classmethod
     async def connect(
@@ -244,8 +246,7 @@ class AgentChannel:
     async def close(self) -> None:
         """End the connection; the agent kills what runs in it. At any time, and also after `closed`."""
         self._end(GuestError("the agent channel was closed"))
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await self._tasks.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 

@@ -27,6 +27,7 @@ from hypemand.protocol.items import (
     encode_hole,
 )
 from hypemand.protocol.records import ProtocolError
+from hypemand.tasks import Tasks
 
 # Items are small at the least: of so many bytes none is made without a turn for others.
 _STEP = 16 * 1024
@@ -136,7 +137,8 @@ class IncomingCopy:
         self._end: End | None = None
         self._finishing = False
         self._error: GuestError | None = None
-        self._reading = asyncio.create_task(self._await_end(), name=f"end of {what}")
+        self._tasks = Tasks(what)
+        self._reading = self._tasks.start("end", self._await_end())
 
     async def _await_end(self) -> None:
         """The agent may end it at any time, also while the host is still sending."""
@@ -204,5 +206,4 @@ class IncomingCopy:
     async def close(self) -> None:
         """See `CopyIn`."""
         await self._session.close()
-        self._reading.cancel()
-        await asyncio.wait([self._reading])
+        await self._tasks.close()

@@ -8,26 +8,24 @@ or have a VM outlive what the host needs more.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 
 from hypemand.api.failures import Forbidden
 from hypemand.config.definition import Definition, DefinitionDefaults
 from hypemand.config.netparse import format_publish
+from hypemand.unitnames import is_of_vm
 
 # Ports below are for root on any Unix (net.ipv4.ip_unprivileged_port_start).
 FIRST_FREE_PORT = 1024
 # A VM that takes longer to stop holds up the host's shutdown.
 LONGEST_STOP = 600.0
 
-_OF_VM = re.compile(r"(hypeman-vm-|hypeman@)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.service")
-
 Words = tuple[str, ...]
 
 
 def _other_units(words: Words) -> str:
     """Relations start, stop and order units: among VMs that is the client's business."""
-    return ", ".join(word for word in words if _OF_VM.fullmatch(word) is None)
+    return ", ".join(word for word in words if not is_of_vm(word))
 
 
 def _any(words: Words) -> str:

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from hypemand.api.server import HttpServer
 from hypemand.config.listen import ListenConfig
 from hypemand.errors import HostNotReady
+from hypemand.tasks import Tasks
 from hypemand.workers import Pool, run_in
 
 BACKLOG = 128
+# more than the limits' grace and the flush of what is left
+_END_DEADLINE = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ class Listener:
     def __init__(self, make_server: Callable[[], HttpServer]) -> None:
         self._make_server = make_server
         self._open: _Open | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("the API over TCP")
         # what is open is looked at, waited on and then replaced: one at a time, or one would be left open
         self._turn = asyncio.Lock()
 
@@ -86,16 +89,14 @@ class Listener:
         self._open = None
         old.server.stop_listening()
         log.info("no longer listening on %s", old.config)
-        task = asyncio.create_task(old.server.finish(), name=f"end of {old.config}")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        self._tasks.start(f"end of {old.config}", old.server.finish())
 
     async def close(self) -> None:
         """Listen no more, and wait for what goes on to end."""
         async with self._turn:
             if self._open is not None:
                 self._end(self._open)
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await self._tasks.close(patience=_END_DEADLINE)
 
 
 def _is_same_place(one: ListenConfig, other: ListenConfig) -> bool:

@@ -25,6 +25,7 @@ from hypemand.api.requests import MAX_BODY
 from hypemand.api.routes import Routes
 from hypemand.api.services import Limits, Services
 from hypemand.api.volumes import VolumeRoutes
+from hypemand.tasks import Tasks
 
 FLUSH_DEADLINE = 1.0
 ACCEPTED_AT_ONCE = 128
@@ -155,7 +156,7 @@ class HttpServer:
         self._sock: socket.socket | None = None
         self._tls: ssl.SSLContext | None = None
         self._resuming: asyncio.TimerHandle | None = None
-        self._beginning: set[asyncio.Task[bool]] = set()
+        self._tasks = Tasks("the API")
 
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Begin to take connections."""
@@ -203,15 +204,14 @@ class HttpServer:
         if place is None:
             connection.close()
             return
-        task = asyncio.create_task(self._begin(connection, self._tls, place), name="api-begin")
+        task = self._tasks.start("connection", self._begin(connection, self._tls, place))
         place.close = task.cancel  # until it has a protocol that can end by itself
-        self._beginning.add(task)
 
         def end(task: asyncio.Task[bool]) -> None:
-            self._beginning.discard(task)
-            if task.cancelled():
+            failed = task.cancelled() or task.exception() is not None
+            if failed:
                 connection.close()
-            if task.cancelled() or not task.result():
+            if failed or not task.result():
                 self._keeper.places.give_back(place)
 
         task.add_done_callback(end)
@@ -243,8 +243,7 @@ class HttpServer:
         """Shut down: streams are aborted, commands in guests terminated, and other requests have the limits'
         `grace` to finish."""
         self.stop_listening()
-        for task in tuple(self._beginning):
-            task.cancel()
+        await self._tasks.close()
         await self._keeper.finish()
         for connection in self._http.connections:
             connection.close()  # lets those go at once that have nothing more to write

@@ -14,6 +14,8 @@ from typing import Any, Never, TypeVar
 
 from aiohttp import web
 
+from hypemand.tasks import Tasks
+
 T = TypeVar("T")
 
 
@@ -29,13 +31,15 @@ async def first_of(**work: Coroutine[Any, Any, T]) -> T:
 
     Where several have ended, the one named first counts. The names are those of the tasks.
     """
-    tasks = [asyncio.create_task(coroutine, name=f"api-{name}") for name, coroutine in work.items()]
+    tasks: list[asyncio.Task[T]] = []
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        async with Tasks("a request") as group:
+            tasks += (group.start(name, coroutine, awaited=True) for name, coroutine in work.items())
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            if task.done() and not task.cancelled():
+                task.exception()  # what the others end with does not count
     return next(task for task in tasks if task in done).result()
 
 

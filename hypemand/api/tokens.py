@@ -11,13 +11,12 @@ import asyncio
 import errno
 import hashlib
 import hmac
-import json
 import logging
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from hypemand.atomic import write_all, write_file
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InvalidRequest, NotFound
 from hypemand.model.tokens import Scope
-from hypemand.recordfile import read_json
+from hypemand.recordfile import BadRecord, encode_record, load_record
 from hypemand.run import is_disk_full
 from hypemand.workers import Pool, run_in
 
@@ -214,12 +213,12 @@ class TokenStore:
 
     def _read(self) -> dict[str, Token]:
         try:
-            return {token.name: token for token in _parse_tokens(read_json(self._path))}
+            return load_record(self._path, _parse_tokens, versions=(1, _VERSION))
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise HostNotReady(f"{self._path} cannot be read: {error.strerror}") from None
-        except (ValueError, TypeError, KeyError):
+        except BadRecord:
             raise HostNotReady(
                 f"{self._path} is not a valid token file",
                 hint="restore it, or remove it and create the tokens again",
@@ -227,7 +226,7 @@ class TokenStore:
 
     async def _store(self, tokens: dict[str, Token], *, in_place: bool = False) -> None:
         document = {"version": _VERSION, "tokens": [asdict(token) for token in tokens.values()]}
-        data = json.dumps(document, indent=1).encode() + b"\n"
+        data = encode_record(document, indent=1)
         try:
             try:
                 await run_in(Pool.TOKENS, write_file, self._path, data, mode=0o600)
@@ -296,10 +295,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _parse_tokens(data: Any) -> Iterator[Token]:
-    """Raises ValueError, TypeError or KeyError for what is none. Version 1 had no scopes."""
-    if data["version"] not in (1, _VERSION):
-        raise ValueError("another version")
+def _parse_tokens(data: Any) -> dict[str, Token]:
+    """All, by name. Version 1 had no scopes."""
+    tokens = {}
     for kept in data["tokens"]:
         item = kept
         if data["version"] == 1:
@@ -309,4 +307,6 @@ def _parse_tokens(data: Any) -> Iterator[Token]:
         if not all(isinstance(value, _TYPES[key]) for key, value in values.items()):
             raise ValueError("a value of another type")
         vms, tags = tuple(map(str, values["vms"])), tuple((str(k), str(v)) for k, v in values["tags"])
-        yield Token(**values | {"scope": Scope(values["scope"]), "vms": vms, "tags": tags})
+        token = Token(**values | {"scope": Scope(values["scope"]), "vms": vms, "tags": tags})
+        tokens[token.name] = token
+    return tokens

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
+from hypemand.config.addresses import find_misfit, suggest_address
 from hypemand.config.netparse import (
     MAX_PUBLISHED,
     NONE,
-    describe_special,
     format_egress,
     format_publish,
     parse_address4,
@@ -95,7 +94,7 @@ def find_publish_problems(source: Source, data: Mapping[str, object]) -> Iterato
         for one in _try_publish(text):
             total += 1
             others = seen.setdefault((one.transport, one.host_port), [])
-            first = next((n for other, n in others if _overlap(one, other)), None)
+            first = next((n for other, n in others if one.clashes_with(other)), None)
             others.append((one, i))
             if first is not None:
                 what = f"publishes {one.host_port}/{one.transport}, which publish[{first}] already does"
@@ -113,10 +112,6 @@ def _try_publish(text: object) -> tuple[Publish, ...]:
         return parse_publish(text) if isinstance(text, str) else ()
     except ValueError:
         return ()
-
-
-def _overlap(one: Publish, other: Publish) -> bool:
-    return one.address is None or other.address is None or one.address == other.address
 
 
 def find_network_problems(
@@ -154,9 +149,8 @@ def _find_misfits(source: Source, use: NetworkUse, network: NetworkConfig) -> It
     ):
         if address is None:
             continue
-        what = _why_not(address, gateway, network.name)
-        if what:
-            yield source.problem(("network", key), f"{address} {what}", _suggest(gateway))
+        if what := find_misfit(address, gateway, network.name):
+            yield source.problem(("network", key), f"{address} {what}", suggest_address(gateway))
     for i, text in enumerate(source.data["network"].get("publish", [])):  # type: ignore[index]
         (one, *_) = parse_publish(text)
         if one.address is None:
@@ -166,27 +160,6 @@ def _find_misfits(source: Source, use: NetworkUse, network: NetworkConfig) -> It
             yield source.problem(
                 ("network", "publish", i), what, "write an address of the other family, or none"
             )
-
-
-def _why_not(address: Any, gateway: IPv4Interface | IPv6Interface | None, name: str) -> str:
-    if gateway is None:
-        return f"is of a family that network {name} has not"
-    if address not in gateway.network:
-        return f"is not in {gateway.network}, the subnet of network {name}"
-    if address == gateway.ip:
-        return f"is the gateway's address in network {name}"
-    special = describe_special(address, gateway.network)
-    return f"is {special} of network {name}" if special else ""
-
-
-def _suggest(gateway: IPv4Interface | IPv6Interface | None) -> str:
-    if gateway is None:
-        return "remove it, or name another network"
-    subnet, gate = gateway.network, gateway.ip
-    first, last = subnet.network_address + 1, subnet.broadcast_address - (1 if subnet.version == 4 else 0)
-    but = "" if gate in (first, last) else f" but {gate}"
-    first, last = first + (gate == first), last - (gate == last)
-    return f"write one of {first} to {last}{but}, or leave it out to have one chosen"
 
 
 def _join(words: list[str]) -> str:

@@ -20,6 +20,7 @@ from ipaddress import (
     ip_network,
 )
 
+from hypemand.config.addresses import describe_special
 from hypemand.config.network import Egress, HostPort, Publish, Transport
 
 NONE = "none"
@@ -170,15 +171,6 @@ def _check_host_address(address: IPv4Address | IPv6Address, network: IPv4Network
     if what := describe_special(address, network):
         hint = f"write another, such as {network.network_address + 1}/{network.prefixlen}"
         raise ValueError(f"{address} is {what} of {network}; {hint}")
-
-
-def describe_special(address: IPv4Address | IPv6Address, network: IPv4Network | IPv6Network) -> str:
-    """The special meaning of an address in a network, as "the gateway"; "": a host's."""
-    if address == network.network_address:
-        return "the network address" if network.version == 4 else "the routers' anycast address"
-    if network.version == 4 and address == network.broadcast_address:
-        return "the broadcast address"
-    return ""
 
 
 def parse_mac(text: str) -> str:

@@ -35,6 +35,20 @@ class Publish:
     guest_port: int
     transport: Transport = Transport.TCP
 
+    def clashes_with(self, other: Publish) -> bool:
+        """Would something that comes to the host be for both?"""
+        if (self.transport, self.host_port) != (other.transport, other.host_port):
+            return False
+        return None in (self.address, other.address) or self.address == other.address
+
+    @property
+    def where(self) -> str:
+        """The port of the host, as `127.0.0.1:80/tcp`."""
+        port = f"{self.host_port}/{self.transport}"
+        if self.address is None:
+            return port
+        return f"[{self.address}]:{port}" if self.address.version == 6 else f"{self.address}:{port}"
+
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:

@@ -27,21 +27,23 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hypemand.atomic import make_folder, sync_folder, write_file
+from hypemand.atomic import make_folder, sync_folder
 from hypemand.config.definition import Definition
 from hypemand.config.names import is_name
 from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InsufficientResources, NotFound
+from hypemand.errors import AlreadyExists, HostNotReady, InsufficientResources, NotFound
 from hypemand.manager.net.leases import lease_from_json, lease_to_json
 from hypemand.model.state import Origin
-from hypemand.recordfile import read_json
+from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.storage.disks import DISK
 from hypemand.storage.locks import hold_disk
+from hypemand.tasks import finish
 from hypemand.vm.record import ImagePin, Lease, VmRecord
-from hypemand.workers import Pool, finish, run_in
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 # a VM that is being made or removed: all that is ever deleted unasked
@@ -108,7 +110,7 @@ class Inventory:
             try:
                 record = _load_record(folder)
                 _check_unique(record, owners)
-            except (OSError, ValueError, KeyError, TypeError, HypemandError) as error:
+            except (OSError, ValueError) as error:
                 _log.error("cannot read the VM in %s: %s", folder, error)
                 self._unreadable[folder.name] = str(error)
                 continue
@@ -400,13 +402,13 @@ def _write_record(folder: Path, record: VmRecord) -> None:
         "lease": None if record.lease is None else lease_to_json(record.lease),
         "short_name": record.short_name,
     }
-    write_file(folder / "vm.json", json.dumps(document, indent=2).encode() + b"\n", mode=0o600)
+    store_record(folder / "vm.json", document, indent=2)
 
 
 def _is_written(folder: Path, record: VmRecord) -> bool:
     try:
         return _load_record(folder) == record
-    except (OSError, ValueError, KeyError, TypeError, HypemandError):
+    except (OSError, BadRecord):
         return False
 
 
@@ -425,8 +427,10 @@ def _find_owners(folder: Path) -> Iterator[int]:
 
 
 def _load_record(folder: Path) -> VmRecord:
-    document = read_json(folder / "vm.json")
-    record = _parse_record(folder, document)
+    return load_record(folder / "vm.json", partial(_parse_record, folder))
+
+
+def _check_record(record: VmRecord) -> VmRecord:
     if not is_name(record.name):
         raise ValueError("its directory has no valid name of a VM")
     if _ID.fullmatch(str(record.id)) is None:
@@ -448,7 +452,7 @@ def _check_unique(record: VmRecord, owners: dict[int | str, str]) -> None:
 
 
 def _parse_record(folder: Path, document: Any) -> VmRecord:
-    return VmRecord(
+    record = VmRecord(
         name=folder.name,
         id=document["id"],
         uid=document["uid"],
@@ -459,3 +463,4 @@ def _parse_record(folder: Path, document: Any) -> VmRecord:
         lease=lease_from_json(document["lease"]) if document.get("lease") else None,
         short_name=bool(document.get("short_name", True)),
     )
+    return _check_record(record)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.protocol.sentinels import derive_user_text
 from hypemand.systemd.journal import LogJournal
-from hypemand.systemd.units import unit_name
+from hypemand.unitnames import unit_name
 from hypemand.vmm import messages
 from hypemand.workers import Lent, Pool, run_in
 

@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from hypemand.tasks import Tasks
+
 T = TypeVar("T")
 
 
@@ -32,7 +34,7 @@ class SharedLook(Generic[T]):
     that ask at once cost PID 1 and the disk as much as one. `outdate` after a change of what is queried."""
 
     def __init__(self, name: str, look: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self._name = name
+        self._tasks = Tasks(name)
         self._look = look
         self._current: _Look[T] | None = None
 
@@ -40,7 +42,7 @@ class SharedLook(Generic[T]):
         """What the look finds, or raises."""
         current = self._current
         if current is None or current.callers == 0 or current.task.done():
-            current = self._current = _Look(asyncio.create_task(self._look(), name=self._name))
+            current = self._current = _Look(self._tasks.start("look", self._look(), awaited=True))
         return await current.wait()
 
     def outdate(self) -> None:

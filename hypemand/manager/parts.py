@@ -26,6 +26,7 @@ from hypemand.storage.store import ImageStore
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
 from hypemand.systemd.units import Units
+from hypemand.tasks import Tasks
 from hypemand.vm.places import Places
 from hypemand.vm.record import VmRecord
 from hypemand.vm.runfiles import Past
@@ -50,7 +51,8 @@ class CurrentConfig:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The components of which a daemon has one each. `services`: those that every VM uses."""
+    """The components of which a daemon has one each. `services`: those that every VM uses; `tasks`
+    are of operations on VMs."""
 
     config: CurrentConfig
     services: VmServices
@@ -64,6 +66,7 @@ class Parts:
     networks: Networks
     disk_watch: DiskWatch
     space: SharedLook[SpaceReport]
+    tasks: Tasks
 
     @property
     def units(self) -> Units:
@@ -156,4 +159,5 @@ def make_parts(
         networks=Networks(network_host, tenancy, list_live, vms, on_members=names.members_changed),
         disk_watch=disk_watch,
         space=space,
+        tasks=Tasks("the VMs"),
     )

@@ -18,8 +18,9 @@ from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.volumes import Volume
 from hypemand.systemd.rootdir import Own, outside_usr
-from hypemand.systemd.units import UnitPlan, unit_name
+from hypemand.systemd.units import UnitPlan
 from hypemand.unit.stop import POWER_OFF
+from hypemand.unitnames import unit_name
 from hypemand.vm.places import CONFIG_DISK, Places
 from hypemand.vm.record import Lease, VmRecord
 from hypemand.vmm.accel import AccelKind

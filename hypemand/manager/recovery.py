@@ -14,7 +14,9 @@ from hypemand.manager.inventory import Inventory
 from hypemand.manager.parts import Parts
 from hypemand.model.state import Origin
 from hypemand.systemd.rootdir import make_root
-from hypemand.systemd.units import Units, unit_name
+from hypemand.systemd.units import Units
+from hypemand.tasks import Tasks
+from hypemand.unitnames import unit_name
 from hypemand.vm.runfiles import RunFiles, load_past, remove_leftovers
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
@@ -119,23 +121,13 @@ class Recovery:
 
 async def recover_vms(vms: Sequence[Vm], deadline: float = _DEADLINE) -> None:
     """Query the state of the VMs from systemd. Those for which there is no answer in time are Unknown."""
-    looks = {asyncio.create_task(vm.recover(), name=f"recovery of VM {vm.name}") for vm in vms}
-    if not looks:
+    if not vms:
         return
-    try:
+    async with Tasks("VMs") as tasks:
+        looks = [tasks.start(f"recovery of VM {vm.name}", vm.recover()) for vm in vms]
         _, late = await asyncio.wait(looks, timeout=deadline)
-        for task in late:
-            task.cancel()
-        await asyncio.wait(looks)
-    except asyncio.CancelledError:
-        for task in looks:
-            task.cancel()
-        raise
     if late:
         _log.error("systemd does not report the state of %d VMs: they are Unknown until it does", len(late))
-    for task in looks - late:
-        if (error := task.exception()) is not None:
-            _log.error("%s failed", task.get_name(), exc_info=error)
 
 
 async def ask_again(vms: Sequence[Vm]) -> None:

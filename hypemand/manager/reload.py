@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 
 from systemd import journal
@@ -20,6 +20,7 @@ from hypemand.model.answers.host import ReloadReport
 from hypemand.model.state import Origin
 from hypemand.run import run_async
 from hypemand.systemd.log import MessageId
+from hypemand.tasks import Tasks
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
 
@@ -40,7 +41,7 @@ class Reloader:
         self._config, self._fleet, self._networks = parts.config, parts.fleet, parts.networks
         self._load_config = load_config
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("the reload")
         self._online: asyncio.Task[None] | None = None
 
     async def reload(self, *, sync_networks: bool = True, at_boot: bool = False) -> ReloadReport:
@@ -124,13 +125,13 @@ class Reloader:
                     f"VM {vm.name} has no definition file any more: it is stopped,"
                     f" its data are kept until hypemanctl rm {vm.name}",
                 )
-                self._spawn(f"stop {vm.name}", self._stop(vm))
+                self._tasks.start(f"stop of VM {vm.name}", self._stop(vm))
         return removed
 
     def autostart(self, vm: Vm, *, at_boot: bool = False) -> None:
         """Start a VM in the background; errors are in the journal. `at_boot`: the host may not have its name
         servers yet; a VM that would get none waits until the host's network is up."""
-        self._spawn(f"autostart {vm.name}", self._start(vm, at_boot=at_boot))
+        self._tasks.start(f"autostart of VM {vm.name}", self._start(vm, at_boot=at_boot))
 
     async def _start(self, vm: Vm, *, at_boot: bool) -> None:
         if at_boot:
@@ -149,7 +150,7 @@ class Reloader:
     async def _wait_online(self) -> None:
         """Until the network is up, or will not be in time, or this is being closed: one wait for all VMs."""
         if self._online is None:
-            self._online = asyncio.create_task(_reach_online(), name="network-online")
+            self._online = self._tasks.start("wait for network-online.target", _reach_online())
         await asyncio.wait([self._online])
 
     async def _stop(self, vm: Vm) -> None:
@@ -158,19 +159,11 @@ class Reloader:
         except HypemandError as error:
             vm.log(logging.ERROR, f"VM {vm.name} could not be stopped: {error}")
 
-    def _spawn(self, what: str, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work, name=what)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def close(self, deadline: float) -> None:
         """Wait for what was begun, at most `deadline` seconds. Who waits for the network starts now."""
         if self._online is not None:
             self._online.cancel()
-        if self._tasks:
-            _, pending = await asyncio.wait(self._tasks, timeout=deadline)
-            for task in pending:
-                task.cancel()
+        await self._tasks.close(patience=deadline)
 
 
 async def _reach_online() -> None:

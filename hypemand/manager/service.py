@@ -21,7 +21,8 @@ from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Timeline
 from hypemand.model.vm import VmView
 from hypemand.systemd.log import MessageId
-from hypemand.systemd.units import handle_name
+from hypemand.tasks import finish
+from hypemand.unitnames import handle_name
 from hypemand.vm.facts import boot_facts
 from hypemand.vm.pause import pause, resume, resume_to_end
 from hypemand.vm.runfiles import Past
@@ -29,7 +30,7 @@ from hypemand.vm.session import AGENT_DEADLINE
 from hypemand.vm.timeline import derive_timeline
 from hypemand.vm.tracker import Moment
 from hypemand.vm.vm import Vm
-from hypemand.workers import Pool, finish, run_in
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 # beyond stop_timeout: SIGTERM, SIGKILL and the exit record
@@ -39,6 +40,8 @@ _POWER_OFF_MARGIN = 5.0
 _SIGKILL = 9
 # so long is waited for the operation that is under way by what is no start and no end
 _PATIENCE = 10.0
+# and for what a cancelled creation has to undo, when the daemon ends
+_UNDO_DEADLINE = 5.0
 
 
 class VmManager:
@@ -53,6 +56,7 @@ class VmManager:
 
     async def close(self) -> None:
         """Stop following all VMs. They keep running."""
+        await self._parts.tasks.close(patience=_UNDO_DEADLINE)
         await self._parts.disk_watch.close()
         await self._starter.close()
         await self._parts.names.close()
@@ -140,7 +144,7 @@ class VmManager:
                     with _logged_start(vm):
                         await self._starter.start(vm, requested, image)
         except BaseException:
-            await asyncio.shield(self._take_back(vm))
+            await self._parts.tasks.run_shielded(f"undo of VM {vm.name}", self._take_back(vm))
             raise
         return vm.view()
 

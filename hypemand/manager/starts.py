@@ -23,13 +23,17 @@ from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd.cgroups import ease_moves
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr, make_root
+from hypemand.tasks import Tasks, finish
 from hypemand.vm.leftunit import start_unit
 from hypemand.vm.operation import OperationCancelled
 from hypemand.vm.record import ImagePin, Lease
 from hypemand.vm.tracker import Moment
 from hypemand.vm.vm import Vm
 from hypemand.vmm.host import find_vmm_host
-from hypemand.workers import Pool, finish, run_in
+from hypemand.workers import Pool, run_in
+
+# seconds: a grace period of RCU takes milliseconds
+_EASING_DEADLINE = 5.0
 
 
 @dataclass(slots=True)
@@ -50,11 +54,11 @@ class Starter:
         self._fleet, self._records, self._images = parts.fleet, parts.records, parts.images
         self._claims, self._networks = parts.claims, parts.networks
         self._easing: asyncio.Task[None] | None = None
+        self._tasks = Tasks("starts")
 
     async def close(self) -> None:
         """Wait for what it has begun."""
-        if self._easing is not None:
-            await self._easing
+        await self._tasks.close(patience=_EASING_DEADLINE)
 
     async def ensure_image(self, vm: Vm, pull: ImagePull | None) -> tuple[Image, bool]:
         """The image that it is to be started with. The bool: was it waited for? While that lasts its status
@@ -110,7 +114,7 @@ class Starter:
     def ease_moves(self) -> None:
         """Have the kernel's wait before PID 1 can move the VMM into its unit over by the time it does."""
         if self._easing is None or self._easing.done():
-            self._easing = asyncio.create_task(run_in(Pool.STARTS, ease_moves), name="ease moves")
+            self._easing = self._tasks.start("wait for moves", run_in(Pool.STARTS, ease_moves))
 
     async def start(self, vm: Vm, requested: float, image: Image) -> None:
         """Start it; back when systemd has taken the job. `requested`: when it was asked for. A start that
@@ -122,13 +126,10 @@ class Starter:
     async def _start(self, vm: Vm, requested: float, image: Image) -> None:
         self.ease_moves()
         await vm.runs.settle()
-        looking = asyncio.create_task(self._look(), name=f"look for {vm.name}")
-        try:
+        async with Tasks(f"the start of VM {vm.name}") as tasks:
+            looking = tasks.start("look", self._look(), awaited=True)
             image = await self._pin_image(vm, image)
             disks = await looking
-        finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
         # From here to `starting` nothing waits, so that of two starts the second sees what the first takes.
         # What it is started with, also if it is defined anew meanwhile
         defined = definition = vm.record.definition
@@ -204,7 +205,7 @@ class Starter:
     ) -> Plan:
         """Make what a start needs on the host's disk and in its network, both at once."""
         making = run_in(Pool.STARTS, self._make_files, vm, definition, image, volumes, network)
-        preparing = asyncio.create_task(making, name=f"files of {vm.name}")
+        preparing = self._tasks.start(f"files of VM {vm.name}", making, awaited=True)
         try:
             if network is not None:
                 await self._networks.attach(vm.name)

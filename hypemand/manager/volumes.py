@@ -27,7 +27,8 @@ from hypemand.model.space import SpaceReport
 from hypemand.model.state import Origin, State
 from hypemand.model.volumes import VolumeFill, VolumeView
 from hypemand.storage.volumes import Volume, check_size
-from hypemand.workers import Pool, finish, run_in
+from hypemand.tasks import finish
+from hypemand.workers import Pool, run_in
 
 T = TypeVar("T")
 _IMAGE = "builtin:busybox"
@@ -42,7 +43,7 @@ class ApiVolumes:
     def __init__(self, parts: Parts, manager: VmManager) -> None:
         self._manager = manager
         self._fleet, self._guests, self._space = parts.fleet, parts.guests, parts.space
-        self._disk_watch = parts.disk_watch
+        self._disk_watch, self._tasks = parts.disk_watch, parts.tasks
         self._store, self._claims = parts.volumes, parts.claims
         self._lock = asyncio.Lock()
 
@@ -184,7 +185,7 @@ class ApiVolumes:
                 raise StartFailed(f"the VM that was to work on the volume {mount.volume} did not run: {why}")
             yield name
         finally:
-            await asyncio.shield(self._manager.delete_vm(name))
+            await self._tasks.run_shielded(f"removal of VM {name}", self._manager.delete_vm(name))
 
 
 def _measure_used(volumes: Iterable[Volume]) -> list[int]:

@@ -20,7 +20,7 @@ SOURCE: Mapping[str, bool] = {"source": True}
 _PLAIN = (NoneType, bool, int, float, str)
 
 
-class BadDocument(Exception):
+class BadDocument(ValueError):
     """JSON that is not what it should be. Its text begins with the place, as `spans[0].lane: `."""
 
     def __init__(self, problem: str, place: str = "") -> None:

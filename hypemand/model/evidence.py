@@ -16,7 +16,11 @@ from hypemand.model.state import State
 
 
 class UnitEvidence(StrEnum):
-    """ActiveState of the VM's unit in systemd's words, and three cases in which systemd gives none."""
+    """ActiveState of the VM's unit in systemd's words, and three cases in which systemd gives none.
+
+    The words are all that `systemctl --state=help` lists with systemd 252 and 257; `refreshing` is of 257
+    alone.
+    """
 
     ACTIVE = "active"
     RELOADING = "reloading"
@@ -39,13 +43,9 @@ class UnitEvidence(StrEnum):
 
     @property
     def is_live(self) -> bool:
-        """Does the unit hold processes, or is it about to?"""
-        return self in _LIVE_UNITS
-
-    @property
-    def is_gone(self) -> bool:
-        """Is it certain that no VMM runs?"""
-        return self in _GONE_UNITS
+        """Does the unit hold processes, or may it, or is it about to (auto-restart is `activating`)? What is
+        not known counts as live, so that nothing is given away that a VMM may have."""
+        return self not in _GONE_UNITS
 
 
 _UNIT_WORDS = {
@@ -53,9 +53,7 @@ _UNIT_WORDS = {
     for u in UnitEvidence
     if u not in (UnitEvidence.NO_UNIT, UnitEvidence.NO_ANSWER, UnitEvidence.UNRECOGNISED)
 }
-_UP_UNITS = frozenset({UnitEvidence.ACTIVE, UnitEvidence.RELOADING, UnitEvidence.REFRESHING})
-_LIVE_UNITS = _UP_UNITS | {UnitEvidence.ACTIVATING, UnitEvidence.DEACTIVATING}
-# `maintenance` is systemd cleaning the directories of a unit that has ended.
+# `maintenance` is systemd cleaning the directories of a unit that has ended (systemctl clean).
 _GONE_UNITS = frozenset(
     {UnitEvidence.NO_UNIT, UnitEvidence.INACTIVE, UnitEvidence.FAILED, UnitEvidence.MAINTENANCE}
 )
@@ -169,7 +167,7 @@ def derive_state(evidence: Evidence) -> Derived:
         return Derived(State.UNKNOWN, "systemd does not answer on D-Bus")
     if unit is UnitEvidence.UNRECOGNISED:
         return Derived(State.UNKNOWN, "systemd reports a unit state that is not known here")
-    if unit.is_gone:
+    if not unit.is_live:
         return Derived(State.STANDBY if evidence.has_snapshot else State.STOPPED)
     if unit is UnitEvidence.DEACTIVATING:
         return Derived(State.SHUTDOWN, _derive_error(evidence), stopping=True)

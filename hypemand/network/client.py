@@ -28,6 +28,7 @@ from hypemand.network.wire import (
     encode_frame,
     read_frame,
 )
+from hypemand.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT = 10.0
@@ -71,20 +72,16 @@ class NetworkClient:
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._connecting = asyncio.Lock()
         self._writer: asyncio.StreamWriter | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._tasks = Tasks("the network service")
         self._recovery: asyncio.Task[None] | None = None
         self._reapplying: asyncio.Task[None] | None = None
-        self._ending: dict[str, asyncio.Task[None]] = {}  # VMs, by name
+        self._ending: set[str] = set()  # VMs, by name
         self._closed = False
 
     async def close(self) -> None:
         """End the connection. What is still waited for fails."""
         self._closed = True
-        tasks = [task for task in (self._recovery, self._reapplying, self._reader) if task is not None]
-        tasks += self._ending.values()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
         self._drop()
 
     async def apply(
@@ -120,7 +117,7 @@ class NetworkClient:
     async def _reapply(self) -> None:
         """Let the daemon tell the service all there is; one time for all that wait for it."""
         if self._reapplying is None or self._reapplying.done():
-            self._reapplying = asyncio.create_task(self._call_back(), name="network apply")
+            self._reapplying = self._tasks.start("apply", self._call_back(), awaited=True)
         await asyncio.shield(self._reapplying)
 
     async def _call_back(self) -> None:
@@ -175,7 +172,7 @@ class NetworkClient:
                     f"the network service is not reachable: {self._path}: {reason}", hint=_HINT
                 ) from None
             self._writer = writer
-            self._reader = asyncio.create_task(self._read(reader), name="network service")
+            self._tasks.start("answers", self._read(reader))
             return writer
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
@@ -190,7 +187,7 @@ class NetworkClient:
 
     def _begin_recovery(self) -> None:
         if self._recovery is None or self._recovery.done():
-            self._recovery = asyncio.create_task(self._recover(), name="network recovery")
+            self._recovery = self._tasks.start("recovery", self._recover())
 
     def _take(self, frame: dict[str, Any]) -> None:
         if frame.get("event") == CHANGED:
@@ -209,8 +206,9 @@ class NetworkClient:
 
     def _begin_end(self, vm: str, what: str) -> None:
         if vm not in self._ending and not self._closed:
-            task = self._ending[vm] = asyncio.create_task(self._end(vm, what), name=f"end of {vm}")
-            task.add_done_callback(lambda _: self._ending.pop(vm, None))
+            self._ending.add(vm)
+            task = self._tasks.start(f"end of VM {vm} for a change", self._end(vm, what))
+            task.add_done_callback(lambda _: self._ending.discard(vm))
 
     async def _end(self, vm: str, what: str) -> None:
         if self.on_tampered is None:

@@ -35,15 +35,18 @@ class BridgePlan:
     link_local: bool = False
 
 
+# What of a network cannot change while VMs are on it; all else can.
+_SHAPE = ("bridge", "ipv4", "ipv6", "mtu")
+
+
+def has_same_shape(one: BridgePlan, other: BridgePlan) -> bool:
+    """Can one become the other without a VM on it noticing?"""
+    return all(getattr(one, key) == getattr(other, key) for key in _SHAPE)
+
+
 def adapt_bridge(bridge: BridgePlan, wanted: BridgePlan) -> BridgePlan:
     """A network that VMs are on, with what of it can change under them."""
-    return replace(
-        bridge,
-        nat=wanted.nat,
-        host_ports=wanted.host_ports,
-        egress=wanted.egress,
-        link_local=wanted.link_local,
-    )
+    return replace(wanted, network=bridge.network, **{key: getattr(bridge, key) for key in _SHAPE})
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from hypemand.network.links import (
     is_our_bridge,
     is_ours,
 )
-from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan, adapt_bridge, tap_name
+from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan, adapt_bridge, has_same_shape, tap_name
 from hypemand.network.profiles import Profile, derive_profiles, render_profiles, render_unused
 from hypemand.network.reservations import Reservations
 from hypemand.network.rules import (
@@ -124,7 +124,7 @@ class HostNetworks:
             kept = plans[plan.bridge]
             if kept.network != plan.network:
                 problems[plan.network] = f"{plan.bridge} is the bridge of network {kept.network}"
-            elif derive_shape(kept) != derive_shape(plan):
+            elif not has_same_shape(kept, plan):
                 warnings[plan.network].append(
                     f"{plan.bridge} is not changed until the last VM on it has stopped"
                 )
@@ -377,7 +377,7 @@ class HostNetworks:
     def _find_network(self, port: PortPlan) -> _Network:
         """The network of a VM that comes. The daemon may know a network since its last `apply`."""
         network = self._networks.get(port.bridge.bridge)
-        if network is not None and derive_shape(network.plan) == derive_shape(port.bridge):
+        if network is not None and has_same_shape(network.plan, port.bridge):
             return network
         if any(other.bridge.bridge == port.bridge.bridge for other in self._ports.values()):
             raise HostNotReady(
@@ -464,11 +464,6 @@ class HostNetworks:
             if is_ours(link):
                 self._links.delete(link)
         self._find_nft().change(render_removal())
-
-
-def derive_shape(plan: BridgePlan) -> tuple[object, ...]:
-    """What of a network cannot change while VMs are on it."""
-    return (plan.bridge, plan.ipv4, plan.ipv6, plan.mtu)
 
 
 def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> dict[str, BridgePlan]:

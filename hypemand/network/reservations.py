@@ -35,13 +35,6 @@ class _Place:
     transport: Transport
     port: int
 
-    def overlaps(self, other: _Place) -> bool:
-        """Would a packet be for both?"""
-        any_address = _ANY[self.family]
-        return (self.family, self.transport, self.port) == (other.family, other.transport, other.port) and (
-            self.address == other.address or any_address in (self.address, other.address)
-        )
-
     def __str__(self) -> str:
         text = f"{self.port}/{self.transport}"
         if self.address == _ANY[self.family]:
@@ -61,13 +54,11 @@ class Reservations:
         Raises InUse when another VM or a program of the host has one; InvalidDefinition when one cannot be
         led to the VM; HostNotReady when the kernel gives none.
         """
+        self._check_clashes(port)
         old = self._held.get(port.uid)
         held: dict[_Place, socket.socket | None] = {}
         try:
             for place in _derive_places(port):
-                self._check_others(port, place)
-                if any(place.overlaps(other) for other in held):
-                    raise InUse(f"port {place} is published twice by VM {port.vm}")
                 kept = old[1].get(place) if old is not None else None
                 held[place] = kept if kept is not None else _bind(place)
         except BaseException:
@@ -96,10 +87,15 @@ class Reservations:
         for uid in set(self._held) - set(uids):
             self.release(uid)
 
-    def _check_others(self, port: PortPlan, place: _Place) -> None:
-        for uid, (other, held) in self._held.items():
-            if uid != port.uid and any(place.overlaps(taken) for taken in held):
-                raise InUse(f"port {place} is published by VM {other.vm}", hint="publish another port")
+    def _check_clashes(self, port: PortPlan) -> None:
+        others = [other for uid, (other, _) in self._held.items() if uid != port.uid]
+        for number, publish in enumerate(port.publish):
+            for other in others:
+                if any(publish.clashes_with(taken) for taken in other.publish):
+                    what = f"port {publish.where} is published by VM {other.vm}"
+                    raise InUse(what, hint="publish another port")
+            if any(publish.clashes_with(before) for before in port.publish[:number]):
+                raise InUse(f"port {publish.where} is published twice by VM {port.vm}")
 
 
 def _derive_places(port: PortPlan) -> Iterator[_Place]:

@@ -35,6 +35,7 @@ from hypemand.network.wire import (
 )
 from hypemand.service import Service, make_parser, run_service, set_up_logging
 from hypemand.sockets import open_socket, take_sockets
+from hypemand.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 _IDENTIFIER = "hypemand-network"
@@ -55,6 +56,7 @@ class NetworkService:
     def __init__(self, host: HostNetworks) -> None:
         self._host = host
         self._service = Service()
+        self._tasks = Tasks("the network service")
         self._connections: set[asyncio.Task[Any]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._mending: asyncio.TimerHandle | None = None

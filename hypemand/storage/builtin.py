@@ -13,11 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hypemand.atomic import write_file
 from hypemand.errors import HypemandError
 from hypemand.model.images import OciConfig
 from hypemand.run import run
-from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata
+from hypemand.storage.images import ROOTFS, Image, derive_id, store_metadata
 from hypemand.storage.rootfs import find_architecture, hash_file, make_erofs
 from hypemand.storage.tools import DirectTools
 
@@ -82,7 +81,7 @@ def make_builtin(out: Path, busybox: Path, epoch: str) -> Image:
         folder=folder,
         config=OciConfig(cmd=("/bin/sh", "-c", _GREETING), working_dir="/root"),
     )
-    write_file(folder / METADATA, encode_metadata(image))
+    store_metadata(folder, image)
     return image
 
 

@@ -8,15 +8,15 @@ the store has of names is in hypemand.storage.store.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hypemand.errors import ImageNotReady
 from hypemand.model.images import OciConfig
-from hypemand.recordfile import parse_json, read_regular
+from hypemand.recordfile import load_record, store_record
 from hypemand.storage.references import BUILTIN_PREFIX
 
 ROOTFS = "rootfs.erofs"
@@ -61,8 +61,8 @@ def derive_id(digest: str) -> str:
     return hashlib.sha256(digest.encode()).hexdigest()
 
 
-def encode_metadata(image: Image) -> bytes:
-    """The text of METADATA."""
+def store_metadata(folder: Path, image: Image) -> None:
+    """Write METADATA of an image in its folder. Blocks; OSError."""
     document = {
         "version": METADATA_VERSION,
         "name": image.name,
@@ -72,9 +72,9 @@ def encode_metadata(image: Image) -> bytes:
         "size": image.size,
         "created_at": image.created_at,
         "source": image.source,
-        "config": encode_oci_config(image.config),
+        "config": dict(sorted(encode_oci_config(image.config).items())),
     }
-    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+    store_record(folder / METADATA, dict(sorted(document.items())), indent=2, mode=0o644)
 
 
 def encode_oci_config(config: OciConfig) -> dict[str, object]:
@@ -130,11 +130,7 @@ def _parse_number(document: Mapping[str, object], key: str) -> float:
     return value
 
 
-def parse_metadata(data: bytes, folder: Path) -> Image:
-    """Read METADATA of the image in `folder`. ValueError if it cannot be understood."""
-    document = parse_json(data)
-    if not isinstance(document, dict) or document.get("version") != METADATA_VERSION:
-        raise ValueError(f"version is not {METADATA_VERSION}")
+def _parse_metadata(folder: Path, document: Mapping[str, object]) -> Image:
     return Image(
         name=_parse_text(document, "name"),
         id=_parse_text(document, "id"),
@@ -151,7 +147,8 @@ def parse_metadata(data: bytes, folder: Path) -> Image:
 def read_image(folder: Path) -> Image:
     """The image in `folder`; ImageNotReady says what is broken about it."""
     try:
-        image = parse_metadata(read_regular(folder / METADATA), folder)
+        parse = partial(_parse_metadata, folder)
+        image = load_record(folder / METADATA, parse, versions=(METADATA_VERSION,))
         size = image.rootfs.stat().st_size
     except (OSError, ValueError) as error:
         raise ImageNotReady(f"the image in {folder} is broken: {error}", hint="import it again") from error

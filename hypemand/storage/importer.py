@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from hypemand.atomic import write_file
 from hypemand.errors import AlreadyExists, ImageNotReady, InvalidRequest, NotFound
 from hypemand.model.images import OciConfig, derive_host_architecture
 from hypemand.storage import ocilayout, tarball
-from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata
+from hypemand.storage.images import ROOTFS, Image, derive_id, store_metadata
 from hypemand.storage.references import (
     BUILTIN_PREFIX,
     Transport,
@@ -323,7 +322,7 @@ def _finish(work: _Work, unpacked: _Unpacked) -> Image:
     )
     _seal(folder / ROOTFS)
     # which syncs the folder too
-    write_file(folder / METADATA, encode_metadata(image))
+    store_metadata(folder, image)
     return work.store.add_image(folder, image)
 
 

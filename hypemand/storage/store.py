@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import difflib
 import errno
-import json
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from hypemand.atomic import sync_folder, write_file
+from hypemand.atomic import sync_folder
 from hypemand.errors import HostNotReady, ImageNotReady, InUse, InvalidRequest, NotFound
 from hypemand.model.images import Pruned
-from hypemand.recordfile import read_json
+from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.storage.images import BUILTIN_FOLDERS, ROOTFS, STAGING, Image, derive_id, read_image
 from hypemand.storage.locks import hold_disk, is_disk_in_use
 from hypemand.storage.references import (
@@ -50,6 +50,14 @@ class ImageUse:
     digest: str = ""
 
 
+@dataclass(slots=True)
+class _Making:
+    """A content that is being made: who makes it holds the lock, and `users` are with those who wait."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+
+
 class ImageStore:
     """The images of a host. Nothing is cached: what the folders hold is true. All methods block on disk.
 
@@ -67,7 +75,7 @@ class ImageStore:
         self.reserve = reserve
         self._builtin = tuple(builtin)
         self._changing = threading.RLock()
-        self._making: dict[str, threading.Lock] = {}
+        self._making: dict[str, _Making] = {}
         # not set while work that a daemon before this one has left may still write to the staging folders
         self.may_make = threading.Event()
         self.may_make.set()
@@ -254,19 +262,32 @@ class ImageStore:
     ) -> Iterator[None]:
         """Lock the making of a content: several names may refer to it. `waits` is called when another one's
         is waited for and when that is over, `check` raises what ends the wait."""
-        with self._changing:
-            lock = self._making.setdefault(digest, threading.Lock())
-        if not lock.acquire(blocking=False):
-            waits(True)
+        with self._sharing(digest) as lock:
+            if not lock.acquire(blocking=False):
+                waits(True)
+                try:
+                    while not lock.acquire(timeout=_LOOK_AGAIN):
+                        check()
+                finally:
+                    waits(False)
             try:
-                while not lock.acquire(timeout=_LOOK_AGAIN):
-                    check()
+                yield
             finally:
-                waits(False)
+                lock.release()
+
+    @contextmanager
+    def _sharing(self, digest: str) -> Iterator[threading.Lock]:
+        """The lock of a content, which is forgotten when nobody holds it or waits for it any more."""
+        with self._changing:
+            making = self._making.setdefault(digest, _Making())
+            making.users += 1
         try:
-            yield
+            yield making.lock
         finally:
-            lock.release()
+            with self._changing:
+                making.users -= 1
+                if not making.users:
+                    del self._making[digest]
 
     def add_image(self, staged: Path, image: Image) -> Image:
         """Put a finished folder into the store under its name. The same content may have been added
@@ -294,26 +315,22 @@ class ImageStore:
         """The content of each name. Without a file that can be read: as the contents were named when they
         were made, so that VMs start; nothing is changed then but in the want of a file."""
         try:
-            return self._parse_names()
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return self._load_names()
+        except (OSError, BadRecord):
             known = self._iter_contents() if contents is None else contents
             return {image.name: image.digest for image in known}
 
-    def _parse_names(self) -> dict[str, str]:
-        document = read_json(self.folder / NAMES)
-        names = document["names"]
-        if document["version"] != _VERSION or not isinstance(names, dict):
-            raise ValueError(f"version is not {_VERSION}")
-        return {str(name): str(digest) for name, digest in names.items()}
+    def _load_names(self) -> dict[str, str]:
+        return load_record(self.folder / NAMES, _parse_names, versions=(_VERSION,))
 
     def _check_names(self) -> None:
         """Raise HostNotReady for a file of names that is there and cannot be read: it is not written over,
         and no content is removed since only that file may know its name."""
         try:
-            self._parse_names()
+            self._load_names()
         except FileNotFoundError:
             return
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except (OSError, BadRecord) as error:
             raise HostNotReady(
                 f"{self.folder / NAMES} cannot be read, so no image is added, renamed or removed: {error}",
                 hint="repair it, or move it away: images then have the names under which they were created",
@@ -321,7 +338,7 @@ class ImageStore:
 
     def _write_names(self, names: Mapping[str, str]) -> None:
         document = {"version": _VERSION, "names": dict(sorted(names.items()))}
-        write_file(self.folder / NAMES, json.dumps(document, indent=2).encode() + b"\n", mode=0o600)
+        store_record(self.folder / NAMES, document, indent=2)
 
     def _derive_hint(self, name: str) -> str:
         names = [image.name for image in self.list_images()]
@@ -345,6 +362,10 @@ class ImageStore:
             return  # somebody else was faster
         sync_folder(self.folder)
         shutil.rmtree(doomed)
+
+
+def _parse_names(document: Any) -> dict[str, str]:
+    return {str(name): str(digest) for name, digest in document["names"].items()}
 
 
 def _unnamed(image: Image) -> Image:

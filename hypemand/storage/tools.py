@@ -29,33 +29,19 @@ from typing import Protocol
 from hypemand.atomic import write_all
 from hypemand.errors import HostNotReady, WrongState
 from hypemand.run import ENVIRONMENT, CommandFailed, CommandMissing, Completed, run
+from hypemand.sandbox import OWN_ROOT, derive_sandbox
+from hypemand.storage.unitrun import run_in_unit, stop_units
+from hypemand.unitnames import image_unit_name, key_of_image_unit
 
-UNIT_PREFIX = "hypeman-image-"
 # Has the folder that a fetch writes to, and that no other fetch sees.
 FETCH_GROUP = "hypemand-fetch"
 CREDENTIAL = "auth.json"
-_STOP_TIMEOUT = 60.0
+_LIST_TIMEOUT = 60.0
 # beyond our own deadline, for the case that we are not there to keep it
 _UNIT_MARGIN = 30
 _PROXIES = re.compile(r"(https?|no|all)_proxy", re.IGNORECASE)
 
-_COMMON = (
-    "NoNewPrivileges=yes",
-    "ProtectKernelTunables=yes",
-    "ProtectKernelModules=yes",
-    "ProtectKernelLogs=yes",
-    "ProtectControlGroups=yes",
-    "ProtectClock=yes",
-    "ProtectHostname=yes",
-    "RestrictNamespaces=yes",
-    "RestrictRealtime=yes",
-    "LockPersonality=yes",
-    "MemoryDenyWriteExecute=yes",
-    "KeyringMode=private",
-    "SystemCallArchitectures=native",
-    "SystemCallErrorNumber=EPERM",
-    "UMask=0022",
-    "LimitCORE=0",
+_LIMITS = (
     "MemoryMax=2G",
     "TasksMax=256",
     # VMs come first
@@ -64,53 +50,44 @@ _COMMON = (
     "OOMScoreAdjust=500",
     "TimeoutStopSec=10s",
 )
-_FETCH = (
+_FETCH = derive_sandbox(
     # a user for this one unit: another pull's process could read its credentials and end it
     "DynamicUser=yes",
     f"SupplementaryGroups={FETCH_GROUP}",
-    "CapabilityBoundingSet=",
     "ProtectSystem=strict",
     "ProtectHome=yes",
     "PrivateTmp=yes",
-    "PrivateDevices=yes",
-    "PrivateIPC=yes",
-    "ProtectProc=invisible",
-    "ProcSubset=pid",
-    "RestrictSUIDSGID=yes",
     # netlink: how the C library finds out which addresses the host has
     "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
     # the last: the metadata service of one cloud, which has no link-local address
     "IPAddressDeny=169.254.0.0/16 fe80::/64 fd00:ec2::254",
-    "SystemCallFilter=@system-service",
-    "SystemCallFilter=~@privileged @resources",
+    "UMask=0022",
+    *_LIMITS,
+    without={"PrivateNetwork", "RestrictAddressFamilies", "UMask"},
 )
-_BUILD = (
+_BUILD = derive_sandbox(
     "CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_FSETID CAP_MKNOD CAP_SETFCAP",
-    # A root with nothing in it but what is bound: above all no /run. Not ProtectSystem=strict: of two
-    # settings for / systemd keeps one, and that is the host's root.
-    "TemporaryFileSystem=/:ro",
-    "BindReadOnlyPaths=/usr /bin /sbin /lib -/lib64 -/etc/ld.so.cache",
+    *OWN_ROOT,
     # not PrivateDevices=yes, with which no device node could be made; so /dev is the host's
     "ReadOnlyPaths=/dev",
     "InaccessiblePaths=-/dev/pts -/dev/shm -/dev/mqueue -/dev/hugepages -/dev/net",
     # hidepid= hides nothing from group 0, and uid 0 may write to files of what else root runs (oom_score_adj)
-    "ProcSubset=pid",
     "ReadOnlyPaths=/proc",
-    "PrivateNetwork=yes",
-    "PrivateIPC=yes",
-    "RestrictAddressFamilies=AF_UNIX",
     # device nodes are made, and none is opened
     "DevicePolicy=closed",
     "DeviceAllow=char-* m",
     "DeviceAllow=block-* m",
-    "SystemCallFilter=@system-service",
-    "SystemCallFilter=~@privileged @resources @mount @keyring @ipc",
+    "SystemCallFilter=~@mount @keyring @ipc",
     "SystemCallFilter=@chown mknod mknodat pipe pipe2",
     # no socket at all
     "SystemCallFilter=~@network-io",
     # as uid 0 it could signal whatever root runs, PID 1 too; the runtime of Go does without signals to itself
     "SystemCallFilter=~kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal",
     "SystemCallFilter=~process_vm_readv process_vm_writev process_madvise kcmp prlimit64",
+    "UMask=0022",
+    *_LIMITS,
+    # it keeps set-user-ID bits
+    without={"CapabilityBoundingSet", "PrivateDevices", "ProtectProc", "RestrictSUIDSGID", "UMask"},
 )
 # The runtime of Go interrupts its own threads by signals, unless told not to.
 _GO = {"GODEBUG": "asyncpreemptoff=1"}
@@ -193,7 +170,7 @@ class UnitTools:
     which a fetch sees nothing but where it writes."""
 
     def __init__(self, key: str, hidden: Path) -> None:
-        self.unit = f"{UNIT_PREFIX}{key}.service"
+        self.unit = image_unit_name(key)
         self._hidden = hidden
         self._cancelled = threading.Event()
 
@@ -242,25 +219,24 @@ class UnitTools:
     def _run(
         self, argv: Sequence[str], properties: Sequence[str], timeout: float, env: Mapping[str, str]
     ) -> Completed:
-        words = ["systemd-run", "--quiet", "--wait", "--collect", "--pipe", "--no-ask-password"]
-        words += ["--service-type=exec", f"--unit={self.unit}", "--description=Image for hypemand"]
-        for setting in (*_COMMON, f"RuntimeMaxSec={round(timeout) + _UNIT_MARGIN}", *properties):
-            words += ["-p", setting]
-        for key, value in {**ENVIRONMENT, **env}.items():
-            words.append(f"--setenv={key}={value}")
         # a path of its own: systemd-run would look for it with our eyes
         program = shutil.which(argv[0], path=ENVIRONMENT["PATH"])
         if program is None:
             raise CommandMissing(argv[0], "it is not there")
         _check(self._cancelled)
         try:
-            return replace(run([*words, "--", program, *argv[1:]], timeout=timeout), argv=tuple(argv))
+            done = run_in_unit(
+                self.unit,
+                [program, *argv[1:]],
+                [*properties, f"RuntimeMaxSec={round(timeout) + _UNIT_MARGIN}"],
+                description="Image for hypemand",
+                timeout=timeout,
+                env={**ENVIRONMENT, **env},
+            )
         except CommandFailed as error:
             _check(self._cancelled)
             raise CommandFailed(replace(error.result, argv=tuple(argv))) from None
-        except BaseException:
-            stop_units(self.unit)
-            raise
+        return replace(done, argv=tuple(argv))
 
 
 def _check(cancelled: threading.Event) -> None:
@@ -321,14 +297,9 @@ def escape_path(path: Path) -> str:
 
 def stop_foreign_units(own: str) -> None:
     """Stop units that fetch or build and are not of the daemon whose keys begin with `own`."""
-    argv = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--full", f"{UNIT_PREFIX}*.service"]
-    lines = run(argv, timeout=_STOP_TIMEOUT).stdout.decode(errors="replace").splitlines()
+    argv = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--full", image_unit_name("*")]
+    lines = run(argv, timeout=_LIST_TIMEOUT).stdout.decode(errors="replace").splitlines()
     units = [line.split()[0] for line in lines if line.split()]
-    foreign = [unit for unit in units if not unit.startswith(f"{UNIT_PREFIX}{own}")]
+    foreign = [unit for unit in units if not (key_of_image_unit(unit) or "").startswith(own)]
     if foreign:
-        run(["systemctl", "stop", "--quiet", *foreign], timeout=_STOP_TIMEOUT, ok=(0, 5))
-
-
-def stop_units(pattern: str) -> None:
-    """Stop units that fetch or build, and wait for that."""
-    run(["systemctl", "stop", "--quiet", pattern], timeout=_STOP_TIMEOUT, ok=(0, 5))
+        stop_units(*foreign)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
@@ -26,14 +25,16 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from hypemand.atomic import make_folder, sync_folder, write_file
+from hypemand.atomic import make_folder, sync_folder
 from hypemand.config.names import is_name
 from hypemand.config.sizes import format_size
 from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
 from hypemand.fulldisk import name_full_disk
-from hypemand.recordfile import read_json
+from hypemand.recordfile import load_record, store_record
 from hypemand.run import CommandFailed
 from hypemand.storage.disks import (
     MAX_SIZE,
@@ -116,7 +117,7 @@ class VolumeStore:
                 continue
             try:
                 volume = _load(folder)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, HypemandError) as error:
+            except (OSError, ValueError, HypemandError) as error:
                 _log.error("cannot read the volume in %s, which is not changed: %s", folder, error)
                 self.unreadable[folder.name] = str(error)
                 continue
@@ -275,7 +276,7 @@ def _write_record(folder: Path, volume: Volume) -> None:
         "tags": dict(volume.tags),
         "ready": volume.ready,
     }
-    write_file(folder / _RECORD, json.dumps(document, indent=2).encode() + b"\n", mode=0o600)
+    store_record(folder / _RECORD, document, indent=2)
 
 
 def _delete(marked: Path) -> None:
@@ -350,7 +351,10 @@ def check_tags(tags: Mapping[str, str]) -> None:
 def _load(folder: Path) -> Volume:
     if not is_name(folder.name):
         raise ValueError("its directory has no valid name of a volume")
-    document = read_json(folder / _RECORD)
+    return load_record(folder / _RECORD, partial(_parse_record, folder))
+
+
+def _parse_record(folder: Path, document: Any) -> Volume:
     if not stat.S_ISREG((folder / _DISK).lstat().st_mode):
         raise ValueError(f"{_DISK} is not a regular file")
     return Volume(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from hypemand.errors import HostNotReady
 from hypemand.systemd import busframes
 from hypemand.systemd.busframes import HEAD, Part
+from hypemand.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class SystemBus:
 
     def __init__(self, start: Callable[[socket.socket], Awaitable[Worker]] = start_worker) -> None:
         self._start_worker = start
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks("the system bus")
         self._writer: asyncio.StreamWriter | None = None
         self._up = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -89,13 +90,11 @@ class SystemBus:
 
     def start(self) -> None:
         """Start the process: it takes as long as Python does, and others can work meanwhile."""
-        self._task = asyncio.create_task(self._run(), name="bus")
+        self._tasks.start("process", self._run())
 
     async def close(self) -> None:
         """End the process. A call that is under way fails."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.close()
 
     async def call(self, service: str, path: str, member: str, arguments: Sequence[Part]) -> Any:
         """Call `member` (interface and method, dotted) of an object. Raises BusError."""

@@ -14,7 +14,7 @@ from enum import StrEnum
 from systemd import journal
 
 from hypemand.model.state import State
-from hypemand.systemd.units import unit_name
+from hypemand.unitnames import unit_name
 
 _log = logging.getLogger(__name__)
 _LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}

@@ -10,34 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.config.definition import Restart
+from hypemand.model.evidence import UnitEvidence
 from hypemand.systemd.bus import BusError, unit_path
 from hypemand.systemd.busframes import PROPERTIES, Part
 from hypemand.systemd.extras import INFINITY, extra_properties, microseconds
 from hypemand.systemd.port import Bus
 from hypemand.systemd.rootdir import root_properties
 from hypemand.systemd.sandbox import Property, sandbox_properties
+from hypemand.unitnames import VM_UNITS, unit_name, vm_of_unit
 
 SERVICE = "org.freedesktop.systemd1"
 MANAGER = "/org/freedesktop/systemd1"
 SLICE = "hypeman.slice"
-_PREFIX, _SUFFIX = "hypeman-vm-", ".service"
-
-
-def unit_name(vm: str) -> str:
-    """The transient unit of a VM."""
-    return f"{_PREFIX}{vm}{_SUFFIX}"
-
-
-def vm_of_unit(unit: str) -> str | None:
-    """The VM whose unit this is, or None."""
-    if unit.startswith(_PREFIX) and unit.endswith(_SUFFIX):
-        return unit[len(_PREFIX) : -len(_SUFFIX)]
-    return None
-
-
-def handle_name(vm: str) -> str:
-    """The unit that an administrator enables and orders."""
-    return f"hypeman@{vm}.service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +73,8 @@ class UnitStatus:
 
     @property
     def is_live(self) -> bool:
-        """Does it hold processes, or will it again without being asked (auto-restart)?"""
-        return self.active_state in ("active", "reloading", "refreshing", "activating", "deactivating")
+        """See `UnitEvidence`."""
+        return UnitEvidence.from_active_state(self.active_state).is_live
 
 
 def unit_properties(plan: UnitPlan) -> list[Property]:
@@ -237,7 +221,7 @@ class Units:
             return UnitStatus(None)
         fields = {prop.field: prop.convert(value) for prop, value in zip(properties, values, strict=True)}
         job = fields.pop("job")
-        if job is not None and fields["active_state"] in ("inactive", "failed"):
+        if job is not None and not UnitEvidence.from_active_state(fields["active_state"]).is_live:
             try:
                 kind = await self._bus.get_property(SERVICE, job, f"{SERVICE}.Job.JobType")
             except BusError as error:
@@ -257,7 +241,7 @@ class Units:
 
     async def list_vms(self) -> dict[str, str]:
         """ActiveState of every VM's unit that there is, by the VM's name."""
-        rows = await self._manager("ListUnitsByPatterns", ("asas", ([], [f"{_PREFIX}*{_SUFFIX}"])))
+        rows = await self._manager("ListUnitsByPatterns", ("asas", ([], [VM_UNITS])))
         found = {}
         for row in rows or []:
             vm = vm_of_unit(row[0])

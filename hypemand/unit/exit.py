@@ -30,7 +30,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hypemand.atomic import write_file
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
 from hypemand.model.evidence import Marker, list_missing
@@ -43,7 +42,13 @@ from hypemand.protocol.sentinels import (
     parse_sentinel,
 )
 from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journal
-from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, dump_exit_record, find_spare
+from hypemand.vm.exitrecord import (
+    Ending,
+    ExitRecord,
+    derive_exit_record,
+    find_spare,
+    store_exit_record,
+)
 from hypemand.vm.runrecord import find_boot_id
 from hypemand.vm.tracker import load_notes
 from hypemand.vmm.messages import PREFIXES
@@ -259,9 +264,8 @@ def _renew_disk(state: Path, size: str, uid: str, templates: str) -> None:
 def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
     """Write the record for the daemon, to the spare place if necessary. It has what an exit status cannot
     express."""
-    content = dump_exit_record(record).encode()
     try:
-        write_file(path, content, mode=0o600)
+        store_exit_record(path, record)
     except OSError as error:
         print(f"cannot write the persistent exit record: {error}", file=sys.stderr)
     else:
@@ -269,7 +273,7 @@ def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
         return
     try:
         spare.parent.mkdir(mode=0o700, exist_ok=True)
-        write_file(spare, content, mode=0o600)
+        store_exit_record(spare, record)
     except OSError as error:
         print(f"cannot write the exit record ({record.message}): {error}", file=sys.stderr)
 

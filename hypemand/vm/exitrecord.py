@@ -6,7 +6,6 @@ Pure, but for `load` and `store`. Written by the unit's ExecStopPost=, read by t
 
 from __future__ import annotations
 
-import json
 import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import EMERGENCY, Marker
 from hypemand.protocol.sentinels import Exit
-from hypemand.recordfile import read_json
+from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.vmm.shutdown import Shutdown
 
 REQUESTED = "stopped on request"
@@ -147,8 +146,8 @@ def find_spare(runtime: Path) -> Path:
 def load_exit_record(path: Path) -> ExitRecord | None:
     """The record of the last run; None when there is none or it cannot be read."""
     try:
-        return _parse(read_json(path))
-    except (OSError, ValueError, TypeError):
+        return load_record(path, _parse)
+    except (OSError, BadRecord):
         return None
 
 
@@ -167,6 +166,6 @@ def _parse(document: Any) -> ExitRecord:
     return record
 
 
-def dump_exit_record(record: ExitRecord) -> str:
-    """The content of the record's file."""
-    return json.dumps(asdict(record)) + "\n"
+def store_exit_record(path: Path, record: ExitRecord) -> None:
+    """Write the record. Blocks; OSError."""
+    store_record(path, asdict(record))

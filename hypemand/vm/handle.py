@@ -8,8 +8,9 @@ import logging
 from collections.abc import Callable
 
 from hypemand.systemd.bus import BusError
-from hypemand.systemd.units import Units, UnitStatus, handle_name
-from hypemand.vm.tasks import Tasks
+from hypemand.systemd.units import Units, UnitStatus
+from hypemand.tasks import Tasks
+from hypemand.unitnames import handle_name
 
 _log = logging.getLogger(__name__)
 _DEADLINE = 10.0

@@ -15,7 +15,8 @@ from contextlib import ExitStack, suppress
 
 from hypemand.errors import WrongState
 from hypemand.systemd.bus import BusError
-from hypemand.systemd.units import UnitPlan, Units, unit_name
+from hypemand.systemd.units import UnitPlan, Units
+from hypemand.unitnames import unit_name
 
 _log = logging.getLogger(__name__)
 # for processes to end by SIGKILL: all do at once but those that the kernel holds

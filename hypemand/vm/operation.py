@@ -13,6 +13,7 @@ from hypemand.errors import HypemandError, NotFound, WrongState
 from hypemand.model.caller import CALLER
 from hypemand.model.state import Operation
 from hypemand.model.vm import OngoingOperation
+from hypemand.tasks import Tasks
 
 T = TypeVar("T")
 
@@ -32,18 +33,18 @@ class Ongoing:
 
     async def await_cancellable(self, work: Coroutine[Any, Any, T], name: str) -> T:
         """The result of `work`, which `cancel` ends. Raises OperationCancelled then."""
-        wait: asyncio.Task[T] = asyncio.create_task(work, name=name)
-        self._wait = wait
-        try:
-            return await wait
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                wait.cancel()
-                raise
-            raise OperationCancelled("it was cancelled") from None
-        finally:
-            self._wait = None
+        async with Tasks(f"operation {self.info.name}") as tasks:
+            wait: asyncio.Task[T] = tasks.start(name, work, awaited=True)
+            self._wait = wait
+            try:
+                return await wait
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is not None and current.cancelling():
+                    raise
+                raise OperationCancelled("it was cancelled") from None
+            finally:
+                self._wait = None
 
     def cancel(self) -> None:
         """End what it waits for, if that can be ended; else it takes its time."""

@@ -5,25 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from hypemand.atomic import write_file
 from hypemand.config.definition import Definition
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import HypemandError
-from hypemand.recordfile import read_json
+from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.storage.locks import is_disk_in_use
+from hypemand.tasks import Tasks
 from hypemand.vm.exitrecord import ExitRecord, derive_unrecorded, find_spare, load_exit_record
 from hypemand.vm.places import CONFIG_DISK, Places
-from hypemand.vm.tasks import Tasks
-from hypemand.vm.tracker import BootNotes, dump_notes, load_notes
+from hypemand.vm.tracker import BootNotes, load_notes, store_notes
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -144,7 +143,7 @@ class RunFiles:
 
     def keep_definition(self, definition: Definition) -> None:
         """Remember what a VM was started with, for a daemon that comes after this one. Blocks."""
-        write_file(self._definition, json.dumps(definition_to_json(definition)).encode(), mode=0o600)
+        store_record(self._definition, definition_to_json(definition))
 
     def load(self, *, definition: bool, exits: bool) -> Found:
         """Read the requested files. Blocks."""
@@ -161,8 +160,8 @@ class RunFiles:
 
     def _load_definition(self) -> Definition | None:
         try:
-            return parse_definition(self._vm, read_json(self._definition))
-        except (OSError, ValueError, HypemandError):
+            return load_record(self._definition, partial(parse_definition, self._vm))
+        except (OSError, BadRecord):
             return None
 
     def _load_exits(self) -> tuple[ExitRecord, ...]:
@@ -215,7 +214,7 @@ class RunFiles:
             # what has come meanwhile is in it
             notes, self._unwritten = self._unwritten, None
             try:
-                await run_in(Pool.RECORDS, write_file, self._notes, dump_notes(notes), mode=0o600)
+                await run_in(Pool.RECORDS, store_notes, self._notes, notes)
             except OSError as error:
                 if not self._unwritable:
                     _log.warning("VM %s: cannot record its boot: %s", self._vm, error)
@@ -227,4 +226,4 @@ class RunFiles:
 
 def load_past(vm: str, places: Places) -> Past:
     """What is known of the runs before of a VM that nothing is done with yet. Blocks."""
-    return RunFiles(vm, places, Tasks(vm)).load_past()
+    return RunFiles(vm, places, Tasks(f"VM {vm}")).load_past()

@@ -12,7 +12,8 @@ from hypemand.config.definition import Definition, ImagePull
 from hypemand.config.network import NetworkUse
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import log_vm
-from hypemand.systemd.units import Units, unit_name
+from hypemand.systemd.units import Units
+from hypemand.unitnames import unit_name
 from hypemand.vm.record import VmRecord
 
 _log = logging.getLogger(__name__)

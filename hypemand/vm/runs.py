@@ -18,6 +18,7 @@ from hypemand.systemd.journal import BootJournal, LogJournal, SystemLogJournal
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Bus, Notify
 from hypemand.systemd.units import Units, UnitStatus
+from hypemand.tasks import Tasks
 from hypemand.vm.console import OpenJournal
 from hypemand.vm.evidence import make_tracker
 from hypemand.vm.exitrecord import ExitRecord
@@ -25,7 +26,6 @@ from hypemand.vm.places import Places
 from hypemand.vm.runfiles import Found, Past, RunFiles, derive_exit, derive_unseen_exit
 from hypemand.vm.running import Running
 from hypemand.vm.session import Session
-from hypemand.vm.tasks import Tasks
 from hypemand.vm.tracker import BootNotes, Moment
 from hypemand.vm.watcher import BootWatcher
 from hypemand.vmm.driver import Drive

@@ -28,6 +28,7 @@ from hypemand.sockets import hold_socket
 from hypemand.systemd.journal import BootJournal
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Notify
+from hypemand.tasks import Tasks
 from hypemand.vm.console import Console, OpenJournal
 from hypemand.vm.fulldrives import FullDrive, Locate, find_full_drives
 from hypemand.vm.retry import Backoff
@@ -115,7 +116,7 @@ class Session:
         self._report_link = _Link("report", self._follow_report)
         self._agent_link = _Link("agent", self._connect_agent)
         self._links = [self._vmm_link, self._report_link] + [self._agent_link] * guest_agent
-        self._background: set[asyncio.Task[None] | asyncio.Task[Exception | None]] = set()
+        self._tasks = Tasks(f"VM {name}")
         self._change_due: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._status_stale = False
@@ -181,8 +182,7 @@ class Session:
     def _begin(self, link: _Link) -> asyncio.Task[Exception | None]:
         """The task that connects: the one that is under way, or a new one. Its result is what went wrong."""
         if link.task is None or link.task.done():
-            link.task = asyncio.create_task(self._connect(link), name=f"{link.what} of {self._name}")
-            self._own(link.task)
+            link.task = self._tasks.start(link.what, self._connect(link))
         return link.task
 
     async def _connect(self, link: _Link) -> Exception | None:
@@ -216,7 +216,7 @@ class Session:
     async def _open_vmm(self, path: Path) -> None:
         with hold_socket(path, self._uid) as held:
             self._vmm = await self._connect_driver(held, self._take_event, self._name, self.budget)
-        self._spawn("vmm-end", self._await_vmm_end(self._vmm))
+        self._tasks.start("vmm-end", self._await_vmm_end(self._vmm))
         await self.query_status(SILENCE_DEADLINE)
         if not self._vmm.is_closed:
             self._gain(self._vmm_link)
@@ -254,7 +254,7 @@ class Session:
             self.agent = await AgentChannel.connect(Path(held), boot, self.budget)
         # from now on it is connected anew when it is wanted: a guest that breaks it does not decide when
         self._gain(self._agent_link)
-        self._spawn("hello", self._await_hello(self.agent))
+        self._tasks.start("hello", self._await_hello(self.agent))
 
     async def _await_hello(self, channel: AgentChannel) -> None:
         try:
@@ -292,7 +292,8 @@ class Session:
         if self.agent is None or self.agent.closed.done():
             if self._closed:
                 raise GuestError("the VM has stopped meanwhile")
-            error = await asyncio.shield(self._begin(self._agent_link))
+            connecting = self._begin(self._agent_link)
+            error = await asyncio.shield(connecting)
             if error is not None:
                 raise GuestError(f"cannot reach the VM's agent: {error}") from error
         assert self.agent is not None
@@ -325,7 +326,7 @@ class Session:
         else:
             self._status_stale = True
             if self._refreshing is None or self._refreshing.done():
-                self._refreshing = self._spawn("vmm-status", self._refresh_status())
+                self._refreshing = self._tasks.start("vmm-status", self._refresh_status())
 
     async def _refresh_status(self) -> None:
         """One question at a time, however many events there are."""
@@ -341,7 +342,7 @@ class Session:
         One question at a time, whoever asks; `anew`: what was asked before this does not do."""
         if self._vmm is not None and not self._vmm.is_closed and not self._closed:
             if self._question is None or self._question.done():
-                self._question = self._spawn("vmm-question", self._ask(self._vmm))
+                self._question = self._tasks.start("vmm-question", self._ask(self._vmm))
             elif anew:
                 self._ask_again = True
             await asyncio.wait([self._question], timeout=wait)
@@ -399,7 +400,7 @@ class Session:
         status = await self.query_status(SILENCE_DEADLINE, anew=True)
         if status is RunState.RUNNING and self.agent is not None and self.agent.is_ready:
             # it stood still as long as the guest; to a daemon that has just started the agent speaks only now
-            self._spawn("clock", self._set_clock(self.agent))
+            self._tasks.start("clock", self._set_clock(self.agent))
 
     def _reach_vmm(self) -> Vmm:
         if self._vmm is None or self._closed:
@@ -411,7 +412,7 @@ class Session:
         still full stands still again, and would all the time."""
         if not self._let_end:
             self._let_end = True
-            self._spawn("resume", self._resume_to_end())
+            self._tasks.start("resume", self._resume_to_end())
 
     async def _resume_to_end(self) -> None:
         try:
@@ -420,31 +421,12 @@ class Session:
             _log.warning("VM %s: cannot resume the guest so that it ends: %s", self._name, error)
         self._changed()
 
-    # its tasks
-
-    def _spawn(self, what: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=f"{what} of {self._name}")
-        self._own(task)
-        return task
-
-    def _own(self, task: asyncio.Task[None] | asyncio.Task[Exception | None]) -> None:
-        self._background.add(task)
-        task.add_done_callback(self._finish)
-
-    def _finish(self, task: asyncio.Task[None] | asyncio.Task[Exception | None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("VM %s: task %s failed", self._name, task.get_name(), exc_info=error)
-
     async def close(self) -> None:
         """Close every connection to the VMM, and end every task."""
         self._closed = True
         if self._change_due is not None:
             self._change_due.cancel()
-        tasks = list(self._background)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
         if self._console is not None:
             self._console.close()
         if self._vmm is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.machined import register_machine
 from hypemand.systemd.port import Bus
-from hypemand.systemd.units import unit_name
+from hypemand.unitnames import unit_name
 from hypemand.vm.record import VmRecord
 from hypemand.vm.session import Session
 from hypemand.vm.tenant import NetworkHost

@@ -7,11 +7,11 @@ another boot counts for nothing, wherever it stands.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from hypemand.model.evidence import Marker, list_missing
 from hypemand.model.state import HeadersState, HeadersStatus
@@ -28,7 +28,7 @@ from hypemand.protocol.sentinels import (
     Stage,
     parse_sentinel,
 )
-from hypemand.recordfile import read_json
+from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.vmm.shutdown import Shutdown
 
 _MAX_STAGES = 64
@@ -180,8 +180,8 @@ class BootTracker:
         )
 
 
-def dump_notes(notes: BootNotes) -> bytes:
-    """The content of the notes' file."""
+def store_notes(path: Path, notes: BootNotes) -> None:
+    """Write the notes to their file. Blocks; OSError."""
     document = {
         "run": notes.run,
         "boot": notes.boot,
@@ -193,30 +193,33 @@ def dump_notes(notes: BootNotes) -> bytes:
         "emergency": notes.emergency,
         "shutdown": notes.shutdown,
     }
-    return json.dumps(document).encode() + b"\n"
+    store_record(path, document)
 
 
 def load_notes(path: Path, run: str | None = None) -> BootNotes | None:
     """Notes from their file; None when there are none, they are broken, or of another run."""
     try:
-        document = read_json(path, _MAX_FILE)
-        boot = document["boot"]
-        if not isinstance(document["run"], str) or not isinstance(boot, str | None):
-            return None
-        notes = BootNotes(
-            run=document["run"],
-            boot=boot,
-            markers=frozenset(Marker(word) for word in document["markers"]),
-            exit=None if document["exit"] is None else Exit(boot or "", *document["exit"]),
-            moments={Moment(word): float(at) for word, at in document["moments"].items()},
-            stages=tuple(Stage(boot or "", *stage) for stage in document["stages"]),
-            headers=_load_headers(*document.get("headers", (HeadersState.PENDING, None))),
-            emergency=bool(document.get("emergency", False)),
-            shutdown=Shutdown(word) if (word := document.get("shutdown")) else None,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        notes = load_record(path, _parse_notes, limit=_MAX_FILE)
+    except (OSError, BadRecord):
         return None
     return notes if run in (None, notes.run) else None
+
+
+def _parse_notes(document: Any) -> BootNotes:
+    boot = document["boot"]
+    if not isinstance(document["run"], str) or not isinstance(boot, str | None):
+        raise ValueError("an id is not a string")
+    return BootNotes(
+        run=document["run"],
+        boot=boot,
+        markers=frozenset(Marker(word) for word in document["markers"]),
+        exit=None if document["exit"] is None else Exit(boot or "", *document["exit"]),
+        moments={Moment(word): float(at) for word, at in document["moments"].items()},
+        stages=tuple(Stage(boot or "", *stage) for stage in document["stages"]),
+        headers=_load_headers(*document.get("headers", (HeadersState.PENDING, None))),
+        emergency=bool(document.get("emergency", False)),
+        shutdown=Shutdown(word) if (word := document.get("shutdown")) else None,
+    )
 
 
 def _load_headers(state: str, error: str | None) -> HeadersStatus:

@@ -18,7 +18,9 @@ from hypemand.model.state import HeadersStatus, State
 from hypemand.model.vm import ExitReport, VmView
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
-from hypemand.systemd.units import UnitStatus, unit_name
+from hypemand.systemd.units import UnitStatus
+from hypemand.tasks import Tasks
+from hypemand.unitnames import unit_name
 from hypemand.vm.changes import Changes
 from hypemand.vm.evidence import derive_evidence
 from hypemand.vm.exitrecord import ExitRecord
@@ -31,7 +33,6 @@ from hypemand.vm.runfiles import Found, Past
 from hypemand.vm.running import runtime_part
 from hypemand.vm.runs import Owner, Runs, VmServices
 from hypemand.vm.session import Session
-from hypemand.vm.tasks import Tasks
 from hypemand.vm.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
 from hypemand.vm.tenant import NetworkHost, Tenant
 from hypemand.vmm.process import read_cpu_seconds
@@ -209,7 +210,7 @@ class Vm:
         """Follow nothing any more; the VM itself goes on."""
         self._services.units.unwatch(self.unit)
         await self.runs.detach()
-        await self._tasks.cancel()
+        await self._tasks.close()
 
     async def recover(self) -> None:
         """Learn the state that the VM is in when the daemon starts. That is no change, so it is not told.

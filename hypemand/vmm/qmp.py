@@ -9,7 +9,6 @@ connection.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import socket
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hypemand.budget import Budget, Price, Reserve, Turn
+from hypemand.tasks import Tasks
 from hypemand.vmm.driver import VmmError, VmmTimeout
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Qmp:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         on_event: OnEvent,
+        name: str,
         budget: Budget,
     ) -> None:
         self._reader = reader
@@ -55,7 +56,7 @@ class Qmp:
         self._budget = budget
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._next_id = 1
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks(f"VM {name}")
         self.closed = asyncio.Event()
 
     @classmethod
@@ -63,8 +64,8 @@ class Qmp:
         """Connect and negotiate. OSError while nothing listens yet; VmmError when it does not answer. Every
         line of the VMM's that is no answer is paid from `budget`."""
         reader, writer = await asyncio.open_unix_connection(path, limit=_LINE_LIMIT)
-        qmp = cls(reader, writer, on_event, budget)
-        qmp._task = asyncio.create_task(qmp._read(), name=f"qmp {name}")
+        qmp = cls(reader, writer, on_event, name, budget)
+        qmp._tasks.start("QMP", qmp._read())
         try:
             await qmp.execute("qmp_capabilities", deadline=10.0)
         except BaseException:
@@ -158,7 +159,4 @@ class Qmp:
     async def close(self) -> None:
         """End the session. The VMM goes on."""
         self._writer.transport.abort()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._tasks.close()

@@ -27,9 +27,10 @@ from hypemand.manager.service import VmManager
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.images import OciConfig, derive_host_architecture
 from hypemand.model.state import State
-from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata
+from hypemand.storage.images import ROOTFS, Image, derive_id, store_metadata
 from hypemand.storage.store import ImageStore
-from hypemand.systemd.units import Units, unit_name
+from hypemand.systemd.units import Units
+from hypemand.unitnames import unit_name
 from hypemand.vm.runs import VmServices
 from hypemand.vm.vm import Vm
 from hypemand.vm.watcher import BootWatcher
@@ -373,4 +374,4 @@ def _make_image(name: str, folder: Path) -> None:
     image = Image(
         name, derive_id(digest), digest, derive_host_architecture(), 4096, 0.0, "test", folder, _CONFIG
     )
-    (folder / METADATA).write_bytes(encode_metadata(replace(image, folder=folder)))
+    store_metadata(folder, replace(image, folder=folder))

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol
 from hypemand.systemd.bus import BusError, unit_path
 from hypemand.systemd.busframes import PROPERTIES, Part
 from hypemand.systemd.port import Bus
-from hypemand.systemd.units import MANAGER, SERVICE, Units, UnitStatus, unit_name
+from hypemand.systemd.units import MANAGER, SERVICE, Units, UnitStatus
+from hypemand.unitnames import unit_name
 
 DEADLINE = 20.0
 U = unit_name("contract")

@@ -25,8 +25,8 @@ from typing import Any
 
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
-from hypemand.systemd.units import unit_name, vm_of_unit
 from hypemand.unit.exit import Findings, keep_record, scan_journal
+from hypemand.unitnames import unit_name, vm_of_unit
 from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, find_spare
 from hypemand.vm.places import CONFIG_DISK
 from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
@@ -49,10 +49,10 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @dataclass
 class Behaviour:
-    """What the guests of a VM do. `boots`: they come up; `heeds`: they end when they are told; `code`: what
-    the program ends with then; `ends`: it ends by itself, right after it has come up, with that code and
-    `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what its agent
-    runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root."""
+    """What the guests of a VM do. `boots`: they come up; `heeds`: they end when the stop port tells them to;
+    `code`: what the program ends with then; `ends`: it ends by itself, right after it has come up, with that
+    code and `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what
+    its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root."""
 
     boots: bool = True
     heeds: bool = True
@@ -254,8 +254,7 @@ class Vmm:
 
     def _shut_down(self, grace: int) -> None:
         self.graces.append(grace)
-        if self._behaviour.heeds:
-            self.exit(143, "stopped on request")
+        self.exit(143, "stopped on request")
 
     def _mount(self) -> list[tuple[str, str]]:
         """Its volumes, as its config disk says: serials and places. Their files are the guest's now."""

@@ -136,7 +136,7 @@ def pax_record(key: str, value: str) -> bytes:
 def take_qmp(data: bytes) -> None:
     async def take() -> None:
         reader = asyncio.StreamReader()
-        qmp = Qmp(reader, None, lambda name, data: None, Budget())  # type: ignore[arg-type]
+        qmp = Qmp(reader, None, lambda name, data: None, "web", Budget())  # type: ignore[arg-type]
         for line in data.split(b"\n"):
             qmp._take(line)
 
@@ -372,9 +372,6 @@ PARTS = {
     "protocol.items:_parse_item": "protocol.items:ItemParser.feed",
     "protocol.items:_parse_name": "protocol.items:parse_entry",
     "protocol.items:_parse_time": "protocol.items:parse_entry",
-    "api.cp:_parse_entry": "api.cp:parse_order",
-    "api.volumes:_parse_size": "config.sizes:parse_size",
-    "api.requests:parse_positive_duration": "config.durations:parse_duration",
     "inflate:Inflater._begin_member": "inflate:Inflater.feed",
     "inflate:Inflater._feed_step": "inflate:Inflater.feed",
     "inflate:_inflate": "inflate:Inflater.feed",
@@ -408,7 +405,6 @@ OTHERS = {
     "systemd.": "systemd's words",
     "atomic:": "written",
     "run:": "given to a program",
-    "daemon:": "not of bytes",
     "service:": "not of bytes",
     "model.": "of other classes",
     "agent.channel:AgentChannel._open": "written",
@@ -421,10 +417,7 @@ OTHERS = {
     "api.create:": "of an object that was parsed, with a bounded number of keys",
     "api.entries:": "of values that were parsed",
     "api.exec:_feed": "passed on",
-    "api.images:_parse_credentials": "of an object that was parsed",
-    "api.requests:parse_choice": "a word that is looked up",
     "api.requests:parse_ref": "of a path of at most 8 KiB, by one regular expression without a choice",
-    "api.routes:": "of words of a query of at most 8 KiB",
     "api.spool:": "stored",
     "api.tokens:": "a file of ours",
     "api.volumes:_parse_volume": "of a path of at most 8 KiB, by one regular expression without a choice",
@@ -439,7 +432,10 @@ OTHERS = {
     "storage.references:split_name": "of a name that was parsed",
     "storage.program:parse_signal": "a word that is looked up",
     "storage.registry:Registry._parse": "json.loads of at most 4 MiB, in a thread",
-    "storage.store:ImageStore._parse_names": "a file of ours",
+    "storage.store:_parse_names": "a file of ours",
+    "storage.volumes:_parse_record": "a file of ours",
+    "vm.tracker:_parse_notes": "a file of ours",
+    "manager.net.ports:_decode_port": "a file of ours",
     "storage.tarball:_open_plain": "looks at the first bytes",
 }
 

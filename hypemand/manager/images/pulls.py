@@ -25,6 +25,7 @@ from hypemand.storage.references import parse_reference
 from hypemand.storage.registry import PullFailed
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import Tools
+from hypemand.tasks import Tasks
 from hypemand.vm.changes import Changes
 from hypemand.workers import Pool, run_in
 
@@ -194,6 +195,7 @@ class Pulls:
         self.threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="image")
         # pulls that have no thread yet, or wait for another one of the same content
         self._waiting: set[str] = set()
+        self._tasks = Tasks("images")
 
     def find(self, name: str) -> Pull | None:
         """The pull of that name that is on, or that failed last."""
@@ -211,7 +213,7 @@ class Pulls:
             return pull
         self._forget_failures()
         pull = self._pulls[name] = Pull(name, self.make_tools())
-        pull.task = asyncio.create_task(self._run(pull, credentials), name=f"pull of {name}")
+        pull.task = self._tasks.start(f"pull of {name}", self._run(pull, credentials), awaited=True)
         pull.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return pull
 
@@ -234,6 +236,7 @@ class Pulls:
         """End all pulls: nothing of them stays."""
         running = [pull for pull in self if pull.task is not None and not pull.task.done()]
         await asyncio.gather(*(self.cancel(pull.name) for pull in running))
+        await self._tasks.close()
         self.threads.shutdown(wait=False)
 
     async def _run(self, pull: Pull, credentials: Credentials | None) -> Image:

@@ -10,19 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 from typing import TypeVar
 
+from hypemand.config.addresses import Interface, count_addresses, find_misfit, find_range, suggest_address
 from hypemand.config.network import NetworkUse
 from hypemand.errors import InsufficientResources, InUse, InvalidDefinition, Problem
 from hypemand.network.eui64 import PREFIX_LENGTH, derive_eui64
 from hypemand.network.port import BridgePlan
 from hypemand.vm.record import Lease
 
-Interface = IPv4Interface | IPv6Interface
 Address = TypeVar("Address", IPv4Address, IPv6Address)
-# below these every address of a subnet is a host's; above, the first and IPv4's last are not
-_ALL_ARE_HOSTS_V4, _ALL_ARE_HOSTS_V6 = 31, 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +63,13 @@ def is_lease_of(use: NetworkUse, lease: Lease) -> bool:
 def keep_fitting(lease: Lease, bridge: BridgePlan | None) -> Lease:
     """A lease with only those addresses that a VM of the network can have: its subnets may have changed
     since. None: there is no such network."""
-    ipv4 = None if bridge is None else _keep_fitting(lease.ipv4, bridge.ipv4)
-    ipv6 = None if bridge is None else _keep_fitting(lease.ipv6, bridge.ipv6)
+    ipv4 = None if bridge is None else _keep_fitting(lease.ipv4, bridge.ipv4, bridge.network)
+    ipv6 = None if bridge is None else _keep_fitting(lease.ipv6, bridge.ipv6, bridge.network)
     return replace(lease, ipv4=ipv4, ipv6=ipv6)
 
 
-def _keep_fitting(address: Address | None, interface: Interface | None) -> Address | None:
-    if address is None or interface is None or _find_misfit(interface, address) is not None:
-        return None
-    return address
+def _keep_fitting(address: Address | None, interface: Interface | None, network: str) -> Address | None:
+    return None if address is None or find_misfit(address, interface, network) else address
 
 
 def derive_claims(vm: str, use: NetworkUse | None, lease: Lease | None, network: str) -> list[Claim]:
@@ -118,12 +114,6 @@ def derive_ipv6(mac: str, interface: IPv6Interface) -> IPv6Address | None:
     return derive_eui64(mac, interface.network)
 
 
-def count_addresses(interface: Interface) -> int:
-    """How many VMs a subnet has addresses for."""
-    first, last = _find_range(interface)
-    return last - first + 1 - (first <= int(interface.ip) <= last)
-
-
 def _choose_mac(vm: str, vm_id: str, use: NetworkUse, kept: Lease | None, claims: Sequence[Claim]) -> str:
     held = {claim.mac: claim for claim in claims if not claim.wanted}
     if use.mac is not None:
@@ -152,69 +142,35 @@ def _choose(
 ) -> Address | None:
     """`asked`, or `kept` unless another has it by now, or `derived` if nobody wishes for it either, or the
     lowest of that kind."""
-    if interface is None:
-        if asked is not None:
-            raise _wrong_address(key, f"network {bridge.network} has no IPv{asked.version}", "leave it out")
-        return None
     if asked is not None:
-        _check_fits(key, bridge.network, interface, asked)
+        if misfit := find_misfit(asked, interface, bridge.network):
+            raise _wrong_address(key, f"{asked} {misfit}", suggest_address(interface))
         for claim, address in claimed:
             if address == asked and not claim.wanted:
                 raise _in_use(vm, f"the address {asked}", claim, bridge.network)
         return asked
+    if interface is None:
+        return None
     held = {address for claim, address in claimed if not claim.wanted}
     taken = {address for _, address in claimed if address is not None and address in interface.network}
     for address, others in ((kept, held), (derived, taken)):
-        if address is not None and address not in others and _find_misfit(interface, address) is None:
-            return address
+        if address is None or address in others or find_misfit(address, interface, bridge.network):
+            continue
+        return address
     found = _find_lowest(interface, {int(address) for address in taken})
     if found is None:
         raise _used_up(vm, bridge.network, interface, len(taken))
     return type(interface.ip)(found)  # type: ignore[return-value]
 
 
-def _find_range(interface: Interface) -> tuple[int, int]:
-    """First and last address that a host may have."""
-    network = interface.network
-    first, last = int(network.network_address), int(network.broadcast_address)
-    if interface.version == 4:
-        inner = network.prefixlen < _ALL_ARE_HOSTS_V4
-        return (first + 1, last - 1) if inner else (first, last)
-    return (first + 1, last) if network.prefixlen < _ALL_ARE_HOSTS_V6 else (first, last)
-
-
 def _find_lowest(interface: Interface, taken: set[int]) -> int | None:
-    first, last = _find_range(interface)
+    first, last = find_range(interface.network)
     number = first
     while number <= last:
         if number not in taken and number != int(interface.ip):
             return number
         number += 1
     return None
-
-
-def _find_misfit(interface: Interface, address: IPv4Address | IPv6Address) -> str | None:
-    """Why no VM of the subnet can have an address."""
-    if address not in interface.network:
-        return f"is not in {interface.network}"
-    if address == interface.ip:
-        return f"is the gateway address of {interface.network}"
-    first, last = _find_range(interface)
-    if int(address) < first:
-        return f"is the network address of {interface.network}"
-    if int(address) > last:
-        return f"is the broadcast address of {interface.network}"
-    return None
-
-
-def _check_fits(key: str, network: str, interface: Interface, address: IPv4Address | IPv6Address) -> None:
-    misfit = _find_misfit(interface, address)
-    if misfit is not None:
-        first, last = (type(interface.ip)(number) for number in _find_range(interface))
-        but = "" if first == interface.ip else f" that is not {interface.ip}"
-        first += first == interface.ip
-        hint = f"write one from {first} to {last}{but}, or omit it to get a free one of network {network}"
-        raise _wrong_address(key, f"{address} {misfit}", hint)
 
 
 def _wrong_address(key: str, message: str, hint: str) -> InvalidDefinition:

@@ -27,6 +27,7 @@ from hypemand.model.files import CopyIn, CopyOut, FileInfo, FileKind, Hole
 from hypemand.model.networks import OPEN_GROUP, Member
 from hypemand.protocol.configdisk import MAX_HOSTS, GuestHost
 from hypemand.recordfile import read_regular
+from hypemand.tasks import Tasks
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -223,6 +224,7 @@ class Names:
         # what the host's file is to say, and what it says; None: that is not known
         self._content = b""
         self._written: bytes | None = None
+        self._tasks = Tasks("the host")
         self._writer: asyncio.Task[None] | None = None
         self._guests: dict[str, _Guest] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -253,12 +255,10 @@ class Names:
         self._closed = True
         if self._look_due is not None:
             self._look_due.cancel()
-        tasks = [guest.task for guest in self._guests.values() if guest.task is not None]
-        for task in tasks:
-            task.cancel()
-        if self._writer is not None:
-            tasks.append(self._writer)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for guest in self._guests.values():
+            if guest.task is not None:
+                guest.task.cancel()
+        await self._tasks.close(patience=_DEADLINE)
 
     def _look(self) -> None:
         self._look_due = None
@@ -284,7 +284,7 @@ class Names:
             # started before this daemon, with its own address, which cannot have changed
             guest.has = wanted
         if guest.task is None and wanted not in (guest.has, guest.failed):
-            guest.task = asyncio.create_task(self._tell(member.vm, guest), name=f"names of {member.vm}")
+            guest.task = self._tasks.start(f"names in VM {member.vm}", self._tell(member.vm, guest))
 
     async def _tell(self, vm: str, guest: _Guest) -> None:
         boot, wanted, failed = guest.boot, self._wanted[vm], None
@@ -318,7 +318,7 @@ class Names:
         own = socket.gethostname().partition(".")[0]
         self._content = _HEADER + format_hosts(derive_host_names(self._members, own))
         if self._content != self._written and (self._writer is None or self._writer.done()):
-            self._writer = asyncio.create_task(self._keep_host(), name="names of the host")
+            self._writer = self._tasks.start("names", self._keep_host())
 
     async def _keep_host(self) -> None:
         while self._content != self._written:

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from functools import partial
 from pathlib import Path
 
+from hypemand.config.addresses import count_addresses
 from hypemand.config.network import DEFAULT_CONNECTIONS
 from hypemand.errors import HostNotReady, HypemandError, NotFound
-from hypemand.manager.net.leases import count_addresses
 from hypemand.manager.net.ports import PortFiles
 from hypemand.manager.net.tenancy import Tenancy
 from hypemand.model.counters import Counters
@@ -26,8 +26,9 @@ from hypemand.network.port import BridgePlan, NetworkHost, NetworkStatus, PortPl
 from hypemand.network.resolvers import Address, find_host_servers
 from hypemand.network.wire import NOT_APPLIED
 from hypemand.systemd.log import MessageId, log_vm
+from hypemand.tasks import Tasks, finish
 from hypemand.vm.tenant import Tenant
-from hypemand.workers import Pool, finish, run_in
+from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 _COUNTERS_DEADLINE = 1.0
@@ -73,7 +74,7 @@ class Networks:
         self._syncing: asyncio.Task[None] | None = None
         self._first_pause = first_pause
         self._due = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("networks")
         self._told = asyncio.Event()
         self._closed = False
         # why nothing is removed, as it was logged last
@@ -96,7 +97,7 @@ class Networks:
         """Have `sync` run in the background, until it could do all."""
         self._due.set()
         if not self._closed and (self._syncing is None or self._syncing.done()):
-            self._syncing = asyncio.create_task(self._keep_syncing(), name="networks")
+            self._syncing = self._tasks.start("sync", self._keep_syncing())
 
     async def _keep_syncing(self) -> None:
         pause = self._first_pause
@@ -116,10 +117,7 @@ class Networks:
     async def close(self) -> None:
         """End what runs in the background. VMs keep their networks."""
         self._closed = True
-        tasks = [*self._tasks, *([] if self._syncing is None else [self._syncing])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
 
     async def sync(self) -> None:
         """Make the host's networks be as the host config and the VMs that run want them."""
@@ -129,12 +127,12 @@ class Networks:
 
     async def sync_within(self, seconds: float) -> None:
         """`sync`, but back after that time at the latest; it goes on then."""
-        task = asyncio.create_task(self.sync(), name="networks")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._tasks.start("sync", self.sync(), awaited=True)
         done, _ = await asyncio.wait([task], timeout=seconds)
         if done:
             task.result()
+        else:
+            self._tasks.log_failure(task)
 
     async def _apply(self) -> None:
         prune = await self._adopt_live()
@@ -257,7 +255,7 @@ class Networks:
                 await finish(run_in(Pool.RECORDS, self._files.write, port), f"port of {vm}")
                 await self._ask(lambda: self._host.attach(port))
         except BaseException:
-            await asyncio.shield(self.give_up(vm))
+            await self._tasks.run_shielded(f"end of VM {vm}", self.give_up(vm))
             raise
         self.tell()
 

@@ -8,19 +8,18 @@ STATE/vms/NAME/port.json is there from before the VM's TAP device is made until 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from hypemand.config.network import NetworkConfig, NetworkUse, Publish
+from hypemand.config.network import NetworkConfig, NetworkUse
 from hypemand.errors import InUse
-from hypemand.model.document import BadDocument, decode, encode
+from hypemand.model.document import decode, encode
 from hypemand.model.networks import OPEN_GROUP
 from hypemand.network.port import BridgePlan, PortPlan
-from hypemand.recordfile import read_json
+from hypemand.recordfile import BadRecord, encode_record, load_record
 from hypemand.vm.record import Lease
 
 _log = logging.getLogger(__name__)
@@ -39,11 +38,6 @@ def make_bridge(config: NetworkConfig) -> BridgePlan:
         egress=config.egress,
         link_local=config.link_local,
     )
-
-
-def is_same_wire(a: BridgePlan, b: BridgePlan) -> bool:
-    """Can one become the other without a VM on it noticing?"""
-    return (a.bridge, a.ipv4, a.ipv6, a.mtu) == (b.bridge, b.ipv4, b.ipv6, b.mtu)
 
 
 def derive_group(use: NetworkUse, *, isolation: bool) -> str | None:
@@ -84,7 +78,7 @@ def check_publish(port: PortPlan, others: Iterable[PortPlan]) -> None:
         if other.vm == port.vm:
             continue
         for wanted in port.publish:
-            if any(_overlap(wanted, taken) for taken in other.publish):
+            if any(wanted.clashes_with(taken) for taken in other.publish):
                 raise InUse(
                     f"VM {port.vm} publishes port {wanted.host_port}/{wanted.transport} of this host, which"
                     f" is published by VM {other.vm}",
@@ -92,17 +86,9 @@ def check_publish(port: PortPlan, others: Iterable[PortPlan]) -> None:
                 )
 
 
-def _overlap(a: Publish, b: Publish) -> bool:
-    if (a.transport, a.host_port) != (b.transport, b.host_port):
-        return False
-    return _covers(a, b) or _covers(b, a)
-
-
-def _covers(a: Publish, b: Publish) -> bool:
-    """Is every address of `b` one of `a`?"""
-    if a.address is None or a.address == b.address:
-        return True
-    return a.address.is_unspecified and b.address is not None and a.address.version == b.address.version
+def _decode_port(document: Any) -> PortPlan:
+    port: PortPlan = decode(PortPlan, document)
+    return port
 
 
 # what stands in a port.json that can be read, and: is there anything in its place?
@@ -124,7 +110,7 @@ class PortFiles:
         new = path.with_suffix(".new")
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "wb") as file:
-            file.write(json.dumps(encode(port)).encode())
+            file.write(encode_record(encode(port)))
         new.replace(path)
 
     def write_all(self, ports: Iterable[PortPlan]) -> None:
@@ -143,13 +129,12 @@ class PortFiles:
     def find(self, vm: str) -> PortPlan | None:
         """What stands there; None also when it cannot be read."""
         try:
-            port: PortPlan = decode(PortPlan, read_json(self._path(vm)))
+            return load_record(self._path(vm), _decode_port)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, BadDocument) as error:
+        except (OSError, BadRecord) as error:
             _log.warning("cannot read %s: %s", self._path(vm), error)
             return None
-        return port
 
     def is_there(self, vm: str) -> bool:
         """Is there anything in its place, be it such that it cannot be read?"""

@@ -18,14 +18,13 @@ from hypemand.manager.net.ports import (
     check_publish,
     derive_connections,
     derive_group,
-    is_same_wire,
     make_bridge,
     make_port,
 )
 from hypemand.manager.plan import Connection
 from hypemand.model.counters import Counters
 from hypemand.model.networks import Member, VmNetwork
-from hypemand.network.port import BridgePlan, PortPlan, adapt_bridge
+from hypemand.network.port import BridgePlan, PortPlan, adapt_bridge, has_same_shape
 from hypemand.network.resolvers import Address, choose_servers
 from hypemand.protocol.configdisk import GuestInterface
 from hypemand.vm.record import Lease
@@ -211,7 +210,7 @@ class Tenancy:
         if port is None:
             return False
         network = self.find_config(port.bridge.network)
-        return network is None or not is_same_wire(make_bridge(network), port.bridge)
+        return network is None or not has_same_shape(make_bridge(network), port.bridge)
 
     def interface_of(self, vm: str) -> str | None:
         """The TAP device of a VM that has one."""

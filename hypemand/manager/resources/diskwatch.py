@@ -24,6 +24,7 @@ from hypemand.manager.fleet import Fleet
 from hypemand.manager.resources.admission import read_room
 from hypemand.model.space import Room
 from hypemand.model.state import Operation
+from hypemand.tasks import Tasks
 from hypemand.vm.pause import resume
 from hypemand.vm.retry import Backoff
 from hypemand.vm.session import Session
@@ -82,13 +83,14 @@ class DiskWatch:
         self._levels: dict[Path, Level] = {}
         self._tries: dict[Session, Backoff] = {}
         self._wanted = False
+        self._tasks = Tasks("the disk watch")
         self._task: asyncio.Task[None] | None = None
 
     def look_soon(self) -> None:
         """Look, in the background. Orders that come while one look is under way are one more look."""
         self._wanted = True
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="disk watch")
+            self._task = self._tasks.start("look", self._run())
 
     def note_removal(self) -> None:
         """The daemon has removed something that took space."""
@@ -97,10 +99,7 @@ class DiskWatch:
 
     async def close(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._tasks.close()
 
     async def _run(self) -> None:
         while self._wanted:

@@ -268,3 +268,26 @@ def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
             assert frame.data == b"still there"
 
     drive(tmp_path, scenario, Limits(heartbeat=0.05))
+
+
+def test_a_connection_whose_set_up_fails_gives_its_place_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_handler: object) -> None:
+        raise LookupError("a fault of ours")
+
+    async def scenario(place: Place) -> None:
+        opened = place.listener._open
+        assert opened is not None
+        places = opened.server._keeper.places
+        with monkeypatch.context() as patch:
+            patch.setattr("hypemand.api.server.bound_head", fail)
+            reader, writer = await asyncio.open_connection(place.config.host, place.config.port)
+            async with asyncio.timeout(5):
+                assert await reader.read() == b""
+            writer.close()
+        assert len(places) == 0
+        assert "connection of the API failed" in caplog.text
+        assert await place.ask("GET", "/health", None) == 401
+
+    over_tcp(tmp_path, scenario)

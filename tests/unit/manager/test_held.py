@@ -25,7 +25,8 @@ from hypemand.storage.disks import ensure_disk
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import Volume
 from hypemand.systemd.bus import BusError
-from hypemand.systemd.units import UnitPlan, UnitStatus, unit_name
+from hypemand.systemd.units import UnitPlan, UnitStatus
+from hypemand.unitnames import unit_name
 from hypemand.vm.record import Lease
 from hypemand.vm.runfiles import Past
 from tests.unit.manager.test_starts import FakeUnits, Host, definition

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypemand.errors import HostNotReady, InUse, InvalidRequest, NotFound
 from hypemand.model.images import OciConfig
 from hypemand.run import run
 from hypemand.storage.builtin import make_builtin
-from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, encode_metadata, parse_metadata
+from hypemand.storage.images import METADATA, ROOTFS, Image, derive_id, read_image, store_metadata
 from hypemand.storage.references import parse_image_name
 from hypemand.storage.store import NAMES, ImageStore, ImageUse
 from tests.unit.storage.support import extract
@@ -28,7 +29,7 @@ def put(folder: Path, name: str) -> Image:
     target.mkdir(parents=True)
     (target / ROOTFS).write_bytes(b"root")
     image = Image(name, derive_id(digest), digest, "amd64", 4, 12.5, "here", target, CONFIG)
-    (target / METADATA).write_bytes(encode_metadata(image))
+    store_metadata(target, image)
     return image
 
 
@@ -49,7 +50,8 @@ def test_images_are_listed_by_name_with_the_builtin_ones(store: ImageStore) -> N
 def test_metadata_survives_writing_and_reading(store: ImageStore) -> None:
     image = store.get_image("app")
     assert image.config == CONFIG
-    assert parse_metadata(encode_metadata(image), image.folder) == image
+    store_metadata(image.folder, image)
+    assert read_image(image.folder) == image
     assert image.rootfs.read_bytes() == b"root"
 
 
@@ -216,3 +218,28 @@ def test_the_builtin_busybox_is_whole_and_the_same_each_time(tmp_path: Path) -> 
     assert not (root / "sbin/init").is_symlink()
     said = run(["chroot", str(root), "/bin/sh", "-c", "id -u -n; which ls"], timeout=10)
     assert said.stdout == b"root\n/bin/ls\n"
+
+
+def test_nothing_is_kept_of_a_content_that_was_made(tmp_path: Path) -> None:
+    """Each pull makes another content, and a store lives as long as the daemon."""
+    store = ImageStore(tmp_path)
+    holding, waiting, may_end = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.making("a"):
+            holding.set()
+            may_end.wait(5)
+
+    first = threading.Thread(target=hold)
+    first.start()
+    holding.wait(5)
+
+    def note(wait: bool) -> None:
+        if wait:
+            waiting.set()
+            may_end.set()
+
+    with store.making("a", note), store.making("b"):
+        assert waiting.is_set(), "of one content one is made at a time"
+    first.join(5)
+    assert store._making == {}

@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.storage.replay import _SANDBOX
 from hypemand.storage.tools import (
-    _BUILD,
-    _COMMON,
     UnitTools,
     _secret_environment,
     find_link_local_servers,
@@ -73,13 +70,6 @@ def test_a_build_sees_what_it_reads_and_writes_to_its_folder_alone(fake_run: Pat
     assert f'BindReadOnlyPaths="{fake_run}/a b\\\\:c"' in argv
     assert not any(str(folder / "layout") in word for word in argv)
     assert "TemporaryFileSystem=/:ro" in argv
-
-
-def test_a_root_of_its_own_is_undone_by_no_other_setting_for_it() -> None:
-    """Of TemporaryFileSystem=/ and ProtectSystem=strict systemd keeps the latter: the host's root."""
-    for table in ((*_COMMON, *_BUILD), _SANDBOX):
-        assert "TemporaryFileSystem=/:ro" in table
-        assert not [setting for setting in table if setting.startswith("ProtectSystem=")]
 
 
 def test_link_local_name_servers_stay_open(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from hypemand.systemd.bus import BusError, SystemBus, Worker, unit_path
 from hypemand.systemd.busworker import Failure
 from hypemand.systemd.dbuslib import DBusBaseError
-from hypemand.systemd.units import unit_name
+from hypemand.unitnames import unit_name
 from tests.unit.systemd.busthread import BusThread
 
 UNIT = "org.freedesktop.systemd1.Unit"

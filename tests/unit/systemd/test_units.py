@@ -15,7 +15,8 @@ from hypemand.config.definition import Restart
 from hypemand.systemd.extras import EXTRA_PROPERTIES, INFINITY, extra_properties
 from hypemand.systemd.rootdir import Own, copy_linker_cache, is_in_usr, make_root, outside_usr
 from hypemand.systemd.sandbox import sandbox_properties
-from hypemand.systemd.units import UnitPlan, unit_name, unit_properties, vm_of_unit
+from hypemand.systemd.units import UnitPlan, unit_properties
+from hypemand.unitnames import unit_name, vm_of_unit
 
 PLAN = UnitPlan(
     vm="web",

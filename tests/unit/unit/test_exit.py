@@ -21,7 +21,7 @@ from hypemand.systemd.journal import JournalLine
 from hypemand.unit import exit as exit_module
 from hypemand.unit.exit import Findings, collect_ending, find_in_time, main, scan_journal
 from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, find_spare, load_exit_record
-from hypemand.vm.tracker import BootNotes, dump_notes
+from hypemand.vm.tracker import BootNotes, store_notes
 
 RUN, BOOT, OTHER = "c" * 32, "a" * 32, "b" * 32
 
@@ -123,7 +123,7 @@ def test_the_daemons_notes_have_what_was_not_read_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes = BootNotes(RUN, BOOT, exit=Exit(BOOT, 3, "exited with code 3"))
-    (tmp_path / "boot.json").write_bytes(dump_notes(notes))
+    store_notes(tmp_path / "boot.json", notes)
     record = derive_exit_record(RUN, end_in_a_flood(monkeypatch, tmp_path), 0.0)
     assert (record.code, record.message, record.status) == (3, "exited with code 3", 3)
 
@@ -161,9 +161,7 @@ runpy.run_module("hypemand.unit.exit", run_name="__main__", alter_sys=True)
 
 
 def test_a_journal_that_never_answers_does_not_hold_the_process(tmp_path: Path) -> None:
-    (tmp_path / "boot.json").write_bytes(
-        dump_notes(BootNotes(RUN, BOOT, exit=Exit(BOOT, 3, "exited with code 3")))
-    )
+    store_notes(tmp_path / "boot.json", BootNotes(RUN, BOOT, exit=Exit(BOOT, 3, "exited with code 3")))
     done = run_helper(tmp_path, "journal.BootJournal = hang")
     assert (done.returncode, done.stderr) == (3, b"")
     record = load_exit_record(tmp_path / "exit.json")
@@ -199,7 +197,7 @@ def test_the_reason_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mon
         write_file(path, data, mode=mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(exit_module, "write_file", write_file_but_here)
+        patch.setattr("hypemand.recordfile.write_file", write_file_but_here)
         assert end_a_run(patch, state, runtime) == 0  # systemd knows of the timeout by itself
     assert list(state.iterdir()) == []
     # not where the VMM can write

@@ -13,8 +13,8 @@ from hypemand.vm.exitrecord import (
     Ending,
     ExitRecord,
     derive_exit_record,
-    dump_exit_record,
     load_exit_record,
+    store_exit_record,
 )
 from hypemand.vmm.shutdown import Shutdown
 
@@ -146,7 +146,7 @@ def test_a_boot_that_timed_out_in_emergency_mode_says_so() -> None:
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
     record = judge(reported(3, 'exited with code 3 "in quotes"'))
     path = tmp_path / "exit.json"
-    path.write_text(dump_exit_record(record))
+    store_exit_record(path, record)
     assert load_exit_record(path) == record
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from hypemand.protocol.sentinels import Exit
 from hypemand.systemd.rootdir import Own
-from hypemand.vm.exitrecord import ExitRecord, dump_exit_record
+from hypemand.tasks import Tasks
+from hypemand.vm.exitrecord import ExitRecord, store_exit_record
 from hypemand.vm.places import Places
 from hypemand.vm.runfiles import NOTES_PERIOD, RunFiles, derive_exit
-from hypemand.vm.tasks import Tasks
 from hypemand.vm.tracker import BootNotes, Moment, load_notes
 from hypemand.vmm.shutdown import Shutdown
 
@@ -110,7 +110,7 @@ def test_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
 def test_a_run_whose_record_was_lost_has_not_the_end_of_another(tmp_path: Path) -> None:
     async def scenario(written: Written) -> None:
         other = ExitRecord("a" * 32, 0, "exited with code 0", True, 0, 1.0)
-        (tmp_path / "exit.json").write_text(dump_exit_record(other))
+        store_exit_record(tmp_path / "exit.json", other)
         for failed in (True, False):
             ended = derive_exit(written.load_exits(), BOOT, failed=failed)
             assert ended is not None

@@ -22,7 +22,7 @@ from hypemand.protocol.sentinels import (
     Stage,
     format_sentinel,
 )
-from hypemand.vm.tracker import BootNotes, BootTracker, Moment, dump_notes, load_notes
+from hypemand.vm.tracker import BootNotes, BootTracker, Moment, load_notes, store_notes
 from hypemand.vmm.shutdown import Shutdown
 
 RUN, BOOT, OTHER = "c" * 32, "a" * 32, "b" * 32
@@ -128,7 +128,7 @@ def test_notes_survive_their_file(tmp_path: Path) -> None:
     tracker.take_shutdown(None)
     tracker.take_shutdown(Shutdown.POWER_OFF)
     path = tmp_path / "boot.json"
-    path.write_bytes(dump_notes(tracker.notes))
+    store_notes(path, tracker.notes)
     again = load_notes(path, RUN)
     assert again == tracker.notes
     assert again is not None

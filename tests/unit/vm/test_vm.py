@@ -18,12 +18,12 @@ from hypemand.model.state import Origin
 from hypemand.model.vm import VmView
 from hypemand.systemd.rootdir import Own
 from hypemand.systemd.units import UnitStatus
-from hypemand.vm.exitrecord import ExitRecord, dump_exit_record, find_spare
+from hypemand.vm.exitrecord import ExitRecord, find_spare, store_exit_record
 from hypemand.vm.places import Places
 from hypemand.vm.record import VmRecord
 from hypemand.vm.runfiles import load_past
 from hypemand.vm.runs import VmServices
-from hypemand.vm.tracker import BootNotes, dump_notes
+from hypemand.vm.tracker import BootNotes, store_notes
 from hypemand.vm.vm import Vm
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 
@@ -64,12 +64,12 @@ def recover(folder: Path, unit: UnitStatus | None = None) -> VmView:
 
 def write_exit(folder: Path, boot: str, ended_at: float) -> None:
     record = ExitRecord(boot, 0, "exited with code 0", True, 0, ended_at)
-    (folder / "exit.json").write_text(dump_exit_record(record))
+    store_exit_record(folder / "exit.json", record)
 
 
 def write_notes(folder: Path, boot: str, at: float) -> None:
     path = folder / "boot.json"
-    path.write_bytes(dump_notes(BootNotes(boot)))
+    store_notes(path, BootNotes(boot))
     os.utime(path, (at, at))
 
 
@@ -113,7 +113,7 @@ def test_the_reason_is_read_from_the_spare_place(tmp_path: Path) -> None:
     record = ExitRecord(BOOT, None, "ended by force", False, 0, ENDED)
     spare = find_spare(folder / "run")
     spare.parent.mkdir()
-    spare.write_text(dump_exit_record(record))
+    store_exit_record(spare, record)
     for unit in (UnitStatus("failed", "failed", BOOT), UnitStatus(None)):
         view = recover(folder, unit)
         assert view.exit is not None

@@ -170,7 +170,7 @@ def test_arguments_and_a_descriptor_go_with_a_command(tmp_path: Path) -> None:
     async def main() -> None:
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        session = Qmp(reader, writer, lambda name, data: None, Budget())
+        session = Qmp(reader, writer, lambda name, data: None, "test", Budget())
         with theirs, (tmp_path / "file").open("w+b") as file:
             with pytest.raises(VmmTimeout):
                 await session.execute("getfd", {"fdname": "a"}, fd=file.fileno(), deadline=0)
@@ -189,7 +189,7 @@ def test_a_descriptor_never_waits_behind_commands_that_a_vmm_does_not_read(tmp_p
     async def main() -> None:
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        session = Qmp(reader, writer, lambda name, data: None, Budget())
+        session = Qmp(reader, writer, lambda name, data: None, "test", Budget())
         with theirs, (tmp_path / "file").open("wb") as file:
             while not writer.transport.get_write_buffer_size():
                 with pytest.raises(VmmTimeout):
