@@ -40,7 +40,7 @@ static int open_descriptors(const char *runtime, const char *tap)
     if (fd < 0)
         return -1;
     if (place_fd(fd, FD_TAP) < 0) {
-        say("cannot place the TAP device's descriptor: %s", strerror(errno));
+        say("cannot pass the TAP device to the VMM: %s", strerror(errno));
         return -1;
     }
     return 0;
@@ -52,11 +52,11 @@ static int compose_line(char *line, const char *runtime, const char *words)
     const char *run = getenv("INVOCATION_ID");
     char boot[ID_LENGTH + 1];
     if (!is_id(run)) {
-        say("there is no INVOCATION_ID of 32 hex digits: systemd starts this program");
+        say("INVOCATION_ID is not 32 hex digits; this program must be started by systemd");
         return -1;
     }
     if (make_boot_id(boot) < 0) {
-        say("cannot make a boot id: %s", strerror(errno));
+        say("cannot generate a boot id: %s", strerror(errno));
         return -1;
     }
     const char *wrong = compose_words(line, words, boot);
@@ -83,13 +83,13 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     /* before there is a descriptor that it could hold */
     if (start_leader(argv[RUNTIME]) < 0) {
-        say("cannot start the leader: %s", strerror(errno));
+        say("cannot start the leader process: %s", strerror(errno));
         return EXIT_FAILURE;
     }
     if (open_descriptors(argv[RUNTIME], argv[TAP]) < 0)
         return EXIT_FAILURE;
     if (install_filter() < 0) {
-        say("cannot install the filter of system calls: %s", strerror(errno));
+        say("cannot install the system call filter: %s", strerror(errno));
         return EXIT_FAILURE;
     }
     /* VMM ARGUMENT... -append LINE in the place of what was given, which is longer by two */

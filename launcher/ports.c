@@ -72,7 +72,7 @@ int bind_ports(const char *runtime)
 {
     for (size_t i = 0; i < sizeof(PORTS) / sizeof(PORTS[0]); i++) {
         if (bind_port(runtime, PORTS[i].name, PORTS[i].number) < 0) {
-            say("cannot make %s%s.sock: %s", runtime, PORTS[i].name, strerror(errno));
+            say("cannot create %s%s.sock: %s", runtime, PORTS[i].name, strerror(errno));
             return -1;
         }
     }

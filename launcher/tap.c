@@ -36,7 +36,7 @@ int tap_request(const char *path)
     if (connection >= 0)
         return connection;
     if (errno == EAGAIN)
-        say("the network service has not taken the request for the TAP device within %ld s; " CURE,
+        say("the network service did not accept the request for the TAP device within %ld s; " CURE,
             TAP_DEADLINE);
     else
         say("the network service cannot be reached: %s: %s; " CURE, path, strerror(errno));
@@ -74,12 +74,12 @@ int tap_receive(int connection)
     int error = errno;
     (void)close(connection);
     if (length < 0 && error == EAGAIN) {
-        say("the network service has not given the TAP device within %ld s; " CURE, TAP_DEADLINE);
+        say("the network service did not provide the TAP device within %ld s; " CURE, TAP_DEADLINE);
         return -1;
     }
     if (length <= 0) {
-        say("the network service has not answered: %s; " CURE,
-            length < 0 ? strerror(error) : "it ended the connection");
+        say("no answer from the network service: %s; " CURE,
+            length < 0 ? strerror(error) : "the connection was closed");
         return -1;
     }
     int fd = take_fd(&message);
@@ -90,6 +90,6 @@ int tap_receive(int connection)
     if (text[0] == 'E')
         say_refusal(text + 1, (size_t)length - 1);
     else
-        say("the answer of the network service makes no sense; " CURE);
+        say("invalid answer from the network service; " CURE);
     return -1;
 }

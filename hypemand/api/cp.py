@@ -29,6 +29,8 @@ from hypemand.api.spool import Spool
 from hypemand.api.tasks import Ended
 from hypemand.api.websocket import await_close, is_end, receive_first, serve_websocket
 from hypemand.errors import GuestError, HypemandError, InvalidRequest
+from hypemand.model.answers.copy import CopyEnd, CopyError, CopyHeader, CopyResult
+from hypemand.model.document import encode
 from hypemand.model.files import CopyOut, FileInfo, FileKind, Hole
 from hypemand.model.services import GuestService
 
@@ -87,7 +89,7 @@ async def serve_cp(
 
 async def _send_error(socket: web.WebSocketResponse, error: HypemandError, limits: Limits) -> None:
     """Send the error, then discard what the client still sends: it reads only when it has sent everything."""
-    await socket.send_str(json.dumps({"type": "error", "message": str(error)}))
+    await socket.send_str(json.dumps(encode(CopyError(str(error)))))
     with contextlib.suppress(TimeoutError):
         while not is_end(await socket.receive(timeout=limits.closing)):
             pass
@@ -100,7 +102,7 @@ async def _copy(socket: web.WebSocketResponse, services: Services, ref: str, lim
             if not await _receive_contents(socket, spool, order.entry.kind):
                 return Ended.CLIENT
             await _store_entry(services.guests, ref, order.path, order.entry, spool)
-        await socket.send_str(json.dumps({"type": "result", "success": True, "bytes_written": spool.size}))
+        await socket.send_str(json.dumps(encode(CopyResult(spool.size))))
     else:
         copy = await services.guests.copy_out(ref, order.path, follow=order.follow)
         try:
@@ -148,7 +150,7 @@ async def _send_entries(socket: web.WebSocketResponse, copy: CopyOut, root: str)
                 continue
             if is_open:
                 await _send_end(socket, final=False)
-            await socket.send_str(json.dumps(header_json(name_entry(root, event), event)))
+            await socket.send_str(json.dumps(encode(derive_header(name_entry(root, event), event))))
             is_open = True
         elif isinstance(event, Hole):
             for offset in range(0, event.size, PIECE):
@@ -162,20 +164,19 @@ async def _send_entries(socket: web.WebSocketResponse, copy: CopyOut, root: str)
 
 
 async def _send_end(socket: web.WebSocketResponse, *, final: bool) -> None:
-    await socket.send_str(json.dumps({"type": "end", "final": final}))
+    await socket.send_str(json.dumps(encode(CopyEnd(final))))
 
 
-def header_json(name: str, entry: FileInfo) -> dict[str, object]:
+def derive_header(name: str, entry: FileInfo) -> CopyHeader:
     """The header of an entry as the published client expects it, which has no times before the epoch."""
-    return {
-        "type": "header",
-        "path": name,
-        "mode": entry.mode & 0o777,
-        "is_dir": entry.kind is FileKind.DIRECTORY,
-        "is_symlink": entry.kind is FileKind.SYMLINK,
-        "link_target": entry.target or "",
-        "size": entry.size if entry.kind is FileKind.FILE else 0,
-        "mtime": max(entry.mtime_ns // 1_000_000_000, 0),
-        "uid": entry.uid,
-        "gid": entry.gid,
-    }
+    return CopyHeader(
+        path=name,
+        mode=entry.mode & 0o777,
+        is_dir=entry.kind is FileKind.DIRECTORY,
+        is_symlink=entry.kind is FileKind.SYMLINK,
+        link_target=entry.target or "",
+        size=entry.size if entry.kind is FileKind.FILE else 0,
+        mtime=max(entry.mtime_ns // 1_000_000_000, 0),
+        uid=entry.uid,
+        gid=entry.gid,
+    )

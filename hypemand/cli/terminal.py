@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from hypemand.cli.values import escape_controls, format_seconds
-from hypemand.notify import notify
 
 GREEN, YELLOW, RED, BOLD, DIM = "32", "33", "31", "1", "2"
 TICK_SECONDS = 0.1
@@ -83,6 +82,8 @@ class LiveLine:
     def update(self, text: str) -> None:
         """Show another text, with the time since the start as before."""
         if self._notifies and text != self._text:
+            from hypemand.notify import notify
+
             notify(f"STATUS={escape_controls(text)}")
         self._text = text
 

@@ -70,25 +70,25 @@ class NetworkService:
 
     async def run(self, listener: socket.socket, tap_listener: socket.socket) -> None:
         """Serve until SIGTERM or SIGINT: the daemon on `listener`, launchers of VMs on the other."""
-        loop = asyncio.get_running_loop()
-        watches = list(self._start_watches(loop))
-        door = TapDoor(loop, tap_listener, self._host.open_tap)
-        server = await asyncio.start_server(self._serve, sock=listener)  # it is systemd's, and stays
-        try:
-            async with self._service.watch():
+        async with self._service.watch():
+            loop = asyncio.get_running_loop()
+            watches = list(self._start_watches(loop))
+            door = TapDoor(loop, tap_listener, self._host.open_tap)
+            server = await asyncio.start_server(self._serve, sock=listener)  # it is systemd's, and stays
+            try:
                 self._update_status()
                 await self._service.serve()
-        finally:
-            door.close()
-            for watch in watches:
-                watch.close()
-            for timer in (self._mending, self._looking, self._holding):
-                if timer is not None:
-                    timer.cancel()
-            server.close()
-            for task in self._connections:
-                task.cancel()
-            await asyncio.gather(*self._connections, return_exceptions=True)
+            finally:
+                door.close()
+                for watch in watches:
+                    watch.close()
+                for timer in (self._mending, self._looking, self._holding):
+                    if timer is not None:
+                        timer.cancel()
+                server.close()
+                for task in self._connections:
+                    task.cancel()
+                await asyncio.gather(*self._connections, return_exceptions=True)
 
     def _start_watches(self, loop: asyncio.AbstractEventLoop) -> Iterator[Watch]:
         try:

@@ -96,7 +96,7 @@ def test_a_wait_may_be_endless_and_its_state_be_written_small() -> None:
         (["image"], "missing subcommand, one of: list, inspect, pull, tag, prune, export, rm, import"),
         (["start"], "NAME"),
         (["kill", "-s", "NOPE", "web"], "use TERM, SIGTERM or 15"),
-        (["wait", "web", "--for", "Happy"], "use one of: Stopped, Created, Initializing, Running"),
+        (["wait", "web", "--for", "Happy"], "use one of: Stopped, Created, Initializing"),
         (["wait", "web", "--timeout", "soon"], "1min 30s"),
         (["logs", "web", "--source", "x"], "app"),
         (["logs", "web", "-n", "-1"], "not an integer"),

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from hypemand.errors import Problem
+from hypemand.model.answers.copy import CopyEnd, CopyError, CopyHeader, CopyResult
 from hypemand.model.answers.error import Error
 from hypemand.model.answers.exec import ExecCommand, ExecExit
 from hypemand.model.answers.guest import ArchiveResult, LogEntry, PathInfo
@@ -65,6 +66,12 @@ SCHEMAS: dict[str, Any] = {
 def test_keys_are_those_of_the_description(name: str) -> None:
     keys = {key.name for key in fields(SCHEMAS[name]) if key.metadata != SOURCE}
     assert keys == set(DESCRIBED[name]["properties"])
+
+
+def test_frames_of_a_copy_are_those_of_the_description() -> None:
+    frames = (CopyHeader, CopyEnd, CopyResult, CopyError)
+    described = [set(schema["properties"]) for schema in DESCRIBED["CopyFrame"]["oneOf"]]
+    assert [{key.name for key in fields(frame)} for frame in frames] == described
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
