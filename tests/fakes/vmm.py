@@ -49,7 +49,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @dataclass
 class Behaviour:
-    """What the guests of a VM do. `boots`: they come up; `heeds`: they end when they are told; `code`: what
+    """What the guests of a VM do. `boots`: they come up; `heeds`: they end when the stop port tells them to; `code`: what
     the program ends with then; `ends`: it ends by itself, right after it has come up, with that code and
     `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what its agent
     runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root."""
@@ -271,8 +271,7 @@ class Vmm:
 
     def _shut_down(self, grace: int) -> None:
         self.graces.append(grace)
-        if self._behaviour.heeds:
-            self.exit(143, "stopped on request")
+        self.exit(143, "stopped on request")
 
     def _mount(self) -> list[tuple[str, str]]:
         """Its volumes, as its config disk says: serials and places. Their files are the guest's now."""
