@@ -49,10 +49,10 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @dataclass
 class Behaviour:
-    """What the guests of a VM do. `boots`: they come up; `heeds`: they end when the stop port tells them to; `code`: what
-    the program ends with then; `ends`: it ends by itself, right after it has come up, with that code and
-    `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what its agent
-    runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root."""
+    """What the guests of a VM do. `boots`: they come up; `heeds`: they end when the stop port tells them to;
+    `code`: what the program ends with then; `ends`: it ends by itself, right after it has come up, with that
+    code and `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what
+    its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root."""
 
     boots: bool = True
     heeds: bool = True
