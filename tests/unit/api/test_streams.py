@@ -102,6 +102,12 @@ def test_logs_give_the_lines_that_were_asked_for(tmp_path: Path) -> None:
         for text in ("one", sentinel, "two", "qemu-system-x86_64: vmm line"):
             api.host.log("a", text, realtime=1_700_000_000.25)
         api.host.log("a", "systemd line", transport="journal")
+        # of a VM before it that had its name, and of hypemand
+        unit = "hypeman-vm-a.service"
+        fields = {"HYPEMAN_VM_ID": "0" * 32, "_SYSTEMD_UNIT": unit, "_TRANSPORT": "stdout"}
+        api.host.journal.add_entry(b"another's", fields)
+        fields = {"HYPEMAN_VM_ID": api.host.vm("a").record.id, "_SYSTEMD_UNIT": "hypemand.service"}
+        api.host.journal.add_entry(b"VM a is Stopped", fields)
 
         async def lines(query: str) -> list[object]:
             return [data for _, data in (await api.ask("GET", f"/instances/a/logs{query}")).events]
@@ -110,6 +116,7 @@ def test_logs_give_the_lines_that_were_asked_for(tmp_path: Path) -> None:
         assert await lines("?tail=1") == ["two"]
         assert await lines("?tail=0") == []
         assert await lines("?sentinels=true&tail=all") == ["one", sentinel, "two"]
+        assert await lines("?source=hypeman") == ["VM a is Stopped"]
         assert await lines("?source=vmm") == ["qemu-system-x86_64: vmm line", "systemd line"]
         assert await lines("?tail=1&json=true") == [
             {"time": "2023-11-14T22:13:20.250Z", "text": "two", "invocation_id": "ab" * 16}

@@ -8,7 +8,6 @@ small that all of it is given out again ten times; and now and then the daemon i
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import shutil
 from collections.abc import Set
@@ -31,6 +30,7 @@ from hypemand.network.port import tap_name
 from hypemand.systemd.bus import BusError
 from hypemand.vm.record import VmRecord
 from hypemand.vm.tenant import Tenant
+from tests.fakes.host import folder_in_memory
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 from tests.unit.manager.test_starts import Host, use
 
@@ -172,14 +172,9 @@ class Day:
         assert userdb == {kind.format(record.uid) for record in records for kind in kinds}
 
 
-def test_a_thousand_starts_leak_nothing_and_give_nothing_to_two(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # that is not what is counted, and would take most of the time
-    monkeypatch.setattr(os, "fsync", lambda _fd: None)
-
-    async def main() -> Day:
-        day = Day(tmp_path)
+def test_a_thousand_starts_leak_nothing_and_give_nothing_to_two() -> None:
+    async def main(folder: Path) -> Day:
+        day = Day(folder)
         await day.begin_daemon()
         await day.networks.sync()
         while day.starts < STARTS:
@@ -197,7 +192,8 @@ def test_a_thousand_starts_leak_nothing_and_give_nothing_to_two(
         await day.end_daemon()
         return day
 
-    day = asyncio.run(main())
+    with folder_in_memory() as folder:
+        day = asyncio.run(main(folder))
     assert make_bridge(LAB) == day.tenancy.bridges()["lab"]
     assert (day.units, day.taps.taps, list(day.inventory)) == ({}, {}, [])
     # both ran out, and each uid was given out again and again

@@ -28,9 +28,10 @@ NAME = "registry.example/app:v1"
 Scenario = Callable[[Images, FakeRegistry], Awaitable[None]]
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two images."""
+    tmp_path = tmp_path_factory.mktemp("layout")
     host = derive_host_architecture()
     first = make_tar(tmp_path / "1.tar", [shell()])
     second = make_tar(tmp_path / "2.tar", [member("more", b"2")])

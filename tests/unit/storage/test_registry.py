@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -28,14 +29,21 @@ def store(tmp_path: Path) -> ImageStore:
     return ImageStore(tmp_path / "images", [])
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> Path:
-    """Two images for this host, v1 and v2, and one for another."""
-    first = make_tar(tmp_path / "1.tar", [shell(), member("etc/version", b"1")])
-    second = make_tar(tmp_path / "2.tar", [member("etc/version", b"2")])
-    path = make_layout(tmp_path / "layout", [first], tag="v1", architecture=HOST)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `layout` is a copy of."""
+    folder = tmp_path_factory.mktemp("made")
+    first = make_tar(folder / "1.tar", [shell(), member("etc/version", b"1")])
+    second = make_tar(folder / "2.tar", [member("etc/version", b"2")])
+    path = make_layout(folder / "layout", [first], tag="v1", architecture=HOST)
     make_layout(path, [first, second], tag="v2", architecture=HOST)
     return make_layout(path, [first], tag="other", architecture="s390x")
+
+
+@pytest.fixture
+def layout(tmp_path: Path, made: Path) -> Path:
+    """Two images for this host, v1 and v2, and one for another."""
+    return Path(shutil.copytree(made, tmp_path / "layout"))
 
 
 @pytest.fixture
