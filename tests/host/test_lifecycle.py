@@ -275,6 +275,7 @@ def test_a_handle_that_is_stopped_while_it_starts_stops_the_vm(vms: Vms) -> None
     assert vms.properties(handle, "ActiveState")["ActiveState"] == "inactive"
 
 
+@pytest.mark.one_release
 def test_a_restart_that_cannot_be_is_refused_while_the_vm_runs(vms: Vms) -> None:
     name = vms.run("goes-on", disk="1G")
     before = vms.unit(name, "InvocationID")
@@ -285,6 +286,7 @@ def test_a_restart_that_cannot_be_is_refused_while_the_vm_runs(vms: Vms) -> None
         assert vms.state(name) == "Running"
 
 
+@pytest.mark.one_release
 def test_times_of_phases_are_those_of_the_changes(vms: Vms) -> None:
     shown = vms.show(vms.run("phases"))
     began, booted = shown["started_at"], shown["current_phase_since"]
@@ -292,6 +294,7 @@ def test_times_of_phases_are_those_of_the_changes(vms: Vms) -> None:
     assert shown["phase_durations_ms"]["initializing"] > 0
 
 
+@pytest.mark.one_release
 def test_a_daemon_that_is_new_knows_since_when_a_vm_is_stopped(vms: Vms) -> None:
     name = vms.run("ended-before")
     vms.ctl("stop", name)
@@ -302,6 +305,7 @@ def test_a_daemon_that_is_new_knows_since_when_a_vm_is_stopped(vms: Vms) -> None
     assert (shown["stopped_at"], shown["current_phase_since"]) == (ended, ended)
 
 
+@pytest.mark.one_release
 def test_the_guest_has_the_time_of_the_host(vms: Vms) -> None:
     name = vms.run("on-time")
 
@@ -314,6 +318,7 @@ def test_the_guest_has_the_time_of_the_host(vms: Vms) -> None:
     vms.host.wait_until(is_right, 10, "the guest's clock is right")
 
 
+@pytest.mark.one_release
 def test_a_guest_that_is_stuck_can_be_stopped_and_removed(vms: Vms) -> None:
     with stuck_guests(vms.host):
         for name in ("stuck-1", "stuck-2"):
@@ -330,6 +335,7 @@ def test_a_guest_that_is_stuck_can_be_stopped_and_removed(vms: Vms) -> None:
         vms.remove("stuck-2")
 
 
+@pytest.mark.one_release
 def test_a_boot_that_does_not_get_there_fails_and_names_what_was_missing(vms: Vms) -> None:
     with stuck_guests(vms.host):
         # that a busy machine boots them in
@@ -350,6 +356,7 @@ def test_a_boot_that_does_not_get_there_fails_and_names_what_was_missing(vms: Vm
         assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "timeout"}
 
 
+@pytest.mark.one_release
 def test_without_an_agent_the_programs_marker_is_enough(vms: Vms) -> None:
     with stuck_guests(vms.host, program_starts=True):
         name = vms.run("agentless", guest_agent=False, stop_timeout="1s")

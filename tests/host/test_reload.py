@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`systemctl reload hypemand`: what new, changed, removed and broken files do, and what they leave alone."""
 
+import pytest
+
 from tests.host.vms import DEFINITION_BROKEN, HAS_LAST_WORDS, NEEDS_RESTART, Vms
+
+pytestmark = pytest.mark.one_release
 
 VM_DIR = "/etc/hypemand/vms.d"
 SHOWS_COLOUR = 'echo "colour $COLOUR"; exec sleep infinity'
