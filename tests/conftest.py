@@ -5,7 +5,6 @@ import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
-from zlib import crc32
 
 import pytest
 from hypothesis import settings
@@ -13,7 +12,7 @@ from hypothesis import settings
 from tests.host.lab import start_host
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
-from tests.schedule import TESTS, Recorder, Scheduling, derive_group
+from tests.schedule import TESTS, Recorder, Scheduling, choose_releases, derive_group
 
 HostFactory = Callable[..., TestHost]
 
@@ -38,12 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "suite" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("--suite") or list(Suite)
+        chosen = [Suite(name) for name in metafunc.config.getoption("--suite") or list(Suite)]
         marked = metafunc.definition.get_closest_marker
-        if marked("one_release") and not marked("both_releases"):
-            # by its name, so that both releases have about half of them
-            chosen = [chosen[crc32(metafunc.module.__name__.encode()) % len(chosen)]]
-        metafunc.parametrize("suite", [Suite(name) for name in chosen], ids=str, scope="session")
+        one = None if marked("both_releases") else marked("one_release")
+        releases = choose_releases(metafunc.module.__name__, chosen, one)
+        metafunc.parametrize("suite", releases, ids=str, scope="session")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "one_release: nothing of it depends on the versions that Debian has: on one of the chosen releases",
+        "one_release(suite): on one of the releases, since nothing of it depends on what versions those have",
     )
     config.addinivalue_line("markers", "both_releases: on all of them, although its module is for one")
     config.addinivalue_line(

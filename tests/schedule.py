@@ -14,20 +14,34 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
+from zlib import crc32
 
 import pytest
 from xdist.scheduler.loadgroup import LoadGroupScheduling
 from xdist.workermanage import WorkerController
 
+from tests.host.recipe import Suite
+
 TESTS = Path(__file__).parent
 RECORD = TESTS / "durations.json"
 # Builds in folders of this checkout, where two processes would be in each other's way.
 CHECKOUT = "checkout"
-BUILDS = ("lint", "unit/network")
+BUILDS = ("lint/test_check", "unit/network/")
 SEPARATOR = ":"
+
+
+def choose_releases(module: str, chosen: Sequence[Suite], one: pytest.Mark | None) -> Sequence[Suite]:
+    """The releases that a test of a module runs on: all that are chosen, or one where it is marked so.
+
+    That is the one that the mark names, else one by the module's name, so that both have about half of them.
+    """
+    if one is None:
+        return chosen
+    named = [suite for suite in chosen if suite in one.args]
+    return named or [chosen[crc32(module.encode()) % len(chosen)]]
 
 
 def derive_group(path: PurePath, suite: str | None, case: str = "") -> str:
@@ -36,7 +50,7 @@ def derive_group(path: PurePath, suite: str | None, case: str = "") -> str:
     if suite:
         return f"{suite}{SEPARATOR}{path.stem}"
     folder = path.parent.as_posix()
-    if folder.startswith(BUILDS):
+    if path.as_posix().startswith(BUILDS):
         return CHECKOUT
     return f"{path.stem}-{case}" if folder == "guest" else folder
 

@@ -10,7 +10,6 @@ import pytest
 from hypemand.manual import render_page
 from hypemand.version import VERSION
 from tests.host.command import ENVIRONMENT, run_command
-from tests.host.guestbuild import make_shared
 from tests.host.lab import DIST
 from tests.lint.sources import TOP, find_scripts, list_sources
 
@@ -33,13 +32,6 @@ C_TIMEOUT = 600.0
 def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(TOP)
     run_command(argv, timeout=C_TIMEOUT)
-
-
-@pytest.mark.parametrize("folder", ["guest", "nss", "launcher"])
-def test_programs_in_c_pass_their_own_tests_under_sanitizers(folder: str) -> None:
-    if folder == "guest":
-        make_shared()
-    run_command(["make", "-C", str(TOP / folder), "check"], timeout=C_TIMEOUT)
 
 
 def test_shell_scripts_are_clean() -> None:

@@ -20,6 +20,7 @@ from tests.schedule import (
     Recorder,
     Scheduling,
     choose_group,
+    choose_releases,
     derive_group,
     estimate,
     find_release,
@@ -46,13 +47,26 @@ GROUPS = st.dictionaries(
         ("unit/api/test_exec.py", None, "", "unit/api"),
         ("unit/test_tar.py", None, "", "unit"),
         ("unit/network/test_taps.py", None, "", CHECKOUT),
-        ("lint/test_lint.py", None, "guest", CHECKOUT),
+        ("lint/test_check.py", None, "guest", CHECKOUT),
+        ("lint/test_lint.py", None, "guest", "lint"),
         ("guest/test_boots.py", None, "boot_setup", "test_boots-boot_setup"),
     ],
 )
 def test_a_group_is_what_runs_in_one_process(path: str, release: str | None, case: str, group: str) -> None:
     assert derive_group(PurePath(path), release, case) == group
     assert find_release(group) == release
+
+
+def test_a_test_for_one_release_runs_on_one_of_those_that_are_chosen() -> None:
+    both = list(Suite)
+    modules = [f"test_{number}" for number in range(40)]
+    assert choose_releases("test_x", both, None) == both
+    one = [choose_releases(module, both, pytest.mark.one_release.mark) for module in modules]
+    assert {len(releases) for releases in one} == {1}
+    assert {releases[0] for releases in one} == set(both), "each has a part of them"
+    named = pytest.mark.one_release(Suite.BOOKWORM).mark
+    assert {tuple(choose_releases(module, both, named)) for module in modules} == {(Suite.BOOKWORM,)}
+    assert choose_releases("test_x", [Suite.TRIXIE], named) == [Suite.TRIXIE], "the other was not chosen"
 
 
 def test_what_needs_no_host_is_first_and_the_longest_of_that() -> None:
