@@ -276,17 +276,6 @@ def test_a_handle_that_is_stopped_while_it_starts_stops_the_vm(vms: Vms) -> None
 
 
 @pytest.mark.one_release
-def test_a_restart_that_cannot_be_is_refused_while_the_vm_runs(vms: Vms) -> None:
-    name = vms.run("goes-on", disk="1G")
-    before = vms.unit(name, "InvocationID")
-    for code, key, value in ((9, "memory", "900G"), (8, "disk", "64M"), (4, "image", "builtin:none-such")):
-        vms.define(name, **{"disk": "1G", key: value})
-        refused = vms.ctl("restart", name, check=False)
-        assert (refused.code, vms.unit(name, "InvocationID")) == (code, before), refused.stderr
-        assert vms.state(name) == "Running"
-
-
-@pytest.mark.one_release
 def test_times_of_phases_are_those_of_the_changes(vms: Vms) -> None:
     shown = vms.show(vms.run("phases"))
     began, booted = shown["started_at"], shown["current_phase_since"]
