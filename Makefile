@@ -13,7 +13,7 @@ RUN = venv=$$(tools/setup) && "$$venv/bin/python"
 PYTEST = $(RUN) -m pytest -p no:cacheprovider --durations=15
 SUITE_OPTIONS = $(SUITES:%=--suite=%)
 # side by side, in the groups of tests/schedule.py; ARGS='-n 0 --pdb' for one process
-GROUPS = --numprocesses=5 --dist=loadgroup
+GROUPS = --numprocesses=4 --dist=loadgroup
 
 .PHONY: help setup deb test test-new-machine test-local test-unit test-host durations lint
 .PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-compare soak clean

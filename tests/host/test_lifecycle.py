@@ -129,6 +129,7 @@ def test_the_boot_can_be_taken_apart(first_boot: FirstBoot) -> None:
     assert "<svg" in first_boot.vms.ctl("analyze", "plot", first_boot.name).stdout
 
 
+@pytest.mark.one_release
 def test_start_wait_is_back_when_all_are_running(vms: Vms) -> None:
     names = ["wait-1", "wait-2", "wait-3"]
     for name in names:
@@ -213,6 +214,7 @@ def test_a_handle_can_be_started_as_soon_as_its_vm_is_stopped(vms: Vms, verb: st
     assert vms.properties(handle, "ActiveState")["ActiveState"] == "active"
 
 
+@pytest.mark.one_release
 def test_a_program_that_dies_of_the_stop_signal_has_not_failed(vms: Vms) -> None:
     name = vms.run("dies-of-term", STAYS)
     vms.ctl("stop", "--result", name)
@@ -231,6 +233,7 @@ def test_stop_works_without_the_daemon(vms: Vms) -> None:
     assert shown["exit_message"].startswith("stopped on request")
 
 
+@pytest.mark.one_release
 def test_a_program_that_does_not_stop_is_killed_in_the_guest(vms: Vms) -> None:
     name = vms.run("is-deaf", IS_DEAF, stop_timeout="3s")
     stopped = vms.ctl("stop", "--result", name, check=False)
@@ -249,6 +252,7 @@ def test_kill_ends_the_vmm_at_once_and_is_a_failure(vms: Vms) -> None:
     assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "signal"}
 
 
+@pytest.mark.one_release
 def test_vms_that_boot_can_be_stopped_and_removed(vms: Vms) -> None:
     names = [f"early-{number}" for number in range(4)]
     for name in names:

@@ -189,6 +189,7 @@ def test_a_restart_of_daemon_or_network_service_disturbs_no_vm(vms: Vms) -> None
     reach_gateway(vms, other)
 
 
+@pytest.mark.one_release
 def test_what_a_killed_daemon_was_about_to_start_is_cleared(vms: Vms) -> None:
     host = vms.host
     lives = vms.run("lives", **ON_DEFAULT)
@@ -213,6 +214,7 @@ def test_what_a_killed_daemon_was_about_to_start_is_cleared(vms: Vms) -> None:
     reach_gateway(vms, "cut-off")
 
 
+@pytest.mark.one_release
 def test_a_daemon_that_is_killed_at_any_time_leaves_no_device_without_a_vm(vms: Vms) -> None:
     host = vms.host
     names = [vms.define(f"random-{number}", **ON_DEFAULT) for number in range(3)]
@@ -435,6 +437,7 @@ def test_without_the_network_service_vms_without_a_network_start(vms: Vms) -> No
     vms.start("wired", there)
 
 
+@pytest.mark.one_release
 def test_a_network_service_that_hangs_holds_up_no_end(vms: Vms) -> None:
     host = vms.host
     name = vms.run("ends", **ON_DEFAULT)
