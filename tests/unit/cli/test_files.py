@@ -20,7 +20,7 @@ async def show(run: Run, name: str = "web") -> dict[str, Any]:
 
 async def run_from_file(host: FakeHost, run: Run, **keys: object) -> str:
     """A VM of a file, Running; gives the id of its run."""
-    host.write(autostart=True, **keys)
+    host.write("web", autostart=True, **keys)
     assert (await run("reload")).returncode == 0
     await host.until(State.RUNNING)
     return host.vmm().run_id
@@ -119,7 +119,7 @@ def test_a_restart_that_cannot_be_is_refused_while_the_vm_runs() -> None:
         before = await run_from_file(host, run, disk="1G")
         keys = ((9, "memory", "900G"), (8, "disk", "64M"), (4, "image", "builtin:none-such"))
         for code, key, value in keys:
-            host.write(autostart=True, **{"disk": "1G", key: value})
+            host.write("web", autostart=True, **{"disk": "1G", key: value})
             await run("reload")
             refused = await run("restart", "web")
             assert (refused.returncode, host.vmm().run_id) == (code, before), refused.stderr
