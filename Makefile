@@ -12,10 +12,10 @@ ARGS =
 RUN = venv=$$(tools/setup) && "$$venv/bin/python"
 PYTEST = $(RUN) -m pytest -p no:cacheprovider --durations=15
 SUITE_OPTIONS = $(SUITES:%=--suite=%)
-# side by side, in the groups of tests/conftest.py; ARGS='-n 0 --pdb' for one process
+# side by side, in the groups of tests/schedule.py; ARGS='-n 0 --pdb' for one process
 GROUPS = --numprocesses=4 --dist=loadgroup
 
-.PHONY: help setup deb test test-new-machine test-local test-unit test-host lint
+.PHONY: help setup deb test test-new-machine test-local test-unit test-host durations lint
 .PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-compare soak clean
 
 help: ## this list
@@ -37,7 +37,10 @@ test-new-machine: ## the same in a clean Debian root: SUITE=trixie for Debian 13
 	@setpriv --pdeathsig TERM /usr/bin/python3 -m tests.host.newmachine $(SUITE) make $(TARGETS)
 
 test-local: deb ## lint, guest C tests and unit tests: all that needs no test host
-	@$(PYTEST) -m 'not host' $(ARGS)
+	@$(PYTEST) -m 'not host' $(GROUPS) $(ARGS)
+
+durations: ## run all tests and record how long each group of them takes, by which they are scheduled
+	@$(MAKE) --no-print-directory test ARGS='--record-durations $(ARGS)'
 
 test-unit: ## unit tests alone, in seconds: those that send through the kernel are left to test
 	@$(PYTEST) tests/unit -m 'not netns' --numprocesses=2 --dist=worksteal $(ARGS)

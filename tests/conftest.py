@@ -4,7 +4,7 @@
 import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from zlib import crc32
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,6 +12,7 @@ from hypothesis import settings
 from tests.host.lab import start_host
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
+from tests.schedule import TESTS, Recorder, Scheduling, choose_releases, derive_group
 
 HostFactory = Callable[..., TestHost]
 
@@ -27,18 +28,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=[str(suite) for suite in Suite],
         help="run host tests on this Debian release only (may be repeated; default: all)",
     )
+    parser.addoption(
+        "--record-durations",
+        action="store_true",
+        help="write down how long each group of tests takes (tests/durations.json)",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "suite" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("--suite") or list(Suite)
-        if metafunc.definition.get_closest_marker("one_release"):
-            # by its name, so that both releases have about half of them
-            chosen = [chosen[crc32(metafunc.module.__name__.encode()) % len(chosen)]]
-        metafunc.parametrize("suite", [Suite(name) for name in chosen], ids=str, scope="session")
+        chosen = [Suite(name) for name in metafunc.config.getoption("--suite") or list(Suite)]
+        marked = metafunc.definition.get_closest_marker
+        one = None if marked("both_releases") else marked("one_release")
+        releases = choose_releases(metafunc.module.__name__, chosen, one)
+        metafunc.parametrize("suite", releases, ids=str, scope="session")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--record-durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder())
     # a shell starts what it runs in the background with interrupts ignored, and children inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
@@ -46,8 +54,9 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "one_release: nothing of it depends on the versions that Debian has: on one of the chosen releases",
+        "one_release(suite): on one of the releases, since nothing of it depends on what versions those have",
     )
+    config.addinivalue_line("markers", "both_releases: on all of them, although its module is for one")
     config.addinivalue_line(
         "markers", "netns: sends through the kernel, some for seconds (set by itself, as by `host_namespace`)"
     )
@@ -60,12 +69,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     suite = callspec and callspec.params.get("suite")
     if suite:
         item.add_marker("host")
-    # Tests of a group run in one process. Each release has three, with a host each, since most tests wait for
-    # guests most of the time; what needs no host shares what is built in this checkout.
-    part = "a-m" if item.path.name < "test_n" else "n" if item.path.name < "test_o" else "o-z"
-    item.add_marker(pytest.mark.xdist_group(f"{suite}-{part}" if suite else "here"))
+    case = callspec.id if callspec else ""
+    item.add_marker(pytest.mark.xdist_group(derive_group(item.path.relative_to(TESTS), suite, case)))
     if "host_namespace" in fixtures:
         item.add_marker("netns")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.hookimpl(trylast=True)

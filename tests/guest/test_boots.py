@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.host.command import run_command
+from tests.host.guestbuild import GUEST, make_shared
 from tests.host.lab import DIST
 
-TOP = Path(__file__).parents[2]
 DEADLINE = 600.0
 
 
@@ -24,5 +24,6 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("module", ["boot_guest", "boot_setup", "boot_headers"])
 def test_guests_boot(module: str, kernel: Path) -> None:
-    make = ["make", "-C", str(TOP / "guest"), "boot-check", f"KERNEL={kernel}", f"MODULES={module}"]
+    make_shared()
+    make = ["make", "-C", str(GUEST), "boot-check", f"KERNEL={kernel}", f"MODULES={module}"]
     run_command([*make, f"PYTHON={sys.executable}"], timeout=DEADLINE)

@@ -6,11 +6,14 @@ Apart from the program's own way to run commands, so that the tests do not stand
 
 import contextlib
 import os
+import select
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 ENVIRONMENT: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -89,6 +92,25 @@ def run_command(
     if check and not result.ok:
         raise CommandError(result.describe())
     return result
+
+
+def read_lines(pipe: IO[bytes], deadline: float) -> Iterator[str]:
+    """Lines of a pipe as they come, until its other end is closed.
+
+    TimeoutError if there is neither a line nor the end by `deadline` (of `time.monotonic()`).
+    """
+    rest = b""
+    while True:
+        ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        data = os.read(pipe.fileno(), 65536)
+        *lines, rest = (rest + data).split(b"\n")
+        if not data and rest:
+            lines.append(rest)
+        yield from (line.decode(errors="replace") for line in lines)
+        if not data:
+            return
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -16,6 +16,8 @@ from tests.host.faults import BUSYBOX, DROPIN, find_traces, write_definition
 from tests.host.machine import TestHost
 from tests.openapi_check import Description
 
+pytestmark = pytest.mark.one_release
+
 SMALL: dict[str, Any] = {
     "image": BUSYBOX, "size": "128MB", "overlay_size": "64MB", "vcpus": 1, "network": {"enabled": False}
 }  # fmt: skip

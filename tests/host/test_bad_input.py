@@ -26,6 +26,8 @@ from tests.host.faults import (
 )
 from tests.host.machine import TestHost
 
+pytestmark = pytest.mark.one_release
+
 
 @contextlib.contextmanager
 def definition_files(host: TestHost, **texts: str) -> Iterator[str]:
@@ -242,6 +244,7 @@ def test_a_qemu_that_was_removed_is_missed_and_found_again(host: TestHost) -> No
     assert ctl(host, "run", "--rm", *SMALL, BUSYBOX, "true").ok
 
 
+@pytest.mark.both_releases
 def test_a_qemu_that_fails_fails_the_unit_with_its_own_words(host: TestHost) -> None:
     host.push("/srv/bad-qemu", "#!/bin/sh\necho 'qemu-system-x86_64: no bananas' >&2\nexit 1\n", 0o755)
     with host_config(host, qemu="/srv/bad-qemu"), start_vm(host, "wanting", "true") as vm:

@@ -19,6 +19,8 @@ import pytest
 from tests.host.faults import BUSYBOX, SMALL, Vm, ctl, define_vm, find_traces, start_vm, strip_escapes
 from tests.host.machine import TestHost
 
+pytestmark = pytest.mark.one_release
+
 MEBIBYTE = bytes(range(256)) * 4096
 
 

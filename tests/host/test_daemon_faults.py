@@ -4,8 +4,12 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from tests.host.apiget import api_get
 from tests.host.vms import END_DEADLINE, HAS_LAST_WORDS, Vms, stuck_guests
+
+pytestmark = pytest.mark.one_release
 
 # argv: VM. Stops what its ExecStopPost= runs as soon as that is there, and prints its pid.
 HOLD = """
@@ -32,6 +36,7 @@ def wait_for_another_daemon(vms: Vms, old: int) -> None:
     )
 
 
+@pytest.mark.both_releases
 def test_a_daemon_that_is_killed_during_boots_comes_back_and_finishes_them(vms: Vms) -> None:
     names = [f"boots-{number}" for number in range(3)]
     for name in names:
@@ -158,6 +163,7 @@ def test_leftovers_of_a_crash_are_cleared_when_the_daemon_starts(vms: Vms) -> No
     assert vms.state(name) == "Running"
 
 
+@pytest.mark.both_releases
 def test_a_daemon_that_hangs_is_replaced_and_harms_no_vm(vms: Vms) -> None:
     dropin = "/run/systemd/system/hypemand.service.d/watchdog.conf"
     vms.host.push(dropin, "[Service]\nWatchdogSec=2s\n")
@@ -178,6 +184,7 @@ def test_a_daemon_that_hangs_is_replaced_and_harms_no_vm(vms: Vms) -> None:
         vms.restart_daemon()
 
 
+@pytest.mark.both_releases
 def test_a_vmm_that_is_killed_is_a_failure_told_in_words(vms: Vms) -> None:
     name = vms.run("vmm-dies")
     vms.host.run(["kill", "-KILL", str(vms.show(name)["main_pid"])])
@@ -217,6 +224,7 @@ def test_a_vmm_that_does_not_answer_can_be_stopped(vms: Vms) -> None:
     assert shown["exit_message"] == "the guest did not power off in time and was ended by force"
 
 
+@pytest.mark.both_releases
 def test_without_the_message_bus_states_are_unknown_and_then_right_again(vms: Vms) -> None:
     name = vms.run("busless", HAS_LAST_WORDS)
     vms.host.run(["systemctl", "stop", "dbus.socket", "dbus.service"])
@@ -244,6 +252,7 @@ def test_a_daemon_that_starts_while_a_guest_is_stuck_calls_it_initializing(vms: 
         assert "waiting for agent and program" in shown["status_text"]
 
 
+@pytest.mark.both_releases
 def test_a_bus_that_does_not_answer_holds_up_nobody_who_does_not_need_it(vms: Vms) -> None:
     name = vms.run("bus-hangs")
     bus = vms.properties("dbus.service", "MainPID")["MainPID"]
@@ -261,6 +270,7 @@ def test_a_bus_that_does_not_answer_holds_up_nobody_who_does_not_need_it(vms: Vm
     vms.ctl("stop", name)
 
 
+@pytest.mark.both_releases
 def test_the_process_for_the_bus_is_replaced_when_it_dies(vms: Vms) -> None:
     name, other = vms.run("bus-dies"), vms.define("bus-died")
     vms.host.run(["pkill", "-KILL", "-f", "hypemand.systemd.busworker"])
@@ -272,6 +282,7 @@ def test_the_process_for_the_bus_is_replaced_when_it_dies(vms: Vms) -> None:
     vms.ctl("stop", other)
 
 
+@pytest.mark.both_releases
 def test_a_daemon_that_dies_again_and_again_comes_back_each_time(vms: Vms) -> None:
     for _ in range(8):
         old = daemon_pid(vms)
@@ -282,6 +293,7 @@ def test_a_daemon_that_dies_again_and_again_comes_back_each_time(vms: Vms) -> No
     vms.ctl("stop", name)
 
 
+@pytest.mark.both_releases
 def test_an_end_that_hangs_is_ended_and_the_vm_starts_again(vms: Vms) -> None:
     """What looks for the reason of an end stands still: nothing of the unit is left all the same."""
     name = vms.run("hangs", stop_timeout="2s")

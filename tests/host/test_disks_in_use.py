@@ -14,6 +14,8 @@ from tests.host.machine import TestHost
 from tests.host.test_volumes import VOLUMES, at, create, inspect, nothing_is_left
 from tests.host.vms import Vms
 
+pytestmark = pytest.mark.one_release
+
 __all__ = ["nothing_is_left"]  # after each test
 STATE = "/var/lib/hypemand/vms"
 LOOKS = """
@@ -48,6 +50,7 @@ def in_stray_qemu(host: TestHost, *paths: str) -> Iterator[None]:
         host.run(["systemctl", "stop", "stray.service"])
 
 
+@pytest.mark.both_releases
 def test_a_vmm_locks_all_that_it_has_until_it_ends(host: TestHost, vms: Vms) -> None:
     create(host, "written", "read")
     vms.run("web", volumes=[at("written"), at("read", "/mnt", readonly=True)])
@@ -108,6 +111,7 @@ def test_what_a_stray_vmm_has_is_not_touched(host: TestHost, vms: Vms) -> None:
     ctl(host, "volume", "resize", "data", "128M")
 
 
+@pytest.mark.both_releases
 @pytest.mark.parametrize("again", ["daemon-reload", "daemon-reexec"])
 def test_a_unit_whose_file_is_gone_is_a_unit_for_as_long_as_it_lives(
     host: TestHost, vms: Vms, again: str

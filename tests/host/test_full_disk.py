@@ -13,6 +13,8 @@ from tests.host.faults import ctl, host_config
 from tests.host.machine import TestHost
 from tests.host.vms import END_DEADLINE, HAS_LAST_WORDS, Vms, stuck_guests
 
+pytestmark = pytest.mark.one_release
+
 SMALL = "/srv/small"
 BALLAST = f"{SMALL}/ballast"
 VOLUMES, DISKS = "/var/lib/hypemand/volumes", "/var/lib/hypemand/vms"
@@ -74,6 +76,7 @@ def small_reserve(host: TestHost) -> Iterator[None]:
         yield
 
 
+@pytest.mark.both_releases
 def test_a_full_file_system_pauses_a_vm_until_there_is_space_and_no_write_is_lost(
     host: TestHost, vms: Vms
 ) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.host.faults import SMALL, compile_static, ctl, define_vm, start_vm
 from tests.host.machine import TestHost
 
+pytestmark = pytest.mark.one_release
+
 HERE = "/srv/images-test"
 STORE = "/var/lib/hypemand/images"
 
@@ -124,6 +126,7 @@ SEEN = """\
 """
 
 
+@pytest.mark.both_releases
 @pytest.mark.parametrize("source", ["root", "root.tar.gz", "oci:v1", "docker.tar"])
 def test_owners_modes_links_devices_and_attributes_come_through(
     host: TestHost, sources: str, source: str

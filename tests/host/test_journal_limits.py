@@ -6,9 +6,13 @@ from __future__ import annotations
 import re
 import time
 
+import pytest
+
 from tests.host.faults import host_config
 from tests.host.machine import TestHost
 from tests.host.vms import Vms
+
+pytestmark = pytest.mark.one_release
 
 MIB = 1024 * 1024
 NOTICE = re.compile(r"hypeman-console: ([0-9]+) lines \(([0-9]+) bytes\) were not kept")
@@ -64,6 +68,7 @@ def test_what_is_within_the_limits_is_all_there(host: TestHost, vms: Vms) -> Non
     assert vms.show("talks")["exit_code"] == 3
 
 
+@pytest.mark.both_releases
 def test_the_last_words_are_in_the_journal_when_the_unit_has_ended(host: TestHost, vms: Vms) -> None:
     for _ in range(5):
         vms.define("brief", "seq 1 3000; echo bye; exit 5")

@@ -129,6 +129,7 @@ def test_the_boot_can_be_taken_apart(first_boot: FirstBoot) -> None:
     assert "<svg" in first_boot.vms.ctl("analyze", "plot", first_boot.name).stdout
 
 
+@pytest.mark.one_release
 def test_start_wait_is_back_when_all_are_running(vms: Vms) -> None:
     names = ["wait-1", "wait-2", "wait-3"]
     for name in names:
@@ -213,6 +214,7 @@ def test_a_handle_can_be_started_as_soon_as_its_vm_is_stopped(vms: Vms, verb: st
     assert vms.properties(handle, "ActiveState")["ActiveState"] == "active"
 
 
+@pytest.mark.one_release
 def test_a_program_that_dies_of_the_stop_signal_has_not_failed(vms: Vms) -> None:
     name = vms.run("dies-of-term", STAYS)
     vms.ctl("stop", "--result", name)
@@ -231,6 +233,7 @@ def test_stop_works_without_the_daemon(vms: Vms) -> None:
     assert shown["exit_message"].startswith("stopped on request")
 
 
+@pytest.mark.one_release
 def test_a_program_that_does_not_stop_is_killed_in_the_guest(vms: Vms) -> None:
     name = vms.run("is-deaf", IS_DEAF, stop_timeout="3s")
     stopped = vms.ctl("stop", "--result", name, check=False)
@@ -249,6 +252,7 @@ def test_kill_ends_the_vmm_at_once_and_is_a_failure(vms: Vms) -> None:
     assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "signal"}
 
 
+@pytest.mark.one_release
 def test_vms_that_boot_can_be_stopped_and_removed(vms: Vms) -> None:
     names = [f"early-{number}" for number in range(4)]
     for name in names:
@@ -275,16 +279,7 @@ def test_a_handle_that_is_stopped_while_it_starts_stops_the_vm(vms: Vms) -> None
     assert vms.properties(handle, "ActiveState")["ActiveState"] == "inactive"
 
 
-def test_a_restart_that_cannot_be_is_refused_while_the_vm_runs(vms: Vms) -> None:
-    name = vms.run("goes-on", disk="1G")
-    before = vms.unit(name, "InvocationID")
-    for code, key, value in ((9, "memory", "900G"), (8, "disk", "64M"), (4, "image", "builtin:none-such")):
-        vms.define(name, **{"disk": "1G", key: value})
-        refused = vms.ctl("restart", name, check=False)
-        assert (refused.code, vms.unit(name, "InvocationID")) == (code, before), refused.stderr
-        assert vms.state(name) == "Running"
-
-
+@pytest.mark.one_release
 def test_times_of_phases_are_those_of_the_changes(vms: Vms) -> None:
     shown = vms.show(vms.run("phases"))
     began, booted = shown["started_at"], shown["current_phase_since"]
@@ -292,6 +287,7 @@ def test_times_of_phases_are_those_of_the_changes(vms: Vms) -> None:
     assert shown["phase_durations_ms"]["initializing"] > 0
 
 
+@pytest.mark.one_release
 def test_a_daemon_that_is_new_knows_since_when_a_vm_is_stopped(vms: Vms) -> None:
     name = vms.run("ended-before")
     vms.ctl("stop", name)
@@ -302,6 +298,7 @@ def test_a_daemon_that_is_new_knows_since_when_a_vm_is_stopped(vms: Vms) -> None
     assert (shown["stopped_at"], shown["current_phase_since"]) == (ended, ended)
 
 
+@pytest.mark.one_release
 def test_the_guest_has_the_time_of_the_host(vms: Vms) -> None:
     name = vms.run("on-time")
 
@@ -314,6 +311,7 @@ def test_the_guest_has_the_time_of_the_host(vms: Vms) -> None:
     vms.host.wait_until(is_right, 10, "the guest's clock is right")
 
 
+@pytest.mark.one_release
 def test_a_guest_that_is_stuck_can_be_stopped_and_removed(vms: Vms) -> None:
     with stuck_guests(vms.host):
         for name in ("stuck-1", "stuck-2"):
@@ -330,6 +328,7 @@ def test_a_guest_that_is_stuck_can_be_stopped_and_removed(vms: Vms) -> None:
         vms.remove("stuck-2")
 
 
+@pytest.mark.one_release
 def test_a_boot_that_does_not_get_there_fails_and_names_what_was_missing(vms: Vms) -> None:
     with stuck_guests(vms.host):
         # that a busy machine boots them in
@@ -350,6 +349,7 @@ def test_a_boot_that_does_not_get_there_fails_and_names_what_was_missing(vms: Vm
         assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "timeout"}
 
 
+@pytest.mark.one_release
 def test_without_an_agent_the_programs_marker_is_enough(vms: Vms) -> None:
     with stuck_guests(vms.host, program_starts=True):
         name = vms.run("agentless", guest_agent=False, stop_timeout="1s")

@@ -17,6 +17,8 @@ import yaml
 from tests.host.faults import Vm, ctl, define_vm, host_config
 from tests.host.machine import TestHost
 
+pytestmark = pytest.mark.one_release
+
 REPOSITORY = Path(__file__).parents[2]
 ADDRESS = "127.0.0.1:7420"
 URL = f"http://{ADDRESS}"

@@ -14,6 +14,8 @@ from tests.host.machine import TestHost
 from tests.host.test_daemon_faults import daemon_pid, wait_for_another_daemon
 from tests.host.vms import SMALL, STAYS, Vms
 
+pytestmark = pytest.mark.one_release
+
 COUNT, RUNNING = 1000, 40
 MOST_RSS_KIB = 80 * 1024
 

@@ -122,6 +122,7 @@ def test_a_vm_is_on_its_network_from_its_first_moment_to_its_last(vms: Vms) -> N
     assert tap not in read_rules(vms.host)
 
 
+@pytest.mark.one_release
 def test_addresses_last_over_stops_and_daemons(vms: Vms) -> None:
     names = [vms.define(f"keeps-{letter}", **ON_DEFAULT) for letter in "ab"]
     vms.start(*names)
@@ -188,6 +189,7 @@ def test_a_restart_of_daemon_or_network_service_disturbs_no_vm(vms: Vms) -> None
     reach_gateway(vms, other)
 
 
+@pytest.mark.one_release
 def test_what_a_killed_daemon_was_about_to_start_is_cleared(vms: Vms) -> None:
     host = vms.host
     lives = vms.run("lives", **ON_DEFAULT)
@@ -212,6 +214,7 @@ def test_what_a_killed_daemon_was_about_to_start_is_cleared(vms: Vms) -> None:
     reach_gateway(vms, "cut-off")
 
 
+@pytest.mark.one_release
 def test_a_daemon_that_is_killed_at_any_time_leaves_no_device_without_a_vm(vms: Vms) -> None:
     host = vms.host
     names = [vms.define(f"random-{number}", **ON_DEFAULT) for number in range(3)]
@@ -265,6 +268,7 @@ def test_nothing_is_removed_while_systemd_cannot_be_asked(vms: Vms) -> None:
     reach_gateway(vms, name)
 
 
+@pytest.mark.one_release
 def test_a_pool_that_is_used_up_refuses_with_figures(vms: Vms) -> None:
     with host_config(vms.host, networks={"tiny": TINY}):
         vms.run("has-it", network="tiny")
@@ -282,6 +286,7 @@ def test_a_pool_that_is_used_up_refuses_with_figures(vms: Vms) -> None:
         vms.remove("too-many")
 
 
+@pytest.mark.one_release
 def test_an_address_that_cannot_be_had_is_refused_and_nothing_stays(vms: Vms) -> None:
     host = vms.host
     shown = network(host)
@@ -311,6 +316,7 @@ def test_an_address_that_cannot_be_had_is_refused_and_nothing_stays(vms: Vms) ->
     vms.start("wishes")
 
 
+@pytest.mark.one_release
 def test_a_published_port_has_one_owner(vms: Vms) -> None:
     host = vms.host
     server = ["/usr/bin/python3", "-m", "http.server", "--bind", "127.0.0.1", "8931"]
@@ -386,6 +392,7 @@ def test_a_network_that_somebody_takes_away_is_there_again(vms: Vms, harm: str) 
     assert network(host)["problem"] is None
 
 
+@pytest.mark.one_release
 def test_a_network_that_cannot_be_there_again_has_a_problem(vms: Vms) -> None:
     host = vms.host
     swap = (
@@ -430,6 +437,7 @@ def test_without_the_network_service_vms_without_a_network_start(vms: Vms) -> No
     vms.start("wired", there)
 
 
+@pytest.mark.one_release
 def test_a_network_service_that_hangs_holds_up_no_end(vms: Vms) -> None:
     host = vms.host
     name = vms.run("ends", **ON_DEFAULT)
@@ -475,6 +483,7 @@ def test_without_rules_no_vm_is_on_a_network(vms: Vms, fault: str) -> None:
     reach_gateway(vms, "unruled")
 
 
+@pytest.mark.one_release
 def test_a_network_changes_when_its_last_vm_has_gone(vms: Vms) -> None:
     host = vms.host
     old = {"bridge": "moves0", "ipv4": "10.99.8.1/24", "ipv6": "none"}
@@ -526,6 +535,7 @@ def test_a_vmm_with_a_network_is_still_shut_in(vms: Vms) -> None:
     assert f"Iface: {tap_of(vms, name)}" in vms.host.run(["machinectl", "status", name]).stdout
 
 
+@pytest.mark.one_release
 def test_what_goes_over_the_wire_is_counted_and_shown(vms: Vms) -> None:
     name = vms.run("counted", **ON_DEFAULT)
     before = place(vms, name)["counters"]
@@ -542,6 +552,7 @@ def test_what_goes_over_the_wire_is_counted_and_shown(vms: Vms) -> None:
     assert f"Network: default, {shown['ip']} {shown['ip6']}" in vms.ctl("status", name).stdout
 
 
+@pytest.mark.one_release
 def test_a_vm_with_every_volume_that_it_may_have_has_a_network_too(vms: Vms) -> None:
     volumes = [f"v{number:02}" for number in range(16)]
     for volume in volumes:

@@ -13,6 +13,8 @@ from tests.host.netlab import PORT, Place, Wired, read_network, write_guest
 from tests.host.vms import Vms, vms_of
 from tests.host.wire import UPLINK
 
+pytestmark = pytest.mark.one_release
+
 LISTENS = """
 import socket, sys
 kind = socket.SOCK_DGRAM if sys.argv[3] == "udp" else socket.SOCK_STREAM
@@ -130,6 +132,7 @@ def network_service_with(vms: Vms, setting: str) -> Iterator[None]:
         vms.host.shell(f"rm {DROPIN}; {restart}; {stop}; systemctl start hypemand-network.socket")
 
 
+@pytest.mark.both_releases
 def test_a_network_service_without_its_capability(bare: Vms, wired: Wired) -> None:
     write_guest(bare, "web")
     write_guest(bare, "apart", "none")
@@ -143,6 +146,7 @@ def test_a_network_service_without_its_capability(bare: Vms, wired: Wired) -> No
     assert Place(wired.a, "web").reaches(wired.b4) == "b"
 
 
+@pytest.mark.both_releases
 def test_a_rule_that_the_kernel_refuses(bare: Vms, wired: Wired) -> None:
     """Somebody else owns a table of our name, which none but its owner may change."""
     write_guest(bare, "web")

@@ -11,6 +11,8 @@ import pytest
 from tests.host.netlab import PORT, Place, Wired, read_network, write_guest
 from tests.host.vms import Vms, vms_of
 
+pytestmark = pytest.mark.one_release
+
 LIMITED, FREE = 7480, 7481
 # bytes a second
 UPLOAD, DOWNLOAD = 16_000_000 // 8, 24_000_000 // 8
@@ -35,6 +37,7 @@ def write_limited(vms: Vms) -> None:
     vms.reload()
 
 
+@pytest.mark.both_releases
 def test_transfers_keep_to_the_limits(bare: Vms, wired: Wired) -> None:
     write_guest(bare, "free", {"publish": [f"{FREE}:{PORT}"]})
     write_limited(bare)

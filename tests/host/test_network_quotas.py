@@ -15,6 +15,8 @@ from tests.host.netlab import PORT, Place, Wired, serve, write_guest
 from tests.host.test_network import tap_of
 from tests.host.vms import Vms, vms_of
 
+pytestmark = pytest.mark.one_release
+
 TAMPERED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d05"
 METADATA = "169.254.169.254"
 OTHER = PORT + 1
@@ -81,6 +83,7 @@ def count_entries(wired: Wired, address: str) -> int:
     return int(told)
 
 
+@pytest.mark.both_releases
 def test_a_guest_fills_its_own_share_of_connection_tracking_and_no_other(lab: Vms, wired: Wired) -> None:
     address = lab.show("few")["network"]["ip"]
     lab.execute("few", "sh", "-c", FLOOD, "sh", wired.b4, "9999")

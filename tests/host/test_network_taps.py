@@ -11,6 +11,8 @@ import pytest
 from tests.host.netlab import Wired, read_network, write_guest
 from tests.host.vms import Vms, stuck_guests, vms_of
 
+pytestmark = pytest.mark.one_release
+
 # argv: name. A device as only hypemand makes it, of no VM.
 ORPHAN = """
 ip tuntap add dev "$1" mode tap user 64999
@@ -41,6 +43,7 @@ def find_tap(vms: Vms, name: str) -> tuple[int, int] | None:
     return link["ifindex"], int(owner)
 
 
+@pytest.mark.both_releases
 def test_a_tap_device_is_the_vmms_and_is_kept_in_every_active_state(bare: Vms) -> None:
     write_guest(bare, "web")
     bare.reload()

@@ -19,6 +19,8 @@ from tests.host.leftovers import HOSTS, remove_leftovers
 from tests.host.newmachine import TOP, derive_environment
 from tests.host.recipe import Suite
 
+pytestmark = pytest.mark.one_release
+
 DEADLINE = 120.0
 RUN = [sys.executable, "-m", "tests.host.newmachine"]
 

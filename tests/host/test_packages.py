@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,17 @@ def show_network(host: TestHost) -> list[str]:
 
 def show(host: TestHost, unit: str, name: str) -> str:
     return host.run(["systemctl", "show", "--value", "--property", name, unit]).stdout.strip()
+
+
+def find_module() -> list[Path]:
+    """The package with the module of names, whose scripts edit nsswitch.conf."""
+    return [path for path in find_packages() if path.name.startswith("libnss-")]
+
+
+@pytest.fixture
+def own(fresh_host: Callable[..., TestHost]) -> TestHost:
+    """A host of the test's own with our packages, which were installed as `bare` would have them."""
+    return fresh_host()
 
 
 @pytest.fixture
@@ -86,44 +98,42 @@ def test_names_are_asked_for_behind_files_and_before_the_dns(bare: TestHost) -> 
     with_module = bare.pull("/etc/nsswitch.conf")
     services = find_services(with_module, "hosts")
     assert services.index("files") < services.index("hypemand") < services.index("dns")
-    bare.install(find_packages(), reinstall=True)
+    bare.install(find_module(), reinstall=True)
     assert bare.pull("/etc/nsswitch.conf") == with_module
     # its place is the administrator's
     bare.run(["sed", "-i", "s/^hosts:.*/hosts: hypemand files dns # mine/", "/etc/nsswitch.conf"])
-    bare.install(find_packages(), reinstall=True)
+    bare.install(find_module(), reinstall=True)
     assert find_services(bare.pull("/etc/nsswitch.conf"), "hosts")[:3] == ["hypemand", "files", "dns"]
     bare.push("/etc/nsswitch.conf", with_module.decode())
     bare.run(["apt-get", "remove", "-y", "libnss-hypemand"], timeout=120)
     assert bare.pull("/etc/nsswitch.conf") == before
 
 
-def test_reinstall_leaves_running_vms_running(bare: TestHost) -> None:
-    bare.install(find_packages())
-    bare.push("/etc/hypemand/vms.d/kept.yaml", DEFINITION)
-    bare.run(["systemctl", "reload", "hypemand"])
-    bare.run(["systemctl", "start", "hypeman@kept.service"], timeout=120)
-    vmm, daemon = show(bare, "hypeman-vm-kept.service", "MainPID"), show(bare, "hypemand.service", "MainPID")
+def test_reinstall_leaves_running_vms_running(own: TestHost) -> None:
+    own.push("/etc/hypemand/vms.d/kept.yaml", DEFINITION)
+    own.run(["systemctl", "reload", "hypemand"])
+    own.run(["systemctl", "start", "hypeman@kept.service"], timeout=120)
+    vmm, daemon = show(own, "hypeman-vm-kept.service", "MainPID"), show(own, "hypemand.service", "MainPID")
 
-    bare.install(find_packages(), reinstall=True)
+    own.install(find_packages(), reinstall=True)
 
-    assert show(bare, "hypemand.service", "MainPID") not in ("0", daemon)
-    assert show(bare, "hypeman-vm-kept.service", "MainPID") == vmm
-    assert show(bare, "hypeman-vm-kept.service", "ActiveState") == "active"
-    assert show(bare, "hypeman@kept.service", "ActiveState") == "active"
-    assert "Running" in bare.run(["hypemanctl", "status", "kept"]).stdout
+    assert show(own, "hypemand.service", "MainPID") not in ("0", daemon)
+    assert show(own, "hypeman-vm-kept.service", "MainPID") == vmm
+    assert show(own, "hypeman-vm-kept.service", "ActiveState") == "active"
+    assert show(own, "hypeman@kept.service", "ActiveState") == "active"
+    assert "Running" in own.run(["hypemanctl", "status", "kept"]).stdout
 
 
-def test_removal_of_the_daemon_alone_leaves_no_names(bare: TestHost) -> None:
-    bare.install(find_packages())
-    bare.push("/etc/hypemand/vms.d/named.yaml", DEFINITION)
-    bare.run(["systemctl", "reload", "hypemand"])
-    bare.run(["systemctl", "start", "hypeman@named.service"], timeout=120)
-    assert "named.hypeman" in bare.run(["getent", "hosts", "named"]).stdout
-    bare.run(["apt-get", "remove", "-y", "hypemand"], timeout=120)
-    assert not bare.run(["getent", "ahosts", "named"], check=False).ok
-    bare.install(find_packages())
-    bare.run(["systemctl", "start", "hypeman@named.service"], timeout=120)
-    assert "named.hypeman" in bare.run(["getent", "hosts", "named"]).stdout
+def test_removal_of_the_daemon_alone_leaves_no_names(own: TestHost) -> None:
+    own.push("/etc/hypemand/vms.d/named.yaml", DEFINITION)
+    own.run(["systemctl", "reload", "hypemand"])
+    own.run(["systemctl", "start", "hypeman@named.service"], timeout=120)
+    assert "named.hypeman" in own.run(["getent", "hosts", "named"]).stdout
+    own.run(["apt-get", "remove", "-y", "hypemand"], timeout=120)
+    assert not own.run(["getent", "ahosts", "named"], check=False).ok
+    own.install(find_packages())
+    own.run(["systemctl", "start", "hypeman@named.service"], timeout=120)
+    assert "named.hypeman" in own.run(["getent", "hosts", "named"]).stdout
 
 
 def test_removal_stops_the_vms_and_purge_leaves_nothing(bare: TestHost) -> None:

@@ -33,6 +33,8 @@ from tests.host.registries import (
 )
 from tests.host.vms import Vms
 
+pytestmark = pytest.mark.one_release
+
 # of the daemon, hypemand/manager/images/pulls.py
 PULLS_AT_ONCE = 4
 
@@ -51,6 +53,7 @@ def clean(host: TestHost) -> Iterator[None]:
     check_clean(host)
 
 
+@pytest.mark.both_releases
 def test_by_tag_and_by_digest_it_is_one_content(host: TestHost) -> None:
     digest = remote_digest(host, f"{TLS}/app:v1")
     assert pull(host, f"{TLS}/app:v1").stdout == f"{TLS}/app:v1 {digest}\n"
@@ -143,6 +146,7 @@ def test_a_registry_that_nobody_vouches_for_is_refused(host: TestHost) -> None:
     assert (refused.code, "/etc/containers/certs.d/" in refused.stderr) == (1, True)
 
 
+@pytest.mark.both_releases
 def test_layers_that_are_packed_with_zstd_are_layers_too(host: TestHost, vms: Vms) -> None:
     name = f"{TLS}/app:zstd"
     kinds = host.run(["skopeo", "inspect", "--raw", f"docker://{name}"]).stdout
@@ -264,7 +268,6 @@ def test_a_small_layer_that_would_fill_the_disk_is_ended_and_leaves_nothing(host
     assert min(free) < 128 * 1024, "it was ended when it took what is kept, and not before"
 
 
-@pytest.mark.one_release
 def test_a_registry_that_drips_holds_no_place_that_another_image_waits_for(host: TestHost) -> None:
     """In the time that the daemon gives a pull to get somewhere: a minute and a half."""
     drips = [f"{STUB}/drip/app{number}:v1" for number in range(PULLS_AT_ONCE)]
@@ -366,6 +369,7 @@ def test_paths_of_the_host_are_images_too(host: TestHost, vms: Vms) -> None:
     assert len(ctl(host, "image", "list", "-q").stdout.splitlines()) == 4
 
 
+@pytest.mark.both_releases
 def test_an_exported_image_is_one_for_skopeo_and_for_us(host: TestHost, vms: Vms) -> None:
     pull(host, f"{TLS}/app:v1")
     ctl(host, "image", "export", f"{TLS}/app:v1", f"{HERE}/out.tar")

@@ -13,6 +13,8 @@ from tests.host.registries import HERE, TLS, remote_digest, run_registries
 from tests.host.roots import ensure_root
 from tests.host.vms import Vms, vms_of
 
+pytestmark = pytest.mark.one_release
+
 IMAGE = f"{TLS}/debian:whole"
 BOOT_DEADLINE = 240.0
 # Kind, mode, owner, links, size where that is the file's own, time in seconds, path, target.

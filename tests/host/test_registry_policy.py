@@ -13,6 +13,8 @@ from tests.host.machine import TestHost
 from tests.host.registries import HERE, TLS, check_clean, pull, remote_digest, run_registries
 from tests.host.vms import Vms
 
+pytestmark = pytest.mark.one_release
+
 POLICY = "/etc/containers/policy.json"
 ANYTHING = {"type": "insecureAcceptAnything"}
 # argv: the folder. Two keys, and an image that is signed with the first; its signature lies in sigs/, as a
@@ -111,6 +113,7 @@ def test_a_registry_that_the_policy_rejects_is_refused(host: TestHost) -> None:
     assert pull(host, f"{TLS}/app:v1").ok
 
 
+@pytest.mark.both_releases
 def test_an_image_is_had_if_it_is_signed_with_the_key_that_the_policy_names(host: TestHost) -> None:
     wanted: dict[str, object] = {"type": "signedBy", "keyType": "GPGKeys"}
     with config_file(host, "/etc/containers/registries.d/signed.yaml", LOOKASIDE):

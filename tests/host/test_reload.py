@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`systemctl reload hypemand`: what new, changed, removed and broken files do, and what they leave alone."""
+"""`systemctl reload hypemand`: what new, changed, removed and broken files do, and what they leave alone.
+
+More, over a host that behaves: tests/unit/cli/test_files.py and tests/unit/manager/test_reload.py.
+"""
+
+import pytest
 
 from tests.host.vms import DEFINITION_BROKEN, HAS_LAST_WORDS, NEEDS_RESTART, Vms
+
+pytestmark = pytest.mark.one_release
 
 VM_DIR = "/etc/hypemand/vms.d"
 SHOWS_COLOUR = 'echo "colour $COLOUR"; exec sleep infinity'
@@ -37,21 +44,6 @@ def test_a_changed_file_needs_a_restart_which_takes_it(vms: Vms) -> None:
     assert vms.execute(name, "sh", "-c", "echo $COLOUR") == "green\n"
 
 
-def test_what_makes_no_difference_to_a_running_vm_needs_no_restart(vms: Vms) -> None:
-    name = vms.run("tagged")
-    vms.define(name, tags={"team": "shop"})
-    shown = vms.show(name)
-    assert (shown["needs_restart"], shown["tags"]) == (False, {"team": "shop"})
-
-
-def test_a_change_that_is_taken_back_needs_no_restart(vms: Vms) -> None:
-    name = vms.run("wavers", memory="128M")
-    vms.define(name, memory="192M")
-    assert vms.show(name)["needs_restart"] is True
-    vms.define(name, memory="128M")
-    assert vms.show(name)["needs_restart"] is False
-
-
 def test_a_removed_file_stops_its_vm_and_keeps_its_data(vms: Vms) -> None:
     name = vms.run("leaves", f"cat /var/kept 2>/dev/null; {HAS_LAST_WORDS}")
     vms.wait_console(name, "up")
@@ -68,14 +60,6 @@ def test_a_removed_file_stops_its_vm_and_keeps_its_data(vms: Vms) -> None:
     vms.wait_console(name, "kept from before")
     assert vms.show(name)["removed_from_config"] is False
     assert vms.show(name)["id"] == shown["id"]
-
-
-def test_a_vm_with_a_file_is_not_removed_by_command(vms: Vms) -> None:
-    name = vms.define("stays")
-    refused = vms.ctl("rm", name, check=False)
-    assert refused.code == 5
-    assert f"{VM_DIR}/{name}.yaml" in refused.stderr
-    assert vms.state(name) == "Stopped"
 
 
 def test_a_broken_file_is_named_by_place_and_touches_no_vm(vms: Vms) -> None:
@@ -105,52 +89,3 @@ def test_a_broken_file_is_named_by_place_and_touches_no_vm(vms: Vms) -> None:
     vms.restart_daemon()
     assert vms.show(name)["state"] == "Running"
     assert vms.execute(name, "hostname") == f"{name}\n"
-
-
-def test_a_directory_that_cannot_be_read_stops_no_vm(vms: Vms) -> None:
-    name = vms.run("unread")
-    before = vms.unit(name, "InvocationID")
-    vms.host.run(["mv", VM_DIR, f"{VM_DIR}.aside"])
-    try:
-        vms.host.run(["touch", VM_DIR])
-        told = vms.ctl("reload", check=False)
-        assert told.code == 8
-        assert f"{VM_DIR}: cannot be read: Not a directory" in told.stderr
-    finally:
-        vms.host.run(["rm", VM_DIR])
-        vms.host.run(["mv", f"{VM_DIR}.aside", VM_DIR])
-    vms.reload()
-    assert (vms.state(name), vms.unit(name, "InvocationID")) == ("Running", before)
-
-
-def test_a_name_that_is_defined_twice_is_neither_defined_nor_removed(vms: Vms) -> None:
-    name = vms.run("double")
-    vms.host.run(["cp", f"{VM_DIR}/{name}.yaml", f"{VM_DIR}/{name}.yml"])
-    try:
-        vms.host.run(["systemctl", "reload", "hypemand"], check=False)
-        assert vms.state(name) == "Running"
-        checked = vms.ctl("check", check=False)
-        assert checked.code == 8
-        assert f"{name} is defined twice" in checked.stderr
-        assert f"{VM_DIR}/{name}.yaml" in checked.stderr
-        assert f"{VM_DIR}/{name}.yml" in checked.stderr
-    finally:
-        vms.host.run(["rm", f"{VM_DIR}/{name}.yml"])
-    vms.reload()
-    assert vms.ctl("check").ok
-
-
-def test_a_file_does_not_take_a_vm_that_was_made_by_command(vms: Vms) -> None:
-    made = ["run", "--detach", "--name", "commanded", "--memory", "128M", "--vcpus", "1", "--disk", "64M"]
-    vms.ctl(*made, "builtin:busybox", "sleep", "infinity")
-    try:
-        vms.wait("commanded", "Running")
-        vms.write("commanded")
-        vms.host.run(["systemctl", "reload", "hypemand"], check=False)
-        shown = vms.show("commanded")
-        assert (shown["origin"], shown["state"]) == ("api", "Running")
-        told = [e["MESSAGE"] for e in vms.host.journal(f"MESSAGE_ID={DEFINITION_BROKEN}")]
-        assert any("commanded.yaml" in line and "already created with the API" in line for line in told)
-    finally:
-        vms.undefine("commanded")
-    assert vms.state("commanded") == "Running"

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A part of `make soak`: see tests/host/soak.py."""
 
+import pytest
+
 from tests.host.soak import soak
 from tests.host.vms import Vms
+
+pytestmark = pytest.mark.one_release
 
 KILLS = 15
 SEED = 20

@@ -8,6 +8,8 @@ import pytest
 from tests.host.machine import TestHost
 from tests.host.vms import Vms, vms_of
 
+pytestmark = pytest.mark.one_release
+
 SHOW = "ulimit -Sn; ulimit -Hn; ulimit -Hc"
 STAYS = f"{SHOW}; echo up; exec sleep infinity"
 

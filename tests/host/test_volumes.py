@@ -15,6 +15,8 @@ from tests.host.faults import ctl, host_config
 from tests.host.machine import TestHost
 from tests.host.vms import Vms
 
+pytestmark = pytest.mark.one_release
+
 VOLUMES = "/var/lib/hypemand/volumes"
 # Writes a number a line and makes each last, as a database does; tells of the last that does.
 COUNTS = """
@@ -147,6 +149,7 @@ def test_what_was_kept_is_there_after_the_vmm_was_killed_at_any_time(host: TestH
     check_file_system(host, "log")
 
 
+@pytest.mark.both_releases
 def test_a_volume_that_cannot_be_mended_keeps_readers_away_and_says_so(host: TestHost, vms: Vms) -> None:
     create(host, "bad")
     disk = f"{VOLUMES}/{inspect(host, 'bad')['id']}/volume.ext4"
@@ -178,6 +181,7 @@ def test_a_disk_that_does_not_persist_is_fresh_at_every_start(host: TestHost, vm
         assert not ctl(host, "exec", "fresh", "--", "test", "-e", "/mark", check=False).ok
 
 
+@pytest.mark.both_releases
 def test_removed_files_come_back_to_the_host_and_disks_grow(host: TestHost, vms: Vms) -> None:
     create(host, "data", size="256M")
     vms.run("filler", volumes=[at("data")])

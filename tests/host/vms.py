@@ -2,15 +2,16 @@
 """The VMs of a test: defined in files as an administrator does, asked about as one does, gone at the end."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from guest.tools.make_initrd import Entry, format_archive
 from tests.host.apiget import api_get
-from tests.host.command import Result
+from tests.host.command import Result, read_lines
 from tests.host.machine import TestHost
 
 STATE_CHANGED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d01"
@@ -203,8 +204,18 @@ class Vms:
 
     def wait_console(self, name: str, line: str, times: int = 1, deadline: float = END_DEADLINE) -> None:
         """Wait until the guest has written a line so often."""
-        what = f"{name} has written {line!r} {times} times"
-        self.host.wait_until(lambda: self.console(name).count(line) >= times, deadline, what)
+        argv = ["journalctl", "--follow", "--no-tail", "--all", "--output=cat"]
+        seen: list[str] = []
+        with self.host.popen([*argv, f"_SYSTEMD_UNIT=hypeman-vm-{name}.service"]) as journal:
+            assert journal.stdout is not None
+            with suppress(TimeoutError):
+                for text in read_lines(journal.stdout, time.monotonic() + deadline):
+                    seen.append(text)
+                    if text == line and seen.count(line) == times:
+                        return
+        raise AssertionError(
+            f"{name} has not written {line!r} {times} times in {deadline:g} s; at last: {seen[-5:]}"
+        )
 
     def execute(self, name: str, *command: str) -> str:
         """What a command prints in the guest."""

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs of files: what changes in them do, and what hypemanctl says of them, over a host that behaves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypemand.model.state import State
+from tests.fakes.api import Client
+from tests.fakes.host import FakeHost
+from tests.unit.cli.test_over_manager import Run, drive
+
+
+async def show(run: Run, name: str = "web") -> dict[str, Any]:
+    """What `hypemanctl show` says of it."""
+    shown: dict[str, Any] = json.loads((await run("show", "--json", name)).stdout)
+    return shown
+
+
+async def run_from_file(host: FakeHost, run: Run, **keys: object) -> str:
+    """A VM of a file, Running; gives the id of its run."""
+    host.write("web", autostart=True, **keys)
+    assert (await run("reload")).returncode == 0
+    await host.until(State.RUNNING)
+    return host.vmm().run_id
+
+
+def test_what_makes_no_difference_to_a_running_vm_needs_no_restart() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await run_from_file(host, run)
+        host.write(autostart=True, tags={"team": "shop"})
+        assert (await run("reload")).returncode == 0
+        shown = await show(run)
+        assert (shown["needs_restart"], shown["tags"]) == (False, {"team": "shop"})
+
+    drive(scenario)
+
+
+def test_a_change_that_is_taken_back_needs_no_restart() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await run_from_file(host, run, memory="128M")
+        for memory, needs_restart in (("192M", True), ("128M", False)):
+            host.write(autostart=True, memory=memory)
+            assert (await run("reload")).returncode == 0
+            assert (await show(run))["needs_restart"] is needs_restart
+
+    drive(scenario)
+
+
+def test_a_vm_with_a_file_is_not_removed_by_command() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.write()
+        assert (await run("reload")).returncode == 0
+        refused = await run("rm", "web")
+        assert refused.returncode == 5
+        assert str(host.config.vm_dir / "web.yaml") in refused.stderr
+        assert (await show(run))["state"] == "Stopped"
+
+    drive(scenario)
+
+
+def test_a_directory_that_cannot_be_read_stops_no_vm() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        before = await run_from_file(host, run)
+        folder = host.config.vm_dir
+        folder.rename(f"{folder}.aside")
+        folder.touch()
+        refused = await run("reload")
+        assert refused.returncode == 8
+        assert f"{folder}: cannot be read: Not a directory" in refused.stderr
+        folder.unlink()
+        folder.with_name(f"{folder.name}.aside").rename(folder)
+        assert (await run("reload")).returncode == 0
+        shown = await show(run)
+        assert (shown["state"], shown["invocation_id"]) == ("Running", before)
+
+    drive(scenario)
+
+
+def test_a_name_that_is_defined_twice_is_neither_defined_nor_removed() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        before = await run_from_file(host, run)
+        first = host.config.vm_dir / "web.yaml"
+        second = first.with_suffix(".yml")
+        second.write_text(first.read_text())
+        refused = await run("reload")
+        assert refused.returncode == 8
+        for words in ("web is defined twice", str(first), str(second)):
+            assert words in refused.stderr
+        shown = await show(run)
+        assert (shown["state"], shown["removed_from_config"]) == ("Running", False)
+        second.unlink()
+        assert (await run("reload")).returncode == 0
+        assert (await show(run))["invocation_id"] == before
+
+    drive(scenario)
+
+
+def test_a_file_does_not_take_a_vm_that_was_made_by_command() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.run()
+        host.write()
+        refused = await run("reload")
+        assert refused.returncode == 8
+        (told,) = [line for line in refused.stderr.splitlines() if "web.yaml" in line]
+        assert "already created with the API" in told
+        shown = await show(run)
+        assert (shown["origin"], shown["state"]) == ("api", "Running")
+        (host.config.vm_dir / "web.yaml").unlink()
+        assert (await run("reload")).returncode == 0
+        assert (await show(run))["state"] == "Running"
+
+    drive(scenario)
+
+
+def test_a_restart_that_cannot_be_is_refused_while_the_vm_runs() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        before = await run_from_file(host, run, disk="1G")
+        keys = ((9, "memory", "900G"), (8, "disk", "64M"), (4, "image", "builtin:none-such"))
+        for code, key, value in keys:
+            host.write("web", autostart=True, **{"disk": "1G", key: value})
+            await run("reload")
+            refused = await run("restart", "web")
+            assert (refused.returncode, host.vmm().run_id) == (code, before), refused.stderr
+            assert (await show(run))["state"] == "Running"
+
+    drive(scenario)
