@@ -118,7 +118,8 @@ static bool boot(struct machine *machine, struct reason *why)
     if (machine->config.agent)
         keep_agent(machine);
     report_stage(report, "root");
-    if (!root_mount(report, machine->deadline, why) || !set_up(machine, why))
+    if (!root_mount(report, machine->deadline, why) ||
+        !mounts_run(ROOT, machine->config.mode == MODE_EXEC, report, why) || !set_up(machine, why))
         return false;
     report_stage(report, "api");
     if (!root_enter(&machine->initrd, why) || !mounts_root(machine->config.mode == MODE_SYSTEMD, why))

@@ -56,6 +56,11 @@ class SetUp(boot_guest.BootCase):
         (root / "data").mkdir()
         (root / "etc/resolv.conf").symlink_to("../run/resolver/stub.conf")
         (root / "etc/hosts").write_text("127.0.0.1 localhost # vm1\n::1 localhost")
+        (root / "run/mysqld").mkdir(parents=True)
+        os.chown(root / "run/mysqld", 500, 600)
+        (root / "run/mysqld").chmod(0o3777)
+        (root / "var").mkdir()
+        (root / "var/run").symlink_to("../run")
         # as seen from outside of the root that leads to the initrd's
         (root / "out").symlink_to("../../../../..")
 
@@ -122,6 +127,21 @@ class SetUp(boot_guest.BootCase):
                 self.expect_order(guest, "root", name, "binds", "api", "system", "program")
         self.check_ext4(outer)
         self.assertEqual(read_from(outer, "/c"), "new\n")
+
+    def test_run_has_what_the_image_has_there_and_the_volumes_in_it(self) -> None:
+        machine = Machine(
+            drives=[("v-run", self.volume("run", a="of the volume\n"), False)],
+            records=[("volume", "serial=v-run,path=/run/of/volume")],
+        )
+        script = "touch /var/run/mysqld/s && stat -c '%a %u:%g' /run/mysqld; cat /run/of/volume/a; mount"
+        with self.guest("sh", "-c", script, agent="0", user="app", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertIn("3777 500:600\nof the volume\n", guest.console)
+            self.assertRegex(guest.console, r"on /run type tmpfs \(rw,nosuid,nodev\S*,mode=755")
+        show = "ls -A /run; ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt"
+        with self.guest("/bin/sh", "-c", show, mode="systemd", agent="0") as guest:
+            self.assertEqual(guest.exit_report(), (0, "halted from inside"))
+            self.assertNotIn("mysqld", guest.console)
 
     def test_two_interfaces_swap_their_names(self) -> None:
         options = [*card(MAC, "n0"), *card(OTHER_MAC, "n1")]

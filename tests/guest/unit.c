@@ -826,6 +826,51 @@ static void test_trees(void)
     close_fd(&parent);
 }
 
+static void test_tree_copy(void)
+{
+    char base[] = "/tmp/hypeman-unit-XXXXXX";
+    char text[16];
+    struct stat status;
+    struct stat other;
+    const struct timespec times[2] = {{1000000000, 5}, {1000000001, 6}};
+    EXPECT(mkdtemp(base) != NULL && stat(base, &status) == 0);
+    int folder = open(base, O_RDONLY | O_DIRECTORY);
+    EXPECT(mkdirat(folder, "from", 0755) == 0 && mkdirat(folder, "from/sub", 0755) == 0 &&
+           mkdirat(folder, "from/sub/deep", 0700) == 0 && mkdirat(folder, "to", 0755) == 0);
+    int from = openat(folder, "from", O_PATH | O_DIRECTORY);
+    int to = openat(folder, "to", O_PATH | O_DIRECTORY);
+    int deep = openat(from, "sub/deep", O_RDONLY | O_DIRECTORY);
+    EXPECT(file_replace(deep, "a", "content\n") && fchownat(deep, "a", 12, 34, 0) == 0 &&
+           fchmodat(deep, "a", 06751, 0) == 0 && linkat(deep, "a", from, "again", 0) == 0);
+    EXPECT(mkfifoat(deep, "fifo", 0600) == 0 && fchmodat(deep, "fifo", 0666, 0) == 0);
+    EXPECT(symlinkat("../nowhere", from, "link") == 0 &&
+           fchownat(from, "link", 7, 8, AT_SYMLINK_NOFOLLOW) == 0);
+    EXPECT(fchownat(from, "sub", 1000, 1001, 0) == 0 && fchmodat(from, "sub", 03777, 0) == 0);
+    EXPECT(utimensat(deep, "a", times, 0) == 0 && utimensat(from, "sub", times, 0) == 0);
+
+    EXPECT(tree_copy(from, to));
+    EXPECT(fstatat(to, "sub", &status, 0) == 0 && status.st_uid == 1000 && status.st_gid == 1001);
+    EXPECT((status.st_mode & 07777) == 03777 && status.st_mtim.tv_sec == 1000000001);
+    EXPECT(fstatat(to, "sub/deep/a", &status, 0) == 0 && status.st_uid == 12 && status.st_gid == 34);
+    EXPECT(status.st_mode == (S_IFREG | 06751) && status.st_mtim.tv_nsec == 6 && status.st_nlink == 2);
+    EXPECT(fstatat(to, "again", &other, 0) == 0 && other.st_ino == status.st_ino);
+    EXPECT(fstatat(to, "sub/deep/fifo", &status, 0) == 0 && status.st_mode == (S_IFIFO | 0666));
+    EXPECT(readlinkat(to, "link", text, sizeof text) == 10 && memcmp(text, "../nowhere", 10) == 0);
+    EXPECT(fstatat(to, "link", &status, AT_SYMLINK_NOFOLLOW) == 0 && status.st_uid == 7);
+    EXPECT(!tree_copy(from, to) && errno == EEXIST);
+
+    EXPECT(fchmodat(folder, "from", 01770, 0) == 0 && fchownat(folder, "from", 5, 6, 0) == 0);
+    EXPECT(folder_resemble(to, from) && fstat(to, &status) == 0 && status.st_uid == 5 && status.st_gid == 6);
+    EXPECT((status.st_mode & 07777) == 01770);
+    close_fd(&deep);
+    close_fd(&from);
+    close_fd(&to);
+    close_fd(&folder);
+    int parent = open("/tmp", O_PATH | O_DIRECTORY);
+    EXPECT(tree_remove(parent, base + 5, status.st_dev));
+    close_fd(&parent);
+}
+
 /* --- stages --- */
 
 struct meeting {
@@ -1055,6 +1100,7 @@ int main(void)
     test_build_id();
     test_in_root();
     test_trees();
+    test_tree_copy();
     test_stages();
     test_at_once();
     test_config_disk();
