@@ -118,8 +118,11 @@ static bool boot(struct machine *machine, struct reason *why)
     if (machine->config.agent)
         keep_agent(machine);
     report_stage(report, "root");
+    bool run_content = machine->config.mode == MODE_EXEC;
+    bool other_root = volumes_hold_root(&machine->config.volumes);
     if (!root_mount(report, machine->deadline, why) ||
-        !mounts_run(ROOT, machine->config.mode == MODE_EXEC, report, why) || !set_up(machine, why))
+        (!other_root && !mounts_run(ROOT, run_content, report, why)) || !set_up(machine, why) ||
+        (other_root && !mounts_run(ROOT, run_content, report, why)))
         return false;
     report_stage(report, "api");
     if (!root_enter(&machine->initrd, why) || !mounts_root(machine->config.mode == MODE_SYSTEMD, why))

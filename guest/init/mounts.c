@@ -77,7 +77,7 @@ void mounts_early_leave(void)
 
 bool mounts_run(const char *root, bool content, struct report *report, struct reason *why)
 {
-    struct reason incomplete;
+    struct reason incomplete = {""};
     int top = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
     int folder = top < 0 ? -1 : folder_in_root(top, "/run");
     int tmpfs = folder < 0 ? -1 : filesystem_tmpfs("0755");

@@ -33,7 +33,7 @@ BUSYBOX = "/bin/busybox"
 BOOT_S = 60.0
 APPLETS = (
     *("sh", "cat", "sleep", "id", "ls", "ps", "mount", "env", "tail", "dd", "echo", "ip", "readlink"),
-    *("uname", "grep", "stat", "find", "ln", "ping"),
+    *("uname", "grep", "stat", "find", "ln", "ping", "wc", "touch", "rm", "true"),
 )
 PORTS = ("agent", "report", "stop")
 

@@ -10,6 +10,7 @@
 #include "environment.h"
 #include "fields.h"
 #include "files.h"
+#include "firstuse.h"
 #include "growth.h"
 #include "headers.h"
 #include "hosts.h"
@@ -871,6 +872,61 @@ static void test_tree_copy(void)
     close_fd(&parent);
 }
 
+/* A folder that looks like a new ext4, and one of an image with a file in a folder of another owner. */
+static void test_first_use(void)
+{
+    char base[] = "/tmp/hypeman-unit-XXXXXX";
+    struct stat status;
+    EXPECT(mkdtemp(base) != NULL);
+    int top = open(base, O_RDONLY | O_DIRECTORY);
+    EXPECT(mkdirat(top, "image", 0750) == 0 && fchownat(top, "image", 1000, 1001, 0) == 0 &&
+           mkdirat(top, "image/sub", 0700) == 0 && mkdirat(top, "image/lost+found", 0700) == 0 &&
+           mkdirat(top, "volume", 0755) == 0);
+    int folder = openat(top, "image", O_PATH | O_DIRECTORY);
+    int volume = openat(top, "volume", O_PATH | O_DIRECTORY);
+    int sub = openat(folder, "sub", O_RDONLY | O_DIRECTORY);
+    EXPECT(file_replace(sub, "seed", "seed\n"));
+    close_fd(&sub);
+
+    /* No lost+found: it is not new. */
+    EXPECT(first_use(volume, folder) && faccessat(volume, "sub", F_OK, 0) != 0);
+    /* What fsck has found is somebody's. */
+    EXPECT(mkdirat(volume, "lost+found", 0700) == 0 && mkdirat(volume, "lost+found/#12", 0755) == 0);
+    EXPECT(first_use(volume, folder) && faccessat(volume, "sub", F_OK, 0) != 0);
+    EXPECT(unlinkat(volume, "lost+found/#12", AT_REMOVEDIR) == 0);
+    /* What was cut off while it was copied is begun anew. */
+    EXPECT(mkdirat(volume, "lost+found/.hypeman-copying", 0700) == 0 &&
+           mkdirat(volume, "lost+found/.hypeman-copying/half", 0700) == 0);
+    EXPECT(first_use(volume, folder) && faccessat(volume, "sub/seed", F_OK, 0) == 0);
+    EXPECT(faccessat(volume, "lost+found", F_OK, 0) != 0 && faccessat(volume, "half", F_OK, 0) != 0);
+    EXPECT(fstat(volume, &status) == 0 && status.st_uid == 1000 && status.st_gid == 1001);
+    EXPECT((status.st_mode & 07777) == 0750);
+    /* And never again. */
+    EXPECT(tree_remove(volume, "sub", status.st_dev) && fchownat(top, "volume", 5, 5, 0) == 0);
+    EXPECT(first_use(volume, folder) && faccessat(volume, "sub", F_OK, 0) != 0);
+    EXPECT(fstat(volume, &status) == 0 && status.st_uid == 5);
+    /* What was cut off between the copy and its places is completed. */
+    EXPECT(mkdirat(volume, "lost+found", 0700) == 0 &&
+           mkdirat(volume, "lost+found/.hypeman-copied", 0711) == 0 && mkdirat(volume, "first", 0755) == 0 &&
+           mkdirat(volume, "lost+found/.hypeman-copied/second", 0755) == 0);
+    EXPECT(first_use(volume, folder) && faccessat(volume, "first", F_OK, 0) == 0);
+    EXPECT(faccessat(volume, "second", F_OK, 0) == 0 && faccessat(volume, "lost+found", F_OK, 0) != 0);
+    EXPECT(fstat(volume, &status) == 0 && (status.st_mode & 07777) == 0711);
+    /* A folder with nothing in it gives its owner alone; one with a file in the place of lost+found nothing.
+     */
+    EXPECT(tree_remove(volume, "first", status.st_dev) && tree_remove(volume, "second", status.st_dev) &&
+           tree_remove(folder, "sub", status.st_dev) && mkdirat(volume, "lost+found", 0700) == 0);
+    EXPECT(first_use(volume, folder) && faccessat(volume, "lost+found", F_OK, 0) != 0);
+    EXPECT(fstat(volume, &status) == 0 && status.st_uid == 1000 && (status.st_mode & 07777) == 0750);
+    EXPECT(symlinkat("/", volume, "lost+found") == 0 && first_use(volume, folder));
+    close_fd(&volume);
+    close_fd(&folder);
+    close_fd(&top);
+    int parent = open("/tmp", O_PATH | O_DIRECTORY);
+    EXPECT(tree_remove(parent, base + 5, status.st_dev));
+    close_fd(&parent);
+}
+
 /* --- stages --- */
 
 struct meeting {
@@ -1101,6 +1157,7 @@ int main(void)
     test_in_root();
     test_trees();
     test_tree_copy();
+    test_first_use();
     test_stages();
     test_at_once();
     test_config_disk();
