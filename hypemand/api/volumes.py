@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -20,10 +21,15 @@ from hypemand.inflate import GZIP, Inflater, InvalidGzip
 from hypemand.model.answers.volume import Attachment, FileSystem, Space, SpaceUse, Volume
 from hypemand.model.document import encode
 from hypemand.model.space import SpaceReport
-from hypemand.model.volumes import VolumeView
+from hypemand.model.volumes import VolumeRoot, VolumeView
 
 _REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_CREATE_KEYS = ("name", "size_gb", "size", "id", "tags")
+_CREATE_KEYS = ("name", "size_gb", "size", "id", "tags", "owner", "mode")
+_OWNER = re.compile(r"([0-9]{1,10}):([0-9]{1,10})")
+_MODE = re.compile(r"[0-7]{1,5}")
+# (uid_t) -1 stands for no user
+_MAX_ID = 2**32 - 2
+_MAX_MODE = 0o7777
 
 
 class VolumeRoutes:
@@ -67,8 +73,9 @@ class VolumeRoutes:
         tags = body.get("tags") or {}
         if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
             raise InvalidRequest("tags: must be an object of strings")
+        volume_id = _text(body, "id") if body.get("id") else None
         volume = await self._volumes.create_volume(
-            _text(body, "name"), _parse_size(body), tags, _text(body, "id") if body.get("id") else None
+            _text(body, "name"), _parse_size(body), tags, volume_id, _parse_root(body)
         )
         return json_response(volume_json(volume), status=201)
 
@@ -221,6 +228,24 @@ def _text(data: Mapping[str, object], key: str) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise InvalidRequest(f"{key}: must be a string that is not empty")
     return value
+
+
+def _parse_root(body: Mapping[str, object]) -> VolumeRoot | None:
+    """Owner and mode of a volume's root; None if the body has neither."""
+    root = None
+    if body.get("owner") is not None:
+        owner = _OWNER.fullmatch(_text(body, "owner"))
+        if owner is None or max(int(owner[1]), int(owner[2])) > _MAX_ID:
+            raise InvalidRequest(
+                f"owner: is not UID:GID, two numbers of at most {_MAX_ID}, such as 1000:1000"
+            )
+        root = VolumeRoot(int(owner[1]), int(owner[2]))
+    if body.get("mode") is not None:
+        mode = _text(body, "mode")
+        if _MODE.fullmatch(mode) is None or int(mode, 8) > _MAX_MODE:
+            raise InvalidRequest('mode: is not a string of octal digits up to 7777, such as "0750"')
+        root = replace(root or VolumeRoot(), mode=int(mode, 8))
+    return root
 
 
 def _flag(data: Mapping[str, object], key: str) -> bool:

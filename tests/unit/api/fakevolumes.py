@@ -13,7 +13,7 @@ from hypemand.manager.resources.claims import Attachment
 from hypemand.model.files import CopyOut, FileInfo, FileKind
 from hypemand.model.space import Room, SpaceKind, SpaceReport, SpaceUse
 from hypemand.model.state import State
-from hypemand.model.volumes import VolumeView
+from hypemand.model.volumes import VolumeRoot, VolumeView
 from tests.unit.api.fakefiles import FakeCopyIn, FakeCopyOut, FakeFiles
 from tests.unit.api.fakes import FakeManager
 
@@ -39,6 +39,7 @@ class FakeVolumes:
         self._manager = manager
         self.volumes: dict[str, VolumeView] = {}
         self.files: dict[str, FakeFiles] = {}
+        self.roots: dict[str, VolumeRoot | None] = {}
         self.fills: list[FakeFill] = []
 
     def _find(self, ref: str) -> VolumeView:
@@ -60,13 +61,19 @@ class FakeVolumes:
         return self._find(ref)
 
     async def create_volume(
-        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+        self,
+        name: str,
+        size: int,
+        tags: Mapping[str, str],
+        volume_id: str | None,
+        root: VolumeRoot | None = None,
     ) -> VolumeView:
         if name in self.volumes:
             raise AlreadyExists(f"there is a volume {name} already")
         volume_id = volume_id or f"{len(self.volumes):032x}"
         volume = VolumeView(volume_id, name, size, 4096, 1_700_000_000.0, dict(tags), ready=True)
         self.volumes[name] = volume
+        self.roots[name] = root
         self.files[name] = FakeFiles()
         self.files[name].put("/volume", FileKind.DIRECTORY, mode=0o755)
         return volume
