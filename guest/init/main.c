@@ -130,6 +130,8 @@ static bool boot(struct machine *machine, struct reason *why)
     report_stage(report, "system");
     if (machine->config.headers)
         headers_status(HEADERS_PENDING, NULL);
+    if (machine->config.mode == MODE_EXEC)
+        system_open();
     return system_name(machine->config.name, &machine->config.hosts, why);
 }
 

@@ -33,7 +33,7 @@ BUSYBOX = "/bin/busybox"
 BOOT_S = 60.0
 APPLETS = (
     *("sh", "cat", "sleep", "id", "ls", "ps", "mount", "env", "tail", "dd", "echo", "ip", "readlink"),
-    *("uname", "grep", "stat", "find", "ln", "ping", "wc", "touch", "rm", "true"),
+    *("uname", "grep", "stat", "find", "ln", "ping", "wc", "touch", "rm", "true", "nc"),
 )
 PORTS = ("agent", "report", "stop")
 
@@ -45,6 +45,7 @@ def make_root(root: Path) -> None:
     shutil.copy(BUSYBOX, root / "bin/busybox")
     for applet in APPLETS:
         (root / "bin" / applet).symlink_to("busybox")
+    (root / "tmp").chmod(0o1777)
     (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\napp:x:500:500::/srv/app:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\napp:x:500:\nextra:x:600:app\n")
     (root / "etc/data").write_text("no program\n")
@@ -247,6 +248,22 @@ class GuestBoot(BootCase):
             self.assertIn("uid=500(app) gid=500(app) groups=600(extra)", guest.console)
             self.assertIn("again\n", guest.console)
             self.assertNotIn("AGENT-READY", guest.console)
+
+    def test_who_is_not_root_may_ping_and_have_any_port(self) -> None:
+        script = (
+            "cat /proc/sys/net/ipv4/ping_group_range;"
+            "nc -l -p 80 127.0.0.1 >/tmp/got & sleep 1; echo hello | nc -w 5 127.0.0.1 80; wait; cat /tmp/got"
+        )
+        with self.guest("sh", "-c", script, user="500:500", agent="0") as guest:
+            self.assertEqual(guest.exit_report()[0], 0)
+            self.assertIn("0\t2147483647\nhello\n", guest.console)
+        script = """
+        cat /proc/sys/net/ipv4/ip_unprivileged_port_start
+        ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt
+        """
+        with self.guest("/bin/sh", "-c", script, mode="systemd", agent="0") as guest:
+            self.assertEqual(guest.exit_report()[0], 0)
+            self.assertIn("\n1024\n", guest.console)
 
     def test_limits_are_as_of_a_service_or_as_the_host_says(self) -> None:
         script = "ulimit -Sn; ulimit -Hn; ulimit -Hc"
