@@ -333,6 +333,18 @@ class GuestBoot(BootCase):
         with self.guest("sh", "-c", "exec tail /dev/zero", memory=96, agent="0") as guest:
             self.assertEqual(guest.exit_report(), (137, "out of memory: the kernel killed the program"))
 
+    def test_a_command_of_another_user_may_open_its_own_output_again(self) -> None:
+        with self.guest("sleep", "1000") as guest:
+            guest.wait_for("AGENT-READY.*\n")
+            channel = guest.channel()
+            channel.greet()
+            script = "cat </dev/stdin >/dev/stdout; echo err >/dev/stderr"
+            result = channel.run(["sh", "-c", script], b"in\n", user="500:500")
+            self.assertEqual((result.code, result.output), (0, {1: b"in\n", 2: b"err\n"}))
+            channel.close()
+            with guest.order_poweroff(1):
+                guest.exit_report()
+
     def test_agent_executes_and_shuts_down(self) -> None:
         with self.guest("sleep", "1000") as guest:
             guest.wait_for("AGENT-READY.*\n")
