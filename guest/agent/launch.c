@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -77,8 +78,10 @@ static bool take_records(struct stream *stream, size_t size, struct wishes *wish
         return refuse(why, "no arg: nothing to execute");
     if (!identity_find(wishes->user, &stream->who, why))
         return false;
-    stream->environment =
-        environment_build(stream->given, stream->who.home, stream->home, sizeof stream->home);
+    char hostname[HOST_NAME_MAX + 1] = "";
+    if (gethostname(hostname, sizeof hostname) != 0)
+        return refuse(why, "cannot learn the host name: %s", strerror(errno));
+    stream->environment = environment_build(stream->given, stream->who.home, hostname, &stream->store);
     return stream->environment != NULL || refuse(why, "no memory");
 }
 

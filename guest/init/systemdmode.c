@@ -136,10 +136,10 @@ static void become_plain(void)
 static struct outcome become_init(const struct systemd_mode *mode)
 {
     static char home[] = "/";
-    char home_store[8];
+    struct environment_store store;
     const struct config *config = mode->config;
     const char *program = config->argv[0];
-    char **environment = environment_build(config->environment, home, home_store, sizeof home_store);
+    char **environment = environment_build(config->environment, home, NULL, &store);
     struct stat status;
     if (environment == NULL)
         return refused(EXIT_GUEST_FAILED, program, strerror(errno));

@@ -236,7 +236,7 @@ class GuestBoot(BootCase):
         with self.guest("sh", "-c", script, env="A=b c", workdir="/data/x") as guest:
             self.assertEqual(guest.exit_report(), (3, "exited with code 3"))
             self.assertNotIn("\r", guest.console)
-            for expected in ("hello\n", "A=b c\n", "HOME=/root\n", "127.0.0.1\tlocalhost vm1\n", "/data/x\n"):
+            for expected in ("hello\n", "A=b c\n", "HOME=/root\n", "HOSTNAME=vm1\n", "127.0.0.1\tlocalhost vm1\n", "/data/x\n"):
                 self.assertIn(expected, guest.console)
             words = ("HYPEMAN-AGENT-READY", "HYPEMAN-PROGRAM-START", "HYPEMAN-STAGE", "HYPEMAN-EXIT")
             order = [guest.console.index(word) for word in words]
@@ -338,9 +338,9 @@ class GuestBoot(BootCase):
             guest.wait_for("AGENT-READY.*\n")
             channel = guest.channel()
             channel.greet()
-            script = "cat </dev/stdin >/dev/stdout; echo err >/dev/stderr"
+            script = "cat </dev/stdin >/dev/stdout; echo err >/dev/stderr; env | grep HOSTNAME"
             result = channel.run(["sh", "-c", script], b"in\n", user="500:500")
-            self.assertEqual((result.code, result.output), (0, {1: b"in\n", 2: b"err\n"}))
+            self.assertEqual((result.code, result.output), (0, {1: b"in\nHOSTNAME=vm1\n", 2: b"err\n"}))
             channel.close()
             with guest.order_poweroff(1):
                 guest.exit_report()

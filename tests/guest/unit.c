@@ -251,16 +251,21 @@ static void test_environment(void)
     static char path[] = "PATH=/x";
     static char home[] = "HOME=/h";
     static char pathology[] = "PATHOLOGY=1";
-    char store[32];
+    static char hostname[] = "HOSTNAME=x";
+    struct environment_store store;
     char *bare[] = {a, pathology, NULL};
-    char **built = environment_build(bare, "/root", store, sizeof store);
+    char **built = environment_build(bare, "/root", "vm1", &store);
     EXPECT_TEXT(environment_get(built, "PATH"), DEFAULT_PATH);
     EXPECT_TEXT(environment_get(built, "HOME"), "/root");
-    EXPECT(built[0] == a && built[4] == NULL);
+    EXPECT_TEXT(environment_get(built, "HOSTNAME"), "vm1");
+    EXPECT(built[0] == a && built[5] == NULL);
     free(built);
-    char *full[] = {path, a, home, NULL};
-    built = environment_build(full, "/root", store, sizeof store);
-    EXPECT(built[0] == path && built[1] == a && built[2] == home && built[3] == NULL);
+    built = environment_build(bare, "/", NULL, &store);
+    EXPECT(environment_get(built, "HOSTNAME") == NULL && built[4] == NULL);
+    free(built);
+    char *full[] = {path, a, home, hostname, NULL};
+    built = environment_build(full, "/root", "vm1", &store);
+    EXPECT(built[0] == path && built[1] == a && built[2] == home && built[3] == hostname && built[4] == NULL);
     free(built);
     EXPECT(environment_valid("A=") && environment_valid("A=b=c") && !environment_valid("A") &&
            !environment_valid("=b"));
