@@ -40,7 +40,9 @@ def derive_argv(definition: Definition, config: OciConfig) -> tuple[str, ...]:
     """The program and its arguments. An entrypoint of the definition makes the image's cmd mean nothing."""
     if definition.entrypoint is not None:
         return definition.entrypoint + (definition.cmd or ())
-    return config.entrypoint + (config.cmd if definition.cmd is None else definition.cmd)
+    # one empty string: how the entrypoint of a base image is reset in a Dockerfile
+    entrypoint = () if config.entrypoint == ("",) else config.entrypoint
+    return entrypoint + (config.cmd if definition.cmd is None else definition.cmd)
 
 
 def derive_env(image: Iterable[str], definition: Mapping[str, str]) -> dict[str, str]:

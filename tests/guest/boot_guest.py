@@ -236,7 +236,14 @@ class GuestBoot(BootCase):
         with self.guest("sh", "-c", script, env="A=b c", workdir="/data/x") as guest:
             self.assertEqual(guest.exit_report(), (3, "exited with code 3"))
             self.assertNotIn("\r", guest.console)
-            for expected in ("hello\n", "A=b c\n", "HOME=/root\n", "HOSTNAME=vm1\n", "127.0.0.1\tlocalhost vm1\n", "/data/x\n"):
+            for expected in (
+                "hello\n",
+                "A=b c\n",
+                "HOME=/root\n",
+                "HOSTNAME=vm1\n",
+                "127.0.0.1\tlocalhost vm1\n",
+                "/data/x\n",
+            ):
                 self.assertIn(expected, guest.console)
             words = ("HYPEMAN-AGENT-READY", "HYPEMAN-PROGRAM-START", "HYPEMAN-STAGE", "HYPEMAN-EXIT")
             order = [guest.console.index(word) for word in words]
