@@ -73,6 +73,21 @@ def test_folder_user_and_signal_come_from_the_image_unless_defined() -> None:
     assert (guest.workdir, guest.user, guest.stop_signal) == (None, None, 15)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("app", "/app"),
+        ("./app/", "/app"),
+        ("/srv//x/../y", "/srv/y"),
+        ("..", "/"),
+        ("//srv", "/srv"),
+        ("", None),
+    ],
+)
+def test_a_folder_of_an_image_begins_at_its_root(written: str, meant: str | None) -> None:
+    assert resolve(OciConfig(cmd=("x",), working_dir=written)).workdir == meant
+
+
 def test_agent_and_headers_are_the_definitions() -> None:
     guest = resolve(OciConfig(cmd=("x",)), guest_agent=False, kernel_headers=False)
     assert (guest.name, guest.agent, guest.headers) == ("vm", False, False)
