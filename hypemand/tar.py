@@ -166,12 +166,14 @@ def _check_meta_size(info: tarfile.TarInfo) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A member as its headers describe it, of any kind."""
+    """A member as its headers describe it, of any kind. `offset`: where its contents begin in the archive."""
 
     name: str
     linkname: str
     is_file: bool
     is_hard_link: bool
+    offset: int
+    size: int
 
 
 def read_headers(archive: IO[bytes]) -> Iterator[Header]:
@@ -193,12 +195,14 @@ def read_headers(archive: IO[bytes]) -> Iterator[Header]:
             continue
         pax = meta.take()
         name = pax.get("GNU.sparse.name", pax.get("path", info.name))
-        yield Header(name, pax.get("linkpath", info.linkname), info.isreg(), info.islnk())
+        has_contents = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
+        size = _parse_number(pax, "size", info.size, MAX_SIZE) if has_contents else 0
+        link, start = pax.get("linkpath", info.linkname), archive.tell()
+        yield Header(name, link, info.isreg(), info.islnk(), start, size)
         extended = info.type == tarfile.GNUTYPE_SPARSE and block[_EXTENDED]
         while extended:
             extended = _read_padded(archive, BLOCK)[_EXTENDED_MORE]
-        if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
-            size = _parse_number(pax, "size", info.size, MAX_SIZE)
+        if has_contents:
             _pass_over(archive, size + -size % BLOCK)
     if meta.next:
         raise InvalidArchive(f"the archive ends in {_State.META.value}")

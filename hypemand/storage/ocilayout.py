@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from hypemand.errors import ImageNotReady
 from hypemand.model.images import OciConfig
 from hypemand.run import CommandFailed, run
+from hypemand.storage.archives import INDEX, MANIFEST, OCI_LAYOUT, Listed, parse_index, parse_manifest
 from hypemand.storage.images import encode_oci_config, parse_oci_config
 from hypemand.storage.tools import Tools
 
@@ -44,7 +46,25 @@ class Described:
 
 def is_layout(path: Path) -> bool:
     """Is that folder an OCI layout?"""
-    return (path / "oci-layout").is_file() and (path / "index.json").is_file()
+    return find_images(path) is not None
+
+
+def find_images(path: Path) -> list[Listed] | None:
+    """The images of an OCI layout; None if that folder is none."""
+    return parse_index(_read_markers(path, OCI_LAYOUT, INDEX))
+
+
+def find_docker_images(path: Path) -> list[Listed] | None:
+    """The images of a Docker archive that was unpacked; None if that folder is none."""
+    return parse_manifest(_read_markers(path, MANIFEST))
+
+
+def _read_markers(path: Path, *names: str) -> dict[str, bytes]:
+    files = {}
+    for name in names:
+        with suppress(OSError, ValueError):
+            files[name] = _read(path / name)
+    return files
 
 
 # A layout has no place for signatures, which have done their work when an image is copied. Layers stay as
@@ -66,15 +86,15 @@ def copy(reference: str, source: Path, layout: Path, tools: Tools) -> None:
     tools.build(argv, folder=layout.parent, timeout=_TIMEOUT, readable=[source])
 
 
-def link(source: Path, tag: str, layout: Path) -> bool:
-    """Make a new layout of one image in another, whose blobs stay where they are; `tag` "": of the only one.
+def link(source: Path, content: str, layout: Path) -> bool:
+    """Make a new layout of the image in another that has the digest `content`; blobs stay where they are.
 
     False, and nothing made, for what needs more than that: an index, layers that have to be packed anew, or
     what cannot be understood, which `copy` has the words for. Digests are verified as blobs are read.
     """
     try:
         listed = _read_json(source / "index.json")["manifests"]
-        [found] = [d for d in listed if not tag or (d.get("annotations") or {}).get(_REF_NAME) == tag]
+        [found] = {d["digest"]: d for d in listed if d["digest"] == content}.values()
         layers = _read_blob(source, found)["layers"]
         kinds = {str(layer.get("mediaType")) for layer in layers}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ImageNotReady):
@@ -92,6 +112,12 @@ def pack(layout: Path, archive: Path, name: str, tools: Tools) -> None:
     argv = [*_skopeo(archive.parent), "--quiet", f"oci:{layout}:{TAG}", f"oci-archive:{archive}"]
     argv[-1] += f":{name}" if name else ""
     tools.build(argv, folder=archive.parent, timeout=_TIMEOUT)
+
+
+def pack_folder(folder: Path, tar: Path, tools: Tools) -> None:
+    """Write a tar of a folder."""
+    argv = ["tar", "-C", os.fspath(folder), "-cf", os.fspath(tar), "."]
+    tools.build(argv, folder=tar.parent, timeout=_TIMEOUT, readable=[folder])
 
 
 def unpack(layout: Path, root: Path, tools: Tools) -> None:

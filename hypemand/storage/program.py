@@ -47,7 +47,7 @@ def derive_argv(definition: Definition, config: OciConfig) -> tuple[str, ...]:
 
 
 def derive_workdir(definition: Definition, config: OciConfig) -> str | None:
-    """The directory that the program starts in; a relative one of an image begins at the root, as for Docker."""
+    """The directory that the program starts in. A relative one of an image is below /, as for Docker."""
     if definition.workdir or not config.working_dir:
         return definition.workdir or None
     return posixpath.normpath(f"/{config.working_dir.lstrip('/')}")
