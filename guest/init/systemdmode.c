@@ -7,6 +7,7 @@
 #include "environment.h"
 #include "files.h"
 #include "keeper.h"
+#include "machineid.h"
 #include "root.h"
 #include "spawn.h"
 #include "unitfiles.h"
@@ -133,15 +134,46 @@ static void become_plain(void)
     (void)file_write("/proc/self/oom_score_adj", 0, "0");
 }
 
+/* The program's words, and for a VM without a machine id of its own that option of systemd(1), which leaves a
+ * first boot one. NULL without memory. */
+static char **derive_argv(const struct systemd_mode *mode, char *option, size_t size)
+{
+    char *const *argv = mode->config->argv;
+    size_t count = 0;
+    while (argv[count] != NULL)
+        count++;
+    char **derived = calloc(count + 2, sizeof *derived);
+    if (derived == NULL)
+        return NULL;
+    memcpy(derived, argv, count * sizeof *derived);
+    if (mode->config->machine_id == NULL)
+        return derived;
+    int upper = openat(mode->initrd, "disk/upper", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int image = openat(mode->initrd, "image", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (!machine_id_is_own(upper, image)) {
+        (void)snprintf(option, size, "--machine-id=%s", mode->config->machine_id);
+        derived[count] = option;
+    }
+    int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (!machine_id_share(root, upper))
+        report_warning(mode->report, "D-Bus keeps the machine id of the image");
+    close_fd(&root);
+    close_fd(&image);
+    close_fd(&upper);
+    return derived;
+}
+
 static struct outcome become_init(const struct systemd_mode *mode)
 {
+    char option[sizeof "--machine-id=" + MACHINE_ID_LENGTH];
     static char home[] = "/";
     struct environment_store store;
     const struct config *config = mode->config;
     const char *program = config->argv[0];
     char **environment = environment_build(config->environment, home, NULL, &store);
+    char **argv = derive_argv(mode, option, sizeof option);
     struct stat status;
-    if (environment == NULL)
+    if (environment == NULL || argv == NULL)
         return refused(EXIT_GUEST_FAILED, program, strerror(errno));
     if (stat(program, &status) != 0)
         return refused(EXIT_NOT_FOUND, program, strerror(errno));
@@ -151,7 +183,7 @@ static struct outcome become_init(const struct systemd_mode *mode)
     report_stages(mode->report);
     become_plain();
     root_let_go(mode->initrd);
-    (void)execve(program, config->argv, environment);
+    (void)execve(program, argv, environment);
     return refused(EXIT_NOT_EXECUTABLE, program, strerror(errno));
 }
 

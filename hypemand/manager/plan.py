@@ -90,7 +90,7 @@ def make_plan(
     """Work out a start. Raises InvalidDefinition when definition and image together do not make a program.
     `in_root` tells whether the root of VMMs has a file of the host at its own place anyway."""
     guest = resolve_program(definition, image)
-    guest = replace(guest, volumes=tuple(map(_guest_volume, volumes)))
+    guest = replace(guest, volumes=tuple(map(_guest_volume, volumes)), machine_id=record.id)
     if network is not None:
         guest = replace(guest, interfaces=(network.interface,), dns=network.dns, hosts=network.hosts)
     if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):

@@ -63,7 +63,8 @@ class GuestHost:
 class GuestConfig:
     """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /.
     `dns` are addresses, `search` domains; `hosts`, at most MAX_HOSTS, what it is told of others and of
-    itself. `settings`: records on how programs are started, as `settings_of` derives them."""
+    itself. `settings`: records on how programs are started, as `settings_of` derives them. `machine_id`: 32
+    hex digits, what a guest's systemd is given (machine-id(5))."""
 
     name: str
     mode: Mode
@@ -80,6 +81,7 @@ class GuestConfig:
     search: tuple[str, ...] = ()
     hosts: tuple[GuestHost, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
+    machine_id: str | None = None
 
 
 def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
@@ -107,6 +109,8 @@ def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
         yield "search", domain
     for host in config.hosts:
         yield "host", _format_fields(_host_fields(host))
+    if config.machine_id is not None:
+        yield "machine_id", config.machine_id
     yield from config.settings
 
 

@@ -48,6 +48,8 @@ def make_root(root: Path) -> None:
     (root / "tmp").chmod(0o1777)
     (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\napp:x:500:500::/srv/app:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\napp:x:500:\nextra:x:600:app\n")
+    (root / "var/lib/dbus").mkdir(parents=True)
+    (root / "var/lib/dbus/machine-id").write_text("e" * 32 + "\n")
     (root / "etc/data").write_text("no program\n")
 
 
@@ -279,6 +281,23 @@ class GuestBoot(BootCase):
             with self.guest("sh", "-c", script, user="app", agent="0", **records) as guest:
                 self.assertEqual(guest.exit_report()[0], 0)
                 self.assertIn(shown, guest.console)
+
+    def test_systemd_gets_the_machine_id_of_the_vm_until_it_has_one(self) -> None:
+        own, show = "0123456789abcdef" * 2, 'echo "<$0>"; ls -l /var/lib/dbus'
+        end = "ln -sf /run/initramfs/shutdown /shutdown; exec /shutdown halt"
+        with tempfile.TemporaryDirectory() as name:
+            machine = Machine(disk=make_ext4(Path(name) / "disk"))
+            for write, said in (
+                ("true", f"<--machine-id={own}>"),
+                (f"echo {own} >/etc/machine-id", own),
+                ("true", "<"),
+            ):
+                words = ("/bin/sh", "-c", f"{show}; {write}; {end}")
+                with self.guest(*words, mode="systemd", agent="0", machine_id=own, machine=machine) as guest:
+                    self.assertEqual(guest.exit_report()[0], 0)
+                    self.assertIn(said, guest.console)
+                    self.assertIn("machine-id -> /etc/machine-id\n", guest.console)
+            self.assertNotIn("--machine-id", guest.console)
 
     def test_systemd_mode_has_limits_for_the_services(self) -> None:
         script = """

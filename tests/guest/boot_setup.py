@@ -59,7 +59,6 @@ class SetUp(boot_guest.BootCase):
         (root / "run/mysqld").mkdir(parents=True)
         os.chown(root / "run/mysqld", 500, 600)
         (root / "run/mysqld").chmod(0o3777)
-        (root / "var").mkdir()
         (root / "var/run").symlink_to("../run")
         (root / "srv/app").mkdir(parents=True)
         (root / "srv/app/seed").write_text("of the image\n")

@@ -18,6 +18,7 @@
 #include "inroot.h"
 #include "kernellog.h"
 #include "laststage.h"
+#include "machineid.h"
 #include "ports.h"
 #include "records.h"
 #include "report.h"
@@ -243,6 +244,47 @@ static void test_identity(void)
         EXPECT(!identity_parse(wrong[i], passwd, group, &who, &why) && why.words[0] != '\0');
     EXPECT(!identity_parse("nobody", passwd, group, &who, &why));
     EXPECT_TEXT(why.words, "user \"nobody\" is not in the image's /etc/passwd");
+}
+
+static void test_machine_id(void)
+{
+    static const char own[] = "0123456789abcdef0123456789abcdef\n";
+    static const char other[] = "ffffffffffffffffffffffffffffffff\n";
+    char base[] = "/tmp/hypeman-unit-XXXXXX";
+    char target[32];
+    EXPECT(machine_id_valid(boot) && !machine_id_valid("") && !machine_id_valid("0123"));
+    EXPECT(!machine_id_valid("00000000000000000000000000000000") &&
+           !machine_id_valid("0123456789ABCDEF0123456789abcdef"));
+    EXPECT(mkdtemp(base) != NULL);
+    int top = open(base, O_RDONLY | O_DIRECTORY);
+    EXPECT(mkdirat(top, "upper", 0755) == 0 && mkdirat(top, "image", 0755) == 0);
+    int upper = openat(top, "upper", O_PATH | O_DIRECTORY);
+    int image = openat(top, "image", O_PATH | O_DIRECTORY);
+    EXPECT(!machine_id_is_own(upper, image) && machine_id_share(image, upper));
+    EXPECT(mkdirat(upper, "etc", 0755) == 0 && mkdirat(image, "etc", 0755) == 0 &&
+           mkdirat(image, "var", 0755) == 0 && mkdirat(image, "var/lib", 0755) == 0 &&
+           mkdirat(image, "var/lib/dbus", 0755) == 0);
+    int folders[] = {openat(upper, "etc", O_RDONLY | O_DIRECTORY),
+                     openat(image, "etc", O_RDONLY | O_DIRECTORY),
+                     openat(image, "var/lib/dbus", O_RDONLY | O_DIRECTORY)};
+    EXPECT(file_replace(folders[0], "machine-id", "uninitialized\n") && !machine_id_is_own(upper, image));
+    EXPECT(file_replace(folders[0], "machine-id", own) && machine_id_is_own(upper, image));
+    EXPECT(file_replace(folders[1], "machine-id", own) && !machine_id_is_own(upper, image));
+    EXPECT(file_replace(folders[1], "machine-id", other) && machine_id_is_own(upper, image));
+    EXPECT(file_replace(folders[2], "machine-id", own) && !machine_id_is_own(upper, image));
+    EXPECT(machine_id_share(image, upper) && machine_id_share(image, upper));
+    ssize_t length = readlinkat(folders[2], "machine-id", target, sizeof target);
+    EXPECT(length == 15 && memcmp(target, "/etc/machine-id", 15) == 0);
+    struct stat status;
+    EXPECT(fstat(top, &status) == 0);
+    for (size_t i = 0; i < 3; i++)
+        close_fd(&folders[i]);
+    close_fd(&image);
+    close_fd(&upper);
+    close_fd(&top);
+    int parent = open("/tmp", O_PATH | O_DIRECTORY);
+    EXPECT(tree_remove(parent, base + 5, status.st_dev));
+    close_fd(&parent);
 }
 
 static void test_environment(void)
@@ -1143,6 +1185,7 @@ int main(void)
     test_boot_id();
     test_identity();
     test_environment();
+    test_machine_id();
     test_frames();
     test_boxes();
     test_stop_line();
