@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import IO
@@ -176,8 +176,9 @@ class Header:
     size: int
 
 
-def read_headers(archive: IO[bytes]) -> Iterator[Header]:
-    """The members of an archive in a file that can be sought in; their contents are passed over.
+def read_headers(archive: IO[bytes], look: Callable[[int, bytes], None] | None = None) -> Iterator[Header]:
+    """The members of an archive in a file that can be sought in; their contents are passed over. `look` gets
+    each extended header of pax that could be read, with its offset.
 
     Keeps one header, whatever the archive has: `tarfile` itself reads extended headers of any size, and calls
     itself for each that follows another. InvalidArchive.
@@ -191,7 +192,11 @@ def read_headers(archive: IO[bytes]) -> Iterator[Header]:
         info = _parse_block(block)
         if info.type in _META:
             _check_meta_size(info)
-            meta.add(info.type, _read_padded(archive, info.size))
+            start = archive.tell()
+            data = _read_padded(archive, info.size)
+            meta.add(info.type, data)
+            if look is not None and info.type not in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+                look(start, data)
             continue
         pax = meta.take()
         name = pax.get("GNU.sparse.name", pax.get("path", info.name))

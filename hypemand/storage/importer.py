@@ -261,7 +261,7 @@ def _unpack_tar(tar: Path, path: Path, tag: str, kind: Transport | None, work: _
         raise ImageNotReady(f"{path} is a root file system, which has no tags", hint=f"import {path}")
     layout = work.staging / "layout"
     ocilayout.wrap_layer(tar, layout, derive_host_architecture())
-    ocilayout.unpack(layout, work.staging / "root", work.tools)
+    ocilayout.unpack(layout, work.staging / "root", work.tools, work.room.check)
     return _derive_plain(work.staging / "root", path)
 
 
@@ -336,7 +336,7 @@ def _unpack_layout(layout: Path, described: ocilayout.Described, digest: str, wo
     if described.zstd:
         layout = ocilayout.repack(layout, work.tools)
     root = work.staging / "root"
-    ocilayout.unpack(layout, root, work.tools)
+    ocilayout.unpack(layout, root, work.tools, work.room.check)
     # what is unpacked need not lie here twice
     shutil.rmtree(layout)
     return _Unpacked(root, described.architecture, described.config, digest)

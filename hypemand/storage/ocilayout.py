@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,11 @@ from typing import Any
 from hypemand.errors import ImageNotReady
 from hypemand.model.images import OciConfig
 from hypemand.run import CommandFailed, run
+from hypemand.storage import tarball
 from hypemand.storage.archives import INDEX, MANIFEST, OCI_LAYOUT, Listed, parse_index, parse_manifest
+from hypemand.storage.attributes import drop_forbidden
 from hypemand.storage.images import encode_oci_config, parse_oci_config
+from hypemand.storage.rootfs import hash_file
 from hypemand.storage.tools import Tools
 
 TAG = "image"
@@ -30,6 +33,8 @@ _MAX_JSON = 4 * 1024 * 1024
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+# of umoci, for what a process without CAP_SYS_ADMIN may not set
+_DENIED = "restore xattr metadata"
 _REF_NAME = "org.opencontainers.image.ref.name"
 
 
@@ -120,8 +125,50 @@ def pack_folder(folder: Path, tar: Path, tools: Tools) -> None:
     tools.build(argv, folder=tar.parent, timeout=_TIMEOUT, readable=[folder])
 
 
-def unpack(layout: Path, root: Path, tools: Tools) -> None:
-    """Unpack the image into the new folder `root`: owners, modes, xattrs, devices; white-outs applied."""
+def unpack(layout: Path, root: Path, tools: Tools, check: Callable[[], None]) -> None:
+    """Unpack the image into the new folder `root`: owners, modes, xattrs, devices; white-outs applied.
+    `check` raises when it takes too much room."""
+    try:
+        _unpack(layout, root, tools)
+    except CommandFailed as error:
+        if _DENIED not in error.result.stderr:
+            raise
+        # the copy of the layers may need its room
+        run(["rm", "-rf", "--", os.fspath(root)], timeout=_TIMEOUT)
+        other = _without_forbidden(layout, tools, check)
+        _unpack(other, root, tools)
+        shutil.rmtree(other)
+
+
+def _without_forbidden(layout: Path, tools: Tools, check: Callable[[], None]) -> Path:
+    """A layout of the same image, its layers unpacked and without attributes that may not be set."""
+    [descriptor] = _read_json(layout / "index.json")["manifests"]
+    manifest = _read_blob(layout, descriptor)
+    document = _read_blob(layout, manifest["config"])
+    other = layout.with_name(f"{layout.name}-plain")
+    (other / "blobs/sha256").mkdir(parents=True)
+    layers = []
+    for layer in manifest["layers"]:
+        digest = str(layer["digest"]).removeprefix("sha256:")
+        blob = layout / "blobs/sha256" / digest
+        # who unpacks the copy cannot tell any more
+        if not digest.isalnum() or hash_file(blob) != f"sha256:{digest}":
+            raise ImageNotReady(f"the image is broken: the content of its blob {digest[:64]} does not match")
+        tar = other / "layer.tar"
+        tarball.decompress(blob, tar, tools, check)
+        drop_forbidden(tar)
+        plain = hash_file(tar)
+        size = tar.stat().st_size
+        tar.rename(other / "blobs/sha256" / plain.removeprefix("sha256:"))
+        layers.append({"mediaType": _LAYER_TYPE, "digest": plain, "size": size})
+    document["rootfs"] = {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]}
+    described = {"mediaType": _CONFIG_TYPE, **_write_blob(other, document)}
+    plainer = {"schemaVersion": 2, "mediaType": _MANIFEST_TYPE, "config": described, "layers": layers}
+    _write_index(other, {"mediaType": _MANIFEST_TYPE, **_write_blob(other, plainer)})
+    return other
+
+
+def _unpack(layout: Path, root: Path, tools: Tools) -> None:
     argv = ["umoci", "raw", "unpack", "--image", f"{layout}:{TAG}", os.fspath(root)]
     read = [layout, (layout / "blobs").resolve()]
     try:

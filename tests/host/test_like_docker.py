@@ -32,7 +32,8 @@ int main(void)
 }
 """
 SHOW = """
-pwd; id -u; env | grep ^HOSTNAME=; stat -c '%n %a %u:%g' /run/app /data /data/seed; ls -A /data; cat /data/seed
+pwd; id -u; env | grep ^HOSTNAME=
+stat -c '%n %a %u:%g' /run/app /data /data/seed; ls -A /data; cat /data/seed
 touch /run/app/made /data/made && echo written
 ulimit -Sn; ulimit -Hn; ping-socket; echo again >/dev/stdout
 """

@@ -317,6 +317,42 @@ def test_a_root_file_system_may_have_files_of_such_names(
     assert left(store) == []
 
 
+class _Confined(DirectTools):
+    """What unpacks has file capabilities to give, as in its unit, and no right to all attributes."""
+
+    def build(
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        readable: Sequence[Path] = (),
+    ) -> Completed:
+        confined = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", *argv]
+        return super().build(confined, folder=folder, timeout=timeout, env=env, readable=readable)
+
+
+@pytest.mark.parametrize("form", ["tar", "layout", "gzip"])
+def test_attributes_of_security_modules_are_left_out(tmp_path: Path, store: ImageStore, form: str) -> None:
+    xattrs = {"security.ima": "x", "trusted.a": "y", "security.selinux": "z\0", "user.color": "blue"}
+    tar = make_tar(
+        tmp_path / "layer.tar",
+        [folder("bin"), shell(), member("signed", b"s", xattrs=xattrs), member("after", b"a" * 5000)],
+    )
+    source = tar
+    if form != "tar":
+        source = make_layout(tmp_path / "layout", [tar], architecture=HOST)
+    if form == "gzip":
+        run(["skopeo", "copy", f"oci:{source}:latest", f"oci:{tmp_path}/packed:latest"], timeout=60)
+        source = tmp_path / "packed"
+    image = import_image(store, "signed", str(source), _Confined())
+    with mounted(image.rootfs, tmp_path / "out"):
+        assert os.listxattr(tmp_path / "out/signed") == ["user.color"]
+        assert (tmp_path / "out/after").read_bytes() == b"a" * 5000
+    assert left(store) == []
+
+
 def test_what_is_mounted_in_a_root_file_system_is_named(tmp_path: Path, store: ImageStore) -> None:
     root = make_root(tmp_path / "a root")
     (root / "proc").mkdir()
