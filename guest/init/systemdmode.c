@@ -163,18 +163,12 @@ static char **derive_argv(const struct systemd_mode *mode, char *option, size_t 
     return derived;
 }
 
-static struct outcome become_init(const struct systemd_mode *mode)
+/* Comes back only with a refusal. */
+static struct outcome execute_init(const struct systemd_mode *mode, char *const *argv,
+                                   char *const *environment)
 {
-    char option[sizeof "--machine-id=" + MACHINE_ID_LENGTH];
-    static char home[] = "/";
-    struct environment_store store;
-    const struct config *config = mode->config;
-    const char *program = config->argv[0];
-    char **environment = environment_build(config->environment, home, NULL, &store);
-    char **argv = derive_argv(mode, option, sizeof option);
+    const char *program = argv[0];
     struct stat status;
-    if (environment == NULL || argv == NULL)
-        return refused(EXIT_GUEST_FAILED, program, strerror(errno));
     if (stat(program, &status) != 0)
         return refused(EXIT_NOT_FOUND, program, strerror(errno));
     if (access(program, X_OK) != 0 || !S_ISREG(status.st_mode))
@@ -185,6 +179,20 @@ static struct outcome become_init(const struct systemd_mode *mode)
     root_let_go(mode->initrd);
     (void)execve(program, argv, environment);
     return refused(EXIT_NOT_EXECUTABLE, program, strerror(errno));
+}
+
+static struct outcome become_init(const struct systemd_mode *mode)
+{
+    char option[sizeof "--machine-id=" + MACHINE_ID_LENGTH];
+    struct environment_store store;
+    char **environment = environment_build(mode->config->environment, "/", NULL, &store);
+    char **argv = environment == NULL ? NULL : derive_argv(mode, option, sizeof option);
+    struct outcome outcome = argv == NULL
+                                 ? refused(EXIT_GUEST_FAILED, mode->config->argv[0], strerror(ENOMEM))
+                                 : execute_init(mode, argv, environment);
+    free(argv);
+    free(environment);
+    return outcome;
 }
 
 struct outcome systemd_mode_run(const struct systemd_mode *mode)

@@ -221,8 +221,8 @@ def test_the_headers_of_any_archive_of_tar_are_read(tmp_path: Path) -> None:
         found = headers(archive)
         assert [(h.name.rstrip("/"), h.linkname, h.is_file, h.is_hard_link) for h in found] == expected
         # of the two names of one file the first that tar has met
-        (file,) = [header for header in found if header.is_file and "holes" not in header.name]
-        assert archive[file.offset : file.offset + file.size] == b"x" * 5000
+        (plain,) = [header for header in found if header.is_file and "holes" not in header.name]
+        assert archive[plain.offset : plain.offset + plain.size] == b"x" * 5000
 
 
 def test_headers_of_what_is_cut_off_or_none_are_refused() -> None:
