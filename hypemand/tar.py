@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import IO
@@ -166,16 +166,19 @@ def _check_meta_size(info: tarfile.TarInfo) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A member as its headers describe it, of any kind."""
+    """A member as its headers describe it, of any kind. `offset`: where its contents begin in the archive."""
 
     name: str
     linkname: str
     is_file: bool
     is_hard_link: bool
+    offset: int
+    size: int
 
 
-def read_headers(archive: IO[bytes]) -> Iterator[Header]:
-    """The members of an archive in a file that can be sought in; their contents are passed over.
+def read_headers(archive: IO[bytes], look: Callable[[int, bytes], None] | None = None) -> Iterator[Header]:
+    """The members of an archive in a file that can be sought in; their contents are passed over. `look` gets
+    each extended header of pax that could be read, with its offset.
 
     Keeps one header, whatever the archive has: `tarfile` itself reads extended headers of any size, and calls
     itself for each that follows another. InvalidArchive.
@@ -189,16 +192,22 @@ def read_headers(archive: IO[bytes]) -> Iterator[Header]:
         info = _parse_block(block)
         if info.type in _META:
             _check_meta_size(info)
-            meta.add(info.type, _read_padded(archive, info.size))
+            start = archive.tell()
+            data = _read_padded(archive, info.size)
+            meta.add(info.type, data)
+            if look is not None and info.type not in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+                look(start, data)
             continue
         pax = meta.take()
         name = pax.get("GNU.sparse.name", pax.get("path", info.name))
-        yield Header(name, pax.get("linkpath", info.linkname), info.isreg(), info.islnk())
+        has_contents = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
+        size = _parse_number(pax, "size", info.size, MAX_SIZE) if has_contents else 0
+        link, start = pax.get("linkpath", info.linkname), archive.tell()
+        yield Header(name, link, info.isreg(), info.islnk(), start, size)
         extended = info.type == tarfile.GNUTYPE_SPARSE and block[_EXTENDED]
         while extended:
             extended = _read_padded(archive, BLOCK)[_EXTENDED_MORE]
-        if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
-            size = _parse_number(pax, "size", info.size, MAX_SIZE)
+        if has_contents:
             _pass_over(archive, size + -size % BLOCK)
     if meta.next:
         raise InvalidArchive(f"the archive ends in {_State.META.value}")

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -77,8 +78,10 @@ static bool take_records(struct stream *stream, size_t size, struct wishes *wish
         return refuse(why, "no arg: nothing to execute");
     if (!identity_find(wishes->user, &stream->who, why))
         return false;
-    stream->environment =
-        environment_build(stream->given, stream->who.home, stream->home, sizeof stream->home);
+    char hostname[HOST_NAME_MAX + 1] = "";
+    if (gethostname(hostname, sizeof hostname) != 0)
+        return refuse(why, "cannot learn the host name: %s", strerror(errno));
+    stream->environment = environment_build(stream->given, stream->who.home, hostname, &stream->store);
     return stream->environment != NULL || refuse(why, "no memory");
 }
 
@@ -101,12 +104,13 @@ static bool start(struct stream *stream, int in, int out, int err, struct reason
     return true;
 }
 
-/* A pipe whose end that stays here does not block, while the process's end does. */
-static bool make_pipe(int ends[2], int ours)
+/* A pipe whose end that stays here does not block, while the process's end does. It belongs to whom the
+ * process does, who may so open it again, as /dev/stdout. */
+static bool make_pipe(int ends[2], int ours, uid_t owner)
 {
     if (pipe2(ends, O_CLOEXEC) != 0)
         return false;
-    return fcntl(ends[ours], F_SETFL, O_NONBLOCK) == 0;
+    return fcntl(ends[ours], F_SETFL, O_NONBLOCK) == 0 && fchown(ends[ours], owner, (gid_t)-1) == 0;
 }
 
 static bool start_with_pipes(struct stream *stream, struct reason *why)
@@ -114,7 +118,8 @@ static bool start_with_pipes(struct stream *stream, struct reason *why)
     int in[2] = {-1, -1};
     int out[2] = {-1, -1};
     int err[2] = {-1, -1};
-    bool started = make_pipe(in, 1) && make_pipe(out, 0) && make_pipe(err, 0);
+    uid_t owner = stream->who.uid;
+    bool started = make_pipe(in, 1, owner) && make_pipe(out, 0, owner) && make_pipe(err, 0, owner);
     if (!started)
         (void)refuse(why, "cannot make pipes: %s", strerror(errno));
     started = started && start(stream, in[0], out[1], err[1], why);
@@ -171,7 +176,7 @@ bool launch_files(struct stream *stream, size_t size, struct reason *why)
     int out[2] = {-1, -1};
     if (!copy_parse(stream->records, size, &order, why))
         return false;
-    bool started = make_pipe(in, 1) && make_pipe(out, 0);
+    bool started = make_pipe(in, 1, geteuid()) && make_pipe(out, 0, geteuid());
     if (!started)
         (void)refuse(why, "cannot make pipes: %s", strerror(errno));
     /* Fewer turns of the two processes. What the kernel does not grant is no loss but of time. */

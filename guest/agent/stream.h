@@ -52,7 +52,7 @@ struct stream {
     char **argv;
     char **given;
     char **environment;
-    char home[IDENTITY_HOME_MAX + 6];
+    struct environment_store store;
     uint64_t early_signals; /* bit N - 1: signal N came before the exec was done */
 
     int input; /* -1 once it has ended */

@@ -5,6 +5,7 @@
 #include "crc32.h"
 #include "environment.h"
 #include "files.h"
+#include "machineid.h"
 #include "records.h"
 #include "settings.h"
 
@@ -27,7 +28,7 @@ static const struct {
 } keys[] = {
     {"version", 1, 1},    {"name", 1, 1},        {"mode", 1, 1},         {"arg", 1, SIZE_MAX},
     {"env", 0, SIZE_MAX}, {"workdir", 0, 1},     {"user", 0, 1},         {"agent", 1, 1},
-    {"headers", 1, 1},    {"stop_signal", 0, 1}, {"host", 0, HOSTS_MAX},
+    {"headers", 1, 1},    {"stop_signal", 0, 1}, {"host", 0, HOSTS_MAX}, {"machine_id", 0, 1},
 };
 
 static bool check_counts(const struct config *config, struct reason *why)
@@ -103,7 +104,11 @@ static bool take_record(struct config *config, const struct record *record, size
         config->user = value;
     else if (record_is(record, "stop_signal"))
         return parse_stop_signal(value, &config->stop_signal, why);
-    else if (record_is(record, "agent"))
+    else if (record_is(record, "machine_id")) {
+        config->machine_id = value;
+        return machine_id_valid(value) ||
+               refuse(why, "config disk: machine_id=%s: expected 32 hex digits", value);
+    } else if (record_is(record, "agent"))
         return parse_flag(record, &config->agent, why);
     else if (record_is(record, "headers"))
         return parse_flag(record, &config->headers, why);

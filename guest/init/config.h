@@ -21,7 +21,8 @@ struct config {
     char **argv;        /* at least one, NULL-ended */
     char **environment; /* NULL-ended */
     const char *folder;
-    const char *user; /* or NULL */
+    const char *user;       /* or NULL */
+    const char *machine_id; /* or NULL */
     int stop_signal;
     bool agent;
     bool headers;

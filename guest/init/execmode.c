@@ -20,7 +20,6 @@
 #include <unistd.h>
 
 enum {
-    HOME_SIZE = IDENTITY_HOME_MAX + 6,
     EXIT_KILLED = EXIT_SIGNAL_BASE + SIGKILL,
     LAST_WORDS_MS = 500, /* from the end of the agent's pipe to news of its death */
     KILLED_MS = 5000,    /* from SIGKILL to the program's end */
@@ -53,7 +52,7 @@ struct run {
     struct spawn spawn; /* the program's; what it points to stands below */
     struct identity who;
     char **environment;
-    char home[HOME_SIZE];
+    struct environment_store store;
     pid_t agent;
     pid_t program;
     bool agent_ended;
@@ -206,7 +205,7 @@ static bool prepare_program(struct run *run, struct reason *why)
     const struct config *config = run->mode->config;
     if (!identity_find(config->user, &run->who, why))
         return false;
-    run->environment = environment_build(config->environment, run->who.home, run->home, sizeof run->home);
+    run->environment = environment_build(config->environment, run->who.home, config->name, &run->store);
     if (run->environment == NULL)
         return refuse(why, "no memory for the environment");
     if (!folder_make(config->folder, 0755))

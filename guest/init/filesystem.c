@@ -40,6 +40,22 @@ static bool set_text(int context, const char *key, const char *value)
     return syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, key, value, 0) == 0;
 }
 
+int filesystem_tmpfs(const char *mode)
+{
+    int context = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
+    if (context < 0)
+        return -1;
+    int filesystem = -1;
+    if (set_text(context, "source", "tmpfs") && set_text(context, "mode", mode) &&
+        syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+        filesystem = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC,
+                                  (unsigned)(MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV));
+    int error = errno;
+    close_fd(&context);
+    errno = error;
+    return filesystem;
+}
+
 int filesystem_overlay(const char *lower, const char *upper, const char *work)
 {
     int context = (int)syscall(SYS_fsopen, "overlay", FSOPEN_CLOEXEC);

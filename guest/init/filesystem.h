@@ -8,6 +8,10 @@
 /* Mount a device nowhere yet: an fd of its root, or -1 with errno. */
 int filesystem_mount(const char *type, const char *device, bool readonly);
 
+/* A tmpfs whose root has the mode (octal digits), without devices and set-user-ID; nowhere yet: an fd of its
+ * root, or -1 with errno. */
+int filesystem_tmpfs(const char *mode);
+
 /* An overlay of folders by their paths, mounted nowhere yet: an fd of its root, or -1 with errno. */
 int filesystem_overlay(const char *lower, const char *upper, const char *work);
 

@@ -118,7 +118,11 @@ static bool boot(struct machine *machine, struct reason *why)
     if (machine->config.agent)
         keep_agent(machine);
     report_stage(report, "root");
-    if (!root_mount(report, machine->deadline, why) || !set_up(machine, why))
+    bool run_content = machine->config.mode == MODE_EXEC;
+    bool other_root = volumes_hold_root(&machine->config.volumes);
+    if (!root_mount(report, machine->deadline, why) ||
+        (!other_root && !mounts_run(ROOT, run_content, report, why)) || !set_up(machine, why) ||
+        (other_root && !mounts_run(ROOT, run_content, report, why)))
         return false;
     report_stage(report, "api");
     if (!root_enter(&machine->initrd, why) || !mounts_root(machine->config.mode == MODE_SYSTEMD, why))
@@ -126,6 +130,8 @@ static bool boot(struct machine *machine, struct reason *why)
     report_stage(report, "system");
     if (machine->config.headers)
         headers_status(HEADERS_PENDING, NULL);
+    if (machine->config.mode == MODE_EXEC)
+        system_open();
     return system_name(machine->config.name, &machine->config.hosts, why);
 }
 

@@ -2,8 +2,12 @@
 #include "mounts.h"
 
 #include "files.h"
+#include "filesystem.h"
+#include "inroot.h"
+#include "trees.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -30,7 +34,6 @@ static const struct mount_entry root_mounts[] = {
     {"devtmpfs", "/dev", MS_NOSUID, "mode=0755", true, false},
     {"devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666", true, true},
     {"tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777", true, true},
-    {"tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755", true, false},
     {"cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, false, true},
 };
 
@@ -70,6 +73,26 @@ void mounts_early_leave(void)
     /* Best effort: one that stays is out of sight under the new root. */
     for (size_t i = sizeof early_mounts / sizeof early_mounts[0]; i > 0; i--)
         (void)umount2(early_mounts[i - 1].target, MNT_DETACH);
+}
+
+bool mounts_run(const char *root, bool content, struct report *report, struct reason *why)
+{
+    struct reason incomplete = {""};
+    int top = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int folder = top < 0 ? -1 : folder_in_root(top, "/run");
+    int tmpfs = folder < 0 ? -1 : filesystem_tmpfs("0755");
+    if (tmpfs >= 0 && content && (!tree_copy(folder, tmpfs) || !folder_resemble(tmpfs, folder))) {
+        (void)refuse(&incomplete, "/run: not all that the image has there could be copied: %s",
+                     strerror(errno));
+        report_warning(report, incomplete.words);
+    }
+    bool placed = tmpfs >= 0 && filesystem_place(tmpfs, folder);
+    if (!placed)
+        (void)refuse(why, "cannot %s /run: %s", folder < 0 ? "make the folder" : "mount", strerror(errno));
+    close_fd(&tmpfs);
+    close_fd(&folder);
+    close_fd(&top);
+    return placed;
 }
 
 bool mounts_root(bool has_init, struct reason *why)

@@ -3,6 +3,7 @@
 #define HYPEMAN_MOUNTS_H
 
 #include "reason.h"
+#include "report.h"
 
 #include <stdbool.h>
 
@@ -12,8 +13,13 @@ bool mounts_early(struct reason *why);
 /* Take them away again, before the root is switched. */
 void mounts_early_leave(void);
 
-/* The API filesystems of the image's root, once it is /. Folders that the image lacks are made. `has_init`:
- * an init of the image's own will run and mounts the rest. */
+/* A tmpfs for /run of the root at `root`, before volumes get their places, which may be in it. `content`:
+ * with what the image has there, as in a container; or empty, as on a machine. That something of it cannot be
+ * copied is a warning. */
+bool mounts_run(const char *root, bool content, struct report *report, struct reason *why);
+
+/* The other API filesystems of the image's root, once it is /. Folders that the image lacks are made.
+ * `has_init`: an init of the image's own will run and mounts the rest. */
 bool mounts_root(bool has_init, struct reason *why);
 
 #endif

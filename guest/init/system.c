@@ -98,6 +98,20 @@ bool system_name(const char *name, const struct hosts *hosts, struct reason *why
     return write_if_empty("/etc/hostname", hostname, why) && set_hosts(name, hosts, why);
 }
 
+void system_open(void)
+{
+    static const struct {
+        const char *path;
+        const char *value;
+    } settings[] = {
+        {"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
+        {"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"},
+    };
+    /* A kernel without IPv4 has neither. */
+    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
+        (void)file_write(settings[i].path, 0, settings[i].value);
+}
+
 void system_protect(void)
 {
     (void)file_write("/proc/self/oom_score_adj", 0, "-1000");

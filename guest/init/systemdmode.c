@@ -7,6 +7,7 @@
 #include "environment.h"
 #include "files.h"
 #include "keeper.h"
+#include "machineid.h"
 #include "root.h"
 #include "spawn.h"
 #include "unitfiles.h"
@@ -133,16 +134,41 @@ static void become_plain(void)
     (void)file_write("/proc/self/oom_score_adj", 0, "0");
 }
 
-static struct outcome become_init(const struct systemd_mode *mode)
+/* The program's words, and for a VM without a machine id of its own that option of systemd(1), which leaves a
+ * first boot one. NULL without memory. */
+static char **derive_argv(const struct systemd_mode *mode, char *option, size_t size)
 {
-    static char home[] = "/";
-    char home_store[8];
-    const struct config *config = mode->config;
-    const char *program = config->argv[0];
-    char **environment = environment_build(config->environment, home, home_store, sizeof home_store);
+    char *const *argv = mode->config->argv;
+    size_t count = 0;
+    while (argv[count] != NULL)
+        count++;
+    char **derived = calloc(count + 2, sizeof *derived);
+    if (derived == NULL)
+        return NULL;
+    memcpy(derived, argv, count * sizeof *derived);
+    if (mode->config->machine_id == NULL)
+        return derived;
+    int upper = openat(mode->initrd, "disk/upper", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int image = openat(mode->initrd, "image", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (!machine_id_is_own(upper, image)) {
+        (void)snprintf(option, size, "--machine-id=%s", mode->config->machine_id);
+        derived[count] = option;
+    }
+    int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (!machine_id_share(root, upper))
+        report_warning(mode->report, "D-Bus keeps the machine id of the image");
+    close_fd(&root);
+    close_fd(&image);
+    close_fd(&upper);
+    return derived;
+}
+
+/* Comes back only with a refusal. */
+static struct outcome execute_init(const struct systemd_mode *mode, char *const *argv,
+                                   char *const *environment)
+{
+    const char *program = argv[0];
     struct stat status;
-    if (environment == NULL)
-        return refused(EXIT_GUEST_FAILED, program, strerror(errno));
     if (stat(program, &status) != 0)
         return refused(EXIT_NOT_FOUND, program, strerror(errno));
     if (access(program, X_OK) != 0 || !S_ISREG(status.st_mode))
@@ -151,8 +177,22 @@ static struct outcome become_init(const struct systemd_mode *mode)
     report_stages(mode->report);
     become_plain();
     root_let_go(mode->initrd);
-    (void)execve(program, config->argv, environment);
+    (void)execve(program, argv, environment);
     return refused(EXIT_NOT_EXECUTABLE, program, strerror(errno));
+}
+
+static struct outcome become_init(const struct systemd_mode *mode)
+{
+    char option[sizeof "--machine-id=" + MACHINE_ID_LENGTH];
+    struct environment_store store;
+    char **environment = environment_build(mode->config->environment, "/", NULL, &store);
+    char **argv = environment == NULL ? NULL : derive_argv(mode, option, sizeof option);
+    struct outcome outcome = argv == NULL
+                                 ? refused(EXIT_GUEST_FAILED, mode->config->argv[0], strerror(ENOMEM))
+                                 : execute_init(mode, argv, environment);
+    free(argv);
+    free(environment);
+    return outcome;
 }
 
 struct outcome systemd_mode_run(const struct systemd_mode *mode)

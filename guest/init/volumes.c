@@ -6,6 +6,7 @@
 #include "fields.h"
 #include "files.h"
 #include "filesystem.h"
+#include "firstuse.h"
 #include "growth.h"
 #include "inroot.h"
 
@@ -109,6 +110,11 @@ bool volumes_hold_etc(const struct volumes *volumes)
             return true;
     }
     return false;
+}
+
+bool volumes_hold_root(const struct volumes *volumes)
+{
+    return volumes->count > 0 && strcmp(volumes->all[0].path, "/") == 0; /* They are sorted. */
 }
 
 /* What failed ends the boot, or is said and left out. */
@@ -261,10 +267,14 @@ static bool place_one(struct volume *volume, const char *root, struct reason *wh
     /* Opened anew for each: one before may have been mounted on it. */
     int top = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
     int folder = top < 0 ? -1 : folder_in_root(top, volume->path);
-    bool placed = folder >= 0 && filesystem_place(volume->filesystem, folder);
+    bool filled = folder >= 0 && (volume->readonly || first_use(volume->filesystem, folder));
+    bool placed = filled && filesystem_place(volume->filesystem, folder);
     if (!placed)
         (void)refuse(why, "volume %s: cannot %s: %s", volume->path,
-                     folder < 0 ? "make its folder" : "mount it there", strerror(errno));
+                     folder < 0 ? "make its folder"
+                     : filled   ? "mount it there"
+                                : "copy what the image has there to the new volume",
+                     strerror(errno));
     close_fd(&folder);
     close_fd(&top);
     return placed;

@@ -34,10 +34,13 @@ bool volumes_sort(struct volumes *volumes, struct reason *why);
 /* Does one of them hold what the set-up of the network writes to: is its place /, /etc or below /etc? */
 bool volumes_hold_etc(const struct volumes *volumes);
 
+/* Is one of them the root itself? */
+bool volumes_hold_root(const struct volumes *volumes);
+
 /* Mount them all, nowhere yet; devices that are not there are waited for. */
 bool volumes_mount(struct volumes *volumes, struct report *report, int64_t deadline, struct reason *why);
 
-/* Give each its place in the root at `path`. */
+/* Give each its place in the root at `path`, and a new one what the image has there. */
 bool volumes_place(struct volumes *volumes, struct report *report, const char *path, struct reason *why);
 
 /* Make them clean; for when nothing runs any more. */

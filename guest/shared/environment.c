@@ -21,13 +21,14 @@ bool environment_valid(const char *variable)
     return equals != NULL && equals != variable;
 }
 
-char **environment_build(char *const *given, const char *home, char *home_store, size_t home_size)
+char **environment_build(char *const *given, const char *home, const char *hostname,
+                         struct environment_store *store)
 {
     static char default_path[] = "PATH=" DEFAULT_PATH;
     size_t count = 0;
     while (given[count] != NULL)
         count++;
-    char **built = calloc(count + 3, sizeof *built);
+    char **built = calloc(count + 4, sizeof *built);
     if (built == NULL)
         return NULL;
     for (size_t i = 0; i < count; i++)
@@ -35,8 +36,12 @@ char **environment_build(char *const *given, const char *home, char *home_store,
     if (environment_get(given, "PATH") == NULL)
         built[count++] = default_path;
     if (environment_get(given, "HOME") == NULL) {
-        (void)snprintf(home_store, home_size, "HOME=%s", home);
-        built[count++] = home_store;
+        (void)snprintf(store->home, sizeof store->home, "HOME=%s", home);
+        built[count++] = store->home;
+    }
+    if (hostname != NULL && environment_get(given, "HOSTNAME") == NULL) {
+        (void)snprintf(store->hostname, sizeof store->hostname, "HOSTNAME=%s", hostname);
+        built[count++] = store->hostname;
     }
     return built;
 }

@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 from hypemand.api.fields import optional, required, with_default
 from hypemand.api.kinds import (
     Constant,
+    FileMode,
     Flag,
     Gigabytes,
     GuestPath,
     HostPath,
+    Owner,
     Part,
     Referred,
     Refused,
@@ -311,6 +313,8 @@ class CreateVolume:
     size: int | None = optional(Size(), null=True)
     id: str | None = optional(Text(may_be_empty=True), null=True)
     tags: Mapping[str, str] = with_default(TextMap(), {}, null=True)
+    owner: tuple[int, int] | None = optional(Owner(), null=True)
+    mode: int | None = optional(FileMode(), null=True)
 
 
 @_query_of("createVolumeFromArchive")

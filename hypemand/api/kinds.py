@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import signal as signals
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from hypemand.config.sizes import parse_size
 
 MAX_SIGNAL = 64
 MAX_SECONDS = 1e9
+_OWNER = re.compile(r"([0-9]{1,10}):([0-9]{1,10})")
+_MODE = re.compile(r"[0-7]{1,5}")
+_MAX_ID = 2**32 - 2  # (uid_t) -1 is no user
+_MAX_MODE = 0o7777
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,34 @@ class SignalNumber(Kind[int]):
 
     def schema(self) -> Schema:
         return {"type": "integer", "minimum": 1, "maximum": MAX_SIGNAL}
+
+
+@dataclass(frozen=True, slots=True)
+class Owner(Kind[tuple[int, int]]):
+    """UID:GID, in numbers."""
+
+    def read(self, value: object, key: str) -> tuple[int, int]:
+        found = _OWNER.fullmatch(value) if isinstance(value, str) else None
+        if found is None or max(int(found[1]), int(found[2])) > _MAX_ID:
+            raise InvalidField(key, f"is not UID:GID, two numbers of at most {_MAX_ID}, such as 1000:1000")
+        return int(found[1]), int(found[2])
+
+    def schema(self) -> Schema:
+        return {"type": "string", "pattern": f"^{_OWNER.pattern.replace('(', '').replace(')', '')}$"}
+
+
+@dataclass(frozen=True, slots=True)
+class FileMode(Kind[int]):
+    """The mode of a file, in octal digits."""
+
+    def read(self, value: object, key: str) -> int:
+        found = _MODE.fullmatch(value) if isinstance(value, str) else None
+        if found is None or int(found[0], 8) > _MAX_MODE:
+            raise InvalidField(key, 'is not a string of octal digits up to 7777, such as "0750"')
+        return int(found[0], 8)
+
+    def schema(self) -> Schema:
+        return {"type": "string", "pattern": f"^{_MODE.pattern}$"}
 
 
 @dataclass(frozen=True, slots=True)

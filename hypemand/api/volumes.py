@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TypeVar
 
 from aiohttp import web
@@ -28,7 +29,7 @@ from hypemand.inflate import GZIP, Inflater, InvalidGzip
 from hypemand.model.answers.volume import Attachment, FileSystem, Space, SpaceUse, Volume
 from hypemand.model.document import encode
 from hypemand.model.space import SpaceReport
-from hypemand.model.volumes import VolumeView
+from hypemand.model.volumes import VolumeRoot, VolumeView
 
 _REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -73,7 +74,9 @@ class VolumeRoutes:
         """Create an empty volume."""
         body = await self._read(request, CreateVolume)
         size = _choose_size(body.size_gb, body.size)
-        volume = await self._volumes.create_volume(body.name, size, body.tags, body.id or None)
+        volume = await self._volumes.create_volume(
+            body.name, size, body.tags, body.id or None, _choose_root(body.owner, body.mode)
+        )
         return json_response(volume_json(volume), status=201)
 
     async def create_from_archive(self, request: web.Request) -> web.StreamResponse:
@@ -198,6 +201,14 @@ def _choose_size(size_gb: int | None, size: int | None) -> int:
     if size_gb is not None and size is None:
         return size_gb
     raise InvalidRequest("size_gb: give either size_gb or size", hint="size_gb: 10, or size: 512M")
+
+
+def _choose_root(owner: tuple[int, int] | None, mode: int | None) -> VolumeRoot | None:
+    """Owner and mode of a volume's root; None if neither was given."""
+    if owner is None and mode is None:
+        return None
+    root = VolumeRoot() if owner is None else VolumeRoot(*owner)
+    return root if mode is None else replace(root, mode=mode)
 
 
 async def _inflate(request: web.Request) -> AsyncIterator[bytes]:

@@ -16,7 +16,13 @@ SPACE = (
         "create an empty volume",
         "volume:create",
         arguments=(Argument("NAME", "name of the volume"),),
-        options=(_SIZE, _VOLUME_TAG, JSON),
+        options=(
+            _SIZE,
+            _VOLUME_TAG,
+            Option(("--owner",), "owner of the volume's root directory", "UID:GID"),
+            Option(("--mode",), "mode of the volume's root directory, such as 0750", "MODE"),
+            JSON,
+        ),
     ),
     Command(
         ("volume", "list"),

@@ -179,8 +179,8 @@ def import_image(context: Context) -> int:
     """Let the daemon make an image of what lies at a path of this host."""
     name, (kind, path) = context.args.image, _split_source(context.args.path)
     path = os.path.abspath(path)
-    # an OCI layout may have its tag behind it
-    if not os.path.exists(path) and not os.path.isdir(path.rpartition(":")[0]):
+    # what holds several images may have a tag behind it
+    if not any(os.path.exists(path[:end]) for end, char in enumerate(f"{path}:") if char == ":"):
         raise InvalidRequest(
             f"there is no {path}", hint=("specify a directory, a tar archive or an OCI layout")
         )

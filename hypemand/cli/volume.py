@@ -33,6 +33,7 @@ def create(context: Context) -> int:
     """Create an empty volume, and print its id."""
     args = context.args
     body = {"name": args.name, "size": args.size or _DEFAULT_SIZE, "tags": dict(args.tag)}
+    body |= {key: value for key in ("owner", "mode") if (value := getattr(args, key)) is not None}
     return _show_made(context, context.client.post("volumes", body=body))
 
 

@@ -88,7 +88,7 @@ def make_plan(
     """Derive the unit and the guest's configuration of a start. Raises InvalidDefinition when definition and
     image together have no program. `in_root`: is a file of the host in the root directory of VMMs already?"""
     guest = resolve_program(definition, image)
-    guest = replace(guest, volumes=tuple(map(_guest_volume, volumes)))
+    guest = replace(guest, volumes=tuple(map(_guest_volume, volumes)), machine_id=record.id)
     if network is not None:
         guest = replace(guest, interfaces=(network.interface,), dns=network.dns, hosts=network.hosts)
     if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):

@@ -25,7 +25,7 @@ from hypemand.model.exec import ExecRequest
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.space import SpaceReport
 from hypemand.model.state import Origin, State
-from hypemand.model.volumes import VolumeFill, VolumeView
+from hypemand.model.volumes import VolumeFill, VolumeRoot, VolumeView
 from hypemand.storage.volumes import Volume, check_size
 from hypemand.tasks import finish
 from hypemand.workers import Pool, run_in
@@ -79,19 +79,31 @@ class ApiVolumes:
         return await self._view(self._store.get(ref))
 
     async def create_volume(
-        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+        self,
+        name: str,
+        size: int,
+        tags: Mapping[str, str],
+        volume_id: str | None,
+        root: VolumeRoot | None = None,
     ) -> VolumeView:
         """See `VolumeService`."""
-        return await self._view(await self._create(name, size, tags, volume_id, ready=True))
+        return await self._view(await self._create(name, size, tags, volume_id, ready=True, root=root))
 
     async def _create(
-        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None, *, ready: bool
+        self,
+        name: str,
+        size: int,
+        tags: Mapping[str, str],
+        volume_id: str | None,
+        *,
+        ready: bool,
+        root: VolumeRoot | None = None,
     ) -> Volume:
         async with self._lock:
             self._store.check_new(name, size, tags, volume_id)
             fleet = self._fleet
             disks = await fleet.look_at_disks()
-            create = partial(self._store.create, name, size, tags, volume_id, ready=ready)
+            create = partial(self._store.create, name, size, tags, volume_id, ready=ready, root=root)
             with fleet.promise_room(disks, f"the volume {name}", size, key=name):
                 try:
                     return await _work(create)

@@ -18,7 +18,7 @@ from hypemand.model.space import SpaceReport
 from hypemand.model.state import State
 from hypemand.model.timeline import Timeline
 from hypemand.model.vm import VmView
-from hypemand.model.volumes import VolumeFill, VolumeView
+from hypemand.model.volumes import VolumeFill, VolumeRoot, VolumeView
 
 
 class Manager(Protocol):
@@ -153,7 +153,12 @@ class VolumeService(Protocol):
         """One volume."""
 
     async def create_volume(
-        self, name: str, size: int, tags: Mapping[str, str], volume_id: str | None
+        self,
+        name: str,
+        size: int,
+        tags: Mapping[str, str],
+        volume_id: str | None,
+        root: VolumeRoot | None = None,
     ) -> VolumeView:
         """An empty one. InvalidRequest, AlreadyExists, InsufficientResources."""
 

@@ -25,6 +25,15 @@ class VolumeAttachment(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeRoot:
+    """What the root of a new volume is to be, where the image of its first VM is not to decide that."""
+
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o755
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeView:
     """A volume at one moment. `size` and `used` (on the host) in bytes, `created_at` seconds since the epoch;
     `ready` False: an archive is being unpacked into it."""

@@ -64,7 +64,8 @@ class GuestHost:
 class GuestConfig:
     """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /.
     `dns` are addresses, `search` domains; `hosts`, at most MAX_HOSTS, are the names of other VMs and
-    its own. `settings`: records on how programs are started, as `settings_of` derives them."""
+    its own. `settings`: records on how programs are started, as `settings_of` derives them. `machine_id`: 32
+    hex digits, what a guest's systemd is given (machine-id(5))."""
 
     name: str
     mode: Mode
@@ -81,6 +82,7 @@ class GuestConfig:
     search: tuple[str, ...] = ()
     hosts: tuple[GuestHost, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
+    machine_id: str | None = None
 
 
 def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
@@ -108,6 +110,8 @@ def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
         yield "search", domain
     for host in config.hosts:
         yield "host", _format_fields(_host_fields(host))
+    if config.machine_id is not None:
+        yield "machine_id", config.machine_id
     yield from config.settings
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from enum import StrEnum
@@ -28,6 +29,7 @@ from hypemand.config.definition import GIB, MIB
 from hypemand.config.sizes import format_size
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.fulldisk import name_full_disk
+from hypemand.model.volumes import VolumeRoot
 from hypemand.run import run
 from hypemand.storage.locks import hold_disk
 
@@ -105,6 +107,19 @@ def find_size_problem(path: Path, size: int) -> Problem | None:
     has = format_size(there)
     what = f"{format_size(size)} is less than the {has} that the VM's disk has; a disk cannot shrink"
     return Problem("", 0, 0, "disk", what, f"write {has} or more, or remove the VM and create it again")
+
+
+def set_root(path: Path, root: VolumeRoot) -> None:
+    """Owner and mode of the root of a disk that was made just now. Without lost+found, a guest does not take
+    it for new (guest/init/firstuse.c)."""
+    fields = {"mode": f"0{stat.S_IFDIR | root.mode:o}", "uid": f"{root.uid}", "gid": f"{root.gid}"}
+    commands = ["rmdir lost+found", *(f"set_inode_field <2> {key} {value}" for key, value in fields.items())]
+    argv = ["debugfs", "-w", "-f", "/dev/stdin", os.fspath(path)]
+    done = run(argv, timeout=_MAKE_TIMEOUT, input="".join(f"{line}\n" for line in commands).encode())
+    # it exits with 0 whatever fails; its first line is its version
+    said = [line for line in done.stderr.splitlines()[1:] if line.strip()]
+    if said:
+        raise HypemandError(f"cannot set owner and mode of {path}: {said[0]}")
 
 
 def make_fresh_disk(path: Path, size: int, uid: int, templates: Path) -> None:

@@ -9,6 +9,8 @@ one-layer OCI image, and umoci, which resolves every path inside its target, unp
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from pathlib import Path
 from hypemand.errors import AlreadyExists, ImageNotReady, InvalidRequest, NotFound
 from hypemand.model.images import OciConfig, derive_host_architecture
 from hypemand.storage import ocilayout, tarball
+from hypemand.storage.archives import Listed, choose
 from hypemand.storage.images import ROOTFS, Image, derive_id, store_metadata
 from hypemand.storage.references import (
     BUILTIN_PREFIX,
@@ -197,24 +200,21 @@ def _find_source(source: str) -> tuple[Path, str, Transport | None]:
     path = Path(plain)
     if path.exists():
         return path.resolve(), "", kind
-    before, colon, tag = plain.rpartition(":")
-    if colon and tag and "/" not in tag and ocilayout.is_layout(Path(before)):
-        return Path(before).resolve(), tag, kind
+    for end in reversed([at for at, char in enumerate(plain) if char == ":"]):
+        before, tag = Path(plain[:end]), plain[end + 1 :]
+        if tag and before.exists() and (before.is_file() or _holds_images(before)):
+            return before.resolve(), tag, kind
     raise NotFound(f"{plain} does not exist", hint="use a directory, a tar archive or an OCI layout")
+
+
+def _holds_images(path: Path) -> bool:
+    return ocilayout.is_layout(path) or ocilayout.find_docker_images(path) is not None
 
 
 def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpacked | Image:
     """A root file system to make an image of, or the image if it is here already."""
     if path.is_dir():
-        if ocilayout.is_layout(path) and kind is not Transport.DIR:
-            if ocilayout.link(path, tag, work.staging / "layout"):
-                return _unpack_copy(os.fspath(path), work)
-            return _unpack_oci(f"oci:{path}:{tag}" if tag else f"oci:{path}", path, work)
-        if kind in (Transport.OCI, Transport.DOCKER_ARCHIVE):
-            raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}", hint=f"dir:{path} is a plain directory")
-        if _is_skopeo_dir(path):
-            return _unpack_oci(f"dir:{path}", path, work)
-        return _derive_plain(path, path)
+        return _unpack_folder(path, tag, kind, work)
     if not path.is_file():
         raise ImageNotReady(f"{path} is neither a file nor a directory")
     if kind in (Transport.OCI, Transport.DIR):
@@ -222,15 +222,57 @@ def _unpack(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpac
     tar = work.staging / "source.tar"
     work.room.need(path.stat().st_size)
     tarball.decompress(path, tar, work.tools, work.room.check)
-    found = tarball.find_kind(tar, os.fspath(path))
-    if kind is Transport.DOCKER_ARCHIVE and found is not tarball.Kind.DOCKER:
+    return _unpack_tar(tar, path, tag, kind, work)
+
+
+def _unpack_folder(path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpacked | Image:
+    images = None if kind is Transport.DIR else ocilayout.find_images(path)
+    if images is not None:
+        chosen = choose(images, tag, os.fspath(path))
+        if ocilayout.link(path, chosen.content, work.staging / "layout"):
+            return _unpack_copy(os.fspath(path), work)
+        return _unpack_oci(f"oci:{path}:{chosen.word}" if chosen.word else f"oci:{path}", path, work)
+    if kind in (None, Transport.DOCKER_ARCHIVE) and ocilayout.find_docker_images(path) is not None:
+        tar = work.staging / "source.tar"
+        ocilayout.pack_folder(path, tar, work.tools)
+        return _unpack_tar(tar, path, tag, kind, work)
+    if kind in (Transport.OCI, Transport.DOCKER_ARCHIVE):
+        raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}", hint=f"dir:{path} is a plain directory")
+    if _is_skopeo_dir(path):
+        return _unpack_oci(f"dir:{path}", path, work)
+    return _derive_plain(path, path)
+
+
+def _unpack_tar(tar: Path, path: Path, tag: str, kind: Transport | None, work: _Work) -> _Unpacked | Image:
+    """What is in the uncompressed `tar`, which was made of `path`."""
+    source = os.fspath(path)
+    found = tarball.find_contents(tar, source)
+    if kind is Transport.DOCKER_ARCHIVE and found.docker is None:
         raise ImageNotReady(f"{path} is no {_KIND_WORDS[kind]}")
-    if found is not tarball.Kind.ROOTFS:
-        return _unpack_oci(f"{found.value}:{tar}", tar, work)
+    # of an archive that is both, its index has the digests; but two images may have one name there
+    if found.oci is not None and (found.docker is None or _is_plain_choice(found.oci, tag)):
+        chosen = choose(found.oci, tag, source)
+        return _unpack_oci(f"oci-archive:{tar}{_word(found.oci, chosen)}", tar, work)
+    if found.docker is not None:
+        chosen = choose(found.docker, tag, source)
+        return _unpack_oci(f"docker-archive:{tar}{_word(found.docker, chosen)}", tar, work)
+    if tag:
+        raise ImageNotReady(f"{path} is a root file system, which has no tags", hint=f"import {path}")
     layout = work.staging / "layout"
     ocilayout.wrap_layer(tar, layout, derive_host_architecture())
-    ocilayout.unpack(layout, work.staging / "root", work.tools)
+    ocilayout.unpack(layout, work.staging / "root", work.tools, work.room.check)
     return _derive_plain(work.staging / "root", path)
+
+
+def _is_plain_choice(listed: list[Listed], tag: str) -> bool:
+    """Is there one image of that tag, and nothing else that skopeo would take for it?"""
+    found = {item.content for item in listed if not tag or tag in item.names}
+    words = {item.word for item in listed if item.content in found}
+    return len(found) == 1 and all(item.content in found for item in listed if item.word in words)
+
+
+def _word(listed: list[Listed], chosen: Listed) -> str:
+    return f":{chosen.word}" if len(listed) > 1 and chosen.word else ""
 
 
 _KIND_WORDS = {
@@ -250,6 +292,8 @@ def _is_skopeo_dir(path: Path) -> bool:
 
 def _derive_plain(root: Path, source: Path) -> _Unpacked:
     """A root file system without metadata: it is started by its own init, if it has one."""
+    if root == source:
+        _check_no_mounts(root)
     if not any(root.iterdir()):
         raise ImageNotReady(
             f"{source} is empty", hint=("use a directory or tar archive with a root file system")
@@ -257,6 +301,17 @@ def _derive_plain(root: Path, source: Path) -> _Unpacked:
     cmd = (_INIT,) if find_in_root(root, _INIT) is not None else ()
     architecture = find_architecture(root) or derive_host_architecture()
     return _Unpacked(root, architecture, OciConfig(cmd=cmd))
+
+
+def _check_no_mounts(root: Path) -> None:
+    """ImageNotReady if something is mounted in a root file system, as what a chroot is used with."""
+    below = os.fsencode(root).rstrip(b"/") + b"/"
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        # proc_pid_mountinfo(5): the fifth field, in which blanks are octal
+        point = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4])
+        if point.startswith(below):
+            path = os.fsdecode(point)
+            raise ImageNotReady(f"{path} is a mount point: unmount it", hint=f"umount {shlex.quote(path)}")
 
 
 def _unpack_oci(reference: str, source: Path, work: _Work) -> _Unpacked | Image:
@@ -280,7 +335,7 @@ def _unpack_layout(layout: Path, described: ocilayout.Described, digest: str, wo
     if described.zstd:
         layout = ocilayout.repack(layout, work.tools)
     root = work.staging / "root"
-    ocilayout.unpack(layout, root, work.tools)
+    ocilayout.unpack(layout, root, work.tools, work.room.check)
     # what is unpacked need not lie here twice
     shutil.rmtree(layout)
     return _Unpacked(root, described.architecture, described.config, digest)

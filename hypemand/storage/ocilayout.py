@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ from typing import Any
 from hypemand.errors import ImageNotReady
 from hypemand.model.images import OciConfig
 from hypemand.run import CommandFailed, run
+from hypemand.storage import tarball
+from hypemand.storage.archives import INDEX, MANIFEST, OCI_LAYOUT, Listed, parse_index, parse_manifest
+from hypemand.storage.attributes import drop_forbidden
 from hypemand.storage.images import encode_oci_config, parse_oci_config
+from hypemand.storage.rootfs import hash_file
 from hypemand.storage.tools import Tools
 
 TAG = "image"
@@ -28,6 +33,8 @@ _MAX_JSON = 4 * 1024 * 1024
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+# of umoci, for what a process without CAP_SYS_ADMIN may not set
+_DENIED = "restore xattr metadata"
 _REF_NAME = "org.opencontainers.image.ref.name"
 
 
@@ -44,7 +51,25 @@ class Described:
 
 def is_layout(path: Path) -> bool:
     """Is that folder an OCI layout?"""
-    return (path / "oci-layout").is_file() and (path / "index.json").is_file()
+    return find_images(path) is not None
+
+
+def find_images(path: Path) -> list[Listed] | None:
+    """The images of an OCI layout; None if that folder is none."""
+    return parse_index(_read_markers(path, OCI_LAYOUT, INDEX))
+
+
+def find_docker_images(path: Path) -> list[Listed] | None:
+    """The images of a Docker archive that was unpacked; None if that folder is none."""
+    return parse_manifest(_read_markers(path, MANIFEST))
+
+
+def _read_markers(path: Path, *names: str) -> dict[str, bytes]:
+    files = {}
+    for name in names:
+        with suppress(OSError, ValueError):
+            files[name] = _read(path / name)
+    return files
 
 
 # A layout has no place for signatures, which have done their work when an image is copied. Layers stay as
@@ -66,15 +91,15 @@ def copy(reference: str, source: Path, layout: Path, tools: Tools) -> None:
     tools.build(argv, folder=layout.parent, timeout=_TIMEOUT, readable=[source])
 
 
-def link(source: Path, tag: str, layout: Path) -> bool:
-    """Make a new layout of one image in another, whose blobs stay where they are; `tag` "": of the only one.
+def link(source: Path, content: str, layout: Path) -> bool:
+    """Make a new layout of the image in another that has the digest `content`; blobs stay where they are.
 
     False, and nothing made, for what needs more than that: an index, layers that have to be packed anew, or
     what cannot be understood, which `copy` has the words for. Digests are verified as blobs are read.
     """
     try:
         listed = _read_json(source / "index.json")["manifests"]
-        [found] = [d for d in listed if not tag or (d.get("annotations") or {}).get(_REF_NAME) == tag]
+        [found] = {d["digest"]: d for d in listed if d["digest"] == content}.values()
         layers = _read_blob(source, found)["layers"]
         kinds = {str(layer.get("mediaType")) for layer in layers}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ImageNotReady):
@@ -94,8 +119,56 @@ def pack(layout: Path, archive: Path, name: str, tools: Tools) -> None:
     tools.build(argv, folder=archive.parent, timeout=_TIMEOUT)
 
 
-def unpack(layout: Path, root: Path, tools: Tools) -> None:
-    """Unpack the image into the new folder `root`: owners, modes, xattrs, devices; white-outs applied."""
+def pack_folder(folder: Path, tar: Path, tools: Tools) -> None:
+    """Write a tar of a folder."""
+    argv = ["tar", "-C", os.fspath(folder), "-cf", os.fspath(tar), "."]
+    tools.build(argv, folder=tar.parent, timeout=_TIMEOUT, readable=[folder])
+
+
+def unpack(layout: Path, root: Path, tools: Tools, check: Callable[[], None]) -> None:
+    """Unpack the image into the new folder `root`: owners, modes, xattrs, devices; white-outs applied.
+    `check` raises when it takes too much room."""
+    try:
+        _unpack(layout, root, tools)
+    except CommandFailed as error:
+        if _DENIED not in error.result.stderr:
+            raise
+        # the copy of the layers may need its room
+        run(["rm", "-rf", "--", os.fspath(root)], timeout=_TIMEOUT)
+        other = _without_forbidden(layout, tools, check)
+        _unpack(other, root, tools)
+        shutil.rmtree(other)
+
+
+def _without_forbidden(layout: Path, tools: Tools, check: Callable[[], None]) -> Path:
+    """A layout of the same image, its layers unpacked and without attributes that may not be set."""
+    [descriptor] = _read_json(layout / "index.json")["manifests"]
+    manifest = _read_blob(layout, descriptor)
+    document = _read_blob(layout, manifest["config"])
+    other = layout.with_name(f"{layout.name}-plain")
+    (other / "blobs/sha256").mkdir(parents=True)
+    layers = []
+    for layer in manifest["layers"]:
+        digest = str(layer["digest"]).removeprefix("sha256:")
+        blob = layout / "blobs/sha256" / digest
+        # who unpacks the copy cannot tell any more
+        if not digest.isalnum() or hash_file(blob) != f"sha256:{digest}":
+            raise ImageNotReady(f"the image is broken: the content of its blob {digest[:64]} does not match")
+        tar = other / "layer.tar"
+        tarball.decompress(blob, tar, tools, check)
+        drop_forbidden(tar)
+        plain = hash_file(tar)
+        size = tar.stat().st_size
+        tar.rename(other / "blobs/sha256" / plain.removeprefix("sha256:"))
+        layers.append({"mediaType": _LAYER_TYPE, "digest": plain, "size": size})
+    document["rootfs"] = {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]}
+    described = {"mediaType": _CONFIG_TYPE, **_write_blob(other, document)}
+    plainer = {"schemaVersion": 2, "mediaType": _MANIFEST_TYPE, "config": described, "layers": layers}
+    _write_index(other, {"mediaType": _MANIFEST_TYPE, **_write_blob(other, plainer)})
+    return other
+
+
+def _unpack(layout: Path, root: Path, tools: Tools) -> None:
     argv = ["umoci", "raw", "unpack", "--image", f"{layout}:{TAG}", os.fspath(root)]
     read = [layout, (layout / "blobs").resolve()]
     try:

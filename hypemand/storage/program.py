@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import signal
 from collections.abc import Iterable, Mapping
@@ -40,7 +41,16 @@ def derive_argv(definition: Definition, config: OciConfig) -> tuple[str, ...]:
     """The program and its arguments. An entrypoint of the definition makes the image's cmd mean nothing."""
     if definition.entrypoint is not None:
         return definition.entrypoint + (definition.cmd or ())
-    return config.entrypoint + (config.cmd if definition.cmd is None else definition.cmd)
+    # one empty string: how the entrypoint of a base image is reset in a Dockerfile
+    entrypoint = () if config.entrypoint == ("",) else config.entrypoint
+    return entrypoint + (config.cmd if definition.cmd is None else definition.cmd)
+
+
+def derive_workdir(definition: Definition, config: OciConfig) -> str | None:
+    """The directory that the program starts in. A relative one of an image is below /, as for Docker."""
+    if definition.workdir or not config.working_dir:
+        return definition.workdir or None
+    return posixpath.normpath(f"/{config.working_dir.lstrip('/')}")
 
 
 def derive_env(image: Iterable[str], definition: Mapping[str, str]) -> dict[str, str]:
@@ -76,7 +86,7 @@ def resolve_program(definition: Definition, image: Image) -> GuestConfig:
         mode=derive_mode(definition, argv),
         argv=argv,
         env=derive_env(image.config.env, definition.env),
-        workdir=definition.workdir or image.config.working_dir or None,
+        workdir=derive_workdir(definition, image.config),
         user=definition.user or image.config.user or None,
         stop_signal=stop_signal,
         agent=definition.guest_agent,

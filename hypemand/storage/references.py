@@ -3,7 +3,7 @@
 
     app, app:v2, team/app              a name that somebody gave; where a registry is asked: docker.io's
     registry.example:5000/team/app:v2  in a registry; `@sha256:…` in place of the tag is one content for ever
-    oci:/DIR[:TAG], docker-archive:/FILE, dir:/DIR   made of what lies at a path of this host
+    oci:/DIR[:TAG], docker-archive:/FILE[:TAG], dir:/DIR   made of what lies at a path of this host
     builtin:NAME                       owned by a Debian package
 
 Names are kept in one spelling: the tag `latest` is left out, and so is a tag before a digest, which says

@@ -9,26 +9,29 @@ import lzma
 import os
 import zlib
 from collections.abc import Callable
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
 from hypemand.errors import ImageNotReady
+from hypemand.storage.archives import INDEX, MANIFEST, OCI_LAYOUT, Listed, parse_index, parse_manifest
 from hypemand.storage.tools import Tools
 from hypemand.tar import Header, InvalidArchive, read_headers
 
 _TIMEOUT = 1800.0
 _COPY_BYTES = 1024 * 1024
-_MARKERS = {"oci-layout", "index.json", "manifest.json"}
+_MARKERS = {OCI_LAYOUT, INDEX, MANIFEST}
+_MAX_MARKER = 4 * 1024 * 1024
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
-class Kind(StrEnum):
-    """What is in a tar; the two archives are spelled as skopeo's transports."""
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The images of an OCI layout and of a Docker archive that are in a tar; None: it is no such. Neither: it
+    is a root file system, whatever the names of its files."""
 
-    ROOTFS = "rootfs"
-    OCI = "oci-archive"
-    DOCKER = "docker-archive"
+    oci: list[Listed] | None
+    docker: list[Listed] | None
 
 
 def _open_plain(source: Path, head: bytes) -> IO[bytes]:
@@ -69,9 +72,9 @@ def _find_escape(member: Header) -> str | None:
     return None
 
 
-def find_kind(tar: Path, source: str) -> Kind:
+def find_contents(tar: Path, source: str) -> Contents:
     """Look through the uncompressed `tar`; ImageNotReady, naming `source`, if it is no tar or escapes."""
-    markers = set()
+    files: dict[str, bytes] = {}
     count = 0
     try:
         with open(tar, "rb") as archive:
@@ -82,8 +85,9 @@ def find_kind(tar: Path, source: str) -> Kind:
                     raise ImageNotReady(
                         (f"{source} cannot be imported: {escape}"), hint="create the archive again"
                     )
-                if member.is_file:
-                    markers |= _MARKERS & {member.name.removeprefix("./")}
+                name = member.name.removeprefix("./")
+                if member.is_file and name in _MARKERS and member.size <= _MAX_MARKER:
+                    files[name] = os.pread(archive.fileno(), member.size, member.offset)
     except InvalidArchive as error:
         raise ImageNotReady(
             f"{source} is not a tar file: {error.message}",
@@ -91,6 +95,4 @@ def find_kind(tar: Path, source: str) -> Kind:
         ) from error
     if count == 0:
         raise ImageNotReady(f"{source} is empty", hint="use a tar archive with a root file system")
-    if {"oci-layout", "index.json"} <= markers:
-        return Kind.OCI
-    return Kind.DOCKER if "manifest.json" in markers else Kind.ROOTFS
+    return Contents(oci=parse_index(files), docker=parse_manifest(files))

@@ -34,6 +34,7 @@ from hypemand.config.names import is_name
 from hypemand.config.sizes import format_size
 from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
 from hypemand.fulldisk import name_full_disk
+from hypemand.model.volumes import VolumeRoot
 from hypemand.recordfile import load_record, store_record
 from hypemand.run import CommandFailed
 from hypemand.storage.disks import (
@@ -43,6 +44,7 @@ from hypemand.storage.disks import (
     ensure_disk,
     has_journal_to_replay,
     read_size,
+    set_root,
 )
 from hypemand.storage.locks import hold_disk, lock_disk
 from hypemand.storage.replay import Replay, replay_in_unit
@@ -196,8 +198,10 @@ class VolumeStore:
         volume_id: str | None = None,
         *,
         ready: bool = True,
+        root: VolumeRoot | None = None,
     ) -> Volume:
-        """Make an empty volume. Nothing is left when that fails. InsufficientResources, and as `check_new`.
+        """Make an empty volume. With a `root`, guests put nothing of their images there; else, into a new
+        one, once. Nothing is left when that fails. InsufficientResources, and as `check_new`.
         Blocks."""
         self.check_new(name, size, tags, volume_id)
         if volume_id is not None and os.path.lexists(self._folder / volume_id):
@@ -214,6 +218,8 @@ class VolumeStore:
         making.mkdir(mode=0o700)
         try:
             ensure_disk(making / _DISK, size, -1, self._templates)
+            if root is not None:
+                set_root(making / _DISK, root)
             _write_record(making, volume)
             making.rename(folder)
             self._volumes[volume.id] = volume

@@ -33,7 +33,7 @@ BUSYBOX = "/bin/busybox"
 BOOT_S = 60.0
 APPLETS = (
     *("sh", "cat", "sleep", "id", "ls", "ps", "mount", "env", "tail", "dd", "echo", "ip", "readlink"),
-    *("uname", "grep", "stat", "find", "ln", "ping"),
+    *("uname", "grep", "stat", "find", "ln", "ping", "wc", "touch", "rm", "true", "nc"),
 )
 PORTS = ("agent", "report", "stop")
 
@@ -45,8 +45,11 @@ def make_root(root: Path) -> None:
     shutil.copy(BUSYBOX, root / "bin/busybox")
     for applet in APPLETS:
         (root / "bin" / applet).symlink_to("busybox")
+    (root / "tmp").chmod(0o1777)
     (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\napp:x:500:500::/srv/app:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\napp:x:500:\nextra:x:600:app\n")
+    (root / "var/lib/dbus").mkdir(parents=True)
+    (root / "var/lib/dbus/machine-id").write_text("e" * 32 + "\n")
     (root / "etc/data").write_text("no program\n")
 
 
@@ -235,7 +238,14 @@ class GuestBoot(BootCase):
         with self.guest("sh", "-c", script, env="A=b c", workdir="/data/x") as guest:
             self.assertEqual(guest.exit_report(), (3, "exited with code 3"))
             self.assertNotIn("\r", guest.console)
-            for expected in ("hello\n", "A=b c\n", "HOME=/root\n", "127.0.0.1\tlocalhost vm1\n", "/data/x\n"):
+            for expected in (
+                "hello\n",
+                "A=b c\n",
+                "HOME=/root\n",
+                "HOSTNAME=vm1\n",
+                "127.0.0.1\tlocalhost vm1\n",
+                "/data/x\n",
+            ):
                 self.assertIn(expected, guest.console)
             words = ("HYPEMAN-AGENT-READY", "HYPEMAN-PROGRAM-START", "HYPEMAN-STAGE", "HYPEMAN-EXIT")
             order = [guest.console.index(word) for word in words]
@@ -248,6 +258,22 @@ class GuestBoot(BootCase):
             self.assertIn("again\n", guest.console)
             self.assertNotIn("AGENT-READY", guest.console)
 
+    def test_who_is_not_root_may_ping_and_have_any_port(self) -> None:
+        script = (
+            "cat /proc/sys/net/ipv4/ping_group_range;"
+            "nc -l -p 80 127.0.0.1 >/tmp/got & sleep 1; echo hello | nc -w 5 127.0.0.1 80; wait; cat /tmp/got"
+        )
+        with self.guest("sh", "-c", script, user="500:500", agent="0") as guest:
+            self.assertEqual(guest.exit_report()[0], 0)
+            self.assertIn("0\t2147483647\nhello\n", guest.console)
+        script = """
+        cat /proc/sys/net/ipv4/ip_unprivileged_port_start
+        ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt
+        """
+        with self.guest("/bin/sh", "-c", script, mode="systemd", agent="0") as guest:
+            self.assertEqual(guest.exit_report()[0], 0)
+            self.assertIn("\n1024\n", guest.console)
+
     def test_limits_are_as_of_a_service_or_as_the_host_says(self) -> None:
         script = "ulimit -Sn; ulimit -Hn; ulimit -Hc"
         for limit, shown in ((None, "1024\n524288\nunlimited\n"), ("nofile=64:128", "64\n128\nunlimited\n")):
@@ -255,6 +281,23 @@ class GuestBoot(BootCase):
             with self.guest("sh", "-c", script, user="app", agent="0", **records) as guest:
                 self.assertEqual(guest.exit_report()[0], 0)
                 self.assertIn(shown, guest.console)
+
+    def test_systemd_gets_the_machine_id_of_the_vm_until_it_has_one(self) -> None:
+        own, show = "0123456789abcdef" * 2, 'echo "<$0>"; ls -l /var/lib/dbus'
+        end = "ln -sf /run/initramfs/shutdown /shutdown; exec /shutdown halt"
+        with tempfile.TemporaryDirectory() as name:
+            machine = Machine(disk=make_ext4(Path(name) / "disk"))
+            for write, said in (
+                ("true", f"<--machine-id={own}>"),
+                (f"echo {own} >/etc/machine-id", own),
+                ("true", "<"),
+            ):
+                words = ("/bin/sh", "-c", f"{show}; {write}; {end}")
+                with self.guest(*words, mode="systemd", agent="0", machine_id=own, machine=machine) as guest:
+                    self.assertEqual(guest.exit_report()[0], 0)
+                    self.assertIn(said, guest.console)
+                    self.assertIn("machine-id -> /etc/machine-id\n", guest.console)
+            self.assertNotIn("--machine-id", guest.console)
 
     def test_systemd_mode_has_limits_for_the_services(self) -> None:
         script = """
@@ -315,6 +358,18 @@ class GuestBoot(BootCase):
     def test_killed_for_memory(self) -> None:
         with self.guest("sh", "-c", "exec tail /dev/zero", memory=96, agent="0") as guest:
             self.assertEqual(guest.exit_report(), (137, "out of memory: the kernel killed the program"))
+
+    def test_a_command_of_another_user_may_open_its_own_output_again(self) -> None:
+        with self.guest("sleep", "1000") as guest:
+            guest.wait_for("AGENT-READY.*\n")
+            channel = guest.channel()
+            channel.greet()
+            script = "cat </dev/stdin >/dev/stdout; echo err >/dev/stderr; env | grep HOSTNAME"
+            result = channel.run(["sh", "-c", script], b"in\n", user="500:500")
+            self.assertEqual((result.code, result.output), (0, {1: b"in\nHOSTNAME=vm1\n", 2: b"err\n"}))
+            channel.close()
+            with guest.order_poweroff(1):
+                guest.exit_report()
 
     def test_agent_executes_and_shuts_down(self) -> None:
         with self.guest("sleep", "1000") as guest:

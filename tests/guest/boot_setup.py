@@ -56,6 +56,18 @@ class SetUp(boot_guest.BootCase):
         (root / "data").mkdir()
         (root / "etc/resolv.conf").symlink_to("../run/resolver/stub.conf")
         (root / "etc/hosts").write_text("127.0.0.1 localhost # vm1\n::1 localhost")
+        (root / "run/mysqld").mkdir(parents=True)
+        os.chown(root / "run/mysqld", 500, 600)
+        (root / "run/mysqld").chmod(0o3777)
+        (root / "var/run").symlink_to("../run")
+        (root / "srv/app").mkdir(parents=True)
+        (root / "srv/app/seed").write_text("of the image\n")
+        (root / "srv/app/seed").chmod(0o640)
+        os.chown(root / "srv/app/seed", 500, 500)
+        os.chown(root / "srv/app", 500, 600)
+        (root / "srv/app").chmod(0o750)
+        (root / "large").mkdir()
+        (root / "large/much").write_bytes(os.urandom(20 << 20))
         # as seen from outside of the root that leads to the initrd's
         (root / "out").symlink_to("../../../../..")
 
@@ -122,6 +134,54 @@ class SetUp(boot_guest.BootCase):
                 self.expect_order(guest, "root", name, "binds", "api", "system", "program")
         self.check_ext4(outer)
         self.assertEqual(read_from(outer, "/c"), "new\n")
+
+    def test_run_has_what_the_image_has_there_and_the_volumes_in_it(self) -> None:
+        machine = Machine(
+            drives=[("v-run", self.volume("run", a="of the volume\n"), False)],
+            records=[("volume", "serial=v-run,path=/run/of/volume")],
+        )
+        script = "touch /var/run/mysqld/s && stat -c '%a %u:%g' /run/mysqld; cat /run/of/volume/a; mount"
+        with self.guest("sh", "-c", script, agent="0", user="app", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertIn("3777 500:600\nof the volume\n", guest.console)
+            self.assertRegex(guest.console, r"on /run type tmpfs \(rw,nosuid,nodev\S*,mode=755")
+        show = "ls -A /run; ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt"
+        with self.guest("/bin/sh", "-c", show, mode="systemd", agent="0") as guest:
+            self.assertEqual(guest.exit_report(), (0, "halted from inside"))
+            self.assertNotIn("mysqld", guest.console)
+
+    def test_a_new_volume_begins_with_what_the_image_has_in_its_place(self) -> None:
+        volume = self.folder / "new"
+        ensure_disk(volume, 64 << 20, -1, self.folder / "templates")
+        machine = Machine(drives=[("v", volume, False)], records=[("volume", "serial=v,path=/srv/app")])
+        show = "stat -c '%a %u:%g' /srv/app /srv/app/seed; ls -A /srv/app; cat /srv/app/seed"
+        with self.guest(
+            "sh", "-c", f"{show}; rm /srv/app/seed; >/srv/app/mine", agent="0", user="app", machine=machine
+        ) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertIn("750 500:600\n640 500:500\nseed\nof the image\n", guest.console)
+        self.check_ext4(volume)
+        with self.guest("ls", "-A", "/srv/app", agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertIn("mine\n", guest.console)
+            self.assertNotIn("seed", guest.console)
+
+    def test_a_new_volume_that_is_too_small_for_what_the_image_has_ends_the_boot(self) -> None:
+        volume = self.folder / "small"
+        ensure_disk(volume, 16 << 20, -1, self.folder / "templates")
+        machine = Machine(drives=[("v", volume, False)], records=[("volume", "serial=v,path=/large")])
+        with self.guest("true", agent="0", machine=machine) as guest:
+            code, why = guest.exit_report()
+        self.assertEqual(code, 125)
+        words = (
+            "volume /large: cannot copy what the image has there to the new volume: No space left on device"
+        )
+        self.assertEqual(why, words)
+        # With space for it, it is as if that had never been.
+        ensure_disk(volume, 64 << 20, -1, self.folder / "templates")
+        with self.guest("sh", "-c", "ls -A /large; wc -c </large/much", agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+            self.assertIn(f"much\n{20 << 20}\n", guest.console)
 
     def test_two_interfaces_swap_their_names(self) -> None:
         options = [*card(MAC, "n0"), *card(OTHER_MAC, "n1")]

@@ -234,15 +234,16 @@ class ExecMode(unittest.TestCase):
         # what Python sets itself when no locale is set
         got.pop("LC_CTYPE", None)
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        self.assertEqual(got, {**environment, "PATH": path, "HOME": "/root"})
+        added = {"PATH": path, "HOME": "/root", "HOSTNAME": "vm1"}
+        self.assertEqual(got, {**environment, **added})
 
     def test_a_variable_of_the_definition_is_no_default(self) -> None:
-        environment = (f"PATH={self.folder}", "HOME=/else", "X=1")
-        (self.folder / "mine").write_text('#!/bin/sh\necho "$HOME|$PATH|$0"\n')
+        environment = (f"PATH={self.folder}", "HOME=/else", "HOSTNAME=own", "X=1")
+        (self.folder / "mine").write_text('#!/bin/sh\necho "$HOME|$PATH|$HOSTNAME|$0"\n')
         (self.folder / "mine").chmod(0o755)
         init = self.init("mine", want_agent="0", environment=environment)
         self.assertEqual(init.report(), (0, "exited with code 0"))
-        self.assertIn(f"/else|{self.folder}|{self.folder}/mine\n", init.console)
+        self.assertIn(f"/else|{self.folder}|own|{self.folder}/mine\n", init.console)
 
     def test_a_relative_program_is_found_from_its_folder(self) -> None:
         (self.folder / "mine").write_text("#!/bin/sh\necho ran in $PWD\n")

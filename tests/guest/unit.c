@@ -10,6 +10,7 @@
 #include "environment.h"
 #include "fields.h"
 #include "files.h"
+#include "firstuse.h"
 #include "growth.h"
 #include "headers.h"
 #include "hosts.h"
@@ -17,6 +18,7 @@
 #include "inroot.h"
 #include "kernellog.h"
 #include "laststage.h"
+#include "machineid.h"
 #include "ports.h"
 #include "records.h"
 #include "report.h"
@@ -244,22 +246,68 @@ static void test_identity(void)
     EXPECT_TEXT(why.words, "user \"nobody\" is not in the image's /etc/passwd");
 }
 
+static void test_machine_id(void)
+{
+    static const char own[] = "0123456789abcdef0123456789abcdef\n";
+    static const char other[] = "ffffffffffffffffffffffffffffffff\n";
+    char base[] = "/tmp/hypeman-unit-XXXXXX";
+    char target[32];
+    EXPECT(machine_id_valid(boot) && !machine_id_valid("") && !machine_id_valid("0123"));
+    EXPECT(!machine_id_valid("00000000000000000000000000000000") &&
+           !machine_id_valid("0123456789ABCDEF0123456789abcdef"));
+    EXPECT(mkdtemp(base) != NULL);
+    int top = open(base, O_RDONLY | O_DIRECTORY);
+    EXPECT(mkdirat(top, "upper", 0755) == 0 && mkdirat(top, "image", 0755) == 0);
+    int upper = openat(top, "upper", O_PATH | O_DIRECTORY);
+    int image = openat(top, "image", O_PATH | O_DIRECTORY);
+    EXPECT(!machine_id_is_own(upper, image) && machine_id_share(image, upper));
+    EXPECT(mkdirat(upper, "etc", 0755) == 0 && mkdirat(image, "etc", 0755) == 0 &&
+           mkdirat(image, "var", 0755) == 0 && mkdirat(image, "var/lib", 0755) == 0 &&
+           mkdirat(image, "var/lib/dbus", 0755) == 0);
+    int folders[] = {openat(upper, "etc", O_RDONLY | O_DIRECTORY),
+                     openat(image, "etc", O_RDONLY | O_DIRECTORY),
+                     openat(image, "var/lib/dbus", O_RDONLY | O_DIRECTORY)};
+    EXPECT(file_replace(folders[0], "machine-id", "uninitialized\n") && !machine_id_is_own(upper, image));
+    EXPECT(file_replace(folders[0], "machine-id", own) && machine_id_is_own(upper, image));
+    EXPECT(file_replace(folders[1], "machine-id", own) && !machine_id_is_own(upper, image));
+    EXPECT(file_replace(folders[1], "machine-id", other) && machine_id_is_own(upper, image));
+    EXPECT(file_replace(folders[2], "machine-id", own) && !machine_id_is_own(upper, image));
+    EXPECT(machine_id_share(image, upper) && machine_id_share(image, upper));
+    ssize_t length = readlinkat(folders[2], "machine-id", target, sizeof target);
+    EXPECT(length == 15 && memcmp(target, "/etc/machine-id", 15) == 0);
+    struct stat status;
+    EXPECT(fstat(top, &status) == 0);
+    for (size_t i = 0; i < 3; i++)
+        close_fd(&folders[i]);
+    close_fd(&image);
+    close_fd(&upper);
+    close_fd(&top);
+    int parent = open("/tmp", O_PATH | O_DIRECTORY);
+    EXPECT(tree_remove(parent, base + 5, status.st_dev));
+    close_fd(&parent);
+}
+
 static void test_environment(void)
 {
     static char a[] = "A=1";
     static char path[] = "PATH=/x";
     static char home[] = "HOME=/h";
     static char pathology[] = "PATHOLOGY=1";
-    char store[32];
+    static char hostname[] = "HOSTNAME=x";
+    struct environment_store store;
     char *bare[] = {a, pathology, NULL};
-    char **built = environment_build(bare, "/root", store, sizeof store);
+    char **built = environment_build(bare, "/root", "vm1", &store);
     EXPECT_TEXT(environment_get(built, "PATH"), DEFAULT_PATH);
     EXPECT_TEXT(environment_get(built, "HOME"), "/root");
-    EXPECT(built[0] == a && built[4] == NULL);
+    EXPECT_TEXT(environment_get(built, "HOSTNAME"), "vm1");
+    EXPECT(built[0] == a && built[5] == NULL);
     free(built);
-    char *full[] = {path, a, home, NULL};
-    built = environment_build(full, "/root", store, sizeof store);
-    EXPECT(built[0] == path && built[1] == a && built[2] == home && built[3] == NULL);
+    built = environment_build(bare, "/", NULL, &store);
+    EXPECT(environment_get(built, "HOSTNAME") == NULL && built[4] == NULL);
+    free(built);
+    char *full[] = {path, a, home, hostname, NULL};
+    built = environment_build(full, "/root", "vm1", &store);
+    EXPECT(built[0] == path && built[1] == a && built[2] == home && built[3] == hostname && built[4] == NULL);
     free(built);
     EXPECT(environment_valid("A=") && environment_valid("A=b=c") && !environment_valid("A") &&
            !environment_valid("=b"));
@@ -826,6 +874,106 @@ static void test_trees(void)
     close_fd(&parent);
 }
 
+static void test_tree_copy(void)
+{
+    char base[] = "/tmp/hypeman-unit-XXXXXX";
+    char text[16];
+    struct stat status;
+    struct stat other;
+    const struct timespec times[2] = {{1000000000, 5}, {1000000001, 6}};
+    EXPECT(mkdtemp(base) != NULL && stat(base, &status) == 0);
+    int folder = open(base, O_RDONLY | O_DIRECTORY);
+    EXPECT(mkdirat(folder, "from", 0755) == 0 && mkdirat(folder, "from/sub", 0755) == 0 &&
+           mkdirat(folder, "from/sub/deep", 0700) == 0 && mkdirat(folder, "to", 0755) == 0);
+    int from = openat(folder, "from", O_PATH | O_DIRECTORY);
+    int to = openat(folder, "to", O_PATH | O_DIRECTORY);
+    int deep = openat(from, "sub/deep", O_RDONLY | O_DIRECTORY);
+    EXPECT(file_replace(deep, "a", "content\n") && fchownat(deep, "a", 12, 34, 0) == 0 &&
+           fchmodat(deep, "a", 06751, 0) == 0 && linkat(deep, "a", from, "again", 0) == 0);
+    EXPECT(mkfifoat(deep, "fifo", 0600) == 0 && fchmodat(deep, "fifo", 0666, 0) == 0);
+    EXPECT(symlinkat("../nowhere", from, "link") == 0 &&
+           fchownat(from, "link", 7, 8, AT_SYMLINK_NOFOLLOW) == 0);
+    EXPECT(fchownat(from, "sub", 1000, 1001, 0) == 0 && fchmodat(from, "sub", 03777, 0) == 0);
+    EXPECT(utimensat(deep, "a", times, 0) == 0 && utimensat(from, "sub", times, 0) == 0);
+
+    EXPECT(tree_copy(from, to));
+    EXPECT(fstatat(to, "sub", &status, 0) == 0 && status.st_uid == 1000 && status.st_gid == 1001);
+    EXPECT((status.st_mode & 07777) == 03777 && status.st_mtim.tv_sec == 1000000001);
+    EXPECT(fstatat(to, "sub/deep/a", &status, 0) == 0 && status.st_uid == 12 && status.st_gid == 34);
+    EXPECT(status.st_mode == (S_IFREG | 06751) && status.st_mtim.tv_nsec == 6 && status.st_nlink == 2);
+    EXPECT(fstatat(to, "again", &other, 0) == 0 && other.st_ino == status.st_ino);
+    EXPECT(fstatat(to, "sub/deep/fifo", &status, 0) == 0 && status.st_mode == (S_IFIFO | 0666));
+    EXPECT(readlinkat(to, "link", text, sizeof text) == 10 && memcmp(text, "../nowhere", 10) == 0);
+    EXPECT(fstatat(to, "link", &status, AT_SYMLINK_NOFOLLOW) == 0 && status.st_uid == 7);
+    EXPECT(!tree_copy(from, to) && errno == EEXIST);
+
+    EXPECT(fchmodat(folder, "from", 01770, 0) == 0 && fchownat(folder, "from", 5, 6, 0) == 0);
+    EXPECT(folder_resemble(to, from) && fstat(to, &status) == 0 && status.st_uid == 5 && status.st_gid == 6);
+    EXPECT((status.st_mode & 07777) == 01770);
+    close_fd(&deep);
+    close_fd(&from);
+    close_fd(&to);
+    close_fd(&folder);
+    int parent = open("/tmp", O_PATH | O_DIRECTORY);
+    EXPECT(tree_remove(parent, base + 5, status.st_dev));
+    close_fd(&parent);
+}
+
+/* A folder that looks like a new ext4, and one of an image with a file in a folder of another owner. */
+static void test_first_use(void)
+{
+    char base[] = "/tmp/hypeman-unit-XXXXXX";
+    struct stat status;
+    EXPECT(mkdtemp(base) != NULL);
+    int top = open(base, O_RDONLY | O_DIRECTORY);
+    EXPECT(mkdirat(top, "image", 0750) == 0 && fchownat(top, "image", 1000, 1001, 0) == 0 &&
+           mkdirat(top, "image/sub", 0700) == 0 && mkdirat(top, "image/lost+found", 0700) == 0 &&
+           mkdirat(top, "volume", 0755) == 0);
+    int folder = openat(top, "image", O_PATH | O_DIRECTORY);
+    int volume = openat(top, "volume", O_PATH | O_DIRECTORY);
+    int sub = openat(folder, "sub", O_RDONLY | O_DIRECTORY);
+    EXPECT(file_replace(sub, "seed", "seed\n"));
+    close_fd(&sub);
+
+    /* No lost+found: it is not new. */
+    EXPECT(first_use(volume, folder) && faccessat(volume, "sub", F_OK, 0) != 0);
+    /* What fsck has found is somebody's. */
+    EXPECT(mkdirat(volume, "lost+found", 0700) == 0 && mkdirat(volume, "lost+found/#12", 0755) == 0);
+    EXPECT(first_use(volume, folder) && faccessat(volume, "sub", F_OK, 0) != 0);
+    EXPECT(unlinkat(volume, "lost+found/#12", AT_REMOVEDIR) == 0);
+    /* What was cut off while it was copied is begun anew. */
+    EXPECT(mkdirat(volume, "lost+found/.hypeman-copying", 0700) == 0 &&
+           mkdirat(volume, "lost+found/.hypeman-copying/half", 0700) == 0);
+    EXPECT(first_use(volume, folder) && faccessat(volume, "sub/seed", F_OK, 0) == 0);
+    EXPECT(faccessat(volume, "lost+found", F_OK, 0) != 0 && faccessat(volume, "half", F_OK, 0) != 0);
+    EXPECT(fstat(volume, &status) == 0 && status.st_uid == 1000 && status.st_gid == 1001);
+    EXPECT((status.st_mode & 07777) == 0750);
+    /* And never again. */
+    EXPECT(tree_remove(volume, "sub", status.st_dev) && fchownat(top, "volume", 5, 5, 0) == 0);
+    EXPECT(first_use(volume, folder) && faccessat(volume, "sub", F_OK, 0) != 0);
+    EXPECT(fstat(volume, &status) == 0 && status.st_uid == 5);
+    /* What was cut off between the copy and its places is completed. */
+    EXPECT(mkdirat(volume, "lost+found", 0700) == 0 &&
+           mkdirat(volume, "lost+found/.hypeman-copied", 0711) == 0 && mkdirat(volume, "first", 0755) == 0 &&
+           mkdirat(volume, "lost+found/.hypeman-copied/second", 0755) == 0);
+    EXPECT(first_use(volume, folder) && faccessat(volume, "first", F_OK, 0) == 0);
+    EXPECT(faccessat(volume, "second", F_OK, 0) == 0 && faccessat(volume, "lost+found", F_OK, 0) != 0);
+    EXPECT(fstat(volume, &status) == 0 && (status.st_mode & 07777) == 0711);
+    /* A folder with nothing in it gives its owner alone; one with a file in the place of lost+found nothing.
+     */
+    EXPECT(tree_remove(volume, "first", status.st_dev) && tree_remove(volume, "second", status.st_dev) &&
+           tree_remove(folder, "sub", status.st_dev) && mkdirat(volume, "lost+found", 0700) == 0);
+    EXPECT(first_use(volume, folder) && faccessat(volume, "lost+found", F_OK, 0) != 0);
+    EXPECT(fstat(volume, &status) == 0 && status.st_uid == 1000 && (status.st_mode & 07777) == 0750);
+    EXPECT(symlinkat("/", volume, "lost+found") == 0 && first_use(volume, folder));
+    close_fd(&volume);
+    close_fd(&folder);
+    close_fd(&top);
+    int parent = open("/tmp", O_PATH | O_DIRECTORY);
+    EXPECT(tree_remove(parent, base + 5, status.st_dev));
+    close_fd(&parent);
+}
+
 /* --- stages --- */
 
 struct meeting {
@@ -1037,6 +1185,7 @@ int main(void)
     test_boot_id();
     test_identity();
     test_environment();
+    test_machine_id();
     test_frames();
     test_boxes();
     test_stop_line();
@@ -1055,6 +1204,8 @@ int main(void)
     test_build_id();
     test_in_root();
     test_trees();
+    test_tree_copy();
+    test_first_use();
     test_stages();
     test_at_once();
     test_config_disk();

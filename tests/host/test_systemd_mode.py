@@ -139,6 +139,12 @@ def test_the_images_init_is_found_and_becomes_pid_1(debian: Vms) -> None:
     assert boot_id(debian) == debian.show(NAME)["boot_id"]
 
 
+def test_its_machine_id_is_the_vms_own_and_stays(debian: Vms) -> None:
+    show = "cat /etc/machine-id; readlink -f /var/lib/dbus/machine-id; [ -e /etc/machine-id ] && echo there"
+    expected = f"{debian.show(NAME)['id']}\n/etc/machine-id\nthere\n"
+    assert debian.execute(NAME, "sh", "-c", show) == expected
+
+
 def test_it_comes_up_whole_and_asks_for_no_login_on_the_console(debian: Vms) -> None:
     waited = debian.ctl("exec", NAME, "--", "systemctl", "is-system-running", "--wait", check=False)
     assert waited.stdout == "running\n", debian.execute(NAME, "systemctl", "--failed", "--no-pager")

@@ -432,6 +432,7 @@ OTHERS = {
     "storage.references:split_name": "of a name that was parsed",
     "storage.program:parse_signal": "a word that is looked up",
     "storage.registry:Registry._parse": "json.loads of at most 4 MiB, in a thread",
+    "storage.archives:": "json.loads of members with a limit of their size, in a thread",
     "storage.store:_parse_names": "a file of ours",
     "storage.volumes:_parse_record": "a file of ours",
     "vm.tracker:_parse_notes": "a file of ours",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.model.files import FileInfo, FileKind
+from hypemand.model.volumes import VolumeRoot
 from tests.fakes.files import GuestFile
 from tests.unit.api.harness import Api, Json, drive
 
@@ -32,6 +33,26 @@ def test_a_volume_by_our_own_words(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
+def test_a_volume_has_the_owner_and_the_mode_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots: list[VolumeRoot] = []
+    monkeypatch.setattr("hypemand.storage.volumes.set_root", lambda _path, root: roots.append(root))
+
+    async def scenario(api: Api) -> None:
+        for name, keys, root in (
+            ("neither", {}, None),
+            ("owned", {"owner": "1000:4294967294"}, VolumeRoot(1000, 4294967294, 0o755)),
+            ("moded", {"mode": "1777"}, VolumeRoot(0, 0, 0o1777)),
+            ("both", {"owner": "5:6", "mode": "0750"}, VolumeRoot(5, 6, 0o750)),
+        ):
+            assert (await api.ask("POST", "/volumes", {"name": name, "size_gb": 1, **keys})).status == 201
+            assert roots == ([] if root is None else [root])
+            roots.clear()
+
+    drive(tmp_path, scenario)
+
+
 @pytest.mark.parametrize(
     ("body", "word"),
     [
@@ -45,6 +66,12 @@ def test_a_volume_by_our_own_words(tmp_path: Path) -> None:
         ({"name": "a", "size_gb": 1, "tags": {"a": 1}}, "tags"),
         ({"name": "a", "size_gb": 1, "tags": ["x"]}, "tags"),
         ({"name": "a", "size_gb": 1, "colour": "blue"}, "colour"),
+        ({"name": "a", "size_gb": 1, "owner": "app"}, "owner"),
+        ({"name": "a", "size_gb": 1, "owner": 1000}, "owner"),
+        ({"name": "a", "size_gb": 1, "owner": "4294967295:0"}, "owner"),
+        ({"name": "a", "size_gb": 1, "mode": 750}, "mode"),
+        ({"name": "a", "size_gb": 1, "mode": "17777"}, "mode"),
+        ({"name": "a", "size_gb": 1, "mode": "rwx"}, "mode"),
     ],
 )
 def test_what_cannot_be_a_volume_is_refused_by_name(tmp_path: Path, body: Json, word: str) -> None:

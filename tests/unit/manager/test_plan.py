@@ -100,6 +100,10 @@ def test_kernel_headers_are_a_disk_that_can_only_be_read() -> None:
     assert planned.guest.headers
 
 
+def test_a_guests_systemd_gets_the_id_of_the_vm() -> None:
+    assert plan().guest.machine_id == "0" * 32
+
+
 def test_without_kernel_headers_there_is_no_disk() -> None:
     bare = replace(HOST, kernel=replace(HOST.kernel, headers=None))
     for planned, headers in ((plan(kernel_headers=False), False), (plan(bare), True)):

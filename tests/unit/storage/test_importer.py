@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import gzip
 import hashlib
+import json
 import os
 import stat
 import struct
@@ -216,6 +217,153 @@ def test_a_docker_archive_compressed_or_not(tmp_path: Path, store: ImageStore, l
     (tmp_path / "docker.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
     import_image(store, "app", str(tmp_path / "docker.tar.gz"))
     assert len(store.list_images()) == 1
+
+
+def save_as_docker_does(layout: Path, images: Mapping[str, Sequence[str]]) -> None:
+    """Make of a layout what docker save writes since Docker 25: `images` by their tags in the layout."""
+    index = json.loads((layout / "index.json").read_text())
+    documents = []
+    for entry in index["manifests"]:
+        tag = entry["annotations"]["org.opencontainers.image.ref.name"]
+        if tag not in images:
+            continue
+        manifest = json.loads((layout / "blobs/sha256" / entry["digest"][7:]).read_bytes())
+        blobs = [f"blobs/sha256/{part['digest'][7:]}" for part in (manifest["config"], *manifest["layers"])]
+        documents.append({"Config": blobs[0], "RepoTags": images[tag], "Layers": blobs[1:]})
+    (layout / "manifest.json").write_text(json.dumps(documents))
+
+
+@pytest.mark.parametrize(
+    "written", ["{tar}", "docker-archive:{tar}", "docker-archive:{tar}:app:v2", "{tar}:v2"]
+)
+def test_a_docker_save_of_an_image_with_two_tags(
+    tmp_path: Path, store: ImageStore, layout: Path, written: str
+) -> None:
+    run(["umoci", "tag", "--image", f"{layout}:v1", "v2"], timeout=60)
+    save_as_docker_does(layout, {"v1": ["app:v1", "app:v2"]})
+    tar = tmp_path / "saved:5.tar"
+    run(["tar", "-C", str(layout), "-cf", str(tar), "."], timeout=60)
+    import_image(store, "app", written.format(tar=tar))
+    check_oci(store, "app", tmp_path / "out")
+
+
+@pytest.mark.parametrize("written", ["{folder}", "docker-archive:{folder}", "{folder}:v2"])
+@pytest.mark.parametrize("old", [False, True], ids=["today's", "that of an old Docker"])
+def test_a_docker_save_that_was_unpacked(
+    tmp_path: Path, store: ImageStore, layout: Path, written: str, old: bool
+) -> None:
+    run(["umoci", "tag", "--image", f"{layout}:v1", "v2"], timeout=60)
+    save_as_docker_does(layout, {"v1": ["app:v1", "app:v2"]})
+    if old:
+        (layout / "oci-layout").unlink()
+        (layout / "index.json").unlink()
+    import_image(store, "app", written.format(folder=layout))
+    check_oci(store, "app", tmp_path / "out")
+
+
+def test_of_many_images_in_a_docker_save_the_named_one(
+    tmp_path: Path, store: ImageStore, layout: Path
+) -> None:
+    other = make_tar(tmp_path / "3.tar", [shell("bin/other")])
+    make_layout(layout, [other], tag="v2", architecture=HOST)
+    save_as_docker_does(layout, {"v1": ["app:v1"], "v2": ["other:v2"]})
+    # as Docker has it: both are called latest there
+    index = json.loads((layout / "index.json").read_text())
+    for entry, name in zip(index["manifests"], ("app", "other"), strict=True):
+        entry["annotations"] = {
+            "org.opencontainers.image.ref.name": "latest",
+            "io.containerd.image.name": f"docker.io/library/{name}:latest",
+        }
+    (layout / "index.json").write_text(json.dumps(index))
+    saved = json.loads((layout / "manifest.json").read_text())
+    for item, name in zip(saved, ("app", "other"), strict=True):
+        item["RepoTags"] = [f"{name}:latest"]
+    (layout / "manifest.json").write_text(json.dumps(saved))
+    tar = tmp_path / "saved.tar"
+    run(["tar", "-C", str(layout), "-cf", str(tar), "."], timeout=60)
+    image = import_image(store, "other", f"docker-archive:{tar}:other:latest")
+    assert [p.name for p in (extract(image.rootfs, tmp_path / "out") / "bin").iterdir()] == ["other"]
+    with pytest.raises(
+        ImageNotReady, match=r"more than one image; it contains app:latest, other:latest.*:TAG"
+    ):
+        import_image(store, "which", str(tar))
+    with pytest.raises(ImageNotReady, match="no image v9; it contains app:latest, other:latest"):
+        import_image(store, "which", f"{tar}:v9")
+    assert left(store) == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"manifest.json": b'{"name": "shop"}'},
+        {"manifest.json": b"[]", "index.json": b"{}", "oci-layout": b"text"},
+        {"manifest.json": b'[{"Config": 1, "Layers": []}]'},
+        {"manifest.json": b"[" * 100000},
+    ],
+)
+def test_a_root_file_system_may_have_files_of_such_names(
+    tmp_path: Path, store: ImageStore, files: dict[str, bytes]
+) -> None:
+    members = [member(name, data) for name, data in files.items()]
+    tar = make_tar(tmp_path / "pwa.tar", [*members, folder("bin"), shell()])
+    image = import_image(store, "pwa", str(tar))
+    assert set(files) < {p.name for p in extract(image.rootfs, tmp_path / "out").iterdir()}
+    root = make_root(tmp_path / "root")
+    for name, data in files.items():
+        (root / name).write_bytes(data)
+    import_image(store, "folder", str(root))
+    with pytest.raises(ImageNotReady, match="has no tags"):
+        import_image(store, "tagged", f"{tar}:v1")
+    assert left(store) == []
+
+
+class _Confined(DirectTools):
+    """What unpacks has file capabilities to give, as in its unit, and no right to all attributes."""
+
+    def build(
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        readable: Sequence[Path] = (),
+    ) -> Completed:
+        confined = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", *argv]
+        return super().build(confined, folder=folder, timeout=timeout, env=env, readable=readable)
+
+
+@pytest.mark.parametrize("form", ["tar", "layout", "gzip"])
+def test_attributes_of_security_modules_are_left_out(tmp_path: Path, store: ImageStore, form: str) -> None:
+    xattrs = {"security.ima": "x", "trusted.a": "y", "security.selinux": "z\0", "user.color": "blue"}
+    tar = make_tar(
+        tmp_path / "layer.tar",
+        [folder("bin"), shell(), member("signed", b"s", xattrs=xattrs), member("after", b"a" * 5000)],
+    )
+    source = tar
+    if form != "tar":
+        source = make_layout(tmp_path / "layout", [tar], architecture=HOST)
+    if form == "gzip":
+        run(["skopeo", "copy", f"oci:{source}:latest", f"oci:{tmp_path}/packed:latest"], timeout=60)
+        source = tmp_path / "packed"
+    image = import_image(store, "signed", str(source), _Confined())
+    with mounted(image.rootfs, tmp_path / "out"):
+        assert os.listxattr(tmp_path / "out/signed") == ["user.color"]
+        assert (tmp_path / "out/after").read_bytes() == b"a" * 5000
+    assert left(store) == []
+
+
+def test_what_is_mounted_in_a_root_file_system_is_named(tmp_path: Path, store: ImageStore) -> None:
+    root = make_root(tmp_path / "a root")
+    (root / "proc").mkdir()
+    run(["mount", "--bind", "/proc", str(root / "proc")], timeout=60)
+    try:
+        with pytest.raises(ImageNotReady, match=r"/a root/proc is a mount point: unmount it; umount '"):
+            import_image(store, "mounted", str(root))
+    finally:
+        run(["umount", str(root / "proc")], timeout=60)
+    import_image(store, "mounted", str(root))
+    assert left(store) == []
 
 
 # --- names ---

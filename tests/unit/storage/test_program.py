@@ -31,6 +31,9 @@ TABLE = [
     (("e",), ("c",), ("f", "g"), None, ("f", "g")),
     (("e",), ("c",), ("f",), ("d",), ("f", "d")),
     (("e",), ("c",), (), ("d",), ("d",)),
+    (("",), ("c", "1"), None, None, ("c", "1")),
+    (("",), ("c",), None, ("d",), ("d",)),
+    (("", ""), ("c",), (), ("d",), ("d",)),
 ]
 
 
@@ -68,6 +71,21 @@ def test_folder_user_and_signal_come_from_the_image_unless_defined() -> None:
     assert (guest.workdir, guest.user) == ("/", "0:0")
     guest = resolve(OciConfig(cmd=("x",)))
     assert (guest.workdir, guest.user, guest.stop_signal) == (None, None, 15)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("app", "/app"),
+        ("./app/", "/app"),
+        ("/srv//x/../y", "/srv/y"),
+        ("..", "/"),
+        ("//srv", "/srv"),
+        ("", None),
+    ],
+)
+def test_a_folder_of_an_image_begins_at_its_root(written: str, meant: str | None) -> None:
+    assert resolve(OciConfig(cmd=("x",), working_dir=written)).workdir == meant
 
 
 def test_agent_and_headers_are_the_definitions() -> None:

@@ -3,13 +3,15 @@
 
 import errno
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from hypemand.errors import AlreadyExists, Ambiguous, InvalidRequest, NotFound
+from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
+from hypemand.model.volumes import VolumeRoot
 from hypemand.storage import volumes as volumes_module
 from hypemand.storage.disks import has_journal_to_replay, read_size
 from hypemand.storage.replay import replay_here
@@ -41,6 +43,39 @@ def test_a_volume_lasts_and_is_found_by_name_id_and_start_of_id(tmp_path: Path) 
     store.create("fourth", 16 * MIB, {}, "my-id-3")
     with pytest.raises(Ambiguous, match="fourth, third"):
         store.get("my-id-")
+
+
+def show_root(volume: Path) -> str:
+    shown = subprocess.run(
+        ["debugfs", "-R", "stat <2>", volume], capture_output=True, text=True, check=True, timeout=60
+    )
+    return " ".join(shown.stdout.split())
+
+
+def test_a_volume_with_an_owner_or_a_mode_is_sound_and_not_new_to_a_guest(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    for root in (VolumeRoot(1000, 70000, 0o1750), VolumeRoot(2**32 - 2, 0), VolumeRoot()):
+        volume = store.create(f"v{root.gid}-{root.uid}", 16 * MIB, {}, root=root)
+        shown = show_root(volume.disk)
+        found = re.search(r"Mode: +(\d+) .*User: +(-?\d+) +Group: +(-?\d+) ", shown)
+        assert found is not None, shown
+        assert int(found[1], 8) == root.mode
+        assert (int(found[2]) % 2**32, int(found[3]) % 2**32) == (root.uid, root.gid)
+        assert "Links: 2 " in shown
+        checked = subprocess.run(["e2fsck", "-fn", volume.disk], capture_output=True, timeout=60, check=False)
+        assert checked.returncode == 0 or b"lost+found not found" in checked.stdout, checked.stdout
+        names = subprocess.run(
+            ["debugfs", "-R", "ls -p /", volume.disk], capture_output=True, check=True, timeout=60
+        )
+        assert b"lost+found" not in names.stdout
+
+
+def test_a_volume_whose_root_cannot_be_set_is_none(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    with pytest.raises(HypemandError, match="cannot set owner and mode"):
+        store.create("odd", 16 * MIB, {}, root=VolumeRoot(uid=2**40))
+    assert list(store) == []
+    assert list((tmp_path / "volumes").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "machineid.h"
+
+#include "files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SYSTEMD_ID "etc/machine-id"
+#define DBUS_ID "var/lib/dbus/machine-id"
+#define DBUS_NEW "var/lib/dbus/.machine-id.hypeman"
+
+bool machine_id_valid(const char *text)
+{
+    return strlen(text) == MACHINE_ID_LENGTH && strspn(text, "0123456789abcdef") == MACHINE_ID_LENGTH &&
+           strspn(text, "0") < MACHINE_ID_LENGTH;
+}
+
+/* The id in a file, which may be anything; false if there is none. */
+static bool read_id(int folder, const char *path, char id[MACHINE_ID_LENGTH + 1])
+{
+    int fd = openat(folder, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : read(fd, id, MACHINE_ID_LENGTH);
+    close_fd(&fd);
+    id[got < 0 ? 0 : got] = '\0';
+    return machine_id_valid(id);
+}
+
+bool machine_id_is_own(int upper, int image)
+{
+    char own[MACHINE_ID_LENGTH + 1];
+    char shared[MACHINE_ID_LENGTH + 1];
+    return read_id(upper, SYSTEMD_ID, own) &&
+           !(read_id(image, SYSTEMD_ID, shared) && strcmp(own, shared) == 0) &&
+           !(read_id(image, DBUS_ID, shared) && strcmp(own, shared) == 0);
+}
+
+bool machine_id_share(int root, int upper)
+{
+    struct stat status;
+    if (fstatat(upper, DBUS_ID, &status, AT_SYMLINK_NOFOLLOW) == 0 ||
+        fstatat(root, DBUS_ID, &status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(status.st_mode))
+        return true;
+    if (unlinkat(root, DBUS_NEW, 0) != 0 && errno != ENOENT)
+        return false;
+    return symlinkat("/" SYSTEMD_ID, root, DBUS_NEW) == 0 && renameat(root, DBUS_NEW, root, DBUS_ID) == 0;
+}

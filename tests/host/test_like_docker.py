@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image as docker save writes it, of a program that is not root, runs as it does under Docker."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.host.faults import compile_static
+from tests.host.machine import TestHost
+from tests.host.vms import Vms, vms_of
+
+pytestmark = pytest.mark.one_release
+
+NAME = "likedocker"
+ARCHIVE = "/srv/like-docker.tar"
+APPLETS = ("sh", "cat", "echo", "env", "grep", "id", "ls", "nc", "pwd", "sleep", "stat", "touch")
+# ping(8) of a user who is not root: what the kernel lets nobody have whose group is not in ping_group_range
+PING = """
+#include <netinet/in.h>
+#include <stdio.h>
+#include <sys/socket.h>
+int main(void)
+{
+    int made = socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP);
+    return puts(made < 0 ? "no ping" : "ping") < 0;
+}
+"""
+SHOW = """
+pwd; id -u; env | grep ^HOSTNAME=
+stat -c '%n %a %u:%g' /run/app /data /data/seed; ls -A /data; cat /data/seed
+touch /run/app/made /data/made && echo written
+ulimit -Sn; ulimit -Hn; ping-socket; echo again >/dev/stdout
+"""
+SHOWN = """\
+/data
+1000
+HOSTNAME=likedocker
+/run/app 3777 0:1000
+/data 750 1000:1000
+/data/seed 640 1000:1000
+seed
+of the image
+written
+1024
+524288
+ping
+again
+"""
+
+
+def make_member(name: str, data: bytes | None, mode: int, uid: int = 0, gid: int = 0) -> tarfile.TarInfo:
+    """A file, or with None a directory."""
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.DIRTYPE if data is None else tarfile.REGTYPE
+    info.size, info.mode, info.uid, info.gid = len(data or b""), mode, uid, gid
+    return info
+
+
+def make_layer(busybox: bytes, ping: bytes) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as layer:
+
+        def add(name: str, data: bytes | None, mode: int, uid: int = 0, gid: int = 0) -> None:
+            layer.addfile(make_member(name, data, mode, uid, gid), io.BytesIO(data or b""))
+
+        for folder in ("bin", "run", "var"):
+            add(folder, None, 0o755)
+        add("bin/busybox", busybox, 0o755)
+        add("bin/ping-socket", ping, 0o755)
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            layer.addfile(link)
+        add("run/app", None, 0o3777, gid=1000)
+        add("data", None, 0o750, 1000, 1000)
+        add("data/seed", b"of the image\n", 0o640, 1000, 1000)
+        add("manifest.json", b'{"name": "a web application"}', 0o644)
+    return packed.getvalue()
+
+
+def make_save(layer: bytes) -> bytes:
+    """What docker save writes of an image with two tags, since Docker 25."""
+    files: dict[str, bytes] = {}
+
+    def put(media_type: str, data: bytes) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        files[f"blobs/sha256/{digest}"] = data
+        kind = f"application/vnd.oci.image.{media_type}"
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+    packed = put("layer.v1.tar", layer)
+    program = f"{SHOW}echo up; exec sleep infinity"
+    config: dict[str, object] = {
+        "Entrypoint": [""],
+        "Cmd": ["sh", "-c", program],
+        "User": "1000:1000",
+        "WorkingDir": "data",
+    }
+    document = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [packed["digest"]]},
+    }
+    described = put("config.v1+json", json.dumps(document).encode())
+    manifest = {"schemaVersion": 2, "config": described, "layers": [packed]}
+    manifest["mediaType"] = "application/vnd.oci.image.manifest.v1+json"
+    entry = put("manifest.v1+json", json.dumps(manifest).encode())
+    tags = [{**entry, "annotations": {"org.opencontainers.image.ref.name": tag}} for tag in ("latest", "v1")]
+    paths = [f"blobs/sha256/{str(part['digest'])[7:]}" for part in (described, packed)]
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": tags}).encode()
+    files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
+    saved = {"Config": paths[0], "RepoTags": ["app:latest", "app:v1"], "Layers": paths[1:]}
+    files["manifest.json"] = json.dumps([saved]).encode()
+    packed_files = io.BytesIO()
+    with tarfile.open(fileobj=packed_files, mode="w") as archive:
+        for name, data in files.items():
+            archive.addfile(make_member(name, data, 0o644), io.BytesIO(data))
+    return packed_files.getvalue()
+
+
+@pytest.fixture(scope="module")
+def vms(host: TestHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vms]:
+    """One VM of the image, Running, with a new volume in the place of its data."""
+    ping = compile_static(PING, tmp_path_factory.mktemp("ping") / "ping")
+    host.push(ARCHIVE, make_save(make_layer(host.pull("/bin/busybox"), ping)))
+    with vms_of(host) as made:
+        made.ctl("image", "import", "like", f"docker-archive:{ARCHIVE}:app:v1")
+        made.ctl("volume", "create", "--size", "64M", "like-data")
+        made.define(NAME, None, image="like", volumes=[{"volume": "like-data", "mount_path": "/data"}])
+        made.start(NAME)
+        made.wait_console(NAME, "up")
+        yield made
+        made.remove(NAME)
+        made.ctl("volume", "rm", "like-data")
+        made.ctl("image", "rm", "like")
+    host.run(["rm", ARCHIVE])
+
+
+def test_the_program_finds_what_it_finds_under_docker(vms: Vms) -> None:
+    console = vms.console(NAME)
+    first = console.index("/data")
+    assert console[first : first + len(SHOWN.splitlines())] == SHOWN.splitlines()
+
+
+def test_a_command_finds_the_same(vms: Vms) -> None:
+    shown = vms.execute(NAME, "sh", "-c", SHOW)
+    assert shown == SHOWN.replace("seed\nof", "made\nseed\nof")
+
+
+def test_who_is_not_root_may_serve_on_port_80(vms: Vms) -> None:
+    serve = "echo served | nc -l -p 80 127.0.0.1 & sleep 1; nc 127.0.0.1 80 </dev/null; wait"
+    assert vms.execute(NAME, "sh", "-c", serve) == "served\n"
+
+
+def test_a_volume_gets_what_the_image_has_once(vms: Vms) -> None:
+    vms.execute(NAME, "sh", "-c", "cd /; busybox rm /data/seed /data/made")
+    vms.ctl("restart", "--wait", NAME)
+    assert vms.execute(NAME, "sh", "-c", "ls -A /data; stat -c '%a %u:%g' /data") == "made\n750 1000:1000\n"
+
+
+def test_a_volume_with_an_owner_gets_nothing(vms: Vms) -> None:
+    vms.ctl("volume", "create", "--size", "64M", "--owner", "1000:5", "--mode", "0700", "like-own")
+    mount = {"volume": "like-own", "mount_path": "/data"}
+    try:
+        program = "stat -c '%a %u:%g' /data; ls -A /data; touch /data/x && echo written"
+        name = vms.define("likeowned", program, image="like", volumes=[mount])
+        vms.ctl("start", name)
+        vms.wait_console(name, "written")
+        console = vms.console(name)
+        at = console.index("700 1000:5")
+        assert console[at + 1] == "written"
+        vms.remove("likeowned")
+    finally:
+        vms.ctl("volume", "rm", "like-own")
