@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver saves a VM whose VMM is in its sandbox, where that can open and create nothing, and ends it.
+
+What was saved is restored in tests/unit/vmm/test_qemu.py.
+"""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.host.machine import TestHost
+from tests.host.vms import Vms, vms_of
+
+# argv: the VM's control socket, then the file to save to, or nothing: the VMM is ended
+DRIVE = """
+import asyncio, json, os, sys
+from hypemand.budget import Budget
+from hypemand.vmm.qemu import connect_qemu
+
+async def main(path, target=None):
+    vmm = await connect_qemu(path, lambda event: None, "saved", Budget())
+    if target is None:
+        await vmm.quit()
+        return []
+    states = []
+    with open(target, "xb") as file:
+        for order in (vmm.pause, lambda: vmm.save(file.fileno(), most=2**30, deadline=60), vmm.resume):
+            await order()
+            states.append((await vmm.query_run_state()).name)
+    await vmm.close()
+    return states
+
+print(json.dumps(asyncio.run(main(*sys.argv[1:]))))
+"""
+STATE = "/srv/saved-state"
+MIB = 1024**2
+
+
+@pytest.fixture(scope="module")
+def vms(host: TestHost) -> Iterator[Vms]:
+    with vms_of(host) as those:
+        yield those
+
+
+def test_a_vm_is_saved_goes_on_and_is_ended_by_the_driver(host: TestHost, vms: Vms) -> None:
+    def drive(*arguments: str) -> list[str]:
+        argv = ["python3", "-c", DRIVE, f"/run/hypemand/vms/{name}/qmp.sock", *arguments]
+        return list(json.loads(host.run(argv, timeout=90).stdout))
+
+    name = vms.run("saved")
+    vms.execute(name, "sh", "-c", "echo kept > /tmp/mark")
+    with vms.without_daemon():
+        assert drive(STATE) == ["PAUSED", "HALTED", "RUNNING"]
+    size = int(host.run(["stat", "--format=%s", STATE]).stdout)
+    assert 8 * MIB < size < 512 * MIB, "the memory that a guest has used"
+    assert host.run(["head", "--bytes=4", STATE]).stdout == "QEVM"
+    host.run(["rm", STATE])
+    # the guest has noticed nothing
+    host.wait_until(lambda: vms.state(name) == "Running", 30, "it is seen again")
+    assert vms.execute(name, "cat", "/tmp/mark").strip() == "kept"
+    with vms.without_daemon():
+        drive()
+        vms.wait_unit(name, "failed")  # nobody has reported how the program ended
+    assert vms.state(name) == "Stopped"
