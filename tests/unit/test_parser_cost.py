@@ -432,12 +432,15 @@ OTHERS = {
     "recordfile:": "files of ours, with a limit of their size",
     "boot.record:_parse": "a file of ours with a limit of its size",
     "manager.inventory:_parse_record": "a file of ours with a limit of its size",
+    "boot.tracker:_parse_notes": "a file of ours with a limit of its size",
+    "manager.ports:_decode_port": "a file of ours with a limit of its size",
+    "storage.store:_parse_names": "a file of ours with a limit of its size",
+    "storage.volumes:_parse_record": "a file of ours with a limit of its size",
     "storage.erofs:": "of images that mkfs.erofs of this host has made",
     "storage.images:": "of an object that was parsed, or a file of ours",
     "storage.references:split_name": "of a name that was parsed",
     "storage.program:parse_signal": "a word that is looked up",
     "storage.registry:Registry._parse": "json.loads of at most 4 MiB, in a thread",
-    "storage.store:ImageStore._parse_names": "a file of ours",
     "storage.tarball:_open_plain": "looks at the first bytes",
 }
 

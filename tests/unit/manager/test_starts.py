@@ -200,7 +200,7 @@ def test_a_full_disk_before_systemd_is_asked_starts_nothing_and_is_named(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def scenario(host: Host) -> None:
-        monkeypatch.setattr("hypemand.manager.runfiles.write_file", full)
+        monkeypatch.setattr("hypemand.manager.runfiles.store_record", full)
         with pytest.raises(InsufficientResources, match=r"to start VM web: the file system /\S* is full"):
             await host.manager.create_vm(definition(), start=True)
         assert (host.units.live, list(host.vms.iterdir()), list(host.runtime.iterdir())) == ({}, [], [])
