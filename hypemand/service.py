@@ -40,7 +40,7 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        watchdog = asyncio.create_task(self._feed_watchdog(), name="watchdog")
+        watchdog = asyncio.create_task(self._ping_watchdog(), name="watchdog")
         try:
             yield
         finally:
@@ -58,7 +58,7 @@ class Service:
         if status != self._status and notify(f"STATUS={status}"):
             self._status = status
 
-    async def _feed_watchdog(self) -> None:
+    async def _ping_watchdog(self) -> None:
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         while interval:
             notify("WATCHDOG=1")
