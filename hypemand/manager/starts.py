@@ -21,7 +21,7 @@ from hypemand.protocol.configdisk import write_config_disk
 from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk, remove_disk
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume
-from hypemand.systemd.cgroups import ease_moves
+from hypemand.systemd import cgroups
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr, make_root
 from hypemand.tasks import Tasks, finish
 from hypemand.vm.leftunit import start_unit
@@ -114,7 +114,7 @@ class Starter:
     def ease_moves(self) -> None:
         """Have the kernel's wait before PID 1 can move the VMM into its unit over by the time it does."""
         if self._easing is None or self._easing.done():
-            self._easing = self._tasks.start("wait for moves", run_in(Pool.STARTS, ease_moves))
+            self._easing = self._tasks.start("wait for moves", run_in(Pool.STARTS, cgroups.ease_moves))
 
     async def start(self, vm: Vm, requested: float, image: Image) -> None:
         """Start it; back when systemd has taken the job. `requested`: when it was asked for. A start that
