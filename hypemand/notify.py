@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sd_notify(3): assignments such as ``READY=1`` or ``STATUS=…`` to the service manager."""
+"""sd_notify(3) where python3-sdnotify does not serve: for another process, and for text that is not Latin-1.
+`hypemand.service` uses that package."""
 
 from __future__ import annotations
 

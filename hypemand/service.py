@@ -12,13 +12,16 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 
+import sdnotify
 from systemd import journal
 
 from hypemand.errors import HypemandError, InvalidDefinition
-from hypemand.notify import notify
+from hypemand.tasks import Tasks
 from hypemand.version import VERSION
 
 _log = logging.getLogger(__name__)
+# for a service manager that does not read, where what it is sent must arrive
+_NOTIFY_DEADLINE = 5.0
 
 
 class Service:
@@ -40,34 +43,45 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        watchdog = asyncio.create_task(self._ping_watchdog(), name="watchdog")
-        try:
+        async with Tasks("the service") as tasks:
+            tasks.start("watchdog", self._ping_watchdog())
             yield
-        finally:
-            watchdog.cancel()
-            await asyncio.wait([watchdog])
 
     async def serve(self) -> None:
         """Notify systemd that the service is ready, and wait for SIGTERM, SIGINT or `stop`."""
-        notify("READY=1", wait=True)
+        _notify("READY=1", wait=True)
         await self._stop.wait()
-        notify("STOPPING=1", wait=True)
+        _notify("STOPPING=1", wait=True)
 
     def update_status(self, status: str) -> None:
         """Show another STATUS= in `systemctl status`. One that cannot be sent now is sent with the next."""
-        if status != self._status and notify(f"STATUS={status}"):
+        if status != self._status and _notify(f"STATUS={status}"):
             self._status = status
 
     async def _ping_watchdog(self) -> None:
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         while interval:
-            notify("WATCHDOG=1")
+            _notify("WATCHDOG=1")
             try:
                 self._on_watchdog()
             except Exception:
                 # the event loop turns: that is what the watchdog is about
                 _log.exception("%s failed", getattr(self._on_watchdog, "__qualname__", "a recurring check"))
             await asyncio.sleep(interval)
+
+
+def _notify(assignment: str, *, wait: bool = False) -> bool:
+    """Was it sent? Only with `wait` it is waited for a service manager that does not read."""
+    if not os.environ.get("NOTIFY_SOCKET"):
+        return False
+    try:
+        notifier = sdnotify.SystemdNotifier(debug=True)  # else it hides what goes wrong
+        with notifier.socket as connection:
+            connection.settimeout(_NOTIFY_DEADLINE if wait else 0)
+            notifier.notify(assignment)
+    except OSError:
+        return False
+    return True
 
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeAlias
 
+from hypemand.tasks import Tasks
 from hypemand.vmm.driver import VmmError
 from hypemand.workers import Lent, Pool
 
@@ -30,7 +31,8 @@ class Intake:
         self._ours, self.theirs = socket.socketpair()
         self._lent: Lent[_Ends] = Lent(Pool.TOOLS, (self._ours, os.dup(target)), _close)
         work = self._lent.run(partial(_receive, most=most))
-        self.written: asyncio.Task[int] = asyncio.create_task(work, name="intake of a saved VM")
+        tasks = Tasks("a VM that is saved")
+        self.written: asyncio.Task[int] = tasks.start("intake", work, awaited=True)
 
     def cut(self) -> None:
         """Take no more: whoever writes to the other end is told that it is broken."""

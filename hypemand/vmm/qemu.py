@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from hypemand.budget import Budget
 from hypemand.model.evidence import RunState
+from hypemand.tasks import Tasks
 from hypemand.vmm.commandline import find_drive
 from hypemand.vmm.driver import Drive, Ending, OnEvent, RunStateChanged, VmmError, VmmTimeout
 from hypemand.vmm.intake import Intake
@@ -155,11 +156,9 @@ class Qemu:
 
     async def _await_saved(self, saved: asyncio.Future[str], intake: Intake) -> None:
         """Until the VMM has said that it is saved, and all of that is written."""
-        closed = asyncio.ensure_future(self._qmp.closed.wait())
-        try:
+        async with Tasks("a VM that is saved") as tasks:
+            closed = tasks.start("end of the VMM", self._qmp.closed.wait(), awaited=True)
             await asyncio.wait((saved, closed), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            closed.cancel()
         if not saved.done():
             raise VmmError("the VMM ended while it was being saved")
         if saved.result() != _COMPLETED:

@@ -24,6 +24,7 @@ DEPENDENCIES = (
     "python3-nftables",
     "python3-pyroute2",
     "python3-pystemd",
+    "python3-sdnotify",
     "python3-systemd",
     "python3-websocket",
     "python3-yaml",
