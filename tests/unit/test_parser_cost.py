@@ -405,7 +405,6 @@ OTHERS = {
     "systemd.": "systemd's words",
     "atomic:": "written",
     "run:": "given to a program",
-    "service:": "not of bytes",
     "model.": "of other classes",
     "agent.channel:AgentChannel._open": "written",
     "agent.files:IncomingCopy._send": "written",
