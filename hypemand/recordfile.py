@@ -35,7 +35,7 @@ class BadRecord(ValueError):
 
 
 def encode_record(document: Any, *, indent: int | None = None) -> bytes:
-    """What stands in the file of a record."""
+    """The content of a record's file."""
     return json.dumps(document, indent=indent).encode() + b"\n"
 
 

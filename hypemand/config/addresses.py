@@ -24,7 +24,7 @@ def count_addresses(gateway: Interface) -> int:
 
 
 def describe_special(address: Address, network: Network) -> str:
-    """What an address stands for in a network that no machine may have; "" for nothing."""
+    """The special meaning of an address in a network, as "the gateway"; "": an address of a host."""
     first, last = find_range(network)
     if int(address) < first:
         return "the network address" if network.version == 4 else "the routers' anycast address"

@@ -15,7 +15,7 @@ _PROC_NET_DEV = Path("/proc/net/dev")
 
 
 def read_counters() -> Mapping[str, Counters]:
-    """Of every TAP device of ours, by its name. Raises OSError."""
+    """Counters of every TAP device of hypemand, by its name. Raises OSError."""
     return dict(_parse_counters(_PROC_NET_DEV.read_text()))
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """nftables: our tables go to the kernel by libnftables, in this process, one transaction a call.
 
-Others' tables are read, to tell the administrator of what keeps VMs from the network, and never changed.
+Others' tables are read, to report to the administrator what blocks the VMs' traffic, and never changed.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def lacks_forwarding(plan: BridgePlan) -> bool:
 
 def find_listeners(routes: Iterable[Route]) -> tuple[str, ...]:
     """Interfaces whose default route is from router advertisements that the kernel would not listen to any
-    more if it forwarded (accept_ra is 1). With 0 somebody else listens, as NetworkManager."""
+    more if it forwarded (accept_ra is 1). With 0 another program listens, as NetworkManager."""
     devices = {
         route.device
         for route in routes

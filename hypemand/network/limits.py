@@ -40,7 +40,7 @@ def ifb_name(uid: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What there is on the host: devices by their names, the kinds of their qdiscs by their indexes."""
+    """The state of the host: devices by their names, the kinds of their qdiscs by their indexes."""
 
     links: Mapping[str, Link]
     qdiscs: Mapping[int, frozenset[str]]

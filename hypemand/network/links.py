@@ -153,7 +153,7 @@ class Links:
                 raise
 
     def delete_ours(self, name: str) -> None:
-        """Delete the device of that name, if it is one of ours."""
+        """Delete the device of that name, if hypemand has made it."""
         link = self.find(name)
         if link is not None and is_ours(link):
             self.delete(link)
@@ -161,7 +161,7 @@ class Links:
     # -- bridges
 
     def ensure_bridge(self, plan: BridgePlan) -> int:
-        """Make or mend a network's bridge; its index. Raises HostNotReady when there is another's."""
+        """Make or repair a network's bridge; its index. Raises HostNotReady when there is another's."""
         link = self.find(plan.bridge)
         mac = derive_bridge_mac(plan.network)
         if link is None:

@@ -84,7 +84,8 @@ class NetworkStatus:
 
 class NetworkHost(Protocol):
     """The host's networks. What it raises: HostNotReady when the service cannot be asked, the kernel lacks
-    something or refuses a rule; InvalidDefinition, InUse or InsufficientResources for what cannot be had."""
+    something or refuses a rule; InvalidDefinition, InUse or InsufficientResources for what is not
+    available."""
 
     async def apply(
         self, bridges: tuple[BridgePlan, ...], ports: tuple[PortPlan, ...], *, prune: bool
@@ -102,4 +103,4 @@ class NetworkHost(Protocol):
         not there is no error."""
 
     async def counters(self) -> Mapping[str, Counters]:
-        """Of every TAP device of ours, by its name."""
+        """Counters of every TAP device of hypemand, by its name."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reconciles the host's networks with the desired state: bridges, TAP devices, rules, limits, reservations.
 
-What is wished is kept in memory alone, for the daemon tells all of it to a service that has just started. All
-calls block, for some milliseconds: netlink and nftables answer at once.
+The desired state is kept in memory alone, since the daemon sends all of it to a service that has just
+started. All calls block, for some milliseconds: netlink and nftables answer at once.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class HostNetworks:
         self._seen: tuple[object, ...] = ()
 
     def close(self) -> None:
-        """Let go of netlink. Everything stays as it is, but for the reservations."""
+        """Close the netlink sockets. Everything stays as it is, but for the reservations."""
         self._links.close()
         self._reservations.release_others(())
 
@@ -218,7 +218,7 @@ class HostNetworks:
         return dict(warnings)
 
     def _look(self, routes: Iterable[Route], warnings: Mapping[str, list[str]]) -> tuple[object, ...]:
-        """What of the rest of the host VMs notice, or is told."""
+        """The parts of the host's other configuration that affect VMs, or are reported."""
         plans = {name: network.plan for name, network in self._networks.items()}
         others = [route for route in routes if route.device not in plans]
         collisions = [find_collision(plan, others) for plan in plans.values()]
@@ -227,7 +227,7 @@ class HostNetworks:
         return (has_bridge_netfilter(), lacking, warnings, collisions)
 
     def has_changed(self) -> bool:
-        """Has the rest of the host changed, so that `apply` would mend or tell something?"""
+        """Has the rest of the host changed, so that `apply` would repair or report something?"""
         if not self._applied:
             return False
         with told_by_kernel("networks"):

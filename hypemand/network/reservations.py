@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reserves published ports with sockets that are bound and do not listen.
 
-So a port that a program of the host has is found when the VM starts, and a program that comes later is told
-that the port is taken, rather than both thinking that it is theirs. Connections never get to these sockets:
+So a port that a program of the host has is found when the VM starts, and a program that comes later gets an
+error, rather than both thinking that it is theirs. Connections never get to these sockets:
 they are led to the VM before.
 """
 
@@ -49,7 +49,7 @@ class Reservations:
         self._held: dict[int, tuple[PortPlan, dict[_Place, socket.socket | None]]] = {}
 
     def take(self, port: PortPlan) -> None:
-        """Hold all ports that a VM publishes, and let go of what it held. All or none.
+        """Reserve all ports that a VM publishes, and release its others. All or none.
 
         Raises InUse when another VM or a program of the host has one; InvalidDefinition when one cannot be
         led to the VM; HostNotReady when the kernel gives none.
@@ -78,12 +78,12 @@ class Reservations:
         return all(taken is not None for _, held in self._held.values() for taken in held.values())
 
     def release(self, uid: int) -> None:
-        """Let go of all ports of a VM."""
+        """Release all ports of a VM."""
         if (entry := self._held.pop(uid, None)) is not None:
             _close(entry[1], keep={})
 
     def release_others(self, uids: Iterable[int]) -> None:
-        """Let go of the ports of all VMs but these."""
+        """Release the ports of all VMs but these."""
         for uid in set(self._held) - set(uids):
             self.release(uid)
 

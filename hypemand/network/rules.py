@@ -13,7 +13,8 @@ inet    what guests reach of the host, what others reach of them, address transl
 
 br_netfilter (which Docker loads) shows frames between two ports of a bridge to the inet chains too, and
 translates what goes to a published port of a VM on the same bridge there. Such frames carry a mark from one
-table to the other, for nothing else tells them; a bit of our own, which is taken away again.
+table to the other, since nothing else distinguishes them; it is a bit of hypemand's own, which is removed
+again.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _render_commands(verb: str, elements: Iterable[Element]) -> Iterator[str]:
 
 
 def render_removal() -> str:
-    """One transaction after which nothing of ours is there, whether it was or not."""
+    """One transaction that removes all of hypemand's tables, whether they exist or not."""
     return "".join(f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in Family)
 
 

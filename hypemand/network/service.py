@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network service: handles requests of the daemon that need CAP_NET_ADMIN, one at a time.
 
-What it has made stays when it ends: VMs go on with their networks as they are.
+What it has made stays when it ends: VMs keep their networks as they are.
 """
 
 from __future__ import annotations
@@ -214,13 +214,13 @@ class NetworkService:
         self._tell_tampered(news, self._writers)
 
     def _tell_tampered(self, tampered: Mapping[str, str], writers: Iterable[asyncio.StreamWriter]) -> None:
-        """Have the daemon end those VMs. One that goes meanwhile has not: the next is told again."""
+        """Have the daemon end those VMs. If the daemon ends meanwhile, the next one gets the report again."""
         for vm, what in tampered.items():
             for writer in writers:
                 writer.write(encode_frame({"event": TAMPERED, "vm": vm, "what": what}))
 
     def _begin_look(self) -> None:
-        """The rest of the host is not what it was: there may be something to tell, or to mend."""
+        """The rest of the host is not what it was: there may be something to report, or to repair."""
         if self._looking is None:
             loop = asyncio.get_running_loop()
             at = max(loop.time() + _LOOK_DELAY, self._looked_at + _LOOK_PAUSE)
@@ -236,7 +236,7 @@ class NetworkService:
             _log.warning("cannot check changes of the host: %s", error)
 
     def _tell_changed(self) -> None:
-        """Have the daemon tell all there is once more: what it is answered is what it shows."""
+        """Have the daemon send the desired state again: it shows the answer."""
         for writer in self._writers:
             writer.write(encode_frame({"event": CHANGED}))
 

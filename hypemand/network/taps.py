@@ -90,11 +90,11 @@ def mend_taps(
     everybody: Iterable[PortPlan],
     derive_flags: Callable[[PortPlan], dict[str, bool]],
 ) -> Iterator[tuple[str, str | None]]:
-    """Of the TAP devices of `suspects`, mend those whose MAC or owner somebody has changed: each VM, and what
-    it was, or None. A VMM can do neither, unless it was taken over and has got around launcher/filter.c.
+    """Of the TAP devices of `suspects`, repair those whose MAC or owner was changed: each VM, and what it
+    was, or None. A VMM can do neither, unless it was taken over and has got around launcher/filter.c.
 
     The owner is put back when the device is opened the next time. The bridge of a device that had a guest's
-    MAC has forgotten where that guest is, and is told of all again.
+    MAC has forgotten where that guest is, and gets all of them again.
     """
     for port in suspects:
         try:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notices when somebody else takes away what we have made, or changes what VMs depend on: netlink(7) tells at
-once.
+"""Detects that another program removes what hypemand has made, or changes what VMs depend on, by netlink(7).
 
 A reload of nftables.service flushes the ruleset, ours too, and VMs would be without the rules that keep them
 apart until the next `apply`. A bridge that is deleted by hand leaves them on no network at all. A firewall

@@ -23,7 +23,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An image in an archive. `content` tells contents apart; `word` is what skopeo calls it by."""
+    """An image in an archive. `content` identifies the content; `word` is what skopeo calls it by."""
 
     names: tuple[str, ...]
     content: str
@@ -73,7 +73,7 @@ def _load(data: bytes | None) -> Any:
 
 
 def _spellings(*names: str) -> Iterator[str]:
-    """docker.io/library/app:v1, app:v1 and v1 are one name to whom there is but one such."""
+    """docker.io/library/app:v1, app:v1 and v1 are one name where there is only one of it."""
     for name in filter(None, names):
         yield name
         short = name.removeprefix("docker.io/").removeprefix("library/")

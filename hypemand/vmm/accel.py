@@ -51,7 +51,7 @@ def find_accel(
     KVM counts only where the device opens read-write *and* the CPU shows vmx or svm: a device without them
     exists on some machines and runs no stock kernel.
 
-    Raises HostNotReady when KVM is demanded and cannot be had.
+    Raises HostNotReady when KVM is required and not available.
     """
     if choice == AccelKind.TCG:
         return Accel(AccelKind.TCG, "accel: tcg is set in the host configuration")
@@ -77,7 +77,7 @@ def _has_virtualization_flag(cpuinfo: Path) -> bool:
 
 
 def find_tsc_khz(cpuinfo: Path = _CPUINFO) -> int | None:
-    """Frequency of the time stamp counter in kHz; None where it cannot be told.
+    """Frequency of the time stamp counter in kHz; None where it is not known.
 
     On a CPU with a constant TSC the kernel derives bogomips from it (2 per MHz), to 0.01.
     """

@@ -110,7 +110,7 @@ def memory_overhead(accel: AccelKind) -> int:
 
 def _machine(plan: VmmPlan) -> list[str]:
     """TCG has a guest's CPUs take turns: with a thread each, one boot in a hundred of a guest with two dies
-    on QEMU 7.2, since a CPU may go on with code that another has just patched."""
+    on QEMU 7.2, since a CPU may execute code that another has just patched."""
     kvm = plan.accel is AccelKind.KVM
     return [
         "-name", f"guest={plan.vm},debug-threads=on",

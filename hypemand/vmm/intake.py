@@ -35,7 +35,7 @@ class Intake:
         self.written: asyncio.Task[int] = tasks.start("intake", work, awaited=True)
 
     def cut(self) -> None:
-        """Take no more: whoever writes to the other end is told that it is broken."""
+        """Take no more: a writer at the other end gets EPIPE."""
         with suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
 

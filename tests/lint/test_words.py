@@ -43,7 +43,6 @@ PHRASES = {
     r"not looked at|looked at": "ignored, checked",
     r"mend(?:ed|s|ing)?": "fix, repair",
 }
-FACES = ("hypemand/api", "hypemand/cli")
 _PATTERN = re.compile("|".join(rf"\b(?:{phrase})\b" for phrase in PHRASES), re.IGNORECASE)
 
 
@@ -116,14 +115,14 @@ def test_a_bad_line_is_found(line: str) -> None:
 
 
 def read_docstrings() -> Iterator[tuple[str, str]]:
-    """Place and text of each docstring of the API and of the command line."""
-    for path in (path for face in FACES for path in sorted((TOP / face).rglob("*.py"))):
+    """Place and text of each docstring of the program."""
+    for path in sorted((TOP / "hypemand").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 name = getattr(node, "name", "")
                 yield f"{path.relative_to(TOP)}: {name}", ast.get_docstring(node) or ""
 
 
-def test_docstrings_of_the_faces_have_none_of_the_phrases() -> None:
+def test_docstrings_have_none_of_the_phrases() -> None:
     found = [f"{place}: {phrase}" for place, text in read_docstrings() for phrase in find_phrases(text)]
     assert found == [], "see PHRASES for what to write instead"

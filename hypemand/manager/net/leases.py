@@ -35,7 +35,7 @@ class Claim:
 
 
 def lease_to_json(lease: Lease) -> dict[str, str | None]:
-    """As it stands in the VM's record."""
+    """The lease in the format of the VM's record."""
     return {
         "network": lease.network,
         "mac": lease.mac,
@@ -140,8 +140,8 @@ def _choose(
     derived: Address | None,
     claimed: Sequence[tuple[Claim, Address | None]],
 ) -> Address | None:
-    """`asked`, or `kept` unless another has it by now, or `derived` if nobody wishes for it either, or the
-    lowest of that kind."""
+    """`asked`, or `kept` unless another VM has it by now, or `derived` if no definition asks for it, or the
+    lowest free one."""
     if asked is not None:
         if misfit := find_misfit(asked, interface, bridge.network):
             raise _wrong_address(key, f"{asked} {misfit}", suggest_address(interface))

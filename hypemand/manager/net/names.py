@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of VMs: for the host in a file that libnss-hypemand reads, for VMs of a group in their /etc/hosts.
 
-A guest is told at its boot what there is then (docs/protocol.md, "Names"). What comes or goes later is put
-into the block that is the host's, while the guest runs and through its agent: beside everything else, and
-never on the way of a start. A guest where that fails keeps what it has, and is told at the next change.
+A guest gets the names of that time with its configuration (docs/protocol.md, "Names"). Later changes are
+written to the host's block of its file through its agent, in the background, and never on the way of a start.
+A guest where that fails keeps its file, and gets the names with the next change.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ async def _write_file(guests: Guests, vm: str, path: str, info: FileInfo, conten
 
 @dataclass(slots=True)
 class _Guest:
-    """A guest that is, or was, told names. `disk`: what its config disk says; `has`: what it has in `boot`;
-    None: that is not known. `failed`: what it could not be told."""
+    """A guest that has, or had, names. `disk`: those on its config disk; `has`: those that it has in `boot`;
+    None: not known. `failed`: those that could not be written."""
 
     disk: Hosts | None = None
     boot: str | None = None
@@ -247,11 +247,11 @@ class Names:
             self._look_due = asyncio.get_running_loop().call_soon(self._look)
 
     def set_disk(self, vm: str, hosts: Hosts) -> None:
-        """What a VM's guests are told by the config disk from now on."""
+        """The names on a VM's config disk from now on."""
         self._guests.setdefault(vm, _Guest()).disk = hosts
 
     async def close(self) -> None:
-        """Let go of all guests; what they have, and the host's file, stays."""
+        """Stop all updates; the files of guests and host stay as they are."""
         self._closed = True
         if self._look_due is not None:
             self._look_due.cancel()

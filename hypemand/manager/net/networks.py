@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VMs' places in the host's networks: when they are made, and when they go. Who has which: `tenancy`.
 
-What is on the host is the network service's to make. It is told all that there is to be when the daemon
-starts, when the host config has changed and when it has come back; a VM's start and end are told alone. One
-thing is told at a time, so that the whole is never told without a VM that is just being started.
+The network service changes the host. It gets the whole desired state when the daemon starts, when the host
+config has changed and when the service has come back; a VM's start and end are sent alone. One request is
+sent at a time, so that the desired state never lacks a VM that is just being started.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Networks:
             self.begin_sync()
 
     async def _adopt_live(self) -> bool:
-        """Know of every VM that runs. False: that cannot be told, so nothing may be removed."""
+        """Learn the resources of every VM that runs. False: they are not known, so nothing may be removed."""
         try:
             live = await self._list_live()
             strange = self.tenancy.list_strange(live)
@@ -245,7 +245,7 @@ class Networks:
 
     async def attach(self, vm: str) -> None:
         """Make the TAP device of a VM that has claimed. HostNotReady, and InUse for a port of the host that
-        somebody else has; nothing is left of it then."""
+        another program has; nothing is left of it then."""
         try:
             async with self._lock:
                 await self._check_usable(self.tenancy.claimed[vm].bridge.network)
@@ -260,7 +260,8 @@ class Networks:
         self.tell()
 
     async def _ask(self, ask: Callable[[], Awaitable[object]]) -> None:
-        """Ask the network service; one that has just been started is told all there is before."""
+        """Send a request to the network service; one that has just been started gets the desired state
+        before."""
         try:
             await ask()
         except HypemandError as error:
@@ -303,7 +304,7 @@ class Networks:
             await self._apply()
 
     def _put_off(self, vm: str) -> None:
-        """Its end is told later, also by a daemon that comes after this one."""
+        """Its end is sent later, also by a daemon that comes after this one."""
         if (port := self.tenancy.ports.pop(vm, None)) is not None:
             self._stale.append(port)
             self.begin_sync()
@@ -327,7 +328,7 @@ class Networks:
         return self.tenancy.interface_of(vm)
 
     async def read_counters(self) -> None:
-        """Have `view` show counters as they are now, or none if they cannot be had."""
+        """Have `view` show counters as they are now, or none if they cannot be read."""
         if not self.tenancy.ports:
             return
         try:

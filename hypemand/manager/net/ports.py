@@ -123,11 +123,11 @@ class PortFiles:
                 _log.error("VM %s: cannot record its network resources: %s", port.vm, error.strerror)
 
     def find_all(self, vms: Iterable[str]) -> dict[str, FoundPort]:
-        """What stands there of each VM."""
+        """The recorded port of each VM."""
         return {vm: (self.find(vm), self.is_there(vm)) for vm in vms}
 
     def find(self, vm: str) -> PortPlan | None:
-        """What stands there; None also when it cannot be read."""
+        """The recorded port; None also when it cannot be read."""
         try:
             return load_record(self._path(vm), _decode_port)
         except FileNotFoundError:

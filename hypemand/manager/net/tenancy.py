@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who has which place in the host's networks: worked out of the host config, the VMs' definitions and leases,
-and what VMs have while they run. Nothing here waits, asks the host, or reads and writes files: what stands in
+and what VMs have while they run. Nothing here waits, asks the host, or reads and writes files: the content of
 files is passed in, and what is to be written is left in `unwritten`."""
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class Tenancy:
         return Connection(lease, port, _make_interface(port), tuple(map(str, dns)), hosts)
 
     def lacks_servers(self, tenant: Tenant) -> bool:
-        """Would a VM be told of no name server, since the host knows none yet?"""
+        """Would a VM get no name server, since the host knows none yet?"""
         network = None if tenant.use is None else self.find_config(tenant.use.name)
         return network is not None and network.dns is None and not self.servers(network, network)
 
     def servers(
         self, config: NetworkConfig | None, reached: NetworkConfig | BridgePlan | Lease
     ) -> tuple[Address, ...]:
-        """What is told who has addresses like those of `reached`."""
+        """The name servers for a VM with addresses like those of `reached`."""
         servers = self.host_servers if config is None or config.dns is None else config.dns
         return choose_servers(servers, ipv4=reached.ipv4 is not None, ipv6=reached.ipv6 is not None)
 
@@ -124,7 +124,7 @@ class Tenancy:
         return [tenant.vm for tenant in self._tenants()]
 
     def recover(self, found: Mapping[str, FoundPort], active: Callable[[str], bool]) -> list[PortPlan]:
-        """Learn what VMs had when the daemon before this one ended: what stands in their files; `active`:
+        """Learn what VMs had when the daemon before this one ended: the content of their files; `active`:
         does a VM still run? Those that do not are given back."""
         ended = []
         for vm, (port, _) in found.items():
@@ -141,8 +141,8 @@ class Tenancy:
         return sorted(live - self.ports.keys() - self.claimed.keys())
 
     def adopt(self, live: Set[str], found: Mapping[str, FoundPort]) -> frozenset[str]:
-        """Know of every VM that runs; `found`: what stands in the files of `list_strange`. Gives those that
-        may have a TAP device of which no more is known."""
+        """Learn the ports of every VM that runs; `found`: the content of the files of `list_strange`. Gives
+        those that may have a TAP device of which no more is known."""
         tenants = {tenant.vm: tenant for tenant in self._tenants()}
         lost = set()
         for vm in self.list_strange(live):
@@ -170,7 +170,8 @@ class Tenancy:
         return port
 
     def renew(self) -> None:
-        """What of a changed network does not have to wait: whom it reaches, and who reaches whom on it."""
+        """Apply the parts of a changed network that need no restart: which addresses VMs may reach, and which
+        VMs reach each other."""
         config = self._config()
         uses = {tenant.vm: tenant.running or tenant.use for tenant in self._tenants()}
         for vm, port in self.ports.items():
@@ -309,7 +310,7 @@ def _make_member(tenant: Tenant, port: PortPlan) -> Member:
 
 
 def _make_interface(port: PortPlan) -> GuestInterface:
-    """What the guest is told of its interface."""
+    """The guest's configuration of its interface."""
     bridge = port.bridge
     addresses, gateways = [], []
     for address, own in ((port.ipv4, bridge.ipv4), (port.ipv6, bridge.ipv6)):
