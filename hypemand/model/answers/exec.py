@@ -10,7 +10,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class ExecCommand:
     """The first frame. None: the default; `timeout` in seconds. `streams`: output frames begin with a byte
-    that tells which stream it was, and the last frame has a message. `rows` and `cols` need `tty`."""
+    that names the stream, and the last frame has a message. `rows` and `cols` need `tty`."""
 
     command: tuple[str, ...]
     env: Mapping[str, str] | None = None
