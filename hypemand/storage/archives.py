@@ -30,14 +30,16 @@ class Listed:
     word: str
 
 
-def parse_index(files: Mapping[str, bytes]) -> list[Listed] | None:
-    """The images of an OCI layout, of which `files` has oci-layout and index.json. None if it is none."""
-    layout, index = _load(files.get(OCI_LAYOUT)), _load(files.get(INDEX))
-    if not isinstance(layout, dict) or "imageLayoutVersion" not in layout or not isinstance(index, dict):
+def parse_index(files: Mapping[str, bytes], source: str) -> list[Listed] | None:
+    """The images of an OCI layout, of which `files` has oci-layout and index.json. None if it is none.
+    ImageNotReady, naming `source`, if it is one whose index is damaged."""
+    layout = _load(files.get(OCI_LAYOUT))
+    if not isinstance(layout, dict) or "imageLayoutVersion" not in layout or INDEX not in files:
         return None
-    manifests = index.get("manifests")
+    index = _load(files[INDEX])
+    manifests = index.get("manifests") if isinstance(index, dict) else None
     if not isinstance(manifests, list) or not all(isinstance(item, dict) for item in manifests):
-        return None
+        raise ImageNotReady(f"the {INDEX} of the OCI layout {source} is damaged", hint="create it again")
     return [_describe(item) for item in manifests]
 
 

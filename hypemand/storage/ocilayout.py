@@ -55,8 +55,8 @@ def is_layout(path: Path) -> bool:
 
 
 def find_images(path: Path) -> list[Listed] | None:
-    """The images of an OCI layout; None if that folder is none."""
-    return parse_index(_read_markers(path, OCI_LAYOUT, INDEX))
+    """The images of an OCI layout; None if that folder is none. ImageNotReady for one that is damaged."""
+    return parse_index(_read_markers(path, OCI_LAYOUT, INDEX), str(path))
 
 
 def find_docker_images(path: Path) -> list[Listed] | None:

@@ -95,4 +95,4 @@ def find_contents(tar: Path, source: str) -> Contents:
         ) from error
     if count == 0:
         raise ImageNotReady(f"{source} is empty", hint="use a tar archive with a root file system")
-    return Contents(oci=parse_index(files), docker=parse_manifest(files))
+    return Contents(oci=parse_index(files, source), docker=parse_manifest(files))

@@ -5,6 +5,7 @@
 #include "spawn.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
@@ -55,11 +56,14 @@ bool __wrap_spawn_start(const struct spawn *spawn, struct spawned *spawned, stru
     abort();
 }
 
-static void demand(bool holds)
-{
-    if (!holds)
-        abort();
-}
+/* A finding must not look like a host without memory, tasks or space. */
+#define demand(holds)                                                                                        \
+    do {                                                                                                     \
+        if (!(holds)) {                                                                                      \
+            (void)fprintf(stderr, "line %d: %s (%s)\n", __LINE__, #holds, strerror(errno));                  \
+            abort();                                                                                         \
+        }                                                                                                    \
+    } while (0)
 
 /* Remove all below a folder; how many entries it had, and how many of them were half files. */
 static int empty(int folder, const char *name, int *half)

@@ -97,6 +97,7 @@ def test_others_are_listed_started_and_executed_in_while_a_guest_does_its_worst(
 ) -> None:
     neighbour = vms.run("neighbour")
     pid, before, since = daemon_pid(vms), read_rss(vms), time.time()
+    restarts = vms.properties("hypemand.service", "NRestarts")
     with hostile_guest(vms.host, hostile_init) as hostile:
         took = use_others(vms, neighbour, BOOT_SECONDS / 2)
         hostile.wait("Running", 300)
@@ -109,7 +110,7 @@ def test_others_are_listed_started_and_executed_in_while_a_guest_does_its_worst(
         took += use_others(vms, neighbour, SECONDS / 2)
         assert hostile.show()["state"] == "Running"
         assert daemon_pid(vms) == pid, "the daemon was ended"
-        assert vms.properties("hypemand.service", "NRestarts")["NRestarts"] == "0"
+        assert vms.properties("hypemand.service", "NRestarts") == restarts
         assert read_rss(vms) - before < MOST_GROWTH_KIB
         assert count_lines(vms, hostile.name, since) < MOST_LINES
         turns = read_turns(vms, since)

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import stat
 import struct
 import subprocess
@@ -289,6 +290,20 @@ def test_of_many_images_in_a_docker_save_the_named_one(
         import_image(store, "which", str(tar))
     with pytest.raises(ImageNotReady, match="no image v9; it contains app:latest, other:latest"):
         import_image(store, "which", f"{tar}:v9")
+    assert left(store) == []
+
+
+@pytest.mark.parametrize("index", [b"{", b"[]", b'{"manifests": {}}', b'{"manifests": [1]}'])
+def test_a_layout_with_a_damaged_index_is_no_root_file_system(
+    tmp_path: Path, store: ImageStore, layout: Path, index: bytes
+) -> None:
+    broken = shutil.copytree(layout, tmp_path / "broken")
+    (broken / "index.json").write_bytes(index)
+    tar = tmp_path / "broken.tar"
+    subprocess.run(["tar", "-C", broken, "-cf", tar, "."], check=True, timeout=60)
+    for source in (broken, tar):
+        with pytest.raises(ImageNotReady, match=f"index.json of the OCI layout {source} is damaged"):
+            import_image(store, "which", str(source))
     assert left(store) == []
 
 
