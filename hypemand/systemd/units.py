@@ -244,6 +244,11 @@ class Units:
                 fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
         return UnitStatus(**fields)
 
+    async def is_masked(self, unit: str) -> bool:
+        """Has an administrator made it impossible to start (systemctl mask)?"""
+        state = await self._bus.get_property(SERVICE, unit_path(unit), f"{SERVICE}.Unit.LoadState")
+        return bool(state == "masked")
+
     async def bound_files(self, unit: str) -> Mapping[Path, bool]:
         """What of the host a unit was given in its root, by the path on the host: may it write to that? Empty
         where there is no such unit."""

@@ -58,7 +58,9 @@ async def _try(units: Units, plan: UnitPlan) -> BusError | None:
 
 
 async def _clear(units: Units, unit: str) -> None:
-    """End what is left of the unit. WrongState, and nothing is done, if it is not over."""
+    """End what is left of the unit. WrongState, and nothing is done, if it is not over, or masked."""
+    if await units.is_masked(unit):
+        raise WrongState(f"the unit {unit} is masked", hint=f"systemctl unmask {unit}")
     status = await units.status(unit)
     if status.is_live:
         raise WrongState(f"the unit {unit} is {status.active_state} already", hint=f"systemctl status {unit}")

@@ -256,6 +256,35 @@ def test_the_handle_stays_while_systemd_starts_the_vm_again(vms: Vms) -> None:
     assert vms.properties(handle, "InvocationID") == held
 
 
+def test_a_masked_unit_is_an_error_with_the_cure(vms: Vms) -> None:
+    name = vms.define("masked")
+    unit = f"hypeman-vm-{name}.service"
+    vms.host.run(["systemctl", "mask", "--runtime", unit])
+    try:
+        refused = vms.ctl("start", name, check=False)
+    finally:
+        vms.host.run(["systemctl", "unmask", "--runtime", unit])
+    assert (refused.code, f"the unit {unit} is masked; systemctl unmask {unit}" in refused.stderr) == (
+        5,
+        True,
+    )
+    vms.start(name)
+
+
+# prints those of its arguments that needrestart is not to restart
+OVERRIDDEN = r"""
+our %nrconf;
+do "/etc/needrestart/conf.d/hypemand.conf" or die;
+foreach my $unit (@ARGV) { print "$unit\n" if grep { $unit =~ /$_/ } keys %{$nrconf{override_rc}} }
+"""
+
+
+def test_needrestart_restarts_no_vm(vms: Vms) -> None:
+    vms_units = ["hypeman-vm-web.service", "hypeman@web.service"]
+    found = vms.host.run(["perl", "-e", OVERRIDDEN, *vms_units, "hypemand.service", "ssh.service"]).stdout
+    assert found.split() == vms_units
+
+
 def test_an_isolated_target_leaves_vms_running(vms: Vms) -> None:
     name = vms.run("not-isolated")
     handle, run = f"hypeman@{name}", vms.unit(name, "InvocationID")

@@ -47,6 +47,7 @@ class FakeUnits:
     refuse: BusError | None = None
     immortal: bool = False
     late: int = 0
+    masked: bool = False
     live: dict[str, UnitStatus] = field(default_factory=dict)
     left: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
     killed: list[str] = field(default_factory=list)
@@ -61,6 +62,9 @@ class FakeUnits:
     async def status(self, unit: str, *, with_memory: bool = False) -> UnitStatus:
         return self.live.get(unit, UnitStatus(None))
 
+    async def is_masked(self, unit: str) -> bool:
+        return self.masked
+
     async def bound_files(self, unit: str) -> Mapping[Path, bool]:
         return {}
 
@@ -71,7 +75,7 @@ class FakeUnits:
         if self.refuse is not None:
             raise self.refuse
         unit = f"hypeman-vm-{plan.vm}.service"
-        gone = unit not in self.live and not await self.processes(unit)
+        gone = not self.masked and unit not in self.live and not await self.processes(unit)
         if gone and self.killed and self.late:
             self.late -= 1
             gone = False
@@ -289,6 +293,18 @@ def test_a_start_waits_until_systemd_has_forgotten_the_unit(tmp_path: Path) -> N
         with left_behind(host.units, WEB):
             await host.manager.start_vm("web")
         assert (host.units.late, host.units.live[WEB].active_state) == (0, "activating")
+
+    use(tmp_path, scenario)
+
+
+def test_a_masked_unit_is_an_error_with_the_cure(tmp_path: Path) -> None:
+    async def scenario(host: Host) -> None:
+        await host.manager.create_vm(definition(), start=False)
+        host.units.masked = True
+        with pytest.raises(WrongState, match=f"the unit {WEB} is masked") as raised:
+            await host.manager.start_vm("web")
+        assert raised.value.hint == f"systemctl unmask {WEB}"
+        assert sorted(path.name for path in (host.vms / "web").iterdir()) == ["vm.json"]
 
     use(tmp_path, scenario)
 
