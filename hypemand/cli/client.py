@@ -51,6 +51,10 @@ class Unreachable(ApiError):
         super().__init__(message, hint=hint, code="unreachable")
 
 
+class ConnectionLost(Unreachable):
+    """The daemon has closed the connection before its answer: most often since it has ended."""
+
+
 class StreamBroken(Unreachable):
     """A stream of events ended before the server ended it."""
 
@@ -271,7 +275,7 @@ def _explain_late(timeout: float | None) -> Unreachable:
 def explain_broken(error: Exception) -> ApiError:
     """The error for a request that got no complete response."""
     if isinstance(error, http.client.RemoteDisconnected | ConnectionError):
-        return Unreachable("hypemand closed the connection without an answer", hint=_HINT_STUCK)
+        return ConnectionLost("hypemand closed the connection without an answer", hint=_HINT_STUCK)
     return Unreachable(f"the answer of hypemand cannot be parsed: {error}")
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from hypemand.cli.client import CHANGE_SECONDS, PULL_SECONDS, Client
+from hypemand.cli.client import CHANGE_SECONDS, PULL_SECONDS, ApiError, Client, ConnectionLost
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import (
@@ -47,13 +47,33 @@ def restart(context: Context) -> int:
 
     def restart_one(name: str) -> None:
         client = context.client
-        deadline = find_stop_deadline(get_instance(client, name), None) + PULL_SECONDS
-        body = build_pull(context.args.pull)
+        before = get_instance(client, name)
         with show_progress(client, name, "restarting"):
-            started.append(post_instance(client, name, "restart", body=body, timeout=deadline))
+            started.append(_restart_one(client, before, build_pull(context.args.pull)))
 
     failure = for_each(context.args.name, restart_one)
     return _finish_starts(context, started, failure)
+
+
+def _has_daemon_ended(error: ApiError) -> bool:
+    """Was a request not answered for that reason? systemd starts the next daemon for the next request."""
+    return isinstance(error, ConnectionLost) or error.code == "stopping"
+
+
+def _restart_one(client: Client, before: Instance, body: dict[str, str] | None) -> Instance:
+    """Restart an instance. A restart ends with the daemon, perhaps between its stop and its start: what is
+    left of it is requested of the next one."""
+    name, deadline = before.name, find_stop_deadline(before, None) + PULL_SECONDS
+    try:
+        return post_instance(client, name, "restart", body=body, timeout=deadline)
+    except ApiError as error:
+        if not _has_daemon_ended(error):
+            raise
+    now = get_instance(client, name)
+    if now.invocation_id not in (None, before.invocation_id):
+        return now
+    what = "start" if now.state is State.STOPPED else "restart"
+    return post_instance(client, name, what, body=body, timeout=deadline)
 
 
 def print_instances(instances: Iterable[Instance]) -> None:
@@ -110,8 +130,15 @@ def stop(context: Context) -> int:
 
 def _stop_one(client: Client, name: str, timeout: float | None) -> Instance:
     deadline = find_stop_deadline(get_instance(client, name), timeout)
+    body = {"timeout": timeout}
     with show_progress(client, name, "stopping"):
-        return post_instance(client, name, "stop", body={"timeout": timeout}, timeout=deadline)
+        try:
+            return post_instance(client, name, "stop", body=body, timeout=deadline)
+        except ApiError as error:
+            if not _has_daemon_ended(error):
+                raise
+        # systemd stops it all the same, and the next daemon waits for that
+        return post_instance(client, name, "stop", body=body, timeout=deadline)
 
 
 def kill(context: Context) -> int:

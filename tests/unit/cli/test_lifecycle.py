@@ -9,7 +9,7 @@ import pytest
 
 from hypemand.model.state import State
 from tests.fakes.process import Exit
-from tests.unit.cli.canned import Canned, Failure
+from tests.unit.cli.canned import Canned, Each, Failure, make_instance
 from tests.unit.cli.conftest import Cli
 from tests.unit.cli.live import Live
 
@@ -184,3 +184,38 @@ def test_a_daemon_that_is_not_there_is_7(cli: Cli) -> None:
     assert done.returncode == 7
     assert done.stderr.count("\n") == 1
     assert "systemctl start hypemand.socket" in done.stderr
+
+
+ENDED = Failure(503, {"code": "stopping", "message": "hypemand stops"})
+
+
+@pytest.mark.parametrize(
+    ("state", "invocation", "asked"),
+    [
+        ("Stopped", None, ["restart", "start"]),
+        ("Shutdown", "old", ["restart", "restart"]),
+        ("Initializing", "new", ["restart"]),
+    ],
+    ids=["between stop and start", "in the stop", "after the start"],
+)
+def test_a_restart_is_finished_by_the_next_daemon(
+    daemon: Canned, cli: Cli, state: str, invocation: str | None, asked: list[str]
+) -> None:
+    before = make_instance("web", invocation_id="old")
+    daemon.answers["GET /instances/web"] = Each(
+        [before, make_instance("web", state, invocation_id=invocation)]
+    )
+    done = make_instance("web", "Initializing", invocation_id="new")
+    daemon.answers["POST /instances/web/restart"] = Each([ENDED, done])
+    daemon.answers["POST /instances/web/start"] = done
+    assert cli.run("restart", "web").returncode == 0
+    posted = [path.rpartition("/")[2] for method, path, _, _ in daemon.requests if method == "POST"]
+    assert posted == asked
+
+
+def test_a_stop_is_waited_for_at_the_next_daemon(daemon: Canned, cli: Cli) -> None:
+    daemon.add("web")
+    daemon.answers["POST /instances/web/stop"] = Each([ENDED, make_instance("web", "Stopped")])
+    assert cli.run("stop", "web").returncode == 0
+    daemon.answers["POST /instances/web/stop"] = Each([ENDED, ENDED])
+    assert cli.run("stop", "web").returncode == 7
