@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from hypemand.systemd.bus import BusError
@@ -39,12 +40,16 @@ class Handle:
             await run_in(Pool.RECORDS, self._mark)
             await self._units.start(self._unit)
         except (BusError, OSError) as error:
-            self._following.unlink(missing_ok=True)
+            await run_in(Pool.RECORDS, self._unmark)
             _log.warning("VM %s: cannot start %s: %s", self._vm, self._unit, error)
 
     def _mark(self) -> None:
         self._following.parent.mkdir(mode=0o700, exist_ok=True)
         self._following.touch()
+
+    def _unmark(self) -> None:
+        with suppress(OSError):
+            self._following.unlink(missing_ok=True)
 
     async def release(self, is_held: Callable[[], bool]) -> None:
         """Stop it, unless it is stopped, or `is_held`: the VM's unit is live again, or is about to be. One
@@ -54,10 +59,11 @@ class Handle:
             self._later.cancel()
         try:
             status = await self._units.status(self._unit)
-            follows = status.active_state == "activating" and self._following.exists()
+            starts = status.active_state == "activating"
+            follows = starts and await run_in(Pool.RECORDS, self._following.exists)
             if (status.active_state == "active" or follows) and not is_held():
                 await self._stop(status.invocation_id)
-            elif status.active_state == "activating":
+            elif starts:
                 self._later = self._tasks.start("handle", self._release_later(is_held))
         except BusError as error:
             _log.warning("VM %s: cannot end %s: %s", self._vm, self._unit, error)

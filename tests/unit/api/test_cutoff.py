@@ -99,7 +99,9 @@ def test_uploads_that_are_cut_off_leave_nothing_open_and_write_to_nothing_that_i
             while opened.total() > before and time.monotonic() < end:
                 await asyncio.sleep(0.05)
                 opened = Counter(list_open(tmp_path))
-            assert (opened["NAMELESS"], opened.total()) == (0, before), opened
+            assert opened["NAMELESS"] == 0
+            # what the start of the VM had open may have been closed meanwhile
+            assert opened.total() <= before, opened
             assert api.host.guest("a").files.copies_open == 0
             assert (await api.ask("GET", "/health")).status == 200
 
