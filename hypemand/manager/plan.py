@@ -11,7 +11,6 @@ from pathlib import Path
 
 from hypemand.config.definition import Definition, Mode, VolumeMount
 from hypemand.errors import InvalidDefinition, Problem
-from hypemand.model.state import Origin
 from hypemand.network.port import PortPlan
 from hypemand.network.wire import TAP_SOCKET
 from hypemand.protocol.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
@@ -139,7 +138,6 @@ def make_plan(
         kvm=vmm.accel is AccelKind.KVM,
         sockets=() if network is None else ((TAP_SOCKET, places.own.tap),),
         extra=definition.unit,
-        has_handle=record.origin is not Origin.HELPER,
     )
     return Plan(guest, unit)
 

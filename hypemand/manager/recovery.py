@@ -82,8 +82,6 @@ class Recovery:
         made or removed, and units of VMs that are not known. What fails is logged, and keeps nothing else
         from being done."""
         await ask_again(tuple(self._parts.fleet))
-        with logged("the control units of VMs"):
-            await self._compare_handles()
         await asyncio.gather(
             *(
                 self._remove_helper(vm)
@@ -106,19 +104,6 @@ class Recovery:
                 )
             with logged("units that belong to no VM"):
                 await stop_unknown(self._parts.units, units, self._parts.records, self._is_known)
-
-    async def _compare_handles(self) -> None:
-        """Have each handle active that a VM that runs should have, and no other: VMs may have ended without a
-        daemon, and may have been started before they had their handles started."""
-        handles = await self._parts.units.list_handles()
-        for vm in self._parts.fleet:
-            state = handles.get(vm.name)
-            if vm.operations.is_busy or vm.record.origin is Origin.HELPER:
-                continue
-            if state == "active" and not vm.state.is_vmm_active:
-                await vm.release_handle()
-            elif state in (None, "failed") and vm.state.is_vmm_active and not vm.is_ending:
-                await vm.handle.follow()
 
     async def _remove_helper(self, vm: Vm) -> None:
         _log.info("removing VM %s, whose work on a volume was interrupted", vm.name)

@@ -17,7 +17,7 @@ from hypemand.systemd.extras import INFINITY, extra_properties, microseconds
 from hypemand.systemd.port import Bus
 from hypemand.systemd.rootdir import root_properties
 from hypemand.systemd.sandbox import Property, sandbox_properties
-from hypemand.unitnames import HANDLES, VM_UNITS, ended_name, unit_name, vm_of_handle, vm_of_unit
+from hypemand.unitnames import VM_UNITS, unit_name, vm_of_unit
 
 SERVICE = "org.freedesktop.systemd1"
 MANAGER = "/org/freedesktop/systemd1"
@@ -28,8 +28,6 @@ SLICE = "hypeman.slice"
 class UnitPlan:
     """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity). `stop_timeout`: of
     each step of its end; `stop` may ask systemd for more for itself.
-
-    `has_handle`: its hypeman@ unit is active while it is.
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise.
@@ -52,7 +50,6 @@ class UnitPlan:
     restart: Restart
     kvm: bool
     extra: Mapping[str, tuple[str, ...]]
-    has_handle: bool = True
     volumes: tuple[tuple[Path, Path], ...] = ()
     sockets: tuple[tuple[Path, Path], ...] = ()
 
@@ -116,12 +113,7 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("CPUQuotaPerSecUSec", "t", round(plan.cpu_quota * 1e6)),
         ("TasksMax", "t", plan.tasks_max),
         ("OOMPolicy", "s", "stop"),
-        # as containers and VMs of others do
-        ("IgnoreOnIsolate", "b", True),
     ]
-    if plan.has_handle:
-        ended = [ended_name(plan.vm)]
-        properties += [("OnSuccess", "as", ended), ("OnFailure", "as", ended)]
     properties += root_properties(
         plan.root,
         readable=plan.readable,
@@ -188,10 +180,6 @@ class Units:
         )
         await self._manager("StartTransientUnit", *arguments)
 
-    async def start(self, unit: str) -> None:
-        """Queue a start job. A unit that is being stopped is an error."""
-        await self._manager("StartUnit", ("ss", (unit, "fail")))
-
     async def stop(self, unit: str) -> None:
         """Queue a stop job. A unit that is not there is no error."""
         await self._unless_missing("StopUnit", "ss", unit, "replace")
@@ -257,17 +245,14 @@ class Units:
         return {Path(row[0]): False for row in read} | {Path(row[0]): True for row in write}
 
     async def list_vms(self) -> dict[str, str]:
-        """ActiveState of the unit of each VM that has one, by the VM's name."""
-        return await self._list(VM_UNITS, vm_of_unit)
-
-    async def list_handles(self) -> dict[str, str]:
-        """ActiveState of the loaded handles, by the VM's name."""
-        return await self._list(HANDLES, vm_of_handle)
-
-    async def _list(self, pattern: str, find_vm: Callable[[str], str | None]) -> dict[str, str]:
-        rows = await self._manager("ListUnitsByPatterns", ("asas", ([], [pattern])))
-        known = (row for row in rows or [] if (row[2], row[3]) != ("not-found", "inactive"))
-        return {vm: row[3] for row in known if (vm := find_vm(row[0])) is not None}
+        """ActiveState of every VM's unit that there is, by the VM's name."""
+        rows = await self._manager("ListUnitsByPatterns", ("asas", ([], [VM_UNITS])))
+        found = {}
+        for row in rows or []:
+            vm = vm_of_unit(row[0])
+            if vm is not None and (row[2], row[3]) != ("not-found", "inactive"):
+                found[vm] = row[3]
+        return found
 
     def watch(self, unit: str, callback: Callable[[], None]) -> None:
         """Call back when the unit's state may have changed. Ask `status` what it is now: a signal may arrive

@@ -1,55 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control unit of a VM, hypeman@NAME.service: active while the VM is, whoever has started that."""
+"""The control unit of a VM, hypeman@NAME.service: it becomes inactive with the VM."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import Units, UnitStatus
 from hypemand.tasks import Tasks
 from hypemand.unitnames import handle_name
-from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
 _DEADLINE = 10.0
 
 
 class Handle:
-    """The handle of a VM. `releasing`: the VM has ended, and the handle is being stopped. `following`: the
-    folder of a file for each that follows a VM which was started in another way (units/handle)."""
+    """The handle of a VM. `releasing`: the VM has ended, and the handle is being stopped."""
 
-    def __init__(self, vm: str, units: Units, tasks: Tasks, following: Path) -> None:
+    def __init__(self, vm: str, units: Units, tasks: Tasks) -> None:
         self.releasing = False
         self._vm = vm
         self._unit = handle_name(vm)
         self._units = units
         self._tasks = tasks
-        self._following = following / vm
         self._later: asyncio.Task[None] | None = None
-
-    async def follow(self) -> None:
-        """Start it for a VM that was started in another way. It starts no VM then."""
-        try:
-            if (await self._units.status(self._unit)).active_state in ("active", "activating"):
-                return
-            await run_in(Pool.RECORDS, self._mark)
-            await self._units.start(self._unit)
-        except (BusError, OSError) as error:
-            await run_in(Pool.RECORDS, self._unmark)
-            _log.warning("VM %s: cannot start %s: %s", self._vm, self._unit, error)
-
-    def _mark(self) -> None:
-        self._following.parent.mkdir(mode=0o700, exist_ok=True)
-        self._following.touch()
-
-    def _unmark(self) -> None:
-        with suppress(OSError):
-            self._following.unlink(missing_ok=True)
 
     async def release(self, is_held: Callable[[], bool]) -> None:
         """Stop it, unless it is stopped, or `is_held`: the VM's unit is live again, or is about to be. One
@@ -59,11 +35,9 @@ class Handle:
             self._later.cancel()
         try:
             status = await self._units.status(self._unit)
-            starts = status.active_state == "activating"
-            follows = starts and await run_in(Pool.RECORDS, self._following.exists)
-            if (status.active_state == "active" or follows) and not is_held():
+            if status.active_state == "active" and not is_held():
                 await self._stop(status.invocation_id)
-            elif starts:
+            elif status.active_state == "activating":
                 self._later = self._tasks.start("handle", self._release_later(is_held))
         except BusError as error:
             _log.warning("VM %s: cannot end %s: %s", self._vm, self._unit, error)

@@ -23,11 +23,6 @@ class Places:
     own: Own
 
     @property
-    def following(self) -> Path:
-        """Of all VMs: what `hypemand.vm.handle` has noted."""
-        return self.runtime.parent.parent / "following"
-
-    @property
     def disk(self) -> Path:
         """The VM's disk."""
         return self.state / DISK

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 
 from hypemand.config.definition import Definition
 from hypemand.model.evidence import Derived, derive_state, derive_status_text
-from hypemand.model.state import HeadersStatus, Origin, State
+from hypemand.model.state import HeadersStatus, State
 from hypemand.model.vm import ExitReport, VmView
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
@@ -60,7 +60,7 @@ class Vm:
         self._tasks = Tasks(record.name)
         owner = Owner(record.name, record.uid, places, self._get_definition, self._evaluate, self._release)
         self.runs = Runs(owner, services, self._tasks, past)
-        self.handle = Handle(record.name, services.units, self._tasks, places.following)
+        self.handle = Handle(record.name, services.units, self._tasks)
         self._unit = UnitStatus(None)
         self._bus_up = True
         self._derived = Derived(State.STOPPED)
@@ -279,8 +279,6 @@ class Vm:
         """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
         that it signals."""
         self._unit = UnitStatus("activating", "queued")
-        if self.record.origin is not Origin.HELPER:
-            self._tasks.start("handle", self.handle.follow())
         self.runs.follow(self._unit, Found())  # nothing of its files is needed: `Runs.expect` has told
         self._evaluate()
         self._take_signal()

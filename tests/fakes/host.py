@@ -47,22 +47,17 @@ _CONFIG = OciConfig(cmd=("/bin/sh",), env=("PATH=/bin", "A=b=c"))
 _MEMORY = Path("/dev/shm")
 LAB = NetworkConfig("default", "lab0", IPv4Interface("10.7.0.1/24"), None, dns=())
 _SMALL = {"image": "builtin:app", "cmd": ["x"], "disk": "64M", "memory": "96M", "network": "none"}
-_SCRIPT = "/usr/lib/hypemand/handle"
 # units/hypeman@.service
 _HANDLE = {
     "Type": "oneshot",
     "RemainAfterExit": True,
-    "ExecStart": [(_SCRIPT, ["handle", "start"], False)],
-    "ExecStopPost": [(_SCRIPT, ["handle", "stop"], False)],
-    "StartLimitIntervalUSec": 0,
+    "ExecStart": [("/usr/bin/hypemanctl", ["hypemanctl", "start", "--wait"], False)],
+    "ExecStopPost": [
+        ("/usr/bin/systemctl", ["systemctl", "stop"], False),
+        ("/usr/bin/hypemanctl", ["hypemanctl", "stop", "--result"], False),
+    ],
     "TimeoutStartUSec": 2**64 - 1,
     "TimeoutStopUSec": 2**64 - 1,
-}
-# units/hypeman-ended@.service
-_ENDED = {
-    "Type": "oneshot",
-    "ExecStart": [(_SCRIPT, ["handle", "ended"], False)],
-    "StartLimitIntervalUSec": 0,
 }
 
 
@@ -140,13 +135,12 @@ class FakeHost:
         self.vmms = Vmms(folder / "run/vms", self.journal)
         self.systemd = FakeSystemd(self.vmms.run, speed=20)
         self.vmms.systemd = self.systemd
-        self.systemd.files |= {"hypeman@": _HANDLE, "hypeman-ended@": _ENDED}
-        self.vmms.others |= {"hypeman": self._handle, "hypeman-ended": self._handle_ended}
+        self.systemd.files["hypeman@"] = _HANDLE
+        self.vmms.others["hypeman"] = self._handle
         # open: a handle's `hypemanctl start --wait` that has seen Running ends
         self.handles_end = asyncio.Event()
         self.handles_end.set()
         self.daemon = Daemon(self)
-        self.is_daemon_away = False
 
     # its daemon
 
@@ -163,54 +157,27 @@ class FakeHost:
     async def restart_daemon(self, meanwhile: Callable[[], Awaitable[object]] | None = None) -> None:
         """End it, and begin another one on what it has left; what happens meanwhile nobody sees."""
         await self.daemon.end()
-        self.is_daemon_away = True
         if meanwhile is not None:
             await meanwhile()
         self.daemon = Daemon(self)
-        self.is_daemon_away = False
         await self.daemon.begin()
 
     async def _handle(self, process: Process) -> int:
-        """units/handle start, stop."""
+        """The commands of hypeman@NAME.service."""
         vm = process.unit.partition("@")[2].removesuffix(".service")
-        following = self.config.runtime_dir / "following" / vm
         try:
             if process.argv[1] == "start":
-                return await self._handle_start(vm, follows=following.exists())
-            by_itself = not following.exists()
-            following.unlink(missing_ok=True)
-            if unit_name(vm) in self.systemd.units:
-                self.systemd.jobs.add(unit_name(vm), "stop", "replace")
-                await self.until_true(lambda: not self._is_live(vm))
-            if by_itself and process.env.get("EXIT_STATUS") != "0":
-                await self.manager.stop_vm(vm)
+                await self.manager.start_vm(vm)
+                view, late = await self.manager.wait_vm(vm, State.RUNNING, DEADLINE)
+                await self.handles_end.wait()
+                return 0 if view.state is State.RUNNING and not late else 1
+            if process.argv[0] == "systemctl":
+                if unit_name(vm) in self.systemd.units:
+                    self.systemd.jobs.add(unit_name(vm), "stop", "replace")
+                return 0
+            await self.manager.stop_vm(vm)
         except HypemandError:
             return 1
-        unit = self.systemd.units.get(unit_name(vm))
-        return 0 if unit is None or unit.result == "success" else 1
-
-    async def _handle_start(self, vm: str, *, follows: bool) -> int:
-        if not follows:
-            await self.manager.start_vm(vm)
-        job = self.systemd.jobs.find(unit_name(vm))
-        if job is not None:
-            await self.until_true(lambda: job.result != "")
-        elif not self._is_live(vm):
-            self.systemd.jobs.add(f"hypeman@{vm}.service", "stop", "replace")
-            await asyncio.sleep(DEADLINE)
-        await self.handles_end.wait()
-        return 0 if job is None or job.result == "done" else 1
-
-    def _is_live(self, vm: str) -> bool:
-        unit = self.systemd.units.get(unit_name(vm))
-        return unit is not None and (not unit.is_gone or self.systemd.jobs.find(unit.name) is not None)
-
-    async def _handle_ended(self, process: Process) -> int:
-        """units/handle ended."""
-        vm = process.unit.partition("@")[2].removesuffix(".service")
-        handle = self.systemd.units.get(f"hypeman@{vm}.service")
-        if not self._is_live(vm) and self.is_daemon_away and handle is not None and handle.active == "active":
-            self.systemd.jobs.add(handle.name, "stop", "replace")
         return 0
 
     async def start_handle(self, vm: str) -> None:
@@ -245,10 +212,6 @@ class FakeHost:
         """ActiveState and SubState of its unit; None: there is none."""
         unit = self.systemd.units.get(unit_name(name))
         return None if unit is None else f"{unit.active}/{unit.sub}"
-
-    def is_active(self, unit: str) -> bool:
-        """Is a unit, which may not be loaded, active?"""
-        return unit in self.systemd.units and self.systemd.units[unit].active == "active"
 
     async def create(self, name: str = "web", *, start: bool = False, **keys: object) -> None:
         """A VM of the API's; it is Running then, if it is to be started."""

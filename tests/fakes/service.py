@@ -40,8 +40,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "ExecStop": [],
     "ExecStopPost": [],
     "After": [],
-    "OnSuccess": [],
-    "OnFailure": [],
     "Description": "",
     "BindPaths": [],
     "BindReadOnlyPaths": [],
@@ -60,7 +58,6 @@ class Host(Protocol):
     def now(self) -> float: ...
     def state_changed(self, service: Service) -> None: ...
     def restart_due(self, service: Service) -> None: ...
-    def has_ended(self, service: Service) -> None: ...
 
 
 class Service:
@@ -112,7 +109,6 @@ class Service:
         if self._is_started_too_often():
             self._take("start-limit-hit")
             self._set("failed")
-            self._host.has_ended(self)
             return
         if not self._auto:
             self.restarts = 0
@@ -142,7 +138,6 @@ class Service:
         self._forbid_restart = True
         if self.sub == "auto-restart":
             self._set("dead" if self.result == "success" else "failed")
-            self._host.has_ended(self)
         elif self.sub == "start":
             self._signal("stop-sigterm", "success")
         elif self.sub in ("running", "exited"):
@@ -292,7 +287,6 @@ class Service:
         if self._shall_restart():
             self._set("auto-restart")
             self._arm("RestartUSec", lambda: self._host.restart_due(self))
-        self._host.has_ended(self)
 
     def _shall_restart(self) -> bool:
         if self._forbid_restart:

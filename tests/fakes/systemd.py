@@ -310,14 +310,6 @@ class FakeSystemd:
         self.jobs.add(service.name, "restart", "replace")
         self._schedule()
 
-    def has_ended(self, service: Service) -> None:
-        """A service has ended, for now or for good: what is to be started then (on systemd 252 also before a
-        restart, whatever its result)."""
-        for other in {*service.properties["OnSuccess"], *service.properties["OnFailure"]}:
-            if self._load(other) is not None:
-                self.jobs.add(other, "start", "replace")
-        self._schedule()
-
     # its own event loop
 
     def _mark(self, unit: str) -> None:

@@ -389,12 +389,12 @@ def test_the_handle_starts_its_vm_and_ends_with_it() -> None:
         await host.create()
         await host.start_handle("web")
         await host.until(State.RUNNING)
-        await host.until_true(lambda: host.is_active(handle))
+        await host.until_true(lambda: host.systemd.units[handle].active == "active")
         assert (await host.manager.stop_vm("web")).state is State.STOPPED
         assert handle not in host.systemd.units or host.systemd.units[handle].is_gone
         await host.start_handle("web")
         await host.until(State.RUNNING)
-        await host.until_true(lambda: host.is_active(handle))
+        await host.until_true(lambda: host.systemd.units[handle].active == "active")
         host.vmm().exit(0)
         await host.until(State.STOPPED)
         await host.until_true(lambda: handle not in host.systemd.units)
@@ -407,11 +407,10 @@ def test_a_stop_of_the_handle_stops_its_vm() -> None:
         await host.create()
         await host.start_handle("web")
         await host.until(State.RUNNING)
-        await host.until_true(lambda: host.is_active("hypeman@web.service"))
+        await host.until_true(lambda: host.systemd.units["hypeman@web.service"].active == "active")
         await host.order("StopUnit", "hypeman@web.service")
         await host.until(State.STOPPED)
         await host.until_true(lambda: "hypeman@web.service" not in host.systemd.units)
-        await host.vm().runs.settle()
         assert host.traces() == []
 
     drive(scenario)
@@ -422,7 +421,7 @@ def test_a_restart_keeps_the_handle() -> None:
         await host.create()
         await host.start_handle("web")
         await host.until(State.RUNNING)
-        await host.until_true(lambda: host.is_active("hypeman@web.service"))
+        await host.until_true(lambda: host.systemd.units["hypeman@web.service"].active == "active")
         held = host.systemd.units["hypeman@web.service"].invocation
         await host.manager.restart_vm("web")
         await host.until(State.RUNNING)
@@ -444,83 +443,5 @@ def test_a_program_that_ends_while_its_handle_starts_leaves_no_handle_that_is_ac
         assert host.systemd.units[handle].active == "activating"
         host.handles_end.set()
         await host.until_true(lambda: handle not in host.systemd.units)
-
-    drive(scenario)
-
-
-@pytest.mark.parametrize("by", ["create", "start", "file"])
-def test_whoever_starts_a_vm_its_handle_is_active_and_stops_it(by: str) -> None:
-    async def scenario(host: FakeHost) -> None:
-        handle = "hypeman@web.service"
-        if by == "create":
-            await host.create(start=True)
-        elif by == "start":
-            await host.create()
-            await host.manager.start_vm("web")
-        else:
-            host.write(autostart=True)
-            await host.reload()
-        await host.until(State.RUNNING)
-        await host.until_true(lambda: host.is_active(handle))
-        await host.order("StopUnit", handle)
-        await host.until(State.STOPPED)
-        await host.until_true(lambda: handle not in host.systemd.units)
-        await host.vm().runs.settle()
-        assert host.traces() == []
-
-    drive(scenario)
-
-
-def test_the_handle_is_active_through_restarts_by_systemd() -> None:
-    async def scenario(host: FakeHost) -> None:
-        await host.run(restart="on-failure")
-        handle = "hypeman@web.service"
-        await host.until_true(lambda: host.is_active(handle))
-        held, run = host.systemd.units[handle].invocation, host.vm().run
-        host.vmm().exit(3)
-        await host.until_true(lambda: host.vm().run not in (None, run))
-        await host.until(State.RUNNING)
-        assert host.systemd.units[handle].invocation == held
-        assert host.systemd.units[handle].active == "active"
-
-    drive(scenario)
-
-
-def test_the_handle_ends_with_its_vm_also_without_a_daemon() -> None:
-    async def scenario(host: FakeHost) -> None:
-        handle = "hypeman@web.service"
-        await host.run()
-        await host.until_true(lambda: host.is_active(handle))
-
-        async def meanwhile() -> None:
-            host.vmm().exit(0)
-            await host.until_true(lambda: handle not in host.systemd.units)
-
-        await host.restart_daemon(meanwhile)
-        assert host.vm().state is State.STOPPED
-
-    drive(scenario)
-
-
-def test_a_daemon_that_starts_compares_handles_with_their_vms() -> None:
-    async def scenario(host: FakeHost) -> None:
-        left, right = "hypeman@left.service", "hypeman@right.service"
-        await host.run("left")
-        await host.run("right")
-        await host.until_true(lambda: host.is_active(left))
-        await host.until_true(lambda: host.is_active(right))
-        del host.systemd.files["hypeman-ended@"]
-
-        async def meanwhile() -> None:
-            host.vmm("left").exit(0)
-            await host.until_true(lambda: host.unit("left") is None)
-            assert host.systemd.units[left].active == "active"
-            host.systemd.units[right].sub = "dead"  # as one of an earlier version has it
-
-        await host.restart_daemon(meanwhile)
-        await host.daemon.recovery.clean_up()
-        await host.until_true(lambda: left not in host.systemd.units)
-        await host.until_true(lambda: host.is_active(right))
-        assert host.vm("right").state is State.RUNNING
 
     drive(scenario)

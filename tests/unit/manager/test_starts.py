@@ -86,10 +86,6 @@ class FakeUnits:
         if self.taken is not None:
             await self.taken(plan)
 
-    async def start(self, unit: str) -> None:
-        """Of a handle: there is none here."""
-        raise BusError(f"Unit {unit} not found.", errno.ENOENT)
-
     async def stop(self, unit: str) -> None:
         if self.immortal:
             raise BusError("systemd does not answer", errno.ETIMEDOUT)

@@ -98,7 +98,7 @@ def test_a_restart_that_comes_to_nothing_leaves_no_handle_active() -> None:
         await host.start_handle("web")
         await host.until(State.RUNNING)
         handle = "hypeman@web.service"
-        await host.until_true(lambda: host.is_active(handle))
+        await host.until_true(lambda: host.systemd.units[handle].active == "active")
         host.systemd.refuse["StartTransientUnit"] = BusError("no", errno.EINVAL)
         with pytest.raises((HypemandError, OSError)):
             await host.manager.restart_vm("web")
