@@ -20,6 +20,7 @@ from hypemand.manager.net.tenancy import Tenancy
 from hypemand.manager.resources.claims import Claims
 from hypemand.manager.resources.diskwatch import DiskWatch
 from hypemand.manager.resources.space import measure_space
+from hypemand.model.evidence import UnitEvidence
 from hypemand.model.space import SpaceReport
 from hypemand.network.port import NetworkHost
 from hypemand.storage.store import ImageStore
@@ -131,21 +132,13 @@ def make_parts(
     async def list_live() -> Set[str]:
         records.check_readable()  # else it is not known what they have
         states = await services.units.list_vms()
-        return {name for name, state in states.items() if state not in ("inactive", "failed")}
+        return {name for name, state in states.items() if UnitEvidence.from_active_state(state).is_live}
 
     def take_change() -> None:
         names.states_changed()
         services.on_change()
 
-    async def report_space() -> SpaceReport:
-        now = current()
-        unused = sum(image.size for image in await images.prune_images(every=True, dry_run=True))
-        uses = await run_in(Pool.TOOLS, measure_space, now.state_dir, now.runtime_dir, unused)
-        disks = await fleet.look_at_disks()
-        allowed = int(max(disks.room.total - now.disk.reserve, 0) * now.disk.overcommit)
-        return SpaceReport(uses, disks.room, fleet.promised_room(disks), allowed)
-
-    space = SharedLook("space", report_space)
+    space = SharedLook("space", lambda: _report_space(current(), images, fleet))
     return Parts(
         config=current,
         services=replace(services, on_change=take_change, volume_disk=volumes.find_disk),
@@ -161,3 +154,12 @@ def make_parts(
         space=space,
         tasks=Tasks("the VMs"),
     )
+
+
+async def _report_space(config: HostConfig, images: Images, fleet: Fleet) -> SpaceReport:
+    """Disk usage, free space, and what disks and volumes may grow to."""
+    unused = sum(image.size for image in await images.prune_images(every=True, dry_run=True))
+    uses = await run_in(Pool.TOOLS, measure_space, config.state_dir, config.runtime_dir, unused)
+    disks = await fleet.look_at_disks()
+    allowed = int(max(disks.room.total - config.disk.reserve, 0) * config.disk.overcommit)
+    return SpaceReport(uses, disks.room, fleet.promised_room(disks), allowed)
