@@ -78,7 +78,7 @@ class Tasks:
 
 async def finish(work: Coroutine[Any, Any, T], name: str) -> T:
     """Do `work` to its end, also when the caller is cancelled meanwhile: only then is that raised. So what
-    the caller holds, a lock or a claim, is held until no thread works under it any more."""
+    the caller holds, a lock or a reservation, is held until no thread works under it any more."""
     task = asyncio.create_task(work, name=name)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

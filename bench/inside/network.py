@@ -17,7 +17,7 @@ from bench.inside.bare import TAP, BareVm, Recipe
 from bench.inside.rounds import Series, run, start_and_stop
 from hypemand.config.host import load_host_config
 from hypemand.config.network import NetworkUse
-from hypemand.manager.net.leases import Claim, allocate
+from hypemand.manager.net.leases import AddressUse, allocate
 from hypemand.manager.net.ports import make_bridge, make_port
 from hypemand.network.client import NetworkClient
 
@@ -96,21 +96,21 @@ async def _measure_attach(series: Series) -> None:
     network = load_host_config().networks["default"]
     bridge, use = make_bridge(network), NetworkUse()
     client = NetworkClient()
-    claims: list[Claim] = []
+    reserved: list[AddressUse] = []
     ports = []
 
     async def attach(number: int) -> float:
         start = time.monotonic()
-        lease = allocate(f"vm{number}", f"id{number}", use, bridge, None, claims)
+        lease = allocate(f"vm{number}", f"id{number}", use, bridge, None, reserved)
         port = make_port(f"vm{number}", _FIRST_UID + number, use, lease, bridge, network)
         await client.attach(port)
         taken = (time.monotonic() - start) * 1000
-        claims.append(Claim(port.vm, port.mac, port.ipv4, port.ipv6))
+        reserved.append(AddressUse(port.vm, port.mac, port.ipv4, port.ipv6))
         ports.append(port)
         return taken
 
     async def detach() -> None:
-        claims.pop()
+        reserved.pop()
         await client.detach(ports.pop())
 
     try:

@@ -13,13 +13,13 @@ from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.errors import Ambiguous, NotFound
 from hypemand.manager.resources.admission import check_disk, check_memory, read_room, read_total_memory
-from hypemand.manager.resources.claims import Holder
+from hypemand.manager.resources.volumeuse import Holder
 from hypemand.model.space import Room
 from hypemand.model.state import Origin
 from hypemand.storage.store import ImageUse
 from hypemand.storage.volumes import VolumeStore
+from hypemand.vm.networkmember import NetworkMember
 from hypemand.vm.record import VmRecord
-from hypemand.vm.tenant import Tenant
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
 
@@ -116,10 +116,10 @@ class Fleet:
 
     # what they have
 
-    def tenants(self) -> Iterator[Tenant]:
+    def network_members(self) -> Iterator[NetworkMember]:
         """The VMs as their networks know them."""
         for vm in self._vms.values():
-            yield vm.tenant
+            yield vm.network_member
 
     def image_uses(self) -> list[ImageUse]:
         """What the VMs need: what they would be started with, and what they run with."""

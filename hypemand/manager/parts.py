@@ -13,13 +13,13 @@ from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images.images import Images
 from hypemand.manager.images.pulls import Pulls
 from hypemand.manager.inventory import Inventory
-from hypemand.manager.looks import SharedLook
+from hypemand.manager.net.allocation import AddressAllocation
 from hypemand.manager.net.names import Names
 from hypemand.manager.net.networks import Networks
-from hypemand.manager.net.tenancy import Tenancy
-from hypemand.manager.resources.claims import Claims
 from hypemand.manager.resources.diskwatch import DiskWatch
 from hypemand.manager.resources.space import measure_space
+from hypemand.manager.resources.volumeuse import VolumeUse
+from hypemand.manager.sharedquery import SharedQuery
 from hypemand.model.evidence import UnitEvidence
 from hypemand.model.space import SpaceReport
 from hypemand.network.port import NetworkHost
@@ -60,13 +60,13 @@ class Parts:
     records: Inventory
     fleet: Fleet
     volumes: VolumeStore
-    claims: Claims
+    volume_use: VolumeUse
     images: Images
     guests: GuestOps
     names: Names
     networks: Networks
     disk_watch: DiskWatch
-    space: SharedLook[SpaceReport]
+    space: SharedQuery[SpaceReport]
     tasks: Tasks
 
     @property
@@ -126,8 +126,8 @@ def make_parts(
     disk_watch = DiskWatch(current, fleet, take_removal)
     images = Images(store, pulls, fleet.image_uses, records.check_complete, disk_watch.note_removal)
     guests = GuestOps(fleet, images)
-    tenancy = Tenancy(lambda: current().networks, fleet.tenants)
-    names = Names(config.runtime_dir / "hosts", tenancy.members, guests)
+    allocation = AddressAllocation(lambda: current().networks, fleet.network_members)
+    names = Names(config.runtime_dir / "hosts", allocation.members, guests)
 
     async def list_live() -> Set[str]:
         records.check_readable()  # else it is not known what they have
@@ -138,18 +138,18 @@ def make_parts(
         names.states_changed()
         services.on_change()
 
-    space = SharedLook("space", lambda: _report_space(current(), images, fleet))
+    space = SharedQuery("space", lambda: _report_space(current(), images, fleet))
     return Parts(
         config=current,
         services=replace(services, on_change=take_change, volume_disk=volumes.find_disk),
         records=records,
         fleet=fleet,
         volumes=volumes,
-        claims=Claims(volumes, fleet.holders),
+        volume_use=VolumeUse(volumes, fleet.holders),
         images=images,
         guests=guests,
         names=names,
-        networks=Networks(network_host, tenancy, list_live, vms, on_members=names.members_changed),
+        networks=Networks(network_host, allocation, list_live, vms, on_members=names.members_changed),
         disk_watch=disk_watch,
         space=space,
         tasks=Tasks("the VMs"),

@@ -90,7 +90,7 @@ class Recovery:
             )
         )
         for volume in self._parts.volumes.unfilled:
-            with logged(f"the volume {volume.name}"), self._parts.claims.work_on(volume, "removed"):
+            with logged(f"the volume {volume.name}"), self._parts.volume_use.work_on(volume, "removed"):
                 await run_in(Pool.TOOLS, self._parts.volumes.remove_unfilled, volume)
         with logged("what is left of volumes"):
             await run_in(Pool.TOOLS, self._parts.volumes.clean_up)

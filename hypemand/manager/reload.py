@@ -136,7 +136,7 @@ class Reloader:
     async def _start(self, vm: Vm, *, at_boot: bool) -> None:
         if at_boot:
             await self._networks.learn_servers()
-        if at_boot and self._networks.tenancy.lacks_servers(vm.tenant):
+        if at_boot and self._networks.allocation.lacks_servers(vm.network_member):
             vm.log(
                 logging.INFO,
                 f"VM {vm.name} starts after network-online.target: the host has no DNS servers yet",

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
 from hypemand.manager.logs import follow_log, open_log, seek_log
-from hypemand.manager.looks import SharedLook
 from hypemand.manager.parts import Parts
-from hypemand.manager.resources.claims import change_volume
+from hypemand.manager.resources.volumeuse import change_volume
+from hypemand.manager.sharedquery import SharedQuery
 from hypemand.manager.starts import Starter, derive_pin
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.state import Operation, Origin, State, check_allowed
@@ -52,7 +52,7 @@ class VmManager:
         self._fleet, self._records, self._volumes = parts.fleet, parts.records, parts.volumes
         self._images, self._networks, self._units = parts.images, parts.networks, parts.units
         self._starter = Starter(parts)
-        self._all = SharedLook("look at all VMs", self._look_at_all)
+        self._all = SharedQuery("look at all VMs", self._look_at_all)
 
     async def close(self) -> None:
         """Stop following all VMs. They keep running."""

@@ -52,7 +52,7 @@ class Starter:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._fleet, self._records, self._images = parts.fleet, parts.records, parts.images
-        self._claims, self._networks = parts.claims, parts.networks
+        self._volume_use, self._networks = parts.volume_use, parts.networks
         self._easing: asyncio.Task[None] | None = None
         self._tasks = Tasks("starts")
 
@@ -90,8 +90,8 @@ class Starter:
         disks = await self._look()
         self._fleet.check_memory(definition)
         self._fleet.check_room(disks, f"VM {vm.name}", definition.disk, but=vm.name)
-        self._claims.claim(vm.name, definition)
-        network = self._networks.tenancy.plan(vm.tenant)
+        self._volume_use.resolve(vm.name, definition)
+        network = self._networks.allocation.plan(vm.network_member)
         if network is not None:
             await self._networks.check_usable(network.port.bridge.network)
         await run_in(Pool.STARTS, self._plan, vm, definition, image)
@@ -135,10 +135,10 @@ class Starter:
         defined = definition = vm.record.definition
         self._fleet.check_memory(definition)
         self._fleet.check_room(disks, f"VM {vm.name}", definition.disk, but=vm.name)
-        volumes = self._claims.claim(vm.name, definition)
+        volumes = self._volume_use.resolve(vm.name, definition)
         # with the volumes that it gets: what it goes without, others may have
         definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
-        network = self._networks.tenancy.claim(vm.tenant)
+        network = self._networks.allocation.reserve(vm.network_member)
         work = _Work(vm.record.lease, had_disk=vm.name in disks.with_disk)
         self._fleet.begin_start(vm, definition)
         try:

@@ -19,7 +19,7 @@ from hypemand.config.definition import MIB, Definition, VolumeMount
 from hypemand.errors import HypemandError, InUse, StartFailed
 from hypemand.manager.guestops import GuestOps
 from hypemand.manager.parts import Parts
-from hypemand.manager.resources.claims import derive_filler
+from hypemand.manager.resources.volumeuse import derive_filler
 from hypemand.manager.service import VmManager
 from hypemand.model.exec import ExecRequest
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
@@ -44,7 +44,7 @@ class ApiVolumes:
         self._manager = manager
         self._fleet, self._guests, self._space = parts.fleet, parts.guests, parts.space
         self._disk_watch, self._tasks = parts.disk_watch, parts.tasks
-        self._store, self._claims = parts.volumes, parts.claims
+        self._store, self._volume_use = parts.volumes, parts.volume_use
         self._lock = asyncio.Lock()
 
     async def _view_all(self, volumes: Sequence[Volume]) -> list[VolumeView]:
@@ -58,7 +58,7 @@ class ApiVolumes:
                 created_at=volume.created_at,
                 tags=volume.tags,
                 ready=volume.ready,
-                attachments=tuple(self._claims.attachments(volume)),
+                attachments=tuple(self._volume_use.attachments(volume)),
             )
             for volume, taken in zip(volumes, used, strict=True)
         ]
@@ -115,14 +115,14 @@ class ApiVolumes:
     async def remove_volume(self, ref: str) -> None:
         """See `VolumeService`."""
         volume = self._store.get(ref)
-        attached = self._claims.attachments(volume)
+        attached = self._volume_use.attachments(volume)
         if attached:
             names = ", ".join(attachment.vm for attachment in attached)
             raise InUse(
                 f"the volume {volume.name} is attached to {names}",
                 hint="first remove it from volumes: in their definitions, or detach it",
             )
-        with self._claims.work_on(volume, "removed"):
+        with self._volume_use.work_on(volume, "removed"):
             await _work(partial(self._store.remove, volume))
         self._disk_watch.note_removal()
 
@@ -130,7 +130,7 @@ class ApiVolumes:
         """See `VolumeService`."""
         volume = self._store.get(ref)
         check_size(size)
-        with self._claims.work_on(volume, "resized"):
+        with self._volume_use.work_on(volume, "resized"):
             fleet = self._fleet
             disks = await fleet.look_at_disks()
             with fleet.promise_room(disks, f"the volume {volume.name}", size, key=volume.id):
@@ -212,8 +212,8 @@ def _measure_used(volumes: Iterable[Volume]) -> list[int]:
 
 
 async def _work(work: Callable[[], T]) -> T:
-    """Work on the store in a thread. Who is cancelled waits for it, and holds the lock, or the claim of the
-    volume, that it is done under until then."""
+    """Work on the store in a thread. A caller that is cancelled waits for it, and holds the lock, or the
+    reservation of the volume, until then."""
     return await finish(run_in(Pool.TOOLS, work), "work on a volume")
 
 

@@ -25,6 +25,8 @@ from hypemand.vm.changes import Changes
 from hypemand.vm.evidence import derive_evidence
 from hypemand.vm.exitrecord import ExitRecord
 from hypemand.vm.handle import Handle
+from hypemand.vm.networkmember import NetworkHost, NetworkMember
+from hypemand.vm.notifications import extend_boot, mark_running, notify_ready, notify_systemd, register
 from hypemand.vm.operation import Operations
 from hypemand.vm.phases import Phases
 from hypemand.vm.places import Places
@@ -33,8 +35,6 @@ from hypemand.vm.runfiles import Found, Past
 from hypemand.vm.running import runtime_part
 from hypemand.vm.runs import Owner, Runs, VmServices
 from hypemand.vm.session import Session
-from hypemand.vm.telling import extend_boot, register, tell_readiness, tell_running, tell_systemd
-from hypemand.vm.tenant import NetworkHost, Tenant
 from hypemand.vmm.process import read_cpu_seconds
 from hypemand.workers import Pool, run_in
 
@@ -144,12 +144,12 @@ class Vm:
         return running is not None and runtime_part(running) != runtime_part(self.record.definition)
 
     @property
-    def tenant(self) -> Tenant:
+    def network_member(self) -> NetworkMember:
         """It as its network knows it."""
         record = self.record
         running = self.runs.running.derive_network(record) if self.state.is_vmm_active else None
         use, lease = record.definition.network, record.lease
-        return Tenant(record.name, record.id, record.uid, use, lease, running, record.short_name)
+        return NetworkMember(record.name, record.id, record.uid, use, lease, running, record.short_name)
 
     @property
     def committed_memory(self) -> int:
@@ -191,7 +191,7 @@ class Vm:
             cpu_seconds=self._read_cpu_seconds(),
             current_phase_since=self._phases.since,
             kernel_headers=self._headers(),
-            network=self._network.view(self.tenant),
+            network=self._network.view(self.network_member),
             phase_durations_ms=self._phases.list_ms(self.state, time.time()),
             operation=None if (ongoing := self.operations.current) is None else ongoing.info,
         )
@@ -291,18 +291,18 @@ class Vm:
         if session is not None:
             session.main_pid = self._unit.main_pid or session.main_pid
             if self._unit.active_state == "activating":
-                tell_readiness(self.name, session)
+                notify_ready(self.name, session)
             if self.is_ending and session.run_state.is_halted:
                 session.let_end()
         evidence = derive_evidence(self._unit, session, bus_up=self._bus_up, guest_agent=self._guest_agent)
         derived = derive_state(evidence)
-        if derived.state is State.RUNNING and session is not None and tell_running(self.name, session):
+        if derived.state is State.RUNNING and session is not None and mark_running(self.name, session):
             work = register(self._services.bus, self.record, session, self._network)
             self._tasks.start("machined", work)
         self._transit(derived)
         if session is not None and was_mute and self._unit.active_state == "activating":
             # what there was to say before, systemd could not be told
-            tell_systemd(self.name, session, f"STATUS={self._text}")
+            notify_systemd(self.name, session, f"STATUS={self._text}")
 
     def _headers(self) -> HeadersStatus | None:
         """How its kernel headers are; None where it has none, or does not run."""
@@ -352,7 +352,7 @@ class Vm:
         unit, stands = self._unit.active_state, self.state in (State.RUNNING, State.PAUSED)
         told = unit == "activating" or (unit == "active" and stands and not self._recovering)
         if told and self.session is not None:
-            tell_systemd(self.name, self.session, f"STATUS={self._text}")
+            notify_systemd(self.name, self.session, f"STATUS={self._text}")
 
     async def _release(self) -> None:
         detaching = self._tasks.start("network", self._network.detach(self.name))

@@ -335,7 +335,7 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("hypemand.manager.recovery", "make_root"),
     ("hypemand.vm.runfiles", "load_notes"),
     ("hypemand.vm.vm.Vm", "recover"),
-    ("hypemand.manager.net.tenancy.Tenancy", "recover"),
+    ("hypemand.manager.net.allocation.AddressAllocation", "recover"),
     ("hypemand.manager.reload", "load_vm_dir"),
     ("hypemand.daemon", "has_leftovers"),
     ("hypemand.systemd.bus.SystemBus", "start_signals"),

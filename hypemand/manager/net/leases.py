@@ -24,7 +24,7 @@ Address = TypeVar("Address", IPv4Address, IPv6Address)
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class AddressUse:
     """What another VM has in the network. `wanted`: it does not have it yet, its definition asks for it."""
 
     vm: str
@@ -72,30 +72,32 @@ def _keep_fitting(address: Address | None, interface: Interface | None, network:
     return None if address is None or find_misfit(address, interface, network) else address
 
 
-def derive_claims(vm: str, use: NetworkUse | None, lease: Lease | None, network: str) -> list[Claim]:
+def derive_address_uses(
+    vm: str, use: NetworkUse | None, lease: Lease | None, network: str
+) -> list[AddressUse]:
     """What a VM that is defined with `use` and has had `lease` has in a network."""
     if use is None or use.name != network:
         return []
     if lease is not None and is_lease_of(use, lease):
-        return [Claim(vm, lease.mac, lease.ipv4, lease.ipv6)]
-    return [Claim(vm, use.mac, use.address, use.address6, wanted=True)]
+        return [AddressUse(vm, lease.mac, lease.ipv4, lease.ipv6)]
+    return [AddressUse(vm, use.mac, use.address, use.address6, wanted=True)]
 
 
 def allocate(
-    vm: str, vm_id: str, use: NetworkUse, bridge: BridgePlan, old: Lease | None, claims: Sequence[Claim]
+    vm: str, vm_id: str, use: NetworkUse, bridge: BridgePlan, old: Lease | None, others: Sequence[AddressUse]
 ) -> Lease:
     """The lease of a VM on a network, the one that it has if it fits. InvalidDefinition for an address that
     no VM of it can have, InUse for one that another has, InsufficientResources if none is left."""
     kept = old if old is not None and old.network == bridge.network else None
-    mac = _choose_mac(vm, vm_id, use, kept, claims)
+    mac = _choose_mac(vm, vm_id, use, kept, others)
     ipv4 = _choose(
         vm, "address", bridge, bridge.ipv4, use.address, kept.ipv4 if kept else None, None,
-        [(claim, claim.ipv4) for claim in claims],
+        [(other, other.ipv4) for other in others],
     )  # fmt: skip
     derived = None if bridge.ipv6 is None else derive_ipv6(mac, bridge.ipv6)
     ipv6 = _choose(
         vm, "address6", bridge, bridge.ipv6, use.address6, kept.ipv6 if kept else None, derived,
-        [(claim, claim.ipv6) for claim in claims],
+        [(other, other.ipv6) for other in others],
     )  # fmt: skip
     return Lease(bridge.network, mac, ipv4, ipv6)
 
@@ -114,8 +116,10 @@ def derive_ipv6(mac: str, interface: IPv6Interface) -> IPv6Address | None:
     return derive_eui64(mac, interface.network)
 
 
-def _choose_mac(vm: str, vm_id: str, use: NetworkUse, kept: Lease | None, claims: Sequence[Claim]) -> str:
-    held = {claim.mac: claim for claim in claims if not claim.wanted}
+def _choose_mac(
+    vm: str, vm_id: str, use: NetworkUse, kept: Lease | None, others: Sequence[AddressUse]
+) -> str:
+    held = {other.mac: other for other in others if not other.wanted}
     if use.mac is not None:
         if (holder := held.get(use.mac)) is not None:
             raise _in_use(vm, f"the MAC address {use.mac}", holder, use.name)
@@ -123,7 +127,7 @@ def _choose_mac(vm: str, vm_id: str, use: NetworkUse, kept: Lease | None, claims
     # that others wish for it takes it from nobody
     if kept is not None and kept.mac not in held:
         return kept.mac
-    taken = {claim.mac for claim in claims}
+    taken = {other.mac for other in others}
     attempt = 0
     while (mac := derive_mac(vm_id, attempt)) in taken:
         attempt += 1
@@ -138,23 +142,23 @@ def _choose(
     asked: Address | None,
     kept: Address | None,
     derived: Address | None,
-    claimed: Sequence[tuple[Claim, Address | None]],
+    others: Sequence[tuple[AddressUse, Address | None]],
 ) -> Address | None:
     """`asked`, or `kept` unless another VM has it by now, or `derived` if no definition asks for it, or the
     lowest free one."""
     if asked is not None:
         if misfit := find_misfit(asked, interface, bridge.network):
             raise _wrong_address(key, f"{asked} {misfit}", suggest_address(interface))
-        for claim, address in claimed:
-            if address == asked and not claim.wanted:
-                raise _in_use(vm, f"the address {asked}", claim, bridge.network)
+        for other, address in others:
+            if address == asked and not other.wanted:
+                raise _in_use(vm, f"the address {asked}", other, bridge.network)
         return asked
     if interface is None:
         return None
-    held = {address for claim, address in claimed if not claim.wanted}
-    taken = {address for _, address in claimed if address is not None and address in interface.network}
-    for address, others in ((kept, held), (derived, taken)):
-        if address is None or address in others or find_misfit(address, interface, bridge.network):
+    held = {address for other, address in others if not other.wanted}
+    taken = {address for _, address in others if address is not None and address in interface.network}
+    for address, excluded in ((kept, held), (derived, taken)):
+        if address is None or address in excluded or find_misfit(address, interface, bridge.network):
             continue
         return address
     found = _find_lowest(interface, {int(address) for address in taken})
@@ -177,10 +181,10 @@ def _wrong_address(key: str, message: str, hint: str) -> InvalidDefinition:
     return InvalidDefinition([Problem("", 0, 0, f"network.{key}", message, hint)])
 
 
-def _in_use(vm: str, what: str, claim: Claim, network: str) -> InUse:
+def _in_use(vm: str, what: str, other: AddressUse, network: str) -> InUse:
     return InUse(
-        f"VM {vm} cannot have {what} of network {network}, which is used by VM {claim.vm}",
-        hint=f"use another one for {vm}, or remove {claim.vm}",
+        f"VM {vm} cannot have {what} of network {network}, which is used by VM {other.vm}",
+        hint=f"use another one for {vm}, or remove {other.vm}",
     )
 
 

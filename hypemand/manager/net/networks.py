@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMs' places in the host's networks: when they are made, and when they go. Who has which: `tenancy`.
+"""The VMs' places in the host's networks: when they are made, and when they go. Who has which: `allocation`.
 
 The network service changes the host. It gets the whole desired state when the daemon starts, when the host
 config has changed and when the service has come back; a VM's start and end are sent alone. One request is
@@ -18,8 +18,8 @@ from pathlib import Path
 from hypemand.config.addresses import count_addresses
 from hypemand.config.network import DEFAULT_CONNECTIONS
 from hypemand.errors import HostNotReady, HypemandError, NotFound
+from hypemand.manager.net.allocation import AddressAllocation
 from hypemand.manager.net.ports import PortFiles
-from hypemand.manager.net.tenancy import Tenancy
 from hypemand.model.counters import Counters
 from hypemand.model.networks import Member, NetworkInfo, VmNetwork
 from hypemand.network.port import BridgePlan, NetworkHost, NetworkStatus, PortPlan
@@ -27,7 +27,7 @@ from hypemand.network.resolvers import Address, find_host_servers
 from hypemand.network.wire import NOT_APPLIED
 from hypemand.systemd.log import MessageId, log_vm
 from hypemand.tasks import Tasks, finish
-from hypemand.vm.tenant import Tenant
+from hypemand.vm.networkmember import NetworkMember
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Networks:
     def __init__(
         self,
         host: NetworkHost,
-        tenancy: Tenancy,
+        allocation: AddressAllocation,
         list_live: Callable[[], Awaitable[Set[str]]],
         vms: Path,
         *,
@@ -58,7 +58,7 @@ class Networks:
         on_members: Callable[[], None] = lambda: None,
         first_pause: float = _FIRST_PAUSE,
     ) -> None:
-        self.tenancy = tenancy
+        self.allocation = allocation
         self._files = PortFiles(vms)
         self._find_servers = find_servers
         self._on_members = on_members
@@ -86,12 +86,12 @@ class Networks:
 
     async def recover(self, active: Callable[[str], bool]) -> None:
         """Learn what VMs had when the daemon before this one ended; `active`: does a VM still run?"""
-        found = await run_in(Pool.RECORDS, self._files.find_all, self.tenancy.list_vms())
-        self._stale += self.tenancy.recover(found, active)
+        found = await run_in(Pool.RECORDS, self._files.find_all, self.allocation.list_vms())
+        self._stale += self.allocation.recover(found, active)
 
     async def learn_servers(self) -> None:
         """Know the host's name servers as they are now."""
-        self.tenancy.host_servers = tuple(await run_in(Pool.RECORDS, self._find_servers))
+        self.allocation.host_servers = tuple(await run_in(Pool.RECORDS, self._find_servers))
 
     def begin_sync(self) -> None:
         """Have `sync` run in the background, until it could do all."""
@@ -136,12 +136,12 @@ class Networks:
 
     async def _apply(self) -> None:
         prune = await self._adopt_live()
-        self.tenancy.renew()
+        self.allocation.renew()
         await self._write_ports()
-        bridges = self.tenancy.bridges()
+        bridges = self.allocation.bridges()
         try:
             statuses = await self._host.apply(
-                tuple(bridges.values()), tuple(self.tenancy.ports.values()), prune=prune
+                tuple(bridges.values()), tuple(self.allocation.ports.values()), prune=prune
             )
         except HypemandError as error:
             statuses = tuple(NetworkStatus(name, str(error)) for name in bridges)
@@ -158,9 +158,9 @@ class Networks:
         """Learn the resources of every VM that runs. False: they are not known, so nothing may be removed."""
         try:
             live = await self._list_live()
-            strange = self.tenancy.list_strange(live)
+            strange = self.allocation.list_strange(live)
             found = await run_in(Pool.RECORDS, self._files.find_all, strange) if strange else {}
-            lost = self.tenancy.adopt(live, found)
+            lost = self.allocation.adopt(live, found)
         except HypemandError as error:
             lost, why = frozenset(), str(error)
         else:
@@ -172,7 +172,7 @@ class Networks:
 
     async def _write_ports(self) -> None:
         """Who calls holds the lock: nobody else writes or removes them meanwhile."""
-        unwritten, self.tenancy.unwritten = self.tenancy.unwritten, {}
+        unwritten, self.allocation.unwritten = self.allocation.unwritten, {}
         if unwritten:
             written = run_in(Pool.RECORDS, self._files.write_all, tuple(unwritten.values()))
             await finish(written, "ports of VMs")
@@ -192,7 +192,7 @@ class Networks:
         """Have nothing left of a run that has ended."""
         await self._host.detach(port)
         self._stale = [old for old in self._stale if old is not port]
-        if port.vm not in self.tenancy.ports:
+        if port.vm not in self.allocation.ports:
             await finish(run_in(Pool.RECORDS, self._files.remove, port.vm), f"port of {port.vm}")
 
     def _take_statuses(self, statuses: Iterable[NetworkStatus]) -> None:
@@ -210,9 +210,9 @@ class Networks:
 
     def _tell_pending(self) -> None:
         """Tell of networks that have to stay as they are since VMs are on them."""
-        ports = self.tenancy.ports.values()
-        pending = frozenset(port.bridge.network for port in ports if self.tenancy.is_outdated(port.vm))
-        ids = {member.vm: member.vm_id for member in self.tenancy.members()}
+        ports = self.allocation.ports.values()
+        pending = frozenset(port.bridge.network for port in ports if self.allocation.is_outdated(port.vm))
+        ids = {member.vm: member.vm_id for member in self.allocation.members()}
         for port in ports:
             name = port.bridge.network
             if name in pending - self._pending:
@@ -244,14 +244,14 @@ class Networks:
             )
 
     async def attach(self, vm: str) -> None:
-        """Make the TAP device of a VM that has claimed. HostNotReady, and InUse for a port of the host that
-        another program has; nothing is left of it then."""
+        """Make the TAP device of a VM that has a reservation. HostNotReady, and InUse for a port of the host
+        that another program has; nothing is left of it then."""
         try:
             async with self._lock:
-                await self._check_usable(self.tenancy.claimed[vm].bridge.network)
-                for stale in [old for old in self._stale if _share(old, self.tenancy.claimed[vm])]:
+                await self._check_usable(self.allocation.reserved[vm].bridge.network)
+                for stale in [old for old in self._stale if _share(old, self.allocation.reserved[vm])]:
                     await self._ask(partial(self._end, stale))
-                port = self.tenancy.ports[vm] = self.tenancy.claimed.pop(vm)
+                port = self.allocation.ports[vm] = self.allocation.reserved.pop(vm)
                 await finish(run_in(Pool.RECORDS, self._files.write, port), f"port of {vm}")
                 await self._ask(lambda: self._host.attach(port))
         except BaseException:
@@ -272,13 +272,13 @@ class Networks:
 
     async def give_up(self, vm: str) -> None:
         """A VM that was to be started is not; whatever was done for it before is undone."""
-        self.tenancy.claimed.pop(vm, None)
+        self.allocation.reserved.pop(vm, None)
         await self.detach(vm)
 
     async def detach(self, vm: str) -> None:
         """Remove the TAP device of a VM that runs no more. If that cannot be done now, it is done as soon as
         the network service is there again."""
-        if vm not in self.tenancy.ports:
+        if vm not in self.allocation.ports:
             return
         try:
             async with self._lock:
@@ -289,7 +289,7 @@ class Networks:
         self.tell()
 
     async def _detach(self, vm: str) -> None:
-        port = self.tenancy.ports.get(vm)
+        port = self.allocation.ports.get(vm)
         if port is None:
             return
         try:
@@ -298,14 +298,14 @@ class Networks:
             _log.warning("VM %s: cannot remove its interface %s: %s", vm, port.tap, error)
             self._put_off(vm)
         else:
-            del self.tenancy.ports[vm]
+            del self.allocation.ports[vm]
             await finish(run_in(Pool.RECORDS, self._files.remove, vm), f"port of {vm}")
-        if port.bridge.network in self._pending and not self.tenancy.is_used(port.bridge.network):
+        if port.bridge.network in self._pending and not self.allocation.is_used(port.bridge.network):
             await self._apply()
 
     def _put_off(self, vm: str) -> None:
         """Its end is sent later, also by a daemon that comes after this one."""
-        if (port := self.tenancy.ports.pop(vm, None)) is not None:
+        if (port := self.allocation.ports.pop(vm, None)) is not None:
             self._stale.append(port)
             self.begin_sync()
 
@@ -315,21 +315,21 @@ class Networks:
         """VMs may have come to their network or left it."""
         self._on_members()
 
-    def view(self, tenant: Tenant) -> VmNetwork | None:
-        """See `Tenancy.view`; with the counters that were read last."""
-        return self.tenancy.view(tenant, self._counters)
+    def view(self, member: NetworkMember) -> VmNetwork | None:
+        """See `AddressAllocation.view`; with the counters that were read last."""
+        return self.allocation.view(member, self._counters)
 
     def is_outdated(self, vm: str) -> bool:
         """See NetworkHost."""
-        return self.tenancy.is_outdated(vm)
+        return self.allocation.is_outdated(vm)
 
     def interface_of(self, vm: str) -> str | None:
         """See NetworkHost."""
-        return self.tenancy.interface_of(vm)
+        return self.allocation.interface_of(vm)
 
     async def read_counters(self) -> None:
         """Have `view` show counters as they are now, or none if they cannot be read."""
-        if not self.tenancy.ports:
+        if not self.allocation.ports:
             return
         try:
             async with asyncio.timeout(_COUNTERS_DEADLINE):
@@ -344,8 +344,8 @@ class Networks:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._told.wait(), _FIRST_LOOK)
         await self.learn_servers()
-        bridges = self.tenancy.bridges()
-        members = self.tenancy.members()
+        bridges = self.allocation.bridges()
+        members = self.allocation.members()
         return [
             self._info(bridges[name], [m for m in members if m.network == name]) for name in sorted(bridges)
         ]
@@ -358,10 +358,10 @@ class Networks:
         raise NotFound(f"there is no network {name[:80]}", hint="hypemanctl network list shows the networks")
 
     def _info(self, bridge: BridgePlan, members: list[Member]) -> NetworkInfo:
-        config = self.tenancy.find_config(bridge.network)
+        config = self.allocation.find_config(bridge.network)
         status = self._statuses.get(bridge.network, NetworkStatus(bridge.network, ""))
         interface = bridge.ipv4 or bridge.ipv6
-        dns = self.tenancy.servers(config, bridge)
+        dns = self.allocation.servers(config, bridge)
         warnings = status.warnings
         if not dns and (config is None or config.dns is None):
             warnings += (_NO_SERVERS,)

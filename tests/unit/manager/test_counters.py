@@ -21,15 +21,15 @@ from hypemand.config.network import NetworkConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InsufficientResources
 from hypemand.manager.inventory import Inventory
+from hypemand.manager.net.allocation import AddressAllocation
 from hypemand.manager.net.names import derive_guest_names, derive_host_names
 from hypemand.manager.net.networks import Networks
 from hypemand.manager.net.ports import make_bridge
-from hypemand.manager.net.tenancy import Tenancy
 from hypemand.model.state import Origin
 from hypemand.network.port import tap_name
 from hypemand.systemd.bus import BusError
+from hypemand.vm.networkmember import NetworkMember
 from hypemand.vm.record import VmRecord
-from hypemand.vm.tenant import Tenant
 from tests.fakes.host import folder_in_memory
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 from tests.unit.manager.test_starts import Host, use
@@ -59,10 +59,10 @@ class Day:
     async def begin_daemon(self) -> None:
         self.inventory = Inventory(self.folder / "vms", UIDS, self.folder / "userdb")
         await asyncio.to_thread(self.inventory.load)
-        self.tenancy = Tenancy(lambda: {"lab": LAB}, self.tenants)
+        self.allocation = AddressAllocation(lambda: {"lab": LAB}, self.network_members)
         self.networks = Networks(
             self.taps,
-            self.tenancy,
+            self.allocation,
             self.list_live,
             self.folder / "vms",
             find_servers=tuple,
@@ -78,9 +78,9 @@ class Day:
     async def end_daemon(self) -> None:
         await self.networks.close()
 
-    def tenants(self) -> list[Tenant]:
+    def network_members(self) -> list[NetworkMember]:
         return [
-            Tenant(r.name, r.id, r.uid, r.definition.network, r.lease,
+            NetworkMember(r.name, r.id, r.uid, r.definition.network, r.lease,
                    r.definition.network if r.name in self.units else None)
             for r in self.inventory
         ]  # fmt: skip
@@ -117,9 +117,9 @@ class Day:
         assert record.uid not in self.units.values(), "a unit runs as that"
 
     async def start(self, record: VmRecord) -> None:
-        tenant = next(tenant for tenant in self.tenants() if tenant.vm == record.name)
+        member = next(member for member in self.network_members() if member.vm == record.name)
         try:
-            connection = self.tenancy.claim(tenant)
+            connection = self.allocation.reserve(member)
         except InsufficientResources:
             held = [other for other in self.inventory if other.lease is not None]
             assert len(held) == 29, "an address has leaked"
@@ -157,7 +157,7 @@ class Day:
             assert len(set(held)) == len(held)
         assert all(lease.ipv4 in LAB.ipv4.network for lease in leases if LAB.ipv4 and lease.ipv4)
         assert set(self.taps.taps) == {tap_name(uid) for uid in self.units.values()}
-        members = self.tenancy.members()
+        members = self.allocation.members()
         known = {name for host in derive_host_names(members) for name in host.names}
         assert known == {name for vm in self.units for name in (vm, f"{vm}.hypeman")}
         group = derive_guest_names(members)
@@ -194,7 +194,7 @@ def test_a_thousand_starts_leak_nothing_and_give_nothing_to_two() -> None:
 
     with folder_in_memory() as folder:
         day = asyncio.run(main(folder))
-    assert make_bridge(LAB) == day.tenancy.bridges()["lab"]
+    assert make_bridge(LAB) == day.allocation.bridges()["lab"]
     assert (day.units, day.taps.taps, list(day.inventory)) == ({}, {}, [])
     # both ran out, and each uid was given out again and again
     assert day.refused > 20

@@ -18,7 +18,7 @@ from hypemand.config.definition import VolumeMount
 from hypemand.config.network import NetworkUse
 from hypemand.errors import HostNotReady, InUse, NotFound
 from hypemand.manager.images.images import Images
-from hypemand.manager.resources.claims import derive_filler
+from hypemand.manager.resources.volumeuse import derive_filler
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.state import Origin, State
 from hypemand.storage.disks import ensure_disk
@@ -100,7 +100,7 @@ class Daemon(Host):
                 await change
         mount = VolumeMount("data", "/srv")
         with pytest.raises(InUse, match="VM web writes to the volume data"):
-            self.parts.claims.claim("other", replace(definition(), name="other", volumes=(mount,)))
+            self.parts.volume_use.resolve("other", replace(definition(), name="other", volumes=(mount,)))
         assert volume.disk.stat().st_size == 16 * MIB
 
 
@@ -146,9 +146,9 @@ def test_a_volume_that_the_unit_only_reads_is_open_to_other_readers(daemon: Daem
     async def scenario() -> None:
         reads, writes = VolumeMount("data", "/srv", readonly=True), VolumeMount("data", "/srv")
         other = replace(definition(), name="other")
-        assert daemon.parts.claims.claim("other", replace(other, volumes=(reads,)))
+        assert daemon.parts.volume_use.resolve("other", replace(other, volumes=(reads,)))
         with pytest.raises(InUse):
-            daemon.parts.claims.claim("other", replace(other, volumes=(writes,)))
+            daemon.parts.volume_use.resolve("other", replace(other, volumes=(writes,)))
 
     daemon.run(scenario)
 
@@ -186,11 +186,11 @@ def test_a_vm_whose_run_json_is_lost_is_on_the_network_of_its_addresses(
     daemon.systemd.live[unit_name("web")] = BETWEEN_RUNS
 
     async def scenario() -> None:
-        tenant = daemon.parts.fleet.get("web").tenant
-        assert tenant.running is not None
-        assert tenant.running.name == "default"
+        member = daemon.parts.fleet.get("web").network_member
+        assert member.running is not None
+        assert member.running.name == "default"
         # how it may be reached there is known from its definition only
-        assert (tenant.running.group, tenant.running.isolate) in ((None, True), ("g", None))
+        assert (member.running.group, member.running.isolate) in ((None, True), ("g", None))
 
     daemon.run(scenario)
 

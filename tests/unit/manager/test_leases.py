@@ -10,9 +10,9 @@ from hypemand.config.addresses import count_addresses
 from hypemand.config.network import NetworkUse
 from hypemand.errors import InsufficientResources, InUse, InvalidDefinition
 from hypemand.manager.net.leases import (
-    Claim,
+    AddressUse,
     allocate,
-    derive_claims,
+    derive_address_uses,
     derive_ipv6,
     derive_mac,
     lease_from_json,
@@ -37,16 +37,16 @@ def v4(last: int) -> IPv4Address:
     return IPv4Address(f"10.7.0.{last}")
 
 
-def lease(vm: str = "web", use: NetworkUse = USE, *claims: Claim, old: Lease | None = None) -> Lease:
-    return allocate(vm, f"id-of-{vm}", use, BRIDGE, old, claims)
+def lease(vm: str = "web", use: NetworkUse = USE, *uses: AddressUse, old: Lease | None = None) -> Lease:
+    return allocate(vm, f"id-of-{vm}", use, BRIDGE, old, uses)
 
 
 def test_the_lowest_free_address_is_taken_and_the_gateways_never() -> None:
-    taken: list[Claim] = []
+    taken: list[AddressUse] = []
     for last in (2, 3, 4, 5, 6):
         got = lease(f"vm{last}", USE, *taken)
         assert got.ipv4 == v4(last)
-        taken.append(Claim(f"vm{last}", got.mac, got.ipv4, got.ipv6))
+        taken.append(AddressUse(f"vm{last}", got.mac, got.ipv4, got.ipv6))
     with pytest.raises(InsufficientResources) as caught:
         lease("late", USE, *taken)
     for words in ("network lab", "VM late", "10.7.0.0/29 has 5 for VMs", "5 are used by other VMs"):
@@ -83,23 +83,23 @@ def test_a_vm_keeps_what_it_has() -> None:
 def test_what_it_had_is_another_vms_by_now() -> None:
     first = lease()
     assert first.ipv4 == v4(2)
-    assert lease("web", USE, Claim("new", ipv4=v4(2)), old=first).ipv4 == v4(3)
+    assert lease("web", USE, AddressUse("new", ipv4=v4(2)), old=first).ipv4 == v4(3)
 
 
 def test_what_another_only_asks_for_is_taken_from_nobody() -> None:
     first = lease()
     thief = NetworkUse(name="lab", address=first.ipv4, address6=first.ipv6, mac=first.mac)
-    assert lease("web", USE, *derive_claims("thief", thief, None, "lab"), old=first) == first
+    assert lease("web", USE, *derive_address_uses("thief", thief, None, "lab"), old=first) == first
 
 
 def test_an_address_that_another_definition_asks_for_is_left_to_it() -> None:
-    wanted = derive_claims("fixed", NetworkUse(name="lab", address=v4(2)), None, "lab")
+    wanted = derive_address_uses("fixed", NetworkUse(name="lab", address=v4(2)), None, "lab")
     assert lease("web", USE, *wanted).ipv4 == v4(3)
     assert lease("web", replace(USE, address=v4(2)), *wanted).ipv4 == v4(2), "first come, first served"
 
 
 def test_what_another_vm_has_cannot_be_asked_for() -> None:
-    other = Claim("db", "02:00:00:00:00:09", v4(4), IPv6Address("fd00:7::4"))
+    other = AddressUse("db", "02:00:00:00:00:09", v4(4), IPv6Address("fd00:7::4"))
     for use, words in (
         (replace(USE, address=v4(4)), "the address 10.7.0.4"),
         (replace(USE, address6=IPv6Address("fd00:7::4")), "the address fd00:7::4"),
@@ -143,7 +143,7 @@ def test_mac_addresses_are_local_and_of_one_host() -> None:
     for mac in macs:
         first = int(mac.split(":")[0], 16)
         assert (first & 2, first & 1, len(mac)) == (2, 0, 17)
-    other = Claim("other", derive_mac("id-of-web"))
+    other = AddressUse("other", derive_mac("id-of-web"))
     assert lease("web", USE, other).mac == derive_mac("id-of-web", 1)
 
 
@@ -153,17 +153,17 @@ def test_ipv6_is_made_of_the_mac_where_there_is_room() -> None:
     assert str(got.ipv6) == "fd00:7::5054:ff:fe12:3456"
     small = replace(BRIDGE, ipv6=IPv6Interface("fd00:7::1/120"))
     assert str(allocate("web", "id", USE, small, None, ()).ipv6) == "fd00:7::2"
-    other = Claim("other", ipv6=got.ipv6)
+    other = AddressUse("other", ipv6=got.ipv6)
     assert str(lease("web", replace(USE, mac="52:54:00:12:34:56"), other).ipv6) == "fd00:7::2"
 
 
 def test_a_lease_that_the_definition_does_not_ask_for_any_more_is_free() -> None:
     has = Lease("lab", "02:00:00:00:00:01", v4(2), None)
-    assert derive_claims("a", USE, has, "lab") == [Claim("a", has.mac, v4(2), None)]
-    assert derive_claims("a", None, has, "lab") == []
-    assert derive_claims("a", NetworkUse(name="other"), has, "lab") == []
-    (claim,) = derive_claims("a", replace(USE, address=v4(5)), has, "lab")
-    assert (claim.ipv4, claim.wanted) == (v4(5), True)
+    assert derive_address_uses("a", USE, has, "lab") == [AddressUse("a", has.mac, v4(2), None)]
+    assert derive_address_uses("a", None, has, "lab") == []
+    assert derive_address_uses("a", NetworkUse(name="other"), has, "lab") == []
+    (use,) = derive_address_uses("a", replace(USE, address=v4(5)), has, "lab")
+    assert (use.ipv4, use.wanted) == (v4(5), True)
 
 
 def test_a_lease_is_written_and_read() -> None:

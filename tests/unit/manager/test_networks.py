@@ -19,13 +19,13 @@ import pytest
 from hypemand.config.netparse import parse_egress
 from hypemand.config.network import NetworkConfig, NetworkUse, Publish, Transport
 from hypemand.errors import HostNotReady, HypemandError, InUse, InvalidDefinition, NotFound
+from hypemand.manager.net.allocation import AddressAllocation
 from hypemand.manager.net.networks import Networks
 from hypemand.manager.net.ports import PortFiles, derive_connections, derive_group
-from hypemand.manager.net.tenancy import Tenancy
 from hypemand.manager.plan import Connection
 from hypemand.model.networks import OPEN_GROUP
 from hypemand.network.port import PortPlan, tap_name
-from hypemand.vm.tenant import Tenant
+from hypemand.vm.networkmember import NetworkMember
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 
 LAB = NetworkConfig("lab", "lab0", IPv4Interface("10.7.0.1/24"), IPv6Interface("fd00:7::1/64"))
@@ -41,7 +41,7 @@ class Lab:
         self.vms = folder
         self.host = FakeNetworkHost()
         self.config = {"lab": LAB, "dmz": DMZ}
-        self.tenants: dict[str, Tenant] = {}
+        self.network_members: dict[str, NetworkMember] = {}
         self.live: set[str] = set()
         self.bus: HypemandError | None = None
         self.servers: tuple[IPv4Address | IPv6Address, ...] = ()
@@ -51,10 +51,10 @@ class Lab:
 
     def start_daemon(self) -> None:
         """A daemon that knows what stands in files."""
-        self.tenancy = Tenancy(lambda: self.config, lambda: list(self.tenants.values()))
+        self.allocation = AddressAllocation(lambda: self.config, lambda: list(self.network_members.values()))
         self.networks = Networks(
             self.host,
-            self.tenancy,
+            self.allocation,
             self._list_live,
             self.vms,
             find_servers=lambda: self.servers,
@@ -70,31 +70,33 @@ class Lab:
             raise self.bus
         return self.live
 
-    def define(self, vm: str, use: NetworkUse | None = USE) -> Tenant:
+    def define(self, vm: str, use: NetworkUse | None = USE) -> NetworkMember:
         """A VM, or another definition of it."""
-        old = self.tenants.get(vm)
+        old = self.network_members.get(vm)
         uid = FIRST_UID + next(self._uids) if old is None else old.uid
         running = None if old is None else old.running
-        self.tenants[vm] = Tenant(vm, f"id-of-{vm}", uid, use, None if old is None else old.lease, running)
+        self.network_members[vm] = NetworkMember(
+            vm, f"id-of-{vm}", uid, use, None if old is None else old.lease, running
+        )
         (self.vms / vm).mkdir(exist_ok=True)
-        return self.tenants[vm]
+        return self.network_members[vm]
 
     def tap(self, vm: str) -> str:
-        return tap_name(self.tenants[vm].uid)
+        return tap_name(self.network_members[vm].uid)
 
     async def start(self, vm: str) -> Connection:
         """As the manager does it."""
-        connection = self.tenancy.claim(self.tenants[vm])
+        connection = self.allocation.reserve(self.network_members[vm])
         assert connection is not None
-        self.tenants[vm] = replace(self.tenants[vm], lease=connection.lease)
+        self.network_members[vm] = replace(self.network_members[vm], lease=connection.lease)
         await self.networks.attach(vm)
-        self.tenants[vm] = replace(self.tenants[vm], running=self.tenants[vm].use)
+        self.network_members[vm] = replace(self.network_members[vm], running=self.network_members[vm].use)
         self.live.add(vm)
         return connection
 
     async def end(self, vm: str) -> None:
         self.live.discard(vm)
-        self.tenants[vm] = replace(self.tenants[vm], running=None)
+        self.network_members[vm] = replace(self.network_members[vm], running=None)
         await self.networks.detach(vm)
 
     def has_file(self, vm: str) -> bool:
@@ -118,8 +120,8 @@ def test_a_vm_gets_a_device_and_its_guest_is_told(tmp_path: Path) -> None:
         assert (told.name, told.mtu, told.mac) == ("eth0", 1500, connection.lease.mac)
         assert told.addresses == ("10.7.0.2/24", f"{connection.lease.ipv6}/64")
         assert told.gateways == ("10.7.0.1", "fd00:7::1")
-        assert lab.tenancy.interface_of("web") == "hv61200"
-        (member,) = lab.tenancy.members()
+        assert lab.allocation.interface_of("web") == "hv61200"
+        (member,) = lab.allocation.members()
         assert (member.vm, member.ipv4, member.group, member.attached) == (
             "web", IPv4Address("10.7.0.2"), None, True,
         )  # fmt: skip
@@ -128,7 +130,7 @@ def test_a_vm_gets_a_device_and_its_guest_is_told(tmp_path: Path) -> None:
         assert lab.host.taps == {}
         assert not lab.has_file("web")
         assert lab.told > told_before
-        assert [m.attached for m in lab.tenancy.members()] == [False]
+        assert [m.attached for m in lab.allocation.members()] == [False]
         assert (await lab.start("web")).lease == connection.lease
 
     drive(tmp_path, scenario)
@@ -137,7 +139,7 @@ def test_a_vm_gets_a_device_and_its_guest_is_told(tmp_path: Path) -> None:
 def test_a_vm_without_a_network_needs_no_service(tmp_path: Path) -> None:
     async def scenario(lab: Lab) -> None:
         lab.host.away = HostNotReady("it is away")
-        assert lab.tenancy.claim(lab.define("plain", None)) is None
+        assert lab.allocation.reserve(lab.define("plain", None)) is None
         await lab.networks.detach("plain")
         assert lab.host.asked == []
         lab.define("web")
@@ -195,14 +197,14 @@ def test_an_attach_that_fails_leaves_nothing(tmp_path: Path, cut: str) -> None:
 def test_what_a_vm_has_claimed_nobody_else_gets(tmp_path: Path) -> None:
     async def scenario(lab: Lab) -> None:
         publish = (Publish(None, 53, 53, Transport.UDP),)
-        lab.tenancy.claim(lab.define("a", replace(USE, publish=publish)))
-        assert lab.tenancy.plan(lab.define("b")).lease.ipv4 == IPv4Address("10.7.0.3")  # type: ignore[union-attr]
+        lab.allocation.reserve(lab.define("a", replace(USE, publish=publish)))
+        assert lab.allocation.plan(lab.define("b")).lease.ipv4 == IPv4Address("10.7.0.3")  # type: ignore[union-attr]
         with pytest.raises(
             InUse, match="VM c publishes port 53/udp of this host, which is published by VM a"
         ):
-            lab.tenancy.claim(lab.define("c", replace(USE, publish=publish)))
+            lab.allocation.reserve(lab.define("c", replace(USE, publish=publish)))
         await lab.networks.give_up("a")
-        assert lab.tenancy.claim(lab.define("c", replace(USE, publish=publish)))
+        assert lab.allocation.reserve(lab.define("c", replace(USE, publish=publish)))
 
     drive(tmp_path, scenario)
 
@@ -228,9 +230,9 @@ def test_which_published_ports_are_the_same(
             await lab.start("a")
             if clash:
                 with pytest.raises(InUse, match="is published by VM a"):
-                    lab.tenancy.plan(lab.tenants["b"])
+                    lab.allocation.plan(lab.network_members["b"])
             else:
-                assert lab.tenancy.plan(lab.tenants["b"])
+                assert lab.allocation.plan(lab.network_members["b"])
             await lab.end("a")
 
     drive(tmp_path, scenario)
@@ -246,7 +248,7 @@ def test_a_sync_that_goes_on_by_itself_and_fails_is_told(
             await may_fail.wait()
             raise LookupError("a fault of ours")
 
-        networks = Networks(lab.host, lab.tenancy, list_live, lab.vms)
+        networks = Networks(lab.host, lab.allocation, list_live, lab.vms)
         await networks.sync_within(0.01)
         assert caplog.messages == []
         may_fail.set()
@@ -300,7 +302,7 @@ def test_a_vm_that_runs_keeps_its_device_though_its_record_cannot_be_read(tmp_pa
     async def scenario(lab: Lab) -> None:
         lab.define("web")
         port = (await lab.start("web")).port
-        del lab.tenants["web"]
+        del lab.network_members["web"]
         lab.start_daemon()
         await lab.networks.recover(lambda _vm: True)
         await lab.networks.sync()
@@ -318,9 +320,9 @@ def test_nothing_is_removed_while_it_cannot_be_told_what_a_vm_that_runs_has(
         lab.define("web")
         await lab.start("web")
         (tmp_path / "web" / "port.json").unlink()
-        tenant = lab.tenants["web"]
+        member = lab.network_members["web"]
         if lost == "record":
-            del lab.tenants["web"]
+            del lab.network_members["web"]
         else:
             del lab.config["lab"]
         lab.start_daemon()
@@ -328,7 +330,7 @@ def test_nothing_is_removed_while_it_cannot_be_told_what_a_vm_that_runs_has(
         await lab.networks.sync()
         await lab.networks.sync()
         assert lab.host.asked[-2:] == ["apply without prune"] * 2
-        assert tap_name(tenant.uid) in lab.host.taps
+        assert tap_name(member.uid) in lab.host.taps
         assert caplog.text.count("of the VMs web") == 1
         lab.live.clear()
         await lab.networks.sync()
@@ -378,7 +380,7 @@ def test_a_detach_that_fails_is_made_good_later(tmp_path: Path) -> None:
         lab.host.away = HostNotReady("it is away")
         await lab.end("web")
         assert lab.tap("web") in lab.host.taps
-        assert lab.tenancy.interface_of("web") is None
+        assert lab.allocation.interface_of("web") is None
         assert lab.has_file("web"), "a daemon that comes later is told"
         lab.host.away = None
         # not only the device: conntrack remembers who had the address
@@ -398,7 +400,7 @@ def test_what_is_left_of_a_run_goes_before_another_gets_what_it_had(tmp_path: Pa
         await lab.start("old")
         lab.host.refuse_detach = HostNotReady("it is away")
         await lab.end("old")
-        del lab.tenants["old"]
+        del lab.network_members["old"]
         lab.define("new", replace(USE, address=address))
         with pytest.raises(HostNotReady, match="it is away"):
             await lab.start("new")
@@ -424,7 +426,7 @@ def test_a_vm_that_is_removed_before_its_device_could_be_is_forgotten(tmp_path: 
         with pytest.raises(asyncio.CancelledError):
             await ending
         gone = lab.tap("web")
-        del lab.tenants["web"]
+        del lab.network_members["web"]
         lab.host.gate.set()
         await starting
         await lab.host.wait_until(lambda: gone not in lab.host.taps)
@@ -437,7 +439,7 @@ def test_what_could_not_be_told_is_told_later_unasked(tmp_path: Path) -> None:
     async def scenario(lab: Lab) -> None:
         host = lab.host
         host.away = HostNotReady("it is away")
-        host.taps["hv1"] = lab.tenancy.plan(lab.define("gone")).port  # type: ignore[union-attr]
+        host.taps["hv1"] = lab.allocation.plan(lab.define("gone")).port  # type: ignore[union-attr]
         lab.networks.begin_sync()
         await host.wait_until(lambda: host.asked.count("apply") == 3)
         host.away, lab.bus = None, HostNotReady("no bus")
@@ -462,7 +464,7 @@ def test_a_network_that_vms_are_on_changes_when_the_last_has_gone(tmp_path: Path
         await lab.networks.sync()
         assert lab.host.bridges["lab"].ipv4 == LAB.ipv4
         assert lab.host.bridges["dmz"].mtu == 1400
-        assert lab.tenancy.is_outdated("a")
+        assert lab.allocation.is_outdated("a")
         info = await lab.networks.get_network("lab")
         assert (info.pending, info.ipv4) == (True, LAB.ipv4)
         await lab.end("a")
@@ -472,14 +474,14 @@ def test_a_network_that_vms_are_on_changes_when_the_last_has_gone(tmp_path: Path
         await lab.end("b")
         assert lab.host.bridges["lab"].ipv4 == IPv4Interface("10.9.0.1/24")
         assert (await lab.start("a")).lease.ipv4 == IPv4Address("10.9.0.2")
-        assert not lab.tenancy.is_outdated("a")
+        assert not lab.allocation.is_outdated("a")
 
     drive(tmp_path, scenario)
 
 
 def test_an_address_that_the_network_has_no_more_is_not_shown(tmp_path: Path) -> None:
     def shown(lab: Lab, vm: str) -> list[str | None]:
-        view = lab.networks.view(lab.tenants[vm])
+        view = lab.networks.view(lab.network_members[vm])
         assert view is not None
         return [None if address is None else str(address) for address in (view.ipv4, view.ipv6)]
 
@@ -494,14 +496,14 @@ def test_an_address_that_the_network_has_no_more_is_not_shown(tmp_path: Path) ->
         assert {vm: shown(lab, vm) for vm in old} == old, "it stays as it is while a VM is on it"
         await lab.end("runs")
         assert shown(lab, "rests") == [None, old["rests"][1]]
-        assert [str(member.ipv4) for member in lab.tenancy.members()] == ["None", "None"]
+        assert [str(member.ipv4) for member in lab.allocation.members()] == ["None", "None"]
         told = [host.address for host in (await lab.start("runs")).hosts]
         assert told == ["10.9.0.2", old["runs"][1], old["rests"][1]]
         await lab.end("runs")
         lab.config["lab"] = replace(LAB, ipv4=IPv4Interface("10.6.0.1/24"), ipv6=None)
         await lab.networks.sync()
         assert shown(lab, "rests") == [None, None]
-        assert lab.tenancy.members() == ()
+        assert lab.allocation.members() == ()
         lab.define("asks", replace(USE, address=IPv4Address("10.7.0.9")))
         assert shown(lab, "asks") == [None, None]
         info = await lab.networks.get_network("lab")
@@ -521,7 +523,7 @@ def test_a_network_that_is_gone_from_the_config_goes_with_its_last_vm(tmp_path: 
             InvalidDefinition,
             match="there is no network lab in the host configuration; write dmz or network: none",
         ):
-            lab.tenancy.plan(lab.define("b"))
+            lab.allocation.plan(lab.define("b"))
         await lab.end("a")
         assert set(lab.host.bridges) == {"dmz"}
         with pytest.raises(NotFound, match="there is no network lab"):
@@ -542,7 +544,7 @@ def test_rules_of_a_network_change_at_once(tmp_path: Path, mtu: int) -> None:
             LAB, nat=False, isolation=False, mtu=mtu, egress=lists, link_local=True, connections=99
         )
         await lab.networks.sync()
-        assert lab.tenancy.is_outdated("a") == (mtu != LAB.mtu)
+        assert lab.allocation.is_outdated("a") == (mtu != LAB.mtu)
         assert lab.host.bridges["lab"].mtu == LAB.mtu
         assert not lab.host.bridges["lab"].nat
         assert not lab.host.taps[lab.tap("a")].bridge.nat
@@ -562,13 +564,13 @@ def test_what_is_shown_of_a_vm(tmp_path: Path) -> None:
         assert (str(shown.ipv4), shown.mac, shown.interface) == ("10.7.0.9", None, None)
         await lab.start("web")
         await lab.networks.read_counters()
-        shown = lab.networks.view(lab.tenants["web"])
+        shown = lab.networks.view(lab.network_members["web"])
         assert shown is not None
         assert shown.counters is not None
         assert (shown.counters.sent_bytes, shown.interface) == (100, lab.tap("web"))
         lab.host.away = HostNotReady("it is away")
         await lab.networks.read_counters()
-        shown = lab.networks.view(lab.tenants["web"])
+        shown = lab.networks.view(lab.network_members["web"])
         assert shown is not None
         assert shown.counters is None
         assert lab.networks.view(lab.define("plain", None)) is None
@@ -584,12 +586,12 @@ def test_that_there_are_no_name_servers_is_told(tmp_path: Path) -> None:
         assert "VMs have no DNS servers" in " ".join(told["lab"])
         vms = [lab.define("web"), lab.define("here", NetworkUse(name="quiet")), lab.define("plain", None)]
         vms += [lab.define("inside", NetworkUse(name="dmz")), lab.define("lost", NetworkUse(name="gone"))]
-        assert [vm.vm for vm in vms if lab.tenancy.lacks_servers(vm)] == ["web"]
+        assert [vm.vm for vm in vms if lab.allocation.lacks_servers(vm)] == ["web"]
         lab.servers = (ip_address("9.9.9.9"),)
         assert (await lab.networks.get_network("lab")).warnings == ()
-        assert not any(map(lab.tenancy.lacks_servers, vms))
+        assert not any(map(lab.allocation.lacks_servers, vms))
         lab.config["lab"] = replace(LAB, ipv4=None)
-        assert lab.tenancy.lacks_servers(vms[0]), "it cannot reach that one"
+        assert lab.allocation.lacks_servers(vms[0]), "it cannot reach that one"
 
     drive(tmp_path, scenario)
 
@@ -632,7 +634,7 @@ def test_a_guest_is_told_its_own_name_and_those_of_its_group(tmp_path: Path) -> 
         told = [(host.address, host.names) for host in (await lab.start("web")).hosts]
         assert told == [
             ("10.7.0.4", ("web", "web.hypeman")),
-            (str((lab.tenants["web"].lease or first.lease).ipv6), ("web", "web.hypeman")),
+            (str((lab.network_members["web"].lease or first.lease).ipv6), ("web", "web.hypeman")),
             ("10.7.0.2", ("db", "db.hypeman")),
             (str(first.lease.ipv6), ("db", "db.hypeman")),
         ]
@@ -657,7 +659,7 @@ def test_a_device_whose_record_cannot_be_read_is_not_removed(
         # neither the VM nor what it has can be read
         tap = lab.tap("web")
         (lab.vms / "web/port.json").write_text(garbage)
-        del lab.tenants["web"]
+        del lab.network_members["web"]
         lab.start_daemon()
         for _ in range(2):
             await lab.networks.sync()
@@ -684,7 +686,7 @@ def test_a_port_that_cannot_be_written_down_is_known_all_the_same(
         port = (await lab.start("web")).port
         await lab.networks.close()
         (lab.vms / "web/port.json").unlink()
-        lab.tenants["web"] = replace(lab.tenants["web"], running=USE)
+        lab.network_members["web"] = replace(lab.network_members["web"], running=USE)
         lab.start_daemon()
         monkeypatch.setattr(PortFiles, "write", refuse)
         await lab.networks.sync()
@@ -704,6 +706,6 @@ def test_a_vm_that_comes_to_run_unknown_while_files_are_read_keeps_its_device(tm
             lab.define(vm, None)
             lab.live.add(vm)
         found = await asyncio.to_thread(PortFiles(tmp_path).find_all, ["web"])
-        assert lab.tenancy.adopt(lab.live, found) == {"other"}
+        assert lab.allocation.adopt(lab.live, found) == {"other"}
 
     drive(tmp_path, scenario)

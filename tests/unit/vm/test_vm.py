@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 
 from hypemand.config.vmdef import parse_definition
+from hypemand.manager.net.allocation import AddressAllocation
 from hypemand.manager.net.networks import Networks
-from hypemand.manager.net.tenancy import Tenancy
 from hypemand.model.state import Origin
 from hypemand.model.vm import VmView
 from hypemand.systemd.rootdir import Own
@@ -49,7 +49,7 @@ def recover(folder: Path, unit: UnitStatus | None = None) -> VmView:
     record = VmRecord(
         "web", "f" * 32, 61184, Origin.FILE, MADE, parse_definition("web", {"image": "builtin:busybox"})
     )
-    networks = Networks(FakeNetworkHost(), Tenancy(dict, list), cast(Any, None), folder)
+    networks = Networks(FakeNetworkHost(), AddressAllocation(dict, list), cast(Any, None), folder)
     places = Places(folder, folder / "run", folder / "root", Own(folder / "self"))
     services = VmServices(cast(Any, None), cast(Any, units), cast(Any, None), lambda: None)
 

@@ -7,7 +7,7 @@ import pytest
 
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import HypemandError, InUse, NotFound
-from hypemand.manager.resources.claims import Claims, Holder, derive_filler
+from hypemand.manager.resources.volumeuse import Holder, VolumeUse, derive_filler
 from hypemand.storage.volumes import VolumeStore
 
 MIB = 1024 * 1024
@@ -46,57 +46,57 @@ READS, OVERLAYS, WRITES = {"readonly": True}, {"overlay": True}, dict[str, bool]
 def test_who_may_have_it_beside_whom(
     store: VolumeStore, there: dict[str, bool], wanted: dict[str, bool], *, allowed: bool
 ) -> None:
-    claims = Claims(store, lambda: [holder("a", running=True, volume="data-id", **there)])
+    use = VolumeUse(store, lambda: [holder("a", running=True, volume="data-id", **there)])
     definition = holder("b", running=True, volume="data", **wanted).definition
     if allowed:
-        (attached,) = claims.claim("b", definition)
+        (attached,) = use.resolve("b", definition)
         assert (attached.volume.name, attached.mount.writes) == ("data", False)
     else:
         with pytest.raises(InUse, match="VM a "):
-            claims.claim("b", definition)
+            use.resolve("b", definition)
         assert (
-            claims.claim("b", holder("b", running=True, volume="data", required=False, **wanted).definition)
+            use.resolve("b", holder("b", running=True, volume="data", required=False, **wanted).definition)
             == ()
         )
 
 
 def test_a_vm_is_not_in_its_own_way_and_a_definition_alone_holds_nothing(store: VolumeStore) -> None:
     there = [holder("a"), holder("c", running=False)]
-    claims = Claims(store, lambda: there)
-    assert len(claims.claim("a", there[0].definition)) == 1
+    use = VolumeUse(store, lambda: there)
+    assert len(use.resolve("a", there[0].definition)) == 1
     there.pop(0)
-    assert len(claims.claim("b", holder("b").definition)) == 1
-    (attached,) = claims.attachments(store.get("data"))
+    assert len(use.resolve("b", holder("b").definition)) == 1
+    (attached,) = use.attachments(store.get("data"))
     assert (attached.vm, attached.vm_id, attached.running) == ("c", "id-of-c", False)
 
 
 def test_what_is_not_there_is_named(store: VolumeStore) -> None:
-    claims = Claims(store, list)
+    use = VolumeUse(store, list)
     with pytest.raises(NotFound, match="the volume other of VM b does not exist"):
-        claims.claim("b", holder("b", volume="other").definition)
-    assert claims.claim("b", holder("b", volume="other", required=False).definition) == ()
+        use.resolve("b", holder("b", volume="other").definition)
+    assert use.resolve("b", holder("b", volume="other", required=False).definition) == ()
 
 
 def test_nobody_gets_a_volume_that_is_worked_on(store: VolumeStore) -> None:
-    claims = Claims(store, list)
+    use = VolumeUse(store, list)
     volume = store.get("data")
-    with claims.work_on(volume, "resized"):
+    with use.work_on(volume, "resized"):
         with pytest.raises(InUse, match="is being resized"):
-            claims.claim("b", holder("b").definition)
-        with pytest.raises(InUse, match="is being resized"), claims.work_on(volume, "removed"):
+            use.resolve("b", holder("b").definition)
+        with pytest.raises(InUse, match="is being resized"), use.work_on(volume, "removed"):
             raise AssertionError("two worked on it")
     with (
         pytest.raises(InUse, match="is in use by the running VM a"),
-        Claims(store, lambda: [holder("a")]).work_on(volume, "x"),
+        VolumeUse(store, lambda: [holder("a")]).work_on(volume, "x"),
     ):
         raise AssertionError("it was in use")
-    assert claims.claim("b", holder("b").definition)
+    assert use.resolve("b", holder("b").definition)
 
 
 def test_only_its_filler_gets_a_volume_that_is_not_filled_yet(store: VolumeStore) -> None:
     volume = store.create("new", 16 * MIB, {}, ready=False)
-    claims = Claims(store, list)
+    use = VolumeUse(store, list)
     with pytest.raises(HypemandError, match="being filled"):
-        claims.claim("b", holder("b", volume="new").definition)
+        use.resolve("b", holder("b", volume="new").definition)
     filler = derive_filler(volume)
-    assert claims.claim(filler, holder(filler, volume=volume.id).definition)
+    assert use.resolve(filler, holder(filler, volume=volume.id).definition)

@@ -12,8 +12,8 @@ from hypemand.tasks import Tasks
 T = TypeVar("T")
 
 
-class _Look(Generic[T]):
-    """One look, and how many wait for it. It ends when nobody does any more."""
+class _Query(Generic[T]):
+    """A query under way and the number of its callers. Cancelled when the last of them leaves."""
 
     def __init__(self, task: asyncio.Task[T]) -> None:
         self.task = task
@@ -29,23 +29,23 @@ class _Look(Generic[T]):
                 self.task.cancel()
 
 
-class SharedLook(Generic[T]):
+class SharedQuery(Generic[T]):
     """One query at a time: callers that ask while one is under way get its result too, so a hundred clients
     that ask at once cost PID 1 and the disk as much as one. `outdate` after a change of what is queried."""
 
-    def __init__(self, name: str, look: Callable[[], Coroutine[Any, Any, T]]) -> None:
+    def __init__(self, name: str, query: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._tasks = Tasks(name)
-        self._look = look
-        self._current: _Look[T] | None = None
+        self._query = query
+        self._current: _Query[T] | None = None
 
     async def take(self) -> T:
-        """What the look finds, or raises."""
+        """The result of the query, or what it raises."""
         current = self._current
         if current is None or current.callers == 0 or current.task.done():
-            current = self._current = _Look(self._tasks.start("look", self._look(), awaited=True))
+            current = self._current = _Query(self._tasks.start("query", self._query(), awaited=True))
         return await current.wait()
 
     def outdate(self) -> None:
-        """Who asks from now on has a look that begins after this. One that is under way goes on for those who
+        """Callers from now on get a query that begins after this. One that is under way goes on for those who
         wait for it."""
         self._current = None

@@ -12,9 +12,9 @@ from hypemand.systemd.bus import BusError
 from hypemand.systemd.machined import register_machine
 from hypemand.systemd.port import Bus
 from hypemand.unitnames import unit_name
+from hypemand.vm.networkmember import NetworkHost
 from hypemand.vm.record import VmRecord
 from hypemand.vm.session import Session
-from hypemand.vm.tenant import NetworkHost
 from hypemand.vm.tracker import Moment
 
 _log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _LEAST_EXTENSION = 60.0
 
 
-def tell_systemd(vm: str, session: Session, *assignments: str) -> None:
+def notify_systemd(vm: str, session: Session, *assignments: str) -> None:
     """Tell the unit of a VM something, as READY=1, in the name of its VMM if that is known."""
     if session.main_pid is None:
         return
@@ -32,13 +32,13 @@ def tell_systemd(vm: str, session: Session, *assignments: str) -> None:
         _log.error("VM %s: cannot notify systemd of %s: %s", vm, assignments[0], error)
 
 
-def tell_readiness(vm: str, session: Session) -> None:
+def notify_ready(vm: str, session: Session) -> None:
     """When all is there that makes a VM Running, say so once. Its unit is activating."""
     if session.notified or not session.is_ready or session.main_pid is None:
         return
     session.notified = True
     session.tracker.set_moment(Moment.NOTIFIED, time.monotonic())
-    tell_systemd(vm, session, "READY=1", "STATUS=Running")
+    notify_systemd(vm, session, "READY=1", "STATUS=Running")
 
 
 def extend_boot(vm: str, session: Session, boot_timeout: float | None) -> None:
@@ -46,10 +46,10 @@ def extend_boot(vm: str, session: Session, boot_timeout: float | None) -> None:
     has all of its time again when the guest is resumed."""
     if boot_timeout is not None:
         seconds = max(boot_timeout, _LEAST_EXTENSION)
-        tell_systemd(vm, session, f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+        notify_systemd(vm, session, f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
 
 
-def tell_running(vm: str, session: Session) -> bool:
+def mark_running(vm: str, session: Session) -> bool:
     """Note that it is Running. False when there is nothing new in that."""
     moments = session.tracker.notes.moments
     if Moment.RUNNING in moments or Moment.NOTIFIED not in moments:

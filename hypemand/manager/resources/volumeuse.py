@@ -47,7 +47,7 @@ def derive_filler(volume: Volume) -> str:
     return f"volume-{volume.serial.removeprefix('vol-')}"
 
 
-class Claims:
+class VolumeUse:
     """`holders` gives all VMs: each as it is defined, and as it runs if it does."""
 
     def __init__(self, store: VolumeStore, holders: Callable[[], Iterable[Holder]]) -> None:
@@ -65,20 +65,20 @@ class Claims:
                     found[holder.vm] = Attachment(holder.vm, holder.vm_id, mount, holder.running)
         return sorted(found.values(), key=lambda attachment: attachment.vm)
 
-    def claim(self, vm: str, definition: Definition) -> tuple[Attached, ...]:
+    def resolve(self, vm: str, definition: Definition) -> tuple[Attached, ...]:
         """The volumes that a VM gets if it is started now. One that is not required and not available is left
         out. NotFound, InUse."""
-        claimed = []
+        resolved = []
         for mount in definition.volumes:
             try:
-                claimed.append(self._claim_one(vm, mount))
+                resolved.append(self._resolve_one(vm, mount))
             except HypemandError as error:
                 if mount.required:
                     raise
                 _log.warning("VM %s starts without its volume %s: %s", vm, mount.volume, error.message)
-        return tuple(claimed)
+        return tuple(resolved)
 
-    def _claim_one(self, vm: str, mount: VolumeMount) -> Attached:
+    def _resolve_one(self, vm: str, mount: VolumeMount) -> Attached:
         volume = self._store.find(mount.volume)
         if volume is None:
             raise NotFound(

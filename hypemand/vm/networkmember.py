@@ -12,7 +12,7 @@ from hypemand.vm.record import Lease
 
 
 @dataclass(frozen=True, slots=True)
-class Tenant:
+class NetworkMember:
     """A VM: `use` is its network by its definition, `running` by the one that it runs with, if it does.
     `short_name`: see `Member`."""
 
@@ -31,7 +31,7 @@ class NetworkHost(Protocol):
     async def detach(self, vm: str) -> None:
         """Give back what a VM had on its network."""
 
-    def view(self, tenant: Tenant) -> VmNetwork | None:
+    def view(self, member: NetworkMember) -> VmNetwork | None:
         """A picture of the VM's network; None: it has none."""
 
     def is_outdated(self, vm: str) -> bool:

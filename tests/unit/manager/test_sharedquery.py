@@ -13,8 +13,8 @@ import pytest
 
 from hypemand.config.definition import MIB
 from hypemand.manager import parts as parts_module
-from hypemand.manager.looks import SharedLook
 from hypemand.manager.resources.space import measure_space
+from hypemand.manager.sharedquery import SharedQuery
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.space import SpaceKind, SpaceReport, SpaceUse
 from hypemand.storage.images import Image
@@ -43,7 +43,7 @@ class Counted:
 def test_who_asks_meanwhile_gets_the_same_and_who_asks_later_a_new_one() -> None:
     async def main() -> None:
         counted = Counted()
-        shared = SharedLook("test", counted.look)
+        shared = SharedQuery("test", counted.look)
         asked = [asyncio.create_task(shared.take()) for _ in range(50)]
         await asyncio.sleep(0)
         counted.gate.set()
@@ -56,7 +56,7 @@ def test_who_asks_meanwhile_gets_the_same_and_who_asks_later_a_new_one() -> None
 def test_it_goes_on_for_those_who_stay_and_ends_when_nobody_waits() -> None:
     async def main() -> None:
         counted = Counted()
-        shared = SharedLook("test", counted.look)
+        shared = SharedQuery("test", counted.look)
         first, second = (asyncio.create_task(shared.take()) for _ in range(2))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -85,7 +85,7 @@ def test_an_error_is_everybodys() -> None:
         raise ValueError("no answer")
 
     async def main() -> None:
-        shared = SharedLook("test", fail)
+        shared = SharedQuery("test", fail)
         results = await asyncio.gather(*(shared.take() for _ in range(3)), return_exceptions=True)
         assert [type(result) for result in results] == [ValueError] * 3
 
@@ -95,7 +95,7 @@ def test_an_error_is_everybodys() -> None:
 def test_who_asks_after_a_change_does_not_get_what_was_seen_before() -> None:
     async def main() -> None:
         counted = Counted()
-        shared = SharedLook("test", counted.look)
+        shared = SharedQuery("test", counted.look)
         before = [asyncio.create_task(shared.take()) for _ in range(3)]
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -11,7 +11,7 @@ from itertools import chain
 
 from hypemand.config.network import NetworkConfig, NetworkUse
 from hypemand.errors import InvalidDefinition, Problem
-from hypemand.manager.net.leases import Claim, allocate, derive_claims, is_lease_of, keep_fitting
+from hypemand.manager.net.leases import AddressUse, allocate, derive_address_uses, is_lease_of, keep_fitting
 from hypemand.manager.net.names import Hosts, derive_guest_names
 from hypemand.manager.net.ports import (
     FoundPort,
@@ -27,53 +27,53 @@ from hypemand.model.networks import Member, VmNetwork
 from hypemand.network.port import BridgePlan, PortPlan, adapt_bridge, has_same_shape
 from hypemand.network.resolvers import Address, choose_servers
 from hypemand.protocol.configdisk import GuestInterface
+from hypemand.vm.networkmember import NetworkMember
 from hypemand.vm.record import Lease
-from hypemand.vm.tenant import Tenant
 
 _INTERFACE = "eth0"
 
 
-class Tenancy:
+class AddressAllocation:
     """Asked each time, since it may have changed: the networks of the host config, and all VMs.
 
     `host_servers`: the host's own name servers, as they were learned last. `ports`: of VMs that have a TAP
-    device, or may have one; `claimed`: of those that were let through and have none yet; `unwritten`: those
+    device, or may have one; `reserved`: of those that were let through and have none yet; `unwritten`: those
     whose port.json is to be written anew. All three by the VM's name.
     """
 
     def __init__(
         self,
         config: Callable[[], Mapping[str, NetworkConfig]],
-        tenants: Callable[[], Iterable[Tenant]],
+        network_members: Callable[[], Iterable[NetworkMember]],
     ) -> None:
         self.host_servers: tuple[Address, ...] = ()
         self.ports: dict[str, PortPlan] = {}
-        self.claimed: dict[str, PortPlan] = {}
+        self.reserved: dict[str, PortPlan] = {}
         self._config = config
         self.unwritten: dict[str, PortPlan] = {}
-        self._tenants = tenants
+        self._network_members = network_members
 
     # a VM that is to start
 
-    def plan(self, tenant: Tenant) -> Connection | None:
+    def plan(self, member: NetworkMember) -> Connection | None:
         """What a VM gets if it is started now; None for one without a network. InvalidDefinition, InUse,
         InsufficientResources."""
-        use = tenant.use
+        use = member.use
         if use is None:
             return None
         network = self._get_config(use.name)
         bridge = self._bridge(network)
-        claims = list(self._claims(tenant.vm, use.name))
-        lease = allocate(tenant.vm, tenant.vm_id, use, bridge, tenant.lease, claims)
-        port = make_port(tenant.vm, tenant.uid, use, lease, bridge, network)
-        check_publish(port, (*self.ports.values(), *self.claimed.values()))
+        uses = list(self._address_uses(member.vm, use.name))
+        lease = allocate(member.vm, member.vm_id, use, bridge, member.lease, uses)
+        port = make_port(member.vm, member.uid, use, lease, bridge, network)
+        check_publish(port, (*self.ports.values(), *self.reserved.values()))
         dns = self.servers(network, lease)
-        hosts = self._names(tenant, port)
+        hosts = self._names(member, port)
         return Connection(lease, port, _make_interface(port), tuple(map(str, dns)), hosts)
 
-    def lacks_servers(self, tenant: Tenant) -> bool:
+    def lacks_servers(self, member: NetworkMember) -> bool:
         """Would a VM get no name server, since the host knows none yet?"""
-        network = None if tenant.use is None else self.find_config(tenant.use.name)
+        network = None if member.use is None else self.find_config(member.use.name)
         return network is not None and network.dns is None and not self.servers(network, network)
 
     def servers(
@@ -83,17 +83,17 @@ class Tenancy:
         servers = self.host_servers if config is None or config.dns is None else config.dns
         return choose_servers(servers, ipv4=reached.ipv4 is not None, ipv6=reached.ipv6 is not None)
 
-    def _names(self, tenant: Tenant, port: PortPlan) -> Hosts:
+    def _names(self, member: NetworkMember, port: PortPlan) -> Hosts:
         """The names that a VM knows when it is started now."""
-        own = _make_member(tenant, port)
+        own = _make_member(member, port)
         peers = [m for m in self.members() if (m.network, m.group) == (own.network, own.group)]
         return derive_guest_names([own, *(m for m in peers if m.vm != own.vm)])[own.vm]
 
-    def claim(self, tenant: Tenant) -> Connection | None:
+    def reserve(self, member: NetworkMember) -> Connection | None:
         """`plan`, and nobody else gets the same until `attach` or `give_up`."""
-        connection = self.plan(tenant)
+        connection = self.plan(member)
         if connection is not None:
-            self.claimed[tenant.vm] = connection.port
+            self.reserved[member.vm] = connection.port
         return connection
 
     def find_config(self, name: str) -> NetworkConfig | None:
@@ -108,20 +108,20 @@ class Tenancy:
             raise InvalidDefinition([Problem("", 0, 0, "network.name", what, f"write {hint}")])
         return config
 
-    def _claims(self, vm: str, network: str) -> Iterator[Claim]:
+    def _address_uses(self, vm: str, network: str) -> Iterator[AddressUse]:
         """What others have on a network: by their lease, by their definition, or since they run with it."""
-        for tenant in self._tenants():
-            if tenant.vm != vm:
-                yield from derive_claims(tenant.vm, tenant.use, tenant.lease, network)
-        for port in (*self.ports.values(), *self.claimed.values()):
+        for member in self._network_members():
+            if member.vm != vm:
+                yield from derive_address_uses(member.vm, member.use, member.lease, network)
+        for port in (*self.ports.values(), *self.reserved.values()):
             if port.vm != vm and port.bridge.network == network:
-                yield Claim(port.vm, port.mac, port.ipv4, port.ipv6)
+                yield AddressUse(port.vm, port.mac, port.ipv4, port.ipv6)
 
     # VMs that run
 
     def list_vms(self) -> list[str]:
         """The names of all VMs."""
-        return [tenant.vm for tenant in self._tenants()]
+        return [member.vm for member in self._network_members()]
 
     def recover(self, found: Mapping[str, FoundPort], active: Callable[[str], bool]) -> list[PortPlan]:
         """Learn what VMs had when the daemon before this one ended: the content of their files; `active`:
@@ -138,34 +138,34 @@ class Tenancy:
 
     def list_strange(self, live: Set[str]) -> list[str]:
         """Of VMs that run, those of whose port nothing is known."""
-        return sorted(live - self.ports.keys() - self.claimed.keys())
+        return sorted(live - self.ports.keys() - self.reserved.keys())
 
     def adopt(self, live: Set[str], found: Mapping[str, FoundPort]) -> frozenset[str]:
         """Learn the ports of every VM that runs; `found`: the content of the files of `list_strange`. Gives
         those that may have a TAP device of which no more is known."""
-        tenants = {tenant.vm: tenant for tenant in self._tenants()}
+        network_members = {member.vm: member for member in self._network_members()}
         lost = set()
         for vm in self.list_strange(live):
             # also of one whose record cannot be read
-            tenant = tenants.get(vm)
+            member = network_members.get(vm)
             # one that has come to be strange while files were read may have anything in its own
             port, is_there = found.get(vm, (None, True))
-            port = port or (self._rebuild(tenant) if vm in found else None)
+            port = port or (self._rebuild(member) if vm in found else None)
             if port is not None:
                 self.ports[vm] = port
-            elif is_there or tenant is None or (tenant.running and tenant.lease):
+            elif is_there or member is None or (member.running and member.lease):
                 lost.add(vm)
         return frozenset(lost)
 
-    def _rebuild(self, tenant: Tenant | None) -> PortPlan | None:
+    def _rebuild(self, member: NetworkMember | None) -> PortPlan | None:
         """The port of a VM that runs, whose port.json was lost."""
-        if tenant is None:
+        if member is None:
             return None
-        use, lease = tenant.running, tenant.lease
+        use, lease = member.running, member.lease
         config = None if use is None else self.find_config(use.name)
         if use is None or lease is None or config is None or lease.network != use.name:
             return None
-        port = make_port(tenant.vm, tenant.uid, use, lease, self._bridge(config), config)
+        port = make_port(member.vm, member.uid, use, lease, self._bridge(config), config)
         self.unwritten[port.vm] = port
         return port
 
@@ -173,7 +173,7 @@ class Tenancy:
         """Apply the parts of a changed network that need no restart: which addresses VMs may reach, and which
         VMs reach each other."""
         config = self._config()
-        uses = {tenant.vm: tenant.running or tenant.use for tenant in self._tenants()}
+        uses = {member.vm: member.running or member.use for member in self._network_members()}
         for vm, port in self.ports.items():
             network, use = config.get(port.bridge.network), uses.get(vm)
             if network is None:
@@ -196,7 +196,7 @@ class Tenancy:
 
     def _bridge(self, network: NetworkConfig) -> BridgePlan:
         """A network as the next VM finds it."""
-        for port in chain(self.ports.values(), self.claimed.values()):
+        for port in chain(self.ports.values(), self.reserved.values()):
             if port.bridge.network == network.name:
                 return port.bridge
         return make_bridge(network)
@@ -222,19 +222,19 @@ class Tenancy:
 
     def members(self) -> tuple[Member, ...]:
         """All VMs that have addresses, by name."""
-        found = (self._member(tenant) for tenant in self._tenants())
+        found = (self._member(member) for member in self._network_members())
         return tuple(sorted((m for m in found if m is not None), key=lambda member: member.vm))
 
-    def _member(self, tenant: Tenant) -> Member | None:
-        port = self.ports.get(tenant.vm)
+    def _member(self, member: NetworkMember) -> Member | None:
+        port = self.ports.get(member.vm)
         if port is not None:
-            return _make_member(tenant, port)
-        use, lease = tenant.use, self._find_lease(tenant)
+            return _make_member(member, port)
+        use, lease = member.use, self._find_lease(member)
         if use is None or lease is None or (lease.ipv4 is None and lease.ipv6 is None):
             return None
         return Member(
-            vm=tenant.vm,
-            vm_id=tenant.vm_id,
+            vm=member.vm,
+            vm_id=member.vm_id,
             network=use.name,
             mac=lease.mac,
             ipv4=lease.ipv4,
@@ -242,12 +242,12 @@ class Tenancy:
             group=self._group(use),
             attached=False,
             publish=use.publish,
-            short_name=tenant.short_name,
+            short_name=member.short_name,
         )
 
-    def _find_lease(self, tenant: Tenant) -> Lease | None:
+    def _find_lease(self, member: NetworkMember) -> Lease | None:
         """What a VM without a port would keep at a start: of a lease, what its network still has."""
-        use, lease = tenant.use, tenant.lease
+        use, lease = member.use, member.lease
         if use is None or lease is None or not is_lease_of(use, lease):
             return None
         return self._keep_fitting(lease)
@@ -260,10 +260,10 @@ class Tenancy:
         network = self.find_config(use.name)
         return derive_group(use, isolation=network is None or network.isolation)
 
-    def view(self, tenant: Tenant, counters: Mapping[str, Counters]) -> VmNetwork | None:
+    def view(self, member: NetworkMember, counters: Mapping[str, Counters]) -> VmNetwork | None:
         """A VM's place, as it is or would be; of its addresses only those that its network has. `counters`
         are by TAP device."""
-        port = self.ports.get(tenant.vm)
+        port = self.ports.get(member.vm)
         if port is not None:
             return VmNetwork(
                 name=port.bridge.network,
@@ -276,11 +276,11 @@ class Tenancy:
                 interface=port.tap,
                 counters=counters.get(port.tap),
             )
-        use = tenant.use
+        use = member.use
         if use is None:
             return None
         wish = Lease(use.name, use.mac or "", use.address, use.address6)
-        lease = self._find_lease(tenant) or self._keep_fitting(wish)
+        lease = self._find_lease(member) or self._keep_fitting(wish)
         return VmNetwork(
             name=use.name,
             ipv4=lease.ipv4,
@@ -294,10 +294,10 @@ class Tenancy:
         )
 
 
-def _make_member(tenant: Tenant, port: PortPlan) -> Member:
+def _make_member(member: NetworkMember, port: PortPlan) -> Member:
     return Member(
-        vm=tenant.vm,
-        vm_id=tenant.vm_id,
+        vm=member.vm,
+        vm_id=member.vm_id,
         network=port.bridge.network,
         mac=port.mac,
         ipv4=port.ipv4,
@@ -305,7 +305,7 @@ def _make_member(tenant: Tenant, port: PortPlan) -> Member:
         group=port.group,
         attached=True,
         publish=port.publish,
-        short_name=tenant.short_name,
+        short_name=member.short_name,
     )
 
 
