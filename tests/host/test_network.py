@@ -137,6 +137,7 @@ def test_addresses_last_over_stops_and_daemons(vms: Vms) -> None:
             assert now[key] == before[name][key], key
 
 
+@pytest.mark.one_release
 def test_addresses_last_over_a_reboot_of_the_host(fresh_host: HostFactory) -> None:
     host = fresh_host()
     with vms_of(host) as vms:
@@ -235,6 +236,7 @@ def test_a_daemon_that_is_killed_at_any_time_leaves_no_device_without_a_vm(vms: 
             assert traces_in_network(vms, name) == []
 
 
+@pytest.mark.one_release
 def test_nothing_is_removed_while_systemd_cannot_be_asked(vms: Vms) -> None:
     """The network service has just started, and the daemon cannot know which VMs run. What nobody needs, like
     the device of a VM that is not there, stays for now, too."""
@@ -343,6 +345,7 @@ def test_a_published_port_has_one_owner(vms: Vms) -> None:
     vms.start("rival")
 
 
+@pytest.mark.one_release
 def test_a_bridge_that_is_not_ours_is_left_alone_and_the_others_work(vms: Vms) -> None:
     host = vms.host
     host.shell("ip link add foreign0 type bridge; ip address add 10.66.0.1/24 dev foreign0")
@@ -374,6 +377,7 @@ def test_a_bridge_that_is_not_ours_is_left_alone_and_the_others_work(vms: Vms) -
     )
 
 
+@pytest.mark.one_release
 @pytest.mark.parametrize("harm", ["link del {}", "addr del {}", "link set {} down"])
 def test_a_network_that_somebody_takes_away_is_there_again(vms: Vms, harm: str) -> None:
     host = vms.host

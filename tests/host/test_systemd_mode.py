@@ -227,6 +227,7 @@ def test_a_reboot_past_its_init_is_one_too(debian: Vms) -> None:
     wait_rebooted(debian, before)
 
 
+@of_init
 @pytest.mark.parametrize(
     "command",
     [("systemctl", "--no-block", "reboot"), ("systemctl", "reboot", "--force", "--force")],
@@ -287,6 +288,7 @@ def boot_lines(vms: Vms) -> list[str]:
     return console[starts[-1] :]
 
 
+@of_init
 def test_a_boot_that_ends_in_emergency_mode_without_an_agent_times_out_saying_so(debian: Vms) -> None:
     debian.execute(NAME, "sh", "-euc", STUCK_AGENT)
     stop(debian)
@@ -333,6 +335,7 @@ def test_an_init_that_is_not_there_is_127(lab: Vms) -> None:
     assert "program /sbin/nothing cannot be executed: No such file" in shown["exit_message"]
 
 
+@of_init
 def test_a_guest_that_does_nothing_but_reboot_is_left_alone_after_a_while(lab: Vms) -> None:
     limit = {"StartLimitIntervalSec": "10min", "StartLimitBurst": 3}
     program = ["/bin/sh", "-c", "reboot -f"]

@@ -75,7 +75,7 @@ class Case(NamedTuple):
 
     work: Work
     inputs: tuple[Make, ...]
-    most: int = 256 * 1024
+    most: int = 128 * 1024
     calls: int = 12
 
 
