@@ -10,7 +10,7 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,8 +21,10 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.network import describe_trouble
 from hypemand.cli.terminal import GREEN, RED, YELLOW, paint, print_json
 from hypemand.cli.values import escape_controls
+from hypemand.config.clashes import find_clashes
+from hypemand.config.definition import Definition
 from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
-from hypemand.config.vmfile import SUFFIXES, load_vm_dir, load_vm_file
+from hypemand.config.vmfile import SUFFIXES, VmDir, load_vm_dir, load_vm_file
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.model.answers.network import HostNetwork
 from hypemand.run import run
@@ -59,10 +61,11 @@ def check(context: Context) -> int:
     """Check the files that are named, or everything. Problems go to standard error, one a line."""
     files = context.args.file
     if files:
-        problems, findings = _check_files(files), list[Finding]()
+        problems, findings = _check_files(files)
     else:
-        config, problems = _check_configuration()
-        findings = [*_inspect_host(config), *_inspect_networks(context.client)]
+        config, problems, found = _check_configuration()
+        findings = [*_inspect_host(config), *inspect_definitions(config, found)]
+        findings += _inspect_networks(context.client)
     if context.wants_json:
         print_json({"problems": [asdict(p) for p in problems], "host": [asdict(f) for f in findings]})
     else:
@@ -75,25 +78,28 @@ def check(context: Context) -> int:
     return ExitCode.HOST_REFUSES if is_missing else ExitCode.OK
 
 
-def _check_files(words: list[str]) -> list[Problem]:
-    """Problems of every file, be it named by its path or by its VM. VM definitions are checked with defaults
-    and networks of this host's configuration."""
+def _check_files(words: list[str]) -> tuple[list[Problem], list[Finding]]:
+    """Problems of every file, be it named by its path or by its VM, and what other definitions ask for too.
+    VM definitions are checked with defaults and networks of this host's configuration."""
     problems: list[Problem] = []
     config, networks = HostConfig(), None
     # A broken configuration is not what was asked about here; its own check tells of it.
     with contextlib.suppress(InvalidDefinition):
         config = load_host_config()
         networks = config.networks
+    checked: dict[str, Definition] = {}
     for word in words:
         try:
             file = resolve_file(word, config.vm_dir)
             if is_host_config(file):
                 load_host_config(file, ())
             else:
-                load_vm_file(file, config.defaults, networks)
+                definition = load_vm_file(file, config.defaults, networks)
+                checked[definition.name] = definition
         except InvalidDefinition as error:
             problems += error.problems
-    return problems
+    others = load_vm_dir(config.vm_dir, config.defaults, networks).definitions if checked else {}
+    return problems, list(_inspect_clashes({**others, **checked}, checked))
 
 
 def resolve_file(word: str, vm_dir: Path) -> Path:
@@ -116,7 +122,7 @@ def is_host_config(file: Path) -> bool:
     return file.name == HOST_CONFIG.name or file.parent.name in {folder.name for folder in DROPIN_DIRS}
 
 
-def _check_configuration() -> tuple[HostConfig, list[Problem]]:
+def _check_configuration() -> tuple[HostConfig, list[Problem], VmDir]:
     problems: list[Problem] = []
     config, networks = HostConfig(), None
     try:
@@ -124,8 +130,28 @@ def _check_configuration() -> tuple[HostConfig, list[Problem]]:
         networks = config.networks
     except InvalidDefinition as error:
         problems += error.problems
-    problems += load_vm_dir(config.vm_dir, config.defaults, networks).problems
-    return config, problems
+    found = load_vm_dir(config.vm_dir, config.defaults, networks)
+    return config, [*problems, *found.problems], found
+
+
+def inspect_definitions(config: HostConfig, found: VmDir) -> Iterator[Finding]:
+    """How many definitions there are: `ok` only if none has errors; and what several of them ask for."""
+    good, bad = len(found.definitions), len(found.broken)
+    if not found.readable:
+        yield Finding("definitions", Verdict.NOTE, f"{config.vm_dir} cannot be read")
+    elif bad:
+        text = f"{bad} of {good + bad} in {config.vm_dir} have errors, and define no VM"
+        yield Finding("definitions", Verdict.NOTE, text)
+    else:
+        yield Finding("definitions", Verdict.OK, f"{good} in {config.vm_dir}")
+    yield from _inspect_clashes(found.definitions, found.definitions)
+
+
+def _inspect_clashes(definitions: Mapping[str, Definition], asked: Container[str]) -> Iterator[Finding]:
+    """What several definitions ask for, one of the `asked` among them."""
+    for clash in find_clashes(definitions, platform.node()):
+        if any(vm in asked for vm in clash.vms):
+            yield Finding("definitions", Verdict.NOTE, str(clash))
 
 
 def _inspect_host(config: HostConfig) -> Iterator[Finding]:
@@ -136,8 +162,6 @@ def _inspect_host(config: HostConfig) -> Iterator[Finding]:
     yield _look("guest files", lambda: str(find_initrd(config)))
     yield _inspect_systemd()
     yield _inspect_machined()
-    definitions = load_vm_dir(config.vm_dir, config.defaults).definitions
-    yield Finding("definitions", Verdict.OK, f"{len(definitions)} in {config.vm_dir}")
 
 
 def _inspect_networks(client: Client) -> Iterator[Finding]:

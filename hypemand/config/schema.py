@@ -40,13 +40,14 @@ _TYPE_WORDS = {
 
 
 def find_problems(name: str, source: Source) -> list[Problem]:
-    """All that is wrong with `source.data` by the schema `name`, sorted by place."""
+    """All that is wrong with `source` by itself and by the schema `name`, sorted by place."""
+    known = {problem.key for problem in source.problems}
     found: dict[tuple[KeyPath, bool], Problem] = {}
     for error in _validator(name).iter_errors(source.data):
         for path, at_key, message, hint in _explain(error):
             # One problem for one place: the first is the most telling, since `type` stands first in a key.
             found.setdefault((path, at_key), source.problem(path, message, hint, at_key=at_key))
-    return sort_problems(found.values())
+    return sort_problems((*source.problems, *(p for p in found.values() if p.key not in known)))
 
 
 def sort_problems(problems: Iterable[Problem]) -> list[Problem]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Specifiers (%n, %H, ...) in the unit properties of a definition, see "SPECIFIERS" in systemd.unit(5).
 
-systemd expands them when it reads a unit file. The unit of a VM is created over D-Bus, where a property is taken
-as it is: so they are expanded before.
+systemd expands them when it reads a unit file. The unit of a VM is created over D-Bus, where a property is
+taken as it is: so they are expanded before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SPECIFIER = re.compile(r"%([A-Za-z0-9%])")
 
 @dataclass(frozen=True, slots=True)
 class SpecifierHost:
-    """What specifiers say of the host. `machine_id` and `boot_id` are 32 hex digits, or "" where not known."""
+    """What specifiers say of the host. `machine_id` and `boot_id`: 32 hex digits, "" where not known."""
 
     name: str
     release: str
@@ -53,8 +53,8 @@ def _stem(unit: str) -> str:
     return unit.rpartition(".")[0]
 
 
-# What may be part of a unit's name. The unit of a VM is no instance: its instance is empty, and its prefix is all
-# of its name but the suffix.
+# What may be part of a unit's name. The unit of a VM is no instance: its instance is empty, and its prefix is
+# all of its name but the suffix.
 _IN_NAMES: Mapping[str, Callable[[str, SpecifierHost], str]] = {
     "n": lambda unit, _: unit,
     "N": lambda unit, _: _stem(unit),
@@ -87,15 +87,16 @@ _ELSEWHERE: Mapping[str, Callable[[str, SpecifierHost], str]] = {
 
 
 def check_specifiers(text: str, *, in_name: bool) -> None:
-    """Raise ValueError: what is wrong; the cure, for a specifier that has no value. `in_name`: the text is the name
-    of a unit, where systemd knows fewer."""
+    """Raise ValueError: what is wrong; the cure, for a specifier that has no value. `in_name`: the text is
+    the name of a unit, where systemd knows fewer."""
     known = _IN_NAMES if in_name else _ELSEWHERE
     for letter in _SPECIFIER.findall(text):
         if letter not in known:
             names = ", ".join(f"%{name}" for name in known if name != "%")
             literal = "" if in_name else ", or %% for a percent sign"
             raise ValueError(
-                f"%{letter} in {text[:80]!r} is not a specifier that can be used here; use one of {names}{literal}"
+                f"%{letter} in {text[:80]!r} is not a specifier that can be used here;"
+                f" use one of {names}{literal}"
             )
 
 

@@ -111,8 +111,9 @@ def expand_unit_value(
 
 
 def check_unit_value(rule: Mapping[str, Any], words: tuple[str, ...]) -> None:
-    """Raise ValueError: what is wrong; the cure, for what systemd takes and cannot use: specifiers without a value,
-    and, where the rule says that a unit must exist, the unit of a VM, which systemd knows only while that runs."""
+    """Raise ValueError: what is wrong; the cure, for what systemd takes and cannot use: specifiers without a
+    value, and, where the rule says that a unit must exist, the unit of a VM, which systemd knows only while
+    that runs."""
     kind = UnitKind(rule["kind"])
     for word in words:
         if kind.has_specifiers:

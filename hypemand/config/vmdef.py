@@ -47,8 +47,8 @@ def parse_definition(
 ) -> Definition:
     """A definition that came by the API. Raises InvalidDefinition; its problems have key paths, no places.
 
-    `networks`: those of the host, which the definition must fit; None: they are not checked, nor is what only a
-    new definition must fit.
+    `networks`: those of the host, which the definition must fit; None: they are not checked, nor is what only
+    a new definition must fit.
     """
     return parse_source_definition(name, Source("", dict(data)), defaults, networks)
 
@@ -73,7 +73,8 @@ def parse_source_definition(
         if "network" in source.data and not any(key.partition(".")[0] == "network" for key in taken):
             wish = source.data["network"]
             problems += find_network_problems(source, wish, defaults.network, networks)
-        # not where networks are not known: what is on disk as the record of a VM may be older than these rules
+        # not where networks are not known: what is on disk as the record of a VM may be older than these
+        # rules
         if networks is not None and not any(key.partition(".")[0] == "unit" for key in taken):
             problems += _find_unit_problems(source, source.data)
     if problems:

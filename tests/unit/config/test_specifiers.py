@@ -82,7 +82,10 @@ def test_they_are_expanded_in_all_properties_that_have_them_and_kept_in_the_defi
     [
         ("OnFailure: [a.service, 'alert@%Z.service']", "%Z in 'alert@%Z.service' is not a specifier"),
         ("After: a@%t.service", "%t in 'a@%t.service' is not a specifier"),
-        ("Description: 5 %of it", "%o in '5 %of it' is not a specifier that can be used here; use one of %n, %N"),
+        (
+            "Description: 5 %of it",
+            "%o in '5 %of it' is not a specifier that can be used here; use one of %n, %N",
+        ),
         ("RequiresMountsFor: /srv/%Z", "%Z in '/srv/%Z' is not a specifier"),
     ],
 )
