@@ -119,7 +119,7 @@ unit:
   CpuWeight: 5
   CPUWeight: 50000
   After: foo
-  ExecStart: /bin/sh
+  KillMode: /bin/sh
   Nice: high
 """
     said = problems_of(text)
@@ -157,7 +157,7 @@ unit:
             "14:10: unit.After: 'foo' is not the name of a unit; "
             "write it with its suffix, for example nginx.service"
         ),
-        f"15:3: unit.ExecStart: cannot be set here; allowed keys: {keys}",
+        f"15:3: unit.KillMode: cannot be set here; allowed keys: {keys}",
         "16:9: unit.Nice: is the string 'high', not an integer; write an integer, for example 5",
     ]
 
