@@ -90,8 +90,8 @@ _Finding = tuple[KeyPath, bool, str, str]
 
 
 def _explain(name: str, error: Any) -> Iterator[_Finding]:
-    """One error of jsonschema, by the schema `name`, as path, is it the key that is wrong, what is wrong, what
-    would be right."""
+    """One error of jsonschema, by the schema `name`, as path, is it the key that is wrong, what is wrong,
+    what would be right."""
     path: KeyPath = tuple(error.absolute_path)
     rules: Schema = error.schema
     value: Any = error.instance

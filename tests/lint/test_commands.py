@@ -16,7 +16,8 @@ from tests.lint.sources import TOP, list_sources
 FOLDERS = ("hypemand", "docs", "debian", "units", "config", "README.md", "SECURITY.md", "bench/demo.py")
 # What stands behind the program's name in a sentence.
 PROSE = frozenset(
-    "and calls can manages does for has in is itself may needs of on or over prints reads shows that to uses waits with".split()
+    {"and", "calls", "can", "does", "for", "has", "in", "is", "itself", "manages", "may"}
+    | {"needs", "of", "on", "or", "over", "prints", "reads", "shows", "that", "to", "uses", "waits", "with"}
 )
 _FIRST = {command.path[0] for command in COMMANDS}
 _GROUPS = {command.path[0] for command in COMMANDS if len(command.path) > 1}
