@@ -24,6 +24,7 @@ from hypemand.cli.values import escape_controls
 from hypemand.config.clashes import find_clashes
 from hypemand.config.definition import Definition
 from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
+from hypemand.config.statedir import DEFAULT_STATE_DIR, find_uncovered_problem
 from hypemand.config.vmfile import SUFFIXES, VmDir, load_vm_dir, load_vm_file
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.model.answers.network import HostNetwork
@@ -31,7 +32,7 @@ from hypemand.run import run
 from hypemand.vmm.accel import find_accel
 from hypemand.vmm.host import find_initrd, find_kernel, find_qemu, read_qemu_version
 
-_VERSION_TIME = 10.0
+_SYSTEMD_TIME = 10.0
 _SYSTEMD_BOOTED = Path("/run/systemd/system")
 _MACHINED_PATHS = ("/usr/lib/systemd/systemd-machined", "/lib/systemd/systemd-machined")
 _OLDEST_SYSTEMD = 252
@@ -64,6 +65,7 @@ def check(context: Context) -> int:
         problems, findings = _check_files(files)
     else:
         config, problems, found = _check_configuration()
+        problems += _find_state_problems(config)
         findings = [*_inspect_host(config), *inspect_definitions(config, found)]
         findings += _inspect_networks(context.client)
     if context.wants_json:
@@ -132,6 +134,22 @@ def _check_configuration() -> tuple[HostConfig, list[Problem], VmDir]:
         problems += error.problems
     found = load_vm_dir(config.vm_dir, config.defaults, networks)
     return config, [*problems, *found.problems], found
+
+
+def _find_state_problems(config: HostConfig) -> list[Problem]:
+    """Is the state in a place that the unit of the daemon may write to? Not known without systemd."""
+    show = ["systemctl", "show", "--property=ReadWritePaths,StateDirectory", "hypemand.service"]
+    try:
+        lines = run(show, timeout=_SYSTEMD_TIME).stdout.decode(errors="replace").splitlines()
+    except HypemandError:
+        return []
+    values = {name: value.split() for name, _, value in (line.partition("=") for line in lines)}
+    if "StateDirectory" not in values:
+        return []
+    directories = [str(DEFAULT_STATE_DIR.parent / name) for name in values["StateDirectory"]]
+    writable = [*directories, *values.get("ReadWritePaths", ())]
+    problem = find_uncovered_problem(config.state_dir, HOST_CONFIG, writable)
+    return [] if problem is None else [problem]
 
 
 def inspect_definitions(config: HostConfig, found: VmDir) -> Iterator[Finding]:
@@ -211,7 +229,7 @@ def _inspect_systemd() -> Finding:
             "systemd", Verdict.MISSING, "this host was not booted with systemd, which runs the VMs"
         )
     try:
-        words = run(["systemctl", "--version"], timeout=_VERSION_TIME).stdout.decode(errors="replace").split()
+        words = run(["systemctl", "--version"], timeout=_SYSTEMD_TIME).stdout.decode(errors="replace").split()
     except HypemandError as error:
         return Finding("systemd", Verdict.MISSING, str(error))
     version = words[1] if len(words) > 1 else "?"
