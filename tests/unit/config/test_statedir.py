@@ -35,6 +35,10 @@ def test_what_it_may_not_write_to_is_named_with_the_drop_in(tmp_path: Path) -> N
     assert "ReadWritePaths=/srv/there," in linked.hint
 
 
+def umount(place: Path) -> None:
+    subprocess.run(["umount", place], check=True, timeout=10)
+
+
 @contextmanager
 def mounted(place: Path, *commands: str) -> Iterator[None]:
     place.mkdir()
@@ -42,7 +46,7 @@ def mounted(place: Path, *commands: str) -> Iterator[None]:
         for command in commands:
             subprocess.run(["mount", *command.split(), place], check=True, timeout=10)
             if "remount" not in command:
-                stack.callback(subprocess.run, ["umount", place], check=True, timeout=10)
+                stack.callback(umount, place)
         yield
 
 
