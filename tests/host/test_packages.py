@@ -346,7 +346,7 @@ def test_every_example_starts_and_what_it_names_is_started(other: TestHost) -> N
 
 
 def _check_polkit(other: TestHost) -> None:
-    """A member of the group uses systemctl for the VM hello, once root has turned it on, and for nothing else."""
+    """A member of the group uses systemctl for VMs, once root has turned it on, and for nothing else."""
 
     def systemctl(user: str, *words: str) -> bool:
         return other.run(["runuser", "-u", user, "--", "systemctl", *words], check=False).ok
@@ -357,9 +357,7 @@ def _check_polkit(other: TestHost) -> None:
     try:
         assert not systemctl("member", "restart", "hypeman@hello")
         other.run(["ln", "-s", "/usr/share/hypemand/polkit.rules", rule])
-        other.wait_until(
-            lambda: systemctl("member", "restart", "hypeman@hello"), 30, "polkit has read the rule"
-        )
+        other.wait_until(lambda: systemctl("member", "restart", "hypeman@hello"), 30, "polkit has it")
         assert other.run(["hypemanctl", "show", "hello", "-p", "state", "--value"]).stdout == "Running\n"
         assert not systemctl("stranger", "restart", "hypeman@hello")
         for words in (("restart", "hypemand"), ("stop", "dbus.socket"), ("kill", "hypeman@hello")):
