@@ -15,11 +15,15 @@ SUITE_OPTIONS = $(SUITES:%=--suite=%)
 # side by side, in the groups of tests/schedule.py; ARGS='-n 0 --pdb' for one process
 GROUPS = --numprocesses=4 --dist=loadgroup
 
-.PHONY: help setup deb test test-new-machine test-local test-unit test-host durations lint
+.PHONY: help parts setup deb test test-new-machine test-local test-unit test-host durations lint
 .PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-compare soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+# what is to come, before anything of it
+parts:
+	@for target in $(filter demo test,$(MAKECMDGOALS)); do tools/parts "$$target" $(SUITES); done
 
 setup: ## install what building and testing need
 	@tools/setup
@@ -28,7 +32,7 @@ deb: ## build the Debian packages into dist/
 	@tools/setup >/dev/null
 	@tools/build-debs
 
-test: deb ## lint, guest C tests, unit tests, and tests on Debian 12 and 13
+test: parts deb ## lint, guest C tests, unit tests, and tests on Debian 12 and 13
 	@$(RUN) -m tests.host.roots $(SUITES)
 	@$(PYTEST) $(GROUPS) $(SUITE_OPTIONS) $(ARGS)
 
@@ -69,7 +73,7 @@ format: ## bring Python and C into shape
 	@$(MAKE) --no-print-directory -C nss format
 	@$(MAKE) --no-print-directory -C launcher format
 
-demo: deb ## the main job on a fresh test host, from package install to Running
+demo: parts deb ## the main job on a fresh test host, from package install to Running
 	@$(RUN) -m bench.demo $(ARGS)
 
 soak: deb ## 200 kills of the daemon, VMMs and what they stand on, at random moments; ARGS='--seed N --kills N'

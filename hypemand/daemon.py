@@ -27,7 +27,8 @@ from hypemand.api.tokens import TokenStore
 from hypemand.atomic import make_folder
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
 from hypemand.config.schemafile import load_schema
-from hypemand.errors import HostNotReady, Problem
+from hypemand.config.statedir import find_sandbox_problem
+from hypemand.errors import HostNotReady, InvalidDefinition, Problem
 from hypemand.manager.images.pulls import Pulls
 from hypemand.manager.inventory import USERDB
 from hypemand.manager.parts import make_parts
@@ -277,6 +278,9 @@ def main() -> int:
 
 def _run() -> None:
     config = load_host_config()
+    # all else would fail of it, one thing after the other
+    if (problem := find_sandbox_problem(config.state_dir, HOST_CONFIG)) is not None:
+        raise InvalidDefinition([problem])
     with TurnWatch() as watch, asyncio.Runner(loop_factory=watch.make_loop) as runner:
         runner.run(_serve(config, watch))
 

@@ -12,9 +12,34 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 enum { CHUNK = FRAME_PAYLOAD_MAX };
+
+/* File systems by which the kernel gives its state, and that no program keeps data in (statfs(2)). The one of
+ * /dev is a tmpfs by its number: what is in it are devices, which are no part of a copy anyway.
+ */
+static const unsigned long API_FILE_SYSTEMS[] = {
+    0x9FA0,     /* proc */
+    0x62656572, /* sysfs */
+    0x63677270, /* cgroup2 */
+    0x27E0EB,   /* cgroup */
+    0x64626720, /* debugfs */
+    0x74726163, /* tracefs */
+    0x73636673, /* securityfs */
+    0x62656570, /* configfs */
+    0xCAFE4A11, /* bpf */
+    0x6165676C, /* pstore */
+    0xDE5E81E4, /* efivarfs */
+    0x42494E4D, /* binfmt_misc */
+    0x65735543, /* fusectl */
+    0xF97CFF8C, /* selinuxfs */
+    0x19800202, /* mqueue */
+    0x1CD1,     /* devpts */
+    0x67596969, /* rpc_pipefs */
+    0x6E667364, /* nfsd */
+};
 
 struct out {
     int to;
@@ -176,6 +201,19 @@ static bool is_above(const struct level *level, const struct stat *status)
     return false;
 }
 
+/* Of a copy of more than that: of a path in one of them, all is copied. */
+static bool is_api_mount(int folder, const struct stat *status, const struct level *above)
+{
+    struct statfs system;
+    if (above == NULL || above->device == status->st_dev || fstatfs(folder, &system) != 0)
+        return false;
+    for (size_t i = 0; i < sizeof API_FILE_SYSTEMS / sizeof *API_FILE_SYSTEMS; i++) {
+        if ((unsigned long)system.f_type == API_FILE_SYSTEMS[i])
+            return true;
+    }
+    return false;
+}
+
 static void put_folder(struct out *out, int folder, const char *name, const struct level *above)
 {
     struct stat status;
@@ -194,7 +232,8 @@ static void put_folder(struct out *out, int folder, const char *name, const stru
     }
     const struct level level = {.above = above, .device = status.st_dev, .inode = status.st_ino};
     put_entry(out, &status, NULL);
-    while (!out->gone) {
+    bool left_out = is_api_mount(opened, &status, above);
+    while (!out->gone && !left_out) {
         errno = 0;
         const struct dirent *entry = readdir(listing);
         if (entry == NULL) {

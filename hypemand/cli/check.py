@@ -10,7 +10,7 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,15 +21,18 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.network import describe_trouble
 from hypemand.cli.terminal import GREEN, RED, YELLOW, paint, print_json
 from hypemand.cli.values import escape_controls
+from hypemand.config.clashes import find_clashes
+from hypemand.config.definition import Definition
 from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
-from hypemand.config.vmfile import SUFFIXES, load_vm_dir, load_vm_file
+from hypemand.config.statedir import DEFAULT_STATE_DIR, find_uncovered_problem
+from hypemand.config.vmfile import SUFFIXES, VmDir, load_vm_dir, load_vm_file
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.model.answers.network import HostNetwork
 from hypemand.run import run
 from hypemand.vmm.accel import find_accel
 from hypemand.vmm.host import find_initrd, find_kernel, find_qemu, read_qemu_version
 
-_VERSION_TIME = 10.0
+_SYSTEMD_TIME = 10.0
 _SYSTEMD_BOOTED = Path("/run/systemd/system")
 _MACHINED_PATHS = ("/usr/lib/systemd/systemd-machined", "/lib/systemd/systemd-machined")
 _OLDEST_SYSTEMD = 252
@@ -59,10 +62,12 @@ def check(context: Context) -> int:
     """Check the files that are named, or everything. Problems go to standard error, one a line."""
     files = context.args.file
     if files:
-        problems, findings = _check_files(files), list[Finding]()
+        problems, findings = _check_files(files)
     else:
-        config, problems = _check_configuration()
-        findings = [*_inspect_host(config), *_inspect_networks(context.client)]
+        config, problems, found = _check_configuration()
+        problems += _find_state_problems(config)
+        findings = [*_inspect_host(config), *inspect_definitions(config, found)]
+        findings += _inspect_networks(context.client)
     if context.wants_json:
         print_json({"problems": [asdict(p) for p in problems], "host": [asdict(f) for f in findings]})
     else:
@@ -75,25 +80,28 @@ def check(context: Context) -> int:
     return ExitCode.HOST_REFUSES if is_missing else ExitCode.OK
 
 
-def _check_files(words: list[str]) -> list[Problem]:
-    """Problems of every file, be it named by its path or by its VM. VM definitions are checked with defaults
-    and networks of this host's configuration."""
+def _check_files(words: list[str]) -> tuple[list[Problem], list[Finding]]:
+    """Problems of every file, be it named by its path or by its VM, and what other definitions ask for too.
+    VM definitions are checked with defaults and networks of this host's configuration."""
     problems: list[Problem] = []
     config, networks = HostConfig(), None
     # A broken configuration is not what was asked about here; its own check tells of it.
     with contextlib.suppress(InvalidDefinition):
         config = load_host_config()
         networks = config.networks
+    checked: dict[str, Definition] = {}
     for word in words:
         try:
             file = resolve_file(word, config.vm_dir)
             if is_host_config(file):
                 load_host_config(file, ())
             else:
-                load_vm_file(file, config.defaults, networks)
+                definition = load_vm_file(file, config.defaults, networks)
+                checked[definition.name] = definition
         except InvalidDefinition as error:
             problems += error.problems
-    return problems
+    others = load_vm_dir(config.vm_dir, config.defaults, networks).definitions if checked else {}
+    return problems, list(_inspect_clashes({**others, **checked}, checked))
 
 
 def resolve_file(word: str, vm_dir: Path) -> Path:
@@ -116,7 +124,7 @@ def is_host_config(file: Path) -> bool:
     return file.name == HOST_CONFIG.name or file.parent.name in {folder.name for folder in DROPIN_DIRS}
 
 
-def _check_configuration() -> tuple[HostConfig, list[Problem]]:
+def _check_configuration() -> tuple[HostConfig, list[Problem], VmDir]:
     problems: list[Problem] = []
     config, networks = HostConfig(), None
     try:
@@ -124,8 +132,44 @@ def _check_configuration() -> tuple[HostConfig, list[Problem]]:
         networks = config.networks
     except InvalidDefinition as error:
         problems += error.problems
-    problems += load_vm_dir(config.vm_dir, config.defaults, networks).problems
-    return config, problems
+    found = load_vm_dir(config.vm_dir, config.defaults, networks)
+    return config, [*problems, *found.problems], found
+
+
+def _find_state_problems(config: HostConfig) -> list[Problem]:
+    """Is the state in a place that the unit of the daemon may write to? Not known without systemd."""
+    show = ["systemctl", "show", "--property=ReadWritePaths,StateDirectory", "hypemand.service"]
+    try:
+        lines = run(show, timeout=_SYSTEMD_TIME).stdout.decode(errors="replace").splitlines()
+    except HypemandError:
+        return []
+    values = {name: value.split() for name, _, value in (line.partition("=") for line in lines)}
+    if "StateDirectory" not in values:
+        return []
+    directories = [str(DEFAULT_STATE_DIR.parent / name) for name in values["StateDirectory"]]
+    writable = [*directories, *values.get("ReadWritePaths", ())]
+    problem = find_uncovered_problem(config.state_dir, HOST_CONFIG, writable)
+    return [] if problem is None else [problem]
+
+
+def inspect_definitions(config: HostConfig, found: VmDir) -> Iterator[Finding]:
+    """How many definitions there are: `ok` only if none has errors; and what several of them ask for."""
+    good, bad = len(found.definitions), len(found.broken)
+    if not found.readable:
+        yield Finding("definitions", Verdict.NOTE, f"{config.vm_dir} cannot be read")
+    elif bad:
+        text = f"{bad} of {good + bad} in {config.vm_dir} have errors, and define no VM"
+        yield Finding("definitions", Verdict.NOTE, text)
+    else:
+        yield Finding("definitions", Verdict.OK, f"{good} in {config.vm_dir}")
+    yield from _inspect_clashes(found.definitions, found.definitions)
+
+
+def _inspect_clashes(definitions: Mapping[str, Definition], asked: Container[str]) -> Iterator[Finding]:
+    """What several definitions ask for, one of the `asked` among them."""
+    for clash in find_clashes(definitions, platform.node()):
+        if any(vm in asked for vm in clash.vms):
+            yield Finding("definitions", Verdict.NOTE, str(clash))
 
 
 def _inspect_host(config: HostConfig) -> Iterator[Finding]:
@@ -136,8 +180,6 @@ def _inspect_host(config: HostConfig) -> Iterator[Finding]:
     yield _look("guest files", lambda: str(find_initrd(config)))
     yield _inspect_systemd()
     yield _inspect_machined()
-    definitions = load_vm_dir(config.vm_dir, config.defaults).definitions
-    yield Finding("definitions", Verdict.OK, f"{len(definitions)} in {config.vm_dir}")
 
 
 def _inspect_networks(client: Client) -> Iterator[Finding]:
@@ -187,7 +229,7 @@ def _inspect_systemd() -> Finding:
             "systemd", Verdict.MISSING, "this host was not booted with systemd, which runs the VMs"
         )
     try:
-        words = run(["systemctl", "--version"], timeout=_VERSION_TIME).stdout.decode(errors="replace").split()
+        words = run(["systemctl", "--version"], timeout=_SYSTEMD_TIME).stdout.decode(errors="replace").split()
     except HypemandError as error:
         return Finding("systemd", Verdict.MISSING, str(error))
     version = words[1] if len(words) > 1 else "?"

@@ -7,6 +7,7 @@ from hypemand.cli.options import JSON, SCOPES
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _VOLUME = Argument("VOLUME", "the volume: name, id, or unique prefix of the id", completes=Completes.VOLUME)
+_VM = Argument("NAME", "the VM: name, id, or unique prefix of the id", completes=Completes.VM)
 _SIZE = Option(("--size",), "size of the volume, such as 512M or 10G (default: 10G)", "SIZE")
 _VOLUME_TAG = Option(("--tag",), "add a tag to the volume", "KEY=VALUE", Kind.PAIR, repeat=True)
 
@@ -46,6 +47,29 @@ SPACE = (
         "remove volumes and their data",
         "volume:remove",
         arguments=(Argument("VOLUME", "the volumes", count="+", completes=Completes.VOLUME),),
+        options=(JSON,),
+    ),
+    Command(
+        ("volume", "attach"),
+        "attach a volume to a stopped VM",
+        "volume:attach",
+        "Only for VMs that were created with run or the API; the definition file of other VMs has volumes.",
+        arguments=(
+            _VM,
+            _VOLUME,
+            Argument("PATH", "absolute path in the VM"),
+        ),
+        options=(
+            Option(("--readonly",), "mount the volume read-only"),
+            Option(("--overlay",), "mount it read-only with a writable layer on the VM's disk"),
+            JSON,
+        ),
+    ),
+    Command(
+        ("volume", "detach"),
+        "detach a volume from a stopped VM; its data is kept",
+        "volume:detach",
+        arguments=(_VM, _VOLUME),
         options=(JSON,),
     ),
     Command(

@@ -10,6 +10,7 @@ from typing import NoReturn
 from hypemand.cli import values
 from hypemand.cli.commands import COMMANDS, find_command, list_group
 from hypemand.cli.exitcode import ExitCode, format_exit_codes
+from hypemand.cli.hints import find_command_hint, find_option_hints
 from hypemand.cli.options import COMMON_OPTIONS, GLOBAL_OPTIONS, HELP, SOCKET
 from hypemand.cli.spec import Argument, Command, Kind, Option
 from hypemand.model.state import State
@@ -46,13 +47,15 @@ class _HelpAction(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would exit."""
+    """Raises UsageError where argparse would exit. `command`: its words."""
 
     exit_code = ExitCode.USAGE
+    command = ""
 
     def error(self, message: str) -> NoReturn:
         usage = " ".join(self.format_usage().removeprefix("usage: ").split())
-        text = f"{self.prog}: {message}\nUsage: {usage}\nSee {self.prog} --help."
+        hints = "".join(f"; {hint}" for hint in find_option_hints(self.command, message.split()))
+        text = f"{self.prog}: {message}{hints}\nUsage: {usage}\nSee {self.prog} --help."
         raise UsageError(text, self.exit_code)
 
 
@@ -112,10 +115,16 @@ def _explain_no_command(words: list[str]) -> Exception:
     if group and words[1:] and words[1] in HELP.flags:
         return HelpAsked(_format_command_list(group))
     if group:
+        what = f"unknown subcommand {words[1]!r}" if words[1:] else "missing subcommand"
+        hint = find_command_hint(words[:2])
         names = ", ".join(c.path[1] for c in group)
-        return UsageError(f"hypemanctl {words[0]}: missing subcommand, one of: {names}", ExitCode.USAGE)
-    text = f"hypemanctl: unknown command {words[0]!r}\nSee hypemanctl --help."
-    return UsageError(text, ExitCode.USAGE)
+        return UsageError(
+            f"hypemanctl {words[0]}: {what}, one of: {names}" + (f"\nUse: {hint}" if hint else ""),
+            ExitCode.USAGE,
+        )
+    hint = find_command_hint(words[:1])
+    cure = f"Use: {hint}" if hint else "See hypemanctl --help."
+    return UsageError(f"hypemanctl: unknown command {words[0]!r}\n{cure}", ExitCode.USAGE)
 
 
 def _parse_command(command: Command, words: list[str]) -> argparse.Namespace:
@@ -163,6 +172,7 @@ def build_parser(command: Command, *, without: Argument | None = None) -> argpar
         add_help=False,
         allow_abbrev=False,
     )
+    parser.command = command.name
     if command.passes_exit_code:
         parser.exit_code = ExitCode.OWN_FAILURE
     for argument in command.arguments:

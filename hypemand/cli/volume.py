@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""volume create, list, inspect, rm, resize, import, export; df."""
+"""volume create, list, inspect, rm, attach, detach, resize, import, export; df."""
 
 from __future__ import annotations
 
@@ -93,6 +93,27 @@ def remove(context: Context) -> int:
     if context.wants_json:
         print_json(removed)
     return failure
+
+
+def attach(context: Context) -> int:
+    """Attach a volume to a VM that does not run."""
+    args = context.args
+    body: dict[str, Json] = {"mount_path": args.path, "readonly": args.readonly, "overlay": args.overlay}
+    instance = context.client.post("instances", args.name, "volumes", args.volume, body=body)
+    if context.wants_json:
+        print_json(instance)
+    return ExitCode.OK
+
+
+def detach(context: Context) -> int:
+    """Detach one."""
+    args = context.args
+    instance = context.client.call(
+        "DELETE", "instances", args.name, "volumes", args.volume, timeout=CHANGE_SECONDS
+    )
+    if context.wants_json:
+        print_json(instance)
+    return ExitCode.OK
 
 
 def resize(context: Context) -> int:

@@ -116,7 +116,7 @@ def load_host_config(
         except InvalidDefinition as error:
             problems += error.problems
             continue
-        if source.data is None:
+        if source.data is None and not source.problems:
             continue
         found = find_problems("host", source) or [
             *_find_range_problems(source), *find_address_problems(source)

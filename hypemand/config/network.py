@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
@@ -114,3 +114,7 @@ class NetworkConfig:
     connections: int = DEFAULT_CONNECTIONS
     egress: tuple[Egress, ...] | None = None
     link_local: bool = False
+
+    def without_ipv6(self) -> NetworkConfig:
+        """The same with IPv4 alone; one that has no IPv4 stays as it is."""
+        return self if self.ipv4 is None else replace(self, ipv6=None)

@@ -23,6 +23,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
+from hypemand.config.hints import find_key_hint
 from hypemand.config.kinds import KINDS, Kind, find_kind
 from hypemand.config.schemafile import Schema, load_schema
 from hypemand.config.source import KeyPath, Source
@@ -40,13 +41,14 @@ _TYPE_WORDS = {
 
 
 def find_problems(name: str, source: Source) -> list[Problem]:
-    """All that is wrong with `source.data` by the schema `name`, sorted by place."""
+    """All that is wrong with `source` by itself and by the schema `name`, sorted by place."""
+    known = {problem.key for problem in source.problems}
     found: dict[tuple[KeyPath, bool], Problem] = {}
     for error in _validator(name).iter_errors(source.data):
-        for path, at_key, message, hint in _explain(error):
+        for path, at_key, message, hint in _explain(name, error):
             # One problem for one place: the first is the most telling, since `type` stands first in a key.
             found.setdefault((path, at_key), source.problem(path, message, hint, at_key=at_key))
-    return sort_problems(found.values())
+    return sort_problems((*source.problems, *(p for p in found.values() if p.key not in known)))
 
 
 def sort_problems(problems: Iterable[Problem]) -> list[Problem]:
@@ -87,15 +89,16 @@ def _has_type(validator: Any, value: object, types: str | list[str]) -> bool:
 _Finding = tuple[KeyPath, bool, str, str]
 
 
-def _explain(error: Any) -> Iterator[_Finding]:
-    """One error of jsonschema as path, is it the key that is wrong, what is wrong, what would be right."""
+def _explain(name: str, error: Any) -> Iterator[_Finding]:
+    """One error of jsonschema, by the schema `name`, as path, is it the key that is wrong, what is wrong,
+    what would be right."""
     path: KeyPath = tuple(error.absolute_path)
     rules: Schema = error.schema
     value: Any = error.instance
     if error.validator == "additionalProperties":
         for key in value:
             if key not in rules["properties"]:
-                yield ((*path, key), True, *_unknown_key(key, rules))
+                yield ((*path, key), True, *_unknown_key(key, rules, _find_hint(name, path, key)))
     elif error.validator == "required":
         for key in rules["required"]:
             if key not in value:
@@ -109,9 +112,22 @@ def _explain(error: Any) -> Iterator[_Finding]:
         yield path, False, _what_is_wrong(str(error.validator), value, rules), _what_is_right(rules, value)
 
 
-def _unknown_key(key: str, rules: Schema) -> tuple[str, str]:
+def _find_hint(name: str, path: KeyPath, key: str) -> str:
+    """What another program's word for a key of a definition, or a property of its unit, should be; or ""."""
+    if name != "vm":
+        return ""
+    place = str(path[0]) if path else ""
+    if (hint := find_key_hint(place, key)) is not None:
+        return str(hint)
+    unit = load_schema(name)["properties"]["unit"]["properties"]
+    return "write it under unit" if not path and key in unit else ""
+
+
+def _unknown_key(key: str, rules: Schema, hint: str) -> tuple[str, str]:
     known = sorted(rules["properties"])
     message = str(rules.get("x-unknown", "is not known"))
+    if hint:
+        return message, hint
     lower = {k.lower(): k for k in known}
     close = get_close_matches(key.lower().replace("-", "_"), lower, n=1, cutoff=0.7)
     if close:

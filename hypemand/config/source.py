@@ -40,6 +40,8 @@ class Source:
     """A text that was read. `data` is plain values; the maps are keyed by path.
 
     `keys` and `values`: the places of a mapping's key and of a value. `texts`: numbers as written.
+    `problems`: what is wrong in the text itself, by place; `data` has the rest, so that nothing hides what
+    else is wrong.
     """
 
     file: str
@@ -47,6 +49,7 @@ class Source:
     keys: Mapping[KeyPath, Place] = field(default_factory=dict)
     values: Mapping[KeyPath, Place] = field(default_factory=dict)
     texts: Mapping[KeyPath, str] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
 
     def problem(self, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
         """A problem with what stands at `path`. Without a place of its own, its nearest parent's."""
@@ -89,7 +92,7 @@ for _tag, _pattern, _first in (
 
 
 def read_source(path: Path) -> Source:
-    """Read a YAML file. Raises InvalidDefinition, also when it cannot be read or is too large."""
+    """Read a YAML file, see `parse_source`. InvalidDefinition also when it cannot be read or is too large."""
     file = str(path)
     try:
         data = _read_bytes(path)
@@ -119,7 +122,8 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def parse_source(text: str, file: str) -> Source:
-    """Read YAML text of one document. Raises InvalidDefinition with each problem's place.
+    """Read YAML text of one document. Raises InvalidDefinition, with its place, for what cannot be read at
+    all; other problems are in the Source.
 
     An empty document gives `data` None.
     """
@@ -139,10 +143,15 @@ def parse_source(text: str, file: str) -> Source:
     except RecursionError as error:
         raise _invalid(file, "is nested too deeply", f"use at most {MAX_DEPTH} levels") from error
     reader = _Reader(file)
-    data = None if node is None else reader.read(node, (), 0)
-    if reader.problems:
-        raise InvalidDefinition(sorted(reader.problems, key=lambda p: (p.line, p.column)))
-    return Source(file, data, reader.keys, reader.values, reader.texts)
+    try:
+        data = None if node is None else reader.read(node, (), 0)
+    except _TooMuch as error:
+        raise InvalidDefinition(_sort(reader.problems)) from error
+    return Source(file, data, reader.keys, reader.values, reader.texts, tuple(_sort(reader.problems)))
+
+
+def _sort(problems: list[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda p: (p.line, p.column))
 
 
 def _invalid(file: str, message: str, hint: str, place: Place | None = None) -> InvalidDefinition:
@@ -180,14 +189,8 @@ class _Reader:
     problems: list[Problem] = field(default_factory=list)
     nodes: int = 0
 
-    def read(self, root: yaml.Node, path: KeyPath, depth: int) -> object:
-        """The value of the whole document."""
-        try:
-            return self._value(root, path, depth)
-        except _TooMuch:
-            return None
-
-    def _value(self, node: yaml.Node, path: KeyPath, depth: int) -> object:
+    def read(self, node: yaml.Node, path: KeyPath, depth: int) -> object:
+        """The value of a node. _TooMuch."""
         self.nodes += 1
         if self.nodes > MAX_NODES:
             self._stop(node, path, f"has more than {MAX_NODES} values", "use fewer, and fewer aliases")
@@ -199,7 +202,7 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             if node.tag != _TAG + "seq":
                 self._say(node, path, f"has the tag {node.tag}, which is not known", "remove the tag")
-            return [self._value(item, (*path, i), depth + 1) for i, item in enumerate(node.value)]
+            return [self.read(item, (*path, i), depth + 1) for i, item in enumerate(node.value)]
         return self._scalar(node, path)
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath, depth: int) -> dict[str, object]:
@@ -219,7 +222,7 @@ class _Reader:
                 self._say(key_node, below, f"is there twice, first in line {first}", "remove one of the two")
                 continue
             self.keys[below] = _place(key_node)
-            result[key] = self._value(value_node, below, depth + 1)
+            result[key] = self.read(value_node, below, depth + 1)
         return result
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> object:

@@ -2,7 +2,8 @@
 """Extra unit properties: the kinds of value that the schema's `x-unit` names, and how each is read.
 
 A value becomes a tuple of words that systemd's unit files take as they are: numbers in decimal, sizes in
-bytes, time spans as systemd spells them.
+bytes, time spans as systemd spells them. Specifiers stay as they are until the VM is started
+(`expand_unit_value`).
 """
 
 from __future__ import annotations
@@ -14,13 +15,21 @@ from typing import Any
 
 from hypemand.config.durations import format_duration, parse_duration
 from hypemand.config.sizes import parse_size
+from hypemand.config.specifiers import (
+    SpecifierHost,
+    check_specifiers,
+    expand_specifiers,
+    without_specifiers,
+)
+from hypemand.unitnames import handle_name, vm_of_unit
 
 MAX_WORDS = 256
 MAX_TEXT = 1024
 MAX_CPU = 8191
+MAX_UNIT_NAME = 255
 
 _UNIT_NAME = re.compile(
-    r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\%-]*)?"
+    r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?"
     r"\.(service|socket|target|mount|automount|swap|timer|path|slice|scope|device)"
 )
 _URI = re.compile(r"(https?://|file:/|info:|man:)[!-~]+")
@@ -48,6 +57,11 @@ class UnitKind(StrEnum):
     def is_list(self) -> bool:
         """May it have more than one word?"""
         return self in (UnitKind.UNITS, UnitKind.PATHS, UnitKind.URIS, UnitKind.CPUS)
+
+    @property
+    def has_specifiers(self) -> bool:
+        """Does systemd expand specifiers in it?"""
+        return self in (UnitKind.UNITS, UnitKind.PATHS, UnitKind.URIS, UnitKind.TEXT)
 
 
 def parse_unit_value(rule: Mapping[str, Any], value: object) -> tuple[str, ...]:
@@ -87,9 +101,33 @@ def _parse_list(kind: UnitKind, value: object) -> tuple[str, ...]:
     return tuple(words)
 
 
+def expand_unit_value(
+    rule: Mapping[str, Any], words: tuple[str, ...], unit: str, host: SpecifierHost
+) -> tuple[str, ...]:
+    """The words of a property with their specifiers expanded for a VM's unit."""
+    if not UnitKind(rule["kind"]).has_specifiers:
+        return words
+    return tuple(expand_specifiers(word, unit, host) for word in words)
+
+
+def check_unit_value(rule: Mapping[str, Any], words: tuple[str, ...]) -> None:
+    """Raise ValueError: what is wrong; the cure, for what systemd takes and cannot use: specifiers without a
+    value, and, where the rule says that a unit must exist, the unit of a VM, which systemd knows only while
+    that runs."""
+    kind = UnitKind(rule["kind"])
+    for word in words:
+        if kind.has_specifiers:
+            check_specifiers(word, in_name=kind is UnitKind.UNITS)
+        vm = vm_of_unit(word) if rule.get("exists") else None
+        if vm is not None:
+            raise ValueError(f"{word[:80]!r} exists only while VM {vm} runs; write {handle_name(vm)}")
+
+
 def _check_word(kind: UnitKind, word: str) -> None:
     shown = repr(word[:80])
-    if kind is UnitKind.UNITS and (_UNIT_NAME.fullmatch(word) is None or len(word) > 255):
+    if kind is UnitKind.UNITS and (
+        _UNIT_NAME.fullmatch(without_specifiers(word)) is None or len(word) > MAX_UNIT_NAME
+    ):
         raise ValueError(
             f"{shown} is not the name of a unit; write it with its suffix, for example nginx.service"
         )

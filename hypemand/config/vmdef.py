@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from functools import cache
 from types import MappingProxyType
@@ -24,6 +24,8 @@ from hypemand.config.netdef import (
 from hypemand.config.schema import find_problems, sort_problems
 from hypemand.config.schemafile import Schema, load_schema
 from hypemand.config.source import KeyPath, Source
+from hypemand.config.specifiers import SpecifierHost
+from hypemand.config.unitprops import check_unit_value, expand_unit_value, parse_unit_value
 from hypemand.errors import InvalidDefinition, Problem
 
 # What the config disk carries, less what the image's own environment may take.
@@ -45,7 +47,8 @@ def parse_definition(
 ) -> Definition:
     """A definition that came by the API. Raises InvalidDefinition; its problems have key paths, no places.
 
-    `networks`: those of the host, which the definition must fit; None: they are not checked.
+    `networks`: those of the host, which the definition must fit; None: they are not checked, nor is what only
+    a new definition must fit.
     """
     return parse_source_definition(name, Source("", dict(data)), defaults, networks)
 
@@ -70,6 +73,10 @@ def parse_source_definition(
         if "network" in source.data and not any(key.partition(".")[0] == "network" for key in taken):
             wish = source.data["network"]
             problems += find_network_problems(source, wish, defaults.network, networks)
+        # not where networks are not known: what is on disk as the record of a VM may be older than these
+        # rules
+        if networks is not None and not any(key.partition(".")[0] == "unit" for key in taken):
+            problems += _find_unit_problems(source, source.data)
     if problems:
         raise InvalidDefinition(sort_problems(problems))
     data: dict[str, Any] = source.data  # type: ignore[assignment]
@@ -110,6 +117,29 @@ def _find_program_problems(source: Source, data: Mapping[str, object]) -> Iterat
         argv = data.get(key)
         if isinstance(argv, list) and argv and argv[0] == "":
             yield source.problem((key, 0), "is an empty program name", "write its name or path")
+
+
+def _find_unit_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
+    """Unit properties that systemd takes and cannot use. They can be read."""
+    unit = data.get("unit")
+    rules = load_schema("vm")["properties"]["unit"]["properties"]
+    for key, value in unit.items() if isinstance(unit, Mapping) else ():
+        rule = rules[key]["x-unit"]
+        try:
+            check_unit_value(rule, parse_unit_value(rule, value))
+        except ValueError as error:
+            message, _, hint = str(error).partition("; ")
+            yield source.problem(("unit", key), message, hint)
+
+
+def expand_unit(definition: Definition, unit: str, host: SpecifierHost) -> Definition:
+    """The definition with the specifiers of its unit properties expanded for the VM's unit."""
+    rules = load_schema("vm")["properties"]["unit"]["properties"]
+    values = {
+        key: expand_unit_value(rules[key]["x-unit"], words, unit, host)
+        for key, words in definition.unit.items()
+    }
+    return replace(definition, unit=MappingProxyType(values))
 
 
 def _find_volume_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:

@@ -50,7 +50,7 @@ def load_vm_file(
             ]
         )
     source = read_source(path)
-    if source.data is None:
+    if source.data is None and not source.problems:
         problem = Problem(str(path), 1, 1, "", "is empty", "write at least image: builtin:busybox")
         raise InvalidDefinition([problem])
     return parse_source_definition(path.stem, source, defaults or DefinitionDefaults(), networks)

@@ -23,6 +23,7 @@ from hypemand.manager.sharedquery import SharedQuery
 from hypemand.model.evidence import UnitEvidence
 from hypemand.model.space import SpaceReport
 from hypemand.network.port import NetworkHost
+from hypemand.network.sysctl import has_ipv6
 from hypemand.storage.store import ImageStore
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
@@ -126,7 +127,7 @@ def make_parts(
     disk_watch = DiskWatch(current, fleet, take_removal)
     images = Images(store, pulls, fleet.image_uses, records.check_complete, disk_watch.note_removal)
     guests = GuestOps(fleet, images)
-    allocation = AddressAllocation(lambda: current().networks, fleet.network_members)
+    allocation = AddressAllocation(lambda: current().networks, fleet.network_members, has_ipv6=has_ipv6())
     names = Names(config.runtime_dir / "hosts", allocation.members, guests)
 
     async def list_live() -> Set[str]:

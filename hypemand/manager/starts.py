@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hypemand.config.definition import Definition, ImagePull
+from hypemand.config.specifiers import read_specifier_host
+from hypemand.config.vmdef import expand_unit
 from hypemand.errors import HypemandError, InvalidDefinition, WrongState
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.fleet import DiskLook
@@ -224,6 +226,7 @@ class Starter:
     ) -> Plan:
         """Work out its start. Blocks; run in a thread."""
         host = find_vmm_host(self._parts.config())
+        definition = expand_unit(definition, vm.unit, read_specifier_host())
         return make_plan(vm.record, definition, image, host, vm.places, volumes, network, in_root=is_in_usr)
 
     def _make_files(

@@ -43,6 +43,7 @@ class ApiVolumes:
     def __init__(self, parts: Parts, manager: VmManager) -> None:
         self._manager = manager
         self._fleet, self._guests, self._space = parts.fleet, parts.guests, parts.space
+        self._config = parts.config
         self._disk_watch, self._tasks = parts.disk_watch, parts.tasks
         self._store, self._volume_use = parts.volumes, parts.volume_use
         self._lock = asyncio.Lock()
@@ -118,13 +119,18 @@ class ApiVolumes:
         attached = self._volume_use.attachments(volume)
         if attached:
             names = ", ".join(attachment.vm for attachment in attached)
-            raise InUse(
-                f"the volume {volume.name} is attached to {names}",
-                hint="first remove it from volumes: in their definitions, or detach it",
-            )
+            ways = (self._say_how_to_detach(attachment.vm, volume) for attachment in attached)
+            raise InUse(f"the volume {volume.name} is attached to {names}", hint="; ".join(ways))
         with self._volume_use.work_on(volume, "removed"):
             await _work(partial(self._store.remove, volume))
         self._disk_watch.note_removal()
+
+    def _say_how_to_detach(self, vm: str, volume: Volume) -> str:
+        found = self._fleet.find(vm)
+        if found is not None and found.record.origin is Origin.FILE and not found.removed:
+            file = self._config().vm_dir / f"{vm}.yaml"
+            return f"remove it from volumes: in {file}, then: hypemanctl reload"
+        return f"hypemanctl volume detach {vm} {volume.name}"
 
     async def resize_volume(self, ref: str, size: int) -> VolumeView:
         """See `VolumeService`."""

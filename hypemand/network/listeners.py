@@ -38,16 +38,23 @@ _CGROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
-    """A socket that has a port."""
+    """A socket that has a port of an address; an unspecified one: of all addresses."""
 
     uid: int
     cgroup: int
+    address: IPv4Address | IPv6Address
 
 
 def has_holder(transport: Transport, address: IPv4Address | IPv6Address, port: int) -> bool:
     """Is there a socket that gets what comes to this port of this address (or of any, if that is what it is),
     and is more than what is remembered of one? One that is bound and does not listen is not seen."""
     return any(_list_holders(transport, address, port))
+
+
+def leaves_addresses(transport: Transport, address: IPv4Address | IPv6Address, port: int) -> bool:
+    """Has a program the port of some addresses alone, so that others of what `address` means are free?"""
+    bound = [holder.address for holder in _list_holders(transport, address, port)]
+    return bool(bound) and address.is_unspecified and not any(one.is_unspecified for one in bound)
 
 
 def find_holder(transport: Transport, address: IPv4Address | IPv6Address, port: int) -> str:
@@ -72,13 +79,13 @@ def _list_holders(transport: Transport, address: IPv4Address | IPv6Address, port
                 attributes = parse_attributes(message[_MESSAGE_SIZE:])
                 if _gets(message, attributes, address):
                     (uid,) = _UID.unpack_from(message, _UID_OFFSET)
-                    yield _Holder(uid, int.from_bytes(attributes.get(_CGROUP_ID, b""), "little"))
+                    cgroup = int.from_bytes(attributes.get(_CGROUP_ID, b""), "little")
+                    yield _Holder(uid, cgroup, _read_address(message))
 
 
 def _gets(message: bytes, attributes: Mapping[int, bytes], address: IPv4Address | IPv6Address) -> bool:
     """Is a socket one of this address? One of any IPv6 address gets IPv4 too, unless it says no."""
-    size = 4 if message[0] == socket.AF_INET else 16
-    bound = ip_address(message[_ADDRESS_OFFSET : _ADDRESS_OFFSET + size])
+    bound = _read_address(message)
     if isinstance(bound, IPv6Address) and address.version == 4:
         if bound.is_unspecified:
             return attributes.get(_V6ONLY, b"\0")[0] == 0
@@ -86,6 +93,11 @@ def _gets(message: bytes, attributes: Mapping[int, bytes], address: IPv4Address 
     if bound.version != address.version:
         return False
     return bound == address or bound.is_unspecified or address.is_unspecified
+
+
+def _read_address(message: bytes) -> IPv4Address | IPv6Address:
+    size = 4 if message[0] == socket.AF_INET else 16
+    return ip_address(message[_ADDRESS_OFFSET : _ADDRESS_OFFSET + size])
 
 
 def _find_unit(cgroup: int) -> str:

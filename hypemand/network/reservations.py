@@ -12,12 +12,13 @@ import errno
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
+from hypemand.config.netparse import format_publish
 from hypemand.config.network import Publish, Transport
 from hypemand.errors import HostNotReady, InUse, InvalidDefinition, Problem
-from hypemand.network.listeners import find_holder, has_holder
+from hypemand.network.listeners import find_holder, has_holder, leaves_addresses
 from hypemand.network.port import PortPlan
 from hypemand.network.sysctl import has_ipv6
 
@@ -28,12 +29,13 @@ _ANY: Mapping[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A port of the host, of one address or of all of one family."""
+    """A port of the host, of one address or of all of one family. `publish`: what it is for."""
 
     family: int
     address: str
     transport: Transport
     port: int
+    publish: Publish = field(compare=False)
 
     def __str__(self) -> str:
         text = f"{self.port}/{self.transport}"
@@ -109,10 +111,10 @@ def _derive_places(port: PortPlan) -> Iterator[_Place]:
         for family in families:
             if publish.address is None:
                 found = True
-                yield _Place(family, _ANY[family], publish.transport, publish.host_port)
+                yield _Place(family, _ANY[family], publish.transport, publish.host_port, publish)
             elif publish.address.version == (4 if family == socket.AF_INET else 6):
                 found = True
-                yield _Place(family, str(publish.address), publish.transport, publish.host_port)
+                yield _Place(family, str(publish.address), publish.transport, publish.host_port, publish)
         if not found:
             raise _no_way(port, publish)
 
@@ -142,10 +144,12 @@ def _bind(place: _Place) -> socket.socket | None:
         if not has_holder(*what):
             return None
     holder = find_holder(*what)
-    raise InUse(
-        f"port {place} of the host is in use{f' by {holder}' if holder else ''}",
-        hint="publish another port, or stop that program",
-    )
+    cure = "publish another port, or stop that program"
+    if leaves_addresses(*what):  # as systemd-resolved, which has port 53 of 127.0.0.53
+        address = "[ADDRESS]" if place.family == socket.AF_INET6 else "ADDRESS"
+        one = replace(place.publish, address=None)
+        cure = f"publish it at {address}:{format_publish(one)}, one address of the host, or stop that program"
+    raise InUse(f"port {place} of the host is in use{f' by {holder}' if holder else ''}", hint=cure)
 
 
 def _open(place: _Place, *, share: bool) -> socket.socket:

@@ -321,7 +321,7 @@ def test_a_wrong_command_line_is_told_with_the_right_one(host: TestHost, words: 
     result = ctl(host, *words, check=False)
     assert (result.code, result.stdout) == (2, "")
     assert re.search(
-        r"[Uu]sage: hypemanctl|See hypemanctl --help|missing subcommand, one of: ", result.stderr
+        r"[Uu]sage: hypemanctl|See hypemanctl --help|unknown subcommand 'frob', one of: ", result.stderr
     )
 
 

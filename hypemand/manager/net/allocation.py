@@ -34,7 +34,8 @@ _INTERFACE = "eth0"
 
 
 class AddressAllocation:
-    """Asked each time, since it may have changed: the networks of the host config, and all VMs.
+    """Asked each time, since it may have changed: the networks of the host config, and all VMs. On a host
+    without IPv6 (`has_ipv6`) its networks have IPv4 alone, if they have that.
 
     `host_servers`: the host's own name servers, as they were learned last. `ports`: of VMs that have a TAP
     device, or may have one; `reserved`: of those that were let through and have none yet; `unwritten`: those
@@ -45,13 +46,28 @@ class AddressAllocation:
         self,
         config: Callable[[], Mapping[str, NetworkConfig]],
         network_members: Callable[[], Iterable[NetworkMember]],
+        *,
+        has_ipv6: bool = True,
     ) -> None:
         self.host_servers: tuple[Address, ...] = ()
         self.ports: dict[str, PortPlan] = {}
         self.reserved: dict[str, PortPlan] = {}
-        self._config = config
+        self._configured = config
+        self._has_ipv6 = has_ipv6
         self.unwritten: dict[str, PortPlan] = {}
         self._network_members = network_members
+
+    def _config(self) -> Mapping[str, NetworkConfig]:
+        """The networks as this host can have them."""
+        networks = self._configured()
+        if self._has_ipv6:
+            return networks
+        return {name: network.without_ipv6() for name, network in networks.items()}
+
+    def lacks_ipv6(self, name: str) -> bool:
+        """Has a network no IPv6 only since the host has none?"""
+        network = self._configured().get(name)
+        return network is not None and network != self._config()[name]
 
     # a VM that is to start
 

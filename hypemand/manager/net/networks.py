@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,7 @@ _NO_SERVERS = (
     "VMs have no DNS servers: the host has none that they can reach; set dns: in hypemand.yaml "
     "(dns: [] for none)"
 )
+_NO_IPV6 = "the host has no IPv6 (ipv6.disable=1): the network has IPv4 only"
 # between attempts to tell all there is
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
@@ -149,7 +151,7 @@ class Networks:
         else:
             self._complete = prune
             await self._drop_stale()
-        self._take_statuses(statuses)
+        self._take_statuses(map(self._add_warnings, statuses))
         self._tell_pending()
         if not self._complete and (self._syncing is None or self._syncing.done()):
             self.begin_sync()
@@ -194,6 +196,12 @@ class Networks:
         self._stale = [old for old in self._stale if old is not port]
         if port.vm not in self.allocation.ports:
             await finish(run_in(Pool.RECORDS, self._files.remove, port.vm), f"port of {port.vm}")
+
+    def _add_warnings(self, status: NetworkStatus) -> NetworkStatus:
+        """With what the network service is not told, since it was left out before."""
+        if not self.allocation.lacks_ipv6(status.network):
+            return status
+        return replace(status, warnings=(*status.warnings, _NO_IPV6))
 
     def _take_statuses(self, statuses: Iterable[NetworkStatus]) -> None:
         self._told.set()

@@ -133,7 +133,8 @@ def change_volume(
         raise NotFound(f"the volume {volume.name} is not attached to VM {definition.name}")
     if mount is not None and others != definition.volumes:
         raise AlreadyExists(
-            f"the volume {volume.name} is already attached to VM {definition.name}", hint="detach it first"
+            f"the volume {volume.name} is already attached to VM {definition.name}",
+            hint=f"hypemanctl volume detach {definition.name} {volume.name}",
         )
     mounts = others if mount is None else (*others, mount)
     changed = definition_to_json(replace(definition, volumes=mounts))

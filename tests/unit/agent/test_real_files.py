@@ -9,9 +9,10 @@ import os
 import random
 import shutil
 import stat
+import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,32 @@ async def put(channel: AgentChannel, target: Path, events: Sequence[FileInfo | b
         return await put_into(copy, events)
     finally:
         await copy.close()
+
+
+@contextlib.contextmanager
+def mounted(kind: str, folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", kind, kind, folder], check=True, timeout=10)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True, timeout=10)
+
+
+@in_loop
+async def test_a_copy_of_a_whole_guest_is_without_the_kernels_own_file_systems(
+    agent: Path, tmp_path: Path
+) -> None:
+    top = tmp_path / "guest"
+    top.mkdir()
+    with mounted("proc", top / "proc"), mounted("sysfs", top / "sys"), mounted("tmpfs", top / "run"):
+        (top / "run" / "kept").write_text("mine")
+        (top / "file").write_text("mine")
+        async with serving(agent, tmp_path) as channel:
+            got = await collect(await channel.copy_out(str(top), follow=False))
+            assert set(got) == {"", "proc", "sys", "run", "run/kept", "file"}
+            asked = await collect(await channel.copy_out(str(top / "proc" / "self" / "ns"), follow=False))
+            assert "mnt" in asked
 
 
 @in_loop

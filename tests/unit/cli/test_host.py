@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.cli.check import resolve_file
+from hypemand.cli.check import inspect_definitions, resolve_file
+from hypemand.config.host import HostConfig
+from hypemand.config.vmfile import load_vm_dir
 from hypemand.version import VERSION
 from tests.unit.cli.canned import Archive, Canned, Each, Events, Failure
 from tests.unit.cli.conftest import REPOSITORY, Cli
@@ -276,6 +278,25 @@ def test_check_of_the_host_names_everything_that_a_vm_needs(cli: Cli) -> None:
         assert finding["text"]
         if finding["verdict"] == "missing":
             assert done.returncode in (8, 9)
+
+
+def inspect(folder: Path) -> list[tuple[str, str]]:
+    config = HostConfig(vm_dir=folder)
+    found = load_vm_dir(folder, config.defaults, config.networks)
+    return [(str(one.verdict), one.text) for one in inspect_definitions(config, found)]
+
+
+def test_definitions_are_ok_only_if_all_are(tmp_path: Path) -> None:
+    assert inspect(tmp_path) == [("ok", f"0 in {tmp_path}")]
+    for name in ("web", "db"):
+        (tmp_path / f"{name}.yaml").write_text("image: x\nnetwork: {publish: ['80:80']}\n")
+    clash = (
+        "note",
+        "db and web publish the same port of this host (80/tcp): only one of them can run",
+    )
+    assert inspect(tmp_path) == [("ok", f"2 in {tmp_path}"), clash]
+    (tmp_path / "bad.yaml").write_text("image: x\nnetwork: nowhere\n")
+    assert inspect(tmp_path) == [("note", f"1 of 3 in {tmp_path} have errors, and define no VM"), clash]
 
 
 def test_check_tells_how_the_networks_are(daemon: Canned, cli: Cli) -> None:

@@ -184,3 +184,35 @@ def test_every_answer_of_a_vms_life_is_as_described() -> None:
         assert host.traces() == []
 
     drive(scenario)
+
+
+def test_the_hints_of_volumes_are_commands_that_do_it() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.create()
+        for name in ("data", "more"):
+            assert (await run("volume", "create", "--size", "64M", name)).returncode == 0
+        done = await run("volume", "attach", "--readonly", "web", "data", "/data")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        (mount,) = host.vm().record.definition.volumes
+        assert (mount.volume, mount.mount_path, mount.readonly) == ("data", "/data", True)
+        twice = await run("volume", "attach", "web", "data", "/other")
+        assert "; hypemanctl volume detach web data" in twice.stderr
+        host.write("db", volumes=[{"volume": "data", "mount_path": "/data", "readonly": True}])
+        await host.reload()
+        refused = await run("volume", "rm", "data")
+        assert refused.returncode == 5
+        message, _sep, hint = refused.stderr.strip().partition("; ")
+        assert message.endswith("the volume data is attached to db, web")
+        file = host.config.vm_dir / "db.yaml"
+        assert hint == (
+            f"remove it from volumes: in {file}, then: hypemanctl reload; hypemanctl volume detach web data"
+        )
+        file.unlink()
+        assert (await run("reload")).returncode == 0
+        # its data are kept, and it has no file to change any more
+        again = await run("volume", "rm", "data")
+        for words in re.findall(r"hypemanctl (volume detach \w+ \w+)", again.stderr):
+            assert (await run(*words.split())).returncode == 0
+        assert (await run("volume", "rm", "data")).returncode == 0
+
+    drive(scenario)

@@ -15,9 +15,12 @@ from hypemand.errors import InvalidDefinition
 
 
 def faults(text: str) -> list[str]:
-    with pytest.raises(InvalidDefinition) as caught:
-        parse_source(text, "f")
-    return [str(problem) for problem in caught.value.problems]
+    try:
+        problems = parse_source(text, "f").problems
+    except InvalidDefinition as error:
+        problems = error.problems
+    assert problems
+    return [str(problem) for problem in problems]
 
 
 def test_values_and_their_places() -> None:

@@ -119,7 +119,7 @@ unit:
   CpuWeight: 5
   CPUWeight: 50000
   After: foo
-  ExecStart: /bin/sh
+  KillMode: /bin/sh
   Nice: high
 """
     said = problems_of(text)
@@ -157,7 +157,7 @@ unit:
             "14:10: unit.After: 'foo' is not the name of a unit; "
             "write it with its suffix, for example nginx.service"
         ),
-        f"15:3: unit.ExecStart: cannot be set here; allowed keys: {keys}",
+        f"15:3: unit.KillMode: cannot be set here; allowed keys: {keys}",
         "16:9: unit.Nice: is the string 'high', not an integer; write an integer, for example 5",
     ]
 
@@ -232,6 +232,21 @@ unit:
 def test_each_fault_names_key_and_cure(line: str, problem: str) -> None:
     (said,) = problems_of(f"image: x\n{line}\n")
     assert said.split(": ", 1)[1].startswith(problem)
+
+
+def test_what_is_wrong_in_the_text_hides_no_other_mistake() -> None:
+    assert problems_of(
+        "image: x\nmemory: 1G\nmemory: 2G\nvcpus: many\n5: x\nnetwork: {publish: [x]}\ndisk: !a 1G\n"
+    ) == [
+        "3:1: memory: is there twice, first in line 2; remove one of the two",
+        "4:8: vcpus: is the string 'many', not an integer; write 1 to 64",
+        '5:1: 5: is a key that is not a string; quote it: "5"',
+        (
+            "6:21: network.publish[0]: 'x' has no host port; write HOST_PORT:PORT, such as 8080:80, "
+            "127.0.0.1:53:53/udp or [2001:db8::1]:8080:80"
+        ),
+        "7:7: disk: has the tag !a, which is not valid here; remove the tag",
+    ]
 
 
 def test_a_document_that_is_no_mapping_is_refused() -> None:

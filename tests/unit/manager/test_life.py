@@ -30,6 +30,18 @@ def test_a_vm_runs_and_stops_and_nothing_is_left() -> None:
     drive(scenario)
 
 
+def test_systemd_gets_the_names_that_specifiers_mean() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run(unit={"OnFailure": "alert@%n.service", "Description": "%N"})
+        properties = host.systemd.units[host.vm().unit].properties
+        assert properties["OnFailure"] == ["alert@hypeman-vm-web.service.service"]
+        assert properties["Description"] == "hypeman-vm-web"
+        assert host.vm().record.definition.unit["OnFailure"] == ("alert@%n.service",)
+        assert not host.vm().needs_restart
+
+    drive(scenario)
+
+
 def test_what_is_stopped_is_stopped_again_and_what_runs_is_started_again_without_effect() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create()

@@ -46,12 +46,15 @@ class Lab:
         self.bus: HypemandError | None = None
         self.servers: tuple[IPv4Address | IPv6Address, ...] = ()
         self.told = 0
+        self.has_ipv6 = True
         self._uids = itertools.count()
         self.start_daemon()
 
     def start_daemon(self) -> None:
         """A daemon that knows what stands in files."""
-        self.allocation = AddressAllocation(lambda: self.config, lambda: list(self.network_members.values()))
+        self.allocation = AddressAllocation(
+            lambda: self.config, lambda: list(self.network_members.values()), has_ipv6=self.has_ipv6
+        )
         self.networks = Networks(
             self.host,
             self.allocation,
@@ -707,5 +710,38 @@ def test_a_vm_that_comes_to_run_unknown_while_files_are_read_keeps_its_device(tm
             lab.live.add(vm)
         found = await asyncio.to_thread(PortFiles(tmp_path).find_all, ["web"])
         assert lab.allocation.adopt(lab.live, found) == {"other"}
+
+    drive(tmp_path, scenario)
+
+
+def test_a_host_without_ipv6_has_its_networks_with_ipv4_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with ipv6.disable=1, which a network of IPv6 alone cannot do without."""
+
+    async def scenario(lab: Lab) -> None:
+        lab.config["six"] = replace(LAB, name="six", bridge="six0", ipv4=None)
+        lab.define("web")
+        before = (await lab.start("web")).lease
+        assert before.ipv6 is not None
+        await lab.end("web")
+        lab.has_ipv6 = False
+        lab.start_daemon()
+        connection = await lab.start("web")
+        assert (connection.lease.ipv4, connection.lease.ipv6) == (before.ipv4, None)
+        assert connection.interface.gateways == ("10.7.0.1",)
+        assert {name: bridge.ipv6 for name, bridge in lab.host.bridges.items()} == {
+            "lab": None,
+            "dmz": None,
+            "six": LAB.ipv6,
+        }
+        words = "the host has no IPv6 (ipv6.disable=1): the network has IPv4 only"
+        warnings = {info.name: info.warnings for info in await lab.networks.list_networks()}
+        assert [name for name, said in warnings.items() if words in said] == ["lab"]
+        assert caplog.text.count(words) == 1
+        assert not lab.networks.is_outdated("web")
+        lab.define("fixed", replace(USE, address6=IPv6Address("fd00:7::9")))
+        with pytest.raises(InvalidDefinition, match="address6"):
+            await lab.start("fixed")
 
     drive(tmp_path, scenario)

@@ -5,6 +5,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -82,6 +83,24 @@ def test_a_program_that_was_there_is_found(
 def test_a_program_at_another_address_is_no_obstacle(reservations: Reservations) -> None:
     with take("127.0.0.1", 8080), take("0.0.0.0", 8081, UDP):
         reservations.take(port(1, Publish(IPv4Address("192.0.2.1"), 8080, 80), Publish(None, 8081, 80, TCP)))
+
+
+def test_a_port_that_is_taken_at_one_address_can_be_published_at_another(reservations: Reservations) -> None:
+    """As with systemd-resolved, and a name server in a VM."""
+    wanted = Publish(None, 53, 5353, UDP)
+    with take("127.0.0.53", 53, UDP), pytest.raises(InUse) as caught:
+        reservations.take(port(1, wanted))
+    assert caught.value.hint == (
+        "publish it at ADDRESS:53:5353/udp, one address of the host, or stop that program"
+    )
+    with take("127.0.0.53", 53, UDP):
+        reservations.take(port(1, replace(wanted, address=IPv4Address("192.0.2.1"))))
+    with take("127.0.0.53", 54), take("0.0.0.0", 54, UDP), pytest.raises(InUse) as everywhere:
+        reservations.take(port(2, replace(wanted, host_port=54)))
+    assert everywhere.value.hint == "publish another port, or stop that program"
+    with take("::1", 55, TCP), pytest.raises(InUse) as six:
+        reservations.take(port(3, Publish(None, 55, 55)))
+    assert six.value.hint.startswith("publish it at [ADDRESS]:55:55, ")
 
 
 def leave_connection(address: str, number: int, *, reuse: bool) -> socket.socket:
