@@ -93,7 +93,7 @@ class Transfers:
             disks += [Source(_describe(one).member, one.disk, shared=True) for one in volumes]
             writer = ArchiveWriter(
                 partial(_make_manifest, record, volumes, has_image=packed is not None),
-                json.dumps(definition_to_json(record.definition), indent=2).encode() + b"\n",
+                _format_keys(record.definition),
                 disks,
                 packed,
             )
@@ -358,6 +358,13 @@ def _make_manifest(
         volumes=tuple(replace(one, size=sizes[one.member]) for one in map(_describe, volumes)),
         lease=None if record.lease is None else lease_to_json(record.lease),
     )
+
+
+def _format_keys(definition: Definition) -> bytes:
+    """The text of a definition file, which may have any name."""
+    keys = definition_to_json(definition)
+    del keys["name"]
+    return json.dumps(keys, indent=2).encode() + b"\n"
 
 
 def _parse_keys(text: bytes) -> dict[str, object]:
