@@ -200,7 +200,7 @@ class Transfers:
         size = max(plan.definition.disk, plan.sizes.get(DISK, 0)) if plan.has_disk else 0
         size += sum(volume.size for volume, _ in plan.volumes.values())
         disks = await self._fleet.look_at_disks()
-        key = f"import {plan.imported.id}"
+        key = f"import {uuid.uuid4().hex}"
         stack.enter_context(self._fleet.promise_room(disks, what, size, key=key))
         stack.push_async_callback(_remove, plan)
         config = self._parts.config()
@@ -261,7 +261,7 @@ class Transfers:
 class _Plan:
     """What becomes of an archive. `volumes`: by their members, each with the folder that it is made in;
     `pin`: the content that the VM keeps to; `members` and `sizes`: what the archive has; `folder`: where the
-    VM's disk and its image are put."""
+    VM's disk and its image are put; `made`: the folders that this import has made."""
 
     definition: Definition
     imported: Imported
@@ -271,7 +271,8 @@ class _Plan:
     takes_image: bool
     members: tuple[str, ...]
     folder: Path
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int]
+    made: list[Path] = field(default_factory=list)
 
     @property
     def image(self) -> Path:
@@ -282,7 +283,11 @@ class _Plan:
         """Make the files for all members. Blocks."""
         room = RoomWatch(what, state_dir, reserve, lambda: None)
         room.check()
-        self.folder.mkdir(mode=0o711)
+        try:
+            self._make_folder(self.folder, 0o711)
+        except FileExistsError:
+            # one that keeps its id, and that is imported twice at once
+            raise WrongState(f"{what} is under way already", hint="wait for it") from None
         targets: dict[str, Target] = {}
         try:
             for member in self.members:
@@ -292,13 +297,17 @@ class _Plan:
                     targets[member] = SparseFile(self.folder / DISK, self.sizes[DISK], room.check)
                 else:
                     volume, making = self.volumes[member]
-                    making.mkdir(mode=0o700)
+                    self._make_folder(making, 0o700)
                     targets[member] = SparseFile(making / VOLUME_DISK, volume.size, room.check)
         except BaseException:
             for target in targets.values():
                 target.close()
             raise
         return targets
+
+    def _make_folder(self, folder: Path, mode: int) -> None:
+        folder.mkdir(mode=mode)
+        self.made.append(folder)
 
     def check_disks(self) -> None:
         """Raise HypemandError unless each is an ext4. Blocks."""
@@ -312,7 +321,7 @@ class _Plan:
     def remove(self) -> None:
         """Remove all that was staged and that nobody has taken. What fails is logged: a daemon that starts
         tries again. Blocks."""
-        for folder in (self.folder, *(making for _, making in self.volumes.values())):
+        for folder in self.made:
             try:
                 shutil.rmtree(folder)
             except FileNotFoundError:

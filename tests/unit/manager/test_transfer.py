@@ -322,12 +322,56 @@ def test_a_client_that_goes_away_leaves_nothing() -> None:
     drive(scenario)
 
 
-def test_what_the_host_has_no_room_for_is_refused_before_it_comes() -> None:
+@pytest.mark.parametrize("policy", [{"reserve": 1 << 60}, {"overcommit": 1e-9}])
+def test_what_the_host_has_no_room_for_is_refused_before_it_comes(policy: dict[str, Any]) -> None:
     async def scenario(host: FakeHost) -> None:
         await put(host)
         data = await export(host)
-        host.parts.config.replace(replace(host.config, disk=replace(host.config.disk, reserve=1 << 60)))
+        host.parts.config.replace(replace(host.config, disk=replace(host.config.disk, **policy)))
         await refuse(host, InsufficientResources, "import of VM web2", data, name="web2")
+
+    drive(scenario)
+
+
+def test_of_two_imports_under_one_name_one_is_whole_and_nothing_is_left_of_the_other() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await add_volume(host, "data")
+        await put(host, volumes=[{"volume": "data", "mount_path": "/d"}])
+        data = await export(host, all_volumes=True)
+        wanted = [ImportWanted("web2", volumes={"data": name}) for name in ("data2", "data3")]
+        ended = await asyncio.gather(
+            *(transfers(host).import_vm(one, pieces_of(data, 4096), make) for one in wanted),
+            return_exceptions=True,
+        )
+        (error,) = [one for one in ended if isinstance(one, BaseException)]
+        assert isinstance(error, AlreadyExists)
+        (mount,) = host.vm("web2").record.definition.volumes
+        assert {volume.name for volume in host.parts.volumes} == {"data", mount.volume}
+        assert not [path for path in folders(host) if Path(path).name.startswith(".")]
+        await host.start("web2")
+
+    drive(scenario)
+
+
+def test_an_import_leaves_another_one_of_the_same_id_alone() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await put(host)
+        data = await export(host)
+        await host.manager.delete_vm("web")
+        go_on = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield data[: len(data) // 2]
+            await go_on.wait()
+            yield data[len(data) // 2 :]
+
+        first = asyncio.create_task(transfers(host).import_vm(ImportWanted("a", True), slow(), make))
+        await host.until_true(lambda: len(folders(host)) == 1)
+        with pytest.raises(WrongState, match="under way already"):
+            await bring(host, data, name="b", keep_identity=True)
+        go_on.set()
+        assert (await first).name == "a"
+        await host.start("a")
 
     drive(scenario)
 
