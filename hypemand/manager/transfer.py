@@ -36,6 +36,7 @@ from hypemand.storage.disks import has_journal_to_replay
 from hypemand.storage.images import Image
 from hypemand.storage.room import RoomWatch
 from hypemand.storage.sparse import SparseFile
+from hypemand.storage.store import parse_new_name
 from hypemand.storage.vmarchive import (
     DISK,
     IMAGE,
@@ -125,6 +126,8 @@ class Transfers:
     async def _find_image(self, record: VmRecord) -> Image | None:
         """The image that the VM would be started with; None for one that every host has."""
         image = await self._images.get_for(record.definition.image, record.image_digest)
+        if not image.builtin:
+            _check_can_carry(image.name)
         return None if image.builtin else image
 
     # import
@@ -163,7 +166,9 @@ class Transfers:
         # what it has come with does not decide where it is put
         names = _derive_names(manifest, defined, wanted)
         definition = await run_in(Pool.RECORDS, _adapt, defined, names, keep=wanted.keep_identity)
-        imported = _derive_identity(manifest, keep=wanted.keep_identity)
+        if manifest.has_image:
+            _check_can_carry(definition.image)
+        imported = _derive_identity(manifest, definition, keep=wanted.keep_identity)
         self._check_free(name, imported)
         volumes = {}
         if len({names[one.name] for one in manifest.volumes}) < len(manifest.volumes):
@@ -350,6 +355,18 @@ async def _read(archive: Lent[ArchiveWriter], operation: Ongoing, name: str) -> 
     raise WrongState(f"the export of VM {name} was cancelled by another operation")
 
 
+def _check_can_carry(image: str) -> None:
+    """Raise InvalidRequest unless an archive can bring an image of that name. One that is named by its digest
+    has that of its layers, which an archive does not keep."""
+    try:
+        parse_new_name(image)
+    except InvalidRequest:
+        raise InvalidRequest(
+            f"the image {image} is named by a digest or a path of the host, and cannot be in an archive",
+            hint="export the VM without its image, or give the image a name: hypemanctl image tag",
+        ) from None
+
+
 def _describe(volume: Volume) -> ArchivedVolume:
     return ArchivedVolume(volume.id, volume.name, volume.size, volume.tags)
 
@@ -413,7 +430,7 @@ def _adapt(definition: Definition, names: Mapping[str, str], *, keep: bool) -> D
     return parse_definition(definition.name, definition_to_json(changed))
 
 
-def _derive_identity(manifest: Manifest, *, keep: bool) -> Imported:
+def _derive_identity(manifest: Manifest, definition: Definition, *, keep: bool) -> Imported:
     if not keep:
         return Imported(uuid.uuid4().hex)
     lease: Lease | None = None
@@ -423,7 +440,8 @@ def _derive_identity(manifest: Manifest, *, keep: bool) -> Imported:
             lease = replace(lease, mac=parse_mac(lease.mac))
         except (KeyError, TypeError, ValueError):
             raise InvalidArchive("the addresses of the VM in the archive cannot be read") from None
-    return Imported(manifest.id, lease)
+    network = None if definition.network is None else definition.network.name
+    return Imported(manifest.id, lease if lease is not None and lease.network == network else None)
 
 
 def _derive_kept_pin(manifest: Manifest, definition: Definition) -> ImagePin | None:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+import tarfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from hypemand.errors import (
     InsufficientResources,
     InUse,
     InvalidDefinition,
+    InvalidRequest,
     NotFound,
     WrongState,
 )
@@ -32,6 +35,7 @@ from hypemand.model.transfer import ExportWanted, ImportWanted
 from hypemand.storage.vmarchive import DISK, ArchiveReader, Discarded
 from hypemand.tar import InvalidArchive
 from tests.fakes.host import FakeHost, drive
+from tests.unit.storage.test_vmarchive import make as pack
 
 SEED = b"what the guest has written" * 100
 NETWORK: Mapping[str, Any] = {"name": "default", "mac": "02:00:00:00:00:07", "address": "10.7.0.77"}
@@ -349,6 +353,48 @@ def test_of_two_imports_under_one_name_one_is_whole_and_nothing_is_left_of_the_o
         assert {volume.name for volume in host.parts.volumes} == {"data", mount.volume}
         assert not [path for path in folders(host) if Path(path).name.startswith(".")]
         await host.start("web2")
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize("name", [f"app@sha256:{'ab' * 32}", "oci:/srv/app", "builtin:app"])
+def test_no_archive_says_what_stands_behind_a_digest_or_a_path(name: str) -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.create(image="builtin:app")
+        data = await export(host)
+        definition = replace(host.vm().record.definition, image=name)
+        parts = dict(_members(data))
+        manifest = json.loads(parts["manifest.json"])
+        manifest["image"] = {"name": name, "digest": "", "included": True}
+        parts["manifest.json"] = json.dumps(manifest).encode()
+        del parts["SHA256SUMS"]
+        hostile = pack([*((member, text, None) for member, text in parts.items()), ("image.tar", b"x", None)])
+
+        def make_it(name: str, _: Mapping[str, object]) -> Definition:
+            return replace(definition, name=name)
+
+        with pytest.raises(InvalidRequest, match="cannot be in an archive"):
+            await transfers(host).import_vm(ImportWanted("b"), pieces_of(hostile), make_it)
+
+    drive(scenario)
+
+
+def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            assert file is not None
+            yield member.name, file.read()
+
+
+def test_an_image_that_is_named_by_its_digest_is_not_exported() -> None:
+    async def scenario(host: FakeHost) -> None:
+        name = f"docker.io/library/app@sha256:{'ab' * 32}"
+        host.add_image(name)
+        await host.create(image=name)
+        with pytest.raises(InvalidRequest, match="cannot be in an archive"):
+            await export(host, image=True)
+        await export(host)
 
     drive(scenario)
 
