@@ -2,9 +2,9 @@
 """VMs as archives: the export of one that is stopped, and the import of an archive as a new one.
 
 An import is staged in folders that a daemon removes when it starts. The archive is checked to its end first.
-Then the image and the volumes are taken, and the rename of the VM's folder makes all of it count: the
-volumes are not ready before that, and after a crash in between the next daemon removes them, or finishes
-them if the VM is there.
+Then the image and the volumes are added, and the rename of the VM's folder commits the import: the volumes
+are not ready before that, and after a crash in between the next daemon removes them, or finishes them if the
+VM exists.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ class Transfers:
                 if await reader.run(partial(ArchiveReader.feed, data=data)):
                     assert archive.manifest is not None
                     plan = await self._plan(archive.manifest, archive.definition, wanted, make_definition)
+                    stack.push_async_callback(_remove, plan)
                     targets = await self._stage(plan, stack)
                     await reader.run(partial(ArchiveReader.go_on, targets=targets))
             await reader.run(ArchiveReader.finish)
@@ -200,21 +201,20 @@ class Transfers:
         self._records.check_new(name, imported)
 
     async def _stage(self, plan: _Plan, stack: AsyncExitStack) -> dict[str, Target]:
-        """The places for what is in the archive. What is in them goes at the end, if nobody has taken it."""
+        """The files for the members of the archive."""
         what = f"the import of VM {plan.definition.name}"
         size = max(plan.definition.disk, plan.sizes.get(DISK, 0)) if plan.has_disk else 0
         size += sum(volume.size for volume, _ in plan.volumes.values())
         disks = await self._fleet.look_at_disks()
         key = f"import {uuid.uuid4().hex}"
         stack.enter_context(self._fleet.promise_room(disks, what, size, key=key))
-        stack.push_async_callback(_remove, plan)
         config = self._parts.config()
         return await finish(
             run_in(Pool.ARCHIVES, plan.open_targets, what, config.state_dir, config.disk.reserve), what
         )
 
     async def _take(self, plan: _Plan, *, short_name: bool) -> VmView:
-        """Make all that was staged count."""
+        """Commit what was staged."""
         name = plan.definition.name
         await run_in(Pool.ARCHIVES, plan.check_disks)
         made: Image | None = None

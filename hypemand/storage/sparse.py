@@ -83,7 +83,7 @@ class _Map:
 
 class SparseFile:
     """A new file of `size` bytes at `path`, of a member of an archive; holes take no space. `check_room`
-    raises when the host has no free space left: it is called again and again.
+    raises when the host has no free space left, and is called every 16 MiB.
 
     Nothing of what the archive says is believed: InvalidArchive for extents out of order, beyond the end of
     the file, or of another size than the member's.

@@ -59,8 +59,7 @@ class _Making:
 
 
 def parse_new_name(text: str) -> str:
-    """A name that any content may have: none that says by a digest or a path of the host what it stands for.
-    InvalidRequest."""
+    """A name that any content may have: not one with a digest or a path of the host. InvalidRequest."""
     name = parse_image_name(text)
     if "@" in name or name.startswith((BUILTIN_PREFIX, "oci:/", "dir:/", "docker-archive:/")):
         raise InvalidRequest(

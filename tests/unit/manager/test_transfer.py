@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import os
 import tarfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,13 @@ from hypemand.errors import (
     NotFound,
     WrongState,
 )
+from hypemand.manager.images.images import Images
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
+from hypemand.model.images import ImageInfo
 from hypemand.model.state import Origin, State
 from hypemand.model.transfer import ExportWanted, ImportWanted
+from hypemand.storage.images import Image
 from hypemand.storage.vmarchive import DISK, ArchiveReader, Discarded
 from hypemand.tar import InvalidArchive
 from tests.fakes.host import FakeHost, drive
@@ -395,6 +399,67 @@ def test_an_image_that_is_named_by_its_digest_is_not_exported() -> None:
         with pytest.raises(InvalidRequest, match="cannot be in an archive"):
             await export(host, image=True)
         await export(host)
+
+    drive(scenario)
+
+
+class Carried(Images):
+    """An image store whose archives are a few bytes."""
+
+    def __init__(self, host: FakeHost) -> None:
+        super().__init__(host.parts.images.store, host.daemon.pulls, host.parts.fleet.image_uses)
+        self._host = host
+        self.brought: list[bytes] = []
+
+    @asynccontextmanager
+    async def export_content(self, image: Image) -> AsyncIterator[Path]:
+        path = self._host.folder / "packed.tar"
+        await asyncio.to_thread(path.write_bytes, f"content of {image.name}".encode())
+        yield path
+        await asyncio.to_thread(path.unlink)
+
+    async def import_image(self, name: str, path: str) -> ImageInfo:
+        self.brought.append(await asyncio.to_thread(Path(path).read_bytes))
+        await asyncio.to_thread(self._host.add_image, name)
+        await asyncio.to_thread(self.store.bind, name, self._digest(name))
+        return await self.get_image(name)
+
+    @staticmethod
+    def _digest(name: str) -> str:
+        return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def test_an_image_that_is_asked_for_comes_along_and_goes_with_an_import_that_fails() -> None:
+    async def scenario(host: FakeHost) -> None:
+        images = Carried(host)
+        carrier = Transfers(replace(host.parts, images=images), ApiVolumes(host.parts, host.manager))
+        name = "docker.io/library/app:1"
+        await asyncio.to_thread(host.add_image, name)
+        await asyncio.to_thread(images.store.bind, name, images._digest(name))
+        await put(host, image=name)
+        old = host.vm().record
+        async with carrier.export_vm("web", ExportWanted(image=True)) as pieces:
+            data = b"".join([piece async for piece in pieces])
+        # what the VM keeps to is here already
+        await carrier.import_vm(ImportWanted("same"), pieces_of(data), make)
+        assert (images.brought, host.vm("same").record.pin) == ([], old.pin)
+        for vm in ("web", "same"):
+            await host.manager.delete_vm(vm)
+        await images.remove_image(name)
+
+        async def raced() -> AsyncIterator[bytes]:
+            yield data
+            await host.create("b")
+
+        with pytest.raises(AlreadyExists):
+            await carrier.import_vm(ImportWanted("b"), raced(), make)
+        assert len(images.brought) == 1
+        assert await asyncio.to_thread(images.store.find_image, name) is None
+        await carrier.import_vm(ImportWanted("c"), pieces_of(data), make)
+        assert images.brought[1:] == [f"content of {name}".encode()]
+        assert host.vm("c").record.pin == old.pin
+        assert not (host.vm("c").places.state / "image.tar").exists()
+        await host.start("c")
 
     drive(scenario)
 
