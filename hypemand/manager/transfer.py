@@ -23,6 +23,7 @@ from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.netparse import parse_mac
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HypemandError, InvalidRequest, NotFound, WrongState
+from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.inventory import Imported
 from hypemand.manager.net.leases import lease_from_json, lease_to_json
 from hypemand.manager.parts import Parts
@@ -143,7 +144,8 @@ class Transfers:
         """See `TransferService`."""
         archive = ArchiveReader()
         reader = Lent(Pool.ARCHIVES, archive, ArchiveReader.close)
-        async with AsyncExitStack() as stack:
+        state_dir = self._parts.config().state_dir
+        async with name_full_disk_beside("import a VM", state_dir), AsyncExitStack() as stack:
             stack.push_async_callback(_close_reader, reader)
             plan: _Plan | None = None
             async for data in pieces:

@@ -197,11 +197,13 @@ class ArchiveWriter:
         self._pieces: Iterator[bytes] = iter(())
 
     def open(self) -> None:
-        """Open and lock all. A disk that is missing is left out. InUse, OSError."""
+        """Open and lock all. The VM's own disk may be missing. InUse, OSError."""
         for source in self._disks:
             try:
                 fd = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             except FileNotFoundError:
+                if source.member != DISK:
+                    raise
                 continue
             self._stack.callback(os.close, fd)
             lock_disk(fd, source.path, "exported", beside_readers=source.shared)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
@@ -337,6 +338,35 @@ def test_what_the_host_has_no_room_for_is_refused_before_it_comes(policy: dict[s
         data = await export(host)
         host.parts.config.replace(replace(host.config, disk=replace(host.config.disk, **policy)))
         await refuse(host, InsufficientResources, "import of VM web2", data, name="web2")
+
+    drive(scenario)
+
+
+def test_a_disk_that_is_full_in_the_middle_is_named_and_nothing_is_left() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await put(host)
+        data = await export(host)
+        before = folders(host)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield data[: len(data) // 2]
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with pytest.raises(InsufficientResources, match="no space left to import a VM: the file system"):
+            await transfers(host).import_vm(ImportWanted("x"), pieces(), make)
+        assert folders(host) == before
+
+    drive(scenario)
+
+
+def test_a_volume_whose_file_is_missing_is_not_left_out() -> None:
+    async def scenario(host: FakeHost) -> None:
+        disk = await add_volume(host, "data")
+        await put(host, volumes=[{"volume": "data", "mount_path": "/d"}])
+        await asyncio.to_thread(disk.unlink)
+        with pytest.raises(FileNotFoundError, match=r"volume\.ext4"):
+            await export(host, all_volumes=True)
+        await export(host)
 
     drive(scenario)
 
