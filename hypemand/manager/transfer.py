@@ -174,8 +174,6 @@ class Transfers:
         imported = _derive_identity(manifest, definition, keep=wanted.keep_identity)
         self._check_free(name, imported)
         volumes = {}
-        if len({names[one.name] for one in manifest.volumes}) < len(manifest.volumes):
-            raise InvalidRequest("volumes: two volumes of the archive would have one name")
         for one in manifest.volumes:
             plan = partial(self._store.plan_import, names[one.name], one.size, one.tags, one.id, imported.id)
             try:

@@ -165,6 +165,20 @@ def test_a_vm_that_moves_keeps_its_identity_and_there_is_none_twice() -> None:
     drive(scenario)
 
 
+def test_addresses_of_another_network_than_the_definitions_are_left_behind() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await put(host, network="default")
+        record = host.vm().record
+        assert record.lease is not None
+        await host.parts.records.update("web", replace(record.definition, network=None), Origin.API)
+        data = await export(host)
+        await host.manager.delete_vm("web")
+        await bring(host, data, keep_identity=True)
+        assert (host.vm().record.id, host.vm().record.lease) == (record.id, None)
+
+    drive(scenario)
+
+
 def test_a_vm_that_was_never_started_and_one_without_a_lasting_disk_have_none_in_the_archive() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.create()
@@ -251,6 +265,8 @@ def test_volumes_that_are_asked_for_come_along() -> None:
         with pytest.raises(NotFound, match="is not one of VM web2"):
             await export(host, "web2", volumes=("data",))
         every = await export(host, all_volumes=True)
+        both = {"data": "x", "more": "x"}
+        await refuse(host, InvalidDefinition, "x is already used", every, name="y", volumes=both)
         for name in ("web", "web2"):
             await host.manager.delete_vm(name)
         ids = {volume.name: volume.id for volume in host.parts.volumes}
