@@ -27,7 +27,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.storage.disks import DISK
 from hypemand.storage.locks import hold_disk
 from hypemand.tasks import finish
-from hypemand.vm.record import ImagePin, Lease, VmRecord
+from hypemand.vm.record import ImagePin, Imported, Lease, VmRecord
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -56,14 +56,6 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _USER_FILE = re.compile(r"hypeman-([0-9]{1,10})\.(?:user|group)")
 # uids that are nobody's: uid_t -1, and its 16 bits (systemd, UIDs and GIDs)
 _NO_UIDS = (0, 65535, 2**32 - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """What a VM brings with it: its id, its addresses, and whether its disk is in its `making_folder`."""
-
-    id: str
-    lease: Lease | None = None
 
 
 class Inventory:
