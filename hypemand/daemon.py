@@ -35,6 +35,7 @@ from hypemand.manager.parts import make_parts
 from hypemand.manager.recovery import Recovery, logged
 from hypemand.manager.reload import Reloader
 from hypemand.manager.service import VmManager
+from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.state import State
@@ -176,11 +177,13 @@ class Daemon:
         self._tasks.start("resync", self._recovery.resync())
 
     async def _serve(self, stack: AsyncExitStack) -> None:
+        volumes = ApiVolumes(self._parts, self._manager)
         api = Services(
             manager=self._manager,
             guests=self._parts.guests,
             images=self._parts.images,
-            volumes=ApiVolumes(self._parts, self._manager),
+            volumes=volumes,
+            transfers=Transfers(self._parts, volumes),
             host_networks=self._parts.networks,
             tokens=self._tokens,
             reload=self._reload,

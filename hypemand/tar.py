@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import IO
@@ -32,8 +32,11 @@ _ERROR_KEY = "HYPEMAND.error"
 _SPARSE = "GNU.sparse."
 _KEYS = {
     key.encode("ascii"): key
-    for key in ("path", "linkpath", "size", "uid", "gid", "mtime", "GNU.sparse.name", "GNU.sparse.realsize")
-}
+    for key in (
+        "path", "linkpath", "size", "uid", "gid", "mtime",
+        "GNU.sparse.name", "GNU.sparse.realsize", "GNU.sparse.major", "GNU.sparse.minor",
+    )
+}  # fmt: skip
 _MAX_ID = 2**32 - 2
 _NS = 1_000_000_000
 _ZEROS = bytes(64 * 1024)
@@ -88,6 +91,30 @@ def format_member(name: str, entry: FileInfo) -> bytes:
         info.pax_headers = {"mtime": _format_time(entry.mtime_ns)}
     info.mtime = max(seconds, 0)
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def format_sparse_member(name: str, size: int, real_size: int, mode: int) -> bytes:
+    """The header of a file with holes, which GNU tar and bsdtar unpack as one: pax, GNU.sparse 1.0. Its
+    contents, `size` bytes, are `format_sparse_map`, and then the data of all extents."""
+    info = tarfile.TarInfo(f"GNUSparseFile.0/{name}")
+    info.size, info.mode = size, mode
+    info.pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": name,
+        "GNU.sparse.realsize": str(real_size),
+    }
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def format_sparse_map(extents: Sequence[tuple[int, int]], real_size: int) -> bytes:
+    """Where the data of a file with holes belongs. `extents`: first byte and the one after the last of each,
+    in order. An empty one marks a hole at the end."""
+    found = list(extents)
+    if not found or found[-1][1] < real_size:
+        found.append((real_size, real_size))
+    text = f"{len(found)}\n" + "".join(f"{start}\n{end - start}\n" for start, end in found)
+    return text.encode() + padding(len(text))
 
 
 def _format_time(nanoseconds: int) -> str:
@@ -239,10 +266,12 @@ class TarReader:
     """Takes an archive in pieces of any size and gives its members, each file's contents after it.
 
     `path` of a member is relative and clean: never absolute, without "." and ".."; "" is the archive's own
-    root. Raises InvalidArchive, and WriterFailed.
+    root. Raises InvalidArchive. `sparse`: files with holes (GNU.sparse 1.0) are given as they are stored,
+    with their `sparse_size`; else they are refused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sparse: bool = False) -> None:
+        self._sparse = sparse
         self._state = _State.HEADER
         self._buffer = bytearray()
         self._left = 0
@@ -311,9 +340,8 @@ class TarReader:
 
     def _make_member(self, info: tarfile.TarInfo) -> FileInfo:
         pax = self._meta.take()
-        path = clean_name(pax.get("path", info.name))
-        if _SPARSE in pax:
-            raise InvalidArchive(f"{path[:200]} {_REFUSED[tarfile.GNUTYPE_SPARSE]}")
+        path = clean_name(pax.get("GNU.sparse.name", pax.get("path", info.name)))
+        sparse_size = self._parse_sparse(pax, path)
         kind = _KINDS.get(info.type)
         if kind is None:
             why = _REFUSED.get(info.type, f"has an unknown type, {info.type!r}")
@@ -327,6 +355,7 @@ class TarReader:
             gid=_parse_number(pax, "gid", info.gid, _MAX_ID),
             size=size if kind is FileKind.FILE else 0,
             mtime_ns=_parse_time(pax.get("mtime", str(int(info.mtime)))),
+            sparse_size=sparse_size,
         )
         self._left = entry.size
         self._padding = -entry.size % BLOCK
@@ -337,6 +366,15 @@ class TarReader:
             if "\0" in (entry.target or ""):
                 raise InvalidArchive(f"the target of the link {path[:200]} holds a NUL byte")
         return entry
+
+    def _parse_sparse(self, pax: dict[str, str], path: str) -> int | None:
+        """The size of a file with holes, None for any other."""
+        if _SPARSE not in pax:
+            return None
+        version = (pax.get("GNU.sparse.major"), pax.get("GNU.sparse.minor"))
+        if not self._sparse or version != ("1", "0"):
+            raise InvalidArchive(f"{path[:200]} {_REFUSED[tarfile.GNUTYPE_SPARSE]}")
+        return _parse_number(pax, "GNU.sparse.realsize", 0, MAX_SIZE)
 
     def _pass_padding(self) -> None:
         self._left = self._padding

@@ -32,6 +32,7 @@ class Pool(Enum):
     TOKENS = 1
     LOGS = 7  # the journal, read by clients
     SPOOL = 3  # uploads that are kept meanwhile
+    ARCHIVES = 2  # VMs that are exported and imported: a piece at a time
 
     def __str__(self) -> str:
         return self.name.lower()

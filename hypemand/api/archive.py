@@ -6,14 +6,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from aiohttp import web
 
 from hypemand.api.entries import name_entry, put_block
 from hypemand.api.failures import unexpected
 from hypemand.api.tasks import Ended, unless_ended
-from hypemand.errors import GuestError, HypemandError, InvalidRequest, NotFound, Stopping
+from hypemand.errors import GuestError, HypemandError, InvalidRequest, NotFound, Stopping, TimedOut
 from hypemand.model.files import CopyIn, CopyOut, FileInfo, FileKind, Hole
 from hypemand.model.services import GuestService
 from hypemand.tar import (
@@ -27,6 +28,8 @@ from hypemand.tar import (
 )
 
 MEDIA_TYPE = "application/x-tar"
+STALL = 120.0
+"""Seconds: a client that takes or sends nothing for so long holds up others."""
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +44,63 @@ async def send_archive(
     first = await anext(events, None)
     if first is None:
         raise GuestError(f"the guest sent no data for {root}")
+    return await _send(
+        request, closing, f"archive of {root}", lambda to: _Writer(to, root).write_all(first, events)
+    )
+
+
+async def send_pieces(
+    request: web.Request, pieces: AsyncIterator[bytes], what: str, closing: asyncio.Event
+) -> web.StreamResponse:
+    """Send an archive that is made in pieces, in the same way."""
+    first = await anext(pieces, b"")
+
+    async def write_all(response: web.StreamResponse) -> None:
+        await _write_in_time(response, first)
+        async for piece in pieces:
+            await _write_in_time(response, piece)
+
+    return await _send(request, closing, what, write_all)
+
+
+async def _write_in_time(response: web.StreamResponse, piece: bytes) -> None:
+    try:
+        async with asyncio.timeout(STALL):
+            await response.write(piece)
+    except TimeoutError:
+        raise TimedOut(f"the client has taken no data for {STALL:g} s") from None
+
+
+async def receive_in_time(request: web.Request) -> AsyncIterator[bytes]:
+    """The body in pieces. TimedOut when the client sends nothing for too long."""
+    body = request.content.iter_any()
+    while True:
+        try:
+            async with asyncio.timeout(STALL):
+                piece = await anext(body, b"")
+        except TimeoutError:
+            raise TimedOut(f"the client has sent no data for {STALL:g} s") from None
+        if not piece:
+            return
+        yield piece
+
+
+async def _send(
+    request: web.Request,
+    closing: asyncio.Event,
+    what: str,
+    write_all: Callable[[web.StreamResponse], Coroutine[Any, Any, None]],
+) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"})
     await response.prepare(request)
     try:
-        ended = await unless_ended(request, closing, _Writer(response, root).write_all(first, events))
+        ended = await unless_ended(request, closing, write_all(response))
     except ConnectionError:
         raise
     except HypemandError as error:
         return await _break_off(request, response, error)
     except Exception as error:
-        return await _break_off(request, response, unexpected(error, f"archive of {root}"))
+        return await _break_off(request, response, unexpected(error, what))
     if ended is Ended.DAEMON:
         return await _break_off(request, response, Stopping())
     if ended is not None and request.transport is not None:

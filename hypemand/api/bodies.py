@@ -34,6 +34,7 @@ from hypemand.api.kinds import (
     TimeSpan,
     Whole,
     Word,
+    Words,
 )
 from hypemand.api.tokens import MAX_TAGS, MAX_VMS
 from hypemand.api.tokens import NAME_PATTERN as TOKEN_PATTERN
@@ -185,6 +186,26 @@ class WriteArchive:
     """A directory in a guest."""
 
     path: str = required(GuestPath())
+
+
+@_query_of("exportInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportInstance:
+    """What an archive of a VM holds beside its definition and disk."""
+
+    volumes: tuple[str, ...] | None = optional(Words())
+    all_volumes: bool = with_default(Flag(), False)
+    image: bool = with_default(Flag(), False)
+
+
+@_query_of("importInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportInstance:
+    """What becomes of an archive of a VM. `volumes`: new names by the old ones."""
+
+    name: str | None = optional(Text(pattern=NAME_PATTERN))
+    keep_identity: bool = with_default(Flag(), False)
+    volumes: Mapping[str, str] = with_default(TextMap(), {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -203,6 +203,20 @@ class Texts(Kind[tuple[str, ...]]):
 
 
 @dataclass(frozen=True, slots=True)
+class Words(Kind[tuple[str, ...]]):
+    """Strings in one parameter of a query, with commas between them. None of them is empty, or has one."""
+
+    def read(self, value: object, key: str) -> tuple[str, ...]:
+        words = tuple(read_string(value, key).split(","))
+        if not all(words):
+            raise InvalidField(key, "must be names with commas between them")
+        return words
+
+    def schema(self) -> Schema:
+        return {"type": "string", "pattern": "^[^,]+(,[^,]+)*$"}
+
+
+@dataclass(frozen=True, slots=True)
 class TextMap(Kind[Mapping[str, str]]):
     """An object of strings. `variables`: its keys are names of environment variables; `maximum`: of keys,
     which the owner of the value checks."""

@@ -24,6 +24,7 @@ from hypemand.api.networks import NetworkRoutes
 from hypemand.api.requests import MAX_BODY
 from hypemand.api.routes import Routes
 from hypemand.api.services import Limits, Services
+from hypemand.api.transfer import TransferRoutes
 from hypemand.api.volumes import VolumeRoutes
 from hypemand.tasks import Tasks
 
@@ -135,7 +136,7 @@ def make_app(
     middlewares = [keeper.track, errors_as_json, gate, *behind_gate]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[_KEEPER] = keeper
-    for routes in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes):
+    for routes in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes, TransferRoutes):
         app.router.add_routes(routes(services, keeper.closing, limits).table())
     return app
 

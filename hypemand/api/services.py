@@ -16,6 +16,7 @@ from hypemand.model.services import (
     ImageService,
     Manager,
     NetworkService,
+    TransferService,
     VolumeService,
 )
 from hypemand.turns import TurnCounts
@@ -61,6 +62,7 @@ class Services:
     images: ImageService
     tokens: TokenStore
     volumes: VolumeService
+    transfers: TransferService
     host_networks: NetworkService
     reload: Callable[[], Awaitable[ReloadReport]]
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from hypemand.cli.hostcommands import HOST, IMAGES, NETWORKS, SPACE, TOKENS
 from hypemand.cli.spec import Command
-from hypemand.cli.vmcommands import INSPECT, LIFECYCLE, PROGRAMS
+from hypemand.cli.vmcommands import ARCHIVES, INSPECT, LIFECYCLE, PROGRAMS
 
 COMMANDS: tuple[Command, ...] = (
     *INSPECT,
     *LIFECYCLE,
     *PROGRAMS,
+    *ARCHIVES,
     *SPACE,
     *NETWORKS,
     *IMAGES,

@@ -30,15 +30,17 @@ def download(client: Client, ref: str, query: Mapping[str, str]) -> Iterator[byt
     return download_from(client, build_target("instances", ref, "archive", query=query))
 
 
-def download_from(client: Client, target: str) -> Iterator[bytes]:
-    """The archive at a target of the API."""
-    connection = Connection(client.path, STALL_SECONDS)
+def download_from(client: Client, target: str, *, begin: float = STALL_SECONDS) -> Iterator[bytes]:
+    """The archive at a target of the API, which begins within `begin` seconds."""
+    connection = Connection(client.path, begin)
     with contextlib.closing(connection):
         try:
             connection.request("GET", target)
             response = connection.getresponse()
             if response.status != 200:
                 raise parse_error(response.status, response.read())
+            if connection.sock is not None:
+                connection.sock.settimeout(STALL_SECONDS)
         except (OSError, http.client.HTTPException) as error:
             raise _explain(error) from None
         yield from _read_whole(response)
@@ -64,8 +66,10 @@ def upload(client: Client, ref: str, query: Mapping[str, str], pieces: Iterable[
     return upload_to(client, "PUT", build_target("instances", ref, "archive", query=query), pieces)
 
 
-def upload_to(client: Client, method: str, target: str, pieces: Iterable[bytes]) -> Json:
-    """Send an archive to a target of the API; the answer."""
+def upload_to(
+    client: Client, method: str, target: str, pieces: Iterable[bytes], *, answer: float = STALL_SECONDS
+) -> Json:
+    """Send an archive to a target of the API; the answer, which comes within `answer` seconds."""
     connection = Connection(client.path, STALL_SECONDS)
     with contextlib.closing(connection):
         try:
@@ -77,6 +81,8 @@ def upload_to(client: Client, method: str, target: str, pieces: Iterable[bytes])
                     body=_join(pieces),
                     headers={"Content-Type": _TYPE},
                 )
+            if connection.sock is not None:
+                connection.sock.settimeout(answer)
             response = connection.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException) as error:

@@ -297,3 +297,50 @@ PROGRAMS = (
         arguments=(_ONE_VM,),
     ),
 )
+
+ARCHIVES = (
+    Command(
+        ("vm", "export"),
+        "write a stopped VM to one file: definition, disk, and more if asked for",
+        "archive:export_vm",
+        "The file contains the definition with its environment, and all data of the VM: only its owner can "
+        "read it.",
+        arguments=(
+            _ONE_VM,
+            Argument("FILE", "archive to write, - for standard output", completes=Completes.FILE),
+        ),
+        options=(
+            Option(
+                ("--volume",),
+                "include this volume of the VM",
+                "VOLUME",
+                repeat=True,
+                completes=Completes.VOLUME,
+            ),
+            Option(("--all-volumes",), "include all volumes of the VM"),
+            Option(("--image",), "include the image, for a host that cannot pull it"),
+        ),
+    ),
+    Command(
+        ("vm", "import"),
+        "create a stopped VM from a file of vm export, and print its name",
+        "archive:import_vm",
+        "The VM gets a new id, MAC address and addresses. If the file is damaged, nothing is created.",
+        arguments=(Argument("FILE", "archive to read, - for standard input", completes=Completes.FILE),),
+        options=(
+            Option(("--name",), "name of the VM (default: its name in the archive)", "NAME"),
+            Option(
+                ("--keep-identity",),
+                "keep the id, machine id, MAC address and addresses, for a VM that moves",
+            ),
+            Option(
+                ("--volume",),
+                "use the name NEW for the volume OLD of the archive",
+                "OLD=NEW",
+                Kind.PAIR,
+                repeat=True,
+            ),
+            JSON,
+        ),
+    ),
+)

@@ -19,6 +19,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import pwd
 import re
 import shutil
@@ -35,14 +36,14 @@ from hypemand.atomic import make_folder, sync_folder
 from hypemand.config.definition import Definition
 from hypemand.config.names import is_name
 from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.errors import AlreadyExists, HostNotReady, InsufficientResources, NotFound
+from hypemand.errors import AlreadyExists, HostNotReady, InsufficientResources, InvalidRequest, NotFound
 from hypemand.manager.net.leases import lease_from_json, lease_to_json
 from hypemand.model.state import Origin
 from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.storage.disks import DISK
 from hypemand.storage.locks import hold_disk
 from hypemand.tasks import finish
-from hypemand.vm.record import ImagePin, Lease, VmRecord
+from hypemand.vm.record import ImagePin, Imported, Lease, VmRecord
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -201,15 +202,18 @@ class Inventory:
         pin: ImagePin | None = None,
         *,
         short_name: bool = True,
+        imported: Imported | None = None,
     ) -> VmRecord:
-        """Make a VM's folder and record. Nothing is left when that fails or is cancelled. AlreadyExists,
-        HostNotReady, InsufficientResources, OSError."""
+        """Make a VM's folder and record; of one that is `imported`, its `making_folder` becomes the folder.
+        Nothing is left when that fails or is cancelled. AlreadyExists, HostNotReady, InsufficientResources,
+        OSError."""
         name = definition.name
         async with self._adding:
-            self._check_free(name)
+            known = imported or Imported(uuid.uuid4().hex)
+            self.check_new(name, known)
             # its uid follows
             record = VmRecord(
-                name, uuid.uuid4().hex, 0, origin, time.time(), definition, pin, short_name=short_name
+                name, known.id, 0, origin, time.time(), definition, pin, known.lease, short_name=short_name
             )
             try:
                 return await finish(self._add(record), f"record of {name}")
@@ -217,6 +221,27 @@ class Inventory:
                 if name in self._records:
                     await finish(self._remove(name), f"removal of {name}")
                 raise
+
+    def making_folder(self, vm_id: str) -> Path:
+        """Where the disk of a VM with that id may be made, before there is such a VM. What a crash leaves
+        there is removed."""
+        return self._vms / f".{vm_id}.making"
+
+    def check_new(self, name: str, imported: Imported) -> None:
+        """Raise unless there can be a VM like this: AlreadyExists, HostNotReady."""
+        self._check_free(name)
+        if _ID.fullmatch(imported.id) is None:
+            raise InvalidRequest("the id of the VM is not 32 hexadecimal digits")
+        mac = None if imported.lease is None else imported.lease.mac
+        for other in self:
+            use = other.definition.network
+            macs = {None if other.lease is None else other.lease.mac, None if use is None else use.mac}
+            if other.id == imported.id or (mac is not None and mac in macs):
+                what = "id" if other.id == imported.id else "MAC address"
+                raise AlreadyExists(
+                    f"VM {other.name} has the {what} that VM {name} is to keep",
+                    hint=f"remove {other.name}, or let {name} have a new identity",
+                )
 
     def _check_free(self, name: str) -> None:
         self.check_readable()
@@ -245,9 +270,11 @@ class Inventory:
 
     def _make(self, record: VmRecord) -> None:
         """Make a folder whole: it gets its name last, and loses that again if the name would not last."""
-        making, folder = self._vms / f".{record.id}.making", self.folder(record.name)
-        making.mkdir(mode=0o711)
+        making, folder = self.making_folder(record.id), self.folder(record.name)
+        making.mkdir(mode=0o711, exist_ok=True)
         try:
+            if (making / DISK).exists():
+                os.chown(making / DISK, record.uid, -1, follow_symlinks=False)
             _write_record(making, record)
             making.rename(folder)
             try:

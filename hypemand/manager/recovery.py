@@ -13,6 +13,7 @@ from hypemand.errors import HypemandError
 from hypemand.manager.inventory import Inventory
 from hypemand.manager.parts import Parts
 from hypemand.model.state import Origin
+from hypemand.storage.volumes import Volume
 from hypemand.systemd.rootdir import make_root
 from hypemand.systemd.units import Units
 from hypemand.tasks import Tasks
@@ -91,7 +92,7 @@ class Recovery:
         )
         for volume in self._parts.volumes.unfilled:
             with logged(f"the volume {volume.name}"), self._parts.volume_use.work_on(volume, "removed"):
-                await run_in(Pool.TOOLS, self._parts.volumes.remove_unfilled, volume)
+                await self._settle_volume(volume)
         with logged("what is left of volumes"):
             await run_in(Pool.TOOLS, self._parts.volumes.clean_up)
         with logged("what is left of VMs"):
@@ -104,6 +105,17 @@ class Recovery:
                 )
             with logged("units that belong to no VM"):
                 await stop_unknown(self._parts.units, units, self._parts.records, self._is_known)
+
+    async def _settle_volume(self, volume: Volume) -> None:
+        """Remove a volume that was not filled to its end. One that was imported with a VM is complete: it
+        stays if the VM is there, and also where that is not known."""
+        store = self._parts.volumes
+        if volume.imported_for:
+            if any(record.id == volume.imported_for for record in self._parts.records):
+                await run_in(Pool.TOOLS, store.finish, volume)
+                return
+            self._parts.records.check_complete()
+        await run_in(Pool.TOOLS, store.remove_unfilled, volume)
 
     async def _remove_helper(self, vm: Vm) -> None:
         _log.info("removing VM %s, whose work on a volume was interrupted", vm.name)

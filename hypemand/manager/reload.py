@@ -83,11 +83,15 @@ class Reloader:
         defined, changed = [], []
         for name, definition in found.definitions.items():
             vm = self._fleet.find(name)
-            if vm is not None and vm.record.origin is Origin.API:
+            is_of_api = vm is not None and vm.record.origin is Origin.API
+            if vm is not None and is_of_api and vm.record.definition != definition:
                 problems.append(_defined_twice(config.vm_dir, name))
                 continue
             try:
-                if vm is None or vm.removed:
+                if vm is not None and is_of_api:
+                    await self._take_over(vm, definition)
+                    changed.append(name)
+                elif vm is None or vm.removed:
                     await self._define(definition, at_boot=at_boot)
                     defined.append(name)
                 elif vm.record.definition != definition:
@@ -104,6 +108,11 @@ class Reloader:
         vm.log(logging.INFO, f"VM {vm.name} is defined")
         if definition.autostart:
             self.autostart(vm, at_boot=at_boot)
+
+    async def _take_over(self, vm: Vm, definition: Definition) -> None:
+        """Let the file define a VM from now on that was created or imported with the API and is the same."""
+        await self._manager.define(definition)
+        vm.log(logging.INFO, f"VM {vm.name} is defined by its file from now on")
 
     async def _redefine(self, vm: Vm, definition: Definition) -> None:
         await self._manager.define(definition)
@@ -182,5 +191,5 @@ def _not_taken(folder: Path, name: str, error: HypemandError | OSError) -> Probl
 def _defined_twice(folder: Path, name: str) -> Problem:
     return Problem(
         str(folder / f"{name}.yaml"), 0, 0, "", f"a VM {name} was already created with the API",
-        "rename the file, or remove that VM",
+        "rename the file, write that VM's own definition into it, or remove that VM",
     )  # fmt: skip

@@ -8,11 +8,13 @@ a file system that a guest has written to, nor unpacks an archive of a stranger.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from hypemand.config.definition import MIB, Definition, VolumeMount
@@ -30,6 +32,7 @@ from hypemand.storage.volumes import Volume, check_size
 from hypemand.tasks import finish
 from hypemand.workers import Pool, run_in
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 _IMAGE = "builtin:busybox"
 _PLACE = "/volume"
@@ -112,6 +115,34 @@ class ApiVolumes:
                     if (made := self._store.find(name)) is not None:
                         await _work(partial(self._store.remove, made))
                     raise
+
+    async def add_imported(self, made: Sequence[tuple[Volume, Path]]) -> None:
+        """Take volumes that came with a VM, each with the folder that its disk is in: all of them, or none.
+        They cannot be used before `finish_imported`."""
+        async with self._lock:
+            added: list[Volume] = []
+            try:
+                for volume, making in made:
+                    await _work(partial(self._store.add_imported, volume, making))
+                    added.append(volume)
+            except BaseException:
+                await self.drop_imported(added)
+                raise
+
+    async def drop_imported(self, volumes: Sequence[Volume]) -> None:
+        """Remove them: their VM did not come to be."""
+        for volume in volumes:
+            await _work(partial(self._store.remove_unfilled, volume))
+
+    async def finish_imported(self, volumes: Sequence[Volume]) -> None:
+        """Let them be used: their VM is there. If that cannot be recorded, the next daemon sees to it."""
+        for volume in volumes:
+            try:
+                await _work(partial(self._store.finish, volume))
+            except OSError as error:
+                _log.error(
+                    "cannot finish the volume %s: %s; to try again, restart hypemand", volume.name, error
+                )
 
     async def remove_volume(self, ref: str) -> None:
         """See `VolumeService`."""

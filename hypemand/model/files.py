@@ -26,7 +26,8 @@ class FileInfo:
     """A file of a guest. `path`: as asked for in a stat; in a copy relative to its root, "" for the root.
 
     `mode` the twelve permission bits, `size` bytes (of a FILE), `mtime_ns` since the epoch, `target` of a
-    SYMLINK. Bytes of names that are no UTF-8 are kept as os.fsdecode does.
+    SYMLINK. Bytes of names that are no UTF-8 are kept as os.fsdecode does. `sparse_size`: of a file that an
+    archive stores without its holes, its real size.
     """
 
     path: str
@@ -37,6 +38,7 @@ class FileInfo:
     size: int
     mtime_ns: int
     target: str | None = None
+    sparse_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from hypemand.model.networks import NetworkInfo
 from hypemand.model.space import SpaceReport
 from hypemand.model.state import State
 from hypemand.model.timeline import Timeline
+from hypemand.model.transfer import ExportWanted, ImportWanted, MakeDefinition
 from hypemand.model.vm import VmView
 from hypemand.model.volumes import VolumeFill, VolumeRoot, VolumeView
 
@@ -178,6 +179,25 @@ class VolumeService(Protocol):
 
     async def measure_space(self) -> SpaceReport:
         """What hypemand keeps on the host's disk."""
+
+
+class TransferService(Protocol):
+    """VMs as archives. Methods never block the event loop."""
+
+    def export_vm(self, ref: str, wanted: ExportWanted) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The archive of a stopped VM in pieces, as docs/vm-archive.md describes; the VM cannot be started in
+        the block. InUse for a volume that is written to."""
+
+    async def import_vm(
+        self,
+        wanted: ImportWanted,
+        pieces: AsyncIterator[bytes],
+        make_definition: MakeDefinition,
+        *,
+        short_name: bool = True,
+    ) -> VmView:
+        """A stopped VM of an archive: whole, or nothing of it. InvalidRequest for what is no archive, or is
+        damaged, AlreadyExists, InsufficientResources, and what `make_definition` raises."""
 
 
 class NetworkService(Protocol):

@@ -86,6 +86,7 @@ class Operation(StrEnum):
     STANDBY = "standby"
     RESTORE = "restore"
     CHANGE = "change"
+    EXPORT = "export"
 
     @property
     def progressive(self) -> str:
@@ -112,6 +113,7 @@ _ALLOWED = {
     Operation.STANDBY: _RUNNING,
     Operation.RESTORE: frozenset({State.STANDBY}),
     Operation.CHANGE: frozenset({State.STOPPED}),
+    Operation.EXPORT: frozenset({State.STOPPED}),
 }
 _PROGRESSIVES = {
     Operation.START: "starting",
@@ -127,6 +129,7 @@ _PROGRESSIVES = {
     Operation.STANDBY: "entering standby",
     Operation.RESTORE: "being restored",
     Operation.CHANGE: "being changed",
+    Operation.EXPORT: "being exported",
 }
 
 # What gets a VM out of a state in which something is refused.
@@ -141,6 +144,7 @@ _CURES = {
     State.UNKNOWN: "see its state error; stop it and start it again if that does not pass",
 }
 _SPECIAL_CURES = {
+    (Operation.EXPORT, State.RUNNING): "stop it first: its disk is consistent then",
     (Operation.KILL, State.STOPPED): "there is nothing to kill",
     (Operation.KILL, State.STANDBY): "there is nothing to kill",
     (Operation.RESTORE, State.STOPPED): "it has no snapshot; start it instead",

@@ -183,13 +183,13 @@ def _clone(source: int, target: int, size: int) -> None:
         if error.errno not in _NO_CLONE:
             raise
     os.ftruncate(target, size)
-    for start, end in _iter_data(source, size):
+    for start, end in iter_data(source, size):
         for at in range(start, end, _COPY_BYTES):
             os.lseek(target, at, os.SEEK_SET)
             write_all(target, os.pread(source, min(_COPY_BYTES, end - at), at))
 
 
-def _iter_data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def iter_data(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """The extents of a sparse file that hold data (lseek(2), SEEK_DATA)."""
     end = 0
     while end < size:

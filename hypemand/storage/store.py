@@ -58,6 +58,16 @@ class _Making:
     users: int = 0
 
 
+def parse_new_name(text: str) -> str:
+    """A name that any content may have: not one with a digest or a path of the host. InvalidRequest."""
+    name = parse_image_name(text)
+    if "@" in name or name.startswith((BUILTIN_PREFIX, "oci:/", "dir:/", "docker-archive:/")):
+        raise InvalidRequest(
+            f"{name} is not a valid new name", hint="write NAME or NAME:TAG", code="invalid_name"
+        )
+    return name
+
+
 class ImageStore:
     """The images of a host. Nothing is cached: what the folders hold is true. All methods block on disk.
 
@@ -204,11 +214,7 @@ class ImageStore:
 
     def tag_image(self, name: str, target: str) -> Image:
         """Give an image one more name, which may have been another image's."""
-        target = parse_image_name(target)
-        if "@" in target or target.startswith((BUILTIN_PREFIX, "oci:/", "dir:/", "docker-archive:/")):
-            raise InvalidRequest(
-                f"{target} is not a valid new name", hint="write NAME or NAME:TAG", code="invalid_name"
-            )
+        target = parse_new_name(target)
         image = self.get_image(name)
         if image.builtin:
             raise InvalidRequest(

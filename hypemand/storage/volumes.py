@@ -50,7 +50,8 @@ from hypemand.storage.locks import hold_disk, lock_disk
 from hypemand.storage.replay import Replay, replay_in_unit
 
 _log = logging.getLogger(__name__)
-_DISK = "volume.ext4"
+DISK = "volume.ext4"
+"""The name of a volume's disk in its folder."""
 _RECORD = "volume.json"
 _MIN_PREFIX = 4
 _TAG = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
@@ -68,7 +69,8 @@ _LOST_AND_FOUND = "lost+found"
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A volume. `size` in bytes, `created_at` seconds since the epoch; `ready` False: it is being filled from
-    an archive, and not to be used yet."""
+    an archive, and not to be used yet. `imported_for`: the id of the VM that it is imported with, while that
+    is so: it is complete, and counts once that VM does."""
 
     id: str
     name: str
@@ -77,11 +79,12 @@ class Volume:
     tags: Mapping[str, str]
     folder: Path
     ready: bool = True
+    imported_for: str = ""
 
     @property
     def disk(self) -> Path:
         """Its file system."""
-        return self.folder / _DISK
+        return self.folder / DISK
 
     @property
     def serial(self) -> str:
@@ -217,9 +220,9 @@ class VolumeStore:
         volume = Volume(volume_id, name, derive_disk_size(size), time.time(), dict(tags), folder, ready)
         making.mkdir(mode=0o700)
         try:
-            ensure_disk(making / _DISK, size, -1, self._templates)
+            ensure_disk(making / DISK, size, -1, self._templates)
             if root is not None:
-                set_root(making / _DISK, root)
+                set_root(making / DISK, root)
             _write_record(making, volume)
             making.rename(folder)
             self._volumes[volume.id] = volume
@@ -228,6 +231,29 @@ class VolumeStore:
             _delete(making)
             raise
         return volume
+
+    def plan_import(
+        self, name: str, size: int, tags: Mapping[str, str], volume_id: str, vm_id: str
+    ) -> tuple[Volume, Path]:
+        """A volume that is to come with a VM, and the folder that its disk is to be put into. It keeps its id
+        where that is free: the overlays of VMs are found by it. As `check_new`. Blocks."""
+        free = is_name(volume_id) and self.find(volume_id) is None
+        if not free or os.path.lexists(self._folder / volume_id):
+            volume_id = uuid.uuid4().hex
+        self.check_new(name, size, tags, volume_id)
+        folder = self._folder / volume_id
+        return Volume(volume_id, name, size, time.time(), dict(tags), folder, False, vm_id), self._new_mark(
+            _MAKING
+        )
+
+    def add_imported(self, volume: Volume, making: Path) -> None:
+        """Take what `plan_import` has planned, with its disk in `making`. It is not ready yet. Blocks."""
+        self.check_new(volume.name, volume.size, volume.tags, volume.id)
+        has_journal_to_replay(making / DISK)  # it is an ext4
+        _write_record(making, volume)
+        making.rename(volume.folder)
+        self._volumes[volume.id] = volume
+        self._sync_new(volume, making)
 
     def _sync_new(self, volume: Volume, making: Path) -> None:
         """Have a volume last. One that would not is none, unless not even that can be taken back."""
@@ -243,7 +269,7 @@ class VolumeStore:
 
     def finish(self, volume: Volume) -> Volume:
         """What was being filled can be used now."""
-        return self._store(replace(volume, ready=True))
+        return self._store(replace(volume, ready=True, imported_for=""))
 
     def resize(self, volume: Volume, size: int) -> Volume:
         """Let a volume that no VM has grow. InvalidRequest for less than it has, InsufficientResources,
@@ -281,6 +307,7 @@ def _write_record(folder: Path, volume: Volume) -> None:
         "created_at": volume.created_at,
         "tags": dict(volume.tags),
         "ready": volume.ready,
+        "imported_for": volume.imported_for,
     }
     store_record(folder / _RECORD, document, indent=2)
 
@@ -361,14 +388,15 @@ def _load(folder: Path) -> Volume:
 
 
 def _parse_record(folder: Path, document: Any) -> Volume:
-    if not stat.S_ISREG((folder / _DISK).lstat().st_mode):
-        raise ValueError(f"{_DISK} is not a regular file")
+    if not stat.S_ISREG((folder / DISK).lstat().st_mode):
+        raise ValueError(f"{DISK} is not a regular file")
     return Volume(
         id=folder.name,
         name=str(document["name"]),
-        size=read_size(folder / _DISK),
+        size=read_size(folder / DISK),
         created_at=float(document["created_at"]),
         tags={str(key): str(value) for key, value in document["tags"].items()},
         folder=folder,
         ready=bool(document["ready"]),
+        imported_for=str(document.get("imported_for", "")),
     )

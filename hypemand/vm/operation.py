@@ -24,11 +24,12 @@ class OperationCancelled(HypemandError):
 
 class Ongoing:
     """An operation that is under way. `keeps_handle`: its VM ends for a moment, and its hypeman@ unit does
-    not."""
+    not. `is_cancelled`: it was asked to end."""
 
     def __init__(self, name: Operation) -> None:
         self.info = OngoingOperation(name, CALLER.get(), time.time())
         self.keeps_handle = False
+        self.is_cancelled = False
         self._wait: asyncio.Task[Any] | None = None
 
     async def await_cancellable(self, work: Coroutine[Any, Any, T], name: str) -> T:
@@ -48,6 +49,7 @@ class Ongoing:
 
     def cancel(self) -> None:
         """End what it waits for, if that can be ended; else it takes its time."""
+        self.is_cancelled = True
         if self._wait is not None:
             self._wait.cancel()
 
@@ -70,7 +72,10 @@ class Operations:
     @asynccontextmanager
     async def hold(self, name: Operation, *, patience: float | None = None) -> AsyncIterator[Ongoing]:
         """Be the only operation on the VM in the block. Raises NotFound when the VM was deleted meanwhile,
-        and WrongState when others were under way for `patience` seconds."""
+        and WrongState when others were under way for `patience` seconds; and at once while it is exported,
+        which takes as long as a client wants: only what cancels that waits for it."""
+        if self.current is not None and self.current.info.name is Operation.EXPORT:
+            patience = patience if self.current.is_cancelled else 0.0
         try:
             async with asyncio.timeout(patience):
                 await self._lock.acquire()

@@ -29,6 +29,14 @@ class ImagePin:
 
 
 @dataclass(frozen=True, slots=True)
+class Imported:
+    """What a VM has from an archive: its id, and its addresses if it keeps them."""
+
+    id: str
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class VmRecord:
     """What lasts of a VM. `id` is 32 hex digits, `created_at` seconds since the epoch. `pin`: what it was
     started with last; None: nothing yet, or an image that a package may change. `lease`: of the network that

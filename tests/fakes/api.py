@@ -15,6 +15,7 @@ import aiohttp
 from hypemand.api.server import make_app, serve
 from hypemand.api.services import Services
 from hypemand.api.tokens import TokenStore
+from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
 from tests.fakes.host import DEADLINE, FakeHost
 from tests.openapi_check import Description
@@ -23,12 +24,14 @@ from tests.openapi_check import Description
 def make_services(host: FakeHost) -> Services:
     """What hypemand.daemon gives to the API."""
     daemon, config = host.daemon, host.config
+    volumes = ApiVolumes(daemon.parts, daemon.manager)
     return Services(
         manager=daemon.manager,
         guests=daemon.parts.guests,
         images=daemon.parts.images,
         tokens=TokenStore(config.state_dir / "tokens.json"),
-        volumes=ApiVolumes(daemon.parts, daemon.manager),
+        volumes=volumes,
+        transfers=Transfers(daemon.parts, volumes),
         host_networks=daemon.parts.networks,
         reload=daemon.reloader.reload,
         defaults=lambda: config.defaults,

@@ -12,6 +12,7 @@ _LEAVE = {
     "hypemand/manager/inventory.py": "VMs: marked, by a rename while their disk is held",
     "hypemand/vm/runfiles.py": "runtime folders: systemd knows no unit, no VMM has the config disk",
     "hypemand/manager/starts.py": "the runtime folder of a VM that starts: its disk was held since",
+    "hypemand/manager/transfer.py": "what this very import has made, and no VM or volume has taken",
     "hypemand/storage/disks.py": "grows a disk while it is held",
     "hypemand/storage/ocilayout.py": "what this very import has made",
     "hypemand/storage/importer.py": "what this very import has made",

@@ -40,6 +40,7 @@ from hypemand.config.sizes import parse_size
 from hypemand.errors import HypemandError
 from hypemand.inflate import Inflater
 from hypemand.manager.net.names import replace_block
+from hypemand.manager.transfer import _parse_keys
 from hypemand.model.files import FileInfo, FileKind
 from hypemand.protocol.frames import FrameParser, HelloFinder
 from hypemand.protocol.items import ItemParser, Tree, parse_entry
@@ -47,6 +48,8 @@ from hypemand.protocol.records import parse_records
 from hypemand.protocol.sentinels import derive_user_text, is_sentinel_line, parse_sentinel
 from hypemand.storage.images import parse_oci_config
 from hypemand.storage.references import parse_image_name, parse_reference
+from hypemand.storage.sparse import _Map
+from hypemand.storage.vmarchive import ArchiveReader, Manifest, format_manifest, parse_manifest
 from hypemand.systemd.journal import JournalLine
 from hypemand.tar import (
     BLOCK,
@@ -131,6 +134,28 @@ def pax_record(key: str, value: str) -> bytes:
     text = f" {key}={value}\n"
     length = len(text) + 3
     return f"{length}{text}".encode() if len(str(length)) == 3 else f"{length + 1}{text}".encode()
+
+
+def take_map(data: bytes) -> None:
+    for step in (65_536, 7):
+        table = _Map()
+        for at in range(0, len(data), step):
+            table.feed(data[at : at + step])
+
+
+def take_archive(data: bytes) -> None:
+    for step in (65_536, 64):
+        reader = ArchiveReader()
+        for at in range(0, len(data), step):
+            if reader.feed(data[at : at + step]):
+                return
+
+
+def archive_text(unit: bytes) -> Make:
+    """An archive whose definition is this, again and again."""
+    head = format_manifest(Manifest("a", "ab" * 16, "x", "", False, None))
+    head = member("manifest.json", len(head)) + head + bytes(-len(head) % BLOCK)
+    return lambda size: head + member("definition.yaml", size) + unit * (size // len(unit))
 
 
 def take_qmp(data: bytes) -> None:
@@ -299,6 +324,23 @@ PARSERS: dict[str, Case] = {
     "storage.tarball:find_kind": Case(
         lambda d: list(read_headers(io.BytesIO(d))), (repeat(member("../x" * 20)), repeat(member()))
     ),
+    "storage.vmarchive:ArchiveReader.feed": Case(
+        take_archive, (archive_text(b"x"), archive_text(b"[1],"), repeat(member("manifest.json")))
+    ),
+    "storage.vmarchive:parse_manifest": Case(
+        parse_manifest,
+        (
+            repeat(b"["),
+            numbered('"%d":"x",', b'{"format":"hypemand-vm","version":1,', b'"a":1}'),
+            repeat(b'{"id":"a"},', b'{"format":"hypemand-vm","version":1,"volumes":[', b"1]}"),
+        ),
+    ),
+    "storage.sparse:_Map.feed": Case(
+        take_map, (repeat(b"1\n", b"16384\n"), numbered("%d\n", b"16384\n"), repeat(b"1"), repeat(b"\n"))
+    ),
+    "manager.transfer:_parse_keys": Case(
+        _parse_keys, (repeat(b"["), numbered('"%d":1,', b"{", b'"a":1}'), repeat(b"1"))
+    ),
     "manager.net.names:replace_block": Case(
         lambda d: replace_block(d, ()),
         (
@@ -381,6 +423,13 @@ PARTS = {
     "protocol.sentinels:_match": "protocol.sentinels:parse_sentinel",
     "protocol.sentinels:_read_last_field": "protocol.sentinels:parse_sentinel",
     "protocol.sentinels:_to_bytes": "protocol.sentinels:parse_sentinel",
+    "manager.transfer:Transfers._plan": "manager.transfer:_parse_keys",
+    "manager.transfer:Transfers.import_vm": "storage.vmarchive:ArchiveReader.feed",
+    "storage.store:parse_new_name": "storage.references:parse_image_name",
+    "storage.sparse:SparseFile._store": "storage.sparse:_Map.feed",
+    "storage.sparse:SparseFile.write": "storage.sparse:_Map.feed",
+    "storage.vmarchive:_Text.write": "storage.vmarchive:ArchiveReader.feed",
+    "tar:TarReader._parse_sparse": "tar:TarReader.feed",
     "tar:_pass_over": "tar:read_headers",
     "tar:_read_padded": "tar:read_headers",
     "tar:_Meta.add": "tar:TarReader.feed",
@@ -436,6 +485,10 @@ OTHERS = {
     "storage.archives:": "json.loads of members with a limit of their size, in a thread",
     "vm.tracker:_parse_notes": "a file of ours",
     "manager.net.ports:_decode_port": "a file of ours",
+    "storage.vmarchive:ArchiveWriter": "written",
+    "storage.vmarchive:Discarded.write": "not kept",
+    "storage.vmarchive:PlainFile.write": "stored",
+    "storage.vmarchive:Target.write": "of other classes",
     "storage.tarball:_open_plain": "looks at the first bytes",
 }
 

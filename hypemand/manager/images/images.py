@@ -205,7 +205,12 @@ class Images:
     @asynccontextmanager
     async def export_image(self, name: str) -> AsyncIterator[Path]:
         """An OCI archive of an image, which is there until the end of the block. Raises NotFound."""
-        image = await run_in(Pool.IMAGES, self.store.get_image, name)
+        async with self.export_content(await run_in(Pool.IMAGES, self.store.get_image, name)) as path:
+            yield path
+
+    @asynccontextmanager
+    async def export_content(self, image: Image) -> AsyncIterator[Path]:
+        """The same of an image that is known."""
         tools = self.pulls.make_tools()
         loop = asyncio.get_running_loop()
         exported = export_image(self.store, image, tools)

@@ -96,13 +96,13 @@ class VolumeUse:
         return Attached(volume, mount)
 
     @contextmanager
-    def work_on(self, volume: Volume, what: str) -> Iterator[None]:
-        """Lock a volume while it is, for example, "removed". InUse while a VM runs with it or another
-        operation has it."""
+    def work_on(self, volume: Volume, what: str, *, beside_readers: bool = False) -> Iterator[None]:
+        """Lock a volume while it is, for example, "removed". InUse while a VM runs with it, or only one that
+        writes to it, or another operation has it."""
         if volume.id in self._work:
             raise InUse(f"the volume {volume.name} is being {self._work[volume.id]}", hint="try again later")
         for other in self.attachments(volume):
-            if other.running:
+            if other.running and (other.mount.writes or not beside_readers):
                 raise InUse(
                     f"the volume {volume.name} is in use by the running VM {other.vm} and cannot be {what}",
                     hint=f"stop {other.vm} first",

@@ -14,6 +14,7 @@ from hypemand.api.routes import Routes
 from hypemand.api.server import make_app
 from hypemand.api.services import Limits, Services
 from hypemand.api.tokens import TokenStore
+from hypemand.api.transfer import TransferRoutes
 from hypemand.api.volumes import VolumeRoutes
 from hypemand.config.schemafile import load_schema
 from hypemand.model.state import State
@@ -24,7 +25,8 @@ HEALTHY = '{"status":"ok","version":"1","loop":{"slow_turns":0,"longest_ms":0,"l
 
 def services() -> Services:
     nothing: Any = None  # nobody is asked
-    return Services(nothing, nothing, nothing, TokenStore(Path("/nowhere")), nothing, nothing, nothing)
+    tokens = TokenStore(Path("/nowhere"))
+    return Services(nothing, nothing, nothing, tokens, nothing, nothing, nothing, nothing)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
@@ -34,7 +36,7 @@ def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
 
 
 def test_no_handler_is_left_without_a_route() -> None:
-    for kind in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes):
+    for kind in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes, TransferRoutes):
         routes = kind(services(), asyncio.Event(), Limits())
         used = {route.handler.__name__ for route in routes.table()}
         public = {name for name in vars(kind) if not name.startswith("_")} - {"table"}

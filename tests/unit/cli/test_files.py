@@ -97,10 +97,10 @@ def test_a_name_that_is_defined_twice_is_neither_defined_nor_removed() -> None:
     drive(scenario)
 
 
-def test_a_file_does_not_take_a_vm_that_was_made_by_command() -> None:
+def test_a_file_does_not_take_a_vm_that_was_made_by_command_unless_it_is_the_same() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         await host.run()
-        host.write()
+        host.write(memory="64M")
         refused = await run("reload")
         assert refused.returncode == 8
         (told,) = [line for line in refused.stderr.splitlines() if "web.yaml" in line]
@@ -110,6 +110,10 @@ def test_a_file_does_not_take_a_vm_that_was_made_by_command() -> None:
         (host.config.vm_dir / "web.yaml").unlink()
         assert (await run("reload")).returncode == 0
         assert (await show(run))["state"] == "Running"
+        host.write()
+        assert (await run("reload")).returncode == 0
+        taken = await show(run)
+        assert (taken["origin"], taken["invocation_id"]) == ("file", shown["invocation_id"])
 
     drive(scenario)
 

@@ -168,6 +168,7 @@ ALLOWED = {
     "standby": "Running",
     "restore": "Standby",
     "change": "Stopped",
+    "export": "Stopped",
 }
 
 

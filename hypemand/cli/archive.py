@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vm export, vm import."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from hypemand.atomic import replace_file, write_all
+from hypemand.cli.client import IMPORT_SECONDS, ApiError, Client, build_target, parse
+from hypemand.cli.context import Context
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.terminal import LiveLine, print_json
+from hypemand.cli.transfer import download_from, upload_to
+from hypemand.cli.values import escape_controls
+from hypemand.errors import InvalidRequest, NotFound
+from hypemand.model.answers.instance import Instance
+
+_STREAM = "-"
+_PIECE = 128 * 1024
+
+
+def export_vm(context: Context) -> int:
+    """Write a VM to a file: a new one takes the place of what was there when it is whole."""
+    args = context.args
+    if args.file == _STREAM and sys.stdout.isatty():
+        raise InvalidRequest("refusing to write an archive to a terminal", hint="specify a file")
+    query = {"volumes": ",".join(args.volume)} if args.volume else {}
+    query |= {key: "true" for key in ("all_volumes", "image") if getattr(args, key)}
+    target = build_target("instances", args.name, "export", query=query)
+    # with its image, that is packed first
+    pieces = download_from(context.client, target, begin=IMPORT_SECONDS)
+    if args.file == _STREAM:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        return ExitCode.OK
+    try:
+        with replace_file(Path(args.file), mode=0o600) as fd, LiveLine(f"exporting {args.name}"):
+            for piece in pieces:
+                write_all(fd, piece)
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {args.file}: {error.strerror or os.strerror(5)}") from None
+    return ExitCode.OK
+
+
+def import_vm(context: Context) -> int:
+    """Create a VM from a file, print its name, and say what it lacks on this host."""
+    args = context.args
+    query = {"name": args.name} if args.name else {}
+    query |= {"keep_identity": "true"} if args.keep_identity else {}
+    query |= {f"volumes[{old}]": new for old, new in args.volume}
+    with contextlib.ExitStack() as stack:
+        source = sys.stdin.buffer if args.file == _STREAM else stack.enter_context(_open(args.file))
+        stack.enter_context(LiveLine(f"importing {args.file}"))
+        target = build_target("instances", "import", query=query)
+        # with its image, that is unpacked when all has come
+        answer = upload_to(context.client, "POST", target, _read(source), answer=IMPORT_SECONDS)
+    made = parse(Instance, answer)
+    print_json(answer) if context.wants_json else print(escape_controls(made.name))
+    for words in _list_missing(context.client, made):
+        print(escape_controls(f"hypemanctl: {words}"), file=sys.stderr)
+    return ExitCode.OK
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise NotFound(f"there is no {path}") from None
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None
+
+
+def _read(source: BinaryIO) -> Iterator[bytes]:
+    while piece := source.read(_PIECE):
+        yield piece
+
+
+def _list_missing(client: Client, made: Instance) -> Iterator[str]:
+    """What a start of the VM will need that this host does not have yet."""
+    if made.image and not _is_there(client, "images", made.image):
+        yield f"the image {made.image} is not on this host yet; hypemanctl start pulls it, if it can"
+    for volume in made.volumes:
+        if not _is_there(client, "volumes", volume.volume_id):
+            yield f"the volume {volume.volume_id} is not on this host; create or import it before the start"
+
+
+def _is_there(client: Client, *parts: str) -> bool:
+    try:
+        client.get(*parts)
+    except ApiError as error:
+        return error.code not in ("not_found", "image_not_found", "volume_not_found")
+    return True
