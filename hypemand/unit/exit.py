@@ -33,6 +33,7 @@ from pathlib import Path
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
 from hypemand.model.evidence import Marker, list_missing
+from hypemand.notify import notify
 from hypemand.protocol.sentinels import (
     AgentReady,
     Emergency,
@@ -278,6 +279,11 @@ def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
         print(f"cannot write the exit record ({record.message}): {error}", file=sys.stderr)
 
 
+def describe_end(record: ExitRecord) -> str:
+    """The unit's status text from now on. The message may be the guest's."""
+    return f"Stopped: {''.join(c if c.isprintable() else '?' for c in record.message)}"
+
+
 def main() -> int:
     """Write STATE_DIR/exit.json; the exit status is the program's."""
     state, unit, stop_signal, guest_agent, mode, runtime = sys.argv[1:_ARGUMENTS]
@@ -289,6 +295,7 @@ def main() -> int:
     ending = collect_ending(run, unit, Path(state), Path(runtime), *how, deadline)
     record = derive_exit_record(run, ending, time.time())
     keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
+    notify(f"STATUS={describe_end(record)}")
     if len(sys.argv) > _ARGUMENTS:
         _renew_disk(Path(state), *sys.argv[_ARGUMENTS:])
     if record.reboot:

@@ -25,7 +25,7 @@ from typing import Any
 
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
-from hypemand.unit.exit import Findings, keep_record, scan_journal
+from hypemand.unit.exit import Findings, describe_end, keep_record, scan_journal
 from hypemand.unitnames import unit_name, vm_of_unit
 from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, find_spare
 from hypemand.vm.places import CONFIG_DISK
@@ -337,6 +337,7 @@ class Vmms:
         record = await asyncio.to_thread(judge, stop_job=job is not None)
         assert record.run == run
         await asyncio.to_thread(keep_record, record, Path(state) / "exit.json", find_spare(Path(runtime)))
+        self.systemd.notify(process.pid, f"STATUS={describe_end(record)}")
         if record.reboot:
             self.systemd.jobs.add(unit, "restart", "fail")
         return record.status

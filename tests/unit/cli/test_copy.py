@@ -153,7 +153,7 @@ def test_a_vm_that_does_not_run_is_said_so(tmp_path: Path, tree: Path) -> None:
         await api.host.put("web")
         for words in ((str(tree), "web:/tmp"), ("web:/etc", str(tree)), ("-", "web:/tmp")):
             done = await run("cp", *words)
-            assert (done.returncode, "Stopped" in done.stderr) == (5, True), words
+            assert (done.returncode, "Stopped" in done.stderr) == (11, True), words
 
     run_both(tmp_path, scenario)
 

@@ -53,7 +53,7 @@ def test_a_vm_with_a_file_is_not_removed_by_command() -> None:
         host.write()
         assert (await run("reload")).returncode == 0
         refused = await run("rm", "web")
-        assert refused.returncode == 5
+        assert refused.returncode == 11
         assert str(host.config.vm_dir / "web.yaml") in refused.stderr
         assert (await show(run))["state"] == "Stopped"
 

@@ -156,7 +156,7 @@ def test_status_of_a_stranger_is_4(daemon: Canned, cli: Cli) -> None:
         404, {"code": "not_found", "message": "there is no VM 'nope'", "hint": "see: hypemanctl list"}
     )
     done = cli.run("status", "nope", "web")
-    assert done.returncode == 4
+    assert done.returncode == 10
     assert "hypemanctl: there is no VM 'nope'; see: hypemanctl list" in done.stderr
     assert "web" in done.stdout
 
@@ -216,5 +216,5 @@ def test_show_gives_the_properties_that_are_asked_for(daemon: Canned, cli: Cli) 
 def test_show_of_a_property_that_is_not_there_is_an_error(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
     done = cli.run("show", "web", "-p", "stat")
-    assert done.returncode == 4
+    assert done.returncode == 10
     assert "web has no property stat" in done.stderr
