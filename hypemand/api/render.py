@@ -26,8 +26,10 @@ from hypemand.model.answers.instance import (
     InstanceHeaders,
     InstanceNetwork,
     InstanceOperation,
+    InstanceRestart,
     InstanceVolume,
     RestartPolicy,
+    Run,
     Stats,
 )
 from hypemand.model.answers.token import NewToken, TokenInfo
@@ -37,7 +39,7 @@ from hypemand.model.images import ImageInfo, Pruned, derive_host_architecture
 from hypemand.model.logs import LogLine
 from hypemand.model.networks import OPEN_GROUP, VmNetwork
 from hypemand.model.state import State
-from hypemand.model.vm import OngoingOperation, VmView
+from hypemand.model.vm import OngoingOperation, RestartStatus, RunReport, VmView
 from hypemand.vmm.process import read_memory
 
 Json: TypeAlias = Any
@@ -104,6 +106,7 @@ def derive_instance(view: VmView) -> Instance:
             for mount in definition.volumes
         ),
         restart_policy=RestartPolicy(_POLICY_WORDS[definition.restart]),
+        restart_status=None if view.restart is None else _derive_restart(view.restart),
         origin=view.origin,
         status_text=view.status_text,
         ready_ms=None if view.ready_ms is None else round(view.ready_ms, 1),
@@ -125,6 +128,35 @@ def derive_instance(view: VmView) -> Instance:
 
 def _derive_operation(operation: OngoingOperation) -> InstanceOperation:
     return InstanceOperation(operation.name, operation.owner, time_json(operation.since))
+
+
+def _derive_restart(restart: RestartStatus) -> InstanceRestart:
+    return InstanceRestart(
+        restart.attempts,
+        time_json(restart.last_attempt_at),
+        None,  # systemd restarts a VM at once, or within RestartSec=
+        restart.blocked_reason,
+        restart.last_reason,
+        restart.text,
+    )
+
+
+def runs_json(runs: Sequence[RunReport]) -> Json:
+    """Runs of a VM."""
+    return [encode(_derive_run(run)) for run in runs]
+
+
+def _derive_run(run: RunReport) -> Run:
+    end = run.exit
+    return Run(
+        run.run,
+        time_json(run.started_at),
+        None if run.ready_ms is None else round(run.ready_ms, 1),
+        time_json(run.ended_at),
+        None if end is None else end.code,
+        None if end is None else end.message,
+        None if end is None else end.success,
+    )
 
 
 def derive_group(group: str | None) -> tuple[str | None, bool]:

@@ -36,6 +36,7 @@ from hypemand.api.render import (
     log_line_json,
     new_token_json,
     path_json,
+    runs_json,
     stats_json,
     token_json,
 )
@@ -95,6 +96,7 @@ class Routes:
             web.get(f"{vm}/watch", self.watch_instance, allow_head=False),
             web.get(f"{vm}/logs", self.read_logs, allow_head=False),
             web.get(f"{vm}/timeline", self.read_timeline, allow_head=False),
+            web.get(f"{vm}/history", self.read_history, allow_head=False),
             web.get(f"{vm}/stats", self.read_stats, allow_head=False),
             web.get(f"{vm}/exec", self.exec_command, allow_head=False),
             web.get(f"{vm}/cp", self.copy_files, allow_head=False),
@@ -243,6 +245,11 @@ class Routes:
         """Timeline of the last boot."""
         refuse_query(request)
         return json_response(encode(await self._manager.timeline(parse_ref(request))))
+
+    async def read_history(self, request: web.Request) -> web.StreamResponse:
+        """The last runs."""
+        refuse_query(request)
+        return json_response(runs_json(await self._manager.list_runs(parse_ref(request))))
 
     async def read_stats(self, request: web.Request) -> web.StreamResponse:
         """Resource usage of a VM."""

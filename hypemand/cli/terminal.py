@@ -45,7 +45,8 @@ def print_error(text: str) -> None:
 def print_table(
     header: Sequence[str] | None, rows: Sequence[Sequence[str]], colours: Sequence[str | None]
 ) -> None:
-    """Columns as wide as they must be. `colours`: of each row's second column."""
+    """Columns as wide as they must be. `colours`: of each row's second column. Cells are words, for awk(1)
+    and its like; only those of the last column may have blanks, or be empty."""
     everything = [header, *rows] if header else list(rows)
     widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
     if header:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
@@ -19,7 +19,7 @@ from hypemand.manager.starts import Starter, derive_pin
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Timeline
-from hypemand.model.vm import VmView
+from hypemand.model.vm import RunReport, VmView
 from hypemand.systemd.log import MessageId
 from hypemand.tasks import finish
 from hypemand.unitnames import handle_name
@@ -374,6 +374,10 @@ class VmManager:
                     journal, log, follow=follow, is_live=lambda: not _has_ended(vm), state_changed=changed
                 ):
                     yield line
+
+    async def list_runs(self, ref: str) -> Sequence[RunReport]:
+        """See `Manager`."""
+        return await self._fleet.get(ref).list_runs()
 
     async def timeline(self, ref: str) -> Timeline:
         """See `Manager`."""

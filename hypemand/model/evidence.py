@@ -207,13 +207,23 @@ def _derive_live(evidence: Evidence) -> Derived:
 
 
 def derive_status_text(
-    derived: Derived, *, guest_agent: bool = True, ready_ms: float | None = None, result: str | None = None
+    derived: Derived,
+    *,
+    guest_agent: bool = True,
+    ready_ms: float | None = None,
+    result: str | None = None,
+    restart: str = "",
 ) -> str:
     """One line for STATUS= and for lists: the state, and what it waits for or how it came about.
 
-    `ready_ms` is the time from request to Running, `result` words on how the last run ended.
+    `ready_ms` is the time from request to Running, `result` words on how the last run ended; `restart`: on
+    systemd's restart of it, or its end.
     """
+    if derived.state is State.STOPPED:
+        result = restart or result
     detail = _status_detail(derived, guest_agent, ready_ms, result)
+    if restart and derived.state in (State.CREATED, State.INITIALIZING):
+        detail = f"{detail} ({restart})"
     return f"{derived.state}: {detail}" if detail else str(derived.state)
 
 

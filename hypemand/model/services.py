@@ -17,7 +17,7 @@ from hypemand.model.networks import NetworkInfo
 from hypemand.model.space import SpaceReport
 from hypemand.model.state import State
 from hypemand.model.timeline import Timeline
-from hypemand.model.vm import VmView
+from hypemand.model.vm import RunReport, VmView
 from hypemand.model.volumes import VolumeFill, VolumeRoot, VolumeView
 
 
@@ -86,6 +86,9 @@ class Manager(Protocol):
     ) -> AsyncIterator[LogLine]:
         """Lines, oldest first; `tail` None: all. With `follow` it ends after the last line of the current
         run; at once when there is none. `sentinels`: keep HYPEMAN- lines."""
+
+    async def list_runs(self, ref: str) -> Sequence[RunReport]:
+        """Its last runs, the oldest first; the last one may be on. Empty: it was never started."""
 
     async def timeline(self, ref: str) -> Timeline:
         """The last boot. WrongState when there was none."""

@@ -22,6 +22,10 @@ from hypemand.unitnames import VM_UNITS, unit_name, vm_of_unit
 SERVICE = "org.freedesktop.systemd1"
 MANAGER = "/org/freedesktop/systemd1"
 SLICE = "hypeman.slice"
+START_LIMIT_BURST = 5
+START_LIMIT_INTERVAL = 120.0
+"""Starts, and seconds in which they are counted, before systemd gives a unit up. systemd's own 10 s end
+before a VM that fails has booted five times, so that it would be restarted for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,9 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("Restart", "s", plan.restart.value),
         ("TimeoutStartUSec", "t", microseconds(plan.boot_timeout)),
         ("TimeoutStopUSec", "t", microseconds(plan.stop_timeout)),
+        # before those of the definition, of which the last one counts
+        ("StartLimitBurst", "u", START_LIMIT_BURST),
+        ("StartLimitIntervalUSec", "t", microseconds(START_LIMIT_INTERVAL)),
         # its group is that of its record: to name that too would be one more question to systemd itself
         ("User", "s", str(plan.uid)),
         ("StandardInput", "s", "null"),
@@ -232,6 +239,11 @@ class Units:
             if kind in ("start", "restart"):
                 fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
         return UnitStatus(**fields)
+
+    async def count_restarts(self, unit: str) -> int:
+        """How often systemd has restarted it by itself since it was started."""
+        count = await self._bus.get_property(SERVICE, unit_path(unit), f"{SERVICE}.Service.NRestarts")
+        return int(count)
 
     async def is_masked(self, unit: str) -> bool:
         """Has an administrator made it impossible to start (systemctl mask)?"""

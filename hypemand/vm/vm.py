@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from hypemand.config.definition import Definition
 from hypemand.model.evidence import Derived, derive_state, derive_status_text
 from hypemand.model.state import HeadersStatus, State
-from hypemand.model.vm import ExitReport, VmView
+from hypemand.model.vm import ExitReport, RestartStatus, RunReport, VmView
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
 from hypemand.systemd.units import UnitStatus
@@ -66,6 +66,8 @@ class Vm:
         self._derived = Derived(State.STOPPED)
         self._text = ""
         self._activity = ""
+        # the run whose end the journal has
+        self._logged_end = None if past.exit is None else past.exit.run
         self._phases = Phases(self.runs.derive_stop_time(record.created_at))
         self._asking = asyncio.Lock()
         self._stale = False
@@ -193,8 +195,21 @@ class Vm:
             kernel_headers=self._headers(),
             network=self._network.view(self.network_member),
             phase_durations_ms=self._phases.list_ms(self.state, time.time()),
+            restart=self._derive_restart(),
             operation=None if (ongoing := self.operations.current) is None else ongoing.info,
         )
+
+    def _derive_restart(self) -> RestartStatus | None:
+        unit = self._unit
+        return self.runs.derive_restart(
+            started_at=unit.started_at,
+            is_running=self.state in (State.RUNNING, State.PAUSED),
+            failed=unit.active_state == "failed",
+        )
+
+    async def list_runs(self) -> list[RunReport]:
+        """Its last runs, the oldest first."""
+        return await self.runs.list_runs(self._unit.started_at)
 
     def _read_cpu_seconds(self) -> float | None:
         pid = self._unit.main_pid
@@ -226,6 +241,8 @@ class Vm:
             if self.session is not None:
                 await self.session.connect_vmm(_RECOVER_DEADLINE)
             self._evaluate()
+            if known and self.state is State.STOPPED:
+                await self.runs.note_lost_end()
         finally:
             if not known:
                 self._assume_live()
@@ -254,6 +271,7 @@ class Vm:
                 while was is not self._unit:
                     was = self._unit
                     status = await self._services.units.status(self.unit, with_memory=with_memory)
+                    await self.runs.count_restarts(status)
                     found = await self.runs.load(status)
             except BusError as error:
                 _log.warning("VM %s: %s", self.name, error.message)
@@ -328,24 +346,43 @@ class Vm:
         ready = notes.ready_ms if notes is not None else None
         ended = self.runs.exit.message if self.runs.exit is not None else None
         self._derived = derived
-        self._text = derive_status_text(derived, guest_agent=self._guest_agent, ready_ms=ready, result=ended)
+        restart = self._derive_restart()
+        self._text = derive_status_text(
+            derived,
+            guest_agent=self._guest_agent,
+            ready_ms=ready,
+            result=ended,
+            restart=restart.text if restart is not None else "",
+        )
         if self.session is not None:
             self.runs.files.keep_notes(self.session.tracker.notes)
-        if self._text == old_text and derived.state is old:
+        end = self.runs.last_end
+        has_ended = end is not None and end.run != self._logged_end
+        if self._text == old_text and derived.state is old and not has_ended:
             return
+        self._logged_end = None if end is None else end.run
         if derived.state is not old:
             # systemd's own time of the change, unless this change is none of the unit's or not seen there yet
             changed = self._unit.changed_at or 0.0
             now = changed if changed > self._phases.since or self._recovering else time.time()
             self._phases.end(old, now)
             self._services.on_change()
-            if not self._recovering:
-                log_state_change(
-                    self.name, self.record.id, old, derived.state, self._text, derived.state_error
-                )
+        if (derived.state is not old or has_ended) and not self._recovering:
+            self._log_change(old, end if has_ended else None)
         self._tell_status()
         self.hold_deadline()
         self.changes.tell()
+
+    def _log_change(self, old: State, end: ExitRecord | None) -> None:
+        """Log the state, which was `old`, and how a run has ended, if it is that which has changed it."""
+        derived, fields = self._derived, {}
+        if end is not None:
+            fields = {"HYPEMAN_EXIT_MESSAGE": end.message, "HYPEMAN_EXIT_RUN": end.run}
+            if end.code is not None:
+                fields["HYPEMAN_EXIT_CODE"] = str(end.code)
+        log_state_change(
+            self.name, self.record.id, old, derived.state, self._text, derived.state_error, **fields
+        )
 
     def _tell_status(self) -> None:
         """`systemctl status` says what is going on: of a boot all, later whether the guest runs."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypemand.model.counters import Counters
 from hypemand.model.document import SOURCE
-from hypemand.model.state import HeadersState, Operation, State
+from hypemand.model.state import HeadersState, Operation, RestartBlock, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,32 @@ class RestartPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceRestart:
+    """Restarts that systemd has made by itself, and why it makes no more. The published client has its own
+    server's; `text` is ours."""
+
+    attempts: int = 0
+    last_attempt_at: str | None = None
+    next_attempt_at: str | None = None
+    blocked_reason: RestartBlock | str | None = None
+    last_reason: str | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of a VM. `exit_success` null: it is on."""
+
+    invocation_id: str
+    started_at: str | None = None
+    ready_ms: float | None = None
+    ended_at: str | None = None
+    exit_code: int | None = None
+    exit_message: str | None = None
+    exit_success: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """A VM. What is not supported is null. `definition`: the keys of a definition file; `document`: all that
     the daemon has answered."""
@@ -95,7 +121,7 @@ class Instance:
     network: InstanceNetwork | None = None
     volumes: tuple[InstanceVolume, ...] = ()
     restart_policy: RestartPolicy | None = None
-    restart_status: Any = None
+    restart_status: InstanceRestart | None = None
     health_check: Any = None
     health_status: Any = None
     # those above are the published client's

@@ -117,7 +117,7 @@ def test_a_file_does_not_take_a_vm_that_was_made_by_command() -> None:
 def test_a_restart_that_cannot_be_is_refused_while_the_vm_runs() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         before = await run_from_file(host, run, disk="1G")
-        keys = ((9, "memory", "900G"), (8, "disk", "64M"), (4, "image", "builtin:none-such"))
+        keys = ((9, "memory", "900G"), (8, "disk", "64M"), (10, "image", "builtin:none-such"))
         for code, key, value in keys:
             host.write("web", autostart=True, **{"disk": "1G", key: value})
             await run("reload")

@@ -34,7 +34,7 @@ def test_images_are_listed(daemon: Canned, cli: Cli) -> None:
     daemon.answers["GET /images"] = [IMAGE]
     assert cli.run("image", "list").stdout.splitlines() == [
         "NAME        STATUS  SIZE  PLATFORM     CREATED           DIGEST",
-        "team/app:1  ready   4M    linux/amd64  2026-03-01 10:00  sha256:aaaaaaaaaaaa",
+        "team/app:1  ready   4M    linux/amd64  2026-03-01T10:00  sha256:aaaaaaaaaaaa",
     ]
     assert cli.run("image", "list", "-q").stdout == "team/app:1\n"
     assert json.loads(cli.run("image", "list", "--json").stdout) == [IMAGE]

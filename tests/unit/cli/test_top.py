@@ -35,7 +35,7 @@ def test_what_was_used_between_two_looks_is_a_share_of_the_time() -> None:
     assert busy.up_seconds is not None
     assert 65 <= busy.up_seconds < 90
     assert _compare(before, before, 0.5).cpu_percent == 0.0
-    assert _format_row(busy) == ["web", "Running", "50.0", "150M", "1G", "2", "7.2 s", "1min 5s"]
+    assert _format_row(busy) == ["web", "Running", "50.0", "150M", "1G", "2", "7.2s", "1min5s"]
     off = _compare(derive_instance(make_view()), None, 0.5)
     assert (off.cpu_percent, off.memory_current, off.up_seconds) == (None, None, None)
 
