@@ -10,7 +10,7 @@ from hypemand.cli.terminal import GREEN, RED, YELLOW
 from hypemand.cli.values import parse_span
 from hypemand.errors import TimedOut
 from hypemand.model.answers.instance import Instance
-from hypemand.model.state import State
+from hypemand.model.state import Operation, State
 
 STOP_MARGIN_SECONDS = 30.0
 BOOT_MARGIN_SECONDS = 15.0
@@ -78,6 +78,11 @@ def find_state_colour(state: str, *, failed: bool) -> str | None:
 def has_failed(instance: Instance) -> bool:
     """Has the last run ended in a failure? False while it runs, and when there was none."""
     return instance.state in ENDED_STATES and instance.exit_success is False
+
+
+def is_being_deleted(instance: Instance) -> bool:
+    """Is it? Then that it has ended is not its last state."""
+    return instance.operation is not None and instance.operation.name == Operation.DELETE
 
 
 def describe_status(instance: Instance) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
@@ -38,6 +38,9 @@ _STOP_MARGIN = 30.0
 # what a guest may take to sync and power off after its program has ended
 _POWER_OFF_MARGIN = 5.0
 _SIGKILL = 9
+# so long a list of VMs waits for what systemd and the network service say now: on a busy host that takes
+# seconds, and what was seen last is not old
+_LOOK_DEADLINE = 0.5
 # so long is waited for the operation that is under way by what is no start and no end
 _PATIENCE = 10.0
 # and for what a cancelled creation has to undo, when the daemon ends
@@ -56,6 +59,7 @@ class VmManager:
 
     async def close(self) -> None:
         """Stop following all VMs. They keep running."""
+        await self._all.close()
         await self._parts.tasks.close(patience=_UNDO_DEADLINE)
         await self._parts.disk_watch.close()
         await self._starter.close()
@@ -67,13 +71,13 @@ class VmManager:
 
     async def list_vms(self) -> list[VmView]:
         """See `Manager`."""
-        await self._all.take()
+        await self._all.take_within(_LOOK_DEADLINE)
         # as they are now: also one that came meanwhile
         return [vm.view() for vm in sorted(self._fleet, key=lambda vm: vm.name)]
 
     async def _look_at_all(self) -> None:
         active = [vm for vm in self._fleet if vm.state.is_vmm_active]
-        looks = (vm.refresh(with_memory=True, wait_vmm=False) for vm in active)
+        looks = (vm.refresh(with_memory=True, wait_vmm=False, patient=True) for vm in active)
         await asyncio.gather(self._networks.read_counters(), *looks)
 
     async def get_vm(self, ref: str) -> VmView:
@@ -176,7 +180,7 @@ class VmManager:
         vm.changes.tell()
         return vm
 
-    async def delete_vm(self, ref: str) -> None:
+    async def delete_vm(self, ref: str, *, kill: bool = False) -> None:
         """See `Manager`."""
         vm = self._fleet.get(ref)
         if vm.record.origin is Origin.FILE and not vm.removed:
@@ -184,12 +188,16 @@ class VmManager:
                 f"VM {vm.name} is defined in {self._parts.config().vm_dir}/{vm.name}.yaml",
                 hint="remove that file and run systemctl reload hypemand first",
             )
-        vm.operations.cancel_wait()
-        # not held up by a stop that is under way: that holds the VM until its guest has ended
-        await self._end(vm, _SIGKILL)
-        async with vm.operations.hold(Operation.DELETE):
+        with vm.operations.announce(Operation.DELETE):
+            if kill:
+                with suppress(WrongState):  # it does not run, or has ended meanwhile
+                    await self.kill_vm(ref)
+            vm.operations.cancel_wait()
+            # not held up by a stop that is under way: that holds the VM until its guest has ended
             await self._end(vm, _SIGKILL)
-            await self._forget(vm)
+            async with vm.operations.hold(Operation.DELETE):
+                await self._end(vm, _SIGKILL)
+                await self._forget(vm)
 
     async def _forget(self, vm: Vm) -> None:
         await vm.runs.settle()
@@ -349,8 +357,14 @@ class VmManager:
     async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:
         """See `Manager`."""
         vm = self._fleet.get(ref)
-        ends = {state, State.UNKNOWN, State.STOPPED, State.STANDBY}
-        reached = await vm.changes.wait_for(lambda: vm.operations.closed or vm.state in ends, timeout)
+        ends = {State.UNKNOWN, State.STOPPED, State.STANDBY}
+
+        def is_over() -> bool:
+            # one that ends to be deleted is waited for until it is gone
+            has_ended = vm.state in ends and not vm.operations.is_announced(Operation.DELETE)
+            return vm.operations.closed or vm.state is state or has_ended
+
+        reached = await vm.changes.wait_for(is_over, timeout)
         if vm.operations.closed:
             raise NotFound(f"VM {vm.name} has been deleted meanwhile")
         return vm.view(), not reached

@@ -63,7 +63,8 @@ class UnitStatus:
     """What systemd says of a unit at one moment. `active_state` None: there is no such unit.
 
     `start_monotonic` and `started_at` (since the epoch): when its main process was spawned; `changed_at`:
-    when its state was another one last. `memory_current` in bytes.
+    when its state was another one last. `memory_current` in bytes. `waits_for`: the units whose jobs come
+    before its own, which is queued.
     """
 
     active_state: str | None
@@ -74,6 +75,7 @@ class UnitStatus:
     changed_at: float | None = None
     memory_current: int | None = None
     start_monotonic: float | None = None
+    waits_for: tuple[str, ...] = ()
 
     @property
     def is_live(self) -> bool:
@@ -215,7 +217,7 @@ class Units:
 
         Single properties, because all of them at once cost PID 1 ten times as much. A unit whose start is
         queued (systemd answers before it begins; `After=` may hold it for long) is activating, with no
-        invocation yet.
+        invocation yet, and with the units that it waits for.
         """
         properties = [*_PROPERTIES, _MEMORY] if with_memory else _PROPERTIES
         names = [f"{SERVICE}.{prop.name}" for prop in properties]
@@ -232,12 +234,14 @@ class Units:
         if job is not None and not UnitEvidence.from_active_state(fields["active_state"]).is_live:
             try:
                 kind = await self._bus.get_property(SERVICE, job, f"{SERVICE}.Job.JobType")
+                before = await self._bus.call(SERVICE, job, f"{SERVICE}.Job.GetAfter", ())
             except BusError as error:
                 if error.gone:
                     raise
                 return await self.status(unit, with_memory=with_memory)  # the job is over by now
             if kind in ("start", "restart"):
                 fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
+                fields["waits_for"] = tuple(sorted({row[1] for row in before or ()} - {unit}))
         return UnitStatus(**fields)
 
     async def count_restarts(self, unit: str) -> int:

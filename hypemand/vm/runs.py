@@ -181,6 +181,9 @@ class Runs:
         if found.exits:
             self.ended = found.exits
         self._between = _is_between(unit)
+        if unit.waits_for and self._requested:
+            # from when systemd had the job; it may be about to be known when that was
+            self._requested.setdefault(Moment.HELD, self._requested.get(Moment.QUEUED, time.monotonic()))
         live = unit.is_live and unit.invocation_id is not None and not self._between
         session = self.session
         if session is not None and (not live or unit.invocation_id != session.run):

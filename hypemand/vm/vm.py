@@ -41,6 +41,9 @@ from hypemand.workers import Pool, run_in
 _log = logging.getLogger(__name__)
 _RECOVER_DEADLINE = 1.0
 _DETACH_DEADLINE = 5.0
+# questions in a row that systemd leaves without an answer until a state that was known is Unknown, and
+# seconds between them
+_TRIES, _PAUSE, _LONGEST_PAUSE = 3, 1.0, 30.0
 
 
 class Vm:
@@ -71,6 +74,8 @@ class Vm:
         self._phases = Phases(self.runs.derive_stop_time(record.created_at))
         self._asking = asyncio.Lock()
         self._stale = False
+        self._failures = 0
+        self._next_look: asyncio.Task[None] | None = None
         self._recovering = False
 
     def _get_definition(self) -> Definition:
@@ -196,7 +201,7 @@ class Vm:
             network=self._network.view(self.network_member),
             phase_durations_ms=self._phases.list_ms(self.state, time.time()),
             restart=self._derive_restart(),
-            operation=None if (ongoing := self.operations.current) is None else ongoing.info,
+            operation=self.operations.shown,
         )
 
     def _derive_restart(self) -> RestartStatus | None:
@@ -260,9 +265,13 @@ class Vm:
         """Has systemd answered when it was asked last?"""
         return self._bus_up
 
-    async def refresh(self, *, with_memory: bool = False, wait_vmm: bool = True) -> None:
+    async def refresh(
+        self, *, with_memory: bool = False, wait_vmm: bool = True, patient: bool = False
+    ) -> None:
         """Ask systemd and the VMM now. Without `wait_vmm` what the VMM said last will do for now: what it
-        answers later, and that it does not, is a change like any other."""
+        answers later, and that it does not, is a change like any other. `patient`: for what is only shown, a
+        systemd that is slow is asked again some times, and until then the VM is what it was. Who decides
+        something has to know it."""
         async with self._asking:
             self._stale = False
             was = None
@@ -275,11 +284,16 @@ class Vm:
                     found = await self.runs.load(status)
             except BusError as error:
                 _log.warning("VM %s: %s", self.name, error.message)
+                self._failures += 1
+                if patient and not error.gone:
+                    self._ask_again()
+                    if self._bus_up and self._failures < _TRIES:
+                        return
                 found = await self.runs.load(None)
                 self._bus_up = False
                 self.runs.running.follow(found.definition, may_run=True)
             else:
-                self._bus_up = True
+                self._bus_up, self._failures = True, 0
                 self._unit = status
                 self.runs.follow(status, found)
                 await self.runs.running.learn_bound_files(self.record, self._services.units)
@@ -291,7 +305,17 @@ class Vm:
         """The unit's state may have changed. Signals that come while a refresh is under way are one more."""
         if not self._stale:
             self._stale = True
-            self._tasks.start("refresh", self.refresh())
+            self._tasks.start("refresh", self.refresh(patient=True))
+
+    def _ask_again(self) -> None:
+        if self._next_look is None or self._next_look.done():
+            self._next_look = self._tasks.start("next look", self._look_later())
+
+    async def _look_later(self) -> None:
+        """Until systemd has answered. A bus that is gone says itself when it is back."""
+        while self._failures:
+            await asyncio.sleep(min(_PAUSE * 2 ** min(self._failures - 1, 5), _LONGEST_PAUSE))
+            await self.refresh(patient=True)
 
     def take_start(self) -> None:
         """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
@@ -353,6 +377,7 @@ class Vm:
             ready_ms=ready,
             result=ended,
             restart=restart.text if restart is not None else "",
+            waits_for=self._unit.waits_for,
         )
         if self.session is not None:
             self.runs.files.keep_notes(self.session.tracker.notes)

@@ -82,6 +82,21 @@ def test_a_start_is_waited_for_and_a_failed_one_says_why() -> None:
     drive(scenario)
 
 
+def test_who_waits_for_a_vm_that_is_removed_meanwhile_is_told_so() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.guest().boots = False
+        await host.create()
+        await host.manager.start_vm("web")
+        await host.until_true(lambda: "web" in host.vmms.live)
+        wait = asyncio.create_task(run("wait", "web"))
+        await host.until_true(lambda: host.watchers("web") == 1)
+        assert (await run("rm", "-f", "web")).returncode == 0
+        done = await wait
+        assert (done.returncode, "web was removed while waiting" in done.stderr) == (10, True), done.stderr
+
+    drive(scenario)
+
+
 def test_status_shows_the_operation_and_who_has_asked_for_it() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         await host.run()
