@@ -77,7 +77,10 @@ def instance_json(view: VmView) -> Json:
 
 def derive_instance(view: VmView) -> Instance:
     """A VM as clients see it."""
-    definition, headers, doing = view.definition, view.kernel_headers, view.operation
+    headers, doing = view.kernel_headers, view.operation
+    # what the guest has, and beside it what it will have
+    definition, defined = view.effective, definition_to_json(view.definition)
+    running = definition_to_json(definition) if definition is not view.definition else defined
     return Instance(
         id=view.id,
         name=view.name,
@@ -97,7 +100,7 @@ def derive_instance(view: VmView) -> Instance:
         overlay_size=_client_size(definition.disk),
         vcpus=definition.vcpus,
         env=definition.env,
-        tags=definition.tags,
+        tags=view.definition.tags,
         hypervisor=HYPERVISOR,
         platform=host_platform(),
         network=_derive_network(view.network),
@@ -111,6 +114,8 @@ def derive_instance(view: VmView) -> Instance:
         status_text=view.status_text,
         ready_ms=None if view.ready_ms is None else round(view.ready_ms, 1),
         needs_restart=view.needs_restart,
+        pending_changes=view.changes,
+        needs_reload=view.needs_reload,
         removed_from_config=view.removed_from_config,
         unit=view.unit,
         invocation_id=view.invocation_id,
@@ -122,7 +127,8 @@ def derive_instance(view: VmView) -> Instance:
         cpu_seconds=view.cpu_seconds,
         kernel_headers=None if headers is None else InstanceHeaders(headers.state, headers.error),
         operation=None if doing is None else _derive_operation(doing),
-        definition=definition_to_json(definition),
+        definition=defined,
+        running_definition=None if running == defined else running,
     )
 
 
@@ -231,7 +237,7 @@ def stats_json(view: VmView) -> Json:
     """What a VM uses, in the published client's words. WrongState without a VMM."""
     if view.main_pid is None:
         raise WrongState(f"stats needs a running VM, and {view.name} is {view.state}", hint="start it first")
-    allocated = view.definition.memory
+    allocated = view.effective.memory
     virtual, resident = read_memory(view.main_pid)
     counters = None if view.network is None else view.network.counters
     answer = Stats(
@@ -240,7 +246,7 @@ def stats_json(view: VmView) -> Json:
         cpu_seconds=view.cpu_seconds or 0.0,
         memory_rss_bytes=resident,
         memory_vms_bytes=virtual,
-        allocated_vcpus=view.definition.vcpus,
+        allocated_vcpus=view.effective.vcpus,
         allocated_memory_bytes=allocated,
         memory_utilization_ratio=resident / allocated,
         network_rx_bytes=0 if counters is None else counters.received_bytes,

@@ -14,8 +14,10 @@ from hypemand.cli.client import parse
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import (
+    CHANGED_ON_DISK,
     ENDED_STATES,
     describe_exit,
+    find_effective,
     find_memory,
     find_state_colour,
     get_instance,
@@ -131,7 +133,10 @@ def _notes_of_runs(instance: Instance) -> Iterator[str]:
 
 def _notes(instance: Instance) -> Iterator[str]:
     if instance.needs_restart:
-        yield "needs restart"
+        changes = ", ".join(instance.pending_changes)
+        yield f"needs restart: {changes}" if changes else "needs restart"
+    if instance.needs_reload:
+        yield CHANGED_ON_DISK
     if instance.removed_from_config:
         yield "file removed"
 
@@ -172,7 +177,7 @@ def _print_status(context: Context, instance: Instance, wanted_lines: int) -> No
 def _describe_program(instance: Instance) -> str:
     words = [instance.image or "?"]
     for key in ("entrypoint", "cmd"):
-        words += [shlex.quote(str(word)) for word in instance.definition.get(key) or ()]
+        words += [shlex.quote(str(word)) for word in find_effective(instance).get(key) or ()]
     return escape_controls(" ".join(words))
 
 

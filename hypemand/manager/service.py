@@ -78,12 +78,20 @@ class VmManager:
     async def _look_at_all(self) -> None:
         active = [vm for vm in self._fleet if vm.state.is_vmm_active]
         looks = (vm.refresh(with_memory=True, wait_vmm=False, patient=True) for vm in active)
-        await asyncio.gather(self._networks.read_counters(), *looks)
+        await asyncio.gather(self._networks.read_counters(), self.look_at_files(), *looks)
+
+    async def look_at_files(self) -> None:
+        """Learn whose definition file is another one than was loaded."""
+        changed = await run_in(Pool.RECORDS, self._parts.files.find_changed, self._parts.config().vm_dir)
+        for vm in self._fleet:
+            vm.set_stale(vm.record.origin is Origin.FILE and not vm.removed and vm.name in changed)
 
     async def get_vm(self, ref: str) -> VmView:
         """See `Manager`."""
         vm = self._fleet.get(ref)
-        await asyncio.gather(self._networks.read_counters(), vm.refresh(with_memory=True))
+        await asyncio.gather(
+            self._networks.read_counters(), self.look_at_files(), vm.refresh(with_memory=True)
+        )
         return vm.view()
 
     def view_vm(self, ref: str) -> VmView:
@@ -229,6 +237,7 @@ class VmManager:
         vm = self._fleet.get(ref)
         if not vm.state.is_vmm_active:
             self._starter.ease_moves()  # it takes longer than all that comes before PID 1 needs it
+        looking = self._parts.tasks.start("look at definition files", self.look_at_files())
         async with vm.operations.hold(Operation.START):
             await vm.refresh()
             check_allowed(Operation.START, vm.state, vm.name, vm.state_error)
@@ -237,6 +246,7 @@ class VmManager:
                     image, waited = await self._starter.ensure_image(vm, pull)
                     # a pull is no part of the boot
                     await self._starter.start(vm, time.monotonic() if waited else requested, image)
+        await asyncio.wait([looking])
         return vm.view()
 
     # ending
@@ -298,7 +308,7 @@ class VmManager:
         requested = time.monotonic()
         vm = self._fleet.get(ref)
         async with vm.operations.hold(Operation.RESTART) as operation:
-            await vm.refresh()
+            await asyncio.gather(vm.refresh(), self.look_at_files())
             check_allowed(Operation.RESTART, vm.state, vm.name)
             # it runs on meanwhile
             image, waited = await self._starter.ensure_image(vm, pull)

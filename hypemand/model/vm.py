@@ -61,7 +61,9 @@ class VmView:
     """A VM at one moment. Times are seconds since the epoch, durations milliseconds. `cpu_seconds`: what the
     VMM has used of the host's CPUs in this run; `kernel_headers` None: it does not run, or gets none;
     `network` None: it has none; `operation`: what is being done with it at this moment; `restart` None:
-    systemd does not restart it."""
+    systemd does not restart it. `running`: the definition that it was started with, if it runs and that is
+    known; `changes`: what of its definition that does not have, in words; `needs_reload`: its file is not the
+    one that was loaded."""
 
     id: str
     name: str
@@ -90,3 +92,11 @@ class VmView:
     network: VmNetwork | None = None
     operation: OngoingOperation | None = None
     restart: RestartStatus | None = None
+    running: Definition | None = None
+    changes: tuple[str, ...] = ()
+    needs_reload: bool = False
+
+    @property
+    def effective(self) -> Definition:
+        """What its guest has, or the next one would."""
+        return self.running or self.definition

@@ -28,6 +28,7 @@ from hypemand.vm.handle import Handle
 from hypemand.vm.networkmember import NetworkHost, NetworkMember
 from hypemand.vm.notifications import extend_boot, mark_running, notify_ready, notify_systemd, register
 from hypemand.vm.operation import Operations
+from hypemand.vm.pending import describe_changes
 from hypemand.vm.phases import Phases
 from hypemand.vm.places import Places
 from hypemand.vm.record import VmRecord
@@ -55,6 +56,7 @@ class Vm:
     ) -> None:
         self.record = record
         self.removed = False
+        self.has_stale_definition = False
         self.places = places
         self.changes = Changes()
         self.operations = Operations(record.name, self.changes.tell)
@@ -91,6 +93,12 @@ class Vm:
         """Is the file that defines it gone?"""
         if removed is not self.removed:
             self.removed = removed
+            self.changes.tell()
+
+    def set_stale(self, stale: bool) -> None:
+        """Is the file that defines it another one than was loaded?"""
+        if stale is not self.has_stale_definition:
+            self.has_stale_definition = stale
             self.changes.tell()
 
     # what is known
@@ -147,8 +155,18 @@ class Vm:
             return False
         if self._network.is_outdated(self.name):
             return True
-        running = self.runs.running.definition
+        running = self._running
         return running is not None and runtime_part(running) != runtime_part(self.record.definition)
+
+    @property
+    def _running(self) -> Definition | None:
+        """What it runs with, as far as that is known."""
+        return self.runs.running.definition if self.state.is_vmm_active else None
+
+    def _describe_changes(self) -> tuple[str, ...]:
+        running = self._running
+        changes = () if running is None else describe_changes(running, self.record.definition)
+        return (*changes, "network configuration") if self._network.is_outdated(self.name) else changes
 
     @property
     def network_member(self) -> NetworkMember:
@@ -187,7 +205,10 @@ class Vm:
             stopped_at=None if ended is None else ended.ended_at,
             ready_ms=notes.ready_ms if notes is not None and self.state.is_vmm_active else None,
             exit=None if ended is None else ExitReport(ended.code, ended.message, ended.success),
-            needs_restart=self.needs_restart,
+            needs_restart=(needs_restart := self.needs_restart),
+            running=self._running,
+            changes=self._describe_changes() if needs_restart else (),
+            needs_reload=self.has_stale_definition,
             removed_from_config=self.removed,
             unit=self.unit,
             invocation_id=self.run,

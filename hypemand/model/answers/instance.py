@@ -93,8 +93,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A VM. What is not supported is null. `definition`: the keys of a definition file; `document`: all that
-    the daemon has answered."""
+    """A VM. What is not supported is null. `definition`: the keys of a definition file;
+    `running_definition`: the same of what it was started with, where that differs; `document`: all that the
+    daemon has answered."""
 
     id: str
     name: str
@@ -129,6 +130,8 @@ class Instance:
     status_text: str | None = None
     ready_ms: float | None = None
     needs_restart: bool = False
+    pending_changes: tuple[str, ...] = ()
+    needs_reload: bool = False
     removed_from_config: bool = False
     unit: str | None = None
     invocation_id: str | None = None
@@ -141,6 +144,7 @@ class Instance:
     kernel_headers: InstanceHeaders | None = None
     operation: InstanceOperation | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
+    running_definition: Mapping[str, Any] | None = None
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False, metadata=SOURCE)
 
 
