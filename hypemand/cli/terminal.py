@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -39,7 +40,8 @@ def print_error(text: str) -> None:
     stream = sys.stderr
     name = paint("hypemanctl:", RED, stream)
     lines = [escape_controls(line) for line in text.split("\n")]
-    print(name, "\n".join(lines), file=stream)
+    with contextlib.suppress(OSError):  # there is nowhere else to say so
+        print(name, "\n".join(lines), file=stream)
 
 
 def print_table(

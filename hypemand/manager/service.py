@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
+from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.parts import Parts
 from hypemand.manager.resources.volumeuse import change_volume
@@ -138,6 +139,13 @@ class VmManager:
         self, definition: Definition, origin: Origin, *, start: bool, short_name: bool = True
     ) -> VmView:
         """`create_vm`, or a VM that works for the daemon itself."""
+        places = self._parts.places(definition.name)
+        async with name_full_disk_beside(f"create VM {definition.name}", places.state):
+            return await self._create(definition, origin, start=start, short_name=short_name)
+
+    async def _create(
+        self, definition: Definition, origin: Origin, *, start: bool, short_name: bool
+    ) -> VmView:
         self._check_name_free(definition.name)
         image = await self._images.have(definition.image, "", definition.image_pull)
         requested = time.monotonic()  # a pull is no part of the boot

@@ -138,11 +138,14 @@ def _signal_name(status: str) -> str:
     return status if status.startswith("SIG") else f"SIG{status}"
 
 
-def derive_unrecorded(run: str, ended_at: float, *, failed: bool) -> ExitRecord:
-    """The record of a run whose own was lost: of that no more is known than whether systemd has its unit
-    `failed`."""
+def derive_unrecorded(run: str, ended_at: float, *, failed: bool, report: Exit | None) -> ExitRecord:
+    """The record of a run whose own was lost, as on a full disk. What is known of it then is the guest's
+    `report`, if the daemon has seen one, and whether systemd has its unit `failed`. One of which nothing is
+    known is no success."""
+    if report is not None:
+        return ExitRecord(run, report.code, report.message, not failed, 0, ended_at)
     how = "failed" if failed else "ended"
-    return ExitRecord(run, None, f"it {how}, and how could not be written down", not failed, 0, ended_at)
+    return ExitRecord(run, None, f"it {how}, and how could not be written down", False, 0, ended_at)
 
 
 def derive_lost(run: str, seen_at: float) -> ExitRecord:

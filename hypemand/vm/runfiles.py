@@ -92,13 +92,16 @@ class Past:
     ended: tuple[ExitRecord, ...] = ()
 
 
-def derive_exit(exits: Sequence[ExitRecord], run: str | None, *, failed: bool) -> ExitRecord | None:
+def derive_exit(
+    exits: Sequence[ExitRecord], run: str | None, *, failed: bool, notes: BootNotes | None = None
+) -> ExitRecord | None:
     """The record of the run that has just ended, None if there was none: `run` is its id, if that is
     known. It is there, unless it could not be written: the unit writes it before it becomes inactive, or
-    `failed`."""
+    `failed`. `notes`: what the daemon itself has seen of it."""
     record = next((r for r in exits if run in (None, r.run)), None)
     if record is None:
-        return None if run is None else derive_unrecorded(run, time.time(), failed=failed)
+        report = notes.exit if notes is not None and notes.run == run else None
+        return None if run is None else derive_unrecorded(run, time.time(), failed=failed, report=report)
     if record.reboot and failed:
         words = f"{record.message}, too often in a short time: systemd did not restart it"
         record = replace(record, message=words, success=False)

@@ -197,7 +197,7 @@ class Runs:
             if self._is_assumed:
                 self.exit = derive_unseen_exit(found, self._notes)
             else:
-                self.exit = derive_exit(found.exits, ended, failed=failed)
+                self.exit = derive_exit(found.exits, ended, failed=failed, notes=self._notes)
             self.running.definition = None
             self._closing = self._tasks.start("release", self._release(self._closing))
         elif self._has_failed_unseen(unit):
