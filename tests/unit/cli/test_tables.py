@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from pathlib import Path
@@ -116,9 +117,10 @@ def test_a_run_of_whose_end_nothing_is_known_is_no_success(monkeypatch: pytest.M
         host.guest().heeds = False
         await host.run()
         fill(monkeypatch)
+        stop = asyncio.create_task(run("stop", "--result", "web"))
+        await host.until_true(lambda: host.unit() == "deactivating/stop")
         host.vmm().ended.set()  # without a word
-        await host.until_ended()
-        done = await run("stop", "--result", "web")
+        done = await stop
         assert done.returncode == 1
         assert "how could not be written down" in done.stderr
 
