@@ -37,7 +37,7 @@ _LONGEST_TIMER = 30 * 86400.0
 _READ = frozenset(
     {
         "health", "openapi", "list_instances", "get_instance", "wait_instance", "watch_instance",
-        "read_logs", "read_timeline", "read_stats", "list_images", "get_image", "watch_image",
+        "read_logs", "read_timeline", "read_history", "read_stats", "list_images", "get_image", "watch_image",
         "list_volumes", "get_volume", "read_space", "list_networks", "get_network",
     }
 )  # fmt: skip

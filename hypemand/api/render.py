@@ -26,8 +26,10 @@ from hypemand.model.answers.instance import (
     InstanceHeaders,
     InstanceNetwork,
     InstanceOperation,
+    InstanceRestart,
     InstanceVolume,
     RestartPolicy,
+    Run,
     Stats,
 )
 from hypemand.model.answers.token import NewToken, TokenInfo
@@ -37,7 +39,7 @@ from hypemand.model.images import ImageInfo, Pruned, derive_host_architecture
 from hypemand.model.logs import LogLine
 from hypemand.model.networks import OPEN_GROUP, VmNetwork
 from hypemand.model.state import State
-from hypemand.model.vm import OngoingOperation, VmView
+from hypemand.model.vm import OngoingOperation, RestartStatus, RunReport, VmView
 from hypemand.vmm.process import read_memory
 
 Json: TypeAlias = Any
@@ -75,7 +77,10 @@ def instance_json(view: VmView) -> Json:
 
 def derive_instance(view: VmView) -> Instance:
     """A VM as clients see it."""
-    definition, headers, doing = view.definition, view.kernel_headers, view.operation
+    headers, doing = view.kernel_headers, view.operation
+    # what the guest has, and beside it what it will have
+    definition, defined = view.effective, definition_to_json(view.definition)
+    running = definition_to_json(definition) if definition is not view.definition else defined
     return Instance(
         id=view.id,
         name=view.name,
@@ -95,7 +100,7 @@ def derive_instance(view: VmView) -> Instance:
         overlay_size=_client_size(definition.disk),
         vcpus=definition.vcpus,
         env=definition.env,
-        tags=definition.tags,
+        tags=view.definition.tags,
         hypervisor=HYPERVISOR,
         platform=host_platform(),
         network=_derive_network(view.network),
@@ -104,10 +109,13 @@ def derive_instance(view: VmView) -> Instance:
             for mount in definition.volumes
         ),
         restart_policy=RestartPolicy(_POLICY_WORDS[definition.restart]),
+        restart_status=None if view.restart is None else _derive_restart(view.restart),
         origin=view.origin,
         status_text=view.status_text,
         ready_ms=None if view.ready_ms is None else round(view.ready_ms, 1),
         needs_restart=view.needs_restart,
+        pending_changes=view.changes,
+        needs_reload=view.needs_reload,
         removed_from_config=view.removed_from_config,
         unit=view.unit,
         invocation_id=view.invocation_id,
@@ -119,12 +127,42 @@ def derive_instance(view: VmView) -> Instance:
         cpu_seconds=view.cpu_seconds,
         kernel_headers=None if headers is None else InstanceHeaders(headers.state, headers.error),
         operation=None if doing is None else _derive_operation(doing),
-        definition=definition_to_json(definition),
+        definition=defined,
+        running_definition=None if running == defined else running,
     )
 
 
 def _derive_operation(operation: OngoingOperation) -> InstanceOperation:
     return InstanceOperation(operation.name, operation.owner, time_json(operation.since))
+
+
+def _derive_restart(restart: RestartStatus) -> InstanceRestart:
+    return InstanceRestart(
+        restart.attempts,
+        time_json(restart.last_attempt_at),
+        None,  # systemd restarts a VM at once, or within RestartSec=
+        restart.blocked_reason,
+        restart.last_reason,
+        restart.text,
+    )
+
+
+def runs_json(runs: Sequence[RunReport]) -> Json:
+    """Runs of a VM."""
+    return [encode(_derive_run(run)) for run in runs]
+
+
+def _derive_run(run: RunReport) -> Run:
+    end = run.exit
+    return Run(
+        run.run,
+        time_json(run.started_at),
+        None if run.ready_ms is None else round(run.ready_ms, 1),
+        time_json(run.ended_at),
+        None if end is None else end.code,
+        None if end is None else end.message,
+        None if end is None else end.success,
+    )
 
 
 def derive_group(group: str | None) -> tuple[str | None, bool]:
@@ -199,7 +237,7 @@ def stats_json(view: VmView) -> Json:
     """What a VM uses, in the published client's words. WrongState without a VMM."""
     if view.main_pid is None:
         raise WrongState(f"stats needs a running VM, and {view.name} is {view.state}", hint="start it first")
-    allocated = view.definition.memory
+    allocated = view.effective.memory
     virtual, resident = read_memory(view.main_pid)
     counters = None if view.network is None else view.network.counters
     answer = Stats(
@@ -208,7 +246,7 @@ def stats_json(view: VmView) -> Json:
         cpu_seconds=view.cpu_seconds or 0.0,
         memory_rss_bytes=resident,
         memory_vms_bytes=virtual,
-        allocated_vcpus=view.definition.vcpus,
+        allocated_vcpus=view.effective.vcpus,
         allocated_memory_bytes=allocated,
         memory_utilization_ratio=resident / allocated,
         network_rx_bytes=0 if counters is None else counters.received_bytes,

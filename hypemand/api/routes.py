@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TypeVar
 
 from aiohttp import web
@@ -36,6 +35,7 @@ from hypemand.api.render import (
     log_line_json,
     new_token_json,
     path_json,
+    runs_json,
     stats_json,
     token_json,
 )
@@ -43,13 +43,13 @@ from hypemand.api.requests import parse_ref, read_body, read_object, read_query,
 from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.api.tasks import Ended, unless_ended
-from hypemand.errors import Stopping, WrongState
+from hypemand.errors import Stopping
 from hypemand.model.answers.guest import ArchiveResult
 from hypemand.model.answers.host import EventLoop, Health
 from hypemand.model.answers.instance import WaitResult
 from hypemand.model.document import encode
 from hypemand.model.logs import LogLine
-from hypemand.model.state import Operation, Origin, check_allowed
+from hypemand.model.state import Operation, check_allowed
 from hypemand.model.vm import VmView
 from hypemand.version import VERSION
 from hypemand.workers import Pool, run_in
@@ -95,6 +95,7 @@ class Routes:
             web.get(f"{vm}/watch", self.watch_instance, allow_head=False),
             web.get(f"{vm}/logs", self.read_logs, allow_head=False),
             web.get(f"{vm}/timeline", self.read_timeline, allow_head=False),
+            web.get(f"{vm}/history", self.read_history, allow_head=False),
             web.get(f"{vm}/stats", self.read_stats, allow_head=False),
             web.get(f"{vm}/exec", self.exec_command, allow_head=False),
             web.get(f"{vm}/cp", self.copy_files, allow_head=False),
@@ -159,18 +160,9 @@ class Routes:
     async def delete_instance(self, request: web.Request) -> web.StreamResponse:
         """Stop a VM and remove it. Without `graceful_shutdown` its guest is not shut down first."""
         ref = parse_ref(request)
-        if not read_query(request, DeleteInstance).graceful_shutdown:
-            await self._kill_before_delete(ref)
-        await self._manager.delete_vm(ref)
+        graceful = read_query(request, DeleteInstance).graceful_shutdown
+        await self._manager.delete_vm(ref, kill=not graceful)
         return web.Response(status=204)
-
-    async def _kill_before_delete(self, ref: str) -> None:
-        view = await self._manager.get_vm(ref)
-        if view.origin is Origin.FILE and not view.removed_from_config:
-            return  # its delete will be refused, and what is refused must change nothing
-        if view.state in Operation.KILL.allowed_in:
-            with contextlib.suppress(WrongState):  # it may have ended by itself meanwhile
-                await self._manager.kill_vm(ref)
 
     async def start_instance(self, request: web.Request) -> web.StreamResponse:
         """Start a VM."""
@@ -243,6 +235,11 @@ class Routes:
         """Timeline of the last boot."""
         refuse_query(request)
         return json_response(encode(await self._manager.timeline(parse_ref(request))))
+
+    async def read_history(self, request: web.Request) -> web.StreamResponse:
+        """The last runs."""
+        refuse_query(request)
+        return json_response(runs_json(await self._manager.list_runs(parse_ref(request))))
 
     async def read_stats(self, request: web.Request) -> web.StreamResponse:
         """Resource usage of a VM."""

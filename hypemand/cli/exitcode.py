@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exit statuses of hypemanctl: one table, for the program, its help and its man page."""
+"""Exit statuses of hypemanctl: one table, for the program, its help and its man page.
+
+systemd shows an exit status by name where the LSB or the BSDs have named it: an ExecStart= that ends with 4
+is logged as `status=4/NOPERMISSION`. So none of ours is one of those with another meaning (systemd.exec(5),
+"Process Exit Codes"). 2 is INVALIDARGUMENT there, and 3 what systemctl(1) returns for `status` of a unit that
+is not active.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +19,12 @@ class ExitCode(IntEnum):
     FAILURE = 1
     USAGE = 2
     NOT_RUNNING = 3
-    NOT_FOUND = 4
-    WRONG_STATE = 5
-    TIMED_OUT = 6
-    UNREACHABLE = 7
     INVALID = 8
     HOST_REFUSES = 9
+    NOT_FOUND = 10
+    WRONG_STATE = 11
+    TIMED_OUT = 12
+    UNREACHABLE = 13
     OWN_FAILURE = 125
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -29,12 +35,12 @@ MEANINGS = {
     ExitCode.FAILURE: "failure; see the message",
     ExitCode.USAGE: "invalid command line",
     ExitCode.NOT_RUNNING: "status: a VM is not Running",
+    ExitCode.INVALID: "invalid definition, configuration, image or value",
+    ExitCode.HOST_REFUSES: "not enough resources, or a component is missing on the host",
     ExitCode.NOT_FOUND: "no such VM or image, or the reference is ambiguous",
     ExitCode.WRONG_STATE: "not possible in this state, the name exists, or in use",
     ExitCode.TIMED_OUT: "timed out",
     ExitCode.UNREACHABLE: "hypemand is not reachable, does not answer, or is stopping",
-    ExitCode.INVALID: "invalid definition, configuration, image or value",
-    ExitCode.HOST_REFUSES: "not enough resources, or a component is missing on the host",
     ExitCode.OWN_FAILURE: "run, exec, shell: the exit status of the program is not available",
     ExitCode.INTERRUPTED: "interrupted",
 }

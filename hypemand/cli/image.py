@@ -18,7 +18,7 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.progress import Progress
 from hypemand.cli.pull import pull_image
 from hypemand.cli.terminal import RED, LiveLine, print_json, print_table
-from hypemand.cli.values import escape_controls, format_bytes, parse_moment
+from hypemand.cli.values import escape_controls, format_bytes, format_minute
 from hypemand.errors import InvalidRequest
 from hypemand.model.answers.image import Image, PruneReport
 from hypemand.model.images import PullStatus
@@ -45,13 +45,12 @@ def list_images(context: Context) -> int:
 
 
 def _row(image: Image) -> list[str]:
-    created = parse_moment(image.created_at)
     cells = [
         image.name,
         image.status,
         format_bytes(image.size_bytes),
         image.platform or "-",
-        f"{created.astimezone():%Y-%m-%d %H:%M}" if created else "-",
+        format_minute(image.created_at),
         (image.digest or "-")[:_DIGEST_LENGTH],
     ]
     return [escape_controls(cell) for cell in cells]

@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from hypemand.cli.client import Client, Json, parse, parse_all
 from hypemand.cli.terminal import GREEN, RED, YELLOW
 from hypemand.cli.values import parse_span
 from hypemand.errors import TimedOut
 from hypemand.model.answers.instance import Instance
-from hypemand.model.state import State
+from hypemand.model.state import Operation, State
 
 STOP_MARGIN_SECONDS = 30.0
 BOOT_MARGIN_SECONDS = 15.0
 DEFAULT_BOOT_SECONDS = 90.0
 DEFAULT_STOP_SECONDS = 30.0
+CHANGED_ON_DISK = "definition changed on disk, run hypemanctl reload"
 ENDED_STATES = frozenset(state for state in State if not state.is_vmm_active)
 _COLOURS: dict[str, str] = {
     State.RUNNING: GREEN,
@@ -42,9 +45,14 @@ def post_instance(client: Client, ref: str, what: str, *, body: Json, timeout: f
     return parse(Instance, client.post("instances", ref, what, body=body, timeout=timeout))
 
 
+def find_effective(instance: Instance) -> Mapping[str, Any]:
+    """The definition that its guest has, or the next one would."""
+    return instance.definition if instance.running_definition is None else instance.running_definition
+
+
 def find_memory(instance: Instance) -> str | None:
     """The guest's memory as a definition has it, exact where the published client's spelling is not."""
-    memory = instance.definition.get("memory")
+    memory = find_effective(instance).get("memory")
     return instance.size if memory is None else str(memory)
 
 
@@ -78,6 +86,11 @@ def find_state_colour(state: str, *, failed: bool) -> str | None:
 def has_failed(instance: Instance) -> bool:
     """Has the last run ended in a failure? False while it runs, and when there was none."""
     return instance.state in ENDED_STATES and instance.exit_success is False
+
+
+def is_being_deleted(instance: Instance) -> bool:
+    """Is it? Then that it has ended is not its last state."""
+    return instance.operation is not None and instance.operation.name == Operation.DELETE
 
 
 def describe_status(instance: Instance) -> str:

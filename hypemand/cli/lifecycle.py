@@ -10,6 +10,7 @@ from hypemand.cli.client import CHANGE_SECONDS, PULL_SECONDS, ApiError, Client, 
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import (
+    CHANGED_ON_DISK,
     ENDED_STATES,
     describe_exit,
     find_stop_deadline,
@@ -89,6 +90,9 @@ def build_pull(when: str | None) -> dict[str, str] | None:
 def _finish_starts(context: Context, started: list[Instance], failure: ExitCode) -> int:
     """Wait for what was started if that is asked for, then show it."""
     instances = {instance.name: instance for instance in started}
+    for instance in started:
+        if instance.needs_reload:
+            print_error(f"{instance.name} was started as it was loaded: its {CHANGED_ON_DISK}")
     if context.args.wait:
 
         def wait_one(name: str) -> None:

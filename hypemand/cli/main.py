@@ -7,7 +7,9 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from io import TextIOWrapper
+from contextlib import suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import TYPE_CHECKING, TextIO
 
 from hypemand.cli.client import Client, find_socket
 from hypemand.cli.context import Context, explain
@@ -18,21 +20,35 @@ from hypemand.cli.terminal import print_error
 from hypemand.errors import HypemandError
 from hypemand.version import VERSION
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
 Handler = Callable[[Context], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run hypemanctl with `argv` (without the program's name). Returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _fill_closed_streams()
     _make_output_safe()
     try:
-        status = _run(list(sys.argv[1:] if argv is None else argv))
+        status = _run(words)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        _forget_output()
+        _forget(sys.stdout)
         return ExitCode.BROKEN_PIPE
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+    except OutputFailed as error:
+        _forget(sys.stdout)
+        print_error(f"cannot write to standard output: {error.strerror}")
+        return _find_own_failure(words)
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _forget(sys.stderr)
 
 
 def load_handler(command: Command) -> Handler:
@@ -52,7 +68,8 @@ def _run(argv: list[str]) -> int:
         print(f"hypemanctl {VERSION}")
         return ExitCode.OK
     except UsageError as error:
-        sys.stderr.write(error.text.rstrip("\n") + "\n")
+        with suppress(OSError):  # there is nowhere else to say so
+            sys.stderr.write(error.text.rstrip("\n") + "\n")
         return error.exit_code
     context = Context(args, Client(find_socket(args.socket)))
     try:
@@ -62,18 +79,64 @@ def _run(argv: list[str]) -> int:
         return ExitCode.OWN_FAILURE if command.passes_exit_code else derive_exit_code(error.code)
 
 
+def _fill_closed_streams() -> None:
+    """A standard stream that was closed (>&-) has none of our files in its place, and what is written to it
+    is an error as with cat(1): nothing else would tell."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDONLY)  # so that writing fails
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 it is for the process
+
+
+class OutputFailed(OSError):
+    """Standard output cannot be written, as on a full disk."""
+
+
+class _Output(FileIO):
+    """Tells what cannot be written to a stream from all else that fails. The stream stays open with it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream.fileno(), "wb", closefd=False)
+        self._stream = stream
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputFailed(error.errno, error.strerror) from None
+
+
 def _make_output_safe() -> None:
     """A locale that cannot show a character must not end us."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout = TextIOWrapper(
+        BufferedWriter(_Output(sys.stdout)),
+        encoding=sys.stdout.encoding,
+        errors="backslashreplace",
+        line_buffering=sys.stdout.isatty(),
+    )
+    if isinstance(sys.stderr, TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
 
 
-def _forget_output() -> None:
+def _forget(stream: TextIO) -> None:
     """Nobody reads any more: let the interpreter's own flush at exit go nowhere."""
     sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, sys.stdout.fileno())
+    os.dup2(sink, stream.fileno())
     os.close(sink)
+
+
+def _find_own_failure(words: list[str]) -> ExitCode:
+    """The status of a failure that is not the program's, for those commands that pass that on."""
+    try:
+        command, _ = parse_command_line(words)
+    except (HelpAsked, VersionAsked, UsageError):
+        return ExitCode.FAILURE
+    return ExitCode.OWN_FAILURE if command.passes_exit_code else ExitCode.FAILURE
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -12,7 +13,7 @@ from hypemand.cli.commands import COMMANDS, find_command, list_group
 from hypemand.cli.exitcode import ExitCode, format_exit_codes
 from hypemand.cli.hints import find_command_hint, find_option_hints
 from hypemand.cli.options import COMMON_OPTIONS, GLOBAL_OPTIONS, HELP, SOCKET
-from hypemand.cli.spec import Argument, Command, Kind, Option
+from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 from hypemand.model.state import State
 
 
@@ -94,7 +95,27 @@ def parse_command_line(words: list[str]) -> tuple[Command, argparse.Namespace]:
         raise _explain_no_command(rest)
     args = _parse_command(command, rest[len(command.path) :])
     args.socket = args.socket or before.socket
+    _check_text(command, args)
     return command, args
+
+
+def _check_text(command: Command, args: argparse.Namespace) -> None:
+    """Raise UsageError for what is not UTF-8 and is no name of a local file: it is sent as JSON."""
+    items: tuple[Argument | Option, ...] = (*command.arguments, *command.all_options)
+    for item in items:
+        value = getattr(args, item.dest, None)
+        texts = value if isinstance(value, list) else [value]
+        bad = next((text for text in texts if isinstance(text, str) and not _is_utf8(text)), None)
+        if bad is not None and item.completes not in _LOCAL_FILES:
+            name = item.flags[-1] if isinstance(item, Option) else item.metavar
+            code = ExitCode.OWN_FAILURE if command.passes_exit_code else ExitCode.USAGE
+            shown = ascii(os.fsencode(bad))[1:]
+            raise UsageError(f"hypemanctl {command.name}: {name}: not valid UTF-8: {shown}", code)
+
+
+def _is_utf8(text: str) -> bool:
+    """Python has other bytes of the command line as surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _count_global_words(words: list[str]) -> int:
@@ -188,6 +209,7 @@ def build_parser(command: Command, *, without: Argument | None = None) -> argpar
     return parser
 
 
+_LOCAL_FILES = frozenset({Completes.FILE, Completes.DIRECTORY, Completes.DEFINITION})
 _NARGS = {"1": None, "...": argparse.REMAINDER}
 
 

@@ -14,8 +14,10 @@ from hypemand.cli.client import parse
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import (
+    CHANGED_ON_DISK,
     ENDED_STATES,
     describe_exit,
+    find_effective,
     find_memory,
     find_state_colour,
     get_instance,
@@ -37,10 +39,14 @@ from hypemand.model.answers.instance import Instance, InstanceHeaders, InstanceN
 from hypemand.model.state import HeadersState, Origin, State
 
 STATUS_LINES = 10
-_HEADER = ("NAME", "STATE", "READY", "ADDRESS", "PORTS", "IMAGE", "MEMORY", "VCPUS", "EXIT", "NOTE")
+_HEADER = (
+    "NAME", "STATE", "READY", "ADDRESS", "PORTS", "IMAGE", "MEMORY", "VCPUS", "RESTARTS", "EXIT", "NOTE"
+)  # fmt: skip
 _PORTS_AT = _HEADER.index("PORTS")
 # of a VM that publishes more, the rest is counted
 _MAX_PORTS = 4
+# a guest's last words may be long
+_MAX_NOTE = 100
 
 
 def _get_named_or_all(context: Context) -> tuple[list[Instance], ExitCode]:
@@ -84,8 +90,9 @@ def _list_row(instance: Instance) -> list[str]:
         instance.image or "-",
         format_bytes(find_memory(instance)),
         str(instance.vcpus or "-"),
+        "0" if instance.restart_status is None else str(instance.restart_status.attempts),
         "-" if code is None else str(code),
-        ", ".join(_notes(instance)),
+        _shorten(", ".join([*_notes_of_runs(instance), *_notes(instance)])),
     ]
     return [escape_controls(cell) for cell in cells]
 
@@ -111,9 +118,25 @@ def _find_address(instance: Instance) -> str | None:
     return None if network is None else network.ip or network.ip6
 
 
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_NOTE else f"{text[: _MAX_NOTE - 1]}…"
+
+
+def _notes_of_runs(instance: Instance) -> Iterator[str]:
+    """How its last run ended, unless that was as it was asked for, or the exit status says it."""
+    restart, message = instance.restart_status, instance.exit_message
+    if restart is not None and restart.text:
+        yield restart.text
+    elif message and has_failed(instance) and message != f"exited with code {instance.exit_code}":
+        yield message
+
+
 def _notes(instance: Instance) -> Iterator[str]:
     if instance.needs_restart:
-        yield "needs restart"
+        changes = ", ".join(instance.pending_changes)
+        yield f"needs restart: {changes}" if changes else "needs restart"
+    if instance.needs_reload:
+        yield CHANGED_ON_DISK
     if instance.removed_from_config:
         yield "file removed"
 
@@ -154,7 +177,7 @@ def _print_status(context: Context, instance: Instance, wanted_lines: int) -> No
 def _describe_program(instance: Instance) -> str:
     words = [instance.image or "?"]
     for key in ("entrypoint", "cmd"):
-        words += [shlex.quote(str(word)) for word in instance.definition.get(key) or ()]
+        words += [shlex.quote(str(word)) for word in find_effective(instance).get(key) or ()]
     return escape_controls(" ".join(words))
 
 
@@ -165,6 +188,9 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
     for label, text in (("Error", instance.state_error), ("Status", instance.status_text)):
         if text not in (None, state):
             yield label, escape_controls(str(text))
+    restart = instance.restart_status
+    if restart is not None and (restart.attempts or restart.text):
+        yield "Restarts", escape_controls(": ".join(filter(None, [str(restart.attempts), restart.text])))
     if instance.operation is not None:
         yield "Operation", _describe_operation(instance.operation)
     if describe_exit(instance):

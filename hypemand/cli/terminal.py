@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -39,13 +40,15 @@ def print_error(text: str) -> None:
     stream = sys.stderr
     name = paint("hypemanctl:", RED, stream)
     lines = [escape_controls(line) for line in text.split("\n")]
-    print(name, "\n".join(lines), file=stream)
+    with contextlib.suppress(OSError):  # there is nowhere else to say so
+        print(name, "\n".join(lines), file=stream)
 
 
 def print_table(
     header: Sequence[str] | None, rows: Sequence[Sequence[str]], colours: Sequence[str | None]
 ) -> None:
-    """Columns as wide as they must be. `colours`: of each row's second column."""
+    """Columns as wide as they must be. `colours`: of each row's second column. Cells are words, for awk(1)
+    and its like; only those of the last column may have blanks, or be empty."""
     everything = [header, *rows] if header else list(rows)
     widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
     if header:

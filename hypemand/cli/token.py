@@ -10,11 +10,11 @@ from hypemand.cli.client import parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import RED, print_json, print_table
-from hypemand.cli.values import escape_controls, parse_moment
+from hypemand.cli.values import escape_controls, format_minute
 from hypemand.model.answers.token import NewToken, TokenInfo
 from hypemand.model.tokens import Scope
 
-_HEADER = ("NAME", "SCOPE", "BEGINS", "CREATED", "EXPIRES", "LAST USED", "VMS")
+_HEADER = ("NAME", "SCOPE", "BEGINS", "CREATED", "EXPIRES", "USED", "VMS")
 
 
 def create(context: Context) -> int:
@@ -56,19 +56,14 @@ def _row(token: TokenInfo) -> list[str]:
     tags = ",".join(f"{key}={value}" for key, value in token.tags.items())
     cells = [
         token.name,
-        f"{scope}, expired" if token.expired else scope,
+        f"{scope},expired" if token.expired else scope,
         token.prefix or "-",
-        _format_moment(token.created_at, "-"),
-        _format_moment(token.expires_at, "never"),
-        _format_moment(token.last_used_at, "never"),
+        format_minute(token.created_at),
+        format_minute(token.expires_at, "never"),
+        format_minute(token.last_used_at, "never"),
         " ".join([*token.vms, *([tags] if tags else [])]) or "all",
     ]
     return [escape_controls(cell) for cell in cells]
-
-
-def _format_moment(value: object, otherwise: str) -> str:
-    moment = parse_moment(value)
-    return f"{moment.astimezone():%Y-%m-%d %H:%M}" if moment else otherwise
 
 
 def revoke(context: Context) -> int:

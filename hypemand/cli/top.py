@@ -22,7 +22,7 @@ from hypemand.model.answers.instance import Instance
 DELAY_SECONDS = 2.0
 # What one look that stands alone compares with the look before it.
 FIRST_SECONDS = 1.0
-_HEADER = ("NAME", "STATE", "CPU%", "MEMORY", "OF", "VCPUS", "CPU TIME", "UP")
+_HEADER = ("NAME", "STATE", "CPU%", "MEMORY", "OF", "VCPUS", "TIME", "UP")
 _CLEAR = "\x1b[H\x1b[J"
 
 
@@ -121,7 +121,7 @@ def _format_row(row: Usage) -> list[str]:
         format_bytes(row.memory_current),
         row.memory,
         "-" if row.vcpus is None else str(row.vcpus),
-        "-" if row.cpu_seconds is None else f"{row.cpu_seconds:.1f} s",
-        "-" if row.up_seconds is None else format_seconds(row.up_seconds),
+        "-" if row.cpu_seconds is None else f"{row.cpu_seconds:.1f}s",
+        "-" if row.up_seconds is None else format_seconds(row.up_seconds, ""),
     ]
     return [escape_controls(cell) for cell in cells]

@@ -80,17 +80,29 @@ def format_bytes(value: object) -> str:
 
 
 def format_milliseconds(value: object) -> str:
-    """`612 ms`, `1.40 s`, `2min 5s`; `-` for none."""
+    """`612ms`, `1.40s`, `2min5s`: one word, as in all cells of tables; `-` for none."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "-"
     if value < 1000:
-        return f"{value:.0f} ms"
+        return f"{value:.0f}ms"
     if value < 60_000:
-        return f"{value / 1000:.2f} s"
-    return format_seconds(value / 1000)
+        return f"{value / 1000:.2f}s"
+    return format_seconds(value / 1000, "")
 
 
-def format_seconds(seconds: float) -> str:
+def format_minute(value: object, otherwise: str = "-") -> str:
+    """A moment of the API's in local time: `2026-03-01T10:00`."""
+    moment = parse_moment(value)
+    return otherwise if moment is None else f"{moment.astimezone():%Y-%m-%dT%H:%M}"
+
+
+def format_second(value: object, otherwise: str = "-") -> str:
+    """The same with seconds: `2026-03-01T10:00:07`."""
+    moment = parse_moment(value)
+    return otherwise if moment is None else f"{moment.astimezone():%Y-%m-%dT%H:%M:%S}"
+
+
+def format_seconds(seconds: float, between: str = " ") -> str:
     """The two greatest units: `3min 2s`, `2h 5min`, `4d 1h`."""
     left = max(0, int(seconds))
     parts = []
@@ -98,7 +110,7 @@ def format_seconds(seconds: float) -> str:
         number, left = divmod(left, size)
         if number:
             parts.append(f"{number}{unit}")
-    return " ".join(parts[:2]) or "0s"
+    return between.join(parts[:2]) or "0s"
 
 
 def escape_controls(text: str) -> str:

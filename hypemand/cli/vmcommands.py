@@ -284,6 +284,14 @@ PROGRAMS = (
         ),
     ),
     Command(
+        ("history",),
+        "show the last runs of a VM",
+        "history:show_history",
+        "At most 20, the last one below: start, time to Running, end, and why it ended.",
+        arguments=(_ONE_VM,),
+        options=(Option(("--no-legend",), "do not print the header line"), JSON),
+    ),
+    Command(
         ("analyze",),
         "show a timeline of the last boot",
         "analyze:show_text",

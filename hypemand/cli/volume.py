@@ -16,11 +16,11 @@ from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import LiveLine, print_json, print_table
 from hypemand.cli.transfer import download_from, upload_to
-from hypemand.cli.values import escape_controls, format_bytes, parse_moment
+from hypemand.cli.values import escape_controls, format_bytes, format_minute
 from hypemand.errors import InvalidRequest, NotFound
 from hypemand.model.answers.volume import Space, SpaceUse, Volume
 
-_HEADER = ("NAME", "SIZE", "USED", "STATUS", "ATTACHED TO", "CREATED")
+_HEADER = ("NAME", "SIZE", "USED", "STATUS", "ATTACHED", "CREATED")
 _SPACE_HEADER = ("WHAT", "FILES", "SIZE", "USED", "RECLAIMABLE")
 _DEFAULT_SIZE = "10G"
 _STREAM = "-"
@@ -62,15 +62,14 @@ def list_volumes(context: Context) -> int:
 
 
 def _row(volume: Volume) -> list[str]:
-    created = parse_moment(volume.created_at)
-    attached = [f"{item.instance_name}{' (ro)' if item.readonly else ''}" for item in volume.attachments]
+    attached = [f"{item.instance_name}{'(ro)' if item.readonly else ''}" for item in volume.attachments]
     cells = [
         volume.name,
         format_bytes(volume.size_bytes),
         format_bytes(volume.used_bytes),
         volume.status or "?",
-        ", ".join(attached) or "-",
-        f"{created.astimezone():%Y-%m-%d %H:%M}" if created else "-",
+        ",".join(attached) or "-",
+        format_minute(volume.created_at),
     ]
     return [escape_controls(cell) for cell in cells]
 

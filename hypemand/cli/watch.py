@@ -16,6 +16,7 @@ from hypemand.cli.instance import (
     describe_status,
     find_boot_deadline,
     has_failed,
+    is_being_deleted,
 )
 from hypemand.cli.terminal import LiveLine
 from hypemand.errors import NotFound, StartFailed, WrongState
@@ -57,7 +58,7 @@ def wait_for_state(client: Client, ref: str, wanted: str, timeout: float) -> Ins
                 state = last.state
                 if state == wanted:
                     return last
-                if state in ENDED_STATES or state == State.UNKNOWN:
+                if not is_being_deleted(last) and (state in ENDED_STATES or state == State.UNKNOWN):
                     raise _build_wont_happen(last, wanted)
         except TimeoutError:
             raise build_timed_out(ref, wanted, timeout, last) from None
@@ -85,7 +86,7 @@ def wait_until_started(client: Client, instance: Instance, timeout: float | None
                 line.update(f"{name}: {describe_status(last)}")
                 if last.state == State.RUNNING:
                     return last
-                if last.state in ENDED_STATES:
+                if last.state in ENDED_STATES and not is_being_deleted(last):
                     return _check_has_run(last)
         except TimeoutError:
             raise build_timed_out(name, State.RUNNING, seconds, last) from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.config.host import HostConfig
+from hypemand.manager.definitionfiles import DefinitionFiles
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images.images import Images
@@ -69,6 +70,7 @@ class Parts:
     disk_watch: DiskWatch
     space: SharedQuery[SpaceReport]
     tasks: Tasks
+    files: DefinitionFiles
 
     @property
     def units(self) -> Units:
@@ -154,6 +156,7 @@ def make_parts(
         disk_watch=disk_watch,
         space=space,
         tasks=Tasks("the VMs"),
+        files=DefinitionFiles(),
     )
 
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from systemd import journal
 
 from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig, load_host_config
-from hypemand.config.vmfile import load_vm_dir
+from hypemand.config.vmfile import VmDir, load_vm_dir
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.manager.parts import Parts
 from hypemand.manager.service import VmManager
@@ -39,7 +40,7 @@ class Reloader:
     ) -> None:
         self._manager = manager
         self._config, self._fleet, self._networks = parts.config, parts.fleet, parts.networks
-        self._load_config = load_config
+        self._load_config, self._files = load_config, parts.files
         self._lock = asyncio.Lock()
         self._tasks = Tasks("the reload")
         self._online: asyncio.Task[None] | None = None
@@ -77,7 +78,7 @@ class Reloader:
 
     async def _reload_definitions(self, problems: list[Problem], *, at_boot: bool) -> ReloadReport:
         config = self._config()
-        found = await run_in(Pool.RECORDS, load_vm_dir, config.vm_dir, config.defaults, config.networks)
+        found = await run_in(Pool.RECORDS, self._load_definitions, config)
         problems += found.problems
         self._fleet.take_broken(found.broken)
         defined, changed = [], []
@@ -100,8 +101,15 @@ class Reloader:
             except (HypemandError, OSError) as error:  # one VM keeps no other from what its file says
                 problems.append(_not_taken(config.vm_dir, name, error))
         # a directory that cannot be read says nothing of files that are gone
+        await self._manager.look_at_files()
         removed = self._remove_missing({*found.definitions, *found.broken}) if found.readable else []
         return ReloadReport(tuple(defined), tuple(changed), tuple(removed), tuple(problems))
+
+    def _load_definitions(self, config: HostConfig) -> VmDir:
+        """What is changed while this reads is found changed later, as it may not have been read."""
+        with suppress(OSError):  # which is told by the next line
+            self._files.note(config.vm_dir)
+        return load_vm_dir(config.vm_dir, config.defaults, config.networks)
 
     async def _define(self, definition: Definition, *, at_boot: bool) -> None:
         vm = await self._manager.define(definition)
@@ -119,7 +127,8 @@ class Reloader:
         if vm.needs_restart:
             vm.log(
                 logging.WARNING,
-                f"VM {vm.name} needs a restart to apply its changed definition: hypemanctl restart {vm.name}",
+                f"VM {vm.name} needs a restart to apply its changed definition"
+                f" ({', '.join(vm.view().changes)}): hypemanctl restart {vm.name}",
                 MessageId.NEEDS_RESTART,
             )
 

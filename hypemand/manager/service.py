@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
+from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.parts import Parts
 from hypemand.manager.resources.volumeuse import change_volume
@@ -19,7 +20,7 @@ from hypemand.manager.starts import Starter, derive_pin
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Timeline
-from hypemand.model.vm import VmView
+from hypemand.model.vm import RunReport, VmView
 from hypemand.systemd.log import MessageId
 from hypemand.tasks import finish
 from hypemand.unitnames import handle_name
@@ -38,6 +39,9 @@ _STOP_MARGIN = 30.0
 # what a guest may take to sync and power off after its program has ended
 _POWER_OFF_MARGIN = 5.0
 _SIGKILL = 9
+# so long a list of VMs waits for what systemd and the network service say now: on a busy host that takes
+# seconds, and what was seen last is not old
+_LOOK_DEADLINE = 0.5
 # so long is waited for the operation that is under way by what is no start and no end
 _PATIENCE = 10.0
 # and for what a cancelled creation has to undo, when the daemon ends
@@ -56,6 +60,7 @@ class VmManager:
 
     async def close(self) -> None:
         """Stop following all VMs. They keep running."""
+        await self._all.close()
         await self._parts.tasks.close(patience=_UNDO_DEADLINE)
         await self._parts.disk_watch.close()
         await self._starter.close()
@@ -67,19 +72,27 @@ class VmManager:
 
     async def list_vms(self) -> list[VmView]:
         """See `Manager`."""
-        await self._all.take()
+        await self._all.take_within(_LOOK_DEADLINE)
         # as they are now: also one that came meanwhile
         return [vm.view() for vm in sorted(self._fleet, key=lambda vm: vm.name)]
 
     async def _look_at_all(self) -> None:
         active = [vm for vm in self._fleet if vm.state.is_vmm_active]
-        looks = (vm.refresh(with_memory=True, wait_vmm=False) for vm in active)
-        await asyncio.gather(self._networks.read_counters(), *looks)
+        looks = (vm.refresh(with_memory=True, wait_vmm=False, patient=True) for vm in active)
+        await asyncio.gather(self._networks.read_counters(), self.look_at_files(), *looks)
+
+    async def look_at_files(self) -> None:
+        """Learn whose definition file is another one than was loaded."""
+        changed = await run_in(Pool.RECORDS, self._parts.files.find_changed, self._parts.config().vm_dir)
+        for vm in self._fleet:
+            vm.set_stale(vm.record.origin is Origin.FILE and not vm.removed and vm.name in changed)
 
     async def get_vm(self, ref: str) -> VmView:
         """See `Manager`."""
         vm = self._fleet.get(ref)
-        await asyncio.gather(self._networks.read_counters(), vm.refresh(with_memory=True))
+        await asyncio.gather(
+            self._networks.read_counters(), self.look_at_files(), vm.refresh(with_memory=True)
+        )
         return vm.view()
 
     def view_vm(self, ref: str) -> VmView:
@@ -126,6 +139,13 @@ class VmManager:
         self, definition: Definition, origin: Origin, *, start: bool, short_name: bool = True
     ) -> VmView:
         """`create_vm`, or a VM that works for the daemon itself."""
+        places = self._parts.places(definition.name)
+        async with name_full_disk_beside(f"create VM {definition.name}", places.state):
+            return await self._create(definition, origin, start=start, short_name=short_name)
+
+    async def _create(
+        self, definition: Definition, origin: Origin, *, start: bool, short_name: bool
+    ) -> VmView:
         self._check_name_free(definition.name)
         image = await self._images.have(definition.image, "", definition.image_pull)
         requested = time.monotonic()  # a pull is no part of the boot
@@ -176,7 +196,7 @@ class VmManager:
         vm.changes.tell()
         return vm
 
-    async def delete_vm(self, ref: str) -> None:
+    async def delete_vm(self, ref: str, *, kill: bool = False) -> None:
         """See `Manager`."""
         vm = self._fleet.get(ref)
         if vm.record.origin is Origin.FILE and not vm.removed:
@@ -184,12 +204,16 @@ class VmManager:
                 f"VM {vm.name} is defined in {self._parts.config().vm_dir}/{vm.name}.yaml",
                 hint="remove that file and run systemctl reload hypemand first",
             )
-        vm.operations.cancel_wait()
-        # not held up by a stop that is under way: that holds the VM until its guest has ended
-        await self._end(vm, _SIGKILL)
-        async with vm.operations.hold(Operation.DELETE):
+        with vm.operations.announce(Operation.DELETE):
+            if kill:
+                with suppress(WrongState):  # it does not run, or has ended meanwhile
+                    await self.kill_vm(ref)
+            vm.operations.cancel_wait()
+            # not held up by a stop that is under way: that holds the VM until its guest has ended
             await self._end(vm, _SIGKILL)
-            await self._forget(vm)
+            async with vm.operations.hold(Operation.DELETE):
+                await self._end(vm, _SIGKILL)
+                await self._forget(vm)
 
     async def _forget(self, vm: Vm) -> None:
         await vm.runs.settle()
@@ -221,6 +245,7 @@ class VmManager:
         vm = self._fleet.get(ref)
         if not vm.state.is_vmm_active:
             self._starter.ease_moves()  # it takes longer than all that comes before PID 1 needs it
+        looking = self._parts.tasks.start("look at definition files", self.look_at_files())
         async with vm.operations.hold(Operation.START):
             await vm.refresh()
             check_allowed(Operation.START, vm.state, vm.name, vm.state_error)
@@ -229,6 +254,7 @@ class VmManager:
                     image, waited = await self._starter.ensure_image(vm, pull)
                     # a pull is no part of the boot
                     await self._starter.start(vm, time.monotonic() if waited else requested, image)
+        await asyncio.wait([looking])
         return vm.view()
 
     # ending
@@ -290,7 +316,7 @@ class VmManager:
         requested = time.monotonic()
         vm = self._fleet.get(ref)
         async with vm.operations.hold(Operation.RESTART) as operation:
-            await vm.refresh()
+            await asyncio.gather(vm.refresh(), self.look_at_files())
             check_allowed(Operation.RESTART, vm.state, vm.name)
             # it runs on meanwhile
             image, waited = await self._starter.ensure_image(vm, pull)
@@ -349,8 +375,14 @@ class VmManager:
     async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:
         """See `Manager`."""
         vm = self._fleet.get(ref)
-        ends = {state, State.UNKNOWN, State.STOPPED, State.STANDBY}
-        reached = await vm.changes.wait_for(lambda: vm.operations.closed or vm.state in ends, timeout)
+        ends = {State.UNKNOWN, State.STOPPED, State.STANDBY}
+
+        def is_over() -> bool:
+            # one that ends to be deleted is waited for until it is gone
+            has_ended = vm.state in ends and not vm.operations.is_announced(Operation.DELETE)
+            return vm.operations.closed or vm.state is state or has_ended
+
+        reached = await vm.changes.wait_for(is_over, timeout)
         if vm.operations.closed:
             raise NotFound(f"VM {vm.name} has been deleted meanwhile")
         return vm.view(), not reached
@@ -374,6 +406,10 @@ class VmManager:
                     journal, log, follow=follow, is_live=lambda: not _has_ended(vm), state_changed=changed
                 ):
                     yield line
+
+    async def list_runs(self, ref: str) -> Sequence[RunReport]:
+        """See `Manager`."""
+        return await self._fleet.get(ref).list_runs()
 
     async def timeline(self, ref: str) -> Timeline:
         """See `Manager`."""

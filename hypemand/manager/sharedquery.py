@@ -18,6 +18,8 @@ class _Query(Generic[T]):
     def __init__(self, task: asyncio.Task[T]) -> None:
         self.task = task
         self.callers = 0
+        # whoever leaves
+        self.goes_on = False
 
     async def wait(self) -> T:
         self.callers += 1
@@ -25,7 +27,7 @@ class _Query(Generic[T]):
             return await asyncio.shield(self.task)
         finally:
             self.callers -= 1
-            if self.callers == 0:
+            if self.callers == 0 and not self.goes_on:
                 self.task.cancel()
 
 
@@ -40,10 +42,31 @@ class SharedQuery(Generic[T]):
 
     async def take(self) -> T:
         """The result of the query, or what it raises."""
+        return await self._join().wait()
+
+    async def take_within(self, seconds: float) -> bool:
+        """Wait for the query, and at most so long: True if it has come to its end. Else it goes on, and who
+        asks meanwhile joins it. What it raises is raised, or logged if nobody waits any more."""
+        query = self._join()
+        query.goes_on = True
+        try:
+            async with asyncio.timeout(seconds):
+                await query.wait()
+        except TimeoutError:
+            self._tasks.log_failure(query.task)
+            return False
+        return True
+
+    async def close(self) -> None:
+        """End the query that goes on."""
+        await self._tasks.close()
+
+    def _join(self) -> _Query[T]:
         current = self._current
-        if current is None or current.callers == 0 or current.task.done():
+        is_left = current is not None and current.callers == 0 and not current.goes_on
+        if current is None or is_left or current.task.done():
             current = self._current = _Query(self._tasks.start("query", self._query(), awaited=True))
-        return await current.wait()
+        return current
 
     def outdate(self) -> None:
         """Callers from now on get a query that begins after this. One that is under way goes on for those who

@@ -8,7 +8,7 @@ on the disk.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
@@ -60,15 +60,16 @@ _GONE_UNITS = frozenset(
 
 
 class RunState(Enum):
-    """The run state that the VMM reports, as its driver has it (hypemand/vmm), and three cases in which there
+    """The run state that the VMM reports, as its driver has it (hypemand/vmm), and four cases in which there
     is none.
 
     NOT_STARTED: the guest's CPUs have not run yet. PAUSED: they were stopped on request. HALTED: they stand
     still for another reason that is no fault, such as a save. IO_ERROR, WATCHDOG, PANICKED, INTERNAL_ERROR:
     see `_RUN_ERRORS`. SHUTDOWN: the guest has ended.
 
-    ABSENT: nothing listens on the control socket (the VMM has not made it yet, or has gone). NO_ANSWER:
-    something listens and has not answered for 10 s (boot.session).
+    AWAITED: the control socket has not been connected to yet, in the first 10 s of a look at the run. ABSENT:
+    nothing has listened there for so long (the VMM has not made it, or has gone). NO_ANSWER: something
+    listens and has not answered for 10 s (boot.session).
     """
 
     NOT_STARTED = auto()
@@ -80,6 +81,7 @@ class RunState(Enum):
     SHUTDOWN = auto()
     PANICKED = auto()
     INTERNAL_ERROR = auto()
+    AWAITED = auto()
     ABSENT = auto()
     NO_ANSWER = auto()
     UNRECOGNISED = auto()
@@ -102,6 +104,8 @@ _RUN_ERRORS = {
 }
 
 
+# in the text of one that waits for units
+_MAX_UNITS = 3
 EMERGENCY = "the guest's systemd is in emergency mode"
 
 
@@ -178,7 +182,7 @@ def _derive_live(evidence: Evidence) -> Derived:
     """The state while the unit is activating or active: the VMM decides, then the markers."""
     vmm = evidence.vmm
     activating = evidence.unit is UnitEvidence.ACTIVATING
-    if vmm is RunState.ABSENT and activating:
+    if vmm in (RunState.ABSENT, RunState.AWAITED) and activating:
         # The VMM is being started, or systemd waits to start it again: not a fault. The guest's CPUs go
         # with the VMM, so this is the beginning of Initializing and not Created.
         return Derived(
@@ -201,20 +205,40 @@ def _derive_live(evidence: Evidence) -> Derived:
         requested = vmm is RunState.PAUSED
         return Derived(State.PAUSED, _derive_error(evidence), missing, requested=requested)
     emergency = EMERGENCY if evidence.emergency else None
+    # AWAITED: the unit is active since READY=1 was sent for it, and until the VMM answers that is what counts
     if activating or missing:
         return Derived(State.INITIALIZING, _derive_error(evidence) or emergency, missing)
     return Derived(State.RUNNING, emergency)
 
 
 def derive_status_text(
-    derived: Derived, *, guest_agent: bool = True, ready_ms: float | None = None, result: str | None = None
+    derived: Derived,
+    *,
+    guest_agent: bool = True,
+    ready_ms: float | None = None,
+    result: str | None = None,
+    restart: str = "",
+    waits_for: Sequence[str] = (),
 ) -> str:
     """One line for STATUS= and for lists: the state, and what it waits for or how it came about.
 
-    `ready_ms` is the time from request to Running, `result` words on how the last run ended.
+    `ready_ms` is the time from request to Running, `result` words on how the last run ended; `restart`: on
+    systemd's restart of it, or its end; `waits_for`: the units that systemd starts first.
     """
+    if derived.state is State.STOPPED:
+        result = restart or result
     detail = _status_detail(derived, guest_agent, ready_ms, result)
+    if waits_for and derived.state is State.INITIALIZING and derived.vmm_absent:
+        detail = f"waiting for {_list_units(waits_for)}"
+    if restart and derived.state in (State.CREATED, State.INITIALIZING):
+        detail = f"{detail} ({restart})"
     return f"{derived.state}: {detail}" if detail else str(derived.state)
+
+
+def _list_units(units: Sequence[str]) -> str:
+    names = [unit.removesuffix(".service") for unit in units]
+    more = [f"{len(names) - _MAX_UNITS} more"] if len(names) > _MAX_UNITS else []
+    return ", ".join([*names[:_MAX_UNITS], *more])
 
 
 def _status_detail(

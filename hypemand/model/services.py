@@ -19,6 +19,7 @@ from hypemand.model.state import State
 from hypemand.model.timeline import Timeline
 from hypemand.model.transfer import ExportWanted, ImportWanted, MakeDefinition
 from hypemand.model.vm import VmView
+from hypemand.model.vm import RunReport, VmView
 from hypemand.model.volumes import VolumeFill, VolumeRoot, VolumeView
 
 
@@ -51,9 +52,9 @@ class Manager(Protocol):
         InsufficientResources. When the start fails the VM is not left behind. `short_name` False: the host
         knows it as NAME.hypeman alone."""
 
-    async def delete_vm(self, ref: str) -> None:
+    async def delete_vm(self, ref: str, *, kill: bool = False) -> None:
         """Stop it if it lives, then remove all of its data. A VM with a file is refused (WrongState)
-        unless the file is gone."""
+        unless the file is gone. `kill`: its VMM, first of all."""
 
     async def start_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
         """Start; back at once, in Initializing, or when an image that has to be pulled for it has come. No-op
@@ -77,7 +78,7 @@ class Manager(Protocol):
 
     async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:
         """Wait for `state`. The bool is `timed_out`. Back early when the VM is in Unknown, Stopped or
-        Standby and that is not what is waited for."""
+        Standby and that is not what is waited for. NotFound when it is deleted meanwhile."""
 
     def watch_vm(self, ref: str) -> AsyncIterator[VmView]:
         """The VM now, then again at each change of its state or status text. Ends when it is deleted."""
@@ -87,6 +88,9 @@ class Manager(Protocol):
     ) -> AsyncIterator[LogLine]:
         """Lines, oldest first; `tail` None: all. With `follow` it ends after the last line of the current
         run; at once when there is none. `sentinels`: keep HYPEMAN- lines."""
+
+    async def list_runs(self, ref: str) -> Sequence[RunReport]:
+        """Its last runs, the oldest first; the last one may be on. Empty: it was never started."""
 
     async def timeline(self, ref: str) -> Timeline:
         """The last boot. WrongState when there was none."""

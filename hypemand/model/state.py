@@ -62,6 +62,14 @@ class HeadersStatus:
     error: str | None = None
 
 
+class RestartBlock(StrEnum):
+    """Why systemd does not restart a VM, whatever its policy says: it was stopped on request, or was started
+    too often in the time of its start limit."""
+
+    MANUAL = "manual_stop"
+    LIMIT = "max_attempts_exceeded"
+
+
 _ALL = frozenset(State)
 _VMM_ACTIVE = frozenset(s for s in State if s.is_vmm_active)
 _RUNNING = frozenset({State.RUNNING})

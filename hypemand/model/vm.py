@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hypemand.config.definition import Definition
 from hypemand.model.networks import VmNetwork
-from hypemand.model.state import HeadersStatus, Operation, Origin, State
+from hypemand.model.state import HeadersStatus, Operation, Origin, RestartBlock, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,31 @@ class ExitReport:
     code: int | None
     message: str
     success: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestartStatus:
+    """Restarts that systemd has made by itself since a VM was started. `last_attempt_at`: the last of them,
+    in seconds since the epoch; `last_reason`: how the run before ended; `text`: what is to be told of it
+    now."""
+
+    attempts: int
+    last_attempt_at: float | None
+    blocked_reason: RestartBlock | None
+    last_reason: str | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """A run of a VM: from the start of its VMM to the end, in seconds since the epoch. None: not yet, or not
+    known. `ready_ms`: until it was Running; `exit` None: it is on."""
+
+    run: str
+    started_at: float | None
+    ready_ms: float | None
+    ended_at: float | None
+    exit: ExitReport | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +60,10 @@ class OngoingOperation:
 class VmView:
     """A VM at one moment. Times are seconds since the epoch, durations milliseconds. `cpu_seconds`: what the
     VMM has used of the host's CPUs in this run; `kernel_headers` None: it does not run, or gets none;
-    `network` None: it has none; `operation`: what is being done with it at this moment."""
+    `network` None: it has none; `operation`: what is being done with it at this moment; `restart` None:
+    systemd does not restart it. `running`: the definition that it was started with, if it runs and that is
+    known; `changes`: what of its definition that does not have, in words; `needs_reload`: its file is not the
+    one that was loaded."""
 
     id: str
     name: str
@@ -63,3 +91,12 @@ class VmView:
     kernel_headers: HeadersStatus | None = None
     network: VmNetwork | None = None
     operation: OngoingOperation | None = None
+    restart: RestartStatus | None = None
+    running: Definition | None = None
+    changes: tuple[str, ...] = ()
+    needs_reload: bool = False
+
+    @property
+    def effective(self) -> Definition:
+        """What its guest has, or the next one would."""
+        return self.running or self.definition

@@ -57,8 +57,10 @@ def log_vm(
         _log.log(level, "%s (%s)", message, error.strerror)
 
 
-def log_state_change(vm: str, vm_id: str, old: State, new: State, text: str, error: str | None) -> None:
-    """A VM's state has changed. `text` is the new state with its detail."""
+def log_state_change(
+    vm: str, vm_id: str, old: State, new: State, text: str, error: str | None, **fields: str
+) -> None:
+    """A VM's state has changed, or a run of it has ended. `text` is the new state with its detail."""
     level = logging.WARNING if error else logging.INFO
     log_vm(
         level,
@@ -69,4 +71,5 @@ def log_state_change(vm: str, vm_id: str, old: State, new: State, text: str, err
         HYPEMAN_OLD_STATE=old.value,
         HYPEMAN_NEW_STATE=new.value,
         HYPEMAN_STATE_TEXT=text,
+        **fields,
     )

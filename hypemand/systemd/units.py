@@ -22,6 +22,10 @@ from hypemand.unitnames import VM_UNITS, unit_name, vm_of_unit
 SERVICE = "org.freedesktop.systemd1"
 MANAGER = "/org/freedesktop/systemd1"
 SLICE = "hypeman.slice"
+START_LIMIT_BURST = 5
+START_LIMIT_INTERVAL = 120.0
+"""Starts, and seconds in which they are counted, before systemd gives a unit up. systemd's own 10 s end
+before a VM that fails has booted five times, so that it would be restarted for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,8 @@ class UnitStatus:
     """What systemd says of a unit at one moment. `active_state` None: there is no such unit.
 
     `start_monotonic` and `started_at` (since the epoch): when its main process was spawned; `changed_at`:
-    when its state was another one last. `memory_current` in bytes.
+    when its state was another one last. `memory_current` in bytes. `waits_for`: the units whose jobs come
+    before its own, which is queued.
     """
 
     active_state: str | None
@@ -70,6 +75,7 @@ class UnitStatus:
     changed_at: float | None = None
     memory_current: int | None = None
     start_monotonic: float | None = None
+    waits_for: tuple[str, ...] = ()
 
     @property
     def is_live(self) -> bool:
@@ -86,7 +92,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         # at shutdown the VMs stop while the daemon is still there to see it
         ("After", "as", ["hypemand.service"]),
         ("Type", "s", "notify"),
-        ("NotifyAccess", "s", "main"),
+        # exec: ExecStopPost= says how the run has ended
+        ("NotifyAccess", "s", "exec"),
         ("ExecStart", "a(sasb)", [_command(plan.start)]),
         ("ExecStop", "a(sasb)", [_command(plan.stop)]),
         ("ExecStopPost", "a(sasb)", [_command(plan.stop_post)]),
@@ -100,6 +107,9 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("Restart", "s", plan.restart.value),
         ("TimeoutStartUSec", "t", microseconds(plan.boot_timeout)),
         ("TimeoutStopUSec", "t", microseconds(plan.stop_timeout)),
+        # before those of the definition, of which the last one counts
+        ("StartLimitBurst", "u", START_LIMIT_BURST),
+        ("StartLimitIntervalUSec", "t", microseconds(START_LIMIT_INTERVAL)),
         # its group is that of its record: to name that too would be one more question to systemd itself
         ("User", "s", str(plan.uid)),
         ("StandardInput", "s", "null"),
@@ -207,7 +217,7 @@ class Units:
 
         Single properties, because all of them at once cost PID 1 ten times as much. A unit whose start is
         queued (systemd answers before it begins; `After=` may hold it for long) is activating, with no
-        invocation yet.
+        invocation yet, and with the units that it waits for.
         """
         properties = [*_PROPERTIES, _MEMORY] if with_memory else _PROPERTIES
         names = [f"{SERVICE}.{prop.name}" for prop in properties]
@@ -224,13 +234,20 @@ class Units:
         if job is not None and not UnitEvidence.from_active_state(fields["active_state"]).is_live:
             try:
                 kind = await self._bus.get_property(SERVICE, job, f"{SERVICE}.Job.JobType")
+                before = await self._bus.call(SERVICE, job, f"{SERVICE}.Job.GetAfter", ())
             except BusError as error:
                 if error.gone:
                     raise
                 return await self.status(unit, with_memory=with_memory)  # the job is over by now
             if kind in ("start", "restart"):
                 fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
+                fields["waits_for"] = tuple(sorted({row[1] for row in before or ()} - {unit}))
         return UnitStatus(**fields)
+
+    async def count_restarts(self, unit: str) -> int:
+        """How often systemd has restarted it by itself since it was started."""
+        count = await self._bus.get_property(SERVICE, unit_path(unit), f"{SERVICE}.Service.NRestarts")
+        return int(count)
 
     async def is_masked(self, unit: str) -> bool:
         """Has an administrator made it impossible to start (systemctl mask)?"""

@@ -33,6 +33,7 @@ from pathlib import Path
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
 from hypemand.model.evidence import Marker, list_missing
+from hypemand.notify import notify
 from hypemand.protocol.sentinels import (
     AgentReady,
     Emergency,
@@ -47,9 +48,10 @@ from hypemand.vm.exitrecord import (
     ExitRecord,
     derive_exit_record,
     find_spare,
+    load_history,
     store_exit_record,
 )
-from hypemand.vm.runrecord import find_boot_id
+from hypemand.vm.runrecord import find_boot_id, find_start
 from hypemand.vm.tracker import load_notes
 from hypemand.vmm.messages import PREFIXES
 
@@ -261,11 +263,20 @@ def _renew_disk(state: Path, size: str, uid: str, templates: str) -> None:
         print(f"no fresh disk: {error}", file=sys.stderr)
 
 
+def add_start(record: ExitRecord, state: Path, runtime: Path) -> ExitRecord:
+    """The record with when the run has begun, and how long it took to be Running, as far as a daemon has seen
+    that."""
+    notes = load_notes(state / "boot.json", record.run)
+    started = find_start(runtime, record.run)
+    return replace(record, started_at=started, ready_ms=None if notes is None else notes.ready_ms)
+
+
 def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
-    """Write the record for the daemon, to the spare place if necessary. It has what an exit status cannot
-    express."""
+    """Write the record for the daemon, with those of the runs before, to the spare place if necessary. It has
+    what an exit status cannot express."""
+    before = load_history(path, spare)
     try:
-        store_exit_record(path, record)
+        store_exit_record(path, record, before)
     except OSError as error:
         print(f"cannot write the persistent exit record: {error}", file=sys.stderr)
     else:
@@ -273,9 +284,14 @@ def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
         return
     try:
         spare.parent.mkdir(mode=0o700, exist_ok=True)
-        store_exit_record(spare, record)
+        store_exit_record(spare, record, before)
     except OSError as error:
         print(f"cannot write the exit record ({record.message}): {error}", file=sys.stderr)
+
+
+def describe_end(record: ExitRecord) -> str:
+    """The unit's status text from now on. The message may be the guest's."""
+    return f"Stopped: {''.join(c if c.isprintable() else '?' for c in record.message)}"
 
 
 def main() -> int:
@@ -288,7 +304,9 @@ def main() -> int:
     how = (int(stop_signal), guest_agent == "1", Mode(mode))
     ending = collect_ending(run, unit, Path(state), Path(runtime), *how, deadline)
     record = derive_exit_record(run, ending, time.time())
+    record = add_start(record, Path(state), Path(runtime))
     keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
+    notify(f"STATUS={describe_end(record)}")
     if len(sys.argv) > _ARGUMENTS:
         _renew_disk(Path(state), *sys.argv[_ARGUMENTS:])
     if record.reboot:

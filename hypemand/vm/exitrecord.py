@@ -7,6 +7,8 @@ Pure, but for `load` and `store`. Written by the unit's ExecStopPost=, read by t
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from hypemand.protocol.sentinels import Exit
 from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.vmm.shutdown import Shutdown
 
+MAX_RUNS = 20
+"""Runs of a VM of which the ends are kept."""
+LOST = "its end was not seen: the host went down with it"
 REQUESTED = "stopped on request"
 REBOOTED = "rebooted from inside"
 _SHUTDOWN = {
@@ -56,7 +61,8 @@ class Ending:
 class ExitRecord:
     """How a run ended. `code` None: nobody could tell. `status` is the exit status of ExecStopPost=, by
     which systemd learns the program's result; 0 also where systemd knows of a failure by itself. `reboot`:
-    the guest has rebooted and is to be started again."""
+    the guest has rebooted and is to be started again. `started_at` and `ended_at`: seconds since the epoch;
+    `ready_ms`: from the start to Running."""
 
     run: str
     code: int | None
@@ -65,6 +71,8 @@ class ExitRecord:
     status: int
     ended_at: float
     reboot: bool = False
+    started_at: float | None = None
+    ready_ms: float | None = None
 
 
 def derive_exit_record(run: str, ending: Ending, ended_at: float) -> ExitRecord:
@@ -130,11 +138,19 @@ def _signal_name(status: str) -> str:
     return status if status.startswith("SIG") else f"SIG{status}"
 
 
-def derive_unrecorded(run: str, ended_at: float, *, failed: bool) -> ExitRecord:
-    """The record of a run whose own was lost: of that no more is known than whether systemd has its unit
-    `failed`."""
+def derive_unrecorded(run: str, ended_at: float, *, failed: bool, report: Exit | None) -> ExitRecord:
+    """The record of a run whose own was lost, as on a full disk. What is known of it then is the guest's
+    `report`, if the daemon has seen one, and whether systemd has its unit `failed`. One of which nothing is
+    known is no success."""
+    if report is not None:
+        return ExitRecord(run, report.code, report.message, not failed, 0, ended_at)
     how = "failed" if failed else "ended"
-    return ExitRecord(run, None, f"it {how}, and how could not be written down", not failed, 0, ended_at)
+    return ExitRecord(run, None, f"it {how}, and how could not be written down", False, 0, ended_at)
+
+
+def derive_lost(run: str, seen_at: float) -> ExitRecord:
+    """The record of a run whose end nobody has seen; it was seen last at `seen_at`."""
+    return ExitRecord(run, None, LOST, False, 0, seen_at)
 
 
 def find_spare(runtime: Path) -> Path:
@@ -145,10 +161,31 @@ def find_spare(runtime: Path) -> Path:
 
 def load_exit_record(path: Path) -> ExitRecord | None:
     """The record of the last run; None when there is none or it cannot be read."""
-    try:
-        return load_record(path, _parse)
-    except (OSError, BadRecord):
-        return None
+    return next(iter(load_history(path)), None)
+
+
+def load_history(*paths: Path) -> tuple[ExitRecord, ...]:
+    """The records of the last runs, the newest first: those of all these files, each once. What cannot be
+    read is passed over. Blocks."""
+    found: dict[str, ExitRecord] = {}
+    for path in paths:
+        try:
+            found |= {record.run: record for record in load_record(path, _parse_all)}
+        except (OSError, BadRecord):
+            continue
+    records = sorted(found.values(), key=lambda record: record.ended_at, reverse=True)
+    return tuple(records[:MAX_RUNS])
+
+
+def _parse_all(document: Any) -> list[ExitRecord]:
+    """The last run, with those before it. Of these one that cannot be understood is passed over: it is no
+    reason not to know how the last one ended."""
+    before = document.pop("before", [])
+    records = [_parse(document)]
+    for row in before[:MAX_RUNS]:
+        with suppress(TypeError):
+            records.append(_parse(row))
+    return records
 
 
 def _parse(document: Any) -> ExitRecord:
@@ -160,12 +197,15 @@ def _parse(document: Any) -> ExitRecord:
         "message": str,
         "status": int,
         "ended_at": int | float,
+        "started_at": int | float | None,
+        "ready_ms": int | float | None,
     }
-    if not all(isinstance(document[key], kind) for key, kind in kinds.items()):
+    if not all(isinstance(getattr(record, key), kind) for key, kind in kinds.items()):
         raise TypeError("a value of another type")
     return record
 
 
-def store_exit_record(path: Path, record: ExitRecord) -> None:
-    """Write the record. Blocks; OSError."""
-    store_record(path, asdict(record))
+def store_exit_record(path: Path, record: ExitRecord, before: Sequence[ExitRecord] = ()) -> None:
+    """Write the record, with those of runs `before`, the newest first. Blocks; OSError."""
+    kept = [asdict(old) for old in before if old.run != record.run]
+    store_record(path, {**asdict(record), "before": kept[: MAX_RUNS - 1]})

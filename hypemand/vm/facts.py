@@ -16,6 +16,7 @@ def boot_facts(vm: str, notes: BootNotes) -> BootFacts:
         requested=notes.moments[Moment.REQUESTED],
         unit_asked=at(Moment.PREPARED),
         unit_created=at(Moment.QUEUED),
+        held=at(Moment.HELD),
         main_started=at(Moment.VMM_STARTED),
         program_seen=at(Moment.PROGRAM_STARTED),
         agent_seen=at(Moment.AGENT_READY),

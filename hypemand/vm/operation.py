@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from hypemand.errors import HypemandError, NotFound, WrongState
@@ -62,6 +62,7 @@ class Operations:
         self.closed = False
         self._vm = vm
         self._on_change = on_change
+        self._announced: list[Ongoing] = []
         self._lock = asyncio.Lock()
 
     @property
@@ -93,6 +94,29 @@ class Operations:
             self.current = None
             self._lock.release()
             self._on_change()
+
+    @contextmanager
+    def announce(self, name: Operation) -> Iterator[None]:
+        """Show an operation that is begun before it can be the only one, as a deletion, which ends the VM in
+        the middle of others."""
+        ongoing = Ongoing(name)
+        self._announced.append(ongoing)
+        self._on_change()
+        try:
+            yield
+        finally:
+            self._announced.remove(ongoing)
+            self._on_change()
+
+    def is_announced(self, name: Operation) -> bool:
+        """Is this one?"""
+        return any(ongoing.info.name is name for ongoing in self._announced)
+
+    @property
+    def shown(self) -> OngoingOperation | None:
+        """The one that is to be seen, if any is under way."""
+        ongoing = self._announced[-1] if self._announced else self.current
+        return None if ongoing is None else ongoing.info
 
     def cancel_wait(self) -> None:
         """End what the current operation waits for, such as a pull: another one is wanted."""

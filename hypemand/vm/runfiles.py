@@ -20,7 +20,15 @@ from hypemand.errors import HypemandError
 from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.storage.locks import is_disk_in_use
 from hypemand.tasks import Tasks
-from hypemand.vm.exitrecord import ExitRecord, derive_unrecorded, find_spare, load_exit_record
+from hypemand.vm.exitrecord import (
+    LOST,
+    ExitRecord,
+    derive_lost,
+    derive_unrecorded,
+    find_spare,
+    load_history,
+    store_exit_record,
+)
 from hypemand.vm.places import CONFIG_DISK, Places
 from hypemand.vm.tracker import BootNotes, load_notes, store_notes
 from hypemand.workers import Pool, run_in
@@ -65,8 +73,8 @@ def _mark_leftovers(folders: Sequence[Path], is_needed: Callable[[str], bool]) -
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Content of the files of a VM's runs: the definition that it was started with, the records of the last
-    run or of the two last ones, the newest first, and when notes of a boot were written last (seconds since
+    """Content of the files of a VM's runs: the definition that it was started with, the records of its last
+    runs, the newest first, and when notes of a boot were written last (seconds since
     the epoch). None or empty: it cannot be read, or was not asked for."""
 
     definition: Definition | None = None
@@ -76,19 +84,24 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What a daemon that starts finds of a VM: what was seen of its last boot, and how its last run ended."""
+    """What a daemon that starts finds of a VM: what was seen of its last boot, how its last run ended, and
+    all records of ends that there are, the newest first."""
 
     notes: BootNotes | None = None
     exit: ExitRecord | None = None
+    ended: tuple[ExitRecord, ...] = ()
 
 
-def derive_exit(exits: Sequence[ExitRecord], run: str | None, *, failed: bool) -> ExitRecord | None:
+def derive_exit(
+    exits: Sequence[ExitRecord], run: str | None, *, failed: bool, notes: BootNotes | None = None
+) -> ExitRecord | None:
     """The record of the run that has just ended, None if there was none: `run` is its id, if that is
     known. It is there, unless it could not be written: the unit writes it before it becomes inactive, or
-    `failed`."""
+    `failed`. `notes`: what the daemon itself has seen of it."""
     record = next((r for r in exits if run in (None, r.run)), None)
     if record is None:
-        return None if run is None else derive_unrecorded(run, time.time(), failed=failed)
+        report = notes.exit if notes is not None and notes.run == run else None
+        return None if run is None else derive_unrecorded(run, time.time(), failed=failed, report=report)
     if record.reboot and failed:
         words = f"{record.message}, too often in a short time: systemd did not restart it"
         record = replace(record, message=words, success=False)
@@ -99,6 +112,8 @@ def derive_unseen_exit(found: Found, notes: BootNotes | None) -> ExitRecord | No
     """The record of the last run, as a daemon finds it that has not seen the end; None when the host went
     down with that run, so that the record is of one before."""
     record = next(iter(found.exits), None)
+    if record is not None and record.message == LOST:
+        return None
     if record is None or notes is None or record.run == notes.run or found.noted_at is None:
         return record
     # of the later of two runs there is but one: systemd alone made it, or its end was not written down
@@ -156,7 +171,8 @@ class RunFiles:
     def load_past(self) -> Past:
         """What is known of runs before. Blocks."""
         notes = load_notes(self._notes)
-        return Past(notes, derive_unseen_exit(self.load(definition=False, exits=True), notes))
+        found = self.load(definition=False, exits=True)
+        return Past(notes, derive_unseen_exit(found, notes), found.exits)
 
     def _load_definition(self) -> Definition | None:
         try:
@@ -165,8 +181,14 @@ class RunFiles:
             return None
 
     def _load_exits(self) -> tuple[ExitRecord, ...]:
-        found = [record for path in (self._exit, self._spare_exit) if (record := load_exit_record(path))]
-        return tuple(sorted(found, key=lambda record: record.ended_at, reverse=True))
+        return load_history(self._exit, self._spare_exit)
+
+    def keep_lost_end(self, run: str) -> tuple[ExitRecord, ...]:
+        """Write down that this run has ended, and nobody has seen how. The records then. Blocks; OSError."""
+        before = self._load_exits()
+        record = derive_lost(run, self._find_noted_at() or time.time())
+        store_exit_record(self._exit, record, before)
+        return (record, *before)
 
     def _find_noted_at(self) -> float | None:
         with contextlib.suppress(OSError):

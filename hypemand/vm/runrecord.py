@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from pathlib import Path
 
 RUN_RECORD = "run"
@@ -25,6 +26,18 @@ def find_boot_id(runtime: Path, run: str) -> str | None:
     """The id of the boot that this run carries; None while the launcher has not written it, and for a record
     that is not whole. The folder is the VMM's own: a VMM that was taken over may put anything there, and
     gains no more than markers that do not count."""
+    found = _read(runtime, run)
+    return None if found is None else found[0]
+
+
+def find_start(runtime: Path, run: str) -> float | None:
+    """When the launcher has written the record of this run, in seconds since the epoch, and never after now.
+    A VMM that was taken over may lie about that too, of itself alone."""
+    found = _read(runtime, run)
+    return None if found is None else min(max(found[1], 0.0), time.time())
+
+
+def _read(runtime: Path, run: str) -> tuple[str, float] | None:
     try:
         fd = os.open(runtime / RUN_RECORD, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -39,4 +52,4 @@ def find_boot_id(runtime: Path, run: str) -> str | None:
         os.close(fd)
     if record is None or record[1].decode() != run:
         return None
-    return record[2].decode()
+    return record[2].decode(), found.st_mtime

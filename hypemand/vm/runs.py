@@ -8,21 +8,25 @@ when the unit has ended for good.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.config.definition import Definition
+from hypemand.model.vm import ExitReport, RestartStatus, RunReport
 from hypemand.systemd.journal import BootJournal, LogJournal, SystemLogJournal
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Bus, Notify
 from hypemand.systemd.units import Units, UnitStatus
 from hypemand.tasks import Tasks
+from hypemand.unitnames import unit_name
 from hypemand.vm.console import OpenJournal
 from hypemand.vm.evidence import make_tracker
-from hypemand.vm.exitrecord import ExitRecord
+from hypemand.vm.exitrecord import MAX_RUNS, ExitRecord
 from hypemand.vm.places import Places
+from hypemand.vm.restarts import RestartFacts, derive_restart_status, find_start_limit
 from hypemand.vm.runfiles import Found, Past, RunFiles, derive_exit, derive_unseen_exit
 from hypemand.vm.running import Running
 from hypemand.vm.session import Session
@@ -30,6 +34,8 @@ from hypemand.vm.tracker import BootNotes, Moment
 from hypemand.vm.watcher import BootWatcher
 from hypemand.vmm.driver import Drive
 from hypemand.workers import Pool, run_in
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +69,24 @@ class Owner:
 
 class Runs:
     """`past`: records of runs before this daemon. `session`: the connections to the VMM while there is
-    one; `exit`: how the last run ended; `running`: what the run that is on holds."""
+    one; `exit`: how the last run ended; `running`: what the run that is on holds; `ended`: the records of its
+    last runs, the newest first; `restarts`: how often systemd has restarted it by itself."""
 
     def __init__(self, owner: Owner, services: VmServices, tasks: Tasks, past: Past) -> None:
         self.session: Session | None = None
         self.exit: ExitRecord | None = past.exit
+        self.ended = past.ended
+        self.restarts = 0
         self.running = Running()
         self.files = RunFiles(owner.name, owner.places, tasks)
         self._owner = owner
         self._services = services
         self._tasks = tasks
         self._notes = past.notes
+        # the run whose restarts have been counted
+        self._counted: str | None = None
+        # between two runs
+        self._between = False
         self._requested: dict[Moment, float] = {}
         self._was_live = False
         # by a daemon that could not ask systemd when it started
@@ -84,6 +97,17 @@ class Runs:
     def notes(self) -> BootNotes | None:
         """What was seen of the last boot."""
         return self.session.tracker.notes if self.session is not None else self._notes
+
+    @property
+    def last_end(self) -> ExitRecord | None:
+        """How the last run ended that is over; None where the one that is on was started on request."""
+        if self.exit is not None:
+            return self.exit
+        return next(iter(self._list_ended()), None) if self._between or self.restarts else None
+
+    def _list_ended(self) -> list[ExitRecord]:
+        session = self.session
+        return [record for record in self.ended if session is None or record.run != session.run]
 
     @property
     def definition(self) -> Definition:
@@ -116,17 +140,34 @@ class Runs:
 
     # what the unit shows
 
+    async def count_restarts(self, unit: UnitStatus) -> None:
+        """Learn how often systemd has restarted it: once for each run. BusError."""
+        run = unit.invocation_id
+        if run is not None and run != self._counted and (unit.is_live or unit.active_state == "failed"):
+            self.restarts = await self._services.units.count_restarts(unit_name(self._owner.name))
+            self._counted = run
+        elif unit.active_state is None:
+            self.restarts = 0
+
     async def load(self, unit: UnitStatus | None) -> Found:
         """What `follow` will need of the files. None: systemd cannot be asked. Most often that is nothing,
         and no thread is asked."""
         definition = self.running.is_unknown and (unit is None or unit.is_live)
-        exits = unit is not None and (self._has_ended(unit) or self._has_failed_unseen(unit))
+        exits = unit is not None and (
+            self._has_ended(unit) or self._has_failed_unseen(unit) or self._has_been_replaced(unit)
+        )
         if not definition and not exits:
             return Found()
         return await run_in(Pool.RECORDS, self.files.load, definition=definition, exits=exits)
 
     def _has_ended(self, unit: UnitStatus) -> bool:
         return self._was_live and not unit.is_live
+
+    def _has_been_replaced(self, unit: UnitStatus) -> bool:
+        """Has a run ended, to be followed by another one that systemd makes alone?"""
+        if self.session is None or not unit.is_live:
+            return False
+        return unit.invocation_id != self.session.run or _is_between(unit)
 
     def _has_failed_unseen(self, unit: UnitStatus) -> bool:
         """Has a run failed without a daemon?"""
@@ -137,8 +178,13 @@ class Runs:
         """Open a session for an invocation that is new, close the one that is over, and when the unit has
         ended for good, take the record that it has left behind."""
         self.running.follow(found.definition, may_run=unit.is_live)
-        between = unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
-        live = unit.is_live and unit.invocation_id is not None and not between
+        if found.exits:
+            self.ended = found.exits
+        self._between = _is_between(unit)
+        if unit.waits_for and self._requested:
+            # from when systemd had the job; it may be about to be known when that was
+            self._requested.setdefault(Moment.HELD, self._requested.get(Moment.QUEUED, time.monotonic()))
+        live = unit.is_live and unit.invocation_id is not None and not self._between
         session = self.session
         if session is not None and (not live or unit.invocation_id != session.run):
             self._notes = session.tracker.notes
@@ -151,7 +197,7 @@ class Runs:
             if self._is_assumed:
                 self.exit = derive_unseen_exit(found, self._notes)
             else:
-                self.exit = derive_exit(found.exits, ended, failed=failed)
+                self.exit = derive_exit(found.exits, ended, failed=failed, notes=self._notes)
             self.running.definition = None
             self._closing = self._tasks.start("release", self._release(self._closing))
         elif self._has_failed_unseen(unit):
@@ -159,6 +205,35 @@ class Runs:
         self._was_live, self._is_assumed = unit.is_live, False
         if live and self.session is None and unit.active_state != "deactivating":
             self._open(unit)
+
+    async def note_lost_end(self) -> None:
+        """It is stopped, and the end of its last run is not known, as after a power cut: keep what is known
+        of that. Nothing depends on it, so that a disk that is full is no error."""
+        notes = self._notes
+        if self.exit is not None or notes is None or any(record.run == notes.run for record in self.ended):
+            return
+        try:
+            self.ended = await run_in(Pool.RECORDS, self.files.keep_lost_end, notes.run)
+        except OSError as error:
+            _log.warning("VM %s: cannot record the end of its last run: %s", self._owner.name, error)
+
+    def derive_restart(
+        self, *, started_at: float | None, is_running: bool, failed: bool
+    ) -> RestartStatus | None:
+        """Its restarts by systemd; see `RestartFacts`."""
+        definition, session = self.definition, self.session
+        facts = RestartFacts(
+            definition.restart,
+            find_start_limit(definition.unit),
+            self.restarts,
+            between=self._between,
+            started_at=started_at if session is not None else None,
+            is_running=is_running,
+            ended=self._list_ended(),
+            exit=self.exit,
+            failed=failed,
+        )
+        return derive_restart_status(facts, time.time())
 
     def _open(self, unit: UnitStatus) -> None:
         run, places, definition = unit.invocation_id, self._owner.places, self.definition
@@ -218,3 +293,24 @@ class Runs:
             session, self.session = self.session, None
             await session.close()
         await self.files.flush_notes()
+
+    # its history
+
+    async def list_runs(self, started_at: float | None) -> list[RunReport]:
+        """Its last runs, the oldest first, with the one that is on, which was `started_at`."""
+        found = await run_in(Pool.RECORDS, self.files.load, definition=False, exits=True)
+        runs = [_derive_report(record) for record in reversed(found.exits)]
+        session = self.session
+        if session is not None and all(run.run != session.run for run in runs):
+            runs.append(RunReport(session.run, started_at, session.tracker.notes.ready_ms, None, None))
+        return runs[-MAX_RUNS:]
+
+
+def _is_between(unit: UnitStatus) -> bool:
+    """Does systemd wait until it starts it again?"""
+    return unit.active_state == "activating" and unit.sub_state.startswith("auto-restart")
+
+
+def _derive_report(record: ExitRecord) -> RunReport:
+    report = ExitReport(record.code, record.message, record.success)
+    return RunReport(record.run, record.started_at, record.ready_ms, record.ended_at, report)

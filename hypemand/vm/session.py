@@ -90,7 +90,7 @@ class Session:
         connect: Connect = connect_qemu,
     ) -> None:
         self.tracker = tracker
-        self.run_state = RunState.ABSENT
+        self.run_state = RunState.AWAITED
         # why it is IO_ERROR
         self.full: tuple[FullDrive, ...] = ()
         self.agent: AgentChannel | None = None
@@ -128,6 +128,9 @@ class Session:
         # its clock is not right, as far as is known
         self._stood_still = False
         self._closed = False
+        # not there for so long: nothing is known of it any more
+        self._absence: asyncio.TimerHandle | None = None
+        self._begin_absence()
 
     @property
     def run(self) -> str:
@@ -219,15 +222,32 @@ class Session:
         self._tasks.start("vmm-end", self._await_vmm_end(self._vmm))
         await self.query_status(SILENCE_DEADLINE)
         if not self._vmm.is_closed:
+            self._end_absence()
             self._gain(self._vmm_link)
 
     async def _await_vmm_end(self, vmm: Vmm) -> None:
         await vmm.wait_closed()
         await vmm.close()
-        if self.run_state is not RunState.SHUTDOWN:
-            self.run_state = RunState.ABSENT
+        self._begin_absence()
         self._lose(self._vmm_link)
         self._changed()
+
+    def _begin_absence(self) -> None:
+        """Most often it has ended, or does not listen yet, and systemd knows more. Until SILENCE_DEADLINE has
+        passed it counts as what it was last, and is connected to again."""
+        self._end_absence()
+        if not self._closed:
+            self._absence = asyncio.get_running_loop().call_later(SILENCE_DEADLINE, self._miss_vmm)
+
+    def _end_absence(self) -> None:
+        if self._absence is not None:
+            self._absence.cancel()
+            self._absence = None
+
+    def _miss_vmm(self) -> None:
+        if self.run_state is not RunState.SHUTDOWN:
+            self.run_state, self.full = RunState.ABSENT, ()
+            self._changed()
 
     async def connect_vmm(self, timeout: float) -> None:
         """Connect to a VMM that is there already, rather than at the next poll. Never raises."""
@@ -373,8 +393,8 @@ class Session:
                 return status
 
     def _take_status(self, vmm: Vmm, status: RunState, full: tuple[FullDrive, ...] = ()) -> None:
-        # a VMM that has said that it shuts down is gone while it is asked
-        gone = self.run_state is RunState.SHUTDOWN and status is RunState.ABSENT
+        # one that has gone while it was asked is missed later, if it does not come back
+        gone = status is RunState.ABSENT
         if vmm is self._vmm and not gone and (status, full) != (self.run_state, self.full):
             self.run_state, self.full = status, full
             self._changed()
@@ -424,6 +444,7 @@ class Session:
     async def close(self) -> None:
         """Close every connection to the VMM, and end every task."""
         self._closed = True
+        self._end_absence()
         if self._change_due is not None:
             self._change_due.cancel()
         await self._tasks.close()

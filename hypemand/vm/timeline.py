@@ -15,6 +15,7 @@ from hypemand.model.timeline import Lane, Span, Timeline
 from hypemand.protocol.sentinels import Stage
 
 MAX_STAGES = 256
+_START = "unit start"
 _STAGE_LANES = {"agent": Lane.AGENT, "program": Lane.PROGRAM}
 
 
@@ -23,10 +24,11 @@ class BootFacts:
     """What is known of one boot. Host times in CLOCK_MONOTONIC seconds; None: not known, or not yet.
 
     `unit_asked` and `unit_created` are before and after StartTransientUnit; `main_started` is the unit's
-    ExecMainStartTimestampMonotonic; `cpus_started` when the guest's CPUs were set going where the VMM waits
-    for that. `program_seen` and `agent_seen` are when the markers came (the agent's: sentinel or hello, the
-    earlier). `running`: when systemd was notified of readiness. `until`: the last moment that the guest can
-    speak of (now, or when the unit ended); without it the latest of the others."""
+    ExecMainStartTimestampMonotonic, `held`: since when that has waited for other units; `cpus_started` when
+    the guest's CPUs were set going where the VMM waits for that. `program_seen` and `agent_seen` are when the
+    markers came (the agent's: sentinel or hello, the earlier). `running`: when systemd was notified of
+    readiness. `until`: the last moment that the guest can speak of (now, or when the unit ended); without it
+    the latest of the others."""
 
     vm: str
     boot: str
@@ -40,6 +42,7 @@ class BootFacts:
     running: float | None = None
     until: float | None = None
     stages: tuple[Stage, ...] = ()
+    held: float | None = None
 
 
 def derive_timeline(facts: BootFacts) -> Timeline:
@@ -66,14 +69,14 @@ def _host_spans(facts: BootFacts) -> Iterator[Span]:
     steps = (
         ("prepare", Lane.HOST, facts.unit_asked),
         ("StartTransientUnit", Lane.HOST, facts.unit_created),
-        ("unit start", Lane.UNIT, facts.main_started),
+        (_START if facts.held is None else "wait for other units", Lane.UNIT, facts.main_started),
         ("VMM start", Lane.UNIT, facts.cpus_started),
     )
     for name, lane, end in steps:
         if end is None:
             continue
         # systemd may have started the VMM before its answer was read: then the two overlap.
-        start = at if name != "unit start" else min(at, facts.unit_asked or at)
+        start = at if name != _START else min(at, facts.unit_asked or at)
         yield _span(facts, name, lane, start, end)
         at = max(at, end)
     seen = [moment for moment in (facts.program_seen, facts.agent_seen) if moment is not None]

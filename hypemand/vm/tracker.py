@@ -41,6 +41,7 @@ class Moment(StrEnum):
     REQUESTED = "requested"  # the start was asked for
     PREPARED = "prepared"  # disk and config disk are there
     QUEUED = "queued"  # systemd has the job
+    HELD = "held"  # the same, where it waits for other units first
     VMM_STARTED = "vmm_started"  # systemd has spawned the VMM
     AGENT_READY = "agent_ready"  # marker or HELLO seen
     PROGRAM_STARTED = "program_started"  # marker seen
@@ -65,9 +66,15 @@ class BootNotes:
 
     @property
     def ready_ms(self) -> float | None:
-        """Milliseconds from the request to Running."""
+        """Milliseconds from the request to Running, without the wait for other units."""
         start, end = self.moments.get(Moment.REQUESTED), self.moments.get(Moment.RUNNING)
-        return None if start is None or end is None else (end - start) * 1000
+        return None if start is None or end is None else (end - start) * 1000 - self.held_ms
+
+    @property
+    def held_ms(self) -> float:
+        """Milliseconds in which systemd had it wait for other units."""
+        held, started = self.moments.get(Moment.HELD), self.moments.get(Moment.VMM_STARTED)
+        return 0.0 if held is None or started is None else max(started - held, 0.0) * 1000
 
 
 class BootTracker:

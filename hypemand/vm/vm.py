@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from hypemand.config.definition import Definition
 from hypemand.model.evidence import Derived, derive_state, derive_status_text
 from hypemand.model.state import HeadersStatus, State
-from hypemand.model.vm import ExitReport, VmView
+from hypemand.model.vm import ExitReport, RestartStatus, RunReport, VmView
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
 from hypemand.systemd.units import UnitStatus
@@ -28,6 +28,7 @@ from hypemand.vm.handle import Handle
 from hypemand.vm.networkmember import NetworkHost, NetworkMember
 from hypemand.vm.notifications import extend_boot, mark_running, notify_ready, notify_systemd, register
 from hypemand.vm.operation import Operations
+from hypemand.vm.pending import describe_changes
 from hypemand.vm.phases import Phases
 from hypemand.vm.places import Places
 from hypemand.vm.record import VmRecord
@@ -41,6 +42,9 @@ from hypemand.workers import Pool, run_in
 _log = logging.getLogger(__name__)
 _RECOVER_DEADLINE = 1.0
 _DETACH_DEADLINE = 5.0
+# questions in a row that systemd leaves without an answer until a state that was known is Unknown, and
+# seconds between them
+_TRIES, _PAUSE, _LONGEST_PAUSE = 3, 1.0, 30.0
 
 
 class Vm:
@@ -52,6 +56,7 @@ class Vm:
     ) -> None:
         self.record = record
         self.removed = False
+        self.has_stale_definition = False
         self.places = places
         self.changes = Changes()
         self.operations = Operations(record.name, self.changes.tell)
@@ -66,9 +71,13 @@ class Vm:
         self._derived = Derived(State.STOPPED)
         self._text = ""
         self._activity = ""
+        # the run whose end the journal has
+        self._logged_end = None if past.exit is None else past.exit.run
         self._phases = Phases(self.runs.derive_stop_time(record.created_at))
         self._asking = asyncio.Lock()
         self._stale = False
+        self._failures = 0
+        self._next_look: asyncio.Task[None] | None = None
         self._recovering = False
 
     def _get_definition(self) -> Definition:
@@ -84,6 +93,12 @@ class Vm:
         """Is the file that defines it gone?"""
         if removed is not self.removed:
             self.removed = removed
+            self.changes.tell()
+
+    def set_stale(self, stale: bool) -> None:
+        """Is the file that defines it another one than was loaded?"""
+        if stale is not self.has_stale_definition:
+            self.has_stale_definition = stale
             self.changes.tell()
 
     # what is known
@@ -140,8 +155,18 @@ class Vm:
             return False
         if self._network.is_outdated(self.name):
             return True
-        running = self.runs.running.definition
+        running = self._running
         return running is not None and runtime_part(running) != runtime_part(self.record.definition)
+
+    @property
+    def _running(self) -> Definition | None:
+        """What it runs with, as far as that is known."""
+        return self.runs.running.definition if self.state.is_vmm_active else None
+
+    def _describe_changes(self) -> tuple[str, ...]:
+        running = self._running
+        changes = () if running is None else describe_changes(running, self.record.definition)
+        return (*changes, "network configuration") if self._network.is_outdated(self.name) else changes
 
     @property
     def network_member(self) -> NetworkMember:
@@ -180,7 +205,10 @@ class Vm:
             stopped_at=None if ended is None else ended.ended_at,
             ready_ms=notes.ready_ms if notes is not None and self.state.is_vmm_active else None,
             exit=None if ended is None else ExitReport(ended.code, ended.message, ended.success),
-            needs_restart=self.needs_restart,
+            needs_restart=(needs_restart := self.needs_restart),
+            running=self._running,
+            changes=self._describe_changes() if needs_restart else (),
+            needs_reload=self.has_stale_definition,
             removed_from_config=self.removed,
             unit=self.unit,
             invocation_id=self.run,
@@ -193,8 +221,21 @@ class Vm:
             kernel_headers=self._headers(),
             network=self._network.view(self.network_member),
             phase_durations_ms=self._phases.list_ms(self.state, time.time()),
-            operation=None if (ongoing := self.operations.current) is None else ongoing.info,
+            restart=self._derive_restart(),
+            operation=self.operations.shown,
         )
+
+    def _derive_restart(self) -> RestartStatus | None:
+        unit = self._unit
+        return self.runs.derive_restart(
+            started_at=unit.started_at,
+            is_running=self.state in (State.RUNNING, State.PAUSED),
+            failed=unit.active_state == "failed",
+        )
+
+    async def list_runs(self) -> list[RunReport]:
+        """Its last runs, the oldest first."""
+        return await self.runs.list_runs(self._unit.started_at)
 
     def _read_cpu_seconds(self) -> float | None:
         pid = self._unit.main_pid
@@ -226,6 +267,8 @@ class Vm:
             if self.session is not None:
                 await self.session.connect_vmm(_RECOVER_DEADLINE)
             self._evaluate()
+            if known and self.state is State.STOPPED:
+                await self.runs.note_lost_end()
         finally:
             if not known:
                 self._assume_live()
@@ -243,9 +286,13 @@ class Vm:
         """Has systemd answered when it was asked last?"""
         return self._bus_up
 
-    async def refresh(self, *, with_memory: bool = False, wait_vmm: bool = True) -> None:
+    async def refresh(
+        self, *, with_memory: bool = False, wait_vmm: bool = True, patient: bool = False
+    ) -> None:
         """Ask systemd and the VMM now. Without `wait_vmm` what the VMM said last will do for now: what it
-        answers later, and that it does not, is a change like any other."""
+        answers later, and that it does not, is a change like any other. `patient`: for what is only shown, a
+        systemd that is slow is asked again some times, and until then the VM is what it was. Who decides
+        something has to know it."""
         async with self._asking:
             self._stale = False
             was = None
@@ -254,14 +301,20 @@ class Vm:
                 while was is not self._unit:
                     was = self._unit
                     status = await self._services.units.status(self.unit, with_memory=with_memory)
+                    await self.runs.count_restarts(status)
                     found = await self.runs.load(status)
             except BusError as error:
                 _log.warning("VM %s: %s", self.name, error.message)
+                self._failures += 1
+                if patient and not error.gone:
+                    self._ask_again()
+                    if self._bus_up and self._failures < _TRIES:
+                        return
                 found = await self.runs.load(None)
                 self._bus_up = False
                 self.runs.running.follow(found.definition, may_run=True)
             else:
-                self._bus_up = True
+                self._bus_up, self._failures = True, 0
                 self._unit = status
                 self.runs.follow(status, found)
                 await self.runs.running.learn_bound_files(self.record, self._services.units)
@@ -273,7 +326,17 @@ class Vm:
         """The unit's state may have changed. Signals that come while a refresh is under way are one more."""
         if not self._stale:
             self._stale = True
-            self._tasks.start("refresh", self.refresh())
+            self._tasks.start("refresh", self.refresh(patient=True))
+
+    def _ask_again(self) -> None:
+        if self._next_look is None or self._next_look.done():
+            self._next_look = self._tasks.start("next look", self._look_later())
+
+    async def _look_later(self) -> None:
+        """Until systemd has answered. A bus that is gone says itself when it is back."""
+        while self._failures:
+            await asyncio.sleep(min(_PAUSE * 2 ** min(self._failures - 1, 5), _LONGEST_PAUSE))
+            await self.refresh(patient=True)
 
     def take_start(self) -> None:
         """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
@@ -328,24 +391,44 @@ class Vm:
         ready = notes.ready_ms if notes is not None else None
         ended = self.runs.exit.message if self.runs.exit is not None else None
         self._derived = derived
-        self._text = derive_status_text(derived, guest_agent=self._guest_agent, ready_ms=ready, result=ended)
+        restart = self._derive_restart()
+        self._text = derive_status_text(
+            derived,
+            guest_agent=self._guest_agent,
+            ready_ms=ready,
+            result=ended,
+            restart=restart.text if restart is not None else "",
+            waits_for=self._unit.waits_for,
+        )
         if self.session is not None:
             self.runs.files.keep_notes(self.session.tracker.notes)
-        if self._text == old_text and derived.state is old:
+        end = self.runs.last_end
+        has_ended = end is not None and end.run != self._logged_end
+        if self._text == old_text and derived.state is old and not has_ended:
             return
+        self._logged_end = None if end is None else end.run
         if derived.state is not old:
             # systemd's own time of the change, unless this change is none of the unit's or not seen there yet
             changed = self._unit.changed_at or 0.0
             now = changed if changed > self._phases.since or self._recovering else time.time()
             self._phases.end(old, now)
             self._services.on_change()
-            if not self._recovering:
-                log_state_change(
-                    self.name, self.record.id, old, derived.state, self._text, derived.state_error
-                )
+        if (derived.state is not old or has_ended) and not self._recovering:
+            self._log_change(old, end if has_ended else None)
         self._tell_status()
         self.hold_deadline()
         self.changes.tell()
+
+    def _log_change(self, old: State, end: ExitRecord | None) -> None:
+        """Log the state, which was `old`, and how a run has ended, if it is that which has changed it."""
+        derived, fields = self._derived, {}
+        if end is not None:
+            fields = {"HYPEMAN_EXIT_MESSAGE": end.message, "HYPEMAN_EXIT_RUN": end.run}
+            if end.code is not None:
+                fields["HYPEMAN_EXIT_CODE"] = str(end.code)
+        log_state_change(
+            self.name, self.record.id, old, derived.state, self._text, derived.state_error, **fields
+        )
 
     def _tell_status(self) -> None:
         """`systemctl status` says what is going on: of a boot all, later whether the guest runs."""

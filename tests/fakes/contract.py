@@ -276,6 +276,43 @@ async def an_end_in_order_is_no_failure(stage: Stage) -> None:
     await stage.until(None)
 
 
+async def a_job_that_waits_names_the_unit_that_it_waits_for(stage: Stage) -> None:
+    await stage.begin(unit=OTHER)
+    await stage.begin(After=("as", [OTHER]))
+    waiting = await stage.until("activating/queued")
+    same(waiting.waits_for, (OTHER,))
+    await stage.begun(unit=OTHER)
+    await stage.ready(unit=OTHER)
+    status = await stage.until("activating/start")
+    same(status.waits_for, ())
+
+
+async def what_a_command_of_its_end_says_stays_its_status(stage: Stage) -> None:
+    await stage.begin(post=Script("post", status=3), NotifyAccess=("s", "exec"))
+    main = await stage.ready()
+    assert main.main_pid is not None
+    stage.world.notify(main.main_pid, "STATUS=Running")
+    stage.world.release("main")
+    await stage.until_marked("post")
+    stage.world.notify(await stage.get("Service.ControlPID"), "STATUS=ended with 3")
+    stage.world.release("post")
+    await stage.until("failed")
+    same(await stage.get("Service.StatusText"), "ended with 3")
+
+
+async def without_notifyaccess_exec_it_says_nothing(stage: Stage) -> None:
+    await stage.begin(post=Script("post", status=3))
+    main = await stage.ready()
+    assert main.main_pid is not None
+    stage.world.notify(main.main_pid, "STATUS=Running")
+    stage.world.release("main")
+    await stage.until_marked("post")
+    stage.world.notify(await stage.get("Service.ControlPID"), "STATUS=ended with 3")
+    stage.world.release("post")
+    await stage.until("failed")
+    same(await stage.get("Service.StatusText"), "Running")
+
+
 async def one_that_fails_too_often_is_given_up(stage: Stage) -> None:
     await stage.begin(
         Script("main", waits=False, status=3),

@@ -87,10 +87,12 @@ class Jobs:
 
     def _waits(self, unit: Service) -> bool:
         """Has a unit that it is ordered after a job to start?"""
-        if unit.name in self.held:
-            return True
+        return unit.name in self.held or bool(self.list_before(unit))
+
+    def list_before(self, unit: Service) -> list[Job]:
+        """Jobs to start that it is ordered after."""
         others = (self._jobs.get(name) for name in unit.properties["After"])
-        return any(other is not None and other.kind != "stop" for other in others)
+        return [other for other in others if other is not None and other.kind != "stop"]
 
     def _run(self, job: Job, unit: Service) -> None:
         if job.kind == "stop":

@@ -29,6 +29,7 @@ _NOTHING: dict[str, Any] = {
     "Unit.StateChangeTimestamp": 0,
     "Unit.StateChangeTimestampMonotonic": 0,
     "Service.MainPID": 0,
+    "Service.ControlPID": 0,
     "Service.ExecMainStartTimestamp": 0,
     "Service.ExecMainStartTimestampMonotonic": 0,
     "Service.MemoryCurrent": INFINITY,
@@ -57,6 +58,8 @@ def read_property(unit: Service | None, job: Job | None, name: str) -> Any:
             return round(unit.changed_at * 1e6)
         case "Service.MainPID":
             return 0 if unit.main is None else unit.main.pid
+        case "Service.ControlPID":
+            return unit.control_pid
         case "Service.ExecMainStartTimestamp":
             return round(unit.started_at * 1e6)
         case "Service.ExecMainStartTimestampMonotonic":

@@ -91,6 +91,11 @@ class Service:
         return _ACTIVE.get(self.sub, "deactivating")
 
     @property
+    def control_pid(self) -> int:
+        """Of the command beside its main process, or after it; 0: there is none."""
+        return 0 if self._control is None else self._control.pid
+
+    @property
     def is_gone(self) -> bool:
         """Has it ended, for now?"""
         return self.sub in ("dead", "failed")
@@ -164,7 +169,9 @@ class Service:
 
     def notify(self, pid: int, assignments: Mapping[str, str]) -> None:
         """What came by the notification socket, from that process."""
-        if self.main is None or self.main.pid != pid:
+        control = self._control if self.properties["NotifyAccess"] == "exec" else None
+        senders = [process.pid for process in (self.main, control) if process is not None]
+        if pid not in senders:
             return
         if "STATUS" in assignments:
             self.status_text = assignments["STATUS"]

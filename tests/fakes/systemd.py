@@ -90,6 +90,8 @@ class FakeSystemd:
         for signature, part in arguments:
             values += [part] if signature == PROPERTIES else list(part)
         async with self._asked(method):
+            if interface == f"{SERVICE}.Job":
+                return self._list_before(path)
             return self._do(service, interface, method, values)
 
     async def get_property(self, service: str, path: str, name: str) -> Any:
@@ -249,6 +251,17 @@ class FakeSystemd:
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
             and (not states or unit.active in states)
         ]
+
+    def _list_before(self, path: str) -> list[tuple[Any, ...]]:
+        """GetAfter of a job: the jobs that it comes after."""
+        for name, unit in self.units.items():
+            job = self.jobs.find(name)
+            if job is not None and job.path == path:
+                return [
+                    (other.number, other.unit, other.kind, "waiting", other.path, unit_path(other.unit))
+                    for other in self.jobs.list_before(unit)
+                ]
+        raise BusError(f"Unknown object '{path}'.", errno.EBADR)
 
     def _load(self, name: str) -> Service | None:
         """A unit, from its file if it is not loaded yet."""

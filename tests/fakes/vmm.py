@@ -25,7 +25,7 @@ from typing import Any
 
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
-from hypemand.unit.exit import Findings, keep_record, scan_journal
+from hypemand.unit.exit import Findings, add_start, describe_end, keep_record, scan_journal
 from hypemand.unitnames import unit_name, vm_of_unit
 from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, find_spare
 from hypemand.vm.places import CONFIG_DISK
@@ -109,8 +109,10 @@ class Vmm:
             for name in behaviour.sockets:
                 await stack.enter_async_context(self._serve(name, handlers[name]))
             if behaviour.boots:
+                # not wait_for, which loses a cancellation that comes with the answer (Python 3.11)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._asked.wait(), _BOOT_TIME)
+                    async with asyncio.timeout(_BOOT_TIME):
+                        await self._asked.wait()
                 for _ in range(_TURNS):
                     await asyncio.sleep(0)
                 self.come_up()
@@ -337,6 +339,7 @@ class Vmms:
         record = await asyncio.to_thread(judge, stop_job=job is not None)
         assert record.run == run
         await asyncio.to_thread(keep_record, record, Path(state) / "exit.json", find_spare(Path(runtime)))
+        self.systemd.notify(process.pid, f"STATUS={describe_end(record)}")
         if record.reboot:
             self.systemd.jobs.add(unit, "restart", "fail")
         return record.status
@@ -373,4 +376,4 @@ class Vmms:
             mode=mode,
             shutdown=None if notes is None else notes.shutdown,
         )
-        return derive_exit_record(run, ending, time.time())
+        return add_start(derive_exit_record(run, ending, time.time()), state, runtime)

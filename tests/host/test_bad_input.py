@@ -100,7 +100,7 @@ def test_a_broken_file_is_told_with_its_place_and_harms_no_other(
         assert line.removeprefix("hypemanctl: ") in checked.stderr
         journal = "\n".join(entry["MESSAGE"] for entry in host.journal("-u", "hypemand", f"CODE_FILE={path}"))
         assert line.removeprefix("hypemanctl: ") in journal
-        assert ctl(host, "show", "broken", check=False).code == 4
+        assert ctl(host, "show", "broken", check=False).code == 10
         assert find_traces(host, "broken") == []
     assert bystander.show()["state"] == "Running"
 
@@ -334,28 +334,28 @@ def test_exit_codes_tell_not_found_wrong_state_and_late_apart(host: TestHost, by
         ["wait", "nobody"],
     ):
         missing = ctl(host, *words, check=False)
-        assert (missing.code, "there is no VM nobody" in missing.stderr) == (4, True), missing.describe()
-    assert ctl(host, "image", "inspect", "nobody", check=False).code == 4
+        assert (missing.code, "there is no VM nobody" in missing.stderr) == (10, True), missing.describe()
+    assert ctl(host, "image", "inspect", "nobody", check=False).code == 10
     late = bystander.ctl("wait", "--for=Stopped", "--timeout=100ms", check=False)
-    assert (late.code, "Running" in late.stderr) == (6, True), late.describe()
+    assert (late.code, "Running" in late.stderr) == (12, True), late.describe()
     taken = ctl(host, "run", "-d", "--name=bystander", BUSYBOX, check=False)
     assert (taken.code, "a VM bystander already exists" in taken.stderr) == (125, True)
     kept = ctl(host, "rm", "-f", "bystander", check=False)
-    assert (kept.code, f"is defined in {VM_DIR}/bystander.yaml" in kept.stderr) == (5, True), kept.describe()
+    assert (kept.code, f"is defined in {VM_DIR}/bystander.yaml" in kept.stderr) == (11, True), kept.describe()
     with define_vm(host, "resting") as vm:
         early = vm.ctl("wait", "--for=Running", check=False)
-        assert (early.code, "Stopped" in early.stderr) == (5, True), early.describe()
+        assert (early.code, "Stopped" in early.stderr) == (11, True), early.describe()
         assert vm.ctl("status", check=False).code == 3
-        assert vm.ctl("kill", check=False).code == 5
+        assert vm.ctl("kill", check=False).code == 11
         refused = vm.exec("true", check=False)
         assert (refused.code, "Stopped" in refused.stderr) == (125, True)
-        assert ctl(host, "list", "resting", "nobody", check=False).code == 4
-    assert ctl(host, "--socket=/nowhere", "list", check=False).code == 7
+        assert ctl(host, "list", "resting", "nobody", check=False).code == 10
+    assert ctl(host, "--socket=/nowhere", "list", check=False).code == 13
     assert bystander.show()["state"] == "Running"
 
 
 def test_several_names_are_all_tried_and_the_first_failure_counts(host: TestHost) -> None:
     with define_vm(host, "one", cmd=["sleep", "infinity"]) as vm:
         result = ctl(host, "start", "nobody", "one", "--wait", check=False)
-        assert (result.code, "nobody" in result.stderr) == (4, True)
+        assert (result.code, "nobody" in result.stderr) == (10, True)
         assert vm.show()["state"] == "Running"

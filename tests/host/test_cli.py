@@ -277,7 +277,7 @@ def test_members_of_the_group_may_and_others_are_told_how(host: TestHost, web: V
             == "0\n"
         )
         refused = host.run(["runuser", "-u", "stranger", "--", "hypemanctl", "list"], check=False)
-        assert (refused.code, refused.stdout) == (7, "")
+        assert (refused.code, refused.stdout) == (13, "")
         assert "become root, or a member of the group hypemand" in refused.stderr
     finally:
         host.run(["userdel", "member"])

@@ -78,7 +78,7 @@ def test_a_vm_keeps_to_its_content_until_it_is_told(host: TestHost, vms: Vms) ->
     assert vms.execute(name, "cat", "/etc/version") == "one\n"
     assert f"{TLS}/moving@{old}" in ctl(host, "image", "list", "-q").stdout.splitlines()
     refused = ctl(host, "image", "rm", f"{TLS}/moving@{old}", check=False)
-    assert (refused.code, "used by keeper" in refused.stderr) == (5, True)
+    assert (refused.code, "used by keeper" in refused.stderr) == (11, True)
     assert old not in ctl(host, "image", "prune", "--all", "--dry-run", "--json").stdout
     vms.ctl("restart", "--wait", "--pull", "always", name)
     assert vms.execute(name, "sh", "-c", "cat /etc/version /opt/*") == "two\nnew\n"
@@ -89,7 +89,7 @@ def test_a_vm_keeps_to_its_content_until_it_is_told(host: TestHost, vms: Vms) ->
 def test_never_is_not_to_ask_and_always_is_to_ask_each_time(host: TestHost, vms: Vms) -> None:
     vms.define("never", None, image=f"{TLS}/app:v1", image_pull="never")
     refused = vms.ctl("start", "never", check=False)
-    assert (refused.code, f"there is no image {TLS}/app:v1" in refused.stderr) == (4, True)
+    assert (refused.code, f"there is no image {TLS}/app:v1" in refused.stderr) == (10, True)
     move(host, "app:v1", "moving:always")
     vms.start(vms.define("always", None, image=f"{TLS}/moving:always", image_pull="always"))
     move(host, "app:v2", "moving:always")

@@ -29,8 +29,9 @@ def fail(vms: Vms, name: str, code: int = 7) -> None:
     vms.ctl("exec", name, "--", "sh", "-c", f"echo {code} >/tmp/fail", check=False)
 
 
-def test_a_failed_program_is_restarted_by_systemd_and_boots_anew(vms: Vms) -> None:
-    name = vms.run("comes-back", FAILS_ON_DEMAND, restart="on-failure")
+def test_a_failed_program_is_restarted_by_systemd_and_boots_anew_until_that_gives_up(vms: Vms) -> None:
+    limit = {"StartLimitBurst": 2, "StartLimitIntervalSec": "10min"}
+    name = vms.run("comes-back", FAILS_ON_DEMAND, restart="on-failure", unit=limit)
     before = vms.show(name)
     vms.wait_console(name, "start 1")
     fail(vms, name)
@@ -44,8 +45,22 @@ def test_a_failed_program_is_restarted_by_systemd_and_boots_anew(vms: Vms) -> No
     assert states[:3] == ["Stopped", "Initializing", "Running"]
     assert states[-2:] == ["Initializing", "Running"]
     assert "Stopped" not in states[1:], "systemd had it all the time"
-    fail(vms, name, 0)
-    assert vms.wait(name, "Stopped")["exit_code"] == 0
+    assert after["restart_status"]["text"] == "restarted: exited with code 7, 2nd of 2"
+    fail(vms, name, 9)
+    ended = vms.wait(name, "Stopped")
+    words = "gave up after 2 starts: exited with code 9"
+    assert (ended["exit_code"], ended["status_text"]) == (9, f"Stopped: {words}")
+    assert ended["restart_status"]["blocked_reason"] == "max_attempts_exceeded"
+    assert vms.ctl("list", "--no-legend", name).stdout.split(maxsplit=9)[7:] == ["1", "9", f"{words}\n"]
+    # of systemd's own view, the status of the main process is QEMU's
+    wanted = {"Result": "exit-code", "StatusText": "Stopped: exited with code 9", "ExecMainStatus": "0"}
+    assert vms.unit(name, *wanted) == wanted
+    codes = [e.get("HYPEMAN_EXIT_CODE") for e in vms.host.journal(f"HYPEMAN_VM_ID={ended['id']}")]
+    assert [code for code in codes if code] == ["7", "9"]
+    vms.restart_daemon()
+    history = [line.split(maxsplit=4)[3:] for line in vms.ctl("history", name).stdout.splitlines()[1:]]
+    assert history == [["7", "exited with code 7"], ["9", "exited with code 9"]]
+    assert vms.show(name)["status_text"] == f"Stopped: {words}"
 
 
 def test_restart_always_restarts_after_success_but_not_after_a_stop(vms: Vms) -> None:

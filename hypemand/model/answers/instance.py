@@ -9,7 +9,7 @@ from typing import Any
 
 from hypemand.model.counters import Counters
 from hypemand.model.document import SOURCE
-from hypemand.model.state import HeadersState, Operation, State
+from hypemand.model.state import HeadersState, Operation, RestartBlock, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,36 @@ class RestartPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceRestart:
+    """Restarts that systemd has made by itself, and why it makes no more. The published client has its own
+    server's; `text` is ours."""
+
+    attempts: int = 0
+    last_attempt_at: str | None = None
+    next_attempt_at: str | None = None
+    blocked_reason: RestartBlock | str | None = None
+    last_reason: str | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of a VM. `exit_success` null: it is on."""
+
+    invocation_id: str
+    started_at: str | None = None
+    ready_ms: float | None = None
+    ended_at: str | None = None
+    exit_code: int | None = None
+    exit_message: str | None = None
+    exit_success: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
-    """A VM. What is not supported is null. `definition`: the keys of a definition file; `document`: all that
-    the daemon has answered."""
+    """A VM. What is not supported is null. `definition`: the keys of a definition file;
+    `running_definition`: the same of what it was started with, where that differs; `document`: all that the
+    daemon has answered."""
 
     id: str
     name: str
@@ -95,7 +122,7 @@ class Instance:
     network: InstanceNetwork | None = None
     volumes: tuple[InstanceVolume, ...] = ()
     restart_policy: RestartPolicy | None = None
-    restart_status: Any = None
+    restart_status: InstanceRestart | None = None
     health_check: Any = None
     health_status: Any = None
     # those above are the published client's
@@ -103,6 +130,8 @@ class Instance:
     status_text: str | None = None
     ready_ms: float | None = None
     needs_restart: bool = False
+    pending_changes: tuple[str, ...] = ()
+    needs_reload: bool = False
     removed_from_config: bool = False
     unit: str | None = None
     invocation_id: str | None = None
@@ -115,6 +144,7 @@ class Instance:
     kernel_headers: InstanceHeaders | None = None
     operation: InstanceOperation | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
+    running_definition: Mapping[str, Any] | None = None
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False, metadata=SOURCE)
 
 

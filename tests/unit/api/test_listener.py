@@ -234,7 +234,7 @@ VM = "/instances/{ref}"
 READING = {
     ("GET", path)
     for path in (
-        *(f"{VM}{part}" for part in ("", "/wait", "/logs", "/timeline", "/stats", "/watch")),
+        *(f"{VM}{part}" for part in ("", "/wait", "/logs", "/timeline", "/history", "/stats", "/watch")),
         "/health", "/openapi.yaml", "/instances", "/images", "/images/{name}", "/images/{name}/watch",
         # but not what is in them
         "/volumes", "/volumes/{volume}", "/df",

@@ -72,7 +72,7 @@ def test_stop_kill_and_restart_reach_the_manager(tmp_path: Path) -> None:
         assert (await run("restart", "c")).returncode == 0
         await api.host.until(State.RUNNING, "c")
         assert api.host.vmm("c").run_id != first
-        assert (await run("kill", "a")).returncode == 5
+        assert (await run("kill", "a")).returncode == 11
 
     run_both(tmp_path, scenario)
 
@@ -120,9 +120,9 @@ def test_images_reload_and_timeline_are_understood(tmp_path: Path) -> None:
         await api.host.put("web", State.RUNNING, image=name)
         assert "builtin:busybox" in (await run("image", "list", "-q")).stdout
         assert json.loads((await run("image", "inspect", name)).stdout)["name"] == name
-        assert (await run("image", "rm", name)).returncode == 5
+        assert (await run("image", "rm", name)).returncode == 11
         assert (await run("image", "rm", "spare")).returncode == 0
-        assert (await run("image", "rm", "spare")).returncode == 4
+        assert (await run("image", "rm", "spare")).returncode == 10
         api.host.write("a", memory="lots")
         reload = await run("reload")
         assert reload.returncode == 8

@@ -118,17 +118,17 @@ def test_where_things_go_in(tmp_path: Path, tree: Path, source: str, target: str
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
-        (["TREE/file", "web:/tmp/no/"], 4, "there is no directory web:/tmp/no/"),
-        (["TREE/file", "web:/no/file"], 4, "there is no directory /no in the guest"),
+        (["TREE/file", "web:/tmp/no/"], 10, "there is no directory web:/tmp/no/"),
+        (["TREE/file", "web:/no/file"], 10, "there is no directory /no in the guest"),
         (["TREE/sub", "web:/etc/motd"], 8, "web:/etc/motd is not a directory, and"),
         (["TREE/file", "web:/etc/motd/"], 8, "web:/etc/motd/ is not a directory"),
         (["TREE/no", "web:/tmp"], 1, "No such file or directory"),
         (["TREE/file/", "web:/tmp"], 1, "TREE/file/ is not a directory"),
-        (["TREE/file", "nope:/tmp"], 4, "there is no VM nope"),
+        (["TREE/file", "nope:/tmp"], 10, "there is no VM nope"),
         (["TREE/file", "/tmp"], 8, "exactly one of SRC and DST must be NAME:PATH"),
         (["web:/a", "web:/b"], 8, "exactly one of SRC and DST must be NAME:PATH"),
         (["-", "web:/etc/motd"], 8, "is not a directory in the guest"),
-        (["web:/nothing", "TREE"], 4, "there is no web:/nothing"),
+        (["web:/nothing", "TREE"], 10, "there is no web:/nothing"),
         (["web:/etc/motd/", "TREE"], 8, "web:/etc/motd/ is not a directory"),
         (["web:/etc/motd", "TREE/no/"], 1, "there is no directory TREE/no/"),
         (["web:/etc/motd", "TREE/no/x"], 1, "there is no directory TREE/no"),
@@ -153,7 +153,7 @@ def test_a_vm_that_does_not_run_is_said_so(tmp_path: Path, tree: Path) -> None:
         await api.host.put("web")
         for words in ((str(tree), "web:/tmp"), ("web:/etc", str(tree)), ("-", "web:/tmp")):
             done = await run("cp", *words)
-            assert (done.returncode, "Stopped" in done.stderr) == (5, True), words
+            assert (done.returncode, "Stopped" in done.stderr) == (11, True), words
 
     run_both(tmp_path, scenario)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from hypemand.model.state import State
@@ -48,12 +49,67 @@ def test_a_change_that_is_taken_back_needs_no_restart() -> None:
     drive(scenario)
 
 
+def test_after_a_reload_it_is_shown_what_the_guest_has_and_what_a_restart_changes() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await run_from_file(host, run, memory="128M", env={"A": "1"})
+        host.write(autostart=True, memory="192M", env={"A": "2"}, user="1000")
+        assert (await run("reload")).returncode == 0
+        note = "needs restart: memory 128M → 192M, env, user unset → 1000"
+        row = (await run("list", "--no-legend")).stdout
+        assert (" 128M " in row, " 192M " in row, note in row) == (True, False, True)
+        assert "128M for the guest" in (await run("status", "web")).stdout
+        shown = await show(run)
+        assert (shown["size"], shown["env"], shown["definition"]["memory"]) == ("128MB", {"A": "1"}, "192M")
+        assert shown["running_definition"]["memory"] == "128M"
+        await host.restart_daemon()
+        assert (await host.manager.get_vm("web")).changes == (
+            "memory 128M → 192M",
+            "env",
+            "user unset → 1000",
+        )
+        await host.manager.restart_vm("web")
+        await host.until(State.RUNNING)
+        view = await host.manager.get_vm("web")
+        assert (view.changes, view.effective.memory) == ((), 192 * 1024**2)
+
+    drive(scenario)
+
+
+def test_a_file_that_was_changed_and_not_loaded_is_told_of() -> None:
+    note = "definition changed on disk, run hypemanctl reload"
+
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await run_from_file(host, run, memory="128M")
+        assert note not in (await run("list")).stdout
+        file = host.config.vm_dir / "web.yaml"
+        os.utime(file, (1, 1))
+        assert note not in (await run("list")).stdout, "only touched"
+        before = file.read_text()
+        host.write(autostart=True, memory="192M")
+        assert note in (await run("list")).stdout
+        assert note in (await run("status", "web")).stdout
+        for command in ("restart", "start"):
+            done = await run(command, "web")
+            assert (done.returncode, note in done.stderr) == (0, True), done.stderr
+        assert host.vm().runs.definition.memory == 128 * 1024**2
+        file.write_text(before)
+        assert note not in (await run("start", "web")).stderr
+        file.unlink()
+        assert note in (await run("list")).stdout
+        file.write_text(before)
+        host.write(autostart=True, memory="192M")
+        assert (await run("reload")).returncode == 0
+        assert note not in (await run("list")).stdout
+
+    drive(scenario)
+
+
 def test_a_vm_with_a_file_is_not_removed_by_command() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         host.write()
         assert (await run("reload")).returncode == 0
         refused = await run("rm", "web")
-        assert refused.returncode == 5
+        assert refused.returncode == 11
         assert str(host.config.vm_dir / "web.yaml") in refused.stderr
         assert (await show(run))["state"] == "Stopped"
 
@@ -121,7 +177,7 @@ def test_a_file_does_not_take_a_vm_that_was_made_by_command_unless_it_is_the_sam
 def test_a_restart_that_cannot_be_is_refused_while_the_vm_runs() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         before = await run_from_file(host, run, disk="1G")
-        keys = ((9, "memory", "900G"), (8, "disk", "64M"), (4, "image", "builtin:none-such"))
+        keys = ((9, "memory", "900G"), (8, "disk", "64M"), (10, "image", "builtin:none-such"))
         for code, key, value in keys:
             host.write("web", autostart=True, **{"disk": "1G", key: value})
             await run("reload")

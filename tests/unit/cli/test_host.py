@@ -36,7 +36,7 @@ def test_images_are_listed(daemon: Canned, cli: Cli) -> None:
     daemon.answers["GET /images"] = [IMAGE]
     assert cli.run("image", "list").stdout.splitlines() == [
         "NAME        STATUS  SIZE  PLATFORM     CREATED           DIGEST",
-        "team/app:1  ready   4M    linux/amd64  2026-03-01 10:00  sha256:aaaaaaaaaaaa",
+        "team/app:1  ready   4M    linux/amd64  2026-03-01T10:00  sha256:aaaaaaaaaaaa",
     ]
     assert cli.run("image", "list", "-q").stdout == "team/app:1\n"
     assert json.loads(cli.run("image", "list", "--json").stdout) == [IMAGE]
@@ -47,7 +47,7 @@ def test_an_image_with_a_slash_in_its_name_is_found_and_removed(daemon: Canned, 
     daemon.answers["DELETE /images/team/app:1"] = Each([None, GONE])
     assert json.loads(cli.run("image", "inspect", "team/app:1").stdout) == IMAGE
     assert cli.run("image", "rm", "team/app:1").returncode == 0
-    assert cli.run("image", "rm", "team/app:1").returncode == 4
+    assert cli.run("image", "rm", "team/app:1").returncode == 10
 
 
 def test_an_import_names_the_path_as_the_daemon_sees_it(daemon: Canned, cli: Cli, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_pull_waits_until_the_image_is_there(daemon: Canned, cli: Cli) -> None
 
 
 @pytest.mark.parametrize(
-    ("code", "status"), [("image_not_found", 4), ("pull_failed", 1), ("image_not_ready", 8)]
+    ("code", "status"), [("image_not_found", 10), ("pull_failed", 1), ("image_not_ready", 8)]
 )
 def test_a_pull_that_fails_says_why(daemon: Canned, cli: Cli, code: str, status: int) -> None:
     failed = {"name": "docker.io/app", "status": "failed", "error": "no such thing", "error_code": code}
@@ -133,7 +133,7 @@ def test_an_export_is_whole_or_not_there(daemon: Canned, cli: Cli, tmp_path: Pat
     assert cli.run("image", "export", "app", str(target)).returncode == 0
     assert target.read_bytes() == b"tar"
     daemon.answers["GET /images/app/export"] = Archive(30, b"half")
-    assert cli.run("image", "export", "app", str(target)).returncode == 7
+    assert cli.run("image", "export", "app", str(target)).returncode == 13
     assert (target.read_bytes(), len(list(tmp_path.glob("*out.tar*")))) == (b"tar", 1)
     daemon.answers["GET /images/app/export"] = Archive(3, b"tar")
     assert cli.run("image", "export", "app", "-").stdout == "tar"

@@ -49,14 +49,14 @@ def test_a_start_that_takes_too_long_is_timed_out(live: Live, cli: Cli) -> None:
     live.host.guest("web").boots = False
     live.put("web")
     done = cli.run("start", "--wait", "--timeout", "200ms", "web")
-    assert done.returncode == 6
+    assert done.returncode == 12
     assert "web was not Running within 0.2 s; it is Initializing: " in done.stderr
 
 
 def test_one_that_is_not_there_does_not_keep_the_others_from_starting(live: Live, cli: Cli) -> None:
     live.put("web")
     done = cli.run("start", "nope", "web")
-    assert done.returncode == 4
+    assert done.returncode == 10
     live.until(State.RUNNING)
 
 
@@ -119,7 +119,7 @@ def test_kill_sends_sigkill_unless_told_otherwise(
 
 def test_kill_of_what_does_not_run_is_5(live: Live, cli: Cli) -> None:
     live.put("web")
-    assert cli.run("kill", "web").returncode == 5
+    assert cli.run("kill", "web").returncode == 11
 
 
 def test_rm_removes_what_has_stopped(live: Live, cli: Cli) -> None:
@@ -132,7 +132,7 @@ def test_rm_removes_what_has_stopped(live: Live, cli: Cli) -> None:
 def test_rm_of_what_runs_needs_force(live: Live, cli: Cli) -> None:
     live.put("web", State.RUNNING)
     done = cli.run("rm", "web")
-    assert done.returncode == 5
+    assert done.returncode == 11
     assert "stop it first, or: hypemanctl rm -f web" in done.stderr
     assert live.host.vm().state is State.RUNNING
     assert cli.run("rm", "-f", "web").returncode == 0
@@ -140,7 +140,7 @@ def test_rm_of_what_runs_needs_force(live: Live, cli: Cli) -> None:
 
 
 def test_rm_of_a_stranger_is_4_and_with_force_content(live: Live, cli: Cli) -> None:
-    assert cli.run("rm", "nope").returncode == 4
+    assert cli.run("rm", "nope").returncode == 10
     assert cli.run("rm", "-f", "nope").returncode == 0
 
 
@@ -164,24 +164,24 @@ def test_wait_tells_timed_out_wrong_state_and_not_found_apart(live: Live, cli: C
     live.put("off", State.RUNNING)
     live.call(live.host.vmm("off").exit, 1, "bad")
     live.until(State.STOPPED, "off")
-    assert cli.run("wait", "slow", "--timeout", "200ms").returncode == 6
+    assert cli.run("wait", "slow", "--timeout", "200ms").returncode == 12
     done = cli.run("wait", "off")
-    assert done.returncode == 5
+    assert done.returncode == 11
     assert "off is Stopped (exited with 1: bad) and will not become Running" in done.stderr
-    assert cli.run("wait", "odd").returncode == 5
-    assert cli.run("wait", "nope").returncode == 4
+    assert cli.run("wait", "odd").returncode == 11
+    assert cli.run("wait", "nope").returncode == 10
 
 
 def test_wait_ends_when_the_vm_is_removed(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", "Initializing")  # of which no more is told
     done = cli.run("wait", "web")
-    assert done.returncode == 4
+    assert done.returncode == 10
     assert "web was removed" in done.stderr
 
 
 def test_a_daemon_that_is_not_there_is_7(cli: Cli) -> None:
     done = cli.run("start", "web", "db")
-    assert done.returncode == 7
+    assert done.returncode == 13
     assert done.stderr.count("\n") == 1
     assert "systemctl start hypemand.socket" in done.stderr
 
@@ -218,4 +218,4 @@ def test_a_stop_is_waited_for_at_the_next_daemon(daemon: Canned, cli: Cli) -> No
     daemon.answers["POST /instances/web/stop"] = Each([ENDED, make_instance("web", "Stopped")])
     assert cli.run("stop", "web").returncode == 0
     daemon.answers["POST /instances/web/stop"] = Each([ENDED, ENDED])
-    assert cli.run("stop", "web").returncode == 7
+    assert cli.run("stop", "web").returncode == 13

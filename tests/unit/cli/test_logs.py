@@ -182,4 +182,4 @@ def test_analyze_of_what_never_booted_is_5(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", "Stopped")
     body = {"code": "invalid_state", "message": "web was not started yet"}
     daemon.answers["GET /instances/web/timeline"] = Failure(409, body)
-    assert cli.run("analyze", "web").returncode == 5
+    assert cli.run("analyze", "web").returncode == 11

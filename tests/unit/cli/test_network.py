@@ -48,4 +48,4 @@ def test_a_network_is_shown_whole(daemon: Canned, cli: Cli) -> None:
     daemon.answers["GET /networks/other"] = Failure(404, refusal)
     assert json.loads(cli.run("network", "inspect", "lab").stdout) == LAB
     missing = cli.run("network", "inspect", "other")
-    assert (missing.returncode, "there is no network 'other'" in missing.stderr) == (4, True)
+    assert (missing.returncode, "there is no network 'other'" in missing.stderr) == (10, True)

@@ -57,7 +57,7 @@ def test_a_vm_is_created_listed_shown_and_removed() -> None:
         assert (shown["state"], shown["invocation_id"]) == ("Running", host.vmm().run_id)
         assert shown["operation"] is None
         assert (await run("rm", "-f", "web")).returncode == 0
-        assert (await run("show", "web")).returncode == 4
+        assert (await run("show", "web")).returncode == 10
         assert host.traces() == []
 
     drive(scenario)
@@ -77,7 +77,22 @@ def test_a_start_is_waited_for_and_a_failed_one_says_why() -> None:
         failed = await run("start", "--wait", "db")
         assert failed.returncode == 1
         assert "db did not start: exited with code 7" in failed.stderr
-        assert (await run("start", "nope")).returncode == 4
+        assert (await run("start", "nope")).returncode == 10
+
+    drive(scenario)
+
+
+def test_who_waits_for_a_vm_that_is_removed_meanwhile_is_told_so() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.guest().boots = False
+        await host.create()
+        await host.manager.start_vm("web")
+        await host.until_true(lambda: "web" in host.vmms.live)
+        wait = asyncio.create_task(run("wait", "web"))
+        await host.until_true(lambda: host.watchers("web") == 1)
+        assert (await run("rm", "-f", "web")).returncode == 0
+        done = await wait
+        assert (done.returncode, "web was removed while waiting" in done.stderr) == (10, True), done.stderr
 
     drive(scenario)
 
@@ -106,7 +121,7 @@ def test_stop_restart_and_kill_do_what_they_say() -> None:
         stopped = json.loads((await run("stop", "--json", "web")).stdout)
         assert (stopped[0]["state"], stopped[0]["exit_message"]) == ("Stopped", "stopped on request")
         assert (await run("stop", "--result", "web")).returncode == 0
-        assert (await run("kill", "web")).returncode == 5
+        assert (await run("kill", "web")).returncode == 11
         await host.manager.start_vm("web")
         await host.until(State.RUNNING)
         assert (await run("kill", "web")).returncode == 0
@@ -123,7 +138,7 @@ def test_pause_and_resume_reach_the_vmm() -> None:
         await host.create("off")
         done = await run("pause", "--json", "web", "off")
         assert [shown["state"] for shown in json.loads(done.stdout)] == ["Paused"]
-        assert done.returncode == 5
+        assert done.returncode == 11
         assert "pause needs state Running, and off is Stopped" in done.stderr
         assert host.vmm().monitor.status == "paused"
         refused = await run("exec", "web", "true")
@@ -158,7 +173,7 @@ def test_files_define_vms_and_a_reload_says_what_is_wrong() -> None:
         assert "bad.yaml:2:" in reload.stderr
         await host.until(State.RUNNING)
         kept = await run("rm", "-f", "web")
-        assert kept.returncode == 5
+        assert kept.returncode == 11
         assert "remove that file" in kept.stderr
         assert host.vm().state is State.RUNNING
         assert "kernel" in (await run("analyze", "web")).stdout

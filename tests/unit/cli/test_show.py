@@ -24,14 +24,53 @@ HOSTILE = "boom \x1b[2J\x07"
 
 def test_list_shows_a_table(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", network=PLACE)
-    daemon.add("db", "Stopped", exit_code=3, needs_restart=True, removed_from_config=True)
+    daemon.add("db", "Stopped", exit_code=3, removed_from_config=True)
     done = cli.run("list")
     assert done.returncode == 0
     assert done.stdout.splitlines() == [
-        "NAME  STATE    READY   ADDRESS   IMAGE            MEMORY  VCPUS  EXIT  NOTE",
-        "web   Running  612 ms  10.7.0.2  builtin:busybox  512M    2      -",
-        "db    Stopped  -       -         builtin:busybox  512M    2      3     needs restart, file removed",
+        "NAME  STATE    READY  ADDRESS   IMAGE            MEMORY  VCPUS  RESTARTS  EXIT  NOTE",
+        "web   Running  612ms  10.7.0.2  builtin:busybox  512M    2      0         -",
+        "db    Stopped  -      -         builtin:busybox  512M    2      0         3     file removed",
     ]
+
+
+RESTART = {"attempts": 1, "last_attempt_at": None, "next_attempt_at": None, "blocked_reason": None}
+
+
+def test_list_says_why_a_vm_is_restarted_or_has_failed(daemon: Canned, cli: Cli) -> None:
+    words = "restarting: exited with code 3, 2nd of 3"
+    daemon.add("loop", "Initializing", restart_status=RESTART | {"last_reason": "x", "text": words})
+    daemon.add(
+        "late", "Stopped", exit_code=None, exit_message="boot timed out: no marker", exit_success=False
+    )
+    daemon.add("asked", "Stopped", exit_code=143, exit_message="stopped on request", exit_success=True)
+    daemon.add("plain", "Stopped", exit_code=3, exit_message="exited with code 3")
+    daemon.add("long", "Stopped", exit_code=None, exit_message="x" * 300, exit_success=False)
+    rows = [line.split(maxsplit=9)[7:] for line in cli.run("list", "--no-legend").stdout.splitlines()]
+    assert rows == [
+        ["1", "-", words],
+        ["0", "-", "boot timed out: no marker"],
+        ["0", "143"],
+        ["0", "3"],
+        ["0", "-", "x" * 99 + "…"],
+    ]
+    assert f"Restarts: 1: {words}\n" in cli.run("status", "loop").stdout
+    assert "Restarts" not in cli.run("status", "plain").stdout
+
+
+def test_history_is_a_table_of_runs(daemon: Canned, cli: Cli) -> None:
+    run = {"invocation_id": "a" * 32, "started_at": "2026-03-01T10:00:00.000Z", "ready_ms": 612.4}
+    end = {"ended_at": "2026-03-01T10:00:07.900Z", "exit_code": 3, "exit_message": HOSTILE}
+    on = {"ended_at": None, "exit_code": None, "exit_message": None, "exit_success": None}
+    daemon.answers["GET /instances/web/history"] = [run | end | {"exit_success": False}, run | on]
+    assert cli.run("history", "web").stdout.splitlines() == [
+        "STARTED              READY  ENDED                EXIT  WHY",
+        r"2026-03-01T10:00:00  612ms  2026-03-01T10:00:07  3     boom \x1b[2J\x07",
+        "2026-03-01T10:00:00  612ms  -                    -",
+    ]
+    assert json.loads(cli.run("history", "--json", "web").stdout)[0]["exit_code"] == 3
+    daemon.answers["GET /instances/web/history"] = []
+    assert cli.run("history", "web").stdout == ""
 
 
 def test_list_shows_published_ports_if_there_are_any(daemon: Canned, cli: Cli) -> None:
@@ -41,7 +80,7 @@ def test_list_shows_published_ports_if_there_are_any(daemon: Canned, cli: Cli) -
     daemon.add("db", "Stopped", network=PLACE | {"interface": None})
     cells = [line.split() for line in cli.run("list").stdout.splitlines()]
     assert cells[0][4] == "PORTS"
-    assert [row[5] for row in cells[1:3]] == ["8080:80,53:53/udp", "1:80,2:80,3:80,4:80,+2"]
+    assert [row[4] for row in cells[1:3]] == ["8080:80,53:53/udp", "1:80,2:80,3:80,4:80,+2"]
     assert cells[3][4] == "-", "those of a VM that has stopped lead nowhere"
     assert "8080:80,53:53/udp" in cli.run("list", "--no-legend").stdout
     assert "PORTS" not in cli.run("list", "db").stdout
@@ -132,7 +171,7 @@ def test_status_tells_where_it_is_in_the_network(
 
 def test_a_vm_that_has_ipv6_alone_is_listed_with_it(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", network=PLACE | {"ip": None})
-    assert cli.run("list", "--no-legend").stdout.split()[4] == "fd00:7::2"
+    assert cli.run("list", "--no-legend").stdout.split()[3] == "fd00:7::2"
 
 
 def test_status_takes_the_number_of_lines(daemon: Canned, cli: Cli) -> None:
@@ -156,7 +195,7 @@ def test_status_of_a_stranger_is_4(daemon: Canned, cli: Cli) -> None:
         404, {"code": "not_found", "message": "there is no VM 'nope'", "hint": "see: hypemanctl list"}
     )
     done = cli.run("status", "nope", "web")
-    assert done.returncode == 4
+    assert done.returncode == 10
     assert "hypemanctl: there is no VM 'nope'; see: hypemanctl list" in done.stderr
     assert "web" in done.stdout
 
@@ -216,5 +255,5 @@ def test_show_gives_the_properties_that_are_asked_for(daemon: Canned, cli: Cli) 
 def test_show_of_a_property_that_is_not_there_is_an_error(daemon: Canned, cli: Cli) -> None:
     daemon.add("web")
     done = cli.run("show", "web", "-p", "stat")
-    assert done.returncode == 4
+    assert done.returncode == 10
     assert "web has no property stat" in done.stderr

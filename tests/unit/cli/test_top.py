@@ -35,7 +35,7 @@ def test_what_was_used_between_two_looks_is_a_share_of_the_time() -> None:
     assert busy.up_seconds is not None
     assert 65 <= busy.up_seconds < 90
     assert _compare(before, before, 0.5).cpu_percent == 0.0
-    assert _format_row(busy) == ["web", "Running", "50.0", "150M", "1G", "2", "7.2 s", "1min 5s"]
+    assert _format_row(busy) == ["web", "Running", "50.0", "150M", "1G", "2", "7.2s", "1min5s"]
     off = _compare(derive_instance(make_view()), None, 0.5)
     assert (off.cpu_percent, off.memory_current, off.up_seconds) == (None, None, None)
 
@@ -73,7 +73,7 @@ def test_top_shows_the_busiest_first_and_what_it_uses(tmp_path: Path) -> None:
         assert lines[2][2:5] == ["0.0", "64M", "96M"]
         assert "\x1b" not in table.stdout
         assert [line.split()[0] for line in named.stdout.splitlines()] == ["NAME", "off"]
-        assert (await run("top", "nobody")).returncode == 4
+        assert (await run("top", "nobody")).returncode == 10
         assert (await run("top", "-d", "1ms")).returncode == 8
 
     run_both(tmp_path, scenario)
@@ -112,10 +112,10 @@ def test_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
         assert lines[2][1:3] == ["operate", text[:8]]
         assert (lines[2][-2:], lines[1][-1]) == (["web", "a=b,c=d"], "all")
         assert len(json.loads((await run("token", "list", "--json")).stdout)) == 2
-        assert (await run("token", "create", "ci")).returncode == 5
+        assert (await run("token", "create", "ci")).returncode == 11
         assert json.loads((await run("token", "revoke", "ci", "all", "--json")).stdout) == ["ci", "all"]
         assert await api.services.tokens.find(text) is None
-        assert (await run("token", "revoke", "ci")).returncode == 4
+        assert (await run("token", "revoke", "ci")).returncode == 10
         assert (await run("token", "list")).stdout == ""
 
     run_both(tmp_path, scenario)

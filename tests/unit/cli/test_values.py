@@ -32,7 +32,7 @@ def test_sizes_are_short(size: object, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ms", "text"), [(0, "0 ms"), (612.4, "612 ms"), (1400, "1.40 s"), (125_000, "2min 5s"), (None, "-")]
+    ("ms", "text"), [(0, "0ms"), (612.4, "612ms"), (1400, "1.40s"), (125_000, "2min5s"), (None, "-")]
 )
 def test_durations_are_short(ms: object, text: str) -> None:
     assert values.format_milliseconds(ms) == text
@@ -77,18 +77,18 @@ def test_plain_text_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("code", "status"),
     [
-        ("not_found", 4),
-        ("ambiguous", 4),
-        ("image_not_found", 4),
-        ("invalid_state", 5),
-        ("already_exists", 5),
-        ("timed_out", 6),
-        ("unreachable", 7),
+        ("not_found", 10),
+        ("ambiguous", 10),
+        ("image_not_found", 10),
+        ("invalid_state", 11),
+        ("already_exists", 11),
+        ("timed_out", 12),
+        ("unreachable", 13),
         ("invalid_definition", 8),
         ("invalid_timeout", 8),
         ("insufficient_resources", 9),
         ("host_not_ready", 9),
-        ("stopping", 7),
+        ("stopping", 13),
         ("internal_error", 1),
         ("never heard of", 1),
     ],
@@ -99,6 +99,14 @@ def test_errors_are_told_apart_by_exit_status(code: str, status: int) -> None:
 
 def test_every_exit_status_that_is_told_has_a_meaning() -> None:
     assert set(MEANINGS) == set(ExitCode) - {ExitCode.BROKEN_PIPE}
+
+
+def test_no_exit_status_is_one_that_systemd_shows_by_another_name() -> None:
+    """systemd.exec(5): 2 to 7 of the LSB, 64 to 78 of the BSDs, 200 to 245 of systemd. 2 is what it says, and
+    3 is systemctl's for a unit that is not active."""
+    named = {*range(2, 8), *range(64, 79), *range(200, 246)}
+    assert named & set(ExitCode) == {ExitCode.USAGE, ExitCode.NOT_RUNNING}
+    assert (ExitCode.USAGE, ExitCode.NOT_RUNNING) == (2, 3)
 
 
 def test_made_up_names_are_valid_and_differ() -> None:

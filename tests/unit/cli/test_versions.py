@@ -51,7 +51,7 @@ def test_a_state_that_we_do_not_know_is_one_to_wait_in(newer: Canned, cli: Cli) 
     newer.answers["GET /instances/web/watch"] = Events((newer.vms["web"].instance, gate.wait))
     done = cli.run("wait", "web", "--timeout", "200ms")
     gate.set()
-    assert done.returncode == 6
+    assert done.returncode == 12
     assert "it is Migrating" in done.stderr
 
 
@@ -64,7 +64,7 @@ def test_a_daemon_without_keys_that_came_later_is_understood(daemon: Canned, cli
 def test_what_makes_no_sense_is_named_with_its_place(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", vcpus="many")
     done = cli.run("list")
-    assert done.returncode == 7
+    assert done.returncode == 13
     assert done.stderr == (
         "hypemanctl: hypemand's answer cannot be understood: [0].vcpus: str where int belongs;"
         " is the daemon of another version? hypemanctl version\n"

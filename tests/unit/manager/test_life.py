@@ -118,6 +118,7 @@ def test_a_program_that_ends_stops_its_vm() -> None:
         assert view.exit is not None
         assert (view.exit.code, view.exit.message, view.exit.success) == (3, "exited with code 3", False)
         assert (host.unit(), host.traces()) == ("failed/failed", [host.vm().unit])
+        assert host.systemd.units[host.vm().unit].status_text == "Stopped: exited with code 3"
         await host.manager.start_vm("web")
         await host.until(State.RUNNING)
         assert (await host.manager.get_vm("web")).exit is None

@@ -146,9 +146,9 @@ def test_who_lists_waits_for_no_vmm_and_who_looks_at_one_does(tmp_path: Path) ->
         vm = host.parts.fleet.get("web")
         refresh = vm.refresh
 
-        async def note(*, with_memory: bool = False, wait_vmm: bool = True) -> None:
-            waits.append(wait_vmm)
-            await refresh(with_memory=with_memory, wait_vmm=wait_vmm)
+        async def note(**how: bool) -> None:
+            waits.append(how.get("wait_vmm", True))
+            await refresh(**how)
 
         cast(Any, vm).refresh = note
         await host.manager.list_vms()

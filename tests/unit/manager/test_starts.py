@@ -65,6 +65,9 @@ class FakeUnits:
     async def is_masked(self, unit: str) -> bool:
         return self.masked
 
+    async def count_restarts(self, unit: str) -> int:
+        return 0
+
     async def bound_files(self, unit: str) -> Mapping[Path, bool]:
         return {}
 

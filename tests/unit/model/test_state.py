@@ -36,14 +36,14 @@ TABLE: list[tuple[set[str], set[str], bool | None, bool | None, str]] = [
     (GONE, ANY, None, True, "Standby"),
     (GONE, ANY, None, False, "Stopped"),
     ({"deactivating"}, ANY, None, None, "Shutdown"),
-    ({"activating"}, {"ABSENT"}, None, None, "Initializing"),
+    ({"activating"}, {"ABSENT", "AWAITED"}, None, None, "Initializing"),
     (UP, {"ABSENT"}, None, None, "Unknown"),
     (ANY, {"NO_ANSWER", "UNRECOGNISED"}, None, None, "Unknown"),
     (ANY, DEAD, None, None, "Shutdown"),
     (ANY, {"NOT_STARTED"}, None, None, "Created"),
     ({"activating"}, ANY, None, None, "Initializing"),
-    (UP, {"RUNNING"}, True, None, "Running"),
-    (UP, {"RUNNING"}, False, None, "Initializing"),
+    (UP, {"RUNNING", "AWAITED"}, True, None, "Running"),
+    (UP, {"RUNNING", "AWAITED"}, False, None, "Initializing"),
     (UP, ANY, None, None, "Paused"),
 ]
 
@@ -69,7 +69,7 @@ def test_every_combination_has_the_state_of_the_table() -> None:
         if derive_state(e).state != expected_state(e)
     ]
     assert wrong == []
-    assert len(EVERYTHING) == 11 * 12 * 16
+    assert len(EVERYTHING) == 11 * 13 * 16
 
 
 def test_unknown_always_says_why_and_running_never_has_an_error() -> None:

@@ -4,6 +4,7 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from hypemand.model.evidence import Marker
 from hypemand.protocol.sentinels import AgentReady, Emergency, EmergencyState, Exit, format_sentinel
 from hypemand.systemd.journal import JournalLine
 from hypemand.unit import exit as exit_module
-from hypemand.unit.exit import Findings, collect_ending, find_in_time, main, scan_journal
+from hypemand.unit.exit import Findings, collect_ending, describe_end, find_in_time, main, scan_journal
 from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, find_spare, load_exit_record
 from hypemand.vm.tracker import BootNotes, store_notes
 
@@ -235,3 +236,21 @@ def test_where_nothing_can_be_written_its_status_is_all_the_same(
     (tmp_path / "file").touch()
     assert end_a_run(monkeypatch, tmp_path / "file", tmp_path / "file/vms/web") == 0
     assert "cannot write the exit record (the guest did not power off" in capsys.readouterr().err
+
+
+def test_systemd_gets_the_reason_as_the_units_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(address))
+        end_a_run(monkeypatch, tmp_path, tmp_path)
+        manager.settimeout(5)
+        assert (
+            manager.recv(4096)
+            == b"STATUS=Stopped: the guest did not power off in time and was ended by force"
+        )
+
+
+def test_a_guests_words_are_no_assignments_for_systemd() -> None:
+    record = ExitRecord(RUN, 1, "bad\nMAINPID=1\x1b[31m", False, 1, 0.0)
+    assert describe_end(record) == "Stopped: bad?MAINPID=1?[31m"

@@ -114,7 +114,11 @@ def test_a_run_whose_record_was_lost_has_not_the_end_of_another(tmp_path: Path) 
         for failed in (True, False):
             ended = derive_exit(written.load_exits(), BOOT, failed=failed)
             assert ended is not None
-            assert (ended.run, ended.code, ended.success) == (BOOT, None, not failed)
+            assert (ended.run, ended.code, ended.success) == (BOOT, None, False)
+            seen = BootNotes(BOOT, exit=Exit(BOOT, 7, "exited with code 7"))
+            ended = derive_exit(written.load_exits(), BOOT, failed=failed, notes=seen)
+            assert ended is not None
+            assert (ended.code, ended.message, ended.success) == (7, "exited with code 7", not failed)
         assert derive_exit(written.load_exits(), "a" * 32, failed=False) == other
         (tmp_path / "exit.json").unlink()
         assert derive_exit(written.load_exits(), None, failed=False) is None  # it never ran

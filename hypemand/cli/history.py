@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""history: the last runs of a VM."""
+
+from __future__ import annotations
+
+import sys
+
+from hypemand.cli.client import parse_all
+from hypemand.cli.context import Context
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.terminal import print_json, print_table
+from hypemand.cli.values import escape_controls, format_milliseconds, format_second
+from hypemand.model.answers.instance import Run
+
+_HEADER = ("STARTED", "READY", "ENDED", "EXIT", "WHY")
+
+
+def show_history(context: Context) -> int:
+    """A table of runs, the last one below, or JSON."""
+    answer = context.client.get("instances", context.args.name, "history")
+    runs = parse_all(Run, answer)
+    if context.wants_json:
+        print_json(answer)
+    elif runs:
+        print_table(
+            None if context.args.no_legend else _HEADER, [_row(run) for run in runs], [None] * len(runs)
+        )
+    elif sys.stdout.isatty():
+        print("No runs.")
+    return ExitCode.OK
+
+
+def _row(run: Run) -> list[str]:
+    cells = [
+        format_second(run.started_at),
+        format_milliseconds(run.ready_ms),
+        format_second(run.ended_at),
+        "-" if run.exit_code is None else str(run.exit_code),
+        "" if run.exit_success is None else run.exit_message or "",
+    ]
+    return [escape_controls(cell) for cell in cells]

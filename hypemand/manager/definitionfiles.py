@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Definition files that are others than those that were loaded: systemd's NeedDaemonReload= of unit files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypemand.config.source import MAX_BYTES
+from hypemand.config.vmfile import is_definition_file
+from hypemand.recordfile import read_regular
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A file as it was. `signature` None: it could not be inspected; `digest` None: nor read."""
+
+    signature: tuple[int, ...] | None
+    digest: bytes | None
+
+
+class DefinitionFiles:
+    """Those of a directory, by the VM that they define. Both methods block."""
+
+    def __init__(self) -> None:
+        self._marks: Mapping[str, _Mark] | None = None
+
+    def note(self, folder: Path) -> None:
+        """They are about to be loaded as they are."""
+        self._marks = {name: _mark(path) for name, path in _list(folder).items()}
+
+    def find_changed(self, folder: Path) -> Set[str]:
+        """The VMs whose file has been changed or removed since it was loaded, by its content: one that was
+        only touched has not. Empty before anything was loaded, and where the directory cannot be read."""
+        if self._marks is None:
+            return frozenset()
+        try:
+            found = _list(folder)
+        except OSError:
+            return frozenset()
+        marks = dict(self._marks)
+        changed = set()
+        for name, mark in marks.items():
+            path = found.get(name)
+            if path is None or not _is_same(path, mark):
+                changed.add(name)
+        return changed
+
+
+def _list(folder: Path) -> dict[str, Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return {}
+    return {Path(name).stem: folder / name for name in names if is_definition_file(name)}
+
+
+def _mark(path: Path) -> _Mark:
+    return _Mark(_sign(path), _digest(path))
+
+
+def _is_same(path: Path, mark: _Mark) -> bool:
+    return _sign(path) == mark.signature or _digest(path) == mark.digest
+
+
+def _sign(path: Path) -> tuple[int, ...] | None:
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def _digest(path: Path) -> bytes | None:
+    try:
+        return hashlib.sha256(read_regular(path, MAX_BYTES)).digest()
+    except OSError:
+        return None
