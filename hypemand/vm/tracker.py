@@ -24,8 +24,10 @@ from hypemand.protocol.sentinels import (
     HeadersReady,
     HeadersStart,
     ProgramStart,
+    Ready,
     Sentinel,
     Stage,
+    Waiting,
     parse_sentinel,
 )
 from hypemand.recordfile import BadRecord, load_record, store_record
@@ -44,6 +46,7 @@ class Moment(StrEnum):
     VMM_STARTED = "vmm_started"  # systemd has spawned the VMM
     AGENT_READY = "agent_ready"  # marker or HELLO seen
     PROGRAM_STARTED = "program_started"  # marker seen
+    READY = "ready"  # marker of the definition's check seen
     NOTIFIED = "notified"  # READY=1 sent
     RUNNING = "running"  # the unit is active
 
@@ -51,7 +54,8 @@ class Moment(StrEnum):
 @dataclass(frozen=True, slots=True)
 class BootNotes:
     """What was seen of a run, as it is kept beside the VM's data. Times in seconds. `boot`: the id of the
-    boot that it carries; None as long as nothing was seen of it."""
+    boot that it carries; None as long as nothing was seen of it. `waiting`: why the definition's check has not
+    succeeded, in the guest's words."""
 
     run: str
     boot: str | None = None
@@ -62,6 +66,7 @@ class BootNotes:
     headers: HeadersStatus = field(default_factory=HeadersStatus)
     emergency: bool = False
     shutdown: Shutdown | None = None
+    waiting: str | None = None
 
     @property
     def ready_ms(self) -> float | None:
@@ -86,6 +91,7 @@ class BootTracker:
         self._stages = {stage.name: stage for stage in notes.stages}
         self.emergency = notes.emergency
         self._shutdown = notes.shutdown
+        self.waiting = notes.waiting
 
     @property
     def boot(self) -> str | None:
@@ -105,6 +111,12 @@ class BootTracker:
                 return self._mark(Marker.PROGRAM, Moment.PROGRAM_STARTED, at)
             case AgentReady():
                 return self.take_agent(at)
+            case Ready():
+                return self._mark(Marker.READY, Moment.READY, at)
+            case Waiting(reason=reason) if Marker.READY not in self._markers:
+                changed = self.waiting != reason
+                self.waiting = reason
+                return changed
             case Exit():
                 # the last report of the boot wins
                 changed = self.exit != sentinel
@@ -160,9 +172,9 @@ class BootTracker:
         """Was it seen?"""
         return marker in self._markers
 
-    def is_ready(self, *, guest_agent: bool) -> bool:
-        """Is all there that Running needs?"""
-        return not list_missing(self._markers, guest_agent=guest_agent)
+    def is_ready(self, *, guest_agent: bool, ready: bool) -> bool:
+        """Is all there that Running needs? `ready`: that of the definition's check too."""
+        return not list_missing(self._markers, guest_agent=guest_agent, ready=ready)
 
     @property
     def notes(self) -> BootNotes:
@@ -177,6 +189,7 @@ class BootTracker:
             self.headers,
             self.emergency,
             self._shutdown,
+            self.waiting,
         )
 
 
@@ -192,6 +205,7 @@ def store_notes(path: Path, notes: BootNotes) -> None:
         "headers": [notes.headers.state, notes.headers.error],
         "emergency": notes.emergency,
         "shutdown": notes.shutdown,
+        "waiting": notes.waiting,
     }
     store_record(path, document)
 
@@ -219,6 +233,7 @@ def _parse_notes(document: Any) -> BootNotes:
         headers=_load_headers(*document.get("headers", (HeadersState.PENDING, None))),
         emergency=bool(document.get("emergency", False)),
         shutdown=Shutdown(word) if (word := document.get("shutdown")) else None,
+        waiting=None if (words := document.get("waiting")) is None else str(words),
     )
 
 
