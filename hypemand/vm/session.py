@@ -63,9 +63,9 @@ class _Link:
 
 
 class Session:
-    """Connections to one VMM. `ready`: the definition has a check, which the guest makes. `on_change` is called
-    when evidence may have changed: at once, or within a second for a VM that has used up its budget.
-    `on_loss`: a connection is lost, `poll` again.
+    """Connections to one VMM. `on_change` is called when evidence may have changed: at once, or within a
+    second for a VM that has used up its budget. `on_loss`: a connection is lost, `poll` again. `ready`: the
+    definition has a check, which the guest makes.
 
     `poll` is for the BootWatcher: it connects to the VMM's sockets as they appear, and reads the journal
     (only if `follow_journal`), until all is connected and all has been seen that Running needs.

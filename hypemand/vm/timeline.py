@@ -24,9 +24,10 @@ class BootFacts:
 
     `unit_asked` and `unit_created` are before and after StartTransientUnit; `main_started` is the unit's
     ExecMainStartTimestampMonotonic; `cpus_started` when the guest's CPUs were set going where the VMM waits
-    for that. `program_seen` and `agent_seen` are when the markers came (the agent's: sentinel or hello, the
-    earlier; `ready_seen`: that of the definition's check). `running`: when systemd was notified of
-    readiness. `until`: the last moment that the guest can speak of (now, or when the unit ended); without it the latest of the others."""
+    for that. `program_seen`, `agent_seen` and `ready_seen` are when the markers came (the agent's: sentinel
+    or hello, the earlier; the last is that of the definition's check). `running`: when systemd was notified
+    of readiness. `until`: the last moment that the guest can speak of (now, or when the unit ended); without
+    it the latest of the others."""
 
     vm: str
     boot: str

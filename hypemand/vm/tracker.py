@@ -54,8 +54,8 @@ class Moment(StrEnum):
 @dataclass(frozen=True, slots=True)
 class BootNotes:
     """What was seen of a run, as it is kept beside the VM's data. Times in seconds. `boot`: the id of the
-    boot that it carries; None as long as nothing was seen of it. `waiting`: why the definition's check has not
-    succeeded, in the guest's words."""
+    boot that it carries; None as long as nothing was seen of it. `waiting`: why the definition's check has
+    not succeeded, in the guest's words."""
 
     run: str
     boot: str | None = None
@@ -172,7 +172,7 @@ class BootTracker:
         """Was it seen?"""
         return marker in self._markers
 
-    def is_ready(self, *, guest_agent: bool, ready: bool) -> bool:
+    def is_ready(self, *, guest_agent: bool, ready: bool = False) -> bool:
         """Is all there that Running needs? `ready`: that of the definition's check too."""
         return not list_missing(self._markers, guest_agent=guest_agent, ready=ready)
 
