@@ -51,11 +51,13 @@ static void tell_wait(void *context, const struct reason *why)
     teller->tell(teller, &news);
 }
 
-/* Until it has passed. */
+/* Until it has passed; or, for the console, until that is the program's again since that has ended. */
 static void watch(struct probe *probe, struct teller *teller)
 {
     int64_t first = clock_ms();
     while (probe_wait(probe, tell_wait, teller) != PROBE_PASSED) {
+        if (probe->check->kind == CHECK_LOG)
+            return;
         tell_wait(teller, &probe->why);
         (void)poll(NULL, 0, probe_pause(probe, clock_ms() - first));
     }

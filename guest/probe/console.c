@@ -129,10 +129,8 @@ enum probe_state console_step(struct probe *probe, bool ready)
     ssize_t got = read(probe->fd, bytes, sizeof bytes);
     if (got < 0 && (errno == EINTR || errno == EAGAIN))
         return PROBE_PENDING;
-    if (got <= 0) {
-        (void)refuse(&probe->why, "the console is not redirected any more");
-        return PROBE_FAILED;
-    }
+    if (got <= 0)
+        return PROBE_FAILED; /* The console is not redirected any more. */
     pass_on(probe, bytes, (size_t)got);
     return console_feed(probe, bytes, (size_t)got) ? PROBE_PASSED : PROBE_PENDING;
 }

@@ -66,7 +66,7 @@ class ReadyBoot(BootCase):
         """Here a script stands for systemd."""
         script = """
         cat /run/systemd/system/hypeman-ready.service; ls -l /run/systemd/system/sysinit.target.wants
-        mount -t devpts devpts /dev/pts 2>/dev/null
+        busybox mkdir -p /dev/pts; mount -t devpts -o ptmxmode=666 devpts /dev/pts; ln -sf pts/ptmx /dev/ptmx
         (sleep 0.5; echo now; nc -l -p 5000) &
         /opt/hypeman/hypeman-init ready; echo back $?
         """
@@ -96,7 +96,7 @@ class ReadyBoot(BootCase):
 
     def test_in_systemd_mode_the_console_is_followed_too(self) -> None:
         script = """
-        mount -t devpts devpts /dev/pts 2>/dev/null
+        busybox mkdir -p /dev/pts; mount -t devpts -o ptmxmode=666 devpts /dev/pts; ln -sf pts/ptmx /dev/ptmx
         /opt/hypeman/hypeman-init ready & sleep 1; echo first >/dev/console; echo up on 80 >/dev/console
         wait; echo back
         """
