@@ -8,9 +8,9 @@
 #include <poll.h>
 #include <string.h>
 
-/* The time to the next attempt is a part of the time that has passed, so that it adds little to that: a 32nd
+/* The time to the next attempt is a part of the time that has passed, so that it adds little to that: a 128th
  * where an attempt costs next to nothing, an 8th where it has a program do something. */
-enum { CHEAP_PART = 32, CHEAP_LEAST_MS = 2, DEAR_PART = 8, DEAR_LEAST_MS = 50 };
+enum { CHEAP_PART = 128, CHEAP_LEAST_MS = 2, DEAR_PART = 8, DEAR_LEAST_MS = 50 };
 
 bool probe_open(struct probe *probe, const struct check *check, const struct probe_place *place,
                 struct reason *why)
