@@ -119,10 +119,10 @@ pid_t readiness_start(const struct config *config, const struct probe_place *pla
 
 void readiness_end(const struct config *config, int console, int news)
 {
-    int64_t deadline = clock_ms() + LAST_WORDS_MS;
     struct pollfd ended = {.fd = news};
     if (config->ready.kind != CHECK_LOG || news < 0)
         return;
+    int64_t deadline = clock_ms() + LAST_WORDS_MS;
     console_restore(console);
     /* Its pipe is closed when it has passed on all that there was. */
     while (poll(&ended, 1, deadline_timeout(deadline)) < 0 && errno == EINTR)

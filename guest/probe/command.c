@@ -16,6 +16,29 @@
 
 enum command_step { COMMAND_RUNS, COMMAND_KILLED };
 
+static enum probe_state ended(struct probe *probe)
+{
+    int status = 0;
+    int code = 0;
+    struct reason words = {""};
+    /* Before it is reaped: until then its number is no one else's. */
+    (void)kill(-probe->pid, SIGKILL);
+    while (waitpid(probe->pid, &status, 0) < 0 && errno == EINTR)
+        continue;
+    enum spawn_state started = spawn_settle(probe->verdict, &probe->spawn, &code, &words);
+    close_fd(&probe->verdict);
+    close_fd(&probe->fd);
+    probe->deadline = NO_DEADLINE;
+    if (probe->step == COMMAND_KILLED)
+        return PROBE_FAILED; /* The reason is there. */
+    if (started != SPAWN_FAILED && WIFEXITED(status) && WEXITSTATUS(status) == 0)
+        return PROBE_PASSED;
+    if (started != SPAWN_FAILED)
+        exit_words(status, &words);
+    (void)refuse(&probe->why, "exec: %.400s", words.words);
+    return PROBE_FAILED;
+}
+
 enum probe_state command_begin(struct probe *probe)
 {
     const struct probe_place *place = probe->place;
@@ -41,30 +64,12 @@ enum probe_state command_begin(struct probe *probe)
     probe->events = POLLIN;
     probe->fd = (int)syscall(SYS_pidfd_open, spawned.pid, 0);
     probe->deadline = clock_ms() + (longest > PROBE_ATTEMPT_MS ? longest : PROBE_ATTEMPT_MS);
-    return PROBE_PENDING;
-}
-
-static enum probe_state ended(struct probe *probe)
-{
-    int status = 0;
-    int code = 0;
-    struct reason words = {""};
-    /* Before it is reaped: until then its number is no one else's. */
-    (void)kill(-probe->pid, SIGKILL);
-    while (waitpid(probe->pid, &status, 0) < 0 && errno == EINTR)
-        continue;
-    enum spawn_state started = spawn_settle(probe->verdict, &probe->spawn, &code, &words);
-    close_fd(&probe->verdict);
-    close_fd(&probe->fd);
-    probe->deadline = NO_DEADLINE;
-    if (probe->step == COMMAND_KILLED)
-        return PROBE_FAILED; /* The reason is there. */
-    if (started != SPAWN_FAILED && WIFEXITED(status) && WEXITSTATUS(status) == 0)
-        return PROBE_PASSED;
-    if (started != SPAWN_FAILED)
-        exit_words(status, &words);
-    (void)refuse(&probe->why, "exec: %.400s", words.words);
-    return PROBE_FAILED;
+    if (probe->fd >= 0)
+        return PROBE_PENDING;
+    (void)refuse(&probe->why, "exec: its end cannot be waited for: %s", strerror(errno));
+    (void)kill(probe->pid, SIGKILL);
+    probe->step = COMMAND_KILLED;
+    return ended(probe);
 }
 
 enum probe_state command_step(struct probe *probe, bool ready)

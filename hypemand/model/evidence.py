@@ -227,10 +227,10 @@ def derive_status_text(
     `check`: the definition's readiness check in words, and why it has not succeeded; `ready_ms` is the time
     from request to Running, `result` words on how the last run ended.
     """
-    if derived.state is State.INITIALIZING and derived.missing == (Marker.READY,):
-        detail: str | None = derived.state_error or f"program started, waiting for {check}"
-    else:
-        detail = _status_detail(derived, guest_agent, ready_ms, result)
+    waits = derived.state is State.INITIALIZING and derived.missing == (Marker.READY,)
+    if waits and derived.state_error is None and not derived.vmm_absent:
+        return f"{derived.state}: program started, waiting for {check}"
+    detail = _status_detail(derived, guest_agent, ready_ms, result)
     return f"{derived.state}: {detail}" if detail else str(derived.state)
 
 
