@@ -52,7 +52,7 @@ class Readiness(unittest.TestCase):
         serve = (
             "import socket, sys, time\n"
             f"s = socket.socket(); s.bind(('127.0.0.1', {port}))\n"
-            "time.sleep(0.3); print('listens', flush=True)\n"
+            "time.sleep(1.5); print('listens', flush=True)\n"
             "s.listen(); time.sleep(60)\n"
         )
         init = self.init(*PYTHON, serve, ready=f"check=tcp,port={port}")
@@ -117,6 +117,11 @@ class Readiness(unittest.TestCase):
         init.wait_for("said a lot")
         self.expect_order(init, "PROGRAM-START", "says it", "HYPEMAN-READY")
         self.end(init)
+
+    def test_the_socket_is_there_before_the_program(self) -> None:
+        for _ in range(10):  # the other order would show in most of them
+            init = self.init("test", "-S", "/run/hypeman/notify", ready="check=notify")
+            self.assertEqual(init.report(), (0, "exited with code 0"))
 
     def test_a_program_that_ends_before_it_is_ready_has_its_own_end(self) -> None:
         for ready in ("check=tcp,port=1", "check=notify", "check=exec,arg=sleep,arg=60"):
