@@ -11,7 +11,7 @@ from tests.host.vms import BOOT_DEADLINE, Vms
 
 pytestmark = pytest.mark.one_release
 
-SERVES_LATE = "sleep 2; echo listening; exec nc -lk -p 5432 -e echo hello"
+SERVES_LATE = "sleep 2; echo listening; exec nc -ll -p 5432 -e hostname"
 HTTP_LATE = "mkdir /www; httpd -p 8080 -h /www; sleep 1; echo ok >/www/health; exec sleep infinity"
 MARK_LATE = "sleep 1; touch /tmp/mark; exec sleep infinity"
 LOG_LATE = "echo starting; sleep 1; echo up on port 80; echo after; exec sleep infinity"
@@ -70,9 +70,9 @@ def test_each_check_is_waited_for_and_a_boot_that_is_too_late_names_it(vms: Vms)
     vms.write("never", "exec sleep infinity", ready="tcp:9", boot_timeout="25s", stop_timeout="1s")
     vms.write("ends", "sleep 1; exit 3", ready="tcp:9")
     vms.reload()
-    vms.ctl("start", "never", "ends")
     vms.start("http", "mark", "log")
     assert {vms.state(name) for name in ("http", "mark", "log")} == {"Running"}
+    vms.ctl("start", "never", "ends")
     assert any('reason="http: status 404"' in line for line in vms.console("http"))
     found = markers(vms, "log")
     assert found.index("up") < found.index("HYPEMAN-READY")
