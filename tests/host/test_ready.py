@@ -99,7 +99,7 @@ def test_run_waits_for_a_check(vms: Vms) -> None:
     vms.ctl("run", "-d", "--name", "ran", "--no-kernel-headers", "--network", "none", "-m", "128M",
             "--ready", "exec:test -e /tmp/mark", "builtin:busybox", "sh", "-c", MARK_LATE)  # fmt: skip
     try:
-        vms.ctl("wait", "ran", "--state", "Running")
+        vms.ctl("wait", "--timeout", "180s", "ran", timeout=200)
         assert "HYPEMAN-READY" in markers(vms, "ran")
     finally:
         vms.ctl("rm", "--force", "ran")
