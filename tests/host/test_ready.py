@@ -15,6 +15,7 @@ SERVES_LATE = "sleep 2; echo listening; exec nc -ll -p 5432 -e hostname"
 HTTP_LATE = "mkdir /www; httpd -p 8080 -h /www; sleep 1; echo ok >/www/health; exec sleep infinity"
 MARK_LATE = "sleep 1; touch /tmp/mark; exec sleep infinity"
 LOG_LATE = "echo starting; sleep 1; echo up on port 80; echo after; exec sleep infinity"
+ADDRESS = "10.83.112.77"
 # A unit of the host that is the server's client. One attempt, and no wait.
 CLIENT = """
 [Unit]
@@ -22,7 +23,7 @@ Requires=hypeman@server.service
 After=hypeman@server.service
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/python3 -c "import socket; s = socket.create_connection(('{address}', 5432), 5); \\
+ExecStart=/usr/bin/python3 -c "import socket; s = socket.create_connection(('10.83.112.77', 5432), 5); \\
     print('got', s.recv(100).decode(), flush=True)"
 """
 
@@ -42,9 +43,9 @@ def markers(vms: Vms, name: str) -> list[str]:
 
 
 def test_a_unit_that_is_ordered_after_a_vm_connects_at_its_first_attempt(vms: Vms) -> None:
-    vms.define("server", SERVES_LATE, network="default", ready="tcp:5432")
-    address = vms.show("server")["network"]["ip"]
-    vms.host.push("/run/systemd/system/client.service", CLIENT.format(address=address))
+    network = {"name": "default", "address": ADDRESS}
+    vms.define("server", SERVES_LATE, network=network, ready="tcp:5432")
+    vms.host.push("/run/systemd/system/client.service", CLIENT)
     vms.host.run(["systemctl", "daemon-reload"])
     try:
         with vms.host.popen(["systemctl", "start", "client.service"]) as client:
