@@ -24,6 +24,8 @@
 #define MANAGER_FILE MANAGER_FOLDER "/90-hypeman.conf"
 #define ENVIRONMENT RUN_FOLDER "/environment"
 
+enum { READY_ORDER_MAX = 2 * NAME_MAX + 64 };
+
 /* The agent waits for nothing, not even the journal (hence the kernel's log), and nothing waits for it. What
  * it executes shares its control group: its end is theirs, but not the other way round. */
 static const char agent_unit[] = "[Unit]\n"
@@ -249,8 +251,8 @@ static bool write_headers(struct reason *why)
  * starts it, after it, and not at all if its start has failed. */
 static bool write_ready(const struct config *config, pid_t keeper, struct reason *why)
 {
-    char text[sizeof ready_unit + 2 * NAME_MAX + 256];
-    char order[2 * NAME_MAX + 64] = "";
+    char text[sizeof ready_unit + READY_ORDER_MAX + 256];
+    char order[READY_ORDER_MAX] = "";
     bool follows = config->ready.kind == CHECK_NOTIFY;
     const char *unit = config->ready.unit != NULL ? config->ready.unit : "default.target";
     if (follows) {

@@ -48,7 +48,7 @@ static bool take_argument(struct check *check, char *word, struct reason *why)
 
 static bool take_field(struct check *check, const struct field *field, struct reason *why)
 {
-    int port;
+    int port = 0;
     if (strcmp(field->key, "check") == 0)
         return take_kind(check, field->value, why);
     if (strcmp(field->key, "interval") == 0)

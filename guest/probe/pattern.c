@@ -258,6 +258,11 @@ bool pattern_compile(struct pattern *pattern, const char *text, struct reason *w
 
 /* --- match --- */
 
+static size_t jump(size_t from, int distance)
+{
+    return distance < 0 ? from - (size_t)-distance : from + (size_t)distance;
+}
+
 /* Add a step, and all that are reached from it without a byte. */
 static void reach(struct matcher *matcher, size_t from, bool at_begin, bool at_end)
 {
@@ -274,9 +279,9 @@ static void reach(struct matcher *matcher, size_t from, bool at_begin, bool at_e
         size_t next[2];
         size_t count = 0;
         if (step->kind == STEP_SPLIT || step->kind == STEP_JUMP)
-            next[count++] = (size_t)((int)at + step->first);
+            next[count++] = jump(at, step->first);
         if (step->kind == STEP_SPLIT)
-            next[count++] = (size_t)((int)at + step->second);
+            next[count++] = jump(at, step->second);
         if ((step->kind == STEP_BEGIN && at_begin) || (step->kind == STEP_END && at_end))
             next[count++] = at + 1;
         if (step->kind == STEP_MATCH)

@@ -4,7 +4,7 @@ what it is matched against, whatever the pattern (guest/probe/pattern.c matches 
 
 Literals, `.`, `[a-z]` and `[^a-z]`, `\\d` `\\w` `\\s` `\\t`, `\\` before any other character that is no
 letter or digit, `(…)`, `|`, `*`, `+`, `?`, and `^` and `$` for the beginning and the end of a line. It is
-matched against bytes: a character beyond ASCII is a sequence of them, and cannot stand in brackets.
+matched against bytes: a character beyond ASCII is a sequence of them, and is not allowed in brackets.
 """
 
 from __future__ import annotations

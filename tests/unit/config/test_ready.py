@@ -39,7 +39,7 @@ def problem(ready: Any, **keys: Any) -> str:
             "http 8080/up",
         ),
         ('exec:sh -c "a b"', Ready(Check.EXEC, argv=("sh", "-c", "a b")), "exec sh -c a b"),
-        ({"exec": ["pg_isready"]}, Ready(Check.EXEC, argv=("pg_isready",)), "exec pg_isready"),
+        ({"exec": ["check-it"]}, Ready(Check.EXEC, argv=("check-it",)), "exec check-it"),
         ("notify", Ready(Check.NOTIFY), "notify"),
         ({"notify": True}, Ready(Check.NOTIFY), "notify"),
         ("notify:db.service", Ready(Check.NOTIFY, unit="db.service"), "notify of db.service"),
