@@ -3,6 +3,7 @@
 
 #include "copy.h"
 #include "files.h"
+#include "pty.h"
 #include "records.h"
 #include "terminal.h"
 
@@ -134,10 +135,10 @@ static bool start_with_pipes(struct stream *stream, struct reason *why)
 
 static bool start_in_terminal(struct stream *stream, const struct wishes *wishes, struct reason *why)
 {
-    struct terminal terminal;
+    struct pty terminal;
     stream->kind = STREAM_TERMINAL;
     stream->spawn.terminal = true;
-    if (!terminal_open(&terminal, stream->who.uid, why))
+    if (!pty_open(&terminal, stream->who.uid, why))
         return false;
     terminal_resize(terminal.master, wishes->rows, wishes->columns);
     stream->outputs[0].fd = terminal.master;

@@ -18,24 +18,6 @@
 
 enum { CONTROL_D = 4, STAT_SIZE = 512 };
 
-bool terminal_open(struct terminal *terminal, uid_t owner, struct reason *why)
-{
-    int locked = 0;
-    terminal->process = -1;
-    terminal->master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
-    if (terminal->master < 0)
-        return refuse(why, "cannot open /dev/ptmx: %s", strerror(errno));
-    /* By the master, not by a name: whatever is mounted on /dev/pts. */
-    if (ioctl(terminal->master, TIOCSPTLCK, &locked) == 0)
-        terminal->process = ioctl(terminal->master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (terminal->process >= 0 && fchown(terminal->process, owner, (gid_t)-1) == 0)
-        return true;
-    int error = errno;
-    close_fd(&terminal->process);
-    close_fd(&terminal->master);
-    return refuse(why, "cannot make a terminal: %s", strerror(error));
-}
-
 void terminal_resize(int master, uint16_t rows, uint16_t columns)
 {
     struct winsize size = {.ws_row = rows, .ws_col = columns};

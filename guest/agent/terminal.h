@@ -3,20 +3,10 @@
 #ifndef HYPEMAN_TERMINAL_H
 #define HYPEMAN_TERMINAL_H
 
-#include "reason.h"
-
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
-
-/* The master end, non-blocking, and the process's end, owned by `owner`; both close-on-exec. */
-struct terminal {
-    int master;
-    int process;
-};
-
-bool terminal_open(struct terminal *terminal, uid_t owner, struct reason *why);
 
 /* Whoever runs in it is told by the kernel. What cannot be is of no consequence. */
 void terminal_resize(int master, uint16_t rows, uint16_t columns);

@@ -6,6 +6,7 @@
 #include "environment.h"
 #include "files.h"
 #include "machineid.h"
+#include "probe.h"
 #include "records.h"
 #include "settings.h"
 
@@ -29,6 +30,7 @@ static const struct {
     {"version", 1, 1},    {"name", 1, 1},        {"mode", 1, 1},         {"arg", 1, SIZE_MAX},
     {"env", 0, SIZE_MAX}, {"workdir", 0, 1},     {"user", 0, 1},         {"agent", 1, 1},
     {"headers", 1, 1},    {"stop_signal", 0, 1}, {"host", 0, HOSTS_MAX}, {"machine_id", 0, 1},
+    {"ready", 0, 1},
 };
 
 static bool check_counts(const struct config *config, struct reason *why)
@@ -79,6 +81,22 @@ static bool check_setting(const struct record *record, struct reason *why)
     return settings_check(record, &what) || refuse(why, "config disk: %.200s", what.words);
 }
 
+static bool take_ready(struct config *config, char *value, struct reason *why)
+{
+    config->ready_record = strdup(value);
+    return config->ready_record == NULL ? refuse(why, "config disk: no memory for it")
+                                        : check_parse(value, &config->ready, why);
+}
+
+/* What of the check hangs on other records. */
+static void complete_ready(struct config *config, size_t envs)
+{
+    static char notify[] = "NOTIFY_SOCKET=" NOTIFY_PATH;
+    config->ready.loopback = config->network.count == 0;
+    if (config->ready.kind == CHECK_NOTIFY && config->mode == MODE_EXEC)
+        config->environment[envs] = notify;
+}
+
 static bool take_record(struct config *config, const struct record *record, size_t *args, size_t *envs,
                         struct reason *why)
 {
@@ -122,6 +140,8 @@ static bool take_record(struct config *config, const struct record *record, size
         return network_add_search(&config->network, value, why);
     else if (record_is(record, "host"))
         return host_parse(value, &config->hosts.all[config->hosts.count++], why);
+    else if (record_is(record, "ready"))
+        return take_ready(config, value, why);
     return check_setting(record, why);
 }
 
@@ -134,7 +154,7 @@ bool config_parse(char *records, size_t size, struct config *config, struct reas
     if (!check_counts(config, why))
         return false;
     config->argv = calloc(records_count(records, size, "arg") + 1, sizeof(char *));
-    config->environment = calloc(records_count(records, size, "env") + 1, sizeof(char *));
+    config->environment = calloc(records_count(records, size, "env") + 2, sizeof(char *));
     config->volumes.all = calloc(records_count(records, size, "volume") + 1, sizeof(struct volume));
     config->hosts.all = calloc(records_count(records, size, "host") + 1, sizeof(struct host));
     if (config->argv == NULL || config->environment == NULL || config->volumes.all == NULL ||
@@ -148,6 +168,7 @@ bool config_parse(char *records, size_t size, struct config *config, struct reas
         if (!take_record(config, &record, &args, &envs, why))
             return false;
     }
+    complete_ready(config, envs);
     return volumes_sort(&config->volumes, why);
 }
 
@@ -213,6 +234,7 @@ void config_free(struct config *config)
     free(config->environment);
     free(config->volumes.all);
     free(config->hosts.all);
+    free(config->ready_record);
     free(config->records);
     *config = (struct config){0};
 }

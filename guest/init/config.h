@@ -3,6 +3,7 @@
 #ifndef HYPEMAN_CONFIG_H
 #define HYPEMAN_CONFIG_H
 
+#include "check.h"
 #include "hosts.h"
 #include "network.h"
 #include "reason.h"
@@ -26,6 +27,8 @@ struct config {
     int stop_signal;
     bool agent;
     bool headers;
+    struct check ready;
+    char *ready_record; /* what it was read from, as it was; owned */
     struct volumes volumes;
     struct network network;
     struct hosts hosts;

@@ -6,6 +6,7 @@
 #include "files.h"
 #include "headersworker.h"
 #include "kernellog.h"
+#include "readiness.h"
 #include "spawn.h"
 
 #include <errno.h>
@@ -39,6 +40,7 @@ enum source {
     SOURCE_STOP,
     SOURCE_EVENTS,
     SOURCE_HEADERS,
+    SOURCE_READY,
     SOURCES
 };
 
@@ -65,6 +67,7 @@ struct run {
     int64_t deadline;
     int kernel_log;
     struct stop_line stop_line;
+    pid_t checker;
     pid_t headers;
     bool headers_settled; /* they are ready or have failed, and it was said */
 };
@@ -182,6 +185,60 @@ static void headers_ended(struct run *run, int status)
     headers_fail(run, why.words);
 }
 
+/* --- the readiness check --- */
+
+static void start_check(struct run *run)
+{
+    const struct config *config = run->mode->config;
+    const struct probe_place place = {.environment = run->environment,
+                                      .folder = config->folder,
+                                      .who = &run->who,
+                                      .settings = {config->records, config->size}};
+    struct reason why = {""};
+    run->checker = readiness_start(config, &place, &run->fds[SOURCE_READY], &why);
+    if (run->checker < 0)
+        report_waiting(run->mode->report, why.words);
+}
+
+static void on_ready(struct run *run)
+{
+    struct ready_news news;
+    ssize_t got;
+    while ((got = read(run->fds[SOURCE_READY], &news, sizeof news)) == (ssize_t)sizeof news ||
+           (got < 0 && errno == EINTR)) {
+        if (got > 0 && news.kind == READY_PASSED)
+            report_ready(run->mode->report);
+        else if (got > 0 && news.kind == READY_WAITS)
+            report_waiting(run->mode->report, news.why.words);
+    }
+    if (got == 0)
+        forget(run, SOURCE_READY);
+}
+
+/* The program runs: now what the check finds counts. */
+static void follow_check(struct run *run, int epoll)
+{
+    if (run->mode->config->ready.kind == CHECK_NONE)
+        return;
+    if (run->checker == 0)
+        start_check(run);
+    (void)watch(run, epoll, SOURCE_READY, EPOLLIN);
+}
+
+/* Where it has not passed, it never will; and where it had the console, that is free again. */
+static void check_ended(struct run *run, int status)
+{
+    struct reason words = {""};
+    struct reason why = {""};
+    if (run->fds[SOURCE_READY] >= 0)
+        on_ready(run);
+    readiness_end(run->mode->config, run->mode->report->console, run->fds[SOURCE_READY]);
+    exit_words(status, &words);
+    (void)refuse(&why, "the check itself has ended: %.200s", words.words);
+    if (status != 0 && WIFSIGNALED(status))
+        report_waiting(run->mode->report, why.words);
+}
+
 /* --- the program's start and end --- */
 
 static void settle_program(struct run *run)
@@ -236,6 +293,8 @@ static void start_program(struct run *run, int epoll)
                                 .oom_score_adj = "0",
                                 .settings = {config->records, config->size}};
     run->kernel_log = kernel_log_open();
+    if (check_comes_first(&config->ready))
+        start_check(run);
     struct spawned spawned;
     bool started = null >= 0 && spawn_start(&run->spawn, &spawned, &why);
     if (null < 0)
@@ -419,6 +478,8 @@ static void on_child(struct run *run, pid_t pid, int status)
             settle_program(run);
         if (run->phase != PHASE_DONE)
             program_ended(run, status);
+    } else if (pid == run->checker) {
+        check_ended(run, status);
     } else if (pid == run->headers) {
         headers_ended(run, status);
     } else if (pid == run->agent) {
@@ -515,8 +576,13 @@ static void dispatch(struct run *run, int epoll, enum source source)
             settle_agent(run);
         else
             settle_program(run);
-        if (run->phase == PHASE_RUNNING)
+        if (run->phase == PHASE_RUNNING) {
+            follow_check(run, epoll);
             start_headers(run, epoll);
+        }
+        break;
+    case SOURCE_READY:
+        on_ready(run);
         break;
     case SOURCE_HEADERS:
         on_headers(run);
@@ -564,7 +630,7 @@ struct outcome exec_mode_run(const struct exec_mode *mode)
                       .phase = PHASE_GATE,
                       .deadline = NO_DEADLINE,
                       .kernel_log = -1,
-                      .fds = {-1, -1, -1, -1, -1, -1}};
+                      .fds = {-1, -1, -1, -1, -1, -1, -1}};
     sigset_t signals = exec_mode_signals();
     (void)sigemptyset(&run.early);
     int epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -579,6 +645,10 @@ struct outcome exec_mode_run(const struct exec_mode *mode)
     else if (run.phase == PHASE_GATE)
         start_program(&run, epoll);
     loop(&run, epoll);
+    readiness_end(mode->config, mode->report->console, run.fds[SOURCE_READY]);
+    if (run.fds[SOURCE_READY] >= 0)
+        on_ready(&run);
+    forget(&run, SOURCE_READY);
     forget(&run, SOURCE_SIGNALS);
     forget(&run, SOURCE_GATE);
     forget(&run, SOURCE_VERDICT);

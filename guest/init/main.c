@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* hypeman-init: PID 1 of the initrd. Whatever happens, it ends with an exit report and the power off.
- * As `hypeman-init headers`, under another PID 1, it sets up the kernel headers. */
+ * Under another PID 1 `hypeman-init headers` sets up the kernel headers, and `hypeman-init ready` makes the
+ * readiness check. */
 #include "bootid.h"
 #include "clock.h"
 #include "config.h"
@@ -12,6 +13,7 @@
 #include "laststage.h"
 #include "mounts.h"
 #include "poweroff.h"
+#include "readiness.h"
 #include "root.h"
 #include "spawn.h"
 #include "stages.h"
@@ -189,5 +191,7 @@ int main(int argc, char **argv)
         init_main();
     if (argc == 2 && strcmp(argv[1], "headers") == 0)
         return headers_worker_main();
+    if (argc == 2 && strcmp(argv[1], "ready") == 0)
+        return readiness_main();
     return systemd_tool_main(argc, argv);
 }

@@ -123,6 +123,18 @@ void report_agent_ready(struct report *report)
     say(report, line, sentinel_agent_ready(line, clock_realtime(), report->boot));
 }
 
+void report_ready(struct report *report)
+{
+    char line[SENTINEL_LINE_MAX] = "";
+    say(report, line, sentinel_ready(line, clock_realtime(), report->boot));
+}
+
+void report_waiting(struct report *report, const char *reason)
+{
+    char line[SENTINEL_LINE_MAX] = "";
+    say(report, line, sentinel_waiting(line, clock_realtime(), reason, report->boot));
+}
+
 void report_headers_start(struct report *report)
 {
     char line[SENTINEL_LINE_MAX] = "";

@@ -46,6 +46,8 @@ void report_warning(struct report *report, const char *words);
 
 void report_program_start(struct report *report, const char *mode);
 void report_agent_ready(struct report *report);
+void report_ready(struct report *report);
+void report_waiting(struct report *report, const char *reason);
 void report_headers_start(struct report *report);
 void report_headers_ready(struct report *report);
 void report_headers_failed(struct report *report, const char *error);

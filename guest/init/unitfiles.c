@@ -2,6 +2,7 @@
 #include "unitfiles.h"
 
 #include "files.h"
+#include "readiness.h"
 #include "settings.h"
 
 #include <errno.h>
@@ -16,11 +17,14 @@
 #define UNITS "/run/systemd/system"
 #define AGENT_UNIT "hypeman-agent.service"
 #define HEADERS_UNIT "hypeman-kernel-headers.service"
+#define READY_UNIT "hypeman-ready.service"
 #define EMERGENCY_UNIT "hypeman-emergency.service"
 /* Behind what an image has with a lower number. */
 #define MANAGER_FOLDER "/run/systemd/system.conf.d"
 #define MANAGER_FILE MANAGER_FOLDER "/90-hypeman.conf"
 #define ENVIRONMENT RUN_FOLDER "/environment"
+
+enum { READY_ORDER_MAX = 2 * NAME_MAX + 64 };
 
 /* The agent waits for nothing, not even the journal (hence the kernel's log), and nothing waits for it. What
  * it executes shares its control group: its end is theirs, but not the other way round. */
@@ -57,6 +61,25 @@ static const char headers_unit[] = "[Unit]\n"
                                    "Nice=19\n"
                                    "IOSchedulingClass=idle\n"
                                    "CPUSchedulingPolicy=idle\n";
+
+/* Beside the boot, which does not wait for it, from as early on as the console is there. */
+static const char ready_unit[] = "[Unit]\n"
+                                 "Description=Readiness check of the VM\n"
+                                 "DefaultDependencies=no\n"
+                                 "IgnoreOnIsolate=yes\n"
+                                 "Conflicts=shutdown.target\n"
+                                 "Before=shutdown.target\n"
+                                 "%s"
+                                 "\n"
+                                 "[Service]\n"
+                                 "Type=%s\n"
+                                 "ExecStart=" TOOLS_FOLDER "/hypeman-init ready\n"
+                                 "EnvironmentFile=-" ENVIRONMENT "\n"
+                                 "Restart=%s\n"
+                                 "RestartSec=1\n"
+                                 "OOMScoreAdjust=-1000\n"
+                                 "StandardOutput=null\n"
+                                 "StandardError=file:/dev/kmsg\n";
 
 /* Stopped only by leaving emergency mode, hence no word of shutdown.target. */
 static const char emergency_unit[] = "[Unit]\n"
@@ -224,6 +247,25 @@ static bool write_headers(struct reason *why)
     return true;
 }
 
+/* For a unit that is to be active it is started each time when that has become so: wanted by it, whoever
+ * starts it, after it, and not at all if its start has failed. */
+static bool write_ready(const struct config *config, pid_t keeper, struct reason *why)
+{
+    char text[sizeof ready_unit + READY_ORDER_MAX + 256];
+    char order[READY_ORDER_MAX] = "";
+    bool follows = config->ready.kind == CHECK_NOTIFY;
+    const char *unit = config->ready.unit != NULL ? config->ready.unit : "default.target";
+    if (follows) {
+        int length = snprintf(order, sizeof order, "After=%s\nRequisite=%s\n", unit, unit);
+        if (length < 0 || (size_t)length >= sizeof order || strpbrk(unit, "/\n ") != NULL)
+            return refuse(why, "the readiness check names a unit that cannot be: %.80s", unit);
+    }
+    (void)snprintf(text, sizeof text, ready_unit, order, follows ? "oneshot" : "simple",
+                   follows ? "no" : "on-failure");
+    return (config->agent || write_environment(config, keeper, why)) && readiness_write(config, why) &&
+           write_unit(READY_UNIT, text, why) && want(follows ? unit : "sysinit.target", READY_UNIT, why);
+}
+
 /* What the definition says of processes, for the guest's services: the image's systemd reads it as it starts.
  */
 static bool write_manager(const struct config *config, struct reason *why)
@@ -248,6 +290,8 @@ bool unit_files_write(const struct config *config, pid_t keeper, struct reason *
     if (config->agent && !write_agent(config, keeper, why))
         return false;
     if (config->headers && !write_headers(why))
+        return false;
+    if (config->ready.kind != CHECK_NONE && !write_ready(config, keeper, why))
         return false;
     if (!write_manager(config, why))
         return false;

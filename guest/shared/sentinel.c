@@ -70,6 +70,22 @@ size_t sentinel_agent_ready(char *line, struct timespec now, const char *boot)
     return format_line(line, "HYPEMAN-AGENT-READY ts=%s boot=%s\n", ts, boot);
 }
 
+size_t sentinel_ready(char *line, struct timespec now, const char *boot)
+{
+    char ts[TIMESTAMP_SIZE];
+    format_timestamp(ts, now);
+    return format_line(line, "HYPEMAN-READY ts=%s boot=%s\n", ts, boot);
+}
+
+size_t sentinel_waiting(char *line, struct timespec now, const char *reason, const char *boot)
+{
+    char ts[TIMESTAMP_SIZE];
+    char quoted[QUOTED_SIZE];
+    format_timestamp(ts, now);
+    format_quoted(quoted, reason);
+    return format_line(line, "HYPEMAN-WAITING ts=%s boot=%s reason=%s\n", ts, boot, quoted);
+}
+
 size_t sentinel_headers_start(char *line, struct timespec now, const char *boot)
 {
     char ts[TIMESTAMP_SIZE];

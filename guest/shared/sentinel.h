@@ -16,6 +16,8 @@ enum {
  * The buffer has SENTINEL_LINE_MAX bytes. */
 size_t sentinel_program_start(char *line, struct timespec now, const char *mode, const char *boot);
 size_t sentinel_agent_ready(char *line, struct timespec now, const char *boot);
+size_t sentinel_ready(char *line, struct timespec now, const char *boot);
+size_t sentinel_waiting(char *line, struct timespec now, const char *reason, const char *boot);
 size_t sentinel_headers_start(char *line, struct timespec now, const char *boot);
 size_t sentinel_headers_ready(char *line, struct timespec now, const char *boot);
 size_t sentinel_headers_failed(char *line, struct timespec now, const char *error, const char *boot);

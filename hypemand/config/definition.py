@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from hypemand.config.imagepull import ImagePull as ImagePull  # noqa: PLC0414 - a part of a definition
 from hypemand.config.network import DEFAULT_NETWORK, NetworkUse
+from hypemand.config.ready import Ready
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -75,6 +76,7 @@ class Definition:
 
     Sizes in bytes, times in seconds (None: infinity). `entrypoint` and `cmd` None: the image's own.
     `persistent` False: every start has a fresh disk. `network` None: the VM is on none.
+    `ready` None: it is Running with program and agent.
     `unit` holds extra unit properties as systemd spells them, each value a tuple of its words or lines.
     """
 
@@ -102,6 +104,7 @@ class Definition:
     image_pull: ImagePull = ImagePull.MISSING
     network: NetworkUse | None = field(default_factory=NetworkUse)
     ulimits: Mapping[str, Ulimit] = field(default_factory=lambda: MappingProxyType({}))
+    ready: Ready | None = None
 
 
 @dataclass(frozen=True, slots=True)

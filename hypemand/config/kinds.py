@@ -159,7 +159,9 @@ KINDS: Mapping[str, Kind] = {
     "x-duration": Kind(
         parse=_parse_duration,
         write=lambda _, seconds: format_duration(seconds),
-        describe=lambda rule: f"time span, at least {rule['minimum']}s, or `infinity`",
+        describe=lambda rule: (
+            f"time span, at least {rule['minimum']}s" + (", or `infinity`" if rule["infinity"] else "")
+        ),
         wanted="a time span",
         placeholder="TIME",
     ),

@@ -66,7 +66,8 @@ def _describe_type(rule: Mapping[str, Any]) -> str:
     if (found := find_kind(rule)) is not None:
         kind, kind_rule = found
         return kind.describe(kind_rule)
-    words = "string or mapping" if rule["type"] == ["string", "object"] else _TYPES[rule["type"]]
+    types = rule["type"]
+    words = " or ".join(_TYPES[one] for one in ([types] if isinstance(types, str) else types))
     if "items" in rule:
         items = rule["items"]
         one = _describe_type(items) if "x-network" in items else _TYPES[items["type"]]

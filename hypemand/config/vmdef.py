@@ -21,6 +21,7 @@ from hypemand.config.netdef import (
     make_network_use,
     network_use_to_json,
 )
+from hypemand.config.readydef import find_ready_problems, make_ready, ready_to_json
 from hypemand.config.schema import find_problems, sort_problems
 from hypemand.config.schemafile import Schema, load_schema
 from hypemand.config.source import KeyPath, Source
@@ -70,6 +71,8 @@ def parse_source_definition(
         problems += (p for p in _find_program_problems(source, source.data) if p.key not in taken)
         problems += (p for p in _find_volume_problems(source, source.data) if p.key not in taken)
         problems += (p for p in find_publish_problems(source, source.data) if p.key not in taken)
+        if not any(key.partition(".")[0] == "ready" for key in taken):
+            problems += find_ready_problems(source, source.data)
         if "network" in source.data and not any(key.partition(".")[0] == "network" for key in taken):
             wish = source.data["network"]
             problems += find_network_problems(source, wish, defaults.network, networks)
@@ -185,11 +188,12 @@ def _build(name: str, source: Source, data: dict[str, Any], defaults: Definition
         values[key] = _convert(rules[key], value, (key,), source)
     values["name"] = name
     values["network"] = make_network_use(data.get("network"), defaults.network)
+    values["ready"] = make_ready(data.get("ready"))
     return Definition(**values)
 
 
 def _convert(rule: Schema, value: Any, path: KeyPath, source: Source) -> object:
-    """A valid value of the file as the dataclass has it. The network's is made apart."""
+    """A valid value of the file as the dataclass has it. Those of `network` and `ready` are made apart."""
     if (found := find_kind(rule)) is not None:
         kind, kind_rule = found
         return kind.parse(kind_rule, value)
@@ -236,6 +240,8 @@ def definition_to_json(definition: Definition) -> dict[str, object]:
         value = getattr(definition, key)
         if key == "network":
             result[key] = network_use_to_json(value)
+        elif key == "ready" and value is not None:
+            result[key] = ready_to_json(value)
         elif value is not None or find_kind(rule) is not None:
             result[key] = _to_json(rule, value)
     return result

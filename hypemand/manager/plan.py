@@ -96,6 +96,9 @@ def make_plan(
         raise InvalidDefinition(
             [Problem("", 0, 0, "cmd", what, ("use the path of the init, such as /sbin/init"))]
         )
+    if guest.mode is Mode.EXEC and definition.ready is not None and definition.ready.unit is not None:
+        what = f"names the unit {definition.ready.unit}, which there is only in systemd mode"
+        raise InvalidDefinition([Problem("", 0, 0, "ready.notify", what, "write notify: true")])
     shared = _place_shared(definition, image, host, places.own)
     shared = {path: path if in_root(path) else place for path, place in shared.items()}
     vmm = VmmPlan(
@@ -205,9 +208,11 @@ def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:
 def _stop_post_command(
     record: VmRecord, definition: Definition, guest: GuestConfig, places: Places
 ) -> tuple[str, ...]:
-    agent = "1" if definition.guest_agent else "0"
+    needed = "1" if definition.guest_agent else "0"
+    if definition.ready is not None:
+        needed += ":" + definition.ready.words.replace("$", "$$")  # systemd replaces variables
     unit = unit_name(record.name)
-    judged = (str(guest.stop_signal), agent, guest.mode.value)
+    judged = (str(guest.stop_signal), needed, guest.mode.value)
     arguments = (str(places.state), unit, *judged, str(places.runtime))
     fresh = () if definition.persistent else (str(definition.disk), str(record.uid), str(places.templates))
     return (*_PYTHON_MODULE, "hypemand.unit.exit", *arguments, *fresh)

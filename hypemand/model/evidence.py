@@ -114,18 +114,21 @@ class Marker(StrEnum):
 
     PROGRAM = "program"
     AGENT = "agent"
+    READY = "ready"
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of a VM at one moment. The markers are those of this boot only. `emergency`: the guest's
-    systemd has said that it is in emergency mode. `full`: which disk could not be written since its file
+    """What is known of a VM at one moment. The markers are those of this boot only. `ready`: the definition
+    has a check, whose marker is needed too. `emergency`: the guest's systemd has said that it is in emergency
+    mode. `full`: which disk could not be written since its file
     system is full, and what lets the guest go on, in words; of RunState.IO_ERROR."""
 
     unit: UnitEvidence
     vmm: RunState = RunState.ABSENT
     markers: frozenset[Marker] = frozenset()
     guest_agent: bool = True
+    ready: bool = False
     has_snapshot: bool = False
     emergency: bool = False
     full: str | None = None
@@ -147,10 +150,15 @@ class Derived:
     requested: bool = False
 
 
-def list_missing(seen: Collection[Marker], *, guest_agent: bool) -> tuple[Marker, ...]:
-    """The markers that Running needs and that were not seen; none are missing: the boot is ready."""
-    needed = (Marker.PROGRAM, Marker.AGENT) if guest_agent else (Marker.PROGRAM,)
-    return tuple(marker for marker in needed if marker not in seen)
+def list_missing(seen: Collection[Marker], *, guest_agent: bool, ready: bool) -> tuple[Marker, ...]:
+    """The markers that Running needs and that were not seen; none are missing: the boot is ready.
+    `guest_agent`, `ready`: are those of the agent and of the definition's check needed?"""
+    needed = {Marker.PROGRAM: True, Marker.AGENT: guest_agent, Marker.READY: ready}
+    return tuple(marker for marker, is_needed in needed.items() if is_needed and marker not in seen)
+
+
+def _list_missing(evidence: Evidence) -> tuple[Marker, ...]:
+    return list_missing(evidence.markers, guest_agent=evidence.guest_agent, ready=evidence.ready)
 
 
 def _derive_error(evidence: Evidence) -> str | None:
@@ -187,7 +195,7 @@ def _derive_live(evidence: Evidence) -> Derived:
         # with the VMM, so this is the beginning of Initializing and not Created.
         return Derived(
             State.INITIALIZING,
-            missing=list_missing(evidence.markers, guest_agent=evidence.guest_agent),
+            missing=_list_missing(evidence),
             vmm_absent=True,
         )
     if vmm is RunState.ABSENT:
@@ -198,7 +206,7 @@ def _derive_live(evidence: Evidence) -> Derived:
         return Derived(State.UNKNOWN, "the VMM reports a run state that is not known here")
     if vmm in _ENDED:
         return Derived(State.SHUTDOWN, _RUN_ERRORS.get(vmm))
-    missing = list_missing(evidence.markers, guest_agent=evidence.guest_agent)
+    missing = _list_missing(evidence)
     if vmm is RunState.NOT_STARTED:
         return Derived(State.CREATED, missing=missing)
     if vmm in _HALTED and not activating:
@@ -215,6 +223,7 @@ def derive_status_text(
     derived: Derived,
     *,
     guest_agent: bool = True,
+    check: str = "",
     ready_ms: float | None = None,
     result: str | None = None,
     restart: str = "",
@@ -222,14 +231,18 @@ def derive_status_text(
 ) -> str:
     """One line for STATUS= and for lists: the state, and what it waits for or how it came about.
 
-    `ready_ms` is the time from request to Running, `result` words on how the last run ended; `restart`: on
-    systemd's restart of it, or its end; `waits_for`: the units that systemd starts first.
+    `check`: the definition's readiness check in words, and why it has not succeeded; `ready_ms` is the time
+    from request to Running, `result` words on how the last run ended; `restart`: on systemd's
+    restart of it, or its end; `waits_for`: the units that systemd starts first.
     """
     if derived.state is State.STOPPED:
         result = restart or result
     detail = _status_detail(derived, guest_agent, ready_ms, result)
-    if waits_for and derived.state is State.INITIALIZING and derived.vmm_absent:
-        detail = f"waiting for {_list_units(waits_for)}"
+    if derived.state is State.INITIALIZING:
+        if waits_for and derived.vmm_absent:
+            detail = f"waiting for {_list_units(waits_for)}"
+        elif derived.missing == (Marker.READY,) and derived.state_error is None and not derived.vmm_absent:
+            detail = f"program started, waiting for {check}"
     if restart and derived.state in (State.CREATED, State.INITIALIZING):
         detail = f"{detail} ({restart})"
     return f"{derived.state}: {detail}" if detail else str(derived.state)
@@ -239,6 +252,11 @@ def _list_units(units: Sequence[str]) -> str:
     names = [unit.removesuffix(".service") for unit in units]
     more = [f"{len(names) - _MAX_UNITS} more"] if len(names) > _MAX_UNITS else []
     return ", ".join([*names[:_MAX_UNITS], *more])
+
+
+def describe_check(check: str, waiting: str | None) -> str:
+    """What is waited for, and why it has not come so far where the guest has said that."""
+    return f"{check} ({waiting})" if waiting else check
 
 
 def _status_detail(
@@ -268,7 +286,7 @@ def _status_detail(
 
 
 def _waits_for(missing: tuple[Marker, ...], guest_agent: bool) -> str:
-    match missing:
+    match tuple(marker for marker in missing if marker is not Marker.READY):
         case (Marker.PROGRAM, Marker.AGENT):
             return "kernel up, waiting for agent and program"
         case (Marker.AGENT,):

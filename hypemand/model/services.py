@@ -18,7 +18,6 @@ from hypemand.model.space import SpaceReport
 from hypemand.model.state import State
 from hypemand.model.timeline import Timeline
 from hypemand.model.transfer import ExportWanted, ImportWanted, MakeDefinition
-from hypemand.model.vm import VmView
 from hypemand.model.vm import RunReport, VmView
 from hypemand.model.volumes import VolumeFill, VolumeRoot, VolumeView
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hypemand.atomic import write_file
 from hypemand.config.definition import Mode
+from hypemand.config.ready import Ready, ready_fields
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.protocol.records import encode_records
 
@@ -65,7 +66,8 @@ class GuestConfig:
     """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /.
     `dns` are addresses, `search` domains; `hosts`, at most MAX_HOSTS, are the names of other VMs and
     its own. `settings`: records on how programs are started, as `settings_of` derives them. `machine_id`: 32
-    hex digits, what a guest's systemd is given (machine-id(5))."""
+    hex digits, what a guest's systemd is given (machine-id(5)). `ready`: what is checked before the VM is
+    Running."""
 
     name: str
     mode: Mode
@@ -83,6 +85,7 @@ class GuestConfig:
     hosts: tuple[GuestHost, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     machine_id: str | None = None
+    ready: Ready | None = None
 
 
 def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
@@ -112,6 +115,8 @@ def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
         yield "host", _format_fields(_host_fields(host))
     if config.machine_id is not None:
         yield "machine_id", config.machine_id
+    if config.ready is not None:
+        yield "ready", _format_fields(ready_fields(config.ready))
     yield from config.settings
 
 

@@ -41,6 +41,23 @@ class AgentReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """The check of the definition (`ready`) has succeeded."""
+
+    boot: str
+    ts_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The check of the definition has not succeeded so far, and why."""
+
+    boot: str
+    ts_ns: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class HeadersStart:
     """The set-up of the kernel headers has begun."""
 
@@ -100,7 +117,18 @@ class Stage:
     end: float
 
 
-Sentinel = ProgramStart | AgentReady | HeadersStart | HeadersReady | HeadersFailed | Emergency | Exit | Stage
+Sentinel = (
+    ProgramStart
+    | AgentReady
+    | Ready
+    | Waiting
+    | HeadersStart
+    | HeadersReady
+    | HeadersFailed
+    | Emergency
+    | Exit
+    | Stage
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +230,8 @@ _GRAMMAR: Mapping[bytes, tuple[type[Sentinel], Mapping[str, _Codec]]] = MappingP
     {
         b"PROGRAM-START": (ProgramStart, {"ts": _TS, "mode": _Codec(_parse_mode, str)}),
         b"AGENT-READY": (AgentReady, {"ts": _TS}),
+        b"READY": (Ready, {"ts": _TS}),
+        b"WAITING": (Waiting, {"ts": _TS, "reason": _TEXT}),
         b"HEADERS-START": (HeadersStart, {"ts": _TS}),
         b"HEADERS-READY": (HeadersReady, {"ts": _TS}),
         b"HEADERS-FAILED": (HeadersFailed, {"ts": _TS, "error": _TEXT}),

@@ -92,4 +92,5 @@ def resolve_program(definition: Definition, image: Image) -> GuestConfig:
         agent=definition.guest_agent,
         headers=definition.kernel_headers,
         settings=settings_of(definition),
+        ready=definition.ready,
     )

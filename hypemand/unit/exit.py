@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """ExecStopPost= of a VM's unit: give systemd the program's result and leave a record of it.
 
-``python3 -I -m hypemand.unit.exit STATE_DIR UNIT STOP_SIGNAL GUEST_AGENT MODE RUNTIME_DIR``, and ``SIZE UID
+``python3 -I -m hypemand.unit.exit STATE_DIR UNIT STOP_SIGNAL NEEDED MODE RUNTIME_DIR``, and ``SIZE UID
 TEMPLATES`` after that or not, as root, with what systemd puts into the environment. Exits with the program's
-code, so that the unit's result is the program's.
+code, so that the unit's result is the program's. NEEDED: `1` or `0` for an agent or none, and where the
+definition has a readiness check, a colon and that in words.
 
 With the last three the VM's disk does not persist: it is made anew here, so that a restart by systemd has a
 fresh one too, and its room is free at once.
@@ -32,7 +33,7 @@ from pathlib import Path
 
 from hypemand.config.definition import Mode
 from hypemand.errors import HypemandError
-from hypemand.model.evidence import Marker, list_missing
+from hypemand.model.evidence import Marker, describe_check, list_missing
 from hypemand.notify import notify
 from hypemand.protocol.sentinels import (
     AgentReady,
@@ -40,6 +41,8 @@ from hypemand.protocol.sentinels import (
     EmergencyState,
     Exit,
     ProgramStart,
+    Ready,
+    Waiting,
     parse_sentinel,
 )
 from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journal
@@ -72,7 +75,8 @@ _MACHINES = Path("/run/systemd/machines")
 @dataclass(slots=True)
 class Findings:
     """What a boot's lines tell of its end: the exit report, the markers, the panic's line, the VMM's last
-    words, and emergency mode. All but the report are of after it. `complete`: what is not in it is not in the
+    words, emergency mode, and why the readiness check had not succeeded. All but the report are of after it.
+    `complete`: what is not in it is not in the
     journal either."""
 
     report: Exit | None = None
@@ -80,6 +84,7 @@ class Findings:
     panic: str | None = None
     vmm: str | None = None
     emergency: EmergencyState | None = None
+    waiting: str | None = None
     complete: bool = False
 
 
@@ -97,6 +102,10 @@ def scan_journal(boot: str | None, lines: Iterable[JournalLine], found: Findings
             found.markers.add(Marker.PROGRAM)
         elif isinstance(sentinel, AgentReady):
             found.markers.add(Marker.AGENT)
+        elif isinstance(sentinel, Ready):
+            found.markers.add(Marker.READY)
+        elif isinstance(sentinel, Waiting):
+            found.waiting = found.waiting or sentinel.reason
         elif isinstance(sentinel, Emergency):
             found.emergency = found.emergency or sentinel.state
     found.complete = True
@@ -205,7 +214,7 @@ def collect_ending(
     state: Path,
     runtime: Path,
     stop_signal: int,
-    guest_agent: bool,
+    needed: str,
     mode: Mode,
     deadline: float,
 ) -> Ending:
@@ -216,16 +225,19 @@ def collect_ending(
     found = find_in_time(run, boot or find_boot_id(runtime, run), deadline)
     report, markers = found.report, found.markers
     emergency = found.emergency is EmergencyState.ENTERED
+    waiting = found.waiting
+    agent, _, check = needed.partition(":")
     if notes is not None:
         report = report or notes.exit
         markers |= notes.markers
         emergency |= notes.emergency and found.emergency is None
+        waiting = waiting or notes.waiting
     return Ending(
         result=os.environ.get("SERVICE_RESULT", "success"),
         exit_code=os.environ.get("EXIT_CODE", ""),
         exit_status=os.environ.get("EXIT_STATUS", ""),
         report=report,
-        missing=list_missing(markers, guest_agent=guest_agent),
+        missing=list_missing(markers, guest_agent=agent == "1", ready=bool(check)),
         panic=found.panic,
         vmm_words=found.vmm,
         stop_job=report is None and _is_stopping(unit, deadline),
@@ -234,6 +246,7 @@ def collect_ending(
         emergency=emergency,
         shutdown=None if notes is None else notes.shutdown,
         complete=found.complete or report is not None,
+        check=describe_check(check, waiting),
     )
 
 
@@ -296,12 +309,12 @@ def describe_end(record: ExitRecord) -> str:
 
 def main() -> int:
     """Write STATE_DIR/exit.json; the exit status is the program's."""
-    state, unit, stop_signal, guest_agent, mode, runtime = sys.argv[1:_ARGUMENTS]
+    state, unit, stop_signal, needed, mode, runtime = sys.argv[1:_ARGUMENTS]
     run = os.environ["INVOCATION_ID"]
     deadline = time.monotonic() + _EVIDENCE_DEADLINE
     forget_machine(unit, Path(runtime).name)
     await_console(Path(runtime))
-    how = (int(stop_signal), guest_agent == "1", Mode(mode))
+    how = (int(stop_signal), needed, Mode(mode))
     ending = collect_ending(run, unit, Path(state), Path(runtime), *how, deadline)
     record = derive_exit_record(run, ending, time.time())
     record = add_start(record, Path(state), Path(runtime))

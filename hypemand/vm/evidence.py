@@ -15,7 +15,7 @@ from hypemand.vm.tracker import BootNotes, BootTracker, Moment
 
 
 def derive_evidence(
-    unit: UnitStatus, session: Session | None, *, bus_up: bool, guest_agent: bool
+    unit: UnitStatus, session: Session | None, *, bus_up: bool, guest_agent: bool, ready: bool
 ) -> Evidence:
     """What the state is derived from. `bus_up`: systemd has answered."""
     if not bus_up:
@@ -23,13 +23,14 @@ def derive_evidence(
     state = UnitEvidence.from_active_state(unit.active_state)
     if session is None:
         return Evidence(state)
-    # READY=1 was sent for this invocation, by us or by the daemon before us: both markers were there
+    # READY=1 was sent for this invocation, by us or by the daemon before us: all markers were there
     seen = frozenset(Marker) if state is UnitEvidence.ACTIVE else session.tracker.markers
     return Evidence(
         state,
         session.run_state,
         seen,
         guest_agent=guest_agent,
+        ready=ready,
         emergency=session.tracker.emergency,
         full=describe_full(session.full),
     )

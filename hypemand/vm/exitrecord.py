@@ -29,7 +29,11 @@ _SHUTDOWN = {
     Shutdown.RESET: f"{REBOOTED}, without an exit report",
 }
 _INCOMPLETE = "; not all of its lines in the journal could be read"
-_SENTINEL = {Marker.PROGRAM: "HYPEMAN-PROGRAM-START", Marker.AGENT: "HYPEMAN-AGENT-READY"}
+_SENTINEL = {
+    Marker.PROGRAM: "HYPEMAN-PROGRAM-START",
+    Marker.AGENT: "HYPEMAN-AGENT-READY",
+    Marker.READY: "HYPEMAN-READY",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Ending:
     `result`, `exit_code` and `exit_status` are what systemd hands to ExecStopPost= (systemd.exec(5)).
     `panic` and `vmm_words` are the last such lines; `stop_job`: systemd was asked to stop the unit. `mode`
     and `emergency`: how the guest ran; `shutdown`: what the VMM told the daemon, if that was there.
-    `complete`: all that there is was read.
+    `complete`: all that there is was read. `check`: what the definition's readiness check waited for.
     """
 
     result: str
@@ -55,6 +59,7 @@ class Ending:
     emergency: bool = False
     shutdown: Shutdown | None = None
     complete: bool = True
+    check: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +113,12 @@ def _timeout_words(ending: Ending) -> str:
     if ending.missing and not ending.complete:
         return "it did not boot, or did not power off, in time and was ended by force"
     if ending.missing:
-        names = " and ".join(_SENTINEL[marker] for marker in ending.missing)
-        words = f"boot timed out: {names} {'was' if len(ending.missing) == 1 else 'were'} not seen"
+        # the check begins with the program: without that there was none
+        missing = [marker for marker in ending.missing if marker is not Marker.READY] or ending.missing
+        names = " and ".join(_SENTINEL[marker] for marker in missing)
+        words = f"boot timed out: {names} {'was' if len(missing) == 1 else 'were'} not seen"
+        if missing == ending.missing == (Marker.READY,):
+            words = f"boot timed out: program started, waiting for {ending.check}"
         if ending.emergency:
             words += f"; {EMERGENCY}"
         return f"{words} ({ending.panic})" if ending.panic else words

@@ -20,6 +20,7 @@ def boot_facts(vm: str, notes: BootNotes) -> BootFacts:
         main_started=at(Moment.VMM_STARTED),
         program_seen=at(Moment.PROGRAM_STARTED),
         agent_seen=at(Moment.AGENT_READY),
+        ready_seen=at(Moment.READY),
         running=at(Moment.RUNNING),
         stages=notes.stages,
     )

@@ -249,6 +249,7 @@ class Runs:
             places.runtime,
             self._owner.uid,
             guest_agent=definition.guest_agent,
+            ready=definition.ready is not None,
             follow_journal=unit.active_state == "activating",
             catch_up=wants_headers and known is not None,
             on_change=self._owner.on_change,

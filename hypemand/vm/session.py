@@ -64,7 +64,8 @@ class _Link:
 
 class Session:
     """Connections to one VMM. `on_change` is called when evidence may have changed: at once, or within a
-    second for a VM that has used up its budget. `on_loss`: a connection is lost, `poll` again.
+    second for a VM that has used up its budget. `on_loss`: a connection is lost, `poll` again. `ready`: the
+    definition has a check, which the guest makes.
 
     `poll` is for the BootWatcher: it connects to the VMM's sockets as they appear, and reads the journal
     (only if `follow_journal`), until all is connected and all has been seen that Running needs.
@@ -80,6 +81,7 @@ class Session:
         uid: int,
         *,
         guest_agent: bool,
+        ready: bool = False,
         follow_journal: bool,
         catch_up: bool = False,
         on_change: Callable[[], None],
@@ -102,6 +104,7 @@ class Session:
         self._runtime = runtime
         self._uid = uid
         self._guest_agent = guest_agent
+        self._ready = ready
         self._on_change = on_change
         self._on_loss = on_loss
         self._locate = locate
@@ -145,7 +148,7 @@ class Session:
     @property
     def is_ready(self) -> bool:
         """Has the boot shown all that Running needs?"""
-        return self.tracker.is_ready(guest_agent=self._guest_agent)
+        return self.tracker.is_ready(guest_agent=self._guest_agent, ready=self._ready)
 
     # what boots
 

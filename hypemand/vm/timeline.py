@@ -25,10 +25,10 @@ class BootFacts:
 
     `unit_asked` and `unit_created` are before and after StartTransientUnit; `main_started` is the unit's
     ExecMainStartTimestampMonotonic, `held`: since when that has waited for other units; `cpus_started` when
-    the guest's CPUs were set going where the VMM waits for that. `program_seen` and `agent_seen` are when the
-    markers came (the agent's: sentinel or hello, the earlier). `running`: when systemd was notified of
-    readiness. `until`: the last moment that the guest can speak of (now, or when the unit ended); without it
-    the latest of the others."""
+    the guest's CPUs were set going where the VMM waits for that. `program_seen`, `agent_seen` and
+    `ready_seen` are when the markers came (the agent's: sentinel or hello, the earlier; the last is that of
+    the definition's check). `running`: when systemd was notified of readiness. `until`: the last moment that
+    the guest can speak of (now, or when the unit ended); without it the latest of the others."""
 
     vm: str
     boot: str
@@ -39,6 +39,7 @@ class BootFacts:
     cpus_started: float | None = None
     program_seen: float | None = None
     agent_seen: float | None = None
+    ready_seen: float | None = None
     running: float | None = None
     until: float | None = None
     stages: tuple[Stage, ...] = ()
@@ -79,7 +80,8 @@ def _host_spans(facts: BootFacts) -> Iterator[Span]:
         start = at if name != _START else min(at, facts.unit_asked or at)
         yield _span(facts, name, lane, start, end)
         at = max(at, end)
-    seen = [moment for moment in (facts.program_seen, facts.agent_seen) if moment is not None]
+    markers = (facts.program_seen, facts.agent_seen, facts.ready_seen)
+    seen = [moment for moment in markers if moment is not None]
     if facts.running is not None and seen:
         yield _span(facts, "tell systemd", Lane.HOST, max(seen), facts.running)
 
@@ -89,7 +91,9 @@ def _guest_spans(facts: BootFacts) -> Iterator[Span]:
     stages = facts.stages[:MAX_STAGES]
     if facts.program_seen is None and not stages:
         return
-    horizon = _latest(vmm_up, facts.program_seen, facts.agent_seen, facts.running, facts.until)
+    horizon = _latest(
+        vmm_up, facts.program_seen, facts.agent_seen, facts.ready_seen, facts.running, facts.until
+    )
     if not stages:
         yield _span(facts, "kernel and init", Lane.KERNEL, vmm_up, facts.program_seen or horizon)
     else:
@@ -106,6 +110,9 @@ def _guest_spans(facts: BootFacts) -> Iterator[Span]:
     if facts.agent_seen is not None and all(stage.name != "agent" for stage in stages):
         started = facts.program_seen if facts.program_seen is not None else vmm_up
         yield _span(facts, "agent", Lane.AGENT, min(started, facts.agent_seen), facts.agent_seen)
+    if facts.ready_seen is not None:
+        started = facts.program_seen if facts.program_seen is not None else vmm_up
+        yield _span(facts, "ready", Lane.PROGRAM, min(started, facts.ready_seen), facts.ready_seen)
 
 
 def _derive_offset(facts: BootFacts, vmm_up: float, horizon: float) -> float:

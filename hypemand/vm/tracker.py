@@ -24,8 +24,10 @@ from hypemand.protocol.sentinels import (
     HeadersReady,
     HeadersStart,
     ProgramStart,
+    Ready,
     Sentinel,
     Stage,
+    Waiting,
     parse_sentinel,
 )
 from hypemand.recordfile import BadRecord, load_record, store_record
@@ -45,6 +47,7 @@ class Moment(StrEnum):
     VMM_STARTED = "vmm_started"  # systemd has spawned the VMM
     AGENT_READY = "agent_ready"  # marker or HELLO seen
     PROGRAM_STARTED = "program_started"  # marker seen
+    READY = "ready"  # marker of the definition's check seen
     NOTIFIED = "notified"  # READY=1 sent
     RUNNING = "running"  # the unit is active
 
@@ -52,7 +55,8 @@ class Moment(StrEnum):
 @dataclass(frozen=True, slots=True)
 class BootNotes:
     """What was seen of a run, as it is kept beside the VM's data. Times in seconds. `boot`: the id of the
-    boot that it carries; None as long as nothing was seen of it."""
+    boot that it carries; None as long as nothing was seen of it. `waiting`: why the definition's check has
+    not succeeded, in the guest's words."""
 
     run: str
     boot: str | None = None
@@ -63,6 +67,7 @@ class BootNotes:
     headers: HeadersStatus = field(default_factory=HeadersStatus)
     emergency: bool = False
     shutdown: Shutdown | None = None
+    waiting: str | None = None
 
     @property
     def ready_ms(self) -> float | None:
@@ -93,6 +98,7 @@ class BootTracker:
         self._stages = {stage.name: stage for stage in notes.stages}
         self.emergency = notes.emergency
         self._shutdown = notes.shutdown
+        self.waiting = notes.waiting
 
     @property
     def boot(self) -> str | None:
@@ -112,6 +118,12 @@ class BootTracker:
                 return self._mark(Marker.PROGRAM, Moment.PROGRAM_STARTED, at)
             case AgentReady():
                 return self.take_agent(at)
+            case Ready():
+                return self._mark(Marker.READY, Moment.READY, at)
+            case Waiting(reason=reason) if Marker.READY not in self._markers:
+                changed = self.waiting != reason
+                self.waiting = reason
+                return changed
             case Exit():
                 # the last report of the boot wins
                 changed = self.exit != sentinel
@@ -167,9 +179,9 @@ class BootTracker:
         """Was it seen?"""
         return marker in self._markers
 
-    def is_ready(self, *, guest_agent: bool) -> bool:
-        """Is all there that Running needs?"""
-        return not list_missing(self._markers, guest_agent=guest_agent)
+    def is_ready(self, *, guest_agent: bool, ready: bool = False) -> bool:
+        """Is all there that Running needs? `ready`: that of the definition's check too."""
+        return not list_missing(self._markers, guest_agent=guest_agent, ready=ready)
 
     @property
     def notes(self) -> BootNotes:
@@ -184,6 +196,7 @@ class BootTracker:
             self.headers,
             self.emergency,
             self._shutdown,
+            self.waiting,
         )
 
 
@@ -199,6 +212,7 @@ def store_notes(path: Path, notes: BootNotes) -> None:
         "headers": [notes.headers.state, notes.headers.error],
         "emergency": notes.emergency,
         "shutdown": notes.shutdown,
+        "waiting": notes.waiting,
     }
     store_record(path, document)
 
@@ -226,6 +240,7 @@ def _parse_notes(document: Any) -> BootNotes:
         headers=_load_headers(*document.get("headers", (HeadersState.PENDING, None))),
         emergency=bool(document.get("emergency", False)),
         shutdown=Shutdown(word) if (word := document.get("shutdown")) else None,
+        waiting=None if (words := document.get("waiting")) is None else str(words),
     )
 
 

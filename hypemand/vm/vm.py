@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator
 
 from hypemand.config.definition import Definition
-from hypemand.model.evidence import Derived, derive_state, derive_status_text
+from hypemand.model.evidence import Derived, derive_state, derive_status_text, describe_check
 from hypemand.model.state import HeadersStatus, State
 from hypemand.model.vm import ExitReport, RestartStatus, RunReport, VmView
 from hypemand.systemd.bus import BusError
@@ -357,7 +357,14 @@ class Vm:
                 notify_ready(self.name, session)
             if self.is_ending and session.run_state.is_halted:
                 session.let_end()
-        evidence = derive_evidence(self._unit, session, bus_up=self._bus_up, guest_agent=self._guest_agent)
+        needed = self.runs.definition
+        evidence = derive_evidence(
+            self._unit,
+            session,
+            bus_up=self._bus_up,
+            guest_agent=needed.guest_agent,
+            ready=needed.ready is not None,
+        )
         derived = derive_state(evidence)
         if derived.state is State.RUNNING and session is not None and mark_running(self.name, session):
             work = register(self._services.bus, self.record, session, self._network)
@@ -374,10 +381,6 @@ class Vm:
             return None
         return notes.headers
 
-    @property
-    def _guest_agent(self) -> bool:
-        return self.runs.definition.guest_agent
-
     def hold_deadline(self) -> None:
         """Let the deadline of its boot stand still for a while, if its guest does."""
         session = self.session
@@ -392,9 +395,13 @@ class Vm:
         ended = self.runs.exit.message if self.runs.exit is not None else None
         self._derived = derived
         restart = self._derive_restart()
+        definition = self.runs.definition
+        waiting = None if notes is None else notes.waiting
+        check = "" if definition.ready is None else describe_check(definition.ready.words, waiting)
         self._text = derive_status_text(
             derived,
-            guest_agent=self._guest_agent,
+            guest_agent=definition.guest_agent,
+            check=check,
             ready_ms=ready,
             result=ended,
             restart=restart.text if restart is not None else "",

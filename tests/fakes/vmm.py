@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.config.definition import Mode
-from hypemand.model.evidence import Marker
+from hypemand.model.evidence import describe_check, list_missing
 from hypemand.unit.exit import Findings, add_start, describe_end, keep_record, scan_journal
 from hypemand.unitnames import unit_name, vm_of_unit
 from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, find_spare
@@ -179,6 +179,14 @@ class Vmm:
         for agent in self._agents:
             agent.greet()
 
+    def become_ready(self) -> None:
+        """The check of its definition succeeds."""
+        self.say(f"HYPEMAN-READY {_STAMP} boot={self.boot}")
+
+    def keep_waiting(self, reason: str) -> None:
+        """The check of its definition has failed once more."""
+        self.say(f'HYPEMAN-WAITING {_STAMP} boot={self.boot} reason="{reason}"')
+
     def print(self, text: str | bytes, transport: str = "stdout") -> None:
         """A line on its console."""
         self._journal.add(self.run_id, text, _TRANSPORT=transport, **self._fields)
@@ -330,11 +338,11 @@ class Vmms:
     async def _note_end(self, process: Process) -> int:
         """hypemand.unit.exit, with this journal and this systemd."""
         at = process.argv.index("hypemand.unit.exit") + 1
-        state, unit, stop_signal, agent, mode, runtime = process.argv[at : at + 6]
+        state, unit, stop_signal, needed, mode, runtime = process.argv[at : at + 6]
         run = process.env["INVOCATION_ID"]
         job = self.systemd.jobs.find(unit)
         judge = partial(
-            self._judge, process, Path(state), Path(runtime), int(stop_signal), agent == "1", Mode(mode)
+            self._judge, process, Path(state), Path(runtime), int(stop_signal), needed, Mode(mode)
         )
         record = await asyncio.to_thread(judge, stop_job=job is not None)
         assert record.run == run
@@ -350,7 +358,7 @@ class Vmms:
         state: Path,
         runtime: Path,
         stop_signal: int,
-        agent: bool,
+        needed: str,
         mode: Mode,
         *,
         stop_job: bool,
@@ -362,18 +370,19 @@ class Vmms:
         notes = load_notes(state / "boot.json", run)
         report = found.report or (notes.exit if notes is not None else None)
         markers = found.markers | (notes.markers if notes is not None else set())
-        wanted = (Marker.PROGRAM, Marker.AGENT) if agent else (Marker.PROGRAM,)
+        agent, _, check = needed.partition(":")
         ending = Ending(
             result=env["SERVICE_RESULT"],
             exit_code=env.get("EXIT_CODE", ""),
             exit_status=env.get("EXIT_STATUS", ""),
             report=report,
-            missing=tuple(marker for marker in wanted if marker not in markers),
+            missing=list_missing(markers, guest_agent=agent == "1", ready=bool(check)),
             panic=found.panic,
             vmm_words=found.vmm,
             stop_job=report is None and stop_job,
             stop_signal=stop_signal,
             mode=mode,
             shutdown=None if notes is None else notes.shutdown,
+            check=describe_check(check, found.waiting or (None if notes is None else notes.waiting)),
         )
         return add_start(derive_exit_record(run, ending, time.time()), state, runtime)

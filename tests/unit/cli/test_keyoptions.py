@@ -29,6 +29,8 @@ def test_what_is_typed_becomes_the_keys_and_nothing_else_does() -> None:
         "--tag",
         "c=d=e",
         "--no-agent",
+        "--ready",
+        "http:8080/up",
         "box",
     ]
     typed = read_keys(parse_command_line(words)[1])
@@ -42,6 +44,7 @@ def test_what_is_typed_becomes_the_keys_and_nothing_else_does() -> None:
         "mode": "exec",
         "guest_agent": False,
         "boot_timeout": "5s",
+        "ready": "http:8080/up",
         "stop_timeout": "6s",
         "restart": "always",
         "tags": {"a": "b", "c": "d=e"},

@@ -105,7 +105,77 @@ def test_markers_of_another_boot_count_for_nothing() -> None:
     drive(scenario)
 
 
+@pytest.mark.parametrize("witness", ["journal", "sockets"])
+def test_a_vm_with_a_check_is_running_once_that_has_succeeded(witness: str) -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.journal.broken = witness == "sockets"
+        if witness == "journal":
+            host.guest().sockets = ("qmp",)
+        await host.create(ready="tcp:5432")
+        await host.manager.start_vm("web")
+        words = "Initializing: program started, waiting for tcp 5432"
+        await host.until_true(lambda: host.vm().view().status_text == words)
+        host.vmm().keep_waiting("nothing listens on port 5432")
+        reason = f"{words} (nothing listens on port 5432)"
+        await host.until_true(lambda: host.systemd.units[host.vm().unit].status_text == reason)
+        assert host.unit() == "activating/start"
+        host.vmm().become_ready()
+        await host.until(State.RUNNING)
+        assert host.unit() == "active/running"
+        spans = [span.name for span in (await host.manager.timeline("web")).spans]
+        assert "ready" in spans
+
+    drive(scenario)
+
+
+def test_a_check_of_another_boot_counts_for_nothing() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.create(ready={"notify": True})
+        await host.manager.start_vm("web")
+        await host.until_true(lambda: "waiting for notify" in host.vm().view().status_text)
+        vmm = host.vmm()
+        own, vmm.boot = vmm.boot, "0" * 32
+        vmm.become_ready()
+        for _ in range(5):
+            await host.manager.get_vm("web")
+        assert host.unit() == "activating/start"
+        vmm.boot = own
+        vmm.become_ready()
+        await host.until(State.RUNNING)
+
+    drive(scenario)
+
+
 # --- ends ---
+
+
+def test_a_program_that_ends_before_its_check_succeeds_has_its_own_end() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.create(ready="tcp:5432")
+        await host.manager.start_vm("web")
+        await host.until_true(lambda: "waiting for tcp" in host.vm().view().status_text)
+        host.vmm().exit(3)
+        await host.until(State.STOPPED)
+        view = await host.manager.get_vm("web")
+        assert view.exit is not None
+        assert (view.exit.code, view.exit.message, view.exit.success) == (3, "exited with code 3", False)
+
+    drive(scenario)
+
+
+def test_a_boot_whose_check_does_not_succeed_is_ended_and_says_what_it_waited_for() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.create(boot_timeout="2s", ready={"http": {"port": 80, "path": "/up"}})
+        await host.manager.start_vm("web")
+        await host.until_true(lambda: "waiting for http" in host.vm().view().status_text)
+        host.vmm().keep_waiting("http: status 503")
+        view, late = await host.manager.wait_vm("web", State.RUNNING, 10)
+        assert (view.state, late) == (State.STOPPED, False)
+        assert view.exit is not None
+        words = "boot timed out: program started, waiting for http 80/up (http: status 503)"
+        assert view.exit.message == words
+
+    drive(scenario)
 
 
 def test_a_program_that_ends_stops_its_vm() -> None:

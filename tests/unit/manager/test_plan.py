@@ -17,7 +17,8 @@ from hypemand.manager.plan import Attached, Connection, Plan, make_plan, stop_gr
 from hypemand.model.images import OciConfig
 from hypemand.model.state import Origin
 from hypemand.network.port import BridgePlan, PortPlan
-from hypemand.protocol.configdisk import GuestInterface
+from hypemand.protocol.configdisk import GuestInterface, encode_config_disk
+from hypemand.protocol.records import parse_records
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
@@ -117,6 +118,24 @@ def test_the_exit_helper_is_told_what_it_judges_by() -> None:
     told = plan(guest_agent=False).unit.stop_post[-6:]
     assert told == ("/state/web", "hypeman-vm-web.service", "2", "0", "exec", str(PLACES.runtime))
     assert plan(cmd=["/sbin/init", "--log-level=debug"]).unit.stop_post[-2] == "systemd"
+
+
+def test_a_check_reaches_the_guest_and_the_exit_helper() -> None:
+    planned = plan(ready={"log": "^up on $HOME$"})
+    # systemd replaces variables in what it executes, and $$ by $
+    assert planned.unit.stop_post[-3] == "1:log ^up on $$HOME$$"
+    assert ("ready", "check=log,interval=1000,pattern=^up on $HOME$") in guest_records(planned)
+    assert not any(key == "ready" for key, _ in guest_records(plan()))
+    assert plan(ready="notify:db.service", cmd=["/sbin/init"]).unit.stop_post[-3] == "1:notify of db.service"
+    with pytest.raises(InvalidDefinition, match="which there is only in systemd mode"):
+        plan(ready="notify:db.service")
+
+
+def guest_records(planned: Plan) -> list[tuple[str, str]]:
+    """What the config disk has."""
+    disk = encode_config_disk(planned.guest)
+    records = parse_records(disk[16 : 16 + int.from_bytes(disk[8:12], "little")])
+    return [(key, value.decode()) for key, value in records.pairs]
 
 
 def test_the_console_is_bounded_before_anything_else_runs() -> None:

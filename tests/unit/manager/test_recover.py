@@ -47,6 +47,34 @@ def test_a_boot_is_brought_to_its_end() -> None:
     drive(scenario)
 
 
+@pytest.mark.parametrize("when", ["before", "between"])
+@pytest.mark.parametrize("witness", ["journal", "sockets"])
+def test_a_check_that_succeeds_while_the_daemon_is_new_is_found(when: str, witness: str) -> None:
+    """Before the daemon went, when it had not noted that yet; or while there was none."""
+
+    async def scenario(host: FakeHost) -> None:
+        host.journal.broken = witness == "sockets"
+        if witness == "journal":
+            host.guest().sockets = ("qmp",)
+        await host.create(ready="tcp:5432")
+        await host.manager.start_vm("web")
+        await host.until_true(lambda: "waiting for tcp 5432" in host.vm().view().status_text)
+
+        async def succeed() -> None:
+            host.vmm().become_ready()
+
+        if when == "before":
+            await host.restart_daemon()
+            assert host.vm().state is State.INITIALIZING
+            await succeed()
+        else:
+            await host.restart_daemon(succeed)
+        await host.until(State.RUNNING)
+        assert host.unit() == "active/running"
+
+    drive(scenario)
+
+
 def test_a_boot_that_was_through_while_nobody_looked_is_running() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().boots = False

@@ -16,12 +16,14 @@ from hypemand.model.evidence import (
     UnitEvidence,
     derive_state,
     derive_status_text,
+    describe_check,
 )
 from hypemand.model.state import Operation, State, check_allowed
 
-MARKERS = [frozenset(seen) for count in range(3) for seen in combinations(Marker, count)]
+MARKERS = [frozenset(seen) for count in range(4) for seen in combinations(Marker, count)]
 EVERYTHING = [
-    Evidence(*values) for values in product(UnitEvidence, RunState, MARKERS, (False, True), (False, True))
+    Evidence(*values)
+    for values in product(UnitEvidence, RunState, MARKERS, (False, True), (False, True), (False, True))
 ]
 
 GONE = {"no-unit", "inactive", "failed", "maintenance"}
@@ -29,7 +31,7 @@ UP = {"active", "reloading", "refreshing"}
 MUTE = {"no-answer", "unrecognised"}
 DEAD = {"SHUTDOWN", "PANICKED", "INTERNAL_ERROR"}
 
-# DESIGN's table with its gaps filled: the first row that fits. Columns: unit, VMM, both markers in, snapshot.
+# DESIGN's table with its gaps filled: the first row that fits. Columns: unit, VMM, all markers in, snapshot.
 ANY: set[str] = set()
 TABLE: list[tuple[set[str], set[str], bool | None, bool | None, str]] = [
     (MUTE, ANY, None, None, "Unknown"),
@@ -51,6 +53,7 @@ TABLE: list[tuple[set[str], set[str], bool | None, bool | None, str]] = [
 def expected_state(evidence: Evidence) -> str:
     seen = {marker.value for marker in evidence.markers}
     ready = "program" in seen and ("agent" in seen or not evidence.guest_agent)
+    ready = ready and ("ready" in seen or not evidence.ready)
     for units, states, want_ready, want_snapshot, state in TABLE:
         if (
             (not units or evidence.unit.value in units)
@@ -69,7 +72,7 @@ def test_every_combination_has_the_state_of_the_table() -> None:
         if derive_state(e).state != expected_state(e)
     ]
     assert wrong == []
-    assert len(EVERYTHING) == 11 * 13 * 16
+    assert len(EVERYTHING) == 11 * 13 * 64
 
 
 def test_unknown_always_says_why_and_running_never_has_an_error() -> None:
@@ -111,6 +114,36 @@ def test_initializing_says_which_marker_is_waited_for(
     derived = derive_state(evidence)
     assert derived == Derived(State.INITIALIZING, None, missing)
     assert derive_status_text(derived, guest_agent=wanted) == f"Initializing: {text}"
+
+
+@pytest.mark.parametrize(
+    ("seen", "agent", "missing", "text"),
+    [
+        ((), True, 3, "kernel up, waiting for agent and program"),
+        (("agent",), True, 2, "agent ready, waiting for program"),
+        (("program",), True, 2, "program started, waiting for agent"),
+        (("program", "agent"), True, 1, "program started, waiting for tcp 5432 (nothing listens)"),
+        (("program",), False, 1, "program started, waiting for tcp 5432 (nothing listens)"),
+        (("program", "ready"), True, 1, "program started, waiting for agent"),
+        # whatever the guest says of its check, its program comes first
+        (("agent", "ready"), True, 1, "agent ready, waiting for program"),
+        (("program", "agent", "ready"), True, 0, "guest ready, waiting for systemd"),
+    ],
+)
+def test_a_check_is_waited_for_after_program_and_agent(
+    seen: tuple[str, ...], agent: bool, missing: int, text: str
+) -> None:
+    markers = frozenset(Marker(word) for word in seen)
+    derived = derive_state(Evidence(UnitEvidence.ACTIVATING, RunState.RUNNING, markers, agent, ready=True))
+    assert (derived.state, len(derived.missing)) == (State.INITIALIZING, missing)
+    check = describe_check("tcp 5432", "nothing listens")
+    assert derive_status_text(derived, guest_agent=agent, check=check) == f"Initializing: {text}"
+
+
+def test_a_check_without_a_reason_is_named_alone() -> None:
+    derived = Derived(State.INITIALIZING, missing=(Marker.READY,))
+    text = derive_status_text(derived, check=describe_check("notify", None))
+    assert text == "Initializing: program started, waiting for notify"
 
 
 @pytest.mark.parametrize(

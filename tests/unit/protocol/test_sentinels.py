@@ -21,8 +21,10 @@ from hypemand.protocol.sentinels import (
     HeadersReady,
     HeadersStart,
     ProgramStart,
+    Ready,
     Sentinel,
     Stage,
+    Waiting,
     derive_user_text,
     format_sentinel,
     is_sentinel_line,
@@ -42,6 +44,8 @@ micros = st.integers(min_value=0, max_value=10**11)
 sentinels: st.SearchStrategy[Sentinel] = st.one_of(
     st.builds(ProgramStart, boots, times, st.sampled_from([Mode.EXEC, Mode.SYSTEMD])),
     st.builds(AgentReady, boots, times),
+    st.builds(Ready, boots, times),
+    st.builds(Waiting, boots, times, words),
     st.builds(HeadersStart, boots, times),
     st.builds(HeadersReady, boots, times),
     st.builds(HeadersFailed, boots, times, words),
@@ -93,6 +97,11 @@ def test_no_text_raises_half_surrogates_included(text: str) -> None:
     [
         (START, ProgramStart(BOOT, TS_NS, Mode.EXEC)),
         (f"HYPEMAN-AGENT-READY boot={BOOT} ts={TS}", AgentReady(BOOT, TS_NS)),
+        (f"HYPEMAN-READY ts={TS} boot={BOOT}", Ready(BOOT, TS_NS)),
+        (
+            f'HYPEMAN-WAITING ts={TS} boot={BOOT} reason="http: status 503"',
+            Waiting(BOOT, TS_NS, "http: status 503"),
+        ),
         (f"HYPEMAN-HEADERS-START ts={TS} boot={BOOT}", HeadersStart(BOOT, TS_NS)),
         (f"HYPEMAN-HEADERS-READY ts={TS} boot={BOOT}", HeadersReady(BOOT, TS_NS)),
         (

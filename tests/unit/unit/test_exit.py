@@ -17,7 +17,15 @@ import pytest
 from hypemand.atomic import write_file
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import Marker
-from hypemand.protocol.sentinels import AgentReady, Emergency, EmergencyState, Exit, format_sentinel
+from hypemand.protocol.sentinels import (
+    AgentReady,
+    Emergency,
+    EmergencyState,
+    Exit,
+    Ready,
+    Waiting,
+    format_sentinel,
+)
 from hypemand.systemd.journal import JournalLine
 from hypemand.unit import exit as exit_module
 from hypemand.unit.exit import Findings, collect_ending, describe_end, find_in_time, main, scan_journal
@@ -70,6 +78,39 @@ def test_the_newest_word_on_emergency_mode_counts() -> None:
     assert scan(newest_first(entered, left, "x")).emergency is EmergencyState.LEFT
 
 
+def test_the_marker_of_a_check_and_its_newest_reason_are_found() -> None:
+    first, last = (format_sentinel(Waiting(BOOT, 0, words)) for words in ("nothing listens", "status 503"))
+    assert scan(newest_first(first, last)).waiting == "status 503"
+    found = scan(newest_first(first, format_sentinel(Ready(BOOT, 0)), format_sentinel(Ready(OTHER, 0))))
+    assert (found.markers, found.waiting) == ({Marker.READY}, "nothing listens")
+
+
+@pytest.mark.parametrize(
+    ("needed", "missing", "check"),
+    [
+        ("1", (Marker.PROGRAM, Marker.AGENT), ""),
+        ("0", (Marker.PROGRAM,), ""),
+        ("1:tcp 5432", (Marker.PROGRAM, Marker.AGENT, Marker.READY), "tcp 5432 (loading)"),
+        ("0:log ^a:b$", (Marker.PROGRAM, Marker.READY), "log ^a:b$ (loading)"),
+    ],
+)
+def test_what_the_definition_needs_is_told_to_the_units_end(
+    needed: str,
+    missing: tuple[Marker, ...],
+    check: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also by an earlier version of hypemand, whose units know of no check."""
+    store_notes(tmp_path / "boot.json", BootNotes(RUN, BOOT, waiting="loading"))
+    monkeypatch.setattr(exit_module, "find_in_time", lambda *_: Findings(complete=True))
+    monkeypatch.setattr(exit_module, "_systemctl", lambda *_args, **_options: b"")
+    ending = collect_ending(RUN, "web.service", tmp_path, tmp_path, 15, needed, Mode.EXEC, 0.0)
+    assert ending.missing == missing
+    if check:
+        assert ending.check == check
+
+
 def flood(hung: threading.Event) -> Iterator[JournalLine]:
     """What a guest has said last, then more lines than can be read, one of which hangs at last."""
     yield from newest_first(
@@ -97,7 +138,7 @@ def end_in_a_flood(monkeypatch: pytest.MonkeyPatch, state: Path, *, result: str 
     monkeypatch.setenv("EXIT_STATUS", "0")
     deadline = time.monotonic() + 0.3
     try:
-        return collect_ending(RUN, "hypeman-vm-web.service", state, state, 15, True, Mode.EXEC, deadline)
+        return collect_ending(RUN, "hypeman-vm-web.service", state, state, 15, "1", Mode.EXEC, deadline)
     finally:
         hung.set()
 

@@ -86,6 +86,14 @@ def test_code_success_and_status_follow_the_evidence(
             replace(SILENT, result="timeout", missing=(Marker.PROGRAM, Marker.AGENT)),
             "HYPEMAN-PROGRAM-START and HYPEMAN-AGENT-READY were not seen",
         ),
+        (
+            replace(SILENT, result="timeout", missing=(Marker.READY,), check="tcp 5432 (nothing listens)"),
+            "boot timed out: program started, waiting for tcp 5432 (nothing listens)",
+        ),
+        (
+            replace(SILENT, result="timeout", missing=(Marker.AGENT, Marker.READY), check="tcp 1"),
+            "boot timed out: HYPEMAN-AGENT-READY was not seen",
+        ),
         (replace(SILENT, result="timeout"), "did not power off in time"),
         (replace(SILENT, panic="Kernel panic - not syncing: oops"), "Kernel panic - not syncing: oops"),
         (

@@ -112,6 +112,17 @@ def test_a_boot_that_only_began_has_no_guest_spans() -> None:
     assert timeline.running_ms is None
 
 
+def test_the_wait_for_a_check_is_a_step_of_its_own() -> None:
+    started = FACTS.program_seen
+    assert started is not None
+    facts = replace(FACTS, ready_seen=started + 0.25, running=started + 0.26)
+    spans = by_name(derive_timeline(facts))
+    lane, begin, end = spans["ready"]
+    assert (lane, round(end - begin)) == ("program", 250)
+    assert round(spans["tell systemd"][1] - end) == 0
+    assert "ready" not in by_name(derive_timeline(FACTS))
+
+
 moments = st.one_of(st.none(), st.floats(min_value=0, max_value=1e6, allow_nan=False))
 hostile = st.builds(
     lambda name, start, more: Stage(BOOT, name, start, start + more),
@@ -132,6 +143,7 @@ any_facts = st.builds(
     moments,
     moments,
     moments,
+    moments,
     st.lists(hostile, max_size=12).map(tuple),
 )
 
@@ -140,7 +152,7 @@ any_facts = st.builds(
 def test_spans_lie_within_what_the_host_saw_and_can_be_drawn(facts: BootFacts) -> None:
     timeline = derive_timeline(facts)
     known = [facts.unit_asked, facts.unit_created, facts.main_started, facts.cpus_started]
-    known += [facts.program_seen, facts.agent_seen, facts.running, facts.until]
+    known += [facts.program_seen, facts.agent_seen, facts.ready_seen, facts.running, facts.until]
     last = max([0.0, *(m - facts.requested for m in known if m is not None)]) * 1000
     for span in timeline.spans:
         assert 0 <= span.start_ms <= span.end_ms <= last + 0.01

@@ -18,8 +18,10 @@ from hypemand.protocol.sentinels import (
     HeadersReady,
     HeadersStart,
     ProgramStart,
+    Ready,
     Sentinel,
     Stage,
+    Waiting,
     format_sentinel,
 )
 from hypemand.vm.tracker import BootNotes, BootTracker, Moment, load_notes, store_notes
@@ -47,6 +49,22 @@ def test_both_markers_make_it_ready() -> None:
     assert tracker.is_ready(guest_agent=False)
     assert tracker.take_line(line(AgentReady(BOOT, 0)), 2.0)
     assert tracker.is_ready(guest_agent=True)
+
+
+def test_a_check_of_the_definition_needs_its_own_marker() -> None:
+    tracker = make_tracker()
+    tracker.take_line(start(), 1.0)
+    tracker.take_agent(2.0)
+    assert not tracker.is_ready(guest_agent=True, ready=True)
+    assert tracker.take_line(line(Waiting(BOOT, 0, "nothing listens")), 2.5)
+    assert not tracker.take_line(line(Waiting(BOOT, 1, "nothing listens")), 2.6)
+    assert tracker.notes.waiting == "nothing listens"
+    assert tracker.take_line(line(Ready(BOOT, 0)), 3.0)
+    assert tracker.is_ready(guest_agent=True, ready=True)
+    assert tracker.notes.moments[Moment.READY] == 3.0
+    assert not tracker.take_line(line(Ready(BOOT, 1)), 4.0)
+    # what comes late changes nothing
+    assert not tracker.take_line(line(Waiting(BOOT, 2, "late")), 5.0)
 
 
 def test_the_agents_hello_stands_for_its_marker() -> None:
@@ -121,6 +139,8 @@ def test_notes_survive_their_file(tmp_path: Path) -> None:
     tracker.take_line(line(Stage(BOOT, "root", 0.1, 0.2)), 10.5)
     tracker.take_line(line(Exit(BOOT, 3, "exited")), 11.0)
     tracker.take_line(line(HeadersFailed(BOOT, 3, "no disk")), 11.0)
+    tracker.take_line(line(Waiting(BOOT, 0, "http: status 503")), 10.6)
+    tracker.take_line(line(Ready(BOOT, 0)), 10.7)
     tracker.set_moment(Moment.RUNNING, 10.75)
     tracker.take_line(line(Emergency(BOOT, 0, EmergencyState.ENTERED)), 11.0)
     tracker.take_shutdown(None)
@@ -135,6 +155,8 @@ def test_notes_survive_their_file(tmp_path: Path) -> None:
     assert (again.emergency, again.shutdown) == (True, Shutdown.RESET)
     assert again.ready_ms == pytest.approx(750.0)
     assert make_tracker(again).has(Marker.PROGRAM)
+    assert make_tracker(again).has(Marker.READY)
+    assert again.waiting == "http: status 503"
     assert load_notes(path, OTHER) is None
 
 
