@@ -26,6 +26,8 @@ struct config {
     int stop_signal;
     bool agent;
     bool headers;
+    bool reaper;        /* PID 1 of the program's namespace, in the program's place */
+    bool readonly_root; /* of exec mode */
     struct volumes volumes;
     struct network network;
     struct hosts hosts;
