@@ -15,9 +15,9 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 import unittest
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from frames import DEADLINE_S, WINDOW, Channel, Frame, Type, format_entry, format_item, format_records
@@ -37,13 +37,15 @@ def is_alive(pid: int) -> bool:
 def remove_groups(agent: int) -> None:
     """The control groups that the agent made, once what it has killed has gone."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    for folder in (Path(place) / f"hypeman-test-{agent}" for _, place, kind, *_ in mounts if kind == "cgroup2"):
+    for folder in (
+        Path(place) / f"hypeman-test-{agent}" for _, place, kind, *_ in mounts if kind == "cgroup2"
+    ):
         for group in (*folder.glob("*/"), folder):
-            deadline = time.monotonic() + DEADLINE_S
+            deadline = monotonic() + DEADLINE_S
             while group.exists():
                 with contextlib.suppress(OSError):
                     group.rmdir()
-                if time.monotonic() > deadline:
+                if monotonic() > deadline:
                     raise AssertionError(f"{group} is not empty: {(group / 'cgroup.procs').read_text()}")
 
 

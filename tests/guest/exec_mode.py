@@ -355,9 +355,7 @@ class ExecMode(unittest.TestCase):
     def test_the_agent_learns_of_the_program_and_may_order_the_end(self) -> None:
         for has_init in ("0", "1"):
             with self.subTest(init=has_init):
-                init = self.init(
-                    "sleep", "1000", agent="byte-power-off", stop_signal="10", init=has_init
-                )
+                init = self.init("sleep", "1000", agent="byte-power-off", stop_signal="10", init=has_init)
                 words = "stopped on request: killed by signal 10 (USR1)"
                 self.assertEqual(init.report(), (138, words))
 
