@@ -54,7 +54,7 @@ static bool is_key(const char *word)
 static bool sort_options(const char *text, struct mount_limits *limits, char *own, char *word)
 {
     *limits = by_default;
-    *own = '\0';
+    size_t used = 0;
     while (*text != '\0') {
         size_t length = strcspn(text, ",");
         memcpy(word, text, length);
@@ -64,10 +64,12 @@ static bool sort_options(const char *text, struct mount_limits *limits, char *ow
             continue;
         if (!is_key(word))
             return false;
-        if (*own != '\0')
-            strcat(own, ",");
-        strcat(own, word); /* No longer than the text. */
+        if (used > 0)
+            own[used++] = ',';
+        memcpy(own + used, word, length); /* No longer than the text. */
+        used += length;
     }
+    own[used] = '\0';
     return true;
 }
 
