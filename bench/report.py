@@ -118,7 +118,6 @@ def derive_goals(figures: dict[str, Any], kernel: Kernel | None) -> Iterator[Goa
     )
     # turned round, as for IO
     yield Goal("TCP bare / managed", network["bare_send"] / network["managed_send"], 1 / 0.97, "x")
-    yield Goal("init and agent, RSS", max(agent["memory"]) / 1024, 2.0, "MiB")
     if kernel is not None:
         yield Goal("kernel / Debian's cloud kernel", kernel.ratio or float("inf"), kernel.goal, "x")
 

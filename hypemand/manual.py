@@ -78,7 +78,7 @@ def _format_key(name: str, rule: Schema) -> str:
     head = f".B {escape(name)}\n" if name[0].isupper() else f'.BI {escape(name)}: " {_word(rule)}"\n'
     default = rule.get("default")
     tail = ""
-    if default is not None and not isinstance(default, dict | list):
+    if default is not None and not isinstance(default, dict):
         shown = str(default).lower() if isinstance(default, bool) else str(default)
         tail = f"Default:\n.BR {escape(shown)} .\n"
     return f".TP\n{head}{format_sentences(rule['description'])}{tail}"

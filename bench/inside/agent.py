@@ -21,11 +21,10 @@ _PIECE = 65536
 _COMMANDS = 50
 _DEADLINE = 300.0
 _TARGET = "/dev/shm/bench"
-_SIZES = "awk '/^VmRSS:/ { print $2 }' /proc/1/status /proc/$PPID/status"
 
 
 def measure_agent(name: str, rounds: int) -> Series:
-    """Milliseconds of an exec, and of 256 MiB raw and copied, both ways; KiB that PID 1 and agent take."""
+    """Milliseconds of an exec, and of 256 MiB raw and copied, both ways."""
     boot = run(
         "systemctl", "show", "--value", "--property=InvocationID", f"hypeman-vm-{name}.service"
     ).strip()
@@ -37,7 +36,7 @@ def measure_agent(name: str, rounds: int) -> Series:
 
 
 async def _measure(path: Path, boot: str, rounds: int) -> Series:
-    series: Series = {key: [] for key in ("exec", "raw_in", "copy_in", "raw_out", "copy_out", "memory")}
+    series: Series = {key: [] for key in ("exec", "raw_in", "copy_in", "raw_out", "copy_out")}
     async with asyncio.timeout(_DEADLINE):
         channel = await AgentChannel.connect(path, boot)
         await channel.ready()
@@ -56,8 +55,6 @@ async def _measure(path: Path, boot: str, rounds: int) -> Series:
                 await _copy_out(channel)
             # there is room for one: a copy takes the place of another only when it is whole
             await run_in_guest(channel, "rm", _TARGET)
-        init, agent = (await run_in_guest(channel, "sh", "-c", _SIZES)).split()
-        series["memory"].append(int(init) + int(agent))
         await channel.close()
     return series
 

@@ -4,6 +4,7 @@
 #include "copy.h"
 #include "files.h"
 #include "pty.h"
+#include "inside.h"
 #include "records.h"
 #include "terminal.h"
 
@@ -89,6 +90,11 @@ static bool take_records(struct stream *stream, size_t size, struct wishes *wish
 static bool start(struct stream *stream, int in, int out, int err, struct reason *why)
 {
     struct spawned spawned;
+    struct enclosure enclosure;
+    if (!inside_find(&enclosure, why))
+        return false;
+    stream->group = group_make();
+    enclosure.cgroup = stream->group.fd;
     stream->spawn.argv = stream->argv;
     stream->spawn.environment = stream->environment;
     stream->spawn.who = &stream->who;
@@ -98,7 +104,10 @@ static bool start(struct stream *stream, int in, int out, int err, struct reason
     stream->spawn.stdio[0] = in;
     stream->spawn.stdio[1] = out;
     stream->spawn.stdio[2] = err;
-    if (!spawn_start(&stream->spawn, &spawned, why))
+    stream->spawn.enclosure = &enclosure;
+    bool started = spawn_start(&stream->spawn, &spawned, why);
+    stream->spawn.enclosure = NULL;
+    if (!started)
         return false;
     stream->pid = spawned.pid;
     stream->verdict = spawned.verdict;

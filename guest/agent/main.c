@@ -5,6 +5,8 @@
 #include "clock.h"
 #include "devices.h"
 #include "files.h"
+#include "groups.h"
+#include "inside.h"
 #include "records.h"
 #include "sentinel.h"
 #include "serve.h"
@@ -62,7 +64,7 @@ static void tell_all(const char *notify_socket)
     tell_systemd(notify_socket);
 }
 
-/* One byte into the pipe of whoever waits for this agent to serve. */
+/* One byte into the socket of init, which waits for this agent to serve, and says there of the program. */
 static void tell_ready(void)
 {
     const char *notify_socket = getenv("NOTIFY_SOCKET");
@@ -74,7 +76,8 @@ static void tell_ready(void)
         return;
     int fd = (int)number;
     (void)!write(fd, "", 1); /* Nobody waits: no harm. */
-    close_fd(&fd);
+    (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+    inside_expect(fd);
 }
 
 static int set_clock(const struct timespec *now)
@@ -109,6 +112,7 @@ int main(void)
         .port = -1, .boot = boot, .init = find_init(), .ready = tell_ready, .set_clock = set_clock};
     (void)file_write("/proc/self/oom_score_adj", 0, "-1000");
     keep_files();
+    groups_begin("hypeman-exec");
     bool served = (boot_id_read(boot) || refuse(&why, "the kernel command line has no hypeman.boot=")) &&
                   open_port(&server.port, &why) && serve(&server, &why);
     if (!served)

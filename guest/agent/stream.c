@@ -59,6 +59,13 @@ static void kill_group(const struct stream *stream, int number)
         (void)kill(stream->pid, number);
 }
 
+/* All that the process has started; if it has ended by itself, what it left behind may go on. */
+static void kill_all(const struct stream *stream)
+{
+    if (stream->pid > 0 && !stream->reaped && !group_kill(&stream->group))
+        kill_group(stream, SIGKILL);
+}
+
 static void end(struct stream *stream, int code)
 {
     stream->state = STREAM_ENDED;
@@ -72,6 +79,7 @@ void stream_start(struct stream *stream, uint32_t id, bool files, const char *re
         (struct stream){.state = STREAM_STARTING,
                         .kind = files ? STREAM_FILES : STREAM_EXEC,
                         .id = id,
+                        .group = GROUP_NONE,
                         .deadline = NO_DEADLINE,
                         .verdict = -1,
                         .input = -1,
@@ -88,7 +96,7 @@ void stream_start(struct stream *stream, uint32_t id, bool files, const char *re
     bool launched =
         files ? launch_files(stream, size, &stream->message) : launch_program(stream, size, &stream->message);
     if (!launched || !watch_all(stream, place, &stream->message)) {
-        kill_group(stream, SIGKILL);
+        kill_all(stream);
         end(stream, EXIT_GUEST_FAILED);
     }
 }
@@ -213,16 +221,23 @@ void stream_close(struct stream *stream)
     if (stream->kind == STREAM_TERMINAL)
         hang_up(stream);
     else
-        kill_group(stream, SIGKILL);
+        kill_all(stream);
     close_all(stream);
 }
 
 static void free_stream(struct stream *stream);
 
+/* Also where the terminal's own process has ended: it was told to. */
+static void kill_rest(struct stream *stream)
+{
+    if (!group_kill(&stream->group))
+        kill_group(stream, SIGKILL);
+}
+
 void stream_expire(struct stream *stream)
 {
     stream->deadline = NO_DEADLINE;
-    session_kill(stream->pid);
+    kill_rest(stream);
     if (stream->state == STREAM_LEAVING && stream->reaped)
         free_stream(stream);
 }
@@ -426,10 +441,11 @@ bool stream_pump(struct stream *stream, struct outbox *outbox)
 
 static void free_stream(struct stream *stream)
 {
-    kill_group(stream, SIGKILL);
+    kill_all(stream);
+    group_release(&stream->group);
     close_all(stream);
     free_spawn(stream);
-    *stream = (struct stream){.state = STREAM_FREE};
+    *stream = (struct stream){.state = STREAM_FREE, .group = GROUP_NONE};
 }
 
 void stream_discard(struct stream *stream, bool at_once)
@@ -437,7 +453,7 @@ void stream_discard(struct stream *stream, bool at_once)
     if (stream->kind == STREAM_TERMINAL && stream->state == STREAM_RUNNING && !at_once)
         hang_up(stream);
     if (stream->kind == STREAM_TERMINAL && at_once && stream->pid > 0)
-        session_kill(stream->pid);
+        kill_rest(stream);
     if (stream->deadline != NO_DEADLINE && !at_once)
         leave(stream);
     else

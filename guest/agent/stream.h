@@ -5,6 +5,7 @@
 
 #include "box.h"
 #include "environment.h"
+#include "groups.h"
 #include "spawn.h"
 
 enum stream_state {
@@ -38,6 +39,7 @@ struct stream {
     enum stream_kind kind;
     uint32_t id;
     pid_t pid; /* also the process group, but for FILES */
+    struct group group;
     bool reaped;
     bool closed;      /* the host has lost interest */
     int64_t deadline; /* of what was in a terminal that has been hung up, or NO_DEADLINE */
@@ -89,7 +91,8 @@ void stream_signal(struct stream *stream, int number);
 void stream_resize(struct stream *stream, uint16_t rows, uint16_t columns);
 void stream_reaped(struct stream *stream, int status);
 
-/* End what runs: a group is killed, a terminal hung up and what remains in it killed HANG_UP_GRACE_MS later;
+/* End what runs: a control group is killed, a terminal hung up and what remains of its group killed
+ * HANG_UP_GRACE_MS later;
  * a copy sees that its other end is away, and removes what is half there. EXIT still follows. */
 void stream_close(struct stream *stream);
 

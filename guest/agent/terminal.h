@@ -15,7 +15,4 @@ void terminal_resize(int master, uint16_t rows, uint16_t columns);
  * many bytes. */
 size_t terminal_end(int master, bool line_begun, uint8_t typed[2]);
 
-/* SIGKILL to all processes of a session: with job control it has groups that its leader's is none of. */
-void session_kill(pid_t leader);
-
 #endif

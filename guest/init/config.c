@@ -9,6 +9,8 @@
 #include "probe.h"
 #include "records.h"
 #include "settings.h"
+#include "sysctls.h"
+#include "tmpfs.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,6 +33,7 @@ static const struct {
     {"env", 0, SIZE_MAX}, {"workdir", 0, 1},     {"user", 0, 1},         {"agent", 1, 1},
     {"headers", 1, 1},    {"stop_signal", 0, 1}, {"host", 0, HOSTS_MAX}, {"machine_id", 0, 1},
     {"ready", 0, 1},
+    {"init", 0, 1},       {"read_only", 0, 1},
 };
 
 static bool check_counts(const struct config *config, struct reason *why)
@@ -130,6 +133,14 @@ static bool take_record(struct config *config, const struct record *record, size
         return parse_flag(record, &config->agent, why);
     else if (record_is(record, "headers"))
         return parse_flag(record, &config->headers, why);
+    else if (record_is(record, "init"))
+        return parse_flag(record, &config->reaper, why);
+    else if (record_is(record, "read_only"))
+        return parse_flag(record, &config->readonly_root, why);
+    else if (record_is(record, "sysctl"))
+        return sysctl_check(value, why);
+    else if (record_is(record, "tmpfs"))
+        return tmpfs_parse(value, &config->volumes.all[config->volumes.count++], why);
     else if (record_is(record, "volume"))
         return volume_parse(value, &config->volumes.all[config->volumes.count++], why);
     else if (record_is(record, "net"))
@@ -155,7 +166,9 @@ bool config_parse(char *records, size_t size, struct config *config, struct reas
         return false;
     config->argv = calloc(records_count(records, size, "arg") + 1, sizeof(char *));
     config->environment = calloc(records_count(records, size, "env") + 2, sizeof(char *));
-    config->volumes.all = calloc(records_count(records, size, "volume") + 1, sizeof(struct volume));
+    config->volumes.all =
+        calloc(records_count(records, size, "volume") + records_count(records, size, "tmpfs") + 1,
+               sizeof(struct volume));
     config->hosts.all = calloc(records_count(records, size, "host") + 1, sizeof(struct host));
     if (config->argv == NULL || config->environment == NULL || config->volumes.all == NULL ||
         config->hosts.all == NULL)

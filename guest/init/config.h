@@ -29,6 +29,8 @@ struct config {
     bool headers;
     struct check ready;
     char *ready_record; /* what it was read from, as it was; owned */
+    bool reaper;        /* PID 1 of the program's namespace, in the program's place */
+    bool readonly_root; /* of exec mode */
     struct volumes volumes;
     struct network network;
     struct hosts hosts;

@@ -2,11 +2,13 @@
 #include "execmode.h"
 
 #include "clock.h"
+#include "enclosed.h"
 #include "environment.h"
 #include "files.h"
 #include "headersworker.h"
 #include "kernellog.h"
 #include "readiness.h"
+#include "ownproc.h"
 #include "spawn.h"
 
 #include <errno.h>
@@ -16,7 +18,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mount.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -51,6 +55,8 @@ struct run {
     int fds[SOURCES];
     bool stop_watched;
     struct spawn agent_spawn;
+    int agent_socket; /* the gate's, once the agent is through it: it is told of the program there */
+    struct enclosed enclosed;
     struct spawn spawn; /* the program's; what it points to stands below */
     struct identity who;
     char **environment;
@@ -61,9 +67,9 @@ struct run {
     int agent_status;
     bool gate_closed; /* the agent closed its pipe without a byte; its death may tell why */
     bool stop_requested;
-    bool killed; /* with SIGKILL, after the grace */
+    bool killed;    /* with SIGKILL, after the grace */
+    int stands_for; /* it was killed with SIGKILL in place of this signal, or 0 */
     unsigned grace;
-    sigset_t early; /* to be forwarded, but there is no program yet */
     int64_t deadline;
     int kernel_log;
     struct stop_line stop_line;
@@ -104,21 +110,32 @@ static void send_signal(const struct run *run, int number)
     (void)kill(run->program, number); /* It is our child and not reaped: kill can only succeed. */
 }
 
+/* As PID 1 it would wait for the end of its grace, though nothing in it has an ear for the signal. */
 static void stop_program(struct run *run)
 {
-    send_signal(run, run->mode->config->stop_signal);
+    int number = run->mode->config->stop_signal;
+    if (run->enclosed.reaper < 0 && enclosed_holds_back(run->program, number)) {
+        run->stands_for = number;
+        number = SIGKILL;
+    }
+    send_signal(run, number);
+}
+
+/* Before the host learns that the program runs: what it has executed from then on joins the namespace. */
+static void tell_agent(struct run *run)
+{
+    int first = run->enclosed.reaper < 0 ? run->program : run->enclosed.reaper;
+    (void)!send(run->agent_socket, &first, sizeof first, MSG_NOSIGNAL | MSG_DONTWAIT);
+    close_fd(&run->agent_socket);
 }
 
 static void program_started(struct run *run)
 {
     forget(run, SOURCE_VERDICT);
     run->phase = PHASE_RUNNING;
+    tell_agent(run);
     report_program_start(run->mode->report, "exec");
     report_stages(run->mode->report);
-    for (int number = 1; number < NSIG; number++) {
-        if (sigismember(&run->early, number) == 1)
-            send_signal(run, number);
-    }
     if (run->stop_requested)
         stop_program(run);
 }
@@ -267,7 +284,10 @@ static bool prepare_program(struct run *run, struct reason *why)
         return refuse(why, "no memory for the environment");
     if (!folder_make(config->folder, 0755))
         return refuse(why, "cannot make the working directory %s: %s", config->folder, strerror(errno));
-    return true;
+    if (config->readonly_root && mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) != 0)
+        return refuse(why, "cannot make the root file system read-only: %s", strerror(errno));
+    (void)own_proc();
+    return !config->reaper || enclosed_begin_reaper(&run->enclosed, run->mode->report->console, why);
 }
 
 static void start_program(struct run *run, int epoll)
@@ -291,7 +311,8 @@ static void start_program(struct run *run, int epoll)
                                 .ready_fd = -1,
                                 .binary = -1,
                                 .oom_score_adj = "0",
-                                .settings = {config->records, config->size}};
+                                .settings = {config->records, config->size},
+                                .enclosure = &run->enclosed.enclosure};
     run->kernel_log = kernel_log_open();
     if (check_comes_first(&config->ready))
         start_check(run);
@@ -317,6 +338,8 @@ static void program_ended(struct run *run, int status)
     struct oom_kills kills = {false, false};
     struct reason words = {""};
     char name[24];
+    if (run->stands_for != 0 && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
+        status = run->stands_for; /* wait(2): nothing else is in it */
     int code = exit_code(status);
     exit_words(status, &words);
     if (code == EXIT_KILLED && !run->killed)
@@ -363,7 +386,7 @@ static void start_agent(struct run *run, int epoll)
         return;
     }
     int gate[2];
-    if (pipe2(gate, O_CLOEXEC | O_NONBLOCK) != 0) {
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, gate) != 0) {
         gate_refused(run, strerror(errno));
         return;
     }
@@ -418,12 +441,17 @@ static void on_gate(struct run *run, int epoll)
         settle_agent(run);
     if (run->phase != PHASE_GATE)
         return;
-    forget(run, SOURCE_GATE);
     if (got == 1) {
+        (void)epoll_ctl(epoll, EPOLL_CTL_DEL, run->fds[SOURCE_GATE], NULL);
+        run->agent_socket = run->fds[SOURCE_GATE];
+        run->fds[SOURCE_GATE] = -1;
         forget(run, SOURCE_VERDICT);
         report_agent_ready(run->mode->report);
         start_program(run, epoll);
-    } else if (run->agent_ended) {
+        return;
+    }
+    forget(run, SOURCE_GATE);
+    if (run->agent_ended) {
         explain_agent_end(run);
     } else {
         run->gate_closed = true;
@@ -508,13 +536,9 @@ static void on_signal(struct run *run, const struct signalfd_siginfo *info)
     int number = (int)info->ssi_signo;
     if (number == SIGCHLD)
         reap(run);
-    else if (number == SIGNAL_POWER_OFF)
+    else
         stop_on_request(run, info->ssi_code == SI_QUEUE && info->ssi_int >= 0 ? (unsigned)info->ssi_int
                                                                               : DEFAULT_GRACE_S);
-    else if (run->phase == PHASE_RUNNING)
-        send_signal(run, number);
-    else
-        (void)sigaddset(&run->early, number);
 }
 
 static void on_signals(struct run *run)
@@ -618,9 +642,8 @@ sigset_t exec_mode_signals(void)
 {
     sigset_t signals;
     (void)sigemptyset(&signals);
-    const int wanted[] = {SIGCHLD, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGNAL_POWER_OFF};
-    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
-        (void)sigaddset(&signals, wanted[i]);
+    (void)sigaddset(&signals, SIGCHLD);
+    (void)sigaddset(&signals, SIGNAL_POWER_OFF);
     return signals;
 }
 
@@ -630,9 +653,10 @@ struct outcome exec_mode_run(const struct exec_mode *mode)
                       .phase = PHASE_GATE,
                       .deadline = NO_DEADLINE,
                       .kernel_log = -1,
+                      .agent_socket = -1,
+                      .enclosed = ENCLOSED_NONE,
                       .fds = {-1, -1, -1, -1, -1, -1, -1}};
     sigset_t signals = exec_mode_signals();
-    (void)sigemptyset(&run.early);
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     run.fds[SOURCE_SIGNALS] = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
     run.fds[SOURCE_EVENTS] = mode->ports->events;
@@ -654,6 +678,8 @@ struct outcome exec_mode_run(const struct exec_mode *mode)
     forget(&run, SOURCE_VERDICT);
     forget(&run, SOURCE_HEADERS);
     close_fd(&run.kernel_log);
+    close_fd(&run.agent_socket);
+    enclosed_close(&run.enclosed);
     close_fd(&epoll);
     free(run.environment);
     return run.outcome;

@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+enum { OPTION_MAX = 256 };
+
 static bool configure(int context, const char *type, const char *device, bool readonly)
 {
     /* By discard the host has back what is removed. */
@@ -40,16 +42,41 @@ static bool set_text(int context, const char *key, const char *value)
     return syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, key, value, 0) == 0;
 }
 
-int filesystem_tmpfs(const char *mode)
+static bool set_options(int context, const char *options)
+{
+    char pair[OPTION_MAX];
+    while (*options != '\0') {
+        size_t length = strcspn(options, ",");
+        size_t key = strcspn(options, "=,");
+        if (key == length || length >= sizeof pair) {
+            errno = EINVAL;
+            return false;
+        }
+        memcpy(pair, options, length);
+        pair[key] = '\0';
+        pair[length] = '\0';
+        if (!set_text(context, pair, pair + key + 1))
+            return false;
+        options += length + (options[length] == ',');
+    }
+    return true;
+}
+
+static unsigned find_attributes(struct mount_limits limits)
+{
+    return (limits.nosuid ? MOUNT_ATTR_NOSUID : 0U) | (limits.nodev ? MOUNT_ATTR_NODEV : 0U) |
+           (limits.noexec ? MOUNT_ATTR_NOEXEC : 0U) | (limits.readonly ? MOUNT_ATTR_RDONLY : 0U);
+}
+
+int filesystem_tmpfs(const char *options, struct mount_limits limits)
 {
     int context = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
     if (context < 0)
         return -1;
     int filesystem = -1;
-    if (set_text(context, "source", "tmpfs") && set_text(context, "mode", mode) &&
+    if (set_text(context, "source", "tmpfs") && set_options(context, options) &&
         syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
-        filesystem = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC,
-                                  (unsigned)(MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV));
+        filesystem = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, find_attributes(limits));
     int error = errno;
     close_fd(&context);
     errno = error;

@@ -8,9 +8,17 @@
 /* Mount a device nowhere yet: an fd of its root, or -1 with errno. */
 int filesystem_mount(const char *type, const char *device, bool readonly);
 
-/* A tmpfs whose root has the mode (octal digits), without devices and set-user-ID; nowhere yet: an fd of its
- * root, or -1 with errno. */
-int filesystem_tmpfs(const char *mode);
+/* What a mount does not do. */
+struct mount_limits {
+    bool nosuid;
+    bool nodev;
+    bool noexec;
+    bool readonly;
+};
+
+/* A tmpfs with options as of tmpfs(5), KEY=VALUE alone, joined by commas; nowhere yet: an fd of its root, or
+ * -1 with errno. */
+int filesystem_tmpfs(const char *options, struct mount_limits limits);
 
 /* An overlay of folders by their paths, mounted nowhere yet: an fd of its root, or -1 with errno. */
 int filesystem_overlay(const char *lower, const char *upper, const char *work);

@@ -7,6 +7,7 @@
 #include "files.h"
 #include "headers.h"
 #include "inroot.h"
+#include "ownproc.h"
 #include "sentinel.h"
 
 #include <errno.h>
@@ -46,7 +47,7 @@ static void step_back(void)
     (void)setpriority(PRIO_PROCESS, 0, NICEST);
     (void)syscall(SYS_sched_setscheduler, 0, SCHED_IDLE, &none); /* musl's own refuses. */
     (void)syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0));
-    (void)file_write("/proc/self/oom_score_adj", 0, "1000");
+    (void)file_write_at(own_proc(), "self/oom_score_adj", 0, "1000");
 }
 
 static void tell_init(int pipe_fd, const struct headers_news *news)

@@ -10,6 +10,7 @@
 #include "mounts.h"
 #include "ports.h"
 #include "poweroff.h"
+#include "signalsets.h"
 #include "spawn.h"
 #include "unitfiles.h"
 
@@ -72,18 +73,6 @@ bool keeper_start(int init, int initrd, int stop, pid_t *keeper, struct reason *
 
 /* --- in the process itself --- */
 
-/* A set of signals of /proc/PID/status; empty if it is not there. */
-static unsigned long long find_signals(const char *status, const char *field)
-{
-    const char *found = strstr(status, field);
-    return found == NULL ? 0 : strtoull(found + strlen(field), NULL, 16);
-}
-
-static bool has_signal(unsigned long long set, int number)
-{
-    return (set >> (number - 1) & 1) != 0;
-}
-
 /* Does PID 1 have an ear for the signal yet? It loses what comes before. Blocked is as good as caught, since
  * it is read from an fd then; but a fork blocks all of them for a moment, and nobody those of a crash. */
 static bool init_listens(void)
@@ -91,9 +80,9 @@ static bool init_listens(void)
     char status[4096];
     if (file_read("/proc/1/status", status, sizeof status) < 0)
         return false;
-    unsigned long long blocked = find_signals(status, "\nSigBlk:");
-    return has_signal(find_signals(status, "\nSigCgt:"), SIGNAL_POWER_OFF) ||
-           (has_signal(blocked, SIGNAL_POWER_OFF) && !has_signal(blocked, SIGSEGV));
+    const struct signal_sets sets = signal_sets_parse(status);
+    return signal_in(sets.caught, SIGNAL_POWER_OFF) ||
+           (signal_in(sets.blocked, SIGNAL_POWER_OFF) && !signal_in(sets.blocked, SIGSEGV));
 }
 
 static void pass_on(struct keeper *keeper)

@@ -17,6 +17,7 @@
 #include "root.h"
 #include "spawn.h"
 #include "stages.h"
+#include "sysctls.h"
 #include "system.h"
 #include "systemdmode.h"
 
@@ -134,6 +135,8 @@ static bool boot(struct machine *machine, struct reason *why)
         headers_status(HEADERS_PENDING, NULL);
     if (machine->config.mode == MODE_EXEC)
         system_open();
+    if (!sysctls_set(machine->config.records, machine->config.size, why))
+        return false;
     return system_name(machine->config.name, &machine->config.hosts, why);
 }
 

@@ -80,7 +80,8 @@ bool mounts_run(const char *root, bool content, struct report *report, struct re
     struct reason incomplete = {""};
     int top = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
     int folder = top < 0 ? -1 : folder_in_root(top, "/run");
-    int tmpfs = folder < 0 ? -1 : filesystem_tmpfs("0755");
+    int tmpfs =
+        folder < 0 ? -1 : filesystem_tmpfs("mode=0755", (struct mount_limits){.nosuid = true, .nodev = true});
     if (tmpfs >= 0 && content && (!tree_copy(folder, tmpfs) || !folder_resemble(tmpfs, folder))) {
         (void)refuse(&incomplete, "/run: not all that the image has there could be copied: %s",
                      strerror(errno));

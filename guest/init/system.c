@@ -106,6 +106,8 @@ void system_open(void)
     } settings[] = {
         {"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
         {"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"},
+        {"/proc/sys/vm/max_map_count", "1048576"},
+        {"/proc/sys/fs/inotify/max_user_watches", "65536"},
     };
     /* A kernel without IPv4 has neither. */
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)

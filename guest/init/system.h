@@ -14,7 +14,9 @@ bool system_name(const char *name, const struct hosts *hosts, struct reason *why
 /* The agent's and init's own wish not to be killed for memory. */
 void system_protect(void);
 
-/* What a container may that a process on a machine may not, whoever runs it: ports below 1024, and ping. */
+/* Kernel parameters of exec mode: what a container may that a process on a machine may not, whoever runs it
+ * (ports below 1024, and ping), and limits as of a host, which this kernel derives from its own little
+ * memory. */
 void system_open(void);
 
 #endif

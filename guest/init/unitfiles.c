@@ -27,7 +27,7 @@
 enum { READY_ORDER_MAX = 2 * NAME_MAX + 64 };
 
 /* The agent waits for nothing, not even the journal (hence the kernel's log), and nothing waits for it. What
- * it executes shares its control group: its end is theirs, but not the other way round. */
+ * it executes is in groups below its own: its end is theirs, but not the other way round. */
 static const char agent_unit[] = "[Unit]\n"
                                  "Description=Hypeman guest agent\n"
                                  "DefaultDependencies=no\n"
@@ -44,6 +44,7 @@ static const char agent_unit[] = "[Unit]\n"
                                  "TimeoutStopSec=5\n"
                                  "OOMPolicy=continue\n"
                                  "TasksMax=infinity\n"
+                                 "Delegate=pids\n"
                                  "StandardOutput=null\n"
                                  "StandardError=file:/dev/kmsg\n";
 

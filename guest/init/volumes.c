@@ -9,6 +9,8 @@
 #include "firstuse.h"
 #include "growth.h"
 #include "inroot.h"
+#include "tmpfs.h"
+#include "trees.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -23,7 +25,7 @@
 #define LAYERS "/disk/volumes"
 enum { SERIAL_ROOM = 64 };
 
-static bool path_valid(const char *path)
+bool volume_path_valid(const char *path)
 {
     if (strcmp(path, "/") == 0)
         return true;
@@ -76,7 +78,7 @@ bool volume_parse(char *value, struct volume *volume, struct reason *why)
         return refuse(why, "config disk: volume: its fields cannot be read");
     if (volume->serial == NULL || *volume->serial == '\0' || volume->path == NULL)
         return refuse(why, "config disk: volume: it needs a serial and a path");
-    if (!path_valid(volume->path))
+    if (!volume_path_valid(volume->path))
         return refuse(why, "config disk: volume: path=%s: expected an absolute path without . and ..",
                       volume->path);
     if (strcmp(volume->type, "ext4") != 0 && strcmp(volume->type, "erofs") != 0)
@@ -206,6 +208,13 @@ static void *mount_one(void *item)
 {
     struct attempt *attempt = item;
     struct volume *volume = attempt->volume;
+    if (volume->serial == NULL) {
+        volume->filesystem = tmpfs_open(volume);
+        if (volume->filesystem < 0)
+            (void)refuse(&attempt->why, "tmpfs %s: cannot mount it with these options: %s", volume->path,
+                         strerror(errno));
+        return NULL;
+    }
     if (attempt->device[0] == '\0')
         return NULL;
     volume->filesystem = mount_volume(volume, attempt->device);
@@ -220,7 +229,7 @@ static void *mount_one(void *item)
 static bool locate(struct attempt *attempt, int64_t deadline)
 {
     const struct volume *volume = attempt->volume;
-    if (wait_for_device(find_block, volume->serial, attempt->device, deadline))
+    if (volume->serial == NULL || wait_for_device(find_block, volume->serial, attempt->device, deadline))
         return true;
     attempt->device[0] = '\0';
     return refuse(&attempt->why, "volume %s: no block device with the serial %s came up", volume->path,
@@ -262,12 +271,22 @@ static bool conclude_all(struct attempt *attempts, size_t count, struct report *
     return true;
 }
 
+/* What a writable one begins with: a new volume has what the image has in its place, a tmpfs the owner and
+ * mode of a folder there, unless it was given others. */
+static bool begin(const struct volume *volume, int folder, bool found)
+{
+    if (volume->serial != NULL)
+        return volume->readonly || first_use(volume->filesystem, folder);
+    return !found || tmpfs_has_mode(volume) || folder_resemble(volume->filesystem, folder);
+}
+
 static bool place_one(struct volume *volume, const char *root, struct reason *why)
 {
     /* Opened anew for each: one before may have been mounted on it. */
     int top = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    bool found = top >= 0 && folder_is_in_root(top, volume->path);
     int folder = top < 0 ? -1 : folder_in_root(top, volume->path);
-    bool filled = folder >= 0 && (volume->readonly || first_use(volume->filesystem, folder));
+    bool filled = folder >= 0 && begin(volume, folder, found);
     bool placed = filled && filesystem_place(volume->filesystem, folder);
     if (!placed)
         (void)refuse(why, "volume %s: cannot %s: %s", volume->path,

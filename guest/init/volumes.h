@@ -11,9 +11,10 @@
 #include <stdint.h>
 
 struct volume {
-    const char *serial;
-    const char *path; /* absolute, neither `.` nor `..` in it, no slash too many */
+    const char *serial; /* NULL: there is no disk, but a tmpfs */
+    const char *path;   /* absolute, neither `.` nor `..` in it, no slash too many */
     const char *type;
+    const char *options; /* of a tmpfs */
     bool readonly;
     bool overlay;   /* what is written goes to a layer on the VM's disk; the volume itself is readonly */
     bool required;  /* or the boot goes on without it, with a warning */
@@ -24,6 +25,9 @@ struct volumes {
     struct volume *all;
     size_t count;
 };
+
+/* Can a volume have this place? */
+bool volume_path_valid(const char *path);
 
 /* The value of a `volume` record, which is written to and stays in use. */
 bool volume_parse(char *value, struct volume *volume, struct reason *why);

@@ -27,7 +27,12 @@ static ssize_t read_up_to(int fd, char *buffer, size_t capacity)
 
 ssize_t file_read(const char *path, char *buffer, size_t capacity)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    return file_read_at(AT_FDCWD, path, buffer, capacity);
+}
+
+ssize_t file_read_at(int folder, const char *path, char *buffer, size_t capacity)
+{
+    int fd = openat(folder, path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     if (fd < 0)
         return -1;
     ssize_t length = read_up_to(fd, buffer, capacity - 1);
@@ -67,7 +72,12 @@ char *file_load(const char *path, size_t max)
 
 bool file_write(const char *path, int flags, const char *text)
 {
-    int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY | flags, 0644);
+    return file_write_at(AT_FDCWD, path, flags, text);
+}
+
+bool file_write_at(int folder, const char *path, int flags, const char *text)
+{
+    int fd = openat(folder, path, O_WRONLY | O_CLOEXEC | O_NOCTTY | flags, 0644);
     if (fd < 0)
         return false;
     size_t length = strlen(text);

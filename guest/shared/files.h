@@ -18,6 +18,10 @@ char *file_load(const char *path, size_t max);
  */
 bool file_write(const char *path, int flags, const char *text);
 
+/* The same of a path that is relative to a folder by its fd. */
+ssize_t file_read_at(int folder, const char *path, char *buffer, size_t capacity);
+bool file_write_at(int folder, const char *path, int flags, const char *text);
+
 /* mkdir -p. False with errno; a folder that is there is success, anything else there is ENOTDIR. */
 bool folder_make(const char *path, mode_t mode);
 

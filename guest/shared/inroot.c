@@ -65,6 +65,14 @@ int folder_in_root(int root, const char *path)
     }
 }
 
+bool folder_is_in_root(int root, const char *path)
+{
+    int folder = open_folder(root, path);
+    bool found = folder >= 0;
+    close_fd(&folder);
+    return found;
+}
+
 static bool write_all(int fd, const char *text)
 {
     size_t left = strlen(text);

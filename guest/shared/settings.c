@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -110,6 +111,27 @@ static void ulimit_line(const char *value, char *text, size_t size)
     (void)snprintf(text, size, "DefaultLimit%s=%s:%s\n", limits[row].word, soft, hard);
 }
 
+enum { MASK_DIGITS = 16 };
+
+static bool capabilities_check(const char *value, struct reason *why)
+{
+    size_t length = strlen(value);
+    return (length > 0 && length <= MASK_DIGITS && strspn(value, "0123456789abcdef") == length) ||
+           refuse(why, "capabilities=%.40s: expected a mask in hexadecimal", value);
+}
+
+/* The bounding set is what a program of root has from its start, and what a file can give it at most
+ * (capabilities(7)). What the caller itself may is left to the exec. */
+static bool capabilities_apply(const char *value)
+{
+    unsigned long long kept = strtoull(value, NULL, 16);
+    for (int number = 0; prctl(PR_CAPBSET_READ, number) >= 0; number++) {
+        if ((kept >> number & 1) == 0 && prctl(PR_CAPBSET_DROP, number) != 0)
+            return false;
+    }
+    return true;
+}
+
 /* What the kernel gives to PID 1 was chosen long ago; systemd and Docker give 524288. Only in its place: who
  * has another one was given it, as by an image's systemd. */
 static void raise_files(void)
@@ -132,6 +154,7 @@ static const struct {
 } rows[] = {
     {"umask", umask_check, umask_apply, NULL},
     {"ulimit", ulimit_check, ulimit_apply, ulimit_line},
+    {"capabilities", capabilities_check, capabilities_apply, NULL},
 };
 
 enum { ROWS = sizeof rows / sizeof rows[0], MANAGER_LINE_MAX = 64 };

@@ -7,11 +7,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/sched.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -19,7 +22,7 @@
 
 enum { TRIED_SIZE = 1024, READY_FD = 3 };
 
-enum step { STEP_STDIO, STEP_TERMINAL, STEP_SETTINGS, STEP_FOLDER, STEP_IDENTITY, STEP_EXEC };
+enum step { STEP_STDIO, STEP_PROC, STEP_TERMINAL, STEP_SETTINGS, STEP_FOLDER, STEP_IDENTITY, STEP_EXEC };
 
 /* What the child says of itself through the pipe that a working exec closes. Less than PIPE_BUF: one write.
  */
@@ -84,6 +87,13 @@ static bool child_identity(const struct identity *who)
     return setgroups(who->group_count, who->groups) == 0 && setgid(who->gid) == 0 && setuid(who->uid) == 0;
 }
 
+/* In place of the one that is there, which goes on for those who hold it open. */
+static bool child_proc(void)
+{
+    (void)umount2("/proc", MNT_DETACH);
+    return mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) == 0;
+}
+
 /* exec in every folder of PATH, as execvp does, but remembering the file that was there and would not run. */
 static int exec_in_path(const struct spawn *spawn, struct failure *failure)
 {
@@ -144,6 +154,8 @@ static _Noreturn void child_run(const struct spawn *spawn, int pipe_fd)
     int report = fcntl(pipe_fd, F_DUPFD_CLOEXEC, 2 * READY_FD + 8);
     if (report < 0 || !child_stdio(spawn, &binary))
         child_give_up(report < 0 ? pipe_fd : report, &failure, STEP_STDIO, errno);
+    if (spawn->enclosure != NULL && spawn->enclosure->mounts && !child_proc())
+        child_give_up(report, &failure, STEP_PROC, errno);
     if (spawn->terminal && ioctl(STDIN_FILENO, TIOCSCTTY, 0) != 0)
         child_give_up(report, &failure, STEP_TERMINAL, errno);
     if (spawn->settings.records != NULL && !child_settings(&spawn->settings, &failure))
@@ -160,12 +172,56 @@ static _Noreturn void child_run(const struct spawn *spawn, int pipe_fd)
     child_give_up(report, &failure, STEP_EXEC, error);
 }
 
+/* Children are made in the PID namespace of this process from now on. */
+static bool children_beside(int pidfd)
+{
+    return setns(pidfd, CLONE_NEWPID) == 0;
+}
+
+static bool children_here(void)
+{
+    int self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    bool here = self >= 0 && children_beside(self);
+    int error = errno;
+    close_fd(&self);
+    errno = error;
+    return here;
+}
+
+pid_t fork_into(const struct enclosure *enclosure)
+{
+    if (enclosure == NULL)
+        return fork();
+    /* Without a stack of its own it goes on with a copy of the caller's, as by fork. */
+    struct clone_args how = {.exit_signal = SIGCHLD};
+    if (enclosure->first)
+        how.flags |= CLONE_NEWPID;
+    if (enclosure->cgroup >= 0) {
+        how.flags |= CLONE_INTO_CGROUP;
+        how.cgroup = (unsigned)enclosure->cgroup;
+    }
+    bool beside = enclosure->beside >= 0;
+    if (beside && !children_beside(enclosure->beside))
+        return -1;
+    pid_t pid = (pid_t)syscall(SYS_clone3, &how, sizeof how);
+    int error = errno;
+    if (pid != 0 && beside && !children_here()) {
+        /* What is made next would be among the program's processes. */
+        error = errno;
+        if (pid > 0)
+            (void)kill(pid, SIGKILL);
+        pid = -1;
+    }
+    errno = error;
+    return pid;
+}
+
 bool spawn_start(const struct spawn *spawn, struct spawned *spawned, struct reason *why)
 {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0)
         return refuse(why, "cannot make a pipe: %s", strerror(errno));
-    pid_t pid = fork();
+    pid_t pid = fork_into(spawn->enclosure);
     if (pid == 0)
         child_run(spawn, ends[1]);
     int error = errno;
@@ -225,6 +281,9 @@ enum spawn_state spawn_settle(int verdict, const struct spawn *spawn, int *code,
     switch (failure.step) {
     case STEP_STDIO:
         (void)refuse(why, "cannot set up stdin, stdout and stderr: %s", strerror(failure.error));
+        break;
+    case STEP_PROC:
+        (void)refuse(why, "cannot mount /proc: %s", strerror(failure.error));
         break;
     case STEP_TERMINAL:
         (void)refuse(why, "cannot make a terminal the process's own: %s", strerror(failure.error));

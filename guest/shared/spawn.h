@@ -20,6 +20,15 @@ enum {
  * is 35. */
 enum { SIGNAL_POWER_OFF = 38 };
 
+/* Where a process begins. */
+struct enclosure {
+    bool first;  /* as PID 1 of a PID namespace of its own */
+    int beside;  /* or a pidfd: in the PID namespace of that process; or -1: in the caller's */
+    int cgroup;  /* an fd of a control group, or -1: in the caller's */
+    bool mounts; /* it mounts /proc anew, which is that of its PID namespace then, for all who share its root
+                  */
+};
+
 struct spawn {
     char *const *argv;        /* argv[0] is looked up in PATH of `environment` if it has no slash */
     char *const *environment; /* NULL-ended, with PATH */
@@ -31,6 +40,7 @@ struct spawn {
     const char *oom_score_adj;
     bool terminal; /* stdio[0] is one, and becomes the process's own */
     struct settings settings;
+    const struct enclosure *enclosure; /* NULL: the caller's own */
 };
 
 struct spawned {
@@ -39,6 +49,9 @@ struct spawned {
 };
 
 enum spawn_state { SPAWN_PENDING, SPAWN_STARTED, SPAWN_FAILED };
+
+/* fork(2) into an enclosure, or NULL: the caller's own. -1 with errno. */
+pid_t fork_into(const struct enclosure *enclosure);
 
 /* Fork a process in a session of its own. The caller's fds must be close-on-exec. False if there is no fork.
  */

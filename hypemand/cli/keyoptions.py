@@ -4,7 +4,7 @@
     "x-run": {"flags": ["-m", "--memory"], "metavar": "SIZE", "help": "memory of the guest", "form": "text"}
 
 `form` says how the key's value follows from what was typed, `text` where it is left out. The words that an
-option may have are the key's `enum`.
+option may have are the key's `enum`. A key with several options has a list of them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from hypemand.config.schemafile import load_schema
 
 
 class Form(StrEnum):
-    """How an option becomes a key: TEXT as typed, COUNT a number, PAIRS a mapping of each KEY=VALUE, FALSE a
-    switch that sets false."""
+    """How an option becomes a key: TEXT as typed, COUNT a number, PAIRS a mapping of each KEY=VALUE, LIST a
+    list of each, TRUE and FALSE switches that set that."""
 
     TEXT = "text"
     COUNT = "count"
     PAIRS = "pairs"
+    LIST = "list"
+    TRUE = "true"
     FALSE = "false"
 
 
@@ -50,19 +52,18 @@ def find_key_options() -> tuple[KeyOption, ...]:
 
 def _read_rows(keys: Mapping[str, Mapping[str, Any]]) -> Iterator[KeyOption]:
     for key, rule in keys.items():
-        row = rule.get("x-run")
-        if row is None:
-            continue
-        form = Form(row.get("form", Form.TEXT))
-        option = Option(
-            tuple(row["flags"]),
-            row["help"],
-            row.get("metavar"),
-            _KINDS.get(form, Kind.TEXT),
-            repeat=form is Form.PAIRS,
-            choices=tuple(rule.get("enum", ())),
-        )
-        yield KeyOption(key, form, option)
+        rows = rule.get("x-run", [])
+        for row in rows if isinstance(rows, list) else [rows]:
+            form = Form(row.get("form", Form.TEXT))
+            option = Option(
+                tuple(row["flags"]),
+                row["help"],
+                row.get("metavar"),
+                _KINDS.get(form, Kind.TEXT),
+                repeat=form in (Form.PAIRS, Form.LIST),
+                choices=tuple(rule.get("enum", ())),
+            )
+            yield KeyOption(key, form, option)
 
 
 def list_key_options() -> tuple[Option, ...]:
@@ -78,8 +79,8 @@ def read_keys(args: Namespace) -> dict[str, object]:
         if value is None or value is False or value == []:
             continue
         match one.form:
-            case Form.FALSE:
-                keys[one.key] = False
+            case Form.TRUE | Form.FALSE:
+                keys[one.key] = one.form is Form.TRUE
             case Form.PAIRS:
                 keys[one.key] = dict(value)
             case _:

@@ -76,7 +76,7 @@ class Definition:
 
     Sizes in bytes, times in seconds (None: infinity). `entrypoint` and `cmd` None: the image's own.
     `persistent` False: every start has a fresh disk. `network` None: the VM is on none.
-    `ready` None: it is Running with program and agent.
+    `ready` None: it is Running with program and agent.     `init` None: by the program's name. `tmpfs` are PATH[:OPTIONS], capabilities as they were written.
     `unit` holds extra unit properties as systemd spells them, each value a tuple of its words or lines.
     """
 
@@ -105,6 +105,17 @@ class Definition:
     network: NetworkUse | None = field(default_factory=NetworkUse)
     ulimits: Mapping[str, Ulimit] = field(default_factory=lambda: MappingProxyType({}))
     ready: Ready | None = None
+    init: bool | None = None
+    read_only: bool = False
+    tmpfs: tuple[str, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=_empty)
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+
+    @property
+    def wants_headers(self) -> bool:
+        """Kernel headers need a root file system that can be written to."""
+        return self.kernel_headers and not self.read_only
 
 
 @dataclass(frozen=True, slots=True)

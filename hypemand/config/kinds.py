@@ -8,6 +8,7 @@ A key of a schema with `x-size: {…}` has a value of the kind `x-size`, and tha
     x-unit      {kind, …}: a unit property as hypemand.config.unitprops reads it
     x-rate      {minimum, maximum}: a rate as hypemand.config.rates reads it
     x-ulimit    {maximum, unlimited}: a Ulimit, both limits at once or apart as Docker has them
+    x-capability {}: a capability as hypemand.config.capabilities reads it
     x-network   a text of this kind as hypemand.config.netparse reads it
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hypemand.config.capabilities import parse_capability
 from hypemand.config.definition import Ulimit
 from hypemand.config.durations import format_duration, parse_duration
 from hypemand.config.netparse import NetworkText, parse_network_text
@@ -181,6 +183,13 @@ KINDS: Mapping[str, Kind] = {
         ),
         wanted="a limit",
         placeholder="LIMIT",
+    ),
+    "x-capability": Kind(
+        parse=lambda _, text: parse_capability(text),
+        write=lambda _, text: text,
+        describe=lambda _: "name of capabilities(7), or `ALL`",
+        wanted="a capability",
+        placeholder="CAP",
     ),
     "x-unit": Kind(parse=parse_unit_value, write=_write_unit, describe=_describe_unit),
     "x-network": Kind(

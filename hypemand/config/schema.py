@@ -4,14 +4,16 @@
 The schemas are the one source on what a key may hold: parser, error texts and reference are made from them.
 Beside draft 7 they use, with editors passing them over:
 
-    x-size, x-duration, x-unit, x-rate, x-network   a kind of value, see hypemand.config.kinds
+    x-size, x-duration, x-unit, x-rate, x-network, …   a kind of value, see hypemand.config.kinds
     x-want      what would be right, in words
     x-unknown   what to say of a key that is not among the properties
 
 What else a key needs is in its row too:
 
     x-run           the option of `hypemanctl run`, see hypemand.cli.keyoptions
-    x-guest         its record in the guest's configuration, see hypemand.config.vmdef.settings_of
+    x-guest         its record in the guest's configuration and of commands, see vmdef.settings_of
+    x-boot          its record in the guest's configuration alone, see vmdef.boot_settings_of
+    x-exec-only     it is allowed in exec mode alone
     x-client        the field of the published client that means the same; x-client-not: the opposite
 """
 

@@ -11,7 +11,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
-from hypemand.config.definition import Definition, DefinitionDefaults, VolumeMount
+from hypemand.config.capabilities import derive_mask
+from hypemand.config.definition import Definition, DefinitionDefaults, Mode, VolumeMount
 from hypemand.config.kinds import find_kind
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.config.netdef import (
@@ -36,6 +37,8 @@ MAX_STRING_BYTES = 128 * 1024
 
 # Where init mounts what the kernel gives, after the volumes.
 _COVERED = frozenset({"/dev", "/proc", "/run", "/sys"})
+
+_EXEC_ONLY = ("has no effect in systemd mode", "remove it, or configure the image's systemd instead")
 
 _NO_DEFAULTS = DefinitionDefaults()
 
@@ -70,6 +73,9 @@ def parse_source_definition(
         taken = {p.key for p in problems}
         problems += (p for p in _find_program_problems(source, source.data) if p.key not in taken)
         problems += (p for p in _find_volume_problems(source, source.data) if p.key not in taken)
+        problems += (p for p in _find_tmpfs_problems(source, source.data) if p.key not in taken)
+        if source.data.get("mode") == Mode.SYSTEMD:
+            problems += (p for p in _find_mode_problems(source, source.data) if p.key not in taken)
         problems += (p for p in find_publish_problems(source, source.data) if p.key not in taken)
         if not any(key.partition(".")[0] == "ready" for key in taken):
             problems += find_ready_problems(source, source.data)
@@ -164,6 +170,35 @@ def _find_volume_problems(source: Source, data: Mapping[str, object]) -> Iterato
                 yield source.problem(("volumes", i, key), what, hint)
 
 
+def _find_tmpfs_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
+    """What the schema cannot say of tmpfs; passes over what has a wrong type."""
+    volumes, tmpfs = data.get("volumes"), data.get("tmpfs")
+    seen = {
+        str(mount["mount_path"]): f"volumes[{i}]"
+        for i, mount in enumerate(volumes if isinstance(volumes, list) else [])
+        if isinstance(mount, Mapping) and "mount_path" in mount
+    }
+    for i, text in enumerate(tmpfs if isinstance(tmpfs, list) else []):
+        if not isinstance(text, str):
+            continue
+        path = text.partition(":")[0]
+        first = seen.setdefault(path, f"tmpfs[{i}]")
+        if first != f"tmpfs[{i}]":
+            yield source.problem(("tmpfs", i), f"{path} is already used in {first}", "write each once")
+        if "/".join(path.split("/")[:2]) in _COVERED - {"/run"}:
+            what = f"{path} is hidden by a file system of the guest"
+            hint = f"use a path that is not in {', '.join(sorted(_COVERED - {'/run'}))}"
+            yield source.problem(("tmpfs", i), what, hint)
+
+
+def _find_mode_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
+    """Keys that have no effect in systemd mode."""
+    rules = load_schema("vm")["properties"]
+    for key, value in data.items():
+        if rules.get(key, {}).get("x-exec-only") and value not in (None, False, []):
+            yield source.problem((key,), *_EXEC_ONLY)
+
+
 def _program_strings(data: Mapping[str, object]) -> Iterator[tuple[KeyPath, str]]:
     for key in ("entrypoint", "cmd"):
         argv = data.get(key)
@@ -248,18 +283,45 @@ def definition_to_json(definition: Definition) -> dict[str, object]:
 
 
 def settings_of(definition: Definition) -> tuple[tuple[str, str], ...]:
-    """Records of the guest's configuration: one of each key that has `x-guest`, which is the record's key.
+    """Records on how the program and commands are started: those of each key that has `x-guest`, and what is
+    left of the capabilities."""
+    mask = derive_mask(definition.cap_add, definition.cap_drop)
+    capabilities = () if mask is None else (("capabilities", f"{mask:x}"),)
+    return (*_records_of(definition, "x-guest"), *capabilities)
 
-    A mapping has a record KEY=VALUE for each of its keys; what is None is left out.
-    """
-    records: list[tuple[str, str]] = []
+
+def boot_settings_of(definition: Definition) -> tuple[tuple[str, str], ...]:
+    """Records of the guest's configuration alone: those of each key that has `x-boot`."""
+    return tuple(_records_of(definition, "x-boot"))
+
+
+def _records_of(definition: Definition, row: str) -> Iterator[tuple[str, str]]:
+    """A mapping has a record KEY=VALUE for each of its keys, a list one for each of its items; what is the
+    schema's default, or None, is left out."""
     for key, rule in load_schema("vm")["properties"].items():
         value = getattr(definition, key)
-        if "x-guest" not in rule or value is None:
+        if row not in rule or value is None or value == rule.get("default"):
             continue
-        values = [f"{k}={v}" for k, v in value.items()] if isinstance(value, Mapping) else [_plain(value)]
-        records += [(rule["x-guest"], text) for text in values]
-    return tuple(records)
+        match value:
+            case Mapping():
+                values = [f"{k}={v}" for k, v in value.items()]
+            case tuple():
+                values = list(value)
+            case _:
+                values = [_plain(value)]
+        yield from ((rule[row], text) for text in values)
+
+
+def check_systemd_mode(definition: Definition) -> None:
+    """InvalidDefinition if keys are set that have no effect in systemd mode."""
+    rules = load_schema("vm")["properties"]
+    found = [
+        Problem("", 0, 0, key, *_EXEC_ONLY)
+        for key, rule in rules.items()
+        if rule.get("x-exec-only") and getattr(definition, key) not in (None, False, ())
+    ]
+    if found:
+        raise InvalidDefinition(found)
 
 
 def _plain(value: object) -> str:

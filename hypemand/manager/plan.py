@@ -168,7 +168,7 @@ def _volume_places(volumes: Sequence[Attached], own: Own, *, writable: bool) -> 
 def _place_shared(definition: Definition, image: Image, host: VmmHost, own: Own) -> dict[Path, Path]:
     """The files that VMs share, and what is made for each in a VMM's root."""
     places = {host.kernel.path: own.kernel, host.initrd: own.initrd, image.rootfs: own.image}
-    if definition.kernel_headers and host.kernel.headers is not None:
+    if definition.wants_headers and host.kernel.headers is not None:
         places[host.kernel.headers] = own.headers
     return places
 

@@ -65,8 +65,9 @@ class GuestHost:
 class GuestConfig:
     """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /.
     `dns` are addresses, `search` domains; `hosts`, at most MAX_HOSTS, are the names of other VMs and
-    its own. `settings`: records on how programs are started, as `settings_of` derives them. `machine_id`: 32
-    hex digits, what a guest's systemd is given (machine-id(5)). `ready`: what is checked before the VM is
+    its own. `settings`: records on how programs are started, as `settings_of` derives them;
+    `boot_settings`: further ones, of the boot alone, as `boot_settings_of` does. `machine_id`: 32 hex digits,
+    what a guest's systemd is given (machine-id(5)). `ready`: what is checked before the VM is
     Running."""
 
     name: str
@@ -84,6 +85,7 @@ class GuestConfig:
     search: tuple[str, ...] = ()
     hosts: tuple[GuestHost, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
+    boot_settings: tuple[tuple[str, str], ...] = ()
     machine_id: str | None = None
     ready: Ready | None = None
 
@@ -118,6 +120,7 @@ def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
     if config.ready is not None:
         yield "ready", _format_fields(ready_fields(config.ready))
     yield from config.settings
+    yield from config.boot_settings
 
 
 def _volume_fields(volume: GuestVolume) -> Iterator[tuple[str, str]]:

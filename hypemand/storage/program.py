@@ -9,13 +9,15 @@ import signal
 from collections.abc import Iterable, Mapping
 
 from hypemand.config.definition import Definition, Mode
-from hypemand.config.vmdef import settings_of
+from hypemand.config.vmdef import boot_settings_of, check_systemd_mode, settings_of
 from hypemand.errors import ImageNotReady, InvalidDefinition, Problem
 from hypemand.model.images import OciConfig
 from hypemand.protocol.configdisk import GuestConfig
 from hypemand.storage.images import Image
 
 SYSTEMD_INITS = frozenset({"/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"})
+# beside those that are called …-init
+_INITS = frozenset({"init", "tini", "tini-static", "catatonit", "runit", "s6-svscan", "s6-overlay-suexec"})
 _RTMIN, _RTMAX = 34, 64  # signal(7): what C libraries leave to programs
 
 
@@ -70,6 +72,24 @@ def derive_mode(definition: Definition, argv: tuple[str, ...]) -> Mode:
     return Mode.SYSTEMD if argv[0] in SYSTEMD_INITS else Mode.EXEC
 
 
+def is_init(program: str) -> bool:
+    """Is a program made to be PID 1, by its name? It may insist on that, as s6-overlay's /init does."""
+    name = posixpath.basename(program)
+    return name in _INITS or name.endswith(("-init", "_init"))
+
+
+def derive_boot_settings(
+    definition: Definition, mode: Mode, argv: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    """Those of the definition, and in exec mode whether there is an init beside the program."""
+    settings = boot_settings_of(definition)
+    if mode is Mode.SYSTEMD:
+        check_systemd_mode(definition)
+    elif definition.init is None and not is_init(argv[0]):
+        settings = (*settings, ("init", "1"))
+    return settings
+
+
 def resolve_program(definition: Definition, image: Image) -> GuestConfig:
     """The guest's configuration. InvalidDefinition if there is nothing to run."""
     argv = derive_argv(definition, image.config)
@@ -81,16 +101,18 @@ def resolve_program(definition: Definition, image: Image) -> GuestConfig:
         stop_signal = parse_signal(image.config.stop_signal or "SIGTERM")
     except ValueError as error:
         raise ImageNotReady(f"the image {image.name} cannot be used: its StopSignal {error}") from error
+    mode = derive_mode(definition, argv)
     return GuestConfig(
         name=definition.name,
-        mode=derive_mode(definition, argv),
+        mode=mode,
         argv=argv,
         env=derive_env(image.config.env, definition.env),
         workdir=derive_workdir(definition, image.config),
         user=definition.user or image.config.user or None,
         stop_signal=stop_signal,
         agent=definition.guest_agent,
-        headers=definition.kernel_headers,
+        headers=definition.wants_headers,
         settings=settings_of(definition),
         ready=definition.ready,
+        boot_settings=derive_boot_settings(definition, mode, argv),
     )

@@ -242,7 +242,7 @@ class Runs:
         tracker = make_tracker(run, places.runtime, unit, known, self._requested)
         self._requested = {}
         self.exit = None
-        wants_headers = definition.kernel_headers and not tracker.headers.state.is_settled
+        wants_headers = definition.wants_headers and not tracker.headers.state.is_settled
         session = self.session = Session(
             self._owner.name,
             tracker,

@@ -377,7 +377,7 @@ class Vm:
     def _headers(self) -> HeadersStatus | None:
         """How its kernel headers are; None where it has none, or does not run."""
         notes = self.runs.notes
-        if notes is None or not self.runs.definition.kernel_headers or not self.state.is_vmm_active:
+        if notes is None or not self.runs.definition.wants_headers or not self.state.is_vmm_active:
             return None
         return notes.headers
 

@@ -6,6 +6,7 @@ Usage: agent_channel.py AGENT [unittest …]
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from frames import DEADLINE_S, WINDOW, Channel, Frame, Type, format_entry, format_item, format_records
@@ -30,6 +32,21 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def remove_groups(agent: int) -> None:
+    """The control groups that the agent made, once what it has killed has gone."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    for folder in (
+        Path(place) / f"hypeman-test-{agent}" for _, place, kind, *_ in mounts if kind == "cgroup2"
+    ):
+        for group in (*folder.glob("*/"), folder):
+            deadline = monotonic() + DEADLINE_S
+            while group.exists():
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+                if monotonic() > deadline:
+                    raise AssertionError(f"{group} is not empty: {(group / 'cgroup.procs').read_text()}")
 
 
 class AgentChannel(unittest.TestCase):
@@ -48,6 +65,7 @@ class AgentChannel(unittest.TestCase):
         self.agent.send_signal(signal.SIGTERM)
         _, errors = self.agent.communicate(timeout=DEADLINE_S)
         self.channel.close()
+        remove_groups(self.agent.pid)
         self.assertEqual((self.agent.returncode, errors), (0, b""))
 
     def expect_refusal(self, code: str) -> None:
@@ -171,6 +189,40 @@ class AgentChannel(unittest.TestCase):
         self.channel.send(Type.CLOSE, stream=stream)
         self.assertEqual(self.channel.collect(stream)[stream].code, 137)
         self.expect_gone(child)
+
+    def start_with_setsid(self, *, end: str, **records: Any) -> tuple[int, int]:
+        """A program, and the pid of what it has put into a session of its own."""
+        script = f"setsid sh -c 'trap \"\" HUP; echo $$; exec sleep 1000' & {end}"
+        stream = self.channel.start(["bash", "-c", script], **records)
+        self.channel.expect(Type.STARTED)
+        return stream, int(self.channel.expect(Type.DATA).payload)
+
+    def test_what_has_left_the_session_ends_with_a_program_that_is_dropped(self) -> None:
+        self.channel.greet()
+        for records in ({}, {"tty": "1"}):
+            with self.subTest(closed=records):
+                stream, pid = self.start_with_setsid(end="exec sleep 1000", **records)
+                self.channel.send(Type.CLOSE, stream=stream)
+                self.channel.collect(stream)
+                self.expect_gone(pid)
+        pids = [self.start_with_setsid(end="exec sleep 1000", **r)[1] for r in ({}, {"tty": "1"})]
+        self.channel.send(Type.HELLO, format_records((("version", "1"), ("boot", BOOT))))
+        while self.channel.receive().type is not Type.HELLO:
+            pass
+        for pid in pids:
+            self.expect_gone(pid)
+
+    def test_what_a_program_leaves_behind_when_it_ends_goes_on(self) -> None:
+        self.channel.greet()
+        for records in ({}, {"tty": "1"}):
+            stream, pid = self.start_with_setsid(end="sleep 0.2", **records)
+            self.assertEqual(self.channel.collect(stream)[stream].code, 0)
+            self.assertEqual(self.channel.run(["true"]).code, 0)
+            self.assertTrue(is_alive(pid))
+            groups = Path(f"/proc/{pid}/cgroup").read_text()
+            os.kill(pid, signal.SIGKILL)
+            self.expect_gone(pid)
+        self.assertIn(f"/hypeman-test-{self.agent.pid}/", groups)
 
     def test_what_stays_in_the_background_does_not_hold_up_the_end(self) -> None:
         self.channel.greet()

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The agent on the socket that stands at fd 0, telling its parent instead of PID 1 to power off. */
+#include "groups.h"
 #include "serve.h"
 
 #include <errno.h>
@@ -25,6 +26,9 @@ static int set_clock(const struct timespec *now)
 int main(int count, char **arguments)
 {
     struct reason why;
+    char groups[32];
+    (void)snprintf(groups, sizeof groups, "hypeman-test-%d", (int)getpid());
+    groups_begin(groups);
     int port = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 10);
     const struct server server = {.port = port,
                                   .boot = count > 1 ? arguments[1] : "",

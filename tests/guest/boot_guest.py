@@ -7,6 +7,7 @@ a static busybox. Run by `make -C guest boot-check KERNEL=…`; with SHOW_CONSOL
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ BUSYBOX = "/bin/busybox"
 BOOT_S = 60.0
 APPLETS = (
     *("sh", "cat", "sleep", "id", "ls", "ps", "mount", "env", "tail", "dd", "echo", "ip", "readlink"),
-    *("uname", "grep", "stat", "find", "ln", "ping", "wc", "touch", "rm", "true", "nc"),
+    *("uname", "grep", "stat", "find", "ln", "ping", "wc", "touch", "rm", "true", "nc", "setsid"),
 )
 PORTS = ("agent", "report", "stop")
 
@@ -274,6 +275,75 @@ class GuestBoot(BootCase):
             self.assertEqual(guest.exit_report()[0], 0)
             self.assertIn("\n1024\n", guest.console)
 
+    def test_the_program_has_a_pid_namespace_of_its_own(self) -> None:
+        """It cannot reach init and agent; commands join it, and end with all that they have started."""
+        script = "echo pid $$; trap '' CHLD; while :; do sleep 1000; done"
+        for init, own, words in (("0", "1", "sh"), ("1", "2", "hypeman-reaper")):
+            with self.guest("sh", "-c", script, init=init) as guest, contextlib.ExitStack() as stack:
+                guest.wait_for(f"pid {own}\n")
+                guest.wait_for("HYPEMAN-PROGRAM-START")
+                channel = stack.enter_context(contextlib.closing(guest.channel()))
+                channel.greet()
+                show = "cat /proc/1/comm; ps | grep -E 'hypeman-(init|agent)'; echo $PPID"
+                self.assertEqual(channel.run(["sh", "-c", show]).output[1].decode(), f"{words}\n0\n")
+                drop = channel.start(["sh", "-c", "setsid sleep 777 & exec sleep 778"])
+                channel.expect(Type.STARTED)
+                while b"777" not in channel.run(["ps"]).output[1]:
+                    pass
+                channel.send(Type.CLOSE, stream=drop)
+                channel.collect(drop)
+                while re.search(rb"77[78]", channel.run(["ps"]).output[1]):
+                    pass
+                if init == "0":
+                    channel.run(["sh", "-c", "kill -KILL -1; true"])
+                    self.assertEqual(channel.run(["echo", "here"]).output[1], b"here\n")
+                stack.enter_context(guest.order_poweroff(1000))
+                report = (143, "stopped on request: killed by signal 15 (TERM)")
+                self.assertEqual(guest.exit_report(), report)
+
+    def test_kernel_parameters_memory_file_systems_and_capabilities(self) -> None:
+        script = """
+        cat /proc/sys/net/core/somaxconn /proc/sys/vm/max_map_count /proc/sys/fs/inotify/max_user_watches
+        grep -E ' /(tmp|srv/app/cache|var/new) ' /proc/mounts; stat -c '%n %a %u' /tmp /srv/app/cache /var/new
+        touch /made || echo refused; touch /tmp/made && echo written; grep CapEff /proc/self/status
+        """
+        records = (
+            ("sysctl", "net.core.somaxconn=77"),
+            ("sysctl", "net/ipv4/conf/lo/forwarding=1"),
+            ("tmpfs", "/tmp"),
+            ("tmpfs", "/srv/app/cache:size=64k,mode=0711,uid=500,exec"),
+            ("tmpfs", "/var/new:ro,nr_inodes=50"),
+            ("read_only", "1"),
+            ("capabilities", "21"),
+        )
+        with self.guest("sh", "-c", script, agent="0", machine=Machine(records=records)) as guest:
+            self.assertEqual(guest.exit_report()[0], 0)
+        for shown in (
+            "\n77\n1048576\n65536\n",
+            "tmpfs /tmp tmpfs rw,nosuid,nodev,noexec,relatime",
+            "tmpfs /srv/app/cache tmpfs rw,nosuid,nodev,relatime,size=64k,mode=711,uid=500",
+            "tmpfs /var/new tmpfs ro,nosuid,nodev,noexec,relatime,nr_inodes=50",
+            "/tmp 1777 0\n/srv/app/cache 711 500\n/var/new 1777 0\n",
+            "refused\nwritten\n",
+            "CapEff:\t0000000000000021\n",
+        ):
+            self.assertIn(shown, guest.console)
+
+    def test_what_the_kernel_does_not_take_ends_the_boot(self) -> None:
+        for record, words in (
+            (
+                ("sysctl", "net.none=1"),
+                "cannot set sysctl net.none=1: the guest's kernel has no such parameter",
+            ),
+            (
+                ("sysctl", "vm.max_map_count=many"),
+                "cannot set sysctl vm.max_map_count=many: Invalid argument",
+            ),
+            (("tmpfs", "/tmp:size=much"), "tmpfs /tmp: cannot mount it with these options: Invalid argument"),
+        ):
+            with self.subTest(record), self.guest("true", machine=Machine(records=(record,))) as guest:
+                self.assertEqual(guest.exit_report(), (125, words))
+
     def test_limits_are_as_of_a_service_or_as_the_host_says(self) -> None:
         script = "ulimit -Sn; ulimit -Hn; ulimit -Hc"
         for limit, shown in ((None, "1024\n524288\nunlimited\n"), ("nofile=64:128", "64\n128\nunlimited\n")):
@@ -361,7 +431,7 @@ class GuestBoot(BootCase):
 
     def test_a_command_of_another_user_may_open_its_own_output_again(self) -> None:
         with self.guest("sleep", "1000") as guest:
-            guest.wait_for("AGENT-READY.*\n")
+            guest.wait_for("PROGRAM-START.*\n")
             channel = guest.channel()
             channel.greet()
             script = "cat </dev/stdin >/dev/stdout; echo err >/dev/stderr; env | grep HOSTNAME"
@@ -373,7 +443,7 @@ class GuestBoot(BootCase):
 
     def test_agent_executes_and_shuts_down(self) -> None:
         with self.guest("sleep", "1000") as guest:
-            guest.wait_for("AGENT-READY.*\n")
+            guest.wait_for("PROGRAM-START.*\n")
             channel = guest.channel()
             self.assertEqual(channel.greet()["boot"], guest.boot)
             result = channel.run(["sh", "-c", "cat; id -u; echo err >&2; exit 7"], b"x" * 200000, user="app")
@@ -388,11 +458,6 @@ class GuestBoot(BootCase):
             self.assertNotIn(b"777", channel.run(["ps"]).output[1])
             big = channel.run(["dd", "if=/dev/zero", "bs=65536", "count=64"])
             self.assertEqual(len(big.output[1]), 64 * 65536)
-            script = "for p in 1 $PPID; do cat /proc/$p/status; done"
-            rss = channel.run(["sh", "-c", script]).output[1].decode()
-            sizes = [int(size) for size in re.findall(r"VmRSS:\s+(\d+) kB", rss)]
-            self.assertLessEqual(sum(sizes), 2048, sizes)
-            print(f"\ninit and agent: {sizes} KiB resident")
             channel.send(Type.SHUTDOWN, format_records((("grace", "5"),)))
             self.assertEqual(guest.exit_report(), (143, "stopped on request: killed by signal 15 (TERM)"))
 
@@ -410,11 +475,16 @@ class GuestBoot(BootCase):
         echo "pid $$"; env; cat /proc/self/mountinfo; grep Sig /proc/self/status
         cd /run/systemd/system; ls -1R; readlink serial-getty@hvc0.service; cat hypeman-agent.service
         cat /run/hypeman/environment; ls -1 /opt/hypeman
+        NOTIFY_SOCKET=@none /opt/hypeman/hypeman-agent & sleep 1
+        for p in /proc/[0-9]*; do grep -q '^hypeman-' $p/comm && grep VmRSS $p/status; done
         ln -s /run/initramfs/shutdown /shutdown; exec /shutdown poweroff
         """
         with self.guest("/bin/sh", "-c", script, mode="systemd", env='A=b "c" $d') as guest:
             self.assertEqual(guest.exit_report(), (0, "powered off from inside"))
             said = guest.console
+        sizes = [int(size) for size in re.findall(r"VmRSS:\s+(\d+) kB", said)]
+        self.assertEqual(len(sizes), 2, "keeper and agent")
+        self.assertLessEqual(sum(sizes), 2048, sizes)
         self.assertLess(said.index("HYPEMAN-PROGRAM-START"), said.index("pid 1\n"))
         self.assertIn('\nA=b "c" $d\n', said)
         self.assertIn('\nA="b \\"c\\" \\$d"\n', said)

@@ -252,21 +252,6 @@ class Headers(boot_guest.BootCase):
             self.assertRegex(guest.console, r"\n(pending|running)\n")
             self.assertIsNone(re.search(FINAL, guest.console))
 
-    def test_a_worker_that_is_killed_has_failed(self) -> None:
-        # it waits for its disk: the only other child of init
-        find = "for p in /proc/[0-9]*; do [ $(readlink $p/exe) = /init ] && [ $p != /proc/1 ] && "
-        find += "echo ${p#/proc/}; done"
-        script = f"while ! grep -q running {STATUS}; do :; done; w=$({find}); cat /proc/$w/stat; kill -9 $w; "
-        script += f"while ! grep -q failed {STATUS}; do sleep 0.05; done; cat {STATUS}; echo shown"
-        with self.guest("sh", "-c", script, agent="0", headers="1") as guest:
-            reason = self.expect_failed(guest)
-            self.assertEqual(reason, "its worker ended before it was done: killed by signal 9 (KILL)")
-            stat = re.search(r"\n\d+ \(init\) (.*)\n", guest.console)
-            assert stat is not None
-            fields = stat[1].split()
-            # proc(5): nice is field 19, policy 41; those here begin with the third
-            self.assertEqual((fields[19 - 3], fields[41 - 3]), ("19", "5"), "nice and SCHED_IDLE")
-
     def test_as_a_program_of_its_own(self) -> None:
         script = f"hypeman-init headers; echo code $?; {SHOW}"
         wrong = "; hypeman-init; echo wrong $?; hypeman-init other; echo wrong $?"

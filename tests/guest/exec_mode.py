@@ -10,6 +10,7 @@ import ast
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -28,6 +29,18 @@ BOOT = "0123456789abcdef0123456789abcdef"
 ZOMBIES = 'for s in /proc/[0-9]*/stat; do read -r l <$s; case "$l" in *") Z "*) echo zombie;; esac; done'
 
 
+def read_link(link: Path) -> str:
+    """Its target; empty if it has none, or none any more."""
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""
+
+
+def find_children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class Init:
     """A running init; its console is its stdout, its stop port its stdin."""
 
@@ -39,7 +52,7 @@ class Init:
         if agent is not None and not binary.exists():
             shutil.copy(FAKE_AGENT, binary)
         # what init writes to /run is not for this machine
-        private = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c"]
+        private = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
         self.process = subprocess.Popen(
             [*private, 'mount -t tmpfs tmpfs /run && exec "$@"', "sh", INIT, config, binary, str(gate_ms)],
             stdin=subprocess.PIPE,
@@ -152,6 +165,20 @@ class ExecMode(unittest.TestCase):
                     order = [init.console.index(words) for words in ("HEADERS-START", sentinel, "seen")]
                     self.assertEqual(order, sorted(order), init.console)
 
+    def test_a_worker_that_is_killed_has_failed(self) -> None:
+        script = "until grep -q failed /run/hypeman/kernel-headers.status; do sleep 0.05; done 2>/dev/null"
+        init = self.init("sh", "-c", script, want_agent="0", headers="1")
+        init.wait_for("HEADERS-START")
+        own = find_children(init.process.pid)[0]
+        (worker,) = (child for child in find_children(own) if read_link(Path(f"/proc/{child}/exe")) == INIT)
+        stat = Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()
+        # proc(5): nice is field 19, policy 41; those here begin with the third
+        self.assertEqual((stat[19 - 3], stat[41 - 3]), ("19", "5"), "nice and SCHED_IDLE")
+        self.assertEqual(Path(f"/proc/{worker}/oom_score_adj").read_text(), "1000\n")
+        os.kill(worker, signal.SIGKILL)
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        self.assertIn("its worker ended before it was done: killed by signal 9 (KILL)", init.console)
+
     def test_no_agent_wanted(self) -> None:
         init = self.init("echo", "ran", want_agent="0", agent=None)
         self.assertEqual(init.report(), (0, "exited with code 0"))
@@ -261,26 +288,92 @@ class ExecMode(unittest.TestCase):
         self.expect_no_program(init)
 
     def test_killed_by_a_signal(self) -> None:
-        init = self.init("sh", "-c", "kill -SEGV $$", want_agent="0")
-        self.assertEqual(init.report(), (139, "killed by signal 11 (SEGV)"))
+        for number, name, code in ((11, "SEGV", 139), (15, "TERM", 143)):
+            with self.subTest(name):
+                init = self.init("sh", "-c", f"kill -{name} $$", want_agent="0", init="1")
+                self.assertEqual(init.report(), (code, f"killed by signal {number} ({name})"))
 
-    def test_orphans_are_reaped_and_leave_the_programs_code_alone(self) -> None:
-        orphans = "(sh -c 'exit 9' &) ; (sleep 0.1; exit 8) & sh -c 'sleep 0.05 & exit 7'"
-        script = f"{orphans}; sleep 0.4; {ZOMBIES}; exit 5"
+    def test_the_program_is_pid_1_of_its_own_namespace(self) -> None:
+        show = 'cd /proc; echo "[$$ $(readlink self) $(cat 1/comm)]"'
+        init = self.init("sh", "-c", show)
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        self.assertRegex(init.console, r"\[1 [23] sh\]")
+
+    def test_with_an_init_the_program_is_pid_2(self) -> None:
+        init = self.init("sh", "-c", 'echo "[$$ $(cat /proc/1/comm)]"; echo told >/proc/1/fd/1', init="1")
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        self.assertIn("[2 hypeman-reaper]\n", init.console)
+        self.assertIn("told\n", init.console)
+
+    def test_a_kill_of_all_reaches_neither_init_nor_agent(self) -> None:
+        script = "sleep 1000 & sh -c 'kill -KILL -1'; wait; echo killed; exec sleep 1000"
         init = self.init("sh", "-c", script)
+        init.wait_for("killed")
+        links = [read_link(Path(f"/proc/{pid}/exe")) for pid in os.listdir("/proc") if pid.isdigit()]
+        self.assertIn(str(self.folder / "byte-stay"), links)
+        init.order(b"poweroff 1000\n")
+        self.assertEqual(init.report(), (143, "stopped on request: killed by signal 15 (TERM)"))
+        # with an init the program itself is among those that are killed
+        init = self.init("sh", "-c", script, init="1")
+        self.assertEqual(init.report(), (137, "killed by signal 9 (KILL)"))
+
+    def test_a_stop_is_at_once_whoever_is_pid_1(self) -> None:
+        """PID 1 of a namespace gets no signal that it does not catch."""
+        for has_init, number, name in (("0", 15, "TERM"), ("1", 15, "TERM"), ("0", 10, "USR1")):
+            with self.subTest(init=has_init, name=name):
+                init = self.init("sleep", "1000", init=has_init, stop_signal=str(number))
+                init.wait_for("PROGRAM-START")
+                init.order(b"poweroff 1000\n")
+                words = f"stopped on request: killed by signal {number} ({name})"
+                self.assertEqual(init.report(), (128 + number, words))
+
+    def test_a_stop_leaves_its_time_to_who_takes_the_signal(self) -> None:
+        """Also if that waits for it instead of catching it; a signal that ends nothing is only sent."""
+        waits = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, {15}); print('up', flush=True)"
+        init = self.init(sys.executable, "-I", "-c", f"{waits}; s.sigwait({{15}}); exit(4)")
+        init.wait_for("up")
+        init.order(b"poweroff 1000\n")
+        self.assertEqual(init.report(), (4, "stopped on request: exited with code 4"))
+        init = self.init("sh", "-c", "sleep 0.2 & echo up; wait; exit 5", stop_signal="28")  # WINCH
+        init.wait_for("up")
+        init.order(b"poweroff 1000\n")
+        self.assertEqual(init.report(), (5, "stopped on request: exited with code 5"))
+
+    def test_an_init_reaps_orphans(self) -> None:
+        orphans = "(sh -c 'exit 9' &) ; (sleep 0.1; exit 8) & sh -c 'sleep 0.05 & exit 7'"
+        init = self.init("sh", "-c", f"{orphans}; sleep 0.4; {ZOMBIES}; exit 5", init="1")
         self.assertEqual(init.report(), (5, "exited with code 5"))
         self.assertNotIn("zombie", init.console)
 
-    def test_signals_are_forwarded(self) -> None:
-        for name in ("TERM", "HUP", "INT", "QUIT"):
+    def test_an_init_forwards_signals(self) -> None:
+        for name in ("TERM", "HUP", "INT", "USR1"):
             with self.subTest(name):
                 script = f"trap 'echo got; exit 6' {name}; kill -{name} 1; while :; do sleep 0.02; done"
-                self.assertEqual(self.init("bash", "-c", script, want_agent="0").report()[0], 6)
+                init = self.init("bash", "-c", script, want_agent="0", init="1")
+                self.assertEqual(init.report()[0], 6)
 
-    def test_power_off_signal_is_a_request(self) -> None:
-        script = "trap 'exit 0' USR1; kill -38 1; while :; do sleep 0.02; done"
-        init = self.init("bash", "-c", script, want_agent="0", stop_signal="10")
-        self.assertEqual(init.report(), (0, "stopped on request: exited with code 0"))
+    def test_the_agent_learns_of_the_program_and_may_order_the_end(self) -> None:
+        for has_init in ("0", "1"):
+            with self.subTest(init=has_init):
+                init = self.init("sleep", "1000", agent="byte-power-off", stop_signal="10", init=has_init)
+                words = "stopped on request: killed by signal 10 (USR1)"
+                self.assertEqual(init.report(), (138, words))
+
+    def test_a_read_only_root(self) -> None:
+        script = "touch /made 2>/dev/null || echo refused; touch /run/made && echo written"
+        init = self.init("sh", "-c", script, read_only="1", workdir=str(self.folder / "made"))
+        self.assertEqual(init.report(), (0, "exited with code 0"))
+        self.assertIn("refused\n", init.console)
+        self.assertIn("written\n", init.console)
+
+    def test_capabilities(self) -> None:
+        for user, effective in (("0", "0000000000000401"), ("65534", "0000000000000000")):
+            with self.subTest(user=user):
+                script = "grep -E 'Cap(Bnd|Eff|Prm)' /proc/self/status"
+                init = self.init("sh", "-c", script, user=user, capabilities="401")
+                self.assertEqual(init.report(), (0, "exited with code 0"))
+                self.assertIn(f"CapPrm:\t{effective}\nCapEff:\t{effective}\n", init.console)
+                self.assertIn("CapBnd:\t0000000000000401\n", init.console)
 
     def test_stop_port(self) -> None:
         init = self.init("sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.02; done")

@@ -24,13 +24,16 @@
 #include "report.h"
 #include "sentinel.h"
 #include "settings.h"
+#include "signalsets.h"
 #include "spawn.h"
 #include "stages.h"
+#include "tmpfs.h"
 #include "trees.h"
 #include "unitfiles.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -600,6 +603,65 @@ static void test_config_of_volumes(void)
         EXPECT(used > 0 && volume_parse(records, &volume, &why));
         EXPECT(volumes_hold_etc(&(struct volumes){&volume, 1}) == places[i].holds_etc);
     }
+}
+
+static void test_config_of_docker(void)
+{
+    struct config config;
+    struct reason why;
+    static const char whole[] =
+        RUNS "init=1\0read_only=1\0tmpfs=/z\0tmpfs=/a/b:size=1m,mode=0700,rw,exec,uid=5\0"
+             "volume=serial=v,path=/a\0sysctl=a.b=1\0capabilities=1ffffffffff";
+    EXPECT(parse_config(whole, sizeof whole, &config, &why) && config.volumes.count == 3);
+    EXPECT(config.reaper && config.readonly_root);
+    EXPECT_TEXT(config.volumes.all[0].type, "ext4");
+    EXPECT_TEXT(config.volumes.all[1].path, "/a/b");
+    EXPECT(config.volumes.all[1].serial == NULL && tmpfs_has_mode(&config.volumes.all[1]));
+    EXPECT_TEXT(config.volumes.all[2].path, "/z");
+    EXPECT(!tmpfs_has_mode(&config.volumes.all[2]));
+    config_free(&config);
+    static const struct {
+        const char *record;
+        const char *why;
+    } refused[] = {
+        {"init=2", "config disk: init=2: expected 0 or 1"},
+        {"read_only=", "config disk: read_only=: expected 0 or 1"},
+        {"tmpfs=a", "config disk: tmpfs=a: expected an absolute path without . and .."},
+        {"tmpfs=/a/../b:ro", "config disk: tmpfs=/a/../b: expected an absolute path without . and .."},
+        {"tmpfs=/a:ro,bananas", "config disk: tmpfs=/a: \"bananas\" is not an option that it can have"},
+        {"tmpfs=/a:,", "config disk: tmpfs=/a: \"\" is not an option that it can have"},
+        {"sysctl=a.b", "config disk: sysctl=a.b: expected NAME=VALUE, such as net.core.somaxconn=1024"},
+        {"sysctl=../a=1", "config disk: sysctl=../a=1: expected NAME=VALUE, such as net.core.somaxconn=1024"},
+        {"sysctl=a/../b=1",
+         "config disk: sysctl=a/../b=1: expected NAME=VALUE, such as net.core.somaxconn=1024"},
+        {"sysctl=a.b.=1", "config disk: sysctl=a.b.=1: expected NAME=VALUE, such as net.core.somaxconn=1024"},
+        {"capabilities=", "config disk: capabilities=: expected a mask in hexadecimal"},
+        {"capabilities=0x1", "config disk: capabilities=0x1: expected a mask in hexadecimal"},
+        {"capabilities=11111111111111111",
+         "config disk: capabilities=11111111111111111: expected a mask in hexadecimal"},
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        char records[256] = RUNS;
+        size_t size = sizeof RUNS - 1;
+        memcpy(records + size, refused[i].record, strlen(refused[i].record) + 1);
+        EXPECT(!parse_config(records, size + strlen(refused[i].record) + 1, &config, &why));
+        EXPECT_TEXT(why.words, refused[i].why);
+        config_free(&config);
+    }
+}
+
+static void test_signal_sets(void)
+{
+    static const char status[] = "Name:\tx\nSigPnd:\t00000000ffffffff\nSigBlk:\t0000000000000001\n"
+                                 "SigIgn:\t0000000000001000\nSigCgt:\t8000000000004000\n";
+    const struct signal_sets sets = signal_sets_parse(status);
+    EXPECT(signal_in(sets.blocked, 1) && !signal_in(sets.blocked, 2));
+    EXPECT(signal_in(sets.ignored, SIGPIPE) && !signal_in(sets.ignored, SIGTERM));
+    EXPECT(signal_in(sets.caught, SIGTERM) && signal_in(sets.caught, 64) && !signal_in(sets.caught, SIGINT));
+    const struct signal_sets none = signal_sets_parse("");
+    EXPECT(none.blocked == 0 && none.ignored == 0 && none.caught == 0);
+    EXPECT(signal_ends(SIGTERM) && signal_ends(SIGQUIT) && signal_ends(37));
+    EXPECT(!signal_ends(SIGCHLD) && !signal_ends(SIGWINCH) && !signal_ends(SIGSTOP));
 }
 
 static void test_config_of_networks(void)
@@ -1197,6 +1259,8 @@ int main(void)
     test_a_hard_limit_that_was_given_stays();
     test_fields();
     test_config_of_volumes();
+    test_config_of_docker();
+    test_signal_sets();
     test_config_of_networks();
     test_config_of_set_up_refused();
     test_config_of_hosts();

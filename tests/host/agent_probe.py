@@ -246,14 +246,6 @@ async def act_clock(channel: AgentChannel) -> object:
     return {"then": int(then), "now": int(now) - time.time()}
 
 
-async def act_memory(channel: AgentChannel) -> object:
-    """Resident KiB of PID 1 and of the agent."""
-    text, _ = await run(
-        channel, "cat /proc/1/status /proc/$PPID/status | grep -E 'Name|VmRSS|RssFile|RssAnon'"
-    )
-    return text
-
-
 async def main(path: str, boot: str, act: str, *arguments: str) -> None:
     acts: dict[str, Callable[..., Awaitable[object]]] = {
         name.removeprefix("act_"): value for name, value in globals().items() if name.startswith("act_")

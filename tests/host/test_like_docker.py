@@ -19,7 +19,23 @@ pytestmark = pytest.mark.one_release
 
 NAME = "likedocker"
 ARCHIVE = "/srv/like-docker.tar"
-APPLETS = ("sh", "cat", "echo", "env", "grep", "id", "ls", "nc", "pwd", "sleep", "stat", "touch")
+APPLETS = (
+    *("sh", "cat", "echo", "env", "grep", "id", "ls", "nc", "ps", "pwd", "setsid", "sleep", "stat", "touch"),
+)
+# As s6-overlay's: it is PID 1 or nothing. A signal that it does not catch would not end it.
+INIT = """
+#include <stdio.h>
+#include <unistd.h>
+int main(void)
+{
+    if (getpid() != 1)
+        return puts("fatal: can only run as pid 1"), 100;
+    (void)puts("init is up");
+    (void)fflush(stdout);
+    for (;;)
+        (void)pause();
+}
+"""
 # ping(8) of a user who is not root: what the kernel lets nobody have whose group is not in ping_group_range
 PING = """
 #include <netinet/in.h>
@@ -62,7 +78,7 @@ def make_member(name: str, data: bytes | None, mode: int, uid: int = 0, gid: int
     return info
 
 
-def make_layer(busybox: bytes, ping: bytes) -> bytes:
+def make_layer(busybox: bytes, ping: bytes, init: bytes) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as layer:
 
@@ -73,6 +89,7 @@ def make_layer(busybox: bytes, ping: bytes) -> bytes:
             add(folder, None, 0o755)
         add("bin/busybox", busybox, 0o755)
         add("bin/ping-socket", ping, 0o755)
+        add("init", init, 0o755)
         for applet in APPLETS:
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
@@ -128,8 +145,9 @@ def make_save(layer: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def vms(host: TestHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vms]:
     """One VM of the image, Running, with a new volume in the place of its data."""
-    ping = compile_static(PING, tmp_path_factory.mktemp("ping") / "ping")
-    host.push(ARCHIVE, make_save(make_layer(host.pull("/bin/busybox"), ping)))
+    folder = tmp_path_factory.mktemp("programs")
+    ping, init = compile_static(PING, folder / "ping"), compile_static(INIT, folder / "init")
+    host.push(ARCHIVE, make_save(make_layer(host.pull("/bin/busybox"), ping, init)))
     with vms_of(host) as made:
         made.ctl("image", "import", "like", f"docker-archive:{ARCHIVE}:app:v1")
         made.ctl("volume", "create", "--size", "64M", "like-data")
@@ -179,3 +197,47 @@ def test_a_volume_with_an_owner_gets_nothing(vms: Vms) -> None:
         vms.remove("likeowned")
     finally:
         vms.ctl("volume", "rm", "like-own")
+
+
+def test_what_insists_on_pid_1_is_and_reaches_nothing_else(vms: Vms) -> None:
+    """With the keys that Docker has for a container's root, memory, parameters and capabilities."""
+    keys = {
+        "entrypoint": ["/init"],
+        "user": "0",
+        "read_only": True,
+        "tmpfs": ["/scratch:size=64k,mode=0711"],
+        "sysctls": {"net.core.somaxconn": 77},
+        "cap_drop": ["all"],
+        "cap_add": ["CAP_KILL"],
+    }
+    name = vms.define("likeinit", None, image="like", **keys)
+    vms.start(name)
+    try:
+        vms.wait_console(name, "init is up")
+        show = """
+        cat /proc/1/comm /proc/sys/net/core/somaxconn; grep CapEff /proc/self/status
+        touch /made 2>/dev/null || echo refused; touch /scratch/made && stat -c %a /scratch
+        """
+        shown = "init\n77\nCapEff:\t0000000000000020\nrefused\n711\n"
+        assert vms.execute(name, "sh", "-c", show) == shown
+        vms.ctl("exec", name, "--", "sh", "-c", "kill -KILL -1", check=False)
+        assert "hypeman" not in vms.execute(name, "ps")
+        assert vms.execute(name, "cat", "/proc/1/comm") == "init\n"
+        vms.ctl("stop", name)
+        assert vms.show(name)["exit_message"] == "stopped on request: killed by signal 15 (TERM)"
+    finally:
+        vms.remove("likeinit")
+
+
+def test_what_a_dropped_command_has_started_ends_with_it(vms: Vms) -> None:
+    """Also what has a session of its own."""
+    script = f"""
+    hypemanctl exec {NAME} -- sh -c 'setsid sleep 4242 & exec sleep 4243' </dev/null &
+    until hypemanctl exec {NAME} -- ps | grep -q 'sleep 4242'; do :; done; kill -KILL $!
+    """
+    vms.host.run(["sh", "-c", script])
+
+    def look() -> bool:
+        return "sleep 424" not in vms.execute(NAME, "ps")
+
+    vms.host.wait_until(look, 30, "processes of the command end")

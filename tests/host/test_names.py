@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMs are found by name: on their host, and by the VMs of their group."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -188,9 +187,11 @@ def test_what_a_group_has_become_while_no_daemon_was_there_is_told(vms: Vms) -> 
 def test_a_guest_that_does_not_take_names_harms_nobody(vms: Vms) -> None:
     broken = vms.run("broken", **group("g"))
     vms.execute(broken, "sh", "-c", "rm /etc/hosts; mkfifo /etc/hosts")
-    stuck = vms.run("stuck", **group("g"))
-    vms.execute(stuck, "sh", "-c", "(sleep 1; kill -STOP $(pidof hypeman-agent)) >/dev/null 2>&1 &")
-    time.sleep(2)
+    vms.ctl("volume", "create", "--size", "64M", "frozen")
+    mount = {"volume": "frozen", "mount_path": "/frozen"}
+    stuck = vms.run("stuck", volumes=[mount], **group("g"))
+    move = "cp /etc/hosts /frozen/hosts && ln -sf /frozen/hosts /etc/hosts"
+    vms.execute(stuck, "sh", "-c", f"{move} && sync && fsfreeze --freeze /frozen")
     well = vms.run("well", **group("g"))
     wait_told(vms, well, broken, stuck)
     begin = "cannot update the names of its group:"
@@ -200,6 +201,9 @@ def test_a_guest_that_does_not_take_names_harms_nobody(vms: Vms) -> None:
     ):
         vms.host.wait_until(lambda words=words: words in said(vms), 40, words)  # type: ignore[misc]
     assert vms.state(broken) == vms.state(stuck) == "Running"
+    vms.execute(stuck, "fsfreeze", "--unfreeze", "/frozen")
+    vms.remove("stuck")
+    vms.ctl("volume", "rm", "frozen")
 
 
 def said(vms: Vms) -> list[str]:

@@ -118,3 +118,35 @@ def test_what_is_no_signal_is_refused(text: str) -> None:
 def test_an_image_with_an_impossible_stop_signal_is_named() -> None:
     with pytest.raises(ImageNotReady, match=r"image app .* 'SIGNONE' is not a signal"):
         resolve(OciConfig(cmd=("x",), stop_signal="SIGNONE"))
+
+
+@pytest.mark.parametrize(
+    ("program", "init", "records"),
+    [
+        ("nginx", None, (("init", "1"),)),
+        ("/bin/initialize", None, (("init", "1"),)),
+        ("/init", None, ()),
+        ("/usr/bin/tini", None, ()),
+        ("dumb-init", None, ()),
+        ("/sbin/my_init", None, ()),
+        ("nginx", False, (("init", "0"),)),
+        ("/init", True, (("init", "1"),)),
+    ],
+)
+def test_a_program_that_is_an_init_is_pid_1(
+    program: str, init: bool | None, records: tuple[tuple[str, str], ...]
+) -> None:
+    assert resolve(OciConfig(cmd=(program,)), init=init).boot_settings == records
+
+
+def test_in_systemd_mode_keys_of_exec_mode_are_refused() -> None:
+    config = OciConfig(cmd=("/sbin/init",))
+    assert resolve(config, sysctls={"a.b": "1"}).boot_settings == (("sysctl", "a.b=1"),)
+    with pytest.raises(InvalidDefinition, match="read_only: has no effect in systemd mode") as caught:
+        resolve(config, read_only=True, cap_drop=("ALL",))
+    assert [problem.key for problem in caught.value.problems] == ["read_only", "cap_drop"]
+
+
+def test_a_read_only_root_has_no_kernel_headers() -> None:
+    assert resolve(OciConfig(cmd=("x",))).headers
+    assert not resolve(OciConfig(cmd=("x",)), read_only=True).headers

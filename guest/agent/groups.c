@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "groups.h"
+
+#include "files.h"
+#include "records.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/mount.h> /* Not beside <sys/mount.h>: some C libraries have the same names there. */
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { NAME_SIZE = 16 };
+
+static int all = -1;  /* the folder of all groups */
+static unsigned last; /* the number that was given last */
+static bool any_left; /* one could not be removed when it was released */
+
+/* The hierarchy itself: whatever is mounted on /sys/fs/cgroup, and where systemd has it. */
+static int open_hierarchy(void)
+{
+    int context = (int)syscall(SYS_fsopen, "cgroup2", FSOPEN_CLOEXEC);
+    if (context < 0)
+        return -1;
+    int hierarchy = -1;
+    if (syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+        hierarchy = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0U);
+    close_fd(&context);
+    return hierarchy;
+}
+
+/* The line of version 2 is "0::/PATH". */
+static bool find_own(char *text, const char **path)
+{
+    char *found = strncmp(text, "0::/", 4) == 0 ? text : strstr(text, "\n0::/");
+    if (found == NULL)
+        return false;
+    char *start = strchr(found, '/') + 1;
+    start[strcspn(start, "\n")] = '\0';
+    *path = *start == '\0' ? "." : start;
+    return true;
+}
+
+void groups_begin(const char *folder)
+{
+    char text[PATH_MAX];
+    const char *path;
+    int hierarchy = open_hierarchy();
+    if (hierarchy < 0 || file_read("/proc/self/cgroup", text, sizeof text) < 0 || !find_own(text, &path)) {
+        close_fd(&hierarchy);
+        return;
+    }
+    int own = openat(hierarchy, path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (own >= 0 && (mkdirat(own, folder, 0755) == 0 || errno == EEXIST))
+        all = openat(own, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    close_fd(&own);
+    close_fd(&hierarchy);
+}
+
+/* Those with something in them stay: EBUSY. A group that was just made has its process before this can come
+ * again. */
+static void remove_empty(void)
+{
+    int folder = openat(all, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *entries = folder < 0 ? NULL : fdopendir(folder);
+    if (entries == NULL) {
+        close_fd(&folder);
+        return;
+    }
+    any_left = false;
+    for (const struct dirent *entry = readdir(entries); entry != NULL; entry = readdir(entries)) {
+        unsigned long number;
+        if (parse_number(entry->d_name, UINT_MAX, &number) && unlinkat(all, entry->d_name, AT_REMOVEDIR) != 0)
+            any_left = true;
+    }
+    (void)closedir(entries);
+}
+
+struct group group_make(void)
+{
+    char name[NAME_SIZE];
+    struct group group = GROUP_NONE;
+    if (all < 0)
+        return group;
+    if (any_left)
+        remove_empty();
+    /* An agent before this one may have left some. */
+    do
+        (void)snprintf(name, sizeof name, "%u", ++last);
+    while (mkdirat(all, name, 0755) != 0 && errno == EEXIST);
+    group.number = last;
+    group.fd = openat(all, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return group;
+}
+
+bool group_kill(const struct group *group)
+{
+    return group->fd >= 0 && file_write_at(group->fd, "cgroup.kill", 0, "1");
+}
+
+void group_release(struct group *group)
+{
+    char name[NAME_SIZE];
+    if (group->fd < 0)
+        return;
+    (void)snprintf(name, sizeof name, "%u", group->number);
+    if (unlinkat(all, name, AT_REMOVEDIR) != 0)
+        any_left = true;
+    close_fd(&group->fd);
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "enclosed.h"
+
+#include "files.h"
+#include "ownproc.h"
+#include "signalsets.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { STATUS_SIZE = 4096, PROGRAM = 2 /* its PID: the first that is made beside the reaper */ };
+
+/* It has the program's output, for what writes to /proc/1/fd/1. */
+static _Noreturn void reap(int console)
+{
+    int null = open("/dev/null", O_RDONLY);
+    (void)dup2(null, STDIN_FILENO);
+    (void)dup2(console, STDOUT_FILENO);
+    (void)dup2(console, STDERR_FILENO);
+    (void)syscall(SYS_close_range, STDERR_FILENO + 1, ~0U, 0);
+    sigset_t all;
+    (void)sigfillset(&all);
+    (void)sigprocmask(SIG_SETMASK, &all, NULL);
+    (void)setsid();
+    (void)prctl(PR_SET_NAME, "hypeman-reaper");
+    for (;;) {
+        siginfo_t info;
+        int number = sigwaitinfo(&all, &info);
+        if (number > 0 && number != SIGCHLD)
+            (void)kill(PROGRAM, number);
+        while (waitpid(-1, NULL, WNOHANG) > 0)
+            continue;
+    }
+}
+
+bool enclosed_begin_reaper(struct enclosed *enclosed, int console, struct reason *why)
+{
+    const struct enclosure first = {.first = true, .beside = -1, .cgroup = -1};
+    pid_t pid = fork_into(&first);
+    if (pid == 0)
+        reap(console);
+    if (pid < 0)
+        return refuse(why, "cannot make a PID namespace for the program: %s", strerror(errno));
+    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (pidfd < 0)
+        return refuse(why, "cannot hold the program's PID namespace: %s", strerror(errno));
+    enclosed->reaper = pid;
+    enclosed->enclosure.first = false;
+    enclosed->enclosure.beside = pidfd;
+    return true;
+}
+
+void enclosed_close(struct enclosed *enclosed)
+{
+    close_fd(&enclosed->enclosure.beside);
+}
+
+bool enclosed_holds_back(pid_t pid, int number)
+{
+    char path[24];
+    char status[STATUS_SIZE];
+    (void)snprintf(path, sizeof path, "%d/status", (int)pid);
+    if (!signal_ends(number) || file_read_at(own_proc(), path, status, sizeof status) < 0)
+        return false;
+    const struct signal_sets sets = signal_sets_parse(status);
+    return !signal_in(sets.caught | sets.ignored | sets.blocked, number);
+}
