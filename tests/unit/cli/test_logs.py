@@ -84,10 +84,10 @@ def test_logs_pass_text_that_the_locale_cannot_show(daemon: Canned, cli: Cli) ->
 @pytest.mark.parametrize(
     ("words", "query"),
     [
-        ([], {"tail": "all", "source": "app"}),
-        (["-n", "5"], {"tail": "5", "source": "app"}),
-        (["-n", "all", "--all"], {"tail": "all", "source": "app", "sentinels": "true"}),
-        (["-f", "--source", "vmm"], {"tail": "all", "source": "vmm", "follow": "true"}),
+        ([], {"tail": "all", "source": "app", "exact": "true"}),
+        (["-n", "5"], {"tail": "5", "source": "app", "exact": "true"}),
+        (["-n", "all", "--all"], {"tail": "all", "source": "app", "sentinels": "true", "exact": "true"}),
+        (["-f", "--source", "vmm"], {"tail": "all", "source": "vmm", "follow": "true", "exact": "true"}),
         (["--timestamps"], {"tail": "all", "source": "app", "json": "true"}),
     ],
 )
