@@ -107,7 +107,7 @@ static bool send_entry(struct journal *journal, struct queue *queue)
 static size_t format_text(const struct journal *journal, const struct entry *entry)
 {
     char *at = buffer;
-    if (journal->open != 0 && journal->open != entry->number)
+    if (journal->open != 0 && (entry->kind == NOTICE || journal->open != entry->number))
         *at++ = '\n';
     if (entry->length > 0)
         memcpy(at, entry->text, entry->length);
