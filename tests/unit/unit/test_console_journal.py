@@ -57,6 +57,8 @@ class Journald:
         self.path = folder / "journal.sock"
         self.path.unlink(missing_ok=True)
         self.entries: list[Fields] = []
+        # how many entries were there when an empty datagram came
+        self.fences: list[int] = []
         self.reads = threading.Event()
         if reads:
             self.reads.set()
@@ -69,9 +71,10 @@ class Journald:
     def _read(self) -> None:
         self.reads.wait()
         while (datagram := self._socket.recv(MIB)) != STOP:
-            # an empty one has no effect
             if datagram:
                 self.entries.append(parse_entry(datagram))
+            else:  # which has no effect
+                self.fences.append(len(self.entries))
 
     def close(self) -> None:
         """No more comes."""
@@ -111,7 +114,7 @@ def feed(console: Path, folder: Path, data: bytes, *, burst: int = MIB) -> list[
         return list(journald.entries)
 
 
-def await_end(folder: Path) -> None:
+def await_end(folder: Path, deadline: float = 20) -> None:
     """Until the process beside the program has ended."""
     mark = os.open(folder / "console.end", os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -121,7 +124,7 @@ def await_end(folder: Path) -> None:
                 return
         waiting = select.poll()
         waiting.register(mark, 0)
-        assert waiting.poll(20_000)
+        assert waiting.poll(deadline * 1000), "something holds the pipe"
     finally:
         os.close(mark)
 
@@ -191,6 +194,7 @@ def test_what_is_over_the_limit_is_counted(console: Path, tmp_path: Path) -> Non
     assert entries[-1][b"HYPEMAN_LINE"] == b"20002"
 
 
+@pytest.mark.timeout(60)
 def test_a_journald_that_stands_still_holds_the_program_up_no_more_than_the_queue_is_long(
     console: Path, tmp_path: Path
 ) -> None:
@@ -238,6 +242,19 @@ def test_an_end_that_comes_too_early_is_told(console: Path, tmp_path: Path) -> N
     kept = sum(entry.get(b"MESSAGE", b"").isdigit() for entry in entries)
     dropped = sum(int(entry[b"HYPEMAN_DROPPED"]) for entry in entries if b"HYPEMAN_DROPPED" in entry)
     assert kept + dropped == 100_000
+
+
+def test_it_lives_until_journald_is_done_with_the_last_line(console: Path, tmp_path: Path) -> None:
+    """Whose unit a line is of, journald finds out in /proc when it comes to it."""
+    with run_journald(tmp_path, reads=False) as journald:
+        argv = [*command(console, journald), "/bin/echo", "hello"]
+        subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=20, check=True)
+        with pytest.raises(AssertionError, match="holds"):
+            await_end(tmp_path, 0.3)
+        journald.reads.set()
+        await_end(tmp_path)
+        assert [entry.get(b"MESSAGE") for entry in journald.entries] == [b"hello", None]
+    assert journald.fences == [2]
 
 
 def test_without_a_journal_socket_lines_go_to_the_stream(console: Path, tmp_path: Path) -> None:
