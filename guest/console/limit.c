@@ -36,15 +36,14 @@ static bool spend(struct bucket *bucket, int64_t cost)
     return true;
 }
 
-void console_init(struct console *console, int64_t burst, int64_t per_hour, int64_t now_ms, console_sink sink,
-                  void *to)
+void console_init(struct console *console, struct queue *queue, int64_t burst, int64_t per_hour,
+                  int64_t now_ms)
 {
     memset(console, 0, offsetof(struct console, buffer));
     console->all = (struct bucket){burst, per_hour, burst, now_ms};
     console->reserve =
         (struct bucket){RESERVE_BURST, (int64_t)RESERVE_PER_SECOND * 3600, RESERVE_BURST, now_ms};
-    console->sink = sink;
-    console->to = to;
+    console->queue = queue;
 }
 
 char *console_room(struct console *console, size_t *length)
@@ -53,42 +52,20 @@ char *console_room(struct console *console, size_t *length)
     return console->buffer + console->held;
 }
 
-static bool flush(struct console *console)
-{
-    size_t length = console->pending_length;
-    console->pending_length = 0;
-    return length == 0 || console->sink(console->to, console->pending, length);
-}
-
-static bool put(struct console *console, const char *data, size_t length)
-{
-    if (console->pending_length > 0 && console->pending + console->pending_length == data) {
-        console->pending_length += length;
-        return true;
-    }
-    bool fine = flush(console);
-    console->pending = data;
-    console->pending_length = length;
-    return fine;
-}
-
-static bool put_words(struct console *console, const char *words, size_t length)
-{
-    return flush(console) && console->sink(console->to, words, length);
-}
-
 /* One line says what is missing, before what is there again. */
-static bool tell_dropped(struct console *console)
+static void tell_dropped(struct console *console)
 {
-    char line[160];
-    int length =
-        snprintf(line, sizeof line,
-                 "hypeman-console: %" PRIu64 " lines (%" PRIu64 " bytes) were not kept: they were more than "
-                 "this VM's journal limit\n",
-                 console->dropped_lines, console->dropped_bytes);
+    char text[200];
+    int length = snprintf(text, sizeof text,
+                          "hypeman-console: %" PRIu64 " lines (%" PRIu64 " bytes) were not kept: %s",
+                          console->dropped_lines, console->dropped_bytes,
+                          console->late ? "they came faster than the journal takes them"
+                                        : "they were more than this VM's journal limit");
+    const struct entry notice = {NOTICE, console->dropped_lines, text, (size_t)length};
+    if (!queue_put(console->queue, &notice, 0))
+        return; /* what is in its way is told as well, later */
     console->dropped_lines = console->dropped_bytes = 0;
-    console->dropping = false;
-    return put_words(console, line, (size_t)length);
+    console->dropping = console->late = false;
 }
 
 static bool is_sentinel(const char *line, size_t length)
@@ -97,80 +74,98 @@ static bool is_sentinel(const char *line, size_t length)
     return length > sizeof mark && memcmp(line, mark, sizeof mark - 1) == 0;
 }
 
-static void drop(struct console *console, size_t length, bool begins)
+static bool may_resume(const struct console *console)
 {
-    console->dropping = true;
-    console->passes = false;
-    console->dropped_lines += begins;
-    console->dropped_bytes += length;
+    return console->all.tokens >= console->all.burst / RESUME_SHARE &&
+           queue_room(console->queue) >= QUEUE_SIZE / 2;
 }
 
-/* A line, or so much of it as has come: `whole` if its end is there. */
-static bool judge(struct console *console, const char *line, size_t length, bool whole)
+/* Is what begins here within the limits, and put? */
+static bool keep(struct console *console, const struct entry *entry, bool begins)
 {
-    int64_t cost = (int64_t)length;
-    bool begins = !console->continues;
-    console->continues = !whole;
-    if (!begins && !console->passes) {
-        drop(console, length, false);
+    int64_t cost = (int64_t)entry->length + 1 + (begins ? LINE_COST : 0);
+    size_t spare = QUEUE_RESERVE;
+    bool passes = !console->dropping && spend(&console->all, cost);
+    if (begins && is_sentinel(entry->text, entry->length)) {
+        passes = passes || spend(&console->reserve, cost);
+        spare = 0;
+    }
+    if (!passes)
+        return false;
+    if (queue_put(console->queue, entry, spare))
         return true;
-    }
-    if (begins) {
-        cost += LINE_COST;
-        if (console->dropping && console->all.tokens >= console->all.burst / RESUME_SHARE &&
-            !tell_dropped(console))
-            return false;
-    }
-    console->passes = !console->dropping && spend(&console->all, cost);
-    if (!console->passes && begins && is_sentinel(line, length))
-        console->passes = spend(&console->reserve, cost);
-    if (console->passes)
-        return put(console, line, length);
-    drop(console, length, begins);
-    return begins || put_words(console, "\n", 1);
+    console->late = true;
+    return false;
 }
 
-/* The end of a line as journald sees it, after which another entry begins. */
-static size_t find_end(const char *data, size_t length)
+/* A line, or so much of it as has come: `ends` if its end is there, which is not counted in `length`. */
+static void judge(struct console *console, const char *line, size_t length, bool ends)
 {
-    for (size_t at = 0; at < length; at++)
-        if (data[at] == '\n' || data[at] == '\0')
-            return at + 1;
-    return 0;
+    bool begins = !console->continues;
+    console->continues = !ends;
+    if (begins) {
+        console->lines++;
+        console->passes = true;
+        if (console->dropping && may_resume(console))
+            tell_dropped(console);
+    }
+    const struct entry entry = {ends ? LINE : PIECE, console->lines, line, length};
+    bool passed = console->passes;
+    console->passes = passed && keep(console, &entry, begins);
+    if (console->passes)
+        return;
+    console->dropping = true;
+    console->dropped_lines += passed; /* one that is cut counts as well, once */
+    console->dropped_bytes += length + ends;
 }
 
-bool console_take(struct console *console, size_t length, int64_t now_ms)
+void console_take(struct console *console, size_t length, int64_t now_ms)
 {
     fill(&console->all, now_ms);
     fill(&console->reserve, now_ms);
+    char *buffer = console->buffer;
     size_t seen = console->held, at = 0;
     size_t held = console->held + length;
     for (;;) {
-        size_t end = find_end(console->buffer + seen, held - seen);
-        if (end == 0)
+        const char *end = memchr(buffer + seen, '\n', held - seen);
+        if (end == NULL)
             break;
-        if (!judge(console, console->buffer + at, seen + end - at, true))
-            return false;
-        at = seen = seen + end;
+        judge(console, buffer + at, (size_t)(end - buffer) - at, true);
+        at = seen = (size_t)(end - buffer) + 1;
     }
     if (at == 0 && held == sizeof console->buffer) {
-        if (!judge(console, console->buffer, held, false))
-            return false;
+        judge(console, buffer, held, false);
         at = held;
     }
-    if (!flush(console))
-        return false;
     if (at > 0)
-        memmove(console->buffer, console->buffer + at, held - at);
+        memmove(buffer, buffer + at, held - at);
     console->held = held - at;
-    return true;
 }
 
-bool console_end(struct console *console, int64_t now_ms)
+void console_end(struct console *console, int64_t now_ms)
 {
     fill(&console->all, now_ms);
     fill(&console->reserve, now_ms);
-    bool fine = console->held == 0 || judge(console, console->buffer, console->held, true);
+    if (console->held > 0)
+        judge(console, console->buffer, console->held, false);
     console->held = 0;
-    return fine && flush(console) && (console->dropped_bytes == 0 || tell_dropped(console));
+    if (console->dropped_bytes > 0)
+        tell_dropped(console);
+    const struct entry end = {END, console->lines + 1, NULL, 0};
+    (void)queue_put(console->queue, &end, 0);
+}
+
+void console_give_up(struct console *console)
+{
+    struct entry entry;
+    size_t at = console->queue->head;
+    while (queue_read(console->queue, &at, &entry)) {
+        bool was_told = entry.kind == NOTICE;
+        console->dropped_lines += was_told ? entry.number : entry.kind == LINE;
+        console->dropped_bytes += entry.kind == LINE || entry.kind == PIECE ? entry.length + 1 : 0;
+    }
+    queue_drop(console->queue, at);
+    console->late = true;
+    if (console->dropped_lines + console->dropped_bytes > 0)
+        tell_dropped(console);
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * hypeman-console RUNTIME_DIR BURST PER_HOUR PROGRAM...: runs PROGRAM in its own place, with a pipe for
- * standard output and standard error, and beside it a process that passes on what comes there, within limits.
+ * hypeman-console RUNTIME_DIR BURST PER_HOUR [--journal SOCKET NAME] PROGRAM...: runs PROGRAM in its own
+ * place, with a pipe for standard output and standard error, and beside it a process that passes on what
+ * comes there, within limits: to journald's SOCKET with NAME as the identifier, else to standard output.
  *
  * journald limits how many lines a unit may write, not how long they are: 10,000 lines of 48 KiB in 30 s are
  * half a gigabyte. What a guest prints is bounded here, before it is the journal's. The program never waits
@@ -14,7 +15,9 @@
  * SIGTERM, which systemd sends when the program has ended, bounds that: a journald that does not read must
  * not keep a unit from ending.
  */
+#include "journal.h"
 #include "limit.h"
+#include "queue.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -38,7 +41,21 @@ enum {
     LEAST_BURST = 1024 * 1024,
     /* less than TimeoutStopSec=, past which systemd calls the whole run a failure */
     END_SECONDS = 4,
+    /* of that, for what tells how much was not passed on */
+    LAST_WORDS_MS = 500,
+    LOOK_AGAIN_MS = 2,
     FIRST_ARGUMENT = 4,
+    JOURNAL_WORDS = 3,
+};
+
+struct settings {
+    const char *folder;
+    int64_t burst;
+    int64_t per_hour;
+    /* NULL: standard output */
+    const char *socket;
+    const char *name;
+    char **program;
 };
 
 static int64_t clock_ms(void)
@@ -48,49 +65,103 @@ static int64_t clock_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-static bool write_out(void *to, const char *data, size_t length)
-{
-    (void)to;
-    while (length > 0) {
-        ssize_t written = write(STDOUT_FILENO, data, length);
-        if (written < 0 && errno != EINTR)
-            return false;
-        if (written > 0) {
-            data += written;
-            length -= (size_t)written;
-        }
-    }
-    return true;
-}
-
 static struct console console;
+static struct queue queue;
+static struct journal journal;
+static volatile sig_atomic_t ending;
+/* by which all is to have been passed on, or has been given up; 0: not known yet */
+static int64_t deadline_ms;
 
-/* Wait for more, or for the end of the program: others may hold the pipe longer. False when all has come. */
-static bool await_more(int from, int program)
+static void end_soon(int number)
 {
-    struct pollfd polled[] = {{from, POLLIN, 0}, {program, POLLIN, 0}};
-    while (poll(polled, program < 0 ? 1 : 2, -1) < 0)
-        if (errno != EINTR)
-            return false;
-    return polled[0].revents & POLLIN;
+    (void)number;
+    ending = 1;
 }
 
-/* Until the program has ended. Where nothing can be passed on, it is read and dropped all the same. */
-static void pass_on(int from, int program, int64_t burst, int64_t per_hour)
+/* SIGTERM comes while this waits and at no other time, so none is missed. `longest`: ms, -1: without end. */
+static void await(struct pollfd *polled, nfds_t count, int64_t longest)
 {
-    bool fine = true;
-    console_init(&console, burst, per_hour, clock_ms(), write_out, NULL);
-    while (await_more(from, program)) {
-        size_t room;
-        char *buffer = console_room(&console, &room);
-        ssize_t got = read(from, buffer, room);
-        if (got == 0)
-            break;
-        if (got > 0 && fine)
-            fine = console_take(&console, (size_t)got, clock_ms());
+    sigset_t none;
+    sigemptyset(&none);
+    if (deadline_ms > 0) {
+        int64_t left = deadline_ms - clock_ms();
+        left = left < 0 ? 0 : left;
+        longest = longest < 0 || left < longest ? left : longest;
     }
-    if (fine)
-        console_end(&console, clock_ms());
+    const struct timespec time = {longest / 1000, longest % 1000 * 1000000};
+    if (ppoll(polled, count, longest < 0 ? NULL : &time, &none) < 0)
+        for (nfds_t i = 0; i < count; i++)
+            polled[i].revents = 0;
+    if (ending && deadline_ms == 0)
+        deadline_ms = clock_ms() + END_SECONDS * 1000 - LAST_WORDS_MS;
+}
+
+static bool is_late(void)
+{
+    return deadline_ms > 0 && clock_ms() >= deadline_ms;
+}
+
+/* Read what there is, and pass on what goes, until the program has ended: others may hold the pipe longer. */
+static void follow(int from, int program)
+{
+    while (!is_late()) {
+        bool waits = queue.head < queue.tail;
+        struct pollfd polled[] = {
+            {from, POLLIN, 0}, {waits ? journal_descriptor(&journal) : -1, POLLOUT, 0}, {program, POLLIN, 0}};
+        await(polled, sizeof polled / sizeof *polled, -1);
+        if (polled[0].revents & (POLLIN | POLLHUP)) {
+            size_t room;
+            char *buffer = console_room(&console, &room);
+            ssize_t got = read(from, buffer, room);
+            if (got == 0)
+                return;
+            if (got > 0)
+                console_take(&console, (size_t)got, clock_ms());
+        } else if (polled[2].revents) {
+            return;
+        }
+        journal_send(&journal, &queue);
+    }
+}
+
+/* Pass on what waits. */
+static void drain(void)
+{
+    for (;;) {
+        journal_send(&journal, &queue);
+        if (queue.head == queue.tail || is_late())
+            return;
+        struct pollfd polled = {journal_descriptor(&journal), POLLOUT, 0};
+        await(&polled, 1, -1);
+    }
+}
+
+/* No event tells when journald has received a datagram. */
+static void await_receipt(void)
+{
+    bool sent = false;
+    if (deadline_ms == 0)
+        deadline_ms = clock_ms() + END_SECONDS * 1000;
+    while (!is_late()) {
+        sent = sent || journal_send_fence(&journal);
+        if (sent && journal_is_received(&journal))
+            return;
+        await(NULL, 0, LOOK_AGAIN_MS);
+    }
+}
+
+static void pass_on(int from, int program, const struct settings *settings)
+{
+    console_init(&console, &queue, settings->burst, settings->per_hour, clock_ms());
+    follow(from, program);
+    console_end(&console, clock_ms());
+    drain();
+    if (queue.head < queue.tail) {
+        console_give_up(&console);
+        deadline_ms += LAST_WORDS_MS;
+        drain();
+    }
+    await_receipt();
 }
 
 static bool parse_bytes(const char *text, int64_t *bytes)
@@ -119,34 +190,54 @@ static int fail(const char *what)
     return EXIT_FAILURE;
 }
 
-static _Noreturn void pass_on_and_exit(const int ends[2], int program, int64_t burst, int64_t per_hour)
+/* False: they are wrong. */
+static bool parse_words(char **words, int count, struct settings *settings)
+{
+    if (count <= FIRST_ARGUMENT || !parse_bytes(words[2], &settings->burst) ||
+        !parse_bytes(words[3], &settings->per_hour) || settings->burst < LEAST_BURST)
+        return false;
+    settings->folder = words[1];
+    settings->program = words + FIRST_ARGUMENT;
+    settings->socket = settings->name = NULL;
+    if (strcmp(words[FIRST_ARGUMENT], "--journal") != 0)
+        return true;
+    if (count <= FIRST_ARGUMENT + JOURNAL_WORDS)
+        return false;
+    settings->socket = words[FIRST_ARGUMENT + 1];
+    settings->name = words[FIRST_ARGUMENT + 2];
+    settings->program += JOURNAL_WORDS;
+    return true;
+}
+
+static _Noreturn void pass_on_and_exit(const int ends[2], int program, const struct settings *settings)
 {
     close(ends[1]);
     (void)!fcntl(ends[0], F_SETFL, O_NONBLOCK);
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_NAME, "hypeman-console");
-    pass_on(ends[0], program, burst, per_hour);
+    /* the program has the same user: once it is taken over, it must not write to the memory of this */
+    prctl(PR_SET_DUMPABLE, 0);
+    journal_open(&journal, settings->socket, settings->name);
+    pass_on(ends[0], program, settings);
     _exit(EXIT_SUCCESS);
 }
 
-static void end_soon(int number)
-{
-    (void)number;
-    alarm(END_SECONDS);
-}
-
 /* No child of the program's: it would not expect one, and machinectl's signals go to the one that it has. */
-static bool start_beside(const int ends[2], int program, int64_t burst, int64_t per_hour)
+static bool start_beside(const int ends[2], int program, const struct settings *settings)
 {
     pid_t between = fork();
     if (between == 0) {
         /* It goes when the program has gone and what it said is passed on, or with the unit: systemd ends all
            of a program that failed at once, perhaps before this has run at all. */
-        struct sigaction soon = {.sa_handler = end_soon, .sa_flags = SA_RESTART};
+        const struct sigaction soon = {.sa_handler = end_soon};
+        sigset_t term;
+        sigemptyset(&term);
+        sigaddset(&term, SIGTERM);
         sigaction(SIGTERM, &soon, NULL);
+        sigprocmask(SIG_BLOCK, &term, NULL);
         pid_t beside = fork();
         if (beside == 0)
-            pass_on_and_exit(ends, program, burst, per_hour);
+            pass_on_and_exit(ends, program, settings);
         _exit(beside < 0 ? EXIT_FAILURE : EXIT_SUCCESS);
     }
     int status = EXIT_FAILURE;
@@ -158,24 +249,24 @@ static bool start_beside(const int ends[2], int program, int64_t burst, int64_t 
 
 int main(int count, char **words)
 {
-    int64_t burst, per_hour;
-    if (count <= FIRST_ARGUMENT || !parse_bytes(words[2], &burst) || !parse_bytes(words[3], &per_hour) ||
-        burst < LEAST_BURST) {
-        fprintf(stderr, "usage: hypeman-console RUNTIME_DIR BURST PER_HOUR PROGRAM...\n");
+    struct settings settings;
+    if (!parse_words(words, count, &settings)) {
+        fprintf(stderr,
+                "usage: hypeman-console RUNTIME_DIR BURST PER_HOUR [--journal SOCKET NAME] PROGRAM...\n");
         return EXIT_FAILURE;
     }
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) != 0)
         return fail("cannot make a pipe");
     (void)!fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES);
-    int mark = open_mark(words[1]);
+    int mark = open_mark(settings.folder);
     int program = (int)syscall(SYS_pidfd_open, getpid(), 0);
-    if (!start_beside(ends, program, burst, per_hour))
+    if (!start_beside(ends, program, &settings))
         return fail("cannot make a process");
     if (mark >= 0)
         close(mark);
     if (dup2(ends[1], STDOUT_FILENO) < 0 || dup2(ends[1], STDERR_FILENO) < 0)
         return fail("cannot use a pipe");
-    execv(words[FIRST_ARGUMENT], words + FIRST_ARGUMENT);
-    return fail(words[FIRST_ARGUMENT]);
+    execv(settings.program[0], settings.program);
+    return fail(settings.program[0]);
 }

@@ -169,6 +169,7 @@ class ReadLogs:
     source: LogSource = with_default(Word(LogSource), LogSource.APP)
     sentinels: bool = with_default(Flag(), False)
     json: bool = with_default(Flag(), False)
+    exact: bool = with_default(Flag(), False)
 
 
 @_query_of("readArchive", "statPath")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -286,7 +287,19 @@ def _guest_time_json(nanoseconds: int) -> str | None:
 
 def log_line_json(line: LogLine) -> Json:
     """A line of a log with all that is known of it."""
-    return encode(LogEntry(time_json(line.time), line.text, line.invocation_id))
+    text = line.text
+    exact = None if text.encode() == line.data else b64encode(line.data).decode()
+    entry = LogEntry(time_json(line.time), text, line.invocation_id, exact, line.partial, line.missing)
+    return encode(entry)
+
+
+def exact_line_json(line: LogLine) -> Json:
+    """The line as a string, where that with a newline is what the guest wrote; else all of it."""
+    try:
+        text = None if line.partial or line.missing else line.data.decode()
+    except UnicodeDecodeError:
+        text = None
+    return log_line_json(line) if text is None else text
 
 
 def token_json(token: Token) -> Json:

@@ -30,6 +30,7 @@ from hypemand.api.description import read_description
 from hypemand.api.exec import serve_exec
 from hypemand.api.images import refuse_path_of_host
 from hypemand.api.render import (
+    exact_line_json,
     instance_json,
     json_response,
     log_line_json,
@@ -224,7 +225,7 @@ class Routes:
         """Lines of a log, as events."""
         ref = parse_ref(request)
         query = read_query(request, ReadLogs)
-        to_json = log_line_json if query.json else _line_text
+        to_json = log_line_json if query.json else exact_line_json if query.exact else _line_text
         self._manager.view_vm(ref)
         lines = self._manager.logs(
             ref, source=query.source, tail=query.tail, follow=query.follow, sentinels=query.sentinels

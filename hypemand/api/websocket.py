@@ -21,6 +21,7 @@ from hypemand.api.tasks import Ended, Heartbeat, unless_ended
 from hypemand.errors import HypemandError, InvalidRequest
 
 MAX_REASON = 123
+STOPPING = "stopping: hypemand is stopped or restarted, for example by an upgrade; the command was terminated"
 
 Work = Callable[[web.WebSocketResponse], Coroutine[None, None, Ended | None]]
 
@@ -42,7 +43,7 @@ async def serve_websocket(
         heartbeat = Heartbeat(socket.ping, limits.heartbeat)
         ended = await unless_ended(request, closing, work(socket), heartbeat)
         if ended is Ended.DAEMON:
-            await _close(socket, WSCloseCode.GOING_AWAY, ended.value)
+            await _close(socket, WSCloseCode.GOING_AWAY, STOPPING)
         else:
             await _close(socket, WSCloseCode.OK, "")
     except ConnectionError:

@@ -28,5 +28,5 @@ def show_plot(context: Context) -> int:
     return ExitCode.OK
 
 
-def _end_line(text: str) -> str:
-    return text if text.endswith("\n") else f"{text}\n"
+def _end_line(text: str) -> bytes:
+    return (text if text.endswith("\n") else f"{text}\n").encode("utf-8", "replace")

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import json
 import sys
+from base64 import b64decode
+from dataclasses import dataclass
 
-from hypemand.cli.client import parse
+from hypemand.cli.client import Unreachable, parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import write_raw
 from hypemand.cli.values import escape_line, parse_moment
 from hypemand.model.answers.guest import LogEntry
-from hypemand.model.logs import LogSource
+from hypemand.model.logs import MAX_LINE, LogSource
 
 
 def build_log_query(
@@ -23,10 +25,40 @@ def build_log_query(
     sentinels: bool = False,
     as_json: bool = False,
 ) -> dict[str, str]:
-    """The query of a request for logs. `tail` None: all."""
+    """The query of a request for logs. `tail` None: all. Not `as_json`: strings, and objects for lines of
+    which a string is not all (`parse_event`)."""
     query = {"tail": "all" if tail is None else str(tail), "source": source}
-    switches = {"follow": follow, "sentinels": sentinels, "json": as_json}
+    switches = {"follow": follow, "sentinels": sentinels, "json": as_json, "exact": not as_json}
     return query | {key: "true" for key, is_on in switches.items() if is_on}
+
+
+@dataclass(frozen=True, slots=True)
+class ShownLine:
+    """A line as it is to be written: what the guest wrote, with its end if it has one. `missing`: see
+    LogEntry."""
+
+    data: bytes
+    missing: int = 0
+
+    def escape(self) -> ShownLine:
+        """The same for a terminal, which nothing in it controls."""
+        ends = self.data.endswith(b"\n")
+        text = escape_line(self.data.removesuffix(b"\n").decode("utf-8", "replace"))
+        return ShownLine(text.encode("utf-8", "replace") + b"\n" * ends, self.missing)
+
+
+def parse_event(event: object) -> ShownLine:
+    """An event of a log. Raises Unreachable for what is none."""
+    if isinstance(event, str):
+        return ShownLine(event.encode("utf-8", "replace") + b"\n")
+    line = parse(LogEntry, event)
+    data = line.text.encode("utf-8", "replace")
+    if line.base64 is not None:
+        try:
+            data = b64decode(line.base64, validate=True)
+        except ValueError:
+            raise Unreachable("hypemand's answer cannot be understood: base64 of a line") from None
+    return ShownLine(data + b"\n" * (not line.partial), line.missing)
 
 
 def show_logs(context: Context) -> int:
@@ -36,7 +68,7 @@ def show_logs(context: Context) -> int:
     prints there could set its title, clear it, or make it answer as if somebody typed.
     """
     args = context.args
-    show = str if args.raw or not sys.stdout.isatty() else escape_line
+    is_raw = args.raw or not sys.stdout.isatty()
     query = build_log_query(
         tail=args.lines,
         follow=args.follow,
@@ -44,15 +76,19 @@ def show_logs(context: Context) -> int:
         sentinels=args.all,
         as_json=args.json or args.timestamps,
     )
+    last = b"\n"
     with context.client.events("instances", args.name, "logs", query=query) as events:
         for event in events:
             if args.json:
                 print(json.dumps(event))
-            elif args.timestamps:
-                line = parse(LogEntry, event)
-                write_raw(f"{_stamp(line)} {show(line.text)}\n")
-            else:
-                write_raw(f"{show(str(event))}\n")
+                continue
+            line = parse_event(event)
+            if not last.endswith(b"\n") and len(last) < MAX_LINE:
+                write_raw(b"\n")  # the next run, or what a marker has parted
+            last = line.data
+            if args.timestamps:
+                write_raw(f"{_stamp(parse(LogEntry, event))} ".encode())
+            write_raw((line if is_raw else line.escape()).data)
             if args.follow or sys.stdout.isatty():
                 sys.stdout.flush()
     return ExitCode.OK

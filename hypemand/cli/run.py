@@ -18,7 +18,7 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import find_stop_deadline
 from hypemand.cli.keyoptions import read_keys
 from hypemand.cli.lifecycle import KILL_SIGNAL
-from hypemand.cli.logs import build_log_query
+from hypemand.cli.logs import ShownLine, build_log_query, parse_event
 from hypemand.cli.names import generate_name
 from hypemand.cli.pull import ensure_image
 from hypemand.cli.terminal import print_error, print_json, write_raw
@@ -115,9 +115,12 @@ def _follow(client: Client, name: str) -> int:
     shown = breaks = 0
     while True:
         try:
-            for text in _read_console(client, name, skip=shown):
+            for line in _read_console(client, name, skip=shown):
                 shown, breaks = shown + 1, 0
-                write_raw(f"{text}\n")
+                if line.missing:
+                    print_error(line.data.decode("utf-8", "replace").removesuffix("\n"))
+                    continue
+                write_raw(line.data)
                 sys.stdout.flush()
             break
         except StreamBroken:
@@ -128,12 +131,12 @@ def _follow(client: Client, name: str) -> int:
     return _report_exit(wait_for_state(client, name, State.STOPPED, END_SECONDS))
 
 
-def _read_console(client: Client, name: str, *, skip: int) -> Iterator[str]:
+def _read_console(client: Client, name: str, *, skip: int) -> Iterator[ShownLine]:
     """All lines of the VM from its first, without the `skip` that were seen before."""
     with client.events("instances", name, "logs", query=build_log_query(tail=None, follow=True)) as events:
-        for number, text in enumerate(events):
+        for number, event in enumerate(events):
             if number >= skip:
-                yield str(text)
+                yield parse_event(event)
 
 
 def _report_exit(instance: Instance) -> int:

@@ -60,9 +60,9 @@ def print_table(
         print("  ".join(cells).rstrip())
 
 
-def write_raw(text: str) -> None:
-    """Write text of a guest as it is, in UTF-8 whatever the locale."""
-    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+def write_raw(data: bytes) -> None:
+    """Write what a guest wrote as it is."""
+    sys.stdout.buffer.write(data)
 
 
 class LiveLine:

@@ -72,7 +72,7 @@ class DiskPolicy:
 class JournalPolicy:
     """What the journal takes of each VM's console, in bytes: at once, and what comes back in an hour."""
 
-    burst: int = 64 * MIB
+    burst: int = 256 * MIB
     per_hour: int = 256 * MIB
 
 

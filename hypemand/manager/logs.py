@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from hypemand.model.logs import LogLine, LogSource
+from hypemand.model.logs import MAX_LINE, LogLine, LogSource
 from hypemand.protocol.sentinels import derive_user_text
-from hypemand.systemd.journal import LogJournal
+from hypemand.systemd.journal import STAGE_FIELD, LogJournal, get_field
 from hypemand.unitnames import unit_name
 from hypemand.vmm import messages
 from hypemand.workers import Lent, Pool, run_in
@@ -17,7 +18,36 @@ from hypemand.workers import Lent, Pool, run_in
 _BATCH = 500
 # lines of one step of a search: so long does the end of a client that has left wait
 _SEEK_STEP = 2000
-_FIELD_LIMIT = 64 * 1024
+_FIELD_LIMIT = MAX_LINE + 1024
+_MAX_DIGITS = 19
+# what hypeman-console says of lines that it has dropped, and what is said here of those that journald has
+_NOTICE = b"hypeman-console: "
+_MISSING = b"hypemand: %d lines were not kept: journald has dropped them"
+
+
+class _Numbers:
+    """Counts the lines of a run and finds out which are missing (guest/console/journal.h)."""
+
+    def __init__(self) -> None:
+        self._run: str | None = None
+        self._next: int | None = None
+
+    def find_missing(self, run: str | None, number: int | None) -> int:
+        """How many lines are missing before this one, which has that number if that is known."""
+        if run != self._run:
+            # of the run that is read first, the first lines may have been removed with their files
+            self._next = None if self._run is None else 1
+            self._run = run
+        missing = 0
+        if number is not None:
+            missing = 0 if self._next is None else max(number - self._next, 0)
+            self._next = number
+        return missing
+
+    def advance(self, lines: int) -> None:
+        """So many lines were there, or are known to be missing."""
+        if self._next is not None:
+            self._next += lines
 
 
 class VmLog:
@@ -29,15 +59,18 @@ class VmLog:
         unit = "hypemand.service" if source is LogSource.HYPEMAN else unit_name(name)
         self._source = source
         self._sentinels = sentinels
+        self._identifier = name.encode()
         self._missing = 0
+        self._message: bytes | None = None
+        self._numbers = _Numbers()
         self._reader = journal.open()
         self._reader.data_threshold = _FIELD_LIMIT
         # the id too: an earlier VM of the same name had lines of its own
         self._reader.add_match(f"HYPEMAN_VM_ID={vm_id}")
         self._reader.add_match(f"_SYSTEMD_UNIT={unit}")
         if source is LogSource.APP:
-            # what systemd says while it sets the unit up comes by another way
-            self._reader.add_match("_TRANSPORT=stdout")
+            # what systemd says while it sets the unit up has another one
+            self._reader.add_match(f"SYSLOG_IDENTIFIER={name}")
         self._reader.fileno()
 
     def begin_seek(self, tail: int | None) -> bool:
@@ -59,7 +92,8 @@ class VmLog:
             # `read` begins with the line after the one that the reader stands on
             if self._missing == 0:
                 return True
-            self._missing -= self._wanted_text() is not None
+            self._take_message()
+            self._missing -= self._find_wanted() is not None
         return False
 
     def read(self) -> list[LogLine]:
@@ -68,9 +102,27 @@ class VmLog:
         for _ in range(_BATCH):
             if not self._reader._next():
                 break
-            text = self._wanted_text()
-            if text is not None:
-                lines.append(LogLine(self._reader._get_realtime() / 1e6, text, self._invocation()))
+            lines += self._read_entry()
+        return lines
+
+    def _read_entry(self) -> list[LogLine]:
+        """What is to be shown of the entry that the reader stands on, and before it how many lines are
+        missing there."""
+        time, run = self._reader._get_realtime() / 1e6, self._invocation()
+        message = self._take_message()
+        lines: list[LogLine] = []
+        dropped = 0
+        if self._source is LogSource.APP and get_field(self._reader, "_TRANSPORT") == b"journal":
+            missing = self._numbers.find_missing(run, self._number("HYPEMAN_LINE"))
+            if missing:
+                lines.append(LogLine(time, _MISSING % missing, run, missing=missing))
+            if message is not None:
+                dropped = (self._number("HYPEMAN_DROPPED") or 0) if message.startswith(_NOTICE) else 0
+                self._numbers.advance(dropped or len(message) != MAX_LINE)
+        shown = self._find_wanted()
+        if shown is not None:
+            partial = len(shown) == MAX_LINE or shown != message
+            lines.append(LogLine(time, shown, run, partial, dropped))
         return lines
 
     def process(self) -> None:
@@ -82,29 +134,35 @@ class VmLog:
         """Readable when the journal has changed; journald says so up to half a second late."""
         return int(self._reader.fileno())
 
-    def _message(self) -> bytes:
-        return self._field("MESSAGE")
+    def _take_message(self) -> bytes | None:
+        """The text of the entry that the reader stands on; None: it has none."""
+        self._message = None
+        for field in ("MESSAGE", STAGE_FIELD):
+            with contextlib.suppress(KeyError):
+                self._message = self._reader._get(field)
+                break
+        return self._message
 
     def _invocation(self) -> str | None:
-        return self._field("_SYSTEMD_INVOCATION_ID").decode("ascii", "replace") or None
+        return get_field(self._reader, "_SYSTEMD_INVOCATION_ID").decode("ascii", "replace") or None
 
-    def _field(self, name: str) -> bytes:
-        try:
-            return bytes(self._reader._get(name))
-        except KeyError:
-            return b""
+    def _number(self, name: str) -> int | None:
+        value = get_field(self._reader, name)
+        return int(value) if value.isdigit() and len(value) < _MAX_DIGITS else None
 
-    def _wanted_text(self) -> str | None:
-        """The line that the reader stands on, as it is to be shown; None if it is not."""
-        message = self._message()
-        if self._source is LogSource.HYPEMAN:
-            return message.decode("utf-8", "replace")
-        by_vmm = message.startswith(messages.PROGRAM) or self._field("_TRANSPORT") != b"stdout"
-        if by_vmm != (self._source is LogSource.VMM):
-            return None
-        if self._sentinels:
-            return message.decode("utf-8", "replace")
-        return derive_user_text(message.decode("utf-8", "replace"))
+    def _find_wanted(self) -> bytes | None:
+        """What of the message that was taken is to be shown, if anything."""
+        message = self._message
+        if message is None or self._source is LogSource.HYPEMAN:
+            return message
+        by_vmm = message.startswith(messages.PROGRAM)
+        if self._source is LogSource.VMM:
+            # and what systemd says while it sets the unit up
+            is_other = get_field(self._reader, "SYSLOG_IDENTIFIER") != self._identifier
+            return message if by_vmm or is_other else None
+        if by_vmm or self._sentinels:
+            return None if by_vmm else message
+        return derive_user_text(message)
 
     def close(self) -> None:
         """Close the journal's files."""

@@ -17,6 +17,7 @@ from hypemand.protocol.configdisk import GuestConfig, GuestHost, GuestInterface,
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.volumes import Volume
+from hypemand.systemd.journal import JOURNAL_SOCKET
 from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan
 from hypemand.unit.stop import POWER_OFF
@@ -139,7 +140,10 @@ def make_plan(
         stop_timeout=min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + POWER_OFF),
         restart=definition.restart,
         kvm=vmm.accel is AccelKind.KVM,
-        sockets=() if network is None else ((TAP_SOCKET, places.own.tap),),
+        sockets=(
+            (JOURNAL_SOCKET, places.own.journal),
+            *(() if network is None else ((TAP_SOCKET, places.own.tap),)),
+        ),
         extra=definition.unit,
     )
     return Plan(guest, unit)
@@ -195,7 +199,8 @@ def _start_command(vmm: VmmPlan, own: Own, host: VmmHost) -> tuple[str, ...]:
     """What bounds the console comes first: all that follows has its pipe for standard output. Then the
     launcher, see launcher/main.c."""
     runtime = str(own.runtime)
-    console = (_CONSOLE, runtime, str(host.journal.burst), str(host.journal.per_hour))
+    limits = (str(host.journal.burst), str(host.journal.per_hour))
+    console = (_CONSOLE, runtime, *limits, "--journal", str(own.journal), vmm.vm)
     tap = "-" if vmm.net is None else str(own.tap)
     return (*console, str(_LAUNCHER), runtime, tap, *start_line(vmm))
 

@@ -15,10 +15,26 @@ class LogSource(StrEnum):
     HYPEMAN = "hypeman"
 
 
+MAX_LINE = 128 * 1024
+"""Bytes. Of a line that is longer the journal has pieces of that size (guest/console/queue.h: ENTRY_MAX)."""
+
+
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line. `time` is seconds since the epoch as journald stamped it."""
+    """One line, without its end. `time` is seconds since the epoch as journald stamped it.
+
+    `partial`: the end is not the line's. It goes on with the next one, since it is longer than an entry of
+    the journal may be, or the program has ended without a newline.
+    `missing`: nobody wrote it; it says that so many lines are missing in its place.
+    """
 
     time: float
-    text: str
+    data: bytes
     invocation_id: str | None
+    partial: bool = False
+    missing: int = 0
+
+    @property
+    def text(self) -> str:
+        """The line as text. What is not UTF-8 in it becomes U+FFFD."""
+        return self.data.decode("utf-8", "replace")

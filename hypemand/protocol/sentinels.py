@@ -284,18 +284,17 @@ def is_sentinel_line(line: bytes | str) -> bool:
     return _is_beginning(data) or _find_sentinel(data) is not None
 
 
-def derive_user_text(line: str) -> str | None:
+def derive_user_text(line: bytes) -> bytes | None:
     """What users see of a console line; None: nothing.
 
     A program that ends without a newline has its last words on the line of the sentinel: they are kept.
     """
-    data = _to_bytes(line)
-    if data is None:
+    if len(line) > MAX_LINE:
         return line
-    found = _find_sentinel(data)
+    found = _find_sentinel(line)
     if found is not None:
-        return found[1].decode("utf-8", "replace") or None
-    return None if _is_beginning(data) else line
+        return found[1] or None
+    return None if _is_beginning(line) else line
 
 
 def format_sentinel(sentinel: Sentinel) -> str:
@@ -347,7 +346,7 @@ def _find_sentinel(data: bytes) -> tuple[Sentinel, bytes] | None:
         kind = data[start + len(_PREFIX) : end] if start >= 0 else b""
         if kind in _GRAMMAR and (sentinel := _make_sentinel(kind, values)) is not None:
             found = sentinel, start
-    return None if found is None else (found[0], data[: found[1]].lstrip(_BLANK))
+    return None if found is None else (found[0], data[: found[1]])
 
 
 def _read_last_field(backwards: bytes, at: int) -> tuple[bytes, bytes, int] | None:

@@ -19,6 +19,13 @@ _WEIGHT_IDLE = 0
 
 Words = tuple[str, ...]
 
+_INTERVAL, _BURST = "LogRateLimitIntervalSec", "LogRateLimitBurst"
+# what journald has where only one of both is given (journald.conf(5))
+_JOURNALD_LIMIT: Mapping[str, Words] = {_INTERVAL: ("30",), _BURST: ("10000",)}
+# Of a 0 systemd tells journald nothing (252, 257: unit_export_log_ratelimit_interval), so that its own limit
+# would stay. No console reaches this one.
+_NO_LIMIT: Mapping[str, Words] = {_INTERVAL: ("1",), _BURST: ("10000000",)}
+
 
 def microseconds(seconds: float | None) -> int:
     """A time span for D-Bus; None is infinity."""
@@ -102,3 +109,13 @@ EXTRA_PROPERTIES = frozenset(_CONVERTERS)
 def extra_properties(unit: Mapping[str, Words]) -> list[Property]:
     """The properties of a definition's `unit:`. KeyError for one that the schema does not allow either."""
     return [_CONVERTERS[name](name, words) for name, words in unit.items()]
+
+
+def derive_log_limit(unit: Mapping[str, Words]) -> Mapping[str, Words]:
+    """How many lines of the unit journald is to keep: all, unless the definition has a limit. What a guest
+    may write is bounded before that (guest/console)."""
+    given = {name: unit[name] for name in _JOURNALD_LIMIT if name in unit}
+    limit = {**_JOURNALD_LIMIT, **given}
+    if not given or parse_duration(limit[_INTERVAL][0]) == 0 or int(limit[_BURST][0]) == 0:
+        return _NO_LIMIT
+    return limit

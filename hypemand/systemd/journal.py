@@ -14,13 +14,19 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 from systemd import id128
 from systemd._reader import _Reader
 
 _VARLINK = "/run/systemd/journal/io.systemd.journal"
-# journald cuts lines at 48 KiB; of what we look for none is longer than 4 KiB
+JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
+"""Where journald receives entries by its native protocol (systemd-journald.service(8))."""
+STAGE_FIELD = "HYPEMAN_STAGE"
+"""The field that a stage of a boot has in place of MESSAGE, so that journalctl does not show it
+(guest/console/journal.h)."""
+# of what we look for nothing is longer than 4 KiB
 _FIELD_LIMIT = 8192
 # lines between two looks for files that were removed, and lines in a row that cannot be read
 _LOOK_EVERY = 32
@@ -29,7 +35,8 @@ _MAX_FRUITLESS = 100
 
 @dataclass(frozen=True, slots=True)
 class JournalLine:
-    """One entry: its MESSAGE, and when journald took it (seconds, CLOCK_MONOTONIC and since the epoch)."""
+    """One entry: its MESSAGE, or the stage that it has in place of it, and when journald took it (seconds,
+    CLOCK_MONOTONIC and since the epoch)."""
 
     message: bytes
     monotonic: float
@@ -189,16 +196,21 @@ class BootJournal:
         return bool(self._reader._previous()) and not self._reader.test_cursor(last)
 
     def _line(self) -> JournalLine:
-        try:
-            message = self._reader._get("MESSAGE")
-        except KeyError:
-            message = b""
+        message = get_field(self._reader, "MESSAGE") or get_field(self._reader, STAGE_FIELD)
         monotonic, _boot = self._reader._get_monotonic()
         return JournalLine(message, monotonic / 1e6, self._reader._get_realtime() / 1e6)
 
     def close(self) -> None:
         """Close the journal's files."""
         self._reader.close()
+
+
+def get_field(reader: LogReader, name: str) -> bytes:
+    """A field of the line that the reader stands on; empty if it has none."""
+    try:
+        return reader._get(name)
+    except KeyError:
+        return b""
 
 
 @cache

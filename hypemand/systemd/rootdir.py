@@ -71,6 +71,11 @@ class Own:
         """The network service's socket for its TAP device."""
         return self.base / "tap.sock"
 
+    @property
+    def journal(self) -> Path:
+        """journald's socket, for the VM's console."""
+        return self.base / "journal.sock"
+
     def volume(self, number: int) -> Path:
         """A volume, counted from 0 to MAX_VOLUMES - 1."""
         return self.base / f"volume{number}"
@@ -79,7 +84,8 @@ class Own:
         """Make the mount points in a root, or those that are missing."""
         (root / self.runtime.relative_to("/")).mkdir(mode=0o755, parents=True, exist_ok=True)
         volumes = (self.volume(number) for number in range(MAX_VOLUMES))
-        for path in (self.disk, self.image, self.kernel, self.initrd, self.headers, self.tap, *volumes):
+        shared = (self.image, self.kernel, self.initrd, self.headers)
+        for path in (self.disk, *shared, self.tap, self.journal, *volumes):
             (root / path.relative_to("/")).touch(mode=0o444)
 
 

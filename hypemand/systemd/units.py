@@ -13,7 +13,7 @@ from hypemand.config.definition import Restart
 from hypemand.model.evidence import UnitEvidence
 from hypemand.systemd.bus import BusError, unit_path
 from hypemand.systemd.busframes import PROPERTIES, Part
-from hypemand.systemd.extras import INFINITY, extra_properties, microseconds
+from hypemand.systemd.extras import INFINITY, derive_log_limit, extra_properties, microseconds
 from hypemand.systemd.port import Bus
 from hypemand.systemd.rootdir import root_properties
 from hypemand.systemd.sandbox import Property, sandbox_properties
@@ -132,7 +132,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         sockets=plan.sockets,
     )
     properties += sandbox_properties(kvm=plan.kvm)
-    properties += extra_properties(plan.extra)
+    limit = derive_log_limit(plan.extra)
+    properties += extra_properties({**limit, **plan.extra, **limit})
     return properties
 
 

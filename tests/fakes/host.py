@@ -276,16 +276,19 @@ class FakeHost:
         _make_image(name, folder)
 
     def log(
-        self, name: str, text: str | bytes, *, transport: str = "stdout", realtime: float | None = None
+        self, name: str, text: str | bytes | None, *, realtime: float | None = None, **fields: str
     ) -> None:
-        """A line that the journal has of a VM, of a run before; by the VMM if it begins as QEMU's do."""
-        fields = {
+        """A line that the journal has of a VM, of a run before; by the VMM if it begins as QEMU's do.
+        `fields` of the entry, in place of those of a console; None: it has no text."""
+        known = {
             "HYPEMAN_VM_ID": self.vm(name).record.id,
             "_SYSTEMD_UNIT": unit_name(name),
             "_SYSTEMD_INVOCATION_ID": "ab" * 16,
-            "_TRANSPORT": transport,
+            "_TRANSPORT": "journal",
+            "SYSLOG_IDENTIFIER": name,
         }
-        self.journal.add_entry(text if isinstance(text, bytes) else text.encode(), fields, realtime)
+        message = text.encode() if isinstance(text, str) else text
+        self.journal.add_entry(message, known | fields, realtime)
 
     def volume_files(self, name: str) -> dict[str, GuestFile]:
         """What is in a volume, by path in it."""

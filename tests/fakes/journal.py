@@ -37,9 +37,13 @@ class FakeJournal:
         self._lines.setdefault(invocation, []).append(line)
         self.add_entry(message, {"_SYSTEMD_INVOCATION_ID": invocation, **fields})
 
-    def add_entry(self, message: bytes, fields: Mapping[str, str], realtime: float | None = None) -> None:
+    def add_entry(
+        self, message: bytes | None, fields: Mapping[str, str], realtime: float | None = None
+    ) -> None:
         """A line of anything else."""
-        values = {"MESSAGE": message, **{key: value.encode() for key, value in fields.items()}}
+        values = {key: value.encode() for key, value in fields.items()}
+        if message is not None:
+            values["MESSAGE"] = message
         self.entries.append(Entry(values, time.time() if realtime is None else realtime))
         for reader in tuple(self.open_logs):
             reader.wake()

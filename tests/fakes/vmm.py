@@ -90,6 +90,8 @@ class Vmm:
         # what journald knows of its lines
         self._fields = dict(bytes(field).decode().split("=", 1) for field in properties["LogExtraFields"])
         self._fields["_SYSTEMD_UNIT"] = process.unit
+        self._fields["SYSLOG_IDENTIFIER"] = str(properties["SyslogIdentifier"])
+        self._fields["_TRANSPORT"] = "journal"
         self._reports: list[asyncio.StreamWriter] = []
         self._monitors: list[asyncio.StreamWriter] = []
         self._writers: set[asyncio.StreamWriter] = set()
@@ -187,9 +189,9 @@ class Vmm:
         """The check of its definition has failed once more."""
         self.say(f'HYPEMAN-WAITING {_STAMP} boot={self.boot} reason="{reason}"')
 
-    def print(self, text: str | bytes, transport: str = "stdout") -> None:
+    def print(self, text: str | bytes) -> None:
         """A line on its console."""
-        self._journal.add(self.run_id, text, _TRANSPORT=transport, **self._fields)
+        self._journal.add(self.run_id, text, **self._fields)
 
     def say(self, text: str) -> None:
         """A line on its console, which is a sentinel: on the report port too."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon, the VMM and systemd's parts fail or go away; VMs go on, and their states are right again."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -78,6 +79,9 @@ def test_a_boot_that_ends_while_the_daemon_is_away_is_ready_once_it_is_back(vms:
         assert vms.unit(name, "ActiveState")["ActiveState"] == "activating"
     vms.wait(name, "Running")
     assert vms.execute(name, "echo", "here") == "here\n"
+    # how long the parts of its boot took was told on the console as well, though journalctl does not show it
+    spans = {span["name"] for span in json.loads(vms.ctl("analyze", "--json", name).stdout)["spans"]}
+    assert {"mounts", "config", "root", "program"} <= spans
 
 
 def test_a_restart_of_the_daemon_keeps_all_that_is_known_of_running_vms(vms: Vms) -> None:

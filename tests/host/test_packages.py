@@ -138,8 +138,14 @@ def test_reinstall_leaves_running_vms_running(own: TestHost) -> None:
     own.run(["systemctl", "start", "hypeman@kept.service"], timeout=120)
     vmm, daemon = show(own, "hypeman-vm-kept.service", "MainPID"), show(own, "hypemand.service", "MainPID")
 
-    own.install(find_packages(), reinstall=True)
+    with own.popen(["hypemanctl", "exec", "kept", "--", "sh", "-c", "echo up; exec sleep 1000"]) as session:
+        assert session.stdout is not None
+        assert session.stdout.readline() == b"up\n"
+        own.install(find_packages(), reinstall=True)
+        output, errors = session.communicate(timeout=60)
 
+    assert (session.returncode, output) == (125, b"")
+    assert b"restarted, for example by an upgrade; the command was terminated" in errors
     assert show(own, "hypemand.service", "MainPID") not in ("0", daemon)
     assert show(own, "hypeman-vm-kept.service", "MainPID") == vmm
     assert show(own, "hypeman-vm-kept.service", "ActiveState") == "active"

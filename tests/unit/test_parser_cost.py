@@ -221,9 +221,7 @@ LINE = b"HYPEMAN-EXIT" + b" a=HYPEMAN-EXIT" * 200 + b' "\n'
 PARSERS: dict[str, Case] = {
     "protocol.sentinels:parse_sentinel": Case(parse_sentinel, HOSTILE_LINES, most=4000),
     "protocol.sentinels:is_sentinel_line": Case(is_sentinel_line, HOSTILE_LINES, most=4000),
-    "protocol.sentinels:derive_user_text": Case(
-        lambda d: derive_user_text(d.decode("latin-1")), HOSTILE_LINES, most=2000
-    ),
+    "protocol.sentinels:derive_user_text": Case(derive_user_text, HOSTILE_LINES, most=2000),
     "vm.tracker:BootTracker.take_line": Case(take_lines, (repeat(LINE), repeat(b"\n"))),
     "unit.exit:scan_journal": Case(
         lambda d: scan_journal(BOOT, (JournalLine(line, 0, 0) for line in d.split(b"\n")), Findings()),

@@ -30,11 +30,14 @@ class PathInfo:
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """A line of a log with all that is known of it."""
+    """A line of a log with all that is known of it. `base64`: the line, where its text is not all of it."""
 
     time: str | None = None
     text: str = ""
     invocation_id: str | None = None
+    base64: str | None = None
+    partial: bool = False
+    missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)

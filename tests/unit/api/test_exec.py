@@ -11,6 +11,7 @@ import pytest
 
 from hypemand.api.exec import Opening, _exit_frame, parse_opening
 from hypemand.api.services import Limits
+from hypemand.api.websocket import STOPPING
 from hypemand.errors import HypemandError, InvalidRequest
 from hypemand.model.exec import ExecRequest
 from hypemand.model.state import State
@@ -184,7 +185,8 @@ def test_a_command_is_ended_when_the_daemon_stops(tmp_path: Path) -> None:
         await socket.send_bytes(b"x")
         await socket.receive()
         api.stop.set()
-        assert await close_of(socket) == (1001, "the daemon stops")
+        assert await close_of(socket) == (1001, STOPPING), "whole: it fits into a close frame"
+        assert "restarted, for example by an upgrade; the command was terminated" in STOPPING
         await api.host.vmm("a").commands[0].ended.wait()
 
     drive(tmp_path, scenario)

@@ -101,10 +101,10 @@ def test_logs_give_the_lines_that_were_asked_for(tmp_path: Path) -> None:
         await api.host.put("a")
         for text in ("one", sentinel, "two", "qemu-system-x86_64: vmm line"):
             api.host.log("a", text, realtime=1_700_000_000.25)
-        api.host.log("a", "systemd line", transport="journal")
+        api.host.log("a", "systemd line", SYSLOG_IDENTIFIER="systemd")
         # of a VM before it that had its name, and of hypemand
         unit = "hypeman-vm-a.service"
-        fields = {"HYPEMAN_VM_ID": "0" * 32, "_SYSTEMD_UNIT": unit, "_TRANSPORT": "stdout"}
+        fields = {"HYPEMAN_VM_ID": "0" * 32, "_SYSTEMD_UNIT": unit, "SYSLOG_IDENTIFIER": "a"}
         api.host.journal.add_entry(b"another's", fields)
         fields = {"HYPEMAN_VM_ID": api.host.vm("a").record.id, "_SYSTEMD_UNIT": "hypemand.service"}
         api.host.journal.add_entry(b"VM a is Stopped", fields)
@@ -119,7 +119,14 @@ def test_logs_give_the_lines_that_were_asked_for(tmp_path: Path) -> None:
         assert await lines("?source=hypeman") == ["VM a is Stopped"]
         assert await lines("?source=vmm") == ["qemu-system-x86_64: vmm line", "systemd line"]
         assert await lines("?tail=1&json=true") == [
-            {"time": "2023-11-14T22:13:20.250Z", "text": "two", "invocation_id": "ab" * 16}
+            {
+                "time": "2023-11-14T22:13:20.250Z",
+                "text": "two",
+                "invocation_id": "ab" * 16,
+                "base64": None,
+                "partial": False,
+                "missing": 0,
+            }
         ]
         texts = [f"line {n} \n\r\x00\u2028 \ufffd" for n in range(500)]
         api.host.journal.entries.clear()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.api.websocket import STOPPING
 from tests.unit.cli.conftest import Cli
 from tests.unit.cli.guest import FakeGuest
 
@@ -103,6 +104,12 @@ def test_the_reason_of_a_close_is_told(guest: FakeGuest, cli: Cli) -> None:
     done = cli.run("exec", "web", "vanish", "guest_error: the agent does not answer")
     assert done.returncode == 125
     assert done.stderr == "hypemanctl: the agent does not answer\n"
+
+
+def test_an_upgrade_of_the_daemon_is_told_and_is_no_exit_status(guest: FakeGuest, cli: Cli) -> None:
+    done = cli.run("exec", "web", "vanish", STOPPING)
+    assert done.returncode == 125
+    assert done.stderr == f"hypemanctl: {STOPPING.removeprefix('stopping: ')}\n"
 
 
 def test_a_channel_that_breaks_is_our_own_failure(guest: FakeGuest, cli: Cli) -> None:

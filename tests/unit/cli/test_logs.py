@@ -18,6 +18,14 @@ def test_logs_are_shown_as_they_are(daemon: Canned, cli: Cli) -> None:
     assert (done.stdout, done.returncode) == ("one\n\x1b[1mtwo\x1b[0m ü\n\n  three\n", 0)
 
 
+def test_logs_part_a_last_line_without_end_from_the_next_run(daemon: Canned, cli: Cli) -> None:
+    known = {"time": None, "invocation_id": None, "base64": None, "missing": 0}
+    piece = "x" * 128 * 1024
+    torn = [known | {"text": text, "partial": True} for text in ("no end", piece)]
+    daemon.add("web").lines = ["one", torn[0], "two", torn[1], "three"]
+    assert cli.run("logs", "web").stdout == f"one\nno end\ntwo\n{piece}three\n"
+
+
 # title, clear screen, a C1 control, a bidirectional override, a line separator, a request for an answer
 HOSTILE = "a\tb \x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe\u2028x\x1b[6n ü ✓\r"
 
@@ -84,10 +92,10 @@ def test_logs_pass_text_that_the_locale_cannot_show(daemon: Canned, cli: Cli) ->
 @pytest.mark.parametrize(
     ("words", "query"),
     [
-        ([], {"tail": "all", "source": "app"}),
-        (["-n", "5"], {"tail": "5", "source": "app"}),
-        (["-n", "all", "--all"], {"tail": "all", "source": "app", "sentinels": "true"}),
-        (["-f", "--source", "vmm"], {"tail": "all", "source": "vmm", "follow": "true"}),
+        ([], {"tail": "all", "source": "app", "exact": "true"}),
+        (["-n", "5"], {"tail": "5", "source": "app", "exact": "true"}),
+        (["-n", "all", "--all"], {"tail": "all", "source": "app", "sentinels": "true", "exact": "true"}),
+        (["-f", "--source", "vmm"], {"tail": "all", "source": "vmm", "follow": "true", "exact": "true"}),
         (["--timestamps"], {"tail": "all", "source": "app", "json": "true"}),
     ],
 )

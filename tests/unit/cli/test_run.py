@@ -25,7 +25,7 @@ def test_run_shows_the_console_raw_and_exits_as_the_program(live: Live, cli: Cli
     guest.prints, guest.ends = (b"one", b"\x1b[1mtwo\x1b[0m \xff \xc3\xbc"), 3
     done = cli.run("run", "--name", "job", BOX, "sh", "-c", "exit 3")
     assert done.returncode == 3
-    assert done.stdout == "one\n\x1b[1mtwo\x1b[0m \ufffd ü\n"
+    assert done.stdout == "one\n\x1b[1mtwo\x1b[0m \\xff ü\n"
     assert done.stderr == ""
 
 
@@ -112,6 +112,24 @@ def test_run_goes_on_when_the_daemon_is_restarted(daemon: Canned, cli: Cli) -> N
     done = cli.run("run", "--name", "job", "box")
     assert done.returncode == 0
     assert done.stdout == "one\ntwo\nthree\nfour\n"
+
+
+def test_run_writes_what_the_program_wrote_and_tells_apart_what_is_missing(daemon: Canned, cli: Cli) -> None:
+    known = {"time": None, "invocation_id": None, "base64": None, "partial": False, "missing": 0}
+    words = "hypemand: 5 lines were not kept: journald has dropped them"
+    events = Events(
+        (
+            "one ",
+            "",
+            known | {"text": words, "missing": 5},
+            known | {"text": "\ufffd", "base64": "/w=="},
+            known | {"text": "no end", "partial": True},
+        )
+    )
+    follow(daemon, events, exit_code=0)
+    done = cli.run("run", "--name", "job", "box")
+    assert (done.returncode, done.stdout) == (0, "one \n\n\\xff\nno end")
+    assert done.stderr == f"hypemanctl: {words}\n"
 
 
 def test_run_gives_up_a_daemon_that_breaks_off_for_ever(daemon: Canned, cli: Cli) -> None:

@@ -207,12 +207,14 @@ def test_a_guest_is_told_its_addresses_and_its_vmm_the_tap() -> None:
     made = make_plan(record, definition, IMAGE, HOST, PLACES, (), connection, in_root=lambda _path: False)
     assert (made.guest.interfaces, made.guest.dns) == ((interface,), ("192.0.2.1",))
     assert made.unit.start[0] == "/usr/lib/hypemand/hypeman-console"
-    assert made.unit.start[4:7] == ("/usr/lib/hypemand/launcher", str(OWN.runtime), str(OWN.tap))
+    assert made.unit.start[4:7] == ("--journal", str(OWN.journal), "web")
+    assert made.unit.start[7:10] == ("/usr/lib/hypemand/launcher", str(OWN.runtime), str(OWN.tap))
     assert "mac=02:00:00:00:00:01" in " ".join(made.unit.start)
-    assert made.unit.sockets == ((Path("/run/hypemand/tap/tap.sock"), OWN.tap),)
+    journal = (Path("/run/systemd/journal/socket"), OWN.journal)
+    assert made.unit.sockets == (journal, (Path("/run/hypemand/tap/tap.sock"), OWN.tap))
     bare = make_plan(record, definition, IMAGE, HOST, PLACES, in_root=lambda _path: False)
-    assert (bare.guest.interfaces, bare.guest.dns, bare.unit.sockets) == ((), (), ())
-    assert bare.unit.start[6] == "-"
+    assert (bare.guest.interfaces, bare.guest.dns, bare.unit.sockets) == ((), (), (journal,))
+    assert bare.unit.start[9] == "-"
 
 
 def test_the_unit_renews_a_disk_that_does_not_persist() -> None:

@@ -146,3 +146,20 @@ def test_lines_that_cannot_be_read_hide_no_others(monkeypatch: pytest.MonkeyPatc
     assert read(monkeypatch, journald) == [line for line in ALL[::-1] if int(line) not in journald.broken]
     # and a file of them is no loop without end
     assert read(monkeypatch, Journald(broken=set(range(800)))) == ALL[:799:-1]
+
+
+def test_a_stage_of_a_boot_is_read_where_an_entry_has_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is sent so that journalctl does not show it."""
+    stage = b"HYPEMAN-STAGE name=root"
+
+    class Reader(FakeReader):
+        def _get(self, field: str) -> bytes:
+            if int(super()._get(field)) % 2:
+                return super()._get(field)
+            if field == "HYPEMAN_STAGE":
+                return stage
+            raise KeyError(field)
+
+    monkeypatch.setattr(journal_module, "_Reader", lambda: Reader(Journald()))
+    monkeypatch.setattr(journal_module, "_read_folder_times", lambda: [0])
+    assert [line.message for line in BootJournal("b" * 32).read_backwards(3)] == [b"999", stage, b"997"]

@@ -71,7 +71,7 @@ def test_a_root_is_made_once_and_completed_and_the_host_has_its_mount_points_too
     in_root = root / own.disk.relative_to("/")
     in_root.unlink()
     make_root(root, own)
-    for path in (in_root, own.disk, own.image, own.kernel, own.initrd, own.tap):
+    for path in (in_root, own.disk, own.image, own.kernel, own.initrd, own.tap, own.journal):
         assert path.read_bytes() == b""
     assert own.runtime.is_dir()
     assert (root / "bin").readlink() == Path("usr/bin")
@@ -122,6 +122,28 @@ def test_a_dollar_in_a_command_is_no_variable() -> None:
 def test_extra_properties_come_last_and_so_win() -> None:
     names = [name for name, *_ in unit_properties(PLAN)]
     assert names[-2:] == ["After", "Nice"]
+
+
+@pytest.mark.parametrize(
+    ("given", "interval", "burst"),
+    [
+        ({}, 1_000_000, 10_000_000),
+        # what systemd does not pass on to journald
+        ({"LogRateLimitIntervalSec": ("0",)}, 1_000_000, 10_000_000),
+        ({"LogRateLimitIntervalSec": ("0",), "LogRateLimitBurst": ("5",)}, 1_000_000, 10_000_000),
+        ({"LogRateLimitBurst": ("0",)}, 1_000_000, 10_000_000),
+        ({"LogRateLimitIntervalSec": ("5s",)}, 5_000_000, 10_000),
+        ({"LogRateLimitBurst": ("70",)}, 30_000_000, 70),
+        ({"LogRateLimitBurst": ("70",), "LogRateLimitIntervalSec": ("2min",)}, 120_000_000, 70),
+        ({"LogRateLimitIntervalSec": ("infinity",)}, INFINITY, 10_000),
+    ],
+)
+def test_journald_limits_lines_only_where_the_definition_does(
+    given: dict[str, tuple[str, ...]], interval: int, burst: int
+) -> None:
+    properties = unit_properties(replace(PLAN, extra=given))
+    limits = [(name, value) for name, _, value in properties if name.startswith("LogRateLimit")]
+    assert sorted(limits) == [("LogRateLimitBurst", burst), ("LogRateLimitIntervalUSec", interval)]
 
 
 def test_dev_kvm_is_there_only_with_kvm() -> None:
