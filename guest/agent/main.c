@@ -77,8 +77,8 @@ static void tell_ready(void)
     close_fd(&fd);
 }
 
-/* The host compares now and then. A clock that differs by no more than the way of a message stays: it would go
- * back by that each time. */
+/* The host compares now and then. A clock that differs by no more than the way of a message stays: it would
+ * go back by that each time. */
 static int set_clock(const struct timespec *now)
 {
     static const double as_good_as_right = 0.02;

@@ -58,12 +58,12 @@ bool init_is_systemd(const char *program, struct reason *why)
     if (realpath(program, real) == NULL)
         return true;
     int fd = open(real, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    bool other = fd >= 0 && strcmp(name_of(real), "systemd") != 0 && is_elf(fd) &&
-                 leads_nowhere(program) && !is_linked_with_systemd(fd);
+    bool other = fd >= 0 && strcmp(name_of(real), "systemd") != 0 && is_elf(fd) && leads_nowhere(program) &&
+                 !is_linked_with_systemd(fd);
     close_fd(&fd);
     if (!other)
         return true;
     bool link = strcmp(real, program) != 0;
-    return refuse(why, "%s is %s, not systemd; use mode: exec to run it as a program, or another cmd", program,
-                  link ? real : "another program");
+    return refuse(why, "%s is %s, not systemd; use mode: exec to run it as a program, or another cmd",
+                  program, link ? real : "another program");
 }

@@ -36,6 +36,7 @@ SCRIPT_INIT = "/bin/init"
 APPLETS = (
     *("sh", "cat", "sleep", "id", "ls", "ps", "mount", "env", "tail", "dd", "echo", "ip", "readlink"),
     *("uname", "grep", "stat", "find", "ln", "ping", "wc", "touch", "rm", "true", "nc"),
+    *("modprobe", "depmod", "mknod", "cp"),
 )
 PORTS = ("agent", "report", "stop")
 
@@ -53,8 +54,20 @@ def make_root(root: Path) -> None:
     (root / "var/lib/dbus").mkdir(parents=True)
     (root / "var/lib/dbus/machine-id").write_text("e" * 32 + "\n")
     (root / "etc/data").write_text("no program\n")
+    make_i386_program(root / "bin/i386")
     (root / SCRIPT_INIT[1:]).write_text('#!/bin/sh\nexec /bin/sh "$@"\n')
     (root / SCRIPT_INIT[1:]).chmod(0o755)
+
+
+def make_i386_program(path: Path) -> None:
+    """time(2) as programs of its time called it, and exit(42), or 1 where there is no such call."""
+    code = bytes.fromhex("b80d000000 31db cd80 bb01000000 85c0 7e05 bb2a000000 b801000000 cd80")
+    base, start, end = 0x08048000, 84, 84 + len(code)
+    header = b"\x7fELF\x01\x01\x01" + bytes(9)
+    header += struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, base + start, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    header += struct.pack("<8I", 1, 0, base, base, end, end, 5, 4096)
+    path.write_bytes(header + code)
+    path.chmod(0o755)
 
 
 def make_erofs(image: Path, root: Path) -> Path:
@@ -311,6 +324,10 @@ class GuestBoot(BootCase):
         with self.guest(SCRIPT_INIT, "-c", script, mode="systemd", ulimit="nofile=64:128") as guest:
             self.assertEqual(guest.exit_report(), (0, "halted from inside"))
             self.assertIn("[Manager]\nDefaultLimitNOFILE=64:128\n1024\n", guest.console)
+
+    def test_a_program_of_32_bits_runs(self) -> None:
+        with self.guest("/bin/i386", agent="0") as guest:
+            self.assertEqual(guest.exit_report(), (42, "exited with code 42"))
 
     def test_users_by_name_and_number(self) -> None:
         for user, ids, home in (
