@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel headers in a guest that is a whole Debian: a module is built against them as by DKMS, and loaded; and
-the kernel's own modules."""
+"""Kernel headers in a guest that is a whole Debian: a module is built against them as by DKMS, and loaded.
+So are the modules of the kernel itself."""
 
 from __future__ import annotations
 
