@@ -78,7 +78,7 @@ class Daemon:
         self._turns = turns
         self._config = config
         # what no event tells of is checked with the watchdog, the one wake-up that recurs
-        self._service = Service(self._check_disks)
+        self._service = Service(self._look_around)
         self._tasks = Tasks("the daemon")
         self._bus: Bus = bus or SystemBus()
         self._watcher = BootWatcher()
@@ -115,6 +115,8 @@ class Daemon:
             stack.callback(self._watcher.close)
             stack.push_async_callback(self._network_client.close)
             stack.push_async_callback(self._manager.close)
+            stack.callback(self._parts.clocks.close)
+            self._parts.clocks.follow()
             stack.push_async_callback(self._pulls.close)
             stack.push_async_callback(self._reloader.close, _RELOAD_DEADLINE)
             stack.callback(self._store.may_make.set)
@@ -259,8 +261,9 @@ class Daemon:
             status += f"; {unreadable} with unreadable records: journalctl -u hypemand"
         self._service.update_status(status)
 
-    def _check_disks(self) -> None:
+    def _look_around(self) -> None:
         self._parts.disk_watch.look_soon()
+        self._parts.clocks.look()
 
 
 def _is_there(path: Path) -> bool:

@@ -80,8 +80,15 @@ static void tell_ready(void)
     inside_expect(fd);
 }
 
+/* The host compares now and then. A clock that differs by no more than the way of a message stays: it would
+ * go back by that each time. */
 static int set_clock(const struct timespec *now)
 {
+    static const double as_good_as_right = 0.02;
+    struct timespec mine = clock_realtime();
+    double off = difftime(now->tv_sec, mine.tv_sec) + (double)(now->tv_nsec - mine.tv_nsec) / 1e9;
+    if (off >= -as_good_as_right && off <= as_good_as_right)
+        return 0;
     return clock_settime(CLOCK_REALTIME, now);
 }
 

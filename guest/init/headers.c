@@ -235,8 +235,8 @@ static bool fill_modules(const struct place *place, int modules, struct reason *
     (void)snprintf(stamp, sizeof stamp, "%s/%s", place->modules, STAMP);
     (void)snprintf(id, sizeof id, "%s\n", place->id);
     int from = open(source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool filled = from >= 0 && files_copy(from, modules) && mkdirat(modules, "kernel", 0755) == 0 &&
-                  symlinkat(place->headers, modules, "build") == 0 && file_write(stamp, O_CREAT | O_EXCL, id);
+    bool filled = from >= 0 && tree_copy(from, modules) && symlinkat(place->headers, modules, "build") == 0 &&
+                  file_write(stamp, O_CREAT | O_EXCL, id);
     if (!filled)
         (void)refuse(why, "cannot fill %s: %s", place->modules, strerror(errno));
     close_fd(&from);

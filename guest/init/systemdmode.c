@@ -6,6 +6,7 @@
 #include "clock.h"
 #include "environment.h"
 #include "files.h"
+#include "initkind.h"
 #include "keeper.h"
 #include "machineid.h"
 #include "root.h"
@@ -210,6 +211,8 @@ struct outcome systemd_mode_run(const struct systemd_mode *mode)
                      mode->config->argv[0]);
         return outcome;
     }
+    if (!init_is_systemd(mode->config->argv[0], &outcome.why))
+        return outcome;
     /* Commands that are executed in the guest begin there. */
     if (!folder_make(mode->config->folder, 0755)) {
         (void)refuse(&outcome.why, "cannot make the working directory %s: %s", mode->config->folder,

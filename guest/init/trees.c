@@ -81,38 +81,6 @@ static bool copy_bytes(int from, int to)
     return sent == 0;
 }
 
-static bool copy_file(int from_folder, int to_folder, const char *name, mode_t mode)
-{
-    int from = openat(from_folder, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-    int to = from < 0 ? -1
-                      : openat(to_folder, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
-                               mode & (mode_t)07777);
-    bool copied = to >= 0 && copy_bytes(from, to);
-    int error = errno;
-    close_fd(&to);
-    close_fd(&from);
-    errno = error;
-    return copied;
-}
-
-bool files_copy(int from, int to)
-{
-    DIR *entries = open_entries(openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (entries == NULL)
-        return false;
-    bool copied = true;
-    const struct dirent *entry;
-    while (copied && (errno = 0, entry = readdir(entries)) != NULL) {
-        struct stat status;
-        copied = fstatat(from, entry->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
-                 (!S_ISREG(status.st_mode) || copy_file(from, to, entry->d_name, status.st_mode));
-    }
-    int error = errno;
-    (void)closedir(entries);
-    errno = error;
-    return copied && error == 0;
-}
-
 /* --- trees --- */
 
 /* A file with more than one name, and the first of them that was copied. */

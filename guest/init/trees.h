@@ -10,9 +10,6 @@
  * stays, and so what it is in: errno is EXDEV then. False with errno of the first thing that stayed. */
 bool tree_remove(int folder, const char *name, dev_t device);
 
-/* Copy the files of a folder, not its folders and links, into another one. False with errno. */
-bool files_copy(int from, int to);
-
 /* Copy what is in a folder into another one, with all that is in it: owners, modes, times, extended
  * attributes and hard links; of the names that are there already none may be in it. Of what is mounted in it
  * the folder alone. False with errno of the first thing that could not be copied; what was copied before

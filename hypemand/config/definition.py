@@ -76,7 +76,8 @@ class Definition:
 
     Sizes in bytes, times in seconds (None: infinity). `entrypoint` and `cmd` None: the image's own.
     `persistent` False: every start has a fresh disk. `network` None: the VM is on none.
-    `ready` None: it is Running with program and agent.     `init` None: by the program's name. `tmpfs` are PATH[:OPTIONS], capabilities as they were written.
+    `ready` None: it is Running with program and agent. `init` None: by the program's name. `tmpfs` are
+    PATH[:OPTIONS], capabilities as they were written.
     `unit` holds extra unit properties as systemd spells them, each value a tuple of its words or lines.
     """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from hypemand.config.host import HostConfig
 from hypemand.manager.definitionfiles import DefinitionFiles
 from hypemand.manager.fleet import Fleet
+from hypemand.manager.guestclocks import GuestClocks
 from hypemand.manager.guestops import GuestOps
 from hypemand.manager.images.images import Images
 from hypemand.manager.images.pulls import Pulls
@@ -68,6 +69,7 @@ class Parts:
     names: Names
     networks: Networks
     disk_watch: DiskWatch
+    clocks: GuestClocks
     space: SharedQuery[SpaceReport]
     tasks: Tasks
     files: DefinitionFiles
@@ -154,6 +156,7 @@ def make_parts(
         names=names,
         networks=Networks(network_host, allocation, list_live, vms, on_members=names.members_changed),
         disk_watch=disk_watch,
+        clocks=GuestClocks(fleet),
         space=space,
         tasks=Tasks("the VMs"),
         files=DefinitionFiles(),

@@ -30,7 +30,8 @@ _HEX = re.compile("[0-9a-f]{64}")
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image that can be used, by one of its names. `digest` is `sha256:…` of its content, `size` the bytes
-    of its rootfs, `created_at` seconds since the epoch, `source` what it was made from."""
+    of its rootfs, `created_at` seconds since the epoch, `source` what it was made from. `systemd_links`:
+    which of its usual inits are links to systemd; () also for images that were made before this was noted."""
 
     name: str
     id: str
@@ -41,6 +42,7 @@ class Image:
     source: str
     folder: Path
     config: OciConfig = field(default_factory=OciConfig)
+    systemd_links: tuple[str, ...] = ()
 
     @property
     def rootfs(self) -> Path:
@@ -73,6 +75,7 @@ def store_metadata(folder: Path, image: Image) -> None:
         "created_at": image.created_at,
         "source": image.source,
         "config": dict(sorted(encode_oci_config(image.config).items())),
+        "systemd_links": list(image.systemd_links),
     }
     store_record(folder / METADATA, dict(sorted(document.items())), indent=2, mode=0o644)
 
@@ -141,6 +144,7 @@ def _parse_metadata(folder: Path, document: Mapping[str, object]) -> Image:
         source=_parse_text(document, "source"),
         folder=folder,
         config=parse_oci_config(document.get("config")),
+        systemd_links=_parse_words(document, "systemd_links"),
     )
 
 

@@ -34,7 +34,13 @@ from hypemand.storage.references import (
 )
 from hypemand.storage.registry import Manifest, Registry
 from hypemand.storage.room import RoomWatch
-from hypemand.storage.rootfs import find_architecture, find_in_root, hash_file, make_erofs
+from hypemand.storage.rootfs import (
+    find_architecture,
+    find_in_root,
+    find_systemd_links,
+    hash_file,
+    make_erofs,
+)
 from hypemand.storage.staging import name_failures, open_staging, remove_tree
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import DirectTools, Tools
@@ -357,6 +363,9 @@ def _finish(work: _Work, unpacked: _Unpacked) -> Image:
     folder.mkdir()
     folder.chmod(0o755)
     make_erofs(unpacked.root, folder / ROOTFS, work.tools)
+    config = unpacked.config
+    program = next(filter(None, (*config.entrypoint, *config.cmd)), "")
+    systemd_links = find_systemd_links(unpacked.root, program)
     if unpacked.root.parent == work.staging:
         # gone before anything is synced, or all of it would be written to the disk first
         remove_tree(unpacked.root)
@@ -373,7 +382,8 @@ def _finish(work: _Work, unpacked: _Unpacked) -> Image:
         created_at=time.time(),
         source=work.source,
         folder=folder,
-        config=unpacked.config,
+        config=config,
+        systemd_links=systemd_links,
     )
     _seal(folder / ROOTFS)
     # which syncs the folder too

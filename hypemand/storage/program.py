@@ -6,7 +6,7 @@ from __future__ import annotations
 import posixpath
 import re
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from hypemand.config.definition import Definition, Mode
 from hypemand.config.vmdef import boot_settings_of, check_systemd_mode, settings_of
@@ -15,8 +15,10 @@ from hypemand.model.images import OciConfig
 from hypemand.protocol.configdisk import GuestConfig
 from hypemand.storage.images import Image
 
-SYSTEMD_INITS = frozenset({"/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"})
-# beside those that are called …-init
+# Where the init of a machine is; whether it is systemd the guest tells, which has the VM's root. Of other
+# names only those of systemd itself mean it, and what an image has as links to that.
+_MACHINE_INITS = frozenset({"/sbin/init", "/usr/sbin/init", "/usr/local/sbin/init"})
+# Programs that reap orphans themselves, beside those that are called …-init.
 _INITS = frozenset({"init", "tini", "tini-static", "catatonit", "runit", "s6-svscan", "s6-overlay-suexec"})
 _RTMIN, _RTMAX = 34, 64  # signal(7): what C libraries leave to programs
 
@@ -65,11 +67,16 @@ def derive_env(image: Iterable[str], definition: Mapping[str, str]) -> dict[str,
     return {**merged, **definition}
 
 
-def derive_mode(definition: Definition, argv: tuple[str, ...]) -> Mode:
-    """How the guest runs `argv`: what the definition says, else systemd mode for an init."""
+def derive_mode(definition: Definition, argv: tuple[str, ...], systemd_links: Collection[str] = ()) -> Mode:
+    """How the guest runs `argv`: what the definition says, else systemd mode for an init, for systemd, and
+    for `systemd_links`, the paths that lead to it in the image."""
     if definition.mode is not Mode.AUTO:
         return definition.mode
-    return Mode.SYSTEMD if argv[0] in SYSTEMD_INITS else Mode.EXEC
+    if not argv[0].startswith("/"):
+        return Mode.EXEC
+    path = posixpath.normpath(f"/{argv[0].lstrip('/')}")
+    is_systemd = path in _MACHINE_INITS or posixpath.basename(path) == "systemd" or path in systemd_links
+    return Mode.SYSTEMD if is_systemd else Mode.EXEC
 
 
 def is_init(program: str) -> bool:
@@ -101,7 +108,7 @@ def resolve_program(definition: Definition, image: Image) -> GuestConfig:
         stop_signal = parse_signal(image.config.stop_signal or "SIGTERM")
     except ValueError as error:
         raise ImageNotReady(f"the image {image.name} cannot be used: its StopSignal {error}") from error
-    mode = derive_mode(definition, argv)
+    mode = derive_mode(definition, argv, image.systemd_links)
     return GuestConfig(
         name=definition.name,
         mode=mode,

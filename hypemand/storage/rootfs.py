@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import stat
 import struct
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ _MAX_WALK = 20000
 
 # e_machine of elf(5), as OCI (GOARCH) spells it.
 _MACHINES = {3: "386", 21: "ppc64le", 22: "s390x", 40: "arm", 62: "amd64", 183: "arm64", 243: "riscv64"}
+_USUAL_INITS = ("/init", "/bin/init", "/etc/init", "/usr/bin/init")
 _USUAL_PROGRAMS = ("bin/sh", "sbin/init", "usr/bin/env", "bin/busybox", "lib/systemd/systemd")
 
 
@@ -76,6 +78,15 @@ def find_in_root(root: Path, inside: str) -> Path | None:
             done = []
         todo += [p for p in reversed(target.split("/")) if p not in ("", ".")]
     return root.joinpath(*done)
+
+
+def find_systemd_links(root: Path, program: str) -> tuple[str, ...]:
+    """Which of the usual inits of a root file system, and of the absolute path `program`, lead to systemd."""
+    paths = {
+        posixpath.normpath(f"/{path.lstrip('/')}") for path in (*_USUAL_INITS, program) if path[:1] == "/"
+    }
+    targets = {path: find_in_root(root, path) for path in sorted(paths)}
+    return tuple(path for path, target in targets.items() if target is not None and target.name == "systemd")
 
 
 def _find_elf_architecture(path: Path) -> str | None:

@@ -110,7 +110,6 @@ class Session:
         self._locate = locate
         self._connect_driver = connect
         self._opened = time.monotonic()
-        self._boots = follow_journal
         self._console: Console | None = None
         if follow_journal or catch_up:
             self._console = Console(name, tracker, self.budget, open_journal, catch_up=catch_up)
@@ -128,8 +127,9 @@ class Session:
         # questions that were answered
         self._answered = 0
         self._let_end = False
-        # its clock is not right, as far as is known
-        self._stood_still = False
+        # the guest's clock has to be set
+        self._clock_due = False
+        self._clock_setting: asyncio.Task[None] | None = None
         self._closed = False
         # not there for so long: nothing is known of it any more
         self._absence: asyncio.TimerHandle | None = None
@@ -288,16 +288,26 @@ class Session:
             return
         if self.tracker.take_agent(time.monotonic()):
             self._changed()
-        if self._boots or self._stood_still:
-            await self._set_clock(channel)
+        # it read its clock from a device that counts in whole seconds, when it booted; and what came since
+        # then no daemon may have seen
+        self.keep_clock()
+
+    def keep_clock(self) -> None:
+        """Set the guest's clock to the host's time: now, or when its agent speaks."""
+        self._clock_due = True
+        if self.agent is None or not self.agent.is_ready or self.run_state is RunState.PAUSED:
+            return
+        if self._clock_setting is None or self._clock_setting.done():
+            self._clock_setting = self._tasks.start("clock", self._set_clock(self.agent))
 
     async def _set_clock(self, channel: AgentChannel) -> None:
-        """A guest reads its clock from a device that counts in whole seconds, and only when it boots."""
         try:
-            await channel.set_clock()
-            self._stood_still = False
+            while self._clock_due:
+                self._clock_due = False
+                await channel.set_clock()
         except HypemandError as error:
-            _log.warning("VM %s: its clock may be a second behind: %s", self._name, error)
+            self._clock_due = True
+            _log.warning("VM %s: its clock may be wrong: %s", self._name, error)
 
     async def open_agent(self, timeout: float) -> AgentChannel:
         """The channel to the agent, connected anew if it has broken. GuestError when there is none."""
@@ -418,12 +428,10 @@ class Session:
     async def resume(self) -> None:
         """Let the guest go on, whatever it was stopped for. VmmError."""
         self.full = ()
-        self._stood_still = True
         await self._reach_vmm().resume()
         status = await self.query_status(SILENCE_DEADLINE, anew=True)
-        if status is RunState.RUNNING and self.agent is not None and self.agent.is_ready:
-            # it stood still as long as the guest; to a daemon that has just started the agent speaks only now
-            self._tasks.start("clock", self._set_clock(self.agent))
+        if status is RunState.RUNNING:
+            self.keep_clock()  # it stood still as long as the guest
 
     def _reach_vmm(self) -> Vmm:
         if self._vmm is None or self._closed:

@@ -126,7 +126,7 @@ PROGRAMS: Mapping[str, Program] = {
 class Agent:
     """What answers one connection. `programs`: what it can run, by their name; `commands`: what it has been
     asked to run; `refusal`: an ERROR that it answers with instead; `power_off` ends the guest, within so many
-    seconds."""
+    seconds; `clocks`: what its clock was set to."""
 
     def __init__(
         self,
@@ -137,7 +137,9 @@ class Agent:
         commands: list[Command],
         power_off: Callable[[int], None],
         refusal: str,
+        clocks: list[int],
     ) -> None:
+        self._clocks = clocks
         self._guest = guest
         self._boot = boot
         self._programs = programs
@@ -174,6 +176,7 @@ class Agent:
         elif kind == FILES:
             self._open_files(number, payload)
         elif kind == CLOCK:
+            self._clocks.append(struct.unpack("<Q", payload)[0])
             self._guest.send(pack(EXIT, number, records(("code", "0"), ("message", ""))))
         elif kind == PING:
             self._guest.send(pack(PONG, 0, payload))

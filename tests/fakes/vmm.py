@@ -79,6 +79,8 @@ class Vmm:
         self.monitor = Monitor(self._say, self.ended.set)
         # what its agent was asked to run
         self.commands: list[Command] = []
+        # nanoseconds since the epoch that its clock was set to
+        self.clocks: list[int] = []
         # the seconds that it was given by SHUTDOWN, and whether the stop port told it to end
         self.graces: list[int] = []
         self.heard_stop = False
@@ -255,6 +257,7 @@ class Vmm:
             self.commands,
             self._shut_down,
             behaviour.refusal,
+            self.clocks,
         )
         self._agents.append(agent)
         if self._is_up:

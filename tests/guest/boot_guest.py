@@ -32,9 +32,12 @@ INITRD = os.environ["HYPEMAN_INITRD"]
 COMMAND_LINE = os.environ.get("HYPEMAN_KERNEL_ARGS", "console=hvc0 quiet no_timer_check mitigations=off")
 BUSYBOX = "/bin/busybox"
 BOOT_S = 60.0
+# a shell, as a script: what systemd mode takes for the way to systemd
+SCRIPT_INIT = "/bin/init"
 APPLETS = (
     *("sh", "cat", "sleep", "id", "ls", "ps", "mount", "env", "tail", "dd", "echo", "ip", "readlink"),
     *("uname", "grep", "stat", "find", "ln", "ping", "wc", "touch", "rm", "true", "nc", "setsid"),
+    *("modprobe", "depmod", "mknod", "cp"),
 )
 PORTS = ("agent", "report", "stop")
 
@@ -52,6 +55,20 @@ def make_root(root: Path) -> None:
     (root / "var/lib/dbus").mkdir(parents=True)
     (root / "var/lib/dbus/machine-id").write_text("e" * 32 + "\n")
     (root / "etc/data").write_text("no program\n")
+    make_i386_program(root / "bin/i386")
+    (root / SCRIPT_INIT[1:]).write_text('#!/bin/sh\nexec /bin/sh "$@"\n')
+    (root / SCRIPT_INIT[1:]).chmod(0o755)
+
+
+def make_i386_program(path: Path) -> None:
+    """time(2) as programs of its time called it, and exit(42), or 1 where there is no such call."""
+    code = bytes.fromhex("b80d000000 31db cd80 bb01000000 85c0 7e05 bb2a000000 b801000000 cd80")
+    base, start, end = 0x08048000, 84, 84 + len(code)
+    header = b"\x7fELF\x01\x01\x01" + bytes(9)
+    header += struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, base + start, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    header += struct.pack("<8I", 1, 0, base, base, end, end, 5, 4096)
+    path.write_bytes(header + code)
+    path.chmod(0o755)
 
 
 def make_erofs(image: Path, root: Path) -> Path:
@@ -271,7 +288,7 @@ class GuestBoot(BootCase):
         cat /proc/sys/net/ipv4/ip_unprivileged_port_start
         ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt
         """
-        with self.guest("/bin/sh", "-c", script, mode="systemd", agent="0") as guest:
+        with self.guest(SCRIPT_INIT, "-c", script, mode="systemd", agent="0") as guest:
             self.assertEqual(guest.exit_report()[0], 0)
             self.assertIn("\n1024\n", guest.console)
 
@@ -362,7 +379,7 @@ class GuestBoot(BootCase):
                 (f"echo {own} >/etc/machine-id", own),
                 ("true", "<"),
             ):
-                words = ("/bin/sh", "-c", f"{show}; {write}; {end}")
+                words = (SCRIPT_INIT, "-c", f"{show}; {write}; {end}")
                 with self.guest(*words, mode="systemd", agent="0", machine_id=own, machine=machine) as guest:
                     self.assertEqual(guest.exit_report()[0], 0)
                     self.assertIn(said, guest.console)
@@ -374,9 +391,13 @@ class GuestBoot(BootCase):
         cat /run/systemd/system.conf.d/90-hypeman.conf; ulimit -Sn
         ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt
         """
-        with self.guest("/bin/sh", "-c", script, mode="systemd", ulimit="nofile=64:128") as guest:
+        with self.guest(SCRIPT_INIT, "-c", script, mode="systemd", ulimit="nofile=64:128") as guest:
             self.assertEqual(guest.exit_report(), (0, "halted from inside"))
             self.assertIn("[Manager]\nDefaultLimitNOFILE=64:128\n1024\n", guest.console)
+
+    def test_a_program_of_32_bits_runs(self) -> None:
+        with self.guest("/bin/i386", agent="0") as guest:
+            self.assertEqual(guest.exit_report(), (42, "exited with code 42"))
 
     def test_users_by_name_and_number(self) -> None:
         for user, ids, home in (
@@ -479,7 +500,7 @@ class GuestBoot(BootCase):
         for p in /proc/[0-9]*; do grep -q '^hypeman-' $p/comm && grep VmRSS $p/status; done
         ln -s /run/initramfs/shutdown /shutdown; exec /shutdown poweroff
         """
-        with self.guest("/bin/sh", "-c", script, mode="systemd", env='A=b "c" $d') as guest:
+        with self.guest(SCRIPT_INIT, "-c", script, mode="systemd", env='A=b "c" $d') as guest:
             self.assertEqual(guest.exit_report(), (0, "powered off from inside"))
             said = guest.console
         sizes = [int(size) for size in re.findall(r"VmRSS:\s+(\d+) kB", said)]
@@ -497,7 +518,7 @@ class GuestBoot(BootCase):
 
     def test_systemd_mode_without_an_agent_puts_none_into_the_image(self) -> None:
         script = "ls -1R /run /opt; ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt"
-        with self.guest("/bin/sh", "-c", script, mode="systemd", agent="0") as guest:
+        with self.guest(SCRIPT_INIT, "-c", script, mode="systemd", agent="0") as guest:
             self.assertEqual(guest.exit_report(), (0, "halted from inside"))
             self.assertNotIn("hypeman-agent", guest.console)
             self.assertNotIn("environment", guest.console)
@@ -509,7 +530,7 @@ class GuestBoot(BootCase):
         tail -f /dev/null &
         echo ready; while :; do read -r _ </dev/zero; done
         """
-        with self.guest("/bin/sh", "-c", script, mode="systemd") as guest:
+        with self.guest(SCRIPT_INIT, "-c", script, mode="systemd") as guest:
             guest.wait_for("ready\n")
             with guest.order_poweroff(2):
                 code, message = guest.exit_report()
@@ -524,7 +545,7 @@ class GuestBoot(BootCase):
         while [ $(date +%s) -lt $end ]; do :; done  # a fork blocks signals, and that is no ear for them
         trap 'exec /shutdown reboot' 38; echo listens; while :; do sleep 0.1; done
         """
-        with self.guest("/bin/sh", "-c", script, mode="systemd") as guest:
+        with self.guest(SCRIPT_INIT, "-c", script, mode="systemd") as guest:
             guest.wait_for("PROGRAM-START.*\n")
             with guest.order_poweroff(30):
                 report = guest.exit_report()
@@ -543,6 +564,50 @@ class GuestBoot(BootCase):
                 self.assertEqual(reported, code)
                 self.assertIn(words, message)
                 self.assertNotIn("PROGRAM-START", guest.console)
+
+    def test_systemd_mode_is_refused_with_an_init_of_another_kind(self) -> None:
+        ways_out = "not systemd; use mode: exec to run it as a program, or another cmd"
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            make_root(folder / "root")
+            sbin = folder / "root/sbin"
+            sbin.mkdir()
+            (sbin / "init").symlink_to("/../bin/../bin/busybox")
+            shutil.copy(BUSYBOX, sbin / "openrc-init")
+            (sbin / "loop").symlink_to("loop")
+            machine = Machine(image=make_erofs(folder / "image", folder / "root"))
+            for argv0, words in (
+                ("/sbin/init", f"/sbin/init is /bin/busybox, {ways_out}"),
+                ("/sbin/openrc-init", f"/sbin/openrc-init is another program, {ways_out}"),
+                ("/bin/sh", f"/bin/sh is /bin/busybox, {ways_out}"),
+                ("/sbin/loop", "program /sbin/loop cannot be executed: "),
+            ):
+                with self.subTest(argv0=argv0), self.guest(argv0, mode="systemd", machine=machine) as guest:
+                    self.assertIn(words, guest.exit_report()[1])
+                    self.assertNotIn("PROGRAM-START", guest.console)
+
+    def test_systemd_mode_is_for_what_is_systemd_or_may_lead_to_it(self) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            make_root(folder / "root")
+            lib, sbin = folder / "root/usr/lib/systemd", folder / "root/sbin"
+            lib.mkdir(parents=True)
+            sbin.mkdir()
+            shutil.copy(BUSYBOX, lib / "systemd")
+            (sbin / "other").mkdir()
+            (sbin / "linked").symlink_to("other/../../usr/lib/systemd/systemd")
+            # a copy that followed the link: told by what it is linked with
+            (sbin / "other/init").write_bytes((lib / "systemd").read_bytes() + b"\0libsystemd-core-252.so\0")
+            (sbin / "other/init").chmod(0o755)
+            (sbin / "init").symlink_to("../bin/busybox")
+            machine = Machine(image=make_erofs(folder / "image", folder / "root"))
+            for argv0 in ("/sbin/linked", "/sbin/other/init", "/bin/true"):
+                with self.subTest(argv0=argv0), self.guest(argv0, mode="systemd", machine=machine) as guest:
+                    guest.wait_for("PROGRAM-START.* mode=systemd")
+                    guest.process.kill()  # an init of busybox goes on
+                    guest.process.wait(BOOT_S)
+            with self.guest("/sbin/init", mode="systemd", machine=machine) as guest:
+                self.assertIn("/sbin/init is /bin/busybox, not systemd", guest.exit_report()[1])
 
 
 @contextmanager

@@ -46,6 +46,20 @@ def read_release() -> str:
     return found[1].decode()
 
 
+# one of each kind: tunnels, load balancing, matches of iptables, file systems of disks and of servers
+MODULES = (
+    "wireguard",
+    "vxlan",
+    "ip_vs",
+    "ip_vs_rr",
+    "xt_set",
+    "squashfs",
+    "nfs",
+    "nfsv4",
+    "cifs",
+    "isofs",
+    "vfat",
+)
 BUILD_ID = read_build_id()
 RELEASE = read_release()
 
@@ -55,6 +69,7 @@ def make_headers(folder: Path, which: str, build_id: str = BUILD_ID) -> None:
     for name in (*NEEDED, "which", ".hypeman-modules/modules.dep"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{which}\n")
+    (folder / ".hypeman-modules/kernel").mkdir()
     (folder / STAMP).write_text(f"{build_id}\n")
 
 
@@ -198,6 +213,27 @@ class Headers(boot_guest.BootCase):
             self.expect_ready(guest, "of the image")
             self.assertIn("linux-headers-other\n", guest.console)
             self.assertNotIn(f"linux-headers-{RELEASE} erofs", guest.console)
+
+    def test_the_modules_of_the_kernel_can_be_loaded(self) -> None:
+        """The disk that is in the package with this kernel, by a modprobe that knows indexes alone."""
+        load = "\n".join(f"modprobe {name} || echo no {name}" for name in MODULES)
+        script = f"""
+        {load}
+        ip link add wg0 type wireguard && ip link set wg0 up && echo wg0 is up
+        for f in squashfs nfs4 cifs fuse; do grep -w $f /proc/filesystems; done
+        mknod /tmp/tun c 10 200 && exec 9<>/tmp/tun && echo tun opens
+        k=/lib/modules/$(uname -r)
+        cp $k/kernel/drivers/net/vxlan/vxlan.ko $k/kernel/net/mine.ko && depmod && grep mine.ko $k/modules.dep
+        grep -c . $k/modules.dep
+        {SHOW}"""
+        disk = Path(KERNEL).with_name("headers.erofs")
+        with self.headers_guest(disk, script=script) as guest:
+            self.assertEqual(guest.exit_report()[0], 0, guest.console)
+        said = guest.console
+        self.assertNotIn("\nno ", said)
+        self.assertIn("wg0 is up\n\tsquashfs\n", said)
+        self.assertIn("nodev\tnfs4\nnodev\tcifs\nnodev\tfuse\ntun opens\n", said)
+        self.assertRegex(said, r"\nkernel/net/mine.ko:.*\n\d\d+\n")
 
     def test_the_next_boot_keeps_what_was_installed(self) -> None:
         disk, upper = self.headers_disk(), make_ext4(self.folder / "upper")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import boot_guest
-from boot_guest import Guest, Machine, make_erofs, make_ext4, make_root
+from boot_guest import SCRIPT_INIT, Guest, Machine, make_erofs, make_ext4, make_root
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -146,7 +146,7 @@ class SetUp(boot_guest.BootCase):
             self.assertIn("3777 500:600\nof the volume\n", guest.console)
             self.assertRegex(guest.console, r"on /run type tmpfs \(rw,nosuid,nodev\S*,mode=755")
         show = "ls -A /run; ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt"
-        with self.guest("/bin/sh", "-c", show, mode="systemd", agent="0") as guest:
+        with self.guest(SCRIPT_INIT, "-c", show, mode="systemd", agent="0") as guest:
             self.assertEqual(guest.exit_report(), (0, "halted from inside"))
             self.assertNotIn("mysqld", guest.console)
 

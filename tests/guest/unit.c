@@ -915,21 +915,16 @@ static void test_trees(void)
     EXPECT(mkdtemp(base) != NULL && stat(base, &status) == 0);
     int folder = open(base, O_RDONLY | O_DIRECTORY);
     EXPECT(mkdirat(folder, "from", 0755) == 0 && mkdirat(folder, "from/sub", 0755) == 0 &&
-           mkdirat(folder, "to", 0755) == 0 && mkdirat(folder, "kept", 0755) == 0);
+           mkdirat(folder, "kept", 0755) == 0);
     int from = openat(folder, "from", O_RDONLY | O_DIRECTORY);
-    int to = openat(folder, "to", O_RDONLY | O_DIRECTORY);
     EXPECT(file_replace(from, "a", "content\n") && fchmodat(from, "a", 0640, 0) == 0 &&
            file_replace(from, "sub/b", "x") == false && symlinkat("../kept", from, "link") == 0);
-    EXPECT(files_copy(from, to) && fstatat(to, "a", &status, 0) == 0 && (status.st_mode & 0777) == 0640);
-    EXPECT(status.st_size == 8 && faccessat(to, "link", F_OK, 0) != 0 && faccessat(to, "sub", F_OK, 0) != 0);
-    EXPECT(!files_copy(from, to) && errno == EEXIST);
     /* What is linked to stays, and so does what is on another device. */
     EXPECT(!tree_remove(folder, "from", status.st_dev + 1) && errno == EXDEV);
     EXPECT(faccessat(folder, "from/a", F_OK, 0) == 0);
     EXPECT(tree_remove(folder, "from", status.st_dev) && faccessat(folder, "kept", F_OK, 0) == 0);
     EXPECT(!tree_remove(folder, "from", status.st_dev) && errno == ENOENT);
     close_fd(&from);
-    close_fd(&to);
     close_fd(&folder);
     int parent = open("/tmp", O_PATH | O_DIRECTORY);
     EXPECT(tree_remove(parent, base + 5, status.st_dev));

@@ -34,6 +34,10 @@ def test_they_are_ready_some_time_after_running(vms: Vms) -> None:
     # the kernel's own: they say its release, and its module indexes are there
     assert vms.execute(name, "cat", f"{build}/include/config/kernel.release").strip() == release
     assert vms.execute(name, "head", "-n", "1", f"/lib/modules/{release}/modules.builtin")
+    # and so are its modules, for any modprobe
+    assert vms.execute(name, "cat", "/proc/modules") == ""
+    vms.execute(name, "sh", "-euc", "modprobe wireguard && ip link add wg0 type wireguard")
+    assert "\nwireguard " in "\n" + vms.execute(name, "cat", "/proc/modules")
     assert "Headers: ready\n" in vms.ctl("status", name).stdout
     assert vms.ctl("show", "-p", "kernel_headers", name).stdout.startswith("kernel_headers.state=ready\n")
     markers = [line for line in vms.console(name) if "HYPEMAN-" in line]

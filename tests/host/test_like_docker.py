@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image as docker save writes it, of a program that is not root, runs as it does under Docker."""
+"""An image as docker save writes it, of a program that is not root, runs as it does under Docker; and what an
+image brings that is not systemd, and a clock that is wrong."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import hashlib
 import io
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from tests.host.faults import compile_static
 from tests.host.machine import TestHost
 from tests.host.vms import Vms, vms_of
+from tests.hostclock import step_clock
 
 pytestmark = pytest.mark.one_release
 
@@ -85,14 +88,14 @@ def make_layer(busybox: bytes, ping: bytes, init: bytes) -> bytes:
         def add(name: str, data: bytes | None, mode: int, uid: int = 0, gid: int = 0) -> None:
             layer.addfile(make_member(name, data, mode, uid, gid), io.BytesIO(data or b""))
 
-        for folder in ("bin", "run", "var"):
+        for folder in ("bin", "run", "sbin", "var"):
             add(folder, None, 0o755)
         add("bin/busybox", busybox, 0o755)
         add("bin/ping-socket", ping, 0o755)
         add("init", init, 0o755)
-        for applet in APPLETS:
-            link = tarfile.TarInfo(f"bin/{applet}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+        for path in (*(f"bin/{applet}" for applet in APPLETS), "sbin/init"):
+            link = tarfile.TarInfo(path)
+            link.type, link.linkname = tarfile.SYMTYPE, "/bin/busybox"
             layer.addfile(link)
         add("run/app", None, 0o3777, gid=1000)
         add("data", None, 0o750, 1000, 1000)
@@ -241,3 +244,35 @@ def test_what_a_dropped_command_has_started_ends_with_it(vms: Vms) -> None:
         return "sleep 424" not in vms.execute(NAME, "ps")
 
     vms.host.wait_until(look, 30, "processes of the command end")
+
+
+@pytest.mark.parametrize(("path", "mode"), [("/sbin/init", "auto"), ("/bin/sh", "systemd")])
+def test_an_image_whose_init_is_not_systemd_is_refused_with_the_ways_out(
+    vms: Vms, path: str, mode: str
+) -> None:
+    name = vms.define("likeinit", None, image="like", cmd=[path], mode=mode, boot_timeout="90s")
+    vms.ctl("start", name)
+    shown = vms.wait(name, "Stopped")
+    reason = f"{path} is /bin/busybox, not systemd; use mode: exec to run it as a program, or another cmd"
+    assert (shown["exit_code"], shown["exit_message"]) == (125, reason)
+    assert reason in vms.ctl("status", name, check=False).stdout
+    vms.remove(name)
+
+
+def test_the_clock_of_a_guest_follows_the_hosts(vms: Vms) -> None:
+    date = ("/bin/busybox", "date")
+
+    def is_right() -> bool:
+        return abs(int(vms.execute(NAME, *date, "+%s")) - time.time()) < 5
+
+    def make_wrong() -> None:
+        vms.ctl("exec", "-u", "0", NAME, "--", *date, "-s", "@1000000000")
+        assert not is_right()
+
+    assert is_right()
+    make_wrong()
+    step_clock()
+    vms.host.wait_until(is_right, 10, "the clock of a guest after a step of the host's")
+    make_wrong()
+    vms.restart_daemon()
+    vms.host.wait_until(is_right, 10, "the clock of a guest after the daemon was restarted")

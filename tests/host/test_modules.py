@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel headers in a guest that is a whole Debian: a module is built against them as by DKMS, and loaded."""
+"""Kernel headers in a guest that is a whole Debian: a module is built against them as by DKMS, and loaded.
+So are the modules of the kernel itself."""
 
 from __future__ import annotations
 
@@ -64,6 +65,12 @@ def test_the_headers_are_a_service_of_the_guest_that_nothing_waits_for(vms: Vms)
     console = [line.split()[0] for line in vms.console(NAME) if line.startswith("HYPEMAN-")]
     assert console.index("HYPEMAN-PROGRAM-START") < console.index("HYPEMAN-HEADERS-START")
     assert console.index("HYPEMAN-HEADERS-START") < console.index("HYPEMAN-HEADERS-READY")
+
+
+def test_the_kernels_own_modules_are_loaded_by_kmod(vms: Vms) -> None:
+    load = "modprobe -a ip_vs_rr vxlan nfsv4 squashfs && depmod && modprobe -n wireguard && lsmod"
+    loaded = {line.split()[0] for line in vms.execute(NAME, "sh", "-euc", load).splitlines()}
+    assert {"ip_vs", "ip_vs_rr", "vxlan", "nfs", "nfsv4", "squashfs"} <= loaded
 
 
 def test_a_module_is_built_against_them_and_loaded(vms: Vms) -> None:

@@ -30,6 +30,8 @@ STOP_TIMEOUT = "120s"
 STOP_DEADLINE = 150.0
 WHOLE: dict[str, Any] = {
     "image": "debian",
+    # rather than /sbin/init, which the image has for its program
+    "cmd": ["/usr/sbin/init"],
     "memory": "512M",
     "vcpus": 2,
     "disk": "2G",

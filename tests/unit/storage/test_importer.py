@@ -30,8 +30,9 @@ from hypemand.errors import (
 )
 from hypemand.model.images import derive_host_architecture
 from hypemand.run import Completed, run
-from hypemand.storage.images import STAGING
+from hypemand.storage.images import METADATA, STAGING, read_image
 from hypemand.storage.importer import import_image
+from hypemand.storage.rootfs import find_systemd_links
 from hypemand.storage.staging import clean_staging
 from hypemand.storage.store import NAMES, ImageStore
 from hypemand.storage.tools import DirectTools
@@ -202,6 +203,34 @@ def test_of_many_images_in_a_layout_the_tagged_one(tmp_path: Path, store: ImageS
     with pytest.raises(ImageNotReady):
         import_image(store, "none", f"{layout}:v3")
     assert left(store) == []
+
+
+def test_links_of_an_image_to_systemd_are_noted(tmp_path: Path, store: ImageStore) -> None:
+    """A link is followed as in the guest: not out of the image, and not for ever."""
+    entries = [
+        *(shell(), shell("usr/lib/systemd/systemd"), link("lib", "usr/lib"), link("init", "a/../b")),
+        *(folder("a"), link("b", "/../../lib/systemd/systemd"), link("etc/init", "init")),
+        *(link("usr/bin/init", "../../bin/sh"), link("bin/init", str(tmp_path / "systemd"))),
+    ]
+    (tmp_path / "systemd").write_bytes(b"of the host")
+    image = import_image(store, "linked", str(make_tar(tmp_path / "linked.tar", entries)))
+    assert image.systemd_links == ("/init",)
+    assert store.get_image("linked").systemd_links == ("/init",)
+    # what was made before this was noted
+    metadata = image.folder / METADATA
+    old = json.loads(metadata.read_text())
+    del old["systemd_links"]
+    metadata.write_text(json.dumps(old))
+    assert read_image(image.folder).systemd_links == ()
+
+
+def test_the_program_of_an_image_may_be_such_a_link(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    (root / "lib/systemd").mkdir(parents=True)
+    (root / "lib/systemd/systemd").write_bytes(b"")
+    (root / "start").symlink_to("lib/systemd/systemd")
+    assert find_systemd_links(root, "/start") == ("/start",)
+    assert find_systemd_links(root, "start") == ()
 
 
 def test_an_oci_archive(tmp_path: Path, store: ImageStore, layout: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,28 @@ def test_agent_and_headers_are_the_definitions() -> None:
     assert (guest.name, guest.agent, guest.headers) == ("vm", False, False)
 
 
-@pytest.mark.parametrize("init", ["/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"])
+@pytest.mark.parametrize(
+    "init",
+    [
+        *("/sbin/init", "/usr/sbin/init", "/usr/local/sbin/init", "//sbin/../sbin/init"),
+        *("/lib/systemd/systemd", "/usr/lib/systemd/systemd", "/bin/systemd", "/usr/bin/systemd"),
+    ],
+)
 def test_an_init_means_systemd_mode_unless_defined(init: str) -> None:
     assert resolve(OciConfig(cmd=(init,))).mode is Mode.SYSTEMD
     assert resolve(OciConfig(cmd=(init,)), mode=Mode.EXEC).mode is Mode.EXEC
     assert resolve(OciConfig(cmd=("/bin/sh", init))).mode is Mode.EXEC
     assert resolve(OciConfig(cmd=("/bin/sh",)), mode=Mode.SYSTEMD).mode is Mode.SYSTEMD
+
+
+def test_a_link_of_the_image_to_systemd_means_systemd_mode() -> None:
+    plain = OciConfig(cmd=("/init",))
+    image = Image("app", "id", "sha256:0", "amd64", 1, 0.0, "test", Path("/none"), plain, ("/init",))
+    definition = Definition(name="vm", image="app")
+    assert resolve_program(definition, image).mode is Mode.SYSTEMD
+    assert resolve_program(replace(definition, mode=Mode.EXEC), image).mode is Mode.EXEC
+    for other in ("/entry", "init", "systemd", "/usr/bin/systemd-run"):
+        assert resolve_program(replace(definition, cmd=(other,)), image).mode is Mode.EXEC
 
 
 @pytest.mark.parametrize(
