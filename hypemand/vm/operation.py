@@ -23,12 +23,10 @@ class OperationCancelled(HypemandError):
 
 
 class Ongoing:
-    """An operation that is under way. `keeps_handle`: its VM ends for a moment, and its hypeman@ unit does
-    not."""
+    """An operation that is under way."""
 
     def __init__(self, name: Operation) -> None:
         self.info = OngoingOperation(name, CALLER.get(), time.time())
-        self.keeps_handle = False
         self._wait: asyncio.Task[Any] | None = None
 
     async def await_cancellable(self, work: Coroutine[Any, Any, T], name: str) -> T:
