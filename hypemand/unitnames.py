@@ -14,6 +14,8 @@ _VM, _HANDLE, _IMAGE, _REPLAY, _SUFFIX = (
 )
 VM_UNITS = f"{_VM}*{_SUFFIX}"
 """Pattern of the transient units of all VMs."""
+HANDLES = f"{_HANDLE}*{_SUFFIX}"
+"""Pattern of the handles of all VMs."""
 
 
 def unit_name(vm: str) -> str:
@@ -24,6 +26,11 @@ def unit_name(vm: str) -> str:
 def handle_name(vm: str) -> str:
     """The unit that an administrator enables and orders."""
     return f"{_HANDLE}{vm}{_SUFFIX}"
+
+
+def vm_of_handle(unit: str) -> str | None:
+    """The VM whose handle this is, or None."""
+    return _find_middle(_HANDLE, unit)
 
 
 def vm_of_unit(unit: str) -> str | None:

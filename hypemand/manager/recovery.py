@@ -18,6 +18,7 @@ from hypemand.systemd.rootdir import make_root
 from hypemand.systemd.units import Units
 from hypemand.tasks import Tasks
 from hypemand.unitnames import unit_name
+from hypemand.vm.handle import find_notes
 from hypemand.vm.runfiles import RunFiles, load_past, remove_leftovers
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
@@ -83,6 +84,8 @@ class Recovery:
         made or removed, and units of VMs that are not known. What fails is logged, and keeps nothing else
         from being done."""
         await ask_again(tuple(self._parts.fleet))
+        with logged("the control units of VMs"):
+            await self.compare_handles()
         await asyncio.gather(
             *(
                 self._remove_helper(vm)
@@ -117,6 +120,21 @@ class Recovery:
             self._parts.records.check_complete()
         await run_in(Pool.TOOLS, store.remove_unfilled, volume)
 
+    async def compare_handles(self) -> None:
+        """Have the handle of each VM that runs active, and remove what is left of those of others. A VM may
+        have ended, or may have been started by a daemon that ended before it had its handle started."""
+        states = await self._parts.units.list_handles()
+        noted = await run_in(Pool.RECORDS, find_notes, self._parts.runtime_root.parent / "handles")
+        work = []
+        for vm in self._parts.fleet:
+            if vm.operations.is_busy:
+                continue
+            if vm.has_handle and vm.state.is_vmm_active and states.get(vm.name) != "active":
+                work.append(vm.handle.follow())
+            elif not vm.state.is_vmm_active and (vm.name in states or vm.name in noted):
+                work.append(vm.handle.release())
+        await asyncio.gather(*work)
+
     async def _remove_helper(self, vm: Vm) -> None:
         _log.info("removing VM %s, whose work on a volume was interrupted", vm.name)
         with logged(f"VM {vm.name} is left, which worked on a volume"):
@@ -129,6 +147,8 @@ class Recovery:
     async def resync(self) -> None:
         """Look at everything again, after signals may have been missed."""
         await asyncio.gather(*(vm.refresh() for vm in self._parts.fleet))
+        with logged("the control units of VMs"):
+            await self.compare_handles()
 
 
 async def recover_vms(vms: Sequence[Vm], deadline: float = _DEADLINE) -> None:

@@ -231,6 +231,7 @@ class VmManager:
         finally:
             if self._records.find(vm.name) is None:
                 await run_in(Pool.STARTS, vm.runs.files.remove_exit)
+                await vm.handle.remove_files()
                 await vm.detach()
                 self._fleet.remove(vm)
                 vm.mark_deleted()
@@ -262,9 +263,6 @@ class VmManager:
     async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
         """See `Manager`."""
         vm = self._fleet.get(ref)
-        if vm.handle.releasing and vm.state is State.STOPPED:
-            # that is the handle asking; a start may hold the VM meanwhile and wait until it has ended
-            return vm.view()
         vm.operations.cancel_wait()
         async with vm.operations.hold(Operation.STOP):
             await vm.refresh()
@@ -315,20 +313,19 @@ class VmManager:
         """See `Manager`."""
         requested = time.monotonic()
         vm = self._fleet.get(ref)
-        async with vm.operations.hold(Operation.RESTART) as operation:
+        async with vm.operations.hold(Operation.RESTART):
             await asyncio.gather(vm.refresh(), self.look_at_files())
             check_allowed(Operation.RESTART, vm.state, vm.name)
             # it runs on meanwhile
             image, waited = await self._starter.ensure_image(vm, pull)
             await self._starter.check(vm, image)
-            operation.keeps_handle = True
             try:
-                await self._stop(vm, None)
-                await self._starter.start(vm, time.monotonic() if waited else requested, image)
+                async with vm.handle.held():
+                    await self._stop(vm, None)
+                    await self._starter.start(vm, time.monotonic() if waited else requested, image)
             finally:
-                operation.keeps_handle = False
                 if _has_ended(vm):
-                    await vm.release_handle()
+                    await vm.handle.release()
         return vm.view()
 
     async def kill_vm(self, ref: str, signal: int = _SIGKILL) -> VmView:

@@ -17,7 +17,7 @@ from hypemand.systemd.extras import INFINITY, derive_log_limit, extra_properties
 from hypemand.systemd.port import Bus
 from hypemand.systemd.rootdir import root_properties
 from hypemand.systemd.sandbox import Property, sandbox_properties
-from hypemand.unitnames import VM_UNITS, unit_name, vm_of_unit
+from hypemand.unitnames import HANDLES, VM_UNITS, unit_name, vm_of_handle, vm_of_unit
 
 SERVICE = "org.freedesktop.systemd1"
 MANAGER = "/org/freedesktop/systemd1"
@@ -123,6 +123,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("CPUQuotaPerSecUSec", "t", round(plan.cpu_quota * 1e6)),
         ("TasksMax", "t", plan.tasks_max),
         ("OOMPolicy", "s", "stop"),
+        # as containers and VMs of others do
+        ("IgnoreOnIsolate", "b", True),
     ]
     properties += root_properties(
         plan.root,
@@ -190,6 +192,10 @@ class Units:
             ("a(sa(sv))", ([],)),
         )
         await self._manager("StartTransientUnit", *arguments)
+
+    async def start(self, unit: str) -> None:
+        """Queue a start job. BusError with EDEADLK for a unit that is being stopped."""
+        await self._manager("StartUnit", ("ss", (unit, "fail")))
 
     async def stop(self, unit: str) -> None:
         """Queue a stop job. A unit that is not there is no error."""
@@ -264,13 +270,16 @@ class Units:
 
     async def list_vms(self) -> dict[str, str]:
         """ActiveState of every VM's unit that there is, by the VM's name."""
-        rows = await self._manager("ListUnitsByPatterns", ("asas", ([], [VM_UNITS])))
-        found = {}
-        for row in rows or []:
-            vm = vm_of_unit(row[0])
-            if vm is not None and (row[2], row[3]) != ("not-found", "inactive"):
-                found[vm] = row[3]
-        return found
+        return await self._list(VM_UNITS, vm_of_unit)
+
+    async def list_handles(self) -> dict[str, str]:
+        """ActiveState of the handles that are loaded, by the VM's name."""
+        return await self._list(HANDLES, vm_of_handle)
+
+    async def _list(self, pattern: str, find_vm: Callable[[str], str | None]) -> dict[str, str]:
+        rows = await self._manager("ListUnitsByPatterns", ("asas", ([], [pattern])))
+        known = (row for row in rows or [] if (row[2], row[3]) != ("not-found", "inactive"))
+        return {vm: row[3] for row in known if (vm := find_vm(row[0])) is not None}
 
     def watch(self, unit: str, callback: Callable[[], None]) -> None:
         """Call back when the unit's state may have changed. Ask `status` what it is now: a signal may arrive
@@ -286,8 +295,21 @@ class Units:
 
         self._bus.watch_properties(unit_path(unit), f"{SERVICE}.Unit", _TELLING, tell)
 
+    def watch_state(self, unit: str, callback: Callable[[str], None]) -> None:
+        """Call back with each new ActiveState. It may be an old one by then."""
+        told = ""
+
+        def tell(changed: dict[str, Any]) -> None:
+            nonlocal told
+            state = changed.get("ActiveState")
+            if isinstance(state, str) and state != told:
+                told = state
+                callback(state)
+
+        self._bus.watch_properties(unit_path(unit), f"{SERVICE}.Unit", ("ActiveState",), tell)
+
     def unwatch(self, unit: str) -> None:
-        """Undo `watch`."""
+        """Undo `watch` or `watch_state`."""
         self._bus.unwatch_properties(unit_path(unit))
 
     async def _manager(self, method: str, *arguments: Part) -> Any:

@@ -23,12 +23,10 @@ class OperationCancelled(HypemandError):
 
 
 class Ongoing:
-    """An operation that is under way. `keeps_handle`: its VM ends for a moment, and its hypeman@ unit does
-    not. `is_cancelled`: it was asked to end."""
+    """An operation that is under way. `is_cancelled`: it was asked to end."""
 
     def __init__(self, name: Operation) -> None:
         self.info = OngoingOperation(name, CALLER.get(), time.time())
-        self.keeps_handle = False
         self.is_cancelled = False
         self._wait: asyncio.Task[Any] | None = None
 

@@ -23,6 +23,11 @@ class Places:
     own: Own
 
     @property
+    def handles(self) -> Path:
+        """Of all VMs: what `hypemand.vm.handle` keeps."""
+        return self.runtime.parent.parent / "handles"
+
+    @property
     def disk(self) -> Path:
         """The VM's disk."""
         return self.state / DISK

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 
 from hypemand.config.definition import Definition
 from hypemand.model.evidence import Derived, derive_state, derive_status_text, describe_check
-from hypemand.model.state import HeadersStatus, State
+from hypemand.model.state import HeadersStatus, Origin, State
 from hypemand.model.vm import ExitReport, RestartStatus, RunReport, VmView
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
@@ -65,7 +65,9 @@ class Vm:
         self._tasks = Tasks(record.name)
         owner = Owner(record.name, record.uid, places, self._get_definition, self._evaluate, self._release)
         self.runs = Runs(owner, services, self._tasks, past)
-        self.handle = Handle(record.name, services.units, self._tasks)
+        self.handle = Handle(
+            record.name, services.units, self._tasks, places.handles, self._needs_handle, self.refresh
+        )
         self._unit = UnitStatus(None)
         self._bus_up = True
         self._derived = Derived(State.STOPPED)
@@ -246,10 +248,12 @@ class Vm:
     def attach(self) -> None:
         """Begin to follow the unit's properties."""
         self._services.units.watch(self.unit, self._take_signal)
+        self.handle.attach()
 
     async def detach(self) -> None:
         """Follow nothing any more; the VM itself goes on."""
         self._services.units.unwatch(self.unit)
+        self.handle.detach()
         await self.runs.detach()
         await self._tasks.close()
 
@@ -342,6 +346,8 @@ class Vm:
         """systemd has taken the job to start its unit: it need not be asked whether it has. What comes of
         that it signals."""
         self._unit = UnitStatus("activating", "queued")
+        if self.has_handle:
+            self._tasks.start("handle", self.handle.follow())
         self.runs.follow(self._unit, Found())  # nothing of its files is needed: `Runs.expect` has told
         self._evaluate()
         self._take_signal()
@@ -369,6 +375,7 @@ class Vm:
         if derived.state is State.RUNNING and session is not None and mark_running(self.name, session):
             work = register(self._services.bus, self.record, session, self._network)
             self._tasks.start("machined", work)
+            self._tasks.start("handle's look", self.handle.look())
         self._transit(derived)
         if session is not None and was_mute and self._unit.active_state == "activating":
             # what there was to say before, systemd could not be told
@@ -449,17 +456,16 @@ class Vm:
         # a network service that hangs must not hold up an end; the next start waits for its turn there
         await asyncio.wait([detaching], timeout=_DETACH_DEADLINE)
         await run_in(Pool.STARTS, self.runs.files.remove_runtime)
-        await self.release_handle()
-
-    async def release_handle(self) -> None:
-        """Stop the hypeman@ unit of a VM that has ended, and that is not about to run again."""
-        if not self._keeps_handle:
-            await self.handle.release(lambda: self._unit.is_live or self._keeps_handle)
+        await self.handle.release()
 
     @property
-    def _keeps_handle(self) -> bool:
-        current = self.operations.current
-        return current is not None and current.keeps_handle
+    def has_handle(self) -> bool:
+        """Is its hypeman@ unit to be active while it is? Not of a VM that works for the daemon."""
+        return self.record.origin is not Origin.HELPER
+
+    def _needs_handle(self) -> bool:
+        is_live = self._bus_up and self._unit.is_live and not self.is_ending
+        return is_live and self.has_handle and not self.operations.closed
 
     # waiting
 

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -35,6 +35,7 @@ from hypemand.vm.runs import VmServices
 from hypemand.vm.vm import Vm
 from hypemand.vm.watcher import BootWatcher
 from tests.fakes.files import GuestFile
+from tests.fakes.handle import HandleProcess
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd
@@ -49,13 +50,11 @@ LAB = NetworkConfig("default", "lab0", IPv4Interface("10.7.0.1/24"), None, dns=(
 _SMALL = {"image": "builtin:app", "cmd": ["x"], "disk": "64M", "memory": "96M", "network": "none"}
 # units/hypeman@.service
 _HANDLE = {
-    "Type": "oneshot",
-    "RemainAfterExit": True,
-    "ExecStart": [("/usr/bin/hypemanctl", ["hypemanctl", "start", "--wait"], False)],
-    "ExecStopPost": [
-        ("/usr/bin/systemctl", ["systemctl", "stop"], False),
-        ("/usr/bin/hypemanctl", ["hypemanctl", "stop", "--result"], False),
-    ],
+    "Type": "notify",
+    "NotifyAccess": "all",
+    "ExecStart": [("/usr/lib/hypemand/handle", ["handle", "follow"], False)],
+    "ExecStopPost": [("/usr/lib/hypemand/handle", ["handle", "stop"], False)],
+    "StartLimitIntervalUSec": 0,
     "TimeoutStartUSec": 2**64 - 1,
     "TimeoutStopUSec": 2**64 - 1,
 }
@@ -163,22 +162,24 @@ class FakeHost:
         await self.daemon.begin()
 
     async def _handle(self, process: Process) -> int:
-        """The commands of hypeman@NAME.service."""
+        """The processes of hypeman@NAME.service."""
         vm = process.unit.partition("@")[2].removesuffix(".service")
+        return await HandleProcess(vm, process, self.systemd, self.config.runtime_dir, self).run()
+
+    async def start_for_handle(self, vm: str) -> int:
+        """`hypemanctl start --wait`."""
         try:
-            if process.argv[1] == "start":
-                await self.manager.start_vm(vm)
-                view, late = await self.manager.wait_vm(vm, State.RUNNING, DEADLINE)
-                await self.handles_end.wait()
-                return 0 if view.state is State.RUNNING and not late else 1
-            if process.argv[0] == "systemctl":
-                if unit_name(vm) in self.systemd.units:
-                    self.systemd.jobs.add(unit_name(vm), "stop", "replace")
-                return 0
-            await self.manager.stop_vm(vm)
+            await self.manager.start_vm(vm)
+            view, late = await self.manager.wait_vm(vm, State.RUNNING, DEADLINE)
         except HypemandError:
             return 1
-        return 0
+        await self.handles_end.wait()
+        return 0 if view.state is State.RUNNING and not late else 1
+
+    async def stop_for_handle(self, vm: str) -> None:
+        """`hypemanctl stop`."""
+        with suppress(HypemandError):
+            await self.manager.stop_vm(vm)
 
     async def start_handle(self, vm: str) -> None:
         """`systemctl start hypeman@NAME`."""
@@ -207,6 +208,10 @@ class FakeHost:
     def guest(self, name: str = "web") -> Behaviour:
         """What its guests do, to be changed."""
         return self.vmms.of(name)
+
+    def is_active(self, unit: str) -> bool:
+        """Is a unit, which may not be loaded, active?"""
+        return unit in self.systemd.units and self.systemd.units[unit].active == "active"
 
     def unit(self, name: str = "web") -> str | None:
         """ActiveState and SubState of its unit; None: there is none."""

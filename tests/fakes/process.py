@@ -12,6 +12,9 @@ from typing import NamedTuple
 # above what the kernel gives any process (PID_MAX_LIMIT)
 _PIDS = itertools.count(5_000_000)
 
+# signal(7)
+_IGNORED = (signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH)
+
 
 class Exit(NamedTuple):
     """How a process ended, in the words of systemd.exec(5): `code` is exited or killed, `status` the exit
@@ -69,6 +72,8 @@ class Process:
     def kill(self, number: int) -> None:
         """Send it a signal."""
         if self.exit is not None:
+            return
+        if number in _IGNORED and number not in self.handlers:
             return
         if number != signal.SIGKILL and number in self.handlers:
             handler = self.handlers[number]

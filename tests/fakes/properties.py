@@ -18,7 +18,7 @@ _SET = (
     "LogRateLimitIntervalUSec", "LogRateLimitBurst", "MemoryMax",
     "TasksMax", "CPUQuotaPerSecUSec", "OOMPolicy", "StartLimitBurst", "StartLimitIntervalUSec",
     "CollectMode", "RemainAfterExit", "RootDirectory", "RootDirectoryStartOnly", "BindPaths",
-    "BindReadOnlyPaths", "InaccessiblePaths", "ReadWritePaths", "ProtectSystem",
+    "BindReadOnlyPaths", "InaccessiblePaths", "ReadWritePaths", "ProtectSystem", "IgnoreOnIsolate",
 )  # fmt: skip
 KNOWN = frozenset(_SET) | {name for name, _, _ in sandbox_properties(kvm=True)}
 _NOTHING: dict[str, Any] = {

@@ -78,7 +78,7 @@ class FakeSystemd:
         """End all processes."""
         if self._due is not None:
             self._due.cancel()
-        for unit in self.units.values():
+        for unit in list(self.units.values()):
             await unit.close()
         for process in self._processes:
             await process.close()

@@ -17,6 +17,7 @@ HOLD = """
 until pid=$(pgrep -f "hypemand[.]unit[.]exit .*$1"); do :; done
 kill -STOP $pid; echo $pid
 """
+ENDS_SLOWLY = "trap 'sleep 2; echo last words; exit 0' TERM; echo up; sleep infinity & wait"
 ON_DEMAND = "mkfifo /tmp/go; echo up; read -r code </tmp/go; exit $code"
 
 
@@ -53,6 +54,29 @@ def test_a_daemon_that_is_killed_during_boots_comes_back_and_finishes_them(vms: 
         assert vms.unit(name, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
         assert vms.execute(name, "hostname") == f"{name}\n"
         assert vms.states(name).count("Running") == 1
+
+
+@pytest.mark.both_releases
+@pytest.mark.parametrize("verb", ["restart", "stop"])
+def test_a_restart_and_a_stop_that_the_daemon_does_not_survive_are_finished(vms: Vms, verb: str) -> None:
+    name = vms.run(f"cut-off-{verb}", ENDS_SLOWLY)
+    vms.wait_console(name, "up")
+    handle, run, old = f"hypeman@{name}", vms.unit(name, "InvocationID"), daemon_pid(vms)
+    vms.host.shell(f"""
+        hypemanctl {verb} {name} &
+        until [ "$(systemctl show -P ActiveState hypeman-vm-{name})" = deactivating ]; do :; done
+        kill -KILL {old}
+        wait $!
+    """)
+    assert daemon_pid(vms) not in (0, old)
+    if verb == "restart":
+        vms.wait(name, "Running")
+        assert vms.unit(name, "InvocationID") != run
+        vms.host.wait_until(lambda: vms.is_active(handle), END_DEADLINE, "its handle is active")
+        vms.ctl("kill", name)
+    assert vms.state(name) == "Stopped"
+    assert vms.console(name).count("last words") == 1, "it was stopped in order, and once"
+    vms.host.wait_until(lambda: not vms.is_active(handle), END_DEADLINE, "its handle has ended")
 
 
 def test_readers_of_logs_who_leave_do_the_daemon_no_harm(vms: Vms) -> None:

@@ -183,7 +183,7 @@ def test_a_start_right_after_a_stop_is_not_undone_by_the_end_of_the_handle(vms: 
     handle = f"hypeman@{name}"
     vms.host.run(["systemctl", "start", handle])
     vms.host.run(["sh", "-euc", f"hypemanctl stop {name}; hypemanctl start --wait {name}"])
-    assert vms.properties(handle, "ActiveState")["ActiveState"] == "inactive"
+    vms.host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
     assert vms.states(name)[-4:] == ["Shutdown", "Stopped", "Initializing", "Running"]
 
 
@@ -224,9 +224,12 @@ def test_a_program_that_dies_of_the_stop_signal_has_not_failed(vms: Vms) -> None
 
 def test_stop_works_without_the_daemon(vms: Vms) -> None:
     name = vms.run("stops-alone", HAS_LAST_WORDS)
+    vms.host.wait_until(lambda: vms.is_active(f"hypeman@{name}"), 30, "its handle is active")
     with vms.without_daemon():
-        vms.host.run(["systemctl", "stop", f"hypeman-vm-{name}"])
-        assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+        vms.host.run(["systemctl", "stop", f"hypeman@{name}"])
+        for unit in (f"hypeman-vm-{name}", f"hypeman@{name}"):
+            ended = vms.properties(unit, "ActiveState", "Result")
+            assert ended == {"ActiveState": "inactive", "Result": "success"}, unit
         assert vms.console(name).count("last words") == 1
     shown = vms.show(name)
     assert (shown["state"], shown["exit_code"]) == ("Stopped", 0)

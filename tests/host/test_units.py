@@ -208,6 +208,54 @@ def test_the_handle_starts_restarts_and_stops_the_vm(vms: Vms) -> None:
     assert vms.properties(handle, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
 
 
+@pytest.mark.parametrize("by", ["autostart", "hypemanctl"])
+def test_whoever_starts_a_vm_its_handle_is_active_and_stops_it(vms: Vms, by: str) -> None:
+    name, host = f"held-by-{by}", vms.host
+    handle = f"hypeman@{name}"
+    vms.define(name, HAS_LAST_WORDS, autostart=by == "autostart")
+    if by == "hypemanctl":
+        vms.start(name)
+    vms.wait(name, "Running")
+    host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
+    host.run(["systemctl", "stop", handle])
+    assert vms.state(name) == "Stopped"
+    assert vms.properties(handle, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+
+
+def test_the_handle_of_a_vm_that_boots_stops_it(vms: Vms) -> None:
+    name, host = vms.define("held-early"), vms.host
+    vms.ctl("start", name)
+    assert vms.state(name) == "Initializing"
+    host.run(["systemctl", "stop", f"hypeman@{name}"])
+    assert vms.state(name) == "Stopped"
+    assert "Running" not in vms.states(name), "it was too quick for this test"
+
+
+def test_the_handle_ends_with_the_vm_without_a_daemon(vms: Vms) -> None:
+    name, host = vms.run("held-alone"), vms.host
+    handle = f"hypeman@{name}"
+    host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
+    pid = vms.show(name)["main_pid"]
+    with vms.without_daemon():
+        host.run(["kill", "-KILL", str(pid)])
+        host.wait_until(lambda: not vms.is_active(handle), 30, "its handle has ended")
+    assert vms.state(name) == "Stopped"
+    host.run(["systemctl", "reset-failed", handle])
+
+
+def test_the_handle_stays_while_systemd_starts_the_vm_again(vms: Vms) -> None:
+    name, host = vms.run("held-again", restart="on-failure", unit={"RestartSec": "1s"}), vms.host
+    handle = f"hypeman@{name}"
+    host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
+    held = vms.properties(handle, "InvocationID")
+    with vms.without_daemon():
+        host.run(["kill", "-KILL", vms.unit(name, "MainPID")["MainPID"]])
+        host.wait_until(lambda: vms.unit(name, "NRestarts")["NRestarts"] == "1", 60, "it is started again")
+        assert vms.is_active(handle)
+    vms.wait(name, "Running")
+    assert vms.properties(handle, "InvocationID") == held
+
+
 def test_a_masked_unit_is_an_error_with_the_cure(vms: Vms) -> None:
     name = vms.define("masked")
     unit = f"hypeman-vm-{name}.service"
@@ -235,6 +283,15 @@ def test_needrestart_restarts_no_vm(vms: Vms) -> None:
     vms_units = ["hypeman-vm-web.service", "hypeman@web.service"]
     found = vms.host.run(["perl", "-e", OVERRIDDEN, *vms_units, "hypemand.service", "ssh.service"]).stdout
     assert found.split() == vms_units
+
+
+def test_an_isolated_target_leaves_vms_running(vms: Vms) -> None:
+    name = vms.run("not-isolated")
+    handle, run = f"hypeman@{name}", vms.unit(name, "InvocationID")
+    vms.host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
+    vms.host.run(["systemctl", "isolate", "multi-user.target"])
+    assert vms.state(name) == "Running"
+    assert (vms.unit(name, "InvocationID"), vms.is_active(handle)) == (run, True)
 
 
 def test_the_handle_ends_with_the_vm_and_fails_with_it(vms: Vms) -> None:

@@ -128,6 +128,10 @@ class Vms:
         """Restart the daemon and nothing else."""
         self.host.run(["systemctl", "restart", "hypemand.service"])
 
+    def is_active(self, unit: str) -> bool:
+        """Is a unit active now?"""
+        return self.properties(unit, "ActiveState")["ActiveState"] == "active"
+
     @contextmanager
     def without_daemon(self) -> Iterator[None]:
         """No daemon in this block, and no socket that would bring it back."""

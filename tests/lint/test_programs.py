@@ -88,7 +88,7 @@ def test_the_programs_that_all_hangs_on_are_found() -> None:
         "musl-gcc",
     } <= everything
     assert {"mkfs.erofs", "dpkg-buildpackage", "apt-get", "clang-format", "unshare"} <= everything
-    assert "hypemanctl" in used["units/hypeman@.service"]
+    assert "handle" in used["units/hypeman@.service"]
 
 
 @pytest.mark.parametrize(

@@ -494,6 +494,7 @@ def test_a_stop_of_the_handle_stops_its_vm() -> None:
         await host.order("StopUnit", "hypeman@web.service")
         await host.until(State.STOPPED)
         await host.until_true(lambda: "hypeman@web.service" not in host.systemd.units)
+        await host.vm().runs.settle()
         assert host.traces() == []
 
     drive(scenario)

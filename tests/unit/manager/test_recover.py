@@ -288,7 +288,9 @@ def test_a_deletion_that_was_cut_off_is_finished() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().heeds = False
         await host.run(network="default")
-        host.systemd.lose["KillUnit"] = BusError("the connection broke", errno.ECONNRESET)
+        lost = BusError("the connection broke", errno.ECONNRESET)
+        # not the one that has its handle look
+        host.systemd.hooks["StopUnit"] = lambda: host.systemd.lose.update(KillUnit=lost)
         deletion = asyncio.ensure_future(host.manager.delete_vm("web"))
         await asyncio.gather(deletion, return_exceptions=True)
         await host.restart_daemon()

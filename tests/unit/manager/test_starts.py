@@ -56,6 +56,9 @@ class FakeUnits:
     def watch(self, unit: str, callback: Callable[[], None]) -> None:
         self.signals[unit] = callback
 
+    def watch_state(self, unit: str, callback: Callable[[str], None]) -> None:
+        """There are no handles here."""
+
     def unwatch(self, unit: str) -> None:
         self.signals.pop(unit, None)
 
@@ -88,6 +91,10 @@ class FakeUnits:
         self.live[unit] = UnitStatus("activating", "queued")
         if self.taken is not None:
             await self.taken(plan)
+
+    async def start(self, unit: str) -> None:
+        """Of a handle: there is none here."""
+        raise BusError(f"Unit {unit} not found.", errno.ENOENT)
 
     async def stop(self, unit: str) -> None:
         if self.immortal:

@@ -189,6 +189,7 @@ def test_a_restart_that_fails_leaves_it_running_or_nothing(name: str) -> None:
             assert host.vm().state is State.STOPPED
             assert host.traces() == []
             await host.start()
+        await host.until(State.RUNNING)
         assert len(host.network.taps) == 1
 
     drive(scenario)

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The process of hypeman@NAME.service, the handle of a VM: handle follow|stop NAME [ROOT]
+ *
+ * ExecStart=, `follow`, lives as long as the VM does, so that the unit is active while the VM is, with and
+ * without the daemon. It ends by itself when the VM has ended, and then no VM is touched.
+ *
+ * Started by an administrator, by a dependency or with the host it has the daemon start the VM, and waits
+ * until that is Running. Started by the daemon, to follow a VM that was started in another way, it never
+ * starts one: a note says so (hypemand/vm/handle.py), which the daemon writes before it asks systemd for the
+ * start. See docs/architecture.md.
+ *
+ * ExecStopPost=, `stop`, stops the VM, and does so only where SIGTERM has ended the first: that is, where
+ * systemd was asked to stop the handle. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host.h"
+
+/* Milliseconds between two questions to systemd where nothing tells of a change: the unit is between two of
+ * its processes, or waits for its turn or its restart. */
+#define FIRST_PAUSE 20
+#define LONGEST_PAUSE 2000
+/* the daemon sends a signal when the VM is Running, and may have been gone at that moment */
+#define BOOT_PAUSE 5000
+#define LIFE_PAUSE 60000
+#define CANCEL_PAUSE 1000
+#define CANCEL_TURNS 30
+
+/* Stop the VM, as was asked for. Returns the exit status: a program that has failed is a failure. */
+static int stop(struct host *host)
+{
+    char pattern[NAME_LENGTH + 32];
+    pid_t process = 0;
+    bool waited = false;
+    bool starting = has_file(host, FILE_STARTING);
+    remove_file(host, FILE_STARTING);
+    /* The VM is stopped as well. To wait for it could be to wait for a unit that waits for this one. */
+    if (is_shutting_down(host))
+        return 0;
+    /* a pattern may match no unit */
+    (void)snprintf(pattern, sizeof(pattern), "hypeman-vm-%s.servic[e]", host->vm);
+    const char *const stop_unit[] = {"systemctl", "stop", "--", pattern, NULL};
+    const char *const stop_vm[] = {"hypemanctl", "stop", host->vm, NULL};
+    (void)run(host, stop_unit);
+    /* the daemon may be about to make the unit */
+    if (starting)
+        (void)run(host, stop_vm);
+    take_lock(host, &waited);
+    /* the daemon was restarting it */
+    if (waited)
+        (void)run(host, stop_unit);
+    remove_file(host, FILE_NOTE);
+    if (ask(host, &process) != UNIT_FAILED)
+        return 0;
+    say("VM %s has failed, see: systemctl status hypeman-vm-%s.service", host->vm, host->vm);
+    return 1;
+}
+
+/* The VM has ended before it was Running. Whoever waits for the start of this unit gets an error, and the
+ * unit becomes inactive: nothing has failed. It is stopped by its name, which is safe while this is its
+ * process. */
+static int cancel(struct host *host)
+{
+    char unit[NAME_LENGTH + 32];
+    (void)snprintf(unit, sizeof(unit), "hypeman@%s.service", host->vm);
+    const char *const stop_itself[] = {"systemctl", "stop", "--no-block", "--", unit, NULL};
+    say("VM %s has ended meanwhile, and is not started by this", host->vm);
+    /* by which this would end otherwise, and have the VM stopped */
+    await_stop(host);
+    (void)run(host, stop_itself);
+    for (int turns = 0; turns < CANCEL_TURNS && !host->stopped; turns++)
+        wait_for(host, CANCEL_PAUSE);
+    return 0;
+}
+
+static bool has_ended(enum unit_state state)
+{
+    return state == UNIT_ENDED || state == UNIT_FAILED;
+}
+
+/* Wait until the VM has ended. `ready`: systemd knows that it is Running. Returns the exit status. */
+static int follow(struct host *host, bool ready)
+{
+    int pause = FIRST_PAUSE;
+    for (;;) {
+        pid_t process = 0;
+        bool waited = false;
+        enum unit_state state = ask(host, &process);
+        if (has_ended(state)) {
+            take_lock(host, &waited);
+            state = ask(host, &process);
+            if (has_ended(state)) {
+                remove_file(host, FILE_NOTE);
+                if (!ready)
+                    return cancel(host);
+                return state == UNIT_FAILED ? 1 : 0;
+            }
+            release_lock(host);
+        }
+        if (state == UNIT_ACTIVE && !ready) {
+            notify("READY=1\nSTATUS=Running");
+            ready = true;
+        }
+        if (wait_for_process(host, process, ready ? LIFE_PAUSE : BOOT_PAUSE)) {
+            pause = FIRST_PAUSE;
+        } else {
+            wait_for(host, pause);
+            pause = pause * 2 > LONGEST_PAUSE ? LONGEST_PAUSE : pause * 2;
+        }
+    }
+}
+
+static int start(struct host *host)
+{
+    if (has_file(host, FILE_NOTE)) {
+        notify("STATUS=waiting until the VM is Running");
+        return follow(host, false);
+    }
+    const char *const arguments[] = {"hypemanctl", "start", "--wait", host->vm, NULL};
+    make_file(host, FILE_STARTING);
+    int status = run(host, arguments);
+    remove_file(host, FILE_STARTING);
+    if (status != 0)
+        return status;
+    notify("READY=1\nSTATUS=Running");
+    return follow(host, true);
+}
+
+int main(int argc, char *argv[])
+{
+    struct host host;
+    if (argc < 3 || argc > 4 || strlen(argv[2]) == 0 || strlen(argv[2]) > NAME_LENGTH) {
+        say("usage: handle follow|stop NAME");
+        return 2;
+    }
+    if (host_init(&host, argv[2], argc == 4 ? argv[3] : "") < 0) {
+        say("cannot take signals");
+        return 1;
+    }
+    if (strcmp(argv[1], "follow") == 0)
+        return start(&host);
+    const char *code = getenv("EXIT_CODE");
+    const char *status = getenv("EXIT_STATUS");
+    bool asked = code != NULL && status != NULL && strcmp(code, "killed") == 0 && strcmp(status, "TERM") == 0;
+    return asked ? stop(&host) : 0;
+}

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of a handle, with a systemctl and a hypemanctl of the test's own.
+
+usage: handle.py HANDLE
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+
+(HANDLE,) = sys.argv[1:]
+DEADLINE = 10.0
+# Each notes what it was called with. A stop of the handle sends SIGTERM to the one that asks for it.
+SYSTEMCTL = """#!/bin/sh
+echo "systemctl $*" >>"$ROOT/calls"
+case "$1" in
+show) cat "$ROOT/unit" ;;
+is-system-running) cat "$ROOT/system" ;;
+stop) case "$*" in *hypeman@*) kill -TERM "$PPID" ;; esac ;;
+esac
+"""
+HYPEMANCTL = """#!/bin/sh
+echo "hypemanctl $*" >>"$ROOT/calls"
+exit "$(cat "$ROOT/status")"
+"""
+STOPS_UNIT = "systemctl stop -- hypeman-vm-web.servic[e]"
+CANCELS = "systemctl stop --no-block -- hypeman@web.service"
+
+
+class HandleTest(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name)
+        self.folder = self.root / "run/hypemand/handles"
+        self.note = self.folder / "web.follow"
+        self.folder.mkdir(parents=True)
+        (self.root / "usr/bin").mkdir(parents=True)
+        for name, text in (("systemctl", SYSTEMCTL), ("hypemanctl", HYPEMANCTL)):
+            program = self.root / "usr/bin" / name
+            program.write_text(text)
+            program.chmod(0o755)
+        (self.root / "system").write_text("running\n")
+        (self.root / "status").write_text("0\n")
+        self.set_unit("inactive")
+        self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(self.notified.close)
+        self.notified.bind(str(self.root / "notify"))
+        self.notified.settimeout(DEADLINE)
+
+    def set_unit(self, active: str, job: str = "") -> None:
+        """What systemd says of the VM's unit from now on."""
+        new = self.root / "unit.new"
+        new.write_text(f"ActiveState={active}\n{f'Job={job}' if job else ''}\nMainPID=0\nControlPID=0\n")
+        new.replace(self.root / "unit")
+
+    def start(self, what: str = "follow", **env: str) -> subprocess.Popen[bytes]:
+        own = {"ROOT": str(self.root), "NOTIFY_SOCKET": str(self.root / "notify"), "PATH": os.environ["PATH"]}
+        process = subprocess.Popen([HANDLE, what, "web", str(self.root)], env=own | env)
+        self.addCleanup(self.end, process)
+        return process
+
+    @staticmethod
+    def end(process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        process.wait()
+
+    def calls(self) -> list[str]:
+        """What was executed, but for questions."""
+        file = self.root / "calls"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [line for line in lines if not line.startswith(("systemctl show", "systemctl is-"))]
+
+    def await_true(self, condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + DEADLINE
+        while not condition():
+            self.assertLess(time.monotonic(), until)
+            time.sleep(0.005)
+
+    def await_asked(self) -> None:
+        """Wait until systemd was asked for the state that it has now, and once more."""
+        count = self.count_asked() + 2
+        self.await_true(lambda: self.count_asked() >= count)
+
+    def count_asked(self) -> int:
+        file = self.root / "calls"
+        return file.read_text().count("systemctl show") if file.exists() else 0
+
+    def await_ready(self) -> None:
+        while b"READY=1" not in self.notified.recv(4096):
+            pass
+
+    # of the daemon: it never starts a VM
+
+    def test_one_that_follows_is_ready_when_the_vm_is_active_and_ends_with_it(self) -> None:
+        for last, status in (("inactive", 0), ("failed", 1)):
+            with self.subTest(last):
+                self.note.touch()
+                self.set_unit("activating")
+                process = self.start()
+                self.await_asked()
+                self.set_unit("active")
+                process.send_signal(signal.SIGURG)
+                self.await_ready()
+                self.set_unit(last)
+                process.send_signal(signal.SIGURG)
+                self.assertEqual(process.wait(DEADLINE), status)
+                self.assertEqual((self.calls(), self.note.exists()), ([], False))
+
+    def test_one_that_follows_what_has_ended_cancels_itself(self) -> None:
+        for state in ("inactive", "failed"):
+            with self.subTest(state):
+                (self.root / "calls").unlink(missing_ok=True)
+                self.note.touch()
+                self.set_unit(state)
+                self.assertEqual(self.start().wait(DEADLINE), 0)
+                self.assertEqual((self.calls(), self.note.exists()), ([CANCELS], False))
+
+    def test_a_unit_that_waits_or_is_started_again_has_not_ended(self) -> None:
+        self.note.touch()
+        self.set_unit("inactive", job="7")
+        process = self.start()
+        self.await_asked()
+        self.set_unit("active")
+        self.await_ready()
+        for state, job in (("deactivating", ""), ("failed", "8"), ("activating", ""), ("active", "")):
+            self.set_unit(state, job)
+            self.await_asked()
+            self.assertIsNone(process.poll())
+        self.assertEqual(self.calls(), [])
+
+    def test_it_waits_for_a_restart_by_the_daemon(self) -> None:
+        for after, status in (("active", None), ("inactive", 0)):
+            with self.subTest(after):
+                self.note.touch()
+                self.set_unit("active")
+                process = self.start()
+                self.await_ready()
+                with (self.folder / "web.lock").open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    self.set_unit("inactive")
+                    process.send_signal(signal.SIGURG)
+                    self.await_asked_once_more_than(1)
+                    time.sleep(0.1)
+                    self.assertIsNone(process.poll())
+                    self.set_unit(after)
+                if status is None:
+                    self.await_asked()
+                    self.assertIsNone(process.poll())
+                    self.end(process)
+                else:
+                    self.assertEqual(process.wait(DEADLINE), status)
+
+    def await_asked_once_more_than(self, number: int) -> None:
+        self.await_true(lambda: self.count_asked() > number)
+
+    # of anybody else: it has the daemon start the VM
+
+    def test_one_that_is_started_by_others_starts_the_vm(self) -> None:
+        self.set_unit("active")
+        process = self.start()
+        self.await_ready()
+        self.assertEqual(self.calls(), ["hypemanctl start --wait web"])
+        self.set_unit("inactive")
+        process.send_signal(signal.SIGURG)
+        self.assertEqual(process.wait(DEADLINE), 0)
+        self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["web.lock"])
+
+    def test_a_start_that_fails_gives_its_status_and_touches_no_vm(self) -> None:
+        (self.root / "status").write_text("9\n")
+        self.assertEqual(self.start().wait(DEADLINE), 9)
+        self.assertEqual(self.calls(), ["hypemanctl start --wait web"])
+
+    def test_sigterm_ends_it_at_once(self) -> None:
+        self.note.touch()
+        self.set_unit("active")
+        process = self.start()
+        self.await_ready()
+        process.terminate()
+        self.assertEqual(process.wait(DEADLINE), -signal.SIGTERM)
+
+    # its stop
+
+    def test_only_a_stop_that_was_asked_for_stops_the_vm(self) -> None:
+        for code, status, calls in (
+            ("killed", "TERM", [STOPS_UNIT]),
+            ("exited", "0", []),
+            ("exited", "1", []),
+            ("killed", "KILL", []),
+        ):
+            with self.subTest(f"{code} {status}"):
+                (self.root / "calls").unlink(missing_ok=True)
+                process = self.start("stop", EXIT_CODE=code, EXIT_STATUS=status)
+                self.assertEqual((process.wait(DEADLINE), self.calls()), (0, calls))
+
+    def asked(self) -> int:
+        return self.start("stop", EXIT_CODE="killed", EXIT_STATUS="TERM").wait(DEADLINE)
+
+    def test_a_vm_that_has_failed_is_a_failure(self) -> None:
+        self.set_unit("failed")
+        self.assertEqual(self.asked(), 1)
+
+    def test_a_shutdown_is_not_held_up(self) -> None:
+        (self.root / "system").write_text("stopping\n")
+        self.set_unit("active")
+        self.assertEqual((self.asked(), self.calls()), (0, []))
+
+    def test_the_daemon_is_asked_where_it_may_be_about_to_make_the_unit(self) -> None:
+        (self.folder / "web.starting").touch()
+        self.assertEqual((self.asked(), self.calls()), (0, [STOPS_UNIT, "hypemanctl stop web"]))
+        self.assertFalse((self.folder / "web.starting").exists())
+
+    def test_a_restart_by_the_daemon_does_not_undo_a_stop(self) -> None:
+        self.note.touch()
+        with (self.folder / "web.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            process = self.start("stop", EXIT_CODE="killed", EXIT_STATUS="TERM")
+            self.await_true(lambda: self.calls() == [STOPS_UNIT])
+            time.sleep(0.1)
+            self.assertIsNone(process.poll())
+        self.assertEqual(process.wait(DEADLINE), 0)
+        self.assertEqual((self.calls(), self.note.exists()), ([STOPS_UNIT, STOPS_UNIT], False))
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
