@@ -30,7 +30,7 @@ def list_hints() -> Iterator[tuple[str, str, KeyHint]]:
 
 @pytest.mark.parametrize(
     ("place", "hint"),
-    {(place, hint) for place, _, hint in list_hints()},
+    dict.fromkeys((place, hint) for place, _, hint in list_hints()),
     ids=lambda value: str(value) or "top",
 )
 def test_a_hint_names_a_key_that_there_is_with_a_line_that_is_right(place: str, hint: KeyHint) -> None:
