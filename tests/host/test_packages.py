@@ -206,17 +206,6 @@ def test_removal_stops_the_vms_and_purge_leaves_nothing(bare: TestHost) -> None:
     assert sorted(list_files(bare) - before) == []
 
 
-def test_a_purge_leaves_the_directory_that_a_link_leads_to(bare: TestHost) -> None:
-    bare.run(["mkdir", "/srv/state"])
-    bare.run(["ln", "-s", "/srv/state", "/var/lib/hypemand"])
-    bare.install(find_packages())
-    assert show(bare, "hypemand.service", "ActiveState") == "active"
-    assert bare.run(["test", "-d", "/srv/state/vms"]).ok
-    bare.run(["apt-get", "purge", "-y", *PACKAGES], timeout=120)
-    assert bare.run(["ls", "-A", "/srv/state"]).stdout == ""
-    assert not bare.run(["test", "-L", "/var/lib/hypemand"], check=False).ok
-
-
 # what a host may have otherwise
 
 
