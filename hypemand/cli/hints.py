@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from hypemand.cli.commands import list_group
+from hypemand.unitnames import handle_name, unit_name
 
 # What to type instead, by what was typed; a word that is a command has no row.
 COMMAND_HINTS: Mapping[str, str] = {
@@ -38,8 +39,10 @@ COMMAND_HINTS: Mapping[str, str] = {
     "networks": "hypemanctl network list",
     "tokens": "hypemanctl token list",
     "verify": "hypemanctl check",
-    **dict.fromkeys(("enable", "disable", "is-enabled", "mask", "unmask"), "systemctl {word} hypeman@NAME"),
-    **dict.fromkeys(("is-active", "is-failed"), "systemctl {word} hypeman-vm-NAME"),
+    **dict.fromkeys(
+        ("enable", "disable", "is-enabled", "mask", "unmask"), f"systemctl {{word}} {handle_name('NAME')}"
+    ),
+    **dict.fromkeys(("is-active", "is-failed"), f"systemctl {{word}} {unit_name('NAME')}"),
 }
 # The same behind the first word of a group.
 SUBCOMMAND_HINTS: Mapping[str, str] = {
@@ -74,7 +77,7 @@ OPTION_HINTS: Mapping[str, Mapping[str, str]] = {
     "logs": {
         "--tail": "use --lines",
         "-t": "use --timestamps",
-        **dict.fromkeys(("--since", "--until", "-u"), "use: journalctl -u hypeman-vm-NAME"),
+        **dict.fromkeys(("--since", "--until", "-u"), f"use: journalctl -u {unit_name('NAME')}"),
     },
     "exec": {"--workingdir": "use --workdir"},
     "stop": dict.fromkeys(("-t", "--time"), "use --timeout"),

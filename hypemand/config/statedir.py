@@ -41,8 +41,16 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
-def find_uncovered_problem(state_dir: Path, config: Path, writable: Iterable[str]) -> Problem | None:
-    """Asked from outside: what is wrong if none of the paths that the daemon's unit may write to has it."""
+def find_uncovered_problem(
+    state_dir: Path, config: Path, writable: Iterable[str], default: Path = DEFAULT_STATE_DIR
+) -> Problem | None:
+    """Asked from outside: what is wrong if none of the paths that the daemon's unit may write to has it, or
+    if `default`, which systemd makes (StateDirectory=), is a link."""
+    if default.is_symlink():
+        return Problem(
+            str(default), 0, 0, "", "is a symbolic link, with which hypemand.service does not start",
+            "mount the directory there instead, or set state_dir in hypemand.yaml",
+        )  # fmt: skip
     place = Path(os.path.realpath(state_dir))
     paths = [Path(os.path.realpath(path.lstrip("-+"))) for path in writable]
     covered = any(place == path or path in place.parents for path in paths)

@@ -39,6 +39,15 @@ def umount(place: Path) -> None:
     subprocess.run(["umount", place], check=True, timeout=10)
 
 
+def test_a_link_in_the_place_that_systemd_makes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/srv/there")
+    problem = find_uncovered_problem(Path("/var/lib/hypemand"), CONFIG, WRITABLE, tmp_path / "link")
+    assert str(problem) == (
+        f"{tmp_path}/link: is a symbolic link, with which hypemand.service does not start;"
+        " mount the directory there instead, or set state_dir in hypemand.yaml"
+    )
+
+
 @contextmanager
 def mounted(place: Path, *commands: str) -> Iterator[None]:
     place.mkdir()
