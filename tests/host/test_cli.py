@@ -40,7 +40,7 @@ def web(host: TestHost) -> Iterator[Vm]:
 
 def test_list_and_status_show_what_runs(host: TestHost, web: Vm) -> None:
     lines = ctl(host, "list").stdout.splitlines()
-    assert " ".join(lines[0].split()) == "NAME STATE READY ADDRESS IMAGE MEMORY VCPUS EXIT NOTE"
+    assert " ".join(lines[0].split()) == "NAME STATE READY ADDRESS IMAGE MEMORY VCPUS RESTARTS EXIT NOTE"
     assert [line.split()[:2] for line in lines[1:]] == [["web", "Running"]]
     assert ctl(host, "list", "-q", "--state=running").stdout == "web\n"
     assert ctl(host, "list", "-q", "--state=stopped").stdout == ""
