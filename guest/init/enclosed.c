@@ -9,13 +9,18 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { STATUS_SIZE = 4096, PROGRAM = 2 /* its PID: the first that is made beside the reaper */ };
+enum {
+    STATUS_SIZE = 4096,
+    SYSCALL_SIZE = 256,
+    PROGRAM = 2 /* its PID: the first that is made beside the reaper */
+};
 
 /* It has the program's output, for what writes to /proc/1/fd/1. */
 static _Noreturn void reap(int console)
@@ -62,13 +67,28 @@ void enclosed_close(struct enclosed *enclosed)
     close_fd(&enclosed->enclosure.beside);
 }
 
+/* While it does, what it waits for counts as not blocked in its status. */
+static bool waits_for_signals(pid_t pid)
+{
+    enum { OF_I386 = 177, OF_32_BITS = 421 };
+    char path[24];
+    char call[SYSCALL_SIZE];
+    (void)snprintf(path, sizeof path, "%d/syscall", (int)pid);
+    if (file_read_at(own_proc(), path, call, sizeof call) < 0)
+        return false;
+    long number = strtol(call, NULL, 10); /* 0 of one that is running: read(2) is no wait of this kind. */
+    return number == SYS_rt_sigtimedwait || number == OF_I386 || number == OF_32_BITS;
+}
+
 bool enclosed_holds_back(pid_t pid, int number)
 {
     char path[24];
     char status[STATUS_SIZE];
     (void)snprintf(path, sizeof path, "%d/status", (int)pid);
-    if (!signal_ends(number) || file_read_at(own_proc(), path, status, sizeof status) < 0)
+    if (!signal_ends(number) || waits_for_signals(pid) ||
+        file_read_at(own_proc(), path, status, sizeof status) < 0)
         return false;
     const struct signal_sets sets = signal_sets_parse(status);
-    return !signal_in(sets.caught | sets.ignored | sets.blocked, number);
+    /* It may have begun to wait in between. */
+    return !signal_in(sets.caught | sets.ignored | sets.blocked, number) && !waits_for_signals(pid);
 }

@@ -25,7 +25,7 @@ struct enclosure {
     bool first;  /* as PID 1 of a PID namespace of its own */
     int beside;  /* or a pidfd: in the PID namespace of that process; or -1: in the caller's */
     int cgroup;  /* an fd of a control group, or -1: in the caller's */
-    bool mounts; /* it mounts /proc anew, which is that of its PID namespace then, for all who share its root
+    bool mounts; /* it mounts the /proc of its PID namespace over the other, for all who share its root
                   */
 };
 

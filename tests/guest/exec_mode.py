@@ -329,11 +329,18 @@ class ExecMode(unittest.TestCase):
 
     def test_a_stop_leaves_its_time_to_who_takes_the_signal(self) -> None:
         """Also if that waits for it instead of catching it; a signal that ends nothing is only sent."""
-        waits = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, {15}); print('up', flush=True)"
-        init = self.init(sys.executable, "-I", "-c", f"{waits}; s.sigwait({{15}}); exit(4)")
-        init.wait_for("up")
-        init.order(b"poweroff 1000\n")
-        self.assertEqual(init.report(), (4, "stopped on request: exited with code 4"))
+        blocks = "import signal as s, time; s.pthread_sigmask(s.SIG_BLOCK, {15}); print('up', flush=True)"
+        for before in ("", "time.sleep(0.5); "):
+            init = self.init(sys.executable, "-I", "-c", f"{blocks}; {before}s.sigwait({{15}}); exit(4)")
+            init.wait_for("up")
+            if not before:
+                program = find_children(find_children(init.process.pid)[0])[-1]
+                while (
+                    not Path(f"/proc/{program}/syscall").read_text().startswith("128 ")
+                ):  # rt_sigtimedwait(2)
+                    pass
+            init.order(b"poweroff 1000\n")
+            self.assertEqual(init.report(), (4, "stopped on request: exited with code 4"))
         init = self.init("sh", "-c", "sleep 0.2 & echo up; wait; exit 5", stop_signal="28")  # WINCH
         init.wait_for("up")
         init.order(b"poweroff 1000\n")
