@@ -26,9 +26,10 @@ static char buffer[ENTRY_MAX + FIELDS_MAX];
 static int connect_to(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path)
+    size_t length = strlen(path);
+    if (length >= sizeof address.sun_path)
         return -1;
-    strcpy(address.sun_path, path);
+    memcpy(address.sun_path, path, length);
     int link = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int size = SEND_BUFFER;
     if (link >= 0 && connect(link, (const struct sockaddr *)&address, sizeof address) == 0) {

@@ -40,7 +40,7 @@ enum {
     PIPE_BYTES = 1024 * 1024,
     LEAST_BURST = 1024 * 1024,
     /* less than TimeoutStopSec=, past which systemd calls the whole run a failure */
-    END_SECONDS = 4,
+    END_MS = 4000,
     /* of that, for what tells how much was not passed on */
     LAST_WORDS_MS = 500,
     LOOK_AGAIN_MS = 2,
@@ -93,7 +93,7 @@ static void await(struct pollfd *polled, nfds_t count, int64_t longest)
         for (nfds_t i = 0; i < count; i++)
             polled[i].revents = 0;
     if (ending && deadline_ms == 0)
-        deadline_ms = clock_ms() + END_SECONDS * 1000 - LAST_WORDS_MS;
+        deadline_ms = clock_ms() + END_MS - LAST_WORDS_MS;
 }
 
 static bool is_late(void)
@@ -141,7 +141,7 @@ static void await_receipt(void)
 {
     bool sent = false;
     if (deadline_ms == 0)
-        deadline_ms = clock_ms() + END_SECONDS * 1000;
+        deadline_ms = clock_ms() + END_MS;
     while (!is_late()) {
         sent = sent || journal_send_fence(&journal);
         if (sent && journal_is_received(&journal))

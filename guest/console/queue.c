@@ -5,7 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { KEPT_PAGES = 256 * 1024 };
+enum { KEPT = 256 * 1024 };
 
 struct header {
     uint64_t number;
@@ -54,16 +54,20 @@ bool queue_read(const struct queue *queue, size_t *at, struct entry *entry)
     return true;
 }
 
+/* A flood is over: its memory counts as the guest's. Whole pages of the queue's alone. */
+static void release(struct queue *queue)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t from = KEPT + (page - (uintptr_t)(queue->data + KEPT) % page) % page;
+    if (queue->tail > from)
+        (void)madvise(queue->data + from, (queue->tail - from) / page * page, MADV_DONTNEED);
+}
+
 void queue_drop(struct queue *queue, size_t at)
 {
     queue->head = at;
     if (queue->head < queue->tail)
         return;
-    /* a flood is over: its memory counts as the guest's */
-    if (queue->tail > KEPT_PAGES) {
-        uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-        uintptr_t from = ((uintptr_t)queue->data + KEPT_PAGES) / page * page;
-        (void)madvise((void *)from, (uintptr_t)queue->data + queue->tail - from, MADV_DONTNEED);
-    }
+    release(queue);
     queue->head = queue->tail = 0;
 }

@@ -23,8 +23,8 @@ MAX_LINE = 128 * 1024
 class LogLine:
     """One line, without its end. `time` is seconds since the epoch as journald stamped it.
 
-    `partial`: the end is not the line's. It goes on with the next one, since it is longer than an entry of
-    the journal may be, or the program has ended without a newline.
+    `partial`: the end is not the end of the line. It continues in the next one, since it is longer than an
+    entry of the journal may be, or the program has ended without a newline.
     `missing`: nobody wrote it; it says that so many lines are missing in its place.
     """
 

@@ -231,7 +231,7 @@ def test_an_end_that_comes_too_early_is_told(console: Path, tmp_path: Path) -> N
     """systemd's SIGTERM is there, and journald has not taken all in the time that is left."""
     with run_journald(tmp_path, reads=False) as journald:
         argv = [*command(console, journald, burst=1024 * MIB), "/bin/sh", "-c", "seq 100000; kill -TERM 0"]
-        # it takes as long as END_SECONDS, of which the last lets journald read: the notice has its turn then
+        # as long as END_MS it goes on, of which the last part is for the notice
         with subprocess.Popen(argv, start_new_session=True) as process:
             assert process.wait(20) == -signal.SIGTERM
         time.sleep(3.7)
