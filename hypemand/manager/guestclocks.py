@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps the clocks of guests at the host's time.
 
-A guest's clock goes on by itself once its session has set it: it knows neither of a step of the host's clock
-nor of the small corrections that NTP makes to that all the time.
+A guest's clock runs freely once its session has set it: it knows neither of a step of the host's clock nor of
+the small corrections that NTP makes to that all the time.
 """
 
 from __future__ import annotations

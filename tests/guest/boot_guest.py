@@ -37,7 +37,7 @@ SCRIPT_INIT = "/bin/init"
 APPLETS = (
     *("sh", "cat", "sleep", "id", "ls", "ps", "mount", "env", "tail", "dd", "echo", "ip", "readlink"),
     *("uname", "grep", "stat", "find", "ln", "ping", "wc", "touch", "rm", "true", "nc", "setsid"),
-    *("modprobe", "depmod", "mknod", "cp"),
+    *("modprobe", "insmod", "mknod", "cp"),
 )
 PORTS = ("agent", "report", "stop")
 

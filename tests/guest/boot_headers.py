@@ -223,8 +223,8 @@ class Headers(boot_guest.BootCase):
         for f in squashfs nfs4 cifs fuse; do grep -w $f /proc/filesystems; done
         mknod /tmp/tun c 10 200 && exec 9<>/tmp/tun && echo tun opens
         k=/lib/modules/$(uname -r)
-        cp $k/kernel/drivers/net/vxlan/vxlan.ko $k/kernel/net/mine.ko && depmod && grep mine.ko $k/modules.dep
-        grep -c . $k/modules.dep
+        cp $k/kernel/hypeman/drivers/net/ifb.ko $k/kernel/mine.ko
+        insmod $k/kernel/mine.ko && echo mine, too
         {SHOW}"""
         disk = Path(KERNEL).with_name("headers.erofs")
         with self.headers_guest(disk, script=script) as guest:
@@ -233,7 +233,7 @@ class Headers(boot_guest.BootCase):
         self.assertNotIn("\nno ", said)
         self.assertIn("wg0 is up\n\tsquashfs\n", said)
         self.assertIn("nodev\tnfs4\nnodev\tcifs\nnodev\tfuse\ntun opens\n", said)
-        self.assertRegex(said, r"\nkernel/net/mine.ko:.*\n\d\d+\n")
+        self.assertIn("\nmine, too\n", said)
 
     def test_the_next_boot_keeps_what_was_installed(self) -> None:
         disk, upper = self.headers_disk(), make_ext4(self.folder / "upper")
