@@ -295,18 +295,19 @@ class Units:
 
         self._bus.watch_properties(unit_path(unit), f"{SERVICE}.Unit", _TELLING, tell)
 
-    def watch_state(self, unit: str, callback: Callable[[str], None]) -> None:
-        """Call back with each new ActiveState. It may be an old one by then."""
-        told = ""
+    def watch_state(self, unit: str, callback: Callable[[str, str], None]) -> None:
+        """Call back with each new ActiveState and invocation id. They may be old ones by then."""
+        told = ("", "")
 
         def tell(changed: dict[str, Any]) -> None:
             nonlocal told
-            state = changed.get("ActiveState")
-            if isinstance(state, str) and state != told:
-                told = state
-                callback(state)
+            new = str(changed.get("ActiveState", "")), bytes(changed.get("InvocationID") or b"").hex()
+            if new != told:
+                told = new
+                callback(*new)
 
-        self._bus.watch_properties(unit_path(unit), f"{SERVICE}.Unit", ("ActiveState",), tell)
+        names = ("ActiveState", "InvocationID")
+        self._bus.watch_properties(unit_path(unit), f"{SERVICE}.Unit", names, tell)
 
     def unwatch(self, unit: str) -> None:
         """Undo `watch` or `watch_state`."""

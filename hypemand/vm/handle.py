@@ -78,6 +78,8 @@ class Handle:
         self._refresh = refresh
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
+        # what was signalled last
+        self._seen: tuple[str, str] | None = None
         # it was started here, and has not settled since
         self._follows = False
         self._started_at = 0.0
@@ -90,11 +92,15 @@ class Handle:
         """Watch it no more."""
         self._units.unwatch(self._unit)
 
-    def _take_state(self, active_state: str) -> None:
+    def _take_state(self, active_state: str, invocation_id: str) -> None:
+        was, self._seen = self._seen, (active_state, invocation_id)
+        self._changed.set()
+        is_over = active_state in ("inactive", "failed")
+        if is_over and (was is None or (was[0] in ("inactive", "failed") and was[1] == invocation_id)):
+            return  # it has a job
         if active_state != "activating":
             self._follows = False
-        self._changed.set()
-        if active_state in ("inactive", "failed"):
+        if is_over:
             self._tasks.start("handle", self._follow_again())
 
     async def _follow_again(self) -> None:
@@ -130,8 +136,8 @@ class Handle:
             _log.debug("VM %s: cannot signal %s: %s", self._vm, self._unit, error)
 
     async def release(self) -> None:
-        """The VM has ended: wait until this has too, so that it can be started again. One that somebody else
-        starts or stops is not waited for: that may itself wait for this."""
+        """The VM has ended: wait until this has too, so that it can be started again. Not for a start or stop
+        of it that was asked for elsewhere: that may itself wait for this."""
         if self.is_held:
             return
         try:

@@ -56,7 +56,7 @@ class FakeUnits:
     def watch(self, unit: str, callback: Callable[[], None]) -> None:
         self.signals[unit] = callback
 
-    def watch_state(self, unit: str, callback: Callable[[str], None]) -> None:
+    def watch_state(self, unit: str, callback: Callable[[str, str], None]) -> None:
         """There are no handles here."""
 
     def unwatch(self, unit: str) -> None:
