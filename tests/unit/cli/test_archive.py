@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 
+from hypemand.cli.exitcode import ExitCode
 from hypemand.config.definition import MIB
 from hypemand.model.state import State
 from tests.fakes.api import Client
@@ -19,7 +20,7 @@ def test_a_vm_goes_into_a_file_and_comes_out_of_it() -> None:
         file = host.folder / "web.vm"
         await host.run(env={"SECRET": "x"})
         refused = await run("vm", "export", "web", str(file))
-        assert (refused.returncode, file.exists()) == (5, False)
+        assert (refused.returncode, file.exists()) == (ExitCode.WRONG_STATE, False)
         assert "web is Running; stop it first" in refused.stderr
         await host.stop_for_good()
         done = await run("vm", "export", "web", str(file))
@@ -91,7 +92,7 @@ def test_a_damaged_file_and_one_that_is_none_are_refused() -> None:
             assert refused.stdout == ""
         assert [vm.name for vm in host.parts.fleet] == ["web"]
         missing = await run("vm", "import", str(host.folder / "nope"))
-        assert (missing.returncode, "there is no" in missing.stderr) == (4, True)
+        assert (missing.returncode, "there is no" in missing.stderr) == (ExitCode.NOT_FOUND, True)
         bad = await run("vm", "export", "web", str(host.folder / "nope/x"))
         assert "cannot write" in bad.stderr
         assert not [name for name in os.listdir(host.folder) if name.startswith(".web.vm")]

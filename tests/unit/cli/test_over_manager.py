@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from hypemand.cli.exitcode import ExitCode
 from hypemand.model.state import State
 from tests.fakes.api import Client, serving
 from tests.fakes.host import FakeHost, folder_in_memory, running
@@ -215,7 +216,7 @@ def test_the_hints_of_volumes_are_commands_that_do_it() -> None:
         host.write("db", volumes=[{"volume": "data", "mount_path": "/data", "readonly": True}])
         await host.reload()
         refused = await run("volume", "rm", "data")
-        assert refused.returncode == 5
+        assert refused.returncode == ExitCode.WRONG_STATE
         message, _sep, hint = refused.stderr.strip().partition("; ")
         assert message.endswith("the volume data is attached to db, web")
         file = host.config.vm_dir / "db.yaml"
