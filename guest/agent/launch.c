@@ -3,8 +3,8 @@
 
 #include "copy.h"
 #include "files.h"
-#include "pty.h"
 #include "inside.h"
+#include "pty.h"
 #include "records.h"
 #include "terminal.h"
 

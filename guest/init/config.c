@@ -32,8 +32,7 @@ static const struct {
     {"version", 1, 1},    {"name", 1, 1},        {"mode", 1, 1},         {"arg", 1, SIZE_MAX},
     {"env", 0, SIZE_MAX}, {"workdir", 0, 1},     {"user", 0, 1},         {"agent", 1, 1},
     {"headers", 1, 1},    {"stop_signal", 0, 1}, {"host", 0, HOSTS_MAX}, {"machine_id", 0, 1},
-    {"ready", 0, 1},
-    {"init", 0, 1},       {"read_only", 0, 1},
+    {"ready", 0, 1},      {"init", 0, 1},        {"read_only", 0, 1},
 };
 
 static bool check_counts(const struct config *config, struct reason *why)

@@ -62,6 +62,15 @@ bool enclosed_begin_reaper(struct enclosed *enclosed, int console, struct reason
     return true;
 }
 
+struct enclosure enclosed_beside(const struct enclosed *enclosed, pid_t program)
+{
+    struct enclosure enclosure = {.beside = -1, .cgroup = -1};
+    pid_t first = enclosed->reaper < 0 ? program : enclosed->reaper;
+    if (first > 0)
+        enclosure.beside = (int)syscall(SYS_pidfd_open, first, 0);
+    return enclosure;
+}
+
 void enclosed_close(struct enclosed *enclosed)
 {
     close_fd(&enclosed->enclosure.beside);

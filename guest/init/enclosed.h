@@ -20,6 +20,10 @@ struct enclosed {
  * output is the console, too. False with words. */
 bool enclosed_begin_reaper(struct enclosed *enclosed, int console, struct reason *why);
 
+/* For what is to run among the program's processes while that, `program`, runs. `beside` is the caller's to
+ * close, and -1 where there are none any more. */
+struct enclosure enclosed_beside(const struct enclosed *enclosed, pid_t program);
+
 void enclosed_close(struct enclosed *enclosed);
 
 /* Would a process that is PID 1 of its namespace not notice this signal, which is to end it? The kernel holds

@@ -7,8 +7,8 @@
 #include "files.h"
 #include "headersworker.h"
 #include "kernellog.h"
-#include "readiness.h"
 #include "ownproc.h"
+#include "readiness.h"
 #include "spawn.h"
 
 #include <errno.h>
@@ -207,14 +207,17 @@ static void headers_ended(struct run *run, int status)
 static void start_check(struct run *run)
 {
     const struct config *config = run->mode->config;
+    struct enclosure beside = enclosed_beside(&run->enclosed, run->program);
     const struct probe_place place = {.environment = run->environment,
                                       .folder = config->folder,
                                       .who = &run->who,
-                                      .settings = {config->records, config->size}};
+                                      .settings = {config->records, config->size},
+                                      .enclosure = &beside};
     struct reason why = {""};
     run->checker = readiness_start(config, &place, &run->fds[SOURCE_READY], &why);
     if (run->checker < 0)
         report_waiting(run->mode->report, why.words);
+    close_fd(&beside.beside);
 }
 
 static void on_ready(struct run *run)

@@ -52,7 +52,8 @@ enum probe_state command_begin(struct probe *probe)
                                   .ready_fd = -1,
                                   .binary = -1,
                                   .oom_score_adj = "0",
-                                  .settings = place->settings};
+                                  .settings = place->settings,
+                                  .enclosure = place->enclosure};
     struct spawned spawned;
     bool started = spawn_start(&probe->spawn, &spawned, &probe->why);
     close_fd(&null);

@@ -25,6 +25,7 @@ struct probe_place {
     const char *folder;
     const struct identity *who;
     struct settings settings;
+    const struct enclosure *enclosure; /* NULL: the caller's own */
 };
 
 /* A socket's address; the family of the first decides. */

@@ -26,6 +26,10 @@ def find_free_port() -> int:
         return port
 
 
+def list_children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class Readiness(unittest.TestCase):
     def init(self, *argv: str, ready: str | None, **others: str) -> exec_mode.Init:
         temporary = tempfile.TemporaryDirectory()
@@ -81,9 +85,9 @@ class Readiness(unittest.TestCase):
         self.end(init)
 
     def test_a_command_has_the_programs_place(self) -> None:
-        """User, folder and environment; and the program starts it all."""
+        """User, folder, environment and processes; and the program starts it all."""
         script = "sleep 0.2; touch ready; sleep 60"
-        check = 'test "$A" = b && test $(id -u) = 65534 && test -e ready'
+        check = 'test "$A" = b && test $(id -u) = 65534 && test -e ready && test -e /proc/self/comm'
         temporary = tempfile.TemporaryDirectory()
         self.addCleanup(temporary.cleanup)
         os.chown(temporary.name, 65534, 65534)
@@ -143,11 +147,12 @@ class Readiness(unittest.TestCase):
 
     def test_without_a_check_there_is_none(self) -> None:
         """No process more, and no variable."""
-        script = 'echo "[$NOTIFY_SOCKET]"; set -- /proc/[0-9]*; echo "processes: $#"'
-        init = self.init("sh", "-c", script, ready=None)
-        self.assertEqual(init.report(), (0, "exited with code 0"))
-        self.assertIn("[]\n", init.console)
-        self.assertIn("processes: 2\n", init.console)
+        init = self.init("sh", "-c", 'echo "[$NOTIFY_SOCKET]"; sleep 60', ready=None)
+        init.wait_for("PROGRAM-START")
+        init.wait_for("[]\n")
+        (own,) = list_children(init.process.pid)
+        self.assertEqual(len(list_children(own)), 1)
+        self.end(init)
         self.assertNotIn("WAITING", init.console)
 
 
