@@ -2,7 +2,7 @@
 """Exit statuses of hypemanctl: one table, for the program, its help and its man page.
 
 systemd shows an exit status by name where the LSB or the BSDs have named it: an ExecStart= that ends with 4
-is logged as `status=4/NOPERMISSION`. So none of ours is one of those with another meaning (systemd.exec(5),
+is logged as `status=4/NOPERMISSION`. So hypemanctl uses none of those with another meaning (systemd.exec(5),
 "Process Exit Codes"). 2 is INVALIDARGUMENT there, and 3 what systemctl(1) returns for `status` of a unit that
 is not active.
 """

@@ -96,7 +96,7 @@ class OutputFailed(OSError):
 
 
 class _Output(FileIO):
-    """Tells what cannot be written to a stream from all else that fails. The stream stays open with it."""
+    """Raises OutputFailed for what cannot be written to a stream. The stream stays open with it."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream.fileno(), "wb", closefd=False)

@@ -24,8 +24,7 @@ class ExitReport:
 @dataclass(frozen=True, slots=True)
 class RestartStatus:
     """Restarts that systemd has made by itself since a VM was started. `last_attempt_at`: the last of them,
-    in seconds since the epoch; `last_reason`: how the run before ended; `text`: what is to be told of it
-    now."""
+    in seconds since the epoch; `last_reason`: how the run before ended; `text`: one line, for display."""
 
     attempts: int
     last_attempt_at: float | None
