@@ -66,7 +66,7 @@ def test_what_is_within_the_limits_is_all_there(host: TestHost, vms: Vms) -> Non
     vms.ctl("start", "talks")
     vms.wait("talks", "Stopped")
     lines = vms.ctl("logs", "talks").stdout.splitlines()
-    assert lines[-1] == "  two"
+    assert lines[-1] == "  two  "
     assert [line for line in lines if line.isdecimal()] == [str(n) for n in range(1, 5001)]
     assert vms.show("talks")["exit_code"] == 3
 
@@ -151,13 +151,13 @@ def test_lines_are_what_the_guest_wrote(host: TestHost, vms: Vms) -> None:
 
 @pytest.mark.both_releases
 def test_what_journald_drops_is_counted(host: TestHost, vms: Vms) -> None:
-    vms.define("limited", "seq 1 5000", unit={"LogRateLimitBurst": 1000, "LogRateLimitIntervalSec": "1h"})
+    vms.define("limited", "seq 1 5000", unit={"LogRateLimitBurst": 100, "LogRateLimitIntervalSec": "1h"})
     vms.ctl("start", "limited")
     vms.wait("limited", "Stopped")
     events = [json.loads(line) for line in vms.ctl("logs", "--json", "limited").stdout.splitlines()]
     kept = [event["text"] for event in events if not event["missing"]]
     missing = [event for event in events if event["missing"]]
     assert kept == [str(number) for number in range(1, len(kept) + 1)]
-    assert 900 < len(kept) < 5000
+    assert 50 < len(kept) < 2000, "journald allows some times the burst, by the space that it has"
     assert len(kept) + sum(event["missing"] for event in missing) == 5000
     assert f"{5000 - len(kept)} lines were not kept" in vms.ctl("logs", "limited").stdout
