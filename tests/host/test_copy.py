@@ -70,6 +70,13 @@ def test_a_guest_cannot_write_elsewhere_on_the_host(host: TestHost, web: Vm) -> 
     assert host.run(["ls", "/root/aim"]).stdout == ""
 
 
+def test_a_whole_guest_is_copied_without_the_kernels_own_file_systems(host: TestHost, web: Vm) -> None:
+    listed = host.shell("hypemanctl cp web:/ - >/root/all.tar && tar -tf /root/all.tar; rm /root/all.tar")
+    names = {name.removeprefix("./").strip("/") for name in listed.stdout.splitlines()}
+    assert {"proc", "sys", "bin/busybox"} <= names
+    assert [name for name in names if name.startswith(("proc/", "sys/"))] == []
+
+
 def test_tar_streams_both_ways(host: TestHost, web: Vm) -> None:
     web.exec("mkdir", "-p", "/root/stream")
     host.shell("tar -C /root/tree -c sub | hypemanctl cp - web:/root/stream")

@@ -2,13 +2,15 @@
 """The Debian packages on a real system: install, reinstall, remove, purge."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.host.lab import PACKAGES, find_packages
+from tests.host.faults import SMALL
+from tests.host.lab import PACKAGES, find_packages, start_host
 from tests.host.machine import TestHost
+from tests.host.recipe import Suite
 
 DEFINITION = "image: builtin:busybox\nmemory: 128 MiB\ncmd: [sleep, infinity]\n"
 
@@ -36,6 +38,27 @@ def show_network(host: TestHost) -> list[str]:
         host.run(["nft", "list", "ruleset"]).stdout,
     ]
     return [re.sub(r'"(valid|preferred)_life_time":[0-9]+', "", text) for text in shown]
+
+
+def find_runtime_files(host: TestHost) -> list[str]:
+    """What is left in /run of ours."""
+    found = host.run(
+        [
+            "find",
+            "/run",
+            "(",
+            "-name",
+            "hypeman*",
+            "-o",
+            "-lname",
+            "hypeman*",
+            ")",
+            "-not",
+            "-path",
+            "/run/systemd/*",
+        ]
+    )
+    return found.stdout.splitlines()
 
 
 def show(host: TestHost, unit: str, name: str) -> str:
@@ -161,5 +184,186 @@ def test_removal_stops_the_vms_and_purge_leaves_nothing(bare: TestHost) -> None:
     assert show_network(bare) == network
     assert bare.pull("/etc/nsswitch.conf") == nsswitch
 
+    assert find_runtime_files(bare) == []
+
+    # what is installed again starts VMs as after boot
+    bare.push("/etc/hypemand/vms.d/gone.yaml", DEFINITION + "autostart: true\n")
+    bare.install(find_packages())
+    bare.run(["hypemanctl", "wait", "gone", "--timeout", "120"], timeout=130)
+    bare.run(["apt-get", "remove", "-y", *PACKAGES], timeout=120)
+    assert find_runtime_files(bare) == []
+
+    # state on a disk of its own, with another below it
+    bare.shell("""
+        mv /var/lib/hypemand /srv/state
+        mkdir -p /var/lib/hypemand /srv/volumes; mount --bind /srv/state /var/lib/hypemand
+        touch /srv/volumes/one; mount --bind /srv/volumes /var/lib/hypemand/volumes
+    """)
     bare.run(["apt-get", "purge", "-y", *PACKAGES], timeout=120)
+    assert not bare.run(["dpkg-query", "-W", "hypemand"], check=False).ok
+    assert (
+        bare.run(["ls", "-A", "/srv/state", "/srv/volumes"]).stdout
+        == "/srv/state:\nvolumes\n\n/srv/volumes:\n"
+    )
+    bare.shell("""
+        umount /var/lib/hypemand/volumes /var/lib/hypemand
+        rmdir /var/lib/hypemand /srv/state/volumes /srv/state /srv/volumes
+    """)
     assert sorted(list_files(bare) - before) == []
+
+
+# what a host may have otherwise
+
+
+@pytest.fixture(scope="module")
+def other(suite: Suite) -> Iterator[TestHost]:
+    """A host with our packages for tests that change what the daemon and its networks stand on; each of them
+    restores it."""
+    with start_host(suite) as host:
+        yield host
+
+
+STATE_DIR = "/etc/hypemand/hypemand.yaml.d/state.yaml"
+
+
+def test_a_state_directory_elsewhere_is_answered_with_the_drop_in_that_makes_it_work(other: TestHost) -> None:
+    other.push(STATE_DIR, "state_dir: /srv/hypemand\n")
+    try:
+        refused = other.run(["systemctl", "restart", "hypemand"], check=False)
+        assert not refused.ok
+        assert show(other, "hypemand.service", "ExecMainStatus") == "78"
+        checked = other.run(["hypemanctl", "check"], check=False)
+        assert checked.code == 8
+        (told,) = [line for line in checked.stderr.splitlines() if "state_dir" in line]
+        entries = other.journal("-u", "hypemand", "-n", "20")
+        assert any(entry["MESSAGE"].endswith(told.partition(": ")[2]) for entry in entries)
+        # it is done as it says
+        found = re.fullmatch(r".*; (mkdir .*), write two lines to (\S+): (\S+) and (\S+), then: (.*)", told)
+        assert found is not None, told
+        make, dropin, *lines, restart = found.groups()
+        other.run(["sh", "-c", make])
+        other.push(dropin, "\n".join(lines) + "\n")
+        other.run(["sh", "-ec", f"systemctl reset-failed hypemand; {restart}"])
+        done = other.run(
+            ["hypemanctl", "run", "--rm", *SMALL, "builtin:busybox", "echo", "works"], timeout=120
+        )
+        assert done.stdout == "works\n"
+        assert other.run(["hypemanctl", "check"], check=False).stderr == ""
+        assert other.run(["test", "-d", "/srv/hypemand/vms"]).ok
+    finally:
+        other.shell(f"rm -rf {STATE_DIR} /etc/systemd/system/hypemand.service.d; systemctl daemon-reload")
+        other.run(["systemctl", "reset-failed", "hypemand.service", "hypemand.socket"], check=False)
+        other.run(["systemctl", "restart", "hypemand.socket", "hypemand.service"])
+
+
+NO_IPV6 = """[Service]
+TemporaryFileSystem=/proc/sys/net/ipv6:ro
+RestrictAddressFamilies=
+RestrictAddressFamilies=AF_UNIX AF_INET AF_NETLINK
+"""
+
+
+def test_a_host_without_ipv6_has_the_default_network(other: TestHost) -> None:
+    """As far as it can be had here: the services find no IPv6 in /proc/sys, and no sockets of it."""
+    for unit in ("hypemand", "hypemand-network"):
+        other.push(f"/etc/systemd/system/{unit}.service.d/no-ipv6.conf", NO_IPV6)
+    try:
+        other.shell("systemctl daemon-reload; systemctl restart hypemand-network hypemand")
+        shown = other.run(["hypemanctl", "network", "list"]).stdout
+        assert " ready " in shown, shown
+        assert "the host has no IPv6 (ipv6.disable=1): the network has IPv4 only" in shown
+        script = (
+            "ip -o addr show eth0 | grep -v fe80 | awk '{print $3}';"
+            " ping -c 1 -W 5 $(ip route | awk '/default/ {print $3}') >/dev/null && echo reached"
+        )
+        run = other.run(
+            [
+                "hypemanctl",
+                "run",
+                "--rm",
+                "-m",
+                "128M",
+                "--disk",
+                "64M",
+                "builtin:busybox",
+                "sh",
+                "-c",
+                script,
+            ],
+            check=False,
+            timeout=120,
+        )
+        assert run.stdout == "inet\nreached\n", run.describe()
+    finally:
+        other.shell(
+            "rm -r /etc/systemd/system/hypemand.service.d /etc/systemd/system/hypemand-network.service.d;"
+            "systemctl daemon-reload; systemctl restart hypemand-network hypemand"
+        )
+
+
+EXAMPLES = "/usr/share/doc/hypemand/examples"
+ALERT = """[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'echo "%i" >>/root/alerts'
+"""
+
+
+def test_every_example_starts_and_what_it_names_is_started(other: TestHost) -> None:
+    names = sorted(Path(name).stem for name in other.run(["ls", EXAMPLES]).stdout.split())
+    assert {"hello", "job", "web"} <= set(names)
+    other.push("/etc/systemd/system/alert@.service", ALERT)
+    other.shell(f"cp {EXAMPLES}/*.yaml /etc/hypemand/vms.d/; systemctl daemon-reload")
+    job = other.pull(f"{EXAMPLES}/job.yaml").decode()
+    failing = re.sub(r"(?m)^cmd: .*$", 'cmd: [sh, -c, "exit 3"]', job)
+    assert failing != job
+    other.push("/etc/hypemand/vms.d/failing.yaml", failing)
+    try:
+        checked = other.run(["hypemanctl", "check", *names])
+        assert (checked.stdout, checked.stderr) == ("", "")
+        other.run(["systemctl", "reload", "hypemand"])
+        for name in (*names, "failing"):
+            started = other.run(["systemctl", "start", f"hypeman@{name}"], check=False, timeout=180)
+            assert started.ok or name in ("job", "failing"), started.describe()
+        for name in set(names) - {"job"}:
+            assert other.run(["hypemanctl", "show", name, "-p", "state", "--value"]).stdout == "Running\n"
+        for name, code in (("job", "0"), ("failing", "3")):
+            other.run(["hypemanctl", "wait", name, "--for=Stopped", "--timeout", "120"], timeout=130)
+            shown = other.run(["hypemanctl", "show", name, "-p", "exit_code", "--value"]).stdout
+            assert shown == f"{code}\n"
+        other.wait_until_succeeds(["test", "-s", "/root/alerts"], 20)
+        # systemd starts it under the name that %n means
+        assert other.pull("/root/alerts").decode() == "hypeman-vm-failing.service\n"
+        _check_polkit(other)
+    finally:
+        other.shell("rm -f /etc/hypemand/vms.d/*.yaml /etc/systemd/system/alert@.service /root/alerts")
+        other.run(["systemctl", "reload", "hypemand"])
+        other.run(["hypemanctl", "rm", "-f", *names, "failing"])
+
+
+def _check_polkit(other: TestHost) -> None:
+    """A member of the group uses systemctl for VMs, once root has turned it on, and for nothing else."""
+
+    def systemctl(user: str, *words: str) -> bool:
+        return other.run(["runuser", "-u", user, "--", "systemctl", *words], check=False).ok
+
+    other.run(["useradd", "--groups=hypemand", "member"])
+    other.run(["useradd", "stranger"])
+    rule = "/etc/polkit-1/rules.d/50-hypemand.rules"
+    try:
+        assert not systemctl("member", "restart", "hypeman@hello")
+        other.run(["ln", "-s", "/usr/share/hypemand/polkit.rules", rule])
+        other.wait_until(lambda: systemctl("member", "restart", "hypeman@hello"), 30, "polkit has it")
+        assert other.run(["hypemanctl", "show", "hello", "-p", "state", "--value"]).stdout == "Running\n"
+        assert not systemctl("stranger", "restart", "hypeman@hello")
+        for words in (("restart", "hypemand"), ("stop", "dbus.socket"), ("kill", "hypeman@hello")):
+            assert not systemctl("member", *words)
+        assert not systemctl("member", "set-property", "--runtime", "hypeman-vm-hello", "MemoryMax=2G")
+        assert systemctl("member", "stop", "hypeman-vm-hello")
+        assert other.run(["hypemanctl", "show", "hello", "-p", "state", "--value"]).stdout == "Stopped\n"
+        # the whole journal is another group's; the console of VMs is this one's
+        logs = other.run(["runuser", "-u", "member", "--", "hypemanctl", "logs", "hello"])
+        assert "Hello from" in logs.stdout
+    finally:
+        other.run(["rm", "-f", rule])
+        other.run(["userdel", "member"])
+        other.run(["userdel", "stranger"])
