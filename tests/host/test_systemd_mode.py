@@ -321,7 +321,8 @@ def test_a_unit_of_the_image_is_respected_and_the_boot_ends_with_words(debian: V
 
 @of_init
 def test_an_init_that_ends_is_a_panic_with_words(lab: Vms) -> None:
-    lab.define("ends", None, entrypoint=["/bin/true"], mode="systemd", guest_agent=False)
+    # not of busybox, which is refused: nothing of it can lead to systemd
+    lab.define("ends", None, image="debian", entrypoint=["/bin/true"], mode="systemd", guest_agent=False)
     lab.ctl("start", "ends")
     shown = lab.wait("ends", "Stopped")
     assert shown["exit_message"].startswith("Kernel panic - not syncing: Attempted to kill init!")
@@ -340,8 +341,8 @@ def test_an_init_that_is_not_there_is_127(lab: Vms) -> None:
 @of_init
 def test_a_guest_that_does_nothing_but_reboot_is_left_alone_after_a_while(lab: Vms) -> None:
     limit = {"StartLimitIntervalSec": "10min", "StartLimitBurst": 3}
-    program = ["/bin/sh", "-c", "reboot -f"]
-    lab.define("loops", None, entrypoint=program, mode="systemd", guest_agent=False, unit=limit)
+    keys = {"image": "debian", "entrypoint": ["/bin/sh", "-c", "reboot -f"], "mode": "systemd"}
+    lab.define("loops", None, **keys, guest_agent=False, unit=limit)
     lab.ctl("start", "loops")
     shown = lab.wait("loops", "Stopped", 90)
     assert "rebooted from inside" in shown["exit_message"]
