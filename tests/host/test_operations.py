@@ -223,17 +223,18 @@ def test_a_vm_moves_to_a_host_of_the_other_release(
 
 def test_an_archive_that_is_cut_off_or_damaged_leaves_nothing(host: TestHost, vms: Vms) -> None:
     """As seen by an administrator, and with the daemon killed in the middle of an import."""
-    vms.define("web")
-    ctl(host, "vm", "export", "web", "/root/small.vm")
     vms.run("web")
+    vms.execute("web", "sh", "-c", "dd if=/dev/urandom of=/big bs=1M count=4; sync")
     refused = ctl(host, "vm", "export", "web", "/root/web.vm", check=False)
     assert (refused.code, "web is Running; stop it first" in refused.stderr) == (5, True)
     ctl(host, "stop", "web")
     ctl(host, "vm", "export", "web", "/root/web.vm")
     listing = ["find", "/var/lib/hypemand/vms", "/var/lib/hypemand/volumes"]
     before = host.run(listing).stdout
-    host.shell("head -c -2000 /root/web.vm >/root/cut.vm; head -c 300000 /root/web.vm >/root/half.vm")
-    host.shell("cp /root/web.vm /root/bad.vm; printf x | dd of=/root/bad.vm bs=1 seek=200000 conv=notrunc")
+    host.shell("head -c -2000 /root/web.vm >/root/cut.vm; head -c 2000000 /root/web.vm >/root/half.vm")
+    host.shell(
+        "cp /root/web.vm /root/bad.vm; printf damaged | dd of=/root/bad.vm bs=1 seek=3000000 conv=notrunc"
+    )
     for file in ("cut", "half", "bad"):
         failed = ctl(host, "vm", "import", "--name", "x", f"/root/{file}.vm", check=False)
         assert not failed.ok
