@@ -16,7 +16,6 @@ from tests.host.command import Result
 from tests.host.faults import ctl
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
-from tests.host.vms import Vms
 
 pytestmark = pytest.mark.one_release
 
@@ -219,32 +218,3 @@ def test_a_vm_moves_to_a_host_of_the_other_release(
     follow(web, remove)
     assert ctl(web, "list", "-q").stdout == ""
     ctl(web, "image", "rm", "app")
-
-
-def test_an_archive_that_is_cut_off_or_damaged_leaves_nothing(host: TestHost, vms: Vms) -> None:
-    """As seen by an administrator, and with the daemon killed in the middle of an import."""
-    vms.define("web")
-    ctl(host, "vm", "export", "web", "/root/small.vm")
-    vms.run("web")
-    refused = ctl(host, "vm", "export", "web", "/root/web.vm", check=False)
-    assert (refused.code, "web is Running; stop it first" in refused.stderr) == (5, True)
-    ctl(host, "stop", "web")
-    ctl(host, "vm", "export", "web", "/root/web.vm")
-    listing = ["find", "/var/lib/hypemand/vms", "/var/lib/hypemand/volumes"]
-    before = host.run(listing).stdout
-    host.shell("head -c -2000 /root/web.vm >/root/cut.vm; head -c 300000 /root/web.vm >/root/half.vm")
-    host.shell("cp /root/web.vm /root/bad.vm; printf x | dd of=/root/bad.vm bs=1 seek=200000 conv=notrunc")
-    for file in ("cut", "half", "bad"):
-        failed = ctl(host, "vm", "import", "--name", "x", f"/root/{file}.vm", check=False)
-        assert not failed.ok
-        assert "archive" in failed.stderr
-        assert host.run(listing).stdout == before
-    with host.popen(["hypemanctl", "vm", "import", "--name", "x", "-"]) as importing:
-        assert importing.stdin is not None
-        importing.stdin.write(host.pull("/root/half.vm"))
-        importing.stdin.flush()
-        host.wait_until(lambda: ".making" in host.run(listing).stdout, 30)
-        host.run(["systemctl", "kill", "--signal=KILL", "hypemand.service"])
-        host.wait_until_succeeds(["hypemanctl", "list"])
-    host.wait_until(lambda: host.run(listing).stdout == before, 30)
-    host.shell("rm -f /root/*.vm")
