@@ -241,7 +241,7 @@ class Units:
         if job is not None and not UnitEvidence.from_active_state(fields["active_state"]).is_live:
             try:
                 kind = await self._bus.get_property(SERVICE, job, f"{SERVICE}.Job.JobType")
-                before = await self._bus.call(SERVICE, job, f"{SERVICE}.Job.GetAfter", ())
+                before = await self._bus.call(SERVICE, job, f"{SERVICE}.Job.GetBefore", ())
             except BusError as error:
                 if error.gone:
                     raise

@@ -56,7 +56,8 @@ def find_start_limit(unit: Mapping[str, tuple[str, ...]]) -> StartLimit:
 class RestartFacts:
     """What is known of a VM's restarts. `restarts`: systemd's NRestarts=. `started_at`: of the run that is
     on, None between two; `is_running`: it has become Running. `ended`: its runs before, the newest first.
-    `exit`: how the last run ended, of a VM that has stopped; `failed`: its unit has."""
+    `exit`: how the last run ended, of a VM that has stopped; `failed`: its unit has. `refused`: systemd has
+    counted the restart that it has not made, too."""
 
     policy: Restart
     limit: StartLimit
@@ -67,6 +68,7 @@ class RestartFacts:
     ended: Sequence[ExitRecord] = ()
     exit: ExitRecord | None = None
     failed: bool = False
+    refused: bool = False
 
 
 def derive_restart_status(facts: RestartFacts, now: float) -> RestartStatus | None:
@@ -86,8 +88,10 @@ def derive_restart_status(facts: RestartFacts, now: float) -> RestartStatus | No
             _describe_live(facts, reason, now) if again else "",
         )
     block = _derive_block(facts, last)
-    words = f"gave up after {facts.restarts + 1} starts" if block is RestartBlock.LIMIT else ""
-    return RestartStatus(facts.restarts, None, block, reason, f"{words}: {reason}" if words else "")
+    if block is not RestartBlock.LIMIT:
+        return RestartStatus(facts.restarts, None, block, reason, "")
+    words = f"gave up after {facts.limit.burst} starts: {reason}"
+    return RestartStatus(facts.restarts - facts.refused, None, block, reason, words)
 
 
 def _describe_live(facts: RestartFacts, reason: str | None, now: float) -> str:

@@ -85,6 +85,8 @@ class Runs:
         self._notes = past.notes
         # the run whose restarts have been counted
         self._counted: str | None = None
+        # only when the unit had failed
+        self._counted_at_end = False
         # between two runs
         self._between = False
         self._requested: dict[Moment, float] = {}
@@ -145,7 +147,7 @@ class Runs:
         run = unit.invocation_id
         if run is not None and run != self._counted and (unit.is_live or unit.active_state == "failed"):
             self.restarts = await self._services.units.count_restarts(unit_name(self._owner.name))
-            self._counted = run
+            self._counted, self._counted_at_end = run, unit.active_state == "failed"
         elif unit.active_state is None:
             self.restarts = 0
 
@@ -232,6 +234,7 @@ class Runs:
             ended=self._list_ended(),
             exit=self.exit,
             failed=failed,
+            refused=self._counted_at_end,
         )
         return derive_restart_status(facts, time.time())
 

@@ -90,7 +90,7 @@ class FakeSystemd:
         for signature, part in arguments:
             values += [part] if signature == PROPERTIES else list(part)
         async with self._asked(method):
-            if interface == f"{SERVICE}.Job":
+            if (interface, method) == (f"{SERVICE}.Job", "GetBefore"):
                 return self._list_before(path)
             return self._do(service, interface, method, values)
 
@@ -253,7 +253,7 @@ class FakeSystemd:
         ]
 
     def _list_before(self, path: str) -> list[tuple[Any, ...]]:
-        """GetAfter of a job: the jobs that it comes after."""
+        """GetBefore of a job: the jobs that have to be over before it may run."""
         for name, unit in self.units.items():
             job = self.jobs.find(name)
             if job is not None and job.path == path:

@@ -48,6 +48,11 @@ def test_a_crash_loop_is_counted_and_given_up(monkeypatch: pytest.MonkeyPatch) -
         assert last.restart is not None
         assert last.restart.blocked_reason is RestartBlock.LIMIT
         assert last.status_text == "Stopped: gave up after 3 starts: exited with code 5"
+        await host.restart_daemon()  # systemd has counted the restart that it has refused
+        again = await host.manager.get_vm("web")
+        assert again.restart is not None
+        assert (again.restart.attempts, again.restart.text) == (last.restart.attempts, last.restart.text)
+        assert last.restart.attempts == 2
         codes = [entry["HYPEMAN_EXIT_CODE"] for entry in sent if "HYPEMAN_EXIT_CODE" in entry]
         assert codes == ["3", "4", "5"]
         texts = [entry["text"] for entry in sent if "HYPEMAN_EXIT_CODE" in entry]
