@@ -36,6 +36,7 @@ _DISK = KeyHint("disk", "disk: 10G")
 _WORKDIR = KeyHint("workdir", "workdir: /srv")
 _AFTER = KeyHint("unit.After", "unit: {Requires: hypeman@db.service, After: hypeman@db.service}")
 _RESTART = KeyHint("restart", "restart: on-failure")
+_READY = KeyHint("ready", "ready: tcp:5432")
 _VOLUMES = KeyHint("volumes", "volumes: [{volume: data, mount_path: /data}]")
 _TAGS = KeyHint("tags", "tags: {team: shop}")
 _STOP = KeyHint("stop_timeout", "stop_timeout: 30s")
@@ -65,7 +66,8 @@ _DEFINITION: Mapping[str, KeyHint] = {
     **dict.fromkeys(("cpu", "cpus", "cpucount", "cpuquota", "cores", "smp", "deploy", "resources"), _VCPUS),
     **dict.fromkeys(("disksize", "storage", "storageopt", "rootsize", "diskgb", "size"), _DISK),
     **dict.fromkeys(("dependson", "links"), _AFTER),
-    **dict.fromkeys(("healthcheck", "livenessprobe", "restartpolicy"), _RESTART),
+    **dict.fromkeys(("healthcheck", "readinessprobe", "startupprobe"), _READY),
+    **dict.fromkeys(("livenessprobe", "restartpolicy"), _RESTART),
     **dict.fromkeys(("volume", "mount", "mounts", "volumemounts", "binds", "bindpaths"), _VOLUMES),
     **dict.fromkeys(("label", "labels", "annotations", "metadata"), _TAGS),
     **dict.fromkeys(("stopgraceperiod", "timeoutstopsec", "terminationgraceperiodseconds"), _STOP),

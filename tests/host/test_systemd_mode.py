@@ -367,3 +367,49 @@ def test_a_debian_knows_its_group_and_its_group_knows_it(lab: Vms) -> None:
     stop(lab)
     for name in (peer, "newcomer"):
         lab.remove(name)
+
+
+# readiness
+
+# A service that the VM is for: it fails at first, and takes its time when it does not.
+SLOW = """
+cat >/etc/systemd/system/slow.service <<'END'
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+Restart=on-failure
+RestartSec=1
+ExecStart=/bin/sh -c 'test -e /run/tried || { touch /run/tried; exit 1; }; sleep 2; touch /run/slow'
+[Install]
+WantedBy=multi-user.target
+END
+systemctl enable slow.service
+"""
+
+
+@of_init
+def test_a_unit_of_the_guest_makes_it_ready(debian: Vms) -> None:
+    debian.execute(NAME, "sh", "-euc", SLOW)
+    stop(debian)
+    start(debian, ready="notify:slow.service")
+    debian.execute(NAME, "test", "-e", "/run/slow")
+    stop(debian)
+    start(debian, ready={"notify": True})
+    # it has failed once by then, which default.target does not mind
+    assert debian.execute(NAME, "systemctl", "is-active", "default.target") == "active\n"
+    stop(debian)
+    start(debian, ready={"exec": ["test", "-e", "/run/slow"]})
+    debian.execute(NAME, "test", "-e", "/run/slow")
+    stop(debian)
+    debian.remove(NAME)
+
+
+@of_init
+def test_a_program_notifies_as_of_systemd(lab: Vms) -> None:
+    script = "sleep 1; systemd-notify --status=half; sleep 1; systemd-notify --ready; exec sleep infinity"
+    keys = {**WHOLE, "mode": "exec", "entrypoint": ["sh", "-c", script], "ready": "notify"}
+    lab.define("notifies", None, **keys)
+    lab.ctl("start", "--wait", "notifies")
+    assert lab.state("notifies") == "Running"
+    assert any('reason="half"' in line for line in lab.console("notifies"))
+    lab.remove("notifies")
