@@ -24,8 +24,8 @@ VMM = TOP / "hypemand/vmm"
 # Words that are in daily use elsewhere too: systemd's, or ours.
 COMMON = frozenset(
     ("running", "paused", "shutdown", "suspended", "watchdog", "debug", "stop", "quit", "save", "cancelled",
-     "completed", "failed", "none", "id", "capabilities", "status", "state", "device", "events", "reason", "uri", "-m",
-     "-name")
+     "completed", "failed", "none", "id", "capabilities", "status", "state", "device", "events",
+     "reason", "uri", "-m", "-name")
 )  # fmt: skip
 # Of QMP, of which the driver uses few, and what stands in names of devices and drives.
 PATTERN = re.compile(
