@@ -65,13 +65,17 @@ static size_t format_fields(const struct entry *entry, const char *name)
 {
     char *at = buffer;
     bool is_text = entry->kind == LINE || entry->kind == PIECE;
+    /* A terminal's end of a line, as of a guest's systemd: journalctl would show it as binary data. */
+    bool has_cr = entry->kind == LINE && entry->length > 0 && entry->text[entry->length - 1] == '\r';
     int priority = !is_text ? LOG_WARNING : begins(entry, "HYPEMAN-") ? LOG_DEBUG : LOG_INFO;
     if (entry->kind != END) {
         at = stpcpy(at, begins(entry, "HYPEMAN-STAGE name=") ? "HYPEMAN_STAGE=" : "MESSAGE=");
         memcpy(at, entry->text, entry->length);
-        at += entry->length;
+        at += entry->length - has_cr;
         *at++ = '\n';
     }
+    if (has_cr)
+        at = stpcpy(at, "HYPEMAN_CR=1\n");
     at += sprintf(at, "PRIORITY=%d\nSYSLOG_FACILITY=%d\nSYSLOG_IDENTIFIER=%.64s\n", priority, LOG_DAEMON >> 3,
                   name);
     if (!is_text || entry->number % NUMBER_EVERY == 1)

@@ -140,6 +140,8 @@ class VmLog:
         for field in ("MESSAGE", STAGE_FIELD):
             with contextlib.suppress(KeyError):
                 self._message = self._reader._get(field)
+                if get_field(self._reader, "HYPEMAN_CR"):
+                    self._message += b"\r"
                 break
         return self._message
 

@@ -9,7 +9,7 @@ import unittest
 from itertools import pairwise
 from pathlib import Path
 
-from boot_guest import BootCase
+from boot_guest import SCRIPT_INIT, BootCase
 
 LINES = 3000
 READY_LINE = 1000
@@ -71,7 +71,7 @@ class ReadyBoot(BootCase):
         /opt/hypeman/hypeman-init ready; echo back $?
         """
         with self.guest(
-            "/bin/sh", "-c", script, mode="systemd", agent="0", ready="check=tcp,port=5000"
+            SCRIPT_INIT, "-c", script, mode="systemd", agent="0", ready="check=tcp,port=5000"
         ) as guest:
             guest.wait_for(r"back (\d)")
             console = guest.console
@@ -88,7 +88,7 @@ class ReadyBoot(BootCase):
         /opt/hypeman/hypeman-init ready; echo back $?
         """
         ready = "check=notify,unit=db.service"
-        with self.guest("/bin/sh", "-c", script, mode="systemd", agent="0", ready=ready) as guest:
+        with self.guest(SCRIPT_INIT, "-c", script, mode="systemd", agent="0", ready=ready) as guest:
             guest.wait_for(r"back 0")
             self.assertIn("After=db.service\nRequisite=db.service\n", guest.console)
             self.assertIn("hypeman-ready.service -> ../hypeman-ready.service", guest.console)
@@ -101,7 +101,7 @@ class ReadyBoot(BootCase):
         wait; echo back
         """
         ready = "check=log,pattern=^up on \\d+$"
-        with self.guest("/bin/sh", "-c", script, mode="systemd", agent="0", ready=ready) as guest:
+        with self.guest(SCRIPT_INIT, "-c", script, mode="systemd", agent="0", ready=ready) as guest:
             guest.wait_for(r"back")
             words = ("first\n", "up on 80\n", "HYPEMAN-READY", "back")
             places = [guest.console.index(word) for word in words]

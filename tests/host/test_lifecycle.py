@@ -106,9 +106,9 @@ def test_the_journal_finds_console_and_daemon_by_vm_and_by_unit(first_boot: Firs
     vms, name = first_boot.vms, first_boot.name
     vms.wait_console(name, "up")
     wanted = {"up", f"VM {name}: Stopped -> Initializing: starting the VMM"}
-    by_vm = {entry["MESSAGE"] for entry in vms.host.journal(f"HYPEMAN_VM={name}")}
-    by_id = {entry["MESSAGE"] for entry in vms.host.journal(f"HYPEMAN_VM_ID={vms.show(name)['id']}")}
-    by_unit = {entry["MESSAGE"] for entry in vms.host.journal(f"--unit=hypeman-vm-{name}")}
+    by_vm = {entry.get("MESSAGE") for entry in vms.host.journal(f"HYPEMAN_VM={name}")}
+    by_id = {entry.get("MESSAGE") for entry in vms.host.journal(f"HYPEMAN_VM_ID={vms.show(name)['id']}")}
+    by_unit = {entry.get("MESSAGE") for entry in vms.host.journal(f"--unit=hypeman-vm-{name}")}
     assert wanted <= by_vm
     assert wanted <= by_id
     assert wanted | {f"Started hypeman-vm-{name}.service - Micro VM {name}."} <= by_unit

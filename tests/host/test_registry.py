@@ -162,8 +162,8 @@ def test_layers_that_are_packed_with_zstd_are_layers_too(host: TestHost, vms: Vm
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        (f"{TLS}/app:none", 4, "there is no image"),
-        (f"{TLS}/none", 4, "there is no image"),
+        (f"{TLS}/app:none", 10, "there is no image"),
+        (f"{TLS}/none", 10, "there is no image"),
         (f"{TLS}/app:arm", 8, "is for arm64, this host is amd64"),
         ("localhost:5999/app", 1, "connection refused"),
         ("Upper/case", 8, "cannot be the name of an image"),

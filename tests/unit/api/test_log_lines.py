@@ -87,6 +87,8 @@ def test_a_line_is_exact_or_says_what_it_is(tmp_path: Path) -> None:
         assert await read(api, "tail=3") == ["x" * MAX_LINE, "rest", " last "]
         with_markers = await read(api, "tail=1&sentinels=true&json=true")
         assert (with_markers[0]["text"], with_markers[0]["partial"]) == (lines[-1].decode(), False)
+        api.host.log("a", "of a terminal", HYPEMAN_CR="1")
+        assert await read(api, "tail=1") == ["of a terminal\r"]
 
     drive(tmp_path, scenario)
 

@@ -129,9 +129,15 @@ def await_end(folder: Path, deadline: float = 20) -> None:
         os.close(mark)
 
 
+def is_line(entry: Fields) -> bool:
+    """Not a piece of a longer one."""
+    return len(entry[b"MESSAGE"]) != ENTRY_MAX
+
+
 def join(entries: list[Fields]) -> bytes:
     """What the guest wrote, as far as entries tell that: a last line without its end gets one."""
-    texts = [entry[b"MESSAGE"] for entry in entries if b"MESSAGE" in entry]
+    texts = [entry[b"MESSAGE"] + b"\r" * (b"HYPEMAN_CR" in entry) for entry in entries if b"MESSAGE" in entry]
+    assert not any(entry.get(b"MESSAGE", b"").endswith(b"\r") and is_line(entry) for entry in entries)
     return b"".join(text if len(text) == ENTRY_MAX else text + b"\n" for text in texts)
 
 
