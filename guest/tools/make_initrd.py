@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ALIGNMENT = 4
-# QEMU places an initrd in the last pages of memory after its firmware has put the ACPI tables, a KiB or two, at
-# the very end: what ends in the middle of a page overwrites them, and the kernel hangs in the DSDT. One of whole
-# pages is placed a page lower.
+# QEMU places an initrd in the last pages of memory after its firmware has put the ACPI tables, a KiB or two,
+# at the very end: what ends in the middle of a page overwrites them, and the kernel hangs in the DSDT. One of
+# whole pages is placed a page lower.
 PAGE = 4096
 
 

@@ -257,23 +257,16 @@ async def test_all_output_of_a_terminal_comes_before_its_end(agent: Path, tmp_pa
             assert (len(out), out[-4:], report.code) == (1_000_004, b"last", 0)
 
 
-# Leaves a process in a group of its own that ignores SIGHUP.
-DEAF = (
-    "import os, signal, time; signal.signal(1, signal.SIG_IGN); os.fork() or (os.setpgrp(), time.sleep(1000))"
-)
-
-
 @in_loop
-async def test_who_goes_away_hangs_up_and_nobody_stays(agent: Path, tmp_path: Path) -> None:
-    """One that hears the hang-up has time to end; one in a group of its own that does not hear is killed."""
+async def test_who_goes_away_hangs_up(agent: Path, tmp_path: Path) -> None:
+    """And leaves time to end. What does not hear it is killed with its control group (agent_channel.py)."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(reader, "rb") as file:
         async with serving(agent, tmp_path) as channel:
             script = (
-                f"exec 3>{pipe}; {sys.executable} -c '{DEAF}'; "
-                "trap 'echo hung up >&3; exit' HUP; echo up; while :; do sleep 0.05; done"
+                f"exec 3>{pipe}; trap 'echo hung up >&3; exit' HUP; echo up; while :; do sleep 0.05; done"
             )
             session = await channel.exec(terminal(script))
             await Reader(session).until(b"up")
