@@ -112,7 +112,9 @@ def test_a_vmm_sees_nothing_of_the_host_but_usr_and_its_own(pair: Vms) -> None:
     places = [mount.split()[4:6] for mount in mounts]
     writable = {place for place, how in places if "rw" in how.split(",") and not place.startswith("/dev/")}
     own = {"/run/hypemand/self/vm", "/run/hypemand/self/disk"}
-    assert own <= writable <= own | {"/proc", "/run"}, writable
+    # its console's socket to journald: the VMM itself can make no socket to connect to it (launcher/filter.h)
+    others = {"/proc", "/run", "/run/hypemand/self/journal.sock"}
+    assert own <= writable <= own | others, writable
     # a list of libraries like the host's: else the linker looks for each in many places
     assert host.pull(f"{root}/etc/ld.so.cache") == host.pull("/etc/ld.so.cache")
 
@@ -265,7 +267,7 @@ def test_a_masked_unit_is_an_error_with_the_cure(vms: Vms) -> None:
     finally:
         vms.host.run(["systemctl", "unmask", "--runtime", unit])
     assert (refused.code, f"the unit {unit} is masked; systemctl unmask {unit}" in refused.stderr) == (
-        5,
+        11,
         True,
     )
     vms.start(name)
