@@ -272,8 +272,7 @@ def test_a_flood_before_the_agent_is_ready_hides_neither_readiness_nor_exit(
         tell(vm)
         shown = vm.end()
         assert (shown["exit_code"], vm.unit("Result")) == (7, "exit-code")
-        markers = [line for line in vm.logs("--all") if "HYPEMAN-" in line]
-        assert not any("HYPEMAN-PROGRAM-START" in line for line in markers), "the journal has lost no line"
+        assert len(vm.logs()) < LINES, "the journal has lost no line"
 
 
 def test_a_flood_right_after_the_start_hides_neither_readiness_nor_exit(host: TestHost) -> None:
