@@ -192,7 +192,7 @@ def assert_run_refused(host: TestHost, words: str, *options: str, image: str = B
 def test_an_image_that_is_not_there_is_refused_with_the_nearest_name(host: TestHost) -> None:
     words = r"there is no image builtin:busibox; did you mean builtin:busybox\?"
     with define_vm(host, "wanting", image="builtin:busibox") as vm:
-        assert_refused(host, vm, 4, words)
+        assert_refused(host, vm, 10, words)
     assert_run_refused(host, words, image="builtin:busibox")
 
 
