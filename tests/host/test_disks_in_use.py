@@ -71,7 +71,7 @@ def test_a_vm_whose_run_json_is_lost_keeps_all_that_it_runs_with(host: TestHost,
     vms.define("other", volumes=[at("data")])
     with vms.without_daemon():
         host.run(["rm", f"{STATE}/web/run.json"])
-    assert any("its run.json cannot be read" in e["MESSAGE"] for e in host.journal("HYPEMAN_VM=web"))
+    assert any("its run.json cannot be read" in e.get("MESSAGE", "") for e in host.journal("HYPEMAN_VM=web"))
     (attachment, _) = sorted(inspect(host, "data")["attachments"], key=json.dumps, reverse=True)
     assert vms.state("web") == "Running"
     assert "web" in json.dumps(attachment) + json.dumps(inspect(host, "data"))

@@ -78,7 +78,9 @@ def test_without_the_network_service_a_restart_fails_with_words_for_it(vms: Vms)
         with vms.without_daemon():
             vms.host.run(["systemctl", "stop", *NETWORK])
             vms.host.run(["systemctl", "restart", f"hypeman-vm-{name}.service"], check=False)
-            told = [e["MESSAGE"] for e in vms.host.journal(f"_SYSTEMD_UNIT=hypeman-vm-{name}.service")]
+            told = [
+                e.get("MESSAGE", "") for e in vms.host.journal(f"_SYSTEMD_UNIT=hypeman-vm-{name}.service")
+            ]
             assert any(
                 "launcher: the network service cannot be reached: " in line
                 and "systemctl status hypemand-tap.socket" in line

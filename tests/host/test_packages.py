@@ -189,7 +189,8 @@ def test_removal_stops_the_vms_and_purge_leaves_nothing(bare: TestHost) -> None:
     # what is installed again starts VMs as after boot
     bare.push("/etc/hypemand/vms.d/gone.yaml", DEFINITION + "autostart: true\n")
     bare.install(find_packages())
-    bare.run(["hypemanctl", "wait", "gone", "--timeout", "120"], timeout=130)
+    # it is Stopped until the daemon has come to it, which is no end that `wait` would wait through
+    bare.wait_until_succeeds(["hypemanctl", "wait", "gone", "--timeout", "120"], 120)
     bare.run(["apt-get", "remove", "-y", *PACKAGES], timeout=120)
     assert find_runtime_files(bare) == []
 
