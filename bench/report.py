@@ -91,7 +91,7 @@ def derive_goals(figures: dict[str, Any], kernel: Kernel | None) -> Iterator[Goa
     with_headers, without = median(one["ready_ms"]), median(one["plain"])
     yield Goal("with / without kernel headers", with_headers / without, 1.02, "x")
     yield Goal("8 at once / 8 bare", median(many["client"]) / median(many["bare"]), 1.10, "x")
-    yield Goal("daemon, RSS", figures["memory"]["rss"], 50.0, "MiB")
+    yield Goal("daemon, RSS", figures["memory"]["rss"], 54.0, "MiB")
     for command in ("list", "--version"):
         yield Goal(f"hypemanctl {command}, CPU", median(figures[f"hypemanctl {command}"]["cpu"]), 80.0, "ms")
     agent = figures["agent"]
