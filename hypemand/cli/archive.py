@@ -4,47 +4,33 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
-from hypemand.atomic import replace_file, write_all
 from hypemand.cli.client import IMPORT_SECONDS, ApiError, Client, build_target, parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import LiveLine, print_json
-from hypemand.cli.transfer import download_from, upload_to
+from hypemand.cli.transfer import STREAM, download_from, save, upload_to
 from hypemand.cli.values import escape_controls
 from hypemand.errors import InvalidRequest, NotFound
 from hypemand.model.answers.instance import Instance
 
-_STREAM = "-"
 _PIECE = 128 * 1024
 
 
 def export_vm(context: Context) -> int:
     """Write a VM to a file: a new one takes the place of what was there when it is whole."""
     args = context.args
-    if args.file == _STREAM and sys.stdout.isatty():
+    if args.file == STREAM and sys.stdout.isatty():
         raise InvalidRequest("refusing to write an archive to a terminal", hint="specify a file")
     query = {"volumes": ",".join(args.volume)} if args.volume else {}
     query |= {key: "true" for key in ("all_volumes", "image") if getattr(args, key)}
     target = build_target("instances", args.name, "export", query=query)
     # with its image, that is packed first
     pieces = download_from(context.client, target, begin=IMPORT_SECONDS)
-    if args.file == _STREAM:
-        for piece in pieces:
-            sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
-        return ExitCode.OK
-    try:
-        with replace_file(Path(args.file), mode=0o600) as fd, LiveLine(f"exporting {args.name}"):
-            for piece in pieces:
-                write_all(fd, piece)
-    except OSError as error:
-        raise InvalidRequest(f"cannot write {args.file}: {error.strerror or os.strerror(5)}") from None
+    save(pieces, args.file, args.name)
     return ExitCode.OK
 
 
@@ -55,7 +41,7 @@ def import_vm(context: Context) -> int:
     query |= {"keep_identity": "true"} if args.keep_identity else {}
     query |= {f"volumes[{old}]": new for old, new in args.volume}
     with contextlib.ExitStack() as stack:
-        source = sys.stdin.buffer if args.file == _STREAM else stack.enter_context(_open(args.file))
+        source = sys.stdin.buffer if args.file == STREAM else stack.enter_context(_open(args.file))
         stack.enter_context(LiveLine(f"importing {args.file}"))
         target = build_target("instances", "import", query=query)
         # with its image, that is unpacked when all has come

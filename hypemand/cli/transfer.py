@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
+from hypemand.atomic import replace_file, write_all
 from hypemand.cli.client import (
     ApiError,
     Client,
@@ -18,11 +22,15 @@ from hypemand.cli.client import (
     parse_answer,
     parse_error,
 )
+from hypemand.cli.terminal import LiveLine
+from hypemand.errors import InvalidRequest
 from hypemand.tar import ERROR_BYTES, find_error
 
 STALL_SECONDS = 120.0
 _PIECE = 128 * 1024
 _TYPE = "application/x-tar"
+STREAM = "-"
+"""In place of a file: standard input or output."""
 
 
 def download(client: Client, ref: str, query: Mapping[str, str]) -> Iterator[bytes]:
@@ -44,6 +52,21 @@ def download_from(client: Client, target: str, *, begin: float = STALL_SECONDS) 
         except (OSError, http.client.HTTPException) as error:
             raise _explain(error) from None
         yield from _read_whole(response)
+
+
+def save(pieces: Iterable[bytes], file: str, what: str) -> None:
+    """Write what is exported into a file, whole or not at all, or to STREAM. InvalidRequest."""
+    if file == STREAM:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with replace_file(Path(file), mode=0o600) as fd, LiveLine(f"exporting {what}"):
+            for piece in pieces:
+                write_all(fd, piece)
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {file}: {error.strerror or os.strerror(5)}") from None
 
 
 def _read_whole(response: http.client.HTTPResponse) -> Iterator[bytes]:

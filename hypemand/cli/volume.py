@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
-from hypemand.atomic import replace_file, write_all
 from hypemand.cli.client import CHANGE_SECONDS, Json, build_target, parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import LiveLine, print_json, print_table
-from hypemand.cli.transfer import download_from, upload_to
+from hypemand.cli.transfer import STREAM, download_from, save, upload_to
 from hypemand.cli.values import escape_controls, format_bytes, format_minute
 from hypemand.errors import InvalidRequest, NotFound
 from hypemand.model.answers.volume import Space, SpaceUse, Volume
@@ -23,7 +20,6 @@ from hypemand.model.answers.volume import Space, SpaceUse, Volume
 _HEADER = ("NAME", "SIZE", "USED", "STATUS", "ATTACHED", "CREATED")
 _SPACE_HEADER = ("WHAT", "FILES", "SIZE", "USED", "RECLAIMABLE")
 _DEFAULT_SIZE = "10G"
-_STREAM = "-"
 _PIECE = 128 * 1024
 # a resize checks the file system, which may be large
 _RESIZE_SECONDS = 1800.0
@@ -133,7 +129,7 @@ def import_archive(context: Context) -> int:
     query = {"name": args.name, "size": args.size or _DEFAULT_SIZE}
     query |= {f"tags[{key}]": value for key, value in args.tag}
     with contextlib.ExitStack() as stack:
-        source = sys.stdin.buffer if args.archive == _STREAM else stack.enter_context(_open(args.archive))
+        source = sys.stdin.buffer if args.archive == STREAM else stack.enter_context(_open(args.archive))
         stack.enter_context(LiveLine(f"importing {args.name}"))
         target = build_target("volumes", "from-archive", query=query)
         volume = upload_to(context.client, "POST", target, _read(source))
@@ -158,17 +154,7 @@ def export_archive(context: Context) -> int:
     """Write the contents of a volume as a tar archive; an incomplete file is removed."""
     args = context.args
     pieces = download_from(context.client, build_target("volumes", args.volume, "archive"))
-    if args.archive == _STREAM:
-        for piece in pieces:
-            sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
-        return ExitCode.OK
-    try:
-        with replace_file(Path(args.archive), mode=0o600) as fd, LiveLine(f"exporting {args.volume}"):
-            for piece in pieces:
-                write_all(fd, piece)
-    except OSError as error:
-        raise InvalidRequest(f"cannot write {args.archive}: {error.strerror or os.strerror(5)}") from None
+    save(pieces, args.archive, args.volume)
     return ExitCode.OK
 
 
