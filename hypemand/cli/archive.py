@@ -6,18 +6,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from hypemand.cli.client import IMPORT_SECONDS, ApiError, Client, build_target, parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import LiveLine, print_json
-from hypemand.cli.transfer import STREAM, download_from, save, upload_to
+from hypemand.cli.transfer import STREAM, download_from, open_source, read_pieces, save, upload_to
 from hypemand.cli.values import escape_controls
-from hypemand.errors import InvalidRequest, NotFound
+from hypemand.errors import InvalidRequest
 from hypemand.model.answers.instance import Instance
-
-_PIECE = 128 * 1024
 
 
 def export_vm(context: Context) -> int:
@@ -41,30 +38,16 @@ def import_vm(context: Context) -> int:
     query |= {"keep_identity": "true"} if args.keep_identity else {}
     query |= {f"volumes[{old}]": new for old, new in args.volume}
     with contextlib.ExitStack() as stack:
-        source = sys.stdin.buffer if args.file == STREAM else stack.enter_context(_open(args.file))
+        source = sys.stdin.buffer if args.file == STREAM else stack.enter_context(open_source(args.file))
         stack.enter_context(LiveLine(f"importing {args.file}"))
         target = build_target("instances", "import", query=query)
         # with its image, that is unpacked when all has come
-        answer = upload_to(context.client, "POST", target, _read(source), answer=IMPORT_SECONDS)
+        answer = upload_to(context.client, "POST", target, read_pieces(source), answer=IMPORT_SECONDS)
     made = parse(Instance, answer)
     print_json(answer) if context.wants_json else print(escape_controls(made.name))
     for words in _list_missing(context.client, made):
         print(escape_controls(f"hypemanctl: {words}"), file=sys.stderr)
     return ExitCode.OK
-
-
-def _open(path: str) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        raise NotFound(f"there is no {path}") from None
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None
-
-
-def _read(source: BinaryIO) -> Iterator[bytes]:
-    while piece := source.read(_PIECE):
-        yield piece
 
 
 def _list_missing(client: Client, made: Instance) -> Iterator[str]:

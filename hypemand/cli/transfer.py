@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from hypemand.atomic import replace_file, write_all
 from hypemand.cli.client import (
@@ -23,7 +24,7 @@ from hypemand.cli.client import (
     parse_error,
 )
 from hypemand.cli.terminal import LiveLine
-from hypemand.errors import InvalidRequest
+from hypemand.errors import InvalidRequest, NotFound
 from hypemand.tar import ERROR_BYTES, find_error
 
 STALL_SECONDS = 120.0
@@ -67,6 +68,22 @@ def save(pieces: Iterable[bytes], file: str, what: str) -> None:
                 write_all(fd, piece)
     except OSError as error:
         raise InvalidRequest(f"cannot write {file}: {error.strerror or os.strerror(5)}") from None
+
+
+def open_source(path: str) -> BinaryIO:
+    """A file that is imported. NotFound, InvalidRequest."""
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise NotFound(f"there is no {path}") from None
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_pieces(source: BinaryIO) -> Iterator[bytes]:
+    """What is imported, as it is sent."""
+    while piece := source.read(_PIECE):
+        yield piece
 
 
 def _read_whole(response: http.client.HTTPResponse) -> Iterator[bytes]:

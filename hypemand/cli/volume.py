@@ -5,22 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from typing import BinaryIO
 
 from hypemand.cli.client import CHANGE_SECONDS, Json, build_target, parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import LiveLine, print_json, print_table
-from hypemand.cli.transfer import STREAM, download_from, save, upload_to
+from hypemand.cli.transfer import STREAM, download_from, open_source, read_pieces, save, upload_to
 from hypemand.cli.values import escape_controls, format_bytes, format_minute
-from hypemand.errors import InvalidRequest, NotFound
 from hypemand.model.answers.volume import Space, SpaceUse, Volume
 
 _HEADER = ("NAME", "SIZE", "USED", "STATUS", "ATTACHED", "CREATED")
 _SPACE_HEADER = ("WHAT", "FILES", "SIZE", "USED", "RECLAIMABLE")
 _DEFAULT_SIZE = "10G"
-_PIECE = 128 * 1024
 # a resize checks the file system, which may be large
 _RESIZE_SECONDS = 1800.0
 
@@ -129,25 +125,13 @@ def import_archive(context: Context) -> int:
     query = {"name": args.name, "size": args.size or _DEFAULT_SIZE}
     query |= {f"tags[{key}]": value for key, value in args.tag}
     with contextlib.ExitStack() as stack:
-        source = sys.stdin.buffer if args.archive == STREAM else stack.enter_context(_open(args.archive))
+        source = (
+            sys.stdin.buffer if args.archive == STREAM else stack.enter_context(open_source(args.archive))
+        )
         stack.enter_context(LiveLine(f"importing {args.name}"))
         target = build_target("volumes", "from-archive", query=query)
-        volume = upload_to(context.client, "POST", target, _read(source))
+        volume = upload_to(context.client, "POST", target, read_pieces(source))
     return _show_made(context, volume)
-
-
-def _open(path: str) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        raise NotFound(f"there is no {path}") from None
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None
-
-
-def _read(source: BinaryIO) -> Iterator[bytes]:
-    while piece := source.read(_PIECE):
-        yield piece
 
 
 def export_archive(context: Context) -> int:
