@@ -32,7 +32,6 @@ static _Noreturn void reap(int console)
     (void)syscall(SYS_close_range, STDERR_FILENO + 1, ~0U, 0);
     sigset_t all;
     (void)sigfillset(&all);
-    (void)sigprocmask(SIG_SETMASK, &all, NULL);
     (void)setsid();
     (void)prctl(PR_SET_NAME, "hypeman-reaper");
     for (;;) {
@@ -48,11 +47,17 @@ static _Noreturn void reap(int console)
 bool enclosed_begin_reaper(struct enclosed *enclosed, int console, struct reason *why)
 {
     const struct enclosure first = {.first = true, .beside = -1, .cgroup = -1};
+    sigset_t all, before;
+    (void)sigfillset(&all);
+    /* The kernel drops what the namespace sends to its first process and that does not yet hold back. */
+    (void)sigprocmask(SIG_SETMASK, &all, &before);
     pid_t pid = fork_into(&first);
     if (pid == 0)
         reap(console);
+    int error = errno;
+    (void)sigprocmask(SIG_SETMASK, &before, NULL);
     if (pid < 0)
-        return refuse(why, "cannot make a PID namespace for the program: %s", strerror(errno));
+        return refuse(why, "cannot make a PID namespace for the program: %s", strerror(error));
     int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     if (pidfd < 0)
         return refuse(why, "cannot hold the program's PID namespace: %s", strerror(errno));
