@@ -15,7 +15,9 @@ from hypemand.api.bodies import CreateFromDefinition
 from hypemand.api.fields import InvalidField, read_form
 from hypemand.api.hostreach import refuse_host_reach
 from hypemand.api.kinds import Flag, Size, Text
-from hypemand.api.render import HYPERVISOR, RESTART_POLICIES
+from hypemand.api.policies import CLIENT_NAMES as POLICY_NAMES
+from hypemand.api.policies import RESTART_FIELDS, read_restart_policy, refuse_others
+from hypemand.api.render import HYPERVISOR
 from hypemand.api.volumes import check_overlay_size
 from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull
 from hypemand.config.netdef import Networks
@@ -46,7 +48,7 @@ _MOUNT_KEYS = {
 }
 _CLIENT_NAMES = {
     **{ours: theirs for theirs, ours in (_SAME_MEANING | _NEGATED).items()},
-    "restart": "restart_policy.policy",
+    **POLICY_NAMES,
 }
 _LIMITS = {"bandwidth_upload": "upload", "bandwidth_download": "download"}
 # By the schema of openapi.yaml: the fields of the published client that are read here.
@@ -54,7 +56,7 @@ CLIENT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "CreateInstance": (*_SAME_MEANING, *_NEGATED, *_TRANSLATED),
     "NetworkWish": ("enabled", *_LIMITS),
     "VolumeMount": tuple(_MOUNT_KEYS),
-    "RestartPolicy": ("policy",),
+    "RestartPolicy": RESTART_FIELDS,
 }
 # To the client's own server bits, and by our own grammar nothing, since other tools mean bytes.
 _BPS = re.compile(r"([0-9.]+\s*[kmg]?)bps", re.IGNORECASE)
@@ -131,9 +133,8 @@ def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
         skip = _read_flag(given.get(theirs, False), theirs, problems)
         if skip is not None:
             data[ours] = not skip
-    restart = _parse_restart(given, problems)
-    if restart is not None:
-        data["restart"] = restart
+    if "restart_policy" in given:
+        data |= read_restart_policy(given["restart_policy"], problems)
     if "volumes" in given:
         data["volumes"] = _parse_volumes(given["volumes"], problems)
     network = _parse_network(given, host.defaults, problems)
@@ -192,27 +193,6 @@ def _read_flag(value: object, key: str, problems: list[Problem]) -> bool | None:
         return None
 
 
-def _parse_restart(given: Mapping[str, object], problems: list[Problem]) -> str | None:
-    """The key `restart` of a definition; None when the client leaves it to us."""
-    if "restart_policy" not in given:
-        return None
-    policy = given["restart_policy"]
-    if not isinstance(policy, dict):
-        problems.append(_problem("restart_policy", "is not an object"))
-        return None
-    problems += _refuse_others("restart_policy", policy, *CLIENT_FIELDS["RestartPolicy"])
-    word = policy.get("policy")
-    if word is None:
-        return None
-    restart = RESTART_POLICIES.get(word) if isinstance(word, str) else None
-    if restart is None:
-        problems.append(
-            _problem("restart_policy.policy", "is not known", "one of " + ", ".join(RESTART_POLICIES))
-        )
-        return None
-    return restart.value
-
-
 def _parse_volumes(volumes: object, problems: list[Problem]) -> object:
     """The key `volumes` of a definition. What has a wrong type is for the schema to refuse."""
     if not isinstance(volumes, list):
@@ -221,7 +201,7 @@ def _parse_volumes(volumes: object, problems: list[Problem]) -> object:
     for number, mount in enumerate(volumes):
         if not isinstance(mount, dict):
             return volumes
-        problems += _refuse_others(f"volumes[{number}]", mount, *CLIENT_FIELDS["VolumeMount"])
+        problems += refuse_others(f"volumes[{number}]", mount, CLIENT_FIELDS["VolumeMount"])
         given = {_MOUNT_KEYS[key]: value for key, value in mount.items() if key in _MOUNT_KEYS}
         found.append({key: value for key, value in given.items() if key and value is not None})
     return found
@@ -235,7 +215,7 @@ def _parse_network(
     if not isinstance(network, dict):
         problems.append(_problem("network", "is not an object"))
         return None
-    problems += _refuse_others("network", network, *CLIENT_FIELDS["NetworkWish"])
+    problems += refuse_others("network", network, CLIENT_FIELDS["NetworkWish"])
     enabled = network.get("enabled")
     if enabled is not None and _read_flag(enabled, "network.enabled", problems) is None:
         return None
@@ -258,16 +238,6 @@ def _in_bits(rate: object) -> object:
     """1Gbps as we write it; what is none is for the schema to refuse."""
     found = _BPS.fullmatch(rate.strip()) if isinstance(rate, str) else None
     return f"{found[1]}bit" if found is not None else rate
-
-
-def _refuse_others(field: str, value: Mapping[str, object], *known: str) -> list[Problem]:
-    """Every key of an object but those that we understand."""
-    hint = "omit it, or use the form with `definition`, which supports more settings"
-    return [
-        _problem(f"{field}.{key[:80]}", "is not supported here", hint)
-        for key in sorted(value)
-        if key not in known and value[key] is not None
-    ]
 
 
 def _problem(key: str, message: str, hint: str = "") -> Problem:

@@ -13,8 +13,10 @@ from typing import Any, TypeAlias
 
 from aiohttp import web
 
+from hypemand.api.policies import POLICY_WORDS
 from hypemand.api.tokens import Token
-from hypemand.config.definition import Restart
+from hypemand.config.definition import Definition
+from hypemand.config.durations import format_go_duration
 from hypemand.config.netparse import format_publish
 from hypemand.config.rates import format_rate
 from hypemand.config.sizes import format_size
@@ -46,10 +48,6 @@ from hypemand.vmm.process import read_memory
 Json: TypeAlias = Any
 
 HYPERVISOR = "qemu-microvm"
-
-# restart_policy.policy in the client's words.
-RESTART_POLICIES = {"never": Restart.NO, "always": Restart.ALWAYS, "on_failure": Restart.ON_FAILURE}
-_POLICY_WORDS = {restart: word for word, restart in RESTART_POLICIES.items()}
 
 
 def json_response(value: object, status: int = 200) -> web.Response:
@@ -109,7 +107,7 @@ def derive_instance(view: VmView) -> Instance:
             InstanceVolume(mount.volume, mount.mount_path, not mount.writes, mount.overlay)
             for mount in definition.volumes
         ),
-        restart_policy=RestartPolicy(_POLICY_WORDS[definition.restart]),
+        restart_policy=_derive_policy(definition),
         restart_status=None if view.restart is None else _derive_restart(view.restart),
         origin=view.origin,
         status_text=view.status_text,
@@ -137,11 +135,20 @@ def _derive_operation(operation: OngoingOperation) -> InstanceOperation:
     return InstanceOperation(operation.name, operation.owner, time_json(operation.since))
 
 
+def _derive_policy(definition: Definition) -> RestartPolicy:
+    return RestartPolicy(
+        POLICY_WORDS[definition.restart],
+        format_go_duration(definition.restart_backoff),
+        definition.restart_max_attempts,
+        format_go_duration(definition.restart_stable_after),
+    )
+
+
 def _derive_restart(restart: RestartStatus) -> InstanceRestart:
     return InstanceRestart(
         restart.attempts,
         time_json(restart.last_attempt_at),
-        None,  # systemd restarts a VM at once, or within RestartSec=
+        time_json(restart.next_attempt_at),
         restart.blocked_reason,
         restart.last_reason,
         restart.text,

@@ -75,6 +75,7 @@ class Definition:
     """A validated VM definition, every default filled in.
 
     Sizes in bytes, times in seconds (None: infinity). `entrypoint` and `cmd` None: the image's own.
+    `restart_backoff_max` 0: the delay does not grow. `restart_max_attempts` 0: no limit.
     `persistent` False: every start has a fresh disk. `network` None: the VM is on none.
     `ready` None: it is Running with program and agent. `init` None: by the program's name. `tmpfs` are
     PATH[:OPTIONS], capabilities as they were written.
@@ -112,6 +113,10 @@ class Definition:
     sysctls: Mapping[str, str] = field(default_factory=_empty)
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
+    restart_backoff: float = 0.1
+    restart_backoff_max: float = 0.0
+    restart_max_attempts: int = 4
+    restart_stable_after: float = 120.0
 
     @property
     def wants_headers(self) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 DURATION_EXAMPLES = "90s, 1min 30s, infinity or a number of seconds"
 INFINITY = "infinity"
@@ -68,3 +69,15 @@ def format_duration(seconds: float | None) -> str:
         if count:
             words.append(f"{count}{unit}")
     return " ".join(words) or "0s"
+
+
+@lru_cache(64)
+def format_go_duration(seconds: float) -> str:
+    """As the published clients write it: `1m30s`, `100ms`, `10m`, `0s`. parse_duration reads it back."""
+    micros = round(seconds * 10**6)
+    words = []
+    for unit, size in (("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)):
+        count, micros = divmod(micros, size)
+        if count:
+            words.append(f"{count}{unit}")
+    return "".join(words) or "0s"

@@ -24,6 +24,7 @@ from hypemand.unit.stop import POWER_OFF
 from hypemand.unitnames import unit_name
 from hypemand.vm.places import CONFIG_DISK, Places
 from hypemand.vm.record import Lease, VmRecord
+from hypemand.vm.restarts import derive_start_limit
 from hypemand.vmm.accel import AccelKind
 from hypemand.vmm.commandline import (
     WORKER_TASKS,
@@ -114,6 +115,7 @@ def make_plan(
         files=_vmm_files(places.own, volumes, image, host, shared),
         net=None if network is None else NetDevice(network.port.mac),
     )
+    limit = derive_start_limit(definition)
     unit = UnitPlan(
         vm=record.name,
         vm_id=record.id,
@@ -139,6 +141,8 @@ def make_plan(
         boot_timeout=definition.boot_timeout,
         stop_timeout=min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + POWER_OFF),
         restart=definition.restart,
+        restart_delay=(definition.restart_backoff, definition.restart_backoff_max),
+        start_limit=(limit.burst, None if math.isinf(limit.interval) else limit.interval),
         kvm=vmm.accel is AccelKind.KVM,
         sockets=(
             (JOURNAL_SOCKET, places.own.journal),

@@ -24,13 +24,15 @@ class ExitReport:
 @dataclass(frozen=True, slots=True)
 class RestartStatus:
     """Restarts that systemd has made by itself since a VM was started. `last_attempt_at`: the last of them,
-    in seconds since the epoch; `last_reason`: how the run before ended; `text`: one line, for display."""
+    in seconds since the epoch; `last_reason`: how the run before ended; `text`: one line, for display;
+    `next_attempt_at`: of one that waits for its next start, where that is known."""
 
     attempts: int
     last_attempt_at: float | None
     blocked_reason: RestartBlock | None
     last_reason: str | None
     text: str
+    next_attempt_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

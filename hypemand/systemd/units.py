@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,18 @@ from hypemand.unitnames import HANDLES, VM_UNITS, unit_name, vm_of_handle, vm_of
 SERVICE = "org.freedesktop.systemd1"
 MANAGER = "/org/freedesktop/systemd1"
 SLICE = "hypeman.slice"
-START_LIMIT_BURST = 5
-START_LIMIT_INTERVAL = 120.0
-"""Starts, and seconds in which they are counted, before systemd gives a unit up. systemd's own 10 s end
-before a VM that fails has booted five times, so that it would be restarted for ever."""
+GROWTH_SINCE = 254  # systemd.service(5), RestartSteps=
+RESTART_STEPS = 5
+"""In how many restarts the delay before them grows to its maximum."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitPlan:
     """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity). `stop_timeout`: of
     each step of its end; `stop` may ask systemd for more for itself.
+
+    `start_limit`: how many starts are made within so many seconds. `restart_delay`: before a restart, and
+    what it grows to, where systemd has that.
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise.
@@ -52,6 +55,8 @@ class UnitPlan:
     boot_timeout: float | None
     stop_timeout: float
     restart: Restart
+    restart_delay: tuple[float, float]
+    start_limit: tuple[int, float | None]
     kvm: bool
     extra: Mapping[str, tuple[str, ...]]
     volumes: tuple[tuple[Path, Path], ...] = ()
@@ -108,8 +113,9 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("TimeoutStartUSec", "t", microseconds(plan.boot_timeout)),
         ("TimeoutStopUSec", "t", microseconds(plan.stop_timeout)),
         # before those of the definition, of which the last one counts
-        ("StartLimitBurst", "u", START_LIMIT_BURST),
-        ("StartLimitIntervalUSec", "t", microseconds(START_LIMIT_INTERVAL)),
+        ("RestartUSec", "t", microseconds(plan.restart_delay[0])),
+        ("StartLimitBurst", "u", plan.start_limit[0]),
+        ("StartLimitIntervalUSec", "t", microseconds(plan.start_limit[1])),
         # its group is that of its record: to name that too would be one more question to systemd itself
         ("User", "s", str(plan.uid)),
         ("StandardInput", "s", "null"),
@@ -137,6 +143,14 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
     limit = derive_log_limit(plan.extra)
     properties += extra_properties({**limit, **plan.extra, **limit})
     return properties
+
+
+def growth_properties(plan: UnitPlan) -> list[Property]:
+    """What has the delay before restarts grow, for a systemd that has that (254); none where it does not."""
+    first, last = plan.restart_delay
+    if last <= first:
+        return []
+    return [("RestartSteps", "u", RESTART_STEPS), ("RestartMaxDelayUSec", "t", microseconds(last))]
 
 
 def _command(argv: tuple[str, ...]) -> tuple[str, list[str], bool]:
@@ -183,15 +197,27 @@ class Units:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._grows: bool | None = None
 
     async def start_transient(self, plan: UnitPlan) -> None:
         """Make and start a VM's unit; back when systemd has taken the job."""
+        growth = growth_properties(plan)
+        if growth and not await self._has_growth():
+            growth = []
         arguments: tuple[Part, ...] = (
             ("ss", (unit_name(plan.vm), "fail")),
-            (PROPERTIES, unit_properties(plan)),
+            (PROPERTIES, unit_properties(plan) + growth),
             ("a(sa(sv))", ([],)),
         )
         await self._manager("StartTransientUnit", *arguments)
+
+    async def _has_growth(self) -> bool:
+        """Does this systemd have RestartSteps=? Asked once, and only for a VM that has a use for it."""
+        if self._grows is None:
+            words = str(await self._bus.get_property(SERVICE, MANAGER, f"{SERVICE}.Manager.Version"))
+            found = re.match(r"[0-9]+", words)
+            self._grows = found is not None and int(found[0]) >= GROWTH_SINCE
+        return self._grows
 
     async def start(self, unit: str) -> None:
         """Queue a start job. BusError with EDEADLK for a unit that is being stopped."""

@@ -3,20 +3,20 @@
 
 systemd counts the starts of a unit within StartLimitIntervalSec= and makes no more than StartLimitBurst= of
 them (systemd.unit(5)). It keeps the result of the last run then, so that it has given up follows from the
-count.
+count. The interval is long enough for all the restarts that a definition allows; that a stable run begins
+a new count, the daemon sees to (hypemand.vm.stability).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hypemand.config.definition import Restart
+from hypemand.config.definition import Definition, Restart
 from hypemand.config.durations import parse_duration
 from hypemand.model.state import RestartBlock
 from hypemand.model.vm import RestartStatus
-from hypemand.systemd.units import START_LIMIT_BURST, START_LIMIT_INTERVAL
 from hypemand.vm.exitrecord import REQUESTED, ExitRecord
 
 
@@ -24,8 +24,8 @@ from hypemand.vm.exitrecord import REQUESTED, ExitRecord
 class StartLimit:
     """`burst` starts within `interval` seconds; 0 of either: there is no limit."""
 
-    burst: int = START_LIMIT_BURST
-    interval: float = START_LIMIT_INTERVAL
+    burst: int
+    interval: float
 
     @property
     def is_set(self) -> bool:
@@ -43,13 +43,32 @@ class StartLimit:
         return number
 
 
-def find_start_limit(unit: Mapping[str, tuple[str, ...]]) -> StartLimit:
-    """The start limit of a definition's `unit:`."""
-    burst, interval = unit.get("StartLimitBurst"), unit.get("StartLimitIntervalSec")
-    seconds = START_LIMIT_INTERVAL if interval is None else parse_duration(interval[0])
-    return StartLimit(
-        START_LIMIT_BURST if burst is None else int(burst[0]), math.inf if seconds is None else seconds
-    )
+_LONGEST_BOOT = 86400.0
+
+
+def derive_start_limit(definition: Definition) -> StartLimit:
+    """The start limit of a VM's unit: that of its `unit:`, else one for the restarts that it may have in a
+    row, none of which was stable."""
+    attempts = definition.restart_max_attempts
+    boot = _LONGEST_BOOT if definition.boot_timeout is None else definition.boot_timeout
+    delay = max(definition.restart_backoff, definition.restart_backoff_max)
+    burst = attempts + 1 if attempts else 0
+    interval = burst * (boot + definition.restart_stable_after + delay)
+    given = definition.unit
+    if "StartLimitBurst" in given:
+        burst = int(given["StartLimitBurst"][0])
+    if "StartLimitIntervalSec" in given:
+        seconds = parse_duration(given["StartLimitIntervalSec"][0])
+        interval = math.inf if seconds is None else seconds
+    return StartLimit(burst, interval)
+
+
+def derive_delay(definition: Definition) -> float | None:
+    """Seconds before each restart. None: that differs, or there is none."""
+    if definition.restart_backoff_max > definition.restart_backoff:
+        return None
+    given = definition.unit.get("RestartSec")
+    return definition.restart_backoff if given is None else parse_duration(given[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +76,8 @@ class RestartFacts:
     """What is known of a VM's restarts. `restarts`: systemd's NRestarts=. `started_at`: of the run that is
     on, None between two; `is_running`: it has become Running. `ended`: its runs before, the newest first.
     `exit`: how the last run ended, of a VM that has stopped; `failed`: its unit has. `refused`: systemd has
-    counted the restart that it has not made, too."""
+    counted the restart that it has not made, too. `stopped`: while it was between two. `delay`: seconds
+    between two, None: not known."""
 
     policy: Restart
     limit: StartLimit
@@ -69,6 +89,8 @@ class RestartFacts:
     exit: ExitRecord | None = None
     failed: bool = False
     refused: bool = False
+    stopped: bool = False
+    delay: float | None = None
 
 
 def derive_restart_status(facts: RestartFacts, now: float) -> RestartStatus | None:
@@ -86,12 +108,18 @@ def derive_restart_status(facts: RestartFacts, now: float) -> RestartStatus | No
             None,
             reason if again else None,
             _describe_live(facts, reason, now) if again else "",
+            _derive_next(facts, last) if facts.between else None,
         )
     block = _derive_block(facts, last)
     if block is not RestartBlock.LIMIT:
         return RestartStatus(facts.restarts, None, block, reason, "")
     words = f"gave up after {facts.limit.burst} starts: {reason}"
     return RestartStatus(facts.restarts - facts.refused, None, block, reason, words)
+
+
+def _derive_next(facts: RestartFacts, last: ExitRecord | None) -> float | None:
+    """When systemd starts it again."""
+    return None if last is None or facts.delay is None else last.ended_at + facts.delay
 
 
 def _describe_live(facts: RestartFacts, reason: str | None, now: float) -> str:
@@ -118,14 +146,15 @@ def _list_starts(facts: RestartFacts) -> list[float]:
 
 def _derive_block(facts: RestartFacts, last: ExitRecord | None) -> RestartBlock | None:
     """Why it is not restarted although its policy says so."""
-    if last is not None and last.message.startswith(REQUESTED):
+    if facts.stopped or (last is not None and last.message.startswith(REQUESTED)):
         return RestartBlock.MANUAL
     if last is None or not facts.failed or not _is_wanted(facts.policy, last):
         return None
     limit, starts = facts.limit, _list_starts(facts)
     is_complete = len(starts) > facts.restarts
     counted = limit.count(starts) if is_complete else facts.restarts + 1
-    return RestartBlock.LIMIT if limit.is_set and counted >= limit.burst else None
+    # what else would keep systemd from it is a stop before it was due
+    return RestartBlock.LIMIT if limit.is_set and counted >= limit.burst else RestartBlock.MANUAL
 
 
 def _is_wanted(policy: Restart, last: ExitRecord) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.config.definition import Definition
+from hypemand.model.state import HeadersStatus
 from hypemand.model.vm import ExitReport, RestartStatus, RunReport
 from hypemand.systemd.journal import BootJournal, LogJournal, SystemLogJournal
 from hypemand.systemd.notify import notify_for
@@ -26,7 +27,7 @@ from hypemand.vm.console import OpenJournal
 from hypemand.vm.evidence import make_tracker
 from hypemand.vm.exitrecord import MAX_RUNS, ExitRecord
 from hypemand.vm.places import Places
-from hypemand.vm.restarts import RestartFacts, derive_restart_status, find_start_limit
+from hypemand.vm.restarts import RestartFacts, derive_delay, derive_restart_status, derive_start_limit
 from hypemand.vm.runfiles import Found, Past, RunFiles, derive_exit, derive_unseen_exit
 from hypemand.vm.running import Running
 from hypemand.vm.session import Session
@@ -89,6 +90,8 @@ class Runs:
         self._counted_at_end = False
         # between two runs
         self._between = False
+        # while it was that
+        self._was_stopped = False
         self._requested: dict[Moment, float] = {}
         self._was_live = False
         # by a daemon that could not ask systemd when it started
@@ -99,6 +102,12 @@ class Runs:
     def notes(self) -> BootNotes | None:
         """What was seen of the last boot."""
         return self.session.tracker.notes if self.session is not None else self._notes
+
+    @property
+    def headers(self) -> HeadersStatus | None:
+        """How the kernel headers of the last boot are; None where it has none."""
+        notes = self.notes
+        return None if notes is None or not self.definition.wants_headers else notes.headers
 
     @property
     def last_end(self) -> ExitRecord | None:
@@ -182,6 +191,9 @@ class Runs:
         self.running.follow(found.definition, may_run=unit.is_live)
         if found.exits:
             self.ended = found.exits
+        self._was_stopped = (self._was_stopped or self._between) and not (
+            unit.is_live or unit.active_state == "failed"
+        )
         self._between = _is_between(unit)
         if unit.waits_for and self._requested:
             # from when systemd had the job; it may be about to be known when that was
@@ -226,7 +238,7 @@ class Runs:
         definition, session = self.definition, self.session
         facts = RestartFacts(
             definition.restart,
-            find_start_limit(definition.unit),
+            derive_start_limit(definition),
             self.restarts,
             between=self._between,
             started_at=started_at if session is not None else None,
@@ -235,8 +247,14 @@ class Runs:
             exit=self.exit,
             failed=failed,
             refused=self._counted_at_end,
+            stopped=self._was_stopped,
+            delay=derive_delay(definition),
         )
         return derive_restart_status(facts, time.time())
+
+    def forget_restarts(self) -> None:
+        """systemd counts none of them any more."""
+        self.restarts = 0
 
     def _open(self, unit: UnitStatus) -> None:
         run, places, definition = unit.invocation_id, self._owner.places, self.definition

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 
 from hypemand.config.definition import Definition
 from hypemand.model.evidence import Derived, derive_state, derive_status_text, describe_check
-from hypemand.model.state import HeadersStatus, Origin, State
+from hypemand.model.state import Origin, State
 from hypemand.model.vm import ExitReport, RestartStatus, RunReport, VmView
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import MessageId, log_state_change, log_vm
@@ -36,6 +36,7 @@ from hypemand.vm.runfiles import Found, Past
 from hypemand.vm.running import runtime_part
 from hypemand.vm.runs import Owner, Runs, VmServices
 from hypemand.vm.session import Session
+from hypemand.vm.stability import Stability
 from hypemand.vmm.process import read_cpu_seconds
 from hypemand.workers import Pool, run_in
 
@@ -68,6 +69,7 @@ class Vm:
         self.handle = Handle(
             record.name, services.units, self._tasks, places.handles, self._needs_handle, self.refresh
         )
+        self._stability = Stability(self.unit, services.units, self._tasks, self._forget_restarts)
         self._unit = UnitStatus(None)
         self._bus_up = True
         self._derived = Derived(State.STOPPED)
@@ -220,7 +222,7 @@ class Vm:
             memory_current=self._unit.memory_current if self.state.is_vmm_active else None,
             cpu_seconds=self._read_cpu_seconds(),
             current_phase_since=self._phases.since,
-            kernel_headers=self._headers(),
+            kernel_headers=self.runs.headers if self.state.is_vmm_active else None,
             network=self._network.view(self.network_member),
             phase_durations_ms=self._phases.list_ms(self.state, time.time()),
             restart=self._derive_restart(),
@@ -254,6 +256,7 @@ class Vm:
         """Follow nothing any more; the VM itself goes on."""
         self._services.units.unwatch(self.unit)
         self.handle.detach()
+        self._stability.close()
         await self.runs.detach()
         await self._tasks.close()
 
@@ -377,16 +380,16 @@ class Vm:
             self._tasks.start("machined", work)
             self._tasks.start("handle's look", self.handle.look())
         self._transit(derived)
+        runs = derived.state in (State.RUNNING, State.PAUSED) and self.runs.restarts > 0
+        self._stability.follow(self._unit.changed_at if runs else None, needed.restart_stable_after)
         if session is not None and was_mute and self._unit.active_state == "activating":
             # what there was to say before, systemd could not be told
             notify_systemd(self.name, session, f"STATUS={self._text}")
 
-    def _headers(self) -> HeadersStatus | None:
-        """How its kernel headers are; None where it has none, or does not run."""
-        notes = self.runs.notes
-        if notes is None or not self.runs.definition.wants_headers or not self.state.is_vmm_active:
-            return None
-        return notes.headers
+    def _forget_restarts(self) -> None:
+        self.runs.forget_restarts()
+        self._evaluate()
+        self.changes.tell()
 
     def hold_deadline(self) -> None:
         """Let the deadline of its boot stand still for a while, if its guest does."""

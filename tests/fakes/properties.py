@@ -17,6 +17,7 @@ _SET = (
     "StandardError", "SyslogIdentifier", "SyslogLevelPrefix", "LogExtraFields",
     "LogRateLimitIntervalUSec", "LogRateLimitBurst", "MemoryMax",
     "TasksMax", "CPUQuotaPerSecUSec", "OOMPolicy", "StartLimitBurst", "StartLimitIntervalUSec",
+    "RestartSteps", "RestartMaxDelayUSec",
     "CollectMode", "RemainAfterExit", "RootDirectory", "RootDirectoryStartOnly", "BindPaths",
     "BindReadOnlyPaths", "InaccessiblePaths", "ReadWritePaths", "ProtectSystem", "IgnoreOnIsolate",
 )  # fmt: skip

@@ -30,6 +30,8 @@ _DEFAULTS: Mapping[str, Any] = {
     "NotifyAccess": "main",
     "Restart": "no",
     "RestartUSec": 100_000,
+    "RestartSteps": 0,
+    "RestartMaxDelayUSec": INFINITY,
     "TimeoutStartUSec": 90 * _SECOND,
     "TimeoutStopUSec": 90 * _SECOND,
     "StartLimitBurst": 5,
@@ -293,7 +295,16 @@ class Service:
         self._set("dead" if self.result == "success" else "failed")
         if self._shall_restart():
             self._set("auto-restart")
-            self._arm("RestartUSec", lambda: self._host.restart_due(self))
+            self._arm_for(self._derive_delay(), lambda: self._host.restart_due(self))
+
+    def _derive_delay(self) -> int:
+        """Microseconds until it is started again (service_restart_usec_next)."""
+        first: int = self.properties["RestartUSec"]
+        steps, last = self.properties["RestartSteps"], self.properties["RestartMaxDelayUSec"]
+        number = self.restarts + 1
+        if number <= 1 or not steps or not first or last == INFINITY or first >= last:
+            return first
+        return int(last if number > steps else first * (last / first) ** ((number - 1) / steps))
 
     def _shall_restart(self) -> bool:
         if self._forbid_restart:

@@ -54,6 +54,7 @@ class FakeSystemd:
         self.takes.set()
         self.answers.set()
         self.machines: list[str] = []
+        self.version = "257.7-1"
         # signals: the path of the unit, and what they say
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self._speed = speed
@@ -281,6 +282,8 @@ class FakeSystemd:
         return self.units[name]
 
     def _read(self, path: str, name: str) -> Any:
+        if name == f"{SERVICE}.Manager.Version":
+            return self.version
         if path.startswith(_JOBS):
             for known in self.units:
                 job = self.jobs.find(known)

@@ -75,13 +75,24 @@ def test_restart_always_restarts_after_success_but_not_after_a_stop(vms: Vms) ->
 
 
 def test_a_killed_vmm_is_restarted(vms: Vms) -> None:
-    name = vms.run("vmm-comes-back", STAYS, restart="on-failure")
+    delays = {"restart_backoff": "200ms", "restart_backoff_max": "1min", "restart_stable_after": "3s"}
+    name = vms.run("vmm-comes-back", STAYS, restart="on-failure", **delays)
     first = vms.show(name)
     vms.host.run(["kill", "-KILL", str(first["main_pid"])])
     vms.host.wait_until(lambda: vms.unit(name, "NRestarts")["NRestarts"] == "1")
     second = vms.wait(name, "Running")
     assert second["main_pid"] != first["main_pid"]
     assert vms.execute(name, "echo", "here") == "here\n"
+    assert vms.unit(name, "RestartUSec", "StartLimitBurst") == {
+        "RestartUSec": "200ms",
+        "StartLimitBurst": "5",
+    }
+    if "RestartMaxDelayUSec" in vms.unit(name):
+        assert vms.unit(name, "RestartMaxDelayUSec")["RestartMaxDelayUSec"] == "1min"
+    # it has been stable for long enough: systemd begins to count anew, and the VM goes on
+    vms.host.wait_until(lambda: vms.unit(name, "NRestarts")["NRestarts"] == "0")
+    assert vms.show(name)["restart_status"]["attempts"] == 0
+    assert vms.show(name)["main_pid"] == second["main_pid"]
 
 
 def test_systemd_restarts_a_vm_while_the_daemon_is_away(vms: Vms) -> None:

@@ -60,9 +60,12 @@ class InstanceVolume:
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """When systemd starts it again."""
+    """When systemd starts it again. Delays are durations of Go, as `1m30s`."""
 
     policy: str = ""
+    backoff: str = ""
+    max_attempts: int = 0
+    stable_after: str = ""
 
 
 @dataclass(frozen=True, slots=True)

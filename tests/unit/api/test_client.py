@@ -81,7 +81,9 @@ def test_the_life_of_an_instance(tmp_path: Path) -> None:
         )
         assert (made.state, made.size, made.overlay_size, made.vcpus) == ("Initializing", "512MB", "1GB", 1)
         assert abs(datetime.now(UTC) - made.created_at) < timedelta(seconds=30)
-        assert made.restart_policy == RestartPolicy(policy="on_failure")
+        assert made.restart_policy == RestartPolicy(
+            policy="on_failure", backoff="5s", max_attempts=0, stable_after="10m"
+        )
         assert made.network is not None
         assert (made.network.enabled, made.network.ip, made.network.mac) == (False, None, None)
         boot = threading.Timer(0.1, lambda: loop.call_soon_threadsafe(come_up, api))

@@ -93,7 +93,12 @@ def test_an_instance_shows_all_that_is_known(tmp_path: Path) -> None:
             "phase_durations_ms": {"running": 7},
             "network": NO_NETWORK,
             "hypervisor": "qemu-microvm",
-            "restart_policy": {"policy": "never"},
+            "restart_policy": {
+                "policy": "never",
+                "backoff": "100ms",
+                "max_attempts": 4,
+                "stable_after": "2m",
+            },
             "origin": "api",
             "unit": "hypeman-vm-a.service",
             "memory_current": 5,

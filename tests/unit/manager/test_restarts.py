@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from systemd import journal
 
 from hypemand.model.state import RestartBlock, State
 from hypemand.model.vm import RunReport
+from hypemand.unitnames import unit_name
 from hypemand.vm.exitrecord import LOST, MAX_RUNS
 from tests.fakes.host import FakeHost, drive
 
@@ -118,6 +121,85 @@ def test_a_start_on_request_begins_to_count_anew() -> None:
         view = await host.manager.get_vm("web")
         assert view.restart is not None
         assert (view.restart.blocked_reason, view.restart.text) == (RestartBlock.MANUAL, "")
+
+    drive(scenario)
+
+
+def test_a_stop_before_a_restart_is_due_is_shown_as_such() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run(restart="always", restart_backoff="10min")
+        host.vmm().exit(0)
+        await host.until_true(lambda: host.unit() == "activating/auto-restart")
+        await host.until(State.INITIALIZING)
+        waiting = (await host.manager.get_vm("web")).restart
+        assert waiting is not None
+        assert waiting.next_attempt_at is not None
+        assert 500 < waiting.next_attempt_at - time.time() <= 600
+        await host.manager.stop_vm("web")
+        await host.until(State.STOPPED)
+        stopped = (await host.manager.get_vm("web")).restart
+        assert stopped is not None
+        assert (stopped.blocked_reason, stopped.next_attempt_at) == (RestartBlock.MANUAL, None)
+        await host.manager.start_vm("web")
+        await host.until(State.RUNNING)
+        again = (await host.manager.get_vm("web")).restart
+        assert again is not None
+        assert again.blocked_reason is None
+
+    drive(scenario)
+
+
+def test_a_stable_run_begins_a_new_count() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run(
+            restart="on-failure", restart_max_attempts=1, restart_stable_after="1s", restart_backoff="1ms"
+        )
+        service = host.systemd.units[unit_name("web")]
+        host.vmm().exit(3)
+        await crash(host, 2)
+        assert service.restarts == 1
+        await host.until_true(lambda: service.restarts == 0)
+        await host.until_true(lambda: host.vm().runs.restarts == 0)
+        host.vmm().exit(4)  # and is restarted again, which would have been once too often
+        await crash(host, 3)
+        view = await host.manager.get_vm("web")
+        assert view.restart is not None
+        assert (view.restart.attempts, view.restart.blocked_reason) == (1, None)
+
+    drive(scenario)
+
+
+def test_a_run_that_was_stable_while_no_daemon_was_there_counts_when_one_comes() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run(restart="on-failure", restart_stable_after="1s", restart_backoff="1ms")
+        service = host.systemd.units[unit_name("web")]
+        host.vmm().exit(3)
+        await crash(host, 2)
+
+        async def pass_time() -> None:
+            await asyncio.sleep(1.0)
+            assert service.restarts == 1
+
+        await host.restart_daemon(pass_time)
+        await host.until_true(lambda: service.restarts == 0)
+
+    drive(scenario)
+
+
+def test_the_delay_grows_where_systemd_has_that() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run(restart="on-failure", restart_backoff="1s", restart_backoff_max="1min")
+        grown = host.systemd.units[unit_name("web")].properties
+        assert (grown["RestartUSec"], grown["RestartMaxDelayUSec"], grown["RestartSteps"]) == (
+            1_000_000, 60_000_000, 5
+        )  # fmt: skip
+        await host.manager.stop_vm("web")
+        host.systemd.version = "252.38-1~deb12u1"
+        await host.restart_daemon()
+        await host.manager.start_vm("web")
+        await host.until(State.RUNNING)
+        plain = host.systemd.units[unit_name("web")].properties
+        assert (plain["RestartUSec"], plain["RestartSteps"]) == (1_000_000, 0)
 
     drive(scenario)
 

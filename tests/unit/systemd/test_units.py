@@ -34,6 +34,8 @@ PLAN = UnitPlan(
     boot_timeout=None,
     stop_timeout=30.0,
     restart=Restart.ON_FAILURE,
+    restart_delay=(5.0, 300.0),
+    start_limit=(5, 600.0),
     kvm=False,
     extra=MappingProxyType({"After": ("a.service", "b.target"), "Nice": ("5",)}),
 )

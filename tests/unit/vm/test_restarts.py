@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from hypemand.config.definition import Restart
+from hypemand.config.definition import Definition, Restart
 from hypemand.model.state import RestartBlock
 from hypemand.vm.exitrecord import ExitRecord
 from hypemand.vm.restarts import (
     RestartFacts,
     StartLimit,
+    derive_delay,
     derive_restart_status,
-    find_start_limit,
+    derive_start_limit,
     format_ordinal,
 )
 
@@ -82,7 +83,7 @@ def test_one_that_was_started_too_often_was_given_up() -> None:
     # ended by systemctl stop before its last start
     fewer = derive_restart_status(replace(facts, restarts=1, ended=runs[:2]), 40.0)
     assert fewer is not None
-    assert (fewer.blocked_reason, fewer.text) == (None, "")
+    assert (fewer.blocked_reason, fewer.text) == (RestartBlock.MANUAL, "")
 
 
 def test_one_that_was_stopped_on_request_was_not_given_up() -> None:
@@ -93,10 +94,46 @@ def test_one_that_was_stopped_on_request_was_not_given_up() -> None:
     assert (status.blocked_reason, status.text) == (RestartBlock.MANUAL, "")
 
 
-def test_the_limit_is_the_definitions_or_one_that_a_boot_of_seconds_can_reach() -> None:
-    assert find_start_limit({}) == StartLimit(5, 120.0)
-    words = {"StartLimitBurst": ("2",), "StartLimitIntervalSec": ("infinity",)}
-    assert find_start_limit(words) == StartLimit(2, math.inf)
+WEB = Definition("web", "alpine", boot_timeout=60.0, restart_backoff=5.0, restart_stable_after=600.0)
+
+
+def test_the_limit_has_room_for_all_the_restarts_in_a_row() -> None:
+    limit = derive_start_limit(replace(WEB, restart_max_attempts=3))
+    assert limit.burst == 4
+    # each run is nearly stable, and each boot takes all of its time
+    starts = [number * (60.0 + 600.0 + 5.0 - 1) for number in range(4)]
+    assert limit.count(starts) == limit.burst
+    assert derive_start_limit(replace(WEB, boot_timeout=None)).interval > 5 * 86400
+    assert not derive_start_limit(replace(WEB, restart_max_attempts=0)).is_set
+
+
+def test_a_unit_property_takes_precedence() -> None:
+    words = {"StartLimitBurst": ("2",), "StartLimitIntervalSec": ("infinity",), "RestartSec": ("7s",)}
+    assert derive_start_limit(replace(WEB, unit=words)) == StartLimit(2, math.inf)
+    assert (derive_delay(WEB), derive_delay(replace(WEB, unit=words))) == (5.0, 7.0)
+    assert derive_delay(replace(WEB, restart_backoff_max=60.0)) is None
+
+
+def test_the_next_attempt_comes_with_the_delay() -> None:
+    between = RestartFacts(Restart.ALWAYS, LIMIT, 0, between=True, ended=(ended(1),), delay=5.0)
+    status = derive_restart_status(between, 16.0)
+    assert status is not None
+    assert status.next_attempt_at == 20.0
+    unknown = derive_restart_status(replace(between, delay=None), 16.0)
+    assert unknown is not None
+    assert unknown.next_attempt_at is None
+
+
+def test_a_stop_before_the_restart_is_due_blocks_it() -> None:
+    facts = RestartFacts(Restart.ALWAYS, LIMIT, 0, exit=ended(1), ended=(ended(1),))
+    for stopped in (replace(facts, failed=True), replace(facts, stopped=True)):
+        status = derive_restart_status(stopped, 40.0)
+        assert status is not None
+        assert (status.blocked_reason, status.text) == (RestartBlock.MANUAL, "")
+    # as after a reboot of the host: nobody has stopped it
+    other = derive_restart_status(facts, 40.0)
+    assert other is not None
+    assert other.blocked_reason is None
 
 
 def test_the_interval_begins_anew_with_the_first_start_after_it() -> None:
