@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -23,13 +24,19 @@ Json: TypeAlias = Any
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 
 
+@cache
+def _parse(text: str) -> dict[str, Json]:
+    document: dict[str, Json] = yaml.safe_load(text)
+    return document
+
+
 class Description:
-    """openapi.yaml, read."""
+    """openapi.yaml, read. All of the same text share one document, which nobody changes."""
 
     def __init__(self, text: str | None = None) -> None:
         if text is None:
             text = read_description()
-        self.document: dict[str, Json] = yaml.safe_load(text)
+        self.document: dict[str, Json] = _parse(text)
         self._paths = [(re.compile(re.sub(r"\{[^}]+\}", "[^/]+", p)), p) for p in self.document["paths"]]
         # /images/import is also an /images/{name}: what is spelled out comes first.
         self._paths.sort(key=lambda entry: entry[1].count("{"))

@@ -9,9 +9,10 @@ import pytest
 
 from hypemand.manual import render_page
 from hypemand.version import VERSION
-from tests.host.command import ENVIRONMENT, run_command
+from tests.host.command import ENVIRONMENT, CommandError, run_command
 from tests.host.lab import DIST
 from tests.lint.sources import TOP, find_scripts, list_sources
+from tests.lint.verdicts import check_c, derive_key, list_c_sources
 
 RUFF = [sys.executable, "-m", "ruff"]
 MYPY = [sys.executable, "-m", "mypy"]
@@ -24,14 +25,45 @@ C_TIMEOUT = 600.0
         pytest.param([*RUFF, "check", "--no-cache", "."], id="ruff-check"),
         pytest.param([*RUFF, "format", "--no-cache", "--check", "."], id="ruff-format"),
         pytest.param([*MYPY, "--strict", "hypemand", "tests", "bench"], id="mypy"),
-        pytest.param(["make", "-C", "guest", "lint"], id="guest"),
-        pytest.param(["make", "-C", "nss", "lint"], id="nss"),
-        pytest.param(["make", "-C", "launcher", "lint"], id="launcher"),
     ],
 )
 def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(TOP)
     run_command(argv, timeout=C_TIMEOUT)
+
+
+@pytest.mark.parametrize("folder", ["guest", "nss", "launcher"])
+def test_sources_in_c_are_clean(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TOP)
+    check_c(["make", "-C", folder, "lint"], timeout=C_TIMEOUT)
+
+
+def test_a_verdict_is_of_the_linter_its_version_and_every_file() -> None:
+    argv, sources = ["make", "-C", "guest", "lint"], list_c_sources()
+    named = {str(path.relative_to(TOP)) for path in sources}
+    assert {"guest/init/main.c", "guest/shared/records.h", "guest/.clang-tidy", "guest/Makefile"} <= named
+    assert {path.name for path in (TOP / "guest").rglob(".clang-*")} <= {path.name for path in sources}
+    key = derive_key(argv, sources, "1")
+    assert derive_key(argv, sources[::-1], "1") == key
+    others = {
+        derive_key([*argv, "-k"], sources, "1"),
+        derive_key(argv, sources, "2"),
+        *(derive_key(argv, sources[:n] + sources[n + 1 :], "1") for n in range(5)),
+    }
+    assert len(others | {key}) == 8
+
+
+def test_what_is_not_clean_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.lint.verdicts.CLEAN", tmp_path / "clean")
+    marks = tmp_path / "marks"
+    fails = ["sh", "-c", f"echo >>{marks}; test -e {tmp_path}/well"]
+    for _ in range(2):
+        with pytest.raises(CommandError):
+            check_c(fails, timeout=10)
+    (tmp_path / "well").touch()
+    for _ in range(2):
+        check_c(fails, timeout=10)
+    assert len(marks.read_text().splitlines()) == 3
 
 
 def test_shell_scripts_are_clean() -> None:
