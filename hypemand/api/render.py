@@ -128,6 +128,7 @@ def derive_instance(view: VmView) -> Instance:
         operation=None if doing is None else _derive_operation(doing),
         definition=defined,
         running_definition=None if running == defined else running,
+        definition_file=view.definition_file,
     )
 
 

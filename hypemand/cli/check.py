@@ -24,6 +24,7 @@ from hypemand.cli.values import escape_controls
 from hypemand.config.clashes import find_clashes
 from hypemand.config.definition import Definition
 from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
+from hypemand.config.netdef import Networks
 from hypemand.config.statedir import DEFAULT_STATE_DIR, find_uncovered_problem
 from hypemand.config.vmfile import SUFFIXES, VmDir, load_vm_dir, load_vm_file
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
@@ -84,11 +85,7 @@ def _check_files(words: list[str]) -> tuple[list[Problem], list[Finding]]:
     """Problems of every file, be it named by its path or by its VM, and what other definitions ask for too.
     VM definitions are checked with defaults and networks of this host's configuration."""
     problems: list[Problem] = []
-    config, networks = HostConfig(), None
-    # A broken configuration is not what was asked about here; its own check tells of it.
-    with contextlib.suppress(InvalidDefinition):
-        config = load_host_config()
-        networks = config.networks
+    config, networks = load_config()
     checked: dict[str, Definition] = {}
     for word in words:
         try:
@@ -102,6 +99,15 @@ def _check_files(words: list[str]) -> tuple[list[Problem], list[Finding]]:
             problems += error.problems
     others = load_vm_dir(config.vm_dir, config.defaults, networks).definitions if checked else {}
     return problems, list(_inspect_clashes({**others, **checked}, checked))
+
+
+def load_config() -> tuple[HostConfig, Networks | None]:
+    """The host's configuration and networks. A broken one is not what was asked about: its own check tells of
+    it."""
+    with contextlib.suppress(InvalidDefinition):
+        config = load_host_config()
+        return config, config.networks
+    return HostConfig(), None
 
 
 def resolve_file(word: str, vm_dir: Path) -> Path:

@@ -41,7 +41,7 @@ MEANINGS = {
     ExitCode.WRONG_STATE: "not possible in this state, the name exists, or in use",
     ExitCode.TIMED_OUT: "timed out",
     ExitCode.UNREACHABLE: "hypemand is not reachable, does not answer, or is stopping",
-    ExitCode.OWN_FAILURE: "run, exec, shell: the exit status of the program is not available",
+    ExitCode.OWN_FAILURE: "run, exec, shell: the exit status of the program is not available; diff: failure",
     ExitCode.INTERRUPTED: "interrupted",
 }
 

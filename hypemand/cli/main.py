@@ -58,6 +58,13 @@ def load_handler(command: Command) -> Handler:
     return handler
 
 
+def find_failure(command: Command, code: ExitCode) -> ExitCode:
+    """The exit status of a command that has failed with `code`."""
+    if command.passes_exit_code:
+        return ExitCode.OWN_FAILURE
+    return command.failure if code is ExitCode.FAILURE else code
+
+
 def _run(argv: list[str]) -> int:
     try:
         command, args = parse_command_line(argv)
@@ -76,7 +83,7 @@ def _run(argv: list[str]) -> int:
         return load_handler(command)(context)
     except HypemandError as error:
         print_error(explain(error))
-        return ExitCode.OWN_FAILURE if command.passes_exit_code else derive_exit_code(error.code)
+        return find_failure(command, derive_exit_code(error.code))
 
 
 def _fill_closed_streams() -> None:
@@ -136,7 +143,7 @@ def _find_own_failure(words: list[str]) -> ExitCode:
         command, _ = parse_command_line(words)
     except (HelpAsked, VersionAsked, UsageError):
         return ExitCode.FAILURE
-    return ExitCode.OWN_FAILURE if command.passes_exit_code else ExitCode.FAILURE
+    return find_failure(command, ExitCode.FAILURE)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from hypemand.cli.values import (
     format_seconds,
     parse_moment,
 )
-from hypemand.errors import HypemandError, NotFound
+from hypemand.errors import HypemandError, InvalidRequest, NotFound
 from hypemand.model.answers.guest import LogEntry
 from hypemand.model.answers.instance import Instance, InstanceHeaders, InstanceNetwork, InstanceOperation
 from hypemand.model.state import HeadersState, Origin, State
@@ -279,6 +279,8 @@ def show_properties(context: Context) -> int:
     args = context.args
     instance = get_instance(context.client, args.name)
     document: Mapping[str, Any] = instance.document
+    if args.definition:
+        return _print_definition(context, instance)
     flat = dict(_flatten("", document))
     if args.property:
         flat = {k: v for k, v in flat.items() if _is_wanted(k, args.property)}
@@ -294,6 +296,19 @@ def show_properties(context: Context) -> int:
     for key, value in flat.items():
         text = _format_property(value)
         print(text if args.value else f"{escape_controls(key)}={text}")
+    return ExitCode.OK
+
+
+def _print_definition(context: Context, instance: Instance) -> int:
+    """It as the text of a definition file."""
+    if context.args.property or context.args.value:
+        raise InvalidRequest("--definition prints all of it", hint="omit --property and --value")
+    if context.wants_json:
+        print_json(instance.definition)
+        return ExitCode.OK
+    from hypemand.cli.definition import format_definition
+
+    sys.stdout.write(format_definition(instance.definition))
     return ExitCode.OK
 
 

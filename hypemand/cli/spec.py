@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from keyword import iskeyword
 
+from hypemand.cli.exitcode import ExitCode
+
 
 class Completes(StrEnum):
     """What a shell offers for an argument."""
@@ -80,7 +82,7 @@ class Command:
 
     `path` is its words ("image", "import"), `handler` "module:function" of this folder, imported when the
     command runs. `passes_exit_code`: the exit status is that of a program in a VM, and our own failures
-    are 125.
+    are 125. `failure`: the exit status of failures that have none of their own.
     """
 
     path: tuple[str, ...]
@@ -91,6 +93,7 @@ class Command:
     options: tuple[Option, ...] = ()
     more_options: Callable[[], tuple[Option, ...]] = tuple
     passes_exit_code: bool = False
+    failure: ExitCode = ExitCode.FAILURE
 
     @property
     def all_options(self) -> tuple[Option, ...]:

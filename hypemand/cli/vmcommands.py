@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.options import JSON, PULLS, SOURCES
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
@@ -120,8 +121,18 @@ INSPECT = (
         options=(
             Option(("-p", "--property"), "show only this property and those below it", "KEY", repeat=True),
             Option(("--value",), "print values without keys"),
+            Option(("--definition",), "print the definition as YAML, as in a definition file"),
             JSON,
         ),
+    ),
+    Command(
+        ("diff",),
+        "show what a VM runs with, compared with its definition",
+        "definition:diff",
+        "Output and exit status are those of diff -u: 1 if there are differences.",
+        arguments=(_ONE_VM,),
+        options=(JSON,),
+        failure=ExitCode.OWN_FAILURE,
     ),
 )
 

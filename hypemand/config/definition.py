@@ -124,6 +124,10 @@ class Definition:
         return self.kernel_headers and not self.read_only
 
 
+# what a VM that runs takes with a reload, without a restart
+LIVE_KEYS = frozenset({"autostart", "tags", "image_pull"})
+
+
 @dataclass(frozen=True, slots=True)
 class DefinitionDefaults:
     """What holds for definitions that do not say; the host config may set it. Units as in Definition;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML text to plain values, with the place of each.
+"""YAML text to plain values, with the place of each, and back.
 
 YAML is read as version 1.2's core schema has it, as editors do: `no` and `on` are texts, `1:30` is not 90.
 Everything is bounded, since a definition may be a mistake or an attack: size, depth, and what aliases make.
@@ -23,6 +23,7 @@ MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32
 MAX_NODES = 100_000
 MAX_NUMBER = 100
+_NO_FOLDING = 1 << 20
 
 KeyPath = tuple[str | int, ...]
 
@@ -82,13 +83,30 @@ class _Loader(yaml.SafeLoader):
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _TAG = "tag:yaml.org,2002:"
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what is no text to readers of YAML 1.1 or 1.2."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """Write all values in full."""
+        return True
+
+
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", _INT.pattern, list("-+0123456789")),
     ("float", _FLOAT.pattern, list("-+.0123456789")),
 ):
-    _Loader.add_implicit_resolver(_TAG + _tag, re.compile(f"^(?:{_pattern})$"), _first)
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(_TAG + _tag, re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def format_yaml(value: object) -> str:
+    """A document that `parse_source` reads as `value`. ASCII only, so that no terminal is driven by it."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=_NO_FOLDING)
+    return text
 
 
 def read_source(path: Path) -> Source:

@@ -18,12 +18,13 @@ from hypemand.recordfile import read_regular
 class _Mark:
     """A file as it was. `signature` None: it could not be inspected; `digest` None: nor read."""
 
+    path: Path
     signature: tuple[int, ...] | None
     digest: bytes | None
 
 
 class DefinitionFiles:
-    """Those of a directory, by the VM that they define. Both methods block."""
+    """Those of a directory, by the VM that they define. `note` and `find_changed` block."""
 
     def __init__(self) -> None:
         self._marks: Mapping[str, _Mark] | None = None
@@ -31,6 +32,11 @@ class DefinitionFiles:
     def note(self, folder: Path) -> None:
         """They are about to be loaded as they are."""
         self._marks = {name: _mark(path) for name, path in _list(folder).items()}
+
+    def find(self, name: str) -> str | None:
+        """The path of the file that a VM was loaded from."""
+        mark = None if self._marks is None else self._marks.get(name)
+        return None if mark is None else str(mark.path)
 
     def find_changed(self, folder: Path) -> Set[str]:
         """The VMs whose file has been changed or removed since it was loaded, by its content: one that was
@@ -59,7 +65,7 @@ def _list(folder: Path) -> dict[str, Path]:
 
 
 def _mark(path: Path) -> _Mark:
-    return _Mark(_sign(path), _digest(path))
+    return _Mark(path, _sign(path), _digest(path))
 
 
 def _is_same(path: Path, mark: _Mark) -> bool:

@@ -85,7 +85,9 @@ class VmManager:
         """Learn whose definition file is another one than was loaded."""
         changed = await run_in(Pool.RECORDS, self._parts.files.find_changed, self._parts.config().vm_dir)
         for vm in self._fleet:
-            vm.set_stale(vm.record.origin is Origin.FILE and not vm.removed and vm.name in changed)
+            has_file = vm.record.origin is Origin.FILE and not vm.removed
+            file = self._parts.files.find(vm.name) if has_file else None
+            vm.set_file(file, stale=has_file and vm.name in changed)
 
     async def get_vm(self, ref: str) -> VmView:
         """See `Manager`."""

@@ -64,7 +64,7 @@ class VmView:
     `network` None: it has none; `operation`: what is being done with it at this moment; `restart` None:
     systemd does not restart it. `running`: the definition that it was started with, if it runs and that is
     known; `changes`: what of its definition that does not have, in words; `needs_reload`: its file is not the
-    one that was loaded."""
+    one that was loaded; `definition_file` None: it has none."""
 
     id: str
     name: str
@@ -96,6 +96,7 @@ class VmView:
     running: Definition | None = None
     changes: tuple[str, ...] = ()
     needs_reload: bool = False
+    definition_file: str | None = None
 
     @property
     def effective(self) -> Definition:

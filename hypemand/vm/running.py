@@ -7,8 +7,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from hypemand.config.definition import Definition, ImagePull
+from hypemand.config.definition import LIVE_KEYS, Definition
 from hypemand.config.network import NetworkUse
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import log_vm
@@ -17,6 +18,7 @@ from hypemand.unitnames import unit_name
 from hypemand.vm.record import VmRecord
 
 _log = logging.getLogger(__name__)
+_PLAIN = Definition("", "")
 
 
 class Running:
@@ -70,4 +72,5 @@ class Running:
 def runtime_part(definition: Definition) -> Definition:
     """What of a definition makes a difference to a VM that runs: not a volume that it may go without."""
     volumes = tuple(mount for mount in definition.volumes if mount.required)
-    return replace(definition, autostart=False, tags={}, image_pull=ImagePull.MISSING, volumes=volumes)
+    live: dict[str, Any] = {key: getattr(_PLAIN, key) for key in LIVE_KEYS}
+    return replace(definition, volumes=volumes, **live)

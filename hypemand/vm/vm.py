@@ -57,6 +57,7 @@ class Vm:
     ) -> None:
         self.record = record
         self.removed = False
+        self.definition_file: str | None = None
         self.has_stale_definition = False
         self.places = places
         self.changes = Changes()
@@ -99,8 +100,9 @@ class Vm:
             self.removed = removed
             self.changes.tell()
 
-    def set_stale(self, stale: bool) -> None:
-        """Is the file that defines it another one than was loaded?"""
+    def set_file(self, file: str | None, *, stale: bool) -> None:
+        """The file that defines it, and is that another one than was loaded?"""
+        self.definition_file = file
         if stale is not self.has_stale_definition:
             self.has_stale_definition = stale
             self.changes.tell()
@@ -213,6 +215,7 @@ class Vm:
             running=self._running,
             changes=self._describe_changes() if needs_restart else (),
             needs_reload=self.has_stale_definition,
+            definition_file=self.definition_file,
             removed_from_config=self.removed,
             unit=self.unit,
             invocation_id=self.run,

@@ -97,8 +97,8 @@ class Run:
 @dataclass(frozen=True, slots=True)
 class Instance:
     """A VM. What is not supported is null. `definition`: the keys of a definition file;
-    `running_definition`: the same of what it was started with, where that differs; `document`: all that the
-    daemon has answered."""
+    `running_definition`: the same of what it was started with, where that differs; `definition_file`: its
+    path, unless the VM was made by the API; `document`: all that the daemon has answered."""
 
     id: str
     name: str
@@ -148,6 +148,7 @@ class Instance:
     operation: InstanceOperation | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
     running_definition: Mapping[str, Any] | None = None
+    definition_file: str | None = None
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False, metadata=SOURCE)
 
 
