@@ -23,7 +23,7 @@ enum {
 
 static char buffer[ENTRY_MAX + FIELDS_MAX];
 
-static int connect_to(const char *path)
+int datagrams_open(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t length = strlen(path);
@@ -45,7 +45,7 @@ void journal_open(struct journal *journal, const char *socket_path, const char *
 {
     *journal = (struct journal){-1, socket_path, name, 0, 0, false};
     if (socket_path != NULL)
-        journal->link = connect_to(socket_path);
+        journal->link = datagrams_open(socket_path);
     (void)!fcntl(STDOUT_FILENO, F_SETFL, fcntl(STDOUT_FILENO, F_GETFL) | O_NONBLOCK);
 }
 
@@ -89,11 +89,10 @@ static size_t format_fields(const struct entry *entry, const char *name)
 static bool send_entry(struct journal *journal, struct queue *queue)
 {
     struct entry entry;
-    size_t next = queue->head;
-    if (!queue_read(queue, &next, &entry))
+    if (!queue_first(queue, &entry))
         return false;
     if (send(journal->link, buffer, format_fields(&entry, journal->name), MSG_NOSIGNAL) >= 0) {
-        queue_drop(queue, next);
+        queue_drop(queue);
         return true;
     }
     if (errno == EINTR)
@@ -104,7 +103,7 @@ static bool send_entry(struct journal *journal, struct queue *queue)
        the stream is left. */
     bool was_gone = errno == ECONNREFUSED || errno == ENOTCONN || errno == EPIPE;
     close(journal->link);
-    journal->link = was_gone ? connect_to(journal->socket) : -1;
+    journal->link = was_gone ? datagrams_open(journal->socket) : -1;
     return true;
 }
 
@@ -125,8 +124,7 @@ static size_t format_text(const struct journal *journal, const struct entry *ent
 static bool write_entry(struct journal *journal, struct queue *queue)
 {
     struct entry entry;
-    size_t next = queue->head;
-    if (!queue_read(queue, &next, &entry))
+    if (!queue_first(queue, &entry))
         return false;
     size_t length = entry.kind == END ? 0 : format_text(journal, &entry);
     while (journal->written < length) {
@@ -141,17 +139,17 @@ static bool write_entry(struct journal *journal, struct queue *queue)
     }
     journal->written = 0;
     journal->open = entry.kind == PIECE ? entry.number : 0;
-    queue_drop(queue, next);
+    queue_drop(queue);
     return true;
 }
 
 void journal_send(struct journal *journal, struct queue *queue)
 {
-    while (queue->head < queue->tail && !journal->broken)
+    while (!queue_is_empty(queue) && !journal->broken)
         if (!(journal->link >= 0 ? send_entry(journal, queue) : write_entry(journal, queue)))
             break;
-    if (journal->broken)
-        queue_drop(queue, queue->tail);
+    while (journal->broken && !queue_is_empty(queue))
+        queue_drop(queue);
 }
 
 bool journal_send_fence(struct journal *journal)

@@ -158,13 +158,11 @@ void console_end(struct console *console, int64_t now_ms)
 void console_give_up(struct console *console)
 {
     struct entry entry;
-    size_t at = console->queue->head;
-    while (queue_read(console->queue, &at, &entry)) {
+    for (; queue_first(console->queue, &entry); queue_drop(console->queue)) {
         bool was_told = entry.kind == NOTICE;
         console->dropped_lines += was_told ? entry.number : entry.kind == LINE;
         console->dropped_bytes += entry.kind == LINE || entry.kind == PIECE ? entry.length + 1 : 0;
     }
-    queue_drop(console->queue, at);
     console->late = true;
     if (console->dropped_lines + console->dropped_bytes > 0)
         tell_dropped(console);

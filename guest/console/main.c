@@ -12,9 +12,10 @@
  * RUNTIME_DIR/console.end is a named pipe that the process holds until it has passed on everything: who reads
  * the journal for the end of a run waits for that.
  *
- * SIGTERM, which systemd sends when the program has ended, bounds that: a journald that does not read must
- * not keep a unit from ending.
+ * SIGTERM, which systemd sends when the program has ended, bounds that (deadline.h): a journald that does not
+ * read must not keep a unit from ending.
  */
+#include "deadline.h"
 #include "journal.h"
 #include "limit.h"
 #include "queue.h"
@@ -31,7 +32,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -39,10 +39,6 @@ enum {
        scheduled */
     PIPE_BYTES = 1024 * 1024,
     LEAST_BURST = 1024 * 1024,
-    /* less than TimeoutStopSec=, past which systemd calls the whole run a failure */
-    END_MS = 4000,
-    /* of that, for what tells how much was not passed on */
-    LAST_WORDS_MS = 500,
     LOOK_AGAIN_MS = 2,
     FIRST_ARGUMENT = 4,
     JOURNAL_WORDS = 3,
@@ -58,19 +54,10 @@ struct settings {
     char **program;
 };
 
-static int64_t clock_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 static struct console console;
 static struct queue queue;
 static struct journal journal;
 static volatile sig_atomic_t ending;
-/* by which all is to have been passed on, or has been given up; 0: not known yet */
-static int64_t deadline_ms;
 
 static void end_soon(int number)
 {
@@ -83,29 +70,20 @@ static void await(struct pollfd *polled, nfds_t count, int64_t longest)
 {
     sigset_t none;
     sigemptyset(&none);
-    if (deadline_ms > 0) {
-        int64_t left = deadline_ms - clock_ms();
-        left = left < 0 ? 0 : left;
-        longest = longest < 0 || left < longest ? left : longest;
-    }
+    longest = deadline_left(longest);
     const struct timespec time = {longest / 1000, longest % 1000 * 1000000};
     if (ppoll(polled, count, longest < 0 ? NULL : &time, &none) < 0)
         for (nfds_t i = 0; i < count; i++)
             polled[i].revents = 0;
-    if (ending && deadline_ms == 0)
-        deadline_ms = clock_ms() + END_MS - LAST_WORDS_MS;
-}
-
-static bool is_late(void)
-{
-    return deadline_ms > 0 && clock_ms() >= deadline_ms;
+    if (ending)
+        deadline_set();
 }
 
 /* Read what there is, and pass on what goes, until the program has ended: others may hold the pipe longer. */
 static void follow(int from, int program)
 {
-    while (!is_late()) {
-        bool waits = queue.head < queue.tail;
+    while (!deadline_is_over()) {
+        bool waits = !queue_is_empty(&queue);
         struct pollfd polled[] = {
             {from, POLLIN, 0}, {waits ? journal_descriptor(&journal) : -1, POLLOUT, 0}, {program, POLLIN, 0}};
         await(polled, sizeof polled / sizeof *polled, -1);
@@ -124,13 +102,16 @@ static void follow(int from, int program)
     }
 }
 
-/* Pass on what waits. */
+/* Pass on what waits, for as long as journald goes on to take it. */
 static void drain(void)
 {
     for (;;) {
+        size_t room = queue_room(&queue);
         journal_send(&journal, &queue);
-        if (queue.head == queue.tail || is_late())
+        if (queue_is_empty(&queue) || deadline_is_over())
             return;
+        if (queue_room(&queue) != room)
+            deadline_extend();
         struct pollfd polled = {journal_descriptor(&journal), POLLOUT, 0};
         await(&polled, 1, -1);
     }
@@ -140,9 +121,8 @@ static void drain(void)
 static void await_receipt(void)
 {
     bool sent = false;
-    if (deadline_ms == 0)
-        deadline_ms = clock_ms() + END_MS;
-    while (!is_late()) {
+    deadline_set();
+    while (!deadline_is_over()) {
         sent = sent || journal_send_fence(&journal);
         if (sent && journal_is_received(&journal))
             return;
@@ -156,9 +136,9 @@ static void pass_on(int from, int program, const struct settings *settings)
     follow(from, program);
     console_end(&console, clock_ms());
     drain();
-    if (queue.head < queue.tail) {
+    if (!queue_is_empty(&queue)) {
         console_give_up(&console);
-        deadline_ms += LAST_WORDS_MS;
+        deadline_grant_last_words();
         drain();
     }
     await_receipt();
@@ -218,6 +198,7 @@ static _Noreturn void pass_on_and_exit(const int ends[2], int program, const str
     /* the program has the same user: once it is taken over, it must not write to the memory of this */
     prctl(PR_SET_DUMPABLE, 0);
     journal_open(&journal, settings->socket, settings->name);
+    deadline_open();
     pass_on(ends[0], program, settings);
     _exit(EXIT_SUCCESS);
 }

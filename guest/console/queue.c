@@ -13,44 +13,55 @@ struct header {
     uint32_t kind;
 };
 
+bool queue_is_empty(const struct queue *queue)
+{
+    return queue->head == queue->tail;
+}
+
 size_t queue_room(const struct queue *queue)
 {
+    if (queue->tail < queue->head)
+        return queue->head - queue->tail;
     return QUEUE_SIZE - (queue->tail - queue->head);
 }
 
-/* Half of it at least is free then, so a byte is moved once for each that is put. */
-static void make_room(struct queue *queue, size_t needed)
+/* The place of so many bytes in a row; QUEUE_SIZE: there is none. `head` is never reached, since that would
+   be an empty queue. */
+static size_t find_place(const struct queue *queue, size_t needed)
 {
-    if (QUEUE_SIZE - queue->tail >= needed || queue->head < QUEUE_SIZE / 2)
-        return;
-    memmove(queue->data, queue->data + queue->head, queue->tail - queue->head);
-    queue->tail -= queue->head;
-    queue->head = 0;
+    if (queue->tail < queue->head)
+        return queue->head - queue->tail > needed ? queue->tail : QUEUE_SIZE;
+    if (QUEUE_SIZE - queue->tail >= needed)
+        return queue->tail;
+    return queue->head > needed ? 0 : QUEUE_SIZE;
 }
 
 bool queue_put(struct queue *queue, const struct entry *entry, size_t spare)
 {
     const struct header header = {entry->number, (uint32_t)entry->length, (uint32_t)entry->kind};
     size_t needed = sizeof header + entry->length;
-    make_room(queue, needed + spare);
-    if (QUEUE_SIZE - queue->tail < needed + spare)
+    size_t place = find_place(queue, needed + spare);
+    if (place == QUEUE_SIZE)
         return false;
-    memcpy(queue->data + queue->tail, &header, sizeof header);
+    if (place < queue->tail)
+        queue->end = queue->tail;
+    memcpy(queue->data + place, &header, sizeof header);
     if (entry->length > 0)
-        memcpy(queue->data + queue->tail + sizeof header, entry->text, entry->length);
-    queue->tail += needed;
+        memcpy(queue->data + place + sizeof header, entry->text, entry->length);
+    queue->tail = place + needed;
+    if (queue->tail > queue->top)
+        queue->top = queue->tail;
     return true;
 }
 
-bool queue_read(const struct queue *queue, size_t *at, struct entry *entry)
+bool queue_first(const struct queue *queue, struct entry *entry)
 {
     struct header header;
-    if (*at == queue->tail)
+    if (queue_is_empty(queue))
         return false;
-    memcpy(&header, queue->data + *at, sizeof header);
-    *entry = (struct entry){(enum kind)header.kind, header.number, queue->data + *at + sizeof header,
+    memcpy(&header, queue->data + queue->head, sizeof header);
+    *entry = (struct entry){(enum kind)header.kind, header.number, queue->data + queue->head + sizeof header,
                             header.length};
-    *at += sizeof header + header.length;
     return true;
 }
 
@@ -59,15 +70,20 @@ static void release(struct queue *queue)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t from = KEPT + (page - (uintptr_t)(queue->data + KEPT) % page) % page;
-    if (queue->tail > from)
-        (void)madvise(queue->data + from, (queue->tail - from) / page * page, MADV_DONTNEED);
+    if (queue->top > from)
+        (void)madvise(queue->data + from, (queue->top - from) / page * page, MADV_DONTNEED);
+    queue->head = queue->tail = queue->top = 0;
 }
 
-void queue_drop(struct queue *queue, size_t at)
+void queue_drop(struct queue *queue)
 {
-    queue->head = at;
-    if (queue->head < queue->tail)
+    struct entry entry;
+    if (!queue_first(queue, &entry))
         return;
-    release(queue);
-    queue->head = queue->tail = 0;
+    bool goes_on_before = queue->tail < queue->head;
+    queue->head += sizeof(struct header) + entry.length;
+    if (goes_on_before && queue->head == queue->end)
+        queue->head = 0;
+    if (queue_is_empty(queue))
+        release(queue);
 }

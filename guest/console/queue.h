@@ -35,21 +35,27 @@ struct entry {
     size_t length;
 };
 
+/* Entries follow each other from `head` on, the first behind the last place when there is none left there. */
 struct queue {
     size_t head;
     size_t tail;
+    /* where entries end before they go on at the first place, while `tail` is before `head` */
+    size_t end;
+    /* of the places that were used since all were given back */
+    size_t top;
     char data[QUEUE_SIZE];
 };
 
 /* False where there would be less than `spare` bytes left. Copies the text. */
 bool queue_put(struct queue *queue, const struct entry *entry, size_t spare);
 
-/* The entry at `*at`, from `queue->head` on; moves `*at` behind it. False at the end. The text is the
- * queue's. */
-bool queue_read(const struct queue *queue, size_t *at, struct entry *entry);
+/* The oldest entry. False: there is none. Its text is the queue's. */
+bool queue_first(const struct queue *queue, struct entry *entry);
 
-/* Forget all up to `at`. */
-void queue_drop(struct queue *queue, size_t at);
+/* Forget the oldest entry, if there is one. */
+void queue_drop(struct queue *queue);
 
-/* Bytes that can be put. */
+bool queue_is_empty(const struct queue *queue);
+
+/* Bytes that are free. */
 size_t queue_room(const struct queue *queue);

@@ -171,7 +171,7 @@ class Service:
 
     def notify(self, pid: int, assignments: Mapping[str, str]) -> None:
         """What came by the notification socket, from that process."""
-        control = self._control if self.properties["NotifyAccess"] == "exec" else None
+        control = self._control if self.properties["NotifyAccess"] != "main" else None
         senders = [process.pid for process in (self.main, control) if process is not None]
         if pid not in senders:
             return

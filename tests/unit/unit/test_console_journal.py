@@ -51,9 +51,12 @@ def parse_entry(datagram: bytes) -> Fields:
 
 
 class Journald:
-    """A socket that takes entries as journald does, from when `reads` is set."""
+    """A socket that takes entries as journald does, while `reads` is set, which it is for so many as `first`.
+    `pace`: seconds that each takes."""
 
-    def __init__(self, folder: Path, *, reads: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, reads: bool = True, first: int | None = None, pace: float = 0
+    ) -> None:
         self.path = folder / "journal.sock"
         self.path.unlink(missing_ok=True)
         self.entries: list[Fields] = []
@@ -64,15 +67,20 @@ class Journald:
             self.reads.set()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.path))
+        self._first = first
+        self._pace = pace
         self._ends = False
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
     def _read(self) -> None:
-        self.reads.wait()
-        while (datagram := self._socket.recv(MIB)) != STOP:
+        while self.reads.wait() and (datagram := self._socket.recv(MIB)) != STOP:
             if datagram:
                 self.entries.append(parse_entry(datagram))
+                if len(self.entries) == self._first:
+                    self.reads.clear()
+                if self._pace:
+                    time.sleep(self._pace)
             else:  # which has no effect
                 self.fences.append(len(self.entries))
 
@@ -90,9 +98,11 @@ class Journald:
 
 
 @contextmanager
-def run_journald(folder: Path, *, reads: bool = True) -> Iterator[Journald]:
+def run_journald(
+    folder: Path, *, reads: bool = True, first: int | None = None, pace: float = 0
+) -> Iterator[Journald]:
     """Until the block ends."""
-    journald = Journald(folder, reads=reads)
+    journald = Journald(folder, reads=reads, first=first, pace=pace)
     try:
         yield journald
     finally:
@@ -233,15 +243,84 @@ def test_a_journald_that_stands_still_holds_the_program_up_no_more_than_the_queu
     assert kept == sorted(kept)
 
 
+@pytest.mark.timeout(60)
+def test_what_journald_has_taken_leaves_room_for_what_comes(console: Path, tmp_path: Path) -> None:
+    """Of three parts of 3 MiB the queue has two, wherever in it they begin."""
+    part = b"".join(b"%0300d\n" % number for number in range(10_000))
+    with run_journald(tmp_path, first=9_000) as journald:
+        argv = [*command(console, journald, burst=4096 * MIB), "/bin/sh", "-c"]
+        argv += ["n=1; while read -r go; do head -c 3010000 <data; echo >done.$n; n=$((n+1)); done"]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, cwd=tmp_path) as process:
+            assert process.stdin is not None
+            (tmp_path / "data").write_bytes(part)
+            for number in (1, 2, 3):
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+                while not (tmp_path / f"done.{number}").exists():
+                    time.sleep(0.01)
+                while number == 1 and journald.reads.is_set():
+                    time.sleep(0.01)
+            journald.reads.set()
+            process.stdin.close()
+            process.wait(20)
+        await_end(tmp_path)
+        entries = list(journald.entries)
+    kept = [int(entry[b"MESSAGE"]) for entry in entries if entry.get(b"MESSAGE", b"").isdigit()]
+    assert kept == [*range(10_000)] * 3
+
+
+class Manager:
+    """The socket by which systemd is notified."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "notify.sock"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self.path))
+        self._socket.setblocking(False)
+
+    def close(self) -> list[bytes]:
+        """All that has come."""
+        came = []
+        with self._socket, contextlib.suppress(BlockingIOError):
+            while True:
+                came.append(self._socket.recv(4096))
+        return came
+
+
+@pytest.mark.timeout(60)
+def test_a_slow_journald_has_its_time_after_the_end(console: Path, tmp_path: Path) -> None:
+    """systemd would end it after TimeoutStopSec=, and is asked for more while entries are taken."""
+    manager = Manager(tmp_path)
+    with run_journald(tmp_path, pace=0.004) as journald:
+        argv = [*command(console, journald), "/bin/sh", "-c", "seq 1400; kill -TERM 0"]
+        environment = {**os.environ, "NOTIFY_SOCKET": str(manager.path)}
+        with subprocess.Popen(argv, start_new_session=True, env=environment) as process:
+            assert process.wait(20) == -signal.SIGTERM
+        began = time.monotonic()
+        await_end(tmp_path, 40)
+        took = time.monotonic() - began
+        entries = list(journald.entries)
+    assert took > 4.5, "there was time for all without more of it"
+    assert [entry[b"MESSAGE"] for entry in entries if b"MESSAGE" in entry] == [
+        b"%d" % n for n in range(1, 1401)
+    ]
+    words = manager.close()
+    assert set(words) == {b"EXTEND_TIMEOUT_USEC=6000000"}
+    assert 2 <= len(words) <= took + 1
+
+
 def test_an_end_that_comes_too_early_is_told(console: Path, tmp_path: Path) -> None:
-    """systemd's SIGTERM is there, and journald has not taken all in the time that is left."""
+    """systemd's SIGTERM is there, and journald takes nothing in the time that is left."""
+    manager = Manager(tmp_path)
+    environment = {**os.environ, "NOTIFY_SOCKET": str(manager.path)}
     with run_journald(tmp_path, reads=False) as journald:
         argv = [*command(console, journald, burst=1024 * MIB), "/bin/sh", "-c", "seq 100000; kill -TERM 0"]
         # as long as END_MS it goes on, of which the last part is for the notice
-        with subprocess.Popen(argv, start_new_session=True) as process:
+        with subprocess.Popen(argv, start_new_session=True, env=environment) as process:
             assert process.wait(20) == -signal.SIGTERM
         time.sleep(3.7)
         assert journald.entries == []
+        assert len(manager.close()) <= 1, "what the socket's buffer takes may be the first progress"
         journald.reads.set()
         await_end(tmp_path)
         entries = list(journald.entries)
