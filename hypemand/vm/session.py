@@ -253,8 +253,9 @@ class Session:
             self._changed()
 
     async def connect_vmm(self, timeout: float) -> None:
-        """Connect to a VMM that is there already, rather than at the next poll. Never raises."""
-        if not self._vmm_link.is_up:
+        """Connect to a VMM that is there already, rather than at the next poll, or wait for the connection
+        that is being made. Never raises."""
+        if not self._vmm_link.is_up and not self._closed:
             await asyncio.wait([self._begin(self._vmm_link)], timeout=timeout)
 
     async def _follow_report(self, path: Path) -> None:
@@ -422,18 +423,19 @@ class Session:
 
     async def pause(self) -> None:
         """Stop the guest's CPUs. VmmError."""
-        await self._reach_vmm().pause()
+        await (await self._reach_vmm()).pause()
         await self.query_status(SILENCE_DEADLINE, anew=True)
 
     async def resume(self) -> None:
         """Let the guest go on, whatever it was stopped for. VmmError."""
         self.full = ()
-        await self._reach_vmm().resume()
+        await (await self._reach_vmm()).resume()
         status = await self.query_status(SILENCE_DEADLINE, anew=True)
         if status is RunState.RUNNING:
             self.keep_clock()  # it stood still as long as the guest
 
-    def _reach_vmm(self) -> Vmm:
+    async def _reach_vmm(self) -> Vmm:
+        await self.connect_vmm(SILENCE_DEADLINE)
         if self._vmm is None or self._closed:
             raise VmmError("the VMM does not listen on its QMP socket")
         return self._vmm

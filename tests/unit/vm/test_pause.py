@@ -140,6 +140,25 @@ def test_what_was_paused_on_request_never_goes_on_by_itself(tmp_path: Path) -> N
     use_vm(tmp_path, scenario)
 
 
+def test_a_vmm_that_is_just_being_connected_to_is_waited_for(tmp_path: Path) -> None:
+    """As by a daemon that has just started."""
+
+    async def scenario(place: Place) -> None:
+        for order, state in (
+            (place.manager.pause_vm, State.PAUSED),
+            (place.manager.resume_vm, State.RUNNING),
+        ):
+            seen = place.vmm.qmps
+            place.vmm.greets.clear()
+            place.vmm.drop()
+            await until(lambda seen=seen: place.vmm.qmps > seen)  # type: ignore[misc]
+            asyncio.get_running_loop().call_later(0.05, place.vmm.greets.set)
+            assert (await order("web")).state is state
+        assert place.vmm.orders == ["stop", "cont"]
+
+    use_vm(tmp_path, scenario)
+
+
 def test_a_pause_that_a_full_disk_has_overtaken_is_refused(tmp_path: Path) -> None:
     """It would go on by itself, which nobody expects who has paused it."""
 

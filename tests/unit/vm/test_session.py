@@ -56,6 +56,8 @@ class Vmm:
         self.broken_hellos = 0
         self.agents = 0
         self.qmps = 0
+        self.greets = asyncio.Event()
+        self.greets.set()
         self.greetings = 0
         self._clients: set[asyncio.StreamWriter] = set()
 
@@ -97,6 +99,7 @@ class Vmm:
     async def _qmp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.qmps += 1
         self.writer = writer
+        await self.greets.wait()
         writer.write(b'{"QMP": {}}\n')
         while line := await reader.readline():
             request = json.loads(line)
