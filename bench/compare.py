@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
+from hypemand.cli.client import parse
+from hypemand.model.timeline import Timeline
 from tests.host.lab import DIST, start_host
 from tests.host.recipe import Suite
 from tests.host.vms import Vms, vms_of
@@ -24,7 +26,6 @@ from tests.host.vms import Vms, vms_of
 _TOP = Path(__file__).parent.parent
 _BUILD_DEADLINE = 3600.0
 _WARM_UP = 2
-_SERIES = ("", ", hypemanctl start")
 # Definitions to start, by name.
 _KINDS: Mapping[str, Mapping[str, object]] = {
     "unwired": {"kernel_headers": True, "disk": "1G"},
@@ -54,14 +55,18 @@ def build_commit(commit: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(tree)], timeout=60, check=True)
 
 
-def start_once(vms: Vms, kind: str) -> tuple[float, float]:
-    """Milliseconds to Running, as the API reports it, and of `hypemanctl start --wait`."""
+def start_once(vms: Vms, kind: str) -> Mapping[str, float]:
+    """Milliseconds by what was measured: to Running, as the API reports it, of `hypemanctl start --wait`, and
+    of each step of the start, as `hypemanctl analyze` shows it."""
     began = time.monotonic()
-    vms.start(kind)
+    vms.ctl("start", "--wait", kind)
     command = (time.monotonic() - began) * 1000
-    ready: float = vms.show(kind)["ready_ms"]
+    timeline = parse(Timeline, vms.api.get("instances", kind, "timeline"))
+    assert timeline.running_ms is not None
+    took = {kind: timeline.running_ms, f"{kind}, hypemanctl start": command}
+    took |= {f"{kind}: {span.name}": span.end_ms - span.start_ms for span in timeline.spans}
     vms.ctl("stop", kind)
-    return ready, command
+    return took
 
 
 def measure(sides: Sequence[Vms], rounds: int) -> dict[str, list[list[float]]]:
@@ -71,27 +76,29 @@ def measure(sides: Sequence[Vms], rounds: int) -> dict[str, list[list[float]]]:
             vms.define(kind, "exec sleep infinity", **keys)
             for _ in range(_WARM_UP):
                 start_once(vms, kind)
-    names = [f"{kind}{what}" for kind in _KINDS for what in _SERIES]
-    took: dict[str, list[list[float]]] = {name: [[] for _ in sides] for name in names}
+    took: dict[str, list[list[float]]] = {}
     for number in range(rounds):
         for kind in _KINDS:
             for position in range(len(sides)):
                 side = (number + position) % len(sides)
-                for what, value in zip(_SERIES, start_once(sides[side], kind), strict=True):
-                    took[f"{kind}{what}"][side].append(value)
+                for name, value in start_once(sides[side], kind).items():
+                    took.setdefault(name, [[] for _ in sides])[side].append(value)
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return took
 
 
 def render(took: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """A table; the pairs of one round tell how often the later was the faster."""
-    lines = [f"{'start to Running, ms':24}{'before':>10}{'after':>10}{'ratio':>8}{'minima':>18}  faster"]
-    for kind, (before, after) in took.items():
+    lines = [f"{'start to Running, ms':28}{'before':>10}{'after':>10}{'ratio':>8}{'minima':>18}  faster"]
+    for kind, (before, after) in sorted(took.items()):
+        if not before or not after:
+            continue  # a step that the other has not
         old, new = median(before), median(after)
-        faster = sum(b > a for b, a in zip(before, after, strict=True))
-        minima = f"{min(before):.0f} {min(after):.0f}"
+        faster = sum(b > a for b, a in zip(before, after, strict=False))
+        minima = f"{min(before):.1f} {min(after):.1f}"
         lines.append(
-            f"{kind:24}{old:10.1f}{new:10.1f}{new / old:8.3f}{minima:>18}  {faster} of {len(before)}"
+            f"{kind:28}{old:10.1f}{new:10.1f}{new / max(old, 0.001):8.3f}{minima:>18}  "
+            f"{faster} of {len(before)}"
         )
     return "\n".join(lines)
 
