@@ -157,6 +157,31 @@ def test_a_vm_is_cloned(web: TestHost) -> None:
         ctl(web, "volume", "rm", "data2")
 
 
+def test_a_daemon_that_dies_in_an_import_leaves_nothing_of_it(web: TestHost) -> None:
+    """The archive has come but for its end; the same one is imported by the next daemon."""
+    folders = ["find", "/var/lib/hypemand", "-path", "*/records", "-prune", "-o", "-type", "d", "-print"]
+    before = sorted(web.run(folders).stdout.splitlines())
+    size = int(web.run(["stat", "-c", "%s", "/var/backups/web.vm"]).stdout)
+    web.shell("rm -f /root/slow; mkfifo /root/slow")
+    for command in (
+        "hypemanctl vm import --name web3 --volume data=data3 /root/slow; echo $? >/root/status",
+        f"(head -c {size - 100_000}; exec sleep 301) </var/backups/web.vm >/root/slow",
+    ):
+        web.shell(f"({command}) >>/root/told 2>&1 </dev/null &")
+    staged = web.wait_until(
+        lambda: [line for line in web.run(folders).stdout.splitlines() if line not in before], 60
+    )
+    assert staged
+    web.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "hypemand"])
+    web.shell("pkill -f 'sleep 301'; rm /root/slow")
+    assert web.wait_until(lambda: web.run(["cat", "/root/status"], check=False).stdout, 60) != "0\n"
+    web.wait_until(lambda: sorted(web.run(folders).stdout.splitlines()) == before, 60)
+    assert ctl(web, "list", "-q").stdout.split() == ["web"]
+    ctl(web, "vm", "import", "--name", "web3", "--volume", "data=data3", "/var/backups/web.vm")
+    ctl(web, "rm", "web3")
+    ctl(web, "volume", "rm", "data3")
+
+
 def test_a_failure_is_reported(web: TestHost) -> None:
     follow_all(web, "Notification on failure")
     journal = ["journalctl", "--no-pager", "-o", "cat", "-t", "vm-failed"]
