@@ -38,7 +38,7 @@ _READ = frozenset(
     {
         "health", "openapi", "list_instances", "get_instance", "wait_instance", "watch_instance",
         "read_logs", "read_timeline", "read_history", "read_stats", "list_images", "get_image", "watch_image",
-        "list_volumes", "get_volume", "read_space", "list_networks", "get_network",
+        "list_volumes", "get_volume", "get_limits", "read_space", "list_networks", "get_network",
     }
 )  # fmt: skip
 # What is done to and in a VM that is there.

@@ -150,6 +150,16 @@ class KillInstance:
     signal: int = with_default(SignalNumber(), 9)
 
 
+@_body_of("setLimits")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetLimits:
+    """What of a VM that runs becomes another, in the form of a definition file."""
+
+    definition: dict[str, object] = required(
+        Referred("ChangedLimits", "write the keys memory, cpu_limit or disk_io")
+    )
+
+
 @_query_of("waitInstance")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitInstance:

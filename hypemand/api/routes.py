@@ -19,6 +19,7 @@ from hypemand.api.bodies import (
     PathQuery,
     ReadLogs,
     RestartInstance,
+    SetLimits,
     StartInstance,
     StopInstance,
     WaitInstance,
@@ -92,6 +93,8 @@ class Routes:
             web.post(f"{vm}/kill", self.kill_instance),
             web.post(f"{vm}/pause", self.pause_instance),
             web.post(f"{vm}/resume", self.resume_instance),
+            web.get(f"{vm}/limits", self.get_limits, allow_head=False),
+            web.put(f"{vm}/limits", self.set_limits),
             web.get(f"{vm}/wait", self.wait_instance, allow_head=False),
             web.get(f"{vm}/watch", self.watch_instance, allow_head=False),
             web.get(f"{vm}/logs", self.read_logs, allow_head=False),
@@ -200,6 +203,17 @@ class Routes:
         ref = parse_ref(request)
         await self._read(request, Nothing)
         return _instance(await self._manager.resume_vm(ref))
+
+    async def get_limits(self, request: web.Request) -> web.StreamResponse:
+        """Limits of a running VM."""
+        refuse_query(request)
+        return json_response(encode(await self._manager.get_limits(parse_ref(request))))
+
+    async def set_limits(self, request: web.Request) -> web.StreamResponse:
+        """Change limits of a running VM."""
+        ref = parse_ref(request)
+        keys = (await self._read(request, SetLimits)).definition
+        return json_response(encode(await self._manager.set_limits(ref, keys)))
 
     async def wait_instance(self, request: web.Request) -> web.StreamResponse:
         """Wait until a VM reaches a state."""

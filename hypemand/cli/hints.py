@@ -61,7 +61,9 @@ OPTION_HINTS: Mapping[str, Mapping[str, str]] = {
     "run": {
         **dict.fromkeys(("-v", "--volume", "--mount"), _IN_A_DEFINITION.format(key="volumes")),
         **dict.fromkeys(("-i", "-t", "-it", "-ti", "--interactive", "--tty"), _INTERACTIVE),
-        **dict.fromkeys(("-c", "--cpus", "--cpu", "--smp"), "use --vcpus"),
+        **dict.fromkeys(
+            ("-c", "--cpus", "--cpu", "--smp"), "use --vcpus: --cpu-limit is the limit of CPU time"
+        ),
         **dict.fromkeys(("--mem", "--ram"), "use --memory"),
         "--env-file": "use --env KEY=VALUE for each variable",
         **dict.fromkeys(("--hostname", "--container-name"), "use --name: the VM has it as its host name"),

@@ -69,11 +69,12 @@ class Argument:
     help: str
     count: str = "1"
     completes: Completes = Completes.NOTHING
+    attribute: str = ""
 
     @property
     def dest(self) -> str:
-        """The attribute that holds its value."""
-        return self.metavar.lower()
+        """The attribute that holds its value: the metavar in lower case, if it has no other."""
+        return self.attribute or self.metavar.lower()
 
 
 @dataclass(frozen=True, slots=True)

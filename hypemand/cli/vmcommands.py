@@ -193,6 +193,20 @@ LIFECYCLE = (
         options=(JSON,),
     ),
     Command(
+        ("set",),
+        "change limits of a running VM",
+        "limits:set_limits",
+        "KEY is memory, cpu_limit, disk_io.read, disk_io.write, disk_io.total or disk_io.iops, with a value "
+        "as in a definition, or none for what the VM was started with. Without KEY, shows the limits.",
+        arguments=(
+            _ONE_VM,
+            Argument(
+                "KEY=VALUE", "limits to change, until the VM is started again", count="*", attribute="change"
+            ),
+        ),
+        options=(JSON,),
+    ),
+    Command(
         ("rm",),
         "remove VMs and their data",
         "lifecycle:remove",

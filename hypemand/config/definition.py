@@ -78,7 +78,8 @@ class Definition:
     `restart_backoff_max` 0: the delay does not grow. `restart_max_attempts` 0: no limit.
     `persistent` False: every start has a fresh disk. `network` None: the VM is on none.
     `ready` None: it is Running with program and agent. `init` None: by the program's name. `tmpfs` are
-    PATH[:OPTIONS], capabilities as they were written.
+    PATH[:OPTIONS], capabilities as they were written. `cpu_limit` in CPUs, None: by `vcpus`. `disk_io`:
+    read, write or total in bytes per second, and iops.
     `unit` holds extra unit properties as systemd spells them, each value a tuple of its words or lines.
     """
 
@@ -117,6 +118,9 @@ class Definition:
     restart_backoff_max: float = 0.0
     restart_max_attempts: int = 4
     restart_stable_after: float = 120.0
+    cpu_limit: float | None = None
+    balloon: bool = False
+    disk_io: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def wants_headers(self) -> bool:

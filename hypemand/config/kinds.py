@@ -7,6 +7,9 @@ A key of a schema with `x-size: {…}` has a value of the kind `x-size`, and tha
     x-duration  {minimum, infinity}: a time span as hypemand.config.durations reads it, minimum in seconds
     x-unit      {kind, …}: a unit property as hypemand.config.unitprops reads it
     x-rate      {minimum, maximum}: a rate as hypemand.config.rates reads it
+    x-io-rate   {minimum, maximum}: likewise, written in bytes
+    x-iops      {minimum, maximum}: a number of operations, also as a text
+    x-cpus      {minimum, maximum}: a number of CPUs, also as a text
     x-ulimit    {maximum, unlimited}: a Ulimit, both limits at once or apart as Docker has them
     x-capability {}: a capability as hypemand.config.capabilities reads it
     x-network   a text of this kind as hypemand.config.netparse reads it
@@ -23,7 +26,7 @@ from hypemand.config.capabilities import parse_capability
 from hypemand.config.definition import Ulimit
 from hypemand.config.durations import format_duration, parse_duration
 from hypemand.config.netparse import NetworkText, parse_network_text
-from hypemand.config.rates import format_rate, parse_rate
+from hypemand.config.rates import format_byte_rate, format_rate, parse_rate
 from hypemand.config.sizes import format_size, parse_size
 from hypemand.config.unitprops import UnitKind, parse_unit_value
 
@@ -80,11 +83,34 @@ def _parse_duration(rule: Rule, value: Any) -> float | None:
 
 def _parse_rate(rule: Rule, value: str) -> int:
     rate = parse_rate(value)
-    low, high = parse_rate(rule["minimum"]), parse_rate(rule["maximum"])
-    if not low <= rate <= high:
-        kind = "slow" if rate < low else "fast"
-        raise ValueError(f"{value} is too {kind}; write {format_rate(low)} to {format_rate(high)}")
+    if not parse_rate(rule["minimum"]) <= rate <= parse_rate(rule["maximum"]):
+        kind = "slow" if rate < parse_rate(rule["minimum"]) else "fast"
+        raise ValueError(f"{value} is too {kind}; write {rule['minimum']} to {rule['maximum']}")
     return rate
+
+
+def _parse_number(rule: Rule, value: Any) -> float:
+    """A number, also as a text, as an option has it."""
+    example = rule["minimum"]
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"{value[:40]!r} is not a number; write for example {example}") from None
+    if not example <= number <= rule["maximum"]:
+        kind = "large" if number > example else "small"
+        raise ValueError(f"{value} is too {kind}; write {example} to {rule['maximum']}")
+    return number
+
+
+def _parse_iops(rule: Rule, value: Any) -> int:
+    number = _parse_number(rule, value)
+    if not number.is_integer():
+        raise ValueError(f"{value} is not a whole number; write for example {rule['minimum']}")
+    return int(number)
+
+
+def _describe_range(rule: Rule) -> str:
+    return f"{rule['minimum']} to {rule['maximum']}"
 
 
 def _write_unit(rule: Rule, words: tuple[str, ...]) -> object:
@@ -173,6 +199,27 @@ KINDS: Mapping[str, Kind] = {
         describe=lambda rule: f"rate, {rule['minimum']} to {rule['maximum']}",
         wanted="a rate",
         placeholder="RATE",
+    ),
+    "x-io-rate": Kind(
+        parse=_parse_rate,
+        write=lambda _, rate: format_byte_rate(rate),
+        describe=lambda rule: f"rate, {rule['minimum']} to {rule['maximum']}",
+        wanted="a rate",
+        placeholder="RATE",
+    ),
+    "x-iops": Kind(
+        parse=_parse_iops,
+        write=lambda _, number: number,
+        describe=_describe_range,
+        wanted="a number",
+        placeholder="N",
+    ),
+    "x-cpus": Kind(
+        parse=_parse_number,
+        write=lambda _, number: int(number) if number.is_integer() else number,
+        describe=_describe_range,
+        wanted="a number",
+        placeholder="CPUS",
     ),
     "x-ulimit": Kind(
         parse=_parse_ulimit,

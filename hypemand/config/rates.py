@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rates of a network as people write them.
+"""Rates of networks and disks as people write them.
 
 `kbit Mbit Gbit` count bits in powers of 1000, as tc(8) has them; `kB/s MB/s GB/s` count bytes. `Mbps` is not
 taken: it is megabytes to tc, and megabits to everybody else.
@@ -41,8 +41,16 @@ def parse_rate(text: str) -> int:
 
 def format_rate(rate: int) -> str:
     """Bytes per second in bits, the shortest exact spelling: `20Mbit`. parse_rate reads it back."""
-    bits = rate * 8
+    return f"{_format_number(rate * 8)}bit"
+
+
+def format_byte_rate(rate: int) -> str:
+    """Bytes per second, the shortest exact spelling: `100MB/s`. parse_rate reads it back."""
+    return f"{_format_number(rate)}B/s"
+
+
+def _format_number(number: int) -> str:
     for prefix, unit in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if bits >= unit and bits % unit == 0:
-            return f"{bits // unit}{prefix}bit"
-    return f"{bits}bit"
+        if number >= unit and number % unit == 0:
+            return f"{number // unit}{prefix}"
+    return str(number)

@@ -74,6 +74,7 @@ def parse_source_definition(
         problems += (p for p in _find_program_problems(source, source.data) if p.key not in taken)
         problems += (p for p in _find_volume_problems(source, source.data) if p.key not in taken)
         problems += (p for p in _find_tmpfs_problems(source, source.data) if p.key not in taken)
+        problems += (p for p in _find_disk_io_problems(source, source.data) if p.key not in taken)
         if source.data.get("mode") == Mode.SYSTEMD:
             problems += (p for p in _find_mode_problems(source, source.data) if p.key not in taken)
         problems += (p for p in find_publish_problems(source, source.data) if p.key not in taken)
@@ -191,6 +192,13 @@ def _find_tmpfs_problems(source: Source, data: Mapping[str, object]) -> Iterator
             yield source.problem(("tmpfs", i), what, hint)
 
 
+def _find_disk_io_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
+    disk_io = data.get("disk_io")
+    if isinstance(disk_io, Mapping) and "total" in disk_io and disk_io.keys() & {"read", "write"}:
+        what = "cannot be combined with read or write"
+        yield source.problem(("disk_io", "total"), what, "write total, or read and write", at_key=True)
+
+
 def _find_mode_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
     """Keys that have no effect in systemd mode."""
     rules = load_schema("vm")["properties"]
@@ -277,7 +285,7 @@ def definition_to_json(definition: Definition) -> dict[str, object]:
             result[key] = network_use_to_json(value)
         elif key == "ready" and value is not None:
             result[key] = ready_to_json(value)
-        elif value is not None or find_kind(rule) is not None:
+        elif value is not None or "x-duration" in rule:
             result[key] = _to_json(rule, value)
     return result
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hypemand.config.definition import Definition, Mode, VolumeMount
 from hypemand.errors import InvalidDefinition, Problem
+from hypemand.model.limits import DiskLimits
 from hypemand.network.port import PortPlan
 from hypemand.network.wire import TAP_SOCKET
 from hypemand.protocol.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
@@ -76,6 +77,11 @@ class Plan:
     unit: UnitPlan
 
 
+def derive_cpu_quota(definition: Definition) -> float:
+    """CPU time of the VM's unit per second, in CPUs."""
+    return definition.cpu_limit or definition.vcpus + _VMM_CPUS
+
+
 def make_plan(
     record: VmRecord,
     definition: Definition,
@@ -114,6 +120,8 @@ def make_plan(
         mode=guest.mode,
         files=_vmm_files(places.own, volumes, image, host, shared),
         net=None if network is None else NetDevice(network.port.mac),
+        disk_limits=DiskLimits(**definition.disk_io),
+        balloon=definition.balloon,
     )
     limit = derive_start_limit(definition)
     unit = UnitPlan(
@@ -136,7 +144,7 @@ def make_plan(
         volumes=tuple(_volume_places(volumes, places.own, writable=True)),
         # the page cache of its disks counts too: without room for it the kernel would reclaim all the time
         memory_max=definition.memory + memory_overhead(vmm.accel) + host.page_cache,
-        cpu_quota=definition.vcpus + _VMM_CPUS,
+        cpu_quota=derive_cpu_quota(definition),
         tasks_max=WORKER_TASKS + definition.vcpus,
         boot_timeout=definition.boot_timeout,
         stop_timeout=min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + POWER_OFF),

@@ -6,17 +6,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
 from hypemand.fulldisk import name_full_disk_beside
+from hypemand.manager.limits import change_limits, query_limits
 from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.parts import Parts
 from hypemand.manager.resources.volumeuse import change_volume
 from hypemand.manager.sharedquery import SharedQuery
 from hypemand.manager.starts import Starter, derive_pin
+from hypemand.model.limits import RuntimeLimits
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Timeline
@@ -368,6 +370,24 @@ class VmManager:
         async with vm.operations.hold(Operation.RESUME, patience=_PATIENCE):
             await resume(vm)
         return vm.view()
+
+    # limits
+
+    async def get_limits(self, ref: str) -> RuntimeLimits:
+        """See `Manager`."""
+        vm = self._fleet.get(ref)
+        check_allowed(Operation.LIMIT, vm.state, vm.name, vm.state_error)
+        return await query_limits(vm, self._units)
+
+    async def set_limits(self, ref: str, keys: Mapping[str, object]) -> RuntimeLimits:
+        """See `Manager`."""
+        vm = self._fleet.get(ref)
+        async with vm.operations.hold(Operation.LIMIT, patience=_PATIENCE):
+            await vm.refresh()
+            check_allowed(Operation.LIMIT, vm.state, vm.name, vm.state_error)
+            limits = await change_limits(vm, self._units, keys)
+        vm.log(logging.INFO, f"limits of VM {vm.name} were changed: {', '.join(sorted(keys))}")
+        return limits
 
     # watching
 

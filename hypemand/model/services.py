@@ -12,6 +12,7 @@ from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.model.exec import ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.images import Credentials, ImageInfo, Pruned
+from hypemand.model.limits import RuntimeLimits
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.networks import NetworkInfo
 from hypemand.model.space import SpaceReport
@@ -74,6 +75,13 @@ class Manager(Protocol):
     async def resume_vm(self, ref: str) -> VmView:
         """Let a Paused VM go on, whatever it was paused for. One that cannot write, since a file system is
         still full, is Paused again at once. TimedOut, GuestError."""
+
+    async def get_limits(self, ref: str) -> RuntimeLimits:
+        """The limits of a VM that runs or is Paused, as they are now. TimedOut, GuestError."""
+
+    async def set_limits(self, ref: str, keys: Mapping[str, object]) -> RuntimeLimits:
+        """Change limits of a VM that runs, until it is started again: `memory`, `cpu_limit` and `disk_io` as
+        in a definition, null as it was started. InvalidDefinition, TimedOut, GuestError."""
 
     async def wait_vm(self, ref: str, state: State, timeout: float) -> tuple[VmView, bool]:
         """Wait for `state`. The bool is `timed_out`. Back early when the VM is in Unknown, Stopped or

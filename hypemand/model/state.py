@@ -91,6 +91,7 @@ class Operation(StrEnum):
     STAT = "stat"
     PAUSE = "pause"
     RESUME = "resume"
+    LIMIT = "set"
     STANDBY = "standby"
     RESTORE = "restore"
     CHANGE = "change"
@@ -118,6 +119,7 @@ _ALLOWED = {
     Operation.STAT: _RUNNING,
     Operation.PAUSE: _RUNNING,
     Operation.RESUME: frozenset({State.PAUSED}),
+    Operation.LIMIT: frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED}),
     Operation.STANDBY: _RUNNING,
     Operation.RESTORE: frozenset({State.STANDBY}),
     Operation.CHANGE: frozenset({State.STOPPED}),
@@ -134,6 +136,7 @@ _PROGRESSIVES = {
     Operation.STAT: "reading file information",
     Operation.PAUSE: "pausing",
     Operation.RESUME: "resuming",
+    Operation.LIMIT: "changing limits",
     Operation.STANDBY: "entering standby",
     Operation.RESTORE: "being restored",
     Operation.CHANGE: "being changed",
@@ -156,6 +159,7 @@ _SPECIAL_CURES = {
     (Operation.KILL, State.STOPPED): "there is nothing to kill",
     (Operation.KILL, State.STANDBY): "there is nothing to kill",
     (Operation.RESTORE, State.STOPPED): "it has no snapshot; start it instead",
+    (Operation.LIMIT, State.STOPPED): "change its definition instead",
     (Operation.RESUME, State.CREATED): "it is starting already",
     (Operation.RESUME, State.INITIALIZING): "it is starting already",
     (Operation.RESTORE, State.PAUSED): "resume it instead",

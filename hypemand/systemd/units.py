@@ -278,6 +278,21 @@ class Units:
                 fields["waits_for"] = tuple(sorted({row[1] for row in before or ()} - {unit}))
         return UnitStatus(**fields)
 
+    async def set_cpu_quota(self, unit: str, cpus: float) -> None:
+        """Another limit of its CPU time per second, until it is stopped."""
+        quota: tuple[Part, ...] = (
+            ("sb", (unit, True)),
+            (PROPERTIES, [("CPUQuotaPerSecUSec", "t", round(cpus * 1e6))]),
+        )
+        await self._manager("SetUnitProperties", *quota)
+
+    async def find_cpu_quota(self, unit: str) -> float | None:
+        """The limit of its CPU time per second, in CPUs; None: there is none."""
+        quota = await self._bus.get_property(
+            SERVICE, unit_path(unit), f"{SERVICE}.Service.CPUQuotaPerSecUSec"
+        )
+        return None if quota == INFINITY else int(quota) / 1e6
+
     async def count_restarts(self, unit: str) -> int:
         """How often systemd has restarted it by itself since it was started."""
         count = await self._bus.get_property(SERVICE, unit_path(unit), f"{SERVICE}.Service.NRestarts")

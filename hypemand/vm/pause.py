@@ -43,11 +43,17 @@ async def resume_to_end(vm: Vm) -> None:
             vm.log(logging.WARNING, f"VM {vm.name} cannot be shut down gracefully: {error}")
 
 
-async def _ask(vm: Vm, what: str, order: Callable[[Session], Awaitable[None]]) -> None:
+def reach_session(vm: Vm, what: str) -> Session:
+    """The connections to its VMM, to `what` the VM. GuestError when there are none."""
     if vm.session is None:
         raise GuestError(f"cannot {what} VM {vm.name}: its VMM is not reachable", hint="try again")
+    return vm.session
+
+
+async def _ask(vm: Vm, what: str, order: Callable[[Session], Awaitable[None]]) -> None:
+    session = reach_session(vm, what)
     try:
-        await order(vm.session)
+        await order(session)
     except VmmTimeout as error:
         raise TimedOut(f"cannot {what} VM {vm.name}: {error}", hint="see hypemanctl status") from None
     except VmmError as error:

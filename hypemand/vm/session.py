@@ -423,18 +423,19 @@ class Session:
 
     async def pause(self) -> None:
         """Stop the guest's CPUs. VmmError."""
-        await (await self._reach_vmm()).pause()
+        await (await self.reach_vmm()).pause()
         await self.query_status(SILENCE_DEADLINE, anew=True)
 
     async def resume(self) -> None:
         """Let the guest go on, whatever it was stopped for. VmmError."""
         self.full = ()
-        await (await self._reach_vmm()).resume()
+        await (await self.reach_vmm()).resume()
         status = await self.query_status(SILENCE_DEADLINE, anew=True)
         if status is RunState.RUNNING:
             self.keep_clock()  # it stood still as long as the guest
 
-    async def _reach_vmm(self) -> Vmm:
+    async def reach_vmm(self) -> Vmm:
+        """The VMM, which is waited for while it is being connected to. VmmError."""
         await self.connect_vmm(SILENCE_DEADLINE)
         if self._vmm is None or self._closed:
             raise VmmError("the VMM does not listen on its QMP socket")

@@ -9,10 +9,11 @@ descriptors that the launcher gives it (launcher/ports.h): its sockets and its T
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.config.definition import Mode
+from hypemand.model.limits import DiskLimits
 from hypemand.vmm.accel import AccelKind
 from hypemand.vmm.control import CONTROL
 from hypemand.vmm.driver import Drive
@@ -76,6 +77,8 @@ class VmmPlan:
     mode: Mode
     files: VmmFiles
     net: NetDevice | None = None
+    disk_limits: DiskLimits = field(default_factory=DiskLimits)
+    balloon: bool = False
 
 
 def start_line(plan: VmmPlan) -> tuple[str, ...]:
@@ -91,9 +94,11 @@ def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
     arguments += _boot(plan)
     arguments += _console()
     arguments += _ports()
-    arguments += _disks(plan.files)
+    arguments += _disks(plan.files, plan.disk_limits)
     if plan.net is not None:
         arguments += _network(plan.net)
+    if plan.balloon:
+        arguments += ["-device", f"virtio-balloon-device,id={BALLOON},free-page-reporting=on"]
     return tuple(arguments)
 
 
@@ -170,23 +175,46 @@ def _ports() -> list[str]:
     return arguments
 
 
+BALLOON = "balloon"
+THROTTLE_GROUP = "disks"
+"""Of the drives whose limits are one for all of them."""
 _DISK_DRIVE, _VOLUME_DRIVE = "disk", "volume"
 _VOLUME_NAME = re.compile(rf"{_VOLUME_DRIVE}([0-9]{{1,3}})")
 
 
-def _disks(files: VmmFiles) -> list[str]:
+def _disks(files: VmmFiles, limits: DiskLimits) -> list[str]:
+    """What hypemand brings itself is not limited: the guest's configuration and the headers."""
     arguments = []
-    for name, path, readonly in (
-        ("config", files.config, True),
-        ("image", files.image, True),
-        (_DISK_DRIVE, files.disk, False),
-        ("headers", files.headers, True),
+    limited = _throttle(limits)
+    for name, path, readonly, throttle in (
+        ("config", files.config, True, ""),
+        ("image", files.image, True, limited),
+        (_DISK_DRIVE, files.disk, False, limited),
+        ("headers", files.headers, True, ""),
     ):
         if path is not None:
-            arguments += _disk(name, path, f"hypeman-{name}", readonly=readonly)
+            arguments += _disk(name, path, f"hypeman-{name}", throttle, readonly=readonly)
     for number, volume in enumerate(files.volumes):
-        arguments += _disk(f"{_VOLUME_DRIVE}{number}", volume.path, volume.serial, readonly=volume.readonly)
+        name = f"{_VOLUME_DRIVE}{number}"
+        arguments += _disk(name, volume.path, volume.serial, limited, readonly=volume.readonly)
     return arguments
+
+
+def is_limited(name: str) -> bool:
+    """Does the drive that QMP names so count for the limits of disks?"""
+    return name in ("image", _DISK_DRIVE) or _VOLUME_NAME.fullmatch(name) is not None
+
+
+def _throttle(limits: DiskLimits) -> str:
+    """The options of a drive; none where there is no limit, which costs nothing then."""
+    words = {
+        "bps-read": limits.read,
+        "bps-write": limits.write,
+        "bps-total": limits.total,
+        "iops-total": limits.iops,
+    }
+    options = [f"throttling.{word}={value}" for word, value in words.items() if value is not None]
+    return "".join(f",{option}" for option in [*options, f"throttling.group={THROTTLE_GROUP}"] if options)
 
 
 def find_drive(name: str) -> Drive | None:
@@ -197,7 +225,7 @@ def find_drive(name: str) -> Drive | None:
     return None if volume is None else Drive(int(volume[1]))
 
 
-def _disk(name: str, path: Path, serial: str, *, readonly: bool) -> list[str]:
+def _disk(name: str, path: Path, serial: str, throttle: str, *, readonly: bool) -> list[str]:
     """A write for which the host has no space left stops the guest, which sees nothing of it and goes on when
     there is space. All other errors are the guest's to see, as with a real disk.
 
@@ -206,7 +234,7 @@ def _disk(name: str, path: Path, serial: str, *, readonly: bool) -> list[str]:
     options = "readonly=on" if readonly else "discard=unmap,file.locking=on"
     errors = "rerror=report,werror=report" if readonly else "rerror=report,werror=enospc"
     return [
-        "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}",
+        "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}{throttle}",
         "-device", f"virtio-blk-device,drive={name},{errors},serial={serial}",
     ]  # fmt: skip
 

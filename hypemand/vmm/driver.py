@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from hypemand.budget import Budget
 from hypemand.model.evidence import RunState
+from hypemand.model.limits import DiskLimits
 from hypemand.vmm.shutdown import Shutdown
 
 
@@ -84,6 +85,19 @@ class Vmm(Protocol):
         VmmError, VmmTimeout; OSError when the file cannot be written. Then, and when this is cancelled, what
         the file has is worthless; a guest that was running runs on, or `resume` has it do so.
         """
+
+    async def query_memory(self) -> int:
+        """Bytes of memory that the guest has, less what is in its balloon. VmmError; also without one."""
+
+    async def set_memory(self, size: int, deadline: float) -> int:
+        """Have the guest give memory back until it has `size` bytes, or take it again: what it has then, or
+        after `deadline` seconds. It goes on as far as it can. VmmError; also without a balloon."""
+
+    async def query_disk_limits(self) -> DiskLimits:
+        """The limits of its disks. VmmError."""
+
+    async def set_disk_limits(self, limits: DiskLimits) -> None:
+        """Other limits for all disks of the start line that have any. VmmError."""
 
     async def quit(self) -> None:
         """End the VMM at once, whatever its guest does. Back when it has closed its socket. VmmError."""

@@ -7,12 +7,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hypemand.budget import Budget
 from hypemand.model.evidence import RunState
+from hypemand.model.limits import DiskLimits
 from hypemand.tasks import Tasks
-from hypemand.vmm.commandline import find_drive
+from hypemand.vmm.commandline import THROTTLE_GROUP, find_drive, is_limited
 from hypemand.vmm.driver import Drive, Ending, OnEvent, RunStateChanged, VmmError, VmmTimeout
 from hypemand.vmm.intake import Intake
 from hypemand.vmm.qmp import Qmp
@@ -39,6 +40,11 @@ RUN_STATES = {
 """RunState in QAPI. One that is not here (`colo`) comes of nothing that hypemand does."""
 STATE_EVENTS = frozenset(("STOP", "RESUME", "RESET", "GUEST_PANICKED", "SUSPEND", "WAKEUP", "BLOCK_IO_ERROR"))
 _SHUTDOWN_EVENT, _MIGRATION_EVENT = "SHUTDOWN", "MIGRATION"
+# at most one a second, QEMU says
+_BALLOON_EVENT = "BALLOON_CHANGE"
+# of block_set_io_throttle and BlockDeviceInfo, by the fields of DiskLimits; 0: no limit
+_THROTTLES = {"bps_rd": "read", "bps_wr": "write", "bps": "total", "iops": "iops"}
+_OTHER_THROTTLES = {"iops_rd": 0, "iops_wr": 0}
 # of MigrationStatus, those after which no other comes; "none" is that of a VMM that was never saved
 _COMPLETED = "completed"
 _LAST = (_COMPLETED, "failed", "cancelled")
@@ -58,11 +64,13 @@ _SAVE_FD = "save"
 
 
 class _Events:
-    """What QMP's events come to. `saved`: of the save that is under way, its last status."""
+    """What QMP's events come to. `saved`: of the save that is under way, its last status; `ballooned`: the
+    memory of the guest is another one."""
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
         self.saved: asyncio.Future[str] | None = None
+        self.ballooned = asyncio.Event()
 
     def take(self, name: str, data: Mapping[str, object]) -> None:
         """See `qmp.OnEvent`."""
@@ -71,6 +79,8 @@ class _Events:
             self._on_event(Ending(next((known for known in Shutdown if known == reason), None)))
         elif name in STATE_EVENTS:
             self._on_event(RunStateChanged())
+        elif name == _BALLOON_EVENT:
+            self.ballooned.set()
         elif name == _MIGRATION_EVENT and self.saved is not None and not self.saved.done():
             status = data.get("status")
             if status in _LAST:
@@ -110,13 +120,58 @@ class Qemu:
 
     async def list_full_drives(self) -> tuple[Drive, ...]:
         """See `Vmm`."""
+        drives = await self._query_drives()
+        full = (name for name, drive in drives if drive.get("io-status") == "nospace")
+        found = (find_drive(name) for name in full)
+        return tuple(drive for drive in found if drive is not None)
+
+    async def _query_drives(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Their names, and what QEMU says of each."""
         answer = await self._qmp.execute("query-block")
         if not isinstance(answer, list):
             raise VmmError("the VMM does not report the state of its disks")
-        drives = (drive for drive in answer[:_MOST_DRIVES] if isinstance(drive, dict))
-        full = (drive.get("device") for drive in drives if drive.get("io-status") == "nospace")
-        found = (find_drive(name) for name in full if isinstance(name, str))
-        return tuple(drive for drive in found if drive is not None)
+        drives = [drive for drive in answer[:_MOST_DRIVES] if isinstance(drive, dict)]
+        return [(drive["device"], drive) for drive in drives if isinstance(drive.get("device"), str)]
+
+    async def query_memory(self) -> int:
+        """See `Vmm`."""
+        answer = await self._qmp.execute("query-balloon")
+        size = answer.get("actual") if isinstance(answer, dict) else None
+        if not isinstance(size, int):
+            raise VmmError("the VMM does not report the memory of the guest")
+        return size
+
+    async def set_memory(self, size: int, deadline: float) -> int:
+        """See `Vmm`."""
+        has = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline):
+                await self._qmp.execute("balloon", {"value": size})
+                while True:
+                    self._events.ballooned.clear()
+                    if (has := await self.query_memory()) == size:
+                        break
+                    await self._events.ballooned.wait()
+        return has or await self.query_memory()
+
+    async def query_disk_limits(self) -> DiskLimits:
+        """See `Vmm`."""
+        drives = await self._query_drives()
+        limited = (drive.get("inserted") for name, drive in drives if is_limited(name))
+        first = next((info for info in limited if isinstance(info, dict)), {})
+        found = {field: first.get(word) for word, field in _THROTTLES.items()}
+        return DiskLimits(
+            **{field: value for field, value in found.items() if isinstance(value, int) and value}
+        )
+
+    async def set_disk_limits(self, limits: DiskLimits) -> None:
+        """See `Vmm`. Members of a throttle group have one configuration."""
+        values = {word: getattr(limits, field) or 0 for word, field in _THROTTLES.items()}
+        for name, _ in await self._query_drives():
+            if not is_limited(name):
+                continue
+            arguments = {"device": name, **values, **_OTHER_THROTTLES, "group": THROTTLE_GROUP}
+            await self._qmp.execute("block_set_io_throttle", arguments)
 
     async def pause(self) -> None:
         """See `Vmm`."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+_THROTTLES = {"bps": "bps-total", "bps_rd": "bps-read", "bps_wr": "bps-write", "iops": "iops-total"}
 GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}
 Say = Callable[[dict[str, Any]], None]
 
@@ -31,9 +33,13 @@ class Monitor:
         self.status = "running"
         self.drives: list[dict[str, object]] = []
         self.memory = b""
+        # bytes that the guest has; None: it has no balloon
+        self.balloon: int | None = None
+        self.keeps_memory = False
         self.refuses: set[str] = set()
         self.orders: list[str] = []
         self.fds: dict[str, int] = {}
+        self._wanted = 0
         self._say = say
         self._on_quit = on_quit
         self._capabilities: dict[str, bool] = {}
@@ -41,6 +47,18 @@ class Monitor:
         self._saving: asyncio.Task[None] | None = None
         # at the end of a save it obeys no order
         self._obeys = asyncio.Lock()
+
+    def take_start_line(self, words: Sequence[str]) -> None:
+        """Its drives with their limits, and its balloon, are those of this command line."""
+        for option, value in pairwise(words):
+            parts = dict(part.partition("=")[::2] for part in value.split(","))
+            if option == "-drive":
+                limits = {key: int(parts.get(f"throttling.{word}", 0)) for key, word in _THROTTLES.items()}
+                group = parts.get("throttling.group")
+                self.drives.append({"device": parts["id"], "inserted": limits, "group": group})
+            elif option == "-device" and value.startswith("virtio-balloon-device"):
+                memory = words[list(words).index("-m") + 1]
+                self.balloon = int(memory.removesuffix("M")) * 1024**2
 
     async def take(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """The answer to a command that came with these descriptors."""
@@ -63,6 +81,16 @@ class Monitor:
                 return self.drives
             case "stop" | "cont":
                 self._switch("paused" if order == "stop" else "running")
+            case "query-balloon" | "balloon" if self.balloon is None:
+                raise Refused("No balloon device has been activated")
+            case "query-balloon":
+                return {"actual": self.balloon}
+            case "balloon":
+                self._wanted = arguments["value"]
+                if not self.keeps_memory:
+                    self.give_back()
+            case "block_set_io_throttle":
+                self._throttle(arguments)
             case "getfd":
                 self.fds[arguments["fdname"]] = fds.pop(0)
             case "closefd":
@@ -81,6 +109,24 @@ class Monitor:
                 self.tell("SHUTDOWN", guest=False, reason="host-qmp-quit")
                 self._on_quit()
         return {}
+
+    def give_back(self) -> None:
+        """Its guest has given back, or taken, what it was asked to."""
+        self.balloon = self._wanted
+        self.tell("BALLOON_CHANGE", actual=self.balloon)
+
+    def _throttle(self, arguments: dict[str, Any]) -> None:
+        """Members of a group have one configuration."""
+        if arguments["bps"] and (arguments["bps_rd"] or arguments["bps_wr"]):
+            raise Refused("bps/iops/max total values and read/write values cannot be used at the same time")
+        limits = {key: value for key, value in arguments.items() if key not in ("device", "group")}
+        drive = next((one for one in self.drives if one["device"] == arguments["device"]), None)
+        if drive is None:
+            raise Refused(f"Device '{arguments['device']}' not found")
+        drive["group"] = arguments["group"]
+        for one in self.drives:
+            if one.get("group") == arguments["group"]:
+                one["inserted"] = limits
 
     def tell(self, event: str, **data: object) -> None:
         """An event."""

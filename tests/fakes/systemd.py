@@ -221,6 +221,10 @@ class FakeSystemd:
             case "KillUnit", [name, _, number]:
                 if not self._get(name).kill(number):
                     raise BusError("No main process to kill", errno.ESRCH)
+            case "SetUnitProperties", [name, True, properties]:
+                # of those that a unit may be given later
+                assert {key for key, _, _ in properties} <= {"CPUQuotaPerSecUSec"}
+                self._get(name).properties |= {key: value for key, _, value in properties}
             case "ResetFailedUnit", [name]:
                 self._get(name).reset_failed()
                 self._schedule()

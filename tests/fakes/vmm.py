@@ -77,6 +77,8 @@ class Vmm:
         self.boot = uuid.uuid4().hex
         self.ended = asyncio.Event()
         self.monitor = Monitor(self._say, self.ended.set)
+        ((_, words, _),) = properties["ExecStart"]
+        self.monitor.take_start_line(words)
         # what its agent was asked to run
         self.commands: list[Command] = []
         # nanoseconds since the epoch that its clock was set to

@@ -77,7 +77,7 @@ def test_an_option_of_another_program_is_answered_with_what_there_is(command: st
         ("run --volume=data:/data box", "; write volumes in a definition"),
         ("run -it box", "; use -d, then: hypemanctl exec -it NAME COMMAND\n"),
         ("run -i -t box", "-i -t; use -d, then: hypemanctl exec -it NAME COMMAND\nUsage"),
-        ("run --cpus 2 box", "; use --vcpus\n"),
+        ("run --cpus 2 box", "; use --vcpus: --cpu-limit is the limit of CPU time\n"),
         ("run --env-file x box", "; use --env KEY=VALUE for each variable\n"),
         ("list -a", "; hypemanctl list shows all VMs\n"),
         ("logs --tail 5 web", "; use --lines\n"),

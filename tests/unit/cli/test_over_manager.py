@@ -150,6 +150,32 @@ def test_pause_and_resume_reach_the_vmm() -> None:
     drive(scenario)
 
 
+def test_limits_are_set_and_shown() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.run(vcpus=1, memory="128M", balloon=True, disk_io={"total": "5MB/s"})
+        shown = (
+            "memory=128M\ncpu_limit=2\ndisk_io.read=-\ndisk_io.write=-\ndisk_io.total=5MB/s\ndisk_io.iops=-\n"
+        )
+        assert (await run("set", "web")).stdout == shown
+        done = await run("set", "web", "memory=96M", "cpu_limit=0.5", "disk_io.total=", "disk_io.iops=100")
+        changed = (
+            "memory=96M\ncpu_limit=0.5\ndisk_io.read=-\ndisk_io.write=-\ndisk_io.total=-\ndisk_io.iops=100\n"
+        )
+        assert done.stdout == changed
+        assert (await run("set", "web", "memory=", "cpu_limit=", "disk_io=")).stdout == shown
+        answer = json.loads((await run("set", "--json", "web")).stdout)
+        assert answer["disk_io"] == {"read": None, "write": None, "total": 5_000_000, "iops": None}
+        for words, problem in (
+            (["cpu_limit"], "'cpu_limit' is not KEY=VALUE"),
+            (["disk_io=1", "disk_io.iops=5"], "disk_io is given twice"),
+            (["vcpus=3"], "vcpus: cannot be changed while the VM runs"),
+        ):
+            refused = await run("set", "web", *words)
+            assert (refused.returncode != 0, problem in refused.stderr) == (True, True), refused.stderr
+
+    drive(scenario)
+
+
 def test_exec_runs_in_the_guest() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         await host.run()

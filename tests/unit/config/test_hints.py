@@ -73,7 +73,7 @@ def test_no_row_is_a_key_of_its_place_or_written_so_that_it_is_never_found(place
         ("healthcheck: {}", "healthcheck: is not known; use ready, for example"),
         ("MemoryMax: 1G", "MemoryMax: is not known; use memory, for example memory: 512M"),
         ("unit: {MemoryMax: 1G}", "unit.MemoryMax: cannot be set here; use memory, for example memory: 512M"),
-        ("unit: {CPUQuota: 150%}", "unit.CPUQuota: cannot be set here; use vcpus, for example vcpus: 2"),
+        ("unit: {CPUQuota: 150%}", "unit.CPUQuota: cannot be set here; use cpu_limit, for example"),
         ("unit: {ExecStart: x}", "unit.ExecStart: cannot be set here; use cmd, for example cmd: [httpd, -f]"),
         ("network: {ports: ['8080:80']}", "network.ports: is not known; use network.publish"),
         ("After: db.service", "After: is not known; write it under unit"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hypemand.budget import Budget
 from hypemand.model.evidence import RunState
+from hypemand.model.limits import DiskLimits
 from hypemand.vmm.control import CONTROL
 from hypemand.vmm.driver import Drive, Ending, OnEvent, RunStateChanged, VmmError
 from hypemand.vmm.shutdown import Shutdown
@@ -23,6 +24,7 @@ class OtherVmm:
         self.state = RunState.RUNNING
         self.full: tuple[Drive, ...] = ()
         self.take: OnEvent = lambda _event: None
+        self.limits = DiskLimits()
         self._end = asyncio.Event()
 
     async def connect(self, path: str, take: OnEvent, name: str, budget: Budget) -> OtherVmm:
@@ -55,6 +57,18 @@ class OtherVmm:
 
     async def save(self, target: int, *, most: int, deadline: float) -> None:
         raise VmmError("it cannot be saved")
+
+    async def query_memory(self) -> int:
+        raise VmmError("it has no balloon")
+
+    async def set_memory(self, size: int, deadline: float) -> int:
+        raise VmmError("it has no balloon")
+
+    async def query_disk_limits(self) -> DiskLimits:
+        return self.limits
+
+    async def set_disk_limits(self, limits: DiskLimits) -> None:
+        self.limits = limits
 
     async def quit(self) -> None:
         self.take(Ending(None))

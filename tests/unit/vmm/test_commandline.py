@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from hypemand.config.definition import Mode
+from hypemand.model.limits import DiskLimits
 from hypemand.vmm.accel import AccelKind
 from hypemand.vmm.commandline import (
     NetDevice,
@@ -14,6 +15,7 @@ from hypemand.vmm.commandline import (
     VmmPlan,
     VolumeFile,
     find_drive,
+    is_limited,
     kernel_words,
     qemu_arguments,
 )
@@ -94,6 +96,23 @@ def test_each_port_is_on_the_descriptor_that_the_launcher_gives_it() -> None:
     assert options(PLAN, "-mon") == ["chardev=qmp,mode=control"]
     for name in ("qmp", "agent", "report", "stop"):
         assert f"socket,id={name},fd={fds[name]},server=on,wait=off" in chardevs
+
+
+def test_limits_are_one_for_all_disks_that_are_the_vms() -> None:
+    volumes = (VolumeFile(Path("/v/0"), "v0", readonly=False),)
+    files = replace(FILES, volumes=volumes, headers=Path("/k/headers.erofs"))
+    assert not any("throttling" in drive for drive in options(replace(PLAN, files=files), "-drive"))
+    plan = replace(PLAN, files=files, disk_limits=DiskLimits(read=10, total=30, iops=40))
+    wanted = ",throttling.bps-read=10,throttling.bps-total=30,throttling.iops-total=40,throttling.group=disks"
+    for drive in options(plan, "-drive"):
+        name = drive.partition("id=")[2].partition(",")[0]
+        assert drive.endswith(wanted) is is_limited(name) is (name not in ("config", "headers")), drive
+
+
+def test_a_balloon_returns_what_the_guest_has_freed() -> None:
+    balloon = "virtio-balloon-device,id=balloon,free-page-reporting=on"
+    assert balloon not in options(PLAN, "-device")
+    assert balloon in options(replace(PLAN, balloon=True), "-device")
 
 
 def test_a_comma_in_a_path_is_no_separator() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from hypemand.budget import Budget
 from hypemand.model.evidence import RunState
+from hypemand.model.limits import DiskLimits
 from hypemand.vmm.driver import Drive, Ending, RunStateChanged, Vmm, VmmError, VmmEvent, VmmTimeout
 from hypemand.vmm.qemu import RUN_STATES, connect_qemu
 from hypemand.vmm.shutdown import Shutdown
@@ -26,6 +27,9 @@ from tests.fakes.qmp import QmpServer
 MEMORY, ADDRESS = b"what this guest knows" * 100_000, 16 * 1024 * 1024
 MOST = 1024**3
 DEADLINE = 30.0
+# of which the last is not limited
+DRIVES = ("image", "disk", "volume0", "config")
+UNLIMITED = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
 # a VMM that runs: its socket, and what kills it
 Running: TypeAlias = tuple[Path, Callable[[], None]]
 MACHINE = ("qemu-system-x86_64", "-M", "microvm,accel=tcg", "-nodefaults", "-display", "none", "-m", "64M")
@@ -64,6 +68,7 @@ class Place:
 async def run_fake(folder: Path) -> AsyncIterator[Running]:
     server = QmpServer()
     server.monitor.memory = MEMORY
+    server.monitor.drives = [{"device": name, "inserted": dict(UNLIMITED)} for name in DRIVES]
     async with server.serve(folder / "fake.sock"):
         yield folder / "fake.sock", server.kill
 
@@ -90,12 +95,18 @@ async def run_qemu(folder: Path, *options: str, fd: int | None = None) -> AsyncI
         await process.wait()
 
 
+def _disks() -> Iterator[str]:
+    for name in DRIVES:
+        yield from ("-drive", f"if=none,id={name},driver=null-co,size=1M")
+        yield from ("-device", f"virtio-blk-device,drive={name}")
+
+
 @asynccontextmanager
 async def run_guest(folder: Path) -> AsyncIterator[Running]:
     blob = folder / "memory"
     blob.write_bytes(MEMORY)
     loader = f"loader,file={blob},addr={ADDRESS:#x},force-raw=on"
-    async with run_qemu(folder, "-device", loader) as running:
+    async with run_qemu(folder, "-device", loader, *_disks()) as running:
         yield running
 
 
@@ -138,6 +149,23 @@ async def test_a_guest_is_paused_and_goes_on(place: Place) -> None:
     await place.vmm.resume()
     assert await place.vmm.query_run_state() is RunState.RUNNING
     assert place.events[:2] == [RunStateChanged()] * 2
+
+
+@on_both
+async def test_limits_of_disks_are_one_for_all_of_them(place: Place) -> None:
+    assert await place.vmm.query_disk_limits() == DiskLimits()
+    for limits in (DiskLimits(read=10**6, write=2 * 10**6, iops=50), DiskLimits(total=10**8), DiskLimits()):
+        await place.vmm.set_disk_limits(limits)
+        assert await place.vmm.query_disk_limits() == limits
+    with pytest.raises(VmmError, match="cannot be used at the same time"):
+        await place.vmm.set_disk_limits(DiskLimits(read=10**6, total=10**6))
+
+
+@on_both
+async def test_without_a_balloon_the_memory_of_a_guest_is_fixed(place: Place) -> None:
+    for ask in (place.vmm.query_memory(), place.vmm.set_memory(2**26, 1.0)):
+        with pytest.raises(VmmError, match="balloon"):
+            await ask
 
 
 @on_both
@@ -250,7 +278,10 @@ def test_what_was_saved_is_what_another_vmm_goes_on_with(tmp_path: Path) -> None
             await vmm.quit()
         with state.open("rb") as file:
             async with (
-                run_qemu(tmp_path, "-incoming", f"fd:{file.fileno()}", fd=file.fileno()) as (path, _),
+                run_qemu(tmp_path, *_disks(), "-incoming", f"fd:{file.fileno()}", fd=file.fileno()) as (
+                    path,
+                    _,
+                ),
                 connected(path) as (vmm, _),
             ):
                 while await vmm.query_run_state() is RunState.NOT_STARTED:  # noqa: ASYNC110
