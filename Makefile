@@ -16,7 +16,7 @@ SUITE_OPTIONS = $(SUITES:%=--suite=%)
 GROUPS = --numprocesses=4 --dist=loadgroup
 
 .PHONY: help parts setup deb test test-new-machine test-local test-unit test-host durations lint
-.PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-compare soak clean
+.PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-limits bench-compare soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -87,6 +87,9 @@ bench-hostile: deb ## the daemon's event loop while a guest does its worst, and 
 
 bench-many: deb ## the daemon where a thousand VMs are defined and forty of them run
 	@$(RUN) -m bench.many $(ARGS)
+
+bench-limits: deb ## limits of disk IO and CPU, and memory that returns to the host
+	@$(RUN) -m bench.limits $(ARGS)
 
 bench-compare: deb ## starts by another commit's packages and by these, in turns: ARGS=COMMIT
 	@$(RUN) -m bench.compare $(ARGS)
