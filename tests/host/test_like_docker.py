@@ -182,7 +182,9 @@ def test_who_is_not_root_may_serve_on_port_80(vms: Vms) -> None:
 
 def test_a_volume_gets_what_the_image_has_once(vms: Vms) -> None:
     vms.execute(NAME, "sh", "-c", "cd /; busybox rm /data/seed /data/made")
+    starts = vms.console(NAME).count("up")
     vms.ctl("restart", "--wait", NAME)
+    vms.wait_console(NAME, "up", starts + 1)
     assert vms.execute(NAME, "sh", "-c", "ls -A /data; stat -c '%a %u:%g' /data") == "made\n750 1000:1000\n"
 
 
