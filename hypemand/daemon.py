@@ -34,6 +34,7 @@ from hypemand.manager.inventory import USERDB
 from hypemand.manager.parts import make_parts
 from hypemand.manager.recovery import Recovery, logged
 from hypemand.manager.reload import Reloader
+from hypemand.manager.resources.hostview import HostView
 from hypemand.manager.service import VmManager
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
@@ -145,6 +146,7 @@ class Daemon:
             await self._recovery.recover()
         with logged("the files that define VMs"):
             await self._autostart()
+        self._manager.expiry.begin()
         self._hold.reason = ""
 
     def _prepare_folders(self) -> None:
@@ -187,6 +189,7 @@ class Daemon:
             volumes=volumes,
             transfers=Transfers(self._parts, volumes),
             host_networks=self._parts.networks,
+            host=HostView(self._parts),
             tokens=self._tokens,
             reload=self._reload,
             defaults=lambda: self._parts.config().defaults,

@@ -39,6 +39,7 @@ _READ = frozenset(
         "health", "openapi", "list_instances", "get_instance", "wait_instance", "watch_instance",
         "read_logs", "read_timeline", "read_history", "read_stats", "list_images", "get_image", "watch_image",
         "list_volumes", "get_volume", "get_limits", "read_space", "list_networks", "get_network",
+        "read_capabilities", "read_resources", "refuse_unsupported",
     }
 )  # fmt: skip
 # What is done to and in a VM that is there.
@@ -48,7 +49,7 @@ _OPERATE = _READ | {
 }  # fmt: skip
 _ALLOWED = {Scope.READ: _READ, Scope.OPERATE: _OPERATE}
 # Of what names no VM, all that a token for some VMs may ask: the list has those VMs alone.
-_OF_NO_VM = frozenset({"health", "openapi", "list_instances"})
+_OF_NO_VM = frozenset({"health", "openapi", "list_instances", "read_capabilities", "refuse_unsupported"})
 _TOKEN_HANDLERS = frozenset({"list_tokens", "create_token", "revoke_token"})
 _ROOT_HANDLERS = {"create_token": "create a token", "revoke_token": "revoke a token"}
 _PEER = "hypemand.peer"
@@ -86,6 +87,17 @@ def check_root(request: web.Request, what: str) -> None:
     """Raise Forbidden unless the client is root on the unix socket; `what`: the operation, for the text."""
     if not find_peer(request).is_root:
         raise Forbidden(f"only root may {what}, on the host's own socket", hint="use sudo")
+
+
+def check_may_define(request: web.Request) -> None:
+    """Raise Forbidden for a token that is good for VMs as they are, and not for changes of them."""
+    token = find_peer(request).token
+    if token is not None and token.scope is not Scope.ADMIN:
+        raise Forbidden(
+            f"the token {token.name} does not permit a start with another program:"
+            f" its scope is {token.scope}",
+            hint="omit cmd and entrypoint, or use another token",
+        )
 
 
 def find_peer(request: web.Request) -> Peer:

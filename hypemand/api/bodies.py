@@ -20,6 +20,8 @@ from hypemand.api.kinds import (
     Gigabytes,
     GuestPath,
     HostPath,
+    Lifespan,
+    Moment,
     Owner,
     Part,
     Referred,
@@ -49,6 +51,8 @@ MAX_MODE = 0o7777
 MAX_ID = 2**32 - 2
 MAX_UMASK = 0o777
 MAX_SIDE = 65535
+# Of a header of HTTP: a word without blanks.
+BEARER_PATTERN = r"[\x21-\x7e]{1,16384}"
 
 F = TypeVar("F", bound=type)
 BODIES: dict[str, type[Any]] = {}
@@ -100,6 +104,29 @@ class CreateFromDefinition:
     definition: dict[str, object] = required(Referred("Definition", "write the keys of a definition file"))
     name: str | None = optional(Text(may_be_empty=True), null=True)
     start: bool = with_default(Flag(), True)
+    ttl: float | None = optional(Lifespan(), null=True)
+    expires_at: float | None = optional(Moment(), null=True)
+
+
+_NO_CREDENTIALS = Refused(
+    "only variables of credentials can be changed, which this version of hypemand does not support",
+    "change the definition, and restart the VM",
+)
+_NO_STANDBY = Refused("is not supported by this version of hypemand", "leave it out")
+_NOT_YET = Refused("cannot be changed by this version of hypemand", "create a VM with it")
+
+
+@_body_of("updateInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateInstance:
+    """What of a VM is changed; what is omitted stays. `ttl`: from now on."""
+
+    ttl: float | None = optional(Lifespan(), null=True)
+    expires_at: float | None = optional(Moment(), null=True)
+    env: None = optional(_NO_CREDENTIALS)
+    auto_standby: None = optional(_NO_STANDBY)
+    health_check: None = optional(_NOT_YET)
+    restart_policy: None = optional(_NOT_YET)
 
 
 @_query_of("deleteInstance")
@@ -110,20 +137,15 @@ class DeleteInstance:
     graceful_shutdown: bool = with_default(Flag(), True)
 
 
-_NO_COMMAND = Refused(
-    "a start with another command is not supported by this version of hypemand",
-    "create a VM with that command",
-)
-
-
 @_body_of("startInstance")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartInstance:
-    """`image_pull`: instead of the definition's, for this start."""
+    """`image_pull`: instead of the definition's, for this start; `cmd` and `entrypoint`: from this start
+    on."""
 
     image_pull: ImagePull | None = optional(Word(ImagePull), null=True)
-    cmd: None = optional(_NO_COMMAND)
-    entrypoint: None = optional(_NO_COMMAND)
+    cmd: tuple[str, ...] | None = optional(Texts(), null=True)
+    entrypoint: tuple[str, ...] | None = optional(Texts(), null=True)
 
 
 @_body_of("restartInstance")
@@ -282,10 +304,11 @@ class CreateToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryLogin:
-    """Credentials for a registry."""
+    """Credentials for a registry: username and password, or a bearer token."""
 
-    username: str = required(Text())
-    password: str = required(Text())
+    username: str | None = optional(Text(), null=True)
+    password: str | None = optional(Text(), null=True)
+    registry_token: str | None = optional(Text(pattern=BEARER_PATTERN), null=True)
 
 
 @_body_of("createImage")
@@ -296,9 +319,15 @@ class CreateImage:
     name: str = required(Text())
     platform: str | None = optional(Text(may_be_empty=True), null=True)
     credentials: RegistryLogin | None = optional(Part(RegistryLogin), null=True)
-    tags: None = optional(
-        Refused("images have none in this version of hypemand", "leave it out", map=True), null=True
-    )
+    tags: Mapping[str, str] | None = optional(TextMap(), null=True)
+
+
+@_query_of("listImages")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListImages:
+    """Which images."""
+
+    tags: Mapping[str, str] = with_default(TextMap(), {})
 
 
 @_body_of("tagImage")

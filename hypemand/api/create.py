@@ -14,17 +14,20 @@ from dataclasses import dataclass, replace
 from hypemand.api.bodies import CreateFromDefinition
 from hypemand.api.fields import InvalidField, read_form
 from hypemand.api.hostreach import refuse_host_reach
-from hypemand.api.kinds import Flag, Size, Text
+from hypemand.api.kinds import Flag, Lifespan, Moment, Size, Text
+from hypemand.api.lifetimes import derive_lifetime
+from hypemand.api.platforms import check_platform
 from hypemand.api.policies import CLIENT_NAMES as POLICY_NAMES
 from hypemand.api.policies import RESTART_FIELDS, read_restart_policy, refuse_others
 from hypemand.api.render import HYPERVISOR
 from hypemand.api.volumes import check_overlay_size
-from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull
+from hypemand.config.definition import Definition, DefinitionDefaults
 from hypemand.config.netdef import Networks
 from hypemand.config.netparse import NONE
 from hypemand.config.schemafile import load_schema
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition, Problem
+from hypemand.model.lifetime import Lifetime
 
 # That are shown of a body. A definition file of an administrator has no such limit.
 MAX_PROBLEMS = 100
@@ -33,11 +36,15 @@ _KEYS = load_schema("vm")["properties"]
 # Fields of the published client that are a key of ours under another name or the same, or its opposite.
 _SAME_MEANING = {rule["x-client"]: key for key, rule in _KEYS.items() if "x-client" in rule}
 _NEGATED = {rule["x-client-not"]: key for key, rule in _KEYS.items() if "x-client-not" in rule}
-_TRANSLATED = ("name", "network", "restart_policy", "hypervisor", "volumes")
-_UNSUPPORTED = (
-    "auto_standby", "credentials", "devices", "disk_io_bps", "expires_at", "gpu", "health_check",
-    "hotplug_size", "platform", "snapshot_policy", "ttl",
+_TRANSLATED = (
+    "name", "network", "restart_policy", "hypervisor", "volumes", "platform", "ttl", "expires_at"
 )  # fmt: skip
+_UNSUPPORTED = (
+    "auto_standby", "credentials", "devices", "disk_io_bps", "gpu", "health_check", "hotplug_size",
+    "snapshot_policy",
+)  # fmt: skip
+# Seconds that a client of that form waits for a pull, as with its own server.
+_PATIENCE = 5.0
 # Of a volume's mount; the size of an overlay is looked at apart.
 _MOUNT_KEYS = {
     "volume_id": "volume",
@@ -64,10 +71,13 @@ _BPS = re.compile(r"([0-9.]+\s*[kmg]?)bps", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """The definition of a new VM, and whether to start it."""
+    """The definition of a new VM, whether to start it, how long it lives, and how many seconds a pull of its
+    image is waited for; None: for ever, and to its end."""
 
     definition: Definition
     start: bool
+    lifetime: Lifetime | None = None
+    patience: float | None = None
 
 
 def generate_name() -> str:
@@ -119,12 +129,15 @@ def _parse_native(body: Mapping[str, object], host: _Host) -> CreateRequest:
     if name is None:
         named = given.definition.get("name")
         name = Text(may_be_empty=True).read(named, "name") if named else generate_name()
-    return CreateRequest(parse_definition(name, given.definition, host.defaults, host.networks), given.start)
+    lifetime = derive_lifetime(given.ttl, given.expires_at)
+    definition = parse_definition(name, given.definition, host.defaults, host.networks)
+    return CreateRequest(definition, given.start, lifetime)
 
 
 def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
     """Of the form of the published client. A null is a field that was left out, as for its own server."""
     given = {key: value for key, value in body.items() if value is not None}
+    check_platform(Text(may_be_empty=True).read(given.get("platform", ""), "platform"))
     problems = [p for key in sorted(given) if (p := _find_unknown(key)) is not None]
     data: dict[str, object] = {
         ours: given[theirs] for theirs, ours in _SAME_MEANING.items() if theirs in given
@@ -146,13 +159,23 @@ def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
     if not isinstance(name, str):
         problems.append(_problem("name", "is missing" if name is None else "is not a string"))
         name = generate_name()
-    # the client has images made by a request of their own, and one that is not there is its mistake
-    data["image_pull"] = ImagePull.NEVER.value
+    lifetime = _parse_lifetime(given, problems)
     definition = _parse_translated(name, data, host, problems)
     for mount in given.get("volumes") or ():  # type: ignore[attr-defined]
         if mount.get("overlay_size") is not None:
             check_overlay_size(Size().read(mount["overlay_size"], "overlay_size"), definition.disk)
-    return CreateRequest(definition, start=True)
+    return CreateRequest(definition, start=True, lifetime=lifetime, patience=_PATIENCE)
+
+
+def _parse_lifetime(given: Mapping[str, object], problems: list[Problem]) -> Lifetime | None:
+    """The lifetime of the VM; None: for ever, or it cannot be read."""
+    try:
+        ttl = Lifespan().read(given["ttl"], "ttl") if "ttl" in given else None
+        at = Moment().read(given["expires_at"], "expires_at") if "expires_at" in given else None
+        return derive_lifetime(ttl, at)
+    except InvalidField as error:
+        problems.append(_problem(error.key, error.problem, error.hint))
+        return None
 
 
 def _parse_translated(name: str, data: dict[str, object], host: _Host, problems: list[Problem]) -> Definition:

@@ -5,15 +5,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from aiohttp import web
 
 from hypemand.api.access import check_root
-from hypemand.api.bodies import CreateImage, ImportImage, PruneImages, TagImage
-from hypemand.api.render import host_platform, image_json, json_response, pruned_json
-from hypemand.api.requests import read_body, refuse_query
+from hypemand.api.bodies import (
+    BEARER_PATTERN,
+    CreateImage,
+    ImportImage,
+    ListImages,
+    PruneImages,
+    RegistryLogin,
+    TagImage,
+)
+from hypemand.api.platforms import check_platform
+from hypemand.api.render import image_json, json_response, pruned_json
+from hypemand.api.requests import read_body, read_query, refuse_query
 from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.errors import InvalidRequest, Stopping
@@ -54,23 +64,18 @@ class ImageRoutes:
         return await read_body(request, form, self._limits.body)
 
     async def list_images(self, request: web.Request) -> web.StreamResponse:
-        """All images."""
-        refuse_query(request)
-        return json_response([image_json(image) for image in await self._images.list_images()])
+        """All images, or those with tags."""
+        wanted = read_query(request, ListImages).tags
+        images = await self._images.list_images()
+        return json_response([image_json(image) for image in images if wanted.items() <= image.tags.items()])
 
     async def create_image(self, request: web.Request) -> web.StreamResponse:
         """Pull an image from a registry, or import it from a path of this host, in the background."""
         body = await self._read(request, CreateImage)
-        if body.platform not in (None, "", host_platform()):
-            raise InvalidRequest(
-                f"platform: this host runs {host_platform()} alone",
-                hint="leave it out",
-                code="invalid_platform",
-            )
+        check_platform(body.platform)
         refuse_path_of_host(request, body.name)
-        login = body.credentials
-        credentials = None if login is None else Credentials(login.username, login.password)
-        image = await self._images.pull_image(body.name, credentials)
+        credentials = None if body.credentials is None else _derive_credentials(body.credentials)
+        image = await self._images.pull_image(body.name, credentials, body.tags)
         return json_response(image_json(image), status=202)
 
     async def get_image(self, request: web.Request) -> web.StreamResponse:
@@ -132,6 +137,24 @@ class ImageRoutes:
                 await response.write(block)
         finally:
             file.close()
+
+
+def _derive_credentials(login: RegistryLogin) -> Credentials | None:
+    """None: none are given. InvalidRequest where they are neither of the two kinds."""
+    if login.registry_token is not None:
+        if login.username is not None or login.password is not None:
+            raise InvalidRequest(
+                "credentials: give either registry_token, or username and password", hint="omit one of them"
+            )
+        if re.fullmatch(BEARER_PATTERN, login.registry_token) is None:
+            raise InvalidRequest("credentials.registry_token: is not a token", hint="it has no blanks")
+        return Credentials(token=login.registry_token)
+    if login.username is None and login.password is None:
+        return None
+    for key in ("username", "password"):
+        if getattr(login, key) is None:
+            raise InvalidRequest(f"credentials.{key}: is missing", hint="give username and password")
+    return Credentials(login.username or "", login.password or "")
 
 
 def _open_sized(path: Path) -> tuple[BinaryIO, int]:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import re
 import signal as signals
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Generic
 
 from hypemand.api.entries import parse_guest_path
@@ -342,6 +344,41 @@ class TimeSpan(Kind[float]):
 
     def schema(self) -> Schema:
         return {"type": ["string", "number"], "minimum": 0} if self.or_number else {"type": "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lifespan(Kind[float]):
+    """Seconds, from 0 up: `90s`, `1h30m`, `0s`."""
+
+    def read(self, value: object, key: str) -> float:
+        seconds = None
+        if isinstance(value, str):
+            with suppress(ValueError):
+                seconds = parse_duration(value)
+        if seconds is None:
+            raise InvalidField(key, f"{show(value)} is not a time of 0 or more", "write it like 90s or 1h30m")
+        return seconds
+
+    def schema(self) -> Schema:
+        return {"type": "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class Moment(Kind[float]):
+    """A moment with its time zone, as RFC 3339 has it, in seconds since the epoch."""
+
+    def read(self, value: object, key: str) -> float:
+        moment = None
+        if isinstance(value, str):
+            with suppress(ValueError):
+                moment = datetime.fromisoformat(value)
+        if moment is None or moment.tzinfo is None:
+            hint = "write it like 2030-01-31T12:00:00Z"
+            raise InvalidField(key, f"{show(value)} is not a time with a time zone", hint)
+        return moment.timestamp()
+
+    def schema(self) -> Schema:
+        return {"type": "string", "format": "date-time"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from aiohttp import web
 
+from hypemand.api.platforms import host_platform
 from hypemand.api.policies import POLICY_WORDS
 from hypemand.api.tokens import Token
 from hypemand.config.definition import Definition
@@ -38,7 +39,7 @@ from hypemand.model.answers.instance import (
 from hypemand.model.answers.token import NewToken, TokenInfo
 from hypemand.model.document import encode
 from hypemand.model.files import FileInfo, FileKind
-from hypemand.model.images import ImageInfo, Pruned, derive_host_architecture
+from hypemand.model.images import ImageInfo, Pruned
 from hypemand.model.logs import LogLine
 from hypemand.model.networks import OPEN_GROUP, VmNetwork
 from hypemand.model.state import State
@@ -64,11 +65,6 @@ def time_json(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def host_platform() -> str:
-    """This host as OCI names it: `linux/amd64`."""
-    return f"linux/{derive_host_architecture()}"
-
-
 def instance_json(view: VmView) -> Json:
     """A VM."""
     return encode(derive_instance(view))
@@ -90,6 +86,7 @@ def derive_instance(view: VmView) -> Instance:
         created_at=time_json(view.created_at),
         started_at=time_json(view.started_at),
         stopped_at=time_json(view.stopped_at),
+        expires_at=time_json(view.expires_at),
         current_phase=view.state.lower(),
         current_phase_since=time_json(view.current_phase_since),
         phase_durations_ms={phase.lower(): ms for phase, ms in view.phase_durations_ms.items()},
@@ -232,6 +229,7 @@ def image_json(image: ImageInfo) -> Json:
         in_use_by=image.in_use_by,
         source=image.source or None,
         progress=image.progress,
+        tags=image.tags,
     )
     return encode(answer)
 

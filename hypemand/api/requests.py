@@ -61,7 +61,9 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 async def read_object(request: web.Request, deadline: float) -> dict[str, object]:
-    """The body as a JSON object; no body counts as an empty one. It must come within `deadline` seconds."""
+    """The body as a JSON object; no body counts as an empty one. It must come within `deadline` seconds. A
+    route that has a body has no parameters, and is refused some."""
+    refuse_query(request)
     try:
         async with asyncio.timeout(deadline):
             body = await request.read()

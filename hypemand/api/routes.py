@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from hypemand.api.access import find_peer
+from hypemand.api.access import check_may_define, find_peer
 from hypemand.api.archive import check_directory, receive_archive, send_archive
 from hypemand.api.bodies import (
     CreateToken,
@@ -22,6 +22,7 @@ from hypemand.api.bodies import (
     SetLimits,
     StartInstance,
     StopInstance,
+    UpdateInstance,
     WaitInstance,
     WriteArchive,
 )
@@ -30,6 +31,7 @@ from hypemand.api.create import parse_create
 from hypemand.api.description import read_description
 from hypemand.api.exec import serve_exec
 from hypemand.api.images import refuse_path_of_host
+from hypemand.api.lifetimes import derive_lifetime
 from hypemand.api.render import (
     exact_line_json,
     instance_json,
@@ -45,14 +47,14 @@ from hypemand.api.requests import parse_ref, read_body, read_object, read_query,
 from hypemand.api.services import Limits, Services
 from hypemand.api.streams import send_events
 from hypemand.api.tasks import Ended, unless_ended
-from hypemand.errors import Stopping
+from hypemand.errors import InvalidRequest, Stopping
 from hypemand.model.answers.guest import ArchiveResult
 from hypemand.model.answers.host import EventLoop, Health
 from hypemand.model.answers.instance import WaitResult
 from hypemand.model.document import encode
 from hypemand.model.logs import LogLine
 from hypemand.model.state import Operation, check_allowed
-from hypemand.model.vm import VmView
+from hypemand.model.vm import Program, VmView
 from hypemand.version import VERSION
 from hypemand.workers import Pool, run_in
 
@@ -86,6 +88,7 @@ class Routes:
             web.get("/instances", self.list_instances, allow_head=False),
             web.post("/instances", self.create_instance),
             web.get(vm, self.get_instance, allow_head=False),
+            web.patch(vm, self.update_instance),
             web.delete(vm, self.delete_instance),
             web.post(f"{vm}/start", self.start_instance),
             web.post(f"{vm}/stop", self.stop_instance),
@@ -153,13 +156,28 @@ class Routes:
             Pool.RECORDS, parse_create, body, self._defaults(), self._networks(), is_root=is_root
         )
         refuse_path_of_host(request, wanted.definition.image)
-        view = await self._manager.create_vm(wanted.definition, start=wanted.start, short_name=is_root)
+        view = await self._manager.create_vm(
+            wanted.definition,
+            start=wanted.start,
+            short_name=is_root,
+            lifetime=wanted.lifetime,
+            patience=wanted.patience,
+        )
         return json_response(instance_json(view), status=201)
 
     async def get_instance(self, request: web.Request) -> web.StreamResponse:
         """One VM."""
         refuse_query(request)
         return _instance(await self._manager.get_vm(parse_ref(request)))
+
+    async def update_instance(self, request: web.Request) -> web.StreamResponse:
+        """Change what can be changed of a VM in any state."""
+        ref = parse_ref(request)
+        body = await self._read(request, UpdateInstance)
+        lifetime = derive_lifetime(body.ttl, body.expires_at)
+        if lifetime is None:
+            raise InvalidRequest("nothing is to be changed", hint="give ttl or expires_at")
+        return _instance(await self._manager.set_lifetime(ref, lifetime))
 
     async def delete_instance(self, request: web.Request) -> web.StreamResponse:
         """Stop a VM and remove it. Without `graceful_shutdown` its guest is not shut down first."""
@@ -171,8 +189,12 @@ class Routes:
     async def start_instance(self, request: web.Request) -> web.StreamResponse:
         """Start a VM."""
         ref = parse_ref(request)
-        pull = (await self._read(request, StartInstance)).image_pull
-        return _instance(await self._manager.start_vm(ref, pull=pull))
+        body = await self._read(request, StartInstance)
+        program = None
+        if body.cmd is not None or body.entrypoint is not None:
+            check_may_define(request)
+            program = Program(body.entrypoint, body.cmd)
+        return _instance(await self._manager.start_vm(ref, pull=body.image_pull, program=program))
 
     async def stop_instance(self, request: web.Request) -> web.StreamResponse:
         """Stop a VM and wait until it has stopped."""

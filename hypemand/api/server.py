@@ -19,12 +19,14 @@ from hypemand.api.connections import Place, Places, Requests, find_address, noti
 from hypemand.api.failures import Handler, errors_as_json
 from hypemand.api.heads import bound_head, defer_expectations, meet_expectation
 from hypemand.api.hold import Hold
+from hypemand.api.host import HostRoutes
 from hypemand.api.images import ImageRoutes
 from hypemand.api.networks import NetworkRoutes
 from hypemand.api.requests import MAX_BODY
 from hypemand.api.routes import Routes
 from hypemand.api.services import Limits, Services
 from hypemand.api.transfer import TransferRoutes
+from hypemand.api.unsupported import UnsupportedRoutes
 from hypemand.api.volumes import VolumeRoutes
 from hypemand.tasks import Tasks
 
@@ -136,8 +138,9 @@ def make_app(
     middlewares = [keeper.track, errors_as_json, gate, *behind_gate]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[_KEEPER] = keeper
-    for routes in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes, TransferRoutes):
+    for routes in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes, HostRoutes, TransferRoutes):
         app.router.add_routes(routes(services, keeper.closing, limits).table())
+    app.router.add_routes(UnsupportedRoutes().table())
     return app
 
 

@@ -13,6 +13,7 @@ from hypemand.config.netdef import Networks
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.services import (
     GuestService,
+    HostService,
     ImageService,
     Manager,
     NetworkService,
@@ -64,6 +65,7 @@ class Services:
     volumes: VolumeService
     transfers: TransferService
     host_networks: NetworkService
+    host: HostService
     reload: Callable[[], Awaitable[ReloadReport]]
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     networks: Callable[[], Networks | None] = lambda: None

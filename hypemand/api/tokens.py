@@ -23,6 +23,7 @@ from typing import Any
 
 from hypemand.atomic import write_all, write_file
 from hypemand.config.names import NAME_RULE, is_name
+from hypemand.config.tags import is_tag
 from hypemand.errors import AlreadyExists, HostNotReady, HypemandError, InvalidRequest, NotFound
 from hypemand.model.tokens import Scope
 from hypemand.recordfile import BadRecord, encode_record, load_record
@@ -40,8 +41,6 @@ USED_GRAIN = 3600.0
 RETRY_SECONDS = 60.0
 _MARK = "hm-"
 _VERSION = 2
-_TAG_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
-_TAG_VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
 NAME_PATTERN = rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{MAX_NAME - 1}}}"
 _NAME = re.compile(NAME_PATTERN)
 
@@ -262,7 +261,7 @@ def _check_selection(scope: Scope, vms: Sequence[str], tags: Mapping[str, str]) 
         if not is_name(vm):
             raise InvalidRequest(f"vms: {vm[:80]!r} cannot be the name of a VM", hint=f"use {NAME_RULE}")
     for key, value in tags.items():
-        if _TAG_KEY.fullmatch(key) is None or _TAG_VALUE.fullmatch(value) is None:
+        if not is_tag(key, value):
             raise InvalidRequest(f"tags: {key[:80]!r} with that value cannot be a tag of a VM")
 
 

@@ -197,6 +197,8 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
         words = escape_controls(describe_exit(instance))
         yield "Exit", paint(words, RED, sys.stdout) if has_failed(instance) else words
     yield "Defined", _describe_origin(instance)
+    if (end := parse_moment(instance.expires_at)) is not None:
+        yield "Expires", f"{end.astimezone():%a %Y-%m-%d %H:%M:%S %Z}, and is deleted then"
     if instance.unit:
         yield "Unit", escape_controls(instance.unit)
     if instance.main_pid:

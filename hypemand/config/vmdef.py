@@ -93,6 +93,17 @@ def parse_source_definition(
     return _build(name, source, data, defaults)
 
 
+def replace_program(
+    definition: Definition, entrypoint: tuple[str, ...] | None, cmd: tuple[str, ...] | None
+) -> Definition:
+    """The definition with another entrypoint or cmd; None: the one that it has. Raises InvalidDefinition."""
+    data = definition_to_json(definition)
+    data |= {
+        key: list(words) for key, words in (("entrypoint", entrypoint), ("cmd", cmd)) if words is not None
+    }
+    return parse_definition(definition.name, data)
+
+
 def _find_name_problems(name: str, source: Source) -> Iterator[Problem]:
     if not is_name(name):
         yield source.problem((), f"{name[:80]!r} cannot be the name of a VM", f"use {NAME_RULE}")

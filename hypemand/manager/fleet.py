@@ -190,20 +190,25 @@ class Fleet:
     def promised_room(self, look: DiskLook, *, but: str = "") -> int:
         """Bytes that disks and volumes may grow to, all but those of `but`. A VM that is only defined has no
         disk yet, and is promised nothing."""
-        disks = sum(vm.record.definition.disk for vm in self if vm.name != but and self._has_disk(vm, look))
+        disks = sum(vm.record.definition.disk for vm in self if vm.name != but and self.has_disk(vm, look))
         sizes = {volume.id: volume.size for volume in self._volumes} | self._promises
         return disks + sum(size for key, size in sizes.items() if key != but)
 
-    def _has_disk(self, vm: Vm, look: DiskLook) -> bool:
+    def has_disk(self, vm: Vm, look: DiskLook) -> bool:
         """Has it a disk, also where it was started after the look?"""
         held = vm.name in self.starting or vm.state.is_vmm_active
         return held or vm.name in look.with_disk or self._starts.get(vm.name, 0) > look.number
 
+    def list_held(self) -> Iterator[tuple[str, Definition]]:
+        """The VMs that have CPUs and memory of the host: as they run, or are being started, by name."""
+        for vm in self._vms.values():
+            held = self.starting.get(vm.name, vm.held)
+            if held is not None:
+                yield vm.name, held
+
     def check_memory(self, definition: Definition) -> None:
         """Raise InsufficientResources unless the host's memory can hold a VM of this definition as well."""
-        held = {vm.name: vm.committed_memory for vm in self._vms.values()}
-        held |= {name: starting.memory for name, starting in self.starting.items()}
-        committed = sum(memory for name, memory in held.items() if name != definition.name)
+        committed = sum(held.memory for name, held in self.list_held() if name != definition.name)
         total = read_total_memory()
         check_memory(definition.name, definition.memory, committed, total, self._config().memory)
 

@@ -38,6 +38,7 @@ from hypemand.config.names import is_name
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HostNotReady, InsufficientResources, InvalidRequest, NotFound
 from hypemand.manager.net.leases import lease_from_json, lease_to_json
+from hypemand.model.lifetime import Lifetime
 from hypemand.model.state import Origin
 from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.storage.disks import DISK
@@ -203,6 +204,7 @@ class Inventory:
         *,
         short_name: bool = True,
         imported: Imported | None = None,
+        lifetime: Lifetime | None = None,
     ) -> VmRecord:
         """Make a VM's folder and record; of one that is `imported`, its `making_folder` becomes the folder.
         Nothing is left when that fails or is cancelled. AlreadyExists, HostNotReady, InsufficientResources,
@@ -211,9 +213,18 @@ class Inventory:
         async with self._adding:
             known = imported or Imported(uuid.uuid4().hex)
             self.check_new(name, known)
-            # its uid follows
+            now = time.time()
             record = VmRecord(
-                name, known.id, 0, origin, time.time(), definition, pin, known.lease, short_name=short_name
+                name=name,
+                id=known.id,
+                uid=0,  # it follows
+                origin=origin,
+                created_at=now,
+                definition=definition,
+                pin=pin,
+                lease=known.lease,
+                short_name=short_name,
+                expires_at=None if lifetime is None else lifetime.derive_end(now),
             )
             try:
                 return await finish(self._add(record), f"record of {name}")
@@ -288,7 +299,7 @@ class Inventory:
         self._publish(record)
 
     async def update(self, name: str, definition: Definition, origin: Origin) -> VmRecord:
-        """Give a VM a new definition. One that a file defines has its short name."""
+        """Give a VM a new definition. One that a file defines has its short name, and does not expire."""
         return await self._change(
             name,
             lambda old: replace(
@@ -296,8 +307,13 @@ class Inventory:
                 definition=definition,
                 origin=origin,
                 short_name=old.short_name or origin is Origin.FILE,
+                expires_at=None if origin is Origin.FILE else old.expires_at,
             ),
         )
+
+    async def set_end(self, name: str, expires_at: float | None) -> VmRecord:
+        """Have the lifetime of a VM end at that time; None: it has no end."""
+        return await self._change(name, lambda old: replace(old, expires_at=expires_at))
 
     async def pin(self, name: str, pin: ImagePin | None) -> VmRecord:
         """Have a VM keep to a content."""
@@ -428,6 +444,7 @@ def _write_record(folder: Path, record: VmRecord) -> None:
         "pin": None if record.pin is None else asdict(record.pin),
         "lease": None if record.lease is None else lease_to_json(record.lease),
         "short_name": record.short_name,
+        "expires_at": record.expires_at,
     }
     store_record(folder / "vm.json", document, indent=2)
 
@@ -464,8 +481,9 @@ def _check_record(record: VmRecord) -> VmRecord:
         raise ValueError("id is not 32 hexadecimal digits")
     if type(record.uid) is not int or record.uid in _NO_UIDS or not 0 < record.uid < 2**32:
         raise ValueError("uid is outside of the range for VMs")
-    if type(record.created_at) not in (int, float) or not math.isfinite(record.created_at):
-        raise ValueError("created_at is not a time")
+    for key, moment in (("created_at", record.created_at), ("expires_at", record.expires_at or 0.0)):
+        if type(moment) not in (int, float) or not math.isfinite(moment):
+            raise ValueError(f"{key} is not a time")
     if record.pin is not None and not all(isinstance(word, str) for word in asdict(record.pin).values()):
         raise ValueError("pin has a value that is not a string")
     return record
@@ -489,5 +507,6 @@ def _parse_record(folder: Path, document: Any) -> VmRecord:
         pin=ImagePin(**document["pin"]) if document.get("pin") else None,
         lease=lease_from_json(document["lease"]) if document.get("lease") else None,
         short_name=bool(document.get("short_name", True)),
+        expires_at=document.get("expires_at"),
     )
     return _check_record(record)

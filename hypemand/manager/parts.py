@@ -18,6 +18,7 @@ from hypemand.manager.inventory import Inventory
 from hypemand.manager.net.allocation import AddressAllocation
 from hypemand.manager.net.names import Names
 from hypemand.manager.net.networks import Networks
+from hypemand.manager.resources.admission import derive_usable
 from hypemand.manager.resources.diskwatch import DiskWatch
 from hypemand.manager.resources.space import measure_space
 from hypemand.manager.resources.volumeuse import VolumeUse
@@ -168,5 +169,5 @@ async def _report_space(config: HostConfig, images: Images, fleet: Fleet) -> Spa
     unused = sum(image.size for image in await images.prune_images(every=True, dry_run=True))
     uses = await run_in(Pool.TOOLS, measure_space, config.state_dir, config.runtime_dir, unused)
     disks = await fleet.look_at_disks()
-    allowed = int(max(disks.room.total - config.disk.reserve, 0) * config.disk.overcommit)
+    allowed = derive_usable(disks.room.total, config.disk)
     return SpaceReport(uses, disks.room, fleet.promised_room(disks), allowed)

@@ -6,28 +6,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
 from hypemand.fulldisk import name_full_disk_beside
+from hypemand.manager.expiry import Expiry
 from hypemand.manager.limits import change_limits, query_limits
 from hypemand.manager.logs import follow_log, open_log, seek_log
 from hypemand.manager.parts import Parts
 from hypemand.manager.resources.volumeuse import change_volume
 from hypemand.manager.sharedquery import SharedQuery
-from hypemand.manager.starts import Starter, derive_pin
+from hypemand.manager.starts import Starter, derive_pin, logged_start
+from hypemand.model.lifetime import Lifetime
 from hypemand.model.limits import RuntimeLimits
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.state import Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Timeline
-from hypemand.model.vm import RunReport, VmView
+from hypemand.model.vm import Program, RunReport, VmView
+from hypemand.storage.images import Image
 from hypemand.systemd.log import MessageId
 from hypemand.tasks import finish
 from hypemand.unitnames import handle_name
 from hypemand.vm.facts import boot_facts
 from hypemand.vm.pause import pause, resume, resume_to_end
+from hypemand.vm.record import VmRecord
 from hypemand.vm.runfiles import Past
 from hypemand.vm.session import AGENT_DEADLINE
 from hypemand.vm.timeline import derive_timeline
@@ -59,10 +64,12 @@ class VmManager:
         self._images, self._networks, self._units = parts.images, parts.networks, parts.units
         self._starter = Starter(parts)
         self._all = SharedQuery("look at all VMs", self._look_at_all)
+        self.expiry = Expiry(parts.fleet, self._delete_expired)
 
     async def close(self) -> None:
         """Stop following all VMs. They keep running."""
         await self._all.close()
+        await self.expiry.close()
         await self._parts.tasks.close(patience=_UNDO_DEADLINE)
         await self._parts.disk_watch.close()
         await self._starter.close()
@@ -118,11 +125,7 @@ class VmManager:
         volume = self._volumes.get(volume_ref)
         async with vm.operations.hold(Operation.CHANGE, patience=_PATIENCE):
             await vm.refresh()
-            if vm.record.origin is Origin.FILE and not vm.removed:
-                raise WrongState(
-                    f"VM {vm.name} is defined in {self._parts.config().vm_dir}/{vm.name}.yaml",
-                    hint="change volumes: in that file, then systemctl reload hypemand",
-                )
+            self._check_not_of_file(vm, "change volumes: in that file, then systemctl reload hypemand")
             if vm.state is not State.STOPPED:
                 raise WrongState(
                     f"VM {vm.name} is {vm.state}, and its machine type (microvm) does not support hot plug",
@@ -135,37 +138,71 @@ class VmManager:
 
     # defining
 
-    async def create_vm(self, definition: Definition, *, start: bool, short_name: bool = True) -> VmView:
+    async def set_lifetime(self, ref: str, lifetime: Lifetime) -> VmView:
         """See `Manager`."""
-        return await self.create_vm_of(definition, Origin.API, start=start, short_name=short_name)
+        vm = self._fleet.get(ref)
+        async with vm.operations.hold(Operation.CHANGE, patience=_PATIENCE):
+            self._check_not_of_file(vm, "a VM with a file does not expire")
+            if vm.record.has_expired(time.time()):
+                raise WrongState(f"VM {vm.name} has expired, and is about to be deleted")
+            await self._records.set_end(vm.name, lifetime.derive_end(time.time()))
+            self.expiry.schedule()
+            vm.changes.tell()
+        return vm.view()
 
-    async def create_vm_of(
-        self, definition: Definition, origin: Origin, *, start: bool, short_name: bool = True
+    def _check_not_of_file(self, vm: Vm, hint: str) -> None:
+        if vm.record.origin is Origin.FILE and not vm.removed:
+            path = self._parts.config().vm_dir / f"{vm.name}.yaml"
+            raise WrongState(f"VM {vm.name} is defined in {path}", hint=hint)
+
+    async def create_vm(
+        self,
+        definition: Definition,
+        *,
+        start: bool,
+        short_name: bool = True,
+        lifetime: Lifetime | None = None,
+        patience: float | None = None,
     ) -> VmView:
-        """`create_vm`, or a VM that works for the daemon itself."""
-        places = self._parts.places(definition.name)
-        async with name_full_disk_beside(f"create VM {definition.name}", places.state):
-            return await self._create(definition, origin, start=start, short_name=short_name)
+        """See `Manager`."""
+        add = partial(self._records.add, origin=Origin.API, short_name=short_name, lifetime=lifetime)
+        return await self._create(definition, add, start=start, patience=patience)
+
+    async def create_helper(self, definition: Definition) -> VmView:
+        """Create and start a VM that works for the daemon itself."""
+        return await self._create(definition, partial(self._records.add, origin=Origin.HELPER), start=True)
 
     async def _create(
-        self, definition: Definition, origin: Origin, *, start: bool, short_name: bool
+        self,
+        definition: Definition,
+        add: Callable[..., Awaitable[VmRecord]],
+        *,
+        start: bool,
+        patience: float | None = None,
     ) -> VmView:
         self._check_name_free(definition.name)
-        image = await self._images.have(definition.image, "", definition.image_pull)
+        places = self._parts.places(definition.name)
+        async with name_full_disk_beside(f"create VM {definition.name}", places.state):
+            image = await self._images.have_within(patience, definition.image, definition.image_pull)
+            return await self._create_of(definition, image, add, start=start)
+
+    async def _create_of(
+        self, definition: Definition, image: Image, add: Callable[..., Awaitable[VmRecord]], *, start: bool
+    ) -> VmView:
         requested = time.monotonic()  # a pull is no part of the boot
         async with self._images.choosing:
             # it may have gone while we looked, and another VM may have come
             self._check_name_free(definition.name)
             image = await self._images.keep(image)
             pin = derive_pin(definition, image)
-            record = await self._records.add(definition, origin, pin, short_name=short_name)
-            vm = self._parts.adopt(record, Past())
+            vm = self._parts.adopt(await add(definition, pin=pin), Past())
+            self.expiry.schedule()
         try:
             if start:
                 async with vm.operations.hold(Operation.START):
                     await vm.refresh()
                     check_allowed(Operation.START, vm.state, vm.name, vm.state_error)
-                    with _logged_start(vm):
+                    with logged_start(vm):
                         await self._starter.start(vm, requested, image)
         except BaseException:
             await self._parts.tasks.run_shielded(f"undo of VM {vm.name}", self._take_back(vm))
@@ -196,6 +233,7 @@ class VmManager:
         if vm is None:
             return self._parts.adopt(await self._records.add(definition, Origin.FILE), Past())
         await self._records.update(vm.name, definition, Origin.FILE)
+        self.expiry.schedule()
         vm.set_removed(False)
         vm.changes.tell()
         return vm
@@ -203,11 +241,7 @@ class VmManager:
     async def delete_vm(self, ref: str, *, kill: bool = False) -> None:
         """See `Manager`."""
         vm = self._fleet.get(ref)
-        if vm.record.origin is Origin.FILE and not vm.removed:
-            raise WrongState(
-                f"VM {vm.name} is defined in {self._parts.config().vm_dir}/{vm.name}.yaml",
-                hint="remove that file and run systemctl reload hypemand first",
-            )
+        self._check_not_of_file(vm, "remove that file and run systemctl reload hypemand first")
         with vm.operations.announce(Operation.DELETE):
             if kill:
                 with suppress(WrongState):  # it does not run, or has ended meanwhile
@@ -216,6 +250,16 @@ class VmManager:
             # not held up by a stop that is under way: that holds the VM until its guest has ended
             await self._end(vm, _SIGKILL)
             async with vm.operations.hold(Operation.DELETE):
+                await self._end(vm, _SIGKILL)
+                await self._forget(vm)
+
+    async def _delete_expired(self, vm: Vm) -> None:
+        """Delete a VM if its lifetime is over, which may have changed until nothing else is done with it."""
+        async with vm.operations.hold(Operation.DELETE):
+            if not vm.record.has_expired(time.time()):
+                return
+            with vm.operations.announce(Operation.DELETE):
+                vm.log(logging.INFO, f"VM {vm.name} has expired, and is deleted", MessageId.EXPIRED)
                 await self._end(vm, _SIGKILL)
                 await self._forget(vm)
 
@@ -239,12 +283,15 @@ class VmManager:
                 await vm.detach()
                 self._fleet.remove(vm)
                 vm.mark_deleted()
+                self.expiry.schedule()
                 self._networks.tell()
                 self._parts.disk_watch.note_removal()
 
     # starting
 
-    async def start_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
+    async def start_vm(
+        self, ref: str, *, pull: ImagePull | None = None, program: Program | None = None
+    ) -> VmView:
         """See `Manager`."""
         requested = time.monotonic()
         vm = self._fleet.get(ref)
@@ -254,11 +301,17 @@ class VmManager:
         async with vm.operations.hold(Operation.START):
             await vm.refresh()
             check_allowed(Operation.START, vm.state, vm.name, vm.state_error)
+            if program is not None and vm.state is not State.STOPPED:
+                raise WrongState(
+                    f"a start with another program needs state Stopped, and {vm.name} is {vm.state}",
+                    hint="stop it first",
+                )
             if vm.state is State.STOPPED:
-                with _logged_start(vm):
-                    image, waited = await self._starter.ensure_image(vm, pull)
-                    # a pull is no part of the boot
-                    await self._starter.start(vm, time.monotonic() if waited else requested, image)
+                with logged_start(vm):
+                    async with self._starter.with_program(vm, program):
+                        image, waited = await self._starter.ensure_image(vm, pull)
+                        # a pull is no part of the boot
+                        await self._starter.start(vm, time.monotonic() if waited else requested, image)
         await asyncio.wait([looking])
         return vm.view()
 
@@ -441,13 +494,3 @@ class VmManager:
 
 def _has_ended(vm: Vm) -> bool:
     return not vm.state.is_vmm_active
-
-
-@contextmanager
-def _logged_start(vm: Vm) -> Iterator[None]:
-    """Log that it was not started, with the reason."""
-    try:
-        yield
-    except HypemandError as error:
-        vm.log(logging.ERROR, f"VM {vm.name} was not started: {error}", MessageId.START_FAILED)
-        raise

@@ -8,22 +8,26 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from hypemand.config.definition import Definition, ImagePull
 from hypemand.config.specifiers import read_specifier_host
-from hypemand.config.vmdef import expand_unit
+from hypemand.config.vmdef import expand_unit, replace_program
 from hypemand.errors import HypemandError, InvalidDefinition, WrongState
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.fleet import DiskLook
 from hypemand.manager.parts import Parts
 from hypemand.manager.plan import Attached, Connection, Plan, make_plan
+from hypemand.model.state import Origin
+from hypemand.model.vm import Program
 from hypemand.protocol.configdisk import write_config_disk
 from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk, remove_disk
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd import cgroups
+from hypemand.systemd.log import MessageId
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr, make_root
 from hypemand.tasks import Tasks, finish
 from hypemand.vm.leftunit import start_unit
@@ -85,6 +89,28 @@ class Starter:
             ) from None
         finally:
             vm.say("")
+
+    @asynccontextmanager
+    async def with_program(self, vm: Vm, program: Program | None) -> AsyncIterator[None]:
+        """Define the VM with another program, which it keeps unless the block fails. WrongState for one that
+        a file defines, InvalidDefinition."""
+        if program is None:
+            yield
+            return
+        before, origin = vm.record.definition, vm.record.origin
+        if origin is Origin.FILE:
+            raise WrongState(
+                f"VM {vm.name} is defined in {self._parts.config().vm_dir}/{vm.name}.yaml",
+                hint="change entrypoint: and cmd: in that file, then systemctl reload hypemand",
+            )
+        changed = replace_program(before, program.entrypoint, program.cmd)
+        await self._records.update(vm.name, changed, origin)
+        try:
+            yield
+        except BaseException:
+            if vm.record.definition == changed:
+                await finish(self._records.update(vm.name, before, origin), f"definition of {vm.name}")
+            raise
 
     async def check(self, vm: Vm, image: Image) -> None:
         """Raise what a start would: a VM that runs is not stopped for a definition that cannot be started."""
@@ -266,3 +292,13 @@ async def _wait_for(task: asyncio.Task[Plan]) -> None:
 def derive_pin(definition: Definition, image: Image) -> ImagePin | None:
     """What a VM keeps to. A package's image changes with the package."""
     return None if image.builtin else ImagePin(definition.image, image.digest)
+
+
+@contextmanager
+def logged_start(vm: Vm) -> Iterator[None]:
+    """Log that it was not started, with the reason."""
+    try:
+        yield
+    except HypemandError as error:
+        vm.log(logging.ERROR, f"VM {vm.name} was not started: {error}", MessageId.START_FAILED)
+        raise

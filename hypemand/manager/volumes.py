@@ -226,7 +226,7 @@ class ApiVolumes:
             boot_timeout=_BOOT_DEADLINE,
             network=None,
         )
-        await self._manager.create_vm_of(definition, Origin.HELPER, start=True)
+        await self._manager.create_helper(definition)
         try:
             view, late = await self._manager.wait_vm(name, State.RUNNING, _BOOT_DEADLINE)
             if late or view.state is not State.RUNNING:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 _PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -64,16 +66,19 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Credentials for a registry, for one pull."""
+    """Credentials for a registry, for one pull: a name and a password, or a bearer `token`, which then is all
+    that the registry is shown."""
 
-    username: str
-    password: str = field(repr=False)
+    username: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
     """An image. `created_at` in seconds since the epoch, `size` in bytes on the disk; `architecture` in OCI's
-    words; `in_use_by` are names of VMs; `progress` while it is being had. What is not known yet is empty."""
+    words; `in_use_by` are names of VMs; `progress` while it is being had; `tags`: labels of its name. What is
+    not known yet is empty."""
 
     name: str
     status: PullStatus = PullStatus.READY
@@ -88,3 +93,4 @@ class ImageInfo:
     error: str = ""
     error_code: str = ""
     progress: Progress | None = None
+    tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -11,7 +11,9 @@ from typing import Protocol
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.model.exec import ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
+from hypemand.model.host import ResourceReport
 from hypemand.model.images import Credentials, ImageInfo, Pruned
+from hypemand.model.lifetime import Lifetime
 from hypemand.model.limits import RuntimeLimits
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.networks import NetworkInfo
@@ -19,7 +21,7 @@ from hypemand.model.space import SpaceReport
 from hypemand.model.state import State
 from hypemand.model.timeline import Timeline
 from hypemand.model.transfer import ExportWanted, ImportWanted, MakeDefinition
-from hypemand.model.vm import RunReport, VmView
+from hypemand.model.vm import Program, RunReport, VmView
 from hypemand.model.volumes import VolumeFill, VolumeRoot, VolumeView
 
 
@@ -47,18 +49,34 @@ class Manager(Protocol):
         """One VM as it was last seen. Nobody is asked: for who wants to know its state, and not what it
         uses."""
 
-    async def create_vm(self, definition: Definition, *, start: bool, short_name: bool = True) -> VmView:
+    async def create_vm(
+        self,
+        definition: Definition,
+        *,
+        start: bool,
+        short_name: bool = True,
+        lifetime: Lifetime | None = None,
+        patience: float | None = None,
+    ) -> VmView:
         """Define a VM that lasts (API origin). AlreadyExists, ImageNotReady, NotFound (its image),
         InsufficientResources. When the start fails the VM is not left behind. `short_name` False: the host
-        knows it as NAME.hypeman alone."""
+        knows it as NAME.hypeman alone. `lifetime`: from now on. `patience`: seconds that a pull of its image
+        is waited for, which goes on then (ImageNotReady); None: until it is over."""
+
+    async def set_lifetime(self, ref: str, lifetime: Lifetime) -> VmView:
+        """Have a VM live so long from now, in any state. WrongState when it has expired already, and for a
+        VM of a file."""
 
     async def delete_vm(self, ref: str, *, kill: bool = False) -> None:
         """Stop it if it lives, then remove all of its data. A VM with a file is refused (WrongState)
         unless the file is gone. `kill`: its VMM, first of all."""
 
-    async def start_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
+    async def start_vm(
+        self, ref: str, *, pull: ImagePull | None = None, program: Program | None = None
+    ) -> VmView:
         """Start; back at once, in Initializing, or when an image that has to be pulled for it has come. No-op
-        in Running and Initializing. `pull` instead of the definition's."""
+        in Running and Initializing, unless there is a `program`, which a VM is defined with from this start
+        on. `pull` instead of the definition's."""
 
     async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
         """Stop gracefully and wait for it; `timeout` seconds instead of the definition's."""
@@ -131,8 +149,11 @@ class ImageService(Protocol):
     async def get_image(self, name: str) -> ImageInfo:
         """One image. Raises NotFound."""
 
-    async def pull_image(self, name: str, credentials: Credentials | None = None) -> ImageInfo:
-        """Start the pull of `name`, or join one in progress, and return its state at once."""
+    async def pull_image(
+        self, name: str, credentials: Credentials | None = None, tags: Mapping[str, str] | None = None
+    ) -> ImageInfo:
+        """Start the pull of `name`, or join one in progress, and return its state at once. `tags`: those that
+        the name gets with the image; None: it keeps its own."""
 
     def watch_image(self, name: str) -> AsyncIterator[ImageInfo]:
         """The image now, then at each change, until it is READY or FAILED."""
@@ -219,3 +240,13 @@ class NetworkService(Protocol):
 
     async def get_network(self, name: str) -> NetworkInfo:
         """One network. NotFound."""
+
+
+class HostService(Protocol):
+    """The host itself. Methods never block the event loop."""
+
+    async def find_vmm_problem(self) -> str:
+        """What is missing on the host to run VMs, in words; "" if nothing is."""
+
+    async def measure_resources(self) -> ResourceReport:
+        """What the host has, and what VMs have of it at this moment."""

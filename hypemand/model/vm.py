@@ -36,6 +36,14 @@ class RestartStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """What a VM is started with instead; None: as it is defined."""
+
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """A run of a VM: from the start of its VMM to the end, in seconds since the epoch. None: not yet, or not
     known. `ready_ms`: until it was Running; `exit` None: it is on."""
@@ -64,7 +72,7 @@ class VmView:
     `network` None: it has none; `operation`: what is being done with it at this moment; `restart` None:
     systemd does not restart it. `running`: the definition that it was started with, if it runs and that is
     known; `changes`: what of its definition that does not have, in words; `needs_reload`: its file is not the
-    one that was loaded; `definition_file` None: it has none."""
+    one that was loaded; `definition_file` None: it has none; `expires_at` None: it does not expire."""
 
     id: str
     name: str
@@ -97,6 +105,7 @@ class VmView:
     changes: tuple[str, ...] = ()
     needs_reload: bool = False
     definition_file: str | None = None
+    expires_at: float | None = None
 
     @property
     def effective(self) -> Definition:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from hypemand.errors import ImageNotReady
 from hypemand.model.images import OciConfig
@@ -31,7 +32,8 @@ _HEX = re.compile("[0-9a-f]{64}")
 class Image:
     """An image that can be used, by one of its names. `digest` is `sha256:…` of its content, `size` the bytes
     of its rootfs, `created_at` seconds since the epoch, `source` what it was made from. `systemd_links`:
-    which of its usual inits are links to systemd; () also for images that were made before this was noted."""
+    which of its usual inits are links to systemd; () also for images that were made before this was noted.
+    `tags`: what users have labelled the name with."""
 
     name: str
     id: str
@@ -43,6 +45,7 @@ class Image:
     folder: Path
     config: OciConfig = field(default_factory=OciConfig)
     systemd_links: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def rootfs(self) -> Path:

@@ -43,7 +43,7 @@ from hypemand.storage.rootfs import (
 )
 from hypemand.storage.staging import name_failures, open_staging, remove_tree
 from hypemand.storage.store import ImageStore
-from hypemand.storage.tools import DirectTools, Tools
+from hypemand.storage.tools import DirectTools, RegistryAuth, Tools
 
 _INIT = "/sbin/init"
 _DIR_VERSION = b"Directory Transport Version"
@@ -139,7 +139,7 @@ def pull_image(
     *,
     tell: Tell = _tell_nobody,
     waits: Waits = _tell_nobody,
-    credentials: Path | None = None,
+    auth: RegistryAuth | None = None,
 ) -> Image:
     """Ensure the image that `name` refers to in its registry now. A content that is in the store already is
     not fetched again. Raises what `Registry` and `import_image` do."""
@@ -149,7 +149,7 @@ def pull_image(
     with _making(store, name, name, tools) as (staging, room):
         fetched = staging / "fetch"
         fetched.mkdir(mode=0o700)
-        registry = Registry(name, tools, fetched, credentials)
+        registry = Registry(name, tools, fetched, auth)
         digest = registry.find_digest()
         with store.making(digest, waits, tools.check):
             if store.find_content(digest) is not None:
@@ -186,14 +186,14 @@ def make_image(
     *,
     tell: Tell = _tell_nobody,
     waits: Waits = _tell_nobody,
-    credentials: Path | None = None,
+    auth: RegistryAuth | None = None,
 ) -> Image:
     """Make the image that `name` refers to now: in a registry or at a path of this host."""
     reference = parse_reference(name)
     if reference.transport is Transport.BUILTIN:
         return store.get_image(name)
     if reference.transport is Transport.REGISTRY:
-        return pull_image(store, name, tools, tell=tell, waits=waits, credentials=credentials)
+        return pull_image(store, name, tools, tell=tell, waits=waits, auth=auth)
     source = f"{reference.transport}:{reference.path}"
     return import_image(store, reference.name, source, tools, tell=tell, moves=True)
 

@@ -19,7 +19,7 @@ from hypemand.model.images import derive_host_architecture
 from hypemand.run import CommandFailed, CommandTimedOut
 from hypemand.storage.ocilayout import COPY_OPTIONS, TAG
 from hypemand.storage.references import split_name
-from hypemand.storage.tools import Tools
+from hypemand.storage.tools import RegistryAuth, Tools
 
 ASK_TIMEOUT = 60.0
 COPY_TIMEOUT = 3600.0
@@ -78,12 +78,12 @@ class Manifest:
 class Registry:
     """Asks for one reference. `name` is its full name; `folder` is for what skopeo writes."""
 
-    def __init__(self, name: str, tools: Tools, folder: Path, credentials: Path | None = None) -> None:
+    def __init__(self, name: str, tools: Tools, folder: Path, auth: RegistryAuth | None = None) -> None:
         self._name = name
         self._repository, self._version = split_name(name)
         self._tools = tools
         self._folder = folder
-        self._credentials = credentials
+        self._auth = auth
 
     def find_digest(self) -> str:
         """The digest of the image for this host that the reference names now. Raises NotFound,
@@ -124,18 +124,19 @@ class Registry:
         """Fetch the image into a new layout. Digests are verified, and the host's policy is followed."""
         reference = f"docker://{self._repository}@{digest}"
         argv = ["skopeo", f"--tmpdir={self._folder}", "copy", *COPY_OPTIONS, reference, f"oci:{layout}:{TAG}"]
-        self._run(argv, COPY_TIMEOUT)
+        self._run(argv, COPY_TIMEOUT, "--src-registry-token")
 
     def _inspect(self, reference: str, *options: str) -> bytes:
-        data = self._run(["skopeo", "inspect", "--raw", *options, f"docker://{reference}"], ASK_TIMEOUT)
+        argv = ["skopeo", "inspect", "--raw", *options, f"docker://{reference}"]
+        data = self._run(argv, ASK_TIMEOUT, "--registry-token")
         if len(data) > _MAX_JSON:
             raise ImageNotReady(f"{self._name}: its manifest has more than {_MAX_JSON} bytes")
         return data
 
-    def _run(self, argv: list[str], timeout: float) -> bytes:
+    def _run(self, argv: list[str], timeout: float, token_option: str) -> bytes:
         try:
             return self._tools.fetch(
-                argv, folder=self._folder, timeout=timeout, credentials=self._credentials
+                argv, folder=self._folder, timeout=timeout, auth=self._auth, token_option=token_option
             ).stdout
         except CommandTimedOut:
             raise PullFailed(f"{self._name}: the registry took more than {timeout:g} s") from None

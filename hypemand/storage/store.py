@@ -2,7 +2,7 @@
 """The image store: contents, each stored once, and the names that refer to them.
 
     ID/          a content: its root file system and metadata; ID is its digest
-    names.json   the content of each name
+    names.json   the content of each name, and its tags
     .staging/    what is being made, or removed
 
 A content without a name (its tag has moved on) is called NAME@DIGEST, after the name that
@@ -48,6 +48,14 @@ class ImageUse:
     vm: str
     name: str
     digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What NAMES has: the content of each name, and the tags of those that have some."""
+
+    digests: dict[str, str]
+    tags: Mapping[str, Mapping[str, str]]
 
 
 @dataclass(slots=True)
@@ -104,10 +112,10 @@ class ImageStore:
 
     def _iter_named(self) -> Iterator[Image]:
         contents = {image.digest: image for image in self._iter_contents()}
-        names = self._read_names(contents.values())
+        names, tags = self._read_names(contents.values()), self._read_tags()
         for name, digest in names.items():
             if digest in contents:
-                yield replace(contents[digest], name=name)
+                yield replace(contents[digest], name=name, tags=tags.get(name, {}))
         for digest in contents.keys() - set(names.values()):
             yield _unnamed(contents[digest])
 
@@ -132,7 +140,7 @@ class ImageStore:
         for known in (wanted, derive_registry_name(wanted)):
             image = self.find_content(names.get(known, ""))
             if image is not None:
-                return replace(image, name=known)
+                return replace(image, name=known, tags=self._read_tags().get(known, {}))
             _, at, digest = known.rpartition("@")
             image = self.find_content(digest) if at else None
             if image is not None and derive_digest_name(image.name, digest) == known:
@@ -210,7 +218,15 @@ class ImageStore:
             # Without the file the names are guessed, and two contents may have been made under this one.
             if names.get(name) != digest or not (self.folder / NAMES).exists():
                 self._write_names({**names, name: digest})
-        return replace(image, name=name)
+        return replace(image, name=name, tags=self._read_tags().get(name, {}))
+
+    def set_tags(self, name: str, tags: Mapping[str, str]) -> None:
+        """Give a name these tags, in place of those that it has. Nothing is changed if it is no name."""
+        with self._changing:
+            self._check_names()
+            names = self._read_names()
+            if name in names:
+                self._write_names(names, {**self._read_tags(), name: tags})
 
     def tag_image(self, name: str, target: str) -> Image:
         """Give an image one more name, which may have been another image's."""
@@ -321,12 +337,19 @@ class ImageStore:
         """The content of each name. Without a file that can be read: as the contents were named when they
         were made, so that VMs start; nothing is changed then but in the want of a file."""
         try:
-            return self._load_names()
+            return self._load_names().digests
         except (OSError, BadRecord):
             known = self._iter_contents() if contents is None else contents
             return {image.name: image.digest for image in known}
 
-    def _load_names(self) -> dict[str, str]:
+    def _read_tags(self) -> Mapping[str, Mapping[str, str]]:
+        """The tags of each name that has some."""
+        try:
+            return self._load_names().tags
+        except (OSError, BadRecord):
+            return {}
+
+    def _load_names(self) -> _Names:
         return load_record(self.folder / NAMES, _parse_names, versions=(_VERSION,))
 
     def _check_names(self) -> None:
@@ -342,8 +365,13 @@ class ImageStore:
                 hint="repair it, or move it away: images then have the names under which they were created",
             ) from None
 
-    def _write_names(self, names: Mapping[str, str]) -> None:
-        document = {"version": _VERSION, "names": dict(sorted(names.items()))}
+    def _write_names(
+        self, names: Mapping[str, str], tags: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
+        """Write the names with `tags`, or with those that they have."""
+        tags = self._read_tags() if tags is None else tags
+        kept = {name: dict(tags[name]) for name in sorted(names) if tags.get(name)}
+        document = {"version": _VERSION, "names": dict(sorted(names.items())), "tags": kept}
         store_record(self.folder / NAMES, document, indent=2)
 
     def _derive_hint(self, name: str) -> str:
@@ -370,8 +398,13 @@ class ImageStore:
         shutil.rmtree(doomed)
 
 
-def _parse_names(document: Any) -> dict[str, str]:
-    return {str(name): str(digest) for name, digest in document["names"].items()}
+def _parse_names(document: Any) -> _Names:
+    digests = {str(name): str(digest) for name, digest in document["names"].items()}
+    tags = {
+        str(name): {str(key): str(value) for key, value in of_name.items()}
+        for name, of_name in document.get("tags", {}).items()
+    }
+    return _Names(digests, tags)
 
 
 def _unnamed(image: Image) -> Image:

@@ -21,7 +21,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
@@ -93,14 +93,37 @@ _BUILD = derive_sandbox(
 _GO = {"GODEBUG": "asyncpreemptoff=1"}
 
 
+@dataclass(frozen=True, slots=True)
+class RegistryAuth:
+    """A file with what a registry is shown: as containers-auth.json(5) has it, or a bearer token alone."""
+
+    path: Path
+    is_token: bool = False
+
+
+# With a file and an option before a command: runs that with the option, whose value is in the file. So the
+# token is in no property of a unit, which everybody can read, and in no journal.
+_ADD_OPTION = 'file=$1 option=$2; shift 2; token=$(cat "$file") && exec "$@" "$option=$token"'
+
+
+def _add_token(argv: Sequence[str], option: str, file: str) -> list[str]:
+    return ["sh", "-c", _ADD_OPTION, "sh", file, option, *argv]
+
+
 class Tools(Protocol):
     """Runs programs for one piece of work, each to its end; only `folder` is written to. Raises what
     `hypemand.run.run` raises."""
 
     def fetch(
-        self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        auth: RegistryAuth | None = None,
+        token_option: str = "",
     ) -> Completed:
-        """One that talks to registries, with `credentials` as containers-auth.json(5) has them."""
+        """One that talks to registries, with `auth`; `token_option`: its option for a bearer token."""
 
     def build(
         self,
@@ -144,11 +167,21 @@ class DirectTools:
         _check(self._cancelled)
 
     def fetch(
-        self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        auth: RegistryAuth | None = None,
+        token_option: str = "",
     ) -> Completed:
         """See `Tools`."""
         _check(self._cancelled)
-        env = {} if credentials is None else {"REGISTRY_AUTH_FILE": os.fspath(credentials)}
+        env = {}
+        if auth is not None and auth.is_token:
+            argv = _add_token(argv, token_option, os.fspath(auth.path))
+        elif auth is not None:
+            env["REGISTRY_AUTH_FILE"] = os.fspath(auth.path)
         return run(argv, timeout=timeout, env={**_proxies(), **_environment(folder, env)})
 
     def build(
@@ -184,7 +217,13 @@ class UnitTools:
         _check(self._cancelled)
 
     def fetch(
-        self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        auth: RegistryAuth | None = None,
+        token_option: str = "",
     ) -> Completed:
         """See `Tools`."""
         os.chown(folder, 0, _find_fetch_group())
@@ -193,9 +232,13 @@ class UnitTools:
         properties = [*_FETCH, f"TemporaryFileSystem={escape_path(self._hidden)}", f"BindPaths={bound}"]
         properties += [f"IPAddressAllow={address}" for address in find_link_local_servers()]
         env = _environment(folder)
-        if credentials is not None:
-            properties.append(f"LoadCredential={CREDENTIAL}:{credentials}")
-            env["REGISTRY_AUTH_FILE"] = f"/run/credentials/{self.unit}/{CREDENTIAL}"
+        if auth is not None:
+            properties.append(f"LoadCredential={CREDENTIAL}:{auth.path}")
+            file = f"/run/credentials/{self.unit}/{CREDENTIAL}"
+            if auth.is_token:
+                argv = _add_token(argv, token_option, file)
+            else:
+                env["REGISTRY_AUTH_FILE"] = file
         with _secret_environment(_proxies()) as file:
             properties += [f"EnvironmentFile={file}"] if file else []
             return self._run(argv, properties, timeout, env)

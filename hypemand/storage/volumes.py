@@ -32,6 +32,7 @@ from typing import Any
 from hypemand.atomic import make_folder, sync_folder
 from hypemand.config.names import is_name
 from hypemand.config.sizes import format_size
+from hypemand.config.tags import check_tags
 from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
 from hypemand.fulldisk import name_full_disk
 from hypemand.model.volumes import VolumeRoot
@@ -54,9 +55,6 @@ DISK = "volume.ext4"
 """The name of a volume's disk in its folder."""
 _RECORD = "volume.json"
 _MIN_PREFIX = 4
-_TAG = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
-_TAG_VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
-_MAX_TAGS = 64
 _SERIAL_DIGITS = 16
 _MAKING = "making"
 _REMOVED = "removed"
@@ -366,19 +364,6 @@ def check_size(size: int) -> None:
             f"size: {format_size(size)} is not a valid size",
             hint=f"give {format_size(MIN_SIZE)} to {format_size(MAX_SIZE)}",
         )
-
-
-def check_tags(tags: Mapping[str, str]) -> None:
-    """Raise InvalidRequest for tags that cannot be."""
-    if len(tags) > _MAX_TAGS:
-        raise InvalidRequest(f"tags: there are {len(tags)}", hint=f"at most {_MAX_TAGS}")
-    for key, value in tags.items():
-        if _TAG.fullmatch(key) is None or _TAG_VALUE.fullmatch(value) is None:
-            raise InvalidRequest(
-                f"tags: {key[:80]!r}: {value[:80]!r} is not a valid tag",
-                hint="keys are of letters, digits, '.', '_', '/' and '-', values of at most 255 characters"
-                " in one line",
-            )
 
 
 def _load(folder: Path) -> Volume:

@@ -28,6 +28,7 @@ class MessageId(StrEnum):
     DEFINITION_BROKEN = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d03"
     NEEDS_RESTART = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d04"
     TAMPERED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d05"
+    EXPIRED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d06"
 
 
 def log_vm(

@@ -41,7 +41,8 @@ class VmRecord:
     """What lasts of a VM. `id` is 32 hex digits, `created_at` seconds since the epoch. `pin`: what it was
     started with last; None: nothing yet, or an image that a package may change. `lease`: of the network that
     it was started on last. `short_name`: the host knows it by its bare name too, which can hide a name of
-    DNS, and so is not for a VM that somebody other than root has made."""
+    DNS, and so is not for a VM that somebody other than root has made. `expires_at`: when its lifetime is
+    over, in seconds since the epoch; None: never."""
 
     name: str
     id: str
@@ -52,6 +53,11 @@ class VmRecord:
     pin: ImagePin | None = None
     lease: Lease | None = None
     short_name: bool = True
+    expires_at: float | None = None
+
+    def has_expired(self, now: float) -> bool:
+        """Is its lifetime over?"""
+        return self.expires_at is not None and self.expires_at <= now
 
     @property
     def image_digest(self) -> str:

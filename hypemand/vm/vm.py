@@ -183,11 +183,9 @@ class Vm:
         return NetworkMember(record.name, record.id, record.uid, use, lease, running, record.short_name)
 
     @property
-    def committed_memory(self) -> int:
-        """Bytes of guest memory that are held for it now."""
-        if not self.state.is_vmm_active:
-            return 0
-        return self.runs.definition.memory
+    def held(self) -> Definition | None:
+        """The definition whose CPUs and memory are held for it now; None: nothing is."""
+        return self.runs.definition if self.state.is_vmm_active else None
 
     @property
     def exit_record(self) -> ExitRecord | None:
@@ -217,6 +215,7 @@ class Vm:
             needs_reload=self.has_stale_definition,
             definition_file=self.definition_file,
             removed_from_config=self.removed,
+            expires_at=self.record.expires_at,
             unit=self.unit,
             invocation_id=self.run,
             boot_id=self.boot,

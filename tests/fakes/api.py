@@ -15,6 +15,7 @@ import aiohttp
 from hypemand.api.server import make_app, serve
 from hypemand.api.services import Services
 from hypemand.api.tokens import TokenStore
+from hypemand.manager.resources.hostview import HostView
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
 from tests.fakes.host import DEADLINE, FakeHost
@@ -33,6 +34,7 @@ def make_services(host: FakeHost) -> Services:
         volumes=volumes,
         transfers=Transfers(daemon.parts, volumes),
         host_networks=daemon.parts.networks,
+        host=HostView(daemon.parts),
         reload=daemon.reloader.reload,
         defaults=lambda: config.defaults,
         networks=lambda: config.networks,

@@ -90,6 +90,7 @@ class Daemon:
         await asyncio.to_thread(self.parts.images.store.prepare)
         await self.host.systemd.start_signals(self._resync, 1.0)
         await self.recovery.recover()
+        self.manager.expiry.begin()
 
     def _resync(self) -> None:
         task = asyncio.create_task(self.recovery.resync())

@@ -3,7 +3,7 @@
 
 The first word of a repository says how: `good/…` as it is, `half/…` breaks off in the middle of each layer,
 `hang/…` sends half of each and then nothing, `drip/…` half of each and then some bytes a second for ever.
-Each request is a line in LOG.
+Each request is a line in LOG. With a fourth word, each needs that as its bearer token.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 PORT, LAYOUT, LOG = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+TOKEN = sys.argv[4] if len(sys.argv) > 4 else ""
 DESCRIPTOR = json.loads((LAYOUT / "index.json").read_text())["manifests"][0]
 RAW = (LAYOUT / "blobs/sha256" / DESCRIPTOR["digest"][7:]).read_bytes()
 MANIFEST = json.loads(RAW)
@@ -35,6 +36,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         with LOCK, LOG.open("a") as log:
             log.write(f"{self.command} {self.path}\n")
+        if TOKEN and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Bearer realm="http://127.0.0.1:9/token",service="stub"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         words = self.path.strip("/").split("/")
         if words == ["v2"]:
             self._send(b"{}", "application/json")

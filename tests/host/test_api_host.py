@@ -12,6 +12,7 @@ import httpx
 import hypeman
 import pytest
 
+from tests.clientcalls import VM, Walk, read_table, render_table
 from tests.host.faults import BUSYBOX, DROPIN, find_traces, write_definition
 from tests.host.machine import TestHost
 from tests.openapi_check import Description
@@ -77,6 +78,21 @@ def test_the_life_of_an_instance_with_the_published_client(host: TestHost, clien
     with pytest.raises(hypeman.NotFoundError):
         client.instances.get("api-life")
     assert find_traces(host, "api-life") == []
+
+
+def test_every_call_of_the_published_client_is_answered(host: TestHost, client: hypeman.Hypeman) -> None:
+    host.shell("mkdir -p /srv/api-calls/bin && cp /bin/busybox /srv/api-calls/bin/sleep")
+    image = "dir:/srv/api-calls"
+    try:
+        client.images.create(name=image)
+        host.wait_until(lambda: client.images.get(image).status == "ready", 20)
+        found = Walk(client, image, SMALL | {"cmd": ["/bin/sleep", "100"]}).run()
+        client.images.delete("calls")
+    finally:
+        host.run(["rm", "-rf", "/srv/api-calls"])
+    assert set(found.values()) == {"yes", "not_supported"}, found
+    assert render_table(found) == read_table()
+    assert find_traces(host, VM) == []
 
 
 def test_a_log_is_followed_to_the_end_of_the_run(client: hypeman.Hypeman) -> None:

@@ -137,6 +137,35 @@ def test_a_password_is_needed_and_kept_from_others(host: TestHost) -> None:
         host.run(["rm", "/etc/hypemand/auth.json"])
 
 
+def test_a_bearer_token_opens_a_registry_for_one_pull(host: TestHost) -> None:
+    """It is in no property of the unit that pulls, and in no journal."""
+    place, token = "localhost:5004", "ey.Jh~bG-c_iOi+J/Fz=="
+    conf = "/etc/containers/registries.conf.d/bearer.conf"
+    host.push(conf, f'[[registry]]\nlocation = "{place}"\ninsecure = true\n')
+    stub = [f"{HERE}/stub.py", "5004", f"{HERE}/one", f"{HERE}/bearer.log", token]
+    host.run(["systemd-run", "-q", "--unit=registry-bearer", "python3", *stub])
+    socket = str(host.root / "run/hypemand/api.sock")
+    try:
+        host.wait_until(lambda: host.run(["ss", "-Hltn", "sport = 5004"]).stdout != "", 20)
+        transport = httpx.HTTPTransport(uds=socket)
+        with httpx.Client(transport=transport, base_url="http://hypemand") as client:
+            for given, status in (
+                ({"registry_token": "wrong"}, "failed"),
+                ({"registry_token": token}, "ready"),
+            ):
+                body = {"name": f"{place}/good/app:v1", "credentials": given, "tags": {"from": "bearer"}}
+                assert client.post("/images", json=body).status_code == 202
+                with client.stream("GET", f"/images/{quote(str(body['name']), safe='')}/watch") as events:
+                    last = [line for line in events.iter_lines() if line.startswith("data: ")][-1]
+                assert json.loads(last.removeprefix("data: "))["status"] == status, last
+            named = client.get("/images", params={"tags[from]": "bearer"}).json()
+        assert [image["name"] for image in named] == [f"{place}/good/app:v1"]
+        assert token not in host.run(["journalctl", "--no-pager", "-o", "json", "-u", "hypem*"]).stdout
+    finally:
+        host.run(["systemctl", "stop", "registry-bearer"])
+        host.run(["rm", "-f", conf])
+
+
 def test_a_registry_that_nobody_vouches_for_is_refused(host: TestHost) -> None:
     host.run(["mv", "/etc/containers/certs.d", "/etc/containers/certs.d.away"])
     try:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from hypemand.config.definition import ImagePull
+from hypemand.config.tags import check_tags
 from hypemand.errors import HypemandError, ImageNotReady, NotFound
 from hypemand.manager.images.pulls import Pull, Pulls, PullView, end_work
 from hypemand.model.images import Credentials, ImageInfo, Pruned, PullStatus
@@ -87,6 +88,19 @@ class Images:
             tell(view.words)
         return replace(await asyncio.shield(work.task), name=name)
 
+    async def have_within(self, seconds: float | None, name: str, pull: ImagePull) -> Image:
+        """`have`, which waits for a pull so long, and then raises ImageNotReady; None: to its end."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.have(name, "", pull)
+        except TimeoutError:
+            pull_now = self.pulls.find(name)
+            words = "" if pull_now is None else f": {pull_now.view.words}"
+            raise ImageNotReady(
+                f"the image {name} is not ready yet{words}",
+                hint="repeat the request later; the pull continues",
+            ) from None
+
     async def refuse_missing(self, name: str) -> HypemandError:
         """Why there is no image of that name."""
         pull = self.pulls.find(name)
@@ -106,7 +120,7 @@ class Images:
         found = {info.name: info for info in await run_in(Pool.IMAGES, self._list, uses)}
         for pull in self.pulls:
             if not pull.view.status.is_settled:
-                found[pull.name] = _with_pull(found.get(pull.name), pull.view)
+                found[pull.name] = _with_pull(found.get(pull.name), pull)
         return sorted(found.values(), key=lambda info: info.name)
 
     def _list(self, uses: Sequence[ImageUse]) -> list[ImageInfo]:
@@ -124,6 +138,7 @@ class Images:
             config=image.config,
             builtin=image.builtin,
             in_use_by=tuple(self.store.list_users(image, uses)),
+            tags=image.tags,
         )
 
     async def get_image(self, name: str) -> ImageInfo:
@@ -137,16 +152,18 @@ class Images:
         known = await run_in(Pool.IMAGES, look)
         pull = self.pulls.find(name)
         if pull is not None and (known is None or not pull.view.status.is_settled):
-            return _with_pull(known, pull.view)
+            return _with_pull(known, pull)
         if known is None:
             raise await self.refuse_missing(name)
         return known
 
-    async def pull_image(self, name: str, credentials: Credentials | None = None) -> ImageInfo:
-        """Start the pull of `name`, and return its state at once."""
+    async def pull_image(
+        self, name: str, credentials: Credentials | None = None, tags: Mapping[str, str] | None = None
+    ) -> ImageInfo:
+        """Start the pull of `name`, and return its state at once. InvalidRequest."""
         parse_reference(name)
-        pull = self.pulls.start(name, credentials)
-        return _with_pull(None, pull.view)
+        check_tags(tags or {})
+        return _with_pull(None, self.pulls.start(name, credentials, tags))
 
     async def watch_image(self, name: str) -> AsyncIterator[ImageInfo]:
         """The image now, and at each change until it is there or has failed."""
@@ -159,7 +176,7 @@ class Images:
 
     async def _settled(self, pull: Pull, view: PullView) -> ImageInfo:
         if view.status is not PullStatus.READY or pull.task is None:
-            return _with_pull(None, view)
+            return _with_pull(None, pull, view)
         image = await asyncio.shield(pull.task)
         return await run_in(Pool.IMAGES, self._info, image, self._in_use())
 
@@ -228,8 +245,15 @@ class Images:
             await run_in(Pool.IMAGES, exported.__exit__, None, None, None)
 
 
-def _with_pull(known: ImageInfo | None, view: PullView) -> ImageInfo:
+def _with_pull(known: ImageInfo | None, pull: Pull, view: PullView | None = None) -> ImageInfo:
+    """What is known of an image, and how far its pull is: now, or as in `view`."""
+    view = view or pull.view
     info = known or ImageInfo(view.name, view.status, created_at=view.started_at)
     return replace(
-        info, status=view.status, error=view.error, error_code=view.error_code, progress=view.progress
+        info,
+        status=view.status,
+        error=view.error,
+        error_code=view.error_code,
+        progress=view.progress,
+        tags=info.tags if pull.tags is None else pull.tags,
     )

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from hypemand.storage.importer import Step, Told, make_image
 from hypemand.storage.references import parse_reference
 from hypemand.storage.registry import PullFailed
 from hypemand.storage.store import ImageStore
-from hypemand.storage.tools import Tools
+from hypemand.storage.tools import RegistryAuth, Tools
 from hypemand.tasks import Tasks
 from hypemand.vm.changes import Changes
 from hypemand.workers import Pool, run_in
@@ -83,9 +83,10 @@ async def end_work(tools: Tools, work: asyncio.Future[T]) -> None:
 class Pull:
     """One image that is being had. `result` is the image, or the failure."""
 
-    def __init__(self, name: str, tools: Tools) -> None:
+    def __init__(self, name: str, tools: Tools, tags: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.tools = tools
+        self.tags = tags
         self.task: asyncio.Task[Image] | None = None
         self.failure: HypemandError | None = None
         self._view = PullView(name, PullStatus.PENDING, Progress(), "", "", time.time())
@@ -205,14 +206,18 @@ class Pulls:
     def __iter__(self) -> Iterator[Pull]:
         return iter(list(self._pulls.values()))
 
-    def start(self, name: str, credentials: Credentials | None = None) -> Pull:
-        """Start the pull of `name`, or join one that is in progress."""
+    def start(
+        self, name: str, credentials: Credentials | None = None, tags: Mapping[str, str] | None = None
+    ) -> Pull:
+        """Start the pull of `name`, or join one that is in progress. `tags`: those that the name gets with
+        the image; None: it keeps its own."""
         name = parse_reference(name).name
         pull = self._pulls.get(name)
         if pull is not None and not pull.view.status.is_settled:
+            pull.tags = pull.tags if tags is None else tags
             return pull
         self._forget_failures()
-        pull = self._pulls[name] = Pull(name, self.make_tools())
+        pull = self._pulls[name] = Pull(name, self.make_tools(), tags)
         pull.task = self._tasks.start(f"pull of {name}", self._run(pull, credentials), awaited=True)
         pull.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return pull
@@ -251,8 +256,12 @@ class Pulls:
 
         def make() -> Image:
             wait(False)
-            with self._credentials(pull.name, credentials) as file:
-                return make_image(self._store, pull.name, pull.tools, tell=tell, waits=wait, credentials=file)
+            with self._auth(pull.name, credentials) as auth:
+                image = make_image(self._store, pull.name, pull.tools, tell=tell, waits=wait, auth=auth)
+            if pull.tags is not None:
+                self._store.set_tags(pull.name, pull.tags)
+                image = replace(image, tags=pull.tags)
+            return image
 
         self._waiting.add(pull.name)
         work = loop.run_in_executor(self.threads, make)
@@ -291,10 +300,10 @@ class Pulls:
             del self._pulls[name]
 
     @contextmanager
-    def _credentials(self, name: str, given: Credentials | None) -> Iterator[Path | None]:
+    def _auth(self, name: str, given: Credentials | None) -> Iterator[RegistryAuth | None]:
         """The file with the registry credentials: the host's, or one in memory for this pull."""
         if given is None:
-            yield self._auth_file if self._auth_file.exists() else None
+            yield RegistryAuth(self._auth_file) if self._auth_file.exists() else None
             return
         path = self._scratch / f"auth-{secrets.token_hex(8)}.json"
         word = b64encode(f"{given.username}:{given.password}".encode()).decode()
@@ -302,7 +311,7 @@ class Pulls:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(document, file)
-            yield path
+                file.write(given.token or json.dumps(document))
+            yield RegistryAuth(path, is_token=bool(given.token))
         finally:
             path.unlink(missing_ok=True)

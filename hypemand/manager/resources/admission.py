@@ -29,10 +29,15 @@ def read_room(folder: Path) -> Room:
     return Room(folder, about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize)
 
 
+def derive_usable(total: int, policy: MemoryPolicy | DiskPolicy) -> int:
+    """What of the `total` bytes of memory, or of a file system, VMs may have together."""
+    return int(max(total - policy.reserve, 0) * policy.overcommit)
+
+
 def check_memory(name: str, wanted: int, committed: int, total: int, policy: MemoryPolicy) -> None:
     """Raise InsufficientResources, with the figures, when a VM of `wanted` bytes does not fit beside the
     `committed` bytes of the VMs that are active on a host of `total` bytes."""
-    usable = int(max(total - policy.reserve, 0) * policy.overcommit)
+    usable = derive_usable(total, policy)
     if committed + wanted <= usable:
         return
     free = max(usable - committed, 0)
@@ -54,7 +59,7 @@ def check_disk(what: str, wanted: int, promised: int, room: Room, policy: DiskPo
             f" {room.folder}, of which {_shown(policy.reserve)} are reserved",
             hint="hypemanctl df shows the usage; or lower disk.reserve in /etc/hypemand/hypemand.yaml",
         )
-    usable = int(max(room.total - policy.reserve, 0) * policy.overcommit)
+    usable = derive_usable(room.total, policy)
     if promised + wanted <= usable:
         return
     raise InsufficientResources(

@@ -23,11 +23,13 @@ from hypeman.lib.cp import CopyProtocolError
 from hypeman.types.restart_policy import RestartPolicy
 from websockets.sync.client import unix_connect
 
-from hypemand.api.render import host_platform
+from hypemand.api.platforms import host_platform
 from hypemand.model.files import FileKind
+from hypemand.model.images import derive_host_architecture
 from hypemand.model.state import State
 from tests.fakes.host import LAB
 from tests.unit.api.harness import IMAGE, Api, drive
+from tests.unit.storage.support import make_layout, make_tar, shell
 
 
 def use_client(folder: Path, work: Callable[[hypeman.Hypeman, Api, asyncio.AbstractEventLoop], None]) -> None:
@@ -100,6 +102,25 @@ def test_the_life_of_an_instance(tmp_path: Path) -> None:
         client.instances.delete("web", graceful_shutdown=False)
         with pytest.raises(hypeman.NotFoundError):
             client.instances.get("web")
+
+    use_client(tmp_path, work)
+
+
+def test_an_instance_is_created_of_an_image_that_is_pulled_for_it(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "1.tar", [shell()])
+    layout = make_layout(tmp_path / "layout", [tar], tag="v1", architecture=derive_host_architecture())
+
+    def work(client: hypeman.Hypeman, api: Api, loop: asyncio.AbstractEventLoop) -> None:
+        name = "registry.example/new:v1"
+        api.host.registry.push(name, layout, "v1")
+        small = {"size": "96MB", "overlay_size": "64MB", "network": {"enabled": False}, "cmd": ["x"]}
+        made = client.instances.create(name="web", image=name, platform=host_platform(), **small)  # type: ignore[arg-type]
+        assert (made.image, api.host.vm().record.definition.image_pull) == (name, "missing")
+        with pytest.raises(hypeman.NotFoundError, match="in its registry"):
+            client.instances.create(name="b", image="registry.example/none:v1", **small)  # type: ignore[arg-type]
+        with pytest.raises(hypeman.BadRequestError, match="platform"):
+            client.instances.create(name="b", image=name, platform="linux/s390x", **small)  # type: ignore[arg-type]
+        assert [found.name for found in client.instances.list()] == ["web"]
 
     use_client(tmp_path, work)
 

@@ -3,16 +3,19 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from ipaddress import IPv4Interface
 
 import pytest
 
 from hypemand.api.create import MAX_PROBLEMS, CreateRequest, generate_name, parse_create
 from hypemand.api.failures import error_json
-from hypemand.config.definition import Definition, DefinitionDefaults, ImagePull, Restart, VolumeMount
+from hypemand.api.platforms import host_platform
+from hypemand.config.definition import Definition, DefinitionDefaults, Restart, VolumeMount
 from hypemand.config.names import is_name
 from hypemand.config.network import Bandwidth, NetworkConfig, NetworkUse
 from hypemand.errors import HypemandError, InvalidDefinition, InvalidRequest
+from hypemand.model.lifetime import Lifetime
 from tests.unit.api.harness import IMAGE, description
 
 LAN = {"lan": NetworkConfig("lan", "lan0", IPv4Interface("10.1.1.1/24"), None)}
@@ -37,10 +40,12 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
         "restart_policy": {"policy": "on_failure", "backoff": "30s", "max_attempts": 3},
         "network": {"enabled": False},
         "hypervisor": "qemu-microvm",
+        "platform": host_platform(),
+        "ttl": "1h30m",
         "volumes": [{"volume_id": "data", "mount_path": "/srv"}],
     }
     described = description().document["components"]["schemas"]["CreateInstance"]["properties"]
-    assert set(body) == set(described)
+    assert set(body) == set(described) - {"expires_at"}
     assert parse(body) == CreateRequest(
         Definition(
             name="web",
@@ -59,10 +64,14 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
             restart_backoff=30.0,
             restart_max_attempts=3,
             restart_stable_after=600.0,
-            image_pull=ImagePull.NEVER,
             network=None,
         ),
         start=True,
+        lifetime=Lifetime(5400.0),
+        patience=5.0,
+    )
+    assert parse(BASE | {"expires_at": "2999-01-01T01:00:00+01:00"}).lifetime == Lifetime(
+        at=datetime(2999, 1, 1, tzinfo=UTC).timestamp()
     )
 
 
@@ -70,9 +79,7 @@ def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
     defaults = DefinitionDefaults(vcpus=1)
     nulls: dict[str, object] = {"size": None, "gpu": None, "network": None, "restart_policy": None}
     for body in (BASE, BASE | nulls, BASE | {"network": {}, "restart_policy": {}}):
-        assert parse_create(body, defaults).definition == Definition(
-            "web", IMAGE, vcpus=1, image_pull=ImagePull.NEVER
-        )
+        assert parse_create(body, defaults).definition == Definition("web", IMAGE, vcpus=1)
     native = {"definition": {"image": IMAGE}, "name": "web"}
     assert parse_create(native, defaults).definition == Definition("web", IMAGE, vcpus=1)
 
@@ -80,14 +87,20 @@ def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
 @pytest.mark.parametrize(
     ("part", "keys"),
     [
-        ({"gpu": {}, "ttl": "1h"}, ["gpu", "ttl"]),
+        ({"gpu": {}, "disk_io_bps": "1MB/s"}, ["disk_io_bps", "gpu"]),
+        ({"ttl": "-1s"}, ["ttl"]),
+        ({"ttl": "infinity"}, ["ttl"]),
+        ({"ttl": 60}, ["ttl"]),
+        ({"ttl": "1h", "expires_at": "2999-01-01T00:00:00Z"}, ["ttl"]),
+        ({"expires_at": "2001-01-01T00:00:00Z"}, ["expires_at"]),
+        ({"expires_at": "2999-01-01T00:00:00"}, ["expires_at"]),
+        ({"expires_at": "soon"}, ["expires_at"]),
         ({"volumes": {}}, ["volumes"]),
         ({"volumes": [7]}, ["volumes[0]"]),
         ({"volumes": [{"mount_path": "/a"}]}, ["volumes[0].volume_id"]),
         ({"volumes": [{"volume_id": "UP", "mount_path": "a"}]},
          ["volumes[0].mount_path", "volumes[0].volume_id"]),
         ({"volumes": [{"volume_id": "a", "mount_path": "/a", "size": 1}]}, ["volumes[0].size"]),
-        ({"platform": "linux/amd64"}, ["platform"]),
         ({"memory": "1G"}, ["memory"]),
         ({"size": "a lot", "vcpus": 0}, ["size", "vcpus"]),
         ({"overlay_size": 1.5}, ["overlay_size"]),
@@ -123,6 +136,13 @@ def test_what_is_wrong_or_not_supported_is_refused_by_the_clients_name(
     with pytest.raises(InvalidDefinition) as caught:
         parse(BASE | part)
     assert sorted(p.key for p in caught.value.problems) == keys
+
+
+@pytest.mark.parametrize("platform", ["linux/s390x", "windows/amd64", "amd64", "linux/amd64/v2/x"])
+def test_another_platform_than_the_hosts_is_refused(platform: str) -> None:
+    with pytest.raises(InvalidRequest, match="platform: ") as caught:
+        parse(BASE | {"platform": platform})
+    assert caught.value.code == "invalid_platform"
 
 
 def test_every_field_that_the_published_client_can_send_is_known_by_name() -> None:

@@ -69,7 +69,7 @@ def test_tags_of_a_query_are_one_parameter_each() -> None:
         (CreateToken, {"name": "a", "tags": {"k": 1}}, "tags.k: 1 is not a string"),
         (CreateToken, {"name": "a", "expires": "0s"}, "expires: '0s' is not a time above zero"),
         (CreateImage, {"name": "a", "credentials": {"user": "x"}}, "unknown field of credentials: user"),
-        (CreateImage, {"name": "a", "credentials": {"username": "x"}}, "credentials.password: must be"),
+        (CreateImage, {"name": "a", "credentials": {"username": ""}}, "credentials.username: must be"),
         (CreateVolume, {"name": "a", "size_gb": "1"}, "size_gb: must be a whole number from 1 to 999999999"),
         (CreateVolume, {"name": "a", "size": True}, "size: is neither a string nor a number"),
         (ExecOpening, {"command": []}, "command: must be a list of at least one string"),

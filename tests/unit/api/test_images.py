@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -43,7 +44,37 @@ def test_images_are_listed_shown_and_removed(tmp_path: Path) -> None:
         assert (await api.ask("DELETE", used)).code == "in_use"
         assert (await api.ask("DELETE", "/images/spare")).status == 204
         assert (await api.ask("GET", "/images/spare")).code == "image_not_found"
-        assert (await api.ask("GET", "/images?tags[a]=b")).status == 400
+        assert (await api.ask("GET", "/images?tags=b")).status == 400
+
+    drive(tmp_path, scenario)
+
+
+def test_images_have_tags_by_which_they_are_selected(tmp_path: Path, layout: Path) -> None:
+    async def scenario(api: Api) -> None:
+        async def select(*pairs: tuple[str, str]) -> list[str]:
+            query = "&".join(f"tags%5B{quote(key, safe='')}%5D={quote(value)}" for key, value in pairs)
+            return [image["name"] for image in (await api.ask("GET", f"/images?{query}")).json]
+
+        api.host.registry.push(NEW, layout, "v1")
+        tags = {"team": "shop", "a b_.:/=+@-": "1"}
+        api.host.registry.gate.clear()
+        asked = await api.ask("POST", "/images", {"name": NEW, "tags": tags})
+        assert asked.json["tags"] == tags
+        # already while it is being pulled
+        assert await select(("team", "shop")) == [NEW]
+        api.host.registry.gate.set()
+        assert (await follow(api, NEW))[-1]["tags"] == tags
+        assert (await api.ask("GET", "/images/registry.example%2Fnew:v1")).json["tags"] == tags
+        assert await select(*tags.items()) == [NEW]
+        assert await select(("team", "other")) == []
+        # they are the name's: another name has none, and a pull without tags changes none
+        await api.ask("POST", "/images/registry.example%2Fnew:v1/tag", {"target": "other:v1"})
+        assert await select(("team", "shop")) == [NEW]
+        await api.ask("POST", "/images", {"name": NEW})
+        assert (await follow(api, NEW))[-1]["tags"] == tags
+        await api.ask("POST", "/images", {"name": NEW, "tags": {}})
+        assert (await follow(api, NEW))[-1]["tags"] == {}
+        assert await select(("team", "shop")) == []
 
     drive(tmp_path, scenario)
 
@@ -121,8 +152,11 @@ def test_what_cannot_be_pulled_is_refused_by_name(tmp_path: Path) -> None:
             ({}, "name"),
             ({"name": "Upper"}, "Upper"),
             ({"name": "app", "platform": "linux/s390x"}, "platform"),
-            ({"name": "app", "tags": {"a": "b"}}, "tags"),
-            ({"name": "app", "credentials": {"registry_token": "x"}}, "registry_token"),
+            ({"name": "app", "tags": {"a!": "b"}}, "tags"),
+            ({"name": "app", "tags": {"a": "b" * 257}}, "tags"),
+            ({"name": "app", "credentials": {"registry_token": "x y"}}, "registry_token"),
+            ({"name": "app", "credentials": {"registry_token": "x", "username": "y"}}, "registry_token"),
+            ({"name": "app", "credentials": {"password": "x"}}, "username"),
             ({"name": "app", "credentials": {"username": "x"}}, "password"),
             ({"name": "app", "credentials": "x"}, "credentials"),
         ):

@@ -225,8 +225,8 @@ def test_delete_without_grace_kills_first_but_not_what_it_may_not_delete(tmp_pat
 @pytest.mark.parametrize(
     ("target", "body", "words"),
     [
-        ("/instances/a/start", {"cmd": ["x"]}, "cmd"),
-        ("/instances/a/start", {"entrypoint": ["x"]}, "entrypoint"),
+        ("/instances/a/start", {"cmd": "true"}, "cmd"),
+        ("/instances/a/start", {"entrypoint": [1]}, "entrypoint"),
         ("/instances/a/start", {"wait": True}, "wait"),
         ("/instances/a/stop", {"timeout": "soon"}, "timeout"),
         ("/instances/a/stop", {"timeout": -1}, "timeout"),

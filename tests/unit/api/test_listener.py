@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import socket
 import ssl
 import subprocess
@@ -24,6 +25,7 @@ from hypemand.api.access import TokenGate
 from hypemand.api.listener import Listener
 from hypemand.api.server import HttpServer, make_app
 from hypemand.api.services import Limits
+from hypemand.api.unsupported import UNSUPPORTED
 from hypemand.config.listen import ListenConfig
 from hypemand.errors import HostNotReady
 from hypemand.model.state import State
@@ -201,6 +203,20 @@ def test_a_good_token_opens_everything_but_tokens_and_the_hosts_files(tmp_path: 
     over_tcp(tmp_path, scenario)
 
 
+def test_a_token_to_operate_starts_a_vm_with_its_own_program_alone(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        await place.api.host.put("off")
+        token, mine = await place.token(scope=Scope.OPERATE), await place.token("mine")
+        bodies: tuple[Json, ...] = ({"cmd": ["sh"]}, {"entrypoint": []})
+        for body in bodies:
+            assert await place.ask("POST", "/instances/off/start", token, body) == 403
+        assert await place.ask("PATCH", "/instances/off", token, {"ttl": "1s"}) == 403
+        assert place.api.host.vm("off").state is State.STOPPED
+        assert await place.ask("POST", "/instances/off/start", mine, {"cmd": ["sh"]}) == 200
+
+    over_tcp(tmp_path, scenario)
+
+
 def test_a_revoked_token_is_refused_at_once_on_connections_that_are_open(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
         token = await place.token()
@@ -238,16 +254,20 @@ READING = {
         "/health", "/openapi.yaml", "/instances", "/images", "/images/{name}", "/images/{name}/watch",
         # but not what is in them
         "/volumes", "/volumes/{volume}", "/df",
-        "/networks", "/networks/{network}",
+        "/networks", "/networks/{network}", "/capabilities", "/resources",
     )
-}  # fmt: skip
+} | set(UNSUPPORTED.values())  # fmt: skip
 OPERATING = READING | {
     *(("POST", f"{VM}/{verb}") for verb in ("start", "stop", "restart", "kill", "pause", "resume")),
     *(("GET", f"{VM}/{part}") for part in ("exec", "cp", "archive", "stat")),
     ("PUT", f"{VM}/archive"),
 }
 OF_SOME_VMS = {
-    route for route in OPERATING if VM in route[1] or route[1] in ("/health", "/openapi.yaml", "/instances")
+    route
+    for route in OPERATING
+    if VM in route[1]
+    or route[1] in ("/health", "/openapi.yaml", "/instances", "/capabilities")
+    or route in UNSUPPORTED.values()
 }
 ROOT_ONLY = {
     ("GET", "/tokens"),
@@ -277,7 +297,7 @@ def test_every_route_is_open_or_shut_for_each_scope_by_decision(
             assert route.resource is not None
             await restore(place.api.host)
             path = route.resource.canonical.replace("{ref}", "web").replace("{name}", "spare")
-            path = path.replace("{volume}", "data").replace("{network}", "lab")
+            path = re.sub(r"{\w+}", "n", path.replace("{volume}", "data").replace("{network}", "lab"))
             every.add((route.method, route.resource.canonical))
             headers = {"Authorization": f"Bearer {token}"}
             # a stream is open once its status is there

@@ -244,7 +244,7 @@ def test_tokens_are_made_listed_and_revoked_over_the_socket(tmp_path: Path) -> N
             {"name": "x", "scope": "operate", "vms": ["A b"]},
             {"name": "x", "scope": "operate", "vms": "web"},
             {"name": "x", "scope": "operate", "tags": {"a": 1}},
-            {"name": "x", "scope": "operate", "tags": {" ": "x"}},
+            {"name": "x", "scope": "operate", "tags": {"!": "x"}},
             {"name": "x", "scope": "operate", "vms": ["a"] * 33},
             {"name": "x", "scope": "admin", "vms": ["web"]},
             {"name": "x", "vms": ["web"]},

@@ -257,3 +257,8 @@ def test_show_of_a_property_that_is_not_there_is_an_error(daemon: Canned, cli: C
     done = cli.run("show", "web", "-p", "stat")
     assert done.returncode == 10
     assert "web has no property stat" in done.stderr
+
+
+def test_status_says_when_a_vm_is_deleted(daemon: Canned, cli: Cli) -> None:
+    daemon.add("web", expires_at="2999-01-31T12:00:00.000Z")
+    assert "Expires: Thu 2999-01-31 12:00:00 UTC, and is deleted then" in cli.run("status", "web").stdout

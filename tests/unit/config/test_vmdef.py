@@ -217,11 +217,7 @@ unit:
         ("restart: true", "restart: true is not one of the allowed values; write no, on-failure or always"),
         (
             "tags: {'': x}",
-            (
-                "tags.: is not a valid key: ''; "
-                "write 1 to 63 letters, digits, '.', '_', '/' and '-', "
-                "starting and ending with a letter or digit"
-            ),
+            ("tags.: is not a valid key: ''; write 1 to 128 letters, digits, spaces and '_.:/=+@-'"),
         ),
         ("unit: {Environment: A=1}", "unit.Environment: cannot be set here"),
         ("unit: {nice: 5}", "unit.nice: cannot be set here; did you mean Nice?"),

@@ -266,7 +266,7 @@ def test_a_fill_that_fails_while_a_vmm_has_the_volume_says_what_failed(daemon: D
                 holding.enter_context(locked(volume.disk))
                 raise NotFound("there is no image")
 
-            daemon.images.have = take_volume  # type: ignore[method-assign]
+            daemon.images.have_within = take_volume  # type: ignore[method-assign]
             with pytest.raises(NotFound, match="there is no image"):
                 async with daemon.volumes.fill_volume("data", 16 * MIB, {}, None):
                     pass

@@ -20,7 +20,7 @@ from hypemand.model.images import Credentials, ImageInfo, PullStatus, derive_hos
 from hypemand.run import Completed
 from hypemand.storage.images import STAGING
 from hypemand.storage.store import ImageStore, ImageUse
-from hypemand.storage.tools import DirectTools
+from hypemand.storage.tools import DirectTools, RegistryAuth
 from tests.unit.storage.fakeregistry import FakeRegistry
 from tests.unit.storage.support import make_layout, make_tar, member, shell
 
@@ -202,9 +202,17 @@ class OneWork(DirectTools):
         self._registry = registry
 
     def fetch(
-        self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        auth: RegistryAuth | None = None,
+        token_option: str = "",
     ) -> Completed:
-        return self._registry.fetch(argv, folder=folder, timeout=timeout, credentials=credentials)
+        return self._registry.fetch(
+            argv, folder=folder, timeout=timeout, auth=auth, token_option=token_option
+        )
 
 
 def test_who_waits_for_a_content_that_another_registry_drips_counts_as_waiting_and_can_give_up(
@@ -287,6 +295,36 @@ def test_credentials_are_in_memory_for_one_pull(tmp_path: Path, layout: Path) ->
         assert b64decode(document["auths"]["registry.example"]["auth"]) == b"me:secret"
         assert not [name for name in os.listdir(tmp_path) if name.startswith("auth-")]
         assert "secret" not in repr(Credentials("me", "secret"))
+
+    drive(tmp_path, layout, scenario)
+
+
+def test_a_bearer_token_is_in_memory_for_one_pull_and_in_no_description_of_it(
+    tmp_path: Path, layout: Path
+) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        await images.pull_image(NAME, Credentials(token="secret"))  # noqa: S106 - of no registry
+        async for _ in images.watch_image(NAME):
+            pass
+        assert set(registry.credentials) == {"--registry-tokensecret", "--src-registry-tokensecret"}
+        assert not [name for name in os.listdir(tmp_path) if name.startswith("auth-")]
+        assert "secret" not in repr(Credentials(token="secret"))  # noqa: S106
+
+    drive(tmp_path, layout, scenario)
+
+
+def test_a_pull_is_waited_for_so_long_and_goes_on(tmp_path: Path, layout: Path) -> None:
+    async def scenario(images: Images, registry: FakeRegistry) -> None:
+        registry.gate.clear()
+        with pytest.raises(ImageNotReady, match="is not ready yet: pulling"):
+            await images.have_within(0.5, NAME, ImagePull.MISSING)
+        with pytest.raises(ImageNotReady):
+            await images.have_within(0.01, NAME, ImagePull.MISSING)
+        assert len([question for question in registry.asked if question.startswith("copy")]) == 1
+        registry.gate.set()
+        assert (await images.have_within(20.0, NAME, ImagePull.MISSING)).name == NAME
+        with pytest.raises(NotFound):
+            await images.have_within(20.0, "registry.example/none:v1", ImagePull.MISSING)
 
     drive(tmp_path, layout, scenario)
 

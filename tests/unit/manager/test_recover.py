@@ -229,7 +229,7 @@ def test_what_it_runs_with_is_known_from_before() -> None:
         await host.restart_daemon(change)
         await host.reload()
         assert host.vm().needs_restart
-        assert host.vm().committed_memory == 96 * 1024 * 1024
+        assert [held.memory for _, held in host.parts.fleet.list_held()] == [96 * 1024 * 1024]
         await host.manager.restart_vm("web")
         await host.until(State.RUNNING)
         assert not host.vm().needs_restart
@@ -251,7 +251,7 @@ def test_without_a_bus_all_is_unknown_and_held_until_it_is_back() -> None:
         await host.restart_daemon(lose)
         for name in ("web", "db", "job"):
             assert host.vm(name).state is State.UNKNOWN
-            assert host.vm(name).committed_memory
+            assert host.vm(name).held
         assert (host.config.runtime_dir / "vms/web").exists()
         host.systemd.find_bus()
         await host.until(State.RUNNING)

@@ -164,7 +164,7 @@ def test_a_start_takes_the_definition_that_it_began_with() -> None:
         await host.daemon.reloader.reload(sync_networks=False)
         gate.set()
         await host.until(State.RUNNING)
-        assert host.vm().committed_memory == 96 * 1024 * 1024
+        assert [held.memory for _, held in host.parts.fleet.list_held()] == [96 * 1024 * 1024]
         assert host.vm().needs_restart
 
     drive(scenario)

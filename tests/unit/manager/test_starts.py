@@ -129,7 +129,7 @@ class FakeImages:
     async def find_for(self, _name: str, _digest: str) -> Image:
         return self.image
 
-    async def have(self, *_args: object) -> Image:
+    async def have_within(self, *_args: object) -> Image:
         return self.image
 
     async def keep(self, image: Image) -> Image:

@@ -128,7 +128,7 @@ def holds(host: FakeHost) -> list[str]:
     vm = host.parts.fleet.find("web")
     if vm is not None:
         held += ["lease"] if vm.record.lease is not None else []
-        held += ["memory"] if vm.committed_memory else []
+        held += ["memory"] if vm.held is not None else []
     disk = host.config.state_dir / "vms/web/disk.ext4"
     return held + (["disk"] if disk.is_file() else [])
 

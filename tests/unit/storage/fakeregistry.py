@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hypemand.errors import WrongState
 from hypemand.run import CommandFailed, Completed, run
-from hypemand.storage.tools import DirectTools
+from hypemand.storage.tools import DirectTools, RegistryAuth
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 
@@ -65,11 +65,17 @@ class FakeRegistry(DirectTools):
             raise WrongState("this was cancelled")
 
     def fetch(
-        self, argv: Sequence[str], *, folder: Path, timeout: float, credentials: Path | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        timeout: float,
+        auth: RegistryAuth | None = None,
+        token_option: str = "",
     ) -> Completed:
         """What skopeo would have said."""
-        if credentials is not None:
-            self.credentials.append(credentials.read_text())
+        if auth is not None:
+            self.credentials.append(f"{token_option if auth.is_token else ''}{auth.path.read_text()}")
         if self.failure:
             self._fail(argv, self.failure)
         copies = "copy" in argv

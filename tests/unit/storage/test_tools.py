@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from hypemand.storage.tools import (
+    DirectTools,
+    RegistryAuth,
     UnitTools,
     _secret_environment,
     find_link_local_servers,
@@ -80,3 +82,34 @@ def test_link_local_name_servers_stay_open(tmp_path: Path) -> None:
     )
     assert find_link_local_servers(file) == ["169.254.169.253", "fe80::1"]
     assert find_link_local_servers(tmp_path / "none") == []
+
+
+SHOWN = """#!/bin/sh
+for word; do echo "$word"; done
+"""
+
+
+def test_a_bearer_token_is_in_the_option_of_the_tool_alone(tmp_path: Path) -> None:
+    program, file = tmp_path / "tool", tmp_path / "token"
+    program.write_text(SHOWN)
+    program.chmod(0o755)
+    file.write_text("a.b~c$HOME")
+    words = [str(program), "inspect", "two words"]
+    auth = RegistryAuth(file, is_token=True)
+    done = DirectTools().fetch(words, folder=tmp_path, timeout=10, auth=auth, token_option="--token")  # noqa: S106
+    assert done.stdout.decode().splitlines() == ["inspect", "two words", "--token=a.b~c$HOME"]
+
+
+def test_a_bearer_token_is_in_no_property_of_a_unit(fake_run: Path) -> None:
+    folder, file = fake_run / "work", fake_run / "token"
+    folder.mkdir()
+    file.write_text("secret")
+    auth = RegistryAuth(file, is_token=True)
+    tools = UnitTools("abc", fake_run / "state")
+    tools.fetch(["cat", "x"], folder=folder, timeout=10, auth=auth, token_option="--token")  # noqa: S106
+    given = (fake_run / "argv").read_text()
+    assert "secret" not in given
+    assert f"LoadCredential=auth.json:{file}" in given
+    assert "REGISTRY_AUTH_FILE" not in given
+    assert given.split("--\n", 1)[1].splitlines()[1:2] == ["-c"]
+    assert given.splitlines()[-3:] == ["--token", "cat", "x"]

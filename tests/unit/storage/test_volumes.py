@@ -86,7 +86,7 @@ def test_a_volume_whose_root_cannot_be_set_is_none(tmp_path: Path) -> None:
         ("a", 16 * MIB, {}, "../x", "id"),
         ("a", MIB, {}, None, "size: 1M is not a valid size; give 16M to 16T"),
         ("a", 2**60, {}, None, "size"),
-        ("a", 16 * MIB, {"-": "x"}, None, "tags"),
+        ("a", 16 * MIB, {"!": "x"}, None, "tags"),
         ("a", 16 * MIB, {"x": "two\nlines"}, None, "tags"),
     ],
 )

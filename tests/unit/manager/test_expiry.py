@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs whose lifetime is over are deleted: once, unless that was changed, and with no timer for the others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from hypemand.errors import HostNotReady, WrongState
+from hypemand.manager.expiry import Expiry
+from hypemand.model.lifetime import Lifetime
+from hypemand.model.state import Operation, State
+from hypemand.vm.vm import Vm
+from tests.fakes.host import FakeHost, define, drive
+
+SOON = 0.15
+
+
+async def create(host: FakeHost, ttl: float, *, start: bool = False) -> None:
+    await host.manager.create_vm(define(), start=start, lifetime=Lifetime(ttl))
+    if start:
+        await host.until(State.RUNNING)
+
+
+async def until_gone(host: FakeHost) -> None:
+    await host.until_true(lambda: host.parts.fleet.find("web") is None)
+
+
+def is_armed(host: FakeHost) -> bool:
+    """Will something of it wake the daemon?"""
+    expiry = host.manager.expiry
+    return expiry._timer is not None or expiry._steps is not None
+
+
+def test_a_vm_that_runs_is_ended_and_deleted_when_its_time_is_over() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await create(host, 0.6, start=True)
+        await until_gone(host)
+        host.check_gone()
+        assert not is_armed(host)
+
+    drive(scenario)
+
+
+def test_nothing_wakes_up_where_no_vm_has_an_end() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await create(host, 0.0)
+        assert not is_armed(host)
+        await host.manager.set_lifetime("web", Lifetime(3600.0))
+        assert is_armed(host)
+        await host.manager.set_lifetime("web", Lifetime())
+        assert not is_armed(host)
+        await host.manager.set_lifetime("web", Lifetime(3600.0))
+        await host.manager.delete_vm("web")
+        assert not is_armed(host)
+
+    drive(scenario)
+
+
+def test_the_end_is_looked_at_again_when_nothing_else_is_done_with_the_vm() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await create(host, SOON)
+        vm = host.vm()
+        async with vm.operations.hold(Operation.CHANGE):
+            await host.until_true(lambda: vm.record.id in host.manager.expiry._ending)
+            # as by a change that began before
+            await host.parts.records.set_end("web", time.time() + 3600)
+        await host.until_true(lambda: not host.manager.expiry._ending)
+        assert host.vm() is vm
+        assert vm.record.expires_at is not None
+
+    drive(scenario)
+
+
+def test_a_vm_that_is_busy_is_deleted_afterwards_and_changes_no_more() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await create(host, SOON)
+        # who would wait for the end of an export is refused
+        async with host.vm().operations.hold(Operation.EXPORT):
+            await asyncio.sleep(2 * SOON)
+            assert host.parts.fleet.find("web") is not None
+        await until_gone(host)
+
+    drive(scenario)
+
+
+def test_after_its_end_nothing_changes_it() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await create(host, 3600.0)
+        await host.parts.records.set_end("web", time.time() - 1)
+        with pytest.raises(WrongState, match="has expired"):
+            await host.manager.set_lifetime("web", Lifetime(3600.0))
+
+    drive(scenario)
+
+
+def test_a_daemon_that_starts_deletes_what_has_expired_meanwhile() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await create(host, 0.8, start=True)
+
+        async def wait() -> None:
+            await asyncio.sleep(1.0)
+
+        await host.restart_daemon(wait)
+        await until_gone(host)
+        host.check_gone()
+
+    drive(scenario)
+
+
+def test_a_file_that_defines_a_vm_ends_its_lifetime() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await create(host, 3600.0)
+        host.write()
+        await host.reload()
+        assert host.vm().record.expires_at is None
+        assert not is_armed(host)
+
+    drive(scenario)
+
+
+def test_a_deletion_that_fails_is_tried_again() -> None:
+    async def scenario(host: FakeHost) -> None:
+        tried: list[str] = []
+
+        async def delete(vm: Vm) -> None:
+            tried.append(vm.name)
+            if len(tried) == 1:
+                raise HostNotReady("no bus")
+            await host.parts.records.set_end(vm.name, None)
+
+        await create(host, 3600.0)
+        await host.parts.records.set_end("web", time.time() - 1)
+        expiry = Expiry(host.parts.fleet, delete, retry=0.05)
+        expiry.begin()
+        await host.until_true(lambda: len(tried) == 2)
+        await expiry.close()
+
+    drive(scenario)
+
+
+def test_a_clock_that_is_set_forward_is_followed() -> None:
+    async def scenario(host: FakeHost) -> None:
+        ahead, deleted = 0.0, asyncio.Event()
+
+        async def delete(vm: Vm) -> None:
+            deleted.set()
+            await host.parts.records.set_end(vm.name, None)
+
+        await create(host, 3600.0)
+        expiry = Expiry(host.parts.fleet, delete, clock=lambda: time.time() + ahead)
+        expiry.begin()
+        assert expiry._steps is not None
+        await asyncio.sleep(0.05)
+        assert not deleted.is_set()
+        ahead = 7200.0
+        expiry._steps._on_step()
+        async with asyncio.timeout(5):
+            await deleted.wait()
+        await expiry.close()
+
+    drive(scenario)
