@@ -102,8 +102,7 @@ def _check_files(words: list[str]) -> tuple[list[Problem], list[Finding]]:
 
 
 def load_config() -> tuple[HostConfig, Networks | None]:
-    """The host's configuration and networks. A broken one is not what was asked about: its own check tells of
-    it."""
+    """The host's configuration and networks; None where that has errors, which its own check reports."""
     with contextlib.suppress(InvalidDefinition):
         config = load_host_config()
         return config, config.networks

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hypemand.cli.client import Client
+from hypemand.cli.client import Client, Json
 from hypemand.cli.exitcode import ExitCode, derive_exit_code
-from hypemand.cli.terminal import print_error
-from hypemand.errors import HypemandError
+from hypemand.cli.spec import Format
+from hypemand.cli.terminal import print_error, print_json
+from hypemand.errors import HypemandError, InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,29 @@ class Context:
     def wants_json(self) -> bool:
         """Is one JSON document asked for, and nothing else?"""
         return bool(getattr(self.args, "json", False))
+
+    @property
+    def output(self) -> Format | None:
+        """The format that is asked for; None: that for people. Raises InvalidRequest."""
+        chosen = Format(self.args.output) if self.args.output else None
+        if self.args.json and chosen not in (None, Format.JSON):
+            raise InvalidRequest(f"--json cannot be combined with -o {chosen}", hint="omit one of them")
+        return Format.JSON if self.args.json else chosen
+
+    @property
+    def wants_document(self) -> bool:
+        """Is one document asked for, and nothing else?"""
+        return self.output in (Format.JSON, Format.YAML)
+
+    def print_document(self, value: Json) -> None:
+        """One document on standard output, in YAML if that is asked for."""
+        if self.output is not Format.YAML:
+            print_json(value)
+            return
+        # takes longer to import than hypemanctl may take to start
+        from hypemand.config.source import format_yaml
+
+        sys.stdout.write(format_yaml(value))
 
 
 def explain(error: HypemandError) -> str:

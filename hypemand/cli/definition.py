@@ -14,7 +14,7 @@ from hypemand.cli.check import load_config
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import find_effective, get_instance
-from hypemand.cli.terminal import GREEN, RED, paint, print_json
+from hypemand.cli.terminal import GREEN, RED, paint
 from hypemand.config.definition import LIVE_KEYS, DefinitionDefaults
 from hypemand.config.schemafile import load_schema
 from hypemand.config.source import format_yaml
@@ -47,9 +47,9 @@ def diff(context: Context) -> int:
     if instance.definition_file is not None and instance.needs_reload:
         name = instance.definition_file
         after = _load_file(Path(name), instance)
-    if context.wants_json:
+    if context.wants_document:
         changes = dict(_list_changes(before, after))
-        print_json(changes)
+        context.print_document(changes)
         return ExitCode.FAILURE if changes else ExitCode.OK
     old, new = (format_definition(each).splitlines() for each in (before, after))
     running = "running" if instance.main_pid is not None else "loaded"

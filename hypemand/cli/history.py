@@ -8,7 +8,7 @@ import sys
 from hypemand.cli.client import parse_all
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.terminal import print_json, print_table
+from hypemand.cli.terminal import print_table
 from hypemand.cli.values import escape_controls, format_milliseconds, format_second
 from hypemand.model.answers.instance import Run
 
@@ -19,8 +19,8 @@ def show_history(context: Context) -> int:
     """A table of runs, the last one below, or JSON."""
     answer = context.client.get("instances", context.args.name, "history")
     runs = parse_all(Run, answer)
-    if context.wants_json:
-        print_json(answer)
+    if context.wants_document:
+        context.print_document(answer)
     elif runs:
         print_table(
             None if context.args.no_legend else _HEADER, [_row(run) for run in runs], [None] * len(runs)

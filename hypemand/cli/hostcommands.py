@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypemand.cli.options import JSON, SCOPES
+from hypemand.cli.options import JSON, SCOPES, SHOWS, SHOWS_TABLE
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _VOLUME = Argument("VOLUME", "the volume: name, id, or unique prefix of the id", completes=Completes.VOLUME)
@@ -32,7 +32,7 @@ SPACE = (
         options=(
             Option(("-q", "--quiet"), "print names only"),
             Option(("--no-legend",), "do not print the header line"),
-            JSON,
+            *SHOWS_TABLE,
         ),
     ),
     Command(
@@ -40,7 +40,7 @@ SPACE = (
         "show the details of a volume",
         "volume:inspect",
         arguments=(_VOLUME,),
-        options=(JSON,),
+        options=SHOWS,
     ),
     Command(
         ("volume", "rm"),
@@ -103,7 +103,7 @@ SPACE = (
         ("df",),
         "show the disk usage of hypemand",
         "volume:show_space",
-        options=(Option(("--no-legend",), "do not print the header line"), JSON),
+        options=(Option(("--no-legend",), "do not print the header line"), *SHOWS),
     ),
 )
 
@@ -115,7 +115,7 @@ NETWORKS = (
         options=(
             Option(("-q", "--quiet"), "print names only"),
             Option(("--no-legend",), "do not print the header line"),
-            JSON,
+            *SHOWS,
         ),
     ),
     Command(
@@ -123,7 +123,7 @@ NETWORKS = (
         "show the details of a network and the addresses of its VMs",
         "network:inspect",
         arguments=(Argument("NETWORK", "the network", completes=Completes.NETWORK),),
-        options=(JSON,),
+        options=SHOWS,
     ),
 )
 
@@ -137,7 +137,7 @@ IMAGES = (
         options=(
             Option(("-q", "--quiet"), "print names only"),
             Option(("--no-legend",), "do not print the header line"),
-            JSON,
+            *SHOWS_TABLE,
         ),
     ),
     Command(
@@ -145,7 +145,7 @@ IMAGES = (
         "show the details of an image",
         "image:inspect",
         arguments=(_IMAGE,),
-        options=(JSON,),
+        options=SHOWS,
     ),
     Command(
         ("image", "pull"),
@@ -243,7 +243,7 @@ TOKENS = (
         ("token", "list"),
         "list tokens",
         "token:list_tokens",
-        options=(Option(("--no-legend",), "do not print the header line"), JSON),
+        options=(Option(("--no-legend",), "do not print the header line"), *SHOWS),
     ),
     Command(
         ("token", "revoke"),

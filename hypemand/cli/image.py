@@ -17,6 +17,7 @@ from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.progress import Progress
 from hypemand.cli.pull import pull_image
+from hypemand.cli.spec import Format
 from hypemand.cli.terminal import RED, LiveLine, print_json, print_table
 from hypemand.cli.values import escape_controls, format_bytes, format_minute
 from hypemand.errors import InvalidRequest
@@ -24,6 +25,7 @@ from hypemand.model.answers.image import Image, PruneReport
 from hypemand.model.images import PullStatus
 
 _HEADER = ("NAME", "STATUS", "SIZE", "PLATFORM", "CREATED", "DIGEST")
+_WIDE_HEADER = (*_HEADER, "VMS")
 _BLOCK = 256 * 1024
 _DIGEST_LENGTH = 19  # sha256: and twelve digits
 
@@ -31,34 +33,37 @@ _DIGEST_LENGTH = 19  # sha256: and twelve digits
 def list_images(context: Context) -> int:
     """A table of images, or their names, or JSON."""
     images = parse_all(Image, context.client.get("images"))
-    if context.wants_json:
-        print_json([image.document for image in images])
+    if context.wants_document:
+        context.print_document([image.document for image in images])
     elif context.args.quiet:
         for image in images:
             print(escape_controls(image.name))
     elif images:
         colours = [RED if image.status == PullStatus.FAILED else None for image in images]
-        print_table(None if context.args.no_legend else _HEADER, [_row(image) for image in images], colours)
+        wide = context.output is Format.WIDE
+        header = None if context.args.no_legend else _WIDE_HEADER if wide else _HEADER
+        print_table(header, [_row(image, wide=wide) for image in images], colours)
     elif sys.stdout.isatty():
         print("No images.")
     return ExitCode.OK
 
 
-def _row(image: Image) -> list[str]:
+def _row(image: Image, *, wide: bool) -> list[str]:
+    digest = image.digest or "-"
     cells = [
         image.name,
         image.status,
         format_bytes(image.size_bytes),
         image.platform or "-",
         format_minute(image.created_at),
-        (image.digest or "-")[:_DIGEST_LENGTH],
+        *([digest, ",".join(image.in_use_by) or "-"] if wide else [digest[:_DIGEST_LENGTH]]),
     ]
     return [escape_controls(cell) for cell in cells]
 
 
 def inspect(context: Context) -> int:
-    """Details of one image. The document is JSON with or without --json."""
-    print_json(context.client.get("images", context.args.image))
+    """Details of one image. The document is JSON unless YAML is asked for."""
+    context.print_document(context.client.get("images", context.args.image))
     return ExitCode.OK
 
 

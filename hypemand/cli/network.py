@@ -8,7 +8,7 @@ import sys
 from hypemand.cli.client import parse_all
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.terminal import GREEN, RED, YELLOW, print_json, print_table
+from hypemand.cli.terminal import GREEN, RED, YELLOW, print_table
 from hypemand.cli.values import escape_controls
 from hypemand.model.answers.network import HostNetwork
 
@@ -19,8 +19,8 @@ def list_networks(context: Context) -> int:
     """A table of networks, or their names, or JSON."""
     answer = context.client.get("networks")
     networks = parse_all(HostNetwork, answer)
-    if context.wants_json:
-        print_json(answer)
+    if context.wants_document:
+        context.print_document(answer)
     elif context.args.quiet:
         for network in networks:
             print(escape_controls(network.name))
@@ -69,6 +69,6 @@ def _find_colour(network: HostNetwork) -> str:
 
 
 def inspect(context: Context) -> int:
-    """Details of one network. The document is JSON with or without --json."""
-    print_json(context.client.get("networks", context.args.network))
+    """Details of one network. The document is JSON unless YAML is asked for."""
+    context.print_document(context.client.get("networks", context.args.network))
     return ExitCode.OK

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from hypemand.cli.spec import Completes, Option
+from dataclasses import replace
+
+from hypemand.cli.spec import Completes, Format, Option
 from hypemand.config.imagepull import ImagePull
 from hypemand.model.logs import LogSource
 from hypemand.model.state import State
@@ -13,6 +15,8 @@ STATES = tuple(map(str, State))
 SOURCES = tuple(map(str, LogSource))
 SCOPES = tuple(map(str, Scope))
 PULLS = tuple(map(str, ImagePull))
+# of list --filter
+FILTERS = ("tag", "state", "image")
 
 SOCKET = Option(
     ("--socket",),
@@ -26,3 +30,14 @@ GLOBAL_OPTIONS = (HELP, VERSION, SOCKET)
 COMMON_OPTIONS = (HELP, SOCKET)
 
 JSON = Option(("--json",), "print one JSON document")
+_OUTPUT = Option(
+    ("-o", "--output"), "print one document: json or yaml", "FORMAT", choices=(Format.JSON, Format.YAML)
+)
+# of commands that show something, and of those whose table has more columns
+SHOWS = (_OUTPUT, JSON)
+SHOWS_TABLE = (
+    replace(
+        _OUTPUT, help="print one document: json or yaml; wide: more columns", choices=tuple(map(str, Format))
+    ),
+    JSON,
+)

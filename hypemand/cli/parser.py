@@ -12,7 +12,7 @@ from hypemand.cli import values
 from hypemand.cli.commands import COMMANDS, find_command, list_group
 from hypemand.cli.exitcode import ExitCode, format_exit_codes
 from hypemand.cli.hints import find_command_hint, find_option_hints
-from hypemand.cli.options import COMMON_OPTIONS, GLOBAL_OPTIONS, HELP, SOCKET
+from hypemand.cli.options import COMMON_OPTIONS, FILTERS, GLOBAL_OPTIONS, HELP, SOCKET
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 from hypemand.model.state import State
 
@@ -68,6 +68,14 @@ def parse_state(text: str) -> State:
     raise ValueError(f"not a state: {text!r}; use one of: {', '.join(State)}")
 
 
+def parse_filter(text: str) -> tuple[str, str]:
+    """`tag=KEY`, `tag=KEY=VALUE`, `state=STATE` or `image=PATTERN`."""
+    key, _, value = text.partition("=")
+    if key not in FILTERS or not value:
+        raise ValueError(f"not a filter: {text!r}; use tag=KEY, tag=KEY=VALUE, state=STATE or image=IMAGE")
+    return key, str(parse_state(value)) if key == "state" else value
+
+
 _PARSERS: dict[Kind, Callable[[str], object]] = {
     Kind.TEXT: str,
     Kind.COUNT: values.parse_count,
@@ -76,6 +84,7 @@ _PARSERS: dict[Kind, Callable[[str], object]] = {
     Kind.SIGNAL: values.parse_signal,
     Kind.STATE: parse_state,
     Kind.PAIR: values.parse_pair,
+    Kind.FILTER: parse_filter,
 }
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 from hypemand.cli.client import parse
@@ -24,13 +25,17 @@ from hypemand.cli.instance import (
     has_failed,
     list_instances,
 )
-from hypemand.cli.terminal import BOLD, DIM, RED, YELLOW, paint, print_json, print_table
+from hypemand.cli.options import FILTERS
+from hypemand.cli.spec import Format
+from hypemand.cli.terminal import BOLD, DIM, RED, YELLOW, paint, print_table
 from hypemand.cli.values import (
     escape_controls,
     escape_line,
     format_bytes,
     format_milliseconds,
+    format_minute,
     format_seconds,
+    format_tags,
     parse_moment,
 )
 from hypemand.errors import HypemandError, InvalidRequest, NotFound
@@ -42,6 +47,7 @@ STATUS_LINES = 10
 _HEADER = (
     "NAME", "STATE", "READY", "ADDRESS", "PORTS", "IMAGE", "MEMORY", "VCPUS", "RESTARTS", "EXIT", "NOTE"
 )  # fmt: skip
+_WIDE_HEADER = (*_HEADER[:-1], "ID", "GROUP", "CREATED", "TAGS", _HEADER[-1])
 _PORTS_AT = _HEADER.index("PORTS")
 # of a VM that publishes more, the rest is counted
 _MAX_PORTS = 4
@@ -62,37 +68,63 @@ def list_vms(context: Context) -> int:
     """A table of VMs, or their names, or JSON."""
     args = context.args
     instances, failure = _get_named_or_all(context)
-    if args.state:
-        instances = [i for i in instances if i.state in args.state]
-    if context.wants_json:
-        print_json([instance.document for instance in instances])
+    instances = [i for i in instances if _is_listed(i, args.state, args.filter)]
+    if context.wants_document:
+        context.print_document([instance.document for instance in instances])
     elif args.quiet:
         for instance in instances:
             print(escape_controls(instance.name))
     elif instances:
         colours = [find_state_colour(i.state, failed=has_failed(i)) for i in instances]
-        rows = [_list_row(i) for i in instances]
-        header, *rows = _drop_unused_ports([list(_HEADER), *rows])
+        wide = context.output is Format.WIDE
+        rows = [_list_row(i, wide=wide) for i in instances]
+        header, *rows = _drop_unused_ports([list(_WIDE_HEADER if wide else _HEADER), *rows])
         print_table(None if args.no_legend else header, rows, colours)
     elif sys.stdout.isatty():
         print("No VMs.")
     return failure
 
 
-def _list_row(instance: Instance) -> list[str]:
+def _is_listed(instance: Instance, states: Sequence[State], filters: Sequence[tuple[str, str]]) -> bool:
+    """Is it in one of the states, of one of the images, and has it all of the tags?"""
+    wanted = {key: [value for name, value in filters if name == key] for key in FILTERS}
+    images = wanted["image"]
+    return (
+        (not states or instance.state in states)
+        and (not wanted["state"] or instance.state in wanted["state"])
+        and (not images or any(fnmatchcase(instance.image or "", image) for image in images))
+        and all(_has_tag(instance, tag) for tag in wanted["tag"])
+    )
+
+
+def _has_tag(instance: Instance, tag: str) -> bool:
+    """`KEY`, or `KEY=VALUE`; a key may have = in it, too."""
+    return tag in instance.tags or any(tag == f"{key}={value}" for key, value in instance.tags.items())
+
+
+def _list_row(instance: Instance, *, wide: bool) -> list[str]:
     code = instance.exit_code
+    notes = ", ".join([*_notes_of_runs(instance), *_notes(instance)])
+    network = instance.network
+    more = [
+        instance.id,
+        (network.group if network is not None else None) or "-",
+        format_minute(instance.created_at),
+        format_tags(instance.tags),
+    ]
     cells = [
         instance.name,
         instance.state,
         format_milliseconds(instance.ready_ms),
         _find_address(instance) or "-",
-        _describe_ports(instance) or "-",
+        _describe_ports(instance, most=None if wide else _MAX_PORTS) or "-",
         instance.image or "-",
         format_bytes(find_memory(instance)),
         str(instance.vcpus or "-"),
         "0" if instance.restart_status is None else str(instance.restart_status.attempts),
         "-" if code is None else str(code),
-        _shorten(", ".join([*_notes_of_runs(instance), *_notes(instance)])),
+        *(more if wide else []),
+        notes if wide else _shorten(notes),
     ]
     return [escape_controls(cell) for cell in cells]
 
@@ -104,12 +136,12 @@ def _drop_unused_ports(table: list[list[str]]) -> list[list[str]]:
     return [row[:_PORTS_AT] + row[_PORTS_AT + 1 :] for row in table]
 
 
-def _describe_ports(instance: Instance) -> str:
-    """Ports of the host that lead to it now, in one word."""
+def _describe_ports(instance: Instance, *, most: int | None) -> str:
+    """Ports of the host that lead to it now, in one word. `most`: the rest is counted."""
     network = instance.network
     ports = network.publish if network is not None and network.interface else ()
-    more = [f"+{len(ports) - _MAX_PORTS}"] if len(ports) > _MAX_PORTS else []
-    return ",".join([*ports[:_MAX_PORTS], *more])
+    more = [f"+{len(ports) - most}"] if most is not None and len(ports) > most else []
+    return ",".join([*ports[:most], *more])
 
 
 def _find_address(instance: Instance) -> str | None:
@@ -145,8 +177,8 @@ def show_status(context: Context) -> int:
     """What VMs do, in words, with the last lines of their consoles."""
     args = context.args
     instances, failure = _get_named_or_all(context)
-    if context.wants_json:
-        print_json([instance.document for instance in instances])
+    if context.wants_document:
+        context.print_document([instance.document for instance in instances])
     else:
         wanted = STATUS_LINES if args.lines is None else args.lines
         for index, instance in enumerate(instances):
@@ -292,8 +324,8 @@ def show_properties(context: Context) -> int:
                 hint="see: hypemanctl show NAME",
             )
         document = flat
-    if context.wants_json:
-        print_json(document)
+    if context.wants_document:
+        context.print_document(document)
         return ExitCode.OK
     for key, value in flat.items():
         text = _format_property(value)
@@ -305,8 +337,8 @@ def _print_definition(context: Context, instance: Instance) -> int:
     """It as the text of a definition file."""
     if context.args.property or context.args.value:
         raise InvalidRequest("--definition prints all of it", hint="omit --property and --value")
-    if context.wants_json:
-        print_json(instance.definition)
+    if context.wants_document:
+        context.print_document(instance.definition)
         return ExitCode.OK
     from hypemand.cli.definition import format_definition
 

@@ -36,6 +36,15 @@ class Kind(StrEnum):
     SIGNAL = "signal"
     STATE = "state"
     PAIR = "pair"
+    FILTER = "filter"
+
+
+class Format(StrEnum):
+    """How something is shown that is not shown for people, and the table with more columns."""
+
+    JSON = "json"
+    YAML = "yaml"
+    WIDE = "wide"
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,8 @@ def list_tokens(context: Context) -> int:
     """A table of tokens, or JSON."""
     answer = context.client.get("tokens")
     tokens = parse_all(TokenInfo, answer)
-    if context.wants_json:
-        print_json(answer)
+    if context.wants_document:
+        context.print_document(answer)
     elif tokens:
         colours = [RED if token.expired else None for token in tokens]
         print_table(None if context.args.no_legend else _HEADER, [_row(token) for token in tokens], colours)

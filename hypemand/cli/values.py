@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import signal
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from hypemand.config.durations import parse_duration
@@ -111,6 +112,11 @@ def format_seconds(seconds: float, between: str = " ") -> str:
         if number:
             parts.append(f"{number}{unit}")
     return between.join(parts[:2]) or "0s"
+
+
+def format_tags(tags: Mapping[str, str]) -> str:
+    """`KEY=VALUE,...` as one word: blanks in it are escaped; `-` for none."""
+    return ",".join(f"{key}={value}" for key, value in tags.items()).replace(" ", "\\x20") or "-"
 
 
 def escape_controls(text: str) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.options import JSON, PULLS, SOURCES
+from hypemand.cli.options import JSON, PULLS, SHOWS, SHOWS_TABLE, SOURCES
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _ONE_VM = Argument("NAME", "the VM: name, id, or unique prefix of the id", completes=Completes.VM)
@@ -87,7 +87,14 @@ INSPECT = (
                 repeat=True,
                 completes=Completes.STATE,
             ),
-            JSON,
+            Option(
+                ("--filter",),
+                "list only VMs with tag=KEY[=VALUE], state=STATE or image=IMAGE",
+                "FILTER",
+                Kind.FILTER,
+                repeat=True,
+            ),
+            *SHOWS_TABLE,
         ),
     ),
     Command(
@@ -97,7 +104,7 @@ INSPECT = (
         arguments=(_VMS_OR_ALL,),
         options=(
             Option(("-n", "--lines"), "number of console lines to show (default: 10)", "N", Kind.COUNT),
-            JSON,
+            *SHOWS,
         ),
     ),
     Command(
@@ -122,7 +129,7 @@ INSPECT = (
             Option(("-p", "--property"), "show only this property and those below it", "KEY", repeat=True),
             Option(("--value",), "print values without keys"),
             Option(("--definition",), "print the definition as YAML, as in a definition file"),
-            JSON,
+            *SHOWS,
         ),
     ),
     Command(
@@ -131,8 +138,19 @@ INSPECT = (
         "definition:diff",
         "Output and exit status are those of diff -u: 1 if there are differences.",
         arguments=(_ONE_VM,),
-        options=(JSON,),
+        options=SHOWS,
         failure=ExitCode.OWN_FAILURE,
+    ),
+    Command(
+        ("port",),
+        "list the published ports of a VM",
+        "port:list_ports",
+        "Only those that lead to the VM now: none while it does not run.",
+        arguments=(
+            _ONE_VM,
+            Argument("PORT", "only this port of the VM, such as 80 or 53/udp", count="?"),
+        ),
+        options=SHOWS,
     ),
 )
 
@@ -314,7 +332,7 @@ PROGRAMS = (
         "history:show_history",
         "At most 20, the last one below: start, time to Running, end, and why it ended.",
         arguments=(_ONE_VM,),
-        options=(Option(("--no-legend",), "do not print the header line"), JSON),
+        options=(Option(("--no-legend",), "do not print the header line"), *SHOWS),
     ),
     Command(
         ("analyze",),

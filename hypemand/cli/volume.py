@@ -9,12 +9,14 @@ import sys
 from hypemand.cli.client import CHANGE_SECONDS, Json, build_target, parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.spec import Format
 from hypemand.cli.terminal import LiveLine, print_json, print_table
 from hypemand.cli.transfer import STREAM, download_from, open_source, read_pieces, save, upload_to
-from hypemand.cli.values import escape_controls, format_bytes, format_minute
+from hypemand.cli.values import escape_controls, format_bytes, format_minute, format_tags
 from hypemand.model.answers.volume import Space, SpaceUse, Volume
 
 _HEADER = ("NAME", "SIZE", "USED", "STATUS", "ATTACHED", "CREATED")
+_WIDE_HEADER = (*_HEADER, "ID", "TAGS")
 _SPACE_HEADER = ("WHAT", "FILES", "SIZE", "USED", "RECLAIMABLE")
 _DEFAULT_SIZE = "10G"
 # a resize checks the file system, which may be large
@@ -39,21 +41,21 @@ def list_volumes(context: Context) -> int:
     """A table of volumes, or their names, or JSON."""
     answer = context.client.get("volumes")
     volumes = parse_all(Volume, answer)
-    if context.wants_json:
-        print_json(answer)
+    if context.wants_document:
+        context.print_document(answer)
     elif context.args.quiet:
         for volume in volumes:
             print(escape_controls(volume.name))
     elif volumes:
-        print_table(
-            None if context.args.no_legend else _HEADER, [_row(v) for v in volumes], [None] * len(volumes)
-        )
+        wide = context.output is Format.WIDE
+        header = None if context.args.no_legend else _WIDE_HEADER if wide else _HEADER
+        print_table(header, [_row(v, wide=wide) for v in volumes], [None] * len(volumes))
     elif sys.stdout.isatty():
         print("No volumes.")
     return ExitCode.OK
 
 
-def _row(volume: Volume) -> list[str]:
+def _row(volume: Volume, *, wide: bool) -> list[str]:
     attached = [f"{item.instance_name}{'(ro)' if item.readonly else ''}" for item in volume.attachments]
     cells = [
         volume.name,
@@ -62,13 +64,14 @@ def _row(volume: Volume) -> list[str]:
         volume.status or "?",
         ",".join(attached) or "-",
         format_minute(volume.created_at),
+        *([volume.id, format_tags(volume.tags)] if wide else []),
     ]
     return [escape_controls(cell) for cell in cells]
 
 
 def inspect(context: Context) -> int:
-    """Details of one volume. The document is JSON with or without --json."""
-    print_json(context.client.get("volumes", context.args.volume))
+    """Details of one volume. The document is JSON unless YAML is asked for."""
+    context.print_document(context.client.get("volumes", context.args.volume))
     return ExitCode.OK
 
 
@@ -146,8 +149,8 @@ def show_space(context: Context) -> int:
     """Disk usage of hypemand, by kind."""
     answer = context.client.call("GET", "df", timeout=CHANGE_SECONDS)
     space = parse(Space, answer)
-    if context.wants_json:
-        print_json(answer)
+    if context.wants_document:
+        context.print_document(answer)
         return ExitCode.OK
     total = SpaceUse(
         "total",
