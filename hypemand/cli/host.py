@@ -18,10 +18,15 @@ def reload(context: Context) -> int:
 
     --quiet is for hypemand.service, whose journal has all of that from the daemon already.
     """
+    return reload_daemon(context, quiet=context.args.quiet)
+
+
+def reload_daemon(context: Context, *, quiet: bool) -> ExitCode:
+    """The same for other commands."""
     with LiveLine("reloading"):
         answer = context.client.post("reload", timeout=CHANGE_SECONDS * 2)
     report = parse(ReloadReport, answer)
-    if not context.args.quiet:
+    if not quiet:
         print_json(answer) if context.wants_json else _show_report(report)
         for problem in report.problems:
             print_error(str(problem))

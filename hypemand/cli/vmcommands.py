@@ -142,6 +142,13 @@ INSPECT = (
         failure=ExitCode.OWN_FAILURE,
     ),
     Command(
+        ("edit",),
+        "edit the definition file of a VM, check it, and reload",
+        "edit:edit",
+        "The editor is $EDITOR, else $VISUAL. The file is only replaced if the new text is valid.",
+        arguments=(_ONE_VM,),
+    ),
+    Command(
         ("port",),
         "list the published ports of a VM",
         "port:list_ports",
