@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypemand.cli.client import parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.terminal import print_json, write_raw
+from hypemand.cli.terminal import write_raw
 from hypemand.cli.timeline import render_svg, render_text
 from hypemand.model.timeline import Timeline
 
@@ -14,8 +14,8 @@ from hypemand.model.timeline import Timeline
 def show_text(context: Context) -> int:
     """The steps of the last boot, with their times."""
     answer = context.client.get("instances", context.args.name, "timeline")
-    if context.wants_json:
-        print_json(answer)
+    if context.wants_document:
+        context.print_document(answer)
     else:
         write_raw(_end_line(render_text(parse(Timeline, answer))))
     return ExitCode.OK

@@ -19,7 +19,7 @@ from hypemand.cli.client import Client, parse_all
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.network import describe_trouble
-from hypemand.cli.terminal import GREEN, RED, YELLOW, paint, print_json
+from hypemand.cli.terminal import GREEN, RED, YELLOW, paint
 from hypemand.cli.values import escape_controls
 from hypemand.config.clashes import find_clashes
 from hypemand.config.definition import Definition
@@ -69,8 +69,10 @@ def check(context: Context) -> int:
         problems += _find_state_problems(config)
         findings = [*_inspect_host(config), *inspect_definitions(config, found)]
         findings += _inspect_networks(context.client)
-    if context.wants_json:
-        print_json({"problems": [asdict(p) for p in problems], "host": [asdict(f) for f in findings]})
+    if context.wants_document:
+        context.print_document(
+            {"problems": [asdict(p) for p in problems], "host": [asdict(f) for f in findings]}
+        )
     else:
         _print_findings(findings)
         for problem in problems:

@@ -53,8 +53,8 @@ def show_version(context: Context) -> int:
         words = version or "answers without its version"
     except ApiError as error:
         words = f"does not answer: {error}"
-    if context.wants_json:
-        print_json(
+    if context.wants_document:
+        context.print_document(
             {"hypemanctl": VERSION, "hypemand": version, "loop": None if loop is None else encode(loop)}
         )
     else:

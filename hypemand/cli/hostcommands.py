@@ -268,7 +268,7 @@ HOST = (
                 completes=Completes.DEFINITION,
             ),
         ),
-        options=(JSON,),
+        options=SHOWS,
     ),
     Command(
         ("reload",),
@@ -276,7 +276,5 @@ HOST = (
         "host:reload",
         options=(Option(("-q", "--quiet"), "print nothing; see the journal of hypemand.service"), JSON),
     ),
-    Command(
-        ("version",), "show the versions of hypemanctl and hypemand", "host:show_version", options=(JSON,)
-    ),
+    Command(("version",), "show the versions of hypemanctl and hypemand", "host:show_version", options=SHOWS),
 )

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import find_memory, find_state_colour, list_instances
-from hypemand.cli.terminal import print_json, print_table
+from hypemand.cli.terminal import print_table
 from hypemand.cli.values import escape_controls, format_bytes, format_seconds, parse_moment
 from hypemand.errors import InvalidRequest, NotFound
 from hypemand.model.answers.instance import Instance
@@ -46,10 +46,10 @@ def top(context: Context) -> int:
     delay = DELAY_SECONDS if args.delay is None else args.delay
     if not 0.1 <= delay < 3600:
         raise InvalidRequest("--delay: must be at least 100ms and less than an hour")
-    live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not args.json
+    live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not context.wants_document
     count = 1 if args.once else args.count if args.count is not None else None if live else 1
-    if args.json and count != 1:
-        raise InvalidRequest("--json prints one document", hint="omit --count")
+    if context.wants_document and count != 1:
+        raise InvalidRequest(f"-o {context.output} prints one document", hint="omit --count")
     before, at = _ask(context), time.monotonic()
     shown = 0
     try:
@@ -102,8 +102,8 @@ def _compare(instance: Instance, before: Instance | None, seconds: float) -> Usa
 def _show(context: Context, rows: Sequence[Usage], *, clear: bool) -> None:
     # The busiest first; those that do nothing by name.
     ordered = sorted(rows, key=lambda row: (-(row.cpu_percent or 0.0), row.name))
-    if context.wants_json:
-        print_json([asdict(row) for row in ordered])
+    if context.wants_document:
+        context.print_document([asdict(row) for row in ordered])
         return
     if clear:
         sys.stdout.write(_CLEAR)

@@ -117,7 +117,7 @@ INSPECT = (
             Option(("-d", "--delay"), "update interval (default: 2 s)", "TIME", Kind.SPAN),
             Option(("-n", "--count"), "exit after N updates", "N", Kind.COUNT),
             Option(("--once",), "exit after one update, same as --count 1"),
-            JSON,
+            *SHOWS,
         ),
     ),
     Command(
@@ -346,7 +346,7 @@ PROGRAMS = (
         "show a timeline of the last boot",
         "analyze:show_text",
         arguments=(_ONE_VM,),
-        options=(JSON,),
+        options=SHOWS,
     ),
     Command(
         ("analyze", "plot"),

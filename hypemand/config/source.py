@@ -103,6 +103,10 @@ for _tag, _pattern, _first in (
         _kind.add_implicit_resolver(_TAG + _tag, re.compile(f"^(?:{_pattern})$"), _first)
 
 
+# such as members of enumerations
+_Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
+
+
 def format_yaml(value: object) -> str:
     """A document that `parse_source` reads as `value`. ASCII only, so that no terminal is driven by it."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=_NO_FOLDING)
