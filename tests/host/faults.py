@@ -17,6 +17,7 @@ import yaml
 from guest.tools.make_initrd import Entry, format_archive
 from tests.host.apiget import api_get
 from tests.host.command import Result
+from tests.host.hypemanctl import run_hypemanctl
 from tests.host.machine import TestHost
 
 BUSYBOX = "builtin:busybox"
@@ -49,7 +50,8 @@ def ctl(
     env: Mapping[str, str] | None = None,
 ) -> Result:
     """Run hypemanctl in the host."""
-    return host.run(["hypemanctl", *words], check=check, timeout=timeout, input=input, env=env)
+    content = input.encode() if isinstance(input, str) else input
+    return run_hypemanctl(host, words, check=check, timeout=timeout, input=content, env=env)
 
 
 def find_live_traces(host: TestHost, name: str) -> list[str]:

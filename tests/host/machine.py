@@ -26,6 +26,7 @@ T = TypeVar("T")
 BOOT_DEADLINE = 90.0
 POWEROFF_DEADLINE = 60.0
 POLL = 0.05
+MOST_POLL = 1.0
 
 # argv: control groups to join, "--", then the overlay's options, its mount point and systemd-nspawn's argv
 LAUNCH = """
@@ -69,6 +70,7 @@ class TestHost:
         self._layers = tuple(layers)
         self._binds = tuple(binds)
         self._process: subprocess.Popen[bytes] | None = None
+        self._helpers: list[subprocess.Popen[bytes]] = []
         self._leader = 0
 
     def __enter__(self) -> Self:
@@ -153,6 +155,9 @@ class TestHost:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         process.wait(POWEROFF_DEADLINE)
+        while self._helpers:
+            with self._helpers.pop() as helper:
+                helper.wait(POWEROFF_DEADLINE)
         self._notify.close()
         self._leader = 0
         TestHost.live.remove(self)
@@ -222,6 +227,18 @@ class TestHost:
         finally:
             self.last_used = time.time()
 
+    def start_helper(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        """A command inside that runs as long as the host is up, with a pipe from its standard output."""
+        helper = subprocess.Popen(
+            self._inside(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=self._env(None),
+            start_new_session=True,
+        )
+        self._helpers.append(helper)
+        return helper
+
     def push(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
         """Write a file inside, whole or not at all; folders on the way are made."""
         self.run(["sh", "-euc", PUSH, "push", path, f"{mode:o}"], input=content)
@@ -253,20 +270,27 @@ class TestHost:
     def wait_until(self, condition: Callable[[], T | None], deadline: float = 90, what: str = "") -> T:
         """Ask until `condition` gives something true, at most `deadline` seconds; gives that back."""
         end = time.monotonic() + deadline
-        while not (answer := condition()):
-            if time.monotonic() > end:
+        while True:
+            asked = time.monotonic()
+            if answer := condition():
+                return answer
+            now = time.monotonic()
+            if now > end:
                 raise AssertionError(f"{what or condition} not so within {deadline:g} s; at last: {answer!r}")
-            time.sleep(POLL)
-        return answer
+            time.sleep(derive_pause(now - asked))
 
     def wait_until_succeeds(self, argv: Sequence[str], deadline: float = 90) -> Result:
         """Run a command inside again and again until it succeeds, at most `deadline` seconds."""
-        end = time.monotonic() + deadline
-        while not (result := self.run(argv, check=False, timeout=deadline)).ok:
-            if time.monotonic() > end:
-                raise AssertionError(f"no success within {deadline:g} s; at last: {result.describe()}")
-            time.sleep(POLL)
-        return result
+        last: list[Result] = []
+
+        def succeeds() -> Result | None:
+            last[:] = [self.run(argv, check=False, timeout=deadline)]
+            return last[0] if last[0].ok else None
+
+        try:
+            return self.wait_until(succeeds, deadline)
+        except AssertionError:
+            raise AssertionError(f"no success within {deadline:g} s; at last: {last[0].describe()}") from None
 
     def report(self, since: float) -> str:
         """What an investigation of a failed test starts from: failed units and the journal since then."""
@@ -322,6 +346,12 @@ class TestHost:
         (nspawn,) = _find_children(self._process.pid)
         (leader,) = _find_children(nspawn)
         return leader
+
+
+def derive_pause(took: float) -> float:
+    """Seconds between two questions of which the last has taken so long: no more than half of the time is for
+    asking, which would hold up what is waited for."""
+    return min(max(POLL, took), MOST_POLL)
 
 
 def _find_children(pid: int) -> list[int]:

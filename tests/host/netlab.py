@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.host.command import ENVIRONMENT, Result, kill_group
 from tests.host.faults import compile_static
+from tests.host.hypemanctl import run_hypemanctl
 from tests.host.machine import TestHost
 from tests.host.packets import End
 from tests.host.vms import Vms
@@ -115,7 +116,9 @@ class Place:
         return list(words) if self.vm is None else ["hypemanctl", "exec", self.vm, "--", *words]
 
     def run(self, *words: str, check: bool = True, timeout: float = 60) -> Result:
-        return self.host.run(self.words(*words), check=check, timeout=timeout)
+        if self.vm is None:
+            return self.host.run(words, check=check, timeout=timeout)
+        return run_hypemanctl(self.host, ["exec", self.vm, "--", *words], check=check, timeout=timeout)
 
     # as a friend
 

@@ -16,10 +16,20 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.host.command import CommandError
 from tests.host.faults import BUSYBOX, SMALL, Vm, ctl, define_vm, find_traces, start_vm, strip_escapes
+from tests.host.hypemanctl import as_installed, fork_hypemanctl
 from tests.host.machine import TestHost
 
 pytestmark = pytest.mark.one_release
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed(host: TestHost) -> Iterator[None]:
+    """Here it is the command line itself that is tested."""
+    with as_installed(host):
+        yield
+
 
 MEBIBYTE = bytes(range(256)) * 4096
 
@@ -33,6 +43,25 @@ def web(host: TestHost) -> Iterator[Vm]:
         vm.ctl("start", "--wait")
         host.wait_until(lambda: len(vm.logs()) == 20, 10)
         yield vm
+
+
+def test_other_tests_have_the_same_without_the_start_of_an_interpreter(host: TestHost, web: Vm) -> None:
+    script = 'cat; echo "$0" >&2; exit 9'
+    for words, content, env in (
+        (("exec", "-i", "web", "--", "sh", "-c", script, "words of it"), b"in\0\xff\n", {}),
+        (("show", "-p", "definition", "--json", "web"), None, {}),
+        (("show", "nothing"), None, {}),
+        (("no-such-command",), None, {}),
+        (("exec", "web", "--", "echo", "ä\n"), None, {"LC_ALL": "C"}),
+        (("--help",), None, {"COLUMNS": "40"}),
+    ):
+        real = host.run(["hypemanctl", *words], check=False, input=content, env=env)
+        forked = fork_hypemanctl(host, words, input=content, env=env)
+        assert (forked.code, forked.raw) == (real.code, real.raw), words
+        assert (forked.stderr, forked.argv) == (real.stderr, real.argv)
+    with pytest.raises(CommandError, match=r"not done after 1 s and killed: hypemanctl exec web"):
+        fork_hypemanctl(host, ["exec", "web", "--", "sleep", "4712"], timeout=1)
+    host.wait_until(lambda: not web.exec("pgrep", "-x", "sleep 4712", check=False).ok, 10, "it is killed")
 
 
 # looking

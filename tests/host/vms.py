@@ -16,6 +16,7 @@ from hypemand.errors import NotFound
 from hypemand.model.answers.instance import Instance
 from tests.host.apiget import api_get
 from tests.host.command import Result, read_lines
+from tests.host.hypemanctl import run_hypemanctl
 from tests.host.machine import TestHost
 
 STATE_CHANGED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d01"
@@ -102,13 +103,12 @@ class Vms:
 
     @property
     def api(self) -> Client:
-        """The daemon's, asked from outside: a hypemanctl inside takes ten times as much of the processor.
-        What an administrator types is what tests do with `ctl`."""
+        """The daemon's, asked from outside. What an administrator types is what tests do with `ctl`."""
         return Client(str(self.host.root / "run/hypemand/api.sock"))
 
     def ctl(self, *arguments: str, check: bool = True, timeout: float = 120) -> Result:
         """Run hypemanctl."""
-        return self.host.run(["hypemanctl", *arguments], check=check, timeout=timeout)
+        return run_hypemanctl(self.host, arguments, check=check, timeout=timeout)
 
     def start(self, *names: str) -> None:
         """Start, and wait until all are Running."""
