@@ -18,7 +18,7 @@ READY_LINE = 1000
 class ReadyBoot(BootCase):
     @classmethod
     def change_root(cls, root: Path) -> None:
-        for applet in ("head", "tr"):
+        for applet in ("head", "tr", "test"):
             (root / "bin" / applet).symlink_to("busybox")
 
     def test_a_line_of_the_console_makes_it_ready_and_all_lines_arrive(self) -> None:
@@ -93,6 +93,15 @@ class ReadyBoot(BootCase):
             self.assertIn("After=db.service\nRequisite=db.service\n", guest.console)
             self.assertIn("hypeman-ready.service -> ../hypeman-ready.service", guest.console)
             self.assertIn("HYPEMAN-READY", guest.console)
+
+    def test_in_systemd_mode_a_command_is_run(self) -> None:
+        script = "(sleep 0.5; echo now; >/run/mark) & /opt/hypeman/hypeman-init ready; echo back $?"
+        ready = "check=exec,arg=test,arg=-e,arg=/run/mark"
+        with self.guest(SCRIPT_INIT, "-c", script, mode="systemd", agent="0", ready=ready) as guest:
+            guest.wait_for(r"back 0")
+            words = ('reason="exec: exited with code 1"', "now\n", "HYPEMAN-READY", "back 0")
+            places = [guest.console.index(word) for word in words]
+            self.assertEqual(places, sorted(places))
 
     def test_in_systemd_mode_the_console_is_followed_too(self) -> None:
         script = """
