@@ -24,7 +24,8 @@ from tests.host.test_daemon_faults import daemon_pid
 from tests.host.vms import Vms
 
 SOURCE = Path(__file__).with_name("hostile_init.c")
-SECONDS = 60
+# make bench-hostile does it for longer
+SECONDS = 20
 BOOT_SECONDS = 10
 MOST_GROWTH_KIB = 24 * 1024
 # seconds of CPU in one turn of the event loop, which is what the daemon itself takes of the time of others

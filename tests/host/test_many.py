@@ -4,7 +4,7 @@
 import json
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import pytest
@@ -26,6 +26,8 @@ while [ "$i" -lt "$1" ]; do
 done
 """
 DEADLINE = 300.0
+# between two looks at all of them
+LOOK_S = 0.2
 
 
 @contextmanager
@@ -69,6 +71,7 @@ def start_forty(many: Vms) -> list[str]:
         started = pool.submit(many.ctl, "start", "--wait", *names, timeout=DEADLINE)
         while not started.done():
             seen.update(read_states(many.host))
+            wait([started], LOOK_S)
         started.result()
     return sorted(seen)
 
