@@ -18,13 +18,13 @@ from tests.host.test_many import COUNT, DEADLINE, RUNNING, define_many, read_rss
 from tests.host.vms import vms_of
 
 # In the host, so that what is measured is the daemon and not the way into the host.
-_LIST = """
+_GET = """
 import socket, sys, time
 for _ in range(int(sys.argv[1])):
     began = time.monotonic()
     client = socket.socket(socket.AF_UNIX)
     client.connect("/run/hypemand/api.sock")
-    client.sendall(b"GET /instances HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
+    client.sendall(f"GET {sys.argv[2]} HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n".encode())
     while client.recv(1 << 20):
         pass
     print((time.monotonic() - began) * 1000)
@@ -45,9 +45,9 @@ def time_it(work: Callable[[], object]) -> float:
     return (time.monotonic() - began) * 1000
 
 
-def time_list(host: TestHost, rounds: int) -> list[float]:
-    """Milliseconds of each GET /instances."""
-    output = host.run(["/usr/bin/python3", "-c", _LIST, str(rounds)], timeout=DEADLINE).stdout
+def time_get(host: TestHost, rounds: int, path: str = "/instances") -> list[float]:
+    """Milliseconds of each GET."""
+    output = host.run(["/usr/bin/python3", "-c", _GET, str(rounds), path], timeout=DEADLINE).stdout
     return [float(line) for line in output.splitlines()]
 
 
@@ -73,7 +73,7 @@ def main() -> int:
             host.run(["hypemanctl", "reload"], timeout=DEADLINE)
 
         print(f"{f'ms, {COUNT} VMs defined':44}{'median':>10}{'max':>10}{'n':>6}")
-        show("GET /instances, none runs", time_list(host, options.rounds))
+        show("GET /instances, none runs", time_get(host, options.rounds))
         show("reload, nothing new", [time_it(reload) for _ in range(3)])
         show("start and stop of one", [time_it(start_and_stop) for _ in range(options.rounds)])
         show("restart of the daemon", [time_it(lambda: restart(host)) for _ in range(3)])
@@ -83,7 +83,8 @@ def main() -> int:
             f"start of {RUNNING} at once",
             [time_it(lambda: vms.ctl("start", "--wait", *names, timeout=DEADLINE))],
         )
-        show(f"GET /instances, {RUNNING} run", time_list(host, options.rounds))
+        show(f"GET /instances, {RUNNING} run", time_get(host, options.rounds))
+        show(f"GET /metrics, {RUNNING} run", time_get(host, options.rounds, "/metrics"))
         show(f"restart of the daemon, {RUNNING} run", [time_it(lambda: restart(host)) for _ in range(3)])
         print(f"daemon, RSS: {read_rss(host, daemon_pid(vms)) / 1024:.1f} MiB")
     return 0

@@ -18,19 +18,25 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from aiohttp import web
+
 from hypemand.api.access import TokenGate
 from hypemand.api.hold import Hold
 from hypemand.api.listener import Listener
-from hypemand.api.server import HttpServer, make_app, serve
+from hypemand.api.server import HttpServer, make_app, make_metrics_app, serve
 from hypemand.api.services import Services
 from hypemand.api.tokens import TokenStore
 from hypemand.atomic import make_folder
 from hypemand.config.host import HOST_CONFIG, HostConfig, load_host_config
+from hypemand.config.listen import ListenConfig
 from hypemand.config.schemafile import load_schema
 from hypemand.config.statedir import find_sandbox_problem
 from hypemand.errors import HostNotReady, InvalidDefinition, Problem
+from hypemand.histogram import Histogram
+from hypemand.manager.events import Events
 from hypemand.manager.images.pulls import Pulls
 from hypemand.manager.inventory import USERDB
+from hypemand.manager.metrics.metrics import Metrics
 from hypemand.manager.parts import make_parts
 from hypemand.manager.recovery import Recovery, logged
 from hypemand.manager.reload import Reloader
@@ -39,6 +45,7 @@ from hypemand.manager.service import VmManager
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.answers.host import ReloadReport
+from hypemand.model.metrics import ApiCounts
 from hypemand.model.state import State
 from hypemand.network.client import NetworkClient
 from hypemand.service import Service, make_parser, run_service, set_up_logging
@@ -50,7 +57,7 @@ from hypemand.systemd.bus import SystemBus
 from hypemand.systemd.port import Bus
 from hypemand.systemd.units import Units
 from hypemand.tasks import Tasks
-from hypemand.turns import TurnCounts, TurnWatch
+from hypemand.turns import TurnCounts, TurnWatch, make_durations
 from hypemand.vm.runs import VmServices
 from hypemand.vm.watcher import BootWatcher
 from hypemand.workers import Pool, run_in
@@ -65,7 +72,8 @@ _LISTEN_DEADLINE = 5.0
 
 
 class Daemon:
-    """The running daemon. `load` reads the host config again; `turns` counts slow turns of the event loop."""
+    """The running daemon. `load` reads the host config again; `turns` counts slow turns of the event loop,
+    `durations` all."""
 
     def __init__(
         self,
@@ -75,6 +83,7 @@ class Daemon:
         load: Callable[[], HostConfig] = load_host_config,
         userdb: Path = USERDB,
         turns: Callable[[], TurnCounts] = TurnCounts,
+        durations: Histogram | None = None,
     ) -> None:
         self._turns = turns
         self._config = config
@@ -86,12 +95,17 @@ class Daemon:
         self._store = ImageStore(
             config.state_dir / "images", config.image_dirs, lambda: self._parts.config().disk.reserve
         )
-        services = VmServices(self._bus, Units(self._bus), self._watcher, self._update_status)
-        self._pulls = Pulls(self._store, self._make_tools, config.runtime_dir)
+        events = Events()
+        services = VmServices(
+            self._bus, Units(self._bus), self._watcher, self._update_status, tell_event=events.tell
+        )
+        self._pulls = Pulls(self._store, self._make_tools, config.runtime_dir, tell_event=events.tell)
         self._network_client = NetworkClient(on_reconnect=self._tell_networks, on_tampered=self._end_tampered)
         parts = self._parts = make_parts(
-            config, services, self._store, self._pulls, self._network_client, userdb
+            config, services, self._store, self._pulls, self._network_client, userdb, events
         )
+        self._counts = ApiCounts()
+        self._metrics = Metrics(parts, self._counts, durations or make_durations())
         self._manager = VmManager(parts)
         self._recovery = Recovery(parts, self._manager.delete_vm)
         self._reloader = Reloader(parts, self._manager, load)
@@ -116,6 +130,7 @@ class Daemon:
             stack.callback(self._watcher.close)
             stack.push_async_callback(self._network_client.close)
             stack.push_async_callback(self._manager.close)
+            stack.push_async_callback(self._metrics.close)
             stack.callback(self._parts.clocks.close)
             self._parts.clocks.follow()
             stack.push_async_callback(self._pulls.close)
@@ -192,18 +207,20 @@ class Daemon:
             host=HostView(self._parts),
             tokens=self._tokens,
             reload=self._reload,
+            metrics=self._metrics,
             defaults=lambda: self._parts.config().defaults,
             networks=lambda: self._parts.config().networks,
             spool=self._config.state_dir,
             reserve=lambda: self._parts.config().disk.reserve,
             turns=self._turns,
+            counts=self._counts,
         )
-        self._listener = Listener(
-            lambda: HttpServer(
-                make_app(api, gate=TokenGate(self._tokens, self._manager).check, hold=self._hold)
-            )
-        )
-        stack.push_async_callback(self._listener.close)
+        self._listeners = {
+            "listen": Listener(lambda: HttpServer(self._make_app_of_tokens(api))),
+            "metrics.listen": Listener(lambda: HttpServer(make_metrics_app(api))),
+        }
+        for one in self._listeners.values():
+            stack.push_async_callback(one.close)
         listener = take_socket() or self._open_socket()
         await stack.enter_async_context(serve(make_app(api, hold=self._hold), listener))
         listening = self._tasks.start("listener", self._begin_to_listen())
@@ -215,6 +232,10 @@ class Daemon:
         with logged("the API over TCP"):
             await self._listen()
 
+    def _make_app_of_tokens(self, api: Services) -> web.Application:
+        gate = TokenGate(self._tokens, self._manager, counts=self._counts)
+        return make_app(api, gate=gate.check, hold=self._hold)
+
     def _open_socket(self) -> socket.socket:
         folder = self._config.runtime_dir
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -222,16 +243,22 @@ class Daemon:
 
     async def _listen(self) -> tuple[Problem, ...]:
         """Serve over TCP where the host config says so. An error is logged, and prevents nothing else."""
+        config = self._parts.config()
+        wanted = {"listen": config.listen, "metrics.listen": config.metrics}
+        found = [await self._listen_at(key, address) for key, address in wanted.items()]
+        return tuple(problem for problem in found if problem is not None)
+
+    async def _listen_at(self, key: str, address: ListenConfig | None) -> Problem | None:
         try:
-            await self._listener.apply(self._parts.config().listen)
+            await self._listeners[key].apply(address)
         except HostNotReady as error:
-            problem = Problem(str(HOST_CONFIG), 0, 0, "listen", error.message, error.hint)
+            problem = Problem(str(HOST_CONFIG), 0, 0, key, error.message, error.hint)
         except (OSError, ValueError) as error:
-            problem = Problem(str(HOST_CONFIG), 0, 0, "listen", str(error), "")
+            problem = Problem(str(HOST_CONFIG), 0, 0, key, str(error), "")
         else:
-            return ()
+            return None
         _log.error("%s", problem)
-        return (problem,)
+        return problem
 
     async def _reload(self) -> ReloadReport:
         report = await self._reloader.reload()
@@ -295,7 +322,7 @@ def _run() -> None:
 
 
 async def _serve(config: HostConfig, watch: TurnWatch) -> None:
-    await Daemon(config, turns=lambda: watch.counts).run()
+    await Daemon(config, turns=lambda: watch.counts, durations=watch.durations).run()
 
 
 def _refuse_pending() -> None:

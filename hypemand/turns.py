@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Self
 
+from hypemand.histogram import Histogram
+
 SLOW = 0.1  # seconds
 # Lines in the journal: one for so many seconds, with the count of the others.
 LOG_SECONDS = 10.0
 _FRAMES = 6
+_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +40,17 @@ class TurnCounts:
     longest_cpu: float = 0.0
 
 
+def make_durations() -> Histogram:
+    """Durations of turns."""
+    return Histogram(_BOUNDS)
+
+
 class TurnWatch:
-    """Watches the loop that `make_loop` makes, in the thread that enters this."""
+    """Watches the loop that `make_loop` makes, in the thread that enters this. `durations`: of all turns."""
 
     def __init__(self, slow: float = SLOW, clock: Callable[[], float] = time.monotonic) -> None:
         self.counts = TurnCounts()
+        self.durations = make_durations()
         self._slow = slow
         self._clock = clock
         self._thread_id = threading.get_ident()
@@ -83,6 +92,7 @@ class TurnWatch:
             return
         (began, cpu), self._turn = self._turn, None
         seconds = self._clock() - began
+        self.durations.observe(seconds)
         if seconds >= self._slow:
             self._note(seconds, time.thread_time() - cpu)
 

@@ -26,6 +26,7 @@ from hypemand.api.requests import parse_ref
 from hypemand.api.tokens import Token, TokenStore
 from hypemand.errors import HostNotReady, HypemandError, NotFound
 from hypemand.model.caller import CALLER
+from hypemand.model.metrics import ApiCounts
 from hypemand.model.services import Manager
 from hypemand.model.tokens import Scope
 
@@ -39,7 +40,7 @@ _READ = frozenset(
         "health", "openapi", "list_instances", "get_instance", "wait_instance", "watch_instance",
         "read_logs", "read_timeline", "read_history", "read_stats", "list_images", "get_image", "watch_image",
         "list_volumes", "get_volume", "get_limits", "read_space", "list_networks", "get_network",
-        "read_capabilities", "read_resources", "refuse_unsupported",
+        "read_capabilities", "read_resources", "refuse_unsupported", "read_metrics",
     }
 )  # fmt: skip
 # What is done to and in a VM that is there.
@@ -143,16 +144,21 @@ async def local_gate(request: web.Request, handler: Handler) -> web.StreamRespon
 
 
 class TokenGate:
-    """Over TCP: every request needs a token, also one for what is not there. `refused`: how many had none.
+    """Over TCP: every request needs a token, also one for what is not there. `counts.refused`: how many had
+    none.
 
     `manager` says which VM a request names. A request ends when its token does: it is cancelled where the
     token is revoked or expires, so that no stream and no command goes on under it.
     """
 
     def __init__(
-        self, tokens: TokenStore, manager: Manager, clock: Callable[[], float] = time.monotonic
+        self,
+        tokens: TokenStore,
+        manager: Manager,
+        clock: Callable[[], float] = time.monotonic,
+        counts: ApiCounts | None = None,
     ) -> None:
-        self.refused = 0
+        self.counts = counts or ApiCounts()
         self._tokens = tokens
         self._manager = manager
         self._clock = clock
@@ -225,7 +231,7 @@ class TokenGate:
 
     def _note_refusal(self, request: web.Request, why: str) -> None:
         """Count it, and log it unless a line is too near: whoever guesses must not fill the journal."""
-        self.refused += 1
+        self.counts.refused += 1
         now = self._clock()
         if self._logged_at is not None and now - self._logged_at < REFUSED_LOG_SECONDS:
             self._unlogged += 1

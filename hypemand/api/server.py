@@ -21,6 +21,7 @@ from hypemand.api.heads import bound_head, defer_expectations, meet_expectation
 from hypemand.api.hold import Hold
 from hypemand.api.host import HostRoutes
 from hypemand.api.images import ImageRoutes
+from hypemand.api.metrics import MetricsRoutes, RequestCounter
 from hypemand.api.networks import NetworkRoutes
 from hypemand.api.requests import MAX_BODY
 from hypemand.api.routes import Routes
@@ -135,12 +136,25 @@ def make_app(
     `hold`: may keep requests off when they have been let in."""
     keeper = _Keeper(limits)
     behind_gate = [keeper.know, Requests(limits).bound, (hold or Hold()).check, meet_expectation]
-    middlewares = [keeper.track, errors_as_json, gate, *behind_gate]
+    middlewares = [
+        keeper.track, RequestCounter(services.counts).count, errors_as_json, gate, *behind_gate
+    ]  # fmt: skip
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[_KEEPER] = keeper
     for routes in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes, HostRoutes, TransferRoutes):
         app.router.add_routes(routes(services, keeper.closing, limits).table())
     app.router.add_routes(UnsupportedRoutes().table())
+    app.router.add_routes(MetricsRoutes(services.metrics).table())
+    return app
+
+
+def make_metrics_app(services: Services, limits: Limits = _LIMITS) -> web.Application:
+    """The application of `metrics.listen`: it has metrics and nothing else, for all on this host."""
+    keeper = _Keeper(limits)
+    middlewares = [keeper.track, RequestCounter(services.counts).count, errors_as_json, meet_expectation]
+    app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
+    app[_KEEPER] = keeper
+    app.router.add_routes(MetricsRoutes(services.metrics).table())
     return app
 
 

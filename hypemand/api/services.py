@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.api.tokens import TokenStore
 from hypemand.config.definition import DefinitionDefaults
 from hypemand.config.netdef import Networks
 from hypemand.model.answers.host import ReloadReport
+from hypemand.model.metrics import ApiCounts
 from hypemand.model.services import (
     GuestService,
     HostService,
     ImageService,
     Manager,
+    MetricsService,
     NetworkService,
     TransferService,
     VolumeService,
@@ -56,7 +58,8 @@ class Limits:
 class Services:
     """All services that the API uses. `defaults` and `networks`: from the current host configuration, the
     latter None if not known; `spool`: a directory for files in transit, and `reserve` the bytes that must
-    stay free on its file system; `turns`: the slow turns of the event loop."""
+    stay free on its file system; `turns`: the slow turns of the event loop; `counts`: what the API counts of
+    its requests."""
 
     manager: Manager
     guests: GuestService
@@ -67,8 +70,10 @@ class Services:
     host_networks: NetworkService
     host: HostService
     reload: Callable[[], Awaitable[ReloadReport]]
+    metrics: MetricsService
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     networks: Callable[[], Networks | None] = lambda: None
     spool: Path = Path("/var/tmp")
     reserve: Callable[[], int] = lambda: 0
     turns: Callable[[], TurnCounts] = TurnCounts
+    counts: ApiCounts = field(default_factory=ApiCounts)

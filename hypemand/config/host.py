@@ -16,7 +16,9 @@ from hypemand.config.listen import (
     ListenConfig,
     find_address_problems,
     find_listen_problems,
+    find_metrics_problems,
     make_listen_config,
+    make_metrics_listen,
 )
 from hypemand.config.nethost import (
     MACHINE_ID,
@@ -79,8 +81,8 @@ class JournalPolicy:
 @dataclass(frozen=True, slots=True)
 class HostConfig:
     """The validated host config, every default filled in. `uid_range`: first and last, both included;
-    `listen` None: only the socket is listened on; `networks` by name, the default one too unless the host has
-    it not."""
+    `listen` None: only the socket is listened on; `metrics`: where metrics are served without a token,
+    if anywhere; `networks` by name, the default one too unless the host has it not."""
 
     accel: Accel = Accel.AUTO
     qemu: Path = Path("/usr/bin/qemu-system-x86_64")
@@ -96,6 +98,7 @@ class HostConfig:
     journal: JournalPolicy = field(default_factory=JournalPolicy)
     defaults: DefinitionDefaults = field(default_factory=DefinitionDefaults)
     listen: ListenConfig | None = None
+    metrics: ListenConfig | None = None
     networks: Mapping[str, NetworkConfig] = field(default_factory=lambda: make_networks({}, ""))
 
 
@@ -119,7 +122,7 @@ def load_host_config(
         if source.data is None and not source.problems:
             continue
         found = find_problems("host", source) or [
-            *_find_range_problems(source), *find_address_problems(source)
+            *_find_range_problems(source), *find_address_problems(source), *find_metrics_problems(source)
         ]  # fmt: skip
         if found:
             problems += found
@@ -219,6 +222,8 @@ def _build(data: Mapping[str, Any], machine_id: str) -> HostConfig:
                 values[key] = JournalPolicy(**_convert(value))
             case "listen":
                 values[key] = make_listen_config(value)
+            case "metrics":
+                values[key] = make_metrics_listen(value)
             case "defaults":
                 values[key] = _make_defaults(value, networks)
             case "networks":

@@ -58,6 +58,28 @@ def find_address_problems(source: Source) -> list[Problem]:
     return []
 
 
+def find_metrics_problems(source: Source) -> list[Problem]:
+    """What the schema cannot say of `metrics.listen` in one file."""
+    metrics = source.data.get("metrics") if isinstance(source.data, Mapping) else None
+    if not isinstance(metrics, Mapping) or "listen" not in metrics:
+        return []
+    place = ("metrics", "listen")
+    try:
+        host, _ = parse_address(metrics["listen"])
+    except ValueError as error:
+        message, _, hint = str(error).partition("; ")
+        return [source.problem(place, message, hint)]
+    if ipaddress.ip_address(host).is_loopback:
+        return []
+    hint = "write an address of 127.0.0.0/8 or ::1; elsewhere GET /metrics needs a token, at listen.address"
+    return [source.problem(place, f"metrics are served without a token, and {host} is not loopback", hint)]
+
+
+def make_metrics_listen(data: Mapping[str, Any]) -> ListenConfig | None:
+    """The values of `metrics`, which has no problems. None: it has no address."""
+    return None if "listen" not in data else ListenConfig(*parse_address(data["listen"]))
+
+
 def find_listen_problems(data: Mapping[str, Any], source: Source) -> list[Problem]:
     """What does not go together in `listen` of all files; `source` is the last that says something of it."""
     for given, missing in (("certificate", "key"), ("key", "certificate")):

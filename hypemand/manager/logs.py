@@ -21,7 +21,7 @@ _SEEK_STEP = 2000
 _FIELD_LIMIT = MAX_LINE + 1024
 _MAX_DIGITS = 19
 # what hypeman-console says of lines that it has dropped, and what is said here of those that journald has
-_NOTICE = b"hypeman-console: "
+NOTICE = b"hypeman-console: "
 _MISSING = b"hypemand: %d lines were not kept: journald has dropped them"
 
 
@@ -117,7 +117,7 @@ class VmLog:
             if missing:
                 lines.append(LogLine(time, _MISSING % missing, run, missing=missing))
             if message is not None:
-                dropped = (self._number("HYPEMAN_DROPPED") or 0) if message.startswith(_NOTICE) else 0
+                dropped = (self._number("HYPEMAN_DROPPED") or 0) if message.startswith(NOTICE) else 0
                 self._numbers.advance(dropped or len(message) != MAX_LINE)
         shown = self._find_wanted()
         if shown is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hypemand.config.host import HostConfig
 from hypemand.manager.definitionfiles import DefinitionFiles
+from hypemand.manager.events import Events
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.guestclocks import GuestClocks
 from hypemand.manager.guestops import GuestOps
@@ -74,6 +75,7 @@ class Parts:
     space: SharedQuery[SpaceReport]
     tasks: Tasks
     files: DefinitionFiles
+    events: Events
 
     @property
     def units(self) -> Units:
@@ -114,9 +116,10 @@ def make_parts(
     pulls: Pulls,
     network_host: NetworkHost,
     userdb: Path,
+    events: Events,
 ) -> Parts:
-    """Make all components. `services.on_change` is called when the state of a VM has changed, after the
-    names were updated."""
+    """Make all components. `events`: those that `services` and `pulls` tell. `services.on_change` is called
+    when the state of a VM has changed, after the names were updated."""
     current = CurrentConfig(config)
     vms = config.state_dir / "vms"
     volumes = VolumeStore(config.state_dir / "volumes", config.state_dir / "templates")
@@ -161,6 +164,7 @@ def make_parts(
         space=space,
         tasks=Tasks("the VMs"),
         files=DefinitionFiles(),
+        events=events,
     )
 
 

@@ -18,6 +18,7 @@ from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.manager.parts import Parts
 from hypemand.manager.service import VmManager
 from hypemand.model.answers.host import ReloadReport
+from hypemand.model.events import StartKind
 from hypemand.model.state import Origin
 from hypemand.run import run_async
 from hypemand.systemd.log import MessageId
@@ -161,7 +162,7 @@ class Reloader:
             )
             await self._wait_online()
         try:
-            await self._manager.start_vm(vm.name)
+            await self._manager.start_vm(vm.name, kind=StartKind.AUTOSTART)
         except HypemandError as error:
             _log.debug("autostart of %s: %s", vm.name, error)  # the manager has told it
 

@@ -20,6 +20,7 @@ from hypemand.manager.parts import Parts
 from hypemand.manager.resources.volumeuse import change_volume
 from hypemand.manager.sharedquery import SharedQuery
 from hypemand.manager.starts import Starter, derive_pin, logged_start
+from hypemand.model.events import StartKind
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.limits import RuntimeLimits
 from hypemand.model.logs import LogLine, LogSource
@@ -290,9 +291,14 @@ class VmManager:
     # starting
 
     async def start_vm(
-        self, ref: str, *, pull: ImagePull | None = None, program: Program | None = None
+        self,
+        ref: str,
+        *,
+        pull: ImagePull | None = None,
+        program: Program | None = None,
+        kind: StartKind = StartKind.REQUEST,
     ) -> VmView:
-        """See `Manager`."""
+        """See `Manager`. `kind`: what has asked for it."""
         requested = time.monotonic()
         vm = self._fleet.get(ref)
         if not vm.state.is_vmm_active:
@@ -311,7 +317,8 @@ class VmManager:
                     async with self._starter.with_program(vm, program):
                         image, waited = await self._starter.ensure_image(vm, pull)
                         # a pull is no part of the boot
-                        await self._starter.start(vm, time.monotonic() if waited else requested, image)
+                        asked = time.monotonic() if waited else requested
+                        await self._starter.start(vm, asked, image, kind)
         await asyncio.wait([looking])
         return vm.view()
 
@@ -379,7 +386,9 @@ class VmManager:
             try:
                 async with vm.handle.held():
                     await self._stop(vm, None)
-                    await self._starter.start(vm, time.monotonic() if waited else requested, image)
+                    asked = time.monotonic() if waited else requested
+                    with logged_start(vm):
+                        await self._starter.start(vm, asked, image, StartKind.RESTART)
             finally:
                 if _has_ended(vm):
                     await vm.handle.release()

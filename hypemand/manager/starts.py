@@ -20,6 +20,7 @@ from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.fleet import DiskLook
 from hypemand.manager.parts import Parts
 from hypemand.manager.plan import Attached, Connection, Plan, make_plan
+from hypemand.model.events import Failure, StartKind
 from hypemand.model.state import Origin
 from hypemand.model.vm import Program
 from hypemand.protocol.configdisk import write_config_disk
@@ -30,6 +31,7 @@ from hypemand.systemd import cgroups
 from hypemand.systemd.log import MessageId
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr, make_root
 from hypemand.tasks import Tasks, finish
+from hypemand.vm.happenings import derive_refusal
 from hypemand.vm.leftunit import start_unit
 from hypemand.vm.operation import OperationCancelled
 from hypemand.vm.record import ImagePin, Lease
@@ -144,14 +146,16 @@ class Starter:
         if self._easing is None or self._easing.done():
             self._easing = self._tasks.start("wait for moves", run_in(Pool.STARTS, cgroups.ease_moves))
 
-    async def start(self, vm: Vm, requested: float, image: Image) -> None:
+    async def start(
+        self, vm: Vm, requested: float, image: Image, kind: StartKind = StartKind.REQUEST
+    ) -> None:
         """Start it; back when systemd has taken the job. `requested`: when it was asked for. A start that
         comes to nothing leaves nothing behind; a unit that systemd has taken, or may have taken, keeps all
         that is the VM's. InsufficientResources, also for a full disk."""
         async with name_full_disk_beside(f"start VM {vm.name}", vm.places.state):
-            await self._start(vm, requested, image)
+            await self._start(vm, requested, image, kind)
 
-    async def _start(self, vm: Vm, requested: float, image: Image) -> None:
+    async def _start(self, vm: Vm, requested: float, image: Image, kind: StartKind) -> None:
         self.ease_moves()
         await vm.runs.settle()
         async with Tasks(f"the start of VM {vm.name}") as tasks:
@@ -176,7 +180,8 @@ class Starter:
             plan = await self._make_all(vm, defined, image, volumes, network)
             # before systemd is asked: what runs is known to a daemon that comes after this one
             await run_in(Pool.STARTS, vm.runs.files.keep_definition, definition)
-            vm.runs.expect({Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}, definition)
+            moments = {Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}
+            vm.runs.expect(moments, definition, kind)
             if vm.has_unit:
                 await self._parts.units.reset_failed(vm.unit)
             work.asked = True
@@ -301,4 +306,5 @@ def logged_start(vm: Vm) -> Iterator[None]:
         yield
     except HypemandError as error:
         vm.log(logging.ERROR, f"VM {vm.name} was not started: {error}", MessageId.START_FAILED)
+        vm.tell(Failure(derive_refusal(error)), str(error))
         raise

@@ -232,6 +232,13 @@ class TransferService(Protocol):
         damaged, AlreadyExists, InsufficientResources, and what `make_definition` raises."""
 
 
+class MetricsService(Protocol):
+    """The metrics of this host."""
+
+    async def render(self) -> bytes:
+        """As they are now, in Prometheus' text format."""
+
+
 class NetworkService(Protocol):
     """The networks of this host."""
 

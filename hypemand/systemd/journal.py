@@ -58,6 +58,9 @@ class LogReader(Protocol):
     def seek_tail(self) -> None:
         """Behind the last line."""
 
+    def seek_realtime(self, microseconds: int, /) -> None:
+        """Before the first line from that time on, since the epoch."""
+
     def _next(self) -> bool:
         """To the next line; False: there is none."""
 

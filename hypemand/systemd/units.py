@@ -129,6 +129,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("MemoryMax", "t", plan.memory_max),
         ("CPUQuotaPerSecUSec", "t", round(plan.cpu_quota * 1e6)),
         ("TasksMax", "t", plan.tasks_max),
+        # for metrics: its memory and CPU are counted for the sake of their limits
+        ("IOAccounting", "b", True),
         ("OOMPolicy", "s", "stop"),
         # as containers and VMs of others do
         ("IgnoreOnIsolate", "b", True),

@@ -9,11 +9,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hypemand.config.definition import Mode
+from hypemand.model.events import ExitKind
 from hypemand.model.evidence import EMERGENCY, Marker
 from hypemand.protocol.sentinels import Exit
 from hypemand.recordfile import BadRecord, load_record, store_record
@@ -67,7 +68,7 @@ class ExitRecord:
     """How a run ended. `code` None: nobody could tell. `status` is the exit status of ExecStopPost=, by
     which systemd learns the program's result; 0 also where systemd knows of a failure by itself. `reboot`:
     the guest has rebooted and is to be started again. `started_at` and `ended_at`: seconds since the epoch;
-    `ready_ms`: from the start to Running."""
+    `ready_ms`: from the start to Running. `marker`: the first that was missing when the boot timed out."""
 
     run: str
     code: int | None
@@ -78,43 +79,55 @@ class ExitRecord:
     reboot: bool = False
     started_at: float | None = None
     ready_ms: float | None = None
+    kind: ExitKind = ExitKind.UNKNOWN
+    marker: str = ""
 
 
 def derive_exit_record(run: str, ending: Ending, ended_at: float) -> ExitRecord:
     """Judge a run."""
-    code, message, success = _judge(ending)
+    kind, code, message, success = _judge(ending)
     if not ending.complete:
         message += _INCOMPLETE
     # protocol: it never got ready, and that it had a code is what systemd does not know
     known_to_systemd = success or ending.result not in ("success", "protocol")
     status = 0 if known_to_systemd else code or 1
     reboot = ending.mode is Mode.SYSTEMD and success and message.startswith(REBOOTED)
-    return ExitRecord(run, code, message, success, status, ended_at, reboot)
+    marker = _SENTINEL[_list_unseen(ending)[0]] if kind is ExitKind.BOOT_TIMEOUT and ending.complete else ""
+    kind = ExitKind.REBOOT if reboot else kind
+    return ExitRecord(run, code, message, success, status, ended_at, reboot, kind=kind, marker=marker)
 
 
-def _judge(ending: Ending) -> tuple[int | None, str, bool]:
+def _judge(ending: Ending) -> tuple[ExitKind, int | None, str, bool]:
     report = ending.report
     if report is not None and ending.result != "timeout":
         requested = report.message.startswith(REQUESTED) and report.code in (0, 128 + ending.stop_signal)
-        return report.code, report.message, report.code == 0 or requested
+        success = report.code == 0 or requested
+        kind = ExitKind.REQUESTED if requested else ExitKind.SUCCESS if success else ExitKind.FAILURE
+        return kind, report.code, report.message, success
     if ending.result == "timeout":
-        return None, _timeout_words(ending), False
+        kind = ExitKind.BOOT_TIMEOUT if ending.missing else ExitKind.STOP_TIMEOUT
+        return kind, None, _timeout_words(ending), False
     if ending.panic is not None:
-        return None, ending.panic, False
+        return ExitKind.PANIC, None, ending.panic, False
     if ending.mode is Mode.SYSTEMD and ending.shutdown and ending.result in ("success", "protocol"):
         # an init of another kind than systemd, or one that was passed over (systemctl -ff)
-        return 0, _SHUTDOWN[ending.shutdown], True
+        return ExitKind.POWER_OFF, 0, _SHUTDOWN[ending.shutdown], True
     if ending.stop_job and ending.result == "success":
-        return None, "stopped before the program had ended", True
-    return None, _vmm_words(ending), False
+        return ExitKind.REQUESTED, None, "stopped before the program had ended", True
+    kind, words = _judge_vmm(ending)
+    return kind, None, words, False
+
+
+def _list_unseen(ending: Ending) -> tuple[Marker, ...]:
+    """Those that are missing, without what could not be there: the check begins with the program."""
+    return tuple(marker for marker in ending.missing if marker is not Marker.READY) or ending.missing
 
 
 def _timeout_words(ending: Ending) -> str:
     if ending.missing and not ending.complete:
         return "it did not boot, or did not power off, in time and was ended by force"
     if ending.missing:
-        # the check begins with the program: without that there was none
-        missing = [marker for marker in ending.missing if marker is not Marker.READY] or ending.missing
+        missing = _list_unseen(ending)
         names = " and ".join(_SENTINEL[marker] for marker in missing)
         words = f"boot timed out: {names} {'was' if len(missing) == 1 else 'were'} not seen"
         if missing == ending.missing == (Marker.READY,):
@@ -125,17 +138,17 @@ def _timeout_words(ending: Ending) -> str:
     return "the guest did not power off in time and was ended by force"
 
 
-def _vmm_words(ending: Ending) -> str:
+def _judge_vmm(ending: Ending) -> tuple[ExitKind, str]:
     said = f": {ending.vmm_words}" if ending.vmm_words else ""
     if ending.result == "oom-kill":
-        return "the VMM was killed because the unit's memory limit was reached"
+        return ExitKind.MEMORY, "the VMM was killed because the unit's memory limit was reached"
     if ending.exit_code in ("killed", "dumped"):
-        return f"the VMM was killed by {_signal_name(ending.exit_status)}"
+        return ExitKind.VMM, f"the VMM was killed by {_signal_name(ending.exit_status)}"
     if ending.exit_code == "exited" and ending.exit_status not in ("", "0"):
-        return f"the VMM failed with exit status {ending.exit_status}{said}"
+        return ExitKind.VMM, f"the VMM failed with exit status {ending.exit_status}{said}"
     if ending.result != "success":
-        return f"the unit ended with result {ending.result}{said}"
-    return "the guest powered off without an exit report"
+        return ExitKind.VMM, f"the unit ended with result {ending.result}{said}"
+    return ExitKind.POWER_OFF, "the guest powered off without an exit report"
 
 
 def _signal_name(status: str) -> str:
@@ -152,14 +165,15 @@ def derive_unrecorded(run: str, ended_at: float, *, failed: bool, report: Exit |
     `report`, if the daemon has seen one, and whether systemd has its unit `failed`. One of which nothing is
     known is no success."""
     if report is not None:
-        return ExitRecord(run, report.code, report.message, not failed, 0, ended_at)
+        kind = ExitKind.FAILURE if failed else ExitKind.SUCCESS
+        return ExitRecord(run, report.code, report.message, not failed, 0, ended_at, kind=kind)
     how = "failed" if failed else "ended"
     return ExitRecord(run, None, f"it {how}, and how could not be written down", False, 0, ended_at)
 
 
 def derive_lost(run: str, seen_at: float) -> ExitRecord:
     """The record of a run whose end nobody has seen; it was seen last at `seen_at`."""
-    return ExitRecord(run, None, LOST, False, 0, seen_at)
+    return ExitRecord(run, None, LOST, False, 0, seen_at, kind=ExitKind.LOST)
 
 
 def find_spare(runtime: Path) -> Path:
@@ -208,10 +222,13 @@ def _parse(document: Any) -> ExitRecord:
         "ended_at": int | float,
         "started_at": int | float | None,
         "ready_ms": int | float | None,
+        "marker": str,
     }
     if not all(isinstance(getattr(record, key), kind) for key, kind in kinds.items()):
         raise TypeError("a value of another type")
-    return record
+    # one of another version may have another word
+    known = ExitKind(record.kind) if record.kind in set(ExitKind) else ExitKind.UNKNOWN
+    return replace(record, kind=known)
 
 
 def store_exit_record(path: Path, record: ExitRecord, before: Sequence[ExitRecord] = ()) -> None:

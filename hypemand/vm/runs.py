@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.config.definition import Definition
+from hypemand.model.events import StartKind, Tell, ignore_event
 from hypemand.model.state import HeadersStatus
 from hypemand.model.vm import ExitReport, RestartStatus, RunReport
 from hypemand.systemd.journal import BootJournal, LogJournal, SystemLogJournal
@@ -43,7 +44,7 @@ _log = logging.getLogger(__name__)
 class VmServices:
     """What all VMs share. `on_change` is called when the state of any of them has changed; `volume_disk`: the
     file that the volume of that name or id is. `open_journal` gives the journal of a boot, `log_journal` that
-    of logs; `notify` sends systemd something in the name of a VMM."""
+    of logs; `notify` sends systemd something in the name of a VMM; `tell_event` is called with each event."""
 
     bus: Bus
     units: Units
@@ -53,6 +54,7 @@ class VmServices:
     open_journal: OpenJournal = BootJournal
     log_journal: LogJournal = field(default_factory=SystemLogJournal)
     notify: Notify = notify_for
+    tell_event: Tell = ignore_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,16 @@ class Owner:
 class Runs:
     """`past`: records of runs before this daemon. `session`: the connections to the VMM while there is
     one; `exit`: how the last run ended; `running`: what the run that is on holds; `ended`: the records of its
-    last runs, the newest first; `restarts`: how often systemd has restarted it by itself."""
+    last runs, the newest first; `restarts`: how often systemd has restarted it by itself; `start`: what has
+    started the run that was on last, and `began` that run, if this daemon has seen it begin."""
 
     def __init__(self, owner: Owner, services: VmServices, tasks: Tasks, past: Past) -> None:
         self.session: Session | None = None
         self.exit: ExitRecord | None = past.exit
         self.ended = past.ended
         self.restarts = 0
+        self.start = StartKind.UNKNOWN
+        self.began: str | None = None
         self.running = Running()
         self.files = RunFiles(owner.name, owner.places, tasks)
         self._owner = owner
@@ -93,6 +98,9 @@ class Runs:
         # while it was that
         self._was_stopped = False
         self._requested: dict[Moment, float] = {}
+        self._requested_by = StartKind.REQUEST
+        # is the unit known, so that what is new in it has happened since?
+        self._is_followed = False
         self._was_live = False
         # by a daemon that could not ask systemd when it started
         self._is_assumed = False
@@ -134,9 +142,14 @@ class Runs:
 
     # before a run
 
-    def expect(self, moments: Mapping[Moment, float], definition: Definition | None) -> None:
+    def expect(
+        self,
+        moments: Mapping[Moment, float],
+        definition: Definition | None,
+        kind: StartKind = StartKind.REQUEST,
+    ) -> None:
         """A start is under way: when it was asked for, and with what. None: it is not any more."""
-        self._requested = dict(moments)
+        self._requested, self._requested_by = dict(moments), kind
         self.running.definition = definition
 
     def add_moment(self, moment: Moment, at: float) -> None:
@@ -217,8 +230,22 @@ class Runs:
         elif self._has_failed_unseen(unit):
             self.exit = derive_exit(found.exits, unit.invocation_id, failed=True)
         self._was_live, self._is_assumed = unit.is_live, False
+        was_followed, self._is_followed = self._is_followed, True
         if live and self.session is None and unit.active_state != "deactivating":
+            self.start = self._derive_start(was_known=was_followed)
+            self.began = unit.invocation_id if was_followed else None
             self._open(unit)
+
+    def _derive_start(self, *, was_known: bool) -> StartKind:
+        """What has started the run that begins. systemd counts its own restarts from the last other start on.
+        `was_known`: the unit was, before."""
+        if self._requested:
+            return self._requested_by
+        if self.restarts > 0:
+            return StartKind.RESTARTED
+        if not was_known:
+            return StartKind.UNKNOWN
+        return StartKind.REBOOT if self.ended and self.ended[0].reboot else StartKind.SYSTEMD
 
     async def note_lost_end(self) -> None:
         """It is stopped, and the end of its last run is not known, as after a power cut: keep what is known

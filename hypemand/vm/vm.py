@@ -13,11 +13,12 @@ import time
 from collections.abc import AsyncIterator
 
 from hypemand.config.definition import Definition
+from hypemand.model.events import Details, Event
 from hypemand.model.evidence import Derived, derive_state, derive_status_text, describe_check
 from hypemand.model.state import Origin, State
 from hypemand.model.vm import ExitReport, RestartStatus, RunReport, VmView
 from hypemand.systemd.bus import BusError
-from hypemand.systemd.log import MessageId, log_state_change, log_vm
+from hypemand.systemd.log import MessageId, log_vm
 from hypemand.systemd.units import UnitStatus
 from hypemand.tasks import Tasks
 from hypemand.unitnames import unit_name
@@ -25,6 +26,7 @@ from hypemand.vm.changes import Changes
 from hypemand.vm.evidence import derive_evidence
 from hypemand.vm.exitrecord import ExitRecord
 from hypemand.vm.handle import Handle
+from hypemand.vm.happenings import Happenings, log_change
 from hypemand.vm.networkmember import NetworkHost, NetworkMember
 from hypemand.vm.notifications import extend_boot, mark_running, notify_ready, notify_systemd, register
 from hypemand.vm.operation import Operations
@@ -65,6 +67,7 @@ class Vm:
         self._services = services
         self._network = network
         self._tasks = Tasks(record.name)
+        self._happenings = Happenings(self.tell)
         owner = Owner(record.name, record.uid, places, self._get_definition, self._evaluate, self._release)
         self.runs = Runs(owner, services, self._tasks, past)
         self.handle = Handle(
@@ -377,13 +380,16 @@ class Vm:
             ready=needed.ready is not None,
         )
         derived = derive_state(evidence)
-        if derived.state is State.RUNNING and session is not None and mark_running(self.name, session):
+        is_new = derived.state is State.RUNNING and session is not None and mark_running(self.name, session)
+        if session is not None and is_new:
             work = register(self._services.bus, self.record, session, self._network)
             self._tasks.start("machined", work)
             self._tasks.start("handle's look", self.handle.look())
         self._transit(derived)
         runs = derived.state in (State.RUNNING, State.PAUSED) and self.runs.restarts > 0
         self._stability.follow(self._unit.changed_at if runs else None, needed.restart_stable_after)
+        if session is not None and is_new and not self._recovering:
+            self._happenings.take_ready(self.runs.start, session.tracker.notes)
         if session is not None and was_mute and self._unit.active_state == "activating":
             # what there was to say before, systemd could not be told
             notify_systemd(self.name, session, f"STATUS={self._text}")
@@ -423,6 +429,8 @@ class Vm:
             self.runs.files.keep_notes(self.session.tracker.notes)
         end = self.runs.last_end
         has_ended = end is not None and end.run != self._logged_end
+        if not self._recovering:
+            self._happenings.take(end if has_ended else None, old, derived, self._text, self.runs)
         if self._text == old_text and derived.state is old and not has_ended:
             return
         self._logged_end = None if end is None else end.run
@@ -433,21 +441,10 @@ class Vm:
             self._phases.end(old, now)
             self._services.on_change()
         if (derived.state is not old or has_ended) and not self._recovering:
-            self._log_change(old, end if has_ended else None)
+            log_change(self.record, old, derived, self._text, end if has_ended else None)
         self._tell_status()
         self.hold_deadline()
         self.changes.tell()
-
-    def _log_change(self, old: State, end: ExitRecord | None) -> None:
-        """Log the state, which was `old`, and how a run has ended, if it is that which has changed it."""
-        derived, fields = self._derived, {}
-        if end is not None:
-            fields = {"HYPEMAN_EXIT_MESSAGE": end.message, "HYPEMAN_EXIT_RUN": end.run}
-            if end.code is not None:
-                fields["HYPEMAN_EXIT_CODE"] = str(end.code)
-        log_state_change(
-            self.name, self.record.id, old, derived.state, self._text, derived.state_error, **fields
-        )
 
     def _tell_status(self) -> None:
         """`systemctl status` says what is going on: of a boot all, later whether the guest runs."""
@@ -493,6 +490,10 @@ class Vm:
         if activity != self._activity:
             self._activity = activity
             self.changes.tell()
+
+    def tell(self, details: Details, message: str) -> None:
+        """An event about it."""
+        self._services.tell_event(Event(details, message, self.name, self.record.id))
 
     def log(self, level: int, message: str, message_id: MessageId | None = None, **fields: str) -> None:
         """A journal entry about it."""

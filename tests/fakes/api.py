@@ -15,9 +15,12 @@ import aiohttp
 from hypemand.api.server import make_app, serve
 from hypemand.api.services import Services
 from hypemand.api.tokens import TokenStore
+from hypemand.manager.metrics.metrics import Metrics
 from hypemand.manager.resources.hostview import HostView
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
+from hypemand.model.metrics import ApiCounts
+from hypemand.turns import make_durations
 from tests.fakes.host import DEADLINE, FakeHost
 from tests.openapi_check import Description
 
@@ -26,6 +29,7 @@ def make_services(host: FakeHost) -> Services:
     """What hypemand.daemon gives to the API."""
     daemon, config = host.daemon, host.config
     volumes = ApiVolumes(daemon.parts, daemon.manager)
+    counts = ApiCounts()
     return Services(
         manager=daemon.manager,
         guests=daemon.parts.guests,
@@ -36,9 +40,11 @@ def make_services(host: FakeHost) -> Services:
         host_networks=daemon.parts.networks,
         host=HostView(daemon.parts),
         reload=daemon.reloader.reload,
+        metrics=Metrics(daemon.parts, counts, make_durations()),
         defaults=lambda: config.defaults,
         networks=lambda: config.networks,
         spool=config.state_dir,
+        counts=counts,
     )
 
 

@@ -19,6 +19,7 @@ from hypemand.config.host import HostConfig
 from hypemand.config.network import NetworkConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import HypemandError
+from hypemand.manager.events import Events
 from hypemand.manager.images.pulls import Pulls
 from hypemand.manager.parts import Parts, make_parts
 from hypemand.manager.recovery import Recovery
@@ -68,7 +69,8 @@ class Daemon:
         self.watcher = BootWatcher()
         units = Units(host.systemd)
         store = ImageStore(host.config.state_dir / "images", host.config.image_dirs, lambda: 0)
-        self.pulls = Pulls(store, lambda: host.registry, host.config.runtime_dir)
+        events = Events()
+        self.pulls = Pulls(store, lambda: host.registry, host.config.runtime_dir, tell_event=events.tell)
         services = VmServices(
             host.systemd,
             units,
@@ -77,9 +79,10 @@ class Daemon:
             open_journal=host.journal.open_boot,
             log_journal=host.journal,
             notify=host.systemd.notify,
+            tell_event=events.tell,
         )
         userdb = host.folder / "userdb"
-        self.parts = make_parts(host.config, services, store, self.pulls, host.network, userdb)
+        self.parts = make_parts(host.config, services, store, self.pulls, host.network, userdb, events)
         self.manager = VmManager(self.parts)
         self.recovery = Recovery(self.parts, self.manager.delete_vm)
         self.reloader = Reloader(self.parts, self.manager, lambda: host.config)

@@ -116,6 +116,11 @@ class FakeLogReader:
         """See LogReader."""
         self._at = len(self._journal.entries)
 
+    def seek_realtime(self, microseconds: int, /) -> None:
+        """See LogReader."""
+        times = [round(entry.realtime * 1e6) for entry in self._journal.entries]
+        self._at = next((at for at, time in enumerate(times) if time >= microseconds), len(times)) - 1
+
     def _fits(self, at: int) -> bool:
         fields = self._journal.entries[at].fields
         return all(fields.get(field) in values for field, values in self._matches.items())

@@ -15,7 +15,7 @@ _SET = (
     "ExecStop", "ExecStopPost", "KillMode", "PermissionsStartOnly", "Restart", "RestartUSec",
     "TimeoutStartUSec", "TimeoutStopUSec", "User", "StandardInput", "StandardOutput",
     "StandardError", "SyslogIdentifier", "SyslogLevelPrefix", "LogExtraFields",
-    "LogRateLimitIntervalUSec", "LogRateLimitBurst", "MemoryMax",
+    "LogRateLimitIntervalUSec", "LogRateLimitBurst", "MemoryMax", "IOAccounting",
     "TasksMax", "CPUQuotaPerSecUSec", "OOMPolicy", "StartLimitBurst", "StartLimitIntervalUSec",
     "RestartSteps", "RestartMaxDelayUSec",
     "CollectMode", "RemainAfterExit", "RootDirectory", "RootDirectoryStartOnly", "BindPaths",

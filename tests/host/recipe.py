@@ -22,6 +22,7 @@ DEPENDENCIES = (
     "python3-aiohttp",
     "python3-jsonschema",
     "python3-nftables",
+    "python3-prometheus-client",
     "python3-pyroute2",
     "python3-pystemd",
     "python3-sdnotify",
@@ -39,7 +40,16 @@ DEPENDENCIES = (
 )
 
 # What the tests themselves run in a host.
-TOOLS = ("busybox-static", "docker-registry", "file", "iptables", "openssl", "strace", "socat")
+TOOLS = (
+    "busybox-static",
+    "docker-registry",
+    "file",
+    "iptables",
+    "openssl",
+    "prometheus",
+    "strace",
+    "socat",
+)
 
 MASKED = (
     "apt-daily-upgrade.timer",
@@ -51,6 +61,7 @@ MASKED = (
     "e2scrub_reap.service",
     "fstrim.timer",
     "getty@tty1.service",
+    "prometheus.service",
     "systemd-firstboot.service",
     "systemd-networkd-wait-online.service",
     "systemd-udevd.service",

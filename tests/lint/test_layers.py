@@ -18,7 +18,8 @@ PACKAGE = "hypemand"
 # each other, except those of the ground.
 GROUND = frozenset(
     {"atomic", "budget", "config", "errors", "fulldisk", "inflate", "lean", "notify", "recordfile", "run"}
-    | {"clocksteps", "sandbox", "service", "sockets", "tasks", "turns", "unitnames", "version", "workers"}
+    | {"clocksteps", "histogram", "sandbox", "service", "sockets", "tasks", "turns", "unitnames", "version"}
+    | {"workers"}
 )
 LAYERS = (
     frozenset({"__main__"}),

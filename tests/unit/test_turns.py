@@ -55,6 +55,23 @@ def test_what_holds_up_the_loop_is_named(work: FunctionType, caplog: pytest.LogC
     assert "main (unit/test_turns.py:" in first
 
 
+def test_each_turn_is_counted_by_how_long_it_takes() -> None:
+    clock = Clock()
+    watch = TurnWatch(clock=clock)
+    for seconds in (0.0005, 0.0015, 0.002, 0.07, 5.0):
+        take_turn(watch, clock, seconds)
+    found = dict(watch.durations.list_buckets())
+    assert {word: found[word] for word in ("0.001", "0.0025", "0.05", "0.1", "2.5", "+Inf")} == {
+        "0.001": 1.0,
+        "0.0025": 3.0,
+        "0.05": 3.0,
+        "0.1": 4.0,
+        "2.5": 4.0,
+        "+Inf": 5.0,
+    }
+    assert abs(watch.durations.total - 5.074) < 1e-6
+
+
 def test_waiting_for_events_is_no_turn(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         await asyncio.sleep(0.6)

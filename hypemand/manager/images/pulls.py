@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from hypemand.errors import HypemandError
+from hypemand.model.events import Event, Tell, ignore_event
+from hypemand.model.events import Pull as PullEvent
 from hypemand.model.images import Credentials, Progress, PullStatus
 from hypemand.storage.images import Image
 from hypemand.storage.importer import Step, Told, make_image
@@ -178,7 +180,7 @@ class Pace:
 
 class Pulls:
     """All images that are being had. `make_tools` gives those for one piece of work; `scratch` is a folder in
-    memory, for credentials."""
+    memory, for credentials; `tell_event` is called with each event."""
 
     def __init__(
         self,
@@ -186,7 +188,9 @@ class Pulls:
         make_tools: Callable[[], Tools],
         scratch: Path,
         auth_file: Path = AUTH_FILE,
+        tell_event: Tell = ignore_event,
     ) -> None:
+        self._tell_event = tell_event
         self._store = store
         self.make_tools = make_tools
         self._scratch = scratch
@@ -263,6 +267,8 @@ class Pulls:
                 image = replace(image, tags=pull.tags)
             return image
 
+        began = time.monotonic()
+        self._tell(pull, f"pull of image {pull.name} has begun")
         self._waiting.add(pull.name)
         work = loop.run_in_executor(self.threads, make)
         try:
@@ -274,11 +280,16 @@ class Pulls:
             _log.warning("image %s: %s", pull.name, failure)
             pull.failure = failure
             pull.show(status=PullStatus.FAILED, error=str(failure), error_code=failure.code)
+            self._tell(pull, f"image {pull.name}: {failure}", time.monotonic() - began)
             raise failure from error
         _log.info("image %s is %s", pull.name, image.digest)
         pull.show(status=PullStatus.READY)
+        self._tell(pull, f"image {pull.name} is {image.digest}", time.monotonic() - began)
         self._pulls.pop(pull.name, None)
         return image
+
+    def _tell(self, pull: Pull, message: str, seconds: float | None = None) -> None:
+        self._tell_event(Event(PullEvent(pull.name, pull.view.status, seconds), message))
 
     async def _look_on(self, pull: Pull, work: asyncio.Future[Image]) -> None:
         """Follow the progress until the work is over. One to which nothing comes any more is ended; so is one

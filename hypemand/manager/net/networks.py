@@ -335,6 +335,11 @@ class Networks:
         """See NetworkHost."""
         return self.allocation.interface_of(vm)
 
+    def find_counters(self, vm: str) -> Counters | None:
+        """The counters of its TAP device that were read last, if it has one."""
+        interface = self.allocation.interface_of(vm)
+        return None if interface is None else self._counters.get(interface)
+
     async def read_counters(self) -> None:
         """Have `view` show counters as they are now, or none if they cannot be read."""
         if not self.allocation.ports:

@@ -174,7 +174,7 @@ def test_without_a_good_token_every_answer_is_the_same(tmp_path: Path) -> None:
         assert b"Server: hypemand\r\n" in answer
         assert b"aiohttp" not in answer
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["message"] == "a token is needed"
-        assert place.gate.refused == 5 * (len(bad) * 2 + 1) + 1
+        assert place.gate.counts.refused == 5 * (len(bad) * 2 + 1) + 1
 
     over_tcp(tmp_path, scenario)
 
@@ -254,7 +254,7 @@ READING = {
         "/health", "/openapi.yaml", "/instances", "/images", "/images/{name}", "/images/{name}/watch",
         # but not what is in them
         "/volumes", "/volumes/{volume}", "/df",
-        "/networks", "/networks/{network}", "/capabilities", "/resources",
+        "/networks", "/networks/{network}", "/capabilities", "/resources", "/metrics",
     )
 } | set(UNSUPPORTED.values())  # fmt: skip
 OPERATING = READING | {

@@ -129,6 +129,25 @@ def test_where_to_listen(tmp_path: Path, listen: str, config: ListenConfig | Non
     assert config is None or str(config) in listen
 
 
+def test_metrics_without_a_token_are_for_this_host_alone(tmp_path: Path) -> None:
+    def load(address: str) -> ListenConfig | None:
+        text = f"metrics: {{listen: '{address}'}}\n"
+        return load_host_config(write(tmp_path / "h.yaml", text), [], NO_ID).metrics
+
+    assert load("127.0.0.1:9442") == ListenConfig("127.0.0.1", 9442)
+    assert load("[::1]:9442") == ListenConfig("::1", 9442)
+    assert load_host_config(write(tmp_path / "h.yaml", "metrics: {}\n"), [], NO_ID).metrics is None
+    for address, problem in (
+        ("0.0.0.0:9442", "1:19: metrics.listen: metrics are served without a token, and 0.0.0.0 is not"),
+        ("192.0.2.1:9442", "is not loopback; write an address of 127.0.0.0/8 or ::1"),
+        ("127.0.0.1:80", "'80' is not a valid port"),
+        ("127.0.0.1", "is not an IP address with a port"),
+    ):
+        with pytest.raises(InvalidDefinition) as caught:
+            load(address)
+        assert problem in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("listen", "problem"),
     [

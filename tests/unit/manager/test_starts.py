@@ -22,6 +22,7 @@ from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InsufficientResources, WrongState
+from hypemand.manager.events import Events
 from hypemand.manager.guestops import GuestOps
 from hypemand.manager.parts import make_parts
 from hypemand.manager.recovery import Recovery
@@ -169,7 +170,7 @@ class Host:
         )
         store = ImageStore(folder / "images", ())
         pulls = cast(Any, SimpleNamespace(cancel=no_pull))
-        parts = make_parts(config, services, store, pulls, FakeNetworkHost(), folder / "userdb")
+        parts = make_parts(config, services, store, pulls, FakeNetworkHost(), folder / "userdb", Events())
         self.stored = parts.images
         guests = GuestOps(parts.fleet, cast(Any, self.images))
         self.parts = replace(parts, images=cast(Any, self.images), guests=guests)

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a run is judged by the evidence that it leaves."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hypemand.config.definition import Mode
+from hypemand.model.events import ExitKind
 from hypemand.model.evidence import Marker
 from hypemand.protocol.sentinels import Exit
 from hypemand.vm.exitrecord import (
+    REBOOTED,
     Ending,
     ExitRecord,
     derive_exit_record,
@@ -163,3 +166,61 @@ def test_a_broken_record_is_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "exit.json"
     path.write_text(text)
     assert load_exit_record(path) is None
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "marker"),
+    [
+        (reported(0, "exited with code 0"), ExitKind.SUCCESS, ""),
+        (reported(3, "exited with code 3"), ExitKind.FAILURE, ""),
+        (reported(143, "stopped on request: killed by signal 15 (TERM)"), ExitKind.REQUESTED, ""),
+        (replace(SILENT, stop_job=True), ExitKind.REQUESTED, ""),
+        (SILENT, ExitKind.POWER_OFF, ""),
+        (replace(SILENT, panic="Kernel panic - not syncing: oops"), ExitKind.PANIC, ""),
+        (replace(SILENT, result="oom-kill", exit_code="killed"), ExitKind.MEMORY, ""),
+        (replace(SILENT, result="signal", exit_code="killed", exit_status="KILL"), ExitKind.VMM, ""),
+        (replace(SILENT, result="exit-code", exit_status="1"), ExitKind.VMM, ""),
+        (replace(reported(0, "exited with code 0"), result="timeout"), ExitKind.STOP_TIMEOUT, ""),
+        (
+            replace(SILENT, result="timeout", missing=(Marker.AGENT,)),
+            ExitKind.BOOT_TIMEOUT,
+            "HYPEMAN-AGENT-READY",
+        ),
+        (
+            replace(SILENT, result="timeout", missing=(Marker.READY,), check="tcp port 80"),
+            ExitKind.BOOT_TIMEOUT,
+            "HYPEMAN-READY",
+        ),
+        # the check begins with the program
+        (
+            replace(SILENT, result="timeout", missing=(Marker.PROGRAM, Marker.READY), check="x"),
+            ExitKind.BOOT_TIMEOUT,
+            "HYPEMAN-PROGRAM-START",
+        ),
+        # what was not read may have been there
+        (
+            replace(SILENT, result="timeout", missing=(Marker.AGENT,), complete=False),
+            ExitKind.BOOT_TIMEOUT,
+            "",
+        ),
+        (replace(reported(0, REBOOTED), mode=Mode.SYSTEMD), ExitKind.REBOOT, ""),
+    ],
+)
+def test_the_kind_of_an_end_follows_the_evidence(ending: Ending, kind: ExitKind, marker: str) -> None:
+    record = judge(ending)
+    assert (record.kind, record.marker) == (kind, marker)
+
+
+def test_a_record_of_another_version_has_no_kind_or_one_that_is_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "exit.json"
+    store_exit_record(path, judge(SILENT))
+    document = json.loads(path.read_text())
+    for change in ({"kind": "melted"}, {"kind": None}):
+        path.write_text(json.dumps(document | change))
+        found = load_exit_record(path)
+        assert found is not None
+        assert found.kind is ExitKind.UNKNOWN
+    for key in ("kind", "marker"):
+        del document[key]
+    path.write_text(json.dumps(document))
+    assert load_exit_record(path) == replace(judge(SILENT), kind=ExitKind.UNKNOWN)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens on the host, as events: each is of one kind, with values that belong to that kind.
+
+To add a kind: a member of EventKind, and a dataclass whose `kind` is that. Its fields are the `details` of
+the event in the API.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar, Protocol
+
+from hypemand.model.images import PullStatus
+from hypemand.model.state import State
+
+
+class EventKind(StrEnum):
+    """What has happened."""
+
+    STATE = "state"
+    START = "start"
+    READY = "ready"
+    FAILURE = "failure"
+    EXIT = "exit"
+    RESTART = "restart"
+    PULL = "pull"
+
+
+class StartKind(StrEnum):
+    """What has started a VM. REQUEST: hypemanctl, the API, or hypeman@NAME.service, which uses them; RESTART:
+    the same with a request to restart; AUTOSTART: its definition, when the host has booted or the file was
+    read. RESTARTED: Restart= of its unit; REBOOT: the guest; SYSTEMD: systemd, by other requests, as
+    `systemctl restart` of its unit. UNKNOWN: it began while no daemon was there."""
+
+    REQUEST = "request"
+    RESTART = "restart"
+    AUTOSTART = "autostart"
+    RESTARTED = "restarted"
+    REBOOT = "reboot"
+    SYSTEMD = "systemd"
+    UNKNOWN = "unknown"
+
+
+class FailureReason(StrEnum):
+    """Why a VM did not become Running. Up to CANCELLED it was not started at all."""
+
+    IMAGE = "image"
+    RESOURCES = "resources"
+    IN_USE = "in-use"
+    HOST = "host"
+    DEFINITION = "definition"
+    CANCELLED = "cancelled"
+    INTERNAL = "internal"
+    BOOT_TIMEOUT = "boot-timeout"
+    PANIC = "panic"
+    EXITED = "exited"
+    VMM = "vmm"
+    OTHER = "other"
+
+
+class ExitKind(StrEnum):
+    """How a run ended. SUCCESS, FAILURE: by the exit code of its program; REQUESTED: it was asked to end;
+    REBOOT, POWER_OFF: from inside; BOOT_TIMEOUT, STOP_TIMEOUT: systemd's; MEMORY: the unit's limit; VMM: that
+    has failed or was killed. LOST: the host went down with it; UNKNOWN: nothing says how."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    REQUESTED = "requested"
+    REBOOT = "reboot"
+    POWER_OFF = "power-off"
+    PANIC = "panic"
+    BOOT_TIMEOUT = "boot-timeout"
+    STOP_TIMEOUT = "stop-timeout"
+    MEMORY = "memory"
+    VMM = "vmm"
+    LOST = "lost"
+    UNKNOWN = "unknown"
+
+
+class Details(Protocol):
+    """The values of an event. Its kind is that of its class."""
+
+    @property
+    def kind(self) -> EventKind:
+        """What has happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A VM was in the state `old`, and is in `new`; `error`: its state error."""
+
+    kind: ClassVar[EventKind] = EventKind.STATE
+    old: State
+    new: State
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run has begun: systemd has spawned the VMM. `run`: its invocation id."""
+
+    kind: ClassVar[EventKind] = EventKind.START
+    start: StartKind
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """systemd has started a VM again by itself, for the `attempt`th time since it was started otherwise.
+    `reason`: how the run before ended."""
+
+    kind: ClassVar[EventKind] = EventKind.RESTART
+    attempt: int
+    reason: str | None
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A VM is Running. In seconds: `ready` from the request, without the wait for other units; `initializing`
+    from the start of its VMM. None: not known."""
+
+    kind: ClassVar[EventKind] = EventKind.READY
+    start: StartKind
+    run: str
+    ready: float | None
+    initializing: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A VM was not started, or has not become Running. `marker`: the first that was missing when its boot
+    timed out; `run` None: there was none."""
+
+    kind: ClassVar[EventKind] = EventKind.FAILURE
+    reason: FailureReason
+    marker: str = ""
+    run: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A run has ended. `code`: see ExitReport."""
+
+    kind: ClassVar[EventKind] = EventKind.EXIT
+    exit: ExitKind
+    code: int | None
+    success: bool
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A pull has begun (PENDING), or has ended (READY, FAILED) after so many `seconds`."""
+
+    kind: ClassVar[EventKind] = EventKind.PULL
+    image: str
+    status: PullStatus
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What has happened `at` that time, in seconds since the epoch; `vm` and `vm_id` are empty where it is of
+    no VM. `message`: one line for people, part of which may be the guest's words."""
+
+    details: Details
+    message: str
+    vm: str = ""
+    vm_id: str = ""
+    at: float = field(default_factory=time.time)
+
+
+Tell = Callable[[Event], None]
+
+
+def ignore_event(_event: Event) -> None:
+    """Nobody wants to know of it."""
