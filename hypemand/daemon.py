@@ -208,6 +208,7 @@ class Daemon:
             tokens=self._tokens,
             reload=self._reload,
             metrics=self._metrics,
+            events=self._parts.events,
             defaults=lambda: self._parts.config().defaults,
             networks=lambda: self._parts.config().networks,
             spool=self._config.state_dir,

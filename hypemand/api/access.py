@@ -41,6 +41,7 @@ _READ = frozenset(
         "read_logs", "read_timeline", "read_history", "read_stats", "list_images", "get_image", "watch_image",
         "list_volumes", "get_volume", "get_limits", "read_space", "list_networks", "get_network",
         "read_capabilities", "read_resources", "refuse_unsupported", "read_metrics",
+        "read_events",
     }
 )  # fmt: skip
 # What is done to and in a VM that is there.
@@ -49,8 +50,10 @@ _OPERATE = _READ | {
     "resume_instance", "exec_command", "copy_files", "read_archive", "write_archive", "stat_path",
 }  # fmt: skip
 _ALLOWED = {Scope.READ: _READ, Scope.OPERATE: _OPERATE}
-# Of what names no VM, all that a token for some VMs may ask: the list has those VMs alone.
-_OF_NO_VM = frozenset({"health", "openapi", "list_instances", "read_capabilities", "refuse_unsupported"})
+# Of what names no VM, all that a token for some VMs may ask: the list, and events, have those VMs alone.
+_OF_NO_VM = frozenset(
+    {"health", "openapi", "list_instances", "read_capabilities", "read_events", "refuse_unsupported"}
+)
 _TOKEN_HANDLERS = frozenset({"list_tokens", "create_token", "revoke_token"})
 _ROOT_HANDLERS = {"create_token": "create a token", "revoke_token": "revoke a token"}
 _PEER = "hypemand.peer"
@@ -78,6 +81,11 @@ class Peer:
     def is_root(self) -> bool:
         """Is it root on this host, or the user of the daemon?"""
         return self.uid is not None and self.uid in (0, os.geteuid())
+
+    @property
+    def sees_all(self) -> bool:
+        """Is it not restricted to some VMs?"""
+        return self.token is None or not self.token.is_selective
 
     def may_see(self, name: str, tags: Mapping[str, str]) -> bool:
         """Does its token cover a VM of that name and those tags?"""

@@ -36,12 +36,14 @@ from hypemand.api.kinds import (
     TimeSpan,
     Whole,
     Word,
+    WordList,
     Words,
 )
 from hypemand.api.tokens import MAX_TAGS, MAX_VMS
 from hypemand.api.tokens import NAME_PATTERN as TOKEN_PATTERN
 from hypemand.config.imagepull import ImagePull
 from hypemand.config.names import NAME_PATTERN
+from hypemand.model.events import EventKind
 from hypemand.model.logs import LogSource
 from hypemand.model.state import State
 from hypemand.model.tokens import Scope
@@ -191,6 +193,18 @@ class WaitInstance:
     timeout: float = with_default(TimeSpan(), "60s")
 
 
+@_query_of("readEvents")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadEvents:
+    """Which events. `since`: seconds since the epoch; None: of all VMs, or kinds."""
+
+    cursor: str | None = optional(Text())
+    since: float | None = optional(Moment())
+    follow: bool = with_default(Flag(), False)
+    vms: tuple[str, ...] | None = optional(Words())
+    kinds: tuple[EventKind, ...] | None = optional(WordList(EventKind))
+
+
 @_query_of("readLogs")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadLogs:
@@ -202,6 +216,7 @@ class ReadLogs:
     sentinels: bool = with_default(Flag(), False)
     json: bool = with_default(Flag(), False)
     exact: bool = with_default(Flag(), False)
+    since: float | None = optional(Moment())
 
 
 @_query_of("readArchive", "statPath")

@@ -219,6 +219,24 @@ class Words(Kind[tuple[str, ...]]):
 
 
 @dataclass(frozen=True, slots=True)
+class WordList(Kind[tuple[E, ...]]):
+    """Members of an enumeration in one parameter of a query, with commas between them."""
+
+    kind: type[E]
+
+    def read(self, value: object, key: str) -> tuple[E, ...]:
+        words = read_string(value, key).split(",")
+        try:
+            return tuple(self.kind(word) for word in words)
+        except ValueError:
+            raise InvalidField(key, f"must be of {', '.join(self.kind)}, with commas between them") from None
+
+    def schema(self) -> Schema:
+        one = f"({'|'.join(self.kind)})"
+        return {"type": "string", "pattern": f"^{one}(,{one})*$"}
+
+
+@dataclass(frozen=True, slots=True)
 class TextMap(Kind[Mapping[str, str]]):
     """An object of strings. `variables`: its keys are names of environment variables; `maximum`: of keys,
     which the owner of the value checks."""

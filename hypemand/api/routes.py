@@ -264,7 +264,12 @@ class Routes:
         to_json = log_line_json if query.json else exact_line_json if query.exact else _line_text
         self._manager.view_vm(ref)
         lines = self._manager.logs(
-            ref, source=query.source, tail=query.tail, follow=query.follow, sentinels=query.sentinels
+            ref,
+            source=query.source,
+            tail=query.tail,
+            follow=query.follow,
+            sentinels=query.sentinels,
+            since=query.since,
         )
         return await send_events(request, lines, to_json, self._closing, self._limits)
 

@@ -16,6 +16,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from hypemand.api.access import local_gate
 from hypemand.api.connections import Place, Places, Requests, find_address, notice_loss
+from hypemand.api.events import EventRoutes
 from hypemand.api.failures import Handler, errors_as_json
 from hypemand.api.heads import bound_head, defer_expectations, meet_expectation
 from hypemand.api.hold import Hold
@@ -141,7 +142,9 @@ def make_app(
     ]  # fmt: skip
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[_KEEPER] = keeper
-    for routes in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes, HostRoutes, TransferRoutes):
+    for routes in (
+        Routes, EventRoutes, ImageRoutes, VolumeRoutes, NetworkRoutes, HostRoutes, TransferRoutes
+    ):  # fmt: skip
         app.router.add_routes(routes(services, keeper.closing, limits).table())
     app.router.add_routes(UnsupportedRoutes().table())
     app.router.add_routes(MetricsRoutes(services.metrics).table())

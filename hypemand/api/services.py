@@ -13,6 +13,7 @@ from hypemand.config.netdef import Networks
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.metrics import ApiCounts
 from hypemand.model.services import (
+    EventService,
     GuestService,
     HostService,
     ImageService,
@@ -71,6 +72,7 @@ class Services:
     host: HostService
     reload: Callable[[], Awaitable[ReloadReport]]
     metrics: MetricsService
+    events: EventService
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     networks: Callable[[], Networks | None] = lambda: None
     spool: Path = Path("/var/tmp")

@@ -79,7 +79,7 @@ OPTION_HINTS: Mapping[str, Mapping[str, str]] = {
     "logs": {
         "--tail": "use --lines",
         "-t": "use --timestamps",
-        **dict.fromkeys(("--since", "--until", "-u"), f"use: journalctl -u {unit_name('NAME')}"),
+        **dict.fromkeys(("--until", "-u"), f"use: journalctl -u {unit_name('NAME')}"),
     },
     "exec": {"--workingdir": "use --workdir"},
     "stop": dict.fromkeys(("-t", "--time"), "use --timeout"),

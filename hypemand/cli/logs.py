@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 import sys
 from base64 import b64decode
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypemand.cli.client import Unreachable, parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.severallogs import read_several
 from hypemand.cli.terminal import write_raw
-from hypemand.cli.values import escape_line, parse_moment
+from hypemand.cli.values import escape_line, format_utc, parse_moment
 from hypemand.model.answers.guest import LogEntry
 from hypemand.model.logs import MAX_LINE, LogSource
 
@@ -24,10 +26,13 @@ def build_log_query(
     source: str = LogSource.APP,
     sentinels: bool = False,
     as_json: bool = False,
+    since: float | None = None,
 ) -> dict[str, str]:
     """The query of a request for logs. `tail` None: all. Not `as_json`: strings, and objects for lines of
     which a string is not all (`parse_event`)."""
     query = {"tail": "all" if tail is None else str(tail), "source": source}
+    if since is not None:
+        query["since"] = format_utc(since)
     switches = {"follow": follow, "sentinels": sentinels, "json": as_json, "exact": not as_json}
     return query | {key: "true" for key, is_on in switches.items() if is_on}
 
@@ -68,6 +73,8 @@ def show_logs(context: Context) -> int:
     prints there could set its title, clear it, or make it answer as if somebody typed.
     """
     args = context.args
+    if len(names := list(dict.fromkeys(args.name))) > 1:
+        return show_several(context, names)
     is_raw = args.raw or not sys.stdout.isatty()
     query = build_log_query(
         tail=args.lines,
@@ -75,9 +82,10 @@ def show_logs(context: Context) -> int:
         source=args.source or LogSource.APP,
         sentinels=args.all,
         as_json=args.json or args.timestamps,
+        since=args.since,
     )
     last = b"\n"
-    with context.client.events("instances", args.name, "logs", query=query) as events:
+    with context.client.events("instances", names[0], "logs", query=query) as events:
         for event in events:
             if args.json:
                 print(json.dumps(event))
@@ -87,13 +95,42 @@ def show_logs(context: Context) -> int:
                 write_raw(b"\n")  # the next run, or what a marker has parted
             last = line.data
             if args.timestamps:
-                write_raw(f"{_stamp(parse(LogEntry, event))} ".encode())
+                write_raw(f"{format_stamp(parse(LogEntry, event))} ".encode())
             write_raw((line if is_raw else line.escape()).data)
             if args.follow or sys.stdout.isatty():
                 sys.stdout.flush()
     return ExitCode.OK
 
 
-def _stamp(line: LogEntry) -> str:
+def format_stamp(line: LogEntry) -> str:
+    """The time of a line, in local time."""
     moment = parse_moment(line.time)
     return moment.astimezone().isoformat(timespec="milliseconds") if moment else "-"
+
+
+def show_several(context: Context, names: Sequence[str]) -> int:
+    """Lines of several VMs, each with the name of its VM: in the order of their time, and what is followed as
+    it comes."""
+    args = context.args
+    query = build_log_query(
+        tail=args.lines,
+        follow=args.follow,
+        source=args.source or LogSource.APP,
+        sentinels=args.all,
+        as_json=True,
+        since=args.since,
+    )
+    width = max(map(len, names))
+    is_raw = args.raw or not sys.stdout.isatty()
+    for name, event in read_several(context.client, names, query, follow=args.follow):
+        if args.json:
+            print(json.dumps({"vm": name, **event}))
+        else:
+            line = parse_event(event)
+            stamp = f"{format_stamp(parse(LogEntry, event))} " if args.timestamps else ""
+            write_raw(f"{name:{width}} | {stamp}".encode())
+            shown = line if is_raw else line.escape()
+            write_raw(shown.data.removesuffix(b"\n") + b"\n")
+        if args.follow or sys.stdout.isatty():
+            sys.stdout.flush()
+    return ExitCode.OK

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 from hypemand.cli.spec import Completes, Format, Option
 from hypemand.config.imagepull import ImagePull
+from hypemand.model.events import EventKind
 from hypemand.model.logs import LogSource
 from hypemand.model.state import State
 from hypemand.model.tokens import Scope
 
 STATES = tuple(map(str, State))
 SOURCES = tuple(map(str, LogSource))
+EVENT_KINDS = tuple(map(str, EventKind))
 SCOPES = tuple(map(str, Scope))
 PULLS = tuple(map(str, ImagePull))
 # of list --filter

@@ -81,6 +81,8 @@ _PARSERS: dict[Kind, Callable[[str], object]] = {
     Kind.COUNT: values.parse_count,
     Kind.LINES: values.parse_lines,
     Kind.SPAN: values.parse_span,
+    Kind.SINCE: values.parse_since,
+    Kind.POSITION: values.parse_position,
     Kind.SIGNAL: values.parse_signal,
     Kind.STATE: parse_state,
     Kind.PAIR: values.parse_pair,

@@ -33,6 +33,8 @@ class Kind(StrEnum):
     COUNT = "count"
     LINES = "lines"
     SPAN = "span"
+    SINCE = "since"
+    POSITION = "position"
     SIGNAL = "signal"
     STATE = "state"
     PAIR = "pair"

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from hypemand.config.durations import parse_duration
 
+_CURSOR = re.compile(r"[0-9a-f]{8}-[0-9]{1,15}")
 _UNITS = ("B", "K", "M", "G", "T", "P")
 
 
@@ -17,6 +20,30 @@ def parse_span(text: str) -> float:
     """Seconds of `90`, `1min 30s`, `500ms`; `infinity` is infinite. ValueError says what is right."""
     seconds = parse_duration(text)
     return math.inf if seconds is None else seconds
+
+
+def parse_since(text: str) -> float:
+    """Seconds since the epoch of a moment, `2026-03-01T10:00` in local time or with its zone, or of so long
+    ago: `10min`."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        pass
+    try:
+        span = parse_span(text)
+    except ValueError:
+        raise ValueError(f"not a time: {text!r}; use 2026-03-01T10:00, or 10min for so long ago") from None
+    return 0.0 if math.isinf(span) else max(time.time() - span, 0.0)
+
+
+def format_utc(seconds: float) -> str:
+    """Seconds since the epoch as the API takes a moment."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def parse_position(text: str) -> str | float:
+    """A cursor of an event as it is, or what `parse_since` understands."""
+    return text if _CURSOR.fullmatch(text) else parse_since(text)
 
 
 def parse_signal(text: str) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.options import JSON, PULLS, SHOWS, SHOWS_TABLE, SOURCES
+from hypemand.cli.options import EVENT_KINDS, JSON, PULLS, SHOWS, SHOWS_TABLE, SOURCES
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _ONE_VM = Argument("NAME", "the VM: name, id, or unique prefix of the id", completes=Completes.VM)
@@ -315,12 +315,19 @@ PROGRAMS = (
     ),
     Command(
         ("logs",),
-        "show the console log of a VM",
+        "show the console logs of VMs",
         "logs:show_logs",
-        arguments=(_ONE_VM,),
+        "Lines of several VMs are shown in the order of their time, each with the name of its VM.",
+        arguments=(_VMS,),
         options=(
             Option(("-f", "--follow"), "follow the log until the VM stops"),
             Option(("-n", "--lines"), "show only the last N lines (default: all)", "N", Kind.LINES),
+            Option(
+                ("--since",),
+                "show only lines since this time: 2026-03-01T10:00, or 10min for so long ago",
+                "TIME",
+                Kind.SINCE,
+            ),
             Option(("--all",), "include hypemand's marker lines (HYPEMAN-...)"),
             Option(
                 ("--source",),
@@ -331,6 +338,25 @@ PROGRAMS = (
             Option(("--timestamps",), "show the time of each line"),
             Option(("--raw",), "do not escape control characters on a terminal"),
             Option(("--json",), "print one JSON object per line: time, text, invocation_id"),
+        ),
+    ),
+    Command(
+        ("events",),
+        "show events: states, starts, failures, restarts and ends of VMs, pulls of images",
+        "events:show_events",
+        "The daemon keeps the last 1000 events since its start.",
+        arguments=(_VMS_OR_ALL,),
+        options=(
+            Option(("-f", "--follow"), "continue with new events"),
+            Option(
+                ("--since",),
+                "show only events since this time: 2026-03-01T10:00, or 10min for so long ago; "
+                "or after the event with this cursor",
+                "TIME",
+                Kind.POSITION,
+            ),
+            Option(("--kind",), "show only events of this kind", "KIND", repeat=True, choices=EVENT_KINDS),
+            Option(("--json",), "print one JSON object per event"),
         ),
     ),
     Command(

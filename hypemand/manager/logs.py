@@ -12,6 +12,7 @@ from hypemand.model.logs import MAX_LINE, LogLine, LogSource
 from hypemand.protocol.sentinels import derive_user_text
 from hypemand.systemd.journal import STAGE_FIELD, LogJournal, get_field
 from hypemand.unitnames import unit_name
+from hypemand.vm.vm import Vm
 from hypemand.vmm import messages
 from hypemand.workers import Lent, Pool, run_in
 
@@ -61,6 +62,7 @@ class VmLog:
         self._sentinels = sentinels
         self._identifier = name.encode()
         self._missing = 0
+        self._since = 0
         self._message: bytes | None = None
         self._numbers = _Numbers()
         self._reader = journal.open()
@@ -73,12 +75,16 @@ class VmLog:
             self._reader.add_match(f"SYSLOG_IDENTIFIER={name}")
         self._reader.fileno()
 
-    def begin_seek(self, tail: int | None) -> bool:
-        """Go to where the last `tail` wanted lines begin; None: to the first line. True: it is there; else
-        call `seek_on` until that says so."""
+    def begin_seek(self, tail: int | None, since: float | None = None) -> bool:
+        """Go to where the last `tail` wanted lines begin; None: to the first line; and not before `since`.
+        True: it is there; else call `seek_on` until that says so."""
         self._missing = tail or 0
-        if tail is None:
+        self._since = 0 if since is None else round(since * 1e6)
+        if tail is None and since is None:
             self._reader.seek_head()
+            return True
+        if tail is None:
+            self._reader.seek_realtime(self._since)
             return True
         self._reader.seek_tail()
         return False
@@ -90,7 +96,7 @@ class VmLog:
                 self._reader.seek_head()
                 return True
             # `read` begins with the line after the one that the reader stands on
-            if self._missing == 0:
+            if self._missing == 0 or self._reader._get_realtime() < self._since:
                 return True
             self._take_message()
             self._missing -= self._find_wanted() is not None
@@ -171,6 +177,31 @@ class VmLog:
         self._reader.close()
 
 
+async def read_log(
+    journal: LogJournal,
+    vm: Vm,
+    source: LogSource,
+    tail: int | None,
+    *,
+    follow: bool,
+    sentinels: bool,
+    since: float | None,
+) -> AsyncIterator[LogLine]:
+    """Lines of a VM; see `Manager.logs`."""
+    opened = open_log(journal, vm.name, vm.record.id, source, sentinels=sentinels)
+    with vm.changes.watching() as changed:
+        async with opened as log:
+            await seek_log(log, tail, since)
+            async for line in follow_log(
+                journal,
+                log,
+                follow=follow,
+                is_live=lambda: vm.state.is_vmm_active,
+                state_changed=changed,
+            ):
+                yield line
+
+
 @asynccontextmanager
 async def open_log(
     journal: LogJournal, name: str, vm_id: str, source: LogSource, *, sentinels: bool
@@ -184,9 +215,9 @@ async def open_log(
         lent.close()
 
 
-async def seek_log(log: Lent[VmLog], tail: int | None) -> None:
-    """Go to where the last `tail` lines begin; None: to the first one."""
-    there = await log.run(lambda log: log.begin_seek(tail))
+async def seek_log(log: Lent[VmLog], tail: int | None, since: float | None = None) -> None:
+    """Go to where the last `tail` lines begin; None: to the first one; and not before `since`."""
+    there = await log.run(lambda log: log.begin_seek(tail, since))
     while not there:
         there = await log.run(VmLog.seek_on)
 

@@ -15,7 +15,7 @@ from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, 
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.expiry import Expiry
 from hypemand.manager.limits import change_limits, query_limits
-from hypemand.manager.logs import follow_log, open_log, seek_log
+from hypemand.manager.logs import read_log
 from hypemand.manager.parts import Parts
 from hypemand.manager.resources.volumeuse import change_volume
 from hypemand.manager.sharedquery import SharedQuery
@@ -299,8 +299,7 @@ class VmManager:
         kind: StartKind = StartKind.REQUEST,
     ) -> VmView:
         """See `Manager`. `kind`: what has asked for it."""
-        requested = time.monotonic()
-        vm = self._fleet.get(ref)
+        requested, vm = time.monotonic(), self._fleet.get(ref)
         if not vm.state.is_vmm_active:
             self._starter.ease_moves()  # it takes longer than all that comes before PID 1 needs it
         looking = self._parts.tasks.start("look at definition files", self.look_at_files())
@@ -317,8 +316,7 @@ class VmManager:
                     async with self._starter.with_program(vm, program):
                         image, waited = await self._starter.ensure_image(vm, pull)
                         # a pull is no part of the boot
-                        asked = time.monotonic() if waited else requested
-                        await self._starter.start(vm, asked, image, kind)
+                        await self._starter.start(vm, time.monotonic() if waited else requested, image, kind)
         await asyncio.wait([looking])
         return vm.view()
 
@@ -326,8 +324,7 @@ class VmManager:
 
     async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
         """See `Manager`."""
-        vm = self._fleet.get(ref)
-        vm.operations.cancel_wait()
+        (vm := self._fleet.get(ref)).operations.cancel_wait()
         async with vm.operations.hold(Operation.STOP):
             await vm.refresh()
             check_allowed(Operation.STOP, vm.state, vm.name)
@@ -375,8 +372,7 @@ class VmManager:
 
     async def restart_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
         """See `Manager`."""
-        requested = time.monotonic()
-        vm = self._fleet.get(ref)
+        requested, vm = time.monotonic(), self._fleet.get(ref)
         async with vm.operations.hold(Operation.RESTART):
             await asyncio.gather(vm.refresh(), self.look_at_files())
             check_allowed(Operation.RESTART, vm.state, vm.name)
@@ -473,20 +469,19 @@ class VmManager:
         async for view in self._fleet.get(ref).views():
             yield view
 
-    async def logs(
-        self, ref: str, *, source: LogSource, tail: int | None, follow: bool, sentinels: bool
+    def logs(
+        self,
+        ref: str,
+        *,
+        source: LogSource,
+        tail: int | None,
+        follow: bool,
+        sentinels: bool,
+        since: float | None = None,
     ) -> AsyncIterator[LogLine]:
         """See `Manager`."""
-        vm = self._fleet.get(ref)
-        journal = self._parts.services.log_journal
-        opened = open_log(journal, vm.name, vm.record.id, source, sentinels=sentinels)
-        with vm.changes.watching() as changed:
-            async with opened as log:
-                await seek_log(log, tail)
-                async for line in follow_log(
-                    journal, log, follow=follow, is_live=lambda: not _has_ended(vm), state_changed=changed
-                ):
-                    yield line
+        vm, journal = self._fleet.get(ref), self._parts.services.log_journal
+        return read_log(journal, vm, source, tail, follow=follow, sentinels=sentinels, since=since)
 
     async def list_runs(self, ref: str) -> Sequence[RunReport]:
         """See `Manager`."""

@@ -7,14 +7,18 @@ the event in the API.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, Protocol
 
+from hypemand.errors import InvalidRequest
 from hypemand.model.images import PullStatus
 from hypemand.model.state import State
+
+_CURSOR = re.compile(r"([0-9a-f]{8})-([0-9]{1,15})")
 
 
 class EventKind(StrEnum):
@@ -27,6 +31,7 @@ class EventKind(StrEnum):
     EXIT = "exit"
     RESTART = "restart"
     PULL = "pull"
+    MISSED = "missed"
 
 
 class StartKind(StrEnum):
@@ -163,6 +168,14 @@ class Pull:
 
 
 @dataclass(frozen=True, slots=True)
+class Missed:
+    """Events that are not kept any more, or never were: so many, or None where that is not known."""
+
+    kind: ClassVar[EventKind] = EventKind.MISSED
+    count: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """What has happened `at` that time, in seconds since the epoch; `vm` and `vm_id` are empty where it is of
     no VM. `message`: one line for people, part of which may be the guest's words."""
@@ -172,6 +185,45 @@ class Event:
     vm: str = ""
     vm_id: str = ""
     at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place among the events of one daemon, whose key that is: behind the event of that number."""
+
+    key: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.key}-{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """The opposite of `str`. InvalidRequest."""
+        found = _CURSOR.fullmatch(text)
+        if found is None:
+            raise InvalidRequest(
+                f"cursor: {text[:80]!r} is not a cursor", hint="use the cursor of an event that was read"
+            )
+        return cls(found[1], int(found[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """An event, and the cursor behind which the next ones can be read."""
+
+    cursor: Cursor
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """From where on events are wanted: behind a cursor, or from a time on, in seconds since the epoch.
+    Neither: those that come, with those that are `kept` or without."""
+
+    cursor: Cursor | None = None
+    at: float | None = None
+    kept: bool = False
 
 
 Tell = Callable[[Event], None]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
+from hypemand.model.events import Noted, Since
 from hypemand.model.exec import ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.host import ResourceReport
@@ -109,10 +110,18 @@ class Manager(Protocol):
         """The VM now, then again at each change of its state or status text. Ends when it is deleted."""
 
     def logs(
-        self, ref: str, *, source: LogSource, tail: int | None, follow: bool, sentinels: bool
+        self,
+        ref: str,
+        *,
+        source: LogSource,
+        tail: int | None,
+        follow: bool,
+        sentinels: bool,
+        since: float | None = None,
     ) -> AsyncIterator[LogLine]:
-        """Lines, oldest first; `tail` None: all. With `follow` it ends after the last line of the current
-        run; at once when there is none. `sentinels`: keep HYPEMAN- lines."""
+        """Lines, oldest first; `tail` None: all. `since`: not of before, in seconds since the epoch. With
+        `follow` it ends after the last line of the current run; at once when there is none. `sentinels`: keep
+        HYPEMAN- lines."""
 
     async def list_runs(self, ref: str) -> Sequence[RunReport]:
         """Its last runs, the oldest first; the last one may be on. Empty: it was never started."""
@@ -230,6 +239,14 @@ class TransferService(Protocol):
     ) -> VmView:
         """A stopped VM of an archive: whole, or nothing of it. InvalidRequest for what is no archive, or is
         damaged, AlreadyExists, InsufficientResources, and what `make_definition` raises."""
+
+
+class EventService(Protocol):
+    """The events of this host."""
+
+    def read(self, since: Since, *, follow: bool) -> AsyncIterator[Noted]:
+        """Events, oldest first; with `follow` also those that come. Where some are missing, because they are
+        not kept any more, an event says so."""
 
 
 class MetricsService(Protocol):

@@ -84,20 +84,30 @@ class Happenings:
 
     def __init__(self, tell: Callable[[Details, str], None]) -> None:
         self._tell = tell
-        # runs whose begin was told, and that have been Running
+        # runs: that were seen last, whose begin and end was told, and that have been Running
+        self._seen: str | None = None
         self._begun: str | None = None
+        self._ended: str | None = None
         self._ready: str | None = None
 
     def take(self, end: ExitRecord | None, old: State, derived: Derived, text: str, runs: Runs) -> None:
         """It was evaluated: a run may have ended, its state may be another one, which `text` describes, and a
         run may have begun."""
-        if end is not None:
+        end = end or self._find_replaced(runs)
+        if end is not None and end.run != self._ended:
             self._take_end(end)
         if derived.state is not old:
             self._tell(StateChange(old, derived.state, derived.state_error), text)
         self._take_run(runs)
 
+    def _find_replaced(self, runs: Runs) -> ExitRecord | None:
+        """The run that was on, where another one is now, and nothing between both was seen."""
+        last = next(iter(runs.ended), None)
+        return last if last is not None and last.run == self._seen and runs.is_other(last.run) else None
+
     def _take_run(self, runs: Runs) -> None:
+        if runs.session is not None:
+            self._seen = runs.session.run
         run = runs.began
         if run is None or run == self._begun:
             return
@@ -120,6 +130,7 @@ class Happenings:
         self._tell(Ready(start, notes.run, ready, initializing), f"Running{took}")
 
     def _take_end(self, end: ExitRecord) -> None:
+        self._ended = end.run
         self._tell(Exit(end.kind, end.code, end.success, end.run), end.message)
         if end.success or end.ready_ms is not None or end.run == self._ready:
             return

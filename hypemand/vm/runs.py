@@ -111,6 +111,10 @@ class Runs:
         """What was seen of the last boot."""
         return self.session.tracker.notes if self.session is not None else self._notes
 
+    def is_other(self, run: str) -> bool:
+        """Is a run on that is another one than this?"""
+        return self.session is not None and self.session.run != run
+
     @property
     def headers(self) -> HeadersStatus | None:
         """How the kernel headers of the last boot are; None where it has none."""

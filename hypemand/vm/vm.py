@@ -472,8 +472,7 @@ class Vm:
     # waiting
 
     async def views(self) -> AsyncIterator[VmView]:
-        """Its picture now and after each change, until it is deleted. A reader that is slow sees the
-        latest picture, not each."""
+        """Its picture now and after each change, until it is deleted. Who reads slowly sees the latest."""
         with self.changes.watching() as changed:
             while not self.operations.closed:
                 changed.clear()

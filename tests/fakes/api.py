@@ -40,6 +40,7 @@ def make_services(host: FakeHost) -> Services:
         host_networks=daemon.parts.networks,
         host=HostView(daemon.parts),
         reload=daemon.reloader.reload,
+        events=daemon.parts.events,
         metrics=Metrics(daemon.parts, counts, make_durations()),
         defaults=lambda: config.defaults,
         networks=lambda: config.networks,

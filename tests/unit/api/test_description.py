@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from hypemand.api.events import EventRoutes
 from hypemand.api.host import HostRoutes
 from hypemand.api.images import ImageRoutes
 from hypemand.api.networks import NetworkRoutes
@@ -27,7 +28,7 @@ HEALTHY = '{"status":"ok","version":"1","loop":{"slow_turns":0,"longest_ms":0,"l
 def services() -> Services:
     nothing: Any = None  # nobody is asked
     tokens = TokenStore(Path("/nowhere"))
-    return Services(nothing, nothing, nothing, tokens, nothing, nothing, nothing, nothing, nothing)
+    return Services(nothing, nothing, nothing, tokens, *[nothing] * 7)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
@@ -37,7 +38,9 @@ def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
 
 
 def test_no_handler_is_left_without_a_route() -> None:
-    for kind in (Routes, ImageRoutes, VolumeRoutes, NetworkRoutes, HostRoutes, TransferRoutes):
+    for kind in (
+        Routes, EventRoutes, ImageRoutes, VolumeRoutes, NetworkRoutes, HostRoutes, TransferRoutes
+    ):  # fmt: skip
         routes = kind(services(), asyncio.Event(), Limits())
         used = {route.handler.__name__ for route in routes.table()}
         public = {name for name in vars(kind) if not name.startswith("_")} - {"table"}

@@ -255,6 +255,7 @@ READING = {
         # but not what is in them
         "/volumes", "/volumes/{volume}", "/df",
         "/networks", "/networks/{network}", "/capabilities", "/resources", "/metrics",
+        "/events",
     )
 } | set(UNSUPPORTED.values())  # fmt: skip
 OPERATING = READING | {
@@ -266,7 +267,7 @@ OF_SOME_VMS = {
     route
     for route in OPERATING
     if VM in route[1]
-    or route[1] in ("/health", "/openapi.yaml", "/instances", "/capabilities")
+    or route[1] in ("/health", "/openapi.yaml", "/instances", "/capabilities", "/events")
     or route in UNSUPPORTED.values()
 }
 ROOT_ONLY = {

@@ -156,7 +156,17 @@ def test_followed_logs_go_on_until_the_run_has_ended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["tail=-1", "tail=x", "tail=1e3", "tail=10000000", "tail=%C2%B2", "follow=yes", "source=all", "since=1"],
+    [
+        "tail=-1",
+        "tail=x",
+        "tail=1e3",
+        "tail=10000000",
+        "tail=%C2%B2",
+        "follow=yes",
+        "source=all",
+        "until=1",
+        "since=soon",
+    ],
 )
 def test_wrong_parameters_of_logs_are_refused_by_name(tmp_path: Path, query: str) -> None:
     async def scenario(api: Api) -> None:

@@ -258,3 +258,55 @@ def test_the_hints_of_volumes_are_commands_that_do_it() -> None:
         assert (await run("volume", "rm", "data")).returncode == 0
 
     drive(scenario)
+
+
+def test_events_are_shown_and_followed_behind_a_cursor() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.run()
+        await host.run("db")
+        lines = (await run("events", "web")).stdout.splitlines()
+        assert any(re.fullmatch(r"\S+T\S+ web start: started on request", line) for line in lines)
+        assert any(" web ready: Running after " in line for line in lines)
+        assert not any(" db " in line for line in lines)
+        documents = [json.loads(line) for line in (await run("events", "--json")).stdout.splitlines()]
+        assert {document["vm"] for document in documents} == {"web", "db"}
+        only = (await run("events", "--kind", "start", "--kind", "ready", "--json")).stdout.splitlines()
+        assert [json.loads(line) for line in only] == [
+            document for document in documents if document["kind"] in ("start", "ready")
+        ]
+        after = await run("events", "--since", documents[4]["cursor"], "--json")
+        assert [json.loads(line) for line in after.stdout.splitlines()] == documents[5:]
+        assert (await run("events", "--since", "1h")).stdout.count("\n") == len(documents)
+        assert (await run("events", "--since", "2100-01-01")).stdout == ""
+        for words in (("--since", "soon"), ("--kind", "frob")):
+            assert (await run("events", *words)).returncode == ExitCode.USAGE
+
+    drive(scenario)
+
+
+def test_logs_of_several_vms_are_one_log_in_order_and_begin_where_they_are_asked_to() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        for name in ("web", "db-1"):
+            await host.create(name)
+        for number in range(4):
+            host.log("web", f"w{number}", realtime=1000.0 + 2 * number)
+            host.log("db-1", f"d{number}", realtime=1001.0 + 2 * number)
+        shown = (await run("logs", "web", "db-1")).stdout.splitlines()
+        assert shown == [line for number in range(4) for line in (f"web  | w{number}", f"db-1 | d{number}")]
+        documents = [
+            json.loads(line) for line in (await run("logs", "--json", "web", "db-1")).stdout.splitlines()
+        ]
+        assert [document["vm"] for document in documents] == ["web", "db-1"] * 4
+        followed = await run("logs", "-f", "-n", "1", "web", "db-1")
+        assert sorted(followed.stdout.splitlines()) == ["db-1 | d3", "web  | w3"]
+        since = (await run("logs", "--since", "1970-01-01T00:16:43+00:00", "web", "db-1")).stdout.splitlines()
+        assert since == ["db-1 | d1", "web  | w2", "db-1 | d2", "web  | w3", "db-1 | d3"]
+        both = await run("logs", "--since", "1970-01-01T00:16:43+00:00", "-n", "9", "web")
+        assert both.stdout == "w2\nw3\n"
+        assert (await run("logs", "--since", "1970-01-01T00:16:43+00:00", "-n", "1", "web")).stdout == "w3\n"
+        assert (await run("logs", "web", "web")).stdout == "w0\nw1\nw2\nw3\n"
+        missing = await run("logs", "-f", "web", "none")
+        assert missing.returncode == 10
+        assert "there is no VM none" in missing.stderr
+
+    drive(scenario)

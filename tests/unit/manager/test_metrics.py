@@ -76,7 +76,7 @@ def test_vms_are_counted_by_state_and_their_starts_by_kind() -> None:
     drive(scenario)
 
 
-def test_restarts_by_systemd_reboots_and_other_requests_of_systemd_are_kinds_of_their_own() -> None:
+def test_restarts_by_systemd_and_other_requests_of_systemd_are_kinds_of_their_own() -> None:
     async def scenario(host: FakeHost) -> None:
         metrics = watch(host)
         await host.run(restart="on-failure", unit=SOON)

@@ -12,6 +12,7 @@ import pytest
 from hypemand.errors import Problem
 from hypemand.model.answers.copy import CopyEnd, CopyError, CopyHeader, CopyResult
 from hypemand.model.answers.error import Error
+from hypemand.model.answers.event import HostEvent
 from hypemand.model.answers.exec import ExecCommand, ExecExit
 from hypemand.model.answers.guest import ArchiveResult, LogEntry, PathInfo
 from hypemand.model.answers.host import Health, ReloadReport
@@ -41,6 +42,7 @@ SCHEMAS: dict[str, Any] = {
     "ExecExit": ExecExit,
     "ExecRequest": ExecCommand,
     "Health": Health,
+    "HostEvent": HostEvent,
     "HostNetwork": HostNetwork,
     "Image": Image,
     "Instance": Instance,
