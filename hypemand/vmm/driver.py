@@ -91,7 +91,7 @@ class Vmm(Protocol):
 
     async def set_memory(self, size: int, deadline: float) -> int:
         """Have the guest give memory back until it has `size` bytes, or take it again: what it has then, or
-        after `deadline` seconds. It goes on as far as it can. VmmError; also without a balloon."""
+        after `deadline` seconds. The guest continues as far as it can. VmmError; also without a balloon."""
 
     async def query_disk_limits(self) -> DiskLimits:
         """The limits of its disks. VmmError."""

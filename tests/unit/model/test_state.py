@@ -198,6 +198,7 @@ ALLOWED = {
     "stat": "Running",
     "pause": "Running",
     "resume": "Paused",
+    "set": "Initializing Running Paused",
     "standby": "Running",
     "restore": "Standby",
     "change": "Stopped",
