@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""hypemanctl in a host, without the start of an interpreter for each command (see ctlforks.py).
+"""hypemanctl in a host, without the start of an interpreter for each command (see tests/ctlforks.py).
 
 It is the installed program, in the host's namespaces, by the host's Python. Tests of the command line itself
 start it as an administrator does (`as_installed`).
@@ -22,7 +22,7 @@ from tests.host.command import ENVIRONMENT, CommandError, Result, read_lines
 from tests.host.machine import TestHost
 
 PROGRAM = "hypemanctl"
-SOURCE = Path(__file__).with_name("ctlforks.py")
+SOURCE = Path(__file__).parents[1] / "ctlforks.py"
 INSTALLED = "usr/lib/python3/dist-packages/hypemand/cli/main.py"
 START_DEADLINE = 60.0
 REQUEST_BYTES = 1 << 20
@@ -109,7 +109,7 @@ def _ask(
         link.settimeout(timeout)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, REQUEST_BYTES)
         link.connect(path)
-        request = dumps({"words": list(words), "environment": dict(environment)}).encode()
+        request = dumps({"words": list(words), "environment": dict(environment), "folder": "/"}).encode()
         socket.send_fds(link, [request], streams)
         try:
             answer = link.recv(64)
