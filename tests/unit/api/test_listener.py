@@ -250,7 +250,8 @@ VM = "/instances/{ref}"
 READING = {
     ("GET", path)
     for path in (
-        *(f"{VM}{part}" for part in ("", "/wait", "/logs", "/timeline", "/history", "/stats", "/watch", "/limits")),
+        *(f"{VM}{part}" for part in ("", "/wait", "/logs", "/timeline", "/history", "/stats", "/watch")),
+        f"{VM}/limits",
         "/health", "/openapi.yaml", "/instances", "/images", "/images/{name}", "/images/{name}/watch",
         # but not what is in them
         "/volumes", "/volumes/{volume}", "/df",
