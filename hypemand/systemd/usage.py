@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from hypemand.systemd.units import SLICE
 
+T = TypeVar("T")
 _MOUNT = Path("/sys/fs/cgroup")
 
 
@@ -35,30 +36,41 @@ class UnitUsage:
 
 
 def read_usage(unit: str, mount: Path = _MOUNT) -> UnitUsage:
-    """See cgroups(7) and the kernel's Documentation/admin-guide/cgroup-v2.rst."""
+    """See cgroups(7) and the kernel's Documentation/admin-guide/cgroup-v2.rst. With control groups v1 it is
+    the memory alone."""
     group = mount / SLICE / unit
-    memory = cpu = None
-    disks: tuple[DiskUsage, ...] = ()
-    with suppress(OSError, ValueError):
-        memory = int((group / "memory.current").read_text())
-    with suppress(OSError, ValueError):
-        cpu = next(_find_usage((group / "cpu.stat").read_text()), None)
-    with suppress(OSError, ValueError):
-        disks = tuple(_parse_disks((group / "io.stat").read_text()))
+    memory, *_ = [
+        *_read(group / "memory.current", int),
+        *_read(mount / "memory" / SLICE / unit / "memory.usage_in_bytes", int),
+        None,
+    ]
+    cpu, *_ = [*_read(group / "cpu.stat", _find_usage), None]
+    disks, *_ = [*_read(group / "io.stat", _parse_disks), ()]
     return UnitUsage(memory, cpu, disks)
 
 
-def _find_usage(text: str) -> Iterator[float]:
+def _read(path: Path, parse: Callable[[str], T]) -> list[T]:
+    """What is in a file; nothing if it is not there or not understood."""
+    try:
+        return [parse(path.read_text())]
+    except (OSError, ValueError):
+        return []
+
+
+def _find_usage(text: str) -> float:
     for line in text.splitlines():
         if line.startswith("usage_usec "):
-            yield int(line.split()[1]) / 1e6
+            return int(line.split()[1]) / 1e6
+    raise ValueError("no usage_usec")
 
 
-def _parse_disks(text: str) -> Iterator[DiskUsage]:
+def _parse_disks(text: str) -> tuple[DiskUsage, ...]:
     """Of a disk that was not used there may be no figures."""
+    found = []
     for line in text.splitlines():
         device, *pairs = line.split()
         values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
         if "rbytes" in values:
             figures = (int(values.get(key, "0")) for key in ("rbytes", "wbytes", "rios", "wios"))
-            yield DiskUsage(device, *figures)
+            found.append(DiskUsage(device, *figures))
+    return tuple(found)

@@ -25,6 +25,7 @@ from hypemand.model.state import State
 from hypemand.systemd.usage import UnitUsage, read_usage
 from hypemand.version import VERSION
 from hypemand.vm.vm import Vm
+from hypemand.vmm.process import read_cpu_seconds, read_memory
 from hypemand.workers import Lent, Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -91,7 +92,11 @@ class Metrics:
         active = [vm for vm in fleet if vm.state.is_vmm_active]
         _, usages, room, images, dropped = await asyncio.gather(
             self._parts.networks.read_counters(),
-            run_in(Pool.RECORDS, _read_usages, [vm.unit for vm in active]),
+            run_in(
+                Pool.RECORDS,
+                _read_usages,
+                [(vm.unit, None if vm.session is None else vm.session.main_pid) for vm in active],
+            ),
             self._room.take(),
             self._images.take(),
             self._dropped.take(),
@@ -133,8 +138,18 @@ class Metrics:
         return ImageReport(len(sizes), sum(sizes.values()))
 
 
-def _read_usages(units: Sequence[str]) -> dict[str, UnitUsage]:
-    return {unit: read_usage(unit) for unit in units}
+def _read_usages(units: Sequence[tuple[str, int | None]]) -> dict[str, UnitUsage]:
+    return {unit: _read_usage(unit, pid) for unit, pid in units}
+
+
+def _read_usage(unit: str, pid: int | None) -> UnitUsage:
+    """What control groups do not count is that of the VMM, which has nearly all of it."""
+    usage = read_usage(unit)
+    if pid is None:
+        return usage
+    memory = read_memory(pid)[1] or None if usage.memory is None else usage.memory
+    cpu = read_cpu_seconds(pid) if usage.cpu_seconds is None else usage.cpu_seconds
+    return UnitUsage(memory, cpu, usage.disks)
 
 
 def _render(report: MetricsReport) -> bytes:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -14,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hypemand.errors import HostNotReady, HypemandError, InsufficientResources
 from hypemand.manager.metrics.drops import DroppedLines
-from hypemand.manager.metrics.metrics import Metrics
+from hypemand.manager.metrics.metrics import Metrics, _read_usage
 from hypemand.model.metrics import ApiCounts
 from hypemand.model.state import State
 from hypemand.storage.images import Image
@@ -276,6 +277,17 @@ def test_so_many_notices_at_once_and_the_rest_the_next_time() -> None:
     drive(scenario)
 
 
+def test_what_control_groups_do_not_count_is_that_of_the_vmm() -> None:
+    unit = "hypeman-vm-none.service"
+    found = _read_usage(unit, os.getpid())
+    assert found.memory is not None
+    assert found.memory > 10 * 2**20
+    assert found.cpu_seconds is not None
+    assert found.cpu_seconds > 0.0
+    assert _read_usage(unit, None) == UnitUsage()
+    assert _read_usage(unit, 2**22 + 1) == UnitUsage()
+
+
 def test_what_a_unit_uses_is_read_from_its_control_group(tmp_path: Path) -> None:
     group = tmp_path / "hypeman.slice/hypeman-vm-web.service"
     assert read_usage(group.name, tmp_path) == UnitUsage()
@@ -287,3 +299,8 @@ def test_what_a_unit_uses_is_read_from_its_control_group(tmp_path: Path) -> None
     (group / "memory.current").write_text("max\n")
     (group / "io.stat").write_text("8:0 rbytes=x\n")
     assert read_usage(group.name, tmp_path) == UnitUsage(None, 2.5)
+    # control groups v1
+    old = tmp_path / "memory/hypeman.slice" / group.name
+    old.mkdir(parents=True)
+    (old / "memory.usage_in_bytes").write_text("8192\n")
+    assert read_usage(group.name, tmp_path) == UnitUsage(8192, 2.5)
