@@ -19,6 +19,7 @@ from statistics import median
 
 from hypemand.cli.client import parse
 from hypemand.model.timeline import Timeline
+from tests.host import cgroups
 from tests.host.lab import DIST, start_host
 from tests.host.recipe import Suite
 from tests.host.vms import Vms, vms_of
@@ -107,6 +108,8 @@ def main() -> int:
     options = parse_options()
     with build_commit(options.before) as dist, ExitStack() as stack:
         hosts = [stack.enter_context(start_host(options.suite, dist=place)) for place in (dist, DIST)]
+        for host in hosts:
+            cgroups.prefer(host.name)
         took = measure([stack.enter_context(vms_of(host)) for host in hosts], options.rounds)
     print(render(took))
     return 0

@@ -68,6 +68,15 @@ def find_group_of(pid: int) -> list[Path]:
     return groups
 
 
+def prefer(name: str) -> None:
+    """Give the group's processes nearly all CPU time that they want, whatever else runs."""
+    for hierarchy in find_hierarchies():
+        for file, most in (("cpu.shares", "262144"), ("cpu.weight", "10000")):
+            path = hierarchy.mount / (PREFIX + name) / file
+            if path.exists():
+                path.write_text(most)
+
+
 def find_processes(name: str) -> set[int]:
     """Every process in the group or below it."""
     pids: set[int] = set()
