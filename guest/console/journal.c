@@ -66,7 +66,8 @@ static size_t format_fields(const struct entry *entry, const char *name)
     char *at = buffer;
     bool is_text = entry->kind == LINE || entry->kind == PIECE;
     /* A terminal's end of a line, as of a guest's systemd: journalctl would show it as binary data. */
-    bool has_cr = entry->kind == LINE && entry->length > 0 && entry->text[entry->length - 1] == '\r';
+    bool ends = entry->kind == LINE || (entry->kind == PIECE && entry->length < ENTRY_MAX);
+    bool has_cr = ends && entry->length > 0 && entry->text[entry->length - 1] == '\r';
     int priority = !is_text ? LOG_WARNING : begins(entry, "HYPEMAN-") ? LOG_DEBUG : LOG_INFO;
     if (entry->kind != END) {
         at = stpcpy(at, begins(entry, "HYPEMAN-STAGE name=") ? "HYPEMAN_STAGE=" : "MESSAGE=");

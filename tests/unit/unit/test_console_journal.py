@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.unit.test_console import MIB, NOTICE, SOURCES
@@ -160,6 +160,7 @@ streams = st.lists(blanks | st.binary(max_size=200) | long, max_size=12).map(b""
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(streams)
+@example(b"\r")
 def test_entries_are_what_was_written(console: Path, tmp_path: Path, data: bytes) -> None:
     entries = feed(console, tmp_path, data, burst=64 * MIB)
     whole = (
