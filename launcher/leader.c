@@ -70,6 +70,7 @@ int start_leader(const char *runtime)
         if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent)
             _exit(1);
         (void)prctl(PR_SET_NAME, "vm-leader");
+        (void)close(FD_SECRETS);
         lead(runtime, &signals);
     }
     int error = errno;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/* ExecStart= of a VM's unit: launcher RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM ARGUMENT...
+/* ExecStart= of a VM's unit: launcher [--secrets=NAME,...] RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM
+ * ARGUMENT...
  *
- * It becomes the VMM, with descriptors for its TAP device and its sockets (ports.h), fewer rights than it had
- * itself (filter.h), and -append with the boot id: a new one for every start, also for a restart that systemd
- * makes alone, and kept beside the run's id (bootid.h). Beside the VMM it leaves the process that machinectl
- * signals (leader.h).
+ * It becomes the VMM, with descriptors for its TAP device, its sockets (ports.h) and the disk with the
+ * guest's secrets (secrets.h), fewer rights than it had itself (filter.h), and -append with the boot id: a
+ * new one for every start, also for a restart that systemd makes alone, and kept beside the run's id
+ * (bootid.h). Beside the VMM it leaves the process that machinectl signals (leader.h).
  *
  * It takes no memory but its stack, and needs no daemon: the TAP device is the network service's to open
  * (tap.h), which systemd starts if need be. */
@@ -18,6 +19,7 @@
 #include "leader.h"
 #include "ports.h"
 #include "say.h"
+#include "secrets.h"
 #include "tap.h"
 #include "words.h"
 
@@ -71,17 +73,31 @@ static int compose_line(char *line, const char *runtime, const char *words)
     return 0;
 }
 
+/* Before the leader is started: with it this process loses the right to its own /proc. */
+static int take_secrets(int *argc, char ***argv)
+{
+    static const char option[] = "--secrets=";
+    if (*argc < 2 || strncmp((*argv)[1], option, sizeof(option) - 1) != 0)
+        return 0;
+    int made = make_secrets((*argv)[1] + sizeof(option) - 1);
+    ++*argv;
+    --*argc;
+    return made;
+}
+
 int main(int argc, char **argv)
 {
     static char append[] = "-append";
     static char line[WORDS_SIZE];
+    if (take_secrets(&argc, &argv) < 0)
+        return EXIT_FAILURE;
     if (argc <= VMM) {
-        say("usage: launcher RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM ARGUMENT...");
+        say("usage: launcher [--secrets=NAME,...] RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM ARGUMENT...");
         return EXIT_FAILURE;
     }
     if (compose_line(line, argv[RUNTIME], argv[WORDS]) < 0)
         return EXIT_FAILURE;
-    /* before there is a descriptor that it could hold */
+    /* before there is a descriptor that it could hold, but for that of the secrets, which it closes */
     if (start_leader(argv[RUNTIME]) < 0) {
         say("cannot start the leader process: %s", strerror(errno));
         return EXIT_FAILURE;

@@ -10,6 +10,7 @@ enum fd_number {
     FD_AGENT = 5,
     FD_REPORT = 6,
     FD_STOP = 7,
+    FD_SECRETS = 8,
     FD_FREE = 16, /* the launcher's own are from here on */
 };
 

@@ -32,7 +32,7 @@ static const struct {
     {"version", 1, 1},    {"name", 1, 1},        {"mode", 1, 1},         {"arg", 1, SIZE_MAX},
     {"env", 0, SIZE_MAX}, {"workdir", 0, 1},     {"user", 0, 1},         {"agent", 1, 1},
     {"headers", 1, 1},    {"stop_signal", 0, 1}, {"host", 0, HOSTS_MAX}, {"machine_id", 0, 1},
-    {"ready", 0, 1},      {"init", 0, 1},        {"read_only", 0, 1},
+    {"ready", 0, 1},      {"init", 0, 1},        {"read_only", 0, 1},    {"files", 0, 1},
 };
 
 static bool check_counts(const struct config *config, struct reason *why)
@@ -136,6 +136,10 @@ static bool take_record(struct config *config, const struct record *record, size
         return parse_flag(record, &config->reaper, why);
     else if (record_is(record, "read_only"))
         return parse_flag(record, &config->readonly_root, why);
+    else if (record_is(record, "files"))
+        return parse_flag(record, &config->files, why);
+    else if (record_is(record, "secret"))
+        return secret_parse(value, &config->secrets.all[config->secrets.count++], why);
     else if (record_is(record, "sysctl"))
         return sysctl_check(value, why);
     else if (record_is(record, "tmpfs"))
@@ -168,9 +172,10 @@ bool config_parse(char *records, size_t size, struct config *config, struct reas
     config->volumes.all =
         calloc(records_count(records, size, "volume") + records_count(records, size, "tmpfs") + 1,
                sizeof(struct volume));
+    config->secrets.all = calloc(records_count(records, size, "secret") + 1, sizeof(struct secret));
     config->hosts.all = calloc(records_count(records, size, "host") + 1, sizeof(struct host));
     if (config->argv == NULL || config->environment == NULL || config->volumes.all == NULL ||
-        config->hosts.all == NULL)
+        config->hosts.all == NULL || config->secrets.all == NULL)
         return refuse(why, "config disk: no memory for it");
     size_t offset = 0;
     size_t args = 0;
@@ -184,28 +189,10 @@ bool config_parse(char *records, size_t size, struct config *config, struct reas
     return volumes_sort(&config->volumes, why);
 }
 
-static bool read_exactly(int fd, void *buffer, size_t size, off_t offset)
-{
-    char *at = buffer;
-    while (size > 0) {
-        ssize_t got = pread(fd, at, size, offset);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got == 0)
-            errno = ENODATA;
-        if (got <= 0)
-            return false;
-        at += got;
-        offset += got;
-        size -= (size_t)got;
-    }
-    return true;
-}
-
 static char *read_records(int fd, size_t *size, struct reason *why)
 {
     uint8_t header[HEADER_SIZE];
-    if (!read_exactly(fd, header, sizeof header, 0)) {
+    if (!file_read_exactly(fd, header, sizeof header, 0)) {
         (void)refuse(why, "config disk: cannot be read: %s", strerror(errno));
         return NULL;
     }
@@ -215,7 +202,7 @@ static char *read_records(int fd, size_t *size, struct reason *why)
         return NULL;
     }
     char *records = malloc(*size + 1);
-    if (records == NULL || !read_exactly(fd, records, *size, HEADER_SIZE)) {
+    if (records == NULL || !file_read_exactly(fd, records, *size, HEADER_SIZE)) {
         (void)refuse(why, "config disk: its records cannot be read: %s", strerror(errno));
         free(records);
         return NULL;
@@ -246,6 +233,7 @@ void config_free(struct config *config)
     free(config->environment);
     free(config->volumes.all);
     free(config->hosts.all);
+    free(config->secrets.all);
     free(config->ready_record);
     free(config->records);
     *config = (struct config){0};

@@ -6,6 +6,7 @@
 #include "check.h"
 #include "hosts.h"
 #include "network.h"
+#include "placement.h"
 #include "reason.h"
 #include "volumes.h"
 
@@ -34,6 +35,8 @@ struct config {
     struct volumes volumes;
     struct network network;
     struct hosts hosts;
+    bool files; /* is there a disk with files? */
+    struct secrets secrets;
 };
 
 /* Take the records (an allocation, which the config then owns) apart. False with a reason if they are not

@@ -12,6 +12,7 @@
 #include "headersworker.h"
 #include "laststage.h"
 #include "mounts.h"
+#include "placement.h"
 #include "poweroff.h"
 #include "readiness.h"
 #include "root.h"
@@ -104,6 +105,17 @@ static bool set_up(struct machine *machine, struct reason *why)
            (!with_network || stage_run(network, machine, report, why));
 }
 
+/* What the host brings, in the root that was switched to. Without it this is no stage. */
+static bool place_files(struct machine *machine, struct reason *why)
+{
+    const struct config *config = &machine->config;
+    if (!config->files && config->secrets.count == 0)
+        return true;
+    report_stage(&machine->report, "files");
+    return (!config->files || files_place(machine->deadline, why)) &&
+           (config->secrets.count == 0 || secrets_place(&config->secrets, machine->deadline, why));
+}
+
 /* Everything from power on to the switched root. */
 static bool boot(struct machine *machine, struct reason *why)
 {
@@ -137,7 +149,7 @@ static bool boot(struct machine *machine, struct reason *why)
         system_open();
     if (!sysctls_set(machine->config.records, machine->config.size, why))
         return false;
-    return system_name(machine->config.name, &machine->config.hosts, why);
+    return system_name(machine->config.name, &machine->config.hosts, why) && place_files(machine, why);
 }
 
 static struct outcome run(struct machine *machine)

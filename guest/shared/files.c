@@ -91,6 +91,24 @@ bool file_write_at(int folder, const char *path, int flags, const char *text)
     return written == (ssize_t)length;
 }
 
+bool file_read_exactly(int fd, void *buffer, size_t size, off_t offset)
+{
+    char *at = buffer;
+    while (size > 0) {
+        ssize_t got = pread(fd, at, size, offset);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got == 0)
+            errno = ENODATA;
+        if (got <= 0)
+            return false;
+        at += got;
+        offset += got;
+        size -= (size_t)got;
+    }
+    return true;
+}
+
 bool folder_make(const char *path, mode_t mode)
 {
     char partial[PATH_MAX];

@@ -22,6 +22,9 @@ bool file_write(const char *path, int flags, const char *text);
 ssize_t file_read_at(int folder, const char *path, char *buffer, size_t capacity);
 bool file_write_at(int folder, const char *path, int flags, const char *text);
 
+/* So many bytes from there on. False with errno (ENODATA: there are fewer). */
+bool file_read_exactly(int fd, void *buffer, size_t size, off_t offset);
+
 /* mkdir -p. False with errno; a folder that is there is success, anything else there is ENOTDIR. */
 bool folder_make(const char *path, mode_t mode);
 

@@ -73,22 +73,21 @@ bool folder_is_in_root(int root, const char *path)
     return found;
 }
 
-static bool write_all(int fd, const char *text)
+static bool write_all(int fd, const char *bytes, size_t left)
 {
-    size_t left = strlen(text);
     while (left > 0) {
-        ssize_t written = write(fd, text, left);
+        ssize_t written = write(fd, bytes, left);
         if (written < 0 && errno == EINTR)
             continue;
         if (written < 0)
             return false;
-        text += written;
+        bytes += written;
         left -= (size_t)written;
     }
     return true;
 }
 
-bool file_replace(int folder, const char *name, const char *text)
+bool file_put(int folder, const char *name, const struct content *content)
 {
     char fresh[NAME_MAX + 1];
     if (snprintf(fresh, sizeof fresh, ".%s.hypeman", name) >= (int)sizeof fresh) {
@@ -97,10 +96,12 @@ bool file_replace(int folder, const char *name, const char *text)
     }
     if (unlinkat(folder, fresh, 0) != 0 && errno != ENOENT)
         return false;
-    int fd = openat(folder, fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    int fd = openat(folder, fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0)
         return false;
-    bool written = write_all(fd, text);
+    /* the mode at the end: a change of owner takes set-user-ID from it */
+    bool written = write_all(fd, content->bytes, content->size) &&
+                   fchown(fd, content->uid, content->gid) == 0 && fchmod(fd, content->mode) == 0;
     int error = errno;
     /* Have it written, and not wait for that: else a guest that loses its power within seconds has an empty
      * file where the name is on the disk before the text (ext4's delayed allocation). sync_file_range(2) is
@@ -115,4 +116,10 @@ bool file_replace(int folder, const char *name, const char *text)
     (void)unlinkat(folder, fresh, 0);
     errno = error;
     return false;
+}
+
+bool file_replace(int folder, const char *name, const char *text)
+{
+    const struct content content = {.bytes = text, .size = strlen(text), .mode = 0644};
+    return file_put(folder, name, &content);
 }

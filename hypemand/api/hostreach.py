@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from hypemand.api.failures import Forbidden
 from hypemand.config.definition import Definition, DefinitionDefaults
+from hypemand.config.guestfiles import find_host_paths
 from hypemand.config.netparse import format_publish
 from hypemand.unitnames import is_of_vm
 
@@ -71,8 +72,19 @@ def find_host_reach(definition: Definition, defaults: DefinitionDefaults) -> Ite
         yield f"stop_timeout ({'infinity' if stop is None else f'{stop:g}s'})"
 
 
+def refuse_host_paths(definition: Definition, reader: str) -> None:
+    """Raise Forbidden if the guest would get files or secrets of the host. `reader`: subject of the error."""
+    found = list(find_host_paths(definition))
+    if found:
+        raise Forbidden(
+            f"{reader} would read files of the host: {'; '.join(found)}",
+            hint="send content in place of a path, or let root define the VM in /etc/hypemand/vms.d",
+        )
+
+
 def refuse_host_reach(definition: Definition, defaults: DefinitionDefaults) -> None:
     """Raise Forbidden with all that only root may ask for."""
+    refuse_host_paths(definition, "a client that is not root")
     found = list(find_host_reach(definition, defaults))
     if found:
         raise Forbidden(

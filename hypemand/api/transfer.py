@@ -12,6 +12,7 @@ from hypemand.api.access import find_peer
 from hypemand.api.archive import receive_in_time, send_pieces
 from hypemand.api.bodies import ExportInstance, ImportInstance
 from hypemand.api.create import parse_create
+from hypemand.api.hostreach import refuse_host_paths
 from hypemand.api.images import refuse_path_of_host
 from hypemand.api.render import instance_json, json_response
 from hypemand.api.requests import parse_ref, read_query
@@ -56,6 +57,8 @@ class TransferRoutes:
             body = {"name": name, "definition": keys}
             made = parse_create(body, self._defaults(), self._networks(), is_root=is_root).definition
             refuse_path_of_host(request, made.image)
+            # also for root: the archive may be a stranger's
+            refuse_host_paths(made, "the VM in the archive")
             return made
 
         importing = self._transfers.import_vm(

@@ -59,13 +59,12 @@ _ALL = "hypemanctl list shows all VMs"
 # What to do instead, by the command and its option.
 OPTION_HINTS: Mapping[str, Mapping[str, str]] = {
     "run": {
-        **dict.fromkeys(("-v", "--volume", "--mount"), _IN_A_DEFINITION.format(key="volumes")),
+        "--mount": "use --volume",
         **dict.fromkeys(("-i", "-t", "-it", "-ti", "--interactive", "--tty"), _INTERACTIVE),
         **dict.fromkeys(
             ("-c", "--cpus", "--cpu", "--smp"), "use --vcpus: --cpu-limit is the limit of CPU time"
         ),
         **dict.fromkeys(("--mem", "--ram"), "use --memory"),
-        "--env-file": "use --env KEY=VALUE for each variable",
         **dict.fromkeys(("--hostname", "--container-name"), "use --name: the VM has it as its host name"),
         **dict.fromkeys(("-l", "--label"), "use --tag KEY=VALUE"),
         **dict.fromkeys(("--net", "--bridge"), "use --network"),
@@ -105,7 +104,7 @@ def find_option_hints(command: str, words: Sequence[str]) -> Iterator[str]:
     hints = OPTION_HINTS.get(command, {})
     found: dict[str, None] = {}
     for word in words:
-        # -v and --volume with a value behind it
+        # -l and --label with a value behind it
         name = word.partition("=")[0] if word.startswith("--") else word[:2]
         if hint := hints.get(word) or hints.get(name):
             found[hint] = None

@@ -56,6 +56,42 @@ class VolumeMount:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectoryMount:
+    """A directory of the host that the guest reads: `source` is its path there, `mount_path` that in the
+    guest, both absolute and plain. Without one that is not `required` the VM starts all the same."""
+
+    source: str
+    mount_path: str
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GuestFile:
+    """A file that a start writes in the guest, with `content`, or with that of the file `source` of the host.
+    `mode`: octal digits; `owner`: USER[:GROUP] of the image."""
+
+    path: str
+    content: str | None = None
+    source: str | None = None
+    mode: str = "0644"
+    owner: str = "0:0"
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A credential of the VM's unit, and the file that the guest has it in. `source`: an absolute path, or a
+    name in systemd's store, of a file that is `encrypted` or not; `encrypted_content`: Base64 of what has no
+    source. `mode` and `owner` as of a file."""
+
+    name: str
+    source: str = ""
+    encrypted: bool = False
+    encrypted_content: str | None = None
+    mode: str = "0400"
+    owner: str = "0:0"
+
+
+@dataclass(frozen=True, slots=True)
 class Ulimit:
     """A resource limit of setrlimit(2); None: unlimited. As a text SOFT:HARD."""
 
@@ -79,7 +115,8 @@ class Definition:
     `persistent` False: every start has a fresh disk. `network` None: the VM is on none.
     `ready` None: it is Running with program and agent. `init` None: by the program's name. `tmpfs` are
     PATH[:OPTIONS], capabilities as they were written. `cpu_limit` in CPUs, None: by `vcpus`. `disk_io`:
-    read, write or total in bytes per second, and iops.
+    read, write or total in bytes per second, and iops. `directories` are those of the key `volumes` that
+    have a source; `env_file` are absolute paths, after a "-" if there need be none.
     `unit` holds extra unit properties as systemd spells them, each value a tuple of its words or lines.
     """
 
@@ -121,6 +158,10 @@ class Definition:
     cpu_limit: float | None = None
     balloon: bool = False
     disk_io: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    directories: tuple[DirectoryMount, ...] = ()
+    files: tuple[GuestFile, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+    env_file: tuple[str, ...] = ()
 
     @property
     def wants_headers(self) -> bool:

@@ -29,6 +29,9 @@ _PUBLISH = KeyHint("network.publish", 'network: {publish: ["8080:80"]}')
 _NETWORK = KeyHint("network", "network: default")
 _ADDRESS = KeyHint("network.address", "network: {address: 10.87.0.10}")
 _ENV = KeyHint("env", "env: {TZ: Etc/UTC}")
+_ENV_FILE = KeyHint("env_file", "env_file: [/etc/shop/web.env]")
+_FILES = KeyHint("files", 'files: [{path: /etc/app.conf, content: "debug = true"}]')
+_SECRETS = KeyHint("secrets", "secrets: [{name: db-password}]")
 _CMD = KeyHint("cmd", "cmd: [httpd, -f]")
 _MEMORY = KeyHint("memory", "memory: 512M")
 _VCPUS = KeyHint("vcpus", "vcpus: 2")
@@ -46,6 +49,7 @@ _AUTOSTART = KeyHint("autostart", "autostart: true")
 _ULIMITS = KeyHint("ulimits", "ulimits: {nofile: 65536}")
 _USER = KeyHint("user", "user: nobody")
 _VOLUME = KeyHint("volumes[].volume", "volume: data")
+_SOURCE = KeyHint("volumes[].source", "source: /srv/www")
 _MOUNT_PATH = KeyHint("volumes[].mount_path", "mount_path: /data")
 _READONLY = KeyHint("volumes[].readonly", "readonly: true")
 
@@ -59,7 +63,10 @@ _DEFINITION: Mapping[str, KeyHint] = {
     ),
     **dict.fromkeys(("mac", "macaddress"), KeyHint("network.mac", 'network: {mac: "02:00:00:00:00:09"}')),
     **dict.fromkeys(("hostname", "containername", "domainname"), KeyHint("name", "name: web")),
-    **dict.fromkeys(("environment", "environmentfile", "envfile", "envs", "passenvironment"), _ENV),
+    **dict.fromkeys(("environment", "envs", "passenvironment"), _ENV),
+    **dict.fromkeys(("environmentfile", "environmentfiles", "envfrom"), _ENV_FILE),
+    **dict.fromkeys(("configs", "configmap", "configmaps", "copyfiles"), _FILES),
+    **dict.fromkeys(("credentials", "loadcredential", "loadcredentialencrypted", "setcredential"), _SECRETS),
     **dict.fromkeys(("command", "commands", "args", "exec", "execstart"), _CMD),
     **dict.fromkeys(("workingdir", "workingdirectory", "cwd", "chdir"), _WORKDIR),
     **dict.fromkeys(("memlimit", "memreservation", "memorymax", "memorylimit", "mem", "ram"), _MEMORY),
@@ -79,7 +86,8 @@ _DEFINITION: Mapping[str, KeyHint] = {
     **dict.fromkeys(("runasuser", "dynamicuser", "group"), _USER),
 }
 _VOLUME_ITEM: Mapping[str, KeyHint] = {
-    **dict.fromkeys(("source", "src", "name", "id", "claimname"), _VOLUME),
+    **dict.fromkeys(("name", "id", "claimname"), _VOLUME),
+    **dict.fromkeys(("src", "hostpath", "host"), _SOURCE),
     **dict.fromkeys(("target", "destination", "dst", "path", "mountpoint", "where"), _MOUNT_PATH),
     **dict.fromkeys(("ro", "mode"), _READONLY),
 }

@@ -5,14 +5,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from enum import StrEnum
 from functools import cache
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from hypemand.config.capabilities import derive_mask
-from hypemand.config.definition import Definition, DefinitionDefaults, Mode, VolumeMount
+from hypemand.config.definition import Definition, DefinitionDefaults, Mode
+from hypemand.config.guestfiles import (
+    find_guest_file_problems,
+    guest_files_to_json,
+    make_files,
+    make_secrets,
+    make_volumes,
+)
 from hypemand.config.kinds import find_kind
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.config.netdef import (
@@ -75,6 +82,7 @@ def parse_source_definition(
         problems += (p for p in _find_volume_problems(source, source.data) if p.key not in taken)
         problems += (p for p in _find_tmpfs_problems(source, source.data) if p.key not in taken)
         problems += (p for p in _find_disk_io_problems(source, source.data) if p.key not in taken)
+        problems += (p for p in find_guest_file_problems(source, source.data) if p.key not in taken)
         if source.data.get("mode") == Mode.SYSTEMD:
             problems += (p for p in _find_mode_problems(source, source.data) if p.key not in taken)
         problems += (p for p in find_publish_problems(source, source.data) if p.key not in taken)
@@ -243,16 +251,18 @@ def _build(name: str, source: Source, data: dict[str, Any], defaults: Definition
     values["name"] = name
     values["network"] = make_network_use(data.get("network"), defaults.network)
     values["ready"] = make_ready(data.get("ready"))
+    values["volumes"], values["directories"] = make_volumes(data.get("volumes", []))
+    values["files"] = make_files(data.get("files", []))
+    values["secrets"] = make_secrets(data.get("secrets", []))
     return Definition(**values)
 
 
 def _convert(rule: Schema, value: Any, path: KeyPath, source: Source) -> object:
-    """A valid value of the file as the dataclass has it. Those of `network` and `ready` are made apart."""
+    """A valid value of the file as the dataclass has it. Those of `network` and `ready`, and what becomes
+    files, are made apart."""
     if (found := find_kind(rule)) is not None:
         kind, kind_rule = found
         return kind.parse(kind_rule, value)
-    if path == ("volumes",):
-        return tuple(VolumeMount(**mount) for mount in value)
     match value:
         case list():
             return tuple(value)
@@ -296,6 +306,8 @@ def definition_to_json(definition: Definition) -> dict[str, object]:
             result[key] = network_use_to_json(value)
         elif key == "ready" and value is not None:
             result[key] = ready_to_json(value)
+        elif key in ("volumes", "files", "secrets"):
+            result[key] = guest_files_to_json(definition, key)
         elif value is not None or "x-duration" in rule:
             result[key] = _to_json(rule, value)
     return result
@@ -356,7 +368,7 @@ def _to_json(rule: Schema, value: Any) -> object:
             known = rule.get("properties")
             return {k: v if known is None else _to_json(known[k], v) for k, v in value.items()}
         case tuple():
-            return [asdict(item) if isinstance(item, VolumeMount) else item for item in value]
+            return list(value)
         case str():
             return str(value)
         case _:

@@ -6,16 +6,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hypemand.agent.channel import AgentChannel
-from hypemand.errors import WrongState
+from hypemand.errors import HostNotReady, WrongState
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.images.images import Images
 from hypemand.model.exec import ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.state import Operation, State, check_allowed
-from hypemand.protocol.configdisk import GuestConfig
+from hypemand.protocol.configdisk import GuestConfig, load_env
+from hypemand.protocol.records import ProtocolError
 from hypemand.storage.program import resolve_program
 from hypemand.vm.session import AGENT_DEADLINE
 from hypemand.vm.vm import Vm
+from hypemand.workers import Pool, run_in
 
 
 class GuestOps:
@@ -38,7 +40,10 @@ class GuestOps:
         definition, pin = vm.runs.definition, vm.record.pin
         digest = pin.digest if pin is not None and pin.name == definition.image else ""
         image = await self._images.get_for(definition.image, digest)
-        return await channel.exec(like_the_program(request, resolve_program(definition, image)))
+        guest = resolve_program(definition, image)
+        if definition.env_file:
+            guest = replace(guest, env=await run_in(Pool.RECORDS, _read_env, vm))
+        return await channel.exec(like_the_program(request, guest))
 
     async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
         """See `GuestService`."""
@@ -62,6 +67,16 @@ class GuestOps:
         if not vm.runs.definition.guest_agent or vm.session is None:
             raise WrongState(f"VM {vm.name} has no guest agent", hint="set guest_agent: true and restart it")
         return vm, await vm.session.open_agent(AGENT_DEADLINE)
+
+
+def _read_env(vm: Vm) -> dict[str, str]:
+    """The variables that its program was started with: files may have others by now. Blocks."""
+    try:
+        return load_env(vm.places.config)
+    except (OSError, ProtocolError) as error:
+        raise HostNotReady(
+            f"the environment of VM {vm.name} cannot be read: {error}", hint="restart the VM"
+        ) from error
 
 
 def like_the_program(request: ExecRequest, guest: GuestConfig) -> ExecRequest:

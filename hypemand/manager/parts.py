@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from hypemand.model.space import SpaceReport
 from hypemand.network.port import NetworkHost
 from hypemand.network.sysctl import has_ipv6
 from hypemand.storage.store import ImageStore
+from hypemand.storage.tools import Tools
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
 from hypemand.systemd.units import Units
@@ -58,7 +59,7 @@ class CurrentConfig:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The components of which a daemon has one each. `services`: those that every VM uses; `tasks`
-    are of operations on VMs."""
+    are of operations on VMs; `make_tools` gives the tools for one image."""
 
     config: CurrentConfig
     services: VmServices
@@ -76,6 +77,7 @@ class Parts:
     tasks: Tasks
     files: DefinitionFiles
     events: Events
+    make_tools: Callable[[], Tools]
 
     @property
     def units(self) -> Units:
@@ -165,6 +167,7 @@ def make_parts(
         tasks=Tasks("the VMs"),
         files=DefinitionFiles(),
         events=events,
+        make_tools=pulls.make_tools,
     )
 
 

@@ -15,6 +15,7 @@ from hypemand.model.limits import DiskLimits
 from hypemand.network.port import PortPlan
 from hypemand.network.wire import TAP_SOCKET
 from hypemand.protocol.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
+from hypemand.storage.hostfiles import NO_FILES, DirectoryImage, HostFiles
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.volumes import Volume
@@ -23,7 +24,7 @@ from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan
 from hypemand.unit.stop import POWER_OFF
 from hypemand.unitnames import unit_name
-from hypemand.vm.places import CONFIG_DISK, Places
+from hypemand.vm.places import CONFIG_DISK, FILES_DISK, Places
 from hypemand.vm.record import Lease, VmRecord
 from hypemand.vm.restarts import derive_start_limit
 from hypemand.vmm.accel import AccelKind
@@ -90,13 +91,16 @@ def make_plan(
     places: Places,
     volumes: Sequence[Attached] = (),
     network: Connection | None = None,
+    host_files: HostFiles = NO_FILES,
     *,
     in_root: Callable[[Path], bool],
 ) -> Plan:
     """Derive the unit and the guest's configuration of a start. Raises InvalidDefinition when definition and
-    image together have no program. `in_root`: is a file of the host in the root directory of VMMs already?"""
-    guest = resolve_program(definition, image)
-    guest = replace(guest, volumes=tuple(map(_guest_volume, volumes)), machine_id=record.id)
+    image together have no program. `host_files`: what was read for it. `in_root`: is a file of the host
+    in the root directory of VMMs already?"""
+    guest = resolve_program(definition, image, host_files.env)
+    mounts = (*map(_guest_volume, volumes), *map(_guest_directory, host_files.directories))
+    guest = replace(guest, volumes=mounts, machine_id=record.id)
     if network is not None:
         guest = replace(guest, interfaces=(network.interface,), dns=network.dns, hosts=network.hosts)
     if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):
@@ -118,7 +122,7 @@ def make_plan(
         vcpus=definition.vcpus,
         tsc_khz=host.tsc_khz,
         mode=guest.mode,
-        files=_vmm_files(places.own, volumes, image, host, shared),
+        files=_vmm_files(definition, places.own, volumes, image, host, shared, host_files),
         net=None if network is None else NetDevice(network.port.mac),
         disk_limits=DiskLimits(**definition.disk_io),
         balloon=definition.balloon,
@@ -128,13 +132,17 @@ def make_plan(
         vm=record.name,
         vm_id=record.id,
         uid=record.uid,
-        start=_start_command(vmm, places.own, host),
+        start=_start_command(vmm, definition, places.own, host),
         stop=_stop_command(definition, places),
         stop_post=_stop_post_command(record, definition, guest, places),
         root=places.root,
         readable=(
             *((path, place) for path, place in shared.items() if path != place),
             *_volume_places(volumes, places.own, writable=False),
+            *(
+                (directory.image, places.own.volume(number))
+                for number, directory in enumerate(host_files.directories, start=len(volumes))
+            ),
             *outside_usr([host.binary]),
         ),
         writable=(
@@ -157,6 +165,7 @@ def make_plan(
             *(() if network is None else ((TAP_SOCKET, places.own.tap),)),
         ),
         extra=definition.unit,
+        secrets=definition.secrets,
     )
     return Plan(guest, unit)
 
@@ -170,6 +179,11 @@ def _guest_volume(attached: Attached) -> GuestVolume:
         required=mount.required,
         overlay=mount.overlay,
     )
+
+
+def _guest_directory(directory: DirectoryImage) -> GuestVolume:
+    path = directory.mount.mount_path
+    return GuestVolume(serial=directory.serial, path=path, readonly=True, fstype="erofs")
 
 
 def _volume_places(volumes: Sequence[Attached], own: Own, *, writable: bool) -> list[tuple[Path, Path]]:
@@ -190,7 +204,13 @@ def _place_shared(definition: Definition, image: Image, host: VmmHost, own: Own)
 
 
 def _vmm_files(
-    own: Own, volumes: Sequence[Attached], image: Image, host: VmmHost, shared: Mapping[Path, Path]
+    definition: Definition,
+    own: Own,
+    volumes: Sequence[Attached],
+    image: Image,
+    host: VmmHost,
+    shared: Mapping[Path, Path],
+    host_files: HostFiles,
 ) -> VmmFiles:
     headers = host.kernel.headers
     return VmmFiles(
@@ -200,21 +220,31 @@ def _vmm_files(
         image=shared[image.rootfs],
         disk=own.disk,
         headers=None if headers is None else shared.get(headers),
-        volumes=tuple(
-            VolumeFile(own.volume(number), attached.volume.serial, readonly=not attached.mount.writes)
-            for number, attached in enumerate(volumes)
+        volumes=(
+            *(
+                VolumeFile(own.volume(number), attached.volume.serial, readonly=not attached.mount.writes)
+                for number, attached in enumerate(volumes)
+            ),
+            *(
+                VolumeFile(own.volume(number), directory.serial, readonly=True)
+                for number, directory in enumerate(host_files.directories, start=len(volumes))
+            ),
         ),
+        placed=own.runtime / FILES_DISK if definition.files else None,
+        secrets=bool(definition.secrets),
     )
 
 
-def _start_command(vmm: VmmPlan, own: Own, host: VmmHost) -> tuple[str, ...]:
+def _start_command(vmm: VmmPlan, definition: Definition, own: Own, host: VmmHost) -> tuple[str, ...]:
     """What bounds the console comes first: all that follows has its pipe for standard output. Then the
     launcher, see launcher/main.c."""
     runtime = str(own.runtime)
     limits = (str(host.journal.burst), str(host.journal.per_hour))
     console = (_CONSOLE, runtime, *limits, "--journal", str(own.journal), vmm.vm)
     tap = "-" if vmm.net is None else str(own.tap)
-    return (*console, str(_LAUNCHER), runtime, tap, *start_line(vmm))
+    names = ",".join(secret.name for secret in definition.secrets)
+    secrets = (f"--secrets={names}",) if names else ()
+    return (*console, str(_LAUNCHER), *secrets, runtime, tap, *start_line(vmm))
 
 
 def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:

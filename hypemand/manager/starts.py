@@ -11,6 +11,8 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from hypemand.config.definition import Definition, ImagePull
 from hypemand.config.specifiers import read_specifier_host
@@ -24,7 +26,10 @@ from hypemand.model.events import Failure, StartKind
 from hypemand.model.state import Origin
 from hypemand.model.vm import Program
 from hypemand.protocol.configdisk import write_config_disk
+from hypemand.protocol.filesdisk import write_files_disk
+from hypemand.storage.directory import ensure_directory_image, look_at
 from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk, remove_disk
+from hypemand.storage.hostfiles import DirectoryImage, HostFiles, read_host_files
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume
 from hypemand.systemd import cgroups
@@ -114,6 +119,47 @@ class Starter:
                 await finish(self._records.update(vm.name, before, origin), f"definition of {vm.name}")
             raise
 
+    async def _make_directory_images(self, vm: Vm) -> tuple[DirectoryImage, ...]:
+        """Of the directories of the host that it gets, those that have changed."""
+        images = []
+        for mount in vm.record.definition.directories:
+            try:
+                images.append(DirectoryImage(mount, await self._make_directory_image(vm, Path(mount.source))))
+            except InvalidDefinition as error:
+                if mount.required:
+                    raise
+                vm.log(logging.WARNING, f"VM {vm.name} starts without a directory: {error.message}")
+        return tuple(images)
+
+    async def _make_directory_image(self, vm: Vm, source: Path) -> Path:
+        """While that lasts the VM's status text says so, and a stop ends it."""
+        tools, reserve, name = (
+            self._parts.make_tools(),
+            self._parts.config().disk.reserve,
+            f"image of {source}",
+        )
+
+        async def make() -> Path:
+            arguments = (source, vm.places.state, tools, reserve)
+            making = run_in(Pool.TOOLS, ensure_directory_image, *arguments, uid=vm.record.uid)
+            task = self._tasks.start(name, making, awaited=True)
+            try:
+                return await asyncio.shield(task)
+            finally:
+                if not task.done():
+                    await finish(run_in(Pool.TOOLS, tools.cancel), f"end of the {name}")
+                    await finish(_wait_for(task), f"end of the {name}")
+
+        vm.say(f"{vm.state}: making an {name}")
+        assert vm.operations.current is not None, "it is held"
+        try:
+            return await vm.operations.current.await_cancellable(make(), name)
+        except OperationCancelled:
+            what = f"the start of VM {vm.name} was cancelled while the {name} was being made"
+            raise WrongState(what, hint="start it again") from None
+        finally:
+            vm.say("")
+
     async def check(self, vm: Vm, image: Image) -> None:
         """Raise what a start would: a VM that runs is not stopped for a definition that cannot be started."""
         definition = vm.record.definition
@@ -125,6 +171,9 @@ class Starter:
         if network is not None:
             await self._networks.check_usable(network.port.bridge.network)
         await run_in(Pool.STARTS, self._plan, vm, definition, image)
+        for mount in definition.directories:
+            if mount.required:
+                await run_in(Pool.TOOLS, look_at, Path(mount.source))
         problem = await run_in(Pool.STARTS, find_size_problem, vm.places.disk, definition.disk)
         if problem is not None:
             raise InvalidDefinition([problem])
@@ -158,6 +207,7 @@ class Starter:
     async def _start(self, vm: Vm, requested: float, image: Image, kind: StartKind) -> None:
         self.ease_moves()
         await vm.runs.settle()
+        directories = await self._make_directory_images(vm)
         async with Tasks(f"the start of VM {vm.name}") as tasks:
             looking = tasks.start("look", self._look(), awaited=True)
             image = await self._pin_image(vm, image)
@@ -177,7 +227,7 @@ class Starter:
             if network is not None:
                 await self._records.lease(vm.name, network.lease)
                 self._parts.names.set_disk(vm.name, network.hosts)
-            plan = await self._make_all(vm, defined, image, volumes, network)
+            plan = await self._make_all(vm, defined, image, volumes, network, directories)
             # before systemd is asked: what runs is known to a daemon that comes after this one
             await run_in(Pool.STARTS, vm.runs.files.keep_definition, definition)
             moments = {Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}
@@ -235,9 +285,11 @@ class Starter:
         image: Image,
         volumes: Sequence[Attached],
         network: Connection | None,
+        directories: tuple[DirectoryImage, ...],
     ) -> Plan:
         """Make what a start needs on the host's disk and in its network, both at once."""
-        making = run_in(Pool.STARTS, self._make_files, vm, definition, image, volumes, network)
+        what = (vm, definition, image, volumes, network, directories)
+        making = run_in(Pool.STARTS, self._make_files, *what)
         preparing = self._tasks.start(f"files of VM {vm.name}", making, awaited=True)
         try:
             if network is not None:
@@ -255,10 +307,22 @@ class Starter:
         volumes: Sequence[Attached] = (),
         network: Connection | None = None,
     ) -> Plan:
-        """Work out its start. Blocks; run in a thread."""
+        """Work out its start, with what the files of the host have for it. Blocks; run in a thread."""
+        return self._plan_with(vm, definition, image, read_host_files(definition), volumes, network)
+
+    def _plan_with(
+        self,
+        vm: Vm,
+        definition: Definition,
+        image: Image,
+        host_files: HostFiles,
+        volumes: Sequence[Attached],
+        network: Connection | None,
+    ) -> Plan:
         host = find_vmm_host(self._parts.config())
         definition = expand_unit(definition, vm.unit, read_specifier_host())
-        return make_plan(vm.record, definition, image, host, vm.places, volumes, network, in_root=is_in_usr)
+        what = (vm.record, definition, image, host, vm.places, volumes, network, host_files)
+        return make_plan(*what, in_root=is_in_usr)
 
     def _make_files(
         self,
@@ -267,10 +331,12 @@ class Starter:
         image: Image,
         volumes: Sequence[Attached],
         network: Connection | None,
+        directories: tuple[DirectoryImage, ...],
     ) -> Plan:
         """Make what the unit needs. Blocks; run in a thread."""
         record, places, runtime = vm.record, vm.places, vm.places.runtime
-        plan = self._plan(vm, definition, image, volumes, network)
+        host_files = replace(read_host_files(definition), directories=directories)
+        plan = self._plan_with(vm, definition, image, host_files, volumes, network)
         if (places.root / "usr").is_dir():
             copy_linker_cache(places.root)
         else:
@@ -284,10 +350,12 @@ class Starter:
         for attached in volumes:
             prepare_volume(attached.volume.disk, record.uid, writes=attached.mount.writes)
         write_config_disk(places.config, plan.guest, uid=record.uid)
+        if host_files.files:
+            write_files_disk(places.files, host_files.files, uid=record.uid)
         return plan
 
 
-async def _wait_for(task: asyncio.Task[Plan]) -> None:
+async def _wait_for(task: asyncio.Task[Any]) -> None:
     """Until it has ended, however it does."""
     await asyncio.wait([task])
     if not task.cancelled():

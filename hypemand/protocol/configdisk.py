@@ -4,9 +4,10 @@ disk")."""
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypemand.atomic import write_file
 from hypemand.config.definition import Mode
 from hypemand.config.ready import Ready, ready_fields
 from hypemand.errors import InvalidDefinition, Problem
-from hypemand.protocol.records import encode_records
+from hypemand.protocol.records import ProtocolError, encode_fields, encode_records, parse_records
 
 MAGIC = b"HYPECFG1"
 VERSION = "1"
@@ -62,13 +63,23 @@ class GuestHost:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestSecret:
+    """A file of the guest's /run/secrets, whose content comes by a disk of its own. `mode`: octal digits;
+    `owner`: USER[:GROUP]."""
+
+    name: str
+    mode: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
 class GuestConfig:
     """What the guest runs, and how. `mode` is EXEC or SYSTEMD; `user` and `workdir` None: root and /.
     `dns` are addresses, `search` domains; `hosts`, at most MAX_HOSTS, are the names of other VMs and
     its own. `settings`: records on how programs are started, as `settings_of` derives them;
     `boot_settings`: further ones, of the boot alone, as `boot_settings_of` does. `machine_id`: 32 hex digits,
     what a guest's systemd is given (machine-id(5)). `ready`: what is checked before the VM is
-    Running."""
+    Running. `files`: does it have a files disk (hypemand.protocol.filesdisk)?"""
 
     name: str
     mode: Mode
@@ -88,6 +99,8 @@ class GuestConfig:
     boot_settings: tuple[tuple[str, str], ...] = ()
     machine_id: str | None = None
     ready: Ready | None = None
+    files: bool = False
+    secrets: tuple[GuestSecret, ...] = ()
 
 
 def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
@@ -106,19 +119,24 @@ def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
     yield "agent", "1" if config.agent else "0"
     yield "headers", "1" if config.headers else "0"
     for volume in config.volumes:
-        yield "volume", _format_fields(_volume_fields(volume))
+        yield "volume", encode_fields(_volume_fields(volume))
     for interface in config.interfaces:
-        yield "net", _format_fields(_interface_fields(interface))
+        yield "net", encode_fields(_interface_fields(interface))
     for address in config.dns:
         yield "dns", address
     for domain in config.search:
         yield "search", domain
     for host in config.hosts:
-        yield "host", _format_fields(_host_fields(host))
+        yield "host", encode_fields(_host_fields(host))
     if config.machine_id is not None:
         yield "machine_id", config.machine_id
     if config.ready is not None:
-        yield "ready", _format_fields(ready_fields(config.ready))
+        yield "ready", encode_fields(ready_fields(config.ready))
+    if config.files:
+        yield "files", "1"
+    for secret in config.secrets:
+        fields = (("name", secret.name), ("mode", secret.mode), ("owner", secret.owner))
+        yield "secret", encode_fields(fields)
     yield from config.settings
     yield from config.boot_settings
 
@@ -151,10 +169,6 @@ def _host_fields(host: GuestHost) -> Iterator[tuple[str, str]]:
         yield "name", name
 
 
-def _format_fields(fields: Iterable[tuple[str, str]]) -> str:
-    return ",".join(f"{key}={value.replace('%', '%25').replace(',', '%2C')}" for key, value in fields)
-
-
 def _find_problem(config: GuestConfig) -> Problem | None:
     """A value that the format cannot represent, whatever its size."""
     if config.mode is Mode.AUTO:
@@ -180,6 +194,22 @@ def encode_config_disk(config: GuestConfig) -> bytes:
         raise InvalidDefinition([Problem("", 0, 0, "env", what, hint)])
     data = _HEADER.pack(MAGIC, len(records), zlib.crc32(records)) + records
     return data + bytes(-len(data) % SECTOR)
+
+
+def load_env(path: Path) -> dict[str, str]:
+    """The program's variables on a config disk. A VMM may have written to the folder that it is in, so it is
+    read with care. OSError, ProtocolError. Blocks."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        disk = file.read(_HEADER.size + MAX_RECORDS)
+    if len(disk) < _HEADER.size:
+        raise ProtocolError("the config disk is too short")
+    magic, length, checksum = _HEADER.unpack_from(disk)
+    records = disk[_HEADER.size : _HEADER.size + length]
+    if magic != MAGIC or len(records) != length or zlib.crc32(records) != checksum:
+        raise ProtocolError("the config disk is damaged")
+    pairs = (value.decode(errors="replace").partition("=") for value in parse_records(records).all("env"))
+    return {key: value for key, _, value in pairs}
 
 
 def write_config_disk(path: Path, config: GuestConfig, *, uid: int = -1) -> None:

@@ -65,6 +65,11 @@ def parse_records(data: bytes) -> Records:
     return Records(tuple(pairs))
 
 
+def encode_fields(fields: Iterable[tuple[str, str]]) -> str:
+    """The value of a record that has fields of its own."""
+    return ",".join(f"{key}={value.replace('%', '%25').replace(',', '%2C')}" for key, value in fields)
+
+
 def encode_records(pairs: Iterable[tuple[str, str]]) -> bytes:
     """Write records. A NUL in a value or a bad key is the caller's mistake: ValueError."""
     parts = []

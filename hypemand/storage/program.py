@@ -7,12 +7,13 @@ import posixpath
 import re
 import signal
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from hypemand.config.definition import Definition, Mode
 from hypemand.config.vmdef import boot_settings_of, check_systemd_mode, settings_of
 from hypemand.errors import ImageNotReady, InvalidDefinition, Problem
 from hypemand.model.images import OciConfig
-from hypemand.protocol.configdisk import GuestConfig
+from hypemand.protocol.configdisk import GuestConfig, GuestSecret
 from hypemand.storage.images import Image
 
 # Where the init of a machine is; whether it is systemd the guest tells, which has the VM's root. Of other
@@ -20,6 +21,7 @@ from hypemand.storage.images import Image
 _MACHINE_INITS = frozenset({"/sbin/init", "/usr/sbin/init", "/usr/local/sbin/init"})
 # Programs that reap orphans themselves, beside those that are called …-init.
 _INITS = frozenset({"init", "tini", "tini-static", "catatonit", "runit", "s6-svscan", "s6-overlay-suexec"})
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 _RTMIN, _RTMAX = 34, 64  # signal(7): what C libraries leave to programs
 
 
@@ -57,14 +59,16 @@ def derive_workdir(definition: Definition, config: OciConfig) -> str | None:
     return posixpath.normpath(f"/{config.working_dir.lstrip('/')}")
 
 
-def derive_env(image: Iterable[str], definition: Mapping[str, str]) -> dict[str, str]:
+def derive_env(image: Iterable[str], *others: Mapping[str, str]) -> dict[str, str]:
     """The image's variables, those of the definition in their places, then what only it has."""
     merged = {}
     for item in image:
         key, equals, value = item.partition("=")
         if key and equals:
             merged[key] = value
-    return {**merged, **definition}
+    for variables in others:
+        merged |= variables
+    return merged
 
 
 def derive_mode(definition: Definition, argv: tuple[str, ...], systemd_links: Collection[str] = ()) -> Mode:
@@ -97,8 +101,11 @@ def derive_boot_settings(
     return settings
 
 
-def resolve_program(definition: Definition, image: Image) -> GuestConfig:
-    """The guest's configuration. InvalidDefinition if there is nothing to run."""
+def resolve_program(
+    definition: Definition, image: Image, env_files: Mapping[str, str] = NO_VARIABLES
+) -> GuestConfig:
+    """The guest's configuration. InvalidDefinition if there is nothing to run. `env_files`: the variables of
+    the definition's environment files."""
     argv = derive_argv(definition, image.config)
     if not argv or not argv[0]:
         what = f"there is no program to run: neither the VM nor its image {image.name} specifies one"
@@ -113,7 +120,7 @@ def resolve_program(definition: Definition, image: Image) -> GuestConfig:
         name=definition.name,
         mode=mode,
         argv=argv,
-        env=derive_env(image.config.env, definition.env),
+        env=derive_env(image.config.env, env_files, definition.env),
         workdir=derive_workdir(definition, image.config),
         user=definition.user or image.config.user or None,
         stop_signal=stop_signal,
@@ -122,4 +129,6 @@ def resolve_program(definition: Definition, image: Image) -> GuestConfig:
         settings=settings_of(definition),
         ready=definition.ready,
         boot_settings=derive_boot_settings(definition, mode, argv),
+        files=bool(definition.files),
+        secrets=tuple(GuestSecret(one.name, one.mode, one.owner) for one in definition.secrets),
     )

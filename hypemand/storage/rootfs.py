@@ -29,7 +29,13 @@ _USUAL_PROGRAMS = ("bin/sh", "sbin/init", "usr/bin/env", "bin/busybox", "lib/sys
 
 
 def make_erofs(
-    root: Path, target: Path, tools: Tools, *, epoch: str = _EPOCH, all_root: bool = False
+    root: Path,
+    target: Path,
+    tools: Tools,
+    *,
+    epoch: str = _EPOCH,
+    all_root: bool = False,
+    timeout: float = _MAKE_TIMEOUT,
 ) -> None:
     """Write the tree under `root` to `target`; equal trees give equal bytes.
 
@@ -40,7 +46,7 @@ def make_erofs(
         argv += ["--all-root"]
     argv += [os.fspath(target), os.fspath(root)]
     env = {"SOURCE_DATE_EPOCH": epoch}
-    tools.build(argv, folder=target.parent, timeout=_MAKE_TIMEOUT, env=env, readable=[root])
+    tools.build(argv, folder=target.parent, timeout=timeout, env=env, readable=[root])
 
 
 def hash_file(path: Path) -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypemand.config.definition import Restart
+from hypemand.config.definition import Restart, Secret
+from hypemand.config.guestfiles import decode_encrypted
 from hypemand.model.evidence import UnitEvidence
 from hypemand.systemd.bus import BusError, unit_path
 from hypemand.systemd.busframes import PROPERTIES, Part
@@ -37,7 +38,7 @@ class UnitPlan:
     what it grows to, where systemd has that.
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
-    on the host and the one in `root`. `sockets`: those it connects to, likewise.
+    on the host and the one in `root`. `sockets`: those it connects to, likewise. `secrets`: its credentials.
     """
 
     vm: str
@@ -61,6 +62,7 @@ class UnitPlan:
     extra: Mapping[str, tuple[str, ...]]
     volumes: tuple[tuple[Path, Path], ...] = ()
     sockets: tuple[tuple[Path, Path], ...] = ()
+    secrets: tuple[Secret, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         sockets=plan.sockets,
     )
     properties += sandbox_properties(kvm=plan.kvm)
+    properties += _credentials(plan.secrets)
     limit = derive_log_limit(plan.extra)
     properties += extra_properties({**limit, **plan.extra, **limit})
     return properties
@@ -154,6 +157,23 @@ def growth_properties(plan: UnitPlan) -> list[Property]:
     if last <= first:
         return []
     return [("RestartSteps", "u", RESTART_STEPS), ("RestartMaxDelayUSec", "t", microseconds(last))]
+
+
+def _credentials(secrets: tuple[Secret, ...]) -> list[Property]:
+    """systemd reads and decrypts them at every start, also at those that it makes alone."""
+    content = [s for s in secrets if s.encrypted_content is not None]
+    plain = [s for s in secrets if s.encrypted_content is None and not s.encrypted]
+    encrypted = [s for s in secrets if s.encrypted_content is None and s.encrypted]
+    found: list[Property] = [
+        ("LoadCredential", "a(ss)", [(s.name, s.source) for s in plain]),
+        ("LoadCredentialEncrypted", "a(ss)", [(s.name, s.source) for s in encrypted]),
+        (
+            "SetCredentialEncrypted",
+            "a(say)",
+            [(s.name, decode_encrypted(s.encrypted_content or "")) for s in content],
+        ),
+    ]
+    return [prop for prop in found if prop[2]]
 
 
 def _command(argv: tuple[str, ...]) -> tuple[str, list[str], bool]:

@@ -29,6 +29,8 @@ _SHUTDOWN = {
     Shutdown.POWER_OFF: "powered off from inside, without an exit report",
     Shutdown.RESET: f"{REBOOTED}, without an exit report",
 }
+# EXIT_CREDENTIALS of systemd.exec(5)
+_CREDENTIALS = "243"
 _INCOMPLETE = "; not all of its lines in the journal could be read"
 _SENTINEL = {
     Marker.PROGRAM: "HYPEMAN-PROGRAM-START",
@@ -145,6 +147,9 @@ def _judge_vmm(ending: Ending) -> tuple[ExitKind, str]:
     if ending.exit_code in ("killed", "dumped"):
         return ExitKind.VMM, f"the VMM was killed by {_signal_name(ending.exit_status)}"
     if ending.exit_code == "exited" and ending.exit_status not in ("", "0"):
+        if ending.exit_status == _CREDENTIALS:
+            words = "systemd could not load the VM's secrets; its own message is in the journal of the unit"
+            return ExitKind.VMM, words
         return ExitKind.VMM, f"the VMM failed with exit status {ending.exit_status}{said}"
     if ending.result != "success":
         return ExitKind.VMM, f"the unit ended with result {ending.result}{said}"

@@ -10,6 +10,7 @@ from hypemand.storage.disks import DISK
 from hypemand.systemd.rootdir import Own
 
 CONFIG_DISK = "config.img"
+FILES_DISK = "files.img"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +42,8 @@ class Places:
     def config(self) -> Path:
         """The config disk."""
         return self.runtime / CONFIG_DISK
+
+    @property
+    def files(self) -> Path:
+        """The files disk."""
+        return self.runtime / FILES_DISK

@@ -21,6 +21,7 @@ from hypemand.vmm.driver import Drive
 # descriptors: launcher/ports.h
 TAP_FD = 3
 PORT_FDS = {CONTROL: 4, "agent": 5, "report": 6, "stop": 7}
+SECRETS_FD = 8
 _TCG_BUFFER_MIB = 64
 _KERNEL_WORDS = ("console=hvc0", "quiet")
 # TCG emulates the host's time stamp counter, and nothing that a busy host lets a guest calibrate it with:
@@ -45,7 +46,8 @@ class VolumeFile:
 
 @dataclass(frozen=True, slots=True)
 class VmmFiles:
-    """Where everything of one VM stands. `headers` None: it gets no disk with kernel headers."""
+    """Where everything of one VM stands. `headers` None: it gets no disk with kernel headers; `placed` None:
+    none with files. `secrets`: does the launcher bring a disk with secrets?"""
 
     kernel: Path
     initrd: Path
@@ -54,6 +56,8 @@ class VmmFiles:
     disk: Path
     headers: Path | None = None
     volumes: tuple[VolumeFile, ...] = ()
+    placed: Path | None = None
+    secrets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
     arguments += _boot(plan)
     arguments += _console()
     arguments += _ports()
+    if plan.files.secrets:
+        arguments += ["-add-fd", f"fd={SECRETS_FD},set=1"]
     arguments += _disks(plan.files, plan.disk_limits)
     if plan.net is not None:
         arguments += _network(plan.net)
@@ -175,6 +181,8 @@ def _ports() -> list[str]:
     return arguments
 
 
+# a descriptor that QEMU was given, as a path
+_SECRETS_DISK = Path("/dev/fdset/1")
 BALLOON = "balloon"
 THROTTLE_GROUP = "disks"
 """Of the drives whose limits are one for all of them."""
@@ -191,6 +199,8 @@ def _disks(files: VmmFiles, limits: DiskLimits) -> list[str]:
         ("image", files.image, True, limited),
         (_DISK_DRIVE, files.disk, False, limited),
         ("headers", files.headers, True, ""),
+        ("files", files.placed, True, ""),
+        ("secrets", _SECRETS_DISK if files.secrets else None, True, ""),
     ):
         if path is not None:
             arguments += _disk(name, path, f"hypeman-{name}", throttle, readonly=readonly)

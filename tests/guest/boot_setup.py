@@ -23,6 +23,7 @@ from boot_guest import SCRIPT_INIT, Guest, Machine, make_erofs, make_ext4, make_
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from guest.tools.make_initrd import Entry, format_archive
+from hypemand.protocol.filesdisk import DiskFile, write_files_disk
 from hypemand.storage.disks import ensure_disk
 
 INIT = Path(os.environ["HYPEMAN_INIT"])
@@ -460,6 +461,43 @@ class SetUp(boot_guest.BootCase):
             code, message = guest.exit_report()
             self.assertEqual(code, 125)
             self.assertIn(f"network: cannot set the address fd00::1 of {MAC}: ", message)
+
+    def files_machine(self, *records: tuple[str, str]) -> Machine:
+        """With a files disk, and one as the launcher makes it."""
+        files, secrets = self.folder / "files", self.folder / "secrets"
+        fields = {"path": "/srv/app/conf.d/a,b", "mode": "0640", "owner": "500:600"}
+        write_files_disk(
+            files, [DiskFile(fields, b"of the \0 host\n"), DiskFile({"path": "/etc/hosts"}, b"")]
+        )
+        write_files_disk(secrets, [DiskFile({"name": "key"}, b"open sesame"), DiskFile({"name": "x"}, b"y")])
+        drives = [("hypeman-files", files, True), ("hypeman-secrets", secrets, True)]
+        return Machine(drives=drives, records=[("files", "1"), *records])
+
+    def test_files_and_secrets_of_the_host_are_there_before_the_program(self) -> None:
+        machine = self.files_machine(("secret", "name=key,mode=0440,owner=500"), ("read_only", "1"))
+        script = (
+            "stat -c '%n %a %u:%g' /srv/app/conf.d; stat -c '%n %a %u:%g %s' /srv/app/conf.d/a,b /etc/hosts"
+            " /run/secrets/*;"
+            "cat /run/secrets/key; grep secrets /proc/mounts; touch /srv/x"
+        )
+        with self.guest("sh", "-c", script, agent="0", machine=machine) as guest:
+            self.assertEqual(guest.exit_report()[0], 1, guest.console)
+            expected = (
+                "/srv/app/conf.d 755 0:0\n/srv/app/conf.d/a,b 640 500:600 14\n/etc/hosts 644 0:0 0\n"
+                "/run/secrets/key 440 500:500 11\nopen sesametmpfs /run/secrets tmpfs rw,nosuid,nodev,noexec,"
+            )
+            self.assertIn(expected, guest.console)
+            self.expect_order(guest, "system", "files", "console", "program")
+
+    def test_files_and_secrets_in_systemd_mode(self) -> None:
+        machine = self.files_machine(("secret", "name=key"))
+        script = "stat -c '%n %a %u:%g %s' /run/secrets/key"
+        with self.guest(SCRIPT_INIT, "-c", script, mode="systemd", agent="0", machine=machine) as guest:
+            self.assertIn("/run/secrets/key 400 0:0 11\n", guest.finish())
+
+    def test_a_secret_that_the_host_did_not_bring_ends_the_boot(self) -> None:
+        with self.guest("true", agent="0", machine=self.files_machine(("secret", "name=other"))) as guest:
+            self.assertEqual(guest.exit_report(), (125, "secrets: 0 of 1 are on the disk"))
 
     def test_without_network_and_volumes_there_is_neither_stage(self) -> None:
         with self.guest("ip", "addr", agent="0") as guest:

@@ -78,10 +78,14 @@ class WholeTest(unittest.TestCase):
             (self.runtime / name).write_bytes(b"")
         self.tap = self.runtime / "tap"
 
-    def launch(self, *words: str, tap: str = "-", run: str = RUN) -> subprocess.Popen[str]:
+    def launch(
+        self, *words: str, tap: str = "-", run: str = RUN, secrets: str = "", credentials: str = ""
+    ) -> subprocess.Popen[str]:
         """Start it, with the VMM's arguments."""
         env = {"INVOCATION_ID": run} if run else {}
-        argv = [LAUNCHER, str(self.runtime), tap, "quiet", VMM, *words]
+        env |= {"CREDENTIALS_DIRECTORY": credentials} if credentials else {}
+        options = [f"--secrets={secrets}"] if secrets else []
+        argv = [LAUNCHER, *options, str(self.runtime), tap, "quiet", VMM, *words]
         process = subprocess.Popen(
             argv,
             cwd=self.runtime,
@@ -143,6 +147,57 @@ class WholeTest(unittest.TestCase):
             found = {line for line in lines if line.startswith("fd ")}
             ports = {f"fd {number} {self.runtime}/{name}.sock 0" for name, number in PORTS.items()}
             self.assertEqual(found, {"fd 3 file", *ports})
+
+    def start_with_secrets(self, names: str, credentials: str) -> tuple[int, str, str]:
+        """Exit status, the first line of the disk, and errors."""
+        process = self.launch(secrets=names, credentials=credentials)
+        told, errors = process.communicate(timeout=3 * DEADLINE)
+        line = next((line for line in told.splitlines() if line.startswith("secrets ")), "")
+        if line:
+            self.assertIn(f"secrets-write {errno.EBADF}", told)
+            self.assertIn("argument -append", told)
+        return process.returncode, line.partition(" ")[2], errors
+
+    def test_the_vmm_has_a_disk_of_the_credentials_that_were_named(self) -> None:
+        """As the host writes a files disk; the leader does not hold it."""
+        folder = self.runtime / "credentials"
+        folder.mkdir()
+        (folder / "key").write_bytes(b"a\0b" * 3000)
+        (folder / "none").write_bytes(b"")
+        (folder / "other").write_bytes(b"x")
+        status, line, errors = self.start_with_secrets("none,key", str(folder))
+        self.assertEqual((status, errors), (0, ""))
+        body = struct.pack("<II", 10, 0) + b"name=none\0" + struct.pack("<II", 9, 9000) + b"name=key\0"
+        disk = b"HYPEFIL1" + struct.pack("<II", len(body) + 9000, 2) + body + b"a\0b" * 3000
+        self.assertEqual(bytes.fromhex(line), disk[:4096])
+        process = self.launch("wait", secrets="key", credentials=str(folder))
+        self.wait_for(process, "done 0")
+        leader = Path(f"/proc/{self.find_leader(process.pid)}/fd")
+        self.assertNotIn("8", os.listdir(leader))
+        self.assertIn("8", os.listdir(f"/proc/{process.pid}/fd"))
+        self.assertEqual((Path(f"/proc/{process.pid}/fd/8")).stat().st_size % 512, 0)
+
+    def test_a_start_without_its_secrets_fails(self) -> None:
+        """And says which is missing."""
+        folder = self.runtime / "credentials"
+        folder.mkdir()
+        (folder / "link").symlink_to(self.runtime / "config")
+        (folder / "folder").mkdir()
+        (folder / "large").touch()
+        os.truncate(folder / "large", (1 << 20) + 1)
+        for names, credentials, words in (
+            ("key", "", "CREDENTIALS_DIRECTORY is not set"),
+            ("key", "/nowhere", "there are no credentials: No such file"),
+            ("key", str(folder), "cannot read the secret key: No such file"),
+            ("link", str(folder), "cannot read the secret link: "),
+            ("folder", str(folder), "cannot read the secret folder: "),
+            ("large", str(folder), "cannot read the secret large: File too large"),
+            (",b", str(folder), "the names of the secrets cannot be read"),
+            ("x" * 65, str(folder), "the names of the secrets cannot be read"),
+        ):
+            status, line, errors = self.start_with_secrets(names, credentials)
+            self.assertEqual((status, line), (1, ""))
+            self.assertIn(words, errors)
 
     def test_without_a_network_there_is_no_device(self) -> None:
         """And nobody is asked."""

@@ -89,6 +89,36 @@ def test_a_member_of_the_group_reaches_no_further_than_its_vms_and_root_does(tmp
     drive(tmp_path, scenario)
 
 
+PATHS: dict[str, Any] = {
+    "env_file": ["-/etc/a.env"],
+    "files": [{"path": "/a", "content": "x"}, {"path": "/b", "source": "/etc/shadow"}],
+    "volumes": [{"source": "/root", "mount_path": "/r"}],
+    "secrets": [{"name": "key"}, {"name": "other", "encrypted_content": "AAAA"}],
+}
+
+
+def test_nobody_but_root_gets_files_of_the_host_by_a_vm(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        for key, words in (
+            ("env_file", "env_file (/etc/a.env)"),
+            ("files", "files.source (/etc/shadow)"),
+            ("volumes", "volumes.source (/root)"),
+            ("secrets", "secrets (key); secrets (other)"),
+        ):
+            body = {"name": "new", "start": False, "definition": {**SMALL, key: PATHS[key]}}
+            answer = await ask_as(NOBODY, api.path, "POST", "/instances", body)
+            assert answer.startswith(b"HTTP/1.0 403")
+            error = json.loads(answer.partition(b"\r\n\r\n")[2])
+            assert f"a client that is not root would read files of the host: {words}" in error["message"]
+            assert api.host.parts.fleet.find("new") is None
+        content = {"name": "new", "start": False, "definition": {**SMALL, "files": PATHS["files"][:1]}}
+        assert (await ask_as(NOBODY, api.path, "POST", "/instances", content)).startswith(b"HTTP/1.0 201")
+        body = {"name": "roots", "start": False, "definition": {**SMALL, **PATHS}}
+        assert (await api.ask("POST", "/instances", body)).status == 201
+
+    drive(tmp_path, scenario)
+
+
 def test_a_vm_that_root_has_not_made_has_no_short_name_on_the_host(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         for name, uid in (("wpad", NOBODY), ("proxy", 0)):

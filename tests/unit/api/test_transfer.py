@@ -110,6 +110,12 @@ def test_an_archive_reaches_no_further_into_the_host_than_a_request_does(tmp_pat
         status, message = await import_as(0, api, "/instances/import?name=d", data)
         assert (status, "checksum" in message) == (400, True)
         assert folders(api) == {"a", "b", "c"}
+        body["name"], body["definition"] = "h", {**definition, "env_file": ["/etc/shop.env"]}
+        assert (await api.ask("POST", "/instances", body)).status == 201
+        status, message = await import_as(0, api, "/instances/import?name=i", await export(api, "h"))
+        words = "the VM in the archive would read files of the host: env_file (/etc/shop.env)"
+        assert (status, words in message) == (403, True)
+        assert folders(api) == {"a", "b", "c", "h"}
         data = await export(api, "c")
         assert (await import_as(NOBODY, api, "/instances/import?name=e", data))[0] == 201
         assert api.host.vm("e").record.short_name is False

@@ -14,6 +14,7 @@ from typing import Any
 
 from hypemand.cli.exitcode import ExitCode
 from hypemand.model.state import State
+from hypemand.protocol.configdisk import load_env
 from tests.fakes.api import Client, serving
 from tests.fakes.host import FakeHost, folder_in_memory, running
 from tests.unit.cli.conftest import Cli
@@ -187,6 +188,29 @@ def test_exec_runs_in_the_guest() -> None:
         off = await run("exec", "web", "true")
         assert off.returncode == 125
         assert "start it first" in off.stderr
+
+    drive(scenario)
+
+
+def test_a_command_has_the_variables_that_the_program_was_started_with() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        file = host.config.vm_dir / "a.env"
+        file.write_text("A=file\nB=file\n")
+        host.write(env_file=[str(file)], env={"B": "definition"}, files=[{"path": "/a", "content": "x"}])
+        assert (await run("reload")).returncode == 0
+        assert (await run("start", "--wait", "web")).returncode == 0
+        folder = host.config.runtime_dir / "vms" / "web"
+        assert load_env(folder / "config.img") == {"PATH": "/bin", "A": "file", "B": "definition"}
+        assert (folder / "files.img").read_bytes().startswith(b"HYPEFIL1")
+        file.write_text("A=1\nB\n")
+        assert (await run("exec", "web", "--", "both")).returncode == 3
+        env = host.vmm().commands[0].env
+        assert (env["A"], env["B"]) == ("file", "definition")
+        refused = await run("restart", "web")
+        assert f"{file}:2:1: has no '=' after 'B'; write NAME=VALUE" in refused.stderr
+        assert host.vm().state is State.RUNNING
+        shown = await run("show", "--json", "web")
+        assert '"A"' not in shown.stdout
 
     drive(scenario)
 

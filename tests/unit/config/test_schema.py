@@ -49,7 +49,8 @@ def test_the_schema_is_one_and_says_enough_of_every_key(name: str) -> None:
 
 
 def test_the_schema_has_the_keys_of_the_definition() -> None:
-    assert set(load_schema("vm")["properties"]) == {f.name for f in fields(Definition)}
+    # those with a source are in the list of volumes
+    assert set(load_schema("vm")["properties"]) | {"directories"} == {f.name for f in fields(Definition)}
     host = load_schema("host")["properties"]
     assert set(host) == {f.name for f in fields(HostConfig)}
     assert set(load_schema("vm")["properties"]["network"]["properties"]) == {
@@ -67,7 +68,7 @@ def test_defaults_of_schema_and_definition_agree() -> None:
     stated = {key: rule["default"] for key, rule in rules.items() if "default" in rule}
     assert parse_definition("a", {"image": "x", **stated}) == Definition("a", "x")
     optional = {f.name for f in fields(Definition) if f.default is not None and f.default is not MISSING}
-    assert optional <= set(stated)
+    assert optional - {"directories"} <= set(stated)
     for field in fields(DefinitionDefaults):
         value = getattr(Definition("a", "x"), field.name)
         assert field.default == (value.name if isinstance(value, NetworkUse) else value)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import MIB, VolumeMount
+from hypemand.config.definition import MIB, DirectoryMount, VolumeMount
 from hypemand.config.host import JournalPolicy
 from hypemand.config.network import Bandwidth
 from hypemand.config.vmdef import parse_definition
@@ -19,9 +19,11 @@ from hypemand.model.state import Origin
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.protocol.configdisk import GuestInterface, encode_config_disk
 from hypemand.protocol.records import parse_records
+from hypemand.storage.hostfiles import NO_FILES, DirectoryImage, HostFiles
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.rootdir import Own
+from hypemand.systemd.units import unit_properties
 from hypemand.vm.places import Places
 from hypemand.vm.record import Lease, VmRecord
 from hypemand.vmm.accel import Accel, AccelKind
@@ -54,10 +56,14 @@ IMAGE = Image(
 )
 
 
-def plan(host: VmmHost = HOST, in_root: Collection[Path] = (), **keys: object) -> Plan:
+def plan(
+    host: VmmHost = HOST, in_root: Collection[Path] = (), host_files: HostFiles = NO_FILES, **keys: object
+) -> Plan:
     definition = parse_definition("web", {"image": "app", **keys})
     record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, definition)
-    return make_plan(record, definition, IMAGE, host, PLACES, in_root=lambda path: path in in_root)
+    return make_plan(
+        record, definition, IMAGE, host, PLACES, host_files=host_files, in_root=lambda path: path in in_root
+    )
 
 
 def test_the_units_limits_leave_room_for_the_vmm() -> None:
@@ -136,6 +142,64 @@ def guest_records(planned: Plan) -> list[tuple[str, str]]:
     disk = encode_config_disk(planned.guest)
     records = parse_records(disk[16 : 16 + int.from_bytes(disk[8:12], "little")])
     return [(key, value.decode()) for key, value in records.pairs]
+
+
+def test_variables_of_files_of_the_host_are_between_the_images_and_the_definitions() -> None:
+    read = HostFiles({"A": "file", "B": "file"})
+    planned = plan(env={"B": "definition"}, env_file=["/etc/a.env"], host_files=read)
+    assert planned.guest.env == {"A": "file", "B": "definition"}
+
+
+def test_files_are_a_disk_in_the_runtime_folder() -> None:
+    planned = plan(files=[{"path": "/a", "content": "of the file"}])
+    told = " ".join(planned.unit.start)
+    assert f"file={OWN.runtime}/files.img,format=raw,readonly=on" in told
+    assert "serial=hypeman-files" in told
+    assert ("files", "1") in guest_records(planned)
+    assert "hypeman-files" not in " ".join(plan().unit.start)
+    assert not {"files", "secret"} & {key for key, _ in guest_records(plan())}
+
+
+def test_a_directory_of_the_host_is_a_disk_after_the_volumes_that_can_only_be_read() -> None:
+    image = Path("/state/web/dir-1.erofs")
+    read = HostFiles(directories=(DirectoryImage(DirectoryMount("/srv/www", "/www"), image),))
+    planned = plan(host_files=read)
+    serial = read.directories[0].serial
+    assert len(serial) == 20
+    assert (image, OWN.volume(0)) in planned.unit.readable
+    told = " ".join(planned.unit.start)
+    assert f"file={OWN.volume(0)},format=raw,readonly=on" in told
+    assert f"serial={serial}" in told
+    record = f"serial={serial},path=/www,readonly=1,required=1,fstype=erofs"
+    assert ("volume", record) in guest_records(planned)
+
+
+SECRETS = [
+    {"name": "key", "source": "/etc/key", "mode": "0440", "owner": "app"},
+    {"name": "store", "encrypted": True},
+    {"name": "text", "encrypted_content": "AAEC\nAwQ="},
+    {"name": "named"},
+]
+
+
+def test_secrets_are_credentials_of_the_unit_that_the_launcher_makes_a_disk_of() -> None:
+    planned = plan(secrets=SECRETS)
+    properties = {name: value for name, _, value in unit_properties(planned.unit)}
+    assert properties["LoadCredential"] == [("key", "/etc/key"), ("named", "named")]
+    assert properties["LoadCredentialEncrypted"] == [("store", "store")]
+    assert properties["SetCredentialEncrypted"] == [("text", b"\0\1\2\3\4")]
+    start = planned.unit.start
+    launcher = start.index("/usr/lib/hypemand/launcher")
+    assert start[launcher + 1 : launcher + 3] == ("--secrets=key,store,text,named", str(OWN.runtime))
+    assert "-add-fd fd=8,set=1" in " ".join(start)
+    assert "file=/dev/fdset/1,format=raw,readonly=on" in " ".join(start)
+    assert [value for key, value in guest_records(planned) if key == "secret"] == [
+        "name=key,mode=0440,owner=app",
+        *(f"name={name},mode=0400,owner=0:0" for name in ("store", "text", "named")),
+    ]
+    plain = {name for name, _, _ in unit_properties(plan().unit)}
+    assert not {"LoadCredential", "LoadCredentialEncrypted", "SetCredentialEncrypted"} & plain
+    assert plan().unit.start[launcher + 1] == str(OWN.runtime)
 
 
 def test_the_console_is_bounded_before_anything_else_runs() -> None:

@@ -30,6 +30,7 @@ from hypemand.manager.service import VmManager
 from hypemand.model.state import State
 from hypemand.storage.images import Image
 from hypemand.storage.store import ImageStore
+from hypemand.storage.tools import DirectTools
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import UnitPlan, UnitStatus
 from hypemand.vm.runs import VmServices
@@ -169,7 +170,7 @@ class Host:
             notify=lambda _pid, *words: self.sent.extend(words),
         )
         store = ImageStore(folder / "images", ())
-        pulls = cast(Any, SimpleNamespace(cancel=no_pull))
+        pulls = cast(Any, SimpleNamespace(cancel=no_pull, make_tools=DirectTools))
         parts = make_parts(config, services, store, pulls, FakeNetworkHost(), folder / "userdb", Events())
         self.stored = parts.images
         guests = GuestOps(parts.fleet, cast(Any, self.images))

@@ -20,8 +20,10 @@ from hypemand.protocol.configdisk import (
     GuestInterface,
     GuestVolume,
     encode_config_disk,
+    load_env,
     write_config_disk,
 )
+from hypemand.protocol.records import ProtocolError
 
 CONFIG = GuestConfig(
     name="web",
@@ -84,6 +86,20 @@ def test_what_is_not_set_is_not_written() -> None:
     disk = encode_config_disk(dataclasses.replace(CONFIG, workdir=None, user=None))
     assert b"workdir=" not in disk
     assert b"user=" not in disk
+
+
+def test_the_variables_are_read_again_from_a_disk_that_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "config.img"
+    write_config_disk(path, CONFIG)
+    assert load_env(path) == CONFIG.env
+    disk = path.read_bytes()
+    for damaged in (b"", disk[:20], b"x" + disk[1:], disk[:17] + b"x" + disk[18:], disk[:8] + b"\xff" * 4):
+        (tmp_path / "damaged").write_bytes(damaged)
+        with pytest.raises(ProtocolError):
+            load_env(tmp_path / "damaged")
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OSError, match="symbolic links"):
+        load_env(tmp_path / "link")
 
 
 def test_the_file_is_for_its_vmm_only(tmp_path: Path) -> None:

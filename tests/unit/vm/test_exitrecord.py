@@ -70,6 +70,7 @@ def reported(code: int, message: str) -> Ending:
         (replace(SILENT, result="timeout", missing=(Marker.AGENT,)), None, False, 0),
         (replace(reported(0, "exited with code 0"), result="timeout"), None, False, 0),
         (replace(SILENT, result="exit-code", exit_status="1"), None, False, 0),
+        (replace(SILENT, result="exit-code", exit_status="243"), None, False, 0),
         # the program could not be started
         (replace(reported(127, "not found"), result="protocol"), 127, False, 127),
     ],
@@ -110,6 +111,7 @@ def test_code_success_and_status_follow_the_evidence(
             replace(SILENT, result="exit-code", exit_status="1", vmm_words="no such file"),
             "exit status 1: no such file",
         ),
+        (replace(SILENT, result="exit-code", exit_status="243"), "systemd could not load the VM's secrets"),
         (SILENT, "without an exit report"),
     ],
 )
