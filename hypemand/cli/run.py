@@ -69,7 +69,8 @@ def build_definition(args: Namespace) -> dict[str, object]:
         "image": args.image,
         "entrypoint": None if args.entrypoint is None else [args.entrypoint] if args.entrypoint else [],
         "cmd": args.command or None,
-        "env": dict(find_variables(args.env)) or None,
+        "env": read_env_files(args.env_file) | dict(find_variables(args.env)) or None,
+        "volumes": [parse_volume(word) for word in args.volume] or None,
         "image_pull": args.pull,
         "network": _build_network(args),
     }
@@ -95,6 +96,42 @@ def find_variables(words: list[str]) -> Iterator[tuple[str, str]]:
             yield key, value
         elif key in os.environ:
             yield key, os.environ[key]
+
+
+def read_env_files(paths: list[str]) -> dict[str, str]:
+    """The variables of files of whoever runs this; a later file wins. InvalidDefinition, InvalidRequest."""
+    if not paths:
+        return {}
+    from hypemand.config.envfile import MAX_BYTES, parse_env_file
+
+    found: dict[str, str] = {}
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise InvalidRequest(f"--env-file {path}: {error.strerror}") from None
+        found |= parse_env_file(data, path)
+    return found
+
+
+def parse_volume(word: str) -> dict[str, object]:
+    """NAME:PATH[:ro|rw], or DIR:PATH[:ro] for a directory of the host: absolute, or relative to this one if
+    it begins with a dot."""
+    source, _, rest = word.partition(":")
+    path, colon, mode = rest.partition(":")
+    if not source or not path.startswith("/") or (colon and mode not in ("ro", "rw")):
+        raise InvalidRequest(
+            f"--volume {word!r} is not valid", hint="write NAME:PATH, NAME:PATH:ro or DIR:PATH"
+        )
+    mount: dict[str, object] = {"mount_path": path}
+    if source.startswith(("/", ".")):
+        if mode == "rw":
+            raise InvalidRequest(
+                f"--volume {word!r}: a directory of the host is always read-only", hint="create a volume"
+            )
+        return {"source": os.path.abspath(source)} | mount
+    return {"volume": source} | mount | ({"readonly": True} if mode == "ro" else {})
 
 
 def _create(client: Client, definition: dict[str, object]) -> Instance:

@@ -45,6 +45,20 @@ _RUN_OPTIONS = (
     Option(("-d", "--detach"), "run the VM in the background and print its name"),
     Option(("--rm",), "remove the VM when the program has exited"),
     _ENV,
+    Option(
+        ("--env-file",),
+        "set the environment variables of this file, in the syntax of EnvironmentFile= of systemd",
+        "FILE",
+        repeat=True,
+        completes=Completes.FILE,
+    ),
+    Option(
+        ("-v", "--volume"),
+        "mount a volume, or for root a directory of the host, which is always read-only",
+        "NAME|DIR:PATH[:ro]",
+        repeat=True,
+        completes=Completes.VOLUME,
+    ),
     Option(("--entrypoint",), "program to run instead of the image's entrypoint", "PROGRAM"),
     _PULL,
     Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,48 @@ def follow(daemon: Canned, *logs: Events, **end: Any) -> None:
     daemon.answers["POST /instances"] = make_instance("job", "Initializing", origin="api")
     daemon.answers["GET /instances/job/logs"] = Each(list(logs))
     daemon.add("job", "Stopped", **end)
+
+
+def created(daemon: Canned) -> dict[str, Any]:
+    """The definition that was sent."""
+    bodies = (body for method, path, _, body in daemon.requests if (method, path) == ("POST", "/instances"))
+    sent: dict[str, Any] = next(bodies)["definition"]
+    return sent
+
+
+def test_variables_of_files_come_before_those_of_options(daemon: Canned, cli: Cli, tmp_path: Path) -> None:
+    daemon.answers["GET /images/box"] = {"name": "box", "status": "ready"}
+    daemon.answers["POST /instances"] = REFUSED
+    (tmp_path / "a").write_text("A=file\nB='of a'\nC=a # b\n")
+    (tmp_path / "b").write_text("B=of b\n")
+    files = ("--env-file", str(tmp_path / "a"), "--env-file", str(tmp_path / "b"))
+    cli.run("run", "-d", "-e", "A=option", *files, "box")
+    assert created(daemon)["env"] == {"A": "option", "B": "of b", "C": "a # b"}
+    (tmp_path / "a").write_text("A=1\nB\n")
+    wrong = cli.run("run", "-d", *files, "box")
+    assert f"{tmp_path}/a:2:1: has no '=' after 'B'" in wrong.stderr
+    missing = cli.run("run", "-d", "--env-file", str(tmp_path / "none"), "box")
+    assert f"--env-file {tmp_path}/none: No such file or directory" in missing.stderr
+
+
+def test_volumes_are_named_and_directories_are_paths(daemon: Canned, cli: Cli) -> None:
+    daemon.answers["GET /images/box"] = {"name": "box", "status": "ready"}
+    daemon.answers["POST /instances"] = REFUSED
+    cli.run(
+        "run", "-d", "-v", "data:/data", "-v", "more:/more:ro", "--volume", "/srv/../srv/www:/www:ro", "box"
+    )
+    assert created(daemon)["volumes"] == [
+        {"volume": "data", "mount_path": "/data"},
+        {"volume": "more", "mount_path": "/more", "readonly": True},
+        {"source": "/srv/www", "mount_path": "/www"},
+    ]
+    for word, words in (
+        ("data", "write NAME:PATH"),
+        ("data:rel", "write NAME:PATH"),
+        ("data:/data:exec", "write NAME:PATH"),
+        ("/srv:/srv:rw", "a directory of the host is always read-only"),
+    ):
+        assert words in cli.run("run", "-d", "-v", word, "box").stderr
 
 
 def test_run_sends_what_was_said_and_nothing_else(daemon: Canned, cli: Cli) -> None:
