@@ -3,6 +3,7 @@
 
 #include "copy.h"
 #include "files.h"
+#include "health.h"
 #include "inside.h"
 #include "pty.h"
 #include "records.h"
@@ -197,6 +198,58 @@ bool launch_files(struct stream *stream, size_t size, struct reason *why)
         copy_alone(&order, in[0], out[1]);
     if (started && pid < 0)
         (void)refuse(why, "cannot fork: %s", strerror(errno));
+    close_fd(&in[0]);
+    close_fd(&out[1]);
+    stream->input = in[1];
+    stream->outputs[0].fd = out[0];
+    if (pid > 0)
+        stream->pid = pid;
+    return pid > 0;
+}
+
+/* --- health --- */
+
+static int lift(int fd)
+{
+    return fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, FREE_FD + 4);
+}
+
+/* As with a copy, but for the two descriptors by which commands are executed where the program is. */
+static _Noreturn void check_alone(struct health_order *order, int in, int out)
+{
+    int from = lift(in);
+    int to = lift(out);
+    int beside = lift(order->enclosure.beside);
+    int cgroup = lift(order->enclosure.cgroup);
+    bool alone = from >= 0 && to >= 0 && dup2(from, STDIN_FILENO) >= 0 && dup2(to, STDOUT_FILENO) >= 0;
+    order->enclosure.beside = beside < 0 ? -1 : dup3(beside, FREE_FD, O_CLOEXEC);
+    order->enclosure.cgroup = cgroup < 0 ? -1 : dup3(cgroup, FREE_FD + 1, O_CLOEXEC);
+    alone = alone && (order->enclosure.beside < 0) == (beside < 0) &&
+            syscall(SYS_close_range, FREE_FD + 2, ~0U, 0) == 0;
+    if (!alone)
+        _exit(EXIT_GUEST_FAILED);
+    order->place.enclosure = &order->enclosure;
+    health_run(order, STDIN_FILENO, STDOUT_FILENO);
+}
+
+bool launch_health(struct stream *stream, size_t size, struct reason *why)
+{
+    struct health_order order;
+    int in[2] = {-1, -1};
+    int out[2] = {-1, -1};
+    bool started = health_parse(stream->records, size, &order, why) && inside_find(&order.enclosure, why);
+    if (started && !(make_pipe(in, 1, geteuid()) && make_pipe(out, 0, geteuid())))
+        started = refuse(why, "cannot make pipes: %s", strerror(errno));
+    if (started)
+        stream->group = group_make();
+    order.enclosure.cgroup = stream->group.fd;
+    pid_t pid = started ? fork() : -1;
+    if (pid == 0)
+        check_alone(&order, in[0], out[1]);
+    if (started && pid < 0)
+        (void)refuse(why, "cannot fork: %s", strerror(errno));
+    free(order.given);
+    free(order.environment);
     close_fd(&in[0]);
     close_fd(&out[1]);
     stream->input = in[1];

@@ -58,7 +58,7 @@ static void send_records(struct agent *agent, uint8_t type, const char *records,
 
 static void send_hello(struct agent *agent)
 {
-    static const char *const features[] = {"tty", "umask", "files", "clock"};
+    static const char *const features[] = {"tty", "umask", "files", "clock", "health"};
     char records[RECORDS_SIZE];
     size_t used = 0;
     (void)records_put(records, sizeof records, &used, "version", "1");
@@ -161,15 +161,15 @@ static void send_exit(struct agent *agent, uint32_t id, int code, const char *me
                records);
 }
 
-/* EXEC or FILES. */
+/* EXEC, FILES or HEALTH. */
 static void on_request(struct agent *agent, const struct frame_header *header, const char *records)
 {
     if (!may_open(agent, header->stream))
         return;
     for (uint32_t i = 0; i < STREAMS_MAX; i++) {
         if (agent->streams[i].state == STREAM_FREE) {
-            stream_start(&agent->streams[i], header->stream, header->type == FRAME_FILES, records,
-                         header->length, (struct place){agent->epoll, i});
+            stream_start(&agent->streams[i], header->stream, header->type, records, header->length,
+                         (struct place){agent->epoll, i});
             return;
         }
     }
@@ -244,7 +244,8 @@ static void on_frame(struct agent *agent, const struct frame_header *header, con
 {
     const char *records = (const char *)payload;
     bool has_records = header->type == FRAME_HELLO || header->type == FRAME_EXEC ||
-                       header->type == FRAME_FILES || header->type == FRAME_SHUTDOWN;
+                       header->type == FRAME_FILES || header->type == FRAME_HEALTH ||
+                       header->type == FRAME_SHUTDOWN;
     if (agent->refused && header->type != FRAME_HELLO)
         return;
     if (!agent->greeted && header->type != FRAME_HELLO) {
@@ -264,6 +265,7 @@ static void on_frame(struct agent *agent, const struct frame_header *header, con
         break;
     case FRAME_EXEC:
     case FRAME_FILES:
+    case FRAME_HEALTH:
         on_request(agent, header, records);
         break;
     case FRAME_CLOCK:

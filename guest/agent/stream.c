@@ -50,9 +50,14 @@ static bool watch_all(const struct stream *stream, struct place place, struct re
     return true;
 }
 
+static bool is_ours(const struct stream *stream)
+{
+    return stream->kind == STREAM_FILES || stream->kind == STREAM_HEALTH;
+}
+
 static void kill_group(const struct stream *stream, int number)
 {
-    if (stream->pid <= 0 || stream->reaped || stream->kind == STREAM_FILES)
+    if (stream->pid <= 0 || stream->reaped || is_ours(stream))
         return;
     /* Just forked, it may not lead its group yet. */
     if (kill(-stream->pid, number) != 0 && errno == ESRCH)
@@ -72,12 +77,31 @@ static void end(struct stream *stream, int code)
     stream->code = code;
 }
 
-void stream_start(struct stream *stream, uint32_t id, bool files, const char *records, size_t size,
+static enum stream_kind kind_of(uint8_t type)
+{
+    return type == FRAME_FILES ? STREAM_FILES : type == FRAME_HEALTH ? STREAM_HEALTH : STREAM_EXEC;
+}
+
+static bool launch(struct stream *stream, size_t size, struct reason *why)
+{
+    switch (stream->kind) {
+    case STREAM_FILES:
+        return launch_files(stream, size, why);
+    case STREAM_HEALTH:
+        return launch_health(stream, size, why);
+    case STREAM_EXEC:
+    case STREAM_TERMINAL:
+        break;
+    }
+    return launch_program(stream, size, why);
+}
+
+void stream_start(struct stream *stream, uint32_t id, uint8_t type, const char *records, size_t size,
                   struct place place)
 {
     *stream =
         (struct stream){.state = STREAM_STARTING,
-                        .kind = files ? STREAM_FILES : STREAM_EXEC,
+                        .kind = kind_of(type),
                         .id = id,
                         .group = GROUP_NONE,
                         .deadline = NO_DEADLINE,
@@ -93,9 +117,7 @@ void stream_start(struct stream *stream, uint32_t id, bool files, const char *re
         return;
     }
     memcpy(stream->records, records, size);
-    bool launched =
-        files ? launch_files(stream, size, &stream->message) : launch_program(stream, size, &stream->message);
-    if (!launched || !watch_all(stream, place, &stream->message)) {
+    if (!launch(stream, size, &stream->message) || !watch_all(stream, place, &stream->message)) {
         kill_all(stream);
         end(stream, EXIT_GUEST_FAILED);
     }
@@ -292,7 +314,7 @@ static bool pump_verdict(struct stream *stream, struct outbox *outbox)
     int code;
     if (stream->state != STREAM_STARTING || outbox_room(outbox) < CONTROL_ROOM)
         return false;
-    if (stream->kind == STREAM_FILES) {
+    if (is_ours(stream)) {
         stream->state = STREAM_RUNNING; /* Nothing is executed that could fail. */
         (void)put_records(stream, outbox, FRAME_STARTED, "pid", (int)stream->pid, NULL);
         free_spawn(stream);

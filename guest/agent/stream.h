@@ -16,7 +16,8 @@ enum stream_state {
     STREAM_LEAVING, /* the host knows of it no more; what was in its terminal has been told to end */
 };
 
-enum stream_kind { STREAM_EXEC, STREAM_TERMINAL, STREAM_FILES };
+/* Of FILES and HEALTH the process is one of ours, which ends when its other end is away. */
+enum stream_kind { STREAM_EXEC, STREAM_TERMINAL, STREAM_FILES, STREAM_HEALTH };
 
 enum { HANG_UP_GRACE_MS = 2000 };
 
@@ -38,7 +39,7 @@ struct stream {
     enum stream_state state;
     enum stream_kind kind;
     uint32_t id;
-    pid_t pid; /* also the process group, but for FILES */
+    pid_t pid; /* also the process group, but for those of ours */
     struct group group;
     bool reaped;
     bool closed;      /* the host has lost interest */
@@ -76,9 +77,9 @@ struct place {
     uint32_t index;
 };
 
-/* Begin an EXEC or, if `files`, a FILES of these records (valid ones). What fails is said by the stream's
- * EXIT, never otherwise. */
-void stream_start(struct stream *stream, uint32_t id, bool files, const char *records, size_t size,
+/* Begin what a frame of this type (EXEC, FILES or HEALTH) orders, by its records (valid ones). What fails is
+ * said by the stream's EXIT, never otherwise. */
+void stream_start(struct stream *stream, uint32_t id, uint8_t type, const char *records, size_t size,
                   struct place place);
 
 /* Bytes for stdin; none: its end. False if the host had no credit for them, or had ended it before. */

@@ -53,6 +53,8 @@ static bool take_field(struct check *check, const struct field *field, struct re
         return take_kind(check, field->value, why);
     if (strcmp(field->key, "interval") == 0)
         return take_number(field, INTERVAL_MAX_MS, &check->interval_ms, why);
+    if (strcmp(field->key, "timeout") == 0)
+        return take_number(field, INTERVAL_MAX_MS, &check->timeout_ms, why);
     if (strcmp(field->key, "status") == 0)
         return take_number(field, STATUS_MAX, &check->status, why);
     if (strcmp(field->key, "arg") == 0)

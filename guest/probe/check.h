@@ -17,6 +17,7 @@ enum check_kind { CHECK_NONE, CHECK_TCP, CHECK_HTTP, CHECK_EXEC, CHECK_NOTIFY, C
 struct check {
     enum check_kind kind;
     int interval_ms; /* the longest time between two attempts */
+    int timeout_ms;  /* of an attempt; 0: PROBE_ATTEMPT_MS, or the interval if that is longer */
     uint16_t port;
     bool loopback;    /* who listens there alone counts, too: there is no other address */
     const char *path; /* of a request */

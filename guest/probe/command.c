@@ -42,7 +42,6 @@ static enum probe_state ended(struct probe *probe)
 enum probe_state command_begin(struct probe *probe)
 {
     const struct probe_place *place = probe->place;
-    int longest = probe->check->interval_ms;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     probe->spawn = (struct spawn){.argv = probe->check->argv,
                                   .environment = place->environment,
@@ -64,7 +63,7 @@ enum probe_state command_begin(struct probe *probe)
     probe->step = COMMAND_RUNS;
     probe->events = POLLIN;
     probe->fd = (int)syscall(SYS_pidfd_open, spawned.pid, 0);
-    probe->deadline = clock_ms() + (longest > PROBE_ATTEMPT_MS ? longest : PROBE_ATTEMPT_MS);
+    probe->deadline = clock_ms() + probe_timeout(probe->check);
     if (probe->fd >= 0)
         return PROBE_PENDING;
     (void)refuse(&probe->why, "exec: its end cannot be waited for: %s", strerror(errno));

@@ -59,8 +59,7 @@ enum probe_state http_begin(struct probe *probe)
         return PROBE_FAILED;
     }
     socklen_t size = address.any.sa_family == AF_INET ? sizeof address.v4 : sizeof address.v6;
-    int longest = probe->check->interval_ms;
-    probe->deadline = clock_ms() + (longest > PROBE_ATTEMPT_MS ? longest : PROBE_ATTEMPT_MS);
+    probe->deadline = clock_ms() + probe_timeout(probe->check);
     probe->step = HTTP_CONNECT;
     probe->answered = 0;
     probe->events = POLLOUT;

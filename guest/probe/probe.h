@@ -81,6 +81,9 @@ void probe_close(struct probe *probe);
 
 /* --- the kinds; for probe.c and tests --- */
 
+/* Milliseconds that an attempt may take. */
+int probe_timeout(const struct check *check);
+
 /* Who listens on a port, as the kernel has it (sock_diag(7)). FAILED with the reason, or PASSED and an
  * address by which it can be reached from here. */
 enum probe_state tcp_find(uint16_t port, bool loopback, union address *address, struct reason *why);

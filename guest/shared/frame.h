@@ -33,6 +33,8 @@ enum frame_type {
     FRAME_ENTRY = 16,
     FRAME_HOLE = 17,
     FRAME_END = 18,
+    /* As a frame of the host the order, as an item in its stream a report. */
+    FRAME_HEALTH = 19,
 };
 
 enum frame_channel { CHANNEL_STDIN = 0, CHANNEL_STDOUT = 1, CHANNEL_STDERR = 2 };

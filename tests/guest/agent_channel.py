@@ -84,7 +84,7 @@ class AgentChannel(unittest.TestCase):
 
     def test_hello_names_boot_and_versions(self) -> None:
         self.assertEqual(
-            self.channel.greet(), {"version": "1", "boot": BOOT, "agent": "2", "feature": "clock"}
+            self.channel.greet(), {"version": "1", "boot": BOOT, "agent": "2", "feature": "health"}
         )
 
     def test_ping_comes_back(self) -> None:
@@ -399,6 +399,85 @@ class AgentChannel(unittest.TestCase):
                 self.assertEqual(items[0].records()["code"], "failed", items)
                 self.assertEqual([name for name in os.listdir("into") if name != "file"], [])
                 self.assertFalse(os.path.isfile(target))
+
+    def test_a_check_is_repeated_and_what_changes_is_reported(self) -> None:
+        self.channel.greet()
+        with tempfile.TemporaryDirectory() as folder:
+            mark = Path(folder) / "mark"
+            check = f"check=exec,arg=test,arg=-e,arg={mark},interval=20"
+            stream = self.channel.check(check, failures="2", successes="2")
+            fails = {"error": "exec: exited with code 1", "passed": "0", "successes": "0"}
+            self.assertEqual(self.channel.report(stream), {"status": "starting", "failures": "1"} | fails)
+            self.assertEqual(self.channel.report(stream), {"status": "unhealthy", "failures": "2"} | fails)
+            mark.touch()
+            passes = fails | {"passed": "1", "failures": "0"}
+            wanted = passes | {"status": "unhealthy", "successes": "1"}
+            self.assertEqual(self.channel.report(stream), wanted)
+            self.assertEqual(self.channel.report(stream), passes | {"status": "healthy", "successes": "2"})
+            # nothing changes, so nothing is said
+            self.assertEqual(select.select([self.channel.connection], [], [], 0.3)[0], [])
+            mark.unlink()
+            self.assertEqual(self.channel.report(stream), {"status": "healthy", "failures": "1"} | fails)
+            self.channel.send(Type.CLOSE, b"", stream)
+            self.channel.collect(stream)
+
+    def test_what_does_not_change_is_confirmed(self) -> None:
+        self.channel.greet()
+        stream = self.channel.check("check=exec,arg=true,interval=10", confirm="50")
+        counts = [int(self.channel.report(stream)["successes"]) for _ in range(3)]
+        self.assertEqual(counts[0], 1)
+        self.assertGreater(counts[2], counts[1])
+        self.channel.send(Type.CLOSE, b"", stream)
+        self.channel.collect(stream)
+
+    def test_failures_do_not_count_while_it_starts(self) -> None:
+        self.channel.greet()
+        stream = self.channel.check("check=tcp,port=1,interval=10", start="300")
+        first = self.channel.report(stream)
+        self.assertEqual((first["status"], first["failures"]), ("starting", "0"))
+        self.assertEqual(first["error"], "nothing listens on port 1")
+        later = self.channel.report(stream)
+        self.assertEqual((later["status"], later["failures"]), ("unhealthy", "1"))
+        self.channel.send(Type.CLOSE, b"", stream)
+        self.channel.collect(stream)
+
+    def test_a_check_that_takes_too_long_has_failed(self) -> None:
+        self.channel.greet()
+        stream = self.channel.check("check=exec,arg=sleep,arg=1000,interval=10,timeout=50")
+        self.assertEqual(self.channel.report(stream)["error"], "exec: it did not end in time and was killed")
+        self.channel.send(Type.CLOSE, b"", stream)
+        self.channel.collect(stream)
+
+    def test_a_check_ends_with_its_command_when_the_host_leaves(self) -> None:
+        self.channel.greet()
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "pid"
+            script = f"echo $$ >{place}.new; mv {place}.new {place}; exec sleep 1000"
+            stream = self.channel.check(f"check=exec,arg=sh,arg=-c,arg={script},interval=10,timeout=60000")
+            pid = int(self.channel.expect(Type.STARTED).records()["pid"])
+            deadline = monotonic() + DEADLINE_S
+            while not place.exists():
+                self.assertLess(monotonic(), deadline)
+            command = int(place.read_text())
+            self.channel.send(Type.CLOSE, b"", stream)
+            self.channel.collect(stream)
+            self.expect_gone(command)
+            self.expect_gone(pid)
+
+    def test_what_is_no_order_for_a_check_ends_with_words(self) -> None:
+        self.channel.greet()
+        cases: tuple[tuple[str, dict[str, str], str], ...] = (
+            ("check=log,pattern=x", {}, "HEALTH without a check that can be repeated"),
+            ("check=exec", {}, "config disk: ready: exec has no command"),
+            ("check=tcp,port=1", {"failures": "0"}, "failures=0: expected a number from 1 to 1000"),
+            ("check=tcp,port=1", {"user": "nobody-at-all"}, 'user "nobody-at-all" is not in'),
+        )
+        for check, records, words in cases:
+            with self.subTest(check):
+                stream = self.channel.check(check, **records)
+                result = self.channel.collect(stream)[stream]
+                self.assertEqual((result.code, result.pid), (125, None))
+                self.assertIn(words, result.message)
 
     def test_the_clock_is_set_by_who_may(self) -> None:
         self.channel.greet()

@@ -35,6 +35,7 @@ class Type(IntEnum):
     ENTRY = 16
     HOLE = 17
     END = 18
+    HEALTH = 19
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,24 @@ class Channel:
         result = self.collect(stream)[stream]
         assert result.code == 0, result
         return parse_items(result.output[1])
+
+    def check(self, check: str, **records: str) -> int:
+        """HEALTH on a new stream, whose number it gives back."""
+        stream = self.next_stream
+        self.next_stream += 1
+        pairs = [("check", check), ("loopback", "1"), *records.items()]
+        self.send(Type.HEALTH, format_records(pairs), stream)
+        return stream
+
+    def report(self, stream: int) -> dict[str, str]:
+        """The next report of a HEALTH."""
+        while (frame := self.receive()).type is Type.STARTED:
+            pass
+        assert (frame.type, frame.stream, frame.channel) == (Type.DATA, stream, 1), frame
+        self.send(Type.CREDIT, struct.pack("<I", len(frame.payload)), stream, 1)
+        (item,) = parse_items(frame.payload)
+        assert item.type is Type.HEALTH, item
+        return item.records()
 
     def collect(self, *streams: int) -> dict[int, Result]:
         """Everything of these streams up to their EXIT, giving credit back as it comes."""
