@@ -44,7 +44,7 @@ static _Noreturn void lead(const char *runtime, const sigset_t *signals)
     int connection = -1;
     for (;;) {
         siginfo_t info;
-        if (sigwaitinfo(signals, &info) == POWEROFF_SIGNAL)
+        if (sigwaitinfo(signals, &info) > 0)
             connection = order_poweroff(connection, path);
     }
 }
@@ -55,6 +55,7 @@ int start_leader(const char *runtime)
     sigset_t before;
     (void)sigemptyset(&signals);
     (void)sigaddset(&signals, POWEROFF_SIGNAL);
+    (void)sigaddset(&signals, WATCHDOG_SIGNAL);
     /* before the fork, so that none comes too early */
     if (sigprocmask(SIG_BLOCK, &signals, &before) < 0)
         return -1;

@@ -6,6 +6,10 @@
 /** SIGRTMIN+4 as systemd counts, whatever the C library keeps for itself. */
 #define POWEROFF_SIGNAL 38
 
+/** WatchdogSignal= of the unit, which all of its processes get: the VMM, and who does not wait for it,
+ * ignores it (SIGURG). */
+#define WATCHDOG_SIGNAL 23
+
 /** Seconds that the guest's program gets to end. */
 #define POWEROFF_GRACE 25
 

@@ -208,6 +208,17 @@ class AgentChannel:
             await session.started
         return IncomingCopy(session, f"a copy to {path}")
 
+    async def check_health(self, order: bytes) -> Session:
+        """Have the agent repeat a check, of which hypemand.agent.health has the order and the reports, until
+        the session is closed. GuestError, TimedOut."""
+        self._require("health", "health checks")
+        if len(order) > MAX_PAYLOAD:
+            raise GuestError(f"the health check and its environment take more than {MAX_PAYLOAD} bytes")
+        session = self._open(FrameType.HEALTH, order, streams=(ExecStream.STDOUT,))
+        async with _deadline(session, _START_TIMEOUT, "start its health check"):
+            await session.started
+        return session
+
     async def set_clock(self, now_ns: int | None = None, *, timeout: float = 5.0) -> None:
         """Set the guest's clock to nanoseconds since the epoch, else the host's time: after a
         guest was restored it is where it stood. GuestError, TimedOut."""

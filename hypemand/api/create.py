@@ -17,8 +17,16 @@ from hypemand.api.hostreach import refuse_host_reach
 from hypemand.api.kinds import Flag, Lifespan, Moment, Size, Text
 from hypemand.api.lifetimes import derive_lifetime
 from hypemand.api.platforms import check_platform
+from hypemand.api.policies import (
+    CHECK_FIELDS,
+    HEALTH_FIELDS,
+    RESTART_FIELDS,
+    check_health_reach,
+    read_health_check,
+    read_restart_policy,
+    refuse_others,
+)
 from hypemand.api.policies import CLIENT_NAMES as POLICY_NAMES
-from hypemand.api.policies import RESTART_FIELDS, read_restart_policy, refuse_others
 from hypemand.api.render import HYPERVISOR
 from hypemand.api.volumes import check_overlay_size
 from hypemand.config.definition import Definition, DefinitionDefaults
@@ -37,10 +45,11 @@ _KEYS = load_schema("vm")["properties"]
 _SAME_MEANING = {rule["x-client"]: key for key, rule in _KEYS.items() if "x-client" in rule}
 _NEGATED = {rule["x-client-not"]: key for key, rule in _KEYS.items() if "x-client-not" in rule}
 _TRANSLATED = (
-    "name", "network", "restart_policy", "hypervisor", "volumes", "platform", "ttl", "expires_at"
+    "name", "network", "restart_policy", "health_check", "hypervisor", "volumes", "platform", "ttl",
+    "expires_at",
 )  # fmt: skip
 _UNSUPPORTED = (
-    "auto_standby", "credentials", "devices", "disk_io_bps", "gpu", "health_check", "hotplug_size",
+    "auto_standby", "credentials", "devices", "disk_io_bps", "gpu", "hotplug_size",
     "snapshot_policy",
 )  # fmt: skip
 # Seconds that a client of that form waits for a pull, as with its own server.
@@ -64,6 +73,10 @@ CLIENT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "NetworkWish": ("enabled", *_LIMITS),
     "VolumeMount": tuple(_MOUNT_KEYS),
     "RestartPolicy": RESTART_FIELDS,
+    "HealthCheck": HEALTH_FIELDS,
+    "HealthCheckHttp": tuple(CHECK_FIELDS["http"]),
+    "HealthCheckTcp": tuple(CHECK_FIELDS["tcp"]),
+    "HealthCheckExec": tuple(CHECK_FIELDS["exec"]),
 }
 # To the client's own server bits, and by our own grammar nothing, since other tools mean bytes.
 _BPS = re.compile(r"([0-9.]+\s*[kmg]?)bps", re.IGNORECASE)
@@ -148,6 +161,8 @@ def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
             data[ours] = not skip
     if "restart_policy" in given:
         data |= read_restart_policy(given["restart_policy"], problems)
+    if "health_check" in given and (health := read_health_check(given["health_check"], problems)) is not None:
+        data["health"] = health
     if "volumes" in given:
         data["volumes"] = _parse_volumes(given["volumes"], problems)
     network = _parse_network(given, host.defaults, problems)
@@ -161,6 +176,7 @@ def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
         name = generate_name()
     lifetime = _parse_lifetime(given, problems)
     definition = _parse_translated(name, data, host, problems)
+    check_health_reach(definition)
     for mount in given.get("volumes") or ():  # type: ignore[attr-defined]
         if mount.get("overlay_size") is not None:
             check_overlay_size(Size().read(mount["overlay_size"], "overlay_size"), definition.disk)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the published client says of restarts, as keys of a definition: for a new VM, and for one that is
-changed."""
+"""What the published client says of restarts and of health checks, as keys of a definition: for a new VM, and
+for one that is changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TypeGuard
 
-from hypemand.config.definition import Restart
-from hypemand.errors import Problem
+from hypemand.config.definition import Definition, Restart
+from hypemand.config.ready import Check
+from hypemand.errors import InvalidDefinition, Problem
 
 # restart_policy.policy in the client's words.
 RESTART_POLICIES = {"never": Restart.NO, "always": Restart.ALWAYS, "on_failure": Restart.ON_FAILURE}
@@ -20,7 +21,18 @@ _FIELDS: Mapping[str, tuple[str, object]] = {
     "stable_after": ("restart_stable_after", "10m"),
 }
 RESTART_FIELDS = ("policy", *_FIELDS)
-CLIENT_NAMES = {"restart": "restart_policy.policy"} | {
+HEALTH_FAILED = "health_check_failed"
+"""restart_status.last_reason of a VM that was restarted because it was unhealthy."""
+_CHECK_KINDS = ("http", "tcp", "exec")
+_CHECK_SETTINGS = ("interval", "timeout", "start_period", "failure_threshold", "success_threshold")
+HEALTH_FIELDS = ("type", *_CHECK_KINDS, *_CHECK_SETTINGS)
+# The fields of a kind of check: the key of a definition's check that each is.
+CHECK_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "http": {"port": "port", "path": "path", "expected_status": "status", "scheme": ""},
+    "tcp": {"port": ""},
+    "exec": {"command": "", "working_dir": ""},
+}
+CLIENT_NAMES = {"restart": "restart_policy.policy", "health": "health_check"} | {
     key: f"restart_policy.{field}" for field, (key, _) in _FIELDS.items()
 }
 """Of keys of a definition, in the client's words."""
@@ -44,6 +56,63 @@ def read_restart_policy(value: object, problems: list[Problem]) -> dict[str, obj
         return {}
     others = {key: known.get(field, default) for field, (key, default) in _FIELDS.items()}
     return {"restart": policy.value, **others}
+
+
+def read_health_check(value: object, problems: list[Problem]) -> dict[str, object] | None:
+    """The key `health` of a definition that a `health_check` means; None: there is to be no check. What is
+    wrong is added to `problems`, and None then."""
+    if not _is_object(value, "health_check", problems):
+        return None
+    given = {field: said for field, said in value.items() if said is not None}
+    problems += refuse_others("health_check", given, HEALTH_FIELDS)
+    kinds = [kind for kind in _CHECK_KINDS if kind in given]
+    kind = given.get("type", kinds[0] if len(kinds) == 1 else "none")
+    if kind not in ("none", *_CHECK_KINDS):
+        problems.append(Problem("", 0, 0, "health_check.type", "is not known", "none, http, tcp or exec"))
+        return None
+    if kinds != [kind] * (kind != "none"):
+        what = f"has {' and '.join(kinds) or 'no check'}, and its type is {kind}"
+        problems.append(Problem("", 0, 0, "health_check", what, f"give it {kind} alone"))
+        return None
+    if kind == "none":
+        return None
+    check = _read_check(str(kind), given[str(kind)], problems)
+    if not check:
+        return None
+    return {key: given[key] for key in _CHECK_SETTINGS if key in given} | check
+
+
+def _read_check(kind: str, value: object, problems: list[Problem]) -> dict[str, object]:
+    """The keys of `health` that a check of this kind means."""
+    name = f"health_check.{kind}"
+    if not _is_object(value, name, problems):
+        return {}
+    problems += refuse_others(name, value, tuple(CHECK_FIELDS[kind]))
+    given = {field: said for field, said in value.items() if said is not None}
+    needed = "command" if kind == Check.EXEC else "port"
+    if needed not in given:
+        problems.append(Problem("", 0, 0, f"{name}.{needed}", "is missing", ""))
+        return {}
+    if given.get("scheme", "http") != "http":
+        hint = "use an exec, with a client that is in the image"
+        problems.append(Problem("", 0, 0, f"{name}.scheme", "is not supported: only http is", hint))
+    if kind == Check.TCP:
+        return {"tcp": given["port"]}
+    if kind == Check.EXEC:
+        workdir = {"workdir": given["working_dir"]} if "working_dir" in given else {}
+        return {"exec": given["command"], **workdir}
+    return {
+        "http": {key: given[field] for field, key in CHECK_FIELDS["http"].items() if key and field in given}
+    }
+
+
+def check_health_reach(definition: Definition) -> None:
+    """InvalidDefinition if the guest could not be reached as its check says, by the rules of the client's own
+    server: over a network. (A definition file may have a check of a VM without one.)"""
+    health = definition.health
+    if health is not None and health.check.check is not Check.EXEC and definition.network is None:
+        what, hint = "needs a network, and the VM has none", "enable the network, or use an exec"
+        raise InvalidDefinition([Problem("", 0, 0, f"health_check.{health.check.check}", what, hint)])
 
 
 def _is_object(value: object, name: str, problems: list[Problem]) -> TypeGuard[Mapping[str, object]]:

@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 from aiohttp import web
 
 from hypemand.api.platforms import host_platform
-from hypemand.api.policies import POLICY_WORDS
+from hypemand.api.policies import HEALTH_FAILED, POLICY_WORDS
 from hypemand.api.tokens import Token
 from hypemand.config.definition import Definition
 from hypemand.config.durations import format_go_duration
+from hypemand.config.health import Health
 from hypemand.config.netparse import format_publish
 from hypemand.config.rates import format_rate
 from hypemand.config.sizes import format_size
@@ -26,8 +27,13 @@ from hypemand.errors import WrongState
 from hypemand.model.answers.guest import LogEntry, PathInfo
 from hypemand.model.answers.image import Image, PrunedImage, PruneReport
 from hypemand.model.answers.instance import (
+    HealthCheck,
+    HealthCheckExec,
+    HealthCheckHttp,
+    HealthCheckTcp,
     Instance,
     InstanceHeaders,
+    InstanceHealth,
     InstanceNetwork,
     InstanceOperation,
     InstanceRestart,
@@ -39,6 +45,7 @@ from hypemand.model.answers.instance import (
 from hypemand.model.answers.token import NewToken, TokenInfo
 from hypemand.model.document import encode
 from hypemand.model.files import FileInfo, FileKind
+from hypemand.model.health import HealthStatus, is_unhealthy
 from hypemand.model.images import ImageInfo, Pruned
 from hypemand.model.logs import LogLine
 from hypemand.model.networks import OPEN_GROUP, VmNetwork
@@ -105,6 +112,8 @@ def derive_instance(view: VmView) -> Instance:
             for mount in definition.volumes
         ),
         restart_policy=_derive_policy(definition),
+        health_check=derive_check(view.definition.health),
+        health_status=_derive_health(view.health),
         restart_status=None if view.restart is None else _derive_restart(view.restart),
         origin=view.origin,
         status_text=view.status_text,
@@ -142,13 +151,47 @@ def _derive_policy(definition: Definition) -> RestartPolicy:
     )
 
 
+def derive_check(health: Health | None) -> HealthCheck | None:
+    """A health check as clients see it."""
+    if health is None:
+        return None
+    check = health.check
+    port = check.port or 0
+    kinds: dict[str, Any] = {
+        "http": HealthCheckHttp(port, check.path, "http", check.status),
+        "tcp": HealthCheckTcp(port),
+        "exec": HealthCheckExec(check.argv, health.workdir),
+    }
+    return HealthCheck(
+        type=check.check.value,
+        interval=format_go_duration(check.interval),
+        timeout=format_go_duration(health.timeout),
+        start_period=format_go_duration(health.start_period),
+        failure_threshold=health.failure_threshold,
+        success_threshold=health.success_threshold,
+        **{check.check.value: kinds[check.check.value]},
+    )
+
+
+def _derive_health(health: HealthStatus) -> InstanceHealth:
+    return InstanceHealth(
+        health.state,
+        health.failures,
+        health.successes,
+        time_json(health.checked_at),
+        time_json(health.succeeded_at),
+        time_json(health.failed_at),
+        health.error,
+    )
+
+
 def _derive_restart(restart: RestartStatus) -> InstanceRestart:
     return InstanceRestart(
         restart.attempts,
         time_json(restart.last_attempt_at),
         time_json(restart.next_attempt_at),
         restart.blocked_reason,
-        restart.last_reason,
+        HEALTH_FAILED if is_unhealthy(restart.last_reason) else restart.last_reason,
         restart.text,
     )
 

@@ -40,7 +40,14 @@ from hypemand.cli.values import (
 )
 from hypemand.errors import HypemandError, InvalidRequest, NotFound
 from hypemand.model.answers.guest import LogEntry
-from hypemand.model.answers.instance import Instance, InstanceHeaders, InstanceNetwork, InstanceOperation
+from hypemand.model.answers.instance import (
+    Instance,
+    InstanceHeaders,
+    InstanceHealth,
+    InstanceNetwork,
+    InstanceOperation,
+)
+from hypemand.model.health import HealthState
 from hypemand.model.state import HeadersState, Origin, State
 
 STATUS_LINES = 10
@@ -164,6 +171,9 @@ def _notes_of_runs(instance: Instance) -> Iterator[str]:
 
 
 def _notes(instance: Instance) -> Iterator[str]:
+    health = instance.health_status
+    if health is not None and health.status == HealthState.UNHEALTHY:
+        yield f"unhealthy: {health.last_error}" if health.last_error else "unhealthy"
     if instance.needs_restart:
         changes = ", ".join(instance.pending_changes)
         yield f"needs restart: {changes}" if changes else "needs restart"
@@ -213,6 +223,18 @@ def _describe_program(instance: Instance) -> str:
     return escape_controls(" ".join(words))
 
 
+def _describe_health(health: InstanceHealth) -> str:
+    """The status, and how many attempts in a row have failed; the last error, unless it is healthy."""
+    words = str(health.status)
+    if health.consecutive_failures:
+        times = "failure" if health.consecutive_failures == 1 else "failures in a row"
+        words += f", {health.consecutive_failures} {times}"
+    if health.last_error and health.status != HealthState.HEALTHY:
+        words += f": {health.last_error}"
+    text = escape_controls(words)
+    return paint(text, RED, sys.stdout) if health.status == HealthState.UNHEALTHY else text
+
+
 def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
     state = instance.state
     colour = find_state_colour(state, failed=has_failed(instance))
@@ -220,6 +242,8 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
     for label, text in (("Error", instance.state_error), ("Status", instance.status_text)):
         if text not in (None, state):
             yield label, escape_controls(str(text))
+    if instance.health_status is not None and instance.health_status.status != HealthState.DISABLED:
+        yield "Health", _describe_health(instance.health_status)
     restart = instance.restart_status
     if restart is not None and (restart.attempts or restart.text):
         yield "Restarts", escape_controls(": ".join(filter(None, [str(restart.attempts), restart.text])))

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from hypemand.config.health import Health
 from hypemand.config.imagepull import ImagePull as ImagePull  # noqa: PLC0414 - a part of a definition
 from hypemand.config.network import DEFAULT_NETWORK, NetworkUse
 from hypemand.config.ready import Ready
+from hypemand.config.restart import Restart as Restart  # noqa: PLC0414 - a part of a definition
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -25,14 +27,6 @@ class Mode(StrEnum):
     AUTO = "auto"
     EXEC = "exec"
     SYSTEMD = "systemd"
-
-
-class Restart(StrEnum):
-    """Restart= of the VM's unit; the words are systemd's."""
-
-    NO = "no"
-    ON_FAILURE = "on-failure"
-    ALWAYS = "always"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +156,7 @@ class Definition:
     files: tuple[GuestFile, ...] = ()
     secrets: tuple[Secret, ...] = ()
     env_file: tuple[str, ...] = ()
+    health: Health | None = None
 
     @property
     def wants_headers(self) -> bool:
@@ -170,7 +165,7 @@ class Definition:
 
 
 # what a VM that runs takes with a reload, without a restart
-LIVE_KEYS = frozenset({"autostart", "tags", "image_pull"})
+LIVE_KEYS = frozenset({"autostart", "tags", "image_pull", "health"})
 
 
 @dataclass(frozen=True, slots=True)

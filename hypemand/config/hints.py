@@ -40,6 +40,7 @@ _WORKDIR = KeyHint("workdir", "workdir: /srv")
 _AFTER = KeyHint("unit.After", "unit: {Requires: hypeman@db.service, After: hypeman@db.service}")
 _RESTART = KeyHint("restart", "restart: on-failure")
 _READY = KeyHint("ready", "ready: tcp:5432")
+_HEALTH = KeyHint("health", "health: http:8080/health")
 _VOLUMES = KeyHint("volumes", "volumes: [{volume: data, mount_path: /data}]")
 _TAGS = KeyHint("tags", "tags: {team: shop}")
 _STOP = KeyHint("stop_timeout", "stop_timeout: 30s")
@@ -74,8 +75,9 @@ _DEFINITION: Mapping[str, KeyHint] = {
     "cpuquota": KeyHint("cpu_limit", "cpu_limit: 1.5"),
     **dict.fromkeys(("disksize", "storage", "storageopt", "rootsize", "diskgb", "size"), _DISK),
     **dict.fromkeys(("dependson", "links"), _AFTER),
-    **dict.fromkeys(("healthcheck", "readinessprobe", "startupprobe"), _READY),
-    **dict.fromkeys(("livenessprobe", "restartpolicy"), _RESTART),
+    **dict.fromkeys(("readinessprobe", "startupprobe"), _READY),
+    **dict.fromkeys(("healthcheck", "livenessprobe"), _HEALTH),
+    **dict.fromkeys(("restartpolicy",), _RESTART),
     **dict.fromkeys(("volume", "mount", "mounts", "volumemounts", "binds", "bindpaths"), _VOLUMES),
     **dict.fromkeys(("label", "labels", "annotations", "metadata"), _TAGS),
     **dict.fromkeys(("stopgraceperiod", "timeoutstopsec", "terminationgraceperiodseconds"), _STOP),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hypemand.config.definition import Mode
@@ -18,7 +18,6 @@ from hypemand.errors import Problem
 
 _PORT = re.compile(r"[0-9]{1,5}")
 _TEXT_FORMS = "tcp:PORT, http:PORT/PATH, exec:COMMAND, notify, notify:UNIT or log:REGEX"
-_ONE_CHECK = f"write one of {', '.join(Check)}"
 MAX_ARGUMENTS = 64
 MAX_ARGUMENT_BYTES = 4096
 
@@ -47,27 +46,40 @@ def parse_ready_text(text: str) -> dict[str, Any]:
 def find_ready_problems(source: Source, data: Mapping[str, Any]) -> Iterator[Problem]:
     """What the schema cannot say of `ready`, whose types are right."""
     said = data.get("ready")
-    if said is None:
+    problems = [] if said is None else list(find_check_problems(source, "ready", said, tuple(Check)))
+    yield from problems
+    if said is None or problems:
         return
+    keys = read_check_keys(said)
+    if isinstance(keys.get("notify"), str) and data.get("mode") == Mode.EXEC:
+        what = f"names the unit {keys['notify']}, which there is only in systemd mode"
+        place: KeyPath = ("ready",) if isinstance(said, str) else ("ready", "notify")
+        yield source.problem(place, what, "write notify: true, or mode: systemd")
+
+
+def read_check_keys(said: Any) -> Mapping[str, Any]:
+    """The mapping that a check is, also one in its short form. ValueError as of `parse_ready_text`."""
+    return parse_ready_text(said) if isinstance(said, str) else said
+
+
+def find_check_problems(source: Source, key: str, said: Any, kinds: Sequence[Check]) -> Iterator[Problem]:
+    """What the schema cannot say of a check of one of these kinds, the value of `key`."""
     try:
-        keys = parse_ready_text(said) if isinstance(said, str) else said
+        keys = read_check_keys(said)
     except ValueError as error:
-        yield _problem(source, ("ready",), error)
+        yield _problem(source, (key,), error)
         return
-    checks = [key for key in keys if key in set(Check)]
-    if len(checks) != 1:
-        what = f"has {' and '.join(checks)}, which are too many" if checks else "has no check"
-        yield source.problem(("ready",), what, _ONE_CHECK)
+    checks = [word for word in keys if word in set(Check)]
+    if len(checks) != 1 or checks[0] not in kinds:
+        what = f"has {' and '.join(checks)}, which are too many" if len(checks) > 1 else "has no check"
+        what = f"cannot be {checks[0]}" if len(checks) == 1 else what
+        yield source.problem((key,), what, f"write one of {', '.join(kinds)}")
         return
-    place: KeyPath = ("ready",) if isinstance(said, str) else ("ready", checks[0])
+    place: KeyPath = (key,) if isinstance(said, str) else (key, checks[0])
     try:
         _check_value(Check(checks[0]), keys[checks[0]])
     except ValueError as error:
         yield _problem(source, place, error)
-        return
-    if isinstance(keys.get("notify"), str) and data.get("mode") == Mode.EXEC:
-        what = f"names the unit {keys['notify']}, which there is only in systemd mode"
-        yield source.problem(place, what, "write notify: true, or mode: systemd")
 
 
 def _problem(source: Source, place: KeyPath, error: ValueError) -> Problem:
@@ -114,9 +126,12 @@ def _check_argv(argv: list[str]) -> None:
 
 def make_ready(said: Any) -> Ready | None:
     """The value of `ready`, which has no problems. None: there is none."""
-    if said is None:
-        return None
-    keys = parse_ready_text(said) if isinstance(said, str) else said
+    return None if said is None else make_check(said)
+
+
+def make_check(said: Any) -> Ready:
+    """A check that has no problems."""
+    keys = read_check_keys(said)
     check = next(check for check in Check if check in keys)
     value = keys[check]
     values: dict[str, Any] = {}

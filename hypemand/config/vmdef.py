@@ -20,6 +20,7 @@ from hypemand.config.guestfiles import (
     make_secrets,
     make_volumes,
 )
+from hypemand.config.healthdef import find_health_problems, health_to_json, make_health
 from hypemand.config.kinds import find_kind
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.config.netdef import (
@@ -46,6 +47,9 @@ MAX_STRING_BYTES = 128 * 1024
 _COVERED = frozenset({"/dev", "/proc", "/run", "/sys"})
 
 _EXEC_ONLY = ("has no effect in systemd mode", "remove it, or configure the image's systemd instead")
+
+# Whose values are made by functions of their own.
+_APART = ("network", "ready", "health")
 
 _NO_DEFAULTS = DefinitionDefaults()
 
@@ -88,6 +92,8 @@ def parse_source_definition(
         problems += (p for p in find_publish_problems(source, source.data) if p.key not in taken)
         if not any(key.partition(".")[0] == "ready" for key in taken):
             problems += find_ready_problems(source, source.data)
+        if not any(key.partition(".")[0] == "health" for key in taken):
+            problems += find_health_problems(source, source.data)
         if "network" in source.data and not any(key.partition(".")[0] == "network" for key in taken):
             wish = source.data["network"]
             problems += find_network_problems(source, wish, defaults.network, networks)
@@ -247,19 +253,20 @@ def _build(name: str, source: Source, data: dict[str, Any], defaults: Definition
     }
     rules = load_schema("vm")["properties"]
     for key, value in data.items():
-        values[key] = _convert(rules[key], value, (key,), source)
+        if key not in _APART:
+            values[key] = _convert(rules[key], value, (key,), source)
     values["name"] = name
     values["network"] = make_network_use(data.get("network"), defaults.network)
     values["ready"] = make_ready(data.get("ready"))
     values["volumes"], values["directories"] = make_volumes(data.get("volumes", []))
     values["files"] = make_files(data.get("files", []))
     values["secrets"] = make_secrets(data.get("secrets", []))
+    values["health"] = make_health(data.get("health"))
     return Definition(**values)
 
 
 def _convert(rule: Schema, value: Any, path: KeyPath, source: Source) -> object:
-    """A valid value of the file as the dataclass has it. Those of `network` and `ready`, and what becomes
-    files, are made apart."""
+    """A valid value of the file as the dataclass has it."""
     if (found := find_kind(rule)) is not None:
         kind, kind_rule = found
         return kind.parse(kind_rule, value)
@@ -308,6 +315,8 @@ def definition_to_json(definition: Definition) -> dict[str, object]:
             result[key] = ready_to_json(value)
         elif key in ("volumes", "files", "secrets"):
             result[key] = guest_files_to_json(definition, key)
+        elif key == "health" and value is not None:
+            result[key] = health_to_json(value)
         elif value is not None or "x-duration" in rule:
             result[key] = _to_json(rule, value)
     return result

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hypemand.agent.channel import AgentChannel
+from hypemand.config.definition import Definition
 from hypemand.errors import HostNotReady, WrongState
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.images.images import Images
@@ -15,6 +16,7 @@ from hypemand.model.state import Operation, State, check_allowed
 from hypemand.protocol.configdisk import GuestConfig, load_env
 from hypemand.protocol.records import ProtocolError
 from hypemand.storage.program import resolve_program
+from hypemand.vm.record import VmRecord
 from hypemand.vm.session import AGENT_DEADLINE
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
@@ -37,13 +39,17 @@ class GuestOps:
     async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
         """See `GuestService`."""
         vm, channel = await self._reach_agent(ref, Operation.EXEC)
-        definition, pin = vm.runs.definition, vm.record.pin
+        program = await self.find_program(vm.record, vm.runs.definition)
+        return await channel.exec(like_the_program(request, program))
+
+    async def find_program(self, record: VmRecord, definition: Definition) -> GuestConfig:
+        """What the program of a VM runs with. NotFound if its image is not there."""
+        pin = record.pin
         digest = pin.digest if pin is not None and pin.name == definition.image else ""
-        image = await self._images.get_for(definition.image, digest)
-        guest = resolve_program(definition, image)
+        guest = resolve_program(definition, await self._images.get_for(definition.image, digest))
         if definition.env_file:
-            guest = replace(guest, env=await run_in(Pool.RECORDS, _read_env, vm))
-        return await channel.exec(like_the_program(request, guest))
+            guest = replace(guest, env=await run_in(Pool.RECORDS, _read_env, self._fleet.get(record.name)))
+        return guest
 
     async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
         """See `GuestService`."""

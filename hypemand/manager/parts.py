@@ -152,7 +152,12 @@ def make_parts(
     space = SharedQuery("space", lambda: _report_space(current(), images, fleet))
     return Parts(
         config=current,
-        services=replace(services, on_change=take_change, volume_disk=volumes.find_disk),
+        services=replace(
+            services,
+            on_change=take_change,
+            volume_disk=volumes.find_disk,
+            find_program=guests.find_program,
+        ),
         records=records,
         fleet=fleet,
         volumes=volumes,

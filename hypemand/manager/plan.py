@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hypemand.config.definition import Definition, Mode, VolumeMount
+from hypemand.config.definition import Definition, Mode, Restart, VolumeMount
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.model.limits import DiskLimits
 from hypemand.network.port import PortPlan
@@ -156,10 +156,11 @@ def make_plan(
         tasks_max=WORKER_TASKS + definition.vcpus,
         boot_timeout=definition.boot_timeout,
         stop_timeout=min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + POWER_OFF),
-        restart=definition.restart,
+        restart=_derive_restart(definition),
         restart_delay=(definition.restart_backoff, definition.restart_backoff_max),
         start_limit=(limit.burst, None if math.isinf(limit.interval) else limit.interval),
         kvm=vmm.accel is AccelKind.KVM,
+        watchdog=definition.health is not None,
         sockets=(
             (JOURNAL_SOCKET, places.own.journal),
             *(() if network is None else ((TAP_SOCKET, places.own.tap),)),
@@ -168,6 +169,14 @@ def make_plan(
         secrets=definition.secrets,
     )
     return Plan(guest, unit)
+
+
+def _derive_restart(definition: Definition) -> str:
+    """Restart= of its unit: that of its policy, or for a check that has failed alone."""
+    health, policy = definition.health, definition.restart
+    if policy is Restart.NO and health is not None and health.restarts(policy):
+        return "on-watchdog"
+    return policy.value
 
 
 def _guest_volume(attached: Attached) -> GuestVolume:

@@ -68,8 +68,9 @@ class FailureReason(StrEnum):
 
 class ExitKind(StrEnum):
     """How a run ended. SUCCESS, FAILURE: by the exit code of its program; REQUESTED: it was asked to end;
-    REBOOT, POWER_OFF: from inside; BOOT_TIMEOUT, STOP_TIMEOUT: systemd's; MEMORY: the unit's limit; VMM: that
-    has failed or was killed. LOST: the host went down with it; UNKNOWN: nothing says how."""
+    REBOOT, POWER_OFF: from inside; BOOT_TIMEOUT, STOP_TIMEOUT: systemd's; UNHEALTHY: its watchdog's;
+    MEMORY: the unit's limit; VMM: that has failed or was killed. LOST: the host went down with it; UNKNOWN:
+    nothing says how."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -79,6 +80,7 @@ class ExitKind(StrEnum):
     PANIC = "panic"
     BOOT_TIMEOUT = "boot-timeout"
     STOP_TIMEOUT = "stop-timeout"
+    UNHEALTHY = "unhealthy"
     MEMORY = "memory"
     VMM = "vmm"
     LOST = "lost"

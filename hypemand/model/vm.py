@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hypemand.config.definition import Definition
+from hypemand.model.health import HealthStatus
 from hypemand.model.networks import VmNetwork
 from hypemand.model.state import HeadersStatus, Operation, Origin, RestartBlock, State
 
@@ -106,6 +107,7 @@ class VmView:
     needs_reload: bool = False
     definition_file: str | None = None
     expires_at: float | None = None
+    health: HealthStatus = field(default_factory=HealthStatus)
 
     @property
     def effective(self) -> Definition:

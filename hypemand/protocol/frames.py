@@ -47,6 +47,8 @@ class FrameType(IntEnum):
     ENTRY = 16
     HOLE = 17
     END = 18
+    # As a frame the order to repeat a check, as an item in that stream a report.
+    HEALTH = 19
 
 
 class Channel(IntEnum):

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypemand.config.definition import Restart, Secret
+from hypemand.config.definition import Secret
 from hypemand.config.guestfiles import decode_encrypted
 from hypemand.model.evidence import UnitEvidence
 from hypemand.systemd.bus import BusError, unit_path
@@ -34,8 +35,9 @@ class UnitPlan:
     """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity). `stop_timeout`: of
     each step of its end; `stop` may ask systemd for more for itself.
 
-    `start_limit`: how many starts are made within so many seconds. `restart_delay`: before a restart, and
-    what it grows to, where systemd has that.
+    `restart`: Restart=, in systemd's words. `start_limit`: how many starts are made within so many seconds.
+    `restart_delay`: before a restart, and what it grows to, where systemd has that. `watchdog`: may the
+    daemon call for it?
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise. `secrets`: its credentials.
@@ -55,10 +57,11 @@ class UnitPlan:
     tasks_max: int
     boot_timeout: float | None
     stop_timeout: float
-    restart: Restart
+    restart: str
     restart_delay: tuple[float, float]
     start_limit: tuple[int, float | None]
     kvm: bool
+    watchdog: bool
     extra: Mapping[str, tuple[str, ...]]
     volumes: tuple[tuple[Path, Path], ...] = ()
     sockets: tuple[tuple[Path, Path], ...] = ()
@@ -112,7 +115,7 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         # what passes those on has its time (it ignores SIGTERM), and all end with ExecStopPost=, however that
         # ends.
         ("KillMode", "s", "control-group"),
-        ("Restart", "s", plan.restart.value),
+        ("Restart", "s", plan.restart),
         ("TimeoutStartUSec", "t", microseconds(plan.boot_timeout)),
         ("TimeoutStopUSec", "t", microseconds(plan.stop_timeout)),
         # before those of the definition, of which the last one counts
@@ -146,6 +149,9 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
     )
     properties += sandbox_properties(kvm=plan.kvm)
     properties += _credentials(plan.secrets)
+    if plan.watchdog:
+        # what the launcher's leader makes an order to the guest of; the VMM ignores it
+        properties.append(("WatchdogSignal", "i", int(signal.SIGURG)))
     limit = derive_log_limit(plan.extra)
     properties += extra_properties({**limit, **plan.extra, **limit})
     return properties

@@ -247,6 +247,7 @@ def collect_ending(
         shutdown=None if notes is None else notes.shutdown,
         complete=found.complete or report is not None,
         check=describe_check(check, waiting),
+        unhealthy=None if notes is None else notes.unhealthy,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from hypemand.config.definition import Mode
 from hypemand.model.events import ExitKind
 from hypemand.model.evidence import EMERGENCY, Marker
+from hypemand.model.health import UNHEALTHY
 from hypemand.protocol.sentinels import Exit
 from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.vmm.shutdown import Shutdown
@@ -46,7 +47,8 @@ class Ending:
     `result`, `exit_code` and `exit_status` are what systemd hands to ExecStopPost= (systemd.exec(5)).
     `panic` and `vmm_words` are the last such lines; `stop_job`: systemd was asked to stop the unit. `mode`
     and `emergency`: how the guest ran; `shutdown`: what the VMM told the daemon, if that was there.
-    `complete`: all that there is was read. `check`: what the definition's readiness check waited for.
+    `complete`: all that there is was read. `check`: what the definition's readiness check waited for;
+    `unhealthy`: why the daemon has called for the unit's watchdog.
     """
 
     result: str
@@ -63,6 +65,7 @@ class Ending:
     shutdown: Shutdown | None = None
     complete: bool = True
     check: str | None = None
+    unhealthy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,10 @@ def derive_exit_record(run: str, ending: Ending, ended_at: float) -> ExitRecord:
 
 def _judge(ending: Ending) -> tuple[ExitKind, int | None, str, bool]:
     report = ending.report
+    if ending.result == "watchdog":
+        # whatever the guest says of its end: it was asked for
+        words = f"{UNHEALTHY}: {ending.unhealthy or 'the watchdog of its unit says so'}"
+        return ExitKind.UNHEALTHY, None, words, False
     if report is not None and ending.result != "timeout":
         requested = report.message.startswith(REQUESTED) and report.code in (0, 128 + ending.stop_signal)
         success = report.code == 0 or requested

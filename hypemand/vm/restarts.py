@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from hypemand.config.definition import Definition, Restart
 from hypemand.config.durations import parse_duration
+from hypemand.model.health import is_unhealthy
 from hypemand.model.state import RestartBlock
 from hypemand.model.vm import RestartStatus
 from hypemand.vm.exitrecord import REQUESTED, ExitRecord
@@ -158,7 +159,9 @@ def _derive_block(facts: RestartFacts, last: ExitRecord | None) -> RestartBlock 
 
 
 def _is_wanted(policy: Restart, last: ExitRecord) -> bool:
-    return policy is Restart.ALWAYS or (policy is Restart.ON_FAILURE and not last.success)
+    if policy is Restart.NO:
+        return is_unhealthy(last.message)  # on-watchdog
+    return policy is Restart.ALWAYS or not last.success
 
 
 def format_ordinal(number: int) -> str:

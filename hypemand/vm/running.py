@@ -70,7 +70,8 @@ class Running:
 
 
 def runtime_part(definition: Definition) -> Definition:
-    """What of a definition makes a difference to a VM that runs: not a volume that it may go without."""
+    """What of a definition makes a difference to a VM that runs: not a volume that it may go without, nor its
+    health check, which follows the definition at once."""
     volumes = tuple(mount for mount in definition.volumes if mount.required)
     live: dict[str, Any] = {key: getattr(_PLAIN, key) for key in LIVE_KEYS}
     return replace(definition, volumes=volumes, **live)

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypemand.config.definition import Definition
+from hypemand.errors import NotFound
 from hypemand.model.events import StartKind, Tell, ignore_event
 from hypemand.model.state import HeadersStatus
 from hypemand.model.vm import ExitReport, RestartStatus, RunReport
+from hypemand.protocol.configdisk import GuestConfig
 from hypemand.systemd.journal import BootJournal, LogJournal, SystemLogJournal
 from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Bus, Notify
@@ -28,6 +30,7 @@ from hypemand.vm.console import OpenJournal
 from hypemand.vm.evidence import make_tracker
 from hypemand.vm.exitrecord import MAX_RUNS, ExitRecord
 from hypemand.vm.places import Places
+from hypemand.vm.record import VmRecord
 from hypemand.vm.restarts import RestartFacts, derive_delay, derive_restart_status, derive_start_limit
 from hypemand.vm.runfiles import Found, Past, RunFiles, derive_exit, derive_unseen_exit
 from hypemand.vm.running import Running
@@ -40,11 +43,19 @@ from hypemand.workers import Pool, run_in
 _log = logging.getLogger(__name__)
 
 
+FindProgram = Callable[[VmRecord, Definition], Awaitable[GuestConfig]]
+
+
+async def _find_no_program(record: VmRecord, _: Definition) -> GuestConfig:
+    raise NotFound(f"the program of {record.name} is not known")
+
+
 @dataclass(frozen=True, slots=True)
 class VmServices:
     """What all VMs share. `on_change` is called when the state of any of them has changed; `volume_disk`: the
     file that the volume of that name or id is. `open_journal` gives the journal of a boot, `log_journal` that
-    of logs; `notify` sends systemd something in the name of a VMM; `tell_event` is called with each event."""
+    of logs; `notify` sends systemd something in the name of a VMM; `tell_event` is called with each event;
+    `find_program`: what a VM's program runs with."""
 
     bus: Bus
     units: Units
@@ -55,6 +66,7 @@ class VmServices:
     log_journal: LogJournal = field(default_factory=SystemLogJournal)
     notify: Notify = notify_for
     tell_event: Tell = ignore_event
+    find_program: FindProgram = _find_no_program
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,11 @@ import logging
 import time
 from collections.abc import Callable
 
+from hypemand.model.state import State
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import Units
 from hypemand.tasks import Tasks
+from hypemand.vm.runs import Runs
 
 _log = logging.getLogger(__name__)
 
@@ -23,22 +25,27 @@ _log = logging.getLogger(__name__)
 class Stability:
     """Of one VM, whose unit is `unit`. `on_reset` is called when systemd has forgotten its restarts."""
 
-    def __init__(self, unit: str, units: Units, tasks: Tasks, on_reset: Callable[[], None]) -> None:
+    def __init__(
+        self, unit: str, units: Units, tasks: Tasks, runs: Runs, on_reset: Callable[[], None]
+    ) -> None:
         self._unit = unit
         self._units = units
         self._tasks = tasks
+        self._runs = runs
         self._on_reset = on_reset
         self._due: asyncio.TimerHandle | None = None
         self._since: float | None = None
 
-    def follow(self, since: float | None, stable_after: float) -> None:
-        """It has been Running since then (seconds since the epoch), after a restart. None: it is not that."""
+    def follow(self, state: State, changed_at: float | None) -> None:
+        """It is in this state, and its unit in its own since then (seconds since the epoch)."""
+        counts = state in (State.RUNNING, State.PAUSED) and self._runs.restarts > 0
+        since = changed_at if counts else None
         if since == self._since and (since is None or self._due is not None):
             return
         self.close()
         self._since = since
         if since is not None:
-            wait = max(since + stable_after - time.time(), 0.0)
+            wait = max(since + self._runs.definition.restart_stable_after - time.time(), 0.0)
             self._due = asyncio.get_running_loop().call_later(wait, self._begin)
 
     def _begin(self) -> None:
@@ -52,6 +59,7 @@ class Stability:
             # asked again with the next look at it
             _log.warning("%s: its restarts still count: %s", self._unit, error.message)
             return
+        self._runs.forget_restarts()
         self._on_reset()
 
     def close(self) -> None:

@@ -56,7 +56,7 @@ class Moment(StrEnum):
 class BootNotes:
     """What was seen of a run, as it is kept beside the VM's data. Times in seconds. `boot`: the id of the
     boot that it carries; None as long as nothing was seen of it. `waiting`: why the definition's check has
-    not succeeded, in the guest's words."""
+    not succeeded, in the guest's words; `unhealthy`: why the run is ended by systemd's watchdog."""
 
     run: str
     boot: str | None = None
@@ -68,6 +68,7 @@ class BootNotes:
     emergency: bool = False
     shutdown: Shutdown | None = None
     waiting: str | None = None
+    unhealthy: str | None = None
 
     @property
     def ready_ms(self) -> float | None:
@@ -99,6 +100,7 @@ class BootTracker:
         self.emergency = notes.emergency
         self._shutdown = notes.shutdown
         self.waiting = notes.waiting
+        self.unhealthy = notes.unhealthy
 
     @property
     def boot(self) -> str | None:
@@ -197,6 +199,7 @@ class BootTracker:
             self.emergency,
             self._shutdown,
             self.waiting,
+            self.unhealthy,
         )
 
 
@@ -213,6 +216,7 @@ def store_notes(path: Path, notes: BootNotes) -> None:
         "emergency": notes.emergency,
         "shutdown": notes.shutdown,
         "waiting": notes.waiting,
+        "unhealthy": notes.unhealthy,
     }
     store_record(path, document)
 
@@ -241,6 +245,7 @@ def _parse_notes(document: Any) -> BootNotes:
         emergency=bool(document.get("emergency", False)),
         shutdown=Shutdown(word) if (word := document.get("shutdown")) else None,
         waiting=None if (words := document.get("waiting")) is None else str(words),
+        unhealthy=None if (words := document.get("unhealthy")) is None else str(words),
     )
 
 

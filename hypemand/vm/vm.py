@@ -27,6 +27,7 @@ from hypemand.vm.evidence import derive_evidence
 from hypemand.vm.exitrecord import ExitRecord
 from hypemand.vm.handle import Handle
 from hypemand.vm.happenings import Happenings, log_change
+from hypemand.vm.health import HealthMonitor
 from hypemand.vm.networkmember import NetworkHost, NetworkMember
 from hypemand.vm.notifications import extend_boot, mark_running, notify_ready, notify_systemd, register
 from hypemand.vm.operation import Operations
@@ -73,7 +74,9 @@ class Vm:
         self.handle = Handle(
             record.name, services.units, self._tasks, places.handles, self._needs_handle, self.refresh
         )
-        self._stability = Stability(self.unit, services.units, self._tasks, self._forget_restarts)
+        self._stability = Stability(self.unit, services.units, self._tasks, self.runs, self._evaluate)
+        find_program, told = services.find_program, self.changes.tell
+        self.health = HealthMonitor(lambda: self.record, self.runs, self._tasks, find_program, told)
         self._unit = UnitStatus(None)
         self._bus_up = True
         self._derived = Derived(State.STOPPED)
@@ -96,6 +99,7 @@ class Vm:
     def take_record(self, record: VmRecord) -> None:
         """It is another one than before."""
         self.record = record
+        self.health.follow(self.state, self._unit.started_at)
 
     def set_removed(self, removed: bool) -> None:
         """Is the file that defines it gone?"""
@@ -198,7 +202,7 @@ class Vm:
     def view(self) -> VmView:
         """A picture of it as it was last seen."""
         ended = self.exit_record
-        notes = self.runs.notes
+        notes, pid = self.runs.notes, self._unit.main_pid if self.state.is_vmm_active else None
         return VmView(
             id=self.record.id,
             name=self.name,
@@ -222,15 +226,16 @@ class Vm:
             unit=self.unit,
             invocation_id=self.run,
             boot_id=self.boot,
-            main_pid=self._unit.main_pid if self.state.is_vmm_active else None,
+            main_pid=pid,
             uid=self.record.uid,
             memory_current=self._unit.memory_current if self.state.is_vmm_active else None,
-            cpu_seconds=self._read_cpu_seconds(),
+            cpu_seconds=None if pid is None else read_cpu_seconds(pid),
             current_phase_since=self._phases.since,
             kernel_headers=self.runs.headers if self.state.is_vmm_active else None,
             network=self._network.view(self.network_member),
             phase_durations_ms=self._phases.list_ms(self.state, time.time()),
             restart=self._derive_restart(),
+            health=self.health.status,
             operation=self.operations.shown,
         )
 
@@ -246,10 +251,6 @@ class Vm:
         """Its last runs, the oldest first."""
         return await self.runs.list_runs(self._unit.started_at)
 
-    def _read_cpu_seconds(self) -> float | None:
-        pid = self._unit.main_pid
-        return read_cpu_seconds(pid) if pid is not None and self.state.is_vmm_active else None
-
     # evidence
 
     def attach(self) -> None:
@@ -262,6 +263,7 @@ class Vm:
         self._services.units.unwatch(self.unit)
         self.handle.detach()
         self._stability.close()
+        self.health.close()
         await self.runs.detach()
         await self._tasks.close()
 
@@ -386,18 +388,13 @@ class Vm:
             self._tasks.start("machined", work)
             self._tasks.start("handle's look", self.handle.look())
         self._transit(derived)
-        runs = derived.state in (State.RUNNING, State.PAUSED) and self.runs.restarts > 0
-        self._stability.follow(self._unit.changed_at if runs else None, needed.restart_stable_after)
+        self.health.follow(derived.state, self._unit.started_at)
+        self._stability.follow(derived.state, self._unit.changed_at)
         if session is not None and is_new and not self._recovering:
             self._happenings.take_ready(self.runs.start, session.tracker.notes)
         if session is not None and was_mute and self._unit.active_state == "activating":
             # what there was to say before, systemd could not be told
             notify_systemd(self.name, session, f"STATUS={self._text}")
-
-    def _forget_restarts(self) -> None:
-        self.runs.forget_restarts()
-        self._evaluate()
-        self.changes.tell()
 
     def hold_deadline(self) -> None:
         """Let the deadline of its boot stand still for a while, if its guest does."""

@@ -22,6 +22,7 @@ from tests.unit.agent.support import (
     EXIT,
     FEATURES,
     FILES,
+    HEALTH,
     HELLO,
     PING,
     PONG,
@@ -53,6 +54,30 @@ class Command:
     def tty(self) -> bool:
         """Has it a terminal?"""
         return self.values.get("tty") == "1"
+
+
+@dataclass
+class HealthCheck:
+    """A check that the agent repeats. `values`: its records; `ended`: the host has lost interest in it."""
+
+    values: dict[str, str]
+    stream: Stream
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def report(self, status: str, error: str = "", *, failures: int = 0, successes: int = 0) -> None:
+        """What an attempt has come to."""
+        passed = "0" if failures or status != "healthy" else "1"
+        pairs = [("status", status), ("passed", passed), ("failures", str(failures))]
+        pairs += [("successes", str(successes)), *([("error", error)] if error else [])]
+        await self.stream.write(pack(HEALTH, 0, records(*pairs)))
+
+    async def run(self) -> None:
+        """Until the host has lost interest."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+            self.stream.exit(0, "exited with code 0", channels=(1,))
 
 
 Program = Callable[[Command], Awaitable[int]]
@@ -138,7 +163,9 @@ class Agent:
         power_off: Callable[[int], None],
         refusal: str,
         clocks: list[int],
+        checks: list[HealthCheck],
     ) -> None:
+        self._checks = checks
         self._clocks = clocks
         self._guest = guest
         self._boot = boot
@@ -178,6 +205,8 @@ class Agent:
         elif kind == CLOCK:
             self._clocks.append(struct.unpack("<Q", payload)[0])
             self._guest.send(pack(EXIT, number, records(("code", "0"), ("message", ""))))
+        elif kind == HEALTH:
+            self._begin_check(number, payload)
         elif kind == PING:
             self._guest.send(pack(PONG, 0, payload))
         elif kind == SHUTDOWN:
@@ -246,6 +275,14 @@ class Agent:
             pass  # the host has lost interest
         finally:
             stream.exit(code, message, channels=(1,))
+
+    def _begin_check(self, number: int, payload: bytes) -> None:
+        """It repeats a check, of which a test says what comes."""
+        pairs = [record.decode().split("=", 1) for record in payload.split(b"\0") if record]
+        stream = Stream(number, self._guest.send, self._guest.writer.close)
+        check = HealthCheck(dict(pairs), stream)
+        self._checks.append(check)
+        self._begin(stream, check.run())
 
     def _begin(self, stream: Stream, work: Awaitable[None]) -> None:
         async def run() -> None:

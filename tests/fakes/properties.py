@@ -17,7 +17,7 @@ _SET = (
     "StandardError", "SyslogIdentifier", "SyslogLevelPrefix", "LogExtraFields",
     "LogRateLimitIntervalUSec", "LogRateLimitBurst", "MemoryMax", "IOAccounting",
     "TasksMax", "CPUQuotaPerSecUSec", "OOMPolicy", "StartLimitBurst", "StartLimitIntervalUSec",
-    "RestartSteps", "RestartMaxDelayUSec",
+    "RestartSteps", "RestartMaxDelayUSec", "WatchdogSignal",
     "CollectMode", "RemainAfterExit", "RootDirectory", "RootDirectoryStartOnly", "BindPaths",
     "BindReadOnlyPaths", "InaccessiblePaths", "ReadWritePaths", "ProtectSystem", "IgnoreOnIsolate",
 )  # fmt: skip

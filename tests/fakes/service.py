@@ -31,6 +31,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "Restart": "no",
     "RestartUSec": 100_000,
     "RestartSteps": 0,
+    "WatchdogSignal": signal.SIGABRT,
     "RestartMaxDelayUSec": INFINITY,
     "TimeoutStartUSec": 90 * _SECOND,
     "TimeoutStopUSec": 90 * _SECOND,
@@ -180,6 +181,8 @@ class Service:
             self._host.state_changed(self)
         if self.sub == "start" and "EXTEND_TIMEOUT_USEC" in assignments:
             self._arm_for(int(assignments["EXTEND_TIMEOUT_USEC"]), self._start_timed_out)
+        if assignments.get("WATCHDOG") == "trigger":
+            self._signal("stop-watchdog", "watchdog")
         if assignments.get("READY") == "1" and self.sub == "start" and self.properties["Type"] == "notify":
             self._set("running")
 
@@ -232,7 +235,7 @@ class Service:
         """The last process of this state has ended."""
         if self.sub == "stop":
             self._signal("stop-sigterm", how)
-        elif self.sub in ("stop-sigterm", "stop-sigkill"):
+        elif self.sub in ("stop-sigterm", "stop-sigkill", "stop-watchdog"):
             self._stop_post(how)
         elif self.sub == "stop-post":
             self._signal("final-sigterm", how)
@@ -278,7 +281,12 @@ class Service:
         self._set(sub)
         self._arm("TimeoutStopUSec", self._stop_timed_out)
         for process in processes:
-            process.kill(signal.SIGKILL if sub.endswith("kill") else signal.SIGTERM)
+            process.kill(self._signal_of(sub))
+
+    def _signal_of(self, sub: str) -> int:
+        if sub == "stop-watchdog":
+            return int(self.properties["WatchdogSignal"])
+        return signal.SIGKILL if sub.endswith("kill") else signal.SIGTERM
 
     def _stop_post(self, how: str) -> None:
         self._take(how)
@@ -314,6 +322,8 @@ class Service:
                 return True
             case "on-failure":
                 return self.result != "success"
+            case "on-watchdog":
+                return self.result == "watchdog"
             case _:
                 return False
 
@@ -326,7 +336,7 @@ class Service:
         elif self.sub == "stop-post":
             self._signal("final-sigterm", "timeout")
         else:
-            self._signal(self.sub.replace("sigterm", "sigkill"), "timeout")
+            self._signal(self.sub.replace("sigterm", "sigkill").replace("watchdog", "sigkill"), "timeout")
 
     # small things
 

@@ -32,7 +32,7 @@ from hypemand.vm.places import CONFIG_DISK
 from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
 from hypemand.vm.tracker import load_notes
 from tests.fakes.files import GuestFile, GuestFiles
-from tests.fakes.guest import PROGRAMS, Agent, Command, Program
+from tests.fakes.guest import PROGRAMS, Agent, Command, HealthCheck, Program
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.qmp import GREETING, Monitor
@@ -81,6 +81,8 @@ class Vmm:
         self.monitor.take_start_line(words)
         # what its agent was asked to run
         self.commands: list[Command] = []
+        # the health checks that it was asked to repeat, the last one last
+        self.checks: list[HealthCheck] = []
         # nanoseconds since the epoch that its clock was set to
         self.clocks: list[int] = []
         # the seconds that it was given by SHUTDOWN, and whether the stop port told it to end
@@ -104,6 +106,7 @@ class Vmm:
         self._asked = asyncio.Event()
         self._agents: list[Agent] = []
         process.handlers[signal.SIGTERM] = self.ended.set
+        process.handlers[signal.SIGURG] = self._take_watchdog
 
     async def run(self) -> int:
         """Until its guest has ended. QEMU's own status is 0 whatever the guest's program said."""
@@ -260,6 +263,7 @@ class Vmm:
             self._shut_down,
             behaviour.refusal,
             self.clocks,
+            self.checks,
         )
         self._agents.append(agent)
         if self._is_up:
@@ -268,6 +272,11 @@ class Vmm:
             await agent.serve()
         finally:
             self._agents.remove(agent)
+
+    def _take_watchdog(self) -> None:
+        """What the launcher's leader does: the guest is asked to power off."""
+        if self._behaviour.heeds:
+            self.exit(0, "stopped on request")
 
     def _shut_down(self, grace: int) -> None:
         self.graces.append(grace)
@@ -391,5 +400,6 @@ class Vmms:
             mode=mode,
             shutdown=None if notes is None else notes.shutdown,
             check=describe_check(check, found.waiting or (None if notes is None else notes.waiting)),
+            unhealthy=None if notes is None else notes.unhealthy,
         )
         return add_start(derive_exit_record(run, ending, time.time()), state, runtime)

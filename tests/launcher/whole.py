@@ -25,6 +25,7 @@ LAUNCHER, VMM = sys.argv[1:3]
 RUN = "0123456789abcdef0123456789abcdef"
 DEADLINE = 10.0
 POWEROFF = 38
+WATCHDOG = signal.SIGURG
 # its memory is in root's reach anyway
 ALLOWED = {"read", "write", "directory", "done", "leader-memory"}
 PORTS = {"qmp": 4, "agent": 5, "report": 6, "stop": 7}
@@ -235,8 +236,8 @@ class WholeTest(unittest.TestCase):
                 self.assertEqual(connection.recv(100), b"poweroff 25\n")
                 os.kill(leader, POWEROFF)
                 self.assertEqual(connection.recv(100), b"poweroff 25\n")
-            # of a VMM that has closed it there is a new one
-            os.kill(leader, POWEROFF)
+            # of a VMM that has closed it there is a new one, also when the unit's watchdog asks for it
+            os.kill(leader, WATCHDOG)
             connection, _ = listener.accept()
             connection.settimeout(DEADLINE)
             with connection:

@@ -407,6 +407,7 @@ PARSERS: dict[str, Case] = {
 # Parts of a parser of the table, whose cost is in that one's.
 PARTS = {
     "agent.channel:AgentChannel._take": "protocol.frames:FrameParser.feed",
+    "agent.health:_parse_report": "protocol.records:parse_records",
     "protocol.frames:_parse_header": "protocol.frames:FrameParser.feed",
     "protocol.items:_parse_end": "protocol.records:parse_records",
     "protocol.items:_parse_item": "protocol.items:ItemParser.feed",
@@ -454,6 +455,7 @@ OTHERS = {
     "run:": "given to a program",
     "model.": "of other classes",
     "agent.channel:AgentChannel._open": "written",
+    "agent.channel:AgentChannel.check_health": "written",
     "agent.files:IncomingCopy._send": "written",
     "agent.files:IncomingCopy.write": "written",
     "protocol.items:encode_data": "written",

@@ -9,6 +9,7 @@ from typing import Any
 
 from hypemand.model.counters import Counters
 from hypemand.model.document import SOURCE
+from hypemand.model.health import HealthState
 from hypemand.model.state import HeadersState, Operation, RestartBlock, State
 
 
@@ -69,6 +70,59 @@ class RestartPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthCheckHttp:
+    """An HTTP request. `expected_status` null: 200 to 399."""
+
+    port: int = 0
+    path: str | None = None
+    scheme: str | None = None
+    expected_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheckTcp:
+    """A port on which something listens."""
+
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheckExec:
+    """A command in the guest."""
+
+    command: tuple[str, ...] = ()
+    working_dir: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """The health check of a VM; of `type` none it has none. Times are durations of Go."""
+
+    type: str = "none"
+    http: HealthCheckHttp | None = None
+    tcp: HealthCheckTcp | None = None
+    exec: HealthCheckExec | None = None
+    interval: str | None = None
+    timeout: str | None = None
+    start_period: str | None = None
+    failure_threshold: int | None = None
+    success_threshold: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceHealth:
+    """What its guest has reported last."""
+
+    status: HealthState | str = HealthState.DISABLED
+    consecutive_failures: int = 0
+    consecutive_successes: int = 0
+    last_checked_at: str | None = None
+    last_success_at: str | None = None
+    last_failure_at: str | None = None
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceRestart:
     """Restarts that systemd has made by itself, and why it makes no more. The published client has its own
     server's; `text` is ours."""
@@ -126,8 +180,8 @@ class Instance:
     volumes: tuple[InstanceVolume, ...] = ()
     restart_policy: RestartPolicy | None = None
     restart_status: InstanceRestart | None = None
-    health_check: Any = None
-    health_status: Any = None
+    health_check: HealthCheck | None = None
+    health_status: InstanceHealth | None = None
     # those above are the published client's
     origin: str | None = None
     status_text: str | None = None

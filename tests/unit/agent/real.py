@@ -18,8 +18,10 @@ GUEST = Path(__file__).parents[3] / "guest"
 def build_agent(target: Path) -> None:
     """The agent's sources with a main of our own."""
     sources = [Path(__file__).with_name("agent_on_fd.c"), *sorted((GUEST / "shared").glob("*.c"))]
+    sources += sorted((GUEST / "probe").glob("*.c"))
     sources += [source for source in sorted((GUEST / "agent").glob("*.c")) if source.name != "main.c"]
-    argv = ["gcc", "-std=c17", "-D_GNU_SOURCE", "-O1", f"-I{GUEST}/agent", f"-I{GUEST}/shared"]
+    folders = [f"-I{GUEST}/{folder}" for folder in ("agent", "probe", "shared")]
+    argv = ["gcc", "-std=c17", "-D_GNU_SOURCE", "-O1", *folders]
     subprocess.run([*argv, "-o", target, *sources], check=True, timeout=120)
 
 

@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from hypemand.agent.channel import AgentChannel
+from hypemand.agent.health import HealthReport, encode_order, read_reports
 from hypemand.agent.session import Session
+from hypemand.config.health import Health
+from hypemand.config.ready import Check, Ready
 from hypemand.errors import GuestError, InvalidRequest, TimedOut
 from hypemand.model.exec import ExecRequest, ExecStream
+from hypemand.model.health import HealthState
 from hypemand.model.vm import ExitReport
 from tests.unit.agent.real import running, serving, spawn
 from tests.unit.agent.support import BOOT, in_loop
@@ -295,3 +299,32 @@ async def test_the_clock_is_set_and_a_refusal_is_told(agent: Path, tmp_path: Pat
         with pytest.raises(GuestError, match="clock cannot be set: Operation not permitted"):
             await channel.set_clock(5)
         assert await channel.ping() < 5
+
+
+@in_loop
+async def test_a_health_check_is_made_by_the_agent_and_reported(agent: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    check = Ready(Check.EXEC, argv=("test", "-e", str(mark)), interval=0.05)
+    health = Health(check, start_period=0.0, failure_threshold=2)
+    async with serving(agent, tmp_path) as channel:
+        session = await channel.check_health(encode_order(health, 0.0, None, loopback=True))
+        reports = read_reports(session)
+        first, second = await anext(reports), await anext(reports)
+        assert first == HealthReport(HealthState.STARTING, False, 1, 0, "exec: exited with code 1")
+        assert second == HealthReport(HealthState.UNHEALTHY, False, 2, 0, "exec: exited with code 1")
+        mark.touch()
+        third = await anext(reports)
+        assert (third.state, third.passed, third.successes) == (HealthState.HEALTHY, True, 1)
+        await session.close()
+        with pytest.raises(GuestError):
+            await anext(reports)
+        assert await channel.ping() < 5
+
+
+@in_loop
+async def test_a_health_check_that_cannot_be_says_why(agent: Path, tmp_path: Path) -> None:
+    health = Health(Ready(Check.LOG, pattern="x"))
+    async with serving(agent, tmp_path) as channel:
+        session = await channel.check_health(encode_order(health, 0.0, None, loopback=True))
+        with pytest.raises(GuestError, match="HEALTH without a check that can be repeated"):
+            await anext(read_reports(session))

@@ -5,21 +5,35 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface
+from typing import Any
 
 import pytest
 
 from hypemand.api.create import MAX_PROBLEMS, CreateRequest, generate_name, parse_create
 from hypemand.api.failures import error_json
 from hypemand.api.platforms import host_platform
+from hypemand.api.render import derive_check
 from hypemand.config.definition import Definition, DefinitionDefaults, Restart, VolumeMount
+from hypemand.config.health import Health
 from hypemand.config.names import is_name
 from hypemand.config.network import Bandwidth, NetworkConfig, NetworkUse
+from hypemand.config.ready import Check, Ready
 from hypemand.errors import HypemandError, InvalidDefinition, InvalidRequest
+from hypemand.model.document import encode
 from hypemand.model.lifetime import Lifetime
 from tests.unit.api.harness import IMAGE, description
 
 LAN = {"lan": NetworkConfig("lan", "lan0", IPv4Interface("10.1.1.1/24"), None)}
 BASE: dict[str, object] = {"name": "web", "image": IMAGE}
+
+
+DEFAULT_TIMES = {
+    "interval": "10s",
+    "timeout": "2s",
+    "start_period": "30s",
+    "failure_threshold": 3,
+    "success_threshold": 1,
+}
 
 
 def parse(body: Mapping[str, object]) -> CreateRequest:
@@ -38,6 +52,7 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
         "skip_guest_agent": True,
         "skip_kernel_headers": True,
         "restart_policy": {"policy": "on_failure", "backoff": "30s", "max_attempts": 3},
+        "health_check": {"type": "none"},
         "network": {"enabled": False},
         "hypervisor": "qemu-microvm",
         "platform": host_platform(),
@@ -73,6 +88,29 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
     assert parse(BASE | {"expires_at": "2999-01-01T01:00:00+01:00"}).lifetime == Lifetime(
         at=datetime(2999, 1, 1, tzinfo=UTC).timestamp()
     )
+
+
+def test_a_health_check_is_translated_and_shown_as_it_came() -> None:
+    bodies: list[dict[str, Any]] = [
+        {
+            "type": "http",
+            "http": {"port": 80, "path": "/up", "scheme": "http", "expected_status": 204},
+            "interval": "1m30s",
+            "timeout": "500ms",
+            "start_period": "0s",
+            "failure_threshold": 5,
+            "success_threshold": 2,
+        },
+        {"type": "tcp", "tcp": {"port": 80}} | DEFAULT_TIMES,
+        {"type": "exec", "exec": {"command": ["a", "b"], "working_dir": "/srv"}} | DEFAULT_TIMES,
+    ]
+    for body in bodies:
+        health = parse(BASE | {"health_check": body}).definition.health
+        shown = {key: value for key, value in encode(derive_check(health)).items() if value is not None}
+        assert shown == body
+    short = parse(BASE | {"health_check": {"tcp": {"port": 80}}}).definition.health
+    assert short == Health(Ready(Check.TCP, port=80, interval=10.0))
+    assert parse(BASE | {"health_check": {}}).definition.health is None
 
 
 def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
@@ -115,6 +153,21 @@ def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
         ({"restart_policy": {"policy": "always", "backoff": "soon"}}, ["restart_policy.backoff"]),
         ({"restart_policy": {"stable_after": "-1m"}}, ["restart_policy.stable_after"]),
         ({"restart_policy": {"retries": 3}}, ["restart_policy.retries"]),
+        ({"health_check": "http"}, ["health_check"]),
+        ({"health_check": {"type": "ping"}}, ["health_check.type"]),
+        ({"health_check": {"type": "http"}}, ["health_check"]),
+        ({"health_check": {"type": "tcp", "http": {"port": 80}}}, ["health_check"]),
+        ({"health_check": {"tcp": {"port": 80}, "http": {"port": 80}}}, ["health_check"]),
+        ({"health_check": {"type": "tcp", "tcp": {}}}, ["health_check.tcp.port"]),
+        ({"health_check": {"type": "tcp", "tcp": {"port": 0}}}, ["health_check.tcp"]),
+        ({"health_check": {"type": "exec", "exec": {"command": []}}}, ["health_check.exec"]),
+        ({"health_check": {"http": {"port": 80, "scheme": "https"}}}, ["health_check.http.scheme"]),
+        ({"health_check": {"http": {"port": 80, "body": "x"}}}, ["health_check.http.body"]),
+        ({"health_check": {"tcp": {"port": 80}, "interval": "0s"}}, ["health_check.interval"]),
+        ({"health_check": {"tcp": {"port": 80}, "retries": 3}}, ["health_check.retries"]),
+        ({"health_check": {"tcp": {"port": 80}}, "skip_guest_agent": True}, ["health_check"]),
+        ({"health_check": {"exec": {"command": ["x"]}}, "skip_guest_agent": True}, ["health_check"]),
+        ({"health_check": {"tcp": {"port": 80}}, "network": {"enabled": False}}, ["health_check.tcp"]),
         ({"network": {"enabled": 0}}, ["network.enabled"]),
         ({"network": {"enabled": False, "egress": {}}}, ["network.egress"]),
         ({"network": {"egress": {"enabled": True}}}, ["network.egress"]),

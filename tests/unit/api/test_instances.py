@@ -13,6 +13,7 @@ import pytest
 from hypemand.api.render import instance_json
 from hypemand.config.definition import Definition
 from hypemand.config.vmdef import parse_definition
+from hypemand.model.health import HealthState, HealthStatus
 from hypemand.model.state import State
 from hypemand.model.vm import ExitReport
 from hypemand.systemd.bus import BusError
@@ -75,6 +76,7 @@ def test_an_instance_shows_all_that_is_known(tmp_path: Path) -> None:
             exit=ExitReport(137, "out of memory", success=False),
             memory_current=5,
             cpu_seconds=2.5,
+            health=HealthStatus(HealthState.UNHEALTHY, 3, 0, 2.0, 1.0, 2.0, "http: status 500"),
             phase_durations_ms={"Running": 7},
         )
         shown = instance_json(view)
@@ -98,6 +100,16 @@ def test_an_instance_shows_all_that_is_known(tmp_path: Path) -> None:
                 "backoff": "100ms",
                 "max_attempts": 4,
                 "stable_after": "2m",
+            },
+            "health_check": None,
+            "health_status": {
+                "status": "unhealthy",
+                "consecutive_failures": 3,
+                "consecutive_successes": 0,
+                "last_checked_at": "1970-01-01T00:00:02.000Z",
+                "last_success_at": "1970-01-01T00:00:01.000Z",
+                "last_failure_at": "1970-01-01T00:00:02.000Z",
+                "last_error": "http: status 500",
             },
             "origin": "api",
             "unit": "hypeman-vm-a.service",

@@ -11,6 +11,8 @@ import pytest
 
 from hypemand.cli.definition import format_definition
 from hypemand.config.definition import LIVE_KEYS, Definition, ImagePull
+from hypemand.config.health import Health
+from hypemand.config.ready import Check, Ready
 from hypemand.config.source import format_yaml, parse_source
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.config.vmfile import load_vm_file
@@ -147,7 +149,10 @@ def test_a_failure_of_diff_is_not_its_1(daemon: Canned, cli: Cli) -> None:
 
 
 def test_live_keys_are_those_that_need_no_restart() -> None:
-    other = Definition("web", "x", autostart=True, tags={"a": "b"}, image_pull=ImagePull.ALWAYS)
+    health = Health(Ready(Check.TCP, port=80))
+    other = Definition(
+        "web", "x", autostart=True, tags={"a": "b"}, image_pull=ImagePull.ALWAYS, health=health
+    )
     plain = Definition("web", "x")
     assert {
         key.name for key in fields(Definition) if getattr(other, key.name) != getattr(plain, key.name)

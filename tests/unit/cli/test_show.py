@@ -262,3 +262,18 @@ def test_show_of_a_property_that_is_not_there_is_an_error(daemon: Canned, cli: C
 def test_status_says_when_a_vm_is_deleted(daemon: Canned, cli: Cli) -> None:
     daemon.add("web", expires_at="2999-01-31T12:00:00.000Z")
     assert "Expires: Thu 2999-01-31 12:00:00 UTC, and is deleted then" in cli.run("status", "web").stdout
+
+
+def test_health_is_shown_where_there_is_a_check(daemon: Canned, cli: Cli) -> None:
+    daemon.add("web", health_status={"status": "healthy", "consecutive_failures": 0})
+    daemon.add("sick", health_status={
+        "status": "unhealthy", "consecutive_failures": 3, "last_error": "http: status 500"
+    })  # fmt: skip
+    daemon.add("plain", health_status={"status": "disabled"})
+    rows = cli.run("list", "--no-legend").stdout.splitlines()
+    assert [row.split()[0] for row in rows if "unhealthy" in row] == ["sick"]
+    assert any(row.endswith("unhealthy: http: status 500") for row in rows)
+    assert "    Health: healthy\n" in cli.run("status", "web").stdout
+    words = "    Health: unhealthy, 3 failures in a row: http: status 500\n"
+    assert words in cli.run("status", "sick").stdout
+    assert "Health:" not in cli.run("status", "plain").stdout

@@ -74,7 +74,7 @@ def test_no_row_is_a_key_of_its_place_or_written_so_that_it_is_never_found(place
             "depends_on: [db]",
             "depends_on: is not known; use unit.After, for example unit: {Requires: hypeman@db",
         ),
-        ("healthcheck: {}", "healthcheck: is not known; use ready, for example"),
+        ("healthcheck: {}", "healthcheck: is not known; use health, for example"),
         ("MemoryMax: 1G", "MemoryMax: is not known; use memory, for example memory: 512M"),
         ("unit: {MemoryMax: 1G}", "unit.MemoryMax: cannot be set here; use memory, for example memory: 512M"),
         ("unit: {CPUQuota: 150%}", "unit.CPUQuota: cannot be set here; use cpu_limit, for example"),

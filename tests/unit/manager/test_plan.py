@@ -288,3 +288,10 @@ def test_the_unit_renews_a_disk_that_does_not_persist() -> None:
         "61200",
         str(PLACES.templates),
     )
+
+
+def test_a_check_alone_can_have_it_restarted() -> None:
+    restarts = {"tcp": 80, "on_failure": "restart"}
+    assert plan(health="tcp:80").unit.restart == "no"
+    assert plan(health=restarts).unit.restart == "on-watchdog"
+    assert plan(health=restarts, restart="always").unit.restart == "always"

@@ -37,6 +37,7 @@ PLAN = UnitPlan(
     restart_delay=(5.0, 300.0),
     start_limit=(5, 600.0),
     kvm=False,
+    watchdog=False,
     extra=MappingProxyType({"After": ("a.service", "b.target"), "Nice": ("5",)}),
 )
 
@@ -54,6 +55,13 @@ def test_limits_and_deadlines_are_systemds() -> None:
     assert properties["TimeoutStopUSec"] == 30_000_000
     assert properties["Restart"] == "on-failure"
     assert properties["User"] == "61200"
+
+
+def test_only_a_unit_that_needs_it_has_another_signal_of_its_watchdog() -> None:
+    assert "WatchdogSignal" not in {name for name, _, _ in unit_properties(PLAN)}
+    watched = unit_properties(replace(PLAN, watchdog=True))
+    assert ("WatchdogSignal", "i", 23) in watched
+    assert type(dict((name, value) for name, _, value in watched)["WatchdogSignal"]) is int  # noqa: C402
 
 
 def test_the_vmm_sees_usr_and_its_own_and_writes_to_its_own_only() -> None:

@@ -71,6 +71,7 @@ def reported(code: int, message: str) -> Ending:
         (replace(reported(0, "exited with code 0"), result="timeout"), None, False, 0),
         (replace(SILENT, result="exit-code", exit_status="1"), None, False, 0),
         (replace(SILENT, result="exit-code", exit_status="243"), None, False, 0),
+        (replace(reported(0, "stopped on request"), result="watchdog", unhealthy="down"), None, False, 0),
         # the program could not be started
         (replace(reported(127, "not found"), result="protocol"), 127, False, 127),
     ],
@@ -107,6 +108,8 @@ def test_code_success_and_status_follow_the_evidence(
         (replace(SILENT, result="signal", exit_code="killed", exit_status="KILL"), "killed by SIGKILL"),
         (replace(SILENT, result="signal", exit_code="killed", exit_status="11"), "killed by SIGSEGV"),
         (replace(SILENT, result="oom-kill", exit_code="killed", exit_status="KILL"), "memory limit"),
+        (replace(reported(0, "stopped on request"), result="watchdog", unhealthy="down"), "unhealthy: down"),
+        (replace(SILENT, result="watchdog"), "unhealthy: the watchdog of its unit says so"),
         (
             replace(SILENT, result="exit-code", exit_status="1", vmm_words="no such file"),
             "exit status 1: no such file",
