@@ -173,7 +173,7 @@ def test_a_daemon_that_dies_in_an_import_leaves_nothing_of_it(web: TestHost) -> 
     )
     assert staged
     web.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "hypemand"])
-    web.shell("pkill -f 'sleep 301'; rm /root/slow")
+    web.shell("pkill -f '[s]leep 301'; rm /root/slow")
     assert web.wait_until(lambda: web.run(["cat", "/root/status"], check=False).stdout, 60) != "0\n"
     web.wait_until(lambda: sorted(web.run(folders).stdout.splitlines()) == before, 60)
     assert ctl(web, "list", "-q").stdout.split() == ["web"]
