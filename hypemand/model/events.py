@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import ClassVar, Protocol
 
 from hypemand.errors import InvalidRequest
+from hypemand.model.health import HealthState
 from hypemand.model.images import PullStatus
 from hypemand.model.state import State
 
@@ -30,6 +31,7 @@ class EventKind(StrEnum):
     FAILURE = "failure"
     EXIT = "exit"
     RESTART = "restart"
+    HEALTH = "health"
     PULL = "pull"
     MISSED = "missed"
 
@@ -157,6 +159,16 @@ class Exit:
     code: int | None
     success: bool
     run: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChange:
+    """The health of a VM that is Running was `old`, and is `new`; `error`: of the last check that failed."""
+
+    kind: ClassVar[EventKind] = EventKind.HEALTH
+    old: HealthState
+    new: HealthState
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

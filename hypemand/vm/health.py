@@ -22,6 +22,7 @@ from hypemand.budget import Price, Reserve
 from hypemand.config.health import Health
 from hypemand.config.ready import Check
 from hypemand.errors import HypemandError
+from hypemand.model.events import Details, HealthChange
 from hypemand.model.health import HealthState, HealthStatus
 from hypemand.model.state import State
 from hypemand.systemd.log import log_vm
@@ -39,7 +40,8 @@ _LEVELS = {HealthState.UNHEALTHY: logging.WARNING, HealthState.HEALTHY: logging.
 
 
 class HealthMonitor:
-    """`status`: as it was reported last. `on_change` is called when its state or its error is another one.
+    """`status`: as it was reported last. `on_change` is called when its state or its error is another one,
+    `tell` with each event.
     `record`: the VM's, as it is now. `patience`: seconds that a report may be late."""
 
     def __init__(
@@ -49,6 +51,7 @@ class HealthMonitor:
         tasks: Tasks,
         find_program: FindProgram,
         on_change: Callable[[], None],
+        tell: Callable[[Details, str], None],
     ) -> None:
         self.status = HealthStatus()
         self.patience = _PATIENCE
@@ -57,6 +60,7 @@ class HealthMonitor:
         self._tasks = tasks
         self._find_program = find_program
         self._on_change = on_change
+        self._tell = tell
         self._followed: tuple[Health | None, Session | None, bool] | None = None
         self._task: asyncio.Task[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
@@ -163,13 +167,19 @@ class HealthMonitor:
         old, self.status = self.status, status
         if (status.state, status.error) == (old.state, old.error):
             return
-        level = _LEVELS.get(status.state)
-        if status.state is not old.state and level is not None:
-            record = self._record()
-            why = f": {status.error}" if status.state is HealthState.UNHEALTHY and status.error else ""
-            text = f"VM {record.name}: health {old.state} -> {status.state}{why}"
-            log_vm(level, text, record.name, record.id, HYPEMAN_HEALTH=status.state.value)
+        if status.state is not old.state:
+            self._report_change(old.state, status)
         self._on_change()
+
+    def _report_change(self, old: HealthState, status: HealthStatus) -> None:
+        """To the journal what an administrator looks for there, and as an event every change."""
+        why = f": {status.error}" if status.state is HealthState.UNHEALTHY and status.error else ""
+        text = f"health {old} -> {status.state}{why}"
+        if (level := _LEVELS.get(status.state)) is not None:
+            record = self._record()
+            words = f"VM {record.name}: {text}"
+            log_vm(level, words, record.name, record.id, HYPEMAN_HEALTH=status.state.value)
+        self._tell(HealthChange(old, status.state, status.error), text)
 
     async def _restart(self, session: Session, health: Health, reason: str) -> None:
         """Have systemd restart it, once in a run. One that was started without a check has a unit that was

@@ -76,7 +76,9 @@ class Vm:
         )
         self._stability = Stability(self.unit, services.units, self._tasks, self.runs, self._evaluate)
         find_program, told = services.find_program, self.changes.tell
-        self.health = HealthMonitor(lambda: self.record, self.runs, self._tasks, find_program, told)
+        self.health = HealthMonitor(
+            lambda: self.record, self.runs, self._tasks, find_program, told, self.tell
+        )
         self._unit = UnitStatus(None)
         self._bus_up = True
         self._derived = Derived(State.STOPPED)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from systemd import journal
 
+from hypemand.model.events import HealthChange
 from hypemand.model.health import HealthState, HealthStatus
 from hypemand.model.state import RestartBlock, State
 from tests.fakes.guest import HealthCheck
 from tests.fakes.host import FakeHost, drive
+from tests.unit.manager.test_events import list_details
 
 CHECK = {"tcp": 80, "interval": "100ms", "start_period": "0s"}
 
@@ -46,6 +48,11 @@ def test_a_guest_is_asked_once_and_what_it_reports_is_shown_beside_the_state() -
         assert (second.failures, second.successes, second.error) == (3, 0, "nothing listens on port 80")
         assert second.succeeded_at == first.succeeded_at
         assert second.failed_at is not None
+        told = [found for found in await list_details(host) if isinstance(found, HealthChange)]
+        assert [(change.old, change.new, change.error) for change in told] == [
+            (HealthState.UNKNOWN, HealthState.HEALTHY, None),
+            (HealthState.HEALTHY, HealthState.UNHEALTHY, "nothing listens on port 80"),
+        ]
         assert host.vm().state is State.RUNNING
         assert host.unit() == "active/running", "the restart policy is no"
         assert len(host.vmm().checks) == 1
