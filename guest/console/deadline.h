@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/*
- * How long lines are passed on after systemd's SIGTERM. A journald that takes nothing must not keep a unit
- * from ending; one that is slow has its time, for which systemd is notified (EXTEND_TIMEOUT_USEC=,
- * sd_notify(3)): it would end all by SIGKILL once TimeoutStopSec= is over, and call the run a failure.
- */
+/* How long lines are passed on after systemd's SIGTERM. A journald that takes nothing must not keep a unit
+   from ending; one that is slow has its time. */
 #pragma once
 
 #include <stdbool.h>
@@ -12,14 +9,15 @@
 /* ms of a monotonic clock */
 int64_t clock_ms(void);
 
-/* $NOTIFY_SOCKET is where systemd is notified. */
-void deadline_open(void);
+/* How many ms an end may take at most, while lines are taken: less than TimeoutStopSec=, past which systemd
+   ends this too, and calls the run a failure. 4 s at least, and where this is not called. */
+void deadline_open(int64_t longest);
 
 /* The end is near: from now on there is a deadline. Again: no effect. */
 void deadline_set(void);
 
 /* Something was passed on: the deadline is as far away as at first, up to a last one. No effect where none is
-   set. */
+   set, or it is over. */
 void deadline_extend(void);
 
 /* Nothing more is passed on, but for what tells how much was not: as long as is kept for that. */

@@ -23,7 +23,7 @@ enum {
 
 static char buffer[ENTRY_MAX + FIELDS_MAX];
 
-int datagrams_open(const char *path)
+static int connect_to(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t length = strlen(path);
@@ -45,7 +45,7 @@ void journal_open(struct journal *journal, const char *socket_path, const char *
 {
     *journal = (struct journal){-1, socket_path, name, 0, 0, false};
     if (socket_path != NULL)
-        journal->link = datagrams_open(socket_path);
+        journal->link = connect_to(socket_path);
     (void)!fcntl(STDOUT_FILENO, F_SETFL, fcntl(STDOUT_FILENO, F_GETFL) | O_NONBLOCK);
 }
 
@@ -104,7 +104,7 @@ static bool send_entry(struct journal *journal, struct queue *queue)
        the stream is left. */
     bool was_gone = errno == ECONNREFUSED || errno == ENOTCONN || errno == EPIPE;
     close(journal->link);
-    journal->link = was_gone ? datagrams_open(journal->socket) : -1;
+    journal->link = was_gone ? connect_to(journal->socket) : -1;
     return true;
 }
 

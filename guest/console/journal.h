@@ -28,9 +28,6 @@ struct journal {
     bool broken;
 };
 
-/* A socket whose datagrams go to the one at `path`, and do not wait for it. -1: there is none. */
-int datagrams_open(const char *path);
-
 /* `socket`: journald's, NULL for none. `name`: SYSLOG_IDENTIFIER of what is sent. */
 void journal_open(struct journal *journal, const char *socket, const char *name);
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * hypeman-console RUNTIME_DIR BURST PER_HOUR [--journal SOCKET NAME] PROGRAM...: runs PROGRAM in its own
- * place, with a pipe for standard output and standard error, and beside it a process that passes on what
- * comes there, within limits: to journald's SOCKET with NAME as the identifier, else to standard output.
+ * hypeman-console RUNTIME_DIR BURST PER_HOUR [--journal SOCKET NAME SECONDS] PROGRAM...: runs PROGRAM in its
+ * own place, with a pipe for standard output and standard error, and beside it a process that passes on what
+ * comes there, within limits: to journald's SOCKET with NAME as the identifier, else to standard output. At
+ * the end that takes SECONDS at most.
  *
  * journald limits how many lines a unit may write, not how long they are: 10,000 lines of 48 KiB in 30 s are
  * half a gigabyte. What a guest prints is bounded here, before it is the journal's. The program never waits
@@ -41,7 +42,7 @@ enum {
     LEAST_BURST = 1024 * 1024,
     LOOK_AGAIN_MS = 2,
     FIRST_ARGUMENT = 4,
-    JOURNAL_WORDS = 3,
+    JOURNAL_WORDS = 4,
 };
 
 struct settings {
@@ -51,6 +52,7 @@ struct settings {
     /* NULL: standard output */
     const char *socket;
     const char *name;
+    int64_t end_seconds;
     char **program;
 };
 
@@ -144,12 +146,12 @@ static void pass_on(int from, int program, const struct settings *settings)
     await_receipt();
 }
 
-static bool parse_bytes(const char *text, int64_t *bytes)
+static bool parse_positive(const char *text, int64_t *number)
 {
     char *end;
     errno = 0;
     long long value = strtoll(text, &end, 10);
-    *bytes = value;
+    *number = value;
     return errno == 0 && *end == '\0' && end != text && value > 0 && value <= INT_MAX * 1024LL;
 }
 
@@ -173,12 +175,13 @@ static int fail(const char *what)
 /* False: they are wrong. */
 static bool parse_words(char **words, int count, struct settings *settings)
 {
-    if (count <= FIRST_ARGUMENT || !parse_bytes(words[2], &settings->burst) ||
-        !parse_bytes(words[3], &settings->per_hour) || settings->burst < LEAST_BURST)
+    if (count <= FIRST_ARGUMENT || !parse_positive(words[2], &settings->burst) ||
+        !parse_positive(words[3], &settings->per_hour) || settings->burst < LEAST_BURST)
         return false;
     settings->folder = words[1];
     settings->program = words + FIRST_ARGUMENT;
     settings->socket = settings->name = NULL;
+    settings->end_seconds = 0;
     if (strcmp(words[FIRST_ARGUMENT], "--journal") != 0)
         return true;
     if (count <= FIRST_ARGUMENT + JOURNAL_WORDS)
@@ -186,7 +189,7 @@ static bool parse_words(char **words, int count, struct settings *settings)
     settings->socket = words[FIRST_ARGUMENT + 1];
     settings->name = words[FIRST_ARGUMENT + 2];
     settings->program += JOURNAL_WORDS;
-    return true;
+    return parse_positive(words[FIRST_ARGUMENT + 3], &settings->end_seconds);
 }
 
 static _Noreturn void pass_on_and_exit(const int ends[2], int program, const struct settings *settings)
@@ -198,7 +201,7 @@ static _Noreturn void pass_on_and_exit(const int ends[2], int program, const str
     /* the program has the same user: once it is taken over, it must not write to the memory of this */
     prctl(PR_SET_DUMPABLE, 0);
     journal_open(&journal, settings->socket, settings->name);
-    deadline_open();
+    deadline_open(settings->end_seconds * 1000);
     pass_on(ends[0], program, settings);
     _exit(EXIT_SUCCESS);
 }
@@ -232,8 +235,9 @@ int main(int count, char **words)
 {
     struct settings settings;
     if (!parse_words(words, count, &settings)) {
-        fprintf(stderr,
-                "usage: hypeman-console RUNTIME_DIR BURST PER_HOUR [--journal SOCKET NAME] PROGRAM...\n");
+        fprintf(
+            stderr,
+            "usage: hypeman-console RUNTIME_DIR BURST PER_HOUR [--journal SOCKET NAME SECONDS] PROGRAM...\n");
         return EXIT_FAILURE;
     }
     int ends[2];

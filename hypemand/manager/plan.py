@@ -48,6 +48,8 @@ _FOREVER = 86400  # the guest knows no longer one
 # TimeoutStopSec= at most, which is systemd's default: of each step of an end but ExecStop=, which may take as
 # long as the guest may (hypemand/unit/stop.py). A step that hangs keeps the VM from being started meanwhile.
 _LONGEST_STEP = 90.0
+# of such a step, seconds that hypeman-console leaves to the end of others
+_CONSOLE_SPARE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ def make_plan(
         cpu_quota=derive_cpu_quota(definition),
         tasks_max=WORKER_TASKS + definition.vcpus,
         boot_timeout=definition.boot_timeout,
-        stop_timeout=min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + POWER_OFF),
+        stop_timeout=_derive_stop_timeout(definition),
         restart=_derive_restart(definition),
         restart_delay=(definition.restart_backoff, definition.restart_backoff_max),
         start_limit=(limit.burst, None if math.isinf(limit.interval) else limit.interval),
@@ -249,11 +251,17 @@ def _start_command(vmm: VmmPlan, definition: Definition, own: Own, host: VmmHost
     launcher, see launcher/main.c."""
     runtime = str(own.runtime)
     limits = (str(host.journal.burst), str(host.journal.per_hour))
-    console = (_CONSOLE, runtime, *limits, "--journal", str(own.journal), vmm.vm)
+    end = str(math.floor(_derive_stop_timeout(definition)) - _CONSOLE_SPARE)
+    console = (_CONSOLE, runtime, *limits, "--journal", str(own.journal), vmm.vm, end)
     tap = "-" if vmm.net is None else str(own.tap)
     names = ",".join(secret.name for secret in definition.secrets)
     secrets = (f"--secrets={names}",) if names else ()
     return (*console, str(_LAUNCHER), *secrets, runtime, tap, *start_line(vmm))
+
+
+def _derive_stop_timeout(definition: Definition) -> float:
+    """TimeoutStopSec= of the unit."""
+    return min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + POWER_OFF)
 
 
 def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:

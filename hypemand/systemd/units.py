@@ -102,9 +102,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         # at shutdown the VMs stop while the daemon is still there to see it
         ("After", "as", ["hypemand.service"]),
         ("Type", "s", "notify"),
-        # ExecStopPost= says how the run has ended, and hypeman-console how long its last lines take. The VMM
-        # is the main process, which could notify anyway.
-        ("NotifyAccess", "s", "all"),
+        # exec: ExecStopPost= says how the run has ended
+        ("NotifyAccess", "s", "exec"),
         ("ExecStart", "a(sasb)", [_command(plan.start)]),
         ("ExecStop", "a(sasb)", [_command(plan.stop)]),
         ("ExecStopPost", "a(sasb)", [_command(plan.stop_post)]),

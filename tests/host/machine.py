@@ -132,6 +132,7 @@ class TestHost:
 
     def stop(self) -> None:
         """Shut down in order; the disk stays, and start() boots it again."""
+        self._end_helpers()
         self.run(["systemctl", "poweroff"], check=False)
         assert self._process is not None
         try:
@@ -140,6 +141,15 @@ class TestHost:
             raise HostError(f"{self.name} is not off after {POWEROFF_DEADLINE:g} s") from None
         finally:
             self.kill()
+
+    def _end_helpers(self) -> None:
+        """Before a shutdown: that stops all processes for a moment, nsenter stops itself like its child, from
+        outside, where nothing continues it, and so never waits for the end of that."""
+        while self._helpers:
+            with self._helpers.pop() as helper:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(helper.pid, signal.SIGKILL)
+                helper.wait(POWEROFF_DEADLINE)
 
     def reboot(self) -> None:
         self.stop()
@@ -150,14 +160,12 @@ class TestHost:
         process, self._process = self._process, None
         if process is None:
             return
+        self._end_helpers()
         # the first process of the PID namespace: when it is gone, all in it are gone
         for child in _find_children(process.pid) or [process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         process.wait(POWEROFF_DEADLINE)
-        while self._helpers:
-            with self._helpers.pop() as helper:
-                helper.wait(POWEROFF_DEADLINE)
         self._notify.close()
         self._leader = 0
         TestHost.live.remove(self)

@@ -74,8 +74,11 @@ def count_lines(vms: Vms, name: str, since: float) -> int:
 
 def read_turns(vms: Vms, since: float) -> list[tuple[float, float]]:
     """The slow turns of the daemon's event loop that it has told of: how long, and how long on the CPU."""
-    entries = vms.host.journal("--unit=hypemand.service", "--grep=the event loop was blocked", since=since)
-    found = (re.search(r"for ([0-9.]+) s, ([0-9.]+) of them", entry["MESSAGE"]) for entry in entries)
+    entries = vms.host.journal("--unit=hypemand.service", since=since)
+    found = (
+        re.search(r"the event loop was blocked for ([0-9.]+) s, ([0-9.]+) of them", entry["MESSAGE"])
+        for entry in entries
+    )
     return [(float(turn[1]), float(turn[2])) for turn in found if turn]
 
 

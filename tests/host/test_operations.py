@@ -163,8 +163,9 @@ def test_a_daemon_that_dies_in_an_import_leaves_nothing_of_it(web: TestHost) -> 
     before = sorted(web.run(folders).stdout.splitlines())
     size = int(web.run(["stat", "-c", "%s", "/var/backups/web.vm"]).stdout)
     web.shell("rm -f /root/slow; mkfifo /root/slow")
+    importing = "hypemanctl vm import --name web3 --volume data=data3 /root/slow"
     for command in (
-        "hypemanctl vm import --name web3 --volume data=data3 /root/slow; echo $? >/root/status",
+        f"{importing} && echo 0 >/root/status || echo 1 >/root/status",
         f"(head -c {size - 100_000}; exec sleep 301) </var/backups/web.vm >/root/slow",
     ):
         web.shell(f"({command}) >>/root/told 2>&1 </dev/null &")

@@ -206,6 +206,8 @@ def test_the_console_is_bounded_before_anything_else_runs() -> None:
     unit = plan().unit
     console = "/usr/lib/hypemand/hypeman-console"
     assert unit.start[:4] == (console, str(OWN.runtime), str(64 * MIB), str(256 * MIB))
+    # its own end is over before systemd ends the step: TimeoutStopSec= is 35 s
+    assert unit.start[4:8] == ("--journal", str(OWN.journal), "web", "33")
 
 
 def test_an_init_has_to_be_named_by_its_path() -> None:
@@ -272,13 +274,13 @@ def test_a_guest_is_told_its_addresses_and_its_vmm_the_tap() -> None:
     assert (made.guest.interfaces, made.guest.dns) == ((interface,), ("192.0.2.1",))
     assert made.unit.start[0] == "/usr/lib/hypemand/hypeman-console"
     assert made.unit.start[4:7] == ("--journal", str(OWN.journal), "web")
-    assert made.unit.start[7:10] == ("/usr/lib/hypemand/launcher", str(OWN.runtime), str(OWN.tap))
+    assert made.unit.start[8:11] == ("/usr/lib/hypemand/launcher", str(OWN.runtime), str(OWN.tap))
     assert "mac=02:00:00:00:00:01" in " ".join(made.unit.start)
     journal = (Path("/run/systemd/journal/socket"), OWN.journal)
     assert made.unit.sockets == (journal, (Path("/run/hypemand/tap/tap.sock"), OWN.tap))
     bare = make_plan(record, definition, IMAGE, HOST, PLACES, in_root=lambda _path: False)
     assert (bare.guest.interfaces, bare.guest.dns, bare.unit.sockets) == ((), (), (journal,))
-    assert bare.unit.start[9] == "-"
+    assert bare.unit.start[10] == "-"
 
 
 def test_the_unit_renews_a_disk_that_does_not_persist() -> None:

@@ -247,6 +247,8 @@ def test_whoever_holds_the_pipe_is_not_waited_for_long(
         ["x", "-5", "5", "y"],
         ["x", "1048576", "0", "y"],
         ["x", "1048576", "5", "--journal", "y", "z"],
+        ["x", "1048576", "5", "--journal", "y", "z", "5"],
+        ["x", "1048576", "5", "--journal", "y", "z", "0", "/bin/true"],
     ],
 )
 def test_what_it_is_told_is_checked(console: Path, words: Sequence[str]) -> None:
