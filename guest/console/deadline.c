@@ -4,15 +4,18 @@
 #include <time.h>
 
 enum {
-    /* without a line that is taken */
-    END_MS = 4000,
+    /* in all, at least */
+    LEAST_MS = 4000,
+    /* Of the whole, so long without a line that is taken: a journald that writes its files to a slow disk
+       takes none for seconds. */
+    SHARE = 3,
     /* of that, and of what there is in all, for what tells how much was not passed on */
     LAST_WORDS_MS = 500,
 };
 
 /* 0: none yet */
 static int64_t deadline, last;
-static int64_t longest_ms = END_MS;
+static int64_t longest_ms = LEAST_MS;
 
 int64_t clock_ms(void)
 {
@@ -23,7 +26,13 @@ int64_t clock_ms(void)
 
 void deadline_open(int64_t longest)
 {
-    longest_ms = longest < END_MS ? END_MS : longest;
+    longest_ms = longest < LEAST_MS ? LEAST_MS : longest;
+}
+
+static int64_t patience_ms(void)
+{
+    int64_t share = longest_ms / SHARE;
+    return (share < LEAST_MS ? LEAST_MS : share) - LAST_WORDS_MS;
 }
 
 void deadline_set(void)
@@ -31,7 +40,7 @@ void deadline_set(void)
     if (deadline != 0)
         return;
     int64_t now = clock_ms();
-    deadline = now + END_MS - LAST_WORDS_MS;
+    deadline = now + patience_ms();
     last = now + longest_ms - LAST_WORDS_MS;
 }
 
@@ -39,7 +48,7 @@ void deadline_extend(void)
 {
     if (deadline == 0 || deadline_is_over())
         return;
-    int64_t later = clock_ms() + END_MS - LAST_WORDS_MS;
+    int64_t later = clock_ms() + patience_ms();
     deadline = later < last ? later : last;
 }
 

@@ -10,7 +10,8 @@
 int64_t clock_ms(void);
 
 /* How many ms an end may take at most, while lines are taken: less than TimeoutStopSec=, past which systemd
-   ends this too, and calls the run a failure. 4 s at least, and where this is not called. */
+   ends this too, and calls the run a failure. While none is taken, a third of it. Both are 4 s at least, and
+   where this is not called. */
 void deadline_open(int64_t longest);
 
 /* The end is near: from now on there is a deadline. Again: no effect. */

@@ -31,7 +31,7 @@ def test_a_user_who_is_not_root_may_open_as_many_files_as_a_service(vms: Vms) ->
 
 def test_the_program_and_commands_have_the_limits_of_the_definition(vms: Vms) -> None:
     limits = {"nofile": {"soft": 64, "hard": 128}, "core": 0, "nproc": "unlimited"}
-    name = vms.define("limited", STAYS, user="1000:1000", ulimits=limits)
+    name = vms.define("with-ulimits", STAYS, user="1000:1000", ulimits=limits)
     vms.start(name)
     vms.wait_console(name, "up")
     lines = vms.console(name)

@@ -109,9 +109,11 @@ def run_journald(
         journald.close()
 
 
-def command(console: Path, journald: Journald, burst: int = MIB, per_hour: int = MIB) -> list[str]:
+def command(
+    console: Path, journald: Journald, burst: int = MIB, per_hour: int = MIB, end: int = 12
+) -> list[str]:
     folder = str(journald.path.parent)
-    return [str(console), folder, str(burst), str(per_hour), "--journal", str(journald.path), "web", "20"]
+    return [str(console), folder, str(burst), str(per_hour), "--journal", str(journald.path), "web", str(end)]
 
 
 def feed(console: Path, folder: Path, data: bytes, *, burst: int = MIB) -> list[Fields]:
