@@ -7,6 +7,7 @@ import asyncio
 import os
 import shutil
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from hypemand.turns import make_durations
 from tests.fakes.host import DEADLINE, FakeHost, drive
 from tests.unit.manager.test_restarts import SOON, crash
 
+# Debian 12 has no types of it
+parse_metrics: Callable[[str], Iterable[Any]] = text_string_to_metric_families
+
 
 def watch(host: FakeHost) -> Metrics:
     """The metrics of its daemon, from now on."""
@@ -33,7 +37,7 @@ def watch(host: FakeHost) -> Metrics:
 async def scrape(metrics: Metrics) -> dict[tuple[str, ...], float]:
     """Each sample by its name and the values of its labels in the order of their names."""
     text = (await metrics.render()).decode()
-    families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    families = parse_metrics(text)
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in families
