@@ -168,6 +168,22 @@ bool launch_program(struct stream *stream, size_t size, struct reason *why)
     return wishes.terminal ? start_in_terminal(stream, &wishes, why) : start_with_pipes(stream, why);
 }
 
+/* The child is the stream's, with our ends of its pipes. False where there is none: `started`, and it could
+   not be made, or what comes before that has failed. */
+static bool take_child(struct stream *stream, pid_t pid, int in[2], int out[2], bool started,
+                       struct reason *why)
+{
+    if (started && pid < 0)
+        (void)refuse(why, "cannot fork: %s", strerror(errno));
+    close_fd(&in[0]);
+    close_fd(&out[1]);
+    stream->input = in[1];
+    stream->outputs[0].fd = out[0];
+    if (pid > 0)
+        stream->pid = pid;
+    return pid > 0;
+}
+
 /* --- files --- */
 
 /* Nothing of the agent but the two pipes may stay with a copy: it would hold other streams' ends open. */
@@ -196,15 +212,7 @@ bool launch_files(struct stream *stream, size_t size, struct reason *why)
     pid_t pid = started ? fork() : -1;
     if (pid == 0)
         copy_alone(&order, in[0], out[1]);
-    if (started && pid < 0)
-        (void)refuse(why, "cannot fork: %s", strerror(errno));
-    close_fd(&in[0]);
-    close_fd(&out[1]);
-    stream->input = in[1];
-    stream->outputs[0].fd = out[0];
-    if (pid > 0)
-        stream->pid = pid;
-    return pid > 0;
+    return take_child(stream, pid, in, out, started, why);
 }
 
 /* --- health --- */
@@ -246,15 +254,8 @@ bool launch_health(struct stream *stream, size_t size, struct reason *why)
     pid_t pid = started ? fork() : -1;
     if (pid == 0)
         check_alone(&order, in[0], out[1]);
-    if (started && pid < 0)
-        (void)refuse(why, "cannot fork: %s", strerror(errno));
+    bool taken = take_child(stream, pid, in, out, started, why);
     free(order.given);
     free(order.environment);
-    close_fd(&in[0]);
-    close_fd(&out[1]);
-    stream->input = in[1];
-    stream->outputs[0].fd = out[0];
-    if (pid > 0)
-        stream->pid = pid;
-    return pid > 0;
+    return taken;
 }

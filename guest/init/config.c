@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "config.h"
 
-#include "bytes.h"
 #include "crc32.h"
+#include "diskbody.h"
 #include "environment.h"
 #include "files.h"
 #include "machineid.h"
@@ -21,7 +21,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { HEADER_SIZE = 16, RECORDS_MAX = 1048576, SIGNAL_MAX = 64 };
+enum { RECORDS_MAX = 1048576, SIGNAL_MAX = 64 };
 
 /* How often each key may stand there. Keys that are not listed are ignored. */
 static const struct {
@@ -191,23 +191,10 @@ bool config_parse(char *records, size_t size, struct config *config, struct reas
 
 static char *read_records(int fd, size_t *size, struct reason *why)
 {
-    uint8_t header[HEADER_SIZE];
-    if (!file_read_exactly(fd, header, sizeof header, 0)) {
-        (void)refuse(why, "config disk: cannot be read: %s", strerror(errno));
-        return NULL;
-    }
-    *size = get_le32(header + 8);
-    if (memcmp(header, "HYPECFG1", 8) != 0 || *size > RECORDS_MAX) {
-        (void)refuse(why, "config disk: it does not begin as one of version 1 does");
-        return NULL;
-    }
-    char *records = malloc(*size + 1);
-    if (records == NULL || !file_read_exactly(fd, records, *size, HEADER_SIZE)) {
-        (void)refuse(why, "config disk: its records cannot be read: %s", strerror(errno));
-        free(records);
-        return NULL;
-    }
-    if (crc32_ieee(records, *size) != get_le32(header + 12)) {
+    static const struct disk_form form = {"config disk", "its records ", "HYPECFG1", RECORDS_MAX};
+    uint32_t checksum;
+    char *records = disk_body_read(fd, &form, size, &checksum, why);
+    if (records != NULL && crc32_ieee(records, *size) != checksum) {
         (void)refuse(why, "config disk: its checksum is wrong");
         free(records);
         return NULL;

@@ -3,6 +3,7 @@
 
 #include "bytes.h"
 #include "devices.h"
+#include "diskbody.h"
 #include "fields.h"
 #include "files.h"
 #include "filesystem.h"
@@ -17,7 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { HEADER_SIZE = 16, ENTRY_SIZE = 8, BODY_MAX = 16 * 1024 * 1024, MODE_DIGITS = 4 };
+enum { ENTRY_SIZE = 8, BODY_MAX = 16 * 1024 * 1024, MODE_DIGITS = 4 };
 
 /* A file as its disk has it. */
 struct entry {
@@ -198,28 +199,6 @@ static int mount_vault(void)
 
 /* --- the disks --- */
 
-static char *read_body(int fd, size_t *size, uint32_t *count, struct reason *why)
-{
-    char header[HEADER_SIZE];
-    if (!file_read_exactly(fd, header, sizeof header, 0)) {
-        (void)refuse(why, "files disk: cannot be read: %s", strerror(errno));
-        return NULL;
-    }
-    *size = get_le32(header + 8);
-    *count = get_le32(header + 12);
-    if (memcmp(header, "HYPEFIL1", 8) != 0 || *size > BODY_MAX) {
-        (void)refuse(why, "files disk: it does not begin as one of version 1 does");
-        return NULL;
-    }
-    char *body = malloc(*size + 1);
-    if (body == NULL || !file_read_exactly(fd, body, *size, HEADER_SIZE)) {
-        (void)refuse(why, "files disk: cannot be read: %s", strerror(errno));
-        free(body);
-        return NULL;
-    }
-    return body;
-}
-
 static char *load(const char *serial, int64_t deadline, size_t *size, uint32_t *count, struct reason *why)
 {
     char path[DEVICE_PATH_SIZE];
@@ -232,7 +211,8 @@ static char *load(const char *serial, int64_t deadline, size_t *size, uint32_t *
         (void)refuse(why, "files disk: cannot open %s: %s", path, strerror(errno));
         return NULL;
     }
-    char *body = read_body(fd, size, count, why);
+    static const struct disk_form form = {"files disk", "", "HYPEFIL1", BODY_MAX};
+    char *body = disk_body_read(fd, &form, size, count, why);
     close_fd(&fd);
     return body;
 }
