@@ -180,7 +180,7 @@ KINDS: Mapping[str, Kind] = {
     "x-size": Kind(
         parse=_parse_size,
         write=lambda _, size: format_size(size),
-        describe=lambda rule: f"size, {rule['minimum']} to {rule['maximum']}",
+        describe=lambda rule: f"size, {_describe_range(rule)}",
         wanted="a size",
         placeholder="SIZE",
     ),
@@ -196,14 +196,14 @@ KINDS: Mapping[str, Kind] = {
     "x-rate": Kind(
         parse=_parse_rate,
         write=lambda _, rate: format_rate(rate),
-        describe=lambda rule: f"rate, {rule['minimum']} to {rule['maximum']}",
+        describe=lambda rule: f"rate, {_describe_range(rule)}",
         wanted="a rate",
         placeholder="RATE",
     ),
     "x-io-rate": Kind(
         parse=_parse_rate,
         write=lambda _, rate: format_byte_rate(rate),
-        describe=lambda rule: f"rate, {rule['minimum']} to {rule['maximum']}",
+        describe=lambda rule: f"rate, {_describe_range(rule)}",
         wanted="a rate",
         placeholder="RATE",
     ),

@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from hypemand.config.definition import Definition
+from hypemand.config.rates import format_byte_rate
 from hypemand.config.sizes import format_size
 from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.errors import GuestError, InvalidDefinition, Problem, TimedOut
+from hypemand.errors import InvalidDefinition, Problem
 from hypemand.manager.plan import derive_cpu_quota
 from hypemand.model.limits import DiskLimits, RuntimeLimits
 from hypemand.systemd.units import Units
 from hypemand.vm.pause import reach_session
 from hypemand.vm.vm import Vm
-from hypemand.vmm.driver import VmmError, VmmTimeout
+from hypemand.vmm.driver import Vmm
 
 KEYS = ("memory", "cpu_limit", "disk_io")
 """The keys of a definition that can be changed while the VM runs."""
@@ -28,34 +29,27 @@ _BALLOON_DEADLINE = 10.0
 
 async def query_limits(vm: Vm, units: Units) -> RuntimeLimits:
     """What a VM with a VMM has now. GuestError, TimedOut."""
-    try:
-        return await _query(vm, units)
-    except VmmError as error:
-        raise _explain(vm, "read", error) from None
+    with reach_session(vm, f"read the limits of VM {vm.name}") as session:
+        return await _query(vm, await session.reach_vmm(), units)
 
 
 async def change_limits(vm: Vm, units: Units, keys: Mapping[str, object]) -> RuntimeLimits:
     """Change what `keys` name, as in a definition; null: as it was started. What it has then: a guest may
     take a while to give memory back. InvalidDefinition, GuestError, TimedOut. The caller holds the VM's lock.
     """
-    started = vm.runs.definition
-    try:
-        current = await _query(vm, units)
-        wanted = derive_wanted(started, current, keys)
-        vmm = await reach_session(vm, "reach").reach_vmm()
+    with reach_session(vm, f"change the limits of VM {vm.name}") as session:
+        vmm = await session.reach_vmm()
+        wanted = derive_wanted(vm.runs.definition, await vmm.query_disk_limits(), keys)
         if "disk_io" in keys:
             await vmm.set_disk_limits(DiskLimits(**wanted.disk_io))
         if "cpu_limit" in keys:
             await units.set_cpu_quota(vm.unit, derive_cpu_quota(wanted))
         if "memory" in keys:
             await vmm.set_memory(wanted.memory, _BALLOON_DEADLINE)
-        return await _query(vm, units)
-    except VmmError as error:
-        raise _explain(vm, "change", error) from None
+        return await _query(vm, vmm, units)
 
 
-async def _query(vm: Vm, units: Units) -> RuntimeLimits:
-    vmm = await reach_session(vm, "reach").reach_vmm()
+async def _query(vm: Vm, vmm: Vmm, units: Units) -> RuntimeLimits:
     return RuntimeLimits(
         memory=await vmm.query_memory() if vm.runs.definition.balloon else None,
         cpu_limit=await units.find_cpu_quota(vm.unit),
@@ -63,7 +57,7 @@ async def _query(vm: Vm, units: Units) -> RuntimeLimits:
     )
 
 
-def derive_wanted(started: Definition, current: RuntimeLimits, keys: Mapping[str, object]) -> Definition:
+def derive_wanted(started: Definition, current: DiskLimits, keys: Mapping[str, object]) -> Definition:
     """The definition with which the VM was started, and what is to be another now. Keys of `disk_io` that are
     not named stay as they are. InvalidDefinition. Pure."""
     fixed = [key for key in keys if key not in KEYS]
@@ -75,7 +69,7 @@ def derive_wanted(started: Definition, current: RuntimeLimits, keys: Mapping[str
     before = definition_to_json(started)
     after = before | {key: value for key, value in keys.items() if value is not None}
     if isinstance(changed := keys.get("disk_io"), Mapping):
-        merged = {**_write_disk_limits(started, current.disk_io), **changed}
+        merged = {**_write_disk_limits(current), **changed}
         after["disk_io"] = {key: value for key, value in merged.items() if value is not None}
     wanted = parse_definition(started.name, after)
     if "memory" in keys:
@@ -83,12 +77,10 @@ def derive_wanted(started: Definition, current: RuntimeLimits, keys: Mapping[str
     return wanted
 
 
-def _write_disk_limits(started: Definition, limits: DiskLimits) -> Mapping[str, object]:
+def _write_disk_limits(limits: DiskLimits) -> Mapping[str, object]:
     """As a definition has them."""
     given = {key: value for key, value in asdict(limits).items() if value is not None}
-    # the shortest text of each is the schema's matter
-    rates = {key: value if key == "iops" else f"{value}B/s" for key, value in given.items()}
-    return rates if started.disk_io or given else {}
+    return {key: value if key == "iops" else format_byte_rate(value) for key, value in given.items()}
 
 
 def _check_memory(started: Definition, memory: int) -> None:
@@ -100,8 +92,3 @@ def _check_memory(started: Definition, memory: int) -> None:
     else:
         return
     raise InvalidDefinition([Problem("", 0, 0, "memory", what, hint)])
-
-
-def _explain(vm: Vm, what: str, error: VmmError) -> GuestError | TimedOut:
-    kind = TimedOut if isinstance(error, VmmTimeout) else GuestError
-    return kind(f"cannot {what} the limits of VM {vm.name}: {error}", hint="see hypemanctl status")

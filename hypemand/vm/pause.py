@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from hypemand.errors import GuestError, HypemandError, TimedOut
 from hypemand.model.evidence import RunState
@@ -43,19 +44,21 @@ async def resume_to_end(vm: Vm) -> None:
             vm.log(logging.WARNING, f"VM {vm.name} cannot be shut down gracefully: {error}")
 
 
-def reach_session(vm: Vm, what: str) -> Session:
-    """The connections to its VMM, to `what` the VM. GuestError when there are none."""
-    if vm.session is None:
-        raise GuestError(f"cannot {what} VM {vm.name}: its VMM is not reachable", hint="try again")
-    return vm.session
-
-
 async def _ask(vm: Vm, what: str, order: Callable[[Session], Awaitable[None]]) -> None:
-    session = reach_session(vm, what)
-    try:
+    with reach_session(vm, f"{what} VM {vm.name}") as session:
         await order(session)
-    except VmmTimeout as error:
-        raise TimedOut(f"cannot {what} VM {vm.name}: {error}", hint="see hypemanctl status") from None
-    except VmmError as error:
-        raise GuestError(f"cannot {what} VM {vm.name}: {error}", hint="see hypemanctl status") from None
     await vm.refresh()
+
+
+@contextmanager
+def reach_session(vm: Vm, what: str) -> Iterator[Session]:
+    """The connections to its VMM, in a block that does `what`. GuestError when there are none, and for what
+    the VMM refuses there; TimedOut."""
+    if vm.session is None:
+        raise GuestError(f"cannot {what}: its VMM is not reachable", hint="try again")
+    try:
+        yield vm.session
+    except VmmTimeout as error:
+        raise TimedOut(f"cannot {what}: {error}", hint="see hypemanctl status") from None
+    except VmmError as error:
+        raise GuestError(f"cannot {what}: {error}", hint="see hypemanctl status") from None

@@ -18,7 +18,7 @@ from hypemand.manager.metrics.counts import Counts
 from hypemand.manager.metrics.drops import DroppedLines
 from hypemand.manager.metrics.report import ImageReport, MetricsReport, VmReport
 from hypemand.manager.parts import Parts
-from hypemand.manager.resources.admission import read_room, read_total_memory
+from hypemand.manager.resources.admission import derive_usable, read_room, read_total_memory
 from hypemand.manager.sharedquery import SharedQuery
 from hypemand.model.metrics import ApiCounts
 from hypemand.model.state import State
@@ -109,8 +109,6 @@ class Metrics:
         """What is known without a look at a disk."""
         config, fleet = self._parts.config(), self._parts.fleet
         found_states = Counter(vm.state for vm in fleet)
-        policy = config.memory
-        allowed = int(max(read_total_memory() - policy.reserve, 0) * policy.overcommit)
         return MetricsReport(
             version=VERSION,
             states={state: found_states[state] for state in State},
@@ -120,7 +118,7 @@ class Metrics:
             volumes=tuple(volume.size for volume in self._parts.volumes),
             disk_reserve=config.disk.reserve,
             memory_committed=sum(held.memory for _, held in fleet.list_held()),
-            memory_allowed=allowed,
+            memory_allowed=derive_usable(read_total_memory(), config.memory),
             pulls_in_progress=sum(not pull.view.status.is_settled for pull in self._parts.images.pulls),
             api=self._api,
             turns=self._turns,
