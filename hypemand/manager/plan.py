@@ -105,14 +105,7 @@ def make_plan(
     guest = replace(guest, volumes=mounts, machine_id=record.id)
     if network is not None:
         guest = replace(guest, interfaces=(network.interface,), dns=network.dns, hosts=network.hosts)
-    if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):
-        what = f"in systemd mode the program must be an absolute path, not {guest.argv[0]}"
-        raise InvalidDefinition(
-            [Problem("", 0, 0, "cmd", what, ("use the path of the init, such as /sbin/init"))]
-        )
-    if guest.mode is Mode.EXEC and definition.ready is not None and definition.ready.unit is not None:
-        what = f"names the unit {definition.ready.unit}, which there is only in systemd mode"
-        raise InvalidDefinition([Problem("", 0, 0, "ready.notify", what, "write notify: true")])
+    _check_mode(guest, definition)
     shared = _place_shared(definition, image, host, places.own)
     shared = {path: path if in_root(path) else place for path, place in shared.items()}
     vmm = VmmPlan(
@@ -129,8 +122,37 @@ def make_plan(
         disk_limits=DiskLimits(**definition.disk_io),
         balloon=definition.balloon,
     )
+    bound = {path: place for path, place in shared.items() if path != place}
+    unit = _make_unit_plan(record, definition, guest, vmm, host, places, volumes, bound, host_files)
+    return Plan(guest, unit)
+
+
+def _check_mode(guest: GuestConfig, definition: Definition) -> None:
+    """Raise InvalidDefinition for what the mode does not have, which is known with the image alone."""
+    if guest.mode is Mode.SYSTEMD and not guest.argv[0].startswith("/"):
+        what = f"in systemd mode the program must be an absolute path, not {guest.argv[0]}"
+        raise InvalidDefinition(
+            [Problem("", 0, 0, "cmd", what, ("use the path of the init, such as /sbin/init"))]
+        )
+    if guest.mode is Mode.EXEC and definition.ready is not None and definition.ready.unit is not None:
+        what = f"names the unit {definition.ready.unit}, which there is only in systemd mode"
+        raise InvalidDefinition([Problem("", 0, 0, "ready.notify", what, "write notify: true")])
+
+
+def _make_unit_plan(
+    record: VmRecord,
+    definition: Definition,
+    guest: GuestConfig,
+    vmm: VmmPlan,
+    host: VmmHost,
+    places: Places,
+    volumes: Sequence[Attached],
+    bound: Mapping[Path, Path],
+    host_files: HostFiles,
+) -> UnitPlan:
+    """`bound`: files of the host that VMs share, and their places in the VMM's root."""
     limit = derive_start_limit(definition)
-    unit = UnitPlan(
+    return UnitPlan(
         vm=record.name,
         vm_id=record.id,
         uid=record.uid,
@@ -139,7 +161,7 @@ def make_plan(
         stop_post=_stop_post_command(record, definition, guest, places),
         root=places.root,
         readable=(
-            *((path, place) for path, place in shared.items() if path != place),
+            *bound.items(),
             *_volume_places(volumes, places.own, writable=False),
             *(
                 (directory.image, places.own.volume(number))
@@ -165,12 +187,11 @@ def make_plan(
         watchdog=definition.health is not None,
         sockets=(
             (JOURNAL_SOCKET, places.own.journal),
-            *(() if network is None else ((TAP_SOCKET, places.own.tap),)),
+            *(() if vmm.net is None else ((TAP_SOCKET, places.own.tap),)),
         ),
         extra=definition.unit,
         secrets=definition.secrets,
     )
-    return Plan(guest, unit)
 
 
 def _derive_restart(definition: Definition) -> str:

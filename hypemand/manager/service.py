@@ -19,7 +19,7 @@ from hypemand.manager.logs import read_log
 from hypemand.manager.parts import Parts
 from hypemand.manager.resources.volumeuse import change_volume
 from hypemand.manager.sharedquery import SharedQuery
-from hypemand.manager.starts import Starter, derive_pin, logged_start
+from hypemand.manager.starts import Starter, derive_pin, logged_start, refuse_of_file
 from hypemand.model.events import StartKind
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.limits import RuntimeLimits
@@ -153,8 +153,7 @@ class VmManager:
 
     def _check_not_of_file(self, vm: Vm, hint: str) -> None:
         if vm.record.origin is Origin.FILE and not vm.removed:
-            path = self._parts.config().vm_dir / f"{vm.name}.yaml"
-            raise WrongState(f"VM {vm.name} is defined in {path}", hint=hint)
+            raise refuse_of_file(vm, self._parts.config().vm_dir, hint)
 
     async def create_vm(
         self,

@@ -106,10 +106,8 @@ class Starter:
             return
         before, origin = vm.record.definition, vm.record.origin
         if origin is Origin.FILE:
-            raise WrongState(
-                f"VM {vm.name} is defined in {self._parts.config().vm_dir}/{vm.name}.yaml",
-                hint="change entrypoint: and cmd: in that file, then systemctl reload hypemand",
-            )
+            hint = "change entrypoint: and cmd: in that file, then systemctl reload hypemand"
+            raise refuse_of_file(vm, self._parts.config().vm_dir, hint)
         changed = replace_program(before, program.entrypoint, program.cmd)
         await self._records.update(vm.name, changed, origin)
         try:
@@ -365,6 +363,11 @@ async def _wait_for(task: asyncio.Task[Any]) -> None:
 def derive_pin(definition: Definition, image: Image) -> ImagePin | None:
     """What a VM keeps to. A package's image changes with the package."""
     return None if image.builtin else ImagePin(definition.image, image.digest)
+
+
+def refuse_of_file(vm: Vm, vm_dir: Path, hint: str) -> WrongState:
+    """Why a VM that a file defines is changed in that alone."""
+    return WrongState(f"VM {vm.name} is defined in {vm_dir}/{vm.name}.yaml", hint=hint)
 
 
 @contextmanager
