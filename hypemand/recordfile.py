@@ -65,15 +65,20 @@ def load_record(
 
 def read_regular(path: Path, limit: int = MAX_RECORD) -> bytes:
     """What a regular file holds. OSError for anything else, and for one of more than `limit` bytes."""
+    data = read_beginning(path, limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
+    return data
+
+
+def read_beginning(path: Path, most: int) -> bytes:
+    """The first bytes of a regular file, at most so many. OSError for anything else."""
     # O_NONBLOCK: open(2) of a FIFO waits for a writer without it
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
-    return data
+        return file.read(most)
 
 
 def parse_json(data: bytes) -> Any:

@@ -99,7 +99,7 @@ def find_variables(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def read_env_files(paths: list[str]) -> dict[str, str]:
-    """The variables of files of whoever runs this; a later file wins. InvalidDefinition, InvalidRequest."""
+    """The variables of the caller's files; a later file wins. InvalidDefinition, InvalidRequest."""
     if not paths:
         return {}
     from hypemand.config.envfile import MAX_BYTES, parse_env_file

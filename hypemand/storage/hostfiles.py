@@ -8,8 +8,6 @@ leads to a device or a pipe holds nobody up.
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from hypemand.config.envfile import MAX_BYTES, parse_env_file
 from hypemand.config.sizes import format_size
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.protocol.filesdisk import MAX_CONTENT, DiskFile
+from hypemand.recordfile import read_beginning
 
 _STORES = ("/run/credentials/@system", "/etc/credstore", "/run/credstore", "/usr/lib/credstore")
 _ENCRYPTED_STORES = ("/run/credstore.encrypted", "/etc/credstore.encrypted", "/usr/lib/credstore.encrypted")
@@ -62,15 +61,6 @@ def read_host_files(definition: Definition, root: Path = Path("/")) -> HostFiles
     return HostFiles(env, files)
 
 
-def _read_bounded(path: str, limit: int) -> bytes:
-    """What a regular file holds, at most one byte more than the limit. OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "it is not a regular file")
-        return file.read(limit + 1)
-
-
 def _unreadable(key: str, path: str, error: OSError) -> Problem:
     return Problem(
         "", 0, 0, key, f"{path} cannot be read: {error.strerror}", "create it, or remove the entry"
@@ -82,7 +72,7 @@ def _read_env(paths: tuple[str, ...], problems: list[Problem]) -> dict[str, str]
     for number, word in enumerate(paths):
         path = word.removeprefix("-")
         try:
-            found |= parse_env_file(_read_bounded(path, MAX_BYTES), path)
+            found |= parse_env_file(read_beginning(Path(path), MAX_BYTES + 1), path)
         except FileNotFoundError as error:
             if path == word:
                 problems.append(_unreadable(f"env_file[{number}]", path, error))
@@ -100,7 +90,7 @@ def _read_files(files: tuple[GuestFile, ...], problems: list[Problem]) -> tuple[
         content = b"" if file.content is None else file.content.encode()
         if file.source is not None:
             try:
-                content = _read_bounded(file.source, left)
+                content = read_beginning(Path(file.source), left + 1)
             except OSError as error:
                 problems.append(_unreadable(f"files[{number}].source", file.source, error))
                 continue
