@@ -17,9 +17,11 @@
 
 enum { NAME_SIZE = 16 };
 
-static int all = -1;  /* the folder of all groups */
-static unsigned last; /* the number that was given last */
-static bool any_left; /* one could not be removed when it was released */
+static const char *own;  /* the agent's own group, below the hierarchy; NULL: there is none */
+static const char *name; /* of the folder of all groups in it, */
+static int all = -1;     /* which is made with the first of them */
+static unsigned last;    /* the number that was given last */
+static bool any_left;    /* one could not be removed when it was released */
 
 /* The hierarchy itself: whatever is mounted on /sys/fs/cgroup, and where systemd has it. */
 static int open_hierarchy(void)
@@ -35,31 +37,32 @@ static int open_hierarchy(void)
 }
 
 /* The line of version 2 is "0::/PATH". */
-static bool find_own(char *text, const char **path)
+static const char *find_path(char *text)
 {
     char *found = strncmp(text, "0::/", 4) == 0 ? text : strstr(text, "\n0::/");
     if (found == NULL)
-        return false;
+        return NULL;
     char *start = strchr(found, '/') + 1;
     start[strcspn(start, "\n")] = '\0';
-    *path = *start == '\0' ? "." : start;
-    return true;
+    return *start == '\0' ? "." : start;
 }
 
 void groups_begin(const char *folder)
 {
-    char text[PATH_MAX];
-    const char *path;
-    int hierarchy = open_hierarchy();
-    if (hierarchy < 0 || file_read("/proc/self/cgroup", text, sizeof text) < 0 || !find_own(text, &path)) {
-        close_fd(&hierarchy);
-        return;
-    }
-    int own = openat(hierarchy, path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (own >= 0 && (mkdirat(own, folder, 0755) == 0 || errno == EEXIST))
-        all = openat(own, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    close_fd(&own);
+    static char text[PATH_MAX];
+    name = folder;
+    own = file_read("/proc/self/cgroup", text, sizeof text) < 0 ? NULL : find_path(text);
+}
+
+static bool open_all(void)
+{
+    int hierarchy = own == NULL ? -1 : open_hierarchy();
+    int group = hierarchy < 0 ? -1 : openat(hierarchy, own, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (group >= 0 && (mkdirat(group, name, 0755) == 0 || errno == EEXIST))
+        all = openat(group, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    close_fd(&group);
     close_fd(&hierarchy);
+    return all >= 0;
 }
 
 /* Those with something in them stay: EBUSY. A group that was just made has its process before this can come
@@ -83,18 +86,18 @@ static void remove_empty(void)
 
 struct group group_make(void)
 {
-    char name[NAME_SIZE];
+    char number[NAME_SIZE];
     struct group group = GROUP_NONE;
-    if (all < 0)
+    if (all < 0 && !open_all())
         return group;
     if (any_left)
         remove_empty();
     /* An agent before this one may have left some. */
     do
-        (void)snprintf(name, sizeof name, "%u", ++last);
-    while (mkdirat(all, name, 0755) != 0 && errno == EEXIST);
+        (void)snprintf(number, sizeof number, "%u", ++last);
+    while (mkdirat(all, number, 0755) != 0 && errno == EEXIST);
     group.number = last;
-    group.fd = openat(all, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    group.fd = openat(all, number, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     return group;
 }
 
@@ -105,11 +108,11 @@ bool group_kill(const struct group *group)
 
 void group_release(struct group *group)
 {
-    char name[NAME_SIZE];
+    char number[NAME_SIZE];
     if (group->fd < 0)
         return;
-    (void)snprintf(name, sizeof name, "%u", group->number);
-    if (unlinkat(all, name, AT_REMOVEDIR) != 0)
+    (void)snprintf(number, sizeof number, "%u", group->number);
+    if (unlinkat(all, number, AT_REMOVEDIR) != 0)
         any_left = true;
     close_fd(&group->fd);
 }

@@ -13,8 +13,9 @@ struct group {
 
 #define GROUP_NONE ((struct group){.fd = -1})
 
-/* Groups are made from now on, in a folder of this name below the caller's own group. Without it, or where
- * the kernel has none, every group is GROUP_NONE. */
+/* Groups are made in a folder of this name below the caller's own group, which is the one that it has now.
+ * The folder is made with the first of them: no start waits for it. Without this, or where the kernel has
+ * none, every group is GROUP_NONE. */
 void groups_begin(const char *folder);
 
 /* A new one, with nothing in it; also those are removed in which something was left that has ended since. */
