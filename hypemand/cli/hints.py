@@ -68,7 +68,7 @@ OPTION_HINTS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("--hostname", "--container-name"), "use --name: the VM has it as its host name"),
         **dict.fromkeys(("-l", "--label"), "use --tag KEY=VALUE"),
         **dict.fromkeys(("--net", "--bridge"), "use --network"),
-        **dict.fromkeys(("--ip", "--ip6"), _IN_A_DEFINITION.format(key="network.address")),
+        **dict.fromkeys(("--ip", "--ip6"), "use --address"),
         "--mac-address": _IN_A_DEFINITION.format(key="network.mac"),
         "--expose": "use --publish",
         "--storage-opt": "use --disk",

@@ -79,11 +79,33 @@ def build_definition(args: Namespace) -> dict[str, object]:
 
 def _build_network(args: Namespace) -> str | dict[str, object] | None:
     """The key `network`; None for what the host has by default."""
-    if not args.publish:
+    asked = {
+        "name": args.network,
+        **_sort_addresses(args.address),
+        "publish": args.publish or None,
+        "group": args.group,
+    }
+    keys: dict[str, object] = {key: value for key, value in asked.items() if value is not None}
+    if keys.keys() <= {"name"}:
         return args.network  # type: ignore[no-any-return]
     if args.network == NO_NETWORK:
-        raise InvalidRequest("--publish requires a network", hint="omit --network=none")
-    return {"publish": args.publish} | ({} if args.network is None else {"name": args.network})
+        word = next(word for word in ("publish", "address", "group") if getattr(args, word))
+        raise InvalidRequest(f"--{word} requires a network", hint="omit --network=none")
+    return keys
+
+
+def _sort_addresses(words: list[str]) -> dict[str, str]:
+    """The addresses by their keys: IPv6 has colons. That they are valid is the daemon's to say."""
+    found: dict[str, str] = {}
+    for word in words:
+        key = "address6" if ":" in word else "address"
+        if key in found:
+            raise InvalidRequest(
+                f"--address {word!r} is the second of its family",
+                hint="a VM has one IPv4 and one IPv6 address",
+            )
+        found[key] = word
+    return found
 
 
 def find_variables(words: list[str]) -> Iterator[tuple[str, str]]:

@@ -73,6 +73,17 @@ _RUN_OPTIONS = (
         "PORTS",
         repeat=True,
     ),
+    Option(
+        ("--address",),
+        "fixed IPv4 or IPv6 address of the VM in its network; one of each may be given",
+        "ADDRESS",
+        repeat=True,
+    ),
+    Option(
+        ("--group",),
+        "let VMs of the same network and group reach the VM, and resolve its name",
+        "GROUP",
+    ),
     Option(("--json",), "with -d: print the instance as JSON"),
 )
 

@@ -115,6 +115,12 @@ def test_run_sends_what_was_said_and_nothing_else(daemon: Canned, cli: Cli) -> N
         ("--network lab", "lab"),
         ("-p 8080:80 --publish 53:53/udp", {"publish": ["8080:80", "53:53/udp"]}),
         ("--network lab -p 8080:80", {"name": "lab", "publish": ["8080:80"]}),
+        ("--group shop", {"group": "shop"}),
+        ("--address 10.83.112.20", {"address": "10.83.112.20"}),
+        (
+            "--network lab --address fd00::20 --group shop --address 10.9.0.20",
+            {"name": "lab", "address": "10.9.0.20", "address6": "fd00::20", "group": "shop"},
+        ),
     ],
 )
 def test_run_says_where_in_the_network(daemon: Canned, cli: Cli, words: str, network: object) -> None:
@@ -127,10 +133,33 @@ def test_run_says_where_in_the_network(daemon: Canned, cli: Cli, words: str, net
     assert create["definition"]["network"] == network
 
 
-def test_nothing_is_published_without_a_network(daemon: Canned, cli: Cli) -> None:
-    refused = cli.run("run", "-d", "--network", "none", "-p", "80:80", "box")
-    assert (refused.returncode, "--publish requires a network" in refused.stderr) == (125, True)
+@pytest.mark.parametrize("words", ["-p 80:80", "--address fd00::9", "--group shop"])
+def test_without_a_network_there_is_nothing_of_one(daemon: Canned, cli: Cli, words: str) -> None:
+    refused = cli.run("run", "-d", "--network", "none", *words.split(), "box")
+    option = words.split(maxsplit=1)[0].replace("-p", "--publish")
+    assert (refused.returncode, f"{option} requires a network" in refused.stderr) == (125, True)
     assert daemon.requests == []
+
+
+def test_a_vm_has_one_address_of_each_family(daemon: Canned, cli: Cli) -> None:
+    refused = cli.run("run", "-d", "--address", "fd00::9", "--address", "fd00::a", "box")
+    assert (refused.returncode, "--address 'fd00::a' is the second of its family" in refused.stderr) == (
+        125,
+        True,
+    )
+    assert daemon.requests == []
+
+
+def test_an_address_and_a_group_are_the_vm_s(live: Live, cli: Cli) -> None:
+    words = "run -d --name shop --network default --address 10.7.0.20 --group shop"
+    assert cli.run(*words.split(), BOX).returncode == 0
+    shown = json.loads(cli.run("show", "--json", "shop").stdout)
+    assert shown["network"]["ip"] == "10.7.0.20"
+    wrong = cli.run("run", "-d", "--address", "10.7.0.300", BOX)
+    assert (wrong.returncode, "network.address: '10.7.0.300' is not an IPv4 address" in wrong.stderr) == (
+        125,
+        True,
+    )
 
 
 def test_run_says_why_a_program_could_not_run(live: Live, cli: Cli) -> None:
