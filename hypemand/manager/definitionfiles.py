@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.config.source import MAX_BYTES
-from hypemand.config.vmfile import is_definition_file
+from hypemand.config.vmfile import SUFFIXES, is_definition_file
 from hypemand.recordfile import read_regular
 
 
@@ -37,6 +37,10 @@ class DefinitionFiles:
         """The path of the file that a VM was loaded from."""
         mark = None if self._marks is None else self._marks.get(name)
         return None if mark is None else str(mark.path)
+
+    def name_file(self, folder: Path, name: str) -> Path:
+        """The file that a VM is defined in, or would be where nothing was loaded."""
+        return Path(self.find(name) or folder / f"{name}{SUFFIXES[0]}")
 
     def find_changed(self, folder: Path) -> Set[str]:
         """The VMs whose file has been changed or removed since it was loaded, by its content: one that was

@@ -87,7 +87,7 @@ class Reloader:
             vm = self._fleet.find(name)
             is_of_api = vm is not None and vm.record.origin is Origin.API
             if vm is not None and is_of_api and vm.record.definition != definition:
-                problems.append(_defined_twice(config.vm_dir, name))
+                problems.append(_defined_twice(self._files.name_file(config.vm_dir, name), name))
                 continue
             try:
                 if vm is not None and is_of_api:
@@ -100,7 +100,7 @@ class Reloader:
                     await self._redefine(vm, definition)
                     changed.append(name)
             except (HypemandError, OSError) as error:  # one VM keeps no other from what its file says
-                problems.append(_not_taken(config.vm_dir, name, error))
+                problems.append(_not_taken(self._files.name_file(config.vm_dir, name), error))
         # a directory that cannot be read says nothing of files that are gone
         await self._manager.look_at_files()
         removed = self._remove_missing({*found.definitions, *found.broken}) if found.readable else []
@@ -193,13 +193,13 @@ async def _reach_online() -> None:
         _log.warning("VMs that wait for network-online.target start without it: %s", error)
 
 
-def _not_taken(folder: Path, name: str, error: HypemandError | OSError) -> Problem:
+def _not_taken(file: Path, error: HypemandError | OSError) -> Problem:
     what, hint = (error.message, error.hint) if isinstance(error, HypemandError) else (str(error), "")
-    return Problem(str(folder / f"{name}.yaml"), 0, 0, "", what, hint)
+    return Problem(str(file), 0, 0, "", what, hint)
 
 
-def _defined_twice(folder: Path, name: str) -> Problem:
+def _defined_twice(file: Path, name: str) -> Problem:
     return Problem(
-        str(folder / f"{name}.yaml"), 0, 0, "", f"a VM {name} was already created with the API",
+        str(file), 0, 0, "", f"a VM {name} was already created with the API",
         "rename the file, write that VM's own definition into it, or remove that VM",
     )  # fmt: skip

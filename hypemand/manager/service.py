@@ -153,7 +153,7 @@ class VmManager:
 
     def _check_not_of_file(self, vm: Vm, hint: str) -> None:
         if vm.record.origin is Origin.FILE and not vm.removed:
-            raise refuse_of_file(vm, self._parts.config().vm_dir, hint)
+            raise refuse_of_file(self._parts, vm, hint)
 
     async def create_vm(
         self,

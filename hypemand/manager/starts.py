@@ -107,7 +107,7 @@ class Starter:
         before, origin = vm.record.definition, vm.record.origin
         if origin is Origin.FILE:
             hint = "change entrypoint: and cmd: in that file, then systemctl reload hypemand"
-            raise refuse_of_file(vm, self._parts.config().vm_dir, hint)
+            raise refuse_of_file(self._parts, vm, hint)
         changed = replace_program(before, program.entrypoint, program.cmd)
         await self._records.update(vm.name, changed, origin)
         try:
@@ -365,9 +365,10 @@ def derive_pin(definition: Definition, image: Image) -> ImagePin | None:
     return None if image.builtin else ImagePin(definition.image, image.digest)
 
 
-def refuse_of_file(vm: Vm, vm_dir: Path, hint: str) -> WrongState:
+def refuse_of_file(parts: Parts, vm: Vm, hint: str) -> WrongState:
     """Why a VM that a file defines is changed in that alone."""
-    return WrongState(f"VM {vm.name} is defined in {vm_dir}/{vm.name}.yaml", hint=hint)
+    file = parts.files.name_file(parts.config().vm_dir, vm.name)
+    return WrongState(f"VM {vm.name} is defined in {file}", hint=hint)
 
 
 @contextmanager

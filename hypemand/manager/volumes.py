@@ -46,7 +46,7 @@ class ApiVolumes:
     def __init__(self, parts: Parts, manager: VmManager) -> None:
         self._manager = manager
         self._fleet, self._guests, self._space = parts.fleet, parts.guests, parts.space
-        self._config = parts.config
+        self._config, self._files = parts.config, parts.files
         self._disk_watch, self._tasks = parts.disk_watch, parts.tasks
         self._store, self._volume_use = parts.volumes, parts.volume_use
         self._lock = asyncio.Lock()
@@ -159,7 +159,7 @@ class ApiVolumes:
     def _say_how_to_detach(self, vm: str, volume: Volume) -> str:
         found = self._fleet.find(vm)
         if found is not None and found.record.origin is Origin.FILE and not found.removed:
-            file = self._config().vm_dir / f"{vm}.yaml"
+            file = self._files.name_file(self._config().vm_dir, vm)
             return f"remove it from volumes: in {file}, then: hypemanctl reload"
         return f"hypemanctl volume detach {vm} {volume.name}"
 

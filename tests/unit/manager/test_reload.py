@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.errors import WrongState
+from hypemand.config.definition import MIB
+from hypemand.errors import InUse, WrongState
+from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.state import State
+from hypemand.model.vm import Program
 from tests.fakes.host import FakeHost, drive
 
 
@@ -189,5 +192,38 @@ def test_a_volume_of_a_vm_of_a_file_is_changed_in_the_file() -> None:
         await asyncio.to_thread(host.parts.volumes.create, "data", 64 * 1024 * 1024, {}, None)
         with pytest.raises(WrongState, match=r"web\.yaml"):
             await host.manager.detach_volume("web", "data")
+
+    drive(scenario)
+
+
+def test_a_file_is_named_by_its_own_name() -> None:
+    async def scenario(host: FakeHost) -> None:
+        file = host.config.vm_dir / "web.yml"
+
+        def move() -> None:
+            (host.config.vm_dir / "web.yaml").rename(file)
+
+        await ApiVolumes(host.parts, host.manager).create_volume("data", 16 * MIB, {}, None)
+        host.write(volumes=[{"volume": "data", "mount_path": "/data"}])
+        move()
+        assert (await host.reload()).defined == ("web",)
+        for change in (
+            host.manager.delete_vm("web"),
+            host.manager.detach_volume("web", "data"),
+            host.manager.start_vm("web", program=Program(None, ("true",))),
+        ):
+            with pytest.raises(WrongState, match=f"VM web is defined in {file};"):
+                await change
+        with pytest.raises(InUse) as used:
+            await ApiVolumes(host.parts, host.manager).remove_volume("data")
+        assert used.value.hint == f"remove it from volumes: in {file}, then: hypemanctl reload"
+        file.unlink()
+        await host.reload()
+        await host.manager.delete_vm("web")
+        await host.create()
+        host.write(memory="128M")
+        move()
+        (problem,) = (await host.reload()).problems
+        assert problem.file == str(file)
 
     drive(scenario)
