@@ -73,6 +73,13 @@ class InvalidRequest(HypemandError):
     status = 400
 
 
+class Forbidden(HypemandError):
+    """The client is not authorized for this."""
+
+    code = "forbidden"
+    status = 403
+
+
 class NotFound(HypemandError):
     """There is no VM or image of that id or name."""
 

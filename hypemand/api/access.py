@@ -21,10 +21,10 @@ from typing import Any
 
 from aiohttp import web
 
-from hypemand.api.failures import Forbidden, Handler, error_response
+from hypemand.api.failures import Handler, error_response
 from hypemand.api.requests import parse_ref
 from hypemand.api.tokens import Token, TokenStore
-from hypemand.errors import HostNotReady, HypemandError, NotFound
+from hypemand.errors import Forbidden, HostNotReady, HypemandError, NotFound
 from hypemand.model.caller import CALLER
 from hypemand.model.metrics import ApiCounts
 from hypemand.model.services import Manager

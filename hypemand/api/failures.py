@@ -25,13 +25,6 @@ _STATE = Path("/var/lib/hypemand")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Forbidden(HypemandError):
-    """The client is not authorized for this."""
-
-    code = "forbidden"
-    status = 403
-
-
 class UnknownRoute(HypemandError):
     """The path does not exist."""
 

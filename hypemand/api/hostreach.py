@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from hypemand.api.failures import Forbidden
 from hypemand.config.definition import Definition, DefinitionDefaults
 from hypemand.config.guestfiles import find_host_paths
 from hypemand.config.netparse import format_publish
+from hypemand.errors import Forbidden
 from hypemand.unitnames import is_of_vm
 
 # Ports below are for root on any Unix (net.ipv4.ip_unprivileged_port_start).
