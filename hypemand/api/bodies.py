@@ -174,6 +174,14 @@ class KillInstance:
     signal: int = with_default(SignalNumber(), 9)
 
 
+@_body_of("renameInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenameInstance:
+    """The name that a VM gets."""
+
+    name: str = required(Text(pattern=NAME_PATTERN))
+
+
 @_body_of("setLimits")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetLimits:

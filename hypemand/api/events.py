@@ -17,7 +17,7 @@ from hypemand.api.streams import send_events
 from hypemand.errors import InvalidRequest, NotFound
 from hypemand.model.answers.event import HostEvent
 from hypemand.model.document import encode
-from hypemand.model.events import Cursor, Event, EventKind, Noted, Since
+from hypemand.model.events import Cursor, Event, EventKind, Noted, Rename, Since
 
 
 class EventRoutes:
@@ -51,7 +51,7 @@ class EventRoutes:
                 return True
             if query.kinds is not None and kind not in query.kinds:
                 return False
-            if query.vms is not None and event.vm not in query.vms and event.vm_id not in query.vms:
+            if query.vms is not None and _list_names(event).isdisjoint(query.vms):
                 return False
             return peer.sees_all or self._may_see(event, peer)
 
@@ -64,6 +64,12 @@ class EventRoutes:
         except NotFound:
             return False
         return peer.may_see(view.name, view.definition.tags)
+
+
+def _list_names(event: Event) -> set[str]:
+    """By what its VM can be asked for."""
+    former = {event.details.old} if isinstance(event.details, Rename) else set()
+    return {event.vm, event.vm_id} | former
 
 
 async def _filter(events: AsyncIterator[Noted], is_wanted: Callable[[Event], bool]) -> AsyncIterator[Noted]:

@@ -18,6 +18,7 @@ from hypemand.api.bodies import (
     Nothing,
     PathQuery,
     ReadLogs,
+    RenameInstance,
     RestartInstance,
     SetLimits,
     StartInstance,
@@ -96,6 +97,7 @@ class Routes:
             web.post(f"{vm}/kill", self.kill_instance),
             web.post(f"{vm}/pause", self.pause_instance),
             web.post(f"{vm}/resume", self.resume_instance),
+            web.post(f"{vm}/rename", self.rename_instance),
             web.get(f"{vm}/limits", self.get_limits, allow_head=False),
             web.put(f"{vm}/limits", self.set_limits),
             web.get(f"{vm}/wait", self.wait_instance, allow_head=False),
@@ -225,6 +227,13 @@ class Routes:
         ref = parse_ref(request)
         await self._read(request, Nothing)
         return _instance(await self._manager.resume_vm(ref))
+
+    async def rename_instance(self, request: web.Request) -> web.StreamResponse:
+        """Give a stopped VM another name."""
+        ref = parse_ref(request)
+        name = (await self._read(request, RenameInstance)).name
+        by_root = find_peer(request).is_root
+        return _instance(await self._manager.rename_vm(ref, name, by_root=by_root))
 
     async def get_limits(self, request: web.Request) -> web.StreamResponse:
         """Limits of a running VM."""

@@ -19,6 +19,7 @@ COMMAND_HINTS: Mapping[str, str] = {
     **dict.fromkeys(("log", "journal", "journalctl"), "hypemanctl logs NAME"),
     **dict.fromkeys(("create", "launch", "spawn"), "hypemanctl run -d IMAGE"),
     **dict.fromkeys(("define", "up", "daemon-reload"), "hypemanctl reload"),
+    **dict.fromkeys(("domrename", "mv", "move"), "hypemanctl rename NAME NEW"),
     **dict.fromkeys(("delete", "remove", "undefine"), "hypemanctl rm NAME"),
     **dict.fromkeys(("shutdown", "poweroff", "down", "halt"), "hypemanctl stop NAME"),
     **dict.fromkeys(("destroy", "terminate"), "hypemanctl kill NAME"),

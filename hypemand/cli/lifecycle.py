@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""start, stop, restart, kill, pause, resume, rm, wait."""
+"""start, stop, restart, kill, pause, resume, rename, rm, wait."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from hypemand.cli.watch import show_progress, wait_for_state, wait_until_started
 from hypemand.errors import HypemandError, InvalidRequest, NotFound, WrongState
 from hypemand.model.answers.instance import Instance
 from hypemand.model.state import Origin, State
+from hypemand.unitnames import handle_name
 
 WAIT_SECONDS = 60.0
 KILL_SIGNAL = 9
+_SYSTEMD_SECONDS = 10.0
 
 
 def start(context: Context) -> int:
@@ -170,6 +172,33 @@ def _post_each(context: Context, what: str, body: dict[str, int]) -> int:
     if context.wants_json:
         print_instances(changed)
     return failure
+
+
+def rename(context: Context) -> int:
+    """Give a VM another name. What systemd is to start at boot is the administrator's to say: if that is the
+    VM by its old name, how to change it is shown."""
+    client, args = context.client, context.args
+    before = get_instance(client, args.name)
+    renamed = post_instance(client, args.name, "rename", body={"name": args.new}, timeout=CHANGE_SECONDS)
+    if renamed.name != before.name and _is_enabled(old := handle_name(before.name)):
+        print_error(
+            f"{old} is enabled, and there is no VM {before.name} any more: systemctl disable {old};"
+            f" systemctl enable {handle_name(renamed.name)}"
+        )
+    if context.wants_json:
+        print_json(renamed.document)
+    return ExitCode.OK
+
+
+def _is_enabled(unit: str) -> bool:
+    """Not where that cannot be found out."""
+    from hypemand.run import run
+
+    try:
+        done = run(["systemctl", "is-enabled", unit], timeout=_SYSTEMD_SECONDS)
+    except HypemandError:
+        return False
+    return done.stdout.strip() == b"enabled"
 
 
 def remove(context: Context) -> int:

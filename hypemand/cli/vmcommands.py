@@ -257,6 +257,14 @@ LIFECYCLE = (
         options=(JSON,),
     ),
     Command(
+        ("rename",),
+        "give a stopped VM another name",
+        "lifecycle:rename",
+        "The VM keeps its data, addresses and history. Its units have the new name: enable them again.",
+        arguments=(_ONE_VM, Argument("NEW", "the new name of the VM")),
+        options=(JSON,),
+    ),
+    Command(
         ("rm",),
         "remove VMs and their data",
         "lifecycle:remove",

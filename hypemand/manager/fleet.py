@@ -159,9 +159,13 @@ class Fleet:
 
     def begin_start(self, vm: Vm, definition: Definition) -> None:
         """From now on it counts as one that runs with this, until `starting` has it no more."""
+        self.note_disk(vm)
+        self.starting[vm.name] = definition
+
+    def note_disk(self, vm: Vm) -> None:
+        """It has a disk by now, whatever a look says that was before."""
         self._start_count += 1
         self._starts[vm.name] = self._start_count
-        self.starting[vm.name] = definition
 
     async def look_at_disks(self) -> DiskLook:
         """What `check_room` decides by later, together with what has become of the VMs meanwhile."""

@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import math
 import os
 import pwd
 import re
@@ -27,20 +26,22 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hypemand.atomic import make_folder, sync_folder
 from hypemand.config.definition import Definition
-from hypemand.config.names import is_name
-from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HostNotReady, InsufficientResources, InvalidRequest, NotFound
-from hypemand.manager.net.leases import lease_from_json, lease_to_json
+from hypemand.manager.vmrecords import (
+    WrittenRecord,
+    check_unique,
+    is_id,
+    is_vm_written,
+    load_vm_record,
+    write_vm_record,
+)
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.state import Origin
-from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.storage.disks import DISK
 from hypemand.storage.locks import hold_disk
 from hypemand.tasks import finish
@@ -53,10 +54,7 @@ _MARKED = re.compile(r"\.[0-9a-f]{32}\.(making|removed)")
 _LOST_AND_FOUND = "lost+found"
 USERDB = Path("/run/userdb")
 _DYNAMIC_LOCKS = Path("/run/systemd/dynamic-uid")
-_ID = re.compile(r"[0-9a-f]{32}")
 _USER_FILE = re.compile(r"hypeman-([0-9]{1,10})\.(?:user|group)")
-# uids that are nobody's: uid_t -1, and its 16 bits (systemd, UIDs and GIDs)
-_NO_UIDS = (0, 65535, 2**32 - 1)
 
 
 class Inventory:
@@ -101,7 +99,7 @@ class Inventory:
         except OSError as error:
             self._trouble = f"the VMs in {self._vms} cannot be read: {error.strerror}"
             raise
-        owners: dict[int | str, str] = {}
+        found: list[WrittenRecord] = []
         for folder in folders:
             if folder.name == _LOST_AND_FOUND:
                 continue  # of fsck(8)
@@ -109,17 +107,28 @@ class Inventory:
                 self._marked.append(folder)
                 self._held_uids |= set(_find_owners(folder))
                 continue
-            try:
-                record = _load_record(folder)
-                _check_unique(record, owners)
-            except (OSError, ValueError) as error:
-                _log.error("cannot read the VM in %s: %s", folder, error)
-                self._unreadable[folder.name] = str(error)
-                continue
-            self._records[record.name] = record
-            self._publish(record)
+            with self._skip_unreadable(folder):
+                found.append(load_vm_record(folder))
+        owners: dict[int | str, str] = {}
+        # of two with the same id, the copy has the other's name in its record
+        for written in sorted(found, key=lambda written: written.is_renamed):
+            record = written.record
+            with self._skip_unreadable(self.folder(record.name)):
+                check_unique(record, owners)
+                self._records[record.name] = record
+                self._publish(record)
+                if written.is_renamed:
+                    self._rewrite(record)
         self._lost_uids = self._read_userdb() - {record.uid for record in self._records.values()}
         self._trouble = ""
+
+    @contextlib.contextmanager
+    def _skip_unreadable(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            _log.error("cannot read the VM in %s: %s", folder, error)
+            self._unreadable[folder.name] = str(error)
 
     def _read_userdb(self) -> set[int]:
         """The uids that were made known by name."""
@@ -240,8 +249,8 @@ class Inventory:
 
     def check_new(self, name: str, imported: Imported) -> None:
         """Raise unless there can be a VM like this: AlreadyExists, HostNotReady."""
-        self._check_free(name)
-        if _ID.fullmatch(imported.id) is None:
+        self.check_free(name)
+        if not is_id(imported.id):
             raise InvalidRequest("the id of the VM is not 32 hexadecimal digits")
         mac = None if imported.lease is None else imported.lease.mac
         for other in self:
@@ -254,7 +263,8 @@ class Inventory:
                     hint=f"remove {other.name}, or let {name} have a new identity",
                 )
 
-    def _check_free(self, name: str) -> None:
+    def check_free(self, name: str) -> None:
+        """Raise AlreadyExists if there is a VM of that name, and HostNotReady where that is not known."""
         self.check_readable()
         if self.is_unreadable(name):
             raise AlreadyExists(
@@ -272,7 +282,7 @@ class Inventory:
         try:
             await run_in(Pool.RECORDS, self._make, record)
         except OSError:
-            if await run_in(Pool.RECORDS, _is_written, self.folder(record.name), record):
+            if await run_in(Pool.RECORDS, is_vm_written, self.folder(record.name), record):
                 # it could not be taken back: so nobody else gets its name and uid
                 self._records[record.name] = record
             raise
@@ -286,7 +296,7 @@ class Inventory:
         try:
             if (making / DISK).exists():
                 os.chown(making / DISK, record.uid, -1, follow_symlinks=False)
-            _write_record(making, record)
+            write_vm_record(making, record)
             making.rename(folder)
             try:
                 sync_folder(self._vms)
@@ -337,10 +347,10 @@ class Inventory:
     async def _store(self, record: VmRecord) -> None:
         folder = self.folder(record.name)
         try:
-            await run_in(Pool.RECORDS, _write_record, folder, record)
+            await run_in(Pool.RECORDS, write_vm_record, folder, record)
         except OSError:
             # it may be in place, and only not have been synced
-            if await run_in(Pool.RECORDS, _is_written, folder, record):
+            if await run_in(Pool.RECORDS, is_vm_written, folder, record):
                 self._take(record)
             raise
         self._take(record)
@@ -348,6 +358,46 @@ class Inventory:
     def _take(self, record: VmRecord) -> None:
         self._records[record.name] = record
         self._on_change(record)
+
+    async def rename(self, name: str, new: str, clear: Callable[[], None]) -> VmRecord:
+        """Give a VM another name: that of its folder, so that a crash leaves the old or the new one. It keeps
+        its name after NotFound, AlreadyExists, InUse (a VMM has its disk), HostNotReady and OSError. `clear`
+        is called before, in a thread, while no VM has the new name, or can get it."""
+        async with self._adding, self._changing:
+            self.check_free(new)
+            old = self._records.get(name)
+            if old is None:
+                raise NotFound(f"VM {name} was deleted meanwhile")
+            return await finish(self._rename(old, old.rename(new), clear), f"new name of {name}")
+
+    async def _rename(self, old: VmRecord, new: VmRecord, clear: Callable[[], None]) -> VmRecord:
+        await run_in(Pool.STARTS, self._move, old, new, clear)
+        del self._records[old.name]
+        self._records[new.name] = new
+        return new
+
+    def _move(self, old: VmRecord, new: VmRecord, clear: Callable[[], None]) -> None:
+        before, folder = self.folder(old.name), self.folder(new.name)
+        if os.path.lexists(folder):
+            raise AlreadyExists(f"{folder} exists", hint="move it away, or choose another name")
+        with hold_disk(before / DISK, "renamed"):
+            clear()
+            before.rename(folder)
+            try:
+                sync_folder(self._vms)
+            except OSError as error:
+                if _move_back(folder, before):
+                    raise
+                _log.error("the name of VM %s may not last over a power failure: %s", new.name, error)
+        self._rewrite(new)
+        self._publish(new)
+
+    def _rewrite(self, record: VmRecord) -> None:
+        """Have the record of a VM that was renamed say its name. Nothing depends on that: see vmrecords."""
+        try:
+            write_vm_record(self.folder(record.name), record)
+        except OSError as error:
+            _log.warning("VM %s: its record has a former name: %s", record.name, error)
 
     def check_removable(self, name: str) -> None:
         """Raise InUse while a VMM has the VM's disk, whatever is known of the VM. Blocks."""
@@ -433,27 +483,11 @@ def _unlink(files: tuple[Path, ...]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_record(folder: Path, record: VmRecord) -> None:
-    document = {
-        "name": record.name,
-        "id": record.id,
-        "uid": record.uid,
-        "origin": record.origin,
-        "created_at": record.created_at,
-        "definition": definition_to_json(record.definition),
-        "pin": None if record.pin is None else asdict(record.pin),
-        "lease": None if record.lease is None else lease_to_json(record.lease),
-        "short_name": record.short_name,
-        "expires_at": record.expires_at,
-    }
-    store_record(folder / "vm.json", document, indent=2)
-
-
-def _is_written(folder: Path, record: VmRecord) -> bool:
-    try:
-        return _load_record(folder) == record
-    except (OSError, BadRecord):
-        return False
+def _move_back(folder: Path, before: Path) -> bool:
+    with contextlib.suppress(OSError):
+        folder.rename(before)
+        return True
+    return False
 
 
 def _is_known(uid: int) -> bool:
@@ -468,45 +502,3 @@ def _find_owners(folder: Path) -> Iterator[int]:
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             yield path.lstat().st_uid
-
-
-def _load_record(folder: Path) -> VmRecord:
-    return load_record(folder / "vm.json", partial(_parse_record, folder))
-
-
-def _check_record(record: VmRecord) -> VmRecord:
-    if not is_name(record.name):
-        raise ValueError("its directory has no valid name of a VM")
-    if _ID.fullmatch(str(record.id)) is None:
-        raise ValueError("id is not 32 hexadecimal digits")
-    if type(record.uid) is not int or record.uid in _NO_UIDS or not 0 < record.uid < 2**32:
-        raise ValueError("uid is outside of the range for VMs")
-    for key, moment in (("created_at", record.created_at), ("expires_at", record.expires_at or 0.0)):
-        if type(moment) not in (int, float) or not math.isfinite(moment):
-            raise ValueError(f"{key} is not a time")
-    if record.pin is not None and not all(isinstance(word, str) for word in asdict(record.pin).values()):
-        raise ValueError("pin has a value that is not a string")
-    return record
-
-
-def _check_unique(record: VmRecord, owners: dict[int | str, str]) -> None:
-    """Raise ValueError for the id or uid of another, as a copy of its folder has. `owners`: by both."""
-    for key in (record.id, record.uid):
-        if owners.setdefault(key, record.name) != record.name:
-            raise ValueError(f"its id or uid is that of VM {owners[key]}")
-
-
-def _parse_record(folder: Path, document: Any) -> VmRecord:
-    record = VmRecord(
-        name=folder.name,
-        id=document["id"],
-        uid=document["uid"],
-        origin=Origin(document["origin"]),
-        created_at=document["created_at"],
-        definition=parse_definition(folder.name, document["definition"]),
-        pin=ImagePin(**document["pin"]) if document.get("pin") else None,
-        lease=lease_from_json(document["lease"]) if document.get("lease") else None,
-        short_name=bool(document.get("short_name", True)),
-        expires_at=document.get("expires_at"),
-    )
-    return _check_record(record)

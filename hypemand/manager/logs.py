@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from hypemand.model.logs import MAX_LINE, LogLine, LogSource
 from hypemand.protocol.sentinels import derive_user_text
@@ -51,16 +52,28 @@ class _Numbers:
             self._next += lines
 
 
-class VmLog:
-    """The lines of one VM, of all its runs. `close` it."""
+@dataclass(frozen=True, slots=True)
+class LogOwner:
+    """Whose lines are wanted: the VM of that name and id. `former_names`: under which it has had `runs`."""
 
-    def __init__(
-        self, journal: LogJournal, name: str, vm_id: str, source: LogSource, *, sentinels: bool
-    ) -> None:
-        unit = "hypemand.service" if source is LogSource.HYPEMAN else unit_name(name)
+    name: str
+    vm_id: str
+    former_names: tuple[str, ...] = ()
+    runs: frozenset[str] = frozenset()
+
+
+class VmLog:
+    """The lines of one VM, of all its runs; of those under a former name, of the runs that are known. `close`
+    it."""
+
+    def __init__(self, journal: LogJournal, owner: LogOwner, source: LogSource, *, sentinels: bool) -> None:
+        names = (owner.name, *owner.former_names)
+        units = ["hypemand.service"] if source is LogSource.HYPEMAN else [unit_name(name) for name in names]
         self._source = source
         self._sentinels = sentinels
-        self._identifier = name.encode()
+        self._unit = units[0].encode()
+        self._runs = owner.runs
+        self._identifiers = {name.encode() for name in names}
         self._missing = 0
         self._since = 0
         self._message: bytes | None = None
@@ -68,11 +81,13 @@ class VmLog:
         self._reader = journal.open()
         self._reader.data_threshold = _FIELD_LIMIT
         # the id too: an earlier VM of the same name had lines of its own
-        self._reader.add_match(f"HYPEMAN_VM_ID={vm_id}")
-        self._reader.add_match(f"_SYSTEMD_UNIT={unit}")
+        self._reader.add_match(f"HYPEMAN_VM_ID={owner.vm_id}")
+        for unit in units:
+            self._reader.add_match(f"_SYSTEMD_UNIT={unit}")
         if source is LogSource.APP:
             # what systemd says while it sets the unit up has another one
-            self._reader.add_match(f"SYSLOG_IDENTIFIER={name}")
+            for name in names:
+                self._reader.add_match(f"SYSLOG_IDENTIFIER={name}")
         self._reader.fileno()
 
     def begin_seek(self, tail: int | None, since: float | None = None) -> bool:
@@ -158,15 +173,22 @@ class VmLog:
         value = get_field(self._reader, name)
         return int(value) if value.isdigit() and len(value) < _MAX_DIGITS else None
 
+    def _is_own(self) -> bool:
+        """Of a unit that had the VM's lines before, and may be another VM's by now, that VM's VMM could send
+        lines with any id: but the run is journald's own word."""
+        return get_field(self._reader, "_SYSTEMD_UNIT") == self._unit or self._invocation() in self._runs
+
     def _find_wanted(self) -> bytes | None:
         """What of the message that was taken is to be shown, if anything."""
         message = self._message
         if message is None or self._source is LogSource.HYPEMAN:
             return message
+        if not self._is_own():
+            return None
         by_vmm = message.startswith(messages.PROGRAM)
         if self._source is LogSource.VMM:
             # and what systemd says while it sets the unit up
-            is_other = get_field(self._reader, "SYSLOG_IDENTIFIER") != self._identifier
+            is_other = get_field(self._reader, "SYSLOG_IDENTIFIER") not in self._identifiers
             return message if by_vmm or is_other else None
         if by_vmm or self._sentinels:
             return None if by_vmm else message
@@ -188,7 +210,10 @@ async def read_log(
     since: float | None,
 ) -> AsyncIterator[LogLine]:
     """Lines of a VM; see `Manager.logs`."""
-    opened = open_log(journal, vm.name, vm.record.id, source, sentinels=sentinels)
+    record = vm.record
+    runs = frozenset(ended.run for ended in vm.runs.ended)
+    owner = LogOwner(record.name, record.id, record.former_names, runs)
+    opened = open_log(journal, owner, source, sentinels=sentinels)
     with vm.changes.watching() as changed:
         async with opened as log:
             await seek_log(log, tail, since)
@@ -204,10 +229,10 @@ async def read_log(
 
 @asynccontextmanager
 async def open_log(
-    journal: LogJournal, name: str, vm_id: str, source: LogSource, *, sentinels: bool
+    journal: LogJournal, owner: LogOwner, source: LogSource, *, sentinels: bool
 ) -> AsyncIterator[Lent[VmLog]]:
     """A VM's lines, for threads. A client that leaves while one reads does not free the journal under it."""
-    log = await run_in(Pool.LOGS, VmLog, journal, name, vm_id, source, sentinels=sentinels)
+    log = await run_in(Pool.LOGS, VmLog, journal, owner, source, sentinels=sentinels)
     lent = Lent(Pool.LOGS, log, VmLog.close)
     try:
         yield lent

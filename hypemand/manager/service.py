@@ -11,12 +11,13 @@ from contextlib import suppress
 from functools import partial
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
-from hypemand.errors import AlreadyExists, GuestError, HypemandError, NotFound, TimedOut, WrongState
+from hypemand.errors import AlreadyExists, HypemandError, TimedOut, WrongState
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.expiry import Expiry
 from hypemand.manager.limits import change_limits, query_limits
 from hypemand.manager.logs import read_log
 from hypemand.manager.parts import Parts
+from hypemand.manager.rename import rename
 from hypemand.manager.resources.volumeuse import change_volume
 from hypemand.manager.sharedquery import SharedQuery
 from hypemand.manager.starts import Starter, derive_pin, logged_start, refuse_of_file
@@ -35,13 +36,11 @@ from hypemand.vm.facts import boot_facts
 from hypemand.vm.pause import pause, resume, resume_to_end
 from hypemand.vm.record import VmRecord
 from hypemand.vm.runfiles import Past
-from hypemand.vm.session import AGENT_DEADLINE
 from hypemand.vm.timeline import derive_timeline
 from hypemand.vm.tracker import Moment
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
 
-_log = logging.getLogger(__name__)
 # beyond stop_timeout: SIGTERM, SIGKILL and the exit record
 _STOP_MARGIN = 30.0
 # what a guest may take to sync and power off after its program has ended
@@ -238,6 +237,14 @@ class VmManager:
         vm.changes.tell()
         return vm
 
+    async def rename_vm(self, ref: str, name: str, *, by_root: bool = True) -> VmView:
+        """See `Manager`."""
+        vm = self._fleet.get(ref)
+        async with vm.operations.hold(Operation.RENAME, patience=_PATIENCE):
+            renamed = await rename(self._parts, vm, name, by_root=by_root)
+        self.expiry.schedule()
+        return renamed.view()
+
     async def delete_vm(self, ref: str, *, kill: bool = False) -> None:
         """See `Manager`."""
         vm = self._fleet.get(ref)
@@ -282,7 +289,7 @@ class VmManager:
                 await vm.handle.remove_files()
                 await vm.detach()
                 self._fleet.remove(vm)
-                vm.mark_deleted()
+                vm.mark_gone("been deleted")
                 self.expiry.schedule()
                 self._networks.tell()
                 self._parts.disk_watch.note_removal()
@@ -342,21 +349,12 @@ class VmManager:
             if not await vm.changes.wait_for(lambda: _has_ended(vm), deadline):
                 raise TimedOut(f"VM {vm.name} did not stop in {deadline:.0f} s", hint="use hypemanctl kill")
             return
-        await self._ask_guest_to_end(vm, timeout)
+        # Another grace than that of ExecStop=: of two requests the guest takes the one that ends it sooner.
+        if vm.session is not None and vm.record.definition.guest_agent and vm.state is State.RUNNING:
+            await vm.session.ask_to_end(timeout)
         await self._units.stop(vm.unit)
         if not await vm.changes.wait_for(lambda: _has_ended(vm), timeout + _POWER_OFF_MARGIN):
             await self._end(vm, _SIGKILL)
-
-    async def _ask_guest_to_end(self, vm: Vm, grace: float) -> None:
-        """Another grace than that of ExecStop=: of two requests the guest takes the one that ends it sooner.
-        A guest that cannot be reached is ended by force later."""
-        if vm.session is None or not vm.record.definition.guest_agent or vm.state is not State.RUNNING:
-            return
-        try:
-            channel = await vm.session.open_agent(AGENT_DEADLINE)
-            await channel.shutdown(grace)
-        except (OSError, GuestError) as error:
-            _log.warning("VM %s: cannot ask the guest to shut down: %s", vm.name, error)
 
     async def _end(self, vm: Vm, signal: int) -> None:
         """End a VM by force, and wait for it."""
@@ -459,8 +457,7 @@ class VmManager:
             return vm.operations.closed or vm.state is state or has_ended
 
         reached = await vm.changes.wait_for(is_over, timeout)
-        if vm.operations.closed:
-            raise NotFound(f"VM {vm.name} has been deleted meanwhile")
+        vm.operations.check_open()
         return vm.view(), not reached
 
     async def watch_vm(self, ref: str) -> AsyncIterator[VmView]:

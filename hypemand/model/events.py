@@ -32,6 +32,7 @@ class EventKind(StrEnum):
     EXIT = "exit"
     RESTART = "restart"
     HEALTH = "health"
+    RENAME = "rename"
     PULL = "pull"
     MISSED = "missed"
 
@@ -169,6 +170,15 @@ class HealthChange:
     old: HealthState
     new: HealthState
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """A VM that was called `old` is called `new`, as the event's VM is."""
+
+    kind: ClassVar[EventKind] = EventKind.RENAME
+    old: str
+    new: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,10 @@ class Manager(Protocol):
         """Have a VM live so long from now, in any state. WrongState when it has expired already, and for a
         VM of a file."""
 
+    async def rename_vm(self, ref: str, name: str, *, by_root: bool = True) -> VmView:
+        """Give a Stopped VM another name: it keeps all that it has. InvalidRequest, AlreadyExists, InUse,
+        WrongState also for a VM of a file. `by_root` False: Forbidden for one that has a short name."""
+
     async def delete_vm(self, ref: str, *, kill: bool = False) -> None:
         """Stop it if it lives, then remove all of its data. A VM with a file is refused (WrongState)
         unless the file is gone. `kill`: its VMM, first of all."""

@@ -96,6 +96,7 @@ class Operation(StrEnum):
     RESTORE = "restore"
     CHANGE = "change"
     EXPORT = "export"
+    RENAME = "rename"
 
     @property
     def progressive(self) -> str:
@@ -124,6 +125,7 @@ _ALLOWED = {
     Operation.RESTORE: frozenset({State.STANDBY}),
     Operation.CHANGE: frozenset({State.STOPPED}),
     Operation.EXPORT: frozenset({State.STOPPED}),
+    Operation.RENAME: frozenset({State.STOPPED}),
 }
 _PROGRESSIVES = {
     Operation.START: "starting",
@@ -141,6 +143,7 @@ _PROGRESSIVES = {
     Operation.RESTORE: "being restored",
     Operation.CHANGE: "being changed",
     Operation.EXPORT: "being exported",
+    Operation.RENAME: "being renamed",
 }
 
 # What gets a VM out of a state in which something is refused.
@@ -155,6 +158,7 @@ _CURES = {
     State.UNKNOWN: "see its state error; stop it and start it again if that does not pass",
 }
 _SPECIAL_CURES = {
+    **{(Operation.RENAME, state): "stop it first: its unit has the name of the VM" for state in _VMM_ACTIVE},
     (Operation.EXPORT, State.RUNNING): "stop it first: its disk is consistent then",
     (Operation.KILL, State.STOPPED): "there is nothing to kill",
     (Operation.KILL, State.STANDBY): "there is nothing to kill",

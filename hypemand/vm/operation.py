@@ -53,11 +53,12 @@ class Ongoing:
 
 
 class Operations:
-    """Those of the VM of that name. `on_change` is called when another one is under way, or none."""
+    """Those of the VM of that name. `on_change` is called when another one is under way, or none. `gone`:
+    where it is there no more, what it has, as "been deleted"."""
 
     def __init__(self, vm: str, on_change: Callable[[], None]) -> None:
         self.current: Ongoing | None = None
-        self.closed = False
+        self.gone = ""
         self._vm = vm
         self._on_change = on_change
         self._announced: list[Ongoing] = []
@@ -70,7 +71,7 @@ class Operations:
 
     @asynccontextmanager
     async def hold(self, name: Operation, *, patience: float | None = None) -> AsyncIterator[Ongoing]:
-        """Be the only operation on the VM in the block. Raises NotFound when the VM was deleted meanwhile,
+        """Be the only operation on the VM in the block. Raises NotFound when the VM has gone meanwhile,
         and WrongState when others were under way for `patience` seconds; and at once while it is exported,
         which takes as long as a client wants: only what cancels that waits for it."""
         if self.current is not None and self.current.info.name is Operation.EXPORT:
@@ -83,8 +84,7 @@ class Operations:
                 f"cannot {name} VM {self._vm}: it is {self.describe()}", hint="wait for that, or stop it"
             ) from None
         try:
-            if self.closed:
-                raise NotFound(f"VM {self._vm} has been deleted meanwhile")
+            self.check_open()
             self.current = Ongoing(name)
             self._on_change()
             yield self.current
@@ -128,6 +128,16 @@ class Operations:
         info = self.current.info
         return f"{info.name.progressive} since {max(time.time() - info.since, 0):.0f} s, by {info.owner}"
 
-    def close(self) -> None:
-        """The VM has been deleted: no other operation begins."""
-        self.closed = True
+    @property
+    def closed(self) -> bool:
+        """Has the VM gone?"""
+        return bool(self.gone)
+
+    def check_open(self) -> None:
+        """Raise NotFound if the VM has gone."""
+        if self.gone:
+            raise NotFound(f"VM {self._vm} has {self.gone} meanwhile")
+
+    def close(self, gone: str) -> None:
+        """The VM has gone: no other operation begins."""
+        self.gone = gone

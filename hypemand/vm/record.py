@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from hypemand.config.definition import Definition
 from hypemand.model.state import Origin
+
+MAX_FORMER_NAMES = 8
+"""Names of a VM that are kept after it was renamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class VmRecord:
     started with last; None: nothing yet, or an image that a package may change. `lease`: of the network that
     it was started on last. `short_name`: the host knows it by its bare name too, which can hide a name of
     DNS, and so is not for a VM that somebody other than root has made. `expires_at`: when its lifetime is
-    over, in seconds since the epoch; None: never."""
+    over, in seconds since the epoch; None: never. `former_names`: those that it had before, the last one at
+    the end."""
 
     name: str
     id: str
@@ -54,6 +58,13 @@ class VmRecord:
     lease: Lease | None = None
     short_name: bool = True
     expires_at: float | None = None
+    former_names: tuple[str, ...] = ()
+
+    def rename(self, name: str) -> VmRecord:
+        """The same of another name."""
+        names = tuple(old for old in (*self.former_names, self.name) if old != name)
+        definition = replace(self.definition, name=name)
+        return replace(self, name=name, definition=definition, former_names=names[-MAX_FORMER_NAMES:])
 
     def has_expired(self, now: float) -> bool:
         """Is its lifetime over?"""

@@ -121,12 +121,13 @@ def derive_unseen_exit(found: Found, notes: BootNotes | None) -> ExitRecord | No
 
 
 class RunFiles:
-    """The files of the VM of that name. Notes are written in the background, as one of its `tasks`."""
+    """The files of the VM of that name; `runtime`: the folder of its sockets and config disk. Notes are
+    written in the background, as one of its `tasks`."""
 
     def __init__(self, vm: str, places: Places, tasks: Tasks) -> None:
         self._vm = vm
         self._tasks = tasks
-        self._runtime = places.runtime
+        self.runtime = places.runtime
         self._config = places.config
         self._notes = places.state / "boot.json"
         self._exit = places.state / "exit.json"
@@ -145,12 +146,12 @@ class RunFiles:
         whatever systemd says of the unit. Blocks."""
         try:
             if is_disk_in_use(self._config):
-                _log.error("VM %s: %s is kept, because a VMM uses it", self._vm, self._runtime)
+                _log.error("VM %s: %s is kept, because a VMM uses it", self._vm, self.runtime)
                 return
         except (OSError, HypemandError) as error:
-            _log.error("VM %s: %s is left: %s", self._vm, self._runtime, error)
+            _log.error("VM %s: %s is left: %s", self._vm, self.runtime, error)
             return
-        shutil.rmtree(self._runtime, ignore_errors=True)
+        shutil.rmtree(self.runtime, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._definition.unlink()
 
@@ -194,6 +195,13 @@ class RunFiles:
         with contextlib.suppress(OSError):
             return self._notes.stat().st_mtime
         return None
+
+    def take_in_ends(self) -> None:
+        """Have the VM's own folder hold all that is known of its last runs. Blocks; OSError."""
+        records = self._load_exits()
+        if self._spare_exit.exists() and records:
+            store_exit_record(self._exit, records[0], records[1:])
+        self.remove_exit()
 
     def remove_exit(self) -> None:
         """Remove what the VM's own folder does not have of its last run. Blocks."""

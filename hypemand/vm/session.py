@@ -322,6 +322,14 @@ class Session:
             ) from None
         return channel
 
+    async def ask_to_end(self, grace: float) -> None:
+        """Have the guest shut down within `grace` seconds. One that cannot be reached is ended by force."""
+        try:
+            channel = await self.open_agent(AGENT_DEADLINE)
+            await channel.shutdown(grace)
+        except (OSError, GuestError) as error:
+            _log.warning("VM %s: cannot ask the guest to shut down: %s", self._name, error)
+
     async def _reach_agent(self) -> AgentChannel:
         if self.agent is None or self.agent.closed.done():
             if self._closed:

@@ -471,16 +471,16 @@ class Vm:
     # waiting
 
     async def views(self) -> AsyncIterator[VmView]:
-        """Its picture now and after each change, until it is deleted. Who reads slowly sees the latest."""
+        """Its picture now and after each change, until it has gone. Who reads slowly sees the latest."""
         with self.changes.watching() as changed:
             while not self.operations.closed:
                 changed.clear()
                 yield self.view()
                 await changed.wait()
 
-    def mark_deleted(self) -> None:
-        """It is deleted: end the waits for it."""
-        self.operations.close()
+    def mark_gone(self, gone: str) -> None:
+        """It has "been deleted", or the like: end the waits for it."""
+        self.operations.close(gone)
         self.changes.tell()
 
     def say(self, activity: str) -> None:

@@ -115,7 +115,7 @@ def web(host: TestHost) -> Iterator[TestHost]:
 
 def test_no_section_is_left_out() -> None:
     assert list(SECTIONS) == [
-        "", "Back up and restore", "Clone", "Move to another host", "Notification on failure",
+        "", "Back up and restore", "Clone", "Rename", "Move to another host", "Notification on failure",
         "Start at boot", "Monitoring",
     ]  # fmt: skip
     assert all(SECTIONS.values())
@@ -155,6 +155,30 @@ def test_a_vm_is_cloned(web: TestHost) -> None:
     finally:
         ctl(web, "rm", "-f", "web2")
         ctl(web, "volume", "rm", "data2")
+
+
+def test_a_vm_is_renamed(web: TestHost) -> None:
+    before = show(web)
+    follow_all(web, "Rename")
+    assert read_log(web, 4, "shop") == [*["started on web"] * 3, "started on shop"]
+    after = show(web, "shop")
+    assert [after[key] for key in ("id", "state", "origin")] == [before["id"], "Running", "file"]
+    for key in ("mac", "ip", "ip6"):
+        assert after["network"][key] == before["network"][key]
+    assert ctl(web, "exec", "shop", "--", "cat", "/etc/mine").stdout == "mine\n"
+    assert len(json.loads(ctl(web, "history", "--json", "shop").stdout)) > 1
+    assert "shop" in web.run(["getent", "hosts", "shop.hypeman"]).stdout
+    assert not web.run(["getent", "hosts", "web.hypeman"], check=False).ok
+    # and back, with the old unit enabled
+    web.run(["systemctl", "stop", "hypeman@shop"])
+    web.shell("mv /etc/hypemand/vms.d/shop.yaml /etc/hypemand/web.yaml; systemctl reload hypemand")
+    told = ctl(web, "rename", "shop", "web").stderr
+    assert "systemctl disable hypeman@shop.service; systemctl enable hypeman@web.service" in told
+    web.shell("mv /etc/hypemand/web.yaml /etc/hypemand/vms.d/web.yaml; systemctl reload hypemand")
+    web.run(["systemctl", "disable", "hypeman@shop"])
+    web.run(["systemctl", "enable", "--now", "hypeman@web"])
+    assert read_log(web, 5)[-1] == "started on web"
+    assert ctl(web, "list", "-q").stdout.split() == ["web"]
 
 
 def test_a_daemon_that_dies_in_an_import_leaves_nothing_of_it(web: TestHost) -> None:
@@ -223,7 +247,7 @@ def test_a_vm_moves_to_a_host_of_the_other_release(
     ctl(web, "image", "export", "builtin:busybox", "/root/app.tar")
     ctl(web, "image", "import", "app", "/root/app.tar")
     web.shell("sed -i 's/builtin:busybox/app/' /etc/hypemand/vms.d/web.yaml; systemctl reload hypemand")
-    before, log = show(web), read_log(web, 3)
+    before, log = show(web), read_log(web, 5)
     leave, arrive, remove = SECTIONS["Move to another host"]
     for command in leave.commands:
         if not command.startswith("scp "):
@@ -240,7 +264,7 @@ def test_a_vm_moves_to_a_host_of_the_other_release(
         "file",
     ]
     assert after["network"]["mac"] == before["network"]["mac"]
-    assert read_log(new, 4) == [*log, "started on web"]
+    assert read_log(new, 6) == [*log, "started on web"]
     follow(web, remove)
     assert ctl(web, "list", "-q").stdout == ""
     ctl(web, "image", "rm", "app")

@@ -474,7 +474,7 @@ OTHERS = {
     "vmm.qmp:Qmp._send": "written",
     "recordfile:": "files of ours, with a limit of their size",
     "vm.exitrecord:_parse": "a file of ours with a limit of its size",
-    "manager.inventory:_parse_record": "a file of ours with a limit of its size",
+    "manager.vmrecords:_parse_record": "a file of ours with a limit of its size",
     "storage.store:_parse_names": "a file of ours with a limit of its size",
     "storage.volumes:_parse_record": "a file of ours with a limit of its size",
     "storage.erofs:": "of images that mkfs.erofs of this host has made",

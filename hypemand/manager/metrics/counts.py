@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from hypemand.histogram import Histogram
-from hypemand.model.events import Event, Exit, Failure, Pull, Ready, Restart, Start, StartKind
+from hypemand.model.events import Event, Exit, Failure, Pull, Ready, Rename, Restart, Start, StartKind
 from hypemand.model.images import PullStatus
 
 BOUNDS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0)
@@ -48,6 +48,8 @@ class Counts:
                 self.failures[reason, marker] += 1
             case Exit(exit=kind):
                 self.exits[kind] += 1
+            case Rename(old=old, new=new):
+                self.restarts[new] = self.restarts.pop(old, 0)
             case Pull(status=status) if status is not PullStatus.PENDING:
                 self.pulls[status] += 1
 

@@ -251,6 +251,15 @@ class Networks:
                 f"network {network} is not available: {status.problem}", hint="see: hypemanctl network list"
             )
 
+    async def check_released(self, vm: str) -> None:
+        """Raise HostNotReady unless all is given back that a VM has had while it ran."""
+        async with self._lock:
+            if vm in self.allocation.ports or any(port.vm == vm for port in self._stale):
+                raise HostNotReady(
+                    f"the interface of VM {vm} is not removed yet",
+                    hint="see: systemctl status hypemand-network",
+                )
+
     async def attach(self, vm: str) -> None:
         """Make the TAP device of a VM that has a reservation. HostNotReady, and InUse for a port of the host
         that another program has; nothing is left of it then."""

@@ -111,3 +111,16 @@ def test_a_client_that_does_not_read_is_told_what_it_missed(tmp_path: Path) -> N
         await writer.wait_closed()
 
     drive(tmp_path, scenario)
+
+
+def test_a_rename_is_found_by_both_names(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        await api.host.create()
+        await api.host.manager.rename_vm("web", "db")
+        (told,) = await read(api, "?kinds=rename")
+        assert (told["vm"], told["details"]) == ("db", {"old": "web", "new": "db"})
+        for query in ("vms=web", "vms=db", f"vms={told['vm_id']}"):
+            assert await read(api, f"?{query}") == [told]
+        assert await read(api, "?vms=shop") == []
+
+    drive(tmp_path, scenario)

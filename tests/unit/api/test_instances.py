@@ -15,11 +15,14 @@ from hypemand.config.definition import Definition
 from hypemand.config.vmdef import parse_definition
 from hypemand.model.health import HealthState, HealthStatus
 from hypemand.model.state import State
+from hypemand.model.tokens import Scope
 from hypemand.model.vm import ExitReport
 from hypemand.systemd.bus import BusError
 from hypemand.version import VERSION
+from tests.fakes.host import define
 from tests.fakes.process import Exit
 from tests.unit.api.harness import IMAGE, Api, description, drive
+from tests.unit.api.test_listener import Place, over_tcp
 
 NO_NETWORK: dict[str, object] = {
     **dict.fromkeys(
@@ -388,3 +391,42 @@ def test_twenty_vms_are_listed_in_a_few_milliseconds(tmp_path: Path) -> None:
         assert best < 0.010, f"{best * 1000:.1f} ms"
 
     drive(tmp_path, scenario)
+
+
+def test_a_stopped_vm_is_renamed(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        await api.host.run("web")
+        refused = await api.ask("POST", "/instances/web/rename", {"name": "db"})
+        assert (refused.status, refused.code) == (409, "invalid_state")
+        await api.host.stop_for_good("web")
+        for body in ({}, {"name": "no_name"}, {"name": ""}, {"name": "db", "force": True}):
+            assert (await api.ask("POST", "/instances/web/rename", body)).status == 400
+        before = (await api.ask("GET", "/instances/web")).json
+        renamed = await api.ask("POST", f"/instances/{before['id']}/rename", {"name": "db"})
+        assert (renamed.status, renamed.json["name"], renamed.json["id"]) == (200, "db", before["id"])
+        assert renamed.json["unit"] == "hypeman-vm-db.service"
+        assert renamed.json["exit_message"] == before["exit_message"]
+        assert (await api.ask("GET", "/instances/web")).status == 404
+        await api.host.create("web")
+        taken = await api.ask("POST", "/instances/db/rename", {"name": "web"})
+        assert (taken.status, taken.code) == (400, "already_exists")
+
+    drive(tmp_path, scenario)
+
+
+def test_only_root_renames_what_the_host_knows_by_its_short_name(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        host = place.api.host
+        await host.stop_for_good("web")
+        await host.manager.create_vm(define("theirs"), start=False, short_name=False)
+        for scope, name, status in (
+            (Scope.OPERATE, "theirs", 403),
+            (Scope.ADMIN, "web", 403),
+            (Scope.ADMIN, "theirs", 200),
+        ):
+            token = await place.token(f"{scope}-{name}", scope=scope)
+            answer = await place.ask("POST", f"/instances/{name}/rename", token, {"name": "shop"})
+            assert answer == status, (scope, name)
+        assert sorted(vm.name for vm in host.parts.fleet) == ["shop", "web"]
+
+    over_tcp(tmp_path, scenario)

@@ -219,3 +219,16 @@ def test_a_stop_is_waited_for_at_the_next_daemon(daemon: Canned, cli: Cli) -> No
     assert cli.run("stop", "web").returncode == 0
     daemon.answers["POST /instances/web/stop"] = Each([ENDED, ENDED])
     assert cli.run("stop", "web").returncode == 13
+
+
+def test_a_vm_is_renamed(live: Live, cli: Cli) -> None:
+    live.put("web", State.RUNNING)
+    refused = cli.run("rename", "web", "shop")
+    assert (refused.returncode, "stop it first" in refused.stderr) == (11, True)
+    cli.run("stop", "web")
+    done = cli.run("rename", "web", "shop", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["name"] == "shop"
+    assert live.names() == ["shop"]
+    assert cli.run("rename", "web", "shop").returncode == 10
+    assert "rename: renamed from web to shop" in cli.run("events", "web").stdout

@@ -338,7 +338,7 @@ def test_who_is_cancelled_while_a_vm_is_made_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inventory = make(tmp_path).inventory
-    gate = Gate(monkeypatch, "_write_record")
+    gate = Gate(monkeypatch, "write_vm_record")
 
     async def main() -> None:
         await gate.cancel_in_it(asyncio.create_task(inventory.add(definition("web"), Origin.API)))
@@ -354,7 +354,7 @@ def test_who_is_cancelled_while_a_record_is_written_has_it_known_as_written(
     make(tmp_path).add(definition("web"), Origin.API)
     inventory = Inventory(tmp_path / "vms", (61184, 61187), tmp_path / "userdb", told.append)
     inventory.load()
-    gate = Gate(monkeypatch, "_write_record")
+    gate = Gate(monkeypatch, "write_vm_record")
 
     async def main() -> None:
         changing = inventory.update("web", definition("web", memory="2G"), Origin.API)

@@ -203,6 +203,7 @@ ALLOWED = {
     "restore": "Standby",
     "change": "Stopped",
     "export": "Stopped",
+    "rename": "Stopped",
 }
 
 
