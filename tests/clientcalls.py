@@ -86,7 +86,9 @@ class Walk:
             "instances.create": {"name": VM, "image": image, **small},
             "instances.wait": {**vm, "state": "Running", "api_timeout": "60s"},
             "instances.stat": {**vm, "path": "/"},
-            "instances.update": {**vm, "ttl": "1h"},
+            "instances.update": {
+                **vm, "ttl": "1h", "restart_policy": {"policy": "never"}, "health_check": {"type": "none"}
+            },
             "instances.volumes.attach": {"volume_id": VOLUME, **vm, "mount_path": "/data"},
             "instances.volumes.detach": {"volume_id": VOLUME, **vm},
             **dict.fromkeys(

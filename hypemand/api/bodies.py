@@ -114,21 +114,21 @@ _NO_CREDENTIALS = Refused(
     "only variables of credentials can be changed, which this version of hypemand does not support",
     "change the definition, and restart the VM",
 )
+_WHOLE = "write the whole policy, as for a new VM"
 _NO_STANDBY = Refused("is not supported by this version of hypemand", "leave it out")
-_NOT_YET = Refused("cannot be changed by this version of hypemand", "create a VM with it")
 
 
 @_body_of("updateInstance")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateInstance:
-    """What of a VM is changed; what is omitted stays. `ttl`: from now on."""
+    """What of a VM is changed; what is omitted stays. `ttl`: from now on. A policy is replaced whole."""
 
     ttl: float | None = optional(Lifespan(), null=True)
     expires_at: float | None = optional(Moment(), null=True)
     env: None = optional(_NO_CREDENTIALS)
     auto_standby: None = optional(_NO_STANDBY)
-    health_check: None = optional(_NOT_YET)
-    restart_policy: None = optional(_NOT_YET)
+    health_check: dict[str, object] | None = optional(Referred("HealthCheck", _WHOLE), null=True)
+    restart_policy: dict[str, object] | None = optional(Referred("RestartPolicy", _WHOLE), null=True)
 
 
 @_query_of("deleteInstance")

@@ -25,6 +25,7 @@ from hypemand.api.policies import (
     read_health_check,
     read_restart_policy,
     refuse_others,
+    rename,
 )
 from hypemand.api.policies import CLIENT_NAMES as POLICY_NAMES
 from hypemand.api.render import HYPERVISOR
@@ -211,8 +212,7 @@ def _in_client_names(problem: Problem) -> Problem:
         return replace(problem, key=f"{problem.key}_id")
     if problem.key.startswith("network.bandwidth."):
         return replace(problem, key=problem.key.replace("bandwidth.", "bandwidth_"))
-    head = problem.key.split(".", 1)[0].split("[", 1)[0]
-    return replace(problem, key=_CLIENT_NAMES.get(head, head) + problem.key[len(head) :])
+    return rename(problem, _CLIENT_NAMES)
 
 
 def _find_unknown(key: str) -> Problem | None:

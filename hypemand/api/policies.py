@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the published client says of restarts and of health checks, as keys of a definition: for a new VM, and
-for one that is changed."""
+for one that is changed. A changed policy is replaced whole, as by the client's own server."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeGuard
 
+from hypemand.api.fields import without_nulls
 from hypemand.config.definition import Definition, Restart
 from hypemand.config.ready import Check
+from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import InvalidDefinition, Problem
 
 # restart_policy.policy in the client's words.
@@ -66,6 +69,10 @@ def read_health_check(value: object, problems: list[Problem]) -> dict[str, objec
     given = {field: said for field, said in value.items() if said is not None}
     problems += refuse_others("health_check", given, HEALTH_FIELDS)
     kinds = [kind for kind in _CHECK_KINDS if kind in given]
+    if given and not kinds and "type" not in given:
+        hint = "http, tcp or exec, with the check itself; none: no check"
+        problems.append(Problem("", 0, 0, "health_check.type", "is missing", hint))
+        return None
     kind = given.get("type", kinds[0] if len(kinds) == 1 else "none")
     if kind not in ("none", *_CHECK_KINDS):
         problems.append(Problem("", 0, 0, "health_check.type", "is not known", "none, http, tcp or exec"))
@@ -104,6 +111,42 @@ def _read_check(kind: str, value: object, problems: list[Problem]) -> dict[str, 
     return {
         "http": {key: given[field] for field, key in CHECK_FIELDS["http"].items() if key and field in given}
     }
+
+
+def read_changes(
+    restart_policy: Mapping[str, object] | None, health_check: Mapping[str, object] | None
+) -> dict[str, object]:
+    """The keys of a definition that policies change, with their values; a value None: the key is omitted from
+    then on. A policy None: it stays as it is. Raises InvalidDefinition."""
+    problems: list[Problem] = []
+    changes: dict[str, object] = {}
+    if restart_policy is not None:
+        policy = {"policy": "never", **without_nulls(restart_policy)}
+        # a delay that grows cannot be said there: the one that is given holds
+        changes = {"restart_backoff_max": None, **read_restart_policy(policy, problems)}
+    if health_check is not None:
+        changes["health"] = read_health_check(health_check, problems)
+    if problems:
+        raise InvalidDefinition(problems)
+    return changes
+
+
+def replace_policies(definition: Definition, changes: Mapping[str, object]) -> Definition:
+    """The definition with what `read_changes` gave. Raises InvalidDefinition, in the client's words."""
+    data = without_nulls({**definition_to_json(definition), **changes})
+    try:
+        changed = parse_definition(definition.name, data)
+    except InvalidDefinition as error:
+        raise InvalidDefinition([rename(problem, CLIENT_NAMES) for problem in error.problems]) from None
+    if "health" in changes:
+        check_health_reach(changed)
+    return changed
+
+
+def rename(problem: Problem, names: Mapping[str, str]) -> Problem:
+    """A problem of a key of a definition, by the name that this has elsewhere."""
+    head = problem.key.split(".", 1)[0].split("[", 1)[0]
+    return replace(problem, key=names.get(head, head) + problem.key[len(head) :])
 
 
 def check_health_reach(definition: Definition) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TypeVar
 
 from aiohttp import web
@@ -33,6 +34,7 @@ from hypemand.api.description import read_description
 from hypemand.api.exec import serve_exec
 from hypemand.api.images import refuse_path_of_host
 from hypemand.api.lifetimes import derive_lifetime
+from hypemand.api.policies import read_changes, replace_policies
 from hypemand.api.render import (
     exact_line_json,
     instance_json,
@@ -52,6 +54,7 @@ from hypemand.errors import InvalidRequest, Stopping
 from hypemand.model.answers.guest import ArchiveResult
 from hypemand.model.answers.host import EventLoop, Health
 from hypemand.model.answers.instance import WaitResult
+from hypemand.model.change import VmChange
 from hypemand.model.document import encode
 from hypemand.model.logs import LogLine
 from hypemand.model.state import Operation, check_allowed
@@ -177,9 +180,12 @@ class Routes:
         ref = parse_ref(request)
         body = await self._read(request, UpdateInstance)
         lifetime = derive_lifetime(body.ttl, body.expires_at)
-        if lifetime is None:
-            raise InvalidRequest("nothing is to be changed", hint="give ttl or expires_at")
-        return _instance(await self._manager.set_lifetime(ref, lifetime))
+        changes = read_changes(body.restart_policy, body.health_check)
+        if lifetime is None and not changes:
+            hint = "give ttl, expires_at, restart_policy or health_check"
+            raise InvalidRequest("nothing is to be changed", hint=hint)
+        redefine = partial(replace_policies, changes=changes) if changes else None
+        return _instance(await self._manager.change_vm(ref, VmChange(lifetime, redefine)))
 
     async def delete_instance(self, request: web.Request) -> web.StreamResponse:
         """Stop a VM and remove it. Without `graceful_shutdown` its guest is not shut down first."""

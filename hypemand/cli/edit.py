@@ -69,7 +69,7 @@ def _find_file(instance: Instance) -> Path:
         )
     file = load_config()[0].vm_dir / f"{name}.yaml"
     raise WrongState(
-        f"{name} was created with the API, which cannot change its definition",
+        f"{name} was created with the API, and has no definition file",
         hint=f"let a file define it: hypemanctl show --definition {name} >{file}; hypemanctl reload",
     )
 

@@ -310,7 +310,7 @@ class Inventory:
 
     async def update(self, name: str, definition: Definition, origin: Origin) -> VmRecord:
         """Give a VM a new definition. One that a file defines has its short name, and does not expire."""
-        return await self._change(
+        return await self.change(
             name,
             lambda old: replace(
                 old,
@@ -321,19 +321,15 @@ class Inventory:
             ),
         )
 
-    async def set_end(self, name: str, expires_at: float | None) -> VmRecord:
-        """Have the lifetime of a VM end at that time; None: it has no end."""
-        return await self._change(name, lambda old: replace(old, expires_at=expires_at))
-
     async def pin(self, name: str, pin: ImagePin | None) -> VmRecord:
         """Have a VM keep to a content."""
-        return await self._change(name, lambda old: replace(old, pin=pin))
+        return await self.change(name, lambda old: replace(old, pin=pin))
 
     async def lease(self, name: str, lease: Lease | None) -> VmRecord:
         """Have a VM keep its addresses; None: it has none."""
-        return await self._change(name, lambda old: replace(old, lease=lease))
+        return await self.change(name, lambda old: replace(old, lease=lease))
 
-    async def _change(self, name: str, change: Callable[[VmRecord], VmRecord]) -> VmRecord:
+    async def change(self, name: str, change: Callable[[VmRecord], VmRecord]) -> VmRecord:
         """Write a record anew, unless it stays as it is. NotFound for a VM that was deleted, OSError."""
         async with self._changing:
             old = self._records.get(name)

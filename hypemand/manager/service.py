@@ -21,6 +21,7 @@ from hypemand.manager.rename import rename
 from hypemand.manager.resources.volumeuse import change_volume
 from hypemand.manager.sharedquery import SharedQuery
 from hypemand.manager.starts import Starter, derive_pin, logged_start, refuse_of_file
+from hypemand.model.change import VmChange
 from hypemand.model.events import StartKind
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.limits import RuntimeLimits
@@ -101,9 +102,8 @@ class VmManager:
     async def get_vm(self, ref: str) -> VmView:
         """See `Manager`."""
         vm = self._fleet.get(ref)
-        await asyncio.gather(
-            self._networks.read_counters(), self.look_at_files(), vm.refresh(with_memory=True)
-        )
+        counting, refresh = self._networks.read_counters(), vm.refresh(with_memory=True)
+        await asyncio.gather(counting, self.look_at_files(), refresh)
         return vm.view()
 
     def view_vm(self, ref: str) -> VmView:
@@ -138,17 +138,18 @@ class VmManager:
 
     # defining
 
-    async def set_lifetime(self, ref: str, lifetime: Lifetime) -> VmView:
+    async def change_vm(self, ref: str, change: VmChange) -> VmView:
         """See `Manager`."""
         vm = self._fleet.get(ref)
         async with vm.operations.hold(Operation.CHANGE, patience=_PATIENCE):
-            self._check_not_of_file(vm, "a VM with a file does not expire")
-            if vm.record.has_expired(time.time()):
-                raise WrongState(f"VM {vm.name} has expired, and is about to be deleted")
-            await self._records.set_end(vm.name, lifetime.derive_end(time.time()))
+            await self._records.change(vm.name, lambda record: self._apply(change, vm, record))
             self.expiry.schedule()
             vm.changes.tell()
         return vm.view()
+
+    def _apply(self, change: VmChange, vm: Vm, record: VmRecord) -> VmRecord:
+        self._check_not_of_file(vm, "a VM with a file does not expire; change the rest in that file")
+        return record.apply(change, time.time())
 
     def _check_not_of_file(self, vm: Vm, hint: str) -> None:
         if vm.record.origin is Origin.FILE and not vm.removed:
@@ -402,8 +403,7 @@ class VmManager:
 
     async def end_tampered(self, name: str, what: str) -> None:
         """End a VM whose VMM seems to have been taken over, at once and for good, whatever `restart` says."""
-        vm = self._fleet.find(name)
-        if vm is None:
+        if (vm := self._fleet.find(name)) is None:
             return
         vm.log(logging.ERROR, f"VM {name} is stopped, because {what}", MessageId.TAMPERED)
         # the stop first: systemd would start it again

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
+from hypemand.model.change import VmChange
 from hypemand.model.events import Noted, Since
 from hypemand.model.exec import ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
@@ -64,9 +65,10 @@ class Manager(Protocol):
         knows it as NAME.hypeman alone. `lifetime`: from now on. `patience`: seconds that a pull of its image
         is waited for, which goes on then (ImageNotReady); None: until it is over."""
 
-    async def set_lifetime(self, ref: str, lifetime: Lifetime) -> VmView:
-        """Have a VM live so long from now, in any state. WrongState when it has expired already, and for a
-        VM of a file."""
+    async def change_vm(self, ref: str, change: VmChange) -> VmView:
+        """Change how long a VM lives from now, and its definition, in any state: what of that a VM that runs
+        has only after a restart, its view says. WrongState when it has expired already, and for a VM of a
+        file; InvalidDefinition."""
 
     async def rename_vm(self, ref: str, name: str, *, by_root: bool = True) -> VmView:
         """Give a Stopped VM another name: it keeps all that it has. InvalidRequest, AlreadyExists, InUse,

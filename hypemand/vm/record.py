@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from hypemand.config.definition import Definition
+from hypemand.errors import WrongState
+from hypemand.model.change import VmChange
 from hypemand.model.state import Origin
 
 MAX_FORMER_NAMES = 8
@@ -69,6 +71,16 @@ class VmRecord:
     def has_expired(self, now: float) -> bool:
         """Is its lifetime over?"""
         return self.expires_at is not None and self.expires_at <= now
+
+    def apply(self, change: VmChange, now: float) -> VmRecord:
+        """As it is after a change. `now`: seconds since the epoch. Raises WrongState when its lifetime is
+        over, InvalidDefinition."""
+        if self.has_expired(now):
+            raise WrongState(f"VM {self.name} has expired, and is about to be deleted")
+        lifetime, redefine = change.lifetime, change.redefine
+        end = self.expires_at if lifetime is None else lifetime.derive_end(now)
+        definition = self.definition if redefine is None else redefine(self.definition)
+        return replace(self, definition=definition, expires_at=end)
 
     @property
     def image_digest(self) -> str:

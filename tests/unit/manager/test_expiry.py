@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
 from hypemand.errors import HostNotReady, WrongState
 from hypemand.manager.expiry import Expiry
+from hypemand.model.change import VmChange
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.state import Operation, State
 from hypemand.vm.vm import Vm
@@ -26,6 +28,11 @@ async def create(host: FakeHost, ttl: float, *, start: bool = False) -> None:
 
 async def until_gone(host: FakeHost) -> None:
     await host.until_true(lambda: host.parts.fleet.find("web") is None)
+
+
+async def set_end(host: FakeHost, expires_at: float | None) -> None:
+    """As by a change that began before."""
+    await host.parts.records.change("web", lambda old: replace(old, expires_at=expires_at))
 
 
 def is_armed(host: FakeHost) -> bool:
@@ -48,11 +55,11 @@ def test_nothing_wakes_up_where_no_vm_has_an_end() -> None:
     async def scenario(host: FakeHost) -> None:
         await create(host, 0.0)
         assert not is_armed(host)
-        await host.manager.set_lifetime("web", Lifetime(3600.0))
+        await host.manager.change_vm("web", VmChange(Lifetime(3600.0)))
         assert is_armed(host)
-        await host.manager.set_lifetime("web", Lifetime())
+        await host.manager.change_vm("web", VmChange(Lifetime()))
         assert not is_armed(host)
-        await host.manager.set_lifetime("web", Lifetime(3600.0))
+        await host.manager.change_vm("web", VmChange(Lifetime(3600.0)))
         await host.manager.delete_vm("web")
         assert not is_armed(host)
 
@@ -65,8 +72,7 @@ def test_the_end_is_looked_at_again_when_nothing_else_is_done_with_the_vm() -> N
         vm = host.vm()
         async with vm.operations.hold(Operation.CHANGE):
             await host.until_true(lambda: vm.record.id in host.manager.expiry._ending)
-            # as by a change that began before
-            await host.parts.records.set_end("web", time.time() + 3600)
+            await set_end(host, time.time() + 3600)
         await host.until_true(lambda: not host.manager.expiry._ending)
         assert host.vm() is vm
         assert vm.record.expires_at is not None
@@ -89,9 +95,9 @@ def test_a_vm_that_is_busy_is_deleted_afterwards_and_changes_no_more() -> None:
 def test_after_its_end_nothing_changes_it() -> None:
     async def scenario(host: FakeHost) -> None:
         await create(host, 3600.0)
-        await host.parts.records.set_end("web", time.time() - 1)
+        await set_end(host, time.time() - 1)
         with pytest.raises(WrongState, match="has expired"):
-            await host.manager.set_lifetime("web", Lifetime(3600.0))
+            await host.manager.change_vm("web", VmChange(Lifetime(3600.0)))
 
     drive(scenario)
 
@@ -129,10 +135,10 @@ def test_a_deletion_that_fails_is_tried_again() -> None:
             tried.append(vm.name)
             if len(tried) == 1:
                 raise HostNotReady("no bus")
-            await host.parts.records.set_end(vm.name, None)
+            await set_end(host, None)
 
         await create(host, 3600.0)
-        await host.parts.records.set_end("web", time.time() - 1)
+        await set_end(host, time.time() - 1)
         expiry = Expiry(host.parts.fleet, delete, retry=0.05)
         expiry.begin()
         await host.until_true(lambda: len(tried) == 2)
@@ -147,7 +153,7 @@ def test_a_clock_that_is_set_forward_is_followed() -> None:
 
         async def delete(vm: Vm) -> None:
             deleted.set()
-            await host.parts.records.set_end(vm.name, None)
+            await set_end(host, None)
 
         await create(host, 3600.0)
         expiry = Expiry(host.parts.fleet, delete, clock=lambda: time.time() + ahead)

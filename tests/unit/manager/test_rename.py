@@ -30,6 +30,7 @@ from hypemand.errors import (
 )
 from hypemand.manager.metrics.counts import Counts
 from hypemand.manager.volumes import ApiVolumes
+from hypemand.model.change import VmChange
 from hypemand.model.events import Event, Rename, Restart, Since
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.logs import LogSource
@@ -94,7 +95,7 @@ async def make(host: FakeHost) -> VmRecord:
         network={"group": "shop", "publish": ["8080:80"]}, volumes=[{"volume": "data", "mount_path": "/data"}]
     )
     await host.stop_for_good()
-    await host.manager.set_lifetime("web", Lifetime(3600.0))
+    await host.manager.change_vm("web", VmChange(Lifetime(3600.0)))
     vm = host.vm()
     (vm.places.state / "mine").write_text("web's")
     # of its last run, which the disk had no room for
