@@ -47,11 +47,10 @@ _SAME_MEANING = {rule["x-client"]: key for key, rule in _KEYS.items() if "x-clie
 _NEGATED = {rule["x-client-not"]: key for key, rule in _KEYS.items() if "x-client-not" in rule}
 _TRANSLATED = (
     "name", "network", "restart_policy", "health_check", "hypervisor", "volumes", "platform", "ttl",
-    "expires_at",
+    "expires_at", "disk_io_bps",
 )  # fmt: skip
 _UNSUPPORTED = (
-    "auto_standby", "credentials", "devices", "disk_io_bps", "gpu", "hotplug_size",
-    "snapshot_policy",
+    "auto_standby", "credentials", "devices", "gpu", "hotplug_size", "snapshot_policy",
 )  # fmt: skip
 # Seconds that a client of that form waits for a pull, as with its own server.
 _PATIENCE = 5.0
@@ -81,6 +80,8 @@ CLIENT_FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 # To the client's own server bits, and by our own grammar nothing, since other tools mean bytes.
 _BPS = re.compile(r"([0-9.]+\s*[kmg]?)bps", re.IGNORECASE)
+# Of a disk it takes bytes, whether a second is named or not.
+_DISK_BPS = re.compile(r"([0-9.]+\s*[kmg]?b)(ps|/s)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,8 @@ def _parse_client(body: Mapping[str, object], host: _Host) -> CreateRequest:
         data |= read_restart_policy(given["restart_policy"], problems)
     if "health_check" in given and (health := read_health_check(given["health_check"], problems)) is not None:
         data["health"] = health
+    if "disk_io_bps" in given:
+        data["disk_io"] = {"total": _in_bytes(given["disk_io_bps"])}
     if "volumes" in given:
         data["volumes"] = _parse_volumes(given["volumes"], problems)
     network = _parse_network(given, host.defaults, problems)
@@ -212,6 +215,8 @@ def _in_client_names(problem: Problem) -> Problem:
         return replace(problem, key=f"{problem.key}_id")
     if problem.key.startswith("network.bandwidth."):
         return replace(problem, key=problem.key.replace("bandwidth.", "bandwidth_"))
+    if problem.key.startswith("disk_io"):
+        return replace(problem, key="disk_io_bps")
     return rename(problem, _CLIENT_NAMES)
 
 
@@ -277,6 +282,12 @@ def _in_bits(rate: object) -> object:
     """1Gbps as we write it; what is none is for the schema to refuse."""
     found = _BPS.fullmatch(rate.strip()) if isinstance(rate, str) else None
     return f"{found[1]}bit" if found is not None else rate
+
+
+def _in_bytes(rate: object) -> object:
+    """100MB and 100MBps as we write it: 100MB/s."""
+    found = _DISK_BPS.fullmatch(rate.strip()) if isinstance(rate, str) else None
+    return f"{found[1]}/s" if found is not None else rate
 
 
 def _problem(key: str, message: str, hint: str = "") -> Problem:

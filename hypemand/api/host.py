@@ -103,6 +103,7 @@ def resources_json(report: ResourceReport, space: SpaceReport) -> Json:
                 cpu=one.vcpus,
                 memory_bytes=one.memory,
                 disk_bytes=one.disk,
+                disk_io_bps=one.disk_io,
                 network_download_bps=one.download,
                 network_upload_bps=one.upload,
             )

@@ -20,7 +20,7 @@ from hypemand.config.definition import Definition
 from hypemand.config.durations import format_go_duration
 from hypemand.config.health import Health
 from hypemand.config.netparse import format_publish
-from hypemand.config.rates import format_rate
+from hypemand.config.rates import format_byte_rate, format_rate
 from hypemand.config.sizes import format_size
 from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import WrongState
@@ -101,6 +101,7 @@ def derive_instance(view: VmView) -> Instance:
         exit_message=view.exit.message if view.exit else None,
         size=_client_size(definition.memory),
         overlay_size=_client_size(definition.disk),
+        disk_io_bps=None if (total := definition.disk_io.get("total")) is None else format_byte_rate(total),
         vcpus=definition.vcpus,
         env=definition.env,
         tags=view.definition.tags,

@@ -26,7 +26,8 @@ class ResourceUse:
 @dataclass(frozen=True, slots=True)
 class Allocation:
     """What one VM has, by its definition: CPUs and memory while it runs or is being started; `disk`: its own
-    and its volumes, in bytes; `download` and `upload`: its limits in bytes a second, None without one."""
+    and its volumes, in bytes; `disk_io`, of both together, `download` and `upload`: its limits in bytes a
+    second, None without one."""
 
     vm: str
     vm_id: str
@@ -35,6 +36,7 @@ class Allocation:
     disk: int
     download: int | None
     upload: int | None
+    disk_io: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ class HostView:
                 disk=disk,
                 download=None if use is None else use.bandwidth.download,
                 upload=None if use is None else use.bandwidth.upload,
+                disk_io=None if running is None else running.disk_io.get("total"),
             )
 
     def _measure_disk(self, vm: Vm, running: Definition | None, look: DiskLook) -> int:

@@ -58,6 +58,7 @@ class ResourceAllocation:
     cpu: int
     memory_bytes: int
     disk_bytes: int
+    disk_io_bps: int | None
     network_download_bps: int | None
     network_upload_bps: int | None
 

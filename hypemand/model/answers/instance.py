@@ -171,6 +171,7 @@ class Instance:
     exit_message: str | None = None
     size: str | None = None
     overlay_size: str | None = None
+    disk_io_bps: str | None = None
     vcpus: int | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)

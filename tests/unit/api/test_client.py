@@ -73,6 +73,7 @@ def test_the_life_of_an_instance(tmp_path: Path) -> None:
             name="web",
             size="512MB",
             overlay_size="1GB",
+            disk_io_bps="20MB/s",
             vcpus=1,
             cmd=["sleep", "9"],
             env={"A": "b"},
@@ -82,6 +83,7 @@ def test_the_life_of_an_instance(tmp_path: Path) -> None:
             network={"enabled": False},
         )
         assert (made.state, made.size, made.overlay_size, made.vcpus) == ("Initializing", "512MB", "1GB", 1)
+        assert made.disk_io_bps == "20MB/s"
         assert abs(datetime.now(UTC) - made.created_at) < timedelta(seconds=30)
         assert made.restart_policy == RestartPolicy(
             policy="on_failure", backoff="5s", max_attempts=0, stable_after="10m"

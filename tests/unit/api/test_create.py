@@ -44,6 +44,7 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
     body: dict[str, object] = BASE | {
         "size": "512MB",
         "overlay_size": "2GB",
+        "disk_io_bps": "100MB/s",
         "vcpus": 3,
         "cmd": ["-c", "true"],
         "entrypoint": ["sh"],
@@ -67,6 +68,7 @@ def test_every_supported_field_of_the_client_is_translated() -> None:
             image=IMAGE,
             memory=512 * 2**20,
             disk=2 * 2**30,
+            disk_io={"total": 100_000_000},
             vcpus=3,
             cmd=("-c", "true"),
             entrypoint=("sh",),
@@ -113,6 +115,11 @@ def test_a_health_check_is_translated_and_shown_as_it_came() -> None:
     assert parse(BASE | {"health_check": {}}).definition.health is None
 
 
+def test_a_rate_of_disks_is_in_bytes_as_the_client_writes_it() -> None:
+    for rate in ("2MB/s", "2MB", "2MBps", "2mb/s", "2000 kB/s"):
+        assert parse(BASE | {"disk_io_bps": rate}).definition.disk_io == {"total": 2_000_000}
+
+
 def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
     defaults = DefinitionDefaults(vcpus=1)
     nulls: dict[str, object] = {"size": None, "gpu": None, "network": None, "restart_policy": None}
@@ -125,7 +132,10 @@ def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
 @pytest.mark.parametrize(
     ("part", "keys"),
     [
-        ({"gpu": {}, "disk_io_bps": "1MB/s"}, ["disk_io_bps", "gpu"]),
+        ({"gpu": {}, "hotplug_size": "1GB"}, ["gpu", "hotplug_size"]),
+        ({"disk_io_bps": "1kB/s"}, ["disk_io_bps"]),
+        ({"disk_io_bps": 100_000_000}, ["disk_io_bps"]),
+        ({"disk_io_bps": "fast", "vcpus": 0}, ["disk_io_bps", "vcpus"]),
         ({"ttl": "-1s"}, ["ttl"]),
         ({"ttl": "infinity"}, ["ttl"]),
         ({"ttl": 60}, ["ttl"]),

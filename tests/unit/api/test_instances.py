@@ -87,6 +87,7 @@ def test_an_instance_shows_all_that_is_known(tmp_path: Path) -> None:
             "state_error": "the VMM does not answer",
             "size": "512MB",
             "overlay_size": "10GB",
+            "disk_io_bps": None,
             "started_at": "2023-11-14T22:13:20.123Z",
             "stopped_at": None,
             "exit_code": 137,

@@ -77,11 +77,13 @@ def test_a_stopped_vm_has_its_disk_and_volumes_and_no_memory(tmp_path: Path) -> 
         rates = {"bandwidth": {"download": "80Mbit", "upload": "8Mbit"}}
         volumes = [{"volume": "data", "mount_path": "/data"}]
         network = {"name": "default", **rates}
-        await api.host.put("web", State.RUNNING, volumes=volumes, network=network)
+        limits = {"network": network, "disk_io": {"total": "5MB/s"}}
+        await api.host.put("web", State.RUNNING, volumes=volumes, **limits)
         await api.host.put("never")
         found = await read(api)
         (one,) = found["allocations"]
         assert (one["network_download_bps"], one["network_upload_bps"]) == (10_000_000, 1_000_000)
+        assert one["disk_io_bps"] == 5_000_000
         assert found["network"]["allocated"] == 11_000_000
         await api.host.stop_for_good()
         found = await read(api)
