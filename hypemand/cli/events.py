@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from hypemand.cli.client import Client, StreamBroken, parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.values import escape_controls, format_second, format_utc
+from hypemand.cli.spec import Format
+from hypemand.cli.values import escape_controls, format_second, format_tags, format_utc
 from hypemand.cli.watch import MAX_BREAKS
 from hypemand.model.answers.event import HostEvent
 
 
 def show_events(context: Context) -> int:
-    """A line for each event, or a JSON object."""
+    """A line for each event, or a document."""
     args = context.args
     query = {"vms": ",".join(args.name), "kinds": ",".join(args.kind or ())}
     if isinstance(args.since, str):
@@ -27,7 +28,7 @@ def show_events(context: Context) -> int:
     wanted = {key: value for key, value in query.items() if value}
     try:
         for event, document in _read(context.client, wanted, follow=args.follow):
-            print(json.dumps(document) if args.json else _format(event), flush=args.follow)
+            print(_render(event, document, context.output), flush=args.follow)
     except KeyboardInterrupt:
         if not args.follow:
             raise
@@ -53,6 +54,17 @@ def _read(client: Client, query: dict[str, str], *, follow: bool) -> Iterator[tu
                 raise
 
 
-def _format(event: HostEvent) -> str:
+def _render(event: HostEvent, document: object, output: Format | None) -> str:
+    if output is Format.JSON:
+        return json.dumps(document)
+    if output is Format.YAML:
+        # takes longer to import than hypemanctl may take to start
+        from hypemand.config.source import format_yaml
+
+        return f"---\n{format_yaml(document)}".removesuffix("\n")
     text = f"{format_second(event.time)} {event.vm or '-'} {event.kind}: {event.message}"
+    if output is Format.WIDE:
+        details = {**event.details, "cursor": event.cursor}
+        words = {key: word if isinstance(word, str) else json.dumps(word) for key, word in details.items()}
+        text += f" ({format_tags(words)})"
     return escape_controls(text) if sys.stdout.isatty() else text

@@ -35,11 +35,19 @@ JSON = Option(("--json",), "print one JSON document")
 _OUTPUT = Option(
     ("-o", "--output"), "print one document: json or yaml", "FORMAT", choices=(Format.JSON, Format.YAML)
 )
-# of commands that show something, and of those whose table has more columns
+# of commands that show something, of those whose table has more columns, and of those that print events
 SHOWS = (_OUTPUT, JSON)
 SHOWS_TABLE = (
     replace(
         _OUTPUT, help="print one document: json or yaml; wide: more columns", choices=tuple(map(str, Format))
     ),
     JSON,
+)
+SHOWS_EVENTS = (
+    replace(
+        _OUTPUT,
+        help="print one document per event: json, each on one line, or yaml; wide: details and cursor, too",
+        choices=tuple(map(str, Format)),
+    ),
+    Option(("--json",), "print one JSON object per event"),
 )

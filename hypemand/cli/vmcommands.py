@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.options import EVENT_KINDS, JSON, PULLS, SHOWS, SHOWS_TABLE, SOURCES
+from hypemand.cli.options import EVENT_KINDS, JSON, PULLS, SHOWS, SHOWS_EVENTS, SHOWS_TABLE, SOURCES
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _ONE_VM = Argument("NAME", "the VM: name, id, or unique prefix of the id", completes=Completes.VM)
@@ -389,7 +389,7 @@ PROGRAMS = (
                 Kind.POSITION,
             ),
             Option(("--kind",), "show only events of this kind", "KIND", repeat=True, choices=EVENT_KINDS),
-            Option(("--json",), "print one JSON object per event"),
+            *SHOWS_EVENTS,
         ),
     ),
     Command(
@@ -398,7 +398,7 @@ PROGRAMS = (
         "history:show_history",
         "At most 20, the last one below: start, time to Running, end, and why it ended.",
         arguments=(_ONE_VM,),
-        options=(Option(("--no-legend",), "do not print the header line"), *SHOWS),
+        options=(Option(("--no-legend",), "do not print the header line"), *SHOWS_TABLE),
     ),
     Command(
         ("analyze",),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.cli.exitcode import ExitCode
+from hypemand.config.source import parse_source
 from hypemand.model.state import State
 from hypemand.protocol.configdisk import load_env
 from tests.fakes.api import Client, serving
@@ -298,6 +299,15 @@ def test_events_are_shown_and_followed_behind_a_cursor() -> None:
         assert [json.loads(line) for line in only] == [
             document for document in documents if document["kind"] in ("start", "ready")
         ]
+        assert (await run("events", "-o", "json")).stdout.splitlines() == list(map(json.dumps, documents))
+        parts = (await run("events", "-o", "yaml")).stdout.split("---\n")
+        assert [parse_source(part, "").data for part in parts[1:]] == documents
+        assert parts[0] == ""
+        wide = (await run("events", "-o", "wide", "web")).stdout.splitlines()
+        assert [line.rpartition(" (")[0] for line in wide] == lines
+        told = re.compile(r"started on request \(start=request,run=[0-9a-f]{32},cursor=[^ ,]+\)")
+        assert len([line for line in wide if told.fullmatch(line.partition("start: ")[2])]) == 1
+        assert (await run("events", "--json", "-o", "wide")).returncode == 8
         after = await run("events", "--since", documents[4]["cursor"], "--json")
         assert [json.loads(line) for line in after.stdout.splitlines()] == documents[5:]
         assert (await run("events", "--since", "1h")).stdout.count("\n") == len(documents)

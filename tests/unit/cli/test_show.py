@@ -68,6 +68,9 @@ def test_history_is_a_table_of_runs(daemon: Canned, cli: Cli) -> None:
         r"2026-03-01T10:00:00  612ms  2026-03-01T10:00:07  3     boom \x1b[2J\x07",
         "2026-03-01T10:00:00  612ms  -                    -",
     ]
+    wide = [line.split() for line in cli.run("history", "-o", "wide", "web").stdout.splitlines()]
+    assert [line[4] for line in wide] == ["RUN", "a" * 32, "a" * 32]
+    assert [line[5:6] for line in wide] == [["WHY"], ["boom"], []]
     assert json.loads(cli.run("history", "--json", "web").stdout)[0]["exit_code"] == 3
     daemon.answers["GET /instances/web/history"] = []
     assert cli.run("history", "web").stdout == ""
