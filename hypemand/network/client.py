@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.errors import HostNotReady, HypemandError
-from hypemand.model.counters import Counters
+from hypemand.model.counters import Connections, Counters
 from hypemand.model.document import BadDocument, decode, encode
 from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan
 from hypemand.network.wire import (
@@ -103,6 +103,10 @@ class NetworkClient:
     async def counters(self) -> Mapping[str, Counters]:
         """See NetworkHost."""
         return dict(await self._ask(Op.COUNTERS, {}, Mapping[str, Counters], self._timeout))
+
+    async def connections(self) -> Mapping[str, Connections]:
+        """See NetworkHost."""
+        return dict(await self._ask(Op.CONNECTIONS, {}, Mapping[str, Connections], self._timeout))
 
     async def _ask_knowing(self, op: Op, request: dict[str, Any], kind: Any) -> Any:
         """Ask what a service can do only once it knows all there is."""

@@ -62,6 +62,16 @@ class Nftables:
         tables = {(table["family"], table["name"]) for table in self._list("tables", "table")}
         return all((str(family), TABLE) in tables for family in Family)
 
+    def read_counted(self, kind: str, name: str) -> Iterator[tuple[str, int]]:
+        """Packets by each element of a set or map (`kind`) of `inet hypemand` that counts them. Of a key of
+        several parts: as nft writes it, without quotes."""
+        for found in self._list(f"{kind} {Family.INET} {TABLE} {name}", kind):
+            for entry in found.get("elem", ()):
+                element = (entry[0] if kind == "map" else entry)["elem"]
+                key = element["val"]
+                words = " . ".join(key["concat"]) if isinstance(key, dict) else key
+                yield words, element["counter"]["packets"]
+
     def find_forward_blocks(self, bridges: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """For each bridge, what other firewall drops what is forwarded from and to it, and the cure."""
         names = tuple(bridges)

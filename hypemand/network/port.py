@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Protocol
 
 from hypemand.config.network import DEFAULT_CONNECTIONS, Bandwidth, Egress, HostPort, Publish
-from hypemand.model.counters import Counters
+from hypemand.model.counters import Connections, Counters
 
 TAP_PREFIX = "hv"
 
@@ -104,3 +104,6 @@ class NetworkHost(Protocol):
 
     async def counters(self) -> Mapping[str, Counters]:
         """Counters of every TAP device of hypemand, by its name."""
+
+    async def connections(self) -> Mapping[str, Connections]:
+        """New connections of each VM, by its TAP device."""

@@ -16,7 +16,7 @@ from functools import partial
 
 from hypemand.config.network import Transport
 from hypemand.errors import HostNotReady, HypemandError
-from hypemand.model.counters import Counters
+from hypemand.model.counters import Connections, Counters
 from hypemand.network.conntrack import forget_connections, forget_early
 from hypemand.network.counters import read_counters
 from hypemand.network.failures import told_by_kernel
@@ -34,7 +34,9 @@ from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan, adapt_bri
 from hypemand.network.profiles import Profile, derive_profiles, render_profiles, render_unused
 from hypemand.network.reservations import Reservations
 from hypemand.network.rules import (
+    COUNTED,
     Element,
+    derive_connections,
     derive_elements,
     number_groups,
     render_changes,
@@ -445,6 +447,14 @@ class HostNetworks:
     def counters(self) -> Mapping[str, Counters]:
         """See NetworkHost."""
         return read_counters()
+
+    def connections(self) -> Mapping[str, Connections]:
+        """See NetworkHost."""
+        if not self._ports:
+            return {}
+        nft = self._find_nft()
+        counted = {name: dict(nft.read_counted(kind, name)) for name, kind in COUNTED.items()}
+        return {port.tap: derive_connections(port, counted) for port in self._ports.values()}
 
     # -- what is not wished
 

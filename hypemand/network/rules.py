@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hypemand.config.network import Publish
+from hypemand.model.counters import Connections
 from hypemand.network.eui64 import LINK_LOCAL, derive_eui64
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.network.profiles import Profile, name_connections, name_egress, render_profiles
@@ -78,12 +79,27 @@ def derive_elements(port: PortPlan, group: int | None) -> Iterator[Element]:
     for publish in port.publish:
         yield from _derive_published(port, publish)
     quota = f"jump {name_connections(port.connections)}"
-    yield Element(Family.INET, "quotas", f'"{port.bridge.bridge}" . {port.mac}', quota)
+    yield Element(Family.INET, "outgoing", f'"{port.bridge.bridge}" . {port.mac}', quota)
+    for name, own in (("incoming4", port.ipv4), ("incoming6", port.ipv6)):
+        if own is not None:
+            yield Element(Family.INET, name, str(own))
     if port.egress is not None:
         jump = f"jump {name_egress(port.egress)}"
         for name, own in (("egress4", port.ipv4), ("egress6", port.ipv6)):
             if own is not None:
                 yield Element(Family.INET, name, str(own), jump)
+
+
+COUNTED = {"outgoing": "map", "incoming4": "set", "incoming6": "set"}
+"""What of `inet hypemand` counts new connections by its elements, and its kind."""
+
+
+def derive_connections(port: PortPlan, counted: Mapping[str, Mapping[str, int]]) -> Connections:
+    """Of one VM. `counted`: packets by element, of each of COUNTED."""
+    incoming = (
+        counted[name].get(str(own), 0) for name, own in (("incoming4", port.ipv4), ("incoming6", port.ipv6))
+    )
+    return Connections(counted["outgoing"].get(f"{port.bridge.bridge} . {port.mac}", 0), sum(incoming))
 
 
 def _derive_published(port: PortPlan, publish: Publish) -> Iterator[Element]:
@@ -266,10 +282,13 @@ table inet {TABLE} {{
   # bridges whose VMs may ask the cloud that the host is in for its secrets
   set link_local {{ type ifname; }}
   # what each VM may have of conntrack, and where those may send whose network or definition says so
-  map quotas {{ type ifname . ether_addr : verdict; }}
+  map outgoing {{ type ifname . ether_addr : verdict; counter; }}
   map network_egress {{ type ifname : verdict; }}
   map egress4 {{ type ipv4_addr : verdict; }}
   map egress6 {{ type ipv6_addr : verdict; }}
+  # VMs, by the addresses to which connections are counted
+  set incoming4 {{ type ipv4_addr; counter; }}
+  set incoming6 {{ type ipv6_addr; counter; }}
   # published ports: of every address of the host, and of one
   map any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
   map any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
@@ -289,7 +308,7 @@ table inet {TABLE} {{
   # behind conntrack, which has an entry for a packet by now, and keeps it if the packet is not dropped
   chain count_connections {{
     type filter hook prerouting priority -150; policy accept;
-    iifname @bridges ct state new ct status ! confirmed iifname . ether saddr vmap @quotas
+    iifname @bridges ct state new ct status ! confirmed iifname . ether saddr vmap @outgoing
   }}
 
   chain published {{
@@ -346,6 +365,9 @@ table inet {TABLE} {{
   chain postrouting {{
     type nat hook postrouting priority 100; policy accept;
     oifname "lo" return
+    # the first packet of a connection alone comes here
+    oifname @bridges ip daddr @incoming4
+    oifname @bridges ip6 daddr @incoming6
     oifname @bridges ip saddr 127.0.0.0/8 masquerade
     # to a published port from a VM, whose answer would otherwise go around the host
     oifname @bridges ip saddr @subnets4 ct status dnat masquerade

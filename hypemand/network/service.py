@@ -155,6 +155,8 @@ class NetworkService:
                 return None
             case Op.COUNTERS:
                 return self._host.counters()
+            case Op.CONNECTIONS:
+                return self._host.connections()
             case Op.ENDED:
                 if self._tampered.get(vm := str(request.get("vm"))) == request.get("what"):
                     del self._tampered[vm]

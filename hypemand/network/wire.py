@@ -54,6 +54,7 @@ class Op(StrEnum):
     ATTACH = "attach"
     DETACH = "detach"
     COUNTERS = "counters"
+    CONNECTIONS = "connections"
     ENDED = "ended"
 
 

@@ -15,7 +15,7 @@ from hypemand.histogram import Histogram
 from hypemand.manager.metrics.counts import Counts
 from hypemand.manager.metrics.families import list_metrics
 from hypemand.manager.metrics.report import ImageReport, MetricsReport, VmReport
-from hypemand.model.counters import Counters
+from hypemand.model.counters import Connections, Counters
 from hypemand.model.metrics import ApiCounts
 from hypemand.model.space import Room
 from hypemand.model.state import State
@@ -35,7 +35,7 @@ def make_report() -> MetricsReport:
         version="1",
         states=dict.fromkeys(State, 1),
         broken=0,
-        vms=(VmReport("web", "id", "builtin:app", 1, 1, usage, Counters()),),
+        vms=(VmReport("web", "id", "builtin:app", 1, 1, usage, Counters(), Connections()),),
         counts=counts,
         volumes=(1,),
         disk_reserve=1,

@@ -149,6 +149,14 @@ def _list_traffic(vms: Sequence[VmReport]) -> Iterator[Metric]:
     ):
         rows = [((name,), float(getattr(counters, field))) for name, counters in counted]
         yield _counter(metric, text, rows, ["vm"])
+    found = [(vm.name, vm.connections) for vm in vms if vm.connections is not None]
+    ways: Rows = [
+        ((name, way), float(getattr(connections, way)))
+        for name, connections in found
+        for way in ("outgoing", "incoming")
+    ]
+    text = "New connections that the VM has begun, allowed or not (outgoing), or that were let in (incoming)."
+    yield _counter("vm_network_connections", text, ways, ["vm", "direction"])
 
 
 def _list_host(report: MetricsReport) -> Iterator[Metric]:

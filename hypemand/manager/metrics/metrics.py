@@ -90,8 +90,9 @@ class Metrics:
     async def _collect(self) -> bytes:
         fleet = self._parts.fleet
         active = [vm for vm in fleet if vm.state.is_vmm_active]
-        _, usages, room, images, dropped = await asyncio.gather(
+        _, _, usages, room, images, dropped = await asyncio.gather(
             self._parts.networks.read_counters(),
+            self._parts.networks.read_connections(),
             run_in(
                 Pool.RECORDS,
                 _read_usages,
@@ -126,9 +127,16 @@ class Metrics:
 
     def _report_vm(self, vm: Vm, usage: UnitUsage | None) -> VmReport:
         definition = vm.runs.definition
-        network = self._parts.networks.find_counters(vm.name)
+        networks = self._parts.networks
         return VmReport(
-            vm.name, vm.record.id, definition.image, definition.memory, definition.vcpus, usage, network
+            vm.name,
+            vm.record.id,
+            definition.image,
+            definition.memory,
+            definition.vcpus,
+            usage,
+            networks.find_counters(vm.name),
+            networks.find_connections(vm.name),
         )
 
     def _read_images(self) -> ImageReport:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hypemand.histogram import Histogram
 from hypemand.manager.metrics.counts import Counts
-from hypemand.model.counters import Counters
+from hypemand.model.counters import Connections, Counters
 from hypemand.model.metrics import ApiCounts
 from hypemand.model.space import Room
 from hypemand.model.state import State
@@ -17,8 +17,8 @@ from hypemand.systemd.usage import UnitUsage
 
 @dataclass(frozen=True, slots=True)
 class VmReport:
-    """A VM whose VMM is active. `memory` of the guest in bytes; `usage` and `network` None: not known, or
-    there is none."""
+    """A VM whose VMM is active. `memory` of the guest in bytes; `usage`, `network` and `connections` None:
+    not known, or there is none."""
 
     name: str
     vm_id: str
@@ -27,6 +27,7 @@ class VmReport:
     vcpus: int
     usage: UnitUsage | None
     network: Counters | None
+    connections: Connections | None
 
 
 @dataclass(frozen=True, slots=True)

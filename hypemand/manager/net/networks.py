@@ -21,7 +21,7 @@ from hypemand.config.network import DEFAULT_CONNECTIONS
 from hypemand.errors import HostNotReady, HypemandError, NotFound
 from hypemand.manager.net.allocation import AddressAllocation
 from hypemand.manager.net.ports import PortFiles
-from hypemand.model.counters import Counters
+from hypemand.model.counters import Connections, Counters
 from hypemand.model.networks import Member, NetworkInfo, VmNetwork
 from hypemand.network.port import BridgePlan, NetworkHost, NetworkStatus, PortPlan
 from hypemand.network.resolvers import Address, find_host_servers
@@ -72,6 +72,7 @@ class Networks:
         self._pending: frozenset[str] = frozenset()
         # VMs that run, whose records are lost
         self._counters: Mapping[str, Counters] = {}
+        self._connections: Mapping[str, Connections] = {}
         self._lock = asyncio.Lock()
         self._syncing: asyncio.Task[None] | None = None
         self._first_pause = first_pause
@@ -359,6 +360,23 @@ class Networks:
         except (HypemandError, TimeoutError) as error:
             _log.debug("no counters: %s", error)
             self._counters = {}
+
+    def find_connections(self, vm: str) -> Connections | None:
+        """Its new connections, as they were read last, if it has an interface."""
+        interface = self.allocation.interface_of(vm)
+        return None if interface is None else self._connections.get(interface)
+
+    async def read_connections(self) -> None:
+        """Have `find_connections` find what is counted now, or nothing if that cannot be read. That takes
+        longer than the counters of interfaces: 30 microseconds a VM."""
+        if not self.allocation.ports:
+            return
+        try:
+            async with asyncio.timeout(_COUNTERS_DEADLINE):
+                self._connections = await self._host.connections()
+        except (HypemandError, TimeoutError) as error:
+            _log.debug("no counters of connections: %s", error)
+            self._connections = {}
 
     async def list_networks(self) -> list[NetworkInfo]:
         """All networks, by name. How they are is known some moments after the daemon's start."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hypemand.errors import HypemandError
-from hypemand.model.counters import Counters
+from hypemand.model.counters import Connections, Counters
 from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan
 from hypemand.network.wire import NOT_APPLIED
 
@@ -82,3 +82,7 @@ class FakeNetworkHost:
     async def counters(self) -> Mapping[str, Counters]:
         self._ask("counters", knowing=False)
         return {tap: Counters(100, 1, 200, 2, 0) for tap in self.taps}
+
+    async def connections(self) -> Mapping[str, Connections]:
+        self._ask("connections", knowing=False)
+        return {tap: Connections(3, 4) for tap in self.taps}

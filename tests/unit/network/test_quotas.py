@@ -10,6 +10,7 @@ import pytest
 
 from hypemand.config.netparse import parse_egress
 from hypemand.config.network import Egress, Publish
+from hypemand.model.counters import Connections
 from hypemand.network.firewall import Nftables, RuleRefused
 from hypemand.network.port import PortPlan
 from hypemand.network.reconcile import HostNetworks
@@ -17,6 +18,7 @@ from tests.host.command import run_command
 from tests.unit.network.lab import (
     DEADLINE,
     HOST_UPLINK,
+    HOST_UPLINK6,
     REMOTE,
     REMOTE6,
     Cable,
@@ -59,6 +61,30 @@ def send_new(cable: Cable, guest: Guest, address: str, count: int) -> int:
         for _ in range(count):
             stack.enter_context(guest.namespace.socket(family, UDP)).sendto(b"x", (address, 5000))
         return count_arrived(server)
+
+
+def test_the_first_packet_of_each_connection_is_counted_both_ways(
+    networks: HostNetworks, cable: Cable, start_guest: StartGuest
+) -> None:
+    plan = make_bridge()
+    networks.apply((plan,), (), prune=True)
+    web = start_guest(make_port(plan, 1, publish=(Publish(None, 8080, 80),)))
+    other = start_guest(make_port(plan, 2))
+    assert networks.connections() == {web.port.tap: Connections(), other.port.tap: Connections()}
+    assert send_new(cable, web, REMOTE, 3) == 3
+    assert send_new(cable, web, REMOTE6, 2) == 2
+    with serve(cable.namespace, TCP, 80) as server:
+        assert reaches(web.namespace, REMOTE, 80, server)  # of several packets
+    with web.serve(TCP, 80) as server:
+        for address in (HOST_UPLINK, HOST_UPLINK6):
+            assert reaches(cable.namespace, address, 8080, server)
+        # what is not let through is the sender's alone
+        assert web.port.ipv4 is not None
+        assert reaches(other.namespace, str(web.port.ipv4), 80, server, NEVER) is None
+    counted = networks.connections()
+    assert counted[web.port.tap] == Connections(outgoing=6, incoming=2)
+    networks.detach(other.port)
+    assert set(networks.connections()) == {web.port.tap}
 
 
 def test_a_guest_has_so_many_connections_by_both_protocols_and_its_neighbour_its_own(

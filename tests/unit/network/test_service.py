@@ -18,6 +18,7 @@ import pytest
 
 from hypemand.config.network import Publish
 from hypemand.errors import HostNotReady, InUse, InvalidDefinition
+from hypemand.model.counters import Connections
 from hypemand.network.client import NetworkClient
 from tests.host.command import run_command
 from tests.unit.network.lab import DEADLINE, Namespace, make_bridge, make_port
@@ -105,6 +106,7 @@ def test_a_vm_comes_and_goes(service: Service) -> None:
         assert (status.network, status.problem) == ("default", "")
         assert await client.attach(PORT) == socket.if_nametoindex(PORT.tap)
         assert set(await client.counters()) == {PORT.tap}
+        assert await client.connections() == {PORT.tap: Connections()}
         await client.detach(PORT)
         assert list_names() == {"hypeman0"}
 
