@@ -24,14 +24,12 @@
 #include <time.h>
 #include <unistd.h>
 
-/* A little less than init waits for the byte, so that it learns why there is none. */
-enum { PORT_WAIT_MS = DEVICE_WAIT_MS - 1000 };
 enum { OWN_FILES = 1024 };
 
 static bool open_port(int *port, struct reason *why)
 {
     char path[DEVICE_PATH_SIZE];
-    if (!wait_for_device(find_port, "org.hypeman.agent", path, clock_ms() + PORT_WAIT_MS))
+    if (!wait_for_device(find_port, "org.hypeman.agent", path, clock_ms() + DEVICE_WAIT_MS))
         return refuse(why, "no virtio port with the name org.hypeman.agent came up");
     *port = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
     return *port >= 0 || refuse(why, "cannot open %s: %s", path, strerror(errno));

@@ -414,7 +414,6 @@ static void start_agent(struct run *run, int epoll)
     }
     run->agent = spawned.pid;
     run->fds[SOURCE_VERDICT] = spawned.verdict;
-    run->deadline = clock_ms() + run->mode->gate_ms;
     (void)(watch(run, epoll, SOURCE_GATE, EPOLLIN) && watch(run, epoll, SOURCE_VERDICT, EPOLLIN));
 }
 
@@ -485,12 +484,8 @@ static void stop_on_request(struct run *run, unsigned grace)
 
 static void on_deadline(struct run *run)
 {
-    char words[48];
-    if (run->phase == PHASE_GATE && run->gate_closed) {
+    if (run->phase == PHASE_GATE) {
         gate_refused(run, "it closed its ready pipe without a byte");
-    } else if (run->phase == PHASE_GATE) {
-        (void)snprintf(words, sizeof words, "no sign of it within %d ms", run->mode->gate_ms);
-        gate_refused(run, words);
     } else if (!run->killed) {
         run->killed = true;
         run->deadline = clock_ms() + KILLED_MS;

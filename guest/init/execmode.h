@@ -9,7 +9,7 @@
 
 #include <signal.h>
 
-enum { AGENT_GATE_MS = 10000, DEFAULT_GRACE_S = 10 };
+enum { DEFAULT_GRACE_S = 10 };
 
 /* How the boot ended: what the exit report says. */
 struct outcome {
@@ -23,15 +23,15 @@ struct exec_mode {
     struct ports *ports;
     int agent_binary; /* or -1 with the reason why there is none */
     struct reason no_agent;
-    int gate_ms;                         /* how long the agent may take to its byte */
     bool (*headers)(struct reason *why); /* what sets up the kernel headers, once the program runs */
 };
 
 /* The signals that exec_mode_run reads; init blocks them before anything else. */
 sigset_t exec_mode_signals(void);
 
-/* Run agent and program to the program's end, as PID 1. Prints AGENT-READY, PROGRAM-START and the stages;
- * the exit report is left to the caller. Always comes back with an outcome. */
+/* Run agent and program to the program's end, as PID 1. The agent may take to its byte as long as the host
+ * lets a boot take, which alone knows its load. Prints AGENT-READY, PROGRAM-START and the stages; the exit
+ * report is left to the caller. Always comes back with an outcome. */
 struct outcome exec_mode_run(const struct exec_mode *mode);
 
 #endif

@@ -174,7 +174,6 @@ static struct outcome run(struct machine *machine)
                                    .ports = &machine->ports,
                                    .agent_binary = machine->agent_binary,
                                    .no_agent = machine->no_agent,
-                                   .gate_ms = AGENT_GATE_MS,
                                    .headers = headers_setup};
     return exec_mode_run(&mode);
 }

@@ -536,16 +536,13 @@ class Gate(boot_guest.BootCase):
             ("eof", "exited with code 3"),
             ("crash", "killed by signal 9 (KILL)"),
             ("close-stay", "it closed its ready pipe without a byte"),
-            ("silent", "no sign of it within 10000 ms"),
             ("not-executable", "cannot execute hypeman-agent: Permission denied"),
             ("missing", "cannot open its binary: No such file or directory"),
         ):
             machine = self.machine(agent, 0o644 if agent == "not-executable" else 0o755)
             with self.subTest(agent), self.guest("echo", "ran", machine=machine) as guest:
-                begun = time.monotonic()
                 message = f"the guest agent is not ready: {words}; the program was not started"
                 self.assertEqual(guest.exit_report(), (125, message))
-                self.assertGreater(time.monotonic() - begun, 10 if agent == "silent" else 0)
                 for line in ("ran\n", "PROGRAM-START", "AGENT-READY"):
                     self.assertNotIn(line, guest.console)
 

@@ -44,7 +44,7 @@ def find_children(pid: int) -> list[int]:
 class Init:
     """A running init; its console is its stdout, its stop port its stdin."""
 
-    def __init__(self, folder: Path, agent: str | None, gate_ms: int, records: list[tuple[str, str]]) -> None:
+    def __init__(self, folder: Path, agent: str | None, records: list[tuple[str, str]]) -> None:
         body = format_records(records)
         config = folder / "config"
         config.write_bytes(struct.pack("<8sII", b"HYPECFG1", len(body), zlib.crc32(body)) + body)
@@ -54,7 +54,7 @@ class Init:
         # what init writes to /run is not for this machine
         private = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
         self.process = subprocess.Popen(
-            [*private, 'mount -t tmpfs tmpfs /run && exec "$@"', "sh", INIT, config, binary, str(gate_ms)],
+            [*private, 'mount -t tmpfs tmpfs /run && exec "$@"', "sh", INIT, config, binary],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -94,7 +94,6 @@ class ExecMode(unittest.TestCase):
         self,
         *argv: str,
         agent: str | None = "byte-stay",
-        gate_ms: int = 5000,
         want_agent: str = "1",
         headers: str = "0",
         environment: Sequence[str] = (),
@@ -111,7 +110,7 @@ class ExecMode(unittest.TestCase):
         arguments = [("arg", argument) for argument in argv]
         variables = [("env", variable) for variable in environment]
         others = [*(("ulimit", limit) for limit in limits), *records.items()]
-        init = Init(self.folder, agent, gate_ms, fixed + arguments + variables + others)
+        init = Init(self.folder, agent, fixed + arguments + variables + others)
         self.addCleanup(init.process.communicate)
         self.addCleanup(init.process.kill)
         return init
@@ -127,11 +126,10 @@ class ExecMode(unittest.TestCase):
             ("eof", "exited with code 3"),
             ("crash", "killed by signal 9 (KILL)"),
             ("close-stay", "it closed its ready pipe without a byte"),
-            ("silent", "no sign of it within 300 ms"),
             (None, "cannot open its binary: No such file or directory"),
         ):
             with self.subTest(agent=agent):
-                init = self.init("echo", "ran", agent=agent, gate_ms=300)
+                init = self.init("echo", "ran", agent=agent)
                 self.assertEqual(init.report(), (125, begun + words + ended))
                 self.expect_no_program(init)
                 self.assertNotIn("AGENT-READY", init.console)
@@ -404,8 +402,8 @@ class ExecMode(unittest.TestCase):
         init.order(b"poweroff 1000\npoweroff 0\n")
         self.assertEqual(init.report()[0], 137)
 
-    def test_stop_before_the_program(self) -> None:
-        init = self.init("echo", "ran", agent="silent", gate_ms=20000)
+    def test_stop_before_the_program_of_an_agent_that_is_waited_for(self) -> None:
+        init = self.init("echo", "ran", agent="silent")
         init.order(b"poweroff 5\n")
         self.assertEqual(init.report(), (0, "stopped on request before the program started"))
         self.expect_no_program(init)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Exec mode as PID 1 of a namespace: stdout is the console, fd 0 the stop port, and an exit the power off.
- * Usage: exec-mode CONFIG-DISK AGENT GATE-MS */
+ * Usage: exec-mode CONFIG-DISK AGENT */
 #include "clock.h"
 #include "execmode.h"
 #include "records.h"
@@ -30,8 +30,7 @@ int main(int count, char **arguments)
     struct ports ports = PORTS_NONE;
     struct config config;
     struct outcome outcome = {.code = EXIT_GUEST_FAILED};
-    unsigned long gate_ms;
-    if (count != 4 || !parse_number(arguments[3], 60000, &gate_ms))
+    if (count != 3)
         return 2;
     sigset_t signals = exec_mode_signals();
     (void)sigprocmask(SIG_SETMASK, &signals, NULL);
@@ -43,8 +42,7 @@ int main(int count, char **arguments)
                                  .report = &report,
                                  .ports = &ports,
                                  .headers = wait_for_program,
-                                 .agent_binary = open(arguments[2], O_PATH | O_CLOEXEC),
-                                 .gate_ms = (int)gate_ms};
+                                 .agent_binary = open(arguments[2], O_PATH | O_CLOEXEC)};
         if (mode.agent_binary < 0)
             (void)refuse(&mode.no_agent, "cannot open its binary: %s", strerror(errno));
         outcome = exec_mode_run(&mode);

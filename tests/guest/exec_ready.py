@@ -37,7 +37,7 @@ class Readiness(unittest.TestCase):
         fixed = [("version", "1"), ("name", "vm1"), ("mode", "exec"), ("agent", "0"), ("headers", "0")]
         arguments = [("arg", argument) for argument in argv]
         check = [] if ready is None else [("ready", ready)]
-        init = exec_mode.Init(Path(temporary.name), None, 5000, fixed + arguments + check + [*others.items()])
+        init = exec_mode.Init(Path(temporary.name), None, fixed + arguments + check + [*others.items()])
         self.addCleanup(init.process.communicate)
         self.addCleanup(init.process.kill)
         return init

@@ -193,31 +193,21 @@ def test_an_agent_that_dies_before_its_byte_keeps_the_program_from_starting(
         assert vm.unit("ActiveState") == "failed"
 
 
-def test_an_agent_that_never_answers_ends_the_boot_after_ten_seconds(
+def test_an_agent_that_never_answers_is_waited_for_as_long_as_the_boot_may_take(
     host: TestHost, compiler: Compiler
 ) -> None:
+    """And no shorter: on a host that boots many guests at once an agent takes long."""
+    options = ("--boot-timeout=15s", "--stop-timeout=2s")
     with (
         other_guest(host, agent=compiler(AGENT_HANGS)),
-        start_vm(host, "faulty", "echo", "program started") as vm,
+        start_vm(host, "faulty", "echo", "program started", options=options) as vm,
     ):
         shown = vm.show()
         assert shown["state"] == "Initializing"
         refused = vm.exec("true", check=False)
         assert (refused.code, "Initializing" in refused.stderr) == (125, True)
         shown = vm.end()
-        assert shown["exit_code"] == 125
-        assert "no sign of it within 10000 ms; the program was not started" in shown["exit_message"]
         assert "program started" not in vm.logs()
-
-
-def test_a_boot_that_is_too_slow_is_ended_and_the_missing_marker_is_named(
-    host: TestHost, compiler: Compiler
-) -> None:
-    with (
-        other_guest(host, agent=compiler(AGENT_HANGS)),
-        start_vm(host, "faulty", "true", options=("--boot-timeout=4s", "--stop-timeout=2s")) as vm,
-    ):
-        shown = vm.end()
         assert shown["exit_message"].startswith("boot timed out: ")
         assert "HYPEMAN-PROGRAM-START" in shown["exit_message"]
         assert "HYPEMAN-AGENT-READY" in shown["exit_message"]
@@ -368,9 +358,9 @@ def test_sentinels_of_another_boot_make_nobody_running(host: TestHost, compiler:
         EXIT.format(boot=stale),
     ]
     agent = compiler(AGENT_LIES.replace("LINES", _c_string(lines)))
-    with other_guest(host, agent=agent), start_vm(host, "liar", "true") as vm:
-        # the guest waits for its agent for so long
-        assert "no sign of it within 10000 ms" in vm.end()["exit_message"]
+    options = ("--boot-timeout=10s", "--stop-timeout=2s")
+    with other_guest(host, agent=agent), start_vm(host, "liar", "true", options=options) as vm:
+        assert vm.end()["exit_message"].startswith("boot timed out: ")
         assert any("boot= " in f"{line} " for line in vm.logs("--all"))
         assert vm.unit("ActiveEnterTimestampMonotonic") == "0", "it was Running"
 
