@@ -49,7 +49,7 @@ def _find_addresses(definitions: Mapping[str, Definition]) -> Iterator[Clash]:
 
 
 def _find_ports(definitions: Mapping[str, Definition]) -> Iterator[Clash]:
-    """One for each pair of VMs, however many ports they share."""
+    """One for all VMs that share the same ports with each other, or for a pair, however many it shares."""
     seen: dict[tuple[Transport, int], list[tuple[str, Publish]]] = defaultdict(list)
     shared: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for name in sorted(definitions):
@@ -60,9 +60,15 @@ def _find_ports(definitions: Mapping[str, Definition]) -> Iterator[Clash]:
                 if other != name and one.clashes_with(its):
                     shared[other, name][one.where] = None
             others.append((name, one))
-    for vms, ports in shared.items():
-        what = f"publish the same port of this host ({', '.join(ports)})"
-        yield Clash(vms, f"{what}: only one of them can run")
+    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for pair, ports in shared.items():
+        pairs[", ".join(ports)].append(pair)
+    for where, those in pairs.items():
+        vms = sorted({vm for pair in those for vm in pair})
+        is_each_with_each = len(those) == len(vms) * (len(vms) - 1) // 2
+        for group in [vms] if is_each_with_each else those:
+            what = f"publish the same port of this host ({where})"
+            yield Clash(tuple(group), f"{what}: only one of them can run")
 
 
 def _find_names(definitions: Mapping[str, Definition], host_name: str) -> Iterator[Clash]:

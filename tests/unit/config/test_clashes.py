@@ -40,6 +40,12 @@ def test_published_ports_clash_as_they_do_at_a_start() -> None:
     assert clashes(web={"publish": ["53:53/udp"]}, db={"publish": ["53:53/tcp"]}) == []
     assert clashes(web={"publish": ["127.0.0.1:80:80"]}, db={"publish": ["127.0.0.2:80:80"]}) == []
     assert len(clashes(web={"publish": ["127.0.0.1:80:80"]}, db={"publish": ["80:80"]})) == 1
+    same = {"publish": ["80:80", "443:443"]}
+    assert clashes(a=same, b=same, c=same) == [
+        "a, b and c publish the same port of this host (80/tcp, 443/tcp): only one of them can run"
+    ]
+    local = clashes(a={"publish": ["127.0.0.1:80:80"]}, b={"publish": ["127.0.0.2:80:80"]}, c=same)
+    assert [clash.partition(" publish")[0] for clash in local] == ["a and c", "b and c"]
 
 
 def test_a_vm_that_is_called_as_the_host_is_named() -> None:
