@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections import Counter
 from typing import TypeVar
 
@@ -13,12 +12,11 @@ from aiohttp import web
 
 from hypemand.api.bodies import Nothing
 from hypemand.api.fields import read_form, read_words
+from hypemand.config.names import is_name
+from hypemand.config.templates import parse_file_name
 from hypemand.errors import InvalidRequest, NotFound
 
 MAX_BODY = 1024 * 1024
-
-# Ids and names alike, and the beginnings of ids.
-_REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 F = TypeVar("F")
 
@@ -26,8 +24,12 @@ F = TypeVar("F")
 def parse_ref(request: web.Request) -> str:
     """The VM that the path names. What no VM can be called is not found, like any other stranger."""
     ref = request.match_info["ref"]
-    if _REF.fullmatch(ref) is None:
-        raise NotFound(f"there is no VM {ref[:80]!r}", hint="an id or a name has only a-z, 0-9 and '-'")
+    if not is_name(ref):  # ids and their beginnings are of the same characters
+        hint = "an id or a name has only a-z, 0-9 and '-'"
+        name = parse_file_name(ref)
+        if name.instance and is_name(name.vm):
+            hint = f"the VM that {ref}.yaml defines is named {name.vm}"
+        raise NotFound(f"there is no VM {ref[:80]!r}", hint=hint)
     return ref
 
 

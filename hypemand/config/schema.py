@@ -32,6 +32,7 @@ from hypemand.config.source import KeyPath, Source
 from hypemand.errors import Problem
 
 _SHOWN = 60
+_OTHER_SCALARS = ("integer", "number", "boolean")
 _TYPE_WORDS = {
     "string": "a string",
     "integer": "an integer",
@@ -47,7 +48,9 @@ def find_problems(name: str, source: Source) -> list[Problem]:
     known = {problem.key for problem in source.problems}
     found: dict[tuple[KeyPath, bool], Problem] = {}
     for error in _validator(name).iter_errors(source.data):
-        for path, at_key, message, hint in _explain(name, error):
+        for path, at_key, message, cure in _explain(name, error):
+            is_text_for_other = path in source.expanded and error.schema.get("type") in _OTHER_SCALARS
+            hint = "specifiers are only for texts: write the value itself" if is_text_for_other else cure
             # One problem for one place: the first is the most telling, since `type` stands first in a key.
             found.setdefault((path, at_key), source.problem(path, message, hint, at_key=at_key))
     return sort_problems((*source.problems, *(p for p in found.values() if p.key not in known)))

@@ -41,8 +41,8 @@ class Source:
     """A text that was read. `data` is plain values; the maps are keyed by path.
 
     `keys` and `values`: the places of a mapping's key and of a value. `texts`: numbers as written.
-    `problems`: what is wrong in the text itself, by place; `data` has the rest, so that nothing hides what
-    else is wrong.
+    `expanded`: where a specifier stood, in the text of an instance. `problems`: what is wrong in the text
+    itself, by place; `data` has the rest, so that nothing hides what else is wrong.
     """
 
     file: str
@@ -51,6 +51,7 @@ class Source:
     values: Mapping[KeyPath, Place] = field(default_factory=dict)
     texts: Mapping[KeyPath, str] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    expanded: frozenset[KeyPath] = frozenset()
 
     def problem(self, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
         """A problem with what stands at `path`. Without a place of its own, its nearest parent's."""
@@ -189,6 +190,8 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[str, str]:
         return "is indented with a tab, which YAML does not allow", "indent with blanks"
     if "expected a single document" in (error.context or ""):
         return "has a second document", "write one definition in one file, without a further '---' line"
+    if mark is not None and text[mark.index : mark.index + 1] == "%":
+        return f"is not YAML: {said}", "quote the text when it begins with '%'"
     if "undefined alias" in said:
         return f"is not YAML: {said}", "quote the text when it begins with '*'"
     if "mapping values are not allowed" in said:

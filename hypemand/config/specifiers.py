@@ -2,14 +2,15 @@
 """Specifiers (%n, %H, ...) in the unit properties of a definition, see "SPECIFIERS" in systemd.unit(5).
 
 systemd expands them when it reads a unit file. The unit of a VM is created over D-Bus, where a property is
-taken as it is: so they are expanded before.
+taken as it is: so they are expanded before. %i and %I of an instance of a template are expanded when its file
+is read, in all of its texts.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ _MACHINE_ID = Path("/etc/machine-id")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # A sign before anything else is itself, for systemd too: "100% of it".
 _SPECIFIER = re.compile(r"%([A-Za-z0-9%])")
+_LITERAL = ", or %% for a percent sign"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +88,44 @@ _ELSEWHERE: Mapping[str, Callable[[str, SpecifierHost], str]] = {
 }
 
 
+# What an instance of a template has in all of its texts: its name, and that without escapes.
+_OF_INSTANCE: Mapping[str, Callable[[str], str]] = {
+    "i": lambda instance: instance,
+    "I": lambda instance: instance.replace("-", "/"),
+}
+
+
 def check_specifiers(text: str, *, in_name: bool) -> None:
     """Raise ValueError: what is wrong; the cure, for a specifier that has no value. `in_name`: the text is
     the name of a unit, where systemd knows fewer."""
     known = _IN_NAMES if in_name else _ELSEWHERE
     for letter in _SPECIFIER.findall(text):
         if letter not in known:
-            names = ", ".join(f"%{name}" for name in known if name != "%")
-            literal = "" if in_name else ", or %% for a percent sign"
-            raise ValueError(
-                f"%{letter} in {text[:80]!r} is not a specifier that can be used here;"
-                f" use one of {names}{literal}"
-            )
+            raise _not_known(letter, text, known, "" if in_name else _LITERAL)
+
+
+def _not_known(letter: str, text: str, known: Iterable[str], literal: str) -> ValueError:
+    names = ", ".join(f"%{name}" for name in known if name != "%")
+    return ValueError(
+        f"%{letter} in {text[:80]!r} is not a specifier that can be used here; use one of {names}{literal}"
+    )
+
+
+def expand_instance_specifiers(text: str, instance: str, *, in_unit: bool) -> str:
+    """A text of a template as it is for an instance. Raises ValueError: what is wrong; the cure, for another
+    specifier. `in_unit`: a unit property, whose others are expanded when the VM is started."""
+
+    def expand(found: re.Match[str]) -> str:
+        value = _OF_INSTANCE.get(found[1])
+        if value is not None:
+            return value(instance)
+        if in_unit:
+            return found[0]
+        if found[1] != "%":
+            raise _not_known(found[1], text, _OF_INSTANCE, _LITERAL)
+        return "%"
+
+    return _SPECIFIER.sub(expand, text)
 
 
 def without_specifiers(text: str) -> str:

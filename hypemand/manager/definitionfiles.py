@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.config.source import MAX_BYTES
-from hypemand.config.vmfile import SUFFIXES, is_definition_file
+from hypemand.config.vmfile import SUFFIXES, list_definition_files
 from hypemand.recordfile import read_regular
 
 
@@ -61,11 +60,7 @@ class DefinitionFiles:
 
 
 def _list(folder: Path) -> dict[str, Path]:
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return {}
-    return {Path(name).stem: folder / name for name in names if is_definition_file(name)}
+    return {name.vm: file for name, file in list_definition_files(folder) if not name.is_template}
 
 
 def _mark(path: Path) -> _Mark:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from hypemand.config.names import NAME_RULE, is_name
-from hypemand.config.vmfile import SUFFIXES
+from hypemand.config.vmfile import SUFFIXES, list_definition_files
 from hypemand.errors import AlreadyExists, Forbidden, InUse, InvalidRequest, WrongState
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.parts import Parts
@@ -75,8 +75,12 @@ def _check_may_change(parts: Parts, vm: Vm, name: str, *, by_root: bool) -> None
 
 def _check_no_file(vm_dir: Path, name: str) -> None:
     """Raise AlreadyExists if a file defines, or would define, the VM of that name. Blocks."""
-    for file in (vm_dir / f"{name}{suffix}" for suffix in SUFFIXES):
-        if os.path.lexists(file):
+    try:
+        files = list_definition_files(vm_dir)
+    except OSError:
+        return
+    for defined, file in files:
+        if defined.vm == name:
             raise AlreadyExists(
                 f"{file} defines a VM {name}", hint="choose another name, or put that file there afterwards"
             )

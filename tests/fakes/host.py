@@ -318,6 +318,12 @@ class FakeHost:
         """Write its file in vms.d."""
         (self.config.vm_dir / f"{name}.yaml").write_text(json.dumps({**_SMALL, **keys}))
 
+    def write_template(self, *instances: str, name: str = "web", **keys: object) -> None:
+        """Write a template in vms.d, and link instances to it."""
+        self.write(f"{name}@", **keys)
+        for instance in instances:
+            (self.config.vm_dir / f"{name}@{instance}.yaml").symlink_to(f"{name}@.yaml")
+
     async def reload(self) -> ReloadReport:
         """`systemctl reload hypemand`."""
         return await self.daemon.reloader.reload()

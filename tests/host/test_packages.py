@@ -312,9 +312,11 @@ ExecStart=/bin/sh -c 'echo "%i" >>/root/alerts'
 def test_every_example_starts_and_what_it_names_is_started(other: TestHost) -> None:
     files = map(Path, other.run(["ls", EXAMPLES]).stdout.split())
     names = sorted(file.stem for file in files if file.suffix == ".yaml")
-    assert {"hello", "job", "web"} <= set(names)
+    assert {"hello", "job", "web", "worker@"} <= set(names)
+    names = [*(name for name in names if name != "worker@"), "worker-1", "worker-2"]
     other.push("/etc/systemd/system/alert@.service", ALERT)
     other.shell(f"cp {EXAMPLES}/*.yaml /etc/hypemand/vms.d/; systemctl daemon-reload")
+    other.shell("cd /etc/hypemand/vms.d; for n in 1 2; do ln -s worker@.yaml worker@$n.yaml; done")
     job = other.pull(f"{EXAMPLES}/job.yaml").decode()
     failing = re.sub(r"(?m)^cmd: .*$", 'cmd: [sh, -c, "exit 3"]', job)
     assert failing != job
@@ -328,6 +330,7 @@ def test_every_example_starts_and_what_it_names_is_started(other: TestHost) -> N
             assert started.ok or name in ("job", "failing"), started.describe()
         for name in set(names) - {"job"}:
             assert other.run(["hypemanctl", "show", name, "-p", "state", "--value"]).stdout == "Running\n"
+        _check_instances(other)
         for name, code in (("job", "0"), ("failing", "3")):
             other.run(["hypemanctl", "wait", name, "--for=Stopped", "--timeout", "120"], timeout=130)
             shown = other.run(["hypemanctl", "show", name, "-p", "exit_code", "--value"]).stdout
@@ -340,6 +343,25 @@ def test_every_example_starts_and_what_it_names_is_started(other: TestHost) -> N
         other.shell("rm -f /etc/hypemand/vms.d/*.yaml /etc/systemd/system/alert@.service /root/alerts")
         other.run(["systemctl", "reload", "hypemand"])
         other.run(["hypemanctl", "rm", "-f", *names, "failing"])
+
+
+def _check_instances(other: TestHost) -> None:
+    """Each instance of the template has its own text and port, and goes with its link alone."""
+    checked = other.run(["hypemanctl", "check", "worker@"])
+    assert checked.stdout == "ok       template worker@  defines worker-1, worker-2\n"
+    fetch = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode(), end='')"
+    for n in ("1", "2"):
+        page = other.run(["python3", "-c", fetch, f"http://127.0.0.1:809{n}/"])
+        assert page.stdout == f"I am worker {n}\n"
+        shown = other.run(["systemctl", "show", f"hypeman-vm-worker-{n}", "-P", "Description"])
+        assert shown.stdout == f"Worker {n}\n"
+    refused = other.run(["systemctl", "start", "hypeman@worker@1"], check=False)
+    assert not refused.ok
+    log = other.run(["journalctl", "-u", "hypeman@worker@1", "-o", "cat"]).stdout
+    assert "there is no VM 'worker@1'; the VM that worker@1.yaml defines is named worker-1" in log
+    other.shell("rm /etc/hypemand/vms.d/worker@1.yaml; systemctl reload hypemand")
+    other.run(["hypemanctl", "wait", "worker-1", "--for=Stopped", "--timeout", "60"], timeout=70)
+    assert other.run(["hypemanctl", "show", "worker-2", "-p", "state", "--value"]).stdout == "Running\n"
 
 
 def _check_polkit(other: TestHost) -> None:

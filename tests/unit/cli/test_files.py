@@ -186,3 +186,16 @@ def test_a_restart_that_cannot_be_is_refused_while_the_vm_runs() -> None:
             assert (await show(run))["state"] == "Running"
 
     drive(scenario)
+
+
+def test_the_name_of_an_instance_is_answered_with_that_of_its_vm() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.write_template("1")
+        assert (await run("reload")).returncode == 0
+        for command in ("status", "start", "rm"):
+            done = await run(command, "web@1")
+            words = "there is no VM 'web@1'; the VM that web@1.yaml defines is named web-1"
+            assert (done.returncode, words in done.stderr) == (10, True), done.stderr
+        assert "an id or a name has only" in (await run("status", "web@1@2")).stderr
+
+    drive(scenario)

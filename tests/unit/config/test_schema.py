@@ -121,6 +121,8 @@ def test_what_editors_refuse_the_parser_refuses_too(text: str) -> None:
 
 def test_example_files_are_valid_for_editors_too(examples: list[Path]) -> None:
     for path in examples:
+        if path.stem.endswith("@"):  # editors do not know specifiers
+            continue
         text = path.read_text("utf-8")
         assert text.startswith("# yaml-language-server: $schema=/usr/share/hypemand/vm.schema.json\n")
         jsonschema.Draft7Validator(load_schema("vm")).validate(parse_source(text, str(path)).data)

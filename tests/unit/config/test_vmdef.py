@@ -25,6 +25,7 @@ from hypemand.config.definition import (
 )
 from hypemand.config.network import Bandwidth, NetworkUse, Publish, Transport
 from hypemand.config.source import parse_source
+from hypemand.config.templates import expand_instance, parse_file_name
 from hypemand.config.vmdef import definition_to_json, parse_definition, parse_source_definition
 from hypemand.errors import InvalidDefinition, Problem
 
@@ -389,7 +390,12 @@ def test_any_request_is_a_definition_or_has_problems(data: dict[str, Any]) -> No
 
 def test_the_examples_are_valid(examples: list[Path]) -> None:
     for path in examples:
-        parse_source_definition(path.stem, parse_source(path.read_text("utf-8"), str(path)))
+        source = parse_source(path.read_text("utf-8"), str(path))
+        name = parse_file_name(path.stem)
+        if name.is_template:
+            parse_source_definition(f"{name.prefix}-1", expand_instance(source, "1"))
+        else:
+            parse_source_definition(name.vm, source)
 
 
 VOLUMES = """\

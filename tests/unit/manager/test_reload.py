@@ -227,3 +227,64 @@ def test_a_file_is_named_by_its_own_name() -> None:
         assert problem.file == str(file)
 
     drive(scenario)
+
+
+def test_a_link_to_a_template_defines_a_vm_and_its_removal_stops_that() -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.write_template("1", "2", autostart=True, env={"ID": "%i"})
+        report = await host.reload()
+        assert (report.defined, report.problems) == (("web-1", "web-2"), ())
+        for vm in ("web-1", "web-2"):
+            await host.until(State.RUNNING, vm)
+            assert host.vm(vm).record.definition.env == {"ID": vm[-1]}
+        remove(host, "web@2")
+        assert (await host.reload()).removed == ("web-2",)
+        await host.until(State.STOPPED, "web-2")
+        assert (await host.manager.get_vm("web-1")).state is State.RUNNING
+        assert (await host.manager.get_vm("web-2")).removed_from_config
+
+    drive(scenario)
+
+
+def test_a_change_of_a_template_is_one_of_all_its_instances() -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.write_template("1", "2")
+        (host.config.vm_dir / "web@3.yaml").write_text((host.config.vm_dir / "web@.yaml").read_text())
+        await host.reload()
+        assert not any(vm.needs_reload for vm in await host.manager.list_vms())
+        host.write_template(memory="128M")
+        stale = {vm.name: vm.needs_reload for vm in await host.manager.list_vms()}
+        assert stale == {"web-1": True, "web-2": True, "web-3": False}, "a copy is a file of its own"
+        assert (await host.manager.get_vm("web-1")).definition_file == str(host.config.vm_dir / "web@1.yaml")
+        assert (await host.reload()).changed == ("web-1", "web-2")
+
+    drive(scenario)
+
+
+def test_a_template_that_is_gone_stops_no_vm() -> None:
+    async def scenario(host: FakeHost) -> None:
+        host.write_template("1", "2", autostart=True)
+        await host.reload()
+        await host.until(State.RUNNING, "web-1")
+        await host.until(State.RUNNING, "web-2")
+        remove(host, "web@")
+        report = await host.reload()
+        assert [problem.message for problem in report.problems] == [
+            "is a link to web@.yaml, which does not exist"
+        ] * 2
+        assert report.removed == ()
+        assert {vm.state for vm in await host.manager.list_vms()} == {State.RUNNING}
+
+    drive(scenario)
+
+
+def test_what_is_refused_names_the_link_that_defines_the_vm() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.create("web-1")
+        host.write_template("1", "2", memory="128M")
+        (problem,) = (await host.reload()).problems
+        assert problem.file == str(host.config.vm_dir / "web@1.yaml")
+        with pytest.raises(WrongState, match=r"is defined in .*/vms\.d/web@2\.yaml"):
+            await host.manager.delete_vm("web-2")
+
+    drive(scenario)

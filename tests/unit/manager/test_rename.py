@@ -260,12 +260,14 @@ def test_what_cannot_be_renamed_is_refused_with_the_cure() -> None:
         await host.create("db")
         host.write("file")
         (host.config.vm_dir / "taken.yml").write_text("memory: lots\n")
+        (host.config.vm_dir / "taken@1.yaml").symlink_to("nowhere")
         await host.reload()
         for name, new, error, words in (
             ("web", "shop", WrongState, "stop it first: its unit has the name of the VM"),
             ("web", "db", AlreadyExists, "a VM db already exists"),
             ("db", "no_name", InvalidRequest, "cannot be the name of a VM; use 1 to 63 characters"),
             ("db", "taken", AlreadyExists, "taken.yml defines a VM taken"),
+            ("db", "taken-1", AlreadyExists, "taken@1.yaml defines a VM taken-1"),
             ("file", "shop", WrongState, "file.yaml; move the file to another directory"),
             ("nobody", "shop", NotFound, "there is no VM nobody"),
         ):
