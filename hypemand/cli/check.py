@@ -26,7 +26,16 @@ from hypemand.config.definition import Definition
 from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
 from hypemand.config.netdef import Networks
 from hypemand.config.statedir import DEFAULT_STATE_DIR, find_uncovered_problem
-from hypemand.config.vmfile import SUFFIXES, VmDir, load_vm_dir, load_vm_file
+from hypemand.config.templates import parse_file_name
+from hypemand.config.vmfile import (
+    SUFFIXES,
+    VmDir,
+    list_definition_files,
+    load_template,
+    load_vm_dir,
+    load_vm_file,
+    say_how_to_link,
+)
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.model.answers.network import HostNetwork
 from hypemand.run import run
@@ -37,6 +46,8 @@ _SYSTEMD_TIME = 10.0
 _SYSTEMD_BOOTED = Path("/run/systemd/system")
 _MACHINED_PATHS = ("/usr/lib/systemd/systemd-machined", "/lib/systemd/systemd-machined")
 _OLDEST_SYSTEMD = 252
+_SHOWN_VMS = 10
+_NOTHING = VmDir({}, (), frozenset())
 
 
 class Verdict(StrEnum):
@@ -89,18 +100,25 @@ def _check_files(words: list[str]) -> tuple[list[Problem], list[Finding]]:
     problems: list[Problem] = []
     config, networks = load_config()
     checked: dict[str, Definition] = {}
+    templates: dict[Path, tuple[str, ...]] = {}
     for word in words:
         try:
             file = resolve_file(word, config.vm_dir)
             if is_host_config(file):
                 load_host_config(file, ())
+            elif file.suffix in SUFFIXES and parse_file_name(file.stem).is_template:
+                found = load_template(file, config.defaults, networks)
+                problems += found.problems
+                checked |= found.definitions
+                templates |= found.templates
             else:
                 definition = load_vm_file(file, config.defaults, networks)
                 checked[definition.name] = definition
         except InvalidDefinition as error:
             problems += error.problems
-    others = load_vm_dir(config.vm_dir, config.defaults, networks).definitions if checked else {}
-    return problems, list(_inspect_clashes({**others, **checked}, checked))
+    others = load_vm_dir(config.vm_dir, config.defaults, networks) if checked else _NOTHING
+    clashes = _inspect_clashes({**others.definitions, **checked}, checked, {**others.templates, **templates})
+    return list(dict.fromkeys(problems)), [*_inspect_templates(templates), *clashes]
 
 
 def load_config() -> tuple[HostConfig, Networks | None]:
@@ -117,9 +135,10 @@ def resolve_file(word: str, vm_dir: Path) -> Path:
     path = Path(word)
     if "/" in word or path.suffix in SUFFIXES or os.path.isfile(word):
         return path
-    for suffix in SUFFIXES:
-        if os.path.lexists(definition := vm_dir / f"{word}{suffix}"):
-            return definition
+    with contextlib.suppress(OSError):
+        for name, file in list_definition_files(vm_dir):
+            if word in (name.vm, file.stem):
+                return file
     message = f"is neither a file nor a VM that is defined in {vm_dir}"
     raise InvalidDefinition(
         [Problem(word, 0, 0, "", message, "use the path of a file, or the NAME of a VM in that directory")]
@@ -169,14 +188,32 @@ def inspect_definitions(config: HostConfig, found: VmDir) -> Iterator[Finding]:
         yield Finding("definitions", Verdict.NOTE, text)
     else:
         yield Finding("definitions", Verdict.OK, f"{good} in {config.vm_dir}")
-    yield from _inspect_clashes(found.definitions, found.definitions)
+    yield from _inspect_templates(found.templates)
+    yield from _inspect_clashes(found.definitions, found.definitions, found.templates)
 
 
-def _inspect_clashes(definitions: Mapping[str, Definition], asked: Container[str]) -> Iterator[Finding]:
+def _inspect_templates(templates: Mapping[Path, tuple[str, ...]]) -> Iterator[Finding]:
+    """The VMs that templates define."""
+    for file, vms in templates.items():
+        what = f"template {file.stem}"
+        if not vms:
+            yield Finding(what, Verdict.NOTE, f"has no instance; {say_how_to_link(file)}")
+            continue
+        more = f" and {len(vms) - _SHOWN_VMS} more" if len(vms) > _SHOWN_VMS else ""
+        yield Finding(what, Verdict.OK, f"defines {', '.join(vms[:_SHOWN_VMS])}{more}")
+
+
+def _inspect_clashes(
+    definitions: Mapping[str, Definition], asked: Container[str], templates: Mapping[Path, tuple[str, ...]]
+) -> Iterator[Finding]:
     """What several definitions ask for, one of the `asked` among them."""
+    template_of = {vm: file for file, vms in templates.items() for vm in vms}
     for clash in find_clashes(definitions, platform.node()):
         if any(vm in asked for vm in clash.vms):
-            yield Finding("definitions", Verdict.NOTE, str(clash))
+            common = {template_of.get(vm) for vm in clash.vms} if len(clash.vms) > 1 else {None}
+            template = common.pop() if len(common) == 1 else None
+            hint = f"; use %i in {template}" if template is not None else ""
+            yield Finding("definitions", Verdict.NOTE, f"{clash}{hint}")
 
 
 def _inspect_host(config: HostConfig) -> Iterator[Finding]:

@@ -13,13 +13,21 @@ from pathlib import Path
 
 from hypemand.atomic import write_file
 from hypemand.cli.check import load_config
+from hypemand.cli.client import Client
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.host import reload_daemon
-from hypemand.cli.instance import get_instance
+from hypemand.cli.instance import get_instance, list_instances
 from hypemand.cli.terminal import print_error
-from hypemand.config.vmfile import load_vm_file
-from hypemand.errors import HypemandError, InvalidDefinition, WrongState
+from hypemand.config.templates import parse_file_name
+from hypemand.config.vmfile import (
+    find_template,
+    list_definition_files,
+    list_links,
+    load_template,
+    load_vm_file,
+)
+from hypemand.errors import HypemandError, InvalidDefinition, NotFound, WrongState
 from hypemand.model.answers.instance import Instance
 
 # those of systemctl(1) edit
@@ -30,7 +38,7 @@ _EDITORS = ("editor", "nano", "vim", "vi")
 def edit(context: Context) -> int:
     """Edit a copy of the file, check it, replace the file, and reload. What is not valid is kept as the copy,
     and the file stays as it is."""
-    file = _find_file(get_instance(context.client, context.args.name))
+    file, vms = _find_target(context.client, context.args.name)
     try:
         before = file.read_bytes()
         folder = Path(tempfile.mkdtemp(prefix="hypemanctl-edit-"))
@@ -55,7 +63,35 @@ def edit(context: Context) -> int:
             print_error(f"{file} has not been changed; the edited text is in {copy}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    return _apply(context)
+    return _apply(context, vms)
+
+
+def _find_target(client: Client, ref: str) -> tuple[Path, frozenset[str]]:
+    """The file to edit and the VMs that it defines. That of an instance which is a link is its template."""
+    if ref.endswith("@"):
+        file = find_template_file(ref, load_config()[0].vm_dir)
+    else:
+        instance = get_instance(client, ref)
+        of_vm = _find_file(instance)
+        template = find_template(of_vm)
+        if template is None:
+            return of_vm, frozenset({instance.name})
+        file = template
+    vms = [name.vm for name, _ in list_links(file)]
+    print(f"{file} is the template of {', '.join(vms) or 'no VM'}.")
+    return file, frozenset(vms)
+
+
+def find_template_file(stem: str, folder: Path) -> Path:
+    """The template of this name in a directory. Raises NotFound, HypemandError if that cannot be read."""
+    try:
+        files = list_definition_files(folder)
+    except OSError as error:
+        raise _cannot_edit(folder, error) from None
+    for name, file in files:
+        if name.is_template and file.stem == stem:
+            return file
+    raise NotFound(f"there is no template {stem} in {folder}", hint="hypemanctl check shows the templates")
 
 
 def _find_file(instance: Instance) -> Path:
@@ -105,7 +141,13 @@ def _check(copy: Path, file: Path) -> None:
     """Raise InvalidDefinition for what the file would define."""
     config, networks = load_config()
     try:
-        load_vm_file(copy, config.defaults, networks)
+        if not parse_file_name(file.stem).is_template:
+            load_vm_file(copy, config.defaults, networks)
+            return
+        for _, link in list_links(file):
+            (copy.parent / link.name).symlink_to(copy.name)
+        if problems := load_template(copy, config.defaults, networks).problems:
+            raise InvalidDefinition(problems)
     except InvalidDefinition as error:
         raise InvalidDefinition([replace(problem, file=str(file)) for problem in error.problems]) from None
 
@@ -119,11 +161,11 @@ def _replace(file: Path, before: bytes, after: bytes) -> None:
     write_file(target, after, mode=about.st_mode & 0o7777, uid=about.st_uid, gid=about.st_gid)
 
 
-def _apply(context: Context) -> int:
+def _apply(context: Context, vms: frozenset[str]) -> int:
     """Reload, and say what of it needs a restart."""
     status = reload_daemon(context, quiet=False)
-    instance = get_instance(context.client, context.args.name)
-    if instance.needs_restart:
-        changes = ", ".join(instance.pending_changes)
-        print(f"A restart applies {changes or 'the changes'}: hypemanctl restart {instance.name}")
+    for instance in list_instances(context.client):
+        if instance.name in vms and instance.needs_restart:
+            changes = ", ".join(instance.pending_changes)
+            print(f"A restart applies {changes or 'the changes'}: hypemanctl restart {instance.name}")
     return status

@@ -263,7 +263,7 @@ HOST = (
         arguments=(
             Argument(
                 "FILE",
-                "VM definition, NAME of one in /etc/hypemand/vms.d, or host configuration",
+                "VM definition or template, NAME of one in /etc/hypemand/vms.d, or host configuration",
                 count="*",
                 completes=Completes.DEFINITION,
             ),

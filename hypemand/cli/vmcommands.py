@@ -171,7 +171,9 @@ INSPECT = (
         "edit the definition file of a VM, check it, and reload",
         "edit:edit",
         "The editor is $EDITOR, else $VISUAL. The file is only replaced if the new text is valid.",
-        arguments=(_ONE_VM,),
+        arguments=(
+            Argument("NAME", "the VM, or PREFIX@ of a template of definitions", completes=Completes.VM),
+        ),
     ),
     Command(
         ("port",),

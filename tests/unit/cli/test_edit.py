@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.cli.edit import find_template_file
+from hypemand.errors import NotFound
 from hypemand.model.state import State
 from tests.fakes.api import Client
 from tests.fakes.host import FakeHost
@@ -159,3 +161,61 @@ def test_a_vm_without_a_file_is_refused_with_the_way_to_one() -> None:
         assert (await edit(host, "true", "nope")).returncode == 10
 
     drive(scenario)
+
+
+def test_an_edit_of_an_instance_is_one_of_its_template_and_says_so() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.write_template("1", "2", autostart=True, memory="128M", env={"ID": "%i"})
+        assert (await run("reload")).returncode == 0
+        for vm in ("web-1", "web-2"):
+            await host.until(State.RUNNING, vm)
+        template = host.config.vm_dir / "web@.yaml"
+        done = await edit(host, "sed -i s/128M/192M/", "web-1")
+        restarts = (f"A restart applies memory 128M → 192M: hypemanctl restart web-{n}\n" for n in (1, 2))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == (
+            f"{template} is the template of web-1, web-2.\n"
+            f"Changed, from the next start on: web-1, web-2.\n{''.join(restarts)}"
+        )
+        assert json.loads(template.read_text())["memory"] == "192M"
+        assert (host.config.vm_dir / "web@1.yaml").is_symlink()
+        assert list(host.folder.glob("hypemanctl-edit-*")) == []
+
+    drive(scenario)
+
+
+def test_an_edit_that_is_not_valid_for_each_instance_is_refused() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.write_template("1", "blue", memory="128M")
+        assert (await run("reload")).returncode == 0
+        template = host.config.vm_dir / "web@.yaml"
+        before = template.read_text()
+        done = await edit(host, "sed -i s/128M/12%iM/", "web-1")
+        assert done.returncode == 8
+        assert f"{template}:1:" in done.stderr
+        assert "'12blueM'" in done.stderr
+        assert template.read_text() == before
+
+    drive(scenario)
+
+
+def test_a_copy_of_a_template_is_edited_by_itself() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.write_template("1", memory="128M", env={"ID": "%i"})
+        copy = host.config.vm_dir / "web@2.yaml"
+        copy.write_text((host.config.vm_dir / "web@.yaml").read_text())
+        assert (await run("reload")).returncode == 0
+        done = await edit(host, "sed -i s/128M/192M/", "web-2")
+        assert (done.returncode, done.stdout) == (0, "Changed, from the next start on: web-2.\n")
+        assert host.vm("web-2").record.definition.env == {"ID": "2"}
+        assert "128M" in (host.config.vm_dir / "web@.yaml").read_text()
+
+    drive(scenario)
+
+
+def test_a_template_is_found_by_its_name(tmp_path: Path) -> None:
+    for name in ("web@.yml", "web@1.yml", "web.yaml"):
+        (tmp_path / name).touch()
+    assert find_template_file("web@", tmp_path) == tmp_path / "web@.yml"
+    with pytest.raises(NotFound, match=f"there is no template db@ in {tmp_path}; hypemanctl check"):
+        find_template_file("db@", tmp_path)

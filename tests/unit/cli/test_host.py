@@ -249,12 +249,15 @@ def test_check_takes_the_name_of_a_vm(tmp_path: Path, monkeypatch: pytest.Monkey
     vm_dir.mkdir()
     here.mkdir()
     monkeypatch.chdir(here)
-    for name in ("web.yaml", "db.yml", "both.yaml"):
+    for name in ("web.yaml", "db.yml", "both.yaml", "app@.yaml", "app@1.yaml"):
         (vm_dir / name).touch()
     (here / "web").mkdir()
     (here / "both").touch()
     assert resolve_file("web", vm_dir) == vm_dir / "web.yaml"
     assert resolve_file("db", vm_dir) == vm_dir / "db.yml"
+    assert resolve_file("app@", vm_dir) == vm_dir / "app@.yaml"
+    for name in ("app-1", "app@1"):
+        assert resolve_file(name, vm_dir) == vm_dir / "app@1.yaml"
     for path in ("both", "web.yaml", "./db", f"{tmp_path}/web"):
         assert resolve_file(path, vm_dir) == Path(path)
 
@@ -297,6 +300,35 @@ def test_definitions_are_ok_only_if_all_are(tmp_path: Path) -> None:
     assert inspect(tmp_path) == [("ok", f"2 in {tmp_path}"), clash]
     (tmp_path / "bad.yaml").write_text("image: x\nnetwork: nowhere\n")
     assert inspect(tmp_path) == [("note", f"1 of 3 in {tmp_path} have errors, and define no VM"), clash]
+
+
+def test_a_template_is_shown_with_its_vms_and_what_they_clash_for_with_the_cure(
+    cli: Cli, tmp_path: Path
+) -> None:
+    template = tmp_path / "web@.yaml"
+    template.write_text("image: x\nnetwork: {publish: ['80:80']}\n")
+    how = f"has no instance; make an instance: ln -s web@.yaml {tmp_path}/web@1.yaml"
+    assert inspect(tmp_path) == [("ok", f"0 in {tmp_path}"), ("note", how)]
+    alone = cli.run("check", str(template))
+    assert (alone.returncode, alone.stdout) == (0, f"note     template web@  {how}\n")
+    for instance in ("1", "2", "3"):
+        (tmp_path / f"web@{instance}.yaml").symlink_to("web@.yaml")
+    clash = (
+        "web-1, web-2 and web-3 publish the same port of this host (80/tcp): only one of them can run;"
+        f" use %i in {template}"
+    )
+    found = [("ok", "defines web-1, web-2, web-3"), ("note", clash)]
+    assert inspect(tmp_path) == [("ok", f"3 in {tmp_path}"), *found]
+    checked = cli.run("check", "--json", str(template))
+    assert [(one["verdict"], one["text"]) for one in json.loads(checked.stdout)["host"]] == found
+    for n in range(4, 14):
+        (tmp_path / f"web@{n}.yaml").symlink_to("web@.yaml")
+    template.write_text("image: x\nmemroy: 1G\n")
+    broken = cli.run("check", str(template))
+    assert broken.stderr == f"{template}:2:1: memroy: is not known; did you mean memory?\n"
+    assert broken.returncode == 8
+    template.write_text("image: x\n")
+    assert cli.run("check", str(template)).stdout.endswith("web-5, web-6 and 3 more\n")
 
 
 def test_check_tells_how_the_networks_are(daemon: Canned, cli: Cli) -> None:
