@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "serve.h"
 
+#include "attach.h"
 #include "bytes.h"
 #include "clock.h"
 #include "files.h"
+#include "inside.h"
 #include "records.h"
 #include "stream.h"
 
@@ -25,6 +27,8 @@ enum {
     RECORDS_SIZE = 256,
     DATA_PORT = STREAMS_MAX * STREAM_SOURCES,
     DATA_SIGNALS,
+    DATA_INIT,
+    DATA_PROGRAM, /* and the next two: its outputs and its input */
 };
 
 struct agent {
@@ -58,7 +62,7 @@ static void send_records(struct agent *agent, uint8_t type, const char *records,
 
 static void send_hello(struct agent *agent)
 {
-    static const char *const features[] = {"tty", "umask", "files", "clock", "health"};
+    static const char *const features[] = {"tty", "umask", "files", "clock", "health", "attach"};
     char records[RECORDS_SIZE];
     size_t used = 0;
     (void)records_put(records, sizeof records, &used, "version", "1");
@@ -161,7 +165,7 @@ static void send_exit(struct agent *agent, uint32_t id, int code, const char *me
                records);
 }
 
-/* EXEC, FILES or HEALTH. */
+/* EXEC, FILES, HEALTH or ATTACH. */
 static void on_request(struct agent *agent, const struct frame_header *header, const char *records)
 {
     if (!may_open(agent, header->stream))
@@ -245,7 +249,7 @@ static void on_frame(struct agent *agent, const struct frame_header *header, con
     const char *records = (const char *)payload;
     bool has_records = header->type == FRAME_HELLO || header->type == FRAME_EXEC ||
                        header->type == FRAME_FILES || header->type == FRAME_HEALTH ||
-                       header->type == FRAME_SHUTDOWN;
+                       header->type == FRAME_ATTACH || header->type == FRAME_SHUTDOWN;
     if (agent->refused && header->type != FRAME_HELLO)
         return;
     if (!agent->greeted && header->type != FRAME_HELLO) {
@@ -266,6 +270,7 @@ static void on_frame(struct agent *agent, const struct frame_header *header, con
     case FRAME_EXEC:
     case FRAME_FILES:
     case FRAME_HEALTH:
+    case FRAME_ATTACH:
         on_request(agent, header, records);
         break;
     case FRAME_CLOCK:
@@ -333,6 +338,25 @@ static bool pump_streams(struct agent *agent)
     return moved;
 }
 
+static bool is_attached(const struct agent *agent)
+{
+    for (size_t i = 0; i < STREAMS_MAX; i++) {
+        if (agent->streams[i].kind == STREAM_ATTACH && agent->streams[i].state != STREAM_FREE)
+            return true;
+    }
+    return false;
+}
+
+/* What the VM's program writes, host or not. Init learns when all has been said of it. */
+static bool pump_program(struct agent *agent)
+{
+    attach_watch(agent->epoll, DATA_PROGRAM);
+    bool moved = attach_pump_program(agent->streams, STREAMS_MAX);
+    if (attach_is_over() && !is_attached(agent) && agent->out.start == agent->out.end)
+        inside_answer();
+    return moved;
+}
+
 /* One turn of everybody. True if anything moved, and there may be more. */
 static bool pump(struct agent *agent)
 {
@@ -380,6 +404,10 @@ static void on_event(struct agent *agent, const struct epoll_event *event)
         on_port(agent, event->events);
     } else if (event->data.u64 == DATA_SIGNALS) {
         on_signals(agent);
+    } else if (event->data.u64 == DATA_INIT) {
+        inside_hear();
+    } else if (event->data.u64 >= DATA_PROGRAM) {
+        attach_ready((size_t)(event->data.u64 - DATA_PROGRAM));
     } else {
         /* A stale event of a place that was given to another stream costs it one read that finds nothing. */
         struct stream *stream = &agent->streams[event->data.u64 / STREAM_SOURCES];
@@ -397,9 +425,10 @@ static int meet_deadlines(struct agent *agent)
         struct stream *stream = &agent->streams[i];
         if (stream->state == STREAM_FREE || stream->deadline == NO_DEADLINE)
             continue;
-        if (deadline_timeout(stream->deadline) == 0)
+        if (deadline_timeout(stream->deadline) == 0) {
             stream_expire(stream);
-        else if (stream->deadline < next)
+            next = 0; /* It may have to say so, or others may go on. */
+        } else if (stream->deadline < next)
             next = stream->deadline;
     }
     return deadline_timeout(next);
@@ -434,6 +463,9 @@ bool serve(const struct server *server, struct reason *why)
     bool moved = false;
     if (served)
         server->ready();
+    struct epoll_event from_init = {.events = EPOLLIN, .data.u64 = DATA_INIT};
+    if (served && inside_socket() >= 0)
+        (void)epoll_ctl(agent.epoll, EPOLL_CTL_ADD, inside_socket(), &from_init);
     while (served && !agent.ended) {
         struct epoll_event events[EVENTS_MAX];
         /* Those that always have more do not keep it from hearing of others. */
@@ -444,6 +476,7 @@ bool serve(const struct server *server, struct reason *why)
         for (int i = 0; i < count; i++)
             on_event(&agent, &events[i]);
         moved = pump(&agent);
+        moved = pump_program(&agent) || moved;
     }
     discard_streams(&agent, true);
     disconnect_host(&agent);

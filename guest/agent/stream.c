@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "stream.h"
 
+#include "attach.h"
 #include "bytes.h"
 #include "clock.h"
 #include "files.h"
@@ -31,6 +32,8 @@ enum {
 
 static bool watch_all(const struct stream *stream, struct place place, struct reason *why)
 {
+    if (stream->kind == STREAM_ATTACH)
+        return true; /* What it moves bytes to and from is watched for all of them. */
     const struct {
         int fd;
         enum stream_source source;
@@ -79,7 +82,16 @@ static void end(struct stream *stream, int code)
 
 static enum stream_kind kind_of(uint8_t type)
 {
-    return type == FRAME_FILES ? STREAM_FILES : type == FRAME_HEALTH ? STREAM_HEALTH : STREAM_EXEC;
+    switch (type) {
+    case FRAME_FILES:
+        return STREAM_FILES;
+    case FRAME_HEALTH:
+        return STREAM_HEALTH;
+    case FRAME_ATTACH:
+        return STREAM_ATTACH;
+    default:
+        return STREAM_EXEC;
+    }
 }
 
 static bool launch(struct stream *stream, size_t size, struct reason *why)
@@ -89,6 +101,8 @@ static bool launch(struct stream *stream, size_t size, struct reason *why)
         return launch_files(stream, size, why);
     case STREAM_HEALTH:
         return launch_health(stream, size, why);
+    case STREAM_ATTACH:
+        return attach_start(stream, size, why);
     case STREAM_EXEC:
     case STREAM_TERMINAL:
         break;
@@ -190,7 +204,7 @@ bool stream_input(struct stream *stream, const uint8_t *bytes, uint32_t size)
         stream->consumed += size; /* Nobody reads it, and the host need not know. */
     else if (size > 0)
         take_input(stream, bytes, size);
-    else if (stream->kind == STREAM_TERMINAL)
+    else if (stream->kind == STREAM_TERMINAL || (stream->kind == STREAM_ATTACH && attach_has_terminal()))
         type_end(stream);
     return true;
 }
@@ -216,7 +230,9 @@ void stream_signal(struct stream *stream, int number)
 
 void stream_resize(struct stream *stream, uint16_t rows, uint16_t columns)
 {
-    if (stream->kind == STREAM_TERMINAL && stream->outputs[0].fd >= 0)
+    if (stream->kind == STREAM_ATTACH)
+        attach_resize(rows, columns);
+    else if (stream->kind == STREAM_TERMINAL && stream->outputs[0].fd >= 0)
         terminal_resize(stream->outputs[0].fd, rows, columns);
 }
 
@@ -237,9 +253,27 @@ static void hang_up(struct stream *stream)
     stream->deadline = clock_ms() + HANG_UP_GRACE_MS;
 }
 
+/* The program goes on without it. */
+static void detach(struct stream *stream, int code, const char *why)
+{
+    close_all(stream);
+    stream->deadline = NO_DEADLINE;
+    (void)refuse(&stream->message, "%s", why);
+    end(stream, code);
+}
+
+static void detach_late(struct stream *stream)
+{
+    detach(stream, EXIT_GUEST_FAILED, "detached: the output of the program was not read for too long");
+}
+
 void stream_close(struct stream *stream)
 {
     stream->closed = true;
+    if (stream->kind == STREAM_ATTACH && stream->state != STREAM_ENDED) {
+        detach(stream, 0, "detached");
+        return;
+    }
     if (stream->kind == STREAM_TERMINAL)
         hang_up(stream);
     else
@@ -259,6 +293,10 @@ static void kill_rest(struct stream *stream)
 void stream_expire(struct stream *stream)
 {
     stream->deadline = NO_DEADLINE;
+    if (stream->kind == STREAM_ATTACH) {
+        detach_late(stream);
+        return;
+    }
     kill_rest(stream);
     if (stream->state == STREAM_LEAVING && stream->reaped)
         free_stream(stream);
@@ -376,6 +414,49 @@ static bool pump_input(struct stream *stream, struct outbox *outbox)
     return moved;
 }
 
+static bool pump_attached(struct stream *stream, uint8_t channel, struct outbox *outbox)
+{
+    size_t index = channel - CHANNEL_STDOUT;
+    struct output *output = &stream->outputs[index];
+    if (output->credit == 0 || outbox_room(outbox) < DATA_MAX + OUTPUT_KEEPS)
+        return false;
+    size_t most = output->credit < DATA_MAX ? output->credit : DATA_MAX;
+    size_t taken = attach_take(stream, index, outbox_payload(outbox), most);
+    output->credit -= (uint32_t)taken;
+    if (taken > 0)
+        outbox_commit(outbox, (struct frame_header){.length = (uint32_t)taken,
+                                                    .stream = stream->id,
+                                                    .type = FRAME_DATA,
+                                                    .channel = channel});
+    return taken > 0;
+}
+
+static bool pump_attach(struct stream *stream, struct outbox *outbox)
+{
+    bool moved = stream->state == STREAM_STARTING && outbox_room(outbox) >= CONTROL_ROOM;
+    if (moved) {
+        char *payload = (char *)outbox_payload(outbox);
+        size_t size = attach_format_started(stream, payload, CONTROL_MAX);
+        outbox_commit(outbox, (struct frame_header){
+                                  .length = (uint32_t)size, .stream = stream->id, .type = FRAME_STARTED});
+        stream->state = STREAM_RUNNING;
+        free_spawn(stream);
+    }
+    if (stream->state != STREAM_RUNNING)
+        return false;
+    if (attach_is_late(stream)) {
+        detach_late(stream);
+        return true;
+    }
+    moved = pump_input(stream, outbox) || moved;
+    if (attach_input_ended(stream))
+        end_input(stream);
+    moved = pump_attached(stream, CHANNEL_STDOUT, outbox) || moved;
+    moved = pump_attached(stream, CHANNEL_STDERR, outbox) || moved;
+    stream->reaped = attach_has_ended(stream);
+    return moved;
+}
+
 static bool put_output_end(struct stream *stream, struct output *output, uint8_t channel,
                            struct outbox *outbox)
 {
@@ -450,8 +531,9 @@ bool stream_pump(struct stream *stream, struct outbox *outbox)
 {
     if (stream->state == STREAM_FREE || stream->state == STREAM_LEAVING)
         return false;
-    bool moved = pump_verdict(stream, outbox);
-    if (stream->state == STREAM_RUNNING) {
+    bool attached = stream->kind == STREAM_ATTACH;
+    bool moved = attached ? pump_attach(stream, outbox) : pump_verdict(stream, outbox);
+    if (stream->state == STREAM_RUNNING && !attached) {
         moved = pump_input(stream, outbox) || moved;
         moved = pump_output(stream, CHANNEL_STDOUT, outbox) || moved;
         moved = pump_output(stream, CHANNEL_STDERR, outbox) || moved;
@@ -476,7 +558,7 @@ void stream_discard(struct stream *stream, bool at_once)
         hang_up(stream);
     if (stream->kind == STREAM_TERMINAL && at_once && stream->pid > 0)
         kill_rest(stream);
-    if (stream->deadline != NO_DEADLINE && !at_once)
+    if (stream->deadline != NO_DEADLINE && !at_once && stream->kind != STREAM_ATTACH)
         leave(stream);
     else
         free_stream(stream);

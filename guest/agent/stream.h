@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One exec or copy: a process, what it is connected by (pipes or a terminal), and the credit on each. */
+/* One exec or copy: a process, what it is connected by (pipes or a terminal), and the credit on each. Or one
+ * that is attached to the VM's program, and has no process of its own. */
 #ifndef HYPEMAN_STREAM_H
 #define HYPEMAN_STREAM_H
 
@@ -17,7 +18,7 @@ enum stream_state {
 };
 
 /* Of FILES and HEALTH the process is one of ours, which ends when its other end is away. */
-enum stream_kind { STREAM_EXEC, STREAM_TERMINAL, STREAM_FILES, STREAM_HEALTH };
+enum stream_kind { STREAM_EXEC, STREAM_TERMINAL, STREAM_FILES, STREAM_HEALTH, STREAM_ATTACH };
 
 enum { HANG_UP_GRACE_MS = 2000 };
 
@@ -33,6 +34,7 @@ struct output {
     int fd; /* -1 once it has ended */
     bool readable;
     uint32_t credit;
+    uint64_t place; /* of STREAM_ATTACH: how much of the program's output came before what is next */
 };
 
 struct stream {
@@ -43,7 +45,8 @@ struct stream {
     struct group group;
     bool reaped;
     bool closed;      /* the host has lost interest */
-    int64_t deadline; /* of what was in a terminal that has been hung up, or NO_DEADLINE */
+    int64_t deadline; /* of what was in a terminal that has been hung up, or of who holds the VM's program up
+                         by taking no output; or NO_DEADLINE */
     int code;
     struct reason message;
 
@@ -60,6 +63,7 @@ struct stream {
 
     int input; /* -1 once it has ended */
     bool input_eof;
+    bool feeds;      /* of STREAM_ATTACH: its input is the program's */
     bool line_begun; /* the last byte that was typed into the terminal did not end a line */
     struct pending pending;
     uint32_t window;          /* what the host may still send */
@@ -77,8 +81,8 @@ struct place {
     uint32_t index;
 };
 
-/* Begin what a frame of this type (EXEC, FILES or HEALTH) orders, by its records (valid ones). What fails is
- * said by the stream's EXIT, never otherwise. */
+/* Begin what a frame of this type (EXEC, FILES, HEALTH or ATTACH) orders, by its records (valid ones). What
+ * fails is said by the stream's EXIT, never otherwise. */
 void stream_start(struct stream *stream, uint32_t id, uint8_t type, const char *records, size_t size,
                   struct place place);
 

@@ -33,6 +33,7 @@ static const struct {
     {"env", 0, SIZE_MAX}, {"workdir", 0, 1},     {"user", 0, 1},         {"agent", 1, 1},
     {"headers", 1, 1},    {"stop_signal", 0, 1}, {"host", 0, HOSTS_MAX}, {"machine_id", 0, 1},
     {"ready", 0, 1},      {"init", 0, 1},        {"read_only", 0, 1},    {"files", 0, 1},
+    {"stdin", 0, 1},      {"tty", 0, 1},
 };
 
 static bool check_counts(const struct config *config, struct reason *why)
@@ -136,6 +137,10 @@ static bool take_record(struct config *config, const struct record *record, size
         return parse_flag(record, &config->reaper, why);
     else if (record_is(record, "read_only"))
         return parse_flag(record, &config->readonly_root, why);
+    else if (record_is(record, "stdin"))
+        return parse_flag(record, &config->input, why);
+    else if (record_is(record, "tty"))
+        return parse_flag(record, &config->terminal, why);
     else if (record_is(record, "files"))
         return parse_flag(record, &config->files, why);
     else if (record_is(record, "secret"))
@@ -186,6 +191,8 @@ bool config_parse(char *records, size_t size, struct config *config, struct reas
             return false;
     }
     complete_ready(config, envs);
+    if ((config->input || config->terminal) && !config->agent)
+        return refuse(why, "config disk: stdin and tty need the agent");
     return volumes_sort(&config->volumes, why);
 }
 

@@ -32,6 +32,8 @@ struct config {
     char *ready_record; /* what it was read from, as it was; owned */
     bool reaper;        /* PID 1 of the program's namespace, in the program's place */
     bool readonly_root; /* of exec mode */
+    bool input;         /* the program's stdin is open to those who attach; of exec mode */
+    bool terminal;      /* it has a terminal; of exec mode */
     struct volumes volumes;
     struct network network;
     struct hosts hosts;

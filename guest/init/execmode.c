@@ -8,11 +8,14 @@
 #include "headersworker.h"
 #include "kernellog.h"
 #include "ownproc.h"
+#include "programio.h"
+#include "programnews.h"
 #include "readiness.h"
 #include "spawn.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +31,7 @@ enum {
     EXIT_KILLED = EXIT_SIGNAL_BASE + SIGKILL,
     LAST_WORDS_MS = 500, /* from the end of the agent's pipe to news of its death */
     KILLED_MS = 5000,    /* from SIGKILL to the program's end */
+    OUTPUT_MS = 2000,    /* from the program's end to that of its output, which the agent passes on */
 };
 
 enum phase {
@@ -56,6 +60,7 @@ struct run {
     bool stop_watched;
     struct spawn agent_spawn;
     int agent_socket; /* the gate's, once the agent is through it: it is told of the program there */
+    struct program_io io;
     struct enclosed enclosed;
     struct spawn spawn; /* the program's; what it points to stands below */
     struct identity who;
@@ -124,8 +129,23 @@ static void stop_program(struct run *run)
 /* Before the host learns that the program runs: what it has executed from then on joins the namespace. */
 static void tell_agent(struct run *run)
 {
-    int first = run->enclosed.reaper < 0 ? run->program : run->enclosed.reaper;
-    (void)!send(run->agent_socket, &first, sizeof first, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const struct program_news news = {.first =
+                                          run->enclosed.reaper < 0 ? run->program : run->enclosed.reaper};
+    bool has_output = run->io.ends.output >= 0;
+    (void)program_news_send(run->agent_socket, &news, &run->io.ends);
+    program_ends_close(&run->io.ends);
+    if (!has_output)
+        close_fd(&run->agent_socket);
+}
+
+/* What the program has written is on the console, and who is attached knows of its end, before the host does.
+ */
+static void end_output(struct run *run)
+{
+    const struct program_news news = {.ended = true, .code = run->outcome.code, .message = run->outcome.why};
+    struct pollfd answer = {.fd = run->agent_socket, .events = POLLIN};
+    if (run->agent_socket >= 0 && program_news_send(run->agent_socket, &news, &PROGRAM_ENDS_NONE))
+        (void)poll(&answer, 1, OUTPUT_MS);
     close_fd(&run->agent_socket);
 }
 
@@ -290,7 +310,8 @@ static bool prepare_program(struct run *run, struct reason *why)
     if (config->readonly_root && mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) != 0)
         return refuse(why, "cannot make the root file system read-only: %s", strerror(errno));
     (void)own_proc();
-    return !config->reaper || enclosed_begin_reaper(&run->enclosed, run->mode->report->console, why);
+    return program_io_open(&run->io, config, &run->who, run->mode->report->console, why) &&
+           (!config->reaper || enclosed_begin_reaper(&run->enclosed, run->io.stdio[1], why));
 }
 
 static void start_program(struct run *run, int epoll)
@@ -302,28 +323,23 @@ static void start_program(struct run *run, int epoll)
         finish(run, EXIT_GUEST_FAILED, "%s", why.words);
         return;
     }
-    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    int console = run->mode->report->console;
-    /* A program that is not root may open /dev/stdout again, as many images' log files do. */
-    (void)fchown(console, run->who.uid, (gid_t)-1);
     run->spawn = (struct spawn){.argv = config->argv,
                                 .environment = run->environment,
                                 .folder = config->folder,
                                 .who = &run->who,
-                                .stdio = {null, console, console},
+                                .stdio = {run->io.stdio[0], run->io.stdio[1], run->io.stdio[2]},
                                 .ready_fd = -1,
                                 .binary = -1,
                                 .oom_score_adj = "0",
+                                .terminal = config->terminal,
                                 .settings = {config->records, config->size},
                                 .enclosure = &run->enclosed.enclosure};
     run->kernel_log = kernel_log_open();
     if (check_comes_first(&config->ready))
         start_check(run);
     struct spawned spawned;
-    bool started = null >= 0 && spawn_start(&run->spawn, &spawned, &why);
-    if (null < 0)
-        (void)refuse(&why, "cannot open /dev/null: %s", strerror(errno));
-    close_fd(&null);
+    bool started = spawn_start(&run->spawn, &spawned, &why);
+    program_io_forked(&run->io);
     if (!started) {
         finish(run, EXIT_GUEST_FAILED, "%s", why.words);
         return;
@@ -359,6 +375,7 @@ static void program_ended(struct run *run, int status)
                signal_name(run->mode->config->stop_signal, name), run->grace);
     else
         finish(run, code, "stopped on request: %s", words.words);
+    end_output(run);
 }
 
 /* --- the agent --- */
@@ -389,7 +406,7 @@ static void start_agent(struct run *run, int epoll)
         return;
     }
     int gate[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, gate) != 0) {
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, gate) != 0) {
         gate_refused(run, strerror(errno));
         return;
     }
@@ -652,6 +669,7 @@ struct outcome exec_mode_run(const struct exec_mode *mode)
                       .deadline = NO_DEADLINE,
                       .kernel_log = -1,
                       .agent_socket = -1,
+                      .io = PROGRAM_IO_NONE,
                       .enclosed = ENCLOSED_NONE,
                       .fds = {-1, -1, -1, -1, -1, -1, -1}};
     sigset_t signals = exec_mode_signals();
@@ -677,6 +695,7 @@ struct outcome exec_mode_run(const struct exec_mode *mode)
     forget(&run, SOURCE_HEADERS);
     close_fd(&run.kernel_log);
     close_fd(&run.agent_socket);
+    program_io_close(&run.io);
     enclosed_close(&run.enclosed);
     close_fd(&epoll);
     free(run.environment);

@@ -35,6 +35,7 @@ enum frame_type {
     FRAME_END = 18,
     /* As a frame of the host the order, as an item in its stream a report. */
     FRAME_HEALTH = 19,
+    FRAME_ATTACH = 20,
 };
 
 enum frame_channel { CHANNEL_STDIN = 0, CHANNEL_STDOUT = 1, CHANNEL_STDERR = 2 };

@@ -84,7 +84,7 @@ class AgentChannel(unittest.TestCase):
 
     def test_hello_names_boot_and_versions(self) -> None:
         self.assertEqual(
-            self.channel.greet(), {"version": "1", "boot": BOOT, "agent": "2", "feature": "health"}
+            self.channel.greet(), {"version": "1", "boot": BOOT, "agent": "2", "feature": "attach"}
         )
 
     def test_ping_comes_back(self) -> None:

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The agent on the socket that stands at fd 0, telling its parent instead of PID 1 to power off. */
+/* The agent on the socket that stands at fd 0, telling its parent instead of PID 1 to power off. A second
+ * argument: the fd on which it is told of the VM's program. */
 #include "groups.h"
+#include "inside.h"
+#include "records.h"
 #include "serve.h"
 
 #include <errno.h>
@@ -29,6 +32,9 @@ int main(int count, char **arguments)
     char groups[32];
     (void)snprintf(groups, sizeof groups, "hypeman-test-%d", (int)getpid());
     groups_begin(groups);
+    unsigned long init;
+    if (count > 2 && parse_number(arguments[2], 1023, &init))
+        inside_expect((int)init);
     int port = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 10);
     const struct server server = {.port = port,
                                   .boot = count > 1 ? arguments[1] : "",

@@ -364,6 +364,24 @@ class ExecMode(unittest.TestCase):
                 words = "stopped on request: killed by signal 10 (USR1)"
                 self.assertEqual(init.report(), (138, words))
 
+    def test_the_agent_gets_the_ends_of_a_program_with_stdin(self) -> None:
+        init = self.init("sh", "-c", "cat; echo error >&2; exit 7", agent="byte-attach", stdin="1")
+        self.assertEqual(init.report(), (7, "exited with code 7"))
+        self.assertIn("(typed\nerror\n)\nHYPEMAN-EXIT", init.console)
+
+    def test_a_program_with_a_terminal_leads_its_session(self) -> None:
+        script = "cat; tty; ps -o stat= -p $$; (echo background) & wait; exit 7"
+        for has_init in ("0", "1"):
+            with self.subTest(init=has_init):
+                init = self.init("sh", "-c", script, agent="byte-attach", stdin="1", tty="1", init=has_init)
+                self.assertEqual(init.report(), (7, "exited with code 7"))
+                said = r"\(typed\r\n(\^D\x08\x08)?typed\r\n/dev/pts/\d+\r\nS\w*s\+\r\nbackground\r\n\)\n"
+                self.assertRegex(init.console, said)
+
+    def test_without_an_agent_nothing_can_be_typed(self) -> None:
+        init = self.init("cat", want_agent="0", stdin="1")
+        self.assertIn("stdin and tty need the agent", init.report()[1])
+
     def test_a_read_only_root(self) -> None:
         script = "touch /made 2>/dev/null || echo refused; touch /run/made && echo written"
         init = self.init("sh", "-c", script, read_only="1", workdir=str(self.folder / "made"))

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* An agent that does to its gate what the name of its file says, or in a real guest what `fake_agent=` on the
  * kernel's command line does. */
+#include "programnews.h"
+
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
@@ -25,6 +27,29 @@ static const char *find_name(void)
     return length > 0 ? strrchr(text, '/') + 1 : "";
 }
 
+/* Type a line and the end of input; what the program says goes to the console, in parentheses. */
+static void attach(void)
+{
+    struct program_news news;
+    struct program_ends ends, none;
+    char bytes[4096];
+    while (!program_news_receive(3, &news, &ends))
+        continue;
+    bool terminal = ends.terminal >= 0;
+    (void)!write(ends.input, terminal ? "typed\n\4" : "typed\n", terminal ? 7 : 6);
+    (void)close(ends.input);
+    while (!program_news_receive(3, &news, &none))
+        continue;
+    (void)!write(ends.console, "(", 1);
+    for (int i = 0; i < 2; i++) {
+        ssize_t got;
+        while ((got = read(i == 0 ? ends.output : ends.error, bytes, sizeof bytes)) > 0)
+            (void)!write(ends.console, bytes, (size_t)got);
+    }
+    (void)!write(ends.console, news.ended && news.code == 7 ? ")\n" : "?\n", 2);
+    (void)!write(3, "", 1);
+}
+
 int main(void)
 {
     const char *name = find_name();
@@ -37,6 +62,8 @@ int main(void)
             (void)kill(1, 38);
         (void)pause();
     }
+    if (strcmp(name, "byte-attach") == 0)
+        attach();
     if (strcmp(name, "byte-stay") == 0 || strcmp(name, "silent") == 0)
         (void)pause();
     if (strcmp(name, "close-stay") == 0) {

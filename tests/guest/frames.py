@@ -36,6 +36,7 @@ class Type(IntEnum):
     HOLE = 17
     END = 18
     HEALTH = 19
+    ATTACH = 20
 
 
 @dataclass(frozen=True)

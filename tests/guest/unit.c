@@ -610,10 +610,10 @@ static void test_config_of_docker(void)
     struct config config;
     struct reason why;
     static const char whole[] =
-        RUNS "init=1\0read_only=1\0tmpfs=/z\0tmpfs=/a/b:size=1m,mode=0700,rw,exec,uid=5\0"
+        RUNS "init=1\0read_only=1\0stdin=1\0tty=1\0tmpfs=/z\0tmpfs=/a/b:size=1m,mode=0700,rw,exec,uid=5\0"
              "volume=serial=v,path=/a\0sysctl=a.b=1\0capabilities=1ffffffffff";
     EXPECT(parse_config(whole, sizeof whole, &config, &why) && config.volumes.count == 3);
-    EXPECT(config.reaper && config.readonly_root);
+    EXPECT(config.reaper && config.readonly_root && config.input && config.terminal);
     EXPECT_TEXT(config.volumes.all[0].type, "ext4");
     EXPECT_TEXT(config.volumes.all[1].path, "/a/b");
     EXPECT(config.volumes.all[1].serial == NULL && tmpfs_has_mode(&config.volumes.all[1]));
@@ -625,6 +625,8 @@ static void test_config_of_docker(void)
         const char *why;
     } refused[] = {
         {"init=2", "config disk: init=2: expected 0 or 1"},
+        {"stdin=2", "config disk: stdin=2: expected 0 or 1"},
+        {"tty=", "config disk: tty=: expected 0 or 1"},
         {"read_only=", "config disk: read_only=: expected 0 or 1"},
         {"tmpfs=a", "config disk: tmpfs=a: expected an absolute path without . and .."},
         {"tmpfs=/a/../b:ro", "config disk: tmpfs=/a/../b: expected an absolute path without . and .."},
