@@ -25,7 +25,7 @@ from hypemand.agent.files import IncomingCopy, OutgoingCopy, check_path, read_st
 from hypemand.agent.session import MAX_SIDE, Session, clean_message
 from hypemand.budget import Budget, Price, Reserve, Turn
 from hypemand.errors import GuestError, InvalidRequest, TimedOut
-from hypemand.model.exec import ExecRequest, ExecStream
+from hypemand.model.exec import AttachRequest, ExecRequest, ExecStream
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.protocol.frames import (
     MAX_PAYLOAD,
@@ -157,6 +157,17 @@ class AgentChannel:
             session.start_timer(request.timeout)
         async with _deadline(session, start_timeout, f"start {request.argv[0]}"):
             await session.started
+        return session
+
+    async def attach(self, request: AttachRequest, *, start_timeout: float = _START_TIMEOUT) -> Session:
+        """Attach to the program of the VM, which goes on when the session is closed. GuestError, TimedOut."""
+        self._require("attach", "attaching")
+        payload = _encode_attach(request)
+        session = self._open(FrameType.ATTACH, payload, streams=tuple(ExecStream), terminal=True)
+        async with _deadline(session, start_timeout, "attach to its program"):
+            await session.started
+        if not session.has_begun:
+            raise GuestError(f"cannot attach: {(await session.wait()).message}")
         return session
 
     def _open(
@@ -416,6 +427,14 @@ async def _deadline(session: Session, seconds: float, what: str) -> AsyncIterato
     except BaseException:
         await session.close()
         raise
+
+
+def _encode_attach(request: AttachRequest) -> bytes:
+    pairs = [("stdin", str(int(request.stdin))), ("replay", str(int(request.replay)))]
+    for key, side in (("rows", request.rows), ("cols", request.cols)):
+        if side is not None:
+            pairs.append((key, str(min(max(side, 0), MAX_SIDE))))
+    return encode_records(pairs)
 
 
 def _encode_exec(request: ExecRequest) -> bytes:

@@ -76,8 +76,8 @@ class _Output:
 
 
 class Session:
-    """Implements model.exec.ExecSession. `streams`: what the guest may send output on; `terminal`: that is
-    one, which has a size."""
+    """Implements model.exec.ExecSession, and AttachSession once it has started. `streams`: what the guest may
+    send output on; `terminal`: that is one, which has a size."""
 
     def __init__(
         self,
@@ -106,8 +106,24 @@ class Session:
         self._writable = asyncio.Event()
         self._over = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._has_tty = self._has_stdin = False
 
     # --- for the caller ---
+
+    @property
+    def has_begun(self) -> bool:
+        """Has the guest done what was asked for? Else its exit says why not."""
+        return self._began
+
+    @property
+    def tty(self) -> bool:
+        """See `AttachSession`."""
+        return self._has_tty
+
+    @property
+    def stdin(self) -> bool:
+        """See `AttachSession`."""
+        return self._has_stdin
 
     async def write(self, data: bytes) -> None:
         """Send to its standard input; returns when there is credit for more. What a command that has
@@ -227,7 +243,9 @@ class Session:
         if self._began:
             raise ProtocolError("STARTED came twice")
         self._began = True
-        parse_records(frame.payload).get_int("pid", 1, 2**31 - 1)
+        said = parse_records(frame.payload)
+        said.get_int("pid", 1, 2**31 - 1)
+        self._has_tty, self._has_stdin = said.find("tty") == "1", said.find("stdin") == "1"
         if not self.started.done():
             self.started.set_result(None)
 

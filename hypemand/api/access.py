@@ -47,13 +47,16 @@ _READ = frozenset(
 # What is done to and in a VM that is there.
 _OPERATE = _READ | {
     "start_instance", "stop_instance", "restart_instance", "kill_instance", "pause_instance",
-    "resume_instance", "exec_command", "copy_files", "read_archive", "write_archive", "stat_path",
+    "resume_instance", "exec_command", "attach_program", "copy_files", "read_archive", "write_archive",
+    "stat_path",
 }  # fmt: skip
 _ALLOWED = {Scope.READ: _READ, Scope.OPERATE: _OPERATE}
 # Of what names no VM, all that a token for some VMs may ask: the list, and events, have those VMs alone.
 _OF_NO_VM = frozenset(
     {"health", "openapi", "list_instances", "read_capabilities", "read_events", "refuse_unsupported"}
 )
+# WebSockets, by which what runs in a VM is changed.
+_CHANGING_GETS = frozenset({"exec_command", "attach_program", "copy_files"})
 _TOKEN_HANDLERS = frozenset({"list_tokens", "create_token", "revoke_token"})
 _ROOT_HANDLERS = {"create_token": "create a token", "revoke_token": "revoke a token"}
 _PEER = "hypemand.peer"
@@ -126,7 +129,7 @@ def _name_handler(request: web.Request) -> str:
 
 
 def _changes_something(request: web.Request) -> bool:
-    return request.method != "GET" or _name_handler(request) in ("exec_command", "copy_files")
+    return request.method != "GET" or _name_handler(request) in _CHANGING_GETS
 
 
 def _log_change(request: web.Request, peer: Peer) -> None:

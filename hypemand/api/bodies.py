@@ -290,6 +290,16 @@ class ExecSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttachOpening:
+    """The first frame of attach."""
+
+    stdin: bool = with_default(Flag(), False, null=True)
+    replay: bool = with_default(Flag(), False, null=True)
+    rows: int | None = optional(Whole(1, MAX_SIDE), null=True)
+    cols: int | None = optional(Whole(1, MAX_SIDE), null=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CopyTo:
     """The first frame of a copy to the guest."""
 
@@ -310,7 +320,11 @@ class CopyFrom:
     follow_links: bool = with_default(Flag(), False, null=True)
 
 
-FRAMES: Mapping[str, tuple[type[Any], ...]] = {"ExecRequest": (ExecOpening,), "CopyOrder": (CopyTo, CopyFrom)}
+FRAMES: Mapping[str, tuple[type[Any], ...]] = {
+    "ExecRequest": (ExecOpening,),
+    "AttachRequest": (AttachOpening,),
+    "CopyOrder": (CopyTo, CopyFrom),
+}
 
 
 @_body_of("createToken")

@@ -78,7 +78,7 @@ async def _run(socket: web.WebSocketResponse, guests: GuestService, ref: str, li
         report = await _run_command(socket, guests, ref, opening)
         if report is None:
             return Ended.CLIENT
-        await socket.send_str(json.dumps(_exit_frame(report, opening.streams)))
+        await socket.send_str(json.dumps(exit_frame(report, opening.streams)))
     except HypemandError as error:
         if opening.streams:
             await socket.send_str(json.dumps(error_json(error)))
@@ -93,36 +93,41 @@ async def _run_command(
     """How it ended; None when the client has closed before."""
     session = await guests.exec_vm(ref, opening.request)
     try:
-        return await first_of(output=_send_output(socket, session, opening), input=_feed(socket, session))
+        return await first_of(
+            output=send_output(socket, session, streams=opening.streams), input=feed(socket, session)
+        )
     finally:
         await session.close()
 
 
-async def _send_output(
-    socket: web.WebSocketResponse, session: ExecSession, opening: Opening
+async def send_output(
+    socket: web.WebSocketResponse, session: ExecSession, *, streams: bool
 ) -> ExitReport | None:
+    """Pass output on to its end; how what runs there has ended. `streams`: see Opening."""
     async for stream, data in session.output():
-        await socket.send_bytes(_STREAM_BYTES[stream] + data if opening.streams else data)
+        await socket.send_bytes(_STREAM_BYTES[stream] + data if streams else data)
     return await session.wait()
 
 
-async def _feed(socket: web.WebSocketResponse, session: ExecSession) -> ExitReport | None:
-    """Pass input on until the client closes."""
+async def feed(
+    socket: web.WebSocketResponse, session: ExecSession, *, signals: bool = True
+) -> ExitReport | None:
+    """Pass input on until the client closes. `signals`: these may be sent."""
     while not is_end(frame := await socket.receive()):
         if frame.type is WSMsgType.BINARY:
             await session.write(frame.data)
         else:
-            await _control(frame.data, session)
+            await _control(frame.data, session, signals=signals)
     return None
 
 
-async def _control(text: str, session: ExecSession) -> None:
+async def _control(text: str, session: ExecSession, *, signals: bool) -> None:
     body = parse_object(text, "a control frame")
     if body == {"eof": True}:
         await session.write_eof()
         return
     number = body.get("signal")
-    if len(body) == 1 and is_whole(number, 1, MAX_SIGNAL):
+    if signals and len(body) == 1 and is_whole(number, 1, MAX_SIGNAL):
         assert isinstance(number, int)
         await session.signal(number)
         return
@@ -131,14 +136,13 @@ async def _control(text: str, session: ExecSession) -> None:
         given = read_form(ExecSize, size)
         await session.resize(given.rows, given.cols)
         return
-    raise InvalidRequest(
-        'a control frame is none of {"eof":true}, {"signal":n} with n from 1 to 64,'
-        ' and {"resize":{"rows":n,"cols":n}}'
-    )
+    known = '{"eof":true}, ' + '{"signal":n} with n from 1 to 64, ' * signals
+    raise InvalidRequest(f'a control frame is none of {known}and {{"resize":{{"rows":n,"cols":n}}}}')
 
 
-def _exit_frame(report: ExitReport, streams: bool) -> dict[str, object]:
-    """The published client takes the exit code alone; the message is for clients that asked for streams."""
+def exit_frame(report: ExitReport, streams: bool) -> dict[str, object]:
+    """The last frame. The published client takes the exit code alone; the message is for clients that asked
+    for streams."""
     if report.code is None:
         raise HypemandError(
             (f"the exit status of the command is not known: {report.message}"), code="guest_error"

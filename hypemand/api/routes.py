@@ -11,6 +11,7 @@ from aiohttp import web
 
 from hypemand.api.access import check_may_define, find_peer
 from hypemand.api.archive import check_directory, receive_archive, send_archive
+from hypemand.api.attach import serve_attach
 from hypemand.api.bodies import (
     CreateToken,
     DeleteInstance,
@@ -110,6 +111,7 @@ class Routes:
             web.get(f"{vm}/history", self.read_history, allow_head=False),
             web.get(f"{vm}/stats", self.read_stats, allow_head=False),
             web.get(f"{vm}/exec", self.exec_command, allow_head=False),
+            web.get(f"{vm}/attach", self.attach_program, allow_head=False),
             web.get(f"{vm}/cp", self.copy_files, allow_head=False),
             web.get(f"{vm}/archive", self.read_archive, allow_head=False),
             web.put(f"{vm}/archive", self.write_archive),
@@ -309,6 +311,13 @@ class Routes:
         refuse_query(request)
         self._check(Operation.EXEC, ref)
         return await serve_exec(request, self._guests, ref, self._closing, self._limits)
+
+    async def attach_program(self, request: web.Request) -> web.StreamResponse:
+        """Attach to the program of a VM over a WebSocket."""
+        ref = parse_ref(request)
+        refuse_query(request)
+        self._check(Operation.ATTACH, ref)
+        return await serve_attach(request, self._guests, ref, self._closing, self._limits)
 
     def _check(self, operation: Operation, ref: str) -> None:
         """Raise WrongState while a status can still tell it."""

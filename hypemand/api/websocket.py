@@ -22,15 +22,22 @@ from hypemand.errors import HypemandError, InvalidRequest
 
 MAX_REASON = 123
 STOPPING = "stopping: hypemand is stopped or restarted, for example by an upgrade; the command was terminated"
+DETACHED = "stopping: hypemand is stopped or restarted, for example by an upgrade; the program goes on"
 
 Work = Callable[[web.WebSocketResponse], Coroutine[None, None, Ended | None]]
 
 
 async def serve_websocket(
-    request: web.Request, work: Work, closing: asyncio.Event, limits: Limits, *, what: str
+    request: web.Request,
+    work: Work,
+    closing: asyncio.Event,
+    limits: Limits,
+    *,
+    what: str,
+    stopping: str = STOPPING,
 ) -> web.WebSocketResponse:
     """Take the connection over. `work` gives Ended.CLIENT when the client has closed before it was done;
-    `what` says in a message what it is."""
+    `what` says in a message what it is; `stopping`: the reason when the daemon stops."""
     socket = web.WebSocketResponse(timeout=limits.closing, max_msg_size=MAX_BODY, compress=False)
     if not socket.can_prepare(request):
         raise InvalidRequest(
@@ -43,7 +50,7 @@ async def serve_websocket(
         heartbeat = Heartbeat(socket.ping, limits.heartbeat)
         ended = await unless_ended(request, closing, work(socket), heartbeat)
         if ended is Ended.DAEMON:
-            await _close(socket, WSCloseCode.GOING_AWAY, STOPPING)
+            await _close(socket, WSCloseCode.GOING_AWAY, stopping)
         else:
             await _close(socket, WSCloseCode.OK, "")
     except ConnectionError:

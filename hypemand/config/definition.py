@@ -141,6 +141,8 @@ class Definition:
     ready: Ready | None = None
     init: bool | None = None
     read_only: bool = False
+    stdin: bool = False
+    tty: bool = False
     tmpfs: tuple[str, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=_empty)
     cap_add: tuple[str, ...] = ()

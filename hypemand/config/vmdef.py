@@ -87,6 +87,7 @@ def parse_source_definition(
         problems += (p for p in _find_tmpfs_problems(source, source.data) if p.key not in taken)
         problems += (p for p in _find_disk_io_problems(source, source.data) if p.key not in taken)
         problems += (p for p in find_guest_file_problems(source, source.data) if p.key not in taken)
+        problems += (p for p in _find_attach_problems(source, source.data) if p.key not in taken)
         if source.data.get("mode") == Mode.SYSTEMD:
             problems += (p for p in _find_mode_problems(source, source.data) if p.key not in taken)
         problems += (p for p in find_publish_problems(source, source.data) if p.key not in taken)
@@ -230,6 +231,13 @@ def _find_mode_problems(source: Source, data: Mapping[str, object]) -> Iterator[
     for key, value in data.items():
         if rules.get(key, {}).get("x-exec-only") and value not in (None, False, []):
             yield source.problem((key,), *_EXEC_ONLY)
+
+
+def _find_attach_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
+    for key in ("stdin", "tty") if data.get("guest_agent") is False else ():
+        if data.get(key) is True:
+            what = "needs the guest agent, which passes on input and output"
+            yield source.problem((key,), what, "remove it, or guest_agent: false")
 
 
 def _program_strings(data: Mapping[str, object]) -> Iterator[tuple[KeyPath, str]]:

@@ -10,7 +10,7 @@ from hypemand.config.definition import Definition
 from hypemand.errors import HostNotReady, WrongState
 from hypemand.manager.fleet import Fleet
 from hypemand.manager.images.images import Images
-from hypemand.model.exec import ExecRequest, ExecSession
+from hypemand.model.exec import AttachRequest, AttachSession, ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.state import Operation, State, check_allowed
 from hypemand.protocol.configdisk import GuestConfig, load_env
@@ -41,6 +41,16 @@ class GuestOps:
         vm, channel = await self._reach_agent(ref, Operation.EXEC)
         program = await self.find_program(vm.record, vm.runs.definition)
         return await channel.exec(like_the_program(request, program))
+
+    async def attach_vm(self, ref: str, request: AttachRequest) -> AttachSession:
+        """See `GuestService`."""
+        vm, channel = await self._reach_agent(ref, Operation.ATTACH)
+        definition = vm.runs.definition
+        if not (definition.stdin or definition.tty):
+            what = f"the program of VM {vm.name} was started with neither stdin nor tty"
+            hint = f"show its output: hypemanctl logs -f {vm.name}; log in: hypemanctl shell {vm.name}"
+            raise WrongState(what, hint=hint)
+        return await channel.attach(request)
 
     async def find_program(self, record: VmRecord, definition: Definition) -> GuestConfig:
         """What the program of a VM runs with. NotFound if its image is not there."""

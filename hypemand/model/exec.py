@@ -28,6 +28,17 @@ class ExecRequest:
     settings: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class AttachRequest:
+    """To be attached to the program of a VM. `stdin`: input goes to it; `replay`: what it has written last
+    comes first. `rows` and `cols`: of the terminal that it has from now on; None: as it is."""
+
+    stdin: bool = False
+    replay: bool = False
+    rows: int | None = None
+    cols: int | None = None
+
+
 class ExecStream(StrEnum):
     """Which output bytes came on."""
 
@@ -58,3 +69,16 @@ class ExecSession(Protocol):
 
     async def close(self) -> None:
         """Lose interest: what still runs is killed, group and all. May be called at any time."""
+
+
+class AttachSession(ExecSession, Protocol):
+    """The program of a VM, which goes on when the session is closed. `tty`: it has a terminal; `stdin`: it
+    gets the input."""
+
+    @property
+    def tty(self) -> bool:
+        """Has it a terminal?"""
+
+    @property
+    def stdin(self) -> bool:
+        """Does it get the input?"""

@@ -11,7 +11,7 @@ from typing import Protocol
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.model.change import VmChange
 from hypemand.model.events import Noted, Since
-from hypemand.model.exec import ExecRequest, ExecSession
+from hypemand.model.exec import AttachRequest, AttachSession, ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.host import ResourceReport
 from hypemand.model.images import Credentials, ImageInfo, Pruned
@@ -141,6 +141,10 @@ class GuestService(Protocol):
 
     async def exec_vm(self, ref: str, request: ExecRequest) -> ExecSession:
         """Start a command in a Running VM."""
+
+    async def attach_vm(self, ref: str, request: AttachRequest) -> AttachSession:
+        """Attach to the program of a Running VM, which was started with stdin or tty; else WrongState. It
+        goes on when the session is closed."""
 
     async def stat_path(self, ref: str, path: str, *, follow: bool = False) -> FileInfo | None:
         """A file of a Running VM; None: there is no such file. `follow`: what a symbolic link points to."""

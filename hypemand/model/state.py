@@ -87,6 +87,7 @@ class Operation(StrEnum):
     KILL = "kill"
     DELETE = "delete"
     EXEC = "exec"
+    ATTACH = "attach"
     COPY = "copy"
     STAT = "stat"
     PAUSE = "pause"
@@ -116,6 +117,7 @@ _ALLOWED = {
     Operation.KILL: _VMM_ACTIVE,
     Operation.DELETE: _ALL,
     Operation.EXEC: _RUNNING,
+    Operation.ATTACH: _RUNNING,
     Operation.COPY: _RUNNING,
     Operation.STAT: _RUNNING,
     Operation.PAUSE: _RUNNING,
@@ -134,6 +136,7 @@ _PROGRESSIVES = {
     Operation.KILL: "being killed",
     Operation.DELETE: "being deleted",
     Operation.EXEC: "executing a command",
+    Operation.ATTACH: "attaching",
     Operation.COPY: "copying files",
     Operation.STAT: "reading file information",
     Operation.PAUSE: "pausing",

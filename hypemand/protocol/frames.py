@@ -49,6 +49,7 @@ class FrameType(IntEnum):
     END = 18
     # As a frame the order to repeat a check, as an item in that stream a report.
     HEALTH = 19
+    ATTACH = 20
 
 
 class Channel(IntEnum):

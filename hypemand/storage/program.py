@@ -116,11 +116,12 @@ def resolve_program(
     except ValueError as error:
         raise ImageNotReady(f"the image {image.name} cannot be used: its StopSignal {error}") from error
     mode = derive_mode(definition, argv, image.systemd_links)
+    terminal = ("TERM=xterm",) if definition.tty else ()
     return GuestConfig(
         name=definition.name,
         mode=mode,
         argv=argv,
-        env=derive_env(image.config.env, env_files, definition.env),
+        env=derive_env((*terminal, *image.config.env), env_files, definition.env),
         workdir=derive_workdir(definition, image.config),
         user=definition.user or image.config.user or None,
         stop_signal=stop_signal,

@@ -13,6 +13,7 @@ from hypemand.model.files import FileKind
 from tests.fakes.files import GuestFiles
 from tests.fakes.stream import Stream
 from tests.unit.agent.support import (
+    ATTACH,
     CLOCK,
     CLOSE,
     CREDIT,
@@ -82,6 +83,16 @@ class HealthCheck:
 
 Program = Callable[[Command], Awaitable[int]]
 """What a command does, until it returns its exit status. A signal ends it."""
+
+
+@dataclass
+class Attached:
+    """What is attached to: the program of the VM with its `run`, and a terminal if it has a `tty`; `end`: it
+    has ended, with a code."""
+
+    run: Program
+    tty: bool
+    end: Callable[[int], None]
 
 
 def says(out: bytes = b"", err: bytes = b"", code: int = 0) -> Program:
@@ -164,7 +175,9 @@ class Agent:
         refusal: str,
         clocks: list[int],
         checks: list[HealthCheck],
+        attached: Attached,
     ) -> None:
+        self._attached = attached
         self._checks = checks
         self._clocks = clocks
         self._guest = guest
@@ -202,6 +215,8 @@ class Agent:
             self._execute(number, payload)
         elif kind == FILES:
             self._open_files(number, payload)
+        elif kind == ATTACH:
+            self._attach(number, payload)
         elif kind == CLOCK:
             self._clocks.append(struct.unpack("<Q", payload)[0])
             self._guest.send(pack(EXIT, number, records(("code", "0"), ("message", ""))))
@@ -257,6 +272,26 @@ class Agent:
             self._running.pop(command.stream.number, None)
             command.ended.set()
 
+    def _attach(self, number: int, payload: bytes) -> None:
+        values = dict(record.decode().split("=", 1) for record in payload.split(b"\0") if record)
+        values["tty"] = str(int(self._attached.tty))
+        stream = Stream(number, self._guest.send, self._guest.writer.close)
+        command = Command(["attach"], {}, values, stream, self._files)
+        self._commands.append(command)
+        self._running[number] = command
+        self._begin(stream, self._run_attached(command), ("tty", values["tty"]), ("stdin", values["stdin"]))
+
+    async def _run_attached(self, command: Command) -> None:
+        try:
+            code = await self._attached.run(command)
+            command.stream.exit(code, f"exited with code {code}")
+            self._attached.end(code)
+        except asyncio.CancelledError:
+            command.stream.exit(0, "detached")
+        finally:
+            self._running.pop(command.stream.number, None)
+            command.ended.set()
+
     def _open_files(self, number: int, payload: bytes) -> None:
         values = dict(
             record.decode("utf-8", "surrogateescape").split("=", 1)
@@ -284,7 +319,7 @@ class Agent:
         self._checks.append(check)
         self._begin(stream, check.run())
 
-    def _begin(self, stream: Stream, work: Awaitable[None]) -> None:
+    def _begin(self, stream: Stream, work: Awaitable[None], *said: tuple[str, str]) -> None:
         async def run() -> None:
             try:
                 await work
@@ -292,6 +327,6 @@ class Agent:
                 self._streams.pop(stream.number, None)
 
         self._streams[stream.number] = stream
-        stream.start()
+        stream.start(*said)
         task = self._tasks[stream.number] = asyncio.create_task(run())
         task.add_done_callback(lambda _: self._tasks.pop(stream.number, None))

@@ -30,9 +30,9 @@ class Stream:
         """Bytes that have come and were not read."""
         return len(self._input)
 
-    def start(self) -> None:
+    def start(self, *more: tuple[str, str]) -> None:
         """What it is for runs."""
-        self._send(pack(STARTED, self.number, records(("pid", "42"))))
+        self._send(pack(STARTED, self.number, records(("pid", "42"), *more)))
 
     async def read(self) -> bytes:
         """What has come on channel 0; empty at its end."""

@@ -32,7 +32,7 @@ from hypemand.vm.places import CONFIG_DISK
 from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
 from hypemand.vm.tracker import load_notes
 from tests.fakes.files import GuestFile, GuestFiles
-from tests.fakes.guest import PROGRAMS, Agent, Command, HealthCheck, Program
+from tests.fakes.guest import PROGRAMS, Agent, Attached, Command, HealthCheck, Program, cat
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.qmp import GREETING, Monitor
@@ -52,7 +52,8 @@ class Behaviour:
     """What the guests of a VM do. `boots`: they come up; `heeds`: they end when the stop port tells them to;
     `code`: what the program ends with then; `ends`: it ends by itself, right after it has come up, with that
     code and `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what
-    its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root."""
+    its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root.
+    `program`: what it does for who is attached, in a terminal if it has a `tty`."""
 
     boots: bool = True
     heeds: bool = True
@@ -64,6 +65,8 @@ class Behaviour:
     programs: dict[str, Program] = field(default_factory=dict)
     refusal: str = ""
     files: GuestFiles = field(default_factory=GuestFiles)
+    program: Program = cat
+    tty: bool = False
 
 
 class Vmm:
@@ -264,6 +267,7 @@ class Vmm:
             behaviour.refusal,
             self.clocks,
             self.checks,
+            Attached(behaviour.program, behaviour.tty, self.exit),
         )
         self._agents.append(agent)
         if self._is_up:

@@ -30,6 +30,7 @@ from aiohttp.http_parser import HttpRequestParser
 import hypemand
 from hypemand.agent.report import LineSplitter
 from hypemand.agent.session import clean_message
+from hypemand.api.attach import parse_opening as parse_attach
 from hypemand.api.cp import parse_order
 from hypemand.api.exec import parse_opening
 from hypemand.api.heads import _BoundedParser
@@ -361,6 +362,10 @@ PARSERS: dict[str, Case] = {
             repeat(b"\\ud800", b'{"a":"', b'"}'),
         ),
     ),
+    "api.attach:parse_opening": Case(
+        lambda d: parse_attach(d.decode()),
+        (repeat(b'"x":1,', b"{", b'"stdin":true}'), repeat(b"[", b'{"rows":')),
+    ),
     "api.exec:parse_opening": Case(
         lambda d: parse_opening(d.decode()),
         (
@@ -464,7 +469,7 @@ OTHERS = {
     "api.archive:": "passes on what hypemand.tar has parsed",
     "api.create:": "of an object that was parsed, with a bounded number of keys",
     "api.entries:": "of values that were parsed",
-    "api.exec:_feed": "passed on",
+    "api.exec:feed": "passed on",
     "api.requests:parse_ref": "of a path of at most 8 KiB, by one regular expression without a choice",
     "api.spool:": "stored",
     "api.tokens:": "a file of ours",

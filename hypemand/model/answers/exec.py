@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text frames of exec: the first and those with control of the client, the last of the daemon."""
+"""Text frames of exec and attach: the first and those with control of the client, the first of the daemon for
+attach, and its last."""
 
 from __future__ import annotations
 
@@ -23,6 +24,24 @@ class ExecCommand:
     rows: int | None = None
     cols: int | None = None
     streams: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttachCommand:
+    """The first frame of attach. `rows` and `cols`: of a terminal, if the program has one."""
+
+    stdin: bool = False
+    replay: bool = False
+    rows: int | None = None
+    cols: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttachStarted:
+    """What the program has: a terminal, and this client's input."""
+
+    tty: bool
+    stdin: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,10 @@ from hypemand.agent.channel import (
 from hypemand.agent.session import Session
 from hypemand.budget import BURST, PER_SECOND, Budget, Price, Reserve
 from hypemand.errors import GuestError, InvalidRequest, TimedOut, WrongState
-from hypemand.model.exec import ExecRequest, ExecStream
+from hypemand.model.exec import AttachRequest, ExecRequest, ExecStream
 from hypemand.model.vm import ExitReport
 from tests.unit.agent.support import (
+    ATTACH,
     BOOT,
     CLOCK,
     CLOSE,
@@ -487,6 +488,7 @@ async def test_an_older_agent_executes_and_is_named_for_the_rest(tmp_path: Path)
             channel.copy_out("/"),
             channel.copy_in("/"),
             channel.set_clock(),
+            channel.attach(AttachRequest()),
         ):
             with pytest.raises(GuestError, match=r"older than this hypemand.*; restart the VM") as caught:
                 await refused
@@ -700,3 +702,45 @@ async def test_a_new_connection_begins_anew(tmp_path: Path) -> None:
             _, number = await start(channel, guest)
             assert number == 1
             await channel.close()
+
+
+# --- attaching ---
+
+
+@in_loop
+async def test_attaching_says_what_the_program_has(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        attaching = asyncio.create_task(channel.attach(AttachRequest(stdin=True, rows=5, cols=6)))
+        stream, _, payload = await guest.expect(ATTACH)
+        assert payload == records(("stdin", "1"), ("replay", "0"), ("rows", "5"), ("cols", "6"))
+        said = (("pid", "7"), ("tty", "1"), ("stdin", "1"))
+        guest.send(pack(STARTED, stream, records(*said)) + pack(DATA, stream, b"x", 1))
+        session = await attaching
+        assert (session.tty, session.stdin) == (True, True)
+        await session.resize(50, 60)
+        assert await guest.expect(RESIZE) == (stream, 0, struct.pack("<HH", 50, 60))
+        guest.send(pack(EXIT, stream, records(("code", "7"), ("message", "words"))))
+        assert await read(session) == [(ExecStream.STDOUT, b"x")]
+        assert await session.wait() == ExitReport(7, "words")
+
+
+@in_loop
+async def test_what_has_ended_at_once_was_attached_to_nevertheless(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        attaching = asyncio.create_task(channel.attach(AttachRequest(replay=True)))
+        stream, _, _ = await guest.expect(ATTACH)
+        ended = pack(EXIT, stream, records(("code", "0"), ("message", "")))
+        guest.send(pack(STARTED, stream, records(("pid", "7"))) + pack(DATA, stream, b"x", 2) + ended)
+        session = await attaching
+        assert (session.tty, session.stdin) == (False, False)
+        assert await read(session) == [(ExecStream.STDERR, b"x")]
+
+
+@in_loop
+async def test_an_agent_that_refuses_to_attach_says_why(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        attaching = asyncio.create_task(channel.attach(AttachRequest()))
+        stream, _, _ = await guest.expect(ATTACH)
+        guest.send(pack(EXIT, stream, records(("code", "125"), ("message", "not yet"))))
+        with pytest.raises(GuestError, match="cannot attach: not yet"):
+            await attaching

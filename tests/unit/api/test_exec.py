@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from hypemand.api.exec import Opening, _exit_frame, parse_opening
+from hypemand.api.exec import Opening, exit_frame, parse_opening
 from hypemand.api.services import Limits
 from hypemand.api.websocket import STOPPING
 from hypemand.errors import HypemandError, InvalidRequest
@@ -275,7 +275,7 @@ def test_a_wrong_first_frame_is_refused_by_name(frame: str, words: str) -> None:
 
 def test_an_exit_without_a_status_is_an_error_and_no_zero() -> None:
     with pytest.raises(HypemandError, match="the exit status of the command is not known: lost"):
-        _exit_frame(ExitReport(None, "lost"), streams=False)
+        exit_frame(ExitReport(None, "lost"), streams=False)
 
 
 def test_nulls_of_the_first_frame_count_as_left_out() -> None:

@@ -233,7 +233,7 @@ def test_a_token_to_read_changes_nothing_and_sees_nothing_of_a_guests_inside(tmp
         token = await place.token(scope=Scope.READ)
         for path in ("/instances", "/instances/web", "/instances/web/logs", "/images", "/health"):
             assert await place.ask("GET", path, token) == 200, path
-        for path in ("exec", "cp", "archive?path=/etc", "stat?path=/etc"):
+        for path in ("exec", "attach", "cp", "archive?path=/etc", "stat?path=/etc"):
             assert await place.ask("GET", f"/instances/web/{path}", token) == 403, path
         for method, path in (
             ("POST", "/instances"), ("POST", "/instances/web/stop"), ("DELETE", "/instances/web"),
@@ -261,7 +261,7 @@ READING = {
 } | set(UNSUPPORTED.values())  # fmt: skip
 OPERATING = READING | {
     *(("POST", f"{VM}/{verb}") for verb in ("start", "stop", "restart", "kill", "pause", "resume")),
-    *(("GET", f"{VM}/{part}") for part in ("exec", "cp", "archive", "stat")),
+    *(("GET", f"{VM}/{part}") for part in ("exec", "attach", "cp", "archive", "stat")),
     ("PUT", f"{VM}/archive"),
 }
 OF_SOME_VMS = {

@@ -25,6 +25,8 @@ ALL = 2**64 - 1
 KEYS: dict[str, object] = {
     "init": True,
     "read_only": True,
+    "stdin": True,
+    "tty": True,
     "tmpfs": ["/tmp", "/run:size=64m,mode=0755,uid=5,exec", "/a.b/..c:ro,nr_inodes=10,size=50%"],
     "sysctls": {"net.core.somaxconn": "1024", "net/ipv4/conf/eth0.1/forwarding": "1"},
     "cap_add": ["NET_ADMIN"],
@@ -37,6 +39,8 @@ def test_each_key_is_a_record_for_the_guest() -> None:
     assert boot_settings_of(made) == (
         ("init", "1"),
         ("read_only", "1"),
+        ("stdin", "1"),
+        ("tty", "1"),
         ("tmpfs", "/tmp"),
         ("tmpfs", "/run:size=64m,mode=0755,uid=5,exec"),
         ("tmpfs", "/a.b/..c:ro,nr_inodes=10,size=50%"),
@@ -93,6 +97,12 @@ def test_capabilities_have_the_kernels_numbers() -> None:
         ('sysctls: {a.b: "1\\n2"}', "sysctls.a.b: '1\\n2' is not valid; write a value in one line"),
         ("sysctls: {a.b: true}", "sysctls.a.b: is true, not a string or a number"),
         ("{mode: systemd, read_only: true}", "read_only: has no effect in systemd mode; remove it, or"),
+        ("{mode: systemd, tty: true}", "tty: has no effect in systemd mode; remove it, or"),
+        (
+            "{guest_agent: false, stdin: true}",
+            "stdin: needs the guest agent, which passes on input",
+        ),
+        ("{guest_agent: false, tty: true}", "tty: needs the guest agent"),
         ("{mode: systemd, cap_drop: [ALL]}", "cap_drop: has no effect in systemd mode"),
         (
             "{tmpfs: [/a], volumes: [{volume: d, mount_path: /a}]}",
@@ -115,13 +125,15 @@ def test_keys_without_effect_do_no_harm_in_systemd_mode() -> None:
 
 def test_docker_has_the_same_options() -> None:
     words = [
-        *("--init", "--read-only", "--tmpfs", "/tmp", "--tmpfs", "/run:size=64m", "--cap-drop", "ALL"),
+        *("--init", "--read-only", "-it", "--tmpfs", "/tmp", "--tmpfs", "/run:size=64m", "--cap-drop", "ALL"),
         *("--cap-add", "CHOWN", "--sysctl", "net.core.somaxconn=1", "--sysctl", "vm.swappiness=0"),
     ]
     typed = read_keys(parse_command_line(["run", *words, "box"])[1])
     assert typed == {
         "init": True,
         "read_only": True,
+        "stdin": True,
+        "tty": True,
         "tmpfs": ["/tmp", "/run:size=64m"],
         "sysctls": {"net.core.somaxconn": "1", "vm.swappiness": "0"},
         "cap_add": ["CHOWN"],

@@ -194,6 +194,7 @@ ALLOWED = {
     "kill": "Created Initializing Running Paused Shutdown Unknown",
     "delete": "Stopped Created Initializing Running Paused Shutdown Standby Unknown",
     "exec": "Running",
+    "attach": "Running",
     "copy": "Running",
     "stat": "Running",
     "pause": "Running",

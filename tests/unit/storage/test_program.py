@@ -167,3 +167,9 @@ def test_in_systemd_mode_keys_of_exec_mode_are_refused() -> None:
 def test_a_read_only_root_has_no_kernel_headers() -> None:
     assert resolve(OciConfig(cmd=("x",))).headers
     assert not resolve(OciConfig(cmd=("x",)), read_only=True).headers
+
+
+def test_a_terminal_is_one_that_programs_know() -> None:
+    assert "TERM" not in resolve(OciConfig(cmd=("x",))).env
+    assert resolve(OciConfig(cmd=("x",)), tty=True).env["TERM"] == "xterm"
+    assert resolve(OciConfig(cmd=("x",), env=("TERM=vt100",)), tty=True).env["TERM"] == "vt100"
