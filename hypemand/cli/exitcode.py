@@ -30,6 +30,9 @@ class ExitCode(IntEnum):
     BROKEN_PIPE = 141
 
 
+# Exit statuses of a program that are not its own words: not started, not found, ended by a signal.
+FIRST_SPOKEN_CODE = 125
+
 MEANINGS = {
     ExitCode.OK: "success",
     ExitCode.FAILURE: "failure; see the message",
@@ -41,7 +44,7 @@ MEANINGS = {
     ExitCode.WRONG_STATE: "not possible in this state, the name exists, or in use",
     ExitCode.TIMED_OUT: "timed out",
     ExitCode.UNREACHABLE: "hypemand is not reachable, does not answer, or is stopping",
-    ExitCode.OWN_FAILURE: "run, exec, shell: the exit status of the program is not available; diff: failure",
+    ExitCode.OWN_FAILURE: "run, attach, exec, shell: exit status of the program not available; diff: failure",
     ExitCode.INTERRUPTED: "interrupted",
 }
 

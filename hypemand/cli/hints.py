@@ -26,7 +26,7 @@ COMMAND_HINTS: Mapping[str, str] = {
     "reboot": "hypemanctl restart NAME",
     **dict.fromkeys(("suspend", "freeze"), "hypemanctl pause NAME"),
     **dict.fromkeys(("unpause", "thaw"), "hypemanctl resume NAME"),
-    **dict.fromkeys(("attach", "console", "enter", "login", "ssh"), "hypemanctl shell NAME"),
+    **dict.fromkeys(("console", "enter", "login", "ssh"), "hypemanctl shell NAME"),
     **dict.fromkeys(("copy", "copy-to", "copy-from", "scp"), "hypemanctl cp SRC DST"),
     "images": "hypemanctl image list",
     "pull": "hypemanctl image pull IMAGE",
@@ -55,13 +55,11 @@ SUBCOMMAND_HINTS: Mapping[str, str] = {
     "grow": "resize",
 }
 _IN_A_DEFINITION = "write {key} in a definition, see hypemand.vm(5)"
-_INTERACTIVE = "use -d, then: hypemanctl exec -it NAME COMMAND"
 _ALL = "hypemanctl list shows all VMs"
 # What to do instead, by the command and its option.
 OPTION_HINTS: Mapping[str, Mapping[str, str]] = {
     "run": {
         "--mount": "use --volume",
-        **dict.fromkeys(("-i", "-t", "-it", "-ti", "--interactive", "--tty"), _INTERACTIVE),
         **dict.fromkeys(
             ("-c", "--cpus", "--cpu", "--smp"), "use --vcpus: --cpu-limit is the limit of CPU time"
         ),
@@ -85,7 +83,7 @@ OPTION_HINTS: Mapping[str, Mapping[str, str]] = {
     "stop": dict.fromkeys(("-t", "--time"), "use --timeout"),
     "restart": dict.fromkeys(("-t", "--time"), "use hypemanctl stop --timeout TIME NAME, then start it"),
     "start": dict.fromkeys(
-        ("-a", "-i", "--attach"), "use hypemanctl start NAME, then: hypemanctl logs -f NAME"
+        ("-a", "-i", "--attach"), "use hypemanctl start NAME, then: hypemanctl attach NAME"
     ),
     "rm": dict.fromkeys(("-v", "--volumes"), "volumes are kept: hypemanctl volume rm VOLUME"),
 }

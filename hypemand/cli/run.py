@@ -12,9 +12,10 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from hypemand.cli.attach import attach_program
 from hypemand.cli.client import ApiError, Client, StreamBroken, parse
 from hypemand.cli.context import Context, explain
-from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.exitcode import FIRST_SPOKEN_CODE, ExitCode
 from hypemand.cli.instance import find_stop_deadline
 from hypemand.cli.keyoptions import read_keys
 from hypemand.cli.lifecycle import KILL_SIGNAL
@@ -22,8 +23,8 @@ from hypemand.cli.logs import ShownLine, build_log_query, parse_event
 from hypemand.cli.names import generate_name
 from hypemand.cli.pull import ensure_image
 from hypemand.cli.terminal import print_error, print_json, write_raw
-from hypemand.cli.watch import MAX_BREAKS, wait_for_state
-from hypemand.errors import HypemandError, InvalidRequest
+from hypemand.cli.watch import MAX_BREAKS, wait_for_state, wait_until_started
+from hypemand.errors import HypemandError, InvalidRequest, StartFailed
 from hypemand.model.answers.instance import Instance
 from hypemand.model.state import State
 
@@ -31,8 +32,8 @@ NAME_ATTEMPTS = 5
 NO_NETWORK = "none"
 # From the last line of the console to the unit's end: QEMU exits, its helper reads the exit report.
 END_SECONDS = 60.0
-# Exit statuses that are not the program's own words: not started, not found, ended by a signal.
-FIRST_SPOKEN_CODE = 125
+# The program ended before anybody was attached.
+_ENDED_BEFORE = frozenset({"invalid_state", "guest_error", "agent_not_ready"})
 
 
 def run(context: Context) -> int:
@@ -46,20 +47,22 @@ def run(context: Context) -> int:
         raise InvalidRequest(
             "--json requires -d", hint=("in the foreground, the output is that of the program")
         )
+    if args.tty and args.interactive and not args.detach and not os.isatty(0):
+        raise InvalidRequest("-t with -i requires a terminal as standard input", hint="omit -t")
     definition = build_definition(args)
     ensure_image(context.client, args.image, args.pull)
     if args.detach:
         instance = _create(context.client, definition)
         print_json(instance.document) if args.json else print(instance.name)
         return ExitCode.OK
-    with _Interrupts(context.client) as interrupts:
+    with _Interrupts(context.client) as interrupts, contextlib.ExitStack() as stack:
         instance = _create(context.client, definition)
-        try:
-            interrupts.attach(instance)
-            return _follow(context.client, instance.name)
-        finally:
-            if args.rm:
-                _remove(context.client, instance)
+        if args.rm:
+            stack.callback(_remove, context.client, instance)
+        interrupts.attach(instance)
+        if args.interactive or args.tty:
+            return _attach(context.client, instance, stdin=args.interactive, keep=stack.pop_all)
+        return _follow(context.client, instance.name)
 
 
 def build_definition(args: Namespace) -> dict[str, object]:
@@ -167,6 +170,28 @@ def _create(client: Client, definition: dict[str, object]) -> Instance:
         except ApiError as error:
             if error.code != "already_exists" or not attempts:
                 raise
+
+
+def _attach(client: Client, instance: Instance, *, stdin: bool, keep: Callable[[], object]) -> int:
+    """The program's input and output until it has ended; then its exit status. `keep` is called where it goes
+    on. Of one that ends before anybody can be attached the console has the output."""
+    name = instance.name
+    try:
+        if wait_until_started(client, instance, None).state != State.RUNNING:
+            return _follow(client, name)
+        code = attach_program(client.path, name, stdin=stdin, replay=True)
+    except StartFailed:
+        return _follow(client, name)
+    except ApiError as error:
+        if error.code in _ENDED_BEFORE:
+            return _follow(client, name)
+        keep()
+        raise
+    if code is None:
+        keep()
+        print_error(f"detached from {name}; attach again: hypemanctl attach {name}")
+        return ExitCode.OK
+    return _report_exit(wait_for_state(client, name, State.STOPPED, END_SECONDS))
 
 
 def _follow(client: Client, name: str) -> int:

@@ -300,10 +300,21 @@ PROGRAMS = (
         ("run",),
         "create and start a VM, follow its console, and exit with the status of its program",
         "run:run",
-        "The first Ctrl-C stops the VM gracefully, the second kills it.",
+        "The first Ctrl-C stops the VM gracefully, the second kills it. With -it it goes to the program, and "
+        "Ctrl-P Ctrl-Q leaves that running.",
         arguments=(Argument("IMAGE", "image to run", completes=Completes.IMAGE), _COMMAND),
         options=_RUN_OPTIONS,
         more_options=_list_key_options,
+        passes_exit_code=True,
+    ),
+    Command(
+        ("attach",),
+        "attach to the program of a Running VM, and exit with its status",
+        "attach:attach",
+        "The program needs stdin or tty in its definition, or -i or -t of run. Ctrl-P Ctrl-Q detaches from "
+        "a terminal, Ctrl-C from a program without one. The program goes on.",
+        arguments=(_ONE_VM,),
+        options=(Option(("--no-stdin",), "show output only"),),
         passes_exit_code=True,
     ),
     Command(

@@ -280,6 +280,42 @@ def test_a_second_interrupt_kills(host: TestHost) -> None:
     assert find_traces(host, "held") == []
 
 
+def test_run_passes_input_to_its_end(host: TestHost) -> None:
+    typed = b"".join(b"line %d\n" % number for number in range(2000))
+    words = ("run", "-i", "--rm", "--name=piped", *SMALL, BUSYBOX, "sh", "-c", "cat; echo err >&2; exit 4")
+    result = ctl(host, *words, input=typed, check=False)
+    assert (result.raw, result.stderr, result.code) == (typed, "err\n", 4)
+    assert find_traces(host, "piped") == []
+
+
+def test_a_program_in_a_terminal_is_left_and_attached_to_again(host: TestHost) -> None:
+    run = f"stty rows 33 cols 77; exec hypemanctl run -it --name=seat {' '.join(SMALL)} {BUSYBOX} sh"
+    try:
+        with on_terminal(host, run) as terminal:
+            terminal.expect(b"# ")
+            terminal.type(b"stty size; tty; echo $TERM $((6 * 7))\r")
+            terminal.expect(b"33 77\r\n/dev/pts/0\r\nxterm 42\r\n")
+            terminal.type(b"sleep 1000 || echo interrupted $?\r")
+            time.sleep(1)
+            terminal.type(b"\x03")
+            terminal.expect(b"^C\r\n~ # ")
+            terminal.type(b"\x10\x11")
+            assert terminal.end() == 0
+            assert b"attach again: hypemanctl attach seat" in terminal.seen
+        assert "xterm 42\r\n" in ctl(host, "logs", "seat").stdout
+        with on_terminal(host, "stty rows 20 cols 50; exec hypemanctl attach seat") as terminal:
+            terminal.type(b"stty size\r")
+            terminal.expect(b"\r\n20 50\r\n")
+            terminal.type(b"exit 5\r")
+            assert terminal.end() == 5
+        ctl(host, "wait", "--for", "Stopped", "seat")
+        refused = ctl(host, "attach", "seat", check=False)
+        assert (refused.code, "seat is Stopped" in refused.stderr) == (125, True)
+    finally:
+        ctl(host, "rm", "-f", "seat")
+    assert find_traces(host, "seat") == []
+
+
 def test_a_terminal_gets_colours_and_a_line_that_says_what_is_waited_for(host: TestHost, web: Vm) -> None:
     with on_terminal(
         host, "hypemanctl status web; hypemanctl restart --wait web; hypemanctl status web"

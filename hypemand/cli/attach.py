@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""attach: standard input, output and error of the program of a VM, or its terminal. The program goes on when
+this ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from dataclasses import dataclass, field
+
+from hypemand.cli.channel import (
+    EOF,
+    STDIN_BLOCK,
+    Sender,
+    format_frame,
+    forward_sizes,
+    open_channel,
+    parse_frame,
+    pass_stdin,
+    receive,
+    report_exit,
+)
+from hypemand.cli.client import Unreachable
+from hypemand.cli.context import Context
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.rawmode import raw_terminal, read_size
+from hypemand.cli.terminal import print_error
+from hypemand.errors import InvalidRequest
+from hypemand.model.answers.exec import AttachCommand, AttachStarted, ExecResize, TerminalSize
+
+# Ctrl-P Ctrl-Q, as of Docker.
+DETACH_KEYS = b"\x10\x11"
+_LOST = "the connection to hypemand was lost; the program goes on"
+
+
+def attach(context: Context) -> int:
+    """Attach to the program until it exits, or the user detaches."""
+    name = context.args.name
+    code = attach_program(context.client.path, name, stdin=not context.args.no_stdin)
+    if code is None:
+        print_error(f"detached from {name}")
+        return ExitCode.OK
+    return code
+
+
+def attach_program(path: str, name: str, *, stdin: bool, replay: bool = False) -> int | None:
+    """Exit status of the program; None: the user has detached. `replay`: what it has written last comes
+    first."""
+    with open_channel(path, name, "attach") as websocket:
+        websocket.send(format_frame(AttachCommand(stdin=stdin, replay=replay)))
+        started = parse_frame(AttachStarted, receive(websocket, _LOST))
+        is_typed = started.stdin and started.tty
+        if is_typed and not os.isatty(0):
+            raise InvalidRequest(
+                f"the program of {name} has a terminal, which requires one as standard input",
+                hint="attach with --no-stdin, or run a command: hypemanctl exec",
+            )
+        sender, keys = Sender(websocket), DetachKeys()
+        with contextlib.ExitStack() as stack:
+            if is_typed:
+                stack.enter_context(forward_sizes(sender))
+                sender.send_text(format_frame(ExecResize(TerminalSize(*read_size()))))
+                stack.enter_context(raw_terminal(0))
+            sender.start()
+            if started.stdin:
+                target, args = (_type, (sender, keys)) if is_typed else (pass_stdin, (sender,))
+                threading.Thread(target=target, args=args, name="stdin", daemon=True).start()
+            try:
+                last = receive(websocket, _LOST)
+            except Unreachable:
+                if keys.seen:
+                    return None
+                raise
+    return report_exit(last)
+
+
+@dataclass
+class DetachKeys:
+    """Looks for the keys in what is typed. `seen`: all of them, in a row."""
+
+    seen: bool = False
+    _held: bytes = field(default=b"", init=False)
+
+    def take(self, typed: bytes) -> bytes:
+        """What of it is for the program: a first key waits for the next. Nothing after the last one."""
+        typed = self._held + typed
+        before, found, _ = typed.partition(DETACH_KEYS)
+        self.seen = bool(found)
+        self._held = DETACH_KEYS[:1] if not found and before.endswith(DETACH_KEYS[:1]) else b""
+        return before.removesuffix(self._held) if self._held else before
+
+
+def _type(sender: Sender, keys: DetachKeys) -> None:
+    """Pass on what is typed to its end, or until the keys have been. What cannot be read has ended."""
+    with contextlib.suppress(OSError):
+        while block := os.read(0, STDIN_BLOCK):
+            if typed := keys.take(block):
+                sender.send_input(typed)
+            if keys.seen:
+                sender.close()
+                return
+    sender.send_text(EOF)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""attach, and run -i and -t: over the API and the manager, with a program that is a coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from hypemand.cli.attach import DetachKeys
+from hypemand.model.state import State
+from tests.fakes.guest import Command
+from tests.unit.cli.conftest import DEADLINE, Cli
+from tests.unit.cli.live import Live
+from tests.unit.cli.test_terminals import on_terminal
+
+BOX = "builtin:app"
+
+
+async def shell(command: Command) -> int:
+    """Answers each line; q ends it with 7."""
+    stream = command.stream
+    await stream.write(b"$ ")
+    while data := await stream.read():
+        if data == b"q":
+            return 7
+        await stream.write(b"<" + data.hex().encode() + b">")
+    await stream.write(b"end", 1 if command.tty else 2)
+    return 3
+
+
+def test_run_with_i_passes_input_and_its_end(live: Live, cli: Cli) -> None:
+    live.host.guest("job").program = shell
+    done = cli.run("run", "-i", "--rm", "--name", "job", BOX, "sh", input=b"hi")
+    assert (done.stdout, done.stderr, done.returncode) == ("$ <6869>", "end", 3)
+    assert live.names() == []
+
+
+def test_run_with_it_has_a_terminal(live: Live, cli: Cli) -> None:
+    guest = live.host.guest("job")
+    guest.program, guest.tty = shell, True
+    with on_terminal(cli, "run", "-it", "--rm", "--name", "job", BOX, "sh") as terminal:
+        before = terminal.modes()
+        terminal.expect(b"$ ")
+        assert terminal.modes() != before
+        terminal.type(b"\x03\x04")
+        terminal.expect(b"<0304>")
+        terminal.type(b"q")
+        assert terminal.process.wait(DEADLINE) == 7
+        assert terminal.modes() == before
+    assert live.names() == []
+
+
+def test_the_size_of_the_terminal_is_passed_on(live: Live, cli: Cli) -> None:
+    guest = live.host.guest("job")
+    guest.tty = True
+    with on_terminal(cli, "run", "-it", "--name", "job", BOX, "cat") as terminal:
+        terminal.expect(b"30x100")
+        terminal.resize(50, 132)
+        terminal.expect(b"50x132")
+    definition = live.host.vm("job").record.definition
+    assert (definition.stdin, definition.tty) == (True, True)
+
+
+def test_the_detach_keys_leave_the_program_running(live: Live, cli: Cli) -> None:
+    guest = live.host.guest("job")
+    guest.program, guest.tty = shell, True
+    with on_terminal(cli, "run", "-it", "--rm", "--name", "job", BOX, "sh") as terminal:
+        before = terminal.modes()
+        terminal.expect(b"$ ")
+        terminal.type(b"\x10")
+        terminal.type(b"x")
+        terminal.expect(b"<1078>")
+        terminal.type(b"z\x10\x11")
+        terminal.expect(b"detached from job; attach again: hypemanctl attach job")
+        assert terminal.process.wait(DEADLINE) == 0
+        assert terminal.modes() == before
+    live.until(State.RUNNING, "job")
+    with on_terminal(cli, "attach", "job") as terminal:
+        terminal.expect(b"$ ")
+        terminal.type(b"q")
+        assert terminal.process.wait(DEADLINE) == 7
+
+
+def test_attach_needs_a_terminal_for_one_or_shows_output_only(live: Live, cli: Cli) -> None:
+    guest = live.host.guest()
+    seen: list[Command] = []
+
+    async def says_one(command: Command) -> int:
+        seen.append(command)
+        await command.stream.write(b"one")
+        await asyncio.sleep(0.1)
+        return 0
+
+    guest.program, guest.tty = says_one, True
+    live.put("web", State.RUNNING, stdin=True, tty=True)
+    refused = cli.run("attach", "web", input=b"x")
+    assert refused.returncode == 125
+    assert "which requires one as standard input; attach with --no-stdin" in refused.stderr
+    done = cli.run("attach", "--no-stdin", "web", input=b"x")
+    assert (done.stdout, done.returncode) == ("one", 0), done.stderr
+    assert [command.values["stdin"] for command in seen] == ["1", "0"]
+
+
+def test_attach_needs_stdin_or_tty(live: Live, cli: Cli) -> None:
+    live.put("web", State.RUNNING)
+    refused = cli.run("attach", "web")
+    assert refused.returncode == 125
+    assert "was started with neither stdin nor tty; show its output: hypemanctl logs -f web" in refused.stderr
+
+
+def test_run_with_it_needs_a_terminal(cli: Cli) -> None:
+    done = cli.run("run", "-it", BOX, "sh", input=b"x")
+    assert (done.returncode, "-t with -i requires a terminal" in done.stderr) == (125, True)
+
+
+def test_of_a_program_that_has_ended_the_console_is_shown(live: Live, cli: Cli) -> None:
+    guest = live.host.guest("job")
+    guest.prints, guest.ends = (b"one", b"two"), 3
+    done = cli.run("run", "-i", "--name", "job", BOX, "sh", input=b"")
+    assert (done.stdout, done.returncode) == ("one\ntwo\n", 3), done.stderr
+
+
+def test_a_channel_that_breaks_leaves_the_vm(live: Live, cli: Cli, tmp_path: Path) -> None:
+    async def breaks(command: Command) -> int:
+        await command.stream.write(b"$ ")
+        command.stream.break_off()
+        await asyncio.Event().wait()
+        return 0
+
+    live.host.guest().program = breaks
+    live.put("web", State.RUNNING, stdin=True)
+    done = cli.run("attach", "web", input=b"")
+    assert done.returncode == 125
+    assert "agent channel" in done.stderr
+    assert live.names() == ["web"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "passed", "seen"),
+    [
+        ([b"abc"], [b"abc"], False),
+        ([b"a\x10", b"\x11b"], [b"a", b""], True),
+        ([b"a\x10", b"b"], [b"a", b"\x10b"], False),
+        ([b"\x10", b"\x10", b"\x11"], [b"", b"\x10", b""], True),
+        ([b"\x10\x10\x11"], [b"\x10"], True),
+        ([b"\x11\x10"], [b"\x11"], False),
+    ],
+)
+def test_a_first_key_waits_for_the_second(typed: list[bytes], passed: list[bytes], seen: bool) -> None:
+    keys = DetachKeys()
+    assert [keys.take(block) for block in typed] == passed
+    assert keys.seen is seen
