@@ -11,6 +11,11 @@ _DEADLINE = 90.0
 
 
 def api_get(host: TestHost, path: str) -> Any:
+    """The document at a path; AssertionError with the daemon's words if it refuses."""
+    return json.loads(api_text(host, path))
+
+
+def api_text(host: TestHost, path: str) -> str:
     """What is at a path; AssertionError with the daemon's words if it refuses."""
     connection = Connection(str(host.root / "run/hypemand/api.sock"), _DEADLINE)
     try:
@@ -20,4 +25,4 @@ def api_get(host: TestHost, path: str) -> Any:
     finally:
         connection.close()
     assert answer.status == 200, f"GET {path}: {answer.status} {body}"
-    return json.loads(body)
+    return body

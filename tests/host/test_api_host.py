@@ -65,12 +65,17 @@ def test_the_life_of_an_instance_with_the_published_client(host: TestHost, clien
             "api-life"
         ]
         host.wait_until(lambda: list(client.instances.logs(made.id)) == ["up on blue"], 10)
+        check: Any = {"exec": {"command": ["true"]}, "interval": "1s"}
+        client.instances.update("api-life", health_check=check, restart_policy={"policy": "on_failure"})
+        host.wait_until(lambda: _health(client, "api-life") == "healthy", 30)
+        assert _policies(host, client, "api-life") == ("never", "no")
         stopped = client.instances.stop("api-life")
         assert (stopped.state, stopped.exit_code) == ("Stopped", 143)
         assert list(client.instances.logs(made.id, follow=True, tail=1)) == ["up on blue"]
         assert client.instances.start("api-life").state in ("Created", "Initializing")
         assert client.instances.wait("api-life", state="Running", api_timeout="60s").state == "Running"
         assert client.instances.get("api-life").id == made.id
+        assert _policies(host, client, "api-life") == ("on_failure", "on-failure")
         with pytest.raises(hypeman.BadRequestError, match="a VM api-life already exists"):
             client.instances.create(name="api-life", **SMALL)
     finally:
@@ -78,6 +83,19 @@ def test_the_life_of_an_instance_with_the_published_client(host: TestHost, clien
     with pytest.raises(hypeman.NotFoundError):
         client.instances.get("api-life")
     assert find_traces(host, "api-life") == []
+
+
+def _health(client: hypeman.Hypeman, name: str) -> str | None:
+    status = client.instances.get(name).health_status
+    return None if status is None else status.status
+
+
+def _policies(host: TestHost, client: hypeman.Hypeman, name: str) -> tuple[str | None, str]:
+    """When it is restarted, as the API shows it and as systemd has it."""
+    shown = client.instances.get(name).restart_policy
+    unit = f"hypeman-vm-{name}.service"
+    has = host.run(["systemctl", "show", "--value", "--property=Restart", unit]).stdout.strip()
+    return None if shown is None else shown.policy, has
 
 
 def test_every_call_of_the_published_client_is_answered(host: TestHost, client: hypeman.Hypeman) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.host.apiget import api_text
 from tests.host.faults import DROPIN, ctl, host_config
 from tests.host.machine import TestHost
 from tests.host.vms import NEEDS_RESTART, Vms, stuck_guests, vms_of
@@ -551,6 +552,12 @@ def test_what_goes_over_the_wire_is_counted_and_shown(vms: Vms) -> None:
         assert now[f"{way}_bytes"] - before[f"{way}_bytes"] >= 5000
     (member,) = (m for m in network(vms.host)["members"] if m["instance_name"] == name)
     shown = place(vms, name)
+    # a flow of the guest's ping, and one connection to the guest, which nothing there takes
+    connect = f"import socket; socket.socket().connect_ex(({shown['ip']!r}, 9))"
+    vms.host.run(["/usr/bin/python3", "-c", connect])
+    metrics = api_text(vms.host, "/metrics")
+    for way in ("outgoing", "incoming"):
+        assert f'hypemand_vm_network_connections_total{{direction="{way}",vm="{name}"}} 1.0\n' in metrics
     assert (member["ip"], member["attached"]) == (shown["ip"], True)
     assert shown["ip"] in vms.ctl("list").stdout
     assert f"Network: default, {shown['ip']} {shown['ip6']}" in vms.ctl("status", name).stdout
