@@ -193,9 +193,11 @@ class Client:
                 raise parse_error(response.status, content)
             yield response
 
-    def delete(self, *parts: str, timeout: float | None = CHANGE_SECONDS) -> None:
+    def delete(
+        self, *parts: str, query: Mapping[str, str] | None = None, timeout: float | None = CHANGE_SECONDS
+    ) -> None:
         """DELETE."""
-        self.call("DELETE", *parts, timeout=timeout)
+        self.call("DELETE", *parts, query=query, timeout=timeout)
 
     def call(
         self,

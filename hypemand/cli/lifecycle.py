@@ -226,7 +226,7 @@ def _remove_one(client: Client, name: str, *, force: bool) -> Instance:
         hint = "remove its definition file and reload" if in_file else f"hypemanctl rm -f {instance.name}"
         raise WrongState(f"{instance.name} is {state}, not removed", hint=f"stop it first, or: {hint}")
     with show_progress(client, name, "removing"):
-        client.delete("instances", name, timeout=find_stop_deadline(instance, None) + CHANGE_SECONDS)
+        client.delete("instances", name, query={"graceful_shutdown": "false"})
     return instance
 
 

@@ -272,7 +272,7 @@ LIFECYCLE = (
         "lifecycle:remove",
         arguments=(_VMS,),
         options=(
-            Option(("-f", "--force"), "stop a running VM first; do not fail if the VM does not exist"),
+            Option(("-f", "--force"), "kill a running VM first; do not fail if the VM does not exist"),
             JSON,
         ),
     ),

@@ -44,6 +44,8 @@ from hypemand.workers import Pool, run_in
 
 # beyond stop_timeout: SIGTERM, SIGKILL and the exit record
 _STOP_MARGIN = 30.0
+# a VM that is deleted and whose stop has no deadline: what systemd gives a service
+_DELETE_PATIENCE = 90.0
 # what a guest may take to sync and power off after its program has ended
 _POWER_OFF_MARGIN = 5.0
 _SIGKILL = 9
@@ -256,7 +258,7 @@ class VmManager:
                     await self.kill_vm(ref)
             vm.operations.cancel_wait()
             # not held up by a stop that is under way: that holds the VM until its guest has ended
-            await self._end(vm, _SIGKILL)
+            await self._end_for_good(vm, kill=kill)
             async with vm.operations.hold(Operation.DELETE):
                 await self._end(vm, _SIGKILL)
                 await self._forget(vm)
@@ -268,8 +270,20 @@ class VmManager:
                 return
             with vm.operations.announce(Operation.DELETE):
                 vm.log(logging.INFO, f"VM {vm.name} has expired, and is deleted", MessageId.EXPIRED)
-                await self._end(vm, _SIGKILL)
+                await self._end_for_good(vm)
                 await self._forget(vm)
+
+    async def _end_for_good(self, vm: Vm, *, kill: bool = False) -> None:
+        """End a VM that is deleted: its volumes are not, and its guest is given its time to leave them."""
+        await vm.refresh()
+        if vm.state.is_vmm_active and not kill:
+            run, limit = vm.run, vm.record.definition.stop_timeout
+            deadline = (_DELETE_PATIENCE if limit is None else limit) + _STOP_MARGIN
+            await resume_to_end(vm)
+            await self._units.stop(vm.unit)
+            # another run: it is being restarted, which the deletion waits for
+            await vm.changes.wait_for(lambda: _has_ended(vm) or vm.run != run, deadline)
+        await self._end(vm, _SIGKILL)
 
     async def _forget(self, vm: Vm) -> None:
         await vm.runs.settle()

@@ -75,8 +75,8 @@ class Manager(Protocol):
         WrongState also for a VM of a file. `by_root` False: Forbidden for one that has a short name."""
 
     async def delete_vm(self, ref: str, *, kill: bool = False) -> None:
-        """Stop it if it lives, then remove all of its data. A VM with a file is refused (WrongState)
-        unless the file is gone. `kill`: its VMM, first of all."""
+        """Stop it if it lives, killing it after its stop_timeout, then remove all of its data. A VM with a
+        file is refused (WrongState) unless the file is gone. `kill`: at once."""
 
     async def start_vm(
         self, ref: str, *, pull: ImagePull | None = None, program: Program | None = None

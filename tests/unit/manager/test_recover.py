@@ -286,11 +286,8 @@ def test_a_question_that_fails_once_makes_only_its_vm_unknown() -> None:
 
 def test_a_deletion_that_was_cut_off_is_finished() -> None:
     async def scenario(host: FakeHost) -> None:
-        host.guest().heeds = False
         await host.run(network="default")
-        lost = BusError("the connection broke", errno.ECONNRESET)
-        # not the one that has its handle look
-        host.systemd.hooks["StopUnit"] = lambda: host.systemd.lose.update(KillUnit=lost)
+        host.systemd.lose["StopUnit"] = BusError("the connection broke", errno.ECONNRESET)
         deletion = asyncio.ensure_future(host.manager.delete_vm("web"))
         await asyncio.gather(deletion, return_exceptions=True)
         await host.restart_daemon()
