@@ -133,7 +133,10 @@ def test_a_guest_may_give_memory_back_later(monkeypatch: pytest.MonkeyPatch) -> 
         # one that does so while it is waited for is waited for no longer
         monkeypatch.setattr("hypemand.manager.limits._BALLOON_DEADLINE", 30.0)
         monitor.keeps_memory = True
-        asyncio.get_running_loop().call_later(0.05, monitor.give_back)
-        assert (await host.manager.set_limits("web", {"memory": "96M"})).memory == 96 * MIB
+        monitor.orders.clear()
+        setting = asyncio.ensure_future(host.manager.set_limits("web", {"memory": "96M"}))
+        await host.until_true(lambda: "query-balloon" in monitor.orders)
+        monitor.give_back()
+        assert (await setting).memory == 96 * MIB
 
     drive(scenario)
