@@ -264,7 +264,8 @@ static void detach(struct stream *stream, int code, const char *why)
 
 static void detach_late(struct stream *stream)
 {
-    detach(stream, EXIT_GUEST_FAILED, "detached: the output of the program was not read for too long");
+    stream->late = true;
+    detach(stream, 1, "detached: the output of the program was not read for too long");
 }
 
 void stream_close(struct stream *stream)
@@ -518,7 +519,8 @@ static bool pump_end(struct stream *stream, struct outbox *outbox)
     bool failed = stream->state == STREAM_ENDED;
     if (!failed && !(stream->reaped && quiet))
         return false;
-    if (!put_records(stream, outbox, FRAME_EXIT, "code", stream->code, stream->message.words))
+    if (!put_records(stream, outbox, FRAME_EXIT, stream->late ? "detached" : "code", stream->code,
+                     stream->message.words))
         return false;
     if (failed)
         free_stream(stream);

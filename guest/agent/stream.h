@@ -64,6 +64,7 @@ struct stream {
     int input; /* -1 once it has ended */
     bool input_eof;
     bool feeds;      /* of STREAM_ATTACH: its input is the program's */
+    bool late;       /* of STREAM_ATTACH: it ends since it did not take the output */
     bool line_begun; /* the last byte that was typed into the terminal did not end a line */
     struct pending pending;
     uint32_t window;          /* what the host may still send */

@@ -273,10 +273,14 @@ class Session:
 
     def _handle_exit(self, frame: Frame) -> None:
         records = parse_records(frame.payload)
-        report = ExitReport(records.get_int("code", 0, 255), clean_message(records.find("message") or ""))
+        message = clean_message(records.find("message") or "")
+        self._open.clear()
+        if records.find("detached") is not None:
+            self.fail(GuestError(message, code="detached"))
+            return
+        report = ExitReport(records.get_int("code", 0, 255), message)
         if self._error is None:
             self._exit = report
-        self._open.clear()
         if not self.started.done():
             self.started.set_result(None)
         self._settle()

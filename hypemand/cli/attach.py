@@ -21,32 +21,46 @@ from hypemand.cli.channel import (
     receive,
     report_exit,
 )
-from hypemand.cli.client import Unreachable
+from hypemand.cli.client import ApiError, Unreachable
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.instance import report_run
 from hypemand.cli.rawmode import raw_terminal, read_size
 from hypemand.cli.terminal import print_error
-from hypemand.errors import InvalidRequest
-from hypemand.model.answers.exec import AttachCommand, AttachStarted, ExecResize, TerminalSize
+from hypemand.cli.watch import wait_for_state
+from hypemand.errors import GuestError, InvalidRequest, TimedOut, WrongState
+from hypemand.model.answers.exec import AttachCommand, AttachStarted, ExecExit, ExecResize, TerminalSize
+from hypemand.model.state import State
 
 # Ctrl-P Ctrl-Q, as of Docker.
 DETACH_KEYS = b"\x10\x11"
+_END_SECONDS = 10.0
 _LOST = "the connection to hypemand was lost; the program goes on"
 
 
 def attach(context: Context) -> int:
     """Attach to the program until it exits, or the user detaches."""
     name = context.args.name
-    code = attach_program(context.client.path, name, stdin=not context.args.no_stdin)
-    if code is None:
+    try:
+        ended = attach_program(context.client.path, name, stdin=not context.args.no_stdin)
+    except ChannelBroken as error:
+        try:
+            return report_run(wait_for_state(context.client, name, State.STOPPED, _END_SECONDS))
+        except (TimedOut, WrongState):
+            raise error from None
+    if ended is None:
         print_error(f"detached from {name}")
         return ExitCode.OK
-    return code
+    return report_exit(ended)
 
 
-def attach_program(path: str, name: str, *, stdin: bool, replay: bool = False) -> int | None:
-    """Exit status of the program; None: the user has detached. `replay`: what it has written last comes
-    first."""
+class ChannelBroken(ApiError):
+    """The guest has gone, or does not answer any more."""
+
+
+def attach_program(path: str, name: str, *, stdin: bool, replay: bool = False) -> ExecExit | None:
+    """How the program has ended; None: the user has detached. `replay`: what it has written last comes first.
+    Raises ChannelBroken once the program was attached to."""
     with open_channel(path, name, "attach") as websocket:
         websocket.send(format_frame(AttachCommand(stdin=stdin, replay=replay)))
         started = parse_frame(AttachStarted, receive(websocket, _LOST))
@@ -67,12 +81,15 @@ def attach_program(path: str, name: str, *, stdin: bool, replay: bool = False) -
                 target, args = (_type, (sender, keys)) if is_typed else (pass_stdin, (sender,))
                 threading.Thread(target=target, args=args, name="stdin", daemon=True).start()
             try:
-                last = receive(websocket, _LOST)
+                return parse_frame(ExecExit, receive(websocket, _LOST))
             except Unreachable:
                 if keys.seen:
                     return None
                 raise
-    return report_exit(last)
+            except ApiError as error:
+                if error.code == GuestError.code:
+                    raise ChannelBroken(error.message, code=error.code) from None
+                raise
 
 
 @dataclass

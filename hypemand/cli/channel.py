@@ -178,9 +178,8 @@ def forward_sizes(sender: Sender) -> Iterator[None]:
         signal.signal(signal.SIGWINCH, before)
 
 
-def report_exit(data: bytes) -> int:
-    """The exit status that the last frame has, with words where they say more."""
-    last = parse_frame(ExecExit, data)
+def report_exit(last: ExecExit) -> int:
+    """The exit status, with words where they say more."""
     if last.exitCode >= FIRST_SPOKEN_CODE and last.message:
         print_error(last.message)
     return last.exitCode

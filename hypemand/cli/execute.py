@@ -20,6 +20,7 @@ from hypemand.cli.channel import (
     format_frame,
     forward_sizes,
     open_channel,
+    parse_frame,
     pass_stdin,
     receive,
     report_exit,
@@ -28,7 +29,7 @@ from hypemand.cli.context import Context
 from hypemand.cli.rawmode import raw_terminal, read_size
 from hypemand.cli.run import find_variables
 from hypemand.errors import InvalidRequest
-from hypemand.model.answers.exec import ExecCommand, ExecSignal
+from hypemand.model.answers.exec import ExecCommand, ExecExit, ExecSignal
 
 # Who interrupts this often wants out, whatever the command does.
 INTERRUPTS_TO_GIVE_UP = 3
@@ -82,7 +83,7 @@ def _run(context: Context, request: ExecCommand, *, interactive: bool) -> int:
                 else:
                     sender.send_text(EOF)
                 last = receive(websocket, _LOST)
-    return report_exit(last)
+    return report_exit(parse_frame(ExecExit, last))
 
 
 def build_request(args: Namespace, command: list[str], *, terminal: bool) -> ExecCommand:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hypemand.cli.client import Client, Json, parse, parse_all
-from hypemand.cli.terminal import GREEN, RED, YELLOW
+from hypemand.cli.exitcode import FIRST_SPOKEN_CODE, ExitCode
+from hypemand.cli.terminal import GREEN, RED, YELLOW, print_error
 from hypemand.cli.values import parse_span
 from hypemand.errors import TimedOut
 from hypemand.model.answers.instance import Instance
@@ -104,6 +105,18 @@ def describe_exit(instance: Instance) -> str:
     if code is None or message == f"exited with code {code}":
         return message
     return ": ".join([f"exited with {code}"] + ([message] if message else []))
+
+
+def report_run(instance: Instance) -> int:
+    """The exit status of the program of a run that has ended, with words where they say more."""
+    name, code, message = instance.name, instance.exit_code, instance.exit_message
+    if code is None:
+        why = message or instance.status_text or "unknown reason"
+        print_error(f"{name} stopped without an exit status: {why}")
+        return ExitCode.OWN_FAILURE
+    if code >= FIRST_SPOKEN_CODE and message:
+        print_error(f"{name}: {message}")
+    return code
 
 
 def build_timed_out(name: str, wanted: str, seconds: float, instance: Instance | None) -> TimedOut:

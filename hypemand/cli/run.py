@@ -12,11 +12,11 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from hypemand.cli.attach import attach_program
+from hypemand.cli.attach import ChannelBroken, attach_program
 from hypemand.cli.client import ApiError, Client, StreamBroken, parse
 from hypemand.cli.context import Context, explain
-from hypemand.cli.exitcode import FIRST_SPOKEN_CODE, ExitCode
-from hypemand.cli.instance import find_stop_deadline
+from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.instance import find_stop_deadline, report_run
 from hypemand.cli.keyoptions import read_keys
 from hypemand.cli.lifecycle import KILL_SIGNAL
 from hypemand.cli.logs import ShownLine, build_log_query, parse_event
@@ -179,19 +179,20 @@ def _attach(client: Client, instance: Instance, *, stdin: bool, keep: Callable[[
     try:
         if wait_until_started(client, instance, None).state != State.RUNNING:
             return _follow(client, name)
-        code = attach_program(client.path, name, stdin=stdin, replay=True)
+        if attach_program(client.path, name, stdin=stdin, replay=True) is None:
+            keep()
+            print_error(f"detached from {name}; attach again: hypemanctl attach {name}")
+            return ExitCode.OK
     except StartFailed:
         return _follow(client, name)
+    except ChannelBroken:
+        pass  # the VM has ended, and how is known there
     except ApiError as error:
         if error.code in _ENDED_BEFORE:
             return _follow(client, name)
         keep()
         raise
-    if code is None:
-        keep()
-        print_error(f"detached from {name}; attach again: hypemanctl attach {name}")
-        return ExitCode.OK
-    return _report_exit(wait_for_state(client, name, State.STOPPED, END_SECONDS))
+    return report_run(wait_for_state(client, name, State.STOPPED, END_SECONDS))
 
 
 def _follow(client: Client, name: str) -> int:
@@ -212,7 +213,7 @@ def _follow(client: Client, name: str) -> int:
             breaks += 1
             if breaks > MAX_BREAKS:
                 raise
-    return _report_exit(wait_for_state(client, name, State.STOPPED, END_SECONDS))
+    return report_run(wait_for_state(client, name, State.STOPPED, END_SECONDS))
 
 
 def _read_console(client: Client, name: str, *, skip: int) -> Iterator[ShownLine]:
@@ -221,17 +222,6 @@ def _read_console(client: Client, name: str, *, skip: int) -> Iterator[ShownLine
         for number, event in enumerate(events):
             if number >= skip:
                 yield parse_event(event)
-
-
-def _report_exit(instance: Instance) -> int:
-    name, code, message = instance.name, instance.exit_code, instance.exit_message
-    if code is None:
-        why = message or instance.status_text or "unknown reason"
-        print_error(f"{name} stopped without an exit status: {why}")
-        return ExitCode.OWN_FAILURE
-    if code >= FIRST_SPOKEN_CODE and message:
-        print_error(f"{name}: {message}")
-    return code
 
 
 def _remove(client: Client, instance: Instance) -> None:

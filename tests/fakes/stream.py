@@ -61,6 +61,10 @@ class Stream:
         ends = b"".join(pack(DATA, self.number, b"", channel) for channel in channels)
         self._send(ends + pack(EXIT, self.number, records(("code", str(code)), ("message", message))))
 
+    def detach(self, message: str) -> None:
+        """The last of one that is attached and too slow."""
+        self._send(pack(EXIT, self.number, records(("detached", "1"), ("message", message))))
+
     # from the host
 
     def take_data(self, data: bytes) -> None:

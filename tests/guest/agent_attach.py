@@ -226,8 +226,9 @@ class Attach(unittest.TestCase):
         self.assertEqual(program.read_console(4), b"late")
         while (frame := self.channel.receive()).type is not Type.EXIT:
             pass
-        self.expect_exit(frame, 125, "was not read for too long")
-        self.assertEqual(frame.stream, slow)
+        self.assertEqual((frame.stream, frame.records()["detached"]), (slow, "1"))
+        self.assertIn("was not read for too long", frame.records()["message"])
+        self.assertNotIn("code", frame.records())
 
     def test_who_reads_nothing_does_not_hold_up_the_programs_end(self) -> None:
         program = self.program()

@@ -744,3 +744,17 @@ async def test_an_agent_that_refuses_to_attach_says_why(tmp_path: Path) -> None:
         guest.send(pack(EXIT, stream, records(("code", "125"), ("message", "not yet"))))
         with pytest.raises(GuestError, match="cannot attach: not yet"):
             await attaching
+
+
+@in_loop
+async def test_who_is_detached_for_being_slow_is_told(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        attaching = asyncio.create_task(channel.attach(AttachRequest()))
+        stream, _, _ = await guest.expect(ATTACH)
+        ended = pack(EXIT, stream, records(("detached", "1"), ("message", "too slow")))
+        guest.send(pack(STARTED, stream, records(("pid", "7"))) + pack(DATA, stream, b"x", 1) + ended)
+        session = await attaching
+        with pytest.raises(GuestError, match="too slow") as caught:
+            await read(session)
+        assert caught.value.code == "detached"
+        await start(channel, guest)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -122,19 +121,34 @@ def test_of_a_program_that_has_ended_the_console_is_shown(live: Live, cli: Cli) 
     assert (done.stdout, done.returncode) == ("one\ntwo\n", 3), done.stderr
 
 
-def test_a_channel_that_breaks_leaves_the_vm(live: Live, cli: Cli, tmp_path: Path) -> None:
-    async def breaks(command: Command) -> int:
+def test_of_a_guest_that_has_gone_the_end_of_its_run_is_told_and_nothing_twice(live: Live, cli: Cli) -> None:
+    async def gone(command: Command) -> int:
         await command.stream.write(b"$ ")
-        command.stream.break_off()
+        await command.stream.read()
+        live.host.vmm("job").exit(137, "out of memory")
         await asyncio.Event().wait()
         return 0
 
-    live.host.guest().program = breaks
-    live.put("web", State.RUNNING, stdin=True)
-    done = cli.run("attach", "web", input=b"")
-    assert done.returncode == 125
-    assert "agent channel" in done.stderr
-    assert live.names() == ["web"]
+    guest = live.host.guest("job")
+    guest.program, guest.prints = gone, (b"$ ",)
+    done = cli.run("run", "-i", "--name", "job", BOX, "sh", input=b"x")
+    assert (done.stdout, done.stderr, done.returncode) == ("$ ", "hypemanctl: job: out of memory\n", 137)
+    live.do(live.host.manager.start_vm("job"))
+    live.until(State.RUNNING, "job")
+    done = cli.run("attach", "job", input=b"x")
+    assert (done.stdout, done.stderr, done.returncode) == ("$ ", "hypemanctl: job: out of memory\n", 137)
+
+
+def test_who_is_detached_for_being_slow_leaves_the_program_running(live: Live, cli: Cli) -> None:
+    async def detaches(command: Command) -> int:
+        command.stream.detach("too slow")
+        await asyncio.Event().wait()
+        return 0
+
+    live.host.guest("job").program = detaches
+    done = cli.run("run", "-i", "--rm", "--name", "job", BOX, "sh", input=b"x")
+    assert (done.stderr, done.returncode) == ("hypemanctl: too slow\n", 125)
+    live.until(State.RUNNING, "job")
 
 
 @pytest.mark.parametrize(
