@@ -372,12 +372,13 @@ class VmManager:
             await self._end(vm, _SIGKILL)
 
     async def _end(self, vm: Vm, signal: int) -> None:
-        """End a VM by force, and wait for it."""
+        """End what runs now of a VM by force, and wait for that."""
         await vm.refresh()
         if vm.state.is_vmm_active:
+            run = vm.run
             await self._units.stop(vm.unit)
             await self._units.kill(vm.unit, signal)
-            if not await vm.changes.wait_for(lambda: _has_ended(vm), _STOP_MARGIN):
+            if not await vm.changes.wait_for(lambda: _has_ended(vm) or vm.run != run, _STOP_MARGIN):
                 raise TimedOut(
                     f"VM {vm.name} did not stop in {_STOP_MARGIN:.0f} s", hint="see the status of its unit"
                 )
