@@ -22,18 +22,19 @@ enum {
     PROGRAM = 2 /* its PID: the first that is made beside the reaper */
 };
 
-/* It has the program's output, for what writes to /proc/1/fd/1. */
+/* It has the program's output, for what writes to /proc/1/fd/1. With its other descriptors that of init goes
+ * which waits for it: then it is what the program is to find. */
 static _Noreturn void reap(int console)
 {
+    sigset_t all;
+    (void)sigfillset(&all);
+    (void)setsid();
+    (void)prctl(PR_SET_NAME, "hypeman-reaper");
     int null = open("/dev/null", O_RDONLY);
     (void)dup2(null, STDIN_FILENO);
     (void)dup2(console, STDOUT_FILENO);
     (void)dup2(console, STDERR_FILENO);
     (void)syscall(SYS_close_range, STDERR_FILENO + 1, ~0U, 0);
-    sigset_t all;
-    (void)sigfillset(&all);
-    (void)setsid();
-    (void)prctl(PR_SET_NAME, "hypeman-reaper");
     for (;;) {
         siginfo_t info;
         int number = sigwaitinfo(&all, &info);
@@ -44,9 +45,20 @@ static _Noreturn void reap(int console)
     }
 }
 
+/* Until the other end is closed. */
+static void await_end(int pipe_fd)
+{
+    char byte;
+    while (read(pipe_fd, &byte, sizeof byte) < 0 && errno == EINTR)
+        continue;
+}
+
 bool enclosed_begin_reaper(struct enclosed *enclosed, int console, struct reason *why)
 {
     const struct enclosure first = {.first = true, .beside = -1, .cgroup = -1};
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0)
+        return refuse(why, "cannot wait for the program's PID namespace: %s", strerror(errno));
     sigset_t all, before;
     (void)sigfillset(&all);
     /* The kernel drops what the namespace sends to its first process and that does not yet hold back. */
@@ -56,6 +68,10 @@ bool enclosed_begin_reaper(struct enclosed *enclosed, int console, struct reason
         reap(console);
     int error = errno;
     (void)sigprocmask(SIG_SETMASK, &before, NULL);
+    close_fd(&ends[1]);
+    if (pid > 0)
+        await_end(ends[0]);
+    close_fd(&ends[0]);
     if (pid < 0)
         return refuse(why, "cannot make a PID namespace for the program: %s", strerror(error));
     int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
