@@ -61,9 +61,21 @@ def diff(context: Context) -> int:
 
 
 def _find_running(instance: Instance) -> Mapping[str, Any]:
-    """What it runs with: also what it has taken since its start."""
-    live = {key: value for key, value in instance.definition.items() if key in LIVE_KEYS}
-    return {**find_effective(instance), **live}
+    """What it runs with: also what it has taken since its start. The order is that of its definition."""
+    defined = instance.definition
+    live = {key: defined.get(key) for key in LIVE_KEYS}
+    values = {key: value for key, value in {**find_effective(instance), **live}.items() if value is not None}
+    order = {key: place for place, key in enumerate(load_schema("vm")["properties"])}
+    keys = sorted(values, key=lambda key: order.get(key, len(order)))
+    return {key: _order_like(values[key], defined.get(key)) for key in keys}
+
+
+def _order_like(value: Any, other: Any) -> Any:
+    """The value with the keys that another has in the same order: that makes no difference."""
+    if not isinstance(value, Mapping) or not isinstance(other, Mapping):
+        return value
+    keys = [key for key in {**other, **value} if key in value]
+    return {key: _order_like(value[key], other.get(key)) for key in keys}
 
 
 def _load_file(file: Path, instance: Instance) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,6 +123,32 @@ def test_diff_shows_what_a_restart_would_change() -> None:
         assert (await run("restart", "--wait", "web")).returncode == 0
         same = await run("diff", "web")
         assert (same.returncode, same.stdout) == (0, "")
+
+    drive(scenario)
+
+
+def test_a_check_that_was_taken_since_the_start_and_the_order_of_keys_are_no_difference() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        first: dict[str, Any] = {
+            "env": {"B": "2", "A": "1"},
+            "sysctls": {"net.core.somaxconn": "9", "kernel.pid_max": "99"},
+        }
+        host.write(autostart=True, **first)
+        assert (await run("reload")).returncode == 0
+        await host.until(State.RUNNING)
+        turned: dict[str, Any] = {
+            key: dict(reversed(values.items())) for key, values in reversed(first.items())
+        }
+        check = {"http": {"path": "/x", "port": 80}, "failure_threshold": 2, "interval": "1s"}
+        host.write(health=check, autostart=True, **turned)
+        assert (await run("reload")).stdout == "Changed: web.\n"
+        for words in ((), ("--json",)):
+            done = await run("diff", *words, "web")
+            assert (done.returncode, done.stdout) == (0, "{}\n" if words else "")
+        host.write(autostart=True, memory="192M", **turned)
+        assert (await run("reload")).stdout == "Changed, needs a restart: web.\n"
+        lines = (await run("diff", "web")).stdout.splitlines()[2:]
+        assert [line for line in lines if line[0] in "+-"] == ["-memory: 96M", "+memory: 192M"]
 
     drive(scenario)
 
