@@ -36,8 +36,9 @@ def reload_daemon(context: Context, *, quiet: bool) -> ExitCode:
 def _show_report(report: ReloadReport) -> None:
     for words, names in (
         ("Defined", report.defined),
-        ("Changed, from the next start on", report.changed),
-        ("Removed, stopped", report.removed),
+        ("Changed", [name for name in report.changed if name not in report.needs_restart]),
+        ("Changed, needs a restart", report.needs_restart),
+        ("Removed, being stopped", report.removed),
     ):
         if names:
             print(escape_controls(f"{words}: {', '.join(names)}."))

@@ -104,7 +104,10 @@ class Reloader:
         # a directory that cannot be read says nothing of files that are gone
         await self._manager.look_at_files()
         removed = self._remove_missing({*found.definitions, *found.broken}) if found.readable else []
-        return ReloadReport(tuple(defined), tuple(changed), tuple(removed), tuple(problems))
+        outdated = [
+            name for name in changed if (vm := self._fleet.find(name)) is not None and vm.needs_restart
+        ]
+        return ReloadReport(tuple(defined), tuple(changed), tuple(removed), tuple(problems), tuple(outdated))
 
     def _load_definitions(self, config: HostConfig) -> VmDir:
         """What is changed while this reads is found changed later, as it may not have been read."""

@@ -30,6 +30,7 @@ from hypemand.tasks import Tasks
 from hypemand.vm.notifications import notify_systemd
 from hypemand.vm.record import VmRecord
 from hypemand.vm.retry import Backoff
+from hypemand.vm.running import restarts_unhealthy
 from hypemand.vm.runs import FindProgram, Runs
 from hypemand.vm.session import AGENT_DEADLINE, Session
 
@@ -182,10 +183,10 @@ class HealthMonitor:
         self._tell(HealthChange(old, status.state, status.error), text)
 
     async def _restart(self, session: Session, health: Health, reason: str) -> None:
-        """Have systemd restart it, once in a run. One that was started without a check has a unit that was
-        not made for that: it is only shown."""
+        """Have systemd restart it, once in a run. One whose unit was not made for that is only shown, and
+        needs a restart (`lacks_watchdog`)."""
         running = self._runs.definition
-        if running.health is None or not health.restarts(running.restart):
+        if not restarts_unhealthy(running) or not health.restarts(running.restart):
             return
         if session.tracker.unhealthy is not None:
             return

@@ -5,20 +5,23 @@ from __future__ import annotations
 
 from hypemand.config.definition import Definition
 from hypemand.config.vmdef import definition_to_json
-from hypemand.vm.running import runtime_part
+from hypemand.vm.running import lacks_watchdog, runtime_part
 
 # a longer value is not shown: it is in both documents
 _MAX_VALUE = 40
 _UNSET = "unset"
+_WATCHDOG = "restart when unhealthy"
 
 
 def describe_changes(running: Definition, defined: Definition) -> tuple[str, ...]:
     """`memory 128M → 192M` for each key that a restart would change, in the order of the schema; of a list, a
-    mapping or a long text the key alone."""
+    mapping or a long text the key alone. Also what its unit cannot do for a health check that it has taken.
+    """
     before, after = (definition_to_json(runtime_part(each)) for each in (running, defined))
     # each has the keys in the schema's order, less those that are not set
     keys = [key for key in {**after, **before} if before.get(key) != after.get(key)]
-    return tuple(_describe(key, before.get(key), after.get(key)) for key in keys)
+    changes = tuple(_describe(key, before.get(key), after.get(key)) for key in keys)
+    return (*changes, _WATCHDOG) if lacks_watchdog(running, defined) else changes
 
 
 def _describe(key: str, before: object, after: object) -> str:

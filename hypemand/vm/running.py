@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hypemand.config.definition import LIVE_KEYS, Definition
+from hypemand.config.definition import LIVE_KEYS, Definition, Restart
 from hypemand.config.network import NetworkUse
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import log_vm
@@ -75,3 +75,23 @@ def runtime_part(definition: Definition) -> Definition:
     volumes = tuple(mount for mount in definition.volumes if mount.required)
     live: dict[str, Any] = {key: getattr(_PLAIN, key) for key in LIVE_KEYS}
     return replace(definition, volumes=volumes, **live)
+
+
+def is_outdated(running: Definition, defined: Definition) -> bool:
+    """Does a VM that runs with one definition need a restart for another one?"""
+    return runtime_part(running) != runtime_part(defined) or lacks_watchdog(running, defined)
+
+
+def restarts_unhealthy(running: Definition) -> bool:
+    """Is the unit of a VM that was started with this definition one that systemd restarts by its watchdog,
+    whatever its health check is by now?"""
+    policy, health = running.restart, running.health
+    return health is not None and (policy is not Restart.NO or health.restarts(policy))
+
+
+def lacks_watchdog(running: Definition, defined: Definition) -> bool:
+    """Is a VM to be restarted when it is unhealthy, by its definition, which its unit cannot do before the
+    next start?"""
+    health = defined.health
+    wanted = health is not None and health.restarts(defined.restart)
+    return wanted and not restarts_unhealthy(running)

@@ -36,7 +36,7 @@ from hypemand.vm.phases import Phases
 from hypemand.vm.places import Places
 from hypemand.vm.record import VmRecord
 from hypemand.vm.runfiles import Found, Past
-from hypemand.vm.running import runtime_part
+from hypemand.vm.running import is_outdated
 from hypemand.vm.runs import Owner, Runs, VmServices
 from hypemand.vm.session import Session
 from hypemand.vm.stability import Stability
@@ -171,7 +171,7 @@ class Vm:
         if self._network.is_outdated(self.name):
             return True
         running = self._running
-        return running is not None and runtime_part(running) != runtime_part(self.record.definition)
+        return running is not None and is_outdated(running, self.record.definition)
 
     @property
     def _running(self) -> Definition | None:

@@ -29,12 +29,14 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class ReloadReport:
-    """What a reload of the definition files has found: names of VMs, and what is wrong in files."""
+    """What a reload of the definition files has found: names of VMs, and what is wrong in files.
+    `needs_restart`: those of `changed` that run with what was before."""
 
     defined: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    needs_restart: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

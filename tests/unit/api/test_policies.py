@@ -55,7 +55,8 @@ def test_a_vm_that_runs_has_its_check_at_once_and_its_restart_policy_with_the_ne
         await host.until_true(lambda: host.vm().health.status.state is HealthState.HEALTHY)
         assert (shown["needs_restart"], shown["restart_policy"]["policy"]) == (True, "never")
         assert shown["pending_changes"] == ["restart no → always", "restart_backoff 100ms → 5s",
-            "restart_max_attempts 4 → 0", "restart_stable_after 2min → 10min"]  # fmt: skip
+            "restart_max_attempts 4 → 0", "restart_stable_after 2min → 10min",
+            "restart when unhealthy"]  # fmt: skip
         assert (await patch(api, {"health_check": {}}))["health_check"] is None
         await host.vmm().checks[0].ended.wait()
         await host.manager.restart_vm("web")

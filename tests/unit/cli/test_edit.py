@@ -53,8 +53,7 @@ def test_what_is_edited_is_written_and_reloaded() -> None:
         done = await edit(host, shell(script))
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == (
-            "Changed, from the next start on: web.\n"
-            "A restart applies memory 128M → 192M: hypemanctl restart web\n"
+            "Changed, needs a restart: web.\nA restart applies memory 128M → 192M: hypemanctl restart web\n"
         )
         # nobody else reads what may have secrets
         assert seen.read_text().split() == ["600", "700", "web.yaml"]
@@ -175,7 +174,7 @@ def test_an_edit_of_an_instance_is_one_of_its_template_and_says_so() -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == (
             f"{template} is the template of web-1, web-2.\n"
-            f"Changed, from the next start on: web-1, web-2.\n{''.join(restarts)}"
+            f"Changed, needs a restart: web-1, web-2.\n{''.join(restarts)}"
         )
         assert json.loads(template.read_text())["memory"] == "192M"
         assert (host.config.vm_dir / "web@1.yaml").is_symlink()
@@ -206,7 +205,7 @@ def test_a_copy_of_a_template_is_edited_by_itself() -> None:
         copy.write_text((host.config.vm_dir / "web@.yaml").read_text())
         assert (await run("reload")).returncode == 0
         done = await edit(host, "sed -i s/128M/192M/", "web-2")
-        assert (done.returncode, done.stdout) == (0, "Changed, from the next start on: web-2.\n")
+        assert (done.returncode, done.stdout) == (0, "Changed: web-2.\n")
         assert host.vm("web-2").record.definition.env == {"ID": "2"}
         assert "128M" in (host.config.vm_dir / "web@.yaml").read_text()
 

@@ -140,9 +140,13 @@ def test_an_export_is_whole_or_not_there(daemon: Canned, cli: Cli, tmp_path: Pat
 
 
 def test_reload_tells_what_changed(daemon: Canned, cli: Cli) -> None:
-    daemon.answers["POST /reload"] = {"defined": ["a", "b"], "changed": ["c"], "removed": [], "problems": []}
+    found = {"defined": ["a", "b"], "changed": ["c", "d"], "removed": ["e"], "problems": []}
+    daemon.answers["POST /reload"] = found | {"needs_restart": ["c"]}
     done = cli.run("reload")
-    assert (done.stdout, done.returncode) == ("Defined: a, b.\nChanged, from the next start on: c.\n", 0)
+    assert (done.stdout.splitlines(), done.returncode) == (
+        ["Defined: a, b.", "Changed: d.", "Changed, needs a restart: c.", "Removed, being stopped: e."],
+        0,
+    )
 
 
 def test_reload_with_broken_files_is_8_and_names_them(daemon: Canned, cli: Cli) -> None:

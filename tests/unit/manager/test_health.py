@@ -224,6 +224,37 @@ def test_another_check_counts_at_once_and_needs_no_restart() -> None:
     drive(scenario)
 
 
+@pytest.mark.parametrize(
+    ("policy", "before", "after"),
+    [
+        ("always", None, CHECK),
+        ("no", None, CHECK | {"on_failure": "restart"}),
+        ("no", CHECK, CHECK | {"on_failure": "restart"}),
+    ],
+)
+def test_a_unit_that_cannot_restart_it_when_it_is_unhealthy_needs_a_restart(
+    policy: str, before: dict[str, Any] | None, after: dict[str, Any]
+) -> None:
+    async def scenario(host: FakeHost) -> None:
+        keys: dict[str, Any] = {} if before is None else {"health": before}
+        host.write(restart=policy, **keys)
+        await host.reload()
+        await host.start()
+        host.write(restart=policy, health=after)
+        report = await host.reload()
+        assert (report.changed, report.needs_restart) == (("web",), ("web",))
+        asked = 1 if before is None else 2
+        await (await checked(host, asked)).report("unhealthy", "down", failures=3)
+        await until(host, HealthState.UNHEALTHY)
+        view = await host.manager.get_vm("web")
+        assert (host.unit(), view.changes) == ("active/running", ("restart when unhealthy",))
+        await host.manager.restart_vm("web")
+        await host.until(State.RUNNING)
+        assert not (await host.manager.get_vm("web")).needs_restart
+
+    drive(scenario)
+
+
 def test_a_command_runs_as_the_program_does() -> None:
     async def scenario(host: FakeHost) -> None:
         check = {"exec": ["test", "-e", "mark"], "workdir": "/srv"}
