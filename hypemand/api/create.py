@@ -80,8 +80,8 @@ CLIENT_FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 # To the client's own server bits, and by our own grammar nothing, since other tools mean bytes.
 _BPS = re.compile(r"([0-9.]+\s*[kmg]?)bps", re.IGNORECASE)
-# Of a disk it takes bytes, whether a second is named or not.
-_DISK_BPS = re.compile(r"([0-9.]+\s*[kmg]?b)(ps|/s)?", re.IGNORECASE)
+# Of a disk it takes bytes, whether a second is named or not. Mbps, which is bits of a network, is neither.
+_DISK_BPS = re.compile(r"([0-9.]+\s*[KMGkmg]?)(?:[Bb](?:/[Ss])?|Bps)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +287,7 @@ def _in_bits(rate: object) -> object:
 def _in_bytes(rate: object) -> object:
     """100MB and 100MBps as we write it: 100MB/s."""
     found = _DISK_BPS.fullmatch(rate.strip()) if isinstance(rate, str) else None
-    return f"{found[1]}/s" if found is not None else rate
+    return f"{found[1]}B/s" if found is not None else rate
 
 
 def _problem(key: str, message: str, hint: str = "") -> Problem:

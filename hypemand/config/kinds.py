@@ -26,7 +26,7 @@ from hypemand.config.capabilities import parse_capability
 from hypemand.config.definition import Ulimit
 from hypemand.config.durations import format_duration, parse_duration
 from hypemand.config.netparse import NetworkText, parse_network_text
-from hypemand.config.rates import format_byte_rate, format_rate, parse_rate
+from hypemand.config.rates import RATE_EXAMPLES, format_byte_rate, format_rate, parse_rate
 from hypemand.config.sizes import format_size, parse_size
 from hypemand.config.unitprops import UnitKind, parse_unit_value
 
@@ -81,8 +81,12 @@ def _parse_duration(rule: Rule, value: Any) -> float | None:
     return seconds
 
 
-def _parse_rate(rule: Rule, value: str) -> int:
-    rate = parse_rate(value)
+def _parse_io_rate(rule: Rule, value: str) -> int:
+    return _parse_rate(rule, value, _describe_range(rule))
+
+
+def _parse_rate(rule: Rule, value: str, examples: str = RATE_EXAMPLES) -> int:
+    rate = parse_rate(value, examples)
     if not parse_rate(rule["minimum"]) <= rate <= parse_rate(rule["maximum"]):
         kind = "slow" if rate < parse_rate(rule["minimum"]) else "fast"
         raise ValueError(f"{value} is too {kind}; write {rule['minimum']} to {rule['maximum']}")
@@ -201,7 +205,7 @@ KINDS: Mapping[str, Kind] = {
         placeholder="RATE",
     ),
     "x-io-rate": Kind(
-        parse=_parse_rate,
+        parse=_parse_io_rate,
         write=lambda _, rate: format_byte_rate(rate),
         describe=lambda rule: f"rate, {_describe_range(rule)}",
         wanted="a rate",

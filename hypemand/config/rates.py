@@ -12,11 +12,11 @@ import re
 RATE_EXAMPLES = "500kbit, 20Mbit, 1Gbit or 2.5MB/s"
 
 _RATE = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,9}))?\s*([KMG]?)(?:(BIT)(?:/S)?|B/S)", re.IGNORECASE)
-_AMBIGUOUS = re.compile(r"[0-9.]+\s*([KMG]?)BPS", re.IGNORECASE)
+_AMBIGUOUS = re.compile(r"([0-9.]+)\s*([KMG]?)BPS", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
-def parse_rate(text: str) -> int:
+def parse_rate(text: str, examples: str = RATE_EXAMPLES) -> int:
     """Bytes per second of `20Mbit`, `1Gbit/s`, `2.5MB/s`. Raises ValueError that shows examples.
 
     Must come out as a whole number of bytes.
@@ -24,18 +24,18 @@ def parse_rate(text: str) -> int:
     plain = text.strip()
     ambiguous = _AMBIGUOUS.fullmatch(plain)
     if ambiguous is not None:
-        prefix = ambiguous[1]
-        hint = f"write {prefix}bit or {prefix}B/s"
+        amount = f"{ambiguous[1][:20]}{ambiguous[2]}"
+        hint = f"write {amount}bit or {amount}B/s"
         raise ValueError(f"{plain[:40]!r} is ambiguous: bytes in tc(8), bits elsewhere; {hint}")
     found = _RATE.fullmatch(plain) if plain.isascii() else None
     if found is None:
-        raise ValueError(f"{plain[:40]!r} is not a rate; write {RATE_EXAMPLES}")
+        raise ValueError(f"{plain[:40]!r} is not a rate; write {examples}")
     fraction = found[2] or ""
     unit = _UNITS[found[3].upper()]
     parts = int("1" + "0" * len(fraction)) * (8 if found[4] else 1)
     rate, rest = divmod(int(found[1] + fraction) * unit, parts)
     if rest:
-        raise ValueError(f"{plain!r} is not a whole number of bytes per second; write {RATE_EXAMPLES}")
+        raise ValueError(f"{plain!r} is not a whole number of bytes per second; write {examples}")
     return rate
 
 

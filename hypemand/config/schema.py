@@ -175,7 +175,8 @@ def _what_is_right(rules: Schema, value: Any) -> str:
         return f"write {_YES_NO[value.lower()]}"
     if isinstance(value, str) and rules.get("type") in ("integer", "number") and _is_number(value):
         return f"write {value.strip()} without quotes"
-    if isinstance(value, bool | int | float) and rules.get("type") == "string":
+    is_scalar = isinstance(value, bool | int | float)
+    if is_scalar and rules.get("type") == "string" and not rules.keys() & _WITH_UNIT:
         return f'quote it: "{json.dumps(value)}"'
     if "minimum" in rules and "maximum" in rules:
         return f"write {rules['minimum']} to {rules['maximum']}"
@@ -184,6 +185,8 @@ def _what_is_right(rules: Schema, value: Any) -> str:
     return f"write {_wanted_types(rules)}{_for_example(rules)}"
 
 
+# kinds of values that a number without a unit is not
+_WITH_UNIT = {"x-rate", "x-io-rate"}
 _YES_NO = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 

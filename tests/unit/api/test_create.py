@@ -120,6 +120,22 @@ def test_a_rate_of_disks_is_in_bytes_as_the_client_writes_it() -> None:
         assert parse(BASE | {"disk_io_bps": rate}).definition.disk_io == {"total": 2_000_000}
 
 
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (10, "is the number 10, not a rate; write a rate, for example 100MB/s"),
+        ("10", "'10' is not a rate; write 64kB/s to 100GB/s"),
+        ("1TB/s", "'1TB/s' is not a rate; write 64kB/s to 100GB/s"),
+        ("10Mbps", "'10Mbps' is ambiguous: bytes in tc(8), bits elsewhere; write 10Mbit or 10MB/s"),
+        ("200GB", "200GB/s is too fast; write 64kB/s to 100GB/s"),
+    ],
+)
+def test_what_is_no_rate_of_disks_is_refused_with_one(rate: object, words: str) -> None:
+    with pytest.raises(InvalidDefinition) as found:
+        parse(BASE | {"disk_io_bps": rate})
+    assert str(found.value) == f"disk_io_bps: {words}"
+
+
 def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
     defaults = DefinitionDefaults(vcpus=1)
     nulls: dict[str, object] = {"size": None, "gpu": None, "network": None, "restart_policy": None}
@@ -165,7 +181,7 @@ def test_what_is_left_out_or_null_takes_the_defaults_of_the_host() -> None:
         ({"restart_policy": {"retries": 3}}, ["restart_policy.retries"]),
         ({"health_check": "http"}, ["health_check"]),
         ({"health_check": {"type": "ping"}}, ["health_check.type"]),
-        ({"health_check": {"type": "http"}}, ["health_check"]),
+        ({"health_check": {"type": "http"}}, ["health_check.http"]),
         ({"health_check": {"type": "tcp", "http": {"port": 80}}}, ["health_check"]),
         ({"health_check": {"tcp": {"port": 80}, "http": {"port": 80}}}, ["health_check"]),
         ({"health_check": {"type": "tcp", "tcp": {}}}, ["health_check.tcp.port"]),

@@ -56,7 +56,7 @@ def test_what_is_no_rate_is_refused_with_examples(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"), [("20Mbps", "write Mbit or MB/s"), ("1 gbps", "write gbit or gB/s")]
+    ("text", "hint"), [("20Mbps", "write 20Mbit or 20MB/s"), ("1 gbps", "write 1gbit or 1gB/s")]
 )
 def test_bps_is_refused_since_tools_do_not_agree_on_it(text: str, hint: str) -> None:
     with pytest.raises(ValueError, match=f"is ambiguous: bytes in tc\\(8\\), bits elsewhere; {hint}"):
