@@ -38,9 +38,11 @@ class InvalidField(InvalidRequest):
 
 
 class Kind(ABC, Generic[T]):
-    """A kind of values. `is_map`: in a query it is written as one parameter for each key, `tags[team]=x`."""
+    """A kind of values. `is_map`: in a query it is written as one parameter for each key, `tags[team]=x`.
+    `is_refused`: no value is taken."""
 
     is_map = False
+    is_refused = False
 
     @abstractmethod
     def read(self, value: object, key: str) -> T:
@@ -96,7 +98,9 @@ def _list_rules(form: Any) -> Mapping[str, Rule]:
 def read_form(form: type[F], body: Mapping[str, object], place: str = "") -> F:
     """A form of the fields of `body`, an object at `place`. Raises InvalidRequest that names the field."""
     rules = list_rules(form)
-    refuse_unknown(body, rules, f"field of {place}" if place else "field")
+    strange = [key for key in body if key not in rules]
+    taken = [key for key, rule in rules.items() if not rule.kind.is_refused]
+    refuse_unknown(strange, taken, f"field of {place}" if place else "field")
     prefix = f"{place}." if place else ""
     return form(**{key: _read_field(rule, body, key, prefix + key) for key, rule in rules.items()})
 

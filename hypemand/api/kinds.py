@@ -295,6 +295,8 @@ class Referred(Kind[dict[str, object]]):
 class Refused(Kind[None]):
     """A field of the published client that cannot be done. `map`: it is an object, and may be empty."""
 
+    is_refused = True
+
     problem: str
     hint: str
     map: bool = False

@@ -4,11 +4,12 @@ for one that is changed. A changed policy is replaced whole, as by the client's 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeGuard
 
-from hypemand.api.fields import without_nulls
+from hypemand.api.fields import show, without_nulls
 from hypemand.config.definition import Definition, Restart
 from hypemand.config.ready import Check
 from hypemand.config.vmdef import definition_to_json, parse_definition
@@ -26,8 +27,14 @@ _FIELDS: Mapping[str, tuple[str, object]] = {
 RESTART_FIELDS = ("policy", *_FIELDS)
 HEALTH_FAILED = "health_check_failed"
 """restart_status.last_reason of a VM that was restarted because it was unhealthy."""
+_OTHER_FORM = "omit it, or use the form with `definition`, which supports more settings"
 _CHECK_KINDS = ("http", "tcp", "exec")
+_EXAMPLES = {"http": '{"port": 80}', "tcp": '{"port": 80}', "exec": '{"command": ["PROGRAM"]}'}
 _CHECK_SETTINGS = ("interval", "timeout", "start_period", "failure_threshold", "success_threshold")
+_RESTART_SPANS = ("backoff", "stable_after")
+_CHECK_SPANS = ("interval", "timeout", "start_period")
+# As Go writes a duration: each number has a unit.
+_SPAN = re.compile(r"0|([0-9]+(\.[0-9]+)?(us|ms|s|m|h))+", re.ASCII)
 HEALTH_FIELDS = ("type", *_CHECK_KINDS, *_CHECK_SETTINGS)
 # The fields of a kind of check: the key of a definition's check that each is.
 CHECK_FIELDS: Mapping[str, Mapping[str, str]] = {
@@ -47,7 +54,8 @@ def read_restart_policy(value: object, problems: list[Problem]) -> dict[str, obj
     if not _is_object(value, "restart_policy", problems):
         return {}
     given = {field: said for field, said in value.items() if said is not None}
-    problems += refuse_others("restart_policy", given, RESTART_FIELDS)
+    problems += _refuse_unknown("restart_policy", given, RESTART_FIELDS)
+    given = _take_spans("restart_policy", given, _RESTART_SPANS, problems)
     known = {field: said for field, said in given.items() if field in RESTART_FIELDS}
     if not known:
         return {}
@@ -67,7 +75,8 @@ def read_health_check(value: object, problems: list[Problem]) -> dict[str, objec
     if not _is_object(value, "health_check", problems):
         return None
     given = {field: said for field, said in value.items() if said is not None}
-    problems += refuse_others("health_check", given, HEALTH_FIELDS)
+    problems += _refuse_unknown("health_check", given, HEALTH_FIELDS)
+    given = _take_spans("health_check", given, _CHECK_SPANS, problems)
     kinds = [kind for kind in _CHECK_KINDS if kind in given]
     if given and not kinds and "type" not in given:
         hint = "http, tcp or exec, with the check itself; none: no check"
@@ -76,6 +85,10 @@ def read_health_check(value: object, problems: list[Problem]) -> dict[str, objec
     kind = given.get("type", kinds[0] if len(kinds) == 1 else "none")
     if kind not in ("none", *_CHECK_KINDS):
         problems.append(Problem("", 0, 0, "health_check.type", "is not known", "none, http, tcp or exec"))
+        return None
+    if kind in _CHECK_KINDS and not kinds:
+        hint = f'write "{kind}": {_EXAMPLES[str(kind)]}'
+        problems.append(Problem("", 0, 0, f"health_check.{kind}", "is missing", hint))
         return None
     if kinds != [kind] * (kind != "none"):
         what = f"has {' and '.join(kinds) or 'no check'}, and its type is {kind}"
@@ -94,7 +107,7 @@ def _read_check(kind: str, value: object, problems: list[Problem]) -> dict[str, 
     name = f"health_check.{kind}"
     if not _is_object(value, name, problems):
         return {}
-    problems += refuse_others(name, value, tuple(CHECK_FIELDS[kind]))
+    problems += _refuse_unknown(name, value, tuple(CHECK_FIELDS[kind]))
     given = {field: said for field, said in value.items() if said is not None}
     needed = "command" if kind == Check.EXEC else "port"
     if needed not in given:
@@ -165,9 +178,28 @@ def _is_object(value: object, name: str, problems: list[Problem]) -> TypeGuard[M
     return False
 
 
-def refuse_others(field: str, value: Mapping[str, object], known: tuple[str, ...]) -> list[Problem]:
+def _take_spans(
+    field: str, given: dict[str, object], spans: tuple[str, ...], problems: list[Problem]
+) -> dict[str, object]:
+    """Without every duration that is not one of Go; how long it may be, the schema of definitions says."""
+    taken = dict(given)
+    for key in spans:
+        said = given.get(key)
+        if said is not None and not (isinstance(said, str) and _SPAN.fullmatch(said)):
+            del taken[key]
+            words = f"{show(said)} is not a duration"
+            problems.append(Problem("", 0, 0, f"{field}.{key}", words, "write it like 10s or 1m30s"))
+    return taken
+
+
+def _refuse_unknown(field: str, value: Mapping[str, object], known: tuple[str, ...]) -> list[Problem]:
+    return refuse_others(field, value, known, f"allowed: {', '.join(known)}")
+
+
+def refuse_others(
+    field: str, value: Mapping[str, object], known: tuple[str, ...], hint: str = _OTHER_FORM
+) -> list[Problem]:
     """Every key of an object but those that are known, unless it is null."""
-    hint = "omit it, or use the form with `definition`, which supports more settings"
     return [
         Problem("", 0, 0, f"{field}.{key[:80]}", "is not supported here", hint)
         for key in sorted(value)

@@ -150,7 +150,9 @@ class VmManager:
         return vm.view()
 
     def _apply(self, change: VmChange, vm: Vm, record: VmRecord) -> VmRecord:
-        self._check_not_of_file(vm, "a VM with a file does not expire; change the rest in that file")
+        expires = "" if change.lifetime is None else "a VM with a file does not expire; "
+        rest = "the rest" if change.lifetime is not None and change.redefine is not None else "it"
+        self._check_not_of_file(vm, f"{expires}change {rest} in that file")
         return record.apply(change, time.time())
 
     def _check_not_of_file(self, vm: Vm, hint: str) -> None:

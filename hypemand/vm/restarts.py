@@ -112,10 +112,12 @@ def derive_restart_status(facts: RestartFacts, now: float) -> RestartStatus | No
             _derive_next(facts, last) if facts.between else None,
         )
     block = _derive_block(facts, last)
-    if block is not RestartBlock.LIMIT:
-        return RestartStatus(facts.restarts, None, block, reason, "")
-    words = f"gave up after {facts.limit.burst} starts: {reason}"
-    return RestartStatus(facts.restarts - facts.refused, None, block, reason, words)
+    attempts, words = facts.restarts, ""
+    if block is RestartBlock.LIMIT:
+        attempts -= facts.refused
+        words = f"gave up after {facts.limit.burst} starts: {reason}"
+    at = last.started_at if last is not None and attempts else None
+    return RestartStatus(attempts, at, block, reason, words)
 
 
 def _derive_next(facts: RestartFacts, last: ExitRecord | None) -> float | None:

@@ -117,6 +117,8 @@ class Runs:
         # by a daemon that could not ask systemd when it started
         self._is_assumed = False
         self._closing: asyncio.Task[None] | None = None
+        # what its last run had, as far as this daemon has seen its end
+        self._ended_with: Definition | None = None
 
     @property
     def notes(self) -> BootNotes | None:
@@ -241,7 +243,7 @@ class Runs:
                 self.exit = derive_unseen_exit(found, self._notes)
             else:
                 self.exit = derive_exit(found.exits, ended, failed=failed, notes=self._notes)
-            self.running.definition = None
+            self._ended_with, self.running.definition = self.running.definition, None
             self._closing = self._tasks.start("release", self._release(self._closing))
         elif self._has_failed_unseen(unit):
             self.exit = derive_exit(found.exits, unit.invocation_id, failed=True)
@@ -279,6 +281,9 @@ class Runs:
     ) -> RestartStatus | None:
         """Its restarts by systemd; see `RestartFacts`."""
         definition, session = self.definition, self.session
+        if self.exit is not None and self.running.definition is None:
+            # it may have been changed since: that has not kept systemd from a restart
+            definition = self._ended_with or definition
         facts = RestartFacts(
             definition.restart,
             derive_start_limit(definition),

@@ -165,7 +165,8 @@ def test_each_route_reads_its_row(tmp_path: Path) -> None:
                 assert (answer.status, "zzz" in answer.json["message"]) == (400, True), name
                 extra: Mapping[str, object] = {"definition": {}} if name == "createInstance" else {}
                 answer = await api.ask(method, target, {**extra, "zzz": 1})
-                hint = ", ".join(list_rules(BODIES[name]))
+                rules = list_rules(BODIES[name])
+                hint = ", ".join(key for key, rule in rules.items() if not rule.kind.is_refused)
             elif name in LENIENT:
                 continue
             else:

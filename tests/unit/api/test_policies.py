@@ -73,7 +73,13 @@ def test_a_vm_that_runs_has_its_check_at_once_and_its_restart_policy_with_the_ne
         ({"restart_policy": "always"}, "restart_policy: is not an object"),
         ({"restart_policy": {"policy": "sometimes"}}, "restart_policy.policy"),
         ({"restart_policy": {"backoff": "soon"}}, "restart_policy.backoff"),
-        ({"restart_policy": {"retries": 1}}, "restart_policy.retries"),
+        ({"restart_policy": {"retries": 1}}, "retries: is not supported here; allowed: policy, backoff,"),
+        (
+            {"restart_policy": {"backoff": 5}},
+            "restart_policy.backoff: 5 is not a duration; write it like 10s",
+        ),
+        ({"health_check": PROBE | {"interval": "10"}}, "health_check.interval: '10' is not a duration"),
+        ({"health_check": {"type": "http"}}, 'health_check.http: is missing; write "http": {"port": 80}'),
         ({"restart_policy": None, "health_check": None}, "nothing"),
         ({"health_check": {"interval": "5s"}}, "health_check.type"),
         ({"health_check": {"tcp": {"port": 80}}}, "health_check.tcp"),
@@ -106,7 +112,29 @@ def test_a_vm_without_agent_has_no_check_and_one_of_a_file_is_changed_there(tmp_
         answer = await api.ask("PATCH", "/instances/filed", {"restart_policy": OFTEN})
         assert answer.code == "invalid_state"
         assert "filed.yaml" in answer.json["message"]
-        assert "in that file" in answer.json["hint"]
+        assert answer.json["hint"] == "change it in that file"
+        answer = await api.ask("PATCH", "/instances/filed", {"ttl": "1h", "restart_policy": OFTEN})
+        assert answer.json["hint"] == "a VM with a file does not expire; change the rest in that file"
         assert api.host.vm("filed").record == before
+        answer = await api.ask("PATCH", "/instances/filed", {"autostart": True})
+        assert answer.json["hint"] == "allowed: ttl, expires_at, health_check, restart_policy"
+
+    drive(tmp_path, scenario)
+
+
+def test_why_a_vm_is_not_restarted_stays_when_its_policy_is_changed(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        policy = {"restart": "on-failure", "restart_max_attempts": 1, "restart_backoff": "1ms"}
+        await api.host.put("web", State.RUNNING, health={"exec": ["probe"], "start_period": "0s"}, **policy)
+        for run in (1, 2):
+            await api.host.until_true(lambda run=run: api.host.vmms.runs["web"] == run)  # type: ignore[misc]
+            await api.host.until_true(lambda: "web" in api.host.vmms.live and len(api.host.vmm().checks) == 1)
+            await api.host.vmm().checks[0].report("unhealthy", "down", failures=3)
+        await api.host.until_ended()
+        before = (await api.ask("GET", "/instances/web")).json["restart_status"]
+        assert (before["attempts"], before["blocked_reason"]) == (1, "max_attempts_exceeded")
+        assert before["last_attempt_at"] is not None
+        for policy in ({}, {"policy": "always", "max_attempts": 9}):
+            assert (await patch(api, {"restart_policy": policy}))["restart_status"] == before
 
     drive(tmp_path, scenario)
