@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from hypemand.cli.client import Client, StreamBroken, parse
+from hypemand.cli.client import ApiError, Client, StreamBroken, parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.instance import get_instance
 from hypemand.cli.spec import Format
 from hypemand.cli.values import escape_controls, format_second, format_tags, format_utc
 from hypemand.cli.watch import MAX_BREAKS
@@ -26,13 +27,30 @@ def show_events(context: Context) -> int:
         query["since"] = format_utc(args.since or 0.0)
     query["follow"] = "true" if args.follow else ""
     wanted = {key: value for key, value in query.items() if value}
+    is_known = not args.name
     try:
+        if args.follow:
+            _check_names(context.client, args.name)
+            is_known = True
         for event, document in _read(context.client, wanted, follow=args.follow):
+            is_known = True
             print(_render(event, document, context.output), flush=args.follow)
     except KeyboardInterrupt:
         if not args.follow:
             raise
+    if not is_known:
+        _check_names(context.client, args.name)
     return ExitCode.OK
+
+
+def _check_names(client: Client, names: Sequence[str]) -> None:
+    """Raise ApiError for a name that no VM has, unless an event that is kept is of one that had it."""
+    for name in names:
+        try:
+            get_instance(client, name)
+        except ApiError as error:
+            if error.code != "not_found" or next(_read(client, {"vms": name}, follow=False), None) is None:
+                raise
 
 
 def _read(client: Client, query: dict[str, str], *, follow: bool) -> Iterator[tuple[HostEvent, object]]:

@@ -318,6 +318,23 @@ def test_events_are_shown_and_followed_behind_a_cursor() -> None:
     drive(scenario)
 
 
+def test_events_of_a_vm_that_never_was_are_refused_and_of_one_that_has_gone_shown() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.create()
+        for words in ((), ("--kind", "failure"), ("--since", "2100-01-01")):
+            assert (await run("events", *words, "web")).returncode == 0
+        for options in ([], ["-f"]):
+            done = await run("events", *options, "nosuch")
+            assert (done.returncode, done.stdout, "there is no VM nosuch" in done.stderr) == (10, "", True)
+        await host.start()
+        await host.manager.delete_vm("web", kill=True)
+        gone = await run("events", "web")
+        assert (gone.returncode, gone.stderr, "start" in gone.stdout) == (0, "", True)
+        assert (await run("events", "--since", "2100-01-01", "web")).returncode == 0
+
+    drive(scenario)
+
+
 def test_logs_of_several_vms_are_one_log_in_order_and_begin_where_they_are_asked_to() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         for name in ("web", "db-1"):
