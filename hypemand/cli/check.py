@@ -31,6 +31,8 @@ from hypemand.config.vmfile import (
     SUFFIXES,
     VmDir,
     list_definition_files,
+    list_links,
+    list_templates,
     load_template,
     load_vm_dir,
     load_vm_file,
@@ -107,7 +109,8 @@ def _check_files(words: list[str]) -> tuple[list[Problem], list[Finding]]:
             if is_host_config(file):
                 load_host_config(file, ())
             elif file.suffix in SUFFIXES and parse_file_name(file.stem).is_template:
-                found = load_template(file, config.defaults, networks)
+                folder = _find_folder(file, config.vm_dir)
+                found = load_template(file, folder, config.defaults, networks)
                 problems += found.problems
                 checked |= found.definitions
                 templates |= found.templates
@@ -121,6 +124,14 @@ def _check_files(words: list[str]) -> tuple[list[Problem], list[Finding]]:
     return list(dict.fromkeys(problems)), [*_inspect_templates(templates), *clashes]
 
 
+def _find_folder(template: Path, vm_dir: Path) -> Path:
+    """Where its instances are: `vm_dir` if there are any, or else beside it."""
+    with contextlib.suppress(OSError):
+        if list_links(template, vm_dir):
+            return vm_dir
+    return template.parent
+
+
 def load_config() -> tuple[HostConfig, Networks | None]:
     """The host's configuration and networks; None where that has errors, which its own check reports."""
     with contextlib.suppress(InvalidDefinition):
@@ -130,19 +141,30 @@ def load_config() -> tuple[HostConfig, Networks | None]:
 
 
 def resolve_file(word: str, vm_dir: Path) -> Path:
-    """The file that is meant: a path, or else the name of a VM that `vm_dir` defines. InvalidDefinition when
-    it is neither."""
+    """The file that is meant: a path, or else the name of a VM or template of `vm_dir`. InvalidDefinition
+    when it is neither."""
     path = Path(word)
     if "/" in word or path.suffix in SUFFIXES or os.path.isfile(word):
         return path
     with contextlib.suppress(OSError):
         for name, file in list_definition_files(vm_dir):
-            if word in (name.vm, file.stem):
+            if not name.is_template and word in (name.vm, file.stem):
                 return file
+        stem = word if word.endswith("@") else f"{word}@"
+        found = [file for file in list_templates(vm_dir) if file.stem == stem]
+        if stem != word and found:
+            raise _unresolved(word, "is a template, which defines no VM of this name", f"use {stem}")
+        if len(found) > 1:
+            what = f"is the name of several templates, {' and '.join(str(file) for file in found)}"
+            raise _unresolved(word, what, "use the path of one of them")
+        if found:
+            return found[0]
     message = f"is neither a file nor a VM that is defined in {vm_dir}"
-    raise InvalidDefinition(
-        [Problem(word, 0, 0, "", message, "use the path of a file, or the NAME of a VM in that directory")]
-    )
+    raise _unresolved(word, message, "use the path of a file, or the NAME of a VM in that directory")
+
+
+def _unresolved(word: str, message: str, hint: str) -> InvalidDefinition:
+    return InvalidDefinition([Problem(word, 0, 0, "", message, hint)])
 
 
 def is_host_config(file: Path) -> bool:
@@ -184,7 +206,7 @@ def inspect_definitions(config: HostConfig, found: VmDir) -> Iterator[Finding]:
     if not found.readable:
         yield Finding("definitions", Verdict.NOTE, f"{config.vm_dir} cannot be read")
     elif bad:
-        text = f"{bad} of {good + bad} in {config.vm_dir} have errors, and define no VM"
+        text = f"{bad} of {good + bad} in {config.vm_dir} have errors: VMs keep their last valid definition"
         yield Finding("definitions", Verdict.NOTE, text)
     else:
         yield Finding("definitions", Verdict.OK, f"{good} in {config.vm_dir}")

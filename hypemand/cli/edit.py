@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.atomic import write_file
@@ -19,15 +19,16 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.host import reload_daemon
 from hypemand.cli.instance import get_instance, list_instances
 from hypemand.cli.terminal import print_error
+from hypemand.config.names import is_name
 from hypemand.config.templates import parse_file_name
 from hypemand.config.vmfile import (
     find_template,
-    list_definition_files,
     list_links,
+    list_templates,
     load_template,
     load_vm_file,
 )
-from hypemand.errors import HypemandError, InvalidDefinition, NotFound, WrongState
+from hypemand.errors import Ambiguous, HypemandError, InvalidDefinition, NotFound, WrongState
 from hypemand.model.answers.instance import Instance
 
 # those of systemctl(1) edit
@@ -38,7 +39,8 @@ _EDITORS = ("editor", "nano", "vim", "vi")
 def edit(context: Context) -> int:
     """Edit a copy of the file, check it, replace the file, and reload. What is not valid is kept as the copy,
     and the file stays as it is."""
-    file, vms = _find_target(context.client, context.args.name)
+    target = _find_target(context.client, context.args.name)
+    file = target.file
     try:
         before = file.read_bytes()
         folder = Path(tempfile.mkdtemp(prefix="hypemanctl-edit-"))
@@ -53,7 +55,7 @@ def edit(context: Context) -> int:
             print(f"{file} has not been changed.")
             return ExitCode.OK
         is_kept = True
-        _check(copy, file)
+        _check(copy, target)
         _replace(file, before, after)
         is_kept = False
     except OSError as error:
@@ -63,35 +65,62 @@ def edit(context: Context) -> int:
             print_error(f"{file} has not been changed; the edited text is in {copy}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    return _apply(context, vms)
+    return _apply(context, target.vms)
 
 
-def _find_target(client: Client, ref: str) -> tuple[Path, frozenset[str]]:
-    """The file to edit and the VMs that it defines. That of an instance which is a link is its template."""
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The file to edit and the VMs that it defines; `links`: those to it, if it is a template."""
+
+    file: Path
+    vms: frozenset[str]
+    links: tuple[Path, ...] = ()
+
+
+def _find_target(client: Client, ref: str) -> _Target:
+    """What to edit. The file of an instance which is a link is its template."""
     if ref.endswith("@"):
-        file = find_template_file(ref, load_config()[0].vm_dir)
+        folder = load_config()[0].vm_dir
+        file = find_template_file(ref, folder)
     else:
-        instance = get_instance(client, ref)
+        instance = _get_instance(client, ref)
         of_vm = _find_file(instance)
         template = find_template(of_vm)
         if template is None:
-            return of_vm, frozenset({instance.name})
-        file = template
-    vms = [name.vm for name, _ in list_links(file)]
+            return _Target(of_vm, frozenset({instance.name}))
+        file, folder = template, of_vm.parent
+    links = list_links(file, folder)
+    vms = [name.vm for name, _ in links]
     print(f"{file} is the template of {', '.join(vms) or 'no VM'}.")
-    return file, frozenset(vms)
+    return _Target(file, frozenset(vms), tuple(link for _, link in links))
+
+
+def _get_instance(client: Client, ref: str) -> Instance:
+    """The VM, which may also be named as its file PREFIX@INSTANCE.yaml is."""
+    name = parse_file_name(ref)
+    if not name.instance or not is_name(name.vm):
+        return get_instance(client, ref)
+    instance = get_instance(client, name.vm)
+    if instance.definition_file is None or Path(instance.definition_file).stem != ref:
+        raise NotFound(f"VM {name.vm} is not defined by {ref}.yaml", hint=f"hypemanctl edit {name.vm}")
+    return instance
 
 
 def find_template_file(stem: str, folder: Path) -> Path:
-    """The template of this name in a directory. Raises NotFound, HypemandError if that cannot be read."""
+    """The template of this name in a directory, or else elsewhere with instances there. Raises NotFound,
+    Ambiguous, HypemandError if that cannot be read."""
     try:
-        files = list_definition_files(folder)
+        found = [file for file in list_templates(folder) if file.stem == stem]
     except OSError as error:
         raise _cannot_edit(folder, error) from None
-    for name, file in files:
-        if name.is_template and file.stem == stem:
-            return file
-    raise NotFound(f"there is no template {stem} in {folder}", hint="hypemanctl check shows the templates")
+    if not found:
+        raise NotFound(
+            f"there is no template {stem} in {folder}", hint="hypemanctl check shows the templates"
+        )
+    if len(found) > 1:
+        files = " and ".join(str(file) for file in found)
+        raise Ambiguous(f"{stem} is the name of several templates, {files}", hint="edit one of its VMs")
+    return found[0]
 
 
 def _find_file(instance: Instance) -> Path:
@@ -137,19 +166,21 @@ def _run_editor(copy: Path) -> None:
         raise HypemandError(f"the editor {argv[0]} has failed with status {status}; nothing was changed")
 
 
-def _check(copy: Path, file: Path) -> None:
+def _check(copy: Path, target: _Target) -> None:
     """Raise InvalidDefinition for what the file would define."""
     config, networks = load_config()
     try:
-        if not parse_file_name(file.stem).is_template:
+        if not parse_file_name(copy.stem).is_template:
             load_vm_file(copy, config.defaults, networks)
             return
-        for _, link in list_links(file):
+        for link in target.links:
             (copy.parent / link.name).symlink_to(copy.name)
-        if problems := load_template(copy, config.defaults, networks).problems:
+        if problems := load_template(copy, copy.parent, config.defaults, networks).problems:
             raise InvalidDefinition(problems)
     except InvalidDefinition as error:
-        raise InvalidDefinition([replace(problem, file=str(file)) for problem in error.problems]) from None
+        raise InvalidDefinition(
+            [replace(problem, file=str(target.file)) for problem in error.problems]
+        ) from None
 
 
 def _replace(file: Path, before: bytes, after: bytes) -> None:

@@ -172,7 +172,7 @@ INSPECT = (
         "edit:edit",
         "The editor is $EDITOR, else $VISUAL. The file is only replaced if the new text is valid.",
         arguments=(
-            Argument("NAME", "the VM, or PREFIX@ of a template of definitions", completes=Completes.VM),
+            Argument("NAME", "the VM, or PREFIX@ of a template, or PREFIX@INSTANCE", completes=Completes.VM),
         ),
     ),
     Command(

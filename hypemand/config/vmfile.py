@@ -6,9 +6,10 @@ from __future__ import annotations
 import errno
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
@@ -46,16 +47,22 @@ def load_vm_file(
     """The definition in one file; the VM's name is the file's. Raises InvalidDefinition.
 
     `networks`: those of the host; None: they are not checked. Problems of an instance that is a link to its
-    template are the template's.
+    template are the template's, and name the VM where they depend on the instance.
     """
     name = _parse_path(path)
     if name.is_template:
         raise _invalid(path, "is a template, which defines no VM", say_how_to_link(path))
     _check_link(path, name)
-    source = _read(find_template(path) or path)
+    template = find_template(path)
+    source = _read(template or path)
     if name.instance is not None:
         source = expand_instance(source, name.instance)
-    return parse_source_definition(name.vm, source, defaults or DefinitionDefaults(), networks)
+    try:
+        return parse_source_definition(name.vm, source, defaults or DefinitionDefaults(), networks)
+    except InvalidDefinition as error:
+        if template is None:
+            raise
+        raise InvalidDefinition([_name_vm(problem, name.vm, source) for problem in error.problems]) from None
 
 
 def load_vm_dir(
@@ -74,24 +81,28 @@ def load_vm_dir(
     return _load_files(files, defaults, networks)
 
 
-def load_template(path: Path, defaults: DefinitionDefaults | None, networks: Networks | None) -> VmDir:
-    """What the instances beside a template define. Without one: what is wrong with it whatever the instance.
-    Raises InvalidDefinition if it cannot be read."""
-    prefix = _parse_path(path).prefix
+def load_template(
+    path: Path, folder: Path, defaults: DefinitionDefaults | None, networks: Networks | None
+) -> VmDir:
+    """What the instances of a template in `folder` define. Without one: what is wrong with it whatever the
+    instance. Raises InvalidDefinition if it cannot be read."""
+    name = _parse_path(path)
+    _check_link(path, name)
     source = _read(path)
-    files = list_definition_files(path.parent)
-    vms = {name.vm for name, _ in files if name.prefix == prefix and name.instance}
+    files = list_definition_files(folder)
+    vms = {one.vm for one, file in files if _is_instance(file, one, path)}
     if vms:
-        of_them = [(name, file) for name, file in files if name.vm in vms or file.name == path.name]
+        of_them = [(one, file) for one, file in files if one.vm in vms or _is_twin(one, name)]
         return _load_files(of_them, defaults, networks)
     source = expand_instance(source, "1")
-    expanded = {format_path(where) for where in source.expanded}
+    expanded = _list_expanded(source)
     problems: tuple[Problem, ...] = ()
     try:
-        parse_source_definition(f"{prefix}-1", source, defaults or DefinitionDefaults(), networks)
+        parse_source_definition(f"{name.prefix}-1", source, defaults or DefinitionDefaults(), networks)
     except InvalidDefinition as error:
         problems = tuple(problem for problem in error.problems if problem.key not in expanded)
-    return VmDir({}, problems, frozenset(), {path: ()})
+    twins = _find_twins([file for one, file in list_definition_files(path.parent) if _is_twin(one, name)])
+    return VmDir({}, (*problems, *twins), frozenset(), {path: ()})
 
 
 def list_definition_files(folder: Path) -> list[tuple[FileName, Path]]:
@@ -104,7 +115,7 @@ def list_definition_files(folder: Path) -> list[tuple[FileName, Path]]:
 
 
 def find_template(path: Path) -> Path | None:
-    """The template beside a file of an instance, if that is a link to it."""
+    """The template that the file of an instance is a link to: one beside it, or else one elsewhere."""
     name = parse_file_name(path.stem)
     if not name.instance or not path.is_symlink():
         return None
@@ -113,16 +124,22 @@ def find_template(path: Path) -> Path | None:
         with suppress(OSError):
             if path.samefile(template):
                 return template
-    return None
+    target = Path(os.path.realpath(path))
+    is_template = target.suffix in SUFFIXES and parse_file_name(target.stem) == FileName(name.prefix, "")
+    return target if is_template and target.is_file() else None
 
 
-def list_links(template: Path) -> list[tuple[FileName, Path]]:
-    """The instances of a template that are links to it."""
-    return [
-        (name, file)
-        for name, file in list_definition_files(template.parent)
-        if find_template(file) == template
-    ]
+def list_templates(folder: Path) -> list[Path]:
+    """The templates in a directory, and those elsewhere that instances in it are links to. OSError."""
+    files = list_definition_files(folder)
+    found = dict.fromkeys(file for name, file in files if name.is_template)
+    elsewhere = (find_template(file) for _, file in files)
+    return [*(found | dict.fromkeys(file for file in elsewhere if file is not None))]
+
+
+def list_links(template: Path, folder: Path) -> list[tuple[FileName, Path]]:
+    """The instances in `folder` that are links to a template, wherever that is. OSError."""
+    return [(name, file) for name, file in list_definition_files(folder) if _is_link_to(file, template)]
 
 
 def is_definition_file(name: str) -> bool:
@@ -137,15 +154,20 @@ def _load_files(
     definitions: dict[str, Definition] = {}
     problems: dict[Problem, None] = {}
     by_vm: dict[str, list[Path]] = defaultdict(list)
-    instances: dict[str, list[str]] = defaultdict(list)
+    instances: dict[Path, list[str]] = defaultdict(list)
+    own = {name.prefix: file for name, file in reversed(files) if name.is_template}
     for name, file in files:
         if name.is_template:
-            if (found := find_file_name_problem(name)) is not None:
-                problems[Problem(str(file), 0, 0, "", *found)] = None
+            try:
+                _check_link(file, _parse_path(file))
+            except InvalidDefinition as error:
+                problems |= dict.fromkeys(error.problems)
+            instances[file] += ()
             continue
         by_vm[name.vm].append(file)
-        if name.instance:
-            instances[name.prefix].append(name.vm)
+        # a copy belongs to the template beside it
+        if name.instance and (template := find_template(file) or own.get(name.prefix)) is not None:
+            instances[template].append(name.vm)
         try:
             definitions[name.vm] = load_vm_file(file, defaults, networks)
         except InvalidDefinition as error:
@@ -155,13 +177,51 @@ def _load_files(
             what = f"{vm} is defined twice, in {' and '.join(str(file) for file in twice)}"
             problems[Problem(str(twice[-1]), 0, 0, "", what, "remove one of them")] = None
             definitions.pop(vm, None)
-    templates = {file: tuple(instances[name.prefix]) for name, file in files if name.is_template}
+    problems |= dict.fromkeys(_find_twins([file for name, file in files if name.is_template]))
     return VmDir(
         MappingProxyType(definitions),
         tuple(sort_problems(problems)),
         frozenset(by_vm.keys() - definitions.keys()),
-        MappingProxyType(templates),
+        MappingProxyType({file: tuple(vms) for file, vms in instances.items()}),
     )
+
+
+def _find_twins(templates: Sequence[Path]) -> Iterator[Problem]:
+    """Templates of one name, with both suffixes."""
+    for before, file in pairwise(templates):
+        if before.stem == file.stem:
+            what = f"template {file.stem} is there twice, in {before} and {file}"
+            yield Problem(str(file), 0, 0, "", what, "remove one of them")
+
+
+def _is_twin(name: FileName, template: FileName) -> bool:
+    return name.is_template and name.prefix == template.prefix
+
+
+def _is_link_to(file: Path, template: Path) -> bool:
+    found = find_template(file)
+    return found is not None and os.path.realpath(found) == os.path.realpath(template)
+
+
+def _is_instance(file: Path, name: FileName, template: Path) -> bool:
+    """Is it a link to the template, or beside it in place of one?"""
+    if not name.instance:
+        return False
+    if find_template(file) is not None:
+        return _is_link_to(file, template)
+    is_beside = os.path.realpath(file.parent) == os.path.realpath(template.parent)
+    return is_beside and name.prefix == parse_file_name(template.stem).prefix
+
+
+def _list_expanded(source: Source) -> set[str]:
+    return {format_path(where) for where in source.expanded}
+
+
+def _name_vm(problem: Problem, vm: str, source: Source) -> Problem:
+    """The problem of a template, with the VM if another instance may not have it."""
+    if problem.key not in _list_expanded(source):
+        return problem
+    return replace(problem, message=f"{problem.message} (VM {vm})")
 
 
 def _parse_path(path: Path) -> FileName:
@@ -175,7 +235,8 @@ def _parse_path(path: Path) -> FileName:
 
 
 def _check_link(path: Path, name: FileName) -> None:
-    """Raise InvalidDefinition for a link that leads to nothing, or to a template from a plain name."""
+    """Raise InvalidDefinition for a link that leads to nothing, or to a template from a name that is not one
+    of its instances."""
     try:
         target = os.readlink(path)
     except OSError:
@@ -185,6 +246,10 @@ def _check_link(path: Path, name: FileName) -> None:
         what = f"is a link to the template {target}, and has no instance in its name"
         example = template.with_stem(f"{template.stem}1").name
         raise _invalid(path, what, f"rename it as an instance, for example {example}")
+    real = Path(os.path.realpath(path))
+    if name.instance is not None and _is_other_template(real, name):
+        what = f"is a link to the template {real}, and has another name before its @"
+        raise _invalid(path, what, f"rename it to {real.stem}{name.instance}{path.suffix}")
     try:
         path.stat()
     except FileNotFoundError:
@@ -196,6 +261,11 @@ def _check_link(path: Path, name: FileName) -> None:
             raise _invalid(
                 path, f"is a link to {target}, which leads back to it", "link it to a file"
             ) from None
+
+
+def _is_other_template(path: Path, name: FileName) -> bool:
+    found = parse_file_name(path.stem)
+    return path.suffix in SUFFIXES and found.is_template and found.prefix != name.prefix
 
 
 def _read(path: Path) -> Source:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.cli.edit import find_template_file
-from hypemand.errors import NotFound
+from hypemand.errors import Ambiguous, NotFound
 from hypemand.model.state import State
 from tests.fakes.api import Client
 from tests.fakes.host import FakeHost
@@ -169,7 +169,7 @@ def test_an_edit_of_an_instance_is_one_of_its_template_and_says_so() -> None:
         for vm in ("web-1", "web-2"):
             await host.until(State.RUNNING, vm)
         template = host.config.vm_dir / "web@.yaml"
-        done = await edit(host, "sed -i s/128M/192M/", "web-1")
+        done = await edit(host, "sed -i s/128M/192M/", "web@1")
         restarts = (f"A restart applies memory 128M → 192M: hypemanctl restart web-{n}\n" for n in (1, 2))
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == (
@@ -179,6 +179,37 @@ def test_an_edit_of_an_instance_is_one_of_its_template_and_says_so() -> None:
         assert json.loads(template.read_text())["memory"] == "192M"
         assert (host.config.vm_dir / "web@1.yaml").is_symlink()
         assert list(host.folder.glob("hypemanctl-edit-*")) == []
+
+    drive(scenario)
+
+
+def test_an_edit_of_an_instance_of_a_template_elsewhere_is_checked_for_all() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.write_template(memory="128M")
+        template = host.folder / "web@.yaml"
+        (host.config.vm_dir / "web@.yaml").rename(template)
+        for instance in ("1", "blue"):
+            (host.config.vm_dir / f"web@{instance}.yaml").symlink_to(template)
+        assert (await run("reload")).returncode == 0
+        refused = await edit(host, "sed -i s/128M/12%iM/", "web-1")
+        assert (refused.returncode, "'12blueM'" in refused.stderr) == (8, True)
+        done = await edit(host, "sed -i s/128M/192M/", "web-1")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == (
+            f"{template} is the template of web-1, web-blue.\n"
+            "Changed: web-1, web-blue.\n"
+        )
+        assert "192M" in template.read_text()
+
+    drive(scenario)
+
+
+def test_an_instance_is_not_another_vm_of_that_name() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.write("web-1")
+        assert (await run("reload")).returncode == 0
+        done = await edit(host, "true", "web@1")
+        assert (done.returncode, "VM web-1 is not defined by web@1.yaml" in done.stderr) == (10, True)
 
     drive(scenario)
 
@@ -216,5 +247,14 @@ def test_a_template_is_found_by_its_name(tmp_path: Path) -> None:
     for name in ("web@.yml", "web@1.yml", "web.yaml"):
         (tmp_path / name).touch()
     assert find_template_file("web@", tmp_path) == tmp_path / "web@.yml"
+    other = tmp_path / "other"
+    for folder in (other, tmp_path / "third"):
+        folder.mkdir()
+        (folder / "shop@.yaml").touch()
+    (tmp_path / "shop@1.yaml").symlink_to(other / "shop@.yaml")
+    assert find_template_file("shop@", tmp_path) == other / "shop@.yaml"
+    (tmp_path / "shop@2.yaml").symlink_to(tmp_path / "third/shop@.yaml")
+    with pytest.raises(Ambiguous, match=r"shop@ is the name of several templates, .*; edit one of its VMs"):
+        find_template_file("shop@", tmp_path)
     with pytest.raises(NotFound, match=f"there is no template db@ in {tmp_path}; hypemanctl check"):
         find_template_file("db@", tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from hypemand.cli.check import inspect_definitions, resolve_file
 from hypemand.config.host import HostConfig
 from hypemand.config.vmfile import load_vm_dir
+from hypemand.errors import InvalidDefinition
 from hypemand.version import VERSION
 from tests.unit.cli.canned import Archive, Canned, Each, Events, Failure
 from tests.unit.cli.conftest import REPOSITORY, Cli
@@ -260,6 +261,11 @@ def test_check_takes_the_name_of_a_vm(tmp_path: Path, monkeypatch: pytest.Monkey
     assert resolve_file("web", vm_dir) == vm_dir / "web.yaml"
     assert resolve_file("db", vm_dir) == vm_dir / "db.yml"
     assert resolve_file("app@", vm_dir) == vm_dir / "app@.yaml"
+    with pytest.raises(InvalidDefinition, match=r"app: is a template, .*; use app@"):
+        resolve_file("app", vm_dir)
+    (vm_dir / "shop@1.yaml").symlink_to(tmp_path / "shop@.yaml")
+    (tmp_path / "shop@.yaml").touch()
+    assert resolve_file("shop@", vm_dir) == tmp_path / "shop@.yaml"
     for name in ("app-1", "app@1"):
         assert resolve_file(name, vm_dir) == vm_dir / "app@1.yaml"
     for path in ("both", "web.yaml", "./db", f"{tmp_path}/web"):
@@ -303,7 +309,10 @@ def test_definitions_are_ok_only_if_all_are(tmp_path: Path) -> None:
     )
     assert inspect(tmp_path) == [("ok", f"2 in {tmp_path}"), clash]
     (tmp_path / "bad.yaml").write_text("image: x\nnetwork: nowhere\n")
-    assert inspect(tmp_path) == [("note", f"1 of 3 in {tmp_path} have errors, and define no VM"), clash]
+    assert inspect(tmp_path) == [
+        ("note", f"1 of 3 in {tmp_path} have errors: VMs keep their last valid definition"),
+        clash,
+    ]
 
 
 def test_a_template_is_shown_with_its_vms_and_what_they_clash_for_with_the_cure(

@@ -12,7 +12,14 @@ from hypemand.config.definition import DefinitionDefaults
 from hypemand.config.nethost import make_networks
 from hypemand.config.source import MAX_BYTES
 from hypemand.config.vmdef import definition_to_json
-from hypemand.config.vmfile import VmDir, load_template, load_vm_dir, load_vm_file
+from hypemand.config.vmfile import (
+    VmDir,
+    list_links,
+    list_templates,
+    load_template,
+    load_vm_dir,
+    load_vm_file,
+)
 from hypemand.errors import InvalidDefinition
 
 TEXT = """\
@@ -105,12 +112,15 @@ def test_what_is_wrong_with_one_instance_alone_stops_no_other(folder: Path) -> N
     found = write(folder, "image: app\nnetwork: {publish: ['80%i:80']}\n", "1", "blue")
     (problem,) = say(found)
     assert problem.startswith(f"{folder}/web@.yaml:2:21: network.publish[0]: '80blue' is not a port")
+    assert " (VM web-blue); " in problem
     assert (list(found.definitions), set(found.broken)) == (["web-1"], {"web-blue"})
 
 
 def test_a_number_is_not_made_of_a_text(folder: Path) -> None:
     (problem,) = say(write(folder, "image: app\nvcpus: '%i'\n", "1"))
-    assert problem.startswith(f"{folder}/web@.yaml:2:8: vcpus: is the string '1', not an integer; ")
+    assert problem.startswith(
+        f"{folder}/web@.yaml:2:8: vcpus: is the string '1', not an integer (VM web-1); "
+    )
     assert problem.endswith("specifiers are only for texts: write the value itself")
 
 
@@ -171,7 +181,7 @@ def test_a_link_to_a_template_needs_an_instance_in_its_name(folder: Path) -> Non
 def test_an_instance_and_a_file_of_the_same_vm_are_named_both(folder: Path) -> None:
     link(folder, "1", "2")
     (folder / "web-1.yaml").write_text("image: app\n")
-    for found in (load_vm_dir(folder), load_template(folder / "web@.yaml", None, None)):
+    for found in (load_vm_dir(folder), load_template(folder / "web@.yaml", folder, None, None)):
         both = f"{folder}/web-1.yaml and {folder}/web@1.yaml"
         assert say(found) == [f"{folder}/web@1.yaml: web-1 is defined twice, in {both}; remove one of them"]
         assert (list(found.definitions), set(found.broken)) == (["web-2"], {"web-1"})
@@ -188,9 +198,9 @@ def test_a_template_is_no_file_of_a_vm(folder: Path) -> None:
 
 def test_a_template_without_an_instance_is_checked_but_for_what_the_instance_decides(folder: Path) -> None:
     path = folder / "web@.yaml"
-    assert load_template(path, DefinitionDefaults(), NETWORKS).problems == ()
+    assert load_template(path, folder, DefinitionDefaults(), NETWORKS).problems == ()
     path.write_text("image: app\nmemroy: 1G\nnetwork: {mac: '52:54:00:00:00:%i'}\ncmd: [date, '+%Y']\n")
-    found = load_template(path, DefinitionDefaults(), NETWORKS)
+    found = load_template(path, folder, DefinitionDefaults(), NETWORKS)
     assert [problem.key for problem in found.problems] == ["memroy", "cmd[1]"]
     assert found.templates == {path: ()}
 
@@ -204,3 +214,46 @@ def test_what_specifiers_become_is_bounded(folder: Path) -> None:
     short = "%i" * (MAX_BYTES // 2000)
     (problem,) = say(write(folder, f"image: app\nenv: {{A: &long '{short}'}}\ncmd: [{aliases}]\n"))
     assert "entrypoint, cmd and env have a total of" in problem, "each text is expanded once"
+
+
+def test_the_name_of_an_instance_begins_with_that_of_its_template(folder: Path) -> None:
+    link(folder, "1")
+    (folder / "shop@x.yaml").symlink_to("web@.yaml")
+    (folder / "db@.yaml").symlink_to("web@.yaml")
+    found = load_vm_dir(folder, networks=NETWORKS)
+    what = f"is a link to the template {folder}/web@.yaml, and has another name before its @"
+    assert say(found) == [
+        f"{folder}/db@.yaml: {what}; rename it to web@.yaml",
+        f"{folder}/shop@x.yaml: {what}; rename it to web@x.yaml",
+    ]
+    assert (list(found.definitions), set(found.broken)) == (["web-1"], {"shop-x"})
+    with pytest.raises(InvalidDefinition, match="has another name before its @"):
+        load_template(folder / "db@.yaml", folder, None, NETWORKS)
+
+
+def test_a_template_may_be_in_another_directory(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "vms.d", tmp_path / "defs"
+    for each in (folder, elsewhere):
+        each.mkdir()
+    template = elsewhere / "web@.yaml"
+    template.write_text("image: app\nnetwork: {publish: ['80%i:80']}\n")
+    for instance in ("1", "eu"):
+        (folder / f"web@{instance}.yaml").symlink_to(template)
+    (folder / "web@2.yaml").write_text("image: app\n")
+    assert list_templates(folder) == [template]
+    assert [name.vm for name, _ in list_links(template, folder)] == ["web-1", "web-eu"]
+    for found in (load_vm_dir(folder, networks=NETWORKS), load_template(template, folder, None, NETWORKS)):
+        (problem,) = say(found)
+        assert problem.startswith(f"{template}:2:21: network.publish[0]: '80eu' is not a port")
+        assert found.templates == {template: ("web-1", "web-eu")}
+
+
+def test_a_template_cannot_have_both_files(folder: Path) -> None:
+    (folder / "web@.yml").write_text(TEXT)
+    what = f"template web@ is there twice, in {folder}/web@.yaml and {folder}/web@.yml; remove one of them"
+    both = [f"{folder}/web@.yml: {what}"]
+    assert say(load_vm_dir(folder, networks=NETWORKS)) == both
+    assert say(load_template(folder / "web@.yaml", folder, None, NETWORKS)) == both
+    link(folder, "1")
+    assert say(load_vm_dir(folder, networks=NETWORKS)) == both
+    assert say(load_template(folder / "web@.yaml", folder, None, NETWORKS)) == both
