@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.config.source import MAX_BYTES
@@ -27,10 +27,20 @@ class DefinitionFiles:
 
     def __init__(self) -> None:
         self._marks: Mapping[str, _Mark] | None = None
+        self._before: Mapping[str, _Mark] = {}
 
     def note(self, folder: Path) -> None:
         """They are about to be loaded as they are."""
+        self._before = self._marks or {}
         self._marks = {name: _mark(path) for name, path in _list(folder).items()}
+
+    def reject(self, names: Iterable[str]) -> None:
+        """The files of these VMs were not taken: what was loaded is what they were before `note`."""
+        marks = dict(self._marks or {})
+        for name in marks.keys() & set(names):
+            before = self._before.get(name, _Mark(marks[name].path, None, None))
+            marks[name] = replace(before, path=marks[name].path)
+        self._marks = marks
 
     def find(self, name: str) -> str | None:
         """The path of the file that a VM was loaded from."""
@@ -68,7 +78,9 @@ def _mark(path: Path) -> _Mark:
 
 
 def _is_same(path: Path, mark: _Mark) -> bool:
-    return _sign(path) == mark.signature or _digest(path) == mark.digest
+    if mark.signature is not None and _sign(path) == mark.signature:
+        return True
+    return mark.digest is not None and _digest(path) == mark.digest
 
 
 def _sign(path: Path) -> tuple[int, ...] | None:

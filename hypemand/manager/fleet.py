@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.host import HostConfig
+from hypemand.config.vmfile import VmDir
 from hypemand.errors import Ambiguous, NotFound
 from hypemand.manager.resources.admission import check_disk, check_memory, read_room, read_total_memory
 from hypemand.manager.resources.volumeuse import Holder
@@ -58,6 +59,7 @@ class Fleet:
         self._starts: dict[str, int] = {}
         self._start_count = 0
         self.broken: Set[str] = frozenset()
+        self._templates: Set[str] = frozenset()
         self.unreadable = unreadable
 
     # who there is
@@ -79,9 +81,10 @@ class Fleet:
         if (vm := self.find(record.name)) is not None:
             vm.take_record(record)
 
-    def take_broken(self, names: Set[str]) -> None:
-        """These are the VMs whose files have problems."""
-        self.broken = names
+    def take_files(self, found: VmDir) -> None:
+        """This is what the definition files are."""
+        self.broken = found.broken
+        self._templates = frozenset(file.stem for file in found.templates)
 
     def find(self, name: str) -> Vm | None:
         """The VM of that very name."""
@@ -109,6 +112,11 @@ class Fleet:
             raise NotFound(
                 f"VM {ref} is not defined: its file in {self._config().vm_dir} has errors",
                 hint="hypemanctl check",
+            )
+        if not found and f"{ref}@" in self._templates:
+            raise NotFound(
+                f"there is no VM {ref}: {ref}@ is a template of definitions",
+                hint=f"hypemanctl check {ref}@ shows its VMs",
             )
         if not found:
             raise NotFound(f"there is no VM {ref[:80]}", hint="hypemanctl list shows the VMs")

@@ -81,7 +81,8 @@ class Reloader:
         config = self._config()
         found = await run_in(Pool.RECORDS, self._load_definitions, config)
         problems += found.problems
-        self._fleet.take_broken(found.broken)
+        self._fleet.take_files(found)
+        rejected = set(found.broken)
         defined, changed = [], []
         for name, definition in found.definitions.items():
             vm = self._fleet.find(name)
@@ -101,6 +102,8 @@ class Reloader:
                     changed.append(name)
             except (HypemandError, OSError) as error:  # one VM keeps no other from what its file says
                 problems.append(_not_taken(self._files.name_file(config.vm_dir, name), error))
+                rejected.add(name)
+        self._files.reject(rejected)
         # a directory that cannot be read says nothing of files that are gone
         await self._manager.look_at_files()
         removed = self._remove_missing({*found.definitions, *found.broken}) if found.readable else []

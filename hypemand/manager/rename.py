@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from hypemand.config.names import NAME_RULE, is_name
+from hypemand.config.templates import parse_file_name
 from hypemand.config.vmfile import SUFFIXES, list_definition_files
 from hypemand.errors import AlreadyExists, Forbidden, InUse, InvalidRequest, WrongState
 from hypemand.fulldisk import name_full_disk_beside
@@ -63,14 +64,25 @@ def _check_may_change(parts: Parts, vm: Vm, name: str, *, by_root: bool) -> None
         raise refuse_of_file(
             parts,
             vm,
-            "move the file to another directory, run systemctl reload hypemand, rename the VM, put the file"
-            f" back as {name}{SUFFIXES[0]}, and reload again",
+            "move the file to another directory, run systemctl reload hypemand, rename the VM,"
+            f" {_say_how_to_return(parts, vm, name)}, and reload again",
         )
     if record.short_name and not by_root:
         raise Forbidden(
             f"VM {vm.name} has a short name on this host: only root may rename it, on the host's own socket",
             hint="use sudo",
         )
+
+
+def _say_how_to_return(parts: Parts, vm: Vm, name: str) -> str:
+    """How the file of the VM comes back for the new name."""
+    file = parts.files.name_file(parts.config().vm_dir, vm.name)
+    before = parse_file_name(file.stem)
+    if before.instance is None:
+        return f"put the file back as {name}{file.suffix}"
+    if name.startswith(f"{before.prefix}-"):
+        return f"put the file back as {before.prefix}@{name.removeprefix(f'{before.prefix}-')}{file.suffix}"
+    return f"write its definition to {name}{SUFFIXES[0]} (hypemanctl show --definition {name})"
 
 
 def _check_no_file(vm_dir: Path, name: str) -> None:

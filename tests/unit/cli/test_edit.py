@@ -195,10 +195,7 @@ def test_an_edit_of_an_instance_of_a_template_elsewhere_is_checked_for_all() -> 
         assert (refused.returncode, "'12blueM'" in refused.stderr) == (8, True)
         done = await edit(host, "sed -i s/128M/192M/", "web-1")
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == (
-            f"{template} is the template of web-1, web-blue.\n"
-            "Changed: web-1, web-blue.\n"
-        )
+        assert done.stdout == (f"{template} is the template of web-1, web-blue.\nChanged: web-1, web-blue.\n")
         assert "192M" in template.read_text()
 
     drive(scenario)

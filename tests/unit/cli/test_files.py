@@ -104,6 +104,67 @@ def test_a_file_that_was_changed_and_not_loaded_is_told_of() -> None:
     drive(scenario)
 
 
+def test_a_file_that_was_not_loaded_for_its_errors_stays_told_of() -> None:
+    note = "definition changed on disk, run hypemanctl reload"
+
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await run_from_file(host, run, memory="128M")
+        file = host.config.vm_dir / "web.yaml"
+        before = file.read_text()
+        for _attempt in range(2):
+            host.write(autostart=True, memory="lots")
+            assert (await run("reload")).returncode == 8
+            assert note in (await run("list")).stdout
+            assert note in (await run("status", "web")).stdout
+        await host.restart_daemon()
+        assert (await run("reload")).returncode == 8
+        assert note in (await run("list")).stdout
+        file.unlink()
+        file.symlink_to("nowhere.yaml")
+        assert (await run("reload")).returncode == 8
+        assert note in (await run("list")).stdout
+        file.unlink()
+        file.write_text(before)
+        assert (await run("reload")).returncode == 0
+        assert note not in (await run("list")).stdout
+        host.write(autostart=True, memory="lots")
+        assert (await run("reload")).returncode == 8
+        file.write_text(before)
+        assert note not in (await run("list")).stdout, "as it was loaded"
+
+    drive(scenario)
+
+
+def test_an_instance_of_a_template_comes_back_for_another_name() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.write_template("2", name="web-app")
+        host.write("web")
+        assert (await run("reload")).returncode == 0
+        for old, new, words in (
+            ("web-app-2", "web-app-x-7", "put the file back as web-app@x-7.yaml,"),
+            ("web-app-2", "shop", "write its definition to shop.yaml (hypemanctl show --definition shop),"),
+            ("web", "shop", "put the file back as shop.yaml,"),
+        ):
+            refused = await run("rename", old, new)
+            assert (refused.returncode, words in refused.stderr) == (11, True), refused.stderr
+
+    drive(scenario)
+
+
+def test_the_name_of_a_template_is_answered_with_where_its_vms_are() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.write_template("1")
+        assert (await run("reload")).returncode == 0
+        for command in ("start", "edit"):
+            done = await run(command, "web")
+            words = (
+                "there is no VM web: web@ is a template of definitions; hypemanctl check web@ shows its VMs"
+            )
+            assert (done.returncode, words in done.stderr) == (10, True), done.stderr
+
+    drive(scenario)
+
+
 def test_a_vm_with_a_file_is_not_removed_by_command() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         host.write()
