@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hypemand.cli.client import CHANGE_SECONDS, parse
+from hypemand.cli.client import CHANGE_SECONDS, ApiError, Client, parse
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.terminal import print_json
 from hypemand.cli.values import format_bytes
 from hypemand.config.rates import format_byte_rate
 from hypemand.errors import InvalidRequest
+from hypemand.model.answers.instance import Instance
 from hypemand.model.limits import RuntimeLimits
+from hypemand.model.state import State
 
 
 def set_limits(context: Context) -> int:
@@ -47,6 +49,22 @@ def parse_changes(words: Iterable[str]) -> dict[str, object]:
             raise InvalidRequest(f"{above} is given twice", hint=f"write {above}. before each of its keys")
         group[below] = value or None
     return keys
+
+
+def describe_disk_limits(client: Client, instance: Instance) -> str:
+    """Those that hold now, which may have been changed since the start; "" for none, or not known."""
+    if instance.state not in (State.RUNNING, State.PAUSED):
+        return ""
+    try:
+        disk = parse(RuntimeLimits, client.get("instances", instance.name, "limits")).disk_io
+    except ApiError:
+        return ""
+    words = [
+        f"{format_byte_rate(rate)} {key}"
+        for key in ("read", "write", "total")
+        if (rate := getattr(disk, key))
+    ]
+    return ", ".join([*words, *([f"{disk.iops} operations/s"] if disk.iops else [])])
 
 
 def _format(limits: RuntimeLimits) -> Iterable[str]:

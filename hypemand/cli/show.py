@@ -25,6 +25,7 @@ from hypemand.cli.instance import (
     has_failed,
     list_instances,
 )
+from hypemand.cli.limits import describe_disk_limits
 from hypemand.cli.options import FILTERS
 from hypemand.cli.spec import Format
 from hypemand.cli.terminal import BOLD, DIM, RED, YELLOW, paint, print_table
@@ -209,6 +210,8 @@ def _print_status(context: Context, instance: Instance, wanted_lines: int) -> No
     print(f"{dot} {name} - {_describe_program(instance)}")
     for label, text in _status_fields(instance):
         print(f"{label:>10}: {text}")
+    if limits := describe_disk_limits(context.client, instance):
+        print(f"{'Disk IO':>10}: {limits}")
     lines = list(_read_last_lines(context, instance, wanted_lines))
     if lines:
         print()

@@ -117,6 +117,18 @@ def test_list_of_nothing_is_empty(daemon: Canned, cli: Cli) -> None:
     assert json.loads(cli.run("list", "--json").stdout) == []
 
 
+def test_status_tells_the_limits_of_disks_that_hold_now(daemon: Canned, cli: Cli) -> None:
+    daemon.add("web")
+    limits = {"memory": None, "cpu_limit": None}
+    disk = {"read": None, "write": None, "total": 20_000_000, "iops": 50}
+    daemon.answers["GET /instances/web/limits"] = limits | {"disk_io": disk}
+    assert "   Disk IO: 20MB/s total, 50 operations/s\n" in cli.run("status", "web").stdout
+    daemon.answers["GET /instances/web/limits"] = limits | {"disk_io": dict.fromkeys(disk)}
+    assert "Disk IO" not in cli.run("status", "web").stdout
+    daemon.refuse("GET /instances/web/limits", 504, code="timed_out", message="late")
+    assert "Disk IO" not in cli.run("status", "web").stdout
+
+
 def test_status_tells_all_that_an_administrator_asks(daemon: Canned, cli: Cli) -> None:
     daemon.add("web").lines = [f"line {n}" for n in range(20)]
     done = cli.run("status", "web")
