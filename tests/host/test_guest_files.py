@@ -20,7 +20,7 @@ SHOW = (
 SITE = ("sh", "-c", "cat /www/index.html; echo $(stat -c %u /www/index.html) $(readlink /www/shadow)")
 # Where a secret may not be: what lasts, what everybody may ask, and what the daemon keeps.
 TRACES = """
-grep -raslE 'open-sesame-(plain|PLAIN|store|sealed|inline)' /var/lib/hypemand /run/hypemand \\
+LC_ALL=C grep -raslE 'open-sesame-(plain|PLAIN|store|sealed|inline)' /var/lib/hypemand /run/hypemand \\
     /run/systemd/transient /var/log/journal /run/log/journal
 systemctl show "hypeman-vm-$1.service" | grep -c open-sesame
 hypemanctl show --json "$1" | grep -c open-sesame
@@ -88,7 +88,7 @@ def test_files_secrets_and_variables_of_the_host_reach_the_guest_and_secrets_not
     vms.host.wait_until(lambda: vms.state(NAME) == "Running", BOOT_DEADLINE, "Running")
     assert vms.unit(NAME, "NRestarts")["NRestarts"] == "1"
     check_guest(vms, plain="open-sesame-PLAIN")
-    found = vms.host.run(["sh", "-uc", TRACES, "traces", NAME]).stdout
+    found = vms.host.run(["sh", "-uc", TRACES, "traces", NAME], timeout=300).stdout
     assert found.split() == ["0", "0", "0"]
     # a mistake is told before anything was stopped, and when systemd finds it, by the unit's end
     vms.host.push("/etc/shop/a.env", "A=1\nB\n")

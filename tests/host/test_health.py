@@ -19,7 +19,8 @@ CHECK = {
     "http": {"port": 8080, "path": "/health"},
     "interval": "200ms",
     "timeout": "10s",
-    "start_period": "0s",
+    # until it has succeeded once
+    "start_period": "5min",
     "failure_threshold": 2,
 }
 

@@ -114,7 +114,9 @@ def test_the_vmm_has_no_way_into_the_journal_but_the_console(host: TestHost, vms
 
 @pytest.mark.both_releases
 def test_run_gives_all_lines_that_a_program_writes(host: TestHost, vms: Vms) -> None:
-    done = vms.ctl("run", "--rm", *NO_NETWORK, "builtin:busybox", "seq", "1", "300000", timeout=300)
+    # what waits at the end is passed on for as long as a stop may take: longer than a busy host needs
+    slow = ["--stop-timeout", "2min"]
+    done = vms.ctl("run", "--rm", *NO_NETWORK, *slow, "builtin:busybox", "seq", "1", "300000", timeout=300)
     assert done.stderr == ""
     assert done.raw == b"".join(b"%d\n" % number for number in range(1, 300_001))
 

@@ -17,6 +17,7 @@ from hypemand.config.vmdef import parse_definition
 from hypemand.errors import GuestError, WrongState
 from hypemand.fulldisk import find_mount_point
 from hypemand.manager.resources.diskwatch import Level, derive_level, read_rooms
+from hypemand.model.evidence import RunState
 from hypemand.model.exec import ExecRequest
 from hypemand.model.space import Room
 from hypemand.model.state import Operation, State
@@ -101,7 +102,11 @@ def use_vm(
             host.units.live[UNIT] = UnitStatus(unit, "running", BOOT)
             place = Place(host, vmm)
             await host.manager.get_vm("web")
-            await until(lambda: vmm.qmps > 0 and place.vm.state is not State.UNKNOWN)
+            await until(lambda: place.vm.session is not None and place.vm.state is not State.UNKNOWN)
+            session = place.vm.session
+            assert session is not None
+            # what its VMM says has been heard
+            await until(lambda: session.run_state is not RunState.AWAITED)
             await scenario(place)
 
     use(folder, main)
