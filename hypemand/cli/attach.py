@@ -10,7 +10,6 @@ import threading
 from dataclasses import dataclass, field
 
 from hypemand.cli.channel import (
-    EOF,
     STDIN_BLOCK,
     Sender,
     format_frame,
@@ -24,10 +23,10 @@ from hypemand.cli.channel import (
 from hypemand.cli.client import ApiError, Unreachable
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.instance import report_run
+from hypemand.cli.instance import get_instance, report_run
 from hypemand.cli.rawmode import raw_terminal, read_size
 from hypemand.cli.terminal import print_error
-from hypemand.cli.watch import wait_for_state
+from hypemand.cli.watch import wait_for_state, wait_until_started
 from hypemand.errors import GuestError, InvalidRequest, TimedOut, WrongState
 from hypemand.model.answers.exec import AttachCommand, AttachStarted, ExecExit, ExecResize, TerminalSize
 from hypemand.model.state import State
@@ -41,6 +40,9 @@ _LOST = "the connection to hypemand was lost; the program goes on"
 def attach(context: Context) -> int:
     """Attach to the program until it exits, or the user detaches."""
     name = context.args.name
+    instance = get_instance(context.client, name)
+    if instance.state == State.INITIALIZING:
+        wait_until_started(context.client, instance, None)
     try:
         ended = attach_program(context.client.path, name, stdin=not context.args.no_stdin)
     except ChannelBroken as error:
@@ -49,9 +51,15 @@ def attach(context: Context) -> int:
         except (TimedOut, WrongState):
             raise error from None
     if ended is None:
-        print_error(f"detached from {name}")
-        return ExitCode.OK
+        return report_detached(f"detached from {name}")
     return report_exit(ended)
+
+
+def report_detached(text: str) -> int:
+    """The exit status. The terminal for the message may have gone."""
+    with contextlib.suppress(OSError):
+        print_error(text)
+    return ExitCode.OK
 
 
 class ChannelBroken(ApiError):
@@ -59,8 +67,8 @@ class ChannelBroken(ApiError):
 
 
 def attach_program(path: str, name: str, *, stdin: bool, replay: bool = False) -> ExecExit | None:
-    """How the program has ended; None: the user has detached. `replay`: what it has written last comes first.
-    Raises ChannelBroken once the program was attached to."""
+    """How the program has ended; None: the user has detached, or the terminal has gone. `replay`: what it has
+    written last comes first. Raises ChannelBroken once the program was attached to."""
     with open_channel(path, name, "attach") as websocket:
         websocket.send(format_frame(AttachCommand(stdin=stdin, replay=replay)))
         started = parse_frame(AttachStarted, receive(websocket, _LOST))
@@ -94,7 +102,7 @@ def attach_program(path: str, name: str, *, stdin: bool, replay: bool = False) -
 
 @dataclass
 class DetachKeys:
-    """Looks for the keys in what is typed. `seen`: all of them, in a row."""
+    """Looks for the keys in what is typed. `seen`: all of them, in a row, or nothing more is to come."""
 
     seen: bool = False
     _held: bytes = field(default=b"", init=False)
@@ -109,12 +117,11 @@ class DetachKeys:
 
 
 def _type(sender: Sender, keys: DetachKeys) -> None:
-    """Pass on what is typed to its end, or until the keys have been. What cannot be read has ended."""
+    """Pass on what is typed until the keys have been. A raw terminal has no other end than its own, which is
+    not the program's to see."""
     with contextlib.suppress(OSError):
-        while block := os.read(0, STDIN_BLOCK):
+        while not keys.seen and (block := os.read(0, STDIN_BLOCK)):
             if typed := keys.take(block):
                 sender.send_input(typed)
-            if keys.seen:
-                sender.close()
-                return
-    sender.send_text(EOF)
+    keys.seen = True
+    sender.close()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from hypemand.cli.attach import ChannelBroken, attach_program
+from hypemand.cli.attach import ChannelBroken, attach_program, report_detached
 from hypemand.cli.client import ApiError, Client, StreamBroken, parse
 from hypemand.cli.context import Context, explain
 from hypemand.cli.exitcode import ExitCode
@@ -32,6 +33,8 @@ NAME_ATTEMPTS = 5
 NO_NETWORK = "none"
 # From the last line of the console to the unit's end: QEMU exits, its helper reads the exit report.
 END_SECONDS = 60.0
+# Of the exit status of who is ended by a signal.
+_SIGNAL_BASE = 128
 # The program ended before anybody was attached.
 _ENDED_BEFORE = frozenset({"invalid_state", "guest_error", "agent_not_ready"})
 
@@ -55,14 +58,18 @@ def run(context: Context) -> int:
         instance = _create(context.client, definition)
         print_json(instance.document) if args.json else print(instance.name)
         return ExitCode.OK
-    with _Interrupts(context.client) as interrupts, contextlib.ExitStack() as stack:
-        instance = _create(context.client, definition)
-        if args.rm:
-            stack.callback(_remove, context.client, instance)
-        interrupts.attach(instance)
-        if args.interactive or args.tty:
-            return _attach(context.client, instance, stdin=args.interactive, keep=stack.pop_all)
-        return _follow(context.client, instance.name)
+    attached = args.interactive or args.tty
+    try:
+        with _Interrupts(context.client, attached=attached) as interrupts, contextlib.ExitStack() as stack:
+            instance = _create(context.client, definition)
+            if args.rm:
+                stack.callback(_remove, context.client, instance)
+            interrupts.attach(instance)
+            if attached:
+                return _attach(context.client, instance, stdin=args.interactive, keep=stack.pop_all)
+            return _follow(context.client, instance.name)
+    except _HungUpError:
+        return _SIGNAL_BASE + signal.SIGHUP
 
 
 def build_definition(args: Namespace) -> dict[str, object]:
@@ -181,8 +188,18 @@ def _attach(client: Client, instance: Instance, *, stdin: bool, keep: Callable[[
             return _follow(client, name)
         if attach_program(client.path, name, stdin=stdin, replay=True) is None:
             keep()
-            print_error(f"detached from {name}; attach again: hypemanctl attach {name}")
-            return ExitCode.OK
+            return report_detached(
+                f"detached from {name}, which is kept; attach again: hypemanctl attach {name}"
+            )
+    except _HungUpError:
+        keep()
+        raise
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        # the output of the program has found the terminal gone before the signal came
+        keep()
+        raise _HungUpError from None
     except StartFailed:
         return _follow(client, name)
     except ChannelBroken:
@@ -232,15 +249,21 @@ def _remove(client: Client, instance: Instance) -> None:
         print_error(f"{instance.name} was not removed: {explain(error)}")
 
 
+class _HungUpError(Exception):
+    """The terminal of somebody who is attached has gone."""
+
+
 class _Interrupts:
-    """While it is entered: the first SIGINT or SIGTERM stops the VM, the next one kills it.
+    """While it is entered: the first SIGINT, SIGTERM or SIGHUP stops the VM, the next one kills it.
 
     What comes while the VM is being created counts once there is one. The console is followed meanwhile,
-    so that the guest's last words are seen.
+    so that the guest's last words are seen. A program that is `attached` to goes on without the terminal:
+    SIGHUP raises _HungUpError then.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, attached: bool) -> None:
         self._client = client
+        self._attached = attached
         self._instance: Instance | None = None
         self._count = 0
         self._stack = contextlib.ExitStack()
@@ -259,7 +282,9 @@ class _Interrupts:
         if self._count:
             self._act(instance)
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self._attached:
+            raise _HungUpError
         self._count += 1
         if self._instance is not None:
             self._act(self._instance)

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+from collections.abc import Callable
 
 import pytest
 
@@ -12,7 +15,7 @@ from hypemand.model.state import State
 from tests.fakes.guest import Command
 from tests.unit.cli.conftest import DEADLINE, Cli
 from tests.unit.cli.live import Live
-from tests.unit.cli.test_terminals import on_terminal
+from tests.unit.cli.test_terminals import Terminal, on_terminal
 
 BOX = "builtin:app"
 
@@ -72,7 +75,7 @@ def test_the_detach_keys_leave_the_program_running(live: Live, cli: Cli) -> None
         terminal.type(b"x")
         terminal.expect(b"<1078>")
         terminal.type(b"z\x10\x11")
-        terminal.expect(b"detached from job; attach again: hypemanctl attach job")
+        terminal.expect(b"detached from job, which is kept; attach again: hypemanctl attach job")
         assert terminal.process.wait(DEADLINE) == 0
         assert terminal.modes() == before
     live.until(State.RUNNING, "job")
@@ -80,6 +83,50 @@ def test_the_detach_keys_leave_the_program_running(live: Live, cli: Cli) -> None
         terminal.expect(b"$ ")
         terminal.type(b"q")
         assert terminal.process.wait(DEADLINE) == 7
+
+
+def hang_up(terminal: Terminal) -> None:
+    """Close its other end, as a window or a broken ssh does."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, terminal.fd)
+    os.close(null)
+
+
+@pytest.mark.parametrize("lose", [hang_up, lambda terminal: terminal.process.send_signal(signal.SIGHUP)])
+@pytest.mark.parametrize("words", [["run", "-it", "--rm", "--name", "job", BOX, "sh"], ["attach", "job"]])
+def test_a_terminal_that_goes_leaves_the_program_running(
+    live: Live, cli: Cli, words: list[str], lose: Callable[[Terminal], None]
+) -> None:
+    ended = []
+
+    async def watched(command: Command) -> int:
+        await command.stream.write(b"$ ")
+        while await command.stream.read():
+            pass
+        ended.append("its input")
+        return 0
+
+    guest = live.host.guest("job")
+    guest.program, guest.tty = watched, True
+    if words[0] == "attach":
+        live.put("job", State.RUNNING, stdin=True, tty=True)
+    with on_terminal(cli, *words) as terminal:
+        terminal.expect(b"$ ")
+        lose(terminal)
+        # it sees the terminal's end, or the kernel's signal, first
+        assert terminal.process.wait(DEADLINE) in (0, -signal.SIGHUP, 128 + signal.SIGHUP)
+    live.until(State.RUNNING, "job")
+    assert ended == []
+
+
+def test_attach_waits_for_a_vm_that_boots(live: Live, cli: Cli) -> None:
+    live.host.guest("job").program = shell
+    live.put("job", State.INITIALIZING, stdin=True)
+    process = cli.start("attach", "job")
+    live.until_true(lambda: bool(live.host.vm("job").changes._watchers))
+    live.call(live.host.vmm("job").come_up)
+    out, error = process.communicate(b"hi", timeout=DEADLINE)
+    assert (out, process.returncode) == (b"$ <6869>", 3), error
 
 
 def test_attach_needs_a_terminal_for_one_or_shows_output_only(live: Live, cli: Cli) -> None:
