@@ -72,6 +72,10 @@ async def start_worker(end: socket.socket) -> Worker:
     return await asyncio.create_subprocess_exec(*_WORKER, stdin=end.fileno())
 
 
+class _WorkerEnded(BusError):
+    """The process has ended, with the question in it."""
+
+
 class SystemBus:
     """The system bus. Made on the event loop; `start` starts its process, and starts it again whenever it
     has ended. Calls wait for that, and for each other, at most 30 s altogether."""
@@ -80,6 +84,7 @@ class SystemBus:
         self._start_worker = start
         self._tasks = Tasks("the system bus")
         self._writer: asyncio.StreamWriter | None = None
+        self._closed = False
         self._up = asyncio.Event()
         self._turn = asyncio.Lock()
         self._answer: asyncio.Future[Any] | None = None
@@ -94,6 +99,7 @@ class SystemBus:
 
     async def close(self) -> None:
         """End the process. A call that is under way fails."""
+        self._closed = True
         await self._tasks.close()
 
     async def call(self, service: str, path: str, member: str, arguments: Sequence[Part]) -> Any:
@@ -102,7 +108,7 @@ class SystemBus:
 
     async def get_property(self, service: str, path: str, name: str) -> Any:
         """A property of an object, its name dotted with its interface."""
-        (value,) = await self._ask("Get", "get", service, path, (name,), {})
+        (value,) = await self._get(service, path, (name,), {})
         return value
 
     async def get_properties(
@@ -110,8 +116,17 @@ class SystemBus:
     ) -> list[Any] | None:
         """Properties of an object, each name dotted with its interface, asked for together. None when all
         properties of `unless` have the values that are named there."""
-        answer: list[Any] | None = await self._ask("Get", "get", service, path, tuple(names), dict(unless))
+        answer: list[Any] | None = await self._get(service, path, tuple(names), dict(unless))
         return answer
+
+    async def _get(self, *request: Any) -> Any:
+        """What is read can be read again: by the next process, where one ends with the question."""
+        try:
+            return await self._ask("Get", "get", *request)
+        except _WorkerEnded:
+            if self._closed:
+                raise
+            return await self._ask("Get", "get", *request)
 
     def watch_properties(
         self, path: str, interface: str, names: Sequence[str], callback: Callable[[dict[str, Any]], None]
@@ -209,7 +224,7 @@ class SystemBus:
                 if self._writer is not None:
                     self._writer.transport.abort()
                     self._writer = None
-                self._finish(error=BusError("the process for the system bus has ended", errno.ENOTCONN))
+                self._finish(error=_WorkerEnded("the process for the system bus has ended", errno.ENOTCONN))
                 with contextlib.suppress(ProcessLookupError):
                     worker.kill()
                 await worker.wait()

@@ -215,9 +215,10 @@ class Vms:
         return [changes[0].old, *(change.new for change in changes)] if changes else []
 
     def console(self, name: str) -> list[str]:
-        """The guest's own lines of the unit, straight from the journal."""
+        """The guest's own lines of the unit, straight from the journal: the entries of stages have none."""
         self.host.run(["journalctl", "--sync"])
-        return [e.get("MESSAGE", "") for e in self.host.journal(f"_SYSTEMD_UNIT=hypeman-vm-{name}.service")]
+        entries = self.host.journal(f"_SYSTEMD_UNIT=hypeman-vm-{name}.service")
+        return [entry["MESSAGE"] for entry in entries if "MESSAGE" in entry]
 
     def wait_console(self, name: str, line: str, times: int = 1, deadline: float = END_DEADLINE) -> None:
         """Wait until the guest has written a line so often."""

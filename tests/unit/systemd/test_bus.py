@@ -71,7 +71,7 @@ class Connection:
             raise DBusBaseError(-errno.ENOBUFS)
         if method == b"AddMatch":
             self.bus.listening = self
-        if method == b"Wait":
+        if method == b"Wait" or (method == b"Get" and self.bus.reads_wait):
             self.bus.waits.set()
             assert self.bus.gate.wait(DEADLINE)
         return Answer([value for _, value in args])
@@ -100,7 +100,7 @@ class Bus:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.connections: list[Connection] = []
-        self.refuses_rules = False
+        self.refuses_rules = self.reads_wait = False
         self.workers: list[BusThread] = []
         self.listening: Connection | None = None
         self.refusals = 0
@@ -311,6 +311,20 @@ def test_a_process_that_ends_is_started_again_and_told_what_is_watched() -> None
         bus.listening.signal(Message(path_of(1), state="failed"))
         await until(lambda: bool(seen))
         assert seen == ["failed"]
+
+    drive(scenario)
+
+
+def test_what_is_read_is_read_again_by_the_next_process() -> None:
+    async def scenario(bus: Bus, system: SystemBus) -> None:
+        bus.reads_wait = True
+        reading = asyncio.create_task(system.get_property("a.b", "/c", "d.Name"))
+        await until(bus.waits.is_set)
+        bus.reads_wait = False
+        bus.workers[0].kill()
+        bus.gate.set()
+        assert await reading == ["d", "Name"]
+        assert len(bus.workers) == 2
 
     drive(scenario)
 
