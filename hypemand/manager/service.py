@@ -219,7 +219,7 @@ class VmManager:
         need not be."""
         try:
             if vm.operations.is_busy or await run_in(Pool.STARTS, vm.places.disk.exists):
-                await self._end(vm, _SIGKILL)
+                await self._end(vm)
                 await self._forget(vm)
             else:
                 await finish(self._remove(vm), f"removal of {vm.name}")
@@ -262,7 +262,7 @@ class VmManager:
             # not held up by a stop that is under way: that holds the VM until its guest has ended
             await self._end_for_good(vm, kill=kill)
             async with vm.operations.hold(Operation.DELETE):
-                await self._end(vm, _SIGKILL)
+                await self._end(vm)
                 await self._forget(vm)
 
     async def _delete_expired(self, vm: Vm) -> None:
@@ -277,15 +277,15 @@ class VmManager:
 
     async def _end_for_good(self, vm: Vm, *, kill: bool = False) -> None:
         """End a VM that is deleted: its volumes are not, and its guest is given its time to leave them."""
-        await vm.refresh()
-        if vm.state.is_vmm_active and not kill:
-            run, limit = vm.run, vm.record.definition.stop_timeout
-            deadline = (_DELETE_PATIENCE if limit is None else limit) + _STOP_MARGIN
-            await resume_to_end(vm)
-            await self._units.stop(vm.unit)
-            # another run: it is being restarted, which the deletion waits for
-            await vm.changes.wait_for(lambda: _has_ended(vm) or vm.run != run, deadline)
-        await self._end(vm, _SIGKILL)
+        if not kill:
+            await vm.refresh()
+            if vm.state.is_vmm_active:
+                run, limit = vm.run, vm.record.definition.stop_timeout
+                await resume_to_end(vm)
+                await self._units.stop(vm.unit)
+                deadline = (_DELETE_PATIENCE if limit is None else limit) + _STOP_MARGIN
+                await _wait_for_end(vm, run, deadline)
+        await self._end(vm)
 
     async def _forget(self, vm: Vm) -> None:
         await vm.runs.settle()
@@ -371,16 +371,16 @@ class VmManager:
             await vm.session.ask_to_end(timeout)
         await self._units.stop(vm.unit)
         if not await vm.changes.wait_for(lambda: _has_ended(vm), timeout + _POWER_OFF_MARGIN):
-            await self._end(vm, _SIGKILL)
+            await self._end(vm)
 
-    async def _end(self, vm: Vm, signal: int) -> None:
+    async def _end(self, vm: Vm) -> None:
         """End what runs now of a VM by force, and wait for that."""
         await vm.refresh()
         if vm.state.is_vmm_active:
             run = vm.run
             await self._units.stop(vm.unit)
-            await self._units.kill(vm.unit, signal)
-            if not await vm.changes.wait_for(lambda: _has_ended(vm) or vm.run != run, _STOP_MARGIN):
+            await self._units.kill(vm.unit, _SIGKILL)
+            if not await _wait_for_end(vm, run, _STOP_MARGIN):
                 raise TimedOut(
                     f"VM {vm.name} did not stop in {_STOP_MARGIN:.0f} s", hint="see the status of its unit"
                 )
@@ -413,8 +413,7 @@ class VmManager:
         run = vm.run
         await self._units.kill(vm.unit, signal)
         if signal == _SIGKILL:
-            # another run: systemd has started it again
-            await vm.changes.wait_for(lambda: _has_ended(vm) or vm.run != run, _STOP_MARGIN)
+            await _wait_for_end(vm, run, _STOP_MARGIN)
             await vm.runs.settle()
         return vm.view()
 
@@ -511,3 +510,8 @@ class VmManager:
 
 def _has_ended(vm: Vm) -> bool:
     return not vm.state.is_vmm_active
+
+
+async def _wait_for_end(vm: Vm, run: str | None, deadline: float) -> bool:
+    """Wait until this run has ended. Another may be on by then, of a restart or of systemd's own start."""
+    return await vm.changes.wait_for(lambda: _has_ended(vm) or vm.run != run, deadline)
