@@ -185,15 +185,18 @@ class Handle:
     async def held(self) -> AsyncIterator[None]:
         """Keep it active in the block, in which the VM ends and is started again. Not where it is ending
         anyway."""
-        async with self._turn:
-            fd = await self._acquire()
-            self.is_held = True
-            try:
-                yield
-            finally:
-                self.is_held = False
-                if fd is not None:
-                    os.close(fd)
+        # from before the first wait on: `release` would wait for the turn, and the block for it
+        self.is_held = True
+        try:
+            async with self._turn:
+                fd = await self._acquire()
+                try:
+                    yield
+                finally:
+                    if fd is not None:
+                        os.close(fd)
+        finally:
+            self.is_held = False
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
