@@ -25,6 +25,7 @@ from tests.unit.cli.conftest import DEADLINE, REPOSITORY
 
 SOURCES = REPOSITORY / "debian/man"
 PAGES = sorted(page.name for page in SOURCES.iterdir())
+LONGEST_LINE = 80
 SCHEMAS = REPOSITORY / "hypemand/config"
 
 
@@ -120,6 +121,10 @@ def test_a_page_is_completed_where_it_says_so_and_only_by_what_it_has_not() -> N
 def test_the_manuals_are_clean(page: str, tmp_path: Path) -> None:
     assert main([str(SOURCES), str(tmp_path)]) == 0
     assert (tmp_path / page).read_text() == render(page)
+    # of which mandoc of Debian 12 does not complain
+    text = re.sub(r"^\.EX\n.*?^\.EE\n", "", render(page), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in text.splitlines() if not line.startswith(".")]
+    assert [line for line in lines if len(line.encode()) > LONGEST_LINE] == []
     assert render(page).startswith('.\\" SPDX-License-Identifier: Apache-2.0\n.TH ')
     mandoc = shutil.which("mandoc")
     assert mandoc, "install the package mandoc"
