@@ -12,7 +12,7 @@ from hypemand.version import VERSION
 from tests.host.command import ENVIRONMENT, CommandError, run_command
 from tests.host.lab import DIST
 from tests.lint.sources import TOP, find_scripts, list_sources
-from tests.lint.verdicts import check_c, derive_key, list_c_sources
+from tests.lint.verdicts import check, check_c, check_c_each, derive_key, list_c_sources, list_read
 
 RUFF = [sys.executable, "-m", "ruff"]
 MYPY = [sys.executable, "-m", "mypy"]
@@ -35,11 +35,16 @@ def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("folder", ["guest", "nss", "launcher"])
 def test_sources_in_c_are_clean(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(TOP)
-    check_c(["make", "-C", folder, "lint"], timeout=C_TIMEOUT)
+    make = ["make", "--no-print-directory", "-C", folder]
+    check_c([*make, "style"], timeout=C_TIMEOUT)
+    names = run_command([*make, "list-tidy"], timeout=60).stdout.split()
+    sources = [TOP / folder / name for name in names]
+    assert sources
+    check_c_each([*make, "tidy"], "TIDY", sources, timeout=C_TIMEOUT)
 
 
 def test_a_verdict_is_of_the_linter_its_version_and_every_file() -> None:
-    argv, sources = ["make", "-C", "guest", "lint"], list_c_sources()
+    argv, sources = ["make", "-C", "guest", "style"], list_c_sources()
     named = {str(path.relative_to(TOP)) for path in sources}
     assert {"guest/init/main.c", "guest/shared/records.h", "guest/.clang-tidy", "guest/Makefile"} <= named
     assert {path.name for path in (TOP / "guest").rglob(".clang-*")} <= {path.name for path in sources}
@@ -51,6 +56,47 @@ def test_a_verdict_is_of_the_linter_its_version_and_every_file() -> None:
         *(derive_key(argv, sources[:n] + sources[n + 1 :], "1") for n in range(5)),
     }
     assert len(others | {key}) == 8
+
+
+def test_a_verdict_of_one_source_is_of_all_that_it_includes() -> None:
+    read = {str(path.relative_to(TOP)) for path in list_read(TOP / "launcher/tap.c")}
+    assert read >= {"launcher/tap.c", "launcher/tap.h", "launcher/.clang-tidy", "launcher/Makefile"}
+    assert not read & {"launcher/bootid.c", "launcher/bootid.h"}
+
+
+def test_only_what_has_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all of it as long as anything of it is not clean."""
+    monkeypatch.setattr("tests.lint.verdicts.CLEAN", tmp_path / "clean")
+    monkeypatch.setattr("tests.lint.verdicts.TOP", tmp_path)
+    monkeypatch.setattr("tests.lint.verdicts.list_c_sources", lambda: sorted(tmp_path.rglob("*.[ch]")))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    texts = {
+        "a.c": '#include "a.h"\n',
+        "a.h": '#include "../deep.h"\n',
+        "b.c": "#include <stdio.h>\n",
+        "m.c": "#include M\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    (tmp_path / "deep.h").write_text("")
+    (folder / "Makefile").write_text("lint:\n\t@test ! -e bad && echo $(WHICH) >>lines\n")
+    sources = sorted(folder.glob("*.c"))
+
+    def read_again() -> list[str]:
+        check_c_each(["make", "-C", str(folder), "lint"], "WHICH", sources, timeout=30)
+        return (folder / "lines").read_text().splitlines()
+
+    (folder / "bad").touch()
+    with pytest.raises(CommandError):
+        read_again()
+    (folder / "bad").unlink()
+    assert read_again() == ["a.c b.c m.c"]
+    assert read_again() == ["a.c b.c m.c"]
+    (tmp_path / "deep.h").write_text("int x;\n")
+    assert read_again()[1:] == ["a.c m.c"]
+    (folder / "b.c").write_text("#include <stdlib.h>\n")
+    assert read_again()[2:] == ["b.c"]
 
 
 def test_what_is_not_clean_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +128,12 @@ def test_completion_is_made_when_the_package_is_built() -> None:
     assert kept == []
 
 
-def test_packages_are_clean() -> None:
+def test_packages_are_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TOP)
     (changes,) = DIST.glob("*.changes")
     env = {**ENVIRONMENT, "LINTIAN_PROFILE": "debian"}
-    run_command(["lintian", "--fail-on=error,warning", "--allow-root", str(changes)], env=env, timeout=600)
+    argv = ["lintian", "--fail-on=error,warning", "--allow-root", str(changes.relative_to(TOP))]
+    check(argv, [changes, *DIST.glob("*.deb"), *DIST.glob("*.buildinfo")], ["lintian"], timeout=600, env=env)
 
 
 def find_man_pages() -> list[Path]:
