@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures for tests that need a real Debian system, and what a failing one leaves to read."""
 
+import gc
 import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -84,6 +85,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling |
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs a host comes last: a mistake that a linter or a unit test finds is shown first."""
     items.sort(key=lambda item: item.get_closest_marker("host") is not None)
+
+
+def pytest_collection_finish() -> None:
+    """What has been loaded and collected lives as long as the process: the garbage collector, which tests
+    keep busy, need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

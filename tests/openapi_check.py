@@ -26,8 +26,15 @@ METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 
 @cache
 def _parse(text: str) -> dict[str, Json]:
-    document: dict[str, Json] = yaml.safe_load(text)
+    document: dict[str, Json] = yaml.load(text, yaml.CSafeLoader)
     return document
+
+
+@cache
+def _make_validator(text: str, schema: str) -> Any:
+    """Of a schema, as JSON, in this document. It keeps what it has looked up there: most of the work."""
+    whole = {"allOf": [json.loads(schema)], "components": _parse(text)["components"]}
+    return jsonschema.Draft202012Validator(whole)
 
 
 class Description:
@@ -36,6 +43,7 @@ class Description:
     def __init__(self, text: str | None = None) -> None:
         if text is None:
             text = read_description()
+        self._text = text
         self.document: dict[str, Json] = _parse(text)
         self._paths = [(re.compile(re.sub(r"\{[^}]+\}", "[^/]+", p)), p) for p in self.document["paths"]]
         # /images/import is also an /images/{name}: what is spelled out comes first.
@@ -70,8 +78,7 @@ class Description:
 
     def check_value(self, value: Json, schema: Json, what: str) -> None:
         """Raise AssertionError when `value` breaks `schema`."""
-        whole = {"allOf": [schema], "components": self.document["components"]}
-        errors = list(jsonschema.Draft202012Validator(whole).iter_errors(value))
+        errors = list(_make_validator(self._text, json.dumps(schema)).iter_errors(value))
         assert not errors, f"{what}: " + "; ".join(f"{e.json_path}: {e.message[:400]}" for e in errors)
 
     def check_schema(self, name: str, value: Json) -> None:

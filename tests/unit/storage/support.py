@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def shell(name: str = "bin/sh") -> tuple[tarfile.TarInfo, bytes]:
 
 def make_tar(path: Path, members: Iterable[tuple[tarfile.TarInfo, bytes]], mode: str = "w") -> Path:
     """Write a tar; `mode` may name a compression, as `w:xz`."""
-    with tarfile.open(path, mode, format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+    quick = {"w:gz": {"compresslevel": 1}, "w:xz": {"preset": 0}}.get(mode, {})
+    with tarfile.open(path, mode, format=tarfile.PAX_FORMAT, **quick) as archive:  # type: ignore[call-overload]
         for info, data in members:
             archive.addfile(info, io.BytesIO(data))
     return path
@@ -81,13 +83,34 @@ def make_tar(path: Path, members: Iterable[tuple[tarfile.TarInfo, bytes]], mode:
 
 def make_layout(
     path: Path,
-    layers: Iterable[Path],
+    layers: Sequence[Path],
     *,
     tag: str = "latest",
     config: Mapping[str, str | list[str]] | None = None,
     architecture: str = "amd64",
 ) -> Path:
-    """An OCI layout of uncompressed layers, by umoci and by hand where umoci has no words for it."""
+    """An OCI layout of uncompressed layers, by umoci; with another image if it is there. Each is made once in
+    a process, and written again where another test asks for the same."""
+    index = path / "index.json"
+    before = index.read_bytes() if index.exists() else b""
+    contents = [hashlib.sha256(layer.read_bytes()).digest() for layer in layers]
+    key = repr((before, contents, tag, config, architecture))
+    if key not in _layouts:
+        _run_umoci(path, layers, tag, config or {}, architecture)
+        files = [file for file in path.rglob("*") if file.is_file()]
+        _layouts[key] = {str(file.relative_to(path)): file.read_bytes() for file in files}
+    for name, data in _layouts[key].items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+_layouts: dict[str, dict[str, bytes]] = {}
+
+
+def _run_umoci(
+    path: Path, layers: Sequence[Path], tag: str, config: Mapping[str, str | list[str]], architecture: str
+) -> None:
     if not path.exists():
         run(["umoci", "init", "--layout", str(path)], timeout=60)
     image = f"{path}:{tag}"
@@ -95,10 +118,9 @@ def make_layout(
     for layer in layers:
         run(["umoci", "raw", "add-layer", "--image", image, str(layer)], timeout=60)
     options = [f"--architecture={architecture}", "--os=linux"]
-    for key, value in (config or {}).items():
+    for key, value in config.items():
         words = [value] if isinstance(value, str) else value
         options += [f"--config.{key}={word}" for word in words]
     run(["umoci", "config", "--image", image, *options], timeout=60)
     run(["umoci", "gc", "--layout", str(path)], timeout=60)
     assert json.loads((path / "index.json").read_text())["manifests"]
-    return path
