@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "groups.h"
 
+#include "detached.h"
 #include "files.h"
 #include "records.h"
 
@@ -8,11 +9,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/mount.h> /* Not beside <sys/mount.h>: some C libraries have the same names there. */
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { NAME_SIZE = 16 };
@@ -22,19 +21,6 @@ static const char *name; /* of the folder of all groups in it, */
 static int all = -1;     /* which is made with the first of them */
 static unsigned last;    /* the number that was given last */
 static bool any_left;    /* one could not be removed when it was released */
-
-/* The hierarchy itself: whatever is mounted on /sys/fs/cgroup, and where systemd has it. */
-static int open_hierarchy(void)
-{
-    int context = (int)syscall(SYS_fsopen, "cgroup2", FSOPEN_CLOEXEC);
-    if (context < 0)
-        return -1;
-    int hierarchy = -1;
-    if (syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
-        hierarchy = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0U);
-    close_fd(&context);
-    return hierarchy;
-}
 
 /* The line of version 2 is "0::/PATH". */
 static const char *find_path(char *text)
@@ -54,9 +40,14 @@ void groups_begin(const char *folder)
     own = file_read("/proc/self/cgroup", text, sizeof text) < 0 ? NULL : find_path(text);
 }
 
+const char *groups_own(void)
+{
+    return own;
+}
+
 static bool open_all(void)
 {
-    int hierarchy = own == NULL ? -1 : open_hierarchy();
+    int hierarchy = own == NULL ? -1 : mount_detached("cgroup2");
     int group = hierarchy < 0 ? -1 : openat(hierarchy, own, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (group >= 0 && (mkdirat(group, name, 0755) == 0 || errno == EEXIST))
         all = openat(group, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -18,6 +18,9 @@ struct group {
  * none, every group is GROUP_NONE. */
 void groups_begin(const char *folder);
 
+/* The caller's own group, below the root of the hierarchy; "." is that itself. NULL: there is none. */
+const char *groups_own(void);
+
 /* A new one, with nothing in it; also those are removed in which something was left that has ended since. */
 struct group group_make(void);
 

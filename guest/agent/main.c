@@ -5,11 +5,13 @@
 #include "clock.h"
 #include "devices.h"
 #include "files.h"
+#include "freezer.h"
 #include "groups.h"
 #include "inside.h"
 #include "records.h"
 #include "sentinel.h"
 #include "serve.h"
+#include "standby.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -113,8 +115,14 @@ static void keep_files(void)
 int main(void)
 {
     struct reason why = {""};
-    struct server server = {
-        .port = -1, .boot = boot, .init = find_init(), .ready = tell_ready, .set_clock = set_clock};
+    struct server server = {.port = -1,
+                            .boot = boot,
+                            .init = find_init(),
+                            .ready = tell_ready,
+                            .set_clock = set_clock,
+                            .frozen = getenv("NOTIFY_SOCKET") != NULL && freezer_is_frozen(),
+                            .freeze = standby_freeze,
+                            .thaw = standby_thaw};
     (void)file_write("/proc/self/oom_score_adj", 0, "-1000");
     keep_files();
     groups_begin("hypeman-exec");

@@ -41,6 +41,7 @@ struct agent {
     bool broken;  /* where a frame begins is lost: nothing at all is heard until the host leaves */
     bool readable;
     bool ended;
+    bool frozen;   /* the guest is: nothing is started in it */
     uint32_t turn; /* whose output goes first */
     struct inbox in;
     struct outbox out;
@@ -62,7 +63,7 @@ static void send_records(struct agent *agent, uint8_t type, const char *records,
 
 static void send_hello(struct agent *agent)
 {
-    static const char *const features[] = {"tty", "umask", "files", "clock", "health", "attach"};
+    static const char *const features[] = {"tty", "umask", "files", "clock", "health", "attach", "freeze"};
     char records[RECORDS_SIZE];
     size_t used = 0;
     (void)records_put(records, sizeof records, &used, "version", "1");
@@ -70,6 +71,8 @@ static void send_hello(struct agent *agent)
     (void)records_put(records, sizeof records, &used, "agent", AGENT_VERSION);
     for (size_t i = 0; i < sizeof features / sizeof features[0]; i++)
         (void)records_put(records, sizeof records, &used, "feature", features[i]);
+    if (agent->frozen)
+        (void)records_put(records, sizeof records, &used, "frozen", "1");
     send_records(agent, FRAME_HELLO, records, used);
 }
 
@@ -170,6 +173,11 @@ static void on_request(struct agent *agent, const struct frame_header *header, c
 {
     if (!may_open(agent, header->stream))
         return;
+    if (agent->frozen) {
+        send_exit(agent, header->stream, EXIT_GUEST_FAILED,
+                  "the guest is frozen: nothing runs in it until THAW");
+        return;
+    }
     for (uint32_t i = 0; i < STREAMS_MAX; i++) {
         if (agent->streams[i].state == STREAM_FREE) {
             stream_start(&agent->streams[i], header->stream, header->type, records, header->length,
@@ -193,6 +201,38 @@ static void on_clock(struct agent *agent, const struct frame_header *header, con
     struct timespec now = {.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
     bool set = agent->server->set_clock(&now) == 0;
     send_exit(agent, header->stream, set ? 0 : EXIT_GUEST_FAILED, set ? "the clock is set" : strerror(errno));
+}
+
+static void on_freeze(struct agent *agent, const struct frame_header *header)
+{
+    struct reason words = {""};
+    if (header->length != 0) {
+        refuse_host(agent, "protocol", "FREEZE with a payload");
+        return;
+    }
+    if (!may_open(agent, header->stream))
+        return;
+    bool frozen = agent->server->freeze(agent->server->init, &words);
+    agent->frozen = agent->frozen || frozen;
+    send_exit(agent, header->stream, frozen ? 0 : EXIT_GUEST_FAILED, words.words);
+}
+
+static void on_thaw(struct agent *agent, const struct frame_header *header, const char *records)
+{
+    struct reason why = {""};
+    struct thaw thaw;
+    if (!may_open(agent, header->stream))
+        return;
+    char *copy = malloc(header->length + 1);
+    bool thawed = copy != NULL || refuse(&why, "no memory");
+    if (copy != NULL)
+        memcpy(copy, records, header->length);
+    thawed = thawed && thaw_parse(copy, header->length, &thaw, &why) && agent->server->thaw(&thaw, &why);
+    free(copy);
+    if (thawed)
+        agent->frozen = false;
+    send_exit(agent, header->stream, thawed ? 0 : EXIT_GUEST_FAILED,
+              thawed ? "the guest goes on" : why.words);
 }
 
 static void on_shutdown(struct agent *agent, const char *records, size_t size)
@@ -249,7 +289,8 @@ static void on_frame(struct agent *agent, const struct frame_header *header, con
     const char *records = (const char *)payload;
     bool has_records = header->type == FRAME_HELLO || header->type == FRAME_EXEC ||
                        header->type == FRAME_FILES || header->type == FRAME_HEALTH ||
-                       header->type == FRAME_ATTACH || header->type == FRAME_SHUTDOWN;
+                       header->type == FRAME_ATTACH || header->type == FRAME_SHUTDOWN ||
+                       header->type == FRAME_THAW;
     if (agent->refused && header->type != FRAME_HELLO)
         return;
     if (!agent->greeted && header->type != FRAME_HELLO) {
@@ -275,6 +316,12 @@ static void on_frame(struct agent *agent, const struct frame_header *header, con
         break;
     case FRAME_CLOCK:
         on_clock(agent, header, payload);
+        break;
+    case FRAME_FREEZE:
+        on_freeze(agent, header);
+        break;
+    case FRAME_THAW:
+        on_thaw(agent, header, records);
         break;
     case FRAME_SHUTDOWN:
         on_shutdown(agent, records, header->length);
@@ -459,6 +506,7 @@ bool serve(const struct server *server, struct reason *why)
 {
     static struct agent agent; /* Zero pages until they are used. */
     agent.server = server;
+    agent.frozen = server->frozen;
     bool served = prepare(&agent, why);
     bool moved = false;
     if (served)

@@ -3,6 +3,7 @@
 #define HYPEMAN_SERVE_H
 
 #include "reason.h"
+#include "thaw.h"
 
 #include <stdbool.h>
 #include <sys/types.h>
@@ -16,6 +17,10 @@ struct server {
     pid_t init;       /* who is told to power off */
     void (*ready)(void);
     int (*set_clock)(const struct timespec *now); /* 0, or -1 with errno */
+    bool frozen;                                  /* an agent before this one has frozen the guest */
+    /* As standby_freeze and standby_thaw. */
+    bool (*freeze)(pid_t keeper, struct reason *words);
+    bool (*thaw)(const struct thaw *thaw, struct reason *why);
 };
 
 /* Serve the port, calling `ready` once it is watched, until SIGTERM comes: true. False if that cannot be. */

@@ -8,6 +8,7 @@
 #include "headers.h"
 #include "inroot.h"
 #include "ownproc.h"
+#include "runfolder.h"
 #include "sentinel.h"
 
 #include <errno.h>
@@ -33,8 +34,7 @@ void headers_status(enum headers_state state, const char *why)
     char text[REASON_MAX + 16];
     (void)snprintf(text, sizeof text, "%s\n%s%s", words[state], why == NULL ? "" : why,
                    why == NULL ? "" : "\n");
-    int folder =
-        folder_make("/run/hypeman", 0755) ? open("/run/hypeman", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    int folder = folder_make(RUN_FOLDER, 0755) ? open(RUN_FOLDER, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (folder >= 0)
         (void)file_replace(folder, "kernel-headers.status", text); /* The sentinels say it, too. */
     close_fd(&folder);

@@ -6,10 +6,11 @@
 
 #include "config.h"
 #include "probe.h"
+#include "runfolder.h"
 
 #include <sys/types.h>
 
-#define READY_FILE "/run/hypeman/ready"
+#define READY_FILE RUN_FOLDER "/ready"
 
 /* What the process says: one write each. */
 struct ready_news {

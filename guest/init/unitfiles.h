@@ -7,13 +7,13 @@
 
 #include "config.h"
 #include "reason.h"
+#include "runfolder.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
 #define TOOLS_FOLDER "/opt/hypeman"
-#define RUN_FOLDER "/run/hypeman"
 
 /* Write units, their links, and the agent's environment. `keeper`: the process that the agent tells to power
  * off. False with the reason if the image stands in the agent's way. */

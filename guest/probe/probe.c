@@ -18,8 +18,8 @@ bool probe_open(struct probe *probe, const struct check *check, const struct pro
     *probe = (struct probe){
         .check = check, .place = place, .fd = -1, .deadline = NO_DEADLINE, .verdict = -1, .console = -1};
     if (check->kind == CHECK_NOTIFY)
-        return (folder_make(NOTIFY_FOLDER, 0755) ||
-                refuse(why, "cannot make the folder " NOTIFY_FOLDER ": %s", strerror(errno))) &&
+        return (folder_make(RUN_FOLDER, 0755) ||
+                refuse(why, "cannot make the folder " RUN_FOLDER ": %s", strerror(errno))) &&
                notify_open(probe, NOTIFY_PATH, why);
     if (check->kind == CHECK_LOG)
         return console_open(probe, why);

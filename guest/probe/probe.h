@@ -5,12 +5,12 @@
 
 #include "check.h"
 #include "pattern.h"
+#include "runfolder.h"
 #include "spawn.h"
 
 #include <netinet/in.h>
 
-#define NOTIFY_FOLDER "/run/hypeman"
-#define NOTIFY_PATH NOTIFY_FOLDER "/notify"
+#define NOTIFY_PATH RUN_FOLDER "/notify"
 
 enum {
     PROBE_ATTEMPT_MS = 10000, /* that an attempt may take, or the interval if that is longer */

@@ -36,6 +36,8 @@ enum frame_type {
     /* As a frame of the host the order, as an item in its stream a report. */
     FRAME_HEALTH = 19,
     FRAME_ATTACH = 20,
+    FRAME_FREEZE = 21,
+    FRAME_THAW = 22,
 };
 
 enum frame_channel { CHANNEL_STDIN = 0, CHANNEL_STDOUT = 1, CHANNEL_STDERR = 2 };

@@ -37,6 +37,7 @@ from hypemand.protocol.frames import (
     HelloFinder,
 )
 from hypemand.protocol.records import ProtocolError, encode_records, parse_records
+from hypemand.protocol.thaw import Thaw, encode_thaw
 from hypemand.tasks import Tasks
 
 MAX_STREAMS = 64
@@ -51,16 +52,22 @@ _READ_BYTES = 16 * 1024
 QUEUE_LIMIT = 8 * 1024 * 1024
 _FAREWELL = 1.0
 _START_TIMEOUT = 15.0
+# The guest's own limits are 2 s for its processes and 5 s for its file systems.
+_FREEZE_TIMEOUT = 20.0
+_THAW_TIMEOUT = 20.0
+_CURE = "restart the VM, which gives it the guest files of this version"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class AgentHello:
-    """What the agent said of itself. `features`: what it can do beside what every agent can."""
+    """What the agent said of itself. `features`: what it can do beside what every agent can; `frozen`: the
+    guest stands still until it is thawed."""
 
     version: str
     features: frozenset[str] = frozenset()
+    frozen: bool = False
 
 
 class AgentChannel:
@@ -184,12 +191,12 @@ class AgentChannel:
         self.send(Frame(kind, session.number, payload=payload))
         return session
 
-    def _require(self, feature: str, lack: str) -> None:
+    def _require(self, feature: str, lack: str, *, hint: str = "restart the VM") -> None:
         self._check_ready()
         if feature not in self._hello.result().features:
             raise GuestError(
                 f"the agent of the VM is older than this hypemand and does not support {lack}",
-                hint="restart the VM",
+                hint=hint,
                 code="agent_too_old",
             )
 
@@ -235,11 +242,32 @@ class AgentChannel:
         guest was restored it is where it stood. GuestError, TimedOut."""
         self._require("clock", "no clock")
         payload = _U64.pack(time.time_ns() if now_ns is None else now_ns)
-        session = self._open(FrameType.CLOCK, payload, streams=())
-        async with _deadline(session, timeout, "set its clock"):
+        await self._order(
+            FrameType.CLOCK, payload, timeout, "set its clock", "the guest's clock cannot be set"
+        )
+
+    async def freeze(self, *, timeout: float = _FREEZE_TIMEOUT) -> str:
+        """Have all in the guest stand still but PID 1 and the agent, also when this channel is closed, and
+        its file systems write what they hold. The agent's words, which say whether all was written in time.
+        GuestError: nothing stands still. TimedOut: it is not known."""
+        self._require("freeze", "standby", hint=_CURE)
+        return await self._order(FrameType.FREEZE, b"", timeout, "stand still", "the guest cannot be frozen")
+
+    async def thaw(self, thaw: Thaw, *, timeout: float = _THAW_TIMEOUT) -> None:
+        """Have what stands still go on. With an identity the guest has another boot id afterwards: this
+        channel stays open, the next one needs the new id. InvalidRequest, GuestError: it stands still.
+        TimedOut: it is not known."""
+        self._require("freeze", "standby", hint=_CURE)
+        await self._order(FrameType.THAW, encode_thaw(thaw), timeout, "go on", "the guest cannot go on")
+
+    async def _order(self, kind: FrameType, payload: bytes, timeout: float, what: str, refused: str) -> str:
+        """A request that its EXIT answers: the agent's words."""
+        session = self._open(kind, payload, streams=())
+        async with _deadline(session, timeout, what):
             report = await session.wait()
         if report.code != 0:
-            raise GuestError(f"the guest's clock cannot be set: {report.message}")
+            raise GuestError(f"{refused}: {report.message}")
+        return report.message
 
     async def ping(self, *, timeout: float = 5.0) -> float:
         """Seconds until the agent answered. TimedOut, GuestError."""
@@ -370,7 +398,8 @@ class AgentChannel:
         if len(words) > MAX_FEATURES or any(len(word) > MAX_FEATURES for word in words):
             raise ProtocolError("HELLO with too many features, or too long ones")
         features = frozenset(word.decode(errors="replace") for word in words)
-        self._hello.set_result(AgentHello(clean_message(records.find("agent") or ""), features))
+        frozen = records.find("frozen") == "1"
+        self._hello.set_result(AgentHello(clean_message(records.find("agent") or ""), features, frozen))
 
     def _handle_pong(self, frame: Frame) -> None:
         """An answer may come when nobody waits for it any more, but there is one for each PING at most."""

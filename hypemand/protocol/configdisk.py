@@ -121,13 +121,13 @@ def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
     for volume in config.volumes:
         yield "volume", encode_fields(_volume_fields(volume))
     for interface in config.interfaces:
-        yield "net", encode_fields(_interface_fields(interface))
+        yield "net", encode_fields(interface_fields(interface))
     for address in config.dns:
         yield "dns", address
     for domain in config.search:
         yield "search", domain
     for host in config.hosts:
-        yield "host", encode_fields(_host_fields(host))
+        yield "host", encode_fields(host_fields(host))
     if config.machine_id is not None:
         yield "machine_id", config.machine_id
     if config.ready is not None:
@@ -151,7 +151,8 @@ def _volume_fields(volume: GuestVolume) -> Iterator[tuple[str, str]]:
         yield "overlay", "1"
 
 
-def _interface_fields(interface: GuestInterface) -> Iterator[tuple[str, str]]:
+def interface_fields(interface: GuestInterface) -> Iterator[tuple[str, str]]:
+    """Of a `net` record."""
     yield "mac", interface.mac
     if interface.name is not None:
         yield "name", interface.name
@@ -163,7 +164,8 @@ def _interface_fields(interface: GuestInterface) -> Iterator[tuple[str, str]]:
         yield "gateway", gateway
 
 
-def _host_fields(host: GuestHost) -> Iterator[tuple[str, str]]:
+def host_fields(host: GuestHost) -> Iterator[tuple[str, str]]:
+    """Of a `host` record."""
     yield "address", host.address
     for name in host.names:
         yield "name", name

@@ -50,6 +50,8 @@ class FrameType(IntEnum):
     # As a frame the order to repeat a check, as an item in that stream a report.
     HEALTH = 19
     ATTACH = 20
+    FREEZE = 21
+    THAW = 22
 
 
 class Channel(IntEnum):

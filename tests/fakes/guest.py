@@ -23,6 +23,7 @@ from tests.unit.agent.support import (
     EXIT,
     FEATURES,
     FILES,
+    FREEZE,
     HEALTH,
     HELLO,
     PING,
@@ -30,6 +31,7 @@ from tests.unit.agent.support import (
     RESIZE,
     SHUTDOWN,
     SIGNAL,
+    THAW,
     Guest,
     pack,
     records,
@@ -159,6 +161,31 @@ PROGRAMS: Mapping[str, Program] = {
 }  # fmt: skip
 
 
+@dataclass
+class Freezer:
+    """Whether the guest stands still. `thaws`: the records of each THAW; `refusal`: the words with which
+    FREEZE and THAW are refused; `boot`: the new id that a fork has got."""
+
+    frozen: bool = False
+    thaws: list[dict[str, list[str]]] = field(default_factory=list)
+    refusal: str = ""
+    boot: str | None = None
+
+    def take(self, kind: int, payload: bytes) -> tuple[int, str]:
+        """FREEZE or THAW: code and words of its EXIT."""
+        if self.refusal:
+            return 125, self.refusal
+        self.frozen = kind == FREEZE
+        if kind == THAW:
+            said: dict[str, list[str]] = {}
+            for record in payload.decode().split("\0")[:-1]:
+                key, _, value = record.partition("=")
+                said.setdefault(key, []).append(value)
+            self.thaws.append(said)
+            self.boot = said["boot"][0] if "boot" in said else self.boot
+        return 0, "the guest is frozen" if self.frozen else "the guest goes on"
+
+
 class Agent:
     """What answers one connection. `programs`: what it can run, by their name; `commands`: what it has been
     asked to run; `refusal`: an ERROR that it answers with instead; `power_off` ends the guest, within so many
@@ -176,8 +203,10 @@ class Agent:
         clocks: list[int],
         checks: list[HealthCheck],
         attached: Attached,
+        freezer: Freezer,
     ) -> None:
         self._attached = attached
+        self._freezer = freezer
         self._checks = checks
         self._clocks = clocks
         self._guest = guest
@@ -193,8 +222,10 @@ class Agent:
 
     def greet(self) -> None:
         """It answers, from now on."""
-        identity = (("version", "1"), ("boot", self._boot), ("agent", "7"))
-        self._guest.send(pack(HELLO, 0, records(*identity, *FEATURES)))
+        boot = self._freezer.boot or self._boot
+        identity = [("version", "1"), ("boot", boot), ("agent", "7"), *FEATURES]
+        identity += [("frozen", "1")] if self._freezer.frozen else []
+        self._guest.send(pack(HELLO, 0, records(*identity)))
 
     async def serve(self) -> None:
         """Until the host is gone; what runs then is ended."""
@@ -220,6 +251,9 @@ class Agent:
         elif kind == CLOCK:
             self._clocks.append(struct.unpack("<Q", payload)[0])
             self._guest.send(pack(EXIT, number, records(("code", "0"), ("message", ""))))
+        elif kind in (FREEZE, THAW):
+            code, words = self._freezer.take(kind, payload)
+            self._guest.send(pack(EXIT, number, records(("code", str(code)), ("message", words))))
         elif kind == HEALTH:
             self._begin_check(number, payload)
         elif kind == PING:
@@ -252,7 +286,9 @@ class Agent:
         command = Command(argv, env, {key: value for key, _, value in pairs}, stream, self._files)
         self._commands.append(command)
         program = self._programs.get(argv[0])
-        if self._refusal:
+        if self._freezer.frozen:
+            stream.exit(125, "the guest is frozen: nothing runs in it until THAW")
+        elif self._refusal:
             self._guest.send(pack(ERROR, number, records(("code", "refused"), ("message", self._refusal))))
         elif program is None:
             stream.exit(127, f"{argv[0]}: not found")

@@ -32,7 +32,7 @@ from hypemand.vm.places import CONFIG_DISK
 from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
 from hypemand.vm.tracker import load_notes
 from tests.fakes.files import GuestFile, GuestFiles
-from tests.fakes.guest import PROGRAMS, Agent, Attached, Command, HealthCheck, Program, cat
+from tests.fakes.guest import PROGRAMS, Agent, Attached, Command, Freezer, HealthCheck, Program, cat
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.qmp import GREETING, Monitor
@@ -88,6 +88,8 @@ class Vmm:
         self.checks: list[HealthCheck] = []
         # nanoseconds since the epoch that its clock was set to
         self.clocks: list[int] = []
+        # whether it stands still, and what it got when it went on
+        self.freezer = Freezer()
         # the seconds that it was given by SHUTDOWN, and whether the stop port told it to end
         self.graces: list[int] = []
         self.heard_stop = False
@@ -268,6 +270,7 @@ class Vmm:
             self.clocks,
             self.checks,
             Attached(behaviour.program, behaviour.tty, self.exit),
+            self.freezer,
         )
         self._agents.append(agent)
         if self._is_up:

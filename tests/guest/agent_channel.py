@@ -84,7 +84,7 @@ class AgentChannel(unittest.TestCase):
 
     def test_hello_names_boot_and_versions(self) -> None:
         self.assertEqual(
-            self.channel.greet(), {"version": "1", "boot": BOOT, "agent": "2", "feature": "attach"}
+            self.channel.greet(), {"version": "1", "boot": BOOT, "agent": "2", "feature": "freeze"}
         )
 
     def test_ping_comes_back(self) -> None:
@@ -487,6 +487,36 @@ class AgentChannel(unittest.TestCase):
         assert self.agent.stdout is not None
         self.assertEqual(self.agent.stdout.readline(), b"1700000000.000000005\n")
 
+    def test_it_is_frozen_and_thawed_by_order(self) -> None:
+        """What that does is another's, which a real boot has."""
+        hello = self.channel.greet()
+        self.assertNotIn("frozen", hello)
+        self.assertEqual(self.channel.order(Type.FREEZE), (0, "all stands still"))
+        self.assertEqual(self.channel.order(Type.FREEZE), (125, "it does not stand still"))
+        self.assertEqual(self.channel.greet()["frozen"], "1")
+        for kind in (Type.EXEC, Type.FILES, Type.HEALTH, Type.ATTACH):
+            refused = (125, "the guest is frozen: nothing runs in it until THAW")
+            self.assertEqual(self.channel.order(kind), refused)
+        for pairs, words in (
+            ([], "THAW: it needs clock and entropy"),
+            ([("clock", "1700000000000000005")], "THAW: it needs clock and entropy"),
+            ([("clock", "-1")], "THAW: clock=-1: expected nanoseconds since the epoch"),
+            ([("clock", "9" * 30)], f"THAW: clock={'9' * 30}: expected nanoseconds since the epoch"),
+            ([("entropy", "0" * 127)], "THAW: entropy: expected 128 hex digits"),
+            ([("entropy", "0" * 127 + "G")], "THAW: entropy: expected 128 hex digits"),
+            ([("clock", "5"), ("entropy", "0" * 128)], "it stays frozen"),
+        ):
+            with self.subTest(words):
+                refused = (125, words)
+                self.assertEqual(self.channel.order(Type.THAW, format_records(pairs)), refused)
+        self.assertEqual(self.channel.greet()["frozen"], "1")
+        pairs = [("clock", "1700000000000000005"), ("entropy", "ab" + "0" * 124 + "cd"), ("later", "x")]
+        self.assertEqual(self.channel.order(Type.THAW, format_records(pairs)), (0, "the guest goes on"))
+        assert self.agent.stdout is not None
+        said = [self.agent.stdout.readline() for _ in range(2)]
+        self.assertEqual(said, [b"frozen\n", b"1700000000.000000005 abcd\n"])
+        self.assertEqual(self.channel.run(["echo", "here"]).output[1], b"here\n")
+
     def test_hostile_input_is_refused(self) -> None:
         hello = format_records((("version", "1"), ("boot", BOOT)))
         cases: tuple[tuple[str, str, bytes, tuple[int, bytes, int, int] | None], ...] = (
@@ -512,6 +542,10 @@ class AgentChannel(unittest.TestCase):
             ("bad files", "protocol", hello, (Type.FILES, b"operation", 10, 0)),
             ("clock twice", "stream", hello, (Type.CLOCK, bytes(8), 9, 0)),
             ("short clock", "protocol", hello, (Type.CLOCK, b"x", 10, 0)),
+            ("freeze with words", "protocol", hello, (Type.FREEZE, b"x", 10, 0)),
+            ("freeze on 0", "stream", hello, (Type.FREEZE, b"", 0, 0)),
+            ("thaw twice", "stream", hello, (Type.THAW, b"", 9, 0)),
+            ("bad thaw", "protocol", hello, (Type.THAW, b"clock", 10, 0)),
             ("item outside", "protocol", hello, (Type.ENTRY, b"", 9, 0)),
             ("shutdown", "protocol", hello, (Type.SHUTDOWN, b"grace=-1\0", 0, 0)),
             ("huge frame", "protocol", hello, None),

@@ -26,6 +26,25 @@ static int set_clock(const struct timespec *now)
     return dprintf(STDOUT_FILENO, "%lld.%09ld\n", (long long)now->tv_sec, now->tv_nsec) > 0 ? 0 : -1;
 }
 
+/* Not of this machine either. */
+static bool freeze(pid_t keeper, struct reason *words)
+{
+    static bool fails;
+    fails = !fails;
+    if (keeper != getppid() || !fails)
+        return refuse(words, "it does not stand still");
+    (void)refuse(words, "all stands still");
+    return dprintf(STDOUT_FILENO, "frozen\n") > 0;
+}
+
+static bool thaw(const struct thaw *thaw, struct reason *why)
+{
+    if (thaw->clock.tv_sec < 1000)
+        return refuse(why, "it stays frozen");
+    return dprintf(STDOUT_FILENO, "%lld.%09ld %02x%02x\n", (long long)thaw->clock.tv_sec, thaw->clock.tv_nsec,
+                   thaw->entropy[0], thaw->entropy[ENTROPY_SIZE - 1]) > 0;
+}
+
 int main(int count, char **arguments)
 {
     struct reason why;
@@ -40,7 +59,9 @@ int main(int count, char **arguments)
                                   .boot = count > 1 ? arguments[1] : "",
                                   .init = getppid(),
                                   .ready = ready,
-                                  .set_clock = set_clock};
+                                  .set_clock = set_clock,
+                                  .freeze = freeze,
+                                  .thaw = thaw};
     if (fcntl(port, F_SETFL, O_NONBLOCK) != 0 || !serve(&server, &why)) {
         (void)fprintf(stderr, "cannot serve\n");
         return 1;

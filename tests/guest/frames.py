@@ -37,6 +37,8 @@ class Type(IntEnum):
     END = 18
     HEALTH = 19
     ATTACH = 20
+    FREEZE = 21
+    THAW = 22
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,14 @@ class Channel:
         (item,) = parse_items(frame.payload)
         assert item.type is Type.HEALTH, item
         return item.records()
+
+    def order(self, kind: Type, payload: bytes = b"") -> tuple[int, str]:
+        """A request that its EXIT answers: code and words."""
+        stream = self.next_stream
+        self.next_stream += 1
+        self.send(kind, payload, stream)
+        result = self.collect(stream)[stream]
+        return result.code, result.message
 
     def collect(self, *streams: int) -> dict[int, Result]:
         """Everything of these streams up to their EXIT, giving credit back as it comes."""

@@ -61,6 +61,17 @@ static int set_clock(const struct timespec *now)
     return now->tv_sec < 0 || now->tv_nsec < 0 || now->tv_nsec > 999999999 ? -1 : 0;
 }
 
+static bool freeze(pid_t keeper, struct reason *words)
+{
+    return keeper == NO_PROCESS && !refuse(words, "frozen");
+}
+
+static bool thaw(const struct thaw *thaw, struct reason *why)
+{
+    return (thaw->clock.tv_sec >= 0 && thaw->clock.tv_nsec >= 0 && thaw->clock.tv_nsec <= 999999999) ||
+           refuse(why, "no such time");
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const char boot[] = "0123456789abcdef0123456789abcdef";
@@ -77,8 +88,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     /* It serves what is there, and sees in the same turn that it is to end. */
     if (raise(SIGTERM) != 0)
         abort();
-    const struct server server = {
-        .port = ends[1], .boot = boot, .init = NO_PROCESS, .ready = ready, .set_clock = set_clock};
+    const struct server server = {.port = ends[1],
+                                  .boot = boot,
+                                  .init = NO_PROCESS,
+                                  .ready = ready,
+                                  .set_clock = set_clock,
+                                  .freeze = freeze,
+                                  .thaw = thaw};
     if (!serve(&server, &why))
         abort();
     (void)close(ends[0]);

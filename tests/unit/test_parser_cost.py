@@ -462,6 +462,7 @@ OTHERS = {
     "run:": "given to a program",
     "model.": "of other classes",
     "agent.channel:AgentChannel._open": "written",
+    "agent.channel:AgentChannel._order": "written",
     "agent.channel:AgentChannel.check_health": "written",
     "agent.files:IncomingCopy._send": "written",
     "agent.files:IncomingCopy.write": "written",

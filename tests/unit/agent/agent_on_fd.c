@@ -19,6 +19,16 @@ static int set_clock(const struct timespec *now)
     return now->tv_sec == 1700000000 ? 0 : -1;
 }
 
+static bool freeze(pid_t keeper, struct reason *words)
+{
+    return keeper == getppid() || refuse(words, "another keeper");
+}
+
+static bool thaw(const struct thaw *thaw, struct reason *why)
+{
+    return thaw->clock.tv_sec == 1700000000 || refuse(why, "it stays frozen");
+}
+
 int main(int argc, char **argv)
 {
     struct reason why;
@@ -28,6 +38,6 @@ int main(int argc, char **argv)
     if (port < 0 || fcntl(port, F_SETFL, O_NONBLOCK) != 0 || fcntl(port, F_SETFD, FD_CLOEXEC) != 0)
         return EXIT_FAILURE;
     struct server server = {
-        .port = port, .boot = argv[2], .init = getppid(), .ready = ready, .set_clock = set_clock};
+        .port = port, .boot = argv[2], .init = getppid(), .ready = ready, .set_clock = set_clock, .freeze = freeze, .thaw = thaw};
     return serve(&server, &why) ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -16,7 +16,7 @@ from hypemand.agent.channel import AgentChannel
 BOOT = "0123456789abcdef0123456789abcdef"
 DEADLINE = 20.0
 HELLO, PING, PONG, ERROR, EXEC, STARTED, DATA, CREDIT, EXIT, SIGNAL, CLOSE, SHUTDOWN = range(1, 13)
-RESIZE, FILES, CLOCK, ENTRY, HOLE, END, HEALTH, ATTACH = range(13, 21)
+RESIZE, FILES, CLOCK, ENTRY, HOLE, END, HEALTH, ATTACH, FREEZE, THAW = range(13, 23)
 WINDOW = 262144
 
 P = ParamSpec("P")
@@ -46,7 +46,8 @@ def records(*pairs: tuple[str, str]) -> bytes:
     return b"".join(f"{key}={value}\0".encode() for key, value in pairs)
 
 
-FEATURES = tuple(("feature", word) for word in ("tty", "umask", "files", "clock", "health", "attach"))
+_WORDS = ("tty", "umask", "files", "clock", "health", "attach", "freeze")
+FEATURES = tuple(("feature", word) for word in _WORDS)
 GREETING = pack(HELLO, 0, records(("version", "1"), ("boot", BOOT), ("agent", "7"), *FEATURES))
 # Of an agent that is older than anything that is a feature.
 OLD_GREETING = pack(HELLO, 0, records(("version", "1"), ("boot", BOOT), ("agent", "1")))

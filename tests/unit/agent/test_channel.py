@@ -25,6 +25,7 @@ from hypemand.budget import BURST, PER_SECOND, Budget, Price, Reserve
 from hypemand.errors import GuestError, InvalidRequest, TimedOut, WrongState
 from hypemand.model.exec import AttachRequest, ExecRequest, ExecStream
 from hypemand.model.vm import ExitReport
+from hypemand.protocol.thaw import Thaw
 from tests.unit.agent.support import (
     ATTACH,
     BOOT,
@@ -37,6 +38,7 @@ from tests.unit.agent.support import (
     EXEC,
     EXIT,
     FILES,
+    FREEZE,
     GREETING,
     HELLO,
     OLD_GREETING,
@@ -46,6 +48,7 @@ from tests.unit.agent.support import (
     SHUTDOWN,
     SIGNAL,
     STARTED,
+    THAW,
     WINDOW,
     Guest,
     connected,
@@ -489,6 +492,8 @@ async def test_an_older_agent_executes_and_is_named_for_the_rest(tmp_path: Path)
             channel.copy_in("/"),
             channel.set_clock(),
             channel.attach(AttachRequest()),
+            channel.freeze(),
+            channel.thaw(Thaw()),
         ):
             with pytest.raises(GuestError, match=r"older than this hypemand.*; restart the VM") as caught:
                 await refused
@@ -553,6 +558,49 @@ async def test_the_clock_is_set_to_the_hosts(tmp_path: Path) -> None:
             await channel.set_clock(timeout=0.05)
 
 
+# --- standby ---
+
+
+@in_loop
+async def test_a_guest_is_frozen_and_goes_on(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        assert not (await channel.ready()).frozen
+        freezing = asyncio.create_task(channel.freeze())
+        stream, _, payload = await guest.expect(FREEZE)
+        guest.exit(stream, 0, "the guest is frozen")
+        assert (payload, await freezing) == (b"", "the guest is frozen")
+        thawing = asyncio.create_task(channel.thaw(Thaw(clock_ns=5, entropy=b"e" * 64)))
+        stream, _, payload = await guest.expect(THAW)
+        assert payload == records(("clock", "5"), ("entropy", "65" * 64))
+        guest.exit(stream)
+        await thawing
+
+
+@in_loop
+async def test_a_guest_that_does_not_stand_still_or_go_on_says_why(tmp_path: Path) -> None:
+    async with greeted(tmp_path) as (channel, guest):
+        for ordered, kind, words in (
+            (channel.freeze(), FREEZE, "the guest cannot be frozen: dd waits"),
+            (channel.thaw(Thaw()), THAW, "the guest cannot go on: dd waits"),
+        ):
+            order = asyncio.create_task(ordered)
+            stream, _, _ = await guest.expect(kind)
+            guest.exit(stream, 125, "dd waits")
+            with pytest.raises(GuestError, match=words):
+                await order
+        with pytest.raises(TimedOut, match=r"did not stand still in 0\.05 s"):
+            await channel.freeze(timeout=0.05)
+        with pytest.raises(TimedOut, match=r"did not go on in 0\.05 s"):
+            await channel.thaw(Thaw(), timeout=0.05)
+
+
+@in_loop
+async def test_a_frozen_guest_says_so_when_it_is_greeted(tmp_path: Path) -> None:
+    frozen = pack(HELLO, 0, records(("version", "1"), ("boot", BOOT), ("frozen", "1")))
+    async with greeted(tmp_path, frozen) as (channel, _):
+        assert (await channel.ready()).frozen
+
+
 # --- violations ---
 
 
@@ -569,6 +617,8 @@ VIOLATIONS = {
     "FILES from the guest": pack(FILES, 1),
     "RESIZE from the guest": pack(RESIZE, 1, bytes(4)),
     "CLOCK from the guest": pack(CLOCK, 0, bytes(8)),
+    "FREEZE from the guest": pack(FREEZE, 1),
+    "THAW from the guest": pack(THAW, 1),
     "DATA on stream 0": data(0, 1),
     "DATA for nobody": data(77, 1),
     "DATA on stdin": data(1, 1, channel=0),

@@ -22,6 +22,7 @@ from hypemand.errors import GuestError, InvalidRequest, TimedOut
 from hypemand.model.exec import ExecRequest, ExecStream
 from hypemand.model.health import HealthState
 from hypemand.model.vm import ExitReport
+from hypemand.protocol.thaw import Thaw
 from tests.unit.agent.real import running, serving, spawn
 from tests.unit.agent.support import BOOT, in_loop
 
@@ -299,6 +300,19 @@ async def test_the_clock_is_set_and_a_refusal_is_told(agent: Path, tmp_path: Pat
         with pytest.raises(GuestError, match="clock cannot be set: Operation not permitted"):
             await channel.set_clock(5)
         assert await channel.ping() < 5
+
+
+@in_loop
+async def test_it_stands_still_and_starts_nothing_until_it_goes_on(agent: Path, tmp_path: Path) -> None:
+    async with serving(agent, tmp_path) as channel:
+        await channel.freeze()
+        session = await channel.exec(ExecRequest(("true",), {}, None, None, None))
+        assert (await session.wait()).message == "the guest is frozen: nothing runs in it until THAW"
+        with pytest.raises(GuestError, match="the guest cannot go on: it stays frozen"):
+            await channel.thaw(Thaw(5))
+        await channel.thaw(Thaw(1_700_000_000 * 10**9))
+        session = await channel.exec(ExecRequest(("true",), {}, None, None, None))
+        assert (await session.wait()).code == 0
 
 
 @in_loop

@@ -73,7 +73,7 @@ def test_the_longest_frame_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [(0, 1, 0, 0, 0), (0, 1, 21, 0, 0), (0, 1, DATA, 3, 0), (0, 1, DATA, 1, 1)]
+    "header", [(0, 1, 0, 0, 0), (0, 1, 23, 0, 0), (0, 1, DATA, 3, 0), (0, 1, DATA, 1, 1)]
 )
 def test_an_impossible_header_is_refused(header: tuple[int, int, int, int, int]) -> None:
     with pytest.raises(ProtocolError):
