@@ -37,7 +37,8 @@ from hypemand.vm.running import Running
 from hypemand.vm.session import Session
 from hypemand.vm.tracker import BootNotes, Moment
 from hypemand.vm.watcher import BootWatcher
-from hypemand.vmm.driver import Drive
+from hypemand.vmm.driver import Connect, Drive
+from hypemand.vmm.qemu import connect_qemu
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ async def _find_no_program(record: VmRecord, _: Definition) -> GuestConfig:
 class VmServices:
     """What all VMs share. `on_change` is called when the state of any of them has changed; `volume_disk`: the
     file that the volume of that name or id is. `open_journal` gives the journal of a boot, `log_journal` that
-    of logs; `notify` sends systemd something in the name of a VMM; `tell_event` is called with each event;
-    `find_program`: what a VM's program runs with."""
+    of logs; `notify` sends systemd something in the name of a VMM; `connect` connects to one; `tell_event` is
+    called with each event; `find_program`: what a VM's program runs with."""
 
     bus: Bus
     units: Units
@@ -65,6 +66,7 @@ class VmServices:
     open_journal: OpenJournal = BootJournal
     log_journal: LogJournal = field(default_factory=SystemLogJournal)
     notify: Notify = notify_for
+    connect: Connect = connect_qemu
     tell_event: Tell = ignore_event
     find_program: FindProgram = _find_no_program
 
@@ -326,6 +328,7 @@ class Runs:
             open_journal=self._services.open_journal,
             locate=self._locate_drive,
             notify=self._services.notify,
+            connect=self._services.connect,
         )
         self._services.watcher.add(session)
 

@@ -184,6 +184,8 @@ def _ports() -> list[str]:
 # a descriptor that QEMU was given, as a path
 _SECRETS_DISK = Path("/dev/fdset/1")
 BALLOON = "balloon"
+MEMORY_BLOCK = "microvm.ram"
+"""QEMU's name for the memory of a guest of this machine."""
 THROTTLE_GROUP = "disks"
 """Of the drives whose limits are one for all of them."""
 _DISK_DRIVE, _VOLUME_DRIVE = "disk", "volume"

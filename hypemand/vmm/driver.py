@@ -74,16 +74,22 @@ class Vmm(Protocol):
         """Let the guest go on, whatever it was stopped for, and have what could not be written tried again.
         VmmError."""
 
-    async def save(self, target: int, *, most: int, deadline: float) -> None:
-        """Write memory and devices of the guest, not its disks, to the file of the descriptor `target`, which
-        remains the caller's: at most `most` bytes in at most `deadline` seconds, in which the VMM may answer
-        nothing else. It is for a VMM of the same build and start line.
+    async def save(self, memory: int, state: int, *, size: int, user: int, deadline: float) -> None:
+        """Write the guest to the files of two descriptors, which remain the caller's: its memory, of `size`
+        bytes, to `memory`, where pages of zeros are holes; its devices, but not its disks, to `state`, at
+        most `intake.STATE_SIZE` bytes. Both are on the disk afterwards. A process of the uid `user` writes
+        them. It takes at most `deadline` seconds, in which the VMM may answer nothing else. It is for a VMM
+        of the same start line and build.
 
         The guest stands still from then on (HALTED), to be ended by `quit`, or to go on by `resume`. One that
         was not paused before runs while it is saved, and what it changes meanwhile is saved again.
 
-        VmmError, VmmTimeout; OSError when the file cannot be written. Then, and when this is cancelled, what
-        the file has is worthless; a guest that was running runs on, or `resume` has it do so.
+        VmmError, VmmTimeout; OSError when a file cannot be written, or that process cannot be started. Then,
+        and when this is cancelled, what the files have is worthless; a guest that was running runs on, or
+        `resume` has it do so.
+
+        A VMM that is started from such files is NOT_STARTED while it loads them, then PAUSED: `resume` has
+        the guest go on.
         """
 
     async def query_memory(self) -> int:

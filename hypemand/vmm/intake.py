@@ -1,72 +1,144 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes what a VMM writes to a socket into a file, as far as the file may grow."""
+"""The program that takes apart what a VMM writes when it is saved: launcher/intake.
+
+What a VMM writes is hostile: a process of its own reads it, as the VM's user, who cannot fill the space that
+file systems reserve for root.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
+import signal
 import socket
+from asyncio.subprocess import Process
 from contextlib import suppress
-from functools import partial
-from typing import TypeAlias
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
 
+from hypemand.run import ENVIRONMENT, KILL_GRACE
 from hypemand.tasks import Tasks
 from hypemand.vmm.driver import VmmError
-from hypemand.workers import Lent, Pool
 
-_CHUNK = 1024 * 1024
-# a socket, and the descriptor of a file
-_Ends: TypeAlias = tuple[socket.socket, int]
+_log = logging.getLogger(__name__)
+PROGRAM = Path("/usr/lib/hypemand/intake")
+STATE_SIZE = 16 * 1024**2
+"""Bytes that all but the memory of a guest may have. It has 100 KB."""
+_WORDS_SIZE = 1024
+
+
+class _Status(IntEnum):
+    """What it exits with: launcher/intake/fail.h."""
+
+    DONE = 0
+    FAILED = 1
+    NO_SPACE = 2
+    BAD_STREAM = 3
+    TOO_LARGE = 4
+    CUT_SHORT = 5
+
+
+class CutShort(VmmError):
+    """The VMM has ended its stream early. It knows why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a guest is saved to: descriptors of two files, `memory` and `state`, which remain the caller's.
+    `size`: bytes of memory, which is the RAM block `block`; `user`: who writes it."""
+
+    memory: int
+    state: int
+    block: str
+    size: int
+    user: int
 
 
 class Intake:
-    """One at work. `theirs` is for the VMM. `written` ends with the number of bytes when the VMM has closed
-    its end, or `cut` was called: OSError when the file cannot be written, VmmError when it would have more
-    than `most` bytes. `close` it.
+    """One at work. `theirs` is for the VMM. `ended` is there after `start`, and ends when both files are on
+    the disk: OSError when one cannot be written, VmmError where that is the VMM's fault. `close` it."""
 
-    The file is that of the descriptor `target`, from where that stands; the descriptor remains the caller's.
-    """
+    ended: asyncio.Task[None]
 
-    def __init__(self, target: int, most: int) -> None:
+    def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()
-        self._lent: Lent[_Ends] = Lent(Pool.TOOLS, (self._ours, os.dup(target)), _close)
-        work = self._lent.run(partial(_receive, most=most))
-        tasks = Tasks("a VM that is saved")
-        self.written: asyncio.Task[int] = tasks.start("intake", work, awaited=True)
+        self._process: Process | None = None
+        # of its standard error, of which no more is taken in than a pipe has
+        self._words = -1
+
+    async def start(self, program: Path, target: Target) -> None:
+        """OSError."""
+        self._words, words = os.pipe()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                program,
+                target.block,
+                *map(str, (target.size, STATE_SIZE, target.memory, target.state)),
+                stdin=self._ours.fileno(),
+                stderr=words,
+                stdout=words,
+                pass_fds=(target.memory, target.state),
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+                user=target.user,
+                group=target.user,
+                extra_groups=(),
+            )
+        finally:
+            os.close(words)
+        self.ended = Tasks("a VM that is saved").start("intake", self._await_end(self._process), awaited=True)
+
+    async def _await_end(self, process: Process) -> None:
+        code = await process.wait()
+        if code != _Status.DONE:
+            words = os.read(self._words, _WORDS_SIZE).decode(errors="replace")
+            raise _derive_error(code, words.strip().removeprefix("intake: "))
+
+    def check(self) -> None:
+        """Raise why it has failed, if it has and the VMM does not know better."""
+        error = self.ended.exception() if self.ended.done() else None
+        if error is not None and not isinstance(error, CutShort):
+            raise error
 
     def cut(self) -> None:
         """Take no more: a writer at the other end gets EPIPE."""
         with suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        """Take no more, and close all that this has opened, when no thread uses it any more. Waits for
-        nothing; how `written` ends does not matter from then on."""
+    async def close(self) -> None:
+        """End it, whatever it does, and close all that this has opened."""
         self.cut()
         self.theirs.close()
-        self._lent.close()
-        self.written.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if self._process is not None:
+            await self._end(self._process)
+        self._ours.close()
+        if self._words >= 0:
+            os.close(self._words)
+
+    async def _end(self, process: Process) -> None:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        # only one that is stuck in the kernel stays, for a disk that hangs
+        await asyncio.wait((self.ended,), timeout=KILL_GRACE)
+        if not self.ended.done():
+            _log.warning("the process %d that saves a VM does not end", process.pid)
+            self.ended.cancel()
+        self.ended.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
-def _receive(ends: _Ends, most: int) -> int:
-    connection, file = ends
-    buffer, total = memoryview(bytearray(_CHUNK)), 0
-    try:
-        while count := connection.recv_into(buffer):
-            total += count
-            if total > most:
-                raise VmmError(f"the VMM wrote more than {most} bytes")
-            chunk = buffer[:count]
-            while chunk:
-                chunk = chunk[os.write(file, chunk) :]
-    finally:
-        # a VMM that waits for its reader answers nothing
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-    return total
-
-
-def _close(ends: _Ends) -> None:
-    connection, file = ends
-    connection.close()
-    os.close(file)
+def _derive_error(code: int, words: str) -> Exception:
+    match code:
+        case _Status.NO_SPACE:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        case _Status.FAILED:
+            return OSError(errno.EIO, words)
+        case _Status.CUT_SHORT:
+            return CutShort(f"the VMM could not be saved: {words}")
+        case _Status.BAD_STREAM | _Status.TOO_LARGE:
+            return VmmError(f"the VMM could not be saved: {words}")
+    return VmmError(f"the VMM could not be saved: what takes it in ended with status {code}")

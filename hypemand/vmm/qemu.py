@@ -7,15 +7,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hypemand.budget import Budget
 from hypemand.model.evidence import RunState
 from hypemand.model.limits import DiskLimits
 from hypemand.tasks import Tasks
-from hypemand.vmm.commandline import THROTTLE_GROUP, find_drive, is_limited
+from hypemand.vmm.commandline import MEMORY_BLOCK, THROTTLE_GROUP, find_drive, is_limited
 from hypemand.vmm.driver import Drive, Ending, OnEvent, RunStateChanged, VmmError, VmmTimeout
-from hypemand.vmm.intake import Intake
+from hypemand.vmm.intake import PROGRAM, Intake, Target
 from hypemand.vmm.qmp import Qmp
 from hypemand.vmm.shutdown import Shutdown
 
@@ -52,9 +53,9 @@ _IDLE = (*_LAST, "none", None)
 # to stop the guest, QEMU waits for the requests to disks that are under way
 _PAUSE_DEADLINE = 10.0
 _QUIT_DEADLINE = 10.0
-# for a save to be given up: its thread looks up between two writes
+# for a save to be given up: its thread in QEMU looks up between two writes
 _CANCEL_DEADLINE = 10.0
-# for the thread that could not write, to say so
+# for the process that could not write, to say so
 _CAUSE_DEADLINE = 1.0
 # of drives; a VM has less than half of that
 _MOST_DRIVES = 64
@@ -90,9 +91,10 @@ class _Events:
 class Qemu:
     """See `Vmm`. Use `connect_qemu`."""
 
-    def __init__(self, qmp: Qmp, events: _Events) -> None:
+    def __init__(self, qmp: Qmp, events: _Events, program: Path) -> None:
         self._qmp = qmp
         self._events = events
+        self._program = program
 
     @property
     def is_closed(self) -> bool:
@@ -181,15 +183,16 @@ class Qemu:
         """See `Vmm`."""
         await self._qmp.execute("cont", deadline=_PAUSE_DEADLINE)
 
-    async def save(self, target: int, *, most: int, deadline: float) -> None:
+    async def save(self, memory: int, state: int, *, size: int, user: int, deadline: float) -> None:
         """See `Vmm`. By a socket, since the VMM can open no file and execute no program, and is not to fill
         the host's disks. (It would not take the descriptor of a file for long: QEMU 9.1 warns of that.)"""
         if self._events.saved is not None:
             raise VmmError("the VMM is being saved already")
         saved = self._events.saved = asyncio.get_running_loop().create_future()
-        intake = Intake(target, most)
+        intake = Intake()
         try:
             async with asyncio.timeout(deadline):
+                await intake.start(self._program, Target(memory, state, MEMORY_BLOCK, size, user))
                 await self._begin_save(intake)
                 await self._await_saved(saved, intake)
         except BaseException as error:
@@ -199,7 +202,7 @@ class Qemu:
             raise
         finally:
             self._events.saved = None
-            intake.close()
+            await intake.close()
 
     async def _begin_save(self, intake: Intake) -> None:
         events = {"capability": "events", "state": True}
@@ -210,22 +213,23 @@ class Qemu:
         await self._qmp.execute("migrate", {"uri": f"fd:{_SAVE_FD}"}, deadline=None)
 
     async def _await_saved(self, saved: asyncio.Future[str], intake: Intake) -> None:
-        """Until the VMM has said that it is saved, and all of that is written."""
+        """Until the VMM has said that it is saved, and all of that is on the disk."""
         async with Tasks("a VM that is saved") as tasks:
             closed = tasks.start("end of the VMM", self._qmp.closed.wait(), awaited=True)
+            await asyncio.wait((saved, closed, intake.ended), return_when=asyncio.FIRST_COMPLETED)
+            intake.check()
             await asyncio.wait((saved, closed), return_when=asyncio.FIRST_COMPLETED)
         if not saved.done():
             raise VmmError("the VMM ended while it was being saved")
         if saved.result() != _COMPLETED:
             await self._raise_failure(intake)
-        await asyncio.shield(intake.written)
+        await asyncio.shield(intake.ended)
 
     async def _raise_failure(self, intake: Intake) -> NoReturn:
-        """Why a save has failed: most often since the file could not be written."""
+        """Why a save has failed: most often since a file could not be written."""
         intake.cut()
-        await asyncio.wait((intake.written,), timeout=_CAUSE_DEADLINE)
-        if intake.written.done():
-            intake.written.result()
+        await asyncio.wait((intake.ended,), timeout=_CAUSE_DEADLINE)
+        intake.check()
         words = await self._query_migrate("error-desc")
         raise VmmError(f"the VMM could not be saved: {str(words or 'it does not report why')[:500]}")
 
@@ -265,7 +269,9 @@ class Qemu:
         await self.wait_closed()
 
 
-async def connect_qemu(path: str, on_event: OnEvent, name: str, budget: Budget) -> Qemu:
-    """Connect to a QEMU that listens there. See `driver.Connect`."""
+async def connect_qemu(
+    path: str, on_event: OnEvent, name: str, budget: Budget, *, program: Path = PROGRAM
+) -> Qemu:
+    """Connect to a QEMU that listens there. See `driver.Connect`. `program` takes in a VM that is saved."""
     events = _Events(on_event)
-    return Qemu(await Qmp.connect(path, events.take, name, budget), events)
+    return Qemu(await Qmp.connect(path, events.take, name, budget), events, program)

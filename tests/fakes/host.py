@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Interface
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +36,10 @@ from hypemand.unitnames import unit_name
 from hypemand.vm.runs import VmServices
 from hypemand.vm.vm import Vm
 from hypemand.vm.watcher import BootWatcher
+from hypemand.vmm.qemu import connect_qemu
 from tests.fakes.files import GuestFile
 from tests.fakes.handle import HandleProcess
+from tests.fakes.intake import find_intake
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd
@@ -79,6 +82,7 @@ class Daemon:
             open_journal=host.journal.open_boot,
             log_journal=host.journal,
             notify=host.systemd.notify,
+            connect=partial(connect_qemu, program=find_intake()),
             tell_event=events.tell,
         )
         userdb = host.folder / "userdb"

@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.migration import format_stream
+
 _THROTTLES = {"bps": "bps-total", "bps_rd": "bps-read", "bps_wr": "bps-write", "iops": "iops-total"}
 GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}
 Say = Callable[[dict[str, Any]], None]
@@ -26,13 +28,16 @@ class Refused(Exception):
 
 class Monitor:
     """The state behind the socket. `say` sends events; `on_quit` ends the process. `status`: its run state;
-    `drives`: the answer to query-block; `memory`: what is saved of the guest; `refuses`: commands that it
-    answers with an error. `orders` has every command that came."""
+    `drives`: the answer to query-block; `memory`: what the guest's memory, of `size` bytes, begins with;
+    `refuses`: commands that it answers with an error. `orders` has every command that came."""
 
     def __init__(self, say: Say, on_quit: Callable[[], None] = lambda: None) -> None:
         self.status = "running"
         self.drives: list[dict[str, object]] = []
         self.memory = b""
+        self.size = 64 * 1024**2
+        # why it cannot be saved, as it finds out when it has begun
+        self.failure = ""
         # bytes that the guest has; None: it has no balloon
         self.balloon: int | None = None
         self.keeps_memory = False
@@ -49,7 +54,8 @@ class Monitor:
         self._obeys = asyncio.Lock()
 
     def take_start_line(self, words: Sequence[str]) -> None:
-        """Its drives with their limits, and its balloon, are those of this command line."""
+        """Its memory, its drives with their limits, and its balloon are those of this command line."""
+        self.size = int(words[list(words).index("-m") + 1].removesuffix("M")) * 1024**2
         for option, value in pairwise(words):
             parts = dict(part.partition("=")[::2] for part in value.split(","))
             if option == "-drive":
@@ -57,8 +63,7 @@ class Monitor:
                 group = parts.get("throttling.group")
                 self.drives.append({"device": parts["id"], "inserted": limits, "group": group})
             elif option == "-device" and value.startswith("virtio-balloon-device"):
-                memory = words[list(words).index("-m") + 1]
-                self.balloon = int(memory.removesuffix("M")) * 1024**2
+                self.balloon = self.size
 
     async def take(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """The answer to a command that came with these descriptors."""
@@ -161,10 +166,16 @@ class Monitor:
             self._report("active")
             async with self._obeys:
                 self._switch("finish-migrate")
-                await asyncio.get_running_loop().sock_sendall(target, b"QEVM" + self.memory)
-        except OSError as error:
+                stream = format_stream(self.memory, self.size)
+                if self.failure:
+                    await asyncio.get_running_loop().sock_sendall(target, stream[:1000])
+                    target.close()
+                    await asyncio.sleep(0.05)
+                    raise Refused(self.failure)
+                await asyncio.get_running_loop().sock_sendall(target, stream)
+        except (OSError, Refused) as error:
             self._switch(before)
-            self._report("failed", **{"error-desc": f"Unable to write to socket: {error.strerror}"})
+            self._report("failed", **{"error-desc": f"Unable to write to socket: {error}"})
         except asyncio.CancelledError:
             self._switch(before)
             self._report("cancelled")

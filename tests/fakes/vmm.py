@@ -69,6 +69,26 @@ class Behaviour:
     tty: bool = False
 
 
+class DescriptorSocket(socket.socket):
+    """A Unix socket that keeps the descriptors that come with what is received by it, or by those that it
+    accepts."""
+
+    def __init__(self, kept: list[int], family: int = -1, fileno: int | None = None) -> None:
+        super().__init__(family, fileno=fileno)
+        self._kept = kept
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As it does."""
+        connection, address = super().accept()
+        return DescriptorSocket(self._kept, fileno=connection.detach()), address
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """As it does."""
+        data, fds, _, _ = socket.recv_fds(self, size, 4, flags)
+        self._kept += fds
+        return data
+
+
 class Vmm:
     """One VMM and its guest, for one run. `monitor` is what its QMP socket shows."""
 
@@ -105,6 +125,8 @@ class Vmm:
         self._fields["_TRANSPORT"] = "journal"
         self._reports: list[asyncio.StreamWriter] = []
         self._monitors: list[asyncio.StreamWriter] = []
+        # that came with commands, for the monitor to take
+        self._fds: list[int] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._said: list[bytes] = []
         self._is_up = False
@@ -119,6 +141,7 @@ class Vmm:
         self._keep_run_record()
         async with AsyncExitStack() as stack:
             stack.callback(self._unmount, self._mount())
+            stack.push_async_callback(self.monitor.close)
             handlers = {"qmp": self._qmp, "report": self._report, "agent": self._agent}
             for name in behaviour.sockets:
                 await stack.enter_async_context(self._serve(name, handlers[name]))
@@ -158,7 +181,7 @@ class Vmm:
                 self._writers.discard(writer)
 
         path.unlink(missing_ok=True)  # of a run before, as QEMU does
-        bound = socket.socket(socket.AF_UNIX)
+        bound = DescriptorSocket(self._fds, socket.AF_UNIX)
         try:
             bound.bind(str(path))
             os.chown(path, self._uid, -1)
@@ -243,7 +266,7 @@ class Vmm:
         try:
             while line := await reader.readline():
                 self._asked.set()
-                self._say(await self.monitor.take(json.loads(line), []))
+                self._say(await self.monitor.take(json.loads(line), self._fds))
         finally:
             self._monitors.remove(writer)
 

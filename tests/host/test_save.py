@@ -12,20 +12,23 @@ import pytest
 from tests.host.machine import TestHost
 from tests.host.vms import Vms, vms_of
 
-# argv: the VM's control socket, then the file to save to, or nothing: the VMM is ended
+# argv: the VM's control socket, then its memory and the folder to save to, or nothing: the VMM is ended
 DRIVE = """
 import asyncio, json, os, sys
 from hypemand.budget import Budget
 from hypemand.vmm.qemu import connect_qemu
 
-async def main(path, target=None):
+async def main(path, size=0, target=None):
     vmm = await connect_qemu(path, lambda event: None, "saved", Budget())
     if target is None:
         await vmm.quit()
         return []
     states = []
-    with open(target, "xb") as file:
-        for order in (vmm.pause, lambda: vmm.save(file.fileno(), most=2**30, deadline=60), vmm.resume):
+    with open(target + "/memory", "xb") as memory, open(target + "/state", "xb") as state:
+        def save():
+            files = memory.fileno(), state.fileno()
+            return vmm.save(*files, size=int(size), user=os.stat(path).st_uid, deadline=60)
+        for order in (vmm.pause, save, vmm.resume):
             await order()
             states.append((await vmm.query_run_state()).name)
     await vmm.close()
@@ -33,7 +36,7 @@ async def main(path, target=None):
 
 print(json.dumps(asyncio.run(main(*sys.argv[1:]))))
 """
-STATE = "/srv/saved-state"
+FOLDER = "/srv/saved"
 MIB = 1024**2
 
 
@@ -49,13 +52,18 @@ def test_a_vm_is_saved_goes_on_and_is_ended_by_the_driver(host: TestHost, vms: V
         return list(json.loads(host.run(argv, timeout=90).stdout))
 
     name = vms.run("saved")
+    memory = 128 * MIB
     vms.execute(name, "sh", "-c", "echo kept > /tmp/mark")
+    host.run(["mkdir", FOLDER])
     with vms.without_daemon():
-        assert drive(STATE) == ["PAUSED", "HALTED", "RUNNING"]
-    size = int(host.run(["stat", "--format=%s", STATE]).stdout)
-    assert 8 * MIB < size < 512 * MIB, "the memory that a guest has used"
-    assert host.run(["head", "--bytes=4", STATE]).stdout == "QEVM"
-    host.run(["rm", STATE])
+        assert drive(str(memory), FOLDER) == ["PAUSED", "HALTED", "RUNNING"]
+    stat = ["stat", "--format=%s %b", f"{FOLDER}/memory", f"{FOLDER}/state"]
+    sizes = [int(word) for word in host.run(stat).stdout.split()]
+    assert sizes[0] == memory
+    assert 8 * MIB < sizes[1] * 512 < 0.8 * memory, "the memory that a guest has used"
+    assert 16 * 1024 < sizes[2] < MIB
+    assert host.run(["head", "--bytes=4", f"{FOLDER}/state"]).stdout == "QEVM"
+    host.run(["rm", "-r", FOLDER])
     # the guest has noticed nothing
     host.wait_until(lambda: vms.state(name) == "Running", 30, "it is seen again")
     assert vms.execute(name, "cat", "/tmp/mark").strip() == "kept"

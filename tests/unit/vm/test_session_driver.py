@@ -55,7 +55,7 @@ class OtherVmm:
     async def resume(self) -> None:
         self.become(RunState.RUNNING)
 
-    async def save(self, target: int, *, most: int, deadline: float) -> None:
+    async def save(self, memory: int, state: int, *, size: int, user: int, deadline: float) -> None:
         raise VmmError("it cannot be saved")
 
     async def query_memory(self) -> int:

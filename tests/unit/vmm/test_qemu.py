@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import functools
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,14 +20,16 @@ import pytest
 from hypemand.budget import Budget
 from hypemand.model.evidence import RunState
 from hypemand.model.limits import DiskLimits
+from hypemand.vmm.commandline import MEMORY_BLOCK
 from hypemand.vmm.driver import Drive, Ending, RunStateChanged, Vmm, VmmError, VmmEvent, VmmTimeout
 from hypemand.vmm.qemu import RUN_STATES, connect_qemu
 from hypemand.vmm.shutdown import Shutdown
+from tests.fakes.intake import find_intake
 from tests.fakes.qmp import QmpServer
 
 # what a guest has in its memory, and where
 MEMORY, ADDRESS = b"what this guest knows" * 100_000, 16 * 1024 * 1024
-MOST = 1024**3
+SIZE = 64 * 1024**2
 DEADLINE = 30.0
 # of which the last is not limited
 DRIVES = ("image", "disk", "volume0", "config")
@@ -33,6 +37,31 @@ UNLIMITED = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_w
 # a VMM that runs: its socket, and what kills it
 Running: TypeAlias = tuple[Path, Callable[[], None]]
 MACHINE = ("qemu-system-x86_64", "-M", "microvm,accel=tcg", "-nodefaults", "-display", "none", "-m", "64M")
+
+
+class Saved:
+    """The files of a VM that is saved. `state` of some is another one."""
+
+    def __init__(self, folder: Path, name: str, state: str | None = None) -> None:
+        self.memory = folder / f"{name}.memory"
+        self.state = folder / f"{name}.state" if state is None else Path(state)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Saved:
+        self.files = [self._stack.enter_context(path.open("wb")) for path in (self.memory, self.state)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def has_guest(self) -> bool:
+        """Is all of it there, and sparse?"""
+        assert b"QEVM" in self.state.read_bytes()[:100]
+        assert MEMORY[:1000] not in self.state.read_bytes()
+        found = self.memory.stat()
+        return (
+            MEMORY in self.memory.read_bytes() and found.st_size == SIZE and found.st_blocks * 512 < SIZE / 4
+        )
 
 
 class Place:
@@ -44,24 +73,42 @@ class Place:
         self.events = events
         self.kill = kill
 
-    @contextlib.contextmanager
-    def open(self, name: str = "state") -> Iterator[int]:
-        """A file to save to."""
-        fd = os.open(self.folder / name if "/" not in name else name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+    def open(self, name: str = "saved", state: str | None = None) -> Saved:
+        """Files to save to."""
+        return Saved(self.folder, name, state)
 
-    async def save(self, target: int, *, most: int = MOST, deadline: float = DEADLINE) -> None:
-        await self.vmm.save(target, most=most, deadline=deadline)
+    @contextlib.contextmanager
+    def intake(self, script: str | None) -> Iterator[None]:
+        """In the place of what takes it in: a script, for which $intake is that, or nothing."""
+        program = self.folder / "intake"
+        kept = program.rename(self.folder / "intake.kept")
+        if script is not None:
+            program.write_text(f"#!/bin/sh\nintake={kept}\n{script}\n")
+            program.chmod(0o755)
+        try:
+            yield
+        finally:
+            kept.rename(program)
+
+    def runs(self, file: str) -> bool:
+        """Is there the process whose id this file has?"""
+        try:
+            return (
+                Path(f"/proc/{(self.folder / file).read_text().strip()}/stat").read_text().split()[2] != "Z"
+            )
+        except FileNotFoundError:
+            return False
+
+    async def save(self, saved: Saved, *, size: int = SIZE, deadline: float = DEADLINE) -> None:
+        memory, state = (file.fileno() for file in saved.files)
+        await self.vmm.save(memory, state, size=size, user=os.getuid(), deadline=deadline)
 
     async def is_intact(self) -> None:
         """Nothing is left of a save that came to nothing."""
         assert await self.vmm.query_run_state() is RunState.RUNNING
-        with self.open("intact") as target:
-            await self.save(target)
-        assert MEMORY[:1000] in (self.folder / "intact").read_bytes()
+        with self.open("intact") as saved:
+            await self.save(saved)
+            assert saved.has_guest()
 
 
 @asynccontextmanager
@@ -113,7 +160,8 @@ async def run_guest(folder: Path) -> AsyncIterator[Running]:
 @asynccontextmanager
 async def connected(path: Path) -> AsyncIterator[tuple[Vmm, list[VmmEvent]]]:
     events: list[VmmEvent] = []
-    vmm = await connect_qemu(str(path), events.append, "web", Budget())
+    program = Path(shutil.copy(find_intake(), path.parent))
+    vmm = await connect_qemu(str(path), events.append, "web", Budget(), program=program)
     try:
         yield vmm, events
     finally:
@@ -171,13 +219,16 @@ async def test_without_a_balloon_the_memory_of_a_guest_is_fixed(place: Place) ->
 @on_both
 async def test_a_paused_guest_is_saved_and_can_go_on(place: Place) -> None:
     await place.vmm.pause()
-    with place.open() as target:
-        os.write(target, b"header")
-        await place.save(target)
-        saved = (place.folder / "state").read_bytes()
-        assert saved.startswith(b"headerQEVM")
-        assert MEMORY[:1000] in saved
-        os.fstat(target)  # it is open as it was
+    with place.open() as saved:
+        saved.files[1].write(b"header")
+        saved.files[1].flush()
+        saved.files[0].write(b"what was there" * 1000)
+        saved.files[0].flush()
+        await place.save(saved)
+        assert saved.has_guest()
+        assert saved.state.read_bytes().startswith(b"headerQEVM")
+        for file in saved.files:
+            os.fstat(file.fileno())  # it is open as it was
     assert await place.vmm.query_run_state() is RunState.HALTED
     await place.vmm.resume()
     await place.is_intact()
@@ -185,79 +236,88 @@ async def test_a_paused_guest_is_saved_and_can_go_on(place: Place) -> None:
 
 @on_both
 async def test_a_guest_that_runs_stands_still_when_it_is_saved(place: Place) -> None:
-    with place.open() as target:
-        await place.save(target)
+    with place.open() as saved:
+        await place.save(saved)
     assert await place.vmm.query_run_state() is RunState.HALTED
 
 
 @on_both
 async def test_a_file_system_that_is_full_ends_the_save_and_not_the_guest(place: Place) -> None:
-    with place.open("/dev/full") as target, pytest.raises(OSError, match="No space left"):
-        await place.save(target)
+    with place.open(state="/dev/full") as saved, pytest.raises(OSError, match="No space left"):
+        await place.save(saved)
+    await place.vmm.resume()
     await place.is_intact()
 
 
 @on_both
-async def test_a_vmm_writes_no_more_than_it_may(place: Place) -> None:
-    with place.open() as target:
-        with pytest.raises(VmmError, match="wrote more than 100000 bytes"):
-            await place.save(target, most=100_000)
-        assert os.fstat(target).st_size <= 100_000
+async def test_a_save_ends_when_what_takes_it_in_does(place: Place) -> None:
+    for script, error, words in (
+        ("exit 2", OSError, "No space left"),
+        ("echo intake: cannot write >&2; exit 1", OSError, "cannot write"),
+        (
+            "echo intake: strange >&2; head -c 9000 >/dev/null; exit 3",
+            VmmError,
+            "could not be saved: strange",
+        ),
+        ("head -c 9000 >/dev/null; exit 4", VmmError, "could not be saved"),
+        ("kill -SEGV $$", VmmError, "ended with status -11"),
+    ):
+        with place.open() as saved, place.intake(script), pytest.raises(error, match=words):
+            await asyncio.wait_for(place.save(saved), 5)
+        assert await place.vmm.query_run_state() is RunState.RUNNING
+    with place.intake(None), place.open() as saved, pytest.raises(FileNotFoundError):
+        await place.save(saved)
+    await place.is_intact()
+
+
+@on_both
+async def test_a_vmm_with_other_memory_than_it_was_given_is_not_saved(place: Place) -> None:
+    with place.open() as saved, pytest.raises(VmmError, match=f"has {SIZE} bytes instead of {SIZE // 2}"):
+        await place.save(saved, size=SIZE // 2)
     await place.is_intact()
 
 
 @on_both
 async def test_a_disk_that_hangs_is_waited_for_no_longer_than_the_deadline(place: Place) -> None:
     """At the end of a save QEMU obeys no order until all is written."""
-    reader, target = os.pipe()  # that nobody reads
-    try:
-        with pytest.raises(VmmTimeout, match=r"not saved in 0\.3 s"):
-            await place.save(target, deadline=0.3)
+    with place.intake("sleep 100 & echo $! >$0.pid; wait"):
+        with place.open() as saved, pytest.raises(VmmTimeout, match=r"not saved in 0\.3 s"):
+            await place.save(saved, deadline=0.3)
         assert await asyncio.wait_for(place.vmm.query_run_state(), 5) is RunState.RUNNING
-    finally:
-        os.close(reader)
-        os.close(target)
+    assert not place.runs("intake.pid"), "it is ended with all that it has started"
     await place.is_intact()
 
 
 @on_both
 async def test_a_save_that_is_cancelled_leaves_the_guest_as_it_was(place: Place) -> None:
-    reader, target = os.pipe()
-    try:
-        save = asyncio.create_task(place.save(target))
+    with place.open() as saved, place.intake("exec sleep 100"):
+        save = asyncio.create_task(place.save(saved))
         await asyncio.sleep(0.1)
         save.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(save, 5)
-    finally:
-        os.close(reader)
-        os.close(target)
     await place.is_intact()
 
 
 @on_both
 async def test_there_is_one_save_at_a_time(place: Place) -> None:
-    with place.open() as target, place.open("other") as other:
-        save = asyncio.create_task(place.save(target))
+    with place.open() as saved, place.open("other") as other:
+        save = asyncio.create_task(place.save(saved))
         await asyncio.sleep(0)
         with pytest.raises(VmmError, match="being saved already"):
             await place.save(other)
         await save
-        assert os.fstat(other).st_size == 0
+        assert [os.fstat(file.fileno()).st_size for file in other.files] == [0, 0]
 
 
 @on_both
 async def test_a_vmm_that_ends_while_it_is_saved_is_reported(place: Place) -> None:
-    reader, target = os.pipe()
-    try:
-        save = asyncio.create_task(place.save(target))
+    with place.open() as saved, place.intake("exec sleep 100"):
+        save = asyncio.create_task(place.save(saved))
         await asyncio.sleep(0.1)
         place.kill()
         with pytest.raises(VmmError, match="ended while it was being saved"):
             await asyncio.wait_for(save, 5)
-    finally:
-        os.close(reader)
-        os.close(target)
 
 
 @on_both
@@ -271,21 +331,23 @@ async def test_a_vmm_is_ended_whatever_its_guest_does(place: Place) -> None:
 
 def test_what_was_saved_is_what_another_vmm_goes_on_with(tmp_path: Path) -> None:
     async def main() -> None:
-        state = tmp_path / "state"
-        async with run_guest(tmp_path) as (path, _), connected(path) as (vmm, _):
-            with state.open("wb") as file:
-                await vmm.save(file.fileno(), most=MOST, deadline=DEADLINE)
+        async with run_guest(tmp_path) as (path, kill), connected(path) as (vmm, events):
+            with Saved(tmp_path, "saved") as saved:
+                await Place(tmp_path, vmm, events, kill).save(saved)
             await vmm.quit()
-        with state.open("rb") as file:
+        backend = f"memory-backend-file,id={MEMORY_BLOCK},x-use-canonical-path-for-ramblock-id=off"
+        mapped = f"{backend},mem-path={saved.memory},share=off,size=64M"
+        with saved.state.open("rb") as file:
+            restored = ["-object", mapped, "-machine", f"memory-backend={MEMORY_BLOCK}", "-S"]
+            restored += ["-incoming", f"fd:{file.fileno()}"]
             async with (
-                run_qemu(tmp_path, *_disks(), "-incoming", f"fd:{file.fileno()}", fd=file.fileno()) as (
-                    path,
-                    _,
-                ),
+                run_qemu(tmp_path, *_disks(), *restored, fd=file.fileno()) as (path, _),
                 connected(path) as (vmm, _),
             ):
                 while await vmm.query_run_state() is RunState.NOT_STARTED:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
+                assert await vmm.query_run_state() is RunState.PAUSED
+                await vmm.resume()
                 assert await vmm.query_run_state() is RunState.RUNNING
                 found = {"val": ADDRESS, "size": len(MEMORY), "filename": str(tmp_path / "found")}
                 await vmm._qmp.execute("pmemsave", found, deadline=5.0)  # type: ignore[attr-defined]
@@ -332,8 +394,8 @@ def test_a_refused_order_has_the_vmms_words(tmp_path: Path) -> None:
 def test_a_save_that_is_refused_leaves_the_vmm_no_descriptor(tmp_path: Path, order: str) -> None:
     async def scenario(place: Place, server: QmpServer) -> None:
         server.monitor.refuses = {order}
-        with place.open() as target, pytest.raises(VmmError, match=f"{order} is refused"):
-            await place.save(target)
+        with place.open() as saved, pytest.raises(VmmError, match=f"{order} is refused"):
+            await place.save(saved)
         assert server.monitor.fds == {}
         server.monitor.refuses, server.monitor.memory = set(), MEMORY
         await place.is_intact()
@@ -345,27 +407,49 @@ def test_a_save_lasts_until_all_is_written(tmp_path: Path) -> None:
     """What the VMM has sent may be in the socket still."""
 
     async def scenario(place: Place, server: QmpServer) -> None:
-        server.monitor.memory = bytes(150_000)
-        source, target = os.pipe()
-        os.set_blocking(source, False)
-        try:
-            save = asyncio.create_task(place.save(target))
+        server.monitor.memory = bytes(range(1, 201)) * 500
+        with place.open() as saved, place.intake('sleep 0.3; exec "$intake" "$@"'):
+            save = asyncio.create_task(place.save(saved))
             while server.monitor.status != "postmigrate":  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             await place.vmm.query_run_state()
             await asyncio.sleep(0.05)
             assert not save.done()
-            size = 0
-            while size < 150_004:
-                with contextlib.suppress(BlockingIOError):
-                    size += len(os.read(source, 65536))
-                await asyncio.sleep(0)
             await save
-        finally:
-            os.close(source)
-            os.close(target)
+            assert saved.memory.read_bytes().startswith(server.monitor.memory)
 
     on_fake(scenario, tmp_path)
+
+
+def test_why_a_vmm_has_failed_is_told_by_itself(tmp_path: Path) -> None:
+    """What takes in its stream sees no more than the end of that."""
+
+    async def scenario(place: Place, server: QmpServer) -> None:
+        server.monitor.failure = "the state of a device cannot be saved"
+        with place.open() as saved, pytest.raises(VmmError, match="state of a device cannot be saved"):
+            await place.save(saved)
+
+    on_fake(scenario, tmp_path)
+
+
+def test_a_guest_is_saved_by_a_process_of_the_vms_user(tmp_path: Path) -> None:
+    async def scenario(place: Place, _server: QmpServer) -> None:
+        script = 'echo "$(id) $(ls -x /proc/self/fd)" >&2; exit 1'
+        memory, state = (file.fileno() for file in saved.files)
+        with place.intake(script), pytest.raises(OSError, match="uid=65534") as caught:
+            await place.vmm.save(memory, state, size=SIZE, user=65534, deadline=DEADLINE)
+        who, fds = str(caught.value).rpartition(")")[::2]
+        assert "gid=65534" in who
+        assert "groups=65534" in who or "groups" not in who
+        assert set(map(int, fds.rstrip("'").split())) <= {0, 1, 2, 3, memory, state}
+
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    try:
+        with Saved(tmp_path, "saved") as saved:
+            on_fake(scenario, folder)
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_why_a_vmm_ends_is_told_and_what_does_not_matter_is_not(tmp_path: Path) -> None:
