@@ -13,7 +13,7 @@ from pathlib import Path
 from hypemand.errors import HostNotReady
 
 _KVM_DEVICE = Path("/dev/kvm")
-_CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 class AccelKind(StrEnum):
@@ -44,7 +44,7 @@ def find_accel(
     choice: str = "auto",
     *,
     open_kvm: Callable[[Path], str | None] = _open_kvm,
-    cpuinfo: Path = _CPUINFO,
+    cpuinfo: Path = CPUINFO,
 ) -> Accel:
     """The accelerator to use; `choice` is `accel` of the host config.
 
@@ -76,7 +76,7 @@ def _has_virtualization_flag(cpuinfo: Path) -> bool:
     return re.search(r"^flags\s*:.*\b(vmx|svm)\b", text, re.MULTILINE) is not None
 
 
-def find_tsc_khz(cpuinfo: Path = _CPUINFO) -> int | None:
+def find_tsc_khz(cpuinfo: Path = CPUINFO) -> int | None:
     """Frequency of the time stamp counter in kHz; None where it is not known.
 
     On a CPU with a constant TSC the kernel derives bogomips from it (2 per MHz), to 0.01.

@@ -126,12 +126,17 @@ def _machine(plan: VmmPlan) -> list[str]:
     return [
         "-name", f"guest={plan.vm},debug-threads=on",
         "-uuid", _uuid(plan.vm_id),
-        "-machine", "microvm,pit=off,pic=off,isa-serial=off",
+        "-machine", MACHINE,
         "-accel", "kvm" if kvm else f"tcg,thread=single,tb-size={_TCG_BUFFER_MIB},split-wx=on",
-        "-cpu", "host" if kvm else "max",
+        "-cpu", cpu_model(plan.accel),
         "-smp", str(plan.vcpus),
         "-m", f"{plan.memory // (1024 * 1024)}M",
     ]  # fmt: skip
+
+
+def cpu_model(accel: AccelKind) -> str:
+    """QEMU's word: the host's own, or all that this build of QEMU can emulate."""
+    return "host" if accel is AccelKind.KVM else "max"
 
 
 def _uuid(vm_id: str) -> str:
@@ -184,6 +189,7 @@ def _ports() -> list[str]:
 # a descriptor that QEMU was given, as a path
 _SECRETS_DISK = Path("/dev/fdset/1")
 BALLOON = "balloon"
+MACHINE = "microvm,pit=off,pic=off,isa-serial=off"
 MEMORY_BLOCK = "microvm.ram"
 """QEMU's name for the memory of a guest of this machine."""
 THROTTLE_GROUP = "disks"

@@ -38,6 +38,11 @@ print(json.dumps(asyncio.run(main(*sys.argv[1:]))))
 """
 FOLDER = "/srv/saved"
 MIB = 1024**2
+# of the daemon's unit, those of its process
+SETTINGS = (
+    *("CapabilityBoundingSet=", "NoNewPrivileges=", "RestrictAddressFamilies=", "RestrictNamespaces="),
+    *("LockPersonality=", "MemoryDenyWriteExecute=", "SystemCall", "DevicePolicy=", "DeviceAllow="),
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +51,18 @@ def vms(host: TestHost) -> Iterator[Vms]:
         yield those
 
 
+def in_daemons_sandbox(host: TestHost) -> list[str]:
+    """What runs a program with no more rights than the daemon has: it starts one of another user."""
+    lines = host.run(["systemctl", "cat", "hypemand.service"]).stdout.splitlines()
+    settings = [line for line in lines if line.startswith(SETTINGS)]
+    assert len(settings) >= len(SETTINGS)
+    return ["systemd-run", "--quiet", "--wait", "--pipe", *(f"--property={line}" for line in settings)]
+
+
 def test_a_vm_is_saved_goes_on_and_is_ended_by_the_driver(host: TestHost, vms: Vms) -> None:
     def drive(*arguments: str) -> list[str]:
         argv = ["python3", "-c", DRIVE, f"/run/hypemand/vms/{name}/qmp.sock", *arguments]
-        return list(json.loads(host.run(argv, timeout=90).stdout))
+        return list(json.loads(host.run([*in_daemons_sandbox(host), *argv], timeout=90).stdout))
 
     name = vms.run("saved")
     memory = 128 * MIB
