@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import subprocess
+import tempfile
 import time
 import unittest
 from pathlib import Path
 
-from boot_guest import BootCase, Guest
+from boot_guest import BOOT_S, BootCase, Guest, Machine, qemu_arguments
 from frames import Channel, Type, format_records
+from saved import control, restore_arguments, save
 
 COUNTER = "i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.05; done"
 ENTROPY = os.urandom(64).hex()
@@ -38,7 +42,7 @@ def read_console(guest: Guest, seconds: float) -> str:
 class StandbyBoot(BootCase):
     @classmethod
     def change_root(cls, root: Path) -> None:
-        for applet in ("date", "mkdir"):
+        for applet in ("date", "head", "md5sum", "mkdir"):
             (root / "bin" / applet).symlink_to("busybox")
 
     def test_all_stands_still_and_goes_on(self) -> None:
@@ -75,6 +79,49 @@ class StandbyBoot(BootCase):
             self.assertNotIn("hypeman-frozen", said)
             channel.send(Type.SHUTDOWN, format_records([("grace", "5")]))
             self.assertEqual(guest.exit_report()[0], 143)
+
+    def test_a_guest_that_is_saved_goes_on_in_another_vmm(self) -> None:
+        """With all that was in its memory, which is mapped from a sparse file."""
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            machine = Machine(options=("-qmp", f"unix:{folder / 'qmp'},server=on,wait=off"))
+            filled = "head -c 20000000 /dev/urandom >/tmp/kept; md5sum </tmp/kept"
+            script = f"{filled}; {COUNTER}"
+            guest = stack.enter_context(self.guest("sh", "-c", script, machine=machine, tmpfs="/tmp"))
+            sum_before = guest.wait_for(r"([0-9a-f]{32})  -\n")[1]
+            guest.wait_for("tick 5\n")
+            with control(folder / "qmp") as qmp:
+                qmp.execute("stop")
+                memory, state = save(qmp, folder, 128 << 20)
+                qmp.execute("quit")
+            last = int(re.findall(r"tick (\d+)\n", guest.finish())[-1])
+            found = memory.stat()
+            self.assertEqual(found.st_size, 128 << 20)
+            self.assertTrue(20_000_000 < found.st_blocks * 512 < 100 << 20, found.st_blocks)
+            self.assertLess(state.stat().st_size, 1 << 20)
+            fd = os.open(state, os.O_RDONLY)
+            stack.callback(os.close, fd)
+            arguments = qemu_arguments(guest.folder, machine, self.image, guest.boot, 128)
+            again = subprocess.Popen(
+                [*arguments, *restore_arguments(memory, fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                pass_fds=(fd,),
+            )
+            stack.callback(again.communicate, timeout=BOOT_S)
+            stack.callback(again.kill)
+            restored = Guest(again, guest.folder, guest.boot)
+            with control(folder / "qmp") as qmp:
+                self.assertEqual(qmp.await_status(not_in="inmigrate"), "paused")
+                qmp.execute("cont")
+                first = int(restored.wait_for(r"tick (\d+)\n")[1])
+                self.assertEqual(first, last + 1)
+                channel = stack.enter_context(contextlib.closing(restored.channel()))
+                channel.greet()
+                said = channel.run(["sh", "-c", "md5sum </tmp/kept"]).output[1].decode()
+                self.assertEqual(said.split()[0], sum_before)
+                channel.send(Type.SHUTDOWN, format_records([("grace", "5")]))
+                self.assertEqual(restored.exit_report()[0], 143)
 
 
 if __name__ == "__main__":
