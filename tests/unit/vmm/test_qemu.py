@@ -90,6 +90,10 @@ class Place:
         finally:
             kept.rename(program)
 
+    def has(self, file: str) -> bool:
+        """Is there such a file?"""
+        return (self.folder / file).exists()
+
     def runs(self, file: str) -> bool:
         """Is there the process whose id this file has?"""
         try:
@@ -312,9 +316,11 @@ async def test_there_is_one_save_at_a_time(place: Place) -> None:
 
 @on_both
 async def test_a_vmm_that_ends_while_it_is_saved_is_reported(place: Place) -> None:
-    with place.open() as saved, place.intake("exec sleep 100"):
+    with place.open() as saved, place.intake("head -c 1 >/dev/null; touch $0.began; exec sleep 100"):
         save = asyncio.create_task(place.save(saved))
-        await asyncio.sleep(0.1)
+        while not place.has("intake.began"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # it has answered the order by then
         place.kill()
         with pytest.raises(VmmError, match="ended while it was being saved"):
             await asyncio.wait_for(save, 5)
