@@ -27,6 +27,7 @@ BOOT_DEADLINE = 90.0
 POWEROFF_DEADLINE = 60.0
 POLL = 0.05
 MOST_POLL = 1.0
+WAITED_TO_PAUSE = 25
 
 # argv: control groups to join, "--", then the overlay's options, its mount point and systemd-nspawn's argv
 LAUNCH = """
@@ -277,7 +278,8 @@ class TestHost:
 
     def wait_until(self, condition: Callable[[], T | None], deadline: float = 90, what: str = "") -> T:
         """Ask until `condition` gives something true, at most `deadline` seconds; gives that back."""
-        end = time.monotonic() + deadline
+        began = time.monotonic()
+        end = began + deadline
         while True:
             asked = time.monotonic()
             if answer := condition():
@@ -285,7 +287,7 @@ class TestHost:
             now = time.monotonic()
             if now > end:
                 raise AssertionError(f"{what or condition} not so within {deadline:g} s; at last: {answer!r}")
-            time.sleep(derive_pause(now - asked))
+            time.sleep(derive_pause(now - asked, now - began))
 
     def wait_until_succeeds(self, argv: Sequence[str], deadline: float = 90) -> Result:
         """Run a command inside again and again until it succeeds, at most `deadline` seconds."""
@@ -356,10 +358,11 @@ class TestHost:
         return leader
 
 
-def derive_pause(took: float) -> float:
-    """Seconds between two questions of which the last has taken so long: no more than half of the time is for
-    asking, which would hold up what is waited for."""
-    return min(max(POLL, took), MOST_POLL)
+def derive_pause(took: float, waited: float) -> float:
+    """Seconds between two questions of which the last has taken so long, after so long a wait: no more than
+    half of the time is for asking, which would hold up what is waited for, and what takes long may take some
+    hundredths longer."""
+    return min(max(POLL, took, waited / WAITED_TO_PAUSE), MOST_POLL)
 
 
 def _find_children(pid: int) -> list[int]:

@@ -17,7 +17,7 @@ from hypemand.model.answers.instance import Instance
 from tests.host.apiget import api_get
 from tests.host.command import Result, read_lines
 from tests.host.hypemanctl import run_hypemanctl
-from tests.host.machine import TestHost
+from tests.host.machine import POLL, TestHost
 
 STATE_CHANGED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d01"
 NEEDS_RESTART = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d04"
@@ -39,6 +39,8 @@ IS_DEAF = "trap '' TERM; echo up; while :; do sleep 1; done"
 # of what is waited for by an event: a busy machine may need ten times what a calm one does
 BOOT_DEADLINE = 180.0
 END_DEADLINE = 180.0
+# then the daemon is asked, lest a change that it has missed be waited for
+FOLLOW_SECONDS = 3.0
 
 # argv: name, uid. Prints all that a host still has of a VM beside what the daemon says.
 TRACES = """
@@ -171,17 +173,29 @@ class Vms:
 
     def wait(self, name: str, state: str, deadline: float = END_DEADLINE) -> dict[str, Any]:
         """Wait until it is in `state`; what the daemon says of it then."""
+        end = time.monotonic() + deadline
+        while True:
+            shown = self.show(name)
+            if shown["state"] != state:
+                shown = self._follow(name, state) or shown
+            if shown["state"] == state:
+                return shown
+            if time.monotonic() > end:
+                raise AssertionError(f"{name} is not {state} after {deadline:g} s; at last {shown}")
+            time.sleep(POLL)
 
-        shown: dict[str, Any] = {}
-
-        def look() -> dict[str, Any] | None:
-            shown.update(self.show(name))
-            return shown if shown["state"] == state else None
-
-        try:
-            return self.host.wait_until(look, deadline)
-        except AssertionError:
-            raise AssertionError(f"{name} is not {state} after {deadline:g} s; at last {shown}") from None
+    def _follow(self, name: str, state: str) -> dict[str, Any] | None:
+        """What the daemon tells of its changes until it is in `state`, for some seconds: to ask instead, all
+        the time, would take much of a CPU of the daemon and systemd. None if it tells nothing."""
+        last: dict[str, Any] | None = None
+        with (
+            suppress(ApiError, TimeoutError),
+            self.api.events("instances", name, "watch", timeout=FOLLOW_SECONDS) as events,
+        ):
+            for last in events:
+                if last["state"] == state:
+                    break
+        return last
 
     def unit(self, name: str, *properties: str) -> dict[str, str]:
         """Properties of its unit."""
