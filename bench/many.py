@@ -15,7 +15,7 @@ from tests.host.machine import TestHost
 from tests.host.recipe import Suite
 from tests.host.test_daemon_faults import daemon_pid
 from tests.host.test_many import COUNT, DEADLINE, RUNNING, define_many, read_rss
-from tests.host.vms import vms_of
+from tests.host.vms import Vms
 
 # In the host, so that what is measured is the daemon and not the way into the host.
 _GET = """
@@ -63,7 +63,9 @@ def restart(host: TestHost) -> None:
 
 def main() -> int:
     options = parse_options()
-    with start_host(options.suite) as host, vms_of(host) as vms, define_many(vms):
+    with start_host(options.suite) as host:
+        vms = Vms(host)
+        define_many(vms)
 
         def start_and_stop() -> None:
             host.run(["hypemanctl", "start", "--wait", "many-999"], timeout=DEADLINE)

@@ -3,9 +3,8 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 
 import pytest
 
@@ -15,6 +14,8 @@ from tests.host.test_daemon_faults import daemon_pid, wait_for_another_daemon
 from tests.host.vms import SMALL, STAYS, Vms
 
 pytestmark = pytest.mark.one_release
+
+HostFactory = Callable[..., TestHost]
 
 COUNT, RUNNING = 1000, 40
 MOST_RSS_KIB = 80 * 1024
@@ -30,29 +31,21 @@ DEADLINE = 300.0
 LOOK_S = 0.2
 
 
-@contextmanager
-def define_many(vms: Vms) -> Iterator[None]:
-    """A thousand defined VMs, gone at the end of the block."""
+def define_many(vms: Vms) -> None:
+    """Define a thousand VMs, on a host that goes with them."""
     # forty that boot at once, beside other tests, take their time
     definition = {**SMALL, "cmd": ["sh", "-c", STAYS], "disk": "10G", "boot_timeout": "300s"}
     vms.host.push("/root/many.yaml", json.dumps(definition))
     vms.host.run(["sh", "-c", WRITE, "sh", str(COUNT)], timeout=DEADLINE)
-    try:
-        vms.host.run(["hypemanctl", "reload"], timeout=DEADLINE)
-        yield
-    finally:
-        vms.host.shell("rm -f /root/many.yaml; find /etc/hypemand/vms.d -name 'many-*.yaml' -delete")
-        vms.host.run(["hypemanctl", "reload"], timeout=DEADLINE)
-        vms.host.shell(
-            "hypemanctl list | awk '/^many-/ { print $1 }' | xargs -r hypemanctl rm -f", timeout=DEADLINE
-        )
+    vms.host.run(["hypemanctl", "reload"], timeout=DEADLINE)
 
 
 @pytest.fixture
-def many(vms: Vms) -> Iterator[Vms]:
-    """A host with them."""
-    with define_many(vms):
-        yield vms
+def many(fresh_host: HostFactory) -> Vms:
+    """A host of its own with them: to remove them takes longer than to boot it."""
+    vms = Vms(fresh_host())
+    define_many(vms)
+    return vms
 
 
 def count_listed(host: TestHost) -> int:
