@@ -28,11 +28,12 @@ http:
 AUTH = "auth: {htpasswd: {realm: test, path: /srv/registry-test/htpasswd}}\n"
 
 # argv: the folder. Images of busybox in a layout: v1, v2 (another content), arm, escapes by name
-# and by link, a layer that is small until it is unpacked, and v2 packed with zstd.
+# and by link, and v2 packed with zstd.
 SETUP = r"""
 cd "$1"
-openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem
-openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.csr
+key="ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+openssl req -x509 -newkey $key -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem
+openssl req -newkey $key -subj /CN=localhost -keyout key.pem -out cert.csr
 printf 'subjectAltName=DNS:localhost\n' >san
 openssl x509 -req -in cert.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile san -out cert.pem
 mkdir -p root/bin root/etc root/opt store
@@ -65,9 +66,6 @@ umoci raw add-layer --image oci:v2 above.tar
 umoci raw add-layer --image oci:dots dots.tar
 umoci raw add-layer --image oci:link link.tar
 umoci config --image oci:arm --architecture arm64
-umoci tag --image oci:v1 bomb
-truncate -s 512M zeros; tar -cf bomb.tar zeros; umoci raw add-layer --image oci:bomb bomb.tar
-gzip bomb.tar; rm zeros
 skopeo --insecure-policy copy -q oci:oci:v1 oci:one:v1
 skopeo --insecure-policy copy -q oci:oci:v1 docker-archive:docker.tar:app:v1
 skopeo --insecure-policy copy -q --dest-compress-format zstd oci:oci:v2 oci:zstd:v2
@@ -84,11 +82,19 @@ systemd-run -q --unit=registry-stub python3 "$1/stub.py" 5003 "$1/one" "$1/stub.
 for port in 5001 5002 5003; do
     timeout 20 sh -c "until socat -u OPEN:/dev/null TCP:127.0.0.1:$port 2>/dev/null; do sleep 0.1; done"
 done
-for tag in v1 v2 dots link arm bomb; do
+for tag in v1 v2 dots link arm; do
     skopeo --insecure-policy copy -q oci:oci:$tag docker://localhost:5001/app:$tag
 done
 skopeo --insecure-policy copy -q oci:zstd:v2 docker://localhost:5001/app:zstd
 skopeo --insecure-policy copy -q --dest-creds user:secret oci:oci:v1 docker://localhost:5002/team/secret:v1
+"""
+# argv: the folder. An image with a layer that is small until it is unpacked, beside those, and that layer.
+BOMB = """
+cd "$1"
+umoci tag --image oci:v1 bomb
+truncate -s 320M zeros; tar -cf bomb.tar zeros; umoci raw add-layer --image oci:bomb bomb.tar
+gzip bomb.tar; rm zeros
+skopeo --insecure-policy copy -q oci:oci:bomb docker://localhost:5001/app:bomb
 """
 TEARDOWN = """
 systemctl stop registry-tls registry-shut registry-stub

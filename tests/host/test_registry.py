@@ -18,6 +18,7 @@ import pytest
 from tests.host.faults import ctl, host_config
 from tests.host.machine import TestHost
 from tests.host.registries import (
+    BOMB,
     HERE,
     SHUT,
     STORE,
@@ -275,6 +276,7 @@ def test_a_full_disk_leaves_nothing(host: TestHost) -> None:
 
 
 def test_a_small_layer_that_would_fill_the_disk_is_ended_and_leaves_nothing(host: TestHost) -> None:
+    host.run(["sh", "-euc", BOMB, "bomb", HERE])
     assert int(host.shell(f"du -sb {HERE}/bomb.tar.gz | cut -f1").stdout) < 3 * 2**20
     with small_store(host, "256m", "96M"):
         lowest = f"{HERE}/lowest"
