@@ -48,7 +48,7 @@ durations: ## run all tests and record how long each group of them takes, by whi
 	@$(MAKE) --no-print-directory test ARGS='--record-durations $(ARGS)'
 
 test-unit: ## unit tests alone, in seconds: those that send through the kernel are left to test
-	@$(PYTEST) tests/unit -m 'not netns' --numprocesses=3 --dist=worksteal $(ARGS)
+	@$(PYTEST) tests/unit -m 'not netns' --numprocesses=5 --dist=worksteal $(ARGS)
 
 test-host: deb ## the tests on real Debian alone; SUITES=trixie for one release
 	@$(PYTEST) -m host $(GROUPS) $(SUITE_OPTIONS) $(ARGS)

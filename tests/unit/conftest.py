@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import hypemand
+from tests.fakes.host import folder_in_memory
 
 # what takes as long as a disk, or a directory service, lets it
 _BLOCKING: tuple[tuple[Any, str], ...] = (
@@ -39,6 +40,8 @@ _AUDITED = frozenset(
 _UNAUDITED = ("stat", "lstat", "statvfs", "access", "readlink")
 # In memory: may be read in the loop, if it is bounded and small.
 _IN_MEMORY = ("/run/", "/proc/", "/sys/", "/dev/")
+# Where tests have what is on disks in production (`folder_in_memory`).
+_FOR_DISKS = "/dev/shm/"
 # What does the same with paths that are in /run in production, and in a test's own folder here.
 _OF_RUN = frozenset(
     (
@@ -74,7 +77,8 @@ class _Watch:
         if self.found is None or asyncio._get_running_loop() is None or isinstance(path, int):
             return
         text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "the folder"
-        if not text.startswith(_IN_MEMORY) and (callers := _find_callers()):
+        in_memory = text.startswith(_IN_MEMORY) and not text.startswith(_FOR_DISKS)
+        if not in_memory and (callers := _find_callers()):
             done = f"{what} {text}".strip()
             self.found.append(f"{done} in the event loop: {' > '.join(callers)}")
 
@@ -122,6 +126,20 @@ def _is_logging(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+# Of these packages, for attributes of files, disks of VMMs, and mounts; in the others a folder is a folder.
+_NEED_DISKS = frozenset(("agent", "bench", "cli", "network", "storage", "unit", "vmm"))
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A test's folder: in memory, where syncing and removing take no time, unless it has to be on a disk."""
+    if request.path.parent.name in _NEED_DISKS:
+        yield request.getfixturevalue("tmp_path")
+        return
+    with folder_in_memory() as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)

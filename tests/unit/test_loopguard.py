@@ -8,6 +8,7 @@ import os
 import pwd
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import hypemand
 from hypemand.atomic import sync_folder
 from hypemand.recordfile import read_regular
+from tests.fakes.host import folder_in_memory
 
 _ON_DISK = [
     "open(path)",
@@ -60,12 +62,14 @@ def make_coroutine(work: str) -> Any:
     return FunctionType(code, known)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A file beside an empty folder."""
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("x")
-    return tmp_path / "file"
+@pytest.fixture(params=["disk", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file beside an empty folder: on a disk, and where tests have what is on one in production."""
+    with folder_in_memory() as memory:
+        folder = memory if request.param == "memory" else tmp_path_factory.mktemp("disk")
+        (folder / "empty").mkdir()
+        (folder / "file").write_text("x")
+        yield folder / "file"
 
 
 @pytest.mark.parametrize("work", _ON_DISK)
