@@ -80,18 +80,6 @@ static void tell_ready(void)
     inside_expect(fd);
 }
 
-/* The host compares now and then. A clock that differs by no more than the way of a message stays: it would
- * go back by that each time. */
-static int set_clock(const struct timespec *now)
-{
-    static const double as_good_as_right = 0.02;
-    struct timespec mine = clock_realtime();
-    double off = difftime(now->tv_sec, mine.tv_sec) + (double)(now->tv_nsec - mine.tv_nsec) / 1e9;
-    if (off >= -as_good_as_right && off <= as_good_as_right)
-        return 0;
-    return clock_settime(CLOCK_REALTIME, now);
-}
-
 /* Who powers off: PID 1, or in systemd mode the process that init has left for that. */
 static pid_t find_init(void)
 {
@@ -115,18 +103,21 @@ static void keep_files(void)
 int main(void)
 {
     struct reason why = {""};
+    /* In exec mode there is one agent, from the boot on. */
+    bool anew = getenv("NOTIFY_SOCKET") != NULL;
     struct server server = {.port = -1,
                             .boot = boot,
                             .init = find_init(),
                             .ready = tell_ready,
-                            .set_clock = set_clock,
-                            .frozen = getenv("NOTIFY_SOCKET") != NULL && freezer_is_frozen(),
+                            .set_clock = clock_set,
+                            .frozen = anew && freezer_is_frozen(),
                             .freeze = standby_freeze,
                             .thaw = standby_thaw};
     (void)file_write("/proc/self/oom_score_adj", 0, "-1000");
     keep_files();
     groups_begin("hypeman-exec");
-    bool served = (boot_id_read(boot) || refuse(&why, "the kernel command line has no hypeman.boot=")) &&
+    bool served = ((anew ? boot_id_current(boot) : boot_id_read(boot)) ||
+                   refuse(&why, "the kernel command line has no hypeman.boot=")) &&
                   open_port(&server.port, &why) && serve(&server, &why);
     if (!served)
         (void)dprintf(STDERR_FILENO, "hypeman-agent: %s\n", why.words);

@@ -12,9 +12,9 @@
 #define AGENT_VERSION "2"
 
 struct server {
-    int port;         /* non-blocking */
-    const char *boot; /* the id of this boot */
-    pid_t init;       /* who is told to power off */
+    int port;   /* non-blocking */
+    char *boot; /* the id of this boot, which THAW may replace */
+    pid_t init; /* who is told to power off */
     void (*ready)(void);
     int (*set_clock)(const struct timespec *now); /* 0, or -1 with errno */
     bool frozen;                                  /* an agent before this one has frozen the guest */

@@ -5,6 +5,7 @@
 #include "files.h"
 #include "freezer.h"
 #include "inside.h"
+#include "renew.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -52,7 +53,11 @@ bool standby_freeze(pid_t keeper, struct reason *words)
 
 bool standby_thaw(const struct thaw *thaw, struct reason *why)
 {
-    if (clock_settime(CLOCK_REALTIME, &thaw->clock) != 0)
+    if (clock_set(&thaw->clock) != 0)
         return refuse(why, "cannot set the clock: %s", strerror(errno));
-    return entropy_add(thaw->entropy, why) && freezer_thaw(why);
+    if (!entropy_add(thaw->entropy, why) || !renew_identity(thaw, why) || !freezer_thaw(why))
+        return false;
+    if (thaw->reset_ssh_host_keys)
+        renew_ssh_host_keys();
+    return true;
 }

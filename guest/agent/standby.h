@@ -13,7 +13,8 @@
  * at most: the words say whether that was enough. False with words: nothing is frozen. */
 bool standby_freeze(pid_t keeper, struct reason *words);
 
-/* Set clock and entropy, and let all go on. False with words: what was frozen is. */
+/* Set clock and entropy, make the guest another VM if it is to be one, and let all go on. False with words:
+ * what was frozen is. */
 bool standby_thaw(const struct thaw *thaw, struct reason *why);
 
 enum { SYNC_MS = 5000 };

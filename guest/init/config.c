@@ -78,10 +78,16 @@ static bool parse_stop_signal(const char *value, int *number, struct reason *why
     return true;
 }
 
+/* What also others than a config disk say does not name it in its words. */
+static bool of_disk(bool taken, const struct reason *what, struct reason *why)
+{
+    return taken || refuse(why, "config disk: %.480s", what->words);
+}
+
 static bool check_setting(const struct record *record, struct reason *why)
 {
-    struct reason what;
-    return settings_check(record, &what) || refuse(why, "config disk: %.200s", what.words);
+    struct reason what = {""};
+    return of_disk(settings_check(record, &what), &what, why);
 }
 
 static bool take_ready(struct config *config, char *value, struct reason *why)
@@ -105,6 +111,7 @@ static bool take_record(struct config *config, const struct record *record, size
 {
     /* The records are ours to write to, and argv's type wants that. */
     char *value = config->records + (record->value - config->records);
+    struct reason what = {""};
     if (record_is(record, "version"))
         return strcmp(value, "1") == 0 ||
                refuse(why, "config disk: version %s is not known to this guest; it knows 1", value);
@@ -152,13 +159,13 @@ static bool take_record(struct config *config, const struct record *record, size
     else if (record_is(record, "volume"))
         return volume_parse(value, &config->volumes.all[config->volumes.count++], why);
     else if (record_is(record, "net"))
-        return network_add_interface(&config->network, value, why);
+        return of_disk(network_add_interface(&config->network, value, &what), &what, why);
     else if (record_is(record, "dns"))
-        return network_add_dns(&config->network, value, why);
+        return of_disk(network_add_dns(&config->network, value, &what), &what, why);
     else if (record_is(record, "search"))
-        return network_add_search(&config->network, value, why);
+        return of_disk(network_add_search(&config->network, value, &what), &what, why);
     else if (record_is(record, "host"))
-        return host_parse(value, &config->hosts.all[config->hosts.count++], why);
+        return of_disk(host_parse(value, &config->hosts.all[config->hosts.count++], &what), &what, why);
     else if (record_is(record, "ready"))
         return take_ready(config, value, why);
     return check_setting(record, why);

@@ -98,7 +98,7 @@ int headers_worker_main(void)
     char line[SENTINEL_LINE_MAX] = "";
     char boot[BOOT_ID_LENGTH + 1];
     struct reason why = {""};
-    if (!boot_id_read(boot)) {
+    if (!boot_id_current(boot)) {
         (void)dprintf(STDERR_FILENO, "hypeman-init: the kernel command line has no hypeman.boot=\n");
         return EXIT_FAILURE;
     }
@@ -106,6 +106,7 @@ int headers_worker_main(void)
     announce(line, sentinel_headers_start(line, clock_realtime(), boot));
     headers_status(HEADERS_RUNNING, NULL);
     bool ready = headers_setup(&why);
+    boot_id_renew(AT_FDCWD, boot);
     announce(line, ready ? sentinel_headers_ready(line, clock_realtime(), boot)
                          : sentinel_headers_failed(line, clock_realtime(), why.words, boot));
     headers_status(ready ? HEADERS_READY : HEADERS_FAILED, ready ? NULL : why.words);

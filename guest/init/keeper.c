@@ -108,7 +108,7 @@ static void stop_on_request(struct keeper *keeper, unsigned grace)
 }
 
 /* The image's init has had its time. */
-static _Noreturn void force_off(const struct keeper *keeper)
+static _Noreturn void force_off(struct keeper *keeper)
 {
     char line[SENTINEL_LINE_MAX] = "";
     char message[SENTINEL_MESSAGE_MAX];
@@ -116,6 +116,7 @@ static _Noreturn void force_off(const struct keeper *keeper)
         snprintf(message, sizeof message,
                  "stopped on request: powered off by force, since the image's init did not within %u s",
                  keeper->grace);
+    boot_id_renew(keeper->run, keeper->boot);
     leftover_words(message + length, sizeof message - (size_t)length);
     (void)kill(-1, SIGKILL); /* All but this process and PID 1. */
     announce(line, sentinel_exit(line, EXIT_SIGNAL_BASE + SIGKILL, message, keeper->boot));

@@ -35,7 +35,7 @@ _Noreturn void last_stage(const char *verb)
     struct last_words words = last_words_for(verb, requested);
     power_off_prepare();
     kill_the_rest();
-    if (boot_id_read(boot))
+    if (boot_id_current(boot))
         announce(line, sentinel_exit(line, 0, words.message, boot));
     sync();
     /* Nobody is left in there: with the last of its mounts the overlay ends, and with that the disk is clean.

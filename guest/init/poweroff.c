@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "poweroff.h"
 
+#include "bootid.h"
 #include "clock.h"
 #include "root.h"
 #include "sentinel.h"
@@ -9,6 +10,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <string.h>
 #include <sys/klog.h>
 #include <sys/reboot.h>
 #include <sys/wait.h>
@@ -27,6 +29,7 @@ enum {
 static bool has_acpi;
 static char crash_line[SENTINEL_LINE_MAX];
 static size_t crash_line_size;
+static char *crash_boot; /* where the boot id is in it */
 
 void power_off_prepare(void)
 {
@@ -105,6 +108,10 @@ _Noreturn void power_off(int console, int initrd, struct volumes *volumes)
 static void on_crash(int number)
 {
     (void)number;
+    char boot[BOOT_ID_LENGTH + 1];
+    memcpy(boot, crash_boot, BOOT_ID_LENGTH);
+    boot_id_renew(AT_FDCWD, boot);
+    memcpy(crash_boot, boot, BOOT_ID_LENGTH);
     int console = open("/dev/console", O_WRONLY | O_NOCTTY);
     (void)!write(console, crash_line, crash_line_size);
     sync();
@@ -115,6 +122,7 @@ void crash_handlers_install(const char *boot)
 {
     static const int fatal[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGSYS};
     crash_line_size = sentinel_exit(crash_line, 125, "hypeman-init itself has crashed", boot);
+    crash_boot = strstr(crash_line, boot);
     struct sigaction action = {.sa_handler = on_crash};
     for (size_t i = 0; i < sizeof fatal / sizeof fatal[0]; i++)
         (void)sigaction(fatal[i], &action, NULL);

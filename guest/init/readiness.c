@@ -33,7 +33,7 @@ extern char **environ;
 struct teller {
     void (*tell)(struct teller *, const struct ready_news *);
     int pipe_fd;
-    const char *boot;
+    char *boot;
     int64_t not_before;
     struct reason told;
 };
@@ -134,6 +134,7 @@ void readiness_end(const struct config *config, int console, int news)
 static void tell_host(struct teller *teller, const struct ready_news *news)
 {
     char line[SENTINEL_LINE_MAX] = "";
+    boot_id_renew(AT_FDCWD, teller->boot);
     if (news->kind == READY_PASSED)
         announce(line, sentinel_ready(line, clock_realtime(), teller->boot));
     else

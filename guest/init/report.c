@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "report.h"
 
+#include "bootid.h"
 #include "clock.h"
 #include "devices.h"
 #include "files.h"
@@ -123,34 +124,41 @@ void report_agent_ready(struct report *report)
     say(report, line, sentinel_agent_ready(line, clock_realtime(), report->boot));
 }
 
+/* The VM may have become another since it has booted. */
+static const char *current_boot(struct report *report)
+{
+    boot_id_renew(AT_FDCWD, report->boot);
+    return report->boot;
+}
+
 void report_ready(struct report *report)
 {
     char line[SENTINEL_LINE_MAX] = "";
-    say(report, line, sentinel_ready(line, clock_realtime(), report->boot));
+    say(report, line, sentinel_ready(line, clock_realtime(), current_boot(report)));
 }
 
 void report_waiting(struct report *report, const char *reason)
 {
     char line[SENTINEL_LINE_MAX] = "";
-    say(report, line, sentinel_waiting(line, clock_realtime(), reason, report->boot));
+    say(report, line, sentinel_waiting(line, clock_realtime(), reason, current_boot(report)));
 }
 
 void report_headers_start(struct report *report)
 {
     char line[SENTINEL_LINE_MAX] = "";
-    say(report, line, sentinel_headers_start(line, clock_realtime(), report->boot));
+    say(report, line, sentinel_headers_start(line, clock_realtime(), current_boot(report)));
 }
 
 void report_headers_ready(struct report *report)
 {
     char line[SENTINEL_LINE_MAX] = "";
-    say(report, line, sentinel_headers_ready(line, clock_realtime(), report->boot));
+    say(report, line, sentinel_headers_ready(line, clock_realtime(), current_boot(report)));
 }
 
 void report_headers_failed(struct report *report, const char *error)
 {
     char line[SENTINEL_LINE_MAX] = "";
-    say(report, line, sentinel_headers_failed(line, clock_realtime(), error, report->boot));
+    say(report, line, sentinel_headers_failed(line, clock_realtime(), error, current_boot(report)));
 }
 
 void report_warning(struct report *report, const char *words)
@@ -170,5 +178,5 @@ void report_exit(struct report *report, int code, const char *message)
     char line[SENTINEL_LINE_MAX] = "";
     if (report->stage_count > 0)
         report_stages(report);
-    say(report, line, sentinel_exit(line, code, message, report->boot));
+    say(report, line, sentinel_exit(line, code, message, current_boot(report)));
 }

@@ -230,7 +230,7 @@ static int tell_emergency(const char *state)
 {
     char boot[BOOT_ID_LENGTH + 1];
     char line[SENTINEL_LINE_MAX] = "";
-    if (!boot_id_read(boot))
+    if (!boot_id_current(boot))
         return EXIT_FAILURE;
     announce(line, sentinel_emergency(line, clock_realtime(), state, boot));
     return EXIT_SUCCESS;

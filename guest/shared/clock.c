@@ -26,6 +26,16 @@ struct timespec clock_realtime(void)
     return read_clock(CLOCK_REALTIME);
 }
 
+int clock_set(const struct timespec *now)
+{
+    static const double as_good_as_right = 0.02;
+    struct timespec mine = clock_realtime();
+    double off = difftime(now->tv_sec, mine.tv_sec) + (double)(now->tv_nsec - mine.tv_nsec) / 1e9;
+    if (off >= -as_good_as_right && off <= as_good_as_right)
+        return 0;
+    return clock_settime(CLOCK_REALTIME, now);
+}
+
 int deadline_timeout(int64_t deadline)
 {
     if (deadline == NO_DEADLINE)

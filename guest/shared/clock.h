@@ -12,6 +12,10 @@ int64_t clock_ms(void);
 struct timespec clock_boottime(void);
 struct timespec clock_realtime(void);
 
+/* Set CLOCK_REALTIME: 0, or -1 with errno. One that differs by no more than the way of a message stays: it
+ * would go back by that each time that the host compares. */
+int clock_set(const struct timespec *now);
+
 /* What is left, as the timeout that poll and epoll_wait take: -1 for NO_DEADLINE, 0 once it has passed. */
 int deadline_timeout(int64_t deadline);
 

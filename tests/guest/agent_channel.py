@@ -505,6 +505,14 @@ class AgentChannel(unittest.TestCase):
             ([("entropy", "0" * 127)], "THAW: entropy: expected 128 hex digits"),
             ([("entropy", "0" * 127 + "G")], "THAW: entropy: expected 128 hex digits"),
             ([("clock", "5"), ("entropy", "0" * 128)], "it stays frozen"),
+            ([("boot", BOOT[1:])], f"THAW: boot={BOOT[1:]}: expected 32 hex digits"),
+            ([("hostname", "a b")], "THAW: hostname=a b: expected a host name of at most 64 characters"),
+            ([("machine_id", "0" * 32)], f"THAW: machine_id={'0' * 32}: expected 32 hex digits"),
+            ([("net", "old_mac=x")], "THAW: net: old_mac=x: expected a MAC address"),
+            ([("net", "old_mac=52:54:00:ab:cd:01")], "THAW: net: it needs a mac"),
+            ([("dns", "here")], "THAW: dns=here: expected an address"),
+            ([("host", "name=x")], "THAW: host: it needs an address and a name"),
+            ([("reset", "all")], "THAW: reset=all is not known to this agent; it knows ssh-host-keys"),
         ):
             with self.subTest(words):
                 refused = (125, words)
@@ -514,8 +522,25 @@ class AgentChannel(unittest.TestCase):
         self.assertEqual(self.channel.order(Type.THAW, format_records(pairs)), (0, "the guest goes on"))
         assert self.agent.stdout is not None
         said = [self.agent.stdout.readline() for _ in range(2)]
-        self.assertEqual(said, [b"frozen\n", b"1700000000.000000005 abcd\n"])
+        self.assertEqual(said, [b"frozen\n", b"1700000000.000000005 abcd -\n"])
         self.assertEqual(self.channel.run(["echo", "here"]).output[1], b"here\n")
+
+    def test_a_fork_is_greeted_by_its_own_boot_id(self) -> None:
+        self.channel.greet()
+        pairs = [("clock", "1700000000000000005"), ("entropy", "0" * 128), ("hostname", "vm2")]
+        pairs += [
+            ("boot", BOOT[::-1]),
+            ("host", "address=10.0.0.1,name=vm2"),
+            ("net", "mac=52:54:00:ab:cd:01"),
+        ]
+        self.assertEqual(self.channel.order(Type.THAW, format_records(pairs)), (0, "the guest goes on"))
+        assert self.agent.stdout is not None
+        self.assertEqual(self.agent.stdout.readline(), b"1700000000.000000005 0000 vm2\n")
+        self.assertEqual(self.channel.run(["echo", "here"]).output[1], b"here\n")
+        self.channel.boot = BOOT[::-1]
+        self.assertEqual(self.channel.greet()["boot"], BOOT[::-1])
+        self.channel.send(Type.HELLO, format_records((("version", "1"), ("boot", BOOT))))
+        self.expect_refusal("boot")
 
     def test_hostile_input_is_refused(self) -> None:
         hello = format_records((("version", "1"), ("boot", BOOT)))

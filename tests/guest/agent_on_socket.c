@@ -41,12 +41,14 @@ static bool thaw(const struct thaw *thaw, struct reason *why)
 {
     if (thaw->clock.tv_sec < 1000)
         return refuse(why, "it stays frozen");
-    return dprintf(STDOUT_FILENO, "%lld.%09ld %02x%02x\n", (long long)thaw->clock.tv_sec, thaw->clock.tv_nsec,
-                   thaw->entropy[0], thaw->entropy[ENTROPY_SIZE - 1]) > 0;
+    return dprintf(STDOUT_FILENO, "%lld.%09ld %02x%02x %s\n", (long long)thaw->clock.tv_sec,
+                   thaw->clock.tv_nsec, thaw->entropy[0], thaw->entropy[ENTROPY_SIZE - 1],
+                   thaw->hostname == NULL ? "-" : thaw->hostname) > 0;
 }
 
 int main(int count, char **arguments)
 {
+    static char none[] = "";
     struct reason why;
     char groups[32];
     (void)snprintf(groups, sizeof groups, "hypeman-test-%d", (int)getpid());
@@ -56,7 +58,7 @@ int main(int count, char **arguments)
         inside_expect((int)init);
     int port = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 10);
     const struct server server = {.port = port,
-                                  .boot = count > 1 ? arguments[1] : "",
+                                  .boot = count > 1 ? arguments[1] : none,
                                   .init = getppid(),
                                   .ready = ready,
                                   .set_clock = set_clock,

@@ -215,7 +215,7 @@ class SetUp(boot_guest.BootCase):
     def test_an_etc_that_cannot_be_written_to_needs_no_name_in_hosts(self) -> None:
         etc = self.volume("etc", hosts="127.0.0.1 localhost\n", hostname="other\n")
         machine = Machine(drives=[("v", etc, True)], records=[("volume", "serial=v,path=/etc,readonly=1")])
-        script = "cat /etc/hosts; grep -m 1 hypeman-init /dev/kmsg"
+        script = "cat /etc/hosts; grep -m 1 hypeman: /dev/kmsg"
         with self.guest("sh", "-c", script, agent="0", machine=machine) as guest:
             self.assertEqual(guest.exit_report()[0], 0, guest.console)
             self.assertIn("127.0.0.1 localhost\n", guest.console)
@@ -274,7 +274,7 @@ class SetUp(boot_guest.BootCase):
             drives=[("v", etc, False)],
             records=[("volume", "serial=v,path=/etc"), ("host", "address=10.9.8.7,name=db")],
         )
-        script = "tail -c 10 /etc/hosts; grep -m 1 hypeman-init /dev/kmsg"
+        script = "tail -c 10 /etc/hosts; grep -m 1 hypeman: /dev/kmsg"
         with self.guest("sh", "-c", script, agent="0", machine=machine) as guest:
             self.assertEqual(guest.exit_report()[0], 0, guest.console)
             self.assertIn("##########", guest.console)

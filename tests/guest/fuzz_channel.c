@@ -68,13 +68,21 @@ static bool freeze(pid_t keeper, struct reason *words)
 
 static bool thaw(const struct thaw *thaw, struct reason *why)
 {
+    for (size_t i = 0; i < thaw->network.count; i++) {
+        if (thaw->network.interfaces[i].mac == NULL)
+            abort();
+    }
+    for (size_t i = 0; i < thaw->hosts.count; i++) {
+        if (thaw->hosts.all[i].address == NULL || thaw->hosts.all[i].name_count == 0)
+            abort();
+    }
     return (thaw->clock.tv_sec >= 0 && thaw->clock.tv_nsec >= 0 && thaw->clock.tv_nsec <= 999999999) ||
            refuse(why, "no such time");
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const char boot[] = "0123456789abcdef0123456789abcdef";
+    char boot[] = "0123456789abcdef0123456789abcdef";
     int ends[2];
     sigset_t end;
     struct reason why;

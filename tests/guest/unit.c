@@ -27,6 +27,7 @@
 #include "signalsets.h"
 #include "spawn.h"
 #include "stages.h"
+#include "thaw.h"
 #include "tmpfs.h"
 #include "trees.h"
 #include "unitfiles.h"
@@ -831,15 +832,81 @@ static void test_hosts(void)
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char *old = exactly(cases[i].old, strlen(cases[i].old) + 1);
-        char *text = hosts_derive(old, cases[i].name, cases[i].hosts);
+        char *text = hosts_derive(old, cases[i].name, NULL, cases[i].hosts);
         EXPECT_TEXT(text == NULL ? "nothing" : text, cases[i].wanted);
         free(old);
         /* What is right stays as it is. */
-        char *again = text == NULL ? NULL : hosts_derive(text, cases[i].name, cases[i].hosts);
+        char *again = text == NULL ? NULL : hosts_derive(text, cases[i].name, NULL, cases[i].hosts);
         EXPECT_TEXT(again == NULL ? "nothing" : again, cases[i].wanted);
         free(again);
         free(text);
     }
+}
+
+/* A fork has another name than the VM whose disk it has. */
+static void test_hosts_of_a_fork(void)
+{
+    static struct host all[] = {{.address = "10.0.0.3", .names = {"db", "db.hypeman"}, .name_count = 2},
+                                {.address = "fd00::3", .names = {"db", "db.hypeman"}, .name_count = 2}};
+    static const struct hosts others = {.all = all, .count = 2};
+    static const struct hosts none = {.all = NULL};
+    static const struct {
+        const char *name;
+        const struct hosts *hosts;
+        const char *old;
+        const char *wanted;
+    } cases[] = {
+        {"db", &others, "127.0.0.1\tlocalhost old\n::1\tlocalhost\n",
+         "127.0.0.1\tlocalhost\n::1\tlocalhost\n" BLOCK},
+        {"db", &others, "1.2.3.4 a\n127.0.1.1\told\n# BEGIN hypemand\n10.0.0.9\told\n# END hypemand\n",
+         "1.2.3.4 a\n" BLOCK},
+        {"new", &none, "1.2.3.4 a\n127.0.1.1\told\n", "1.2.3.4 a\n127.0.1.1\tnew\n"},
+        {"new", &none, "1.2.3.4 old\n127.0.1.1\tnew\n", "1.2.3.4 old\n127.0.1.1\tnew\n"},
+        {"old", &none, "1.2.3.4 a\n127.0.1.1\told\n", "1.2.3.4 a\n127.0.1.1\told\n"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *old = exactly(cases[i].old, strlen(cases[i].old) + 1);
+        char *text = hosts_derive(old, cases[i].name, "old", cases[i].hosts);
+        EXPECT_TEXT(text == NULL ? "nothing" : text, cases[i].wanted);
+        free(old);
+        free(text);
+    }
+}
+
+/* --- what a guest that goes on is told --- */
+
+#define GOES_ON "clock=1700000000000000005\0entropy=" HEX_64 HEX_64 "\0"
+#define HEX_64 "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+
+static void test_thaw(void)
+{
+    static const char all[] =
+        GOES_ON "boot=0123456789abcdef0123456789abcdef\0hostname=vm2\0"
+                "machine_id=abababababababababababababababab\0"
+                "net=old_mac=52:54:00:AB:CD:01,mac=52:54:00:ab:cd:02,address=10.0.0.3/24\0"
+                "dns=10.0.0.1\0search=lan\0host=address=10.0.0.3,name=vm2\0"
+                "reset=ssh-host-keys\0later=x";
+    struct thaw thaw;
+    struct reason why = {""};
+    char *records = exactly(all, sizeof all);
+    EXPECT(thaw_parse(records, sizeof all, &thaw, &why));
+    EXPECT(thaw.clock.tv_sec == 1700000000 && thaw.clock.tv_nsec == 5);
+    EXPECT(thaw.entropy[1] == 1 && thaw.entropy[31] == 31 && thaw.entropy[63] == 31);
+    EXPECT_TEXT(thaw.boot, "0123456789abcdef0123456789abcdef");
+    EXPECT_TEXT(thaw.hostname, "vm2");
+    EXPECT_TEXT(thaw.network.interfaces[0].old_mac, "52:54:00:ab:cd:01");
+    EXPECT(thaw.network.count == 1 && thaw.network.dns_count == 1 && thaw.network.search_count == 1);
+    EXPECT(thaw.hosts.count == 1 && thaw.reset_ssh_host_keys);
+    thaw_free(&thaw);
+    free(records);
+
+    static const char plain[] = GOES_ON;
+    records = exactly(plain, sizeof plain - 1);
+    EXPECT(thaw_parse(records, sizeof plain - 1, &thaw, &why));
+    EXPECT(thaw.boot == NULL && thaw.hostname == NULL && thaw.machine_id == NULL &&
+           !thaw.reset_ssh_host_keys);
+    thaw_free(&thaw);
+    free(records);
 }
 
 static void test_build_id(void)
@@ -1262,6 +1329,8 @@ int main(void)
     test_config_of_set_up_refused();
     test_config_of_hosts();
     test_hosts();
+    test_hosts_of_a_fork();
+    test_thaw();
     test_build_id();
     test_in_root();
     test_trees();

@@ -13,7 +13,7 @@ enum { NAME_LENGTH_MAX = 253 };
 
 /* --- what the host asks for --- */
 
-static bool name_valid(const char *name)
+bool host_name_valid(const char *name)
 {
     size_t length = strlen(name);
     for (size_t i = 0; i < length; i++) {
@@ -34,14 +34,14 @@ static bool take_field(struct host *host, const struct field *field, struct reas
     if (strcmp(field->key, "address") == 0) {
         host->address = field->value;
         return address_valid(field->value) ||
-               refuse(why, "config disk: host: address=%s: expected an address", field->value);
+               refuse(why, "host: address=%s: expected an address", field->value);
     }
     if (strcmp(field->key, "name") == 0) {
         if (host->name_count == HOST_NAMES_MAX)
-            return refuse(why, "config disk: host: expected at most %d names", HOST_NAMES_MAX);
+            return refuse(why, "host: expected at most %d names", HOST_NAMES_MAX);
         host->names[host->name_count++] = field->value;
-        return name_valid(field->value) ||
-               refuse(why, "config disk: host: name=%s: expected a host name", field->value);
+        return host_name_valid(field->value) ||
+               refuse(why, "host: name=%s: expected a host name", field->value);
     }
     return true;
 }
@@ -55,9 +55,9 @@ bool host_parse(char *value, struct host *host, struct reason *why)
             return false;
     }
     if (step == FIELDS_BROKEN)
-        return refuse(why, "config disk: host: its fields cannot be read");
+        return refuse(why, "host: its fields cannot be read");
     return (host->address != NULL && host->name_count > 0) ||
-           refuse(why, "config disk: host: it needs an address and a name");
+           refuse(why, "host: it needs an address and a name");
 }
 
 static bool names_hosts(const struct hosts *hosts, const char *name)
@@ -143,6 +143,11 @@ static bool line_is(const char *line, size_t length, const char *start, const ch
            memcmp(line + split, rest, length - split) == 0;
 }
 
+static bool is_of(const char *line, size_t length, const char *start, const char *name)
+{
+    return name != NULL && line_is(line, length, start, name);
+}
+
 /* What comes behind the block that begins with this line; NULL if it has no end. */
 static const char *skip_block(const char *line)
 {
@@ -156,10 +161,10 @@ static const char *skip_block(const char *line)
     return NULL;
 }
 
-/* The lines that are there, with the new block in the place of the old one. An address that the host knows is
- * told instead of the loopback address that an earlier boot gave the VM's name. */
-static bool add_old(struct text *text, const char *old, const char *name, const struct hosts *hosts,
-                    bool known)
+/* The lines that are there, with the new block in the place of the old one. `gone`: a name that has no
+ * loopback address any more, which an earlier boot gave it; or NULL. */
+static bool add_old(struct text *text, const char *old, const char *gone, const char *former,
+                    const struct hosts *hosts)
 {
     bool placed = false;
     while (*old != '\0') {
@@ -173,16 +178,17 @@ static bool add_old(struct text *text, const char *old, const char *name, const 
             old = behind == NULL ? next : behind;
             continue;
         }
-        if (known && line_is(old, length, "127.0.0.1\tlocalhost ", name))
+        if (is_of(old, length, "127.0.0.1\tlocalhost ", gone) ||
+            is_of(old, length, "127.0.0.1\tlocalhost ", former))
             add_word(text, "127.0.0.1\tlocalhost\n");
-        else if (!known || !line_is(old, length, "127.0.1.1\t", name))
+        else if (!is_of(old, length, "127.0.1.1\t", gone) && !is_of(old, length, "127.0.1.1\t", former))
             add(text, old, (size_t)(next - old));
         old = next;
     }
     return placed;
 }
 
-char *hosts_derive(const char *old, const char *name, const struct hosts *hosts)
+char *hosts_derive(const char *old, const char *name, const char *former, const struct hosts *hosts)
 {
     static const char loopback[] = "127.0.0.1\tlocalhost";
     static const char loopback6[] = "::1\tlocalhost ip6-localhost\n";
@@ -191,7 +197,10 @@ char *hosts_derive(const char *old, const char *name, const struct hosts *hosts)
     if (text.bytes == NULL)
         return NULL;
     text.bytes[0] = '\0';
-    bool placed = add_old(&text, old, name, hosts, known);
+    if (former != NULL && strcmp(former, name) == 0)
+        former = NULL;
+    /* An address that the host knows comes in the place of the loopback address. */
+    bool placed = add_old(&text, old, known ? name : NULL, former, hosts);
     if (*old == '\0') {
         add_word(&text, loopback);
         add_word(&text, known ? "" : " ");

@@ -28,8 +28,12 @@ struct hosts {
 /* Take the value of a `host` record, which is written to and stays in use. */
 bool host_parse(char *value, struct host *host, struct reason *why);
 
+/* Can a host have this name? At most 253 letters, digits, `-`, `.` and `_`. */
+bool host_name_valid(const char *name);
+
 /* What /etc/hosts is to be where `old` is its text ("": there is none): an allocation, or NULL without
- * memory. Lines that somebody else has written stay as they are. */
-char *hosts_derive(const char *old, const char *name, const struct hosts *hosts);
+ * memory. Lines that somebody else has written stay as they are. `former`: the name that the VM has had, or
+ * NULL. */
+char *hosts_derive(const char *old, const char *name, const char *former, const struct hosts *hosts);
 
 #endif

@@ -19,9 +19,10 @@ enum {
 };
 
 struct interface {
-    const char *mac;  /* as /sys shows it */
-    const char *name; /* that it is to have, or NULL */
-    unsigned mtu;     /* or 0 */
+    const char *mac;     /* as /sys shows it */
+    const char *old_mac; /* that it has until it is given the other, or NULL */
+    const char *name;    /* that it is to have, or NULL */
+    unsigned mtu;        /* or 0 */
     struct ip addresses[INTERFACE_ADDRESSES_MAX];
     size_t address_count;
     struct ip gateways[INTERFACE_GATEWAYS_MAX];
@@ -44,6 +45,13 @@ bool network_add_search(struct network *network, const char *value, struct reaso
 
 /* Is there anything to set up? */
 bool network_wanted(const struct network *network);
+
+/* The interfaces that are there get other MAC addresses, and these addresses and routes in place of all that
+ * they have. One that has no `old_mac`, or has the new one already, is found by that. */
+bool network_readdress(const struct network *network, struct reason *why);
+
+/* Write /etc/resolv.conf to the root at `path`, in place of what is there. */
+bool network_write_resolver(const struct network *network, const char *path, struct reason *why);
 
 /* Set it all up; resolv.conf is written to the root at `path`, in place of what the image has there.
  * Interfaces that are not there yet are waited for. */

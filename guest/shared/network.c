@@ -14,6 +14,7 @@
 #include <limits.h>
 #include <net/if.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -64,7 +65,7 @@ static bool name_valid(const char *name)
 
 static bool wrong(const struct field *field, const char *expected, struct reason *why)
 {
-    return refuse(why, "config disk: net: %s=%s: expected %s", field->key, field->value, expected);
+    return refuse(why, "net: %s=%s: expected %s", field->key, field->value, expected);
 }
 
 static bool take_field(struct interface *interface, const struct field *field, struct reason *why)
@@ -72,6 +73,10 @@ static bool take_field(struct interface *interface, const struct field *field, s
     unsigned long number;
     if (strcmp(field->key, "mac") == 0) {
         interface->mac = field->value;
+        return parse_mac(field->value) || wrong(field, "a MAC address", why);
+    }
+    if (strcmp(field->key, "old_mac") == 0) {
+        interface->old_mac = field->value;
         return parse_mac(field->value) || wrong(field, "a MAC address", why);
     }
     if (strcmp(field->key, "name") == 0) {
@@ -99,7 +104,7 @@ static bool take_field(struct interface *interface, const struct field *field, s
 bool network_add_interface(struct network *network, char *value, struct reason *why)
 {
     if (network->count == NETWORK_INTERFACES_MAX)
-        return refuse(why, "config disk: net: expected at most %d", NETWORK_INTERFACES_MAX);
+        return refuse(why, "net: expected at most %d", NETWORK_INTERFACES_MAX);
     struct interface *interface = &network->interfaces[network->count++];
     struct field field;
     enum fields_step step;
@@ -108,17 +113,17 @@ bool network_add_interface(struct network *network, char *value, struct reason *
             return false;
     }
     if (step == FIELDS_BROKEN)
-        return refuse(why, "config disk: net: its fields cannot be read");
-    return interface->mac != NULL || refuse(why, "config disk: net: it needs a mac");
+        return refuse(why, "net: its fields cannot be read");
+    return interface->mac != NULL || refuse(why, "net: it needs a mac");
 }
 
 bool network_add_dns(struct network *network, const char *value, struct reason *why)
 {
     struct ip ip;
     if (!parse_ip(value, &ip))
-        return refuse(why, "config disk: dns=%s: expected an address", value);
+        return refuse(why, "dns=%s: expected an address", value);
     if (network->dns_count == NETWORK_DNS_MAX)
-        return refuse(why, "config disk: dns=%s: expected at most %d", value, NETWORK_DNS_MAX);
+        return refuse(why, "dns=%s: expected at most %d", value, NETWORK_DNS_MAX);
     network->dns[network->dns_count++] = value;
     return true;
 }
@@ -131,9 +136,9 @@ bool network_add_search(struct network *network, const char *value, struct reaso
             length = 0;
     }
     if (length == 0 || length > UCHAR_MAX)
-        return refuse(why, "config disk: search=%s: expected a domain", value);
+        return refuse(why, "search=%s: expected a domain", value);
     if (network->search_count == NETWORK_SEARCH_MAX)
-        return refuse(why, "config disk: search=%s: expected at most %d", value, NETWORK_SEARCH_MAX);
+        return refuse(why, "search=%s: expected at most %d", value, NETWORK_SEARCH_MAX);
     network->search[network->search_count++] = value;
     return true;
 }
@@ -223,9 +228,72 @@ static bool configure_all(const struct network *network, int netlink, int64_t de
     return true;
 }
 
+/* --- other addresses --- */
+
+static bool find_present(const struct network *network, unsigned *indexes, struct reason *why)
+{
+    for (size_t i = 0; i < network->count; i++) {
+        char name[DEVICE_PATH_SIZE];
+        const struct interface *interface = &network->interfaces[i];
+        const char *old = interface->old_mac == NULL ? interface->mac : interface->old_mac;
+        if (!find_interface(old, name) && !find_interface(interface->mac, name))
+            return refuse(why, "network: the guest has no interface with the MAC address %s", old);
+        indexes[i] = if_nametoindex(name);
+        if (indexes[i] == 0)
+            return refuse(why, "network: cannot find %s again: %s", name, strerror(errno));
+    }
+    return true;
+}
+
+/* One that was parsed. */
+static void mac_bytes(const char *mac, uint8_t bytes[6])
+{
+    for (size_t i = 0; i < 6; i++)
+        bytes[i] = (uint8_t)strtoul(mac + 3 * i, NULL, 16);
+}
+
+/* First all without addresses: two may have each other's. */
+static bool clear_all(const struct network *network, int netlink, const unsigned *indexes, struct reason *why)
+{
+    for (size_t i = 0; i < network->count; i++) {
+        if (!netlink_down(netlink, indexes[i]) || !netlink_flush(netlink, indexes[i]))
+            return refuse(why, "network: cannot take its addresses from %s: %s", network->interfaces[i].mac,
+                          strerror(errno));
+    }
+    return true;
+}
+
+static bool readdress_all(const struct network *network, int netlink, struct reason *why)
+{
+    uint8_t bytes[6];
+    unsigned indexes[NETWORK_INTERFACES_MAX] = {0};
+    if (!find_present(network, indexes, why) || !clear_all(network, netlink, indexes, why) ||
+        !rename_all(network, netlink, indexes, why))
+        return false;
+    for (size_t i = 0; i < network->count; i++) {
+        const struct interface *interface = &network->interfaces[i];
+        mac_bytes(interface->mac, bytes);
+        if (!netlink_mac(netlink, indexes[i], bytes))
+            return refuse(why, "network: cannot set the MAC address %s: %s", interface->mac, strerror(errno));
+        if (!configure(interface, netlink, indexes[i], why))
+            return false;
+    }
+    return true;
+}
+
+bool network_readdress(const struct network *network, struct reason *why)
+{
+    int netlink = netlink_open();
+    if (netlink < 0)
+        return refuse(why, "network: cannot talk to the kernel: %s", strerror(errno));
+    bool done = readdress_all(network, netlink, why);
+    close_fd(&netlink);
+    return done;
+}
+
 /* --- who resolves names --- */
 
-static bool write_resolver(const struct network *network, const char *path, struct reason *why)
+bool network_write_resolver(const struct network *network, const char *path, struct reason *why)
 {
     char text[(NETWORK_DNS_MAX + NETWORK_SEARCH_MAX) * LINE_SIZE];
     size_t used = 0;
@@ -254,6 +322,6 @@ bool network_setup(const struct network *network, const char *path, int64_t dead
     bool done = configure_all(network, netlink, deadline, why);
     close_fd(&netlink);
     if (done && network->dns_count + network->search_count > 0)
-        done = write_resolver(network, path, why);
+        done = network_write_resolver(network, path, why);
     return done;
 }

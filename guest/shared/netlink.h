@@ -17,6 +17,15 @@ struct ip {
 /* A socket, or -1 with errno. */
 int netlink_open(void);
 
+/* Bring an interface down: what was routed by it goes. */
+bool netlink_down(int netlink, unsigned interface);
+
+/* Give it another MAC address. */
+bool netlink_mac(int netlink, unsigned interface, const uint8_t mac[6]);
+
+/* Take all its addresses from it. */
+bool netlink_flush(int netlink, unsigned interface);
+
 bool netlink_rename(int netlink, unsigned interface, const char *name);
 
 /* Set the MTU (0: leave it) of an interface and bring it up. */

@@ -2,6 +2,7 @@
 #include "machineid.h"
 
 #include "files.h"
+#include "inroot.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -48,4 +49,33 @@ bool machine_id_share(int root, int upper)
     if (unlinkat(root, DBUS_NEW, 0) != 0 && errno != ENOENT)
         return false;
     return symlinkat("/" SYSTEMD_ID, root, DBUS_NEW) == 0 && renameat(root, DBUS_NEW, root, DBUS_ID) == 0;
+}
+
+/* Where /etc cannot be written to as it boots, systemd mounts a file of /run there. */
+static bool write_id(int etc, const char *text)
+{
+    return file_replace(etc, "machine-id", text) ||
+           (errno == EBUSY && file_write("/run/machine-id", O_TRUNC, text));
+}
+
+/* D-Bus may have a file of its own, which is to say the same. */
+static bool write_dbus_id(const char *text)
+{
+    char id[MACHINE_ID_LENGTH + 1];
+    int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    bool done = !read_id(root, DBUS_ID, id) || file_write("/" DBUS_ID, O_TRUNC | O_NOFOLLOW, text);
+    close_fd(&root);
+    return done;
+}
+
+bool machine_id_set(const char *id, struct reason *why)
+{
+    char text[MACHINE_ID_LENGTH + 2];
+    (void)snprintf(text, sizeof text, "%s\n", id);
+    int etc = folder_make("/etc", 0755) ? open("/etc", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    bool written = etc >= 0 && write_id(etc, text) && write_dbus_id(text);
+    if (!written)
+        (void)refuse(why, "cannot write the machine id: %s", strerror(errno));
+    close_fd(&etc);
+    return written;
 }

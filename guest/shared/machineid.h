@@ -4,6 +4,8 @@
 #ifndef HYPEMAN_MACHINEID_H
 #define HYPEMAN_MACHINEID_H
 
+#include "reason.h"
+
 #include <stdbool.h>
 
 enum { MACHINE_ID_LENGTH = 32 };
@@ -18,5 +20,9 @@ bool machine_id_is_own(int upper, int image);
 /* Let D-Bus have systemd's id, in the root at `root`, instead of one that is a file of the image. False with
  * errno. */
 bool machine_id_share(int root, int upper);
+
+/* Give the guest another id, in the root that is ours: it is what programs read that start from then on.
+ * False with words. */
+bool machine_id_set(const char *id, struct reason *why);
 
 #endif
