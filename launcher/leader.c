@@ -72,6 +72,7 @@ int start_leader(const char *runtime)
             _exit(1);
         (void)prctl(PR_SET_NAME, "vm-leader");
         (void)close(FD_SECRETS);
+        (void)close(FD_STATE);
         lead(runtime, &signals);
     }
     int error = errno;

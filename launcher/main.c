@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/* ExecStart= of a VM's unit: launcher [--secrets=NAME,...] RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM
- * ARGUMENT...
+/* ExecStart= of a VM's unit: launcher [--secrets=NAME,...] [--restore=STATE,BOOT,COUNT] RUNTIME_DIR
+ * TAP_SOCKET|- KERNEL_WORDS VMM ARGUMENT...
  *
  * It becomes the VMM, with descriptors for its TAP device, its sockets (ports.h) and the disk with the
  * guest's secrets (secrets.h), fewer rights than it had itself (filter.h), and -append with the boot id: a
- * new one for every start, also for a restart that systemd makes alone, and kept beside the run's id
+ * new one for every cold start, also for a restart that systemd makes alone, and kept beside the run's id
  * (bootid.h). Beside the VMM it leaves the process that machinectl signals (leader.h).
+ *
+ * With --restore it goes on from a saved VM (saved.h), as long as STATE is there: by the last COUNT
+ * arguments, which a cold start goes without, and with the boot id that the guest has.
  *
  * It takes no memory but its stack, and needs no daemon: the TAP device is the network service's to open
  * (tap.h), which systemd starts if need be. */
@@ -18,6 +21,7 @@
 #include "filter.h"
 #include "leader.h"
 #include "ports.h"
+#include "saved.h"
 #include "say.h"
 #include "secrets.h"
 #include "tap.h"
@@ -48,16 +52,16 @@ static int open_descriptors(const char *runtime, const char *tap)
     return 0;
 }
 
-/* The kernel's command line, with a boot id that is on record. Returns 0 or -1; it has said why. */
-static int compose_line(char *line, const char *runtime, const char *words)
+/* The kernel's command line, with a boot id that is on record: `boot` or, where that is empty, a new one.
+ * Returns 0 or -1; it has said why. */
+static int compose_line(char *line, const char *runtime, const char *words, char boot[ID_LENGTH + 1])
 {
     const char *run = getenv("INVOCATION_ID");
-    char boot[ID_LENGTH + 1];
     if (!is_id(run)) {
         say("INVOCATION_ID is not 32 hex digits; this program must be started by systemd");
         return -1;
     }
-    if (make_boot_id(boot) < 0) {
+    if (boot[0] == '\0' && make_boot_id(boot) < 0) {
         say("cannot generate a boot id: %s", strerror(errno));
         return -1;
     }
@@ -73,29 +77,52 @@ static int compose_line(char *line, const char *runtime, const char *words)
     return 0;
 }
 
-/* Before the leader is started: with it this process loses the right to its own /proc. */
-static int take_secrets(int *argc, char ***argv)
+/* The value of an option, which is taken from the arguments; NULL if it is not the first of them. */
+static const char *take_option(int *argc, char ***argv, const char *option)
 {
-    static const char option[] = "--secrets=";
-    if (*argc < 2 || strncmp((*argv)[1], option, sizeof(option) - 1) != 0)
-        return 0;
-    int made = make_secrets((*argv)[1] + sizeof(option) - 1);
+    size_t length = strlen(option);
+    if (*argc < 2 || strncmp((*argv)[1], option, length) != 0)
+        return NULL;
     ++*argv;
     --*argc;
-    return made;
+    return (*argv)[0] + length;
+}
+
+/* Whether the VM is restored, and with which boot id: without the arguments for that, if it is not. Returns 0
+ * or -1; it has said why. */
+static int choose_start(int *argc, const char *restore, char boot[ID_LENGTH + 1])
+{
+    struct saved saved;
+    if (restore == NULL)
+        return 0;
+    if (parse_saved(restore, &saved) < 0)
+        return -1;
+    int found = open_saved(&saved);
+    if (found > 0)
+        memcpy(boot, saved.boot, ID_LENGTH + 1);
+    else
+        *argc -= (int)saved.arguments;
+    return found < 0 ? -1 : 0;
 }
 
 int main(int argc, char **argv)
 {
     static char append[] = "-append";
     static char line[WORDS_SIZE];
-    if (take_secrets(&argc, &argv) < 0)
+    char boot[ID_LENGTH + 1] = "";
+    const char *secrets = take_option(&argc, &argv, "--secrets=");
+    const char *restore = take_option(&argc, &argv, "--restore=");
+    /* before the leader is started: with it this process loses the right to its own /proc */
+    if (secrets != NULL && make_secrets(secrets) < 0)
+        return EXIT_FAILURE;
+    if (choose_start(&argc, restore, boot) < 0)
         return EXIT_FAILURE;
     if (argc <= VMM) {
-        say("usage: launcher [--secrets=NAME,...] RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM ARGUMENT...");
+        say("usage: launcher [--secrets=NAME,...] [--restore=STATE,BOOT,COUNT] RUNTIME_DIR TAP_SOCKET|- "
+            "KERNEL_WORDS VMM ARGUMENT...");
         return EXIT_FAILURE;
     }
-    if (compose_line(line, argv[RUNTIME], argv[WORDS]) < 0)
+    if (compose_line(line, argv[RUNTIME], argv[WORDS], boot) < 0)
         return EXIT_FAILURE;
     /* before there is a descriptor that it could hold, but for that of the secrets, which it closes */
     if (start_leader(argv[RUNTIME]) < 0) {
@@ -114,6 +141,7 @@ int main(int argc, char **argv)
     memmove(vmm, argv + VMM, given * sizeof(*vmm));
     vmm[given] = append;
     vmm[given + 1] = line;
+    vmm[given + 2] = NULL; /* in the place of what a cold start goes without */
     execv(vmm[0], vmm);
     say("cannot execute %s: %s", vmm[0], strerror(errno));
     return EXIT_FAILURE;

@@ -11,6 +11,7 @@ enum fd_number {
     FD_REPORT = 6,
     FD_STOP = 7,
     FD_SECRETS = 8,
+    FD_STATE = 9, /* of a saved VM */
     FD_FREE = 16, /* the launcher's own are from here on */
 };
 

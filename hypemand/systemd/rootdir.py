@@ -67,6 +67,16 @@ class Own:
         return self.base / "headers"
 
     @property
+    def memory(self) -> Path:
+        """The guest's memory, of a VM that was saved."""
+        return self.base / "memory"
+
+    @property
+    def saved(self) -> Path:
+        """The state of its devices."""
+        return self.base / "state"
+
+    @property
     def tap(self) -> Path:
         """The network service's socket for its TAP device."""
         return self.base / "tap.sock"
@@ -84,7 +94,7 @@ class Own:
         """Make the mount points in a root, or those that are missing."""
         (root / self.runtime.relative_to("/")).mkdir(mode=0o755, parents=True, exist_ok=True)
         volumes = (self.volume(number) for number in range(MAX_VOLUMES))
-        shared = (self.image, self.kernel, self.initrd, self.headers)
+        shared = (self.image, self.kernel, self.initrd, self.headers, self.memory, self.saved)
         for path in (self.disk, *shared, self.tap, self.journal, *volumes):
             (root / path.relative_to("/")).touch(mode=0o444)
 
@@ -147,12 +157,13 @@ def root_properties(
     readable: Iterable[tuple[Path, Path]],
     writable: Sequence[tuple[Path, Path]],
     volumes: Sequence[tuple[Path, Path]] = (),
-    sockets: Sequence[tuple[Path, Path]] = (),
+    passing: Sequence[tuple[Path, Path]] = (),
 ) -> list[Property]:
     """Properties of a unit whose main process runs in `root`. Of each pair the first is the path on the host,
     the second the one that the process sees. `volumes` are written to like `writable`, and are not named to
-    systemd again: a file that is bound stays writable, and one mount less for each is quicker. A socket of
-    `sockets` that is not there is left out: who connects to it can say so, and systemd could not."""
+    systemd again: a file that is bound stays writable, and one mount less for each is quicker. What of
+    `passing` is not there is left out: who connects to a socket can say so, and systemd could not; and a saved
+    VM is there for one start."""
     read = [(str(path), str(inside), False, 0) for path, inside in ((_USR, _USR), *readable)]
     return [
         ("RootDirectory", "s", str(root)),
@@ -166,7 +177,7 @@ def root_properties(
             "a(ssbt)",
             [
                 *((str(host), str(inside), False, 0) for host, inside in (*writable, *volumes)),
-                *((str(host), str(inside), True, 0) for host, inside in sockets),
+                *((str(host), str(inside), True, 0) for host, inside in passing),
             ],
         ),
         # + : as the process sees them

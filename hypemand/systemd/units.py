@@ -40,7 +40,8 @@ class UnitPlan:
     daemon call for it?
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
-    on the host and the one in `root`. `sockets`: those it connects to, likewise. `secrets`: its credentials.
+    on the host and the one in `root`. `sockets`: those it connects to, likewise; `saved`: what it is restored
+    from, which is there for one start. `secrets`: its credentials.
     """
 
     vm: str
@@ -65,6 +66,7 @@ class UnitPlan:
     extra: Mapping[str, tuple[str, ...]]
     volumes: tuple[tuple[Path, Path], ...] = ()
     sockets: tuple[tuple[Path, Path], ...] = ()
+    saved: tuple[tuple[Path, Path], ...] = ()
     secrets: tuple[Secret, ...] = ()
 
 
@@ -144,7 +146,7 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         readable=plan.readable,
         writable=plan.writable,
         volumes=plan.volumes,
-        sockets=plan.sockets,
+        passing=(*plan.sockets, *plan.saved),
     )
     properties += sandbox_properties(kvm=plan.kvm)
     properties += _credentials(plan.secrets)

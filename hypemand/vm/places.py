@@ -11,6 +11,7 @@ from hypemand.systemd.rootdir import Own
 
 CONFIG_DISK = "config.img"
 FILES_DISK = "files.img"
+STANDBY = "standby"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class Places:
     def disk(self) -> Path:
         """The VM's disk."""
         return self.state / DISK
+
+    @property
+    def standby(self) -> Path:
+        """What a VM in Standby goes on from."""
+        return self.state / STANDBY
 
     @property
     def templates(self) -> Path:

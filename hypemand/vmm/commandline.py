@@ -22,6 +22,7 @@ from hypemand.vmm.driver import Drive
 TAP_FD = 3
 PORT_FDS = {CONTROL: 4, "agent": 5, "report": 6, "stop": 7}
 SECRETS_FD = 8
+STATE_FD = 9
 _TCG_BUFFER_MIB = 64
 _KERNEL_WORDS = ("console=hvc0", "quiet")
 # TCG emulates the host's time stamp counter, and nothing that a busy host lets a guest calibrate it with:
@@ -61,6 +62,18 @@ class VmmFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedFiles:
+    """What a restore goes on from: the guest's memory and the state of its devices (`Vmm.save`), in the VMM's
+    root. `boot`: the boot id that the guest has, or is to have. `is_shared`: the memory is others' too, so
+    that the VMM may not write to its file; QEMU cannot do with that before 8.2."""
+
+    memory: Path
+    state: Path
+    boot: str
+    is_shared: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NetDevice:
     """A network device, on the TAP device that the launcher brings."""
 
@@ -85,9 +98,34 @@ class VmmPlan:
     balloon: bool = False
 
 
-def start_line(plan: VmmPlan) -> tuple[str, ...]:
-    """What the launcher executes: the kernel's words, to which it adds the boot id, and the command line."""
-    return (kernel_words(plan), *qemu_arguments(plan))
+def start_line(plan: VmmPlan, saved: SavedFiles | None = None) -> tuple[str, ...]:
+    """What the launcher executes: the kernel's words, to which it adds the boot id, and the command line,
+    which ends with `restore_arguments` where a VM is `saved`."""
+    restore = () if saved is None else restore_arguments(plan, saved)
+    return (kernel_words(plan), *qemu_arguments(plan), *restore)
+
+
+# what the machine calls its memory, so that a saved one finds it
+_MEMORY = "microvm.ram"
+
+
+def restore_arguments(plan: VmmPlan, saved: SavedFiles) -> tuple[str, ...]:
+    """What makes of a boot a VM that was saved with the same command line: its memory is the file, mapped
+    privately, so that pages are read when they are used. The guest's CPUs wait for `Vmm.resume`."""
+    memory = (
+        f"memory-backend-file,id={_MEMORY},x-use-canonical-path-for-ramblock-id=off,"
+        f"mem-path={_quote(saved.memory)},size={plan.memory // (1024 * 1024)}M,share=off"
+    )
+    # QEMU 9.1 takes a file by its path, and warns of a descriptor
+    source = f"file:{saved.state}" if saved.is_shared else f"fd:{STATE_FD}"
+    return (
+        "-object", memory + (",readonly=on,rom=off" if saved.is_shared else ""),
+        "-machine", f"memory-backend={_MEMORY}",
+        # it tells when it has loaded
+        "-global", "migration.x-events=on",
+        "-incoming", source,
+        "-S",
+    )  # fmt: skip
 
 
 def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 LAUNCHER, VMM = sys.argv[1:3]
+BOOT = "b0" * 16
 RUN = "0123456789abcdef0123456789abcdef"
 DEADLINE = 10.0
 POWEROFF = 38
@@ -80,12 +81,19 @@ class WholeTest(unittest.TestCase):
         self.tap = self.runtime / "tap"
 
     def launch(
-        self, *words: str, tap: str = "-", run: str = RUN, secrets: str = "", credentials: str = ""
+        self,
+        *words: str,
+        tap: str = "-",
+        run: str = RUN,
+        secrets: str = "",
+        credentials: str = "",
+        restore: str = "",
     ) -> subprocess.Popen[str]:
         """Start it, with the VMM's arguments."""
         env = {"INVOCATION_ID": run} if run else {}
         env |= {"CREDENTIALS_DIRECTORY": credentials} if credentials else {}
         options = [f"--secrets={secrets}"] if secrets else []
+        options += [f"--restore={restore}"] if restore else []
         argv = [LAUNCHER, *options, str(self.runtime), tap, "quiet", VMM, *words]
         process = subprocess.Popen(
             argv,
@@ -103,9 +111,11 @@ class WholeTest(unittest.TestCase):
             self.addCleanup(stream.close)
         return process
 
-    def run_it(self, *words: str, tap: str = "-", run: str = RUN) -> tuple[int, list[str], str]:
+    def run_it(
+        self, *words: str, tap: str = "-", run: str = RUN, restore: str = ""
+    ) -> tuple[int, list[str], str]:
         """Exit status, lines and errors of a start that ends by itself."""
-        process = self.launch(*words, tap=tap, run=run)
+        process = self.launch(*words, tap=tap, run=run, restore=restore)
         told, errors = process.communicate(timeout=3 * DEADLINE)
         return process.returncode, told.splitlines(), errors
 
@@ -127,6 +137,46 @@ class WholeTest(unittest.TestCase):
             starts.append((self.runtime / "run").read_text().split())
         self.assertEqual([run for run, _ in starts], [RUN, RUN])
         self.assertNotEqual(starts[0][1], starts[1][1])
+
+    def test_a_saved_vm_is_restored_with_the_boot_id_that_it_has(self) -> None:
+        """By the last arguments; the state of its devices is open, at its place, to be read."""
+        state = self.runtime / "state"
+        state.write_bytes(b"state")
+        status, lines, errors = self.run_it("-m", "128M", "-S", "in", restore=f"{state},{BOOT},2")
+        self.assertEqual((status, errors), (0, ""))
+        arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
+        self.assertEqual(arguments, ["-m", "128M", "-S", "in", "-append", f"quiet hypeman.boot={BOOT}"])
+        self.assertEqual((self.runtime / "run").read_text(), f"{RUN} {BOOT}\n")
+        self.assertIn("fd 9 file", lines)
+
+    def test_a_cold_start_is_left_where_the_state_has_gone(self) -> None:
+        """As at a restart that systemd makes alone: nothing is bound at its place then, or an empty file."""
+        state = self.runtime / "state"
+        for make in (lambda: None, state.touch):
+            make()
+            status, lines, errors = self.run_it("-m", "128M", "-S", "in", restore=f"{state},{BOOT},2")
+            self.assertEqual((status, errors), (0, ""))
+            run, boot = (self.runtime / "run").read_text().split()
+            self.assertNotEqual(boot, BOOT)
+            arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
+            self.assertEqual(arguments, ["-m", "128M", "-append", f"quiet hypeman.boot={boot}"])
+            self.assertNotIn("fd 9 file", lines)
+
+    def test_a_restore_that_cannot_be_is_refused(self) -> None:
+        """Rather than that a VM is booted whose state is there."""
+        state = self.runtime / "state"
+        state.symlink_to("disk")
+        status, lines, errors = self.run_it(restore=f"{state},{BOOT},1")
+        self.assertEqual((status, lines), (1, []))
+        self.assertIn("cannot read the saved state of the VM: ", errors)
+        for option in (f"{state},{BOOT}", f"{state},{BOOT},0", f"{state},{BOOT},1x", f"{state},x,1", ","):
+            status, lines, errors = self.run_it("-S", restore=option)
+            self.assertEqual((status, lines), (1, []), option)
+            self.assertIn("--restore is not STATE,BOOT,COUNT", errors)
+        state.unlink()
+        status, lines, errors = self.run_it("-S", restore=f"{state},{BOOT},60")
+        self.assertEqual((status, lines), (1, []))
+        self.assertIn("usage: launcher", errors)
 
     def test_a_start_whose_boot_cannot_be_noted_fails(self) -> None:
         """Before there is a VMM: what it said would count for nothing."""
