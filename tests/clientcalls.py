@@ -32,6 +32,8 @@ _ORDER = (
     "instances.wait",
 )
 _LAST = (
+    "instances.standby",
+    "instances.restore",
     "instances.stop",
     "instances.volumes.attach",
     "instances.volumes.detach",
@@ -92,8 +94,8 @@ class Walk:
             "instances.volumes.attach": {"volume_id": VOLUME, **vm, "mount_path": "/data"},
             "instances.volumes.detach": {"volume_id": VOLUME, **vm},
             **dict.fromkeys(
-                ("instances.get", "instances.logs", "instances.stats", "instances.stop", "instances.start",
-                 "instances.delete"), vm
+                ("instances.get", "instances.logs", "instances.stats", "instances.standby",
+                 "instances.restore", "instances.stop", "instances.start", "instances.delete"), vm
             ),
             "images.create": {"name": image},
             "images.get": {"name": image},

@@ -293,9 +293,10 @@ class AgentChannel:
         self.send(Frame(FrameType.SHUTDOWN, payload=encode_records([("grace", str(seconds))])))
         await self.flush()
 
-    async def close(self) -> None:
-        """End the connection; the agent kills what runs in it. At any time, and also after `closed`."""
-        self._end(GuestError("the agent channel was closed"))
+    async def close(self, why: str = "the agent channel was closed") -> None:
+        """End the connection; the agent kills what runs in it, and whoever uses it gets `why`. At any
+        time, and also after `closed`."""
+        self._end(GuestError(why))
         await self._tasks.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()

@@ -47,8 +47,8 @@ _READ = frozenset(
 # What is done to and in a VM that is there.
 _OPERATE = _READ | {
     "start_instance", "stop_instance", "restart_instance", "kill_instance", "pause_instance",
-    "resume_instance", "exec_command", "attach_program", "copy_files", "read_archive", "write_archive",
-    "stat_path",
+    "resume_instance", "standby_instance", "restore_instance", "exec_command", "attach_program", "copy_files",
+    "read_archive", "write_archive", "stat_path",
 }  # fmt: skip
 _ALLOWED = {Scope.READ: _READ, Scope.OPERATE: _OPERATE}
 # Of what names no VM, all that a token for some VMs may ask: the list, and events, have those VMs alone.

@@ -45,7 +45,7 @@ from hypemand.config.imagepull import ImagePull
 from hypemand.config.names import NAME_PATTERN
 from hypemand.model.events import EventKind
 from hypemand.model.logs import LogSource
-from hypemand.model.state import State
+from hypemand.model.state import FromStandby, State
 from hypemand.model.tokens import Scope
 
 MAX_TAIL = 1_000_000
@@ -86,7 +86,7 @@ class Nothing:
     """No field."""
 
 
-_body_of("reload", "pauseInstance", "resumeInstance")(Nothing)
+_body_of("reload", "pauseInstance", "resumeInstance", "restoreInstance")(Nothing)
 
 
 @_query_of("listInstances")
@@ -143,11 +143,24 @@ class DeleteInstance:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartInstance:
     """`image_pull`: instead of the definition's, for this start; `cmd` and `entrypoint`: from this start
-    on."""
+    on; `standby`: what becomes of a VM in Standby."""
 
     image_pull: ImagePull | None = optional(Word(ImagePull), null=True)
+    standby: FromStandby = with_default(Word(FromStandby), FromStandby.REFUSE, null=True)
     cmd: tuple[str, ...] | None = optional(Texts(), null=True)
     entrypoint: tuple[str, ...] | None = optional(Texts(), null=True)
+
+
+_NO_COMPRESSION = Refused("saved memory is not compressed by this version of hypemand", "leave it out")
+
+
+@_body_of("standbyInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandbyInstance:
+    """What the published client may ask for beside."""
+
+    compression: None = optional(_NO_COMPRESSION)
+    compression_delay: None = optional(_NO_COMPRESSION)
 
 
 @_body_of("restartInstance")

@@ -28,13 +28,14 @@ from hypemand.model.answers.host import (
 from hypemand.model.document import encode
 from hypemand.model.host import ResourceReport, ResourceUse
 from hypemand.model.space import SpaceKind, SpaceReport
+from hypemand.model.state import Operation
 from hypemand.version import VERSION
 
 # info.version of openapi.yaml
 API_VERSION = "1"
 # In the client's words: what the daemon has, and what its VMs can do.
 _FEATURES = ("instances", "images", "volumes", "exec", "logs")
-_RUNTIME_FEATURES = ("pause",)
+_RUNTIME_FEATURES = (Operation.PAUSE.value, Operation.STANDBY.value)
 
 
 class HostRoutes:

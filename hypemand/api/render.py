@@ -37,6 +37,7 @@ from hypemand.model.answers.instance import (
     InstanceNetwork,
     InstanceOperation,
     InstanceRestart,
+    InstanceStandby,
     InstanceVolume,
     RestartPolicy,
     Run,
@@ -136,6 +137,9 @@ def derive_instance(view: VmView) -> Instance:
         definition=defined,
         running_definition=None if running == defined else running,
         definition_file=view.definition_file,
+        standby=None
+        if view.saved is None
+        else InstanceStandby(time_json(view.saved.saved_at), view.saved.size),
     )
 
 

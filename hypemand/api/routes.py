@@ -23,6 +23,7 @@ from hypemand.api.bodies import (
     RenameInstance,
     RestartInstance,
     SetLimits,
+    StandbyInstance,
     StartInstance,
     StopInstance,
     UpdateInstance,
@@ -101,6 +102,8 @@ class Routes:
             web.post(f"{vm}/kill", self.kill_instance),
             web.post(f"{vm}/pause", self.pause_instance),
             web.post(f"{vm}/resume", self.resume_instance),
+            web.post(f"{vm}/standby", self.standby_instance),
+            web.post(f"{vm}/restore", self.restore_instance),
             web.post(f"{vm}/rename", self.rename_instance),
             web.get(f"{vm}/limits", self.get_limits, allow_head=False),
             web.put(f"{vm}/limits", self.set_limits),
@@ -204,7 +207,8 @@ class Routes:
         if body.cmd is not None or body.entrypoint is not None:
             check_may_define(request)
             program = Program(body.entrypoint, body.cmd)
-        return _instance(await self._manager.start_vm(ref, pull=body.image_pull, program=program))
+        starting = self._manager.start_vm(ref, pull=body.image_pull, program=program, standby=body.standby)
+        return _instance(await starting)
 
     async def stop_instance(self, request: web.Request) -> web.StreamResponse:
         """Stop a VM and wait until it has stopped."""
@@ -235,6 +239,18 @@ class Routes:
         ref = parse_ref(request)
         await self._read(request, Nothing)
         return _instance(await self._manager.resume_vm(ref))
+
+    async def standby_instance(self, request: web.Request) -> web.StreamResponse:
+        """Save a VM to disk and end its VMM."""
+        ref = parse_ref(request)
+        await self._read(request, StandbyInstance)
+        return _instance(await self._manager.standby_vm(ref))
+
+    async def restore_instance(self, request: web.Request) -> web.StreamResponse:
+        """Resume a VM in Standby."""
+        ref = parse_ref(request)
+        await self._read(request, Nothing)
+        return _instance(await self._manager.restore_vm(ref))
 
     async def rename_instance(self, request: web.Request) -> web.StreamResponse:
         """Give a stopped VM another name."""

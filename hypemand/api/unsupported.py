@@ -19,8 +19,6 @@ _VM = "/instances/{ref}"
 # Method and path, by the name that the call has in the client.
 UNSUPPORTED: Mapping[str, tuple[str, str]] = {
     "instances.fork": ("POST", f"{_VM}/fork"),
-    "instances.restore": ("POST", f"{_VM}/restore"),
-    "instances.standby": ("POST", f"{_VM}/standby"),
     "instances.auto_standby.hold": ("POST", f"{_VM}/auto-standby/hold"),
     "instances.auto_standby.status": ("GET", f"{_VM}/auto-standby/status"),
     "instances.snapshot_schedule.delete": ("DELETE", f"{_VM}/snapshot-schedule"),

@@ -23,8 +23,10 @@ COMMAND_HINTS: Mapping[str, str] = {
     **dict.fromkeys(("delete", "remove", "undefine"), "hypemanctl rm NAME"),
     **dict.fromkeys(("shutdown", "poweroff", "down", "halt"), "hypemanctl stop NAME"),
     **dict.fromkeys(("destroy", "terminate"), "hypemanctl kill NAME"),
+    "managedsave-remove": "hypemanctl start --cold NAME",
     "reboot": "hypemanctl restart NAME",
     **dict.fromkeys(("suspend", "freeze"), "hypemanctl pause NAME"),
+    **dict.fromkeys(("managedsave", "hibernate"), "hypemanctl standby NAME"),
     **dict.fromkeys(("unpause", "thaw"), "hypemanctl resume NAME"),
     **dict.fromkeys(("console", "enter", "login", "ssh"), "hypemanctl shell NAME"),
     **dict.fromkeys(("copy", "copy-to", "copy-from", "scp"), "hypemanctl cp SRC DST"),
@@ -82,9 +84,10 @@ OPTION_HINTS: Mapping[str, Mapping[str, str]] = {
     "exec": {"--workingdir": "use --workdir"},
     "stop": dict.fromkeys(("-t", "--time"), "use --timeout"),
     "restart": dict.fromkeys(("-t", "--time"), "use hypemanctl stop --timeout TIME NAME, then start it"),
-    "start": dict.fromkeys(
-        ("-a", "-i", "--attach"), "use hypemanctl start NAME, then: hypemanctl attach NAME"
-    ),
+    "start": {
+        **dict.fromkeys(("-a", "-i", "--attach"), "use hypemanctl start NAME, then: hypemanctl attach NAME"),
+        "--force-boot": "use --cold",
+    },
     "rm": dict.fromkeys(("-v", "--volumes"), "volumes are kept: hypemanctl volume rm VOLUME"),
 }
 

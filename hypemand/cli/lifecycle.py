@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""start, stop, restart, kill, pause, resume, rename, rm, wait."""
+"""start, stop, restart, kill, pause, resume, standby, restore, rename, rm, wait."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-from hypemand.cli.client import CHANGE_SECONDS, PULL_SECONDS, ApiError, Client, ConnectionLost
+from hypemand.cli.client import CHANGE_SECONDS, PULL_SECONDS, SAVE_SECONDS, ApiError, Client, ConnectionLost
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import (
@@ -22,7 +22,7 @@ from hypemand.cli.terminal import print_error, print_json
 from hypemand.cli.watch import show_progress, wait_for_state, wait_until_started
 from hypemand.errors import HypemandError, InvalidRequest, NotFound, WrongState
 from hypemand.model.answers.instance import Instance
-from hypemand.model.state import Origin, State
+from hypemand.model.state import FromStandby, Origin, State
 from hypemand.unitnames import handle_name
 
 WAIT_SECONDS = 60.0
@@ -33,7 +33,9 @@ _SYSTEMD_SECONDS = 10.0
 def start(context: Context) -> int:
     """Start VMs. With several and --wait they all boot at once."""
     started: list[Instance] = []
-    body = build_pull(context.args.pull)
+    body = (build_pull(context.args.pull) or {}) | {
+        "standby": FromStandby.COLD if context.args.cold else FromStandby.RESTORE
+    }
 
     def start_one(name: str) -> None:
         # its image may have to be pulled
@@ -172,6 +174,32 @@ def _post_each(context: Context, what: str, body: dict[str, int]) -> int:
     if context.wants_json:
         print_instances(changed)
     return failure
+
+
+def standby(context: Context) -> int:
+    """Save VMs to disk, and end their VMMs."""
+    saved: list[Instance] = []
+
+    def save_one(name: str) -> None:
+        with show_progress(context.client, name, "saving"):
+            saved.append(post_instance(context.client, name, "standby", body={}, timeout=SAVE_SECONDS))
+
+    failure = for_each(context.args.name, save_one)
+    if context.wants_json:
+        print_instances(saved)
+    return failure
+
+
+def restore(context: Context) -> int:
+    """Resume VMs in Standby."""
+    restored: list[Instance] = []
+
+    def restore_one(name: str) -> None:
+        with show_progress(context.client, name, "being restored"):
+            restored.append(post_instance(context.client, name, "restore", body={}, timeout=CHANGE_SECONDS))
+
+    failure = for_each(context.args.name, restore_one)
+    return _finish_starts(context, restored, failure)
 
 
 def rename(context: Context) -> int:

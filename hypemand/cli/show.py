@@ -112,7 +112,7 @@ def _has_tag(instance: Instance, tag: str) -> bool:
 
 def _list_row(instance: Instance, *, wide: bool) -> list[str]:
     code = instance.exit_code
-    notes = ", ".join([*_notes_of_runs(instance), *_notes(instance)])
+    notes = ", ".join([*_notes_of_runs(instance), *_notes_of_standby(instance), *_notes(instance)])
     network = instance.network
     more = [
         instance.id,
@@ -169,6 +169,11 @@ def _notes_of_runs(instance: Instance) -> Iterator[str]:
         yield restart.text
     elif message and has_failed(instance) and message != f"exited with code {instance.exit_code}":
         yield message
+
+
+def _notes_of_standby(instance: Instance) -> Iterator[str]:
+    if instance.standby is not None and instance.standby.size_bytes is not None:
+        yield f"saved, {format_bytes(instance.standby.size_bytes)} on disk"
 
 
 def _notes(instance: Instance) -> Iterator[str]:
@@ -252,6 +257,8 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
         yield "Restarts", escape_controls(": ".join(filter(None, [str(restart.attempts), restart.text])))
     if instance.operation is not None:
         yield "Operation", _describe_operation(instance.operation)
+    if instance.standby is not None:
+        yield "Saved", f"memory and devices, {format_bytes(instance.standby.size_bytes)} on disk"
     if describe_exit(instance):
         words = escape_controls(describe_exit(instance))
         yield "Exit", paint(words, RED, sys.stdout) if has_failed(instance) else words
@@ -273,6 +280,8 @@ def _describe_since(instance: Instance) -> str:
     # of one that never ran, or went down with the host, there is no such time
     is_stopped = instance.state == State.STOPPED
     since = parse_moment(instance.stopped_at if is_stopped else instance.current_phase_since)
+    if instance.standby is not None:
+        since = parse_moment(instance.standby.saved_at)
     if since is None:
         return ""
     ago = format_seconds((datetime.now(UTC) - since).total_seconds())

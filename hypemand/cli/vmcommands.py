@@ -193,9 +193,15 @@ LIFECYCLE = (
         ("start",),
         "start VMs",
         "lifecycle:start",
-        "Returns while the VM is Initializing, unless --wait is given.",
+        "Returns while the VM is Initializing, unless --wait is given. A VM in Standby is restored.",
         arguments=(_VMS,),
-        options=(_WAIT, _TIMEOUT_RUNNING, _PULL, JSON),
+        options=(
+            _WAIT,
+            _TIMEOUT_RUNNING,
+            _PULL,
+            Option(("--cold",), "boot a VM in Standby, and discard its saved memory"),
+            JSON,
+        ),
     ),
     Command(
         ("stop",),
@@ -243,6 +249,24 @@ LIFECYCLE = (
         "is space.",
         arguments=(_VMS,),
         options=(JSON,),
+    ),
+    Command(
+        ("standby",),
+        "save the memory of running VMs to disk, and end their VMMs",
+        "lifecycle:standby",
+        "A VM in Standby keeps its disk, addresses and programs, and uses no memory. restore or start "
+        "resumes it. If a VM cannot be saved, it continues to run.",
+        arguments=(_VMS,),
+        options=(JSON,),
+    ),
+    Command(
+        ("restore",),
+        "resume VMs in Standby",
+        "lifecycle:restore",
+        "Returns while the VM is Initializing, unless --wait is given. If a VM cannot be restored, it stays "
+        "in Standby; start --cold boots it instead.",
+        arguments=(_VMS,),
+        options=(_WAIT, _TIMEOUT_RUNNING, JSON),
     ),
     Command(
         ("set",),

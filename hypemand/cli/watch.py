@@ -86,6 +86,8 @@ def wait_until_started(client: Client, instance: Instance, timeout: float | None
                 line.update(f"{name}: {describe_status(last)}")
                 if last.state == State.RUNNING:
                     return last
+                if last.state == State.STANDBY:
+                    raise _build_not_restored(last)
                 if last.state in ENDED_STATES and not is_being_deleted(last):
                     return _check_has_run(last)
         except TimeoutError:
@@ -100,6 +102,14 @@ def _check_has_run(instance: Instance) -> Instance:
     name = instance.name
     why = describe_exit(instance) or instance.status_text or "unknown reason"
     raise StartFailed(f"{name} did not start: {why}", hint=f"see: hypemanctl status {name}")
+
+
+def _build_not_restored(instance: Instance) -> StartFailed:
+    name = instance.name
+    return StartFailed(
+        f"{name} did not start, and is in Standby: {describe_exit(instance) or 'unknown reason'}",
+        hint=f"see: hypemanctl status {name}; hypemanctl start --cold {name} discards its memory",
+    )
 
 
 @contextlib.contextmanager

@@ -137,6 +137,8 @@ class Fleet:
             uses.append(ImageUse(vm.name, record.definition.image, record.image_digest))
             if record.pin is not None and not record.image_digest and vm.state.is_vmm_active:
                 uses.append(ImageUse(vm.name, record.pin.name, record.pin.digest))
+            if (saved := vm.standby.saved) is not None and saved.image:
+                uses.append(ImageUse(vm.name, saved.definition.image, saved.image))
         return uses
 
     def holders(self) -> Iterator[Holder]:

@@ -39,6 +39,7 @@ from hypemand.vm.record import VmRecord
 from hypemand.vm.runfiles import Past
 from hypemand.vm.runs import VmServices
 from hypemand.vm.vm import Vm
+from hypemand.vmm.build import BuildFinder
 from hypemand.workers import Pool, run_in
 
 
@@ -77,6 +78,7 @@ class Parts:
     tasks: Tasks
     files: DefinitionFiles
     events: Events
+    builds: BuildFinder
     make_tools: Callable[[], Tools]
 
     @property
@@ -172,6 +174,7 @@ def make_parts(
         tasks=Tasks("the VMs"),
         files=DefinitionFiles(),
         events=events,
+        builds=BuildFinder(),
         make_tools=pulls.make_tools,
     )
 

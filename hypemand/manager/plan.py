@@ -27,14 +27,17 @@ from hypemand.unitnames import unit_name
 from hypemand.vm.places import CONFIG_DISK, FILES_DISK, Places
 from hypemand.vm.record import Lease, VmRecord
 from hypemand.vm.restarts import derive_start_limit
+from hypemand.vm.saved import MEMORY, STATE
 from hypemand.vmm.accel import AccelKind
 from hypemand.vmm.commandline import (
     WORKER_TASKS,
     NetDevice,
+    SavedFiles,
     VmmFiles,
     VmmPlan,
     VolumeFile,
     memory_overhead,
+    restore_arguments,
     start_line,
 )
 from hypemand.vmm.host import VmmHost
@@ -73,6 +76,15 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
+class Restore:
+    """A start that goes on from what was saved in the VM's `standby`. `boot`: the boot id that its guest has
+    then; `is_shared`: see `SavedFiles`."""
+
+    boot: str
+    is_shared: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A start, worked out."""
 
@@ -94,12 +106,13 @@ def make_plan(
     volumes: Sequence[Attached] = (),
     network: Connection | None = None,
     host_files: HostFiles = NO_FILES,
+    restore: Restore | None = None,
     *,
     in_root: Callable[[Path], bool],
 ) -> Plan:
     """Derive the unit and the guest's configuration of a start. Raises InvalidDefinition when definition and
-    image together have no program. `host_files`: what was read for it. `in_root`: is a file of the host
-    in the root directory of VMMs already?"""
+    image together have no program. `host_files`: what was read for it; `restore`: it goes on from what was
+    saved. `in_root`: is a file of the host in the root directory of VMMs already?"""
     guest = resolve_program(definition, image, host_files.env)
     mounts = (*map(_guest_volume, volumes), *map(_guest_directory, host_files.directories))
     guest = replace(guest, volumes=mounts, machine_id=record.id)
@@ -123,7 +136,7 @@ def make_plan(
         balloon=definition.balloon,
     )
     bound = {path: place for path, place in shared.items() if path != place}
-    unit = _make_unit_plan(record, definition, guest, vmm, host, places, volumes, bound, host_files)
+    unit = _make_unit_plan(record, definition, guest, vmm, host, places, volumes, bound, host_files, restore)
     return Plan(guest, unit)
 
 
@@ -149,6 +162,7 @@ def _make_unit_plan(
     volumes: Sequence[Attached],
     bound: Mapping[Path, Path],
     host_files: HostFiles,
+    restore: Restore | None,
 ) -> UnitPlan:
     """`bound`: files of the host that VMs share, and their places in the VMM's root."""
     limit = derive_start_limit(definition)
@@ -156,7 +170,7 @@ def _make_unit_plan(
         vm=record.name,
         vm_id=record.id,
         uid=record.uid,
-        start=_start_command(vmm, definition, places.own, host),
+        start=_start_command(vmm, definition, places.own, host, restore),
         stop=_stop_command(definition, places),
         stop_post=_stop_post_command(record, definition, guest, places),
         root=places.root,
@@ -189,6 +203,7 @@ def _make_unit_plan(
             (JOURNAL_SOCKET, places.own.journal),
             *(() if vmm.net is None else ((TAP_SOCKET, places.own.tap),)),
         ),
+        saved=() if restore is None else _place_saved(places),
         extra=definition.unit,
         secrets=definition.secrets,
     )
@@ -267,7 +282,14 @@ def _vmm_files(
     )
 
 
-def _start_command(vmm: VmmPlan, definition: Definition, own: Own, host: VmmHost) -> tuple[str, ...]:
+def _place_saved(places: Places) -> tuple[tuple[Path, Path], ...]:
+    own = places.own
+    return ((places.standby / MEMORY, own.memory), (places.standby / STATE, own.saved))
+
+
+def _start_command(
+    vmm: VmmPlan, definition: Definition, own: Own, host: VmmHost, restore: Restore | None
+) -> tuple[str, ...]:
     """What bounds the console comes first: all that follows has its pipe for standard output. Then the
     launcher, see launcher/main.c."""
     runtime = str(own.runtime)
@@ -276,8 +298,12 @@ def _start_command(vmm: VmmPlan, definition: Definition, own: Own, host: VmmHost
     console = (_CONSOLE, runtime, *limits, "--journal", str(own.journal), vmm.vm, end)
     tap = "-" if vmm.net is None else str(own.tap)
     names = ",".join(secret.name for secret in definition.secrets)
-    secrets = (f"--secrets={names}",) if names else ()
-    return (*console, str(_LAUNCHER), *secrets, runtime, tap, *start_line(vmm))
+    options = [f"--secrets={names}"] if names else []
+    saved = None
+    if restore is not None:
+        saved = SavedFiles(own.memory, own.saved, restore.is_shared)
+        options.append(f"--restore={own.saved},{restore.boot},{len(restore_arguments(vmm, saved))}")
+    return (*console, str(_LAUNCHER), *options, runtime, tap, *start_line(vmm, saved))
 
 
 def _derive_stop_timeout(definition: Definition) -> float:
@@ -287,7 +313,7 @@ def _derive_stop_timeout(definition: Definition) -> float:
 
 def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:
     grace = stop_grace(definition.stop_timeout)
-    return (*_PYTHON_MODULE, "hypemand.unit.stop", str(places.runtime), str(grace))
+    return (*_PYTHON_MODULE, "hypemand.unit.stop", str(places.runtime), str(grace), str(places.state))
 
 
 def _stop_post_command(

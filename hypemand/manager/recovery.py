@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from hypemand.errors import HypemandError
 from hypemand.manager.inventory import Inventory
 from hypemand.manager.parts import Parts
+from hypemand.manager.standby import settle
 from hypemand.model.state import Origin
 from hypemand.storage.volumes import Volume
 from hypemand.systemd.rootdir import make_root
@@ -84,6 +85,9 @@ class Recovery:
         made or removed, and units of VMs that are not known. What fails is logged, and keeps nothing else
         from being done."""
         await ask_again(tuple(self._parts.fleet))
+        for vm in self._parts.fleet:
+            with logged(f"the standby of VM {vm.name}"):
+                await settle(self._parts, vm)
         with logged("the control units of VMs"):
             await self.compare_handles()
         await asyncio.gather(

@@ -19,7 +19,7 @@ from hypemand.manager.parts import Parts
 from hypemand.manager.service import VmManager
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.events import StartKind
-from hypemand.model.state import Origin
+from hypemand.model.state import FromStandby, Origin
 from hypemand.run import run_async
 from hypemand.systemd.log import MessageId
 from hypemand.tasks import Tasks
@@ -168,7 +168,7 @@ class Reloader:
             )
             await self._wait_online()
         try:
-            await self._manager.start_vm(vm.name, kind=StartKind.AUTOSTART)
+            await self._manager.start_vm(vm.name, standby=FromStandby.RESTORE, kind=StartKind.AUTOSTART)
         except HypemandError as error:
             _log.debug("autostart of %s: %s", vm.name, error)  # the manager has told it
 

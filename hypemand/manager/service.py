@@ -20,13 +20,14 @@ from hypemand.manager.parts import Parts
 from hypemand.manager.rename import rename
 from hypemand.manager.resources.volumeuse import change_volume
 from hypemand.manager.sharedquery import SharedQuery
+from hypemand.manager.standby import enter_standby
 from hypemand.manager.starts import Starter, derive_pin, logged_start, refuse_of_file
 from hypemand.model.change import VmChange
 from hypemand.model.events import StartKind
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.limits import RuntimeLimits
 from hypemand.model.logs import LogLine, LogSource
-from hypemand.model.state import Operation, Origin, State, check_allowed
+from hypemand.model.state import FromStandby, Operation, Origin, State, check_allowed
 from hypemand.model.timeline import Timeline
 from hypemand.model.vm import Program, RunReport, VmView
 from hypemand.storage.images import Image
@@ -319,6 +320,7 @@ class VmManager:
         *,
         pull: ImagePull | None = None,
         program: Program | None = None,
+        standby: FromStandby = FromStandby.REFUSE,
         kind: StartKind = StartKind.REQUEST,
     ) -> VmView:
         """See `Manager`. `kind`: what has asked for it."""
@@ -328,20 +330,49 @@ class VmManager:
         looking = self._parts.tasks.start("look at definition files", self.look_at_files())
         async with vm.operations.hold(Operation.START):
             await vm.refresh()
-            check_allowed(Operation.START, vm.state, vm.name, vm.state_error)
-            if program is not None and vm.state is not State.STOPPED:
+            is_cold = vm.state is State.STANDBY and standby is FromStandby.COLD
+            if vm.state is State.STANDBY and standby is FromStandby.RESTORE:
+                await self._restore(vm, requested)
+            elif not is_cold:
+                check_allowed(Operation.START, vm.state, vm.name, vm.state_error)
+            if program is not None and vm.state is not State.STOPPED and not is_cold:
                 raise WrongState(
                     f"a start with another program needs state Stopped, and {vm.name} is {vm.state}",
                     hint="stop it first",
                 )
-            if vm.state is State.STOPPED:
+            if vm.state is State.STOPPED or is_cold:
                 with logged_start(vm):
                     async with self._starter.with_program(vm, program):
                         image, waited = await self._starter.ensure_image(vm, pull)
                         # a pull is no part of the boot
                         await self._starter.start(vm, time.monotonic() if waited else requested, image, kind)
+            if is_cold:
+                await vm.standby.discard()
         await asyncio.wait([looking])
         return vm.view()
+
+    # standby
+
+    async def standby_vm(self, ref: str) -> VmView:
+        """See `Manager`."""
+        vm = self._fleet.get(ref)
+        async with vm.operations.hold(Operation.STANDBY, patience=_PATIENCE):
+            await enter_standby(self._parts, vm)
+        return vm.view()
+
+    async def restore_vm(self, ref: str) -> VmView:
+        """See `Manager`."""
+        requested, vm = time.monotonic(), self._fleet.get(ref)
+        async with vm.operations.hold(Operation.RESTORE, patience=_PATIENCE):
+            await vm.refresh()
+            check_allowed(Operation.RESTORE, vm.state, vm.name, vm.state_error)
+            if vm.state is State.STANDBY:
+                await self._restore(vm, requested)
+        return vm.view()
+
+    async def _restore(self, vm: Vm, requested: float) -> None:
+        with logged_start(vm):
+            await self._starter.restore(vm, requested)
 
     # ending
 
@@ -351,7 +382,14 @@ class VmManager:
         async with vm.operations.hold(Operation.STOP):
             await vm.refresh()
             check_allowed(Operation.STOP, vm.state, vm.name)
+            is_restored = vm.runs.start is StartKind.RESTORE and vm.state in (
+                State.CREATED,
+                State.INITIALIZING,
+            )
             await self._stop(vm, timeout)
+            if is_restored and vm.state is State.STANDBY:
+                await vm.standby.discard()  # it was asked to end, not to be in Standby again
+                await vm.refresh()
             await vm.runs.settle()  # its handle has ended too, and can be started again
         return vm.view()
 

@@ -21,14 +21,20 @@ from hypemand.errors import HypemandError, InvalidDefinition, WrongState
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.fleet import DiskLook
 from hypemand.manager.parts import Parts
-from hypemand.manager.plan import Attached, Connection, Plan, make_plan
+from hypemand.manager.plan import Attached, Connection, Plan, Restore, make_plan
 from hypemand.model.events import Failure, StartKind
 from hypemand.model.state import Origin
 from hypemand.model.vm import Program
 from hypemand.protocol.configdisk import write_config_disk
 from hypemand.protocol.filesdisk import write_files_disk
-from hypemand.storage.directory import ensure_directory_image, look_at
-from hypemand.storage.disks import ensure_disk, find_size_problem, make_fresh_disk, remove_disk
+from hypemand.storage.directory import ensure_directory_image, find_directory_image, look_at
+from hypemand.storage.disks import (
+    check_disk_unused,
+    ensure_disk,
+    find_size_problem,
+    make_fresh_disk,
+    remove_disk,
+)
 from hypemand.storage.hostfiles import DirectoryImage, HostFiles, read_host_files
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import prepare_volume
@@ -40,8 +46,11 @@ from hypemand.vm.happenings import derive_refusal
 from hypemand.vm.leftunit import start_unit
 from hypemand.vm.operation import OperationCancelled
 from hypemand.vm.record import ImagePin, Lease
+from hypemand.vm.saved import SavedRun, UnusableError, check_whole, give_to
 from hypemand.vm.tracker import Moment
 from hypemand.vm.vm import Vm
+from hypemand.vmm.build import VmmBuild, list_differences
+from hypemand.vmm.commandline import can_share
 from hypemand.vmm.host import find_vmm_host
 from hypemand.workers import Pool, run_in
 
@@ -57,6 +66,28 @@ class _Work:
     had_lease: Lease | None
     had_disk: bool
     asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What a start goes on from. `is_shared`: see `SavedFiles`."""
+
+    run: SavedRun
+    is_shared: bool
+
+    def list_directories(self) -> tuple[DirectoryImage, ...]:
+        """The images of directories that it has, as they were."""
+        paths = [Path(mark.path) for mark in self.run.files]
+        mounts = self.run.definition.directories
+        found = ((mount, find_directory_image(Path(mount.source), paths)) for mount in mounts)
+        return tuple(DirectoryImage(mount, path) for mount, path in found if path is not None)
+
+    def check(self, vm: Vm, volumes: Sequence[Attached], network: Connection | None) -> None:
+        """WrongState unless it gets all that it had."""
+        if len(volumes) != len(self.run.definition.volumes):
+            raise refuse_restore(vm, "it does not get all of its volumes")
+        if self.run.lease != (None if network is None else network.lease):
+            raise refuse_restore(vm, "its addresses are not those any more that it was saved with")
 
 
 class Starter:
@@ -193,6 +224,21 @@ class Starter:
         if self._easing is None or self._easing.done():
             self._easing = self._tasks.start("wait for moves", run_in(Pool.STARTS, cgroups.ease_moves))
 
+    async def restore(self, vm: Vm, requested: float) -> None:
+        """Have it go on from Standby; back when systemd has taken the job. Whatever goes wrong, what was
+        saved is left. WrongState for what cannot be restored any more; else as `start`."""
+        problem, saved = vm.standby.problem, vm.standby.saved
+        if saved is None:
+            raise refuse_restore(vm, problem or "nothing was saved")
+        async with name_full_disk_beside(f"restore VM {vm.name}", vm.places.state):
+            image = await self._images.find_for(saved.definition.image, saved.image)
+            if image is None or saved.image not in ("", image.digest):
+                raise refuse_restore(vm, f"its image {saved.definition.image} is gone")
+            host = await run_in(Pool.STARTS, find_vmm_host, self._parts.config())
+            build = await self._parts.builds.find(host.binary, host.accel.kind)
+            shared = await run_in(Pool.TOOLS, _check_saved, vm, saved, build)
+            await self._start(vm, requested, image, StartKind.RESTORE, _Saved(saved, shared))
+
     async def start(
         self, vm: Vm, requested: float, image: Image, kind: StartKind = StartKind.REQUEST
     ) -> None:
@@ -202,30 +248,39 @@ class Starter:
         async with name_full_disk_beside(f"start VM {vm.name}", vm.places.state):
             await self._start(vm, requested, image, kind)
 
-    async def _start(self, vm: Vm, requested: float, image: Image, kind: StartKind) -> None:
+    async def _start(
+        self, vm: Vm, requested: float, image: Image, kind: StartKind, restored: _Saved | None = None
+    ) -> None:
         self.ease_moves()
         await vm.runs.settle()
-        directories = await self._make_directory_images(vm)
+        if restored is None:
+            directories = await self._make_directory_images(vm)
+        else:
+            directories = restored.list_directories()
         async with Tasks(f"the start of VM {vm.name}") as tasks:
             looking = tasks.start("look", self._look(), awaited=True)
-            image = await self._pin_image(vm, image)
+            if restored is None:
+                image = await self._pin_image(vm, image)
             disks = await looking
         # From here to `starting` nothing waits, so that of two starts the second sees what the first takes.
         # What it is started with, also if it is defined anew meanwhile
-        defined = definition = vm.record.definition
+        defined = definition = vm.record.definition if restored is None else restored.run.definition
         self._fleet.check_memory(definition)
-        self._fleet.check_room(disks, f"VM {vm.name}", definition.disk, but=vm.name)
+        if restored is None:
+            self._fleet.check_room(disks, f"VM {vm.name}", definition.disk, but=vm.name)
         volumes = self._volume_use.resolve(vm.name, definition)
         # with the volumes that it gets: what it goes without, others may have
         definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
-        network = self._networks.allocation.reserve(vm.network_member)
+        network = self._reserve(vm, definition)
         work = _Work(vm.record.lease, had_disk=vm.name in disks.with_disk)
         self._fleet.begin_start(vm, definition)
         try:
+            if restored is not None:
+                restored.check(vm, volumes, network)
             if network is not None:
                 await self._records.lease(vm.name, network.lease)
                 self._parts.names.set_disk(vm.name, network.hosts)
-            plan = await self._make_all(vm, defined, image, volumes, network, directories)
+            plan = await self._make_all(vm, defined, image, volumes, network, directories, restored)
             # before systemd is asked: what runs is known to a daemon that comes after this one
             await run_in(Pool.STARTS, vm.runs.files.keep_definition, definition)
             moments = {Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}
@@ -241,6 +296,10 @@ class Starter:
             del self._fleet.starting[vm.name]
         vm.runs.add_moment(Moment.QUEUED, time.monotonic())
         vm.take_start()
+
+    def _reserve(self, vm: Vm, definition: Definition) -> Connection | None:
+        """Its place in the network that the definition names."""
+        return self._networks.allocation.reserve(replace(vm.network_member, use=definition.network))
 
     async def _undo(self, vm: Vm, work: _Work) -> None:
         """Take back a start, as far as it had come."""
@@ -284,9 +343,10 @@ class Starter:
         volumes: Sequence[Attached],
         network: Connection | None,
         directories: tuple[DirectoryImage, ...],
+        restored: _Saved | None,
     ) -> Plan:
         """Make what a start needs on the host's disk and in its network, both at once."""
-        what = (vm, definition, image, volumes, network, directories)
+        what = (vm, definition, image, volumes, network, directories, restored)
         making = run_in(Pool.STARTS, self._make_files, *what)
         preparing = self._tasks.start(f"files of VM {vm.name}", making, awaited=True)
         try:
@@ -316,10 +376,12 @@ class Starter:
         host_files: HostFiles,
         volumes: Sequence[Attached],
         network: Connection | None,
+        restored: _Saved | None = None,
     ) -> Plan:
         host = find_vmm_host(self._parts.config())
         definition = expand_unit(definition, vm.unit, read_specifier_host())
-        what = (vm.record, definition, image, host, vm.places, volumes, network, host_files)
+        restore = None if restored is None else Restore(restored.run.next_boot, restored.is_shared)
+        what = (vm.record, definition, image, host, vm.places, volumes, network, host_files, restore)
         return make_plan(*what, in_root=is_in_usr)
 
     def _make_files(
@@ -330,18 +392,22 @@ class Starter:
         volumes: Sequence[Attached],
         network: Connection | None,
         directories: tuple[DirectoryImage, ...],
+        restored: _Saved | None,
     ) -> Plan:
         """Make what the unit needs. Blocks; run in a thread."""
         record, places, runtime = vm.record, vm.places, vm.places.runtime
         host_files = replace(read_host_files(definition), directories=directories)
-        plan = self._plan_with(vm, definition, image, host_files, volumes, network)
+        plan = self._plan_with(vm, definition, image, host_files, volumes, network, restored)
         if (places.root / "usr").is_dir():
             copy_linker_cache(places.root)
         else:
             make_root(places.root, places.own)  # it could not be made when the daemon started
         # first of all: a VM that runs unknown to systemd loses nothing then
-        make_disk = ensure_disk if definition.persistent else make_fresh_disk
-        make_disk(places.disk, definition.disk, record.uid, places.templates)
+        if restored is not None:
+            check_disk_unused(places.disk)
+        else:
+            make_disk = ensure_disk if definition.persistent else make_fresh_disk
+            make_disk(places.disk, definition.disk, record.uid, places.templates)
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)
@@ -351,6 +417,25 @@ class Starter:
         if host_files.files:
             write_files_disk(places.files, host_files.files, uid=record.uid)
         return plan
+
+
+def _check_saved(vm: Vm, saved: SavedRun, build: VmmBuild) -> bool:
+    """WrongState unless this host can restore it. Has QEMU no need to write to the memory's file?
+    Blocks."""
+    if saved.vm_id != vm.record.id:
+        raise refuse_restore(vm, "it was saved of another VM")
+    if differences := list_differences(saved.build, build):
+        raise refuse_restore(vm, differences[0])
+    try:
+        check_whole(vm.places.standby, saved)
+    except UnusableError as error:
+        raise refuse_restore(vm, str(error)) from None
+    if (changed := saved.find_changed()) is not None:
+        raise refuse_restore(vm, f"{changed} was changed or removed since it was saved")
+    # a balloon gives memory back by cutting it out of that file
+    shared = can_share(build.version) and not saved.definition.balloon
+    give_to(vm.places.standby, vm.record.uid, shared=shared)
+    return shared
 
 
 async def _wait_for(task: asyncio.Task[Any]) -> None:
@@ -363,6 +448,12 @@ async def _wait_for(task: asyncio.Task[Any]) -> None:
 def derive_pin(definition: Definition, image: Image) -> ImagePin | None:
     """What a VM keeps to. A package's image changes with the package."""
     return None if image.builtin else ImagePin(definition.image, image.digest)
+
+
+def refuse_restore(vm: Vm, why: str) -> WrongState:
+    """Why a VM cannot go on from Standby."""
+    hint = f"hypemanctl start --cold {vm.name} boots it anew, and gives up what was in its memory"
+    return WrongState(f"VM {vm.name} cannot be restored: {why}", hint=hint)
 
 
 def refuse_of_file(parts: Parts, vm: Vm, hint: str) -> WrongState:

@@ -24,7 +24,6 @@ from hypemand.config.netparse import parse_mac
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HypemandError, InvalidRequest, NotFound, WrongState
 from hypemand.fulldisk import name_full_disk_beside
-from hypemand.manager.net.leases import lease_from_json, lease_to_json
 from hypemand.manager.parts import Parts
 from hypemand.manager.starts import derive_pin
 from hypemand.manager.volumes import ApiVolumes
@@ -54,7 +53,7 @@ from hypemand.storage.volumes import Volume
 from hypemand.tar import InvalidArchive
 from hypemand.tasks import finish
 from hypemand.vm.operation import Ongoing
-from hypemand.vm.record import ImagePin, Imported, Lease, VmRecord
+from hypemand.vm.record import ImagePin, Imported, Lease, VmRecord, lease_from_json, lease_to_json
 from hypemand.vm.runfiles import Past
 from hypemand.workers import Lent, Pool, run_in
 

@@ -16,10 +16,9 @@ from typing import Any
 
 from hypemand.config.names import is_name
 from hypemand.config.vmdef import definition_to_json, parse_definition
-from hypemand.manager.net.leases import lease_from_json, lease_to_json
 from hypemand.model.state import Origin
 from hypemand.recordfile import BadRecord, load_record, store_record
-from hypemand.vm.record import ImagePin, VmRecord
+from hypemand.vm.record import ImagePin, VmRecord, lease_from_json, lease_to_json
 
 _ID = re.compile(r"[0-9a-f]{32}")
 # uids that are nobody's: uid_t -1, and its 16 bits (systemd, UIDs and GIDs)

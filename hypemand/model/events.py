@@ -39,12 +39,14 @@ class EventKind(StrEnum):
 
 class StartKind(StrEnum):
     """What has started a VM. REQUEST: hypemanctl, the API, or hypeman@NAME.service, which uses them; RESTART:
-    the same with a request to restart; AUTOSTART: its definition, when the host has booted or the file was
-    read. RESTARTED: Restart= of its unit; REBOOT: the guest; SYSTEMD: systemd, by other requests, as
-    `systemctl restart` of its unit. UNKNOWN: it began while no daemon was there."""
+    the same with a request to restart; RESTORE: with one to go on from Standby; AUTOSTART: its definition,
+    when the host has booted or the file was read. RESTARTED: Restart= of its unit; REBOOT: the guest;
+    SYSTEMD: systemd, by other requests, as `systemctl restart` of its unit. UNKNOWN: it began while no daemon
+    was there."""
 
     REQUEST = "request"
     RESTART = "restart"
+    RESTORE = "restore"
     AUTOSTART = "autostart"
     RESTARTED = "restarted"
     REBOOT = "reboot"
@@ -71,13 +73,14 @@ class FailureReason(StrEnum):
 
 class ExitKind(StrEnum):
     """How a run ended. SUCCESS, FAILURE: by the exit code of its program; REQUESTED: it was asked to end;
-    REBOOT, POWER_OFF: from inside; BOOT_TIMEOUT, STOP_TIMEOUT: systemd's; UNHEALTHY: its watchdog's;
-    MEMORY: the unit's limit; VMM: that has failed or was killed. LOST: the host went down with it; UNKNOWN:
-    nothing says how."""
+    STANDBY: it was put into that; REBOOT, POWER_OFF: from inside; BOOT_TIMEOUT, STOP_TIMEOUT: systemd's;
+    UNHEALTHY: its watchdog's; MEMORY: the unit's limit; VMM: that has failed or was killed. LOST: the host
+    went down with it; UNKNOWN: nothing says how."""
 
     SUCCESS = "success"
     FAILURE = "failure"
     REQUESTED = "requested"
+    STANDBY = "standby"
     REBOOT = "reboot"
     POWER_OFF = "power-off"
     PANIC = "panic"

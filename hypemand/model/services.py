@@ -20,7 +20,7 @@ from hypemand.model.limits import RuntimeLimits
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.networks import NetworkInfo
 from hypemand.model.space import SpaceReport
-from hypemand.model.state import State
+from hypemand.model.state import FromStandby, State
 from hypemand.model.timeline import Timeline
 from hypemand.model.transfer import ExportWanted, ImportWanted, MakeDefinition
 from hypemand.model.vm import Program, RunReport, VmView
@@ -79,11 +79,16 @@ class Manager(Protocol):
         file is refused (WrongState) unless the file is gone. `kill`: at once."""
 
     async def start_vm(
-        self, ref: str, *, pull: ImagePull | None = None, program: Program | None = None
+        self,
+        ref: str,
+        *,
+        pull: ImagePull | None = None,
+        program: Program | None = None,
+        standby: FromStandby = FromStandby.REFUSE,
     ) -> VmView:
         """Start; back at once, in Initializing, or when an image that has to be pulled for it has come. No-op
         in Running and Initializing, unless there is a `program`, which a VM is defined with from this start
-        on. `pull` instead of the definition's."""
+        on. `pull` instead of the definition's; `standby`: what is done with a VM in Standby."""
 
     async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
         """Stop gracefully and wait for it; `timeout` seconds instead of the definition's."""
@@ -100,6 +105,14 @@ class Manager(Protocol):
     async def resume_vm(self, ref: str) -> VmView:
         """Let a Paused VM go on, whatever it was paused for. One that cannot write, since a file system is
         still full, is Paused again at once. TimedOut, GuestError."""
+
+    async def standby_vm(self, ref: str) -> VmView:
+        """Save a Running or Paused VM to the host's disk, and end its VMM; no-op in Standby. GuestError,
+        TimedOut, InsufficientResources: it runs on then. WrongState also when it was stopped meanwhile."""
+
+    async def restore_vm(self, ref: str) -> VmView:
+        """Have a VM in Standby go on; back at once, as `start_vm`. No-op in Running and Initializing.
+        WrongState also for what cannot be restored any more; whatever goes wrong, it stays in Standby."""
 
     async def get_limits(self, ref: str) -> RuntimeLimits:
         """The limits of a VM that runs or is Paused, as they are now. TimedOut, GuestError."""

@@ -40,6 +40,15 @@ class Origin(StrEnum):
     HELPER = "helper"
 
 
+class FromStandby(StrEnum):
+    """What a start does with a VM in Standby: refuse it, have it go on, or boot it and forget what was
+    saved."""
+
+    REFUSE = "refuse"
+    RESTORE = "restore"
+    COLD = "cold"
+
+
 class HeadersState(StrEnum):
     """How far the guest is with its kernel's headers, in the words of its status file."""
 
@@ -123,8 +132,8 @@ _ALLOWED = {
     Operation.PAUSE: _RUNNING,
     Operation.RESUME: frozenset({State.PAUSED}),
     Operation.LIMIT: frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED}),
-    Operation.STANDBY: _RUNNING,
-    Operation.RESTORE: frozenset({State.STANDBY}),
+    Operation.STANDBY: frozenset({State.RUNNING, State.PAUSED, State.STANDBY}),
+    Operation.RESTORE: frozenset({State.STANDBY, State.CREATED, State.INITIALIZING, State.RUNNING}),
     Operation.CHANGE: frozenset({State.STOPPED}),
     Operation.EXPORT: frozenset({State.STOPPED}),
     Operation.RENAME: frozenset({State.STOPPED}),
@@ -157,7 +166,7 @@ _CURES = {
     State.RUNNING: "there is nothing to do",
     State.PAUSED: "resume it first: hypemanctl resume",
     State.SHUTDOWN: "wait until it has stopped, then start it",
-    State.STANDBY: "restore it first",
+    State.STANDBY: "restore it first: hypemanctl restore",
     State.UNKNOWN: "see its state error; stop it and start it again if that does not pass",
 }
 _SPECIAL_CURES = {
@@ -169,11 +178,12 @@ _SPECIAL_CURES = {
     (Operation.LIMIT, State.STOPPED): "change its definition instead",
     (Operation.RESUME, State.CREATED): "it is starting already",
     (Operation.RESUME, State.INITIALIZING): "it is starting already",
+    (
+        Operation.START,
+        State.STANDBY,
+    ): "restore it: hypemanctl restore; or boot it anew: hypemanctl start --cold",
     (Operation.RESTORE, State.PAUSED): "resume it instead",
-    (Operation.RESTORE, State.CREATED): "it is starting already",
-    (Operation.RESTORE, State.INITIALIZING): "it is starting already",
     (Operation.PAUSE, State.PAUSED): "it is paused already",
-    (Operation.STANDBY, State.STANDBY): "it is in standby already",
 }
 
 

@@ -67,13 +67,23 @@ class OngoingOperation:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedView:
+    """What a VM in Standby goes on from. `saved_at`: seconds since the epoch; `size`: bytes that it takes on
+    the disk."""
+
+    saved_at: float
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class VmView:
     """A VM at one moment. Times are seconds since the epoch, durations milliseconds. `cpu_seconds`: what the
     VMM has used of the host's CPUs in this run; `kernel_headers` None: it does not run, or gets none;
     `network` None: it has none; `operation`: what is being done with it at this moment; `restart` None:
     systemd does not restart it. `running`: the definition that it was started with, if it runs and that is
     known; `changes`: what of its definition that does not have, in words; `needs_reload`: its file is not the
-    one that was loaded; `definition_file` None: it has none; `expires_at` None: it does not expire."""
+    one that was loaded; `definition_file` None: it has none; `expires_at` None: it does not expire; `saved`:
+    of a VM in Standby, None if that cannot be read."""
 
     id: str
     name: str
@@ -108,6 +118,7 @@ class VmView:
     definition_file: str | None = None
     expires_at: float | None = None
     health: HealthStatus = field(default_factory=HealthStatus)
+    saved: SavedView | None = None
 
     @property
     def effective(self) -> Definition:

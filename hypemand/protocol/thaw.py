@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""THAW: what a guest that was saved is told when it goes on (docs/protocol.md, "Freeze and thaw")."""
+"""THAW: what a guest that was saved gets when it continues (docs/protocol.md, "Freeze and thaw")."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -50,7 +50,7 @@ def ensure_directory_image(source: Path, folder: Path, tools: Tools, reserve: in
     """The image of a directory in `folder`, for the user `uid`: that of the last start, if nothing has
     changed. InvalidDefinition for a directory that no guest can have, InsufficientResources. `reserve`: bytes
     of the disk that are kept. Blocks."""
-    prefix = f"dir-{hashlib.sha256(os.fsencode(source)).hexdigest()[:16]}-"
+    prefix = _derive_prefix(source)
     found = look_at(source)
     image = folder / f"{prefix}{_UNSURE if found.unsure else found.fingerprint}.erofs"
     if found.unsure or not image.exists():
@@ -59,6 +59,16 @@ def ensure_directory_image(source: Path, folder: Path, tools: Tools, reserve: in
         if other != image:
             other.unlink(missing_ok=True)
     return image
+
+
+def find_directory_image(source: Path, images: Sequence[Path]) -> Path | None:
+    """That of a directory among its images and others."""
+    prefix = _derive_prefix(source)
+    return next((image for image in images if image.name.startswith(prefix)), None)
+
+
+def _derive_prefix(source: Path) -> str:
+    return f"dir-{hashlib.sha256(os.fsencode(source)).hexdigest()[:16]}-"
 
 
 def _make(source: Path, image: Path, size: int, tools: Tools, reserve: int, uid: int) -> None:

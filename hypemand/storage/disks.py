@@ -134,6 +134,12 @@ def remove_disk(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_disk_unused(path: Path) -> None:
+    """Raise InUse if a VMM has it open."""
+    with hold_disk(path, "used"):
+        pass
+
+
 def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
     """Make sure that `path` is a disk of `size` bytes, mode 0600, owned by `uid`.
 

@@ -162,8 +162,8 @@ def root_properties(
     """Properties of a unit whose main process runs in `root`. Of each pair the first is the path on the host,
     the second the one that the process sees. `volumes` are written to like `writable`, and are not named to
     systemd again: a file that is bound stays writable, and one mount less for each is quicker. What of
-    `passing` is not there is left out: who connects to a socket can say so, and systemd could not; and a saved
-    VM is there for one start."""
+    `passing` is not there is left out: who connects to a socket can say so, and systemd could not; and a
+    saved VM is there for one start."""
     read = [(str(path), str(inside), False, 0) for path, inside in ((_USR, _USR), *readable)]
     return [
         ("RootDirectory", "s", str(root)),

@@ -6,6 +6,8 @@ TEMPLATES`` after that or not, as root, with what systemd puts into the environm
 code, so that the unit's result is the program's. NEEDED: `1` or `0` for an agent or none, and where the
 definition has a readiness check, a colon and that in words.
 
+A VM that was put into Standby has ended by that: nothing is looked for, and its disk is kept.
+
 With the last three the VM's disk does not persist: it is made anew here, so that a restart by systemd has a
 fresh one too, and its room is free at once.
 
@@ -50,10 +52,12 @@ from hypemand.vm.exitrecord import (
     Ending,
     ExitRecord,
     derive_exit_record,
+    derive_saved,
     find_spare,
     load_history,
     store_exit_record,
 )
+from hypemand.vm.folders import OLD_STANDBY, STANDBY
 from hypemand.vm.runrecord import find_boot_id, find_start
 from hypemand.vm.tracker import load_notes
 from hypemand.vmm.messages import PREFIXES
@@ -303,6 +307,24 @@ def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
         print(f"cannot write the exit record ({record.message}): {error}", file=sys.stderr)
 
 
+def settle_standby(state: Path, run: str, is_stopping: Callable[[], bool]) -> tuple[bool, bool]:
+    """Was this run put into Standby, or restored in vain? The first: it was saved; the second: the VM goes on
+    from something."""
+    if not ((state / STANDBY).exists() or (state / OLD_STANDBY).exists()):
+        return False, False
+    # here and not above: most VMs need it not
+    from hypemand.vm.standbyfiles import load_standby, settle_restore
+
+    try:
+        if (state / OLD_STANDBY).exists():
+            settle_restore(state, load_notes(state / "boot.json", run), is_stopped=is_stopping())
+        saved, problem = load_standby(state)
+    except OSError as error:
+        print(f"what the VM was restored from is left: {error}", file=sys.stderr)
+        return False, True
+    return saved is not None and saved.run == run, saved is not None or bool(problem)
+
+
 def describe_end(record: ExitRecord) -> str:
     """The unit's status text from now on. The message may be the guest's."""
     return f"Stopped: {''.join(c if c.isprintable() else '?' for c in record.message)}"
@@ -315,13 +337,17 @@ def main() -> int:
     deadline = time.monotonic() + _EVIDENCE_DEADLINE
     forget_machine(unit, Path(runtime).name)
     await_console(Path(runtime))
-    how = (int(stop_signal), needed, Mode(mode))
-    ending = collect_ending(run, unit, Path(state), Path(runtime), *how, deadline)
-    record = derive_exit_record(run, ending, time.time())
+    is_saved, goes_on = settle_standby(Path(state), run, lambda: _is_stopping(unit, deadline))
+    if is_saved:
+        record = derive_saved(run, time.time())
+    else:
+        how = (int(stop_signal), needed, Mode(mode))
+        ending = collect_ending(run, unit, Path(state), Path(runtime), *how, deadline)
+        record = derive_exit_record(run, ending, time.time())
     record = add_start(record, Path(state), Path(runtime))
     keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
     notify(f"STATUS={describe_end(record)}")
-    if len(sys.argv) > _ARGUMENTS:
+    if len(sys.argv) > _ARGUMENTS and not goes_on:
         _renew_disk(Path(state), *sys.argv[_ARGUMENTS:])
     if record.reboot:
         _start_again(unit)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ExecStop= of a VM's unit: ask the guest to power off, also one that is paused, and wait for the VMM's end.
 
-``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS``, with $MAINPID of systemd's. Needs no daemon:
-the stop port is for this alone. Whatever goes wrong here, systemd ends the VMM by signal afterwards.
+``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS STATE_DIR``, with $MAINPID of systemd's. Needs no
+daemon: the stop port is for this alone. Whatever goes wrong here, systemd ends the VMM by signal afterwards.
 
 The unit's TimeoutStopSec= bounds each step of its end, of which this is the first, and the only one that may
 take long: as long as the guest may, for which systemd is notified here.
@@ -17,8 +17,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from hypemand.recordfile import BadRecord, load_record
 from hypemand.sockets import hold_socket
 from hypemand.systemd.notify import notify_for
+from hypemand.vm.folders import RECORD, STANDBY
 from hypemand.vmm.control import CONTROL, RESUME
 
 POWER_OFF = 5
@@ -77,10 +79,21 @@ def _connect(client: socket.socket, path: Path, uid: int) -> None:
         client.connect(held)
 
 
+def is_saved(state: Path, run: str) -> bool:
+    """Was this run put into Standby? Its guest is not to run any more, so that it cannot be asked."""
+    try:
+        return bool(load_record(state / STANDBY / RECORD, lambda document: document["run"] == run))
+    except (OSError, BadRecord):
+        return False
+
+
 def main() -> int:
     """Exit 1, with the reason on standard error, when the guest cannot be reached. A VMM that has ended is no
     error: systemd runs ExecStop= also after a guest that has powered off by itself."""
     runtime, grace = sys.argv[1], int(sys.argv[2])
+    # units that an earlier version of hypemand has made name no folder
+    if any(is_saved(Path(state), os.environ.get("INVOCATION_ID", "")) for state in sys.argv[3:]):
+        return 0
     deadline = grace + POWER_OFF
     if (main_pid := os.environ.get("MAINPID")) is not None:
         try:

@@ -15,14 +15,21 @@ from hypemand.vm.tracker import BootNotes, BootTracker, Moment
 
 
 def derive_evidence(
-    unit: UnitStatus, session: Session | None, *, bus_up: bool, guest_agent: bool, ready: bool
+    unit: UnitStatus,
+    session: Session | None,
+    *,
+    bus_up: bool,
+    guest_agent: bool,
+    ready: bool,
+    has_snapshot: bool = False,
 ) -> Evidence:
-    """What the state is derived from. `bus_up`: systemd has answered."""
+    """What the state is derived from. `bus_up`: systemd has answered; `has_snapshot`: it can go on from what
+    was saved of it."""
     if not bus_up:
         return Evidence(UnitEvidence.NO_ANSWER)
     state = UnitEvidence.from_active_state(unit.active_state)
     if session is None:
-        return Evidence(state)
+        return Evidence(state, has_snapshot=has_snapshot)
     # READY=1 was sent for this invocation, by us or by the daemon before us: all markers were there
     seen = frozenset(Marker) if state is UnitEvidence.ACTIVE else session.tracker.markers
     return Evidence(

@@ -183,6 +183,11 @@ def derive_unrecorded(run: str, ended_at: float, *, failed: bool, report: Exit |
     return ExitRecord(run, None, f"it {how}, and how could not be written down", False, 0, ended_at)
 
 
+def derive_saved(run: str, ended_at: float) -> ExitRecord:
+    """The record of a run that was put into Standby."""
+    return ExitRecord(run, 0, "put into standby", True, 0, ended_at, kind=ExitKind.STANDBY)
+
+
 def derive_lost(run: str, seen_at: float) -> ExitRecord:
     """The record of a run whose end nobody has seen; it was seen last at `seen_at`."""
     return ExitRecord(run, None, LOST, False, 0, seen_at, kind=ExitKind.LOST)

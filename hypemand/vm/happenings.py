@@ -56,6 +56,7 @@ _ENDS = {
 _WORDS = {
     StartKind.REQUEST: "started on request",
     StartKind.RESTART: "restarted on request",
+    StartKind.RESTORE: "restored",
     StartKind.AUTOSTART: "started automatically",
     StartKind.REBOOT: "started again: the guest has rebooted",
     StartKind.SYSTEMD: "started by systemd",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from hypemand.storage.disks import DISK
 from hypemand.systemd.rootdir import Own
+from hypemand.vm.folders import STANDBY
 
 CONFIG_DISK = "config.img"
 FILES_DISK = "files.img"
-STANDBY = "standby"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from hypemand.vm.exitrecord import (
     store_exit_record,
 )
 from hypemand.vm.places import CONFIG_DISK, Places
+from hypemand.vm.standbyfiles import Kept, load_kept
 from hypemand.vm.tracker import BootNotes, load_notes, store_notes
 from hypemand.workers import Pool, run_in
 
@@ -85,11 +86,12 @@ class Found:
 @dataclass(frozen=True, slots=True)
 class Past:
     """What a daemon that starts finds of a VM: what was seen of its last boot, how its last run ended, and
-    all records of ends that there are, the newest first."""
+    all records of ends that there are, the newest first; `kept`: what was saved of it."""
 
     notes: BootNotes | None = None
     exit: ExitRecord | None = None
     ended: tuple[ExitRecord, ...] = ()
+    kept: Kept = field(default_factory=Kept)
 
 
 def derive_exit(
@@ -129,6 +131,7 @@ class RunFiles:
         self._tasks = tasks
         self.runtime = places.runtime
         self._config = places.config
+        self._state = places.state
         self._notes = places.state / "boot.json"
         self._exit = places.state / "exit.json"
         self._spare_exit = find_spare(places.runtime)
@@ -173,7 +176,7 @@ class RunFiles:
         """What is known of runs before. Blocks."""
         notes = load_notes(self._notes)
         found = self.load(definition=False, exits=True)
-        return Past(notes, derive_unseen_exit(found, notes), found.exits)
+        return Past(notes, derive_unseen_exit(found, notes), found.exits, load_kept(self._state))
 
     def _load_definition(self) -> Definition | None:
         try:

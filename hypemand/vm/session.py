@@ -24,6 +24,7 @@ from hypemand.agent.report import open_report
 from hypemand.budget import Budget, Price, Reserve
 from hypemand.errors import GuestError, HypemandError
 from hypemand.model.evidence import RunState
+from hypemand.protocol.thaw import ForkIdentity, Thaw
 from hypemand.sockets import hold_socket
 from hypemand.systemd.journal import BootJournal
 from hypemand.systemd.notify import notify_for
@@ -32,7 +33,7 @@ from hypemand.tasks import Tasks
 from hypemand.vm.console import Console, OpenJournal
 from hypemand.vm.fulldrives import FullDrive, Locate, find_full_drives
 from hypemand.vm.retry import Backoff
-from hypemand.vm.tracker import BootTracker
+from hypemand.vm.tracker import BootNotes, BootTracker
 from hypemand.vm.watcher import LATER, SOON
 from hypemand.vmm.control import CONTROL
 from hypemand.vmm.driver import Connect, Ending, Vmm, VmmError, VmmEvent
@@ -47,6 +48,15 @@ _SPAWN_DEADLINE = 10.0
 # more: on a busy host a VMM that is well takes seconds
 _ANSWER_DEADLINE = 0.5
 SILENCE_DEADLINE = 10.0
+
+
+@dataclass(slots=True)
+class Resumption:
+    """The guest goes on from where it was saved, once its agent has been told how. `boot`: the boot id that
+    it was saved with, until it is given another one with its `identity`; None: it keeps all that it has."""
+
+    boot: str
+    identity: ForkIdentity | None = None
 
 
 @dataclass(slots=True)
@@ -130,6 +140,9 @@ class Session:
         # the guest's clock has to be set
         self._clock_due = False
         self._clock_setting: asyncio.Task[None] | None = None
+        self.resumption: Resumption | None = None
+        # why nobody speaks to the guest
+        self._away = ""
         self._closed = False
         # not there for so long: nothing is known of it any more
         self._absence: asyncio.TimerHandle | None = None
@@ -173,7 +186,7 @@ class Session:
         return console.wait_time
 
     def _poll_link(self, link: _Link) -> float | None:
-        if link.is_up:
+        if link.is_up or (self._away and link is not self._vmm_link):
             return None
         interval = SOON if time.monotonic() < self._opened + _SPAWN_DEADLINE else LATER
         if link.task is None or link.task.done():
@@ -271,7 +284,7 @@ class Session:
     async def _connect_agent(self, path: Path) -> None:
         if self.agent is not None:
             await self.agent.close()
-        boot = self.boot
+        boot = self.boot if self.resumption is None else self.resumption.boot
         if boot is None:
             raise GuestError("it is not known yet which boot this is")
         with hold_socket(path, self._uid) as held:
@@ -282,8 +295,10 @@ class Session:
 
     async def _await_hello(self, channel: AgentChannel) -> None:
         try:
-            await channel.ready()
-        except GuestError as error:
+            hello = await channel.ready()
+            if self.resumption is not None or hello.frozen:
+                await self._thaw(channel)
+        except HypemandError as error:
             if not self._closed:
                 _log.warning("VM %s: agent: %s", self._name, error)
             return
@@ -292,6 +307,51 @@ class Session:
         # it read its clock from a device that counts in whole seconds, when it booted; and what came since
         # then no daemon may have seen
         self.keep_clock()
+
+    async def _thaw(self, channel: AgentChannel) -> None:
+        """Have a guest go on whose processes stand still, as who it is."""
+        resumption = self.resumption
+        await channel.thaw(Thaw(identity=None if resumption is None else resumption.identity))
+        self.resumption = None
+
+    async def freeze(self) -> None:
+        """Have the guest's processes stand still, and what they have written be on its disks, for a save. Who
+        speaks to it next has them go on. HypemandError: they go on, or do so then."""
+        channel = await self.open_agent(AGENT_DEADLINE)
+        await channel.freeze()
+
+    def resume_boot(self, notes: BootNotes, booted_at: float | None) -> None:
+        """The boot goes on that was saved with these notes."""
+        self.tracker.resume(notes, booted_at)
+        self._changed()
+
+    async def leave_guest(self, why: str) -> None:
+        """End the connections that the guest sees, so that it sees those of a restore as new ones; none is
+        made until `return_to_guest`."""
+        self._away = why
+        links = [link for link in self._links if link is not self._vmm_link]
+        tasks = [link.task for link in links if link.task is not None and not link.task.done()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self.agent is not None:
+            await self.agent.close(why)
+            self.agent = None
+        for link in links:
+            link.is_up = False
+
+    def return_to_guest(self) -> None:
+        """Speak to it again."""
+        self._away = ""
+        for link in self._links:
+            if not link.is_up:
+                self._lose(link)
+
+    async def save(self, memory: int, state: int, *, size: int, deadline: float) -> None:
+        """See `Vmm.save`. VmmError, OSError."""
+        vmm = await self.reach_vmm()
+        await vmm.save(memory, state, size=size, user=self._uid, deadline=deadline)
 
     def keep_clock(self) -> None:
         """Set the guest's clock to the host's time: now, or when its agent speaks."""
@@ -334,6 +394,8 @@ class Session:
         if self.agent is None or self.agent.closed.done():
             if self._closed:
                 raise GuestError("the VM has stopped meanwhile")
+            if self._away:
+                raise GuestError(self._away)
             connecting = self._begin(self._agent_link)
             error = await asyncio.shield(connecting)
             if error is not None:

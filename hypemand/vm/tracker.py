@@ -56,7 +56,8 @@ class Moment(StrEnum):
 class BootNotes:
     """What was seen of a run, as it is kept beside the VM's data. Times in seconds. `boot`: the id of the
     boot that it carries; None as long as nothing was seen of it. `waiting`: why the definition's check has
-    not succeeded, in the guest's words; `unhealthy`: why the run is ended by systemd's watchdog."""
+    not succeeded, in the guest's words; `unhealthy`: why the run is ended by systemd's watchdog. `booted_at`:
+    of a VM that was restored, when the run began in which it has booted (seconds since the epoch)."""
 
     run: str
     boot: str | None = None
@@ -69,6 +70,7 @@ class BootNotes:
     shutdown: Shutdown | None = None
     waiting: str | None = None
     unhealthy: str | None = None
+    booted_at: float | None = None
 
     @property
     def ready_ms(self) -> float | None:
@@ -101,6 +103,7 @@ class BootTracker:
         self._shutdown = notes.shutdown
         self.waiting = notes.waiting
         self.unhealthy = notes.unhealthy
+        self._booted_at = notes.booted_at
 
     @property
     def boot(self) -> str | None:
@@ -157,6 +160,14 @@ class BootTracker:
         """The agent has shown itself, by its marker or by its HELLO."""
         return self._mark(Marker.AGENT, Moment.AGENT_READY, at)
 
+    def resume(self, saved: BootNotes, booted_at: float | None) -> None:
+        """The boot goes on that was saved with these notes: what it has shown it has shown, but for its
+        agent, which has to be heard again."""
+        self._markers |= saved.markers - {Marker.AGENT}
+        self._stages = {stage.name: stage for stage in saved.stages}
+        self.headers, self.emergency = saved.headers, saved.emergency
+        self._booted_at = booted_at
+
     def take_shutdown(self, reason: Shutdown | None) -> None:
         """The VMM has said that it ends, and why. It ends once: the first reason counts."""
         self._shutdown = self._shutdown or reason
@@ -200,12 +211,13 @@ class BootTracker:
             self._shutdown,
             self.waiting,
             self.unhealthy,
+            self._booted_at,
         )
 
 
-def store_notes(path: Path, notes: BootNotes) -> None:
-    """Write the notes to their file. Blocks; OSError."""
-    document = {
+def notes_to_json(notes: BootNotes) -> dict[str, Any]:
+    """The notes as a JSON document, for `parse_notes`."""
+    return {
         "run": notes.run,
         "boot": notes.boot,
         "markers": sorted(notes.markers),
@@ -217,20 +229,26 @@ def store_notes(path: Path, notes: BootNotes) -> None:
         "shutdown": notes.shutdown,
         "waiting": notes.waiting,
         "unhealthy": notes.unhealthy,
+        "booted_at": notes.booted_at,
     }
-    store_record(path, document)
+
+
+def store_notes(path: Path, notes: BootNotes) -> None:
+    """Write the notes to their file. Blocks; OSError."""
+    store_record(path, notes_to_json(notes))
 
 
 def load_notes(path: Path, run: str | None = None) -> BootNotes | None:
     """Notes from their file; None when there are none, they are broken, or of another run."""
     try:
-        notes = load_record(path, _parse_notes, limit=_MAX_FILE)
+        notes = load_record(path, parse_notes, limit=_MAX_FILE)
     except (OSError, BadRecord):
         return None
     return notes if run in (None, notes.run) else None
 
 
-def _parse_notes(document: Any) -> BootNotes:
+def parse_notes(document: Any) -> BootNotes:
+    """The opposite of `notes_to_json`. Raises as `load_record` says."""
     boot = document["boot"]
     if not isinstance(document["run"], str) or not isinstance(boot, str | None):
         raise ValueError("an id is not a string")
@@ -246,6 +264,7 @@ def _parse_notes(document: Any) -> BootNotes:
         shutdown=Shutdown(word) if (word := document.get("shutdown")) else None,
         waiting=None if (words := document.get("waiting")) is None else str(words),
         unhealthy=None if (words := document.get("unhealthy")) is None else str(words),
+        booted_at=None if (at := document.get("booted_at")) is None else float(at),
     )
 
 

@@ -40,6 +40,7 @@ from hypemand.vm.running import is_outdated
 from hypemand.vm.runs import Owner, Runs, VmServices
 from hypemand.vm.session import Session
 from hypemand.vm.stability import Stability
+from hypemand.vm.standby import Standby
 from hypemand.vmm.process import read_cpu_seconds
 from hypemand.workers import Pool, run_in
 
@@ -74,6 +75,7 @@ class Vm:
         self.handle = Handle(
             record.name, services.units, self._tasks, places.handles, self._needs_handle, self.refresh
         )
+        self.standby = Standby(record.name, places.state, past.kept, self._tasks)
         self._stability = Stability(self.unit, services.units, self._tasks, self.runs, self._evaluate)
         find_program, told = services.find_program, self.changes.tell
         self.health = HealthMonitor(
@@ -214,7 +216,7 @@ class Vm:
             state_error=self.state_error,
             status_text=self._activity or self._text,
             created_at=self.record.created_at,
-            started_at=self._unit.started_at,
+            started_at=(None if notes is None else notes.booted_at) or self._unit.started_at,
             stopped_at=None if ended is None else ended.ended_at,
             ready_ms=notes.ready_ms if notes is not None and self.state.is_vmm_active else None,
             exit=None if ended is None else ExitReport(ended.code, ended.message, ended.success),
@@ -239,6 +241,7 @@ class Vm:
             restart=self._derive_restart(),
             health=self.health.status,
             operation=self.operations.shown,
+            saved=self.standby.view() if self.state is State.STANDBY else None,
         )
 
     def _derive_restart(self) -> RestartStatus | None:
@@ -319,6 +322,8 @@ class Vm:
                     status = await self._services.units.status(self.unit, with_memory=with_memory)
                     await self.runs.count_restarts(status)
                     found = await self.runs.load(status)
+                    if not status.is_live:
+                        await self.standby.learn_end(self.runs.notes)
             except BusError as error:
                 _log.warning("VM %s: %s", self.name, error.message)
                 self._failures += 1
@@ -373,7 +378,7 @@ class Vm:
             session.main_pid = self._unit.main_pid or session.main_pid
             if self._unit.active_state == "activating":
                 notify_ready(self.name, session)
-            if self.is_ending and session.run_state.is_halted:
+            if self.is_ending and session.run_state.is_halted and not self.standby.has_saved(session):
                 session.let_end()
         needed = self.runs.definition
         evidence = derive_evidence(
@@ -382,6 +387,7 @@ class Vm:
             bus_up=self._bus_up,
             guest_agent=needed.guest_agent,
             ready=needed.ready is not None,
+            has_snapshot=self.standby.is_there,
         )
         derived = derive_state(evidence)
         is_new = derived.state is State.RUNNING and session is not None and mark_running(self.name, session)
@@ -390,6 +396,8 @@ class Vm:
             self._tasks.start("machined", work)
             self._tasks.start("handle's look", self.handle.look())
         self._transit(derived)
+        activating = self._unit.active_state == "activating"
+        self.standby.follow(session, is_activating=activating, is_running=derived.state is State.RUNNING)
         self.health.follow(derived.state, self._unit.started_at)
         self._stability.follow(derived.state, self._unit.changed_at)
         if session is not None and is_new and not self._recovering:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a saved VM is bound to: another QEMU, or another CPU, cannot go on with it."""
+"""What a saved VM is bound to: another QEMU, or another CPU, cannot restore it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class VmmBuild:
 
 
 def list_differences(saved: VmmBuild, host: VmmBuild) -> tuple[str, ...]:
-    """Why a VM that was saved by the one cannot go on with the other, in words; nothing if it can."""
+    """Why a VM that was saved by the one cannot be restored by the other, in words; nothing if it can."""
     return tuple(_list_differences(saved, host))
 
 

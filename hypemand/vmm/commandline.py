@@ -64,12 +64,11 @@ class VmmFiles:
 @dataclass(frozen=True, slots=True)
 class SavedFiles:
     """What a restore goes on from: the guest's memory and the state of its devices (`Vmm.save`), in the VMM's
-    root. `boot`: the boot id that the guest has, or is to have. `is_shared`: the memory is others' too, so
-    that the VMM may not write to its file; QEMU cannot do with that before 8.2."""
+    root. `is_shared`: the VMM may not write to the file of the memory, which may be others' too; QEMU cannot
+    do with that before 8.2 (`can_share`)."""
 
     memory: Path
     state: Path
-    boot: str
     is_shared: bool
 
 
@@ -105,22 +104,27 @@ def start_line(plan: VmmPlan, saved: SavedFiles | None = None) -> tuple[str, ...
     return (kernel_words(plan), *qemu_arguments(plan), *restore)
 
 
-# what the machine calls its memory, so that a saved one finds it
-_MEMORY = "microvm.ram"
+_VERSION = re.compile(r"([0-9]+)\.([0-9]+)")
+
+
+def can_share(version: str) -> bool:
+    """Can a QEMU of that version map memory of a file privately that it may not write to?"""
+    found = _VERSION.match(version)
+    return found is not None and (int(found[1]), int(found[2])) >= (8, 2)
 
 
 def restore_arguments(plan: VmmPlan, saved: SavedFiles) -> tuple[str, ...]:
     """What makes of a boot a VM that was saved with the same command line: its memory is the file, mapped
     privately, so that pages are read when they are used. The guest's CPUs wait for `Vmm.resume`."""
     memory = (
-        f"memory-backend-file,id={_MEMORY},x-use-canonical-path-for-ramblock-id=off,"
+        f"memory-backend-file,id={MEMORY_BLOCK},x-use-canonical-path-for-ramblock-id=off,"
         f"mem-path={_quote(saved.memory)},size={plan.memory // (1024 * 1024)}M,share=off"
     )
     # QEMU 9.1 takes a file by its path, and warns of a descriptor
     source = f"file:{saved.state}" if saved.is_shared else f"fd:{STATE_FD}"
     return (
         "-object", memory + (",readonly=on,rom=off" if saved.is_shared else ""),
-        "-machine", f"memory-backend={_MEMORY}",
+        "-machine", f"memory-backend={MEMORY_BLOCK}",
         # it tells when it has loaded
         "-global", "migration.x-events=on",
         "-incoming", source,

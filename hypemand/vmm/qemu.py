@@ -82,10 +82,17 @@ class _Events:
             self._on_event(RunStateChanged())
         elif name == _BALLOON_EVENT:
             self.ballooned.set()
-        elif name == _MIGRATION_EVENT and self.saved is not None and not self.saved.done():
-            status = data.get("status")
-            if status in _LAST:
-                self.saved.set_result(str(status))
+        elif name == _MIGRATION_EVENT:
+            self._take_migration(data.get("status"))
+
+    def _take_migration(self, status: object) -> None:
+        if status not in _LAST:
+            return
+        if self.saved is None:
+            # it has loaded one that was saved
+            self._on_event(RunStateChanged())
+        elif not self.saved.done():
+            self.saved.set_result(str(status))
 
 
 class Qemu:

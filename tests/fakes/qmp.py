@@ -42,6 +42,8 @@ class Monitor:
         self.balloon: int | None = None
         self.keeps_memory = False
         self.refuses: set[str] = set()
+        # a save that has begun does not come to its end
+        self.holds_save = False
         self.orders: list[str] = []
         self.fds: dict[str, int] = {}
         self._wanted = 0
@@ -164,6 +166,8 @@ class Monitor:
         before = self.status
         try:
             self._report("active")
+            if self.holds_save:
+                await asyncio.get_running_loop().create_future()
             async with self._obeys:
                 self._switch("finish-migrate")
                 stream = format_stream(self.memory, self.size)

@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,9 +25,17 @@ from typing import Any
 
 from hypemand.config.definition import Mode
 from hypemand.model.evidence import describe_check, list_missing
-from hypemand.unit.exit import Findings, add_start, describe_end, keep_record, scan_journal
+from hypemand.unit.exit import (
+    Findings,
+    add_start,
+    describe_end,
+    keep_record,
+    scan_journal,
+    settle_standby,
+)
+from hypemand.unit.stop import is_saved
 from hypemand.unitnames import unit_name, vm_of_unit
-from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, find_spare
+from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, derive_saved, find_spare
 from hypemand.vm.places import CONFIG_DISK
 from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
 from hypemand.vm.tracker import load_notes
@@ -53,9 +61,12 @@ class Behaviour:
     `code`: what the program ends with then; `ends`: it ends by itself, right after it has come up, with that
     code and `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what
     its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root.
-    `program`: what it does for who is attached, in a terminal if it has a `tty`."""
+    `program`: what it does for who is attached, in a terminal if it has a `tty`. `loads`: the VMM can go on
+    from what was saved; `thaw_refusal`: why its guest does not go on then."""
 
     boots: bool = True
+    loads: bool = True
+    thaw_refusal: str = ""
     heeds: bool = True
     code: int = 0
     ends: int | None = None
@@ -132,6 +143,8 @@ class Vmm:
         self._is_up = False
         self._asked = asyncio.Event()
         self._agents: list[Agent] = []
+        # it goes on from a VM that was saved
+        self.is_restored = self._take_saved(words, properties)
         process.handlers[signal.SIGTERM] = self.ended.set
         process.handlers[signal.SIGURG] = self._take_watchdog
 
@@ -139,13 +152,17 @@ class Vmm:
         """Until its guest has ended. QEMU's own status is 0 whatever the guest's program said."""
         behaviour = self._behaviour
         self._keep_run_record()
+        if self.is_restored and not behaviour.loads:
+            return 1
         async with AsyncExitStack() as stack:
             stack.callback(self._unmount, self._mount())
             stack.push_async_callback(self.monitor.close)
             handlers = {"qmp": self._qmp, "report": self._report, "agent": self._agent}
             for name in behaviour.sockets:
                 await stack.enter_async_context(self._serve(name, handlers[name]))
-            if behaviour.boots:
+            if self.is_restored:
+                await self._load()
+            elif behaviour.boots:
                 # not wait_for, which loses a cancellation that comes with the answer (Python 3.11)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_BOOT_TIME):
@@ -157,6 +174,31 @@ class Vmm:
                 self.exit(behaviour.ends, behaviour.message)
             await self.ended.wait()
         return 0
+
+    def _take_saved(self, words: Sequence[str], properties: Mapping[str, Any]) -> bool:
+        """As the launcher does: a saved VM, as long as it is there."""
+        option = next((word for word in words if word.startswith("--restore=")), "")
+        state, _, rest = option.removeprefix("--restore=").partition(",")
+        places = {inside: Path(path) for path, inside, *_ in properties["BindPaths"]}
+        if not option or not places[state].exists():
+            return False
+        self.boot = rest.partition(",")[0]
+        self.monitor.status = "inmigrate"
+        self.freezer.frozen, self.freezer.refusal = True, self._behaviour.thaw_refusal
+        return True
+
+    async def _load(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BOOT_TIME):
+                await self._asked.wait()
+        self.monitor.status = "paused"
+        self.monitor.tell("MIGRATION", status="completed")
+
+    def _go_on(self) -> None:
+        """Its CPUs run for the first time since it was saved."""
+        self._is_up = True
+        for agent in self._agents:
+            agent.greet()
 
     def _keep_run_record(self) -> None:
         """As the launcher does."""
@@ -250,6 +292,8 @@ class Vmm:
     # its sockets
 
     def _say(self, message: dict[str, Any]) -> None:
+        if message.get("event") == "RESUME" and self.is_restored and not self._is_up:
+            self._go_on()
         for writer in self._monitors:
             writer.write(json.dumps(message).encode() + b"\n")
 
@@ -354,7 +398,8 @@ class Vmms:
         if vm is None:
             return await self.others[process.unit.partition("@")[0]](process)
         if "hypemand.unit.stop" in process.argv:
-            return await self._stop(vm)
+            saved = is_saved(Path(process.argv[-1]), process.env["INVOCATION_ID"])
+            return 0 if saved else await self._stop(vm)
         if "hypemand.unit.exit" in process.argv:
             return await self._note_end(process)
         return await self._run_vmm(vm, process)
@@ -390,7 +435,11 @@ class Vmms:
         judge = partial(
             self._judge, process, Path(state), Path(runtime), int(stop_signal), needed, Mode(mode)
         )
-        record = await asyncio.to_thread(judge, stop_job=job is not None)
+        in_standby, _ = await asyncio.to_thread(settle_standby, Path(state), run, lambda: job is not None)
+        if in_standby:
+            record = derive_saved(run, time.time())
+        else:
+            record = await asyncio.to_thread(judge, stop_job=job is not None)
         assert record.run == run
         await asyncio.to_thread(keep_record, record, Path(state) / "exit.json", find_spare(Path(runtime)))
         self.systemd.notify(process.pid, f"STATUS={describe_end(record)}")

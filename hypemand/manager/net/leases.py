@@ -8,7 +8,7 @@ its definition asks for others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 from typing import TypeVar
@@ -32,26 +32,6 @@ class AddressUse:
     ipv4: IPv4Address | None = None
     ipv6: IPv6Address | None = None
     wanted: bool = False
-
-
-def lease_to_json(lease: Lease) -> dict[str, str | None]:
-    """The lease in the format of the VM's record."""
-    return {
-        "network": lease.network,
-        "mac": lease.mac,
-        "ipv4": None if lease.ipv4 is None else str(lease.ipv4),
-        "ipv6": None if lease.ipv6 is None else str(lease.ipv6),
-    }
-
-
-def lease_from_json(document: Mapping[str, str | None]) -> Lease:
-    """The opposite. KeyError, TypeError and ValueError for anything else."""
-    network, mac, ipv4, ipv6 = (document[key] for key in ("network", "mac", "ipv4", "ipv6"))
-    if not isinstance(network, str) or not isinstance(mac, str):
-        raise ValueError("a lease has a network and a MAC address")
-    if not all(address is None or isinstance(address, str) for address in (ipv4, ipv6)):
-        raise ValueError("an address is a string")  # of a number ipaddress would make one
-    return Lease(network, mac, IPv4Address(ipv4) if ipv4 else None, IPv6Address(ipv6) if ipv6 else None)
 
 
 def is_lease_of(use: NetworkUse, lease: Lease) -> bool:

@@ -149,6 +149,14 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceStandby:
+    """What a VM in Standby is restored from. `size_bytes`: on the disk of the host."""
+
+    saved_at: str | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """A VM. What is not supported is null. `definition`: the keys of a definition file;
     `running_definition`: the same of what it was started with, where that differs; `definition_file`: its
@@ -204,6 +212,7 @@ class Instance:
     definition: Mapping[str, Any] = field(default_factory=dict)
     running_definition: Mapping[str, Any] | None = None
     definition_file: str | None = None
+    standby: InstanceStandby | None = None
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False, metadata=SOURCE)
 
 

@@ -214,6 +214,37 @@ def test_pause_and_resume_do_what_they_say_and_an_error_names_what_is_full(tmp_p
     drive(tmp_path, scenario)
 
 
+def test_a_vm_goes_to_standby_and_a_start_of_it_has_to_say_what_to_do(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        host = api.host
+        await host.put("a", State.RUNNING)
+        first, booted = host.vmm("a").run_id, (await api.ask("GET", "/instances/a")).json["started_at"]
+        assert (await api.ask("POST", "/instances/a/restore")).json["invocation_id"] == first
+        for _ in range(2):
+            saved = (await api.ask("POST", "/instances/a/standby", {})).json
+            assert (saved["state"], saved["has_snapshot"], saved["exit_success"]) == ("Standby", True, True)
+            assert saved["standby"]["size_bytes"] > 0
+        for body in ({}, {"standby": "refuse"}, {"standby": None}, {"image_pull": "never"}):
+            refused = await api.ask("POST", "/instances/a/start", body)
+            assert (refused.status, refused.code) == (409, "invalid_state")
+        assert (await api.ask("POST", "/instances/a/restore")).status == 200
+        await host.until(State.RUNNING, "a")
+        shown = (await api.ask("GET", "/instances/a")).json
+        assert (shown["has_snapshot"], shown["standby"], shown["started_at"]) == (False, None, booted)
+        for what in ("restore", "cold"):
+            before = host.vm("a").boot
+            assert (await api.ask("POST", "/instances/a/standby")).status == 200
+            assert (await api.ask("POST", "/instances/a/start", {"standby": what})).status == 200
+            await host.until(State.RUNNING, "a")
+            assert (host.vm("a").boot == before) is (what == "restore")
+        await host.put("off")
+        for target in ("standby", "restore"):
+            assert (await api.ask("POST", f"/instances/off/{target}")).status == 409
+            assert (await api.ask("POST", f"/instances/nobody/{target}")).status == 404
+
+    drive(tmp_path, scenario)
+
+
 def test_delete_without_grace_kills_first_but_not_what_it_may_not_delete(tmp_path: Path) -> None:
     async def scenario(api: Api) -> None:
         host = api.host
@@ -256,6 +287,10 @@ def test_delete_without_grace_kills_first_but_not_what_it_may_not_delete(tmp_pat
         ("/instances/a/kill", {"sig": 9}, "sig"),
         ("/instances/a/pause", {"for": "1s"}, "for"),
         ("/instances/a/resume", {"force": True}, "force"),
+        ("/instances/a/standby", {"compression": {"enabled": True}}, "compression"),
+        ("/instances/a/standby", {"compression_delay": "30s"}, "compression_delay"),
+        ("/instances/a/restore", {"force": True}, "force"),
+        ("/instances/a/start", {"standby": "boot"}, "standby"),
         ("/reload", {"x": 1}, "x"),
     ],
 )

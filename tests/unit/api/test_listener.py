@@ -28,7 +28,7 @@ from hypemand.api.services import Limits
 from hypemand.api.unsupported import UNSUPPORTED
 from hypemand.config.listen import ListenConfig
 from hypemand.errors import HostNotReady
-from hypemand.model.state import State
+from hypemand.model.state import FromStandby, State
 from hypemand.model.tokens import Scope
 from tests.fakes.host import FakeHost
 from tests.unit.api.harness import Api, Json, drive
@@ -126,7 +126,7 @@ async def restore(host: FakeHost) -> None:
     await host.until_true(lambda: not vm.operations.is_busy)
     if vm.state is State.PAUSED:
         await host.manager.resume_vm("web")
-    await host.manager.start_vm("web")
+    await host.manager.start_vm("web", standby=FromStandby.COLD)
     await host.until(State.RUNNING, "web")
 
 
@@ -261,6 +261,7 @@ READING = {
 } | set(UNSUPPORTED.values())  # fmt: skip
 OPERATING = READING | {
     *(("POST", f"{VM}/{verb}") for verb in ("start", "stop", "restart", "kill", "pause", "resume")),
+    *(("POST", f"{VM}/{verb}") for verb in ("standby", "restore")),
     *(("GET", f"{VM}/{part}") for part in ("exec", "attach", "cp", "archive", "stat")),
     ("PUT", f"{VM}/archive"),
 }

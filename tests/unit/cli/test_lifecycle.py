@@ -30,6 +30,17 @@ def test_start_can_wait_until_running(live: Live, cli: Cli) -> None:
     assert [vm["state"] for vm in json.loads(done.stdout)] == ["Running", "Running"]
 
 
+def test_a_restore_that_fails_says_that_nothing_is_lost(live: Live, cli: Cli) -> None:
+    """The run that has ended as one was asked to, by which it was saved, is no success of a restore."""
+    live.put("web", State.RUNNING, boot_timeout="1s")
+    assert cli.run("standby", "web").returncode == 0
+    live.host.guest("web").thaw_refusal = "not today"
+    done = cli.run("restore", "--wait", "web")
+    assert done.returncode == 1
+    assert "web did not start, and is in Standby: boot timed out" in done.stderr
+    assert "hypemanctl start --cold web" in done.stderr
+
+
 def test_a_start_that_fails_says_why(live: Live, cli: Cli) -> None:
     live.host.guest("web").boots = False
     live.put("web", boot_timeout="1s")

@@ -182,7 +182,7 @@ printf '%s\n' "${COMPREPLY[@]-}"
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["st"], ["status", "start", "stop"]),
+        (["st"], ["status", "start", "stop", "standby"]),
         (["start", "w"], ["web", "wiki"]),
         (["start", "--w"], ["--wait"]),
         (["start", "web", "wi"], ["wiki"]),

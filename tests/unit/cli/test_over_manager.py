@@ -152,6 +152,34 @@ def test_pause_and_resume_reach_the_vmm() -> None:
     drive(scenario)
 
 
+def test_a_vm_goes_to_standby_and_comes_back() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.run()
+        await host.create("off")
+        boot = host.vm().boot
+        done = await run("standby", "--json", "web", "off")
+        assert [shown["state"] for shown in json.loads(done.stdout)] == ["Standby"]
+        assert done.returncode == 11
+        assert "standby needs state Running or Paused or Standby, and off is Stopped" in done.stderr
+        assert re.search(r"web +Standby .* saved, \S+ on disk$", (await run("list")).stdout, re.MULTILINE)
+        status = await run("status", "web")
+        assert status.returncode == 3
+        assert re.search(r"State: Standby since .*; 0s ago$", status.stdout, re.MULTILINE), status.stdout
+        assert re.search(r"Saved: memory and devices, \S+ on disk$", status.stdout, re.MULTILINE)
+        assert (await run("show", "-p", "standby.size_bytes", "--value", "web")).stdout.strip().isdecimal()
+        refused = await run("exec", "web", "true")
+        assert "restore it first" in refused.stderr
+        assert (await run("restore", "--wait", "web")).returncode == 0
+        assert host.vm().boot == boot
+        for words, same in ((("start",), True), (("start", "--cold"), False)):
+            assert (await run("standby", "web")).returncode == 0
+            assert (await run(*words, "--wait", "web")).returncode == 0
+            assert (host.vm().boot == boot) is same
+        assert (await run("restore", "off")).returncode == 11
+
+    drive(scenario)
+
+
 def test_limits_are_set_and_shown() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         await host.run(vcpus=1, memory="128M", balloon=True, disk_io={"total": "5MB/s"})

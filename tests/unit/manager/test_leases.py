@@ -15,11 +15,9 @@ from hypemand.manager.net.leases import (
     derive_address_uses,
     derive_ipv6,
     derive_mac,
-    lease_from_json,
-    lease_to_json,
 )
 from hypemand.network.port import BridgePlan
-from hypemand.vm.record import Lease
+from hypemand.vm.record import Lease, lease_from_json, lease_to_json
 
 BRIDGE = BridgePlan(
     network="lab",

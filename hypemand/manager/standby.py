@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts VMs into Standby. The caller holds the VM's operation."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from hypemand.config.definition import Definition
+from hypemand.errors import GuestError, HypemandError, WrongState
+from hypemand.fulldisk import name_full_disk_beside
+from hypemand.manager.parts import Parts
+from hypemand.model.evidence import RunState
+from hypemand.model.state import Operation, State, check_allowed
+from hypemand.storage.images import Image
+from hypemand.tasks import Tasks, finish
+from hypemand.vm.pause import reach_session
+from hypemand.vm.session import Session
+from hypemand.vm.standby import SaveFacts, write_save
+from hypemand.vm.standbyfiles import begin_save, commit_save, drop_save
+from hypemand.vm.vm import Vm
+from hypemand.vmm.driver import VmmError
+from hypemand.vmm.host import VmmHost, find_vmm_host
+from hypemand.workers import Pool, run_in
+
+# for a save: seconds, and bytes a second of the slowest disk
+_LEAST_DEADLINE, _SLOWEST = 30.0, 16 * 1024 * 1024
+# for the VMM of a VM that was saved to end
+_END_DEADLINE = 30.0
+_SIGKILL = 9
+
+
+async def enter_standby(parts: Parts, vm: Vm) -> None:
+    """Save a VM, and end its run. WrongState, GuestError, TimedOut, InsufficientResources: it runs on then,
+    and nothing is left; or it has ended meanwhile."""
+    await vm.refresh()
+    if vm.state is State.STANDBY:
+        return
+    check_allowed(Operation.STANDBY, vm.state, vm.name, vm.state_error)
+    async with name_full_disk_beside(f"put VM {vm.name} into standby", vm.places.state):
+        with reach_session(vm, f"put VM {vm.name} into standby") as session:
+            await _save(parts, vm, session)
+    await end_saved(parts, vm)
+
+
+async def _save(parts: Parts, vm: Vm, session: Session) -> None:
+    """Until it is on the disk, and its guest is not to run any more. VmmError, OSError, HypemandError."""
+    was_running = session.run_state is not RunState.PAUSED
+    facts = await _gather(parts, vm)
+    try:
+        folder = await run_in(Pool.TOOLS, begin_save, vm.places.state, was_running=was_running)
+        await _save_until_it_ends(vm, session, folder, facts, was_running=was_running)
+    except BaseException:
+        if not vm.standby.has_saved(session):
+            await finish(run_on(vm, session, was_running=was_running), f"resumption of {vm.name}")
+            raise
+        await finish(end_saved(parts, vm), f"end of {vm.name}")
+        raise
+
+
+async def _save_until_it_ends(
+    vm: Vm, session: Session, folder: Path, facts: SaveFacts, *, was_running: bool
+) -> None:
+    """A stop that comes meanwhile, of systemd's own too, is stronger."""
+
+    async def save() -> None:
+        if was_running and facts.definition.guest_agent:
+            await session.freeze()
+        await session.leave_guest(f"VM {vm.name} is being put into standby")
+        if was_running:
+            await session.pause()
+        deadline = _LEAST_DEADLINE + facts.definition.memory / _SLOWEST
+        await write_save(session, folder, facts, deadline)
+
+        async def commit() -> None:
+            vm.standby.take(await run_in(Pool.TOOLS, commit_save, vm.places.state))
+
+        await finish(commit(), f"commit of {vm.name}")
+
+    def is_over() -> bool:
+        return vm.is_ending or vm.session is not session
+
+    async with Tasks(f"the save of VM {vm.name}") as tasks:
+        saving = tasks.start("save", save(), awaited=True)
+        ending = tasks.start("end", vm.changes.wait_for(is_over, None), awaited=True)
+        await asyncio.wait((saving, ending), return_when=asyncio.FIRST_COMPLETED)
+        if not saving.done():
+            saving.cancel()
+            await asyncio.wait((saving,))
+        if saving.cancelled():
+            raise WrongState(f"VM {vm.name} was stopped while it was being put into standby")
+        saving.result()
+
+
+async def run_on(vm: Vm, session: Session, *, was_running: bool) -> None:
+    """Nothing has come of a save: its guest goes on, if it ran before, and nothing is left."""
+    try:
+        if was_running and session is vm.session:
+            if session.run_state.is_halted or session.run_state is RunState.PAUSED:
+                await session.resume()
+            session.return_to_guest()
+    except VmmError as error:
+        vm.log(logging.ERROR, f"VM {vm.name} cannot be resumed after a save that has failed: {error}")
+    await run_in(Pool.TOOLS, drop_save, vm.places.state)
+
+
+async def end_saved(parts: Parts, vm: Vm) -> None:
+    """End the run of a VM that is saved: its guest is asked nothing. TimedOut."""
+    run, session = vm.run, vm.session
+    # first, so that systemd does not start it again
+    await parts.units.stop(vm.unit)
+    if session is not None:
+        with suppress(VmmError):
+            await (await session.reach_vmm()).quit()
+
+    def has_ended() -> bool:
+        return not vm.state.is_vmm_active or vm.run != run
+
+    if not await vm.changes.wait_for(has_ended, _END_DEADLINE):
+        await parts.units.kill(vm.unit, _SIGKILL)
+        await vm.changes.wait_for(has_ended, _END_DEADLINE)
+    await vm.runs.settle()
+
+
+async def _gather(parts: Parts, vm: Vm) -> SaveFacts:
+    """With what it runs. HypemandError where that is not known."""
+    definition, record = vm.runs.running.definition, vm.record
+    digest = "" if record.pin is None else record.pin.digest
+    image = None if definition is None else await parts.images.find_for(definition.image, digest)
+    if definition is None or image is None:
+        raise GuestError(
+            f"it is not known what VM {vm.name} runs with, so that it could not be restored",
+            hint="restart it",
+        )
+    host = await run_in(Pool.STARTS, find_vmm_host, parts.config())
+    bound = await parts.units.bound_files(vm.unit)
+    files = await run_in(Pool.STARTS, _list_devices, definition, tuple(bound), image, host)
+    build = await parts.builds.find(host.binary, host.accel.kind)
+    started_at = vm.view().started_at
+    return SaveFacts(record.id, definition, digest, build, started_at, record.lease, files)
+
+
+def _list_devices(
+    definition: Definition, bound: tuple[Path, ...], image: Image, host: VmmHost
+) -> tuple[Path, ...]:
+    """The files of the host that its disks are. What the guest has read into memory is none. Blocks."""
+    loaded = {host.kernel.path, host.initrd, host.binary}
+    found = {path for path in bound if path not in loaded and path.is_file()}
+    # some are below /usr, which it has anyway
+    found.add(image.rootfs)
+    if definition.wants_headers and host.kernel.headers is not None:
+        found.add(host.kernel.headers)
+    return tuple(sorted(found))
+
+
+async def settle(parts: Parts, vm: Vm) -> None:
+    """What a daemon before this one has begun, and not done: a VM that is saved is ended, one whose save was
+    cut off runs on."""
+    session = vm.session
+    if session is not None and vm.standby.has_saved(session):
+        await end_saved(parts, vm)
+    if not vm.standby.is_cut_off:
+        return
+    vm.standby.is_cut_off = False
+    if session is not None:
+        try:
+            async with vm.operations.hold(Operation.RESUME):
+                await run_on(vm, session, was_running=vm.standby.was_running)
+        except HypemandError as error:
+            vm.log(logging.ERROR, f"VM {vm.name}: {error}")
+    else:
+        await run_in(Pool.TOOLS, drop_save, vm.places.state)

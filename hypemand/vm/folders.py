@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names in the folder of what lasts of a VM. (A module of its own: the commands of a unit's end import it,
+which are to start at once.)"""
+
+STANDBY, OLD_STANDBY = "standby", "standby.old"
+RECORD = "snapshot.json"
+"""In these: `standbyfiles`, `saved`."""

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM that is put into Standby, and goes on from it. Of the files: `standbyfiles`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypemand.config.definition import Definition
+from hypemand.errors import HypemandError
+from hypemand.fulldisk import name_full_disk
+from hypemand.model.evidence import RunState
+from hypemand.model.vm import SavedView
+from hypemand.tasks import Tasks
+from hypemand.vm.record import Lease
+from hypemand.vm.saved import (
+    MEMORY,
+    STATE,
+    FileMark,
+    SavedRun,
+    hash_state,
+    mark_files,
+    measure_stored,
+    store_saved,
+)
+from hypemand.vm.session import Resumption, Session
+from hypemand.vm.standbyfiles import Kept, begin_restore, drop_saved, drop_used, load_standby, settle_restore
+from hypemand.vm.tracker import BootNotes
+from hypemand.vmm.build import VmmBuild
+from hypemand.vmm.driver import VmmError
+from hypemand.workers import Pool, run_in
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveFacts:
+    """With what a VM runs that is saved. `image`: the digest of its content; `files`: all that its devices
+    are of, on the host."""
+
+    vm_id: str
+    definition: Definition
+    image: str
+    build: VmmBuild
+    started_at: float | None
+    lease: Lease | None
+    files: Sequence[Path]
+
+
+async def write_save(session: Session, folder: Path, facts: SaveFacts, deadline: float) -> None:
+    """Write a VM that stands still to a folder, all of it, durably. VmmError, OSError,
+    InsufficientResources."""
+    boot = session.boot
+    if boot is None:
+        raise VmmError("it is not known which boot of the guest this is")
+    memory = folder / MEMORY
+    fds = await run_in(Pool.TOOLS, _open_new, (memory, folder / STATE))
+    try:
+        await session.save(*fds, size=facts.definition.memory, deadline=deadline)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+    def finish_save() -> None:
+        with name_full_disk(f"save VM {facts.definition.name}", folder):
+            saved = SavedRun(
+                run=session.run,
+                vm_id=facts.vm_id,
+                boot=boot,
+                next_boot=boot,
+                saved_at=time.time(),
+                started_at=facts.started_at,
+                build=facts.build,
+                definition=facts.definition,
+                image=facts.image,
+                lease=facts.lease,
+                notes=session.tracker.notes,
+                files=mark_files(facts.files),
+                memory=FileMark.of(memory),
+                state=hash_state(folder),
+                stored=measure_stored(folder),
+            )
+            store_saved(folder, saved)
+
+    await run_in(Pool.TOOLS, finish_save)
+
+
+def _open_new(paths: Sequence[Path]) -> list[int]:
+    """Descriptors of new files, in a folder that is nobody else's. Blocks; OSError."""
+    return [os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) for path in paths]
+
+
+class Standby:
+    """What the VM of that folder goes on from. `saved`: what it is in Standby with, or will be when its run
+    has ended; `problem`: why what is there cannot be read; `used`: what its run was restored from, until it
+    is Running. `is_cut_off`: a save was, by the end of a daemon; `was_running`: the guest is to run on."""
+
+    def __init__(self, name: str, state: Path, kept: Kept, tasks: Tasks) -> None:
+        self.saved, self.problem = kept.saved, kept.problem
+        self.used = kept.used
+        self.is_cut_off = kept.is_cut_off
+        self.was_running = kept.was_running
+        self._state = state
+        self._tasks = tasks
+        self._name = name
+        # the session whose guest is being resumed
+        self._resuming: Session | None = None
+
+    def has_saved(self, session: Session) -> bool:
+        """Is this the run that was saved, so that its guest is not to run any more?"""
+        return self.saved is not None and self.saved.run == session.run
+
+    @property
+    def is_there(self) -> bool:
+        """Is there something to go on from, even if that cannot be read?"""
+        return self.saved is not None or bool(self.problem)
+
+    def view(self) -> SavedView | None:
+        """It as clients see it."""
+        return None if self.saved is None else SavedView(self.saved.saved_at, self.saved.stored)
+
+    def take(self, saved: SavedRun) -> None:
+        """It goes on from this."""
+        self.saved, self.problem = saved, ""
+
+    def follow(self, session: Session | None, *, is_activating: bool, is_running: bool) -> None:
+        """Have a guest go on that was restored, when its VMM has loaded it; and remove what it was restored
+        from when its VM is Running."""
+        if session is None or session.boot is None:
+            return
+        if self.used is not None and is_running:
+            self._remove_used()
+            return
+        origin = self.used or self.saved
+        if not is_activating or origin is None or origin.run == session.run:
+            return
+        if session.boot != origin.next_boot or self._resuming is session:
+            return
+        if session.run_state in (RunState.PAUSED, RunState.RUNNING):
+            self._resuming = session
+            self._tasks.start("restore", self._resume(session, origin))
+
+    async def _resume(self, session: Session, origin: SavedRun) -> None:
+        session.resumption = Resumption(origin.boot, None)
+        try:
+            await run_in(Pool.RECORDS, begin_restore, self._state)
+            if self.used is None:
+                self.saved, self.used = None, origin
+            if session.run_state is RunState.PAUSED:
+                await session.resume()
+        except (OSError, VmmError, HypemandError) as error:
+            # systemd ends it, when its time is over
+            _log.error("VM %s: cannot resume what was restored: %s", self._name, error)
+            return
+        session.resume_boot(origin.notes, origin.started_at)
+
+    def _remove_used(self) -> None:
+        self.used = None
+        removal = run_in(Pool.TOOLS, drop_used, self._state)
+        self._tasks.start("removal of what it was restored from", removal)
+
+    async def learn_end(self, notes: BootNotes | None) -> None:
+        """No run is on: what one was restored from may be there again. Its unit has seen to that, unless the
+        host went down with it. `notes`: of the last run."""
+        if self.used is None:
+            return
+        self.used = None
+        self.saved, self.problem = await run_in(Pool.RECORDS, self._settle, notes)
+
+    def _settle(self, notes: BootNotes | None) -> tuple[SavedRun | None, str]:
+        try:
+            settle_restore(self._state, notes, is_stopped=False)
+        except OSError as error:
+            _log.error("VM %s: what it was restored from is left: %s", self._name, error)
+        return load_standby(self._state)
+
+    async def discard(self) -> None:
+        """It is to be started cold: forget what it could go on from."""
+        self.saved, self.problem = None, ""
+        await run_in(Pool.TOOLS, drop_saved, self._state)

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs that are put into Standby, and go on from it."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hypemand.errors import HypemandError, WrongState
+from hypemand.model.state import FromStandby, State
+from tests.fakes.host import FakeHost, drive
+
+
+def folder(host: FakeHost, name: str = "web") -> Path:
+    """What lasts of it."""
+    return host.config.state_dir / "vms" / name
+
+
+def saves(host: FakeHost, name: str = "web") -> set[str]:
+    """The folders of its saves."""
+    return {path.name for path in folder(host, name).glob("standby*")}
+
+
+async def put_away(host: FakeHost, restart: str = "no") -> None:
+    """A VM in Standby."""
+    await host.run(restart=restart)
+    await host.manager.standby_vm("web")
+    assert host.vm().state is State.STANDBY
+
+
+def test_a_vm_is_saved_and_goes_on_where_it_was() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run(restart="always")
+        before, first = host.vm().view(), host.vmm()
+        first.monitor.memory = b"what it has in memory"
+        assert (await host.manager.standby_vm("web")).state is State.STANDBY
+        assert host.traces() == [], "address, memory and volumes are free"
+        assert first.freezer.frozen
+        assert saves(host) == {"standby"}
+        memory = (folder(host) / "standby/memory").read_bytes()
+        assert memory.startswith(b"what it has in memory")
+        stopped = host.vm().view()
+        assert stopped.exit is not None
+        assert (stopped.exit.message, stopped.exit.success) == ("put into standby", True)
+        assert not host.is_active("hypeman@web.service")
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+        after = host.vm().view()
+        assert (after.boot_id, after.started_at) == (before.boot_id, before.started_at)
+        assert after.invocation_id != before.invocation_id
+        assert host.vmm().is_restored
+        (thaw,) = host.vmm().freezer.thaws
+        assert set(thaw) == {"clock", "entropy"}
+        await host.until_true(lambda: saves(host) == set())
+        assert host.is_active("hypeman@web.service")
+
+    drive(scenario)
+
+
+def test_a_daemon_that_comes_later_knows_it() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await put_away(host)
+        await host.restart_daemon()
+        assert host.vm().state is State.STANDBY
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+        await host.restart_daemon()
+        assert host.vm().state is State.RUNNING
+        await host.stop_for_good()
+        assert host.vm().state is State.STOPPED
+
+    drive(scenario)
+
+
+def test_a_start_is_refused_restores_or_boots_as_it_says() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await put_away(host)
+        boot = json.loads((folder(host) / "standby/snapshot.json").read_text())["boot"]
+        with pytest.raises(WrongState, match="Standby"):
+            await host.manager.start_vm("web")
+        await host.manager.start_vm("web", standby=FromStandby.RESTORE)
+        await host.until(State.RUNNING)
+        assert host.vm().boot == boot
+        await host.manager.standby_vm("web")
+        await host.manager.start_vm("web", standby=FromStandby.COLD)
+        await host.until(State.RUNNING)
+        assert host.vm().boot != boot
+        assert saves(host) == set()
+
+    drive(scenario)
+
+
+def test_what_is_so_already_is_no_error() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await put_away(host)
+        await host.manager.standby_vm("web")
+        assert host.vm().state is State.STANDBY
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+        await host.manager.restore_vm("web")
+        assert host.vm().state is State.RUNNING
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize("state", [State.STOPPED, State.INITIALIZING])
+def test_only_what_runs_is_put_away(state: State) -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.put("web", state)
+        with pytest.raises(WrongState, match="standby needs state Running or Paused or Standby"):
+            await host.manager.standby_vm("web")
+
+    drive(scenario)
+
+
+def test_a_paused_vm_is_saved_as_it_is_and_runs_when_it_is_restored() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.put("web", State.PAUSED)
+        await host.manager.standby_vm("web")
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+
+    drive(scenario)
+
+
+def _fail_save(host: FakeHost) -> None:
+    host.vmm().monitor.failure = "no room"
+
+
+def _refuse_freeze(host: FakeHost) -> None:
+    host.vmm().freezer.refusal = "a process does not stand still"
+
+
+def _fill_folder(host: FakeHost) -> None:
+    (folder(host) / "standby.new").write_text("in the way")
+
+
+@pytest.mark.parametrize("spoil", [_fail_save, _refuse_freeze, _fill_folder])
+def test_a_vm_that_cannot_be_saved_runs_on(spoil: Callable[[FakeHost], None]) -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        run = host.vm().run
+        spoil(host)
+        with pytest.raises((HypemandError, OSError)):
+            await host.manager.standby_vm("web")
+        host.vmm().freezer.refusal = ""
+        assert (host.vm().run, host.vmm().monitor.status) == (run, "running")
+        assert saves(host) - {"standby.new"} == set()
+        await host.until_true(lambda: not host.vmm().freezer.frozen)
+        await host.until(State.RUNNING)
+
+    drive(scenario)
+
+
+def test_a_vmm_that_dies_while_it_is_saved_is_an_end() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        host.vmm().monitor.failure = "no room"
+        task = asyncio.create_task(host.manager.standby_vm("web"))
+        await host.until_true(lambda: "migrate" in host.vmm().monitor.orders)
+        host.vmm().process.kill(9)
+        with pytest.raises(HypemandError):
+            await task
+        await host.until_ended()
+        assert saves(host) == set()
+
+    drive(scenario)
+
+
+def test_a_vmm_that_cannot_load_leaves_what_was_saved() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await put_away(host)
+        host.guest().loads = False
+        await host.manager.restore_vm("web")
+        await host.until(State.STANDBY)
+        await host.vm().runs.settle()
+        assert saves(host) == {"standby"}
+        host.guest().loads = True
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize(("has_written", "state"), [(False, State.STANDBY), (True, State.STOPPED)])
+def test_a_guest_that_ends_before_it_is_running_goes_on_if_its_disk_is_as_it_was(
+    has_written: bool, state: State
+) -> None:
+    """It runs from the moment on in which the folder has its other name."""
+
+    async def scenario(host: FakeHost) -> None:
+        await put_away(host)
+        host.guest().thaw_refusal = "not today"
+        await host.manager.restore_vm("web")
+        await host.until_true(lambda: saves(host) == {"standby.old"})
+        await host.until_true(lambda: host.vmm().monitor.status == "running")
+        if has_written:
+            with (folder(host) / "disk.ext4").open("r+b") as disk:
+                disk.write(b"something")
+        host.vmm().process.kill(9)
+        await host.until(state)
+        await host.vm().runs.settle()
+        assert saves(host) == ({"standby"} if state is State.STANDBY else set())
+
+    drive(scenario)
+
+
+def _change_disk(host: FakeHost) -> None:
+    with (folder(host) / "disk.ext4").open("r+b") as disk:
+        disk.write(b"something")
+
+
+def _cut_memory(host: FakeHost) -> None:
+    with (folder(host) / "standby/memory").open("r+b") as memory:
+        memory.truncate(4096)
+
+
+def _flip_bit(host: FakeHost) -> None:
+    with (folder(host) / "standby/state").open("r+b") as state:
+        state.seek(10)
+        byte = state.read(1)
+        state.seek(10)
+        state.write(bytes([byte[0] ^ 1]))
+
+
+def _remove_state(host: FakeHost) -> None:
+    (folder(host) / "standby/state").unlink()
+
+
+def _change_record(key: str, value: object) -> Callable[[FakeHost], None]:
+    def spoil(host: FakeHost) -> None:
+        path = folder(host) / "standby/snapshot.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    return spoil
+
+
+_OTHER_BUILD = {"version": "9.9", "machine": "pc", "accel": "tcg", "cpu": "max", "cpu_digest": ""}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_change_disk, "disk.ext4 was changed or removed since it was saved"),
+        (_cut_memory, "a file in .*/standby is damaged, or was changed"),
+        (_flip_bit, "a file in .*/standby is damaged, or was changed"),
+        (_remove_state, "standby/state cannot be read: No such file or directory"),
+        (_change_record("version", 99), "standby cannot be read: version is not 1"),
+        (_change_record("build", _OTHER_BUILD), "saved with QEMU 9.9, this host has "),
+        (_change_record("vm_id", "0" * 32), "it was saved of another VM"),
+        (_change_record("image", "sha256:" + "0" * 64), "its image builtin:app is gone"),
+    ],
+)
+def test_what_cannot_be_restored_is_refused_and_left(spoil: Callable[[FakeHost], None], words: str) -> None:
+    """A cold start is the way out, and says so."""
+
+    async def scenario(host: FakeHost) -> None:
+        await put_away(host)
+        spoil(host)
+        await host.restart_daemon()
+        assert host.vm().state is State.STANDBY
+        with pytest.raises(WrongState, match=words) as refused:
+            await host.manager.restore_vm("web")
+        assert "hypemanctl start --cold web" in str(refused.value)
+        assert host.vm().state is State.STANDBY
+        assert host.traces() == []
+        assert saves(host) == {"standby"}
+        await host.manager.start_vm("web", standby=FromStandby.COLD)
+        await host.until(State.RUNNING)
+        assert saves(host) == set()
+
+    drive(scenario)
+
+
+def test_a_start_of_systemds_own_after_it_has_run_on_is_a_boot() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await put_away(host, restart="always")
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+        boot = host.vm().boot
+        await host.until_true(lambda: saves(host) == set())
+        host.vmm().process.kill(9)
+        await host.until_true(lambda: host.vmms.runs["web"] == 3)
+        await host.until(State.RUNNING)
+        assert host.vm().boot != boot
+        assert not host.vmm().is_restored
+
+    drive(scenario)
+
+
+def test_a_stop_ends_a_save() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        host.vmm().monitor.holds_save = True
+        task = asyncio.create_task(host.manager.standby_vm("web"))
+        await host.until_true(lambda: "migrate" in host.vmm().monitor.orders)
+        await host.order("StopUnit", "hypeman-vm-web.service")
+        with pytest.raises(WrongState, match="VM web was stopped while it was being put into standby"):
+            await task
+        await host.until_ended()
+        assert saves(host) == set()
+
+    drive(scenario)
+
+
+def test_a_vm_whose_save_was_cut_off_runs_on_with_the_next_daemon() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        vmm = host.vmm()
+        vmm.monitor.holds_save = True
+        task = asyncio.create_task(host.manager.standby_vm("web"))
+        await host.until_true(lambda: "migrate" in vmm.monitor.orders)
+
+        async def lose() -> None:
+            # as by kill -9: nothing is undone
+            await asyncio.wait([task])
+            new = folder(host) / "standby.new"
+            new.mkdir(exist_ok=True)
+            (new / "was-running").touch()
+            vmm.monitor.status = "paused"
+            vmm.freezer.frozen = True
+
+        await host.restart_daemon(lose)
+        assert isinstance(task.exception(), BaseException) or task.cancelled()
+        await host.daemon.recovery.clean_up()
+        await host.until(State.RUNNING)
+        await host.until_true(lambda: not vmm.freezer.frozen)
+        assert (vmm.monitor.status, saves(host)) == ("running", set())
+
+    drive(scenario)
+
+
+def test_a_vm_that_was_saved_is_ended_by_the_next_daemon() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await put_away(host)
+        record = json.loads((folder(host) / "standby/snapshot.json").read_text())
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+        await host.until_true(lambda: saves(host) == set())
+        vmm, run = host.vmm(), host.vm().run
+
+        async def save_only() -> None:
+            """What is there when a daemon ends between the commit and the end of the VMM."""
+            source = folder(host) / "standby"
+            source.mkdir()
+            vmm.monitor.status = "paused"
+            (source / "snapshot.json").write_text(json.dumps({**record, "run": run}))
+
+        await host.restart_daemon(save_only)
+        await host.daemon.recovery.clean_up()
+        await host.until(State.STANDBY)
+        assert not vmm.heard_stop, "its guest is asked nothing"
+
+    drive(scenario)
