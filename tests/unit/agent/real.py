@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from hypemand.agent.channel import AgentChannel
+from tests.programs import build_program
 from tests.unit.agent.support import BOOT
 
 GUEST = Path(__file__).parents[3] / "guest"
@@ -20,9 +21,8 @@ def build_agent(target: Path) -> None:
     sources = [Path(__file__).with_name("agent_on_fd.c"), *sorted((GUEST / "shared").glob("*.c"))]
     sources += sorted((GUEST / "probe").glob("*.c"))
     sources += [source for source in sorted((GUEST / "agent").glob("*.c")) if source.name != "main.c"]
-    folders = [f"-I{GUEST}/{folder}" for folder in ("agent", "probe", "shared")]
-    argv = ["gcc", "-std=c17", "-D_GNU_SOURCE", "-O1", *folders]
-    subprocess.run([*argv, "-o", target, *sources], check=True, timeout=120)
+    folders = [f"-Iguest/{folder}" for folder in ("agent", "probe", "shared")]
+    build_program(target, ["gcc", "-std=c17", "-D_GNU_SOURCE", "-O1", *folders], sources)
 
 
 def spawn(argv: list[str | Path], listener: socket.socket, boot: str) -> subprocess.Popen[bytes]:

@@ -33,16 +33,6 @@ int __wrap_fcntl(int fd, int operation, int value)
 """
 
 
-@pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, with sanitizers."""
-    target = tmp_path_factory.mktemp("console") / "hypeman-console"
-    argv = ["gcc", "-std=c17", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
-    argv += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    subprocess.run([*argv, "-o", target, *sorted(SOURCES.glob("*.c"))], check=True, timeout=120)
-    return target
-
-
 def say(
     console: Path, folder: Path, script: str, *, burst: int = MIB, per_hour: int = MIB, input: bytes = b""
 ) -> bytes:

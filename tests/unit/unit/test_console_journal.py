@@ -20,20 +20,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.unit.test_console import MIB, NOTICE, SOURCES
+from tests.unit.unit.test_console import MIB, NOTICE
 
 ENTRY_MAX = 128 * 1024
 END = b'HYPEMAN-EXIT code=0 message="" boot=1\n'
-
-
-@pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, with sanitizers."""
-    target = tmp_path_factory.mktemp("console") / "hypeman-console"
-    argv = ["gcc", "-std=c17", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
-    argv += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    subprocess.run([*argv, "-o", target, *sorted(SOURCES.glob("*.c"))], check=True, timeout=120)
-    return target
 
 
 Fields = Mapping[bytes, bytes]
