@@ -75,6 +75,7 @@ class Intake:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 program,
+                str(target.user),
                 target.block,
                 *map(str, (target.size, STATE_SIZE, target.memory, target.state)),
                 stdin=self._ours.fileno(),
@@ -84,9 +85,6 @@ class Intake:
                 env=ENVIRONMENT,
                 cwd="/",
                 start_new_session=True,
-                user=target.user,
-                group=target.user,
-                extra_groups=(),
             )
         finally:
             os.close(words)

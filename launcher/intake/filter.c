@@ -32,6 +32,7 @@ static const struct sock_filter FILTER[] = {
     ALLOW_CALL(SYS_write),
     ALLOW_CALL(SYS_pwrite64),
     ALLOW_CALL(SYS_fallocate),
+    ALLOW_CALL(SYS_sync_file_range),
     ALLOW_CALL(SYS_fsync),
     ALLOW_CALL(SYS_exit_group),
 #ifdef __SANITIZE_ADDRESS__ /* in the tests, which it takes back its stacks with at the end */

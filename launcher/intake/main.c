@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-/* intake BLOCK SIZE STATE_SIZE MEMORY_FD STATE_FD
+/* intake USER BLOCK SIZE STATE_SIZE MEMORY_FD STATE_FD
  *
  * Reads what QEMU writes when it is migrated, from standard input, and takes it apart while it comes: the
  * pages of the guest's memory, which is the RAM block BLOCK of SIZE bytes, go into the sparse file of one
  * descriptor, all else into that of the other, which has at most STATE_SIZE bytes then. So QEMU can map the
  * memory of a guest that is restored, rather than read it.
  *
- * Who wrote the stream may be a VMM that its guest has taken over. So this is a process of its own, without
- * rights (filter.h), and takes no memory but what it begins with. Exit status: fail.h. With 0, both files are
- * on the disk. */
+ * Who wrote the stream may be a VMM that its guest has taken over. So this is a process of its own, of the
+ * user with the id USER and without rights (filter.h), and takes no memory but what it begins with. Exit
+ * status: fail.h. With 0, both files are on the disk. */
 #include "fail.h"
 
 #include <errno.h>
+#include <grp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,7 +31,7 @@
 #define MOST_BESIDE (64ULL * 1024 * 1024)
 #define LARGEST_SIZE (1ULL << 44)
 
-enum argument { BLOCK = 1, SIZE, STATE_SIZE, MEMORY_FD, STATE_FD, ARGUMENTS };
+enum argument { USER = 1, BLOCK, SIZE, STATE_SIZE, MEMORY_FD, STATE_FD, ARGUMENTS };
 
 _Noreturn void fail(enum status status, const char *format, ...)
 {
@@ -58,10 +59,20 @@ static uint64_t parse(const char *text, uint64_t most)
     return number;
 }
 
+/* Not the caller's to do: a big process that is to begin one of another user copies itself for that. */
+static void become(uid_t user)
+{
+    if (geteuid() == user)
+        return;
+    if (setgroups(0, NULL) < 0 || setresgid(user, user, user) < 0 || setresuid(user, user, user) < 0)
+        fail(STATUS_FAILED, "cannot become the user %u: %s", user, strerror(errno));
+}
+
 int main(int argc, char **argv)
 {
     if (argc != ARGUMENTS)
-        fail(STATUS_FAILED, "usage: intake BLOCK SIZE STATE_SIZE MEMORY_FD STATE_FD");
+        fail(STATUS_FAILED, "usage: intake USER BLOCK SIZE STATE_SIZE MEMORY_FD STATE_FD");
+    become((uid_t)parse(argv[USER], UINT32_MAX - 1));
     uint64_t size = parse(argv[SIZE], LARGEST_SIZE);
     if (size == 0 || size % PAGE_SIZE != 0)
         fail(STATUS_FAILED, "%s bytes are no whole pages", argv[SIZE]);
@@ -71,6 +82,7 @@ int main(int argc, char **argv)
     if (install_filter() < 0)
         fail(STATUS_FAILED, "cannot install the system call filter: %s", strerror(errno));
     stream_split(argv[BLOCK], size);
+    state_flush();
     memory_finish();
     state_finish();
     _exit(STATUS_DONE);

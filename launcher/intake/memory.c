@@ -11,6 +11,8 @@
 
 #include "fail.h"
 
+#define UNSENT (16ULL * 1024 * 1024)
+
 static const char WHAT[] = "the memory";
 static const unsigned char ZEROS[PAGE_SIZE];
 
@@ -22,12 +24,15 @@ static struct iovec pages[IOV_MAX];
 static int count;
 /* the end of the last page with data: nothing behind it was ever written */
 static uint64_t high;
+/* bytes that were written since the kernel was last told to have what there is on the disk */
+static uint64_t unsent;
 
 void memory_init(int fd, uint64_t size)
 {
     file = fd;
     kind = NOTHING;
     high = 0;
+    unsent = 0;
     if (ftruncate(file, 0) < 0 || ftruncate(file, (off_t)size) < 0)
         fail_to_write(WHAT);
 }
@@ -77,6 +82,7 @@ static void write_pages(void)
         if (written < 0)
             fail_to_write(WHAT);
         start += (uint64_t)written;
+        unsent += (uint64_t)written;
         for (; count > 0 && (size_t)written >= part->iov_len; part++, count--)
             written -= (ssize_t)part->iov_len;
         if (count > 0) {
@@ -115,7 +121,13 @@ void memory_flush(void)
 {
     if (kind == DATA)
         write_pages();
-    else if (kind == HOLE)
+    if (unsent >= UNSENT) {
+        /* begun, not waited for: less is left for the end, while the guest stands still. It may be refused.
+         */
+        (void)sync_file_range(file, 0, 0, SYNC_FILE_RANGE_WRITE);
+        unsent = 0;
+    }
+    if (kind == HOLE)
         punch_hole();
     kind = NOTHING;
 }

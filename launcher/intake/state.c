@@ -2,6 +2,7 @@
 #include "state.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 #include <unistd.h>
@@ -22,7 +23,7 @@ void state_init(int fd, uint64_t most)
     used = 0;
 }
 
-static void flush(void)
+static void write_out(void)
 {
     size_t done = 0;
     while (done < used) {
@@ -48,13 +49,20 @@ void state_put(const void *bytes, size_t size)
         from += part;
         size -= part;
         if (used == sizeof(buffer))
-            flush();
+            write_out();
     }
+}
+
+void state_flush(void)
+{
+    write_out();
+    /* file systems give space to a file as late as they can: only what has it is in the journal's next commit
+     */
+    (void)sync_file_range(file, 0, 0, SYNC_FILE_RANGE_WRITE);
 }
 
 void state_finish(void)
 {
-    flush();
     if (fsync(file) < 0)
         fail_to_write(WHAT);
 }

@@ -12,5 +12,8 @@ void state_init(int fd, uint64_t most);
 /** Append. Fails beyond the bound. */
 void state_put(const void *bytes, size_t size);
 
-/** Write what was put, and have all of it on the disk. */
+/** Write what was put, and have it begin its way to the disk. */
+void state_flush(void);
+
+/** Have all of it on the disk. */
 void state_finish(void);

@@ -72,7 +72,7 @@ def save(qmp: Qmp, folder: Path, size: int) -> tuple[Path, Path]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(ours)
         fds = tuple(stack.enter_context(path.open("wb")).fileno() for path in paths)
-        argv = [INTAKE, BLOCK, str(size), str(2**24), *map(str, fds)]
+        argv = [INTAKE, str(os.getuid()), BLOCK, str(size), str(2**24), *map(str, fds)]
         intake = subprocess.Popen(argv, stdin=ours.fileno(), pass_fds=fds)
         stack.callback(intake.wait)
         stack.callback(intake.kill)

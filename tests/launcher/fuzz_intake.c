@@ -59,6 +59,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         memory_init(memory, SIZE);
         state_init(state, STATE_SIZE);
         stream_split("microvm.ram", SIZE);
+        state_flush();
         memory_finish();
         state_finish();
     }

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from tests.fakes.migration import (
 )
 
 (INTAKE,) = sys.argv[1:]
+USER = str(os.getuid())
 SIZE = 64 * PAGE
 STATE_SIZE = 1024 * 1024
 FAILED, NO_SPACE, BAD_STREAM, TOO_LARGE, CUT_SHORT = range(1, 6)
@@ -60,7 +62,7 @@ class IntakeTest(unittest.TestCase):
     ) -> tuple[int, str]:
         """Its exit status and what it says, which is one line or nothing."""
         with (self.folder / "memory").open("wb") as memory, (self.folder / state).open("wb") as rest:
-            known = [BLOCK, str(SIZE), str(STATE_SIZE), str(memory.fileno()), str(rest.fileno())]
+            known = [USER, BLOCK, str(SIZE), str(STATE_SIZE), str(memory.fileno()), str(rest.fileno())]
             argv = [INTAKE, *(known if arguments is None else arguments)]
             fds = (memory.fileno(), rest.fileno())
             done = subprocess.run(
@@ -139,7 +141,7 @@ class IntakeTest(unittest.TestCase):
         stream = format_stream(os.urandom(5 * PAGE), SIZE)
         with (self.folder / "memory").open("wb") as memory, (self.folder / "state").open("wb") as state:
             fds = (memory.fileno(), state.fileno())
-            argv = [INTAKE, BLOCK, str(SIZE), str(STATE_SIZE), *map(str, fds)]
+            argv = [INTAKE, USER, BLOCK, str(SIZE), str(STATE_SIZE), *map(str, fds)]
             process = subprocess.Popen(argv, stdin=subprocess.PIPE, pass_fds=fds, bufsize=0)
             assert process.stdin is not None
             for at in range(0, len(stream), 97):
@@ -147,6 +149,30 @@ class IntakeTest(unittest.TestCase):
             process.stdin.close()
             self.assertEqual(process.wait(30), 0)
         self.assertEqual(self.split(stream)[0], (self.folder / "memory").read_bytes())
+
+    @unittest.skipIf(os.getuid(), "needs root")
+    def test_it_is_of_the_user_and_has_no_rights(self) -> None:
+        with (self.folder / "memory").open("wb") as memory, (self.folder / "state").open("wb") as state:
+            fds = (memory.fileno(), state.fileno())
+            argv = [INTAKE, "65534", BLOCK, str(SIZE), str(STATE_SIZE), *map(str, fds)]
+            process = subprocess.Popen(argv, stdin=subprocess.PIPE, pass_fds=fds, bufsize=0)
+            assert process.stdin is not None
+            status, until = "", time.monotonic() + 30
+            while "Seccomp:\t2" not in status and time.monotonic() < until:
+                time.sleep(0.005)
+                status = Path(f"/proc/{process.pid}/status").read_text()
+            process.stdin.write(format_stream(b"x", SIZE))
+            process.stdin.close()
+            self.assertEqual(process.wait(30), 0)
+        for key, value in (
+            ("Uid", "\t65534" * 4),
+            ("Gid", "\t65534" * 4),
+            ("Groups", "\t ?"),
+            *((f"Cap{kind}", "\t0{16}") for kind in ("Inh", "Prm", "Eff", "Amb")),
+            ("NoNewPrivs", "\t1"),
+            ("Seccomp", "\t2"),
+        ):
+            self.assertRegex(status, f"(?m)^{key}:{value}$")
 
     # streams that are not
 
@@ -230,20 +256,22 @@ class IntakeTest(unittest.TestCase):
         whole = BEGIN + part(page(0, fill(1), BLOCK) + end(), kind=END) + device()
         status, told = self.run_intake(whole, state="/dev/full")
         self.assertEqual((status, told), (NO_SPACE, "cannot write the state: No space left on device"))
-        closed = [BLOCK, str(SIZE), str(STATE_SIZE), "1000", "1001"]
+        closed = [USER, BLOCK, str(SIZE), str(STATE_SIZE), "1000", "1001"]
         status, told = self.run_intake(whole, arguments=closed)
         self.assertEqual((status, told), (FAILED, "cannot write the memory: Bad file descriptor"))
 
     def test_wrong_arguments_are_refused(self) -> None:
         for arguments, words in (
             ([], "usage"),
-            ([BLOCK, str(SIZE), "1", "3"], "usage"),
-            ([BLOCK, "0", "1", "3", "4"], "no whole pages"),
-            ([BLOCK, "4097", "1", "3", "4"], "no whole pages"),
-            ([BLOCK, "-4096", "1", "3", "4"], "no number"),
-            ([BLOCK, str(2**64 + PAGE), "1", "3", "4"], "no number"),
-            ([BLOCK, "4096x", "1", "3", "4"], "no number"),
-            ([BLOCK, "4096", "", "3", "4"], "no number"),
+            ([USER, BLOCK, str(SIZE), "1", "3"], "usage"),
+            ([USER, BLOCK, "0", "1", "3", "4"], "no whole pages"),
+            ([USER, BLOCK, "4097", "1", "3", "4"], "no whole pages"),
+            ([USER, BLOCK, "-4096", "1", "3", "4"], "no number"),
+            ([USER, BLOCK, str(2**64 + PAGE), "1", "3", "4"], "no number"),
+            ([USER, BLOCK, "4096x", "1", "3", "4"], "no number"),
+            ([USER, BLOCK, "4096", "", "3", "4"], "no number"),
+            (["-1", BLOCK, "4096", "1", "3", "4"], "no number"),
+            (["4294967295", BLOCK, "4096", "1", "3", "4"], "no number"),
         ):
             status, told = self.run_intake(b"", arguments=arguments)
             self.assertEqual(status, FAILED)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hypemand.errors import HostNotReady, NotFound, WrongState
+from hypemand.model.evidence import RunState
 from hypemand.model.state import State
 from hypemand.systemd.bus import unit_path
 from hypemand.unitnames import unit_name
@@ -31,6 +33,27 @@ def test_a_vm_runs_and_stops_and_nothing_is_left() -> None:
         assert host.traces() == []
 
     drive(scenario)
+
+
+def test_a_vm_is_saved_by_its_own_user_and_runs_on(tmp_path: Path) -> None:
+    """What the driver asks of a VMM, over a daemon's own connection to it."""
+    paths = tmp_path / "memory", tmp_path / "state"
+
+    async def scenario(host: FakeHost, files: list[int]) -> None:
+        await host.run()
+        session = host.vm().session
+        assert session is not None
+        vmm = await session.reach_vmm()
+        host.vmm().monitor.memory = b"what it knows" * 1000
+        await vmm.save(*files, size=96 * 1024**2, user=host.vm().record.uid, deadline=5.0)
+        assert await vmm.query_run_state() is RunState.HALTED
+        await vmm.resume()
+        assert (await host.manager.get_vm("web")).state is State.RUNNING
+
+    with paths[0].open("wb") as memory, paths[1].open("wb") as state:
+        drive(lambda host: scenario(host, [memory.fileno(), state.fileno()]))
+    assert paths[0].read_bytes().rstrip(b"\0") == b"what it knows" * 1000
+    assert paths[1].read_bytes().startswith(b"QEVM")
 
 
 def test_systemd_gets_the_names_that_specifiers_mean() -> None:
