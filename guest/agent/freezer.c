@@ -5,6 +5,7 @@
 #include "detached.h"
 #include "files.h"
 #include "groups.h"
+#include "records.h"
 #include "runfolder.h"
 
 #include <dirent.h>
@@ -280,29 +281,47 @@ static bool freeze_all(struct freezing *freezing, int hierarchy)
     return true;
 }
 
-static bool find_waiting(int unused, pid_t pid, void *context)
+static bool is_waiting(const struct freezing *freezing, const char *pid, struct reason *why)
 {
-    (void)unused;
+    char path[NAME_MAX + 8];
     char text[STATUS_SIZE];
     char state;
     unsigned long flags;
-    const struct freezing *freezing = context;
-    if (!read_of(freezing, pid, "stat", text, sizeof text) || !parse_stat(text, &state, &flags) ||
-        state != 'D')
-        return true;
-    text[strcspn(text, ")")] = '\0';
+    (void)snprintf(path, sizeof path, "%s/stat", pid);
+    if (file_read_at(freezing->proc, path, text, sizeof text) <= 0 || !parse_stat(text, &state, &flags) ||
+        state != 'D' || (flags & KERNEL_THREAD) != 0)
+        return false;
+    *strrchr(text, ')') = '\0';
     const char *name = strchr(text, '(');
-    (void)refuse(freezing->why, "%s does not stand still within %d s: it waits for the kernel (state D)",
-                 name == NULL ? text : name + 1, FREEZER_MS / 1000);
-    return false;
+    (void)refuse(why, "%s is not frozen within %d s: it waits for the kernel (state D)",
+                 name == NULL ? pid : name + 1, FREEZER_MS / 1000);
+    return true;
+}
+
+/* Which process is it? The first that can be. */
+static void name_waiting(const struct freezing *freezing)
+{
+    unsigned long pid;
+    int folder = openat(freezing->proc, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *entries = folder < 0 ? NULL : fdopendir(folder);
+    if (entries == NULL) {
+        close_fd(&folder);
+        return;
+    }
+    bool found = false;
+    for (const struct dirent *entry = readdir(entries); !found && entry != NULL; entry = readdir(entries))
+        found =
+            parse_number(entry->d_name, INT_MAX, &pid) && is_waiting(freezing, entry->d_name, freezing->why);
+    (void)closedir(entries);
 }
 
 /* The kernel reports every change of the file by POLLPRI. */
 static bool await_frozen(struct freezing *freezing, int hierarchy, const char *path)
 {
     char text[128];
-    int group = openat(hierarchy, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int events = group < 0 ? -1 : openat(group, "cgroup.events", O_RDONLY | O_CLOEXEC);
+    char name[PATH_MAX + 16];
+    (void)snprintf(name, sizeof name, "%s/cgroup.events", path);
+    int events = openat(hierarchy, name, O_RDONLY | O_CLOEXEC);
     bool frozen = false;
     bool gone = events < 0 && is_gone(errno);
     while (events >= 0 && !frozen && !gone) {
@@ -317,12 +336,11 @@ static bool await_frozen(struct freezing *freezing, int hierarchy, const char *p
         (void)poll(&change, 1, timeout);
     }
     if (!frozen && !gone) {
-        (void)refuse(freezing->why, "the control group %s does not stand still within %d s", path,
+        (void)refuse(freezing->why, "the control group %s is not frozen within %d s", path,
                      FREEZER_MS / 1000);
-        (void)for_each_process(group, find_waiting, -1, freezing);
+        name_waiting(freezing);
     }
     close_fd(&events);
-    close_fd(&group);
     return frozen || gone;
 }
 

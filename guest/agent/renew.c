@@ -78,18 +78,18 @@ static bool remove_ssh_host_keys(struct reason *why)
     return removed;
 }
 
-void renew_ssh_host_keys(void)
+/* --- services --- */
+
+/* A command that nobody waits for. */
+static void run_script(char *script)
 {
     static char shell[] = "/bin/sh";
     static char option[] = "-c";
-    static char script[] = SSH_KEYGEN " -A && systemctl try-restart ssh.service sshd.service";
     static char path[] = "PATH=" DEFAULT_PATH;
-    static char *const argv[] = {shell, option, script, NULL};
+    char *const argv[] = {shell, option, script, NULL};
     static char *const environment[] = {path, NULL};
     struct reason ignored = {""};
     struct spawned spawned;
-    if (getenv("NOTIFY_SOCKET") == NULL || access(SSH_KEYGEN, X_OK) != 0)
-        return;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     struct group group = group_make();
     const struct enclosure enclosure = {.beside = -1, .cgroup = group.fd};
@@ -105,6 +105,18 @@ void renew_ssh_host_keys(void)
         close_fd(&spawned.verdict);
     group_release(&group);
     close_fd(&null);
+}
+
+void renew_services(const struct thaw *thaw)
+{
+    static char journal[] = "exec systemctl try-restart systemd-journald.service";
+    static char ssh[] = SSH_KEYGEN " -A && exec systemctl try-restart ssh.service sshd.service";
+    if (getenv("NOTIFY_SOCKET") == NULL)
+        return;
+    if (thaw->boot != NULL || thaw->machine_id != NULL)
+        run_script(journal);
+    if (thaw->reset_ssh_host_keys && access(SSH_KEYGEN, X_OK) == 0)
+        run_script(ssh);
 }
 
 /* --- files --- */

@@ -8,8 +8,8 @@
 /* All of it; again, if it is called again. False with words. */
 bool renew_identity(const struct thaw *thaw, struct reason *why);
 
-/* In a guest with systemd have SSH host keys made that are missing, and the server read them: a command that
- * nobody waits for. */
-void renew_ssh_host_keys(void);
+/* In a guest with systemd, once it goes on: the journal begins anew under the new ids, and SSH host keys that
+ * are missing are made for a server that reads them. Nobody waits for that. */
+void renew_services(const struct thaw *thaw);
 
 #endif

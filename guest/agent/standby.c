@@ -57,7 +57,6 @@ bool standby_thaw(const struct thaw *thaw, struct reason *why)
         return refuse(why, "cannot set the clock: %s", strerror(errno));
     if (!entropy_add(thaw->entropy, why) || !renew_identity(thaw, why) || !freezer_thaw(why))
         return false;
-    if (thaw->reset_ssh_host_keys)
-        renew_ssh_host_keys();
+    renew_services(thaw);
     return true;
 }

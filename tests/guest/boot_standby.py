@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from boot_guest import BOOT_S, SCRIPT_INIT, BootCase, Guest, Machine, qemu_arguments
+from boot_guest import BOOT_S, SCRIPT_INIT, BootCase, Guest, Machine, make_ext4, qemu_arguments
 from frames import Channel, Type, format_records
 from saved import control, restore_arguments, save
 
@@ -62,7 +62,7 @@ def read_console(guest: Guest, seconds: float) -> str:
 class StandbyBoot(BootCase):
     @classmethod
     def change_root(cls, root: Path) -> None:
-        for applet in ("date", "head", "hostname", "kill", "md5sum", "mkdir"):
+        for applet in ("date", "fsfreeze", "head", "hostname", "kill", "md5sum", "mkdir"):
             (root / "bin" / applet).symlink_to("busybox")
         (root / "etc/ssh").mkdir()
         for name in ("ssh_host_rsa_key", "ssh_host_rsa_key.pub", "sshd_config"):
@@ -79,13 +79,16 @@ class StandbyBoot(BootCase):
         (sh -c 'echo 0 >/sys/fs/cgroup/own/deep/cgroup.procs; while :; do echo own; sleep 0.05; done') &
         {COUNTER}
         """
-        with self.guest("sh", "-c", script) as guest, contextlib.ExitStack() as stack:
+        volume = make_ext4(self.folder / "volume")
+        machine = Machine(drives=[("v", volume, False)], records=[("volume", "serial=v,path=/mnt")])
+        with self.guest("sh", "-c", script, machine=machine) as guest, contextlib.ExitStack() as stack:
             guest.wait_for("tick 3\n(.|\n)*own\n")
             channel = stack.enter_context(contextlib.closing(guest.channel()))
             self.assertNotIn("frozen", channel.greet())
             channel.start(["sh", "-c", "while :; do echo command >/dev/console; sleep 0.05; done"])
             channel.expect(Type.STARTED)
             guest.wait_for("command\n")
+            self.check_unfreezable(guest, channel)
             self.assertEqual(channel.order(Type.FREEZE), (0, "the guest is frozen"))
             read_console(guest, 0.2)
             self.assertEqual(read_console(guest, 1.0), "")
@@ -105,6 +108,17 @@ class StandbyBoot(BootCase):
             self.assertNotIn("frozen", said)
             channel.send(Type.SHUTDOWN, format_records([("grace", "5")]))
             self.assertEqual(guest.exit_report()[0], 143)
+
+    def check_unfreezable(self, guest: Guest, channel: Channel) -> None:
+        """What waits for the kernel cannot be frozen: then nothing is."""
+        channel.run(["fsfreeze", "--freeze", "/mnt"])
+        waiting = channel.start(["touch", "/mnt/more"])
+        channel.expect(Type.STARTED)
+        words = "touch is not frozen within 2 s: it waits for the kernel (state D)"
+        self.assertEqual(channel.order(Type.FREEZE), (125, words))
+        self.assertIn("tick", read_console(guest, 0.5))
+        stream = channel.start(["fsfreeze", "--unfreeze", "/mnt"])
+        channel.collect(waiting, stream)
 
     @contextmanager
     def resumed(self, guest: Guest, machine: Machine) -> Iterator[Guest]:
