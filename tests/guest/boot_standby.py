@@ -114,6 +114,8 @@ class StandbyBoot(BootCase):
         channel.run(["fsfreeze", "--freeze", "/mnt"])
         waiting = channel.start(["touch", "/mnt/more"])
         channel.expect(Type.STARTED)
+        while channel.run(["sh", "-c", "grep -q '(touch) D' /proc/[0-9]*/stat"]).code != 0:
+            pass
         words = "touch is not frozen within 2 s: it waits for the kernel (state D)"
         self.assertEqual(channel.order(Type.FREEZE), (125, words))
         self.assertIn("tick", read_console(guest, 0.5))
