@@ -17,11 +17,10 @@ from tests.host.machine import TestHost
 pytestmark = pytest.mark.one_release
 
 BUILTIN_ROOTFS = "/usr/lib/hypemand/images/busybox/rootfs.erofs"
-LINES = 100_000
-# of journald, which loses the rest
-LIMIT = {"LogRateLimitIntervalSec": "1h", "LogRateLimitBurst": 10_000}
+LINES = 30_000
+# of journald, which loses the rest: it allows up to six times that, by the space that it has
+LIMIT = {"LogRateLimitIntervalSec": "1h", "LogRateLimitBurst": 2_000}
 
-AGENT_DIES = "int main(void) { return 3; }"
 AGENT_CRASHES = "int main(void) { __builtin_trap(); }"
 AGENT_HANGS = "#include <unistd.h>\nint main(void) { for (;;) pause(); }"
 AGENT_LEAVES = '#include <unistd.h>\nint main(void) { return write(3, "", 1) != 1; }'
@@ -63,7 +62,6 @@ int main(int argc, char **argv)
     return 1;
 }
 """
-INIT_ENDS = "int main(void) { return 7; }"
 
 Compiler = Callable[..., bytes]
 
@@ -111,23 +109,10 @@ def fail(host: TestHost, *command: str, options: tuple[str, ...] = ()) -> dict[s
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
-        (("nosuch",), 127, r'program "nosuch" not found in PATH \(.*\)'),
         (("/no/such",), 127, r"program /no/such.*[Nn]o such file"),
-        (("/etc/passwd",), 126, r"program /etc/passwd cannot be executed: Permission denied"),
-        (("/etc",), 126, r"program /etc cannot be executed"),
-        (("sh", "-c", "exit 3"), 3, r"exited with code 3"),
-        (("sh", "-c", "kill -SEGV $$"), 139, r"killed by signal 11 \(SEGV\)"),
         (("tail", "/dev/zero"), 137, r"out of memory: the kernel killed the program"),
     ],
-    ids=[
-        "not found in PATH",
-        "not found",
-        "not executable",
-        "a folder",
-        "own code",
-        "signal",
-        "out of memory",
-    ],
+    ids=["not found", "out of memory"],
 )
 def test_a_program_that_fails_fails_its_unit_with_code_and_reason(
     host: TestHost, command: tuple[str, ...], code: int, words: str
@@ -150,13 +135,6 @@ def test_a_program_killed_for_memory_by_a_child_says_so_too(host: TestHost) -> N
     assert "out of memory" in shown["exit_message"]
 
 
-def test_a_program_that_ends_well_is_success(host: TestHost) -> None:
-    with start_vm(host, "fine", "true") as vm:
-        shown = vm.end()
-        assert (shown["exit_code"], vm.unit("Result")) == (0, "success")
-        assert vm.unit("ActiveState") == "inactive"
-
-
 @pytest.mark.parametrize("how", ["RB_AUTOBOOT", "RB_POWER_OFF"])
 def test_a_power_off_without_an_exit_report_is_a_failure(
     host: TestHost, compiler: Compiler, how: str
@@ -171,24 +149,15 @@ def test_a_power_off_without_an_exit_report_is_a_failure(
 # the agent
 
 
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        (AGENT_DIES, "exited with code 3"),
-        (AGENT_CRASHES, "killed by signal 4 (ILL)"),
-        (None, "Exec format error"),
-    ],
-    ids=["ends", "crashes", "is no program"],
-)
 def test_an_agent_that_dies_before_its_byte_keeps_the_program_from_starting(
-    host: TestHost, compiler: Compiler, source: str | None, words: str
+    host: TestHost, compiler: Compiler
 ) -> None:
-    agent = b"\x7fELF nothing" if source is None else compiler(source)
+    agent = compiler(AGENT_CRASHES)
     with other_guest(host, agent=agent), start_vm(host, "faulty", "echo", "program started") as vm:
         shown = vm.end()
         assert shown["exit_code"] == 125
         assert "the guest agent is not ready" in shown["exit_message"]
-        assert words in shown["exit_message"]
+        assert "killed by signal 4 (ILL)" in shown["exit_message"]
         assert "program started" not in vm.logs()
         assert vm.unit("ActiveState") == "failed"
 
@@ -234,15 +203,9 @@ def test_an_agent_that_dies_after_its_byte_leaves_the_program_running(
 # the kernel
 
 
-def test_an_init_that_ends_is_a_panic_and_the_reason_has_it(host: TestHost, compiler: Compiler) -> None:
-    with other_guest(host, init=compiler(INIT_ENDS)):
-        shown = fail(host, "true")
-    assert shown["exit_code"] is None
-    assert shown["exit_message"].startswith("Kernel panic - not syncing: Attempted to kill init!")
-
-
 def test_a_panic_of_a_running_guest_is_told_with_its_reason(host: TestHost) -> None:
     shown = fail(host, "sh", "-c", "echo 2 >/proc/sys/vm/panic_on_oom; exec tail /dev/zero")
+    assert shown["exit_code"] is None
     assert shown["exit_message"].startswith("Kernel panic - not syncing: Out of memory")
 
 
@@ -423,16 +386,6 @@ def test_orphans_are_reaped_and_their_status_is_not_taken_for_the_programs(host:
 def test_a_daemon_that_the_program_leaves_behind_does_not_keep_the_vm(host: TestHost) -> None:
     with start_vm(host, "forks", "sh", "-c", "setsid sleep infinity & exit 2") as vm:
         assert vm.end()["exit_code"] == 2
-
-
-def test_a_program_that_ignores_its_stop_signal_is_killed_in_time(host: TestHost) -> None:
-    script = "trap '' TERM; echo deaf; while :; do sleep 1; done"
-    with start_vm(host, "deaf", "sh", "-c", script, options=("--stop-timeout=4s",)) as vm:
-        host.wait_until(lambda: "deaf" in vm.logs(), 30)
-        assert vm.ctl("stop", timeout=60).ok
-        shown = vm.end()
-        assert shown["exit_code"] == 137
-        assert shown["exit_message"].startswith("stopped on request: killed, since TERM did not end it")
 
 
 # the disk

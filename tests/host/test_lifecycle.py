@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
+from typing import Any
 
 import pytest
 
@@ -40,12 +41,13 @@ done
 
 @dataclass(frozen=True)
 class FirstBoot:
-    """A boot that was looked at while it went on."""
+    """A boot that was looked at while it went on, and when it was over (`shown`)."""
 
     vms: Vms
     name: str
     answer: dict[str, str]
     observed: tuple[str, ...]
+    shown: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def first_boot(host: TestHost) -> Iterator[FirstBoot]:
         (answer,) = json.loads(vms.ctl("start", "--json", name).stdout)
         unit = f"hypeman-vm-{name}.service"
         observed = host.run(["sh", "-euc", OBSERVE, "observe", unit], timeout=BOOT_DEADLINE).stdout
-        yield FirstBoot(vms, name, answer, tuple(observed.splitlines()))
+        yield FirstBoot(vms, name, answer, tuple(observed.splitlines()), vms.wait(name, "Running"))
 
 
 def test_start_answers_initializing_at_once(first_boot: FirstBoot) -> None:
@@ -147,24 +149,27 @@ def test_start_wait_is_back_when_all_are_running(vms: Vms) -> None:
 
 # how a program ends: unit's result, status of ExecStopPost=, exit code
 @pytest.mark.parametrize(
-    ("name", "program", "active", "result", "code"),
+    ("name", "program", "active", "result", "code", "message"),
     [
-        ("ends-well", "exit 0", "inactive", "success", 0),
-        ("ends-with-3", "exit 3", "failed", "exit-code", 3),
-        ("is-killed", "kill -KILL $$", "failed", "exit-code", 137),
-        ("is-terminated", "kill -TERM $$", "failed", "exit-code", 143),
+        ("ends-well", "exit 0", "inactive", "success", 0, "exited with code 0"),
+        ("ends-with-3", "exit 3", "failed", "exit-code", 3, "exited with code 3"),
+        ("is-killed", "kill -SEGV $$", "failed", "exit-code", 139, "killed by signal 11 (SEGV)"),
     ],
 )
 def test_the_units_result_is_the_programs(
-    vms: Vms, name: str, program: str, active: str, result: str, code: int
+    vms: Vms, name: str, program: str, active: str, result: str, code: int, message: str
 ) -> None:
     vms.define(name, program)
     vms.ctl("start", "--wait", name, check=False)
     shown = vms.wait(name, "Stopped")
-    assert shown["exit_code"] == code
+    assert (shown["exit_code"], shown["exit_message"]) == (code, message)
     assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": active, "Result": result}
     status = vms.host.run(["systemctl", "status", "--no-pager", f"hypeman-vm-{name}"], check=False).stdout
     assert (f"status={code}" in status) == (code != 0)
+    if code != 0:
+        assert message in status
+        own = vms.ctl("status", name, check=False)
+        assert (own.code, message in own.stdout) == (3, True)
     failed = vms.host.run(["systemctl", "is-failed", f"hypeman-vm-{name}"], check=False)
     assert failed.ok == (code != 0)
 
@@ -181,39 +186,66 @@ def test_stop_lets_the_program_end_in_order(vms: Vms) -> None:
     assert vms.show(name)["exit_code"] is None
 
 
-def test_a_start_right_after_a_stop_is_not_undone_by_the_end_of_the_handle(vms: Vms) -> None:
-    name = vms.define("again", HAS_LAST_WORDS)
-    handle = f"hypeman@{name}"
-    vms.host.run(["systemctl", "start", handle])
-    vms.host.run(["sh", "-euc", f"hypemanctl stop {name}; hypemanctl start --wait {name}"])
+HANDLED = "handled"
+
+
+@pytest.fixture(scope="module")
+def handled_vms(host: TestHost) -> Iterator[Vms]:
+    """A VM that tests of its handle share; how they leave it is how the next one finds it."""
+    with vms_of(host) as vms:
+        vms.define(HANDLED, HAS_LAST_WORDS)
+        yield vms
+
+
+@pytest.fixture
+def handled(handled_vms: Vms) -> Vms:
+    """That VM, Running with its handle."""
+    handled_vms.host.run(["systemctl", "start", f"hypeman@{HANDLED}"])
+    assert handled_vms.state(HANDLED) == "Running"
+    return handled_vms
+
+
+@pytest.fixture
+def ended(handled_vms: Vms) -> Vms:
+    """That VM, Stopped in order after a run."""
+    if not handled_vms.states(HANDLED):
+        handled_vms.start(HANDLED)
+    if handled_vms.state(HANDLED) != "Stopped":
+        handled_vms.ctl("stop", HANDLED)
+    return handled_vms
+
+
+def test_a_start_right_after_a_stop_is_not_undone_by_the_end_of_the_handle(handled: Vms) -> None:
+    vms, handle = handled, f"hypeman@{HANDLED}"
+    vms.host.run(["sh", "-euc", f"hypemanctl stop {HANDLED}; hypemanctl start --wait {HANDLED}"])
     vms.host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
-    assert vms.states(name)[-4:] == ["Shutdown", "Stopped", "Initializing", "Running"]
+    assert vms.states(HANDLED)[-4:] == ["Shutdown", "Stopped", "Initializing", "Running"]
 
 
-def test_a_handle_that_is_started_while_it_ends_starts_the_vm_as_soon_as_it_has(vms: Vms) -> None:
-    name = vms.define("twice")
-    handle = f"hypeman@{name}"
+def test_a_handle_that_is_started_while_it_ends_starts_the_vm_as_soon_as_it_has(handled: Vms) -> None:
+    vms, name, handle = handled, HANDLED, f"hypeman@{HANDLED}"
     drop_in = f"/run/systemd/system/{handle}.service.d/slow.conf"
     vms.host.run(["mkdir", "-p", os.path.dirname(drop_in)])
     vms.host.push(drop_in, "[Service]\nExecStopPost=/bin/sleep 1\n")
     vms.host.run(["systemctl", "daemon-reload"])
-    vms.host.run(["systemctl", "start", handle])
-    vms.host.run(["systemctl", "stop", f"hypeman-vm-{name}"])
-    vms.host.wait_until(lambda: vms.properties(handle, "ActiveState")["ActiveState"] == "deactivating")
-    vms.host.run(["systemctl", "start", handle])
-    assert vms.state(name) == "Running"
-    assert vms.properties(handle, "ActiveState")["ActiveState"] == "active"
+    try:
+        vms.host.run(["systemctl", "stop", f"hypeman-vm-{name}"])
+        vms.host.wait_until(lambda: vms.properties(handle, "ActiveState")["ActiveState"] == "deactivating")
+        vms.host.run(["systemctl", "start", handle])
+        assert vms.state(name) == "Running"
+        assert vms.properties(handle, "ActiveState")["ActiveState"] == "active"
+    finally:
+        vms.host.run(["rm", "-r", os.path.dirname(drop_in)])
+        vms.host.run(["systemctl", "daemon-reload"])
     warnings = vms.host.run(["journalctl", "--unit=hypemand", "--priority=warning"]).stdout
     assert f"{handle}.service has not ended" not in warnings
 
 
 @pytest.mark.parametrize("verb", ["stop", "kill"])
-def test_a_handle_can_be_started_as_soon_as_its_vm_is_stopped(vms: Vms, verb: str) -> None:
-    name = vms.define(f"once-{verb}")
-    handle = f"hypeman@{name}"
-    vms.host.run(["systemctl", "start", handle])
-    vms.host.run(["sh", "-euc", f"hypemanctl {verb} {name}; systemctl start {handle}"])
-    assert vms.state(name) == "Running"
+def test_a_handle_can_be_started_as_soon_as_its_vm_is_stopped(handled: Vms, verb: str) -> None:
+    vms, handle = handled, f"hypeman@{HANDLED}"
+    vms.host.run(["sh", "-euc", f"hypemanctl {verb} {HANDLED}; systemctl start {handle}"])
+    assert vms.state(HANDLED) == "Running"
     assert vms.properties(handle, "ActiveState")["ActiveState"] == "active"
 
 
@@ -225,15 +257,17 @@ def test_a_program_that_dies_of_the_stop_signal_has_not_failed(vms: Vms) -> None
     assert vms.unit(name, "ActiveState")["ActiveState"] == "inactive"
 
 
-def test_stop_works_without_the_daemon(vms: Vms) -> None:
-    name = vms.run("stops-alone", HAS_LAST_WORDS)
-    vms.host.wait_until(lambda: vms.is_active(f"hypeman@{name}"), 30, "its handle is active")
+def test_stop_works_without_the_daemon(handled: Vms) -> None:
+    vms, name = handled, HANDLED
+    run = f"_SYSTEMD_INVOCATION_ID={vms.show(name)['invocation_id']}"
+    vms.host.wait_until(lambda: any(e.get("MESSAGE") == "up" for e in vms.host.journal(run)), what="it is up")
+    before = vms.console(name).count("last words")
     with vms.without_daemon():
         vms.host.run(["systemctl", "stop", f"hypeman@{name}"])
         for unit in (f"hypeman-vm-{name}", f"hypeman@{name}"):
             ended = vms.properties(unit, "ActiveState", "Result")
             assert ended == {"ActiveState": "inactive", "Result": "success"}, unit
-        assert vms.console(name).count("last words") == 1
+        assert vms.console(name).count("last words") == before + 1
     shown = vms.show(name)
     assert (shown["state"], shown["exit_code"]) == ("Stopped", 0)
     assert shown["exit_message"].startswith("stopped on request")
@@ -245,7 +279,9 @@ def test_a_program_that_does_not_stop_is_killed_in_the_guest(vms: Vms) -> None:
     stopped = vms.ctl("stop", "--result", name, check=False)
     assert stopped.code == 1
     assert "killed, since TERM did not end it within 3 s" in stopped.stderr
-    assert vms.show(name)["exit_code"] == 137
+    shown = vms.show(name)
+    assert shown["exit_code"] == 137
+    assert shown["exit_message"].startswith("stopped on request: killed, since TERM did not end it")
     assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "exit-code"}
 
 
@@ -286,27 +322,25 @@ def test_a_handle_that_is_stopped_while_it_starts_stops_the_vm(vms: Vms) -> None
 
 
 @pytest.mark.one_release
-def test_times_of_phases_are_those_of_the_changes(vms: Vms) -> None:
-    shown = vms.show(vms.run("phases"))
+def test_times_of_phases_are_those_of_the_changes(first_boot: FirstBoot) -> None:
+    shown = first_boot.shown
     began, booted = shown["started_at"], shown["current_phase_since"]
     assert booted > began
     assert shown["phase_durations_ms"]["initializing"] > 0
 
 
 @pytest.mark.one_release
-def test_a_daemon_that_is_new_knows_since_when_a_vm_is_stopped(vms: Vms) -> None:
-    name = vms.run("ended-before")
-    vms.ctl("stop", name)
-    ended = vms.show(name)["stopped_at"]
+def test_a_daemon_that_is_new_knows_since_when_a_vm_is_stopped(ended: Vms) -> None:
+    stopped = ended.show(HANDLED)["stopped_at"]
     time.sleep(1.5)
-    vms.restart_daemon()
-    shown = vms.show(name)
-    assert (shown["stopped_at"], shown["current_phase_since"]) == (ended, ended)
+    ended.restart_daemon()
+    shown = ended.show(HANDLED)
+    assert (shown["stopped_at"], shown["current_phase_since"]) == (stopped, stopped)
 
 
 @pytest.mark.one_release
-def test_the_guest_has_the_time_of_the_host(vms: Vms) -> None:
-    name = vms.run("on-time")
+def test_the_guest_has_the_time_of_the_host(first_boot: FirstBoot) -> None:
+    vms, name = first_boot.vms, first_boot.name
 
     def is_right() -> bool:
         before = time.time()

@@ -30,6 +30,25 @@ print(output)
 TINY = {"bridge": "tiny0", "ipv4": "10.99.7.1/30", "ipv6": "none"}
 
 
+CALM = "calm"
+
+
+@pytest.fixture(scope="module")
+def calm_vms(host: TestHost) -> Iterator[Vms]:
+    """A VM on the default network that tests share; how they leave it is how the next one finds it."""
+    with vms_of(host) as vms:
+        vms.define(CALM, **ON_DEFAULT)
+        yield vms
+
+
+@pytest.fixture
+def calm(calm_vms: Vms) -> Vms:
+    """That VM, Running."""
+    if calm_vms.state(CALM) != "Running":
+        calm_vms.start(CALM)
+    return calm_vms
+
+
 def find_taps(host: TestHost) -> dict[str, dict[str, Any]]:
     """The TAP devices of VMs, by name."""
     links = json.loads(host.run(["ip", "-json", "-details", "link", "show"]).stdout)
@@ -175,27 +194,25 @@ def test_systemd_alone_restarts_a_vm_on_its_network(vms: Vms) -> None:
     assert place(vms, name)["ip"] == shown["ip"]
 
 
-def test_a_restart_of_daemon_or_network_service_disturbs_no_vm(vms: Vms) -> None:
-    name = vms.run("undisturbed", **ON_DEFAULT)
-    tap = tap_of(vms, name)
+def test_a_restart_of_daemon_or_network_service_disturbs_no_vm(calm: Vms, vms: Vms) -> None:
+    tap = tap_of(calm, CALM)
     index, rules = find_taps(vms.host)[tap]["ifindex"], read_rules(vms.host).count(tap)
     for unit in ("hypemand.service", "hypemand-network.service"):
         for way in (["systemctl", "restart", unit], ["systemctl", "kill", "--signal=KILL", unit]):
             vms.host.run(way)
             vms.host.wait_until(lambda: ctl(vms.host, "network", "list", check=False).ok, 20)
-            reach_gateway(vms, name)
+            reach_gateway(calm, CALM)
             assert find_taps(vms.host)[tap]["ifindex"] == index, way
             assert read_rules(vms.host).count(tap) == rules, way
-    assert vms.state(name) == "Running"
+    assert calm.state(CALM) == "Running"
     other = vms.run("after", **ON_DEFAULT)
     reach_gateway(vms, other)
 
 
 @pytest.mark.one_release
-def test_what_a_killed_daemon_was_about_to_start_is_cleared(vms: Vms) -> None:
+def test_what_a_killed_daemon_was_about_to_start_is_cleared(calm: Vms, vms: Vms) -> None:
     host = vms.host
-    lives = vms.run("lives", **ON_DEFAULT)
-    index = find_taps(host)[tap_of(vms, lives)]["ifindex"]
+    index = find_taps(host)[tap_of(calm, CALM)]["ifindex"]
     vms.define("cut-off", disk="72M", **ON_DEFAULT)
     # the disk takes for ever, its first template has to be made; the TAP device is there long before
     host.shell(
@@ -210,8 +227,8 @@ def test_what_a_killed_daemon_was_about_to_start_is_cleared(vms: Vms) -> None:
     finally:
         host.shell("mv /usr/sbin/mke2fs.whole /usr/sbin/mke2fs; pkill -f 'sleep 60[0]' || true")
     host.wait_until(lambda: traces_in_network(vms, "cut-off") == [], 20, "nothing is left")
-    assert find_taps(host)[tap_of(vms, lives)]["ifindex"] == index
-    reach_gateway(vms, lives)
+    assert find_taps(host)[tap_of(calm, CALM)]["ifindex"] == index
+    reach_gateway(calm, CALM)
     vms.start("cut-off")
     reach_gateway(vms, "cut-off")
 
@@ -238,12 +255,11 @@ def test_a_daemon_that_is_killed_at_any_time_leaves_no_device_without_a_vm(vms: 
 
 
 @pytest.mark.one_release
-def test_nothing_is_removed_while_systemd_cannot_be_asked(vms: Vms) -> None:
+def test_nothing_is_removed_while_systemd_cannot_be_asked(calm: Vms) -> None:
     """The network service has just started, and the daemon cannot know which VMs run. What nobody needs, like
     the device of a VM that is not there, stays for now, too."""
-    host = vms.host
-    name = vms.run("unseen", **ON_DEFAULT)
-    tap, orphan = tap_of(vms, name), "hv60999"
+    host = calm.host
+    tap, orphan = tap_of(calm, CALM), "hv60999"
     index = find_taps(host)[tap]["ifindex"]
     host.run(["ip", "tuntap", "add", "mode", "tap", orphan])
     host.run(["ip", "link", "set", orphan, "alias", "hypemand VM that-is-gone"])
@@ -266,9 +282,9 @@ def test_nothing_is_removed_while_systemd_cannot_be_asked(vms: Vms) -> None:
         host.run(["systemctl", "unmask", "--runtime", *bus])
         host.run(["systemctl", "start", *bus])
     host.wait_until(lambda: orphan not in find_taps(host), 60, "what nobody needs is removed")
-    vms.wait(name, "Running")
+    calm.wait(CALM, "Running")
     assert find_taps(host)[tap]["ifindex"] == index
-    reach_gateway(vms, name)
+    reach_gateway(calm, CALM)
 
 
 @pytest.mark.one_release
@@ -380,9 +396,8 @@ def test_a_bridge_that_is_not_ours_is_left_alone_and_the_others_work(vms: Vms) -
 
 @pytest.mark.one_release
 @pytest.mark.parametrize("harm", ["link del {}", "addr del {}", "link set {} down"])
-def test_a_network_that_somebody_takes_away_is_there_again(vms: Vms, harm: str) -> None:
-    host = vms.host
-    vms.run("taken-from", **ON_DEFAULT)
+def test_a_network_that_somebody_takes_away_is_there_again(calm: Vms, harm: str) -> None:
+    host = calm.host
     shown = network(host)
     begun = time.time()
     what = f"{shown['ipv4']} dev {shown['bridge']}" if "addr" in harm else shown["bridge"]
@@ -393,7 +408,7 @@ def test_a_network_that_somebody_takes_away_is_there_again(vms: Vms, harm: str) 
 
     host.wait_until(lambda: bool(told()), 10, "it is noticed")
     assert told() == ["network default was removed by another program; restored"]
-    reach_gateway(vms, "taken-from")
+    reach_gateway(calm, CALM)
     assert network(host)["problem"] is None
 
 
@@ -420,9 +435,8 @@ def test_a_network_that_cannot_be_there_again_has_a_problem(vms: Vms) -> None:
             host.run(["ip", "link", "del", "swap0"])
 
 
-def test_without_the_network_service_vms_without_a_network_start(vms: Vms) -> None:
+def test_without_the_network_service_vms_without_a_network_start(calm: Vms, vms: Vms) -> None:
     host = vms.host
-    there = vms.run("there", **ON_DEFAULT)
     vms.define("wired", **ON_DEFAULT)
     vms.define("plain")
     with without_network_service(host):
@@ -432,34 +446,34 @@ def test_without_the_network_service_vms_without_a_network_start(vms: Vms) -> No
         assert "network service" in said
         assert vms.state("wired") == "Stopped"
         assert traces_in_network(vms, "wired") == []
-        reach_gateway(vms, there)
-        refused = ctl(host, "restart", there, check=False)
+        reach_gateway(calm, CALM)
+        refused = ctl(host, "restart", CALM, check=False)
         assert "network service" in refused.stderr
-        assert vms.state(there) == "Running", "what could not be started again is not stopped"
-        vms.ctl("stop", there)
-        assert vms.state(there) == "Stopped"
-    host.wait_until(lambda: traces_in_network(vms, there) == [], 30, "what was left goes when it is back")
-    vms.start("wired", there)
+        assert calm.state(CALM) == "Running", "what could not be started again is not stopped"
+        calm.ctl("stop", CALM)
+        assert calm.state(CALM) == "Stopped"
+    host.wait_until(lambda: traces_in_network(calm, CALM) == [], 30, "what was left goes when it is back")
+    vms.start("wired")
+    calm.start(CALM)
 
 
 @pytest.mark.one_release
-def test_a_network_service_that_hangs_holds_up_no_end(vms: Vms) -> None:
+def test_a_network_service_that_hangs_holds_up_no_end(calm: Vms, vms: Vms) -> None:
     host = vms.host
-    name = vms.run("ends", **ON_DEFAULT)
     vms.define("plain")
     pid = vms.properties(NETWORK_UNITS[1], "MainPID")["MainPID"]
     host.run(["kill", "-STOP", pid])
     try:
         begun = time.monotonic()
-        vms.ctl("stop", name)
+        calm.ctl("stop", CALM)
         vms.start("plain")
         assert time.monotonic() - begun < 20, "the service's watchdog takes longer than that"
-        assert vms.state(name) == "Stopped"
+        assert calm.state(CALM) == "Stopped"
     finally:
         host.run(["kill", "-CONT", pid], check=False)
-    host.wait_until(lambda: traces_in_network(vms, name) == [], 30, "its device goes when it can")
-    vms.start(name)
-    reach_gateway(vms, name)
+    host.wait_until(lambda: traces_in_network(calm, CALM) == [], 30, "its device goes when it can")
+    calm.start(CALM)
+    reach_gateway(calm, CALM)
 
 
 @pytest.mark.parametrize("fault", ["absent", "refused"])
@@ -522,22 +536,21 @@ def test_a_network_changes_when_its_last_vm_has_gone(vms: Vms) -> None:
     assert not host.run(["ip", "link", "show", "moves0"], check=False).ok
 
 
-def test_a_vmm_with_a_network_is_still_shut_in(vms: Vms) -> None:
-    name = vms.run("shut-in", **ON_DEFAULT)
-    unit = f"hypeman-vm-{name}.service"
+def test_a_vmm_with_a_network_is_still_shut_in(calm: Vms) -> None:
+    unit = f"hypeman-vm-{CALM}.service"
     (line,) = (
         line
-        for line in vms.host.run(["systemd-analyze", "security", "--no-pager", unit]).stdout.splitlines()
+        for line in calm.host.run(["systemd-analyze", "security", "--no-pager", unit]).stdout.splitlines()
         if "Overall exposure level" in line
     )
     exposure = float(line.split(":")[1].split()[0])
     assert exposure <= 1.0, line
-    assert vms.unit(name, "RestrictAddressFamilies", "PrivateNetwork") == {
+    assert calm.unit(CALM, "RestrictAddressFamilies", "PrivateNetwork") == {
         "RestrictAddressFamilies": "AF_UNIX",
         "PrivateNetwork": "yes",
     }
-    assert "tun" not in vms.unit(name, "DeviceAllow")["DeviceAllow"]
-    assert f"Iface: {tap_of(vms, name)}" in vms.host.run(["machinectl", "status", name]).stdout
+    assert "tun" not in calm.unit(CALM, "DeviceAllow")["DeviceAllow"]
+    assert f"Iface: {tap_of(calm, CALM)}" in calm.host.run(["machinectl", "status", CALM]).stdout
 
 
 @pytest.mark.one_release

@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -71,12 +72,6 @@ def find_module() -> list[Path]:
 
 
 @pytest.fixture
-def own(fresh_host: Callable[..., TestHost]) -> TestHost:
-    """A host of the test's own with our packages, which were installed as `bare` would have them."""
-    return fresh_host()
-
-
-@pytest.fixture
 def bare(fresh_host: Callable[..., TestHost]) -> TestHost:
     return fresh_host(installed=False)
 
@@ -117,7 +112,7 @@ def find_services(nsswitch: bytes, database: str) -> list[str]:
 
 def test_names_are_asked_for_behind_files_and_before_the_dns(bare: TestHost) -> None:
     before = bare.pull("/etc/nsswitch.conf")
-    bare.install(find_packages())
+    bare.install(find_module())
     with_module = bare.pull("/etc/nsswitch.conf")
     services = find_services(with_module, "hosts")
     assert services.index("files") < services.index("hypemand") < services.index("dns")
@@ -130,39 +125,6 @@ def test_names_are_asked_for_behind_files_and_before_the_dns(bare: TestHost) -> 
     bare.push("/etc/nsswitch.conf", with_module.decode())
     bare.run(["apt-get", "remove", "-y", "libnss-hypemand"], timeout=120)
     assert bare.pull("/etc/nsswitch.conf") == before
-
-
-def test_reinstall_leaves_running_vms_running(own: TestHost) -> None:
-    own.push("/etc/hypemand/vms.d/kept.yaml", DEFINITION)
-    own.run(["systemctl", "reload", "hypemand"])
-    own.run(["systemctl", "start", "hypeman@kept.service"], timeout=120)
-    vmm, daemon = show(own, "hypeman-vm-kept.service", "MainPID"), show(own, "hypemand.service", "MainPID")
-
-    with own.popen(["hypemanctl", "exec", "kept", "--", "sh", "-c", "echo up; exec sleep 1000"]) as session:
-        assert session.stdout is not None
-        assert session.stdout.readline() == b"up\n"
-        own.install(find_packages(), reinstall=True)
-        output, errors = session.communicate(timeout=60)
-
-    assert (session.returncode, output) == (125, b"")
-    assert b"restarted, for example by an upgrade; the command was terminated" in errors
-    assert show(own, "hypemand.service", "MainPID") not in ("0", daemon)
-    assert show(own, "hypeman-vm-kept.service", "MainPID") == vmm
-    assert show(own, "hypeman-vm-kept.service", "ActiveState") == "active"
-    assert show(own, "hypeman@kept.service", "ActiveState") == "active"
-    assert "Running" in own.run(["hypemanctl", "status", "kept"]).stdout
-
-
-def test_removal_of_the_daemon_alone_leaves_no_names(own: TestHost) -> None:
-    own.push("/etc/hypemand/vms.d/named.yaml", DEFINITION)
-    own.run(["systemctl", "reload", "hypemand"])
-    own.run(["systemctl", "start", "hypeman@named.service"], timeout=120)
-    assert "named.hypeman" in own.run(["getent", "hosts", "named"]).stdout
-    own.run(["apt-get", "remove", "-y", "hypemand"], timeout=120)
-    assert not own.run(["getent", "ahosts", "named"], check=False).ok
-    own.install(find_packages())
-    own.run(["systemctl", "start", "hypeman@named.service"], timeout=120)
-    assert "named.hypeman" in own.run(["getent", "hosts", "named"]).stdout
 
 
 def test_removal_stops_the_vms_and_purge_leaves_nothing(bare: TestHost) -> None:
@@ -222,6 +184,52 @@ def other(suite: Suite) -> Iterator[TestHost]:
     restores it."""
     with start_host(suite) as host:
         yield host
+
+
+@contextmanager
+def example(host: TestHost, name: str) -> Iterator[None]:
+    """A VM that runs in this block."""
+    host.push(f"/etc/hypemand/vms.d/{name}.yaml", DEFINITION)
+    host.run(["systemctl", "reload", "hypemand"])
+    host.run(["systemctl", "start", f"hypeman@{name}.service"], timeout=120)
+    try:
+        yield
+    finally:
+        host.run(["rm", f"/etc/hypemand/vms.d/{name}.yaml"])
+        host.run(["systemctl", "reload", "hypemand"])
+        host.run(["hypemanctl", "rm", "-f", name])
+
+
+def test_reinstall_leaves_running_vms_running(other: TestHost) -> None:
+    with example(other, "kept"):
+        vmm = show(other, "hypeman-vm-kept.service", "MainPID")
+        daemon = show(other, "hypemand.service", "MainPID")
+        words = ["hypemanctl", "exec", "kept", "--", "sh", "-c", "echo up; exec sleep 1000"]
+        with other.popen(words) as session:
+            assert session.stdout is not None
+            assert session.stdout.readline() == b"up\n"
+            other.install(find_packages(), reinstall=True)
+            output, errors = session.communicate(timeout=60)
+
+        assert (session.returncode, output) == (125, b"")
+        assert b"restarted, for example by an upgrade; the command was terminated" in errors
+        assert show(other, "hypemand.service", "MainPID") not in ("0", daemon)
+        assert show(other, "hypeman-vm-kept.service", "MainPID") == vmm
+        assert show(other, "hypeman-vm-kept.service", "ActiveState") == "active"
+        assert show(other, "hypeman@kept.service", "ActiveState") == "active"
+        assert "Running" in other.run(["hypemanctl", "status", "kept"]).stdout
+
+
+def test_removal_of_the_daemon_alone_leaves_no_names(other: TestHost) -> None:
+    with example(other, "named"):
+        assert "named.hypeman" in other.run(["getent", "hosts", "named"]).stdout
+        other.run(["apt-get", "remove", "-y", "hypemand"], timeout=120)
+        try:
+            assert not other.run(["getent", "ahosts", "named"], check=False).ok
+        finally:
+            other.install(find_packages())
+        other.run(["systemctl", "start", "hypeman@named.service"], timeout=120)
+        assert "named.hypeman" in other.run(["getent", "hosts", "named"]).stdout
 
 
 STATE_DIR = "/etc/hypemand/hypemand.yaml.d/state.yaml"
