@@ -24,9 +24,10 @@ from tests.host.faults import compile_static
 from tests.host.lab import start_host
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
-from tests.host.test_hostile_guest import BOOT_SECONDS, SOURCE, hostile_guest, read_rss
+from tests.host.test_hostile_guest import SOURCE, hostile_guest, read_rss
 from tests.host.vms import Vms, vms_of
 
+BOOT_SECONDS = 10
 _HERE = Path(__file__).parent
 _PUSHED = "/opt/bench/watched.py"
 _TURNS = "/run/hypemand/turns.json"

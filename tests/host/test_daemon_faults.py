@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hypemand.cli.logs import build_log_query
 from tests.host.apiget import api_get
 from tests.host.vms import END_DEADLINE, HAS_LAST_WORDS, Vms, stuck_guests
 
@@ -79,18 +80,23 @@ def test_a_restart_and_a_stop_that_the_daemon_does_not_survive_are_finished(vms:
     vms.host.wait_until(lambda: not vms.is_active(handle), END_DEADLINE, "its handle has ended")
 
 
+def leave_log(vms: Vms, name: str, least: int) -> None:
+    """Follow it, and leave after so many lines, with more under way."""
+    query = build_log_query(tail=None, follow=True)
+    with vms.api.events("instances", name, "logs", query=query) as events:
+        for number, _ in enumerate(events):
+            if number >= least:
+                return
+
+
 def test_readers_of_logs_who_leave_do_the_daemon_no_harm(vms: Vms) -> None:
     """They leave while a thread reads the journal for them."""
     name = vms.run("talks", "seq 1 20000; exec sleep infinity")
     vms.wait_console(name, "20000")
     old = daemon_pid(vms)
-    vms.host.shell(f"""
-        for n in $(seq 1 15); do
-            for at in 0.2 0.4; do timeout "$at" hypemanctl logs -f {name} >/dev/null & done
-            hypemanctl logs {name} | head -n 1 >/dev/null
-            wait
-        done
-    """)
+    for _ in range(15):
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda least: leave_log(vms, name, least), (1, 1_000, 15_000)))
     assert daemon_pid(vms) == old
     assert vms.execute(name, "echo", "here") == "here\n"
 

@@ -17,6 +17,7 @@ from tests.host.vms import Vms
 pytestmark = pytest.mark.one_release
 
 MIB = 1024 * 1024
+LINES = 100_000
 NO_NETWORK = ("--network", "none", "--memory", "128M")
 NOTICE = re.compile(r"hypeman-console: ([0-9]+) lines \(([0-9]+) bytes\) were not kept")
 # Long lines, which journald's own limit does not bound, and short ones; then an end that must not get lost.
@@ -116,9 +117,10 @@ def test_the_vmm_has_no_way_into_the_journal_but_the_console(host: TestHost, vms
 def test_run_gives_all_lines_that_a_program_writes(host: TestHost, vms: Vms) -> None:
     # what waits at the end is passed on for as long as a stop may take: longer than a busy host needs
     slow = ["--stop-timeout", "2min"]
-    done = vms.ctl("run", "--rm", *NO_NETWORK, *slow, "builtin:busybox", "seq", "1", "300000", timeout=300)
+    words = ["builtin:busybox", "seq", "1", str(LINES)]
+    done = vms.ctl("run", "--rm", *NO_NETWORK, *slow, *words, timeout=300)
     assert done.stderr == ""
-    assert done.raw == b"".join(b"%d\n" % number for number in range(1, 300_001))
+    assert done.raw == b"".join(b"%d\n" % number for number in range(1, LINES + 1))
 
 
 # blank lines, blanks, a priority, CR, NUL, ESC, no UTF-8, and a last line without its end

@@ -24,7 +24,7 @@ FEW = 20
 # of one who opens connections and ends them at once: so many in a moment, and a quarter of it each second
 AT_ONCE = 40
 A_SECOND = AT_ONCE // 4
-SECONDS = 8
+SECONDS = 4
 CLOSED = 9
 # argv: address, port. In a guest: many connections that nobody answers, of which conntrack knows for a while.
 FLOOD = """
