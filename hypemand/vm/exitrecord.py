@@ -30,6 +30,13 @@ _SHUTDOWN = {
     Shutdown.POWER_OFF: "powered off from inside, without an exit report",
     Shutdown.RESET: f"{REBOOTED}, without an exit report",
 }
+# The results of a unit whose VMM has ended as its guest did; protocol: before it was ready. In both systemd
+# knows no code of the program.
+_CLEAN = ("success", "protocol")
+_EARLY = (
+    "the guest ended before its program started, without an exit report: "
+    "its kernel may have crashed before its console was up"
+)
 # EXIT_CREDENTIALS of systemd.exec(5)
 _CREDENTIALS = "243"
 _INCOMPLETE = "; not all of its lines in the journal could be read"
@@ -93,8 +100,7 @@ def derive_exit_record(run: str, ending: Ending, ended_at: float) -> ExitRecord:
     kind, code, message, success = _judge(ending)
     if not ending.complete:
         message += _INCOMPLETE
-    # protocol: it never got ready, and that it had a code is what systemd does not know
-    known_to_systemd = success or ending.result not in ("success", "protocol")
+    known_to_systemd = success or ending.result not in _CLEAN
     status = 0 if known_to_systemd else code or 1
     reboot = ending.mode is Mode.SYSTEMD and success and message.startswith(REBOOTED)
     marker = _SENTINEL[_list_unseen(ending)[0]] if kind is ExitKind.BOOT_TIMEOUT and ending.complete else ""
@@ -118,7 +124,7 @@ def _judge(ending: Ending) -> tuple[ExitKind, int | None, str, bool]:
         return kind, None, _timeout_words(ending), False
     if ending.panic is not None:
         return ExitKind.PANIC, None, ending.panic, False
-    if ending.mode is Mode.SYSTEMD and ending.shutdown and ending.result in ("success", "protocol"):
+    if ending.mode is Mode.SYSTEMD and ending.shutdown and ending.result in _CLEAN and not _is_early(ending):
         # an init of another kind than systemd, or one that was passed over (systemctl -ff)
         return ExitKind.POWER_OFF, 0, _SHUTDOWN[ending.shutdown], True
     if ending.stop_job and ending.result == "success":
@@ -147,6 +153,21 @@ def _timeout_words(ending: Ending) -> str:
     return "the guest did not power off in time and was ended by force"
 
 
+def _is_early(ending: Ending) -> bool:
+    """Has it ended before the program, or systemd, was started?"""
+    return Marker.PROGRAM in ending.missing and ending.complete
+
+
+def _judge_silence(ending: Ending) -> tuple[ExitKind, str]:
+    """A panic resets the guest, by which the VMM ends; the console is there for its text only once the kernel
+    has come that far."""
+    if not _is_early(ending):
+        return ExitKind.POWER_OFF, "the guest powered off without an exit report"
+    if ending.shutdown is Shutdown.POWER_OFF:
+        return ExitKind.POWER_OFF, "the guest powered off before its program started, without an exit report"
+    return ExitKind.PANIC, _EARLY
+
+
 def _judge_vmm(ending: Ending) -> tuple[ExitKind, str]:
     said = f": {ending.vmm_words}" if ending.vmm_words else ""
     if ending.result == "oom-kill":
@@ -158,9 +179,9 @@ def _judge_vmm(ending: Ending) -> tuple[ExitKind, str]:
             words = "systemd could not load the VM's secrets; its own message is in the journal of the unit"
             return ExitKind.VMM, words
         return ExitKind.VMM, f"the VMM failed with exit status {ending.exit_status}{said}"
-    if ending.result != "success":
+    if ending.result not in _CLEAN:
         return ExitKind.VMM, f"the unit ended with result {ending.result}{said}"
-    return ExitKind.POWER_OFF, "the guest powered off without an exit report"
+    return _judge_silence(ending)
 
 
 def _signal_name(status: str) -> str:

@@ -62,6 +62,8 @@ int main(int argc, char **argv)
     return 1;
 }
 """
+# for the host, what a kernel is that panics before its console is up
+INIT_RESETS = "#include <sys/reboot.h>\nint main(void) { return reboot(RB_AUTOBOOT); }"
 
 Compiler = Callable[..., bytes]
 
@@ -201,6 +203,15 @@ def test_an_agent_that_dies_after_its_byte_leaves_the_program_running(
 
 
 # the kernel
+
+
+def test_a_guest_that_resets_without_a_word_before_its_program_is_said_to_have_crashed(
+    host: TestHost, compiler: Compiler
+) -> None:
+    with other_guest(host, init=compiler(INIT_RESETS)):
+        shown = fail(host, "true")
+    assert shown["exit_code"] is None
+    assert shown["exit_message"].endswith("its kernel may have crashed before its console was up")
 
 
 def test_a_panic_of_a_running_guest_is_told_with_its_reason(host: TestHost) -> None:

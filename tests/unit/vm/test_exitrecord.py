@@ -115,7 +115,11 @@ def test_code_success_and_status_follow_the_evidence(
             "exit status 1: no such file",
         ),
         (replace(SILENT, result="exit-code", exit_status="243"), "systemd could not load the VM's secrets"),
-        (SILENT, "without an exit report"),
+        (SILENT, "the guest powered off without an exit report"),
+        (
+            replace(SILENT, result="protocol", missing=(Marker.AGENT,)),
+            "the guest powered off without an exit",
+        ),
     ],
 )
 def test_the_message_says_why(ending: Ending, words: str) -> None:
@@ -150,6 +154,28 @@ def test_the_vmms_word_stands_for_a_report_of_an_init() -> None:
     assert (panicked.success, panicked.reboot) == (False, False)
     killed = replace(SYSTEMD, shutdown=Shutdown.RESET, result="signal", exit_code="killed")
     assert not judge(replace(killed, exit_status="KILL")).reboot
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("shutdown", [None, Shutdown.RESET])
+def test_a_guest_that_ends_before_its_program_is_taken_for_a_crash(
+    mode: Mode, shutdown: Shutdown | None
+) -> None:
+    """A kernel that panics before its console is up says nothing. That is no reboot, after which the guest
+    would be started again, for ever."""
+    early = replace(
+        SILENT, result="protocol", missing=(Marker.PROGRAM, Marker.AGENT), mode=mode, shutdown=shutdown
+    )
+    record = judge(early)
+    assert record.message == (
+        "the guest ended before its program started, without an exit report: "
+        "its kernel may have crashed before its console was up"
+    )
+    assert (record.kind, record.success, record.status, record.reboot) == (ExitKind.PANIC, False, 1, False)
+    off = judge(replace(early, shutdown=Shutdown.POWER_OFF))
+    assert (off.kind, off.success) == (ExitKind.POWER_OFF, False)
+    assert off.message == "the guest powered off before its program started, without an exit report"
+    assert "crashed" not in judge(replace(early, complete=False)).message
 
 
 def test_a_boot_that_timed_out_in_emergency_mode_says_so() -> None:
