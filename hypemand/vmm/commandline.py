@@ -163,7 +163,10 @@ def memory_overhead(accel: AccelKind) -> int:
 
 def _machine(plan: VmmPlan) -> list[str]:
     """TCG has a guest's CPUs take turns: with a thread each, one boot in a hundred of a guest with two dies
-    on QEMU 7.2, since a CPU may execute code that another has just patched."""
+    on QEMU 7.2, since a CPU may execute code that another has just patched.
+
+    No interval timer and no 8259: nobody sets them up, and an early tick ends the kernel with a divide error
+    (guest/kernel/README.md)."""
     kvm = plan.accel is AccelKind.KVM
     return [
         "-name", f"guest={plan.vm},debug-threads=on",

@@ -25,10 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frames import Channel, Type, format_records
+from machine import PLAIN, Machine, format_command
 
-KERNEL = os.environ["HYPEMAN_KERNEL"]
-INITRD = os.environ["HYPEMAN_INITRD"]
-COMMAND_LINE = os.environ.get("HYPEMAN_KERNEL_ARGS", "console=hvc0 quiet no_timer_check mitigations=off")
 BUSYBOX = "/bin/busybox"
 BOOT_S = 60.0
 # a shell, as a script: what systemd mode takes for the way to systemd
@@ -38,7 +36,6 @@ APPLETS = (
     *("uname", "grep", "stat", "find", "ln", "ping", "wc", "touch", "rm", "true", "nc", "setsid"),
     *("modprobe", "insmod", "mknod", "cp"),
 )
-PORTS = ("agent", "report", "stop")
 
 
 def make_root(root: Path) -> None:
@@ -139,46 +136,6 @@ class Guest:
         return stop
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What a test's guest has beside, or instead of, what all have. `drives`: serial, path, and whether it is
-    read-only."""
-
-    image: Path | None = None
-    disk: Path | None = None
-    initrd: Path = Path(INITRD)
-    words: str = ""
-    drives: Sequence[tuple[str, Path, bool]] = ()
-    options: Sequence[str] = ()
-    records: Sequence[tuple[str, str]] = ()
-
-
-def drive_arguments(serial: str, path: Path, *, read_only: bool) -> list[str]:
-    options = f"file={path},format=raw,{'readonly=on' if read_only else 'discard=unmap'}"
-    device = f"virtio-blk-device,drive={serial},serial={serial}"
-    return ["-drive", f"if=none,id={serial},{options}", "-device", device]
-
-
-def qemu_arguments(folder: Path, machine: Machine, image: Path, boot: str, memory: int) -> list[str]:
-    words = f"{COMMAND_LINE} hypeman.boot={boot} {machine.words}"
-    arguments = [
-        *("qemu-system-x86_64", "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-m", str(memory)),
-        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-kernel", KERNEL, "-initrd", str(machine.initrd), "-append", words),
-        *("-device", "virtio-serial-device", "-chardev", "stdio,id=con,signal=off"),
-        *("-device", "virtconsole,chardev=con"),
-    ]
-    for port in PORTS:
-        arguments += ["-chardev", f"socket,id={port},path={folder / port},server=on,wait=off"]
-        arguments += ["-device", f"virtserialport,chardev={port},name=org.hypeman.{port}"]
-    arguments += drive_arguments("hypeman-image", image, read_only=True)
-    arguments += drive_arguments("hypeman-config", folder / "config", read_only=True)
-    arguments += drive_arguments("hypeman-disk", machine.disk or folder / "disk", read_only=False)
-    for serial, path, read_only in machine.drives:
-        arguments += drive_arguments(serial, path, read_only=read_only)
-    return [*arguments, *machine.options]
-
-
 class BootCase(unittest.TestCase):
     """Boots guests of one image."""
 
@@ -206,7 +163,7 @@ class BootCase(unittest.TestCase):
         agent: str = "1",
         mode: str = "exec",
         headers: str = "0",
-        machine: Machine = Machine(),
+        machine: Machine = PLAIN,
         **records: str,
     ) -> Iterator[Guest]:
         boot = uuid.uuid4().hex
@@ -224,7 +181,7 @@ class BootCase(unittest.TestCase):
             (folder / "config").write_bytes(format_config(config))
             disk = machine.disk or make_ext4(folder / "disk")
             process = subprocess.Popen(
-                qemu_arguments(folder, machine, machine.image or self.image, boot, memory),
+                format_command(folder, machine, self.image, boot, memory, mode),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
             )

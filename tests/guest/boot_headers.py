@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import boot_guest
-from boot_guest import KERNEL, Guest, Machine, make_erofs, make_ext4, make_root
+from boot_guest import Guest, make_erofs, make_ext4, make_root
+from machine import KERNEL, Machine
 
 STAMP = ".hypeman-build-id"
 NEEDED = ("Makefile", ".config", "Module.symvers", "scripts/mod/modpost")
@@ -41,7 +42,7 @@ def read_build_id() -> str:
 
 def read_release() -> str:
     """The release, from the line that a kernel has in it for /proc/version."""
-    found = re.search(rb"Linux version (\S+) \(", Path(KERNEL).read_bytes())
+    found = re.search(rb"Linux version (\S+) \(", KERNEL.read_bytes())
     assert found is not None
     return found[1].decode()
 
@@ -226,7 +227,7 @@ class Headers(boot_guest.BootCase):
         cp $k/kernel/hypeman/drivers/net/ifb.ko $k/kernel/mine.ko
         insmod $k/kernel/mine.ko && echo mine, too
         {SHOW}"""
-        disk = Path(KERNEL).with_name("headers.erofs")
+        disk = KERNEL.with_name("headers.erofs")
         with self.headers_guest(disk, script=script) as guest:
             self.assertEqual(guest.exit_report()[0], 0, guest.console)
         said = guest.console

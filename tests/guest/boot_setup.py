@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import unittest
@@ -18,9 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import boot_guest
-from boot_guest import SCRIPT_INIT, Guest, Machine, make_erofs, make_ext4, make_root
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
+from boot_guest import SCRIPT_INIT, Guest, make_erofs, make_ext4, make_root
+from machine import Machine
 
 from guest.tools.make_initrd import Entry, format_archive
 from hypemand.protocol.filesdisk import DiskFile, write_files_disk

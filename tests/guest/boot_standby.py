@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from boot_guest import BOOT_S, SCRIPT_INIT, BootCase, Guest, Machine, make_ext4, qemu_arguments
+from boot_guest import BOOT_S, SCRIPT_INIT, BootCase, Guest, make_ext4
 from frames import Channel, Type, format_records
+from machine import Machine, format_command
 from saved import control, restore_arguments, save
 
 COUNTER = "i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.05; done"
@@ -125,7 +126,7 @@ class StandbyBoot(BootCase):
     @contextmanager
     def resumed(self, guest: Guest, machine: Machine) -> Iterator[Guest]:
         """The guest in another QEMU, which maps what this one saves from a sparse file."""
-        with control(self.folder / "qmp") as qmp:
+        with control(guest.folder / "qmp") as qmp:
             qmp.execute("stop")
             memory, state = save(qmp, self.folder, MEMORY << 20)
             qmp.execute("quit")
@@ -137,7 +138,7 @@ class StandbyBoot(BootCase):
         with contextlib.ExitStack() as stack:
             fd = os.open(state, os.O_RDONLY)
             stack.callback(os.close, fd)
-            arguments = qemu_arguments(guest.folder, machine, self.image, guest.boot, MEMORY)
+            arguments = format_command(guest.folder, machine, self.image, guest.boot, MEMORY, "exec")
             process = subprocess.Popen(
                 [*arguments, *restore_arguments(memory, fd)],
                 stdin=subprocess.DEVNULL,
@@ -146,17 +147,14 @@ class StandbyBoot(BootCase):
             )
             stack.callback(process.communicate, timeout=BOOT_S)
             stack.callback(process.kill)
-            with control(self.folder / "qmp") as qmp:
+            with control(guest.folder / "qmp") as qmp:
                 self.assertEqual(qmp.await_status(not_in="inmigrate"), "paused")
                 qmp.execute("cont")
             yield Guest(process, guest.folder, guest.boot)
 
     def machine(self, mac: str) -> Machine:
         return Machine(
-            options=[
-                *("-qmp", f"unix:{self.folder}/qmp,server=on,wait=off"),
-                *("-netdev", "hubport,id=n0,hubid=0", "-device", f"virtio-net-device,netdev=n0,mac={mac}"),
-            ],
+            options=["-netdev", "hubport,id=n0,hubid=0", "-device", f"virtio-net-device,netdev=n0,mac={mac}"],
             records=NETWORK,
         )
 

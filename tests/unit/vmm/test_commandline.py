@@ -6,6 +6,8 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from hypemand.config.definition import Mode
 from hypemand.model.limits import DiskLimits
 from hypemand.vmm.accel import AccelKind
@@ -124,6 +126,12 @@ def test_the_network_device_is_on_the_tap_that_the_launcher_gives_it() -> None:
     plan = replace(PLAN, net=NetDevice("02:00:00:00:00:01"))
     assert options(plan, "-netdev") == [f"tap,id=net,fd={read_launcher_fds()['tap']},vhost=off"]
     assert "virtio-net-device,netdev=net,mac=02:00:00:00:00:01" in options(plan, "-device")
+
+
+@pytest.mark.parametrize("accel", AccelKind)
+def test_no_timer_can_interrupt_a_kernel_that_is_not_ready_for_it(accel: AccelKind) -> None:
+    (machine,) = options(replace(PLAN, accel=accel), "-machine")
+    assert {"pit=off", "pic=off"} <= set(machine.split(","))
 
 
 def test_under_tcg_the_guest_is_told_its_timers() -> None:
