@@ -42,6 +42,7 @@ from hypemand.manager.recovery import Recovery, logged
 from hypemand.manager.reload import Reloader
 from hypemand.manager.resources.hostview import HostView
 from hypemand.manager.service import VmManager
+from hypemand.manager.snapshots import ApiSnapshots
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.answers.host import ReloadReport
@@ -202,6 +203,7 @@ class Daemon:
             guests=self._parts.guests,
             images=self._parts.images,
             volumes=volumes,
+            snapshots=ApiSnapshots(self._parts, self._manager),
             transfers=Transfers(self._parts, volumes),
             host_networks=self._parts.networks,
             host=HostView(self._parts),

@@ -19,7 +19,7 @@ from hypeman._resource import SyncAPIResource
 
 API_DOC = Path(__file__).resolve().parents[1] / "docs/api.md"
 BEGIN, END = "<!-- calls of the client -->\n", "<!-- end of the calls -->\n"
-VM, VOLUME, ARCHIVED = "calls", "calls-data", "calls-files"
+VM, VOLUME, ARCHIVED, SNAPSHOT = "calls", "calls-data", "calls-files", "calls-now"
 _SHARED = ("extra_headers", "extra_query", "extra_body", "timeout")
 # What exists for the calls below: in this order they are made.
 _ORDER = (
@@ -32,9 +32,14 @@ _ORDER = (
     "instances.wait",
 )
 _LAST = (
+    "instances.snapshots.create",
+    "snapshots.get",
+    "snapshots.list",
     "instances.standby",
     "instances.restore",
     "instances.stop",
+    "instances.snapshots.restore",
+    "snapshots.delete",
     "instances.volumes.attach",
     "instances.volumes.detach",
     "instances.start",
@@ -79,7 +84,7 @@ class Walk:
     def __init__(self, client: hypeman.Hypeman, image: str, small: Mapping[str, Any]) -> None:
         self._client = client
         self._image = image
-        vm, volume = {"id": VM}, {"id": VOLUME}
+        vm, volume, snapshot = {"id": VM}, {"id": VOLUME}, {"snapshot_id": SNAPSHOT}
         self._arguments: Mapping[str, Mapping[str, Any]] = {
             "volumes.create": {"name": VOLUME, "size_gb": 1},
             "volumes.create_from_archive": {"body": _archive(), "name": ARCHIVED, "size_gb": 1},
@@ -93,6 +98,9 @@ class Walk:
             },
             "instances.volumes.attach": {"volume_id": VOLUME, **vm, "mount_path": "/data"},
             "instances.volumes.detach": {"volume_id": VOLUME, **vm},
+            "instances.snapshots.create": {**vm, "kind": "Standby", "name": SNAPSHOT},
+            "instances.snapshots.restore": {**vm, **snapshot, "target_state": "Stopped"},
+            **dict.fromkeys(("snapshots.get", "snapshots.delete"), snapshot),
             **dict.fromkeys(
                 ("instances.get", "instances.logs", "instances.stats", "instances.standby",
                  "instances.restore", "instances.stop", "instances.start", "instances.delete"), vm

@@ -45,6 +45,7 @@ from hypemand.config.imagepull import ImagePull
 from hypemand.config.names import NAME_PATTERN
 from hypemand.model.events import EventKind
 from hypemand.model.logs import LogSource
+from hypemand.model.snapshots import SnapshotKind
 from hypemand.model.state import FromStandby, State
 from hypemand.model.tokens import Scope
 
@@ -79,6 +80,14 @@ class Direction(StrEnum):
 
     TO = "to"
     FROM = "from"
+
+
+class TargetState(StrEnum):
+    """The states that a VM can be brought into by a snapshot."""
+
+    STOPPED = State.STOPPED
+    STANDBY = State.STANDBY
+    RUNNING = State.RUNNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +125,7 @@ _NO_CREDENTIALS = Refused(
 )
 _WHOLE = "write the whole policy, as for a new VM"
 _NO_STANDBY = Refused("is not supported by this version of hypemand", "leave it out")
+_NO_COMPRESSION = Refused("saved memory is not compressed by this version of hypemand", "leave it out")
 
 
 @_body_of("updateInstance")
@@ -149,9 +159,6 @@ class StartInstance:
     standby: FromStandby = with_default(Word(FromStandby), FromStandby.REFUSE, null=True)
     cmd: tuple[str, ...] | None = optional(Texts(), null=True)
     entrypoint: tuple[str, ...] | None = optional(Texts(), null=True)
-
-
-_NO_COMPRESSION = Refused("saved memory is not compressed by this version of hypemand", "leave it out")
 
 
 @_body_of("standbyInstance")
@@ -404,6 +411,37 @@ class ImportImage:
 
     name: str = required(Text())
     path: str = required(HostPath())
+
+
+@_query_of("listSnapshots")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListSnapshots:
+    """Which snapshots."""
+
+    kind: SnapshotKind | None = optional(Word(SnapshotKind))
+    name: str | None = optional(Text())
+    source_instance_id: str | None = optional(Text())
+    tags: Mapping[str, str] = with_default(TextMap(), {})
+
+
+@_body_of("createSnapshot")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateSnapshot:
+    """A snapshot of a VM. `kind` None: that of its state."""
+
+    kind: SnapshotKind | None = optional(Word(SnapshotKind), null=True)
+    name: str | None = optional(Text(pattern=NAME_PATTERN), null=True)
+    tags: Mapping[str, str] = with_default(TextMap(), {}, null=True)
+    compression: None = optional(_NO_COMPRESSION)
+
+
+@_body_of("restoreSnapshot")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreSnapshot:
+    """The state in which the VM is then; None: that of its kind."""
+
+    target_state: TargetState | None = optional(Word(TargetState), null=True)
+    target_hypervisor: str | None = optional(Text(), null=True)
 
 
 @_query_of("listVolumes")

@@ -35,7 +35,7 @@ from hypemand.version import VERSION
 API_VERSION = "1"
 # In the client's words: what the daemon has, and what its VMs can do.
 _FEATURES = ("instances", "images", "volumes", "exec", "logs")
-_RUNTIME_FEATURES = (Operation.PAUSE.value, Operation.STANDBY.value)
+_RUNTIME_FEATURES = (Operation.PAUSE.value, Operation.STANDBY.value, "snapshots")
 
 
 class HostRoutes:

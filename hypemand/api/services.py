@@ -20,6 +20,7 @@ from hypemand.model.services import (
     Manager,
     MetricsService,
     NetworkService,
+    SnapshotService,
     TransferService,
     VolumeService,
 )
@@ -73,6 +74,7 @@ class Services:
     reload: Callable[[], Awaitable[ReloadReport]]
     metrics: MetricsService
     events: EventService
+    snapshots: SnapshotService
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     networks: Callable[[], Networks | None] = lambda: None
     spool: Path = Path("/var/tmp")

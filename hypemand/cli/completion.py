@@ -24,6 +24,7 @@ _LISTERS = {
     Completes.IMAGE: "image list -q",
     Completes.VOLUME: "volume list -q",
     Completes.NETWORK: "network list -q",
+    Completes.SNAPSHOT: "snapshot list -q",
 }
 
 _BASH_HEAD = """\

@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
-from hypemand.cli.options import JSON, SCOPES, SHOWS, SHOWS_TABLE
+from dataclasses import replace
+
+from hypemand.cli.options import JSON, SCOPES, SHOWS, SHOWS_TABLE, SNAPSHOT_KINDS, SNAPSHOT_TARGETS
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _VOLUME = Argument("VOLUME", "the volume: name, id, or unique prefix of the id", completes=Completes.VOLUME)
 _VM = Argument("NAME", "the VM: name, id, or unique prefix of the id", completes=Completes.VM)
+_SNAPSHOTS = "snapshot"
+_SOURCE = replace(_VM, attribute="vm")
+_SNAPSHOT = Argument(
+    "SNAPSHOT",
+    "the snapshot: id, unique prefix of the id, or a name that only one snapshot has",
+    completes=Completes.SNAPSHOT,
+)
 _SIZE = Option(("--size",), "size of the volume, such as 512M or 10G (default: 10G)", "SIZE")
 _VOLUME_TAG = Option(("--tag",), "add a tag to the volume", "KEY=VALUE", Kind.PAIR, repeat=True)
 
@@ -98,6 +107,75 @@ SPACE = (
             _VOLUME,
             Argument("ARCHIVE", "archive to write, - for standard output", completes=Completes.FILE),
         ),
+    ),
+    Command(
+        (_SNAPSHOTS, "create"),
+        "make a snapshot of a VM, and print its id",
+        "snapshot:create",
+        "Of a VM that is Running or in Standby: memory, devices and disk; of a stopped VM: the disk. Volumes "
+        "are not included. A VM that runs is paused meanwhile.",
+        arguments=(_SOURCE,),
+        options=(
+            Option(("--name",), "name of the snapshot, unique for the VM", "NAME"),
+            Option(
+                ("--kind",),
+                "Standby or Stopped (default: that of the VM's state)",
+                "KIND",
+                choices=SNAPSHOT_KINDS,
+            ),
+            Option(("--tag",), "add a tag to the snapshot", "KEY=VALUE", Kind.PAIR, repeat=True),
+            JSON,
+        ),
+    ),
+    Command(
+        (_SNAPSHOTS, "list"),
+        "list snapshots",
+        "snapshot:list_snapshots",
+        arguments=(replace(_SOURCE, count="?", help="only snapshots of this VM"),),
+        options=(
+            Option(("-q", "--quiet"), "print ids only"),
+            Option(("--no-legend",), "do not print the header line"),
+            *SHOWS_TABLE,
+        ),
+    ),
+    Command(
+        (_SNAPSHOTS, "show"),
+        "show the details of a snapshot",
+        "snapshot:show",
+        arguments=(_SNAPSHOT,),
+        options=SHOWS,
+    ),
+    Command(
+        (_SNAPSHOTS, "restore"),
+        "restore a VM from one of its snapshots",
+        "snapshot:restore",
+        "The VM must be Stopped or in Standby. What is on its disk, and in its saved memory, is lost. Its "
+        "definition stays.",
+        arguments=(_SNAPSHOT,),
+        options=(
+            Option(
+                ("--state",),
+                "state of the VM afterwards: Running, Standby or Stopped, which omits the memory "
+                "(default: Running, for kind Stopped: Stopped)",
+                "STATE",
+                choices=SNAPSHOT_TARGETS,
+            ),
+            Option(("--wait",), "wait until the VM is Running, if that is the state"),
+            Option(
+                ("--timeout",),
+                "with --wait: give up after this time (default: the VM's boot_timeout plus 15 s)",
+                "TIME",
+                Kind.SPAN,
+            ),
+            JSON,
+        ),
+    ),
+    Command(
+        (_SNAPSHOTS, "rm"),
+        "remove snapshots",
+        "snapshot:remove",
+        arguments=(replace(_SNAPSHOT, count="+", help="the snapshots"),),
+        options=(JSON,),
     ),
     Command(
         ("df",),

@@ -9,6 +9,7 @@ from hypemand.cli.spec import Completes, Format, Option
 from hypemand.config.imagepull import ImagePull
 from hypemand.model.events import EventKind
 from hypemand.model.logs import LogSource
+from hypemand.model.snapshots import SnapshotKind
 from hypemand.model.state import State
 from hypemand.model.tokens import Scope
 
@@ -16,6 +17,8 @@ STATES = tuple(map(str, State))
 SOURCES = tuple(map(str, LogSource))
 EVENT_KINDS = tuple(map(str, EventKind))
 SCOPES = tuple(map(str, Scope))
+SNAPSHOT_KINDS = tuple(map(str, SnapshotKind))
+SNAPSHOT_TARGETS = tuple(str(state) for state in State if state in SnapshotKind.STANDBY.targets)
 PULLS = tuple(map(str, ImagePull))
 # of list --filter
 FILTERS = ("tag", "state", "image")

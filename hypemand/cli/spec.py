@@ -19,6 +19,7 @@ class Completes(StrEnum):
     IMAGE = "image"
     VOLUME = "volume"
     NETWORK = "network"
+    SNAPSHOT = "snapshot"
     FILE = "file"
     DEFINITION = "definition"
     DIRECTORY = "directory"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from hypemand.storage.store import ImageUse
 from hypemand.storage.volumes import VolumeStore
 from hypemand.vm.networkmember import NetworkMember
 from hypemand.vm.record import VmRecord
+from hypemand.vm.snapshots import Snapshot
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
 
@@ -47,9 +48,11 @@ class Fleet:
         config: Callable[[], HostConfig],
         volumes: VolumeStore,
         unreadable: Mapping[str, str] = MappingProxyType({}),
+        snapshots: Iterable[Snapshot] = (),
     ) -> None:
         self._config = config
         self._volumes = volumes
+        self._snapshots = snapshots
         self._vms: dict[str, Vm] = {}
         # of the VMs that are being started and that systemd does not know yet
         self.starting: dict[str, Definition] = {}
@@ -139,6 +142,9 @@ class Fleet:
                 uses.append(ImageUse(vm.name, record.pin.name, record.pin.digest))
             if (saved := vm.standby.saved) is not None and saved.image:
                 uses.append(ImageUse(vm.name, saved.definition.image, saved.image))
+        for snapshot in self._snapshots:
+            user = f"snapshot:{snapshot.name or snapshot.id[:12]}"
+            uses.append(ImageUse(user, snapshot.definition.image, snapshot.image))
         return uses
 
     def holders(self) -> Iterator[Holder]:
@@ -192,8 +198,8 @@ class Fleet:
 
     @contextmanager
     def promise_room(self, look: DiskLook, what: str, wanted: int, *, key: str) -> Iterator[None]:
-        """`check_room` for a volume, `key`: its id, or its name where it is new. In the block all others find
-        those bytes promised."""
+        """`check_room` for a volume or a snapshot, `key`: its id, or its name where it is new. In the block
+        all others find those bytes promised."""
         self.check_room(look, what, wanted, but=key)
         self._promises[key] = wanted
         try:
@@ -202,11 +208,12 @@ class Fleet:
             del self._promises[key]
 
     def promised_room(self, look: DiskLook, *, but: str = "") -> int:
-        """Bytes that disks and volumes may grow to, all but those of `but`. A VM that is only defined has no
-        disk yet, and is promised nothing."""
+        """Bytes that disks and volumes may grow to, all but those of `but`, and that snapshots have. A VM
+        that is only defined has no disk yet, and is promised nothing."""
         disks = sum(vm.record.definition.disk for vm in self if vm.name != but and self.has_disk(vm, look))
         sizes = {volume.id: volume.size for volume in self._volumes} | self._promises
-        return disks + sum(size for key, size in sizes.items() if key != but)
+        kept = sum(snapshot.stored for snapshot in self._snapshots)
+        return disks + kept + sum(size for key, size in sizes.items() if key != but)
 
     def has_disk(self, vm: Vm, look: DiskLook) -> bool:
         """Has it a disk, also where it was started after the look?"""

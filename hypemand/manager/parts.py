@@ -38,6 +38,7 @@ from hypemand.vm.places import Places
 from hypemand.vm.record import VmRecord
 from hypemand.vm.runfiles import Past
 from hypemand.vm.runs import VmServices
+from hypemand.vm.snapshots import SnapshotStore
 from hypemand.vm.vm import Vm
 from hypemand.vmm.build import BuildFinder
 from hypemand.workers import Pool, run_in
@@ -68,6 +69,7 @@ class Parts:
     fleet: Fleet
     volumes: VolumeStore
     volume_use: VolumeUse
+    snapshots: SnapshotStore
     images: Images
     guests: GuestOps
     names: Names
@@ -135,9 +137,15 @@ def make_parts(
         space.outdate()
 
     records = Inventory(vms, config.uid_range, userdb, take_record)
-    fleet = Fleet(current, volumes, records.unreadable)
+    snapshots = SnapshotStore(config.state_dir / "snapshots")
+    fleet = Fleet(current, volumes, records.unreadable, snapshots)
     disk_watch = DiskWatch(current, fleet, take_removal)
-    images = Images(store, pulls, fleet.image_uses, records.check_complete, disk_watch.note_removal)
+
+    def check_complete() -> None:
+        records.check_complete()
+        snapshots.check_readable()
+
+    images = Images(store, pulls, fleet.image_uses, check_complete, disk_watch.note_removal)
     guests = GuestOps(fleet, images)
     allocation = AddressAllocation(lambda: current().networks, fleet.network_members, has_ipv6=has_ipv6())
     names = Names(config.runtime_dir / "hosts", allocation.members, guests)
@@ -164,6 +172,7 @@ def make_parts(
         fleet=fleet,
         volumes=volumes,
         volume_use=VolumeUse(volumes, fleet.holders),
+        snapshots=snapshots,
         images=images,
         guests=guests,
         names=names,

@@ -58,6 +58,8 @@ class Recovery:
             await run_in(Pool.RECORDS, self._parts.records.load)
         with logged("the volumes' records"):
             await run_in(Pool.TOOLS, self._parts.volumes.load)
+        with logged("the records of snapshots"):
+            await run_in(Pool.TOOLS, self._parts.snapshots.load)
         with logged("the folders of VMs that run"):
             await run_in(Pool.RECORDS, self.prepare_runtime)
         for record in self._parts.records:
@@ -102,6 +104,8 @@ class Recovery:
                 await self._settle_volume(volume)
         with logged("what is left of volumes"):
             await run_in(Pool.TOOLS, self._parts.volumes.clean_up)
+        with logged("what is left of snapshots"):
+            await run_in(Pool.TOOLS, self._parts.snapshots.clean_up)
         with logged("what is left of VMs"):
             await run_in(Pool.TOOLS, self._parts.records.clean_up)
         with logged("what is left of VMs that are not known"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from hypemand.config.definition import Definition
 from hypemand.errors import GuestError, HypemandError, WrongState
@@ -17,7 +19,8 @@ from hypemand.model.state import Operation, State, check_allowed
 from hypemand.storage.images import Image
 from hypemand.tasks import Tasks, finish
 from hypemand.vm.pause import reach_session
-from hypemand.vm.session import Session
+from hypemand.vm.saved import SavedRun, load_saved
+from hypemand.vm.session import AGENT_DEADLINE, Session
 from hypemand.vm.standby import SaveFacts, write_save
 from hypemand.vm.standbyfiles import begin_save, commit_save, drop_save
 from hypemand.vm.vm import Vm
@@ -30,6 +33,7 @@ _LEAST_DEADLINE, _SLOWEST = 30.0, 16 * 1024 * 1024
 # for the VMM of a VM that was saved to end
 _END_DEADLINE = 30.0
 _SIGKILL = 9
+T = TypeVar("T")
 
 
 async def enter_standby(parts: Parts, vm: Vm) -> None:
@@ -51,7 +55,15 @@ async def _save(parts: Parts, vm: Vm, session: Session) -> None:
     facts = await _gather(parts, vm)
     try:
         folder = await run_in(Pool.TOOLS, begin_save, vm.places.state, was_running=was_running)
-        await _save_until_it_ends(vm, session, folder, facts, was_running=was_running)
+
+        async def commit() -> None:
+            vm.standby.take(await run_in(Pool.TOOLS, commit_save, vm.places.state))
+
+        async def write(deadline: float) -> None:
+            await write_save(session, folder, facts, deadline)
+            await finish(commit(), f"commit of {vm.name}")
+
+        await _save_until_it_ends(vm, session, facts, "put into standby", write, was_running=was_running)
     except BaseException:
         if not vm.standby.has_saved(session):
             await finish(run_on(vm, session, was_running=was_running), f"resumption of {vm.name}")
@@ -60,24 +72,54 @@ async def _save(parts: Parts, vm: Vm, session: Session) -> None:
         raise
 
 
-async def _save_until_it_ends(
-    vm: Vm, session: Session, folder: Path, facts: SaveFacts, *, was_running: bool
-) -> None:
-    """A stop that comes meanwhile, of systemd's own too, is stronger."""
+async def save_beside(
+    parts: Parts, vm: Vm, session: Session, folder: Path, copy: Callable[[], Awaitable[None]]
+) -> SavedRun:
+    """Save a Running VM to another folder; it runs on. `copy`: what else is done while it stands still.
+    VmmError, OSError, HypemandError."""
+    facts = await _gather(parts, vm)
 
-    async def save() -> None:
+    async def write(deadline: float) -> SavedRun:
+        await write_save(session, folder, facts, deadline)
+        await copy()
+        return await run_in(Pool.TOOLS, load_saved, folder)
+
+    try:
+        # by which a daemon that comes after this one knows that the guest is to run on
+        await run_in(Pool.TOOLS, begin_save, vm.places.state, was_running=True)
+        what = "copied to a snapshot"
+        return await _save_until_it_ends(vm, session, facts, what, write, was_running=True)
+    finally:
+        await finish(_go_on(vm, session, facts.definition), f"resumption of {vm.name}")
+
+
+async def _go_on(vm: Vm, session: Session, definition: Definition) -> None:
+    """Have it run on: with its processes, which its agent has stand still until it is spoken to."""
+    await run_on(vm, session, was_running=True)
+    if definition.guest_agent and session is vm.session:
+        with suppress(HypemandError):  # it is tried again, as long as it takes
+            await session.open_agent(AGENT_DEADLINE)
+
+
+async def _save_until_it_ends(
+    vm: Vm,
+    session: Session,
+    facts: SaveFacts,
+    what: str,
+    write: Callable[[float], Awaitable[T]],
+    *,
+    was_running: bool,
+) -> T:
+    """`write` it, with its deadline in seconds, while it stands still. A stop that comes meanwhile, of
+    systemd's own too, is stronger."""
+
+    async def save() -> T:
         if was_running and facts.definition.guest_agent:
             await session.freeze()
-        await session.leave_guest(f"VM {vm.name} is being put into standby")
+        await session.leave_guest(f"VM {vm.name} is being {what}")
         if was_running:
             await session.pause()
-        deadline = _LEAST_DEADLINE + facts.definition.memory / _SLOWEST
-        await write_save(session, folder, facts, deadline)
-
-        async def commit() -> None:
-            vm.standby.take(await run_in(Pool.TOOLS, commit_save, vm.places.state))
-
-        await finish(commit(), f"commit of {vm.name}")
+        return await write(_LEAST_DEADLINE + facts.definition.memory / _SLOWEST)
 
     def is_over() -> bool:
         return vm.is_ending or vm.session is not session
@@ -90,8 +132,8 @@ async def _save_until_it_ends(
             saving.cancel()
             await asyncio.wait((saving,))
         if saving.cancelled():
-            raise WrongState(f"VM {vm.name} was stopped while it was being put into standby")
-        saving.result()
+            raise WrongState(f"VM {vm.name} was stopped while it was being {what}")
+        return saving.result()
 
 
 async def run_on(vm: Vm, session: Session, *, was_running: bool) -> None:

@@ -77,8 +77,8 @@ class Credentials:
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
     """An image. `created_at` in seconds since the epoch, `size` in bytes on the disk; `architecture` in OCI's
-    words; `in_use_by` are names of VMs; `progress` while it is being had; `tags`: labels of its name. What is
-    not known yet is empty."""
+    words; `in_use_by` are names of VMs, and snapshot:NAME; `progress` while it is being had; `tags`: labels
+    of its name. What is not known yet is empty."""
 
     name: str
     status: PullStatus = PullStatus.READY

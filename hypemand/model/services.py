@@ -19,6 +19,7 @@ from hypemand.model.lifetime import Lifetime
 from hypemand.model.limits import RuntimeLimits
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.networks import NetworkInfo
+from hypemand.model.snapshots import SnapshotKind, SnapshotView
 from hypemand.model.space import SpaceReport
 from hypemand.model.state import FromStandby, State
 from hypemand.model.timeline import Timeline
@@ -243,6 +244,32 @@ class VolumeService(Protocol):
 
     async def measure_space(self) -> SpaceReport:
         """What hypemand keeps on the host's disk."""
+
+
+class SnapshotService(Protocol):
+    """Snapshots of VMs. Methods never block the event loop. `ref` is of a VM, as with `Manager`; `snapshot`:
+    an id, an unambiguous start of one, or a name that one snapshot alone has; NotFound and Ambiguous for
+    it."""
+
+    async def list_snapshots(self) -> Sequence[SnapshotView]:
+        """All snapshots, the oldest first."""
+
+    async def get_snapshot(self, snapshot: str) -> SnapshotView:
+        """One of them."""
+
+    async def create_snapshot(
+        self, ref: str, kind: SnapshotKind | None, name: str | None, tags: Mapping[str, str]
+    ) -> SnapshotView:
+        """One of a VM, which stays as it is: one that runs stands still meanwhile. `kind` None: that of its
+        state. WrongState, AlreadyExists, InvalidRequest, InsufficientResources, GuestError, TimedOut."""
+
+    async def restore_snapshot(self, ref: str, snapshot: str, target: State | None) -> VmView:
+        """Have a VM that does not run be as it was: its disk, and for kind Standby its memory; and in state
+        `target` then. WrongState also for what cannot be restored any more, InvalidRequest for a snapshot of
+        another VM, InsufficientResources; it stays as it is then. What a start raises: it is restored."""
+
+    async def remove_snapshot(self, snapshot: str) -> None:
+        """Remove it. InUse while it is being restored."""
 
 
 class TransferService(Protocol):

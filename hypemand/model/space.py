@@ -9,11 +9,14 @@ from pathlib import Path
 
 
 class SpaceKind(StrEnum):
-    """What takes the space. RECORDS: what is known of VMs, tokens; RUNTIME: what is there while VMs run."""
+    """What takes the space. STANDBY: memory of VMs that is saved; RECORDS: what is known of VMs, tokens;
+    RUNTIME: what is there while VMs run."""
 
     IMAGES = "images"
     DISKS = "disks"
     VOLUMES = "volumes"
+    STANDBY = "standby"
+    SNAPSHOTS = "snapshots"
     TEMPLATES = "templates"
     RECORDS = "records"
     RUNTIME = "runtime"

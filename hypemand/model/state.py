@@ -104,6 +104,8 @@ class Operation(StrEnum):
     LIMIT = "set"
     STANDBY = "standby"
     RESTORE = "restore"
+    SNAPSHOT = "snapshot"
+    REVERT = "revert"
     CHANGE = "change"
     EXPORT = "export"
     RENAME = "rename"
@@ -134,6 +136,8 @@ _ALLOWED = {
     Operation.LIMIT: frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED}),
     Operation.STANDBY: frozenset({State.RUNNING, State.PAUSED, State.STANDBY}),
     Operation.RESTORE: frozenset({State.STANDBY, State.CREATED, State.INITIALIZING, State.RUNNING}),
+    Operation.SNAPSHOT: frozenset({State.RUNNING, State.STANDBY, State.STOPPED}),
+    Operation.REVERT: frozenset({State.STANDBY, State.STOPPED}),
     Operation.CHANGE: frozenset({State.STOPPED}),
     Operation.EXPORT: frozenset({State.STOPPED}),
     Operation.RENAME: frozenset({State.STOPPED}),
@@ -153,6 +157,8 @@ _PROGRESSIVES = {
     Operation.LIMIT: "changing limits",
     Operation.STANDBY: "entering standby",
     Operation.RESTORE: "being restored",
+    Operation.SNAPSHOT: "being copied to a snapshot",
+    Operation.REVERT: "being restored from a snapshot",
     Operation.CHANGE: "being changed",
     Operation.EXPORT: "being exported",
     Operation.RENAME: "being renamed",
@@ -183,6 +189,7 @@ _SPECIAL_CURES = {
         State.STANDBY,
     ): "restore it: hypemanctl restore; or boot it anew: hypemanctl start --cold",
     (Operation.RESTORE, State.PAUSED): "resume it instead",
+    (Operation.REVERT, State.RUNNING): "stop it first; its disk, and what it has in memory, are replaced",
     (Operation.PAUSE, State.PAUSED): "it is paused already",
 }
 

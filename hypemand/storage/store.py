@@ -252,7 +252,8 @@ class ImageStore:
             users = self.list_users(image, [use for use in uses if not (others and use.digest)])
             if users:
                 raise InUse(
-                    f"the image {image.name} is used by {', '.join(users)}", hint="remove these VMs first"
+                    f"the image {image.name} is used by {', '.join(users)}",
+                    hint="remove these VMs, or snapshots, first",
                 )
             if not others:
                 self._discard(image.folder)

@@ -30,6 +30,7 @@ from hypemand.vm.exitrecord import (
     store_exit_record,
 )
 from hypemand.vm.places import CONFIG_DISK, Places
+from hypemand.vm.revert import settle_revert
 from hypemand.vm.standbyfiles import Kept, load_kept
 from hypemand.vm.tracker import BootNotes, load_notes, store_notes
 from hypemand.workers import Pool, run_in
@@ -259,4 +260,8 @@ class RunFiles:
 
 def load_past(vm: str, places: Places) -> Past:
     """What is known of the runs before of a VM that nothing is done with yet. Blocks."""
+    try:
+        settle_revert(places.state)
+    except (OSError, HypemandError) as error:
+        _log.error("VM %s: a snapshot that was restored is not there completely: %s", vm, error)
     return RunFiles(vm, places, Tasks(f"VM {vm}")).load_past()

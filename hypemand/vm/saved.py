@@ -104,7 +104,12 @@ def mark_files(paths: Iterable[Path]) -> tuple[FileMark, ...]:
 
 def store_saved(folder: Path, saved: SavedRun) -> None:
     """Write its record, when the other files are there. Blocks; OSError."""
-    document = {
+    store_record(folder / RECORD, saved_to_json(saved))
+
+
+def saved_to_json(saved: SavedRun) -> dict[str, Any]:
+    """The document of its record."""
+    return {
         "version": VERSION,
         "run": saved.run,
         "vm_id": saved.vm_id,
@@ -123,15 +128,15 @@ def store_saved(folder: Path, saved: SavedRun) -> None:
         "state": saved.state,
         "stored": saved.stored,
     }
-    store_record(folder / RECORD, document)
 
 
 def load_saved(folder: Path) -> SavedRun:
     """Read a record. Blocks; FileNotFoundError where there is none, OSError, BadRecord."""
-    return load_record(folder / RECORD, partial(_parse, folder), versions=(VERSION,))
+    return load_record(folder / RECORD, partial(parse_saved, folder), versions=(VERSION,))
 
 
-def _parse(folder: Path, document: Any) -> SavedRun:
+def parse_saved(folder: Path, document: Any) -> SavedRun:
+    """The opposite. KeyError, TypeError, ValueError and HypemandError for what is no such document."""
     started_at = document["started_at"]
     return SavedRun(
         run=str(document["run"]),

@@ -17,6 +17,7 @@ from hypemand.api.services import Services
 from hypemand.api.tokens import TokenStore
 from hypemand.manager.metrics.metrics import Metrics
 from hypemand.manager.resources.hostview import HostView
+from hypemand.manager.snapshots import ApiSnapshots
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.metrics import ApiCounts
@@ -36,6 +37,7 @@ def make_services(host: FakeHost) -> Services:
         images=daemon.parts.images,
         tokens=TokenStore(config.state_dir / "tokens.json"),
         volumes=volumes,
+        snapshots=ApiSnapshots(daemon.parts, daemon.manager),
         transfers=Transfers(daemon.parts, volumes),
         host_networks=daemon.parts.networks,
         host=HostView(daemon.parts),

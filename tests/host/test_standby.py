@@ -46,6 +46,26 @@ def bring_back(vms: Vms, name: str) -> dict[str, Any]:
     return vms.wait(name, "Running")
 
 
+def check_snapshot(vms: Vms, name: str) -> None:
+    """It runs on after a snapshot, and is taken back to it: in memory and on its disk."""
+    run = vms.show(name)["invocation_id"]
+    made = vms.ctl("snapshot", "create", "--name", "then", name).stdout.strip()
+    then = int(vms.console(name)[-1].split()[1])
+    vms.host.wait_until(lambda: count(vms, name) > then + 3)
+    assert vms.show(name)["invocation_id"] == run
+    files = f"/var/lib/hypemand/snapshots/{made}"
+    size = vms.host.run(["du", "--block-size=1M", "-s", files]).stdout
+    assert int(size.split()[0]) < 200, "sparse files"
+    vms.ctl("stop", name)
+    vms.ctl("snapshot", "restore", "--wait", "then")
+    assert then - 1 <= count(vms, name) <= then + 3
+    at = count(vms, name)
+    vms.host.wait_until(lambda: count(vms, name) > at)
+    assert saves(vms, name) == []
+    vms.ctl("snapshot", "rm", "then")
+    assert vms.host.run(["ls", "-A", "/var/lib/hypemand/snapshots"]).stdout == ""
+
+
 def test_a_vm_goes_on_where_it_was_with_all_that_it_had(vms: Vms) -> None:
     name = vms.run("sleeper", COUNTS, network="default", restart="always")
     before = vms.show(name)
@@ -78,6 +98,7 @@ def test_a_vm_goes_on_where_it_was_with_all_that_it_had(vms: Vms) -> None:
     clock = float(vms.execute(name, "date", "+%s"))
     assert abs(clock - float(vms.host.run(["date", "+%s"]).stdout)) <= 2
     vms.host.wait_until(lambda: saves(vms, name) == [])
+    check_snapshot(vms, name)
     # it is what any VM is
     vms.ctl("stop", name)
     assert vms.state(name) == "Stopped"

@@ -14,6 +14,8 @@ _LEAVE = {
     "hypemand/manager/starts.py": "the runtime folder of a VM that starts: its disk was held since",
     "hypemand/manager/transfer.py": "what this very import has made, and no VM or volume has taken",
     "hypemand/vm/standbyfiles.py": "saves that were cut off, discarded on request, or are behind their disks",
+    "hypemand/vm/revert.py": "what a snapshot takes the place of: the VM's disk is held",
+    "hypemand/vm/snapshots.py": "snapshots: marked, by a rename",
     "hypemand/storage/disks.py": "grows a disk while it is held",
     "hypemand/storage/ocilayout.py": "what this very import has made",
     "hypemand/storage/importer.py": "what this very import has made",

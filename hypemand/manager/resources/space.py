@@ -9,6 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hypemand.model.space import SpaceKind, SpaceUse
+from hypemand.vm.folders import STANDBY
+
+# they have holes, and do not grow
+_FIXED = (SpaceKind.STANDBY, SpaceKind.SNAPSHOTS)
 
 
 def measure_space(state_dir: Path, runtime_dir: Path, reclaimable: int) -> tuple[SpaceUse, ...]:
@@ -25,7 +29,7 @@ def measure_space(state_dir: Path, runtime_dir: Path, reclaimable: int) -> tuple
             counted[2] += about.st_blocks * 512
             if stat.S_ISREG(about.st_mode):
                 counted[0] += 1
-                counted[1] += about.st_size
+                counted[1] += about.st_blocks * 512 if kind in _FIXED else about.st_size
     return tuple(
         SpaceUse(kind, count, size, used, min(reclaimable, used) if kind is SpaceKind.IMAGES else 0)
         for kind, (count, size, used) in sums.items()
@@ -41,8 +45,12 @@ def _kind_of(path: Path) -> SpaceKind:
             return SpaceKind.TEMPLATES
         case "volumes" if path.suffix == ".ext4":
             return SpaceKind.VOLUMES
+        case "snapshots":
+            return SpaceKind.SNAPSHOTS
         case "vms" if path.suffix == ".ext4":
             return SpaceKind.DISKS
+        case "vms" if len(path.parts) > 2 and path.parts[2].startswith(STANDBY):
+            return SpaceKind.STANDBY
         case _:
             return SpaceKind.RECORDS
 

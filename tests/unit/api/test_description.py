@@ -15,6 +15,7 @@ from hypemand.api.networks import NetworkRoutes
 from hypemand.api.routes import Routes
 from hypemand.api.server import make_app
 from hypemand.api.services import Limits, Services
+from hypemand.api.snapshots import SnapshotRoutes
 from hypemand.api.tokens import TokenStore
 from hypemand.api.transfer import TransferRoutes
 from hypemand.api.volumes import VolumeRoutes
@@ -28,7 +29,7 @@ HEALTHY = '{"status":"ok","version":"1","loop":{"slow_turns":0,"longest_ms":0,"l
 def services() -> Services:
     nothing: Any = None  # nobody is asked
     tokens = TokenStore(Path("/nowhere"))
-    return Services(nothing, nothing, nothing, tokens, *[nothing] * 7)
+    return Services(nothing, nothing, nothing, tokens, *[nothing] * 8)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
@@ -39,7 +40,8 @@ def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
 
 def test_no_handler_is_left_without_a_route() -> None:
     for kind in (
-        Routes, EventRoutes, ImageRoutes, VolumeRoutes, NetworkRoutes, HostRoutes, TransferRoutes
+        Routes, EventRoutes, ImageRoutes, VolumeRoutes, SnapshotRoutes, NetworkRoutes, HostRoutes,
+        TransferRoutes,
     ):  # fmt: skip
         routes = kind(services(), asyncio.Event(), Limits())
         used = {route.handler.__name__ for route in routes.table()}

@@ -256,7 +256,7 @@ READING = {
         # but not what is in them
         "/volumes", "/volumes/{volume}", "/df",
         "/networks", "/networks/{network}", "/capabilities", "/resources", "/metrics",
-        "/events",
+        "/events", "/snapshots", "/snapshots/{snapshot}",
     )
 } | set(UNSUPPORTED.values())  # fmt: skip
 OPERATING = READING | {

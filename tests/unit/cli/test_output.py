@@ -39,6 +39,8 @@ ANSWERS = {
     "GET /volumes/data": VOLUME,
     "GET /images": [IMAGE],
     "GET /images/app": IMAGE,
+    "GET /snapshots": [{"id": "2d3f", "name": HOSTILE, "kind": "Standby", "size_bytes": 1}],
+    "GET /snapshots/base": {"id": "2d3f", "name": HOSTILE, "kind": "Standby"},
     "GET /networks": [{"name": "lab", "members": [], "warnings": [HOSTILE]}],
     "GET /networks/lab": {"name": "lab", "members": [], "problem": HOSTILE},
     "GET /tokens": [{"name": "ci", "scope": "read", "vms": [], "tags": {"a": "1.10"}}],
@@ -50,7 +52,14 @@ ANSWERS = {
     },
     "GET /instances/web/history": [{"invocation_id": "1e5", "exit_message": HOSTILE}],
 }
-SUBJECTS = {"VOLUME": "data", "IMAGE": "app", "NETWORK": "lab", "NAME": "web", "PORT": "80"}
+SUBJECTS = {
+    "VOLUME": "data",
+    "IMAGE": "app",
+    "NETWORK": "lab",
+    "SNAPSHOT": "base",
+    "NAME": "web",
+    "PORT": "80",
+}
 
 
 # what they show is another thing each time, or needs more than an answer

@@ -180,6 +180,40 @@ def test_a_vm_goes_to_standby_and_comes_back() -> None:
     drive(scenario)
 
 
+def test_snapshots_are_made_listed_restored_and_removed() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.run()
+        made = await run("snapshot", "create", "--name", "base", "--tag", "x=1", "web")
+        assert re.fullmatch(r"[0-9a-f]{32}\n", made.stdout), made.stderr
+        number = made.stdout.strip()
+        again = await run("snapshot", "create", "--name", "base", "web")
+        assert (again.returncode, "has a snapshot base already" in again.stderr) == (11, True)
+        listed = (await run("snapshot", "list")).stdout.splitlines()
+        assert listed[0].split() == ["ID", "NAME", "VM", "KIND", "SIZE", "CREATED"]
+        assert listed[1].split()[:4] == [number[:12], "base", "web", "Standby"]
+        assert (await run("snapshot", "list", "-q", "web")).stdout == made.stdout
+        shown = json.loads((await run("snapshot", "show", "base")).stdout)
+        assert (shown["id"], shown["source_instance_name"], shown["tags"]) == (number, "web", {"x": "1"})
+        running = await run("snapshot", "restore", "base")
+        assert (running.returncode, "stop it first" in running.stderr) == (11, True)
+        boot = host.vm().boot
+        await host.manager.stop_vm("web")
+        assert (await run("snapshot", "restore", "--wait", "base")).returncode == 0
+        assert (host.vm().state, host.vm().boot) == (State.RUNNING, boot)
+        assert re.search("^snapshots +", (await run("df")).stdout, re.MULTILINE)
+        await host.manager.delete_vm("web", kill=True)
+        assert (await run("snapshot", "list", "-q", "web")).stdout == made.stdout
+        gone = await run("snapshot", "restore", number)
+        assert (gone.returncode, "VM web of the snapshot does not exist any more" in gone.stderr) == (
+            10,
+            True,
+        )
+        assert (await run("snapshot", "rm", "base", "nothing")).returncode == 10
+        assert (await run("snapshot", "list", "--no-legend")).stdout == ""
+
+    drive(scenario)
+
+
 def test_limits_are_set_and_shown() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         await host.run(vcpus=1, memory="128M", balloon=True, disk_io={"total": "5MB/s"})

@@ -26,6 +26,8 @@ TABLES = (
     ("image", "list"),
     ("network", "list"),
     ("volume", "list"),
+    ("snapshot", "list"),
+    ("snapshot", "list", "-o", "wide"),
     ("df",),
 )
 
@@ -50,6 +52,7 @@ def test_every_cell_is_a_word() -> None:
         await host.until_ended()
         await host.manager.start_vm("web")
         await host.until(State.RUNNING)
+        assert (await run("snapshot", "create", "web")).returncode == 0
         for words in TABLES:
             done = await run(*words)
             assert done.returncode == 0, done.stderr

@@ -202,6 +202,8 @@ ALLOWED = {
     "set": "Initializing Running Paused",
     "standby": "Running Paused Standby",
     "restore": "Standby Created Initializing Running",
+    "snapshot": "Running Standby Stopped",
+    "revert": "Standby Stopped",
     "change": "Stopped",
     "export": "Stopped",
     "rename": "Stopped",

@@ -164,7 +164,7 @@ def test_names_that_cannot_be_read_are_not_written_over(store: ImageStore, text:
 
 
 def test_removal(store: ImageStore) -> None:
-    with pytest.raises(InUse, match="used by a, b; remove these VMs first"):
+    with pytest.raises(InUse, match="used by a, b; remove these VMs, or snapshots, first"):
         store.remove_image("app", [ImageUse("b", "app"), ImageUse("a", "app", "sha256:app")])
     with pytest.raises(InUse, match="belongs to a Debian package"):
         store.remove_image("builtin:tiny", [])

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of VMs: made of a VM that runs, is in Standby or has stopped, and restored in its place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from hypemand.config.definition import Definition
+from hypemand.errors import HypemandError, InvalidRequest, WrongState
+from hypemand.fulldisk import name_full_disk_beside
+from hypemand.manager.parts import Parts
+from hypemand.manager.service import VmManager
+from hypemand.manager.standby import save_beside
+from hypemand.manager.starts import refuse_restore
+from hypemand.model.snapshots import SnapshotKind, SnapshotView
+from hypemand.model.state import FromStandby, Operation, State, check_allowed
+from hypemand.model.vm import VmView
+from hypemand.storage.disks import DISK, copy_disk
+from hypemand.storage.locks import hold_disk
+from hypemand.storage.room import RoomWatch
+from hypemand.tasks import finish
+from hypemand.vm.pause import reach_session
+from hypemand.vm.revert import begin_revert, commit_revert, drop_revert
+from hypemand.vm.saved import (
+    MEMORY,
+    STATE,
+    FileMark,
+    SavedRun,
+    UnusableError,
+    check_whole,
+    measure_stored,
+    store_saved,
+)
+from hypemand.vm.snapshots import Snapshot, measure_folder
+from hypemand.vm.standbyfiles import load_standby
+from hypemand.vm.vm import Vm
+from hypemand.vmm.build import VmmBuild, list_differences
+from hypemand.vmm.commandline import can_share
+from hypemand.vmm.host import find_vmm_host
+from hypemand.workers import Pool, run_in
+
+# so long is waited for the operation on the VM that is under way
+_PATIENCE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a snapshot has: with what the VM ran, or is defined; the digest of its image."""
+
+    definition: Definition
+    image: str
+    run: SavedRun | None = None
+
+
+class ApiSnapshots:
+    """Implements `hypemand.model.services.SnapshotService`."""
+
+    def __init__(self, parts: Parts, manager: VmManager) -> None:
+        self._parts = parts
+        self._store, self._fleet = parts.snapshots, parts.fleet
+        self._manager = manager
+
+    async def list_snapshots(self) -> Sequence[SnapshotView]:
+        """See `SnapshotService`."""
+        return [snapshot.view() for snapshot in self._store]
+
+    async def get_snapshot(self, ref: str) -> SnapshotView:
+        """See `SnapshotService`."""
+        return self._store.get(ref).view()
+
+    async def remove_snapshot(self, ref: str) -> None:
+        """See `SnapshotService`."""
+        snapshot = self._store.get(ref)
+        with self._store.using(snapshot, alone=True):
+            await finish(run_in(Pool.TOOLS, self._store.remove, snapshot), f"removal of {snapshot.id}")
+        self._parts.disk_watch.note_removal()
+
+    # making
+
+    async def create_snapshot(
+        self, ref: str, kind: SnapshotKind | None, name: str | None, tags: Mapping[str, str]
+    ) -> SnapshotView:
+        """See `SnapshotService`."""
+        vm = self._fleet.get(ref)
+        self._store.check_new(vm.record.id, name, tags)
+        async with vm.operations.hold(Operation.SNAPSHOT, patience=_PATIENCE):
+            await vm.refresh()
+            check_allowed(Operation.SNAPSHOT, vm.state, vm.name, vm.state_error)
+            kind = kind or (SnapshotKind.STOPPED if vm.state is State.STOPPED else SnapshotKind.STANDBY)
+            _check_source(vm, kind)
+            # one of that name may have come meanwhile
+            self._store.check_new(vm.record.id, name, tags)
+            async with name_full_disk_beside(f"make a snapshot of VM {vm.name}", vm.places.state):
+                snapshot = await self._make(vm, kind, name, tags)
+        self._parts.space.outdate()
+        vm.log(logging.INFO, f"VM {vm.name}: made the snapshot {snapshot.name or snapshot.id}")
+        return snapshot.view()
+
+    async def _make(self, vm: Vm, kind: SnapshotKind, name: str | None, tags: Mapping[str, str]) -> Snapshot:
+        what, number = f"a snapshot of VM {vm.name}", uuid.uuid4().hex
+        look = await self._fleet.look_at_disks()
+        memory = 0 if kind is SnapshotKind.STOPPED else _find_definition(vm).memory
+        wanted = await run_in(Pool.RECORDS, _measure_used, vm.places.disk) + memory
+        with self._fleet.promise_room(look, what, wanted, key=number):
+            making = await run_in(Pool.TOOLS, self._store.begin)
+            try:
+                content = await self._fill(vm, making, what)
+                snapshot = Snapshot(
+                    id=number,
+                    name=name,
+                    kind=kind,
+                    created_at=time.time(),
+                    vm_id=vm.record.id,
+                    vm=vm.name,
+                    tags=dict(tags),
+                    definition=content.definition,
+                    image=content.image,
+                    disk=await run_in(Pool.TOOLS, FileMark.of, making / DISK),
+                    stored=await run_in(Pool.TOOLS, measure_folder, making),
+                    run=content.run,
+                )
+                adding = run_in(Pool.TOOLS, self._store.add, making, snapshot)
+                return await finish(adding, f"commit of {what}")
+            except BaseException:
+                await finish(run_in(Pool.TOOLS, self._store.drop, making), f"undo of {what}")
+                raise
+
+    async def _fill(self, vm: Vm, making: Path, what: str) -> _Content:
+        """Write all of its files but the record."""
+        reserve = self._parts.config().disk.reserve
+        copying = _Copying(what, making, reserve)
+        try:
+            if vm.state is State.RUNNING:
+                copy = partial(run_in, Pool.TOOLS, copying.copy, vm.places.disk, making / DISK)
+                with reach_session(vm, f"make {what}") as session:
+                    run = await save_beside(self._parts, vm, session, making, copy)
+                await run_in(Pool.TOOLS, _keep_others, run, vm.places.state, making)
+            elif vm.state is State.STANDBY:
+                run = await run_in(Pool.TOOLS, _copy_standby, vm, vm.standby.saved, making, copying)
+            else:
+                await vm.runs.settle()
+                await run_in(Pool.TOOLS, _copy_stopped, vm, making, copying)
+                return _Content(vm.record.definition, vm.record.image_digest)
+            return _Content(run.definition, run.image, run)
+        finally:
+            copying.give_up()
+
+    # restoring
+
+    async def restore_snapshot(self, ref: str, snapshot_ref: str, target: State | None) -> VmView:
+        """See `SnapshotService`."""
+        vm, snapshot = self._fleet.get(ref), self._store.get(snapshot_ref)
+        target = target or snapshot.kind.default_target
+        if snapshot.vm_id != vm.record.id:
+            raise InvalidRequest(
+                f"the snapshot {snapshot.shown} is not of VM {vm.name}", hint="name its own VM"
+            )
+        if target not in snapshot.kind.targets:
+            allowed = ", ".join(state for state in State if state in snapshot.kind.targets)
+            raise InvalidRequest(
+                f"target_state: a snapshot of kind {snapshot.kind} cannot be restored to {target}",
+                hint=f"use one of {allowed}",
+            )
+        async with vm.operations.hold(Operation.REVERT, patience=_PATIENCE):
+            await vm.refresh()
+            check_allowed(Operation.REVERT, vm.state, vm.name, vm.state_error)
+            await vm.runs.settle()
+            async with name_full_disk_beside(f"restore a snapshot of VM {vm.name}", vm.places.state):
+                with self._store.using(snapshot):
+                    await self._revert(vm, snapshot, None if target is State.STOPPED else snapshot.run)
+            vm.log(
+                logging.INFO, f"VM {vm.name} was restored from the snapshot {snapshot.name or snapshot.id}"
+            )
+        if target is State.RUNNING:
+            return await self._manager.start_vm(vm.record.id, standby=FromStandby.RESTORE)
+        return vm.view()
+
+    async def _revert(self, vm: Vm, snapshot: Snapshot, run: SavedRun | None) -> None:
+        """`run`: what the VM is to go on from."""
+        state, folder, what = vm.places.state, self._store.folder(snapshot), f"VM {vm.name}"
+        if run is not None:
+            host = await run_in(Pool.STARTS, find_vmm_host, self._parts.config())
+            build = await self._parts.builds.find(host.binary, host.accel.kind)
+            if await self._parts.images.find_for(run.definition.image, run.image) is None:
+                raise refuse_restore(vm, f"its image {run.definition.image} is gone")
+            await run_in(Pool.TOOLS, _check_usable, vm, folder, run, build)
+        copying = _Copying(f"the restored disk of {what}", state, self._parts.config().disk.reserve)
+        try:
+            await run_in(Pool.TOOLS, _prepare, vm, snapshot, folder, run, copying)
+            await finish(self._commit(vm), f"commit of {what}")
+        except BaseException:
+            copying.give_up()
+            await finish(run_in(Pool.TOOLS, drop_revert, state), f"undo of {what}")
+            raise
+
+    async def _commit(self, vm: Vm) -> None:
+        def commit() -> tuple[SavedRun | None, str]:
+            with hold_disk(vm.places.disk, "replaced"):
+                commit_revert(vm.places.state)
+            return load_standby(vm.places.state)
+
+        vm.standby.saved, vm.standby.problem = await run_in(Pool.TOOLS, commit)
+        self._fleet.note_disk(vm)
+        await vm.refresh()
+        self._parts.disk_watch.note_removal()
+
+
+class _Copying:
+    """Copies of files by a thread, which end where the host's disk has no room, and when they are given
+    up."""
+
+    def __init__(self, what: str, folder: Path, reserve: int) -> None:
+        self._ended = threading.Event()
+        self._make_room = partial(RoomWatch, what, folder, reserve, lambda: None)
+        self._what = what
+        self._room: RoomWatch | None = None
+
+    def give_up(self) -> None:
+        """A thread that is still at it ends."""
+        self._ended.set()
+
+    def check(self) -> None:
+        """Raise where it is to end. Blocks."""
+        if self._ended.is_set():
+            raise HypemandError(f"{self._what} is given up")
+        self._room = self._room or self._make_room()
+        self._room.check()
+
+    def copy(self, source: Path, target: Path, *, uid: int = -1, mode: int = 0o400) -> None:
+        """Blocks; OSError, InsufficientResources."""
+        self.check()
+        copy_disk(source, target, uid=uid, mode=mode, check=self.check)
+
+
+def _check_source(vm: Vm, kind: SnapshotKind) -> None:
+    if vm.state not in kind.sources:
+        wanted = " or ".join(str(state) for state in State if state in kind.sources)
+        raise WrongState(
+            f"a snapshot of kind {kind} needs state {wanted}, and {vm.name} is {vm.state}",
+            hint="use the other kind, or "
+            + ("stop it first" if kind is SnapshotKind.STOPPED else "start it"),
+        )
+    definition = _find_definition(vm)
+    written = [mount.volume for mount in definition.volumes if mount.writes]
+    if kind is SnapshotKind.STANDBY and written:
+        raise WrongState(
+            f"{vm.name} writes to the volume {written[0]}, which is not part of a snapshot, and would not fit"
+            " its memory any more",
+            hint="stop it, and make a snapshot of kind Stopped; or let it only read the volume",
+        )
+    if kind is SnapshotKind.STOPPED and not definition.persistent:
+        raise WrongState(f"the disk of {vm.name} does not outlast its runs", hint="set persistent: true")
+
+
+def _find_definition(vm: Vm) -> Definition:
+    """With what it runs, or would go on, or be started."""
+    if vm.state is State.STANDBY and vm.standby.saved is not None:
+        return vm.standby.saved.definition
+    return vm.record.definition if vm.state is State.STOPPED else vm.runs.definition
+
+
+def _measure_used(disk: Path) -> int:
+    """Blocks."""
+    try:
+        return disk.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def _may_link(run: SavedRun) -> bool:
+    """Is the memory only read by VMMs that are restored from it? Those of `starts` are."""
+    return can_share(run.build.version) and not run.definition.balloon
+
+
+def _take_memory(run: SavedRun, source: Path, target: Path, copying: _Copying) -> SavedRun:
+    """Have what was saved in another folder too, but for its record: that is what this gives, with marks of
+    the files there. Blocks."""
+    copying.copy(source / STATE, target / STATE)
+    if _may_link(run):
+        os.link(source / MEMORY, target / MEMORY)
+    else:
+        copying.copy(source / MEMORY, target / MEMORY)
+    return replace(run, memory=FileMark.of(target / MEMORY), stored=measure_stored(target))
+
+
+def _is_own(mark: FileMark, state: Path) -> bool:
+    """Is it a file of the VM beside its disk: the image of a directory?"""
+    path = Path(mark.path)
+    return path.parent == state and path.name != DISK
+
+
+def _keep_others(run: SavedRun, state: Path, making: Path) -> None:
+    """Images of directories that the VM has, which its later starts replace by others. Blocks."""
+    for mark in run.files:
+        if _is_own(mark, state):
+            os.link(mark.path, making / Path(mark.path).name)
+
+
+def _copy_standby(vm: Vm, run: SavedRun | None, making: Path, copying: _Copying) -> SavedRun:
+    """Blocks; WrongState where it could not be restored."""
+    if run is None:
+        raise WrongState(f"what VM {vm.name} is restored from cannot be read: {vm.standby.problem}")
+    try:
+        check_whole(vm.places.standby, run)
+    except UnusableError as error:
+        raise refuse_restore(vm, str(error)) from None
+    if (changed := run.find_changed()) is not None:
+        raise refuse_restore(vm, f"{changed} was changed or removed since it was saved")
+    with hold_disk(vm.places.disk, "copied"):
+        copying.copy(vm.places.disk, making / DISK)
+    _keep_others(run, vm.places.state, making)
+    return _take_memory(run, vm.places.standby, making, copying)
+
+
+def _copy_stopped(vm: Vm, making: Path, copying: _Copying) -> None:
+    """Blocks."""
+    if not vm.places.disk.exists():
+        raise WrongState(f"VM {vm.name} has no disk yet: it was never started", hint="start it first")
+    with hold_disk(vm.places.disk, "copied"):
+        copying.copy(vm.places.disk, making / DISK)
+
+
+def _check_usable(vm: Vm, folder: Path, run: SavedRun, build: VmmBuild) -> None:
+    """Raise WrongState where the VM could not go on from it: before what it has now is gone. Blocks."""
+    refuse: Callable[[str], WrongState] = partial(_refuse_snapshot, vm)
+    if run.definition.name != vm.name:
+        raise refuse(f"the VM was called {run.definition.name} then, and its guest knows that name")
+    if differences := list_differences(run.build, build):
+        raise refuse(differences[0])
+    try:
+        check_whole(folder, run)
+    except UnusableError as error:
+        raise refuse(str(error)) from None
+    for mark in run.files:
+        path = Path(mark.path)
+        # the disk, and images of directories, come with it
+        if path.parent != vm.places.state and mark.has_changed():
+            raise refuse(f"{path} was changed or removed since it was made")
+
+
+def _refuse_snapshot(vm: Vm, why: str) -> WrongState:
+    return WrongState(
+        f"VM {vm.name} cannot go on from the snapshot: {why}",
+        hint="restore its disk alone: target_state Stopped (hypemanctl snapshot restore --state Stopped)",
+    )
+
+
+def _prepare(vm: Vm, snapshot: Snapshot, folder: Path, run: SavedRun | None, copying: _Copying) -> None:
+    """Write all that takes the place of what the VM has. Blocks."""
+    state, disk = vm.places.state, folder / DISK
+    if snapshot.disk.has_changed():
+        raise WrongState(f"{disk} is damaged, or was changed", hint="remove the snapshot")
+    new = begin_revert(state)
+    copying.copy(disk, new / DISK, uid=vm.record.uid, mode=0o600)
+    if run is None:
+        return
+    for mark in run.files:
+        if _is_own(mark, state):
+            os.link(folder / Path(mark.path).name, new / Path(mark.path).name)
+    copied = replace(FileMark.of(new / DISK), path=str(state / DISK))
+    files = (copied if mark.path == copied.path else mark for mark in run.files)
+    store_saved(new, replace(_take_memory(run, folder, new, copying), files=tuple(files)))

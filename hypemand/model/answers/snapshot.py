@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots as the API answers them. Times are RFC 3339 in UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypemand.model.snapshots import SnapshotKind
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot of a VM. `size_bytes`: what it takes on the disk of the host; `uncompressed_size_bytes`: the
+    memory of the guest, of kind Standby. `definition`: the keys of a definition file."""
+
+    id: str
+    kind: SnapshotKind | str = SnapshotKind.STOPPED
+    name: str | None = None
+    created_at: str | None = None
+    source_instance_id: str | None = None
+    source_instance_name: str | None = None
+    source_hypervisor: str | None = None
+    size_bytes: int | None = None
+    uncompressed_size_bytes: int | None = None
+    compression_state: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    # those above are the published client's
+    disk_bytes: int | None = None
+    definition: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of VMs, which outlive the state of a VM, and the VM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hypemand.config.definition import Definition
+from hypemand.model.state import State
+
+
+class SnapshotKind(StrEnum):
+    """What a snapshot has: memory, devices and disk; or the disk alone."""
+
+    STANDBY = "Standby"
+    STOPPED = "Stopped"
+
+    @property
+    def sources(self) -> frozenset[State]:
+        """The states of a VM in which one can be made."""
+        return _SOURCES[self]
+
+    @property
+    def targets(self) -> frozenset[State]:
+        """The states that a VM can be in when one was restored."""
+        return _TARGETS[self]
+
+    @property
+    def default_target(self) -> State:
+        """That of them where none is asked for."""
+        return State.RUNNING if self is SnapshotKind.STANDBY else State.STOPPED
+
+
+_SOURCES = {
+    SnapshotKind.STANDBY: frozenset({State.RUNNING, State.STANDBY}),
+    SnapshotKind.STOPPED: frozenset({State.STOPPED}),
+}
+_TARGETS = {
+    SnapshotKind.STANDBY: frozenset({State.RUNNING, State.STANDBY, State.STOPPED}),
+    SnapshotKind.STOPPED: frozenset({State.RUNNING, State.STOPPED}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotView:
+    """A snapshot. `created_at`: seconds since the epoch; `vm_id`, `vm`: the VM that it is of, by the name
+    that it had; `size`: bytes that it takes on the disk; `disk`, `memory`: bytes that the guest has, memory
+    of kind Standby alone; `definition`: what the VM ran with, or was defined with."""
+
+    id: str
+    name: str | None
+    kind: SnapshotKind
+    created_at: float
+    vm_id: str
+    vm: str
+    tags: Mapping[str, str]
+    size: int
+    disk: int
+    memory: int | None
+    definition: Definition
