@@ -348,6 +348,57 @@ def test_a_vm_whose_snapshot_is_given_up_runs_on() -> None:
     drive(scenario)
 
 
+def test_a_vm_whose_snapshot_was_cut_off_with_its_daemon_runs_on() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        vmm, state = host.vmm(), host.vm().places.state
+        vmm.monitor.holds_save = True
+        making = asyncio.create_task(service(host).create_snapshot("web", None, None, {}))
+        await host.until_true(lambda: "migrate" in vmm.monitor.orders)
+        # as by kill -9: nothing is undone
+        left = {path.name for path in place(host).iterdir()}
+        assert [name.rpartition(".")[2] for name in left] == ["making"]
+        assert (state / "standby.new/was-running").exists()
+
+        async def lose() -> None:
+            await asyncio.wait([making])
+            for name in left:
+                (place(host) / name).mkdir()
+            (state / "standby.new").mkdir()
+            (state / "standby.new/was-running").touch()
+            vmm.monitor.status, vmm.freezer.frozen = "paused", True
+
+        await host.restart_daemon(lose)
+        await host.daemon.recovery.clean_up()
+        await host.until(State.RUNNING)
+        await host.until_true(lambda: not vmm.freezer.frozen)
+        assert (vmm.monitor.status, leftovers(host)) == ("running", set())
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+def test_a_stop_is_stronger(deletes: bool) -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        vmm, vm = host.vmm(), host.vm()
+        vmm.monitor.holds_save = True
+        making = asyncio.create_task(service(host).create_snapshot("web", None, None, {}))
+        await host.until_true(lambda: "migrate" in vmm.monitor.orders)
+        if deletes:
+            await host.manager.delete_vm("web")
+        else:
+            await host.parts.units.stop(vm.unit)
+            await host.until(State.STOPPED)
+        with pytest.raises(HypemandError, match="was stopped while it was being copied to a snapshot"):
+            await making
+        assert list(place(host).iterdir()) == []
+        if not deletes:
+            assert leftovers(host) == set()
+
+    drive(scenario)
+
+
 def test_one_that_is_restored_is_not_removed_meanwhile() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
