@@ -240,7 +240,8 @@ class StandbyBoot(BootCase):
             NOTIFY_SOCKET=@none exec /opt/hypeman/hypeman-agent) & agent=$!
         }
         agent
-        while sleep 0.1; do
+        while :; do  # also when the sleep is killed, as all is that does not end in time
+            sleep 0.1
             echo init
             if [ -e /run/hypeman/frozen ] && [ ! -e /run/killed ]; then
                 sleep 2; >/run/killed; kill -KILL $agent
