@@ -34,6 +34,7 @@ from hypemand.config.statedir import find_sandbox_problem
 from hypemand.errors import HostNotReady, InvalidDefinition, Problem
 from hypemand.histogram import Histogram
 from hypemand.manager.events import Events
+from hypemand.manager.fork import ApiForks
 from hypemand.manager.images.pulls import Pulls
 from hypemand.manager.inventory import USERDB
 from hypemand.manager.metrics.metrics import Metrics
@@ -203,7 +204,8 @@ class Daemon:
             guests=self._parts.guests,
             images=self._parts.images,
             volumes=volumes,
-            snapshots=ApiSnapshots(self._parts, self._manager),
+            snapshots=(snapshots := ApiSnapshots(self._parts, self._manager)),
+            forks=ApiForks(self._parts, self._manager, snapshots),
             transfers=Transfers(self._parts, volumes),
             host_networks=self._parts.networks,
             host=HostView(self._parts),
@@ -281,7 +283,7 @@ class Daemon:
             marker.touch()
         for vm in self._parts.fleet:
             wanted = vm.record.definition.autostart and not vm.removed and vm.name not in report.defined
-            if wanted and vm.state is State.STOPPED:
+            if wanted and vm.state in (State.STOPPED, State.STANDBY):
                 self._reloader.autostart(vm, at_boot=True)
 
     def _update_status(self) -> None:

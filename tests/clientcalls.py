@@ -20,6 +20,7 @@ from hypeman._resource import SyncAPIResource
 API_DOC = Path(__file__).resolve().parents[1] / "docs/api.md"
 BEGIN, END = "<!-- calls of the client -->\n", "<!-- end of the calls -->\n"
 VM, VOLUME, ARCHIVED, SNAPSHOT = "calls", "calls-data", "calls-files", "calls-now"
+FORK = "calls-fork"
 _SHARED = ("extra_headers", "extra_query", "extra_body", "timeout")
 # What exists for the calls below: in this order they are made.
 _ORDER = (
@@ -35,6 +36,7 @@ _LAST = (
     "instances.snapshots.create",
     "snapshots.get",
     "snapshots.list",
+    "snapshots.fork",
     "instances.standby",
     "instances.restore",
     "instances.stop",
@@ -98,6 +100,8 @@ class Walk:
             },
             "instances.volumes.attach": {"volume_id": VOLUME, **vm, "mount_path": "/data"},
             "instances.volumes.detach": {"volume_id": VOLUME, **vm},
+            "instances.fork": {**vm, "name": FORK, "from_running": True, "target_state": "Standby"},
+            "snapshots.fork": {**snapshot, "name": FORK, "target_state": "Standby"},
             "instances.snapshots.create": {**vm, "kind": "Standby", "name": SNAPSHOT},
             "instances.snapshots.restore": {**vm, **snapshot, "target_state": "Stopped"},
             **dict.fromkeys(("snapshots.get", "snapshots.delete"), snapshot),
@@ -128,6 +132,8 @@ class Walk:
             answer = call(**(_invent(call) if given is None else given))
             if isinstance(answer, hypeman.Stream):
                 list(answer)
+            if name.endswith(".fork"):
+                self._client.instances.delete(answer.id)
         except hypeman.APIStatusError as error:
             found: Any = error.body
             code = str(found["code"])

@@ -444,6 +444,26 @@ class RestoreSnapshot:
     target_hypervisor: str | None = optional(Text(), null=True)
 
 
+@_body_of("forkInstance")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkInstance:
+    """A fork of a VM, in the state `target_state`; None: that of the VM."""
+
+    name: str = required(Text(pattern=NAME_PATTERN))
+    from_running: bool = with_default(Flag(), default=False, null=True)
+    target_state: TargetState | None = optional(Word(TargetState), null=True)
+
+
+@_body_of("forkSnapshot")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkSnapshot:
+    """A fork of a snapshot, in the state `target_state`; None: that of its kind."""
+
+    name: str = required(Text(pattern=NAME_PATTERN))
+    target_state: TargetState | None = optional(Word(TargetState), null=True)
+    target_hypervisor: str | None = optional(Text(), null=True)
+
+
 @_query_of("listVolumes")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListVolumes:

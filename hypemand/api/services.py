@@ -14,6 +14,7 @@ from hypemand.model.answers.host import ReloadReport
 from hypemand.model.metrics import ApiCounts
 from hypemand.model.services import (
     EventService,
+    ForkService,
     GuestService,
     HostService,
     ImageService,
@@ -75,6 +76,7 @@ class Services:
     metrics: MetricsService
     events: EventService
     snapshots: SnapshotService
+    forks: ForkService
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     networks: Callable[[], Networks | None] = lambda: None
     spool: Path = Path("/var/tmp")

@@ -9,7 +9,15 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from hypemand.api.bodies import CreateSnapshot, ListSnapshots, RestoreSnapshot
+from hypemand.api.access import find_peer
+from hypemand.api.bodies import (
+    CreateSnapshot,
+    ForkInstance,
+    ForkSnapshot,
+    ListSnapshots,
+    RestoreSnapshot,
+    TargetState,
+)
 from hypemand.api.render import HYPERVISOR, Json, instance_json, json_response, time_json
 from hypemand.api.requests import parse_ref, read_body, read_query, refuse_query
 from hypemand.api.services import Limits, Services
@@ -17,6 +25,7 @@ from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import InvalidRequest, NotFound
 from hypemand.model.answers.snapshot import Snapshot
 from hypemand.model.document import encode
+from hypemand.model.fork import ForkWanted
 from hypemand.model.snapshots import SnapshotView
 from hypemand.model.state import State
 
@@ -30,6 +39,7 @@ class SnapshotRoutes:
 
     def __init__(self, services: Services, closing: asyncio.Event, limits: Limits) -> None:
         self._snapshots = services.snapshots
+        self._forks = services.forks
         self._limits = limits
 
     def table(self) -> list[web.RouteDef]:
@@ -41,6 +51,8 @@ class SnapshotRoutes:
             web.delete(one, self.delete_snapshot),
             web.post(of_vm, self.create_snapshot),
             web.post(f"{of_vm}/{{snapshot}}/restore", self.restore_snapshot),
+            web.post(f"{one}/fork", self.fork_snapshot),
+            web.post("/instances/{ref}/fork", self.fork_instance),
         ]
 
     async def list_snapshots(self, request: web.Request) -> web.StreamResponse:
@@ -79,14 +91,39 @@ class SnapshotRoutes:
         """Restore a VM from one of its snapshots."""
         ref, snapshot = parse_ref(request), _parse_snapshot(request)
         body = await read_body(request, RestoreSnapshot, self._limits.body)
-        if body.target_hypervisor not in (None, HYPERVISOR):
-            raise InvalidRequest(
-                f"target_hypervisor: {body.target_hypervisor[:40]!r} is not supported",
-                hint=f"use {HYPERVISOR}",
-            )
+        _check_hypervisor(body.target_hypervisor)
         target = None if body.target_state is None else State(body.target_state)
         view = await self._snapshots.restore_snapshot(ref, snapshot, target)
         return json_response(instance_json(view))
+
+    async def fork_instance(self, request: web.Request) -> web.StreamResponse:
+        """Make a VM of another."""
+        ref = parse_ref(request)
+        body = await read_body(request, ForkInstance, self._limits.body)
+        wanted = _derive_fork(request, body.name, body.target_state, from_running=body.from_running)
+        return json_response(instance_json(await self._forks.fork_vm(ref, wanted)), status=201)
+
+    async def fork_snapshot(self, request: web.Request) -> web.StreamResponse:
+        """Make a VM of a snapshot."""
+        snapshot = _parse_snapshot(request)
+        body = await read_body(request, ForkSnapshot, self._limits.body)
+        _check_hypervisor(body.target_hypervisor)
+        wanted = _derive_fork(request, body.name, body.target_state)
+        return json_response(instance_json(await self._forks.fork_snapshot(snapshot, wanted)), status=201)
+
+
+def _derive_fork(
+    request: web.Request, name: str, target: TargetState | None, *, from_running: bool = False
+) -> ForkWanted:
+    state = None if target is None else State(target)
+    return ForkWanted(name, from_running, state, short_name=find_peer(request).is_root)
+
+
+def _check_hypervisor(wanted: str | None) -> None:
+    if wanted not in (None, HYPERVISOR):
+        raise InvalidRequest(
+            f"target_hypervisor: {str(wanted)[:40]!r} is not supported", hint=f"use {HYPERVISOR}"
+        )
 
 
 def snapshot_json(view: SnapshotView) -> Json:

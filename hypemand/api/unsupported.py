@@ -18,13 +18,11 @@ from hypemand.errors import HypemandError
 _VM = "/instances/{ref}"
 # Method and path, by the name that the call has in the client.
 UNSUPPORTED: Mapping[str, tuple[str, str]] = {
-    "instances.fork": ("POST", f"{_VM}/fork"),
     "instances.auto_standby.hold": ("POST", f"{_VM}/auto-standby/hold"),
     "instances.auto_standby.status": ("GET", f"{_VM}/auto-standby/status"),
     "instances.snapshot_schedule.delete": ("DELETE", f"{_VM}/snapshot-schedule"),
     "instances.snapshot_schedule.get": ("GET", f"{_VM}/snapshot-schedule"),
     "instances.snapshot_schedule.update": ("PUT", f"{_VM}/snapshot-schedule"),
-    "snapshots.fork": ("POST", "/snapshots/{snapshot}/fork"),
     "resources.reclaim_memory": ("POST", "/resources/memory/reclaim"),
     "devices.create": ("POST", "/devices"),
     "devices.list": ("GET", "/devices"),

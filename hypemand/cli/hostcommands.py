@@ -5,7 +5,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypemand.cli.options import JSON, SCOPES, SHOWS, SHOWS_TABLE, SNAPSHOT_KINDS, SNAPSHOT_TARGETS
+from hypemand.cli.options import (
+    FORK_OPTIONS,
+    JSON,
+    SCOPES,
+    SHOWS,
+    SHOWS_TABLE,
+    SNAPSHOT_KINDS,
+    SNAPSHOT_TARGETS,
+    WAITS,
+)
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _VOLUME = Argument("VOLUME", "the volume: name, id, or unique prefix of the id", completes=Completes.VOLUME)
@@ -160,15 +169,17 @@ SPACE = (
                 "STATE",
                 choices=SNAPSHOT_TARGETS,
             ),
-            Option(("--wait",), "wait until the VM is Running, if that is the state"),
-            Option(
-                ("--timeout",),
-                "with --wait: give up after this time (default: the VM's boot_timeout plus 15 s)",
-                "TIME",
-                Kind.SPAN,
-            ),
+            *WAITS,
             JSON,
         ),
+    ),
+    Command(
+        (_SNAPSHOTS, "fork"),
+        "make a VM of a snapshot",
+        "snapshot:fork_snapshot",
+        "The VM that the snapshot is of need not exist any more.",
+        arguments=(_SNAPSHOT, Argument("NEW", "the name of the fork")),
+        options=FORK_OPTIONS,
     ),
     Command(
         (_SNAPSHOTS, "rm"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypemand.cli.spec import Completes, Format, Option
+from hypemand.cli.spec import Completes, Format, Kind, Option
 from hypemand.config.imagepull import ImagePull
 from hypemand.model.events import EventKind
 from hypemand.model.logs import LogSource
@@ -37,6 +37,25 @@ COMMON_OPTIONS = (HELP, SOCKET)
 JSON = Option(("--json",), "print one JSON document")
 _OUTPUT = Option(
     ("-o", "--output"), "print one document: json or yaml", "FORMAT", choices=(Format.JSON, Format.YAML)
+)
+WAITS = (
+    Option(("--wait",), "wait until the VM is Running, if that is the state"),
+    Option(
+        ("--timeout",),
+        "with --wait: give up after this time (default: the VM's boot_timeout plus 15 s)",
+        "TIME",
+        Kind.SPAN,
+    ),
+)
+FORK_OPTIONS = (
+    Option(
+        ("--state",),
+        "state of the fork: Running, Standby or Stopped (default: that of what it is made of)",
+        "STATE",
+        choices=SNAPSHOT_TARGETS,
+    ),
+    *WAITS,
+    JSON,
 )
 # of commands that show something, of those whose table has more columns, and of those that print events
 SHOWS = (_OUTPUT, JSON)

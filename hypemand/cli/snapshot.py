@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""snapshot create, list, show, restore, rm."""
+"""snapshot create, list, show, restore, fork, rm; fork."""
 
 from __future__ import annotations
 
@@ -109,8 +109,29 @@ def restore(context: Context) -> int:
     with show_progress(client, name, "being restored"):
         where = ("instances", vm, "snapshots", snapshot.id, "restore")
         instance = parse(Instance, client.post(*where, body=body, timeout=SAVE_SECONDS))
-    if args.wait and instance.state not in (State.STOPPED, State.STANDBY):
-        instance = wait_until_started(client, instance, args.timeout)
+    return _finish_start(context, instance)
+
+
+def fork_vm(context: Context) -> int:
+    """Make a VM that begins as another one is."""
+    args = context.args
+    body: dict[str, Json] = {"name": args.new, "from_running": args.from_running, "target_state": args.state}
+    with show_progress(context.client, args.name, "being forked"):
+        answer = context.client.post("instances", args.name, "fork", body=body, timeout=SAVE_SECONDS)
+    return _finish_start(context, parse(Instance, answer))
+
+
+def fork_snapshot(context: Context) -> int:
+    """Make a VM of a snapshot."""
+    args = context.args
+    body: dict[str, Json] = {"name": args.new, "target_state": args.state}
+    answer = context.client.post("snapshots", args.snapshot, "fork", body=body, timeout=SAVE_SECONDS)
+    return _finish_start(context, parse(Instance, answer))
+
+
+def _finish_start(context: Context, instance: Instance) -> int:
+    if context.args.wait and instance.state not in (State.STOPPED, State.STANDBY):
+        instance = wait_until_started(context.client, instance, context.args.timeout)
     if context.wants_json:
         print_json(instance.document)
     return ExitCode.OK

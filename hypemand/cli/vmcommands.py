@@ -4,7 +4,16 @@
 from __future__ import annotations
 
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.options import EVENT_KINDS, JSON, PULLS, SHOWS, SHOWS_EVENTS, SHOWS_TABLE, SOURCES
+from hypemand.cli.options import (
+    EVENT_KINDS,
+    FORK_OPTIONS,
+    JSON,
+    PULLS,
+    SHOWS,
+    SHOWS_EVENTS,
+    SHOWS_TABLE,
+    SOURCES,
+)
 from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 
 _ONE_VM = Argument("NAME", "the VM: name, id, or unique prefix of the id", completes=Completes.VM)
@@ -289,6 +298,18 @@ LIFECYCLE = (
         "The VM keeps its data, addresses and history. Its units have the new name: enable them again.",
         arguments=(_ONE_VM, Argument("NEW", "the new name of the VM")),
         options=(JSON,),
+    ),
+    Command(
+        ("fork",),
+        "make a VM that begins as another one is",
+        "snapshot:fork_vm",
+        "Of a stopped VM: with its disk. Of a VM in Standby, or of a Running one with --from-running: also "
+        "with its memory. Name, addresses, host name, machine id and random numbers are its own.",
+        arguments=(_ONE_VM, Argument("NEW", "the name of the fork")),
+        options=(
+            Option(("--from-running",), "the VM may be Running; it is paused meanwhile"),
+            *FORK_OPTIONS,
+        ),
     ),
     Command(
         ("rm",),

@@ -21,6 +21,13 @@ GIB = 1024 * MIB
 MAX_VOLUMES = 16
 
 
+class HostShutdown(StrEnum):
+    """What becomes of a VM that runs when its host shuts down."""
+
+    STOP = "stop"
+    STANDBY = "standby"
+
+
 class Mode(StrEnum):
     """How the guest runs the image. AUTO decides by the image's command."""
 
@@ -159,6 +166,8 @@ class Definition:
     secrets: tuple[Secret, ...] = ()
     env_file: tuple[str, ...] = ()
     health: Health | None = None
+    on_host_shutdown: HostShutdown = HostShutdown.STOP
+    fork_reset: tuple[str, ...] = ()
 
     @property
     def wants_headers(self) -> bool:
@@ -167,7 +176,7 @@ class Definition:
 
 
 # what a VM that runs takes with a reload, without a restart
-LIVE_KEYS = frozenset({"autostart", "tags", "image_pull", "health"})
+LIVE_KEYS = frozenset({"autostart", "tags", "image_pull", "health", "fork_reset"})
 
 
 @dataclass(frozen=True, slots=True)

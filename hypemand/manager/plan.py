@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hypemand.config.definition import Definition, Mode, Restart, VolumeMount
+from hypemand.config.definition import Definition, HostShutdown, Mode, Restart, VolumeMount
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.model.limits import DiskLimits
 from hypemand.network.port import PortPlan
@@ -313,7 +313,9 @@ def _derive_stop_timeout(definition: Definition) -> float:
 
 def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:
     grace = stop_grace(definition.stop_timeout)
-    return (*_PYTHON_MODULE, "hypemand.unit.stop", str(places.runtime), str(grace), str(places.state))
+    at_shutdown = (definition.name,) if definition.on_host_shutdown is HostShutdown.STANDBY else ()
+    arguments = (str(places.runtime), str(grace), str(places.state), *at_shutdown)
+    return (*_PYTHON_MODULE, "hypemand.unit.stop", *arguments)
 
 
 def _stop_post_command(

@@ -185,7 +185,7 @@ class VmManager:
         start: bool,
         patience: float | None = None,
     ) -> VmView:
-        self._check_name_free(definition.name)
+        self.check_name_free(definition.name)
         places = self._parts.places(definition.name)
         async with name_full_disk_beside(f"create VM {definition.name}", places.state):
             image = await self._images.have_within(patience, definition.image, definition.image_pull)
@@ -197,7 +197,7 @@ class VmManager:
         requested = time.monotonic()  # a pull is no part of the boot
         async with self._images.choosing:
             # it may have gone while we looked, and another VM may have come
-            self._check_name_free(definition.name)
+            self.check_name_free(definition.name)
             image = await self._images.keep(image)
             pin = derive_pin(definition, image)
             vm = self._parts.adopt(await add(definition, pin=pin), Past())
@@ -227,7 +227,7 @@ class VmManager:
         except (HypemandError, OSError) as error:
             vm.log(logging.ERROR, f"VM {vm.name} was not created completely, and is kept: {error}")
 
-    def _check_name_free(self, name: str) -> None:
+    def check_name_free(self, name: str) -> None:
         if self._fleet.find(name) is not None:
             raise AlreadyExists(f"a VM {name} already exists", hint="choose another name, or remove that VM")
 

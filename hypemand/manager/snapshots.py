@@ -52,7 +52,7 @@ _PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Content:
+class Content:
     """What a snapshot has: with what the VM ran, or is defined; the digest of its image."""
 
     definition: Definition
@@ -107,12 +107,12 @@ class ApiSnapshots:
     async def _make(self, vm: Vm, kind: SnapshotKind, name: str | None, tags: Mapping[str, str]) -> Snapshot:
         what, number = f"a snapshot of VM {vm.name}", uuid.uuid4().hex
         look = await self._fleet.look_at_disks()
-        memory = 0 if kind is SnapshotKind.STOPPED else _find_definition(vm).memory
-        wanted = await run_in(Pool.RECORDS, _measure_used, vm.places.disk) + memory
+        memory = 0 if kind is SnapshotKind.STOPPED else find_source(vm).memory
+        wanted = await run_in(Pool.RECORDS, measure_used, vm.places.disk) + memory
         with self._fleet.promise_room(look, what, wanted, key=number):
             making = await run_in(Pool.TOOLS, self._store.begin)
             try:
-                content = await self._fill(vm, making, what)
+                content = await self.fill(vm, making, what)
                 snapshot = Snapshot(
                     id=number,
                     name=name,
@@ -133,10 +133,10 @@ class ApiSnapshots:
                 await finish(run_in(Pool.TOOLS, self._store.drop, making), f"undo of {what}")
                 raise
 
-    async def _fill(self, vm: Vm, making: Path, what: str) -> _Content:
+    async def fill(self, vm: Vm, making: Path, what: str) -> Content:
         """Write all of its files but the record."""
         reserve = self._parts.config().disk.reserve
-        copying = _Copying(what, making, reserve)
+        copying = Copying(what, making, reserve)
         try:
             if vm.state is State.RUNNING:
                 copy = partial(run_in, Pool.TOOLS, copying.copy, vm.places.disk, making / DISK)
@@ -148,8 +148,8 @@ class ApiSnapshots:
             else:
                 await vm.runs.settle()
                 await run_in(Pool.TOOLS, _copy_stopped, vm, making, copying)
-                return _Content(vm.record.definition, vm.record.image_digest)
-            return _Content(run.definition, run.image, run)
+                return Content(vm.record.definition, vm.record.image_digest)
+            return Content(run.definition, run.image, run)
         finally:
             copying.give_up()
 
@@ -192,7 +192,7 @@ class ApiSnapshots:
             if await self._parts.images.find_for(run.definition.image, run.image) is None:
                 raise refuse_restore(vm, f"its image {run.definition.image} is gone")
             await run_in(Pool.TOOLS, _check_usable, vm, folder, run, build)
-        copying = _Copying(f"the restored disk of {what}", state, self._parts.config().disk.reserve)
+        copying = Copying(f"the restored disk of {what}", state, self._parts.config().disk.reserve)
         try:
             await run_in(Pool.TOOLS, _prepare, vm, snapshot, folder, run, copying)
             await finish(self._commit(vm), f"commit of {what}")
@@ -213,7 +213,7 @@ class ApiSnapshots:
         self._parts.disk_watch.note_removal()
 
 
-class _Copying:
+class Copying:
     """Copies of files by a thread, which end where the host's disk has no room, and when they are given
     up."""
 
@@ -248,7 +248,7 @@ def _check_source(vm: Vm, kind: SnapshotKind) -> None:
             hint="use the other kind, or "
             + ("stop it first" if kind is SnapshotKind.STOPPED else "start it"),
         )
-    definition = _find_definition(vm)
+    definition = find_source(vm)
     written = [mount.volume for mount in definition.volumes if mount.writes]
     if kind is SnapshotKind.STANDBY and written:
         raise WrongState(
@@ -260,14 +260,14 @@ def _check_source(vm: Vm, kind: SnapshotKind) -> None:
         raise WrongState(f"the disk of {vm.name} does not outlast its runs", hint="set persistent: true")
 
 
-def _find_definition(vm: Vm) -> Definition:
+def find_source(vm: Vm) -> Definition:
     """With what it runs, or would go on, or be started."""
     if vm.state is State.STANDBY and vm.standby.saved is not None:
         return vm.standby.saved.definition
     return vm.record.definition if vm.state is State.STOPPED else vm.runs.definition
 
 
-def _measure_used(disk: Path) -> int:
+def measure_used(disk: Path) -> int:
     """Blocks."""
     try:
         return disk.stat().st_blocks * 512
@@ -280,7 +280,7 @@ def _may_link(run: SavedRun) -> bool:
     return can_share(run.build.version) and not run.definition.balloon
 
 
-def _take_memory(run: SavedRun, source: Path, target: Path, copying: _Copying) -> SavedRun:
+def take_memory(run: SavedRun, source: Path, target: Path, copying: Copying) -> SavedRun:
     """Have what was saved in another folder too, but for its record: that is what this gives, with marks of
     the files there. Blocks."""
     copying.copy(source / STATE, target / STATE)
@@ -291,7 +291,7 @@ def _take_memory(run: SavedRun, source: Path, target: Path, copying: _Copying) -
     return replace(run, memory=FileMark.of(target / MEMORY), stored=measure_stored(target))
 
 
-def _is_own(mark: FileMark, state: Path) -> bool:
+def is_own(mark: FileMark, state: Path) -> bool:
     """Is it a file of the VM beside its disk: the image of a directory?"""
     path = Path(mark.path)
     return path.parent == state and path.name != DISK
@@ -300,11 +300,11 @@ def _is_own(mark: FileMark, state: Path) -> bool:
 def _keep_others(run: SavedRun, state: Path, making: Path) -> None:
     """Images of directories that the VM has, which its later starts replace by others. Blocks."""
     for mark in run.files:
-        if _is_own(mark, state):
+        if is_own(mark, state):
             os.link(mark.path, making / Path(mark.path).name)
 
 
-def _copy_standby(vm: Vm, run: SavedRun | None, making: Path, copying: _Copying) -> SavedRun:
+def _copy_standby(vm: Vm, run: SavedRun | None, making: Path, copying: Copying) -> SavedRun:
     """Blocks; WrongState where it could not be restored."""
     if run is None:
         raise WrongState(f"what VM {vm.name} is restored from cannot be read: {vm.standby.problem}")
@@ -317,10 +317,10 @@ def _copy_standby(vm: Vm, run: SavedRun | None, making: Path, copying: _Copying)
     with hold_disk(vm.places.disk, "copied"):
         copying.copy(vm.places.disk, making / DISK)
     _keep_others(run, vm.places.state, making)
-    return _take_memory(run, vm.places.standby, making, copying)
+    return take_memory(run, vm.places.standby, making, copying)
 
 
-def _copy_stopped(vm: Vm, making: Path, copying: _Copying) -> None:
+def _copy_stopped(vm: Vm, making: Path, copying: Copying) -> None:
     """Blocks."""
     if not vm.places.disk.exists():
         raise WrongState(f"VM {vm.name} has no disk yet: it was never started", hint="start it first")
@@ -353,7 +353,7 @@ def _refuse_snapshot(vm: Vm, why: str) -> WrongState:
     )
 
 
-def _prepare(vm: Vm, snapshot: Snapshot, folder: Path, run: SavedRun | None, copying: _Copying) -> None:
+def _prepare(vm: Vm, snapshot: Snapshot, folder: Path, run: SavedRun | None, copying: Copying) -> None:
     """Write all that takes the place of what the VM has. Blocks."""
     state, disk = vm.places.state, folder / DISK
     if snapshot.disk.has_changed():
@@ -363,8 +363,8 @@ def _prepare(vm: Vm, snapshot: Snapshot, folder: Path, run: SavedRun | None, cop
     if run is None:
         return
     for mark in run.files:
-        if _is_own(mark, state):
+        if is_own(mark, state):
             os.link(folder / Path(mark.path).name, new / Path(mark.path).name)
     copied = replace(FileMark.of(new / DISK), path=str(state / DISK))
     files = (copied if mark.path == copied.path else mark for mark in run.files)
-    store_saved(new, replace(_take_memory(run, folder, new, copying), files=tuple(files)))
+    store_saved(new, replace(take_memory(run, folder, new, copying), files=tuple(files)))

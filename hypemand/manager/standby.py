@@ -7,10 +7,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from hypemand.config.definition import Definition
+from hypemand.config.definition import Definition, HostShutdown
 from hypemand.errors import GuestError, HypemandError, WrongState
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.parts import Parts
@@ -33,6 +34,7 @@ _LEAST_DEADLINE, _SLOWEST = 30.0, 16 * 1024 * 1024
 # for the VMM of a VM that was saved to end
 _END_DEADLINE = 30.0
 _SIGKILL = 9
+_LIVE = (RunState.RUNNING, RunState.PAUSED)
 T = TypeVar("T")
 
 
@@ -42,14 +44,27 @@ async def enter_standby(parts: Parts, vm: Vm) -> None:
     await vm.refresh()
     if vm.state is State.STANDBY:
         return
-    check_allowed(Operation.STANDBY, vm.state, vm.name, vm.state_error)
+    at_shutdown = _is_at_shutdown(vm)
+    if not at_shutdown:
+        check_allowed(Operation.STANDBY, vm.state, vm.name, vm.state_error)
     async with name_full_disk_beside(f"put VM {vm.name} into standby", vm.places.state):
-        with reach_session(vm, f"put VM {vm.name} into standby") as session:
-            await _save(parts, vm, session)
-    await end_saved(parts, vm)
+        with reach_session(vm, f"put VM {vm.name} into standby") as session, vm.standby.saving():
+            await _save(parts, vm, session, at_shutdown=at_shutdown)
+    if not at_shutdown:
+        await end_saved(parts, vm)
+    elif vm.session is not None:
+        # its unit waits for this answer before it ends
+        await _quit(vm.session)
 
 
-async def _save(parts: Parts, vm: Vm, session: Session) -> None:
+def _is_at_shutdown(vm: Vm) -> bool:
+    """Does its unit, which is being stopped, ask for it (hypemand/unit/stop.py)?"""
+    definition, session = vm.runs.definition, vm.session
+    wants = definition.on_host_shutdown is HostShutdown.STANDBY and vm.is_ending
+    return wants and session is not None and session.is_ready and session.run_state in _LIVE
+
+
+async def _save(parts: Parts, vm: Vm, session: Session, *, at_shutdown: bool) -> None:
     """Until it is on the disk, and its guest is not to run any more. VmmError, OSError, HypemandError."""
     was_running = session.run_state is not RunState.PAUSED
     facts = await _gather(parts, vm)
@@ -63,7 +78,9 @@ async def _save(parts: Parts, vm: Vm, session: Session) -> None:
             await write_save(session, folder, facts, deadline)
             await finish(commit(), f"commit of {vm.name}")
 
-        await _save_until_it_ends(vm, session, facts, "put into standby", write, was_running=was_running)
+        is_over = partial(_is_over, vm, session, at_shutdown=at_shutdown)
+        what = "put into standby"
+        await _save_until_it_ends(vm, session, facts, what, write, is_over, was_running=was_running)
     except BaseException:
         if not vm.standby.has_saved(session):
             await finish(run_on(vm, session, was_running=was_running), f"resumption of {vm.name}")
@@ -88,7 +105,8 @@ async def save_beside(
         # by which a daemon that comes after this one knows that the guest is to run on
         await run_in(Pool.TOOLS, begin_save, vm.places.state, was_running=True)
         what = "copied to a snapshot"
-        return await _save_until_it_ends(vm, session, facts, what, write, was_running=True)
+        is_over = partial(_is_over, vm, session)
+        return await _save_until_it_ends(vm, session, facts, what, write, is_over, was_running=True)
     finally:
         await finish(_go_on(vm, session, facts.definition), f"resumption of {vm.name}")
 
@@ -107,11 +125,12 @@ async def _save_until_it_ends(
     facts: SaveFacts,
     what: str,
     write: Callable[[float], Awaitable[T]],
+    is_over: Callable[[], bool],
     *,
     was_running: bool,
 ) -> T:
     """`write` it, with its deadline in seconds, while it stands still. A stop that comes meanwhile, of
-    systemd's own too, is stronger."""
+    systemd's own too, is stronger (`is_over`)."""
 
     async def save() -> T:
         if was_running and facts.definition.guest_agent:
@@ -120,9 +139,6 @@ async def _save_until_it_ends(
         if was_running:
             await session.pause()
         return await write(_LEAST_DEADLINE + facts.definition.memory / _SLOWEST)
-
-    def is_over() -> bool:
-        return vm.is_ending or vm.session is not session
 
     async with Tasks(f"the save of VM {vm.name}") as tasks:
         saving = tasks.start("save", save(), awaited=True)
@@ -136,15 +152,23 @@ async def _save_until_it_ends(
         return saving.result()
 
 
+def _is_over(vm: Vm, session: Session, *, at_shutdown: bool = False) -> bool:
+    """Does the run end that is being saved, but for a shutdown that waits for the save?"""
+    return vm.session is not session or (vm.is_ending and not at_shutdown)
+
+
 async def run_on(vm: Vm, session: Session, *, was_running: bool) -> None:
     """Nothing has come of a save: its guest goes on, if it ran before, and nothing is left."""
     try:
         if was_running and session is vm.session:
-            if session.run_state.is_halted or session.run_state is RunState.PAUSED:
-                await session.resume()
-            session.return_to_guest()
+            # whatever it was last: the VMM may be about to pause it
+            await session.resume()
     except VmmError as error:
         vm.log(logging.ERROR, f"VM {vm.name} cannot be resumed after a save that has failed: {error}")
+    if session is vm.session:
+        # also where it was left before that: who connects to the agent has the processes go on
+        await session.leave_guest(f"VM {vm.name} has not been saved")
+        session.return_to_guest()
     await run_in(Pool.TOOLS, drop_save, vm.places.state)
 
 
@@ -154,8 +178,7 @@ async def end_saved(parts: Parts, vm: Vm) -> None:
     # first, so that systemd does not start it again
     await parts.units.stop(vm.unit)
     if session is not None:
-        with suppress(VmmError):
-            await (await session.reach_vmm()).quit()
+        await _quit(session)
 
     def has_ended() -> bool:
         return not vm.state.is_vmm_active or vm.run != run
@@ -164,6 +187,12 @@ async def end_saved(parts: Parts, vm: Vm) -> None:
         await parts.units.kill(vm.unit, _SIGKILL)
         await vm.changes.wait_for(has_ended, _END_DEADLINE)
     await vm.runs.settle()
+
+
+async def _quit(session: Session) -> None:
+    """End the VMM of a VM that is saved. One that does not, systemd ends."""
+    with suppress(VmmError):
+        await (await session.reach_vmm()).quit()
 
 
 async def _gather(parts: Parts, vm: Vm) -> SaveFacts:

@@ -46,7 +46,7 @@ from hypemand.vm.happenings import derive_refusal
 from hypemand.vm.leftunit import start_unit
 from hypemand.vm.operation import OperationCancelled
 from hypemand.vm.record import ImagePin, Lease
-from hypemand.vm.saved import SavedRun, UnusableError, check_whole, give_to
+from hypemand.vm.saved import SavedRun, UnusableError, check_whole, give_to, store_saved
 from hypemand.vm.tracker import Moment
 from hypemand.vm.vm import Vm
 from hypemand.vmm.build import VmmBuild, list_differences
@@ -86,8 +86,20 @@ class _Saved:
         """WrongState unless it gets all that it had."""
         if len(volumes) != len(self.run.definition.volumes):
             raise refuse_restore(vm, "it does not get all of its volumes")
-        if self.run.lease != (None if network is None else network.lease):
+        if self.run.fork is None and self.run.lease != (None if network is None else network.lease):
             raise refuse_restore(vm, "its addresses are not those any more that it was saved with")
+
+    async def place(self, vm: Vm, network: Connection | None) -> None:
+        """Have a fork get the addresses that it has from now on. OSError."""
+        fork = self.run.fork
+        if fork is None:
+            return
+        if network is not None:
+            places = (replace(one, interface=network.interface) for one in fork.interfaces)
+            fork = replace(fork, interfaces=tuple(places), dns=network.dns, hosts=network.hosts)
+        saved = replace(self.run, fork=fork)
+        await run_in(Pool.RECORDS, store_saved, vm.places.standby, saved)
+        vm.standby.take(saved)
 
 
 class Starter:
@@ -277,6 +289,7 @@ class Starter:
         try:
             if restored is not None:
                 restored.check(vm, volumes, network)
+                await restored.place(vm, network)
             if network is not None:
                 await self._records.lease(vm.name, network.lease)
                 self._parts.names.set_disk(vm.name, network.hosts)

@@ -13,6 +13,7 @@ from hypemand.model.change import VmChange
 from hypemand.model.events import Noted, Since
 from hypemand.model.exec import AttachRequest, AttachSession, ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
+from hypemand.model.fork import ForkWanted
 from hypemand.model.host import ResourceReport
 from hypemand.model.images import Credentials, ImageInfo, Pruned
 from hypemand.model.lifetime import Lifetime
@@ -270,6 +271,18 @@ class SnapshotService(Protocol):
 
     async def remove_snapshot(self, snapshot: str) -> None:
         """Remove it. InUse while it is being restored."""
+
+
+class ForkService(Protocol):
+    """New VMs of what others are, or were; nothing is left of one that fails. Methods never block the event
+    loop. What they raise beside: AlreadyExists, InsufficientResources, and what a start raises."""
+
+    async def fork_vm(self, ref: str, wanted: ForkWanted) -> VmView:
+        """One of a VM, which stays as it is: one that runs stands still meanwhile. WrongState, also where it
+        runs and `from_running` is not said, and where it writes to a volume; GuestError, TimedOut."""
+
+    async def fork_snapshot(self, snapshot: str, wanted: ForkWanted) -> VmView:
+        """One of a snapshot. NotFound, Ambiguous; WrongState also for what cannot be restored any more."""
 
 
 class TransferService(Protocol):

@@ -105,6 +105,7 @@ class Operation(StrEnum):
     STANDBY = "standby"
     RESTORE = "restore"
     SNAPSHOT = "snapshot"
+    FORK = "fork"
     REVERT = "revert"
     CHANGE = "change"
     EXPORT = "export"
@@ -137,6 +138,7 @@ _ALLOWED = {
     Operation.STANDBY: frozenset({State.RUNNING, State.PAUSED, State.STANDBY}),
     Operation.RESTORE: frozenset({State.STANDBY, State.CREATED, State.INITIALIZING, State.RUNNING}),
     Operation.SNAPSHOT: frozenset({State.RUNNING, State.STANDBY, State.STOPPED}),
+    Operation.FORK: frozenset({State.RUNNING, State.STANDBY, State.STOPPED}),
     Operation.REVERT: frozenset({State.STANDBY, State.STOPPED}),
     Operation.CHANGE: frozenset({State.STOPPED}),
     Operation.EXPORT: frozenset({State.STOPPED}),
@@ -158,6 +160,7 @@ _PROGRESSIVES = {
     Operation.STANDBY: "entering standby",
     Operation.RESTORE: "being restored",
     Operation.SNAPSHOT: "being copied to a snapshot",
+    Operation.FORK: "being forked",
     Operation.REVERT: "being restored from a snapshot",
     Operation.CHANGE: "being changed",
     Operation.EXPORT: "being exported",

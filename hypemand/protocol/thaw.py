@@ -6,7 +6,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from hypemand.errors import InvalidRequest
 from hypemand.protocol.configdisk import GuestHost, GuestInterface, host_fields, interface_fields
@@ -50,6 +51,29 @@ class Thaw:
     clock_ns: int = field(default_factory=time.time_ns)
     entropy: bytes = field(default_factory=lambda: secrets.token_bytes(ENTROPY_BYTES), repr=False)
     identity: ForkIdentity | None = None
+
+
+def identity_to_json(identity: ForkIdentity) -> dict[str, Any]:
+    """As a JSON document."""
+    return asdict(identity)
+
+
+def identity_from_json(document: Any) -> ForkIdentity:
+    """The opposite. KeyError, TypeError and ValueError for anything else."""
+    interfaces = (
+        ForkInterface(
+            str(one["old_mac"]),
+            GuestInterface(**{**one["interface"], **_tuples(one["interface"], "addresses", "gateways")}),
+        )
+        for one in document["interfaces"]
+    )
+    hosts = (GuestHost(str(one["address"]), tuple(map(str, one["names"]))) for one in document["hosts"])
+    changed = {"interfaces": tuple(interfaces), "hosts": tuple(hosts), **_tuples(document, "dns", "search")}
+    return ForkIdentity(**{**document, **changed})
+
+
+def _tuples(document: Any, *keys: str) -> dict[str, tuple[str, ...]]:
+    return {key: tuple(map(str, document[key])) for key in keys}
 
 
 def _identity_pairs(identity: ForkIdentity) -> Iterator[tuple[str, str]]:

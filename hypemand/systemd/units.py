@@ -101,8 +101,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("Description", "s", f"Micro VM {plan.vm}"),
         ("Documentation", "as", ["man:hypemand(8)", "man:hypemanctl(1)"]),
         ("Slice", "s", SLICE),
-        # at shutdown the VMs stop while the daemon is still there to see it
-        ("After", "as", ["hypemand.service"]),
+        # at shutdown the VMs stop while the daemon is still there, and can ask systemd
+        ("After", "as", ["dbus.service", "hypemand.service"]),
         ("Type", "s", "notify"),
         # exec: ExecStopPost= says how the run has ended
         ("NotifyAccess", "s", "exec"),

@@ -2,7 +2,8 @@
 """ExecStop= of a VM's unit: ask the guest to power off, also one that is paused, and wait for the VMM's end.
 
 ``python3 -I -m hypemand.unit.stop RUNTIME_DIR GRACE_SECONDS STATE_DIR``, with $MAINPID of systemd's. Needs no
-daemon: the stop port is for this alone. Whatever goes wrong here, systemd ends the VMM by signal afterwards.
+daemon: the stop port is for this alone. With ``VM`` after that, a shutdown of the host puts the VM into
+Standby, which is the daemon's to do. Whatever goes wrong here, systemd ends the VMM by signal afterwards.
 
 The unit's TimeoutStopSec= bounds each step of its end, of which this is the first, and the only one that may
 take long: as long as the guest may, for which systemd is notified here.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,8 @@ from hypemand.vmm.control import CONTROL, RESUME
 
 POWER_OFF = 5
 """Seconds beyond the grace of the guest's program: to sync, to power off and for the VMM to end."""
+# seconds; the latter of what systemd gives a service to stop by default
+_ANSWER_DEADLINE, _SAVE_DEADLINE = 5, 60
 
 
 def stop_guest(runtime: Path, grace: int) -> None:
@@ -87,21 +91,47 @@ def is_saved(state: Path, run: str) -> bool:
         return False
 
 
+def is_shutdown() -> bool:
+    """Does the host shut down?"""
+    command = ["systemctl", "is-system-running"]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, timeout=_ANSWER_DEADLINE, check=False)
+        return done.stdout.strip() == b"stopping"
+    return False
+
+
+def save(vm: str) -> bool:
+    """Have the daemon put the VM into Standby. What goes wrong is on standard error."""
+    try:
+        subprocess.run(["hypemanctl", "standby", vm], timeout=_SAVE_DEADLINE, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"the VM is stopped instead: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _wait_longer(seconds: int) -> None:
+    if (main_pid := os.environ.get("MAINPID")) is not None:
+        try:
+            extend_deadline(int(main_pid), seconds)
+        except ProcessLookupError:
+            pass  # the VMM has gone
+        except OSError as error:
+            print(f"cannot tell systemd to wait {seconds} s: {error.strerror}", file=sys.stderr)
+
+
 def main() -> int:
     """Exit 1, with the reason on standard error, when the guest cannot be reached. A VMM that has ended is no
     error: systemd runs ExecStop= also after a guest that has powered off by itself."""
     runtime, grace = sys.argv[1], int(sys.argv[2])
     # units that an earlier version of hypemand has made name no folder
-    if any(is_saved(Path(state), os.environ.get("INVOCATION_ID", "")) for state in sys.argv[3:]):
+    if any(is_saved(Path(state), os.environ.get("INVOCATION_ID", "")) for state in sys.argv[3:4]):
         return 0
-    deadline = grace + POWER_OFF
-    if (main_pid := os.environ.get("MAINPID")) is not None:
-        try:
-            extend_deadline(int(main_pid), deadline)
-        except ProcessLookupError:
-            pass  # the VMM has gone
-        except OSError as error:
-            print(f"cannot tell systemd to wait {deadline} s: {error.strerror}", file=sys.stderr)
+    if sys.argv[4:] and is_shutdown():
+        _wait_longer(grace + POWER_OFF + _SAVE_DEADLINE)
+        if save(sys.argv[4]):
+            return 0
+    _wait_longer(grace + POWER_OFF)
     try:
         stop_guest(Path(runtime), grace)
     except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):

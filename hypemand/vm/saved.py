@@ -19,6 +19,7 @@ from typing import Any
 
 from hypemand.config.definition import Definition
 from hypemand.config.vmdef import definition_to_json, parse_definition
+from hypemand.protocol.thaw import ForkIdentity, identity_from_json, identity_to_json
 from hypemand.recordfile import BadRecord, load_record, read_regular, store_record
 from hypemand.vm.folders import RECORD
 from hypemand.vm.record import Lease, lease_from_json, lease_to_json
@@ -64,7 +65,8 @@ class SavedRun:
     one that it has from its restore on. Times in seconds since the epoch; `started_at`: when the run has
     begun in which it booted. `definition`, `image` (the digest of its content), `build`: with what it ran;
     `files`: its disks, and what else of the host its devices are. `state`: the SHA-256 of that file;
-    `stored`: bytes that both files take on the disk."""
+    `stored`: bytes that both files take on the disk. `fork`: who its guest is to be from its restore on;
+    None: it stays who it is."""
 
     run: str
     vm_id: str
@@ -81,6 +83,7 @@ class SavedRun:
     memory: FileMark
     state: str
     stored: int
+    fork: ForkIdentity | None = None
 
     def find_changed(self) -> str | None:
         """A disk that is not what it was when it was saved, if there is one. Blocks."""
@@ -127,6 +130,7 @@ def saved_to_json(saved: SavedRun) -> dict[str, Any]:
         "memory": asdict(saved.memory),
         "state": saved.state,
         "stored": saved.stored,
+        "fork": None if saved.fork is None else identity_to_json(saved.fork),
     }
 
 
@@ -154,6 +158,7 @@ def parse_saved(folder: Path, document: Any) -> SavedRun:
         memory=FileMark(**{**document["memory"], "path": str(folder / MEMORY)}),
         state=str(document["state"]),
         stored=int(document["stored"]),
+        fork=None if (fork := document.get("fork")) is None else identity_from_json(fork),
     )
 
 
@@ -180,9 +185,14 @@ def check_whole(folder: Path, saved: SavedRun) -> None:
 
 def give_to(folder: Path, uid: int, *, shared: bool) -> None:
     """Let the VMM of that user read its files; and unless they are `shared`, open its memory to write, which
-    it maps privately. Blocks; OSError."""
-    folder.chmod(0o711)
-    for name in (STATE, MEMORY):
-        own = name == MEMORY and not shared
-        os.chown(folder / name, uid if own else 0, uid)
-        (folder / name).chmod(0o600 if own else 0o440)
+    it maps privately. Only root gets into the folder: the VMM has them by mounts of their own. Blocks;
+    OSError."""
+    folder.chmod(0o700)
+    (folder / STATE).chmod(0o444)
+    memory = folder / MEMORY
+    if shared:
+        # other VMs may have the very same file
+        memory.chmod(0o444)
+    else:
+        os.chown(memory, uid, uid)
+        memory.chmod(0o600)

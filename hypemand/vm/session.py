@@ -48,15 +48,20 @@ _SPAWN_DEADLINE = 10.0
 # more: on a busy host a VMM that is well takes seconds
 _ANSWER_DEADLINE = 0.5
 SILENCE_DEADLINE = 10.0
+# connections to the agent of a guest that is restored
+_RESUME_TRIES = 20
 
 
 @dataclass(slots=True)
 class Resumption:
     """The guest goes on from where it was saved, once its agent has been told how. `boot`: the boot id that
-    it was saved with, until it is given another one with its `identity`; None: it keeps all that it has."""
+    it was saved with, until it is given another one with its `identity`; None: it keeps all that it has.
+    `other`: the boot id to try next; `tries`: connections that have failed."""
 
     boot: str
     identity: ForkIdentity | None = None
+    other: str = ""
+    tries: int = 0
 
 
 @dataclass(slots=True)
@@ -301,12 +306,23 @@ class Session:
         except HypemandError as error:
             if not self._closed:
                 _log.warning("VM %s: agent: %s", self._name, error)
+                self._try_again()
             return
         if self.tracker.take_agent(time.monotonic()):
             self._changed()
         # it read its clock from a device that counts in whole seconds, when it booted; and what came since
         # then no daemon may have seen
         self.keep_clock()
+
+    def _try_again(self) -> None:
+        """A guest that is restored does not go on without: it may have got another boot id already."""
+        resumption, boot = self.resumption, self.boot
+        if resumption is None or boot is None or resumption.tries >= _RESUME_TRIES:
+            return
+        resumption.tries += 1
+        if resumption.identity is not None:
+            resumption.boot, resumption.other = resumption.other or boot, resumption.boot
+        self._lose(self._agent_link)
 
     async def _thaw(self, channel: AgentChannel) -> None:
         """Have a guest go on whose processes stand still, as who it is."""
@@ -324,6 +340,10 @@ class Session:
         """The boot goes on that was saved with these notes."""
         self.tracker.resume(notes, booted_at)
         self._changed()
+
+    def hold_guest(self, why: str) -> None:
+        """Make no connection that the guest sees until `return_to_guest`."""
+        self._away = why
 
     async def leave_guest(self, why: str) -> None:
         """End the connections that the guest sees, so that it sees those of a restore as new ones; none is
@@ -343,10 +363,9 @@ class Session:
 
     def return_to_guest(self) -> None:
         """Speak to it again."""
-        self._away = ""
-        for link in self._links:
-            if not link.is_up:
-                self._lose(link)
+        if self._away and not self._closed:
+            self._away = ""
+            self._on_loss()
 
     async def save(self, memory: int, state: int, *, size: int, deadline: float) -> None:
         """See `Vmm.save`. VmmError, OSError."""

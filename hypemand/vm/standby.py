@@ -6,7 +6,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,12 +108,27 @@ class Standby:
         self._state = state
         self._tasks = tasks
         self._name = name
+        self.is_saving = False
         # the session whose guest is being resumed
         self._resuming: Session | None = None
+        self._met: Session | None = None
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """It is being saved in the block: its guest is not to run on before that is over."""
+        self.is_saving = True
+        try:
+            yield
+        finally:
+            self.is_saving = False
 
     def has_saved(self, session: Session) -> bool:
         """Is this the run that was saved, so that its guest is not to run any more?"""
         return self.saved is not None and self.saved.run == session.run
+
+    def holds(self, session: Session) -> bool:
+        """Is the guest of this run to stand still, also where its unit ends?"""
+        return self.is_saving or self.has_saved(session)
 
     @property
     def is_there(self) -> bool:
@@ -127,6 +143,15 @@ class Standby:
         """It goes on from this."""
         self.saved, self.problem = saved, ""
 
+    def meet(self, session: Session | None, *, is_activating: bool) -> None:
+        """A run is on that may be a restore: its agent answers to what that was saved with, and when its
+        guest runs. It is spoken to when it is known which boot this is."""
+        origin = self.used or self.saved
+        waits = session is not None and session is not self._met and is_activating
+        if session is not None and waits and origin is not None and origin.run != session.run:
+            self._met = session
+            session.hold_guest("the VM is being restored")
+
     def follow(self, session: Session | None, *, is_activating: bool, is_running: bool) -> None:
         """Have a guest go on that was restored, when its VMM has loaded it; and remove what it was restored
         from when its VM is Running."""
@@ -138,18 +163,18 @@ class Standby:
         origin = self.used or self.saved
         if not is_activating or origin is None or origin.run == session.run:
             return
-        if session.boot != origin.next_boot or self._resuming is session:
-            return
-        if session.run_state in (RunState.PAUSED, RunState.RUNNING):
+        if session.boot != origin.next_boot:
+            session.return_to_guest()
+        elif self._resuming is not session and session.run_state in (RunState.PAUSED, RunState.RUNNING):
             self._resuming = session
             self._tasks.start("restore", self._resume(session, origin))
 
     async def _resume(self, session: Session, origin: SavedRun) -> None:
-        session.resumption = Resumption(origin.boot, None)
+        session.resumption = Resumption(origin.boot, origin.fork)
         try:
+            # before that is so: should the run end meanwhile, `learn_end` looks what there is
+            self.saved, self.used = None, origin
             await run_in(Pool.RECORDS, begin_restore, self._state)
-            if self.used is None:
-                self.saved, self.used = None, origin
             if session.run_state is RunState.PAUSED:
                 await session.resume()
         except (OSError, VmmError, HypemandError) as error:
@@ -157,6 +182,7 @@ class Standby:
             _log.error("VM %s: cannot resume what was restored: %s", self._name, error)
             return
         session.resume_boot(origin.notes, origin.started_at)
+        session.return_to_guest()
 
     def _remove_used(self) -> None:
         self.used = None

@@ -83,7 +83,7 @@ class Vm:
         )
         self._unit = UnitStatus(None)
         self._bus_up = True
-        self._derived = Derived(State.STOPPED)
+        self._derived = Derived(State.STANDBY if self.standby.is_there else State.STOPPED)
         self._text = ""
         self._activity = ""
         # the run whose end the journal has
@@ -338,6 +338,7 @@ class Vm:
                 self._bus_up, self._failures = True, 0
                 self._unit = status
                 self.runs.follow(status, found)
+                self.standby.meet(self.session, is_activating=status.active_state == "activating")
                 await self.runs.running.learn_bound_files(self.record, self._services.units)
             if self.session is not None:
                 await (self.session.query_status() if wait_vmm else self.session.query_status(0))
@@ -378,7 +379,7 @@ class Vm:
             session.main_pid = self._unit.main_pid or session.main_pid
             if self._unit.active_state == "activating":
                 notify_ready(self.name, session)
-            if self.is_ending and session.run_state.is_halted and not self.standby.has_saved(session):
+            if self.is_ending and session.run_state.is_halted and not self.standby.holds(session):
                 session.let_end()
         needed = self.runs.definition
         evidence = derive_evidence(

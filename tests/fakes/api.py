@@ -15,6 +15,7 @@ import aiohttp
 from hypemand.api.server import make_app, serve
 from hypemand.api.services import Services
 from hypemand.api.tokens import TokenStore
+from hypemand.manager.fork import ApiForks
 from hypemand.manager.metrics.metrics import Metrics
 from hypemand.manager.resources.hostview import HostView
 from hypemand.manager.snapshots import ApiSnapshots
@@ -30,6 +31,7 @@ def make_services(host: FakeHost) -> Services:
     """What hypemand.daemon gives to the API."""
     daemon, config = host.daemon, host.config
     volumes = ApiVolumes(daemon.parts, daemon.manager)
+    snapshots = ApiSnapshots(daemon.parts, daemon.manager)
     counts = ApiCounts()
     return Services(
         manager=daemon.manager,
@@ -37,7 +39,8 @@ def make_services(host: FakeHost) -> Services:
         images=daemon.parts.images,
         tokens=TokenStore(config.state_dir / "tokens.json"),
         volumes=volumes,
-        snapshots=ApiSnapshots(daemon.parts, daemon.manager),
+        snapshots=snapshots,
+        forks=ApiForks(daemon.parts, daemon.manager, snapshots),
         transfers=Transfers(daemon.parts, volumes),
         host_networks=daemon.parts.networks,
         host=HostView(daemon.parts),

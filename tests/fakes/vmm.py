@@ -60,12 +60,14 @@ class Behaviour:
     """What the guests of a VM do. `boots`: they come up; `heeds`: they end when the stop port tells them to;
     `code`: what the program ends with then; `ends`: it ends by itself, right after it has come up, with that
     code and `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what
-    its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root.
-    `program`: what it does for who is attached, in a terminal if it has a `tty`. `loads`: the VMM can go on
-    from what was saved; `thaw_refusal`: why its guest does not go on then."""
+    its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root. `program`: what it
+    does for who is attached, in a terminal if it has a `tty`. `loads`: the VMM can go on from what was saved;
+    `ends_stop`: what its unit's ExecStop= waits for as well; `thaw_refusal`: why its guest does not go on
+    then."""
 
     boots: bool = True
     loads: bool = True
+    ends_stop: asyncio.Event | None = None
     thaw_refusal: str = ""
     heeds: bool = True
     code: int = 0
@@ -239,7 +241,8 @@ class Vmm:
             # a server that is closed loses the connections that it has just accepted
             try:
                 asyncio.get_running_loop().remove_reader(bound.fileno())
-                await asyncio.sleep(0)
+                for _ in range(3):  # accepted, made a connection, and taken
+                    await asyncio.sleep(0)
             finally:
                 server.close()
                 bound.close()
@@ -424,6 +427,8 @@ class Vmms:
         if behaviour.heeds:
             vmm.exit(behaviour.code, "stopped on request")
         await vmm.ended.wait()
+        if behaviour.ends_stop is not None:
+            await behaviour.ends_stop.wait()
         return 0
 
     async def _note_end(self, process: Process) -> int:

@@ -4,6 +4,7 @@
 import re
 import time
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def check_snapshot(vms: Vms, name: str) -> None:
 def test_a_vm_goes_on_where_it_was_with_all_that_it_had(vms: Vms) -> None:
     name = vms.run("sleeper", COUNTS, network="default", restart="always")
     before = vms.show(name)
-    vms.host.wait_until(lambda: count(vms, name) > 3)
+    vms.wait_console(name, "count 3")
     put_away(vms, name)
     # systemd's view: it has ended with success, and is not started again; nothing of it is left
     assert vms.unit(name, "ActiveState")["ActiveState"] == "inactive"
@@ -101,4 +102,92 @@ def test_a_vm_goes_on_where_it_was_with_all_that_it_had(vms: Vms) -> None:
     check_snapshot(vms, name)
     # it is what any VM is
     vms.ctl("stop", name)
+    assert vms.state(name) == "Stopped"
+
+
+# prints how a port of an address refuses, at which nobody listens: it is there
+KNOCK = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 9), 10)
+except ConnectionRefusedError:
+    print("refused")
+"""
+
+
+def test_forks_of_a_vm_that_runs_are_vms_of_their_own(vms: Vms) -> None:
+    name, forks = vms.run("origin", COUNTS, network="default"), ("fork-1", "fork-2")
+    vms.wait_console(name, "count 3")
+    at = count(vms, name)
+    for fork in forks:
+        vms.ctl("fork", "--from-running", "--wait", name, fork)
+    views = [vms.show(each) for each in (name, *forks)]
+    for key in ("id", "boot_id", "uid"):
+        assert len({view[key] for view in views}) == 3, key
+    for key in ("ip", "mac"):
+        assert len({view["network"][key] for view in views}) == 3, key
+    for each, view in zip((name, *forks), views, strict=True):
+        assert vms.execute(each, "hostname").strip() == each
+        links = vms.execute(each, "ip", "addr")
+        assert view["network"]["mac"] in links
+        assert f"inet {view['network']['ip']}/" in links
+        assert links.count("inet ") == 2, "its own address, and that of the loopback device"
+        knock = vms.host.run(["python3", "-c", KNOCK, view["network"]["ip"]], timeout=60)
+        assert knock.stdout == "refused\n"
+    boots = [vms.execute(each, "cat", "/proc/sys/kernel/random/boot_id") for each in (name, *forks)]
+    randoms = [vms.execute(each, "head", "-c", "16", "/dev/urandom") for each in (name, *forks)]
+    assert len(set(boots)) == len(set(randoms)) == 3
+    for each in (name, *forks):
+        vms.host.wait_until(lambda each=each: count(vms, each) > at + 3)  # type: ignore[misc]
+    # it is saved and restored as any other
+    put_away(vms, forks[0])
+    vms.ctl("rm", "-f", forks[1])
+    assert bring_back(vms, forks[0])["boot_id"] == views[1]["boot_id"]
+    assert vms.execute(forks[0], "hostname").strip() == forks[0]
+    vms.ctl("rm", "-f", forks[0])
+
+
+def test_whatever_is_killed_on_the_way_the_vm_is_one_or_the_other(vms: Vms) -> None:
+    """The daemon or the VMM, at moments of a standby and of a restore: no number comes twice."""
+    name, moments = vms.run("survivor", COUNTS, restart="no"), Random(16)
+    vms.wait_console(name, "count 3")
+    boot = vms.show(name)["boot_id"]
+    for round_ in range(8):
+        order = "standby" if vms.state(name) == "Running" else "restore"
+        with vms.host.popen(["hypemanctl", order, name]) as client:
+            time.sleep(moments.uniform(0.02, 0.6))
+            if round_ % 4 == 3 and order == "restore":
+                vms.host.shell(f"pkill -KILL -f 'guest={name},' || true")
+            else:
+                vms.host.run(["systemctl", "kill", "--signal=KILL", "hypemand.service"])
+            client.communicate(timeout=120)
+        vms.host.wait_until(lambda: vms.ctl("list", check=False).code == 0)
+        found = vms.host.wait_until(lambda: _settled(vms, name))
+        assert found in ("Running", "Standby"), vms.host.journal(f"HYPEMAN_VM={name}")[-20:]
+    if vms.state(name) == "Standby":
+        bring_back(vms, name)
+    assert vms.show(name)["boot_id"] == boot
+    at = count(vms, name)
+    vms.host.wait_until(lambda: count(vms, name) > at)
+    numbers = [int(number) for number in re.findall("count ([0-9]+)", "\n".join(vms.console(name)))]
+    assert numbers == sorted(set(numbers)), "none comes twice"
+    vms.host.wait_until(lambda: saves(vms, name) == [])
+
+
+def _settled(vms: Vms, name: str) -> str | None:
+    """Its state, if that is none on the way to another."""
+    state = vms.state(name)
+    if state == "Paused":
+        return None  # a daemon that has just come has it run on
+    return state if state in ("Running", "Standby", "Stopped") else None
+
+
+def test_a_vm_is_put_into_standby_when_the_host_shuts_down(vms: Vms) -> None:
+    name = vms.run("sleeps-over", COUNTS, on_host_shutdown="standby", autostart=True)
+    vms.wait_console(name, "count 3")
+    before = vms.show(name)
+    vms.host.reboot()
+    after = vms.wait(name, "Running")
+    assert (after["boot_id"], after["started_at"]) == (before["boot_id"], before["started_at"])
+    vms.ctl("stop", name)  # no shutdown of the host: a stop
     assert vms.state(name) == "Stopped"

@@ -12,6 +12,7 @@ _LEAVE = {
     "hypemand/manager/inventory.py": "VMs: marked, by a rename while their disk is held",
     "hypemand/vm/runfiles.py": "runtime folders: systemd knows no unit, no VMM has the config disk",
     "hypemand/manager/starts.py": "the runtime folder of a VM that starts: its disk was held since",
+    "hypemand/manager/fork.py": "what this very fork has made, and no VM has taken",
     "hypemand/manager/transfer.py": "what this very import has made, and no VM or volume has taken",
     "hypemand/vm/standbyfiles.py": "saves that were cut off, discarded on request, or are behind their disks",
     "hypemand/vm/revert.py": "what a snapshot takes the place of: the VM's disk is held",

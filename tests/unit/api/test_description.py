@@ -29,7 +29,7 @@ HEALTHY = '{"status":"ok","version":"1","loop":{"slow_turns":0,"longest_ms":0,"l
 def services() -> Services:
     nothing: Any = None  # nobody is asked
     tokens = TokenStore(Path("/nowhere"))
-    return Services(nothing, nothing, nothing, tokens, *[nothing] * 8)
+    return Services(nothing, nothing, nothing, tokens, *[nothing] * 9)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:

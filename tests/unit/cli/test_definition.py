@@ -177,8 +177,9 @@ def test_a_failure_of_diff_is_not_its_1(daemon: Canned, cli: Cli) -> None:
 
 def test_live_keys_are_those_that_need_no_restart() -> None:
     health = Health(Ready(Check.TCP, port=80))
+    pull, reset = ImagePull.ALWAYS, ("ssh-host-keys",)
     other = Definition(
-        "web", "x", autostart=True, tags={"a": "b"}, image_pull=ImagePull.ALWAYS, health=health
+        "web", "x", autostart=True, tags={"a": "b"}, image_pull=pull, health=health, fork_reset=reset
     )
     plain = Definition("web", "x")
     assert {

@@ -54,7 +54,7 @@ def test_a_vm_is_saved_and_goes_on_where_it_was() -> None:
         (thaw,) = host.vmm().freezer.thaws
         assert set(thaw) == {"clock", "entropy"}
         await host.until_true(lambda: saves(host) == set())
-        assert host.is_active("hypeman@web.service")
+        await host.until_true(lambda: host.is_active("hypeman@web.service"))
 
     drive(scenario)
 
@@ -352,5 +352,36 @@ def test_a_vm_that_was_saved_is_ended_by_the_next_daemon() -> None:
         await host.daemon.recovery.clean_up()
         await host.until(State.STANDBY)
         assert not vmm.heard_stop, "its guest is asked nothing"
+
+    drive(scenario)
+
+
+def test_a_shutdown_of_the_host_has_a_vm_that_wants_it_saved() -> None:
+    """Its unit is being stopped by then, and waits for that (hypemand/unit/stop.py)."""
+
+    async def scenario(host: FakeHost) -> None:
+        await host.run(on_host_shutdown="standby")
+        host.guest().heeds = False
+        answered = asyncio.Event()
+        host.guest().ends_stop = answered
+        await host.order("StopUnit", "hypeman-vm-web.service")
+        await host.until(State.SHUTDOWN)
+        await host.manager.standby_vm("web")
+        assert host.vm().state is State.SHUTDOWN, "ExecStop= has its answer before it ends"
+        answered.set()
+        await host.until(State.STANDBY)
+        assert saves(host) == {"standby"}
+
+    drive(scenario)
+
+
+def test_a_vm_that_is_stopped_is_not_saved_unless_it_wants_that() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        host.guest().heeds = False
+        await host.order("StopUnit", "hypeman-vm-web.service")
+        await host.until(State.SHUTDOWN)
+        with pytest.raises(WrongState, match="web is Shutdown"):
+            await host.manager.standby_vm("web")
 
     drive(scenario)

@@ -203,6 +203,7 @@ ALLOWED = {
     "standby": "Running Paused Standby",
     "restore": "Standby Created Initializing Running",
     "snapshot": "Running Standby Stopped",
+    "fork": "Running Standby Stopped",
     "revert": "Standby Stopped",
     "change": "Stopped",
     "export": "Stopped",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -64,10 +64,10 @@ def paused_vmm(folder: Path) -> Iterator[list[bytes]]:
         assert not thread.is_alive()
 
 
-def run_stop(folder: Path) -> subprocess.CompletedProcess[str]:
+def run_stop(folder: Path, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[3]
-    command = [sys.executable, "-m", "hypemand.unit.stop", str(folder), "27"]
-    env = {name: value for name, value in os.environ.items() if name != "MAINPID"}
+    command = [sys.executable, "-m", "hypemand.unit.stop", str(folder), "27", *more]
+    env = {name: value for name, value in os.environ.items() if name != "MAINPID"} | variables
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=30, check=False)
 
 
@@ -179,3 +179,40 @@ def test_a_systemd_that_cannot_be_told_keeps_no_guest_from_being_asked(
         assert stop.main() == 0
     assert heard == [b"poweroff 27\n"]
     assert "cannot tell systemd to wait 32 s" in capsys.readouterr().err
+
+
+RUN = "5a" * 16
+
+
+@pytest.mark.parametrize(("run", "asked"), [(RUN, False), ("6b" * 16, True)])
+def test_a_guest_that_was_saved_is_asked_nothing(tmp_path: Path, run: str, asked: bool) -> None:
+    """What is there of a run before is no reason not to ask."""
+    saved = tmp_path / "state" / "standby"
+    saved.mkdir(parents=True)
+    (saved / "snapshot.json").write_text(json.dumps({"run": RUN}))
+    heard: list[bytes] = []
+    with stop_port(tmp_path / "stop.sock", heard) if asked else nullcontext():
+        done = run_stop(tmp_path, str(saved.parent), INVOCATION_ID=run)
+    assert (done.returncode, heard) == (0, [b"poweroff 27\n"] if asked else [])
+
+
+@pytest.mark.parametrize(
+    ("host", "client", "asked"),
+    [("stopping", "exit 0", False), ("stopping", "exit 1", True), ("running", "exit 0", True)],
+)
+def test_a_shutdown_of_the_host_saves_a_vm_that_wants_it_or_stops_it(
+    tmp_path: Path, host: str, client: str, asked: bool
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    scripts = {"systemctl": f"echo {host}", "hypemanctl": f'echo "$@" >{tmp_path}/orders; {client}'}
+    for name, script in scripts.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    heard: list[bytes] = []
+    with stop_port(tmp_path / "stop.sock", heard) if asked else nullcontext():
+        done = run_stop(tmp_path, str(tmp_path), "web", PATH=f"{programs}:{os.environ['PATH']}")
+    assert (done.returncode, heard) == (0, [b"poweroff 27\n"] if asked else [])
+    orders = tmp_path / "orders"
+    assert (orders.read_text() if orders.exists() else "") == ("standby web\n" if host == "stopping" else "")
+    assert ("the VM is stopped instead" in done.stderr) is (client == "exit 1")
