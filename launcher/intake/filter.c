@@ -35,8 +35,11 @@ static const struct sock_filter FILTER[] = {
     ALLOW_CALL(SYS_sync_file_range),
     ALLOW_CALL(SYS_fsync),
     ALLOW_CALL(SYS_exit_group),
-#ifdef __SANITIZE_ADDRESS__ /* in the tests, which it takes back its stacks with at the end */
+#ifdef __SANITIZE_ADDRESS__ /* in the tests: its stacks at the end, and memory for what glibc allocates */
     ALLOW_CALL(SYS_sigaltstack),
+    ALLOW_CALL(SYS_mmap),
+    ALLOW_CALL(SYS_munmap),
+    ALLOW_CALL(SYS_madvise),
 #endif
     REFUSE,
 };
