@@ -157,7 +157,7 @@ def test_whatever_is_killed_on_the_way_the_vm_is_one_or_the_other(vms: Vms) -> N
         with vms.host.popen(["hypemanctl", order, name]) as client:
             time.sleep(moments.uniform(0.02, 0.6))
             if round_ % 4 == 3 and order == "restore":
-                vms.host.shell(f"pkill -KILL -f 'guest={name},' || true")
+                vms.host.shell(f"pkill -KILL -f '[g]uest={name},' || true")
             else:
                 vms.host.run(["systemctl", "kill", "--signal=KILL", "hypemand.service"])
             client.communicate(timeout=120)
