@@ -300,10 +300,12 @@ class Session:
 
     async def _await_hello(self, channel: AgentChannel) -> None:
         try:
-            hello = await channel.ready()
+            # what is said to a guest in the moment in which it comes back may be lost
+            async with asyncio.timeout(None if self.resumption is None else AGENT_DEADLINE):
+                hello = await channel.ready()
             if self.resumption is not None or hello.frozen:
                 await self._thaw(channel)
-        except HypemandError as error:
+        except (HypemandError, TimeoutError) as error:
             if not self._closed:
                 _log.warning("VM %s: agent: %s", self._name, error)
                 self._try_again()

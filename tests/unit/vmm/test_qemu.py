@@ -289,7 +289,7 @@ async def test_a_disk_that_hangs_is_waited_for_no_longer_than_the_deadline(place
         assert await asyncio.wait_for(place.vmm.query_run_state(), 5) is RunState.RUNNING
     # it is ended with all that it has started, of which the kernel sees to each by itself
     async with asyncio.timeout(DEADLINE):
-        while place.runs("intake.pid"):
+        while place.runs("intake.pid"):  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
     await place.is_intact()
 
