@@ -4,7 +4,6 @@
 import re
 import time
 from collections.abc import Iterator
-from random import Random
 from typing import Any
 
 import pytest
@@ -145,38 +144,6 @@ def test_forks_of_a_vm_that_runs_are_vms_of_their_own(vms: Vms) -> None:
     assert bring_back(vms, forks[0])["boot_id"] == views[1]["boot_id"]
     assert vms.execute(forks[0], "hostname").strip() == forks[0]
     vms.ctl("rm", "-f", forks[0])
-
-
-def test_whenever_the_daemon_is_killed_the_vm_is_one_or_the_other(vms: Vms) -> None:
-    """At moments of a standby and of a restore: no number comes twice."""
-    name, moments = vms.run("survivor", COUNTS, restart="no"), Random(16)
-    vms.wait_console(name, "count 3")
-    boot = vms.show(name)["boot_id"]
-    for _ in range(8):
-        order = "standby" if vms.state(name) == "Running" else "restore"
-        with vms.host.popen(["hypemanctl", order, name]) as client:
-            time.sleep(moments.uniform(0.02, 0.6))
-            vms.host.run(["systemctl", "kill", "--signal=KILL", "hypemand.service"])
-            client.communicate(timeout=120)
-        vms.host.wait_until(lambda: vms.ctl("list", check=False).code == 0)
-        found = vms.host.wait_until(lambda: _settled(vms, name))
-        assert found in ("Running", "Standby"), vms.host.journal(f"HYPEMAN_VM={name}")[-20:]
-    if vms.state(name) == "Standby":
-        bring_back(vms, name)
-    assert vms.show(name)["boot_id"] == boot
-    at = count(vms, name)
-    vms.host.wait_until(lambda: count(vms, name) > at)
-    numbers = [int(number) for number in re.findall("count ([0-9]+)", "\n".join(vms.console(name)))]
-    assert numbers == sorted(set(numbers)), "none comes twice"
-    vms.host.wait_until(lambda: saves(vms, name) == [])
-
-
-def _settled(vms: Vms, name: str) -> str | None:
-    """Its state, if that is none on the way to another."""
-    state = vms.state(name)
-    if state == "Paused":
-        return None  # a daemon that has just come has it run on
-    return state if state in ("Running", "Standby", "Stopped") else None
 
 
 def test_a_vm_is_put_into_standby_when_the_host_shuts_down(vms: Vms) -> None:
