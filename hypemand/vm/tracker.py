@@ -161,9 +161,9 @@ class BootTracker:
         return self._mark(Marker.AGENT, Moment.AGENT_READY, at)
 
     def resume(self, saved: BootNotes, booted_at: float | None) -> None:
-        """The boot goes on that was saved with these notes: what it has shown it has shown, but for its
-        agent, which has to be heard again."""
-        self._markers |= saved.markers - {Marker.AGENT}
+        """The boot goes on that was saved with these notes. Its VM was Running, whatever a daemon has noted
+        of that: all was there, but for its agent, which has to be heard again."""
+        self._markers |= frozenset(Marker) - {Marker.AGENT}
         self._stages = {stage.name: stage for stage in saved.stages}
         self.headers, self.emergency = saved.headers, saved.emergency
         self._booted_at = booted_at

@@ -385,3 +385,25 @@ def test_a_vm_that_is_stopped_is_not_saved_unless_it_wants_that() -> None:
             await host.manager.standby_vm("web")
 
     drive(scenario)
+
+
+def test_a_vm_is_restored_whatever_was_noted_of_its_boot() -> None:
+    """A daemon that is killed may not have written what it saw; its VM was Running all the same."""
+
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+
+        await host.manager.standby_vm("web")
+        record = folder(host) / "standby/snapshot.json"
+
+        async def lose_notes() -> None:
+            written = json.loads(record.read_text())
+            assert "program" in written["notes"]["markers"]
+            written["notes"]["markers"] = []
+            record.write_text(json.dumps(written))
+
+        await host.restart_daemon(lose_notes)
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+
+    drive(scenario)
