@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,11 @@ def _seconds(microseconds: int) -> float | None:
 
 # Both: a unit that lives and whose file was lost is not found any more once systemd has reloaded
 _NONE = {f"{SERVICE}.Unit.LoadState": "not-found", f"{SERVICE}.Unit.ActiveState": "inactive"}
+# systemd answers each question at a time of its own: what comes between two leaves its mark in the last
+_STAMP = "Unit.StateChangeTimestampMonotonic"
+_MAX_TORN = 5
 _PROPERTIES = (
+    _Property(_STAMP, "stamp", int),
     # the job before the state: a job that is over by the time it is asked for has left its mark on the state
     _Property("Unit.Job", "job", lambda value: value[1] if value[0] else None),
     _Property("Unit.ActiveState", "active_state", str),
@@ -213,6 +217,7 @@ _PROPERTIES = (
     _Property("Service.ExecMainStartTimestampMonotonic", "start_monotonic", _seconds),
     _Property("Service.ExecMainStartTimestamp", "started_at", _seconds),
     _Property("Unit.StateChangeTimestamp", "changed_at", _seconds),
+    _Property(_STAMP, "stamp_after", int),
 )
 _BOUND = (f"{SERVICE}.Service.BindReadOnlyPaths", f"{SERVICE}.Service.BindPaths")
 _MEMORY = _Property(
@@ -278,21 +283,14 @@ class Units:
     async def status(self, unit: str, *, with_memory: bool = False) -> UnitStatus:
         """What systemd says of a unit now; the memory it takes only if asked for, since that is dear.
 
-        Single properties, because all of them at once cost PID 1 ten times as much. A unit whose start is
-        queued (systemd answers before it begins; `After=` may hold it for long) is activating, with no
-        invocation yet, and with the units that it waits for.
+        Single properties, because all of them at once cost PID 1 ten times as much; asked for again where
+        the unit has changed between two of them. A unit whose start is queued (systemd answers before it
+        begins; `After=` may hold it for long) is activating, with no invocation yet, and with the units that
+        it waits for.
         """
-        properties = [*_PROPERTIES, _MEMORY] if with_memory else _PROPERTIES
-        names = [f"{SERVICE}.{prop.name}" for prop in properties]
-        try:
-            values = await self._bus.get_properties(SERVICE, unit_path(unit), names, _NONE)
-        except BusError as error:
-            if error.number in (errno.ENOENT, errno.EBADR):
-                return UnitStatus(None)
-            raise
-        if values is None:
+        fields = await self._read(unit, [*_PROPERTIES, _MEMORY] if with_memory else _PROPERTIES)
+        if fields is None:
             return UnitStatus(None)
-        fields = {prop.field: prop.convert(value) for prop, value in zip(properties, values, strict=True)}
         job = fields.pop("job")
         if job is not None and not UnitEvidence.from_active_state(fields["active_state"]).is_live:
             try:
@@ -306,6 +304,24 @@ class Units:
                 fields |= {"active_state": "activating", "sub_state": "queued", "invocation_id": None}
                 fields["waits_for"] = tuple(sorted({row[1] for row in before or ()} - {unit}))
         return UnitStatus(**fields)
+
+    async def _read(self, unit: str, properties: Sequence[_Property]) -> dict[str, Any] | None:
+        """These properties as they were at one moment, by their fields; None: there is no such unit. Of a
+        unit that changes all the time the last answer is taken: its next signal has it read again."""
+        names = [f"{SERVICE}.{prop.name}" for prop in properties]
+        for _ in range(_MAX_TORN):
+            try:
+                values = await self._bus.get_properties(SERVICE, unit_path(unit), names, _NONE)
+            except BusError as error:
+                if error.number in (errno.ENOENT, errno.EBADR):
+                    return None
+                raise
+            if values is None:
+                return None
+            fields = {prop.field: prop.convert(value) for prop, value in zip(properties, values, strict=True)}
+            if fields.pop("stamp") == fields.pop("stamp_after"):
+                break
+        return fields
 
     async def set_cpu_quota(self, unit: str, cpus: float) -> None:
         """Another limit of its CPU time per second, until it is stopped."""

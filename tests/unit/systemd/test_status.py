@@ -20,6 +20,7 @@ NONE = {
     f"{UNIT}.SubState": "dead",
     f"{UNIT}.InvocationID": [],
     f"{UNIT}.StateChangeTimestamp": 0,
+    f"{UNIT}.StateChangeTimestampMonotonic": 0,
     f"{SERVICE}.MainPID": 0,
     f"{SERVICE}.ExecMainStartTimestampMonotonic": 0,
     f"{SERVICE}.ExecMainStartTimestamp": 0,
@@ -88,6 +89,30 @@ def test_a_unit_is_there_while_systemd_has_its_file_or_it_lives(
     rows = [("hypeman-vm-web.service", "", load, active), ("ssh.service", "", "loaded", "active")]
     listed = ask(Bus(load, active, rows), lambda units: units.list_vms())
     assert listed == ({"web": active} if there else {})
+
+
+class ChangingBus(Bus):
+    """The unit goes from "auto-restart" to "dead" between the answer on the one and that on the other."""
+
+    def __init__(self) -> None:
+        super().__init__("loaded", "activating")
+        self._values[f"{UNIT}.SubState"] = "auto-restart"
+        self.asked = 0
+
+    def call_method(
+        self, _service: bytes, _path: bytes, _interface: bytes, method: bytes, arguments: Any
+    ) -> Message:
+        if arguments[1][1] == "SubState":
+            self.asked += 1
+            self._values |= {f"{UNIT}.ActiveState": "inactive", f"{UNIT}.SubState": "dead"}
+            self._values[f"{UNIT}.StateChangeTimestampMonotonic"] = 17
+        return super().call_method(_service, _path, _interface, method, arguments)
+
+
+def test_what_is_said_of_a_unit_is_of_one_moment() -> None:
+    bus = ChangingBus()
+    status = ask(bus, lambda units: units.status("hypeman-vm-web.service"))
+    assert (status.active_state, status.sub_state, bus.asked) == ("inactive", "dead", 2)
 
 
 def test_the_files_of_a_unit_and_which_it_may_write_to() -> None:
