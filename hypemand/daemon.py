@@ -181,6 +181,8 @@ class Daemon:
         await asyncio.wait([beginning])
         with logged("what was left of before"):
             await self._recovery.clean_up()
+        with logged("what can no longer be restored"):
+            await self._manager.restorables.tell()
 
     def _clean_staging(self) -> None:
         if has_leftovers(self._store):
@@ -299,6 +301,7 @@ class Daemon:
     def _look_around(self) -> None:
         self._parts.disk_watch.look_soon()
         self._parts.clocks.look()
+        self._manager.restorables.look_soon()
 
 
 def _is_there(path: Path) -> bool:

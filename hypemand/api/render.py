@@ -139,7 +139,7 @@ def derive_instance(view: VmView) -> Instance:
         definition_file=view.definition_file,
         standby=None
         if view.saved is None
-        else InstanceStandby(time_json(view.saved.saved_at), view.saved.size),
+        else InstanceStandby(time_json(view.saved.saved_at), view.saved.size, view.saved.problem),
     )
 
 

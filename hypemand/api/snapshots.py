@@ -142,6 +142,7 @@ def snapshot_json(view: SnapshotView) -> Json:
         tags=view.tags,
         disk_bytes=view.disk,
         definition=definition_to_json(view.definition),
+        restore_error=view.problem,
     )
     return encode(answer)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """check: checks definitions, host configuration and host.
 
-The daemon is asked how the networks are, if it is there.
+The daemon is asked how the networks are, and what can no longer be restored, if it is there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 from hypemand.cli.client import Client, parse_all
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.instance import list_instances
 from hypemand.cli.network import describe_trouble
 from hypemand.cli.terminal import GREEN, RED, YELLOW, paint
 from hypemand.cli.values import escape_controls
@@ -39,7 +40,10 @@ from hypemand.config.vmfile import (
     say_how_to_link,
 )
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
+from hypemand.model.answers.instance import Instance
 from hypemand.model.answers.network import HostNetwork
+from hypemand.model.answers.snapshot import Snapshot
+from hypemand.model.restores import cure_orphan, cure_snapshot, cure_standby
 from hypemand.run import run
 from hypemand.vmm.accel import find_accel
 from hypemand.vmm.host import find_initrd, find_kernel, find_qemu, read_qemu_version
@@ -49,6 +53,7 @@ _SYSTEMD_BOOTED = Path("/run/systemd/system")
 _MACHINED_PATHS = ("/usr/lib/systemd/systemd-machined", "/lib/systemd/systemd-machined")
 _OLDEST_SYSTEMD = 252
 _SHOWN_VMS = 10
+_SHOWN_LOST = 12
 _NOTHING = VmDir({}, (), frozenset())
 
 
@@ -81,7 +86,7 @@ def check(context: Context) -> int:
         config, problems, found = _check_configuration()
         problems += _find_state_problems(config)
         findings = [*_inspect_host(config), *inspect_definitions(config, found)]
-        findings += _inspect_networks(context.client)
+        findings += [*_inspect_networks(context.client), *_inspect_saved(context.client)]
     if context.wants_document:
         context.print_document(
             {"problems": [asdict(p) for p in problems], "host": [asdict(f) for f in findings]}
@@ -265,6 +270,36 @@ def _inspect_networks(client: Client) -> Iterator[Finding]:
         subnets = ", ".join(subnet for subnet in (network.ipv4, network.ipv6) if subnet)
         text = "; ".join(trouble) or f"{subnets} on {network.bridge}"
         yield Finding(f"network {network.name}", verdict, text)
+
+
+def _inspect_saved(client: Client) -> Iterator[Finding]:
+    """What can no longer be restored. Nothing without the daemon, which those of networks say."""
+    try:
+        instances = list_instances(client)
+        snapshots = parse_all(Snapshot, client.get("snapshots"))
+    except HypemandError:
+        return
+    found = [*_list_lost_vms(instances), *_list_lost_snapshots(snapshots, {vm.id for vm in instances})]
+    yield from found[:_SHOWN_LOST]
+    if len(found) > _SHOWN_LOST:
+        more = f"{len(found) - _SHOWN_LOST} more cannot be restored"
+        text = f"{more}: hypemanctl list and hypemanctl snapshot list show them"
+        yield Finding("snapshots", Verdict.NOTE, text)
+
+
+def _list_lost_vms(instances: Iterable[Instance]) -> Iterator[Finding]:
+    for vm in instances:
+        if vm.standby is not None and vm.standby.restore_error:
+            text = f"cannot be restored: {vm.standby.restore_error}; {cure_standby(vm.name)}"
+            yield Finding(f"VM {vm.name}", Verdict.NOTE, text)
+
+
+def _list_lost_snapshots(snapshots: Iterable[Snapshot], vms: Container[str]) -> Iterator[Finding]:
+    for one in snapshots:
+        if one.restore_error:
+            cure = cure_snapshot(one.id) if one.source_instance_id in vms else cure_orphan(one.id)
+            text = f"of VM {one.source_instance_name} cannot be restored: {one.restore_error}; {cure}"
+            yield Finding(f"snapshot {one.name or one.id}", Verdict.NOTE, text)
 
 
 def _look(what: str, find: Callable[[], str]) -> Finding:

@@ -38,6 +38,7 @@ from hypemand.cli.values import (
     format_seconds,
     format_tags,
     parse_moment,
+    shorten_note,
 )
 from hypemand.errors import HypemandError, InvalidRequest, NotFound
 from hypemand.model.answers.guest import LogEntry
@@ -47,6 +48,7 @@ from hypemand.model.answers.instance import (
     InstanceHealth,
     InstanceNetwork,
     InstanceOperation,
+    InstanceStandby,
 )
 from hypemand.model.health import HealthState
 from hypemand.model.state import HeadersState, Origin, State
@@ -59,8 +61,6 @@ _WIDE_HEADER = (*_HEADER[:-1], "ID", "GROUP", "CREATED", "TAGS", _HEADER[-1])
 _PORTS_AT = _HEADER.index("PORTS")
 # of a VM that publishes more, the rest is counted
 _MAX_PORTS = 4
-# a guest's last words may be long
-_MAX_NOTE = 100
 
 
 def _get_named_or_all(context: Context) -> tuple[list[Instance], ExitCode]:
@@ -132,7 +132,7 @@ def _list_row(instance: Instance, *, wide: bool) -> list[str]:
         "0" if instance.restart_status is None else str(instance.restart_status.attempts),
         "-" if code is None else str(code),
         *(more if wide else []),
-        notes if wide else _shorten(notes),
+        notes if wide else shorten_note(notes),
     ]
     return [escape_controls(cell) for cell in cells]
 
@@ -158,10 +158,6 @@ def _find_address(instance: Instance) -> str | None:
     return None if network is None else network.ip or network.ip6
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_NOTE else f"{text[: _MAX_NOTE - 1]}…"
-
-
 def _notes_of_runs(instance: Instance) -> Iterator[str]:
     """How its last run ended, unless that was as it was asked for, or the exit status says it."""
     restart, message = instance.restart_status, instance.exit_message
@@ -172,8 +168,11 @@ def _notes_of_runs(instance: Instance) -> Iterator[str]:
 
 
 def _notes_of_standby(instance: Instance) -> Iterator[str]:
-    if instance.standby is not None and instance.standby.size_bytes is not None:
-        yield f"saved, {format_bytes(instance.standby.size_bytes)} on disk"
+    standby = instance.standby
+    if standby is not None and standby.restore_error:
+        yield f"cannot be restored: {standby.restore_error}"
+    if standby is not None and standby.size_bytes is not None:
+        yield f"saved, {format_bytes(standby.size_bytes)} on disk"
 
 
 def _notes(instance: Instance) -> Iterator[str]:
@@ -258,7 +257,7 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
     if instance.operation is not None:
         yield "Operation", _describe_operation(instance.operation)
     if instance.standby is not None:
-        yield "Saved", f"memory and devices, {format_bytes(instance.standby.size_bytes)} on disk"
+        yield "Saved", _describe_saved(instance.standby)
     if describe_exit(instance):
         words = escape_controls(describe_exit(instance))
         yield "Exit", paint(words, RED, sys.stdout) if has_failed(instance) else words
@@ -274,6 +273,14 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
     yield "Network", escape_controls(_describe_network(instance.network))
     yield "Memory", _describe_memory(instance)
     yield "CPUs", str(instance.vcpus or "-")
+
+
+def _describe_saved(standby: InstanceStandby) -> str:
+    size = standby.size_bytes
+    text = "" if size is None else f"memory and devices, {format_bytes(size)} on disk; "
+    if standby.restore_error:
+        text += paint(f"cannot be restored: {escape_controls(standby.restore_error)}", RED, sys.stdout)
+    return text.removesuffix("; ")
 
 
 def _describe_since(instance: Instance) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from hypemand.cli.client import CHANGE_SECONDS, SAVE_SECONDS, ApiError, Json, parse, parse_all
 from hypemand.cli.context import Context, for_each
@@ -12,15 +12,15 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import get_instance
 from hypemand.cli.spec import Format
 from hypemand.cli.terminal import print_json, print_table
-from hypemand.cli.values import escape_controls, format_bytes, format_minute, format_tags
+from hypemand.cli.values import escape_controls, format_bytes, format_minute, format_tags, shorten_note
 from hypemand.cli.watch import show_progress, wait_until_started
 from hypemand.errors import NotFound
 from hypemand.model.answers.instance import Instance
 from hypemand.model.answers.snapshot import Snapshot
 from hypemand.model.state import State
 
-_HEADER = ("ID", "NAME", "VM", "KIND", "SIZE", "CREATED")
-_WIDE_HEADER = (*_HEADER, "MEMORY", "DISK", "VM-ID", "TAGS")
+_HEADER = ("ID", "NAME", "VM", "KIND", "SIZE", "CREATED", "NOTE")
+_WIDE_HEADER = (*_HEADER[:-1], "MEMORY", "DISK", "VM-ID", "TAGS", "NOTE")
 _SHORT_ID = 12
 
 
@@ -82,7 +82,14 @@ def _row(snapshot: Snapshot, *, wide: bool) -> list[str]:
     if wide:
         cells += [format_bytes(snapshot.uncompressed_size_bytes), format_bytes(snapshot.disk_bytes)]
         cells += [snapshot.source_instance_id or "-", format_tags(snapshot.tags)]
+    notes = ", ".join(_notes(snapshot))
+    cells.append(notes if wide else shorten_note(notes))
     return [escape_controls(cell) for cell in cells]
+
+
+def _notes(snapshot: Snapshot) -> Iterator[str]:
+    if snapshot.restore_error:
+        yield f"cannot be restored: {snapshot.restore_error}"
 
 
 def show(context: Context) -> int:

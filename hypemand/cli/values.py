@@ -14,6 +14,7 @@ from hypemand.config.durations import parse_duration
 
 _CURSOR = re.compile(r"[0-9a-f]{8}-[0-9]{1,15}")
 _UNITS = ("B", "K", "M", "G", "T", "P")
+_MAX_NOTE = 100
 
 
 def parse_span(text: str) -> float:
@@ -144,6 +145,11 @@ def format_seconds(seconds: float, between: str = " ") -> str:
 def format_tags(tags: Mapping[str, str]) -> str:
     """`KEY=VALUE,...` as one word: blanks in it are escaped; `-` for none."""
     return ",".join(f"{key}={value}" for key, value in tags.items()).replace(" ", "\\x20") or "-"
+
+
+def shorten_note(text: str) -> str:
+    """The last column of a table: what a guest or an error says may be long."""
+    return text if len(text) <= _MAX_NOTE else f"{text[: _MAX_NOTE - 1]}…"
 
 
 def escape_controls(text: str) -> str:

@@ -19,6 +19,7 @@ from hypemand.manager.logs import read_log
 from hypemand.manager.parts import Parts
 from hypemand.manager.rename import rename
 from hypemand.manager.resources.volumeuse import change_volume
+from hypemand.manager.restorable import Restorables
 from hypemand.manager.sharedquery import SharedQuery
 from hypemand.manager.standby import enter_standby
 from hypemand.manager.starts import Starter, derive_pin, logged_start, refuse_of_file
@@ -69,11 +70,13 @@ class VmManager:
         self._starter = Starter(parts)
         self._all = SharedQuery("look at all VMs", self._look_at_all)
         self.expiry = Expiry(parts.fleet, self._delete_expired)
+        self.restorables = Restorables(parts)
 
     async def close(self) -> None:
         """Stop following all VMs. They keep running."""
         await self._all.close()
         await self.expiry.close()
+        await self.restorables.close()
         await self._parts.tasks.close(patience=_UNDO_DEADLINE)
         await self._parts.disk_watch.close()
         await self._starter.close()
@@ -92,7 +95,8 @@ class VmManager:
     async def _look_at_all(self) -> None:
         active = [vm for vm in self._fleet if vm.state.is_vmm_active]
         looks = (vm.refresh(with_memory=True, wait_vmm=False, patient=True) for vm in active)
-        await asyncio.gather(self._networks.read_counters(), self.look_at_files(), *looks)
+        others = (self._networks.read_counters(), self.look_at_files(), self.restorables.judge_vms())
+        await asyncio.gather(*others, *looks)
 
     async def look_at_files(self) -> None:
         """Learn whose definition file is another one than was loaded."""
@@ -107,6 +111,8 @@ class VmManager:
         vm = self._fleet.get(ref)
         counting, refresh = self._networks.read_counters(), vm.refresh(with_memory=True)
         await asyncio.gather(counting, self.look_at_files(), refresh)
+        if vm.state is State.STANDBY:
+            await self.restorables.judge_vms()
         return vm.view()
 
     def view_vm(self, ref: str) -> VmView:

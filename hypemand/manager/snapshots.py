@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,14 @@ from hypemand.config.definition import Definition
 from hypemand.errors import HypemandError, InvalidRequest, WrongState
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.parts import Parts
+from hypemand.manager.restorable import (
+    find_build,
+    find_snapshot_problem,
+    refuse_restore,
+    refuse_snapshot,
+)
 from hypemand.manager.service import VmManager
 from hypemand.manager.standby import save_beside
-from hypemand.manager.starts import refuse_restore
 from hypemand.model.snapshots import SnapshotKind, SnapshotView
 from hypemand.model.state import FromStandby, Operation, State, check_allowed
 from hypemand.model.vm import VmView
@@ -42,9 +47,7 @@ from hypemand.vm.saved import (
 from hypemand.vm.snapshots import Snapshot, measure_folder
 from hypemand.vm.standbyfiles import load_standby
 from hypemand.vm.vm import Vm
-from hypemand.vmm.build import VmmBuild, list_differences
 from hypemand.vmm.commandline import can_share
-from hypemand.vmm.host import find_vmm_host
 from hypemand.workers import Pool, run_in
 
 # so long is waited for the operation on the VM that is under way
@@ -70,11 +73,13 @@ class ApiSnapshots:
 
     async def list_snapshots(self) -> Sequence[SnapshotView]:
         """See `SnapshotService`."""
-        return [snapshot.view() for snapshot in self._store]
+        problems = await self._manager.restorables.find_problems()
+        return [snapshot.view(problems.get(snapshot.id)) for snapshot in self._store]
 
     async def get_snapshot(self, ref: str) -> SnapshotView:
         """See `SnapshotService`."""
-        return self._store.get(ref).view()
+        snapshot, problems = self._store.get(ref), await self._manager.restorables.find_problems()
+        return snapshot.view(problems.get(snapshot.id))
 
     async def remove_snapshot(self, ref: str) -> None:
         """See `SnapshotService`."""
@@ -187,11 +192,13 @@ class ApiSnapshots:
         """`run`: what the VM is to go on from."""
         state, folder, what = vm.places.state, self._store.folder(snapshot), f"VM {vm.name}"
         if run is not None:
-            host = await run_in(Pool.STARTS, find_vmm_host, self._parts.config())
-            build = await self._parts.builds.find(host.binary, host.accel.kind)
-            if await self._parts.images.find_for(run.definition.image, run.image) is None:
-                raise refuse_restore(vm, f"its image {run.definition.image} is gone")
-            await run_in(Pool.TOOLS, _check_usable, vm, folder, run, build)
+            build = await find_build(self._parts)
+            if why := await find_snapshot_problem(self._parts, snapshot, build):
+                raise refuse_snapshot(vm.name, snapshot, why)
+            try:
+                await run_in(Pool.TOOLS, check_whole, folder, run)
+            except UnusableError as error:
+                raise refuse_snapshot(vm.name, snapshot, str(error)) from None
         copying = Copying(f"the restored disk of {what}", state, self._parts.config().disk.reserve)
         try:
             await run_in(Pool.TOOLS, _prepare, vm, snapshot, folder, run, copying)
@@ -326,31 +333,6 @@ def _copy_stopped(vm: Vm, making: Path, copying: Copying) -> None:
         raise WrongState(f"VM {vm.name} has no disk yet: it was never started", hint="start it first")
     with hold_disk(vm.places.disk, "copied"):
         copying.copy(vm.places.disk, making / DISK)
-
-
-def _check_usable(vm: Vm, folder: Path, run: SavedRun, build: VmmBuild) -> None:
-    """Raise WrongState where the VM could not go on from it: before what it has now is gone. Blocks."""
-    refuse: Callable[[str], WrongState] = partial(_refuse_snapshot, vm)
-    if run.definition.name != vm.name:
-        raise refuse(f"the VM was called {run.definition.name} then, and its guest knows that name")
-    if differences := list_differences(run.build, build):
-        raise refuse(differences[0])
-    try:
-        check_whole(folder, run)
-    except UnusableError as error:
-        raise refuse(str(error)) from None
-    for mark in run.files:
-        path = Path(mark.path)
-        # the disk, and images of directories, come with it
-        if path.parent != vm.places.state and mark.has_changed():
-            raise refuse(f"{path} was changed or removed since it was made")
-
-
-def _refuse_snapshot(vm: Vm, why: str) -> WrongState:
-    return WrongState(
-        f"VM {vm.name} cannot go on from the snapshot: {why}",
-        hint="restore its disk alone: target_state Stopped (hypemanctl snapshot restore --state Stopped)",
-    )
 
 
 def _prepare(vm: Vm, snapshot: Snapshot, folder: Path, run: SavedRun | None, copying: Copying) -> None:

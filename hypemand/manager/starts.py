@@ -22,6 +22,7 @@ from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.fleet import DiskLook
 from hypemand.manager.parts import Parts
 from hypemand.manager.plan import Attached, Connection, Plan, Restore, make_plan
+from hypemand.manager.restorable import find_build, find_standby_problem, refuse_restore
 from hypemand.model.events import Failure, StartKind
 from hypemand.model.state import Origin
 from hypemand.model.vm import Program
@@ -49,7 +50,7 @@ from hypemand.vm.record import ImagePin, Lease
 from hypemand.vm.saved import SavedRun, UnusableError, check_whole, give_to, store_saved
 from hypemand.vm.tracker import Moment
 from hypemand.vm.vm import Vm
-from hypemand.vmm.build import VmmBuild, list_differences
+from hypemand.vmm.build import VmmBuild
 from hypemand.vmm.commandline import can_share
 from hypemand.vmm.host import find_vmm_host
 from hypemand.workers import Pool, run_in
@@ -243,12 +244,11 @@ class Starter:
         if saved is None:
             raise refuse_restore(vm, problem or "nothing was saved")
         async with name_full_disk_beside(f"restore VM {vm.name}", vm.places.state):
-            image = await self._images.find_for(saved.definition.image, saved.image)
-            if image is None or saved.image not in ("", image.digest):
-                raise refuse_restore(vm, f"its image {saved.definition.image} is gone")
-            host = await run_in(Pool.STARTS, find_vmm_host, self._parts.config())
-            build = await self._parts.builds.find(host.binary, host.accel.kind)
-            shared = await run_in(Pool.TOOLS, _check_saved, vm, saved, build)
+            build = await find_build(self._parts)
+            if why := await find_standby_problem(self._parts, vm, saved, build):
+                raise refuse_restore(vm, why)
+            image = await self._images.get_for(saved.definition.image, saved.image)
+            shared = await run_in(Pool.TOOLS, _take_saved, vm, saved, build)
             await self._start(vm, requested, image, StartKind.RESTORE, _Saved(saved, shared))
 
     async def start(
@@ -432,19 +432,13 @@ class Starter:
         return plan
 
 
-def _check_saved(vm: Vm, saved: SavedRun, build: VmmBuild) -> bool:
-    """WrongState unless this host can restore it. Has QEMU no need to write to the memory's file?
-    Blocks."""
-    if saved.vm_id != vm.record.id:
-        raise refuse_restore(vm, "it was saved of another VM")
-    if differences := list_differences(saved.build, build):
-        raise refuse_restore(vm, differences[0])
+def _take_saved(vm: Vm, saved: SavedRun, build: VmmBuild) -> bool:
+    """Have its VMM get what was saved; WrongState unless that is whole. Has QEMU no need to write to the
+    memory's file? Blocks."""
     try:
         check_whole(vm.places.standby, saved)
     except UnusableError as error:
         raise refuse_restore(vm, str(error)) from None
-    if (changed := saved.find_changed()) is not None:
-        raise refuse_restore(vm, f"{changed} was changed or removed since it was saved")
     # a balloon gives memory back by cutting it out of that file
     shared = can_share(build.version) and not saved.definition.balloon
     give_to(vm.places.standby, vm.record.uid, shared=shared)
@@ -461,12 +455,6 @@ async def _wait_for(task: asyncio.Task[Any]) -> None:
 def derive_pin(definition: Definition, image: Image) -> ImagePin | None:
     """What a VM keeps to. A package's image changes with the package."""
     return None if image.builtin else ImagePin(definition.image, image.digest)
-
-
-def refuse_restore(vm: Vm, why: str) -> WrongState:
-    """Why a VM cannot go on from Standby."""
-    hint = f"hypemanctl start --cold {vm.name} boots it anew, and gives up what was in its memory"
-    return WrongState(f"VM {vm.name} cannot be restored: {why}", hint=hint)
 
 
 def refuse_of_file(parts: Parts, vm: Vm, hint: str) -> WrongState:

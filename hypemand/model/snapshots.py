@@ -47,7 +47,8 @@ _TARGETS = {
 class SnapshotView:
     """A snapshot. `created_at`: seconds since the epoch; `vm_id`, `vm`: the VM that it is of, by the name
     that it had; `size`: bytes that it takes on the disk; `disk`, `memory`: bytes that the guest has, memory
-    of kind Standby alone; `definition`: what the VM ran with, or was defined with."""
+    of kind Standby alone; `definition`: what the VM ran with, or was defined with; `problem`: why it can no
+    longer be restored with its memory, where that is known."""
 
     id: str
     name: str | None
@@ -60,3 +61,4 @@ class SnapshotView:
     disk: int
     memory: int | None
     definition: Definition
+    problem: str | None = None

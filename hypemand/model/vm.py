@@ -69,10 +69,11 @@ class OngoingOperation:
 @dataclass(frozen=True, slots=True)
 class SavedView:
     """What a VM in Standby goes on from. `saved_at`: seconds since the epoch; `size`: bytes that it takes on
-    the disk."""
+    the disk; both None if it cannot be read. `problem`: why it cannot be restored, where that is known."""
 
-    saved_at: float
-    size: int
+    saved_at: float | None
+    size: int | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class VmView:
     systemd does not restart it. `running`: the definition that it was started with, if it runs and that is
     known; `changes`: what of its definition that does not have, in words; `needs_reload`: its file is not the
     one that was loaded; `definition_file` None: it has none; `expires_at` None: it does not expire; `saved`:
-    of a VM in Standby, None if that cannot be read."""
+    of a VM in Standby."""
 
     id: str
     name: str

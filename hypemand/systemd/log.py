@@ -30,6 +30,7 @@ class MessageId(StrEnum):
     TAMPERED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d05"
     EXPIRED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d06"
     RENAMED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d07"
+    NOT_RESTORABLE = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d08"
 
 
 def log_vm(

@@ -82,8 +82,8 @@ class Snapshot:
         """It in words."""
         return f"{self.name or self.id[:12]} of VM {self.vm}"
 
-    def view(self) -> SnapshotView:
-        """It as clients see it."""
+    def view(self, problem: str | None = None) -> SnapshotView:
+        """It as clients see it. `problem`: why it can no longer be restored."""
         return SnapshotView(
             id=self.id,
             name=self.name,
@@ -96,6 +96,7 @@ class Snapshot:
             disk=self.disk.size,
             memory=None if self.run is None else self.definition.memory,
             definition=self.definition,
+            problem=problem,
         )
 
 

@@ -112,6 +112,7 @@ class Standby:
         # the session whose guest is being resumed
         self._resuming: Session | None = None
         self._met: Session | None = None
+        self._judged: tuple[SavedRun, str] | None = None
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -135,9 +136,21 @@ class Standby:
         """Is there something to go on from, even if that cannot be read?"""
         return self.saved is not None or bool(self.problem)
 
-    def view(self) -> SavedView | None:
+    def judge(self, saved: SavedRun, problem: str) -> None:
+        """Note why it cannot go on from that; "": no reason is known."""
+        self._judged = saved, problem
+
+    def find_problem(self) -> str:
+        """Why it cannot go on, in words, as noted last; "": no reason is known."""
+        judged = self._judged is not None and self._judged[0] is self.saved
+        return self.problem or (self._judged[1] if judged and self._judged is not None else "")
+
+    def view(self) -> SavedView:
         """It as clients see it."""
-        return None if self.saved is None else SavedView(self.saved.saved_at, self.saved.stored)
+        problem = self.find_problem() or None
+        if self.saved is None:
+            return SavedView(None, None, problem)
+        return SavedView(self.saved.saved_at, self.saved.stored, problem)
 
     def take(self, saved: SavedRun) -> None:
         """It goes on from this."""

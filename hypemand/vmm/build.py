@@ -78,7 +78,7 @@ class BuildFinder:
 
     async def find(self, binary: Path, accel: AccelKind) -> VmmBuild:
         """HypemandError, OSError."""
-        return await run_in(Pool.TOOLS, self._find, binary, accel)
+        return await run_in(Pool.STARTS, self._find, binary, accel)
 
     def _find(self, binary: Path, accel: AccelKind) -> VmmBuild:
         cpu, digest = cpu_model(accel), ""

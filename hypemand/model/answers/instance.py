@@ -150,10 +150,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStandby:
-    """What a VM in Standby is restored from. `size_bytes`: on the disk of the host."""
+    """What a VM in Standby is restored from. `size_bytes`: on the disk of the host; `restore_error`: why it
+    cannot be restored."""
 
     saved_at: str | None = None
     size_bytes: int | None = None
+    restore_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

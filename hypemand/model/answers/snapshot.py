@@ -29,3 +29,4 @@ class Snapshot:
     # those above are the published client's
     disk_bytes: int | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
+    restore_error: str | None = None

@@ -363,3 +363,32 @@ def test_check_tells_how_the_networks_are(daemon: Canned, cli: Cli) -> None:
 def test_check_works_without_the_daemon(cli: Cli) -> None:
     found = {f["what"]: f for f in json.loads(cli.run("check", "--json").stdout)["host"]}
     assert found["networks"]["verdict"] == "note"
+
+
+def test_what_can_no_longer_be_restored_is_listed_and_checked(daemon: Canned, cli: Cli) -> None:
+    why = "saved with QEMU 1.0, this host has 2.0"
+    saved = {"saved_at": "2026-03-01T10:00:00.000Z", "size_bytes": 1048576, "restore_error": why}
+    daemon.add("db", "Standby", standby=saved)
+    daemon.add("web")
+    one = {"name": "base", "kind": "Standby", "size_bytes": 1, "restore_error": why}
+    daemon.answers["GET /networks"] = []
+    daemon.answers["GET /snapshots"] = [
+        one | {"id": "1a", "source_instance_id": "web-id", "source_instance_name": "web"},
+        *(one | {"id": f"2{n}", "name": None, "source_instance_id": "x"} for n in range(12)),
+        {"id": "3a", "kind": "Stopped", "restore_error": None},
+    ]
+    assert f"cannot be restored: {why}, saved, 1M on disk" in cli.run("list").stdout
+    assert f"cannot be restored: {why}" in cli.run("status", "db").stdout
+    lines = cli.run("snapshot", "list").stdout.splitlines()
+    assert (lines[1].endswith(f"cannot be restored: {why}"), "restored" in lines[-1]) == (True, False)
+    found = [f for f in json.loads(cli.run("check", "--json").stdout)["host"] if "restored" in f["text"]]
+    assert (len(found), {f["verdict"] for f in found}) == (13, {"note"})
+    assert [(f["what"], f["text"].partition("; ")[2]) for f in found[:3]] == [
+        ("VM db", "hypemanctl start --cold db boots it anew, and gives up what was in its memory"),
+        (
+            "snapshot base",
+            "restore its disk alone: target_state Stopped (hypemanctl snapshot restore --state Stopped 1a)",
+        ),
+        ("snapshot 20", "hypemanctl snapshot fork --state Standby 20 NEW, then hypemanctl start --cold NEW"),
+    ]
+    assert found[-1]["text"].startswith("2 more cannot be restored")

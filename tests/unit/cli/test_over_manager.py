@@ -189,7 +189,7 @@ def test_snapshots_are_made_listed_restored_and_removed() -> None:
         again = await run("snapshot", "create", "--name", "base", "web")
         assert (again.returncode, "has a snapshot base already" in again.stderr) == (11, True)
         listed = (await run("snapshot", "list")).stdout.splitlines()
-        assert listed[0].split() == ["ID", "NAME", "VM", "KIND", "SIZE", "CREATED"]
+        assert listed[0].split() == ["ID", "NAME", "VM", "KIND", "SIZE", "CREATED", "NOTE"]
         assert listed[1].split()[:4] == [number[:12], "base", "web", "Standby"]
         assert (await run("snapshot", "list", "-q", "web")).stdout == made.stdout
         shown = json.loads((await run("snapshot", "show", "base")).stdout)
