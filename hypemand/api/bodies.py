@@ -432,6 +432,8 @@ class CreateSnapshot:
     kind: SnapshotKind | None = optional(Word(SnapshotKind), null=True)
     name: str | None = optional(Text(pattern=NAME_PATTERN), null=True)
     tags: Mapping[str, str] = with_default(TextMap(), {}, null=True)
+    ttl: float | None = optional(Lifespan(), null=True)
+    expires_at: float | None = optional(Moment(), null=True)
     compression: None = optional(_NO_COMPRESSION)
 
 

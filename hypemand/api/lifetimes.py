@@ -10,7 +10,7 @@ from hypemand.model.lifetime import Lifetime
 
 
 def derive_lifetime(ttl: float | None, expires_at: float | None) -> Lifetime | None:
-    """The lifetime that a request gives a VM; None: it says nothing. Raises InvalidField."""
+    """The lifetime that a request gives a VM or a snapshot; None: it says nothing. Raises InvalidField."""
     if ttl is not None and expires_at is not None:
         raise InvalidField("ttl", "cannot be given together with expires_at", "omit one of them")
     if expires_at is not None and expires_at <= time.time():

@@ -18,6 +18,7 @@ from hypemand.api.bodies import (
     RestoreSnapshot,
     TargetState,
 )
+from hypemand.api.lifetimes import derive_lifetime
 from hypemand.api.render import HYPERVISOR, Json, instance_json, json_response, time_json
 from hypemand.api.requests import parse_ref, read_body, read_query, refuse_query
 from hypemand.api.services import Limits, Services
@@ -84,7 +85,8 @@ class SnapshotRoutes:
         """Make a snapshot of a VM."""
         ref = parse_ref(request)
         body = await read_body(request, CreateSnapshot, self._limits.body)
-        view = await self._snapshots.create_snapshot(ref, body.kind, body.name, body.tags)
+        lifetime = derive_lifetime(body.ttl, body.expires_at)
+        view = await self._snapshots.create_snapshot(ref, body.kind, body.name, body.tags, lifetime)
         return json_response(snapshot_json(view), status=201)
 
     async def restore_snapshot(self, request: web.Request) -> web.StreamResponse:
@@ -143,6 +145,7 @@ def snapshot_json(view: SnapshotView) -> Json:
         disk_bytes=view.disk,
         definition=definition_to_json(view.definition),
         restore_error=view.problem,
+        expires_at=time_json(view.expires_at),
     )
     return encode(answer)
 

@@ -133,6 +133,7 @@ SPACE = (
                 choices=SNAPSHOT_KINDS,
             ),
             Option(("--tag",), "add a tag to the snapshot", "KEY=VALUE", Kind.PAIR, repeat=True),
+            Option(("--ttl",), "delete it after this time, such as 7d (default: never)", "TIME", Kind.SPAN),
             JSON,
         ),
     ),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 
@@ -28,6 +29,8 @@ def create(context: Context) -> int:
     """Make a snapshot of a VM, and print its id."""
     args = context.args
     body: dict[str, Json] = {"kind": args.kind, "name": args.name, "tags": dict(args.tag)}
+    if args.ttl is not None and not math.isinf(args.ttl):
+        body["ttl"] = f"{args.ttl:.3f}s"
     with show_progress(context.client, args.vm, "making a snapshot"):
         answer = context.client.post("instances", args.vm, "snapshots", body=body, timeout=SAVE_SECONDS)
     print_json(answer) if context.wants_json else print(escape_controls(parse(Snapshot, answer).id))
@@ -88,6 +91,8 @@ def _row(snapshot: Snapshot, *, wide: bool) -> list[str]:
 
 
 def _notes(snapshot: Snapshot) -> Iterator[str]:
+    if snapshot.expires_at:
+        yield f"expires {format_minute(snapshot.expires_at)}"
     if snapshot.restore_error:
         yield f"cannot be restored: {snapshot.restore_error}"
 

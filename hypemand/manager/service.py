@@ -6,14 +6,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.errors import AlreadyExists, HypemandError, TimedOut, WrongState
 from hypemand.fulldisk import name_full_disk_beside
-from hypemand.manager.expiry import Expiry
+from hypemand.manager.expiry import Expiry, Term
 from hypemand.manager.limits import change_limits, query_limits
 from hypemand.manager.logs import read_log
 from hypemand.manager.parts import Parts
@@ -21,6 +21,7 @@ from hypemand.manager.rename import rename
 from hypemand.manager.resources.volumeuse import change_volume
 from hypemand.manager.restorable import Restorables
 from hypemand.manager.sharedquery import SharedQuery
+from hypemand.manager.snapshotends import list_terms
 from hypemand.manager.standby import enter_standby
 from hypemand.manager.starts import Starter, derive_pin, logged_start, refuse_of_file
 from hypemand.model.change import VmChange
@@ -69,7 +70,7 @@ class VmManager:
         self._images, self._networks, self._units = parts.images, parts.networks, parts.units
         self._starter = Starter(parts)
         self._all = SharedQuery("look at all VMs", self._look_at_all)
-        self.expiry = Expiry(parts.fleet, self._delete_expired)
+        self.expiry = Expiry(self._list_terms)
         self.restorables = Restorables(parts)
 
     async def close(self) -> None:
@@ -272,8 +273,18 @@ class VmManager:
                 await self._end(vm)
                 await self._forget(vm)
 
+    def _list_terms(self) -> Iterator[Term]:
+        """VMs and snapshots that have an end."""
+        for vm in self._fleet:
+            if vm.record.expires_at is not None:
+                what, delete = f"VM {vm.name}", partial(self._delete_expired, vm)
+                yield Term(vm.record.id, what, vm.record.expires_at, vm.name, vm.record.id, delete)
+        yield from list_terms(self._parts)
+
     async def _delete_expired(self, vm: Vm) -> None:
         """Delete a VM if its lifetime is over, which may have changed until nothing else is done with it."""
+        # an export refuses what would wait for its end
+        await vm.changes.wait_for(lambda: vm.operations.closed or not vm.operations.is_busy, None)
         async with vm.operations.hold(Operation.DELETE):
             if not vm.record.has_expired(time.time()):
                 return

@@ -24,7 +24,10 @@ from hypemand.manager.restorable import (
     refuse_snapshot,
 )
 from hypemand.manager.service import VmManager
+from hypemand.manager.snapshotends import remove_snapshot, tell_snapshot
 from hypemand.manager.standby import save_beside
+from hypemand.model.events import SnapshotAction, SnapshotCause
+from hypemand.model.lifetime import Lifetime
 from hypemand.model.snapshots import SnapshotKind, SnapshotView
 from hypemand.model.state import FromStandby, Operation, State, check_allowed
 from hypemand.model.vm import VmView
@@ -83,15 +86,18 @@ class ApiSnapshots:
 
     async def remove_snapshot(self, ref: str) -> None:
         """See `SnapshotService`."""
-        snapshot = self._store.get(ref)
-        with self._store.using(snapshot, alone=True):
-            await finish(run_in(Pool.TOOLS, self._store.remove, snapshot), f"removal of {snapshot.id}")
-        self._parts.disk_watch.note_removal()
+        await remove_snapshot(self._parts, self._store.get(ref), SnapshotCause.REQUEST)
+        self._manager.expiry.schedule()
 
     # making
 
     async def create_snapshot(
-        self, ref: str, kind: SnapshotKind | None, name: str | None, tags: Mapping[str, str]
+        self,
+        ref: str,
+        kind: SnapshotKind | None,
+        name: str | None,
+        tags: Mapping[str, str],
+        lifetime: Lifetime | None = None,
     ) -> SnapshotView:
         """See `SnapshotService`."""
         vm = self._fleet.get(ref)
@@ -104,12 +110,16 @@ class ApiSnapshots:
             # one of that name may have come meanwhile
             self._store.check_new(vm.record.id, name, tags)
             async with name_full_disk_beside(f"make a snapshot of VM {vm.name}", vm.places.state):
-                snapshot = await self._make(vm, kind, name, tags)
+                snapshot = await self._make(vm, kind, name, tags, lifetime or Lifetime())
         self._parts.space.outdate()
+        self._manager.expiry.schedule()
+        tell_snapshot(self._parts, snapshot, SnapshotAction.CREATED, SnapshotCause.REQUEST, "was made")
         vm.log(logging.INFO, f"VM {vm.name}: made the snapshot {snapshot.name or snapshot.id}")
         return snapshot.view()
 
-    async def _make(self, vm: Vm, kind: SnapshotKind, name: str | None, tags: Mapping[str, str]) -> Snapshot:
+    async def _make(
+        self, vm: Vm, kind: SnapshotKind, name: str | None, tags: Mapping[str, str], lifetime: Lifetime
+    ) -> Snapshot:
         what, number = f"a snapshot of VM {vm.name}", uuid.uuid4().hex
         look = await self._fleet.look_at_disks()
         memory = 0 if kind is SnapshotKind.STOPPED else find_source(vm).memory
@@ -122,7 +132,7 @@ class ApiSnapshots:
                     id=number,
                     name=name,
                     kind=kind,
-                    created_at=time.time(),
+                    created_at=(now := time.time()),
                     vm_id=vm.record.id,
                     vm=vm.name,
                     tags=dict(tags),
@@ -131,6 +141,7 @@ class ApiSnapshots:
                     disk=await run_in(Pool.TOOLS, FileMark.of, making / DISK),
                     stored=await run_in(Pool.TOOLS, measure_folder, making),
                     run=content.run,
+                    expires_at=lifetime.derive_end(now),
                 )
                 adding = run_in(Pool.TOOLS, self._store.add, making, snapshot)
                 return await finish(adding, f"commit of {what}")

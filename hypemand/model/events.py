@@ -34,6 +34,7 @@ class EventKind(StrEnum):
     HEALTH = "health"
     RENAME = "rename"
     PULL = "pull"
+    SNAPSHOT = "snapshot"
     MISSED = "missed"
 
 
@@ -91,6 +92,24 @@ class ExitKind(StrEnum):
     VMM = "vmm"
     LOST = "lost"
     UNKNOWN = "unknown"
+
+
+class SnapshotAction(StrEnum):
+    """What became of a snapshot. FAILED: it was to be made, and could not be."""
+
+    CREATED = "created"
+    DELETED = "deleted"
+    FAILED = "failed"
+
+
+class SnapshotCause(StrEnum):
+    """REQUEST: of a client; SCHEDULE: of its VM; EXPIRED: its lifetime is over; RETENTION: of the schedule
+    that has made it."""
+
+    REQUEST = "request"
+    SCHEDULE = "schedule"
+    EXPIRED = "expired"
+    RETENTION = "retention"
 
 
 class Details(Protocol):
@@ -192,6 +211,18 @@ class Pull:
     image: str
     status: PullStatus
     seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotChange:
+    """A snapshot of the event's VM was made or deleted, or could not be made. `snapshot`: its id, None where
+    there is none; `name` None: it has none."""
+
+    kind: ClassVar[EventKind] = EventKind.SNAPSHOT
+    action: SnapshotAction
+    cause: SnapshotCause
+    snapshot: str | None
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True)

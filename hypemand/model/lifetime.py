@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a VM lives, until it is deleted by itself."""
+"""How long a VM, or a snapshot, lives, until it is deleted by itself."""
 
 from __future__ import annotations
 

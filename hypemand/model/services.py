@@ -259,10 +259,16 @@ class SnapshotService(Protocol):
         """One of them."""
 
     async def create_snapshot(
-        self, ref: str, kind: SnapshotKind | None, name: str | None, tags: Mapping[str, str]
+        self,
+        ref: str,
+        kind: SnapshotKind | None,
+        name: str | None,
+        tags: Mapping[str, str],
+        lifetime: Lifetime | None = None,
     ) -> SnapshotView:
         """One of a VM, which stays as it is: one that runs stands still meanwhile. `kind` None: that of its
-        state. WrongState, AlreadyExists, InvalidRequest, InsufficientResources, GuestError, TimedOut."""
+        state; `lifetime`: from when it is made. WrongState, AlreadyExists, InvalidRequest,
+        InsufficientResources, GuestError, TimedOut."""
 
     async def restore_snapshot(self, ref: str, snapshot: str, target: State | None) -> VmView:
         """Have a VM that does not run be as it was: its disk, and for kind Standby its memory; and in state

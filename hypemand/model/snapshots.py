@@ -45,10 +45,10 @@ _TARGETS = {
 
 @dataclass(frozen=True, slots=True)
 class SnapshotView:
-    """A snapshot. `created_at`: seconds since the epoch; `vm_id`, `vm`: the VM that it is of, by the name
-    that it had; `size`: bytes that it takes on the disk; `disk`, `memory`: bytes that the guest has, memory
-    of kind Standby alone; `definition`: what the VM ran with, or was defined with; `problem`: why it can no
-    longer be restored with its memory, where that is known."""
+    """A snapshot. `vm_id`, `vm`: the VM that it is of, by the name that it had; `size`: bytes that it takes
+    on the disk; `disk`, `memory`: bytes that the guest has, memory of kind Standby alone; `definition`: what
+    the VM ran with, or was defined with; `problem`: why it can no longer be restored with its memory, where
+    that is known; `expires_at`: when it is deleted by itself. Times are seconds since the epoch."""
 
     id: str
     name: str | None
@@ -62,3 +62,4 @@ class SnapshotView:
     memory: int | None
     definition: Definition
     problem: str | None = None
+    expires_at: float | None = None

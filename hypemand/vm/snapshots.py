@@ -16,6 +16,7 @@ The records are read once and kept. The functions that touch files block.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import shutil
 import stat
@@ -62,7 +63,8 @@ _BLOCK = 512
 class Snapshot:
     """A snapshot. `vm_id`, `vm`: the VM that it is of, by the name that it had; `definition`, `image` (the
     digest of its content, or ""): with what that ran, or was defined; `disk`: its file; `stored`: bytes on
-    the disk of the host; `run`: of kind Standby. `created_at`: seconds since the epoch."""
+    the disk of the host; `run`: of kind Standby. `expires_at`: when it is deleted by itself. Times are
+    seconds since the epoch."""
 
     id: str
     name: str | None
@@ -76,6 +78,7 @@ class Snapshot:
     disk: FileMark
     stored: int
     run: SavedRun | None
+    expires_at: float | None = None
 
     @property
     def shown(self) -> str:
@@ -97,6 +100,7 @@ class Snapshot:
             memory=None if self.run is None else self.definition.memory,
             definition=self.definition,
             problem=problem,
+            expires_at=self.expires_at,
         )
 
 
@@ -261,6 +265,7 @@ def _to_json(snapshot: Snapshot) -> Mapping[str, Any]:
         "disk": asdict(snapshot.disk),
         "stored": snapshot.stored,
         "run": None if snapshot.run is None else saved_to_json(snapshot.run),
+        "expires_at": snapshot.expires_at,
     }
 
 
@@ -276,7 +281,9 @@ def _parse(folder: Path, document: Any) -> Snapshot:
     name, run, kind = document["name"], document["run"], SnapshotKind(document["kind"])
     if (run is None) is not (kind is SnapshotKind.STOPPED):
         raise ValueError(f"run does not fit the kind {kind}")
-    vm = str(document["vm"])
+    vm, end = str(document["vm"]), document.get("expires_at")
+    if end is not None and not math.isfinite(float(end)):
+        raise ValueError("expires_at is not a time")
     return Snapshot(
         id=folder.name,
         name=None if name is None else str(name),
@@ -290,4 +297,5 @@ def _parse(folder: Path, document: Any) -> Snapshot:
         disk=FileMark(**{**document["disk"], "path": str(folder / DISK)}),
         stored=int(document["stored"]),
         run=None if run is None else parse_saved(folder, run),
+        expires_at=None if end is None else float(end),
     )

@@ -30,3 +30,4 @@ class Snapshot:
     disk_bytes: int | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
     restore_error: str | None = None
+    expires_at: str | None = None

@@ -74,3 +74,27 @@ def test_a_vm_of_a_file_does_not_expire(tmp_path: Path) -> None:
         assert (await api.ask("PATCH", "/instances/web", {"ttl": "1h"})).code == "invalid_state"
 
     drive(tmp_path, scenario)
+
+
+def test_a_snapshot_has_a_ttl_or_an_end(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        await api.host.put("web", State.RUNNING)
+        where = "/instances/web/snapshots"
+        made = (await api.ask("POST", where, {"ttl": "1h"})).json
+        created = datetime.fromisoformat(made["created_at"]).timestamp()
+        assert end_of(made) == pytest.approx(created + 3600, abs=0.01)
+        at = {"expires_at": "2999-01-01T00:00:00.000Z"}
+        assert (await api.ask("POST", where, at)).json["expires_at"] == at["expires_at"]
+        assert (await api.ask("POST", where, {"ttl": "0s"})).json["expires_at"] is None
+        found = (await api.ask("GET", "/snapshots")).json
+        assert [one["expires_at"] for one in found] == [made["expires_at"], at["expires_at"], None]
+        for body, words in (
+            ({"ttl": "-1s"}, "ttl"),
+            ({"ttl": "1h", "expires_at": "2999-01-01T00:00:00Z"}, "ttl"),
+            ({"expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
+        ):
+            answer = await api.ask("POST", where, body)
+            assert (answer.status, words in answer.json["message"]) == (400, True), answer.json
+        assert len(list(api.host.parts.snapshots)) == 3
+
+    drive(tmp_path, scenario)

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,11 @@ def test_snapshots_are_made_listed_restored_and_removed() -> None:
         made = await run("snapshot", "create", "--name", "base", "--tag", "x=1", "web")
         assert re.fullmatch(r"[0-9a-f]{32}\n", made.stdout), made.stderr
         number = made.stdout.strip()
+        shown = json.loads((await run("snapshot", "create", "--ttl", "1d", "--json", "web")).stdout)
+        ttl = datetime.fromisoformat(shown["expires_at"]) - datetime.fromisoformat(shown["created_at"])
+        assert ttl == timedelta(days=1)
+        assert "  expires 20" in (await run("snapshot", "list")).stdout
+        assert (await run("snapshot", "rm", shown["id"])).returncode == 0
         again = await run("snapshot", "create", "--name", "base", "web")
         assert (again.returncode, "has a snapshot base already" in again.stderr) == (11, True)
         listed = (await run("snapshot", "list")).stdout.splitlines()

@@ -10,11 +10,10 @@ from dataclasses import replace
 import pytest
 
 from hypemand.errors import HostNotReady, WrongState
-from hypemand.manager.expiry import Expiry
+from hypemand.manager.expiry import Expiry, Term
 from hypemand.model.change import VmChange
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.state import Operation, State
-from hypemand.vm.vm import Vm
 from tests.fakes.host import FakeHost, define, drive
 
 SOON = 0.15
@@ -37,8 +36,7 @@ async def set_end(host: FakeHost, expires_at: float | None) -> None:
 
 def is_armed(host: FakeHost) -> bool:
     """Will something of it wake the daemon?"""
-    expiry = host.manager.expiry
-    return expiry._timer is not None or expiry._steps is not None
+    return host.manager.expiry.timer.is_set
 
 
 def test_a_vm_that_runs_is_ended_and_deleted_when_its_time_is_over() -> None:
@@ -131,15 +129,14 @@ def test_a_deletion_that_fails_is_tried_again() -> None:
     async def scenario(host: FakeHost) -> None:
         tried: list[str] = []
 
-        async def delete(vm: Vm) -> None:
-            tried.append(vm.name)
+        async def delete() -> None:
+            tried.append("web")
             if len(tried) == 1:
                 raise HostNotReady("no bus")
-            await set_end(host, None)
+            terms.clear()
 
-        await create(host, 3600.0)
-        await set_end(host, time.time() - 1)
-        expiry = Expiry(host.parts.fleet, delete, retry=0.05)
+        terms = [Term("1a", "VM web", time.time() - 1, "web", "1a", delete)]
+        expiry = Expiry(lambda: terms, retry=0.05)
         expiry.begin()
         await host.until_true(lambda: len(tried) == 2)
         await expiry.close()
@@ -151,18 +148,18 @@ def test_a_clock_that_is_set_forward_is_followed() -> None:
     async def scenario(host: FakeHost) -> None:
         ahead, deleted = 0.0, asyncio.Event()
 
-        async def delete(vm: Vm) -> None:
+        async def delete() -> None:
             deleted.set()
-            await set_end(host, None)
+            terms.clear()
 
-        await create(host, 3600.0)
-        expiry = Expiry(host.parts.fleet, delete, clock=lambda: time.time() + ahead)
+        terms = [Term("1a", "VM web", time.time() + 3600, "web", "1a", delete)]
+        expiry = Expiry(lambda: terms, clock=lambda: time.time() + ahead)
         expiry.begin()
-        assert expiry._steps is not None
+        assert expiry.timer._steps is not None
         await asyncio.sleep(0.05)
         assert not deleted.is_set()
         ahead = 7200.0
-        expiry._steps._on_step()
+        expiry.timer._steps._on_step()
         async with asyncio.timeout(5):
             await deleted.wait()
         await expiry.close()
