@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make soak`: SIGKILL for the daemon, VMMs, journald, D-Bus and the network service at random moments of
-start, run and stop of several VMs. Nothing may be lost, and nothing may be left.
+start, run, standby, restore, fork and stop of several VMs. Nothing may be lost, and nothing may be left.
 
 All that is random comes from a seed, which is printed. What happens in a round:
 
-1. some VMs are asked to start, stop or restart, all at once, as by users;
+1. some VMs are asked to start, stop or restart, to go into Standby or out of it, or for a fork, all at once,
+   as by users;
 2. meanwhile, one to three victims are killed;
-3. when the clients have their answers, each VM comes to rest: Running or Stopped, as a client that was told
-   of success may expect, unless its VMM was killed. A VM that runs has its unit, its TAP device and its data,
-   and does what is asked of it; one that is stopped has nothing of these but its data.
+3. when the clients have their answers, each VM comes to rest: Running, Standby or Stopped, as a client that
+   was told of success may expect, unless its VMM was killed. A VM that runs has its unit, its TAP device, its
+   data and what it keeps in memory, and does what is asked of it; one that does not has nothing of these but
+   its data, and in Standby what was saved. A fork is whole, or is not there, and is removed.
 
 At the end all are removed, and the host has what it had before.
 """
@@ -20,7 +22,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -38,10 +40,15 @@ REST_DEADLINE = 240.0
 CLIENT_DEADLINE = 240.0
 # of an operation's way through systemd, the boot of a guest and its end: when a victim is killed
 MOMENTS = 2.5
+# of a standby's or a restore's way
+EARLY = 0.7
 MOST_KILLS = 3
 
-# Has data in its volume that it can tell from damaged ones; what was synced must last.
+# Has data in its volume, or on its disk, that it can tell from damaged ones; what was synced must last. And
+# others in memory, which it has again after a standby.
 PROGRAM = """
+mkdir -p /data
+cd /run; dd if=/dev/urandom of=blob bs=64k count=64 2>/dev/null; sha256sum blob >new; mv new sum
 cd /data
 if [ -e sum ]; then
     sha256sum -c sum >/dev/null || { echo "DATA LOST"; exec sleep infinity; }
@@ -54,8 +61,8 @@ trap 'exit 0' TERM; echo up; sleep infinity & wait
 # Running is the program's start: its first run makes the data after that
 CHECK = """
 cd /data; n=0
-until [ -e sum ] || [ $n = 60 ]; do n=$((n + 1)); sleep 1; done
-sha256sum -c sum >/dev/null && echo whole
+until [ -e sum ] && [ -e /run/sum ] || [ $n = 60 ]; do n=$((n + 1)); sleep 1; done
+sha256sum -c sum >/dev/null && cd /run && sha256sum -c sum >/dev/null && echo whole
 """
 # all that VMs have of a host, whoever asks
 TRACES = """
@@ -70,6 +77,15 @@ machinectl --no-legend list || true
 pgrep --list-full --full -- '[-]name guest=|hypeman-consol[e]|hypemand[.]unit' || true
 find /run/hypemand -name '*.sock' | sort
 """
+
+
+# what is asked of a VM in these states, in which it can be at rest; and where it is to be then
+VERBS: Mapping[str, tuple[str | None, ...]] = {
+    "Running": ("stop", "restart", "standby", "standby", None),
+    "Stopped": ("start", "start", None),
+    "Standby": ("restore", "restore", "start", None),
+}
+ENDS = {"stop": "Stopped", "standby": "Standby"}
 
 
 class Victim(StrEnum):
@@ -102,6 +118,8 @@ systemctl is-active "hypeman-vm-$1.service" >/dev/null || echo "no active unit"
 [ -z "$2" ] || ip link show "$2" >/dev/null || echo "no TAP device"
 [ "$(hypemanctl exec "$1" -- sh -c "$3")" = whole ] || echo "its data are not whole"
 """
+# argv: name. What was saved of a VM.
+SAVED = 'cd "/var/lib/hypemand/vms/$1" && ls -d standby* revert* 2>/dev/null; exit 0'
 # killed so often that systemd would give up, which is not what is looked at
 KILL_UNIT = 'systemctl reset-failed "$1"; systemctl kill --signal=KILL "$1" 2>/dev/null; exit 0'
 
@@ -114,9 +132,11 @@ class Soak:
     dice: random.Random
     names: tuple[str, ...] = ()
     networked: frozenset[str] = frozenset()
+    forkable: frozenset[str] = frozenset()
     kills: Counter[str] = field(default_factory=Counter)
     commands: Counter[str] = field(default_factory=Counter)
     states: dict[str, str] = field(default_factory=dict)
+    boots: dict[str, str] = field(default_factory=dict)
     before: str = ""
     _victims: list[Victim] = field(default_factory=list)
 
@@ -127,11 +147,16 @@ class Soak:
     # VMs
 
     def define(self, count: int) -> None:
-        """VMs with a volume each; every other one has a network, and every other pair is restarted."""
+        """VMs with a volume each, but for the last, which can be forked; every other one has a network, and
+        every other pair is restarted."""
         self.before = self.traces()
         self.names = tuple(f"soak-{number}" for number in range(count))
+        self.forkable = frozenset(self.names[-1:])
         for number, name in enumerate(self.names):
-            self.vms.ctl("volume", "create", "--size=16M", f"{name}-data")
+            volumes = []
+            if name not in self.forkable:
+                self.vms.ctl("volume", "create", "--size=16M", f"{name}-data")
+                volumes = [{"volume": f"{name}-data", "mount_path": "/data"}]
             network = {"name": "default"} if number % 2 == 0 else "none"
             self.vms.write(
                 name,
@@ -140,7 +165,7 @@ class Soak:
                 memory="96M",
                 stop_timeout="20s",
                 restart="on-failure" if number % 4 >= 2 else "no",
-                volumes=[{"volume": f"{name}-data", "mount_path": "/data"}],
+                volumes=volumes,
                 # three kills in a moment are no reason for systemd to give up
                 unit={"StartLimitBurst": 100},
             )
@@ -156,7 +181,7 @@ class Soak:
     def play(self, kills: int) -> None:
         """One round with so many kills."""
         asked = {name: verb for name in self.names if (verb := self._choose(name))}
-        moments = sorted(self.dice.uniform(0, MOMENTS) for _ in range(kills))
+        moments = sorted(self.dice.uniform(0, self.dice.choice((EARLY, MOMENTS))) for _ in range(kills))
         victims = [(self._next_victim(), self.dice.choice(self.names)) for _ in moments]
         killed: list[tuple[str, str]] = []
         with ThreadPoolExecutor(len(self.names)) as clients:
@@ -173,11 +198,11 @@ class Soak:
         )
         hit = {name for name, _pid in killed}
         expected = {
-            name: "Stopped" if verb == "stop" else "Running"
-            for name, verb in asked.items()
-            if told[name] and name not in hit
+            name: ENDS.get(verb, "Running") for name, verb in asked.items() if told[name] and name not in hit
         }
-        self._come_to_rest(expected)
+        forks = {f"{name}-fork": "Running" for name, verb in asked.items() if verb == "fork" and told[name]}
+        self._come_to_rest(expected | forks)
+        self._check_boots({name for name, verb in asked.items() if verb == "restore"} - hit)
 
     def _next_victim(self) -> Victim:
         """Each as often as the others, in any order."""
@@ -187,13 +212,16 @@ class Soak:
 
     def _choose(self, name: str) -> str | None:
         """What is asked of a VM, by the state it is in."""
-        running = self.states[name] == "Running"
-        verb = self.dice.choice(("stop", "restart", "stop", None) if running else ("start", "start", None))
+        verbs = VERBS[self.states[name]]
+        if name in self.forkable and self.states[name] == "Running":
+            verbs = (*verbs, "fork", "fork")
+        verb = self.dice.choice(verbs)
         self.commands[str(verb)] += 1
         return verb
 
     def _ask(self, verb: str, name: str) -> Result:
-        return self.vms.ctl(verb, name, check=False, timeout=CLIENT_DEADLINE)
+        words = [verb, "--from-running", name, f"{name}-fork"] if verb == "fork" else [verb, name]
+        return self.vms.ctl(*words, check=False, timeout=CLIENT_DEADLINE)
 
     def _kill(self, victim: Victim, name: str) -> list[tuple[str, str]]:
         """The VM whose VMM it was, with its process id, or none."""
@@ -215,42 +243,64 @@ class Soak:
                 self.states = {shown["name"]: shown["state"] for shown in self.vms.list_all()}
             except (OSError, HTTPException):
                 return False  # the daemon was killed while it answered
-            at_rest = set(self.states.values()) <= {"Running", "Stopped"}
+            at_rest = set(self.states.values()) <= set(VERBS)
             return at_rest and all(self.states.get(name) == state for name, state in expected.items())
 
         try:
             self.host.wait_until(look, REST_DEADLINE)
         except AssertionError:
             raise AssertionError(f"{self.states} after {REST_DEADLINE:g} s; expected {expected}") from None
-        assert set(self.states) == set(self.names), "a VM was lost"
+        forks = {f"{name}-fork" for name in self.forkable} & set(self.states)
+        assert set(self.states) - forks == set(self.names), "a VM was lost"
         for name, state in self.states.items():
             if state == "Running":
                 self._check_running(name)
             else:
-                self._check_stopped(name)
+                self._check_stopped(name, state)
+        for fork in forks:
+            self.vms.remove(fork)
+            del self.states[fork]
+
+    def _check_boots(self, restored: set[str]) -> None:
+        """A VM goes on in the boot that it was saved in, and no other has that."""
+        shown = {name: self.vms.show(name) for name in self.names if self.states[name] == "Running"}
+        boots = {name: str(vm["boot_id"]) for name, vm in shown.items()}
+        assert len(set(boots.values())) == len(boots)
+        for name in restored & set(boots):
+            assert boots[name] == self.boots[name], f"{name} was booted"
+        self.boots |= boots
 
     def _check_running(self, name: str) -> None:
         device = f"hv{self.vms.show(name)['uid']}" if name in self.networked else ""
         wrong = self.host.run(["sh", "-c", RUNS, "runs", name, device, CHECK])
         assert wrong.stdout == "", f"{name} is Running: {wrong.describe()}"
+        self._wait_for_none(name, "Running", lambda: self._list_saved(name))
 
-    def _check_stopped(self, name: str) -> None:
+    def _check_stopped(self, name: str, state: str) -> None:
         uid = self.vms.show(name)["uid"]
+        saved = ["standby"] if state == "Standby" else []
 
         def left() -> list[str]:
             device = self.host.run(["ip", "-o", "link", "show", f"hv{uid}"], check=False)
-            return [*find_live_traces(self.host, name), *device.stdout.splitlines()]
+            wrong = [] if (found := self._list_saved(name)) == saved else [f"saved: {found}"]
+            return [*find_live_traces(self.host, name), *device.stdout.splitlines(), *wrong]
 
+        self._wait_for_none(name, state, left)
+
+    def _list_saved(self, name: str) -> list[str]:
+        return self.host.run(["sh", "-c", SAVED, "saved", name]).stdout.split()
+
+    def _wait_for_none(self, name: str, state: str, left: Callable[[], list[str]]) -> None:
         try:
             self.host.wait_until(lambda: not left(), 60)
         except AssertionError:
-            raise AssertionError(f"{name} is Stopped, and has still: {left()}") from None
+            raise AssertionError(f"{name} is {state}, and has still: {left()}") from None
 
     # the end
 
     def finish(self) -> None:
         """All start once more, with their data, and then nothing of them is left."""
-        self.vms.start(*self.names)
+        self.vms.ctl("start", *self.names)
         for name in self.names:
             self.vms.wait(name, "Running")
             assert self.vms.execute(name, "sh", "-c", CHECK) == "whole\n"
@@ -259,7 +309,8 @@ class Soak:
         assert len(set(uids)) == len(uids)
         for name in self.names:
             self.vms.remove(name)
-            self.vms.ctl("volume", "rm", f"{name}-data")
+            if name not in self.forkable:
+                self.vms.ctl("volume", "rm", f"{name}-data")
         try:
             self.host.wait_until(lambda: self.traces() == self.before, 60)
         except AssertionError:
