@@ -9,8 +9,8 @@
 #include "machineid.h"
 #include "runfolder.h"
 #include "spawn.h"
+#include "sshkeys.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -23,10 +23,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define SSH_FOLDER "/etc/ssh"
 #define KERNELS_BOOT_ID "/proc/sys/kernel/random/boot_id"
 #define SHOWN_BOOT_ID RUN_FOLDER "/boot_id"
-#define SSH_KEYGEN "/usr/bin/ssh-keygen"
 
 /* --- names --- */
 
@@ -54,28 +52,6 @@ static bool set_names(const struct thaw *thaw, struct reason *why)
         return false;
     return sethostname(name, strlen(name)) == 0 ||
            refuse(why, "cannot set the host name \"%s\": %s", name, strerror(errno));
-}
-
-/* --- SSH --- */
-
-static bool is_host_key(const char *name)
-{
-    static const char start[] = "ssh_host_";
-    return strncmp(name, start, sizeof start - 1) == 0 && strstr(name, "_key") != NULL;
-}
-
-static bool remove_ssh_host_keys(struct reason *why)
-{
-    DIR *entries = opendir(SSH_FOLDER);
-    if (entries == NULL)
-        return errno == ENOENT || refuse(why, "cannot list " SSH_FOLDER ": %s", strerror(errno));
-    bool removed = true;
-    for (const struct dirent *entry = readdir(entries); removed && entry != NULL; entry = readdir(entries)) {
-        if (is_host_key(entry->d_name) && unlinkat(dirfd(entries), entry->d_name, 0) != 0)
-            removed = refuse(why, "cannot remove " SSH_FOLDER "/%s: %s", entry->d_name, strerror(errno));
-    }
-    (void)closedir(entries);
-    return removed;
 }
 
 /* --- services --- */
@@ -136,7 +112,7 @@ static bool change_files(const struct thaw *thaw, struct reason *why)
     return (!has_names(thaw) || set_names(thaw, why)) &&
            (thaw->machine_id == NULL || machine_id_set(thaw->machine_id, why)) &&
            (!has_resolver(thaw) || network_write_resolver(&thaw->network, "/", why)) &&
-           (!thaw->reset_ssh_host_keys || remove_ssh_host_keys(why));
+           (!thaw->reset_ssh_host_keys || ssh_host_keys_remove(why));
 }
 
 static bool set_readonly(bool readonly)

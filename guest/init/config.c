@@ -33,7 +33,7 @@ static const struct {
     {"env", 0, SIZE_MAX}, {"workdir", 0, 1},     {"user", 0, 1},         {"agent", 1, 1},
     {"headers", 1, 1},    {"stop_signal", 0, 1}, {"host", 0, HOSTS_MAX}, {"machine_id", 0, 1},
     {"ready", 0, 1},      {"init", 0, 1},        {"read_only", 0, 1},    {"files", 0, 1},
-    {"stdin", 0, 1},      {"tty", 0, 1},
+    {"stdin", 0, 1},      {"tty", 0, 1},         {"reset", 0, 1},        {"former_machine_id", 0, 16},
 };
 
 static bool check_counts(const struct config *config, struct reason *why)
@@ -136,6 +136,13 @@ static bool take_record(struct config *config, const struct record *record, size
         config->machine_id = value;
         return machine_id_valid(value) ||
                refuse(why, "config disk: machine_id=%s: expected 32 hex digits", value);
+    } else if (record_is(record, "former_machine_id"))
+        return machine_id_valid(value) ||
+               refuse(why, "config disk: former_machine_id=%s: expected 32 hex digits", value);
+    else if (record_is(record, "reset")) {
+        config->reset_ssh_host_keys = true;
+        return strcmp(value, "ssh-host-keys") == 0 ||
+               refuse(why, "config disk: reset=%s is not known to this guest; it knows ssh-host-keys", value);
     } else if (record_is(record, "agent"))
         return parse_flag(record, &config->agent, why);
     else if (record_is(record, "headers"))

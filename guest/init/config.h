@@ -23,8 +23,10 @@ struct config {
     char **argv;        /* at least one, NULL-ended */
     char **environment; /* NULL-ended */
     const char *folder;
-    const char *user;       /* or NULL */
-    const char *machine_id; /* or NULL */
+    const char *user;         /* or NULL */
+    const char *machine_id;   /* or NULL */
+    bool reset_ssh_host_keys; /* of a disk that was another VM's */
+    bool new_ssh_host_keys;   /* were they? */
     int stop_signal;
     bool agent;
     bool headers;

@@ -12,6 +12,7 @@
 #include "headersworker.h"
 #include "laststage.h"
 #include "mounts.h"
+#include "newowner.h"
 #include "placement.h"
 #include "poweroff.h"
 #include "readiness.h"
@@ -149,7 +150,8 @@ static bool boot(struct machine *machine, struct reason *why)
         system_open();
     if (!sysctls_set(machine->config.records, machine->config.size, why))
         return false;
-    return system_name(machine->config.name, &machine->config.hosts, why) && place_files(machine, why);
+    return system_name(machine->config.name, &machine->config.hosts, why) &&
+           new_owner(&machine->config, machine->initrd, why) && place_files(machine, why);
 }
 
 static struct outcome run(struct machine *machine)

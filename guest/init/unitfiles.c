@@ -4,6 +4,7 @@
 #include "files.h"
 #include "readiness.h"
 #include "settings.h"
+#include "sshkeys.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,6 +18,7 @@
 #define UNITS "/run/systemd/system"
 #define AGENT_UNIT "hypeman-agent.service"
 #define HEADERS_UNIT "hypeman-kernel-headers.service"
+#define SSH_KEYS_UNIT "hypeman-ssh-host-keys.service"
 #define READY_UNIT "hypeman-ready.service"
 #define EMERGENCY_UNIT "hypeman-emergency.service"
 /* Behind what an image has with a lower number. */
@@ -62,6 +64,20 @@ static const char headers_unit[] = "[Unit]\n"
                                    "Nice=19\n"
                                    "IOSchedulingClass=idle\n"
                                    "CPUSchedulingPolicy=idle\n";
+
+/* Debian's server does not start without any. */
+static const char ssh_keys_unit[] = "[Unit]\n"
+                                    "Description=New SSH host keys of a fork\n"
+                                    "DefaultDependencies=no\n"
+                                    "ConditionPathExists=" SSH_KEYGEN "\n"
+                                    "After=local-fs.target systemd-remount-fs.service\n"
+                                    "Before=ssh.service sshd.service ssh.socket sshd.socket shutdown.target\n"
+                                    "Conflicts=shutdown.target\n"
+                                    "\n"
+                                    "[Service]\n"
+                                    "Type=oneshot\n"
+                                    "RemainAfterExit=yes\n"
+                                    "ExecStart=" SSH_KEYGEN " -A\n";
 
 /* Beside the boot, which does not wait for it, from as early on as the console is there. */
 static const char ready_unit[] = "[Unit]\n"
@@ -291,6 +307,9 @@ bool unit_files_write(const struct config *config, pid_t keeper, struct reason *
     if (config->agent && !write_agent(config, keeper, why))
         return false;
     if (config->headers && !write_headers(why))
+        return false;
+    if (config->new_ssh_host_keys &&
+        !(write_unit(SSH_KEYS_UNIT, ssh_keys_unit, why) && want("multi-user.target", SSH_KEYS_UNIT, why)))
         return false;
     if (config->ready.kind != CHECK_NONE && !write_ready(config, keeper, why))
         return false;

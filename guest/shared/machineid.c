@@ -40,6 +40,12 @@ bool machine_id_is_own(int upper, int image)
            !(read_id(image, DBUS_ID, shared) && strcmp(own, shared) == 0);
 }
 
+bool machine_id_is(int upper, const char *id)
+{
+    char found[MACHINE_ID_LENGTH + 1];
+    return read_id(upper, SYSTEMD_ID, found) && strcmp(found, id) == 0;
+}
+
 bool machine_id_share(int root, int upper)
 {
     struct stat status;

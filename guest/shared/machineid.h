@@ -17,6 +17,9 @@ bool machine_id_valid(const char *text);
  * the image, from whose D-Bus a systemd takes an id where it has none. */
 bool machine_id_is_own(int upper, int image);
 
+/* Is this what was written of it to the folder `upper` is an fd of? */
+bool machine_id_is(int upper, const char *id);
+
 /* Let D-Bus have systemd's id, in the root at `root`, instead of one that is a file of the image. False with
  * errno. */
 bool machine_id_share(int root, int upper);

@@ -35,8 +35,8 @@ from hypemand.manager.snapshots import (
 from hypemand.model.fork import ForkWanted
 from hypemand.model.state import FromStandby, Operation, Origin, State, check_allowed
 from hypemand.model.vm import VmView
-from hypemand.protocol.configdisk import GuestInterface
-from hypemand.protocol.thaw import RESET_SSH_HOST_KEYS, ForkIdentity, ForkInterface
+from hypemand.protocol.configdisk import RESET_SSH_HOST_KEYS, GuestInterface
+from hypemand.protocol.thaw import ForkIdentity, ForkInterface
 from hypemand.storage.disks import DISK
 from hypemand.tasks import finish
 from hypemand.vm.folders import STANDBY
@@ -54,9 +54,11 @@ Fill = Callable[[Path], Awaitable[Content]]
 
 @dataclass(frozen=True, slots=True)
 class _New:
-    """The VM that is made: its id, its definition, and where its folder will be; that of its source."""
+    """The VM that is made: its id, its definition, and where its folder will be; that of its source; and the
+    ids of that."""
 
     id: str
+    former_ids: tuple[str, ...]
     definition: Definition
     folder: Path
     source: Path
@@ -90,7 +92,8 @@ class ApiForks:
             async def fill(making: Path) -> Content:
                 return await self._snapshots.fill(vm, making, what)
 
-            new = self._plan(wanted, definition, vm.places.state)
+            former = (vm.record.id, *vm.record.former_ids)
+            new = self._plan(wanted, definition, vm.places.state, former)
             used = await run_in(Pool.RECORDS, measure_used, vm.places.disk)
             made = await self._make(new, wanted, what, used, fill)
         return await self._begin(made, target)
@@ -111,17 +114,25 @@ class ApiForks:
                 copying.give_up()
 
         with self._parts.snapshots.using(found):
-            new = self._plan(wanted, found.definition, self._parts.records.folder(found.vm))
+            former = (found.vm_id, *self._list_former(found.vm_id))
+            new = self._plan(wanted, found.definition, self._parts.records.folder(found.vm), former)
             made = await self._make(new, wanted, what, found.stored, fill)
         return await self._begin(made, target)
 
-    def _plan(self, wanted: ForkWanted, definition: Definition, source: Path) -> _New:
+    def _plan(
+        self, wanted: ForkWanted, definition: Definition, source: Path, former_ids: tuple[str, ...]
+    ) -> _New:
         return _New(
             uuid.uuid4().hex,
+            former_ids,
             derive_fork(definition, wanted.name),
             self._parts.records.folder(wanted.name),
             source,
         )
+
+    def _list_former(self, vm_id: str) -> tuple[str, ...]:
+        """Of a VM that may be no more."""
+        return next((vm.record.former_ids for vm in self._parts.fleet if vm.record.id == vm_id), ())
 
     async def _make(self, new: _New, wanted: ForkWanted, what: str, used: int, fill: Fill) -> Vm:
         """Make the VM, in the state that its files have. Nothing is left if that fails."""
@@ -144,7 +155,7 @@ class ApiForks:
                     Origin.API,
                     pin,
                     short_name=wanted.short_name,
-                    imported=Imported(new.id),
+                    imported=Imported(new.id, former_ids=new.former_ids),
                 )
         past = await run_in(Pool.RECORDS, load_past, record.name, self._parts.places(record.name))
         vm = self._parts.adopt(record, past)

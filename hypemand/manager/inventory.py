@@ -45,7 +45,7 @@ from hypemand.model.state import Origin
 from hypemand.storage.disks import DISK
 from hypemand.storage.locks import hold_disk
 from hypemand.tasks import finish
-from hypemand.vm.record import ImagePin, Imported, Lease, VmRecord
+from hypemand.vm.record import MAX_FORMER_IDS, ImagePin, Imported, Lease, VmRecord
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -234,6 +234,7 @@ class Inventory:
                 lease=known.lease,
                 short_name=short_name,
                 expires_at=None if lifetime is None else lifetime.derive_end(now),
+                former_ids=known.former_ids[:MAX_FORMER_IDS],
             )
             try:
                 return await finish(self._add(record), f"record of {name}")

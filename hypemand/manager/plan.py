@@ -14,7 +14,13 @@ from hypemand.errors import InvalidDefinition, Problem
 from hypemand.model.limits import DiskLimits
 from hypemand.network.port import PortPlan
 from hypemand.network.wire import TAP_SOCKET
-from hypemand.protocol.configdisk import GuestConfig, GuestHost, GuestInterface, GuestVolume
+from hypemand.protocol.configdisk import (
+    RESET_SSH_HOST_KEYS,
+    GuestConfig,
+    GuestHost,
+    GuestInterface,
+    GuestVolume,
+)
 from hypemand.storage.hostfiles import NO_FILES, DirectoryImage, HostFiles
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
@@ -115,7 +121,9 @@ def make_plan(
     saved. `in_root`: is a file of the host in the root directory of VMMs already?"""
     guest = resolve_program(definition, image, host_files.env)
     mounts = (*map(_guest_volume, volumes), *map(_guest_directory, host_files.directories))
-    guest = replace(guest, volumes=mounts, machine_id=record.id)
+    guest = replace(guest, volumes=mounts, machine_id=record.id, former_ids=record.former_ids)
+    if record.former_ids:
+        guest = replace(guest, reset_ssh_host_keys=RESET_SSH_HOST_KEYS in definition.fork_reset)
     if network is not None:
         guest = replace(guest, interfaces=(network.interface,), dns=network.dns, hosts=network.hosts)
     _check_mode(guest, definition)

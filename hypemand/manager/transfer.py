@@ -26,6 +26,7 @@ from hypemand.errors import AlreadyExists, HypemandError, InvalidRequest, NotFou
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.parts import Parts
 from hypemand.manager.starts import derive_pin
+from hypemand.manager.vmrecords import is_id
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.state import Operation, Origin, check_allowed
 from hypemand.model.transfer import ExportWanted, ImportWanted, MakeDefinition
@@ -430,7 +431,7 @@ def _adapt(definition: Definition, names: Mapping[str, str], *, keep: bool) -> D
 
 def _derive_identity(manifest: Manifest, definition: Definition, *, keep: bool) -> Imported:
     if not keep:
-        return Imported(uuid.uuid4().hex)
+        return Imported(uuid.uuid4().hex, former_ids=(manifest.id,) if is_id(manifest.id) else ())
     lease: Lease | None = None
     if manifest.lease is not None:
         try:

@@ -52,6 +52,7 @@ def write_vm_record(folder: Path, record: VmRecord) -> None:
         "short_name": record.short_name,
         "expires_at": record.expires_at,
         "former_names": list(record.former_names),
+        "former_ids": list(record.former_ids),
     }
     store_record(folder / "vm.json", document, indent=2)
 
@@ -74,6 +75,8 @@ def _check_record(record: VmRecord) -> VmRecord:
         raise ValueError("its directory has no valid name of a VM")
     if not all(map(is_name, record.former_names)):
         raise ValueError("former_names has what can be no name of a VM")
+    if not all(is_id(str(former)) for former in record.former_ids):
+        raise ValueError("former_ids has what can be no id of a VM")
     if not is_id(str(record.id)):
         raise ValueError("id is not 32 hexadecimal digits")
     if type(record.uid) is not int or record.uid in _NO_UIDS or not 0 < record.uid < 2**32:
@@ -107,6 +110,7 @@ def _parse_record(folder: Path, document: Any) -> WrittenRecord:
         short_name=bool(document.get("short_name", True)),
         expires_at=document.get("expires_at"),
         former_names=tuple(document.get("former_names", ())),
+        former_ids=tuple(document.get("former_ids", ())),
     )
     is_renamed = name != folder.name
     return WrittenRecord(_check_record(record.rename(folder.name) if is_renamed else record), is_renamed)

@@ -21,6 +21,7 @@ MAGIC = b"HYPECFG1"
 VERSION = "1"
 MAX_RECORDS = 1024 * 1024
 MAX_HOSTS = 4096
+RESET_SSH_HOST_KEYS = "ssh-host-keys"
 SECTOR = 512
 _HEADER = struct.Struct("<8sII")
 
@@ -78,8 +79,9 @@ class GuestConfig:
     `dns` are addresses, `search` domains; `hosts`, at most MAX_HOSTS, are the names of other VMs and
     its own. `settings`: records on how programs are started, as `settings_of` derives them;
     `boot_settings`: further ones, of the boot alone, as `boot_settings_of` does. `machine_id`: 32 hex digits,
-    what a guest's systemd is given (machine-id(5)). `ready`: what is checked before the VM is
-    Running. `files`: does it have a files disk (hypemand.protocol.filesdisk)?"""
+    what a guest's systemd is given (machine-id(5)). `former_ids`: those that it does not keep if its disk
+    has one of them, nor its SSH host keys then with `reset_ssh_host_keys`. `ready`: what is checked before
+    the VM is Running. `files`: does it have a files disk (hypemand.protocol.filesdisk)?"""
 
     name: str
     mode: Mode
@@ -98,6 +100,8 @@ class GuestConfig:
     settings: tuple[tuple[str, str], ...] = ()
     boot_settings: tuple[tuple[str, str], ...] = ()
     machine_id: str | None = None
+    former_ids: tuple[str, ...] = ()
+    reset_ssh_host_keys: bool = False
     ready: Ready | None = None
     files: bool = False
     secrets: tuple[GuestSecret, ...] = ()
@@ -130,6 +134,10 @@ def _derive_pairs(config: GuestConfig) -> Iterator[tuple[str, str]]:
         yield "host", encode_fields(host_fields(host))
     if config.machine_id is not None:
         yield "machine_id", config.machine_id
+    for former in config.former_ids:
+        yield "former_machine_id", former
+    if config.reset_ssh_host_keys:
+        yield "reset", RESET_SSH_HOST_KEYS
     if config.ready is not None:
         yield "ready", encode_fields(ready_fields(config.ready))
     if config.files:

@@ -10,12 +10,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hypemand.errors import InvalidRequest
-from hypemand.protocol.configdisk import GuestHost, GuestInterface, host_fields, interface_fields
+from hypemand.protocol.configdisk import (
+    RESET_SSH_HOST_KEYS,
+    GuestHost,
+    GuestInterface,
+    host_fields,
+    interface_fields,
+)
 from hypemand.protocol.frames import MAX_PAYLOAD
 from hypemand.protocol.records import encode_fields, encode_records
 
 ENTROPY_BYTES = 64
-RESET_SSH_HOST_KEYS = "ssh-host-keys"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from hypemand.model.state import Origin
 
 MAX_FORMER_NAMES = 8
 """Names of a VM that are kept after it was renamed."""
+MAX_FORMER_IDS = 16
+"""Ids of VMs that its disk was of, which are kept: forks of forks that have never run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,12 @@ class ImagePin:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What a VM has from an archive: its id, and its addresses if it keeps them."""
+    """What a VM has from an archive, or from its source: its id, its addresses if it keeps them, and the ids
+    of the VMs whose disk it has."""
 
     id: str
     lease: Lease | None = None
+    former_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class VmRecord:
     it was started on last. `short_name`: the host knows it by its bare name too, which can hide a name of
     DNS, and so is not for a VM that somebody other than root has made. `expires_at`: when its lifetime is
     over, in seconds since the epoch; None: never. `former_names`: those that it had before, the last one at
-    the end."""
+    the end. `former_ids`: of the VMs that its disk was of, the last one first."""
 
     name: str
     id: str
@@ -82,6 +86,7 @@ class VmRecord:
     short_name: bool = True
     expires_at: float | None = None
     former_names: tuple[str, ...] = ()
+    former_ids: tuple[str, ...] = ()
 
     def rename(self, name: str) -> VmRecord:
         """The same of another name."""

@@ -341,6 +341,35 @@ class GuestBoot(BootCase):
                     self.assertIn("machine-id -> /etc/machine-id\n", guest.console)
             self.assertNotIn("--machine-id", guest.console)
 
+    def test_a_disk_of_another_vm_gets_the_machine_id_of_this_one(self) -> None:
+        """And no SSH host keys of the other, if that is asked for."""
+        own, other, foreign = "0123456789abcdef" * 2, "f" * 32, "e" * 32
+        units = "/run/systemd/system"
+        show = f"cat /etc/machine-id; ls -1 /etc/ssh; ls -1 {units} {units}/multi-user.target.wants"
+        end = "ln -sf /run/initramfs/shutdown /shutdown; exec /shutdown halt"
+        fill = "mkdir -p /etc/ssh; cd /etc/ssh; touch ssh_host_a_key ssh_host_a_key.pub sshd_config"
+        keys = ("ssh_host_a_key\nssh_host_a_key.pub\nsshd_config\n", "hypeman-ssh-host-keys.service")
+        with tempfile.TemporaryDirectory() as name:
+            disk = make_ext4(Path(name) / "disk")
+            former = (("former_machine_id", foreign), ("former_machine_id", other))
+            for script, records, there, removed in (
+                (f"{fill}; echo {other} >/etc/machine-id", (), True, False),
+                ("true", (("former_machine_id", foreign), ("reset", "ssh-host-keys")), True, False),
+                ("true", (*former, ("reset", "ssh-host-keys")), False, True),
+                # it has its own id now, and what keys it has are its own
+                (fill, (*former, ("reset", "ssh-host-keys")), True, False),
+                (f"echo {other} >/etc/machine-id", (), True, False),
+                ("true", former, True, False),
+            ):
+                words = (SCRIPT_INIT, "-c", f"{script}; {show}; {end}")
+                machine = Machine(disk=disk, records=records)
+                with self.guest(*words, mode="systemd", agent="0", machine_id=own, machine=machine) as guest:
+                    self.assertEqual(guest.exit_report()[0], 0)
+                    is_own = removed or script == fill or records == former
+                    self.assertIn(f"{own if is_own else other}\n", guest.console)
+                    self.assertEqual(keys[0] in guest.console, there, script)
+                    self.assertEqual(guest.console.count(keys[1]), 2 if removed else 0)
+
     def test_systemd_mode_has_limits_for_the_services(self) -> None:
         script = """
         cat /run/systemd/system.conf.d/90-hypeman.conf; ulimit -Sn

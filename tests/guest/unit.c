@@ -272,7 +272,10 @@ static void test_machine_id(void)
                      openat(image, "etc", O_RDONLY | O_DIRECTORY),
                      openat(image, "var/lib/dbus", O_RDONLY | O_DIRECTORY)};
     EXPECT(file_replace(folders[0], "machine-id", "uninitialized\n") && !machine_id_is_own(upper, image));
+    EXPECT(!machine_id_is(upper, "0123456789abcdef0123456789abcdef"));
     EXPECT(file_replace(folders[0], "machine-id", own) && machine_id_is_own(upper, image));
+    EXPECT(machine_id_is(upper, "0123456789abcdef0123456789abcdef") &&
+           !machine_id_is(upper, "ffffffffffffffffffffffffffffffff"));
     EXPECT(file_replace(folders[1], "machine-id", own) && !machine_id_is_own(upper, image));
     EXPECT(file_replace(folders[1], "machine-id", other) && machine_id_is_own(upper, image));
     EXPECT(file_replace(folders[2], "machine-id", own) && !machine_id_is_own(upper, image));

@@ -29,6 +29,15 @@ def disk(host: FakeHost, name: str) -> Path:
     return host.vm(name).places.disk
 
 
+def read_config_disk(host: FakeHost, name: str) -> dict[str, list[str]]:
+    content = (host.vm(name).places.runtime / "config.img").read_bytes()
+    found: dict[str, list[str]] = {}
+    for record in content[16:].split(b"\0"):
+        key, _, value = record.decode().partition("=")
+        found.setdefault(key, []).append(value)
+    return found
+
+
 async def until_running(host: FakeHost, name: str) -> None:
     await host.until(State.RUNNING, name)
 
@@ -75,7 +84,7 @@ def test_a_fork_goes_on_with_the_memory_of_its_source_and_an_identity_of_its_own
 
 def test_a_fork_of_a_stopped_vm_has_its_disk() -> None:
     async def scenario(host: FakeHost) -> None:
-        await host.run()
+        await host.run(fork_reset=["ssh-host-keys"])
         await host.stop_for_good()
         with disk(host, "web").open("r+b") as file:
             file.seek(3 << 20)
@@ -89,6 +98,16 @@ def test_a_fork_of_a_stopped_vm_has_its_disk() -> None:
         assert disk(host, "copy").stat().st_uid == host.vm("copy").record.uid != host.vm().record.uid
         await host.start("copy")
         await host.start("web")
+        # its guest does not keep the identity that is on the disk
+        source, copy = host.vm().record, host.vm("copy").record
+        told = read_config_disk(host, "copy")
+        assert (told["machine_id"], told["former_machine_id"]) == ([copy.id], [source.id])
+        assert told["reset"] == ["ssh-host-keys"]
+        assert not {"former_machine_id", "reset"} & set(read_config_disk(host, "web"))
+        await host.stop_for_good("copy")
+        await service(host).fork_vm("copy", ForkWanted("third"))
+        await host.restart_daemon()
+        assert host.vm("third").record.former_ids == (copy.id, source.id)
 
     drive(scenario)
 
