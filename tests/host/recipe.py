@@ -37,6 +37,7 @@ DEPENDENCIES = (
     "skopeo",
     "systemd-container",
     "umoci",
+    "zstd",
 )
 
 # What the tests themselves run in a host.
