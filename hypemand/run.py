@@ -158,8 +158,10 @@ def run(
     input: bytes | None = None,
     cwd: str | os.PathLike[str] | None = None,
     ok: Sequence[int] = (0,),
+    through: tuple[int, int] | None = None,
 ) -> Completed:
-    """Run `argv` to its end, at most `timeout` seconds. `env` adds to ENVIRONMENT; `ok` are good statuses.
+    """Run `argv` to its end, at most `timeout` seconds. `env` adds to ENVIRONMENT; `ok` are good statuses;
+    `through`: descriptors of the files that it reads and writes as a filter, in place of `input` and output.
 
     Raises CommandMissing, CommandFailed, CommandTimedOut.
     """
@@ -168,8 +170,8 @@ def run(
         try:
             child = subprocess.Popen(
                 list(argv),
-                stdin=files.stdin,
-                stdout=files.stdout,
+                stdin=files.stdin if through is None else through[0],
+                stdout=files.stdout if through is None else through[1],
                 stderr=files.stderr,
                 env={**ENVIRONMENT, **(env or {})},
                 cwd=cwd,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs skopeo, umoci and mkfs.erofs on untrusted data.
+"""Runs skopeo, umoci, mkfs.erofs and zstd on untrusted data.
 
 In the daemon each run is a transient unit of its own with no more rights than it needs and limits on what it
 takes. Whoever executes code in one of them, by a fault of the tool, gets no further than its work:
@@ -9,7 +9,9 @@ takes. Whoever executes code in one of them, by a fault of the tool, gets no fur
   are closed;
 - what unpacks layers is uid 0, since it keeps owners, with few capabilities and in a root that has /usr and
   the folders of its work, and nothing else: no /run, and so no socket of PID 1 or D-Bus. It can make no
-  socket of any kind, and signal no process.
+  socket of any kind, and signal no process;
+- what compresses the memory of a guest is the user of the VM, has no privileges, and sees /usr and two open
+  files.
 """
 
 from __future__ import annotations
@@ -89,6 +91,9 @@ _BUILD = derive_sandbox(
     # it keeps set-user-ID bits
     without={"CapabilityBoundingSet", "PrivateDevices", "ProtectProc", "RestrictSUIDSGID", "UMask"},
 )
+_FILTER = derive_sandbox(*OWN_ROOT, "SystemCallFilter=~@network-io", *_LIMITS)
+# when nothing else wants the CPU and the disk
+_IDLE = ("CPUWeight=1", "IOWeight=1", "CPUSchedulingPolicy=idle", "IOSchedulingClass=idle", "Nice=19")
 # The runtime of Go interrupts its own threads by signals, unless told not to.
 _GO = {"GODEBUG": "asyncpreemptoff=1"}
 
@@ -136,6 +141,19 @@ class Tools(Protocol):
     ) -> Completed:
         """One that keeps owners and makes devices, and knows no network. `readable`: what it reads beside
         `folder`."""
+
+    def filter(
+        self,
+        argv: Sequence[str],
+        through: tuple[int, int],
+        *,
+        user: int,
+        size: int,
+        timeout: float,
+        idle: bool = False,
+    ) -> None:
+        """One that reads an open file and writes at most `size` bytes to another, as that `user`. `idle`:
+        when nothing else wants the CPU and the disk."""
 
     def cancel(self) -> None:
         """End what runs, called from another thread; what would come after it is not begun."""
@@ -196,6 +214,20 @@ class DirectTools:
         """See `Tools`."""
         _check(self._cancelled)
         return run(argv, timeout=timeout, env=_environment(folder, env))
+
+    def filter(
+        self,
+        argv: Sequence[str],
+        through: tuple[int, int],
+        *,
+        user: int,
+        size: int,
+        timeout: float,
+        idle: bool = False,
+    ) -> None:
+        """See `Tools`. It writes as much as it will."""
+        _check(self._cancelled)
+        run(argv, timeout=timeout, through=through)
 
 
 class UnitTools:
@@ -259,8 +291,27 @@ class UnitTools:
         ]
         return self._run(argv, properties, timeout, _environment(folder, {**_GO, **(env or {})}))
 
+    def filter(
+        self,
+        argv: Sequence[str],
+        through: tuple[int, int],
+        *,
+        user: int,
+        size: int,
+        timeout: float,
+        idle: bool = False,
+    ) -> None:
+        """See `Tools`."""
+        own = (f"User={user}", f"Group={user}", f"LimitFSIZE={size}")
+        self._run(argv, [*_FILTER, *own, *(_IDLE if idle else ())], timeout, {}, through)
+
     def _run(
-        self, argv: Sequence[str], properties: Sequence[str], timeout: float, env: Mapping[str, str]
+        self,
+        argv: Sequence[str],
+        properties: Sequence[str],
+        timeout: float,
+        env: Mapping[str, str],
+        through: tuple[int, int] | None = None,
     ) -> Completed:
         # a path of its own: systemd-run would look for it with our eyes
         program = shutil.which(argv[0], path=ENVIRONMENT["PATH"])
@@ -272,9 +323,10 @@ class UnitTools:
                 self.unit,
                 [program, *argv[1:]],
                 [*properties, f"RuntimeMaxSec={round(timeout) + _UNIT_MARGIN}"],
-                description="Image for hypemand",
+                description="Image for hypemand" if through is None else "Saved memory for hypemand",
                 timeout=timeout,
                 env={**ENVIRONMENT, **env},
+                through=through,
             )
         except CommandFailed as error:
             _check(self._cancelled)

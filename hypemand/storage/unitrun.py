@@ -21,17 +21,18 @@ def run_in_unit(
     timeout: float,
     env: Mapping[str, str] | None = None,
     ok: Sequence[int] = (0,),
+    through: tuple[int, int] | None = None,
 ) -> Completed:
     """What a program gives back; its path is absolute, since systemd-run would look for it with our eyes.
-    `settings` as unit files have them. Raises what `hypemand.run.run` does, by the program's own words;
-    nothing of the unit runs any more then."""
+    `settings` as unit files have them; `through` as `hypemand.run.run` has it. Raises what that does, by the
+    program's own words; nothing of the unit runs any more then."""
     words = ["systemd-run", "--quiet", "--wait", "--collect", "--pipe", "--no-ask-password"]
     words += ["--service-type=exec", f"--unit={unit}", f"--description={description}"]
     for setting in settings:
         words += ["-p", setting]
     words += [f"--setenv={key}={value}" for key, value in (env or {}).items()]
     try:
-        return replace(run([*words, "--", *argv], timeout=timeout, ok=ok), argv=tuple(argv))
+        return replace(run([*words, "--", *argv], timeout=timeout, ok=ok, through=through), argv=tuple(argv))
     except CommandFailed as error:
         raise CommandFailed(replace(error.result, argv=tuple(argv))) from None
     except BaseException:

@@ -74,6 +74,27 @@ def test_a_build_sees_what_it_reads_and_writes_to_its_folder_alone(fake_run: Pat
     assert "TemporaryFileSystem=/:ro" in argv
 
 
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_filter_has_two_open_files_and_nothing_else(fake_run: Path, idle: bool) -> None:
+    source, target = fake_run / "source", fake_run / "target"
+    source.write_text("all")
+    with source.open() as reader, target.open("w") as writer:
+        through = reader.fileno(), writer.fileno()
+        tools = UnitTools("x", fake_run / "state")
+        tools.filter(["cat"], through, user=1234, size=4096, timeout=10, idle=idle)
+    argv = (fake_run / "argv").read_text().splitlines()
+    assert {"User=1234", "Group=1234", "LimitFSIZE=4096", "TemporaryFileSystem=/:ro", "--pipe"} < set(argv)
+    assert ("CPUSchedulingPolicy=idle" in argv) is idle
+    assert not any(str(path) in word for word in argv for path in (source, target))
+
+
+def test_a_filter_without_a_unit_reads_and_writes_these_files(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("all")
+    with (tmp_path / "source").open() as reader, (tmp_path / "target").open("w") as writer:
+        DirectTools().filter(["tr", "a", "b"], (reader.fileno(), writer.fileno()), user=0, size=9, timeout=10)
+    assert (tmp_path / "target").read_text() == "bll"
+
+
 def test_link_local_name_servers_stay_open(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     file.write_text(
