@@ -179,6 +179,9 @@ class Daemon:
         finally:
             self._store.may_make.set()
         await asyncio.wait([beginning])
+        if self._recovery.has_doubled:
+            with logged("compressions that did not end"):
+                await run_in(Pool.TOOLS, stop_foreign_units, self._key)
         with logged("what was left of before"):
             await self._recovery.clean_up()
         with logged("what can no longer be restored"):

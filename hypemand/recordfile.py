@@ -55,7 +55,7 @@ def load_record(
     try:
         document = parse_json(read_regular(path, limit))
         if versions and document["version"] not in versions:
-            raise ValueError(f"version is not {versions[-1]}")
+            raise ValueError(f"version is not {' or '.join(map(str, versions))}")
         return parse(document)
     except KeyError as error:
         raise BadRecord(path, f"{error} is missing") from error

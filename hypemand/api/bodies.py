@@ -43,6 +43,8 @@ from hypemand.api.tokens import MAX_TAGS, MAX_VMS
 from hypemand.api.tokens import NAME_PATTERN as TOKEN_PATTERN
 from hypemand.config.imagepull import ImagePull
 from hypemand.config.names import NAME_PATTERN
+from hypemand.errors import InvalidRequest
+from hypemand.model.compression import MAX_LEVEL, MIN_LEVEL, Compression, CompressionAlgorithm
 from hypemand.model.events import EventKind
 from hypemand.model.logs import LogSource
 from hypemand.model.snapshots import SnapshotKind
@@ -125,7 +127,6 @@ _NO_CREDENTIALS = Refused(
 )
 _WHOLE = "write the whole policy, as for a new VM"
 _NO_STANDBY = Refused("is not supported by this version of hypemand", "leave it out")
-_NO_COMPRESSION = Refused("saved memory is not compressed by this version of hypemand", "leave it out")
 
 
 @_body_of("updateInstance")
@@ -161,13 +162,33 @@ class StartInstance:
     entrypoint: tuple[str, ...] | None = optional(Texts(), null=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotCompression:
+    """How saved memory is compressed; `enabled` false: it is not."""
+
+    enabled: bool = required(Flag())
+    algorithm: CompressionAlgorithm = with_default(
+        Word(CompressionAlgorithm), CompressionAlgorithm.ZSTD, null=True
+    )
+    level: int = with_default(Whole(MIN_LEVEL, MAX_LEVEL), MIN_LEVEL, null=True)
+
+
+def derive_compression(form: SnapshotCompression | None, delay: float | None = None) -> Compression | None:
+    """What a body asks for. InvalidRequest for a delay of nothing."""
+    if form is not None and form.enabled:
+        return Compression(form.level, form.algorithm, delay or 0.0)
+    if delay is not None:
+        raise InvalidRequest("compression_delay: no compression is enabled", hint="leave it out")
+    return None
+
+
 @_body_of("standbyInstance")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandbyInstance:
-    """What the published client may ask for beside."""
+    """`compression`: of the memory that is saved; `compression_delay`: seconds before that begins."""
 
-    compression: None = optional(_NO_COMPRESSION)
-    compression_delay: None = optional(_NO_COMPRESSION)
+    compression: SnapshotCompression | None = optional(Part(SnapshotCompression), null=True)
+    compression_delay: float | None = optional(Lifespan(), null=True)
 
 
 @_body_of("restartInstance")
@@ -434,7 +455,7 @@ class CreateSnapshot:
     tags: Mapping[str, str] = with_default(TextMap(), {}, null=True)
     ttl: float | None = optional(Lifespan(), null=True)
     expires_at: float | None = optional(Moment(), null=True)
-    compression: None = optional(_NO_COMPRESSION)
+    compression: SnapshotCompression | None = optional(Part(SnapshotCompression), null=True)
 
 
 @_body_of("restoreSnapshot")

@@ -24,6 +24,7 @@ from hypemand.config.rates import format_byte_rate, format_rate
 from hypemand.config.sizes import format_size
 from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import WrongState
+from hypemand.model.answers.compression import SnapshotCompression
 from hypemand.model.answers.guest import LogEntry, PathInfo
 from hypemand.model.answers.image import Image, PrunedImage, PruneReport
 from hypemand.model.answers.instance import (
@@ -51,7 +52,7 @@ from hypemand.model.images import ImageInfo, Pruned
 from hypemand.model.logs import LogLine
 from hypemand.model.networks import OPEN_GROUP, VmNetwork
 from hypemand.model.state import State
-from hypemand.model.vm import OngoingOperation, RestartStatus, RunReport, VmView
+from hypemand.model.vm import OngoingOperation, RestartStatus, RunReport, SavedView, VmView
 from hypemand.vmm.process import read_memory
 
 Json: TypeAlias = Any
@@ -137,9 +138,19 @@ def derive_instance(view: VmView) -> Instance:
         definition=defined,
         running_definition=None if running == defined else running,
         definition_file=view.definition_file,
-        standby=None
-        if view.saved is None
-        else InstanceStandby(time_json(view.saved.saved_at), view.saved.size, view.saved.problem),
+        standby=None if view.saved is None else _derive_standby(view.saved),
+    )
+
+
+def _derive_standby(saved: SavedView) -> InstanceStandby:
+    compression = saved.compression
+    return InstanceStandby(
+        time_json(saved.saved_at),
+        saved.size,
+        compression.state,
+        SnapshotCompression.of(compression),
+        compression.error,
+        saved.problem,
     )
 
 

@@ -29,6 +29,7 @@ from hypemand.api.bodies import (
     UpdateInstance,
     WaitInstance,
     WriteArchive,
+    derive_compression,
 )
 from hypemand.api.cp import serve_cp
 from hypemand.api.create import parse_create
@@ -243,8 +244,9 @@ class Routes:
     async def standby_instance(self, request: web.Request) -> web.StreamResponse:
         """Save a VM to disk and end its VMM."""
         ref = parse_ref(request)
-        await self._read(request, StandbyInstance)
-        return _instance(await self._manager.standby_vm(ref))
+        body = await self._read(request, StandbyInstance)
+        compression = derive_compression(body.compression, body.compression_delay)
+        return _instance(await self._manager.standby_vm(ref, compression))
 
     async def restore_instance(self, request: web.Request) -> web.StreamResponse:
         """Resume a VM in Standby."""

@@ -17,6 +17,7 @@ from hypemand.api.bodies import (
     ListSnapshots,
     RestoreSnapshot,
     TargetState,
+    derive_compression,
 )
 from hypemand.api.lifetimes import derive_lifetime
 from hypemand.api.render import HYPERVISOR, Json, instance_json, json_response, time_json
@@ -24,7 +25,9 @@ from hypemand.api.requests import parse_ref, read_body, read_query, refuse_query
 from hypemand.api.services import Limits, Services
 from hypemand.config.vmdef import definition_to_json
 from hypemand.errors import InvalidRequest, NotFound
+from hypemand.model.answers.compression import SnapshotCompression
 from hypemand.model.answers.snapshot import Snapshot
+from hypemand.model.compression import CompressionView
 from hypemand.model.document import encode
 from hypemand.model.fork import ForkWanted
 from hypemand.model.snapshots import SnapshotView
@@ -86,7 +89,9 @@ class SnapshotRoutes:
         ref = parse_ref(request)
         body = await read_body(request, CreateSnapshot, self._limits.body)
         lifetime = derive_lifetime(body.ttl, body.expires_at)
-        view = await self._snapshots.create_snapshot(ref, body.kind, body.name, body.tags, lifetime)
+        compression = derive_compression(body.compression)
+        what = (ref, body.kind, body.name, body.tags, lifetime, compression)
+        view = await self._snapshots.create_snapshot(*what)
         return json_response(snapshot_json(view), status=201)
 
     async def restore_snapshot(self, request: web.Request) -> web.StreamResponse:
@@ -130,6 +135,7 @@ def _check_hypervisor(wanted: str | None) -> None:
 
 def snapshot_json(view: SnapshotView) -> Json:
     """A snapshot."""
+    compression = view.compression or CompressionView()
     answer = Snapshot(
         id=view.id,
         kind=view.kind,
@@ -140,7 +146,10 @@ def snapshot_json(view: SnapshotView) -> Json:
         source_hypervisor=HYPERVISOR,
         size_bytes=view.size,
         uncompressed_size_bytes=view.memory,
-        compression_state=None if view.memory is None else "none",
+        compression_state=None if view.memory is None else compression.state,
+        compression=SnapshotCompression.of(compression),
+        compressed_size_bytes=compression.size,
+        compression_error=compression.error,
         tags=view.tags,
         disk_bytes=view.disk,
         definition=definition_to_json(view.definition),

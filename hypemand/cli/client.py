@@ -27,7 +27,7 @@ CHANGE_SECONDS = 60.0
 IMPORT_SECONDS = 1800.0
 # until an image is there: to be fetched, unpacked and written
 PULL_SECONDS = 7200.0
-# until the memory of a VM is on the disk, of which the daemon decides when it takes too long
+# until the memory of a VM is on the disk, or is unpacked; the daemon decides when it takes too long
 SAVE_SECONDS = 7200.0
 CONNECT_SECONDS = 5.0
 MAX_EVENT_BYTES = 16 * 1024 * 1024

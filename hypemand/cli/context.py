@@ -40,6 +40,14 @@ class Context:
         """Is one document asked for, and nothing else?"""
         return self.output in (Format.JSON, Format.YAML)
 
+    @property
+    def compression(self) -> dict[str, Json]:
+        """What of a body asks for compression, if that is asked for."""
+        level = self.args.compress_level
+        if level is None and not self.args.compress:
+            return {}
+        return {"compression": {"enabled": True, "level": level}}
+
     def print_document(self, value: Json) -> None:
         """One document on standard output, in YAML if that is asked for."""
         if self.output is not Format.YAML:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hypemand.cli.options import (
+    COMPRESS_OPTIONS,
     FORK_OPTIONS,
     JSON,
     SCOPES,
@@ -134,6 +135,7 @@ SPACE = (
             ),
             Option(("--tag",), "add a tag to the snapshot", "KEY=VALUE", Kind.PAIR, repeat=True),
             Option(("--ttl",), "delete it after this time, such as 7d (default: never)", "TIME", Kind.SPAN),
+            *COMPRESS_OPTIONS,
             JSON,
         ),
     ),

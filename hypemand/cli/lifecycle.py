@@ -179,10 +179,11 @@ def _post_each(context: Context, what: str, body: dict[str, int]) -> int:
 def standby(context: Context) -> int:
     """Save VMs to disk, and end their VMMs."""
     saved: list[Instance] = []
+    body = context.compression
 
     def save_one(name: str) -> None:
         with show_progress(context.client, name, "saving"):
-            saved.append(post_instance(context.client, name, "standby", body={}, timeout=SAVE_SECONDS))
+            saved.append(post_instance(context.client, name, "standby", body=body, timeout=SAVE_SECONDS))
 
     failure = for_each(context.args.name, save_one)
     if context.wants_json:
@@ -196,7 +197,7 @@ def restore(context: Context) -> int:
 
     def restore_one(name: str) -> None:
         with show_progress(context.client, name, "being restored"):
-            restored.append(post_instance(context.client, name, "restore", body={}, timeout=CHANGE_SECONDS))
+            restored.append(post_instance(context.client, name, "restore", body={}, timeout=SAVE_SECONDS))
 
     failure = for_each(context.args.name, restore_one)
     return _finish_starts(context, restored, failure)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hypemand.cli.spec import Completes, Format, Kind, Option
 from hypemand.config.imagepull import ImagePull
+from hypemand.model.compression import MAX_LEVEL, MIN_LEVEL
 from hypemand.model.events import EventKind
 from hypemand.model.logs import LogSource
 from hypemand.model.snapshots import SnapshotKind
@@ -45,6 +46,15 @@ WAITS = (
         "with --wait: give up after this time (default: the VM's boot_timeout plus 15 s)",
         "TIME",
         Kind.SPAN,
+    ),
+)
+COMPRESS_OPTIONS = (
+    Option(("--compress",), "compress the memory on the disk in the background; a restore takes longer"),
+    Option(
+        ("--compress-level",),
+        f"the same with this level of zstd, {MIN_LEVEL} to {MAX_LEVEL} (default: {MIN_LEVEL})",
+        "LEVEL",
+        Kind.COUNT,
     ),
 )
 FORK_OPTIONS = (

@@ -50,6 +50,7 @@ from hypemand.model.answers.instance import (
     InstanceOperation,
     InstanceStandby,
 )
+from hypemand.model.compression import CompressionState
 from hypemand.model.health import HealthState
 from hypemand.model.state import HeadersState, Origin, State
 
@@ -172,7 +173,19 @@ def _notes_of_standby(instance: Instance) -> Iterator[str]:
     if standby is not None and standby.restore_error:
         yield f"cannot be restored: {standby.restore_error}"
     if standby is not None and standby.size_bytes is not None:
-        yield f"saved, {format_bytes(standby.size_bytes)} on disk"
+        yield f"saved, {format_bytes(standby.size_bytes)} on disk{_describe_form(standby)}"
+
+
+_FORMS: Mapping[str, str] = {
+    CompressionState.COMPRESSING: "being compressed",
+    CompressionState.COMPRESSED: "compressed",
+    CompressionState.ERROR: "compression failed",
+}
+
+
+def _describe_form(standby: InstanceStandby) -> str:
+    words = _FORMS.get(str(standby.compression_state))
+    return "" if words is None else f" ({words})"
 
 
 def _notes(instance: Instance) -> Iterator[str]:
@@ -258,6 +271,8 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
         yield "Operation", _describe_operation(instance.operation)
     if instance.standby is not None:
         yield "Saved", _describe_saved(instance.standby)
+        if instance.standby.compression_error is not None:
+            yield "Compression", escape_controls(instance.standby.compression_error)
     if describe_exit(instance):
         words = escape_controls(describe_exit(instance))
         yield "Exit", paint(words, RED, sys.stdout) if has_failed(instance) else words
@@ -276,8 +291,9 @@ def _status_fields(instance: Instance) -> Iterator[tuple[str, str]]:
 
 
 def _describe_saved(standby: InstanceStandby) -> str:
-    size = standby.size_bytes
-    text = "" if size is None else f"memory and devices, {format_bytes(size)} on disk; "
+    text, size = "", standby.size_bytes
+    if size is not None:
+        text = f"memory and devices, {format_bytes(size)} on disk{_describe_form(standby)}; "
     if standby.restore_error:
         text += paint(f"cannot be restored: {escape_controls(standby.restore_error)}", RED, sys.stdout)
     return text.removesuffix("; ")

@@ -21,7 +21,7 @@ from hypemand.model.answers.snapshot import Snapshot
 from hypemand.model.state import State
 
 _HEADER = ("ID", "NAME", "VM", "KIND", "SIZE", "CREATED", "NOTE")
-_WIDE_HEADER = (*_HEADER[:-1], "MEMORY", "DISK", "VM-ID", "TAGS", "NOTE")
+_WIDE_HEADER = (*_HEADER[:-1], "MEMORY", "COMPRESSION", "DISK", "VM-ID", "TAGS", "NOTE")
 _SHORT_ID = 12
 
 
@@ -31,6 +31,7 @@ def create(context: Context) -> int:
     body: dict[str, Json] = {"kind": args.kind, "name": args.name, "tags": dict(args.tag)}
     if args.ttl is not None and not math.isinf(args.ttl):
         body["ttl"] = f"{args.ttl:.3f}s"
+    body |= context.compression
     with show_progress(context.client, args.vm, "making a snapshot"):
         answer = context.client.post("instances", args.vm, "snapshots", body=body, timeout=SAVE_SECONDS)
     print_json(answer) if context.wants_json else print(escape_controls(parse(Snapshot, answer).id))
@@ -83,7 +84,8 @@ def _row(snapshot: Snapshot, *, wide: bool) -> list[str]:
         format_minute(snapshot.created_at),
     ]
     if wide:
-        cells += [format_bytes(snapshot.uncompressed_size_bytes), format_bytes(snapshot.disk_bytes)]
+        cells += [format_bytes(snapshot.uncompressed_size_bytes), snapshot.compression_state or "-"]
+        cells += [format_bytes(snapshot.disk_bytes)]
         cells += [snapshot.source_instance_id or "-", format_tags(snapshot.tags)]
     notes = ", ".join(_notes(snapshot))
     cells.append(notes if wide else shorten_note(notes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.options import (
+    COMPRESS_OPTIONS,
     EVENT_KINDS,
     FORK_OPTIONS,
     JSON,
@@ -266,7 +267,7 @@ LIFECYCLE = (
         "A VM in Standby keeps its disk, addresses and programs, and uses no memory. restore or start "
         "resumes it. If a VM cannot be saved, it continues to run.",
         arguments=(_VMS,),
-        options=(JSON,),
+        options=(*COMPRESS_OPTIONS, JSON),
     ),
     Command(
         ("restore",),

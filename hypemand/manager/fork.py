@@ -42,7 +42,7 @@ from hypemand.tasks import finish
 from hypemand.vm.folders import STANDBY
 from hypemand.vm.record import ImagePin, Imported
 from hypemand.vm.runfiles import load_past
-from hypemand.vm.saved import MEMORY, FileMark, SavedRun, measure_stored, store_saved
+from hypemand.vm.saved import FileMark, SavedRun, measure_stored, store_saved
 from hypemand.vm.snapshots import Snapshot
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
@@ -113,6 +113,7 @@ class ApiForks:
             finally:
                 copying.give_up()
 
+        found = await self._snapshots.settle(found)
         with self._parts.snapshots.using(found):
             former = (found.vm_id, *self._list_former(found.vm_id))
             new = self._plan(wanted, found.definition, self._parts.records.folder(found.vm), former)
@@ -241,8 +242,8 @@ def _settle(making: Path, new: _New, content: Content) -> None:
         definition=new.definition,
         lease=None,
         files=tuple(files),
-        memory=FileMark.of(folder / MEMORY),
-        stored=measure_stored(folder),
+        memory=FileMark.of(folder / run.memory_name),
+        stored=measure_stored(folder, run.memory_name),
     )
     store_saved(folder, replace(saved, fork=_derive_identity(run, saved)))
 

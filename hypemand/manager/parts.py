@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.config.host import HostConfig
+from hypemand.manager.compression import Compressions
 from hypemand.manager.definitionfiles import DefinitionFiles
 from hypemand.manager.events import Events
 from hypemand.manager.fleet import Fleet
@@ -75,6 +76,7 @@ class Parts:
     names: Names
     networks: Networks
     disk_watch: DiskWatch
+    compressions: Compressions
     clocks: GuestClocks
     space: SharedQuery[SpaceReport]
     tasks: Tasks
@@ -178,6 +180,9 @@ def make_parts(
         names=names,
         networks=Networks(network_host, allocation, list_live, vms, on_members=names.members_changed),
         disk_watch=disk_watch,
+        compressions=Compressions(
+            current, fleet, pulls.make_tools, services.tell_event, disk_watch.note_removal
+        ),
         clocks=GuestClocks(fleet),
         space=space,
         tasks=Tasks("the VMs"),

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hypemand.errors import HypemandError
+from hypemand.manager.compression import settle_doubled
 from hypemand.manager.inventory import Inventory
 from hypemand.manager.parts import Parts
 from hypemand.manager.standby import settle
@@ -82,6 +83,11 @@ class Recovery:
         self._parts.runtime_root.mkdir(mode=0o711, parents=True, exist_ok=True)
         make_root(self._parts.vmm_root, self._parts.vmm_own)
 
+    @property
+    def has_doubled(self) -> bool:
+        """Was a daemon before this one cut off while it compressed, or unpacked, saved memory?"""
+        return self._parts.snapshots.has_doubled or any(vm.standby.is_doubled for vm in self._parts.fleet)
+
     async def clean_up(self) -> None:
         """End and delete what a daemon that was cut off has left: VMs that worked on a volume, what was being
         made or removed, and units of VMs that are not known. What fails is logged, and keeps nothing else
@@ -90,6 +96,7 @@ class Recovery:
         for vm in self._parts.fleet:
             with logged(f"the standby of VM {vm.name}"):
                 await settle(self._parts, vm)
+                await settle_doubled(self._parts.compressions, vm)
         with logged("the control units of VMs"):
             await self.compare_handles()
         await asyncio.gather(

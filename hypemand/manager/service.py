@@ -13,6 +13,7 @@ from functools import partial
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.errors import AlreadyExists, HypemandError, TimedOut, WrongState
 from hypemand.fulldisk import name_full_disk_beside
+from hypemand.manager.compression import compress_standby
 from hypemand.manager.expiry import Expiry, Term
 from hypemand.manager.limits import change_limits, query_limits
 from hypemand.manager.logs import read_log
@@ -25,6 +26,7 @@ from hypemand.manager.snapshotends import list_terms
 from hypemand.manager.standby import enter_standby
 from hypemand.manager.starts import Starter, derive_pin, logged_start, refuse_of_file
 from hypemand.model.change import VmChange
+from hypemand.model.compression import Compression
 from hypemand.model.events import StartKind
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.limits import RuntimeLimits
@@ -79,6 +81,7 @@ class VmManager:
         await self.expiry.close()
         await self.restorables.close()
         await self._parts.tasks.close(patience=_UNDO_DEADLINE)
+        await self._parts.compressions.close()
         await self._parts.disk_watch.close()
         await self._starter.close()
         await self._parts.names.close()
@@ -307,6 +310,7 @@ class VmManager:
 
     async def _forget(self, vm: Vm) -> None:
         await vm.runs.settle()
+        await self._parts.compressions.cancel(vm.record.id)
         await run_in(Pool.TOOLS, self._records.check_removable, vm.name)
         for unit in (vm.unit, handle_name(vm.name)):
             await self._units.reset_failed(unit)
@@ -364,17 +368,26 @@ class VmManager:
                         # a pull is no part of the boot
                         await self._starter.start(vm, time.monotonic() if waited else requested, image, kind)
             if is_cold:
+                await self._parts.compressions.cancel(vm.record.id)
                 await vm.standby.discard()
         await asyncio.wait([looking])
         return vm.view()
 
     # standby
 
-    async def standby_vm(self, ref: str) -> VmView:
+    async def standby_vm(self, ref: str, compression: Compression | None = None) -> VmView:
         """See `Manager`."""
         vm = self._fleet.get(ref)
         async with vm.operations.hold(Operation.STANDBY, patience=_PATIENCE):
+            await vm.refresh()
+            if vm.state is State.STANDBY and compression is not None:
+                raise WrongState(
+                    f"VM {vm.name} is in Standby, and its memory is compressed when it is saved",
+                    hint="restore it first: hypemanctl restore",
+                )
             await enter_standby(self._parts, vm)
+            if compression is not None:
+                compress_standby(self._parts.compressions, vm, compression)
         return vm.view()
 
     async def restore_vm(self, ref: str) -> VmView:
@@ -388,6 +401,7 @@ class VmManager:
         return vm.view()
 
     async def _restore(self, vm: Vm, requested: float) -> None:
+        await self._parts.compressions.cancel(vm.record.id)
         with logged_start(vm):
             await self._starter.restore(vm, requested)
 

@@ -25,6 +25,7 @@ _WORDS = {
 
 async def remove_snapshot(parts: Parts, snapshot: Snapshot, cause: SnapshotCause) -> None:
     """Remove it. InUse while it is being restored or copied, NotFound where it has gone, OSError."""
+    await parts.compressions.cancel(snapshot.id)
     with parts.snapshots.using(snapshot, alone=True):
         await finish(run_in(Pool.TOOLS, parts.snapshots.remove, snapshot), f"removal of {snapshot.id}")
     parts.disk_watch.note_removal()

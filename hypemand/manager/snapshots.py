@@ -16,6 +16,7 @@ from pathlib import Path
 from hypemand.config.definition import Definition
 from hypemand.errors import HypemandError, InvalidRequest, WrongState
 from hypemand.fulldisk import name_full_disk_beside
+from hypemand.manager.compression import Subject
 from hypemand.manager.parts import Parts
 from hypemand.manager.restorable import (
     find_build,
@@ -26,6 +27,7 @@ from hypemand.manager.restorable import (
 from hypemand.manager.service import VmManager
 from hypemand.manager.snapshotends import remove_snapshot, tell_snapshot
 from hypemand.manager.standby import save_beside
+from hypemand.model.compression import Compression
 from hypemand.model.events import SnapshotAction, SnapshotCause
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.snapshots import SnapshotKind, SnapshotView
@@ -38,12 +40,12 @@ from hypemand.tasks import finish
 from hypemand.vm.pause import reach_session
 from hypemand.vm.revert import begin_revert, commit_revert, drop_revert
 from hypemand.vm.saved import (
-    MEMORY,
     STATE,
     FileMark,
     SavedRun,
     UnusableError,
     check_whole,
+    load_saved,
     measure_stored,
     store_saved,
 )
@@ -77,17 +79,23 @@ class ApiSnapshots:
     async def list_snapshots(self) -> Sequence[SnapshotView]:
         """See `SnapshotService`."""
         problems = await self._manager.restorables.find_problems()
-        return [snapshot.view(problems.get(snapshot.id)) for snapshot in self._store]
+        return [self._store.view(snapshot, problems.get(snapshot.id)) for snapshot in self._store]
 
     async def get_snapshot(self, ref: str) -> SnapshotView:
         """See `SnapshotService`."""
-        snapshot, problems = self._store.get(ref), await self._manager.restorables.find_problems()
-        return snapshot.view(problems.get(snapshot.id))
+        problems = await self._manager.restorables.find_problems()
+        snapshot = self._store.get(ref)
+        return self._store.view(snapshot, problems.get(snapshot.id))
 
     async def remove_snapshot(self, ref: str) -> None:
         """See `SnapshotService`."""
         await remove_snapshot(self._parts, self._store.get(ref), SnapshotCause.REQUEST)
         self._manager.expiry.schedule()
+
+    async def settle(self, snapshot: Snapshot) -> Snapshot:
+        """As it is when it is not being compressed any more. NotFound where it has gone."""
+        await self._parts.compressions.cancel(snapshot.id)
+        return self._store.get(snapshot.id)
 
     # making
 
@@ -98,6 +106,7 @@ class ApiSnapshots:
         name: str | None,
         tags: Mapping[str, str],
         lifetime: Lifetime | None = None,
+        compression: Compression | None = None,
     ) -> SnapshotView:
         """See `SnapshotService`."""
         vm = self._fleet.get(ref)
@@ -106,7 +115,7 @@ class ApiSnapshots:
             await vm.refresh()
             check_allowed(Operation.SNAPSHOT, vm.state, vm.name, vm.state_error)
             kind = kind or (SnapshotKind.STOPPED if vm.state is State.STOPPED else SnapshotKind.STANDBY)
-            _check_source(vm, kind)
+            _check_source(vm, kind, compression)
             # one of that name may have come meanwhile
             self._store.check_new(vm.record.id, name, tags)
             async with name_full_disk_beside(f"make a snapshot of VM {vm.name}", vm.places.state):
@@ -115,7 +124,25 @@ class ApiSnapshots:
         self._manager.expiry.schedule()
         tell_snapshot(self._parts, snapshot, SnapshotAction.CREATED, SnapshotCause.REQUEST, "was made")
         vm.log(logging.INFO, f"VM {vm.name}: made the snapshot {snapshot.name or snapshot.id}")
-        return snapshot.view()
+        if compression is not None and snapshot.run is not None and snapshot.run.packing is None:
+            self._begin_compression(vm, snapshot, snapshot.run, compression)
+        return self._store.view(snapshot)
+
+    def _begin_compression(self, vm: Vm, snapshot: Snapshot, run: SavedRun, wanted: Compression) -> None:
+        async def commit(packed: SavedRun) -> None:
+            await run_in(Pool.TOOLS, self._store.replace_run, snapshot, packed)
+
+        subject = Subject(
+            f"the compression of the snapshot {snapshot.shown}",
+            self._store.folder(snapshot),
+            run,
+            vm.name,
+            vm.record.uid,
+            snapshot.id,
+            partial(self._store.show_compression, snapshot),
+            commit,
+        )
+        self._parts.compressions.begin(snapshot.id, subject, wanted)
 
     async def _make(
         self, vm: Vm, kind: SnapshotKind, name: str | None, tags: Mapping[str, str], lifetime: Lifetime
@@ -160,6 +187,7 @@ class ApiSnapshots:
                     run = await save_beside(self._parts, vm, session, making, copy)
                 await run_in(Pool.TOOLS, _keep_others, run, vm.places.state, making)
             elif vm.state is State.STANDBY:
+                await self._parts.compressions.cancel(vm.record.id)
                 run = await run_in(Pool.TOOLS, _copy_standby, vm, vm.standby.saved, making, copying)
             else:
                 await vm.runs.settle()
@@ -189,6 +217,8 @@ class ApiSnapshots:
             await vm.refresh()
             check_allowed(Operation.REVERT, vm.state, vm.name, vm.state_error)
             await vm.runs.settle()
+            await self._parts.compressions.cancel(vm.record.id)
+            snapshot = await self.settle(snapshot)
             async with name_full_disk_beside(f"restore a snapshot of VM {vm.name}", vm.places.state):
                 with self._store.using(snapshot):
                     await self._revert(vm, snapshot, None if target is State.STOPPED else snapshot.run)
@@ -212,12 +242,23 @@ class ApiSnapshots:
                 raise refuse_snapshot(vm.name, snapshot, str(error)) from None
         copying = Copying(f"the restored disk of {what}", state, self._parts.config().disk.reserve)
         try:
-            await run_in(Pool.TOOLS, _prepare, vm, snapshot, folder, run, copying)
+            new = await run_in(Pool.TOOLS, _prepare, vm, snapshot, folder, run, copying)
+            if new is not None:
+                await self._unpack(vm, snapshot, new)
             await finish(self._commit(vm), f"commit of {what}")
         except BaseException:
             copying.give_up()
             await finish(run_in(Pool.TOOLS, drop_revert, state), f"undo of {what}")
             raise
+
+    async def _unpack(self, vm: Vm, snapshot: Snapshot, folder: Path) -> None:
+        """Before what it has now is gone: only then is it known that the memory is whole."""
+        saved = await run_in(Pool.TOOLS, load_saved, folder)
+        try:
+            what = f"the memory of the snapshot that VM {vm.name} is restored from"
+            await self._parts.compressions.unpack(what, folder, saved, vm.record.uid)
+        except UnusableError as error:
+            raise refuse_snapshot(vm.name, snapshot, str(error)) from None
 
     async def _commit(self, vm: Vm) -> None:
         def commit() -> tuple[SavedRun | None, str]:
@@ -258,7 +299,7 @@ class Copying:
         copy_disk(source, target, uid=uid, mode=mode, check=self.check)
 
 
-def _check_source(vm: Vm, kind: SnapshotKind) -> None:
+def _check_source(vm: Vm, kind: SnapshotKind, compression: Compression | None) -> None:
     if vm.state not in kind.sources:
         wanted = " or ".join(str(state) for state in State if state in kind.sources)
         raise WrongState(
@@ -266,6 +307,8 @@ def _check_source(vm: Vm, kind: SnapshotKind) -> None:
             hint="use the other kind, or "
             + ("stop it first" if kind is SnapshotKind.STOPPED else "start it"),
         )
+    if kind is SnapshotKind.STOPPED and compression is not None:
+        raise InvalidRequest("compression: a snapshot of kind Stopped has no memory", hint="leave it out")
     definition = find_source(vm)
     written = [mount.volume for mount in definition.volumes if mount.writes]
     if kind is SnapshotKind.STANDBY and written:
@@ -302,11 +345,13 @@ def take_memory(run: SavedRun, source: Path, target: Path, copying: Copying) -> 
     """Have what was saved in another folder too, but for its record: that is what this gives, with marks of
     the files there. Blocks."""
     copying.copy(source / STATE, target / STATE)
-    if _may_link(run):
-        os.link(source / MEMORY, target / MEMORY)
+    name = run.memory_name
+    # no VMM opens what is compressed
+    if run.packing is not None or _may_link(run):
+        os.link(source / name, target / name)
     else:
-        copying.copy(source / MEMORY, target / MEMORY)
-    return replace(run, memory=FileMark.of(target / MEMORY), stored=measure_stored(target))
+        copying.copy(source / name, target / name)
+    return replace(run, memory=FileMark.of(target / name), stored=measure_stored(target, name))
 
 
 def is_own(mark: FileMark, state: Path) -> bool:
@@ -346,18 +391,19 @@ def _copy_stopped(vm: Vm, making: Path, copying: Copying) -> None:
         copying.copy(vm.places.disk, making / DISK)
 
 
-def _prepare(vm: Vm, snapshot: Snapshot, folder: Path, run: SavedRun | None, copying: Copying) -> None:
-    """Write all that takes the place of what the VM has. Blocks."""
+def _prepare(vm: Vm, snapshot: Snapshot, folder: Path, run: SavedRun | None, copying: Copying) -> Path | None:
+    """Write all that takes the place of what the VM has. Gives its folder if there is memory. Blocks."""
     state, disk = vm.places.state, folder / DISK
     if snapshot.disk.has_changed():
         raise WrongState(f"{disk} is damaged, or was changed", hint="remove the snapshot")
     new = begin_revert(state)
     copying.copy(disk, new / DISK, uid=vm.record.uid, mode=0o600)
     if run is None:
-        return
+        return None
     for mark in run.files:
         if is_own(mark, state):
             os.link(folder / Path(mark.path).name, new / Path(mark.path).name)
     copied = replace(FileMark.of(new / DISK), path=str(state / DISK))
     files = (copied if mark.path == copied.path else mark for mark in run.files)
     store_saved(new, replace(take_memory(run, folder, new, copying), files=tuple(files)))
+    return new

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypemand.config.specifiers import read_specifier_host
 from hypemand.config.vmdef import expand_unit, replace_program
 from hypemand.errors import HypemandError, InvalidDefinition, WrongState
 from hypemand.fulldisk import name_full_disk_beside
+from hypemand.manager.compression import unpack_standby
 from hypemand.manager.fleet import DiskLook
 from hypemand.manager.parts import Parts
 from hypemand.manager.plan import Attached, Connection, Plan, Restore, make_plan
@@ -248,8 +250,21 @@ class Starter:
             if why := await find_standby_problem(self._parts, vm, saved, build):
                 raise refuse_restore(vm, why)
             image = await self._images.get_for(saved.definition.image, saved.image)
-            shared = await run_in(Pool.TOOLS, _take_saved, vm, saved, build)
+            saved, shared = await self._take_saved(vm, saved, build)
             await self._start(vm, requested, image, StartKind.RESTORE, _Saved(saved, shared))
+
+    async def _take_saved(self, vm: Vm, saved: SavedRun, build: VmmBuild) -> tuple[SavedRun, bool]:
+        """Have its VMM get what was saved, which is not compressed then; WrongState unless that is whole. Has
+        QEMU no need to write to the memory's file?"""
+        try:
+            await run_in(Pool.TOOLS, check_whole, vm.places.standby, saved)
+            saved = await unpack_standby(self._parts.compressions, vm, saved)
+        except UnusableError as error:
+            raise refuse_restore(vm, str(error)) from None
+        # a balloon gives memory back by cutting it out of that file
+        shared = can_share(build.version) and not saved.definition.balloon
+        await run_in(Pool.TOOLS, partial(give_to, shared=shared), vm.places.standby, vm.record.uid)
+        return saved, shared
 
     async def start(
         self, vm: Vm, requested: float, image: Image, kind: StartKind = StartKind.REQUEST
@@ -430,19 +445,6 @@ class Starter:
         if host_files.files:
             write_files_disk(places.files, host_files.files, uid=record.uid)
         return plan
-
-
-def _take_saved(vm: Vm, saved: SavedRun, build: VmmBuild) -> bool:
-    """Have its VMM get what was saved; WrongState unless that is whole. Has QEMU no need to write to the
-    memory's file? Blocks."""
-    try:
-        check_whole(vm.places.standby, saved)
-    except UnusableError as error:
-        raise refuse_restore(vm, str(error)) from None
-    # a balloon gives memory back by cutting it out of that file
-    shared = can_share(build.version) and not saved.definition.balloon
-    give_to(vm.places.standby, vm.record.uid, shared=shared)
-    return shared
 
 
 async def _wait_for(task: asyncio.Task[Any]) -> None:

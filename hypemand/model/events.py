@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import ClassVar, Protocol
 
 from hypemand.errors import InvalidRequest
+from hypemand.model.compression import CompressionState
 from hypemand.model.health import HealthState
 from hypemand.model.images import PullStatus
 from hypemand.model.state import State
@@ -35,6 +36,7 @@ class EventKind(StrEnum):
     RENAME = "rename"
     PULL = "pull"
     SNAPSHOT = "snapshot"
+    COMPRESSION = "compression"
     MISSED = "missed"
 
 
@@ -223,6 +225,20 @@ class SnapshotChange:
     cause: SnapshotCause
     snapshot: str | None
     name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionEnd:
+    """The memory of a snapshot, or with `snapshot` None of a VM in Standby, took `size` bytes on the disk. It
+    was COMPRESSED to `compressed_size` after so many `seconds`; or that has failed (ERROR)."""
+
+    kind: ClassVar[EventKind] = EventKind.COMPRESSION
+    snapshot: str | None
+    state: CompressionState
+    size: int
+    compressed_size: int | None = None
+    seconds: float | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.model.change import VmChange
+from hypemand.model.compression import Compression
 from hypemand.model.events import Noted, Since
 from hypemand.model.exec import AttachRequest, AttachSession, ExecRequest, ExecSession
 from hypemand.model.files import CopyIn, CopyOut, FileInfo
@@ -108,9 +109,10 @@ class Manager(Protocol):
         """Let a Paused VM go on, whatever it was paused for. One that cannot write, since a file system is
         still full, is Paused again at once. TimedOut, GuestError."""
 
-    async def standby_vm(self, ref: str) -> VmView:
-        """Save a Running or Paused VM to the host's disk, and end its VMM; no-op in Standby. GuestError,
-        TimedOut, InsufficientResources: it runs on then. WrongState also when it was stopped meanwhile."""
+    async def standby_vm(self, ref: str, compression: Compression | None = None) -> VmView:
+        """Save a Running or Paused VM to the host's disk, and end its VMM; no-op in Standby without
+        `compression`, which is begun then and goes on afterwards. GuestError, TimedOut,
+        InsufficientResources: it runs on then. WrongState also when it was stopped meanwhile."""
 
     async def restore_vm(self, ref: str) -> VmView:
         """Have a VM in Standby go on; back at once, as `start_vm`. No-op in Running and Initializing.
@@ -265,10 +267,11 @@ class SnapshotService(Protocol):
         name: str | None,
         tags: Mapping[str, str],
         lifetime: Lifetime | None = None,
+        compression: Compression | None = None,
     ) -> SnapshotView:
         """One of a VM, which stays as it is: one that runs stands still meanwhile. `kind` None: that of its
-        state; `lifetime`: from when it is made. WrongState, AlreadyExists, InvalidRequest,
-        InsufficientResources, GuestError, TimedOut."""
+        state; `lifetime`: from when it is made; `compression`: of its memory, which is begun then and goes on
+        afterwards. WrongState, AlreadyExists, InvalidRequest, InsufficientResources, GuestError, TimedOut."""
 
     async def restore_snapshot(self, ref: str, snapshot: str, target: State | None) -> VmView:
         """Have a VM that does not run be as it was: its disk, and for kind Standby its memory; and in state

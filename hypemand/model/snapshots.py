@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hypemand.config.definition import Definition
+from hypemand.model.compression import CompressionView
 from hypemand.model.state import State
 
 
@@ -46,9 +47,10 @@ _TARGETS = {
 @dataclass(frozen=True, slots=True)
 class SnapshotView:
     """A snapshot. `vm_id`, `vm`: the VM that it is of, by the name that it had; `size`: bytes that it takes
-    on the disk; `disk`, `memory`: bytes that the guest has, memory of kind Standby alone; `definition`: what
-    the VM ran with, or was defined with; `problem`: why it can no longer be restored with its memory, where
-    that is known; `expires_at`: when it is deleted by itself. Times are seconds since the epoch."""
+    on the disk; `disk`, `memory`: bytes that the guest has, memory of kind Standby alone, as is
+    `compression`; `definition`: what the VM ran with, or was defined with; `problem`: why it can no longer be
+    restored with its memory, where that is known; `expires_at`: when it is deleted by itself. Times are
+    seconds since the epoch."""
 
     id: str
     name: str | None
@@ -63,3 +65,4 @@ class SnapshotView:
     definition: Definition
     problem: str | None = None
     expires_at: float | None = None
+    compression: CompressionView | None = None

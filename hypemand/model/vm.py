@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hypemand.config.definition import Definition
+from hypemand.model.compression import CompressionView
 from hypemand.model.health import HealthStatus
 from hypemand.model.networks import VmNetwork
 from hypemand.model.state import HeadersStatus, Operation, Origin, RestartBlock, State
@@ -69,11 +70,13 @@ class OngoingOperation:
 @dataclass(frozen=True, slots=True)
 class SavedView:
     """What a VM in Standby goes on from. `saved_at`: seconds since the epoch; `size`: bytes that it takes on
-    the disk; both None if it cannot be read. `problem`: why it cannot be restored, where that is known."""
+    the disk; both None if it cannot be read. `problem`: why it cannot be restored, where that is known;
+    `compression`: of its memory."""
 
     saved_at: float | None
     size: int | None
     problem: str | None = None
+    compression: CompressionView = field(default_factory=CompressionView)
 
 
 @dataclass(frozen=True, slots=True)

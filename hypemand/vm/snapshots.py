@@ -3,7 +3,7 @@
 
     snapshot.json   what it is (docs/snapshots.md)
     disk.ext4       the VM's disk as it was, sparse
-    state, memory   for kind Standby: as `saved` has them
+    state, memory   for kind Standby: as `saved` has them; or memory.zst
     dir-*.erofs     and the images of directories that the VM had
 
 A folder becomes a snapshot, and stops being one, by a rename. `.HEX.making` is being made and `.HEX.removed`
@@ -24,7 +24,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,22 @@ from hypemand.errors import (
     InvalidRequest,
     NotFound,
 )
+from hypemand.model.compression import CompressionView
 from hypemand.model.snapshots import SnapshotKind, SnapshotView
 from hypemand.recordfile import load_record, store_record
 from hypemand.storage.disks import DISK
 from hypemand.vm.folders import RECORD
-from hypemand.vm.saved import FileMark, SavedRun, parse_saved, saved_to_json
+from hypemand.vm.saved import (
+    PLAIN_VERSION,
+    VERSIONS,
+    FileMark,
+    SavedRun,
+    drop_other_form,
+    has_other_form,
+    parse_saved,
+    saved_to_json,
+)
 
-VERSION = 1
 _log = logging.getLogger(__name__)
 _MIN_PREFIX = 4
 _MAKING, _REMOVED = "making", "removed"
@@ -85,8 +94,9 @@ class Snapshot:
         """It in words."""
         return f"{self.name or self.id[:12]} of VM {self.vm}"
 
-    def view(self, problem: str | None = None) -> SnapshotView:
-        """It as clients see it. `problem`: why it can no longer be restored."""
+    def view(self, problem: str | None = None, compression: CompressionView | None = None) -> SnapshotView:
+        """It as clients see it. `problem`: why it can no longer be restored; `compression`: of its memory,
+        where that is not what the record says."""
         return SnapshotView(
             id=self.id,
             name=self.name,
@@ -101,6 +111,7 @@ class Snapshot:
             definition=self.definition,
             problem=problem,
             expires_at=self.expires_at,
+            compression=None if self.run is None else compression or self.run.view_compression(),
         )
 
 
@@ -115,6 +126,10 @@ class SnapshotStore:
         self._unreadable: list[Path] = []
         # how many use it, by id
         self._users: Counter[str] = Counter()
+        # how far their compression is, by id
+        self._compressions: dict[str, CompressionView] = {}
+        # ids of those that have memory in both forms
+        self._doubled: list[str] = []
 
     def load(self) -> None:
         """Read all records. A folder that is no snapshot is reported and not changed. OSError when the folder
@@ -133,6 +148,13 @@ class SnapshotStore:
                 self._unreadable.append(folder)
                 continue
             self._snapshots[snapshot.id] = snapshot
+            if snapshot.run is not None and has_other_form(folder, snapshot.run):
+                self._doubled.append(snapshot.id)
+
+    @property
+    def has_doubled(self) -> bool:
+        """Has a daemon before this one been cut off while it compressed?"""
+        return bool(self._doubled)
 
     def check_readable(self) -> None:
         """Raise HostNotReady if there is one whose record cannot be read: nobody knows what it needs."""
@@ -150,6 +172,11 @@ class SnapshotStore:
         for folder in marked:
             _log.info("removing %s: a snapshot that was being made or removed", folder)
             _delete(folder)
+        doubled, self._doubled = self._doubled, []
+        for snapshot in [one for one in self if one.id in doubled]:
+            if snapshot.run is not None:
+                _log.info("the compression of the snapshot %s was cut off", snapshot.shown)
+                drop_other_form(self.folder(snapshot), snapshot.run)
 
     def __iter__(self) -> Iterator[Snapshot]:
         return iter(sorted(self._snapshots.copy().values(), key=lambda one: (one.created_at, one.id)))
@@ -205,6 +232,25 @@ class SnapshotStore:
         added = self._snapshots[snapshot.id] = _load(self.folder(snapshot))
         return added
 
+    def view(self, snapshot: Snapshot, problem: str | None = None) -> SnapshotView:
+        """One as clients see it. `problem`: why it can no longer be restored."""
+        return snapshot.view(problem, self._compressions.get(snapshot.id))
+
+    def show_compression(self, snapshot: Snapshot, view: CompressionView | None) -> None:
+        """How far the compression of its memory is; None: as its record says."""
+        self._compressions.pop(snapshot.id, None)
+        if view is not None:
+            self._compressions[snapshot.id] = view
+
+    def replace_run(self, snapshot: Snapshot, run: SavedRun) -> None:
+        """Its memory is in this form from now on. OSError."""
+        assert snapshot.run is not None, "it has memory"
+        stored = snapshot.stored - snapshot.run.stored + run.stored
+        changed = replace(snapshot, run=run, stored=stored)
+        store_record(self.folder(snapshot) / RECORD, _to_json(changed))
+        self._snapshots[snapshot.id] = changed
+        drop_other_form(self.folder(snapshot), run)
+
     def drop(self, making: Path) -> None:
         """It came to nothing."""
         _delete(making)
@@ -215,6 +261,7 @@ class SnapshotStore:
         removed = self._new_mark(_REMOVED)
         self.folder(snapshot).rename(removed)
         del self._snapshots[snapshot.id]
+        self._compressions.pop(snapshot.id, None)
         sync_folder(self._folder)
         _delete(removed)
 
@@ -253,7 +300,7 @@ def _delete(folder: Path) -> None:
 
 def _to_json(snapshot: Snapshot) -> Mapping[str, Any]:
     return {
-        "version": VERSION,
+        "version": PLAIN_VERSION if snapshot.run is None else snapshot.run.version,
         "name": snapshot.name,
         "kind": snapshot.kind,
         "created_at": snapshot.created_at,
@@ -272,7 +319,7 @@ def _to_json(snapshot: Snapshot) -> Mapping[str, Any]:
 def _load(folder: Path) -> Snapshot:
     if _ID.fullmatch(folder.name) is None:
         raise ValueError("its name is not the id of a snapshot")
-    return load_record(folder / RECORD, partial(_parse, folder), versions=(VERSION,))
+    return load_record(folder / RECORD, partial(_parse, folder), versions=VERSIONS)
 
 
 def _parse(folder: Path, document: Any) -> Snapshot:

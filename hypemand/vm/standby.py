@@ -14,6 +14,7 @@ from pathlib import Path
 from hypemand.config.definition import Definition
 from hypemand.errors import HypemandError
 from hypemand.fulldisk import name_full_disk
+from hypemand.model.compression import CompressionView
 from hypemand.model.evidence import RunState
 from hypemand.model.vm import SavedView
 from hypemand.tasks import Tasks
@@ -98,13 +99,16 @@ def _open_new(paths: Sequence[Path]) -> list[int]:
 class Standby:
     """What the VM of that folder goes on from. `saved`: what it is in Standby with, or will be when its run
     has ended; `problem`: why what is there cannot be read; `used`: what its run was restored from, until it
-    is Running. `is_cut_off`: a save was, by the end of a daemon; `was_running`: the guest is to run on."""
+    is Running. `is_cut_off`: a save was, by the end of a daemon; `was_running`: the guest is to run on.
+    `is_doubled`: a compression was; `compression`: how far one is, None: as the record says."""
 
     def __init__(self, name: str, state: Path, kept: Kept, tasks: Tasks) -> None:
         self.saved, self.problem = kept.saved, kept.problem
         self.used = kept.used
         self.is_cut_off = kept.is_cut_off
         self.was_running = kept.was_running
+        self.is_doubled = kept.is_doubled
+        self.compression: CompressionView | None = None
         self._state = state
         self._tasks = tasks
         self._name = name
@@ -150,11 +154,12 @@ class Standby:
         problem = self.find_problem() or None
         if self.saved is None:
             return SavedView(None, None, problem)
-        return SavedView(self.saved.saved_at, self.saved.stored, problem)
+        compression = self.compression or self.saved.view_compression()
+        return SavedView(self.saved.saved_at, self.saved.stored, problem, compression)
 
     def take(self, saved: SavedRun) -> None:
         """It goes on from this."""
-        self.saved, self.problem = saved, ""
+        self.saved, self.problem, self.compression = saved, "", None
 
     def meet(self, session: Session | None, *, is_activating: bool) -> None:
         """A run is on that may be a restore: its agent answers to what that was saved with, and when its

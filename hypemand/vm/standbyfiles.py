@@ -19,7 +19,7 @@ from pathlib import Path
 from hypemand.atomic import sync_folder
 from hypemand.recordfile import BadRecord
 from hypemand.vm.folders import OLD_STANDBY, RECORD, STANDBY
-from hypemand.vm.saved import SavedRun, find_saved, load_saved
+from hypemand.vm.saved import SavedRun, find_saved, has_other_form, load_saved
 from hypemand.vm.tracker import BootNotes, Moment
 
 _NEW = f"{STANDBY}.new"
@@ -30,14 +30,15 @@ _WAS_RUNNING = "was-running"
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What a daemon that starts finds of a VM's saves: what it can go on from, and where something is there
-    that cannot be read, why; what a restore that is under way goes on from; and whether a save was cut off,
-    of a guest that ran before."""
+    that cannot be read, why; what a restore that is under way goes on from; whether a save was cut off, of a
+    guest that ran before; and whether the memory is there in two forms."""
 
     saved: SavedRun | None = None
     problem: str = ""
     used: SavedRun | None = None
     is_cut_off: bool = False
     was_running: bool = False
+    is_doubled: bool = False
 
 
 def load_kept(state: Path) -> Kept:
@@ -46,7 +47,8 @@ def load_kept(state: Path) -> Kept:
     cut_off = state / _NEW
     is_cut_off = cut_off.is_dir()
     was_running = is_cut_off and (cut_off / _WAS_RUNNING).exists()
-    return Kept(saved, problem, find_saved(state / OLD_STANDBY), is_cut_off, was_running)
+    is_doubled = saved is not None and has_other_form(state / STANDBY, saved)
+    return Kept(saved, problem, find_saved(state / OLD_STANDBY), is_cut_off, was_running, is_doubled)
 
 
 def load_standby(state: Path) -> tuple[SavedRun | None, str]:

@@ -31,6 +31,7 @@ from hypemand.model.images import OciConfig, derive_host_architecture
 from hypemand.model.state import State
 from hypemand.storage.images import ROOTFS, Image, derive_id, store_metadata
 from hypemand.storage.store import ImageStore
+from hypemand.storage.tools import Tools
 from hypemand.systemd.units import Units
 from hypemand.unitnames import unit_name
 from hypemand.vm.runs import VmServices
@@ -73,7 +74,7 @@ class Daemon:
         units = Units(host.systemd)
         store = ImageStore(host.config.state_dir / "images", host.config.image_dirs, lambda: 0)
         events = Events()
-        self.pulls = Pulls(store, lambda: host.registry, host.config.runtime_dir, tell_event=events.tell)
+        self.pulls = Pulls(store, host.begin_work, host.config.runtime_dir, tell_event=events.tell)
         services = VmServices(
             host.systemd,
             units,
@@ -138,6 +139,7 @@ class FakeHost:
         )
         self.journal = FakeJournal()
         self.registry = FakeRegistry()
+        self.make_tools: Callable[[], Tools] = lambda: self.registry
         self.network = FakeNetworkHost()
         self.vmms = Vmms(folder / "run/vms", self.journal)
         self.systemd = FakeSystemd(self.vmms.run, speed=20)
@@ -150,6 +152,10 @@ class FakeHost:
         self.daemon = Daemon(self)
 
     # its daemon
+
+    def begin_work(self) -> Tools:
+        """The tools for one piece of work of the daemon."""
+        return self.make_tools()
 
     @property
     def manager(self) -> VmManager:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Standby and restore of real guests, and what befalls them on the way."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -66,6 +67,37 @@ def check_snapshot(vms: Vms, name: str) -> None:
     assert vms.host.run(["ls", "-A", "/var/lib/hypemand/snapshots"]).stdout == ""
 
 
+def check_compression(vms: Vms, name: str) -> None:
+    """What it has in memory is the same when that was compressed, copied to a snapshot, and unpacked."""
+    vms.execute(name, "sh", "-c", "head -c 8388608 /dev/urandom >/dev/shm/noise")
+    noise = vms.execute(name, "sha256sum", "/dev/shm/noise")
+    vms.ctl("standby", "--compress-level", "3", name)
+    vms.host.wait_until(lambda: vms.show(name)["standby"]["compression_state"] == "compressed")
+    assert vms.host.run(["ls", STANDBY.format(name)]).stdout.split() == [
+        "memory.zst",
+        "snapshot.json",
+        "state",
+    ]
+    assert vms.host.run(["systemctl", "list-units", "--all", "--quiet", "hypeman-image-*"]).stdout == ""
+    event = json.loads(vms.ctl("events", "--kind", "compression", "--json", name).stdout.splitlines()[-1])
+    details = event["details"]
+    assert details["compressed_size"] < 0.8 * details["size"], details
+    vms.ctl("snapshot", "create", "--name", "packed", name)
+    then = int(vms.console(name)[-1].split()[1])
+    bring_back(vms, name)
+    vms.host.wait_until(lambda: count(vms, name) > then)
+    assert vms.execute(name, "sha256sum", "/dev/shm/noise") == noise
+    vms.ctl("stop", name)
+    vms.ctl("snapshot", "restore", "--state", "Standby", "packed")
+    unpacked = f"{STANDBY.format(name)}/memory"
+    used = int(vms.host.run(["stat", "--format=%b", unpacked]).stdout) * 512
+    assert used < 1.5 * details["size"], "a sparse file"
+    bring_back(vms, name)
+    assert then - 1 <= count(vms, name) <= then + 20
+    assert vms.execute(name, "sha256sum", "/dev/shm/noise") == noise
+    vms.ctl("snapshot", "rm", "packed")
+
+
 def test_a_vm_goes_on_where_it_was_with_all_that_it_had(vms: Vms) -> None:
     name = vms.run("sleeper", COUNTS, network="default", restart="always")
     before = vms.show(name)
@@ -99,6 +131,7 @@ def test_a_vm_goes_on_where_it_was_with_all_that_it_had(vms: Vms) -> None:
     assert abs(clock - float(vms.host.run(["date", "+%s"]).stdout)) <= 2
     vms.host.wait_until(lambda: saves(vms, name) == [])
     check_snapshot(vms, name)
+    check_compression(vms, name)
     # it is what any VM is
     vms.ctl("stop", name)
     assert vms.state(name) == "Stopped"

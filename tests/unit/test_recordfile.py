@@ -64,8 +64,8 @@ def test_what_cannot_be_understood_is_named_with_the_reason(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b'{"version": 3}', "version is not 2"),
-        (b'{"version": "2"}', "version is not 2"),
+        (b'{"version": 3}', "version is not 1 or 2"),
+        (b'{"version": "2"}', "version is not 1 or 2"),
         (b"{}", "'version' is missing"),
         (b"null", "not subscriptable"),
     ],

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hypemand.model.answers.compression import SnapshotCompression
+from hypemand.model.compression import CompressionState
 from hypemand.model.counters import Counters
 from hypemand.model.document import SOURCE
 from hypemand.model.health import HealthState
@@ -150,11 +152,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStandby:
-    """What a VM in Standby is restored from. `size_bytes`: on the disk of the host; `restore_error`: why it
-    cannot be restored."""
+    """What a VM in Standby is restored from. `size_bytes`: on the disk of the host; those of compression: of
+    its memory; `restore_error`: why it cannot be restored."""
 
     saved_at: str | None = None
     size_bytes: int | None = None
+    compression_state: CompressionState | str | None = None
+    compression: SnapshotCompression | None = None
+    compression_error: str | None = None
     restore_error: str | None = None
 
 

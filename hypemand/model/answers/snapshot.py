@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hypemand.model.answers.compression import SnapshotCompression
+from hypemand.model.compression import CompressionState
 from hypemand.model.snapshots import SnapshotKind
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A snapshot of a VM. `size_bytes`: what it takes on the disk of the host; `uncompressed_size_bytes`: the
-    memory of the guest, of kind Standby. `definition`: the keys of a definition file."""
+    memory of the guest, of kind Standby, as are those of its compression. `definition`: the keys of a
+    definition file."""
 
     id: str
     kind: SnapshotKind | str = SnapshotKind.STOPPED
@@ -24,7 +27,10 @@ class Snapshot:
     source_hypervisor: str | None = None
     size_bytes: int | None = None
     uncompressed_size_bytes: int | None = None
-    compression_state: str | None = None
+    compression_state: CompressionState | str | None = None
+    compression: SnapshotCompression | None = None
+    compressed_size_bytes: int | None = None
+    compression_error: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     # those above are the published client's
     disk_bytes: int | None = None
