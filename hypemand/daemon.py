@@ -42,6 +42,7 @@ from hypemand.manager.parts import make_parts
 from hypemand.manager.recovery import Recovery, logged
 from hypemand.manager.reload import Reloader
 from hypemand.manager.resources.hostview import HostView
+from hypemand.manager.schedules import SnapshotSchedules
 from hypemand.manager.service import VmManager
 from hypemand.manager.snapshots import ApiSnapshots
 from hypemand.manager.transfer import Transfers
@@ -109,6 +110,8 @@ class Daemon:
         self._counts = ApiCounts()
         self._metrics = Metrics(parts, self._counts, durations or make_durations())
         self._manager = VmManager(parts)
+        self._snapshots = ApiSnapshots(parts, self._manager)
+        self._schedules = SnapshotSchedules(parts, self._snapshots)
         self._recovery = Recovery(parts, self._manager.delete_vm)
         self._reloader = Reloader(parts, self._manager, load)
         self._tokens = TokenStore(config.state_dir / "tokens.json")
@@ -132,6 +135,7 @@ class Daemon:
             stack.callback(self._watcher.close)
             stack.push_async_callback(self._network_client.close)
             stack.push_async_callback(self._manager.close)
+            stack.push_async_callback(self._schedules.close)
             stack.push_async_callback(self._metrics.close)
             stack.callback(self._parts.clocks.close)
             self._parts.clocks.follow()
@@ -164,6 +168,7 @@ class Daemon:
         with logged("the files that define VMs"):
             await self._autostart()
         self._manager.expiry.begin()
+        self._schedules.begin()
         self._hold.reason = ""
 
     def _prepare_folders(self) -> None:
@@ -209,8 +214,9 @@ class Daemon:
             guests=self._parts.guests,
             images=self._parts.images,
             volumes=volumes,
-            snapshots=(snapshots := ApiSnapshots(self._parts, self._manager)),
-            forks=ApiForks(self._parts, self._manager, snapshots),
+            snapshots=self._snapshots,
+            schedules=self._schedules,
+            forks=ApiForks(self._parts, self._manager, self._snapshots),
             transfers=Transfers(self._parts, volumes),
             host_networks=self._parts.networks,
             host=HostView(self._parts),

@@ -33,6 +33,9 @@ _ORDER = (
     "instances.wait",
 )
 _LAST = (
+    "instances.snapshot_schedule.update",
+    "instances.snapshot_schedule.get",
+    "instances.snapshot_schedule.delete",
     "instances.snapshots.create",
     "snapshots.get",
     "snapshots.list",
@@ -98,6 +101,7 @@ class Walk:
             "instances.update": {
                 **vm, "ttl": "1h", "restart_policy": {"policy": "never"}, "health_check": {"type": "none"}
             },
+            "instances.snapshot_schedule.update": {**vm, "interval": "1h", "retention": {"max_count": 3}},
             "instances.volumes.attach": {"volume_id": VOLUME, **vm, "mount_path": "/data"},
             "instances.volumes.detach": {"volume_id": VOLUME, **vm},
             "instances.fork": {**vm, "name": FORK, "from_running": True, "target_state": "Standby"},
@@ -107,7 +111,8 @@ class Walk:
             **dict.fromkeys(("snapshots.get", "snapshots.delete"), snapshot),
             **dict.fromkeys(
                 ("instances.get", "instances.logs", "instances.stats", "instances.standby",
-                 "instances.restore", "instances.stop", "instances.start", "instances.delete"), vm
+                 "instances.restore", "instances.stop", "instances.start", "instances.delete",
+                 "instances.snapshot_schedule.get", "instances.snapshot_schedule.delete"), vm
             ),
             "images.create": {"name": image},
             "images.get": {"name": image},

@@ -47,6 +47,7 @@ from hypemand.errors import InvalidRequest
 from hypemand.model.compression import MAX_LEVEL, MIN_LEVEL, Compression, CompressionAlgorithm
 from hypemand.model.events import EventKind
 from hypemand.model.logs import LogSource
+from hypemand.model.schedules import MAX_KEPT, PREFIX_PATTERN
 from hypemand.model.snapshots import SnapshotKind
 from hypemand.model.state import FromStandby, State
 from hypemand.model.tokens import Scope
@@ -456,6 +457,25 @@ class CreateSnapshot:
     ttl: float | None = optional(Lifespan(), null=True)
     expires_at: float | None = optional(Moment(), null=True)
     compression: SnapshotCompression | None = optional(Part(SnapshotCompression), null=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionForm:
+    """What is kept of scheduled snapshots. `max_count` 0: any number."""
+
+    max_count: int | None = optional(Whole(0, MAX_KEPT), null=True)
+    max_age: float | None = optional(Lifespan(), null=True)
+
+
+@_body_of("setSnapshotSchedule")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSchedule:
+    """A schedule. `interval`: seconds between snapshots; `metadata`: tags that they get."""
+
+    interval: float = required(Lifespan())
+    retention: RetentionForm | None = required(Part(RetentionForm))
+    name_prefix: str | None = optional(Text(pattern=PREFIX_PATTERN), null=True)
+    metadata: Mapping[str, str] = with_default(TextMap(), {}, null=True)
 
 
 @_body_of("restoreSnapshot")

@@ -26,6 +26,7 @@ from hypemand.api.metrics import MetricsRoutes, RequestCounter
 from hypemand.api.networks import NetworkRoutes
 from hypemand.api.requests import MAX_BODY
 from hypemand.api.routes import Routes
+from hypemand.api.schedules import ScheduleRoutes
 from hypemand.api.services import Limits, Services
 from hypemand.api.snapshots import SnapshotRoutes
 from hypemand.api.transfer import TransferRoutes
@@ -144,8 +145,8 @@ def make_app(
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
     app[_KEEPER] = keeper
     for routes in (
-        Routes, EventRoutes, ImageRoutes, VolumeRoutes, SnapshotRoutes, NetworkRoutes, HostRoutes,
-        TransferRoutes,
+        Routes, EventRoutes, ImageRoutes, VolumeRoutes, SnapshotRoutes, ScheduleRoutes, NetworkRoutes,
+        HostRoutes, TransferRoutes,
     ):  # fmt: skip
         app.router.add_routes(routes(services, keeper.closing, limits).table())
     app.router.add_routes(UnsupportedRoutes().table())

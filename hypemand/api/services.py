@@ -21,6 +21,7 @@ from hypemand.model.services import (
     Manager,
     MetricsService,
     NetworkService,
+    ScheduleService,
     SnapshotService,
     TransferService,
     VolumeService,
@@ -76,6 +77,7 @@ class Services:
     metrics: MetricsService
     events: EventService
     snapshots: SnapshotService
+    schedules: ScheduleService
     forks: ForkService
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     networks: Callable[[], Networks | None] = lambda: None

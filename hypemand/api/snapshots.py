@@ -155,6 +155,7 @@ def snapshot_json(view: SnapshotView) -> Json:
         definition=definition_to_json(view.definition),
         restore_error=view.problem,
         expires_at=time_json(view.expires_at),
+        scheduled=view.is_scheduled,
     )
     return encode(answer)
 

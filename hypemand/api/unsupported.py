@@ -20,9 +20,6 @@ _VM = "/instances/{ref}"
 UNSUPPORTED: Mapping[str, tuple[str, str]] = {
     "instances.auto_standby.hold": ("POST", f"{_VM}/auto-standby/hold"),
     "instances.auto_standby.status": ("GET", f"{_VM}/auto-standby/status"),
-    "instances.snapshot_schedule.delete": ("DELETE", f"{_VM}/snapshot-schedule"),
-    "instances.snapshot_schedule.get": ("GET", f"{_VM}/snapshot-schedule"),
-    "instances.snapshot_schedule.update": ("PUT", f"{_VM}/snapshot-schedule"),
     "resources.reclaim_memory": ("POST", "/resources/memory/reclaim"),
     "devices.create": ("POST", "/devices"),
     "devices.list": ("GET", "/devices"),

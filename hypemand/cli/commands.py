@@ -26,6 +26,17 @@ def find_command(words: list[str]) -> Command | None:
     return max(fitting, key=lambda c: len(c.path), default=None)
 
 
-def list_group(word: str) -> list[Command]:
-    """The commands below a first word."""
-    return [c for c in COMMANDS if c.path[0] == word]
+def list_group(*words: str) -> list[Command]:
+    """The commands below first words."""
+    return [c for c in COMMANDS if c.path[: len(words)] == words]
+
+
+def list_groups() -> list[tuple[str, ...]]:
+    """First words that more words may follow."""
+    return list(dict.fromkeys(c.path[:end] for c in COMMANDS for end in range(1, len(c.path))))
+
+
+def list_next(group: tuple[str, ...]) -> list[str]:
+    """The words that may follow first words."""
+    below = (c.path for c in list_group(*group) if len(c.path) > len(group))
+    return list(dict.fromkeys(path[len(group)] for path in below))

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 
-from hypemand.cli.commands import COMMANDS
+from hypemand.cli.commands import COMMANDS, list_groups, list_next
 from hypemand.cli.options import COMMON_OPTIONS, GLOBAL_OPTIONS, STATES
 from hypemand.cli.spec import Argument, Command, Completes, Option
 
@@ -62,7 +62,8 @@ _hypemanctl() {
             *)
                 if [[ -z $command ]]; then
                     command=${words[i]}
-                elif [[ -n $(_hypemanctl_options "$command ${words[i]}") ]]; then
+                elif [[ -n $(_hypemanctl_options "$command ${words[i]}") ]] ||
+                    [[ $(_hypemanctl_argument "$command ${words[i]}") == below-* ]]; then
                     command+=" ${words[i]}"
                 fi
                 ;;
@@ -103,10 +104,11 @@ def _bash_kinds() -> Iterator[str]:
         yield f"        {kind}) _hypemanctl_offer < <(printf '%s\\n' {' '.join(words)}) ;;\n"
     for kind, lister in _LISTERS.items():
         yield f"        {kind}) _hypemanctl_offer < <(_hypemanctl_ask {lister}) ;;\n"
-    for group in _groups():
-        below = " ".join(c.path[1] for c in COMMANDS if c.path[0] == group and len(c.path) > 1)
-        both = "; _hypemanctl_complete vm" if any(c.path == (group,) for c in COMMANDS) else ""
-        yield f"        below-{group}) _hypemanctl_offer < <(printf '%s\\n' {below}){both} ;;\n"
+    for group in list_groups():
+        below = " ".join(list_next(group))
+        both = "; _hypemanctl_complete vm" if any(c.path == group for c in COMMANDS) else ""
+        pattern = f"below-{'-'.join(group)}"
+        yield f"        {pattern}) _hypemanctl_offer < <(printf '%s\\n' {below}){both} ;;\n"
     yield "        words\\ *) _hypemanctl_offer < <(tr ' ' '\\n' <<<\"${1#words }\") ;;\n"
     firsts = " ".join(_first_words())
     yield f"        command) _hypemanctl_offer < <(printf '%s\\n' {firsts}) ;;\n"
@@ -138,10 +140,10 @@ def _bash_values() -> Iterator[tuple[str, str]]:
 
 def _bash_arguments() -> Iterator[tuple[str, str]]:
     yield "''", "command"
-    for group in _groups():
-        yield f"'{group}'", f"below-{group}"
+    for group in list_groups():
+        yield f"'{' '.join(group)}'", f"below-{'-'.join(group)}"
     for command in COMMANDS:
-        if command.arguments and command.name not in _groups():
+        if command.arguments and command.path not in list_groups():
             yield f"'{command.name}'", _main_argument(command).completes
 
 
@@ -157,11 +159,6 @@ def _flags(options: Iterable[Option]) -> str:
 
 def _first_words() -> list[str]:
     return list(dict.fromkeys(c.path[0] for c in COMMANDS))
-
-
-def _groups() -> list[str]:
-    """First words that more words may follow."""
-    return list(dict.fromkeys(c.path[0] for c in COMMANDS if len(c.path) > 1))
 
 
 _ZSH_HEAD = """\
@@ -188,11 +185,11 @@ _hypemanctl() {
         command) _hypemanctl_commands ;;
         arguments)
             command=$words[1]
-            if (( $+functions[_hypemanctl-$command-$words[2]] )) && (( CURRENT > 2 )); then
+            while (( $+functions[_hypemanctl-$command-$words[2]] )) && (( CURRENT > 2 )); do
                 command+=-$words[2]
                 shift words
                 (( CURRENT-- ))
-            fi
+            done
             (( $+functions[_hypemanctl-$command] )) && _hypemanctl-$command
             ;;
     esac
@@ -228,10 +225,10 @@ def _zsh_command(command: Command) -> str:
 
 def _zsh_groups() -> Iterator[str]:
     """Functions for first words that are no command by themselves."""
-    for group in _groups():
-        if not any(c.path == (group,) for c in COMMANDS):
-            words = " ".join(c.path[1] for c in COMMANDS if c.path[0] == group)
-            yield f"_hypemanctl-{group}() {{\n    _values command {words}\n}}\n\n"
+    for group in list_groups():
+        if not any(c.path == group for c in COMMANDS):
+            words = " ".join(list_next(group))
+            yield f"_hypemanctl-{'-'.join(group)}() {{\n    _values command {words}\n}}\n\n"
 
 
 def _zsh_option(option: Option) -> str:

@@ -96,9 +96,9 @@ def find_command_hint(words: Sequence[str]) -> str:
     """What to type instead of `words`, a command or a group and its command, which there is not; or ""."""
     if len(words) == 1:
         return COMMAND_HINTS.get(words[0], "").replace("{word}", words[0])
-    group, word = words
-    right = SUBCOMMAND_HINTS.get(word, "")
-    return f"hypemanctl {group} {right}" if (group, right) in {c.path for c in list_group(group)} else ""
+    *group, word = words
+    right = (*group, SUBCOMMAND_HINTS.get(word, ""))
+    return f"hypemanctl {' '.join(right)}" if right in {c.path for c in list_group(*group)} else ""
 
 
 def find_option_hints(command: str, words: Sequence[str]) -> Iterator[str]:

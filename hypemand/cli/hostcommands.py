@@ -192,6 +192,37 @@ SPACE = (
         options=(JSON,),
     ),
     Command(
+        (_SNAPSHOTS, "schedule", "set"),
+        "have snapshots of a VM made regularly",
+        "schedule:set_schedule",
+        "They are made while the VM is Running, which pauses it meanwhile, or Stopped. --interval is "
+        "required, and at least one of --max-count and --max-age. A changed schedule keeps its times unless "
+        "the interval changes.",
+        arguments=(_SOURCE,),
+        options=(
+            Option(("--interval",), "time between snapshots, at least 1min", "TIME", Kind.SPAN),
+            Option(("--max-count",), "keep at most so many of them", "NUMBER", Kind.COUNT),
+            Option(("--max-age",), "keep none that is older, such as 7d", "TIME", Kind.SPAN),
+            Option(("--name-prefix",), "of their names, before the time (default: scheduled)", "PREFIX"),
+            Option(("--tag",), "add a tag to them", "KEY=VALUE", Kind.PAIR, repeat=True),
+            JSON,
+        ),
+    ),
+    Command(
+        (_SNAPSHOTS, "schedule", "show"),
+        "show when snapshots of a VM are made",
+        "schedule:show",
+        arguments=(_SOURCE,),
+        options=SHOWS,
+    ),
+    Command(
+        (_SNAPSHOTS, "schedule", "rm"),
+        "have no more snapshots of a VM made; those that exist are kept",
+        "schedule:remove",
+        arguments=(_SOURCE,),
+        options=(JSON,),
+    ),
+    Command(
         ("df",),
         "show the disk usage of hypemand",
         "volume:show_space",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from hypemand.cli import values
-from hypemand.cli.commands import COMMANDS, find_command, list_group
+from hypemand.cli.commands import COMMANDS, find_command, list_group, list_groups, list_next
 from hypemand.cli.exitcode import ExitCode, format_exit_codes
 from hypemand.cli.hints import find_command_hint, find_option_hints
 from hypemand.cli.options import COMMON_OPTIONS, FILTERS, GLOBAL_OPTIONS, HELP, SOCKET
@@ -143,15 +143,16 @@ def _explain_no_command(words: list[str]) -> Exception:
         return UsageError(format_overview(), ExitCode.USAGE)
     if words[0] == "help":
         return HelpAsked(format_overview())
-    group = list_group(words[0])
-    if group and words[1:] and words[1] in HELP.flags:
-        return HelpAsked(_format_command_list(group))
+    group = max((g for g in list_groups() if tuple(words[: len(g)]) == g), key=len, default=())
+    rest = words[len(group) :]
+    if group and rest and rest[0] in HELP.flags:
+        return HelpAsked(_format_command_list(list_group(*group)))
     if group:
-        what = f"unknown subcommand {words[1]!r}" if words[1:] else "missing subcommand"
-        hint = find_command_hint(words[:2])
-        names = ", ".join(c.path[1] for c in group)
+        what = f"unknown subcommand {rest[0]!r}" if rest else "missing subcommand"
+        hint = find_command_hint([*group, *rest[:1]])
+        names = ", ".join(list_next(group))
         return UsageError(
-            f"hypemanctl {words[0]}: {what}, one of: {names}" + (f"\nUse: {hint}" if hint else ""),
+            f"hypemanctl {' '.join(group)}: {what}, one of: {names}" + (f"\nUse: {hint}" if hint else ""),
             ExitCode.USAGE,
         )
     hint = find_command_hint(words[:1])

@@ -30,7 +30,7 @@ from hypemand.manager.standby import save_beside
 from hypemand.model.compression import Compression
 from hypemand.model.events import SnapshotAction, SnapshotCause
 from hypemand.model.lifetime import Lifetime
-from hypemand.model.snapshots import SnapshotKind, SnapshotView
+from hypemand.model.snapshots import SnapshotKind, SnapshotView, SnapshotWanted
 from hypemand.model.state import FromStandby, Operation, State, check_allowed
 from hypemand.model.vm import VmView
 from hypemand.storage.disks import DISK, copy_disk
@@ -109,24 +109,31 @@ class ApiSnapshots:
         compression: Compression | None = None,
     ) -> SnapshotView:
         """See `SnapshotService`."""
+        wanted = SnapshotWanted(kind, name, tags, lifetime or Lifetime(), compression)
+        return self._store.view(await self.make_snapshot(ref, wanted))
+
+    async def make_snapshot(self, ref: str, wanted: SnapshotWanted) -> Snapshot:
+        """One of a VM, as `create_snapshot`."""
         vm = self._fleet.get(ref)
-        self._store.check_new(vm.record.id, name, tags)
+        self._store.check_new(vm.record.id, wanted.name, wanted.tags)
         async with vm.operations.hold(Operation.SNAPSHOT, patience=_PATIENCE):
             await vm.refresh()
             check_allowed(Operation.SNAPSHOT, vm.state, vm.name, vm.state_error)
-            kind = kind or (SnapshotKind.STOPPED if vm.state is State.STOPPED else SnapshotKind.STANDBY)
-            _check_source(vm, kind, compression)
+            default = SnapshotKind.STOPPED if vm.state is State.STOPPED else SnapshotKind.STANDBY
+            kind = wanted.kind or default
+            _check_source(vm, kind, wanted.compression)
             # one of that name may have come meanwhile
-            self._store.check_new(vm.record.id, name, tags)
+            self._store.check_new(vm.record.id, wanted.name, wanted.tags)
             async with name_full_disk_beside(f"make a snapshot of VM {vm.name}", vm.places.state):
-                snapshot = await self._make(vm, kind, name, tags, lifetime or Lifetime())
+                snapshot = await self._make(vm, kind, wanted)
         self._parts.space.outdate()
         self._manager.expiry.schedule()
-        tell_snapshot(self._parts, snapshot, SnapshotAction.CREATED, SnapshotCause.REQUEST, "was made")
+        tell_snapshot(self._parts, snapshot, SnapshotAction.CREATED, wanted.cause, "was made")
         vm.log(logging.INFO, f"VM {vm.name}: made the snapshot {snapshot.name or snapshot.id}")
-        if compression is not None and snapshot.run is not None and snapshot.run.packing is None:
-            self._begin_compression(vm, snapshot, snapshot.run, compression)
-        return self._store.view(snapshot)
+        run = snapshot.run
+        if wanted.compression is not None and run is not None and run.packing is None:
+            self._begin_compression(vm, snapshot, run, wanted.compression)
+        return snapshot
 
     def _begin_compression(self, vm: Vm, snapshot: Snapshot, run: SavedRun, wanted: Compression) -> None:
         async def commit(packed: SavedRun) -> None:
@@ -144,31 +151,30 @@ class ApiSnapshots:
         )
         self._parts.compressions.begin(snapshot.id, subject, wanted)
 
-    async def _make(
-        self, vm: Vm, kind: SnapshotKind, name: str | None, tags: Mapping[str, str], lifetime: Lifetime
-    ) -> Snapshot:
+    async def _make(self, vm: Vm, kind: SnapshotKind, wanted: SnapshotWanted) -> Snapshot:
         what, number = f"a snapshot of VM {vm.name}", uuid.uuid4().hex
         look = await self._fleet.look_at_disks()
         memory = 0 if kind is SnapshotKind.STOPPED else find_source(vm).memory
-        wanted = await run_in(Pool.RECORDS, measure_used, vm.places.disk) + memory
-        with self._fleet.promise_room(look, what, wanted, key=number):
+        size = await run_in(Pool.RECORDS, measure_used, vm.places.disk) + memory
+        with self._fleet.promise_room(look, what, size, key=number):
             making = await run_in(Pool.TOOLS, self._store.begin)
             try:
                 content = await self.fill(vm, making, what)
                 snapshot = Snapshot(
                     id=number,
-                    name=name,
+                    name=wanted.name,
                     kind=kind,
                     created_at=(now := time.time()),
                     vm_id=vm.record.id,
                     vm=vm.name,
-                    tags=dict(tags),
+                    tags=dict(wanted.tags),
                     definition=content.definition,
                     image=content.image,
                     disk=await run_in(Pool.TOOLS, FileMark.of, making / DISK),
                     stored=await run_in(Pool.TOOLS, measure_folder, making),
                     run=content.run,
-                    expires_at=lifetime.derive_end(now),
+                    expires_at=wanted.lifetime.derive_end(now),
+                    is_scheduled=wanted.cause is SnapshotCause.SCHEDULE,
                 )
                 adding = run_in(Pool.TOOLS, self._store.add, making, snapshot)
                 return await finish(adding, f"commit of {what}")

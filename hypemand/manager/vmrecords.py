@@ -19,6 +19,7 @@ from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.model.state import Origin
 from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.vm.record import ImagePin, VmRecord, lease_from_json, lease_to_json
+from hypemand.vm.schedulerecord import schedule_from_json, schedule_to_json
 
 _ID = re.compile(r"[0-9a-f]{32}")
 # uids that are nobody's: uid_t -1, and its 16 bits (systemd, UIDs and GIDs)
@@ -53,6 +54,7 @@ def write_vm_record(folder: Path, record: VmRecord) -> None:
         "expires_at": record.expires_at,
         "former_names": list(record.former_names),
         "former_ids": list(record.former_ids),
+        "snapshot_schedule": None if record.schedule is None else schedule_to_json(record.schedule),
     }
     store_record(folder / "vm.json", document, indent=2)
 
@@ -111,6 +113,7 @@ def _parse_record(folder: Path, document: Any) -> WrittenRecord:
         expires_at=document.get("expires_at"),
         former_names=tuple(document.get("former_names", ())),
         former_ids=tuple(document.get("former_ids", ())),
+        schedule=schedule_from_json(schedule) if (schedule := document.get("snapshot_schedule")) else None,
     )
     is_renamed = name != folder.name
     return WrittenRecord(_check_record(record.rename(folder.name) if is_renamed else record), is_renamed)

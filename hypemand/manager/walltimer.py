@@ -16,8 +16,8 @@ _LONGEST_TIMER = 10 * 86400.0
 
 
 class WallTimer:
-    """Calls `on_time` in the running event loop when the time has come that was set last. Nothing wakes up
-    where none is set. `what`: what would be late, for the log."""
+    """Calls `on_time` in the running event loop when the time has come that was set last, and when the clock
+    was set meanwhile. Nothing wakes up where none is set. `what`: what would be late, for the log."""
 
     def __init__(
         self, what: str, on_time: Callable[[], None], clock: Callable[[], float] = time.time
@@ -62,6 +62,6 @@ class WallTimer:
             self._steps = None
         elif self._steps is None and wanted:
             try:
-                self._steps = ClockSteps(self._arm)
+                self._steps = ClockSteps(self._on_time)
             except OSError as error:
                 _log.warning("%s are late when this host's clock is set forward: %s", self._what, error)

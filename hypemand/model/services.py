@@ -21,6 +21,7 @@ from hypemand.model.lifetime import Lifetime
 from hypemand.model.limits import RuntimeLimits
 from hypemand.model.logs import LogLine, LogSource
 from hypemand.model.networks import NetworkInfo
+from hypemand.model.schedules import ScheduleWanted, SnapshotSchedule
 from hypemand.model.snapshots import SnapshotKind, SnapshotView
 from hypemand.model.space import SpaceReport
 from hypemand.model.state import FromStandby, State
@@ -280,6 +281,21 @@ class SnapshotService(Protocol):
 
     async def remove_snapshot(self, snapshot: str) -> None:
         """Remove it. InUse while it is being restored."""
+
+
+class ScheduleService(Protocol):
+    """Snapshots that are made of VMs by itself. `ref`, and what is raised, are as with `Manager`; what is
+    given is the id of the VM, with its schedule."""
+
+    async def get_schedule(self, ref: str) -> tuple[str, SnapshotSchedule]:
+        """NotFound also where it has none."""
+
+    async def set_schedule(self, ref: str, wanted: ScheduleWanted) -> tuple[str, SnapshotSchedule]:
+        """Give it one, or another one, whose slots are the same unless the interval changes.
+        InvalidRequest."""
+
+    async def remove_schedule(self, ref: str) -> None:
+        """Make no more; the snapshots stay. NotFound also where it has none."""
 
 
 class ForkService(Protocol):

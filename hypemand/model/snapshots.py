@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from hypemand.config.definition import Definition
-from hypemand.model.compression import CompressionView
+from hypemand.model.compression import Compression, CompressionView
+from hypemand.model.events import SnapshotCause
+from hypemand.model.lifetime import Lifetime
 from hypemand.model.state import State
 
 
@@ -45,12 +47,25 @@ _TARGETS = {
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotWanted:
+    """A snapshot that is to be made. `kind` None: that of the VM's state; `lifetime`: from when it is made;
+    `compression`: of its memory, afterwards; `cause`: who has asked for it."""
+
+    kind: SnapshotKind | None = None
+    name: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    lifetime: Lifetime = field(default_factory=Lifetime)
+    compression: Compression | None = None
+    cause: SnapshotCause = SnapshotCause.REQUEST
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotView:
     """A snapshot. `vm_id`, `vm`: the VM that it is of, by the name that it had; `size`: bytes that it takes
     on the disk; `disk`, `memory`: bytes that the guest has, memory of kind Standby alone, as is
     `compression`; `definition`: what the VM ran with, or was defined with; `problem`: why it can no longer be
-    restored with its memory, where that is known; `expires_at`: when it is deleted by itself. Times are
-    seconds since the epoch."""
+    restored with its memory, where that is known; `expires_at`: when it is deleted by itself; `is_scheduled`:
+    a schedule has made it. Times are seconds since the epoch."""
 
     id: str
     name: str | None
@@ -66,3 +81,4 @@ class SnapshotView:
     problem: str | None = None
     expires_at: float | None = None
     compression: CompressionView | None = None
+    is_scheduled: bool = False

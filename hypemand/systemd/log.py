@@ -32,6 +32,7 @@ class MessageId(StrEnum):
     RENAMED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d07"
     NOT_RESTORABLE = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d08"
     SNAPSHOT_DELETED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d09"
+    SCHEDULE_FAILED = "5ed3ba3c6a6a43c1b1ee4b4a5b1f7d0a"
 
 
 def log_vm(

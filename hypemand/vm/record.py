@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hypemand.config.definition import Definition
 from hypemand.errors import WrongState
 from hypemand.model.change import VmChange
+from hypemand.model.schedules import SnapshotSchedule
 from hypemand.model.state import Origin
 
 MAX_FORMER_NAMES = 8
@@ -73,7 +74,8 @@ class VmRecord:
     it was started on last. `short_name`: the host knows it by its bare name too, which can hide a name of
     DNS, and so is not for a VM that somebody other than root has made. `expires_at`: when its lifetime is
     over, in seconds since the epoch; None: never. `former_names`: those that it had before, the last one at
-    the end. `former_ids`: of the VMs that its disk was of, the last one first."""
+    the end. `former_ids`: of the VMs that its disk was of, the last one first. `schedule`: of its
+    snapshots."""
 
     name: str
     id: str
@@ -87,6 +89,7 @@ class VmRecord:
     expires_at: float | None = None
     former_names: tuple[str, ...] = ()
     former_ids: tuple[str, ...] = ()
+    schedule: SnapshotSchedule | None = None
 
     def rename(self, name: str) -> VmRecord:
         """The same of another name."""

@@ -72,8 +72,8 @@ _BLOCK = 512
 class Snapshot:
     """A snapshot. `vm_id`, `vm`: the VM that it is of, by the name that it had; `definition`, `image` (the
     digest of its content, or ""): with what that ran, or was defined; `disk`: its file; `stored`: bytes on
-    the disk of the host; `run`: of kind Standby. `expires_at`: when it is deleted by itself. Times are
-    seconds since the epoch."""
+    the disk of the host; `run`: of kind Standby. `expires_at`: when it is deleted by itself;
+    `is_scheduled`: a schedule has made it. Times are seconds since the epoch."""
 
     id: str
     name: str | None
@@ -88,6 +88,7 @@ class Snapshot:
     stored: int
     run: SavedRun | None
     expires_at: float | None = None
+    is_scheduled: bool = False
 
     @property
     def shown(self) -> str:
@@ -112,6 +113,7 @@ class Snapshot:
             problem=problem,
             expires_at=self.expires_at,
             compression=None if self.run is None else compression or self.run.view_compression(),
+            is_scheduled=self.is_scheduled,
         )
 
 
@@ -313,6 +315,7 @@ def _to_json(snapshot: Snapshot) -> Mapping[str, Any]:
         "stored": snapshot.stored,
         "run": None if snapshot.run is None else saved_to_json(snapshot.run),
         "expires_at": snapshot.expires_at,
+        "scheduled": snapshot.is_scheduled,
     }
 
 
@@ -345,4 +348,5 @@ def _parse(folder: Path, document: Any) -> Snapshot:
         stored=int(document["stored"]),
         run=None if run is None else parse_saved(folder, run),
         expires_at=None if end is None else float(end),
+        is_scheduled=bool(document.get("scheduled", False)),
     )

@@ -18,7 +18,6 @@ from hypemand.api.tokens import TokenStore
 from hypemand.manager.fork import ApiForks
 from hypemand.manager.metrics.metrics import Metrics
 from hypemand.manager.resources.hostview import HostView
-from hypemand.manager.snapshots import ApiSnapshots
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.metrics import ApiCounts
@@ -31,7 +30,7 @@ def make_services(host: FakeHost) -> Services:
     """What hypemand.daemon gives to the API."""
     daemon, config = host.daemon, host.config
     volumes = ApiVolumes(daemon.parts, daemon.manager)
-    snapshots = ApiSnapshots(daemon.parts, daemon.manager)
+    snapshots = daemon.snapshots
     counts = ApiCounts()
     return Services(
         manager=daemon.manager,
@@ -40,6 +39,7 @@ def make_services(host: FakeHost) -> Services:
         tokens=TokenStore(config.state_dir / "tokens.json"),
         volumes=volumes,
         snapshots=snapshots,
+        schedules=daemon.schedules,
         forks=ApiForks(daemon.parts, daemon.manager, snapshots),
         transfers=Transfers(daemon.parts, volumes),
         host_networks=daemon.parts.networks,

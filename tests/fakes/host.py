@@ -25,7 +25,9 @@ from hypemand.manager.images.pulls import Pulls
 from hypemand.manager.parts import Parts, make_parts
 from hypemand.manager.recovery import Recovery
 from hypemand.manager.reload import Reloader
+from hypemand.manager.schedules import SnapshotSchedules
 from hypemand.manager.service import VmManager
+from hypemand.manager.snapshots import ApiSnapshots
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.images import OciConfig, derive_host_architecture
 from hypemand.model.state import State
@@ -89,6 +91,8 @@ class Daemon:
         userdb = host.folder / "userdb"
         self.parts = make_parts(host.config, services, store, self.pulls, host.network, userdb, events)
         self.manager = VmManager(self.parts)
+        self.snapshots = ApiSnapshots(self.parts, self.manager)
+        self.schedules = SnapshotSchedules(self.parts, self.snapshots)
         self.recovery = Recovery(self.parts, self.manager.delete_vm)
         self.reloader = Reloader(self.parts, self.manager, lambda: host.config)
         self._resyncs: set[asyncio.Task[None]] = set()
@@ -99,6 +103,7 @@ class Daemon:
         await self.host.systemd.start_signals(self._resync, 1.0)
         await self.recovery.recover()
         self.manager.expiry.begin()
+        self.schedules.begin()
 
     def _resync(self) -> None:
         task = asyncio.create_task(self.recovery.resync())
@@ -109,6 +114,7 @@ class Daemon:
         """Let go of everything; VMs go on."""
         await self.reloader.close(DEADLINE)
         await self.pulls.close()
+        await self.schedules.close()
         await self.manager.close()
         self.watcher.close()
 

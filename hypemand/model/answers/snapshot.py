@@ -37,3 +37,30 @@ class Snapshot:
     definition: Mapping[str, Any] = field(default_factory=dict)
     restore_error: str | None = None
     expires_at: str | None = None
+    scheduled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What is kept of scheduled snapshots; null: no limit."""
+
+    max_count: int | None = None
+    max_age: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSchedule:
+    """When snapshots of a VM are made by itself. `metadata`: tags that they get; `last_run_at`,
+    `last_snapshot_id`, `last_error`: null as long as there is none."""
+
+    instance_id: str
+    interval: str
+    next_run_at: str | None = None
+    retention: Retention = field(default_factory=Retention)
+    name_prefix: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    created_at: str | None = None
+    updated_at: str | None = None
+    last_run_at: str | None = None
+    last_snapshot_id: str | None = None
+    last_error: str | None = None

@@ -13,6 +13,7 @@ from hypemand.api.host import HostRoutes
 from hypemand.api.images import ImageRoutes
 from hypemand.api.networks import NetworkRoutes
 from hypemand.api.routes import Routes
+from hypemand.api.schedules import ScheduleRoutes
 from hypemand.api.server import make_app
 from hypemand.api.services import Limits, Services
 from hypemand.api.snapshots import SnapshotRoutes
@@ -29,7 +30,7 @@ HEALTHY = '{"status":"ok","version":"1","loop":{"slow_turns":0,"longest_ms":0,"l
 def services() -> Services:
     nothing: Any = None  # nobody is asked
     tokens = TokenStore(Path("/nowhere"))
-    return Services(nothing, nothing, nothing, tokens, *[nothing] * 9)
+    return Services(nothing, nothing, nothing, tokens, *[nothing] * 10)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
@@ -40,8 +41,8 @@ def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
 
 def test_no_handler_is_left_without_a_route() -> None:
     for kind in (
-        Routes, EventRoutes, ImageRoutes, VolumeRoutes, SnapshotRoutes, NetworkRoutes, HostRoutes,
-        TransferRoutes,
+        Routes, EventRoutes, ImageRoutes, VolumeRoutes, SnapshotRoutes, ScheduleRoutes, NetworkRoutes,
+        HostRoutes, TransferRoutes,
     ):  # fmt: skip
         routes = kind(services(), asyncio.Event(), Limits())
         used = {route.handler.__name__ for route in routes.table()}

@@ -252,6 +252,7 @@ READING = {
     for path in (
         *(f"{VM}{part}" for part in ("", "/wait", "/logs", "/timeline", "/history", "/stats", "/watch")),
         f"{VM}/limits",
+        f"{VM}/snapshot-schedule",
         "/health", "/openapi.yaml", "/instances", "/images", "/images/{name}", "/images/{name}/watch",
         # but not what is in them
         "/volumes", "/volumes/{volume}", "/df",

@@ -196,6 +196,11 @@ printf '%s\n' "${COMPREPLY[@]-}"
         (["analyze", ""], ["plot", "web", "wiki"]),
         (["analyze", "plot", "we"], ["web"]),
         (["--socket", "/x", "kill", "-s", "T"], ["TERM"]),
+        (["snapshot", "s"], ["show", "schedule"]),
+        (["snapshot", "schedule", ""], ["set", "show", "rm"]),
+        (["snapshot", "schedule", "set", "--max-a"], ["--max-age"]),
+        (["snapshot", "schedule", "show", "we"], ["web"]),
+        (["snapshot", "rm", "schedule", "w"], ["web", "wiki"]),
     ],
 )
 def test_bash_offers_what_fits(words: list[str], offered: list[str], tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ ANSWERS = {
         "promised_bytes": 0,
         "allowed_bytes": 2,
     },
+    "GET /instances/web/snapshot-schedule": {"instance_id": "1a", "interval": "1h", "last_error": HOSTILE},
     "GET /instances/web/history": [{"invocation_id": "1e5", "exit_message": HOSTILE}],
 }
 SUBJECTS = {

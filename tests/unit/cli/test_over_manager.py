@@ -429,3 +429,30 @@ def test_logs_of_several_vms_are_one_log_in_order_and_begin_where_they_are_asked
         assert "there is no VM none" in missing.stderr
 
     drive(scenario)
+
+
+def test_a_schedule_of_snapshots_is_set_shown_and_removed() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        await host.create()
+        words = ("snapshot", "schedule")
+        missing = await run(*words, "show", "web")
+        assert (missing.returncode, "has no snapshot schedule; hypemanctl snapshot" in missing.stderr) == (
+            10,
+            True,
+        )
+        options = ("--interval", "1h", "--max-count", "24", "--max-age", "7d", "--name-prefix", "nightly")
+        done = await run(*words, "set", *options, "--tag", "team=a", "web")
+        assert re.fullmatch(r"next snapshot: 20[0-9T:-]+\n", done.stdout), done.stderr
+        shown = json.loads((await run(*words, "show", "web")).stdout)
+        assert (shown["interval"], shown["retention"]) == ("1h", {"max_count": 24, "max_age": "168h"})
+        assert (shown["name_prefix"], shown["metadata"]) == ("nightly", {"team": "a"})
+        again = await run(*words, "set", "--json", "--interval", "1h", "--max-count", "9", "web")
+        assert json.loads(again.stdout)["next_run_at"] == shown["next_run_at"]
+        for wrong in (("set", "web"), ("set", "--interval", "1h", "web"), ("set", "--interval", "5s", "web")):
+            refused = await run(*words, *wrong)
+            assert (refused.returncode, bool(refused.stderr)) == (8, True), refused
+        assert (await run(*words, "rm", "web")).returncode == 0
+        assert host.vm().record.schedule is None
+        assert (await run(*words, "rm", "web")).returncode == 10
+
+    drive(scenario)

@@ -94,6 +94,12 @@ def test_a_wait_may_be_endless_and_its_state_be_written_small() -> None:
         (["list", "--nope"], "hypemanctl list: unrecognized arguments: --nope"),
         (["nope"], "unknown command 'nope'"),
         (["image"], "missing subcommand, one of: list, inspect, pull, tag, prune, export, rm, import"),
+        (["snapshot", "schedule"], "hypemanctl snapshot schedule: missing subcommand, one of: set, show, rm"),
+        (["snapshot", "schedule", "remove"], "one of: set, show, rm\nUse: hypemanctl snapshot schedule rm"),
+        (
+            ["snapshot", "nope"],
+            "unknown subcommand 'nope', one of: create, list, show, restore, fork, rm, schedule",
+        ),
         (["start"], "NAME"),
         (["kill", "-s", "NOPE", "web"], "use TERM, SIGTERM or 15"),
         (["wait", "web", "--for", "Happy"], "use one of: Stopped, Created, Initializing"),
