@@ -30,6 +30,7 @@ from hypemand.cli.options import FILTERS
 from hypemand.cli.spec import Format
 from hypemand.cli.terminal import BOLD, DIM, RED, YELLOW, paint, print_table
 from hypemand.cli.values import (
+    describe_compression,
     escape_controls,
     escape_line,
     format_bytes,
@@ -50,7 +51,6 @@ from hypemand.model.answers.instance import (
     InstanceOperation,
     InstanceStandby,
 )
-from hypemand.model.compression import CompressionState
 from hypemand.model.health import HealthState
 from hypemand.model.state import HeadersState, Origin, State
 
@@ -176,16 +176,9 @@ def _notes_of_standby(instance: Instance) -> Iterator[str]:
         yield f"saved, {format_bytes(standby.size_bytes)} on disk{_describe_form(standby)}"
 
 
-_FORMS: Mapping[str, str] = {
-    CompressionState.COMPRESSING: "being compressed",
-    CompressionState.COMPRESSED: "compressed",
-    CompressionState.ERROR: "compression failed",
-}
-
-
 def _describe_form(standby: InstanceStandby) -> str:
-    words = _FORMS.get(str(standby.compression_state))
-    return "" if words is None else f" ({words})"
+    words = describe_compression(standby.compression_state)
+    return f" ({words})" if words else ""
 
 
 def _notes(instance: Instance) -> Iterator[str]:

@@ -13,7 +13,14 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import get_instance
 from hypemand.cli.spec import Format
 from hypemand.cli.terminal import print_json, print_table
-from hypemand.cli.values import escape_controls, format_bytes, format_minute, format_tags, shorten_note
+from hypemand.cli.values import (
+    describe_compression,
+    escape_controls,
+    format_bytes,
+    format_minute,
+    format_tags,
+    shorten_note,
+)
 from hypemand.cli.watch import show_progress, wait_until_started
 from hypemand.errors import NotFound
 from hypemand.model.answers.instance import Instance
@@ -21,7 +28,7 @@ from hypemand.model.answers.snapshot import Snapshot
 from hypemand.model.state import State
 
 _HEADER = ("ID", "NAME", "VM", "KIND", "SIZE", "CREATED", "NOTE")
-_WIDE_HEADER = (*_HEADER[:-1], "MEMORY", "COMPRESSION", "DISK", "VM-ID", "TAGS", "NOTE")
+_WIDE_HEADER = (*_HEADER[:-1], "MEMORY", "DISK", "VM-ID", "TAGS", "NOTE")
 _SHORT_ID = 12
 
 
@@ -84,8 +91,7 @@ def _row(snapshot: Snapshot, *, wide: bool) -> list[str]:
         format_minute(snapshot.created_at),
     ]
     if wide:
-        cells += [format_bytes(snapshot.uncompressed_size_bytes), snapshot.compression_state or "-"]
-        cells += [format_bytes(snapshot.disk_bytes)]
+        cells += [format_bytes(snapshot.uncompressed_size_bytes), format_bytes(snapshot.disk_bytes)]
         cells += [snapshot.source_instance_id or "-", format_tags(snapshot.tags)]
     notes = ", ".join(_notes(snapshot))
     cells.append(notes if wide else shorten_note(notes))
@@ -93,6 +99,8 @@ def _row(snapshot: Snapshot, *, wide: bool) -> list[str]:
 
 
 def _notes(snapshot: Snapshot) -> Iterator[str]:
+    if words := describe_compression(snapshot.compression_state):
+        yield ": ".join(filter(None, [words, snapshot.compression_error]))
     if snapshot.expires_at:
         yield f"expires {format_minute(snapshot.expires_at)}"
     if snapshot.restore_error:

@@ -11,8 +11,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from hypemand.config.durations import parse_duration
+from hypemand.model.compression import CompressionState
 
 _CURSOR = re.compile(r"[0-9a-f]{8}-[0-9]{1,15}")
+_COMPRESSIONS: Mapping[str, str] = {
+    CompressionState.COMPRESSING: "being compressed",
+    CompressionState.COMPRESSED: "compressed",
+    CompressionState.ERROR: "compression failed",
+}
 _UNITS = ("B", "K", "M", "G", "T", "P")
 _MAX_NOTE = 100
 
@@ -92,6 +98,11 @@ def parse_moment(value: object) -> datetime | None:
     except (ValueError, OverflowError, OSError):
         return None
     return None
+
+
+def describe_compression(state: str | None) -> str:
+    """How saved memory is stored, in words; "": as it was saved."""
+    return _COMPRESSIONS.get(state or "", "")
 
 
 def format_bytes(value: object) -> str:

@@ -15,6 +15,7 @@ from hypemand.model.health import HealthState, HealthStatus
 from hypemand.model.state import State
 from hypemand.model.tokens import Scope
 from hypemand.model.vm import ExitReport
+from hypemand.storage.tools import DirectTools
 from hypemand.systemd.bus import BusError
 from hypemand.version import VERSION
 from tests.fakes.host import define
@@ -241,6 +242,33 @@ def test_a_vm_goes_to_standby_and_a_start_of_it_has_to_say_what_to_do(tmp_path: 
         for target in ("standby", "restore"):
             assert (await api.ask("POST", f"/instances/off/{target}")).status == 409
             assert (await api.ask("POST", f"/instances/nobody/{target}")).status == 404
+
+    drive(tmp_path, scenario)
+
+
+def test_saved_memory_is_compressed_where_a_body_asks_for_it(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        host = api.host
+        host.make_tools = DirectTools
+        await host.put("a", State.RUNNING)
+        host.vmm("a").monitor.memory = b"what it has in memory" * 1000
+        where, plain = "/instances/a/snapshots", {"enabled": False, "algorithm": "zstd"}
+        made = (await api.ask("POST", where, {"compression": plain})).json
+        assert (made["compression_state"], made["compression"]) == ("none", None)
+        wanted = {"enabled": True, "level": 3}
+        made = (await api.ask("POST", where, {"compression": wanted})).json
+        assert made["compression_state"] == "compressing"
+        assert made["compression"] == {"enabled": True, "algorithm": "zstd", "level": 3}
+        async with asyncio.timeout(8):
+            while made["compression_state"] == "compressing":
+                made = (await api.ask("GET", f"/snapshots/{made['id']}")).json
+        assert (made["compression_state"], made["compression"]["level"]) == ("compressed", 3)
+        assert 0 < made["compressed_size_bytes"] < made["uncompressed_size_bytes"] == 96 * 1024**2
+        body = {"compression": {"enabled": True}, "compression_delay": "1h"}
+        saved = (await api.ask("POST", "/instances/a/standby", body)).json["standby"]
+        assert (saved["compression_state"], saved["compression"]["level"]) == ("compressing", 1)
+        refused = await api.ask("POST", "/instances/a/standby", body)
+        assert (refused.status, refused.code) == (409, "invalid_state")
 
     drive(tmp_path, scenario)
 

@@ -17,6 +17,7 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.config.source import parse_source
 from hypemand.model.state import State
 from hypemand.protocol.configdisk import load_env
+from hypemand.storage.tools import DirectTools
 from tests.fakes.api import Client, serving
 from tests.fakes.host import FakeHost, folder_in_memory, running
 from tests.unit.cli.conftest import Cli
@@ -177,6 +178,28 @@ def test_a_vm_goes_to_standby_and_comes_back() -> None:
             assert (await run(*words, "--wait", "web")).returncode == 0
             assert (host.vm().boot == boot) is same
         assert (await run("restore", "off")).returncode == 11
+
+    drive(scenario)
+
+
+def test_memory_is_compressed_on_request_and_the_notes_say_so() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.make_tools = DirectTools
+        await host.run()
+        host.vmm().monitor.memory = b"what it has in memory" * 1000
+        refused = await run("standby", "--compress-level", "20", "web")
+        assert (refused.returncode, "compression.level" in refused.stderr) == (8, True), refused.stderr
+        made = await run("snapshot", "create", "--compress-level", "3", "--json", "web")
+        assert json.loads(made.stdout)["compression"]["level"] == 3
+        async with asyncio.timeout(8):
+            while "  compressed" not in (await run("snapshot", "list")).stdout:
+                pass
+        assert (await run("standby", "--compress", "web")).returncode == 0
+        async with asyncio.timeout(8):
+            while " on disk (compressed)\n" not in (await run("list")).stdout:
+                pass
+        assert "memory and devices, " in (status := (await run("status", "web")).stdout)
+        assert " on disk (compressed)\n" in status
 
     drive(scenario)
 
