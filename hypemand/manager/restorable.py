@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hypemand.errors import HypemandError, WrongState
@@ -117,9 +117,9 @@ class Restorables:
         for vm, saved in waiting:
             vm.standby.judge(saved, await find_standby_problem(self._parts, vm, saved, build))
 
-    async def find_problems(self) -> Mapping[str, str]:
-        """Of snapshots that cannot be restored with their memory: why, by id."""
-        kept = [snapshot for snapshot in self._parts.snapshots if snapshot.run is not None]
+    async def find_problems(self, snapshots: Iterable[Snapshot]) -> Mapping[str, str]:
+        """Of those that cannot be restored with their memory: why, by id."""
+        kept = [snapshot for snapshot in snapshots if snapshot.run is not None]
         found: dict[str, str] = {}
         if not kept or (build := await self._find_build()) is None:
             return found
@@ -161,7 +161,7 @@ class Restorables:
         """Log each, as far as they are few."""
         self._qemu = await run_in(Pool.RECORDS, self._identify)
         await self.judge_vms()
-        problems = await self.find_problems()
+        problems = await self.find_problems(self._parts.snapshots)
         refused = [*self._refuse_vms(), *self._refuse_snapshots(problems)]
         for name, vm_id, error in refused[:_TOLD]:
             log_vm(logging.WARNING, str(error), name, vm_id, MessageId.NOT_RESTORABLE)

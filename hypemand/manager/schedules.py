@@ -32,6 +32,8 @@ from hypemand.vm.vm import Vm
 _log = logging.getLogger(__name__)
 # of which one snapshot is given up: the next VM waits for it
 _DEADLINE = 3600.0
+# characters of an error in the record of a VM, part of which may be the guest's words
+_LONGEST_ERROR = 1000
 _SOURCES = (State.RUNNING, State.STOPPED)
 
 
@@ -162,7 +164,7 @@ class SnapshotSchedules:
                 return  # it was deleted meanwhile
             if not isinstance(error, HypemandError | OSError):
                 _log.exception("a scheduled snapshot of VM %s", vm.name)
-            await self._fail(vm, wanted, now, str(error) or type(error).__name__)
+            await self._fail(vm, wanted, now, (str(error) or type(error).__name__)[:_LONGEST_ERROR])
         else:
             after = await self._advance(vm, (now, made.id, None))
             if after is not None:

@@ -78,13 +78,13 @@ class ApiSnapshots:
 
     async def list_snapshots(self) -> Sequence[SnapshotView]:
         """See `SnapshotService`."""
-        problems = await self._manager.restorables.find_problems()
+        problems = await self._manager.restorables.find_problems(self._store)
         return [self._store.view(snapshot, problems.get(snapshot.id)) for snapshot in self._store]
 
     async def get_snapshot(self, ref: str) -> SnapshotView:
         """See `SnapshotService`."""
-        problems = await self._manager.restorables.find_problems()
         snapshot = self._store.get(ref)
+        problems = await self._manager.restorables.find_problems((snapshot,))
         return self._store.view(snapshot, problems.get(snapshot.id))
 
     async def remove_snapshot(self, ref: str) -> None:
