@@ -26,6 +26,7 @@ from hypemand.config.clashes import find_clashes
 from hypemand.config.definition import Definition
 from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
 from hypemand.config.netdef import Networks
+from hypemand.config.pacemaker import find_owned, find_start_problems
 from hypemand.config.statedir import DEFAULT_STATE_DIR, find_uncovered_problem
 from hypemand.config.templates import parse_file_name
 from hypemand.config.vmfile import (
@@ -85,7 +86,9 @@ def check(context: Context) -> int:
     else:
         config, problems, found = _check_configuration()
         problems += _find_state_problems(config)
-        findings = [*_inspect_host(config), *inspect_definitions(config, found)]
+        in_cluster, resources = _inspect_cluster(found.definitions, config.vm_dir)
+        problems += in_cluster
+        findings = [*inspect_host(config), *inspect_definitions(config, found), *resources]
         findings += [*_inspect_networks(context.client), *_inspect_saved(context.client)]
     if context.wants_document:
         context.print_document(
@@ -126,7 +129,9 @@ def _check_files(words: list[str]) -> tuple[list[Problem], list[Finding]]:
             problems += error.problems
     others = load_vm_dir(config.vm_dir, config.defaults, networks) if checked else _NOTHING
     clashes = _inspect_clashes({**others.definitions, **checked}, checked, {**others.templates, **templates})
-    return list(dict.fromkeys(problems)), [*_inspect_templates(templates), *clashes]
+    in_cluster, resources = _inspect_cluster(checked, config.vm_dir)
+    findings = [*_inspect_templates(templates), *clashes, *resources]
+    return list(dict.fromkeys([*problems, *in_cluster])), findings
 
 
 def _find_folder(template: Path, vm_dir: Path) -> Path:
@@ -230,6 +235,23 @@ def _inspect_templates(templates: Mapping[Path, tuple[str, ...]]) -> Iterator[Fi
         yield Finding(what, Verdict.OK, f"defines {', '.join(vms[:_SHOWN_VMS])}{more}")
 
 
+def _inspect_cluster(
+    definitions: Mapping[str, Definition], vm_dir: Path
+) -> tuple[list[Problem], list[Finding]]:
+    """What would start VMs that a cluster runs, and how many these are. Nothing where there is no cluster."""
+    files: dict[str, Path] = {}
+    with contextlib.suppress(OSError):
+        files = {name.vm: file for name, file in list_definition_files(vm_dir)}
+    try:
+        owned = find_owned()
+        problems = list(find_start_problems(definitions, files, owned))
+    except HypemandError as error:
+        return [], [Finding("cluster", Verdict.NOTE, str(error))]
+    count = len(owned.keys() & definitions.keys())
+    finding = Finding("cluster", Verdict.OK, f"runs {count} of these VMs, see hypemanctl cluster show")
+    return problems, [finding] if count else []
+
+
 def _inspect_clashes(
     definitions: Mapping[str, Definition], asked: Container[str], templates: Mapping[Path, tuple[str, ...]]
 ) -> Iterator[Finding]:
@@ -243,7 +265,7 @@ def _inspect_clashes(
             yield Finding("definitions", Verdict.NOTE, f"{clash}{hint}")
 
 
-def _inspect_host(config: HostConfig) -> Iterator[Finding]:
+def inspect_host(config: HostConfig) -> Iterator[Finding]:
     """Everything that a VM needs of the host."""
     yield _look("accelerator", lambda: _describe_accelerator(config))
     yield _look("QEMU", lambda: _describe_qemu(config))
