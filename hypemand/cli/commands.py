@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypemand.cli.hostcommands import HOST, IMAGES, NETWORKS, SPACE, TOKENS
+from hypemand.cli.hostcommands import CLUSTER, HOST, IMAGES, NETWORKS, SPACE, TOKENS
 from hypemand.cli.spec import Command
 from hypemand.cli.vmcommands import ARCHIVES, INSPECT, LIFECYCLE, PROGRAMS
 
@@ -16,6 +16,7 @@ COMMANDS: tuple[Command, ...] = (
     *NETWORKS,
     *IMAGES,
     *TOKENS,
+    *CLUSTER,
     *HOST,
 )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.options import (
+    CLUSTER_TOOLS,
     COMPRESS_OPTIONS,
     FORK_OPTIONS,
     JSON,
@@ -21,6 +23,7 @@ from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 _VOLUME = Argument("VOLUME", "the volume: name, id, or unique prefix of the id", completes=Completes.VOLUME)
 _VM = Argument("NAME", "the VM: name, id, or unique prefix of the id", completes=Completes.VM)
 _SNAPSHOTS = "snapshot"
+_CLUSTER = "cluster"
 _SOURCE = replace(_VM, attribute="vm")
 _SNAPSHOT = Argument(
     "SNAPSHOT",
@@ -374,6 +377,38 @@ TOKENS = (
         "token:revoke",
         arguments=(Argument("NAME", "names of the tokens", count="+"),),
         options=(JSON,),
+    ),
+)
+
+CLUSTER = (
+    Command(
+        (_CLUSTER, "show"),
+        "print the commands that make VMs resources of a Pacemaker cluster",
+        "cluster:show",
+        "For VMs with a definition file. Nothing is changed. Memory is in MiB: of a VM with what its VMM "
+        "takes, of the node what admission gives to VMs.",
+        arguments=(
+            Argument("NAME", "the VMs (default: all that have a definition file)", "*", Completes.VM),
+        ),
+        options=(
+            Option(
+                ("--tool",),
+                "the program whose commands are printed: crm or pcs (default: crm)",
+                "TOOL",
+                choices=CLUSTER_TOOLS,
+            ),
+            *SHOWS,
+        ),
+    ),
+    Command(
+        (_CLUSTER, "diff"),
+        "show what differs between this host and others",
+        "clusterdiff:diff",
+        "Compares definitions, images, volumes, networks and versions. The other hosts are asked with ssh, "
+        "without a password. The exit status is 1 if there are differences.",
+        arguments=(Argument("HOST", "the other hosts, as for ssh", "+"),),
+        options=SHOWS,
+        failure=ExitCode.OWN_FAILURE,
     ),
 )
 

@@ -21,6 +21,7 @@ SCOPES = tuple(map(str, Scope))
 SNAPSHOT_KINDS = tuple(map(str, SnapshotKind))
 SNAPSHOT_TARGETS = tuple(str(state) for state in State if state in SnapshotKind.STANDBY.targets)
 PULLS = tuple(map(str, ImagePull))
+CLUSTER_TOOLS = ("crm", "pcs")
 # of list --filter
 FILTERS = ("tag", "state", "image")
 

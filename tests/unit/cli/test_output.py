@@ -64,7 +64,7 @@ SUBJECTS = {
 
 
 # what they show is another thing each time, or needs more than an answer
-MEASURE = {("top",), ("check",), ("version",), ("analyze",)}
+MEASURE = {("top",), ("check",), ("version",), ("analyze",), ("cluster", "show"), ("cluster", "diff")}
 
 
 @pytest.mark.parametrize(
