@@ -8,6 +8,7 @@
 #include "inside.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -92,6 +93,12 @@ static bool pump(struct agent *agent)
     return pump_streams(agent) || moved;
 }
 
+static bool is_host_away(const struct agent *agent)
+{
+    struct pollfd port = {.fd = agent->server->port, .events = POLLIN};
+    return poll(&port, 1, 0) > 0 && (port.revents & POLLHUP) != 0;
+}
+
 static void on_port(struct agent *agent, uint32_t events)
 {
     agent->connected = agent->connected || (events & EPOLLHUP) == 0;
@@ -100,7 +107,10 @@ static void on_port(struct agent *agent, uint32_t events)
         return;
     while (pump(agent)) /* What the host said before it left counts. */
         continue;
-    disconnect_host(agent);
+    /* One that has come back meanwhile, as to a guest that is restored, may have been read here already: what
+     * it says first ends the connection before, and is to be answered. */
+    if (is_host_away(agent))
+        disconnect_host(agent);
 }
 
 static void on_signals(struct agent *agent)
