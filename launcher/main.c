@@ -38,7 +38,7 @@ static int open_descriptors(const char *runtime, const char *tap)
         if (connection < 0)
             return -1;
     }
-    if (bind_ports(runtime) < 0)
+    if (open_ports(runtime) < 0)
         return -1;
     if (connection < 0)
         return 0;

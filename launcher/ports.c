@@ -12,6 +12,9 @@
 
 #include "say.h"
 
+/* as QEMU has it, too: it serves one client at a time */
+#define BACKLOG 1
+
 static const struct {
     const char *name;
     int number;
@@ -48,7 +51,7 @@ static int set_path(struct sockaddr_un *address, const char *folder, const char 
     return 0;
 }
 
-static int bind_port(const char *runtime, const char *name, int number)
+static int open_port(const char *runtime, const char *name, int number)
 {
     struct sockaddr_un address;
     if (set_path(&address, runtime, name, ".sock") < 0)
@@ -59,7 +62,8 @@ static int bind_port(const char *runtime, const char *name, int number)
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -1;
-    if (bind(fd, (const struct sockaddr *)&address, sizeof(address)) < 0) {
+    /* Who connects before the VMM serves it waits, and need not try again and again. */
+    if (bind(fd, (const struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, BACKLOG) < 0) {
         int error = errno;
         (void)close(fd);
         errno = error;
@@ -68,10 +72,10 @@ static int bind_port(const char *runtime, const char *name, int number)
     return place_fd(fd, number);
 }
 
-int bind_ports(const char *runtime)
+int open_ports(const char *runtime)
 {
     for (size_t i = 0; i < sizeof(PORTS) / sizeof(PORTS[0]); i++) {
-        if (bind_port(runtime, PORTS[i].name, PORTS[i].number) < 0) {
+        if (open_port(runtime, PORTS[i].name, PORTS[i].number) < 0) {
             say("cannot create %s%s.sock: %s", runtime, PORTS[i].name, strerror(errno));
             return -1;
         }

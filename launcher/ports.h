@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The sockets that the daemon and ExecStop= reach the VMM by. The launcher binds them, since the VMM may not
- * make files; the VMM listens. */
+/* The sockets that the daemon and ExecStop= reach the VMM by. The launcher makes them, since the VMM may not
+ * make files; the VMM serves them. */
 #pragma once
 
 /* Descriptors that the VMM is started with: hypemand/vmm/commandline.py names them on its command line. */
@@ -18,9 +18,9 @@ enum fd_number {
 /** Put a descriptor at a number, to stay open across execve. Returns 0 or -1 with errno. */
 int place_fd(int fd, int number);
 
-/** Bind NAME.sock for each port in the runtime folder, anew, at its descriptor. Returns 0 or -1; it has said
- * why. */
-int bind_ports(const char *runtime);
+/** Listen on NAME.sock for each port in the runtime folder, anew, at its descriptor. Returns 0 or -1; it has
+ * said why. */
+int open_ports(const char *runtime);
 
 /** A unix socket that is connected to a path within `seconds`, or -1 with errno. */
 int connect_socket(const char *path, int type, long seconds);

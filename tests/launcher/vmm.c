@@ -130,6 +130,14 @@ static void enter_leader(void)
         (void)fclose(children);
 }
 
+static int is_listening(int fd)
+{
+    int listening = 0;
+    socklen_t size = sizeof(listening);
+    (void)getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+    return listening;
+}
+
 static void show_start(int argc, char **argv)
 {
     for (int i = 1; i < argc; i++)
@@ -142,7 +150,7 @@ static void show_start(int argc, char **argv)
         if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
             printf("fd %d file\n", fd);
         else
-            printf("fd %d %s %d\n", fd, address.sun_path, listen(fd, 1));
+            printf("fd %d %s %d %d\n", fd, address.sun_path, is_listening(fd), listen(fd, 1));
     }
     char disk[4096];
     ssize_t size = read(SECRETS, disk, sizeof(disk));

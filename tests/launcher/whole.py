@@ -188,7 +188,8 @@ class WholeTest(unittest.TestCase):
         self.assertIn(f"cannot write {self.runtime}/run: Is a directory", errors)
 
     def test_the_vmm_has_its_ports_and_its_device_and_no_other_descriptor(self) -> None:
-        """By the numbers of ports.h; it can listen on the ports, at once and after a restart."""
+        """By the numbers of ports.h; the ports can be connected to, and it can listen on them, at once and
+        after a restart."""
         for attempt in range(2):
             tap = self.runtime / f"tap{attempt}"
             service = Service(tap, give(self.runtime / "device"))
@@ -198,7 +199,7 @@ class WholeTest(unittest.TestCase):
             service.close()
             self.assertEqual(service.peer[1], os.getuid())
             found = {line for line in lines if line.startswith("fd ")}
-            ports = {f"fd {number} {self.runtime}/{name}.sock 0" for name, number in PORTS.items()}
+            ports = {f"fd {number} {self.runtime}/{name}.sock 1 0" for name, number in PORTS.items()}
             self.assertEqual(found, {"fd 3 file", *ports})
 
     def start_with_secrets(self, names: str, credentials: str) -> tuple[int, str, str]:
