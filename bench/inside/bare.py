@@ -39,13 +39,9 @@ class Recipe:
     def take(cls, unit: str, folder: Path) -> Recipe:
         """From the unit of a VM that runs. Its disk is to be copied once it has stopped: `copy_disk`."""
         (_path, argv, *_), *_ = _read_property(unit, "ExecStart")
-        # hypeman-console RUNTIME BURST PER_HOUR, before launcher RUNTIME TAP_SOCKET KERNEL_WORDS VMM...
-        argv = argv[4:] if argv[0].endswith("/hypeman-console") else argv
-        if len(argv) < 5 or not argv[0].endswith("/launcher"):
-            raise ValueError(f"{unit} is started by {argv}, which is not the launcher with its arguments")
+        runtime, words, vmm = split_start_line(argv)
         binds = [*_read_property(unit, "BindReadOnlyPaths"), *_read_property(unit, "BindPaths")]
         hosts = {inside: Path(host) for host, inside, *_ in binds if inside != "/usr"}
-        runtime, words, vmm = argv[1], argv[3], argv[4:]
         disk = hosts[_find_disk(vmm)]
         folder.mkdir(parents=True)
         shutil.copy(hosts[runtime] / "config.img", folder)
@@ -57,6 +53,15 @@ class Recipe:
         """Take a copy of the VM's disk, holes kept."""
         copy = ["cp", "--sparse=always", str(self.disk), f"{self.folder}/disk.ext4"]
         subprocess.run(copy, stdin=subprocess.DEVNULL, check=True, timeout=60)
+
+
+def split_start_line(argv: Sequence[str]) -> tuple[str, str, list[str]]:
+    """The folder of a VM's sockets, the kernel's words and the VMM's command line, of what its unit executes:
+    hypeman-console and its arguments, then launcher RUNTIME TAP_SOCKET KERNEL_WORDS VMM... ValueError."""
+    launcher = next((place for place, word in enumerate(argv) if word.endswith("/launcher")), len(argv))
+    if len(argv) < launcher + 5:
+        raise ValueError(f"{argv} is not the launcher with its arguments")
+    return argv[launcher + 1], argv[launcher + 3], list(argv[launcher + 4 :])
 
 
 def _read_property(unit: str, name: str) -> list[Any]:
@@ -92,16 +97,28 @@ def _fields(words: str) -> dict[str, str]:
 
 
 class BareVm:
-    """One run of a recipe, whose folder no other run uses at the time. `prefix`: a command that runs it."""
+    """One run of a recipe, whose folder no other run uses at the time. `prefix`: a command that runs it;
+    `more`: the last words of its command line, and `fds`: what of this process they name."""
 
-    def __init__(self, recipe: Recipe, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        prefix: Sequence[str] = (),
+        *,
+        more: Sequence[str] = (),
+        fds: Sequence[int] = (),
+    ) -> None:
         self.boot = uuid.uuid4().hex
-        argv = [*prefix, *recipe.argv, "-append", f"{recipe.words} hypeman.boot={self.boot}"]
+        argv = [*prefix, *recipe.argv, "-append", f"{recipe.words} hypeman.boot={self.boot}", *more]
         stop = next(word for word in recipe.argv if word.startswith("socket,id=stop,"))
         self._stop_path = _fields(stop)["path"]
         self.spawned = time.monotonic()
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=fds,
         )
         self.console = b""
 
@@ -122,6 +139,26 @@ class BareVm:
     def has_started(self) -> bool:
         """Has the program's marker been seen, to the end of its line?"""
         return b"\n" in self.console.partition(MARKER)[2]
+
+    def wait_console(self, line: bytes) -> None:
+        """Until the console has had this."""
+        end = time.monotonic() + BOOT_DEADLINE
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.fd, selectors.EVENT_READ)
+            while line not in self.console:
+                if not selector.select(max(end - time.monotonic(), 0.0)):
+                    raise TimeoutError(f"a bare VM has not written {line!r}: {self.console[-2000:]!r}")
+                if not self.read():
+                    raise RuntimeError(f"a bare VM ended: {self.console[-2000:]!r}")
+
+    def wait_end(self) -> None:
+        """Until it has ended by itself."""
+        self._process.communicate(timeout=STOP_DEADLINE)
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        self._process.kill()
+        self._process.communicate()
 
     def stop(self) -> None:
         """Power off in order, as the managed VM is stopped, so that the next boot finds the disk alike."""
