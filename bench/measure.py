@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,14 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def push_program(host: TestHost) -> None:
-    """The part that runs inside."""
+def push_inside(host: TestHost) -> None:
+    """What runs inside."""
     for path in [_HERE / "__init__.py", *sorted((_HERE / "inside").glob("*.py"))]:
         host.push(f"{_PUSHED}/bench/{path.relative_to(_HERE)}", path.read_bytes())
+
+
+def push_guest_programs(host: TestHost) -> None:
+    """What runs in its guests."""
     with tempfile.TemporaryDirectory(prefix="bench-io.") as folder:
         for name in ("iobench", "netbench"):
             program = compile_static((_HERE / f"{name}.c").read_text(), Path(folder, name))
@@ -51,10 +56,19 @@ def push_program(host: TestHost) -> None:
 
 def measure_inside(host: TestHost, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of bench.inside."""
-    names = ("rounds", "many_rounds", "many", "defined")
-    words = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
-    script = f'cd {_PUSHED} && exec /usr/bin/python3 -m bench.inside "$@"'
-    with host.popen(["sh", "-c", script, "sh", *words, f"--idle={options.idle}"]) as process:
+    names = ("rounds", "many_rounds", "many", "defined", "idle")
+    return run_inside(host, "bench.inside", derive_words(options, names))
+
+
+def derive_words(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Options of this side as words for the other."""
+    return [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
+
+
+def run_inside(host: TestHost, module: str, words: Sequence[str]) -> dict[str, Any]:
+    """What a program that was pushed prints as JSON; its progress is shown if it fails."""
+    script = f'cd {_PUSHED} && exec /usr/bin/python3 -m {module} "$@"'
+    with host.popen(["sh", "-c", script, "sh", *words]) as process:
         assert process.stdin is not None
         process.stdin.close()
         process.stdin = None
@@ -86,7 +100,8 @@ def main() -> int:
     print("measuring in a test host: this takes some minutes …", file=sys.stderr, flush=True)
     guest = ensure_root(guest_recipe(Suite.TRIXIE))
     with start_host(options.suite, binds=[f"{guest}:/srv/guest"]) as host:
-        push_program(host)
+        push_inside(host)
+        push_guest_programs(host)
         figures = measure_inside(host, options)
     load = [before[0], os.getloadavg()[0]]
     figures["conditions"] |= {"suite": options.suite, "date": begun, "machine_load": load}

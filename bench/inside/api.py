@@ -7,7 +7,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,11 +22,12 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(_SOCKET)
 
 
-def request(method: str, path: str) -> Any:
+def request(method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
     """The answer's JSON. RuntimeError for an answer that is no success."""
     connection = _Connection("localhost")
+    data = None if body is None else json.dumps(body)
     try:
-        connection.request(method, path)
+        connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
         return _read(connection.getresponse(), f"{method} {path}")
     finally:
         connection.close()
@@ -52,18 +53,33 @@ def _watch(name: str) -> Iterator[Iterator[dict[str, Any]]]:
         connection.close()
 
 
-def start_and_watch(name: str) -> tuple[float, float, dict[str, Any]]:
-    """POST start, with /watch open before: when it was asked for, when Running was seen (CLOCK_MONOTONIC
-    seconds), and the instance as it came then."""
+def start_and_watch(
+    name: str, order: str = "start", body: Mapping[str, object] | None = None
+) -> tuple[float, float, dict[str, Any]]:
+    """POST start (or restore), with /watch open before: when it was asked for, when Running was seen
+    (CLOCK_MONOTONIC seconds), and the instance as it came then."""
     with _watch(name) as events:
         next(events)
         asked = time.monotonic()
-        request("POST", f"/instances/{name}/start")
-        for instance in events:
-            if instance["state"] == "Running":
-                return asked, time.monotonic(), instance
-            if instance["state"] in ("Stopped", "Unknown"):
-                raise RuntimeError(f"{name} is {instance['state']}: {instance.get('status_text')}")
+        request("POST", f"/instances/{name}/{order}", body)
+        return asked, *_await_running(name, events)
+
+
+def wait_running(name: str) -> tuple[float, dict[str, Any]]:
+    """When a VM that starts is seen to be Running, or was before, and the instance then."""
+    with _watch(name) as events:
+        return _await_running(name, events)
+
+
+def _await_running(name: str, events: Iterator[dict[str, Any]]) -> tuple[float, dict[str, Any]]:
+    has_begun = False
+    for instance in events:
+        if instance["state"] == "Running":
+            return time.monotonic(), instance
+        # what comes first may be of the end of the run before
+        has_begun = has_begun or instance["state"] in ("Initializing", "Created")
+        if has_begun and instance["state"] in ("Stopped", "Standby", "Unknown"):
+            raise RuntimeError(f"{name} is {instance['state']}: {instance.get('status_text')}")
     raise RuntimeError(f"the watch of {name} ended before it was Running")
 
 
