@@ -77,7 +77,7 @@ format: ## bring Python and C into shape
 demo: parts deb ## the main job on a fresh test host, from package install to Running
 	@$(RUN) -m bench.demo $(ARGS)
 
-soak: deb ## 200 kills of the daemon, VMMs and what they stand on, at random moments; ARGS='--seed N --kills N'
+soak: deb ## 200 kills of the daemon, VMMs and what they stand on, at random moments; ARGS='--seed N --kills N --rounds N'
 	@$(RUN) -m tests.host.soak $(SUITES:%=--suite=%) $(ARGS)
 
 bench: deb ## times and memory against bare QEMU, in one run

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from typing import TypeVar
 
@@ -340,7 +341,8 @@ class Routes:
     def _check(self, operation: Operation, ref: str) -> None:
         """Raise WrongState while a status can still tell it."""
         view = self._manager.view_vm(ref)
-        check_allowed(operation, view.state, view.name, view.state_error)
+        ongoing = "" if view.operation is None else view.operation.describe(time.time())
+        check_allowed(operation, view.state, view.name, view.state_error, ongoing=ongoing)
 
     async def copy_files(self, request: web.Request) -> web.StreamResponse:
         """Copy to or from a VM over a WebSocket, as the published clients do."""

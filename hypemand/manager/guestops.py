@@ -79,7 +79,13 @@ class GuestOps:
     async def _reach_agent(self, ref: str, operation: Operation) -> tuple[Vm, AgentChannel]:
         """A VM whose state allows the operation, and the channel to its agent."""
         vm = self._fleet.get(ref)
-        check_allowed(operation, vm.state, vm.name, vm.state_error, ongoing=vm.operations.describe())
+        ongoing = vm.operations.describe()
+        check_allowed(operation, vm.state, vm.name, vm.state_error, ongoing=ongoing)
+        if vm.standby.is_saving:  # its guest may be frozen already
+            raise WrongState(
+                f"{operation} is not possible while {vm.name} is saved ({ongoing})",
+                hint="wait until that is over",
+            )
         if not vm.runs.definition.guest_agent or vm.session is None:
             raise WrongState(f"VM {vm.name} has no guest agent", hint="set guest_agent: true and restart it")
         return vm, await vm.session.open_agent(AGENT_DEADLINE)

@@ -228,12 +228,14 @@ def derive_status_text(
     result: str | None = None,
     restart: str = "",
     waits_for: Sequence[str] = (),
+    saving: bool = False,
 ) -> str:
     """One line for STATUS= and for lists: the state, and what it waits for or how it came about.
 
     `check`: the definition's readiness check in words, and why it has not succeeded; `ready_ms` is the time
     from request to Running, `result` words on how the last run ended; `restart`: on systemd's
-    restart of it, or its end; `waits_for`: the units that systemd starts first.
+    restart of it, or its end; `waits_for`: the units that systemd starts first; `saving`: it stands still
+    for that.
     """
     if derived.state is State.STOPPED:
         result = restart or result
@@ -243,6 +245,8 @@ def derive_status_text(
             detail = f"waiting for {_list_units(waits_for)}"
         elif derived.missing == (Marker.READY,) and derived.state_error is None and not derived.vmm_absent:
             detail = f"program started, waiting for {check}"
+    if saving and derived.requested:
+        detail = "while its memory is being saved"
     if restart and derived.state in (State.CREATED, State.INITIALIZING):
         detail = f"{detail} ({restart})"
     return f"{derived.state}: {detail}" if detail else str(derived.state)

@@ -206,6 +206,8 @@ def check_allowed(
     if state in operation.allowed_in:
         return
     hint = _SPECIAL_CURES.get((operation, state), _CURES[state])
+    if ongoing and state is State.PAUSED:
+        hint = "wait until that is over"
     wanted = " or ".join(str(s) for s in State if s in operation.allowed_in)
     why = f": {error}" if error is not None and state is State.PAUSED else ""
     busy = f" ({ongoing})" if ongoing else ""

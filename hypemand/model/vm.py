@@ -66,6 +66,10 @@ class OngoingOperation:
     owner: str
     since: float
 
+    def describe(self, now: float) -> str:
+        """In words. `now`: seconds since the epoch."""
+        return f"{self.name.progressive} since {max(now - self.since, 0):.0f} s, by {self.owner}"
+
 
 @dataclass(frozen=True, slots=True)
 class SavedView:

@@ -123,10 +123,7 @@ class Operations:
 
     def describe(self) -> str:
         """What is under way, in words; empty if nothing is."""
-        if self.current is None:
-            return ""
-        info = self.current.info
-        return f"{info.name.progressive} since {max(time.time() - info.since, 0):.0f} s, by {info.owner}"
+        return "" if self.current is None else self.current.info.describe(time.time())
 
     @property
     def closed(self) -> bool:

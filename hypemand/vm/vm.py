@@ -432,6 +432,7 @@ class Vm:
             result=ended,
             restart=restart.text if restart is not None else "",
             waits_for=self._unit.waits_for,
+            saving=self.standby.is_saving,
         )
         if self.session is not None:
             self.runs.files.keep_notes(self.session.tracker.notes)

@@ -33,6 +33,7 @@ from tests.host.faults import find_live_traces
 from tests.host.lab import start_host
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
+from tests.host.rounds import play_rounds
 from tests.host.vms import Vms, vms_of
 
 # of what is waited for by an event, on a busy machine
@@ -342,6 +343,7 @@ def main() -> int:
     parser.add_argument("--suite", type=Suite, action="append", choices=list(Suite), help="(default: all)")
     parser.add_argument("--kills", type=int, default=200, help="(200)")
     parser.add_argument("--vms", type=int, default=4, help="(4)")
+    parser.add_argument("--rounds", type=int, default=0, help="standbys and restores of one VM before (0)")
     parser.add_argument("--seed", type=int, default=None, help="of all that is random (default: the time)")
     options = parser.parse_args()
     for suite in options.suite or list(Suite):
@@ -349,7 +351,15 @@ def main() -> int:
         print(f"{suite}: seed {seed}", flush=True)
         began = time.monotonic()
         with start_host(suite) as host, vms_of(host) as vms:
-            run = soak(vms, seed, options.kills, options.vms)
+            if options.rounds:
+                print(
+                    f"{suite}: {options.rounds} rounds: {play_rounds(vms, options.rounds, seed)}", flush=True
+                )
+            run = (
+                soak(vms, seed, options.kills, options.vms)
+                if options.kills
+                else Soak(vms, random.Random(seed))
+            )
         took = time.monotonic() - began
         print(f"{suite}: nothing lost, nothing left; {dict(run.kills)}, {dict(run.commands)}, {took:.0f} s")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import HypemandError, WrongState
-from hypemand.model.state import FromStandby, State
+from hypemand.model.state import FromStandby, Operation, State, check_allowed
 from tests.fakes.host import FakeHost, drive
 
 
@@ -290,12 +290,28 @@ def test_a_start_of_systemds_own_after_it_has_run_on_is_a_boot() -> None:
     drive(scenario)
 
 
+def test_a_guest_that_is_frozen_is_asked_nothing() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        refused = pytest.raises(WrongState, match="stat is not possible while web is saved")
+        with host.vm().standby.saving(), refused:
+            await host.parts.guests.stat_path("web", "/")
+
+    drive(scenario)
+
+
 def test_a_stop_ends_a_save() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         host.vmm().monitor.holds_save = True
         task = asyncio.create_task(host.manager.standby_vm("web"))
         await host.until_true(lambda: "migrate" in host.vmm().monitor.orders)
+        await host.until(State.PAUSED)
+        assert host.vm().view().status_text == "Paused: while its memory is being saved"
+        ongoing = host.vm().operations.describe()
+        with pytest.raises(WrongState, match=r"web is Paused \(entering standby since 0 s, by ") as refused:
+            check_allowed(Operation.EXEC, host.vm().state, "web", ongoing=ongoing)
+        assert "wait until that is over" in str(refused.value)
         await host.order("StopUnit", "hypeman-vm-web.service")
         with pytest.raises(WrongState, match="VM web was stopped while it was being put into standby"):
             await task
