@@ -117,6 +117,16 @@ def check_compression(vms: Vms, name: str) -> None:
     assert then - 1 <= count(vms, name) <= then + 20
     assert vms.execute(name, "sha256sum", "/dev/shm/noise") == noise
     vms.ctl("snapshot", "rm", "packed")
+    # cut off: what was being written is gone, and who wrote it
+    made = vms.ctl("snapshot", "create", "--compress-level", "19", "--name", "cut", name).stdout.strip()
+    files = ["ls", f"/var/lib/hypemand/snapshots/{made}"]
+    vms.host.wait_until(lambda: "memory.zst" in vms.host.run(files).stdout)
+    vms.host.run(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", "hypemand.service"])
+    vms.host.wait_until(lambda: "memory.zst" not in vms.host.run(files).stdout)
+    assert vms.host.run(["systemctl", "list-units", "--all", "--quiet", "hypeman-image-*"]).stdout == ""
+    assert vms.host.run(files).stdout.split() == ["disk.ext4", "memory", "snapshot.json", "state"]
+    vms.wait(name, "Running")
+    vms.ctl("snapshot", "rm", "cut")
 
 
 def test_a_vm_goes_on_where_it_was_with_all_that_it_had(vms: Vms) -> None:
