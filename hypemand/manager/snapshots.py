@@ -85,7 +85,8 @@ class ApiSnapshots:
         """See `SnapshotService`."""
         snapshot = self._store.get(ref)
         problems = await self._manager.restorables.find_problems((snapshot,))
-        return self._store.view(snapshot, problems.get(snapshot.id))
+        # as it is by now: its memory may have been compressed meanwhile
+        return self._store.view(self._store.get(snapshot.id), problems.get(snapshot.id))
 
     async def remove_snapshot(self, ref: str) -> None:
         """See `SnapshotService`."""
