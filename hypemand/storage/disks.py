@@ -140,8 +140,8 @@ def check_disk_unused(path: Path) -> None:
         pass
 
 
-def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
-    """Make sure that `path` is a disk of `size` bytes, mode 0600, owned by `uid`.
+def ensure_disk(path: Path, size: int, uid: int, templates: Path, *, mode: int = 0o600) -> DiskChange:
+    """Make sure that `path` is a disk of `size` bytes, of that mode, owned by `uid`.
 
     Made if it is missing, made larger if it is smaller: so the VM must be stopped. Its file system grows at
     the next boot. `templates` is the folder of the templates, made if missing. InvalidDefinition if the disk
@@ -149,17 +149,17 @@ def ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
     disk is not left, and an old one keeps its content.
     """
     with hold_disk(path, "changed"):
-        return _ensure_disk(path, size, uid, templates)
+        return _ensure_disk(path, size, uid, templates, mode)
 
 
-def _ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange:
+def _ensure_disk(path: Path, size: int, uid: int, templates: Path, mode: int) -> DiskChange:
     problem = find_size_problem(path, size)
     if problem is not None:
         raise InvalidDefinition([problem])
     wanted = derive_disk_size(size)
     with name_full_disk(f"create the disk {path}", path):
         if not path.exists():
-            _make_disk(path, wanted, uid, templates)
+            _make_disk(path, wanted, uid, templates, mode)
             return DiskChange.MADE
         has_journal_to_replay(path)  # it is one of ours
         change = DiskChange.KEPT
@@ -167,14 +167,14 @@ def _ensure_disk(path: Path, size: int, uid: int, templates: Path) -> DiskChange
             os.truncate(path, wanted)
             change = DiskChange.GROWN
     os.chown(path, uid, -1, follow_symlinks=False)
-    path.chmod(0o600)
+    path.chmod(mode)
     return change
 
 
-def _make_disk(path: Path, size: int, uid: int, templates: Path) -> None:
+def _make_disk(path: Path, size: int, uid: int, templates: Path, mode: int) -> None:
     template = os.open(_ensure_template(templates, size), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with replace_file(path, mode=0o600, uid=uid) as fd:
+        with replace_file(path, mode=mode, uid=uid) as fd:
             _clone(template, fd, size, lambda: None)
     finally:
         os.close(template)

@@ -8,7 +8,8 @@ check the locks of other processes. The daemon's records say which VM has a disk
 these locks end with the process that holds them, and cannot.
 
 Work on a disk holds it by the same rules, so that no VMM can open it in the middle of that either. Only reads
-need no lock, and files that every VM only reads (kernels, headers) get none.
+need no lock, and files that every VM only reads (kernels, headers) get none. On a file system that several
+hosts have, these locks are known to all of them.
 
 The functions block, for some microseconds.
 """
@@ -26,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hypemand.errors import HypemandError, InUse
+from hypemand.storage.volumelock import describe_holders
 
 # fcntl.h; Python 3.11 has no names for them
 _OFD_GETLK, _OFD_SETLK = 36, 37
@@ -78,6 +80,11 @@ def lock_disk(fd: int, path: Path, what: str, *, beside_readers: bool = False) -
             raise _in_use(fd, path, what)
 
 
+def has_others(fd: int) -> bool:
+    """Has another process locks of QEMU's on a disk that is open?"""
+    return _is_locked(fd, _ALL)
+
+
 def is_disk_in_use(path: Path) -> bool:
     """Has a VMM, or another program that keeps to QEMU's locks, the disk open? Looks only: a VMM can open it
     at that very moment. HypemandError if its file system knows no locks."""
@@ -118,15 +125,17 @@ def _flock(kind: int, part: tuple[int, int]) -> bytes:
 
 def _in_use(fd: int, path: Path, what: str) -> InUse:
     use = "written to" if _is_locked(fd, _NEEDS_WRITE) else "read"
+    holders = describe_holders(path)
+    whose = f"was given to {holders}" if holders else f"belongs to {_describe_owner(os.fstat(fd).st_uid)}"
     return InUse(
         f"{path} is being {use} by a VMM or another program with QEMU's locks, and cannot be {what}"
-        f" meanwhile; it belongs to {_describe_owner(os.fstat(fd).st_uid)}",
-        hint=f"stop its VM, or the program that `fuser -v {path}` shows",
+        f" meanwhile; it {whose}",
+        hint=f"stop {'that' if holders else 'its'} VM, or the program that `fuser -v {path}` shows",
     )
 
 
 def _describe_owner(uid: int) -> str:
-    """Of a disk that is written to, that is the VM's user: its name in words is the VM's."""
+    """Of a VM's own disk, that is the VM's user: its name in words is the VM's."""
     try:
         user = pwd.getpwuid(uid)
     except KeyError:

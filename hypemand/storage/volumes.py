@@ -3,6 +3,7 @@
 
     volume.ext4   the file system, sparse
     volume.json   name, tags, and when it was made
+    volume.lock   who works on it now, by a lock, and who was given it last (storage/volumelock.py)
 
 A folder becomes a volume, and stops being one, by a rename. `.HEX.making` is being made and `.HEX.removed` is
 being removed: these two, and a volume whose record says that it was not filled to its end, are all that is
@@ -14,7 +15,6 @@ The records are read once and kept: finding one costs a start nothing. The funct
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -33,7 +33,7 @@ from hypemand.atomic import make_folder, sync_folder
 from hypemand.config.names import is_name
 from hypemand.config.sizes import format_size
 from hypemand.config.tags import check_tags
-from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InvalidRequest, NotFound
+from hypemand.errors import AlreadyExists, Ambiguous, HypemandError, InUse, InvalidRequest, NotFound
 from hypemand.fulldisk import name_full_disk
 from hypemand.model.volumes import VolumeRoot
 from hypemand.recordfile import load_record, store_record
@@ -47,8 +47,9 @@ from hypemand.storage.disks import (
     read_size,
     set_root,
 )
-from hypemand.storage.locks import hold_disk, lock_disk
+from hypemand.storage.locks import has_others, hold_disk, lock_disk
 from hypemand.storage.replay import Replay, replay_in_unit
+from hypemand.storage.volumelock import lock_volume
 
 _log = logging.getLogger(__name__)
 DISK = "volume.ext4"
@@ -60,6 +61,9 @@ _MAKING = "making"
 _REMOVED = "removed"
 # no volume can have an id that begins with a dot
 _MARKED = re.compile(rf"\.[0-9a-f]{{32}}\.({_MAKING}|{_REMOVED})")
+_FOLDER_MODE, _DISK_MODE = 0o700, 0o666
+# seconds that a start waits for others who work on the volume, as by a replay of its journal
+_PATIENCE = 60.0
 # of fsck(8), at the root of every ext4
 _LOST_AND_FOUND = "lost+found"
 
@@ -129,12 +133,20 @@ class VolumeStore:
                 self._unfilled.append(volume)
 
     def clean_up(self) -> None:
-        """Delete what was being made or removed when `load` found it. What fails is logged: the mark stays,
-        and so the next try."""
+        """Delete what was being made or removed when `load` found it, but what another daemon is still at.
+        What fails is logged: the mark stays, and so the next try."""
         marked, self._marked = self._marked, []
         for folder in marked:
-            _log.info("removing %s: a volume that was being made or removed", folder)
-            _delete(folder)
+            try:
+                with lock_volume(folder / DISK, "removed"):
+                    _log.info("removing %s: a volume that was being made or removed", folder)
+                    _delete(folder)
+            except InUse:
+                _log.info("leaving %s: it is being worked on", folder)
+            except FileNotFoundError:
+                continue
+            except (OSError, HypemandError) as error:
+                _log.warning("cannot remove %s: %s", folder, error)
 
     @property
     def unfilled(self) -> list[Volume]:
@@ -216,15 +228,16 @@ class VolumeStore:
         volume_id = volume_id or uuid.uuid4().hex
         folder, making = self._folder / volume_id, self._new_mark(_MAKING)
         volume = Volume(volume_id, name, derive_disk_size(size), time.time(), dict(tags), folder, ready)
-        making.mkdir(mode=0o700)
+        making.mkdir(mode=_FOLDER_MODE)
         try:
-            ensure_disk(making / DISK, size, -1, self._templates)
-            if root is not None:
-                set_root(making / DISK, root)
-            _write_record(making, volume)
-            making.rename(folder)
-            self._volumes[volume.id] = volume
-            self._sync_new(volume, making)
+            with lock_volume(making / DISK, "made"):
+                ensure_disk(making / DISK, size, -1, self._templates, mode=_DISK_MODE)
+                if root is not None:
+                    set_root(making / DISK, root)
+                _write_record(making, volume)
+                making.rename(folder)
+                self._volumes[volume.id] = volume
+                self._sync_new(volume, making)
         except BaseException:
             _delete(making)
             raise
@@ -279,19 +292,21 @@ class VolumeStore:
                 f" {volume.name} has",
                 hint="a volume cannot shrink; create a smaller one and copy the data",
             )
-        ensure_disk(volume.disk, size, -1, self._templates)
-        larger = self._volumes[volume.id] = replace(volume, size=derive_disk_size(size))
-        return self._store(larger)
+        with lock_volume(volume.disk, "resized"):
+            ensure_disk(volume.disk, size, -1, self._templates, mode=_DISK_MODE)
+            larger = self._volumes[volume.id] = replace(volume, size=derive_disk_size(size))
+            return self._store(larger)
 
     def remove(self, volume: Volume) -> None:
         """Remove a volume and all that is in it. It is gone with the rename: what cannot be deleted after
         that is deleted when the daemon starts again. InUse."""
         removed = self._new_mark(_REMOVED)
-        with hold_disk(volume.disk, "removed"):
-            volume.folder.rename(removed)
-        del self._volumes[volume.id]
-        sync_folder(self._folder)
-        _delete(removed)
+        with lock_volume(volume.disk, "removed"):
+            with hold_disk(volume.disk, "removed"):
+                volume.folder.rename(removed)
+            del self._volumes[volume.id]
+            sync_folder(self._folder)
+            _delete(removed)
 
     def _store(self, volume: Volume) -> Volume:
         _write_record(volume.folder, volume)
@@ -320,27 +335,43 @@ def _delete(marked: Path) -> None:
         _log.warning("cannot delete all of %s: %s", marked, error)
 
 
-def prepare_volume(disk: Path, uid: int, *, writes: bool, replay: Replay = replay_in_unit) -> None:
-    """Let a VMM have a volume that no other writes to: its owner writes, any other only reads. InUse if
-    another VMM has it nevertheless.
+def prepare_volume(disk: Path, vm: str, uid: int, *, writes: bool, replay: Replay = replay_in_unit) -> None:
+    """Let the VMM of `vm`, which runs as `uid`, have a volume. InUse if another on any host has it, unless
+    all of them only read; then nothing of the volume was changed.
 
     A journal that was left by a crash is replayed first for readers, since a guest cannot do it for them.
     """
-    fd = os.open(disk, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        # two readers may be started at once
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        replays = not writes and has_journal_to_replay(disk)
-        # readers may be beside a reader, but not where it is replayed: the first would have had that done
-        lock_disk(fd, disk, "given to a VM", beside_readers=not writes and not replays)
-        if replays:
-            os.fchown(fd, uid, 0)
-            os.fchmod(fd, 0o600)
-            _replay(disk, uid, replay)
-        os.fchown(fd, uid if writes else 0, 0)
-        os.fchmod(fd, 0o600 if writes else 0o444)
-    finally:
-        os.close(fd)
+    what = "given to a VM"
+    with lock_volume(disk, what, patience=_PATIENCE) as lock:
+        fd = os.open(disk, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            lock_disk(fd, disk, what, beside_readers=not writes)
+            # nobody writes to it by now; a file system that is mounted looks like one that a crash has left
+            replays = not writes and has_journal_to_replay(disk)
+            if replays:
+                # readers may be beside a reader, but the first would have had that done
+                lock_disk(fd, disk, what)
+            beside_others = has_others(fd)
+            if not beside_others:
+                _open_to_vmms(fd, disk.parent)
+            if replays:
+                _replay(disk, uid, replay)
+            lock.note(vm, beside_others=beside_others)
+        finally:
+            os.close(fd)
+
+
+def _open_to_vmms(fd: int, folder: Path) -> None:
+    """A disk can be opened by whom it is shown, which systemd does for the VMM of each of its VMs, with the
+    rights of a reader or of a writer: its owner and mode are the same for all of them, on every host, and
+    nobody else gets to it through its folder."""
+    if stat.S_IMODE(folder.stat().st_mode) != _FOLDER_MODE:
+        folder.chmod(_FOLDER_MODE)
+    about = os.fstat(fd)
+    if stat.S_IMODE(about.st_mode) == _DISK_MODE and about.st_uid == os.geteuid():
+        return
+    os.fchown(fd, os.geteuid(), os.getegid())
+    os.fchmod(fd, _DISK_MODE)
 
 
 def _replay(disk: Path, uid: int, replay: Replay) -> None:

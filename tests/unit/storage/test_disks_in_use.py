@@ -60,7 +60,7 @@ WORK: dict[str, Callable[[Path, Path], object]] = {
     "given to a user": lambda disk, templates: ensure_disk(disk, 16 * MIB, UID, templates),
     "made anew": lambda disk, templates: make_fresh_disk(disk, 16 * MIB, UID, templates),
     "removed": lambda disk, _templates: remove_disk(disk),
-    "given to a writer": lambda disk, _templates: prepare_volume(disk, UID, writes=True),
+    "given to a writer": lambda disk, _templates: prepare_volume(disk, "web", UID, writes=True),
 }
 
 
@@ -100,12 +100,12 @@ def test_a_volume_that_was_not_filled_waits_until_nobody_has_it(
 
 
 def test_a_reader_beside_a_reader_and_none_beside_a_writer(volume: Volume) -> None:
-    prepare_volume(volume.disk, UID, writes=False)
+    prepare_volume(volume.disk, "web", UID, writes=False)
     with in_qemu(volume.disk, readonly=True):
-        prepare_volume(volume.disk, UID, writes=False)
+        prepare_volume(volume.disk, "web", UID, writes=False)
     before = about(volume.disk)
     with in_qemu(volume.disk), pytest.raises(InUse, match=r"written to .* cannot be given to a VM"):
-        prepare_volume(volume.disk, UID, writes=False)
+        prepare_volume(volume.disk, "web", UID, writes=False)
     assert about(volume.disk) == before
 
 
@@ -124,12 +124,12 @@ def test_no_journal_is_replayed_that_a_vmm_may_write_to(volume: Volume) -> None:
 
     for there in (WRITES, READS):
         with locked(volume.disk, there), pytest.raises(InUse):
-            prepare_volume(volume.disk, os.getuid(), writes=False, replay=replay_here)
+            prepare_volume(volume.disk, "web", os.getuid(), writes=False, replay=replay_here)
         assert has_journal_to_replay(volume.disk)
     with pytest.raises(AssertionError):
-        prepare_volume(volume.disk, os.getuid(), writes=False, replay=replay)
+        prepare_volume(volume.disk, "web", os.getuid(), writes=False, replay=replay)
     assert held == []
-    prepare_volume(volume.disk, os.getuid(), writes=False, replay=replay_here)
+    prepare_volume(volume.disk, "web", os.getuid(), writes=False, replay=replay_here)
     assert not has_journal_to_replay(volume.disk)
 
 

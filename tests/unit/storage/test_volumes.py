@@ -192,20 +192,28 @@ def test_a_volume_grows_and_never_shrinks(tmp_path: Path) -> None:
         store.resize(store.get("data"), 20 * MIB)
 
 
-def test_a_writer_owns_it_and_readers_only_read(tmp_path: Path) -> None:
-    disk = make(tmp_path).create("data", 16 * MIB, {}).disk
-    prepare_volume(disk, os.getuid(), writes=True)
-    assert stat.S_IMODE(disk.stat().st_mode) == 0o600
-    prepare_volume(disk, os.getuid() + 1, writes=False)
-    about = disk.stat()
-    assert (stat.S_IMODE(about.st_mode), about.st_uid) == (0o444, 0)
+def test_owner_and_mode_are_the_same_for_all_and_only_root_gets_to_it(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    disk = store.create("data", 16 * MIB, {}).disk
+    made = disk.stat()
+    # as a release that gave it to the user of its VM has left it
+    os.chown(disk, 61234, 0)
+    disk.chmod(0o600)
+    disk.parent.chmod(0o711)
+    for writes in (True, False):
+        prepare_volume(disk, "web", 61235, writes=writes)
+        about = disk.stat()
+        assert (about.st_uid, about.st_gid, stat.S_IMODE(about.st_mode)) == (0, 0, 0o666)
+        assert stat.S_IMODE(disk.parent.stat().st_mode) == 0o700
+    store.resize(store.get("data"), 32 * MIB)
+    assert disk.stat().st_mode == made.st_mode
 
 
 def test_a_journal_that_a_crash_left_is_replayed_for_readers(tmp_path: Path) -> None:
     disk = make(tmp_path).create("data", 16 * MIB, {}).disk
     assert not has_journal_to_replay(disk)
     subprocess.run(["debugfs", "-w", "-R", "feature +needs_recovery", str(disk)], check=True, timeout=60)
-    prepare_volume(disk, os.getuid(), writes=False, replay=replay_here)
+    prepare_volume(disk, "web", os.getuid(), writes=False, replay=replay_here)
     assert not has_journal_to_replay(disk)
     subprocess.run(["e2fsck", "-fn", str(disk)], check=True, timeout=60)
 
