@@ -29,6 +29,7 @@ class Pool(Enum):
     IMAGES = 5  # the image store: locks, hashes, folders of many files
     STARTS = 8  # the files of a VM that is being started
     TOOLS = 6  # minutes: replays of a journal, growth and removal of disks
+    POOLS = 9  # records on storage that hosts share, which may not answer
     TOKENS = 1
     LOGS = 7  # the journal, read by clients
     SPOOL = 3  # uploads that are kept meanwhile

@@ -42,7 +42,7 @@ from hypemand.api.kinds import (
 from hypemand.api.tokens import MAX_TAGS, MAX_VMS
 from hypemand.api.tokens import NAME_PATTERN as TOKEN_PATTERN
 from hypemand.config.imagepull import ImagePull
-from hypemand.config.names import NAME_PATTERN
+from hypemand.config.names import NAME_PATTERN, VOLUME_PATTERN
 from hypemand.errors import InvalidRequest
 from hypemand.model.compression import MAX_LEVEL, MIN_LEVEL, Compression, CompressionAlgorithm
 from hypemand.model.events import EventKind
@@ -520,7 +520,7 @@ class ListVolumes:
 class CreateVolume:
     """An empty volume. The sizes are in bytes, and one of them is given."""
 
-    name: str = required(Text(pattern=NAME_PATTERN))
+    name: str = required(Text(pattern=VOLUME_PATTERN))
     size_gb: int | None = optional(Gigabytes(), null=True)
     size: int | None = optional(Size(), null=True)
     id: str | None = optional(Text(may_be_empty=True), null=True)
@@ -534,7 +534,7 @@ class CreateVolume:
 class CreateVolumeFromArchive:
     """A volume for the files of an archive. The sizes are in bytes, and one of them is given."""
 
-    name: str = required(Text(pattern=NAME_PATTERN))
+    name: str = required(Text(pattern=VOLUME_PATTERN))
     size_gb: int | None = optional(Gigabytes())
     size: int | None = optional(Size())
     id: str | None = optional(Text(may_be_empty=True))

@@ -23,15 +23,16 @@ from hypemand.api.render import Json, instance_json, json_response, time_json
 from hypemand.api.requests import parse_ref, read_body, read_query, refuse_query
 from hypemand.api.services import Limits, Services
 from hypemand.config.definition import GIB, VolumeMount
+from hypemand.config.names import VOLUME_PATTERN
 from hypemand.config.sizes import format_size
 from hypemand.errors import InvalidRequest, NotFound
 from hypemand.inflate import GZIP, Inflater, InvalidGzip
-from hypemand.model.answers.volume import Attachment, FileSystem, Space, SpaceUse, Volume
+from hypemand.model.answers.volume import Attachment, FileSystem, PoolSpace, Space, SpaceUse, Volume
 from hypemand.model.document import encode
 from hypemand.model.space import SpaceReport
 from hypemand.model.volumes import VolumeRoot, VolumeView
 
-_REF = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_REF = re.compile(VOLUME_PATTERN)
 
 F = TypeVar("F")
 
@@ -173,6 +174,20 @@ def space_json(report: SpaceReport) -> Json:
         filesystem=FileSystem(str(report.room.folder), report.room.total, report.room.free),
         promised_bytes=report.promised,
         allowed_bytes=report.allowed,
+        pools=tuple(
+            PoolSpace(
+                pool.name,
+                str(pool.room.folder),
+                shared=pool.shared,
+                volumes=pool.volumes,
+                total_bytes=pool.room.total,
+                free_bytes=pool.room.free,
+                promised_bytes=pool.promised,
+                allowed_bytes=pool.allowed,
+                problem=pool.problem or None,
+            )
+            for pool in report.pools
+        ),
     )
     return encode(answer)
 
@@ -190,7 +205,8 @@ def check_overlay_size(size: int, disk: int) -> None:
 def _parse_volume(request: web.Request) -> str:
     ref = request.match_info["volume"]
     if _REF.fullmatch(ref) is None:
-        raise NotFound(f"there is no volume {ref[:80]!r}", hint="a name or an id has only a-z, 0-9 and '-'")
+        hint = "a name or an id has only a-z, 0-9 and '-'; in a pool it is POOL/NAME"
+        raise NotFound(f"there is no volume {ref[:80]!r}", hint=hint)
     return ref
 
 

@@ -27,7 +27,7 @@ from hypemand.config.definition import Definition
 from hypemand.config.host import DROPIN_DIRS, HOST_CONFIG, HostConfig, load_host_config
 from hypemand.config.netdef import Networks
 from hypemand.config.pacemaker import find_owned, find_start_problems
-from hypemand.config.statedir import DEFAULT_STATE_DIR, find_uncovered_problem
+from hypemand.config.statedir import DEFAULT_STATE_DIR, find_uncovered_pools, find_uncovered_problem
 from hypemand.config.templates import parse_file_name
 from hypemand.config.vmfile import (
     SUFFIXES,
@@ -195,7 +195,8 @@ def _check_configuration() -> tuple[HostConfig, list[Problem], VmDir]:
 
 
 def _find_state_problems(config: HostConfig) -> list[Problem]:
-    """Is the state in a place that the unit of the daemon may write to? Not known without systemd."""
+    """Are the state and the pools in places that the unit of the daemon may write to? Not known without
+    systemd."""
     show = ["systemctl", "show", "--property=ReadWritePaths,StateDirectory", "hypemand.service"]
     try:
         lines = run(show, timeout=_SYSTEMD_TIME).stdout.decode(errors="replace").splitlines()
@@ -207,7 +208,8 @@ def _find_state_problems(config: HostConfig) -> list[Problem]:
     directories = [str(DEFAULT_STATE_DIR.parent / name) for name in values["StateDirectory"]]
     writable = [*directories, *values.get("ReadWritePaths", ())]
     problem = find_uncovered_problem(config.state_dir, HOST_CONFIG, writable)
-    return [] if problem is None else [problem]
+    pools = find_uncovered_pools(config.pools, HOST_CONFIG, writable)
+    return pools if problem is None else [problem, *pools]
 
 
 def inspect_definitions(config: HostConfig, found: VmDir) -> Iterator[Finding]:

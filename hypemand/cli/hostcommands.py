@@ -38,7 +38,7 @@ SPACE = (
         ("volume", "create"),
         "create an empty volume",
         "volume:create",
-        arguments=(Argument("NAME", "name of the volume"),),
+        arguments=(Argument("NAME", "name of the volume; POOL/NAME in a pool of the host"),),
         options=(
             _SIZE,
             _VOLUME_TAG,

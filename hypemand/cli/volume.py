@@ -13,7 +13,7 @@ from hypemand.cli.spec import Format
 from hypemand.cli.terminal import LiveLine, print_json, print_table
 from hypemand.cli.transfer import STREAM, download_from, open_source, read_pieces, save, upload_to
 from hypemand.cli.values import escape_controls, format_bytes, format_minute, format_tags
-from hypemand.model.answers.volume import Space, SpaceUse, Volume
+from hypemand.model.answers.volume import PoolSpace, Space, SpaceUse, Volume
 
 _HEADER = ("NAME", "SIZE", "USED", "STATUS", "ATTACHED", "CREATED")
 _WIDE_HEADER = (*_HEADER, "ID", "TAGS")
@@ -171,7 +171,20 @@ def show_space(context: Context) -> int:
                 f" {format_bytes(space.promised_bytes)} of {format_bytes(space.allowed_bytes)}"
             )
         )
+        for pool in space.pools:
+            print(escape_controls(_describe_pool(pool)))
     return ExitCode.OK
+
+
+def _describe_pool(pool: PoolSpace) -> str:
+    shared = ", shared" if pool.shared else ""
+    if pool.problem:
+        return f"pool {pool.name}{shared}: not available: {pool.problem}"
+    return (
+        f"pool {pool.name} ({pool.path}{shared}): {format_bytes(pool.free_bytes)} free of"
+        f" {format_bytes(pool.total_bytes)}; volumes: {pool.volumes}, which have allocated"
+        f" {format_bytes(pool.promised_bytes)} of {format_bytes(pool.allowed_bytes)}"
+    )
 
 
 def _space_row(use: SpaceUse) -> list[str]:

@@ -29,6 +29,7 @@ from hypemand.config.nethost import (
 )
 from hypemand.config.netparse import NONE
 from hypemand.config.network import DEFAULT_NETWORK, NetworkConfig
+from hypemand.config.pools import PoolConfig, find_pool_problems, make_pools
 from hypemand.config.schema import find_problems, sort_problems
 from hypemand.config.sizes import parse_size
 from hypemand.config.source import KeyPath, Source, read_source
@@ -82,7 +83,7 @@ class JournalPolicy:
 class HostConfig:
     """The validated host config, every default filled in. `uid_range`: first and last, both included;
     `listen` None: only the socket is listened on; `metrics`: where metrics are served without a token,
-    if anywhere; `networks` by name, the default one too unless the host has it not."""
+    if anywhere; `networks` by name, the default one too unless the host has it not; `pools` by name."""
 
     accel: Accel = Accel.AUTO
     qemu: Path = Path("/usr/bin/qemu-system-x86_64")
@@ -100,6 +101,7 @@ class HostConfig:
     listen: ListenConfig | None = None
     metrics: ListenConfig | None = None
     networks: Mapping[str, NetworkConfig] = field(default_factory=lambda: make_networks({}, ""))
+    pools: Mapping[str, PoolConfig] = field(default_factory=dict)
 
 
 def load_host_config(
@@ -135,6 +137,7 @@ def load_host_config(
     if not problems:
         config = _build(merged, read_machine_id(machine_id))
         problems += _find_network_problems(config, sources)
+        problems += _find_pool_problems(merged.get("pools", {}), config.state_dir, sources)
     if problems or config is None:
         raise InvalidDefinition(sort_problems(problems))
     return config
@@ -148,6 +151,15 @@ def _find_network_problems(config: HostConfig, sources: Sequence[Source]) -> Ite
 
     yield from find_networks_problems(config.networks, say)
     yield from find_default_problems(config.defaults.network, config.networks, say)
+
+
+def _find_pool_problems(
+    data: Mapping[str, Any], state_dir: Path, sources: Sequence[Source]
+) -> Iterator[Problem]:
+    def say(path: KeyPath, message: str, hint: str) -> Problem:
+        return _last_saying(sources, path).problem(path, message, hint)
+
+    yield from find_pool_problems(data, state_dir, say)
 
 
 def _last_saying(sources: Sequence[Source], path: KeyPath) -> Source:
@@ -228,6 +240,8 @@ def _build(data: Mapping[str, Any], machine_id: str) -> HostConfig:
                 values[key] = _make_defaults(value, networks)
             case "networks":
                 pass
+            case "pools":
+                values[key] = make_pools(value)
             case _:
                 values[key] = Path(value)
     return HostConfig(**values)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 
 NAME_PATTERN = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+VOLUME_PATTERN = f"({NAME_PATTERN}/)?{NAME_PATTERN}"
+"""The name or id of a volume, behind that of its pool if it is in one."""
 NAME_RULE = "1 to 63 characters of a-z, 0-9 and '-', not starting or ending with '-', for example web-1"
 _NAME = re.compile(NAME_PATTERN)
 

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""May the daemon write to `state_dir`? Its unit lets it write to /var/lib/hypemand and to what a drop-in
-adds."""
+"""May the daemon write to `state_dir`, and to pools? Its unit lets it write to /var/lib/hypemand and to what
+a drop-in adds."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hypemand.config.pools import PoolConfig
 from hypemand.errors import Problem
 
 DEFAULT_STATE_DIR = Path("/var/lib/hypemand")
 DROPIN = Path("/etc/systemd/system/hypemand.service.d/state-dir.conf")
+POOLS_DROPIN = DROPIN.with_name("pools.conf")
 
 
 def find_sandbox_problem(state_dir: Path, config: Path) -> Problem | None:
@@ -52,14 +54,39 @@ def find_uncovered_problem(
             "mount the directory there instead, or set state_dir in hypemand.yaml",
         )  # fmt: skip
     place = Path(os.path.realpath(state_dir))
+    return None if _is_covered(place, writable) else _make_problem(place, config)
+
+
+def find_uncovered_pools(
+    pools: Mapping[str, PoolConfig], config: Path, writable: Iterable[str]
+) -> list[Problem]:
+    """The pools that none of the paths has that the daemon's unit may write to."""
+    paths = list(writable)
+    return [
+        Problem(
+            str(config), 0, 0, f"pools.{name}", f"{pool.directory} is read-only for hypemand.service",
+            explain_dropin(pool.directory, POOLS_DROPIN, is_mount=pool.shared),
+        )
+        for name, pool in pools.items() if not _is_covered(Path(os.path.realpath(pool.directory)), paths)
+    ]  # fmt: skip
+
+
+def _is_covered(place: Path, writable: Iterable[str]) -> bool:
     paths = [Path(os.path.realpath(path.lstrip("-+"))) for path in writable]
-    covered = any(place == path or path in place.parents for path in paths)
-    return None if covered else _make_problem(place, config)
+    return any(place == path or path in place.parents for path in paths)
 
 
 def _make_problem(place: Path, config: Path) -> Problem:
     return Problem(
         str(config), 0, 0, "state_dir", f"{place} is read-only for hypemand.service",
-        f"mkdir -p {place}, write two lines to {DROPIN}: [Service] and ReadWritePaths={place},"
-        " then: systemctl daemon-reload; systemctl restart hypemand",
+        f"mkdir -p {place}, {explain_dropin(place, DROPIN)}",
     )  # fmt: skip
+
+
+def explain_dropin(place: Path, dropin: Path, *, is_mount: bool = False) -> str:
+    """How to let the daemon write to a directory, when that is there, or, if it is a mount, mounted."""
+    mount = f"[Unit] and RequiresMountsFor={place}, " if is_mount else ""
+    return (
+        f"write {'four' if mount else 'two'} lines to {dropin}: {mount}[Service] and ReadWritePaths={place},"
+        " then: systemctl daemon-reload; systemctl restart hypemand"
+    )

@@ -13,10 +13,16 @@ from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.config.vmfile import VmDir
 from hypemand.errors import Ambiguous, NotFound
-from hypemand.manager.resources.admission import check_disk, check_memory, read_room, read_total_memory
+from hypemand.manager.resources.admission import (
+    check_disk,
+    check_memory,
+    derive_usable,
+    read_total_memory,
+)
 from hypemand.manager.resources.volumeuse import Holder
-from hypemand.model.space import Room
+from hypemand.model.space import PoolSpace, Room
 from hypemand.model.state import Origin
+from hypemand.storage.room import read_room
 from hypemand.storage.store import ImageUse
 from hypemand.storage.volumes import VolumeStore
 from hypemand.vm.networkmember import NetworkMember
@@ -168,7 +174,7 @@ class Fleet:
                 place = next(
                     (m.mount_path for m in mounts if self._volumes.find(m.volume) == volume), _UNKNOWN
                 )
-                mounts.append(VolumeMount(volume.id, place, readonly=not writes))
+                mounts.append(VolumeMount(volume.ref, place, readonly=not writes))
         return replace(definition, volumes=tuple(mounts))
 
     # what they take
@@ -198,9 +204,15 @@ class Fleet:
 
     @contextmanager
     def promise_room(self, look: DiskLook, what: str, wanted: int, *, key: str) -> Iterator[None]:
-        """`check_room` for a volume or a snapshot, `key`: its id, or its name where it is new. In the block
-        all others find those bytes promised."""
-        self.check_room(look, what, wanted, but=key)
+        """`check_room` for a volume or a snapshot, `key`: its id, or its name where it is new; both behind
+        the name of its pool, if it is in one, which is what has the bytes then. In the block all others find
+        those bytes promised."""
+        pool = key.rpartition("/")[0]
+        if pool:
+            there = self._volumes.get_pool(pool)
+            check_disk(what, wanted, self._promised_to(pool, key), there.room, self._config().disk)
+        else:
+            self.check_room(look, what, wanted, but=key)
         self._promises[key] = wanted
         try:
             yield
@@ -211,9 +223,30 @@ class Fleet:
         """Bytes that disks and volumes may grow to, all but those of `but`, and that snapshots have. A VM
         that is only defined has no disk yet, and is promised nothing."""
         disks = sum(vm.record.definition.disk for vm in self if vm.name != but and self.has_disk(vm, look))
-        sizes = {volume.id: volume.size for volume in self._volumes} | self._promises
         kept = sum(snapshot.stored for snapshot in self._snapshots)
-        return disks + kept + sum(size for key, size in sizes.items() if key != but)
+        return disks + kept + self._promised_to("", but)
+
+    def _promised_to(self, pool: str, but: str = "") -> int:
+        """To the volumes of a pool, or to those of the state folder and to what is being made there."""
+        sizes = {volume.ref: volume.size for volume in self._volumes if volume.pool == pool}
+        sizes |= {key: size for key, size in self._promises.items() if key.rpartition("/")[0] == pool}
+        return sum(size for key, size in sizes.items() if key != but)
+
+    def report_pools(self) -> tuple[PoolSpace, ...]:
+        """The space of the pools, as they were read last."""
+        policy = self._config().disk
+        return tuple(
+            PoolSpace(
+                pool.name,
+                pool.room,
+                pool.shared,
+                len(pool.volumes),
+                self._promised_to(pool.name),
+                derive_usable(pool.room.total, policy),
+                pool.problem,
+            )
+            for pool in self._volumes.pools
+        )
 
     def has_disk(self, vm: Vm, look: DiskLook) -> bool:
         """Has it a disk, also where it was started after the look?"""

@@ -22,6 +22,7 @@ from hypemand.manager.net.names import Names
 from hypemand.manager.net.networks import Networks
 from hypemand.manager.resources.admission import derive_usable
 from hypemand.manager.resources.diskwatch import DiskWatch
+from hypemand.manager.resources.poolreader import PoolReader
 from hypemand.manager.resources.space import measure_space
 from hypemand.manager.resources.volumeuse import VolumeUse
 from hypemand.manager.sharedquery import SharedQuery
@@ -70,6 +71,7 @@ class Parts:
     fleet: Fleet
     volumes: VolumeStore
     volume_use: VolumeUse
+    pools: PoolReader
     snapshots: SnapshotStore
     images: Images
     guests: GuestOps
@@ -130,7 +132,8 @@ def make_parts(
     when the state of a VM has changed, after the names were updated."""
     current = CurrentConfig(config)
     vms = config.state_dir / "vms"
-    volumes = VolumeStore(config.state_dir / "volumes", config.state_dir / "templates")
+    volumes = VolumeStore(config.state_dir / "volumes", config.state_dir / "templates", config.pools)
+    pools = PoolReader(volumes)
 
     def take_record(record: VmRecord) -> None:
         fleet.take_record(record)
@@ -161,7 +164,7 @@ def make_parts(
         names.states_changed()
         services.on_change()
 
-    space = SharedQuery("space", lambda: _report_space(current(), images, fleet))
+    space = SharedQuery("space", lambda: _report_space(current(), images, fleet, pools))
     return Parts(
         config=current,
         services=replace(
@@ -174,6 +177,7 @@ def make_parts(
         fleet=fleet,
         volumes=volumes,
         volume_use=VolumeUse(volumes, fleet.holders),
+        pools=pools,
         snapshots=snapshots,
         images=images,
         guests=guests,
@@ -193,10 +197,11 @@ def make_parts(
     )
 
 
-async def _report_space(config: HostConfig, images: Images, fleet: Fleet) -> SpaceReport:
+async def _report_space(config: HostConfig, images: Images, fleet: Fleet, pools: PoolReader) -> SpaceReport:
     """Disk usage, free space, and what disks and volumes may grow to."""
+    await pools.read()
     unused = sum(image.size for image in await images.prune_images(every=True, dry_run=True))
     uses = await run_in(Pool.TOOLS, measure_space, config.state_dir, config.runtime_dir, unused)
     disks = await fleet.look_at_disks()
     allowed = derive_usable(disks.room.total, config.disk)
-    return SpaceReport(uses, disks.room, fleet.promised_room(disks), allowed)
+    return SpaceReport(uses, disks.room, fleet.promised_room(disks), allowed, fleet.report_pools())

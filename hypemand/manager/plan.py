@@ -24,7 +24,7 @@ from hypemand.protocol.configdisk import (
 from hypemand.storage.hostfiles import NO_FILES, DirectoryImage, HostFiles
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
-from hypemand.storage.volumes import Volume
+from hypemand.storage.volume import Volume
 from hypemand.systemd.journal import JOURNAL_SOCKET
 from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan
@@ -196,6 +196,8 @@ def _make_unit_plan(
             (places.disk, places.own.disk),
         ),
         volumes=tuple(_volume_places(volumes, places.own, writable=True)),
+        # of a pool, which may be on a file system of its own
+        mounts=tuple(sorted({one.volume.folder.parent for one in volumes if one.volume.pool})),
         # the page cache of its disks counts too: without room for it the kernel would reclaim all the time
         memory_max=definition.memory + memory_overhead(vmm.accel) + host.page_cache,
         cpu_quota=derive_cpu_quota(definition),

@@ -15,7 +15,7 @@ from hypemand.manager.inventory import Inventory
 from hypemand.manager.parts import Parts
 from hypemand.manager.standby import settle
 from hypemand.model.state import Origin
-from hypemand.storage.volumes import Volume
+from hypemand.storage.volume import Volume
 from hypemand.systemd.rootdir import make_root
 from hypemand.systemd.units import Units
 from hypemand.tasks import Tasks
@@ -59,6 +59,8 @@ class Recovery:
             await run_in(Pool.RECORDS, self._parts.records.load)
         with logged("the volumes' records"):
             await run_in(Pool.TOOLS, self._parts.volumes.load)
+        with logged("the shared pools of volumes"):
+            await self._parts.pools.read()
         with logged("the records of snapshots"):
             await run_in(Pool.TOOLS, self._parts.snapshots.load)
         with logged("the folders of VMs that run"):

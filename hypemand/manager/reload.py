@@ -41,7 +41,7 @@ class Reloader:
     ) -> None:
         self._manager = manager
         self._config, self._fleet, self._networks = parts.config, parts.fleet, parts.networks
-        self._load_config, self._files = load_config, parts.files
+        self._load_config, self._files, self._volumes = load_config, parts.files, parts.volumes
         self._lock = asyncio.Lock()
         self._tasks = Tasks("the reload")
         self._online: asyncio.Task[None] | None = None
@@ -72,9 +72,11 @@ class Reloader:
 
     def _reload_host_config(self) -> tuple[Problem, ...]:
         try:
-            self._config.replace(self._load_config())
+            config = self._load_config()
         except InvalidDefinition as error:
             return error.problems
+        self._volumes.take_pools(config.pools)
+        self._config.replace(config)
         return ()
 
     async def _reload_definitions(self, problems: list[Problem], *, at_boot: bool) -> ReloadReport:

@@ -69,6 +69,7 @@ class VmManager:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._fleet, self._records, self._volumes = parts.fleet, parts.records, parts.volumes
+        self._pools = parts.pools
         self._images, self._networks, self._units = parts.images, parts.networks, parts.units
         self._starter = Starter(parts)
         self._all = SharedQuery("look at all VMs", self._look_at_all)
@@ -135,6 +136,7 @@ class VmManager:
 
     async def _change_volumes(self, ref: str, volume_ref: str, mount: VolumeMount | None) -> VmView:
         vm = self._fleet.get(ref)
+        await self._pools.read([volume_ref, *(one.volume for one in vm.record.definition.volumes)])
         volume = self._volumes.get(volume_ref)
         async with vm.operations.hold(Operation.CHANGE, patience=_PATIENCE):
             await vm.refresh()

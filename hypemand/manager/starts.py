@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hypemand.config.definition import Definition, ImagePull
+from hypemand.config.definition import Definition, ImagePull, VolumeMount
 from hypemand.config.specifiers import read_specifier_host
 from hypemand.config.vmdef import expand_unit, replace_program
 from hypemand.errors import HypemandError, InvalidDefinition, WrongState
@@ -40,7 +40,7 @@ from hypemand.storage.disks import (
 )
 from hypemand.storage.hostfiles import DirectoryImage, HostFiles, read_host_files
 from hypemand.storage.images import Image
-from hypemand.storage.volumes import prepare_volume
+from hypemand.storage.volumestart import check_available, prepare_volume
 from hypemand.systemd import cgroups
 from hypemand.systemd.log import MessageId
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr, make_root
@@ -207,7 +207,7 @@ class Starter:
     async def check(self, vm: Vm, image: Image) -> None:
         """Raise what a start would: a VM that runs is not stopped for a definition that cannot be started."""
         definition = vm.record.definition
-        disks = await self._look()
+        disks = await self._look(definition)
         self._fleet.check_memory(definition)
         self._fleet.check_room(disks, f"VM {vm.name}", definition.disk, but=vm.name)
         self._volume_use.resolve(vm.name, definition)
@@ -222,10 +222,28 @@ class Starter:
         if problem is not None:
             raise InvalidDefinition([problem])
 
-    async def _look(self) -> DiskLook:
+    async def _look(self, definition: Definition) -> DiskLook:
         """Learn what the host has on its disks for a start."""
-        disks, _ = await asyncio.gather(self._fleet.look_at_disks(), self._networks.learn_servers())
+        disks, _, _ = await asyncio.gather(
+            self._fleet.look_at_disks(),
+            self._networks.learn_servers(),
+            self._parts.pools.read([mount.volume for mount in definition.volumes]),
+        )
         return disks
+
+    async def _leave_out_taken(self, vm: Vm, definition: Definition) -> set[VolumeMount]:
+        """The volumes in pools that the VM may go without, and that a VMM on any host has."""
+        taken = set()
+        for mount in definition.volumes:
+            volume = None if mount.required else self._parts.volumes.find(mount.volume)
+            if volume is None or not volume.pool:
+                continue
+            try:
+                await run_in(Pool.POOLS, check_available, volume.disk, writes=mount.writes)
+            except (HypemandError, OSError) as error:
+                vm.log(logging.WARNING, f"VM {vm.name} starts without its volume {mount.volume}: {error}")
+                taken.add(mount)
+        return taken
 
     async def _pin_image(self, vm: Vm, image: Image) -> Image:
         """Have the VM keep to a content, which cannot be removed from now on."""
@@ -285,17 +303,20 @@ class Starter:
         else:
             directories = restored.list_directories()
         async with Tasks(f"the start of VM {vm.name}") as tasks:
-            looking = tasks.start("look", self._look(), awaited=True)
+            wanted = vm.record.definition if restored is None else restored.run.definition
+            looking = tasks.start("look", self._look(wanted), awaited=True)
             if restored is None:
                 image = await self._pin_image(vm, image)
             disks = await looking
+            taken = await self._leave_out_taken(vm, wanted)
         # From here to `starting` nothing waits, so that of two starts the second sees what the first takes.
         # What it is started with, also if it is defined anew meanwhile
         defined = definition = vm.record.definition if restored is None else restored.run.definition
         self._fleet.check_memory(definition)
         if restored is None:
             self._fleet.check_room(disks, f"VM {vm.name}", definition.disk, but=vm.name)
-        volumes = self._volume_use.resolve(vm.name, definition)
+        available = tuple(mount for mount in definition.volumes if mount not in taken)
+        volumes = self._volume_use.resolve(vm.name, replace(definition, volumes=available))
         # with the volumes that it gets: what it goes without, others may have
         definition = replace(definition, volumes=tuple(attached.mount for attached in volumes))
         network = self._reserve(vm, definition)

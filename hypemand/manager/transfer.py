@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -49,8 +49,8 @@ from hypemand.storage.vmarchive import (
     Source,
     Target,
 )
-from hypemand.storage.volumes import DISK as VOLUME_DISK
-from hypemand.storage.volumes import Volume
+from hypemand.storage.volume import DISK as VOLUME_DISK
+from hypemand.storage.volume import Volume
 from hypemand.tar import InvalidArchive
 from hypemand.tasks import finish
 from hypemand.vm.operation import Ongoing
@@ -67,7 +67,7 @@ class Transfers:
     def __init__(self, parts: Parts, volumes: ApiVolumes) -> None:
         self._parts = parts
         self._fleet, self._records, self._images = parts.fleet, parts.records, parts.images
-        self._store, self._volume_use = parts.volumes, parts.volume_use
+        self._store, self._volume_use, self._pools = parts.volumes, parts.volume_use, parts.pools
         self._volumes = volumes
 
     # export
@@ -82,6 +82,7 @@ class Transfers:
             check_allowed(Operation.EXPORT, vm.state, vm.name, vm.state_error)
             await vm.runs.settle()
             record = vm.record
+            await self._pools.read([*wanted.volumes, *(one.volume for one in record.definition.volumes)])
             volumes = self._choose_volumes(record.definition, wanted)
             for volume in volumes:
                 stack.enter_context(self._volume_use.work_on(volume, "exported", beside_readers=True))
@@ -107,7 +108,7 @@ class Transfers:
 
     def _choose_volumes(self, definition: Definition, wanted: ExportWanted) -> list[Volume]:
         found = [self._store.find(mount.volume) for mount in definition.volumes]
-        own = {volume.id: volume for volume in found if volume is not None}
+        own = {volume.ref: volume for volume in found if volume is not None}
         if wanted.all_volumes:
             missing = [one.volume for one in definition.volumes if self._store.find(one.volume) is None]
             if missing:
@@ -116,12 +117,12 @@ class Transfers:
                     hint="name the volumes to be exported",
                     code="volume_not_found",
                 )
-            return list(own.values())
-        chosen = {volume.id: volume for ref in wanted.volumes for volume in (self._store.get(ref),)}
+            return _check_local(own.values())
+        chosen = {volume.ref: volume for ref in wanted.volumes for volume in (self._store.get(ref),)}
         for volume in chosen.values():
-            if volume.id not in own:
+            if volume.ref not in own:
                 raise NotFound(f"the volume {volume.name} is not one of VM {definition.name}")
-        return list(chosen.values())
+        return _check_local(chosen.values())
 
     async def _find_image(self, record: VmRecord) -> Image | None:
         """The image that the VM would be started with; None for one that every host has."""
@@ -364,6 +365,18 @@ def _check_can_carry(image: str) -> None:
             f"the image {image} is named by a digest or a path of the host, and cannot be in an archive",
             hint="export the VM without its image, or give the image a name: hypemanctl image tag",
         ) from None
+
+
+def _check_local(volumes: Iterable[Volume]) -> list[Volume]:
+    """InvalidRequest for a volume of a pool, which an archive cannot name."""
+    found = list(volumes)
+    for volume in found:
+        if volume.pool:
+            raise InvalidRequest(
+                f"the volume {volume.name} is in a pool, and is not exported with a VM",
+                hint=f"hypemanctl volume export {volume.name} FILE; name the other volumes with --volume",
+            )
+    return found
 
 
 def _describe(volume: Volume) -> ArchivedVolume:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API does with volumes: one lock for all that makes and removes them.
+"""What the API does with volumes: one lock for all that makes them in one pool.
 
 An archive gets into a volume, and out of one, through a small VM that has nothing else: the host never mounts
 a file system that a guest has written to, nor unpacks an archive of a stranger.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from hypemand.model.files import CopyIn, CopyOut, FileInfo
 from hypemand.model.space import SpaceReport
 from hypemand.model.state import Origin, State
 from hypemand.model.volumes import VolumeFill, VolumeRoot, VolumeView
-from hypemand.storage.volumes import Volume, check_size
+from hypemand.storage.volume import Volume
+from hypemand.storage.volumes import check_size
 from hypemand.tasks import finish
 from hypemand.workers import Pool, run_in
 
@@ -48,11 +50,13 @@ class ApiVolumes:
         self._fleet, self._guests, self._space = parts.fleet, parts.guests, parts.space
         self._config, self._files = parts.config, parts.files
         self._disk_watch, self._tasks = parts.disk_watch, parts.tasks
-        self._store, self._volume_use = parts.volumes, parts.volume_use
-        self._lock = asyncio.Lock()
+        self._store, self._volume_use, self._pools = parts.volumes, parts.volume_use, parts.pools
+        # one for each pool: what waits for one of them holds up no other
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def _view_all(self, volumes: Sequence[Volume]) -> list[VolumeView]:
-        used = await run_in(Pool.RECORDS, _measure_used, volumes)
+        threads = Pool.POOLS if any(volume.pool for volume in volumes) else Pool.RECORDS
+        used = await run_in(threads, _measure_used, volumes)
         return [
             VolumeView(
                 id=volume.id,
@@ -76,11 +80,16 @@ class ApiVolumes:
 
     async def list_volumes(self) -> Sequence[VolumeView]:
         """See `VolumeService`."""
+        await self._pools.read()
         return await self._view_all(list(self._store))
 
     async def get_volume(self, ref: str) -> VolumeView:
         """See `VolumeService`."""
-        return await self._view(self._store.get(ref))
+        return await self._view(await self._get(ref))
+
+    async def _get(self, ref: str) -> Volume:
+        await self._pools.read([ref])
+        return self._store.get(ref)
 
     async def create_volume(
         self,
@@ -103,7 +112,8 @@ class ApiVolumes:
         ready: bool,
         root: VolumeRoot | None = None,
     ) -> Volume:
-        async with self._lock:
+        await self._pools.read([name])
+        async with self._locks[self._store.get_pool(name.rpartition("/")[0]).name]:
             self._store.check_new(name, size, tags, volume_id)
             fleet = self._fleet
             disks = await fleet.look_at_disks()
@@ -119,7 +129,7 @@ class ApiVolumes:
     async def add_imported(self, made: Sequence[tuple[Volume, Path]]) -> None:
         """Take volumes that came with a VM, each with the folder that its disk is in: all of them, or none.
         They cannot be used before `finish_imported`."""
-        async with self._lock:
+        async with self._locks[""]:
             added: list[Volume] = []
             try:
                 for volume, making in made:
@@ -146,7 +156,7 @@ class ApiVolumes:
 
     async def remove_volume(self, ref: str) -> None:
         """See `VolumeService`."""
-        volume = self._store.get(ref)
+        volume = await self._get(ref)
         attached = self._volume_use.attachments(volume)
         if attached:
             names = ", ".join(attachment.vm for attachment in attached)
@@ -165,12 +175,12 @@ class ApiVolumes:
 
     async def resize_volume(self, ref: str, size: int) -> VolumeView:
         """See `VolumeService`."""
-        volume = self._store.get(ref)
+        volume = await self._get(ref)
         check_size(size)
         with self._volume_use.work_on(volume, "resized"):
             fleet = self._fleet
             disks = await fleet.look_at_disks()
-            with fleet.promise_room(disks, f"the volume {volume.name}", size, key=volume.id):
+            with fleet.promise_room(disks, f"the volume {volume.name}", size, key=volume.ref):
                 larger = await _work(partial(self._store.resize, volume, size))
         return await self._view(larger)
 
@@ -181,7 +191,7 @@ class ApiVolumes:
         """See `VolumeService`."""
         volume = await self._create(name, size, tags, volume_id, ready=False)
         try:
-            mount = VolumeMount(volume.id, _PLACE)
+            mount = VolumeMount(volume.ref, _PLACE)
             async with self._run_helper(derive_filler(volume), mount) as vm:
                 view = await self._view(volume)
                 copy = await self._guests.copy_in(vm, _PLACE)
@@ -200,8 +210,8 @@ class ApiVolumes:
     @asynccontextmanager
     async def read_volume(self, ref: str) -> AsyncIterator[CopyOut]:
         """See `VolumeService`."""
-        volume = self._store.get(ref)
-        mount = VolumeMount(volume.id, _PLACE, readonly=True)
+        volume = await self._get(ref)
+        mount = VolumeMount(volume.ref, _PLACE, readonly=True)
         async with self._run_helper(f"volume-{secrets.token_hex(8)}", mount) as vm:
             copy = await self._guests.copy_out(vm, _PLACE)
             try:
@@ -238,12 +248,13 @@ class ApiVolumes:
 
 
 def _measure_used(volumes: Iterable[Volume]) -> list[int]:
-    """Bytes that each takes on the host; none for one that is just being removed. Blocks."""
+    """Bytes that each takes on the host; none for one that is just being removed, or whose pool is not
+    available. Blocks."""
     used = []
     for volume in volumes:
         try:
             used.append(volume.used)
-        except FileNotFoundError:
+        except OSError:
             used.append(0)
     return used
 

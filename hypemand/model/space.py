@@ -44,10 +44,25 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSpace:
+    """A pool of the host config. `volumes`: how many; `promised` bytes to them, of `allowed`; `problem`: why
+    nothing is known of it, or ""."""
+
+    name: str
+    room: Room
+    shared: bool
+    volumes: int
+    promised: int
+    allowed: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class SpaceReport:
-    """All that the daemon keeps. `promised` bytes to disks and volumes, of `allowed`."""
+    """All that the daemon keeps. `promised` bytes to disks and volumes, of `allowed`; `pools` apart."""
 
     uses: tuple[SpaceUse, ...]
     room: Room
     promised: int
     allowed: int
+    pools: tuple[PoolSpace, ...] = ()

@@ -35,8 +35,8 @@ def replay_here(disk: Path, _uid: int) -> None:
 
 
 def replay_in_unit(disk: Path, uid: int) -> None:
-    """In a unit, as the user `uid`, whom the mode of `disk` lets write to it. Raises what `hypemand.run.run`
-    does; then nothing runs any more."""
+    """In a unit, as the user `uid`, who may write to `disk` by its mode. Raises what `hypemand.run.run` does;
+    then nothing runs any more."""
     unit = replay_unit_name(secrets.token_hex(6))
     own = (
         f"User={uid}",

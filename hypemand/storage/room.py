@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Free space for an image that is being created, whose size is not known before.
+"""Free space of file systems, and for an image that is being created, whose size is not known before.
 
 A layer of a megabyte may unpack to a terabyte. So free space is checked repeatedly, and the import is
 ended before it uses what the host reserves for itself (disk.reserve).
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hypemand.config.sizes import format_size
 from hypemand.errors import HypemandError, InsufficientResources
+from hypemand.model.space import Room
 
 _MIB = 1024 * 1024
 # what is written in that time comes out of the reserve
@@ -24,6 +25,12 @@ _FEW_FILES = 1024
 _HINT = (
     "free space: hypemanctl image prune, hypemanctl df; or lower disk.reserve in /etc/hypemand/hypemand.yaml"
 )
+
+
+def read_room(folder: Path) -> Room:
+    """What the file system of a folder has. OSError."""
+    about = os.statvfs(folder)
+    return Room(folder, about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize)
 
 
 class RoomWatch:

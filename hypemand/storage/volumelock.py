@@ -71,7 +71,14 @@ def find_lock_file(disk: Path) -> Path:
 def lock_volume(disk: Path, what: str, *, patience: float = 0.0) -> Iterator[VolumeLock]:
     """Be the only one on any host that works on the volume, as "removed", waiting so many seconds for others.
     InUse; FileNotFoundError if its folder is not there, or not any more when others are done with it."""
-    path = find_lock_file(disk)
+    with lock_file(find_lock_file(disk), f"the volume in {disk.parent}", what, patience=patience) as fd:
+        yield VolumeLock(fd)
+
+
+@contextmanager
+def lock_file(path: Path, thing: str, what: str, *, patience: float) -> Iterator[int]:
+    """Have the lock of a file, which is made if it is missing, to write to it by the descriptor. As
+    `lock_volume`."""
     end = time.monotonic() + patience
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
@@ -79,14 +86,14 @@ def lock_volume(disk: Path, what: str, *, patience: float = 0.0) -> Iterator[Vol
             if _take(fd, path):
                 if not _is_at(fd, path):
                     continue  # the one before has moved it away, or removed it
-                yield VolumeLock(fd)
+                yield fd
                 return
         finally:
             os.close(fd)
         if time.monotonic() >= end:
             raise InUse(
-                f"the volume in {disk.parent} is being worked on, by this host or another that has it, and"
-                f" cannot be {what} meanwhile",
+                f"{thing} is being worked on, by this host or another that has it, and cannot be {what}"
+                " meanwhile",
                 hint="try again later",
             )
         time.sleep(_PAUSE)
@@ -115,7 +122,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def describe_holders(disk: Path) -> str:
-    """Whom the disk of a volume was given to last, in words; "" where that is not known."""
+    """The VMs that the disk of a volume was given to last, in words; "" where that is not known."""
     try:
         holders = _parse(read_beginning(find_lock_file(disk), _MOST_BYTES))
     except OSError:

@@ -41,7 +41,8 @@ class UnitPlan:
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise; `saved`: what it is restored
-    from, which is there for one start. `secrets`: its credentials.
+    from, which is there for one start. `mounts`: paths whose file systems must be mounted. `secrets`: its
+    credentials.
     """
 
     vm: str
@@ -65,6 +66,7 @@ class UnitPlan:
     watchdog: bool
     extra: Mapping[str, tuple[str, ...]]
     volumes: tuple[tuple[Path, Path], ...] = ()
+    mounts: tuple[Path, ...] = ()
     sockets: tuple[tuple[Path, Path], ...] = ()
     saved: tuple[tuple[Path, Path], ...] = ()
     secrets: tuple[Secret, ...] = ()
@@ -150,6 +152,7 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
     )
     properties += sandbox_properties(kvm=plan.kvm)
     properties += _credentials(plan.secrets)
+    properties += [("RequiresMountsFor", "as", [str(path)]) for path in plan.mounts]
     if plan.watchdog:
         # what the launcher's leader makes an order to the guest of; the VMM ignores it
         properties.append(("WatchdogSignal", "i", int(signal.SIGURG)))

@@ -22,7 +22,7 @@ _LEAVE = {
     "hypemand/storage/importer.py": "what this very import has made",
     "hypemand/storage/replay.py": "a journal, while prepare_volume holds the disk",
     "hypemand/storage/store.py": "images: marked, by a rename while their root file system is held",
-    "hypemand/storage/volumes.py": "volumes: marked, by a rename while their disk is held",
+    "hypemand/storage/pools.py": "volumes: marked, by a rename while their disk is held, and locked",
 }
 
 

@@ -160,8 +160,8 @@ def _list_traffic(vms: Sequence[VmReport]) -> Iterator[Metric]:
 
 
 def _list_host(report: MetricsReport) -> Iterator[Metric]:
-    yield _gauge("volumes", "Volumes of this host.", [((), len(report.volumes))])
-    yield _gauge("volume_bytes", "Sizes of all volumes.", [((), sum(report.volumes))])
+    yield _gauge("volumes", "Volumes in the state directory.", [((), len(report.volumes))])
+    yield _gauge("volume_bytes", "Sizes of the volumes in the state directory.", [((), sum(report.volumes))])
     if report.images is not None:
         yield _gauge("images", "Images of this host, each content once.", [((), report.images.count)])
         yield _gauge("image_bytes", "Sizes of all images.", [((), report.images.size)])

@@ -18,10 +18,11 @@ from hypemand.manager.metrics.counts import Counts
 from hypemand.manager.metrics.drops import DroppedLines
 from hypemand.manager.metrics.report import ImageReport, MetricsReport, VmReport
 from hypemand.manager.parts import Parts
-from hypemand.manager.resources.admission import derive_usable, read_room, read_total_memory
+from hypemand.manager.resources.admission import derive_usable, read_total_memory
 from hypemand.manager.sharedquery import SharedQuery
 from hypemand.model.metrics import ApiCounts
 from hypemand.model.state import State
+from hypemand.storage.room import read_room
 from hypemand.systemd.usage import UnitUsage, read_usage
 from hypemand.version import VERSION
 from hypemand.vm.vm import Vm
@@ -116,7 +117,7 @@ class Metrics:
             broken=len(fleet.broken),
             vms=tuple(self._report_vm(vm, usages.get(vm.unit)) for vm in active),
             counts=self.counts,
-            volumes=tuple(volume.size for volume in self._parts.volumes),
+            volumes=tuple(volume.size for volume in self._parts.volumes if not volume.pool),
             disk_reserve=config.disk.reserve,
             memory_committed=sum(held.memory for _, held in fleet.list_held()),
             memory_allowed=derive_usable(read_total_memory(), config.memory),

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Admission of VMs by memory and disk space. Pure, except for reading the host's memory and free space."""
+"""Admission of VMs by memory and disk space. Pure, except for reading the host's memory."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from hypemand.config.host import DiskPolicy, MemoryPolicy
@@ -21,12 +20,6 @@ def read_total_memory(path: Path = _MEMINFO) -> int:
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"{path} has no MemTotal")
-
-
-def read_room(folder: Path) -> Room:
-    """What the file system of a folder has."""
-    about = os.statvfs(folder)
-    return Room(folder, about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize)
 
 
 def derive_usable(total: int, policy: MemoryPolicy | DiskPolicy) -> int:

@@ -21,9 +21,9 @@ from hypemand.config.sizes import format_size
 from hypemand.errors import HypemandError
 from hypemand.fulldisk import find_mount_point
 from hypemand.manager.fleet import Fleet
-from hypemand.manager.resources.admission import read_room
 from hypemand.model.space import Room
 from hypemand.model.state import Operation
+from hypemand.storage.room import read_room
 from hypemand.tasks import Tasks
 from hypemand.vm.pause import resume
 from hypemand.vm.retry import Backoff
@@ -113,11 +113,14 @@ class DiskWatch:
         """Look once."""
         for vm in self._fleet:
             vm.hold_deadline()
-        state_dir = self._config().state_dir
+        config = self._config()
+        folders = [config.state_dir / "vms", config.state_dir / "volumes"]
+        # that of a shared pool may hang, and is others' to watch as well
+        folders += [pool.directory for pool in config.pools.values() if not pool.shared]
         waiting = self._list_waiting()
         mounts = {drive.mount for _, session in waiting for drive in session.full}
         # one that hangs takes a thread, and holds up nothing but this
-        rooms = await run_in(Pool.TOOLS, self._read_rooms, (state_dir / "vms", state_dir / "volumes"), mounts)
+        rooms = await run_in(Pool.TOOLS, self._read_rooms, folders, mounts)
         self._warn(rooms)
         tries = (self._consider(vm, session, rooms) for vm, session in waiting)
         for error in await asyncio.gather(*tries, return_exceptions=True):

@@ -17,7 +17,8 @@ from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HypemandError, InUse, NotFound
 from hypemand.manager.plan import Attached
-from hypemand.storage.volumes import Volume, VolumeStore
+from hypemand.storage.volume import Volume
+from hypemand.storage.volumes import VolumeStore
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class VolumeUse:
     def __init__(self, store: VolumeStore, holders: Callable[[], Iterable[Holder]]) -> None:
         self._store = store
         self._holders = holders
-        # ids of volumes, and what is being done to them
+        # ids of volumes behind their pools, and what is being done to them
         self._work: dict[str, str] = {}
 
     def attachments(self, volume: Volume) -> list[Attachment]:
@@ -61,13 +62,17 @@ class VolumeUse:
         found: dict[str, Attachment] = {}
         for holder in self._holders():
             for mount in holder.definition.volumes:
-                if self._store.find(mount.volume) == volume and (holder.vm not in found or holder.running):
+                if self._is(mount, volume) and (holder.vm not in found or holder.running):
                     found[holder.vm] = Attachment(holder.vm, holder.vm_id, mount, holder.running)
         return sorted(found.values(), key=lambda attachment: attachment.vm)
 
+    def _is(self, mount: VolumeMount, volume: Volume) -> bool:
+        found = self._store.find(mount.volume)
+        return found is not None and found.ref == volume.ref
+
     def resolve(self, vm: str, definition: Definition) -> tuple[Attached, ...]:
         """The volumes that a VM gets if it is started now. One that is not required and not available is left
-        out. NotFound, InUse."""
+        out. NotFound, InUse, HostNotReady."""
         resolved = []
         for mount in definition.volumes:
             try:
@@ -81,6 +86,7 @@ class VolumeUse:
     def _resolve_one(self, vm: str, mount: VolumeMount) -> Attached:
         volume = self._store.find(mount.volume)
         if volume is None:
+            self._store.get_pool(mount.volume.rpartition("/")[0])
             raise NotFound(
                 f"the volume {mount.volume} of VM {vm} does not exist",
                 hint=f"hypemanctl volume create --size SIZE {mount.volume}",
@@ -88,8 +94,8 @@ class VolumeUse:
             )
         if not volume.ready and vm != derive_filler(volume):
             raise InUse(f"the volume {volume.name} is being filled from an archive", hint="try again later")
-        if volume.id in self._work:
-            raise InUse(f"the volume {volume.name} is being {self._work[volume.id]}", hint="try again later")
+        if volume.ref in self._work:
+            raise InUse(f"the volume {volume.name} is being {self._work[volume.ref]}", hint="try again later")
         for other in self.attachments(volume):
             if other.running and other.vm != vm and (other.mount.writes or mount.writes):
                 raise _in_use_by(volume, other, writes=mount.writes)
@@ -99,19 +105,19 @@ class VolumeUse:
     def work_on(self, volume: Volume, what: str, *, beside_readers: bool = False) -> Iterator[None]:
         """Lock a volume while it is, for example, "removed". InUse while a VM runs with it, or only one that
         writes to it, or another operation has it."""
-        if volume.id in self._work:
-            raise InUse(f"the volume {volume.name} is being {self._work[volume.id]}", hint="try again later")
+        if volume.ref in self._work:
+            raise InUse(f"the volume {volume.name} is being {self._work[volume.ref]}", hint="try again later")
         for other in self.attachments(volume):
             if other.running and (other.mount.writes or not beside_readers):
                 raise InUse(
                     f"the volume {volume.name} is in use by the running VM {other.vm} and cannot be {what}",
                     hint=f"stop {other.vm} first",
                 )
-        self._work[volume.id] = what
+        self._work[volume.ref] = what
         try:
             yield
         finally:
-            del self._work[volume.id]
+            del self._work[volume.ref]
 
 
 def _in_use_by(volume: Volume, other: Attachment, *, writes: bool) -> InUse:

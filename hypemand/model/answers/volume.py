@@ -56,6 +56,21 @@ class FileSystem:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSpace:
+    """A pool of the host config. `problem`: why it is not available."""
+
+    name: str
+    path: str
+    shared: bool = False
+    volumes: int = 0
+    total_bytes: int = 0
+    free_bytes: int = 0
+    promised_bytes: int = 0
+    allowed_bytes: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """What takes the host's disk."""
 
@@ -63,3 +78,4 @@ class Space:
     filesystem: FileSystem
     promised_bytes: int
     allowed_bytes: int
+    pools: tuple[PoolSpace, ...] = ()

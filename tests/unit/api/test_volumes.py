@@ -3,10 +3,12 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hypemand.config.pools import PoolConfig
 from hypemand.model.files import FileInfo, FileKind
 from hypemand.model.volumes import VolumeRoot
 from tests.fakes.files import GuestFile
@@ -29,6 +31,29 @@ def test_a_volume_by_our_own_words(tmp_path: Path) -> None:
             assert tar.extractfile(member).read() == b"inside"  # type: ignore[union-attr]
         assert (await api.ask("DELETE", "/volumes/data")).status == 204
         assert (await api.ask("GET", "/volumes/data")).status == 404
+
+    drive(tmp_path, scenario)
+
+
+def test_a_volume_of_a_pool_by_its_name_with_the_slash_encoded(tmp_path: Path) -> None:
+    async def scenario(api: Api) -> None:
+        (directory := api.host.folder / "fast").mkdir()
+        api.host.config = replace(api.host.config, pools={"fast": PoolConfig(directory)})
+        await api.host.daemon.reloader.reload()
+        made = await api.ask("POST", "/volumes", {"name": "fast/data", "size": "512M"})
+        assert (made.status, made.json["name"]) == (201, "fast/data")
+        grown = await api.ask("POST", "/volumes/fast%2Fdata/resize", {"size_gb": 3})
+        assert (grown.status, grown.json["size_gb"]) == (200, 3)
+        web = {"name": "web", "image": "builtin:app", "network": {"enabled": False}}
+        volumes = [{"volume_id": "fast/data", "mount_path": "/srv"}]
+        assert (await api.ask("POST", "/instances", {**web, "volumes": volumes})).status == 201
+        attached = await api.ask("GET", "/volumes/fast%2Fdata")
+        assert attached.json["attachments"][0]["instance_name"] == "web"
+        (pool,) = (await api.ask("GET", "/df")).json["pools"]
+        assert (pool["name"], pool["volumes"], pool["problem"]) == ("fast", 1, None)
+        assert (await api.ask("POST", "/volumes", {"name": "lun/data", "size_gb": 1})).code == "not_found"
+        for ref in ("fast%2F..", "fast%2Fdata%2Fx", "%2Fdata"):
+            assert (await api.ask("GET", f"/volumes/{ref}")).status == 404
 
     drive(tmp_path, scenario)
 

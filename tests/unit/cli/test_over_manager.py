@@ -9,11 +9,13 @@ import os
 import re
 import subprocess
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from hypemand.cli.exitcode import ExitCode
+from hypemand.config.pools import PoolConfig
 from hypemand.config.source import parse_source
 from hypemand.model.state import State
 from hypemand.protocol.configdisk import load_env
@@ -477,5 +479,31 @@ def test_a_schedule_of_snapshots_is_set_shown_and_removed() -> None:
         assert (await run(*words, "rm", "web")).returncode == 0
         assert host.vm().record.schedule is None
         assert (await run(*words, "rm", "web")).returncode == 10
+
+    drive(scenario)
+
+
+def test_volumes_of_a_pool_go_by_their_names_in_every_command() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        (fast := host.folder / "fast").mkdir()
+        pools = {"fast": PoolConfig(fast), "san": PoolConfig(Path("/nowhere"), shared=True)}
+        host.config = replace(host.config, pools=pools)
+        assert (await run("reload")).returncode == 0
+        assert (await run("volume", "create", "--size", "16M", "fast/data")).returncode == 0
+        refused = await run("volume", "create", "--size", "16M", "san/data")
+        assert "the pool san is not available: /nowhere does not exist" in refused.stderr
+        assert (await run("volume", "list", "-q")).stdout == "fast/data\n"
+        assert (await run("volume", "resize", "fast/data", "32M")).returncode == 0
+        created = await run("run", "--name", "web", *SMALL, "-v", "fast/data:/srv", "-d", "builtin:app")
+        assert created.returncode == 0, created.stderr
+        await host.manager.stop_vm("web")
+        assert (await run("volume", "detach", "web", "fast/data")).returncode == 0
+        assert (await run("volume", "attach", "web", "fast/data", "/data")).returncode == 0
+        shown = (await run("df")).stdout.splitlines()
+        figures = r"\S+ free of \S+; volumes: 1, which have allocated 32M of \S+"
+        assert re.fullmatch(rf"pool fast \({fast}\): {figures}", shown[-2]), shown
+        assert shown[-1] == "pool san, shared: not available: /nowhere does not exist; create or mount it"
+        assert (await run("volume", "detach", "web", "fast/data")).returncode == 0
+        assert (await run("volume", "rm", "fast/data")).returncode == 0
 
     drive(scenario)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from hypemand.config.definition import GIB, MIB, DefinitionDefaults
 from hypemand.config.host import Accel, HostConfig, MemoryPolicy, load_host_config
 from hypemand.config.listen import ListenConfig
+from hypemand.config.pools import PoolConfig
 from hypemand.errors import InvalidDefinition
 
 # There is no such file: the network `default` has no IPv6 then, as that of HostConfig() has not.
@@ -187,3 +189,36 @@ def test_what_does_not_go_together_may_stand_in_several_files(tmp_path: Path) ->
     with pytest.raises(InvalidDefinition) as caught:
         load_host_config(main, [tmp_path / "d"], NO_ID)
     assert caught.value.problems[0].file == str(keys)
+
+
+def test_pools_are_merged_by_name_and_key(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "h.yaml", "pools: {san: {directory: /srv/shared}, fast: {directory: /mnt/nvme}}\n"
+    )
+    write(tmp_path / "d/50-shared.yaml", "pools: {san: {shared: true}}\n")
+    assert load_host_config(file, [tmp_path / "d"], NO_ID).pools == {
+        "san": PoolConfig(Path("/srv/shared"), shared=True),
+        "fast": PoolConfig(Path("/mnt/nvme")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("pools", "problem"),
+    [
+        ("san: {shared: true}", "pools.san: has no directory; write directory: /srv/san"),
+        ("san: {directory: srv}", "pools.san.directory: .* an absolute path"),
+        ("san: {directory: /srv/}", "pools.san.directory: .* an absolute path"),
+        ("San: {directory: /srv}", "pools.San: .*the name of a pool"),
+        ("san: {directory: /srv, owner: x}", "pools.san.owner: "),
+        ("san: {directory: /srv, shared: maybe}", "pools.san.shared: "),
+        ("san: {directory: /var/lib/hypemand/p}", "pools.san.directory: .*overlaps .* of state_dir"),
+        ("a: {directory: /srv/x}, b: {directory: /srv}", "pools.b.directory: /srv overlaps /srv/x of pool a"),
+        ("a: {directory: /srv}, b: {directory: /srv}", "pools.b.directory: /srv overlaps /srv of pool a"),
+    ],
+)
+def test_what_is_no_pool_is_named_at_its_place(tmp_path: Path, pools: str, problem: str) -> None:
+    file = write(tmp_path / "h.yaml", f"pools: {{{pools}}}\n")
+    with pytest.raises(InvalidDefinition) as refused:
+        load_host_config(file, [], NO_ID)
+    (found,) = refused.value.problems
+    assert re.match(rf"{file}:1:[0-9]+: {problem}", str(found)), found

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hypemand.config.statedir import DROPIN, find_sandbox_problem, find_uncovered_problem
+from hypemand.config.pools import PoolConfig
+from hypemand.config.statedir import (
+    DROPIN,
+    POOLS_DROPIN,
+    find_sandbox_problem,
+    find_uncovered_pools,
+    find_uncovered_problem,
+)
 
 CONFIG = Path("/etc/hypemand/hypemand.yaml")
 WRITABLE = ["/var/lib/hypemand", "/run/userdb"]
@@ -33,6 +40,19 @@ def test_what_it_may_not_write_to_is_named_with_the_drop_in(tmp_path: Path) -> N
     linked = find_uncovered_problem(tmp_path / "link", CONFIG, [str(tmp_path)])
     assert linked is not None
     assert "ReadWritePaths=/srv/there," in linked.hint
+
+
+def test_a_pool_that_it_may_not_write_to_is_named_with_the_drop_in() -> None:
+    pools = {
+        "covered": PoolConfig(Path("/srv/covered")),
+        "fast": PoolConfig(Path("/mnt/nvme")),
+        "san": PoolConfig(Path("/srv/shared"), shared=True),
+    }
+    fast, san = find_uncovered_pools(pools, CONFIG, [*WRITABLE, "/srv/covered"])
+    assert (fast.key, fast.message) == ("pools.fast", "/mnt/nvme is read-only for hypemand.service")
+    assert f"two lines to {POOLS_DROPIN}: [Service] and ReadWritePaths=/mnt/nvme," in fast.hint
+    mounted = "[Unit] and RequiresMountsFor=/srv/shared, [Service] and ReadWritePaths=/srv/shared,"
+    assert f"four lines to {POOLS_DROPIN}: {mounted}" in san.hint
 
 
 def umount(place: Path) -> None:

@@ -23,7 +23,7 @@ from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.state import Origin, State
 from hypemand.storage.disks import ensure_disk
 from hypemand.storage.images import Image
-from hypemand.storage.volumes import Volume
+from hypemand.storage.volume import Volume
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.units import UnitPlan, UnitStatus
 from hypemand.unitnames import unit_name

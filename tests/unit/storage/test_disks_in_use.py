@@ -19,7 +19,9 @@ from hypemand.storage.disks import ensure_disk, has_journal_to_replay, make_fres
 from hypemand.storage.images import Image
 from hypemand.storage.replay import replay_here
 from hypemand.storage.store import ImageStore
-from hypemand.storage.volumes import Volume, VolumeStore, prepare_volume
+from hypemand.storage.volume import Volume
+from hypemand.storage.volumes import VolumeStore
+from hypemand.storage.volumestart import prepare_volume
 from tests.unit.storage.diskuser import READS, WRITES, in_qemu, locked
 from tests.unit.storage.test_images import put
 

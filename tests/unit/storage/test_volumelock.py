@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import InUse
+from hypemand.storage.volume import Volume
 from hypemand.storage.volumelock import find_lock_file, lock_volume
-from hypemand.storage.volumes import Volume, VolumeStore, prepare_volume
+from hypemand.storage.volumes import VolumeStore
+from hypemand.storage.volumestart import prepare_volume
 from tests.unit.storage.diskuser import READS, locked
 from tests.unit.storage.test_disks_in_use import about
 
@@ -101,7 +103,7 @@ def test_whom_it_was_given_to_before_this_host_was_booted_has_ended(volume: Volu
 def test_what_one_daemon_works_on_another_leaves(
     tmp_path: Path, store: VolumeStore, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hypemand.storage.volumes._PATIENCE", 0.1)
+    monkeypatch.setattr("hypemand.storage.volumestart._PATIENCE", 0.1)
     with lock_volume(volume.disk, "replayed"):
         before = about(volume.disk)
         for work in (

@@ -15,7 +15,8 @@ from hypemand.model.volumes import VolumeRoot
 from hypemand.storage import volumes as volumes_module
 from hypemand.storage.disks import has_journal_to_replay, read_size
 from hypemand.storage.replay import replay_here
-from hypemand.storage.volumes import VolumeStore, prepare_volume
+from hypemand.storage.volumes import VolumeStore
+from hypemand.storage.volumestart import prepare_volume
 
 MIB = 1024 * 1024
 
