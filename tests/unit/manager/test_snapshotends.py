@@ -15,7 +15,7 @@ from hypemand.manager.snapshots import ApiSnapshots
 from hypemand.model.events import Since, SnapshotChange
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.snapshots import SnapshotView
-from tests.fakes.host import FakeHost, drive
+from tests.fakes.host import DEADLINE, FakeHost, drive
 
 SOON = 0.2
 
@@ -45,6 +45,14 @@ async def list_events(host: FakeHost) -> list[Mapping[str, Any]]:
     ]
 
 
+async def until_told(host: FakeHost, count: int) -> list[Mapping[str, Any]]:
+    """So many events; they are there some time after they were told."""
+    async with asyncio.timeout(DEADLINE):
+        while len(found := await list_events(host)) < count:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    return found
+
+
 def test_a_snapshot_is_deleted_at_its_end_and_others_stay() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.put("web")
@@ -58,7 +66,7 @@ def test_a_snapshot_is_deleted_at_its_end_and_others_stay() -> None:
         await host.until_true(lambda: kept(host) == ["stays"])
         await host.until_true(lambda: not host.manager.expiry._ending)
         assert not is_armed(host)
-        assert await list_events(host) == [
+        assert await until_told(host, 3) == [
             {"action": "created", "cause": "request", "text": "the snapshot stays was made", "vm": "web"},
             {"action": "created", "cause": "request", "text": "the snapshot goes was made", "vm": "web"},
             {
