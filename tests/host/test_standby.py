@@ -129,6 +129,45 @@ def check_compression(vms: Vms, name: str) -> None:
     vms.ctl("snapshot", "rm", "cut")
 
 
+# as if a snapshot had been made before an upgrade of QEMU, and a schedule some time ago
+AGE = """
+import json, pathlib, sys, time
+state = pathlib.Path("/var/lib/hypemand")
+def change(path, at, **keys):
+    document = json.loads(path.read_text())
+    at(document).update(keys)
+    path.write_text(json.dumps(document))
+
+snapshot = state / "snapshots" / sys.argv[1] / "snapshot.json"
+change(snapshot, lambda document: document["run"]["build"], version="0.1")
+record = state / "vms" / sys.argv[2] / "vm.json"
+change(record, lambda document: document["snapshot_schedule"], next_run_at=time.time() + 8)
+"""
+
+
+def check_ends_of_snapshots(vms: Vms, name: str) -> None:
+    """One expires, one is of no use after an upgrade, which the daemon says, and one is made by schedule."""
+    made = vms.ctl("snapshot", "create", "--name", "old", name).stdout.strip()
+    vms.ctl("snapshot", "create", "--name", "short", "--ttl", "2s", name)
+    vms.ctl("snapshot", "schedule", "set", "--interval", "1h", "--max-count", "1", name)
+    run = vms.show(name)["invocation_id"]
+    vms.host.run(["python3", "-c", AGE, made, name])
+    vms.restart_daemon()
+    (entry,) = vms.host.wait_until(
+        lambda: vms.host.journal("MESSAGE_ID=5ed3ba3c6a6a43c1b1ee4b4a5b1f7d08", f"HYPEMAN_VM={name}")
+    )
+    assert "cannot go on from the snapshot old: saved with QEMU 0.1, this host has " in entry["MESSAGE"]
+    assert f"snapshot restore --state Stopped {made}" in vms.ctl("check").stdout
+
+    def list_names() -> list[str]:
+        return [one["name"] for one in json.loads(vms.ctl("snapshot", "list", "--json", name).stdout)]
+
+    vms.host.wait_until(lambda: re.fullmatch("old scheduled-20[0-9-]+", " ".join(list_names())))
+    assert vms.wait(name, "Running")["invocation_id"] == run
+    vms.ctl("snapshot", "schedule", "rm", name)
+    vms.ctl("snapshot", "rm", *list_names())
+
+
 def test_a_vm_goes_on_where_it_was_with_all_that_it_had(vms: Vms) -> None:
     name = vms.run("sleeper", ECHOES, network="default", restart="always")
     before = vms.show(name)
@@ -139,6 +178,7 @@ def test_a_vm_goes_on_where_it_was_with_all_that_it_had(vms: Vms) -> None:
         assert say(peer, b"after") == b"after", "the peer has waited for it"
     check_snapshot(vms, name)
     check_compression(vms, name)
+    check_ends_of_snapshots(vms, name)
     # it is what any VM is
     vms.ctl("stop", name)
     assert vms.state(name) == "Stopped"
