@@ -55,6 +55,8 @@ def network_json(info: NetworkInfo) -> Json:
         mtu=info.mtu,
         dns=tuple(str(server) for server in info.dns),
         nat=info.nat,
+        managed=info.managed,
+        dhcp=info.dhcp,
         isolation=info.isolation,
         host_ports=tuple(format_host_port(port) for port in info.host_ports),
         connections=info.connections,

@@ -52,6 +52,7 @@ from hypemand.vmm.host import find_initrd, find_kernel, find_qemu, read_qemu_ver
 _SYSTEMD_TIME = 10.0
 _SYSTEMD_BOOTED = Path("/run/systemd/system")
 _MACHINED_PATHS = ("/usr/lib/systemd/systemd-machined", "/lib/systemd/systemd-machined")
+_DEVICES = Path("/sys/class/net")
 _OLDEST_SYSTEMD = 252
 _SHOWN_VMS = 10
 _SHOWN_LOST = 12
@@ -89,7 +90,7 @@ def check(context: Context) -> int:
         in_cluster, resources = _inspect_cluster(found.definitions, config.vm_dir)
         problems += in_cluster
         findings = [*inspect_host(config), *inspect_definitions(config, found), *resources]
-        findings += [*_inspect_networks(context.client), *_inspect_saved(context.client)]
+        findings += [*_inspect_networks(context.client, config.networks), *_inspect_saved(context.client)]
     if context.wants_document:
         context.print_document(
             {"problems": [asdict(p) for p in problems], "host": [asdict(f) for f in findings]}
@@ -277,7 +278,7 @@ def inspect_host(config: HostConfig) -> Iterator[Finding]:
     yield _inspect_machined()
 
 
-def _inspect_networks(client: Client) -> Iterator[Finding]:
+def _inspect_networks(client: Client, configured: Networks) -> Iterator[Finding]:
     """Findings about the networks of the host."""
     try:
         networks = parse_all(HostNetwork, client.get("networks"))
@@ -287,13 +288,23 @@ def _inspect_networks(client: Client) -> Iterator[Finding]:
             Verdict.NOTE,
             f"the state of networks is not known without the daemon: {error.message}",
         )
+        yield from inspect_bridges(configured)
         return
     for network in networks:
         trouble = describe_trouble(network)
         verdict = Verdict.MISSING if network.problem else Verdict.NOTE if trouble else Verdict.OK
         subnets = ", ".join(subnet for subnet in (network.ipv4, network.ipv6) if subnet)
-        text = "; ".join(trouble) or f"{subnets} on {network.bridge}"
+        where = f"{subnets or 'addresses by DHCP'} on {network.bridge}"
+        text = "; ".join(trouble) or (where if network.managed else f"{where}, not managed by hypemand")
         yield Finding(f"network {network.name}", verdict, text)
+
+
+def inspect_bridges(networks: Networks) -> Iterator[Finding]:
+    """Bridges of the administrator's that are missing; others the daemon makes."""
+    for network in networks.values():
+        if not network.managed and not (_DEVICES / network.bridge / "bridge").is_dir():
+            text = f"there is no bridge {network.bridge}; create it, as it is not managed by hypemand"
+            yield Finding(f"network {network.name}", Verdict.MISSING, text)
 
 
 def _inspect_saved(client: Client) -> Iterator[Finding]:

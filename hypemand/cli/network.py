@@ -40,14 +40,14 @@ def _row(network: HostNetwork) -> list[str]:
         network.ipv4 or "-",
         network.ipv6 or "-",
         f"{sum(member.attached for member in network.members)}/{len(network.members)}",
-        _format_count(network.free_addresses),
+        _format_count(network.free_addresses if network.managed else None),
         "; ".join(describe_trouble(network)),
     ]
     return [escape_controls(cell) for cell in cells]
 
 
 def _format_count(count: int | None) -> str:
-    """All of a subnet of IPv6 nobody counts."""
+    """All of a subnet of IPv6 nobody counts, and of a LAN nobody here knows them."""
     if count is None:
         return "-"
     return str(count) if count < 2**32 else "many"

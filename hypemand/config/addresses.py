@@ -44,11 +44,12 @@ def find_misfit(address: Address, gateway: Interface | None, name: str) -> str:
     return f"is {special} of network {name}" if special else ""
 
 
-def suggest_address(gateway: Interface | None) -> str:
-    """What to write instead of an address that does not fit."""
+def suggest_address(gateway: Interface | None, *, chosen: bool = True) -> str:
+    """What to write instead of an address that does not fit. `chosen`: one can be left out."""
     if gateway is None:
         return "remove it, or name another network"
     first, last = map(type(gateway.ip), find_range(gateway.network))
     but = "" if gateway.ip in (first, last) else f" but {gateway.ip}"
     first, last = first + (gateway.ip == first), last - (gateway.ip == last)
-    return f"write one of {first} to {last}{but}, or leave it out to have one chosen"
+    found = f"write one of {first} to {last}{but}"
+    return f"{found}, or leave it out to have one chosen" if chosen else f"{found} that nobody else has"

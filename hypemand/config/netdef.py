@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hypemand.config.addresses import find_misfit, suggest_address
+from hypemand.config.eui64 import PREFIX_LENGTH
 from hypemand.config.netparse import (
     MAX_PUBLISHED,
     NONE,
@@ -135,10 +136,41 @@ def find_network_problems(
         none = f"network: {NONE}" if "name" in place else NONE
         hint = f"write {_join([*sorted(networks), none])}, or add it to networks in the host configuration"
         yield source.problem(place, f"{name} is not a network of this host", hint)
-    elif isinstance(data, Mapping):
-        use = make_network_use(data, default)
-        assert use is not None
+        return
+    use = make_network_use(data, default)
+    assert use is not None
+    for key, what, hint in find_lan_misfits(use, network):
+        at = ("network", key) if isinstance(data, Mapping) else ("network",)
+        yield source.problem(at, what if len(at) > 1 else f"{key} {what}", hint)
+    if isinstance(data, Mapping):
         yield from _find_misfits(source, use, network)
+
+
+def find_lan_misfits(use: NetworkUse, network: NetworkConfig) -> Iterator[tuple[str, str, str]]:
+    """Which settings of a VM are not possible on a bridge that is not hypemand's, and which are missing: the
+    key, what is wrong, and the cure."""
+    if network.managed:
+        return
+    if use.publish:
+        what = f"is not possible on network {network.name}: its VMs are reached under their own addresses"
+        yield "publish", what, "remove it, or name another network"
+    if use.egress is not None:
+        what = f"is not possible on network {network.name}, whose packets pass no firewall of this host"
+        yield "egress", what, "remove it, or name another network"
+    if network.dhcp:
+        return
+    for key, address, gateway in (
+        ("address", use.address, network.ipv4),
+        # that of its MAC address, as others on the LAN give it to themselves
+        ("address6", use.address6, None if _has_room(network) else network.ipv6),
+    ):
+        if gateway is not None and address is None:
+            what = f"is missing: hypemand does not know which addresses of network {network.name} are free"
+            yield key, what, suggest_address(gateway, chosen=False)
+
+
+def _has_room(network: NetworkConfig) -> bool:
+    return network.ipv6 is not None and network.ipv6.network.prefixlen <= PREFIX_LENGTH
 
 
 def _find_misfits(source: Source, use: NetworkUse, network: NetworkConfig) -> Iterator[Problem]:
@@ -150,7 +182,8 @@ def _find_misfits(source: Source, use: NetworkUse, network: NetworkConfig) -> It
         if address is None:
             continue
         if what := find_misfit(address, gateway, network.name):
-            yield source.problem(("network", key), f"{address} {what}", suggest_address(gateway))
+            hint = suggest_address(gateway, chosen=network.managed or network.dhcp)
+            yield source.problem(("network", key), f"{address} {what}", hint)
     for i, text in enumerate(source.data["network"].get("publish", [])):  # type: ignore[index]
         (one, *_) = parse_publish(text)
         if one.address is None:

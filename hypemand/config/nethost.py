@@ -63,11 +63,15 @@ def make_networks(data: Mapping[str, Any], machine_id: str) -> Mapping[str, Netw
 
 
 def _make_network(name: str, data: Mapping[str, Any], machine_id: str) -> NetworkConfig:
-    is_default = name == DEFAULT_NETWORK
+    managed = data.get("managed", True)
+    is_default = name == DEFAULT_NETWORK and managed
     values: dict[str, Any] = {
         "bridge": DEFAULT_BRIDGE if is_default else "",
         "ipv4": DEFAULT_IPV4 if is_default else None,
         "ipv6": derive_default_ipv6(machine_id) if is_default else None,
+        # what is on a LAN reaches it as it is, and who else is there
+        "nat": managed,
+        "isolation": managed,
     }
     for key, value in data.items():
         match key:
@@ -94,15 +98,32 @@ def find_networks_problems(networks: Mapping[str, NetworkConfig], say: Say) -> I
     for network in networks.values():
         path = ("networks", network.name)
         if not network.bridge:
-            yield say((*path, "bridge"), "is missing", f"write for example bridge: {network.name[:12]}br0")
-        if network.ipv4 is None and network.ipv6 is None:
-            yield say(path, "has no addresses", "write ipv4: 10.20.30.1/24, or ipv6, or both")
+            example = f"{network.name[:12]}br0" if network.managed else "br0"
+            yield say((*path, "bridge"), "is missing", f"write for example bridge: {example}")
+        if network.ipv4 is None and network.ipv6 is None and not network.dhcp:
+            hint = "write ipv4: 10.20.30.1/24, or ipv6, or both"
+            yield say(path, "has no addresses", hint if network.managed else f"{hint}, or dhcp: true")
+        yield from _find_kind_problems(network, say)
         if network.ipv6 is not None and network.mtu < MIN_MTU_IPV6:
             hint = f"write {MIN_MTU_IPV6} or more, or ipv6: none"
             yield say((*path, "mtu"), f"{network.mtu} is too small for IPv6", hint)
         for other in before:
             yield from _find_clashes(network, other, say)
         before.append(network)
+
+
+def _find_kind_problems(network: NetworkConfig, say: Say) -> Iterator[Problem]:
+    """What a network has that is only for those of hypemand's own bridges, or only for others."""
+    path = ("networks", network.name)
+    if network.managed and network.dhcp:
+        what = "is for networks with managed: false: hypemand gives VMs on its own bridges their addresses"
+        yield say((*path, "dhcp"), what, "remove it")
+    if not network.managed and network.nat:
+        what = "is not possible with managed: false: hypemand is no router on a bridge of others"
+        yield say((*path, "nat"), what, "remove it")
+    if not network.managed and network.egress is not None:
+        what = "is not possible with managed: false: what VMs send to the LAN passes no firewall of this host"
+        yield say((*path, "egress"), what, "remove it, and restrict them at the LAN's gateway")
 
 
 def _find_clashes(network: NetworkConfig, other: NetworkConfig, say: Say) -> Iterator[Problem]:

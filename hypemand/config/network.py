@@ -94,12 +94,14 @@ class NetworkUse:
 class NetworkConfig:
     """A network of the host: a bridge with the gateway's addresses, whose networks are the subnets.
 
-    One of `ipv4` and `ipv6` may be None. `dns`: the name servers of VMs; None: the host's own.
-    `nat`: VMs reach other networks under the host's address; without it their addresses are routed as they
-    are. `isolation`: VMs do not reach each other unless they share a group. `host_ports`: what of the host's
-    own services VMs may reach. `connections`: how many of each VM the host keeps track of at once. `egress`:
-    where beyond the host VMs may open connections to; None: everywhere. `link_local`: also to link-local
-    addresses, where clouds tell a host's secrets.
+    `managed` False: the bridge is the administrator's, and leads to a LAN, whose gateway has the addresses.
+    `dhcp`: of that, a VM whose definition has no address gets one from the LAN, if from anybody.
+    One of `ipv4` and `ipv6` may be None; both with `dhcp`. `dns`: the name servers of VMs; None: the host's
+    own. `nat`: VMs reach other networks under the host's address; without it their addresses are routed as
+    they are. `isolation`: VMs do not reach each other unless they share a group. `host_ports`: what of the
+    host's own services VMs may reach. `connections`: how many of each VM the host keeps track of at once.
+    `egress`: where beyond the host VMs may open connections to; None: everywhere. `link_local`: also to
+    link-local addresses, where clouds tell a host's secrets.
     """
 
     name: str
@@ -114,7 +116,10 @@ class NetworkConfig:
     connections: int = DEFAULT_CONNECTIONS
     egress: tuple[Egress, ...] | None = None
     link_local: bool = False
+    managed: bool = True
+    dhcp: bool = False
 
     def without_ipv6(self) -> NetworkConfig:
-        """The same with IPv4 alone; one that has no IPv4 stays as it is."""
-        return self if self.ipv4 is None else replace(self, ipv6=None)
+        """The same with IPv4 alone, as on a host that has no IPv6. One that has no IPv4 stays as it is, and
+        so does a LAN, where the host's own addresses do not count."""
+        return self if self.ipv4 is None or not self.managed else replace(self, ipv6=None)

@@ -30,6 +30,7 @@ from hypemand.config.netdef import (
     make_network_use,
     network_use_to_json,
 )
+from hypemand.config.netparse import NONE
 from hypemand.config.readydef import find_ready_problems, make_ready, ready_to_json
 from hypemand.config.schema import find_problems, sort_problems
 from hypemand.config.schemafile import Schema, load_schema
@@ -95,8 +96,8 @@ def parse_source_definition(
             problems += find_ready_problems(source, source.data)
         if not any(key.partition(".")[0] == "health" for key in taken):
             problems += find_health_problems(source, source.data)
-        if "network" in source.data and not any(key.partition(".")[0] == "network" for key in taken):
-            wish = source.data["network"]
+        if not any(key.partition(".")[0] == "network" for key in taken):
+            wish = source.data.get("network", defaults.network or NONE)
             problems += find_network_problems(source, wish, defaults.network, networks)
         # not where networks are not known: what is on disk as the record of a VM may be older than these
         # rules

@@ -23,6 +23,7 @@ from hypemand.model.state import FromStandby, Origin
 from hypemand.run import run_async
 from hypemand.systemd.log import MessageId
 from hypemand.tasks import Tasks
+from hypemand.vm.networkmember import NetworkMember
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
 
@@ -163,16 +164,21 @@ class Reloader:
     async def _start(self, vm: Vm, *, at_boot: bool) -> None:
         if at_boot:
             await self._networks.learn_servers()
-        if at_boot and self._networks.allocation.lacks_servers(vm.network_member):
-            vm.log(
-                logging.INFO,
-                f"VM {vm.name} starts after network-online.target: the host has no DNS servers yet",
-            )
+        if at_boot and (lack := self._find_lack(vm.network_member)):
+            vm.log(logging.INFO, f"VM {vm.name} starts after network-online.target: {lack}")
             await self._wait_online()
         try:
             await self._manager.start_vm(vm.name, standby=FromStandby.RESTORE, kind=StartKind.AUTOSTART)
         except HypemandError as error:
             _log.debug("autostart of %s: %s", vm.name, error)  # the manager has told it
+
+    def _find_lack(self, member: NetworkMember) -> str:
+        """What of the host's own network a VM would miss now; "": nothing."""
+        if self._networks.lacks_lan(member):
+            return "the bridge of its network does not exist yet"
+        if self._networks.allocation.lacks_servers(member):
+            return "the host has no DNS servers yet"
+        return ""
 
     async def _wait_online(self) -> None:
         """Until the network is up, or will not be in time, or this is being closed: one wait for all VMs."""

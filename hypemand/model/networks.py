@@ -57,7 +57,7 @@ class NetworkInfo:
 
     `problem` "": VMs can be on it. `pending`: the host config has it otherwise, or not at all, and so it will
     be as soon as no VM is on it any more. `dns`: the name servers that VMs get. `addresses` and
-    `free_addresses`: of IPv4, or of IPv6 in a network that has that alone."""
+    `free_addresses`: of IPv4, or of IPv6 in a network that has that alone; 0 unless it is `managed`."""
 
     name: str
     bridge: str
@@ -66,6 +66,8 @@ class NetworkInfo:
     mtu: int
     dns: tuple[IPv4Address | IPv6Address, ...]
     nat: bool
+    managed: bool
+    dhcp: bool
     isolation: bool
     host_ports: tuple[HostPort, ...]
     connections: int

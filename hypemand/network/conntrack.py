@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 
+from hypemand.config.network import Publish, Transport
 from hypemand.network.netlink import (
     NESTED,
     NETLINK_NETFILTER,
@@ -57,6 +58,11 @@ def forget_connections(addresses: Iterable[IPv4Address | IPv6Address]) -> int:
                 if error.errno != errno.ENOENT:  # it has ended meanwhile
                     raise
     return count
+
+
+def forget_published(publishes: Iterable[Publish]) -> int:
+    """`forget_early` of what these publish."""
+    return forget_early(frozenset(one.host_port for one in publishes if one.transport is Transport.UDP))
 
 
 def forget_early(ports: frozenset[int]) -> int:

@@ -66,7 +66,7 @@ _GUARDED = (0, 0, _ALL_GROUPS)
 class Link:
     """A network device. `owner`: the uid that a TAP device belongs to. `master`: the index of its bridge, or
     0; what follows is so as its port. `guarded`: it answers nobody, and what Links.set_port does for all is
-    done."""
+    done. `stp`: a bridge that speaks the spanning tree protocol."""
 
     index: int
     name: str
@@ -80,6 +80,7 @@ class Link:
     isolated: bool
     hairpin: bool
     guarded: bool
+    stp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,15 +352,20 @@ def is_ours(link: Link) -> bool:
             unmarked = not link.alias and not link.up
             return bool(_IFB.fullmatch(link.name)) and (unmarked or link.alias.startswith(IFB_ALIAS))
         case "bridge":
-            return link.alias.startswith(BRIDGE_ALIAS)
+            return has_our_alias(link)
     return False
+
+
+def has_our_alias(link: Link) -> bool:
+    """Does a bridge say that it is ours?"""
+    return link.alias.startswith(BRIDGE_ALIAS)
 
 
 def is_our_bridge(link: Link, network: str) -> bool:
     """Has it been made by us? Its alias may be missing, if we were killed before it was set."""
     if link.kind != "bridge":
         return False
-    return link.alias.startswith(BRIDGE_ALIAS) or link.mac == derive_bridge_mac(network)
+    return has_our_alias(link) or link.mac == derive_bridge_mac(network)
 
 
 def find_collision(plan: BridgePlan, routes: Iterable[Route]) -> Route | None:
@@ -399,6 +405,7 @@ def _parse_link(message: Any) -> Link:
         guarded=bool(
             message["flags"] & _IFF_NOARP and port and tuple(map(port.get_attr, _GUARD)) == _GUARDED
         ),
+        stp=bool(kind == "bridge" and data is not None and data.get_attr("IFLA_BR_STP_STATE")),
     )
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Protocol
@@ -22,7 +22,8 @@ def tap_name(uid: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BridgePlan:
-    """A network as it is to be on the host. See `hypemand.config.network.NetworkConfig`."""
+    """A network as it is to be on the host, or with `managed` False as it is expected there. See
+    `hypemand.config.network.NetworkConfig`."""
 
     network: str
     bridge: str
@@ -33,10 +34,12 @@ class BridgePlan:
     host_ports: frozenset[HostPort]
     egress: tuple[Egress, ...] | None = None
     link_local: bool = False
+    managed: bool = True
+    dhcp: bool = False
 
 
 # What of a network cannot change while VMs are on it; all else can.
-_SHAPE = ("bridge", "ipv4", "ipv6", "mtu")
+_SHAPE = ("bridge", "ipv4", "ipv6", "mtu", "managed", "dhcp")
 
 
 def has_same_shape(one: BridgePlan, other: BridgePlan) -> bool:
@@ -70,6 +73,33 @@ class PortPlan:
     def tap(self) -> str:
         """The name of its TAP device."""
         return tap_name(self.uid)
+
+    @property
+    def is_free4(self) -> bool:
+        """Does it get its IPv4 address from the LAN, which nobody here knows?"""
+        return self.bridge.dhcp and self.ipv4 is None
+
+    @property
+    def is_free6(self) -> bool:
+        """Does it get its IPv6 addresses from the LAN?"""
+        return self.bridge.dhcp and self.ipv6 is None
+
+
+def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> dict[str, BridgePlan]:
+    """By the bridges' names, how each is to be: as it is for the VMs that are on it, but for what can change
+    under them."""
+    wished: dict[str, BridgePlan] = {}
+    for plan in bridges:
+        wished.setdefault(plan.bridge, plan)
+    plans: dict[str, BridgePlan] = {}
+    for port in ports:
+        kept = port.bridge
+        new = wished.get(kept.bridge)
+        if new is not None and new.network == kept.network:
+            kept = adapt_bridge(kept, new)
+        plans[kept.bridge] = kept
+    # those with VMs first: when two networks cannot be together, the one that is there stays
+    return plans | {bridge: plan for bridge, plan in wished.items() if bridge not in plans}
 
 
 @dataclass(frozen=True, slots=True)

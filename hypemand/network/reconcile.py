@@ -14,23 +14,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from hypemand.config.network import Transport
 from hypemand.errors import HostNotReady, HypemandError
 from hypemand.model.counters import Connections, Counters
-from hypemand.network.conntrack import forget_connections, forget_early
+from hypemand.network import lan
+from hypemand.network.conntrack import forget_connections, forget_published
 from hypemand.network.counters import read_counters
 from hypemand.network.failures import told_by_kernel
 from hypemand.network.firewall import Nftables, RuleRefused
-from hypemand.network.forwarding import ensure_forwarding, find_forwarding_warnings, lacks_forwarding
+from hypemand.network.forwarding import ensure_forwarding, lacks_forwarding
 from hypemand.network.limits import Limits, Present, ifb_name
 from hypemand.network.links import (
+    Link,
     Links,
     Route,
     find_collision,
     is_our_bridge,
     is_ours,
 )
-from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan, adapt_bridge, has_same_shape, tap_name
+from hypemand.network.port import BridgePlan, NetworkStatus, PortPlan, derive_plans, has_same_shape, tap_name
 from hypemand.network.profiles import Profile, derive_profiles, render_profiles, render_unused
 from hypemand.network.reservations import Reservations
 from hypemand.network.rules import (
@@ -45,12 +46,10 @@ from hypemand.network.rules import (
 )
 from hypemand.network.sysctl import has_bridge_netfilter
 from hypemand.network.taps import mend_taps
+from hypemand.network.warnings import NOT_COUNTED, find_warnings
 from hypemand.network.wire import NOT_APPLIED
 
 _log = logging.getLogger(__name__)
-_NOT_COUNTED = (
-    "the kernel cannot count connections (nft_connlimit): only new connections per second are limited"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +75,7 @@ class HostNetworks:
         self._bridge_netfilter = False
         self._counts = True  # does the kernel count connections?
         self._plans: Mapping[str, BridgePlan] = {}  # of the last `apply`, whether there or not
+        self._unfit: set[str] = set()  # bridges of others that are there and not as VMs need them
         self._seen: tuple[object, ...] = ()
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class HostNetworks:
         plans = derive_plans(bridges, ports)
         self._ports = {port.uid: port for port in ports}
         if prune:
-            self._prune(plans)
+            self._prune(plans.values())
         routes = self._links.list_routes()
         problems: dict[str, str] = {}
         warnings: dict[str, list[str]] = {plan.network: [] for plan in (*bridges, *plans.values())}
@@ -143,12 +143,12 @@ class HostNetworks:
         warnings: dict[str, list[str]],
     ) -> Iterator[tuple[str, _Network]]:
         """Bridges that are as they are to be; also one that is not, if it is there and VMs are on it."""
-        found = ((plan, self._links.find(plan.bridge)) for plan in plans.values())
-        ours = {plan.bridge for plan, link in found if link is not None and is_our_bridge(link, plan.network)}
+        ours = {plan.bridge for plan in plans.values() if plan.managed and self._find_bridge(plan)}
         taken = [route for route in routes if route.device not in ours]
         for plan in plans.values():
+            self._unfit.discard(plan.bridge)
             try:
-                if route := find_collision(plan, taken):
+                if plan.managed and (route := find_collision(plan, taken)):
                     told = f"its subnet has addresses that the host reaches by another route: {route}"
                     if not self._links.has_address(plan):
                         raise HostNotReady(told, hint="use another subnet for the network in hypemand.yaml")
@@ -156,17 +156,25 @@ class HostNetworks:
                 index = self._ensure_bridge(plan)
             except HypemandError as error:
                 problems[plan.network] = str(error)
-                link = self._links.find(plan.bridge)
-                if link is None or not is_our_bridge(link, plan.network):
+                link = self._find_bridge(plan)
+                if link is None:
                     continue
                 index = link.index
-            subnets = [interface.network for interface in (plan.ipv4, plan.ipv6) if interface is not None]
+                self._unfit |= set() if plan.managed else {plan.bridge}
+            subnets = [one.network for one in (plan.ipv4, plan.ipv6) if one is not None and plan.managed]
             taken += [Route(subnet, plan.bridge, False) for subnet in subnets]
             yield plan.bridge, _Network(plan, index)
 
+    def _find_bridge(self, plan: BridgePlan) -> Link | None:
+        """A network's bridge, be it right or not."""
+        link = self._links.find(plan.bridge)
+        if link is None or not (is_our_bridge(link, plan.network) if plan.managed else lan.is_usable(link)):
+            return None
+        return link
+
     def _ensure_bridge(self, plan: BridgePlan) -> int:
         with told_by_kernel(f"network {plan.network}"):
-            return self._links.ensure_bridge(plan)
+            return self._links.ensure_bridge(plan) if plan.managed else lan.ensure_usable(self._links, plan)
 
     def _ensure_ports(self, warnings: dict[str, list[str]], routes: tuple[Route, ...]) -> None:
         """TAP devices, limits and reservations of all VMs: what is missing is made. A VM that does not get
@@ -181,8 +189,9 @@ class HostNetworks:
                     self._reservations.take(port)
             except HypemandError as error:
                 warnings[port.bridge.network].append(f"VM {port.vm}: {error.message}")
+        used = {port.bridge.bridge for port in self._ports.values()}
         for network in self._networks.values():
-            if any(port.bridge.bridge == network.plan.bridge for port in self._ports.values()):
+            if network.plan.managed and network.plan.bridge in used:
                 with told_by_kernel(f"network {network.plan.network}"):
                     ensure_forwarding(network.plan, lambda: routes)
 
@@ -207,21 +216,14 @@ class HostNetworks:
         }
 
     def _find_warnings(self, routes: Iterable[Route]) -> dict[str, list[str]]:
-        """By the networks' names, what keeps VMs from others."""
-        routes = tuple(routes)
-        warnings: dict[str, list[str]] = defaultdict(list)
-        for plan in self._plans.values():
-            warnings[plan.network] += find_forwarding_warnings(plan, routes)
-            if not self._counts:
-                warnings[plan.network].append(_NOT_COUNTED)
-        if self._nft is not None and self._networks:
-            for bridge, blocks in self._nft.find_forward_blocks(self._networks).items():
-                warnings[self._networks[bridge].plan.network] += blocks
-        return dict(warnings)
+        present = {name: network.plan for name, network in self._networks.items()}
+        return find_warnings(
+            self._plans.values(), present, self._links, self._nft, routes, counts=self._counts
+        )
 
     def _look(self, routes: Iterable[Route], warnings: Mapping[str, list[str]]) -> tuple[object, ...]:
         """The parts of the host's other configuration that affect VMs, or are reported."""
-        plans = {name: network.plan for name, network in self._networks.items()}
+        plans = {name: network.plan for name, network in self._networks.items() if network.plan.managed}
         others = [route for route in routes if route.device not in plans]
         collisions = [find_collision(plan, others) for plan in plans.values()]
         used = {port.bridge.bridge for port in self._ports.values()} & set(plans)
@@ -254,10 +256,10 @@ class HostNetworks:
         except RuleRefused as error:
             self._find_nft().change(render(self._list_profiles(counts=False)))
             self._counts = False
-            _log.warning("%s: %s", _NOT_COUNTED, error)
+            _log.warning("%s: %s", NOT_COUNTED, error)
         # if they were away, what has come meanwhile would be led to the host for ever
         with told_by_kernel("connections"):
-            _forget_early(self._ports.values())
+            forget_published(publish for port in self._ports.values() for publish in port.publish)
 
     def _list_profiles(self, *, counts: bool) -> list[Profile]:
         owners: list[BridgePlan | PortPlan] = [network.plan for network in self._networks.values()]
@@ -289,14 +291,32 @@ class HostNetworks:
         """Is it the index of a network's bridge?"""
         return any(network.index == index for network in self._networks.values())
 
+    def is_our_bridge(self, index: int) -> bool:
+        """Is it that of a bridge that hypemand has made?"""
+        return any(one.index == index and one.plan.managed for one in self._networks.values())
+
+    def is_awaited(self, name: str) -> bool:
+        """Is it the name of a bridge that others are to create or to repair, as far as is known?"""
+        plan = self._plans.get(name)
+        return plan is not None and not plan.managed and (name not in self._networks or name in self._unfit)
+
+    def find_come(self) -> list[str]:
+        """Bridges that were awaited, and with which VMs can do now."""
+        awaited = [plan for name, plan in self._plans.items() if self.is_awaited(name)]
+        with told_by_kernel("networks"):
+            return [plan.bridge for plan in awaited if lan.is_fit(self._links, plan)]
+
     def restore_bridges(self) -> tuple[NetworkStatus, ...]:
-        """Make anew the bridges that are not there any more as they were made, with the VMs' devices on them.
-        How each of those is now; nothing of the others, which are as they are to be."""
+        """Make anew the bridges that are not there any more as they were made, with the VMs' devices on them;
+        those of others are awaited. How each of those is now, and nothing of the rest."""
         lost = {name: network.plan for name, network in self._networks.items() if not self._is_whole(network)}
         if not lost:
             return ()
         problems: dict[str, str] = {}
         warnings: dict[str, list[str]] = defaultdict(list)
+        self._networks = {
+            name: one for name, one in self._networks.items() if one.plan.managed or name not in lost
+        }
         try:
             with told_by_kernel("networks"):
                 routes = self._links.list_routes()
@@ -312,7 +332,8 @@ class HostNetworks:
     def _is_whole(self, network: _Network) -> bool:
         try:
             with told_by_kernel(f"network {network.plan.network}"):
-                return self._links.is_whole(network.plan, network.index)
+                look = self._links.is_whole if network.plan.managed else partial(lan.is_whole, self._links)
+                return look(network.plan, network.index)
         except HypemandError:  # mending it will tell why
             return False
 
@@ -332,7 +353,8 @@ class HostNetworks:
             self._remember(port)
             undo.callback(self._remove_devices, port.uid)
             index = self._make_tap(port, network.index)
-            ensure_forwarding(network.plan, self._links.list_routes)
+            if network.plan.managed:
+                ensure_forwarding(network.plan, self._links.list_routes)
             self._forget_the_last(port, network.index)
             undo.pop_all()
         return index
@@ -370,7 +392,7 @@ class HostNetworks:
         """What the host remembers of who had the VM's addresses and ports before would keep others from it
         for seconds, or for as long as they try."""
         self._links.forget_neighbours(bridge, [a for a in (port.ipv4, port.ipv6) if a is not None])
-        _forget_early([port])
+        forget_published(port.publish)
 
     def complete_reservations(self) -> bool:
         """Hold published ports that could not be held yet; are all of them held now?"""
@@ -380,7 +402,9 @@ class HostNetworks:
         """The network of a VM that comes. The daemon may know a network since its last `apply`."""
         network = self._networks.get(port.bridge.bridge)
         if network is not None and has_same_shape(network.plan, port.bridge):
-            return network
+            if network.plan.managed:
+                return network
+            return _Network(network.plan, self._ensure_bridge(network.plan))
         if any(other.bridge.bridge == port.bridge.bridge for other in self._ports.values()):
             raise HostNotReady(
                 (
@@ -389,7 +413,7 @@ class HostNetworks:
                 ),
                 hint="stop them first",
             )
-        if route := find_collision(port.bridge, self._links.list_routes()):
+        if port.bridge.managed and (route := find_collision(port.bridge, self._links.list_routes())):
             raise HostNotReady(
                 f"the subnet of network {port.bridge.network} has addresses that the host reaches by another "
                 f"route: {route}",
@@ -458,11 +482,11 @@ class HostNetworks:
 
     # -- what is not wished
 
-    def _prune(self, plans: Iterable[str]) -> None:
-        """Remove what is ours and not wished. `plans`: the names of the bridges that are."""
+    def _prune(self, plans: Iterable[BridgePlan]) -> None:
+        """Remove what is ours and not wished. `plans`: the bridges that are."""
         keep = {tap_name(uid) for uid in self._ports}
         keep |= {ifb_name(uid) for uid, port in self._ports.items() if port.bandwidth.upload is not None}
-        keep |= set(plans)
+        keep |= {plan.bridge for plan in plans if plan.managed}
         for link in self._links.list_links():
             if link.name not in keep and is_ours(link):
                 _log.info("removed %s, which is not used (%s)", link.name, link.alias)
@@ -474,25 +498,3 @@ class HostNetworks:
             if is_ours(link):
                 self._links.delete(link)
         self._find_nft().change(render_removal())
-
-
-def derive_plans(bridges: Iterable[BridgePlan], ports: Iterable[PortPlan]) -> dict[str, BridgePlan]:
-    """By the bridges' names, how each is to be: as it is for the VMs that are on it, but for what can change
-    under them."""
-    wished: dict[str, BridgePlan] = {}
-    for plan in bridges:
-        wished.setdefault(plan.bridge, plan)
-    plans: dict[str, BridgePlan] = {}
-    for port in ports:
-        kept = port.bridge
-        new = wished.get(kept.bridge)
-        if new is not None and new.network == kept.network:
-            kept = adapt_bridge(kept, new)
-        plans[kept.bridge] = kept
-    # those with VMs first: when two networks cannot be together, the one that is there stays
-    return plans | {bridge: plan for bridge, plan in wished.items() if bridge not in plans}
-
-
-def _forget_early(ports: Iterable[PortPlan]) -> None:
-    published = (publish for port in ports for publish in port.publish)
-    forget_early(frozenset(publish.host_port for publish in published if publish.transport is Transport.UDP))

@@ -23,10 +23,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv6Address
 
+from hypemand.config.eui64 import LINK_LOCAL, derive_eui64
 from hypemand.config.network import Publish
 from hypemand.model.counters import Connections
-from hypemand.network.eui64 import LINK_LOCAL, derive_eui64
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.network.profiles import Profile, name_connections, name_egress, render_profiles
 
@@ -70,9 +71,11 @@ def derive_elements(port: PortPlan, group: int | None) -> Iterator[Element]:
         yield Element(bridge, "source4", f"{tap} . {port.mac} . {port.ipv4}")
     if port.ipv6 is not None:
         yield Element(bridge, "option6", f"{tap} . 0x{port.mac.replace(':', '')}")
-        for address in (port.ipv6, derive_eui64(port.mac, LINK_LOCAL)):
+        for address in _list_own6(port):
             yield Element(bridge, "source6", f"{tap} . {port.mac} . {address}")
             yield Element(bridge, "target6", f"{tap} . {int(address):#034x}")
+    if not port.bridge.managed:
+        yield from _derive_on_lan(port)
     if group is not None:
         yield Element(bridge, "groups", tap, f"{group:#x}")
         yield Element(bridge, "members", f"{tap} . {group:#x}")
@@ -88,6 +91,29 @@ def derive_elements(port: PortPlan, group: int | None) -> Iterator[Element]:
         for name, own in (("egress4", port.ipv4), ("egress6", port.ipv6)):
             if own is not None:
                 yield Element(Family.INET, name, str(own), jump)
+
+
+def _list_own6(port: PortPlan) -> tuple[IPv6Address, ...]:
+    return () if port.ipv6 is None else (port.ipv6, derive_eui64(port.mac, LINK_LOCAL))
+
+
+def _derive_on_lan(port: PortPlan) -> Iterator[Element]:
+    """What is to be known besides of a VM whose bridge leads to others by itself."""
+    tap, bridge = f'"{port.tap}"', Family.BRIDGE
+    yield Element(Family.INET, "guests", f'"{port.bridge.bridge}" . {port.mac}')
+    if not port.bridge.link_local:
+        yield Element(bridge, "no_link_local", tap)
+    if port.is_free4:
+        yield Element(bridge, "free4", tap)
+    elif port.ipv4 is not None:
+        yield Element(bridge, "claimed4", str(port.ipv4))
+    if port.is_free6:
+        yield Element(bridge, "free6", tap)
+        yield Element(bridge, "option6", f"{tap} . 0x{port.mac.replace(':', '')}")
+    else:
+        yield Element(bridge, "fixed6", tap)
+        for address in _list_own6(port):
+            yield Element(bridge, "claimed6", f"{int(address):#034x}")
 
 
 COUNTED = {"outgoing": "map", "incoming4": "set", "incoming6": "set"}
@@ -153,6 +179,14 @@ def _derive_network_elements(bridges: tuple[BridgePlan, ...]) -> Iterator[Elemen
     inet = Family.INET
     for plan in bridges:
         bridge = f'"{plan.bridge}"'
+        for port in sorted(plan.host_ports, key=lambda port: (port.transport, port.port)):
+            yield Element(inet, "host_ports", f"{bridge} . {port.transport} . {port.port}")
+        if not plan.managed:
+            if plan.ipv4 is not None:
+                yield Element(Family.BRIDGE, "claimed4", str(plan.ipv4.ip))
+            if plan.ipv6 is not None:
+                yield Element(Family.BRIDGE, "claimed6", f"{int(plan.ipv6.ip):#034x}")
+            continue
         yield Element(inet, "bridges", bridge)
         if not plan.nat:
             yield Element(inet, "routed", bridge)
@@ -166,8 +200,6 @@ def _derive_network_elements(bridges: tuple[BridgePlan, ...]) -> Iterator[Elemen
             yield Element(inet, f"subnets{version}", str(interface.network))
             if plan.nat:
                 yield Element(inet, f"nat{version}", str(interface.network))
-        for port in sorted(plan.host_ports, key=lambda port: (port.transport, port.port)):
-            yield Element(inet, "host_ports", f"{bridge} . {port.transport} . {port.port}")
 
 
 _BRIDGE_TABLE = f"""
@@ -181,6 +213,14 @@ table bridge {TABLE} {{
   set option6 {{ typeof iifname . @nh,528,48; }}
   # a frame that would go out where it came in
   set itself {{ type ifname . ifname; }}
+  # on a bridge of others: VMs whose addresses the LAN gives, and those of others that they may not have
+  set free4 {{ type ifname; }}
+  set free6 {{ type ifname; }}
+  set claimed4 {{ type ipv4_addr; }}
+  set claimed6 {{ typeof @nh,384,128; }}
+  # and VMs that are told of no router, or that may not ask the cloud that the host is in for its secrets
+  set fixed6 {{ type ifname; }}
+  set no_link_local {{ type ifname; }}
   map groups {{ type ifname : mark; }}
   set members {{ type ifname . mark; }}
 
@@ -205,6 +245,7 @@ table bridge {TABLE} {{
     arp hlen != 6 drop
     arp plen != 4 drop
     iifname . arp saddr ether . arp saddr ip @source4 accept
+    iifname @free4 iifname . arp saddr ether @macs arp saddr ip != @claimed4 accept
     # is the address free? (RFC 5227)
     arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept
     drop
@@ -212,12 +253,16 @@ table bridge {TABLE} {{
 
   chain guest_ip {{
     udp sport 67 drop
+    iifname @no_link_local ip daddr 169.254.0.0/16 drop
     iifname . ether saddr . ip saddr @source4 accept
+    iifname @free4 ip saddr != @claimed4 accept
     drop
   }}
 
   chain guest_ip6 {{
     udp sport 547 drop
+    iifname @no_link_local ip6 daddr fd00:ec2::254 drop
+    iifname @free6 @nh,64,128 @claimed6 drop
     # a router's: query for listeners, advertisement, redirect, renumbering
     icmpv6 type {{ 130, 134, 137, 138 }} drop
     # from behind an extension header neighbour discovery could not be looked into
@@ -227,13 +272,14 @@ table bridge {TABLE} {{
     icmpv6 type 133 goto guest_query
     icmpv6 type {{ 135, 136 }} goto guest_neighbour
     iifname . ether saddr . ip6 saddr @source6 accept
+    iifname @free6 accept
     # reports of listeners, sent before there is an address
     ip6 saddr :: icmpv6 type {{ 131, 132, 143 }} accept
     drop
   }}
 
   chain guest_query {{
-    iifname . ether saddr . ip6 saddr != @source6 drop
+    iifname != @free6 iifname . ether saddr . ip6 saddr != @source6 drop
     # no option, or the one that names the sender's own MAC
     ip6 length 8 accept
     ip6 length 16 @nh,384,16 0x0101 iifname . @nh,400,48 @option6 accept
@@ -241,10 +287,22 @@ table bridge {TABLE} {{
   }}
 
   chain guest_neighbour {{
+    iifname @free6 goto guest_free_neighbour
     # is the address free? Asked for its own only
     icmpv6 type 135 ip6 saddr :: iifname . @nh,384,128 @target6 accept
     iifname . ether saddr . ip6 saddr != @source6 drop
     icmpv6 type 136 iifname . @nh,384,128 != @target6 drop
+    goto guest_option
+  }}
+
+  chain guest_free_neighbour {{
+    icmpv6 type 135 ip6 saddr :: @nh,384,128 @claimed6 drop
+    icmpv6 type 135 ip6 saddr :: accept
+    icmpv6 type 136 @nh,384,128 @claimed6 drop
+    goto guest_option
+  }}
+
+  chain guest_option {{
     # no option, or the one that names the sender's own MAC
     ip6 length 24 accept
     ip6 length 32 icmpv6 type 135 @nh,512,16 0x0101 iifname . @nh,528,48 @option6 accept
@@ -265,6 +323,12 @@ table bridge {TABLE} {{
     oifname . meta mark @members meta mark set {_BRIDGED_MARK} accept
     drop
   }}
+
+  # whose addresses are known is to give itself no others
+  chain postrouting {{
+    type filter hook postrouting priority -200; policy accept;
+    oifname @fixed6 icmpv6 type 134 drop
+  }}
 }}
 """
 
@@ -272,6 +336,8 @@ _INET_TABLE = f"""
 table inet {TABLE} {{
   set bridges {{ type ifname; }}
   set taps {{ type ifname; }}
+  # VMs on bridges that are not hypemand's
+  set guests {{ type ifname . ether_addr; }}
   # bridges without address translation, whose VMs are reached under their own addresses
   set routed {{ type ifname; }}
   set subnets4 {{ type ipv4_addr; flags interval; }}
@@ -308,7 +374,7 @@ table inet {TABLE} {{
   # behind conntrack, which has an entry for a packet by now, and keeps it if the packet is not dropped
   chain count_connections {{
     type filter hook prerouting priority -150; policy accept;
-    iifname @bridges ct state new ct status ! confirmed iifname . ether saddr vmap @outgoing
+    ct state new ct status ! confirmed iifname . ether saddr vmap @outgoing
   }}
 
   chain published {{
@@ -332,7 +398,11 @@ table inet {TABLE} {{
 
   chain input {{
     type filter hook input priority 0; policy accept;
-    iifname != @bridges accept
+    iifname @bridges goto guest_input
+    iifname . ether saddr @guests goto guest_input
+  }}
+
+  chain guest_input {{
     ct state established,related accept
     icmp type echo-request accept
     icmpv6 type {{ 128, 131, 132, 135, 136, 143 }} accept

@@ -95,8 +95,9 @@ class NetworkService:
             yield watch_rules(loop, self._restore_rules)
             yield watch_links(loop, self._host.is_bridge, self._begin_mend)
             yield watch_firewalls(loop, self._begin_look)
-            yield watch_routes(loop, self._host.is_bridge, self._begin_look)
-            yield watch_names(loop, TAP_PREFIX, self._check_taps)
+            yield watch_routes(loop, self._host.is_our_bridge, self._begin_look)
+            yield watch_names(loop, lambda name: name.startswith(TAP_PREFIX), self._check_taps)
+            yield watch_names(loop, self._host.is_awaited, lambda _names: self._begin_mend())
         except OSError as error:  # as each request will say
             _log.error("cannot watch the networks of the host: %s", error.strerror)
 
@@ -200,9 +201,17 @@ class NetworkService:
                 _log.warning("network %s was removed by another program; restored", status.network)
             for warning in status.warnings:
                 _log.warning("network %s: %s", status.network, warning)
-        if lost:
+        if lost or self._find_come():
             self._mended_at = asyncio.get_running_loop().time()
             self._tell_changed()
+
+    def _find_come(self) -> list[str]:
+        """Bridges of others that were missing before: the daemon is to send the desired state."""
+        try:
+            return self._host.find_come()
+        except HypemandError as error:
+            _log.warning("cannot look for bridges: %s", error)
+            return []
 
     def _check_taps(self, names: set[str]) -> None:
         """Something of these TAP devices has changed, of any after events were lost."""

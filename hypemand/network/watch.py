@@ -102,8 +102,10 @@ def watch_links(
     return Watch(loop, socket.NETLINK_ROUTE, _GROUPS_LINKS, matters, changed)
 
 
-def watch_names(loop: asyncio.AbstractEventLoop, prefix: str, changed: Callable[[set[str]], None]) -> Watch:
-    """Something of devices whose names begin so is not as it was; after events were lost, an empty set."""
+def watch_names(
+    loop: asyncio.AbstractEventLoop, is_watched: Callable[[str], bool], changed: Callable[[set[str]], None]
+) -> Watch:
+    """Something of devices with such names is not as it was; after events were lost, an empty set."""
     names: set[str] = set()
 
     def matters(kind: int, payload: bytes) -> bool:
@@ -112,9 +114,10 @@ def watch_names(loop: asyncio.AbstractEventLoop, prefix: str, changed: Callable[
         name = (
             parse_attributes(payload[_LINK.size :]).get(_IFNAME, b"").rstrip(b"\0").decode("ascii", "replace")
         )
-        if name.startswith(prefix):
+        if is_watched(name):
             names.add(name)
-        return name.startswith(prefix)
+            return True
+        return False
 
     def tell() -> None:
         changed(set(names))

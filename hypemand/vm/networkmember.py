@@ -37,5 +37,8 @@ class NetworkHost(Protocol):
     def is_outdated(self, vm: str) -> bool:
         """Is the VM on a network that is to change when it is started again?"""
 
+    def is_on_lan(self, vm: str) -> bool:
+        """Is it on a bridge that is not hypemand's, behind which others learn where it is?"""
+
     def interface_of(self, vm: str) -> str | None:
         """The VM's TAP device, while there is one."""

@@ -142,6 +142,7 @@ class Session:
         # questions that were answered
         self._answered = 0
         self._let_end = False
+        self._announced = False
         # the guest's clock has to be set
         self._clock_due = False
         self._clock_setting: asyncio.Task[None] | None = None
@@ -524,6 +525,18 @@ class Session:
         status = await self.query_status(SILENCE_DEADLINE, anew=True)
         if status is RunState.RUNNING:
             self.keep_clock()  # it stood still as long as the guest
+
+    def announce(self) -> None:
+        """Have the guest tell its network where it is; once."""
+        if not self._announced:
+            self._announced = True
+            self._tasks.start("announcement", self._announce())
+
+    async def _announce(self) -> None:
+        try:
+            await (await self.reach_vmm()).announce()
+        except VmmError as error:
+            _log.warning("VM %s: others may not reach it at once on its network: %s", self._name, error)
 
     async def reach_vmm(self) -> Vmm:
         """The VMM, which is waited for while it is being connected to. VmmError."""

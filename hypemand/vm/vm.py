@@ -401,6 +401,8 @@ class Vm:
         self.standby.follow(session, is_activating=activating, is_running=derived.state is State.RUNNING)
         self.health.follow(derived.state, self._unit.started_at)
         self._stability.follow(derived.state, self._unit.changed_at)
+        if session is not None and session.tracker.markers and self._network.is_on_lan(self.name):
+            session.announce()
         if session is not None and is_new and not self._recovering:
             self._happenings.take_ready(self.runs.start, session.tracker.notes)
         if session is not None and was_mute and self._unit.active_state == "activating":

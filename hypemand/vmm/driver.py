@@ -105,6 +105,10 @@ class Vmm(Protocol):
     async def set_disk_limits(self, limits: DiskLimits) -> None:
         """Other limits for all disks of the start line that have any. VmmError."""
 
+    async def announce(self) -> None:
+        """Have the guest tell all on its network where it is (gratuitous ARP, unsolicited neighbour
+        advertisements), several times within two seconds. VmmError; not known whether the guest does so."""
+
     async def quit(self) -> None:
         """End the VMM at once, whatever its guest does. Back when it has closed its socket. VmmError."""
 

@@ -62,6 +62,8 @@ _MOST_DRIVES = 64
 # bytes a second; QEMU saves for a network, and no more than 128 MiB, by itself
 _UNLIMITED = 2**60
 _SAVE_FD = "save"
+# milliseconds; a switch may have lost the first one, as a guest's port comes up
+_ANNOUNCEMENTS = {"initial": 50, "step": 100, "max": 550, "rounds": 5}
 
 
 class _Events:
@@ -181,6 +183,10 @@ class Qemu:
                 continue
             arguments = {"device": name, **values, **_OTHER_THROTTLES, "group": THROTTLE_GROUP}
             await self._qmp.execute("block_set_io_throttle", arguments)
+
+    async def announce(self) -> None:
+        """See `Vmm`. By VIRTIO_NET_F_GUEST_ANNOUNCE; a guest that is restored is asked by QEMU itself."""
+        await self._qmp.execute("announce-self", dict(_ANNOUNCEMENTS))
 
     async def pause(self) -> None:
         """See `Vmm`."""

@@ -88,6 +88,8 @@ class Monitor:
                 return self.drives
             case "stop" | "cont":
                 self._switch("paused" if order == "stop" else "running")
+            case "announce-self":
+                assert arguments["rounds"] > 0
             case "query-balloon" | "balloon" if self.balloon is None:
                 raise Refused("No balloon device has been activated")
             case "query-balloon":

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from itertools import chain
 
+from hypemand.config.netdef import find_lan_misfits
 from hypemand.config.network import NetworkConfig, NetworkUse
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.manager.net.leases import AddressUse, allocate, derive_address_uses, is_lease_of, keep_fitting
@@ -78,6 +79,10 @@ class AddressAllocation:
         if use is None:
             return None
         network = self._get_config(use.name)
+        if found := list(find_lan_misfits(use, network)):
+            raise InvalidDefinition(
+                [Problem("", 0, 0, f"network.{key}", what, hint) for key, what, hint in found]
+            )
         bridge = self._bridge(network)
         uses = list(self._address_uses(member.vm, use.name))
         lease = allocate(member.vm, member.vm_id, use, bridge, member.lease, uses)
@@ -90,7 +95,9 @@ class AddressAllocation:
     def lacks_servers(self, member: NetworkMember) -> bool:
         """Would a VM get no name server, since the host knows none yet?"""
         network = None if member.use is None else self.find_config(member.use.name)
-        return network is not None and network.dns is None and not self.servers(network, network)
+        if network is None or network.dns is not None or network.dhcp:
+            return False
+        return not self.servers(network, network)
 
     def servers(
         self, config: NetworkConfig | None, reached: NetworkConfig | BridgePlan | Lease
@@ -228,6 +235,11 @@ class AddressAllocation:
             return False
         network = self.find_config(port.bridge.network)
         return network is None or not has_same_shape(make_bridge(network), port.bridge)
+
+    def is_on_lan(self, vm: str) -> bool:
+        """Is it attached to a bridge that is not hypemand's?"""
+        port = self.ports.get(vm)
+        return port is not None and not port.bridge.managed
 
     def interface_of(self, vm: str) -> str | None:
         """The TAP device of a VM that has one."""

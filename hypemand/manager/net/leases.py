@@ -14,9 +14,9 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 from typing import TypeVar
 
 from hypemand.config.addresses import Interface, count_addresses, find_misfit, find_range, suggest_address
+from hypemand.config.eui64 import PREFIX_LENGTH, derive_eui64
 from hypemand.config.network import NetworkUse
 from hypemand.errors import InsufficientResources, InUse, InvalidDefinition, Problem
-from hypemand.network.eui64 import PREFIX_LENGTH, derive_eui64
 from hypemand.network.port import BridgePlan
 from hypemand.vm.record import Lease
 
@@ -67,7 +67,10 @@ def allocate(
     vm: str, vm_id: str, use: NetworkUse, bridge: BridgePlan, old: Lease | None, others: Sequence[AddressUse]
 ) -> Lease:
     """The lease of a VM on a network, the one that it has if it fits. InvalidDefinition for an address that
-    no VM of it can have, InUse for one that another has, InsufficientResources if none is left."""
+    no VM of it can have, InUse for one that another has, InsufficientResources if none is left.
+
+    On a LAN others have addresses too: there a VM has none but those of its definition, and the IPv6 address
+    of its MAC address unless the LAN gives it one."""
     kept = old if old is not None and old.network == bridge.network else None
     mac = _choose_mac(vm, vm_id, use, kept, others)
     ipv4 = _choose(
@@ -75,8 +78,9 @@ def allocate(
         [(other, other.ipv4) for other in others],
     )  # fmt: skip
     derived = None if bridge.ipv6 is None else derive_ipv6(mac, bridge.ipv6)
+    asked = use.address6 or (None if bridge.managed or bridge.dhcp else derived)
     ipv6 = _choose(
-        vm, "address6", bridge, bridge.ipv6, use.address6, kept.ipv6 if kept else None, derived,
+        vm, "address6", bridge, bridge.ipv6, asked, kept.ipv6 if kept else None, derived,
         [(other, other.ipv6) for other in others],
     )  # fmt: skip
     return Lease(bridge.network, mac, ipv4, ipv6)
@@ -128,12 +132,13 @@ def _choose(
     lowest free one."""
     if asked is not None:
         if misfit := find_misfit(asked, interface, bridge.network):
-            raise _wrong_address(key, f"{asked} {misfit}", suggest_address(interface))
+            hint = suggest_address(interface, chosen=bridge.managed or bridge.dhcp)
+            raise _wrong_address(key, f"{asked} {misfit}", hint)
         for other, address in others:
             if address == asked and not other.wanted:
                 raise _in_use(vm, f"the address {asked}", other, bridge.network)
         return asked
-    if interface is None:
+    if interface is None or not bridge.managed:
         return None
     held = {address for other, address in others if not other.wanted}
     taken = {address for _, address in others if address is not None and address in interface.network}

@@ -252,6 +252,14 @@ class Networks:
                 f"network {network} is not available: {status.problem}", hint="see: hypemanctl network list"
             )
 
+    def lacks_lan(self, member: NetworkMember) -> bool:
+        """Is it to be on a bridge that is not hypemand's and, as far as is known, not there?"""
+        config = None if member.use is None else self.allocation.find_config(member.use.name)
+        if config is None or config.managed:
+            return False
+        status = self._statuses.get(config.name)
+        return status is None or bool(status.problem)
+
     async def check_released(self, vm: str) -> None:
         """Raise HostNotReady unless all is given back that a VM has had while it ran."""
         async with self._lock:
@@ -341,6 +349,10 @@ class Networks:
         """See NetworkHost."""
         return self.allocation.is_outdated(vm)
 
+    def is_on_lan(self, vm: str) -> bool:
+        """See NetworkHost."""
+        return self.allocation.is_on_lan(vm)
+
     def interface_of(self, vm: str) -> str | None:
         """See NetworkHost."""
         return self.allocation.interface_of(vm)
@@ -403,9 +415,10 @@ class Networks:
         interface = bridge.ipv4 or bridge.ipv6
         dns = self.allocation.servers(config, bridge)
         warnings = status.warnings
-        if not dns and (config is None or config.dns is None):
+        if not dns and (config is None or config.dns is None) and not bridge.dhcp:
             warnings += (_NO_SERVERS,)
-        addresses = 0 if interface is None else count_addresses(interface)
+        # of a LAN's nobody here knows which are free
+        addresses = count_addresses(interface) if interface is not None and bridge.managed else 0
         held = {member.ipv4 if bridge.ipv4 is not None else member.ipv6 for member in members} - {None}
         return NetworkInfo(
             name=bridge.network,
@@ -415,6 +428,8 @@ class Networks:
             mtu=bridge.mtu,
             dns=dns,
             nat=bridge.nat,
+            managed=bridge.managed,
+            dhcp=bridge.dhcp,
             isolation=config is None or config.isolation,
             host_ports=tuple(sorted(bridge.host_ports, key=lambda port: (port.port, port.transport))),
             connections=DEFAULT_CONNECTIONS if config is None else config.connections,

@@ -37,6 +37,8 @@ def make_bridge(config: NetworkConfig) -> BridgePlan:
         host_ports=config.host_ports,
         egress=config.egress,
         link_local=config.link_local,
+        managed=config.managed,
+        dhcp=config.dhcp,
     )
 
 

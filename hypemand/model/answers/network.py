@@ -32,6 +32,8 @@ class HostNetwork:
     mtu: int | None = None
     dns: tuple[str, ...] = ()
     nat: bool | None = None
+    managed: bool = True
+    dhcp: bool = False
     isolation: bool | None = None
     host_ports: tuple[str, ...] = ()
     connections: int | None = None

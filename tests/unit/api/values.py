@@ -37,6 +37,8 @@ def make_network(name: str, **changes: object) -> NetworkInfo:
         "mtu": 1500,
         "dns": (ip_address("192.0.2.1"),),
         "nat": True,
+        "managed": True,
+        "dhcp": False,
         "isolation": True,
         "host_ports": (HostPort(Transport.UDP, 53),),
         "connections": 4096,

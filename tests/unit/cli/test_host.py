@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hypemand.cli.check import inspect_definitions, resolve_file
+from hypemand.cli.check import Verdict, inspect_bridges, inspect_definitions, resolve_file
 from hypemand.config.host import HostConfig
+from hypemand.config.network import NetworkConfig
 from hypemand.config.vmfile import load_vm_dir
 from hypemand.errors import InvalidDefinition
 from hypemand.version import VERSION
@@ -351,13 +353,25 @@ def test_check_tells_how_the_networks_are(daemon: Canned, cli: Cli) -> None:
         lab,
         lab | {"name": "dmz", "problem": "dmz0 is not ours"},
         lab | {"name": "odd", "warnings": ["ufw drops what is forwarded"]},
+        lab | {"name": "lan", "bridge": "br0", "managed": False},
+        {"name": "free", "bridge": "br1", "managed": False, "dhcp": True},
     ]
     done = cli.run("check", "--json")
     found = {f["what"]: (f["verdict"], f["text"]) for f in json.loads(done.stdout)["host"]}
     assert found["network lab"] == ("ok", "10.7.0.1/24 on lab0")
     assert found["network dmz"] == ("missing", "dmz0 is not ours")
     assert found["network odd"] == ("note", "ufw drops what is forwarded")
+    assert found["network lan"] == ("ok", "10.7.0.1/24 on br0, not managed by hypemand")
+    assert found["network free"] == ("ok", "addresses by DHCP on br1, not managed by hypemand")
     assert done.returncode != 0
+
+
+def test_check_misses_a_bridge_of_the_administrators_without_the_daemon_too() -> None:
+    lan = NetworkConfig("lan", "nobr0", None, None, managed=False, dhcp=True)
+    networks = {"lan": lan, "lab": replace(lan, name="lab", managed=True)}
+    (found,) = inspect_bridges(networks)
+    assert (found.what, found.verdict) == ("network lan", Verdict.MISSING)
+    assert found.text.startswith("there is no bridge nobr0; create it")
 
 
 def test_check_works_without_the_daemon(cli: Cli) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -275,3 +276,67 @@ def test_files_are_held_against_the_hosts_networks(tmp_path: Path) -> None:
         f"{tmp_path}/db.yaml:2:10: network: dmz is not a network of this host"
     )
     assert load_vm_file(tmp_path / "db.yaml", LAN).network == NetworkUse("dmz")
+
+
+OFFICE = NetworkConfig(
+    "office", "br0", IPv4Interface("192.0.2.1/24"), IPv6Interface("2001:db8::1/64"), managed=False
+)
+ON_OFFICE = DefinitionDefaults(network="office")
+
+
+def office_problems(
+    text: str, network: NetworkConfig = OFFICE, defaults: DefinitionDefaults = ON_OFFICE
+) -> list[str]:
+    source = parse_source(f"image: x\n{text}\n", "web.yaml")
+    try:
+        parse_source_definition("web", source, defaults, {"office": network})
+    except InvalidDefinition as error:
+        return [str(problem).removeprefix("web.yaml:") for problem in error.problems]
+    return []
+
+
+REACHED, PASS = "are reached under their own addresses", "pass no firewall of this host"
+REMOVE = "remove it, or name another network"
+FREE = "write one of 192.0.2.2 to 192.0.2.254 that nobody else has"
+MISSING = f"is missing: hypemand does not know which addresses of network office are free; {FREE}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("network: {address: 192.0.2.7}", []),
+        ("network: {address: 192.0.2.7, address6: '2001:db8::7', bandwidth: {upload: 20Mbit}}", []),
+        ("network: none", []),
+        ("", [f"1:1: network: address {MISSING}"]),
+        ("network: office", [f"2:10: network: address {MISSING}"]),
+        ("network: {group: a}", [f"2:10: network.address: {MISSING}"]),
+        (
+            "network: {address: 192.0.2.1}",
+            [f"2:20: network.address: 192.0.2.1 is the gateway's address in network office; {FREE}"],
+        ),
+        (
+            "network: {address: 192.0.2.7, publish: ['8080:80']}",
+            [f"2:40: network.publish: is not possible on network office: its VMs {REACHED}; {REMOVE}"],
+        ),
+        (
+            "network: {address: 192.0.2.7, egress: []}",
+            [f"2:39: network.egress: is not possible on network office, whose packets {PASS}; {REMOVE}"],
+        ),
+    ],
+)
+def test_a_vm_on_a_lan_says_its_address_and_asks_for_nothing_of_a_router(text: str, said: list[str]) -> None:
+    assert office_problems(text) == said
+
+
+def test_an_address_of_the_lan_can_be_left_to_the_lan() -> None:
+    network = replace(OFFICE, dhcp=True)
+    assert office_problems("", network) == []
+    assert office_problems("network: {publish: ['80:80']}", network) != []
+    said = office_problems("network: {address: 192.0.2.7}", replace(network, ipv4=None))
+    assert [problem for problem in said if "is of a family that network office has not" in problem]
+
+
+def test_where_no_mac_address_makes_one_the_ipv6_address_is_said_too() -> None:
+    network = replace(OFFICE, ipv6=IPv6Interface("2001:db8::1/120"))
+    (said,) = office_problems("network: {address: 192.0.2.7}", network)
+    assert "network.address6: is missing" in said

@@ -262,3 +262,49 @@ def test_what_is_no_network_is_refused(tmp_path: Path, text: str, said: str) -> 
 def test_no_bridge_can_have_the_name_of_a_tap_device(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, f"networks: {{lan: {{bridge: {tap_name(61184)}, ipv4: 10.1.1.1/24}}}}")
     assert "is not valid" in problem
+
+
+def test_a_bridge_of_the_administrators_has_nothing_by_itself(tmp_path: Path) -> None:
+    text = "networks: {default: {managed: false, bridge: br0, ipv4: 192.0.2.1/24}}"
+    assert load(tmp_path, text).networks == {
+        "default": NetworkConfig(
+            "default", "br0", IPv4Interface("192.0.2.1/24"), None, nat=False, isolation=False, managed=False
+        )
+    }
+
+
+def test_the_lan_may_configure_vms(tmp_path: Path) -> None:
+    lan = load(tmp_path, "networks: {lan: {managed: false, bridge: br0, dhcp: true}}").networks["lan"]
+    assert (lan.ipv4, lan.ipv6, lan.dhcp) == (None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "said"),
+    [
+        ("bridge: br0, managed: false", "", f"{NO_ADDRESSES}, or dhcp: true"),
+        ("managed: false, dhcp: true", ".bridge", "is missing; write for example bridge: br0"),
+        ("bridge: l0, ipv4: 10.0.0.1/24, dhcp: true", ".dhcp", "is for networks with managed: false"),
+        ("bridge: l0, dhcp: true, managed: false, nat: true", ".nat", "is not possible with managed: false"),
+        (
+            "bridge: l0, dhcp: true, managed: false, egress: []",
+            ".egress",
+            "is not possible with managed: false",
+        ),
+        (
+            "bridge: l0, ipv4: 10.83.112.1/24, managed: false",
+            ".ipv4",
+            "10.83.112.1/24 overlaps 10.83.112.1/20 of network default",
+        ),
+    ],
+)
+def test_what_a_bridge_of_the_administrators_cannot_have_is_told(
+    tmp_path: Path, keys: str, key: str, said: str
+) -> None:
+    (problem,) = problems_of(tmp_path, f"networks: {{lan: {{{keys}}}}}")
+    assert problem.split(": ", 1)[1].startswith(f"networks.lan{key}: {said}")
+
+
+def test_a_lan_has_ipv6_also_on_a_host_that_has_none() -> None:
+    six = IPv6Interface("fd00::1/64")
+    lan = replace(LAN, ipv6=six, managed=False)
+    assert (lan.without_ipv6().ipv6, replace(LAN, ipv6=six).without_ipv6().ipv6) == (six, None)

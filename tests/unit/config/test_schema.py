@@ -106,7 +106,9 @@ def test_examples_of_the_schema_are_valid(tmp_path: Path) -> None:
     for key, rule in load_schema("host")["properties"]["networks"]["additionalProperties"][
         "properties"
     ].items():
-        path.write_text(str({"networks": {"default": {key: rule["examples"][0]}}}))
+        is_lan = key in ("managed", "dhcp")
+        lan = {"bridge": "br0", "managed": False, "dhcp": True} if is_lan else {}
+        path.write_text(str({"networks": {"default": {**lan, key: rule["examples"][0]}}}))
         load_host_config(path, [], NO_ID)
 
 

@@ -168,3 +168,31 @@ def test_a_lease_is_written_and_read() -> None:
     for ipv6 in (None, IPv6Address("fd00::2")):
         has = Lease("lab", "02:00:00:00:00:01", v4(2), ipv6)
         assert lease_from_json(lease_to_json(has)) == has
+
+
+LAN = replace(BRIDGE, managed=False, nat=False)
+
+
+def on_lan(use: NetworkUse, *uses: AddressUse, bridge: BridgePlan = LAN, old: Lease | None = None) -> Lease:
+    return allocate("web", "id-of-web", use, bridge, old, uses)
+
+
+def test_on_a_lan_no_address_is_chosen_but_that_of_the_mac() -> None:
+    got = on_lan(replace(USE, address=v4(3)))
+    assert BRIDGE.ipv6 is not None
+    assert (got.ipv4, got.ipv6) == (v4(3), derive_ipv6(got.mac, BRIDGE.ipv6))
+    # also if the network was hypemand's before
+    assert on_lan(USE, old=lease()).ipv4 is None
+    with pytest.raises(InUse, match=r"10\.7\.0\.3"):
+        on_lan(replace(USE, address=v4(3)), AddressUse("db", ipv4=v4(3)))
+    with pytest.raises(InUse, match=str(got.ipv6)):
+        on_lan(replace(USE, address=v4(3)), AddressUse("db", ipv6=got.ipv6))
+    with pytest.raises(InvalidDefinition, match="that nobody else has"):
+        on_lan(replace(USE, address=v4(1)))
+
+
+def test_what_the_lan_gives_is_not_known_here() -> None:
+    free = replace(LAN, dhcp=True)
+    got = on_lan(USE, bridge=free, old=lease())
+    assert (got.ipv4, got.ipv6, got.mac) == (None, None, lease().mac)
+    assert on_lan(replace(USE, address=v4(3)), bridge=free).ipv4 == v4(3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,31 @@ def test_a_vm_runs_and_stops_and_nothing_is_left() -> None:
         assert (stopped.exit.code, stopped.exit.message) == (0, "stopped on request")
         assert stopped.exit.success
         assert host.traces() == []
+
+    drive(scenario)
+
+
+def test_a_vm_on_a_lan_tells_others_where_it_is_once_its_guest_is_up() -> None:
+    def count(host: FakeHost) -> int:
+        return host.vmm().monitor.orders.count("announce-self")
+
+    async def scenario(host: FakeHost) -> None:
+        host.networks["default"] = replace(host.networks["default"], managed=False)
+        await host.put("web", State.INITIALIZING, network={"name": "default", "address": "10.7.0.9"})
+        assert count(host) == 0
+        await host.manager.kill_vm("web")
+        host.guest().boots = True
+        await host.manager.start_vm("web")
+        await host.until(State.RUNNING)
+        await host.until_true(lambda: count(host) == 1)
+
+    drive(scenario)
+
+
+def test_a_vm_on_a_network_of_hypemands_tells_nobody() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run(network="default")
+        assert "announce-self" not in host.vmm().monitor.orders
 
     drive(scenario)
 

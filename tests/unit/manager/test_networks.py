@@ -745,3 +745,83 @@ def test_a_host_without_ipv6_has_its_networks_with_ipv4_and_says_so(
             await lab.start("fixed")
 
     drive(tmp_path, scenario)
+
+
+OFFICE = NetworkConfig(
+    "office", "br0", IPv4Interface("192.0.2.1/24"), None, nat=False, isolation=False, managed=False
+)
+
+
+def test_a_vm_on_a_lan_has_the_address_of_its_definition_and_the_lans_gateway(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.config["office"] = OFFICE
+        lab.define("web", NetworkUse("office", address=IPv4Address("192.0.2.7")))
+        told = (await lab.start("web")).interface
+        assert (told.addresses, told.gateways) == (("192.0.2.7/24",), ("192.0.2.1",))
+        assert not lab.host.taps[lab.tap("web")].bridge.managed
+        assert lab.networks.is_on_lan("web")
+        info = await lab.networks.get_network("office")
+        assert (info.managed, info.addresses, info.free_addresses, len(info.members)) == (False, 0, 0, 1)
+        lab.define("db")
+        await lab.start("db")
+        assert not lab.networks.is_on_lan("db")
+
+    drive(tmp_path, scenario)
+
+
+def test_a_definition_that_does_not_fit_a_lan_is_refused_at_the_start(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.config["lab"] = replace(LAB, managed=False)
+        for use, said in ((USE, "address: is missing"), (replace(USE, egress=()), "egress: is not possible")):
+            member = lab.define("web", use)
+            with pytest.raises(InvalidDefinition, match=said):
+                lab.allocation.reserve(member)
+
+    drive(tmp_path, scenario)
+
+
+def test_a_vm_that_the_lan_configures_has_no_address_and_waits_for_no_name_servers(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.config["office"] = replace(OFFICE, ipv4=None, dhcp=True)
+        member = lab.define("web", NetworkUse("office"))
+        assert not lab.allocation.lacks_servers(member)
+        connection = await lab.start("web")
+        assert (connection.interface.addresses, connection.dns) == ((), ())
+        port = lab.host.taps[lab.tap("web")]
+        assert (port.is_free4, port.is_free6) == (True, True)
+        assert (await lab.networks.get_network("office")).warnings == ()
+        (member_shown,) = (await lab.networks.get_network("office")).members
+        assert (member_shown.ipv4, member_shown.attached) == (None, True)
+
+    drive(tmp_path, scenario)
+
+
+def test_a_vm_waits_at_boot_for_a_bridge_that_others_make(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.config["office"] = OFFICE
+        web = lab.define("web", NetworkUse("office", address=IPv4Address("192.0.2.7")))
+        db = lab.define("db")
+        assert lab.networks.lacks_lan(web)
+        lab.host.problems["office"] = "the bridge br0 does not exist"
+        await lab.networks.sync()
+        assert lab.networks.lacks_lan(web)
+        assert not lab.networks.lacks_lan(db)
+        lab.host.problems.clear()
+        await lab.networks.sync()
+        assert not lab.networks.lacks_lan(web)
+
+    drive(tmp_path, scenario)
+
+
+def test_a_network_does_not_become_a_lan_under_its_vms(tmp_path: Path) -> None:
+    async def scenario(lab: Lab) -> None:
+        lab.define("web")
+        await lab.start("web")
+        lab.config["lab"] = replace(LAB, managed=False)
+        await lab.networks.sync()
+        assert lab.host.bridges["lab"].managed
+        assert lab.networks.is_outdated("web")
+        await lab.end("web")
+        assert not lab.host.bridges["lab"].managed
+
+    drive(tmp_path, scenario)

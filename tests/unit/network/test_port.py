@@ -44,6 +44,8 @@ CHANGES: dict[str, tuple[Any, bool]] = {
     "host_ports": (frozenset({HostPort(Transport.TCP, 53)}), True),
     "egress": ((Egress(ip_network("10.0.0.0/8")),), True),
     "link_local": (True, True),
+    "managed": (False, False),
+    "dhcp": (True, False),
 }
 
 

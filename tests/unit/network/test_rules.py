@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypemand.config.eui64 import LINK_LOCAL, derive_eui64
 from hypemand.config.network import Publish, Transport
-from hypemand.network.eui64 import LINK_LOCAL, derive_eui64
 from hypemand.network.port import tap_name
 from hypemand.network.rules import (
     Family,

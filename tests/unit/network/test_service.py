@@ -357,6 +357,40 @@ def test_a_bridge_that_cannot_be_there_again_is_a_problem_in_the_next_answer(ser
     talk(service, run)
 
 
+def test_a_bridge_that_others_make_is_seen_when_it_comes_and_when_it_comes_again(service: Service) -> None:
+    plan = make_bridge("lan", "br0", nat=False, managed=False)
+    make = "ip link add br0 type bridge; ip link set br0 up"
+
+    async def run(client: NetworkClient) -> None:
+        problems: asyncio.Queue[str] = asyncio.Queue()
+
+        async def reapply() -> None:
+            (status,) = await client.apply((plan,), (), prune=True)
+            problems.put_nowait(status.problem)
+
+        async def until(is_wanted: Callable[[str], bool]) -> None:
+            while not is_wanted(await asyncio.wait_for(problems.get(), DEADLINE)):
+                pass
+
+        await reapply()
+        assert "br0 does not exist" in problems.get_nowait()
+        client.on_reconnect = reapply
+        for _ in range(2):
+            await asyncio.to_thread(run_command, ["sh", "-c", make], timeout=DEADLINE)
+            await until(lambda problem: not problem)
+            for harm, cure in ((("down",), ("up",)), (("mtu", "1400"), ("mtu", "1500"))):
+                await asyncio.to_thread(run_command, ["ip", "link", "set", "br0", *harm], timeout=DEADLINE)
+                # of an MTU nobody is told until there is something to do
+                await reapply()
+                await until(bool)
+                await asyncio.to_thread(run_command, ["ip", "link", "set", "br0", *cure], timeout=DEADLINE)
+                await until(lambda problem: not problem)
+            await asyncio.to_thread(run_command, ["ip", "link", "del", "br0"], timeout=DEADLINE)
+            await until(lambda problem: "br0 does not exist" in problem)
+
+    talk(service, run)
+
+
 FOREIGN = (
     "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy accept; }"
 )

@@ -12,8 +12,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from hypemand.config.eui64 import LINK_LOCAL, derive_eui64
 from hypemand.config.network import HostPort, Publish, Transport
-from hypemand.network.eui64 import LINK_LOCAL, derive_eui64
 from hypemand.network.links import derive_bridge_mac
 from hypemand.network.reconcile import HostNetworks
 from tests.host.command import run_command

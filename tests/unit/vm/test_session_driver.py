@@ -55,6 +55,9 @@ class OtherVmm:
     async def resume(self) -> None:
         self.become(RunState.RUNNING)
 
+    async def announce(self) -> None:
+        self.become(self.state)
+
     async def save(self, memory: int, state: int, *, size: int, user: int, deadline: float) -> None:
         raise VmmError("it cannot be saved")
 

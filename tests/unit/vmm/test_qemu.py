@@ -213,6 +213,12 @@ async def test_limits_of_disks_are_one_for_all_of_them(place: Place) -> None:
 
 
 @on_both
+async def test_a_guest_announces_itself(place: Place) -> None:
+    """Also one without a network card: nobody hears it then."""
+    await place.vmm.announce()
+
+
+@on_both
 async def test_without_a_balloon_the_memory_of_a_guest_is_fixed(place: Place) -> None:
     for ask in (place.vmm.query_memory(), place.vmm.set_memory(2**26, 1.0)):
         with pytest.raises(VmmError, match="balloon"):
