@@ -21,6 +21,7 @@ from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import list_instances
 from hypemand.cli.network import describe_trouble
 from hypemand.cli.terminal import GREEN, RED, YELLOW, paint
+from hypemand.cli.travel import describe_differences, describe_other_ids
 from hypemand.cli.values import escape_controls
 from hypemand.config.clashes import find_clashes
 from hypemand.config.definition import Definition
@@ -91,6 +92,7 @@ def check(context: Context) -> int:
         problems += in_cluster
         findings = [*inspect_host(config), *inspect_definitions(config, found), *resources]
         findings += [*_inspect_networks(context.client, config.networks), *_inspect_saved(context.client)]
+        findings += _inspect_identities(config, found.definitions, context.client)
     if context.wants_document:
         context.print_document(
             {"problems": [asdict(p) for p in problems], "host": [asdict(f) for f in findings]}
@@ -305,6 +307,22 @@ def inspect_bridges(networks: Networks) -> Iterator[Finding]:
         if not network.managed and not (_DEVICES / network.bridge / "bridge").is_dir():
             text = f"there is no bridge {network.bridge}; create it, as it is not managed by hypemand"
             yield Finding(f"network {network.name}", Verdict.MISSING, text)
+
+
+def _inspect_identities(
+    config: HostConfig, definitions: Mapping[str, Definition], client: Client
+) -> Iterator[Finding]:
+    """What of the VMs would differ on another host; nothing without a cluster. Without the daemon it is not
+    known which ids they have."""
+    if config.cluster is None:
+        return
+    words = [*describe_differences(definitions, config.networks)]
+    with contextlib.suppress(HypemandError):
+        words += describe_other_ids(list_instances(client), config.cluster, definitions)
+    for text in words:
+        yield Finding("cluster", Verdict.NOTE, text)
+    if not words:
+        yield Finding("cluster", Verdict.OK, f"{config.cluster}: VMs are the same on all hosts")
 
 
 def _inspect_saved(client: Client) -> Iterator[Finding]:

@@ -83,7 +83,8 @@ class JournalPolicy:
 class HostConfig:
     """The validated host config, every default filled in. `uid_range`: first and last, both included;
     `listen` None: only the socket is listened on; `metrics`: where metrics are served without a token,
-    if anywhere; `networks` by name, the default one too unless the host has it not; `pools` by name."""
+    if anywhere; `cluster`: of hosts that give the same VMs the same ids; `networks` by name, the default one
+    too unless the host has it not; `pools` by name."""
 
     accel: Accel = Accel.AUTO
     qemu: Path = Path("/usr/bin/qemu-system-x86_64")
@@ -100,6 +101,7 @@ class HostConfig:
     defaults: DefinitionDefaults = field(default_factory=DefinitionDefaults)
     listen: ListenConfig | None = None
     metrics: ListenConfig | None = None
+    cluster: str | None = None
     networks: Mapping[str, NetworkConfig] = field(default_factory=lambda: make_networks({}, ""))
     pools: Mapping[str, PoolConfig] = field(default_factory=dict)
 
@@ -238,6 +240,8 @@ def _build(data: Mapping[str, Any], machine_id: str) -> HostConfig:
                 values[key] = make_metrics_listen(value)
             case "defaults":
                 values[key] = _make_defaults(value, networks)
+            case "cluster":
+                values[key] = value
             case "networks":
                 pass
             case "pools":

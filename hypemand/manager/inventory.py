@@ -59,7 +59,7 @@ _USER_FILE = re.compile(r"hypeman-([0-9]{1,10})\.(?:user|group)")
 
 class Inventory:
     """The folders under `vms`; `userdb` is where the names of the uids are made known. `on_change` is called
-    with each record that is another one than before.
+    with each record that is another one than before; `make_id` gives a new VM of that name its id.
 
     What is on the disk and what is known here are the same, also after an error, and when a caller is
     cancelled: files are changed in threads, one change at a time, and each goes on to its end. So no change
@@ -72,11 +72,13 @@ class Inventory:
         uid_range: tuple[int, int],
         userdb: Path,
         on_change: Callable[[VmRecord], None] = lambda _: None,
+        make_id: Callable[[str], str] = lambda _: uuid.uuid4().hex,
     ) -> None:
         self._vms = vms
         self._first_uid, self._last_uid = uid_range
         self._userdb = userdb
         self._on_change = on_change
+        self._make_id = make_id
         self._records: dict[str, VmRecord] = {}
         self._unreadable: dict[str, str] = {}
         # why it is not known which VMs there are; "": it is
@@ -220,7 +222,7 @@ class Inventory:
         OSError."""
         name = definition.name
         async with self._adding:
-            known = imported or Imported(uuid.uuid4().hex)
+            known = imported or Imported(self._make_id(name))
             self.check_new(name, known)
             now = time.time()
             record = VmRecord(
@@ -237,7 +239,9 @@ class Inventory:
                 former_ids=known.former_ids[:MAX_FORMER_IDS],
             )
             try:
-                return await finish(self._add(record), f"record of {name}")
+                # one that is derived may be that of what is left of another VM
+                making = self.making_folder(known.id if imported else uuid.uuid4().hex)
+                return await finish(self._add(record, making), f"record of {name}")
             except asyncio.CancelledError:
                 if name in self._records:
                     await finish(self._remove(name), f"removal of {name}")
@@ -260,8 +264,12 @@ class Inventory:
             if other.id == imported.id or (mac is not None and mac in macs):
                 what = "id" if other.id == imported.id else "MAC address"
                 raise AlreadyExists(
-                    f"VM {other.name} has the {what} that VM {name} is to keep",
-                    hint=f"remove {other.name}, or let {name} have a new identity",
+                    f"VM {other.name} has the {what} that VM {name} is to have",
+                    hint=(
+                        f"{other.name} was called {name} before: choose another name, or remove {other.name}"
+                        if name in other.former_names
+                        else f"remove {other.name}, or let {name} have a new identity"
+                    ),
                 )
 
     def check_free(self, name: str) -> None:
@@ -278,10 +286,10 @@ class Inventory:
         if name in self._records:
             raise AlreadyExists(f"a VM {name} already exists", hint="choose another name")
 
-    async def _add(self, record: VmRecord) -> VmRecord:
+    async def _add(self, record: VmRecord, making: Path) -> VmRecord:
         record = replace(record, uid=await run_in(Pool.RECORDS, self._free_uid))
         try:
-            await run_in(Pool.RECORDS, self._make, record)
+            await run_in(Pool.RECORDS, self._make, record, making)
         except OSError:
             if await run_in(Pool.RECORDS, is_vm_written, self.folder(record.name), record):
                 # it could not be taken back: so nobody else gets its name and uid
@@ -290,9 +298,9 @@ class Inventory:
         self._records[record.name] = record
         return record
 
-    def _make(self, record: VmRecord) -> None:
+    def _make(self, record: VmRecord, making: Path) -> None:
         """Make a folder whole: it gets its name last, and loses that again if the name would not last."""
-        making, folder = self.making_folder(record.id), self.folder(record.name)
+        folder = self.folder(record.name)
         making.mkdir(mode=0o711, exist_ok=True)
         try:
             if (making / DISK).exists():
@@ -412,8 +420,8 @@ class Inventory:
 
     async def _remove(self, name: str) -> None:
         record = self._records[name]
-        # half-removed data must not come back as a VM
-        removed = self._vms / f".{record.id}.removed"
+        # half-removed data must not come back as a VM; another one may have the same id before it is deleted
+        removed = self._vms / f".{uuid.uuid4().hex}.removed"
         async with self._changing:
             await run_in(Pool.RECORDS, self._hide, name, removed)
             self._held_uids.add(record.uid)

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hypemand.config.cluster import derive_vm_id
 from hypemand.config.host import HostConfig
 from hypemand.manager.compression import Compressions
 from hypemand.manager.definitionfiles import DefinitionFiles
@@ -141,7 +143,11 @@ def make_parts(
     def take_removal() -> None:
         space.outdate()
 
-    records = Inventory(vms, config.uid_range, userdb, take_record)
+    def make_id(name: str) -> str:
+        cluster = current().cluster
+        return uuid.uuid4().hex if cluster is None else derive_vm_id(cluster, name)
+
+    records = Inventory(vms, config.uid_range, userdb, take_record, make_id)
     snapshots = SnapshotStore(config.state_dir / "snapshots")
     fleet = Fleet(current, volumes, records.unreadable, snapshots)
     disk_watch = DiskWatch(current, fleet, take_removal)

@@ -144,7 +144,7 @@ def test_the_shipped_host_config_shows_every_default(source_root: Path, tmp_path
         "127.0.0.1", 7420, Path("/etc/hypemand/tls/cert.pem"), Path("/etc/hypemand/tls/key.pem")
     )
     metrics = ListenConfig("127.0.0.1", 9442)
-    assert load_host_config(shown, [], NO_ID) == HostConfig(listen=listen, metrics=metrics)
+    assert load_host_config(shown, [], NO_ID) == HostConfig(listen=listen, metrics=metrics, cluster="prod")
 
 
 @pytest.mark.parametrize(("name", "document"), [("vm", "vm-definition.md"), ("host", "host-config.md")])

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from hypemand.errors import HostNotReady, NotFound, WrongState
+from hypemand.config.cluster import derive_vm_id
+from hypemand.errors import AlreadyExists, HostNotReady, NotFound, WrongState
 from hypemand.model.evidence import RunState
 from hypemand.model.state import State
 from hypemand.systemd.bus import unit_path
@@ -57,6 +58,30 @@ def test_a_vm_on_a_network_of_hypemands_tells_nobody() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(network="default")
         assert "announce-self" not in host.vmm().monitor.orders
+
+    drive(scenario)
+
+
+def test_a_cluster_gives_new_vms_their_ids_and_lets_others_keep_theirs() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.create("old")
+        before = host.vm("old").record.id
+        host.config = replace(host.config, cluster="prod")
+        await host.restart_daemon()
+        await host.run("web")
+        vm_id = derive_vm_id("prod", "web")
+        assert (host.vm("old").record.id, host.vm().record.id) == (before, vm_id)
+        # again and again, also while the data of the last one are still being deleted
+        for _ in range(2):
+            await host.manager.delete_vm("web", kill=True)
+            await host.create("web")
+            assert host.vm().record.id == vm_id
+        await host.manager.rename_vm("web", "shop")
+        assert host.vm("shop").record.id == vm_id
+        with pytest.raises(AlreadyExists, match="VM shop has the id that VM web is to have") as caught:
+            await host.create("web")
+        assert caught.value.hint.startswith("shop was called web before")
+        assert host.vm("shop").record.id == vm_id
 
     drive(scenario)
 
