@@ -16,7 +16,7 @@ SUITE_OPTIONS = $(SUITES:%=--suite=%)
 # side by side, in the groups of tests/schedule.py; ARGS='-n 0 --pdb' for one process
 GROUPS = --numprocesses=4 --dist=loadgroup
 
-.PHONY: help parts setup deb test test-new-machine test-local test-unit test-host durations lint
+.PHONY: help parts setup deb test test-new-machine test-local test-unit test-host test-cluster durations lint
 .PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-health bench-limits bench-standby bench-compare soak clean
 
 help: ## this list
@@ -43,6 +43,9 @@ test-new-machine: ## the same in a clean Debian root: SUITE=trixie for Debian 13
 
 test-local: deb ## lint, guest C tests and unit tests: all that needs no test host
 	@$(PYTEST) -m 'not host' $(GROUPS) $(ARGS)
+
+test-cluster: deb ## VMs in a cluster of three hosts with corosync and Pacemaker, which are killed, shut down and cut off
+	@$(PYTEST) tests/host/test_cluster.py --long $(SUITE_OPTIONS) $(ARGS)
 
 durations: ## run all tests and record how long each group of them takes, by which they are scheduled
 	@$(MAKE) --no-print-directory test ARGS='--record-durations $(ARGS)'

@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=[str(suite) for suite in Suite],
         help="run host tests on this Debian release only (may be repeated; default: all)",
     )
+    parser.addoption("--long", action="store_true", help="run what is marked long, too (make test-cluster)")
     parser.addoption(
         "--record-durations",
         action="store_true",
@@ -58,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "one_release(suite): on one of the releases, since nothing of it depends on what versions those have",
     )
     config.addinivalue_line("markers", "both_releases: on all of them, although its module is for one")
+    config.addinivalue_line("markers", "long: takes minutes, and is run with --long alone")
     config.addinivalue_line(
         "markers", "netns: sends through the kernel, some for seconds (set by itself, as by `host_namespace`)"
     )
@@ -82,8 +84,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling |
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What needs a host comes last: a mistake that a linter or a unit test finds is shown first."""
+    if not config.getoption("--long"):
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
     items.sort(key=lambda item: item.get_closest_marker("host") is not None)
 
 

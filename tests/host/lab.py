@@ -16,11 +16,13 @@ from pathlib import Path
 from tests.host.cache import lock_file, try_lock
 from tests.host.leftovers import HostDirectory, remove_leftovers
 from tests.host.machine import TestHost
-from tests.host.recipe import Suite
-from tests.host.roots import ROOTS, ensure_base
+from tests.host.recipe import Suite, cluster_recipe
+from tests.host.roots import ROOTS, ensure_base, ensure_root
 
 DIST = Path(__file__).parents[2] / "dist"
 PACKAGES = ("hypemand", "hypemand-guest", "hypemand-kernel", "libnss-hypemand")
+# those for a node of a cluster, whose root has what they depend on
+NODE_PACKAGES = (*PACKAGES, "hypemand-pacemaker")
 
 # What must be made anew in each host rather than come with the layer.
 OF_ONE_HOST = ("etc/machine-id", "var/log/journal", "var/lib/systemd/random-seed")
@@ -37,14 +39,19 @@ def start_host(
 
 @contextmanager
 def boot_hosts(
-    suites: Sequence[Suite], *, installed: bool = True, binds: Sequence[str] = (), dist: Path = DIST
+    suites: Sequence[Suite],
+    *,
+    installed: bool = True,
+    nodes: bool = False,
+    binds: Sequence[str] = (),
+    dist: Path = DIST,
 ) -> Iterator[tuple[TestHost, ...]]:
-    """Several hosts, booted side by side."""
+    """Several hosts, booted side by side; `nodes`: with what nodes of a cluster have."""
     sweep()
     with ExitStack() as stack:
         hosts = []
         for suite in suites:
-            layers = stack.enter_context(_use_layers(suite, dist if installed else None))
+            layers = stack.enter_context(_use_layers(suite, dist if installed else None, nodes=nodes))
             host = TestHost(HostDirectory.make(suite), layers, binds=binds)
             stack.callback(host.close)
             host.launch()
@@ -60,10 +67,10 @@ def sweep() -> None:
     remove_leftovers()
 
 
-def find_packages(dist: Path = DIST) -> list[Path]:
+def find_packages(dist: Path = DIST, packages: Sequence[str] = PACKAGES) -> list[Path]:
     """Our packages in a folder, one file each."""
     found = []
-    for package in PACKAGES:
+    for package in packages:
         files = sorted(dist.glob(f"{package}_*.deb"))
         if len(files) != 1:
             raise FileNotFoundError(
@@ -74,14 +81,14 @@ def find_packages(dist: Path = DIST) -> list[Path]:
 
 
 @contextmanager
-def _use_layers(suite: Suite, dist: Path | None) -> Iterator[list[Path]]:
+def _use_layers(suite: Suite, dist: Path | None, *, nodes: bool) -> Iterator[list[Path]]:
     """The roots to start a host from, with the packages of `dist`; no other process removes them as long as
     the block lasts."""
-    base = ensure_base(suite)
+    base = ensure_root(cluster_recipe(suite)) if nodes else ensure_base(suite)
     if dist is None:
         yield [base]
         return
-    debs = find_packages(dist)
+    debs = find_packages(dist, NODE_PACKAGES if nodes else PACKAGES)
     name = f"{base.name}-with-{_hash_files(debs)}"
     layer = ROOTS / name
     in_use = layer.with_suffix(".in-use")

@@ -52,6 +52,9 @@ TOOLS = (
     "socat",
 )
 
+# What a node of a cluster has beside that: a root of its own, since they take as much again.
+CLUSTER = ("corosync", "crmsh", "libxml2-utils", "pacemaker", "pcs", "resource-agents")
+
 MASKED = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
@@ -103,13 +106,20 @@ class Recipe:
     @property
     def title(self) -> str:
         """What it makes, in a few words."""
-        kinds = {SYSTEM + DEPENDENCIES + TOOLS: "test hosts", GUEST_PACKAGES[self.suite]: "guests"}
+        hosts = SYSTEM + DEPENDENCIES + TOOLS
+        kinds = {hosts: "test hosts", hosts + CLUSTER: "nodes", GUEST_PACKAGES[self.suite]: "guests"}
         return f"a Debian {self.suite} root for {kinds.get(self.packages, 'new machines')}"
 
     @property
     def key(self) -> str:
         content = json.dumps(asdict(self), sort_keys=True).encode()
         return f"{self.suite}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def cluster_recipe(suite: Suite) -> Recipe:
+    """A root for nodes of a cluster, which does not start by itself."""
+    services = ("corosync.service", "pacemaker.service", "pcsd.service", "pcsd-ruby.service")
+    return Recipe(suite, SYSTEM + DEPENDENCIES + TOOLS + CLUSTER, MASKED + services)
 
 
 def guest_recipe(suite: Suite) -> Recipe:

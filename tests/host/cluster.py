@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster of test hosts: corosync and Pacemaker on one wire, a directory that all of them have, and a fence
+agent that takes the power of a host away.
+
+A host asks for that by a file in the shared directory, since it reaches nothing else outside.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tests.host.command import Result
+from tests.host.lab import boot_hosts
+from tests.host.machine import TestHost
+from tests.host.recipe import Suite
+from tests.host.wire import Wire, lay_wire
+
+SHARED = "/srv/shared"
+AGENT = "/usr/lib/ocf/resource.d/hypemand/vm"
+RUNNING, NOT_RUNNING, NOT_INSTALLED = 0, 7, 5
+TOKEN_MS = 1000
+SERVICES = ("corosync.service", "pacemaker.service")
+JOIN_DEADLINE = 90.0
+POLL = 0.05
+
+POOL = f"pools: {{san: {{directory: {SHARED}, shared: true}}}}\n"
+POOL_UNIT = f"[Unit]\nRequiresMountsFor={SHARED}\n[Service]\nReadWritePaths={SHARED}\n"
+
+COROSYNC = """\
+totem {{
+  version: 2
+  cluster_name: lab
+  transport: knet
+  crypto_cipher: none
+  crypto_hash: none
+  token: {token}
+}}
+system {{
+  sched_rr: no
+}}
+quorum {{
+  provider: corosync_votequorum
+}}
+logging {{
+  to_syslog: yes
+}}
+nodelist {{
+{nodes}}}
+"""
+NODE = "  node {{\n    ring0_addr: {address}\n    name: {name}\n    nodeid: {number}\n  }}\n"
+# For crm configure. A busy machine is no reason to start one VM after the other.
+PROPERTIES = """\
+property stonith-enabled=true placement-strategy=balanced load-threshold=1000%
+primitive fence stonith:fence_lab params pcmk_host_check=none pcmk_monitor_action=metadata
+rsc_defaults resource-stickiness=100 migration-threshold=3
+"""
+FENCE_AGENT = """\
+#!/bin/sh
+# fence_lab: has the test run take the power of a node away. Options on standard input, as fenced gives them.
+action=reboot node=
+while IFS='=' read -r key value; do
+    case $key in
+    action) action=$value ;;
+    nodename | plug | port) node=${value:-$node} ;;
+    esac
+done
+case $action in
+metadata)
+    cat <<END
+<?xml version="1.0"?>
+<resource-agent name="fence_lab" shortdesc="Fence agent of the tests">
+<longdesc>Takes the power of a test host away.</longdesc>
+<vendor-url>https://example.org</vendor-url>
+<parameters>
+<parameter name="action"><content type="string" default="reboot"/></parameter>
+<parameter name="plug"><content type="string"/></parameter>
+</parameters>
+<actions>
+<action name="off"/><action name="reboot"/><action name="metadata"/><action name="monitor"/>
+</actions>
+</resource-agent>
+END
+    ;;
+off | reboot)
+    [ -n "$node" ] || exit 1
+    : >"/srv/shared/fence/$node.kill"
+    while [ -e "/srv/shared/fence/$node.kill" ]; do sleep 0.1; done
+    ;;
+monitor | status | list | start | stop | validate-all) ;;
+*) exit 1 ;;
+esac
+"""
+
+
+def ask_agent(host: TestHost, action: str, name: str, level: int = 0) -> Result:
+    """Call the agent as Pacemaker does."""
+    env = {"OCF_ROOT": "/usr/lib/ocf", "OCF_RESKEY_name": name, "OCF_RESOURCE_INSTANCE": name}
+    return host.run([AGENT, action], env=env | {"OCF_CHECK_LEVEL": str(level)}, check=False)
+
+
+def is_well(host: TestHost, name: str) -> bool:
+    """Is a VM Running on this host, with an agent that answers? To the agent one that boots runs, too."""
+    is_active = host.run(["systemctl", "is-active", f"hypeman-vm-{name}"], check=False).ok
+    return is_active and ask_agent(host, "monitor", name, 10).code == RUNNING
+
+
+@dataclass
+class Cluster:
+    """The nodes, by their names in the cluster, which are those of the hosts."""
+
+    hosts: tuple[TestHost, ...]
+    wire: Wire
+    fenced: list[str]
+
+    def host(self, node: str) -> TestHost:
+        """The host of a node."""
+        return next(host for host in self.hosts if host.name == node)
+
+    @property
+    def live(self) -> list[TestHost]:
+        """The hosts that are on."""
+        return [host for host in self.hosts if host.leader]
+
+    def configure(self) -> None:
+        """Write what each node needs, and start the cluster; back when all nodes are in it."""
+        nodes = "".join(
+            NODE.format(address=self.wire.address(host), name=host.name, number=number)
+            for number, host in enumerate(self.hosts, 1)
+        )
+        for host in self.hosts:
+            host.push("/etc/corosync/corosync.conf", COROSYNC.format(token=TOKEN_MS, nodes=nodes))
+            host.push("/usr/sbin/fence_lab", FENCE_AGENT, 0o755)
+            host.push("/etc/hypemand/hypemand.yaml.d/pool.yaml", POOL)
+            host.push("/etc/systemd/system/hypemand.service.d/pool.conf", POOL_UNIT)
+            host.shell("systemctl daemon-reload; systemctl restart hypemand")
+            # not with the host: it has its place on the wire only after its boot
+            host.run(["systemctl", "unmask", *SERVICES])
+            host.run(["systemctl", "disable", *SERVICES])
+        self.start(*self.hosts)
+        self.hosts[0].run(["crm", "configure", "load", "update", "-"], input=PROPERTIES)
+
+    def start(self, *hosts: TestHost) -> None:
+        """Start the cluster's services, and wait until these nodes are in it."""
+        for host in hosts:
+            host.run(["systemctl", "start", "--no-block", *SERVICES])
+        for host in hosts:
+            host.wait_until(partial(self._is_online, host), JOIN_DEADLINE, f"{host.name} is online")
+
+    def _is_online(self, host: TestHost) -> bool:
+        nodes = host.run(["crm_node", "-p"], check=False).stdout.split()
+        state = host.run(["crm_mon", "-1", "--include=nodes,dc"], check=False).stdout
+        return host.name in nodes and "with quorum" in state and set(self._read_online(state)) >= set(nodes)
+
+    @staticmethod
+    def _read_online(state: str) -> list[str]:
+        lines = [line for line in state.splitlines() if "Online:" in line]
+        return lines[0].partition("[")[2].strip(" ]").split() if lines else []
+
+    def boot(self, host: TestHost) -> None:
+        """Boot one that is off, and have it join again."""
+        host.start()
+        self.wire.plug(host)
+        self.start(host)
+
+    def locate(self, resource: str) -> list[str]:
+        """The nodes on which a resource runs, as Pacemaker says."""
+        shown = self.live[0].run(["crm_resource", "--locate", "--quiet", "--resource", resource], check=False)
+        return shown.stdout.split()
+
+    def wait_running(self, resource: str, deadline: float = 120, *, but: str = "") -> str:
+        """Wait until a resource runs on one node, which is not `but`; the node."""
+
+        def find() -> str | None:
+            found = self.locate(resource)
+            return found[0] if len(found) == 1 and found[0] != but else None
+
+        return self.live[0].wait_until(find, deadline, f"{resource} runs on one node")
+
+    def find_well(self, name: str, deadline: float = 90) -> TestHost:
+        """Wait until a VM is Running on one host alone, with an agent that answers; the host."""
+
+        def find() -> TestHost | None:
+            running = [host for host in self.live if ask_agent(host, "monitor", name).code != NOT_RUNNING]
+            return running[0] if len(running) == 1 and is_well(running[0], name) else None
+
+        return self.live[0].wait_until(find, deadline, f"VM {name} is well on one host")
+
+    def wait_settled(self, deadline: float = 120) -> None:
+        """Wait until Pacemaker has nothing more to do."""
+        self.live[0].run(["crm_resource", "--wait", f"--timeout={deadline:g}"], timeout=deadline + 10)
+
+
+class Fencing:
+    """Takes the power of hosts away that the fence agent names, in a thread."""
+
+    def __init__(self, hosts: Sequence[TestHost], folder: Path) -> None:
+        self._hosts = {host.name: host for host in hosts}
+        self._folder = folder
+        self._ended = threading.Event()
+        self.fenced: list[str] = []
+        self._thread = threading.Thread(target=self._run, name="fencing", daemon=True)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """In this block."""
+        self._folder.mkdir()
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(POLL):
+            for request in self._folder.glob("*.kill"):
+                self.fenced.append(request.stem)
+                self._hosts[request.stem].kill()
+                request.unlink()
+
+
+@contextmanager
+def start_cluster(suites: Sequence[Suite], folder: Path) -> Iterator[Cluster]:
+    """A cluster of hosts of these releases, with `folder` of this machine as their shared directory."""
+    with ExitStack() as stack:
+        hosts = stack.enter_context(boot_hosts(suites, nodes=True, binds=[f"{folder}:{SHARED}"]))
+        wire = stack.enter_context(lay_wire(*hosts))
+        fencing = Fencing(hosts, folder / "fence")
+        stack.enter_context(fencing.at_work())
+        cluster = Cluster(hosts, wire, fencing.fenced)
+        cluster.configure()
+        yield cluster
+
+
+def measure(began: float) -> str:
+    """Seconds since then, for a report."""
+    return f"{time.monotonic() - began:.1f} s"
