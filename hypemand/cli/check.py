@@ -251,9 +251,9 @@ def _inspect_cluster(
         owned = find_owned()
         problems = list(find_start_problems(definitions, files, owned))
     except HypemandError as error:
-        return [], [Finding("cluster", Verdict.NOTE, str(error))]
+        return [], [Finding("Pacemaker", Verdict.NOTE, str(error))]
     count = len(owned.keys() & definitions.keys())
-    finding = Finding("cluster", Verdict.OK, f"runs {count} of these VMs, see hypemanctl cluster show")
+    finding = Finding("Pacemaker", Verdict.OK, f"runs {count} of these VMs, see hypemanctl cluster show")
     return problems, [finding] if count else []
 
 
