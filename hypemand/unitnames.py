@@ -23,6 +23,11 @@ def unit_name(vm: str) -> str:
     return f"{_VM}{vm}{_SUFFIX}"
 
 
+def template_unit_name() -> str:
+    """The unit in which a template for warm starts is made, of which there is one at a time."""
+    return f"hypeman-template{_SUFFIX}"
+
+
 def handle_name(vm: str) -> str:
     """The unit that an administrator enables and orders."""
     return f"{_HANDLE}{vm}{_SUFFIX}"

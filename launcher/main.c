@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* ExecStart= of a VM's unit: launcher [--secrets=NAME,...] [--restore=STATE,BOOT,COUNT] RUNTIME_DIR
- * TAP_SOCKET|- KERNEL_WORDS VMM ARGUMENT...
+/* ExecStart= of a VM's unit: launcher [--secrets=NAME,...] [--restore=STATE,BOOT,COUNT |
+ * --warm=STATE,CRC,COUNT,FILE:SIZE:MTIME,... [--preload=LIBRARY,MEMORY]] RUNTIME_DIR TAP_SOCKET|-
+ * KERNEL_WORDS VMM ARGUMENT...
  *
  * It becomes the VMM, with descriptors for its TAP device, its sockets (ports.h) and the disk with the
  * guest's secrets (secrets.h), fewer rights than it had itself (filter.h), and -append with the boot id: a
@@ -10,9 +11,14 @@
  * With --restore it goes on from a saved VM (saved.h), as long as STATE is there: by the last COUNT
  * arguments, which a cold start goes without, and with the boot id that the guest has.
  *
+ * With --warm it goes on from a template (warm.h) in the same way, but as a VM of its own, with a new boot
+ * id; where the template is gone, or not what it was, it is a cold start.
+ *
  * It takes no memory but its stack, and needs no daemon: the TAP device is the network service's to open
  * (tap.h), which systemd starts if need be. */
 #include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -25,6 +31,7 @@
 #include "say.h"
 #include "secrets.h"
 #include "tap.h"
+#include "warm.h"
 #include "words.h"
 
 enum argument { RUNTIME = 1, TAP, WORDS, VMM };
@@ -88,14 +95,32 @@ static const char *take_option(int *argc, char ***argv, const char *option)
     return (*argv)[0] + length;
 }
 
-/* Whether the VM is restored, and with which boot id: without the arguments for that, if it is not. Returns 0
- * or -1; it has said why. */
-static int choose_start(int *argc, const char *restore, char boot[ID_LENGTH + 1])
+/* What a start goes on from. */
+struct origin {
+    const char *restore; /* the values of the options, or NULL */
+    const char *template;
+    const char *preload;
+    size_t arguments; /* it goes on from a template: so many of the last are for that, else 0 */
+};
+
+/* Whether the VM is restored, and with which boot id, or goes on from a template: without the arguments for
+ * that, if it does not. Returns 0 or -1; it has said why. */
+static int choose_start(int *argc, struct origin *origin, char boot[ID_LENGTH + 1])
 {
     struct saved saved;
-    if (restore == NULL)
+    struct warm warm;
+    if (origin->template != NULL) {
+        if (parse_warm(origin->template, &warm) < 0)
+            return -1;
+        if (open_template(&warm) > 0)
+            origin->arguments = warm.arguments;
+        else
+            *argc -= (int)warm.arguments;
         return 0;
-    if (parse_saved(restore, &saved) < 0)
+    }
+    if (origin->restore == NULL)
+        return 0;
+    if (parse_saved(origin->restore, &saved) < 0)
         return -1;
     int found = open_saved(&saved);
     if (found > 0)
@@ -105,24 +130,64 @@ static int choose_start(int *argc, const char *restore, char boot[ID_LENGTH + 1]
     return found < 0 ? -1 : 0;
 }
 
+/* Have the VMM load LIBRARY, which is to know of MEMORY. Returns 0 or -1; it has said why. */
+static int preload_library(const char *value)
+{
+    static char library[256];
+    static char memory[256];
+    const char *comma = strchr(value, ',');
+    if (comma == NULL ||
+        snprintf(library, sizeof(library), "LD_PRELOAD=%.*s", (int)(comma - value), value) >=
+            (int)sizeof(library) ||
+        snprintf(memory, sizeof(memory), "HYPEMAN_MEMORY=%s", comma + 1) >= (int)sizeof(memory)) {
+        say("--preload is not LIBRARY,MEMORY");
+        return -1;
+    }
+    if (putenv(library) == 0 && putenv(memory) == 0)
+        return 0;
+    say("cannot set the environment of the VMM: %s", strerror(errno));
+    return -1;
+}
+
+/* What a guest needs that goes on from a template. Where that cannot be written it is a cold start. Returns 0
+ * or -1; it has said why. */
+static int prepare_warm(int *argc, struct origin *origin, const char *runtime, const char *line)
+{
+    bool warm = origin->arguments > 0;
+    if (warm && write_start_block(runtime, line) < 0) {
+        *argc -= (int)origin->arguments;
+        warm = false;
+    }
+    if (origin->template != NULL && note_start(runtime, warm) < 0) {
+        say("cannot note how the VM starts in %s: %s", runtime, strerror(errno));
+        return -1;
+    }
+    return !warm || origin->preload == NULL ? 0 : preload_library(origin->preload);
+}
+
 int main(int argc, char **argv)
 {
     static char append[] = "-append";
     static char line[WORDS_SIZE];
     char boot[ID_LENGTH + 1] = "";
     const char *secrets = take_option(&argc, &argv, "--secrets=");
-    const char *restore = take_option(&argc, &argv, "--restore=");
+    struct origin origin = {.arguments = 0};
+    origin.restore = take_option(&argc, &argv, "--restore=");
+    origin.template = take_option(&argc, &argv, "--warm=");
+    origin.preload = take_option(&argc, &argv, "--preload=");
     /* before the leader is started: with it this process loses the right to its own /proc */
     if (secrets != NULL && make_secrets(secrets) < 0)
         return EXIT_FAILURE;
-    if (choose_start(&argc, restore, boot) < 0)
+    if (choose_start(&argc, &origin, boot) < 0)
         return EXIT_FAILURE;
     if (argc <= VMM) {
-        say("usage: launcher [--secrets=NAME,...] [--restore=STATE,BOOT,COUNT] RUNTIME_DIR TAP_SOCKET|- "
-            "KERNEL_WORDS VMM ARGUMENT...");
+        say("usage: launcher [--secrets=NAME,...] [--restore=STATE,BOOT,COUNT | --warm=STATE,CRC,COUNT,"
+            "FILE:SIZE:MTIME,... [--preload=LIBRARY,MEMORY]] RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM "
+            "ARGUMENT...");
         return EXIT_FAILURE;
     }
-    if (compose_line(line, argv[RUNTIME], argv[WORDS], boot) < 0)
+    if (compose_line(line, argv[RUNTIME], argv[WORDS], boot) < 0 ||
+        prepare_warm(&argc, &origin, argv[RUNTIME], line) < 0)
         return EXIT_FAILURE;
     /* before there is a descriptor that it could hold, but for that of the secrets, which it closes */
     if (start_leader(argv[RUNTIME]) < 0) {

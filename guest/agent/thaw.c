@@ -2,6 +2,7 @@
 #include "thaw.h"
 
 #include "bootid.h"
+#include "clock.h"
 #include "machineid.h"
 #include "records.h"
 
@@ -11,23 +12,13 @@
 
 static bool parse_clock(const char *value, struct timespec *clock, struct reason *why)
 {
-    unsigned long ns;
-    if (!parse_number(value, LONG_MAX, &ns))
-        return refuse(why, "clock=%.40s: expected nanoseconds since the epoch", value);
-    *clock = (struct timespec){.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
-    return true;
+    return clock_parse(value, clock) ||
+           refuse(why, "clock=%.40s: expected nanoseconds since the epoch", value);
 }
 
 static bool parse_entropy(const char *value, uint8_t bytes[ENTROPY_SIZE], struct reason *why)
 {
-    enum { DIGITS = 2 * ENTROPY_SIZE };
-    if (strlen(value) != DIGITS || strspn(value, "0123456789abcdef") != DIGITS)
-        return refuse(why, "entropy: expected %d hex digits", DIGITS);
-    for (size_t i = 0; i < ENTROPY_SIZE; i++) {
-        const char byte[] = {value[2 * i], value[2 * i + 1], '\0'};
-        bytes[i] = (uint8_t)strtoul(byte, NULL, 16);
-    }
-    return true;
+    return entropy_parse(value, bytes) || refuse(why, "entropy: expected %d hex digits", 2 * ENTROPY_SIZE);
 }
 
 static bool take_identity(struct thaw *thaw, const struct record *record, char *value, struct reason *why)

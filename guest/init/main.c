@@ -22,6 +22,7 @@
 #include "sysctls.h"
 #include "system.h"
 #include "systemdmode.h"
+#include "warmstart.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -35,6 +36,7 @@ struct machine {
     struct report report;
     struct ports ports;
     struct config config;
+    struct warm_start warm;
     int64_t deadline; /* of devices */
     int initrd;
     int agent_binary;
@@ -62,9 +64,6 @@ static void fill_stdio(void)
 static bool read_config(struct machine *machine, struct reason *why)
 {
     char path[DEVICE_PATH_SIZE];
-    if (!boot_id_read(machine->report.boot))
-        return refuse(why, "the kernel command line has no hypeman.boot= of 32 hex digits");
-    crash_handlers_install(machine->report.boot);
     if (!wait_for_device(find_block, "hypeman-config", path, machine->deadline))
         return refuse(why, "no block device with the serial hypeman-config came up");
     return config_read(path, &machine->config, why);
@@ -127,12 +126,14 @@ static bool boot(struct machine *machine, struct reason *why)
     fill_stdio();
     system_protect();
     power_off_prepare();
+    keep_agent(machine);
+    if (!freeze_point(&machine->warm, report, why))
+        return false;
+    crash_handlers_install(report->boot);
     machine->deadline = clock_ms() + DEVICE_WAIT_MS;
     report_stage(report, "config");
-    if (!read_config(machine, why))
+    if (!read_config(machine, why) || !warm_start_adapt(&machine->warm, &machine->config, why))
         return false;
-    if (machine->config.agent)
-        keep_agent(machine);
     report_stage(report, "root");
     bool run_content = machine->config.mode == MODE_EXEC;
     bool other_root = volumes_hold_root(&machine->config.volumes);
@@ -141,7 +142,8 @@ static bool boot(struct machine *machine, struct reason *why)
         (other_root && !mounts_run(ROOT, run_content, report, why)))
         return false;
     report_stage(report, "api");
-    if (!root_enter(&machine->initrd, why) || !mounts_root(machine->config.mode == MODE_SYSTEMD, why))
+    if (!root_enter(&machine->initrd, why) || !mounts_root(machine->config.mode == MODE_SYSTEMD, why) ||
+        !warm_start_show(&machine->warm, why))
         return false;
     report_stage(report, "system");
     if (machine->config.headers)

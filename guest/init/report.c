@@ -98,13 +98,22 @@ void report_stage_beside(struct report *report, struct stage stage)
         report->stages[report->stage_count++] = stage;
 }
 
+static struct timespec since(struct timespec origin, struct timespec moment)
+{
+    struct timespec passed = {moment.tv_sec - origin.tv_sec, moment.tv_nsec - origin.tv_nsec};
+    if (passed.tv_nsec < 0)
+        passed = (struct timespec){passed.tv_sec - 1, passed.tv_nsec + 1000000000};
+    return passed;
+}
+
 void report_stages(struct report *report)
 {
     char text[STAGES_MAX * 128 + SENTINEL_LINE_MAX];
     size_t used = 0;
     for (size_t i = 0; i < report->stage_count && used + SENTINEL_LINE_MAX <= sizeof text; i++) {
         const struct stage *stage = &report->stages[i];
-        used += sentinel_stage(text + used, stage->name, stage->start, stage->end, report->boot);
+        used += sentinel_stage(text + used, stage->name, since(report->origin, stage->start),
+                               since(report->origin, stage->end), report->boot);
     }
     say(report, text, used);
     report->stage_count = 0;
@@ -116,6 +125,14 @@ void report_program_start(struct report *report, const char *mode)
     char line[SENTINEL_LINE_MAX] = "";
     report_stage_end(report);
     say(report, line, sentinel_program_start(line, clock_realtime(), mode, report->boot));
+}
+
+void report_thaw(struct report *report)
+{
+    report->stage_count = 0;
+    report->stage_open = false;
+    report->origin = clock_boottime();
+    report_stage(report, "thaw");
 }
 
 void report_agent_ready(struct report *report)

@@ -20,6 +20,7 @@ struct report {
     int console;     /* -1 until report_console */
     const int *port; /* where the port's fd stands, -1 in it until the port is open */
     char boot[BOOT_ID_LENGTH + 1];
+    struct timespec origin; /* CLOCK_BOOTTIME that stages count from: that of the thaw, or 0 */
     struct stage stages[STAGES_MAX];
     size_t stage_count;
     bool stage_open;          /* the last of them has not ended */
@@ -43,6 +44,9 @@ void report_stages(struct report *report);
 
 /* Something that the boot goes on without: in the kernel's log and on the console. */
 void report_warning(struct report *report, const char *words);
+
+/* The stage `thaw` begins, from which on those that follow count: those before were a template's. */
+void report_thaw(struct report *report);
 
 void report_program_start(struct report *report, const char *mode);
 void report_agent_ready(struct report *report);

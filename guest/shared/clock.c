@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "clock.h"
 
+#include "records.h"
+
 #include <limits.h>
 
 static struct timespec read_clock(clockid_t clock)
@@ -24,6 +26,15 @@ struct timespec clock_boottime(void)
 struct timespec clock_realtime(void)
 {
     return read_clock(CLOCK_REALTIME);
+}
+
+bool clock_parse(const char *text, struct timespec *clock)
+{
+    unsigned long ns;
+    if (!parse_number(text, LONG_MAX, &ns))
+        return false;
+    *clock = (struct timespec){.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
+    return true;
 }
 
 int clock_set(const struct timespec *now)

@@ -3,6 +3,7 @@
 #ifndef HYPEMAN_CLOCK_H
 #define HYPEMAN_CLOCK_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -11,6 +12,9 @@
 int64_t clock_ms(void);
 struct timespec clock_boottime(void);
 struct timespec clock_realtime(void);
+
+/* What the host says of it: nanoseconds since the epoch. */
+bool clock_parse(const char *text, struct timespec *clock);
 
 /* Set CLOCK_REALTIME: 0, or -1 with errno. One that differs by no more than the way of a message stays: it
  * would go back by that each time that the host compares. */

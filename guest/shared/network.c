@@ -319,7 +319,9 @@ bool network_setup(const struct network *network, const char *path, int64_t dead
     int netlink = netlink_open();
     if (netlink < 0)
         return refuse(why, "network: cannot talk to the kernel: %s", strerror(errno));
-    bool done = configure_all(network, netlink, deadline, why);
+    bool renewed = network->count > 0 && network->interfaces[0].old_mac != NULL;
+    bool done =
+        renewed ? readdress_all(network, netlink, why) : configure_all(network, netlink, deadline, why);
     close_fd(&netlink);
     if (done && network->dns_count + network->search_count > 0)
         done = network_write_resolver(network, path, why);

@@ -5,4 +5,7 @@
 
 #define RUN_FOLDER "/run/hypeman"
 
+/* Of a warm start: its kernel command line, which is shown in the place of its template's. */
+#define SHOWN_WORDS RUN_FOLDER "/cmdline"
+
 #endif

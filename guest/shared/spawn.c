@@ -3,6 +3,7 @@
 
 #include "environment.h"
 #include "files.h"
+#include "runfolder.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -90,7 +91,9 @@ static bool child_identity(const struct identity *who)
 /* Over the one that is there: to unmount that would wait for a grace period of RCU. */
 static bool child_proc(void)
 {
-    return mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) == 0;
+    if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
+        return false;
+    return access(SHOWN_WORDS, F_OK) != 0 || mount(SHOWN_WORDS, "/proc/cmdline", NULL, MS_BIND, NULL) == 0;
 }
 
 /* exec in every folder of PATH, as execvp does, but remembering the file that was there and would not run. */

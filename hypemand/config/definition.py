@@ -28,6 +28,13 @@ class HostShutdown(StrEnum):
     STANDBY = "standby"
 
 
+class WarmStart(StrEnum):
+    """Whether starts go on from a template, where there is one."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
 class Mode(StrEnum):
     """How the guest runs the image. AUTO decides by the image's command."""
 
@@ -167,6 +174,7 @@ class Definition:
     env_file: tuple[str, ...] = ()
     health: Health | None = None
     on_host_shutdown: HostShutdown = HostShutdown.STOP
+    warm_start: WarmStart = WarmStart.AUTO
     fork_reset: tuple[str, ...] = ()
 
     @property

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from hypemand.config.definition import MIB, DefinitionDefaults
+from hypemand.config.definition import GIB, MIB, DefinitionDefaults, WarmStart
 from hypemand.config.durations import parse_duration
 from hypemand.config.listen import (
     ListenConfig,
@@ -80,6 +80,14 @@ class JournalPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmStartPolicy:
+    """`room`: bytes that all templates may take on the disk."""
+
+    mode: WarmStart = WarmStart.OFF
+    room: int = 1 * GIB
+
+
+@dataclass(frozen=True, slots=True)
 class HostConfig:
     """The validated host config, every default filled in. `uid_range`: first and last, both included;
     `listen` None: only the socket is listened on; `metrics`: where metrics are served without a token,
@@ -98,6 +106,7 @@ class HostConfig:
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
     disk: DiskPolicy = field(default_factory=DiskPolicy)
     journal: JournalPolicy = field(default_factory=JournalPolicy)
+    warm_start: WarmStartPolicy = field(default_factory=WarmStartPolicy)
     defaults: DefinitionDefaults = field(default_factory=DefinitionDefaults)
     listen: ListenConfig | None = None
     metrics: ListenConfig | None = None
@@ -234,6 +243,8 @@ def _build(data: Mapping[str, Any], machine_id: str) -> HostConfig:
                 values[key] = DiskPolicy(**_convert(value))
             case "journal":
                 values[key] = JournalPolicy(**_convert(value))
+            case "warm_start":
+                values[key] = WarmStartPolicy(**_convert(value))
             case "listen":
                 values[key] = make_listen_config(value)
             case "metrics":
@@ -266,6 +277,8 @@ def _convert(data: Mapping[str, Any]) -> dict[str, Any]:
         "page_cache": parse_size,
         "burst": parse_size,
         "per_hour": parse_size,
+        "room": parse_size,
+        "mode": WarmStart,
         "vcpus": int,
         "boot_timeout": parse_duration,
         "stop_timeout": parse_duration,

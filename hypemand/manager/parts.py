@@ -28,6 +28,7 @@ from hypemand.manager.resources.poolreader import PoolReader
 from hypemand.manager.resources.space import measure_space
 from hypemand.manager.resources.volumeuse import VolumeUse
 from hypemand.manager.sharedquery import SharedQuery
+from hypemand.manager.templates import Templates, find_template_user
 from hypemand.model.evidence import UnitEvidence
 from hypemand.model.space import SpaceReport
 from hypemand.network.port import NetworkHost
@@ -87,6 +88,7 @@ class Parts:
     files: DefinitionFiles
     events: Events
     builds: BuildFinder
+    templates: Templates
     make_tools: Callable[[], Tools]
 
     @property
@@ -129,9 +131,10 @@ def make_parts(
     network_host: NetworkHost,
     userdb: Path,
     events: Events,
+    template_user: Callable[[], int] = find_template_user,
 ) -> Parts:
     """Make all components. `events`: those that `services` and `pulls` tell. `services.on_change` is called
-    when the state of a VM has changed, after the names were updated."""
+    when the state of a VM has changed, after the names were updated. `template_user`: see `Templates`."""
     current = CurrentConfig(config)
     vms = config.state_dir / "vms"
     volumes = VolumeStore(config.state_dir / "volumes", config.state_dir / "templates", config.pools)
@@ -170,6 +173,8 @@ def make_parts(
         names.states_changed()
         services.on_change()
 
+    builds = BuildFinder()
+    templates = Templates(current, builds, services.units, services.connect, template_user)
     space = SharedQuery("space", lambda: _report_space(current(), images, fleet, pools))
     return Parts(
         config=current,
@@ -198,7 +203,8 @@ def make_parts(
         tasks=Tasks("the VMs"),
         files=DefinitionFiles(),
         events=events,
-        builds=BuildFinder(),
+        builds=builds,
+        templates=templates,
         make_tools=pulls.make_tools,
     )
 

@@ -33,7 +33,7 @@ from hypemand.unitnames import unit_name
 from hypemand.vm.places import CONFIG_DISK, FILES_DISK, Places
 from hypemand.vm.record import Lease, VmRecord
 from hypemand.vm.restarts import derive_start_limit
-from hypemand.vm.saved import MEMORY, STATE
+from hypemand.vm.saved import MEMORY, STATE, FileMark
 from hypemand.vmm.accel import AccelKind
 from hypemand.vmm.commandline import (
     WORKER_TASKS,
@@ -45,11 +45,14 @@ from hypemand.vmm.commandline import (
     memory_overhead,
     restore_arguments,
     start_line,
+    warm_arguments,
 )
 from hypemand.vmm.host import VmmHost
 
 _CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _LAUNCHER = Path("/usr/lib/hypemand/launcher")
+# with which an old QEMU does not ask to write to memory that it maps privately (launcher/preload)
+_PRELOAD = Path("/usr/lib/hypemand/preload.lib")
 _PYTHON_MODULE = (sys.executable, "-I", "-m")
 # what the VMM's own threads may take beside the guest's CPUs: less than one slows down a guest's random IO
 _VMM_CPUS = 1.0
@@ -89,6 +92,38 @@ class Restore:
     boot: str
     is_shared: bool
 
+    @property
+    def folder(self) -> Path | None:
+        """Where that is; None: in the VM's own."""
+        return None
+
+    def options(self, own: Own, count: int) -> list[str]:
+        """For the launcher, of which the last `count` arguments are for this."""
+        return [f"--restore={own.saved},{self.boot},{count}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A start that goes on from the template in `folder`, unless by then it is damaged, or the VMM, `binary`,
+    is another one. `is_shared`: see `SavedFiles`."""
+
+    folder: Path
+    crc: int
+    memory: FileMark
+    binary: FileMark
+    is_shared: bool
+
+    def options(self, own: Own, count: int) -> list[str]:
+        """For the launcher, of which the last `count` arguments are for this."""
+        marks = ((own.memory, self.memory), (self.binary.path, self.binary))
+        files = ",".join(f"{path}:{mark.size}:{mark.mtime_ns}" for path, mark in marks)
+        preload = [] if self.is_shared else [f"--preload={_PRELOAD},{own.memory}"]
+        return [f"--warm={own.saved},{self.crc},{count},{files}", *preload]
+
+
+FindWarm = Callable[[VmmPlan, VmmHost], Warm | None]
+"""The template for a start, if there is one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -112,13 +147,14 @@ def make_plan(
     volumes: Sequence[Attached] = (),
     network: Connection | None = None,
     host_files: HostFiles = NO_FILES,
-    restore: Restore | None = None,
+    origin: Restore | FindWarm | None = None,
     *,
     in_root: Callable[[Path], bool],
 ) -> Plan:
     """Derive the unit and the guest's configuration of a start. Raises InvalidDefinition when definition and
-    image together have no program. `host_files`: what was read for it; `restore`: it goes on from what was
-    saved. `in_root`: is a file of the host in the root directory of VMMs already?"""
+    image together have no program. `host_files`: what was read for it; `origin`: it goes on from what was
+    saved, or from a template, if there is one. `in_root`: is a file of the host in the root directory of
+    VMMs already?"""
     guest = resolve_program(definition, image, host_files.env)
     mounts = (*map(_guest_volume, volumes), *map(_guest_directory, host_files.directories))
     guest = replace(guest, volumes=mounts, machine_id=record.id, former_ids=record.former_ids)
@@ -144,7 +180,8 @@ def make_plan(
         balloon=definition.balloon,
     )
     bound = {path: place for path, place in shared.items() if path != place}
-    unit = _make_unit_plan(record, definition, guest, vmm, host, places, volumes, bound, host_files, restore)
+    source = origin if origin is None or isinstance(origin, Restore) else origin(vmm, host)
+    unit = _make_unit_plan(record, definition, guest, vmm, host, places, volumes, bound, host_files, source)
     return Plan(guest, unit)
 
 
@@ -170,7 +207,7 @@ def _make_unit_plan(
     volumes: Sequence[Attached],
     bound: Mapping[Path, Path],
     host_files: HostFiles,
-    restore: Restore | None,
+    source: Restore | Warm | None,
 ) -> UnitPlan:
     """`bound`: files of the host that VMs share, and their places in the VMM's root."""
     limit = derive_start_limit(definition)
@@ -178,9 +215,9 @@ def _make_unit_plan(
         vm=record.name,
         vm_id=record.id,
         uid=record.uid,
-        start=_start_command(vmm, definition, places.own, host, restore),
+        start=_start_command(vmm, definition, places.own, host, source),
         stop=_stop_command(definition, places),
-        stop_post=_stop_post_command(record, definition, guest, places),
+        stop_post=_stop_post_command(record, definition, guest, places, source),
         root=places.root,
         readable=(
             *bound.items(),
@@ -213,7 +250,7 @@ def _make_unit_plan(
             (JOURNAL_SOCKET, places.own.journal),
             *(() if vmm.net is None else ((TAP_SOCKET, places.own.tap),)),
         ),
-        saved=() if restore is None else _place_saved(places),
+        saved=() if source is None else _place_saved(source.folder or places.standby, places.own),
         extra=definition.unit,
         secrets=definition.secrets,
     )
@@ -292,13 +329,12 @@ def _vmm_files(
     )
 
 
-def _place_saved(places: Places) -> tuple[tuple[Path, Path], ...]:
-    own = places.own
-    return ((places.standby / MEMORY, own.memory), (places.standby / STATE, own.saved))
+def _place_saved(folder: Path, own: Own) -> tuple[tuple[Path, Path], ...]:
+    return ((folder / MEMORY, own.memory), (folder / STATE, own.saved))
 
 
 def _start_command(
-    vmm: VmmPlan, definition: Definition, own: Own, host: VmmHost, restore: Restore | None
+    vmm: VmmPlan, definition: Definition, own: Own, host: VmmHost, source: Restore | Warm | None
 ) -> tuple[str, ...]:
     """What bounds the console comes first: all that follows has its pipe for standard output. Then the
     launcher, see launcher/main.c."""
@@ -309,11 +345,13 @@ def _start_command(
     tap = "-" if vmm.net is None else str(own.tap)
     names = ",".join(secret.name for secret in definition.secrets)
     options = [f"--secrets={names}"] if names else []
-    saved = None
-    if restore is not None:
-        saved = SavedFiles(own.memory, own.saved, restore.is_shared)
-        options.append(f"--restore={own.saved},{restore.boot},{len(restore_arguments(vmm, saved))}")
-    return (*console, str(_LAUNCHER), *options, runtime, tap, *start_line(vmm, saved))
+    line = start_line(vmm)
+    if source is not None:
+        saved = SavedFiles(own.memory, own.saved, source.is_shared)
+        further = restore_arguments(vmm, saved) if isinstance(source, Restore) else warm_arguments(vmm, saved)
+        options += source.options(own, len(further))
+        line += further
+    return (*console, str(_LAUNCHER), *options, runtime, tap, *line)
 
 
 def _derive_stop_timeout(definition: Definition) -> float:
@@ -329,9 +367,15 @@ def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:
 
 
 def _stop_post_command(
-    record: VmRecord, definition: Definition, guest: GuestConfig, places: Places
+    record: VmRecord,
+    definition: Definition,
+    guest: GuestConfig,
+    places: Places,
+    source: Restore | Warm | None,
 ) -> tuple[str, ...]:
     needed = "1" if definition.guest_agent else "0"
+    if isinstance(source, Warm):
+        needed += f"@{source.folder.name}"
     if definition.ready is not None:
         needed += ":" + definition.ready.words.replace("$", "$$")  # systemd replaces variables
     unit = unit_name(record.name)

@@ -113,6 +113,8 @@ class Recovery:
                 await self._settle_volume(volume)
         with logged("what is left of volumes"):
             await run_in(Pool.TOOLS, self._parts.volumes.clean_up)
+        with logged("templates for warm starts"):
+            await self._parts.templates.clean_up()
         with logged("what is left of snapshots"):
             await run_in(Pool.TOOLS, self._parts.snapshots.clean_up)
         with logged("what is left of VMs"):

@@ -85,6 +85,7 @@ class VmManager:
         await self._parts.compressions.close()
         await self._parts.disk_watch.close()
         await self._starter.close()
+        await self._parts.templates.close()
         await self._parts.names.close()
         await self._networks.close()
         await asyncio.gather(*(vm.detach() for vm in self._fleet))

@@ -23,10 +23,11 @@ from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.compression import unpack_standby
 from hypemand.manager.fleet import DiskLook
 from hypemand.manager.parts import Parts
-from hypemand.manager.plan import Attached, Connection, Plan, Restore, make_plan
+from hypemand.manager.plan import Attached, Connection, FindWarm, Plan, Restore, make_plan
 from hypemand.manager.restorable import find_build, find_standby_problem, refuse_restore
+from hypemand.manager.templates import Choice
 from hypemand.model.events import Failure, StartKind
-from hypemand.model.state import Origin
+from hypemand.model.state import Origin, State
 from hypemand.model.vm import Program
 from hypemand.protocol.configdisk import write_config_disk
 from hypemand.protocol.filesdisk import write_files_disk
@@ -59,6 +60,7 @@ from hypemand.workers import Pool, run_in
 
 # seconds: a grace period of RCU takes milliseconds
 _EASING_DEADLINE = 5.0
+_BOOTING = (State.CREATED, State.INITIALIZING)
 
 
 @dataclass(slots=True)
@@ -103,6 +105,20 @@ class _Saved:
         saved = replace(self.run, fork=fork)
         await run_in(Pool.RECORDS, store_saved, vm.places.standby, saved)
         vm.standby.take(saved)
+
+
+@dataclass(frozen=True, slots=True)
+class _Origins:
+    """What a start may go on from: what was saved, or a template."""
+
+    saved: _Saved | None
+    choice: Choice | None
+
+    def derive(self) -> Restore | FindWarm | None:
+        """For its plan."""
+        if self.saved is not None:
+            return Restore(self.saved.run.next_boot, self.saved.is_shared)
+        return None if self.choice is None else self.choice.find
 
 
 class Starter:
@@ -329,7 +345,9 @@ class Starter:
             if network is not None:
                 await self._records.lease(vm.name, network.lease)
                 self._parts.names.set_disk(vm.name, network.hosts)
-            plan = await self._make_all(vm, defined, image, volumes, network, directories, restored)
+            choice = None if restored is not None else await self._parts.templates.choose(definition)
+            origins = _Origins(restored, choice)
+            plan = await self._make_all(vm, defined, image, volumes, network, directories, origins)
             # before systemd is asked: what runs is known to a daemon that comes after this one
             await run_in(Pool.STARTS, vm.runs.files.keep_definition, definition)
             moments = {Moment.REQUESTED: requested, Moment.PREPARED: time.monotonic()}
@@ -345,6 +363,8 @@ class Starter:
             del self._fleet.starting[vm.name]
         vm.runs.add_moment(Moment.QUEUED, time.monotonic())
         vm.take_start()
+        has_booted = partial(vm.changes.wait_for, lambda: vm.state not in _BOOTING, None)
+        self._parts.templates.request(choice, has_booted)
 
     def _reserve(self, vm: Vm, definition: Definition) -> Connection | None:
         """Its place in the network that the definition names."""
@@ -392,10 +412,10 @@ class Starter:
         volumes: Sequence[Attached],
         network: Connection | None,
         directories: tuple[DirectoryImage, ...],
-        restored: _Saved | None,
+        origins: _Origins,
     ) -> Plan:
         """Make what a start needs on the host's disk and in its network, both at once."""
-        what = (vm, definition, image, volumes, network, directories, restored)
+        what = (vm, definition, image, volumes, network, directories, origins)
         making = run_in(Pool.STARTS, self._make_files, *what)
         preparing = self._tasks.start(f"files of VM {vm.name}", making, awaited=True)
         try:
@@ -425,12 +445,12 @@ class Starter:
         host_files: HostFiles,
         volumes: Sequence[Attached],
         network: Connection | None,
-        restored: _Saved | None = None,
+        origins: _Origins | None = None,
     ) -> Plan:
         host = find_vmm_host(self._parts.config())
         definition = expand_unit(definition, vm.unit, read_specifier_host())
-        restore = None if restored is None else Restore(restored.run.next_boot, restored.is_shared)
-        what = (vm.record, definition, image, host, vm.places, volumes, network, host_files, restore)
+        origin = None if origins is None else origins.derive()
+        what = (vm.record, definition, image, host, vm.places, volumes, network, host_files, origin)
         return make_plan(*what, in_root=is_in_usr)
 
     def _make_files(
@@ -441,18 +461,18 @@ class Starter:
         volumes: Sequence[Attached],
         network: Connection | None,
         directories: tuple[DirectoryImage, ...],
-        restored: _Saved | None,
+        origins: _Origins,
     ) -> Plan:
         """Make what the unit needs. Blocks; run in a thread."""
         record, places, runtime = vm.record, vm.places, vm.places.runtime
         host_files = replace(read_host_files(definition), directories=directories)
-        plan = self._plan_with(vm, definition, image, host_files, volumes, network, restored)
+        plan = self._plan_with(vm, definition, image, host_files, volumes, network, origins)
         if (places.root / "usr").is_dir():
             copy_linker_cache(places.root)
         else:
             make_root(places.root, places.own)  # it could not be made when the daemon started
         # first of all: a VM that runs unknown to systemd loses nothing then
-        if restored is not None:
+        if origins.saved is not None:
             check_disk_unused(places.disk)
         else:
             make_disk = ensure_disk if definition.persistent else make_fresh_disk

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,8 @@ class UnitPlan:
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise; `saved`: what it is restored
     from, which is there for one start. `mounts`: paths whose file systems must be mounted. `secrets`: its
-    credentials.
+    credentials. `unit`: its name, if it is not that of a VM's (`vm_id` is "" then); `idle`: it has only the
+    CPU time that nobody else wants.
     """
 
     vm: str
@@ -69,6 +71,8 @@ class UnitPlan:
     mounts: tuple[Path, ...] = ()
     sockets: tuple[tuple[Path, Path], ...] = ()
     saved: tuple[tuple[Path, Path], ...] = ()
+    unit: str = ""
+    idle: bool = False
     secrets: tuple[Secret, ...] = ()
 
 
@@ -133,7 +137,7 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("SyslogIdentifier", "s", plan.vm),
         # a guest's "<0>" at the start of a line is text: journald would send such a line to every terminal
         ("SyslogLevelPrefix", "b", False),
-        ("LogExtraFields", "aay", [f"HYPEMAN_VM={plan.vm}".encode(), f"HYPEMAN_VM_ID={plan.vm_id}".encode()]),
+        ("LogExtraFields", "aay", _log_fields(plan)),
         ("MemoryMax", "t", plan.memory_max),
         ("CPUQuotaPerSecUSec", "t", round(plan.cpu_quota * 1e6)),
         ("TasksMax", "t", plan.tasks_max),
@@ -153,12 +157,23 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
     properties += sandbox_properties(kvm=plan.kvm)
     properties += _credentials(plan.secrets)
     properties += [("RequiresMountsFor", "as", [str(path)]) for path in plan.mounts]
+    if plan.idle:
+        properties += _IDLE
     if plan.watchdog:
         # what the launcher's leader makes an order to the guest of; the VMM ignores it
         properties.append(("WatchdogSignal", "i", int(signal.SIGURG)))
     limit = derive_log_limit(plan.extra)
     properties += extra_properties({**limit, **plan.extra, **limit})
     return properties
+
+
+def _log_fields(plan: UnitPlan) -> list[bytes]:
+    fields = {"HYPEMAN_VM": plan.vm, "HYPEMAN_VM_ID": plan.vm_id} if plan.vm_id else {}
+    return [f"{key}={value}".encode() for key, value in fields.items()]
+
+
+# sched(7), ioprio_set(2)
+_IDLE: tuple[Property, ...] = (("CPUSchedulingPolicy", "i", os.SCHED_IDLE), ("IOSchedulingClass", "i", 3))
 
 
 def growth_properties(plan: UnitPlan) -> list[Property]:
@@ -243,7 +258,7 @@ class Units:
         if growth and not await self._has_growth():
             growth = []
         arguments: tuple[Part, ...] = (
-            ("ss", (unit_name(plan.vm), "fail")),
+            ("ss", (plan.unit or unit_name(plan.vm), "fail")),
             (PROPERTIES, unit_properties(plan) + growth),
             ("a(sa(sv))", ([],)),
         )

@@ -3,8 +3,9 @@
 
 ``python3 -I -m hypemand.unit.exit STATE_DIR UNIT STOP_SIGNAL NEEDED MODE RUNTIME_DIR``, and ``SIZE UID
 TEMPLATES`` after that or not, as root, with what systemd puts into the environment. Exits with the program's
-code, so that the unit's result is the program's. NEEDED: `1` or `0` for an agent or none, and where the
-definition has a readiness check, a colon and that in words.
+code, so that the unit's result is the program's. NEEDED: `1` or `0` for an agent or none; where the VM may go
+on from a template, an @ and its key; and where the definition has a readiness check, a colon and that in
+words.
 
 A VM that was put into Standby has ended by that: nothing is looked for, and its disk is kept.
 
@@ -57,7 +58,7 @@ from hypemand.vm.exitrecord import (
     load_history,
     store_exit_record,
 )
-from hypemand.vm.folders import OLD_STANDBY, STANDBY
+from hypemand.vm.folders import OLD_STANDBY, STANDBY, WARM
 from hypemand.vm.runrecord import find_boot_id, find_start
 from hypemand.vm.tracker import load_notes
 from hypemand.vmm.messages import PREFIXES
@@ -231,6 +232,7 @@ def collect_ending(
     emergency = found.emergency is EmergencyState.ENTERED
     waiting = found.waiting
     agent, _, check = needed.partition(":")
+    agent = agent.partition("@")[0]
     if notes is not None:
         report = report or notes.exit
         markers |= notes.markers
@@ -325,6 +327,23 @@ def settle_standby(state: Path, run: str, is_stopping: Callable[[], bool]) -> tu
     return saved is not None and saved.run == run, saved is not None or bool(problem)
 
 
+def set_aside_template(needed: str, state: Path, runtime: Path, ending: Ending) -> bool:
+    """Remove the template of a guest that has gone on from it, and has ended before there was any sign of it:
+    then it is to boot."""
+    key = needed.partition(":")[0].partition("@")[2]
+    if not key or not (runtime / WARM).exists():
+        return False
+    has_started = ending.report is not None or Marker.PROGRAM not in ending.missing
+    if has_started or ending.result == "success" or not ending.complete:
+        return False
+    # here and not above: most ends need it not
+    from hypemand.vm.template import store_of
+
+    print("the VM has not continued from its template, which is removed: it boots", file=sys.stderr)
+    store_of(state).remove(key)
+    return True
+
+
 def describe_end(record: ExitRecord) -> str:
     """The unit's status text from now on. The message may be the guest's."""
     return f"Stopped: {''.join(c if c.isprintable() else '?' for c in record.message)}"
@@ -337,6 +356,7 @@ def main() -> int:
     deadline = time.monotonic() + _EVIDENCE_DEADLINE
     forget_machine(unit, Path(runtime).name)
     await_console(Path(runtime))
+    boots_instead = False
     is_saved, goes_on = settle_standby(Path(state), run, lambda: _is_stopping(unit, deadline))
     if is_saved:
         record = derive_saved(run, time.time())
@@ -344,12 +364,13 @@ def main() -> int:
         how = (int(stop_signal), needed, Mode(mode))
         ending = collect_ending(run, unit, Path(state), Path(runtime), *how, deadline)
         record = derive_exit_record(run, ending, time.time())
+        boots_instead = set_aside_template(needed, Path(state), Path(runtime), ending)
     record = add_start(record, Path(state), Path(runtime))
     keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
     notify(f"STATUS={describe_end(record)}")
     if len(sys.argv) > _ARGUMENTS and not goes_on:
         _renew_disk(Path(state), *sys.argv[_ARGUMENTS:])
-    if record.reboot:
+    if record.reboot or boots_instead:
         _start_again(unit)
     return record.status
 

@@ -27,6 +27,7 @@ from hypemand.vm.saved import (
     hash_state,
     mark_files,
     measure_stored,
+    open_new,
     store_saved,
 )
 from hypemand.vm.session import Resumption, Session
@@ -60,7 +61,7 @@ async def write_save(session: Session, folder: Path, facts: SaveFacts, deadline:
     if boot is None:
         raise VmmError("it is not known which boot of the guest this is")
     memory = folder / MEMORY
-    fds = await run_in(Pool.TOOLS, _open_new, (memory, folder / STATE))
+    fds = await run_in(Pool.TOOLS, open_new, (memory, folder / STATE))
     try:
         await session.save(*fds, size=facts.definition.memory, deadline=deadline)
     finally:
@@ -89,11 +90,6 @@ async def write_save(session: Session, folder: Path, facts: SaveFacts, deadline:
             store_saved(folder, saved)
 
     await run_in(Pool.TOOLS, finish_save)
-
-
-def _open_new(paths: Sequence[Path]) -> list[int]:
-    """Descriptors of new files, in a folder that is nobody else's. Blocks; OSError."""
-    return [os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) for path in paths]
 
 
 class Standby:

@@ -9,6 +9,7 @@ descriptors that the launcher gives it (launcher/ports.h): its sockets and its T
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,11 +98,10 @@ class VmmPlan:
     balloon: bool = False
 
 
-def start_line(plan: VmmPlan, saved: SavedFiles | None = None) -> tuple[str, ...]:
-    """What the launcher executes: the kernel's words, to which it adds the boot id, and the command line,
-    which ends with `restore_arguments` where a VM is `saved`."""
-    restore = () if saved is None else restore_arguments(plan, saved)
-    return (kernel_words(plan), *qemu_arguments(plan), *restore)
+def start_line(plan: VmmPlan) -> tuple[str, ...]:
+    """What the launcher executes: the kernel's words, to which it adds the boot id, and the command line.
+    What comes behind it for a VM that goes on is `restore_arguments` or `warm_arguments`."""
+    return (kernel_words(plan), *qemu_arguments(plan))
 
 
 _VERSION = re.compile(r"([0-9]+)\.([0-9]+)")
@@ -116,6 +116,11 @@ def can_share(version: str) -> bool:
 def restore_arguments(plan: VmmPlan, saved: SavedFiles) -> tuple[str, ...]:
     """What makes of a boot a VM that was saved with the same command line: its memory is the file, mapped
     privately, so that pages are read when they are used. The guest's CPUs wait for `Vmm.resume`."""
+    return (*warm_arguments(plan, saved), "-S")
+
+
+def warm_arguments(plan: VmmPlan, saved: SavedFiles) -> tuple[str, ...]:
+    """The same; the guest continues as soon as it is loaded."""
     memory = (
         f"memory-backend-file,id={MEMORY_BLOCK},x-use-canonical-path-for-ramblock-id=off,"
         f"mem-path={_quote(saved.memory)},size={plan.memory // (1024 * 1024)}M,share=off"
@@ -128,18 +133,12 @@ def restore_arguments(plan: VmmPlan, saved: SavedFiles) -> tuple[str, ...]:
         # it tells when it has loaded
         "-global", "migration.x-events=on",
         "-incoming", source,
-        "-S",
     )  # fmt: skip
 
 
 def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
     """The command line, less -append."""
-    arguments = [str(plan.binary)]
-    arguments += _machine(plan)
-    arguments += _isolation()
-    arguments += _boot(plan)
-    arguments += _console()
-    arguments += _ports()
+    arguments = machine_arguments(plan)
     if plan.files.secrets:
         arguments += ["-add-fd", f"fd={SECRETS_FD},set=1"]
     arguments += _disks(plan.files, plan.disk_limits)
@@ -148,6 +147,13 @@ def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
     if plan.balloon:
         arguments += ["-device", f"virtio-balloon-device,id={BALLOON},free-page-reporting=on"]
     return tuple(arguments)
+
+
+def machine_arguments(plan: VmmPlan) -> list[str]:
+    """Its beginning: all that comes before the disks."""
+    return [
+        str(plan.binary), *_machine(plan), *_isolation(), *_boot(plan), *_console(), *_ports()
+    ]  # fmt: skip
 
 
 WORKER_TASKS = 64 + 32
@@ -243,24 +249,45 @@ _DISK_DRIVE, _VOLUME_DRIVE = "disk", "volume"
 _VOLUME_NAME = re.compile(rf"{_VOLUME_DRIVE}([0-9]{{1,3}})")
 
 
-def _disks(files: VmmFiles, limits: DiskLimits) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    """A drive. `is_limited`: do the limits of the VM's disks count for it?"""
+
+    name: str
+    path: Path
+    serial: str
+    readonly: bool
+    is_limited: bool
+
+
+def _list_disks(files: VmmFiles) -> Iterator[_Disk]:
     """What hypemand brings itself is not limited: the guest's configuration and the headers."""
-    arguments = []
-    limited = _throttle(limits)
-    for name, path, readonly, throttle in (
-        ("config", files.config, True, ""),
-        ("image", files.image, True, limited),
-        (_DISK_DRIVE, files.disk, False, limited),
-        ("headers", files.headers, True, ""),
-        ("files", files.placed, True, ""),
-        ("secrets", _SECRETS_DISK if files.secrets else None, True, ""),
+    for name, path, readonly, limited in (
+        ("config", files.config, True, False),
+        ("image", files.image, True, True),
+        (_DISK_DRIVE, files.disk, False, True),
+        ("headers", files.headers, True, False),
+        ("files", files.placed, True, False),
+        ("secrets", _SECRETS_DISK if files.secrets else None, True, False),
     ):
         if path is not None:
-            arguments += _disk(name, path, f"hypeman-{name}", throttle, readonly=readonly)
+            yield _Disk(name, path, f"hypeman-{name}", readonly, limited)
     for number, volume in enumerate(files.volumes):
-        name = f"{_VOLUME_DRIVE}{number}"
-        arguments += _disk(name, volume.path, volume.serial, limited, readonly=volume.readonly)
-    return arguments
+        yield _Disk(f"{_VOLUME_DRIVE}{number}", volume.path, volume.serial, volume.readonly, True)
+
+
+def count_disks(files: VmmFiles) -> int:
+    """How many drives a VM has."""
+    return sum(1 for _ in _list_disks(files))
+
+
+def _disks(files: VmmFiles, limits: DiskLimits) -> list[str]:
+    limited = _throttle(limits)
+    found: list[str] = []
+    for disk in _list_disks(files):
+        throttle = limited if disk.is_limited else ""
+        found += disk_arguments(disk.name, disk.path, disk.serial, throttle, readonly=disk.readonly)
+    return found
 
 
 def is_limited(name: str) -> bool:
@@ -288,7 +315,9 @@ def find_drive(name: str) -> Drive | None:
     return None if volume is None else Drive(int(volume[1]))
 
 
-def _disk(name: str, path: Path, serial: str, throttle: str, *, readonly: bool) -> list[str]:
+def disk_arguments(
+    name: str, path: Path, serial: str, throttle: str = "", *, readonly: bool = False
+) -> list[str]:
     """A write for which the host has no space left stops the guest, which sees nothing of it and goes on when
     there is space. All other errors are the guest's to see, as with a real disk.
 

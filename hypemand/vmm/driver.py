@@ -92,6 +92,10 @@ class Vmm(Protocol):
         the guest go on.
         """
 
+    async def renew_disks(self) -> None:
+        """Have the guest of a template, which is paused, learn when it goes on that its disks are others.
+        VmmError."""
+
     async def query_memory(self) -> int:
         """Bytes of memory that the guest has, less what is in its balloon. VmmError; also without one."""
 

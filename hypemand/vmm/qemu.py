@@ -19,6 +19,7 @@ from hypemand.vmm.driver import Drive, Ending, OnEvent, RunStateChanged, VmmErro
 from hypemand.vmm.intake import PROGRAM, Intake, Target
 from hypemand.vmm.qmp import Qmp
 from hypemand.vmm.shutdown import Shutdown
+from hypemand.vmm.template import PLACEHOLDER, SECTOR
 
 _log = logging.getLogger(__name__)
 RUN_STATES = {
@@ -216,6 +217,12 @@ class Qemu:
         finally:
             self._events.saved = None
             await intake.close()
+
+    async def renew_disks(self) -> None:
+        """See `Vmm`. Another size raises the interrupt at which the guest looks at its disk anew: since its
+        CPUs stand still, that is saved with the guest, which gets it when it goes on, with another disk."""
+        for name, _ in await self._query_drives():
+            await self._qmp.execute("block_resize", {"device": name, "size": PLACEHOLDER - SECTOR})
 
     async def _begin_save(self, intake: Intake) -> None:
         events = {"capability": "events", "state": True}

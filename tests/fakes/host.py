@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -35,7 +36,7 @@ from hypemand.storage.images import ROOTFS, Image, derive_id, store_metadata
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import Tools
 from hypemand.systemd.units import Units
-from hypemand.unitnames import unit_name
+from hypemand.unitnames import template_unit_name, unit_name
 from hypemand.vm.runs import VmServices
 from hypemand.vm.vm import Vm
 from hypemand.vm.watcher import BootWatcher
@@ -46,6 +47,7 @@ from tests.fakes.intake import find_intake
 from tests.fakes.journal import FakeJournal
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd
+from tests.fakes.template import TemplateVmms
 from tests.fakes.vmm import Behaviour, Vmm, Vmms
 from tests.unit.manager.fakenetwork import FakeNetworkHost
 from tests.unit.storage.fakeregistry import FakeRegistry
@@ -89,7 +91,9 @@ class Daemon:
             tell_event=events.tell,
         )
         userdb = host.folder / "userdb"
-        self.parts = make_parts(host.config, services, store, self.pulls, host.network, userdb, events)
+        self.parts = make_parts(
+            host.config, services, store, self.pulls, host.network, userdb, events, os.getuid
+        )
         self.manager = VmManager(self.parts)
         self.snapshots = ApiSnapshots(self.parts, self.manager)
         self.schedules = SnapshotSchedules(self.parts, self.snapshots)
@@ -152,6 +156,8 @@ class FakeHost:
         self.vmms.systemd = self.systemd
         self.systemd.files["hypeman@"] = _HANDLE
         self.vmms.others["hypeman"] = self._handle
+        self.template_vmms = TemplateVmms(folder / "run/template")
+        self.vmms.others[template_unit_name()] = self.template_vmms.run
         # open: a handle's `hypemanctl start --wait` that has seen Running ends
         self.handles_end = asyncio.Event()
         self.handles_end.set()

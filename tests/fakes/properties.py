@@ -16,6 +16,7 @@ _SET = (
     "TimeoutStartUSec", "TimeoutStopUSec", "User", "StandardInput", "StandardOutput",
     "StandardError", "SyslogIdentifier", "SyslogLevelPrefix", "LogExtraFields",
     "LogRateLimitIntervalUSec", "LogRateLimitBurst", "MemoryMax", "IOAccounting",
+    "CPUSchedulingPolicy", "IOSchedulingClass",
     "TasksMax", "CPUQuotaPerSecUSec", "OOMPolicy", "StartLimitBurst", "StartLimitIntervalUSec",
     "RestartSteps", "RestartMaxDelayUSec", "WatchdogSignal",
     "CollectMode", "RemainAfterExit", "RootDirectory", "RootDirectoryStartOnly", "BindPaths",

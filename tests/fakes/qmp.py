@@ -208,7 +208,7 @@ class QmpServer:
     def __init__(self) -> None:
         self.monitor = Monitor(self._say, self.kill)
         self._client: socket.socket | None = None
-        self._ended = asyncio.Event()
+        self.ended = asyncio.Event()
 
     @asynccontextmanager
     async def serve(self, path: Path) -> AsyncIterator[None]:
@@ -228,13 +228,13 @@ class QmpServer:
 
     def kill(self) -> None:
         """End the process."""
-        self._ended.set()
+        self.ended.set()
         if self._client is not None:
             self._client.shutdown(socket.SHUT_RDWR)
 
     async def _run(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while not self._ended.is_set():
+        while not self.ended.is_set():
             client, _ = await loop.sock_accept(listener)
             with client, suppress(OSError):
                 client.setblocking(False)

@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,11 +32,13 @@ from hypemand.unit.exit import (
     describe_end,
     keep_record,
     scan_journal,
+    set_aside_template,
     settle_standby,
 )
 from hypemand.unit.stop import is_saved
 from hypemand.unitnames import unit_name, vm_of_unit
 from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, derive_saved, find_spare
+from hypemand.vm.folders import WARM
 from hypemand.vm.places import CONFIG_DISK
 from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
 from hypemand.vm.tracker import load_notes
@@ -147,6 +150,8 @@ class Vmm:
         self._agents: list[Agent] = []
         # it goes on from a VM that was saved
         self.is_restored = self._take_saved(words, properties)
+        # it goes on from a template
+        self.is_warm = self._has_template(words, properties)
         process.handlers[signal.SIGTERM] = self.ended.set
         process.handlers[signal.SIGURG] = self._take_watchdog
 
@@ -154,7 +159,10 @@ class Vmm:
         """Until its guest has ended. QEMU's own status is 0 whatever the guest's program said."""
         behaviour = self._behaviour
         self._keep_run_record()
-        if self.is_restored and not behaviour.loads:
+        (self._folder / WARM).unlink(missing_ok=True)
+        if self.is_warm:
+            (self._folder / WARM).touch()
+        if (self.is_restored or self.is_warm) and not behaviour.loads:
             return 1
         async with AsyncExitStack() as stack:
             stack.callback(self._unmount, self._mount())
@@ -187,6 +195,22 @@ class Vmm:
         self.boot = rest.partition(",")[0]
         self.monitor.status = "inmigrate"
         self.freezer.frozen, self.freezer.refusal = True, self._behaviour.thaw_refusal
+        return True
+
+    def _has_template(self, words: Sequence[str], properties: Mapping[str, Any]) -> bool:
+        """As the launcher does: a template, as long as it is what it was."""
+        option = next((word for word in words if word.startswith("--warm=")), "")
+        if not option:
+            return False
+        state, crc, _, *marks = option.removeprefix("--warm=").split(",")
+        places = {inside: Path(path) for path, inside, *_ in properties["BindPaths"]}
+        if not places[state].exists() or zlib.crc32(places[state].read_bytes()) != int(crc):
+            return False
+        for mark in marks:
+            path, size, mtime = mark.split(":")
+            found = places.get(path, Path(path)).stat()
+            if (found.st_size, found.st_mtime_ns) != (int(size), int(mtime)):
+                return False
         return True
 
     async def _load(self) -> None:
@@ -440,15 +464,18 @@ class Vmms:
         judge = partial(
             self._judge, process, Path(state), Path(runtime), int(stop_signal), needed, Mode(mode)
         )
+        boots_instead = False
         in_standby, _ = await asyncio.to_thread(settle_standby, Path(state), run, lambda: job is not None)
         if in_standby:
             record = derive_saved(run, time.time())
         else:
-            record = await asyncio.to_thread(judge, stop_job=job is not None)
+            ending, record = await asyncio.to_thread(judge, stop_job=job is not None)
+            where = (Path(state), Path(runtime))
+            boots_instead = await asyncio.to_thread(set_aside_template, needed, *where, ending)
         assert record.run == run
         await asyncio.to_thread(keep_record, record, Path(state) / "exit.json", find_spare(Path(runtime)))
         self.systemd.notify(process.pid, f"STATUS={describe_end(record)}")
-        if record.reboot:
+        if record.reboot or boots_instead:
             self.systemd.jobs.add(unit, "restart", "fail")
         return record.status
 
@@ -462,7 +489,7 @@ class Vmms:
         mode: Mode,
         *,
         stop_job: bool,
-    ) -> ExitRecord:
+    ) -> tuple[Ending, ExitRecord]:
         env = process.env
         run = env["INVOCATION_ID"]
         found = Findings()
@@ -476,7 +503,7 @@ class Vmms:
             exit_code=env.get("EXIT_CODE", ""),
             exit_status=env.get("EXIT_STATUS", ""),
             report=report,
-            missing=list_missing(markers, guest_agent=agent == "1", ready=bool(check)),
+            missing=list_missing(markers, guest_agent=agent.startswith("1"), ready=bool(check)),
             panic=found.panic,
             vmm_words=found.vmm,
             stop_job=report is None and stop_job,
@@ -486,4 +513,4 @@ class Vmms:
             check=describe_check(check, found.waiting or (None if notes is None else notes.waiting)),
             unhealthy=None if notes is None else notes.unhealthy,
         )
-        return add_start(derive_exit_record(run, ending, time.time()), state, runtime)
+        return ending, add_start(derive_exit_record(run, ending, time.time()), state, runtime)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -15,12 +15,16 @@ from hypemand.config.definition import Mode
 from hypemand.vmm.accel import AccelKind, find_tsc_khz
 from hypemand.vmm.commandline import (
     PORT_FDS,
+    NetDevice,
+    SavedFiles,
     VmmFiles,
     VmmPlan,
     VolumeFile,
     kernel_words,
     qemu_arguments,
+    warm_arguments,
 )
+from hypemand.vmm.template import template_line
 
 KERNEL = Path(os.environ["HYPEMAN_KERNEL"])
 INITRD = Path(os.environ["HYPEMAN_INITRD"])
@@ -48,6 +52,25 @@ def format_command(
     folder: Path, machine: Machine, image: Path, boot: str, memory: int, mode: str
 ) -> list[str]:
     """Memory in MiB. `folder` has the configuration and a disk, and gets the ports' sockets."""
+    plan = _plan(folder, machine, image, boot, memory, mode)
+    arguments = [_listen_at(folder, argument) for argument in qemu_arguments(plan)]
+    words = f"{kernel_words(plan)} hypeman.boot={boot} {machine.words}"
+    return [*arguments, *machine.options, "-append", words]
+
+
+def format_template(folder: Path, machine: Machine, memory: int) -> list[str]:
+    """Of the template for such guests, with a network device, in a folder of its own."""
+    plan = replace(_plan(folder, machine, folder / "image", "0" * 32, memory, "exec"), net=NetDevice(""))
+    words, *arguments = template_line(plan, folder)
+    return [*(_listen_at(folder, argument) for argument in arguments), "-append", words]
+
+
+def format_warm(folder: Path, machine: Machine, image: Path, memory: int, saved: SavedFiles) -> list[str]:
+    """What makes a guest go on from its template: behind its command line."""
+    return list(warm_arguments(_plan(folder, machine, image, "0" * 32, memory, "exec"), saved))
+
+
+def _plan(folder: Path, machine: Machine, image: Path, boot: str, memory: int, mode: str) -> VmmPlan:
     files = VmmFiles(
         kernel=KERNEL,
         initrd=machine.initrd,
@@ -56,7 +79,7 @@ def format_command(
         disk=machine.disk or folder / "disk",
         volumes=tuple(VolumeFile(path, serial, read_only) for serial, path, read_only in machine.drives),
     )
-    plan = VmmPlan(
+    return VmmPlan(
         vm="vm1",
         vm_id=boot,
         binary=QEMU,
@@ -67,9 +90,6 @@ def format_command(
         mode=Mode(mode),
         files=files,
     )
-    arguments = [_listen_at(folder, argument) for argument in qemu_arguments(plan)]
-    words = f"{kernel_words(plan)} hypeman.boot={boot} {machine.words}"
-    return [*arguments, *machine.options, "-append", words]
 
 
 def _listen_at(folder: Path, argument: str) -> str:

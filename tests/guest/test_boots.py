@@ -22,7 +22,9 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "usr/lib/hypemand/kernel/vmlinux"
 
 
-@pytest.mark.parametrize("module", ["boot_guest", "boot_setup", "boot_headers", "boot_ready", "boot_standby"])
+@pytest.mark.parametrize(
+    "module", ["boot_guest", "boot_setup", "boot_headers", "boot_ready", "boot_standby", "boot_warm"]
+)
 def test_guests_boot(module: str, kernel: Path) -> None:
     make_shared()
     make = ["make", "-C", str(GUEST), "boot-check", f"KERNEL={kernel}", f"MODULES={module}"]

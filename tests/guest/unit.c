@@ -5,6 +5,7 @@
 #include "atonce.h"
 #include "bootid.h"
 #include "box.h"
+#include "bytes.h"
 #include "config.h"
 #include "crc32.h"
 #include "environment.h"
@@ -31,6 +32,7 @@
 #include "tmpfs.h"
 #include "trees.h"
 #include "unitfiles.h"
+#include "warmstart.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -1242,6 +1244,55 @@ static void test_config_disk(void)
     EXPECT(!config_read(path, &config, &why) && strstr(why.words, "cannot open") != NULL);
 }
 
+#define ENTROPY "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+#define START_WORDS "quiet hypeman.boot=0123456789abcdef0123456789abcdef"
+
+/* `claimed`: what its header says of the size. */
+static bool parse_block(const char *records, size_t size, size_t claimed, char id[BOOT_ID_LENGTH + 1],
+                        struct reason *why)
+{
+    static struct warm_start start;
+    struct timespec clock = {0};
+    uint8_t entropy[64] = {0};
+    memset(start.block, 0, sizeof start.block);
+    memcpy(start.block, "HYPESTA1", 8);
+    put_le32(start.block + 8, (uint32_t)claimed);
+    memcpy(start.block + 12, records, size);
+    bool parsed = start_block_parse(&start, id, &clock, entropy, why);
+    EXPECT(!parsed || (clock.tv_sec == 1700000000 && clock.tv_nsec == 5 && entropy[63] == 31));
+    return parsed;
+}
+
+static void test_start_block(void)
+{
+    static const char whole[] = "clock=1700000000000000005\0entropy=" ENTROPY ENTROPY "\0words=" START_WORDS;
+    static const char no_clock[] = "clock=x\0entropy=" ENTROPY ENTROPY "\0words=" START_WORDS;
+    static const char few[] = "clock=1\0entropy=" ENTROPY "\0words=" START_WORDS;
+    static const char no_boot[] = "clock=1\0entropy=" ENTROPY ENTROPY "\0words=quiet";
+    static const struct {
+        const char *records;
+        size_t size;
+        size_t claimed;
+    } wrong[] = {
+        {whole, sizeof whole, sizeof whole - 1}, /* it has no NUL */
+        {whole, sizeof whole, START_BLOCK_SIZE}, /* behind its end */
+        {whole, sizeof whole, UINT32_MAX},
+        {"", 0, 0},
+        {no_clock, sizeof no_clock, sizeof no_clock},
+        {few, sizeof few, sizeof few},
+        {no_boot, sizeof no_boot, sizeof no_boot},
+    };
+    char id[BOOT_ID_LENGTH + 1] = "";
+    struct reason why = {""};
+    EXPECT(parse_block(whole, sizeof whole, sizeof whole, id, &why));
+    EXPECT_TEXT(id, "0123456789abcdef0123456789abcdef");
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        why.words[0] = '\0';
+        EXPECT(!parse_block(wrong[i].records, wrong[i].size, wrong[i].claimed, id, &why));
+        EXPECT(strncmp(why.words, "config disk: ", 13) == 0);
+    }
+}
+
 static void test_folders(void)
 {
     char base[] = "/tmp/hypeman-unit-XXXXXX";
@@ -1334,6 +1385,7 @@ int main(void)
     test_hosts();
     test_hosts_of_a_fork();
     test_thaw();
+    test_start_block();
     test_build_id();
     test_in_root();
     test_trees();

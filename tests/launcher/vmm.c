@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -142,6 +143,8 @@ static void show_start(int argc, char **argv)
 {
     for (int i = 1; i < argc; i++)
         printf("argument %s\n", argv[i]);
+    if (getenv("LD_PRELOAD") != NULL)
+        printf("preload %s %s\n", getenv("LD_PRELOAD"), getenv("HYPEMAN_MEMORY"));
     for (int fd = 3; fd < 64; fd++) {
         struct sockaddr_un address = {0};
         socklen_t length = sizeof(address);

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import unittest
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,12 +90,14 @@ class WholeTest(unittest.TestCase):
         secrets: str = "",
         credentials: str = "",
         restore: str = "",
+        warm: str = "",
     ) -> subprocess.Popen[str]:
         """Start it, with the VMM's arguments."""
         env = {"INVOCATION_ID": run} if run else {}
         env |= {"CREDENTIALS_DIRECTORY": credentials} if credentials else {}
         options = [f"--secrets={secrets}"] if secrets else []
         options += [f"--restore={restore}"] if restore else []
+        options += [f"--warm={warm}", "--preload=library.so,memory"] if warm else []
         argv = [LAUNCHER, *options, str(self.runtime), tap, "quiet", VMM, *words]
         process = subprocess.Popen(
             argv,
@@ -113,10 +116,10 @@ class WholeTest(unittest.TestCase):
         return process
 
     def run_it(
-        self, *words: str, tap: str = "-", run: str = RUN, restore: str = ""
+        self, *words: str, tap: str = "-", run: str = RUN, restore: str = "", warm: str = ""
     ) -> tuple[int, list[str], str]:
         """Exit status, lines and errors of a start that ends by itself."""
-        process = self.launch(*words, tap=tap, run=run, restore=restore)
+        process = self.launch(*words, tap=tap, run=run, restore=restore, warm=warm)
         told, errors = process.communicate(timeout=3 * DEADLINE)
         return process.returncode, told.splitlines(), errors
 
@@ -179,6 +182,84 @@ class WholeTest(unittest.TestCase):
         status, lines, errors = self.run_it("-S", restore=f"{state},{BOOT},60")
         self.assertEqual((status, lines), (1, []))
         self.assertIn("usage: launcher", errors)
+
+    def make_template(self) -> str:
+        """The option for one, of which the VMM's last two arguments are."""
+        config, state, memory = (self.runtime / name for name in ("config.img", "state", "memory"))
+        config.write_bytes(b"HYPECFG1".ljust(512, b"x"))
+        state.write_bytes(b"state")
+        memory.write_bytes(b"memory")
+        os.utime(memory, ns=(1, 1_700_000_000_123_456_789))
+        return f"{state},{zlib.crc32(b'state')},2,{memory}:6:1700000000123456789"
+
+    def test_a_template_is_gone_on_from_with_all_that_makes_a_vm_its_own(self) -> None:
+        """Behind the configuration, and once however often it starts."""
+        template, blocks = self.make_template(), []
+        for _ in range(2):
+            status, lines, errors = self.run_it("-m", "128M", "-S", "in", warm=template)
+            self.assertEqual((status, errors), (0, ""))
+            self.assertIn("preload library.so memory", lines)
+            self.assertTrue((self.runtime / "warm").exists())
+            arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
+            _, boot = (self.runtime / "run").read_text().split()
+            self.assertEqual(arguments, ["-m", "128M", "-S", "in", "-append", f"quiet hypeman.boot={boot}"])
+            self.assertIn("fd 9 file", lines)
+            config = (self.runtime / "config.img").read_bytes()
+            self.assertEqual((len(config), config[:512]), (8192, b"HYPECFG1".ljust(512, b"x")))
+            magic, length = struct.unpack("<8sI", config[4096:4108])
+            records = dict(r.split(b"=", 1) for r in config[4108 : 4108 + length].split(b"\0")[:-1])
+            self.assertEqual((magic, records[b"words"].decode()), (b"HYPESTA1", arguments[-1]))
+            self.assertLess(abs(int(records[b"clock"]) / 1e9 - time.time()), DEADLINE)
+            blocks.append(bytes.fromhex(records[b"entropy"].decode()))
+        self.assertEqual({len(block) for block in blocks}, {64})
+        self.assertNotEqual(*blocks)
+
+    def test_a_cold_start_is_left_where_a_template_is_not_what_it_was(self) -> None:
+        """Without a word where it has gone."""
+        template, state = self.make_template(), self.runtime / "state"
+        for case, words in (
+            (lambda: state.write_bytes(b"stat?"), "the template for a warm start is damaged"),
+            (lambda: state.write_bytes(b"stat"), "the template for a warm start is damaged"),
+            (lambda: os.utime(self.runtime / "memory"), f"since {self.runtime}/memory is another file"),
+            ((self.runtime / "memory").unlink, f"since {self.runtime}/memory is another file"),
+            (state.unlink, ""),
+            (lambda: state.write_bytes(b""), ""),
+        ):
+            self.make_template()
+            case()
+            (self.runtime / "warm").touch()
+            status, lines, errors = self.run_it("-m", "128M", "-S", "in", warm=template)
+            self.assertEqual((status, words in errors), (0, True), errors)
+            self.assertEqual(errors.count("\n"), 1 if words else 0)
+            arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
+            self.assertEqual(arguments[:3], ["-m", "128M", "-append"])
+            self.assertNotIn("fd 9 file", lines)
+            self.assertFalse([line for line in lines if line.startswith("preload")])
+            self.assertFalse((self.runtime / "warm").exists())
+            self.assertEqual((self.runtime / "config.img").stat().st_size, 512)
+
+    def test_a_cold_start_is_left_where_the_guest_cannot_be_told_what_is_its_own(self) -> None:
+        template = self.make_template()
+        (self.runtime / "config.img").unlink()
+        status, lines, errors = self.run_it("-m", "128M", "-S", "in", warm=template)
+        self.assertEqual(status, 0)
+        self.assertIn("the VM boots: cannot write what a warm start needs to", errors)
+        arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
+        self.assertEqual(arguments[:3], ["-m", "128M", "-append"])
+
+    def test_an_option_for_a_template_that_is_none_is_refused(self) -> None:
+        state = self.make_template().partition(",")[0]
+        for option in (
+            "",
+            f"{state},1",
+            f"{state},x,1,",
+            f"{state},1,0,",
+            f"{state},-1,1,",
+            f",1,1,{state}:1:1",
+        ):
+            status, lines, errors = self.run_it("-S", warm=option or ",")
+            self.assertEqual((status, lines), (1, []), option)
+            self.assertIn("--warm is not STATE,CRC,COUNT,FILE:SIZE:MTIME,...", errors)
 
     def test_a_start_whose_boot_cannot_be_noted_fails(self) -> None:
         """Before there is a VMM: what it said would count for nothing."""

@@ -16,6 +16,8 @@ _LEAVE = {
     "hypemand/manager/transfer.py": "what this very import has made, and no VM or volume has taken",
     "hypemand/vm/standbyfiles.py": "saves that were cut off, discarded on request, or are behind their disks",
     "hypemand/vm/revert.py": "what a snapshot takes the place of: the VM's disk is held",
+    "hypemand/vm/template.py": "templates, from which VMs run by files that they have open",
+    "hypemand/manager/templates.py": "what the making of a template has made, whose unit has ended",
     "hypemand/vm/snapshots.py": "snapshots: marked, by a rename",
     "hypemand/storage/disks.py": "grows a disk while it is held",
     "hypemand/storage/ocilayout.py": "what this very import has made",

@@ -496,6 +496,7 @@ OTHERS = {
     "vm.saved:_parse_packing": "a file of ours",
     "vm.saved:parse_saved": "a file of ours",
     "vm.snapshots:_parse": "a file of ours",
+    "vm.template:_parse": "a file of ours",
     "vm.tracker:parse_notes": "a file of ours",
     "manager.net.ports:_decode_port": "a file of ours",
     "storage.vmarchive:ArchiveWriter": "written",

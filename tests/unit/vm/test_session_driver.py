@@ -61,6 +61,9 @@ class OtherVmm:
     async def save(self, memory: int, state: int, *, size: int, user: int, deadline: float) -> None:
         raise VmmError("it cannot be saved")
 
+    async def renew_disks(self) -> None:
+        raise VmmError("it is no template")
+
     async def query_memory(self) -> int:
         raise VmmError("it has no balloon")
 

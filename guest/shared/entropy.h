@@ -9,6 +9,9 @@
 
 enum { ENTROPY_SIZE = 64 };
 
+/* What the host says of them: hex digits, two for each byte. */
+bool entropy_parse(const char *text, uint8_t bytes[ENTROPY_SIZE]);
+
 /* Mix these bytes, which nobody else knows, into the kernel's random numbers (random(4)), so that all that it
  * gives out from now on hangs on them. */
 bool entropy_add(const uint8_t bytes[ENTROPY_SIZE], struct reason *why);

@@ -6,8 +6,21 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/random.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+
+bool entropy_parse(const char *text, uint8_t bytes[ENTROPY_SIZE])
+{
+    enum { DIGITS = 2 * ENTROPY_SIZE };
+    if (strlen(text) != DIGITS || strspn(text, "0123456789abcdef") != DIGITS)
+        return false;
+    for (size_t i = 0; i < ENTROPY_SIZE; i++) {
+        const char byte[] = {text[2 * i], text[2 * i + 1], '\0'};
+        bytes[i] = (uint8_t)strtoul(byte, NULL, 16);
+    }
+    return true;
+}
 
 bool entropy_add(const uint8_t bytes[ENTROPY_SIZE], struct reason *why)
 {

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warm starts: from a template, as VMs of their own, and as boots where that is of no use."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.host.machine import TestHost
+from tests.host.test_standby import KNOCK
+from tests.host.vms import Vms, vms_of
+
+DROPIN = "/etc/hypemand/hypemand.yaml.d/warm.yaml"
+FOLDER = "/var/lib/hypemand/templates/warm"
+# what no two VMs may have in common, a line each; the clock, and the size of the VM's disk
+IDENTITY = """
+cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /proc/cmdline /etc/hostname
+ip link show dev eth0 | grep -o 'link/ether [0-9a-f:]*'
+ip link show dev dummy0 | grep -o 'link/ether [0-9a-f:]*'
+ip -4 addr show dev eth0 | grep -o 'inet [0-9.]*'
+"""
+COMMON = 'date +%s; for d in /sys/block/vd*; do echo "$(cat $d/serial) $(cat $d/size) $(cat $d/ro)"; done'
+
+
+@pytest.fixture(scope="module")
+def vms(host: TestHost) -> Iterator[Vms]:
+    host.push(DROPIN, "warm_start: {mode: auto}\n")
+    host.run(["systemctl", "reload", "hypemand"])
+    with vms_of(host) as those:
+        yield those
+    host.run(["rm", "-rf", DROPIN, FOLDER])
+    host.run(["systemctl", "reload", "hypemand"])
+
+
+def templates(vms: Vms) -> list[str]:
+    return vms.host.shell(f"ls {FOLDER} 2>/dev/null || true").stdout.split()
+
+
+def is_warm(vms: Vms, name: str) -> bool:
+    pid = vms.unit(name, "MainPID")["MainPID"]
+    return b"-incoming" in vms.host.shell(f"tr '\\0' ' ' </proc/{pid}/cmdline").stdout.encode()
+
+
+def make_template(vms: Vms) -> str:
+    """By a boot of the first VM of its kind."""
+    name = vms.run("first", network="default")
+    assert not is_warm(vms, name)
+    vms.host.wait_until(lambda: templates(vms), 180, "a template")
+    (key,) = templates(vms)
+    return key
+
+
+def test_vms_of_one_template_are_vms_of_their_own(vms: Vms) -> None:
+    key = make_template(vms)
+    names = [f"warm-{number}" for number in range(4)]
+    for number, name in enumerate(names):
+        vms.write(name, network="default", disk=f"{64 + 16 * number}M")
+    vms.reload()
+    vms.start(*names)
+    assert all(is_warm(vms, name) for name in names)
+    seen: list[str] = []
+    for number, name in enumerate(names):
+        own = vms.execute(name, "sh", "-c", IDENTITY).splitlines()
+        assert len(own) == 7, own
+        assert f"hypeman.boot={vms.show(name)['boot_id']}" in own[2]
+        assert own[3] == name
+        assert own[4].split()[1] == vms.show(name)["network"]["mac"]
+        seen += own
+        clock, *disks = vms.execute(name, "sh", "-c", COMMON).splitlines()
+        assert abs(int(clock) - time.time()) <= 2
+        sizes = {serial: (int(size), ro) for serial, size, ro in (line.rsplit(" ", 2) for line in disks)}
+        assert sizes["hypeman-disk"] == ((64 + 16 * number) * 2048, "0")
+        assert sizes["hypeman-image"][1] == sizes["hypeman-config"][1] == "1"
+        knock = vms.host.run(["python3", "-c", KNOCK, vms.show(name)["network"]["ip"]])
+        assert knock.stdout == "refused\n", "it is there"
+    assert len(set(seen)) == len(seen), "nothing twice"
+    # as systemd starts it, with no daemon
+    before = vms.show(names[0])["boot_id"]
+    with vms.without_daemon():
+        vms.host.run(["systemctl", "restart", "--no-block", f"hypeman-vm-{names[0]}"])
+        vms.wait_console(names[0], "up", times=2)
+        assert is_warm(vms, names[0])
+    vms.wait(names[0], "Running")
+    assert vms.show(names[0])["boot_id"] != before
+    assert "thaw" in vms.ctl("analyze", names[0]).stdout
+    # it can be saved, and goes on
+    vms.ctl("standby", names[1])
+    vms.ctl("restore", "--wait", names[1])
+    assert vms.execute(names[1], "cat", "/etc/hostname").strip() == names[1]
+    # one that is damaged is passed over, by systemd alone and by the daemon, and made anew
+    state = f"{FOLDER}/{key}/state"
+    vms.host.shell(f"printf x | dd of={state} bs=1 seek=5000 conv=notrunc status=none")
+    with vms.without_daemon():
+        vms.host.run(["systemctl", "restart", "--no-block", f"hypeman-vm-{names[0]}"])
+        vms.wait_console(names[0], "up", times=3)
+        assert not is_warm(vms, names[0])
+    vms.wait(names[0], "Running")
+    assert "the template for a warm start is damaged" in "\n".join(vms.console(names[0]))
+    vms.ctl("restart", names[2])
+    vms.wait(names[2], "Running")
+    assert not is_warm(vms, names[2])
+    vms.host.wait_until(lambda: templates(vms), 180, "another template")
