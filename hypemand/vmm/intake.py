@@ -111,11 +111,13 @@ class Intake:
         """End it, whatever it does, and close all that this has opened."""
         self.cut()
         self.theirs.close()
-        if self._process is not None:
-            await self._end(self._process)
-        self._ours.close()
-        if self._words >= 0:
-            os.close(self._words)
+        try:
+            if self._process is not None:
+                await self._end(self._process)
+        finally:
+            self._ours.close()
+            if self._words >= 0:
+                os.close(self._words)
 
     async def _end(self, process: Process) -> None:
         if process.returncode is None:
