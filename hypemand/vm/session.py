@@ -198,9 +198,19 @@ class Session:
         if link.task is None or link.task.done():
             if link.backoff.wait_time > 0:
                 return link.backoff.wait_time
-            if os.path.exists(self._runtime / f"{link.what}.sock"):
+            if self._may_reach(link) and os.path.exists(self._runtime / f"{link.what}.sock"):
                 self._begin(link)
         return interval
+
+    def _may_reach(self, link: _Link) -> bool:
+        """May it be connected to now? An event of a port while the VMM loads a guest may be lost, since its
+        interrupt is: what is loaded after it takes its place. And the guest's driver would be told of no
+        other until it has seen that one, so that it would never hear of anything again."""
+        if link is self._vmm_link:
+            return True
+        if self.resumption is not None:
+            return self.run_state is RunState.RUNNING
+        return self.run_state is not RunState.NOT_STARTED
 
     # connections
 

@@ -10,7 +10,7 @@ from tests.host.vms import END_DEADLINE, STAYS, Vms
 
 TALKS = "echo up; while :; do echo tick; sleep 0.2; done"
 IDLE_SECONDS = 35
-MOST_RSS_KIB = 54 * 1024
+MOST_RSS_KIB = 56 * 1024
 # what a start and a command leave to do ends by itself: notes that are written, connections that are closed
 SETTLES = 5.0
 # What a process waits in. A line of strace for one of these that ends is a wake-up.

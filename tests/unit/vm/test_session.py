@@ -20,7 +20,7 @@ from hypemand.budget import BURST, PER_SECOND, Price
 from hypemand.errors import GuestError
 from hypemand.model.evidence import RunState
 from hypemand.systemd.journal import JournalLine
-from hypemand.vm.session import Session
+from hypemand.vm.session import Resumption, Session
 from hypemand.vm.tracker import BootTracker
 from hypemand.vm.watcher import BootWatcher
 from hypemand.vmm.driver import Connect, Ending
@@ -253,6 +253,25 @@ async def test_what_is_lost_is_connected_again_after_the_boot_too(tmp_path: Path
         vmm.status = "paused"
         vmm.drop()
         await until(lambda: session.run_state is RunState.PAUSED)
+
+
+@pytest.mark.parametrize(("resumption", "status"), [(None, "inmigrate"), (Resumption("0" * 32), "paused")])
+@in_loop
+async def test_nothing_is_said_to_a_guest_while_its_vmm_loads_it(
+    tmp_path: Path, resumption: Resumption | None, status: str
+) -> None:
+    """The interrupt that tells it may be lost, and with that all that follow."""
+    vmm = Vmm(tmp_path)
+    vmm.status, vmm.report = status, START + b"\n"
+    session, _ = make_session(tmp_path)
+    session.resumption = resumption
+    async with vmm.serve("qmp"), watched(session):
+        await until(lambda: session.run_state in (RunState.NOT_STARTED, RunState.PAUSED))
+        async with vmm.serve("report", "agent"):
+            await asyncio.sleep(0.1)
+            assert vmm.agents == 0
+            await session.resume()
+            await until(lambda: vmm.agents == 1)
 
 
 @in_loop
