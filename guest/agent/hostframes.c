@@ -96,6 +96,7 @@ static void on_hello(struct agent *agent, const char *records, size_t size)
 {
     const char *version = record_value(records, size, "version");
     const char *boot = record_value(records, size, "boot");
+    agent->hellos++;
     /* After another one: the host has left and come back faster than this end could see. */
     if (agent->greeted || agent->refused)
         begin_anew(agent);

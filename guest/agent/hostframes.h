@@ -14,9 +14,10 @@ struct agent {
     int epoll;
     int signals;
     bool connected;
-    bool greeted; /* the host's HELLO is in */
-    bool refused; /* an ERROR was sent: nothing but another HELLO is heard */
-    bool broken;  /* where a frame begins is lost: nothing at all is heard until the host leaves */
+    bool greeted;    /* the host's HELLO is in */
+    uint32_t hellos; /* that have come */
+    bool refused;    /* an ERROR was sent: nothing but another HELLO is heard */
+    bool broken;     /* where a frame begins is lost: nothing at all is heard until the host leaves */
     bool readable;
     bool ended;
     bool frozen;   /* the guest is: nothing is started in it */

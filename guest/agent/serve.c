@@ -105,11 +105,13 @@ static void on_port(struct agent *agent, uint32_t events)
     agent->readable = agent->readable || (events & EPOLLIN) != 0;
     if (!agent->connected || (events & EPOLLHUP) == 0)
         return;
+    uint32_t hellos = agent->hellos;
     while (pump(agent)) /* What the host said before it left counts. */
         continue;
-    /* One that has come back meanwhile, as to a guest that is restored, may have been read here already: what
-     * it says first ends the connection before, and is to be answered. */
-    if (is_host_away(agent))
+    /* One that has come back meanwhile, as to a guest that goes on after a save, may have been read here
+     * already: what it says comes by another interrupt than that it is there, and may outrun that. Its HELLO
+     * has ended the connection before, and is to be answered once it can be. */
+    if (agent->hellos == hellos && is_host_away(agent))
         disconnect_host(agent);
 }
 
