@@ -203,9 +203,9 @@ class Session:
         return interval
 
     def _may_reach(self, link: _Link) -> bool:
-        """May it be connected to now? An event of a port while the VMM loads a guest may be lost, since its
-        interrupt is: what is loaded after it takes its place. And the guest's driver would be told of no
-        other until it has seen that one, so that it would never hear of anything again."""
+        """May it be connected to now? While the VMM loads a guest, the interrupt of an event of a port may be
+        lost: what is loaded after it takes its place. The guest's driver gets no other until it has seen that
+        one, so that it would never hear of anything again."""
         if link is self._vmm_link:
             return True
         if self.resumption is not None:
