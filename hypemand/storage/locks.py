@@ -21,24 +21,18 @@ import fcntl
 import os
 import pwd
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hypemand.errors import HypemandError, InUse
+from hypemand.errors import InUse
+from hypemand.storage.ofdlocks import explain_no_locks, is_locked, take_lock
 from hypemand.storage.volumelock import describe_holders
-
-# fcntl.h; Python 3.11 has no names for them
-_OFD_GETLK, _OFD_SETLK = 36, 37
-# struct flock: l_type, l_whence, l_start, l_len, l_pid, and padding to its alignment
-_FLOCK = struct.Struct("@hhqqi4x")
 
 # (first byte, how many)
 _NEEDS_READ, _NEEDS_WRITE, _BARS_READ, _BARS_WRITE = (100, 1), (101, 1), (200, 1), (201, 1)
 _ALL = (100, 200)
 
-_HELD = (errno.EAGAIN, errno.EACCES)
 # nothing that a VMM could have as a disk: it is not there, a link, or a socket
 _NO_DISK = (errno.ENOENT, errno.ELOOP, errno.ENXIO)
 
@@ -75,21 +69,22 @@ def lock_disk(fd: int, path: Path, what: str, *, beside_readers: bool = False) -
     # one who needs to write, or who bars everybody from reading
     barred = (_NEEDS_WRITE, _BARS_READ) if beside_readers else (_ALL,)
     with _explain(path):
-        is_held = not all(_take(fd, part) for part in wanted) or any(_is_locked(fd, part) for part in barred)
+        is_held = not all(take_lock(fd, fcntl.F_RDLCK, part) for part in wanted)
+        is_held = is_held or any(is_locked(fd, part) for part in barred)
         if is_held:
             raise _in_use(fd, path, what)
 
 
 def has_others(fd: int) -> bool:
     """Has another process locks of QEMU's on a disk that is open?"""
-    return _is_locked(fd, _ALL)
+    return is_locked(fd, _ALL)
 
 
 def is_disk_in_use(path: Path) -> bool:
     """Has a VMM, or another program that keeps to QEMU's locks, the disk open? Looks only: a VMM can open it
     at that very moment. HypemandError if its file system knows no locks."""
     with _open_disk(path) as fd, _explain(path):
-        return fd is not None and _is_locked(fd, _ALL)
+        return fd is not None and is_locked(fd, _ALL)
 
 
 @contextmanager
@@ -97,34 +92,11 @@ def _explain(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HypemandError(
-            f"cannot determine whether a VMM has {path} open: {error.strerror}",
-            hint="use a file system that supports locks (fcntl(2), F_OFD_SETLK)",
-        ) from error
-
-
-def _take(fd: int, part: tuple[int, int]) -> bool:
-    try:
-        fcntl.fcntl(fd, _OFD_SETLK, _flock(fcntl.F_RDLCK, part))
-    except OSError as error:
-        if error.errno not in _HELD:
-            raise
-        return False
-    return True
-
-
-def _is_locked(fd: int, part: tuple[int, int]) -> bool:
-    """Has another process a lock there? Which one is not known: the kernel says -1 for all."""
-    found = fcntl.fcntl(fd, _OFD_GETLK, _flock(fcntl.F_WRLCK, part))
-    return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
-
-
-def _flock(kind: int, part: tuple[int, int]) -> bytes:
-    return _FLOCK.pack(kind, os.SEEK_SET, *part, 0)
+        raise explain_no_locks(f"cannot determine whether a VMM has {path} open", error) from error
 
 
 def _in_use(fd: int, path: Path, what: str) -> InUse:
-    use = "written to" if _is_locked(fd, _NEEDS_WRITE) else "read"
+    use = "written to" if is_locked(fd, _NEEDS_WRITE) else "read"
     holders = describe_holders(path)
     whose = f"was given to {holders}" if holders else f"belongs to {_describe_owner(os.fstat(fd).st_uid)}"
     return InUse(

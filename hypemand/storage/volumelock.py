@@ -10,10 +10,8 @@ holds who was given the volume last, for an error to name: nothing is decided by
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +20,10 @@ from pathlib import Path
 
 from hypemand.config.names import is_name
 from hypemand.config.specifiers import read_specifier_host
-from hypemand.errors import HypemandError, InUse
+from hypemand.errors import InUse
 from hypemand.recordfile import encode_record, parse_json, read_beginning
+from hypemand.storage.ofdlocks import WHOLE, explain_no_locks, take_lock
 
-# fcntl.h; Python 3.11 has no names for them
-_OFD_SETLK = 37
-# struct flock: l_type, l_whence, l_start, l_len, l_pid, and padding to its alignment
-_FLOCK = struct.Struct("@hhqqi4x")
-_HELD = (errno.EAGAIN, errno.EACCES)
 _PAUSE = 0.05
 _MOST_HOLDERS = 16
 _MOST_BYTES = 64 * 1024
@@ -101,15 +95,9 @@ def lock_file(path: Path, thing: str, what: str, *, patience: float) -> Iterator
 
 def _take(fd: int, path: Path) -> bool:
     try:
-        fcntl.fcntl(fd, _OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        return take_lock(fd, fcntl.F_WRLCK, WHOLE)
     except OSError as error:
-        if error.errno in _HELD:
-            return False
-        raise HypemandError(
-            f"cannot lock {path}: {error.strerror}",
-            hint="use a file system that supports locks (fcntl(2), F_OFD_SETLK)",
-        ) from error
-    return True
+        raise explain_no_locks(f"cannot lock {path}", error) from error
 
 
 def _is_at(fd: int, path: Path) -> bool:
