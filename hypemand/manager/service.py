@@ -382,12 +382,13 @@ class VmManager:
         """See `Manager`."""
         vm = self._fleet.get(ref)
         async with vm.operations.hold(Operation.STANDBY, patience=_PATIENCE):
-            await vm.refresh()
-            if vm.state is State.STANDBY and compression is not None:
-                raise WrongState(
-                    f"VM {vm.name} is in Standby, and its memory is compressed when it is saved",
-                    hint="restore it first: hypemanctl restore",
-                )
+            if compression is not None:
+                await vm.refresh()
+                if vm.state is State.STANDBY:
+                    raise WrongState(
+                        f"VM {vm.name} is in Standby, and its memory is compressed when it is saved",
+                        hint="restore it first: hypemanctl restore",
+                    )
             await enter_standby(self._parts, vm)
             if compression is not None:
                 compress_standby(self._parts.compressions, vm, compression)
