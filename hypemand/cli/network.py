@@ -47,7 +47,7 @@ def _row(network: HostNetwork) -> list[str]:
 
 
 def _format_count(count: int | None) -> str:
-    """All of a subnet of IPv6 nobody counts, and of a LAN nobody here knows them."""
+    """The addresses of an IPv6 subnet are not counted, and those of a LAN are not known here."""
     if count is None:
         return "-"
     return str(count) if count < 2**32 else "many"

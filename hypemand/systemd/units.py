@@ -43,8 +43,8 @@ class UnitPlan:
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise; `saved`: what it is restored
     from, which is there for one start. `mounts`: paths whose file systems must be mounted. `secrets`: its
-    credentials. `unit`: its name, if it is not that of a VM's (`vm_id` is "" then); `idle`: it has only the
-    CPU time that nobody else wants.
+    credentials. `unit`: its name, if it is not that of a VM's (`vm_id` is "" then); `idle`: it runs at
+    idle priority.
     """
 
     vm: str
