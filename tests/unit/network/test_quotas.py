@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a guest may take of the host's connection tracking, and where it may send: proved with its packets."""
 
+import itertools
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -32,6 +33,7 @@ from tests.unit.network.lab import (
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 NEVER = 0.5
+SOURCE_PORTS = itertools.count(20000)  # never one twice: that would be a connection that is known already
 StartGuest = Callable[[PortPlan], Guest]
 
 
@@ -58,8 +60,10 @@ def send_new(cable: Cable, guest: Guest, address: str, count: int) -> int:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with ExitStack() as stack:
         server = stack.enter_context(serve(cable.namespace, UDP, 5000))
-        for _ in range(count):
-            stack.enter_context(guest.namespace.socket(family, UDP)).sendto(b"x", (address, 5000))
+        for port in itertools.islice(SOURCE_PORTS, count):
+            source = stack.enter_context(guest.namespace.socket(family, UDP))
+            source.bind(("", port))
+            source.sendto(b"x", (address, 5000))
         return count_arrived(server)
 
 
