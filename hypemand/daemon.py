@@ -45,6 +45,7 @@ from hypemand.manager.resources.hostview import HostView
 from hypemand.manager.schedules import SnapshotSchedules
 from hypemand.manager.service import VmManager
 from hypemand.manager.snapshots import ApiSnapshots
+from hypemand.manager.templateservice import ApiTemplates
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.answers.host import ReloadReport
@@ -217,6 +218,7 @@ class Daemon:
             snapshots=self._snapshots,
             schedules=self._schedules,
             forks=ApiForks(self._parts, self._manager, self._snapshots),
+            templates=ApiTemplates(self._parts),
             transfers=Transfers(self._parts, volumes),
             host_networks=self._parts.networks,
             host=HostView(self._parts),

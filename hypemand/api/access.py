@@ -41,7 +41,7 @@ _READ = frozenset(
         "read_logs", "read_timeline", "read_history", "read_stats", "list_images", "get_image", "watch_image",
         "list_volumes", "get_volume", "get_limits", "read_space", "list_networks", "get_network",
         "read_capabilities", "read_resources", "refuse_unsupported", "read_metrics",
-        "read_events", "list_snapshots", "get_snapshot", "get_schedule",
+        "read_events", "list_snapshots", "get_snapshot", "get_schedule", "list_templates",
     }
 )  # fmt: skip
 # What is done to and in a VM that is there.

@@ -541,6 +541,15 @@ class CreateVolumeFromArchive:
     tags: Mapping[str, str] = with_default(TextMap(), {})
 
 
+@_body_of("createTemplate")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateTemplate:
+    """The template of a VM: from which VMs of its kind can start. `instance`: its id, name, or a prefix of
+    its id."""
+
+    instance: str = required(Text())
+
+
 @_body_of("resizeVolume")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResizeVolume:

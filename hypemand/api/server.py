@@ -29,6 +29,7 @@ from hypemand.api.routes import Routes
 from hypemand.api.schedules import ScheduleRoutes
 from hypemand.api.services import Limits, Services
 from hypemand.api.snapshots import SnapshotRoutes
+from hypemand.api.templates import TemplateRoutes
 from hypemand.api.transfer import TransferRoutes
 from hypemand.api.unsupported import UnsupportedRoutes
 from hypemand.api.volumes import VolumeRoutes
@@ -146,7 +147,7 @@ def make_app(
     app[_KEEPER] = keeper
     for routes in (
         Routes, EventRoutes, ImageRoutes, VolumeRoutes, SnapshotRoutes, ScheduleRoutes, NetworkRoutes,
-        HostRoutes, TransferRoutes,
+        HostRoutes, TransferRoutes, TemplateRoutes,
     ):  # fmt: skip
         app.router.add_routes(routes(services, keeper.closing, limits).table())
     app.router.add_routes(UnsupportedRoutes().table())

@@ -23,6 +23,7 @@ from hypemand.model.services import (
     NetworkService,
     ScheduleService,
     SnapshotService,
+    TemplateService,
     TransferService,
     VolumeService,
 )
@@ -79,6 +80,7 @@ class Services:
     snapshots: SnapshotService
     schedules: ScheduleService
     forks: ForkService
+    templates: TemplateService
     defaults: Callable[[], DefinitionDefaults] = DefinitionDefaults
     networks: Callable[[], Networks | None] = lambda: None
     spool: Path = Path("/var/tmp")

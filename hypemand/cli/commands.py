@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypemand.cli.hostcommands import CLUSTER, HOST, IMAGES, NETWORKS, SPACE, TOKENS
+from hypemand.cli.hostcommands import CLUSTER, HOST, IMAGES, NETWORKS, SPACE, TEMPLATES, TOKENS
 from hypemand.cli.spec import Command
 from hypemand.cli.vmcommands import ARCHIVES, INSPECT, LIFECYCLE, PROGRAMS
 
@@ -15,6 +15,7 @@ COMMANDS: tuple[Command, ...] = (
     *SPACE,
     *NETWORKS,
     *IMAGES,
+    *TEMPLATES,
     *TOKENS,
     *CLUSTER,
     *HOST,

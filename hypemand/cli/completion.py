@@ -25,6 +25,7 @@ _LISTERS = {
     Completes.VOLUME: "volume list -q",
     Completes.NETWORK: "network list -q",
     Completes.SNAPSHOT: "snapshot list -q",
+    Completes.TEMPLATE: "template list -q",
 }
 
 _BASH_HEAD = """\

@@ -253,6 +253,35 @@ NETWORKS = (
     ),
 )
 
+TEMPLATES = (
+    Command(
+        ("template", "create"),
+        "make the template for warm starts of VMs, and print its id",
+        "template:create",
+        "VMs of the same kind share a template. If there is one, it is kept. The VM need not run.",
+        arguments=(Argument("VM", "names of VMs", count="+", completes=Completes.VM),),
+        options=(JSON,),
+    ),
+    Command(
+        ("template", "list"),
+        "list the templates for warm starts",
+        "template:list_templates",
+        options=(
+            Option(("-q", "--quiet"), "print ids only"),
+            Option(("--no-legend",), "do not print the header line"),
+            *SHOWS,
+        ),
+    ),
+    Command(
+        ("template", "rm"),
+        "remove templates for warm starts",
+        "template:remove",
+        "VMs that run from a template are not affected.",
+        arguments=(Argument("TEMPLATE", "ids, or prefixes of ids", count="*", completes=Completes.TEMPLATE),),
+        options=(Option(("-a", "--all"), "remove all of them"), JSON),
+    ),
+)
+
 _IMAGE = Argument("IMAGE", "name of the image", completes=Completes.IMAGE)
 
 IMAGES = (

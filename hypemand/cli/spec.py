@@ -20,6 +20,7 @@ class Completes(StrEnum):
     VOLUME = "volume"
     NETWORK = "network"
     SNAPSHOT = "snapshot"
+    TEMPLATE = "template"
     FILE = "file"
     DEFINITION = "definition"
     DIRECTORY = "directory"

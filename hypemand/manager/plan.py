@@ -165,24 +165,62 @@ def make_plan(
     _check_mode(guest, definition)
     shared = _place_shared(definition, image, host, places.own)
     shared = {path: path if in_root(path) else place for path, place in shared.items()}
-    vmm = VmmPlan(
-        vm=record.name,
-        vm_id=record.id,
+    files = _vmm_files(definition, places.own, volumes, image, host, shared, host_files)
+    net = None if network is None else NetDevice(network.port.mac)
+    vmm = _make_vmm_plan(record.name, record.id, definition, guest.mode, host, files, net)
+    bound = {path: place for path, place in shared.items() if path != place}
+    source = origin if origin is None or isinstance(origin, Restore) else origin(vmm, host)
+    unit = _make_unit_plan(record, definition, guest, vmm, host, places, volumes, bound, host_files, source)
+    return Plan(guest, unit)
+
+
+def _make_vmm_plan(
+    name: str,
+    vm_id: str,
+    definition: Definition,
+    mode: Mode,
+    host: VmmHost,
+    files: VmmFiles,
+    net: NetDevice | None,
+) -> VmmPlan:
+    return VmmPlan(
+        vm=name,
+        vm_id=vm_id,
         binary=host.binary,
         accel=host.accel.kind,
         memory=definition.memory,
         vcpus=definition.vcpus,
         tsc_khz=host.tsc_khz,
-        mode=guest.mode,
-        files=_vmm_files(definition, places.own, volumes, image, host, shared, host_files),
-        net=None if network is None else NetDevice(network.port.mac),
+        mode=mode,
+        files=files,
+        net=net,
         disk_limits=DiskLimits(**definition.disk_io),
         balloon=definition.balloon,
     )
-    bound = {path: place for path, place in shared.items() if path != place}
-    source = origin if origin is None or isinstance(origin, Restore) else origin(vmm, host)
-    unit = _make_unit_plan(record, definition, guest, vmm, host, places, volumes, bound, host_files, source)
-    return Plan(guest, unit)
+
+
+def plan_template(
+    definition: Definition, host: VmmHost, own: Own, *, in_root: Callable[[Path], bool]
+) -> VmmPlan:
+    """As `make_plan` plans it for a start of that VM with all of its volumes, as far as its template depends
+    on it: what the disks hold, what they are called and which address the guest gets, it does not."""
+    wants_headers = definition.wants_headers and host.kernel.headers is not None
+    files = VmmFiles(
+        kernel=host.kernel.path if in_root(host.kernel.path) else own.kernel,
+        initrd=host.initrd if in_root(host.initrd) else own.initrd,
+        config=own.runtime / CONFIG_DISK,
+        image=own.image,
+        disk=own.disk,
+        headers=own.headers if wants_headers else None,
+        volumes=tuple(
+            VolumeFile(own.volume(number), "", readonly=False)
+            for number in range(len(definition.volumes) + len(definition.directories))
+        ),
+        placed=own.runtime / FILES_DISK if definition.files else None,
+        secrets=bool(definition.secrets),
+    )
+    net = None if definition.network is None else NetDevice("")
+    return _make_vmm_plan(definition.name, "", definition, Mode.EXEC, host, files, net)
 
 
 def _check_mode(guest: GuestConfig, definition: Definition) -> None:

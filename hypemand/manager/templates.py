@@ -24,8 +24,8 @@ from hypemand.atomic import make_folder
 from hypemand.budget import Budget
 from hypemand.config.definition import Definition, WarmStart
 from hypemand.config.host import HostConfig
-from hypemand.errors import HostNotReady, HypemandError
-from hypemand.manager.plan import Warm
+from hypemand.errors import HostNotReady, HypemandError, InsufficientResources, StartFailed, WrongState
+from hypemand.manager.plan import Warm, plan_template
 from hypemand.systemd.rootdir import Own, is_in_usr, outside_usr
 from hypemand.systemd.units import UnitPlan, Units
 from hypemand.tasks import Tasks
@@ -38,7 +38,13 @@ from hypemand.vmm.commandline import WORKER_TASKS, VmmPlan, can_share, memory_ov
 from hypemand.vmm.control import CONTROL
 from hypemand.vmm.driver import Connect, Vmm, VmmError, VmmTimeout
 from hypemand.vmm.host import VmmHost, find_vmm_host
-from hypemand.vmm.template import PLACEHOLDER, can_have_template, list_placeholders, template_line
+from hypemand.vmm.template import (
+    PLACEHOLDER,
+    can_have_template,
+    derive_kind,
+    list_placeholders,
+    template_line,
+)
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -66,14 +72,13 @@ class Choice:
         """The template for it. None, and it is `wanted`, if there is none. Blocks."""
         if not can_have_template(vmm):
             return None
-        marks = tuple(FileMark.of(path) for path in (host.binary, host.kernel.path, host.initrd))
-        shape = Shape(self._build, template_line(vmm, self._own.runtime), marks)
-        template = self._store.find(shape)
+        wanted = Wanted.of(self._build, vmm, host, self._own)
+        template = self._store.find(wanted.shape)
         if template is None:
-            self.wanted = Wanted(shape, vmm, host)
+            self.wanted = wanted
             return None
         is_shared = can_share(self._build.version)
-        return Warm(template.folder, template.crc, template.memory, marks[0], is_shared)
+        return Warm(template.folder, template.crc, template.memory, wanted.shape.files[0], is_shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,12 @@ class Wanted:
     shape: Shape
     vmm: VmmPlan
     host: VmmHost
+
+    @classmethod
+    def of(cls, build: VmmBuild, vmm: VmmPlan, host: VmmHost, own: Own) -> Wanted:
+        """That of a plan. Blocks."""
+        marks = tuple(FileMark.of(path) for path in (host.binary, host.kernel.path, host.initrd))
+        return cls(Shape(build, template_line(vmm, own.runtime), marks), vmm, host)
 
 
 def find_template_user() -> int:
@@ -111,15 +122,17 @@ class Templates:
         self._find_user = find_user
         self._making = asyncio.Lock()
         self._tasks = Tasks("templates")
-        # what is being made, or could not be made by this daemon
-        self._known: set[str] = set()
+        self._being_made: dict[str, asyncio.Task[Template]] = {}
+        # what could not be made by this daemon, and is not tried again by itself
+        self._failed: set[str] = set()
 
     async def close(self) -> None:
         """End what is being made."""
         await self._tasks.close()
 
     @property
-    def _store(self) -> TemplateStore:
+    def store(self) -> TemplateStore:
+        """All that are there."""
         return TemplateStore(self._config().state_dir / TEMPLATES)
 
     @property
@@ -137,21 +150,42 @@ class Templates:
         except (HypemandError, OSError) as error:
             _log.warning("VM %s boots: %s", definition.name, error)
             return None
-        return Choice(self._store, build, self._own)
+        return Choice(self.store, build, self._own)
 
     def request(self, choice: Choice | None, settle: Callable[[], Awaitable[object]]) -> None:
         """Make what a start has missed, in the background, after `settle`."""
         wanted = None if choice is None else choice.wanted
-        if wanted is not None and wanted.shape.key not in self._known:
-            self._known.add(wanted.shape.key)
-            self._tasks.start(f"template {wanted.shape.key}", self._make_after(wanted, settle))
+        if wanted is not None and wanted.shape.key not in self._failed:
+            self._tasks.start(f"template {wanted.shape.key}, if", self._make_after(wanted, settle))
+
+    async def create(self, definition: Definition) -> tuple[Template, bool]:
+        """The template of that VM, and whether it was made now. WrongState where it always boots; else as
+        `make`."""
+        config = self._config()
+        if config.warm_start.mode is WarmStart.OFF:
+            raise WrongState(
+                "warm starts are disabled on this host",
+                hint="write warm_start: {mode: auto} in /etc/hypemand/hypemand.yaml, and reload hypemand",
+            )
+        if definition.warm_start is WarmStart.OFF:
+            raise WrongState(f"VM {definition.name} has warm_start: off, and always boots")
+        host = await run_in(Pool.STARTS, find_vmm_host, config)
+        vmm = plan_template(definition, host, self._own, in_root=is_in_usr)
+        if not can_have_template(vmm):
+            raise WrongState(f"VM {definition.name} has balloon: true, and always boots")
+        build = await self._builds.find(host.binary, host.accel.kind)
+        wanted = await run_in(Pool.TOOLS, Wanted.of, build, vmm, host, self._own)
+        template = await run_in(Pool.TOOLS, self.store.find, wanted.shape)
+        if template is not None:
+            return template, False
+        return await self._make_once(wanted), True
 
     async def clean_up(self) -> None:
         """Remove what a daemon before this one has left, and what is of no use any more. OSError,
         HypemandError."""
         await self._units.stop(template_unit_name())
         room = self._config().warm_start.room
-        await run_in(Pool.TOOLS, self._store.prune, room)
+        await run_in(Pool.TOOLS, self.store.prune, room)
         await run_in(Pool.TOOLS, shutil.rmtree, self._runtime, True)
 
     @property
@@ -160,27 +194,56 @@ class Templates:
 
     async def _make_after(self, wanted: Wanted, settle: Callable[[], Awaitable[object]]) -> None:
         await settle()
+        key = wanted.shape.key
+        if await run_in(Pool.TOOLS, self.store.find, wanted.shape) is not None or key in self._being_made:
+            return
+        try:
+            await self._make_once(wanted)
+        except HypemandError as error:
+            self._failed.add(key)
+            _log.warning("%s", error)
+
+    async def _make_once(self, wanted: Wanted) -> Template:
+        """`make` it, or wait for the one who does; it is made to its end whoever waits. As `make`."""
+        key = wanted.shape.key
+        task = self._being_made.get(key)
+        if task is None:
+            task = self._being_made[key] = self._tasks.start(
+                f"template {key}", self.make(wanted), awaited=True
+            )
+            task.add_done_callback(lambda _: self._being_made.pop(key))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._tasks.log_failure(task)
+            raise
+
+    async def make(self, wanted: Wanted) -> Template:
+        """Make one, after those that were asked for before it. InsufficientResources where there is no room
+        for it; HostNotReady, StartFailed."""
         async with self._making:
             try:
-                template = await self.make(wanted)
-            except (HypemandError, VmmError, OSError, TimeoutError) as error:
-                _log.warning("cannot make a template for warm starts: %s", str(error) or "it takes too long")
-                return
+                template = await self._make(wanted)
+            except (VmmError, OSError, TimeoutError) as error:
+                why = str(error) or "it takes too long"
+                raise StartFailed(f"cannot make a template for warm starts: {why}") from error
         if template is None:
-            _log.warning("a template for warm starts takes more than warm_start.room: none is kept")
-            return
-        self._known.discard(wanted.shape.key)
+            raise InsufficientResources(
+                "a template for warm starts takes more than all may: none is kept",
+                hint="raise warm_start.room in /etc/hypemand/hypemand.yaml",
+            )
+        self._failed.discard(wanted.shape.key)
         _log.info("made the template %s for warm starts, %d bytes", template.folder, template.stored)
+        return template
 
-    async def make(self, wanted: Wanted) -> Template | None:
-        """Make one; None where there is no room for it. HypemandError, VmmError, OSError, TimeoutError."""
-        uid, store = self._find_user(), self._store
+    async def _make(self, wanted: Wanted) -> Template | None:
+        uid, store = self._find_user(), self.store
         folder = await run_in(Pool.TOOLS, store.begin, wanted.shape)
         try:
             await run_in(Pool.TOOLS, self._prepare, wanted, uid)
             await self._units.start_transient(self._plan_unit(wanted, uid))
             await self._save(wanted, folder, uid)
-            await run_in(Pool.TOOLS, store.commit, wanted.shape, folder, time.time())
+            await run_in(Pool.TOOLS, store.commit, wanted.shape, derive_kind(wanted.vmm), folder, time.time())
             await run_in(Pool.TOOLS, store.prune, self._config().warm_start.room)
             return await run_in(Pool.TOOLS, store.find, wanted.shape)
         finally:

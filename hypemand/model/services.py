@@ -25,6 +25,7 @@ from hypemand.model.schedules import ScheduleWanted, SnapshotSchedule
 from hypemand.model.snapshots import SnapshotKind, SnapshotView
 from hypemand.model.space import SpaceReport
 from hypemand.model.state import FromStandby, State
+from hypemand.model.templates import TemplateView
 from hypemand.model.timeline import Timeline
 from hypemand.model.transfer import ExportWanted, ImportWanted, MakeDefinition
 from hypemand.model.vm import Program, RunReport, VmView
@@ -296,6 +297,22 @@ class ScheduleService(Protocol):
 
     async def remove_schedule(self, ref: str) -> None:
         """Make no more; the snapshots stay. NotFound also where it has none."""
+
+
+class TemplateService(Protocol):
+    """Templates for warm starts. Methods never block the event loop."""
+
+    async def list_templates(self) -> Sequence[TemplateView]:
+        """All, the one last that was used first."""
+
+    async def create_template(self, ref: str) -> tuple[TemplateView, bool]:
+        """The template from which that VM (as with `Manager`) can start, and whether it was made now: as long
+        as there is one, it is that. WrongState where that VM always boots, InsufficientResources,
+        StartFailed, HostNotReady."""
+
+    async def remove_template(self, key: str) -> None:
+        """Remove the one with that key, or unambiguous prefix of a key; VMs that run from it continue.
+        NotFound, Ambiguous."""
 
 
 class ForkService(Protocol):

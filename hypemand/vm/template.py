@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hypemand.atomic import make_folder, sync_folder
+from hypemand.model.templates import TemplateKind, TemplateView
 from hypemand.recordfile import BadRecord, load_record, read_regular, store_record
 from hypemand.vm.saved import MAX_STATE, MEMORY, STATE, FileMark, measure_stored
 from hypemand.vmm.build import VmmBuild
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 RECORD = "template.json"
 TEMPLATES = Path("templates/warm")
 """In the folder of what lasts of all."""
-VERSION = 1
+VERSION = 2
 _MAKING = ".making"
 _KEY_DIGITS = 32
 
@@ -60,6 +61,7 @@ class Template:
     epoch; `stored`: bytes that both take on the disk."""
 
     folder: Path
+    kind: TemplateKind
     files: tuple[FileMark, ...]
     memory: FileMark
     crc: int
@@ -74,6 +76,10 @@ class Template:
     def is_outdated(self) -> bool:
         """Is QEMU, kernel or initrd another file by now, so that no VM has its shape any more?"""
         return any(mark.has_changed() for mark in self.files)
+
+    def view(self, used_at: float) -> TemplateView:
+        """As it is shown. Blocks."""
+        return TemplateView(self.key, self.kind, self.stored, self.made_at, used_at, self.is_outdated())
 
 
 class TemplateStore:
@@ -103,13 +109,13 @@ class TemplateStore:
             os.utime(folder / RECORD)
         return template
 
-    def list(self) -> tuple[Template, ...]:
-        """All that can be read, the one last that was used first."""
+    def list(self) -> tuple[tuple[Template, float], ...]:
+        """All that can be read, and when each was used last, the one last that was used first."""
         found = []
         for folder in self._folders():
             with suppress(OSError, BadRecord):
-                found.append(((folder / RECORD).stat().st_mtime, _load(folder)))
-        return tuple(template for _, template in sorted(found, key=lambda pair: -pair[0]))
+                found.append((_load(folder), (folder / RECORD).stat().st_mtime))
+        return tuple(sorted(found, key=lambda pair: -pair[1]))
 
     def begin(self, shape: Shape) -> Path:
         """A folder to make a template in. OSError."""
@@ -119,13 +125,14 @@ class TemplateStore:
         folder.mkdir(mode=0o700)
         return folder
 
-    def commit(self, shape: Shape, folder: Path, made_at: float) -> Template:
+    def commit(self, shape: Shape, kind: TemplateKind, folder: Path, made_at: float) -> Template:
         """What was saved there is the template of that shape from now on. OSError."""
         for name in (MEMORY, STATE):
             os.chown(folder / name, 0, 0)
             (folder / name).chmod(0o444)
         template = Template(
             folder,
+            kind,
             shape.files,
             FileMark.of(folder / MEMORY),
             _read_crc(folder),
@@ -147,7 +154,7 @@ class TemplateStore:
         as long as all take more than `room` bytes."""
         for folder in self._folder.glob(f".*{_MAKING}") if self._folder.is_dir() else ():
             shutil.rmtree(folder, ignore_errors=True)
-        known = self.list()
+        known = [template for template, _ in self.list()]
         used = 0
         for template in known:
             used += template.stored
@@ -177,6 +184,7 @@ def _read_crc(folder: Path) -> int:
 def _to_json(template: Template) -> dict[str, Any]:
     return {
         "version": VERSION,
+        "kind": asdict(template.kind),
         "files": [asdict(mark) for mark in template.files],
         "memory": asdict(template.memory),
         "crc": template.crc,
@@ -192,6 +200,7 @@ def _load(folder: Path) -> Template:
 def _parse(folder: Path, document: Any) -> Template:
     return Template(
         folder=folder,
+        kind=TemplateKind(**document["kind"]),
         files=tuple(FileMark(**mark) for mark in document["files"]),
         memory=FileMark(**{**document["memory"], "path": str(folder / MEMORY)}),
         crc=int(document["crc"]),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hypemand.config.definition import Mode
+from hypemand.model.templates import TemplateKind
 from hypemand.vmm.commandline import VmmPlan, count_disks, disk_arguments, kernel_words, machine_arguments
 
 SECTOR = 512
@@ -23,6 +24,11 @@ _WORD = "hypeman.template"
 def can_have_template(plan: VmmPlan) -> bool:
     """Can it go on from one? A balloon gives memory back by cutting it out of the file that others have."""
     return not plan.balloon
+
+
+def derive_kind(plan: VmmPlan) -> TemplateKind:
+    """What VMs that go on from its template have in common, in words of their definitions."""
+    return TemplateKind(plan.memory, plan.vcpus, count_disks(plan.files), plan.net is not None)
 
 
 def list_placeholders(plan: VmmPlan, folder: Path) -> tuple[Path, ...]:

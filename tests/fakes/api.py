@@ -18,6 +18,7 @@ from hypemand.api.tokens import TokenStore
 from hypemand.manager.fork import ApiForks
 from hypemand.manager.metrics.metrics import Metrics
 from hypemand.manager.resources.hostview import HostView
+from hypemand.manager.templateservice import ApiTemplates
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.metrics import ApiCounts
@@ -40,6 +41,7 @@ def make_services(host: FakeHost) -> Services:
         volumes=volumes,
         snapshots=snapshots,
         schedules=daemon.schedules,
+        templates=ApiTemplates(daemon.parts),
         forks=ApiForks(daemon.parts, daemon.manager, snapshots),
         transfers=Transfers(daemon.parts, volumes),
         host_networks=daemon.parts.networks,

@@ -16,8 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
-from hypemand.config.definition import Definition
-from hypemand.config.host import HostConfig
+from hypemand.config.definition import Definition, WarmStart
+from hypemand.config.host import HostConfig, WarmStartPolicy
 from hypemand.config.network import NetworkConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import HypemandError
@@ -178,6 +178,11 @@ class FakeHost:
     def parts(self) -> Parts:
         """What it works with."""
         return self.daemon.parts
+
+    def enable_warm_starts(self, room: int = 2**30) -> None:
+        """They are off by default."""
+        policy = WarmStartPolicy(WarmStart.AUTO, room)
+        self.parts.config.replace(replace(self.parts.config(), warm_start=policy))
 
     async def restart_daemon(self, meanwhile: Callable[[], Awaitable[object]] | None = None) -> None:
         """End it, and begin another one on what it has left; what happens meanwhile nobody sees."""

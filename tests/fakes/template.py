@@ -15,11 +15,13 @@ _TELL_AGAIN = 0.02
 
 class TemplateVmms:
     """`runs`: how many there were; `orders`: what the last one was asked; `boots`: they reach the point at
-    which they are saved; `memory`: what they have in memory; `argv`: of the last one."""
+    which they are saved; `fails`: they end at once; `memory`: what they have in memory;
+    `argv`: of the last one."""
 
     def __init__(self, runtime: Path) -> None:
         self.runs = 0
         self.boots = True
+        self.fails = False
         self.memory = b"a template"
         self.orders: list[str] = []
         self.argv: tuple[str, ...] = ()
@@ -31,6 +33,8 @@ class TemplateVmms:
             return 0
         self.runs += 1
         self.argv = tuple(process.argv)
+        if self.fails:
+            return 1
         server = QmpServer()
         server.monitor.take_start_line(process.argv)
         server.monitor.memory = self.memory

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warm starts: from a template, as VMs of their own, and as boots where that is of no use."""
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -100,3 +101,19 @@ def test_vms_of_one_template_are_vms_of_their_own(vms: Vms) -> None:
     vms.wait(names[2], "Running")
     assert not is_warm(vms, names[2])
     vms.host.wait_until(lambda: templates(vms), 180, "another template")
+
+
+def test_a_first_start_is_warm_if_the_template_was_made_by_command(vms: Vms) -> None:
+    vms.write("prepared", network="default", memory="112M")
+    vms.reload()
+    key = vms.ctl("template", "create", "prepared").stdout.strip()
+    assert key in templates(vms)
+    assert vms.unit("prepared", "ActiveState")["ActiveState"] != "active", "it does not run"
+    vms.start("prepared")
+    assert is_warm(vms, "prepared")
+    assert vms.ctl("template", "create", "prepared").stdout.strip() == key
+    listed = vms.ctl("template", "list", "--no-legend").stdout
+    assert re.search(rf"^{key[:12]} +ready +112M ", listed, re.MULTILINE), listed
+    vms.ctl("template", "rm", key[:12])
+    assert key not in templates(vms)
+    assert vms.execute("prepared", "cat", "/etc/hostname").strip() == "prepared", "it goes on"

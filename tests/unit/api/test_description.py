@@ -17,6 +17,7 @@ from hypemand.api.schedules import ScheduleRoutes
 from hypemand.api.server import make_app
 from hypemand.api.services import Limits, Services
 from hypemand.api.snapshots import SnapshotRoutes
+from hypemand.api.templates import TemplateRoutes
 from hypemand.api.tokens import TokenStore
 from hypemand.api.transfer import TransferRoutes
 from hypemand.api.volumes import VolumeRoutes
@@ -30,7 +31,7 @@ HEALTHY = '{"status":"ok","version":"1","loop":{"slow_turns":0,"longest_ms":0,"l
 def services() -> Services:
     nothing: Any = None  # nobody is asked
     tokens = TokenStore(Path("/nowhere"))
-    return Services(nothing, nothing, nothing, tokens, *[nothing] * 10)
+    return Services(nothing, nothing, nothing, tokens, *[nothing] * 11)
 
 
 def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
@@ -42,7 +43,7 @@ def test_the_routes_of_the_app_and_of_the_description_are_the_same() -> None:
 def test_no_handler_is_left_without_a_route() -> None:
     for kind in (
         Routes, EventRoutes, ImageRoutes, VolumeRoutes, SnapshotRoutes, ScheduleRoutes, NetworkRoutes,
-        HostRoutes, TransferRoutes,
+        HostRoutes, TransferRoutes, TemplateRoutes,
     ):  # fmt: skip
         routes = kind(services(), asyncio.Event(), Limits())
         used = {route.handler.__name__ for route in routes.table()}

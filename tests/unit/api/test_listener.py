@@ -257,7 +257,7 @@ READING = {
         # but not what is in them
         "/volumes", "/volumes/{volume}", "/df",
         "/networks", "/networks/{network}", "/capabilities", "/resources", "/metrics",
-        "/events", "/snapshots", "/snapshots/{snapshot}",
+        "/events", "/snapshots", "/snapshots/{snapshot}", "/templates",
     )
 } | set(UNSUPPORTED.values())  # fmt: skip
 OPERATING = READING | {

@@ -43,6 +43,7 @@ ANSWERS = {
     "GET /snapshots/base": {"id": "2d3f", "name": HOSTILE, "kind": "Standby"},
     "GET /networks": [{"name": "lab", "members": [], "warnings": [HOSTILE]}],
     "GET /networks/lab": {"name": "lab", "members": [], "problem": HOSTILE},
+    "GET /templates": [{"id": HOSTILE, "memory_bytes": 1, "created_at": "2026-03-01T10:00:00.000Z"}],
     "GET /tokens": [{"name": "ci", "scope": "read", "vms": [], "tags": {"a": "1.10"}}],
     "GET /df": {
         "kinds": [],

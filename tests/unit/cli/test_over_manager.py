@@ -483,6 +483,29 @@ def test_a_schedule_of_snapshots_is_set_shown_and_removed() -> None:
     drive(scenario)
 
 
+def test_templates_for_warm_starts_are_made_listed_and_removed() -> None:
+    async def scenario(host: FakeHost, _: Client, run: Run) -> None:
+        host.enable_warm_starts()
+        await host.create()
+        await host.create("large", memory="112M")
+        made = (await run("template", "create", "web", "large", "web")).stdout.split()
+        assert made == [made[0], made[1], made[0]]
+        assert (await run("template", "list", "-q")).stdout.split() == [made[0], made[1]]
+        header, row, _other = (await run("template", "list")).stdout.splitlines()
+        assert re.fullmatch(r"ID +STATE +MEMORY +CPUS +DISKS +NETWORK +SIZE +CREATED +USED", header)
+        assert row.split()[:6] == [made[0][:12], "ready", "96M", "2", "3", "no"]
+        refused = await run("template", "create", "nobody")
+        assert (refused.returncode, "no VM nobody" in refused.stderr) == (10, True), refused.stderr
+        for wrong in ((), ("--all", made[0])):
+            assert (await run("template", "rm", *wrong)).returncode == 8
+        assert (await run("template", "rm", "f00d")).returncode == 10
+        assert (await run("template", "rm", made[0][:6])).returncode == 0
+        assert json.loads((await run("template", "rm", "--all", "--json")).stdout) == [made[1]]
+        assert (await run("template", "list", "-q")).stdout == ""
+
+    drive(scenario)
+
+
 def test_volumes_of_a_pool_go_by_their_names_in_every_command() -> None:
     async def scenario(host: FakeHost, _: Client, run: Run) -> None:
         (fast := host.folder / "fast").mkdir()

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,15 @@ from hypemand.config.host import JournalPolicy
 from hypemand.config.network import Bandwidth
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InvalidDefinition
-from hypemand.manager.plan import Attached, Connection, Plan, make_plan, stop_grace
+from hypemand.manager.plan import (
+    Attached,
+    Connection,
+    FindWarm,
+    Plan,
+    make_plan,
+    plan_template,
+    stop_grace,
+)
 from hypemand.model.images import OciConfig
 from hypemand.model.state import Origin
 from hypemand.network.port import BridgePlan, PortPlan
@@ -27,7 +36,9 @@ from hypemand.systemd.units import unit_properties
 from hypemand.vm.places import Places
 from hypemand.vm.record import Lease, VmRecord
 from hypemand.vmm.accel import Accel, AccelKind
+from hypemand.vmm.commandline import VmmPlan
 from hypemand.vmm.host import Kernel, VmmHost
+from hypemand.vmm.template import template_line
 
 HOST = VmmHost(
     binary=Path("/usr/bin/qemu-system-x86_64"),
@@ -57,13 +68,17 @@ IMAGE = Image(
 
 
 def plan(
-    host: VmmHost = HOST, in_root: Collection[Path] = (), host_files: HostFiles = NO_FILES, **keys: object
+    host: VmmHost = HOST,
+    in_root: Collection[Path] = (),
+    host_files: HostFiles = NO_FILES,
+    origin: FindWarm | None = None,
+    **keys: object,
 ) -> Plan:
     definition = parse_definition("web", {"image": "app", **keys})
     record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, definition)
-    return make_plan(
-        record, definition, IMAGE, host, PLACES, host_files=host_files, in_root=lambda path: path in in_root
-    )
+    is_in_root = in_root.__contains__
+    what = (record, definition, IMAGE, host, PLACES)
+    return make_plan(*what, host_files=host_files, origin=origin, in_root=is_in_root)
 
 
 def test_the_units_limits_leave_room_for_the_vmm() -> None:
@@ -180,6 +195,25 @@ SECRETS = [
     {"name": "text", "encrypted_content": "AAEC\nAwQ="},
     {"name": "named"},
 ]
+
+
+@pytest.mark.parametrize("in_root", [(), (HOST.kernel.path,), (HOST.kernel.path, HOST.initrd)])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"secrets": SECRETS},
+        {"kernel_headers": False, "vcpus": 3, "memory": "200M", "disk_io": {"iops": 100}},
+        {"mode": "systemd", "cmd": ["/sbin/init"], "guest_agent": False},
+    ],
+)
+def test_the_template_of_a_vm_is_planned_as_its_start_would_ask_for_it(
+    in_root: Collection[Path], keys: dict[str, Any]
+) -> None:
+    planned: list[VmmPlan] = []
+    plan(in_root=in_root, origin=lambda vmm, _: planned.append(vmm), network="none", **keys)
+    definition = parse_definition("web", {"image": "app", "network": "none", **keys})
+    template = plan_template(definition, HOST, OWN, in_root=in_root.__contains__)
+    assert template_line(template, OWN.runtime) == template_line(planned[0], OWN.runtime)
 
 
 def test_secrets_are_credentials_of_the_unit_that_the_launcher_makes_a_disk_of() -> None:

@@ -3,27 +3,18 @@
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
-from hypemand.config.definition import WarmStart
-from hypemand.config.host import WarmStartPolicy
 from hypemand.model.state import State
 from hypemand.unitnames import template_unit_name
 from tests.fakes.host import FakeHost, drive
-
-
-def enable(host: FakeHost, room: int = 2**30) -> None:
-    """Warm starts, which are off by default."""
-    policy = WarmStartPolicy(WarmStart.AUTO, room)
-    host.parts.config.replace(replace(host.parts.config(), warm_start=policy))
 
 
 def drive_warm(scenario: Callable[[FakeHost], Awaitable[None]]) -> None:
     """On a host that has them."""
 
     async def enabled(host: FakeHost) -> None:
-        enable(host)
+        host.enable_warm_starts()
         await scenario(host)
 
     drive(enabled)
@@ -102,7 +93,7 @@ def test_it_is_off_by_default_and_for_those_that_want_no_share() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run("cold")
         assert host.template_vmms.runs == 0
-        enable(host)
+        host.enable_warm_starts()
         await make_template(host)
         await host.run("alone", warm_start="off")
         await host.run("shrinks", balloon=True)
@@ -178,7 +169,7 @@ def test_those_that_were_not_used_go_first_when_there_is_no_room() -> None:
     async def scenario(host: FakeHost) -> None:
         first = await make_template(host)
         os.utime(first / "template.json", (1, 1))
-        enable(host, room=10000)
+        host.enable_warm_starts(room=10000)
         await host.run("larger", memory="128M")
         await host.until_true(lambda: templates(host) != [] and not first.exists())
 
@@ -191,7 +182,7 @@ def test_a_template_that_cannot_be_made_leaves_nothing_and_harms_nobody() -> Non
         await host.run("a")
         await host.until_true(lambda: host.template_vmms.runs == 1)
         await host.restart_daemon()
-        enable(host)
+        host.enable_warm_starts()
         await host.daemon.recovery.clean_up()
         await host.until_true(lambda: template_unit_name() not in host.systemd.units)
         assert list((host.config.state_dir / "templates/warm").iterdir()) == []
