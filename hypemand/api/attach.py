@@ -12,7 +12,7 @@ import json
 
 from aiohttp import web
 
-from hypemand.api.bodies import AttachOpening
+from hypemand.api.bodies.guest import AttachOpening
 from hypemand.api.exec import exit_frame, feed, send_output
 from hypemand.api.failures import error_json
 from hypemand.api.fields import read_form, without_nulls

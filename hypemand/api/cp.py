@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from aiohttp import web
 from aiohttp.http import WSMsgType
 
-from hypemand.api.bodies import CopyFrom, CopyTo, Direction
+from hypemand.api.bodies.guest import CopyFrom, CopyTo, Direction
 from hypemand.api.entries import PIECE, ZEROS, name_entry, put_block
 from hypemand.api.failures import unexpected
 from hypemand.api.fields import read_form, without_nulls

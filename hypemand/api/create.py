@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hypemand.api.bodies import CreateFromDefinition
+from hypemand.api.bodies.instances import CreateFromDefinition
 from hypemand.api.fields import InvalidField, read_form
 from hypemand.api.hostreach import refuse_host_reach
 from hypemand.api.kinds import Flag, Lifespan, Moment, Size, Text

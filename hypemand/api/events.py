@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 
 from hypemand.api.access import Peer, find_peer
-from hypemand.api.bodies import ReadEvents
+from hypemand.api.bodies.host import ReadEvents
 from hypemand.api.render import time_json
 from hypemand.api.requests import read_query
 from hypemand.api.services import Limits, Services

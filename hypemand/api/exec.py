@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.http import WSMsgType
 
-from hypemand.api.bodies import ExecOpening, ExecSize
+from hypemand.api.bodies.guest import ExecOpening, ExecSize
 from hypemand.api.failures import error_json
 from hypemand.api.fields import is_whole, read_form, without_nulls
 from hypemand.api.kinds import MAX_SIGNAL

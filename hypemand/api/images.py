@@ -12,7 +12,7 @@ from typing import BinaryIO, TypeVar
 from aiohttp import web
 
 from hypemand.api.access import check_root
-from hypemand.api.bodies import (
+from hypemand.api.bodies.host import (
     BEARER_PATTERN,
     CreateImage,
     ImportImage,

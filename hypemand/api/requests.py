@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from hypemand.api.bodies import Nothing
+from hypemand.api.bodies.instances import Nothing
 from hypemand.api.fields import read_form, read_words
 from hypemand.config.names import is_name
 from hypemand.config.templates import parse_file_name

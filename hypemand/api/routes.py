@@ -13,25 +13,23 @@ from aiohttp import web
 from hypemand.api.access import check_may_define, find_peer
 from hypemand.api.archive import check_directory, receive_archive, send_archive
 from hypemand.api.attach import serve_attach
-from hypemand.api.bodies import (
-    CreateToken,
+from hypemand.api.bodies.guest import PathQuery, WriteArchive
+from hypemand.api.bodies.host import CreateToken
+from hypemand.api.bodies.instances import (
     DeleteInstance,
     KillInstance,
     ListInstances,
     Nothing,
-    PathQuery,
     ReadLogs,
     RenameInstance,
     RestartInstance,
     SetLimits,
-    StandbyInstance,
     StartInstance,
     StopInstance,
     UpdateInstance,
     WaitInstance,
-    WriteArchive,
-    derive_compression,
 )
+from hypemand.api.bodies.snapshots import StandbyInstance, derive_compression
 from hypemand.api.cp import serve_cp
 from hypemand.api.create import parse_create
 from hypemand.api.description import read_description

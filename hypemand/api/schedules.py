@@ -7,7 +7,7 @@ import asyncio
 
 from aiohttp import web
 
-from hypemand.api.bodies import RetentionForm, SetSchedule
+from hypemand.api.bodies.snapshots import RetentionForm, SetSchedule
 from hypemand.api.render import Json, json_response, time_json
 from hypemand.api.requests import parse_ref, read_body, refuse_query
 from hypemand.api.services import Limits, Services

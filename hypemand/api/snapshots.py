@@ -10,7 +10,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from hypemand.api.access import find_peer
-from hypemand.api.bodies import (
+from hypemand.api.bodies.snapshots import (
     CreateSnapshot,
     ForkInstance,
     ForkSnapshot,

@@ -8,7 +8,7 @@ import re
 
 from aiohttp import web
 
-from hypemand.api.bodies import CreateTemplate
+from hypemand.api.bodies.host import CreateTemplate
 from hypemand.api.render import Json, json_response, time_json
 from hypemand.api.requests import read_body, refuse_query
 from hypemand.api.services import Limits, Services

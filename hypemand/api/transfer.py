@@ -10,7 +10,7 @@ from aiohttp import web
 
 from hypemand.api.access import find_peer
 from hypemand.api.archive import receive_in_time, send_pieces
-from hypemand.api.bodies import ExportInstance, ImportInstance
+from hypemand.api.bodies.instances import ExportInstance, ImportInstance
 from hypemand.api.create import parse_create
 from hypemand.api.hostreach import refuse_host_paths
 from hypemand.api.images import refuse_path_of_host

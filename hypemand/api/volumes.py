@@ -12,7 +12,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from hypemand.api.archive import receive_pieces, send_archive
-from hypemand.api.bodies import (
+from hypemand.api.bodies.host import (
     AttachVolume,
     CreateVolume,
     CreateVolumeFromArchive,

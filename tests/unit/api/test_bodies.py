@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from hypemand.api.bodies import BODIES, FRAMES, QUERIES, Nothing
+from hypemand.api.bodies.guest import FRAMES
+from hypemand.api.bodies.instances import Nothing
 from hypemand.api.create import CLIENT_FIELDS
 from hypemand.api.fields import describe_form, describe_rule, list_rules
 from tests.openapi_check import METHODS, Description
+from tests.unit.api.forms import BODIES, QUERIES
 from tests.unit.api.harness import Api, drive
 
 Schema = dict[str, Any]

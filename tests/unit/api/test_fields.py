@@ -9,24 +9,16 @@ from typing import Any
 
 import pytest
 
-from hypemand.api.bodies import (
-    BODIES,
-    CreateImage,
-    CreateToken,
-    CreateVolume,
-    ExecOpening,
-    ListInstances,
-    ListVolumes,
-    PruneImages,
-    ReadLogs,
-    StopInstance,
-)
+from hypemand.api.bodies.guest import ExecOpening
+from hypemand.api.bodies.host import CreateImage, CreateToken, CreateVolume, ListVolumes, PruneImages
+from hypemand.api.bodies.instances import ListInstances, ReadLogs, StopInstance
 from hypemand.api.fields import list_rules, read_form, read_words
 from hypemand.api.requests import parse_object
 from hypemand.errors import InvalidRequest
 from hypemand.model.logs import LogSource
 from hypemand.model.state import State
 from hypemand.model.tokens import Scope
+from tests.unit.api.forms import BODIES
 
 
 @pytest.mark.parametrize("operation", sorted(BODIES))
