@@ -55,6 +55,12 @@ class Budget:
         self._fill()
         self._left -= cost
 
+    def grant(self, cost: float) -> None:
+        """The daemon itself is about to cause that much, by an order to the VM: that is not the VM's to pay.
+        It is given before what follows of the order is known, so that it bounds that; up to BURST."""
+        self._fill()
+        self._left = min(BURST, self._left + cost)
+
     def wait_time(self, reserve: Reserve) -> float:
         """Seconds until more than the reserve is left; 0.0 if it is."""
         self._fill()

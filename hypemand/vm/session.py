@@ -42,6 +42,9 @@ from hypemand.vmm.qemu import connect_qemu
 _log = logging.getLogger(__name__)
 # in which the agent of a guest that runs is to answer
 AGENT_DEADLINE = 5.0
+# of the budget: what follows of a pause, or of a resumption. QEMU tells of it, and is asked; its answer is a
+# change, and so is that it was asked
+_ORDER = 2 * Price.CHANGE + Price.EVENT
 # in which a VMM that has just been spawned makes its sockets, also on a busy host
 _SPAWN_DEADLINE = 10.0
 # in which a VMM is waited for, by who can do with what it was last, and after which that is not known any
@@ -363,6 +366,8 @@ class Session:
         made until `return_to_guest`."""
         self._away = why
         links = [link for link in self._links if link is not self._vmm_link]
+        # each is made anew, and the agent says that it is there
+        self.budget.grant(sum(Price.CHANGE for link in links if link.is_up) + Price.CHANGE)
         tasks = [link.task for link in links if link.task is not None and not link.task.done()]
         for task in tasks:
             task.cancel()
@@ -525,12 +530,14 @@ class Session:
 
     async def pause(self) -> None:
         """Stop the guest's CPUs. VmmError."""
+        self.budget.grant(_ORDER)
         await (await self.reach_vmm()).pause()
         await self.query_status(SILENCE_DEADLINE, anew=True)
 
     async def resume(self) -> None:
         """Let the guest go on, whatever it was stopped for. VmmError."""
         self.full = ()
+        self.budget.grant(_ORDER)
         await (await self.reach_vmm()).resume()
         status = await self.query_status(SILENCE_DEADLINE, anew=True)
         if status is RunState.RUNNING:

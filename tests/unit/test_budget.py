@@ -46,3 +46,14 @@ def test_whoever_changes_its_mind_all_the_time_causes_one_change_a_second_in_the
             budget.spend(Price.CHANGE)
             changes.append(clock.now)
     assert 0.8 <= len([at for at in changes if at > 900]) / 100 <= 1.1
+
+
+def test_what_the_daemon_orders_is_not_the_vms_to_pay_nor_to_save_up() -> None:
+    budget = Budget(Clock())
+    budget.grant(BURST)
+    budget.spend(BURST + Price.CHANGE)
+    assert budget.wait_time(Reserve.CHANGES) > 0
+    budget.grant(Price.CHANGE)
+    budget.spend(Price.CHANGE)
+    budget.grant(Price.CHANGE)
+    assert budget.wait_time(Reserve.CHANGES) == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hypemand.budget import Reserve
 from hypemand.errors import AlreadyExists, HypemandError, InvalidRequest, WrongState
 from hypemand.manager.fork import ApiForks
 from hypemand.manager.snapshots import ApiSnapshots
@@ -78,6 +79,25 @@ def test_a_fork_goes_on_with_the_memory_of_its_source_and_an_identity_of_its_own
         assert host.vm("copy").boot == fork.boot_id
         (again,) = host.vmm("copy").freezer.thaws
         assert set(again) == {"clock", "entropy"}
+
+    drive(scenario)
+
+
+def test_a_source_is_answered_at_once_however_often_it_is_forked() -> None:
+    """What a fork has the daemon do is not the guest's to pay: it would not be read soon, while it stands
+    still."""
+
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        session = host.vm().session
+        assert session is not None
+        session.budget._clock = lambda: 0.0  # it gets no more by time
+        session.budget._at = 0.0
+        for number in range(15):
+            wanted = ForkWanted(f"copy{number}", from_running=True, target=State.STANDBY)
+            await service(host).fork_vm("web", wanted)
+            assert session.budget.wait_time(Reserve.FRAMES) == 0
+        assert host.vm().session is session
 
     drive(scenario)
 
