@@ -28,7 +28,6 @@ from hypemand.storage.volume import Volume
 from hypemand.systemd.journal import JOURNAL_SOCKET
 from hypemand.systemd.rootdir import Own, outside_usr
 from hypemand.systemd.units import UnitPlan
-from hypemand.unit.stop import POWER_OFF
 from hypemand.unitnames import unit_name
 from hypemand.vm.places import CONFIG_DISK, FILES_DISK, Places
 from hypemand.vm.record import Lease, VmRecord
@@ -53,12 +52,17 @@ _CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _LAUNCHER = Path("/usr/lib/hypemand/launcher")
 # with which an old QEMU does not ask to write to memory that it maps privately (launcher/preload)
 _PRELOAD = Path("/usr/lib/hypemand/preload.lib")
-_PYTHON_MODULE = (sys.executable, "-I", "-m")
+# ExecStop= and ExecStopPost= (launcher/ending); and what the latter executes where the end is to be found out
+_ENDING = "/usr/lib/hypemand/ending"
+_FIND_END = (sys.executable, "-I", "-m", "hypemand.unit.exit")
+# Seconds beyond the grace of the guest's program, as launcher/ending has it: to sync, to power off and for
+# the VMM to end.
+_POWER_OFF = 5
 # what the VMM's own threads may take beside the guest's CPUs: less than one slows down a guest's random IO
 _VMM_CPUS = 1.0
 _FOREVER = 86400  # the guest knows no longer one
 # TimeoutStopSec= at most, which is systemd's default: of each step of an end but ExecStop=, which may take as
-# long as the guest may (hypemand/unit/stop.py). A step that hangs keeps the VM from being started meanwhile.
+# long as the guest may (launcher/ending). A step that hangs keeps the VM from being started meanwhile.
 _LONGEST_STEP = 90.0
 # of such a step, seconds that hypeman-console leaves to the end of others
 _CONSOLE_SPARE = 2
@@ -394,14 +398,13 @@ def _start_command(
 
 def _derive_stop_timeout(definition: Definition) -> float:
     """TimeoutStopSec= of the unit."""
-    return min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + POWER_OFF)
+    return min(_LONGEST_STEP, stop_grace(definition.stop_timeout) + _POWER_OFF)
 
 
 def _stop_command(definition: Definition, places: Places) -> tuple[str, ...]:
     grace = stop_grace(definition.stop_timeout)
     at_shutdown = (definition.name,) if definition.on_host_shutdown is HostShutdown.STANDBY else ()
-    arguments = (str(places.runtime), str(grace), str(places.state), *at_shutdown)
-    return (*_PYTHON_MODULE, "hypemand.unit.stop", *arguments)
+    return (_ENDING, "stop", str(places.runtime), str(grace), str(places.state), *at_shutdown)
 
 
 def _stop_post_command(
@@ -418,9 +421,10 @@ def _stop_post_command(
         needed += ":" + definition.ready.words.replace("$", "$$")  # systemd replaces variables
     unit = unit_name(record.name)
     judged = (str(guest.stop_signal), needed, guest.mode.value)
+    own = (_ENDING, "record", str(places.state), unit, str(places.runtime))
     arguments = (str(places.state), unit, *judged, str(places.runtime))
     fresh = () if definition.persistent else (str(definition.disk), str(record.uid), str(places.templates))
-    return (*_PYTHON_MODULE, "hypemand.unit.exit", *arguments, *fresh)
+    return (*own, *_FIND_END, *arguments, *fresh)
 
 
 def stop_grace(stop_timeout: float | None) -> int:

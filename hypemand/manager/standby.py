@@ -58,7 +58,7 @@ async def enter_standby(parts: Parts, vm: Vm) -> None:
 
 
 def _is_at_shutdown(vm: Vm) -> bool:
-    """Does its unit, which is being stopped, ask for it (hypemand/unit/stop.py)?"""
+    """Does its unit, which is being stopped, ask for it (launcher/ending)?"""
     definition, session = vm.runs.definition, vm.session
     wants = definition.on_host_shutdown is HostShutdown.STANDBY and vm.is_ending
     return wants and session is not None and session.is_ready and session.run_state in _LIVE
@@ -73,6 +73,8 @@ async def _save(parts: Parts, vm: Vm, session: Session, *, at_shutdown: bool) ->
 
         async def commit() -> None:
             vm.standby.take(await run_in(Pool.TOOLS, commit_save, vm.places.state))
+            notes = session.tracker.notes
+            await run_in(Pool.TOOLS, vm.runs.files.keep_saved_end, session.run, notes)
 
         async def write(deadline: float) -> None:
             await write_save(session, folder, facts, deadline)

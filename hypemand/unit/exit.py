@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ExecStopPost= of a VM's unit: give systemd the program's result and leave a record of it.
+"""ExecStopPost= of a VM's unit: give systemd the program's result and leave a record of it. launcher/ending
+executes it, unless all of that is known.
 
 ``python3 -I -m hypemand.unit.exit STATE_DIR UNIT STOP_SIGNAL NEEDED MODE RUNTIME_DIR``, and ``SIZE UID
 TEMPLATES`` after that or not, as root, with what systemd puts into the environment. Exits with the program's
@@ -52,6 +53,7 @@ from hypemand.systemd.journal import BootJournal, JournalLine, synchronize_journ
 from hypemand.vm.exitrecord import (
     Ending,
     ExitRecord,
+    add_start,
     derive_exit_record,
     derive_saved,
     find_spare,
@@ -59,7 +61,7 @@ from hypemand.vm.exitrecord import (
     store_exit_record,
 )
 from hypemand.vm.folders import OLD_STANDBY, STANDBY, WARM
-from hypemand.vm.runrecord import find_boot_id, find_start
+from hypemand.vm.runrecord import find_boot_id
 from hypemand.vm.tracker import load_notes
 from hypemand.vmm.messages import PREFIXES
 
@@ -283,14 +285,6 @@ def _renew_disk(state: Path, size: str, uid: str, templates: str) -> None:
         print(f"no fresh disk: {error}", file=sys.stderr)
 
 
-def add_start(record: ExitRecord, state: Path, runtime: Path) -> ExitRecord:
-    """The record with when the run has begun, and how long it took to be Running, as far as a daemon has seen
-    that."""
-    notes = load_notes(state / "boot.json", record.run)
-    started = find_start(runtime, record.run)
-    return replace(record, started_at=started, ready_ms=None if notes is None else notes.ready_ms)
-
-
 def keep_record(record: ExitRecord, path: Path, spare: Path) -> None:
     """Write the record for the daemon, with those of the runs before, to the spare place if necessary. It has
     what an exit status cannot express."""
@@ -365,7 +359,7 @@ def main() -> int:
         ending = collect_ending(run, unit, Path(state), Path(runtime), *how, deadline)
         record = derive_exit_record(run, ending, time.time())
         boots_instead = set_aside_template(needed, Path(state), Path(runtime), ending)
-    record = add_start(record, Path(state), Path(runtime))
+    record = add_start(record, load_notes(Path(state) / "boot.json", run), Path(runtime))
     keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
     notify(f"STATUS={describe_end(record)}")
     if len(sys.argv) > _ARGUMENTS and not goes_on:

@@ -19,6 +19,8 @@ from hypemand.model.evidence import EMERGENCY, Marker
 from hypemand.model.health import UNHEALTHY
 from hypemand.protocol.sentinels import Exit
 from hypemand.recordfile import BadRecord, load_record, store_record
+from hypemand.vm.runrecord import find_start
+from hypemand.vm.tracker import BootNotes
 from hypemand.vmm.shutdown import Shutdown
 
 MAX_RUNS = 20
@@ -212,6 +214,13 @@ def derive_saved(run: str, ended_at: float) -> ExitRecord:
 def derive_lost(run: str, seen_at: float) -> ExitRecord:
     """The record of a run whose end nobody has seen; it was seen last at `seen_at`."""
     return ExitRecord(run, None, LOST, False, 0, seen_at, kind=ExitKind.LOST)
+
+
+def add_start(record: ExitRecord, notes: BootNotes | None, runtime: Path) -> ExitRecord:
+    """The record with when the run has begun, and how long it took to be Running, as far as a daemon has seen
+    that: `notes` of it. Blocks."""
+    started = find_start(runtime, record.run)
+    return replace(record, started_at=started, ready_ms=None if notes is None else notes.ready_ms)
 
 
 def find_spare(runtime: Path) -> Path:

@@ -23,7 +23,9 @@ from hypemand.tasks import Tasks
 from hypemand.vm.exitrecord import (
     LOST,
     ExitRecord,
+    add_start,
     derive_lost,
+    derive_saved,
     derive_unrecorded,
     find_spare,
     load_history,
@@ -194,6 +196,15 @@ class RunFiles:
         record = derive_lost(run, self._find_noted_at() or time.time())
         store_exit_record(self._exit, record, before)
         return (record, *before)
+
+    def keep_saved_end(self, run: str, notes: BootNotes) -> None:
+        """Write down that this run was put into Standby, of which only its unit is left: that has nothing to
+        find out then (launcher/ending), and does so itself where this fails. Blocks."""
+        record = add_start(derive_saved(run, time.time()), notes, self.runtime)
+        try:
+            store_exit_record(self._exit, record, self._load_exits())
+        except OSError as error:
+            _log.warning("VM %s: cannot write the exit record: %s", self._vm, error)
 
     def _find_noted_at(self) -> float | None:
         with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,10 +18,13 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define FOLDER "/run/hypemand/handles"
 #define MOST_ARGUMENTS 8
+/* for systemd to say whether the host is being shut down */
+#define ANSWER_MS 5000
 
 int host_init(struct host *host, const char *vm, const char *root)
 {
@@ -104,17 +108,31 @@ static void begin_child(void)
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-/* Wait for a child. Returns its exit status, or 1. */
-static int await_child(struct host *host, pid_t pid)
+static int64_t now_ms(void)
+{
+    struct timespec now = {0};
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Wait for a child, and kill it after so many milliseconds (-1: never). Returns its exit status, or 1. */
+static int await_child(struct host *host, pid_t pid, int milliseconds)
 {
     int status = 0;
+    int64_t deadline = now_ms() + milliseconds;
     for (;;) {
         pid_t ended = waitpid(pid, &status, WNOHANG);
         if (ended == pid)
             return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
         if (ended < 0 && errno != EINTR)
             return 1;
-        wait_once(host, -1, -1);
+        int64_t left = milliseconds < 0 ? -1 : deadline - now_ms();
+        if (milliseconds >= 0 && left <= 0) {
+            (void)kill(pid, SIGKILL);
+            milliseconds = -1;
+            left = -1;
+        }
+        wait_once(host, -1, (int)left);
     }
 }
 
@@ -141,21 +159,27 @@ static pid_t start_child(const struct host *host, const char *const arguments[],
     return pid;
 }
 
-int run(struct host *host, const char *const arguments[])
+int run_within(struct host *host, const char *const arguments[], int milliseconds)
 {
     pid_t pid = start_child(host, arguments, -1);
-    return pid < 0 ? 1 : await_child(host, pid);
+    return pid < 0 ? 1 : await_child(host, pid, milliseconds);
+}
+
+int run(struct host *host, const char *const arguments[])
+{
+    return run_within(host, arguments, -1);
 }
 
 /* The same, for what it prints, which is less than a pipe holds. Returns its status. */
-static int run_for(struct host *host, const char *const arguments[], char *text, size_t size)
+static int run_for(struct host *host, const char *const arguments[], char *text, size_t size,
+                   int milliseconds)
 {
     int ends[2];
     text[0] = '\0';
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
         return 1;
     pid_t pid = start_child(host, arguments, ends[1]);
-    int status = pid < 0 ? 1 : await_child(host, pid);
+    int status = pid < 0 ? 1 : await_child(host, pid, milliseconds);
     (void)close(ends[1]);
     ssize_t got = read(ends[0], text, size - 1);
     text[got < 0 ? 0 : got] = '\0';
@@ -197,7 +221,7 @@ enum unit_state ask(struct host *host, pid_t *process)
     const char *const arguments[] = {"systemctl", "show", "--property=ActiveState,Job,MainPID,ControlPID",
                                      "--",        unit,   NULL};
     *process = 0;
-    if (run_for(host, arguments, text, sizeof(text)) != 0)
+    if (run_for(host, arguments, text, sizeof(text), -1) != 0)
         return UNIT_UNKNOWN;
     find_value(text, "ActiveState", state, sizeof(state));
     find_value(text, "Job", job, sizeof(job));
@@ -217,7 +241,7 @@ bool is_shutting_down(struct host *host)
 {
     char text[64];
     const char *const arguments[] = {"systemctl", "is-system-running", NULL};
-    (void)run_for(host, arguments, text, sizeof(text));
+    (void)run_for(host, arguments, text, sizeof(text), ANSWER_MS);
     return strcmp(text, "stopping\n") == 0;
 }
 
@@ -302,7 +326,7 @@ static void await_lock(struct host *host)
         int fd = open(path, O_RDONLY | O_CLOEXEC);
         _exit(fd >= 0 && flock(fd, LOCK_SH) == 0 ? 0 : 1);
     }
-    if (pid < 0 || await_child(host, pid) != 0)
+    if (pid < 0 || await_child(host, pid, -1) != 0)
         wait_once(host, -1, 1000);
 }
 

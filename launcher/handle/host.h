@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What a handle needs of its host: children, signals, systemd's word on the VM's unit, and the lock that it
- * shares with the daemon. */
+/* What a handle, and what ends a VM's unit (../ending), need of their host: children, signals, systemd's word on
+ * the VM's unit, and the lock that a handle shares with the daemon. */
 #pragma once
 
 #include <stdbool.h>
@@ -43,10 +43,13 @@ void await_stop(struct host *host);
  * its exit status, or 1 if it was killed or cannot be executed. */
 int run(struct host *host, const char *const arguments[]);
 
+/** The same, and kill it after so many milliseconds. */
+int run_within(struct host *host, const char *const arguments[], int milliseconds);
+
 /** Ask systemd. `process`: of the unit's main process or of a command beside that, or 0. */
 enum unit_state ask(struct host *host, pid_t *process);
 
-/** Is the host being shut down? */
+/** Is the host being shut down? Not, as far as is known, where systemd does not say so within 5 s. */
 bool is_shutting_down(struct host *host);
 
 /** Wait until a signal comes, or for so many milliseconds. */

@@ -43,8 +43,8 @@ from hypemand.vm.watcher import BootWatcher
 from hypemand.vmm.qemu import connect_qemu
 from tests.fakes.files import GuestFile
 from tests.fakes.handle import HandleProcess
-from tests.fakes.intake import find_intake
 from tests.fakes.journal import FakeJournal
+from tests.fakes.launchers import find_intake
 from tests.fakes.process import Process
 from tests.fakes.systemd import FakeSystemd
 from tests.fakes.template import TemplateVmms

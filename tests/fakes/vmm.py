@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMMs and their guests: what a VM's unit executes, with the sockets that hypemand connects to.
 
-The commands of the unit's end are those of hypemand.unit: what they ask of the host is answered here, what
-they conclude and write down is their own.
+The commands of the unit's end are those of launcher/ending and of hypemand.unit: what they ask of the host is
+answered here, what they conclude and write down is their own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 import uuid
 import zlib
@@ -28,28 +29,36 @@ from hypemand.config.definition import Mode
 from hypemand.model.evidence import describe_check, list_missing
 from hypemand.unit.exit import (
     Findings,
-    add_start,
     describe_end,
     keep_record,
     scan_journal,
     set_aside_template,
     settle_standby,
 )
-from hypemand.unit.stop import is_saved
 from hypemand.unitnames import unit_name, vm_of_unit
-from hypemand.vm.exitrecord import Ending, ExitRecord, derive_exit_record, derive_saved, find_spare
-from hypemand.vm.folders import WARM
+from hypemand.vm.exitrecord import (
+    Ending,
+    ExitRecord,
+    add_start,
+    derive_exit_record,
+    derive_saved,
+    find_spare,
+)
+from hypemand.vm.folders import STANDBY, WARM
 from hypemand.vm.places import CONFIG_DISK
 from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
+from hypemand.vm.saved import find_saved
 from hypemand.vm.tracker import load_notes
 from tests.fakes.files import GuestFile, GuestFiles
 from tests.fakes.guest import PROGRAMS, Agent, Attached, Command, Freezer, HealthCheck, Program, cat
 from tests.fakes.journal import FakeJournal
+from tests.fakes.launchers import find_ending
 from tests.fakes.process import Process
 from tests.fakes.qmp import GREETING, Monitor
 from tests.fakes.systemd import FakeSystemd
 from tests.unit.agent.support import Guest
 
+ENDING = "/usr/lib/hypemand/ending"
 _STAMP = "ts=2026-02-03T04:05:06Z"
 # A guest boots for longer than it takes to connect to its VMM and to hear from it: so many turns of the event
 # loop after the first question. Who does not connect is not waited for.
@@ -399,6 +408,13 @@ class Vmm:
             self._volumes[serial] = self._behaviour.files.take_out(path)
 
 
+def _is_known(process: Process) -> bool:
+    """Has launcher/ending nothing to execute?"""
+    command = [str(find_ending()), *process.argv[1:5], "/bin/false"]
+    env = {"INVOCATION_ID": process.env["INVOCATION_ID"]}
+    return subprocess.run(command, env=env, timeout=30, check=False).returncode == 0
+
+
 @dataclass
 class Vmms:
     """The VMs' processes: `run` is the program for FakeSystemd. `live`: VMMs that run, by VM; `runs`: how
@@ -409,6 +425,8 @@ class Vmms:
     journal: FakeJournal
     live: dict[str, Vmm] = field(default_factory=dict)
     runs: Counter[str] = field(default_factory=Counter)
+    # how often hypemand.unit.exit was executed
+    found_out: Counter[str] = field(default_factory=Counter)
     behaviour: dict[str, Behaviour] = field(default_factory=dict)
     others: dict[str, Callable[[Process], Awaitable[int]]] = field(default_factory=dict)
     # what is in volumes, by serial
@@ -424,9 +442,10 @@ class Vmms:
         vm = vm_of_unit(process.unit)
         if vm is None:
             return await self.others[process.unit.partition("@")[0]](process)
-        if "hypemand.unit.stop" in process.argv:
-            saved = is_saved(Path(process.argv[-1]), process.env["INVOCATION_ID"])
-            return 0 if saved else await self._stop(vm)
+        if process.argv[:2] == (ENDING, "stop"):
+            saved = find_saved(Path(process.argv[4]) / STANDBY)
+            is_saved = saved is not None and saved.run == process.env["INVOCATION_ID"]
+            return 0 if is_saved else await self._stop(vm)
         if "hypemand.unit.exit" in process.argv:
             return await self._note_end(process)
         return await self._run_vmm(vm, process)
@@ -443,7 +462,7 @@ class Vmms:
                 del self.live[vm]
 
     async def _stop(self, vm: str) -> int:
-        """hypemand.unit.stop: the guest is told by the stop port, and its end is waited for."""
+        """launcher/ending: the guest is told by the stop port, and its end is waited for."""
         vmm, behaviour = self.live.get(vm), self.of(vm)
         if vmm is None:
             return 0
@@ -456,7 +475,11 @@ class Vmms:
         return 0
 
     async def _note_end(self, process: Process) -> int:
-        """hypemand.unit.exit, with this journal and this systemd."""
+        """launcher/ending, and where that executes it hypemand.unit.exit, with this journal and systemd."""
+        if await asyncio.to_thread(_is_known, process):
+            self.systemd.notify(process.pid, "STATUS=Stopped: put into standby")
+            return 0
+        self.found_out[vm_of_unit(process.unit) or ""] += 1
         at = process.argv.index("hypemand.unit.exit") + 1
         state, unit, stop_signal, needed, mode, runtime = process.argv[at : at + 6]
         run = process.env["INVOCATION_ID"]
@@ -513,4 +536,4 @@ class Vmms:
             check=describe_check(check, found.waiting or (None if notes is None else notes.waiting)),
             unhealthy=None if notes is None else notes.unhealthy,
         )
-        return ending, add_start(derive_exit_record(run, ending, time.time()), state, runtime)
+        return ending, add_start(derive_exit_record(run, ending, time.time()), notes, runtime)

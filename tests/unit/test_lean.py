@@ -25,7 +25,7 @@ print(json.decoder.JSONDecoder.__name__, json.mark, hasattr(json, "loads"))
 """
 UNIT = """
 import sys
-import hypemand.unit.exit, hypemand.unit.stop
+import hypemand.unit.exit
 print(*sys.modules)
 """
 NONE = """

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import HypemandError, WrongState
+from hypemand.model.events import ExitKind
 from hypemand.model.state import FromStandby, Operation, State, check_allowed
 from tests.fakes.host import FakeHost, drive
 
@@ -55,6 +56,30 @@ def test_a_vm_is_saved_and_goes_on_where_it_was() -> None:
         assert set(thaw) == {"clock", "entropy"}
         await host.until_true(lambda: saves(host) == set())
         await host.until_true(lambda: host.is_active("hypeman@web.service"))
+
+    drive(scenario)
+
+
+def test_the_end_of_what_is_saved_is_written_down_before_its_unit_would_find_it_out() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run(restart="always")
+        run = host.vm().view().invocation_id
+        await host.manager.standby_vm("web")
+        assert host.vmms.found_out["web"] == 0
+        (record,) = host.vm().runs.ended
+        assert (record.run, record.kind, record.success) == (run, ExitKind.STANDBY, True)
+        assert record.started_at is not None
+        assert record.ready_ms is not None
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+        # where it cannot be written, the unit finds another place
+        (folder(host) / "exit.json").unlink()
+        (folder(host) / "exit.json").mkdir()
+        await host.manager.standby_vm("web")
+        assert host.vmms.found_out["web"] == 1
+        assert host.vm().state is State.STANDBY
+        record = host.vm().runs.ended[0]
+        assert (record.kind, record.success) == (ExitKind.STANDBY, True)
 
     drive(scenario)
 

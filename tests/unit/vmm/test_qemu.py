@@ -23,7 +23,7 @@ from hypemand.vmm.commandline import MEMORY_BLOCK
 from hypemand.vmm.driver import Drive, Ending, RunStateChanged, Vmm, VmmError, VmmEvent, VmmTimeout
 from hypemand.vmm.qemu import RUN_STATES, connect_qemu
 from hypemand.vmm.shutdown import Shutdown
-from tests.fakes.intake import find_intake
+from tests.fakes.launchers import find_intake
 from tests.fakes.qmp import QmpServer
 
 # what a guest has in its memory, and where
