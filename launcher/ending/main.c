@@ -35,7 +35,7 @@
 #define LONGEST_GRACE 86400
 /* for systemd to read: a host that shuts down has many units that are stopped at once */
 #ifndef NOTIFY_MS
-#define NOTIFY_MS 30000
+#define NOTIFY_MS 30000L
 #endif
 
 static const char *root = "";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What a handle, and what ends a VM's unit (../ending), need of their host: children, signals, systemd's word on
- * the VM's unit, and the lock that a handle shares with the daemon. */
+/* What a handle, and what ends a VM's unit (../ending), need of their host: children, signals, systemd's word
+ * on the VM's unit, and the lock that a handle shares with the daemon. */
 #pragma once
 
 #include <stdbool.h>
