@@ -8,7 +8,6 @@ folder is synced. What a crash leaves are temporary names, which `remove_tempora
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +42,7 @@ def replace_file(path: Path, *, mode: int = 0o644, uid: int = -1, gid: int = -1)
     `mode` is set whatever the umask is; -1 keeps the owner. When the block raises, nothing is left and an
     earlier `path` is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}{_SUFFIX}")
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:

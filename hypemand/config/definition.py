@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from hypemand.config.health import Health
 from hypemand.config.imagepull import ImagePull as ImagePull  # noqa: PLC0414 - a part of a definition
+from hypemand.config.mode import Mode
 from hypemand.config.network import DEFAULT_NETWORK, NetworkUse
 from hypemand.config.ready import Ready
 from hypemand.config.restart import Restart as Restart  # noqa: PLC0414 - a part of a definition
@@ -33,14 +34,6 @@ class WarmStart(StrEnum):
 
     AUTO = "auto"
     OFF = "off"
-
-
-class Mode(StrEnum):
-    """How the guest runs the image. AUTO decides by the image's command."""
-
-    AUTO = "auto"
-    EXEC = "exec"
-    SYSTEMD = "systemd"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hypemand.config.definition import Mode
 from hypemand.config.durations import format_duration, parse_duration
+from hypemand.config.mode import Mode
 from hypemand.config.patterns import check_pattern
 from hypemand.config.ready import Check, Ready
 from hypemand.config.source import KeyPath, Source

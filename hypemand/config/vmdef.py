@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from hypemand.config.capabilities import derive_mask
-from hypemand.config.definition import Definition, DefinitionDefaults, Mode
+from hypemand.config.definition import Definition, DefinitionDefaults
 from hypemand.config.guestfiles import (
     find_guest_file_problems,
     guest_files_to_json,
@@ -22,6 +22,7 @@ from hypemand.config.guestfiles import (
 )
 from hypemand.config.healthdef import find_health_problems, health_to_json, make_health
 from hypemand.config.kinds import find_kind
+from hypemand.config.mode import Mode
 from hypemand.config.names import NAME_RULE, is_name
 from hypemand.config.netdef import (
     Networks,

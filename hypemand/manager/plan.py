@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hypemand.config.definition import Definition, HostShutdown, Mode, Restart, VolumeMount
+from hypemand.config.definition import Definition, HostShutdown, Restart, VolumeMount
+from hypemand.config.mode import Mode
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.model.limits import DiskLimits
 from hypemand.network.port import PortPlan

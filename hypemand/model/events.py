@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol
 
 from hypemand.errors import InvalidRequest
 from hypemand.model.compression import CompressionState
+from hypemand.model.exits import ExitKind
 from hypemand.model.health import HealthState
 from hypemand.model.images import PullStatus
 from hypemand.model.state import State
@@ -72,28 +73,6 @@ class FailureReason(StrEnum):
     EXITED = "exited"
     VMM = "vmm"
     OTHER = "other"
-
-
-class ExitKind(StrEnum):
-    """How a run ended. SUCCESS, FAILURE: by the exit code of its program; REQUESTED: it was asked to end;
-    STANDBY: it was put into that; REBOOT, POWER_OFF: from inside; BOOT_TIMEOUT, STOP_TIMEOUT: systemd's;
-    UNHEALTHY: its watchdog's; MEMORY: the unit's limit; VMM: that has failed or was killed. LOST: the host
-    went down with it; UNKNOWN: nothing says how."""
-
-    SUCCESS = "success"
-    FAILURE = "failure"
-    REQUESTED = "requested"
-    STANDBY = "standby"
-    REBOOT = "reboot"
-    POWER_OFF = "power-off"
-    PANIC = "panic"
-    BOOT_TIMEOUT = "boot-timeout"
-    STOP_TIMEOUT = "stop-timeout"
-    UNHEALTHY = "unhealthy"
-    MEMORY = "memory"
-    VMM = "vmm"
-    LOST = "lost"
-    UNKNOWN = "unknown"
 
 
 class SnapshotAction(StrEnum):

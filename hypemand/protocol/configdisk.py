@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypemand.atomic import write_file
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.config.ready import Ready, ready_fields
 from hypemand.errors import InvalidDefinition, Problem
 from hypemand.protocol.records import ProtocolError, encode_fields, encode_records, parse_records

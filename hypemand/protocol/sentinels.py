@@ -15,7 +15,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 
 MAX_LINE = 4096
 MAX_MESSAGE = 512

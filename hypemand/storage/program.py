@@ -9,7 +9,8 @@ import signal
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
-from hypemand.config.definition import Definition, Mode
+from hypemand.config.definition import Definition
+from hypemand.config.mode import Mode
 from hypemand.config.vmdef import boot_settings_of, check_systemd_mode, settings_of
 from hypemand.errors import ImageNotReady, InvalidDefinition, Problem
 from hypemand.model.images import OciConfig

@@ -26,7 +26,6 @@ import os
 import select
 import signal
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -35,7 +34,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.errors import HypemandError
 from hypemand.model.evidence import Marker, describe_check, list_missing
 from hypemand.notify import notify
@@ -169,14 +168,22 @@ def forget_machine(unit: str, machine: str, records: Path = _MACHINES) -> None:
 
 
 def _systemctl(*arguments: str, deadline: float = _SYSTEMCTL_DEADLINE) -> bytes:
-    """What it prints. OSError, subprocess.SubprocessError."""
-    done = subprocess.run(
-        ["systemctl", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=deadline,
-        check=True,
-    )
+    """What it prints. OSError, with its words if it has some."""
+    # here and not above: most ends need it not
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            ["systemctl", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=deadline,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        raise OSError(_words(error.stderr)) from error
+    except subprocess.SubprocessError as error:
+        raise OSError(str(error)) from error
     return done.stdout
 
 
@@ -185,7 +192,7 @@ def _is_stopping(unit: str, deadline: float) -> bool:
     rest = max(deadline - time.monotonic(), _LEAST_SYSTEMCTL_DEADLINE)
     try:
         job = _systemctl("show", "--property=Job", "--value", unit, deadline=rest)
-    except (OSError, subprocess.SubprocessError):
+    except OSError:
         return False
     return job.strip() not in (b"", b"0")
 
@@ -267,9 +274,7 @@ def _start_again(unit: str) -> None:
     """
     try:
         _systemctl("restart", "--no-block", "--job-mode=fail", unit)
-    except subprocess.CalledProcessError as error:
-        print(f"not restarted: {_words(error.stderr)}", file=sys.stderr)
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
         print(f"not restarted: {error}", file=sys.stderr)
 
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hypemand.config.definition import Mode
-from hypemand.model.events import ExitKind
+from hypemand.config.mode import Mode
 from hypemand.model.evidence import EMERGENCY, Marker
+from hypemand.model.exits import ExitKind
 from hypemand.model.health import UNHEALTHY
 from hypemand.protocol.sentinels import Exit
 from hypemand.recordfile import BadRecord, load_record, store_record

@@ -19,7 +19,6 @@ from hypemand.errors import (
 from hypemand.model.events import (
     Details,
     Exit,
-    ExitKind,
     Failure,
     FailureReason,
     Ready,
@@ -29,6 +28,7 @@ from hypemand.model.events import (
     StateChange,
 )
 from hypemand.model.evidence import Derived
+from hypemand.model.exits import ExitKind
 from hypemand.model.state import State
 from hypemand.systemd.log import log_state_change
 from hypemand.vm.exitrecord import ExitRecord

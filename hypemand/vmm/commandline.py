@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.model.limits import DiskLimits
 from hypemand.vmm.accel import AccelKind
 from hypemand.vmm.control import CONTROL

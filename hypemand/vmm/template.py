@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.model.templates import TemplateKind
 from hypemand.vmm.commandline import VmmPlan, count_disks, disk_arguments, kernel_words, machine_arguments
 

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.model.evidence import describe_check, list_missing
 from hypemand.unit.exit import (
     Findings,

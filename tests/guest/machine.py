@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.vmm.accel import AccelKind, find_tsc_khz
 from hypemand.vmm.commandline import (
     PORT_FDS,

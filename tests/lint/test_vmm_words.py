@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.vmm.accel import AccelKind
 from hypemand.vmm.commandline import NetDevice, VmmFiles, VmmPlan, VolumeFile, qemu_arguments
 from hypemand.vmm.qemu import RUN_STATES, STATE_EVENTS

@@ -19,7 +19,8 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from hypemand.histogram import Histogram
 from hypemand.manager.metrics.report import MetricsReport, VmReport
-from hypemand.model.events import ExitKind, FailureReason, StartKind
+from hypemand.model.events import FailureReason, StartKind
+from hypemand.model.exits import ExitKind
 from hypemand.model.images import PullStatus
 
 _PAUSE = 0.0001

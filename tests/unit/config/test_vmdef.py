@@ -18,11 +18,11 @@ from hypemand.config.definition import (
     Definition,
     DefinitionDefaults,
     ImagePull,
-    Mode,
     Restart,
     Ulimit,
     VolumeMount,
 )
+from hypemand.config.mode import Mode
 from hypemand.config.network import Bandwidth, NetworkUse, Publish, Transport
 from hypemand.config.source import parse_source
 from hypemand.config.templates import expand_instance, parse_file_name

@@ -16,7 +16,6 @@ from hypemand.model.events import (
     Event,
     EventKind,
     Exit,
-    ExitKind,
     Failure,
     FailureReason,
     Missed,
@@ -29,6 +28,7 @@ from hypemand.model.events import (
     StartKind,
     StateChange,
 )
+from hypemand.model.exits import ExitKind
 from hypemand.model.images import PullStatus
 from hypemand.model.state import State
 from hypemand.vm.exitrecord import REBOOTED

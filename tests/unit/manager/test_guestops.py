@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.manager.guestops import like_the_program
 from hypemand.model.exec import ExecRequest
 from hypemand.protocol.configdisk import GuestConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import HypemandError, WrongState
-from hypemand.model.events import ExitKind
+from hypemand.model.exits import ExitKind
 from hypemand.model.state import FromStandby, Operation, State, check_allowed
 from tests.fakes.host import FakeHost, drive
 

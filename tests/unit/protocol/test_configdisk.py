@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.errors import InvalidDefinition
 from hypemand.protocol.configdisk import (
     MAX_RECORDS,

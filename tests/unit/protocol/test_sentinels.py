@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.protocol.sentinels import (
     MAX_LINE,
     MAX_MESSAGE,

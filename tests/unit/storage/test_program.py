@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from hypemand.config.definition import Definition, Mode
+from hypemand.config.definition import Definition
+from hypemand.config.mode import Mode
 from hypemand.errors import ImageNotReady, InvalidDefinition
 from hypemand.model.images import OciConfig
 from hypemand.protocol.configdisk import GuestConfig

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.atomic import write_file
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.model.evidence import Marker
 from hypemand.protocol.sentinels import (
     AgentReady,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import Mode
-from hypemand.model.events import ExitKind
+from hypemand.config.mode import Mode
 from hypemand.model.evidence import Marker
+from hypemand.model.exits import ExitKind
 from hypemand.protocol.sentinels import Exit
 from hypemand.vm.exitrecord import (
     REBOOTED,

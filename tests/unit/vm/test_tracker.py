@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.model.evidence import Marker
 from hypemand.model.state import HeadersState, HeadersStatus
 from hypemand.protocol.sentinels import (

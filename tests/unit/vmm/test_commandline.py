@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.config.definition import Mode
+from hypemand.config.mode import Mode
 from hypemand.model.limits import DiskLimits
 from hypemand.vmm.accel import AccelKind
 from hypemand.vmm.commandline import (
