@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* ExecStart= of a VM's unit: launcher [--secrets=NAME,...] [--restore=STATE,BOOT,COUNT |
- * --warm=STATE,CRC,COUNT,FILE:SIZE:MTIME,... [--preload=LIBRARY,MEMORY]] RUNTIME_DIR TAP_SOCKET|-
+ * --warm=STATE,CRC,COUNT,FILE:SIZE:MTIME,...] [--preload=LIBRARY,MEMORY] RUNTIME_DIR TAP_SOCKET|-
  * KERNEL_WORDS VMM ARGUMENT...
  *
  * It becomes the VMM, with descriptors for its TAP device, its sockets (ports.h) and the disk with the
@@ -12,7 +12,8 @@
  * arguments, which a cold start goes without, and with the boot id that the guest has.
  *
  * With --warm it goes on from a template (warm.h) in the same way, but as a VM of its own, with a new boot
- * id; where the template is gone, or not what it was, it is a cold start.
+ * id; where the template is gone, or not what it was, it is a cold start. In both cases the VMM loads LIBRARY
+ * (preload/memory.c), which is to know of the file of the guest's memory.
  *
  * It takes no memory but its stack, and needs no daemon: the TAP device is the network service's to open
  * (tap.h), which systemd starts if need be. */
@@ -103,6 +104,27 @@ struct origin {
     size_t arguments; /* it goes on from a template: so many of the last are for that, else 0 */
 };
 
+/* Have the VMM load LIBRARY, which is to know of MEMORY. NULL: none. Returns 0 or -1; it has said why. */
+static int preload_library(const char *value)
+{
+    static char library[256];
+    static char memory[256];
+    const char *comma = value == NULL ? NULL : strchr(value, ',');
+    if (value == NULL)
+        return 0;
+    if (comma == NULL ||
+        snprintf(library, sizeof(library), "LD_PRELOAD=%.*s", (int)(comma - value), value) >=
+            (int)sizeof(library) ||
+        snprintf(memory, sizeof(memory), "HYPEMAN_MEMORY=%s", comma + 1) >= (int)sizeof(memory)) {
+        say("--preload is not LIBRARY,MEMORY");
+        return -1;
+    }
+    if (putenv(library) == 0 && putenv(memory) == 0)
+        return 0;
+    say("cannot set the environment of the VMM: %s", strerror(errno));
+    return -1;
+}
+
 /* Whether the VM is restored, and with which boot id, or goes on from a template: without the arguments for
  * that, if it does not. Returns 0 or -1; it has said why. */
 static int choose_start(int *argc, struct origin *origin, char boot[ID_LENGTH + 1])
@@ -123,30 +145,12 @@ static int choose_start(int *argc, struct origin *origin, char boot[ID_LENGTH + 
     if (parse_saved(origin->restore, &saved) < 0)
         return -1;
     int found = open_saved(&saved);
-    if (found > 0)
+    if (found > 0) {
         memcpy(boot, saved.boot, ID_LENGTH + 1);
-    else
-        *argc -= (int)saved.arguments;
-    return found < 0 ? -1 : 0;
-}
-
-/* Have the VMM load LIBRARY, which is to know of MEMORY. Returns 0 or -1; it has said why. */
-static int preload_library(const char *value)
-{
-    static char library[256];
-    static char memory[256];
-    const char *comma = strchr(value, ',');
-    if (comma == NULL ||
-        snprintf(library, sizeof(library), "LD_PRELOAD=%.*s", (int)(comma - value), value) >=
-            (int)sizeof(library) ||
-        snprintf(memory, sizeof(memory), "HYPEMAN_MEMORY=%s", comma + 1) >= (int)sizeof(memory)) {
-        say("--preload is not LIBRARY,MEMORY");
-        return -1;
+        return preload_library(origin->preload);
     }
-    if (putenv(library) == 0 && putenv(memory) == 0)
-        return 0;
-    say("cannot set the environment of the VMM: %s", strerror(errno));
-    return -1;
+    *argc -= (int)saved.arguments;
+    return found;
 }
 
 /* What a guest needs that goes on from a template. Where that cannot be written it is a cold start. Returns 0
@@ -162,7 +166,7 @@ static int prepare_warm(int *argc, struct origin *origin, const char *runtime, c
         say("cannot note how the VM starts in %s: %s", runtime, strerror(errno));
         return -1;
     }
-    return !warm || origin->preload == NULL ? 0 : preload_library(origin->preload);
+    return warm ? preload_library(origin->preload) : 0;
 }
 
 int main(int argc, char **argv)
@@ -182,7 +186,7 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     if (argc <= VMM) {
         say("usage: launcher [--secrets=NAME,...] [--restore=STATE,BOOT,COUNT | --warm=STATE,CRC,COUNT,"
-            "FILE:SIZE:MTIME,... [--preload=LIBRARY,MEMORY]] RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM "
+            "FILE:SIZE:MTIME,...] [--preload=LIBRARY,MEMORY] RUNTIME_DIR TAP_SOCKET|- KERNEL_WORDS VMM "
             "ARGUMENT...");
         return EXIT_FAILURE;
     }

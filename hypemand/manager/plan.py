@@ -51,7 +51,7 @@ from hypemand.vmm.host import VmmHost
 
 _CONSOLE = "/usr/lib/hypemand/hypeman-console"
 _LAUNCHER = Path("/usr/lib/hypemand/launcher")
-# with which an old QEMU does not ask to write to memory that it maps privately (launcher/preload)
+# of a QEMU that maps a file of memory privately (launcher/preload)
 _PRELOAD = Path("/usr/lib/hypemand/preload.lib")
 # ExecStop= and ExecStopPost= (launcher/ending); and what the latter executes where the end is to be found out
 _ENDING = "/usr/lib/hypemand/ending"
@@ -104,7 +104,7 @@ class Restore:
 
     def options(self, own: Own, count: int) -> list[str]:
         """For the launcher, of which the last `count` arguments are for this."""
-        return [f"--restore={own.saved},{self.boot},{count}"]
+        return [f"--restore={own.saved},{self.boot},{count}", _preload(own)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,11 @@ class Warm:
         """For the launcher, of which the last `count` arguments are for this."""
         marks = ((own.memory, self.memory), (self.binary.path, self.binary))
         files = ",".join(f"{path}:{mark.size}:{mark.mtime_ns}" for path, mark in marks)
-        preload = [] if self.is_shared else [f"--preload={_PRELOAD},{own.memory}"]
-        return [f"--warm={own.saved},{self.crc},{count},{files}", *preload]
+        return [f"--warm={own.saved},{self.crc},{count},{files}", _preload(own)]
+
+
+def _preload(own: Own) -> str:
+    return f"--preload={_PRELOAD},{own.memory}"
 
 
 FindWarm = Callable[[VmmPlan, VmmHost], Warm | None]

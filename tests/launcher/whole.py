@@ -97,7 +97,8 @@ class WholeTest(unittest.TestCase):
         env |= {"CREDENTIALS_DIRECTORY": credentials} if credentials else {}
         options = [f"--secrets={secrets}"] if secrets else []
         options += [f"--restore={restore}"] if restore else []
-        options += [f"--warm={warm}", "--preload=library.so,memory"] if warm else []
+        options += [f"--warm={warm}"] if warm else []
+        options += ["--preload=library.so,memory"] if warm or restore else []
         argv = [LAUNCHER, *options, str(self.runtime), tap, "quiet", VMM, *words]
         process = subprocess.Popen(
             argv,

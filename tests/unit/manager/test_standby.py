@@ -52,6 +52,7 @@ def test_a_vm_is_saved_and_goes_on_where_it_was() -> None:
         assert (after.boot_id, after.started_at) == (before.boot_id, before.started_at)
         assert after.invocation_id != before.invocation_id
         assert host.vmm().is_restored
+        assert any(word.startswith("--preload=") for word in host.vmm().process.argv)
         (thaw,) = host.vmm().freezer.thaws
         assert set(thaw) == {"clock", "entropy"}
         await host.until_true(lambda: saves(host) == set())
