@@ -316,7 +316,7 @@ def _inspect_identities(
     known which ids they have."""
     if config.cluster is None:
         return
-    words = [*describe_differences(definitions, config.networks)]
+    words = [*describe_differences(definitions, config.networks, config.pools)]
     with contextlib.suppress(HypemandError):
         words += describe_other_ids(list_instances(client), config.cluster, definitions)
     for text in words:

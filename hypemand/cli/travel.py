@@ -10,6 +10,7 @@ from hypemand.config.cluster import derive_vm_id
 from hypemand.config.definition import Definition
 from hypemand.config.netdef import Networks
 from hypemand.config.nethost import derive_default_ipv6, read_machine_id
+from hypemand.config.pools import PoolConfig
 from hypemand.errors import InvalidRequest
 from hypemand.model.answers.instance import Instance
 from hypemand.storage.references import Transport, parse_reference
@@ -17,11 +18,13 @@ from hypemand.storage.references import Transport, parse_reference
 _SHOWN = 10
 
 
-def describe_differences(definitions: Mapping[str, Definition], networks: Networks) -> Iterator[str]:
+def describe_differences(
+    definitions: Mapping[str, Definition], networks: Networks, pools: Mapping[str, PoolConfig]
+) -> Iterator[str]:
     """What differs by the definitions, and of which VMs."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for name, definition in sorted(definitions.items()):
-        for what in _find_differences(definition, networks):
+        for what in _find_differences(definition, networks, pools):
             found[what].append(name)
     for what, vms in found.items():
         yield f"{what}: {_join(vms)}"
@@ -38,9 +41,17 @@ def describe_other_ids(instances: Iterable[Instance], cluster: str, names: Itera
         )
 
 
-def _find_differences(definition: Definition, networks: Networks) -> Iterator[str]:
+def _find_differences(
+    definition: Definition, networks: Networks, pools: Mapping[str, PoolConfig]
+) -> Iterator[str]:
     if definition.persistent:
         yield "the disk is on this host only: what the VM writes to it is not on other hosts"
+    for mount in definition.volumes:
+        pool = pools.get(mount.volume.rpartition("/")[0])
+        if pool is None or not pool.shared:
+            yield f"the volume {mount.volume} is on this host only; have it in a pool with shared: true"
+    for directory in definition.directories:
+        yield f"the directory {directory.source} is read from each host; keep it the same on all"
     if what := _describe_image(definition.image):
         yield what
     network = None if definition.network is None else networks.get(definition.network.name)

@@ -25,6 +25,7 @@ from tests.host.cluster import (
     measure,
     start_cluster,
 )
+from tests.host.lab import NODE_PACKAGES, find_packages
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
 
@@ -142,6 +143,37 @@ def test_a_host_that_is_shut_down_leaves_its_vms_to_pacemaker(cluster: Cluster) 
     other = cluster.find_well("log")
     assert cluster.fenced == fenced
     assert len(read_log(other)) >= kept
+
+
+def test_a_node_in_standby_gives_its_vms_away(cluster: Cluster) -> None:
+    node = cluster.wait_running("log")
+    host = cluster.host(node)
+    theirs = [name for name in VMS if cluster.locate(name) == [node]]
+    kept = find_kept(host)
+    began, fenced = time.monotonic(), list(cluster.fenced)
+    host.run(["crm", "node", "standby", node])
+    try:
+        for name in theirs:
+            cluster.wait_running(name, but=node)
+        other = cluster.find_well("log")
+        print(f"{len(theirs)} VMs of a node in standby run elsewhere after {measure(began)}")
+        assert len(read_log(other)) >= kept
+        assert cluster.fenced == fenced
+    finally:
+        host.run(["crm", "node", "online", node])
+
+
+def test_an_upgrade_of_one_node_after_the_other_moves_no_vm(cluster: Cluster) -> None:
+    cluster.wait_settled()
+    before = {name: (cluster.locate(name), find_run(cluster.find_well(name), name)) for name in VMS}
+    for host in cluster.hosts:
+        host.install(find_packages(packages=NODE_PACKAGES), reinstall=True)
+        cluster.wait_settled()
+    for name, (place, run) in before.items():
+        assert cluster.locate(name) == place
+        assert find_run(cluster.find_well(name), name) == run
+    shown = cluster.hosts[0].run(["crm_mon", "-1", "--include=failures"]).stdout
+    assert "Failed" not in shown, shown
 
 
 def test_a_vm_is_watched_without_the_daemon_and_through_its_agent(cluster: Cluster) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Interface
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypemand.cli.travel import describe_differences, describe_other_ids
 from hypemand.config.cluster import derive_vm_id
 from hypemand.config.nethost import derive_default_ipv6, read_machine_id
 from hypemand.config.network import NetworkConfig
+from hypemand.config.pools import PoolConfig
 from hypemand.config.vmdef import parse_definition
 from hypemand.model.answers.instance import Instance
 
@@ -21,8 +23,11 @@ DIGEST = f"registry.example/app@sha256:{'0' * 64}"
 SAME = {"image": DIGEST, "persistent": False, "network": {"name": "lan", "address": "192.0.2.7"}}
 
 
+POOLS = {"san": PoolConfig(Path("/srv/san"), shared=True), "fast": PoolConfig(Path("/srv/fast"))}
+
+
 def describe(lan: NetworkConfig = LAN, **keys: Any) -> list[str]:
-    return list(describe_differences({"web": parse_definition("web", SAME | keys)}, {"lan": lan}))
+    return list(describe_differences({"web": parse_definition("web", SAME | keys)}, {"lan": lan}, POOLS))
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,21 @@ def describe(lan: NetworkConfig = LAN, **keys: Any) -> list[str]:
         ({"image": "registry.example/app:v2"}, ["the image can have another content"]),
         ({"image": "dir:/srv/app"}, ["the image is made of a path of this host"]),
         ({"network": "lan"}, ["no fixed address"]),
+        ({"volumes": [{"volume": "san/data", "mount_path": "/a"}]}, []),
+        (
+            {
+                "volumes": [
+                    {"volume": "data", "mount_path": "/a"},
+                    {"volume": "fast/data", "mount_path": "/b"},
+                    {"source": "/srv/www", "mount_path": "/c"},
+                ]
+            },
+            [
+                "the volume data is on this host only",
+                "the volume fast/data is on this host only",
+                "the directory /srv/www is read from each host",
+            ],
+        ),
         (
             {"network": "lan", "image": "app", "persistent": True},
             ["the disk", "the image", "no fixed address"],
@@ -64,7 +84,7 @@ def test_a_subnet_that_is_made_of_the_machine_id_is_told() -> None:
 
 def test_many_vms_are_counted() -> None:
     definition = parse_definition("web", SAME | {"persistent": True})
-    (text,) = describe_differences({f"vm{n:02}": definition for n in range(12)}, {"lan": LAN})
+    (text,) = describe_differences({f"vm{n:02}": definition for n in range(12)}, {"lan": LAN}, POOLS)
     assert text.endswith(": vm00, vm01, vm02, vm03, vm04, vm05, vm06, vm07, vm08, vm09 and 2 more")
 
 
