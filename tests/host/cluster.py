@@ -133,7 +133,10 @@ class Cluster:
             NODE.format(address=self.wire.address(host), name=host.name, number=number)
             for number, host in enumerate(self.hosts, 1)
         )
+        # crmsh does nothing to a node that it cannot reach by its name, and says so with status 0
+        names = "".join(f"{self.wire.address(host)} {host.name}\n" for host in self.hosts)
         for host in self.hosts:
+            host.run(["sh", "-c", "cat >>/etc/hosts"], input=names)
             host.push("/etc/corosync/corosync.conf", COROSYNC.format(token=TOKEN_MS, nodes=nodes))
             host.push("/usr/sbin/fence_lab", FENCE_AGENT, 0o755)
             host.push("/etc/hypemand/hypemand.yaml.d/pool.yaml", POOL)
