@@ -42,7 +42,7 @@ def parse_entry(datagram: bytes) -> Fields:
 
 class Journald:
     """A socket that takes entries as journald does, while `reads` is set, which it is for so many as `first`.
-    `pace`: seconds that each takes."""
+    `pace`: seconds that each takes; one that was late is followed by those that are due."""
 
     def __init__(
         self, folder: Path, *, reads: bool = True, first: int | None = None, pace: float = 0
@@ -64,13 +64,16 @@ class Journald:
         self._thread.start()
 
     def _read(self) -> None:
+        began = None
         while self.reads.wait() and (datagram := self._socket.recv(MIB)) != STOP:
             if datagram:
                 self.entries.append(parse_entry(datagram))
                 if len(self.entries) == self._first:
                     self.reads.clear()
                 if self._pace:
-                    time.sleep(self._pace)
+                    began = began or time.monotonic()
+                    due = began + len(self.entries) * self._pace
+                    time.sleep(max(due - time.monotonic(), 0))
             else:  # which has no effect
                 self.fences.append(len(self.entries))
 
