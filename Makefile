@@ -17,7 +17,7 @@ SUITE_OPTIONS = $(SUITES:%=--suite=%)
 GROUPS = --numprocesses=4 --dist=loadgroup
 
 .PHONY: help parts setup deb test test-new-machine test-local test-unit test-host test-cluster durations lint
-.PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-health bench-limits bench-standby bench-compare soak clean
+.PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-health bench-limits bench-standby bench-warm bench-compare soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -97,6 +97,9 @@ bench-limits: deb ## limits of disk IO and CPU, and memory that returns to the h
 
 bench-standby: deb ## standby, restore and forks of VMs beside the same by hand
 	@$(RUN) -m bench.standby $(ARGS)
+
+bench-warm: deb ## warm starts beside bare QEMU and beside boots
+	@$(RUN) -m bench.warm $(ARGS)
 
 bench-health: deb ## what health checks of forty VMs, each second, cost the daemon
 	@$(RUN) -m bench.health $(ARGS)

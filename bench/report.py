@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -125,11 +125,8 @@ def derive_goals(figures: dict[str, Any], kernel: Kernel | None) -> Iterator[Goa
 def render(figures: dict[str, Any], kernel: Kernel | None) -> tuple[str, bool]:
     """The report, and whether all goals are met."""
     lines = [*_conditions(figures), ""]
-    lines.append(f"{'milliseconds':44} {'min':>8} {'median':>8} {'max':>8}    n")
-    for group, key, name in _ROWS:
-        series = figures[group][key]
-        values = "".join(f" {value:8.1f}" for value in (min(series), median(series), max(series)))
-        lines.append(f"{name:44}{values} {len(series):4}")
+    lines.append(render_head("milliseconds"))
+    lines += [render_row(name, figures[group][key]) for group, key, name in _ROWS]
     for kind in IO_KINDS:
         what = "MiB/s" if kind.startswith("seq") else "4 KiB operations/s"
         bare, managed = (median(figures["disks"][f"{who}_{kind}"]) for who in ("bare", "managed"))
@@ -150,11 +147,34 @@ def render(figures: dict[str, Any], kernel: Kernel | None) -> tuple[str, bool]:
     if kernel is not None:
         lines += ["", f"(g) {kernel.text.strip()}"]
     goals = list(derive_goals(figures, kernel))
-    lines += ["", f"{'goal':36} {'reached':>10} {'at most':>10}"]
+    lines += ["", *render_goals(goals)]
+    return "\n".join(lines), all(goal.met for goal in goals)
+
+
+def render_head(what: str) -> str:
+    """The line above those of `render_row`."""
+    return f"{what:44} {'min':>8} {'median':>8} {'max':>8}    n"
+
+
+def render_row(name: str, series: Sequence[float]) -> str:
+    """The figures of a series."""
+    values = "".join(f" {value:8.1f}" for value in (min(series), median(series), max(series)))
+    return f"{name:44}{values} {len(series):4}"
+
+
+def render_goals(goals: Sequence[Goal]) -> Iterator[str]:
+    """What was to be reached beside what was."""
+    yield f"{'goal':36} {'reached':>10} {'at most':>10}"
     for goal in goals:
         word = "" if goal.met else "  MISSED"
-        lines.append(f"{goal.what:36} {goal.value:7.2f} {goal.unit:3} {goal.limit:6.2f} {goal.unit:3}{word}")
-    return "\n".join(lines), all(goal.met for goal in goals)
+        yield f"{goal.what:36} {goal.value:7.2f} {goal.unit:3} {goal.limit:6.2f} {goal.unit:3}{word}"
+
+
+def render_conditions(known: Mapping[str, Any]) -> str:
+    """What figures depend on, with the load inside the host before and after."""
+    before, after = known["load"]
+    machine = f"{known['qemu']}; {known['systemd']}; {known['cores']} cores, {known['cpu']}"
+    return f"{machine}; load {before:.1f} before, {after:.1f} after"
 
 
 def _conditions(figures: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from bench.report import Goal
+from bench.report import Goal, render_conditions, render_goals, render_head, render_row
 
 _ROWS = (
     ("hand: written", "migrate by hand: written"),
@@ -57,49 +57,31 @@ def _ratio(one: Sequence[float], other: Sequence[float]) -> float:
 
 def render(figures: dict[str, Any]) -> tuple[str, bool]:
     """The report, and whether all goals are met."""
-    known = figures["conditions"]
-    lines = [
-        (
-            f"{known['qemu']}; {known['systemd']}; {known['cores']} cores, {known['cpu']}; "
-            f"load {known['load'][0]:.1f} before, {known['load'][1]:.1f} after"
-        )
-    ]
+    lines = [render_conditions(figures["conditions"])]
     for size in _SIZES if "sizes" in figures else ():
         series = figures["sizes"][size]
-        lines += ["", _head(f"{size}, {median(series[_MIB]):.0f} MiB saved, ms")]
-        lines += [_row(name, series[key]) for key, name in _ROWS]
-        lines += [_row(key, series[key]) for key in sorted(series) if _is_step(key, series[key])]
+        lines += ["", render_head(f"{size}, {median(series[_MIB]):.0f} MiB saved, ms")]
+        lines += [render_row(name, series[key]) for key, name in _ROWS]
+        lines += [render_row(key, series[key]) for key in sorted(series) if _is_step(key, series[key])]
     if "pause" in figures:
         pause = figures["pause"]
-        lines += ["", _head("fork of a VM that runs, ms")]
-        lines.append(_row("fork: to Running", pause["running"]))
-        lines.append(_row("its source's programs stand still", pause["programs"]))
-        lines.append(_row("its source's CPUs stand still", pause["cpus"]))
+        lines += ["", render_head("fork of a VM that runs, ms")]
+        lines.append(render_row("fork: to Running", pause["running"]))
+        lines.append(render_row("its source's programs stand still", pause["programs"]))
+        lines.append(render_row("its source's CPUs stand still", pause["cpus"]))
     if "forks" in figures:
         forks = figures["forks"]
-        lines += ["", _head(f"{forks['count']} at once")]
+        lines += ["", render_head(f"{forks['count']} at once")]
         for what, unit in (("seconds", "s to the last Running"), ("pss", "MiB of all VMMs (Pss)")):
             lines += [
-                _row(f"{name}: {unit}", forks[f"{key}_{what}"])
+                render_row(f"{name}: {unit}", forks[f"{key}_{what}"])
                 for key, name in (("forks", "forks"), ("colds", "cold starts"))
             ]
     goals = list(derive_goals(figures))
-    lines += ["", f"{'goal':36} {'reached':>10} {'at most':>10}"]
-    for goal in goals:
-        word = "" if goal.met else "  MISSED"
-        lines.append(f"{goal.what:36} {goal.value:7.2f} {goal.unit:3} {goal.limit:6.2f} {goal.unit:3}{word}")
+    lines += ["", *render_goals(goals)]
     return "\n".join(lines), all(goal.met for goal in goals)
 
 
 def _is_step(key: str, series: Sequence[float]) -> bool:
     """Of those of a boot, a restore has some only."""
     return key.startswith("restore: step") and median(series) > 0
-
-
-def _head(what: str) -> str:
-    return f"{what:44} {'least':>8} {'median':>8} {'most':>8}    n"
-
-
-def _row(name: str, series: Sequence[float]) -> str:
-    values = "".join(f" {value:8.1f}" for value in (min(series), median(series), max(series)))
-    return f"{name:44}{values} {len(series):4}"

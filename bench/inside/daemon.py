@@ -35,10 +35,11 @@ def find_daemon() -> int:
 
 
 def read_memory(pid: int) -> dict[str, float]:
-    """MiB of a process: resident, and with shared pages divided among those who share them."""
+    """MiB of a process: resident, with shared pages divided among those who share them, and without them."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     sizes = {line.split(":")[0]: int(line.split()[1]) / _MIB for line in lines if line.endswith("kB")}
-    return {"rss": sizes["Rss"], "pss": sizes["Pss"]}
+    private = sizes["Private_Clean"] + sizes["Private_Dirty"]
+    return {"rss": sizes["Rss"], "pss": sizes["Pss"], "private": private}
 
 
 def count_wakeups(pid: int, seconds: float) -> dict[str, object]:
