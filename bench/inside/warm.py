@@ -144,6 +144,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     # so that no disk is new
     for name in (*colds[options.many + 1 :], *warms):
         start_and_stop(name)
+    _DROPIN.parent.mkdir(parents=True, exist_ok=True)
     _DROPIN.write_text("warm_start: {mode: auto}\n")
     run("systemctl", "reload", "hypemand.service")
     began = time.monotonic()
