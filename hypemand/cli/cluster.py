@@ -22,8 +22,9 @@ from hypemand.manager.resources.admission import derive_usable, read_total_memor
 from hypemand.vmm.accel import find_accel
 from hypemand.vmm.commandline import memory_overhead
 
-# Seconds beside a VM's own timeouts: a pull of a small image; the steps of a stop after the guest's
-_START_MARGIN, _STOP_MARGIN = 30, 60
+# Seconds beside a VM's own timeouts: for a volume that another host still has, and a pull of a small image;
+# for the steps of a stop after the guest's
+_START_MARGIN, _STOP_MARGIN = 90, 60
 _ENDLESS = 3600
 
 

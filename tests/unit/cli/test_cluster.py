@@ -19,7 +19,7 @@ from tests.unit.cli.conftest import Cli
 
 NODE = Node("host1", 3000, 4)
 START_STOP = (
-    "op start interval=0 timeout=120s op stop interval=0 timeout=90s op monitor interval=10s timeout=20s"
+    "op start interval=0 timeout=180s op stop interval=0 timeout=90s op monitor interval=10s timeout=20s"
 )
 DEEP = " op monitor interval=60s timeout=30s OCF_CHECK_LEVEL=10"
 STOPPED = " op monitor role=Stopped interval=45s timeout=20s"
@@ -40,7 +40,7 @@ def test_a_resource_has_the_memory_of_its_vmm_and_timeouts_that_fit_it() -> None
     assert (small.memory, small.cpu, small.agent) == (229, 3, True)
     slow = {"image": "x", "boot_timeout": "10min", "stop_timeout": "infinity", "guest_agent": False}
     resource = derive_resource(parse_definition("db", slow), 0)
-    assert (resource.start_timeout, resource.stop_timeout, resource.agent) == (630, 3600, False)
+    assert (resource.start_timeout, resource.stop_timeout, resource.agent) == (690, 3600, False)
 
 
 def test_commands_are_those_of_the_tool() -> None:
