@@ -9,13 +9,16 @@ import pytest
 
 from hypemand.manual import render_page
 from hypemand.version import VERSION
+from tests.host.cache import CACHE, lock_file
 from tests.host.command import ENVIRONMENT, CommandError, run_command
 from tests.host.lab import DIST
 from tests.lint.sources import TOP, find_scripts, list_sources
 from tests.lint.verdicts import check, check_c, check_c_each, derive_key, list_c_sources, list_read
 
 RUFF = [sys.executable, "-m", "ruff"]
-MYPY = [sys.executable, "-m", "mypy"]
+# What it has found before is looked up by the content of each module, and by its own version.
+MYPY_CACHE = CACHE / "mypy"
+MYPY = [sys.executable, "-m", "mypy", f"--cache-dir={MYPY_CACHE}"]
 C_TIMEOUT = 600.0
 
 
@@ -29,7 +32,8 @@ C_TIMEOUT = 600.0
 )
 def test_sources_are_clean(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(TOP)
-    run_command(argv, timeout=C_TIMEOUT)
+    with lock_file(MYPY_CACHE.with_suffix(".lock")):
+        run_command(argv, timeout=C_TIMEOUT)
 
 
 @pytest.mark.parametrize("folder", ["guest", "nss", "launcher"])
