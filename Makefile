@@ -16,7 +16,7 @@ SUITE_OPTIONS = $(SUITES:%=--suite=%)
 # side by side, in the groups of tests/schedule.py; ARGS='-n 0 --pdb' for one process
 GROUPS = --numprocesses=4 --dist=loadgroup
 
-.PHONY: help parts setup deb test test-new-machine test-local test-unit test-host test-cluster durations lint
+.PHONY: help parts setup deb compiled test test-new-machine test-local test-unit test-host test-cluster durations lint
 .PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-health bench-limits bench-standby bench-warm bench-compare soak clean
 
 help: ## this list
@@ -33,7 +33,13 @@ deb: ## build the Debian packages into dist/
 	@tools/setup >/dev/null
 	@tools/build-debs
 
-test: parts deb ## lint, guest C tests, unit tests, and tests on Debian 12 and 13
+# once for all processes that collect them: to compile the tests takes three times as long as to load them
+compiled:
+	@[ -d build/pycache ] || { $(RUN) -m pytest -p no:cacheprovider --collect-only -q >/dev/null 2>&1 || :; }
+
+test: parts ## lint, guest C tests, unit tests, and tests on Debian 12 and 13
+	@tools/setup >/dev/null
+	@$(MAKE) --no-print-directory --jobs=2 deb compiled
 	@$(RUN) -m tests.host.roots $(SUITES)
 	@$(PYTEST) $(GROUPS) $(SUITE_OPTIONS) $(ARGS)
 
