@@ -268,10 +268,11 @@ class Vms:
         self._wait_gone(name, uid)
         self._names.pop(name, None)
 
-    def _delete(self, name: str) -> None:
+    def _delete(self, name: str, *, graceful: bool = True) -> None:
         """Delete it, also while it runs. It may be gone with its definition."""
+        query = {} if graceful else {"graceful_shutdown": "false"}
         try:
-            self.api.delete("instances", name, timeout=END_DEADLINE)
+            self.api.delete("instances", name, query=query, timeout=END_DEADLINE)
         except ApiError as error:
             if error.code != NotFound.code:
                 raise
@@ -290,12 +291,12 @@ class Vms:
             raise AssertionError(f"after 10 s of {name} there is still: {left}") from None
 
     def remove_all(self) -> None:
-        """Remove what is there, however the test has left it."""
+        """Remove what is there, however the test has left it: no guest has anything to end in order."""
         known = {shown["name"]: shown["uid"] for shown in self.list_all()}
         mine = [name for name in self._names if name in known]
         self.undefine(*self._names)
         for name in mine:
-            self._delete(name)
+            self._delete(name, graceful=False)
         for name in mine:
             self._wait_gone(name, known[name])
         self._names.clear()
