@@ -12,8 +12,9 @@
  * arguments, which a cold start goes without, and with the boot id that the guest has.
  *
  * With --warm it goes on from a template (warm.h) in the same way, but as a VM of its own, with a new boot
- * id; where the template is gone, or not what it was, it is a cold start. In both cases the VMM loads LIBRARY
- * (preload/memory.c), which is to know of the file of the guest's memory.
+ * id; where the template is gone, or not what it was, or the guest has not gone on from it in this run
+ * (hypeman-console), it is a cold start. In both cases the VMM loads LIBRARY (preload/memory.c), which is to
+ * know of the file of the guest's memory.
  *
  * It takes no memory but its stack, and needs no daemon: the TAP device is the network service's to open
  * (tap.h), which systemd starts if need be. */
@@ -127,14 +128,14 @@ static int preload_library(const char *value)
 
 /* Whether the VM is restored, and with which boot id, or goes on from a template: without the arguments for
  * that, if it does not. Returns 0 or -1; it has said why. */
-static int choose_start(int *argc, struct origin *origin, char boot[ID_LENGTH + 1])
+static int choose_start(int *argc, char **argv, struct origin *origin, char boot[ID_LENGTH + 1])
 {
     struct saved saved;
     struct warm warm;
     if (origin->template != NULL) {
         if (parse_warm(origin->template, &warm) < 0)
             return -1;
-        if (open_template(&warm) > 0)
+        if ((*argc <= RUNTIME || !has_stalled(argv[RUNTIME])) && open_template(&warm) > 0)
             origin->arguments = warm.arguments;
         else
             *argc -= (int)warm.arguments;
@@ -157,12 +158,13 @@ static int choose_start(int *argc, struct origin *origin, char boot[ID_LENGTH + 
  * or -1; it has said why. */
 static int prepare_warm(int *argc, struct origin *origin, const char *runtime, const char *line)
 {
+    const char *run = getenv("INVOCATION_ID"); /* there is one: compose_line */
     bool warm = origin->arguments > 0;
     if (warm && write_start_block(runtime, line) < 0) {
         *argc -= (int)origin->arguments;
         warm = false;
     }
-    if (origin->template != NULL && note_start(runtime, warm) < 0) {
+    if (origin->template != NULL && note_start(runtime, run, warm) < 0) {
         say("cannot note how the VM starts in %s: %s", runtime, strerror(errno));
         return -1;
     }
@@ -182,7 +184,7 @@ int main(int argc, char **argv)
     /* before the leader is started: with it this process loses the right to its own /proc */
     if (secrets != NULL && make_secrets(secrets) < 0)
         return EXIT_FAILURE;
-    if (choose_start(&argc, &origin, boot) < 0)
+    if (choose_start(&argc, argv, &origin, boot) < 0)
         return EXIT_FAILURE;
     if (argc <= VMM) {
         say("usage: launcher [--secrets=NAME,...] [--restore=STATE,BOOT,COUNT | --warm=STATE,CRC,COUNT,"

@@ -230,16 +230,50 @@ static int write_config(int from, int to, const char block[BLOCK_SIZE])
                : 0;
 }
 
-int note_start(const char *runtime, bool warm)
+static int compose_path(char path[FILE_SIZE], const char *runtime, const char *name)
+{
+    int length = snprintf(path, FILE_SIZE, "%s/%s", runtime, name);
+    if (length >= 0 && length < FILE_SIZE)
+        return 0;
+    errno = ENAMETOOLONG;
+    return -1;
+}
+
+static int remove_note(const char *path)
+{
+    return unlink(path) == 0 || errno == ENOENT ? 0 : -1;
+}
+
+int note_start(const char *runtime, const char *run, bool warm)
 {
     char path[FILE_SIZE];
-    int length = snprintf(path, sizeof(path), "%s/warm", runtime);
-    if (length < 0 || length >= FILE_SIZE)
+    if (compose_path(path, runtime, "warm") < 0)
         return -1;
     if (!warm)
-        return unlink(path) == 0 || errno == ENOENT ? 0 : -1;
-    int fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-    return fd < 0 ? -1 : close(fd);
+        return remove_note(path);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -1;
+    ssize_t written = write(fd, run, strlen(run));
+    return close(fd) == 0 && written == (ssize_t)strlen(run) ? 0 : -1;
+}
+
+bool has_stalled(const char *runtime)
+{
+    const char *run = getenv("INVOCATION_ID");
+    char path[FILE_SIZE];
+    char noted[64] = "";
+    int fd = compose_path(path, runtime, "stalled") < 0 ? -1 : open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t got = read(fd, noted, sizeof(noted) - 1);
+    (void)close(fd);
+    if (got > 0 && run != NULL && strcmp(noted, run) == 0) {
+        say("the VM boots: it has not continued from its template");
+        return true;
+    }
+    (void)remove_note(path); /* of a run before */
+    return false;
 }
 
 int write_start_block(const char *runtime, const char *line)
@@ -247,12 +281,11 @@ int write_start_block(const char *runtime, const char *line)
     char path[FILE_SIZE];
     char whole[FILE_SIZE];
     char block[BLOCK_SIZE];
-    int length = snprintf(path, sizeof(path), "%s/config.new", runtime);
-    if (length < 0 || length >= FILE_SIZE || compose_block(block, line) < 0) {
+    if (compose_path(path, runtime, "config.new") < 0 || compose_path(whole, runtime, "config.img") < 0 ||
+        compose_block(block, line) < 0) {
         say("the VM boots: cannot write what a warm start needs: %s", strerror(errno));
         return -1;
     }
-    (void)snprintf(whole, sizeof(whole), "%s/config.img", runtime);
     (void)unlink(path); /* of a start that was cut off */
     int from = open(whole, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     int to = from < 0 ? -1 : open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0400);

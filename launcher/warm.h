@@ -20,9 +20,14 @@ int parse_warm(const char *value, struct warm *warm);
  * not what it was, which is said: a cold start is left. */
 int open_template(const struct warm *warm);
 
-/** Note in RUNTIME/warm whether this start goes on from a template: for ExecStopPost=, which removes one from
- * which a guest does not go on. Returns 0, or -1 with errno. */
-int note_start(const char *runtime, bool warm);
+/** Note in RUNTIME/warm that this run goes on from a template, or, by its absence, that it does not. Who
+ * reads that: hypeman-console, which has it boot where its guest gives no sign of life; the daemon; and
+ * ExecStopPost=. Returns 0, or -1 with errno. */
+int note_start(const char *runtime, const char *run, bool warm);
+
+/** Does RUNTIME/stalled say that the guest of this run has not continued from its template, so that it is to
+ * boot? Then it has said so. A note of another run is removed. */
+bool has_stalled(const char *runtime);
 
 /** Write what the guest needs to be another VM than the others of its template behind the configuration in
  * RUNTIME/config.img: the time, random numbers and its kernel command line. Returns 0, or -1; it has said

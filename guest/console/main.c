@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * hypeman-console RUNTIME_DIR BURST PER_HOUR [--journal SOCKET NAME SECONDS] PROGRAM...: runs PROGRAM in its
- * own place, with a pipe for standard output and standard error, and beside it a process that passes on what
- * comes there, within limits: to journald's SOCKET with NAME as the identifier, else to standard output. At
- * the end that takes SECONDS at most.
+ * hypeman-console RUNTIME_DIR BURST PER_HOUR [--journal SOCKET NAME SECONDS] [--trial] PROGRAM...: runs
+ * PROGRAM in its own place, with a pipe for standard output and standard error, and beside it a process that
+ * passes on what comes there, within limits: to journald's SOCKET with NAME as the identifier, else to
+ * standard output. At the end that takes SECONDS at most.
  *
  * journald limits how many lines a unit may write, not how long they are: 10,000 lines of 48 KiB in 30 s are
  * half a gigabyte. What a guest prints is bounded here, before it is the journal's. The program never waits
@@ -13,6 +13,10 @@
  * RUNTIME_DIR/console.end is a named pipe that the process holds until it has passed on everything: who reads
  * the journal for the end of a run waits for that.
  *
+ * With --trial PROGRAM may become a VMM whose guest goes on from a template (launcher/warm.h). If that gives
+ * no sign of life (trial.h), the process beside it takes its place in the unit and starts all of this again,
+ * without --trial: the launcher finds RUNTIME_DIR/stalled then, and has the VM boot.
+ *
  * SIGTERM, which systemd sends when the program has ended, bounds that (deadline.h): a journald that does not
  * read must not keep a unit from ending.
  */
@@ -20,6 +24,8 @@
 #include "journal.h"
 #include "limit.h"
 #include "queue.h"
+#include "takeover.h"
+#include "trial.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -53,7 +59,9 @@ struct settings {
     const char *socket;
     const char *name;
     int64_t end_seconds;
+    bool trial;
     char **program;
+    char **words; /* all of them */
 };
 
 static struct console console;
@@ -81,27 +89,37 @@ static void await(struct pollfd *polled, nfds_t count, int64_t longest)
         deadline_set();
 }
 
-/* Read what there is, and pass on what goes, until the program has ended: others may hold the pipe longer. */
-static void follow(int from, int program)
+/* Read what there is, and pass on what goes, until the program has ended: others may hold the pipe longer.
+   True: its guest does not go on, and another one is to be started. */
+static bool follow(int from, int program)
 {
+    int64_t look = clock_ms() + TRIAL_LOOK_MS;
     while (!deadline_is_over()) {
         bool waits = !queue_is_empty(&queue);
         struct pollfd polled[] = {
             {from, POLLIN, 0}, {waits ? journal_descriptor(&journal) : -1, POLLOUT, 0}, {program, POLLIN, 0}};
-        await(polled, sizeof polled / sizeof *polled, -1);
+        int64_t left = look - clock_ms();
+        await(polled, sizeof polled / sizeof *polled, !trial_is_on() ? -1 : left < 0 ? 0 : left);
         if (polled[0].revents & (POLLIN | POLLHUP)) {
             size_t room;
             char *buffer = console_room(&console, &room);
             ssize_t got = read(from, buffer, room);
             if (got == 0)
-                return;
-            if (got > 0)
+                return false;
+            if (got > 0) {
+                trial_take(buffer, (size_t)got);
                 console_take(&console, (size_t)got, clock_ms());
+            }
         } else if (polled[2].revents) {
-            return;
+            return false;
+        } else if (trial_is_on() && !ending && clock_ms() >= look) {
+            if (trial_is_lost() && trial_note_loss() == 0 && take_over(program))
+                return true;
+            look = clock_ms() + TRIAL_LOOK_MS;
         }
         journal_send(&journal, &queue);
     }
+    return false;
 }
 
 /* Pass on what waits, for as long as journald goes on to take it. */
@@ -132,10 +150,11 @@ static void await_receipt(void)
     }
 }
 
-static void pass_on(int from, int program, const struct settings *settings)
+/* True: all is to be started again. */
+static bool pass_on(int from, int program, const struct settings *settings)
 {
     console_init(&console, &queue, settings->burst, settings->per_hour, clock_ms());
-    follow(from, program);
+    bool again = follow(from, program);
     console_end(&console, clock_ms());
     drain();
     if (!queue_is_empty(&queue)) {
@@ -144,6 +163,7 @@ static void pass_on(int from, int program, const struct settings *settings)
         drain();
     }
     await_receipt();
+    return again;
 }
 
 static bool parse_positive(const char *text, int64_t *number)
@@ -178,21 +198,44 @@ static bool parse_words(char **words, int count, struct settings *settings)
     if (count <= FIRST_ARGUMENT || !parse_positive(words[2], &settings->burst) ||
         !parse_positive(words[3], &settings->per_hour) || settings->burst < LEAST_BURST)
         return false;
-    settings->folder = words[1];
-    settings->program = words + FIRST_ARGUMENT;
-    settings->socket = settings->name = NULL;
-    settings->end_seconds = 0;
-    if (strcmp(words[FIRST_ARGUMENT], "--journal") != 0)
-        return true;
-    if (count <= FIRST_ARGUMENT + JOURNAL_WORDS)
-        return false;
-    settings->socket = words[FIRST_ARGUMENT + 1];
-    settings->name = words[FIRST_ARGUMENT + 2];
-    settings->program += JOURNAL_WORDS;
-    return parse_positive(words[FIRST_ARGUMENT + 3], &settings->end_seconds);
+    *settings = (struct settings){
+        .folder = words[1],
+        .burst = settings->burst,
+        .per_hour = settings->per_hour,
+        .program = words + FIRST_ARGUMENT,
+        .words = words,
+    };
+    if (strcmp(words[FIRST_ARGUMENT], "--journal") == 0) {
+        if (count <= FIRST_ARGUMENT + JOURNAL_WORDS ||
+            !parse_positive(words[FIRST_ARGUMENT + 3], &settings->end_seconds))
+            return false;
+        settings->socket = words[FIRST_ARGUMENT + 1];
+        settings->name = words[FIRST_ARGUMENT + 2];
+        settings->program += JOURNAL_WORDS;
+    }
+    settings->trial = strcmp(*settings->program, "--trial") == 0;
+    settings->program += settings->trial ? 1 : 0;
+    return *settings->program != NULL;
 }
 
-static _Noreturn void pass_on_and_exit(const int ends[2], int program, const struct settings *settings)
+/* As systemd has started this, but without a trial. */
+static _Noreturn void start_again(const struct settings *settings)
+{
+    sigset_t none;
+    char **at = settings->program;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
+    (void)!fcntl(STDOUT_FILENO, F_SETFL, fcntl(STDOUT_FILENO, F_GETFL) & ~O_NONBLOCK);
+    do
+        at[-1] = at[0]; /* over --trial */
+    while (*at++ != NULL);
+    execv(settings->words[0], settings->words);
+    _exit(EXIT_FAILURE);
+}
+
+static _Noreturn void pass_on_and_exit(const int ends[2], pid_t pid, int program,
+                                       const struct settings *settings)
 {
     close(ends[1]);
     (void)!fcntl(ends[0], F_SETFL, O_NONBLOCK);
@@ -202,13 +245,17 @@ static _Noreturn void pass_on_and_exit(const int ends[2], int program, const str
     prctl(PR_SET_DUMPABLE, 0);
     journal_open(&journal, settings->socket, settings->name);
     deadline_open(settings->end_seconds * 1000);
-    pass_on(ends[0], program, settings);
+    if (settings->trial)
+        trial_begin(pid, settings->folder, getenv("INVOCATION_ID"));
+    if (pass_on(ends[0], program, settings))
+        start_again(settings);
     _exit(EXIT_SUCCESS);
 }
 
 /* No child of the program's: it would not expect one, and machinectl's signals go to the one that it has. */
 static bool start_beside(const int ends[2], int program, const struct settings *settings)
 {
+    pid_t pid = getpid();
     pid_t between = fork();
     if (between == 0) {
         /* It goes when the program has gone and what it said is passed on, or with the unit: systemd ends all
@@ -221,7 +268,7 @@ static bool start_beside(const int ends[2], int program, const struct settings *
         sigprocmask(SIG_BLOCK, &term, NULL);
         pid_t beside = fork();
         if (beside == 0)
-            pass_on_and_exit(ends, program, settings);
+            pass_on_and_exit(ends, pid, program, settings);
         _exit(beside < 0 ? EXIT_FAILURE : EXIT_SUCCESS);
     }
     int status = EXIT_FAILURE;
@@ -235,9 +282,9 @@ int main(int count, char **words)
 {
     struct settings settings;
     if (!parse_words(words, count, &settings)) {
-        fprintf(
-            stderr,
-            "usage: hypeman-console RUNTIME_DIR BURST PER_HOUR [--journal SOCKET NAME SECONDS] PROGRAM...\n");
+        fprintf(stderr,
+                "usage: hypeman-console RUNTIME_DIR BURST PER_HOUR [--journal SOCKET NAME SECONDS] [--trial] "
+                "PROGRAM...\n");
         return EXIT_FAILURE;
     }
     int ends[2];

@@ -259,7 +259,10 @@ bool freeze_point(struct warm_start *start, struct report *report, struct reason
     await_disks(events);
     close_fd(&events);
     report_thaw(report);
-    return take_identity(start, report, why) && bind_nics(&nics, why);
+    if (!take_identity(start, report, why))
+        return false;
+    report_stages(report); /* the sign of life that the host waits for */
+    return bind_nics(&nics, why);
 }
 
 bool warm_start_show(const struct warm_start *start, struct reason *why)

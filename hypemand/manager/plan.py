@@ -387,7 +387,8 @@ def _start_command(
     runtime = str(own.runtime)
     limits = (str(host.journal.burst), str(host.journal.per_hour))
     end = str(math.floor(_derive_stop_timeout(definition)) - _CONSOLE_SPARE)
-    console = (_CONSOLE, runtime, *limits, "--journal", str(own.journal), vmm.vm, end)
+    trial = ("--trial",) if isinstance(source, Warm) else ()
+    console = (_CONSOLE, runtime, *limits, "--journal", str(own.journal), vmm.vm, end, *trial)
     tap = "-" if vmm.net is None else str(own.tap)
     names = ",".join(secret.name for secret in definition.secrets)
     options = [f"--secrets={names}"] if names else []

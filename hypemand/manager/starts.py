@@ -364,7 +364,7 @@ class Starter:
         vm.runs.add_moment(Moment.QUEUED, time.monotonic())
         vm.take_start()
         has_booted = partial(vm.changes.wait_for, lambda: vm.state not in _BOOTING, None)
-        self._parts.templates.request(choice, has_booted)
+        self._parts.templates.follow(choice, has_booted, vm.runs.has_stalled)
 
     def _reserve(self, vm: Vm, definition: Definition) -> Connection | None:
         """Its place in the network that the definition names."""

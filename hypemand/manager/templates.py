@@ -60,13 +60,15 @@ _POLL = 0.05
 
 
 class Choice:
-    """Of one start: `find` is asked with the plan of it. `shape` is known then."""
+    """Of one start: `find` is asked with the plan of it. Then `used` is the key of the template that it goes
+    on from, or a template is `wanted`, or neither."""
 
     def __init__(self, store: TemplateStore, build: VmmBuild, own: Own) -> None:
         self._store = store
         self._build = build
         self._own = own
         self.wanted: Wanted | None = None
+        self.used: str | None = None
 
     def find(self, vmm: VmmPlan, host: VmmHost) -> Warm | None:
         """The template for it. None, and it is `wanted`, if there is none. Blocks."""
@@ -77,6 +79,7 @@ class Choice:
         if template is None:
             self.wanted = wanted
             return None
+        self.used = template.key
         is_shared = can_share(self._build.version)
         return Warm(template.folder, template.crc, template.memory, wanted.shape.files[0], is_shared)
 
@@ -125,6 +128,8 @@ class Templates:
         self._being_made: dict[str, asyncio.Task[Template]] = {}
         # what could not be made by this daemon, and is not tried again by itself
         self._failed: set[str] = set()
+        # what a VM has not continued from
+        self._stalled: set[str] = set()
 
     async def close(self) -> None:
         """End what is being made."""
@@ -152,12 +157,33 @@ class Templates:
             return None
         return Choice(self.store, build, self._own)
 
-    def request(self, choice: Choice | None, settle: Callable[[], Awaitable[object]]) -> None:
-        """Make what a start has missed, in the background, after `settle`."""
-        wanted = None if choice is None else choice.wanted
+    def follow(
+        self, choice: Choice | None, settle: Callable[[], Awaitable[object]], has_stalled: Callable[[], bool]
+    ) -> None:
+        """After `settle`, in the background: make what a start has missed, or set aside what it did not
+        continue from."""
+        if choice is None:
+            return
+        wanted = choice.wanted
         if wanted is not None and wanted.shape.key not in self._failed:
             self._tasks.start(f"template {wanted.shape.key}, if", self._make_after(wanted, settle))
+        elif choice.used is not None:
+            self._tasks.start(
+                f"start from template {choice.used}", self._judge(choice.used, settle, has_stalled)
+            )
 
+    async def _judge(
+        self, key: str, settle: Callable[[], Awaitable[object]], has_stalled: Callable[[], bool]
+    ) -> None:
+        """One from which a guest did not continue is removed; at the second time it is not made again."""
+        await settle()
+        if not await run_in(Pool.RECORDS, has_stalled):
+            return
+        if key in self._stalled:
+            self._failed.add(key)
+        self._stalled.add(key)
+        _log.warning("a VM has not continued from the template %s for warm starts: it is removed", key)
+        await run_in(Pool.TOOLS, self.store.remove, key)
     async def create(self, definition: Definition) -> tuple[Template, bool]:
         """The template of that VM, and whether it was made now. WrongState where it always boots; else as
         `make`."""

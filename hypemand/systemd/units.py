@@ -110,8 +110,9 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         # at shutdown the VMs stop while the daemon is still there, and can ask systemd
         ("After", "as", ["dbus.service", "hypemand.service"]),
         ("Type", "s", "notify"),
-        # exec: ExecStopPost= says how the run has ended
-        ("NotifyAccess", "s", "exec"),
+        # ExecStopPost= says how the run has ended, and hypeman-console takes the place of a VMM whose guest
+        # does not go on from its template. The VMM itself has no socket to notify with.
+        ("NotifyAccess", "s", "all"),
         ("ExecStart", "a(sasb)", [_command(plan.start)]),
         ("ExecStop", "a(sasb)", [_command(plan.stop)]),
         ("ExecStopPost", "a(sasb)", [_command(plan.stop_post)]),

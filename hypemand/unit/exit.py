@@ -59,8 +59,8 @@ from hypemand.vm.exitrecord import (
     load_history,
     store_exit_record,
 )
-from hypemand.vm.folders import OLD_STANDBY, STANDBY, WARM
-from hypemand.vm.runrecord import find_boot_id
+from hypemand.vm.folders import OLD_STANDBY, STALLED, STANDBY, WARM
+from hypemand.vm.runrecord import find_boot_id, has_note
 from hypemand.vm.tracker import load_notes
 from hypemand.vmm.messages import PREFIXES
 
@@ -326,21 +326,23 @@ def settle_standby(state: Path, run: str, is_stopping: Callable[[], bool]) -> tu
     return saved is not None and saved.run == run, saved is not None or bool(problem)
 
 
-def set_aside_template(needed: str, state: Path, runtime: Path, ending: Ending) -> bool:
-    """Remove the template of a guest that has gone on from it, and has ended before there was any sign of it:
-    then it is to boot."""
+def set_aside_template(run: str, needed: str, state: Path, runtime: Path, ending: Ending) -> bool:
+    """Remove the template of a guest that did not continue from it. True: it has ended by that, and is to
+    boot; else it has done so already (guest/console/trial.h)."""
     key = needed.partition(":")[0].partition("@")[2]
-    if not key or not (runtime / WARM).exists():
+    has_booted = has_note(runtime, STALLED, run)
+    if not key or not (has_booted or has_note(runtime, WARM, run)):
         return False
     has_started = ending.report is not None or Marker.PROGRAM not in ending.missing
-    if has_started or ending.result == "success" or not ending.complete:
+    if not has_booted and (has_started or ending.result == "success" or not ending.complete):
         return False
     # here and not above: most ends need it not
     from hypemand.vm.template import store_of
 
-    print("the VM has not continued from its template, which is removed: it boots", file=sys.stderr)
     store_of(state).remove(key)
-    return True
+    if not has_booted:
+        print("the VM has not continued from its template, which is removed: it boots", file=sys.stderr)
+    return not has_booted
 
 
 def describe_end(record: ExitRecord) -> str:
@@ -363,7 +365,7 @@ def main() -> int:
         how = (int(stop_signal), needed, Mode(mode))
         ending = collect_ending(run, unit, Path(state), Path(runtime), *how, deadline)
         record = derive_exit_record(run, ending, time.time())
-        boots_instead = set_aside_template(needed, Path(state), Path(runtime), ending)
+        boots_instead = set_aside_template(run, needed, Path(state), Path(runtime), ending)
     record = add_start(record, load_notes(Path(state) / "boot.json", run), Path(runtime))
     keep_record(record, Path(state) / "exit.json", find_spare(Path(runtime)))
     notify(f"STATUS={describe_end(record)}")

@@ -8,4 +8,6 @@ RECORD = "snapshot.json"
 REVERT = "revert"
 """What takes the place of these, and of the disk: `revert`."""
 WARM = "warm"
-"""In the runtime folder: the guest of this run goes on from a template (launcher/warm.c)."""
+STALLED = "stalled"
+"""In the runtime folder: the guest of this run goes on from a template (launcher/warm.c), or has not done so,
+and boots (guest/console/trial.c). See `runrecord.has_note`."""

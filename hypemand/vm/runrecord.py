@@ -37,19 +37,32 @@ def find_start(runtime: Path, run: str) -> float | None:
     return None if found is None else min(max(found[1], 0.0), time.time())
 
 
+def has_note(runtime: Path, name: str, run: str) -> bool:
+    """Is there a note of this name that is of this run? Its text is the run's id. A VMM that was taken over
+    may write one, or remove it."""
+    found = _read_file(runtime, name)
+    return found is not None and found[0] == run.encode()
+
+
 def _read(runtime: Path, run: str) -> tuple[str, float] | None:
+    found = _read_file(runtime, RUN_RECORD)
+    record = None if found is None else _RECORD.fullmatch(found[0])
+    if found is None or record is None or record[1].decode() != run:
+        return None
+    return record[2].decode(), found[1]
+
+
+def _read_file(runtime: Path, name: str) -> tuple[bytes, float] | None:
+    """What a file of the VMM's begins with, and when that was written."""
     try:
-        fd = os.open(runtime / RUN_RECORD, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(runtime / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         found = os.fstat(fd)
         is_own = stat.S_ISREG(found.st_mode) and found.st_uid == runtime.stat().st_uid
-        record = _RECORD.fullmatch(os.read(fd, _LENGTH + 1)) if is_own else None
+        return (os.read(fd, _LENGTH + 1), found.st_mtime) if is_own else None
     except OSError:
         return None
     finally:
         os.close(fd)
-    if record is None or record[1].decode() != run:
-        return None
-    return record[2].decode(), found.st_mtime

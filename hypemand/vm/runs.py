@@ -29,11 +29,13 @@ from hypemand.unitnames import unit_name
 from hypemand.vm.console import OpenJournal
 from hypemand.vm.evidence import make_tracker
 from hypemand.vm.exitrecord import MAX_RUNS, ExitRecord
+from hypemand.vm.folders import STALLED
 from hypemand.vm.places import Places
 from hypemand.vm.record import VmRecord
 from hypemand.vm.restarts import RestartFacts, derive_delay, derive_restart_status, derive_start_limit
 from hypemand.vm.runfiles import Found, Past, RunFiles, derive_exit, derive_unseen_exit
 from hypemand.vm.running import Running
+from hypemand.vm.runrecord import has_note
 from hypemand.vm.session import Session
 from hypemand.vm.tracker import BootNotes, Moment
 from hypemand.vm.watcher import BootWatcher
@@ -130,6 +132,11 @@ class Runs:
     def is_other(self, run: str) -> bool:
         """Is a run on that is another one than this?"""
         return self.session is not None and self.session.run != run
+
+    def has_stalled(self) -> bool:
+        """Has the guest of the run that is on not continued from its template, and booted? Blocks."""
+        session = self.session
+        return session is not None and has_note(self._owner.places.runtime, STALLED, session.run)
 
     @property
     def headers(self) -> HeadersStatus | None:

@@ -31,6 +31,7 @@ from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Notify
 from hypemand.tasks import Tasks
 from hypemand.vm.console import Console, OpenJournal
+from hypemand.vm.folders import WARM
 from hypemand.vm.fulldrives import FullDrive, Locate, find_full_drives
 from hypemand.vm.retry import Backoff
 from hypemand.vm.tracker import BootNotes, BootTracker
@@ -51,6 +52,8 @@ _SPAWN_DEADLINE = 10.0
 # more: on a busy host a VMM that is well takes seconds
 _ANSWER_DEADLINE = 0.5
 SILENCE_DEADLINE = 10.0
+# In these a VMM may be loading a guest
+_NOT_KNOWN = (RunState.AWAITED, RunState.NO_ANSWER, RunState.ABSENT)
 # connections to the agent of a guest that is restored
 _RESUME_TRIES = 20
 
@@ -213,6 +216,8 @@ class Session:
             return True
         if self.resumption is not None:
             return self.run_state is RunState.RUNNING
+        if self.run_state in _NOT_KNOWN and os.path.exists(self._runtime / WARM):
+            return False
         return self.run_state is not RunState.NOT_STARTED
 
     # connections
@@ -433,6 +438,8 @@ class Session:
                 raise GuestError("the VM has stopped meanwhile")
             if self._away:
                 raise GuestError(self._away)
+            if not self._may_reach(self._agent_link):
+                raise GuestError("the VMM has not loaded the guest yet")
             connecting = self._begin(self._agent_link)
             error = await asyncio.shield(connecting)
             if error is not None:

@@ -94,6 +94,9 @@ class BootTracker:
         self.run = run
         self._find_boot = find_boot
         self._boot = notes.boot
+        # it has said something: until then a guest that does not go on from its template may be replaced by
+        # one that boots
+        self._is_heard = bool(notes.markers or notes.stages)
         self.exit = notes.exit
         self.headers = notes.headers
         self._markers = set(notes.markers)
@@ -108,14 +111,17 @@ class BootTracker:
     @property
     def boot(self) -> str | None:
         """The id of the boot that the run carries; None while it is not known."""
-        if self._boot is None:
-            self._boot = self._find_boot()
+        if self._boot is None or not self._is_heard:
+            self._boot = self._find_boot() or self._boot
         return self._boot
 
     def take_line(self, line: bytes, at: float) -> bool:
         """A console line that was seen at `at` (CLOCK_MONOTONIC). True: it told something new."""
         sentinel = parse_sentinel(line)
-        return sentinel is not None and sentinel.boot == self.boot and self._take(sentinel, at)
+        if sentinel is None or sentinel.boot != self.boot:
+            return False
+        self._is_heard = True
+        return self._take(sentinel, at)
 
     def _take(self, sentinel: Sentinel, at: float) -> bool:
         match sentinel:
@@ -158,11 +164,13 @@ class BootTracker:
 
     def take_agent(self, at: float) -> bool:
         """The agent has shown itself, by its marker or by its HELLO."""
+        self._is_heard = True
         return self._mark(Marker.AGENT, Moment.AGENT_READY, at)
 
     def resume(self, saved: BootNotes, booted_at: float | None) -> None:
         """The boot goes on that was saved with these notes. Its VM was Running, whatever a daemon has noted
         of that: all was there, but for its agent, which has to be heard again."""
+        self._is_heard = True
         self._markers |= frozenset(Marker) - {Marker.AGENT}
         self._stages = {stage.name: stage for stage in saved.stages}
         self.headers, self.emergency = saved.headers, saved.emergency

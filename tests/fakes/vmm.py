@@ -44,7 +44,7 @@ from hypemand.vm.exitrecord import (
     derive_saved,
     find_spare,
 )
-from hypemand.vm.folders import STANDBY, WARM
+from hypemand.vm.folders import STALLED, STANDBY, WARM
 from hypemand.vm.places import CONFIG_DISK
 from hypemand.vm.runrecord import RUN_RECORD, find_boot_id
 from hypemand.vm.saved import find_saved
@@ -73,12 +73,14 @@ class Behaviour:
     `code`: what the program ends with then; `ends`: it ends by itself, right after it has come up, with that
     code and `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what
     its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root. `program`: what it
-    does for who is attached, in a terminal if it has a `tty`. `loads`: the VMM can go on from what was saved;
+    does for who is attached, in a terminal if it has a `tty`. `loads`: the VMM can go on from what was saved, and the
+    guest of a warm start `continues`;
     `ends_stop`: what its unit's ExecStop= waits for as well; `thaw_refusal`: why its guest does not go on
     then."""
 
     boots: bool = True
     loads: bool = True
+    continues: bool = True
     ends_stop: asyncio.Event | None = None
     thaw_refusal: str = ""
     heeds: bool = True
@@ -168,9 +170,14 @@ class Vmm:
         """Until its guest has ended. QEMU's own status is 0 whatever the guest's program said."""
         behaviour = self._behaviour
         self._keep_run_record()
-        (self._folder / WARM).unlink(missing_ok=True)
+        for name in (WARM, STALLED):
+            (self._folder / name).unlink(missing_ok=True)
+        if self.is_warm and not behaviour.continues:
+            # as hypeman-console has it start again
+            self._note(STALLED)
+            self.is_warm = False
         if self.is_warm:
-            (self._folder / WARM).touch()
+            self._note(WARM)
         if (self.is_restored or self.is_warm) and not behaviour.loads:
             return 1
         async with AsyncExitStack() as stack:
@@ -234,6 +241,11 @@ class Vmm:
         self._is_up = True
         for agent in self._agents:
             agent.greet()
+
+    def _note(self, name: str) -> None:
+        """As the launcher and hypeman-console do, of this run."""
+        (self._folder / name).write_text(self.run_id)
+        os.chown(self._folder / name, self._uid, -1)
 
     def _keep_run_record(self) -> None:
         """As the launcher does."""
@@ -493,8 +505,8 @@ class Vmms:
             record = derive_saved(run, time.time())
         else:
             ending, record = await asyncio.to_thread(judge, stop_job=job is not None)
-            where = (Path(state), Path(runtime))
-            boots_instead = await asyncio.to_thread(set_aside_template, needed, *where, ending)
+            where = (run, needed, Path(state), Path(runtime))
+            boots_instead = await asyncio.to_thread(set_aside_template, *where, ending)
         assert record.run == run
         await asyncio.to_thread(keep_record, record, Path(state) / "exit.json", find_spare(Path(runtime)))
         self.systemd.notify(process.pid, f"STATUS={describe_end(record)}")

@@ -200,7 +200,7 @@ class WholeTest(unittest.TestCase):
             status, lines, errors = self.run_it("-m", "128M", "-S", "in", warm=template)
             self.assertEqual((status, errors), (0, ""))
             self.assertIn("preload library.so memory", lines)
-            self.assertTrue((self.runtime / "warm").exists())
+            self.assertEqual((self.runtime / "warm").read_text(), RUN)
             arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
             _, boot = (self.runtime / "run").read_text().split()
             self.assertEqual(arguments, ["-m", "128M", "-S", "in", "-append", f"quiet hypeman.boot={boot}"])
@@ -218,15 +218,18 @@ class WholeTest(unittest.TestCase):
     def test_a_cold_start_is_left_where_a_template_is_not_what_it_was(self) -> None:
         """Without a word where it has gone."""
         template, state = self.make_template(), self.runtime / "state"
+        stalled = self.runtime / "stalled"
         for case, words in (
             (lambda: state.write_bytes(b"stat?"), "the template for a warm start is damaged"),
             (lambda: state.write_bytes(b"stat"), "the template for a warm start is damaged"),
             (lambda: os.utime(self.runtime / "memory"), f"since {self.runtime}/memory is another file"),
             ((self.runtime / "memory").unlink, f"since {self.runtime}/memory is another file"),
+            (lambda: stalled.write_text(RUN), "the VM boots: it has not continued from its template"),
             (state.unlink, ""),
             (lambda: state.write_bytes(b""), ""),
         ):
             self.make_template()
+            stalled.unlink(missing_ok=True)
             case()
             (self.runtime / "warm").touch()
             status, lines, errors = self.run_it("-m", "128M", "-S", "in", warm=template)
@@ -238,6 +241,14 @@ class WholeTest(unittest.TestCase):
             self.assertFalse([line for line in lines if line.startswith("preload")])
             self.assertFalse((self.runtime / "warm").exists())
             self.assertEqual((self.runtime / "config.img").stat().st_size, 512)
+
+    def test_what_another_run_has_not_continued_from_counts_no_more(self) -> None:
+        template, stalled = self.make_template(), self.runtime / "stalled"
+        stalled.write_text("0" * 32)
+        _, lines, errors = self.run_it("-m", "128M", "-S", "in", warm=template)
+        self.assertEqual(errors, "")
+        self.assertIn("fd 9 file", lines)
+        self.assertFalse(stalled.exists())
 
     def test_a_cold_start_is_left_where_the_guest_cannot_be_told_what_is_its_own(self) -> None:
         template = self.make_template()

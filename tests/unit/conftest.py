@@ -52,6 +52,7 @@ _OF_RUN = frozenset(
         # the VMM's sockets, and which boot its run carries
         "vm/runrecord.py:find_boot_id",
         "vm/session.py:Session._poll_link",
+        "vm/session.py:Session._may_reach",
         "sockets.py:hold_socket",
         # names that are not needed any more, at once: see there
         "vm/runfiles.py:_mark_leftovers",

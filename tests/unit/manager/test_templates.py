@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from hypemand.model.state import State
+from hypemand.unit.exit import set_aside_template
 from hypemand.unitnames import template_unit_name
+from hypemand.vm.exitrecord import Ending
 from tests.fakes.host import FakeHost, drive
 
 
@@ -152,6 +154,40 @@ def test_a_guest_that_does_not_go_on_from_its_template_boots() -> None:
         assert folder.exists()
 
     drive_warm(scenario)
+
+
+def test_one_from_which_a_guest_does_not_continue_is_set_aside_and_made_once_more() -> None:
+    async def scenario(host: FakeHost) -> None:
+        for name in ("first", "second"):
+            folder = await make_template(host, name=name)
+            await host.put(f"after-{name}")
+            host.guest(f"after-{name}").continues = False
+            await host.start(f"after-{name}")
+            await host.until(State.RUNNING, f"after-{name}")
+            assert host.vmms.runs[f"after-{name}"] == 1, "in the same run"
+            await host.until_true(lambda removed=folder: not removed.exists())
+        await host.run("third")
+        await host.run("fourth")
+        assert not host.vmm("fourth").is_warm
+        assert templates(host) == []
+
+    drive_warm(scenario)
+
+
+def test_one_that_a_run_did_not_continue_from_is_set_aside_at_its_end_without_a_daemon(
+    tmp_path: Path,
+) -> None:
+    state, runtime, run = tmp_path / "vms/a", tmp_path / "run", "5" * 32
+    folder = tmp_path / "templates/warm/key"
+    runtime.mkdir()
+    folder.mkdir(parents=True)
+    ending = Ending("success", "exited", "0", None, (), None, None, stop_job=False, stop_signal=15)
+    (runtime / "stalled").write_text("6" * 32)
+    assert not set_aside_template(run, "1@key", state, runtime, ending)
+    assert folder.exists(), "that was another run"
+    (runtime / "stalled").write_text(run)
+    assert not set_aside_template(run, "1@key", state, runtime, ending)
+    assert not folder.exists()
 
 
 def test_one_of_another_kernel_is_removed() -> None:

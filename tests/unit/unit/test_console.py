@@ -6,9 +6,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -252,3 +256,86 @@ def test_a_program_that_is_not_there_is_told(console: Path, tmp_path: Path) -> N
     done = subprocess.run(argv, capture_output=True, timeout=20, check=False)
     assert done.returncode == 1
     assert done.stdout == b"hypeman-console: /no/such/program: No such file or directory\n"
+
+
+# a VMM whose guest goes on from a template, as the launcher notes it: it has threads, and a sign or none
+TRIAL = """
+import os, sys, threading, time
+runtime, sign = sys.argv[1:]
+run = os.environ["INVOCATION_ID"]
+print("pid", os.getpid(), flush=True)
+if os.path.exists(runtime + "/stalled"):
+    print(open(runtime + "/stalled").read() == run, not os.path.exists(runtime + "/warm"), flush=True)
+    sys.exit(7)
+open(runtime + "/warm", "w").write("0" * 32 if sign == "other" else run)
+threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+print("x HYPEMAN-STAGE", flush=True)
+if sign == "sign":
+    print("HYPEMAN-STAGE name=thaw", flush=True)
+if sign == "spins":
+    while True:
+        pass
+if sign in ("sign", "other", "stops"):
+    if sign == "stops":
+        os.kill(os.getpid(), 19)
+    time.sleep(4)
+    print("end", flush=True)
+else:
+    time.sleep(3600)
+"""
+
+
+class Manager:
+    """systemd's notification socket: what it was told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "notify"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self.path))
+        self._socket.settimeout(60)
+
+    def hear(self) -> bytes:
+        words, fds, _, _ = socket.recv_fds(self._socket, 100, 1)
+        for fd in fds:
+            os.close(fd)
+        return words
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextmanager
+def trial(console: Path, folder: Path, sign: str) -> Iterator[tuple[subprocess.Popen[bytes], Manager]]:
+    manager = Manager(folder)
+    environment = {**os.environ, "NOTIFY_SOCKET": str(manager.path), "INVOCATION_ID": "5" * 32}
+    argv = [str(console), str(folder), str(MIB), str(MIB), "--trial", sys.executable, "-c", TRIAL]
+    process = subprocess.Popen([*argv, str(folder), sign], stdout=subprocess.PIPE, env=environment)
+    with process, closing(manager):
+        yield process, manager
+
+
+@pytest.mark.parametrize("sign", ["sleeps", "spins"])
+def test_a_guest_that_does_not_continue_is_replaced_in_the_same_unit(
+    console: Path, tmp_path: Path, sign: str
+) -> None:
+    with trial(console, tmp_path, sign) as (process, manager):
+        main = int(manager.hear().removeprefix(b"MAINPID="))
+        assert manager.hear() == b"BARRIER=1"
+        assert process.stdout is not None
+        lines = process.stdout.read().decode().splitlines()
+        assert lines == [f"pid {process.pid}", "x HYPEMAN-STAGE", f"pid {main}", "True True"]
+        assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("sign", ["sign", "other", "stops"])
+def test_a_guest_that_gives_a_sign_or_boots_or_does_not_run_at_all_is_left(
+    console: Path, tmp_path: Path, sign: str
+) -> None:
+    with trial(console, tmp_path, sign) as (process, _):
+        assert process.stdout is not None
+        if sign == "stops":
+            assert process.stdout.readline()
+            time.sleep(4)
+            process.send_signal(signal.SIGCONT)
+        assert process.stdout.read().endswith(b"end\n")
+        assert process.wait() == 0
