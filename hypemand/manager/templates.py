@@ -184,6 +184,7 @@ class Templates:
         self._stalled.add(key)
         _log.warning("a VM has not continued from the template %s for warm starts: it is removed", key)
         await run_in(Pool.TOOLS, self.store.remove, key)
+
     async def create(self, definition: Definition) -> tuple[Template, bool]:
         """The template of that VM, and whether it was made now. WrongState where it always boots; else as
         `make`."""

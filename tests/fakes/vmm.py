@@ -73,10 +73,9 @@ class Behaviour:
     `code`: what the program ends with then; `ends`: it ends by itself, right after it has come up, with that
     code and `message`; `prints`: its lines until then. `sockets`: those that its VMM makes; `programs`: what
     its agent runs beside guest.PROGRAMS, unless it has a `refusal`; `files`: its root. `program`: what it
-    does for who is attached, in a terminal if it has a `tty`. `loads`: the VMM can go on from what was saved, and the
-    guest of a warm start `continues`;
-    `ends_stop`: what its unit's ExecStop= waits for as well; `thaw_refusal`: why its guest does not go on
-    then."""
+    does for who is attached, in a terminal if it has a `tty`. `loads`: the VMM can go on from what was saved,
+    and the guest of a warm start `continues`; `ends_stop`: what its unit's ExecStop= waits for as well;
+    `thaw_refusal`: why its guest does not go on then."""
 
     boots: bool = True
     loads: bool = True

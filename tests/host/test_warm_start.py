@@ -4,6 +4,7 @@
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,26 @@ def vms(host: TestHost) -> Iterator[Vms]:
     host.run(["systemctl", "reload", "hypemand"])
 
 
+# changes a file so that neither size nor time show it: its path, what is in it, what takes the place of that
+SPOIL = """
+import mmap, os, sys
+path, old, new = sys.argv[1], *(word.encode() for word in sys.argv[2:])
+before = os.stat(path)
+with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+    at = content.find(old)
+    assert at >= 0
+    while at >= 0:
+        content[at:at + len(old)] = new.ljust(len(old), b"X")
+        at = content.find(old, at + 1)
+os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+"""
+
+
+def spoil(vms: Vms, key: str, old: str, new: str = "") -> None:
+    """The memory of a template, in a way that no time or size shows."""
+    vms.host.run(["python3", "-c", SPOIL, f"{FOLDER}/{key}/memory", old, new])
+
+
 def templates(vms: Vms) -> list[str]:
     return vms.host.shell(f"ls {FOLDER} 2>/dev/null || true").stdout.split()
 
@@ -42,12 +63,13 @@ def is_warm(vms: Vms, name: str) -> bool:
     return b"-incoming" in vms.host.shell(f"tr '\\0' ' ' </proc/{pid}/cmdline").stdout.encode()
 
 
-def make_template(vms: Vms) -> str:
+def make_template(vms: Vms, name: str = "first", **keys: Any) -> str:
     """By a boot of the first VM of its kind."""
-    name = vms.run("first", network="default")
+    before = set(templates(vms))
+    vms.run(name, network="default", **keys)
     assert not is_warm(vms, name)
-    vms.host.wait_until(lambda: templates(vms), 180, "a template")
-    (key,) = templates(vms)
+    vms.host.wait_until(lambda: set(templates(vms)) - before, 180, "a template")
+    (key,) = set(templates(vms)) - before
     return key
 
 
@@ -117,3 +139,33 @@ def test_a_first_start_is_warm_if_the_template_was_made_by_command(vms: Vms) -> 
     vms.ctl("template", "rm", key[:12])
     assert key not in templates(vms)
     assert vms.execute("prepared", "cat", "/etc/hostname").strip() == "prepared", "it goes on"
+
+
+def test_a_guest_that_does_not_continue_boots_in_the_same_unit(vms: Vms) -> None:
+    """Its init does not find the disks, and waits for ever."""
+    key = make_template(vms, "stuck-first", memory="96M")
+    spoil(vms, key, "/sys/block", "/sys/blind")
+    name = vms.run("stuck", network="default", memory="96M")
+    assert not is_warm(vms, name)
+    assert vms.unit(name, "NRestarts")["NRestarts"] == "0"
+    assert "\n".join(vms.console(name)).count("it has not continued from its template") == 1
+    assert vms.execute(name, "cat", "/etc/hostname").strip() == name
+    vms.host.wait_until(lambda: key not in templates(vms), 60, "the template to be removed")
+    # it ends as any other: its result is that of what runs now
+    vms.ctl("stop", name)
+    vms.wait(name, "Stopped")
+
+
+def test_a_start_that_systemd_makes_alone_boots_where_the_guest_does_not_continue(vms: Vms) -> None:
+    key = make_template(vms, "alone-first", memory="104M")
+    name = vms.run("alone", network="default", memory="104M")
+    assert is_warm(vms, name)
+    spoil(vms, key, "/sys/block", "/sys/blind")
+    with vms.without_daemon():
+        vms.host.run(["systemctl", "restart", "--no-block", f"hypeman-vm-{name}"])
+        vms.wait_console(name, "up", times=2)
+        assert not is_warm(vms, name)
+        assert key in templates(vms), "until its end"
+    vms.wait(name, "Running")
+    vms.ctl("stop", name)
+    assert key not in templates(vms)

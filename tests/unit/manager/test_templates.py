@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from hypemand.model.state import State
@@ -156,6 +157,10 @@ def test_a_guest_that_does_not_go_on_from_its_template_boots() -> None:
     drive_warm(scenario)
 
 
+def _is_gone(folder: Path) -> bool:
+    return not folder.exists()
+
+
 def test_one_from_which_a_guest_does_not_continue_is_set_aside_and_made_once_more() -> None:
     async def scenario(host: FakeHost) -> None:
         for name in ("first", "second"):
@@ -165,7 +170,7 @@ def test_one_from_which_a_guest_does_not_continue_is_set_aside_and_made_once_mor
             await host.start(f"after-{name}")
             await host.until(State.RUNNING, f"after-{name}")
             assert host.vmms.runs[f"after-{name}"] == 1, "in the same run"
-            await host.until_true(lambda removed=folder: not removed.exists())
+            await host.until_true(partial(_is_gone, folder))
         await host.run("third")
         await host.run("fourth")
         assert not host.vmm("fourth").is_warm
@@ -174,9 +179,7 @@ def test_one_from_which_a_guest_does_not_continue_is_set_aside_and_made_once_mor
     drive_warm(scenario)
 
 
-def test_one_that_a_run_did_not_continue_from_is_set_aside_at_its_end_without_a_daemon(
-    tmp_path: Path,
-) -> None:
+def test_one_that_a_run_did_not_continue_from_is_set_aside_at_its_end(tmp_path: Path) -> None:
     state, runtime, run = tmp_path / "vms/a", tmp_path / "run", "5" * 32
     folder = tmp_path / "templates/warm/key"
     runtime.mkdir()
