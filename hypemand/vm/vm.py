@@ -70,7 +70,8 @@ class Vm:
         self._network = network
         self._tasks = Tasks(record.name)
         self._happenings = Happenings(self.tell)
-        owner = Owner(record.name, record.uid, places, self._get_definition, self._evaluate, self._release)
+        follow = (self._evaluate, self._take_signal)
+        owner = Owner(record.name, record.uid, places, self._get_definition, *follow, self._release)
         self.runs = Runs(owner, services, self._tasks, past)
         self.handle = Handle(
             record.name, services.units, self._tasks, places.handles, self._needs_handle, self.refresh

@@ -53,6 +53,7 @@ _OF_RUN = frozenset(
         "vm/runrecord.py:find_boot_id",
         "vm/session.py:Session._poll_link",
         "vm/session.py:Session._may_reach",
+        "vm/session.py:Session._look_for_other",
         "sockets.py:hold_socket",
         # names that are not needed any more, at once: see there
         "vm/runfiles.py:_mark_leftovers",

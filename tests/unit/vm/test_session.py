@@ -275,6 +275,40 @@ async def test_nothing_is_said_to_a_guest_while_its_vmm_loads_it(
 
 
 @in_loop
+async def test_nothing_is_said_to_a_guest_of_a_template_before_its_vmm_has_said_that_it_runs(
+    tmp_path: Path,
+) -> None:
+    """Also by a daemon that comes in the middle: only the VMM knows whether it is loaded."""
+    vmm = Vmm(tmp_path)
+    vmm.status, vmm.report = "running", START + b"\n"
+    (tmp_path / "warm").write_text(RUN)
+    session, _ = make_session(tmp_path)
+    async with vmm.serve("report", "agent"), watched(session):
+        await asyncio.sleep(0.1)
+        with pytest.raises(GuestError, match="has not loaded the guest yet"):
+            await session.open_agent(1)
+        assert vmm.agents == 0
+        async with vmm.serve("qmp"):
+            await until(lambda: vmm.agents == 1)
+
+
+@in_loop
+async def test_a_vmm_that_takes_the_place_of_another_one_is_told_of(tmp_path: Path) -> None:
+    """It has another pid, by which systemd is notified."""
+    vmm = Vmm(tmp_path)
+    replaced: list[str] = []
+    session, _ = make_session(tmp_path, agent=False)
+    session._on_replaced = lambda: replaced.append("replaced")
+    async with watched(session):
+        async with vmm.serve("qmp"):
+            await until(lambda: session.run_state is RunState.RUNNING)
+        assert replaced == []
+        (tmp_path / "stalled").write_text(RUN)
+        async with vmm.serve("qmp"):
+            await until(lambda: replaced == ["replaced"])
+
+
+@in_loop
 async def test_a_vmm_that_flaps_is_tried_ever_less_often(tmp_path: Path) -> None:
     count = 0
 

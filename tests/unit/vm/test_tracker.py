@@ -185,3 +185,14 @@ def test_a_line_counts_as_soon_as_it_is_known_which_boot_the_run_carries() -> No
 def test_a_daemon_that_comes_later_knows_the_boot_from_the_notes() -> None:
     tracker = BootTracker(RUN, lambda: None, BootNotes(RUN, BOOT))
     assert tracker.take_line(start(), 1.0)
+
+
+def test_until_it_is_heard_the_boot_may_be_replaced_by_another_one() -> None:
+    """A guest that does not continue from its template is, in the same run."""
+    boots = [OTHER]
+    tracker = BootTracker(RUN, lambda: boots[-1])
+    assert tracker.boot == OTHER
+    boots.append(BOOT)
+    assert tracker.take_line(start(), 1.0)
+    boots.append("c" * 32)
+    assert tracker.boot == BOOT
