@@ -26,15 +26,12 @@
 #include <unistd.h>
 
 #define TEMPLATE_WORD "hypeman.template"
-#define NET_DRIVER "/sys/bus/virtio/drivers/virtio_net"
 #define MAGIC "HYPESTA1"
 
 enum {
     LINE_SIZE = 4097,
     TELL_AGAIN_MS = 50, /* a host that does not listen yet misses it */
     HEADER_SIZE = 12,
-    NICS_MAX = 4,
-    NIC_SIZE = 32,
 };
 
 /* In sectors, a size that no disk of a VM has: hypemand/vmm/template.py. */
@@ -42,11 +39,6 @@ static const char placeholder[] = "2147483649\n";
 
 /* Of the network device of a template: hypemand/vmm/template.py. */
 static const char template_mac[] = "52:54:00:00:00:00";
-
-struct nics {
-    char names[NICS_MAX][NIC_SIZE];
-    size_t count;
-};
 
 static bool is_template(void)
 {
@@ -59,35 +51,6 @@ static bool is_template(void)
             return true;
     }
     return false;
-}
-
-/* --- network devices: bound anew, they have the MAC address and the features of those that a start brings
- * ---
- */
-
-static void unbind_nics(struct nics *nics)
-{
-    DIR *entries = opendir(NET_DRIVER);
-    const struct dirent *entry;
-    *nics = (struct nics){.count = 0};
-    while (entries != NULL && nics->count < NICS_MAX && (entry = readdir(entries)) != NULL) {
-        char *name = nics->names[nics->count];
-        if (strncmp(entry->d_name, "virtio", 6) != 0 || strlen(entry->d_name) >= NIC_SIZE)
-            continue;
-        memcpy(name, entry->d_name, strlen(entry->d_name) + 1);
-        nics->count += file_write(NET_DRIVER "/unbind", 0, name) ? 1 : 0;
-    }
-    if (entries != NULL)
-        (void)closedir(entries);
-}
-
-static bool bind_nics(const struct nics *nics, struct reason *why)
-{
-    for (size_t i = 0; i < nics->count; i++) {
-        if (!file_write(NET_DRIVER "/bind", 0, nics->names[i]))
-            return refuse(why, "cannot bind the network device %s: %s", nics->names[i], strerror(errno));
-    }
-    return true;
 }
 
 /* --- disks --- */
@@ -246,7 +209,6 @@ static bool take_identity(struct warm_start *start, struct report *report, struc
 
 bool freeze_point(struct warm_start *start, struct report *report, struct reason *why)
 {
-    struct nics nics;
     start->warm = is_template();
     if (!start->warm)
         return boot_id_read(report->boot) ||
@@ -255,14 +217,13 @@ bool freeze_point(struct warm_start *start, struct report *report, struct reason
     if (events < 0)
         return refuse(why, "cannot wait for disks: %s", strerror(errno));
     report_console(report);
-    unbind_nics(&nics);
     await_disks(events);
     close_fd(&events);
     report_thaw(report);
     if (!take_identity(start, report, why))
         return false;
     report_stages(report); /* the sign of life that the host waits for */
-    return bind_nics(&nics, why);
+    return true;
 }
 
 bool warm_start_show(const struct warm_start *start, struct reason *why)

@@ -26,6 +26,7 @@ from hypemand.config.definition import Definition, WarmStart
 from hypemand.config.host import HostConfig
 from hypemand.errors import HostNotReady, HypemandError, InsufficientResources, StartFailed, WrongState
 from hypemand.manager.plan import Warm, plan_template
+from hypemand.network.wire import TAP_SOCKET, TEMPLATE_USER
 from hypemand.systemd.rootdir import Own, is_in_usr, outside_usr
 from hypemand.systemd.units import UnitPlan, Units
 from hypemand.tasks import Tasks
@@ -48,8 +49,6 @@ from hypemand.vmm.template import (
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
-USER = "hypemand-template"
-"""Who runs the VMM of a template (units/hypemand.sysusers)."""
 _LAUNCHER = "/usr/lib/hypemand/launcher"
 _READY = b"HYPEMAN-TEMPLATE"
 # with the least priority, a boot on a busy host takes as long as it takes
@@ -96,15 +95,16 @@ class Wanted:
     def of(cls, build: VmmBuild, vmm: VmmPlan, host: VmmHost, own: Own) -> Wanted:
         """That of a plan. Blocks."""
         marks = tuple(FileMark.of(path) for path in (host.binary, host.kernel.path, host.initrd))
-        return cls(Shape(build, template_line(vmm, own.runtime), marks), vmm, host)
+        shape = Shape(build, template_line(vmm, own.runtime), marks, os.uname().release)
+        return cls(shape, vmm, host)
 
 
 def find_template_user() -> int:
-    """The uid of USER. HostNotReady."""
+    """The uid of who runs the VMM of a template (units/hypemand.sysusers). HostNotReady."""
     try:
-        return pwd.getpwnam(USER).pw_uid
+        return pwd.getpwnam(TEMPLATE_USER).pw_uid
     except KeyError:
-        raise HostNotReady(f"there is no user {USER}", hint="run systemd-sysusers") from None
+        raise HostNotReady(f"there is no user {TEMPLATE_USER}", hint="run systemd-sysusers") from None
 
 
 class Templates:
@@ -345,7 +345,7 @@ class Templates:
             vm="template",
             vm_id="",
             uid=uid,
-            start=(_LAUNCHER, str(own.runtime), "-", *line),
+            start=(_LAUNCHER, str(own.runtime), "-" if vmm.net is None else str(own.tap), *line),
             stop=("/bin/true",),
             stop_post=("/bin/true",),
             root=self._config().runtime_dir / "root",
@@ -367,5 +367,6 @@ class Templates:
             watchdog=False,
             extra={},
             unit=template_unit_name(),
+            sockets=() if vmm.net is None else ((TAP_SOCKET, own.tap),),
             idle=True,
         )

@@ -48,6 +48,7 @@ _TUN = "/dev/net/tun"
 # linux/if_tun.h
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
+_LONE_TAP = b"hypetmpl%d"  # numbered by the kernel
 _TAP_FLAGS = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
 _IFREQ = struct.Struct("=16sH22x")
 _NO_DAD = 0x02  # IFA_F_NODAD: a bridge without a guest has no carrier, and its address would stay tentative
@@ -274,6 +275,13 @@ class Links:
             fcntl.ioctl(tun, _TUNSETIFF, _IFREQ.pack(link.name.encode(), _TAP_FLAGS))
             if link.owner != uid:
                 fcntl.ioctl(tun, _TUNSETOWNER, uid)
+            return os.dup(tun.fileno())
+
+    def open_lone_tap(self) -> int:
+        """A descriptor of a new TAP device that is on no bridge, and down. It goes with the descriptor.
+        Raises OSError."""
+        with _open_tun() as tun:
+            fcntl.ioctl(tun, _TUNSETIFF, _IFREQ.pack(_LONE_TAP, _TAP_FLAGS | _IFF_TUN_EXCL))
             return os.dup(tun.fileno())
 
     def mend_mac(self, link: Link, uid: int) -> None:

@@ -8,6 +8,7 @@ started. All calls block, for some milliseconds: netlink and nftables answer at 
 from __future__ import annotations
 
 import logging
+import pwd
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -47,7 +48,7 @@ from hypemand.network.rules import (
 from hypemand.network.sysctl import has_bridge_netfilter
 from hypemand.network.taps import mend_taps
 from hypemand.network.warnings import NOT_COUNTED, find_warnings
-from hypemand.network.wire import NOT_APPLIED
+from hypemand.network.wire import NOT_APPLIED, TEMPLATE_USER
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,13 @@ class _Network:
 
     plan: BridgePlan
     index: int
+
+
+def _find_uid(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
 
 
 class HostNetworks:
@@ -361,9 +369,11 @@ class HostNetworks:
 
     def open_tap(self, uid: int) -> int:
         """A descriptor of the TAP device of the VM whose VMM has that uid; it is there before the VM's unit
-        is. Raises HostNotReady."""
+        is. That of a template has one of its own, on no network. Raises HostNotReady."""
         with told_by_kernel(tap_name(uid)):
             link = self._links.find(tap_name(uid))
+            if link is None and uid == _find_uid(TEMPLATE_USER):
+                return self._links.open_lone_tap()
             if link is None or not is_ours(link):
                 raise HostNotReady(f"{tap_name(uid)} does not exist: user {uid} has no VM with a network")
             return self._links.open_tap(link, uid)

@@ -32,6 +32,8 @@ from hypemand.model.document import BadDocument, decode, encode
 SOCKET = Path("/run/hypemand/network.sock")
 TAP_SOCKET = Path("/run/hypemand/tap/tap.sock")
 """Where launchers get the TAP device of their VM: launcher/tap.h. Its folder is root's."""
+TEMPLATE_USER = "hypemand-template"
+"""Whose VMM is that of a template for warm starts: it gets a TAP device there that is on no network."""
 MAX_FRAME = 16 * 1024 * 1024
 NOT_APPLIED = "not_applied"
 """Code of the answer of a service that has just started and does not yet know what there is to be."""

@@ -42,16 +42,18 @@ _KEY_DIGITS = 32
 @dataclass(frozen=True, slots=True)
 class Shape:
     """VMs that can go on from the same template. `line`: what it is started with; `files`: QEMU, kernel and
-    initrd, as they are on the host."""
+    initrd, as they are on the host; `host_kernel`: its release, on which depends what a TAP device can do."""
 
     build: VmmBuild
     line: tuple[str, ...]
     files: tuple[FileMark, ...]
+    host_kernel: str
 
     @property
     def key(self) -> str:
         """Its name: hex digits."""
-        facts = [VERSION, self.build.to_json(), self.line, [asdict(mark) for mark in self.files]]
+        marks = [asdict(mark) for mark in self.files]
+        facts = [VERSION, self.build.to_json(), self.line, marks, self.host_kernel]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:_KEY_DIGITS]
 
 

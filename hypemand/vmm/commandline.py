@@ -143,7 +143,7 @@ def qemu_arguments(plan: VmmPlan) -> tuple[str, ...]:
         arguments += ["-add-fd", f"fd={SECRETS_FD},set=1"]
     arguments += _disks(plan.files, plan.disk_limits)
     if plan.net is not None:
-        arguments += _network(plan.net)
+        arguments += network_arguments(plan.net)
     if plan.balloon:
         arguments += ["-device", f"virtio-balloon-device,id={BALLOON},free-page-reporting=on"]
     return tuple(arguments)
@@ -331,7 +331,7 @@ def disk_arguments(
     ]  # fmt: skip
 
 
-def _network(net: NetDevice) -> list[str]:
+def network_arguments(net: NetDevice) -> list[str]:
     """No vhost: that is one more device of the host in reach of the VMM, and TCG gains nothing by it."""
     return [
         "-netdev", f"tap,id=net,fd={TAP_FD},vhost=off",

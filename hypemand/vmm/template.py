@@ -10,7 +10,15 @@ from pathlib import Path
 
 from hypemand.config.mode import Mode
 from hypemand.model.templates import TemplateKind
-from hypemand.vmm.commandline import VmmPlan, count_disks, disk_arguments, kernel_words, machine_arguments
+from hypemand.vmm.commandline import (
+    NetDevice,
+    VmmPlan,
+    count_disks,
+    disk_arguments,
+    kernel_words,
+    machine_arguments,
+    network_arguments,
+)
 
 SECTOR = 512
 PLACEHOLDER = 1024**4 + SECTOR
@@ -45,8 +53,8 @@ def template_line(plan: VmmPlan, folder: Path) -> tuple[str, ...]:
         # all can be written to: what a disk is not told to be able to do, it cannot do later
         arguments += disk_arguments(f"disk{number}", path, "")
     if plan.net is not None:
-        # without anything behind it: the guest lets go of it, and takes it again when it goes on
-        arguments += ["-device", f"virtio-net-device,mac={_MAC}"]
+        # on a TAP device as that of a VM: what the guest has agreed on with it stays
+        arguments += network_arguments(NetDevice(_MAC))
     # it is saved while it is paused, and is not to be that when it goes on
     arguments += ["-global", "migration.store-global-state=off"]
     return (f"{kernel_words(plan)} {_WORD}", *arguments)

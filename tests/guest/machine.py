@@ -15,6 +15,7 @@ from hypemand.config.mode import Mode
 from hypemand.vmm.accel import AccelKind, find_tsc_khz
 from hypemand.vmm.commandline import (
     PORT_FDS,
+    TAP_FD,
     NetDevice,
     SavedFiles,
     VmmFiles,
@@ -62,6 +63,7 @@ def format_template(folder: Path, machine: Machine, memory: int) -> list[str]:
     """Of the template for such guests, with a network device, in a folder of its own."""
     plan = replace(_plan(folder, machine, folder / "image", "0" * 32, memory, "exec"), net=NetDevice(""))
     words, *arguments = template_line(plan, folder)
+    arguments = [a.replace(f"tap,id=net,fd={TAP_FD},vhost=off", "hubport,id=net,hubid=0") for a in arguments]
     return [*(_listen_at(folder, argument) for argument in arguments), "-append", words]
 
 
