@@ -162,6 +162,7 @@ static int prepare_warm(int *argc, struct origin *origin, const char *runtime, c
     bool warm = origin->arguments > 0;
     if (warm && write_start_block(runtime, line) < 0) {
         *argc -= (int)origin->arguments;
+        origin->arguments = 0;
         warm = false;
     }
     if (origin->template != NULL && note_start(runtime, run, warm) < 0) {
@@ -169,6 +170,20 @@ static int prepare_warm(int *argc, struct origin *origin, const char *runtime, c
         return -1;
     }
     return warm ? preload_library(origin->preload) : 0;
+}
+
+/* A guest that goes on from a template has its kernel and initrd in its memory, and its line in the start
+ * block: the VMM need not read 20 MB for nothing. Returns how many arguments are left. */
+static size_t leave_out_boot(char **arguments, size_t count)
+{
+    size_t left = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(arguments[i], "-kernel") == 0 || strcmp(arguments[i], "-initrd") == 0)
+            i++;
+        else
+            arguments[left++] = arguments[i];
+    }
+    return left;
 }
 
 int main(int argc, char **argv)
@@ -210,9 +225,13 @@ int main(int argc, char **argv)
     char **vmm = argv + (VMM - 2);
     size_t given = (size_t)(argc - VMM);
     memmove(vmm, argv + VMM, given * sizeof(*vmm));
-    vmm[given] = append;
-    vmm[given + 1] = line;
-    vmm[given + 2] = NULL; /* in the place of what a cold start goes without */
+    if (origin.arguments > 0) {
+        given = leave_out_boot(vmm, given);
+    } else {
+        vmm[given++] = append;
+        vmm[given++] = line;
+    }
+    vmm[given] = NULL; /* in the place of what a start of this kind goes without */
     execv(vmm[0], vmm);
     say("cannot execute %s: %s", vmm[0], strerror(errno));
     return EXIT_FAILURE;

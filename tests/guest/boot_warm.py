@@ -109,6 +109,9 @@ class WarmBoot(BootCase):
         stack.callback(os.close, fd)
         warm = format_warm(folder, machine, self.image, MEMORY, self.saved)
         warm[warm.index("-incoming") + 1] = f"fd:{fd}"
+        for option in ("-kernel", "-initrd", "-append"):  # as the launcher does
+            at = command.index(option)
+            del command[at : at + 2]
         process = subprocess.Popen(
             [*command, *net, *warm], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=(fd,)
         )

@@ -21,6 +21,9 @@ ip link show dev eth0 | grep -o 'link/ether [0-9a-f:]*'
 ip link show dev dummy0 | grep -o 'link/ether [0-9a-f:]*'
 ip -4 addr show dev eth0 | grep -o 'inet [0-9.]*'
 """
+# what a program may draw or read as its own
+DRAWN = "head -c 16 /dev/urandom | hexdump -ve '/1 \"%02x\"'; echo; cat /etc/machine-id"
+FIFTY = 50
 COMMON = 'date +%s; for d in /sys/block/vd*; do echo "$(cat $d/serial) $(cat $d/size) $(cat $d/ro)"; done'
 
 
@@ -169,3 +172,22 @@ def test_a_start_that_systemd_makes_alone_boots_where_the_guest_does_not_continu
     vms.wait(name, "Running")
     vms.ctl("stop", name)
     assert key not in templates(vms)
+
+
+def test_fifty_side_by_side_have_nothing_of_one_another(vms: Vms) -> None:
+    make_template(vms, "fifty-first", memory="80M")
+    names = [f"fifty-{number}" for number in range(FIFTY)]
+    for name in names:
+        vms.write(name, network="default", memory="80M")
+    vms.reload()
+    vms.start(*names)
+    seen: list[str] = []
+    for name in names:
+        assert is_warm(vms, name)
+        before = time.time()
+        clock, *own = vms.execute(name, "sh", "-c", f"date +%s; {IDENTITY}{DRAWN}").splitlines()
+        assert before - 1 <= int(clock) <= time.time() + 1
+        assert len(own) == 9, own
+        assert own[3] == name
+        seen += own
+    assert len(set(seen)) == len(seen) == 9 * FIFTY, "nothing twice"

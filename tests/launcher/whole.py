@@ -197,19 +197,20 @@ class WholeTest(unittest.TestCase):
         """Behind the configuration, and once however often it starts."""
         template, blocks = self.make_template(), []
         for _ in range(2):
-            status, lines, errors = self.run_it("-m", "128M", "-S", "in", warm=template)
+            kernel = ("-kernel", "k", "-initrd", "i")
+            status, lines, errors = self.run_it("-m", "128M", *kernel, "-S", "in", warm=template)
             self.assertEqual((status, errors), (0, ""))
             self.assertIn("preload library.so memory", lines)
             self.assertEqual((self.runtime / "warm").read_text(), RUN)
             arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
             _, boot = (self.runtime / "run").read_text().split()
-            self.assertEqual(arguments, ["-m", "128M", "-S", "in", "-append", f"quiet hypeman.boot={boot}"])
+            self.assertEqual(arguments, ["-m", "128M", "-S", "in"], "kernel and initrd are in its memory")
             self.assertIn("fd 9 file", lines)
             config = (self.runtime / "config.img").read_bytes()
             self.assertEqual((len(config), config[:512]), (8192, b"HYPECFG1".ljust(512, b"x")))
             magic, length = struct.unpack("<8sI", config[4096:4108])
             records = dict(r.split(b"=", 1) for r in config[4108 : 4108 + length].split(b"\0")[:-1])
-            self.assertEqual((magic, records[b"words"].decode()), (b"HYPESTA1", arguments[-1]))
+            self.assertEqual((magic, records[b"words"].decode()), (b"HYPESTA1", f"quiet hypeman.boot={boot}"))
             self.assertLess(abs(int(records[b"clock"]) / 1e9 - time.time()), DEADLINE)
             blocks.append(bytes.fromhex(records[b"entropy"].decode()))
         self.assertEqual({len(block) for block in blocks}, {64})
