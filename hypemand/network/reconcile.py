@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import pwd
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -61,9 +61,10 @@ class _Network:
     index: int
 
 
-def _find_uid(name: str) -> int | None:
+def find_template_user() -> int | None:
+    """The uid of TEMPLATE_USER, if there is one."""
     try:
-        return pwd.getpwnam(name).pw_uid
+        return pwd.getpwnam(TEMPLATE_USER).pw_uid
     except KeyError:
         return None
 
@@ -71,7 +72,8 @@ def _find_uid(name: str) -> int | None:
 class HostNetworks:
     """`NetworkHost` as it is done; see there for the contract of its methods."""
 
-    def __init__(self) -> None:
+    def __init__(self, template_user: Callable[[], int | None] = find_template_user) -> None:
+        self._template_user = template_user
         self._links = Links()
         self._limits = Limits(self._links)
         self._reservations = Reservations()
@@ -372,7 +374,7 @@ class HostNetworks:
         is. That of a template has one of its own, on no network. Raises HostNotReady."""
         with told_by_kernel(tap_name(uid)):
             link = self._links.find(tap_name(uid))
-            if link is None and uid == _find_uid(TEMPLATE_USER):
+            if link is None and uid == self._template_user():
                 return self._links.open_lone_tap()
             if link is None or not is_ours(link):
                 raise HostNotReady(f"{tap_name(uid)} does not exist: user {uid} has no VM with a network")

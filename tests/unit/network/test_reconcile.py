@@ -692,3 +692,20 @@ def try_tap(port: PortPlan, uid: int) -> str:
         "except OSError as error:\n    print(errno.errorcode[error.errno], end='')\n"
     )
     return read("/usr/bin/python3", "-c", program)
+
+
+def test_a_template_has_a_tap_device_on_no_network_as_long_as_its_vmm_lives(networks: HostNetworks) -> None:
+    """With what a VM's has, so that its guest agrees on the same."""
+    del networks  # which is in a namespace of its own
+    with closing(HostNetworks(lambda: 999)) as service:
+        before = set(list_links())
+        tap = service.open_tap(999)
+        (name,) = set(list_links()) - before
+        link = list_links()[name]
+        assert link["linkinfo"]["info_kind"] == "tun"
+        assert link["linkinfo"]["info_data"]["vnet_hdr"]
+        assert (link["operstate"], link.get("master")) == ("DOWN", None)
+        os.close(tap)
+        assert set(list_links()) == before
+        with pytest.raises(HostNotReady, match="user 998 has no VM with a network"):
+            service.open_tap(998)
