@@ -176,8 +176,8 @@ static int prepare_warm(int *argc, struct origin *origin, const char *runtime, c
  * block: the VMM need not read 20 MB for nothing. Returns how many arguments are left. */
 static size_t leave_out_boot(char **arguments, size_t count)
 {
-    size_t left = 0;
-    for (size_t i = 0; i < count; i++) {
+    size_t left = 1; /* the VMM itself */
+    for (size_t i = 1; i < count; i++) {
         if (strcmp(arguments[i], "-kernel") == 0 || strcmp(arguments[i], "-initrd") == 0)
             i++;
         else

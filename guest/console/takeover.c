@@ -38,13 +38,13 @@ static int connect_manager(void)
     return -1;
 }
 
-static bool notify(int manager, const char *words, int fd)
+static bool notify(int manager, char *words, int fd)
 {
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(sizeof(int))];
     } control = {.bytes = {0}};
-    struct iovec part = {.iov_base = (void *)(size_t)words, .iov_len = strlen(words)};
+    struct iovec part = {.iov_base = words, .iov_len = strlen(words)};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
     if (fd >= 0) {
         message.msg_control = control.bytes;
@@ -74,11 +74,12 @@ static bool await_event(int fd, short events, int longest)
 static bool tell_manager(int manager)
 {
     char words[32];
+    char barrier[] = "BARRIER=1";
     int ends[2];
     (void)snprintf(words, sizeof words, "MAINPID=%d", (int)getpid());
     if (!notify(manager, words, -1) || pipe2(ends, O_CLOEXEC) != 0)
         return false;
-    bool sent = notify(manager, "BARRIER=1", ends[1]);
+    bool sent = notify(manager, barrier, ends[1]);
     close(ends[1]);
     bool done = sent && await_event(ends[0], 0, ANSWER_MS);
     int error = errno;
