@@ -178,7 +178,7 @@ def test_fifty_side_by_side_have_nothing_of_one_another(vms: Vms) -> None:
     make_template(vms, "fifty-first", memory="80M")
     names = [f"fifty-{number}" for number in range(FIFTY)]
     for name in names:
-        vms.write(name, network="default", memory="80M")
+        vms.write(name, network="default", memory="80M", boot_timeout="600s")
     vms.reload()
     vms.start(*names)
     seen: list[str] = []
