@@ -76,7 +76,7 @@ class VmServices:
 @dataclass(frozen=True, slots=True)
 class Owner:
     """The VM whose runs these are: its definition as it is now, what is called when something was seen of a
-    run, what has its unit looked at again, and what gives back what a run has held, after the files of that
+    run, what has its unit read again, and what gives back what a run has held, after the files of that
     are gone."""
 
     name: str
