@@ -31,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--long", action="store_true", help="run what is marked long, too (make test-cluster)")
     parser.addoption(
+        "--warm", action="store_true", help="VMs of the shared host start from templates, where they can"
+    )
+    parser.addoption(
         "--record-durations",
         action="store_true",
         help="write down how long each group of tests takes (tests/durations.json)",
@@ -99,9 +102,12 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def host(suite: Suite) -> Iterator[TestHost]:
+def host(suite: Suite, pytestconfig: pytest.Config) -> Iterator[TestHost]:
     """A host with our packages installed that all tests of a suite share: leave it as you found it."""
     with start_host(suite) as shared:
+        if pytestconfig.getoption("--warm"):
+            shared.push("/etc/hypemand/hypemand.yaml.d/50-warm.yaml", "warm_start: {mode: auto}\n")
+            shared.run(["systemctl", "reload", "hypemand"])
         yield shared
 
 
