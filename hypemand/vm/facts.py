@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from hypemand.model.evidence import Marker
 from hypemand.vm.timeline import BootFacts
 from hypemand.vm.tracker import BootNotes, Moment
 
@@ -10,6 +11,7 @@ from hypemand.vm.tracker import BootNotes, Moment
 def boot_facts(vm: str, notes: BootNotes) -> BootFacts:
     """Needs Moment.REQUESTED among the notes (KeyError)."""
     at = notes.moments.get
+    is_restored = Marker.PROGRAM in notes.markers and Moment.PROGRAM_STARTED not in notes.moments
     return BootFacts(
         vm=vm,
         boot=notes.boot or "unknown",
@@ -22,5 +24,7 @@ def boot_facts(vm: str, notes: BootNotes) -> BootFacts:
         agent_seen=at(Moment.AGENT_READY),
         ready_seen=at(Moment.READY),
         running=at(Moment.RUNNING),
-        stages=notes.stages,
+        # of a VM that was restored, the stages are those of the run in which it has booted
+        stages=() if is_restored else notes.stages,
+        is_restored=is_restored,
     )

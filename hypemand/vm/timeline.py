@@ -28,7 +28,8 @@ class BootFacts:
     the guest's CPUs were set going where the VMM waits for that. `program_seen`, `agent_seen` and
     `ready_seen` are when the markers came (the agent's: sentinel or hello, the earlier; the last is that of
     the definition's check). `running`: when systemd was notified of readiness. `until`: the last moment that
-    the guest can speak of (now, or when the unit ended); without it the latest of the others."""
+    the guest can speak of (now, or when the unit ended); without it the latest of the others. `is_restored`:
+    the guest has continued from where it was saved, until its agent answered."""
 
     vm: str
     boot: str
@@ -44,6 +45,7 @@ class BootFacts:
     until: float | None = None
     stages: tuple[Stage, ...] = ()
     held: float | None = None
+    is_restored: bool = False
 
 
 def derive_timeline(facts: BootFacts) -> Timeline:
@@ -89,6 +91,9 @@ def _host_spans(facts: BootFacts) -> Iterator[Span]:
 def _guest_spans(facts: BootFacts) -> Iterator[Span]:
     vmm_up = _latest(facts.requested, facts.main_started, facts.cpus_started)
     stages = facts.stages[:MAX_STAGES]
+    if facts.is_restored and facts.agent_seen is not None:
+        yield _span(facts, "restore", Lane.AGENT, min(vmm_up, facts.agent_seen), facts.agent_seen)
+        return
     if facts.program_seen is None and not stages:
         return
     horizon = _latest(

@@ -109,10 +109,14 @@ def test_a_start_is_refused_restores_or_boots_as_it_says() -> None:
         await host.manager.start_vm("web", standby=FromStandby.RESTORE)
         await host.until(State.RUNNING)
         assert host.vm().boot == boot
+        steps = {span.name for span in (await host.manager.timeline("web")).spans}
+        assert "restore" in steps
+        assert not steps & {"kernel", "root", "program"}, "nothing of the boot is in it"
         await host.manager.standby_vm("web")
         await host.manager.start_vm("web", standby=FromStandby.COLD)
         await host.until(State.RUNNING)
         assert host.vm().boot != boot
+        assert "restore" not in {span.name for span in (await host.manager.timeline("web")).spans}
         assert saves(host) == set()
 
     drive(scenario)

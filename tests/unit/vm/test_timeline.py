@@ -90,6 +90,13 @@ def test_an_agent_that_init_does_not_start_is_waited_for_after_the_program() -> 
     assert by_name(derive_timeline(facts))["agent"] == ("agent", 600, 7000)
 
 
+def test_a_restore_is_one_step_until_the_agent_answers() -> None:
+    facts = replace(FACTS, stages=(), program_seen=None, agent_seen=100.2, running=100.21, is_restored=True)
+    spans = by_name(derive_timeline(facts))
+    assert set(spans) == {"prepare", "StartTransientUnit", "unit start", "restore", "tell systemd"}
+    assert spans["restore"] == ("agent", 20, 200)
+
+
 def test_without_stages_kernel_and_init_are_one_step() -> None:
     facts = replace(FACTS, stages=(), agent_seen=None)
     assert by_name(derive_timeline(facts))["kernel and init"] == ("kernel", 20, 600)
