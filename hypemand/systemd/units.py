@@ -43,8 +43,9 @@ class UnitPlan:
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise; `saved`: what it is restored
     from, which is there for one start. `mounts`: paths whose file systems must be mounted. `secrets`: its
-    credentials. `unit`: its name, if it is not that of a VM's (`vm_id` is "" then); `idle`: it runs at
-    idle priority.
+    credentials. `is_trial`: another process of the unit may take the main one's place, as hypeman-console
+    does where a guest does not continue from its template. `unit`: its name, if it is not that of a VM's
+    (`vm_id` is "" then); `idle`: it runs at idle priority.
     """
 
     vm: str
@@ -71,6 +72,7 @@ class UnitPlan:
     mounts: tuple[Path, ...] = ()
     sockets: tuple[tuple[Path, Path], ...] = ()
     saved: tuple[tuple[Path, Path], ...] = ()
+    is_trial: bool = False
     unit: str = ""
     idle: bool = False
     secrets: tuple[Secret, ...] = ()
@@ -110,9 +112,8 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         # at shutdown the VMs stop while the daemon is still there, and can ask systemd
         ("After", "as", ["dbus.service", "hypemand.service"]),
         ("Type", "s", "notify"),
-        # ExecStopPost= says how the run has ended, and hypeman-console takes the place of a VMM whose guest
-        # does not go on from its template. The VMM itself has no socket to notify with.
-        ("NotifyAccess", "s", "all"),
+        # exec: ExecStopPost= says how the run has ended
+        ("NotifyAccess", "s", "all" if plan.is_trial else "exec"),
         ("ExecStart", "a(sasb)", [_command(plan.start)]),
         ("ExecStop", "a(sasb)", [_command(plan.stop)]),
         ("ExecStopPost", "a(sasb)", [_command(plan.stop_post)]),
