@@ -95,7 +95,6 @@ def test_processes_that_stand_still_are_ended_with_the_vmm(vms: Vms, stop_timeou
     assert vms.host.run(["ps", "-o", "pid=,args=", "-u", uid], check=False).stdout == ""
 
 
-@pytest.mark.one_release
 def test_an_end_is_told_while_journald_stands_still(vms: Vms) -> None:
     """What the guest said last does not fit where it waits for journald."""
     name = vms.run("unheard", ON_DEMAND.replace("exit", "head -c 600000 /dev/zero | tr '\\0' x; exit"))
@@ -127,7 +126,6 @@ def test_a_start_ends_what_is_left_of_an_earlier_run(vms: Vms, ends: str) -> Non
     assert f"systemd still has the unit {unit} of an earlier run" in warnings
 
 
-@pytest.mark.one_release
 def test_a_daemon_that_dies_at_once_is_tried_less_and_less_often(vms: Vms) -> None:
     def count() -> int:
         words = vms.host.run(["cat", "/run/hypemand/hypemand.failures"], check=False).stdout.split()

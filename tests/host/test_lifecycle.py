@@ -174,7 +174,6 @@ def test_the_units_result_is_the_programs(
     assert failed.ok == (code != 0)
 
 
-@pytest.mark.one_release
 def test_stop_lets_the_program_end_in_order(vms: Vms) -> None:
     name = vms.run("stops", HAS_LAST_WORDS)
     vms.ctl("stop", "--result", name)
@@ -286,7 +285,6 @@ def test_a_program_that_does_not_stop_is_killed_in_the_guest(vms: Vms) -> None:
     assert vms.unit(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "exit-code"}
 
 
-@pytest.mark.one_release
 def test_kill_ends_the_vmm_at_once_and_is_a_failure(vms: Vms) -> None:
     name = vms.run("killed", IS_DEAF)
     vms.ctl("kill", name)
@@ -400,7 +398,6 @@ def test_without_an_agent_the_programs_marker_is_enough(vms: Vms) -> None:
         assert "no guest agent" in refused.stderr
 
 
-@pytest.mark.one_release
 def test_a_boot_timeout_of_infinity_is_no_deadline(vms: Vms) -> None:
     name = vms.run("forever", boot_timeout="infinity")
     assert vms.unit(name, "TimeoutStartUSec")["TimeoutStartUSec"] == "infinity"

@@ -14,8 +14,6 @@ from tests.host.faults import host_config
 from tests.host.machine import TestHost
 from tests.host.vms import Vms
 
-pytestmark = pytest.mark.one_release
-
 NETWORK = {"bridge": "lanbr0", "managed": False, "ipv4": "192.0.2.1/24", "ipv6": "2001:db8:7::1/64"}
 ADDRESS, ADDRESS6 = "192.0.2.7", "2001:db8:7::7"
 ELSEWHERE = "02:00:00:00:00:99"
