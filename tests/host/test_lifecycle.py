@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import dropwhile
+from itertools import dropwhile, groupby
 from typing import Any
 
 import pytest
@@ -219,7 +219,9 @@ def test_a_start_right_after_a_stop_is_not_undone_by_the_end_of_the_handle(handl
     vms, handle = handled, f"hypeman@{HANDLED}"
     vms.host.run(["sh", "-euc", f"hypemanctl stop {HANDLED}; hypemanctl start --wait {HANDLED}"])
     vms.host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
-    assert vms.states(HANDLED)[-4:] == ["Shutdown", "Stopped", "Initializing", "Running"]
+    # with --warm it is Created while its guest is loaded
+    states = [name for name, _ in groupby(state for state in vms.states(HANDLED) if state != "Created")]
+    assert states[-4:] == ["Shutdown", "Stopped", "Initializing", "Running"]
 
 
 def test_a_handle_that_is_started_while_it_ends_starts_the_vm_as_soon_as_it_has(handled: Vms) -> None:
