@@ -32,6 +32,8 @@ from hypemand.config.source import KeyPath, Source
 from hypemand.errors import Problem
 
 _SHOWN = 60
+# so many unknown keys of a mapping are compared with those that it may have: a client may send any number
+_COMPARED = 50
 _OTHER_SCALARS = ("integer", "number", "boolean")
 _TYPE_WORDS = {
     "string": "a string",
@@ -101,9 +103,10 @@ def _explain(name: str, error: Any) -> Iterator[_Finding]:
     rules: Schema = error.schema
     value: Any = error.instance
     if error.validator == "additionalProperties":
-        for key in value:
-            if key not in rules["properties"]:
-                yield ((*path, key), True, *_unknown_key(key, rules, _find_hint(name, path, key)))
+        unknown = (key for key in value if key not in rules["properties"])
+        for number, key in enumerate(unknown):
+            hint = _find_hint(name, path, key)
+            yield ((*path, key), True, *_unknown_key(key, rules, hint, compares=number < _COMPARED))
     elif error.validator == "required":
         for key in rules["required"]:
             if key not in value:
@@ -128,13 +131,14 @@ def _find_hint(name: str, path: KeyPath, key: str) -> str:
     return "write it under unit" if not path and key in unit else ""
 
 
-def _unknown_key(key: str, rules: Schema, hint: str) -> tuple[str, str]:
+def _unknown_key(key: str, rules: Schema, hint: str, *, compares: bool) -> tuple[str, str]:
     known = sorted(rules["properties"])
     message = str(rules.get("x-unknown", "is not known"))
     if hint:
         return message, hint
     lower = {k.lower(): k for k in known}
-    close = get_close_matches(key.lower().replace("-", "_"), lower, n=1, cutoff=0.7)
+    word = key.lower().replace("-", "_")
+    close = get_close_matches(word, lower, n=1, cutoff=0.7) if compares else ()
     if close:
         return message, f"did you mean {lower[close[0]]}?"
     return message, f"allowed keys: {', '.join(known)}"

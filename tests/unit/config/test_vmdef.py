@@ -36,6 +36,13 @@ def problems_of(text: str, name: str = "web") -> list[str]:
     return [str(problem).removeprefix("web.yaml:") for problem in caught.value.problems]
 
 
+def test_of_any_number_of_unknown_keys_the_first_are_compared_with_those_that_there_are() -> None:
+    said = problems_of("image: app\n" + "".join(f"memory{number}: 1\n" for number in range(60)))
+    assert [text.partition("; ")[2] for text in said[:50]] == ["did you mean memory?"] * 50
+    assert all(text.partition("; ")[2].startswith("allowed keys: ") for text in said[50:])
+    assert len(said) == 60
+
+
 def test_the_smallest_definition_has_the_defaults() -> None:
     assert parse_definition("web", {"image": "builtin:busybox"}) == Definition("web", "builtin:busybox")
 
