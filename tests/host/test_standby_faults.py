@@ -28,7 +28,7 @@ LISTENS = (
 SPOILS = {
     "cd standby && truncate --size=-4096 memory": "is damaged, or was changed",
     "cd standby && touch memory": "is damaged, or was changed",
-    r"cd standby && printf '\377' | dd of=state bs=1 seek=5000 conv=notrunc status=none": "is damaged",
+    "cd standby && printf changed | dd of=state bs=1 seek=5000 conv=notrunc status=none": "is damaged",
     """sed -i 's/"version": 1/"version": 99/' standby/snapshot.json""": "version is not 1",
     r"""sed -i 's/"vm_id": "[0-9a-f]*"/"vm_id": "'$(printf '0%.0s' $(seq 32))'"/' standby/snapshot.json""": (
         "it was saved of another VM"

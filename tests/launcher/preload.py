@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,9 @@ class PreloadTest(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         Path(folder.name).chmod(0o755)
         self.file = Path(folder.name, "memory")
+        # another user may have no way to where it was built
+        self.library = shutil.copy(LIBRARY, folder.name)
+        Path(self.library).chmod(0o755)
         with self.file.open("wb") as file:
             # data at pages 0, 300 to 301 and 900, then a short hole, and one up to the end
             for first, count in ((0, 1), (300, 2), (900, 1), (910, 10)):
@@ -82,7 +86,7 @@ class PreloadTest(unittest.TestCase):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         done = subprocess.run(
             [sys.executable, "-I", "-c", CLIENT, str(self.file), str(int(private)), *more],
-            env={"LD_PRELOAD": LIBRARY, "HYPEMAN_MEMORY": memory or str(self.file)},
+            env={"LD_PRELOAD": self.library, "HYPEMAN_MEMORY": memory or str(self.file)},
             user=user,
             capture_output=True,
             text=True,
