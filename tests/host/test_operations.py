@@ -197,6 +197,10 @@ def test_a_daemon_that_dies_in_an_import_leaves_nothing_of_it(web: TestHost) -> 
         lambda: [line for line in web.run(folders).stdout.splitlines() if line not in before], 60
     )
     assert staged
+    # what a boot has shown is written down at most once in some seconds: one that was Running just now would have
+    # been so at a time that the next daemon does not know
+    notes = "/var/lib/hypemand/vms/web/boot.json"
+    web.wait_until(lambda: '"running"' in web.run(["cat", notes]).stdout, 30)
     web.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "hypemand"])
     web.shell("pkill -f '[s]leep 301'; rm /root/slow")
     assert web.wait_until(lambda: web.run(["cat", "/root/status"], check=False).stdout, 60) != "0\n"
