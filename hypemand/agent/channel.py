@@ -93,6 +93,8 @@ class AgentChannel:
         self._finder: HelloFinder | None = HelloFinder()
         self._parser = FrameParser()
         self._sessions: dict[int, Session] = {}
+        # since FREEZE: what is not sent
+        self._held: list[Frame] | None = None
         self._numbers = itertools.count(1)
         self._pings: dict[bytes, asyncio.Future[None]] = {}
         self._ping_second = 0
@@ -249,20 +251,31 @@ class AgentChannel:
     async def freeze(self, *, timeout: float = _FREEZE_TIMEOUT) -> str:
         """Have all in the guest stand still but PID 1 and the agent, also when this channel is closed, and
         its file systems write what they hold. The agent's words, which say whether all was written in time.
-        GuestError: nothing stands still. TimedOut: it is not known."""
+        GuestError: nothing stands still. TimedOut: it is not known.
+
+        Nothing else is sent after it until THAW: a guest that is saved with a part of a frame takes the HELLO
+        of the next connection for the rest of it, since it may not see that this one has ended."""
         self._require("freeze", "standby", hint=_CURE)
-        return await self._order(FrameType.FREEZE, b"", timeout, "stand still", "the guest cannot be frozen")
+        try:
+            order = self._order(FrameType.FREEZE, b"", timeout, "stand still", "the guest cannot be frozen")
+            return await order
+        except GuestError:
+            self._release()
+            raise
 
     async def thaw(self, thaw: Thaw, *, timeout: float = _THAW_TIMEOUT) -> None:
         """Have what stands still go on. With an identity the guest has another boot id afterwards: this
         channel stays open, the next one needs the new id. InvalidRequest, GuestError: it stands still.
         TimedOut: it is not known."""
         self._require("freeze", "standby", hint=_CURE)
+        self._release()
         await self._order(FrameType.THAW, encode_thaw(thaw), timeout, "go on", "the guest cannot go on")
 
     async def _order(self, kind: FrameType, payload: bytes, timeout: float, what: str, refused: str) -> str:
         """A request that its EXIT answers: the agent's words."""
         session = self._open(kind, payload, streams=())
+        if kind is FrameType.FREEZE:
+            self._held = []
         async with _deadline(session, timeout, what):
             report = await session.wait()
         if report.code != 0:
@@ -310,9 +323,20 @@ class AgentChannel:
     # --- Link, for the sessions ---
 
     def send(self, frame: Frame) -> None:
-        """Queue a frame. A guest that does not take what it is sent loses the channel."""
-        if self._closed.done():
-            return
+        """Queue a frame. A guest that does not take what it is sent loses the channel. While the guest stands
+        still the frame is held."""
+        if self._held is not None:
+            # no more than streams have credit for, and than a guest asks for
+            self._held.append(frame)
+        elif not self._closed.done():
+            self._write(frame)
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        for frame in held or ():
+            self.send(frame)
+
+    def _write(self, frame: Frame) -> None:
         self._writer.write(frame.encode())
         if self._writer.transport.get_write_buffer_size() > self._queue_limit:
             self._end(GuestError("the guest agent does not read its input"))

@@ -577,6 +577,31 @@ async def test_a_guest_is_frozen_and_goes_on(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_nothing_is_sent_to_a_guest_that_stands_still(tmp_path: Path) -> None:
+    """A part of a frame would be completed by the HELLO of the connection after the save."""
+    async with greeted(tmp_path) as (channel, guest):
+        session, number = await start(channel, guest)
+        for answer, words in ((125, "dd waits"), (0, "")):
+            freezing = asyncio.create_task(channel.freeze())
+            stream, _, _ = await guest.expect(FREEZE)
+            await session.write(b"later")
+            await session.signal(15)
+            with pytest.raises(TimedOut):
+                await channel.ping(timeout=0.05)
+            guest.exit(stream, answer, words)
+            if answer:
+                with pytest.raises(GuestError, match=words):
+                    await freezing
+                assert (await guest.expect(DATA))[2] == b"later"
+                assert (await guest.expect(SIGNAL))[0] == number
+                await guest.expect(PING)
+        await freezing
+        await session.write(b"never")
+        await channel.close()
+        assert await guest.reader.read() == b""
+
+
+@in_loop
 async def test_a_guest_that_does_not_stand_still_or_go_on_says_why(tmp_path: Path) -> None:
     async with greeted(tmp_path) as (channel, guest):
         for ordered, kind, words in (
