@@ -197,8 +197,7 @@ def test_a_daemon_that_dies_in_an_import_leaves_nothing_of_it(web: TestHost) -> 
         lambda: [line for line in web.run(folders).stdout.splitlines() if line not in before], 60
     )
     assert staged
-    # what a boot has shown is written down at most once a second: the next daemon would not know when a VM that
-    # is Running just now was
+    # a boot's notes are written at most once a second: the next daemon knows what is in them
     notes = "/var/lib/hypemand/vms/web/boot.json"
     web.wait_until(lambda: '"running"' in web.run(["cat", notes]).stdout, 30)
     web.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "hypemand"])
