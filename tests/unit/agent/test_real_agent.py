@@ -306,7 +306,11 @@ async def test_the_clock_is_set_and_a_refusal_is_told(agent: Path, tmp_path: Pat
 async def test_it_stands_still_and_starts_nothing_until_it_goes_on(agent: Path, tmp_path: Path) -> None:
     async with serving(agent, tmp_path) as channel:
         await channel.freeze()
-        session = await channel.exec(ExecRequest(("true",), {}, None, None, None))
+        executing = asyncio.create_task(channel.exec(ExecRequest(("true",), {}, None, None, None)))
+        await asyncio.sleep(0)
+        # the host holds it until THAW; a host that does not is refused
+        channel._release()
+        session = await executing
         assert (await session.wait()).message == "the guest is frozen: nothing runs in it until THAW"
         with pytest.raises(GuestError, match="the guest cannot go on: it stays frozen"):
             await channel.thaw(Thaw(5))
