@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,18 @@ def run_inside(host: TestHost, module: str, words: Sequence[str]) -> dict[str, A
         sys.exit(f"bench: failed inside the test host:\n{progress.decode(errors='replace')}")
     figures: dict[str, Any] = json.loads(output)
     return figures
+
+
+def report(
+    figures: dict[str, Any], render: Callable[[dict[str, Any]], tuple[str, bool]], file: str | None
+) -> int:
+    """Write all figures to `file`, if there is one, and print the report; the exit status: 1 when a goal is
+    missed."""
+    if file is not None:
+        Path(file).write_text(json.dumps(figures, indent=1))
+    text, met = render(figures)
+    print(text)
+    return 0 if met else 1
 
 
 def measure_kernel() -> Kernel:

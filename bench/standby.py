@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
-from bench.measure import derive_words, push_inside, run_inside
+from bench.measure import derive_words, push_inside, report, run_inside
 from bench.standbyreport import render
 from tests.host import cgroups
 from tests.host.lab import start_host
@@ -40,12 +39,7 @@ def main() -> int:
         cgroups.prefer(host.name)
         push_inside(host)
         figures = run_inside(host, "bench.inside.standby", derive_words(options, _WORDS))
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(figures, file, indent=1)
-    text, met = render(figures)
-    print(text)
-    return 0 if met else 1
+    return report(figures, render, options.json)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
-from bench.measure import derive_words, push_inside, run_inside
+from bench.measure import derive_words, push_inside, report, run_inside
 from bench.warmreport import render
 from tests.host.lab import start_host
 from tests.host.recipe import Suite
@@ -33,12 +32,7 @@ def main() -> int:
     with start_host(options.suite) as host:
         push_inside(host)
         figures = run_inside(host, "bench.inside.warm", derive_words(options, _WORDS))
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(figures, file, indent=1)
-    text, met = render(figures)
-    print(text)
-    return 0 if met else 1
+    return report(figures, render, options.json)
 
 
 if __name__ == "__main__":
