@@ -15,10 +15,10 @@ from typing import IO
 from hypemand.cli.client import IMPORT_SECONDS, Json, Unreachable, explain_broken, parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
+from hypemand.cli.listing import Listing, show_list
 from hypemand.cli.progress import Progress
 from hypemand.cli.pull import pull_image
-from hypemand.cli.spec import Format
-from hypemand.cli.terminal import RED, LiveLine, print_json, print_table
+from hypemand.cli.terminal import RED, LiveLine, print_json
 from hypemand.cli.values import escape_controls, format_bytes, format_minute
 from hypemand.errors import InvalidRequest
 from hypemand.model.answers.image import Image, PruneReport
@@ -32,25 +32,14 @@ _DIGEST_LENGTH = 19  # sha256: and twelve digits
 
 def list_images(context: Context) -> int:
     """A table of images, or their names, or JSON."""
-    images = parse_all(Image, context.client.get("images"))
-    if context.wants_document:
-        context.print_document([image.document for image in images])
-    elif context.args.quiet:
-        for image in images:
-            print(escape_controls(image.name))
-    elif images:
-        colours = [RED if image.status == PullStatus.FAILED else None for image in images]
-        wide = context.output is Format.WIDE
-        header = None if context.args.no_legend else _WIDE_HEADER if wide else _HEADER
-        print_table(header, [_row(image, wide=wide) for image in images], colours)
-    elif sys.stdout.isatty():
-        print("No images.")
+    answer = context.client.get("images")
+    show_list(context, _LISTING, parse_all(Image, answer), answer)
     return ExitCode.OK
 
 
-def _row(image: Image, *, wide: bool) -> list[str]:
+def _row(image: Image, wide: bool) -> list[str]:
     digest = image.digest or "-"
-    cells = [
+    return [
         image.name,
         image.status,
         format_bytes(image.size_bytes),
@@ -58,7 +47,16 @@ def _row(image: Image, *, wide: bool) -> list[str]:
         format_minute(image.created_at),
         *([digest, ",".join(image.in_use_by) or "-"] if wide else [digest[:_DIGEST_LENGTH]]),
     ]
-    return [escape_controls(cell) for cell in cells]
+
+
+_LISTING = Listing(
+    "images",
+    _HEADER,
+    _row,
+    name=lambda image: image.name,
+    wide=_WIDE_HEADER,
+    colour=lambda image: RED if image.status == PullStatus.FAILED else None,
+)
 
 
 def inspect(context: Context) -> int:

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from hypemand.cli.client import parse_all
 from hypemand.cli.context import Context
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.terminal import GREEN, RED, YELLOW, print_table
-from hypemand.cli.values import escape_controls
+from hypemand.cli.listing import Listing, show_list
+from hypemand.cli.terminal import GREEN, RED, YELLOW
 from hypemand.model.answers.network import HostNetwork
 
 _HEADER = ("NAME", "STATE", "BRIDGE", "IPV4", "IPV6", "VMS", "FREE", "NOTE")
@@ -18,22 +16,12 @@ _HEADER = ("NAME", "STATE", "BRIDGE", "IPV4", "IPV6", "VMS", "FREE", "NOTE")
 def list_networks(context: Context) -> int:
     """A table of networks, or their names, or JSON."""
     answer = context.client.get("networks")
-    networks = parse_all(HostNetwork, answer)
-    if context.wants_document:
-        context.print_document(answer)
-    elif context.args.quiet:
-        for network in networks:
-            print(escape_controls(network.name))
-    elif networks:
-        header = None if context.args.no_legend else _HEADER
-        print_table(header, [_row(n) for n in networks], [_find_colour(n) for n in networks])
-    elif sys.stdout.isatty():
-        print("No networks.")
+    show_list(context, _LISTING, parse_all(HostNetwork, answer), answer)
     return ExitCode.OK
 
 
-def _row(network: HostNetwork) -> list[str]:
-    cells = [
+def _row(network: HostNetwork, _wide: bool) -> list[str]:
+    return [
         network.name,
         "problem" if network.problem else "pending" if network.pending else "ready",
         network.bridge or "-",
@@ -43,7 +31,6 @@ def _row(network: HostNetwork) -> list[str]:
         _format_count(network.free_addresses if network.managed else None),
         "; ".join(describe_trouble(network)),
     ]
-    return [escape_controls(cell) for cell in cells]
 
 
 def _format_count(count: int | None) -> str:
@@ -66,6 +53,9 @@ def _find_colour(network: HostNetwork) -> str:
     if network.problem:
         return RED
     return YELLOW if describe_trouble(network) else GREEN
+
+
+_LISTING = Listing("networks", _HEADER, _row, name=lambda network: network.name, colour=_find_colour)
 
 
 def inspect(context: Context) -> int:

@@ -26,9 +26,9 @@ from hypemand.cli.instance import (
     list_instances,
 )
 from hypemand.cli.limits import describe_disk_limits
+from hypemand.cli.listing import Listing, show_list
 from hypemand.cli.options import FILTERS
-from hypemand.cli.spec import Format
-from hypemand.cli.terminal import BOLD, DIM, RED, YELLOW, paint, print_table
+from hypemand.cli.terminal import BOLD, DIM, RED, YELLOW, paint
 from hypemand.cli.values import (
     describe_compression,
     escape_controls,
@@ -59,7 +59,6 @@ _HEADER = (
     "NAME", "STATE", "READY", "ADDRESS", "PORTS", "IMAGE", "MEMORY", "VCPUS", "RESTARTS", "EXIT", "NOTE"
 )  # fmt: skip
 _WIDE_HEADER = (*_HEADER[:-1], "ID", "GROUP", "CREATED", "TAGS", _HEADER[-1])
-_PORTS_AT = _HEADER.index("PORTS")
 # of a VM that publishes more, the rest is counted
 _MAX_PORTS = 4
 
@@ -78,19 +77,7 @@ def list_vms(context: Context) -> int:
     args = context.args
     instances, failure = _get_named_or_all(context)
     instances = [i for i in instances if _is_listed(i, args.state, args.filter)]
-    if context.wants_document:
-        context.print_document([instance.document for instance in instances])
-    elif args.quiet:
-        for instance in instances:
-            print(escape_controls(instance.name))
-    elif instances:
-        colours = [find_state_colour(i.state, failed=has_failed(i)) for i in instances]
-        wide = context.output is Format.WIDE
-        rows = [_list_row(i, wide=wide) for i in instances]
-        header, *rows = _drop_unused_ports([list(_WIDE_HEADER if wide else _HEADER), *rows])
-        print_table(None if args.no_legend else header, rows, colours)
-    elif sys.stdout.isatty():
-        print("No VMs.")
+    show_list(context, _LISTING, instances, [instance.document for instance in instances])
     return failure
 
 
@@ -111,7 +98,7 @@ def _has_tag(instance: Instance, tag: str) -> bool:
     return tag in instance.tags or any(tag == f"{key}={value}" for key, value in instance.tags.items())
 
 
-def _list_row(instance: Instance, *, wide: bool) -> list[str]:
+def _list_row(instance: Instance, wide: bool) -> list[str]:
     code = instance.exit_code
     notes = ", ".join([*_notes_of_runs(instance), *_notes_of_standby(instance), *_notes(instance)])
     network = instance.network
@@ -121,7 +108,7 @@ def _list_row(instance: Instance, *, wide: bool) -> list[str]:
         format_minute(instance.created_at),
         format_tags(instance.tags),
     ]
-    cells = [
+    return [
         instance.name,
         instance.state,
         format_milliseconds(instance.ready_ms),
@@ -135,14 +122,17 @@ def _list_row(instance: Instance, *, wide: bool) -> list[str]:
         *(more if wide else []),
         notes if wide else shorten_note(notes),
     ]
-    return [escape_controls(cell) for cell in cells]
 
 
-def _drop_unused_ports(table: list[list[str]]) -> list[list[str]]:
-    """Without the column of ports if nobody has any."""
-    if any(row[_PORTS_AT] != "-" for row in table[1:]):
-        return table
-    return [row[:_PORTS_AT] + row[_PORTS_AT + 1 :] for row in table]
+_LISTING = Listing(
+    "VMs",
+    _HEADER,
+    _list_row,
+    name=lambda instance: instance.name,
+    wide=_WIDE_HEADER,
+    colour=lambda instance: find_state_colour(instance.state, failed=has_failed(instance)),
+    optional="PORTS",
+)
 
 
 def _describe_ports(instance: Instance, *, most: int | None) -> str:

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping
 
 from hypemand.cli.client import CHANGE_SECONDS, SAVE_SECONDS, ApiError, Json, parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
 from hypemand.cli.instance import get_instance
-from hypemand.cli.spec import Format
-from hypemand.cli.terminal import print_json, print_table
+from hypemand.cli.listing import Listing, show_list
+from hypemand.cli.terminal import print_json
 from hypemand.cli.values import (
     describe_compression,
     escape_controls,
@@ -52,18 +51,7 @@ def list_snapshots(context: Context) -> int:
     if args.vm is not None:
         query = {"source_instance_id": _find_vm(context, args.vm)}
     answer = context.client.get("snapshots", query=query)
-    snapshots = parse_all(Snapshot, answer)
-    if context.wants_document:
-        context.print_document(answer)
-    elif args.quiet:
-        for snapshot in snapshots:
-            print(escape_controls(snapshot.id))
-    elif snapshots:
-        wide = context.output is Format.WIDE
-        header = None if args.no_legend else _WIDE_HEADER if wide else _HEADER
-        print_table(header, [_row(s, wide=wide) for s in snapshots], [None] * len(snapshots))
-    elif sys.stdout.isatty():
-        print("No snapshots.")
+    show_list(context, _LISTING, parse_all(Snapshot, answer), answer)
     return ExitCode.OK
 
 
@@ -81,7 +69,7 @@ def _find_vm(context: Context, ref: str) -> str:
         return found
 
 
-def _row(snapshot: Snapshot, *, wide: bool) -> list[str]:
+def _row(snapshot: Snapshot, wide: bool) -> list[str]:
     cells = [
         snapshot.id if wide else snapshot.id[:_SHORT_ID],
         snapshot.name or "-",
@@ -94,8 +82,10 @@ def _row(snapshot: Snapshot, *, wide: bool) -> list[str]:
         cells += [format_bytes(snapshot.uncompressed_size_bytes), format_bytes(snapshot.disk_bytes)]
         cells += [snapshot.source_instance_id or "-", format_tags(snapshot.tags)]
     notes = ", ".join(_notes(snapshot))
-    cells.append(notes if wide else shorten_note(notes))
-    return [escape_controls(cell) for cell in cells]
+    return [*cells, notes if wide else shorten_note(notes)]
+
+
+_LISTING = Listing("snapshots", _HEADER, _row, name=lambda snapshot: snapshot.id, wide=_WIDE_HEADER)
 
 
 def _notes(snapshot: Snapshot) -> Iterator[str]:

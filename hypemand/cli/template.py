@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from hypemand.cli.client import parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.terminal import GREEN, YELLOW, print_json, print_table
+from hypemand.cli.listing import Listing, show_list
+from hypemand.cli.terminal import GREEN, YELLOW, print_json
 from hypemand.cli.values import escape_controls, format_bytes, format_minute
 from hypemand.errors import InvalidRequest
 from hypemand.model.answers.template import Template
@@ -38,23 +37,12 @@ def create(context: Context) -> int:
 def list_templates(context: Context) -> int:
     """A table of templates, or their ids, or JSON."""
     answer = context.client.get("templates")
-    templates = parse_all(Template, answer)
-    if context.wants_document:
-        context.print_document(answer)
-    elif context.args.quiet:
-        for template in templates:
-            print(escape_controls(template.id))
-    elif templates:
-        header = None if context.args.no_legend else _HEADER
-        colours = [YELLOW if one.outdated else GREEN for one in templates]
-        print_table(header, [_row(one) for one in templates], colours)
-    elif sys.stdout.isatty():
-        print("No templates.")
+    show_list(context, _LISTING, parse_all(Template, answer), answer)
     return ExitCode.OK
 
 
-def _row(template: Template) -> list[str]:
-    cells = [
+def _row(template: Template, _wide: bool) -> list[str]:
+    return [
         template.id[:_ID_DIGITS],
         "outdated" if template.outdated else "ready",
         format_bytes(template.memory_bytes),
@@ -65,7 +53,15 @@ def _row(template: Template) -> list[str]:
         format_minute(template.created_at),
         format_minute(template.last_used_at),
     ]
-    return [escape_controls(cell) for cell in cells]
+
+
+_LISTING = Listing(
+    "templates",
+    _HEADER,
+    _row,
+    name=lambda template: template.id,
+    colour=lambda template: YELLOW if template.outdated else GREEN,
+)
 
 
 def remove(context: Context) -> int:

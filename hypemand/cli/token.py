@@ -9,8 +9,9 @@ import sys
 from hypemand.cli.client import parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.terminal import RED, print_json, print_table
-from hypemand.cli.values import escape_controls, format_minute
+from hypemand.cli.listing import Listing, show_list
+from hypemand.cli.terminal import RED, print_json
+from hypemand.cli.values import format_minute
 from hypemand.model.answers.token import NewToken, TokenInfo
 from hypemand.model.tokens import Scope
 
@@ -40,21 +41,14 @@ def create(context: Context) -> int:
 def list_tokens(context: Context) -> int:
     """A table of tokens, or JSON."""
     answer = context.client.get("tokens")
-    tokens = parse_all(TokenInfo, answer)
-    if context.wants_document:
-        context.print_document(answer)
-    elif tokens:
-        colours = [RED if token.expired else None for token in tokens]
-        print_table(None if context.args.no_legend else _HEADER, [_row(token) for token in tokens], colours)
-    elif sys.stdout.isatty():
-        print("No tokens.")
+    show_list(context, _LISTING, parse_all(TokenInfo, answer), answer)
     return ExitCode.OK
 
 
-def _row(token: TokenInfo) -> list[str]:
+def _row(token: TokenInfo, _wide: bool) -> list[str]:
     scope = token.scope or "-"
     tags = ",".join(f"{key}={value}" for key, value in token.tags.items())
-    cells = [
+    return [
         token.name,
         f"{scope},expired" if token.expired else scope,
         token.prefix or "-",
@@ -63,7 +57,9 @@ def _row(token: TokenInfo) -> list[str]:
         format_minute(token.last_used_at, "never"),
         " ".join([*token.vms, *([tags] if tags else [])]) or "all",
     ]
-    return [escape_controls(cell) for cell in cells]
+
+
+_LISTING = Listing("tokens", _HEADER, _row, colour=lambda token: RED if token.expired else None)
 
 
 def revoke(context: Context) -> int:

@@ -9,7 +9,7 @@ import sys
 from hypemand.cli.client import CHANGE_SECONDS, Json, build_target, parse, parse_all
 from hypemand.cli.context import Context, for_each
 from hypemand.cli.exitcode import ExitCode
-from hypemand.cli.spec import Format
+from hypemand.cli.listing import Listing, show_list
 from hypemand.cli.terminal import LiveLine, print_json, print_table
 from hypemand.cli.transfer import STREAM, download_from, open_source, read_pieces, save, upload_to
 from hypemand.cli.values import escape_controls, format_bytes, format_minute, format_tags
@@ -40,24 +40,13 @@ def _show_made(context: Context, answer: Json) -> int:
 def list_volumes(context: Context) -> int:
     """A table of volumes, or their names, or JSON."""
     answer = context.client.get("volumes")
-    volumes = parse_all(Volume, answer)
-    if context.wants_document:
-        context.print_document(answer)
-    elif context.args.quiet:
-        for volume in volumes:
-            print(escape_controls(volume.name))
-    elif volumes:
-        wide = context.output is Format.WIDE
-        header = None if context.args.no_legend else _WIDE_HEADER if wide else _HEADER
-        print_table(header, [_row(v, wide=wide) for v in volumes], [None] * len(volumes))
-    elif sys.stdout.isatty():
-        print("No volumes.")
+    show_list(context, _LISTING, parse_all(Volume, answer), answer)
     return ExitCode.OK
 
 
-def _row(volume: Volume, *, wide: bool) -> list[str]:
+def _row(volume: Volume, wide: bool) -> list[str]:
     attached = [f"{item.instance_name}{'(ro)' if item.readonly else ''}" for item in volume.attachments]
-    cells = [
+    return [
         volume.name,
         format_bytes(volume.size_bytes),
         format_bytes(volume.used_bytes),
@@ -66,7 +55,9 @@ def _row(volume: Volume, *, wide: bool) -> list[str]:
         format_minute(volume.created_at),
         *([volume.id, format_tags(volume.tags)] if wide else []),
     ]
-    return [escape_controls(cell) for cell in cells]
+
+
+_LISTING = Listing("volumes", _HEADER, _row, name=lambda volume: volume.name, wide=_WIDE_HEADER)
 
 
 def inspect(context: Context) -> int:
