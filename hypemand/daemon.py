@@ -36,7 +36,6 @@ from hypemand.histogram import Histogram
 from hypemand.manager.events import Events
 from hypemand.manager.fork import ApiForks
 from hypemand.manager.images.pulls import Pulls
-from hypemand.manager.inventory import USERDB
 from hypemand.manager.metrics.metrics import Metrics
 from hypemand.manager.parts import make_parts
 from hypemand.manager.recovery import Recovery, logged
@@ -47,6 +46,7 @@ from hypemand.manager.service import VmManager
 from hypemand.manager.snapshots import ApiSnapshots
 from hypemand.manager.templateservice import ApiTemplates
 from hypemand.manager.transfer import Transfers
+from hypemand.manager.uids import USERDB
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.metrics import ApiCounts

@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VMs that there are: one folder each under STATE/vms, with the record that lasts.
 
-    vm.json     id, uid, origin, when it was made, its definition (of a file: the last good one), its lease
-    port.json   its port while it runs (hypemand.manager.net.ports)
-    disk.ext4   the writable disk
-    boot.json   what was seen of the last boot (hypemand.vm.tracker)
-    exit.json   how the last run ended (hypemand.vm.exitrecord)
-
-Each VM has a uid of its own, which it keeps. They come from systemd's dynamic range: journald keeps the
-lines of those in the system's journal, where any other uid would get a journal file for itself. Records in
-/run/userdb make the uids known by name (nss-systemd), so that systemd itself hands out none of them.
+vm.json     id, uid, origin, when it was made, its definition (of a file: the last good one), its lease
+port.json   its port while it runs (hypemand.manager.net.ports)
+disk.ext4   the writable disk
+boot.json   what was seen of the last boot (hypemand.vm.tracker)
+exit.json   how the last run ended (hypemand.vm.exitrecord)
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
-import pwd
 import re
 import shutil
 import time
@@ -31,7 +25,8 @@ from pathlib import Path
 
 from hypemand.atomic import make_folder, sync_folder
 from hypemand.config.definition import Definition
-from hypemand.errors import AlreadyExists, HostNotReady, InsufficientResources, InvalidRequest, NotFound
+from hypemand.errors import AlreadyExists, HostNotReady, InvalidRequest, NotFound
+from hypemand.manager.uids import Uids, find_owners
 from hypemand.manager.vmrecords import (
     WrittenRecord,
     check_unique,
@@ -52,14 +47,11 @@ _log = logging.getLogger(__name__)
 # a VM that is being made or removed: all that is ever deleted unasked
 _MARKED = re.compile(r"\.[0-9a-f]{32}\.(making|removed)")
 _LOST_AND_FOUND = "lost+found"
-USERDB = Path("/run/userdb")
-_DYNAMIC_LOCKS = Path("/run/systemd/dynamic-uid")
-_USER_FILE = re.compile(r"hypeman-([0-9]{1,10})\.(?:user|group)")
 
 
 class Inventory:
-    """The folders under `vms`; `userdb` is where the names of the uids are made known. `on_change` is called
-    with each record that is another one than before; `make_id` gives a new VM of that name its id.
+    """The folders under `vms`. `on_change` is called with each record that is another one than before;
+    `make_id` gives a new VM of that name its id.
 
     What is on the disk and what is known here are the same, also after an error, and when a caller is
     cancelled: files are changed in threads, one change at a time, and each goes on to its end. So no change
@@ -69,14 +61,12 @@ class Inventory:
     def __init__(
         self,
         vms: Path,
-        uid_range: tuple[int, int],
-        userdb: Path,
+        uids: Uids,
         on_change: Callable[[VmRecord], None] = lambda _: None,
         make_id: Callable[[str], str] = lambda _: uuid.uuid4().hex,
     ) -> None:
         self._vms = vms
-        self._first_uid, self._last_uid = uid_range
-        self._userdb = userdb
+        self._uids = uids
         self._on_change = on_change
         self._make_id = make_id
         self._records: dict[str, VmRecord] = {}
@@ -84,10 +74,6 @@ class Inventory:
         # why it is not known which VMs there are; "": it is
         self._trouble = "the records of the VMs have not been read yet"
         self._marked: list[Path] = []
-        # known by name as a VM's, and in no record that could be read
-        self._lost_uids: set[int] = set()
-        # of removed VMs of whose files some are left
-        self._held_uids: set[int] = set()
         # a choice of a uid asks who else has it (NSS), which may take long: no other change waits for it
         self._adding = asyncio.Lock()
         self._changing = asyncio.Lock()
@@ -107,7 +93,7 @@ class Inventory:
                 continue  # of fsck(8)
             if _MARKED.fullmatch(folder.name):
                 self._marked.append(folder)
-                self._held_uids |= set(_find_owners(folder))
+                self._uids.hold(find_owners(folder))
                 continue
             with self._skip_unreadable(folder):
                 found.append(load_vm_record(folder))
@@ -118,10 +104,10 @@ class Inventory:
             with self._skip_unreadable(self.folder(record.name)):
                 check_unique(record, owners)
                 self._records[record.name] = record
-                self._publish(record)
+                self._uids.publish(record.uid, record.name)
                 if written.is_renamed:
                     self._rewrite(record)
-        self._lost_uids = self._read_userdb() - {record.uid for record in self._records.values()}
+        self._uids.read(record.uid for record in self._records.values())
         self._trouble = ""
 
     @contextlib.contextmanager
@@ -132,40 +118,32 @@ class Inventory:
             _log.error("cannot read the VM in %s: %s", folder, error)
             self._unreadable[folder.name] = str(error)
 
-    def _read_userdb(self) -> set[int]:
-        """The uids that were made known by name."""
-        with contextlib.suppress(OSError):
-            found = (_USER_FILE.fullmatch(path.name) for path in self._userdb.iterdir())
-            return {int(match[1]) for match in found if match is not None}
-        return set()
-
     def clean_up(self) -> None:
         """Delete what is marked for it: VMs whose making or removal was cut off. What fails is logged: the
         mark stays, and so the next try."""
         marked, self._marked = self._marked, []
         for folder in marked:
             _log.warning("removing %s: left-over of a VM whose creation or removal was interrupted", folder)
-            owners = set(_find_owners(folder))
+            owners = set(find_owners(folder))
             try:
                 shutil.rmtree(folder)
             except OSError as error:
                 _log.warning("cannot delete all of %s: %s", folder, error)
             else:
-                self._held_uids -= owners
+                self._uids.release(owners)
 
     def find_lost_uids(self) -> list[int]:
         """Uids of VMs that are not known any more, and of which nothing but a unit may be left: a daemon was
         killed while it removed them, or their folders are gone. Nobody gets them before `free_uid`."""
         if self._trouble or self._unreadable:
             return []  # it may be theirs
-        return sorted(self._lost_uids)
+        return self._uids.lost
 
     def free_uid(self, uid: int) -> None:
         """Release one of `find_lost_uids`, whose unit is gone."""
         if uid in self.find_lost_uids():
             _log.info("uid %d is free: its VM has been removed", uid)
-            _unlink(self._uid_files(uid))
-            self._lost_uids.discard(uid)
+            self._uids.free_lost(uid)
 
     def is_unreadable(self, name: str) -> bool:
         """Is there, or may there be, a VM of that name of which no more is known? What is its own is not to
@@ -287,7 +265,7 @@ class Inventory:
             raise AlreadyExists(f"a VM {name} already exists", hint="choose another name")
 
     async def _add(self, record: VmRecord, making: Path) -> VmRecord:
-        record = replace(record, uid=await run_in(Pool.RECORDS, self._free_uid))
+        record = replace(record, uid=await run_in(Pool.RECORDS, self._choose_uid))
         try:
             await run_in(Pool.RECORDS, self._make, record, making)
         except OSError:
@@ -315,7 +293,7 @@ class Inventory:
         except BaseException:
             shutil.rmtree(making, ignore_errors=True)
             raise
-        self._publish(record)
+        self._uids.publish(record.uid, record.name)
 
     async def update(self, name: str, definition: Definition, origin: Origin) -> VmRecord:
         """Give a VM a new definition. One that a file defines has its short name, and does not expire."""
@@ -395,7 +373,7 @@ class Inventory:
                     raise
                 _log.error("the name of VM %s may not last over a power failure: %s", new.name, error)
         self._rewrite(new)
-        self._publish(new)
+        self._uids.publish(new.uid, new.name)
 
     def _rewrite(self, record: VmRecord) -> None:
         """Have the record of a VM that was renamed say its name. Nothing depends on that: see vmrecords."""
@@ -424,10 +402,10 @@ class Inventory:
         removed = self._vms / f".{uuid.uuid4().hex}.removed"
         async with self._changing:
             await run_in(Pool.RECORDS, self._hide, name, removed)
-            self._held_uids.add(record.uid)
+            self._uids.hold([record.uid])
             del self._records[name]
         await run_in(Pool.TOOLS, self._delete, record, removed)
-        self._held_uids.discard(record.uid)
+        self._uids.release([record.uid])
 
     def _hide(self, name: str, removed: Path) -> None:
         with self._hold_disk(name):
@@ -436,56 +414,13 @@ class Inventory:
     def _delete(self, record: VmRecord, removed: Path) -> None:
         sync_folder(self._vms)
         shutil.rmtree(removed)
-        _unlink(self._userdb_files(record))
+        self._uids.unpublish(record.uid)
 
-    def _free_uid(self) -> int:
-        taken = {record.uid for record in self._records.copy().values()}
-        taken |= self._held_uids.copy() | self._lost_uids.copy()
+    def _choose_uid(self) -> int:
+        used = {record.uid for record in self._records.copy().values()}
         # of a VM whose record cannot be read, its files tell
-        taken |= {uid for name in self._unreadable for uid in _find_owners(self.folder(name))}
-        for uid in range(self._last_uid, self._first_uid - 1, -1):
-            if uid not in taken and not (_DYNAMIC_LOCKS / str(uid)).exists() and not _is_known(uid):
-                return uid
-        raise InsufficientResources(
-            f"all uids from {self._first_uid} to {self._last_uid} are in use, one for each VM",
-            hint="remove VMs that are not needed, or widen uid_range in /etc/hypemand/hypemand.yaml",
-        )
-
-    def _userdb_files(self, record: VmRecord) -> tuple[Path, ...]:
-        return self._uid_files(record.uid)
-
-    def _uid_files(self, uid: int) -> tuple[Path, ...]:
-        user = f"hypeman-{uid}"
-        names = (f"{user}.user", f"{uid}.user", f"{user}.group", f"{uid}.group")
-        return tuple(self._userdb / name for name in names)
-
-    def _publish(self, record: VmRecord) -> None:
-        """Drop-in user and group records (nss-systemd(8)): the uid has a name, and so an owner."""
-        user, by_uid, group, by_gid = self._userdb_files(record)
-        name = user.stem
-        common = {"disposition": "dynamic", "service": "hypemand"}
-        try:
-            self._userdb.mkdir(mode=0o755, exist_ok=True)
-            about = {
-                "userName": name,
-                "uid": record.uid,
-                "gid": record.uid,
-                "realName": f"Micro VM {record.name}",
-            }
-            nowhere = {"homeDirectory": "/", "shell": "/usr/sbin/nologin", "locked": True}
-            user.write_text(json.dumps(about | nowhere | common))
-            group.write_text(json.dumps({"groupName": name, "gid": record.uid} | common))
-            for link, target in ((by_uid, user), (by_gid, group)):
-                with contextlib.suppress(FileExistsError):
-                    link.symlink_to(target.name)
-        except OSError as error:
-            _log.warning("cannot register a name for uid %d of VM %s: %s", record.uid, record.name, error)
-
-
-def _unlink(files: tuple[Path, ...]) -> None:
-    """Remove files of a uid: those last by which `find_lost_uids` would find it again."""
-    for path in sorted(files):
-        path.unlink(missing_ok=True)
+        used |= {uid for name in self._unreadable for uid in find_owners(self.folder(name))}
+        return self._uids.choose(used)
 
 
 def _move_back(folder: Path, before: Path) -> bool:
@@ -493,17 +428,3 @@ def _move_back(folder: Path, before: Path) -> bool:
         folder.rename(before)
         return True
     return False
-
-
-def _is_known(uid: int) -> bool:
-    try:
-        pwd.getpwuid(uid)
-    except KeyError:
-        return False
-    return True
-
-
-def _find_owners(folder: Path) -> Iterator[int]:
-    with contextlib.suppress(OSError):
-        for path in folder.iterdir():
-            yield path.lstat().st_uid

@@ -29,6 +29,7 @@ from hypemand.manager.resources.space import measure_space
 from hypemand.manager.resources.volumeuse import VolumeUse
 from hypemand.manager.sharedquery import SharedQuery
 from hypemand.manager.templates import Templates, find_template_user
+from hypemand.manager.uids import Uids
 from hypemand.model.evidence import UnitEvidence
 from hypemand.model.space import SpaceReport
 from hypemand.network.port import NetworkHost
@@ -150,7 +151,7 @@ def make_parts(
         cluster = current().cluster
         return uuid.uuid4().hex if cluster is None else derive_vm_id(cluster, name)
 
-    records = Inventory(vms, config.uid_range, userdb, take_record, make_id)
+    records = Inventory(vms, Uids(config.uid_range, userdb), take_record, make_id)
     snapshots = SnapshotStore(config.state_dir / "snapshots")
     fleet = Fleet(current, volumes, records.unreadable, snapshots)
     disk_watch = DiskWatch(current, fleet, take_removal)

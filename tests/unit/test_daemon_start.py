@@ -22,6 +22,7 @@ from hypemand.config.vmdef import parse_definition
 from hypemand.daemon import Daemon
 from hypemand.manager.inventory import Inventory
 from hypemand.manager.recovery import recover_vms
+from hypemand.manager.uids import Uids
 from hypemand.model.state import Origin
 from hypemand.storage.store import ImageStore
 from hypemand.storage.volumes import VolumeStore
@@ -112,7 +113,7 @@ class Host:
         for place in (self.state, self.run, self.vm_dir, folder / "images"):
             place.mkdir()
         self.userdb = folder / "userdb"
-        inventory = Inventory(self.state / "vms", self.config.uid_range, self.userdb)
+        inventory = Inventory(self.state / "vms", Uids(self.config.uid_range, self.userdb))
         inventory.load()
         definition = parse_definition("good", {"image": "builtin:busybox", "network": "none"})
         asyncio.run(inventory.add(definition, Origin.API))

@@ -25,6 +25,7 @@ from hypemand.manager.net.allocation import AddressAllocation
 from hypemand.manager.net.names import derive_guest_names, derive_host_names
 from hypemand.manager.net.networks import Networks
 from hypemand.manager.net.ports import make_bridge
+from hypemand.manager.uids import Uids
 from hypemand.model.state import Origin
 from hypemand.network.port import tap_name
 from hypemand.systemd.bus import BusError
@@ -57,7 +58,7 @@ class Day:
         self.taps = FakeNetworkHost()
 
     async def begin_daemon(self) -> None:
-        self.inventory = Inventory(self.folder / "vms", UIDS, self.folder / "userdb")
+        self.inventory = Inventory(self.folder / "vms", Uids(UIDS, self.folder / "userdb"))
         await asyncio.to_thread(self.inventory.load)
         self.allocation = AddressAllocation(lambda: {"lab": LAB}, self.network_members)
         self.networks = Networks(
@@ -203,11 +204,11 @@ def test_a_thousand_starts_leak_nothing_and_give_nothing_to_two() -> None:
 
 def test_a_uid_is_given_to_nobody_while_its_unit_may_exist(tmp_path: Path) -> None:
     """Its VM's folder is gone, be it by hand: what systemd has of it may live on."""
-    inventory = Inventory(tmp_path / "vms", UIDS, tmp_path / "userdb")
+    inventory = Inventory(tmp_path / "vms", Uids(UIDS, tmp_path / "userdb"))
     inventory.load()
     lost = asyncio.run(inventory.add(definition("lost"), Origin.API))
     shutil.rmtree(tmp_path / "vms/lost")
-    again = Inventory(tmp_path / "vms", UIDS, tmp_path / "userdb")
+    again = Inventory(tmp_path / "vms", Uids(UIDS, tmp_path / "userdb"))
     again.load()
     assert again.find_lost_uids() == [lost.uid]
     for number in range(UIDS[1] - UIDS[0]):
@@ -220,11 +221,11 @@ def test_a_uid_is_given_to_nobody_while_its_unit_may_exist(tmp_path: Path) -> No
 
 
 def test_a_uid_of_a_record_that_cannot_be_read_is_given_to_nobody(tmp_path: Path) -> None:
-    inventory = Inventory(tmp_path / "vms", UIDS, tmp_path / "userdb")
+    inventory = Inventory(tmp_path / "vms", Uids(UIDS, tmp_path / "userdb"))
     inventory.load()
     bad = asyncio.run(inventory.add(definition("bad"), Origin.API))
     (tmp_path / "vms/bad/vm.json").write_text("{")
-    again = Inventory(tmp_path / "vms", UIDS, tmp_path / "userdb")
+    again = Inventory(tmp_path / "vms", Uids(UIDS, tmp_path / "userdb"))
     again.load()
     assert again.find_lost_uids() == []
     again.free_uid(bad.uid)

@@ -18,6 +18,7 @@ from hypemand.config.vmdef import parse_definition
 from hypemand.errors import AlreadyExists, InsufficientResources, NotFound
 from hypemand.manager import inventory as inventory_module
 from hypemand.manager.inventory import Inventory
+from hypemand.manager.uids import Uids
 from hypemand.model.state import Origin
 from hypemand.vm.record import ImagePin, Lease, VmRecord
 
@@ -51,7 +52,7 @@ class Records:
 
 
 def make(folder: Path, uids: tuple[int, int] = (61184, 61187)) -> Records:
-    inventory = Inventory(folder / "vms", uids, folder / "userdb")
+    inventory = Inventory(folder / "vms", Uids(uids, folder / "userdb"))
     inventory.load()
     return Records(inventory)
 
@@ -352,7 +353,7 @@ def test_who_is_cancelled_while_a_record_is_written_has_it_known_as_written(
 ) -> None:
     told: list[VmRecord] = []
     make(tmp_path).add(definition("web"), Origin.API)
-    inventory = Inventory(tmp_path / "vms", (61184, 61187), tmp_path / "userdb", told.append)
+    inventory = Inventory(tmp_path / "vms", Uids((61184, 61187), tmp_path / "userdb"), told.append)
     inventory.load()
     gate = Gate(monkeypatch, "write_vm_record")
 

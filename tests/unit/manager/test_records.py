@@ -19,7 +19,7 @@ from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.host import HostConfig
 from hypemand.config.network import NetworkConfig
 from hypemand.config.vmdef import parse_definition
-from hypemand.manager import inventory as inventory_module
+from hypemand.manager import uids as uids_module
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.state import State
 from hypemand.systemd.units import UnitPlan
@@ -74,7 +74,7 @@ def test_a_question_for_a_user_that_is_not_answered_holds_up_nothing_else(
     async def scenario(host: Host) -> None:
         manager = host.manager
         await manager.create_vm(definition(), start=False)
-        monkeypatch.setattr(inventory_module, "_is_known", ask)
+        monkeypatch.setattr(uids_module, "_is_known", ask)
         other = parse_definition("other", {"image": "app", "network": "none"})
         making = asyncio.create_task(manager.define(other))
         await asyncio.sleep(0.05)

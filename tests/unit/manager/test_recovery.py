@@ -15,6 +15,7 @@ from hypemand.config.definition import MIB
 from hypemand.config.vmdef import parse_definition
 from hypemand.manager.inventory import Inventory
 from hypemand.manager.recovery import ask_again
+from hypemand.manager.uids import Uids
 from hypemand.model.state import Origin
 from hypemand.storage.volumes import VolumeStore
 from hypemand.systemd.units import UnitStatus
@@ -83,7 +84,7 @@ def test_a_helper_that_does_not_end_holds_up_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     host = Host(tmp_path)
-    inventory = Inventory(host.vms, (61184, 61199), tmp_path / "userdb")
+    inventory = Inventory(host.vms, Uids((61184, 61199), tmp_path / "userdb"))
     inventory.load()
     definition = parse_definition("volume-0", {"image": "app", "network": "none"})
     helper = asyncio.run(inventory.add(definition, Origin.HELPER))

@@ -14,6 +14,7 @@ import pytest
 from hypemand.config.vmdef import parse_definition
 from hypemand.errors import InUse
 from hypemand.manager.inventory import Inventory
+from hypemand.manager.uids import Uids
 from hypemand.model.state import Origin
 from hypemand.storage.disks import ensure_disk, has_journal_to_replay, make_fresh_disk, remove_disk
 from hypemand.storage.images import Image
@@ -136,7 +137,7 @@ def test_no_journal_is_replayed_that_a_vmm_may_write_to(volume: Volume) -> None:
 
 
 def test_a_vm_in_use_keeps_its_folder_and_its_record(tmp_path: Path) -> None:
-    inventory = Inventory(tmp_path / "vms", (61184, 65519), tmp_path / "userdb")
+    inventory = Inventory(tmp_path / "vms", Uids((61184, 65519), tmp_path / "userdb"))
     inventory.load()
     record = asyncio.run(inventory.add(parse_definition("web", {"image": "app"}), Origin.API))
     disk = inventory.folder("web") / "disk.ext4"
