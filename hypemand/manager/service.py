@@ -11,9 +11,10 @@ from contextlib import suppress
 from functools import partial
 
 from hypemand.config.definition import Definition, ImagePull, VolumeMount
-from hypemand.errors import AlreadyExists, HypemandError, TimedOut, WrongState
+from hypemand.errors import AlreadyExists, HypemandError, WrongState
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.compression import compress_standby
+from hypemand.manager.ends import SIGKILL, Ends, has_ended
 from hypemand.manager.expiry import Expiry, Term
 from hypemand.manager.limits import change_limits, query_limits
 from hypemand.manager.logs import read_log
@@ -37,9 +38,8 @@ from hypemand.model.vm import Program, RunReport, VmView
 from hypemand.storage.images import Image
 from hypemand.systemd.log import MessageId
 from hypemand.tasks import finish
-from hypemand.unitnames import handle_name
 from hypemand.vm.facts import boot_facts
-from hypemand.vm.pause import pause, resume, resume_to_end
+from hypemand.vm.pause import pause, resume
 from hypemand.vm.record import VmRecord
 from hypemand.vm.runfiles import Past
 from hypemand.vm.timeline import derive_timeline
@@ -47,13 +47,6 @@ from hypemand.vm.tracker import Moment
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
 
-# beyond stop_timeout: SIGTERM, SIGKILL and the exit record
-_STOP_MARGIN = 30.0
-# a VM that is deleted and whose stop has no deadline: what systemd gives a service
-_DELETE_PATIENCE = 90.0
-# what a guest may take to sync and power off after its program has ended
-_POWER_OFF_MARGIN = 5.0
-_SIGKILL = 9
 # so long a list of VMs waits for what systemd and the network service say now: on a busy host that takes
 # seconds, and what was seen last is not old
 _LOOK_DEADLINE = 0.5
@@ -74,6 +67,7 @@ class VmManager:
         self._starter = Starter(parts)
         self._all = SharedQuery("look at all VMs", self._look_at_all)
         self.expiry = Expiry(self._list_terms)
+        self._ends = Ends(parts, self.expiry)
         self.restorables = Restorables(parts)
 
     async def close(self) -> None:
@@ -233,10 +227,10 @@ class VmManager:
         need not be."""
         try:
             if vm.operations.is_busy or await run_in(Pool.STARTS, vm.places.disk.exists):
-                await self._end(vm)
-                await self._forget(vm)
+                await self._ends.end(vm)
+                await self._ends.forget(vm)
             else:
-                await finish(self._remove(vm), f"removal of {vm.name}")
+                await finish(self._ends.remove(vm), f"removal of {vm.name}")
         except (HypemandError, OSError) as error:
             vm.log(logging.ERROR, f"VM {vm.name} was not created completely, and is kept: {error}")
 
@@ -274,10 +268,10 @@ class VmManager:
                     await self.kill_vm(ref)
             vm.operations.cancel_wait()
             # not held up by a stop that is under way: that holds the VM until its guest has ended
-            await self._end_for_good(vm, kill=kill)
+            await self._ends.end_for_good(vm, kill=kill)
             async with vm.operations.hold(Operation.DELETE):
-                await self._end(vm)
-                await self._forget(vm)
+                await self._ends.end(vm)
+                await self._ends.forget(vm)
 
     def _list_terms(self) -> Iterator[Term]:
         """VMs and snapshots that have an end."""
@@ -296,45 +290,8 @@ class VmManager:
                 return
             with vm.operations.announce(Operation.DELETE):
                 vm.log(logging.INFO, f"VM {vm.name} has expired, and is deleted", MessageId.EXPIRED)
-                await self._end_for_good(vm)
-                await self._forget(vm)
-
-    async def _end_for_good(self, vm: Vm, *, kill: bool = False) -> None:
-        """End a VM that is deleted: its volumes are not, and its guest is given its time to leave them."""
-        if not kill:
-            await vm.refresh()
-            if vm.state.is_vmm_active:
-                run, limit = vm.run, vm.record.definition.stop_timeout
-                await resume_to_end(vm)
-                await self._units.stop(vm.unit)
-                deadline = (_DELETE_PATIENCE if limit is None else limit) + _STOP_MARGIN
-                await _wait_for_end(vm, run, deadline)
-        await self._end(vm)
-
-    async def _forget(self, vm: Vm) -> None:
-        await vm.runs.settle()
-        await self._parts.compressions.cancel(vm.record.id)
-        await run_in(Pool.TOOLS, self._records.check_removable, vm.name)
-        for unit in (vm.unit, handle_name(vm.name)):
-            await self._units.reset_failed(unit)
-        await vm.runs.files.flush_notes()
-        await finish(self._remove(vm), f"removal of {vm.name}")
-
-    async def _remove(self, vm: Vm) -> None:
-        """It is gone when its folder is, and not before."""
-        await run_in(Pool.STARTS, vm.runs.files.remove_runtime)
-        try:
-            await self._records.remove(vm.name)
-        finally:
-            if self._records.find(vm.name) is None:
-                await run_in(Pool.STARTS, vm.runs.files.remove_exit)
-                await vm.handle.remove_files()
-                await vm.detach()
-                self._fleet.remove(vm)
-                vm.mark_gone("been deleted")
-                self.expiry.schedule()
-                self._networks.tell()
-                self._parts.disk_watch.note_removal()
+                await self._ends.end_for_good(vm)
+                await self._ends.forget(vm)
 
     # starting
 
@@ -421,42 +378,12 @@ class VmManager:
                 State.CREATED,
                 State.INITIALIZING,
             )
-            await self._stop(vm, timeout)
+            await self._ends.stop(vm, timeout)
             if is_restored and vm.state is State.STANDBY:
                 await vm.standby.discard()  # it was asked to end, not to be in Standby again
                 await vm.refresh()
             await vm.runs.settle()  # its handle has ended too, and can be started again
         return vm.view()
-
-    async def _stop(self, vm: Vm, timeout: float | None) -> None:
-        if not vm.state.is_vmm_active:
-            return
-        await resume_to_end(vm)
-        if timeout is None:
-            await self._units.stop(vm.unit)
-            limit = vm.record.definition.stop_timeout
-            deadline = None if limit is None else limit + _STOP_MARGIN
-            if not await vm.changes.wait_for(lambda: _has_ended(vm), deadline):
-                raise TimedOut(f"VM {vm.name} did not stop in {deadline:.0f} s", hint="use hypemanctl kill")
-            return
-        # Another grace than that of ExecStop=: of two requests the guest takes the one that ends it sooner.
-        if vm.session is not None and vm.record.definition.guest_agent and vm.state is State.RUNNING:
-            await vm.session.ask_to_end(timeout)
-        await self._units.stop(vm.unit)
-        if not await vm.changes.wait_for(lambda: _has_ended(vm), timeout + _POWER_OFF_MARGIN):
-            await self._end(vm)
-
-    async def _end(self, vm: Vm) -> None:
-        """End what runs now of a VM by force, and wait for that."""
-        await vm.refresh()
-        if vm.state.is_vmm_active:
-            run = vm.run
-            await self._units.stop(vm.unit)
-            await self._units.kill(vm.unit, _SIGKILL)
-            if not await _wait_for_end(vm, run, _STOP_MARGIN):
-                raise TimedOut(
-                    f"VM {vm.name} did not stop in {_STOP_MARGIN:.0f} s", hint="see the status of its unit"
-                )
 
     async def restart_vm(self, ref: str, *, pull: ImagePull | None = None) -> VmView:
         """See `Manager`."""
@@ -469,25 +396,21 @@ class VmManager:
             await self._starter.check(vm, image)
             try:
                 async with vm.handle.held():
-                    await self._stop(vm, None)
+                    await self._ends.stop(vm, None)
                     asked = time.monotonic() if waited else requested
                     with logged_start(vm):
                         await self._starter.start(vm, asked, image, StartKind.RESTART)
             finally:
-                if _has_ended(vm):
+                if has_ended(vm):
                     await vm.handle.release()
         return vm.view()
 
-    async def kill_vm(self, ref: str, signal: int = _SIGKILL) -> VmView:
+    async def kill_vm(self, ref: str, signal: int = SIGKILL) -> VmView:
         """See `Manager`."""
         vm = self._fleet.get(ref)
         await vm.refresh()
         check_allowed(Operation.KILL, vm.state, vm.name)
-        run = vm.run
-        await self._units.kill(vm.unit, signal)
-        if signal == _SIGKILL:
-            await _wait_for_end(vm, run, _STOP_MARGIN)
-            await vm.runs.settle()
+        await self._ends.kill(vm, signal)
         return vm.view()
 
     async def end_tampered(self, name: str, what: str) -> None:
@@ -495,9 +418,7 @@ class VmManager:
         if (vm := self._fleet.find(name)) is None:
             return
         vm.log(logging.ERROR, f"VM {name} is stopped, because {what}", MessageId.TAMPERED)
-        # the stop first: systemd would start it again
-        await self._units.stop(vm.unit)
-        await self._units.kill(vm.unit, _SIGKILL)
+        await self._ends.kill_for_good(vm)
 
     # pausing
 
@@ -579,12 +500,3 @@ class VmManager:
         if notes is None or Moment.REQUESTED not in notes.moments:
             raise WrongState(f"VM {vm.name} has not been started yet", hint="start it first")
         return derive_timeline(boot_facts(vm.name, notes))
-
-
-def _has_ended(vm: Vm) -> bool:
-    return not vm.state.is_vmm_active
-
-
-async def _wait_for_end(vm: Vm, run: str | None, deadline: float) -> bool:
-    """Wait until this run has ended. Another may be on by then, of a restart or of systemd's own start."""
-    return await vm.changes.wait_for(lambda: _has_ended(vm) or vm.run != run, deadline)
