@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from hypemand.cli.hostcommands import CLUSTER, HOST, IMAGES, NETWORKS, SPACE, TEMPLATES, TOKENS
+from hypemand.cli.programcommands import ARCHIVES, PROGRAMS
 from hypemand.cli.spec import Command
-from hypemand.cli.vmcommands import ARCHIVES, INSPECT, LIFECYCLE, PROGRAMS
+from hypemand.cli.vmcommands import INSPECT, LIFECYCLE
 
 COMMANDS: tuple[Command, ...] = (
     *INSPECT,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options common to all commands, and the values that options accept."""
+"""Arguments and options that several commands have, and the values that options accept."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from hypemand.cli.spec import Completes, Format, Kind, Option
+from hypemand.cli.spec import Argument, Completes, Format, Kind, Option
 from hypemand.config.imagepull import ImagePull
 from hypemand.model.compression import MAX_LEVEL, MIN_LEVEL
 from hypemand.model.events import EventKind
@@ -83,4 +83,14 @@ SHOWS_EVENTS = (
         choices=tuple(map(str, Format)),
     ),
     Option(("--json",), "print one JSON object per event"),
+)
+
+ONE_VM = Argument("NAME", "the VM: name, id, or unique prefix of the id", completes=Completes.VM)
+VMS = Argument("NAME", "the VMs: names, ids, or unique prefixes of ids", count="+", completes=Completes.VM)
+VMS_OR_ALL = Argument("NAME", "the VMs (default: all)", count="*", completes=Completes.VM)
+PULL = Option(
+    ("--pull",),
+    "when to pull the image (default: the VM's image_pull)",
+    "WHEN",
+    choices=PULLS,
 )

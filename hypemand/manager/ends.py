@@ -23,8 +23,8 @@ SIGKILL = 9
 
 
 class Ends:
-    """Ends VMs. Whoever calls holds the VM's operations, but for `end_for_good`. `expiry` counts without those
-    that are gone."""
+    """Ends VMs. Whoever calls holds the VM's operations, but for `end_for_good`. `expiry` forgets those that
+    are gone."""
 
     def __init__(self, parts: Parts, expiry: Expiry) -> None:
         self._parts, self._expiry = parts, expiry
