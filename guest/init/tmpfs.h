@@ -3,7 +3,7 @@
 #ifndef HYPEMAN_TMPFS_H
 #define HYPEMAN_TMPFS_H
 
-#include "volumes.h"
+#include "volumerecords.h"
 
 /* The value of a `tmpfs` record, which is written to and stays in use, as a volume of type tmpfs. */
 bool tmpfs_parse(char *value, struct volume *volume, struct reason *why);

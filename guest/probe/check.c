@@ -124,3 +124,10 @@ bool check_comes_first(const struct check *check)
 {
     return check->kind == CHECK_NOTIFY || check->kind == CHECK_LOG;
 }
+
+int check_timeout(const struct check *check)
+{
+    if (check->timeout_ms > 0)
+        return check->timeout_ms;
+    return check->interval_ms > CHECK_ATTEMPT_MS ? check->interval_ms : CHECK_ATTEMPT_MS;
+}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A command, in a session of its own, whose end its pidfd tells. */
-#include "probe.h"
+#include "kinds.h"
 
 #include "clock.h"
 #include "files.h"
@@ -63,7 +63,7 @@ enum probe_state command_begin(struct probe *probe)
     probe->step = COMMAND_RUNS;
     probe->events = POLLIN;
     probe->fd = (int)syscall(SYS_pidfd_open, spawned.pid, 0);
-    probe->deadline = clock_ms() + probe_timeout(probe->check);
+    probe->deadline = clock_ms() + check_timeout(probe->check);
     if (probe->fd >= 0)
         return PROBE_PENDING;
     (void)refuse(&probe->why, "exec: its end cannot be waited for: %s", strerror(errno));

@@ -4,7 +4,7 @@
  * writes to /dev/console does not notice: it keeps its terminal, and afterwards its bytes take no detour.
  *
  * A line that is written in the very moment in which the detour ends may come out behind the next one. */
-#include "probe.h"
+#include "kinds.h"
 
 #include "files.h"
 #include "pty.h"

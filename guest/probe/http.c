@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A request, and of its answer the first line: what follows is the program's business, however long it takes.
  */
-#include "probe.h"
+#include "kinds.h"
 
 #include "clock.h"
 #include "files.h"
@@ -59,7 +59,7 @@ enum probe_state http_begin(struct probe *probe)
         return PROBE_FAILED;
     }
     socklen_t size = address.any.sa_family == AF_INET ? sizeof address.v4 : sizeof address.v6;
-    probe->deadline = clock_ms() + probe_timeout(probe->check);
+    probe->deadline = clock_ms() + check_timeout(probe->check);
     probe->step = HTTP_CONNECT;
     probe->answered = 0;
     probe->events = POLLOUT;

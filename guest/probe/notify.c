@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The receiver of sd_notify(3). Who may send is not asked: all that runs here is the VM's. */
-#include "probe.h"
+#include "kinds.h"
 
 #include "files.h"
 

@@ -84,13 +84,6 @@ enum probe_state probe_wait(struct probe *probe, void (*told)(void *, const stru
     return state;
 }
 
-int probe_timeout(const struct check *check)
-{
-    if (check->timeout_ms > 0)
-        return check->timeout_ms;
-    return check->interval_ms > PROBE_ATTEMPT_MS ? check->interval_ms : PROBE_ATTEMPT_MS;
-}
-
 int probe_pause(const struct probe *probe, int64_t elapsed_ms)
 {
     int64_t pause = elapsed_ms / (probe->cheap ? CHEAP_PART : DEAR_PART);

@@ -2,7 +2,7 @@
 /* No event of the kernel tells that a socket begins to listen: the groups of sock_diag tell of sockets that
  * are destroyed. So it is asked, which costs some 20 us, and which the program does not notice as it would a
  * connection. */
-#include "probe.h"
+#include "kinds.h"
 
 #include "files.h"
 

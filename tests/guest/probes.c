@@ -258,7 +258,7 @@ static enum probe_state request(const char *answer, int drip, int status, int wa
     pid_t server = serve(fd, answer, drip);
     EXPECT(probe_open(&probe, &check, &place, why));
     enum probe_state state = probe_begin(&probe);
-    EXPECT(probe.deadline <= clock_ms() + PROBE_ATTEMPT_MS);
+    EXPECT(probe.deadline <= clock_ms() + CHECK_ATTEMPT_MS);
     probe.deadline = clock_ms() + wait_ms;
     while (state == PROBE_PENDING) {
         struct pollfd wanted = {.fd = probe.fd, .events = probe.events};
