@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.host.cache import CACHE, lock_file
 from tests.host.command import ENVIRONMENT, run_command
 from tests.host.mirror import KEYRING, find_archives, read_acquire_settings
-from tests.host.recipe import Recipe, Suite, guest_recipe
+from tests.host.recipe import Recipe, Suite, cluster_recipe, guest_recipe
 
 ROOTS = CACHE / "roots"
 DEBS = CACHE / "debs"
@@ -110,6 +110,10 @@ def _environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        ensure_base(Suite(name))
-        ensure_root(guest_recipe(Suite(name)))
+    suites = [Suite(name) for name in sys.argv[1:]]
+    for suite in suites:
+        ensure_base(suite)
+        ensure_root(guest_recipe(suite))
+    # the nodes of test_failover.py
+    for suite in sorted(suites)[:1]:
+        ensure_root(cluster_recipe(suite))

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMs as resources of a Pacemaker cluster of three hosts, of which some fail.
 
-Run by `make test-cluster` alone (marked `long`).
+Run by `make test-cluster` alone (marked `long`); the main cases are in test_failover.py.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from itertools import cycle, islice
 
 import pytest
 
@@ -19,46 +18,40 @@ from tests.host.cluster import (
     NOT_INSTALLED,
     NOT_RUNNING,
     RUNNING,
+    SHORT_TOKEN_MS,
     Cluster,
     ask_agent,
     is_well,
     measure,
     start_cluster,
 )
+from tests.host.clustervms import define, find_kept, find_run, read_log, start_vms
 from tests.host.lab import NODE_PACKAGES, find_packages
-from tests.host.machine import TestHost
 from tests.host.recipe import Suite
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.host]
 
-SMALL = {"image": "builtin:busybox", "memory": "128M", "vcpus": 1, "disk": "64M", "kernel_headers": False}
-STAYS = ["sh", "-c", "echo up; exec sleep infinity"]
-# A line counts once it is written to the volume.
-WRITES = """
-n=$(tail -n 1 /data/log 2>/dev/null); n=${n:-0}
-while sleep 0.1; do n=$((n + 1)); echo $n >>/data/log && sync && echo "kept $n"; done
-"""
-LOG = {"cmd": ["sh", "-c", WRITES], "volumes": [{"volume": "san/data", "mount_path": "/data"}]}
+NODES = 3
+
 VMS = ("log", "one", "two", "three")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Three nodes of each release, and if there is more than one, of both in one cluster."""
+    chosen = [Suite(name) for name in metafunc.config.getoption("--suite") or list(Suite)]
+    clusters = {str(suite): [suite] * NODES for suite in chosen}
+    if len(chosen) > 1:
+        clusters["mixed"] = list(islice(cycle(chosen), NODES))
+    metafunc.parametrize("suites", clusters.values(), ids=clusters, scope="module")
+
+
 @pytest.fixture(scope="module")
-def cluster(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(suites: Sequence[Suite], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three nodes that run four VMs, one of which writes to a volume that all nodes have."""
     folder = tmp_path_factory.mktemp("shared")
     folder.chmod(0o755)
-    with start_cluster([suite] * 3, folder) as cluster:
-        first = cluster.hosts[0]
-        first.run(["hypemanctl", "volume", "create", "--size", "64M", "san/data"])
-        for host in cluster.hosts:
-            for name in VMS:
-                define(host, name, **(LOG if name == "log" else {}))
-            host.run(["systemctl", "reload", "hypemand"])
-        for host in cluster.hosts:
-            host.shell("hypemanctl cluster show | grep '^crm node' | sh")
-        first.shell("hypemanctl cluster show | grep '^crm configure' | sh", timeout=300)
-        for name in VMS:
-            cluster.wait_running(name)
+    with start_cluster(suites, folder, SHORT_TOKEN_MS) as cluster:
+        start_vms(cluster, VMS)
         yield cluster
 
 
@@ -71,22 +64,6 @@ def whole(cluster: Cluster) -> None:
     cluster.wait_settled()
     cluster.live[0].run(["crm_resource", "--cleanup"])
     cluster.wait_settled()
-
-
-def define(host: TestHost, name: str, **keys: Any) -> None:
-    definition = {**SMALL, "network": "none", "cmd": STAYS, **keys}
-    host.push(f"/etc/hypemand/vms.d/{name}.yaml", json.dumps(definition) + "\n")
-
-
-def find_kept(host: TestHost) -> int:
-    """The last line that the writer has kept, by its console."""
-    lines = host.run(["journalctl", "--no-pager", "--output=cat", "HYPEMAN_VM=log"]).stdout.splitlines()
-    return max(int(line.split()[1]) for line in lines if line.startswith("kept "))
-
-
-def read_log(host: TestHost) -> list[int]:
-    shown = host.run(["hypemanctl", "exec", "log", "--", "cat", "/data/log"]).stdout
-    return [int(line) for line in shown.split()]
 
 
 def test_the_agent_says_what_it_is_and_what_is_wrong(cluster: Cluster) -> None:
@@ -263,8 +240,3 @@ def test_a_vmm_that_dies_or_hangs_is_replaced(cluster: Cluster) -> None:
 
 def is_another_run(cluster: Cluster, name: str, before: str) -> bool:
     return find_run(cluster.find_well(name, 150), name) != before
-
-
-def find_run(host: TestHost, name: str) -> str:
-    """What names the run of a VM's unit."""
-    return host.run(["systemctl", "show", "--property=InvocationID", f"hypeman-vm-{name}"]).stdout
