@@ -48,7 +48,7 @@ def _find_differences(
         yield "the disk is on this host only: what the VM writes to it is not on other hosts"
     for mount in definition.volumes:
         pool = pools.get(mount.volume.rpartition("/")[0])
-        if pool is None or not pool.shared:
+        if not mount.is_device and (pool is None or not pool.shared):
             yield f"the volume {mount.volume} is on this host only; have it in a pool with shared: true"
     for directory in definition.directories:
         yield f"the directory {directory.source} is read from each host; keep it the same on all"

@@ -38,7 +38,8 @@ class WarmStart(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VolumeMount:
-    """A volume's place in a VM. `volume` is its name or id, `mount_path` absolute and plain.
+    """A volume's place in a VM. `volume` is its name or id, `mount_path` absolute and plain. `is_device`: it
+    is a block device of the host, and `volume` POOL/NAME.
 
     `overlay`: the volume is only read, and what the guest writes there goes to a layer on its own disk.
     Without one that is not `required` the VM starts all the same.
@@ -49,6 +50,7 @@ class VolumeMount:
     readonly: bool = False
     overlay: bool = False
     required: bool = True
+    is_device: bool = False
 
     @property
     def writes(self) -> bool:

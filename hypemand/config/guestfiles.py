@@ -40,11 +40,18 @@ def make_files(items: Sequence[Mapping[str, Any]]) -> tuple[GuestFile, ...]:
 def make_volumes(
     items: Sequence[Mapping[str, Any]],
 ) -> tuple[tuple[VolumeMount, ...], tuple[DirectoryMount, ...]]:
-    """The value of `volumes`, which has no problems: volumes, and directories of the host."""
+    """The value of `volumes`, which has no problems: volumes and devices, and directories of the host."""
     unset = ("readonly", "overlay")
     directories = [{k: v for k, v in item.items() if k not in unset} for item in items if "source" in item]
-    volumes = tuple(VolumeMount(**item) for item in items if "source" not in item)
+    volumes = tuple(_make_mount(item) for item in items if "source" not in item)
     return volumes, tuple(DirectoryMount(**item) for item in directories)
+
+
+def _make_mount(item: Mapping[str, Any]) -> VolumeMount:
+    if "device" not in item:
+        return VolumeMount(**item)
+    others = {key: value for key, value in item.items() if key != "device"}
+    return VolumeMount(volume=item["device"], is_device=True, **others)
 
 
 def guest_files_to_json(definition: Definition, key: str) -> list[dict[str, object]]:
@@ -56,6 +63,8 @@ def guest_files_to_json(definition: Definition, key: str) -> list[dict[str, obje
     for row in rows:
         if row.get("encrypted_content") is not None:
             del row["source"], row["encrypted"]
+        if row.pop("is_device", False):
+            row["device"] = row.pop("volume")
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
@@ -80,14 +89,16 @@ def _items(data: Mapping[str, object], key: str) -> list[tuple[int, Mapping[str,
 
 
 def _find_kind_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
-    """Exactly one of two keys."""
-    for key, one, other in (("volumes", "volume", "source"), ("files", "content", "source")):
+    """Exactly one of some keys."""
+    for key, kinds in (("volumes", ("volume", "source", "device")), ("files", ("content", "source"))):
         for i, item in _items(data, key):
-            if one in item and other in item:
-                hint = f"remove {one} or {other}"
-                yield source.problem((key, i, other), f"cannot be combined with {one}", hint)
-            elif one not in item and other not in item:
-                yield source.problem((key, i, one), "is missing", f"write {one} or {other}")
+            found = [kind for kind in kinds if kind in item]
+            if len(found) > 1:
+                hint = f"remove {found[0]} or {found[1]}"
+                yield source.problem((key, i, found[1]), f"cannot be combined with {found[0]}", hint)
+            elif not found:
+                hint = f"write {', '.join(kinds[:-1])} or {kinds[-1]}"
+                yield source.problem((key, i, kinds[0]), "is missing", hint)
     for i, item in _items(data, "volumes"):
         if "source" in item and item.get("readonly") is False:
             what = "is false, but a source is always read-only"
@@ -155,5 +166,8 @@ def find_host_paths(definition: Definition) -> Iterator[str]:
             yield f"files.source ({file.source})"
     for directory in definition.directories:
         yield f"volumes.source ({directory.source})"
+    for mount in definition.volumes:
+        if mount.is_device:
+            yield f"volumes.device ({mount.volume})"
     for secret in definition.secrets:
         yield f"secrets ({secret.name})"

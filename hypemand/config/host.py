@@ -29,7 +29,7 @@ from hypemand.config.nethost import (
 )
 from hypemand.config.netparse import NONE
 from hypemand.config.network import DEFAULT_NETWORK, NetworkConfig
-from hypemand.config.pools import PoolConfig, find_pool_problems, make_pools
+from hypemand.config.pools import PoolConfig, find_pool_problems, make_device_pools, make_pools
 from hypemand.config.schema import find_problems, sort_problems
 from hypemand.config.sizes import parse_size
 from hypemand.config.source import KeyPath, Source, read_source
@@ -92,7 +92,7 @@ class HostConfig:
     """The validated host config, every default filled in. `uid_range`: first and last, both included;
     `listen` None: only the socket is listened on; `metrics`: where metrics are served without a token,
     if anywhere; `cluster`: of hosts that give the same VMs the same ids; `networks` by name, the default one
-    too unless the host has it not; `pools` by name."""
+    too unless the host has it not; `pools` and `device_pools` by name: directories of volumes, of devices."""
 
     accel: Accel = Accel.AUTO
     qemu: Path = Path("/usr/bin/qemu-system-x86_64")
@@ -113,6 +113,7 @@ class HostConfig:
     cluster: str | None = None
     networks: Mapping[str, NetworkConfig] = field(default_factory=lambda: make_networks({}, ""))
     pools: Mapping[str, PoolConfig] = field(default_factory=dict)
+    device_pools: Mapping[str, Path] = field(default_factory=dict)
 
 
 def load_host_config(
@@ -257,6 +258,7 @@ def _build(data: Mapping[str, Any], machine_id: str) -> HostConfig:
                 pass
             case "pools":
                 values[key] = make_pools(value)
+                values["device_pools"] = make_device_pools(value)
             case _:
                 values[key] = Path(value)
     return HostConfig(**values)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pools of volumes in the host config: directories for volumes besides the state directory."""
+"""Pools in the host config: directories for volumes besides the state directory, and directories of block
+devices."""
 
 from __future__ import annotations
 
@@ -31,13 +32,24 @@ def make_pools(data: Mapping[str, Any]) -> dict[str, PoolConfig]:
     }
 
 
+def make_device_pools(data: Mapping[str, Any]) -> dict[str, Path]:
+    """Of the value of `pools`, the directories of those that are block devices, by name."""
+    return {name: Path(keys["devices"]) for name, keys in data.items() if "devices" in keys}
+
+
 def find_pool_problems(data: Mapping[str, Any], state_dir: Path, say: Say) -> Iterator[Problem]:
     """What is missing or does not go together in the pools of all files."""
     places: list[tuple[str, Path]] = [("state_dir", state_dir)]
     for name, keys in data.items():
         path = ("pools", name, "directory")
+        if "devices" in keys:
+            for other in keys.keys() & {"directory", "shared"}:
+                what = "cannot be combined with devices, which are used where they are"
+                yield say(("pools", name, other), what, "remove it")
+            continue
         if "directory" not in keys:
-            yield say(("pools", name), "has no directory", f"write directory: /srv/{name}")
+            hint = f"write directory: /srv/{name}, or devices: /dev/disk/by-id"
+            yield say(("pools", name), "has neither directory nor devices", hint)
             continue
         directory = Path(keys["directory"])
         for other, place in places:

@@ -183,7 +183,7 @@ def expand_unit(definition: Definition, unit: str, host: SpecifierHost) -> Defin
 def _find_volume_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:
     """What the schema cannot say of volumes; passes over what has a wrong type."""
     volumes = data.get("volumes")
-    for key in ("volume", "mount_path"):
+    for key in ("volume", "device", "mount_path"):
         seen: dict[str, int] = {}
         for i, mount in enumerate(volumes if isinstance(volumes, list) else []):
             value = mount.get(key) if isinstance(mount, Mapping) else None

@@ -138,7 +138,8 @@ def make_parts(
     when the state of a VM has changed, after the names were updated. `template_user`: see `Templates`."""
     current = CurrentConfig(config)
     vms = config.state_dir / "vms"
-    volumes = VolumeStore(config.state_dir / "volumes", config.state_dir / "templates", config.pools)
+    folders = (config.state_dir / "volumes", config.state_dir / "templates")
+    volumes = VolumeStore(*folders, config.pools, config.device_pools)
     pools = PoolReader(volumes)
 
     def take_record(record: VmRecord) -> None:

@@ -22,13 +22,14 @@ from hypemand.protocol.configdisk import (
     GuestInterface,
     GuestVolume,
 )
+from hypemand.storage.devices import Device
 from hypemand.storage.hostfiles import NO_FILES, DirectoryImage, HostFiles
 from hypemand.storage.images import Image
 from hypemand.storage.program import resolve_program
 from hypemand.storage.volume import Volume
 from hypemand.systemd.journal import JOURNAL_SOCKET
 from hypemand.systemd.rootdir import Own, outside_usr
-from hypemand.systemd.units import UnitPlan
+from hypemand.systemd.units import DeviceAccess, UnitPlan
 from hypemand.unitnames import unit_name
 from hypemand.vm.places import CONFIG_DISK, FILES_DISK, Places
 from hypemand.vm.record import Lease, VmRecord
@@ -71,9 +72,9 @@ _CONSOLE_SPARE = 2
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A volume that a VM gets, and where."""
+    """A volume or device that a VM gets, and where."""
 
-    volume: Volume
+    volume: Volume | Device
     mount: VolumeMount
 
 
@@ -280,7 +281,12 @@ def _make_unit_plan(
         ),
         volumes=tuple(_volume_places(volumes, places.own, writable=True)),
         # of a pool, which may be on a file system of its own
-        mounts=tuple(sorted({one.volume.folder.parent for one in volumes if one.volume.pool})),
+        mounts=tuple(sorted({found.folder.parent for found in _list_volumes(volumes) if found.pool})),
+        devices=tuple(
+            DeviceAccess(one.volume.disk, one.volume.group, one.mount.writes)
+            for one in volumes
+            if isinstance(one.volume, Device)
+        ),
         # the page cache of its disks counts too: without room for it the kernel would reclaim all the time
         memory_max=definition.memory + memory_overhead(vmm.accel) + host.page_cache,
         cpu_quota=derive_cpu_quota(definition),
@@ -325,6 +331,10 @@ def _guest_volume(attached: Attached) -> GuestVolume:
 def _guest_directory(directory: DirectoryImage) -> GuestVolume:
     path = directory.mount.mount_path
     return GuestVolume(serial=directory.serial, path=path, readonly=True, fstype="erofs")
+
+
+def _list_volumes(attached: Sequence[Attached]) -> list[Volume]:
+    return [one.volume for one in attached if isinstance(one.volume, Volume)]
 
 
 def _volume_places(volumes: Sequence[Attached], own: Own, *, writable: bool) -> list[tuple[Path, Path]]:

@@ -207,6 +207,13 @@ async def _gather(parts: Parts, vm: Vm) -> SaveFacts:
             f"it is not known what VM {vm.name} runs with, so that it could not be restored",
             hint="restart it",
         )
+    written = [mount.volume for mount in definition.volumes if mount.is_device and mount.writes]
+    if written:
+        raise WrongState(
+            f"VM {vm.name} writes to the device {written[0]}, and when it is restored it would not be known"
+            " whether others have written to that meanwhile",
+            hint="stop it",
+        )
     host = await run_in(Pool.STARTS, find_vmm_host, parts.config())
     bound = await parts.units.bound_files(vm.unit)
     files = await run_in(Pool.STARTS, _list_devices, definition, tuple(bound), image, host)

@@ -481,7 +481,8 @@ class Starter:
         runtime.mkdir(mode=0o700)
         os.chown(runtime, record.uid, record.uid)
         for attached in volumes:
-            prepare_volume(attached.volume.disk, vm.name, record.uid, writes=attached.mount.writes)
+            if not attached.mount.is_device:
+                prepare_volume(attached.volume.disk, vm.name, record.uid, writes=attached.mount.writes)
         write_config_disk(places.config, plan.guest, uid=record.uid)
         if host_files.files:
             write_files_disk(places.files, host_files.files, uid=record.uid)

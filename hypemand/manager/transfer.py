@@ -107,10 +107,11 @@ class Transfers:
             yield _read(archive, operation, vm.name)
 
     def _choose_volumes(self, definition: Definition, wanted: ExportWanted) -> list[Volume]:
-        found = [self._store.find(mount.volume) for mount in definition.volumes]
+        mounts = [mount for mount in definition.volumes if not mount.is_device]
+        found = [self._store.find(mount.volume) for mount in mounts]
         own = {volume.ref: volume for volume in found if volume is not None}
         if wanted.all_volumes:
-            missing = [one.volume for one in definition.volumes if self._store.find(one.volume) is None]
+            missing = [one.volume for one in mounts if self._store.find(one.volume) is None]
             if missing:
                 raise NotFound(
                     f"the volume {missing[0]} of VM {definition.name} does not exist",

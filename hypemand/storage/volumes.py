@@ -18,6 +18,7 @@ from hypemand.config.sizes import format_size
 from hypemand.config.tags import check_tags
 from hypemand.errors import AlreadyExists, Ambiguous, HostNotReady, HypemandError, InvalidRequest, NotFound
 from hypemand.model.volumes import VolumeRoot
+from hypemand.storage.devices import Device, find_device
 from hypemand.storage.disks import (
     MAX_SIZE,
     MIN_SIZE,
@@ -46,12 +47,19 @@ _MIN_PREFIX = 4
 
 class VolumeStore:
     """The volumes under `folder`, and those of the pools of the host config; `templates` is where templates
-    of file systems are."""
+    of file systems are. `devices`: pools that have devices."""
 
-    def __init__(self, folder: Path, templates: Path, pools: Mapping[str, PoolConfig] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        templates: Path,
+        pools: Mapping[str, PoolConfig] | None = None,
+        devices: Mapping[str, Path] | None = None,
+    ) -> None:
         self._own = VolumePool("", folder)
         self._templates = templates
         self._pools = {name: VolumePool.from_config(name, config) for name, config in (pools or {}).items()}
+        self._devices = dict(devices or {})
 
     @property
     def pools(self) -> list[VolumePool]:
@@ -70,7 +78,7 @@ class VolumeStore:
                 pool.read()
         self._own.read()
 
-    def take_pools(self, configs: Mapping[str, PoolConfig]) -> None:
+    def take_pools(self, configs: Mapping[str, PoolConfig], devices: Mapping[str, Path]) -> None:
         """These are the pools of the host config from now on. VMs that run with volumes of others keep
         them."""
         pools = {}
@@ -81,6 +89,11 @@ class VolumeStore:
             if not pool.shared and (is_new or pool.problem):
                 pool.read()
         self._pools = pools
+        self._devices = dict(devices)
+
+    def find_device(self, name: str) -> Device:
+        """A block device by the name of its pool and its own. NotFound, HostNotReady."""
+        return find_device(name, self._devices)
 
     def list_pools(self, refs: Collection[str] | None = None) -> list[VolumePool]:
         """The pools of the host config: all, or those that names or ids of volumes name."""

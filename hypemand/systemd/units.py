@@ -32,6 +32,15 @@ RESTART_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceAccess:
+    """A block device that a unit may open, as a member of its `group`."""
+
+    path: Path
+    group: int
+    writes: bool
+
+
+@dataclass(frozen=True, slots=True)
 class UnitPlan:
     """All that a VM's unit is made of. Sizes in bytes, times in seconds (None: infinity). `stop_timeout`: of
     each step of its end; `stop` may ask systemd for more for itself.
@@ -42,7 +51,8 @@ class UnitPlan:
 
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise; `saved`: what it is restored
-    from, which is there for one start. `mounts`: paths whose file systems must be mounted. `secrets`: its
+    from, which is there for one start. `mounts`: paths whose file systems must be mounted. `devices`: what of
+    the former are block devices. `secrets`: its
     credentials. `is_trial`: another process of the unit may take the main one's place, as hypeman-console
     does where a guest does not continue from its template. `unit`: its name, if it is not that of a VM's
     (`vm_id` is "" then); `idle`: it runs at idle priority.
@@ -70,6 +80,7 @@ class UnitPlan:
     extra: Mapping[str, tuple[str, ...]]
     volumes: tuple[tuple[Path, Path], ...] = ()
     mounts: tuple[Path, ...] = ()
+    devices: tuple[DeviceAccess, ...] = ()
     sockets: tuple[tuple[Path, Path], ...] = ()
     saved: tuple[tuple[Path, Path], ...] = ()
     is_trial: bool = False
@@ -157,6 +168,7 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         passing=(*plan.sockets, *plan.saved),
     )
     properties += sandbox_properties(kvm=plan.kvm)
+    properties += _allow_devices(plan.devices)
     properties += _credentials(plan.secrets)
     properties += [("RequiresMountsFor", "as", [str(path)]) for path in plan.mounts]
     if plan.idle:
@@ -167,6 +179,15 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
     limit = derive_log_limit(plan.extra)
     properties += extra_properties({**limit, **plan.extra, **limit})
     return properties
+
+
+def _allow_devices(devices: tuple[DeviceAccess, ...]) -> list[Property]:
+    """All else of the group is still denied: neither its nodes nor the access to them are in the sandbox."""
+    found: list[Property] = [
+        ("DeviceAllow", "a(ss)", [(str(one.path), "rw" if one.writes else "r")]) for one in devices
+    ]
+    groups = sorted({str(one.group) for one in devices})
+    return [*found, ("SupplementaryGroups", "as", groups)] if groups else []
 
 
 def _log_fields(plan: UnitPlan) -> list[bytes]:

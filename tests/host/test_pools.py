@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes on a directory that two hosts have: one host has the volume, and the other one is told who."""
+"""Volumes on a directory that two hosts have: one host has the volume, and the other one is told who. Block
+devices."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from hypemand.config.definition import MIB
+from tests.host.command import run_command
 from tests.host.faults import DROPIN, ctl
-from tests.host.lab import boot_hosts
+from tests.host.lab import boot_hosts, start_host
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
 from tests.host.test_volumes import COUNTS
@@ -106,3 +112,55 @@ def restart_by_systemd_alone(host: TestHost, vms: Vms) -> None:
     host.wait_until(lambda: len(list_numbers(vms, "found")) > began, 60)
     assert list_numbers(vms, "found")[-1] >= kept
     host.run(["systemctl", "start", "hypemand.socket", "hypemand.service"])
+
+
+@contextmanager
+def lend_loop_device(file: Path) -> Iterator[int]:
+    """A loop device of this machine; its number. It goes with the last process that has it open."""
+    device = run_command(["losetup", "--find", "--show", str(file)], timeout=60).stdout.strip()
+    with open(device, "rb") as lent:
+        run_command(["losetup", "--detach", device], timeout=60)
+        yield os.fstat(lent.fileno()).st_rdev
+
+
+# the machine must have loop devices
+@pytest.mark.long
+def test_a_vm_keeps_its_data_on_a_block_device_of_which_it_is_the_only_writer(
+    suite: Suite, tmp_path: Path
+) -> None:
+    file = tmp_path / "lun.raw"
+    with file.open("wb") as made:
+        made.truncate(64 * MIB)
+    with lend_loop_device(file) as number, start_host(suite) as host:
+        vms = Vms(host)
+        host.shell(f"""
+            mkdir /dev/lun
+            mknod /dev/lun/sdx b {os.major(number)} {os.minor(number)}
+            chgrp disk /dev/lun/sdx
+            chmod 0660 /dev/lun/sdx
+            ln -s sdx /dev/lun/scsi-1
+            ln -s sdx /dev/lun/scsi-2
+            mkfs.ext4 -q /dev/lun/sdx
+        """)
+        host.push(DROPIN, yaml.safe_dump({"pools": {"lun": {"devices": "/dev/lun"}}}))
+        ctl(host, "reload")
+        device = {"device": "lun/scsi-1", "mount_path": "/srv"}
+        vms.define("counter", COUNTS, volumes=[device])
+        vms.define("other", volumes=[device])
+        vms.define("alias", volumes=[{**device, "device": "lun/scsi-2"}])
+        vms.start("counter")
+        host.wait_until(lambda: len(list_numbers(vms, "kept")) > 3, 60)
+        refused = ctl(host, "start", "other", check=False)
+        assert "VM counter writes to the device lun/scsi-1, so no other VM can use it" in refused.stderr
+        assert not ctl(host, "start", "--wait", "alias", check=False).ok
+        assert any('Failed to get "write" lock' in line for line in vms.console("alias"))
+        refused = ctl(host, "standby", "counter", check=False)
+        assert "VM counter writes to the device lun/scsi-1, and when it is restored" in refused.stderr
+        kept = list_numbers(vms, "kept")[-1]
+        vms.ctl("kill", "counter")
+        host.run(["mount", "/dev/lun/sdx", "/mnt"])
+        refused = ctl(host, "start", "counter", check=False)
+        assert "/dev/lun/scsi-1 is mounted on this host, on /mnt; " in refused.stderr.replace("\n", "; ")
+        host.run(["umount", "/mnt"])
+        vms.start("counter")
+        host.wait_until(lambda: list_numbers(vms, "found")[-1] >= kept, 60)

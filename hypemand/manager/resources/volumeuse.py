@@ -17,6 +17,7 @@ from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HypemandError, InUse, NotFound
 from hypemand.manager.plan import Attached
+from hypemand.storage.devices import Device, check_device
 from hypemand.storage.volume import Volume
 from hypemand.storage.volumes import VolumeStore
 
@@ -57,7 +58,7 @@ class VolumeUse:
         # ids of volumes behind their pools, and what is being done to them
         self._work: dict[str, str] = {}
 
-    def attachments(self, volume: Volume) -> list[Attachment]:
+    def attachments(self, volume: Volume | Device) -> list[Attachment]:
         """All of a volume's, of a VM that runs with it once."""
         found: dict[str, Attachment] = {}
         for holder in self._holders():
@@ -66,7 +67,9 @@ class VolumeUse:
                     found[holder.vm] = Attachment(holder.vm, holder.vm_id, mount, holder.running)
         return sorted(found.values(), key=lambda attachment: attachment.vm)
 
-    def _is(self, mount: VolumeMount, volume: Volume) -> bool:
+    def _is(self, mount: VolumeMount, volume: Volume | Device) -> bool:
+        if mount.is_device or isinstance(volume, Device):
+            return mount.is_device and isinstance(volume, Device) and mount.volume == volume.ref
         found = self._store.find(mount.volume)
         return found is not None and found.ref == volume.ref
 
@@ -84,6 +87,18 @@ class VolumeUse:
         return tuple(resolved)
 
     def _resolve_one(self, vm: str, mount: VolumeMount) -> Attached:
+        volume = self._find_device(mount) if mount.is_device else self._find_volume(vm, mount)
+        for other in self.attachments(volume):
+            if other.running and other.vm != vm and (other.mount.writes or mount.writes):
+                raise _in_use_by(volume, other, writes=mount.writes)
+        return Attached(volume, mount)
+
+    def _find_device(self, mount: VolumeMount) -> Device:
+        device = self._store.find_device(mount.volume)
+        check_device(device, writes=mount.writes)
+        return device
+
+    def _find_volume(self, vm: str, mount: VolumeMount) -> Volume:
         volume = self._store.find(mount.volume)
         if volume is None:
             self._store.get_pool(mount.volume.rpartition("/")[0])
@@ -96,10 +111,7 @@ class VolumeUse:
             raise InUse(f"the volume {volume.name} is being filled from an archive", hint="try again later")
         if volume.ref in self._work:
             raise InUse(f"the volume {volume.name} is being {self._work[volume.ref]}", hint="try again later")
-        for other in self.attachments(volume):
-            if other.running and other.vm != vm and (other.mount.writes or mount.writes):
-                raise _in_use_by(volume, other, writes=mount.writes)
-        return Attached(volume, mount)
+        return volume
 
     @contextmanager
     def work_on(self, volume: Volume, what: str, *, beside_readers: bool = False) -> Iterator[None]:
@@ -120,11 +132,12 @@ class VolumeUse:
             del self._work[volume.ref]
 
 
-def _in_use_by(volume: Volume, other: Attachment, *, writes: bool) -> InUse:
+def _in_use_by(volume: Volume | Device, other: Attachment, *, writes: bool) -> InUse:
+    what = f"the {'device' if isinstance(volume, Device) else 'volume'} {volume.name}"
     if other.mount.writes:
-        what = f"VM {other.vm} writes to the volume {volume.name}, so no other VM can use it"
+        what = f"VM {other.vm} writes to {what}, so no other VM can use it"
     else:
-        what = f"VM {other.vm} reads the volume {volume.name}, so no VM can write to it"
+        what = f"VM {other.vm} reads {what}, so no VM can write to it"
     readers = "" if not writes else ", or mount it readonly or as an overlay in both"
     return InUse(what, hint=f"stop {other.vm} first{readers}")
 

@@ -92,7 +92,7 @@ def test_a_member_of_the_group_reaches_no_further_than_its_vms_and_root_does(tmp
 PATHS: dict[str, Any] = {
     "env_file": ["-/etc/a.env"],
     "files": [{"path": "/a", "content": "x"}, {"path": "/b", "source": "/etc/shadow"}],
-    "volumes": [{"source": "/root", "mount_path": "/r"}],
+    "volumes": [{"source": "/root", "mount_path": "/r"}, {"device": "lun/a", "mount_path": "/d"}],
     "secrets": [{"name": "key"}, {"name": "other", "encrypted_content": "AAAA"}],
 }
 
@@ -102,7 +102,7 @@ def test_nobody_but_root_gets_files_of_the_host_by_a_vm(tmp_path: Path) -> None:
         for key, words in (
             ("env_file", "env_file (/etc/a.env)"),
             ("files", "files.source (/etc/shadow)"),
-            ("volumes", "volumes.source (/root)"),
+            ("volumes", "volumes.source (/root); volumes.device (lun/a)"),
             ("secrets", "secrets (key); secrets (other)"),
         ):
             body = {"name": "new", "start": False, "definition": {**SMALL, key: PATHS[key]}}

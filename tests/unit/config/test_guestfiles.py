@@ -27,6 +27,7 @@ KEYS: dict[str, Any] = {
     ],
     "volumes": [
         {"volume": "data", "mount_path": "/data"},
+        {"device": "lun/scsi-36001:0.x", "mount_path": "/lun", "readonly": True},
         {"source": "/srv/www", "mount_path": "/www", "readonly": True},
         {"source": "/srv/more", "mount_path": "/more", "required": False},
     ],
@@ -45,7 +46,10 @@ def test_keys_are_values_and_the_same_again() -> None:
         Secret("tls.key", "/etc/tls/key", encrypted=True, mode="0440", owner="app"),
         Secret("token", "token", encrypted_content="AAEC\n AwQ=\n"),
     )
-    assert made.volumes == (VolumeMount("data", "/data"),)
+    assert made.volumes == (
+        VolumeMount("data", "/data"),
+        VolumeMount("lun/scsi-36001:0.x", "/lun", readonly=True, is_device=True),
+    )
     assert made.directories == (
         DirectoryMount("/srv/www", "/www"),
         DirectoryMount("/srv/more", "/more", required=False),
@@ -53,7 +57,7 @@ def test_keys_are_values_and_the_same_again() -> None:
     assert parse_definition("web", definition_to_json(made)) == made
     assert list(find_host_paths(made)) == [
         *("env_file (/etc/a.env)", "env_file (/etc/b.env)", "files.source (/etc/c)"),
-        *("volumes.source (/srv/www)", "volumes.source (/srv/more)"),
+        *("volumes.source (/srv/www)", "volumes.source (/srv/more)", "volumes.device (lun/scsi-36001:0.x)"),
         *("secrets (key)", "secrets (tls.key)", "secrets (token)"),
     ]
     plain = parse_definition("web", {"image": "x", "files": KEYS["files"][:1]})
@@ -94,8 +98,15 @@ MANY = ", ".join(f"{{volume: v{number}, mount_path: /v{number}}}" for number in 
             "secrets[0].source: cannot be combined with encrypted_content",
         ),
         ("secrets: [{name: a, encrypted_content: AAA}]", "secrets[0].encrypted_content: is not Base64"),
-        ("volumes: [{mount_path: /a}]", "volumes[0].volume: is missing; write volume or source"),
+        ("volumes: [{mount_path: /a}]", "volumes[0].volume: is missing; write volume, source or device"),
         ("volumes: [{volume: a, source: /b, mount_path: /c}]", "volumes[0].source: cannot be combined"),
+        ("volumes: [{volume: a, device: b/c, mount_path: /c}]", "volumes[0].device: cannot be combined"),
+        ("volumes: [{device: sda, mount_path: /c}]", "volumes[0].device: 'sda' is not valid"),
+        ("volumes: [{device: lun/../sda, mount_path: /c}]", "volumes[0].device: "),
+        (
+            "volumes: [{device: lun/a, mount_path: /c}, {device: lun/a, mount_path: /d}]",
+            "volumes[1].device: lun/a is already used in volumes[0]",
+        ),
         (
             "volumes: [{source: /b, mount_path: /c, readonly: false}]",
             "volumes[0].readonly: is false, but a source is always read-only",

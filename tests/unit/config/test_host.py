@@ -202,10 +202,23 @@ def test_pools_are_merged_by_name_and_key(tmp_path: Path) -> None:
     }
 
 
+def test_a_pool_of_devices_is_none_of_volumes(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "h.yaml", "pools: {lun: {devices: /dev/disk/by-id}, fast: {directory: /mnt/nvme}}\n"
+    )
+    config = load_host_config(file, [], NO_ID)
+    assert config.pools == {"fast": PoolConfig(Path("/mnt/nvme"))}
+    assert config.device_pools == {"lun": Path("/dev/disk/by-id")}
+
+
 @pytest.mark.parametrize(
     ("pools", "problem"),
     [
-        ("san: {shared: true}", "pools.san: has no directory; write directory: /srv/san"),
+        ("san: {shared: true}", "pools.san: has neither directory nor devices; write directory: /srv/san"),
+        ("lun: {devices: /srv}", "pools.lun.devices: .* a directory below /dev"),
+        ("lun: {devices: /dev/../srv}", "pools.lun.devices: .* a directory below /dev"),
+        ("lun: {devices: /dev/mapper, shared: true}", "pools.lun.shared: cannot be combined with devices"),
+        ("lun: {devices: /dev/a, directory: /srv}", "pools.lun.directory: cannot be combined with devices"),
         ("san: {directory: srv}", "pools.san.directory: .* an absolute path"),
         ("san: {directory: /srv/}", "pools.san.directory: .* an absolute path"),
         ("San: {directory: /srv}", "pools.San: .*the name of a pool"),

@@ -52,7 +52,8 @@ def test_the_schema_has_the_keys_of_the_definition() -> None:
     # those with a source are in the list of volumes
     assert set(load_schema("vm")["properties"]) | {"directories"} == {f.name for f in fields(Definition)}
     host = load_schema("host")["properties"]
-    assert set(host) == {f.name for f in fields(HostConfig)}
+    # those with devices are in the mapping of pools
+    assert set(host) | {"device_pools"} == {f.name for f in fields(HostConfig)}
     assert set(load_schema("vm")["properties"]["network"]["properties"]) == {
         f.name for f in fields(NetworkUse)
     }

@@ -28,6 +28,7 @@ from hypemand.model.state import Origin
 from hypemand.network.port import BridgePlan, PortPlan
 from hypemand.protocol.configdisk import GuestInterface, encode_config_disk
 from hypemand.protocol.records import parse_records
+from hypemand.storage.devices import Device
 from hypemand.storage.hostfiles import NO_FILES, DirectoryImage, HostFiles
 from hypemand.storage.images import Image
 from hypemand.storage.volumes import VolumeStore
@@ -294,6 +295,30 @@ def test_a_volume_is_seen_by_its_vmm_alone_and_read_only_where_it_only_reads(tmp
         (serials[1], "/srv/r", True, False),
         (serials[2], "/srv/o", True, True),
     ]
+
+
+def test_a_device_is_a_drive_that_the_unit_may_open_as_a_member_of_its_group() -> None:
+    devices = [
+        Attached(
+            Device(f"lun/{name}", Path(f"/dev/lun/{name}"), group), VolumeMount(f"lun/{name}", "/d", **keys)
+        )
+        for name, group, keys in (("w", 6, {}), ("r", 300, {"readonly": True}))
+    ]
+    record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, parse_definition("web", {"image": "app"}))
+    made = make_plan(record, record.definition, IMAGE, HOST, PLACES, devices, in_root=lambda _path: False)
+    assert made.unit.volumes == ((Path("/dev/lun/w"), OWN.volume(0)),)
+    assert (Path("/dev/lun/r"), OWN.volume(1)) in made.unit.readable
+    assert made.unit.mounts == ()
+    properties = unit_properties(made.unit)
+    assert [value for name, _, value in properties if name == "DeviceAllow"] == [
+        [("/dev/lun/w", "rw")],
+        [("/dev/lun/r", "r")],
+    ]
+    assert ("SupplementaryGroups", "as", ["300", "6"]) in properties
+    for attached, number in zip(devices, (0, 1), strict=True):
+        drive = next(word for word in made.unit.start if f"file={OWN.volume(number)}," in word)
+        assert ("readonly=on" in drive) is not attached.mount.writes
+        assert any(word.endswith(f"serial={attached.volume.serial}") for word in made.unit.start)
 
 
 def test_a_guest_is_told_its_addresses_and_its_vmm_the_tap() -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One writer or many readers, whatever is started in which order."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,28 @@ def test_what_is_not_there_is_named(store: VolumeStore) -> None:
     with pytest.raises(NotFound, match="the volume other of VM b does not exist"):
         use.resolve("b", holder("b", volume="other").definition)
     assert use.resolve("b", holder("b", volume="other", required=False).definition) == ()
+
+
+def test_a_device_has_one_writer_too_and_is_no_volume_of_that_name(tmp_path: Path) -> None:
+    folder = tmp_path / "lun"
+    folder.mkdir()
+    os.mknod(folder / "one", stat.S_IFBLK, os.makedev(7, 200))
+    (folder / "one").chmod(0o660)
+    os.chown(folder / "one", 0, 6)
+    store = VolumeStore(tmp_path / "volumes", tmp_path / "templates", devices={"lun": folder})
+    store.load()
+    mount = {"device": "lun/one", "mount_path": "/srv"}
+    definition = parse_definition("a", {"image": "app", "volumes": [mount]})
+    (attached,) = VolumeUse(store, list).resolve("a", definition)
+    assert (attached.volume.name, attached.volume.disk) == ("lun/one", folder / "one")
+    with pytest.raises(InUse, match="VM a writes to the device lun/one, so no other VM can use it"):
+        VolumeUse(store, lambda: [Holder("a", "id", definition, running=True)]).resolve("b", definition)
+    with pytest.raises(NotFound, match="there is no pool lun"):
+        VolumeUse(store, list).resolve("b", holder("b", volume="lun/one").definition)
+    assert store.find("lun/one") is None
+    store.take_pools({}, {})
+    with pytest.raises(NotFound, match="there is no pool lun of devices"):
+        VolumeUse(store, list).resolve("a", definition)
 
 
 def test_nobody_gets_a_volume_that_is_worked_on(store: VolumeStore) -> None:

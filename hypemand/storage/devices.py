@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block devices of the host as volumes of VMs, such as LUNs: from the pools of the host config that have
+devices.
+
+The daemon does not open them, and writes nothing to them: what is on a device is the administrator's. Of two
+VMs on this host the lock of QEMU refuses the second. It is a lock on the device node of this host, and says
+nothing of other hosts.
+
+The functions look at /dev, /sys and /proc only, which takes microseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypemand.errors import HostNotReady, InUse, NotFound
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_BLOCK_DEVICES = Path("/sys/dev/block")
+_SERIAL_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A block device. `name`: POOL/NAME; `group`: the id of the group that may open it."""
+
+    name: str
+    disk: Path
+    group: int
+
+    @property
+    def ref(self) -> str:
+        """What definitions call it."""
+        return self.name
+
+    @property
+    def serial(self) -> str:
+        """The serial number of its drive in a guest; 20 bytes, the most of virtio-blk."""
+        return f"dev-{hashlib.sha256(self.name.encode()).hexdigest()[:_SERIAL_DIGITS]}"
+
+
+def find_device(name: str, pools: Mapping[str, Path]) -> Device:
+    """The device POOL/NAME, of these pools. NotFound; HostNotReady for what is no block device."""
+    pool, _, word = name.partition("/")
+    if pool not in pools:
+        there = ", ".join(sorted(pools)) or "none"
+        hint = f"pools: of the host configuration has with devices: {there}"
+        raise NotFound(f"there is no pool {pool[:80]} of devices", hint=hint)
+    path = pools[pool] / word
+    try:
+        found = path.stat()
+    except OSError as error:
+        hint = f"ls -l {path.parent} shows the devices"
+        raise NotFound(f"the device {path} is not available: {error.strerror}", hint=hint) from None
+    if not stat.S_ISBLK(found.st_mode):
+        raise HostNotReady(f"{path} is not a block device")
+    return Device(name, path, found.st_gid)
+
+
+def check_device(
+    device: Device, *, writes: bool, mounts: Path = _MOUNTS, block_devices: Path = _BLOCK_DEVICES
+) -> None:
+    """Can a VMM have it? HostNotReady if its group cannot open it; InUse if the host itself has mounted it,
+    or has another device on top of it or on a part of it. OSError."""
+    found = device.disk.stat()
+    wanted = stat.S_IRGRP | (stat.S_IWGRP if writes else 0)
+    if found.st_mode & wanted != wanted or found.st_gid == 0:
+        raise HostNotReady(
+            f"{device.disk} cannot be {'written to' if writes else 'read'} by a group other than root",
+            hint="set GROUP=disk and MODE=0660 for it by a rule of udev(7)",
+        )
+    number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+    folder = block_devices / number
+    parts = {number, *(one.read_text().strip() for one in folder.glob("*/dev"))}
+    for line in mounts.read_text().splitlines():
+        fields = line.split()
+        if fields[2] in parts:
+            raise InUse(f"{device.disk} is mounted on this host, on {fields[4]}", hint=f"umount {fields[4]}")
+    holders = sorted({one.name for pattern in ("holders/*", "*/holders/*") for one in folder.glob(pattern)})
+    if holders:
+        raise InUse(
+            f"{device.disk} is in use on this host by {holders[0]}",
+            hint="use the device on top of it, such as that of multipath in /dev/mapper",
+        )
