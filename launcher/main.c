@@ -207,15 +207,18 @@ int main(int argc, char **argv)
             "ARGUMENT...");
         return EXIT_FAILURE;
     }
-    if (compose_line(line, argv[RUNTIME], argv[WORDS], boot) < 0 ||
-        prepare_warm(&argc, &origin, argv[RUNTIME], line) < 0)
+    if (compose_line(line, argv[RUNTIME], argv[WORDS], boot) < 0)
         return EXIT_FAILURE;
     /* before there is a descriptor that it could hold, but for that of the secrets, which it closes */
     if (start_leader(argv[RUNTIME]) < 0) {
         say("cannot start the leader process: %s", strerror(errno));
         return EXIT_FAILURE;
     }
-    if (open_descriptors(argv[RUNTIME], argv[TAP]) < 0)
+    /* last of what may fail: once it is noted that a guest goes on from a template, an end is that one's
+     * fault
+     */
+    if (open_descriptors(argv[RUNTIME], argv[TAP]) < 0 ||
+        prepare_warm(&argc, &origin, argv[RUNTIME], line) < 0)
         return EXIT_FAILURE;
     if (install_filter() < 0) {
         say("cannot install the system call filter: %s", strerror(errno));

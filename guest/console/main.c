@@ -13,18 +13,19 @@
  * RUNTIME_DIR/console.end is a named pipe that the process holds until it has passed on everything: who reads
  * the journal for the end of a run waits for that.
  *
- * With --trial PROGRAM may become a VMM whose guest goes on from a template (launcher/warm.h). If that gives
- * no sign of life (trial.h), the process beside it takes its place in the unit and starts all of this again,
- * without --trial: the launcher finds RUNTIME_DIR/stalled then, and has the VM boot.
+ * With --trial PROGRAM may become a VMM whose guest goes on from a template (launcher/warm.h). Then it is
+ * this process that stays in its place, and PROGRAM runs beside it (candidate.h). With the guest's sign of
+ * life (trial.h) they change roles. If there is none, or PROGRAM ends before it, all of this is started
+ * again, without --trial: the launcher finds RUNTIME_DIR/stalled then, and has the VM boot.
  *
  * SIGTERM, which systemd sends when the program has ended, bounds that (deadline.h): a journald that does not
  * read must not keep a unit from ending.
  */
+#include "candidate.h"
 #include "deadline.h"
 #include "journal.h"
 #include "limit.h"
 #include "queue.h"
-#include "takeover.h"
 #include "trial.h"
 
 #include <errno.h>
@@ -89,9 +90,19 @@ static void await(struct pollfd *polled, nfds_t count, int64_t longest)
         deadline_set();
 }
 
+/* A sign of life ends its trial. */
+static void take(const char *bytes, size_t length, struct candidate *candidate)
+{
+    bool was_on = trial_is_on();
+    trial_take(bytes, length);
+    if (was_on && !trial_is_on() && !candidate_promote(candidate))
+        fprintf(stderr, "hypeman-console: the VMM is not the unit's main process: %s\n", strerror(errno));
+}
+
 /* Read what there is, and pass on what goes, until the program has ended: others may hold the pipe longer.
-   True: its guest does not go on, and another one is to be started. */
-static bool follow(int from, int program)
+   `candidate`: what is on trial, if anything is. True: its guest does not go on, and another one is to be
+   started. */
+static bool follow(int from, int program, struct candidate *candidate)
 {
     int64_t look = clock_ms() + TRIAL_LOOK_MS;
     while (!deadline_is_over()) {
@@ -105,21 +116,21 @@ static bool follow(int from, int program)
             char *buffer = console_room(&console, &room);
             ssize_t got = read(from, buffer, room);
             if (got == 0)
-                return false;
+                break;
             if (got > 0) {
-                trial_take(buffer, (size_t)got);
+                take(buffer, (size_t)got, candidate);
                 console_take(&console, (size_t)got, clock_ms());
             }
         } else if (polled[2].revents) {
-            return false;
+            break;
         } else if (trial_is_on() && !ending && clock_ms() >= look) {
-            if (trial_is_lost() && trial_note_loss() == 0 && take_over(program))
+            if (trial_is_lost() && trial_note_loss() == 0)
                 return true;
             look = clock_ms() + TRIAL_LOOK_MS;
         }
         journal_send(&journal, &queue);
     }
-    return false;
+    return trial_is_warm() && !ending && trial_note_loss() == 0;
 }
 
 /* Pass on what waits, for as long as journald goes on to take it. */
@@ -151,10 +162,12 @@ static void await_receipt(void)
 }
 
 /* True: all is to be started again. */
-static bool pass_on(int from, int program, const struct settings *settings)
+static bool pass_on(int from, int program, struct candidate *candidate, const struct settings *settings)
 {
     console_init(&console, &queue, settings->burst, settings->per_hour, clock_ms());
-    bool again = follow(from, program);
+    bool again = follow(from, program, candidate);
+    if (again)
+        candidate_kill(candidate);
     console_end(&console, clock_ms());
     drain();
     if (!queue_is_empty(&queue)) {
@@ -234,41 +247,41 @@ static _Noreturn void start_again(const struct settings *settings)
     _exit(EXIT_FAILURE);
 }
 
-static _Noreturn void pass_on_and_exit(const int ends[2], pid_t pid, int program,
-                                       const struct settings *settings)
+static void prepare(int from, const struct settings *settings)
 {
-    close(ends[1]);
-    (void)!fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    (void)!fcntl(from, F_SETFL, O_NONBLOCK);
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_NAME, "hypeman-console");
     /* the program has the same user: once it is taken over, it must not write to the memory of this */
     prctl(PR_SET_DUMPABLE, 0);
     journal_open(&journal, settings->socket, settings->name);
     deadline_open(settings->end_seconds * 1000);
-    if (settings->trial)
-        trial_begin(pid, settings->folder, getenv("INVOCATION_ID"));
-    if (pass_on(ends[0], program, settings))
-        start_again(settings);
-    _exit(EXIT_SUCCESS);
+}
+
+/* This goes when the program has gone and what it said is passed on, or with the unit: systemd ends all of a
+   program that failed at once, perhaps before this has run at all. */
+static void hold_signals(void)
+{
+    const struct sigaction soon = {.sa_handler = end_soon};
+    sigset_t term;
+    sigemptyset(&term);
+    sigaddset(&term, SIGTERM);
+    sigaction(SIGTERM, &soon, NULL);
+    sigprocmask(SIG_BLOCK, &term, NULL);
 }
 
 /* No child of the program's: it would not expect one, and machinectl's signals go to the one that it has. */
 static bool start_beside(const int ends[2], int program, const struct settings *settings)
 {
-    pid_t pid = getpid();
     pid_t between = fork();
     if (between == 0) {
-        /* It goes when the program has gone and what it said is passed on, or with the unit: systemd ends all
-           of a program that failed at once, perhaps before this has run at all. */
-        const struct sigaction soon = {.sa_handler = end_soon};
-        sigset_t term;
-        sigemptyset(&term);
-        sigaddset(&term, SIGTERM);
-        sigaction(SIGTERM, &soon, NULL);
-        sigprocmask(SIG_BLOCK, &term, NULL);
+        hold_signals();
         pid_t beside = fork();
-        if (beside == 0)
-            pass_on_and_exit(ends, pid, program, settings);
+        if (beside == 0) {
+            close(ends[1]);
+            prepare(ends[0], settings);
+            (void)pass_on(ends[0], program, NULL, settings);
+        }
         _exit(beside < 0 ? EXIT_FAILURE : EXIT_SUCCESS);
     }
     int status = EXIT_FAILURE;
@@ -276,6 +289,21 @@ static bool start_beside(const int ends[2], int program, const struct settings *
         if (errno != EINTR)
             return false;
     return between > 0 && status == 0;
+}
+
+/* Its end is that of this, unless it takes the place of this. */
+static int run_trial(const int ends[2], const struct settings *settings)
+{
+    struct candidate candidate;
+    hold_signals();
+    if (!candidate_start(&candidate, settings->program, ends[1]))
+        return fail("cannot make a process");
+    close(ends[1]);
+    prepare(ends[0], settings);
+    trial_begin(candidate.pid, settings->folder, getenv("INVOCATION_ID"));
+    if (pass_on(ends[0], candidate.descriptor, &candidate, settings))
+        start_again(settings);
+    candidate_follow(&candidate);
 }
 
 int main(int count, char **words)
@@ -292,6 +320,8 @@ int main(int count, char **words)
         return fail("cannot make a pipe");
     (void)!fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES);
     int mark = open_mark(settings.folder);
+    if (settings.trial)
+        return run_trial(ends, &settings);
     int program = (int)syscall(SYS_pidfd_open, getpid(), 0);
     if (!start_beside(ends, program, &settings))
         return fail("cannot make a process");

@@ -56,12 +56,11 @@ static bool compose_path(char path[PATH_MAX], const char *name)
     return snprintf(path, PATH_MAX, "%s/%s", trial.folder, name) < PATH_MAX;
 }
 
-/* Does this run go on from a template? */
-static bool is_warm(void)
+bool trial_is_warm(void)
 {
     char path[PATH_MAX];
     char run[RUN_ID_MAX + 2] = "";
-    int fd = compose_path(path, "warm") ? open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC) : -1;
+    int fd = trial.on && compose_path(path, "warm") ? open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC) : -1;
     if (fd < 0)
         return false;
     ssize_t got = read(fd, run, sizeof run - 1);
@@ -117,7 +116,7 @@ static bool sleeps(void)
 
 bool trial_is_lost(void)
 {
-    if (!trial.on || !is_warm())
+    if (!trial_is_warm())
         return false;
     if (sleeps())
         trial.asleep_ms += TRIAL_LOOK_MS;

@@ -23,6 +23,9 @@ bool trial_is_on(void);
 /* What the program has written: a line of the guest's own ends the trial. */
 void trial_take(const char *bytes, size_t length);
 
+/* Is it on, of a guest that goes on from a template? */
+bool trial_is_warm(void);
+
 /* To be called every TRIAL_LOOK_MS: is it lost? Own time is CPU time, and that in which all of a VMM's
    threads sleep, which none does that waits for a CPU or a disk. */
 bool trial_is_lost(void);

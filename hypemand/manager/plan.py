@@ -305,7 +305,6 @@ def _make_unit_plan(
         saved=() if source is None else _place_saved(source.folder or places.standby, places.own),
         extra=definition.unit,
         secrets=definition.secrets,
-        is_trial=isinstance(source, Warm),
     )
 
 

@@ -210,10 +210,11 @@ class Templates:
     async def clean_up(self) -> None:
         """Remove what a daemon before this one has left, and what is of no use any more. OSError,
         HypemandError."""
-        await self._units.stop(template_unit_name())
-        room = self._config().warm_start.room
-        await run_in(Pool.TOOLS, self.store.prune, room)
-        await run_in(Pool.TOOLS, shutil.rmtree, self._runtime, True)
+        async with self._making:
+            await self._units.stop(template_unit_name())
+            await self._await_end()
+            await run_in(Pool.TOOLS, self.store.prune, self._config().warm_start.room)
+            await run_in(Pool.TOOLS, shutil.rmtree, self._runtime, True)
 
     @property
     def _runtime(self) -> Path:

@@ -60,9 +60,8 @@ class Worker(Protocol):
 
 
 class _Watch(NamedTuple):
-    """Watched properties of an object: the interface, the names, and the callback."""
+    """Watched properties of an object: their names, dotted with their interfaces, and the callback."""
 
-    interface: str
     names: tuple[str, ...]
     callback: Callable[[dict[str, Any]], None]
 
@@ -129,12 +128,13 @@ class SystemBus:
             return await self._ask("Get", "get", *request)
 
     def watch_properties(
-        self, path: str, interface: str, names: Sequence[str], callback: Callable[[dict[str, Any]], None]
+        self, path: str, names: Sequence[str], callback: Callable[[dict[str, Any]], None]
     ) -> None:
-        """Call `callback` with what a signal of a systemd object's interface says of these properties:
-        systemd signals all of them when one has changed. One watch for each object."""
-        watch = self._watches[path] = _Watch(interface, tuple(names), callback)
-        self._send("watch", path, watch.interface, watch.names)
+        """Call `callback` with what a signal of a systemd object says of these properties, each name dotted
+        with its interface: systemd signals all of an interface when one has changed. One watch for each
+        object."""
+        watch = self._watches[path] = _Watch(tuple(names), callback)
+        self._send("watch", path, watch.names)
 
     def unwatch_properties(self, path: str) -> None:
         """Undo watch_properties; a path that is not watched is no error."""
@@ -211,7 +211,7 @@ class SystemBus:
             try:
                 reader, self._writer = await asyncio.open_connection(sock=ours)
                 for path, watch in self._watches.items():
-                    self._send("watch", path, watch.interface, watch.names)
+                    self._send("watch", path, watch.names)
                 if self._wants_signals:
                     self._send("listen")
                 self._up.set()

@@ -102,7 +102,8 @@ class BusWorker:
         self._calls: DBus | None = None
         self._signals: DBus | None = None
         self._signals_fd = -1
-        self._watches: dict[str, tuple[str, tuple[str, ...]]] = {}
+        # of a path: the names of its properties by their interfaces
+        self._watches: dict[str, dict[str, list[str]]] = {}
         self._retry_at: float | None = None
         self._backoff = _RECONNECT_FIRST
         self._connected_at = 0.0
@@ -144,8 +145,8 @@ class BusWorker:
 
     def _take(self, frame: tuple[Any, ...]) -> None:
         match frame:
-            case ("watch", path, interface, names):
-                self._watches[path] = (interface, names)
+            case ("watch", path, names):
+                self._watches[path] = _by_interface(names)
             case ("unwatch", path):
                 self._watches.pop(path, None)
             case ("listen",):
@@ -219,13 +220,13 @@ class BusWorker:
             self._pass_on(path, message.body)
 
     def _pass_on(self, path: str, body: Any) -> None:
-        interface, names = self._watches[path]
         if not isinstance(body, list) or len(body) != 3 or not isinstance(body[1], dict):
             return
-        if to_text(body[0]) == interface:
+        interface = str(to_text(body[0]))
+        if names := self._watches[path].get(interface):
             # of some 70 values few are wanted: to decode the others would take most of the time
-            changed = {name: to_text(body[1].get(name.encode())) for name in names}
-            self._tell("signal", path, {name: value for name, value in changed.items() if value is not None})
+            found = {f"{interface}.{name}": to_text(body[1].get(name.encode())) for name in names}
+            self._tell("signal", path, {name: value for name, value in found.items() if value is not None})
 
     def _lose(self, error: DBusBaseError) -> None:
         self._tell("lost", _words(error))
@@ -252,6 +253,13 @@ class BusWorker:
             self._retry()
         else:
             self._tell("listening")
+
+
+def _by_interface(names: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for interface, _, name in (name.rpartition(".") for name in names):
+        found.setdefault(interface, []).append(name)
+    return found
 
 
 def _open() -> DBus:

@@ -52,9 +52,7 @@ class UnitPlan:
     `readable`, `writable` and `volumes` (files that are written to): what the VMM sees, as pairs of the path
     on the host and the one in `root`. `sockets`: those it connects to, likewise; `saved`: what it is restored
     from, which is there for one start. `mounts`: paths whose file systems must be mounted. `devices`: what of
-    the former are block devices. `secrets`: its
-    credentials. `is_trial`: another process of the unit may take the main one's place, as hypeman-console
-    does where a guest does not continue from its template. `unit`: its name, if it is not that of a VM's
+    the former are block devices. `secrets`: its credentials. `unit`: its name, if it is not that of a VM's
     (`vm_id` is "" then); `idle`: it runs at idle priority.
     """
 
@@ -83,7 +81,6 @@ class UnitPlan:
     devices: tuple[DeviceAccess, ...] = ()
     sockets: tuple[tuple[Path, Path], ...] = ()
     saved: tuple[tuple[Path, Path], ...] = ()
-    is_trial: bool = False
     unit: str = ""
     idle: bool = False
     secrets: tuple[Secret, ...] = ()
@@ -124,7 +121,7 @@ def unit_properties(plan: UnitPlan) -> list[Property]:
         ("After", "as", ["dbus.service", "hypemand.service"]),
         ("Type", "s", "notify"),
         # exec: ExecStopPost= says how the run has ended
-        ("NotifyAccess", "s", "all" if plan.is_trial else "exec"),
+        ("NotifyAccess", "s", "exec"),
         ("ExecStart", "a(sasb)", [_command(plan.start)]),
         ("ExecStop", "a(sasb)", [_command(plan.stop)]),
         ("ExecStopPost", "a(sasb)", [_command(plan.stop_post)]),
@@ -264,8 +261,16 @@ _BOUND = (f"{SERVICE}.Service.BindReadOnlyPaths", f"{SERVICE}.Service.BindPaths"
 _MEMORY = _Property(
     "Service.MemoryCurrent", "memory_current", lambda value: None if value == INFINITY else value
 )
+_ACTIVE_STATE, _INVOCATION = f"{SERVICE}.Unit.ActiveState", f"{SERVICE}.Unit.InvocationID"
 # systemd signals all properties of an interface when one may have changed: what these are tells the others
-_TELLING = ("Job", "ActiveState", "SubState", "InvocationID", "StateChangeTimestampMonotonic")
+_TELLING = (
+    _ACTIVE_STATE,
+    _INVOCATION,
+    f"{SERVICE}.Unit.Job",
+    f"{SERVICE}.Unit.SubState",
+    f"{SERVICE}.{_STAMP}",
+    f"{SERVICE}.Service.MainPID",
+)
 
 
 class Units:
@@ -412,16 +417,16 @@ class Units:
     def watch(self, unit: str, callback: Callable[[], None]) -> None:
         """Call back when the unit's state may have changed. Ask `status` what it is now: a signal may arrive
         after the answer to a later call."""
-        told: tuple[Any, ...] | None = None
+        told: dict[str, Any] = {}
 
         def tell(changed: dict[str, Any]) -> None:
             nonlocal told
-            telling = tuple(changed.get(name) for name in _TELLING)
+            telling = told | changed
             if telling != told:
                 told = telling
                 callback()
 
-        self._bus.watch_properties(unit_path(unit), f"{SERVICE}.Unit", _TELLING, tell)
+        self._bus.watch_properties(unit_path(unit), _TELLING, tell)
 
     def watch_state(self, unit: str, callback: Callable[[str, str], None]) -> None:
         """Call back with each new ActiveState and invocation id. They may be old ones by then."""
@@ -429,13 +434,12 @@ class Units:
 
         def tell(changed: dict[str, Any]) -> None:
             nonlocal told
-            new = str(changed.get("ActiveState", "")), bytes(changed.get("InvocationID") or b"").hex()
+            new = str(changed.get(_ACTIVE_STATE, "")), bytes(changed.get(_INVOCATION) or b"").hex()
             if new != told:
                 told = new
                 callback(*new)
 
-        names = ("ActiveState", "InvocationID")
-        self._bus.watch_properties(unit_path(unit), f"{SERVICE}.Unit", names, tell)
+        self._bus.watch_properties(unit_path(unit), (_ACTIVE_STATE, _INVOCATION), tell)
 
     def unwatch(self, unit: str) -> None:
         """Undo `watch` or `watch_state`."""

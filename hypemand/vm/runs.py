@@ -76,15 +76,13 @@ class VmServices:
 @dataclass(frozen=True, slots=True)
 class Owner:
     """The VM whose runs these are: its definition as it is now, what is called when something was seen of a
-    run, what has its unit read again, and what gives back what a run has held, after the files of that
-    are gone."""
+    run, and what gives back what a run has held, after the files of that are gone."""
 
     name: str
     uid: int
     places: Places
     definition: Callable[[], Definition]
     on_change: Callable[[], None]
-    refresh: Callable[[], None]
     give_back: Callable[[], Awaitable[None]]
 
 
@@ -334,7 +332,6 @@ class Runs:
             catch_up=wants_headers and known is not None,
             on_change=self._owner.on_change,
             on_loss=lambda: self._services.watcher.add(session),
-            on_replaced=self._owner.refresh,
             open_journal=self._services.open_journal,
             locate=self._locate_drive,
             notify=self._services.notify,

@@ -31,7 +31,7 @@ from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Notify
 from hypemand.tasks import Tasks
 from hypemand.vm.console import Console, OpenJournal
-from hypemand.vm.folders import STALLED, WARM
+from hypemand.vm.folders import WARM
 from hypemand.vm.fulldrives import FullDrive, Locate, find_full_drives
 from hypemand.vm.retry import Backoff
 from hypemand.vm.tracker import BootNotes, BootTracker
@@ -85,9 +85,8 @@ class _Link:
 
 class Session:
     """Connections to one VMM. `on_change` is called when evidence may have changed: at once, or within a
-    second for a VM that has used up its budget. `on_loss`: a connection is lost, `poll` again. `on_replaced`:
-    this VMM has taken the place of another one in the same run, whose guest did not continue from its
-    template, and so has another pid. `ready`: the definition has a check, which the guest makes.
+    second for a VM that has used up its budget. `on_loss`: a connection is lost, `poll` again. `ready`: the
+    definition has a check, which the guest makes.
 
     `poll` is for the BootWatcher: it connects to the VMM's sockets as they appear, and reads the journal
     (only if `follow_journal`), until all is connected and all has been seen that Running needs.
@@ -108,7 +107,6 @@ class Session:
         catch_up: bool = False,
         on_change: Callable[[], None],
         on_loss: Callable[[], None] = lambda: None,
-        on_replaced: Callable[[], None] = lambda: None,
         open_journal: OpenJournal = BootJournal,
         locate: Locate = lambda _drive: None,
         notify: Notify = notify_for,
@@ -129,7 +127,6 @@ class Session:
         self._guest_agent = guest_agent
         self._ready = ready
         self._on_change = on_change
-        self._on_replaced = on_replaced
         self._on_loss = on_loss
         self._locate = locate
         self._connect_driver = connect
@@ -177,6 +174,14 @@ class Session:
     def is_ready(self) -> bool:
         """Has the boot shown all that Running needs?"""
         return self.tracker.is_ready(guest_agent=self._guest_agent, ready=self._ready)
+
+    def take_main_pid(self, pid: int | None) -> None:
+        """The unit's main process, by which systemd is notified. It changes when the guest of a warm start
+        gives its sign of life (guest/console/candidate.h), and systemd may have refused what was sent in the
+        name of the one before: readiness is sent again then."""
+        if pid is not None and pid != self.main_pid:
+            self.main_pid = pid
+            self.notified = False
 
     # what boots
 
@@ -263,15 +268,10 @@ class Session:
         with hold_socket(path, self._uid) as held:
             self._vmm = await self._connect_driver(held, self._take_event, self._name, self.budget)
         self._tasks.start("vmm-end", self._await_vmm_end(self._vmm))
-        self._look_for_other()
         await self.query_status(SILENCE_DEADLINE)
         if not self._vmm.is_closed:
             self._end_absence()
             self._gain(self._vmm_link)
-
-    def _look_for_other(self) -> None:
-        if os.path.exists(self._runtime / STALLED):
-            self._on_replaced()
 
     async def _await_vmm_end(self, vmm: Vmm) -> None:
         await vmm.wait_closed()

@@ -70,8 +70,7 @@ class Vm:
         self._network = network
         self._tasks = Tasks(record.name)
         self._happenings = Happenings(self.tell)
-        follow = (self._evaluate, self._take_signal)
-        owner = Owner(record.name, record.uid, places, self._get_definition, *follow, self._release)
+        owner = Owner(record.name, record.uid, places, self._get_definition, self._evaluate, self._release)
         self.runs = Runs(owner, services, self._tasks, past)
         self.handle = Handle(
             record.name, services.units, self._tasks, places.handles, self._needs_handle, self.refresh
@@ -377,7 +376,7 @@ class Vm:
         session = self.session
         was_mute = session is not None and session.main_pid is None
         if session is not None:
-            session.main_pid = self._unit.main_pid or session.main_pid
+            session.take_main_pid(self._unit.main_pid)
             if self._unit.active_state == "activating":
                 notify_ready(self.name, session)
             if self.is_ending and session.run_state.is_halted and not self.standby.holds(session):

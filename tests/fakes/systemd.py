@@ -26,7 +26,6 @@ from tests.fakes.properties import KNOWN, read_property
 from tests.fakes.service import Service
 
 _log = logging.getLogger(__name__)
-_UNIT = f"{SERVICE}.Unit"
 _JOBS = "/org/freedesktop/systemd1/job/"
 _GONE = "the connection to the bus was lost"
 
@@ -59,7 +58,7 @@ class FakeSystemd:
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self._speed = speed
         self._processes: list[Process] = []
-        self._watches: dict[str, tuple[str, tuple[str, ...], Callback]] = {}
+        self._watches: dict[str, tuple[tuple[str, ...], Callback]] = {}
         self._turn = asyncio.Lock()
         self._is_up = True
         self._listening = False
@@ -131,9 +130,9 @@ class FakeSystemd:
             if not self._is_up:
                 raise BusError(_GONE, errno.ENOTCONN)
 
-    def watch_properties(self, path: str, interface: str, names: Sequence[str], callback: Callback) -> None:
+    def watch_properties(self, path: str, names: Sequence[str], callback: Callback) -> None:
         """See Bus."""
-        self._watches[path] = (interface, tuple(names), callback)
+        self._watches[path] = (tuple(names), callback)
 
     def unwatch_properties(self, path: str) -> None:
         """See Bus."""
@@ -359,10 +358,11 @@ class FakeSystemd:
     def _signal(self, name: str) -> None:
         path = unit_path(name)
         watch = self._watches.get(path)
-        if watch is None or not self._listening or watch[0] != _UNIT:
+        if watch is None or not self._listening:
             return
         unit, job = self.units[name], self.jobs.find(name)
-        changed = {key: read_property(unit, job, f"Unit.{key}") for key in watch[1]}
+        prefix = f"{SERVICE}."
+        changed = {key: read_property(unit, job, key.removeprefix(prefix)) for key in watch[0]}
         if self._held is not None:
             self._held.append((path, changed))
         else:
@@ -375,6 +375,6 @@ class FakeSystemd:
         if watch is None or not self._is_up:
             return
         try:
-            watch[2](changed)
+            watch[1](changed)
         except Exception:  # as SystemBus does
             _log.exception("what systemd signals of %s could not be taken", path)

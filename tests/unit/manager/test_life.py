@@ -16,6 +16,7 @@ from hypemand.errors import AlreadyExists, HostNotReady, NotFound, WrongState
 from hypemand.model.evidence import RunState
 from hypemand.model.state import State
 from hypemand.systemd.bus import unit_path
+from hypemand.systemd.units import SERVICE
 from hypemand.unitnames import unit_name
 from tests.fakes.host import FakeHost, drive
 
@@ -498,7 +499,9 @@ def test_signals_in_any_order_lead_to_the_state_that_is(order: str) -> None:
 def test_an_old_signal_that_it_is_active_makes_nothing_running() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
-        path, old = next(sent for sent in host.systemd.sent if sent[1]["ActiveState"] == "active")
+        path, old = next(
+            sent for sent in host.systemd.sent if sent[1][f"{SERVICE}.Unit.ActiveState"] == "active"
+        )
         await host.manager.stop_vm("web")
         host.guest().boots = False
         await host.manager.start_vm("web")

@@ -22,6 +22,7 @@ from hypemand.unitnames import unit_name
 from tests.unit.systemd.busthread import BusThread
 
 UNIT = "org.freedesktop.systemd1.Unit"
+STATE = f"{UNIT}.ActiveState"
 DEADLINE = 20.0
 
 
@@ -154,10 +155,7 @@ def test_a_thousand_vms_take_one_match_rule_and_get_their_signals() -> None:
 
     def watch(system: SystemBus, number: int) -> None:
         system.watch_properties(
-            path_of(number),
-            UNIT,
-            ("ActiveState",),
-            lambda changed: seen.update({number: changed["ActiveState"]}),
+            path_of(number), (STATE,), lambda changed: seen.update({number: changed[STATE]})
         )
 
     async def scenario(bus: Bus, system: SystemBus) -> None:
@@ -211,15 +209,30 @@ def test_a_bus_that_is_lost_again_and_again_is_tried_less_and_less_often() -> No
     drive(scenario)
 
 
+def test_properties_of_two_interfaces_are_watched_together() -> None:
+    seen: list[dict[str, str]] = []
+    other = "org.freedesktop.systemd1.Service"
+
+    async def scenario(bus: Bus, system: SystemBus) -> None:
+        await system.start_signals(lambda: None, DEADLINE)
+        system.watch_properties(path_of(1), (STATE, f"{other}.ActiveState"), seen.append)
+        await echo(system)
+        for interface in (UNIT, other, "org.freedesktop.systemd1.Scope"):
+            bus.connections[0].signal(Message(path_of(1), interface, "active"))
+        bus.connections[0].signal(Message(path_of(1), state="failed"))
+        await until(lambda: len(seen) == 3)
+        assert seen == [{STATE: "active"}, {f"{other}.ActiveState": "active"}, {STATE: "failed"}]
+
+    drive(scenario)
+
+
 def test_a_path_that_is_not_watched_any_more_is_told_nothing() -> None:
     seen: list[str] = []
 
     async def scenario(bus: Bus, system: SystemBus) -> None:
         await system.start_signals(lambda: None, DEADLINE)
         for number in (1, 2):
-            system.watch_properties(
-                path_of(number), UNIT, ("ActiveState",), lambda c: seen.append(c["ActiveState"])
-            )
+            system.watch_properties(path_of(number), (STATE,), lambda c: seen.append(c[STATE]))
         system.unwatch_properties(path_of(1))
         system.unwatch_properties(path_of(1))
         await echo(system)
@@ -294,9 +307,7 @@ def test_a_process_that_ends_is_started_again_and_told_what_is_watched() -> None
 
     async def scenario(bus: Bus, system: SystemBus) -> None:
         await system.start_signals(lambda: resyncs.append(None), DEADLINE)
-        system.watch_properties(
-            path_of(1), UNIT, ("ActiveState",), lambda changed: seen.append(changed["ActiveState"])
-        )
+        system.watch_properties(path_of(1), (STATE,), lambda changed: seen.append(changed[STATE]))
         waiting = asyncio.create_task(system.call("a.b", "/c", "d.Wait", []))
         await until(bus.waits.is_set)
         bus.workers[0].kill()

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -267,18 +267,28 @@ print("pid", os.getpid(), flush=True)
 if os.path.exists(runtime + "/stalled"):
     print(open(runtime + "/stalled").read() == run, not os.path.exists(runtime + "/warm"), flush=True)
     sys.exit(7)
+if sign == "fails":
+    sys.exit(5)
+if sign == "crashes":
+    os.kill(os.getpid(), 11)
 open(runtime + "/warm", "w").write("0" * 32 if sign == "other" else run)
+if sign == "ends":
+    sys.exit(1)
+if sign == "is killed":
+    os.kill(os.getpid(), 9)
 threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
 print("x HYPEMAN-STAGE", flush=True)
 if sign == "sign":
     print("HYPEMAN-STAGE name=thaw", flush=True)
+    sys.stdin.readline()
 if sign == "spins":
     while True:
         pass
 if sign in ("sign", "other", "stops"):
     if sign == "stops":
         os.kill(os.getpid(), 19)
-    time.sleep(4)
+        print("HYPEMAN-STAGE name=thaw", flush=True)
+    time.sleep(4 if sign == "other" else 0)
     print("end", flush=True)
 else:
     time.sleep(3600)
@@ -295,10 +305,13 @@ class Manager:
         self._socket.settimeout(60)
 
     def hear(self) -> bytes:
-        words, fds, _, _ = socket.recv_fds(self._socket, 100, 1)
-        for fd in fds:
-            os.close(fd)
-        return words
+        return self._socket.recv(100)
+
+    def hears_nothing(self) -> bool:
+        self._socket.setblocking(False)
+        with suppress(BlockingIOError):
+            return not self._socket.recv(100)
+        return True
 
     def close(self) -> None:
         self._socket.close()
@@ -309,33 +322,85 @@ def trial(console: Path, folder: Path, sign: str) -> Iterator[tuple[subprocess.P
     manager = Manager(folder)
     environment = {**os.environ, "NOTIFY_SOCKET": str(manager.path), "INVOCATION_ID": "5" * 32}
     argv = [str(console), str(folder), str(MIB), str(MIB), "--trial", sys.executable, "-c", TRIAL]
-    process = subprocess.Popen([*argv, str(folder), sign], stdout=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(
+        [*argv, str(folder), sign], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
     with process, closing(manager):
         yield process, manager
 
 
-@pytest.mark.parametrize("sign", ["sleeps", "spins"])
+def first_pid(process: subprocess.Popen[bytes]) -> int:
+    assert process.stdout is not None
+    return int(process.stdout.readline().removeprefix(b"pid "))
+
+
+@pytest.mark.parametrize("sign", ["sleeps", "spins", "ends", "is killed"])
 def test_a_guest_that_does_not_continue_is_replaced_in_the_same_unit(
     console: Path, tmp_path: Path, sign: str
 ) -> None:
+    """Also one whose VMM ends: the unit's main process is what it was."""
     with trial(console, tmp_path, sign) as (process, manager):
-        main = int(manager.hear().removeprefix(b"MAINPID="))
-        assert manager.hear() == b"BARRIER=1"
+        assert first_pid(process) != process.pid
         assert process.stdout is not None
         lines = process.stdout.read().decode().splitlines()
-        assert lines == [f"pid {process.pid}", "x HYPEMAN-STAGE", f"pid {main}", "True True"]
-        assert process.wait() == -signal.SIGKILL
+        assert lines[-2:] == [f"pid {process.pid}", "True True"]
+        assert process.wait() == 7
+        assert manager.hears_nothing()
 
 
-@pytest.mark.parametrize("sign", ["sign", "other", "stops"])
-def test_a_guest_that_gives_a_sign_or_boots_or_does_not_run_at_all_is_left(
-    console: Path, tmp_path: Path, sign: str
+def test_a_guest_that_continues_is_the_main_process_and_a_child_of_systemds(
+    console: Path, tmp_path: Path
 ) -> None:
-    with trial(console, tmp_path, sign) as (process, _):
+    with trial(console, tmp_path, "sign") as (process, manager):
+        pid = first_pid(process)
+        assert manager.hear() == b"MAINPID=%d" % pid
+        status = Path(f"/proc/{pid}/status").read_text()
+        parent = re.search(r"^PPid:\t([0-9]+)$", status, re.MULTILINE)
+        assert parent is not None
+        assert int(parent[1]) != process.pid
+        assert "hypeman-console" not in Path(f"/proc/{parent[1]}/comm").read_text()
+        assert process.poll() is None
+        assert process.stdin is not None
+        process.stdin.close()
         assert process.stdout is not None
-        if sign == "stops":
-            assert process.stdout.readline()
-            time.sleep(4)
-            process.send_signal(signal.SIGCONT)
+        assert process.stdout.read().endswith(b"end\n")
+        assert manager.hears_nothing()
+        assert process.wait() == 1, "where systemd did not take that: it has failed"
+
+
+def test_a_guest_that_does_not_run_at_all_is_left(console: Path, tmp_path: Path) -> None:
+    with trial(console, tmp_path, "stops") as (process, manager):
+        pid = first_pid(process)
+        time.sleep(4)
+        os.kill(pid, signal.SIGCONT)
+        assert process.stdout is not None
+        assert process.stdout.read().endswith(b"end\n")
+        assert manager.hear() == b"MAINPID=%d" % pid
+
+
+def test_a_guest_that_boots_is_left(console: Path, tmp_path: Path) -> None:
+    with trial(console, tmp_path, "other") as (process, manager):
+        assert process.stdout is not None
         assert process.stdout.read().endswith(b"end\n")
         assert process.wait() == 0
+        assert manager.hears_nothing()
+
+
+@pytest.mark.parametrize(("sign", "status"), [("fails", 5), ("crashes", -signal.SIGSEGV)])
+def test_what_fails_without_a_template_ends_the_unit_as_it_has_ended(
+    console: Path, tmp_path: Path, sign: str, status: int
+) -> None:
+    with trial(console, tmp_path, sign) as (process, manager):
+        assert process.wait() == status
+        assert manager.hears_nothing()
+
+
+def test_a_stop_during_a_trial_is_a_stop(console: Path, tmp_path: Path) -> None:
+    with trial(console, tmp_path, "sleeps") as (process, _):
+        pid = first_pid(process)
+        # as systemd: to all of the unit's processes
+        for target in (process.pid, pid):
+            os.kill(target, signal.SIGTERM)
+        assert process.stdout is not None
+        assert b"True" not in process.stdout.read()
+        assert process.wait() == -signal.SIGTERM

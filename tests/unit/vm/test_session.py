@@ -293,19 +293,16 @@ async def test_nothing_is_said_to_a_guest_of_a_template_before_its_vmm_has_said_
 
 
 @in_loop
-async def test_a_vmm_that_takes_the_place_of_another_one_is_told_of(tmp_path: Path) -> None:
-    """It has another pid, by which systemd is notified."""
-    vmm = Vmm(tmp_path)
-    replaced: list[str] = []
+async def test_another_main_process_is_told_of_readiness_anew(tmp_path: Path) -> None:
+    """That of a warm start changes, and systemd refuses what comes from the one before."""
     session, _ = make_session(tmp_path, agent=False)
-    session._on_replaced = lambda: replaced.append("replaced")
-    async with watched(session):
-        async with vmm.serve("qmp"):
-            await until(lambda: session.run_state is RunState.RUNNING)
-        assert replaced == []
-        (tmp_path / "stalled").write_text(RUN)
-        async with vmm.serve("qmp"):
-            await until(lambda: replaced == ["replaced"])
+    session.take_main_pid(5)
+    session.notified = True
+    session.take_main_pid(5)
+    session.take_main_pid(None)
+    assert (session.main_pid, session.notified) == (5, True)
+    session.take_main_pid(6)
+    assert (session.main_pid, session.notified) == (6, False)
 
 
 @in_loop
