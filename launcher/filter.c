@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/fs.h>
 #include <linux/if_tun.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
@@ -95,6 +96,14 @@ static const struct sock_filter FILTER[] = {
     ALLOW_REQUEST(FIONBIO),
     ALLOW_REQUEST(FIONREAD),
     ALLOW_REQUEST(TCGETS), /* isatty(3) */
+    /* what a guest may do to a block device of its own, and its sizes; not its partitions, SCSI commands,
+       reservations */
+    ALLOW_REQUEST(BLKROGET),
+    ALLOW_REQUEST(BLKGETSIZE64),
+    ALLOW_REQUEST(BLKSSZGET),
+    ALLOW_REQUEST(BLKPBSZGET),
+    ALLOW_REQUEST(BLKDISCARD),
+    ALLOW_REQUEST(BLKZEROOUT),
     BPF_STMT(BPF_ALU | BPF_AND | BPF_K, TYPE_MASK),
     ALLOW_REQUEST(KVM_TYPE),
     REFUSE,

@@ -4,6 +4,7 @@
  * in a folder of its own. Given `wait` it then waits to be ended. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <linux/kvm.h>
@@ -116,6 +117,28 @@ static void use_tap(void)
     printf("device %.15s %d\n", device.ifr_name, (device.ifr_flags & IFF_VNET_HDR) != 0);
 }
 
+/* The same of a block device. */
+static void use_disk(void)
+{
+    uint64_t range[2] = {0};
+    int number = 0;
+    request("BLKROGET", BLKROGET, &number);
+    request("BLKGETSIZE64", BLKGETSIZE64, range);
+    request("BLKSSZGET", BLKSSZGET, &number);
+    request("BLKPBSZGET", BLKPBSZGET, &number);
+    request("BLKDISCARD", BLKDISCARD, range);
+    request("BLKZEROOUT", BLKZEROOUT, range);
+}
+
+static void take_over_disk(void)
+{
+    char argument[128] = {0};
+    request("BLKRRPART", BLKRRPART, NULL);
+    request("BLKPG", 0x1269, argument);
+    request("SG_IO", 0x2285, argument);
+    request("IOC_PR_PREEMPT", 0x401870cb, argument);
+}
+
 /* The leader may do what the VMM may not: is it out of reach? */
 static void enter_leader(void)
 {
@@ -175,6 +198,8 @@ int main(int argc, char **argv)
     reach_others();
     take_over_tap();
     use_tap();
+    use_disk();
+    take_over_disk();
     enter_leader();
     tell("read", openat(AT_FDCWD, "config", O_RDONLY));
     tell("write", openat(AT_FDCWD, "disk", O_RDWR));

@@ -357,20 +357,33 @@ class WholeTest(unittest.TestCase):
         self.assertEqual(found, set(PORTS.values()))
 
     def test_a_vmm_that_was_taken_over_is_refused_each_thing(self) -> None:
-        """EPERM is the filter's; a file refuses requests to a TAP device with ENOTTY."""
+        """EPERM is the filter's; a file refuses requests to a TAP or block device with ENOTTY."""
         service = Service(self.tap, give(self.runtime / "device"))
         _, lines, _ = self.run_it(tap=str(self.tap))
         service.close()
         pairs = (line.partition(" ") for line in lines if not line.startswith("blocked "))
         told = {name: int(number) for name, _, number in pairs if number.isdigit()}
-        uses = {name for name in told if name.startswith(("TUNGETF", "TUNGETI", "TUNGETV", "TUNSETO", "KVM"))}
+        allowed = (
+            "TUNGETF",
+            "TUNGETI",
+            "TUNGETV",
+            "TUNSETO",
+            "KVM",
+            "BLKRO",
+            "BLKG",
+            "BLKS",
+            "BLKPB",
+            "BLKD",
+            "BLKZ",
+        )
+        uses = {name for name in told if name.startswith(allowed)}
         uses -= {name for name in told if name.startswith("TUNSETOWNER")}
-        self.assertEqual(len(uses), 10)
+        self.assertEqual(len(uses), 22)
         self.assertEqual({told[name] for name in uses}, {errno.ENOTTY})
         self.assertEqual({told[name] for name in ALLOWED}, {0})
         refused = set(told) - uses - ALLOWED
         self.assertEqual({name: told[name] for name in refused}, dict.fromkeys(refused, errno.EPERM))
-        self.assertEqual(len(refused), 51)
+        self.assertEqual(len(refused), 59)
         self.assertFalse((self.runtime / "made").exists())
 
     def test_the_leader_tells_the_guest_to_power_off(self) -> None:
