@@ -92,7 +92,7 @@ class HostConfig:
     """The validated host config, every default filled in. `uid_range`: first and last, both included;
     `listen` None: only the socket is listened on; `metrics`: where metrics are served without a token,
     if anywhere; `cluster`: of hosts that give the same VMs the same ids; `networks` by name, the default one
-    too unless the host has it not; `pools` and `device_pools` by name: directories of volumes, of devices."""
+    too unless the host has it not; `pools` by name, and those of block devices: `pools_of_devices`."""
 
     accel: Accel = Accel.AUTO
     qemu: Path = Path("/usr/bin/qemu-system-x86_64")
@@ -113,7 +113,7 @@ class HostConfig:
     cluster: str | None = None
     networks: Mapping[str, NetworkConfig] = field(default_factory=lambda: make_networks({}, ""))
     pools: Mapping[str, PoolConfig] = field(default_factory=dict)
-    device_pools: Mapping[str, Path] = field(default_factory=dict)
+    pools_of_devices: Mapping[str, Path] = field(default_factory=dict)
 
 
 def load_host_config(
@@ -258,7 +258,7 @@ def _build(data: Mapping[str, Any], machine_id: str) -> HostConfig:
                 pass
             case "pools":
                 values[key] = make_pools(value)
-                values["device_pools"] = make_device_pools(value)
+                values["pools_of_devices"] = make_device_pools(value)
             case _:
                 values[key] = Path(value)
     return HostConfig(**values)

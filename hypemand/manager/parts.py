@@ -139,7 +139,7 @@ def make_parts(
     current = CurrentConfig(config)
     vms = config.state_dir / "vms"
     folders = (config.state_dir / "volumes", config.state_dir / "templates")
-    volumes = VolumeStore(*folders, config.pools, config.device_pools)
+    volumes = VolumeStore(*folders, config.pools, config.pools_of_devices)
     pools = PoolReader(volumes)
 
     def take_record(record: VmRecord) -> None:

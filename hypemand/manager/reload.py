@@ -76,7 +76,7 @@ class Reloader:
             config = self._load_config()
         except InvalidDefinition as error:
             return error.problems
-        self._volumes.take_pools(config.pools, config.device_pools)
+        self._volumes.take_pools(config.pools, config.pools_of_devices)
         self._config.replace(config)
         return ()
 

@@ -31,7 +31,12 @@ SERVICES = ("corosync.service", "pacemaker.service")
 JOIN_DEADLINE = 90.0
 POLL = 0.05
 
-POOL = f"pools: {{san: {{directory: {SHARED}, shared: true}}}}\n"
+# what is the same on all hosts, as docs/cluster.md has it
+HOST_CONFIG = f"""\
+cluster: lab
+pools: {{san: {{directory: {SHARED}, shared: true}}}}
+networks: {{default: {{ipv6: "fd12:3456:789a::1/64"}}}}
+"""
 POOL_UNIT = f"[Unit]\nRequiresMountsFor={SHARED}\n[Service]\nReadWritePaths={SHARED}\n"
 
 COROSYNC = """\
@@ -57,16 +62,20 @@ nodelist {{
 """
 NODE = "  node {{\n    ring0_addr: {address}\n    name: {name}\n    nodeid: {number}\n  }}\n"
 # argv: the cluster's services, which are not to start with the host: it gets its place on the wire only after
-# its boot. Nodes that start together wait for dc-deadtime, by default 20 s, before one of them is the DC.
+# its boot.
 PREPARE_NODE = """
 cat >>/etc/hosts
+systemctl unmask "$@"
+SYSTEMCTL_SKIP_SYSV=1 systemctl disable "$@"
+systemctl restart hypemand
+"""
+# Nodes that start together wait for dc-deadtime, by default 20 s, before one of them is the DC; one of the
+# oldest release.
+FIRST_CIB = """
 cd /var/lib/pacemaker/cib
 cibadmin --empty >cib.xml
 CIB_file=$PWD/cib.xml crm_attribute --name dc-deadtime --update 3s
 chown hacluster:haclient *
-systemctl unmask "$@"
-SYSTEMCTL_SKIP_SYSV=1 systemctl disable "$@"
-systemctl restart hypemand
 """
 # For crm configure. A busy machine is no reason to start one VM after the other.
 PROPERTIES = """\
@@ -129,6 +138,7 @@ class Cluster:
     """The nodes, by their names in the cluster, which are those of the hosts."""
 
     hosts: tuple[TestHost, ...]
+    suites: Sequence[Suite]
     wire: Wire
     fenced: list[str]
 
@@ -154,6 +164,9 @@ class Cluster:
                 _configure_node, names=names, corosync=COROSYNC.format(token=token, nodes=nodes)
             )
             list(threads.map(configure, self.hosts))
+        for host, suite in zip(self.hosts, self.suites, strict=True):
+            if suite is min(self.suites):
+                host.shell(FIRST_CIB)
         self.start(*self.hosts)
         self.hosts[0].run(["crm", "configure", "load", "update", "-"], input=PROPERTIES)
 
@@ -177,8 +190,27 @@ class Cluster:
     def boot(self, host: TestHost) -> None:
         """Boot one that is off, and have it join again."""
         host.start()
+        self._forget_cib(host)
         self.wire.plug(host)
         self.start(host)
+
+    def mend(self, host: TestHost) -> None:
+        """Undo a cut of its wire, and have it join again."""
+        if self._is_mixed:
+            host.run(["systemctl", "stop", *reversed(SERVICES)])
+        self._forget_cib(host)
+        self.wire.mend(host)
+        self.start(host)
+
+    @property
+    def _is_mixed(self) -> bool:
+        return len(set(self.suites)) > 1
+
+    def _forget_cib(self, host: TestHost) -> None:
+        """In a cluster of two releases, as docs/cluster.md has it: what a node of the newer one has written
+        alone, the others do not understand, and would refuse for ever."""
+        if self._is_mixed:
+            host.shell("rm -f /var/lib/pacemaker/cib/*")
 
     def locate(self, resource: str) -> list[str]:
         """The nodes on which a resource runs, as Pacemaker says."""
@@ -211,7 +243,7 @@ class Cluster:
 def _configure_node(host: TestHost, names: str, corosync: str) -> None:
     host.push("/etc/corosync/corosync.conf", corosync)
     host.push("/usr/sbin/fence_lab", FENCE_AGENT, 0o755)
-    host.push("/etc/hypemand/hypemand.yaml.d/pool.yaml", POOL)
+    host.push("/etc/hypemand/hypemand.yaml.d/cluster.yaml", HOST_CONFIG)
     host.push("/etc/systemd/system/hypemand.service.d/pool.conf", POOL_UNIT)
     host.run(["sh", "-euc", PREPARE_NODE, "prepare", *SERVICES], input=names)
 
@@ -254,7 +286,7 @@ def start_cluster(suites: Sequence[Suite], folder: Path, token: int = TOKEN_MS) 
         wire = stack.enter_context(lay_wire(*hosts))
         fencing = Fencing(hosts, folder / "fence")
         stack.enter_context(fencing.at_work())
-        cluster = Cluster(hosts, wire, fencing.fenced)
+        cluster = Cluster(hosts, suites, wire, fencing.fenced)
         cluster.configure(token)
         yield cluster
 

@@ -53,7 +53,16 @@ TOOLS = (
 )
 
 # What a node of a cluster has beside that: a root of its own, since they take as much again.
-CLUSTER = ("corosync", "crmsh", "libxml2-utils", "pacemaker", "pcs", "resource-agents")
+CLUSTER = (
+    "corosync",
+    "crmsh",
+    "libxml2-utils",
+    "openssh-client",
+    "openssh-server",
+    "pacemaker",
+    "pcs",
+    "resource-agents",
+)
 
 MASKED = (
     "apt-daily-upgrade.timer",
@@ -118,7 +127,7 @@ class Recipe:
 
 def cluster_recipe(suite: Suite) -> Recipe:
     """A root for nodes of a cluster, which does not start by itself."""
-    services = ("corosync.service", "pacemaker.service", "pcsd.service", "pcsd-ruby.service")
+    services = ("corosync.service", "pacemaker.service", "pcsd.service", "pcsd-ruby.service", "ssh.service")
     return Recipe(suite, SYSTEM + DEPENDENCIES + TOOLS + CLUSTER, MASKED + services)
 
 

@@ -6,10 +6,12 @@ Run by `make test-cluster` alone (marked `long`); the main cases are in test_fai
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import cycle, islice
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,7 @@ from tests.host.cluster import (
 )
 from tests.host.clustervms import define, find_kept, find_run, read_log, start_vms
 from tests.host.lab import NODE_PACKAGES, find_packages
+from tests.host.machine import TestHost
 from tests.host.recipe import Suite
 
 pytestmark = [pytest.mark.long, pytest.mark.host]
@@ -89,6 +92,50 @@ def test_the_agent_says_what_it_is_and_what_is_wrong(cluster: Cluster) -> None:
     assert "there is no VM nope" in missing.stderr
     assert (ask_agent(host, "stop", "nope").code, ask_agent(host, "monitor", "nope").code) == (0, NOT_RUNNING)
     assert host.run(["sh", "-c", "ls /run/systemd/system | grep nope"], check=False).stdout == ""
+
+
+def test_hosts_are_compared_over_ssh(cluster: Cluster) -> None:
+    first, *others = cluster.hosts
+    names = [host.name for host in others]
+    first.shell("[ -e /root/.ssh/id_ed25519 ] || ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
+    key = first.pull("/root/.ssh/id_ed25519.pub")
+    unknown = first.run(["hypemanctl", "cluster", "diff", names[0]], check=False)
+    assert (unknown.code > 1, f"{names[0]} cannot be reached: " in unknown.stderr) == (True, True), (
+        unknown.describe()
+    )
+    for host in others:
+        host.push("/root/.ssh/authorized_keys", key, 0o600)
+        host.run(["systemctl", "unmask", "ssh.service"])
+        host.run(["systemctl", "start", "ssh.service"])
+        known = host.pull("/etc/ssh/ssh_host_ed25519_key.pub").decode()
+        first.run(["sh", "-c", "cat >>/root/.ssh/known_hosts"], input=f"{host.name} {known}")
+    assert list_differences(first, names) == expect_differences(cluster)
+    define(others[0], "one", memory="192M")
+    others[0].run(["systemctl", "reload", "hypemand"])
+    try:
+        found = list_differences(first, names)
+    finally:
+        define(others[0], "one")
+        others[0].run(["systemctl", "reload", "hypemand"])
+    assert found == {**expect_differences(cluster), "vm/one/memory": ["128M", "192M", "128M"]}
+
+
+def list_differences(host: TestHost, others: Sequence[str]) -> Any:
+    """What `cluster diff` finds, with the values in the order of the hosts."""
+    shown = host.run(["hypemanctl", "cluster", "diff", "--json", *others], check=False)
+    assert shown.code <= 1, shown.describe()
+    found = json.loads(shown.stdout)
+    assert all(list(values) == [host.name, *others] for values in found.values()), found
+    return {what: list(values.values()) for what, values in found.items()}
+
+
+def expect_differences(cluster: Cluster) -> dict[str, list[str]]:
+    """Of hosts that are of different releases, the versions of QEMU."""
+    versions = []
+    for host in cluster.hosts:
+        said = host.run(["qemu-system-x86_64", "--version"]).stdout
+        versions.append(said.split()[3])
+    return {} if len(set(versions)) == 1 else {"version/QEMU": versions}
 
 
 def test_vms_of_a_host_that_is_killed_run_elsewhere_with_all_that_they_kept(cluster: Cluster) -> None:
@@ -214,8 +261,7 @@ def test_without_fencing_a_host_that_is_cut_off_stops_its_vms_by_itself(cluster:
         victim = cluster.host(node)
         assert ask_agent(victim, "monitor", "log").code == NOT_RUNNING
     finally:
-        cluster.wire.mend(cluster.host(node))
-        cluster.start(cluster.host(node))
+        cluster.mend(cluster.host(node))
         set_property(cluster, "stonith-enabled=true")
     assert cluster.fenced == fenced
 

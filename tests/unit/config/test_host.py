@@ -208,7 +208,7 @@ def test_a_pool_of_devices_is_none_of_volumes(tmp_path: Path) -> None:
     )
     config = load_host_config(file, [], NO_ID)
     assert config.pools == {"fast": PoolConfig(Path("/mnt/nvme"))}
-    assert config.device_pools == {"lun": Path("/dev/disk/by-id")}
+    assert config.pools_of_devices == {"lun": Path("/dev/disk/by-id")}
 
 
 @pytest.mark.parametrize(

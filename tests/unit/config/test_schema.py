@@ -53,7 +53,7 @@ def test_the_schema_has_the_keys_of_the_definition() -> None:
     assert set(load_schema("vm")["properties"]) | {"directories"} == {f.name for f in fields(Definition)}
     host = load_schema("host")["properties"]
     # those with devices are in the mapping of pools
-    assert set(host) | {"device_pools"} == {f.name for f in fields(HostConfig)}
+    assert set(host) | {"pools_of_devices"} == {f.name for f in fields(HostConfig)}
     assert set(load_schema("vm")["properties"]["network"]["properties"]) == {
         f.name for f in fields(NetworkUse)
     }
